@@ -1,0 +1,87 @@
+"""`EngineConfig`: every setting of one engine, with its unit and its default."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from octavo.errors import ConfigError
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(slots=True, kw_only=True)
+class EngineConfig:
+    """Settings of one engine (one shard).
+
+    Attributes:
+        dtype: of weights, activations and KV cache. "auto" is the checkpoint's own on a GPU and float32 on a CPU.
+        quantization: None keeps the checkpoint's weights as they are.
+        max_model_len: most tokens of one sequence, prompt and output; None takes the model's own limit.
+        max_num_seqs: most sequences in one step.
+        max_num_batched_tokens: most tokens in one step; a longer prompt is computed in chunks.
+        target_itl: seconds between two tokens of a running stream that prefill chunks must not exceed, predicted by
+            the cost model; None means every step may use all of max_num_batched_tokens.
+        max_num_queued_requests: requests that may wait; one more is refused with `Overloaded`.
+        block_size: tokens per KV block.
+        kv_cache_bytes: size of the KV pool; None takes 1 GiB on a CPU, and on a GPU what `gpu_memory_utilization`
+            leaves after the weights.
+        gpu_memory_utilization: share of a GPU's memory the engine may use.
+        enable_prefix_caching: reuse the KV blocks of equal prefixes.
+        threads: CPU threads; None takes what the process may use.
+        tensor_parallel_size: ranks that share the model.
+        device: "auto" is "cuda" where there is one, else "cpu".
+        cache_salt: default cache namespace, mixed into every block hash.
+    """
+
+    dtype: DType = "auto"
+    quantization: str | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 1024
+    target_itl: float | None = None
+    max_num_queued_requests: int = 4096
+    block_size: int = 16
+    kv_cache_bytes: int | None = None
+    gpu_memory_utilization: float = 0.9
+    enable_prefix_caching: bool = True
+    threads: int | None = None
+    tensor_parallel_size: int = 1
+    device: str = "auto"
+    cache_salt: str = ""
+
+    def __post_init__(self) -> None:
+        at_least_one = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_queued_requests",
+                        "block_size", "kv_cache_bytes", "threads", "tensor_parallel_size")  # fmt: skip
+        for name in at_least_one:
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise ConfigError(f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
+        if self.target_itl is not None and not self.target_itl > 0:
+            raise ConfigError(f"target_itl must be more than 0 seconds, got {self.target_itl!r}")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization!r}")
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> Self:
+        """Build from keyword settings.
+
+        Raises:
+            ConfigError: for a key that does not exist, naming the nearest that does.
+        """
+        names = [f.name for f in dataclasses.fields(cls)]
+        for key in settings:
+            if key not in names:
+                raise ConfigError(unknown_key(key, names))
+        return cls(**settings)
+
+
+def unknown_key(key: str, valid: list[str], where: str = "setting") -> str:
+    """The sentence for an unknown key: names it and the nearest valid one."""
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"valid ones are {', '.join(sorted(valid))}"
+    return f"unknown {where} {key!r}: {hint}"

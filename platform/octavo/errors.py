@@ -1,0 +1,69 @@
+"""Every error Octavo raises on purpose.
+
+    OctavoError
+    ├── BadRequest (ValueError)     the sender must change something; `param` names what
+    │   ├── PromptTooLong           prompt and asked-for tokens exceed the model's context
+    │   └── UnknownModel            no such model here; the message lists those that are
+    ├── ConfigError (ValueError)    a setting is wrong; the message names it and a valid value
+    ├── ModelError                  a checkpoint is missing, damaged or of an unsupported kind
+    ├── Overloaded                  the waiting queue is full; `retry_after` says when to try again
+    └── EngineDead                  the engine stopped; what was in flight is lost here
+"""
+
+
+class OctavoError(Exception):
+    """Base of all errors Octavo raises on purpose."""
+
+
+class BadRequest(OctavoError, ValueError):
+    """The sender must change the request.
+
+    Args:
+        message: one sentence that says what to change.
+        param: the offending parameter's name as the sender wrote it, or None.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message, param)
+        self.message = message
+        self.param = param
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class PromptTooLong(BadRequest):
+    """Prompt plus asked-for tokens do not fit the model's context or this shard's KV cache."""
+
+
+class UnknownModel(BadRequest):
+    """The `model` field names nothing that is served here."""
+
+
+class ConfigError(OctavoError, ValueError):
+    """A setting is wrong; the message names it and says which values are valid."""
+
+
+class ModelError(OctavoError):
+    """A checkpoint cannot be used: not found, damaged, or of a kind Octavo does not support."""
+
+
+class Overloaded(OctavoError):
+    """The waiting queue is full.
+
+    Args:
+        message: what is full, with numbers.
+        retry_after: seconds after which a new try is likely to be accepted.
+    """
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message, retry_after)
+        self.message = message
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class EngineDead(OctavoError):
+    """The engine's thread has stopped; nothing more will come from this shard."""

@@ -1,0 +1,243 @@
+"""The shared nouns: what is asked for (`SamplingParams`, `Request`) and what comes back.
+
+These records cross every boundary of the system (caller to engine, gateway to shard), so they are plain, picklable
+and know neither tensors nor text processing.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass, field
+from typing import Literal
+
+from octavo.errors import BadRequest
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+MAX_LOGPROBS = 20
+"""Most alternatives per token that a request may ask for (OpenAI's own limit)."""
+
+
+def _number(value: object, name: str, low: float, high: float, *, integer: bool = False, open_low: bool = False) -> None:
+    kind = "an integer" if integer else "a number"
+    right = isinstance(value, int) if integer else isinstance(value, (int, float))
+    if isinstance(value, bool) or not right or (isinstance(value, float) and not math.isfinite(value)):
+        raise BadRequest(f"{name} must be {kind}, got {value!r}", name)
+    assert isinstance(value, (int, float))
+    if not (low < value if open_low else low <= value) or value > high:
+        span = f"{'more than' if open_low else 'at least'} {low:g}" + ("" if high == math.inf else f" and at most {high:g}")
+        raise BadRequest(f"{name} must be {span}, got {value}", name)
+
+
+@dataclass(slots=True, kw_only=True)
+class SamplingParams:
+    """How to sample one request. Names and meanings are those of OpenAI's API and of vLLM.
+
+    Attributes:
+        n: sequences to return.
+        best_of: sequences to generate; the `n` with the highest mean log probability are returned.
+        temperature: 0 is greedy.
+        top_k: keep the k most likely tokens; 0 or -1 keeps all.
+        top_p: keep the smallest set of most likely tokens whose probabilities sum to at least this, in (0, 1].
+        min_p: drop tokens less likely than this times the most likely one, in [0, 1].
+        presence_penalty, frequency_penalty: subtracted from the logit of a token that was generated (once; per
+            occurrence), in [-2, 2].
+        repetition_penalty: divides positive and multiplies negative logits of tokens in prompt or output
+            (Keskar et al. 2019, CTRL), more than 0.
+        logit_bias: token id -> added to its logit, in [-100, 100].
+        seed: of the counter-based random numbers; the same seed gives the same tokens in any batch. Drawn at random
+            when None, so that a request moved elsewhere continues alike.
+        stop: up to 16 strings that end the text (checked by the text layer, not by the engine).
+        stop_token_ids: token ids that end the sequence, besides the model's own end tokens.
+        include_stop_str_in_output: keep the stop string in the text.
+        ignore_eos: go on after the model's end tokens.
+        min_tokens: no end token and no stop token before this many tokens.
+        max_tokens: most tokens to generate; None means as many as the context holds.
+        logprobs: alternatives per generated token, besides the sampled token itself; None means no log probabilities.
+        prompt_logprobs: the same for prompt tokens; turns prefix-cache reads off for the request.
+        skip_special_tokens: leave special tokens out of the text.
+
+    Raises:
+        BadRequest: on construction, naming the parameter that is wrong.
+    """
+
+    n: int = 1
+    best_of: int | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] = field(default_factory=list)
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    max_tokens: int | None = 16
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        _number(self.n, "n", 1, 128, integer=True)
+        if self.best_of is not None:
+            _number(self.best_of, "best_of", self.n, 128, integer=True)
+        _number(self.temperature, "temperature", 0, 100)
+        _number(self.top_k, "top_k", -1, math.inf, integer=True)
+        _number(self.top_p, "top_p", 0, 1, open_low=True)
+        _number(self.min_p, "min_p", 0, 1)
+        _number(self.presence_penalty, "presence_penalty", -2, 2)
+        _number(self.frequency_penalty, "frequency_penalty", -2, 2)
+        _number(self.repetition_penalty, "repetition_penalty", 0, 100, open_low=True)
+        _number(self.min_tokens, "min_tokens", 0, math.inf, integer=True)
+        if self.max_tokens is not None:
+            _number(self.max_tokens, "max_tokens", 1, math.inf, integer=True)
+            if self.min_tokens > self.max_tokens:
+                raise BadRequest(f"min_tokens ({self.min_tokens}) exceeds max_tokens ({self.max_tokens})", "min_tokens")
+        if self.seed is not None:
+            _number(self.seed, "seed", -(2**63), 2**64 - 1, integer=True)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _number(getattr(self, name), name, 0, MAX_LOGPROBS, integer=True)
+        if self.logit_bias is not None:
+            if len(self.logit_bias) > 1024:
+                raise BadRequest(f"logit_bias holds {len(self.logit_bias)} tokens; at most 1024 are allowed", "logit_bias")
+            for token, bias in self.logit_bias.items():
+                _number(token, "logit_bias", 0, math.inf, integer=True)
+                _number(bias, "logit_bias", -100, 100)
+        if isinstance(self.stop, str):
+            self.stop = [self.stop]
+        if self.stop is not None and (
+            not isinstance(self.stop, list) or len(self.stop) > 16 or not all(isinstance(s, str) and s for s in self.stop)
+        ):
+            raise BadRequest("stop must be one to sixteen non-empty strings", "stop")
+        for token in self.stop_token_ids:
+            _number(token, "stop_token_ids", 0, math.inf, integer=True)
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences to generate (`best_of`, or `n`)."""
+        return self.best_of or self.n
+
+    @property
+    def stop_strings(self) -> list[str]:
+        """`stop` as a list, empty when unset."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+
+@dataclass(slots=True, kw_only=True)
+class Request:
+    """One prompt on its way to an engine. Plain and picklable: this is what the gateway sends to a shard.
+
+    Attributes:
+        request_id: unique among requests in flight.
+        prompt_token_ids: at least one token.
+        params: how to sample; its `seed` is filled in here when it was None.
+        priority: lower runs first (vLLM's meaning); equal priorities run in order of arrival.
+        cache_salt: cache namespace; requests share cached blocks only within one salt.
+        block_hashes: the prompt's chain from `block_hash.hash_chain`, when the sender computed it for routing;
+            the engine computes it otherwise.
+        arrival_time: seconds on the sender's monotonic clock, or None to take the engine's at submission.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    priority: int = 0
+    cache_salt: str = ""
+    block_hashes: list[bytes] | None = None
+    arrival_time: float | None = None
+    seed: int = field(default=0)
+
+    def __post_init__(self) -> None:
+        # SamplingParams may be shared by many requests: the drawn seed belongs to the request.
+        self.seed = secrets.randbits(63) if self.params.seed is None else self.params.seed
+
+
+@dataclass(slots=True)
+class Logprob:
+    """One token's log probability under the model (before temperature, penalties and filters).
+
+    Attributes:
+        logprob: natural logarithm.
+        rank: 1 for the most likely token.
+        decoded_token: the token's text, filled in by the text layer.
+    """
+
+    logprob: float
+    rank: int
+    decoded_token: str | None = None
+
+
+TokenLogprobs = dict[int, Logprob]
+"""Token id -> its log probability: the token itself and the alternatives asked for."""
+
+
+@dataclass(slots=True)
+class SequenceUpdate:
+    """What one step did to one sequence of a request: engine to caller.
+
+    Attributes:
+        request_id, index: which sequence (index < `num_sequences`).
+        token_ids: tokens generated since the last update of this sequence.
+        logprobs: one entry per token of `token_ids`, or None when not asked for.
+        cumulative_logprob: sum over all tokens of the sequence so far; 0.0 unless logprobs or best_of were asked for.
+        finish_reason: None while the sequence goes on.
+        stop_reason: the token id that ended it, if a stop token did; for "error", the sentence that says why.
+        num_cached_tokens: prompt tokens found in the prefix cache (set on a request's first update).
+        prompt_logprobs: on a request's first update when asked for: None for the first prompt token, then one entry
+            per prompt token.
+        time: seconds on the engine's monotonic clock.
+    """
+
+    request_id: str
+    index: int
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    cumulative_logprob: float = 0.0
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    num_cached_tokens: int = 0
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    time: float = 0.0
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One finished sequence, as `LLM.generate` returns it."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """Times of one request in seconds on one monotonic clock (`time.monotonic`)."""
+
+    arrival_time: float
+    first_token_time: float | None = None
+    finished_time: float | None = None
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """A finished request: its prompt and its `n` outputs."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    metrics: RequestMetrics
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    num_cached_tokens: int = 0
+    finished: bool = True

@@ -1,0 +1,92 @@
+"""Where a model comes from: a directory, a hub id, a GGUF file, or a file inside an installed package.
+
+    path/to/dir                 Hugging Face layout: config.json, *.safetensors, tokenizer.json
+    owner/name                  the same, fetched by huggingface_hub (where there is a network or a filled cache)
+    path/to/model.gguf          one GGUF file: weights, tokenizer and chat template
+    package:MODULE/FILE         a file or directory inside an installed package; MODULE is not imported
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from octavo.errors import ModelError
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A resolved model source: a local path and how to read it."""
+
+    name: str  # as the user wrote it
+    path: Path  # a directory ("hf") or a file ("gguf")
+    kind: Literal["hf", "gguf"]
+
+
+def resolve_source(name: str) -> Source:
+    """Find a model on this machine (or fetch a hub id).
+
+    Raises:
+        ModelError: nothing usable is there; the message says what was looked for.
+    """
+    path = _package_file(name) if name.startswith("package:") else Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return Source(name, path, "gguf")
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{name!r} is a directory without a config.json: not a Hugging Face model")
+        return Source(name, path, "hf")
+    if path.exists():
+        raise ModelError(f"{name!r} is neither a .gguf file nor a directory with a config.json")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return Source(name, _from_hub(name), "hf")
+    raise ModelError(f"no model at {name!r}: expected a directory, a .gguf file, a hub id or package:MODULE/FILE")
+
+
+@lru_cache(maxsize=8)
+def open_gguf(path: Path) -> GGUFReader:
+    """Open a GGUF file once per process; tensors stay memory-mapped.
+
+    Raises:
+        ModelError: not a GGUF file, or the gguf package is missing.
+    """
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise ModelError("reading GGUF files needs the gguf package: pip install gguf") from error
+    try:
+        return GGUFReader(path)
+    except (ValueError, IndexError) as error:
+        raise ModelError(f"{path} is not a readable GGUF file: {error}") from error
+
+
+def _package_file(name: str) -> Path:
+    module, _, file = name.removeprefix("package:").partition("/")
+    # find_spec on a top-level name imports nothing; on a dotted one it would import the parents
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top) if top.isidentifier() else None
+    if spec is None or not file:
+        hint = "is not installed" if file else "names no file: write package:MODULE/FILE"
+        raise ModelError(f"{name!r}: package {module!r} {hint}")
+    for folder in spec.submodule_search_locations or []:
+        path = Path(folder).joinpath(*rest, file)
+        if path.exists():
+            return path
+    raise ModelError(f"{name!r}: package {module!r} holds no file {file!r}")
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+
+        patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the hub client raises a dozen kinds; all mean "not to be had"
+        raise ModelError(f"{name!r} is not a local path and could not be fetched from the hub: {error}") from error

@@ -1,0 +1,83 @@
+"""The two records that cross between scheduling and execution, once per step.
+
+They are plain (numpy arrays and lists), picklable and self-contained: a tensor-parallel rank in another process needs
+nothing else. Flat token order is sequence after sequence:
+
+    row:           0                 1     2
+    token_ids:   [ a a a a a a a a | b   | c c c c ]        T = 13
+    query_start: [ 0                 8     9         13 ]   S + 1 = 4
+    positions of row s: context_lens[s] - query_len[s] ... context_lens[s] - 1
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class SamplingRows:
+    """How to sample each of R rows; everything is per row, so rows never influence each other.
+
+    Sparse features (penalties, bias, banned tokens, logprobs) list only the rows that use them.
+    """
+
+    token_index: Int32  # [R] which flat token's logits to sample from; n sequences of one prompt share one
+    temperature: Float32  # [R] 0 is greedy
+    top_k: Int32  # [R] 0 keeps all
+    top_p: Float32  # [R] 1 keeps all
+    min_p: Float32  # [R] 0 keeps all
+    seed: npt.NDArray[np.uint64]  # [R] per sequence, already mixed with its index
+    position: Int64  # [R] index in the sequence of the token to be drawn: the counter
+    num_logprobs: Int32  # [R] -1: none; k: the sampled token and k alternatives
+    # row -> (presence, frequency, repetition, prompt ids, output ids)
+    penalties: dict[int, tuple[float, float, float, list[int], list[int]]] = field(default_factory=dict)
+    logit_bias: dict[int, dict[int, float]] = field(default_factory=dict)  # row -> token id -> bias
+    banned: dict[int, list[int]] = field(default_factory=dict)  # row -> token ids that must not be drawn (min_tokens)
+
+
+@dataclass(slots=True)
+class StepBatch:
+    """One step: S sequences with T tokens in all, of which R rows are sampled."""
+
+    token_ids: Int32  # [T] tokens to compute
+    query_start: Int32  # [S + 1] where each sequence's tokens begin in token_ids
+    context_lens: Int32  # [S] tokens of the sequence whose K and V are in the cache after this step
+    block_tables: Int32  # [S, B] block ids of each sequence; entries past its last block are unused
+    block_copies: list[tuple[int, int]]  # (source, target) block copies to make before anything is written
+    sampling: SamplingRows
+    # (flat token index, token id that follows it, alternatives) for each prompt token whose logprob was asked for
+    prompt_logprobs: list[tuple[int, int, int]] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_seqs(self) -> int:
+        return len(self.context_lens)
+
+
+@dataclass(slots=True)
+class LogprobRow:
+    """Log probabilities of one position: the token itself first, then the alternatives in falling order."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    rank: int  # of token_ids[0]; 1 is the most likely
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step produced."""
+
+    token_ids: Int64  # [R]; -1 marks a row whose logits were not finite: its request fails alone
+    logprobs: dict[int, LogprobRow]  # row -> log probabilities, for rows that asked
+    prompt_logprobs: list[LogprobRow]  # one per StepBatch.prompt_logprobs
+    seconds: float  # measured duration, for the cost model
