@@ -1,13 +1,13 @@
 """Every error Octavo raises on purpose.
 
-    OctavoError
-    ├── BadRequest (ValueError)     the sender must change something; `param` names what
-    │   ├── PromptTooLong           prompt and asked-for tokens exceed the model's context
-    │   └── UnknownModel            no such model here; the message lists those that are
-    ├── ConfigError (ValueError)    a setting is wrong; the message names it and a valid value
-    ├── ModelError                  a checkpoint is missing, damaged or of an unsupported kind
-    ├── Overloaded                  the waiting queue is full; `retry_after` says when to try again
-    └── EngineDead                  the engine stopped; what was in flight is lost here
+OctavoError
+├── BadRequest (ValueError)     the sender must change something; `param` names what
+│   ├── PromptTooLong           prompt and asked-for tokens exceed the model's context
+│   └── UnknownModel            no such model here; the message lists those that are
+├── ConfigError (ValueError)    a setting is wrong; the message names it and a valid value
+├── ModelError                  a checkpoint is missing, damaged or of an unsupported kind
+├── Overloaded                  the waiting queue is full; `retry_after` says when to try again
+└── EngineDead                  the engine stopped; what was in flight is lost here
 """
 
 

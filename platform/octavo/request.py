@@ -19,14 +19,18 @@ MAX_LOGPROBS = 20
 """Most alternatives per token that a request may ask for (OpenAI's own limit)."""
 
 
-def _number(value: object, name: str, low: float, high: float, *, integer: bool = False, open_low: bool = False) -> None:
+def _number(
+    value: object, name: str, low: float, high: float, *, integer: bool = False, open_low: bool = False
+) -> None:
     kind = "an integer" if integer else "a number"
     right = isinstance(value, int) if integer else isinstance(value, (int, float))
     if isinstance(value, bool) or not right or (isinstance(value, float) and not math.isfinite(value)):
         raise BadRequest(f"{name} must be {kind}, got {value!r}", name)
     assert isinstance(value, (int, float))
     if not (low < value if open_low else low <= value) or value > high:
-        span = f"{'more than' if open_low else 'at least'} {low:g}" + ("" if high == math.inf else f" and at most {high:g}")
+        span = f"{'more than' if open_low else 'at least'} {low:g}" + (
+            "" if high == math.inf else f" and at most {high:g}"
+        )
         raise BadRequest(f"{name} must be {span}, got {value}", name)
 
 
@@ -106,14 +110,18 @@ class SamplingParams:
                 _number(getattr(self, name), name, 0, MAX_LOGPROBS, integer=True)
         if self.logit_bias is not None:
             if len(self.logit_bias) > 1024:
-                raise BadRequest(f"logit_bias holds {len(self.logit_bias)} tokens; at most 1024 are allowed", "logit_bias")
+                raise BadRequest(
+                    f"logit_bias holds {len(self.logit_bias)} tokens; at most 1024 are allowed", "logit_bias"
+                )
             for token, bias in self.logit_bias.items():
                 _number(token, "logit_bias", 0, math.inf, integer=True)
                 _number(bias, "logit_bias", -100, 100)
         if isinstance(self.stop, str):
             self.stop = [self.stop]
         if self.stop is not None and (
-            not isinstance(self.stop, list) or len(self.stop) > 16 or not all(isinstance(s, str) and s for s in self.stop)
+            not isinstance(self.stop, list)
+            or len(self.stop) > 16
+            or not all(isinstance(s, str) and s for s in self.stop)
         ):
             raise BadRequest("stop must be one to sixteen non-empty strings", "stop")
         for token in self.stop_token_ids:

@@ -1,9 +1,9 @@
 """Where a model comes from: a directory, a hub id, a GGUF file, or a file inside an installed package.
 
-    path/to/dir                 Hugging Face layout: config.json, *.safetensors, tokenizer.json
-    owner/name                  the same, fetched by huggingface_hub (where there is a network or a filled cache)
-    path/to/model.gguf          one GGUF file: weights, tokenizer and chat template
-    package:MODULE/FILE         a file or directory inside an installed package; MODULE is not imported
+path/to/dir                 Hugging Face layout: config.json, *.safetensors, tokenizer.json
+owner/name                  the same, fetched by huggingface_hub (where there is a network or a filled cache)
+path/to/model.gguf          one GGUF file: weights, tokenizer and chat template
+package:MODULE/FILE         a file or directory inside an installed package; MODULE is not imported
 """
 
 from __future__ import annotations
