@@ -1,0 +1,68 @@
+"""Causal attention of a ragged batch over a paged KV cache."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from octavo_kernels.dispatch import check_floats, use_gpu
+from octavo_kernels.paged_attention import reference
+from octavo_kernels.paged_attention.batch import PagedBatch
+
+__all__ = ["PagedBatch", "paged_attention"]
+
+
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: PagedBatch,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Attention of every token of a step to its sequence's cached keys, its own included.
+
+    A step mixes prefill chunks and single decode tokens freely: sequence s has some tokens at the end of its context.
+    Query i sees key j of its sequence if `j <= i` and, with a window, `i - j < window`. Query head h reads KV head
+    `h // (Hq / Hk)`.
+
+    Args:
+        q: [T, Hq, D].
+        k_cache, v_cache: [N, B, Hk, D], contiguous, with this step's keys and values already stored.
+        batch: the step's layout.
+        scale: multiplies the scores (usually D ** -0.5).
+        window: positions a query sees, its own included; None means all.
+        softcap: scores become `softcap * tanh(score / softcap)` after scaling and before masking (Gemma 2).
+
+    Returns:
+        [T, Hq, D], contiguous, of the type of `q`.
+
+    Raises:
+        ValueError: shapes, types or settings do not fit.
+    """
+    _check(q, k_cache, v_cache, batch)
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"softcap must be more than 0, got {softcap}")
+    if use_gpu(q):
+        from octavo_kernels.paged_attention import gpu
+
+        return gpu.paged_attention(q, k_cache, v_cache, batch, scale=scale, window=window, softcap=softcap)
+    return reference.paged_attention(q, k_cache, v_cache, batch, scale=scale, window=window, softcap=softcap)
+
+
+def _check(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: PagedBatch) -> None:
+    check_floats(q=q, k_cache=k_cache, v_cache=v_cache)
+    if q.ndim != 3 or len(q) != len(batch.positions):
+        raise ValueError(f"q must be [{len(batch.positions)}, Hq, D], got {tuple(q.shape)}")
+    size, dim = batch.block_size, q.shape[2]
+    if k_cache.ndim != 4 or k_cache.shape != v_cache.shape or k_cache.shape[1::2] != (size, dim):
+        raise ValueError(
+            f"caches must both be [N, {size}, Hk, {dim}], got {tuple(k_cache.shape)} and {tuple(v_cache.shape)}"
+        )
+    if q.shape[1] % k_cache.shape[2] != 0:
+        raise ValueError(f"{q.shape[1]} query heads do not share {k_cache.shape[2]} KV heads evenly")
+    if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
+        raise ValueError("the caches must be contiguous")
