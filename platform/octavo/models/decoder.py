@@ -1,0 +1,103 @@
+"""The decoder: runs any `ModelSpec` over the ops of `octavo_kernels`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from octavo.models.rope import cos_sin_table
+from octavo.models.spec import ModelSpec, Rope
+from octavo.models.weights.layout import LayerWeights, Weights
+from octavo_kernels.activation import gelu_mul, silu_mul
+from octavo_kernels.kv_store import kv_store
+from octavo_kernels.paged_attention import PagedBatch, paged_attention
+from octavo_kernels.rms_norm import add_rms_norm, rms_norm
+from octavo_kernels.rotary import rotary_
+
+KVCache = tuple[Tensor, Tensor]
+"""One layer's keys and values: two [N, B, Hk, D] tensors of the model's type, N blocks of B tokens."""
+
+
+class Decoder:
+    """A model ready to run: its spec, its weights and its rotary tables.
+
+    Args:
+        spec: what to compute.
+        weights: with what; they decide type and device.
+        num_positions: rows of the rotary tables: the longest sequence that will be run.
+    """
+
+    def __init__(self, spec: ModelSpec, weights: Weights, num_positions: int) -> None:
+        self.spec = spec
+        self.weights = weights
+        self.dtype = weights.embedding.dtype
+        self.device = weights.embedding.device
+        # transformers rounds the scale to the embedding's type before it multiplies; so do we
+        self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=self.dtype).item()
+        self._activation = silu_mul if spec.activation == "silu" else gelu_mul
+        ropes = [spec.layer_rope(layer) for layer in range(spec.num_layers)]
+        tables: dict[Rope, Tensor] = {
+            rope: cos_sin_table(rope, num_positions).to(self.device) for rope in dict.fromkeys(ropes)
+        }
+        self._rope_tables = [tables[rope] for rope in ropes]
+
+    @torch.no_grad()
+    def forward(self, token_ids: Tensor, batch: PagedBatch, kv: list[KVCache]) -> Tensor:
+        """Run one step: store its keys and values, return its hidden states.
+
+        Args:
+            token_ids: [T] integers.
+            batch: which sequence and position each token has, and where its KV goes.
+            kv: one cache per layer, written in place.
+
+        Returns:
+            [T, D] after the final norm.
+        """
+        weights, eps = self.weights, self.spec.norm_eps
+        residual = self._embed(token_ids)
+        normed = rms_norm(residual, weights.layers[0].attention_norm, eps)
+        following = [layer.attention_norm for layer in weights.layers[1:]] + [weights.final_norm]
+        for index, layer in enumerate(weights.layers):
+            branch = self._attention(index, layer, normed, batch, kv[index])
+            branch = self._post_norm(branch, layer.post_attention_norm)
+            normed, residual = add_rms_norm(branch, residual, layer.mlp_norm, eps)
+            branch = self._mlp(layer, normed)
+            branch = self._post_norm(branch, layer.post_mlp_norm)
+            normed, residual = add_rms_norm(branch, residual, following[index], eps)
+        return normed
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[R, D] rows of `forward`'s result -> [R, V] float32."""
+        scores = F.linear(hidden, self.weights.lm_head).float()
+        cap = self.spec.logit_softcap
+        return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
+
+    def _embed(self, token_ids: Tensor) -> Tensor:
+        embedded = F.embedding(token_ids, self.weights.embedding)
+        return embedded if self._embedding_scale == 1.0 else embedded.mul_(self._embedding_scale)
+
+    def _post_norm(self, branch: Tensor, weight: Tensor | None) -> Tensor:
+        return branch if weight is None else rms_norm(branch, weight, self.spec.norm_eps)
+
+    def _attention(self, index: int, layer: LayerWeights, x: Tensor, batch: PagedBatch, kv: KVCache) -> Tensor:
+        spec = self.spec
+        q, k, v = self._heads(layer.qkv(x))
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k = rms_norm(q, layer.q_norm, spec.norm_eps), rms_norm(k, layer.k_norm, spec.norm_eps)
+        rotary_(q, k, batch.positions, self._rope_tables[index])
+        kv_store(k, v, *kv, batch.slots)
+        window, cap = spec.windows[index], spec.attention_softcap
+        attended = paged_attention(q, *kv, batch, scale=spec.attention_scale, window=window, softcap=cap)
+        return layer.out(attended.flatten(1))
+
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[T, q + 2 kv] -> q [T, Hq, head_dim], k and v [T, Hk, head_dim], all views."""
+        spec = self.spec
+        heads = qkv.view(len(qkv), spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
+        k_start, v_start = spec.num_heads, spec.num_heads + spec.num_kv_heads
+        return heads[:, :k_start], heads[:, k_start:v_start], heads[:, v_start:]
+
+    def _mlp(self, layer: LayerWeights, x: Tensor) -> Tensor:
+        return layer.down(self._activation(layer.gate_up(x)))

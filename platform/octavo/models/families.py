@@ -1,0 +1,295 @@
+"""Families as data: from a checkpoint's config to a `ModelSpec`.
+
+A family is a table of defaults (what its config leaves out means these) and a function of a few lines that says how it
+differs from Llama. GGUF metadata is first written in a Hugging Face config's words (`gguf_config.py`), so both formats
+end here.
+
+Configs come in two generations: transformers 5 writes `rope_parameters` (for Gemma 3 one per layer type) and
+`layer_types`; older checkpoints have `rope_theta`, `rope_scaling`, `rope_local_base_freq` and `sliding_window_pattern`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from octavo.errors import ModelError
+from octavo.models.spec import (
+    Activation,
+    FactorScaling,
+    LinearScaling,
+    Llama3Scaling,
+    ModelSpec,
+    Rope,
+    RopeScaling,
+    YarnScaling,
+)
+
+Config = dict[str, Any]
+"""A `config.json`, or GGUF metadata in its words."""
+
+
+def spec_from_config(config: Config) -> ModelSpec:
+    """The spec of a Hugging Face config.
+
+    Raises:
+        ModelError: unknown model type, or a setting the decoder does not cover; the message names it.
+    """
+    config = _text_config(config)
+    model_type = config.get("model_type")
+    if model_type not in _FAMILIES:
+        supported = ", ".join(sorted([*_FAMILIES, "gemma3"]))
+        raise ModelError(f"models of type {model_type!r} are not supported; supported types are {supported}")
+    build, defaults = _FAMILIES[model_type]
+    config = _DEFAULTS | defaults | config
+    _refuse_unsupported(config)
+    try:
+        return build(config)
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ModelError(f"the model's config is damaged or incomplete: {type(error).__name__}: {error}") from error
+
+
+def llama(config: Config, **differences: Any) -> ModelSpec:
+    """Llama 2 and 3, SmolLM2; the base of every other family, which passes its `differences`."""
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    head_dim = config.get("head_dim") or hidden // heads
+    fields: dict[str, Any] = {
+        "family": config["model_type"],
+        "vocab_size": config["vocab_size"],
+        "hidden_size": hidden,
+        "num_layers": config["num_hidden_layers"],
+        "num_heads": heads,
+        "num_kv_heads": config.get("num_key_value_heads") or heads,
+        "head_dim": head_dim,
+        "intermediate_size": config["intermediate_size"],
+        "max_position_embeddings": _max_positions(config),
+        "norm_eps": config["rms_norm_eps"],
+        "rope": _rope(config, _rope_parameters(config, "full_attention"), head_dim),
+        "local_rope": _local_rope(config, head_dim),
+        "windows": _windows(config),
+        "attention_scale": head_dim**-0.5,
+        "tied_embeddings": bool(config["tie_word_embeddings"]),
+        "activation": _activation(config),
+        "qkv_bias": bool(config["attention_bias"]),
+        "out_bias": bool(config.get("attention_out_bias", config["attention_bias"])),
+        "mlp_bias": bool(config["mlp_bias"]),
+        "bos_token_id": config.get("bos_token_id"),
+        "eos_token_ids": token_ids(config.get("eos_token_id")),
+    }
+    return ModelSpec(**fields | differences)
+
+
+def mistral(config: Config) -> ModelSpec:
+    """Llama with a sliding window on every layer (a default below), and never a bias."""
+    return llama(config, qkv_bias=False, out_bias=False, mlp_bias=False)
+
+
+def qwen2(config: Config) -> ModelSpec:
+    """Llama with biases on q, k and v, and windows (when switched on) from layer `max_window_layers` up."""
+    return llama(config, qkv_bias=True, out_bias=False, mlp_bias=False)
+
+
+def qwen3(config: Config) -> ModelSpec:
+    """Llama with q/k norms; windows as in Qwen 2."""
+    return llama(config, qk_norm=True, mlp_bias=False)
+
+
+def gemma(config: Config, **differences: Any) -> ModelSpec:
+    """Llama with scaled embeddings and a tanh GELU."""
+    return llama(config, embedding_scale=math.sqrt(config["hidden_size"]), mlp_bias=False, **differences)
+
+
+def gemma2(config: Config, **differences: Any) -> ModelSpec:
+    """Gemma with post norms, soft caps, its own attention scale, and a window on every other layer."""
+    return gemma(
+        config,
+        post_norms=True,
+        attention_scale=config["query_pre_attn_scalar"] ** -0.5,
+        attention_softcap=config.get("attn_logit_softcapping"),
+        logit_softcap=config.get("final_logit_softcapping"),
+        **differences,
+    )
+
+
+def gemma3(config: Config) -> ModelSpec:
+    """Gemma 2 with q/k norms, five layers with a window to one without, and a rope base for each kind."""
+    return gemma2(config, qk_norm=True)
+
+
+_DEFAULTS: Config = {
+    "attention_bias": False,
+    "mlp_bias": False,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "use_sliding_window": False,
+}
+_LLAMA: Config = {
+    "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_MISTRAL: Config = _LLAMA | {
+    "intermediate_size": 14_336, "num_key_value_heads": 8, "max_position_embeddings": 131_072,
+    "use_sliding_window": True, "sliding_window": 4096,
+}  # fmt: skip
+_QWEN2: Config = {
+    "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 22_016, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 32_768,
+    "sliding_window": 4096, "max_window_layers": 28,
+}  # fmt: skip
+_GEMMA: Config = {
+    "vocab_size": 256_000, "hidden_size": 3072, "intermediate_size": 24_576, "num_hidden_layers": 28,
+    "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256, "max_position_embeddings": 8192,
+    "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True, "bos_token_id": 2, "eos_token_id": 1,
+}  # fmt: skip
+_GEMMA2: Config = _GEMMA | {
+    "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "query_pre_attn_scalar": 256, "use_sliding_window": True, "sliding_window": 4096,
+    "sliding_window_pattern": 2, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+}  # fmt: skip
+_GEMMA3: Config = _GEMMA2 | {
+    "vocab_size": 262_208, "max_position_embeddings": 131_072, "sliding_window_pattern": 6, "rope_theta": 1e6,
+    "rope_local_base_freq": 10_000.0, "attn_logit_softcapping": None, "final_logit_softcapping": None,
+}  # fmt: skip
+
+_FAMILIES: dict[str, tuple[Callable[[Config], ModelSpec], Config]] = {
+    "llama": (llama, _LLAMA),
+    "mistral": (mistral, _MISTRAL),
+    "qwen2": (qwen2, _QWEN2),
+    "qwen3": (qwen3, _QWEN2 | {"head_dim": 128}),
+    "gemma": (gemma, _GEMMA),
+    "gemma2": (gemma2, _GEMMA2),
+    "gemma3_text": (gemma3, _GEMMA3),
+}
+
+_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
+    """A config's `eos_token_id`, which may be absent, one id or a list."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _text_config(config: Config) -> Config:
+    """Gemma 3's text half: what the outer config says about the whole model wins."""
+    text = config.get("text_config")
+    if config.get("model_type") != "gemma3" or not isinstance(text, dict):
+        return config
+    whole = ("bos_token_id", "eos_token_id", "tie_word_embeddings", "quantization_config")
+    return {"model_type": "gemma3_text"} | text | {k: config[k] for k in whole if config.get(k) is not None}
+
+
+def _refuse_unsupported(config: Config) -> None:
+    if quantized := config.get("quantization_config"):
+        method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else quantized
+        raise ModelError(f"the checkpoint is quantised ({method}): only unquantised safetensors and GGUF are supported")
+    if config.get("use_bidirectional_attention"):
+        raise ModelError("use_bidirectional_attention is set: only causal models generate text")
+
+
+def _activation(config: Config) -> Activation:
+    name = config.get("hidden_activation") or config["hidden_act"]
+    if name == "gelu" and config["model_type"] == "gemma":
+        name = "gelu_pytorch_tanh"  # the first Gemma configs say gelu and mean its tanh form
+    if name not in _ACTIVATIONS:
+        raise ModelError(f"activation {name!r} is not supported; supported ones are {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
+def _windows(config: Config) -> tuple[int | None, ...]:
+    layers: int = config["num_hidden_layers"]
+    window: int | None = config.get("sliding_window")
+    if not window or not config["use_sliding_window"]:
+        return (None,) * layers
+    types = config.get("layer_types") or _layer_types(config, layers)
+    if unknown := set(types) - {"full_attention", "sliding_attention"}:
+        raise ModelError(f"layers of type {', '.join(sorted(unknown))} are not supported")
+    return tuple(window if kind == "sliding_attention" else None for kind in types)
+
+
+def _layer_types(config: Config, layers: int) -> list[str]:
+    pattern, first = config.get("sliding_window_pattern"), config.get("max_window_layers", 0)
+    full = [(i + 1) % pattern == 0 if pattern else i < first for i in range(layers)]
+    return ["full_attention" if f else "sliding_attention" for f in full]
+
+
+def _rope_parameters(config: Config, layer_type: str) -> Config:
+    """Both generations' settings of one kind of layer as one flat dict."""
+    parameters = config.get("rope_parameters") or {}
+    if layer_type in parameters or "full_attention" in parameters:
+        parameters = parameters.get(layer_type) or {}
+    kept = {k: config[k] for k in ("rope_theta", "partial_rotary_factor") if config.get(k) is not None}
+    return kept | parameters | (config.get("rope_scaling") or {})
+
+
+def _local_rope(config: Config, head_dim: int) -> Rope | None:
+    per_type = config.get("rope_parameters") or {}
+    base = config.get("rope_local_base_freq")
+    if base is None and "sliding_attention" not in per_type:
+        return None
+    local = {"rope_theta": base, "rope_parameters": {"sliding_attention": per_type.get("sliding_attention")}}
+    return _rope(config, _rope_parameters(local, "sliding_attention"), head_dim)
+
+
+def _rope(config: Config, parameters: Config, head_dim: int) -> Rope:
+    rotary_dim = int(head_dim * parameters.get("partial_rotary_factor", 1.0))
+    return Rope(float(parameters["rope_theta"]), rotary_dim, _rope_scaling(config, parameters))
+
+
+def _rope_scaling(config: Config, parameters: Config) -> RopeScaling | None:
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    match kind:
+        # Dynamic NTK scaling changes angles only past max_position_embeddings, where no sequence gets.
+        case "default" | "dynamic":
+            return None
+        case "linear":
+            return LinearScaling(float(parameters["factor"]))
+        case "llama3":
+            low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
+            return Llama3Scaling(parameters["factor"], low, high, _original_positions(config, parameters))
+        case "yarn":
+            return _yarn(config, parameters)
+        case "factors":
+            return FactorScaling(tuple(parameters["factors"]))
+    raise ModelError(f"rope scaling {kind!r} is not supported; supported kinds are linear, llama3, yarn and dynamic")
+
+
+def _yarn(config: Config, parameters: Config) -> YarnScaling:
+    original = _original_positions(config, parameters)
+    factor = parameters.get("factor") or config["max_position_embeddings"] / original
+    return YarnScaling(
+        factor=factor,
+        original_max_position=original,
+        beta_fast=parameters.get("beta_fast") or 32,
+        beta_slow=parameters.get("beta_slow") or 1,
+        truncate=parameters.get("truncate", True),
+        attention_factor=_yarn_attention_factor(parameters, factor),
+    )
+
+
+def _yarn_attention_factor(parameters: Config, factor: float) -> float:
+    """Temperature of attention: 0.1 ln(factor) + 1 in the paper, a quotient of two such terms in DeepSeek's variant."""
+    if (given := parameters.get("attention_factor")) is not None:
+        return float(given)
+
+    def temperature(scale: float) -> float:
+        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    above, below = parameters.get("mscale"), parameters.get("mscale_all_dim")
+    return temperature(above) / temperature(below) if above and below else temperature(1.0)
+
+
+def _original_positions(config: Config, parameters: Config) -> int:
+    inner = parameters.get("original_max_position_embeddings")
+    return int(config.get("original_max_position_embeddings") or inner or config["max_position_embeddings"])
+
+
+def _max_positions(config: Config) -> int:
+    """The model's context. YaRN configs often still name the length before it was stretched."""
+    scaling = _rope_scaling(config, _rope_parameters(config, "full_attention"))
+    stretched = scaling.factor * scaling.original_max_position if isinstance(scaling, YarnScaling) else 0
+    return max(int(config["max_position_embeddings"]), int(stretched))

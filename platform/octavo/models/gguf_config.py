@@ -1,0 +1,163 @@
+"""GGUF metadata in the words of a Hugging Face config, so that `families.py` reads both.
+
+Keys are those of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; where llama.cpp fills something in that the
+file does not say (`llama-model.cpp`, `load_hparams`), the same is done here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from octavo.errors import ModelError
+from octavo.models.families import Config
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+_MODEL_TYPES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
+}
+
+_REQUIRED = {
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "intermediate_size": "feed_forward_length",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+}
+_OPTIONAL = {
+    "num_key_value_heads": "attention.head_count_kv",
+    "sliding_window": "attention.sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "rope_theta": "rope.freq_base",
+    "rope_local_base_freq": "rope.freq_base_swa",
+}
+
+
+class Metadata:
+    """A GGUF file's metadata: `meta["general.name"]`, and `meta.own("block_count")` for `{arch}.block_count`."""
+
+    def __init__(self, reader: GGUFReader) -> None:
+        self._fields = reader.fields
+        self.tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.architecture = self["general.architecture"]
+
+    def __getitem__(self, key: str) -> Any:
+        """The value, or None where the file does not have it."""
+        return self._fields[key].contents() if key in self._fields else None
+
+    def own(self, key: str) -> Any:
+        """The value of an architecture's key, or None; a value per layer must be the same in all."""
+        value = self[f"{self.architecture}.{key}"]
+        if isinstance(value, list) and key != "attention.sliding_window_pattern":
+            if len(set(value)) != 1:
+                raise ModelError(f"{self.architecture}.{key} differs between layers, which is not supported")
+            return value[0]
+        return value
+
+
+def config_from_gguf(reader: GGUFReader) -> Config:
+    """A config for `families.spec_from_config`.
+
+    Raises:
+        ModelError: unknown architecture, a missing key, or a setting that is not supported.
+    """
+    meta = Metadata(reader)
+    if meta.architecture not in _MODEL_TYPES:
+        supported = ", ".join(sorted(_MODEL_TYPES))
+        raise ModelError(f"GGUF architecture {meta.architecture!r} is not supported; supported ones are {supported}")
+    _refuse_unsupported(meta)
+    config = {name: _required(meta, key) for name, key in _REQUIRED.items()}
+    config |= {name: value for name, key in _OPTIONAL.items() if (value := meta.own(key)) is not None}
+    config |= _from_tensors(meta) | _tokens(meta)
+    config["model_type"] = _MODEL_TYPES[meta.architecture]
+    config["head_dim"] = meta.own("attention.key_length") or config["hidden_size"] // config["num_attention_heads"]
+    config.setdefault("rope_theta", 10_000.0)
+    config |= _rope(meta, config["head_dim"]) | _attention(meta, config)
+    return config
+
+
+def _required(meta: Metadata, key: str) -> Any:
+    if (value := meta.own(key)) is None:
+        raise ModelError(f"the GGUF file lacks {meta.architecture}.{key}")
+    return value
+
+
+def _refuse_unsupported(meta: Metadata) -> None:
+    if meta.own("expert_count"):
+        raise ModelError(f"mixture-of-experts models of architecture {meta.architecture!r} are not supported")
+    key, value = meta.own("attention.key_length"), meta.own("attention.value_length")
+    if key != value:
+        raise ModelError(f"attention keys of length {key} and values of length {value}: they must be equal")
+    if any("rope_factors_" in name for name in meta.tensors):
+        raise ModelError("rope scaling 'longrope' (rope_factors tensors) is not supported")
+
+
+def _from_tensors(meta: Metadata) -> Config:
+    if "token_embd.weight" not in meta.tensors:
+        raise ModelError("the GGUF file holds no token_embd.weight: it is not a whole language model")
+    return {
+        "vocab_size": int(meta.tensors["token_embd.weight"].shape[1]),
+        "tie_word_embeddings": "output.weight" not in meta.tensors,
+        "attention_bias": "blk.0.attn_q.bias" in meta.tensors,
+        "attention_out_bias": "blk.0.attn_output.bias" in meta.tensors,
+        "mlp_bias": "blk.0.ffn_gate.bias" in meta.tensors,
+    }
+
+
+def _tokens(meta: Metadata) -> Config:
+    ends = [meta[f"tokenizer.ggml.{kind}_token_id"] for kind in ("eos", "eot", "eom")]
+    unique = list(dict.fromkeys(token for token in ends if token is not None))
+    return {"bos_token_id": meta["tokenizer.ggml.bos_token_id"], "eos_token_id": unique}
+
+
+def _rope(meta: Metadata, head_dim: int) -> Config:
+    rotary_dim = meta.own("rope.dimension_count") or head_dim
+    if meta.architecture == "llama" and rotary_dim != head_dim:
+        raise ModelError(f"rotary positions over {rotary_dim} of {head_dim} dimensions in a llama GGUF")
+    config: Config = {"partial_rotary_factor": rotary_dim / head_dim}
+    if "rope_freqs.weight" in meta.tensors:
+        factors = meta.tensors["rope_freqs.weight"].data.astype("float32").tolist()
+        return config | {"rope_scaling": {"rope_type": "factors", "factors": factors}}
+    kind = meta.own("rope.scaling.type") or "none"
+    return config if kind == "none" else config | {"rope_scaling": _rope_scaling(meta, kind)}
+
+
+def _rope_scaling(meta: Metadata, kind: str) -> Config:
+    for key in ("alpha", "attn_factor", "yarn_log_multiplier", "yarn_ext_factor", "yarn_attn_factor"):
+        if meta.own(f"rope.scaling.{key}") is not None:
+            raise ModelError(f"{meta.architecture}.rope.scaling.{key} is not supported")
+    named = {
+        "factor": meta.own("rope.scaling.factor"),
+        "original_max_position_embeddings": meta.own("rope.scaling.original_context_length"),
+        "beta_fast": meta.own("rope.scaling.yarn_beta_fast"),
+        "beta_slow": meta.own("rope.scaling.yarn_beta_slow"),
+    }
+    return {"rope_type": kind} | {name: value for name, value in named.items() if value is not None}
+
+
+def _attention(meta: Metadata, config: Config) -> Config:
+    if meta.architecture == "llama" and config.get("sliding_window"):
+        return {"model_type": "mistral"}
+    if meta.architecture not in ("gemma2", "gemma3"):
+        return {}
+    _required(meta, "attention.sliding_window")
+    # The 27B models divide by the width of an equal share of the hidden size; the file tells them by their layers.
+    largest = (meta.architecture, config["num_hidden_layers"]) in (("gemma2", 46), ("gemma3", 62))
+    width = config["hidden_size"] // config["num_attention_heads"] if largest else config["head_dim"]
+    scale = meta.own("attention.scale")
+    return {"query_pre_attn_scalar": scale**-2 if scale else width} | _window_pattern(meta)
+
+
+def _window_pattern(meta: Metadata) -> Config:
+    pattern = meta.own("attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        return {"layer_types": ["sliding_attention" if local else "full_attention" for local in pattern]}
+    return {} if pattern is None else {"sliding_window_pattern": pattern}

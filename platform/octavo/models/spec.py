@@ -1,0 +1,146 @@
+"""`ModelSpec`: what a decoder-only transformer needs to run, as data.
+
+One decoder (`decoder.py`) runs every spec; a family (`families.py`) is a function that fills one in. A layer is
+
+    x  = x + post_norm(attention(norm(x)))         post norms only where `post_norms`
+    x  = x + post_norm(mlp(norm(x)))
+
+with RMS norms, rotary positions, grouped queries and a gated MLP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from octavo.errors import ModelError
+
+Activation = Literal["silu", "gelu_tanh"]
+
+
+@dataclass(frozen=True, slots=True)
+class LinearScaling:
+    """Every frequency divided by `factor` (position interpolation, Chen et al. 2023)."""
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Llama3Scaling:
+    """Long wavelengths divided by `factor`, short ones kept, a ramp between (Llama 3.1)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class YarnScaling:
+    """Interpolation by parts and a scaled cos and sin (YaRN, Peng et al. 2023)."""
+
+    factor: float
+    original_max_position: int
+    beta_fast: float
+    beta_slow: float
+    truncate: bool  # round the ramp's ends to whole dimensions
+    attention_factor: float  # multiplies cos and sin
+
+
+@dataclass(frozen=True, slots=True)
+class FactorScaling:
+    """One divisor per frequency, as GGUF files store Llama 3's scaling."""
+
+    factors: tuple[float, ...]  # rotary_dim / 2
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | FactorScaling
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary position embedding (Su et al. 2021) in the half-split layout: value i pairs with i + rotary_dim / 2."""
+
+    theta: float
+    rotary_dim: int  # leading dimensions of a head that are rotated; even
+    scaling: RopeScaling | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """One decoder-only transformer.
+
+    Attributes:
+        family: the name it goes by in `families.py`.
+        max_position_embeddings: most tokens of a sequence, prompt and output.
+        norm_eps: of every RMS norm.
+        windows: per layer, how many tokens a query sees (itself included); None sees all before it.
+        local_rope: of layers with a window, where they differ from the others (Gemma 3); None means `rope` everywhere.
+        qk_norm: RMS norm over each head's query and key before rotation.
+        post_norms: an RMS norm on each branch's output before it is added (Gemma 2 and 3).
+        attention_scale: multiplies query-key products.
+        attention_softcap, logit_softcap: c * tanh(x / c) on attention scores and on final logits.
+        embedding_scale: multiplies token embeddings, not the tied output matrix.
+        tied_embeddings: the output matrix is the embedding table.
+        eos_token_ids: any of these ends a sequence.
+
+    Raises:
+        ModelError: on construction, when sizes contradict each other.
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    max_position_embeddings: int
+    norm_eps: float
+    rope: Rope
+    windows: tuple[int | None, ...]
+    attention_scale: float
+    tied_embeddings: bool
+    activation: Activation = "silu"
+    local_rope: Rope | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    embedding_scale: float = 1.0
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
+                 "intermediate_size", "max_position_embeddings")  # fmt: skip
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ModelError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ModelError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key-value heads evenly")
+        if len(self.windows) != self.num_layers:
+            raise ModelError(f"attention types are given for {len(self.windows)} of {self.num_layers} layers")
+        for rope in (self.rope, self.local_rope or self.rope):
+            if rope.rotary_dim % 2 or not 0 < rope.rotary_dim <= self.head_dim:
+                raise ModelError(f"rotary positions over {rope.rotary_dim} of {self.head_dim} dimensions per head")
+
+    @property
+    def q_size(self) -> int:
+        """Width of all query heads together."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Width of all key heads together, and of all value heads."""
+        return self.num_kv_heads * self.head_dim
+
+    def layer_rope(self, layer: int) -> Rope:
+        """The rotary embedding of one layer."""
+        if self.local_rope is None or self.windows[layer] is None:
+            return self.rope
+        return self.local_rope

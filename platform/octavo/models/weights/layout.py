@@ -1,0 +1,136 @@
+"""Where a model's weights lie: q, k and v in one matrix, gate and up in one, allocated once and filled in place.
+
+This is the place that a tensor-parallel rank cuts: `qkv`, `gate_up` and `lm_head` by rows (their outputs), `out` and
+`down` by columns (their inputs, with a sum over ranks after them).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from octavo.models.spec import ModelSpec
+
+
+@dataclass(slots=True)
+class Linear:
+    """y = x W^T + b."""
+
+    weight: Tensor  # [out, in]
+    bias: Tensor | None  # [out]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(slots=True)
+class LayerWeights:
+    """One layer. Norm weights are float32; Gemma's stored `weight - 1` has its one back."""
+
+    attention_norm: Tensor  # [D]
+    qkv: Linear  # [q_size + 2 kv_size, D]
+    out: Linear  # [D, q_size]
+    mlp_norm: Tensor  # [D]
+    gate_up: Linear  # [2 I, D]
+    down: Linear  # [D, I]
+    q_norm: Tensor | None  # [head_dim]
+    k_norm: Tensor | None  # [head_dim]
+    post_attention_norm: Tensor | None  # [D]
+    post_mlp_norm: Tensor | None  # [D]
+
+
+@dataclass(slots=True)
+class Weights:
+    """A whole model."""
+
+    embedding: Tensor  # [V, D]
+    layers: list[LayerWeights]
+    final_norm: Tensor  # [D] float32
+    lm_head: Tensor  # [V, D]; the embedding itself where they are tied
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The final place of one stored tensor: all or some rows of a tensor of `Weights`."""
+
+    layer: int | None
+    part: str  # "q", "attention_norm", "embedding", ...
+    kind: str  # "weight" or "bias"
+    target: Tensor  # a view
+
+    @property
+    def is_norm(self) -> bool:
+        return self.part.endswith("norm")
+
+
+def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> Weights:
+    """Room for the weights of `spec`, not yet filled. `dtype` is that of all but the norms."""
+
+    def matrix(rows: int, columns: int) -> Tensor:
+        return torch.empty(rows, columns, dtype=dtype, device=device)
+
+    def linear(rows: int, columns: int, bias: bool) -> Linear:
+        return Linear(matrix(rows, columns), torch.empty(rows, dtype=dtype, device=device) if bias else None)
+
+    def norm(size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.float32, device=device)
+
+    width, inner = spec.hidden_size, spec.intermediate_size
+
+    def layer() -> LayerWeights:
+        return LayerWeights(
+            attention_norm=norm(width),
+            qkv=linear(spec.q_size + 2 * spec.kv_size, width, spec.qkv_bias),
+            out=linear(width, spec.q_size, spec.out_bias),
+            mlp_norm=norm(width),
+            gate_up=linear(2 * inner, width, spec.mlp_bias),
+            down=linear(width, inner, spec.mlp_bias),
+            q_norm=norm(spec.head_dim) if spec.qk_norm else None,
+            k_norm=norm(spec.head_dim) if spec.qk_norm else None,
+            post_attention_norm=norm(width) if spec.post_norms else None,
+            post_mlp_norm=norm(width) if spec.post_norms else None,
+        )
+
+    embedding = matrix(spec.vocab_size, width)
+    head = embedding if spec.tied_embeddings else matrix(spec.vocab_size, width)
+    return Weights(embedding, [layer() for _ in range(spec.num_layers)], norm(width), head)
+
+
+def slots(weights: Weights, spec: ModelSpec) -> list[Slot]:
+    """The place of every tensor that a checkpoint of `spec` holds."""
+    places = [
+        Slot(None, "embedding", "weight", weights.embedding),
+        Slot(None, "final_norm", "weight", weights.final_norm),
+    ]
+    if not spec.tied_embeddings:
+        places.append(Slot(None, "lm_head", "weight", weights.lm_head))
+    for index, layer in enumerate(weights.layers):
+        places += _layer_slots(index, layer, spec)
+    return places
+
+
+def _layer_slots(index: int, layer: LayerWeights, spec: ModelSpec) -> list[Slot]:
+    heads = {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
+    places = [
+        *_linear_slots(index, layer.qkv, heads),
+        *_linear_slots(index, layer.out, {"out": spec.hidden_size}),
+        *_linear_slots(index, layer.gate_up, {"gate": spec.intermediate_size, "up": spec.intermediate_size}),
+        *_linear_slots(index, layer.down, {"down": spec.hidden_size}),
+    ]
+    norms = ("attention_norm", "mlp_norm", "q_norm", "k_norm", "post_attention_norm", "post_mlp_norm")
+    present = [(name, getattr(layer, name)) for name in norms if getattr(layer, name) is not None]
+    return places + [Slot(index, name, "weight", norm) for name, norm in present]
+
+
+def _linear_slots(index: int, linear: Linear, rows: dict[str, int]) -> list[Slot]:
+    """The parts of one fused matrix, first rows first."""
+    places, start = [], 0
+    for part, size in rows.items():
+        places.append(Slot(index, part, "weight", linear.weight[start : start + size]))
+        if linear.bias is not None:
+            places.append(Slot(index, part, "bias", linear.bias[start : start + size]))
+        start += size
+    return places

@@ -1,0 +1,84 @@
+"""What the formats call a tensor, and how they store it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.models.spec import ModelSpec
+from octavo.models.weights.layout import Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """One format's names for one family.
+
+    Attributes:
+        layer: prefix of a layer's tensors, with {} for its index.
+        parts: part -> name.
+        norm_offset: added to stored norm weights. Gemma's checkpoints hold the weight less one; in GGUF files the
+            converter has added it already.
+        interleaved_rope: rows of q and k alternate between the two halves of a head, for rotation of neighbours.
+            llama.cpp's converter stores Llama so (`LlamaModel.permute` in convert_hf_to_gguf.py).
+    """
+
+    layer: str
+    parts: dict[str, str]
+    norm_offset: float = 0.0
+    interleaved_rope: bool = False
+
+    def stored_name(self, slot: Slot) -> str:
+        """The name of a slot's tensor in the checkpoint."""
+        prefix = "" if slot.layer is None else self.layer.format(slot.layer)
+        return f"{prefix}{self.parts[slot.part]}.{slot.kind}"
+
+
+def hf_naming(spec: ModelSpec) -> Naming:
+    """Hugging Face's names, after the prefixes that `safetensors_files.plain_name` takes off."""
+    before_mlp = {"mlp_norm": "post_attention_layernorm"}  # so called where it is the only norm between the branches
+    around_mlp = {
+        "post_attention_norm": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "post_mlp_norm": "post_feedforward_layernorm",
+    }
+    offset = 1.0 if spec.family.startswith("gemma") else 0.0
+    return Naming("layers.{}.", _HF_PARTS | (around_mlp if spec.post_norms else before_mlp), norm_offset=offset)
+
+
+def gguf_naming(spec: ModelSpec) -> Naming:
+    """GGUF's names."""
+    return Naming("blk.{}.", _GGUF_PARTS, interleaved_rope=spec.family in ("llama", "mistral"))
+
+
+_HF_PARTS = {
+    "embedding": "embed_tokens",
+    "final_norm": "norm",
+    "lm_head": "lm_head",
+    "attention_norm": "input_layernorm",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "out": "self_attn.o_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+_GGUF_PARTS = {
+    "embedding": "token_embd",
+    "final_norm": "output_norm",
+    "lm_head": "output",
+    "attention_norm": "attn_norm",
+    "q": "attn_q",
+    "k": "attn_k",
+    "v": "attn_v",
+    "out": "attn_output",
+    "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm",
+    "post_attention_norm": "post_attention_norm",
+    "mlp_norm": "ffn_norm",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+    "post_mlp_norm": "post_ffw_norm",
+}

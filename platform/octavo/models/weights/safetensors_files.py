@@ -1,0 +1,79 @@
+"""Weights of a Hugging Face directory: one safetensors file, or several with an index."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from octavo.errors import ModelError
+from octavo.models.spec import ModelSpec
+from octavo.models.weights.stored import StoredTensor
+
+_UNUSED = re.compile(r"(vision_tower|multi_modal_projector)\.|.*\.rotary_emb\.inv_freq$")
+"""Gemma 3's eyes, and the frequencies that old Llama checkpoints store (the config says the same)."""
+
+
+def read_safetensors(folder: Path, spec: ModelSpec) -> list[StoredTensor]:
+    """The tensors of a directory that a model of `spec` uses.
+
+    Raises:
+        ModelError: no safetensors file, a shard is missing, or a file is damaged.
+    """
+    tensors = [tensor for file in _files(folder) for tensor in _read_headers(file)]
+    unused = {"lm_head.weight"} if spec.tied_embeddings else set()
+    return [tensor for tensor in tensors if tensor.name not in unused and not _UNUSED.match(tensor.name)]
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name without what wraps the text model: `model.`, `language_model.model.`, ..."""
+    for prefix in ("language_model.", "model.", "language_model."):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    elif (folder / "model.safetensors").is_file():
+        files = [folder / "model.safetensors"]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{folder} holds no .safetensors file; other weight formats are not read")
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise ModelError(f"{folder} lacks {', '.join(missing)}, which its index names")
+    return files
+
+
+def _open(file: Path) -> AbstractContextManager[Any]:
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file} is damaged or not a safetensors file: {error}") from error
+
+
+def _read_headers(file: Path) -> list[StoredTensor]:
+    with _open(file) as tensors:
+        return [_stored(file, name, tensors.get_slice(name)) for name in tensors.keys()]  # noqa: SIM118
+
+
+def _stored(file: Path, name: str, piece: Any) -> StoredTensor:
+    shape = tuple(piece.get_shape())
+    bits = int(re.sub(r"\D", "", piece.get_dtype().partition("_")[0]) or 8)
+    return StoredTensor(plain_name(name), shape, math.prod(shape) * bits // 8, partial(_read, file, name))
+
+
+def _read(file: Path, name: str) -> Iterator[Tensor]:
+    # Memory-mapped: nothing is held but the page cache, and the map goes with the file's handle.
+    with _open(file) as tensors:
+        yield tensors.get_tensor(name)

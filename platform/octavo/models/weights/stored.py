@@ -1,0 +1,102 @@
+"""Filling a model's weights from a checkpoint, a few rows at a time.
+
+A format gives `StoredTensor`s: a name, a shape, and the rows in chunks. Names and shapes are compared with what the
+model needs before any row is read; then each chunk is converted straight into its final place, so that peak memory is
+the model's size and one chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from octavo.errors import ModelError
+from octavo.models.weights.layout import Slot
+from octavo.models.weights.names import Naming
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor of a checkpoint.
+
+    Attributes:
+        name: without the prefixes that differ between checkpoints of one family.
+        shape: its logical shape.
+        num_bytes: its size in the file.
+        chunks: reads its rows in order, some at a time.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    num_bytes: int
+    chunks: Callable[[], Iterator[Tensor]]
+
+
+def fill(
+    places: list[Slot], naming: Naming, stored: list[StoredTensor], head_dim: int, *, title: str, progress: bool
+) -> None:
+    """Copy every stored tensor to its place.
+
+    Args:
+        places: what the model needs.
+        naming: how the checkpoint names and stores it.
+        stored: what the checkpoint holds, without the tensors that a model like this does not use.
+        head_dim: rows of one head in q and k.
+        title: of the progress bar.
+        progress: whether to draw it.
+
+    Raises:
+        ModelError: tensors are missing, not expected, or of another shape; the message names them.
+    """
+    by_name = {naming.stored_name(slot): slot for slot in places}
+    _compare(by_name, stored)
+    total = sum(tensor.num_bytes for tensor in stored)
+    with tqdm(total=total, desc=title, unit="B", unit_scale=True, disable=not progress) as bar:
+        for tensor in stored:
+            _copy(tensor, by_name[tensor.name], naming, head_dim)
+            bar.update(tensor.num_bytes)
+
+
+def _compare(by_name: dict[str, Slot], stored: list[StoredTensor]) -> None:
+    shapes = {tensor.name: tensor.shape for tensor in stored}
+    if missing := [name for name in by_name if name not in shapes]:
+        raise ModelError(f"the checkpoint lacks {_list(missing)}")
+    if extra := [name for name in shapes if name not in by_name]:
+        raise ModelError(f"the checkpoint holds tensors that a model of this kind does not have: {_list(extra)}")
+    wrong = [
+        f"{name} is {list(shapes[name])} instead of {list(slot.target.shape)}"
+        for name, slot in by_name.items()
+        if tuple(slot.target.shape) != shapes[name]
+    ]
+    if wrong:
+        raise ModelError(f"tensors of the wrong shape: {_list(wrong)}")
+
+
+def _list(names: list[str], most: int = 8) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def _copy(tensor: StoredTensor, slot: Slot, naming: Naming, head_dim: int) -> None:
+    interleaved = naming.interleaved_rope and slot.part in ("q", "k")
+    rows = _half_split_rows(len(slot.target), head_dim).to(slot.target.device) if interleaved else None
+    start = 0
+    for chunk in tensor.chunks():
+        end = start + len(chunk)
+        if rows is None:
+            slot.target[start:end].copy_(chunk)
+        else:
+            slot.target.index_copy_(0, rows[start:end], chunk.to(slot.target.device, slot.target.dtype))
+        start = end
+    if slot.is_norm:
+        slot.target.add_(naming.norm_offset)
+
+
+def _half_split_rows(num_rows: int, head_dim: int) -> Tensor:
+    """Where each stored row belongs: stored row 2 i + j of a head is its row i + j head_dim / 2."""
+    halves = torch.arange(num_rows).view(-1, 2, head_dim // 2)
+    return halves.transpose(1, 2).reshape(-1)
