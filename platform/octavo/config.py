@@ -21,7 +21,8 @@ class EngineConfig:
         quantization: None keeps the checkpoint's weights as they are.
         max_model_len: most tokens of one sequence, prompt and output; None takes the model's own limit.
         max_num_seqs: most sequences in one step.
-        max_num_batched_tokens: most tokens in one step; a longer prompt is computed in chunks.
+        max_num_batched_tokens: tokens in one step; a longer prompt is computed in chunks. Running streams always get
+            their token, and prompts at least one block, even if that is more.
         target_itl: seconds between two tokens of a running stream that prefill chunks must not exceed, predicted by
             the cost model; None means every step may use all of max_num_batched_tokens.
         max_num_queued_requests: requests that may wait; one more is refused with `Overloaded`.
@@ -33,7 +34,6 @@ class EngineConfig:
         threads: CPU threads; None takes what the process may use.
         tensor_parallel_size: ranks that share the model.
         device: "auto" is "cuda" where there is one, else "cpu".
-        cache_salt: default cache namespace, mixed into every block hash.
     """
 
     dtype: DType = "auto"
@@ -50,7 +50,6 @@ class EngineConfig:
     threads: int | None = None
     tensor_parallel_size: int = 1
     device: str = "auto"
-    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         at_least_one = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_queued_requests",

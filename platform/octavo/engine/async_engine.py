@@ -1,0 +1,208 @@
+"""The same engine for servers: its loop in one thread, a queue in, a stream per request out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+
+from octavo.config import EngineConfig
+from octavo.engine.engine import Engine
+from octavo.engine.stats import EngineStats
+from octavo.errors import EngineDead, OctavoError
+from octavo.request import Request, SequenceUpdate
+from octavo.source import resolve_source
+from octavo.text.tokenizer import load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+_STUCK_AFTER = 60.0  # seconds without a finished step while there is work; the longest honest step is a few seconds
+_AUDIT_EVERY = 10.0  # seconds between integrity checks of an idle engine; one takes 1 ms per 2,000 blocks
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """One request's way back: filled by the engine thread through the loop, emptied by the consumer."""
+
+    loop: asyncio.AbstractEventLoop
+    open_sequences: int
+    updates: list[SequenceUpdate] = field(default_factory=list)
+    error: BaseException | None = None
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, updates: list[SequenceUpdate], error: BaseException | None) -> None:
+        """Runs on the consumer's loop."""
+        self.updates += updates
+        self.error = self.error or error
+        self.ready.set()
+
+    async def take(self) -> list[SequenceUpdate]:
+        """Whatever has come since the last call; waits for something."""
+        await self.ready.wait()
+        self.ready.clear()
+        if not self.updates and self.error is not None:
+            raise self.error
+        updates, self.updates = self.updates, []
+        return updates
+
+
+class AsyncEngine:
+    """An `Engine` in a thread of its own.
+
+    A consumer that is slow gets several steps' updates at once; one that is quick gets each step's as it comes.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._commands: queue.SimpleQueue[tuple[str, int | None, Request | None, _Stream | None] | None]
+        self._commands = queue.SimpleQueue()
+        self._streams: dict[str, _Stream] = {}
+        self._error: BaseException | None = None
+        self._beat = time.monotonic()
+        self._audited = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="octavo-engine", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def load(cls, source: str, config: EngineConfig, *, progress: bool = False) -> AsyncEngine:
+        """Load a model and start its thread.
+
+        Raises:
+            ModelError, ConfigError: it cannot be loaded, or not with these settings.
+        """
+        found = resolve_source(source)
+        return cls(Engine.load(found, config, load_tokenizer(found).eos_token_ids, progress=progress))
+
+    async def generate(self, request: Request) -> AsyncIterator[list[SequenceUpdate]]:
+        """Run a request; yields lists of updates until all of its sequences have ended.
+
+        Closing the generator, or cancelling the task that reads it, aborts the request.
+
+        Raises:
+            BadRequest, Overloaded: before the first list.
+            EngineDead: the engine stopped.
+        """
+        self.check_health()
+        stream = _Stream(asyncio.get_running_loop(), request.params.num_sequences)
+        self._commands.put((request.request_id, None, request, stream))
+        try:
+            while stream.open_sequences:
+                updates = await stream.take()
+                stream.open_sequences -= sum(update.finish_reason is not None for update in updates)
+                yield updates
+        finally:
+            if stream.open_sequences and stream.error is None:
+                self.abort(request.request_id)
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """End a request, or one of its n sequences, before the next step; may be called from any thread."""
+        self._commands.put((request_id, index, None, None))
+
+    def check_health(self) -> None:
+        """Raise EngineDead if the thread died or has not finished a step for a minute while there was work."""
+        if self._error is not None or not self._thread.is_alive():
+            raise EngineDead(f"the engine has stopped: {self._error!r}")
+        silent = time.monotonic() - self._beat
+        if self.engine.has_work and silent > _STUCK_AFTER:
+            raise EngineDead(f"the engine has not finished a step for {silent:.0f} s")
+
+    def stats(self) -> EngineStats:
+        """Gauges and counters, now."""
+        return self.engine.stats()
+
+    def close(self) -> None:
+        """Stop the thread and give up the model; requests in flight end with EngineDead."""
+        self._commands.put(None)
+        self._thread.join()
+        self.engine.close()
+
+    # ---- the engine's thread ----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._take_commands():
+                if self.engine.has_work:
+                    self._deliver(self.engine.step())
+                else:
+                    self._audit()
+            self._error = EngineDead("the engine was closed")
+        except BaseException as error:
+            logger.exception("the engine has stopped")
+            self._error = error
+        finally:
+            self._fail_all()
+
+    def _take_commands(self) -> bool:
+        """Carry out what callers asked for; sleeps while there is nothing to do. False when told to close."""
+        while True:
+            try:
+                command = self._commands.get(block=not self.engine.has_work)
+            except queue.Empty:
+                self._beat = time.monotonic()
+                return True
+            self._beat = time.monotonic()
+            if command is None:
+                return False
+            request_id, index, request, stream = command
+            if request is None or stream is None:
+                self._deliver(self.engine.abort(request_id, index))
+            else:
+                self._add(request, stream)
+
+    def _add(self, request: Request, stream: _Stream) -> None:
+        try:
+            self.engine.add(request)
+        except OctavoError as error:
+            _call(stream.loop, [(stream, [], error)])
+        else:
+            self._streams[request.request_id] = stream
+
+    def _deliver(self, updates: Iterable[SequenceUpdate]) -> None:
+        """Hand updates to their streams: one wake-up per event loop and step, not per token."""
+        by_request: dict[str, list[SequenceUpdate]] = {}
+        for update in updates:
+            by_request.setdefault(update.request_id, []).append(update)
+        by_loop: dict[asyncio.AbstractEventLoop, list[_Delivery]] = {}
+        for request_id, news in by_request.items():
+            stream = self._streams[request_id]
+            by_loop.setdefault(stream.loop, []).append((stream, news, None))
+            if not self.engine.scheduler.knows(request_id):
+                del self._streams[request_id]
+        for loop, deliveries in by_loop.items():
+            _call(loop, deliveries)
+
+    def _audit(self) -> None:
+        if time.monotonic() - self._audited > _AUDIT_EVERY:
+            self.engine.check_integrity()
+            self._audited = time.monotonic()
+
+    def _fail_all(self) -> None:
+        error = EngineDead(f"the engine has stopped: {self._error!r}")
+        for stream in self._streams.values():
+            _call(stream.loop, [(stream, [], error)])
+        self._streams.clear()
+        while True:  # requests that were queued but never taken in
+            try:
+                command = self._commands.get_nowait()
+            except queue.Empty:
+                return
+            if command is not None and command[3] is not None:
+                _call(command[3].loop, [(command[3], [], error)])
+
+
+_Delivery = tuple[_Stream, list[SequenceUpdate], BaseException | None]
+
+
+def _call(loop: asyncio.AbstractEventLoop, deliveries: list[_Delivery]) -> None:
+    def deliver() -> None:
+        for stream, updates, error in deliveries:
+            stream.put(updates, error)
+
+    try:
+        loop.call_soon_threadsafe(deliver)
+    except RuntimeError:
+        logger.debug("a consumer's event loop was closed before its request ended")

@@ -1,0 +1,128 @@
+"""The engine: schedule -> execute -> commit, in tokens only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from octavo.config import EngineConfig
+from octavo.cost_model import CostModel
+from octavo.engine.batch import build_batch
+from octavo.engine.scheduler import ModelLimits, Scheduler
+from octavo.engine.stats import EngineStats
+from octavo.errors import ConfigError
+from octavo.execution.executor import Executor, LocalExecutor
+from octavo.kvcache.block_pool import BlockPool
+from octavo.models.spec import ModelSpec
+from octavo.request import Request, SequenceUpdate
+from octavo.source import Source
+
+
+class Engine:
+    """One model, one KV pool, one loop; single-threaded (`AsyncEngine` puts it into a thread).
+
+    Args:
+        name: of the model; block hashes start from it, so the router must use the same.
+        executor: what runs the steps.
+        end_token_ids: tokens that end a sequence unless a request says `ignore_eos`.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        executor: Executor,
+        config: EngineConfig,
+        end_token_ids: Iterable[int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.executor = executor
+        self.limits = ModelLimits(
+            name,
+            executor.spec.vocab_size,
+            _max_model_len(config, executor.spec, executor.num_blocks),
+            frozenset(end_token_ids),
+        )
+        self.pool = BlockPool(executor.num_blocks, config.block_size, caching=config.enable_prefix_caching)
+        self.scheduler = Scheduler(config, self.limits, self.pool, CostModel(), clock)
+        self._steps = 0
+        self._generation_tokens = 0
+
+    @classmethod
+    def load(
+        cls, source: Source, config: EngineConfig, end_token_ids: Iterable[int], *, progress: bool = False
+    ) -> Engine:
+        """Load a model into this process.
+
+        Raises:
+            ModelError, ConfigError: it cannot be loaded, or not with these settings.
+        """
+        return cls(source.name, LocalExecutor(source, config, progress=progress), config, end_token_ids)
+
+    def add(self, request: Request) -> None:
+        """Queue a request; see `Scheduler.add`."""
+        self.scheduler.add(request)
+
+    def abort(self, request_id: str, index: int | None = None) -> list[SequenceUpdate]:
+        """End a request or one of its sequences; its blocks are free when this returns."""
+        return self.scheduler.abort(request_id, index)
+
+    def step(self) -> list[SequenceUpdate]:
+        """Advance every scheduled sequence; returns what happened to those that got a token or ended."""
+        plan = self.scheduler.schedule()
+        if not plan.entries:
+            return []
+        result = self.executor.execute(build_batch(plan))
+        self._steps += 1
+        self._generation_tokens += len(result.token_ids)
+        return self.scheduler.commit(plan, result)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do."""
+        return self.scheduler.has_work
+
+    def stats(self) -> EngineStats:
+        """Gauges and counters, now."""
+        scheduler, pool = self.scheduler, self.pool
+        return EngineStats(
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting,
+            blocks_total=pool.num_blocks,
+            blocks_free=pool.num_free,
+            blocks_cached=pool.num_cached,
+            filled_slots=scheduler.num_filled_slots,
+            owned_slots=pool.num_owned * pool.block_size,
+            prompt_tokens=scheduler.num_prompt_tokens,
+            cached_tokens=scheduler.num_cached_tokens,
+            generation_tokens=self._generation_tokens,
+            preemptions=scheduler.num_preemptions,
+            steps=self._steps,
+            seconds_of_work=scheduler.seconds_of_work(),
+            cost=scheduler.cost_model.coefficients,
+        )
+
+    def check_integrity(self) -> None:
+        """Prove that no block leaked; called whenever the engine idles."""
+        self.scheduler.check_integrity()
+
+    def close(self) -> None:
+        """Give up the model."""
+        self.executor.close()
+
+
+def _max_model_len(config: EngineConfig, spec: ModelSpec, num_blocks: int) -> int:
+    """The context limit: the model's, the setting's, and never more than the KV pool holds."""
+    slots = num_blocks * config.block_size
+    wanted = config.max_model_len
+    if wanted is None:
+        return min(spec.max_position_embeddings, slots)
+    if wanted > spec.max_position_embeddings:
+        raise ConfigError(f"max_model_len is {wanted}, but the model was made for {spec.max_position_embeddings}")
+    if wanted > slots:
+        raise ConfigError(
+            f"max_model_len is {wanted}, but the KV cache holds {slots} tokens: "
+            "raise kv_cache_bytes or lower max_model_len"
+        )
+    return wanted

@@ -1,0 +1,451 @@
+"""Who gets how many tokens in the next step.
+
+One rule covers chunked prefill, prefix hits, resume after preemption and decoding: a sequence has `num_computed` and
+`num_known` tokens, and a step hands out a budget until they meet.
+
+    1. Running sequences, in order of (priority, arrival). A decoding one gets its token; the rest of the budget is the
+       chunk that sequences with more to compute share.
+    2. Waiting ones, same order, while there are places, chunk and blocks. The head of the queue is never overtaken.
+
+The chunk is bounded by `max_num_batched_tokens`, and, with `target_itl` set, by what the cost model says keeps the
+step within that time while streams are running.
+
+Blocks are taken on demand. When they run out, the last sequence in the order gives all of its blocks back and queues
+again; the prefix cache usually makes the recomputation cheap. The first in the order can always go on, because the
+pool holds at least one sequence of `max_model_len`.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from octavo.block_hash import root_hash
+from octavo.config import EngineConfig
+from octavo.cost_model import CostModel
+from octavo.engine.decisions import Decision, DecisionKind, DecisionLog
+from octavo.engine.sequence import Group, Sequence
+from octavo.errors import BadRequest, Overloaded, PromptTooLong
+from octavo.kvcache.block_pool import BlockPool
+from octavo.kvcache.block_table import BlockTable
+from octavo.request import FinishReason, Request, SequenceUpdate, TokenLogprobs
+from octavo.request import Logprob as LogprobEntry
+from octavo.step import LogprobRow, StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """What the scheduler must know of the model.
+
+    Attributes:
+        name: mixed into block hashes; two models never share blocks.
+        vocab_size: token ids are below it.
+        max_model_len: most tokens of one sequence.
+        end_token_ids: tokens that end a sequence unless `ignore_eos`.
+    """
+
+    name: str
+    vocab_size: int
+    max_model_len: int
+    end_token_ids: frozenset[int]
+
+
+@dataclass(slots=True)
+class Plan:
+    """One step as decided: which sequences compute how many tokens, and the block copies to make first."""
+
+    entries: list[tuple[Sequence, int]] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+
+    def sampled(self) -> Iterator[tuple[int, Sequence]]:
+        """(position in `entries`, sequence) of those whose next token is sampled, in row order.
+
+        A prompt that becomes n sequences is sampled n times: `Sequence.width` rows.
+        """
+        return ((i, seq) for i, (seq, count) in enumerate(self.entries) if count == seq.remaining)
+
+    @property
+    def attended(self) -> int:
+        """Sum over the step's tokens of the positions each attends to (the cost model's unit)."""
+        return sum(count * (seq.num_computed + (count + 1) // 2) for seq, count in self.entries)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(count for _, count in self.entries)
+
+
+class Scheduler:
+    """Admits, schedules, preempts and finishes sequences; holds no tensors.
+
+    Args:
+        config: limits of a step.
+        limits: of the model.
+        pool: the KV blocks; must hold at least one sequence of `max_model_len`.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        limits: ModelLimits,
+        pool: BlockPool,
+        cost_model: CostModel,
+        clock: Callable[[], float],
+    ) -> None:
+        self.config = config
+        self.limits = limits
+        self.pool = pool
+        self.cost_model = cost_model
+        self.decisions = DecisionLog()
+        self.num_preemptions = 0
+        self.num_prompt_tokens = 0
+        self.num_cached_tokens = 0
+        self._clock = clock
+        self._groups: dict[str, Group] = {}
+        self._running: list[Sequence] = []  # by (priority, arrival, index)
+        self._waiting: list[tuple[tuple[int, int], int, Sequence]] = []  # heap of the same order
+        self._arrivals = 0
+        self._step = 0
+
+    # ---- requests in ------------------------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            BadRequest: it can never run here.
+            Overloaded: the waiting queue is full.
+        """
+        self.check(request)
+        if len(self._waiting) >= self.config.max_num_queued_requests:
+            retry = max(1.0, self.seconds_of_work())
+            self.decisions.add(
+                Decision(
+                    self._step, self._clock(), request.request_id, 0, "reject", "queue full", {"retry_after": retry}
+                )
+            )
+            raise Overloaded(f"{len(self._waiting)} requests are waiting, which is the limit", retry)
+        params = request.params
+        prompt = list(request.prompt_token_ids)
+        room = self.limits.max_model_len - len(prompt)
+        self._arrivals += 1
+        group = Group(
+            request=request,
+            arrival=(request.priority, self._arrivals),
+            arrival_time=self._clock() if request.arrival_time is None else request.arrival_time,
+            max_tokens=min(params.max_tokens or room, room),
+            end_token_ids=frozenset() if params.ignore_eos else self.limits.end_token_ids,
+            stop_token_ids=frozenset(params.stop_token_ids),
+            root=root_hash(self.limits.name, salt=request.cache_salt),
+        )
+        first = Sequence(group, 0, prompt, BlockTable(self.pool), len(prompt), chain=list(request.block_hashes or ()))
+        group.sequences.append(first)
+        self._groups[request.request_id] = group
+        self._enqueue(first)
+
+    def check(self, request: Request) -> None:
+        """Raise BadRequest if the request can never run here."""
+        params, limits = request.params, self.limits
+        prompt = request.prompt_token_ids
+        if request.request_id in self._groups:
+            raise BadRequest(f"request id {request.request_id!r} is already in use", "request_id")
+        if not prompt:
+            raise BadRequest("the prompt is empty: it must have at least one token", "prompt")
+        if not (min(prompt) >= 0 and max(prompt) < limits.vocab_size):
+            raise BadRequest(f"prompt token ids must be in [0, {limits.vocab_size})", "prompt")
+        if len(prompt) >= limits.max_model_len:
+            raise PromptTooLong(
+                f"the prompt has {len(prompt)} tokens; this model's context is {limits.max_model_len} tokens "
+                "and at least one must be left for the answer",
+                "prompt",
+            )
+        if params.num_sequences > self.config.max_num_seqs:
+            raise BadRequest(f"n and best_of must be at most {self.config.max_num_seqs} here", "n")
+        for name, ids in (("logit_bias", params.logit_bias or ()), ("stop_token_ids", params.stop_token_ids)):
+            if any(token >= limits.vocab_size for token in ids):
+                raise BadRequest(f"{name} token ids must be in [0, {limits.vocab_size})", name)
+
+    def abort(self, request_id: str, index: int | None = None) -> list[SequenceUpdate]:
+        """End a request, or one of its sequences, now; unknown ids are ignored (it may just have finished)."""
+        group = self._groups.get(request_id)
+        if group is None:
+            return []
+        if index is not None and not group.forked and group.request.params.num_sequences > 1:
+            return []  # a sequence cannot be told apart before the prompt is shared out
+        updates = []
+        for seq in [s for s in group.sequences if index is None or s.index == index]:
+            self._withdraw(seq)
+            updates.append(self._finish(seq, "abort", SequenceUpdate(request_id, seq.index, [])))
+        return updates
+
+    # ---- the step: schedule ... commit ------------------------------------------------------------------------
+
+    def schedule(self) -> Plan:
+        """Decide the next step; blocks are taken here."""
+        self._step += 1
+        plan = Plan()
+        chunk = self._chunk()
+        preemptions = self.num_preemptions
+        place = 0
+        while place < len(self._running):  # preemption shortens the list, from its end
+            seq = self._running[place]
+            if seq.remaining == 1:
+                self._continue(seq, 1, plan)
+            elif chunk > 0:
+                chunk -= self._continue(seq, min(seq.remaining, chunk), plan)
+            else:
+                self._note("shrink", seq, "no budget left", need=seq.remaining)
+            place += 1
+        if self.num_preemptions == preemptions:  # who was just put out must not come straight back in
+            while self._waiting and chunk > 0 and (count := self._admit(self._waiting[0][2], chunk, plan)):
+                chunk -= count
+        return plan
+
+    def _chunk(self) -> int:
+        """Tokens that sequences with more than one to compute may share in this step.
+
+        Never less than a block (or the whole budget if that is smaller): neither many decoding sequences nor a target
+        that cannot be met may stop prompts for ever.
+        """
+        decoding = [seq for seq in self._running if seq.remaining == 1]
+        budget = self.config.max_num_batched_tokens
+        least = min(self.config.block_size, budget)
+        chunk = max(budget - len(decoding), least)
+        if self.config.target_itl is None or not decoding:
+            return chunk
+        attended = sum(seq.num_known for seq in decoding)
+        head = next((seq.num_computed for seq in self._running if seq.remaining > 1), 0)
+        within = self.cost_model.tokens_within(self.config.target_itl, len(decoding), attended, head)
+        return chunk if within is None else min(chunk, max(within, least))
+
+    def _continue(self, seq: Sequence, count: int, plan: Plan) -> int:
+        """Take blocks for `count` tokens of a running sequence, preempting from the back; returns tokens scheduled."""
+        while (copies := seq.table.grow(seq.num_computed, seq.num_computed + count)) is None:
+            victim = self._running[-1]
+            self._preempt(victim, needed_by=seq)
+            if victim is seq:
+                return 0
+        plan.entries.append((seq, count))
+        plan.copies.extend(copies)
+        return count
+
+    def _admit(self, seq: Sequence, chunk: int, plan: Plan) -> int:
+        """Start the head of the queue; returns tokens scheduled, 0 when it has to wait."""
+        places = self.config.max_num_seqs - sum(s.width for s in self._running)
+        if seq.width > places:
+            self._note("wait", seq, "no running place", needed=seq.width, places=places)
+            return 0
+        cached = self._match(seq)
+        size = self.config.block_size
+        # The whole of what is known must fit (not only the first chunk), with 1 % to spare for those that run: else it
+        # would be preempted again at once.
+        fresh = -(-seq.num_known // size) - len(cached)
+        idle = sum(1 for block in cached if not self.pool.is_owned(block))
+        spare = self.pool.num_blocks // 100 if self._running else 0
+        if fresh + idle + spare > self.pool.num_free:
+            self._note("wait", seq, "no KV blocks", needed=fresh + spare, free=self.pool.num_free - idle)
+            return 0
+        heapq.heappop(self._waiting)
+        seq.table = BlockTable(self.pool, cached)
+        seq.num_computed = len(cached) * size
+        count = min(seq.remaining, chunk)
+        copies = seq.table.grow(seq.num_computed, seq.num_computed + count)
+        assert copies == [], "cached blocks are full blocks, so admission never copies"
+        self._account_cached(seq)
+        bisect.insort(self._running, seq, key=_order)
+        plan.entries.append((seq, count))
+        self._note("admit", seq, "fits", cached=seq.num_computed, tokens=count)
+        return count
+
+    def _match(self, seq: Sequence) -> list[int]:
+        """Cached blocks of a prefix of the sequence; at least one token is left to compute, to sample from."""
+        group = seq.group
+        if not self.config.enable_prefix_caching:
+            return []
+        if group.request.params.prompt_logprobs is not None and not group.forked:
+            return []  # every prompt position has to be computed
+        full = (seq.num_known - 1) // self.config.block_size
+        return self.pool.match(seq.hashes(self.config.block_size)[:full])
+
+    def _account_cached(self, seq: Sequence) -> None:
+        group = seq.group
+        if group.num_cached_tokens is None:
+            group.num_cached_tokens = min(seq.num_computed, seq.num_prompt)
+            self.num_prompt_tokens += seq.num_prompt
+            self.num_cached_tokens += group.num_cached_tokens
+        if not group.forked and group.request.params.prompt_logprobs is not None:
+            group.prompt_logprobs = [None]
+
+    def commit(self, plan: Plan, result: StepResult) -> list[SequenceUpdate]:
+        """Take in what a step produced: append tokens, publish full blocks, fork, finish, free."""
+        self.cost_model.observe(plan.num_tokens, len(plan.entries), plan.attended, result.seconds)
+        self._take_prompt_logprobs(plan, result)
+        sampled = [seq for _, seq in plan.sampled()]
+        for seq, count in plan.entries:
+            seq.num_computed += count
+            if self.config.enable_prefix_caching:
+                seq.table.publish(seq.hashes(self.config.block_size), seq.num_computed)
+        updates = []
+        row = 0
+        for seq in sampled:
+            for line in self._share_out(seq):
+                updates.append(self._append(line, int(result.token_ids[row]), result.logprobs.get(row)))
+                row += 1
+        return updates
+
+    def _share_out(self, seq: Sequence) -> list[Sequence]:
+        """The sequences that continue from a computed prompt: the request's n, forked on first sight."""
+        group = seq.group
+        if group.forked:
+            return [seq]
+        group.forked = True
+        siblings = [seq.fork(i) for i in range(1, group.request.params.num_sequences)]
+        for sibling in siblings:
+            group.sequences.append(sibling)
+            bisect.insort(self._running, sibling, key=_order)
+        return [seq, *siblings]
+
+    def _append(self, seq: Sequence, token: int, logprobs: LogprobRow | None) -> SequenceUpdate:
+        group = seq.group
+        update = SequenceUpdate(group.request.request_id, seq.index, [])
+        if token < 0:
+            self._withdraw(seq)
+            update.stop_reason = "the model produced values that are not finite for this request"
+            return self._finish(seq, "error", update)
+        seq.token_ids.append(token)
+        update.token_ids.append(token)
+        if logprobs is not None:
+            seq.cumulative_logprob += logprobs.logprobs[0]
+            update.cumulative_logprob = seq.cumulative_logprob
+            if group.request.params.logprobs is not None:
+                update.logprobs = [_token_logprobs(logprobs)]
+        reason = self._ended(seq, token, update)
+        if reason is None:
+            return self._announce(seq, update)
+        self._withdraw(seq)
+        return self._finish(seq, reason, update)
+
+    def _ended(self, seq: Sequence, token: int, update: SequenceUpdate) -> Literal["stop", "length"] | None:
+        group = seq.group
+        if seq.num_output >= group.request.params.min_tokens:
+            if token in group.end_token_ids:
+                return "stop"
+            if token in group.stop_token_ids:
+                update.stop_reason = token
+                return "stop"
+        return "length" if seq.num_output >= group.max_tokens else None
+
+    def _take_prompt_logprobs(self, plan: Plan, result: StepResult) -> None:
+        rows = iter(result.prompt_logprobs)
+        for seq, count in plan.entries:
+            for _ in range(num_prompt_logprobs(seq, count)):
+                seq.group.prompt_logprobs.append(_token_logprobs(next(rows)))
+
+    def _announce(self, seq: Sequence, update: SequenceUpdate) -> SequenceUpdate:
+        group = seq.group
+        update.time = self._clock()
+        if seq.index not in group.announced:
+            group.announced.add(seq.index)
+            update.num_cached_tokens = group.num_cached_tokens or 0
+            if group.prompt_logprobs:
+                update.prompt_logprobs = group.prompt_logprobs
+        return update
+
+    # ---- leaving ----------------------------------------------------------------------------------------------
+
+    def _preempt(self, seq: Sequence, needed_by: Sequence) -> None:
+        self._running.remove(seq)
+        held = len(seq.table.blocks)
+        seq.table.free()
+        seq.num_computed = 0
+        self._enqueue(seq)
+        self.num_preemptions += 1
+        by = needed_by.group.request.request_id
+        self._note("preempt", seq, f"blocks needed by {by}", held=held)
+
+    def _withdraw(self, seq: Sequence) -> None:
+        """Take a sequence out of wherever it is, and its blocks with it."""
+        if seq in self._running:
+            self._running.remove(seq)
+        else:
+            self._waiting = [entry for entry in self._waiting if entry[2] is not seq]
+            heapq.heapify(self._waiting)
+        seq.table.free()
+
+    def _finish(self, seq: Sequence, reason: FinishReason, update: SequenceUpdate) -> SequenceUpdate:
+        group = seq.group
+        group.sequences.remove(seq)
+        if not group.sequences:
+            del self._groups[group.request.request_id]
+        update.finish_reason = reason
+        self._note("finish", seq, reason, tokens=seq.num_output)
+        return self._announce(seq, update)
+
+    def _enqueue(self, seq: Sequence) -> None:
+        heapq.heappush(self._waiting, (seq.group.arrival, seq.index, seq))
+
+    def _note(self, kind: DecisionKind, seq: Sequence, reason: str, **numbers: float) -> None:
+        request_id = seq.group.request.request_id
+        self.decisions.add(Decision(self._step, self._clock(), request_id, seq.index, kind, reason, numbers))
+
+    # ---- looking in -------------------------------------------------------------------------------------------
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence runs or waits."""
+        return bool(self._running or self._waiting)
+
+    def knows(self, request_id: str) -> bool:
+        """Whether the request still has a living sequence."""
+        return request_id in self._groups
+
+    @property
+    def num_filled_slots(self) -> int:
+        """KV slots in owned blocks that hold a token (blocks shared by several sequences count once)."""
+        filled: dict[int, int] = {}
+        size = self.config.block_size
+        for seq in self._running:
+            for i, block in enumerate(seq.table.blocks):
+                filled[block] = max(filled.get(block, 0), min(size, seq.num_computed - i * size))
+        return sum(filled.values())
+
+    def seconds_of_work(self) -> float:
+        """Predicted seconds to compute everything known but not computed yet."""
+        pending = [seq.remaining for seq in self._running] + [seq.remaining for _, _, seq in self._waiting]
+        steps = -(-sum(pending) // self.config.max_num_batched_tokens)
+        a, b, c, _ = self.cost_model.coefficients
+        return a * steps + b * sum(pending) + c * len(pending)
+
+    def check_integrity(self) -> None:
+        """Prove that every block has exactly the owners it counts (`BlockPool.check_integrity`)."""
+        self.pool.check_integrity([seq.table.blocks for seq in self._running])
+
+
+def num_prompt_logprobs(seq: Sequence, count: int) -> int:
+    """How many of the next `count` tokens of a sequence predict a prompt token whose log probability was asked for."""
+    if seq.group.request.params.prompt_logprobs is None or seq.group.forked:
+        return 0
+    return max(0, min(seq.num_computed + count, seq.num_prompt - 1) - seq.num_computed)
+
+
+def _order(seq: Sequence) -> tuple[tuple[int, int], int]:
+    return seq.group.arrival, seq.index
+
+
+def _token_logprobs(row: LogprobRow) -> TokenLogprobs:
+    """vLLM's shape: the token itself with its rank, then the alternatives by rank."""
+    entries = {row.token_ids[0]: LogprobEntry(row.logprobs[0], row.rank)}
+    for rank, (token, value) in enumerate(zip(row.token_ids[1:], row.logprobs[1:], strict=True), 1):
+        entries.setdefault(token, LogprobEntry(value, rank))
+    return entries

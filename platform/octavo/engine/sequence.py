@@ -1,0 +1,104 @@
+"""A request inside the engine: its sequences, and what each has known, computed and holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from octavo.block_hash import extend_chain
+from octavo.kvcache.block_table import BlockTable
+from octavo.request import Request, TokenLogprobs
+
+_MIX = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: spreads the seeds of a request's sequences over 64 bits
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """A request in the engine and the sequences it became.
+
+    Attributes:
+        arrival: (priority, number of arrival): the order in which requests run.
+        max_tokens: the request's limit, or what the context leaves.
+        sequences: living sequences; one until the prompt is computed, then `num_sequences`.
+        root: first parent of the block hashes: model and cache namespace.
+        forked: whether the prompt has been shared out.
+        prompt_logprobs: one entry per prompt token after the first, filled while the prompt is computed.
+        announced: indices whose first update has been sent (it carries the prompt's numbers).
+    """
+
+    request: Request
+    arrival: tuple[int, int]
+    arrival_time: float
+    max_tokens: int
+    end_token_ids: frozenset[int]
+    stop_token_ids: frozenset[int]
+    root: bytes
+    sequences: list[Sequence] = field(default_factory=list)
+    forked: bool = False
+    num_cached_tokens: int | None = None
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    announced: set[int] = field(default_factory=set)
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether sampled tokens need their log probability (asked for, or needed to choose the best)."""
+        params = self.request.params
+        return params.logprobs is not None or params.num_sequences > params.n
+
+    def seed_of(self, index: int) -> int:
+        """64-bit seed of one sequence's random numbers."""
+        return (self.request.seed + index * _MIX) % 2**64
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One line of generation.
+
+        0 ........ num_cached ........ num_computed ........ num_known
+        [ found in the cache ][ K and V computed ][ known, to be computed ]
+
+    A prompt chunk, a resumed sequence and a single decode step differ only in how far apart the last two are.
+    """
+
+    group: Group
+    index: int
+    token_ids: list[int]
+    table: BlockTable
+    num_prompt: int
+    num_computed: int = 0
+    cumulative_logprob: float = 0.0
+    chain: list[bytes] = field(default_factory=list)
+
+    @property
+    def num_known(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output(self) -> int:
+        return len(self.token_ids) - self.num_prompt
+
+    @property
+    def remaining(self) -> int:
+        """Tokens to compute before the next one can be sampled."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def width(self) -> int:
+        """Running places this sequence needs: all of its request's until the prompt is shared out."""
+        return 1 if self.group.forked else self.group.request.params.num_sequences
+
+    def hashes(self, block_size: int) -> list[bytes]:
+        """The hash chain over all full blocks of known tokens."""
+        extend_chain(self.chain, self.group.root, self.token_ids, block_size)
+        return self.chain
+
+    def fork(self, index: int) -> Sequence:
+        """A sibling that shares everything computed so far."""
+        return Sequence(
+            group=self.group,
+            index=index,
+            token_ids=list(self.token_ids),
+            table=self.table.fork(),
+            num_prompt=self.num_prompt,
+            num_computed=self.num_computed,
+            chain=list(self.chain),
+        )

@@ -1,0 +1,47 @@
+"""The KV cache itself: per layer one K and one V tensor of blocks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.models.spec import ModelSpec
+
+
+def bytes_per_block(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> int:
+    """Bytes of K and V of one block over all layers."""
+    return 2 * spec.num_layers * block_size * spec.num_kv_heads * spec.head_dim * dtype.itemsize
+
+
+class KVStorage:
+    """K and V of `num_blocks` blocks.
+
+    Attributes:
+        layers: per layer (K, V), each [num_blocks, block_size, num_kv_heads, head_dim].
+    """
+
+    def __init__(self, spec: ModelSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: str) -> None:
+        shape = (spec.num_layers, 2, num_blocks, block_size, spec.num_kv_heads, spec.head_dim)
+        self._data = _zeros(shape, dtype, device)
+        self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self._data]
+
+    def copy(self, pairs: list[tuple[int, int]]) -> None:
+        """Copy blocks (source, target) in all layers; every source is read before any target is written."""
+        if pairs:
+            sources, targets = zip(*pairs, strict=True)
+            self._data[:, :, list(targets)] = self._data[:, :, list(sources)]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+    """Zeroed memory (masked positions are multiplied by zero, and zero times a stray NaN is NaN).
+
+    On a CPU it comes from calloc, whose pages take no memory until they are written; torch.zeros would touch a whole
+    pool of a gigabyte at the start.
+    """
+    if device != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    flat = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(flat).view(dtype).view(shape)

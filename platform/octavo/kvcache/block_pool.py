@@ -1,0 +1,154 @@
+"""The pool of KV blocks: who owns which, which can be shared by hash, which go first when space is short.
+
+Every block is in exactly one of three states, and `check_integrity` proves it:
+
+    blank    no owner, no content worth keeping
+    cached   no owner, but published under a hash: reusable by an equal prefix until evicted, least recently freed first
+    owned    one or more owners (reference count >= 1); published or not
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+
+from octavo.kvcache.events import EventLog
+
+
+class BlockPool:
+    """Reference-counted blocks with a hash index.
+
+    Args:
+        num_blocks: blocks in the pool.
+        block_size: tokens per block.
+        caching: keep published blocks for reuse; without it every freed block is blank.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, *, caching: bool = True) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.caching = caching
+        self.events = EventLog()
+        self._references = [0] * num_blocks
+        self._hashes: list[bytes | None] = [None] * num_blocks
+        self._index: dict[bytes, int] = {}
+        self._blank = list(range(num_blocks - 1, -1, -1))  # a stack: low ids first
+        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently freed first
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that `take` can hand out (blank or evictable)."""
+        return len(self._blank) + len(self._cached)
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks without an owner whose content can still be reused."""
+        return len(self._cached)
+
+    @property
+    def num_owned(self) -> int:
+        """Blocks that some sequence holds."""
+        return self.num_blocks - self.num_free
+
+    def take(self, count: int) -> list[int] | None:
+        """Give `count` blocks to a new owner, evicting cached ones if need be; None when there are not enough."""
+        if count > self.num_free:
+            return None
+        return [self._take_one() for _ in range(count)]
+
+    def share(self, block: int) -> None:
+        """Add an owner to a block that is owned or cached."""
+        if self._references[block] == 0:
+            del self._cached[block]
+        self._references[block] += 1
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Take one owner away from each block, last block first.
+
+        The tail of a sequence becomes the oldest in the cache: a prefix outlives what was built on it.
+        """
+        for block in reversed(blocks):
+            self._references[block] -= 1
+            if self._references[block] == 0:
+                if self._hashes[block] is None:
+                    self._blank.append(block)
+                else:
+                    self._cached[block] = None
+
+    def is_owned(self, block: int) -> bool:
+        """Whether the block has an owner."""
+        return self._references[block] > 0
+
+    def is_shared(self, block: int) -> bool:
+        """Whether the block has more than one owner."""
+        return self._references[block] > 1
+
+    def match(self, chain: Sequence[bytes]) -> list[int]:
+        """The blocks that hold the longest cached prefix of `chain` (not shared yet: see `share`)."""
+        found: list[int] = []
+        for block_hash in chain:
+            block = self._index.get(block_hash)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def publish(self, blocks: Sequence[int], chain: Sequence[bytes], start: int, stop: int) -> None:
+        """Make blocks start..stop of a sequence findable under their hashes.
+
+        A hash that is published already keeps its first block; the later copy stays private to its owner.
+        """
+        if not self.caching:
+            return
+        stored = []
+        for i in range(start, stop):
+            if chain[i] not in self._index:
+                self._index[chain[i]] = blocks[i]
+                self._hashes[blocks[i]] = chain[i]
+                stored.append(chain[i])
+        if stored:
+            self.events.append("stored", tuple(stored))
+
+    def clear_cache(self) -> None:
+        """Forget every published hash; owned blocks stay with their owners."""
+        self._blank.extend(self._cached)
+        self._cached.clear()
+        self._index.clear()
+        self._hashes = [None] * self.num_blocks
+        self.events.append("cleared")
+
+    def snapshot(self) -> tuple[int, list[bytes]]:
+        """The next event's sequence number and every published hash: where a new listener starts."""
+        return self.events.next_sequence, list(self._index)
+
+    def check_integrity(self, owned: Iterable[Sequence[int]]) -> None:
+        """Prove that blank + cached + owned = total and that reference counts equal the owners.
+
+        Args:
+            owned: the blocks of every living owner.
+
+        Raises:
+            AssertionError: with the sum that is wrong.
+        """
+        counts = Counter(block for blocks in owned for block in blocks)
+        wrong = {b: (n, counts[b]) for b, n in enumerate(self._references) if n != counts[b]}
+        assert not wrong, f"reference counts differ from owners (block: counted, owners): {wrong}"
+        states = [*self._blank, *self._cached, *counts]
+        assert sorted(states) == list(range(self.num_blocks)), "a block is in no state or in two"
+        published = {h: b for b, h in enumerate(self._hashes) if h is not None}
+        assert published == self._index, "hash index and blocks disagree"
+        assert all(self._hashes[b] is not None for b in self._cached), "a cached block has no hash"
+        assert all(self._hashes[b] is None for b in self._blank), "a blank block has a hash"
+
+    def _take_one(self) -> int:
+        if self._blank:
+            block = self._blank.pop()
+        else:
+            block, _ = self._cached.popitem(last=False)
+            evicted = self._hashes[block]
+            assert evicted is not None
+            del self._index[evicted]
+            self._hashes[block] = None
+            self.events.append("removed", (evicted,))
+        self._references[block] = 1
+        return block

@@ -1,0 +1,72 @@
+"""One sequence's blocks: grown on demand, forked by sharing, freed by one call."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+from octavo.kvcache.block_pool import BlockPool
+
+
+class BlockTable:
+    """The blocks that hold one sequence's K and V, in order.
+
+        tokens      0 ......... published ...... computed ... capacity
+        blocks      [ findable by hash ][ own, being filled      ]
+
+    Owns one reference to each of its blocks; `free` gives them all back.
+    """
+
+    __slots__ = ("_pool", "blocks", "num_published")
+
+    def __init__(self, pool: BlockPool, cached: Sequence[int] = ()) -> None:
+        """Start with blocks found by `BlockPool.match`; they get this table as a further owner."""
+        for block in cached:
+            pool.share(block)
+        self._pool = pool
+        self.blocks = array("i", cached)  # 32-bit, read by numpy without conversion
+        self.num_published = len(cached)
+
+    def grow(self, write_from: int, num_tokens: int) -> list[tuple[int, int]] | None:
+        """Make room to write the tokens [write_from, num_tokens).
+
+        The block that holds `write_from` is copied first if it is shared (copy on write; only the last, partly filled
+        block of a forked sequence can be).
+
+        Returns:
+            The (source, target) block copies to make before writing; None when the pool has too few blocks, and then
+            nothing has changed.
+        """
+        size = self._pool.block_size
+        first = write_from // size
+        copy = first < len(self.blocks) and self._pool.is_shared(self.blocks[first])
+        fresh = self._pool.take(-(-num_tokens // size) - len(self.blocks) + copy)
+        if fresh is None:
+            return None
+        copies = []
+        if copy:
+            source, target = self.blocks[first], fresh.pop()
+            self._pool.release([source])
+            self.blocks[first] = target
+            copies.append((source, target))
+        self.blocks.extend(fresh)
+        return copies
+
+    def publish(self, chain: Sequence[bytes], num_computed: int) -> None:
+        """Publish the blocks that became full, `num_computed` tokens being in the cache now."""
+        full = num_computed // self._pool.block_size
+        if full > self.num_published:
+            self._pool.publish(self.blocks, chain, self.num_published, full)
+            self.num_published = full
+
+    def fork(self) -> BlockTable:
+        """A second table over the same blocks."""
+        table = BlockTable(self._pool, self.blocks)
+        table.num_published = self.num_published
+        return table
+
+    def free(self) -> None:
+        """Give every block back, last first."""
+        self._pool.release(self.blocks)
+        self.blocks = array("i")
+        self.num_published = 0

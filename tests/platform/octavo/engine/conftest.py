@@ -1,0 +1,99 @@
+"""A model for tests of the engine: no tensors, but a KV cache that is really read through the block tables."""
+
+from __future__ import annotations
+
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from octavo.config import EngineConfig
+from octavo.engine.engine import Engine
+from octavo.request import Request, SamplingParams
+from octavo.step import LogprobRow, StepBatch, StepResult
+
+VOCAB = 1000
+
+
+def next_token(tokens, seed: int = 0) -> int:
+    """The token this model says after `tokens`; depends on every one of them."""
+    return zlib.crc32(np.asarray(tokens, np.int32).tobytes(), seed & 0xFFFFFFFF) % VOCAB
+
+
+class PagedFake:
+    """An executor whose cache stores token ids: a wrong block, a missed copy or an early reuse changes its answers."""
+
+    def __init__(self, num_blocks: int, block_size: int, max_model_len: int = 4096) -> None:
+        self.spec = SimpleNamespace(vocab_size=VOCAB, max_position_embeddings=max_model_len)
+        self.num_blocks = num_blocks
+        self.cache = np.full((num_blocks, block_size), -1, np.int32)
+        self.batches: list[StepBatch] = []
+        self.fail_tokens: set[int] = set()  # last tokens for which the logits are "not finite"
+
+    def execute(self, batch: StepBatch) -> StepResult:
+        self.batches.append(batch)
+        sources, targets = [s for s, _ in batch.block_copies], [t for _, t in batch.block_copies]
+        self.cache[targets] = self.cache[sources]
+        size = self.cache.shape[1]
+        contexts = {}
+        for s in range(batch.num_seqs):
+            begin, end = batch.query_start[s], batch.query_start[s + 1]
+            length = batch.context_lens[s]
+            positions = np.arange(length - (end - begin), length)
+            blocks = batch.block_tables[s]
+            self.cache[blocks[positions // size], positions % size] = batch.token_ids[begin:end]
+            contexts[end - 1] = (blocks, length)
+        tokens, logprobs = [], {}
+        for row, index in enumerate(batch.sampling.token_index):
+            blocks, length = contexts[index]
+            read = self.cache[blocks[: -(-length // size)]].reshape(-1)[:length]
+            token = next_token(read, int(batch.sampling.seed[row]))
+            tokens.append(-1 if int(read[-1]) in self.fail_tokens else token)
+            if batch.sampling.num_logprobs[row] >= 0:
+                logprobs[row] = LogprobRow([token], [-float(token) / VOCAB], 1)
+        prompt = [LogprobRow([token], [-1.0], 1) for _, token, _ in batch.prompt_logprobs]
+        return StepResult(np.array(tokens, np.int64), logprobs, prompt, 1e-3)
+
+    def close(self) -> None:
+        pass
+
+
+def make_engine(num_blocks: int = 64, **settings) -> Engine:
+    config = EngineConfig(**{"block_size": 4, "max_num_seqs": 8, "max_num_batched_tokens": 32, **settings})
+    executor = PagedFake(num_blocks, config.block_size)
+    return Engine("fake", executor, config, end_token_ids=())
+
+
+def make_request(request_id: str, prompt: list[int], seed: int = 0, **params) -> Request:
+    extra = {k: params.pop(k) for k in ("priority", "cache_salt") if k in params}
+    return Request(request_id=request_id, prompt_token_ids=prompt, params=SamplingParams(seed=seed, **params), **extra)
+
+
+def expected_tokens(prompt: list[int], count: int, seed: int = 0) -> list[int]:
+    """What an unbroken run of the fake model yields."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(next_token(tokens, seed))
+    return tokens[len(prompt) :]
+
+
+def run(engine: Engine, max_steps: int = 10_000) -> dict[str, dict[int, list[int]]]:
+    """Step until idle; returns tokens by request and sequence."""
+    out: dict[str, dict[int, list[int]]] = {}
+    for _ in range(max_steps):
+        if not engine.has_work:
+            break
+        for update in engine.step():
+            out.setdefault(update.request_id, {}).setdefault(update.index, []).extend(update.token_ids)
+    assert not engine.has_work
+    engine.check_integrity()
+    return out
+
+
+@pytest.fixture
+def fake():
+    """The fake model's parts, for tests in this folder (which cannot import each other)."""
+    return SimpleNamespace(
+        engine=make_engine, request=make_request, expected=expected_tokens, run=run, VOCAB=VOCAB, PagedFake=PagedFake
+    )

@@ -1,0 +1,216 @@
+import pytest
+
+from octavo.cost_model import CostModel
+from octavo.errors import BadRequest, Overloaded, PromptTooLong
+
+
+def test_a_batch_says_what_each_alone_would_say(fake):
+    prompts = {f"r{i}": list(range(i, i + 3 + 7 * i)) for i in range(12)}
+    engine = fake.engine()
+    for name, prompt in prompts.items():
+        engine.add(fake.request(name, prompt, max_tokens=9))
+    out = fake.run(engine)
+    assert {name: tokens[0] for name, tokens in out.items()} == {n: fake.expected(p, 9) for n, p in prompts.items()}
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 16, 500])
+def test_chunked_prefill_changes_nothing_but_the_steps(fake, chunk):
+    prompt = list(range(100))
+    engine = fake.engine(max_num_batched_tokens=chunk)
+    engine.add(fake.request("a", prompt, max_tokens=5))
+    assert fake.run(engine)["a"][0] == fake.expected(prompt, 5)
+    assert len(engine.executor.batches) == -(-100 // chunk) + 4
+
+
+def test_running_streams_get_their_token_and_prompts_a_block_however_small_the_budget(fake):
+    engine = fake.engine(max_num_batched_tokens=4, max_num_seqs=8)
+    for i in range(8):
+        engine.add(fake.request(f"r{i}", [i] * 4, max_tokens=30))
+    fake.run(engine)
+    assert max(batch.num_seqs for batch in engine.executor.batches) == 8
+
+
+def test_a_warm_prefix_is_not_computed_again(fake):
+    engine = fake.engine()
+    prompt = list(range(41))
+    engine.add(fake.request("cold", prompt, max_tokens=3))
+    fake.run(engine)
+    engine.executor.batches.clear()
+    engine.add(fake.request("warm", prompt, max_tokens=3))
+    first = engine.step()[0]
+    assert first.num_cached_tokens == 40
+    assert engine.executor.batches[0].num_tokens == 1
+    assert first.token_ids + fake.run(engine)["warm"][0] == fake.expected(prompt, 3)
+
+
+def test_a_fully_cached_prompt_still_computes_its_last_block(fake):
+    engine = fake.engine()
+    for name in ("cold", "warm"):
+        engine.add(fake.request(name, list(range(40)), max_tokens=2))
+        assert fake.run(engine)[name][0] == fake.expected(list(range(40)), 2)
+    assert engine.stats().cached_tokens == 36
+
+
+def test_salts_and_the_switch_keep_prefixes_apart(fake):
+    for settings, salts in (({}, ("a", "b")), ({"enable_prefix_caching": False}, ("", ""))):
+        engine = fake.engine(**settings)
+        for i, salt in enumerate(salts):
+            engine.add(fake.request(f"r{i}", list(range(40)), cache_salt=salt, max_tokens=2))
+            fake.run(engine)
+        assert engine.stats().cached_tokens == 0
+
+
+def test_n_sequences_share_the_prompts_full_blocks_and_copy_the_last(fake):
+    engine = fake.engine(num_blocks=256)
+    prompt = list(range(102))  # 25 full blocks of 4 and half a block
+    engine.add(fake.request("a", prompt, seed=7, n=8, max_tokens=3))
+    while engine.scheduler.num_running < 8:
+        engine.step()
+    engine.step()
+    assert engine.pool.num_owned == 25 + 8  # one copy of the prompt's full blocks; seven copies of the partial one
+    out = fake.run(engine)["a"]
+    group_seed = [(7 + i * 0x9E3779B97F4A7C15) % 2**64 for i in range(8)]
+    for i in range(8):
+        assert out[i][-1] == fake.expected(prompt, 3, group_seed[i])[-1]
+
+
+def test_forced_preemption_changes_nothing(fake):
+    prompts = {f"r{i}": list(range(i, i + 20)) for i in range(6)}
+    # enough blocks for three or four of them at full length, and a context as long as the pool
+    engine = fake.engine(num_blocks=40, max_model_len=100)
+    for name, prompt in prompts.items():
+        engine.add(fake.request(name, prompt, max_tokens=40))
+    out = fake.run(engine)
+    assert engine.stats().preemptions > 0
+    assert {name: tokens[0] for name, tokens in out.items()} == {n: fake.expected(p, 40) for n, p in prompts.items()}
+
+
+def test_priority_then_arrival_decides_who_runs_and_who_is_preempted(fake):
+    engine = fake.engine(max_num_seqs=1)
+    for name, priority in (("first", 0), ("low", 5), ("high", -5)):
+        engine.add(fake.request(name, [1, 2], priority=priority, max_tokens=2))
+    order = []
+    while engine.has_work:
+        order += [u.request_id for u in engine.step() if u.finish_reason]
+    assert order == ["high", "first", "low"]
+
+
+def test_abort_frees_at_once_wherever_the_request_is(fake):
+    engine = fake.engine(max_num_seqs=2)
+    for i in range(4):
+        engine.add(fake.request(f"r{i}", list(range(10)), max_tokens=50))
+    engine.step()
+    for i in range(4):
+        assert [u.finish_reason for u in engine.abort(f"r{i}")] == ["abort"]
+        engine.check_integrity()
+    assert not engine.has_work
+    assert engine.pool.num_owned == 0
+    assert engine.abort("r0") == []
+
+
+def test_abort_of_one_of_n(fake):
+    engine = fake.engine()
+    engine.add(fake.request("a", list(range(10)), n=3, max_tokens=5))
+    engine.step()
+    engine.abort("a", 1)
+    out = fake.run(engine)
+    assert sorted(out["a"]) == [0, 2]
+
+
+def test_stop_rules(fake):
+    prompt = [1, 2, 3]
+    said = fake.expected(prompt, 20)
+    engine = fake.engine()
+
+    def ask(**params):
+        engine.add(fake.request("a", prompt, **params))
+        while engine.has_work:
+            last = [u for u in engine.step() if u.finish_reason]
+        return last[0]
+
+    assert ask(max_tokens=4).finish_reason == "length"
+    stopped = ask(max_tokens=20, stop_token_ids=[said[5]])
+    assert (stopped.finish_reason, stopped.stop_reason, stopped.token_ids) == ("stop", said[5], [said[5]])
+    assert ask(max_tokens=20, stop_token_ids=[said[5]], min_tokens=7).finish_reason == "length"
+    assert engine.executor.batches[-8].sampling.banned == {}
+    assert any(b.sampling.banned == {0: [said[5]]} for b in engine.executor.batches)
+
+
+def test_values_that_are_not_finite_end_their_own_request_only(fake):
+    engine = fake.engine()
+    engine.executor.fail_tokens = {999}
+    engine.add(fake.request("bad", [1, 999], max_tokens=5))
+    engine.add(fake.request("good", [1, 2], max_tokens=5))
+    reasons = {}
+    while engine.has_work:
+        reasons |= {u.request_id: u.finish_reason for u in engine.step() if u.finish_reason}
+    assert reasons == {"bad": "error", "good": "length"}
+
+
+def test_prompt_logprobs_cover_every_position_and_skip_the_cache(fake):
+    engine = fake.engine(max_num_batched_tokens=7)
+    for name in ("warm-up", "a"):
+        engine.add(fake.request(name, list(range(30)), max_tokens=2, prompt_logprobs=0))
+        updates = []
+        while engine.has_work:
+            updates += engine.step()
+    assert updates[0].num_cached_tokens == 0
+    assert updates[0].prompt_logprobs[0] is None
+    assert [list(entry) for entry in updates[0].prompt_logprobs[1:]] == [[t] for t in range(1, 30)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "error"),
+    [
+        ([], {}, "empty"),
+        ([1000], {}, "token ids must be in"),
+        ([-1], {}, "token ids must be in"),
+        ([1] * 4096, {}, "context is"),
+        ([1], {"n": 9}, "at most 8"),
+        ([1], {"logit_bias": {1000: 1.0}}, "logit_bias"),
+        ([1], {"stop_token_ids": [1000]}, "stop_token_ids"),
+    ],
+)
+def test_what_can_never_run_is_refused(fake, prompt, params, error):
+    engine = fake.engine(num_blocks=2048)
+    with pytest.raises(BadRequest, match=error) as raised:
+        engine.add(fake.request("a", prompt, **params))
+    assert isinstance(raised.value, PromptTooLong) == (error == "context is")
+    assert not engine.has_work
+
+
+def test_a_full_queue_refuses_and_keeps_what_it_has(fake):
+    engine = fake.engine(max_num_queued_requests=2)
+    engine.add(fake.request("a", [1], max_tokens=2))
+    engine.add(fake.request("b", [1], max_tokens=2))
+    with pytest.raises(Overloaded) as raised:
+        engine.add(fake.request("c", [1]))
+    assert raised.value.retry_after >= 1
+    assert sorted(fake.run(engine)) == ["a", "b"]
+
+
+def test_the_target_itl_shrinks_the_chunk_only_beside_running_streams(fake):
+    engine = fake.engine(num_blocks=1024, max_num_batched_tokens=512, target_itl=0.010)
+    engine.scheduler.cost_model = model = CostModel()
+    for tokens in (1, 10, 100, 200, 50, 300, 20, 400, 64, 128):
+        model.observe(tokens, 1, tokens, 1e-3 + 1e-4 * tokens)  # 0.1 ms per token, 1 ms per step
+    engine.add(fake.request("long", list(range(600)), max_tokens=2))
+    assert engine.scheduler.schedule().num_tokens == 512
+    engine = fake.engine(num_blocks=1024, max_num_batched_tokens=512, target_itl=0.010)
+    engine.add(fake.request("stream", [1, 2], max_tokens=500))
+    engine.step()
+    engine.scheduler.cost_model = model
+    engine.add(fake.request("long", list(range(600)), max_tokens=2))
+    assert 80 <= engine.scheduler.schedule().num_tokens <= 95  # (10 ms - 1 ms) / 0.1 ms
+
+
+def test_decisions_say_who_waited_and_why(fake):
+    engine = fake.engine(max_num_seqs=1)
+    engine.add(fake.request("a", [1, 2], max_tokens=3))
+    engine.add(fake.request("b", [1, 2], max_tokens=3))
+    fake.run(engine)
+    assert [(d.kind, d.reason) for d in engine.scheduler.decisions.of("b")] == [
+        ("wait", "no running place"),
+        ("admit", "fits"),
+        ("finish", "length"),
+    ]

@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octavo.execution.sampler import logprob_rows, sample
+from octavo.step import SamplingRows
+
+
+def rows(count: int, seed: int = 0, **columns) -> SamplingRows:
+    base = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "num_logprobs": -1}
+    kinds = {"top_k": np.int32, "num_logprobs": np.int32}
+    sparse = {name: columns.pop(name) for name in ("penalties", "logit_bias", "banned") if name in columns}
+    values = {
+        name: np.broadcast_to(np.asarray(columns.get(name, default), kinds.get(name, np.float32)), count).copy()
+        for name, default in base.items()
+    }
+    return SamplingRows(
+        token_index=np.arange(count, dtype=np.int32),
+        seed=np.arange(seed, seed + count).astype(np.uint64),
+        position=np.zeros(count, np.int64),
+        **values,
+        **sparse,
+    )
+
+
+def allowed(row: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> dict[int, float]:
+    """The distribution by definition, one row, with a full sort: the oracle."""
+    x = row.double() / temperature
+    x[x.softmax(-1) < min_p * x.softmax(-1).max() * (1 - 1e-9)] = -torch.inf
+    if top_k:
+        x[x < x.sort(descending=True).values[min(top_k, len(x)) - 1]] = -torch.inf
+    order = x.argsort(descending=True, stable=True)
+    before = x.softmax(-1)[order].cumsum(-1) - x.softmax(-1)[order]
+    kept = order[: max(1, int((before < top_p).sum()))] if top_p < 1 else order
+    x[x < x[kept].min()] = -torch.inf
+    return {i: p for i, p in enumerate(x.softmax(-1).tolist()) if p > 0}
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [{}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.1}, {"top_k": 20, "top_p": 0.5}, {"top_k": 9, "top_p": 0.9, "min_p": 0.05},
+     {"top_p": 0.999}, {"top_k": 1}, {"temperature": 0.3, "top_p": 0.8}, {"temperature": 3.0, "min_p": 0.2}],
+)  # fmt: skip
+def test_draws_follow_the_defined_distribution(filters):
+    torch.manual_seed(0)
+    row = torch.randn(50) * 2
+    draws = 20_000
+    tokens, _ = sample(row.expand(draws, -1), rows(draws, **filters))
+    want = allowed(row, **{"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, **filters})
+    seen = np.bincount(tokens, minlength=50) / draws
+    assert set(np.flatnonzero(seen)) <= set(want)
+    for token, p in want.items():
+        assert abs(seen[token] - p) < 4.5 * (p * (1 - p) / draws) ** 0.5 + 1e-9
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    temperature=st.sampled_from([0.0, 1e-6, 0.5, 1.0, 2.0]),
+    top_k=st.sampled_from([0, 1, 2, 50, 5000]),
+    top_p=st.sampled_from([1.0, 0.9999, 0.9, 0.2, 1e-6]),
+    min_p=st.sampled_from([0.0, 0.05, 1.0]),
+)
+def test_a_row_is_drawn_alike_alone_and_in_any_company(seed, temperature, top_k, top_p, min_p):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(5, 3000, generator=generator) * 0.5  # flat: the nucleus outgrows the candidates
+    mixed = rows(5, seed, temperature=[temperature, 1, 0, 0.7, 1], top_k=[top_k, 0, 3, 40, 0],
+                 top_p=[top_p, 0.95, 1, 0.5, 1], min_p=[min_p, 0, 0, 0.1, 0])  # fmt: skip
+    together, _ = sample(logits, mixed)
+    alone, _ = sample(logits[:1], rows(1, seed, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p))
+    assert together[0] == alone[0]
+    if temperature:
+        assert together[0] in allowed(logits[0], temperature, top_k, top_p, min_p)
+    else:
+        assert together[0] == logits[0].argmax()
+
+
+def test_bias_bans_and_penalties_touch_their_own_row_only():
+    logits = torch.zeros(4, 10)
+    logits[:, 3], logits[:, 4], logits[:, 5] = 3.0, 2.0, 1.0
+    treated = rows(
+        4, temperature=0.0,
+        logit_bias={0: {7: 100.0}}, banned={1: [3]}, penalties={2: (0.0, 0.0, 2.0, [3], [4, 4])},
+    )  # fmt: skip
+    before = logits.clone()
+    assert sample(logits, treated)[0].tolist() == [7, 4, 3, 3]  # row 2: 3/2 and 2/2 against 1 -> 3 still leads
+    treated.penalties[2] = (1.0, 0.5, 1.0, [3], [3, 3, 4])  # 3 - 1 - 2*0.5 = 1; 2 - 1 - 0.5 = 0.5; 5 stays at 1
+    treated.logit_bias[2] = {5: 0.01}
+    assert sample(logits, treated)[0].tolist() == [7, 4, 5, 3]
+    assert torch.equal(logits, before)
+
+
+def test_a_row_that_is_not_finite_is_marked_and_harms_no_other():
+    logits = torch.randn(3, 20)
+    want = sample(logits, rows(3))[0].tolist()
+    logits[1, 4] = torch.nan
+    assert sample(logits, rows(3, num_logprobs=[0, 0, 0]))[0].tolist() == [want[0], -1, want[2]]
+
+
+def test_logprobs_are_the_models_own_with_rank_and_alternatives():
+    torch.manual_seed(1)
+    logits = torch.randn(3, 30)
+    tokens, logprobs = sample(logits, rows(3, temperature=5.0, top_k=10, num_logprobs=[-1, 0, 4]))
+    assert sorted(logprobs) == [1, 2]
+    reference = logits.log_softmax(-1)
+    for row in (1, 2):
+        token = int(tokens[row])
+        assert logprobs[row].token_ids[0] == token
+        assert logprobs[row].logprobs[0] == pytest.approx(reference[row, token].item(), abs=1e-5)
+        assert logprobs[row].rank == 1 + int((reference[row] > reference[row, token]).sum())
+    assert logprobs[2].token_ids[1:] == reference[2].topk(4).indices.tolist()
+    assert logprob_rows(logits[:1], [7], [0])[0].token_ids == [7]

@@ -1,0 +1,132 @@
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from octavo.block_hash import hash_chain, root_hash
+from octavo.kvcache.block_pool import BlockPool
+from octavo.kvcache.block_table import BlockTable
+
+SIZE = 4
+ROOT = root_hash("m")
+
+
+class Pool(RuleBasedStateMachine):
+    """Any order of grow, publish, fork, free and clear keeps the sums, and events rebuild the index."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = BlockPool(12, SIZE)
+        self.tables: list[tuple[BlockTable, list[int]]] = []
+        self.heard: set[bytes] = set()
+        self.next_event = 0
+
+    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=24))
+    def start(self, tokens):
+        chain = hash_chain(ROOT, tokens, SIZE)
+        table = BlockTable(self.pool, self.pool.match(chain)[: (len(tokens) - 1) // SIZE])
+        if table.grow(table.num_published * SIZE, len(tokens)) is None:
+            table.free()
+        else:
+            table.publish(chain, len(tokens))
+            self.tables.append((table, tokens))
+
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data(), more=st.lists(st.integers(0, 1), min_size=1, max_size=9))
+    def extend(self, data, more):
+        table, tokens = data.draw(st.sampled_from(self.tables))
+        before = list(table.blocks)
+        copies = table.grow(len(tokens), len(tokens) + len(more))
+        if copies is None:
+            assert list(table.blocks) == before
+            return
+        tokens += more
+        table.publish(hash_chain(ROOT, tokens, SIZE), len(tokens))
+        assert len(table.blocks) == -(-len(tokens) // SIZE)
+        assert all(source in before and target not in before for source, target in copies)
+
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data())
+    def fork(self, data):
+        table, tokens = data.draw(st.sampled_from(self.tables))
+        self.tables.append((table.fork(), list(tokens)))
+
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data())
+    def free(self, data):
+        table, _ = self.tables.pop(data.draw(st.integers(0, len(self.tables) - 1)))
+        table.free()
+
+    @rule()
+    def clear(self):
+        self.pool.clear_cache()
+
+    @invariant()
+    def sums_agree(self):
+        self.pool.check_integrity([table.blocks for table, _ in self.tables])
+
+    @invariant()
+    def events_rebuild_the_index(self):
+        for event in self.pool.events.take():
+            assert event.sequence == self.next_event
+            self.next_event += 1
+            if event.kind == "stored":
+                self.heard |= set(event.hashes)
+            elif event.kind == "removed":
+                self.heard -= set(event.hashes)
+            else:
+                self.heard.clear()
+        assert self.pool.snapshot() == (self.next_event, list(self.pool._index))
+        assert self.heard == set(self.pool.snapshot()[1])
+
+
+Pool.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestPool = Pool.TestCase
+
+
+def filled(pool: BlockPool, tokens: list[int]) -> BlockTable:
+    table = BlockTable(pool)
+    assert table.grow(0, len(tokens)) == []
+    table.publish(hash_chain(ROOT, tokens, SIZE), len(tokens))
+    return table
+
+
+def test_the_least_recently_freed_goes_first_and_tails_before_heads():
+    pool = BlockPool(4, SIZE)
+    old, new = filled(pool, [0] * 8), filled(pool, [1] * 8)
+    old.free()
+    new.free()
+    chains = {name: hash_chain(ROOT, [name] * 8, SIZE) for name in (0, 1)}
+    assert pool.num_cached == 4
+    for left in ((1, 2), (0, 2), (0, 1), (0, 0)):
+        pool.take(1)
+        assert tuple(len(pool.match(chains[name])) for name in (0, 1)) == left
+
+
+def test_a_second_copy_of_a_prefix_stays_private():
+    pool = BlockPool(4, SIZE)
+    first, second = filled(pool, [0] * 8), filled(pool, [0] * 8)
+    assert pool.match(hash_chain(ROOT, [0] * 8, SIZE)) == list(first.blocks)
+    second.free()
+    assert (pool.num_cached, pool.num_free) == (0, 2)
+
+
+def test_a_leak_is_found():
+    pool = BlockPool(4, SIZE)
+    table = filled(pool, [0] * 5)
+    with pytest.raises(AssertionError, match="reference counts differ"):
+        pool.check_integrity([])
+    pool.check_integrity([table.blocks])
+
+
+def test_events_are_bounded_and_a_loss_shows_as_a_gap():
+    pool = BlockPool(2, 1)
+    pool.events = type(pool.events)(capacity=3)
+    for token in range(10):
+        table = BlockTable(pool)
+        table.grow(0, 1)
+        table.publish(hash_chain(ROOT, [token], 1), 1)
+        table.free()
+    events = pool.events.take()
+    assert len(events) == 3
+    assert events[0].sequence == pool.events.next_sequence - 3 > 0
