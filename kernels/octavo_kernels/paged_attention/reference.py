@@ -21,7 +21,7 @@ from octavo_kernels.paged_attention.batch import PagedBatch
 Int64 = npt.NDArray[np.int64]
 
 TILE = 128
-MAX_KEYS = 1 << 15  # padded keys per pass
+MAX_KEYS = 1 << 12
 
 
 @dataclass(slots=True)

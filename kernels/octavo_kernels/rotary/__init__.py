@@ -42,7 +42,7 @@ def _check(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
         raise ValueError(f"positions must be [{q.shape[0]}], got {tuple(positions.shape)}")
     if cos_sin.ndim != 2 or cos_sin.shape[1] % 2 or cos_sin.shape[1] > q.shape[2] or cos_sin.dtype != torch.float32:
         raise ValueError(
-            f"cos_sin must be [P, rot_dim] float32 with rot_dim even and at most {q.shape[2]}, got {tuple(cos_sin.shape)}"
+            f"cos_sin must be [P, rot_dim] float32, rot_dim even and at most {q.shape[2]}, got {tuple(cos_sin.shape)}"
         )
     if q.stride(2) != 1 or k.stride(2) != 1:
         raise ValueError("the last dimension of q and k must be contiguous")
