@@ -114,7 +114,9 @@ def _in_byte_alphabet(token: str) -> str:
 
 def _sentencepiece(metadata: Mapping[str, Any]) -> tuple[Backend, bool]:
     gemma = str(metadata.get("general.architecture", "")).startswith("gemma")
-    tokens = [_respell(token) for token in metadata["tokenizer.ggml.tokens"]] if gemma else _plain(metadata)
+    tokens = metadata["tokenizer.ggml.tokens"]
+    if gemma:
+        tokens = [_respell(token) for token in tokens]
     vocab = {token: index for index, token in enumerate(tokens)}
     merges = _listed_merges(metadata)
     if merges is None:
@@ -136,10 +138,6 @@ def _sentencepiece(metadata: Mapping[str, Any]) -> tuple[Backend, bool]:
     prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", not gemma))
     _set_spaces(backend, prefix=prefix, split=gemma)
     return backend, True
-
-
-def _plain(metadata: Mapping[str, Any]) -> list[str]:
-    return list(metadata["tokenizer.ggml.tokens"])
 
 
 def _respell(token: str) -> str:

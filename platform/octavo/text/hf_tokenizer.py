@@ -81,13 +81,13 @@ def _apply_bos_and_eos(backend: Backend, config: dict[str, Any], named: dict[str
     """tokenizer.json decides what is put around a text, unless tokenizer_config.json says so in so many words."""
     if backend.post_processor is not None and "add_bos_token" not in config and "add_eos_token" not in config:
         return
-    bos, eos = (
-        (text, backend.token_to_id(text))
-        if config.get(f"add_{kind}_token") and (text := named.get(f"{kind}_token"))
-        else None
-        for kind in ("bos", "eos")
-    )
-    backend.post_processor = wrap_with(bos, eos)
+    bos, eos = (named.get(f"{kind}_token") if config.get(f"add_{kind}_token") else None for kind in ("bos", "eos"))
+    backend.post_processor = wrap_with(_with_id(backend, bos), _with_id(backend, eos))
+
+
+def _with_id(backend: Backend, text: str | None) -> tuple[str, int] | None:
+    token_id = None if text is None else backend.token_to_id(text)
+    return None if text is None or token_id is None else (text, token_id)
 
 
 def _end_tokens(folder: Path, backend: Backend, named: dict[str, str]) -> frozenset[int]:

@@ -1,0 +1,131 @@
+"""Token ids to text as they come, never half a character.
+
+Two kinds of tokenizer, two exact ways:
+
+* Byte-level: the text is the tokens' bytes read as UTF-8, so an incremental UTF-8 decoder gives the same text as
+  decoding all at once. At most three bytes are ever held.
+* Others (SentencePiece): a token's text does not depend on its neighbours, but for two things. The first token may
+  lose its leading space, so later ones are decoded after an anchor token whose text is cut off again. And a run of
+  byte tokens (<0xE2><0x82><0xAC>) is a text only as a whole: one bad byte turns every byte of the run into U+FFFD. So
+  a run is held until it ends, but no longer than MAX_HELD tokens; then its whole characters are released.
+
+The prefix-offset method (TGI `decode_token`, vLLM `detokenizer_utils`) decodes a window of recent tokens twice per
+token and waits for ever on a byte that never becomes a character; `tokenizers`' DecodeStream is the same method.
+"""
+
+from __future__ import annotations
+
+import codecs
+import string
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from octavo.text.tokenizer import Tokenizer
+
+MAX_HELD = 16
+"""Most tokens whose text is held back: four characters of four bytes, and then each new one as it is whole."""
+
+_REPLACEMENT = "\ufffd"
+
+
+class IncrementalDetokenizer:
+    """Text of one sequence, token by token.
+
+    All pieces together are `tokenizer.decode(ids, skip_special_tokens)`, or with a prompt what that adds to the
+    prompt's text (SentencePiece keeps the space between prompt and output then). The exception: a run of more than
+    MAX_HELD byte tokens that is not UTF-8 as a whole keeps the characters that were already released.
+
+    Args:
+        tokenizer: whose tokens they are.
+        prompt_token_ids: what the sequence goes on from; only its last tokens are looked at.
+        skip_special_tokens: leave special tokens out.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int] = (), skip_special_tokens: bool = True
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+        if tokenizer.is_byte_level:
+            self._pieces: _Pieces = _Bytes(tokenizer)
+        else:
+            self._pieces = _Tokens(tokenizer, started=self._has_text(prompt_token_ids))
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Add tokens; returns the text that is final and was not returned before."""
+        return "".join(self._pieces.push(token_id) for token_id in self._shown(token_ids))
+
+    def finish(self) -> str:
+        """The text still held, where no more tokens come; incomplete characters become U+FFFD."""
+        return self._pieces.finish()
+
+    def _has_text(self, prompt_token_ids: Sequence[int]) -> bool:
+        return next(iter(self._shown(reversed(prompt_token_ids))), None) is not None
+
+    def _shown(self, token_ids: Iterable[int]) -> Iterable[int]:
+        """The ids that have a text: `decode` drops unknown ones, and special ones when asked to."""
+        known = (i for i in token_ids if self._tokenizer.token_bytes(i))
+        return (i for i in known if not self._tokenizer.is_special(i)) if self._skip else known
+
+
+class _Pieces(Protocol):
+    def push(self, token_id: int) -> str: ...
+
+    def finish(self) -> str: ...
+
+
+class _Bytes:
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        return self._utf8.decode(self._tokenizer.token_bytes(token_id))
+
+    def finish(self) -> str:
+        return self._utf8.decode(b"", final=True)
+
+
+class _Tokens:
+    def __init__(self, tokenizer: Tokenizer, *, started: bool) -> None:
+        self._tokenizer = tokenizer
+        self._anchor = _anchor(tokenizer)
+        self._anchor_length = len(tokenizer.decode(self._anchor))
+        self._started = started
+        self._held: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        self._held.append(token_id)
+        if not self._open(len(self._held)):
+            return self._release(len(self._held))
+        if len(self._held) <= MAX_HELD:
+            return ""
+        # a run too long to wait for: what ends in a whole character is final
+        whole = (n for n in range(len(self._held), len(self._held) - 4, -1) if not self._text(n).endswith(_REPLACEMENT))
+        return self._release(next(whole, len(self._held)))
+
+    def finish(self) -> str:
+        return self._release(len(self._held))
+
+    def _open(self, count: int) -> bool:
+        return self._tokenizer.is_byte_token(self._held[count - 1]) or self._text(count).endswith(_REPLACEMENT)
+
+    def _release(self, count: int) -> str:
+        if not count:
+            return ""
+        text = self._text(count)
+        del self._held[:count]
+        self._started = True
+        return text
+
+    def _text(self, count: int) -> str:
+        held = self._held[:count]
+        if not self._started:
+            return self._tokenizer.decode(held, skip_special_tokens=False)
+        return self._tokenizer.decode([*self._anchor, *held], skip_special_tokens=False)[self._anchor_length :]
+
+
+def _anchor(tokenizer: Tokenizer) -> list[int]:
+    """A token with a plain text of its own, to stand before others; none if the vocabulary has no single letter."""
+    ids = (tokenizer.token_id(char) for char in string.ascii_letters + string.digits)
+    return next(([i] for i in ids if i is not None and not tokenizer.is_special(i)), [])
