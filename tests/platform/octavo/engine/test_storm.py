@@ -1,4 +1,4 @@
-"""Random submits, aborts, forks and preemptions on the real scheduler: nothing leaks, nobody is forgotten or misread."""
+"""Random submits, aborts, forks and preemptions on the real scheduler: nothing leaks, nobody is lost."""
 
 import random
 
@@ -84,7 +84,7 @@ def test_small_storms(fake, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_wasted_slots_stay_under_four_percent(fake, seed):
-    """Issue's bound: 200 requests with ShareGPT-like lengths, blocks of 16.
+    """200 requests with ShareGPT-like lengths in blocks of 16.
 
     Log-normal prompts (mu 4.36, sigma 1.39) and Weibull outputs (k 1.56, lambda 483): fits of the ShareGPT trace.
     """

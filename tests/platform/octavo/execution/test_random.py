@@ -30,4 +30,5 @@ def test_rows_do_not_know_each_other_and_look_uniform():
     assert all_at_once[1234] == uniform(seeds[1234:1235], positions[:1])[0]
     assert abs(all_at_once.mean() - 0.5) < 0.01
     assert abs(np.corrcoef(all_at_once[:-1], all_at_once[1:])[0, 1]) < 0.03
-    assert all_at_once.min() >= 0 and all_at_once.max() < 1
+    assert all_at_once.min() >= 0
+    assert all_at_once.max() < 1

@@ -1,0 +1,54 @@
+import random
+
+import pytest
+
+from octavo.cost_model import CostModel
+
+TRUE = (2e-3, 1e-4, 5e-5, 2e-7)
+
+
+def truth(tokens, sequences, attended):
+    a, b, c, d = TRUE
+    return a + b * tokens + c * sequences + d * attended
+
+
+def ordinary_step(rng):
+    decodes = rng.randrange(0, 40)
+    prefill = rng.choice([0, 0, rng.randrange(1, 500)])
+    attended = decodes * rng.randrange(50, 900) + prefill * prefill // 2
+    return decodes + prefill, decodes + (prefill > 0) or 1, attended
+
+
+def test_it_learns_and_follows():
+    rng = random.Random(0)
+    model = CostModel()
+    for speed in (1.0, 2.0):  # the machine becomes half as fast
+        for _ in range(600):
+            step = ordinary_step(rng)
+            model.observe(*step, speed * truth(*step) * rng.uniform(0.95, 1.05))
+        for _ in range(20):
+            step = ordinary_step(rng)
+            assert model.predict(*step) == pytest.approx(speed * truth(*step), rel=0.15, abs=1e-3)
+
+
+def test_one_stalled_step_bends_nothing():
+    rng = random.Random(1)
+    model = CostModel()
+    for _ in range(300):
+        step = ordinary_step(rng)
+        model.observe(*step, truth(*step))
+    before = model.predict(100, 5, 5000)
+    model.observe(100, 5, 5000, 10.0)
+    assert model.predict(100, 5, 5000) < 1.5 * before
+
+
+def test_the_chunk_keeps_to_its_target():
+    rng = random.Random(2)
+    model = CostModel()
+    assert model.tokens_within(0.02, 4, 1000, 0) is None
+    for _ in range(300):
+        step = ordinary_step(rng)
+        model.observe(*step, truth(*step))
+    chunk = model.tokens_within(0.02, 4, 1000, 100)
+    assert truth(4 + chunk, 5, 1000 + 100 * chunk) == pytest.approx(0.02, rel=0.1)
+    assert model.tokens_within(1e-9, 4, 1000, 0) == 0

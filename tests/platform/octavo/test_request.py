@@ -1,0 +1,46 @@
+import pickle
+
+import pytest
+
+from octavo.errors import BadRequest
+from octavo.request import Request, SamplingParams
+
+
+@pytest.mark.parametrize(
+    ("param", "value"),
+    [
+        ("n", 0), ("n", 1.5), ("n", True), ("n", 129), ("best_of", 0), ("temperature", -0.1), ("temperature", "hot"),
+        ("temperature", float("nan")), ("top_k", -2), ("top_p", 0), ("top_p", 1.1), ("min_p", -1),
+        ("presence_penalty", 2.1), ("frequency_penalty", -3), ("repetition_penalty", 0), ("min_tokens", -1),
+        ("max_tokens", 0), ("max_tokens", -5), ("max_tokens", float("inf")), ("seed", 2**64), ("logprobs", 21),
+        ("prompt_logprobs", -1), ("logit_bias", {1: 101}), ("logit_bias", {-1: 1}), ("stop", ""), ("stop", ["a"] * 17),
+        ("stop_token_ids", [-1]),
+    ],
+)  # fmt: skip
+def test_wrong_values_are_named(param, value):
+    with pytest.raises(BadRequest) as raised:
+        SamplingParams(**{param: value})
+    assert raised.value.param == param
+    assert param in str(raised.value)
+
+
+def test_combinations():
+    with pytest.raises(BadRequest, match="exceeds max_tokens"):
+        SamplingParams(min_tokens=5, max_tokens=4)
+    with pytest.raises(BadRequest, match="best_of must be at least 3"):
+        SamplingParams(n=3, best_of=2)
+    assert SamplingParams(n=2, best_of=5).num_sequences == 5
+    assert SamplingParams(stop="x").stop_strings == ["x"]
+
+
+def test_a_request_draws_its_seed_once_and_keeps_it_on_the_way():
+    params = SamplingParams()
+    requests = [Request(request_id="a", prompt_token_ids=[1], params=params) for _ in range(2)]
+    assert requests[0].seed != requests[1].seed
+    assert pickle.loads(pickle.dumps(requests[0])) == requests[0]
+    assert Request(request_id="a", prompt_token_ids=[1], params=SamplingParams(seed=5)).seed == 5
+
+
+def test_errors_survive_pickling():
+    error = pickle.loads(pickle.dumps(BadRequest("say less", "prompt")))
+    assert (str(error), error.param) == ("say less", "prompt")
