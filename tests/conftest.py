@@ -1,0 +1,117 @@
+"""Tiny random models of every family, with a byte tokenizer and a chat template, built once per session."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 256, 257 and 258, after the 256 bytes
+VOCAB_SIZE = 300
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+_COMMON = {
+    "vocab_size": VOCAB_SIZE, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+    "bos_token_id": 256, "eos_token_id": 258, "pad_token_id": 256,
+}  # fmt: skip
+_LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+_YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+_GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1_000_000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+}
+
+TINY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama2": ("Llama", {"num_key_value_heads": 4}),
+    "llama3": ("Llama", {"rope_parameters": _LLAMA3_ROPE}),
+    "llama_yarn": ("Llama", {"rope_parameters": _YARN_ROPE}),
+    "llama_biases": ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 24}),
+    "smollm2": ("Llama", {"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3,
+                          "tie_word_embeddings": True}),
+    "mistral": ("Mistral", {"sliding_window": 12, "head_dim": 24}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2_windows": ("Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
+    "qwen3": ("Qwen3", {"head_dim": 24, "attention_bias": True}),
+    "gemma": ("Gemma", {"head_dim": 32, "num_key_value_heads": 1}),
+    "gemma2": ("Gemma2", {"head_dim": 24, "sliding_window": 10, "query_pre_attn_scalar": 20,
+                          "attn_logit_softcapping": 5.0, "final_logit_softcapping": 6.0}),
+    "gemma3": ("Gemma3", {"num_hidden_layers": 5, "head_dim": 24, "sliding_window": 11, "query_pre_attn_scalar": 30,
+                          "sliding_window_pattern": 3, "rope_parameters": _GEMMA3_ROPE}),
+}  # fmt: skip
+"""Name -> the prefix of its transformers classes and how its config differs from `_COMMON`."""
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`tiny_model(name)` -> a Hugging Face directory of that entry of `TINY_MODELS`: about 100,000 random weights."""
+    folders: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp(name)
+            _build_model(name).save_pretrained(folders[name])
+            write_tokenizer(folders[name])
+        return folders[name]
+
+    return get
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer whose ids below 256 are bytes, and the ChatML template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|im_end|>",
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def _build_model(name: str) -> Any:
+    import transformers
+
+    prefix, differences = TINY_MODELS[name]
+    text = "Text" if prefix == "Gemma3" else ""
+    config = getattr(transformers, f"{prefix}{text}Config")(**_COMMON | differences)
+    model = getattr(transformers, f"{prefix}ForCausalLM")(config)
+    randomize(model)
+    return model
+
+
+def randomize(model: Any) -> None:
+    """Weights that tell right from wrong: biases and norms are not what they are initialised to, logits are large."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            if "norm" in name:
+                weight.add_(0.3 * noise)
+            else:
+                weight.copy_(noise * (1.0 if weight.ndim == 1 or "embed" in name else weight.shape[1] ** -0.5))
+
+
+@pytest.fixture(params=sorted(TINY_MODELS))
+def tiny_name(request: pytest.FixtureRequest) -> str:
+    """Every name that `tiny_model` takes, one test each."""
+    return str(request.param)

@@ -1,0 +1,56 @@
+"""Every family against transformers: ragged steps over the paged cache, logits and greedy continuations."""
+
+import numpy as np
+import pytest
+import torch
+
+from octavo.models.load import load_model
+from octavo.source import resolve_source
+
+
+def load(folder, **options):
+    return load_model(resolve_source(str(folder)), **options)
+
+
+def test_logits_and_greedy_tokens_equal_transformers(tiny_model, tiny_name, paged_run, reference, sequences):
+    folder = tiny_model(tiny_name)
+    decoder, expected = load(folder), reference(folder)
+    ours = paged_run(decoder, len(sequences), 80).all_logits(sequences)
+    for tokens, logits in zip(sequences, ours, strict=True):
+        theirs = expected.logits(tokens)
+        assert theirs.std() > 0.5  # logits so small that anything would agree prove nothing
+        torch.testing.assert_close(logits, theirs, atol=1e-4, rtol=0)
+    prompts = [tokens[:20] for tokens in sequences]
+    greedy = paged_run(decoder, len(prompts), 40).greedy(prompts, 12)
+    assert greedy == [expected.greedy(prompt, 12) for prompt in prompts]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_stays_close_to_float32(tiny_model, paged_run, sequences, dtype):
+    folder = tiny_model("gemma3")
+    full, half = load(folder), load(folder, dtype=dtype)
+    assert half.weights.embedding.dtype == half.dtype == getattr(torch, dtype)
+    assert half.weights.final_norm.dtype == torch.float32
+    for a, b in zip(
+        paged_run(full, len(sequences), 80).all_logits(sequences),
+        paged_run(half, len(sequences), 80).all_logits(sequences),
+        strict=True,
+    ):
+        assert b.dtype == torch.float32
+        assert ((a - b).norm() / a.norm()).item() < (0.1 if dtype == "bfloat16" else 0.02)
+
+
+def test_a_windowed_layer_does_not_see_past_its_window(tiny_model, paged_run):
+    """Mistral's three layers of window 12 pass nothing on from more than 3 * 11 tokens back."""
+    decoder = load(tiny_model("mistral"))
+    tokens = np.random.default_rng(2).integers(0, 256, 50).tolist()
+    changed = [(tokens[0] + 1) % 256, *tokens[1:]]
+    a, b = (paged_run(decoder, 1, 60).all_logits([ids])[0] for ids in (tokens, changed))
+    assert not torch.allclose(a[33], b[33], atol=1e-6)
+    torch.testing.assert_close(a[34:], b[34:], atol=1e-6, rtol=0)
+
+
+def test_rotary_tables_end_at_max_model_len(tiny_model):
+    decoder = load(tiny_model("gemma3"), max_model_len=100)
+    assert {tuple(table.shape) for table in decoder._rope_tables} == {(100, 24)}
+    assert len({table.data_ptr() for table in decoder._rope_tables}) == 2  # one per base, not one per layer
