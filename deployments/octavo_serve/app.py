@@ -1,0 +1,65 @@
+"""The Serve application: every deployment is bound here, from one typed config."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ray import serve
+from ray.serve.config import RequestRouterConfig
+
+from octavo_serve.gateway import Gateway
+from octavo_serve.settings import AppSettings, ModelSettings, RouterSettings, load_settings
+from octavo_serve.shard import Shard
+
+MAX_START_ATTEMPTS = 2
+"""Serve would try a constructor twenty times; a model that is missing stays missing."""
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """Build the application from the `args` of a config file (see `octavo_serve.settings.AppSettings`).
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
+    settings = load_settings(args)
+    shards = {model.name: _shard(model, settings.router) for model in settings.models}
+    return _gateway(settings, shards)
+
+
+def _shard(model: ModelSettings, router: RouterSettings) -> serve.Application:
+    routing: dict[str, Any] = {
+        "request_router_class": router.request_router_class,
+        "request_router_kwargs": router.request_router_kwargs,
+        "request_routing_stats_period_s": router.stats_period_s,
+    }
+    deployment = serve.deployment(
+        name=f"shard-{deployment_name(model.name)}",
+        num_replicas=model.replicas,
+        ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus},
+        max_ongoing_requests=model.max_ongoing_requests,
+        health_check_period_s=model.health_check_period_s,
+        health_check_timeout_s=model.health_check_timeout_s,
+        graceful_shutdown_timeout_s=model.graceful_shutdown_timeout_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        max_constructor_retry_count=MAX_START_ATTEMPTS,
+        request_router_config=RequestRouterConfig(**routing),
+    )(Shard)
+    return deployment.bind(model.source, model.engine)
+
+
+def _gateway(settings: AppSettings, shards: dict[str, serve.Application]) -> serve.Application:
+    deployment = serve.deployment(
+        name="gateway",
+        num_replicas=settings.gateway.replicas,
+        ray_actor_options={"num_cpus": settings.gateway.num_cpus},
+        max_ongoing_requests=settings.gateway.max_ongoing_requests,
+        graceful_shutdown_wait_loop_s=0.5,
+        max_constructor_retry_count=MAX_START_ATTEMPTS,
+    )(serve.ingress()(Gateway))
+    return deployment.bind(settings, shards, int(time.time()))
+
+
+def deployment_name(model: str) -> str:
+    """A model's name with the characters that Serve uses as separators replaced."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in model)

@@ -1,0 +1,129 @@
+"""From generated pieces to OpenAI's response objects and stream events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.request import TokenLogprobs
+from octavo.text.tokenizer import Tokenizer
+from octavo_serve.openai.schemas import (
+    ChatLogprobs,
+    CompletionLogprobs,
+    PromptLogprobs,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
+
+
+@dataclass(slots=True)
+class Piece:
+    """What came for one choice: text and the tokens it is made of.
+
+    Attributes:
+        choice: index in the response.
+        text: may be empty while characters or stop strings are still incomplete.
+        logprobs: one entry per token, when asked for.
+        finish_reason: set on a choice's last piece.
+    """
+
+    choice: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no infinity; vLLM's stand-in for an impossible token."""
+    return max(logprob, -9999.0)
+
+
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Usage:
+    """Token counts; `cached_tokens` of the prompt's came from the prefix cache."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+    }
+
+
+def chat_logprobs(piece: Piece, tokenizer: Tokenizer, top: int) -> ChatLogprobs | None:
+    """Log probabilities in chat's form, with the `top` most likely alternatives of each token."""
+    if piece.logprobs is None:
+        return None
+    content: list[TokenLogprob] = []
+    for token_id, entries in zip(piece.token_ids, piece.logprobs, strict=True):
+        ranked = sorted(entries.items(), key=lambda item: item[1].rank)[:top]
+        chosen = _top_logprob(tokenizer, token_id, entries[token_id].logprob)
+        alternatives = [_top_logprob(tokenizer, other, entry.logprob) for other, entry in ranked]
+        content.append({**chosen, "top_logprobs": alternatives})
+    return {"content": content, "refusal": None}
+
+
+def _top_logprob(tokenizer: Tokenizer, token_id: int, logprob: float) -> TopLogprob:
+    return {
+        "token": tokenizer.token_text(token_id),
+        "logprob": _finite(logprob),
+        "bytes": list(tokenizer.token_bytes(token_id)),
+    }
+
+
+def completion_logprobs(
+    token_ids: list[int], logprobs: list[TokenLogprobs | None], tokenizer: Tokenizer, offset: int
+) -> CompletionLogprobs:
+    """Log probabilities in the older form of /v1/completions.
+
+    Args:
+        logprobs: one entry per token; None for a first prompt token, which nothing predicts.
+        offset: characters of the choice's text before these tokens.
+    """
+    texts = [tokenizer.token_text(token_id) for token_id in token_ids]
+    offsets = []
+    for text in texts:
+        offsets.append(offset)
+        offset += len(text)
+    return {
+        "tokens": texts,
+        "token_logprobs": [
+            None if entries is None else _finite(entries[token_id].logprob)
+            for token_id, entries in zip(token_ids, logprobs, strict=True)
+        ],
+        "top_logprobs": [None if entries is None else _by_text(entries, tokenizer) for entries in logprobs],
+        "text_offset": offsets,
+    }
+
+
+def _by_text(entries: TokenLogprobs, tokenizer: Tokenizer) -> dict[str, float]:
+    """Token text -> log probability; of two tokens with one text the likelier one."""
+    falling = sorted(entries.items(), key=lambda item: -item[1].logprob)
+    return {tokenizer.token_text(token_id): _finite(entry.logprob) for token_id, entry in reversed(falling)}
+
+
+def joined_logprobs(parts: list[CompletionLogprobs]) -> CompletionLogprobs:
+    """The parts of one choice, end to end."""
+    return {
+        "tokens": [token for part in parts for token in part["tokens"]],
+        "token_logprobs": [value for part in parts for value in part["token_logprobs"]],
+        "top_logprobs": [top for part in parts for top in part["top_logprobs"]],
+        "text_offset": [offset for part in parts for offset in part["text_offset"]],
+    }
+
+
+def prompt_logprobs(entries: list[TokenLogprobs | None], tokenizer: Tokenizer) -> PromptLogprobs:
+    """vLLM's `prompt_logprobs`."""
+    return [
+        None
+        if tokens is None
+        else {
+            str(token_id): {
+                "logprob": _finite(e.logprob),
+                "rank": e.rank,
+                "decoded_token": tokenizer.token_text(token_id),
+            }
+            for token_id, e in tokens.items()
+        }
+        for tokens in entries
+    ]

@@ -1,0 +1,172 @@
+"""The HTTP surface: routes, bodies and their limit, server-sent events, error bodies. Knows no Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.types import Send
+
+from octavo.errors import OctavoError
+from octavo_serve.openai.conversion import parse
+from octavo_serve.openai.errors import BodyTooLarge, ErrorBody, ErrorReply, reply_for
+from octavo_serve.openai.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from octavo_serve.openai.service import Service
+from octavo_serve.telemetry import ShardStats
+
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+METRICS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Backend(Protocol):
+    """What the routes need to know about the shards as a whole."""
+
+    async def shard_stats(self) -> ShardStats:
+        """Statistics of every shard that answers; a model none of whose shards does has an empty list."""
+        ...
+
+
+def http_app(service: Service, backend: Backend) -> FastAPI:
+    """The gateway's ASGI application."""
+    app = FastAPI(title="Octavo", openapi_url=None)
+    _add_generation(app, service)
+    _add_models(app, service)
+    _add_text(app, service)
+    _add_operations(app, service, backend)
+    _add_errors(app)
+    return app
+
+
+def _add_generation(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        body = parse(ChatRequest, await read_body(request, service.limits.max_body_bytes))
+        if body.stream:
+            return await event_stream(service.chat_stream(body))
+        return json_reply(await service.chat(body))
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        body = parse(CompletionRequest, await read_body(request, service.limits.max_body_bytes))
+        if body.stream:
+            return await event_stream(service.complete_stream(body))
+        return json_reply(await service.complete(body))
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models")
+    async def models() -> Response:
+        cards = [await service.model_card(model) for model in service.models.values()]
+        return json_reply({"object": "list", "data": cards})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        return json_reply(await service.model_card(service.model(name)))
+
+
+def _add_text(app: FastAPI, service: Service) -> None:
+    @app.post("/tokenize")
+    async def tokenize(request: Request) -> Response:
+        body = parse(TokenizeRequest, await read_body(request, service.limits.max_body_bytes))
+        return json_reply(await service.tokenize(body))
+
+    @app.post("/detokenize")
+    async def detokenize(request: Request) -> Response:
+        body = parse(DetokenizeRequest, await read_body(request, service.limits.max_body_bytes))
+        return json_reply(await service.detokenize(body))
+
+
+def _add_operations(app: FastAPI, service: Service, backend: Backend) -> None:
+    @app.get("/health")
+    async def health() -> Response:
+        """200 when every model has a shard whose engine lives, else 503; says how many each has."""
+        shards = {model: len(found) for model, found in (await backend.shard_stats()).items()}
+        well = all(shards.values())
+        return json_reply({"status": "ok" if well else "unhealthy", "shards": shards}, 200 if well else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.telemetry.render(await backend.shard_stats()), media_type=METRICS_TEXT)
+
+
+def _add_errors(app: FastAPI) -> None:
+    async def on_error(request: Request, error: Exception) -> Response:
+        return error_reply(reply_for(error))
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        body: ErrorBody = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
+        return error_reply(ErrorReply(error.status_code, body, dict(error.headers or {})))
+
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(OctavoError, on_error)
+    app.add_exception_handler(Exception, on_error)
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body, refused as soon as it is known to exceed `limit` bytes.
+
+    Raises:
+        BodyTooLarge: it does.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise BodyTooLarge(f"the body has {declared} bytes; at most {limit} are accepted")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise BodyTooLarge(f"the body has more than the accepted {limit} bytes")
+    return bytes(body)
+
+
+def to_json(value: Mapping[str, Any]) -> bytes:
+    """Compact JSON in UTF-8."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def json_reply(value: Mapping[str, Any], status: int = 200) -> Response:
+    return Response(to_json(value), status, media_type="application/json")
+
+
+def error_reply(reply: ErrorReply) -> Response:
+    return Response(to_json(reply.body), reply.status, reply.headers, media_type="application/json")
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events; a client that leaves closes the generator behind them at once."""
+
+    async def stream_response(self, send: Send) -> None:
+        assert isinstance(self.body_iterator, AsyncGenerator)
+        async with aclosing(self.body_iterator):
+            await super().stream_response(send)
+
+
+async def event_stream(events: AsyncGenerator[Mapping[str, Any], None]) -> Response:
+    """Stream events, once the first is there: until then an error is still an HTTP error."""
+    first = await anext(events)
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return EventStream(_sse(first, events), headers=headers, media_type=EVENT_STREAM)
+
+
+async def _sse(
+    first: Mapping[str, Any], events: AsyncGenerator[Mapping[str, Any], None]
+) -> AsyncGenerator[bytes, None]:
+    async with aclosing(events):
+        yield _event(first)
+        try:
+            async for event in events:
+                yield _event(event)
+        except Exception as error:  # the status line is long gone: the error is an event
+            yield _event(reply_for(error).body)
+        yield b"data: [DONE]\n\n"
+
+
+def _event(value: Mapping[str, Any]) -> bytes:
+    return b"data: " + to_json(value) + b"\n\n"

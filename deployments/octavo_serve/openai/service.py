@@ -1,0 +1,458 @@
+"""The API's operations: from a validated body to a response object, or to a stream of events.
+
+HTTP routes and Python handle calls use the same methods, so both validate, route and answer alike. A stream's first
+event comes with the first token: everything that can be refused is refused before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from octavo.errors import BadRequest, UnknownModel
+from octavo.request import CompletionOutput, Request, SamplingParams
+from octavo.text.chat import render_chat
+from octavo.text.output import choose_best
+from octavo_serve.openai.conversion import (
+    Limits,
+    check_length,
+    check_token_ids,
+    prompts_of,
+    sampling_params,
+    template_messages,
+)
+from octavo_serve.openai.generation import Generation
+from octavo_serve.openai.model import ModelInfo, ServedModel, block_hashes
+from octavo_serve.openai.responses import (
+    Piece,
+    chat_logprobs,
+    completion_logprobs,
+    joined_logprobs,
+    prompt_logprobs,
+    usage,
+)
+from octavo_serve.openai.schemas import (
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatRequest,
+    ChunkChoice,
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+    Delta,
+    DetokenizeRequest,
+    SamplingBody,
+    TokenizeRequest,
+    Usage,
+)
+from octavo_serve.telemetry import RequestTimer, Telemetry
+
+LONG_TEXT = 8192
+"""Characters from which text is tokenised in a thread: about 2 ms, the time of a few events on the loop."""
+
+
+@dataclass(slots=True)
+class _Job:
+    """One validated request, ready to run."""
+
+    id: str
+    created: int
+    model: ServedModel
+    body: ChatRequest | CompletionRequest
+    params: SamplingParams
+    generation: Generation
+    timer: RequestTimer
+    prompt_texts: list[str]  # filled for `echo`
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(request.prompt_token_ids) for request in self.generation.requests)
+
+    @property
+    def usage(self) -> Usage:
+        generation = self.generation
+        completion_tokens = 0 if self.body.max_tokens == 0 else generation.completion_tokens
+        return usage(self.prompt_tokens, completion_tokens, generation.cached_tokens)
+
+    @property
+    def usage_so_far(self) -> Usage | None:
+        """What the `usage` of a stream's chunks before the last one holds."""
+        options = self.body.stream_options
+        return self.usage if options is not None and options.continuous_usage_stats else None
+
+
+class Service:
+    """The API over the models one gateway serves."""
+
+    def __init__(self, models: list[ServedModel], limits: Limits, telemetry: Telemetry) -> None:
+        self.models = {model.name: model for model in models}
+        self.limits = limits
+        self.telemetry = telemetry
+
+    # ---- operations -------------------------------------------------------------------------------------------
+
+    async def chat(self, body: ChatRequest) -> ChatCompletion:
+        """Answer a chat.
+
+        Raises:
+            BadRequest, Overloaded, EngineDead.
+        """
+        job = await self._chat_job(body)
+        (outputs,) = await _run(job)
+        choices = [_chat_choice(_whole(output, output.index), job) for output in outputs]
+        answer: ChatCompletion = {
+            "id": job.id,
+            "object": "chat.completion",
+            "created": job.created,
+            "model": job.model.name,
+            "choices": choices,
+            "usage": job.usage,
+        }
+        if body.prompt_logprobs is not None:
+            answer["prompt_logprobs"] = prompt_logprobs(job.generation.prompt_logprobs(0), job.model.tokenizer)
+        return answer
+
+    async def chat_stream(self, body: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
+        """The same answer event by event; the first event is made when the first token is there."""
+        job = await self._chat_job(body)
+        started: set[int] = set()
+        async with aclosing(_pieces(job)) as stream:
+            async for pieces in stream:
+                for piece in pieces:
+                    if piece.choice not in started:
+                        started.add(piece.choice)
+                        yield _chat_chunk(job, [_delta(piece.choice, {"role": "assistant", "content": ""})])
+                    for choice in _chat_deltas(piece, job):
+                        yield _chat_chunk(job, [choice])
+        if body.wants_usage:
+            yield {**_chat_chunk(job, []), "usage": job.usage}
+
+    async def complete(self, body: CompletionRequest) -> Completion:
+        """Continue one or many prompts.
+
+        Raises:
+            BadRequest, Overloaded, EngineDead.
+        """
+        job = await self._completion_job(body)
+        outputs = [output for of_prompt in await _run(job) for output in of_prompt]
+        choices = [
+            writer.choice(_whole(output, i))
+            for i, (writer, output) in enumerate(zip(_writers(job), outputs, strict=True))
+        ]
+        return {**_completion_chunk(job, choices), "usage": job.usage}
+
+    async def complete_stream(self, body: CompletionRequest) -> AsyncGenerator[Completion, None]:
+        """The same answer event by event; the first event is made when the first token is there."""
+        job = await self._completion_job(body)
+        writers = _writers(job)
+        async with aclosing(_pieces(job)) as stream:
+            async for pieces in stream:
+                for piece in pieces:
+                    if piece.text or piece.logprobs or piece.finish_reason or writers[piece.choice].owes_prompt:
+                        yield _with_usage(job, _completion_chunk(job, [writers[piece.choice].choice(piece)]))
+        if body.wants_usage:
+            yield {**_completion_chunk(job, []), "usage": job.usage}
+
+    async def tokenize(self, body: TokenizeRequest) -> dict[str, object]:
+        """vLLM's /tokenize: a prompt's or a chat's token ids."""
+        model = self.model(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise BadRequest("send either prompt or messages", "prompt")
+        if body.messages is not None:
+            text = self._render(model, body)
+            token_ids = await _encode(model, text, add_special_tokens=bool(body.add_special_tokens))
+        else:
+            token_ids = await _encode(model, body.prompt or "", add_special_tokens=body.add_special_tokens is not False)
+        info = await model.client.describe()
+        answer: dict[str, object] = {"count": len(token_ids), "max_model_len": info.max_model_len, "tokens": token_ids}
+        if body.return_token_strs:
+            answer["token_strs"] = [model.tokenizer.token_text(token_id) for token_id in token_ids]
+        return answer
+
+    async def detokenize(self, body: DetokenizeRequest) -> dict[str, str]:
+        """vLLM's /detokenize."""
+        model = self.model(body.model)
+        check_token_ids(body.tokens, (await model.client.describe()).vocab_size, "tokens")
+        return {"prompt": model.tokenizer.decode(body.tokens, skip_special_tokens=False)}
+
+    async def model_card(self, model: ServedModel) -> dict[str, object]:
+        """One entry of /v1/models."""
+        info = await model.client.describe()
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": model.created,
+            "owned_by": "octavo",
+            "root": info.hash_name,
+            "parent": None,
+            "max_model_len": info.max_model_len,
+        }
+
+    def model(self, name: str | None) -> ServedModel:
+        """The model of that name; None is fine where there is only one.
+
+        Raises:
+            UnknownModel: there is none; the message lists those there are.
+        """
+        if name is None and len(self.models) == 1:
+            return next(iter(self.models.values()))
+        if name is None:
+            raise BadRequest(f"model is required; served here: {', '.join(self.models)}", "model")
+        if name not in self.models:
+            raise UnknownModel(f"model {name!r} does not exist; served here: {', '.join(self.models)}", "model")
+        return self.models[name]
+
+    # ---- from body to job -------------------------------------------------------------------------------------
+
+    async def _chat_job(self, body: ChatRequest) -> _Job:
+        model = self.model(body.model)
+        params = sampling_params(body, self.limits)
+        text = self._render(model, body)
+        token_ids = await _encode(model, text, add_special_tokens=bool(body.add_special_tokens))
+        return await self._job("chatcmpl", model, body, params, [token_ids], "messages")
+
+    async def _completion_job(self, body: CompletionRequest) -> _Job:
+        model = self.model(body.model)
+        params = sampling_params(body, self.limits)
+        prompts = prompts_of(body, self.limits)
+        add = body.add_special_tokens is not False
+        token_ids = [
+            await _encode(model, prompt, add_special_tokens=add) if isinstance(prompt, str) else prompt
+            for prompt in prompts
+        ]
+        job = await self._job("cmpl", model, body, params, token_ids, "prompt")
+        if body.echo:
+            job.prompt_texts = [
+                prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt, skip_special_tokens=False)
+                for prompt in prompts
+            ]
+        return job
+
+    async def _job(
+        self,
+        kind: str,
+        model: ServedModel,
+        body: ChatRequest | CompletionRequest,
+        params: SamplingParams,
+        prompts: list[list[int]],
+        param: str,
+    ) -> _Job:
+        info = await model.client.describe()
+        job_id = f"{kind}-{secrets.token_hex(12)}"
+        for token_ids in prompts:
+            check_token_ids(token_ids, info.vocab_size, param)
+            check_length(len(token_ids), _asked(body, params), info.max_model_len, param)
+        requests = [
+            _request(f"{job_id}-{position}", token_ids, params, body, info)
+            for position, token_ids in enumerate(prompts)
+        ]
+        timer = self.telemetry.request(model.name, sum(len(token_ids) for token_ids in prompts))
+        generation = Generation(model.client, model.tokenizer, requests)
+        return _Job(job_id, int(time.time()), model, body, params, generation, timer, [])
+
+    def _render(self, model: ServedModel, body: ChatRequest | TokenizeRequest) -> str:
+        tools = body.tools if getattr(body, "tool_choice", None) != "none" else None
+        return render_chat(
+            model.tokenizer,
+            template_messages(body.messages or []),
+            tools=tools or None,
+            add_generation_prompt=(
+                not body.continue_final_message if body.add_generation_prompt is None else body.add_generation_prompt
+            ),
+            continue_final_message=bool(body.continue_final_message),
+            chat_template_kwargs=body.chat_template_kwargs,
+        )
+
+
+def _asked(body: SamplingBody, params: SamplingParams) -> int | None:
+    return 0 if body.max_tokens == 0 else params.max_tokens
+
+
+def _request(
+    request_id: str, token_ids: list[int], params: SamplingParams, body: SamplingBody, info: ModelInfo
+) -> Request:
+    request = Request(
+        request_id=request_id,
+        prompt_token_ids=token_ids,
+        params=params,
+        priority=body.priority or 0,
+        cache_salt=body.cache_salt or "",
+    )
+    request.block_hashes = block_hashes(request, info)
+    return request
+
+
+async def _encode(model: ServedModel, text: str, *, add_special_tokens: bool) -> list[int]:
+    if len(text) < LONG_TEXT:
+        return model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    return await asyncio.to_thread(model.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+
+# ---- from pieces to answers -------------------------------------------------------------------------------------
+
+
+async def _pieces(job: _Job) -> AsyncGenerator[list[Piece], None]:
+    """The job's pieces, at most one per choice at a time, counted by its timer."""
+    async with aclosing(job.generation.pieces()) as stream:
+        async for pieces in stream:
+            joined = _joined(pieces)
+            for piece in joined:
+                job.timer.tokens(piece.choice, len(piece.token_ids))
+                if piece.finish_reason is not None:
+                    job.timer.finished(piece.finish_reason)
+            yield joined
+    job.timer.done()
+
+
+async def _run(job: _Job) -> list[list[CompletionOutput]]:
+    """Run to the end; for each prompt its `n` choices, the best of those generated."""
+    async with aclosing(_pieces(job)) as stream:
+        async for _ in stream:
+            pass
+    outputs = job.generation.outputs()
+    if job.params.num_sequences > job.params.n:
+        return [choose_best(sequences, job.params.n) for sequences in outputs]
+    return outputs
+
+
+def _whole(output: CompletionOutput, choice: int) -> Piece:
+    return Piece(choice, output.text, output.token_ids, output.logprobs, output.finish_reason, output.stop_reason)
+
+
+def _joined(pieces: list[Piece]) -> list[Piece]:
+    """Pieces of the same choice put together, in order of first appearance."""
+    by_choice: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        by_choice.setdefault(piece.choice, []).append(piece)
+    return [some[0] if len(some) == 1 else _join(some) for some in by_choice.values()]
+
+
+def _join(pieces: list[Piece]) -> Piece:
+    last = pieces[-1]
+    logprobs = [entry for piece in pieces for entry in piece.logprobs or ()]
+    return Piece(
+        last.choice,
+        "".join(piece.text for piece in pieces),
+        [token_id for piece in pieces for token_id in piece.token_ids],
+        logprobs if last.logprobs is not None else None,
+        last.finish_reason,
+        last.stop_reason,
+    )
+
+
+def _chat_choice(piece: Piece, job: _Job) -> ChatChoice:
+    return {
+        "index": piece.choice,
+        "message": {"role": "assistant", "content": piece.text, "refusal": None},
+        "logprobs": chat_logprobs(piece, job.model.tokenizer, job.params.logprobs or 0),
+        "finish_reason": piece.finish_reason,
+        "stop_reason": piece.stop_reason,
+    }
+
+
+def _chat_deltas(piece: Piece, job: _Job) -> list[ChunkChoice]:
+    """A piece as deltas: its text, then, when it is the last, the finish reason by itself."""
+    deltas = []
+    if piece.text or piece.logprobs:
+        delta = _delta(piece.choice, {"content": piece.text})
+        delta["logprobs"] = chat_logprobs(piece, job.model.tokenizer, job.params.logprobs or 0)
+        deltas.append(delta)
+    if piece.finish_reason is not None:
+        last = _delta(piece.choice, {})
+        last["finish_reason"] = piece.finish_reason
+        last["stop_reason"] = piece.stop_reason
+        deltas.append(last)
+    return deltas
+
+
+def _delta(choice: int, delta: Delta) -> ChunkChoice:
+    return {"index": choice, "delta": delta, "logprobs": None, "finish_reason": None}
+
+
+def _chat_chunk(job: _Job, choices: list[ChunkChoice]) -> ChatChunk:
+    chunk: ChatChunk = {
+        "id": job.id,
+        "object": "chat.completion.chunk",
+        "created": job.created,
+        "model": job.model.name,
+        "choices": choices,
+    }
+    if job.body.wants_usage:
+        chunk["usage"] = job.usage_so_far
+    return chunk
+
+
+def _completion_chunk(job: _Job, choices: list[CompletionChoice]) -> Completion:
+    return {
+        "id": job.id,
+        "object": "text_completion",
+        "created": job.created,
+        "model": job.model.name,
+        "choices": choices,
+    }
+
+
+def _with_usage(job: _Job, chunk: Completion) -> Completion:
+    return {**chunk, "usage": job.usage_so_far} if job.body.wants_usage else chunk
+
+
+@dataclass(slots=True)
+class _Writer:
+    """Turns the pieces of one choice of a completion into its choice objects; knows how far its text has come."""
+
+    job: _Job
+    index: int
+    prompt: int
+    owes_prompt: bool  # the echoed prompt has not been written yet
+    offset: int = 0
+
+    def choice(self, piece: Piece) -> CompletionChoice:
+        assert isinstance(self.job.body, CompletionRequest)
+        text, parts = "", []
+        if self.owes_prompt:
+            self.owes_prompt = False
+            text = self.job.prompt_texts[self.prompt]
+            parts.append(self._prompt_logprobs())
+        if self.job.body.max_tokens != 0:  # else the one token generated to get at the prompt's is left out
+            text += piece.text
+            parts.append(self._logprobs(piece))
+        known = [part for part in parts if part is not None]
+        choice: CompletionChoice = {
+            "index": self.index,
+            "text": text,
+            "logprobs": joined_logprobs(known) if known else None,
+            "finish_reason": piece.finish_reason,
+            "stop_reason": piece.stop_reason,
+        }
+        if self.job.body.prompt_logprobs is not None:
+            entries = self.job.generation.prompt_logprobs(self.prompt)
+            choice["prompt_logprobs"] = prompt_logprobs(entries, self.job.model.tokenizer)
+        return choice
+
+    def _logprobs(self, piece: Piece) -> CompletionLogprobs | None:
+        if piece.logprobs is None:
+            return None
+        found = completion_logprobs(piece.token_ids, list(piece.logprobs), self.job.model.tokenizer, self.offset)
+        self.offset += sum(len(token) for token in found["tokens"])
+        return found
+
+    def _prompt_logprobs(self) -> CompletionLogprobs | None:
+        if self.job.params.logprobs is None:
+            return None
+        entries = self.job.generation.prompt_logprobs(self.prompt)
+        token_ids = self.job.generation.requests[self.prompt].prompt_token_ids
+        found = completion_logprobs(token_ids, entries, self.job.model.tokenizer, 0)
+        self.offset += sum(len(token) for token in found["tokens"])
+        return found
+
+
+def _writers(job: _Job) -> list[_Writer]:
+    """One per choice of the response."""
+    n = job.params.n
+    return [_Writer(job, i, i // n, bool(job.prompt_texts)) for i in range(n * len(job.generation.requests))]

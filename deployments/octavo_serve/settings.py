@@ -1,0 +1,130 @@
+"""The typed settings of an Octavo application: what `args` in a config file may say."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from octavo.config import EngineConfig, unknown_key
+from octavo.errors import ConfigError
+from octavo_serve.validation import explain
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+_ENGINE = TypeAdapter(EngineConfig)
+
+
+def _engine(value: object) -> object:
+    """Check an engine's settings by themselves: pydantic ignores unknown keys of a nested standard dataclass."""
+    if not isinstance(value, dict):
+        return value
+    names = [field.name for field in dataclasses.fields(EngineConfig)]
+    for key in value:
+        if key not in names:
+            raise ConfigError(unknown_key(key, names))
+    try:
+        return _ENGINE.validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(explain(error, EngineConfig, "setting")[0]) from None
+
+
+Engine = Annotated[EngineConfig, BeforeValidator(_engine)]
+
+
+class Settings(BaseModel):
+    """Base: unknown keys are errors at any depth, and values are not converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelSettings(Settings):
+    """One served model: a Serve deployment of engine shards.
+
+    Attributes:
+        name: what requests say in their `model` field.
+        source: a directory, a hub id, a .gguf file, or package:MODULE/FILE (see `octavo.source`).
+        engine: settings of each shard's engine.
+        replicas: shards.
+        num_cpus, num_gpus: what Ray reserves per shard when it looks for a place; `engine.threads` says what is used.
+        max_ongoing_requests: requests at one shard, running and waiting; the engine's own queue limit answers 429
+            before this one holds requests back unseen.
+        health_check_period_s, health_check_timeout_s: how often and how long Serve asks a shard for its health.
+        graceful_shutdown_timeout_s: how long a shard that leaves may finish its streams.
+    """
+
+    name: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+    engine: Engine = Field(default_factory=EngineConfig)
+    replicas: Count = 1
+    num_cpus: float = Field(default=0.1, ge=0)
+    num_gpus: float = Field(default=0, ge=0)
+    max_ongoing_requests: Count = 10_000
+    health_check_period_s: Seconds = 5.0
+    health_check_timeout_s: Seconds = 15.0
+    graceful_shutdown_timeout_s: Seconds = 20.0
+
+
+class GatewaySettings(Settings):
+    """The HTTP and handle ingress.
+
+    Attributes:
+        replicas: gateway processes.
+        num_cpus: what Ray reserves per gateway.
+        max_ongoing_requests: requests in one gateway at once.
+        max_body_bytes: a larger body is refused with 413 before it is read to its end.
+        max_prompts: prompts in one completion request.
+        max_n: `n` and `best_of` of one request.
+    """
+
+    replicas: Count = 1
+    num_cpus: float = Field(default=0.1, ge=0)
+    max_ongoing_requests: Count = 10_000
+    max_body_bytes: Count = 16 * 2**20
+    max_prompts: Count = 1024
+    max_n: Annotated[int, Field(ge=1, le=128)] = 128
+
+
+class RouterSettings(Settings):
+    """How requests find a shard.
+
+    Attributes:
+        request_router_class: import path of a Ray Serve request router.
+        request_router_kwargs: its settings; ours takes `max_imbalance` and `remembered_blocks`.
+        stats_period_s: how often shards report their statistics to the routers.
+    """
+
+    request_router_class: str = "octavo_serve.prefix_router:PrefixRouter"
+    request_router_kwargs: dict[str, Any] = Field(default_factory=dict)
+    stats_period_s: Seconds = 1.0
+
+
+class AppSettings(Settings):
+    """Everything under `args` of the application in a config file."""
+
+    models: list[ModelSettings] = Field(min_length=1)
+    gateway: GatewaySettings = Field(default_factory=GatewaySettings)
+    router: RouterSettings = Field(default_factory=RouterSettings)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        names = [model.name for model in self.models]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two models are called {name!r}: give each its own name")
+        return self
+
+
+def load_settings(args: dict[str, Any]) -> AppSettings:
+    """Validate the `args` of an application.
+
+    Raises:
+        ConfigError: naming the key that is wrong, and for an unknown key the nearest valid one.
+    """
+    try:
+        return AppSettings.model_validate(args)
+    except ValidationError as error:
+        raise ConfigError(explain(error, AppSettings, "setting")[0]) from None

@@ -1,0 +1,60 @@
+"""The shard: one Serve replica around one engine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from ray import serve
+
+from octavo.config import EngineConfig
+from octavo.engine.async_engine import AsyncEngine
+from octavo.engine.stats import EngineStats
+from octavo.request import Request, SequenceUpdate
+from octavo_serve.openai.model import ModelInfo
+
+
+class Shard:
+    """A model copy and its KV cache behind a streaming handle method.
+
+    The engine steps in its own thread, so every method here only passes messages. Errors cross the handle as they
+    are: `BadRequest`, `Overloaded`, `EngineDead`.
+    """
+
+    def __init__(self, source: str, config: EngineConfig) -> None:
+        self.engine = AsyncEngine.load(source, config)
+
+    async def generate(self, request: Request) -> AsyncIterator[list[SequenceUpdate]]:
+        """Stream what each step did to the request's sequences; closing the stream aborts the request."""
+        async with aclosing(self.engine.generate(request)) as stream:
+            async for updates in stream:
+                yield updates
+
+    async def abort(self, request_id: str, index: int | None = None) -> None:
+        """End a request, or one of its sequences; a request that runs elsewhere is none of this shard's business."""
+        self.engine.abort(request_id, index)
+
+    async def describe(self) -> ModelInfo:
+        """What a gateway must know about the model to validate and route requests."""
+        engine = self.engine.engine
+        limits = engine.limits
+        return ModelInfo(limits.name, limits.max_model_len, limits.vocab_size, engine.config.block_size)
+
+    async def stats(self) -> tuple[str, EngineStats]:
+        """This shard's name and numbers; raises `EngineDead` like `check_health`."""
+        self.engine.check_health()
+        return serve.get_replica_context().replica_id.unique_id, self.engine.stats()
+
+    async def check_health(self) -> None:
+        """Raises `EngineDead` when the engine's thread died or is stuck; Serve then replaces the shard."""
+        self.engine.check_health()
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """What routers learn about this shard every `stats_period_s`."""
+        return dataclasses.asdict(self.engine.stats())
+
+    def __del__(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.close()

@@ -1,0 +1,74 @@
+"""One sentence for what pydantic found wrong: the field, what it must be, the nearest valid key for a wrong one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from octavo.config import unknown_key
+
+_MISSING = "missing"
+_EXTRA = "extra_forbidden", "unexpected_keyword_argument"
+
+
+def explain(error: ValidationError, root: Any, where: str = "field") -> tuple[str, str | None]:
+    """What to change, and the dotted name of the field to change (None when it is the whole input).
+
+    Args:
+        error: from validating something as `root`.
+        root: the pydantic model or dataclass; its nested keys are the valid ones.
+        where: what a key is called in the sentence ("field", "setting").
+    """
+    problems = error.errors(include_url=False)
+    problem = next((found for found in problems if found["type"] in _EXTRA), problems[0])
+    path = [part for part in problem["loc"] if not _is_branch(part)]
+    name = ".".join(str(part) for part in path) or None
+    if problem["type"] in _EXTRA:
+        parent = ".".join(str(part) for part in path[:-1])
+        inside = f" in {parent}" if parent else ""
+        return unknown_key(str(path[-1]), valid_keys(root, path[:-1]), where) + inside, name
+    if problem["type"] == "json_invalid":
+        return f"the body is not valid JSON: {problem['ctx']['error']}", None
+    if problem["type"] == _MISSING:
+        return f"{where} {name!r} is required", name
+    if problem["type"] == "value_error":  # raised by our own code: already a sentence
+        inside = f" in {name}" if where == "setting" and name else ""
+        return f"{problem['ctx']['error']}{inside}", name
+    shown = repr(problem["input"])
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    sentence = problem["msg"].replace("Input should be", "must be")
+    return f"{name or 'the body'} {sentence[0].lower()}{sentence[1:]}, got {shown}", name
+
+
+def valid_keys(root: Any, path: Sequence[int | str]) -> list[str]:
+    """Names of the keys that are valid at `path` below a model."""
+    kinds = [root]
+    for part in path:
+        kinds = [inner for kind in kinds for inner in (_members(kind) if isinstance(part, int) else _field(kind, part))]
+    return sorted({name for kind in kinds for name in _names(kind)})
+
+
+def _is_branch(part: int | str) -> bool:
+    """Pydantic puts the tried branch of a union into the path: `list[str]`, `function-wrap[...]`, `int`, `str`."""
+    return isinstance(part, str) and (part in ("int", "str", "float", "bool", "dict", "list") or "[" in part)
+
+
+def _names(kind: Any) -> list[str]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return list(kind.model_fields)
+    return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+
+
+def _members(annotation: Any) -> list[Any]:
+    """An annotation's plain types: through unions, lists and Annotated."""
+    inner = get_args(annotation)
+    return [member for arg in inner for member in _members(arg)] if inner else [annotation]
+
+
+def _field(kind: Any, name: str) -> list[Any]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel) and name in kind.model_fields:
+        return _members(kind.model_fields[name].annotation)
+    return []
