@@ -100,3 +100,103 @@ def sequences() -> list[list[int]]:
     """Token ids below 256 of several lengths, one of a single token."""
     random = np.random.default_rng(1)
     return [random.integers(0, 256, length).tolist() for length in (70, 1, 33, 16, 5)]
+
+
+_GGUF_ARCHITECTURES = {"gemma3_text": "gemma3", "mistral": "llama"}
+
+
+def _write_metadata(writer: Any, config: dict[str, Any], head_dim: int) -> None:
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
+    if config["model_type"] in ("mistral", "gemma2", "gemma3_text"):
+        writer.add_sliding_window(config["sliding_window"])
+    if config["model_type"] in ("gemma2", "gemma3_text"):
+        writer.add_attention_scale(config["query_pre_attn_scalar"] ** -0.5)
+    if config["model_type"] == "gemma2":
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    if config["model_type"] == "gemma3_text":
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config["layer_types"]])
+        writer.add_rope_freq_base_swa(config["rope_parameters"]["sliding_attention"]["rope_theta"])
+
+
+def _write_rope(writer: Any, rope: dict[str, Any], head_dim: int) -> None:
+    import gguf
+
+    rope = rope.get("full_attention", rope)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if rope["rope_type"] == "llama3":
+        writer.add_tensor("rope_freqs.weight", _llama3_factors(rope, head_dim))
+
+
+def _llama3_factors(rope: dict[str, Any], head_dim: int) -> np.ndarray:
+    """As llama.cpp's converter computes them (LlamaModel.generate_extra_tensors)."""
+    factors = []
+    for exponent in np.arange(0, head_dim, 2) / head_dim:
+        wavelength = 2 * np.pi * rope["rope_theta"] ** exponent
+        turns = rope["original_max_position_embeddings"] / wavelength
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        smooth = np.clip((turns - low) / (high - low), 0, 1)
+        factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+    return np.array(factors, np.float32)
+
+
+def _permute(rows: np.ndarray, heads: int) -> np.ndarray:
+    """LlamaModel.permute of llama.cpp's convert_hf_to_gguf.py: halves of a head become neighbours."""
+    split = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
+    return split.swapaxes(1, 2).reshape(rows.shape)
+
+
+def write_gguf(folder: Path, file: Path, quant: str = "F32") -> Path:
+    """Write a safetensors directory as GGUF, as llama.cpp's converter does; matrices are of block format `quant`."""
+    import json
+
+    import gguf
+    from safetensors.numpy import load_file
+
+    config = json.loads((folder / "config.json").read_text())
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    name = _GGUF_ARCHITECTURES.get(config["model_type"], config["model_type"])
+    writer = gguf.GGUFWriter(file, name)
+    _write_metadata(writer, config, head_dim)
+    _write_rope(writer, config["rope_parameters"], head_dim)
+    kind = gguf.GGMLQuantizationType[quant]
+    architecture = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
+    names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
+    for key, values in load_file(folder / "model.safetensors").items():
+        stored = names.get_name(key, try_suffixes=(".weight", ".bias"))
+        if name == "llama" and (".q_proj." in key or ".k_proj." in key):
+            heads = config["num_attention_heads" if ".q_proj." in key else "num_key_value_heads"]
+            values = _permute(values, heads)
+        if name.startswith("gemma") and key.endswith("norm.weight"):
+            values = values + 1
+        if values.ndim == 1 or quant == "F32":
+            writer.add_tensor(stored, values)
+        else:
+            writer.add_tensor(stored, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+@pytest.fixture(scope="session", name="write_gguf")
+def _write_gguf() -> Any:
+    return write_gguf

