@@ -37,6 +37,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
+        self.clock = clock
         self.executor = executor
         self.limits = ModelLimits(
             name,

@@ -56,9 +56,13 @@ class LocalExecutor:
         )
         self.spec = decoder.spec
         self.num_blocks = _num_blocks(config, decoder.spec, decoder.dtype, device)
+        self._description = f"{decoder.spec.family} in {str(decoder.dtype).removeprefix('torch.')} on {device}"
         kv = KVStorage(decoder.spec, self.num_blocks, config.block_size, decoder.dtype, device)
         self._runner = Runner(decoder, kv, config.block_size, device)
-        logger.info("%s on %s in %s, %d KV blocks", source.name, device, decoder.dtype, self.num_blocks)
+        logger.info("%s: %s, %d KV blocks", source.name, self, self.num_blocks)
+
+    def __str__(self) -> str:
+        return self._description
 
     def execute(self, batch: StepBatch) -> StepResult:
         """Run one step here and now."""

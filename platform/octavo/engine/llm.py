@@ -1,0 +1,236 @@
+"""`LLM`: the engine without threads, asyncio or Ray, for offline work."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from octavo.config import EngineConfig
+from octavo.engine.engine import Engine
+from octavo.errors import BadRequest
+from octavo.request import Request, RequestMetrics, RequestOutput, SamplingParams, SequenceUpdate
+from octavo.source import resolve_source
+from octavo.text.chat import render_chat
+from octavo.text.output import SequenceText, choose_best, fill_decoded
+from octavo.text.tokenizer import Tokenizer, load_tokenizer
+
+Message = dict[str, Any]
+T = TypeVar("T")
+
+
+Prompt = str | list[int] | dict[str, list[int]]
+"""A text, token ids, or `{"prompt_token_ids": [...]}` as vLLM spells them."""
+
+
+class LLM:
+    """A model to generate text with, in this process.
+
+    Args:
+        model: a directory, a .gguf file, `package:MODULE/FILE` or a hub id (see `octavo.source`).
+        progress: show a bar while the weights load.
+        settings: fields of `EngineConfig`: dtype, quantization, max_model_len, max_num_seqs, kv_cache_bytes, threads,
+            tensor_parallel_size, ...
+
+    Raises:
+        ModelError: the model cannot be loaded.
+        ConfigError: a setting is unknown or wrong.
+    """
+
+    def __init__(self, model: str, *, progress: bool = True, **settings: Any) -> None:
+        config = EngineConfig.from_settings(settings)
+        source = resolve_source(str(model))
+        self.tokenizer: Tokenizer = load_tokenizer(source)
+        self.engine = Engine.load(source, config, self.tokenizer.eos_token_ids, progress=progress)
+        self._ids = itertools.count()
+
+    def __repr__(self) -> str:
+        limits, pool = self.engine.limits, self.engine.pool
+        return (
+            f"LLM({limits.name!r}, {self.engine.executor}, max_model_len={limits.max_model_len}, "
+            f"max_num_seqs={self.engine.config.max_num_seqs}, kv_blocks={pool.num_blocks} of {pool.block_size} tokens)"
+        )
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        priority: Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        """Generate for all prompts at once.
+
+        Args:
+            prompts: strings, lists of token ids, or `{"prompt_token_ids": [...]}`; one or many.
+            sampling_params: one for all, or one per prompt; the defaults of `SamplingParams` when None.
+            use_tqdm: show a progress bar with tokens per second.
+            priority: one per prompt; lower runs first.
+
+        Returns:
+            One output per prompt, in the order of the prompts.
+
+        Raises:
+            BadRequest: a prompt or a parameter is wrong; nothing has been generated then.
+        """
+        inputs = [self._tokens(prompt) for prompt in _as_list(prompts)]
+        params = _per_prompt(sampling_params or SamplingParams(), len(inputs), "sampling_params")
+        priorities = _per_prompt(priority or 0, len(inputs), "priority")
+        return self._run(
+            [
+                _Work(self._request(ids, p, rank), text, self.tokenizer)
+                for (text, ids), p, rank in zip(inputs, params, priorities, strict=True)
+            ],
+            use_tqdm,
+        )
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Generate the next message of one conversation, or of many.
+
+        Args:
+            messages: a list of `{"role": ..., "content": ...}`, or a list of such lists.
+            others: as in `generate`, and as in `text.chat.render_chat`.
+
+        Raises:
+            BadRequest: a message is malformed, or the model has no chat template.
+        """
+        chats = [messages] if messages and isinstance(messages[0], dict) else messages
+        prompts: list[Prompt] = []
+        for chat in chats:
+            text = render_chat(
+                self.tokenizer,
+                chat,  # type: ignore[arg-type]  # narrowed by the line above, which mypy cannot follow
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                chat_template_kwargs=chat_template_kwargs,
+            )
+            prompts.append(self.tokenizer.encode(text, add_special_tokens=False))
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def close(self) -> None:
+        """Give up the model and its memory."""
+        self.engine.close()
+
+    def _tokens(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        if isinstance(prompt, str):
+            return prompt, self.tokenizer.encode(prompt)
+        ids = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else prompt
+        if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+            raise BadRequest(f"a prompt must be a string or a list of token ids, got {prompt!r:.80}", "prompts")
+        return None, ids
+
+    def _request(self, ids: list[int], params: SamplingParams, priority: int) -> Request:
+        request = Request(request_id=str(next(self._ids)), prompt_token_ids=ids, params=params, priority=priority)
+        self.engine.scheduler.check(request)
+        return request
+
+    def _run(self, work: list[_Work], use_tqdm: bool) -> list[RequestOutput]:
+        waiting, running = deque(work), dict[str, _Work]()
+        before = self.engine.stats().generation_tokens
+        try:
+            with tqdm(total=len(work), desc="Generating", unit="request", disable=not use_tqdm) as bar:
+                while waiting or running:
+                    self._submit(waiting, running)
+                    for update in self.engine.step():
+                        if self._take(update, running):
+                            tokens = self.engine.stats().generation_tokens - before
+                            bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} token/s")
+                            bar.update()
+        finally:
+            for request_id in running:  # on an exception or Ctrl-C: nothing may stay behind
+                self.engine.abort(request_id)
+        self.engine.check_integrity()
+        return [item.output() for item in work]
+
+    def _submit(self, waiting: deque[_Work], running: dict[str, _Work]) -> None:
+        """Hand over as many requests as the engine's queue takes."""
+        room = self.engine.config.max_num_queued_requests - self.engine.scheduler.num_waiting
+        for _ in range(min(room, len(waiting))):
+            item = waiting.popleft()
+            item.metrics.arrival_time = self.engine.clock()
+            self.engine.add(item.request)
+            running[item.request.request_id] = item
+
+    def _take(self, update: SequenceUpdate, running: dict[str, _Work]) -> bool:
+        """Give an update to its request; True when that request has ended."""
+        item = running[update.request_id]
+        if item.take(update):
+            self.engine.abort(update.request_id, update.index)
+        if item.finished:
+            del running[update.request_id]
+        return item.finished
+
+
+class _Work:
+    """One request on its way to a `RequestOutput`."""
+
+    def __init__(self, request: Request, prompt: str | None, tokenizer: Tokenizer) -> None:
+        params, ids = request.params, request.prompt_token_ids
+        self.request = request
+        self.metrics = RequestMetrics(0.0)
+        self._prompt = prompt
+        self._tokenizer = tokenizer
+        self._lines = [SequenceText(tokenizer, params, ids, i) for i in range(params.num_sequences)]
+        self._first: SequenceUpdate | None = None
+
+    def take(self, update: SequenceUpdate) -> bool:
+        """Take in an update; True when a stop string ended the sequence and the engine must end it too."""
+        line = self._lines[update.index]
+        if self._first is None:
+            self._first = update
+            self.metrics.first_token_time = update.time
+        line.push(update)
+        if self.finished:
+            self.metrics.finished_time = update.time
+        return line.stopped and update.finish_reason is None
+
+    @property
+    def finished(self) -> bool:
+        return all(line.finish_reason is not None for line in self._lines)
+
+    def output(self) -> RequestOutput:
+        outputs = [line.output() for line in self._lines]
+        params = self.request.params
+        prompt_logprobs = self._first.prompt_logprobs if self._first else None
+        for entry in prompt_logprobs or ():
+            if entry is not None:
+                fill_decoded(self._tokenizer, entry)
+        return RequestOutput(
+            request_id=self.request.request_id,
+            prompt=self._prompt,
+            prompt_token_ids=self.request.prompt_token_ids,
+            outputs=choose_best(outputs, params.n) if params.num_sequences > params.n else outputs,
+            metrics=self.metrics,
+            prompt_logprobs=prompt_logprobs,
+            num_cached_tokens=self._first.num_cached_tokens if self._first else 0,
+        )
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    if isinstance(prompts, (str, dict)):
+        return [prompts]
+    if prompts and isinstance(prompts[0], int):
+        return [list(prompts)]  # type: ignore[arg-type]  # ids all through, or `_tokens` says what is wrong
+    return prompts  # type: ignore[return-value]  # a str, list or dict per entry, or `_tokens` says so
+
+
+def _per_prompt(value: T | Sequence[T], count: int, name: str) -> Iterable[T]:
+    if not isinstance(value, Sequence):
+        return [value] * count
+    if len(value) != count:
+        raise BadRequest(f"{name} has {len(value)} entries for {count} prompts", name)
+    return value
