@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 import torch
 
 from octavo.config import DType
-from octavo.errors import ConfigError, ModelError
+from octavo.errors import ConfigError
 from octavo.models.decoder import Decoder
 from octavo.models.families import Config, spec_from_config, token_ids
 from octavo.models.gguf_config import config_from_gguf
@@ -17,7 +13,7 @@ from octavo.models.spec import ModelSpec
 from octavo.models.weights.gguf_file import read_gguf
 from octavo.models.weights.layout import allocate, slots
 from octavo.models.weights.names import gguf_naming, hf_naming
-from octavo.models.weights.safetensors_files import read_safetensors
+from octavo.models.weights.safetensors_files import read_json, read_safetensors
 from octavo.models.weights.stored import fill
 from octavo.source import Source, open_gguf
 
@@ -64,7 +60,7 @@ def load_model(
         raise ConfigError(f"max_model_len is {positions}, but the model holds at most {spec.max_position_embeddings}")
     weights = allocate(spec, _torch_dtype(dtype, device, config), torch.device(device))
     naming = hf_naming(spec) if source.kind == "hf" else gguf_naming(spec)
-    stored = read_safetensors(source.path, spec) if source.kind == "hf" else read_gguf(open_gguf(source.path))
+    stored = read_safetensors(source.path, spec) if source.kind == "hf" else read_gguf(source.path)
     title = f"Loading {source.name}"
     fill(slots(weights, spec), naming, stored, spec.head_dim, title=title, progress=progress)
     return Decoder(spec, weights, positions)
@@ -89,21 +85,11 @@ def _torch_dtype(dtype: DType, device: str, config: Config) -> torch.dtype:
 def _read_config(source: Source) -> Config:
     if source.kind == "gguf":
         return config_from_gguf(open_gguf(source.path))
-    config = _read_json(source.path / "config.json")
+    config = read_json(source.path / "config.json")
     generation = source.path / "generation_config.json"
     if generation.is_file():
         # Chat models list their end-of-turn tokens here, beside the end token of the base model
-        ends = token_ids(config.get("eos_token_id")) + token_ids(_read_json(generation).get("eos_token_id"))
+        ends = token_ids(config.get("eos_token_id")) + token_ids(read_json(generation).get("eos_token_id"))
         if ends:
             config["eos_token_id"] = list(dict.fromkeys(ends))
     return config
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{file} is not a JSON object")
-    return content

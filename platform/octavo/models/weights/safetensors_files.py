@@ -40,10 +40,25 @@ def plain_name(name: str) -> str:
     return name
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """A directory's JSON file.
+
+    Raises:
+        ModelError: it cannot be read, or is not an object.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} is not a JSON object")
+    return content
+
+
 def _files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        files = [folder / name for name in sorted(set(_weight_map(index).values()))]
     elif (folder / "model.safetensors").is_file():
         files = [folder / "model.safetensors"]
     else:
@@ -53,6 +68,13 @@ def _files(folder: Path) -> list[Path]:
     if missing := [file.name for file in files if not file.is_file()]:
         raise ModelError(f"{folder} lacks {', '.join(missing)}, which its index names")
     return files
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ModelError(f"{index} has no weight_map")
+    return weight_map
 
 
 def _open(file: Path) -> AbstractContextManager[Any]:

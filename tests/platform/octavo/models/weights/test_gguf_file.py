@@ -61,7 +61,7 @@ def write_random_tensor(file, kind, rows, columns):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return gguf.GGUFReader(file)
+    return file
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # random bytes hold infinite and NaN scales, and numpy says so
@@ -69,18 +69,18 @@ def write_random_tensor(file, kind, rows, columns):
 def test_every_block_format_is_read_in_chunks_of_rows(tmp_path, monkeypatch, quant):
     monkeypatch.setattr(gguf_file, "CHUNK_VALUES", 3 * 512)
     kind = gguf.GGMLQuantizationType[quant]
-    reader = write_random_tensor(tmp_path / "one.gguf", kind, rows=7, columns=512)
-    (tensor,) = gguf_file.read_gguf(reader)
+    file = write_random_tensor(tmp_path / "one.gguf", kind, rows=7, columns=512)
+    (tensor,) = gguf_file.read_gguf(file)
     chunks = list(tensor.chunks())
     assert tensor.shape == (7, 512)
     assert [len(chunk) for chunk in chunks] == [3, 3, 1]
-    expected = gguf.quants.dequantize(reader.tensors[0].data, kind).astype(np.float32)
+    expected = gguf.quants.dequantize(gguf.GGUFReader(file).tensors[0].data, kind).astype(np.float32)
     np.testing.assert_array_equal(torch.cat(chunks).numpy(), expected)
 
 
 def test_a_format_that_gguf_cannot_dequantise_is_named(tmp_path):
-    reader = write_random_tensor(tmp_path / "one.gguf", gguf.GGMLQuantizationType.I16, rows=2, columns=32)
-    (tensor,) = gguf_file.read_gguf(reader)
+    file = write_random_tensor(tmp_path / "one.gguf", gguf.GGMLQuantizationType.I16, rows=2, columns=32)
+    (tensor,) = gguf_file.read_gguf(file)
     with pytest.raises(ModelError, match="I16"):
         list(tensor.chunks())
 
