@@ -79,6 +79,7 @@ def config_from_gguf(reader: GGUFReader) -> Config:
     config |= _from_tensors(meta) | _tokens(meta)
     config["model_type"] = _MODEL_TYPES[meta.architecture]
     config["head_dim"] = meta.own("attention.key_length") or config["hidden_size"] // config["num_attention_heads"]
+    config.setdefault("num_key_value_heads", config["num_attention_heads"])
     config.setdefault("rope_theta", 10_000.0)
     config |= _rope(meta, config["head_dim"]) | _attention(meta, config)
     return config
