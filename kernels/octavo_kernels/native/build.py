@@ -1,0 +1,135 @@
+"""Compiles the ops' C++ into one shared library per instruction set, once, outside the package.
+
+A library's folder is named by a hash of the sources, the flags and the compiler's version, so a changed source or
+compiler makes a new one. Several processes may start at once: one compiles under a file lock, the others wait and find
+the library; it appears by an atomic rename.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).parents[1]
+
+_COMMON = ("-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
+           "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-ignored-attributes")  # fmt: skip
+_AVX2 = ("-mavx2", "-mfma", "-mf16c", "-mbmi2")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi", "-mavx512vnni",
+           "-mavx512bf16", "-mprefer-vector-width=512")  # fmt: skip
+_AMX = (*_AVX512, "-mamx-tile", "-mamx-int8", "-mamx-bf16")
+
+LEVELS: dict[str, tuple[str, ...]] = {"portable": (), "avx2": _AVX2, "avx512": _AVX512, "amx": _AMX}
+"""Instruction sets, lowest first, and their compiler flags. A level's index is OCTAVO_ISA in the sources."""
+
+
+class BuildError(Exception):
+    """The library could not be compiled; the message says why."""
+
+
+class NoCompiler(BuildError):
+    """There is no C++ compiler."""
+
+
+def library_path(level: str) -> Path:
+    """The compiled library of one of `LEVELS`, built now if it is not there yet.
+
+    Raises:
+        BuildError: there is no C++ compiler (`NoCompiler`), or it refuses the sources.
+    """
+    compiler = find_compiler()
+    flags = (*_COMMON, *LEVELS[level], f"-DOCTAVO_ISA={list(LEVELS).index(level)}", f"-I{ROOT}")
+    folder = cache_folder() / "native" / _key(compiler, flags)
+    library = folder / f"octavo-{level}.so"
+    if not library.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(folder / "lock"):
+            if not library.is_file():
+                _build(compiler, flags, library)
+    return library
+
+
+def cache_folder() -> Path:
+    """Where compiled libraries and packed weights are kept: $OCTAVO_CACHE, else octavo/ in the user's cache folder."""
+    if own := os.environ.get("OCTAVO_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "octavo"
+
+
+@functools.cache
+def find_compiler() -> str:
+    """The C++ compiler: $CXX, else the first of g++, clang++ and c++ that is installed.
+
+    Raises:
+        NoCompiler: there is none.
+    """
+    names = [own] if (own := os.environ.get("CXX")) else ["g++", "clang++", "c++"]
+    for name in names:
+        if found := shutil.which(name):
+            return found
+    raise NoCompiler(f"there is no C++ compiler ({', '.join(names)} not found)")
+
+
+def sources() -> list[Path]:
+    """Every op's cpu.cpp."""
+    return sorted(ROOT.glob("*/cpu.cpp"))
+
+
+def _key(compiler: str, flags: tuple[str, ...]) -> str:
+    digest = hashlib.sha256(_version(compiler).encode())
+    digest.update("\0".join(flags).encode())
+    for file in [*sources(), *sorted(ROOT.glob("*/*.h"))]:
+        digest.update(f"\0{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _version(compiler: str) -> str:
+    return _run([compiler, "--version"])
+
+
+@contextmanager
+def _lock(file: Path) -> Iterator[None]:
+    """Hold an exclusive lock, which the kernel drops if this process dies."""
+    with file.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _build(compiler: str, flags: tuple[str, ...], library: Path) -> None:
+    begin = time.perf_counter()
+    logger.info("compiling the CPU kernels (once): %s", library)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder, ThreadPoolExecutor(2) as pool:
+        objects = [Path(folder) / f"{source.parent.name}.o" for source in sources()]
+        commands = [
+            [compiler, *flags, "-c", str(source), "-o", str(target)]
+            for source, target in zip(sources(), objects, strict=True)
+        ]
+        list(pool.map(_run, commands))
+        linked = Path(folder) / library.name
+        _run([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(linked)])
+        linked.rename(library)
+    logger.info("compiled the CPU kernels in %.1f s", time.perf_counter() - begin)
+
+
+def _run(command: list[str]) -> str:
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(f"{command[0]} does not run: {error}") from error
+    if result.returncode:
+        raise BuildError(f"{' '.join(command)} failed:\n{result.stderr.strip()}")
+    return result.stdout

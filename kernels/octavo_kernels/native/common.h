@@ -1,0 +1,216 @@
+// What every cpu.cpp shares: the instruction set, bf16, vectors of floats, exp, and the thread pool's interface.
+//
+// OCTAVO_ISA says what this copy of the library may use: 0 portable C++, 1 AVX2 + FMA + F16C, 2 AVX-512 (F, BW, DQ, VL,
+// VBMI, VNNI, BF16), 3 the same with AMX (tile, int8, bf16). Floating-point contraction is off (-ffp-contract=off):
+// where a product and a sum may fuse, the code says fma(), so that a row's bits never depend on what the compiler saw.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#if OCTAVO_ISA >= 1
+#include <immintrin.h>
+#endif
+
+#define OCTAVO_API extern "C" __attribute__((visibility("default")))
+#define OCTAVO_INLINE inline __attribute__((always_inline))
+
+namespace octavo {
+
+// ---- threads ------------------------------------------------------------------------------------------------------
+
+constexpr int kMaxThreads = 256;
+
+struct Range {
+    int64_t begin, end;
+};
+
+// The contiguous part of 0..count that `thread` of `threads` does; inner edges are multiples of `multiple`.
+inline Range split(int64_t count, int thread, int threads, int64_t multiple = 1) {
+    const int64_t units = (count + multiple - 1) / multiple;
+    const int64_t begin = units * thread / threads * multiple, end = units * (thread + 1) / threads * multiple;
+    return {begin < count ? begin : count, end < count ? end : count};
+}
+
+// Threads that parallel() runs on, the caller among them; octavo_set_threads sets it.
+int num_threads();
+
+// fn(ctx, thread, threads) on every thread of the pool, the caller being thread 0; returns when all are done. One
+// region runs at a time in a process (a second caller waits); regions do not nest.
+void parallel(void (*fn)(void* ctx, int thread, int threads), void* ctx);
+
+template <class F>
+void parallel(F&& f) {
+    parallel([](void* ctx, int thread, int threads) { (*static_cast<F*>(ctx))(thread, threads); }, &f);
+}
+
+// As parallel(), but on the caller alone, outside any region, when the work is too small to share (a region costs a few
+// microseconds). f must not call barrier().
+template <class F>
+void parallel_if(bool worthwhile, F&& f) {
+    if (worthwhile) parallel(f);
+    else f(0, 1);
+}
+
+// Inside parallel(): returns once every thread of the region has called it, with all their writes visible. It must be
+// called by all threads equally often.
+void barrier();
+
+// ---- self-test ----------------------------------------------------------------------------------------------------
+
+// A static SelfTest in a cpu.cpp registers a check that fast code agrees with plain loops; all run when a library is
+// loaded, and one that fails sends the process to the next lower instruction set.
+struct SelfTest {
+    SelfTest(const char* name, bool (*passes)());
+    const char* name;
+    bool (*passes)();
+    SelfTest* next;
+};
+
+// ---- bf16 ---------------------------------------------------------------------------------------------------------
+
+struct bf16 {
+    uint16_t bits;
+};
+
+inline float to_float(float x) { return x; }
+inline float to_float(bf16 x) {
+    const uint32_t bits = uint32_t(x.bits) << 16;
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return f;
+}
+
+// Round to nearest, ties to even; NaN stays NaN.
+inline bf16 to_bf16(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000) return {uint16_t((bits >> 16) | 0x40)};
+    return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+
+template <class T>
+T from_float(float x);
+template <>
+inline float from_float<float>(float x) { return x; }
+template <>
+inline bf16 from_float<bf16>(float x) { return to_bf16(x); }
+
+// ---- vectors ------------------------------------------------------------------------------------------------------
+
+// GCC and Clang lower arithmetic on these to the machine's own vectors; kLanes is what fits one register.
+#if OCTAVO_ISA >= 2
+constexpr int kLanes = 16;
+#elif OCTAVO_ISA == 1
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef int32_t IVec __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t UVec __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t HVec __attribute__((vector_size(kLanes * 2)));
+
+OCTAVO_INLINE Vec splat(float x) { return x - Vec{}; }
+OCTAVO_INLINE IVec splat_int(int32_t x) { return x - IVec{}; }
+
+OCTAVO_INLINE Vec fma(Vec a, Vec b, Vec c) {
+#if OCTAVO_ISA >= 2
+    return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif OCTAVO_ISA == 1
+    return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+OCTAVO_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+OCTAVO_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
+
+OCTAVO_INLINE Vec load(const float* p) {
+    Vec v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+OCTAVO_INLINE Vec load(const bf16* p) {
+    HVec h;
+    std::memcpy(&h, p, sizeof h);
+    return (Vec)(__builtin_convertvector(h, UVec) << 16);
+}
+
+OCTAVO_INLINE void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+
+OCTAVO_INLINE void store(bf16* p, Vec v) {
+    const UVec bits = (UVec)v;
+    const UVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const UVec nan = (bits >> 16) | 0x40;
+    const HVec h = __builtin_convertvector((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded, HVec);
+    std::memcpy(p, &h, sizeof h);
+}
+
+// Sum and maximum of all lanes, always in the same order.
+OCTAVO_INLINE float sum(Vec v) {
+    float x[kLanes];
+    store(x, v);
+    for (int width = kLanes / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) x[i] += x[i + width];
+    return x[0];
+}
+
+OCTAVO_INLINE float max(Vec v) {
+    float x[kLanes];
+    store(x, v);
+    for (int width = kLanes / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) x[i] = x[i] > x[i + width] ? x[i] : x[i + width];
+    return x[0];
+}
+
+// e^x to 2 ulp on [-87.3, 88.7]; below that 0, above it infinity, NaN for NaN. Range reduction by ln 2 in two parts and
+// the polynomial of Cephes' expf (Moshier).
+OCTAVO_INLINE Vec exp(Vec x) {
+    const Vec clamped = min(max(x, splat(-87.33f)), splat(88.72f));
+    const Vec shifter = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
+    const Vec n = fma(clamped, splat(1.44269504088896341f), shifter) - shifter;
+    const Vec r = fma(n, splat(2.12194440e-4f), fma(n, splat(-0.693359375f), clamped));
+    Vec p = splat(1.9875691500e-4f);
+    p = fma(p, r, splat(1.3981999507e-3f));
+    p = fma(p, r, splat(8.3334519073e-3f));
+    p = fma(p, r, splat(4.1665795894e-2f));
+    p = fma(p, r, splat(1.6666665459e-1f));
+    p = fma(p, r, splat(5.0000001201e-1f));
+    p = fma(p, r * r, r + splat(1.f));
+    const IVec k = __builtin_convertvector(n, IVec);
+    const IVec half = k >> 1;  // in two steps: 2^128 is no float, but 2^64 * 2^64 times p < 1 can be
+    const Vec scaled = p * (Vec)((half + 127) << 23) * (Vec)((k - half + 127) << 23);
+    const Vec high = x > splat(88.72f) ? splat(std::numeric_limits<float>::infinity()) : scaled;
+    const Vec low = x < splat(-87.33f) ? Vec{} : high;
+    return x == x ? low : x;
+}
+
+OCTAVO_INLINE Vec sigmoid(Vec x) { return splat(1.f) / (splat(1.f) + exp(-x)); }
+
+// 2 sigmoid(2x) - 1; its error is absolute, 1e-7.
+OCTAVO_INLINE Vec tanh(Vec x) { return splat(2.f) * sigmoid(x + x) - splat(1.f); }
+
+// Load and store the first `lanes` (the rest is 0), so that the end of a row runs the same instructions as the rest.
+template <class T>
+OCTAVO_INLINE Vec load_part(const T* p, int64_t lanes) {
+    if (lanes >= kLanes) return load(p);
+    T x[kLanes] = {};
+    std::memcpy(x, p, lanes * sizeof(T));
+    return load(x);
+}
+
+template <class T>
+OCTAVO_INLINE void store_part(T* p, Vec v, int64_t lanes) {
+    if (lanes >= kLanes) return store(p, v);
+    T x[kLanes];
+    store(x, v);
+    std::memcpy(p, x, lanes * sizeof(T));
+}
+
+}  // namespace octavo

@@ -1,0 +1,147 @@
+"""The library that runs: picks the instruction set, loads it, tests it, calls its functions.
+
+`OCTAVO_CPU_ISA=portable|avx2|avx512|amx` picks a lower set than the CPU has.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo_kernels.native.build import BuildError, NoCompiler, library_path
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+"""Types that the native ops take, and their codes in the C interface."""
+
+_CPU_FLAGS = {
+    "portable": set(),
+    "avx2": {"avx2", "fma", "f16c", "bmi2"},
+    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vbmi", "avx512_vnni", "avx512_bf16"},
+    "amx": {"amx_tile", "amx_int8", "amx_bf16"},
+}  # beyond those of the level below
+
+_override: list[Library | None] = []
+
+
+class Library:
+    """One compiled library.
+
+    Attributes:
+        level: its instruction set, one of `build.LEVELS`.
+
+    Raises:
+        BuildError: on construction, when it cannot be compiled or loaded, or fails its own test.
+    """
+
+    def __init__(self, level: str) -> None:
+        self.level = level
+        try:
+            self._handle = ctypes.CDLL(str(library_path(level)))
+        except OSError as error:
+            raise BuildError(f"the CPU kernels ({level}) cannot be loaded: {error}") from error
+        self._handle.octavo_self_test.restype = ctypes.c_char_p
+        if failed := self._handle.octavo_self_test():
+            raise BuildError(f"the CPU kernels ({level}) fail their self-test: {failed.decode()}")
+        self.set_threads(available_cores())
+
+    def call(self, function: str, *args: Tensor | np.ndarray[Any, Any] | int | float | None) -> int:
+        """Call `octavo_FUNCTION`. Arrays and tensors go as pointers, int as int64, float as float."""
+        native = self._handle[f"octavo_{function}"]
+        native.restype = ctypes.c_int64
+        return int(native(*map(_argument, args)))
+
+    def set_threads(self, threads: int) -> None:
+        """How many threads every function runs on."""
+        self.call("set_threads", threads)
+
+    @property
+    def threads(self) -> int:
+        """How many threads every function runs on."""
+        return self.call("get_threads")
+
+
+def library() -> Library | None:
+    """The library for this CPU, compiled on first use; None (after one warning) where there cannot be one."""
+    return _override[-1] if _override else _best()
+
+
+@contextmanager
+def use(chosen: Library | None) -> Iterator[None]:
+    """Within the block `library()` is this one, for tests and comparisons."""
+    _override.append(chosen)
+    try:
+        yield
+    finally:
+        _override.pop()
+
+
+def supported_levels() -> list[str]:
+    """The instruction sets that this CPU has, lowest first."""
+    flags, levels = _cpu_flags(), []
+    for level, needed in _CPU_FLAGS.items():
+        if not needed <= flags:
+            break
+        levels.append(level)
+    return levels
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_cpu(*tensors: Tensor) -> bool:
+    """Whether these go to the native library: on the CPU, of a type it takes, and it is there."""
+    return all(x.device.type == "cpu" and x.dtype in DTYPES for x in tensors) and library() is not None
+
+
+@functools.cache
+def _best() -> Library | None:
+    for level in reversed(_allowed_levels()):
+        try:
+            return Library(level)
+        except NoCompiler as error:
+            warnings.warn(f"the CPU runs the plain PyTorch kernels, slowly: {error}", stacklevel=4)
+            return None
+        except BuildError as error:
+            warnings.warn(f"the CPU runs slower kernels than it could: {error}", stacklevel=4)
+    return None
+
+
+def _allowed_levels() -> list[str]:
+    levels, wanted = supported_levels(), os.environ.get("OCTAVO_CPU_ISA")
+    if wanted is None:
+        return levels
+    if wanted not in levels:
+        raise ValueError(f"OCTAVO_CPU_ISA is {wanted!r}, but this CPU supports {', '.join(levels)}")
+    return levels[: levels.index(wanted) + 1]
+
+
+@functools.cache
+def _cpu_flags() -> set[str]:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return {flag for line in lines if line.startswith("flags") for flag in line.partition(":")[2].split()}
+
+
+def _argument(value: Tensor | np.ndarray[Any, Any] | int | float | None) -> Any:
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, np.ndarray):
+        return ctypes.c_void_p(value.ctypes.data)
+    if isinstance(value, float):
+        return ctypes.c_float(value)
+    return ctypes.c_void_p(None) if value is None else ctypes.c_int64(value)
