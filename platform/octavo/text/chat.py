@@ -113,7 +113,16 @@ def _plain_message(message: Mapping[str, Any], where: str, knows_developer: bool
         plain["content"] = _plain_content(plain["content"], f"{where}.content")
     if "tool_calls" in plain:
         plain["tool_calls"] = _plain_tool_calls(plain["tool_calls"], f"{where}.tool_calls")
-    return plain
+    return _with_reasoning(plain)
+
+
+def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    """A message's reasoning goes by three names; templates read the first or, gpt-oss, the second."""
+    names = ("reasoning_content", "thinking", "reasoning")
+    reasoning = next((message[name] for name in names if name in message), None)
+    if reasoning is None:
+        return message
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def _plain_content(content: Any, where: str) -> str:
@@ -187,8 +196,7 @@ def _render(source: str, **variables: Any) -> str:
         return _compiled(source).render(**variables)
     except jinja2.TemplateError as error:
         raise BadRequest(f"the model's chat template refuses these messages: {error.message}", "messages") from error
-    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        # a template that meets a field of a shape it did not expect
+    except Exception as error:  # the template is a program: it may meet a field of a shape it did not expect
         raise BadRequest(f"the model's chat template cannot render these messages: {error}", "messages") from error
 
 

@@ -93,22 +93,32 @@ class _Tokens:
         self._anchor_length = len(tokenizer.decode(self._anchor))
         self._started = started
         self._held: list[int] = []
+        self._patience = MAX_HELD
 
     def push(self, token_id: int) -> str:
         self._held.append(token_id)
-        if not self._open(len(self._held)):
-            return self._release(len(self._held))
-        if len(self._held) <= MAX_HELD:
+        count = len(self._held)
+        if not self._open(count):
+            self._patience = MAX_HELD
+            return self._release(count)
+        if count <= self._patience:
             return ""
-        # a run too long to wait for: what ends in a whole character is final
-        whole = (n for n in range(len(self._held), len(self._held) - 4, -1) if not self._text(n).endswith(_REPLACEMENT))
-        return self._release(next(whole, len(self._held)))
+        # a run too long to wait for: from here on, what ends in a whole character is final
+        self._patience = 0
+        return self._release(self._whole(count))
 
     def finish(self) -> str:
         return self._release(len(self._held))
 
     def _open(self, count: int) -> bool:
         return self._tokenizer.is_byte_token(self._held[count - 1]) or self._text(count).endswith(_REPLACEMENT)
+
+    def _whole(self, count: int) -> int:
+        """How many of the held tokens end in a whole character, or cannot become one (UTF-8 has at most 4 bytes)."""
+        for end in range(count, max(0, count - 4), -1):
+            if not self._text(end).endswith(_REPLACEMENT):
+                return end
+        return count if count >= 4 else 0
 
     def _release(self, count: int) -> str:
         if not count:

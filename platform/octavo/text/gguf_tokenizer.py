@@ -15,10 +15,11 @@ from typing import Any
 from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
 
 from octavo.errors import ModelError
 from octavo.text.gguf_metadata import read_metadata
-from octavo.text.parts import TokenizerParts, wrap_with
+from octavo.text.parts import TokenizerParts
 from octavo.text.pre_tokenizer import pre_tokenizer, splitting
 
 _CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # llama.cpp's token types
@@ -43,16 +44,13 @@ def read_gguf(path: Path) -> TokenizerParts:
     tokens = metadata.get("tokenizer.ggml.tokens")
     if model not in ("gpt2", "llama") or not tokens:
         raise ModelError(f"{path} holds a tokenizer of kind {model!r}; supported are 'gpt2' and 'llama'")
-    try:
-        backend, add_bos = _byte_level(metadata) if model == "gpt2" else _sentencepiece(metadata)
-    except ValueError as error:  # what `tokenizers` raises for merges outside the vocabulary
-        raise ModelError(f"{path} holds a damaged tokenizer: {error}") from error
+    backend, add_bos = _byte_level(metadata) if model == "gpt2" else _sentencepiece(metadata)
     named = {name: tokens[i] for name, key in _NAMED.items() if (i := _token_id(metadata, key)) is not None}
     _add_tokens(backend, metadata, named.values())
     bos_id = _token_id(metadata, "bos")
     bos = _added(tokens, bos_id) if metadata.get("tokenizer.ggml.add_bos_token", add_bos) else None
     eos = _added(tokens, _token_id(metadata, "eos")) if metadata.get("tokenizer.ggml.add_eos_token") else None
-    backend.post_processor = wrap_with(bos, eos)
+    backend.post_processor = _wrap_with(bos, eos)
     return TokenizerParts(backend, _end_tokens(metadata), bos_id, named, _chat_templates(metadata))
 
 
@@ -71,7 +69,14 @@ def _types(metadata: Mapping[str, Any]) -> list[int]:
 
 def _listed_merges(metadata: Mapping[str, Any]) -> _Merges | None:
     merges = metadata.get("tokenizer.ggml.merges")
-    return None if merges is None else [(m[: (cut := m.index(" ", 1))], m[cut + 1 :]) for m in merges]
+    return None if merges is None else [(m[: (cut := m.find(" ", 1))], m[cut + 1 :]) for m in merges]
+
+
+def _backend(vocab: dict[str, int], merges: _Merges, **options: Any) -> Backend:
+    try:
+        return Backend(BPE(vocab=vocab, merges=merges, **options))
+    except Exception as error:  # the library raises plain Exception, for merges that are not in the vocabulary
+        raise ModelError(f"this GGUF file's tokenizer is damaged: {error}") from error
 
 
 # ── byte-level ──
@@ -87,7 +92,7 @@ def _byte_level(metadata: Mapping[str, Any]) -> tuple[Backend, bool]:
     merges = _listed_merges(metadata)
     if merges is None:
         raise ModelError("this GGUF file's byte-level tokenizer has no merges")
-    backend = Backend(BPE(vocab=vocab, merges=merges, ignore_merges=entry.ignore_merges))
+    backend = _backend(vocab, merges, ignore_merges=entry.ignore_merges)
     backend.pre_tokenizer = pre_tokenizer(entry)
     backend.decoder = decoders.ByteLevel()
     return backend, entry.add_bos
@@ -126,15 +131,8 @@ def _sentencepiece(metadata: Mapping[str, Any]) -> tuple[Backend, bool]:
             raise ModelError("this GGUF file's SentencePiece tokenizer has neither merges nor a score for every token")
         merges = merges_from_scores(vocab, dict(zip(tokens, scores, strict=True)))
     unknown = _token_id(metadata, "unknown")
-    backend = Backend(
-        BPE(
-            vocab=vocab,
-            merges=merges,
-            fuse_unk=True,
-            byte_fallback=True,
-            unk_token=None if unknown is None else tokens[unknown],
-        )
-    )
+    unk_token = None if unknown is None else tokens[unknown]
+    backend = _backend(vocab, merges, fuse_unk=True, byte_fallback=True, unk_token=unk_token)
     prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", not gemma))
     _set_spaces(backend, prefix=prefix, split=gemma)
     return backend, True
@@ -176,6 +174,12 @@ def merges_from_scores(vocab: Mapping[str, int], scores: Mapping[str, float]) ->
 
 
 # ── what both have ──
+
+
+def _wrap_with(bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> TemplateProcessing:
+    """A post-processor that puts `bos` before and `eos` after a text when special tokens are asked for."""
+    single = " ".join([*([bos[0]] if bos else []), "$A", *([eos[0]] if eos else [])])
+    return TemplateProcessing(single=single, pair=f"{single} $B", special_tokens=[t for t in (bos, eos) if t])
 
 
 def _add_tokens(backend: Backend, metadata: Mapping[str, Any], named: Iterable[str]) -> None:

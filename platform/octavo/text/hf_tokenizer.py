@@ -10,13 +10,16 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from octavo.errors import ModelError
-from octavo.text.parts import TokenizerParts, wrap_with
+from octavo.text.parts import TokenizerParts
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 def read_hf(folder: Path) -> TokenizerParts:
     """The tokenizer and chat templates of a directory in Hugging Face layout.
+
+    What is put around a text (add_special_tokens) is what tokenizer.json's post-processor says; like transformers, this
+    gives no heed to `add_bos_token` and `add_eos_token` in tokenizer_config.json beside it.
 
     Raises:
         ModelError: there is no tokenizer.json, or a file is damaged; the message names it.
@@ -25,7 +28,6 @@ def read_hf(folder: Path) -> TokenizerParts:
     named = {name: text for name in _NAMED if (text := _token_text(config.get(name))) is not None}
     backend = _read_backend(folder)
     _add_missing(backend, config, named)
-    _apply_bos_and_eos(backend, config, named)
     bos = named.get("bos_token")
     return TokenizerParts(
         backend,
@@ -75,19 +77,6 @@ def _add_missing(backend: Backend, config: dict[str, Any], named: dict[str, str]
             backend.add_tokens([AddedToken(entry["content"], **flags)])
             known.add(entry["content"])
     backend.add_special_tokens([text for text in dict.fromkeys(named.values()) if text not in known])
-
-
-def _apply_bos_and_eos(backend: Backend, config: dict[str, Any], named: dict[str, str]) -> None:
-    """tokenizer.json decides what is put around a text, unless tokenizer_config.json says so in so many words."""
-    if backend.post_processor is not None and "add_bos_token" not in config and "add_eos_token" not in config:
-        return
-    bos, eos = (named.get(f"{kind}_token") if config.get(f"add_{kind}_token") else None for kind in ("bos", "eos"))
-    backend.post_processor = wrap_with(_with_id(backend, bos), _with_id(backend, eos))
-
-
-def _with_id(backend: Backend, text: str | None) -> tuple[str, int] | None:
-    token_id = None if text is None else backend.token_to_id(text)
-    return None if text is None or token_id is None else (text, token_id)
 
 
 def _end_tokens(folder: Path, backend: Backend, named: dict[str, str]) -> frozenset[int]:

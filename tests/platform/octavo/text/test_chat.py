@@ -1,0 +1,400 @@
+"""Templates of the families, shortened where they repeat themselves, against transformers' apply_chat_template."""
+
+# ruff: noqa: E501 - the templates' own lines
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
+
+from octavo.errors import BadRequest
+from octavo.text.chat import render_chat
+from octavo.text.parts import TokenizerParts
+from octavo.text.tokenizer import Tokenizer
+
+LLAMA3 = """{{- bos_token }}
+{%- if not date_string is defined %}{%- set date_string = "26 Jul 2024" %}{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
+{%- if tools is not none %}{{- "Environment: ipython\\n" }}{%- endif %}
+{{- "Today Date: " + date_string + "\\n\\n" }}
+{%- if tools is not none %}
+    {%- for t in tools %}{{- t | tojson(indent=4) }}{{- "\\n\\n" }}{%- endfor %}
+{%- endif %}
+{{- system_message }}{{- "<|eot_id|>" }}
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}
+    {%- elif 'tool_calls' in message %}
+        {%- if not message.tool_calls|length == 1 %}
+            {{- raise_exception("This model only supports single tool-calls at once!") }}
+        {%- endif %}
+        {%- set tool_call = message.tool_calls[0].function %}
+        {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
+        {{- '{"name": "' + tool_call.name + '", "parameters": ' }}{{- tool_call.arguments | tojson }}{{- "}<|eot_id|>" }}
+    {%- else %}
+        {{- "<|start_header_id|>ipython<|end_header_id|>\\n\\n" }}
+        {%- if message.content is mapping or message.content is iterable %}
+            {{- message.content | tojson }}
+        {%- else %}
+            {{- message.content }}
+        {%- endif %}
+        {{- "<|eot_id|>" }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}
+"""
+
+GEMMA = """{{ bos_token }}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- if messages[0]['content'] is string -%}
+        {%- set first_user_prefix = messages[0]['content'] + '\n\n' -%}
+    {%- else -%}
+        {%- set first_user_prefix = messages[0]['content'][0]['text'] + '\n\n' -%}
+    {%- endif -%}
+    {%- set loop_messages = messages[1:] -%}
+{%- else -%}
+    {%- set first_user_prefix = "" -%}
+    {%- set loop_messages = messages -%}
+{%- endif -%}
+{%- for message in loop_messages -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
+    {%- endif -%}
+    {%- if (message['role'] == 'assistant') -%}{%- set role = "model" -%}
+    {%- else -%}{%- set role = message['role'] -%}{%- endif -%}
+    {{ '<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else "") }}
+    {%- if message['content'] is string -%}{{ message['content'] | trim }}
+    {%- else -%}{{ raise_exception("Invalid content type") }}{%- endif -%}
+    {{ '<end_of_turn>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{'<start_of_turn>model\n'}}{%- endif -%}
+"""
+
+MISTRAL = """{%- if messages[0]["role"] == "system" %}
+    {%- set system_message = messages[0]["content"] %}
+    {%- set loop_messages = messages[1:] %}
+{%- else %}
+    {%- set loop_messages = messages %}
+{%- endif %}
+{%- set ns = namespace(last=0) %}
+{%- for message in loop_messages %}{%- if message.role == "user" %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}
+{{- bos_token }}
+{%- for message in loop_messages %}
+    {%- if message["role"] == "user" %}
+        {%- if tools is not none and loop.index0 == ns.last %}
+            {{- "[AVAILABLE_TOOLS] [" }}
+            {%- for tool in tools %}{{- tool.function | tojson }}{%- if not loop.last %}{{- ", " }}{%- endif %}{%- endfor %}
+            {{- "][/AVAILABLE_TOOLS]" }}
+        {%- endif %}
+        {%- if loop.last and system_message is defined %}
+            {{- "[INST] " + system_message + "\n\n" + message["content"] + "[/INST]" }}
+        {%- else %}
+            {{- "[INST] " + message["content"] + "[/INST]" }}
+        {%- endif %}
+    {%- elif message.tool_calls is defined and message.tool_calls is not none %}
+        {{- "[TOOL_CALLS] [" }}
+        {%- for tool_call in message.tool_calls %}
+            {%- set out = tool_call.function|tojson %}
+            {{- out[:-1] }}{{- ', "id": "' + tool_call.id + '"}' }}
+            {%- if not loop.last %}{{- ", " }}{%- else %}{{- "]" + eos_token }}{%- endif %}
+        {%- endfor %}
+    {%- elif message["role"] == "assistant" %}
+        {{- " " + message["content"]|trim + eos_token}}
+    {%- elif message["role"] == "tool" %}
+        {{- '[TOOL_RESULTS] {"content": ' + message.content|string + ", " }}
+        {{- '"call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
+    {%- else %}
+        {{- raise_exception("Only user and assistant roles are supported!") }}
+    {%- endif %}
+{%- endfor %}
+"""
+
+QWEN3 = """{%- if tools %}
+    {{- '<|im_start|>system\\n' }}
+    {%- if messages[0].role == 'system' %}{{- messages[0].content + '\\n\\n' }}{%- endif %}
+    {{- "# Tools\\n\\n<tools>" }}
+    {%- for tool in tools %}{{- "\\n" }}{{- tool | tojson }}{%- endfor %}
+    {{- "\\n</tools><|im_end|>\\n" }}
+{%- elif messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.multi_step_tool and message.role == "user" and message.content is string %}
+        {%- set ns.multi_step_tool = false %}
+        {%- set ns.last_query_index = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.content is string %}{%- set content = message.content %}{%- else %}{%- set content = '' %}{%- endif %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role == "assistant" %}
+        {%- set reasoning_content = '' %}
+        {%- if '</think>' in content %}
+            {%- set reasoning_content = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
+            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+        {%- endif %}
+        {%- if loop.index0 > ns.last_query_index and reasoning_content %}
+            {{- '<|im_start|>assistant\\n<think>\\n' + reasoning_content + '\\n</think>\\n\\n' + content }}
+        {%- else %}
+            {{- '<|im_start|>assistant\\n' + content }}
+        {%- endif %}
+        {%- if message.tool_calls %}
+            {%- for tool_call in message.tool_calls %}
+                {%- if tool_call.function %}{%- set tool_call = tool_call.function %}{%- endif %}
+                {{- '\\n<tool_call>\\n{"name": "' + tool_call.name + '", "arguments": ' }}
+                {%- if tool_call.arguments is string %}{{- tool_call.arguments }}
+                {%- else %}{{- tool_call.arguments | tojson }}{%- endif %}
+                {{- '}\\n</tool_call>' }}
+            {%- endfor %}
+        {%- endif %}
+        {{- '<|im_end|>\\n' }}
+    {%- elif message.role == "tool" %}
+        {%- if loop.first or (messages[loop.index0 - 1].role != "tool") %}{{- '<|im_start|>user' }}{%- endif %}
+        {{- '\\n<tool_response>\\n' + content + '\\n</tool_response>' }}
+        {%- if loop.last or (messages[loop.index0 + 1].role != "tool") %}{{- '<|im_end|>\\n' }}{%- endif %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
+{%- endif %}
+"""
+
+CHATML = """{% for message in messages %}
+{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+TRAINING = """{% for message in messages %}{% if message.role == 'skip' %}{% continue %}{% endif %}
+{% if message.role == 'assistant' %}{% generation %}{{ message.content }}{% endgeneration %}{% else %}
+{{ message.content }}{% endif %}
+{% endfor %}"""
+
+TEMPLATES = {
+    "llama3": LLAMA3, "gemma": GEMMA, "mistral": MISTRAL, "qwen3": QWEN3, "chatml": CHATML, "training": TRAINING
+}  # fmt: skip
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "Says <b>how</b> it's & 'ü'",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+]
+CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Zürich"}}}
+
+CHATS: dict[str, list[dict[str, Any]]] = {
+    "one": [{"role": "user", "content": "What is the capital of France?"}],
+    "system": [{"role": "system", "content": "Be <brief> & kind."}, {"role": "user", "content": "  Hi 🙂 "}],
+    "turns": [
+        {"role": "user", "content": "a\n\nb"},
+        {"role": "assistant", "content": "<think>\nhm\n</think>\n\n c "},
+        {"role": "user", "content": "d"},
+    ],
+    "tools": [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "call_1", "name": "weather", "content": "12 °C"},
+        {"role": "user", "content": "Thanks"},
+    ],
+}
+NO_TOOL_TURNS = {"gemma", "chatml", "training"}
+
+
+def tokenizer_with(*templates: str, **named: str) -> Tokenizer:
+    """A tokenizer that has nothing but templates: the default one, if given, and named ones."""
+    chat_templates = ({"default": templates[0]} if templates else {}) | named
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    return Tokenizer(TokenizerParts(Backend(BPE()), frozenset(), None, special, chat_templates))
+
+
+@pytest.fixture(scope="module")
+def in_transformers() -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=Backend(BPE()), bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("with_tools", [False, True])
+@pytest.mark.parametrize("add_generation_prompt", [False, True])
+@pytest.mark.parametrize(
+    ("template", "chat"), [(t, c) for t in TEMPLATES for c in CHATS if c != "tools" or t not in NO_TOOL_TURNS]
+)
+def test_renders_as_transformers_does(in_transformers, template, chat, add_generation_prompt, with_tools):
+    messages, tools = CHATS[chat], TOOLS if with_tools else None
+    expected = in_transformers.apply_chat_template(
+        messages,
+        tools=tools,
+        chat_template=TEMPLATES[template],
+        add_generation_prompt=add_generation_prompt,
+        tokenize=False,
+    )
+    ours = tokenizer_with(TEMPLATES[template])
+    assert render_chat(ours, messages, tools=tools, add_generation_prompt=add_generation_prompt) == expected
+
+
+@pytest.mark.parametrize("content", ["I think", " padded ", "ends in a colon:\n"])
+@pytest.mark.parametrize("template", ["llama3", "gemma", "qwen3", "chatml"])
+def test_the_last_message_goes_on_as_in_transformers(in_transformers, template, content):
+    messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": content}]
+    expected = in_transformers.apply_chat_template(
+        messages, chat_template=TEMPLATES[template], continue_final_message=True, tokenize=False
+    )
+    found = render_chat(
+        tokenizer_with(TEMPLATES[template]), messages, add_generation_prompt=False, continue_final_message=True
+    )
+    assert found == expected
+    assert found.rstrip().endswith(content.strip())
+
+
+def test_smollm2_chat_has_the_tokens_transformers_gives(smollm2, smollm2_in_transformers):
+    for messages in (CHATS["one"], CHATS["system"], CHATS["turns"]):
+        text = render_chat(smollm2, messages)
+        ids = smollm2_in_transformers.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert smollm2.encode(text, add_special_tokens=False) == ids
+
+
+def test_further_variables_reach_the_template():
+    tokenizer = tokenizer_with(QWEN3)
+    assert "<think>" not in render_chat(tokenizer, CHATS["one"])
+    quiet = render_chat(tokenizer, CHATS["one"], chat_template_kwargs={"enable_thinking": False})
+    assert quiet.endswith("<think>\n\n</think>\n\n")
+
+
+def test_tools_choose_their_own_template():
+    tokenizer = tokenizer_with("plain", tool_use="with tools")
+    assert render_chat(tokenizer, CHATS["one"]) == "plain"
+    assert render_chat(tokenizer, CHATS["one"], tools=TOOLS) == "with tools"
+    assert render_chat(tokenizer_with("plain"), CHATS["one"], tools=TOOLS) == "plain"
+
+
+def test_the_date_is_todays():
+    assert render_chat(tokenizer_with("{{ strftime_now('%Y') }}"), CHATS["one"]) in {
+        str(datetime.now().year),
+        str(datetime.now().year - 1),  # at midnight on New Year's Eve
+    }
+
+
+def test_parts_are_joined():
+    content = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    assert "user\none\ntwo<|im_end|>" in render_chat(tokenizer_with(CHATML), [{"role": "user", "content": content}])
+
+
+def test_developer_becomes_system_where_the_template_does_not_know_it():
+    messages = [{"role": "developer", "content": "x"}]
+    assert "<|im_start|>system\nx" in render_chat(tokenizer_with(CHATML), messages)
+    knows = CHATML + "{# developer #}"
+    assert "<|im_start|>developer\nx" in render_chat(tokenizer_with(knows), messages)
+
+
+def test_tool_arguments_given_as_json_are_parsed():
+    call = {**CALL, "function": {"name": "weather", "arguments": '{"city": "Zürich"}'}}
+    as_text = [{"role": "user", "content": "?"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    as_object = [{"role": "user", "content": "?"}, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    tokenizer = tokenizer_with(LLAMA3)
+    assert render_chat(tokenizer, as_text) == render_chat(tokenizer, as_object)
+    assert as_text[1]["tool_calls"][0]["function"]["arguments"] == '{"city": "Zürich"}'  # the caller's is untouched
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_by_any_name(in_transformers, name):
+    source = "{% for m in messages %}{{ m.thinking }}|{{ m.reasoning_content }};{% endfor %}"
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "a", name: "because"}]
+    expected = in_transformers.apply_chat_template(messages, chat_template=source, tokenize=False)
+    assert (
+        render_chat(tokenizer_with(source), messages, add_generation_prompt=False) == expected == "|;because|because;"
+    )
+
+
+@pytest.mark.parametrize("arguments", ["not json", "[1, 2]"])
+def test_tool_arguments_that_are_no_object_stay_as_they_are(arguments):
+    call = {"id": "c", "function": {"name": "f", "arguments": arguments}}
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": [call]}]
+    assert arguments in render_chat(tokenizer_with(QWEN3), messages)
+
+
+BAD = [
+    ([], "messages must be a list"),
+    ("hello", "messages must be a list"),
+    ({"role": "user"}, "messages must be a list"),
+    (["hello"], r"messages\[0\] must be an object"),
+    ([{"content": "x"}], r"messages\[0\]\.role must be a string"),
+    ([{"role": 3, "content": "x"}], r"messages\[0\]\.role must be a string"),
+    ([{"role": "user", "content": 3}], r"messages\[0\]\.content must be a string, null or a list of parts"),
+    (
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
+        "'image_url'; this model reads text only",
+    ),
+    ([{"role": "user", "content": [{"text": "x"}]}], r"messages\[0\]\.content\[0\] must be an object such as"),
+    ([{"role": "user", "content": [{"type": "text", "text": 3}]}], r"content\[0\]\.text must be a string"),
+    ([{"role": "user", "content": "x", "tool_calls": "f"}], r"messages\[0\]\.tool_calls must be a list"),
+    ([{"role": "user"}], "chat template"),
+]
+
+
+@pytest.mark.parametrize(("messages", "sentence"), BAD)
+def test_bad_messages(messages, sentence):
+    with pytest.raises(BadRequest, match=sentence) as caught:
+        render_chat(tokenizer_with(CHATML), messages)
+    assert caught.value.param == "messages"
+
+
+def test_the_templates_own_sentence_is_passed_on():
+    messages = [{"role": "assistant", "content": "a"}]
+    with pytest.raises(BadRequest, match="Conversation roles must alternate"):
+        render_chat(tokenizer_with(GEMMA), messages)
+
+
+def test_no_template():
+    with pytest.raises(BadRequest, match=r"no chat template.*send a prompt to /v1/completions"):
+        render_chat(tokenizer_with(), CHATS["one"])
+
+
+def test_a_template_that_is_not_jinja():
+    with pytest.raises(BadRequest, match="chat template"):
+        render_chat(tokenizer_with("{% for %}"), CHATS["one"])
+
+
+@pytest.mark.parametrize("source", ["{{ messages.append(1) }}", "{{ ''.__class__.__mro__ }}", "{{ 1 / 0 }}"])
+def test_templates_run_in_a_sandbox(source):
+    with pytest.raises(BadRequest, match="chat template"):
+        render_chat(tokenizer_with(source), CHATS["one"])
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt"])
+def test_further_variables_cannot_replace_the_requests(name):
+    with pytest.raises(BadRequest, match=f"must not hold '{name}'"):
+        render_chat(tokenizer_with(CHATML), CHATS["one"], chat_template_kwargs={name: []})
+
+
+def test_a_message_is_either_continued_or_answered():
+    with pytest.raises(BadRequest, match="either continued or answered"):
+        render_chat(tokenizer_with(CHATML), CHATS["one"], continue_final_message=True)
+
+
+@pytest.mark.parametrize("last", [{"role": "assistant"}, {"role": "assistant", "content": None}])
+def test_nothing_to_continue(last):
+    with pytest.raises(BadRequest, match="needs a last message with a text content"):
+        render_chat(tokenizer_with(CHATML), [last], add_generation_prompt=False, continue_final_message=True)
+
+
+def test_a_template_that_drops_the_last_message():
+    source = "{{ messages[0].content }}"
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(BadRequest, match="changes the last message"):
+        render_chat(tokenizer_with(source), messages, add_generation_prompt=False, continue_final_message=True)
