@@ -6,13 +6,14 @@ file does not say (`llama-model.cpp`, `load_hparams`), the same is done here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from octavo.errors import ModelError
 from octavo.models.families import Config
-
-if TYPE_CHECKING:
-    from gguf import GGUFReader
+from octavo.models.weights.gguf_directory import read_directory
+from octavo.models.weights.gguf_file import read_rows
+from octavo.text.gguf_metadata import read_metadata
 
 _MODEL_TYPES = {
     "llama": "llama",
@@ -42,20 +43,20 @@ _OPTIONAL = {
 
 
 class Metadata:
-    """A GGUF file's metadata: `meta["general.name"]`, and `meta.own("block_count")` for `{arch}.block_count`."""
+    """A GGUF file's header: `meta.get("general.name")`, and `meta.own("block_count")` for `{arch}.block_count`."""
 
-    def __init__(self, reader: GGUFReader) -> None:
-        self._fields = reader.fields
-        self.tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self.architecture = self["general.architecture"]
+    def __init__(self, file: Path) -> None:
+        self._values = read_metadata(file)
+        self.tensors = read_directory(file)
+        self.architecture = self.get("general.architecture")
 
-    def __getitem__(self, key: str) -> Any:
+    def get(self, key: str) -> Any:
         """The value, or None where the file does not have it."""
-        return self._fields[key].contents() if key in self._fields else None
+        return self._values.get(key)
 
     def own(self, key: str) -> Any:
         """The value of an architecture's key, or None; a value per layer must be the same in all."""
-        value = self[f"{self.architecture}.{key}"]
+        value = self.get(f"{self.architecture}.{key}")
         if isinstance(value, list) and key != "attention.sliding_window_pattern":
             if len(set(value)) != 1:
                 raise ModelError(f"{self.architecture}.{key} differs between layers, which is not supported")
@@ -63,13 +64,13 @@ class Metadata:
         return value
 
 
-def config_from_gguf(reader: GGUFReader) -> Config:
+def config_from_gguf(file: Path) -> Config:
     """A config for `families.spec_from_config`.
 
     Raises:
-        ModelError: unknown architecture, a missing key, or a setting that is not supported.
+        ModelError: a damaged file, an unknown architecture, a missing key, or a setting that is not supported.
     """
-    meta = Metadata(reader)
+    meta = Metadata(file)
     if meta.architecture not in _MODEL_TYPES:
         supported = ", ".join(sorted(_MODEL_TYPES))
         raise ModelError(f"GGUF architecture {meta.architecture!r} is not supported; supported ones are {supported}")
@@ -105,7 +106,7 @@ def _from_tensors(meta: Metadata) -> Config:
     if "token_embd.weight" not in meta.tensors:
         raise ModelError("the GGUF file holds no token_embd.weight: it is not a whole language model")
     return {
-        "vocab_size": int(meta.tensors["token_embd.weight"].shape[1]),
+        "vocab_size": meta.tensors["token_embd.weight"].shape[0],
         "tie_word_embeddings": "output.weight" not in meta.tensors,
         "attention_bias": "blk.0.attn_q.bias" in meta.tensors,
         "attention_out_bias": "blk.0.attn_output.bias" in meta.tensors,
@@ -114,9 +115,9 @@ def _from_tensors(meta: Metadata) -> Config:
 
 
 def _tokens(meta: Metadata) -> Config:
-    ends = [meta[f"tokenizer.ggml.{kind}_token_id"] for kind in ("eos", "eot", "eom")]
+    ends = [meta.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
     unique = list(dict.fromkeys(token for token in ends if token is not None))
-    return {"bos_token_id": meta["tokenizer.ggml.bos_token_id"], "eos_token_id": unique}
+    return {"bos_token_id": meta.get("tokenizer.ggml.bos_token_id"), "eos_token_id": unique}
 
 
 def _rope(meta: Metadata, head_dim: int) -> Config:
@@ -125,7 +126,7 @@ def _rope(meta: Metadata, head_dim: int) -> Config:
         raise ModelError(f"rotary positions over {rotary_dim} of {head_dim} dimensions in a llama GGUF")
     config: Config = {"partial_rotary_factor": rotary_dim / head_dim}
     if "rope_freqs.weight" in meta.tensors:
-        factors = meta.tensors["rope_freqs.weight"].data.astype("float32").tolist()
+        factors = [factor for rows in read_rows(meta.tensors["rope_freqs.weight"]) for factor in rows.tolist()]
         return config | {"rope_scaling": {"rope_type": "factors", "factors": factors}}
     kind = meta.own("rope.scaling.type") or "none"
     return config if kind == "none" else config | {"rope_scaling": _rope_scaling(meta, kind)}

@@ -15,7 +15,7 @@ from octavo.models.weights.layout import allocate, slots
 from octavo.models.weights.names import gguf_naming, hf_naming
 from octavo.models.weights.safetensors_files import read_json, read_safetensors
 from octavo.models.weights.stored import fill
-from octavo.source import Source, open_gguf
+from octavo.source import Source
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -84,7 +84,7 @@ def _torch_dtype(dtype: DType, device: str, config: Config) -> torch.dtype:
 
 def _read_config(source: Source) -> Config:
     if source.kind == "gguf":
-        return config_from_gguf(open_gguf(source.path))
+        return config_from_gguf(source.path)
     config = read_json(source.path / "config.json")
     generation = source.path / "generation_config.json"
     if generation.is_file():

@@ -83,11 +83,14 @@ class Reference:
     def logits(self, tokens: list[int]) -> torch.Tensor:
         return self.model(torch.tensor([tokens])).logits[0].float()
 
+    @torch.no_grad()
     def greedy(self, prompt: list[int], num_tokens: int) -> list[int]:
-        tokens = list(prompt)
-        for _ in range(num_tokens):
-            tokens.append(int(self.logits(tokens)[-1].argmax()))
-        return tokens[len(prompt) :]
+        result = self.model(torch.tensor([prompt]), use_cache=True)
+        tokens = [int(result.logits[0, -1].argmax())]
+        while len(tokens) < num_tokens:
+            result = self.model(torch.tensor([tokens[-1:]]), past_key_values=result.past_key_values, use_cache=True)
+            tokens.append(int(result.logits[0, -1].argmax()))
+        return tokens
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ def spec(tmp_path):
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        return spec_from_config(config_from_gguf(gguf.GGUFReader(tmp_path / "meta.gguf")))
+        return spec_from_config(config_from_gguf(tmp_path / "meta.gguf"))
 
     return read
 
