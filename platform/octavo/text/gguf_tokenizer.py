@@ -133,7 +133,7 @@ def _sentencepiece(metadata: Mapping[str, Any]) -> tuple[Backend, bool]:
     unknown = _token_id(metadata, "unknown")
     unk_token = None if unknown is None else tokens[unknown]
     backend = _backend(vocab, merges, fuse_unk=True, byte_fallback=True, unk_token=unk_token)
-    prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", not gemma))
+    prefix = not gemma and bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
     _set_spaces(backend, prefix=prefix, split=gemma)
     return backend, True
 

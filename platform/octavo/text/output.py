@@ -19,7 +19,6 @@ class SequenceText:
     token that completes one is the last in `token_ids` and `logprobs`. All of this is as in vLLM.
 
     Attributes:
-        text: all text so far.
         token_ids: all tokens so far.
         logprobs: one entry per token, with `decoded_token` filled in, or None when not asked for.
         cumulative_logprob: of all tokens; see `SequenceUpdate`.
@@ -33,13 +32,13 @@ class SequenceText:
         self, tokenizer: Tokenizer, params: SamplingParams, prompt_token_ids: Sequence[int] = (), index: int = 0
     ) -> None:
         self.index = index
-        self.text = ""
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprobs] | None = None
         self.cumulative_logprob = 0.0
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
         self.stopped = False
+        self._pieces: list[str] = []
         self._tokenizer = tokenizer
         self._min_tokens = params.min_tokens
         self._include_stop = params.include_stop_str_in_output
@@ -63,8 +62,14 @@ class SequenceText:
                 break
         if update.finish_reason is not None and not self.stopped:
             delta += self._finish(update.finish_reason, update.stop_reason)
-        self.text += delta
+        self._pieces.append(delta)
         return delta
+
+    @property
+    def text(self) -> str:
+        """All text so far."""
+        self._pieces = ["".join(self._pieces)]
+        return self._pieces[0]
 
     def output(self) -> CompletionOutput:
         """The sequence as `LLM.generate` returns it."""
