@@ -10,7 +10,6 @@ from typing import Any
 from ray import serve
 
 from octavo.config import EngineConfig
-from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.stats import EngineStats
 from octavo.request import Request, SequenceUpdate
 from octavo_serve.openai.model import ModelInfo
@@ -24,7 +23,9 @@ class Shard:
     """
 
     def __init__(self, source: str, config: EngineConfig) -> None:
-        self.engine = AsyncEngine.load(source, config)
+        from octavo.engine.async_engine import AsyncEngine  # torch: 2 s that only a shard should pay
+
+        self.engine = AsyncEngine.load(source, config, progress=True)
 
     async def generate(self, request: Request) -> AsyncIterator[list[SequenceUpdate]]:
         """Stream what each step did to the request's sequences; closing the stream aborts the request."""

