@@ -26,10 +26,11 @@ class PagedRun:
         blocks = np.random.default_rng(seed).permutation(num_blocks)[: num_sequences * per_sequence]
         self.tables = blocks.reshape(num_sequences, per_sequence).astype(np.int32)
         shape = (num_blocks, BLOCK, spec.num_kv_heads, spec.head_dim)
-        self.kv = [
-            (torch.full(shape, torch.nan, dtype=decoder.dtype), torch.full(shape, torch.nan, dtype=decoder.dtype))
-            for _ in range(spec.num_layers)
-        ]
+
+        def cache() -> torch.Tensor:
+            return torch.full(shape, torch.nan, dtype=decoder.dtype, device=decoder.device)
+
+        self.kv = [(cache(), cache()) for _ in range(spec.num_layers)]
 
     def step(self, chunks: dict[int, list[int]]) -> dict[int, torch.Tensor]:
         """Sequence -> its next tokens, in any order; gives each one's logits [n, V]."""
@@ -40,8 +41,8 @@ class PagedRun:
         starts = np.concatenate(([0], np.cumsum(lens))).astype(np.int32)
         contexts = np.array([self.computed[row] for row in rows], np.int32)
         batch = PagedBatch.build(starts, contexts, self.tables[rows], BLOCK, self.decoder.device)
-        tokens = torch.tensor([token for row in rows for token in chunks[row]])
-        logits = self.decoder.logits(self.decoder.forward(tokens, batch, self.kv))
+        tokens = torch.tensor([token for row in rows for token in chunks[row]], device=self.decoder.device)
+        logits = self.decoder.logits(self.decoder.forward(tokens, batch, self.kv)).cpu()
         return dict(zip(rows, logits.split(lens), strict=True))
 
     def all_logits(self, sequences: list[list[int]], seed: int = 0) -> list[torch.Tensor]:

@@ -25,6 +25,15 @@ def test_logits_and_greedy_tokens_equal_transformers(tiny_model, tiny_name, page
     assert greedy == [expected.greedy(prompt, 12) for prompt in prompts]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_computes_what_the_cpu_does(tiny_model, tiny_name, paged_run, sequences):
+    on_cpu, on_gpu = (load(tiny_model(tiny_name), device=device) for device in ("cpu", "cuda"))
+    runs = (paged_run(decoder, len(sequences), 80).all_logits(sequences) for decoder in (on_cpu, on_gpu))
+    for a, b in zip(*runs, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-2, rtol=0)  # Triton may multiply float32 in TF32
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_stays_close_to_float32(tiny_model, paged_run, sequences, dtype):
     folder = tiny_model("gemma3")
