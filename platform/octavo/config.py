@@ -25,7 +25,8 @@ class EngineConfig:
             their token, and prompts at least one block, even if that is more.
         target_itl: seconds between two tokens of a running stream that prefill chunks must not exceed, predicted by
             the cost model; None means every step may use all of max_num_batched_tokens.
-        max_num_queued_requests: requests that may wait; one more is refused with `Overloaded`.
+        max_num_queued_requests: requests that may wait beyond those that can start at once; one more is refused with
+            `Overloaded`.
         block_size: tokens per KV block.
         kv_cache_bytes: size of the KV pool; None takes 1 GiB on a CPU, and on a GPU what `gpu_memory_utilization`
             leaves after the weights.

@@ -120,7 +120,7 @@ class Scheduler:
             Overloaded: the waiting queue is full.
         """
         self.check(request)
-        if len(self._waiting) >= self.config.max_num_queued_requests:
+        if len(self._waiting) - self._places() >= self.config.max_num_queued_requests:
             retry = max(1.0, self.seconds_of_work())
             self.decisions.add(
                 Decision(
@@ -234,7 +234,7 @@ class Scheduler:
 
     def _admit(self, seq: Sequence, chunk: int, plan: Plan) -> int:
         """Start the head of the queue; returns tokens scheduled, 0 when it has to wait."""
-        places = self.config.max_num_seqs - sum(s.width for s in self._running)
+        places = self._places()
         if seq.width > places:
             self._note("wait", seq, "no running place", needed=seq.width, places=places)
             return 0
@@ -259,6 +259,10 @@ class Scheduler:
         plan.entries.append((seq, count))
         self._note("admit", seq, "fits", cached=seq.num_computed, tokens=count)
         return count
+
+    def _places(self) -> int:
+        """Sequences that could start beside those that run."""
+        return self.config.max_num_seqs - sum(seq.width for seq in self._running)
 
     def _match(self, seq: Sequence) -> list[int]:
         """Cached blocks of a prefix of the sequence; at least one token is left to compute, to sample from."""

@@ -180,13 +180,13 @@ def test_what_can_never_run_is_refused(fake, prompt, params, error):
 
 
 def test_a_full_queue_refuses_and_keeps_what_it_has(fake):
-    engine = fake.engine(max_num_queued_requests=2)
-    engine.add(fake.request("a", [1], max_tokens=2))
-    engine.add(fake.request("b", [1], max_tokens=2))
+    engine = fake.engine(max_num_queued_requests=2, max_num_seqs=1)
+    for name in "abc":  # one can start, two may wait
+        engine.add(fake.request(name, [1], max_tokens=2))
     with pytest.raises(Overloaded) as raised:
-        engine.add(fake.request("c", [1]))
+        engine.add(fake.request("d", [1]))
     assert raised.value.retry_after >= 1
-    assert sorted(fake.run(engine)) == ["a", "b"]
+    assert sorted(fake.run(engine)) == ["a", "b", "c"]
 
 
 def test_the_target_itl_shrinks_the_chunk_only_beside_running_streams(fake):

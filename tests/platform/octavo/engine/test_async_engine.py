@@ -1,0 +1,129 @@
+import asyncio
+import time
+
+import pytest
+
+from octavo.engine.async_engine import AsyncEngine
+from octavo.errors import BadRequest, EngineDead, Overloaded
+
+
+@pytest.fixture
+def slow_engine(fake):
+    """An engine that takes 2 ms a step, so that things happen in its middle."""
+    engine = fake.engine(num_blocks=256, max_num_queued_requests=4)
+    execute = engine.executor.execute
+
+    def slowly(batch):
+        time.sleep(0.002)
+        return execute(batch)
+
+    engine.executor.execute = slowly
+    running = AsyncEngine(engine)
+    yield running
+    running.close()
+
+
+async def collect(engine, request):
+    tokens: dict[int, list[int]] = {}
+    async for updates in engine.generate(request):
+        for update in updates:
+            tokens.setdefault(update.index, []).extend(update.token_ids)
+    return tokens
+
+
+async def freed(engine, seconds=1.0):
+    end = time.monotonic() + seconds
+    while engine.engine.pool.num_owned and time.monotonic() < end:
+        await asyncio.sleep(0.002)
+    return engine.engine.pool.num_owned == 0
+
+
+def test_streams_say_what_the_loop_without_threads_says(fake, slow_engine):
+    async def main():
+        requests = [fake.request(f"r{i}", list(range(i, i + 9)), max_tokens=30) for i in range(4)]
+        return await asyncio.gather(*(collect(slow_engine, r) for r in requests))
+
+    out = asyncio.run(main())
+    assert [tokens[0] for tokens in out] == [fake.expected(list(range(i, i + 9)), 30) for i in range(4)]
+
+
+def test_a_consumer_that_leaves_frees_its_blocks(fake, slow_engine):
+    async def main():
+        task = asyncio.create_task(collect(slow_engine, fake.request("cancelled", [1, 2, 3], max_tokens=900)))
+        stream = slow_engine.generate(fake.request("closed", [1, 2, 3], n=3, max_tokens=900))
+        await anext(stream)
+        assert slow_engine.stats().num_running == 4
+        await stream.aclose()
+        task.cancel()
+        assert await freed(slow_engine)
+        slow_engine.engine.check_integrity()
+
+    asyncio.run(main())
+
+
+def test_a_late_consumer_gets_everything_at_once(fake, slow_engine):
+    async def main():
+        stream = slow_engine.generate(fake.request("a", [1], max_tokens=50))
+        sizes = []
+        async for updates in stream:
+            sizes.append(len(updates))
+            await asyncio.sleep(0.05)
+        return sizes
+
+    sizes = asyncio.run(main())
+    assert sum(sizes) == 50
+    assert len(sizes) < 15
+
+
+def test_errors_reach_their_own_caller_only(fake, slow_engine):
+    async def main():
+        good = [asyncio.create_task(collect(slow_engine, fake.request(f"g{i}", [1], max_tokens=60))) for i in range(8)]
+        await asyncio.sleep(0.03)
+        with pytest.raises(BadRequest, match="empty"):
+            await collect(slow_engine, fake.request("bad", []))
+        results = await asyncio.gather(
+            *(collect(slow_engine, fake.request(f"o{i}", [1], max_tokens=2)) for i in range(9)), return_exceptions=True
+        )
+        assert sum(isinstance(r, Overloaded) for r in results) == 5
+        return [len((await task)[0]) for task in good]
+
+    assert asyncio.run(main()) == [60] * 8
+
+
+def test_a_dead_engine_says_so(fake):
+    engine = fake.engine()
+
+    def broken(batch):
+        raise RuntimeError("the device is gone")
+
+    engine.executor.execute = broken
+    running = AsyncEngine(engine)
+
+    async def main():
+        with pytest.raises(EngineDead, match="the device is gone"):
+            await collect(running, fake.request("a", [1]))
+        with pytest.raises(EngineDead):
+            await collect(running, fake.request("b", [1]))
+
+    asyncio.run(main())
+    with pytest.raises(EngineDead):
+        running.check_health()
+
+
+def test_a_stuck_engine_fails_its_health_check(fake, monkeypatch):
+    engine = fake.engine()
+    execute = engine.executor.execute
+    engine.executor.execute = lambda batch: (time.sleep(0.5), execute(batch))[1]
+    monkeypatch.setattr("octavo.engine.async_engine._STUCK_AFTER", 0.1)
+    running = AsyncEngine(engine)
+
+    async def main():
+        task = asyncio.create_task(collect(running, fake.request("a", [1], max_tokens=1)))
+        await asyncio.sleep(0.3)
+        with pytest.raises(EngineDead, match="not finished a step"):
+            running.check_health()
+        await task
+
+    asyncio.run(main())
+    running.check_health()
+    running.close()
