@@ -13,7 +13,7 @@ def kv_store(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tens
     """Copy token t's key and value to cache slot `slots[t]`, that is block `slot // B` at offset `slot % B`.
 
     Args:
-        k, v: [T, Hk, D]; each token's [Hk, D] contiguous, tokens may be strided.
+        k, v: [T, Hk, D]; may be strided views of a fused projection, with their last dimension contiguous.
         k_cache, v_cache: [N, B, Hk, D], contiguous, of the type of `k`.
         slots: [T] int64, all different.
 
@@ -33,6 +33,8 @@ def _check(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor
     check_floats(k=k, v=v, k_cache=k_cache, v_cache=v_cache)
     if k.ndim != 3 or k.shape != v.shape:
         raise ValueError(f"k and v must both be [T, Hk, D], got {tuple(k.shape)} and {tuple(v.shape)}")
+    if k.stride(2) != 1 or v.stride(2) != 1:
+        raise ValueError("the last dimension of k and v must be contiguous")
     if k_cache.ndim != 4 or k_cache.shape != v_cache.shape or k_cache.shape[2:] != k.shape[1:]:
         raise ValueError(
             f"caches must both be [N, B, {k.shape[1]}, {k.shape[2]}], "

@@ -302,8 +302,8 @@ void read_row(const PackedMatrix& w, int64_t row, float* out) {
 using namespace octavo;
 
 // x: [rows, k] with a row stride, float32 or bf16; out: [rows, n] float32.
-OCTAVO_API void octavo_linear(int32_t format, int64_t n, int64_t k, const uint8_t* data, const void* x,
-                              int64_t x_stride, int32_t x_is_bf16, int64_t rows, int32_t exact, const float* bias,
+OCTAVO_API void octavo_linear(int64_t format, int64_t n, int64_t k, const uint8_t* data, const void* x,
+                              int64_t x_stride, int64_t x_is_bf16, int64_t rows, int64_t exact, const float* bias,
                               float* out) {
     const PackedMatrix w{WeightFormat(format), n, k, data};
     const ActivationKind kind = activation_kind(w.format, exact != 0);
@@ -321,12 +321,12 @@ OCTAVO_API void octavo_linear(int32_t format, int64_t n, int64_t k, const uint8_
 }
 
 // out: [count, k] float32, the rows of the matrix that `rows` names.
-OCTAVO_API void octavo_linear_read_rows(int32_t format, int64_t n, int64_t k, const uint8_t* data, const int64_t* rows,
+OCTAVO_API void octavo_linear_read_rows(int64_t format, int64_t n, int64_t k, const uint8_t* data, const int64_t* rows,
                                         int64_t count, float* out) {
     const PackedMatrix w{WeightFormat(format), n, k, data};
     for (int64_t i = 0; i < count; ++i) read_row(w, rows[i], out + i * k);
 }
 
-OCTAVO_API int64_t octavo_linear_packed_bytes(int32_t format, int64_t n, int64_t k) {
+OCTAVO_API int64_t octavo_linear_packed_bytes(int64_t format, int64_t n, int64_t k) {
     return packed_bytes(WeightFormat(format), n, k);
 }

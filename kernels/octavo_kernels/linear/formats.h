@@ -3,7 +3,7 @@
 // A unit is 32 columns (256 for the K formats) of 16 rows: scales first, then the codes group by group (32 columns).
 // Step i of a group is 64 bytes: columns 4 i .. 4 i + 3 of row 0, of row 1, ... A step's codes lie in bit planes:
 //   4 bits: plane p of 4 holds step p in the low and step p + 4 in the high nibbles;
-//   2 bits: plane p of 2 holds steps 4 p .. 4 p + 3, lowest bits first;
+//   2 bits: plane p of 2 holds steps p, p + 2, p + 4, p + 6, lowest bits first;
 //   1 bit:  one plane, step i in bit i;
 //   8 bits: one plane a step.
 // 5 = 4 + 1 bits, 6 = 4 + 2, 3 = 2 + 1; the later plane is the upper part. Signed codes are stored with `zero` added.
@@ -43,10 +43,10 @@ template <int AT> struct Planes2 {
         const Bytes mask = all_bytes(3 << AT);
         for (int i = 0; i < 2; ++i) {
             const Bytes x = load_bytes(p + 64 * i);
-            out[4 * i] = byte_and(move<0>(x), mask);
-            out[4 * i + 1] = byte_and(move<2>(x), mask);
-            out[4 * i + 2] = byte_and(move<4>(x), mask);
-            out[4 * i + 3] = byte_and(move<6>(x), mask);
+            out[i] = byte_and(move<0>(x), mask);
+            out[i + 2] = byte_and(move<2>(x), mask);
+            out[i + 4] = byte_and(move<4>(x), mask);
+            out[i + 6] = byte_and(move<6>(x), mask);
         }
     }
 };

@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[1]
 
 _COMMON = ("-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
-           "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-ignored-attributes")  # fmt: skip
+           "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-ignored-attributes",
+           "-Wno-uninitialized", "-Wno-maybe-uninitialized")  # fmt: skip
 _AVX2 = ("-mavx2", "-mfma", "-mf16c", "-mbmi2")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi", "-mavx512vnni",
            "-mavx512bf16", "-mprefer-vector-width=512")  # fmt: skip

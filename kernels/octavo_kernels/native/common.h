@@ -42,14 +42,14 @@ int num_threads();
 void parallel(void (*fn)(void* ctx, int thread, int threads), void* ctx);
 
 template <class F>
-void parallel(F&& f) {
-    parallel([](void* ctx, int thread, int threads) { (*static_cast<F*>(ctx))(thread, threads); }, &f);
+void parallel(const F& f) {
+    parallel([](void* ctx, int thread, int threads) { (*static_cast<const F*>(ctx))(thread, threads); }, (void*)&f);
 }
 
 // As parallel(), but on the caller alone, outside any region, when the work is too small to share (a region costs a few
 // microseconds). f must not call barrier().
 template <class F>
-void parallel_if(bool worthwhile, F&& f) {
+void parallel_if(bool worthwhile, const F& f) {
     if (worthwhile) parallel(f);
     else f(0, 1);
 }
@@ -127,8 +127,26 @@ OCTAVO_INLINE Vec fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
-OCTAVO_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
-OCTAVO_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
+// b where either is NaN, as x86 has it.
+OCTAVO_INLINE Vec max(Vec a, Vec b) {
+#if OCTAVO_ISA >= 2
+    return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif OCTAVO_ISA == 1
+    return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+OCTAVO_INLINE Vec min(Vec a, Vec b) {
+#if OCTAVO_ISA >= 2
+    return (Vec)_mm512_min_ps((__m512)a, (__m512)b);
+#elif OCTAVO_ISA == 1
+    return (Vec)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return a < b ? a : b;
+#endif
+}
 
 OCTAVO_INLINE Vec load(const float* p) {
     Vec v;
@@ -183,9 +201,13 @@ OCTAVO_INLINE Vec exp(Vec x) {
     p = fma(p, r, splat(1.6666665459e-1f));
     p = fma(p, r, splat(5.0000001201e-1f));
     p = fma(p, r * r, r + splat(1.f));
+#if OCTAVO_ISA >= 2
+    const Vec scaled = (Vec)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
     const IVec k = __builtin_convertvector(n, IVec);
     const IVec half = k >> 1;  // in two steps: 2^128 is no float, but 2^64 * 2^64 times p < 1 can be
     const Vec scaled = p * (Vec)((half + 127) << 23) * (Vec)((k - half + 127) << 23);
+#endif
     const Vec high = x > splat(88.72f) ? splat(std::numeric_limits<float>::infinity()) : scaled;
     const Vec low = x < splat(-87.33f) ? Vec{} : high;
     return x == x ? low : x;

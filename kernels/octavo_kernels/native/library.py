@@ -23,6 +23,8 @@ from octavo_kernels.native.build import BuildError, NoCompiler, library_path
 
 logger = logging.getLogger(__name__)
 
+Argument = Tensor | np.ndarray[Any, Any] | int | float | None
+
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """Types that the native ops take, and their codes in the C interface."""
 
@@ -57,7 +59,7 @@ class Library:
             raise BuildError(f"the CPU kernels ({level}) fail their self-test: {failed.decode()}")
         self.set_threads(available_cores())
 
-    def call(self, function: str, *args: Tensor | np.ndarray[Any, Any] | int | float | None) -> int:
+    def call(self, function: str, *args: Argument) -> int:
         """Call `octavo_FUNCTION`. Arrays and tensors go as pointers, int as int64, float as float."""
         native = self._handle[f"octavo_{function}"]
         native.restype = ctypes.c_int64
@@ -76,6 +78,14 @@ class Library:
 def library() -> Library | None:
     """The library for this CPU, compiled on first use; None (after one warning) where there cannot be one."""
     return _override[-1] if _override else _best()
+
+
+def call(function: str, *args: Argument) -> int:
+    """`Library.call` of the library that `library()` is, where there is one (see `use_cpu`)."""
+    native = library()
+    if native is None:
+        raise BuildError("the CPU kernels are not there")
+    return native.call(function, *args)
 
 
 @contextmanager
@@ -137,7 +147,7 @@ def _cpu_flags() -> set[str]:
     return {flag for line in lines if line.startswith("flags") for flag in line.partition(":")[2].split()}
 
 
-def _argument(value: Tensor | np.ndarray[Any, Any] | int | float | None) -> Any:
+def _argument(value: Argument) -> Any:
     if isinstance(value, Tensor):
         return ctypes.c_void_p(value.data_ptr())
     if isinstance(value, np.ndarray):

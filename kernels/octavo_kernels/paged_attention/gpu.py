@@ -126,9 +126,7 @@ def paged_attention(
     group = heads // kv_heads
     rows = batch.max_query_len * group
     block_d = max(16, triton.next_power_of_2(dim))
-    # tl.dot wants at least 16 rows; more than 64 do not fit the registers beside an output of 256 columns.
-    block_m = min(64, max(16, triton.next_power_of_2(rows)))
-    block_n = 64 if block_d * q.element_size() <= 256 else 32
+    block_m, block_n = _tile(rows, block_d * q.element_size())
     out = torch.empty((tokens, heads, dim), dtype=q.dtype, device=q.device)
     grid = (triton.cdiv(rows, block_m), kv_heads, len(batch.context_lens))
     _paged_attention_kernel[grid](
@@ -155,3 +153,13 @@ def paged_attention(
         num_stages=2,
     )
     return out
+
+
+def _tile(rows: int, row_bytes: int) -> tuple[int, int]:
+    """Rows and keys per tile: at least the 16 that tl.dot wants, and few enough for any GPU since Ampere.
+
+    Heads of up to 256 take at most 72 KiB of shared memory (float32, D = 128); compute capability 8.6 has 99 KiB.
+    """
+    block_m = min(64, 32768 // row_bytes, triton.next_power_of_2(rows))
+    block_n = min(64, 16384 // row_bytes)
+    return max(16, block_m), max(16, block_n)

@@ -2,8 +2,15 @@
 
 A step's sequences are cut into tiles of up to `TILE` queries, each with the keys that its queries see. Tiles of like
 size (query count and key count within the same power of two) are padded to one shape and computed together, so the
-Python work per layer grows with the number of shapes, not with the number of sequences, and padding at most doubles
-either side. Where keys lie and who sees whom is worked out once per step and window.
+Python work per layer grows with the number of shapes and with the work itself, not with the number of sequences, and
+padding at most doubles either side. Where keys lie and who sees whom is worked out once per step and window.
+
+One layer of 9 query and 3 KV heads of 64 in float32, on 1 and 2 threads of a 2-core AMD EPYC (2026-11-22):
+
+    64 decodes, contexts 50 to 1000    9.2 and 4.8 ms    (softmax written out instead of SDPA: 21 and 6.9 ms)
+    one prefill chunk of 512           5.4 and 2.9 ms    (6.1 and 3.4 ms)
+    512 tokens after 1536              31 and 16 ms      (37 to 50 and 30 to 42 ms)
+    plan and PagedBatch.build          under 1 ms, once per step
 """
 
 from __future__ import annotations

@@ -1,0 +1,567 @@
+#include "paged_attention/cpu.h"
+
+#include <algorithm>
+#include <map>
+
+namespace octavo {
+namespace {
+
+constexpr float kNone = -std::numeric_limits<float>::infinity();
+constexpr int64_t kTargetRows = 64;  // of an item with many tokens: its sums (16 KiB at dim 64) stay in L1 with a tile
+constexpr int64_t kFewRows = 16;     // items below this are split over the context
+constexpr int kRows = OCTAVO_ISA >= 2 ? 6 : 2;  // rows in registers: 6 x 4 sums, 4 operands, 1 broadcast of 32
+constexpr int kColumns = 4;
+constexpr int kCellVecs = kCell / kLanes;
+
+// ---- dot products over words: a float, or a pair of bf16 ----------------------------------------------------------
+
+template <class T>
+constexpr int64_t kPerWord = 4 / sizeof(T);
+
+OCTAVO_INLINE Vec load_words(const void* p) { return load((const float*)p); }
+
+// sum + a . b, where a is one word for all lanes and b a word per lane.
+template <class T>
+OCTAVO_INLINE Vec dot(Vec sum, float a, Vec b) {
+    if constexpr (sizeof(T) == 4) return fma(splat(a), b, sum);
+#if OCTAVO_ISA >= 2
+    const __m512 wide = _mm512_set1_ps(a);
+    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)wide, (__m512bh)b);
+#else
+    uint32_t word;
+    std::memcpy(&word, &a, 4);
+    const UVec pair = word - UVec{};
+    sum = fma((Vec)(pair << 16), (Vec)((UVec)b << 16), sum);
+    return fma((Vec)(pair & 0xffff0000u), (Vec)((UVec)b & 0xffff0000u), sum);
+#endif
+}
+
+// sums[R][C] += sum over k of a[r][k] * b[c][k]: a is rows of words, b[c] vectors `b_stride` words apart.
+template <class T, int R, int C>
+OCTAVO_INLINE void multiply(Vec (&sums)[R][C], const float* a, int64_t a_stride, const float* const (&b)[C],
+                            int64_t b_stride, int64_t count) {
+    for (int64_t k = 0; k < count; ++k) {
+        Vec columns[C];
+        for (int c = 0; c < C; ++c) columns[c] = load_words(b[c] + k * b_stride);
+        for (int r = 0; r < R; ++r)
+            for (int c = 0; c < C; ++c) sums[r][c] = dot<T>(sums[r][c], a[r * a_stride + k], columns[c]);
+    }
+}
+
+// ---- one tile -----------------------------------------------------------------------------------------------------
+
+// The keys and values of up to 4 cells, wherever they lie.
+struct Tile {
+    int64_t cells;
+    const float* k[kTile / kCell];
+    const float* v[kTile / kCell];
+};
+
+template <class T, int R, int C>
+void score_columns(const Tile& tile, int first, const float* q, int64_t q_words, int64_t words, float* scores) {
+    const float* b[C];
+    for (int c = 0; c < C; ++c) b[c] = tile.k[(first + c) / kCellVecs] + (first + c) % kCellVecs * kLanes;
+    Vec sums[R][C] = {};
+    multiply<T, R, C>(sums, q, q_words, b, kCell, words);
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) store(scores + r * kTile + (first + c) * kLanes, sums[r][c]);
+}
+
+template <class T, int R, int C>
+void weigh_columns(const Tile& tile, int64_t column, const float* weights, float* sums, int64_t dim) {
+    Vec total[R][C];
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) total[r][c] = load(sums + r * dim + column + c * kLanes);
+    constexpr int64_t kWords = kCell / kPerWord<T>;  // of weights per cell
+    for (int64_t cell = 0; cell < tile.cells; ++cell) {
+        const float* b[C];
+        for (int c = 0; c < C; ++c) b[c] = tile.v[cell] + column + c * kLanes;
+        multiply<T, R, C>(total, weights + cell * kWords, kTile / kPerWord<T>, b, dim, kWords);
+    }
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) store(sums + r * dim + column + c * kLanes, total[r][c]);
+}
+
+// What rows have seen so far: R rows of unnormalised sums, their weights' sum and the maximum score.
+struct Rows {
+    float* sums;     // [rows][dim]
+    float* weight;   // [rows]
+    float* highest;  // [rows]
+};
+
+struct Visible {
+    int64_t first, last;
+};
+
+struct Shape {
+    int64_t dim, padded, words, q_words;
+    float scale, softcap;
+};
+
+OCTAVO_INLINE Vec treat(Vec score, const Shape& shape, int64_t key, Visible seen, bool whole) {
+    if (shape.softcap == 0) score = score * splat(shape.scale);
+    else score = splat(shape.softcap) * tanh(score * splat(shape.scale / shape.softcap));
+    if (whole) return score;
+    IVec lane;
+    for (int i = 0; i < kLanes; ++i) lane[i] = i;
+    const IVec position = lane + int32_t(key);
+    const IVec hidden = (position < int32_t(seen.first)) | (position > int32_t(seen.last));
+    return hidden ? splat(kNone) : score;
+}
+
+// Scores of one row to weights, in place of T; returns the new maximum.
+template <class T>
+float soften(float* scores, int64_t vecs, const Shape& shape, int64_t key, Visible seen, float highest, float* weight,
+             T* weights) {
+    const bool whole = seen.first <= key && key + vecs * kLanes - 1 <= seen.last;
+    Vec top = splat(highest);
+    for (int64_t i = 0; i < vecs; ++i) {
+        const Vec score = treat(load(scores + i * kLanes), shape, key + i * kLanes, seen, whole);
+        store(scores + i * kLanes, score);
+        top = max(score, top);
+    }
+    highest = max(top);
+    Vec total = {};
+    for (int64_t i = 0; i < vecs; ++i) {
+        Vec p = {};
+        if (highest != kNone) p = exp(load(scores + i * kLanes) - splat(highest));
+        total = total + p;
+        store(weights + i * kLanes, p);
+    }
+    *weight = sum(total);
+    return highest;
+}
+
+template <class T, int R>
+void attend_tile(const Tile& tile, int64_t key, const float* q, const Shape& shape, const Visible* seen, Rows rows) {
+    alignas(64) float scores[R * kTile];
+    alignas(64) T weights[R * kTile];
+    const int vecs = int(tile.cells) * kCellVecs;
+    int column = 0;
+    for (; column + kColumns <= vecs; column += kColumns)
+        score_columns<T, R, kColumns>(tile, column, q, shape.q_words, shape.words, scores);
+    for (; column < vecs; ++column) score_columns<T, R, 1>(tile, column, q, shape.q_words, shape.words, scores);
+
+    float faded[kLanes > R ? kLanes : R] = {}, added[R];
+    for (int r = 0; r < R; ++r) {
+        const float before = rows.highest[r];
+        rows.highest[r] = soften<T>(scores + r * kTile, vecs, shape, key, seen[r], before, &added[r], weights + r * kTile);
+        faded[r] = rows.highest[r] == kNone ? 0.f : before - rows.highest[r];
+    }
+    static_assert(R <= kLanes, "one exp serves all rows");
+    store(faded, exp(load(faded)));
+    for (int r = 0; r < R; ++r) {
+        rows.weight[r] = rows.weight[r] * faded[r] + added[r];
+        if (faded[r] == 1.f) continue;  // times 1 changes nothing
+        for (int64_t d = 0; d < shape.padded; d += kLanes)
+            store(rows.sums + r * shape.padded + d, load(rows.sums + r * shape.padded + d) * splat(faded[r]));
+    }
+    int64_t d = 0;
+    for (; d + kColumns * kLanes <= shape.padded; d += kColumns * kLanes)
+        weigh_columns<T, R, kColumns>(tile, d, (const float*)weights, rows.sums, shape.padded);
+    for (; d < shape.padded; d += kLanes)
+        weigh_columns<T, R, 1>(tile, d, (const float*)weights, rows.sums, shape.padded);
+}
+
+template <class T>
+void attend_tile(int64_t count, const Tile& tile, int64_t key, const float* q, const Shape& shape, const Visible* seen,
+                 Rows rows) {
+    switch (count) {
+        case 1: return attend_tile<T, 1>(tile, key, q, shape, seen, rows);
+        case 2: return attend_tile<T, 2>(tile, key, q, shape, seen, rows);
+#if OCTAVO_ISA >= 2
+        case 3: return attend_tile<T, 3>(tile, key, q, shape, seen, rows);
+        case 4: return attend_tile<T, 4>(tile, key, q, shape, seen, rows);
+        case 5: return attend_tile<T, 5>(tile, key, q, shape, seen, rows);
+        case 6: return attend_tile<T, 6>(tile, key, q, shape, seen, rows);
+#endif
+    }
+}
+
+// ---- where cells lie ----------------------------------------------------------------------------------------------
+
+int64_t slot_of(const Sequences& s, int64_t sequence, int64_t position, int64_t block_size) {
+    return s.tables[sequence * s.table_stride + position / block_size] * block_size + position % block_size;
+}
+
+template <class T>
+T* packed_cell(const KvCache& cache, const void* base, int64_t slot, int64_t head) {
+    const int64_t block = slot / cache.block_size, cell = slot % cache.block_size / kCell;
+    const int64_t cells = cache.block_size / kCell;
+    return (T*)base + ((block * cache.heads + head) * cells + cell) * cache.cell_values();
+}
+
+template <class T>
+int64_t key_index(int64_t place, int64_t d) {
+    return (d / kPerWord<T> * kCell + place) * kPerWord<T> + d % kPerWord<T>;
+}
+
+template <class T>
+int64_t value_index(int64_t place, int64_t d, int64_t padded) {
+    return (place / kPerWord<T> * padded + d) * kPerWord<T> + place % kPerWord<T>;
+}
+
+// The first `valid` places of a cell of a plain cache, packed; the rest 0.
+template <class T>
+void pack_cell(const KvCache& cache, const Sequences& sequences, int64_t sequence, int64_t position, int64_t valid,
+               int64_t head, T* k, T* v) {
+    std::memset(k, 0, cache.cell_values() * sizeof(T));
+    std::memset(v, 0, cache.cell_values() * sizeof(T));
+    for (int64_t i = 0; i < valid; ++i) {
+        const int64_t slot = slot_of(sequences, sequence, position + i, cache.block_size);
+        const T* key = (const T*)cache.k + (slot * cache.heads + head) * cache.dim;
+        const T* value = (const T*)cache.v + (slot * cache.heads + head) * cache.dim;
+        for (int64_t d = 0; d < cache.dim; ++d) k[key_index<T>(i, d)] = key[d];
+        for (int64_t d = 0; d < cache.dim; ++d) v[value_index<T>(i, d, cache.padded_dim())] = value[d];
+    }
+}
+
+// The first `valid` values of a packed cell; the rest, which may be anything, as 0: a weight of 0 times NaN is NaN.
+template <class T>
+void clean_values(const T* from, int64_t valid, int64_t padded, T* to) {
+    const int64_t whole = valid / kPerWord<T> * kPerWord<T> * padded;
+    std::memcpy(to, from, whole * sizeof(T));
+    std::memset(to + whole, 0, (kCell * padded - whole) * sizeof(T));
+    if (valid % kPerWord<T> == 0) return;
+    for (int64_t d = 0; d < padded; ++d) to[value_index<T>(valid - 1, d, padded)] = from[value_index<T>(valid - 1, d, padded)];
+}
+
+template <class T>
+Tile find_tile(const KvCache& cache, const Sequences& sequences, const AttentionItem& item, int64_t key, float* scratch) {
+    const int64_t context = sequences.context_lens[item.sequence];
+    const int64_t end = std::min(std::min(item.end, key + kTile), context);
+    Tile tile{(end - key + kCell - 1) / kCell, {}, {}};
+    T* own = (T*)scratch;
+    for (int64_t cell = 0; cell < tile.cells; ++cell) {
+        const int64_t position = key + cell * kCell, valid = std::min(kCell, context - position);
+        T* own_k = own + 2 * cell * cache.cell_values();
+        T* own_v = own_k + cache.cell_values();
+        if (!cache.packed) {
+            pack_cell(cache, sequences, item.sequence, position, valid, item.head, own_k, own_v);
+            tile.k[cell] = (const float*)own_k, tile.v[cell] = (const float*)own_v;
+            continue;
+        }
+        const int64_t slot = slot_of(sequences, item.sequence, position, cache.block_size);
+        const T* v = packed_cell<T>(cache, cache.v, slot, item.head);
+        tile.k[cell] = (const float*)packed_cell<T>(cache, cache.k, slot, item.head);
+        tile.v[cell] = (const float*)v;
+        if (valid == kCell) continue;
+        clean_values(v, valid, cache.padded_dim(), own_v);
+        tile.v[cell] = (const float*)own_v;
+    }
+    return tile;
+}
+
+// ---- one item -----------------------------------------------------------------------------------------------------
+
+// Adds a later split to an earlier one, or takes it where there is none.
+void merge_row(float* sums, float& weight, float& highest, const float* later, float later_weight, float later_highest,
+               int64_t padded) {
+    if (later_highest == kNone) return;
+    if (highest == kNone) {
+        std::memcpy(sums, later, padded * sizeof(float));
+        weight = later_weight, highest = later_highest;
+        return;
+    }
+    const float top = highest > later_highest ? highest : later_highest;
+    float fade[kLanes] = {highest - top, later_highest - top};
+    store(fade, exp(load(fade)));
+    for (int64_t d = 0; d < padded; d += kLanes)
+        store(sums + d, fma(load(later + d), splat(fade[1]), load(sums + d) * splat(fade[0])));
+    weight = weight * fade[0] + later_weight * fade[1];
+    highest = top;
+}
+
+template <class Q>
+void write_row(const float* sums, float weight, int64_t dim, Q* out) {
+    const Vec share = splat(1.f / weight);
+    for (int64_t d = 0; d < dim; d += kLanes) store_part(out + d, load(sums + d) * share, dim - d);
+}
+
+int64_t tokens_per_item(int64_t group) { return std::max<int64_t>(1, kTargetRows / group); }
+
+struct Scratch {
+    float* q;         // [rows][q_words]
+    Rows split, all;  // of the split that is being read, and of those before it
+    Visible* seen;
+    float* cells;  // 4 cells of K and V
+};
+
+int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
+
+int64_t max_rows(const AttentionPlan& plan, const KvCache& cache) {
+    const int64_t group = plan.query_heads / cache.heads;
+    return tokens_per_item(group) * group;
+}
+
+Scratch lay_out(float* p, int64_t rows, int64_t padded) {
+    auto take = [&p](int64_t floats) { float* begin = p; p += round16(floats); return begin; };
+    Scratch s;
+    s.q = take(rows * padded);
+    s.split = {take(rows * padded), take(rows), take(rows)};
+    s.all = {take(rows * padded), take(rows), take(rows)};
+    s.seen = (Visible*)take(rows * int64_t(sizeof(Visible) / sizeof(float)));
+    s.cells = take(2 * kTile * padded);
+    return s;
+}
+
+template <class T, class Q>
+void pack_query(const Q* q, int64_t dim, int64_t words, float* to) {
+    T* values = (T*)to;
+    for (int64_t d = 0; d < dim; ++d) values[d] = from_float<T>(to_float(q[d]));
+    for (int64_t d = dim; d < words * kPerWord<T>; ++d) values[d] = from_float<T>(0);
+}
+
+void clear(Rows rows, int64_t count, int64_t padded) {
+    std::memset(rows.sums, 0, count * padded * sizeof(float));
+    std::memset(rows.weight, 0, count * sizeof(float));
+    std::fill(rows.highest, rows.highest + count, kNone);
+}
+
+Rows from_row(Rows rows, int64_t row, int64_t padded) {
+    return {rows.sums + row * padded, rows.weight + row, rows.highest + row};
+}
+
+template <class T>
+void attend_split(const KvCache& cache, const Sequences& sequences, const AttentionItem& item, int64_t begin,
+                  int64_t end, const Shape& shape, int64_t rows, const Scratch& s) {
+    clear(s.split, rows, shape.padded);
+    for (int64_t key = begin / kTile * kTile; key < end; key += kTile) {
+        const Tile tile = find_tile<T>(cache, sequences, item, key, s.cells);
+        for (int64_t r = 0; r < rows; r += kRows) {
+            const int64_t count = std::min<int64_t>(kRows, rows - r);
+            bool any = false;
+            for (int64_t i = r; i < r + count; ++i) any |= s.seen[i].last >= key && s.seen[i].first < key + kTile;
+            if (!any) continue;
+            attend_tile<T>(count, tile, key, s.q + r * shape.q_words, shape, s.seen + r,
+                           from_row(s.split, r, shape.padded));
+        }
+    }
+}
+
+template <class T, class Q>
+void attend_item(const AttentionPlan& plan, const AttentionItem& item, const KvCache& cache,
+                 const AttentionParams& params, const Q* q, int64_t q_stride, Q* out, int64_t out_stride,
+                 float* scratch, float* partials) {
+    const int64_t group = plan.query_heads / cache.heads, rows = item.num_tokens * group, dim = cache.dim;
+    const int64_t words = (dim + kPerWord<T> - 1) / kPerWord<T>;
+    const Shape shape{dim, cache.padded_dim(), words, words, params.scale, params.softcap};
+    const Scratch s = lay_out(scratch, max_rows(plan, cache), shape.padded);
+    const int32_t* tokens = plan.tokens.data() + item.first_token;
+    for (int64_t r = 0; r < rows; ++r) {
+        const int64_t token = tokens[r / group], head = item.head * group + r % group, last = plan.positions[token];
+        pack_query<T>(q + token * q_stride + head * dim, dim, words, s.q + r * words);
+        s.seen[r] = {std::max<int64_t>(0, last - plan.window + 1), last};
+    }
+    clear(s.all, rows, shape.padded);
+    for (int64_t begin = item.begin; begin < item.end; begin = (begin / kSplit + 1) * kSplit) {
+        const int64_t end = std::min((begin / kSplit + 1) * kSplit, item.end);
+        attend_split<T>(cache, plan.sequences, item, begin, end, shape, rows, s);
+        for (int64_t r = 0; r < rows; ++r) {
+            const Rows all = from_row(s.all, r, shape.padded), split = from_row(s.split, r, shape.padded);
+            merge_row(all.sums, *all.weight, *all.highest, split.sums, *split.weight, *split.highest, shape.padded);
+        }
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+        const int64_t token = tokens[r / group], head = item.head * group + r % group;
+        const Rows all = from_row(s.all, r, shape.padded);
+        if (item.partial) {
+            const int64_t split = plan.first_partial[token] + item.begin / kSplit - plan.first_split[token];
+            float* to = partials + (split * plan.query_heads + head) * (shape.padded + 2);
+            std::memcpy(to, all.sums, shape.padded * sizeof(float));
+            to[shape.padded] = *all.weight, to[shape.padded + 1] = *all.highest;
+        } else {
+            write_row(all.sums, *all.weight, dim, out + token * out_stride + head * dim);
+        }
+    }
+}
+
+// ---- the plan -----------------------------------------------------------------------------------------------------
+
+struct Planner {
+    AttentionPlan& plan;
+    const KvCache& cache;
+
+    int64_t first_key(int64_t token) const { return std::max<int64_t>(0, plan.positions[token] - plan.window + 1); }
+
+    void add(int64_t sequence, const std::vector<int32_t>& tokens, int64_t begin, int64_t end, bool partial) {
+        const int32_t first = int32_t(plan.tokens.size());
+        plan.tokens.insert(plan.tokens.end(), tokens.begin(), tokens.end());
+        for (int32_t head = 0; head < cache.heads; ++head)
+            plan.items.push_back({head, int32_t(sequence), first, int32_t(tokens.size()), begin, end, partial});
+    }
+
+    // Runs of tokens of one sequence, each with all the keys it sees.
+    void add_whole(int64_t sequence, int64_t begin, int64_t end) {
+        const int64_t step = tokens_per_item(plan.query_heads / cache.heads);
+        for (int64_t token = begin; token < end; token += step) {
+            std::vector<int32_t> tokens;
+            for (int64_t t = token; t < std::min(end, token + step); ++t) tokens.push_back(int32_t(t));
+            add(sequence, tokens, first_key(token), plan.positions[tokens.back()] + 1, false);
+        }
+    }
+
+    // Tokens that see one split through the same blocks share an item, so that K and V are read once for all of them.
+    using Key = std::pair<int64_t, std::vector<int32_t>>;
+    std::map<Key, std::vector<std::pair<int32_t, int32_t>>> shared;  // (split, blocks) -> (sequence, token)
+
+    void add_split(int64_t sequence, int64_t token) {
+        const int64_t last = plan.positions[token], size = cache.block_size;
+        plan.first_split[token] = int32_t(first_key(token) / kSplit);
+        plan.first_partial[token] = int32_t(plan.num_partials);
+        plan.merged_tokens.push_back(int32_t(token));
+        plan.num_partials += last / kSplit - plan.first_split[token] + 1;
+        const int32_t* table = plan.sequences.tables + sequence * plan.sequences.table_stride;
+        for (int64_t split = plan.first_split[token]; split <= last / kSplit; ++split) {
+            const int64_t begin = std::max(split * kSplit, first_key(token)), end = std::min((split + 1) * kSplit, last + 1);
+            const bool whole = end == (split + 1) * kSplit && kSplit % size == 0;
+            if (!whole) {
+                add(sequence, {int32_t(token)}, begin, end, true);
+                continue;
+            }
+            Key key{split, std::vector<int32_t>(table + split * kSplit / size, table + end / size)};
+            shared[std::move(key)].emplace_back(int32_t(sequence), int32_t(token));
+        }
+    }
+
+    void add_shared() {
+        const size_t step = size_t(tokens_per_item(plan.query_heads / cache.heads));
+        for (const auto& [key, members] : shared)
+            for (size_t i = 0; i < members.size(); i += step) {
+                std::vector<int32_t> tokens;
+                int64_t begin = (key.first + 1) * kSplit;
+                for (size_t j = i; j < std::min(members.size(), i + step); ++j) {
+                    tokens.push_back(members[j].second);
+                    begin = std::min(begin, std::max(key.first * kSplit, first_key(members[j].second)));
+                }
+                add(members[i].first, tokens, begin, (key.first + 1) * kSplit, true);
+            }
+    }
+};
+
+}  // namespace
+
+void AttentionPlan::build(const Sequences& s, int64_t window_, int64_t query_heads_, const KvCache& cache) {
+    sequences = s, window = window_, query_heads = query_heads_, num_partials = 0;
+    const int64_t num_tokens = s.query_start[s.count], group = query_heads / cache.heads;
+    for (auto* list : {&tokens, &merged_tokens, &positions}) list->clear();
+    items.clear();
+    positions.resize(num_tokens);
+    first_partial.assign(num_tokens, -1);
+    first_split.assign(num_tokens, 0);
+    Planner planner{*this, cache, {}};
+    for (int64_t i = 0; i < s.count; ++i) {
+        const int64_t begin = s.query_start[i], end = s.query_start[i + 1];
+        for (int64_t t = begin; t < end; ++t) positions[t] = int32_t(s.context_lens[i] - end + t);
+        const int64_t splits = positions[end - 1] / kSplit - planner.first_key(begin) / kSplit + 1;
+        if (splits == 1 || (end - begin) * group > kFewRows) planner.add_whole(i, begin, end);
+        else
+            for (int64_t t = begin; t < end; ++t) planner.add_split(i, t);
+    }
+    planner.add_shared();
+    std::stable_sort(items.begin(), items.end(), [](const AttentionItem& a, const AttentionItem& b) {
+        return a.num_tokens * (a.end - a.begin) > b.num_tokens * (b.end - b.begin);
+    });
+}
+
+int64_t attention_scratch(const AttentionPlan& plan, const KvCache& cache) {
+    const int64_t rows = max_rows(plan, cache), padded = cache.padded_dim();
+    return 3 * round16(rows * padded) + 4 * round16(rows) + round16(4 * rows) + round16(2 * kTile * padded);
+}
+
+int64_t partial_floats(const AttentionPlan& plan, const KvCache& cache) {
+    return plan.num_partials * plan.query_heads * (cache.padded_dim() + 2);
+}
+
+template <class Q>
+void attend(const AttentionPlan& plan, const KvCache& cache, const AttentionParams& params, const Q* q,
+            int64_t q_stride, Q* out, int64_t out_stride, float* scratch, float* partials, std::atomic<int64_t>& next) {
+    for (;;) {
+        const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
+        if (i >= int64_t(plan.items.size())) return;
+        const auto work = cache.is_bf16 ? attend_item<bf16, Q> : attend_item<float, Q>;
+        work(plan, plan.items[i], cache, params, q, q_stride, out, out_stride, scratch, partials);
+    }
+}
+
+template <class Q>
+void merge_splits(const AttentionPlan& plan, const KvCache& cache, const float* partials, Q* out, int64_t out_stride,
+                  int thread, int threads) {
+    const int64_t padded = cache.padded_dim(), entry = padded + 2;
+    const Range part = split(int64_t(plan.merged_tokens.size()) * plan.query_heads, thread, threads);
+    std::vector<float> sums(padded);
+    for (int64_t i = part.begin; i < part.end; ++i) {
+        const int64_t token = plan.merged_tokens[i / plan.query_heads], head = i % plan.query_heads;
+        const int64_t count = plan.positions[token] / kSplit - plan.first_split[token] + 1;
+        float weight = 0, highest = kNone;
+        for (int64_t split = 0; split < count; ++split) {
+            const float* from = partials + ((plan.first_partial[token] + split) * plan.query_heads + head) * entry;
+            merge_row(sums.data(), weight, highest, from, from[padded], from[padded + 1], padded);
+        }
+        write_row(sums.data(), weight, cache.dim, out + token * out_stride + head * cache.dim);
+    }
+}
+
+template void attend<float>(const AttentionPlan&, const KvCache&, const AttentionParams&, const float*, int64_t, float*,
+                            int64_t, float*, float*, std::atomic<int64_t>&);
+template void attend<bf16>(const AttentionPlan&, const KvCache&, const AttentionParams&, const bf16*, int64_t, bf16*,
+                           int64_t, float*, float*, std::atomic<int64_t>&);
+template void merge_splits<float>(const AttentionPlan&, const KvCache&, const float*, float*, int64_t, int, int);
+template void merge_splits<bf16>(const AttentionPlan&, const KvCache&, const float*, bf16*, int64_t, int, int);
+
+template <class T>
+void store_key(const KvCache& cache, int64_t slot, int64_t head, const float* key) {
+    T* cell = packed_cell<T>(cache, cache.k, slot, head);
+    for (int64_t d = 0; d < cache.dim; ++d) cell[key_index<T>(slot % kCell, d)] = from_float<T>(key[d]);
+}
+
+template <class T>
+void store_value(const KvCache& cache, int64_t slot, int64_t head, const float* value) {
+    T* cell = packed_cell<T>(cache, cache.v, slot, head);
+    const int64_t padded = cache.padded_dim();
+    for (int64_t d = 0; d < cache.dim; ++d) cell[value_index<T>(slot % kCell, d, padded)] = from_float<T>(value[d]);
+}
+
+void store_packed_key(const KvCache& cache, int64_t slot, int64_t head, const float* key) {
+    cache.is_bf16 ? store_key<bf16>(cache, slot, head, key) : store_key<float>(cache, slot, head, key);
+}
+
+void store_packed_value(const KvCache& cache, int64_t slot, int64_t head, const float* value) {
+    cache.is_bf16 ? store_value<bf16>(cache, slot, head, value) : store_value<float>(cache, slot, head, value);
+}
+
+namespace {
+
+template <class Q>
+void run_op(const AttentionPlan& plan, const KvCache& cache, const AttentionParams& params, const Q* q,
+            int64_t q_stride, Q* out) {
+    const int64_t per_thread = attention_scratch(plan, cache), out_stride = plan.query_heads * cache.dim;
+    std::vector<float> scratch(per_thread * num_threads() + 16), partials(partial_floats(plan, cache));
+    float* aligned = (float*)((uintptr_t(scratch.data()) + 63) / 64 * 64);
+    std::atomic<int64_t> next{0};
+    parallel([&](int thread, int threads) {
+        attend(plan, cache, params, q, q_stride, out, out_stride, aligned + thread * per_thread, partials.data(), next);
+        barrier();
+        merge_splits(plan, cache, partials.data(), out, out_stride, thread, threads);
+    });
+}
+
+}  // namespace
+}  // namespace octavo
+
+// q: [tokens, query_heads, dim] with a token stride in values; caches: plain [blocks, block_size, kv_heads, dim];
+// out: contiguous. type: 0 float, 1 bf16, of q, caches and out. window, softcap: 0 for none.
+OCTAVO_API void octavo_paged_attention(int64_t type, const void* q, int64_t q_stride, int64_t query_heads,
+                                       const void* k_cache, const void* v_cache, int64_t block_size, int64_t kv_heads,
+                                       int64_t dim, int64_t num_sequences, const int32_t* query_start,
+                                       const int32_t* context_lens, const int32_t* tables, int64_t table_stride,
+                                       float scale, int64_t window, float softcap, void* out) {
+    using namespace octavo;
+    const KvCache cache{type == 1, false, block_size, kv_heads, dim, k_cache, v_cache};
+    AttentionPlan plan;
+    plan.build({num_sequences, query_start, context_lens, tables, table_stride}, window ? window : int64_t(1) << 40,
+               query_heads, cache);
+    const AttentionParams params{scale, softcap};
+    if (type == 0) run_op(plan, cache, params, (const float*)q, q_stride, (float*)out);
+    else run_op(plan, cache, params, (const bf16*)q, q_stride, (bf16*)out);
+}

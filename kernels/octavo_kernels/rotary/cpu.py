@@ -1,0 +1,15 @@
+"""Rotary embedding in C++ (`cpu.cpp`)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from octavo_kernels.native.library import DTYPES, call
+
+
+def rotary_(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
+    places, table = positions.long().contiguous(), cos_sin.contiguous()
+    for x in (q, k):
+        tokens, heads, _ = x.shape
+        strides = x.stride(0), x.stride(1)
+        call("rotary", DTYPES[x.dtype], x, tokens, heads, *strides, places, table, table.shape[1])

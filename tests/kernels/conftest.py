@@ -1,0 +1,62 @@
+"""Triton without a GPU: the kernels' tests run in its interpreter, and compiled where there is a CUDA device."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+HAS_CUDA = torch.cuda.is_available()
+
+
+@pytest.fixture(scope="module")
+def device() -> str:
+    return "cuda" if HAS_CUDA else "cpu"
+
+
+@pytest.fixture(scope="session")
+def interpreted() -> Iterator[dict[str, ModuleType]]:
+    """Triton's modules as they load for the interpreter, kept from one test file to the next."""
+    modules: dict[str, ModuleType] = {}
+    yield modules
+    sys.modules.update(modules)  # the interpreter's own shutdown unloads them without complaints
+
+
+@pytest.fixture(scope="module")
+def gpu(interpreted: dict[str, ModuleType]) -> Iterator[Callable[[str], ModuleType]]:
+    """`gpu(op)` is the op's Triton back end."""
+    with pytest.MonkeyPatch.context() as patch:
+        if HAS_CUDA:
+            # Triton 3.9 warns (an error here) until this says what it does anyway.
+            patch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+            yield _back_end
+            return
+        # Triton decides between compiler and interpreter while its modules load. Another test may have loaded it
+        # already (transformers does), and none should find it interpreting: swap its modules for the time being.
+        patch.setenv("TRITON_INTERPRET", "1")
+        outside = _take_triton()
+        sys.modules.update(interpreted)
+        with np.errstate(over="ignore"):  # exp(100) is inf, as on a GPU
+            yield _back_end
+        interpreted.update(_take_triton())
+        sys.modules.update(outside)
+
+
+def _back_end(op: str) -> ModuleType:
+    return importlib.import_module(f"octavo_kernels.{op}.gpu")
+
+
+def _take_triton() -> dict[str, ModuleType]:
+    """Remove Triton and what is decorated with it from the loaded modules; its C++ part loads only once."""
+    names = [
+        name
+        for name in sys.modules
+        if (name.split(".")[0] == "triton" and not name.startswith("triton._C"))
+        or (name.startswith("octavo_kernels.") and name.endswith(".gpu"))
+    ]  # fmt: skip
+    return {name: sys.modules.pop(name) for name in names}

@@ -1,0 +1,244 @@
+"""Paged attention: the reference against dense attention sequence by sequence, and Triton against the reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octavo_kernels.paged_attention import PagedBatch, paged_attention, reference
+
+# Weights are rounded to the cache's type before they meet the values.
+TOLERANCE = {torch.float32: 5e-6, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
+MASKS = [(None, None), (1, None), (5, None), (33, None), (None, 2.0), (20, 0.5)]  # window, softcap
+
+
+@dataclass
+class Case:
+    """A step over a cache in which all slots but the sequences' own hold NaN."""
+
+    q: torch.Tensor
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+    query_start: npt.NDArray[np.int32]
+    context_lens: npt.NDArray[np.int32]
+    block_tables: npt.NDArray[np.int32]
+
+    @property
+    def batch(self) -> PagedBatch:
+        layout = self.query_start, self.context_lens, self.block_tables
+        return PagedBatch.build(*layout, self.k_cache.shape[1], self.q.device)
+
+    def slots(self, s: int) -> torch.Tensor:
+        """Cache slots of sequence s, first token to last, found one by one."""
+        size = self.k_cache.shape[1]
+        return torch.tensor([self.block_tables[s, p // size] * size + p % size for p in range(self.context_lens[s])])
+
+    def attend(self, attention: Any = paged_attention, **kind: Any) -> torch.Tensor:
+        return attention(self.q, self.k_cache, self.v_cache, self.batch, scale=self.q.shape[2] ** -0.5, **kind)
+
+
+def make_case(
+    sequences: list[tuple[int, int]],
+    heads: tuple[int, int] = (9, 3),
+    dim: int = 64,
+    block: int = 16,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Case:
+    """`sequences` are (tokens in the step, tokens in the cache before it); `heads` of queries and of keys."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens, before = np.array(sequences, np.int32).T
+    needed = -(-(tokens + before) // block)
+    ids = torch.randperm(int(needed.sum()) + 3, generator=generator).numpy()
+    tables = np.full((len(sequences), needed.max() + 1), 2**30, np.int32)  # a block id that crashes who trusts it
+    tables[np.arange(tables.shape[1]) < needed[:, None]] = ids[: needed.sum()]
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    shape = (len(ids), block, heads[1], dim)
+    case = Case(
+        q=noise(tokens.sum(), heads[0], dim) * 2,
+        k_cache=torch.full(shape, torch.nan, device=device, dtype=dtype),
+        v_cache=torch.full(shape, torch.nan, device=device, dtype=dtype),
+        query_start=np.concatenate(([0], np.cumsum(tokens))).astype(np.int32),
+        context_lens=tokens + before,
+        block_tables=tables,
+    )
+    for s, length in enumerate(case.context_lens):
+        for cache in (case.k_cache, case.v_cache):
+            cache.view(-1, heads[1], dim)[case.slots(s).to(device)] = noise(length, heads[1], dim)
+    return case
+
+
+def dense(case: Case, window: int | None, softcap: float | None) -> torch.Tensor:
+    """The oracle: each sequence by itself, all its scores at once, in float64."""
+    out = []
+    for s, (start, end) in enumerate(zip(case.query_start[:-1], case.query_start[1:], strict=True)):
+        q = case.q[start:end].double()
+        k, v = (c.flatten(0, 1)[case.slots(s)].double() for c in (case.k_cache, case.v_cache))
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        scores = torch.einsum("qhd,khd->hqk", q, k) * q.shape[2] ** -0.5
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        j = torch.arange(len(k))
+        i = j[len(k) - len(q) :, None]
+        hidden = (j > i) | (i - j >= (window or len(k)))
+        out.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v))
+    return torch.cat(out)
+
+
+def assert_is_dense(case: Case, window: int | None, softcap: float | None) -> None:
+    actual, expected = case.attend(window=window, softcap=softcap), dense(case, window, softcap)
+    tolerance = TOLERANCE[case.q.dtype]
+    torch.testing.assert_close(actual.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+SHAPES = {
+    "one token": {"sequences": [(1, 0)]},
+    "one decode": {"sequences": [(1, 40)]},
+    "decodes": {"sequences": [(1, n) for n in (0, 1, 14, 15, 16, 17, 31, 130, 300)]},
+    "prefill over tiles": {"sequences": [(300, 0)]},
+    "chunks and decodes": {"sequences": [(1, 40), (5, 0), (129, 70), (1, 0), (17, 16)]},
+    "one KV head": {"sequences": [(3, 9), (1, 20)], "heads": (7, 1), "dim": 80, "block": 32},
+    "no groups": {"sequences": [(3, 9), (1, 20)], "heads": (4, 4), "dim": 96},
+    "wide heads": {"sequences": [(3, 30), (1, 20)], "heads": (8, 1), "dim": 256},
+    "blocks of 5": {"sequences": [(3, 9), (7, 23)], "heads": (2, 2), "dim": 6, "block": 5},
+}
+"""Arguments of `make_case`."""
+
+
+@pytest.mark.parametrize(("window", "softcap"), MASKS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_reference_is_dense_attention(shape: str, window: int | None, softcap: float | None) -> None:
+    assert_is_dense(make_case(**SHAPES[shape]), window, softcap)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_reference_computes_half_types_in_float32(dtype: torch.dtype) -> None:
+    case = make_case([(1, 40), (20, 3)], dtype=dtype)
+    exact = dense(case, None, None).to(dtype)
+    # Rounded once, at the end: equal but for the few values that lie at the edge between two neighbours.
+    assert (case.attend() == exact).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_sdpa_sees_what_the_explicit_softmax_sees(window: int | None) -> None:
+    case = make_case([(1, 40), (150, 3), (1, 0)])
+    torch.testing.assert_close(
+        case.attend(window=window), case.attend(window=window, softcap=1e5), atol=1e-4, rtol=1e-4
+    )
+
+
+sequences = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 90)), min_size=1, max_size=8)
+kinds = st.tuples(st.none() | st.integers(1, 60), st.none() | st.floats(0.5, 50))
+head_counts = st.sampled_from([(1, 1), (3, 1), (7, 1), (8, 1), (6, 2), (4, 4)])
+
+
+@given(sequences, kinds, head_counts, st.sampled_from([8, 20]), st.sampled_from([1, 3, 16]), st.integers(0, 99))
+@settings(deadline=None, max_examples=100)
+def test_reference_is_dense_attention_on_any_batch(layout, kind, heads, dim, block, seed) -> None:
+    assert_is_dense(make_case(layout, heads, dim, block, seed=seed), *kind)
+
+
+@given(sequences, st.none() | st.integers(1, 60))
+@settings(deadline=None, max_examples=50)
+def test_other_sequences_change_nothing_but_rounding(layout: list[tuple[int, int]], window: int | None) -> None:
+    case = make_case(layout, (4, 2), 16)
+    together = case.attend(window=window)
+    for s, (start, end) in enumerate(zip(case.query_start[:-1], case.query_start[1:], strict=True)):
+        rows = slice(s, s + 1)
+        alone = PagedBatch.build(np.array([0, end - start]), case.context_lens[rows], case.block_tables[rows], 16)
+        out = paged_attention(case.q[start:end], case.k_cache, case.v_cache, alone, scale=0.25, window=window)
+        torch.testing.assert_close(together[start:end], out, atol=2e-6, rtol=2e-6)
+
+
+@given(st.lists(st.tuples(st.integers(1, 600), st.integers(0, 3000)), min_size=1, max_size=64))
+@settings(deadline=None, max_examples=50)
+def test_plan_bounds_the_passes_and_their_padding(layout: list[tuple[int, int]]) -> None:
+    tokens, before = np.array(layout).T
+    tables = np.zeros((len(layout), 3600 // 16), np.int32)
+    batch = PagedBatch.build(np.append(0, np.cumsum(tokens)), tokens + before, tables, 16)
+    plan = reference.make_plan(batch, None)
+
+    seen = [(part.bias == 0).sum(-1).flatten() for part in plan.passes]
+    assert torch.equal(torch.cat(seen)[plan.order], batch.positions + 1)
+    assert sum(part.queries.numel() for part in plan.passes) <= 2 * tokens.sum()
+    needed = [(part.bias[:, 0, -1] == 0).sum(-1).clamp(min=64) for part in plan.passes]  # keys of each tile
+    padded = sum(part.keys.numel() for part in plan.passes)
+    assert padded <= 2 * torch.cat(needed).sum()
+    shapes = 8 * 7  # powers of two up to TILE queries, and from 64 to 4096 keys
+    assert len(plan.passes) <= shapes + padded // (reference.MAX_KEYS // 2)
+
+
+def test_plan_is_made_once_per_window() -> None:
+    case = make_case([(1, 40), (5, 0)])
+    batch = case.batch
+    for window in (None, 7, None, 7):
+        before = dict(batch.plans)
+        paged_attention(case.q, case.k_cache, case.v_cache, batch, scale=1.0, window=window)
+        assert all(batch.plans[key] is plan for key, plan in before.items())
+    assert set(batch.plans) == {None, 7}
+
+
+# Triton's interpreter holds bfloat16 as integers, and its tl.dot multiplies those (3.6 to 3.9).
+GPU_TYPES = [torch.float32, torch.float16] + [torch.bfloat16] * torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("dtype", GPU_TYPES)
+@pytest.mark.parametrize(("window", "softcap"), MASKS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gpu_equals_reference(gpu, device: str, shape: str, window, softcap, dtype: torch.dtype) -> None:
+    case = make_case(**SHAPES[shape], dtype=dtype, device=device)
+    kernel = gpu("paged_attention").paged_attention
+    actual, expected = (case.attend(op, window=window, softcap=softcap) for op in (kernel, reference.paged_attention))
+    torch.testing.assert_close(actual, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@given(sequences, kinds, head_counts, st.sampled_from([16, 20]), st.sampled_from([16, 32]))
+@settings(deadline=None, max_examples=30)
+def test_gpu_equals_reference_on_any_batch(gpu, device: str, layout, kind, heads, dim, block) -> None:
+    case = make_case(layout, heads, dim, block, device=device)
+    kernel = gpu("paged_attention").paged_attention
+    actual, expected = (case.attend(op, window=kind[0], softcap=kind[1]) for op in (kernel, reference.paged_attention))
+    torch.testing.assert_close(actual, expected, atol=5e-6, rtol=5e-6)
+
+
+def test_gpu_takes_heads_of_a_fused_projection(gpu, device: str) -> None:
+    case = make_case([(1, 40), (5, 0)], device=device)
+    expected = case.attend(reference.paged_attention)
+    case.q = torch.cat((torch.ones_like(case.q), case.q), 1)[:, 9:]
+    torch.testing.assert_close(case.attend(gpu("paged_attention").paged_attention), expected, atol=5e-6, rtol=5e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": torch.zeros(2, 4, 8)}, r"q must be \[3, Hq, D\]"),
+        ({"q": torch.zeros(3, 5, 8)}, "5 query heads do not share 2 KV heads"),
+        ({"q": torch.zeros(3, 4, 8).half()}, "k_cache is torch.float32"),
+        ({"k_cache": torch.zeros(2, 8, 2, 8)}, r"caches must both be \[N, 4, Hk, 8\]"),
+        ({"v_cache": torch.zeros(2, 4, 2, 6)}, "caches must both"),
+        ({"v_cache": torch.zeros(4, 2, 2, 8).transpose(0, 1)}, "caches must be contiguous"),
+        ({"window": 0}, "window must be at least 1"),
+        ({"softcap": 0.0}, "softcap must be more than 0"),
+    ],
+)
+def test_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:
+    fits = {
+        "q": torch.zeros(3, 4, 8),
+        "k_cache": torch.zeros(2, 4, 2, 8),
+        "v_cache": torch.zeros(2, 4, 2, 8),
+        "batch": PagedBatch.build(np.array([0, 3]), np.array([3]), np.array([[1]]), 4),
+        "scale": 1.0,
+    }
+    with pytest.raises(ValueError, match=message):
+        paged_attention(**(fits | change))
