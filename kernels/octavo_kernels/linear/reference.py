@@ -55,15 +55,12 @@ def linear_int8(x: Tensor, data: Tensor, name: str, n: int, bias: Tensor | None)
     codes, scale, minimum = (_tensor(part) for part in unpack_blocks(data.numpy(), name, n))
     assert codes is not None and scale is not None
     x_codes, x_scale = quantize(x)
-    parts = scale.shape[1] * GROUP // codes.shape[1] or 1  # scales for one group
-    repeat = max(1, codes.shape[1] // (scale.shape[1] * GROUP))  # groups for one scale: never more than one
-    assert repeat == 1
     w = _subgroups(codes.float() - GROUPED[name].zero, scale)
     a = x_codes.view(len(x), scale.shape[1], -1)
+    parts = scale.shape[1] // x_scale.shape[1]  # scales in a group: 1 or 2
     total = torch.zeros(len(x), n)
     for group in range(x_scale.shape[1]):
-        at = range(group * parts, (group + 1) * parts)
-        value = torch.zeros(len(x), n)
+        value, at = torch.zeros(len(x), n), range(group * parts, (group + 1) * parts)
         for i in at:
             value = _fma(a[:, i] @ w[:, i].T, scale[:, i], value)  # integers below 2^24: exact
         for i in at if minimum is not None else ():

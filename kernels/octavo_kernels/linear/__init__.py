@@ -1,0 +1,139 @@
+"""Linear layers whose weights stay in their own format: float32, float16, bf16, or GGUF's blocks of integer codes.
+
+On the CPU a weight is packed once, without loss, into a layout that the kernels read in order (`formats.h`). There are
+two ways to multiply with it. The exact one converts weights to float32 in registers and sums in float32. The fast one
+multiplies integer codes with activations that are quantised to 8 bits in groups of 32 (bf16 weights with activations
+rounded to bf16). In both, a row's result has the same bits whatever the batch around it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo_kernels.linear import reference
+from octavo_kernels.linear.formats import CODES, FLOATS, GROUPED, Array
+from octavo_kernels.linear.pack import pack_blocks, pack_floats, packed_shape
+from octavo_kernels.native import library
+
+FORMATS = tuple(CODES)
+"""What a `PackedWeight` can hold, by GGUF's names."""
+
+_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """A matrix [n, k] in the packed layout.
+
+    Attributes:
+        format: one of `FORMATS`.
+        n, k: outputs and inputs.
+        data: uint8 of the packed shape; may be a view of a memory-mapped file (64 bytes aligned for speed).
+    """
+
+    format: str
+    n: int
+    k: int
+    data: Tensor
+
+    @classmethod
+    def from_tensor(cls, weight: Tensor) -> PackedWeight:
+        """Pack [N, K] float32, float16 or bfloat16.
+
+        Raises:
+            ValueError: not a matrix, or of another type.
+        """
+        if weight.ndim != 2 or weight.dtype not in _NAMES:
+            raise ValueError(
+                f"weight must be [N, K] float32, float16 or bfloat16, got {tuple(weight.shape)} {weight.dtype}"
+            )
+        packed = cls.empty(_NAMES[weight.dtype], *weight.shape)
+        bits = weight.view(torch.int16) if weight.dtype == torch.bfloat16 else weight
+        values = bits.contiguous().numpy().view(FLOATS[packed.format])
+        pack_floats(values, packed.format, packed.data.numpy())
+        return packed
+
+    @classmethod
+    def from_blocks(cls, blocks: Array, format: str) -> PackedWeight:
+        """Pack GGUF's blocks as they lie in the file.
+
+        Args:
+            blocks: [N, bytes of a row] uint8; rows may be reordered or joined with others of the same format before.
+            format: GGUF's name, for example "Q4_K".
+
+        Raises:
+            ValueError: a format that is not covered, or rows that are no whole number of blocks.
+        """
+        if format not in GROUPED:
+            raise ValueError(f"GGUF's {format} is not one of the packed formats {', '.join(GROUPED)}")
+        form = GROUPED[format]
+        if blocks.ndim != 2 or blocks.dtype != np.uint8 or blocks.shape[1] % form.block_bytes:
+            raise ValueError(
+                f"{format} rows must be uint8 in blocks of {form.block_bytes} bytes, got {blocks.shape} {blocks.dtype}"
+            )
+        packed = cls.empty(format, len(blocks), blocks.shape[1] // form.block_bytes * form.unit)
+        pack_blocks(blocks, format, packed.data.numpy())
+        return packed
+
+    @classmethod
+    def empty(cls, format: str, n: int, k: int) -> PackedWeight:
+        """Room for a matrix, not yet filled."""
+        return cls(format, n, k, torch.empty(packed_shape(format, n, k), dtype=torch.uint8))
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Some rows in float32 [len(index), k]: the embedding of tokens `index` (int64), without rounding."""
+        if library.use_cpu():
+            out = torch.empty(len(index), self.k)
+            library.call("linear_read_rows", *self._arguments(), index.contiguous(), len(index), out)
+            return out
+        return reference.dequantize(self.data, self.format, self.n, self.k)[index]
+
+    def _arguments(self) -> tuple[int, int, int, Tensor]:
+        return CODES[self.format], self.n, self.k, self.data
+
+
+def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, *, exact: bool = False) -> Tensor:
+    """`x W^T + bias`.
+
+    Args:
+        x: [R, K] float32, bfloat16 or float16 on the CPU, rows contiguous.
+        weight: [N, K].
+        bias: [N] float32.
+        exact: weights as if dequantised, float32 throughout. Otherwise the fast way of the weight's format, the same
+            for float32 and float16 weights.
+
+    Returns:
+        [R, N] of `x`'s type.
+
+    Raises:
+        ValueError: shapes or types do not fit.
+    """
+    _check(x, weight, bias)
+    if not library.use_cpu(x):
+        return _reference(x, weight, bias, exact).to(x.dtype)
+    out = torch.empty(len(x), weight.n)
+    is_bf16 = x.dtype == torch.bfloat16
+    library.call("linear", *weight._arguments(), x, x.stride(0), is_bf16, len(x), exact, bias, out)
+    return out.to(x.dtype)
+
+
+def _reference(x: Tensor, weight: PackedWeight, bias: Tensor | None, exact: bool) -> Tensor:
+    if weight.format in GROUPED and not exact:
+        return reference.linear_int8(x, weight.data, weight.format, weight.n, bias)
+    wide = reference.dequantize(weight.data, weight.format, weight.n, weight.k)
+    if weight.format == "BF16" and not exact:
+        return reference.linear_bf16(x, wide, bias)
+    return reference.linear_exact(x, wide, bias)
+
+
+def _check(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> None:
+    if x.dtype not in _NAMES or x.device.type != "cpu":
+        raise ValueError(f"x must be float32, bfloat16 or float16 on the CPU, got {x.dtype} on {x.device}")
+    if x.ndim != 2 or x.shape[1] != weight.k or x.stride(1) != 1:
+        raise ValueError(f"x must be [R, {weight.k}] with contiguous rows, got {tuple(x.shape)} strides {x.stride()}")
+    if bias is not None and (bias.shape != (weight.n,) or bias.dtype != torch.float32):
+        raise ValueError(f"bias must be [{weight.n}] float32, got {tuple(bias.shape)} {bias.dtype}")
