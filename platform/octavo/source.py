@@ -11,14 +11,10 @@ from __future__ import annotations
 import importlib.util
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from octavo.errors import ModelError
-
-if TYPE_CHECKING:
-    from gguf import GGUFReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +44,6 @@ def resolve_source(name: str) -> Source:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return Source(name, _from_hub(name), "hf")
     raise ModelError(f"no model at {name!r}: expected a directory, a .gguf file, a hub id or package:MODULE/FILE")
-
-
-@lru_cache(maxsize=8)
-def open_gguf(path: Path) -> GGUFReader:
-    """Open a GGUF file once per process; tensors stay memory-mapped.
-
-    Raises:
-        ModelError: not a GGUF file, or the gguf package is missing.
-    """
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise ModelError("reading GGUF files needs the gguf package: pip install gguf") from error
-    try:
-        return GGUFReader(path)
-    except (ValueError, IndexError) as error:
-        raise ModelError(f"{path} is not a readable GGUF file: {error}") from error
 
 
 def _package_file(name: str) -> Path:

@@ -119,8 +119,6 @@ def _max_model_len(config: EngineConfig, spec: ModelSpec, num_blocks: int) -> in
     wanted = config.max_model_len
     if wanted is None:
         return min(spec.max_position_embeddings, slots)
-    if wanted > spec.max_position_embeddings:
-        raise ConfigError(f"max_model_len is {wanted}, but the model was made for {spec.max_position_embeddings}")
     if wanted > slots:
         raise ConfigError(
             f"max_model_len is {wanted}, but the KV cache holds {slots} tokens: "

@@ -52,7 +52,12 @@ class LocalExecutor:
         if device == "cpu":
             torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
         decoder = load_model(
-            source, dtype=config.dtype, device=device, quantization=config.quantization, progress=progress
+            source,
+            dtype=config.dtype,
+            device=device,
+            quantization=config.quantization,
+            max_model_len=config.max_model_len,
+            progress=progress,
         )
         self.spec = decoder.spec
         self.num_blocks = _num_blocks(config, decoder.spec, decoder.dtype, device)

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from octavo.errors import ModelError
+from octavo.gguf_header import read_directory, read_metadata
 from octavo.models.families import Config
-from octavo.models.weights.gguf_directory import read_directory
 from octavo.models.weights.gguf_file import read_rows
-from octavo.text.gguf_metadata import read_metadata
 
 _MODEL_TYPES = {
     "llama": "llama",

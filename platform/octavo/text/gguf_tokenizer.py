@@ -18,7 +18,7 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
 from octavo.errors import ModelError
-from octavo.text.gguf_metadata import read_metadata
+from octavo.gguf_header import read_metadata
 from octavo.text.parts import TokenizerParts
 from octavo.text.pre_tokenizer import pre_tokenizer, splitting
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import ModelError
-from octavo.models.weights.gguf_directory import Entry, read_directory
+from octavo.gguf_header import Entry, read_directory
 from octavo.models.weights.stored import StoredTensor
 
 CHUNK_VALUES = 1 << 20

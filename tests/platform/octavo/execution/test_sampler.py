@@ -38,11 +38,13 @@ def allowed(row: torch.Tensor, temperature: float, top_k: int, top_p: float, min
     return {i: p for i, p in enumerate(x.softmax(-1).tolist()) if p > 0}
 
 
-@pytest.mark.parametrize(
-    "filters",
-    [{}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.1}, {"top_k": 20, "top_p": 0.5},
-     {"top_k": 9, "top_p": 0.9, "min_p": 0.05}, {"top_p": 0.999}, {"top_k": 1}, {"temperature": 0.3, "top_p": 0.8}, {"temperature": 3.0, "min_p": 0.2}],
-)  # fmt: skip
+FILTERS = [
+    {}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.1}, {"top_k": 20, "top_p": 0.5}, {"top_p": 0.999}, {"top_k": 1},
+    {"top_k": 9, "top_p": 0.9, "min_p": 0.05}, {"temperature": 0.3, "top_p": 0.8}, {"temperature": 3.0, "min_p": 0.2},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("filters", FILTERS)
 def test_draws_follow_the_defined_distribution(filters):
     torch.manual_seed(0)
     row = torch.randn(50) * 2
