@@ -1,0 +1,44 @@
+"""Draw tokens from logits without sorting them. C++ only: `octavo.execution.sampler` is the definition and the fallback."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo_kernels.native.library import call
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def sample(
+    logits: Tensor | npt.NDArray[np.float32],
+    line: npt.NDArray[np.int64],
+    temperature: npt.NDArray[np.float32],
+    top_k: npt.NDArray[np.int32],
+    top_p: npt.NDArray[np.float32],
+    min_p: npt.NDArray[np.float32],
+    seed: npt.NDArray[np.uint64],
+    position: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """One token per row.
+
+    Args:
+        logits: [L, V] float32, contiguous, on the CPU.
+        line: [R] which of the L each row draws from.
+        temperature, top_k, top_p, min_p, seed, position: [R], as in `octavo.step.SamplingRows`.
+
+    Returns:
+        [R] token ids; -1 where the largest logit is not finite.
+
+    Raises:
+        BuildError: there is no native library.
+    """
+    out = np.empty(len(line), np.int64)
+    types = (np.int64, np.float32, np.int32, np.float32, np.float32, np.uint64, np.int64)
+    values = (line, temperature, top_k, top_p, min_p, seed, position)
+    arrays: list[npt.NDArray[Any]] = [np.ascontiguousarray(x, t) for x, t in zip(values, types, strict=True)]
+    call("sample", logits, logits.shape[1], len(line), *arrays, out)
+    return out

@@ -1,0 +1,205 @@
+#include "sampling/cpu.h"
+
+#include <algorithm>
+#include <functional>
+
+namespace octavo {
+namespace {
+
+constexpr float kNone = -std::numeric_limits<float>::infinity();
+constexpr int64_t kChunk = 512;  // weights summed at a time while looking for the drawn one
+constexpr float kLikely = -12.f;  // scaled logits above it hold nearly all of a nucleus: tried first
+
+// Philox4x32-10 (Salmon et al. 2011), its first two words as a number in [0, 1) with 53 bits; octavo.execution.random.
+double uniform(uint64_t seed, uint64_t position) {
+    uint32_t c[4] = {uint32_t(position), uint32_t(position >> 32), 0, 0};
+    uint32_t k[2] = {uint32_t(seed), uint32_t(seed >> 32)};
+    for (int round = 0; round < 10; ++round) {
+        const uint64_t a = uint64_t(0xD2511F53) * c[0], b = uint64_t(0xCD9E8D57) * c[2];
+        const uint32_t next[4] = {uint32_t(b >> 32) ^ c[1] ^ k[0], uint32_t(b), uint32_t(a >> 32) ^ c[3] ^ k[1],
+                                  uint32_t(a)};
+        std::memcpy(c, next, sizeof c);
+        k[0] += 0x9E3779B9, k[1] += 0xBB67AE85;
+    }
+    return double((uint64_t(c[0]) << 32 | c[1]) >> 11) * 0x1p-53;
+}
+
+struct Peak {
+    float value;
+    bool finite;
+};
+
+Peak find_peak(const float* logits, int64_t vocab) {
+    Vec top = splat(kNone);
+    IVec bad = {};
+    int64_t i = 0;
+    for (; i + kLanes <= vocab; i += kLanes) {
+        const Vec v = load(logits + i);
+        bad |= v != v;
+        top = max(v, top);
+    }
+    float peak = max(top);
+    bool nan = false;
+    for (int lane = 0; lane < kLanes; ++lane) nan |= bad[lane] != 0;
+    for (; i < vocab; ++i) {
+        nan |= logits[i] != logits[i];
+        peak = logits[i] > peak ? logits[i] : peak;
+    }
+    return {peak, !nan && std::isfinite(peak)};
+}
+
+int64_t find(const float* logits, int64_t vocab, float value) {
+    int64_t i = 0;
+    for (; i + kLanes <= vocab; i += kLanes) {
+        const IVec same = load(logits + i) == splat(value);
+        int32_t any = 0;
+        for (int lane = 0; lane < kLanes; ++lane) any |= same[lane];
+        if (any) break;
+    }
+    while (i < vocab && logits[i] != value) ++i;
+    return i;
+}
+
+// to[i] = (logits[i] - peak) / temperature; weights[i] = e^to[i], 0 below `lowest`. Returns the sum of the weights.
+double weigh(const float* logits, int64_t vocab, float peak, float temperature, float lowest, float* to,
+             float* weights) {
+    double total = 0;
+    for (int64_t begin = 0; begin < vocab; begin += kChunk) {
+        const int64_t end = std::min(vocab, begin + kChunk);
+        Vec part = {};
+        for (int64_t i = begin; i < end; i += kLanes) {
+            Vec x = (load_part(logits + i, end - i) - splat(peak)) / splat(temperature);
+            if (end - i < kLanes)
+                for (int lane = int(end - i); lane < kLanes; ++lane) x[lane] = kNone;
+            x = x < splat(lowest) ? splat(kNone) : x;
+            const Vec weight = exp(x);
+            store_part(to + i, x, end - i);
+            store_part(weights + i, weight, end - i);
+            part = part + weight;
+        }
+        total += sum(part);
+    }
+    return total;
+}
+
+// Values of x that are at least `lowest`, in no particular order.
+void collect(const float* x, int64_t count, float lowest, std::vector<float>& to) {
+    to.clear();
+    for (int64_t i = 0; i < count; i += kLanes) {
+        const int64_t lanes = std::min<int64_t>(kLanes, count - i);
+        bool any = false;
+        for (int64_t lane = 0; lane < lanes; ++lane) any |= x[i + lane] >= lowest;
+        if (!any) continue;
+        for (int64_t lane = 0; lane < lanes; ++lane)
+            if (x[i + lane] >= lowest) to.push_back(x[i + lane]);
+    }
+}
+
+constexpr int kBuckets = 1 << 11;
+
+// Values at most 0, largest first: exponent and three bits of mantissa of -x.
+int bucket_of(float x) {
+    const float size = -x + 0.f;
+    uint32_t bits;
+    std::memcpy(&bits, &size, 4);
+    return int(bits >> 20);
+}
+
+// The value at which the running total over x, largest first, reaches `goal`: the first x such that total(x and all
+// before it) >= goal. amount(x) is what one value adds. Linear: values are counted in buckets, and only the bucket that
+// holds the answer is sorted.
+template <class Amount>
+float reach(const std::vector<float>& x, double goal, Amount amount) {
+    std::vector<double> totals(kBuckets, 0.0);
+    for (const float value : x) totals[bucket_of(value)] += amount(value);
+    int last = 0;  // the last bucket that is not empty, should rounding keep the total just below the goal
+    for (int b = 0; b < kBuckets; ++b)
+        if (totals[b] > 0) last = b;
+    double before = 0;
+    int bucket = 0;
+    while (bucket < last && before + totals[bucket] < goal) before += totals[bucket++];
+    std::vector<float> members;
+    for (const float value : x)
+        if (bucket_of(value) == bucket) members.push_back(value);
+    std::sort(members.begin(), members.end(), std::greater<float>());
+    for (const float value : members) {
+        before += amount(value);
+        if (before >= goal) return value;
+    }
+    return members.empty() ? kNone : members.back();
+}
+
+// The smallest scaled logit that survives top-k and then top-p.
+float find_threshold(const std::vector<float>& scaled, double total, const SamplingRow& row,
+                     std::vector<float>& candidates) {
+    const int64_t vocab = int64_t(scaled.size());
+    const bool by_count = row.top_k > 0 && row.top_k < vocab;
+    if (!by_count && row.top_p >= 1) return kNone;
+    collect(scaled.data(), vocab, kLikely, candidates);
+    const auto mass = [](float x) { return double(std::exp(x)); };
+    double likely = 0;
+    if (!by_count)
+        for (const float x : candidates) likely += mass(x);
+    if (by_count ? int64_t(candidates.size()) < row.top_k : likely < row.top_p * total)
+        collect(scaled.data(), vocab, std::numeric_limits<float>::lowest(), candidates);
+    float threshold = kNone;
+    if (by_count) {
+        threshold = reach(candidates, row.top_k, [](float) { return 1.0; });
+        if (row.top_p >= 1) return threshold;
+        candidates.erase(std::remove_if(candidates.begin(), candidates.end(), [&](float x) { return x < threshold; }),
+                         candidates.end());
+        total = 0;
+        for (const float x : candidates) total += mass(x);
+    }
+    return reach(candidates, row.top_p * total, mass);
+}
+
+// The first index at which the running sum of the weights passes `point` of the whole.
+int64_t draw(const float* weights, int64_t vocab, double point) {
+    double total = 0;
+    for (int64_t i = 0; i < vocab; ++i) total += weights[i];
+    const double goal = point * total;
+    double running = 0;
+    int64_t last = 0;
+    for (int64_t i = 0; i < vocab; ++i) {
+        if (weights[i] == 0) continue;
+        running += weights[i];
+        last = i;
+        if (running > goal) return i;
+    }
+    return last;
+}
+
+}  // namespace
+
+int64_t sample_row(const float* logits, int64_t vocab, const SamplingRow& row, SamplingScratch& scratch) {
+    const Peak peak = find_peak(logits, vocab);
+    if (!peak.finite) return -1;
+    if (row.temperature <= 0) return find(logits, vocab, peak.value);
+    scratch.scaled.resize(vocab);
+    scratch.weights.resize(vocab);
+    float* weights = scratch.weights.data();
+    const float lowest = row.min_p > 0 ? std::log(row.min_p) : kNone;
+    const double total = weigh(logits, vocab, peak.value, row.temperature, lowest, scratch.scaled.data(), weights);
+    const float threshold = find_threshold(scratch.scaled, total, row, scratch.candidates);
+    if (threshold > kNone)
+        for (int64_t i = 0; i < vocab; ++i) weights[i] = scratch.scaled[i] < threshold ? 0 : weights[i];
+    return draw(weights, vocab, uniform(row.seed, uint64_t(row.position)));
+}
+
+}  // namespace octavo
+
+// One token per row: out[r] is drawn from logits[line[r]], [lines, vocab]; the other arrays are [rows].
+OCTAVO_API void octavo_sample(const float* logits, int64_t vocab, int64_t rows, const int64_t* line,
+                              const float* temperature, const int32_t* top_k, const float* top_p, const float* min_p,
+                              const uint64_t* seed, const int64_t* position, int64_t* out) {
+    using namespace octavo;
+    parallel_if(rows * vocab >= 1 << 15, [&](int thread, int threads) {
+        SamplingScratch scratch;
+        const Range part = split(rows, thread, threads);
+        for (int64_t r = part.begin; r < part.end; ++r) {
+            const SamplingRow row{temperature[r], top_k[r], top_p[r], min_p[r], seed[r], position[r]};
+            out[r] = sample_row(logits + line[r] * vocab, vocab, row, scratch);
+        }
+    });
+}
