@@ -19,6 +19,15 @@ def device() -> str:
     return "cuda" if HAS_CUDA else "cpu"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from threads, which spin while another process has their core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def interpreted() -> Iterator[dict[str, ModuleType]]:
     """Triton's modules as they load for the interpreter, kept from one test file to the next."""
