@@ -37,10 +37,22 @@ def explain(error: ValidationError, root: Any, where: str = "field") -> tuple[st
     if problem["type"] == "value_error":  # raised by our own code: already a sentence
         inside = f" in {name}" if where == "setting" and name else ""
         return f"{problem['ctx']['error']}{inside}", name
-    shown = repr(problem["input"])
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    sentence = problem["msg"].replace("Input should be", "must be")
-    return f"{name or 'the body'} {sentence[0].lower()}{sentence[1:]}, got {shown}", name
+    sentence = _union(problems, problem["loc"]) or problem["msg"].replace("Input should be", "must be")
+    return f"{name or 'the body'} {sentence[0].lower()}{sentence[1:]}, got {_short(problem['input'])}", name
+
+
+def _union(problems: list[Any], where: tuple[int | str, ...]) -> str | None:
+    """What a field with several possible types may be, when each of them was tried."""
+    branch = next((i for i, part in enumerate(where) if _is_branch(part)), None)
+    if branch is None:
+        return None
+    tried = [problem["loc"][branch] for problem in problems if problem["loc"][:branch] == where[:branch]]
+    return f"must be {' or '.join(dict.fromkeys(str(kind).replace('constrained-', '') for kind in tried))}"
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
 def valid_keys(root: Any, path: Sequence[int | str]) -> list[str]:

@@ -1,0 +1,138 @@
+"""Bodies: what real clients send is accepted, what is wrong or unsupported is named."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from octavo.errors import BadRequest, PromptTooLong
+from octavo_serve.openai.conversion import Limits, check_length, parse, prompts_of, sampling_params, template_messages
+from octavo_serve.openai.schemas import ChatRequest, CompletionRequest
+
+LIMITS = Limits(max_prompts=3, max_n=4)
+HELLO: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
+PROMPT: dict[str, Any] = {"model": "m", "prompt": "Hello"}
+
+ACCEPTED_CHATS = {
+    "openai agents": {
+        "logprobs": True, "top_logprobs": 3, "max_completion_tokens": 9, "parallel_tool_calls": True, "seed": 1,
+        "response_format": {"type": "text"}, "stream": True, "stream_options": {"include_usage": True},
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}], "tool_choice": "auto",
+        "store": False, "metadata": {"a": "b"}, "user": "u", "service_tier": "auto", "modalities": ["text"],
+        "prompt_cache_key": "k", "safety_identifier": "s", "verbosity": "low", "prediction": None,
+    },
+    "guidellm": {"max_completion_tokens": 9, "max_tokens": 9, "ignore_eos": True, "stop": None, "stream": True},
+    "reasoning clients": {"top_k": 5, "thinking": {"type": "disabled"}, "reasoning": {}, "reasoning_effort": "low"},
+    "vllm": {
+        "min_p": 0.1, "repetition_penalty": 1.1, "min_tokens": 1, "stop_token_ids": [2], "prompt_logprobs": 0,
+        "add_generation_prompt": False, "continue_final_message": True, "chat_template_kwargs": {"a": 1},
+        "cache_salt": "s", "priority": 1, "include_stop_str_in_output": True, "skip_special_tokens": False,
+    },
+    "nulls": dict.fromkeys(["temperature", "top_p", "n", "stop", "logprobs", "max_tokens", "tools", "logit_bias"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("extra", ACCEPTED_CHATS.values(), ids=ACCEPTED_CHATS.keys())
+def test_what_clients_send_is_accepted(extra: dict[str, Any]) -> None:
+    for body in (HELLO | extra, json.dumps(HELLO | extra).encode()):
+        sampling_params(parse(ChatRequest, body), LIMITS)
+
+
+def test_what_lm_eval_sends_is_accepted() -> None:
+    extra = {"prompt": [[1, 2], [3]], "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0, "seed": 1234}
+    body = parse(CompletionRequest, json.dumps({"model": "m"} | extra).encode())
+    params = sampling_params(body, LIMITS)
+    assert (params.prompt_logprobs, params.logprobs, params.max_tokens) == (1, 1, 1)
+    assert prompts_of(body, LIMITS) == [[1, 2], [3]]
+
+
+REFUSED_CHATS = [
+    ({"temperature": "hot"}, "temperature", "must be a valid number"),
+    ({"temperature": -1}, "temperature", "at least 0"),
+    ({"temperature": True}, "temperature", "must be a valid number"),
+    ({"max_tokens": -1}, "max_tokens", "at least 1"),
+    ({"max_tokens": 0}, "max_tokens", "at least 1"),
+    ({"max_tokens": 1.5}, "max_tokens", "valid integer"),
+    ({"n": 0}, "n", "at least 1"),
+    ({"n": 5}, "n", "at most 4"),
+    ({"best_of": 2}, "best_of", "use n"),
+    ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "logprobs", "at most 20"),
+    ({"logit_bias": {"x": 1}}, "logit_bias", "token ids"),
+    ({"logit_bias": {"1": 101}}, "logit_bias", "at most 100"),
+    ({"stop": ["a"] * 17}, "stop", "one to sixteen"),
+    ({"stop": 3}, "stop", "must be str or"),
+    ({"temprature": 1}, "temprature", "did you mean 'temperature'?"),
+    ({"stream_options": {"include_usage": True}}, "stream_options", "needs stream"),
+    ({"stream_options": {"includ_usage": True}}, "stream_options.includ_usage", "did you mean 'include_usage'?"),
+    ({"messages": "hello"}, "messages", "valid list"),
+    ({"messages": [{"content": "x"}]}, "messages.0.role", "required"),
+    ({"messages": [{"role": "user", "content": 7}]}, "messages.0.content", "must be str or"),
+    ({"response_format": {"type": "json_object"}}, "response_format", "not supported yet"),
+    ({"tool_choice": "required"}, "tool_choice", "not supported yet"),
+    ({"functions": [{"name": "f"}]}, "functions", "send tools"),
+    ({"modalities": ["text", "audio"]}, "modalities", "only the modality"),
+    ({"guided_json": {}, "guided_choice": ["a"]}, "guided_choice", "not supported"),
+]
+
+
+@pytest.mark.parametrize(("extra", "param", "sentence"), REFUSED_CHATS)
+def test_what_is_wrong_is_named(extra: dict[str, Any], param: str, sentence: str) -> None:
+    with pytest.raises(BadRequest, match=sentence.replace("?", r"\?")) as caught:
+        sampling_params(parse(ChatRequest, HELLO | extra), LIMITS)
+    assert caught.value.param == param
+
+
+REFUSED_COMPLETIONS = [
+    ({"suffix": "end"}, "suffix", "fill in the middle"),
+    ({"prompt": ""}, "prompt", "must not be empty"),
+    ({"prompt": []}, "prompt", "must not be empty"),
+    ({"prompt": ["a", ""]}, "prompt", "must not be empty"),
+    ({"prompt": [[]]}, "prompt", "must not be empty"),
+    ({"prompt": ["a"] * 4}, "prompt", "at most 3 prompts"),
+    ({"prompt": {"a": 1}}, "prompt", r"must be str or list\[str\] or list\[int\] or list\[list\[int\]\]"),
+    ({"prompt": [1, "a"]}, "prompt", r"must be str or list\[str\] or"),
+    ({"prompt": [-1]}, "prompt", "must be str or"),
+    ({"best_of": 2, "stream": True}, "best_of", "cannot be streamed"),
+    ({"n": 2, "best_of": 1}, "best_of", "at least 2"),
+    ({"max_tokens": 0}, "max_tokens", "at least 1"),
+]
+
+
+@pytest.mark.parametrize(("extra", "param", "sentence"), REFUSED_COMPLETIONS)
+def test_what_is_wrong_in_a_completion_is_named(extra: dict[str, Any], param: str, sentence: str) -> None:
+    with pytest.raises(BadRequest, match=sentence) as caught:
+        _checked_completion(PROMPT | extra)
+    assert caught.value.param == param
+
+
+def _checked_completion(sent: dict[str, Any]) -> None:
+    body = parse(CompletionRequest, sent)
+    prompts_of(body, LIMITS)
+    sampling_params(body, LIMITS)
+
+
+@pytest.mark.parametrize("body", [b"{", b"\xff\xfe{}", b'{"prompt": "\xff"}', b"[]", b"nul", b'{"prompt": "\\ud800"}'])
+def test_what_is_no_json_object_is_refused(body: bytes) -> None:
+    with pytest.raises(BadRequest):
+        parse(CompletionRequest, body)
+
+
+def test_text_parts_are_joined_and_other_parts_refused() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    body = parse(ChatRequest, HELLO | {"messages": [{"role": "user", "content": parts, "name": "x"}]})
+    assert template_messages(body.messages) == [{"role": "user", "content": "ab", "name": "x"}]
+    image = [{"type": "image_url", "image_url": {"url": "data:"}}]
+    body = parse(ChatRequest, HELLO | {"messages": [{"role": "user", "content": image}]})
+    with pytest.raises(BadRequest, match="'image_url' is not supported"):
+        template_messages(body.messages)
+
+
+def test_lengths() -> None:
+    check_length(10, 6, 16, "prompt")
+    with pytest.raises(PromptTooLong, match="ask for at most 6"):
+        check_length(10, 7, 16, "prompt")
+    with pytest.raises(PromptTooLong, match="shorten it"):
+        check_length(16, None, 16, "prompt")

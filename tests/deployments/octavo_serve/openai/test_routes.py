@@ -1,0 +1,116 @@
+"""The HTTP surface over a scripted model: bytes of a stream, statuses, error bodies, limits. No Ray, no sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from octavo.errors import EngineDead, OctavoError, Overloaded
+from octavo_serve.openai.routes import http_app
+from octavo_serve.openai.service import Service
+
+HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
+Send = Callable[..., httpx.Response]
+
+
+@pytest.fixture
+def send(service: Service, backend: Any) -> Send:
+    """Send one request to the application, in an event loop of its own."""
+
+    async def run(method: str, path: str, **sent: Any) -> httpx.Response:
+        transport = httpx.ASGITransport(http_app(service, backend), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            return await http.request(method, path, **sent)
+
+    return lambda method, path, **sent: asyncio.run(run(method, path, **sent))
+
+
+def test_a_stream_is_server_sent_events(send: Send) -> None:
+    answer = send("POST", "/v1/chat/completions", json=HELLO | {"stream": True})
+    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+    *events, done, rest = answer.text.split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "Paris."
+
+
+def test_an_error_after_the_first_byte_is_an_event(send: Send, client: Any) -> None:
+    client.late_error, client.fail_after = OctavoError("the token was not a number"), 1
+    answer = send("POST", "/v1/chat/completions", json=HELLO | {"stream": True})
+    assert answer.status_code == 200
+    *_, error, done, _ = answer.text.split("\n\n")
+    assert json.loads(error.removeprefix("data: "))["error"]["message"] == "the token was not a number"
+    assert done == "data: [DONE]"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("error", "status", "headers"),
+    [
+        (Overloaded("4096 requests are waiting", 2.3), 429, {"Retry-After": "3"}),
+        (EngineDead("gone"), 503, {}),
+        (OctavoError("odd"), 500, {}),
+        (RuntimeError("a secret"), 500, {}),
+    ],
+)
+def test_an_error_before_the_first_byte_is_a_status(
+    send: Send, client: Any, stream: bool, error: Exception, status: int, headers: dict[str, str]
+) -> None:
+    client.error = error
+    answer = send("POST", "/v1/chat/completions", json=HELLO | {"stream": stream})
+    assert answer.status_code == status
+    assert headers.items() <= {"Retry-After": answer.headers.get("Retry-After")}.items()
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert "secret" not in answer.text
+
+
+def test_bodies_have_a_limit(send: Send) -> None:
+    answer = send("POST", "/v1/completions", content=b"x" * 30_000)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+    async def chunks() -> Any:
+        for _ in range(30):
+            yield b"x" * 1000
+
+    answer = send("POST", "/v1/completions", content=chunks())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_models(send: Send) -> None:
+    assert [model["id"] for model in send("GET", "/v1/models").json()["data"]] == ["tiny"]
+    assert send("GET", "/v1/models/tiny").json()["max_model_len"] == 256
+    answer = send("GET", "/v1/models/huge/model")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_unknown_paths_and_methods_have_openais_body(send: Send) -> None:
+    assert "Not Found" in send("GET", "/props").json()["error"]["message"]
+    answer = send("GET", "/v1/completions")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_tokenize_and_detokenize(send: Send) -> None:
+    tokens = send("POST", "/tokenize", json={"prompt": "Hello there"}).json()["tokens"]
+    assert send("POST", "/detokenize", json={"tokens": tokens}).json() == {"prompt": "Hello there"}
+
+
+def test_health_tells_the_truth(send: Send, backend: Any) -> None:
+    backend.stats = {"tiny": []}
+    answer = send("GET", "/health")
+    assert (answer.status_code, answer.json()) == (503, {"status": "unhealthy", "shards": {"tiny": 0}})
+    backend.stats = {"tiny": [("shard", None)]}
+    assert send("GET", "/health").status_code == 200
+
+
+def test_metrics_have_vllms_names(send: Send, backend: Any) -> None:
+    send("POST", "/v1/chat/completions", json=HELLO)
+    lines = send("GET", "/metrics").text.splitlines()
+    assert 'vllm:request_success_total{finished_reason="stop",model_name="tiny"} 1.0' in lines
+    assert 'vllm:time_to_first_token_seconds_count{model_name="tiny"} 1.0' in lines
+    assert 'vllm:e2e_request_latency_seconds_count{model_name="tiny"} 1.0' in lines

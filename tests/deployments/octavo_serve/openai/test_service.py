@@ -1,0 +1,257 @@
+"""Answers and streams over a scripted model: what the OpenAI SDKs expect, field by field."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from octavo.block_hash import hash_chain, root_hash
+from octavo.errors import BadRequest, OctavoError, PromptTooLong, UnknownModel
+from octavo_serve.openai.conversion import parse
+from octavo_serve.openai.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from octavo_serve.openai.service import Service
+
+HELLO: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+def chat(service: Service, **extra: Any) -> Any:
+    return asyncio.run(service.chat(parse(ChatRequest, HELLO | extra)))
+
+
+def complete(service: Service, prompt: Any = "Hello", **extra: Any) -> Any:
+    return asyncio.run(service.complete(parse(CompletionRequest, {"prompt": prompt} | extra)))
+
+
+def chat_chunks(service: Service, **extra: Any) -> list[Any]:
+    return asyncio.run(_collect(service.chat_stream(parse(ChatRequest, HELLO | {"stream": True} | extra))))
+
+
+def completion_chunks(service: Service, prompt: Any = "Hello", **extra: Any) -> list[Any]:
+    body = parse(CompletionRequest, {"prompt": prompt, "stream": True} | extra)
+    return asyncio.run(_collect(service.complete_stream(body)))
+
+
+async def _collect(stream: AsyncGenerator[Any, None]) -> list[Any]:
+    async with aclosing(stream):
+        return [event async for event in stream]
+
+
+def test_chat(service: Service, client: Any) -> None:
+    client.cached_tokens = 16
+    answer = chat(service)
+    (choice,) = answer["choices"]
+    assert answer["object"] == "chat.completion"
+    assert choice["message"] == {"role": "assistant", "content": "Paris.", "refusal": None}
+    assert (choice["finish_reason"], choice["logprobs"]) == ("stop", None)
+    prompt_tokens = len(client.opened[0].prompt_token_ids)
+    generated = len(client.tokenizer.encode("Paris.")) + 1  # and the end token
+    assert answer["usage"] == {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": generated,
+        "total_tokens": prompt_tokens + generated,
+        "prompt_tokens_details": {"cached_tokens": 16},
+    }
+
+
+def test_the_request_carries_the_chain_the_router_needs(service: Service, client: Any) -> None:
+    chat(service, cache_salt="tenant", priority=3)
+    (request,) = client.opened
+    assert request.block_hashes == hash_chain(root_hash("scripted", salt="tenant"), request.prompt_token_ids, 16)
+    assert request.priority == 3
+
+
+def test_a_chat_stream_is_a_role_then_deltas_then_the_reason_then_usage(service: Service) -> None:
+    chunks = chat_chunks(service, stream_options={"include_usage": True})
+    *events, last = chunks
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert [chunk["usage"] for chunk in events] == [None] * len(events)
+    assert (last["choices"], last["usage"]["completion_tokens"] > 0) == ([], True)
+    deltas = [chunk["choices"][0]["delta"] for chunk in events]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert "".join(delta.get("content", "") for delta in deltas) == "Paris."
+    assert [chunk["choices"][0]["finish_reason"] for chunk in events] == [None] * (len(events) - 1) + ["stop"]
+
+
+def test_without_include_usage_no_chunk_mentions_it(service: Service) -> None:
+    assert all("usage" not in chunk for chunk in chat_chunks(service) + completion_chunks(service))
+
+
+def test_characters_are_never_cut(service: Service, client: Any) -> None:
+    client.texts = ["Brücke 🌉 橋"]
+    contents = [chunk["choices"][0]["delta"].get("content", "") for chunk in chat_chunks(service)]
+    assert "".join(contents) == "Brücke 🌉 橋"
+    assert not any("\ufffd" in content for content in contents)
+
+
+def test_chat_logprobs_name_each_token(service: Service, client: Any) -> None:
+    content = chat(service, logprobs=True, top_logprobs=2, max_tokens=2)["choices"][0]["logprobs"]["content"]
+    tokens = client.tokenizer.encode("Paris.")[:2]
+    assert [bytes(entry["bytes"]) for entry in content] == [client.tokenizer.token_bytes(token) for token in tokens]
+    assert [entry["logprob"] for entry in content] == [-0.5, -0.5]
+    assert [[top["logprob"] for top in entry["top_logprobs"]] for entry in content] == [[-0.5, -1.5]] * 2
+    streamed = chat_chunks(service, logprobs=True, top_logprobs=2, max_tokens=2)
+    parts = [chunk["choices"][0]["logprobs"] for chunk in streamed if chunk["choices"][0]["logprobs"]]
+    assert [entry for part in parts for entry in part["content"]] == content
+
+
+def test_n_choices_come_from_one_request(service: Service, client: Any) -> None:
+    client.texts = ["One.", "Two, three."]
+    answer = chat(service, n=2)
+    assert [choice["message"]["content"] for choice in answer["choices"]] == ["One.", "Two, three."]
+    assert len(client.opened) == 1
+    chunks = chat_chunks(service, n=2)
+    texts = ["", ""]
+    for chunk in chunks:
+        texts[chunk["choices"][0]["index"]] += chunk["choices"][0]["delta"].get("content", "")
+    assert texts == ["One.", "Two, three."]
+
+
+def test_many_prompts_keep_their_order(service: Service, client: Any) -> None:
+    client.texts = ["One.", "Two."]
+    answer = complete(service, ["Hello", "Bye"], n=2, echo=True)
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert [choice["text"] for choice in answer["choices"]] == ["HelloOne.", "HelloTwo.", "ByeOne.", "ByeTwo."]
+    assert len({request.request_id for request in client.opened}) == 2
+
+
+def test_token_ids_are_prompts_too(service: Service, client: Any) -> None:
+    ids = client.tokenizer.encode("Hello there")
+    assert complete(service, ids, echo=True)["choices"][0]["text"] == "Hello thereParis."
+    assert [c["text"] for c in complete(service, [ids, ids[:1]], echo=True)["choices"]] == [
+        "Hello thereParis.",
+        "HelloParis.",
+    ]
+
+
+def test_best_of_returns_the_likeliest(service: Service, client: Any) -> None:
+    client.texts = ["One.", "Two."]  # the script makes later sequences less likely
+    answer = complete(service, n=1, best_of=2)
+    assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [(0, "One.")]
+    assert answer["usage"]["completion_tokens"] == 2 * (len(client.tokenizer.encode("One.")) + 1)
+
+
+def test_echo_with_logprobs_is_what_lm_eval_reads(service: Service, client: Any) -> None:
+    prompts = [client.tokenizer.encode("The sky is blue"), client.tokenizer.encode("Water")]
+    answer = complete(service, prompts, echo=True, logprobs=1, max_tokens=1, temperature=0, seed=1234)
+    for choice, prompt in zip(answer["choices"], prompts, strict=True):
+        found = choice["logprobs"]
+        assert found["token_logprobs"] == [None] + [-0.5] * len(prompt)
+        assert found["top_logprobs"][0] is None
+        assert all(
+            max(top, key=top.get) == token
+            for top, token in zip(found["top_logprobs"][1:], found["tokens"][1:], strict=True)
+        )
+        assert "".join(found["tokens"]) == choice["text"]
+        assert found["text_offset"] == [
+            choice["text"].index("".join(found["tokens"][i:])) for i in range(len(prompt) + 1)
+        ]
+
+
+def test_no_tokens_but_the_prompts_log_probabilities(service: Service) -> None:
+    answer = complete(service, "Hello there", echo=True, logprobs=0, max_tokens=0)
+    (choice,) = answer["choices"]
+    assert (choice["text"], answer["usage"]["completion_tokens"]) == ("Hello there", 0)
+    assert "".join(choice["logprobs"]["tokens"]) == "Hello there"
+
+
+def test_a_completion_stream_adds_up_to_the_answer(service: Service, client: Any) -> None:
+    client.texts = ["One two.", "Three."]
+    whole = complete(service, ["Hello", "Bye"], echo=True, logprobs=2, n=2)
+    chunks = completion_chunks(service, ["Hello", "Bye"], echo=True, logprobs=2, n=2)
+    for choice in whole["choices"]:
+        parts = [c for chunk in chunks for c in chunk["choices"] if c["index"] == choice["index"]]
+        assert "".join(part["text"] for part in parts) == choice["text"]
+        for key, value in choice["logprobs"].items():
+            assert [entry for part in parts if part["logprobs"] for entry in part["logprobs"][key]] == value
+        assert [part["finish_reason"] for part in parts][-1] == choice["finish_reason"]
+
+
+def test_prompt_logprobs_in_vllms_form(service: Service, client: Any) -> None:
+    ids = client.tokenizer.encode("Hello there")
+    (choice,) = complete(service, ids, prompt_logprobs=1)["choices"]
+    assert choice["prompt_logprobs"] == [
+        None,
+        {str(ids[1]): {"logprob": -0.5, "rank": 1, "decoded_token": " there"}},
+    ]
+
+
+def test_a_stop_string_ends_a_request(service: Service, client: Any) -> None:
+    client.texts = ["Paris is the capital of France."]
+    answer = chat(service, stop=[" capital"])
+    (choice,) = answer["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"], choice["stop_reason"]) == (
+        "Paris is the",
+        "stop",
+        " capital",
+    )
+    assert client.closed == [client.opened[0].request_id]
+    assert client.aborted == []
+
+
+def test_a_stop_string_ends_one_of_several_sequences(service: Service, client: Any) -> None:
+    client.texts = ["Paris is the capital of France.", "Lyon is not the largest city of the country."]
+    answer = chat(service, stop=[" capital"], n=2)
+    assert [choice["message"]["content"] for choice in answer["choices"]] == ["Paris is the", client.texts[1]]
+    assert client.aborted == [(client.opened[0].request_id, 0)]
+
+
+def test_leaving_a_stream_closes_the_request(service: Service, client: Any) -> None:
+    async def leave() -> None:
+        async with aclosing(service.complete_stream(parse(CompletionRequest, {"prompt": ["a", "b"]}))) as stream:
+            await anext(stream)
+
+    client.texts = ["a rather long text of many tokens"]
+    asyncio.run(leave())
+    assert sorted(client.closed) == sorted(request.request_id for request in client.opened)
+
+
+def test_errors_before_and_after_the_first_token(service: Service, client: Any) -> None:
+    client.error = BadRequest("no", "prompt")
+    with pytest.raises(BadRequest, match="no"):
+        chat_chunks(service)
+    client.error, client.late_error, client.fail_after = None, OctavoError("lost"), 1
+    with pytest.raises(OctavoError, match="lost"):
+        chat(service)
+
+
+def test_models(service: Service) -> None:
+    with pytest.raises(UnknownModel, match="'huge' does not exist; served here: tiny"):
+        chat(service, model="huge")
+    assert chat(service, model=None)["model"] == "tiny"
+    card = asyncio.run(service.model_card(service.model("tiny")))
+    assert (card["id"], card["object"], card["max_model_len"]) == ("tiny", "model", 256)
+
+
+def test_limits_of_the_context(service: Service) -> None:
+    with pytest.raises(PromptTooLong, match="context of 256 tokens"):
+        complete(service, "word " * 300)
+    with pytest.raises(PromptTooLong, match="max_tokens asks for 1000"):
+        complete(service, "word", max_tokens=1000)
+    with pytest.raises(BadRequest, match="not in the vocabulary"):
+        complete(service, [10**6])
+
+
+def test_tokenize_and_back(service: Service, client: Any) -> None:
+    found: Any = asyncio.run(service.tokenize(parse(TokenizeRequest, {"prompt": "Hello", "return_token_strs": True})))
+    assert found == {
+        "count": 1,
+        "max_model_len": 256,
+        "tokens": client.tokenizer.encode("Hello"),
+        "token_strs": ["Hello"],
+    }
+    chat_ids: Any = asyncio.run(service.tokenize(parse(TokenizeRequest, {"messages": HELLO["messages"]})))
+    chat(service)
+    assert chat_ids["tokens"] == client.opened[0].prompt_token_ids
+    back = asyncio.run(service.detokenize(parse(DetokenizeRequest, {"tokens": found["tokens"]})))
+    assert back == {"prompt": "Hello"}
+
+
+def test_a_long_text_is_the_same_from_its_thread(service: Service, client: Any) -> None:
+    text = "word, " * 5000
+    found: Any = asyncio.run(service.tokenize(parse(TokenizeRequest, {"prompt": text})))
+    assert found["tokens"] == client.tokenizer.encode(text)
