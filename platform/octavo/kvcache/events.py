@@ -33,7 +33,7 @@ class EventLog:
     Memory is bounded: past `capacity` undelivered events the oldest are dropped, which the listener sees as a gap.
     """
 
-    def __init__(self, capacity: int = 65536) -> None:
+    def __init__(self, capacity: int = 16384) -> None:
         self._events: deque[BlockEvent] = deque(maxlen=capacity)
         self.next_sequence = 0
 
