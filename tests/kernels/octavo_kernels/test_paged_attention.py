@@ -221,6 +221,47 @@ def test_gpu_takes_heads_of_a_fused_projection(gpu, device: str) -> None:
     torch.testing.assert_close(case.attend(gpu("paged_attention").paged_attention), expected, atol=5e-6, rtol=5e-6)
 
 
+@pytest.mark.parametrize("back_end", ["reference", "gpu"])
+def test_reads_nothing_that_lies_before_the_window(gpu, device: str, back_end: str) -> None:
+    case = make_case([(1, 40), (5, 30), (1, 3), (20, 25)], device=device)
+    attend = (gpu("paged_attention") if back_end == "gpu" else reference).paged_attention
+    expected = case.attend(attend, window=9)
+    for s, first in enumerate(case.context_lens - np.diff(case.query_start)):
+        for cache in (case.k_cache, case.v_cache):
+            cache.flatten(0, 1)[case.slots(s)[: max(0, first - 8)].to(device)] = torch.nan
+    assert torch.equal(case.attend(attend, window=9), expected)
+
+
+@given(sequences, st.sampled_from([1, 3, 16]))
+@settings(deadline=None)
+def test_batch_says_where_every_token_lies(layout: list[tuple[int, int]], block: int) -> None:
+    case = make_case(layout, (1, 1), 1, block)
+    batch = case.batch
+    rows = [range(before, before + tokens) for tokens, before in layout]
+    assert batch.positions.tolist() == [position for row in rows for position in row]
+    assert torch.equal(batch.slots, torch.cat([case.slots(s)[row.start :] for s, row in enumerate(rows)]))
+    assert batch.max_query_len == max(map(len, rows))
+    assert batch.max_context_len == max(row.stop for row in rows)
+    assert (batch.slots.dtype, batch.block_tables.dtype) == (torch.int64, torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("query_start", "context_lens", "block_tables", "message"),
+    [
+        ([0], [], [[0]], r"query_start must be \[S \+ 1\]"),
+        ([0, 1], [4, 4], [[0], [1]], r"query_start must be \[S \+ 1\]"),
+        ([1, 2], [4], [[0]], r"query_start must be \[S \+ 1\]"),
+        ([0, 1, 1], [4, 4], [[0], [1]], "at least one token"),
+        ([0, 5], [4], [[0]], "more tokens in the step than in its context"),
+        ([0, 1], [5], [[0]], r"block_tables must be \[1, 2 or more\]"),
+        ([0, 1], [4], [[0], [1]], r"block_tables must be \[1, 1 or more\]"),
+    ],
+)
+def test_batch_refuses_contradictions(query_start, context_lens, block_tables, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PagedBatch.build(np.array(query_start), np.array(context_lens, np.int32), np.array(block_tables), 4)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
