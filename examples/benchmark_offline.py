@@ -51,7 +51,8 @@ def compare(arguments: argparse.Namespace) -> None:
     for seed in range(arguments.rounds + 1):  # the first round warms up
         for streams in STREAMS:
             for name, child in children.items():
-                assert child.stdin is not None and child.stdout is not None
+                assert child.stdin
+                assert child.stdout
                 print(streams, seed, file=child.stdin, flush=True)
                 answer = json.loads(child.stdout.readline())
                 rss[name] = answer["rss_mb"]
