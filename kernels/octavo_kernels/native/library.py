@@ -1,6 +1,7 @@
 """The library that runs: picks the instruction set, loads it, tests it, calls its functions.
 
-`OCTAVO_CPU_ISA=portable|avx2|avx512|amx` picks a lower set than the CPU has.
+`OCTAVO_CPU_ISA=portable|avx2|avx512|amx` picks a lower set than the CPU has, `OCTAVO_CPU_ISA=reference` none: then the
+plain PyTorch kernels run.
 """
 
 from __future__ import annotations
@@ -135,8 +136,10 @@ def _allowed_levels() -> list[str]:
     levels, wanted = supported_levels(), os.environ.get("OCTAVO_CPU_ISA")
     if wanted is None:
         return levels
+    if wanted == "reference":
+        return []
     if wanted not in levels:
-        raise ValueError(f"OCTAVO_CPU_ISA is {wanted!r}, but this CPU supports {', '.join(levels)}")
+        raise ValueError(f"OCTAVO_CPU_ISA is {wanted!r}, but this CPU supports reference, {', '.join(levels)}")
     return levels[: levels.index(wanted) + 1]
 
 

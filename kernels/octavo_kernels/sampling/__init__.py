@@ -1,4 +1,4 @@
-"""Draw tokens from logits without sorting them. C++ only: `octavo.execution.sampler` is the definition and the fallback."""
+"""Draw tokens from logits without sorting them. C++ only: `octavo.execution.sampler` is definition and fallback."""
 
 from __future__ import annotations
 

@@ -30,14 +30,14 @@ def sample(logits: Tensor, rows: SamplingRows) -> tuple[Int64, dict[int, Logprob
         token ids [R] (-1 where the logits are not finite), and the log probabilities of the rows that asked.
     """
     broken = ~torch.isfinite(logits.amax(-1))
-    treated = _treat(logits, rows)
+    treated = treat(logits, rows)
     tokens = treated.argmax(-1)
     random = np.flatnonzero(rows.temperature > 0)
     if len(random):
         tokens[torch.from_numpy(random).to(tokens.device)] = _draw(treated, rows, random)
     tokens[broken] = -1
     ids: Int64 = tokens.cpu().numpy()
-    return ids, _logprobs(logits, ids, rows.num_logprobs)
+    return ids, sampled_logprobs(logits, ids, rows.num_logprobs)
 
 
 def logprob_rows(logits: Tensor, tokens: list[int], counts: list[int]) -> list[LogprobRow]:
@@ -57,7 +57,7 @@ def logprob_rows(logits: Tensor, tokens: list[int], counts: list[int]) -> list[L
     ]
 
 
-def _logprobs(logits: Tensor, ids: Int64, counts: np.ndarray) -> dict[int, LogprobRow]:
+def sampled_logprobs(logits: Tensor, ids: Int64, counts: np.ndarray) -> dict[int, LogprobRow]:
     wanted = np.flatnonzero((counts >= 0) & (ids >= 0))
     if not len(wanted):
         return {}
@@ -66,7 +66,7 @@ def _logprobs(logits: Tensor, ids: Int64, counts: np.ndarray) -> dict[int, Logpr
     return dict(zip(wanted.tolist(), result, strict=True))
 
 
-def _treat(logits: Tensor, rows: SamplingRows) -> Tensor:
+def treat(logits: Tensor, rows: SamplingRows) -> Tensor:
     """Bias, bans and penalties of the rows that have them."""
     if not (rows.logit_bias or rows.banned or rows.penalties):
         return logits

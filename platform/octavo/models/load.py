@@ -52,18 +52,29 @@ def load_model(
         ModelError: the checkpoint is damaged, or of a kind that is not supported.
         ConfigError: a quantization that is not supported, or more positions than the model has.
     """
-    _check_quantization(source, quantization)
+    spec, positions = check_loadable(source, quantization, max_model_len)
     config = _read_config(source)
-    spec = spec_from_config(config)
-    positions = max_model_len or spec.max_position_embeddings
-    if positions > spec.max_position_embeddings:
-        raise ConfigError(f"max_model_len is {positions}, but the model holds at most {spec.max_position_embeddings}")
     weights = allocate(spec, _torch_dtype(dtype, device, config), torch.device(device))
     naming = hf_naming(spec) if source.kind == "hf" else gguf_naming(spec)
     stored = read_safetensors(source.path, spec) if source.kind == "hf" else read_gguf(source.path)
     title = f"Loading {source.name}"
     fill(slots(weights, spec), naming, stored, spec.head_dim, title=title, progress=progress)
     return Decoder(spec, weights, positions)
+
+
+def check_loadable(source: Source, quantization: str | None, max_model_len: int | None) -> tuple[ModelSpec, int]:
+    """What the model is and how many positions it gets.
+
+    Raises:
+        ModelError: a damaged config, or a model or setting that is not supported.
+        ConfigError: a quantization that is not supported, or more positions than the model has.
+    """
+    _check_quantization(source, quantization)
+    spec = read_spec(source)
+    positions = max_model_len or spec.max_position_embeddings
+    if positions > spec.max_position_embeddings:
+        raise ConfigError(f"max_model_len is {positions}, but the model holds at most {spec.max_position_embeddings}")
+    return spec, positions
 
 
 def _check_quantization(source: Source, quantization: str | None) -> None:

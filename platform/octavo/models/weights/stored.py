@@ -53,7 +53,7 @@ def fill(
         ModelError: tensors are missing, not expected, or of another shape; the message names them.
     """
     by_name = {naming.stored_name(slot): slot for slot in places}
-    _compare(by_name, stored)
+    compare(by_name, stored)
     total = sum(tensor.num_bytes for tensor in stored)
     with tqdm(total=total, desc=title, unit="B", unit_scale=True, disable=not progress) as bar:
         for tensor in stored:
@@ -61,7 +61,12 @@ def fill(
             bar.update(tensor.num_bytes)
 
 
-def _compare(by_name: dict[str, Slot], stored: list[StoredTensor]) -> None:
+def compare(by_name: dict[str, Slot], stored: list[StoredTensor]) -> None:
+    """Check that a checkpoint holds what a model needs: stored name -> place.
+
+    Raises:
+        ModelError: tensors are missing, not expected, or of another shape; the message names them.
+    """
     shapes = {tensor.name: tensor.shape for tensor in stored}
     if missing := [name for name in by_name if name not in shapes]:
         raise ModelError(f"the checkpoint lacks {_list(missing)}")
@@ -83,7 +88,7 @@ def _list(names: list[str], most: int = 8) -> str:
 
 def _copy(tensor: StoredTensor, slot: Slot, naming: Naming, head_dim: int) -> None:
     interleaved = naming.interleaved_rope and slot.part in ("q", "k")
-    rows = _half_split_rows(len(slot.target), head_dim).to(slot.target.device) if interleaved else None
+    rows = half_split_rows(len(slot.target), head_dim).to(slot.target.device) if interleaved else None
     start = 0
     for chunk in tensor.chunks():
         end = start + len(chunk)
@@ -96,7 +101,7 @@ def _copy(tensor: StoredTensor, slot: Slot, naming: Naming, head_dim: int) -> No
         slot.target.add_(naming.norm_offset)
 
 
-def _half_split_rows(num_rows: int, head_dim: int) -> Tensor:
+def half_split_rows(num_rows: int, head_dim: int) -> Tensor:
     """Where each stored row belongs: stored row 2 i + j of a head is its row i + j head_dim / 2."""
     halves = torch.arange(num_rows).view(-1, 2, head_dim // 2)
     return halves.transpose(1, 2).reshape(-1)

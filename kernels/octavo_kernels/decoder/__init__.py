@@ -1,0 +1,212 @@
+"""A whole step of a decoder in one native call: `NativeDecoder` (`cpu.cpp`).
+
+There is no reference here: `octavo.models.decoder` runs the same model over the other ops, and the tests compare the
+two.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from octavo_kernels.linear import PackedWeight
+from octavo_kernels.linear.formats import CODES
+from octavo_kernels.native.library import Library
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
+
+CELL = 16
+"""Positions that lie together in the cache; a block holds a whole number of cells."""
+
+_NO_WINDOW = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLinear:
+    """y = x W^T + b."""
+
+    weight: PackedWeight
+    bias: Tensor | None = None  # [n] float32
+
+    def words(self) -> list[int]:
+        """As `struct Matrix` of cpu.cpp has them."""
+        weight = self.weight
+        return [CODES[weight.format], weight.n, weight.k, weight.data.data_ptr(), _address(self.bias)]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLayer:
+    """One layer; norms, biases and the rotary table are float32."""
+
+    q: PackedLinear
+    k: PackedLinear
+    v: PackedLinear
+    out: PackedLinear
+    gate: PackedLinear
+    up: PackedLinear
+    down: PackedLinear
+    attention_norm: Tensor  # [hidden]
+    mlp_norm: Tensor  # [hidden]
+    q_norm: Tensor | None  # [head_dim]
+    k_norm: Tensor | None  # [head_dim]
+    post_attention_norm: Tensor | None  # [hidden]
+    post_mlp_norm: Tensor | None  # [hidden]
+    rotary: Tensor  # [positions, rotary_dim], cos then sin
+    window: int | None  # positions a query sees; None means all
+
+    def words(self, k_cache: int, v_cache: int) -> list[int]:
+        """As `struct Layer` of cpu.cpp has them."""
+        matrices = (self.q, self.k, self.v, self.out, self.gate, self.up, self.down)
+        norms = (self.attention_norm, self.mlp_norm, self.q_norm, self.k_norm, self.post_attention_norm,
+                 self.post_mlp_norm)  # fmt: skip
+        return [
+            *(word for matrix in matrices for word in matrix.words()),
+            *map(_address, norms),
+            *(_address(self.rotary), self.rotary.shape[1], self.window or _NO_WINDOW),
+            *(k_cache, v_cache),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedModel:
+    """A model in the form the native decoder runs."""
+
+    embedding: PackedWeight  # [vocab, hidden]
+    head: PackedLinear  # [vocab, hidden]
+    final_norm: Tensor
+    layers: list[PackedLayer]
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    activation: Literal["silu", "gelu_tanh"]
+    norm_eps: float
+    attention_scale: float
+    attention_softcap: float | None
+    logit_softcap: float | None
+    embedding_scale: float
+
+    @property
+    def matrices(self) -> list[PackedWeight]:
+        """Every matrix that a token is multiplied with; the embedding only where it is the head too."""
+        layers = [
+            linear.weight
+            for layer in self.layers
+            for linear in (layer.q, layer.k, layer.v, layer.out, layer.gate, layer.up, layer.down)
+        ]
+        return [*layers, self.head.weight]
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that a step reads, however many tokens it has."""
+        return sum(weight.data.numel() for weight in self.matrices)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits, scales included, per weight of the matrices."""
+        return 8 * self.bytes_per_token / sum(weight.n * weight.k for weight in self.matrices)
+
+    def words(self, exact: bool, kv: PackedKV) -> list[int]:
+        """As `struct Model` of cpu.cpp has them."""
+        gate = 0 if self.activation == "silu" else 1
+        hidden, inner = self.embedding.k, self.layers[0].gate.weight.n
+        return [
+            *(hidden, self.query_heads, self.kv_heads, self.head_dim, inner, self.embedding.n),
+            *(gate, exact, kv.dtype == torch.bfloat16, kv.block_size, len(self.layers)),
+            *(*PackedLinear(self.embedding).words(), *self.head.words(), _address(self.final_norm)),
+        ]
+
+    def numbers(self) -> list[float]:
+        """As `struct Numbers` of cpu.cpp has them."""
+        return [self.norm_eps, self.attention_scale, self.attention_softcap or 0, self.logit_softcap or 0,
+                self.embedding_scale]  # fmt: skip
+
+
+class PackedKV:
+    """Keys and values of all layers in cells of 16 positions (`paged_attention/cpu.h`).
+
+    Args:
+        dtype: float32 or bfloat16.
+        block_size: positions per block, a multiple of 16.
+
+    Raises:
+        ValueError: another type or block size.
+    """
+
+    def __init__(
+        self, num_layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+    ) -> None:
+        if dtype not in (torch.float32, torch.bfloat16) or block_size % CELL:
+            raise ValueError(f"keys and values are float32 or bfloat16 in blocks of 16 n, got {dtype} and {block_size}")
+        self.dtype = dtype
+        self.block_size = block_size
+        layer_bytes = block_bytes(1, block_size, kv_heads, head_dim, dtype) // 2
+        # From calloc: a block takes no memory until it is written.
+        self._data = np.zeros((num_layers, 2, num_blocks, layer_bytes), np.uint8)
+
+    def addresses(self, layer: int) -> tuple[int, int]:
+        """Where a layer's keys and values begin."""
+        keys, values = self._data[layer]
+        return keys.ctypes.data, values.ctypes.data
+
+    def copy(self, pairs: list[tuple[int, int]]) -> None:
+        """Copy blocks (source, target) in all layers; every source is read before any target is written."""
+        if pairs:
+            sources, targets = zip(*pairs, strict=True)
+            self._data[:, :, list(targets)] = self._data[:, :, list(sources)]
+
+
+def block_bytes(num_layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+    """Bytes of K and V of one block over all layers; heads are padded to a multiple of 16 values."""
+    return 2 * num_layers * block_size * kv_heads * -(-head_dim // CELL) * CELL * dtype.itemsize
+
+
+class NativeDecoder:
+    """Runs steps of one model over one cache.
+
+    Args:
+        library: the native library.
+        model: its weights, which stay referenced.
+        kv: the cache.
+        exact: multiply in float32 as if the weights were dequantised, instead of the fast way of each format.
+    """
+
+    def __init__(self, library: Library, model: PackedModel, kv: PackedKV, *, exact: bool) -> None:
+        layers = [layer.words(*kv.addresses(i)) for i, layer in enumerate(model.layers)]
+        words = np.array(model.words(exact, kv), np.int64)
+        self._library, self._keep = library, (model, kv)
+        self._vocab = model.head.weight.n
+        numbers = np.array(model.numbers(), np.float32)
+        self._handle = library.call("decoder_new", words, numbers, np.array(layers, np.int64))
+        self._finalizer = weakref.finalize(self, library.call, "decoder_free", self._handle)
+
+    def step(
+        self, token_ids: Int32, query_start: Int32, context_lens: Int32, block_tables: Int32, lines: Int64
+    ) -> Float32:
+        """One step: keys and values of all tokens are stored, logits [len(lines), vocab] computed.
+
+        Args:
+            token_ids, query_start, context_lens, block_tables: as in `octavo.step.StepBatch`, contiguous.
+            lines: flat tokens after which logits are wanted.
+        """
+        out = np.empty((len(lines), self._vocab), np.float32)
+        sequences = len(context_lens), query_start, context_lens, block_tables, block_tables.shape[1]
+        self._library.call("decoder_step", self._handle, token_ids, *sequences, lines, len(lines), out)
+        return out
+
+    def logits(self, lines: Int64) -> Float32:
+        """Logits after other tokens of the last step."""
+        out = np.empty((len(lines), self._vocab), np.float32)
+        self._library.call("decoder_logits", self._handle, lines, len(lines), out)
+        return out
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

@@ -1,0 +1,332 @@
+// A whole step of a decoder-only transformer in one call: embedding, layers, paged attention, final norm, logits.
+//
+// It composes the ops' functions inside one parallel region, with a barrier wherever one thread reads what another
+// wrote. Activations are float32 between the matrices; each matrix takes them as its format wants (linear/cpu.h).
+#include <atomic>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "activation/cpu.h"
+#include "linear/cpu.h"
+#include "paged_attention/cpu.h"
+#include "rms_norm/cpu.h"
+#include "rotary/cpu.h"
+
+namespace octavo {
+namespace {
+
+// ---- what Python passes: records of 64-bit words (decoder/__init__.py writes them in this order) -------------------
+
+struct Matrix {
+    int64_t format, n, k;
+    const uint8_t* data;
+    const float* bias;  // or null
+
+    PackedMatrix packed() const { return {WeightFormat(format), n, k, data}; }
+};
+
+struct Layer {
+    Matrix q, k, v, out, gate, up, down;
+    const float *attention_norm, *mlp_norm;
+    const float *q_norm, *k_norm;                          // or null
+    const float *post_attention_norm, *post_mlp_norm;      // or null
+    const float* rotary;                                   // [positions][rotary_dim]
+    int64_t rotary_dim, window;
+    void *k_cache, *v_cache;
+};
+
+struct Model {
+    int64_t hidden, query_heads, kv_heads, head_dim, inner, vocab;
+    int64_t gate, exact, kv_is_bf16, block_size, num_layers;
+    Matrix embedding, head;
+    const float* final_norm;
+};
+
+struct Numbers {
+    float eps, attention_scale, attention_softcap, logit_softcap, embedding_scale;
+};
+
+// ---- memory that grows ----------------------------------------------------------------------------------------------
+
+struct Free {
+    void operator()(void* p) const { std::free(p); }
+};
+
+class Buffer {
+    std::unique_ptr<void, Free> memory;
+    int64_t bytes = 0;
+
+public:
+    // Room for `wanted` bytes, 64-byte aligned; what was in it is lost when it grows.
+    void* reserve(int64_t wanted) {
+        if (wanted > bytes) {
+            bytes = (wanted + wanted / 4 + 63) / 64 * 64;
+            memory.reset();
+            memory.reset(std::aligned_alloc(64, bytes));
+            if (!memory) std::abort();
+        }
+        return memory.get();
+    }
+    float* floats(int64_t count) { return (float*)reserve(count * 4); }
+};
+
+// One input of several matrices, converted once into every form that one of them wants.
+class Input {
+    Buffer buffers[3];
+    Activations forms[3] = {};
+    bool wanted[3] = {};
+
+public:
+    void add(const Matrix& w, bool exact) { wanted[int(activation_kind(WeightFormat(w.format), exact))] = true; }
+
+    void reserve(int64_t rows, int64_t k) {
+        for (int kind = 0; kind < 3; ++kind) {
+            if (!wanted[kind]) continue;
+            const int64_t bytes = activation_bytes(ActivationKind(kind), rows, k);
+            forms[kind] = {ActivationKind(kind), rows, k, (uint8_t*)buffers[kind].reserve(bytes)};
+        }
+    }
+    void pack(int64_t row, const float* x) const {
+        for (int kind = 0; kind < 3; ++kind)
+            if (wanted[kind]) pack_row(forms[kind], row, x);
+    }
+    void multiply(const Matrix& w, bool exact, float* out, int64_t stride, int thread, int threads) const {
+        const int kind = int(activation_kind(WeightFormat(w.format), exact));
+        linear(w.packed(), forms[kind], out, stride, w.bias, thread, threads);
+    }
+};
+
+// ---- the decoder ----------------------------------------------------------------------------------------------------
+
+class Decoder {
+    const Model model;
+    const Numbers numbers;
+    const std::vector<Layer> layers;
+    const int64_t q_size, kv_size, qkv_size;
+
+    std::map<int64_t, AttentionPlan> plans;  // by window
+    Buffer residual_, qkv_, attended_, branch_, gate_up_, normed_, scratch_, partials_;
+    Input qkv_input, out_input, mlp_input, down_input, head_input;
+    std::vector<int64_t> slots;  // per token, where its key and value go
+    int64_t num_tokens = 0, scratch_floats = 0;
+    float *residual, *qkv, *attended, *branch, *gate_up, *normed, *scratch, *partials;
+    const int32_t* token_ids;
+    std::vector<std::atomic<int64_t>> next_item;  // per layer
+
+    bool exact() const { return model.exact != 0; }
+
+    KvCache cache(const Layer& layer) const {
+        return {model.kv_is_bf16 != 0, true, model.block_size, model.kv_heads, model.head_dim, layer.k_cache,
+                layer.v_cache};
+    }
+
+    // A row of the residual is normed and becomes row `row` of the next matrices' input.
+    void norm_and_pack(int64_t token, const float* weight, const Input& input, int64_t row) {
+        float* to = normed + row * model.hidden;
+        rms_norm_row(residual + token * model.hidden, weight, numbers.eps, model.hidden, to);
+        input.pack(row, to);
+    }
+
+    // The branch (post-normed where the model says so) joins the residual of this thread's rows.
+    void add_branch(const float* post_norm, int64_t row) {
+        float *from = branch + row * model.hidden, *to = residual + row * model.hidden;
+        if (post_norm) rms_norm_row(from, post_norm, numbers.eps, model.hidden, from);
+        add_row(from, to, model.hidden, to);
+    }
+
+    void embed(int64_t token) {
+        float* to = residual + token * model.hidden;
+        read_row(model.embedding.packed(), token_ids[token], to);
+        if (numbers.embedding_scale != 1.f)
+            for (int64_t i = 0; i < model.hidden; ++i) to[i] *= numbers.embedding_scale;
+    }
+
+    // One KV head of one token: norms, rotation, and the key and value into the cache.
+    void rotate_and_store(const Layer& layer, int64_t token, int64_t head) {
+        const AttentionPlan& plan = plans.at(layer.window);
+        const int64_t group = model.query_heads / model.kv_heads, dim = model.head_dim;
+        float *row = qkv + token * qkv_size, *key = row + q_size + head * dim, *value = key + kv_size;
+        const int64_t position = plan.positions[token];
+        const float* angles = layer.rotary + position * layer.rotary_dim;
+        for (int64_t i = head * group; i < (head + 1) * group; ++i) {
+            float* q = row + i * dim;
+            if (layer.q_norm) rms_norm_row(q, layer.q_norm, numbers.eps, dim, q);
+            rotate_head(q, angles, layer.rotary_dim / 2);
+        }
+        if (layer.k_norm) rms_norm_row(key, layer.k_norm, numbers.eps, dim, key);
+        rotate_head(key, angles, layer.rotary_dim / 2);
+        store_packed_key(cache(layer), slots[token], head, key);
+        store_packed_value(cache(layer), slots[token], head, value);
+    }
+
+    void attention(const Layer& layer, int index, int thread, int threads) {
+        for (const auto& [matrix, start] : {std::pair(&layer.q, int64_t(0)), std::pair(&layer.k, q_size),
+                                            std::pair(&layer.v, q_size + kv_size)})
+            qkv_input.multiply(*matrix, exact(), qkv + start, qkv_size, thread, threads);
+        barrier();
+        const Range heads = split(num_tokens * model.kv_heads, thread, threads);
+        for (int64_t i = heads.begin; i < heads.end; ++i) rotate_and_store(layer, i / model.kv_heads, i % model.kv_heads);
+        barrier();
+        const AttentionPlan& plan = plans.at(layer.window);
+        const AttentionParams params{numbers.attention_scale, numbers.attention_softcap};
+        attend(plan, cache(layer), params, qkv, qkv_size, attended, q_size, scratch + thread * scratch_floats, partials,
+               next_item[index]);
+        barrier();
+        if (!plan.merged_tokens.empty()) {
+            merge_splits(plan, cache(layer), partials, attended, q_size, thread, threads);
+            barrier();
+        }
+        const Range rows = split(num_tokens, thread, threads);
+        for (int64_t r = rows.begin; r < rows.end; ++r) out_input.pack(r, attended + r * q_size);
+        barrier();
+        out_input.multiply(layer.out, exact(), branch, model.hidden, thread, threads);
+        barrier();
+    }
+
+    void mlp(const Layer& layer, int thread, int threads) {
+        const int64_t inner = model.inner;
+        mlp_input.multiply(layer.gate, exact(), gate_up, 2 * inner, thread, threads);
+        mlp_input.multiply(layer.up, exact(), gate_up + inner, 2 * inner, thread, threads);
+        barrier();
+        const Range rows = split(num_tokens, thread, threads);
+        for (int64_t r = rows.begin; r < rows.end; ++r) {
+            float* row = gate_up + r * 2 * inner;
+            gate_row(Gate(model.gate), row, row + inner, inner, row);
+            down_input.pack(r, row);
+        }
+        barrier();
+        down_input.multiply(layer.down, exact(), branch, model.hidden, thread, threads);
+        barrier();
+    }
+
+    void run_layers(int thread, int threads) {
+        const Range rows = split(num_tokens, thread, threads);
+        for (int64_t r = rows.begin; r < rows.end; ++r) {
+            embed(r);
+            norm_and_pack(r, layers[0].attention_norm, qkv_input, r);
+        }
+        barrier();
+        for (size_t i = 0; i < layers.size(); ++i) {
+            const Layer& layer = layers[i];
+            attention(layer, int(i), thread, threads);
+            for (int64_t r = rows.begin; r < rows.end; ++r) {
+                add_branch(layer.post_attention_norm, r);
+                norm_and_pack(r, layer.mlp_norm, mlp_input, r);
+            }
+            barrier();
+            mlp(layer, thread, threads);
+            for (int64_t r = rows.begin; r < rows.end; ++r) {
+                add_branch(layer.post_mlp_norm, r);
+                if (i + 1 < layers.size()) norm_and_pack(r, layers[i + 1].attention_norm, qkv_input, r);
+            }
+            barrier();
+        }
+    }
+
+    // Logits after the tokens `lines`, from the residual that run_layers left.
+    void run_head(const int64_t* lines, int64_t count, float* logits, int thread, int threads) {
+        const Range rows = split(count, thread, threads);
+        for (int64_t r = rows.begin; r < rows.end; ++r) norm_and_pack(lines[r], model.final_norm, head_input, r);
+        barrier();
+        head_input.multiply(model.head, exact(), logits, model.vocab, thread, threads);
+        if (numbers.logit_softcap == 0) return;
+        barrier();
+        const Vec cap = splat(numbers.logit_softcap);
+        for (int64_t r = rows.begin; r < rows.end; ++r)
+            for (int64_t i = 0; i < model.vocab; i += kLanes) {
+                float* at = logits + r * model.vocab + i;
+                store_part(at, cap * tanh(load_part(at, model.vocab - i) / cap), model.vocab - i);
+            }
+    }
+
+    void find_slots(const Sequences& s) {
+        slots.resize(num_tokens);
+        for (int64_t i = 0; i < s.count; ++i)
+            for (int64_t t = s.query_start[i]; t < s.query_start[i + 1]; ++t) {
+                const int64_t position = s.context_lens[i] - s.query_start[i + 1] + t;
+                const int64_t block = s.tables[i * s.table_stride + position / model.block_size];
+                slots[t] = block * model.block_size + position % model.block_size;
+            }
+    }
+
+    void reserve(int threads) {
+        scratch_floats = 0;
+        int64_t shared = 0;
+        for (const auto& [window, plan] : plans) {
+            scratch_floats = std::max(scratch_floats, attention_scratch(plan, cache(layers[0])));
+            shared = std::max(shared, partial_floats(plan, cache(layers[0])));
+        }
+        residual = residual_.floats(num_tokens * model.hidden);
+        qkv = qkv_.floats(num_tokens * qkv_size);
+        attended = attended_.floats(num_tokens * q_size);
+        branch = branch_.floats(num_tokens * model.hidden);
+        gate_up = gate_up_.floats(num_tokens * 2 * model.inner);
+        scratch = scratch_.floats(threads * scratch_floats);
+        partials = partials_.floats(shared);
+        qkv_input.reserve(num_tokens, model.hidden);
+        out_input.reserve(num_tokens, q_size);
+        mlp_input.reserve(num_tokens, model.hidden);
+        down_input.reserve(num_tokens, model.inner);
+    }
+
+public:
+    Decoder(const Model& m, const Numbers& n, const Layer* l)
+        : model(m), numbers(n), layers(l, l + m.num_layers), q_size(m.query_heads * m.head_dim),
+          kv_size(m.kv_heads * m.head_dim), qkv_size(q_size + 2 * kv_size), next_item(m.num_layers) {
+        for (const Layer& layer : layers) {
+            for (const Matrix* w : {&layer.q, &layer.k, &layer.v}) qkv_input.add(*w, exact());
+            for (const Matrix* w : {&layer.gate, &layer.up}) mlp_input.add(*w, exact());
+            out_input.add(layer.out, exact());
+            down_input.add(layer.down, exact());
+        }
+        head_input.add(model.head, exact());
+    }
+
+    void step(const int32_t* tokens, const Sequences& sequences, const int64_t* lines, int64_t count, float* logits) {
+        num_tokens = sequences.query_start[sequences.count];
+        token_ids = tokens;
+        for (const Layer& layer : layers) plans[layer.window];
+        for (auto& [window, plan] : plans) plan.build(sequences, window, model.query_heads, cache(layers[0]));
+        for (auto& counter : next_item) counter = 0;
+        find_slots(sequences);
+        reserve(num_threads());
+        normed = normed_.floats(std::max(num_tokens, count) * model.hidden);
+        head_input.reserve(count, model.hidden);
+        parallel([&](int thread, int threads) {
+            run_layers(thread, threads);
+            if (count) run_head(lines, count, logits, thread, threads);
+        });
+    }
+
+    void logits(const int64_t* lines, int64_t count, float* out) {
+        normed = normed_.floats(count * model.hidden);
+        head_input.reserve(count, model.hidden);
+        parallel([&](int thread, int threads) { run_head(lines, count, out, thread, threads); });
+    }
+};
+
+}  // namespace
+}  // namespace octavo
+
+OCTAVO_API int64_t octavo_decoder_new(const void* model, const void* numbers, const void* layers) {
+    using namespace octavo;
+    return (int64_t) new Decoder(*(const Model*)model, *(const Numbers*)numbers, (const Layer*)layers);
+}
+
+OCTAVO_API void octavo_decoder_free(int64_t decoder) { delete (octavo::Decoder*)decoder; }
+
+// Arrays as in octavo.step; lines: [count] flat tokens after which logits [count, vocab] are wanted.
+OCTAVO_API void octavo_decoder_step(int64_t decoder, const int32_t* token_ids, int64_t num_sequences,
+                                    const int32_t* query_start, const int32_t* context_lens, const int32_t* tables,
+                                    int64_t table_stride, const int64_t* lines, int64_t count, float* logits) {
+    using namespace octavo;
+    ((Decoder*)decoder)
+        ->step(token_ids, {num_sequences, query_start, context_lens, tables, table_stride}, lines, count, logits);
+}
+
+// Logits after other tokens of the last step.
+OCTAVO_API void octavo_decoder_logits(int64_t decoder, const int64_t* lines, int64_t count, float* logits) {
+    ((octavo::Decoder*)decoder)->logits(lines, count, logits);
+}

@@ -1,0 +1,74 @@
+"""The native runner: a whole step on the CPU in one call, weights in their own format.
+
+Two modes. `exact` (dtype float32) computes in float32 as if the weights were dequantised, like the torch runner. The
+fast one (dtype bfloat16) keeps K and V in bfloat16 and multiplies bf16 matrices with activations rounded to bf16, and
+a GGUF file's integer codes with activations quantised to 8 bits in groups of 32. In either, a sequence's logits have
+the same bits whatever else is in the step, however its prompt is cut into chunks, and on any number of threads.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from octavo.execution.sampler import logprob_rows, sampled_logprobs, treat
+from octavo.step import Int64, LogprobRow, SamplingRows, StepBatch, StepResult
+from octavo_kernels.decoder import NativeDecoder, PackedKV, PackedModel
+from octavo_kernels.native.library import Library
+from octavo_kernels.sampling import sample
+
+_LOGIT_ROWS = 256  # prompt positions whose logits exist at once: 256 x 256k x 4 B = 256 MiB for the largest vocabulary
+
+
+class NativeRunner:
+    """Executes steps like `Runner`.
+
+    Args:
+        library: the native library.
+        model: its weights.
+        kv: its cache; keys and values of float32 make the runner exact.
+    """
+
+    def __init__(self, library: Library, model: PackedModel, kv: PackedKV) -> None:
+        self._kv = kv
+        self._decoder = NativeDecoder(library, model, kv, exact=kv.dtype == torch.float32)
+
+    def run(self, batch: StepBatch) -> StepResult:
+        """One step."""
+        begin = time.perf_counter()
+        self._kv.copy(batch.block_copies)
+        # The n sequences of one prompt are drawn from the same logits: compute those once.
+        places, line = np.unique(batch.sampling.token_index, return_inverse=True)
+        arrays = (batch.token_ids, batch.query_start, batch.context_lens, batch.block_tables)
+        ids, starts, contexts, tables = (np.ascontiguousarray(x, np.int32) for x in arrays)
+        logits = self._decoder.step(ids, starts, contexts, tables, places.astype(np.int64))
+        tokens, logprobs = _sample(logits, line, batch.sampling)
+        prompt = self._prompt_logprobs(batch.prompt_logprobs)
+        return StepResult(tokens, logprobs, prompt, time.perf_counter() - begin)
+
+    def _prompt_logprobs(self, wanted: list[tuple[int, int, int]]) -> list[LogprobRow]:
+        rows: list[LogprobRow] = []
+        for start in range(0, len(wanted), _LOGIT_ROWS):
+            places, tokens, counts = map(list, zip(*wanted[start : start + _LOGIT_ROWS], strict=True))
+            logits = torch.from_numpy(self._decoder.logits(np.array(places, np.int64)))
+            rows += logprob_rows(logits, tokens, counts)
+        return rows
+
+
+def _sample(
+    logits: npt.NDArray[np.float32], line: npt.NDArray[np.int64], rows: SamplingRows
+) -> tuple[Int64, dict[int, LogprobRow]]:
+    """As `sampler.sample`; row r is drawn from logits[line[r]]."""
+    wants_logprobs = bool((rows.num_logprobs >= 0).any())
+    drawn_from = logits
+    if rows.logit_bias or rows.banned or rows.penalties or wants_logprobs:
+        logits, line = logits[line], np.arange(len(line))
+        drawn_from = treat(torch.from_numpy(logits), rows).numpy()
+    options = rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seed, rows.position
+    tokens = sample(drawn_from, line, *options)
+    if not wants_logprobs:
+        return tokens, {}
+    return tokens, sampled_logprobs(torch.from_numpy(logits), tokens, rows.num_logprobs)
