@@ -58,31 +58,31 @@ class PackedWeight:
         return packed
 
     @classmethod
-    def from_blocks(cls, blocks: Array, format: str) -> PackedWeight:
+    def from_blocks(cls, blocks: Array, gguf_type: str) -> PackedWeight:
         """Pack GGUF's blocks as they lie in the file.
 
         Args:
             blocks: [N, bytes of a row] uint8; rows may be reordered or joined with others of the same format before.
-            format: GGUF's name, for example "Q4_K".
+            gguf_type: GGUF's name of the format, for example "Q4_K".
 
         Raises:
             ValueError: a format that is not covered, or rows that are no whole number of blocks.
         """
-        if format not in GROUPED:
-            raise ValueError(f"GGUF's {format} is not one of the packed formats {', '.join(GROUPED)}")
-        form = GROUPED[format]
+        if gguf_type not in GROUPED:
+            raise ValueError(f"GGUF's {gguf_type} is not one of the packed formats {', '.join(GROUPED)}")
+        form = GROUPED[gguf_type]
         if blocks.ndim != 2 or blocks.dtype != np.uint8 or blocks.shape[1] % form.block_bytes:
             raise ValueError(
-                f"{format} rows must be uint8 in blocks of {form.block_bytes} bytes, got {blocks.shape} {blocks.dtype}"
+                f"{gguf_type} rows must be uint8 in blocks of {form.block_bytes} bytes, got {blocks.shape} {blocks.dtype}"
             )
-        packed = cls.empty(format, len(blocks), blocks.shape[1] // form.block_bytes * form.unit)
-        pack_blocks(blocks, format, packed.data.numpy())
+        packed = cls.empty(gguf_type, len(blocks), blocks.shape[1] // form.block_bytes * form.unit)
+        pack_blocks(blocks, gguf_type, packed.data.numpy())
         return packed
 
     @classmethod
-    def empty(cls, format: str, n: int, k: int) -> PackedWeight:
-        """Room for a matrix, not yet filled."""
-        return cls(format, n, k, torch.empty(packed_shape(format, n, k), dtype=torch.uint8))
+    def empty(cls, name: str, n: int, k: int) -> PackedWeight:
+        """Room for a matrix of one of `FORMATS`, not yet filled."""
+        return cls(name, n, k, torch.empty(packed_shape(name, n, k), dtype=torch.uint8))
 
     def rows(self, index: Tensor) -> Tensor:
         """Some rows in float32 [len(index), k]: the embedding of tokens `index` (int64), without rounding."""

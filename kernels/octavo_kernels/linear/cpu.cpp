@@ -104,11 +104,13 @@ template <class Format> OCTAVO_INLINE Floats multiply_group(Floats acc, const Gr
     Floats total{};
     for (int half = 0; half < Format::HALVES; ++half) {
         const int32_t minus = Format::HALVES == 2 ? x.minus_half[half] : x.minus_sum;
-        Ints dot = Format::ZERO_BITS >= 0 ? int_left<std::max(Format::ZERO_BITS, 0)>(all_ints(minus)) : no_ints();
+        Ints dot = all_ints(FLOAT_BITS);
+        if (Format::ZERO_BITS >= 0) dot = int_add(dot, int_left<std::max(Format::ZERO_BITS, 0)>(all_ints(minus)));
         for (int i = half * steps; i < (half + 1) * steps; ++i) {
             dot = dot4<Format::BITS>(dot, w.codes[i], x.code + 4 * i);
         }
-        total = half == 0 ? mul(to_floats(dot), w.scale[0]) : fma(to_floats(dot), w.scale[1], total);
+        const Floats exact = sum_to_floats(dot);
+        total = half == 0 ? mul(exact, w.scale[0]) : fma(exact, w.scale[1], total);
     }
     if constexpr (Format::HAS_MIN) {
         for (int half = 0; half < Format::HALVES; ++half) {
@@ -119,77 +121,91 @@ template <class Format> OCTAVO_INLINE Floats multiply_group(Floats acc, const Gr
     return fma(total, all_floats(x.scale), acc);
 }
 
-// A kernel's run<ROWS, COLS>: `rows` from `row` of a tile times COLS blocks of 16 outputs. acc: [ROWS][COLS].
+// Some groups of columns: where their weights lie in a block, in how many bytes the next block follows, and where
+// their activations lie, in a tile of `height` rows.
+struct Span {
+    const uint8_t* weights;
+    int64_t next_block;
+    int64_t groups;
+    const uint8_t* x;
+    int64_t height;
+};
+
+// Fetch what the next block has at this place. The hardware's own prefetch loses the stream of weights between those
+// of the activations: 16 rows took five times as long from memory as from cache.
+OCTAVO_INLINE void fetch(const uint8_t* p, int bytes) {
+    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
+// A kernel's run<ROWS, COLS> adds ROWS rows times COLS blocks of 16 outputs to acc [ROWS][COLS].
 template <class Format> struct Int8Kernel {
-    static constexpr ActivationKind kind = ActivationKind::int8;
+    static constexpr int64_t row_bytes = sizeof(Group8);  // from one row of a tile to the next
     static constexpr int cols(int) { return 1; }
 
-    template <int ROWS, int COLS>
-    static void run(const uint8_t* block, int64_t, int64_t groups, const Place& at, Floats* acc) {
-        const Group8* x = reinterpret_cast<const Group8*>(at.tile) + at.row;
-        Floats sums[ROWS];
-        for (int r = 0; r < ROWS; ++r) sums[r] = no_floats();
-        for (int64_t unit = 0; unit < groups / Format::GROUPS; ++unit, block += Format::unit_bytes) {
-            for (int index = 0; index < Format::GROUPS; ++index, x += at.height) {
+    template <int ROWS, int COLS> static OCTAVO_INLINE void run(const Span& span, Floats* acc) {
+        const Group8* x = reinterpret_cast<const Group8*>(span.x);
+        const uint8_t* unit = span.weights;
+        for (int64_t group = 0; group < span.groups; group += Format::GROUPS, unit += Format::unit_bytes) {
+            for (int index = 0; index < Format::GROUPS; ++index, x += span.height) {
+                constexpr int bytes = Format::unit_bytes / Format::GROUPS;
+                fetch(unit + span.next_block + index * bytes, bytes);
                 Group w;
-                Format::read_scales(block, index, w);
-                Format::read_codes(block, index, w);
-                for (int r = 0; r < ROWS; ++r) sums[r] = multiply_group<Format>(sums[r], w, x[r]);
+                Format::read_scales(unit, index, w);
+                Format::read_codes(unit, index, w);
+                for (int r = 0; r < ROWS; ++r) acc[r] = multiply_group<Format>(acc[r], w, x[r]);
             }
         }
-        for (int r = 0; r < ROWS; ++r) acc[r] = sums[r];
     }
 };
 
 template <class Format> struct FloatKernel {
-    static constexpr ActivationKind kind = ActivationKind::f32;
+    static constexpr int64_t row_bytes = 4;
     static constexpr int cols(int) { return 1; }
 
-    template <int ROWS, int COLS>
-    static void run(const uint8_t* block, int64_t, int64_t groups, const Place& at, Floats* acc) {
-        const float* x = reinterpret_cast<const float*>(at.tile) + at.row;
+    template <int ROWS, int COLS> static OCTAVO_INLINE void run(const Span& span, Floats* acc) {
+        const float* x = reinterpret_cast<const float*>(span.x);
+        const uint8_t* unit = span.weights;
         alignas(64) float buffer[GROUP * LANES];
-        Floats sums[ROWS];
-        for (int r = 0; r < ROWS; ++r) sums[r] = no_floats();
-        for (int64_t unit = 0; unit < groups / Format::GROUPS; ++unit, block += Format::unit_bytes) {
+        for (int64_t group = 0; group < span.groups; group += Format::GROUPS, unit += Format::unit_bytes) {
             for (int index = 0; index < Format::GROUPS; ++index) {
-                const float* w = decode<Format>(block, index, buffer);
-                for (int i = 0; i < GROUP; ++i, w += LANES, x += at.height) {
+                constexpr int bytes = Format::unit_bytes / Format::GROUPS;
+                fetch(unit + span.next_block + index * bytes, bytes);
+                const float* w = decode<Format>(unit, index, buffer);
+                for (int i = 0; i < GROUP; ++i, w += LANES, x += span.height) {
                     const Floats column = load_floats(w);
-                    for (int r = 0; r < ROWS; ++r) sums[r] = fma(column, all_floats(x[r]), sums[r]);
+                    for (int r = 0; r < ROWS; ++r) acc[r] = fma(column, all_floats(x[r]), acc[r]);
                 }
             }
         }
-        for (int r = 0; r < ROWS; ++r) acc[r] = sums[r];
     }
 };
 
 // With few rows several blocks go side by side: one chain of dependent sums each would wait for its latency.
 struct Bf16Kernel {
-    static constexpr ActivationKind kind = ActivationKind::bf16;
+    static constexpr int64_t row_bytes = 4;
     static constexpr int cols(int rows) { return rows <= 4 ? 4 : 1; }
 
-    template <int ROWS, int COLS>
-    static void run(const uint8_t* block, int64_t block_bytes, int64_t groups, const Place& at, Floats* acc) {
-        const uint32_t* x = reinterpret_cast<const uint32_t*>(at.tile) + at.row;
-        Floats sums[ROWS][COLS];
-        for (int r = 0; r < ROWS; ++r)
-            for (int c = 0; c < COLS; ++c) sums[r][c] = no_floats();
-        for (int64_t i = 0; i < groups * (GROUP / 2); ++i, block += 64, x += at.height) {
+    template <int ROWS, int COLS> static OCTAVO_INLINE void run(const Span& span, Floats* acc) {
+        const uint32_t* x = reinterpret_cast<const uint32_t*>(span.x);
+        const uint8_t* pairs = span.weights;
+        for (int64_t i = 0; i < span.groups * (GROUP / 2); ++i, pairs += 64, x += span.height) {
             Ints w[COLS];
-            for (int c = 0; c < COLS; ++c) w[c] = load_ints(block + c * block_bytes);
+            for (int c = 0; c < COLS; ++c) {
+                fetch(pairs + (COLS + c) * span.next_block, 64);
+                w[c] = load_ints(pairs + c * span.next_block);
+            }
             for (int r = 0; r < ROWS; ++r)
-                for (int c = 0; c < COLS; ++c) sums[r][c] = dot2_bf16(sums[r][c], w[c], x[r]);
+                for (int c = 0; c < COLS; ++c) acc[r * COLS + c] = dot2_bf16(acc[r * COLS + c], w[c], x[r]);
         }
-        for (int r = 0; r < ROWS; ++r)
-            for (int c = 0; c < COLS; ++c) acc[r * COLS + c] = sums[r][c];
     }
 };
 
 // ---- loops ----------------------------------------------------------------------------------------------------------
 
 constexpr int MAX_ROWS = OCTAVO_ISA >= 2 ? 16 : 4;  // of a kernel: its accumulators must fit the registers
-constexpr int64_t CACHED = 256 << 10;               // bytes of weights, and of activations, that stay in the L2 cache
+constexpr int64_t L2_BYTES = 256 << 10;             // of weights that are used for all rows before the next
+constexpr int64_t L1_BYTES = 24 << 10;              // of activations that are used for all these weights
+constexpr int MAX_BLOCKS = 64;                      // of these weights
 
 struct Job {
     const PackedMatrix& w;
@@ -197,7 +213,13 @@ struct Job {
     float* out;
     int64_t out_stride;
     const float* bias;
-    int64_t groups, block_bytes;
+    int64_t groups, block_bytes, group_bytes;
+};
+
+// What one thread works on at a time: some blocks, and the groups of columns that it has reached.
+struct Work {
+    Range blocks, groups;
+    Floats (*sums)[TILE];  // of each block, for the rows of a tile, between one range of groups and the next
 };
 
 void store_outputs(const Job& job, int64_t row, int64_t column, Floats acc) {
@@ -212,35 +234,53 @@ void store_outputs(const Job& job, int64_t row, int64_t column, Floats acc) {
     for (int64_t i = 0; i < count; ++i) to[i] = job.bias ? values[i] + job.bias[column + i] : values[i];
 }
 
-template <class Kernel, int ROWS, int COLS> void run_rows(const Job& job, int64_t block, int64_t row) {
+template <class Kernel, int ROWS, int COLS> void run_rows(const Job& job, const Work& work, int64_t block, int64_t row) {
+    const Place at = place_of(job.x, row);
+    const Range groups = work.groups;
+    const Span span{job.w.data + block * job.block_bytes + groups.begin * job.group_bytes, job.block_bytes,
+                    groups.end - groups.begin,
+                    at.tile + groups.begin * at.height * group_bytes(job.x.kind) + at.row * Kernel::row_bytes, at.height};
     Floats acc[ROWS * COLS];
-    Kernel::template run<ROWS, COLS>(job.w.data + block * job.block_bytes, job.block_bytes, job.groups,
-                                     place_of(job.x, row), acc);
     for (int r = 0; r < ROWS; ++r)
-        for (int c = 0; c < COLS; ++c) store_outputs(job, row + r, (block + c) * LANES, acc[r * COLS + c]);
+        for (int c = 0; c < COLS; ++c) {
+            acc[r * COLS + c] = groups.begin == 0 ? no_floats() : work.sums[block + c - work.blocks.begin][at.row + r];
+        }
+    Kernel::template run<ROWS, COLS>(span, acc);
+    for (int r = 0; r < ROWS; ++r)
+        for (int c = 0; c < COLS; ++c) {
+            if (groups.end == job.groups) store_outputs(job, row + r, (block + c) * LANES, acc[r * COLS + c]);
+            else work.sums[block + c - work.blocks.begin][at.row + r] = acc[r * COLS + c];
+        }
 }
 
 // Rows [row, end) of one tile, in pieces of 16, 8, 4, 2, 1.
-template <class Kernel, int ROWS> void run_tile(const Job& job, Range blocks, int64_t row, int64_t end) {
+template <class Kernel, int ROWS> void run_tile(const Job& job, const Work& work, int64_t row, int64_t end) {
     for (; end - row >= ROWS; row += ROWS) {
         constexpr int COLS = Kernel::cols(ROWS);
-        int64_t block = blocks.begin;
-        for (; block + COLS <= blocks.end; block += COLS) run_rows<Kernel, ROWS, COLS>(job, block, row);
-        for (; block < blocks.end; ++block) run_rows<Kernel, ROWS, 1>(job, block, row);
+        int64_t block = work.blocks.begin;
+        for (; block + COLS <= work.blocks.end; block += COLS) run_rows<Kernel, ROWS, COLS>(job, work, block, row);
+        for (; block < work.blocks.end; ++block) run_rows<Kernel, ROWS, 1>(job, work, block, row);
     }
-    if constexpr (ROWS > 1) run_tile<Kernel, ROWS / 2>(job, blocks, row, end);
+    if constexpr (ROWS > 1) run_tile<Kernel, ROWS / 2>(job, work, row, end);
 }
 
-// Some blocks whose weights stay in cache, times all rows, some of them at a time.
+// Some blocks times all rows. The weights stay in the L2 cache; of a tile's activations, as many groups at a time as
+// fit the L1 cache beside them. Sums wait in memory meanwhile, which changes none of their bits.
 template <class Kernel> void run_blocks(const Job& job, Range blocks) {
+    Floats sums[MAX_BLOCKS][TILE];
     for (int64_t row = 0; row < job.x.rows; row += TILE) {
-        run_tile<Kernel, MAX_ROWS>(job, blocks, row, std::min(row + TILE, job.x.rows));
+        const int64_t end = std::min(row + TILE, job.x.rows);
+        const int64_t step = std::max<int64_t>(8, L1_BYTES / ((end - row) * group_bytes(job.x.kind)) / 8 * 8);
+        for (int64_t group = 0; group < job.groups; group += step) {
+            const Work work{blocks, {group, std::min(group + step, job.groups)}, sums};
+            run_tile<Kernel, MAX_ROWS>(job, work, row, end);
+        }
     }
 }
 
 template <class Kernel> void run(const Job& job, int thread, int threads) {
     const Range all = split((job.w.n + LANES - 1) / LANES, thread, threads);
-    const int64_t step = std::max<int64_t>(4, CACHED / job.block_bytes / 4 * 4);
+    const int64_t step = std::clamp<int64_t>(L2_BYTES / job.block_bytes / 4 * 4, 4, MAX_BLOCKS);
     for (int64_t block = all.begin; block < all.end; block += step) {
         run_blocks<Kernel>(job, {block, std::min(block + step, all.end)});
     }
@@ -276,7 +316,8 @@ void linear(const PackedMatrix& w, const Activations& x, float* out, int64_t out
             int threads) {
     with_format(w.format, [&](auto f) {
         using Format = decltype(f);
-        const Job job{w, x, out, out_stride, bias, groups_of(w.k), block_bytes<Format>(w.k)};
+        const Job job{w, x, out, out_stride, bias, groups_of(w.k), block_bytes<Format>(w.k),
+                      Format::unit_bytes / Format::GROUPS};
         if (x.kind == ActivationKind::f32) return run<FloatKernel<Format>>(job, thread, threads);
         if constexpr (std::is_same_v<Format, Bfloat16>) return run<Bf16Kernel>(job, thread, threads);
         else if constexpr (is_grouped<Format>) return run<Int8Kernel<Format>>(job, thread, threads);
@@ -329,4 +370,22 @@ OCTAVO_API void octavo_linear_read_rows(int64_t format, int64_t n, int64_t k, co
 
 OCTAVO_API int64_t octavo_linear_packed_bytes(int64_t format, int64_t n, int64_t k) {
     return packed_bytes(WeightFormat(format), n, k);
+}
+
+// Read `size` bytes with all threads, as a kernel reads weights; returns their sum, so that nothing is left out.
+OCTAVO_API int64_t octavo_linear_read(const uint8_t* data, int64_t size) {
+    int64_t sums[kMaxThreads] = {};
+    parallel([&](int thread, int threads) {
+        const Range mine = split(size / 64, thread, threads);
+        uint64_t lanes[8] = {};
+        for (int64_t i = mine.begin; i < mine.end; ++i) {
+            uint64_t words[8];
+            std::memcpy(words, data + 64 * i, 64);
+            for (int j = 0; j < 8; ++j) lanes[j] += words[j];
+        }
+        for (uint64_t lane : lanes) sums[thread] += int64_t(lane);
+    });
+    int64_t sum = 0;
+    for (int64_t part : sums) sum += part;
+    return sum;
 }

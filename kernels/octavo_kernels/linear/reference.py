@@ -14,8 +14,7 @@ def dequantize(data: Tensor, name: str, n: int, k: int) -> Tensor:
     if name in FLOATS:
         values = torch.from_numpy(unpack_floats(data.numpy(), name, n, k))
         return values.view(torch.bfloat16).float() if name == "BF16" else values.float()
-    codes, scale, minimum = (_tensor(x) for x in unpack_blocks(data.numpy(), name, n))
-    assert codes is not None and scale is not None
+    codes, scale, minimum = _unpack(data, name, n)
     values = _subgroups(codes.float() - GROUPED[name].zero, scale) * scale.unsqueeze(-1)
     return (values if minimum is None else values + minimum.unsqueeze(-1)).view(n, k)
 
@@ -52,8 +51,7 @@ def linear_int8(x: Tensor, data: Tensor, name: str, n: int, bias: Tensor | None)
     scale of the weights; each times its scale, then plus each minimum times the sum of the activations' codes; the
     whole times the activations' scale, added to the sum. Multiplications that end in an addition are fused with it.
     """
-    codes, scale, minimum = (_tensor(part) for part in unpack_blocks(data.numpy(), name, n))
-    assert codes is not None and scale is not None
+    codes, scale, minimum = _unpack(data, name, n)
     x_codes, x_scale = quantize(x)
     w = _subgroups(codes.float() - GROUPED[name].zero, scale)
     a = x_codes.view(len(x), scale.shape[1], -1)
@@ -63,8 +61,9 @@ def linear_int8(x: Tensor, data: Tensor, name: str, n: int, bias: Tensor | None)
         value, at = torch.zeros(len(x), n), range(group * parts, (group + 1) * parts)
         for i in at:
             value = _fma(a[:, i] @ w[:, i].T, scale[:, i], value)  # integers below 2^24: exact
-        for i in at if minimum is not None else ():
-            value = _fma(a[:, i].sum(-1, keepdim=True), minimum[:, i], value)
+        if minimum is not None:
+            for i in at:
+                value = _fma(a[:, i].sum(-1, keepdim=True), minimum[:, i], value)
         total = _fma(value, x_scale[:, group, None], total)
     return total if bias is None else total + bias
 
@@ -78,5 +77,6 @@ def _subgroups(codes: Tensor, scale: Tensor) -> Tensor:
     return codes.view(len(codes), scale.shape[1], -1)
 
 
-def _tensor(x: object) -> Tensor | None:
-    return None if x is None else torch.from_numpy(x)
+def _unpack(data: Tensor, name: str, n: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    codes, scale, minimum = unpack_blocks(data.numpy(), name, n)
+    return torch.from_numpy(codes), torch.from_numpy(scale), None if minimum is None else torch.from_numpy(minimum)

@@ -43,6 +43,7 @@ OCTAVO_INLINE Ints load_uint8s(const void* p) { return _mm512_cvtepu8_epi32(_mm_
 OCTAVO_INLINE Ints load_int8s(const void* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 OCTAVO_INLINE Ints load_uint16s(const void* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
 OCTAVO_INLINE Ints load_ints(const void* p) { return _mm512_loadu_si512(p); }
+OCTAVO_INLINE Ints int_add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 OCTAVO_INLINE Ints int_sub(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
 OCTAVO_INLINE Ints int_and(Ints a, int32_t b) { return _mm512_and_si512(a, _mm512_set1_epi32(b)); }
 OCTAVO_INLINE Ints int_or(Ints a, Ints b) { return _mm512_or_si512(a, b); }
@@ -65,6 +66,7 @@ OCTAVO_INLINE Floats load_halves(const void* p) { return _mm512_cvtph_ps(_mm256_
 OCTAVO_INLINE Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
 OCTAVO_INLINE Floats as_floats(Ints x) { return _mm512_castsi512_ps(x); }
 OCTAVO_INLINE Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+OCTAVO_INLINE Floats sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
 OCTAVO_INLINE Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 OCTAVO_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 OCTAVO_INLINE Floats negate(Floats x) { return _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(x), _mm512_set1_epi32(INT32_MIN))); }
@@ -99,6 +101,7 @@ OCTAVO_INLINE Ints load_uint16s(const void* p) {
     return {_mm256_cvtepu16_epi32(_mm_loadu_si128(x)), _mm256_cvtepu16_epi32(_mm_loadu_si128(x + 1))};
 }
 OCTAVO_INLINE Ints load_ints(const void* p) { return {load_half_of(p, 0), load_half_of(p, 1)}; }
+OCTAVO_INLINE Ints int_add(Ints x, Ints y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 OCTAVO_INLINE Ints int_sub(Ints x, Ints y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
 OCTAVO_INLINE Ints int_and(Ints x, int32_t y) {
     const __m256i mask = _mm256_set1_epi32(y);
@@ -146,6 +149,7 @@ OCTAVO_INLINE Floats load_halves(const void* p) {
 OCTAVO_INLINE Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 OCTAVO_INLINE Floats as_floats(Ints x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
 OCTAVO_INLINE Floats add(Floats x, Floats y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+OCTAVO_INLINE Floats sub(Floats x, Floats y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
 OCTAVO_INLINE Floats mul(Floats x, Floats y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
 OCTAVO_INLINE Floats fma(Floats x, Floats y, Floats z) {
     return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
@@ -191,6 +195,7 @@ OCTAVO_INLINE Ints load_ints(const void* p) {
     std::memcpy(out.lane, p, sizeof(out.lane));
     return out;
 }
+OCTAVO_INLINE Ints int_add(Ints x, Ints y) { return lanes<Ints>([&](int i) { return x.lane[i] + y.lane[i]; }); }
 OCTAVO_INLINE Ints int_sub(Ints x, Ints y) { return lanes<Ints>([&](int i) { return x.lane[i] - y.lane[i]; }); }
 OCTAVO_INLINE Ints int_and(Ints x, int32_t y) { return lanes<Ints>([&](int i) { return x.lane[i] & y; }); }
 OCTAVO_INLINE Ints int_or(Ints x, Ints y) { return lanes<Ints>([&](int i) { return x.lane[i] | y.lane[i]; }); }
@@ -219,6 +224,7 @@ OCTAVO_INLINE Floats as_floats(Ints x) {
     return out;
 }
 OCTAVO_INLINE Floats add(Floats x, Floats y) { return lanes<Floats>([&](int i) { return x.lane[i] + y.lane[i]; }); }
+OCTAVO_INLINE Floats sub(Floats x, Floats y) { return lanes<Floats>([&](int i) { return x.lane[i] - y.lane[i]; }); }
 OCTAVO_INLINE Floats mul(Floats x, Floats y) { return lanes<Floats>([&](int i) { return x.lane[i] * y.lane[i]; }); }
 OCTAVO_INLINE Floats fma(Floats x, Floats y, Floats z) {
     return lanes<Floats>([&](int i) { return std::fma(x.lane[i], y.lane[i], z.lane[i]); });
@@ -227,6 +233,11 @@ OCTAVO_INLINE Floats negate(Floats x) { return lanes<Floats>([&](int i) { return
 OCTAVO_INLINE void store_floats(float* p, Floats x) { std::memcpy(p, x.lane, sizeof(x.lane)); }
 
 #endif
+
+// Integer sums that start at this number are the bits of a float, 1.5 * 2^23 + the sum, up to 2^22. A subtraction makes
+// the float, which keeps the multipliers free for dot products: a conversion would take one of their slots.
+constexpr int32_t FLOAT_BITS = 0x4b400000;
+OCTAVO_INLINE Floats sum_to_floats(Ints x) { return sub(as_floats(x), all_floats(12582912.f)); }
 
 // acc + the products of pairs of bf16: the odd one is added first, then the even one (as VDPBF16PS does).
 OCTAVO_INLINE Floats dot2_bf16(Floats acc, Ints pairs, uint32_t x) {
