@@ -7,7 +7,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 
 from octavo.config import EngineConfig
@@ -77,7 +77,7 @@ class AsyncEngine:
         found = resolve_source(source)
         return cls(Engine.load(found, config, load_tokenizer(found).eos_token_ids, progress=progress))
 
-    async def generate(self, request: Request) -> AsyncIterator[list[SequenceUpdate]]:
+    async def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
         """Run a request; yields lists of updates until all of its sequences have ended.
 
         Closing the generator, or cancelling the task that reads it, aborts the request.
