@@ -1,0 +1,210 @@
+"""An HTTP/1.1 client whose only talent is to know when each byte arrived.
+
+The time is taken in the event loop's read callback, before anything is parsed; the reads are kept as they came, and who
+wants to know what they say parses them later and elsewhere. Nothing is retried, nothing is followed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from dataclasses import dataclass, field
+from time import perf_counter_ns
+from urllib.parse import urlsplit
+
+import httptools
+
+from octavo_loadtest.errors import LoadTestError
+from octavo_loadtest.sse import Read
+
+
+class Broken(Exception):
+    """The connection ended, or said something that is not HTTP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the server is."""
+
+    host: str
+    port: int
+    tls: bool
+    prefix: str  # of every path, without a slash at its end
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}{self.prefix}"
+
+
+def address(url: str) -> Address:
+    """Read a base URL, with or without the /v1 at its end.
+
+    Raises:
+        LoadTestError: it is no http(s) URL.
+    """
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise LoadTestError(f"{url!r} is no server's address; it should look like http://127.0.0.1:8000")
+    tls = parts.scheme == "https"
+    return Address(parts.hostname, parts.port or (443 if tls else 80), tls, parts.path.rstrip("/").removesuffix("/v1"))
+
+
+@dataclass(slots=True)
+class Answer:
+    """A response as it came."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    first_byte: int | None = None  # ns
+    end: int = 0  # ns
+    reads: list[Read] = field(default_factory=list)  # of the body
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(data for _, data in self.reads)
+
+
+class Connection(asyncio.Protocol):
+    """One connection, one request at a time."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.answer = Answer()
+        self._done: asyncio.Future[None] | None = None
+        self._parser: httptools.HttpResponseParser | None = None
+        self._now = 0
+
+    @property
+    def usable(self) -> bool:
+        return self.transport is not None and not self.transport.is_closing()
+
+    async def exchange(self, request: bytes, answer: Answer) -> None:
+        """Send a request; `answer` fills up while the response comes.
+
+        Raises:
+            Broken: the connection ended before the response did.
+        """
+        assert self.transport is not None
+        self.answer = answer
+        self._parser = httptools.HttpResponseParser(self)
+        self._done = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        await self._done
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    # ---- called by asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._now = perf_counter_ns()
+        if self._done is None or self._done.done() or self._parser is None:
+            self.abort()  # nobody asked
+            return
+        if self.answer.first_byte is None:
+            self.answer.first_byte = self._now
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._finish(Broken(f"not HTTP: {error}"))
+            self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._now = perf_counter_ns()
+        self._finish(Broken(f"connection lost: {exc}" if exc else "connection closed before the answer's end"))
+
+    # ---- called by the parser
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.answer.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        self.answer.status = self._parser.get_status_code()
+
+    def on_body(self, body: bytes) -> None:
+        self.answer.reads.append((self._now, body))
+
+    def on_message_complete(self) -> None:
+        assert self._parser is not None
+        if not self._parser.should_keep_alive() and self.transport is not None:
+            self.transport.close()
+        self._finish(None)
+
+    def _finish(self, error: Broken | None) -> None:
+        if self._done is not None and not self._done.done():
+            self.answer.end = self._now
+            if error is None:
+                self._done.set_result(None)
+            else:
+                self._done.set_exception(error)
+
+
+class Client:
+    """Connections to one server: idle ones are used again, and there may be as many as there are requests."""
+
+    def __init__(self, server: Address, headers: dict[str, str], reuse: bool = True) -> None:
+        self.server = server
+        self._reuse = reuse
+        self._idle: list[Connection] = []
+        self._tls = ssl.create_default_context() if server.tls else None
+        listed = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self._head = f"Host: {server.host}:{server.port}\r\nAccept: */*\r\n{listed}"
+
+    def request(self, method: str, path: str, body: bytes = b"", extra: str = "") -> bytes:
+        """A whole request as bytes."""
+        head = f"{method} {self.server.prefix}{path} HTTP/1.1\r\n{self._head}{extra}"
+        if body:
+            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        return head.encode("latin-1") + b"\r\n" + body
+
+    async def connection(self) -> tuple[Connection, bool]:
+        """An open connection, and whether it is a new one.
+
+        Raises:
+            OSError: the server cannot be reached.
+        """
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                return connection, False
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(Connection, self.server.host, self.server.port, ssl=self._tls)
+        return connection, True
+
+    def release(self, connection: Connection) -> None:
+        if self._reuse and connection.usable:
+            self._idle.append(connection)
+        elif connection.transport is not None:
+            connection.transport.close()
+
+    async def fetch(self, method: str, path: str, body: bytes = b"", timeout: float = 60.0) -> Answer:
+        """One request outside any measurement.
+
+        Raises:
+            LoadTestError: no answer.
+        """
+        answer = Answer()
+        try:
+            async with asyncio.timeout(timeout):
+                connection, _ = await self.connection()
+                try:
+                    await connection.exchange(self.request(method, path, body), answer)
+                except asyncio.CancelledError:
+                    connection.abort()
+                    raise
+        except (OSError, Broken) as error:
+            what = "no answer in time" if isinstance(error, TimeoutError) else error
+            raise LoadTestError(f"{self.server.url}{path}: {what}") from None
+        self.release(connection)
+        return answer
+
+    def close(self) -> None:
+        for connection in self._idle:
+            connection.abort()
+        self._idle.clear()

@@ -1,0 +1,233 @@
+"""A server of OpenAI's API that only pretends: known delays, known faults, and a log of what it really did and when.
+
+It tests clients, this one first. Its times are of the same clock as the client's, so a test compares what a client saw
+with what was done, and not with what a busy machine was asked to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter_ns
+from typing import Any
+
+BLOCK = 16  # tokens of a block of the pretended prefix cache
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What it does. `every_*` = k: to each request whose number is k-1 modulo k (0: never)."""
+
+    ttft: float = 0.02  # s from a free slot to the first token
+    itl: float = 0.005  # s between tokens
+    coalesce: int = 1  # tokens in one chunk (the first token comes alone)
+    slots: int = 0  # requests served at once, the others wait; 0: no limit
+    role_chunk: bool = True  # an empty chunk as soon as a slot is free, as vLLM sends
+    every_reject: int = 0  # HTTP 429
+    every_truncated: int = 0  # the connection closes in the middle of a stream
+    every_error_event: int = 0  # an `error` event after HTTP 200
+    every_short: int = 0  # stops after half of the tokens
+    stall_at: float = 0.0  # s after the first request: for `stall_for` seconds nothing is sent
+    stall_for: float = 0.0
+    overhead: int = 10  # tokens of the chat template
+    cache: bool = False  # count cached tokens, in blocks of 16
+    strict: bool = False  # refuse what is not in OpenAI's API, as OpenAI does
+
+
+@dataclass(slots=True)
+class Served:
+    """What was done with one request. Times in ns of `perf_counter_ns`."""
+
+    name: str  # its X-Request-ID
+    received: int
+    tokens: int = 0  # asked for
+    wrote: list[int] = field(default_factory=list)  # just before each chunk with tokens
+    sent_tokens: int = 0
+    fault: str | None = None
+
+
+class FakeServer:
+    """The server. Use `running(behaviour)` to have one on a free port of this machine."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self.behaviour = behaviour
+        self.log: list[Served] = []
+        self.url = ""
+        self._slots = asyncio.Semaphore(behaviour.slots or 1_000_000)
+        self._start = 0
+        self._blocks: set[int] = set()
+
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> asyncio.Server:
+        server = await asyncio.start_server(self._connection, host, port)
+        self.url = f"http://{host}:{server.sockets[0].getsockname()[1]}"
+        return server
+
+    # ---- HTTP
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                received = perf_counter_ns()
+                method, path, *_ = head.split(" ", 2)
+                headers = dict(_header(line) for line in head.split("\r\n")[1:] if line)
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                name = headers.get("x-request-id", "")
+                if not await self._answer(writer, method, path, body, Served(name, received)):
+                    return
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
+            writer.close()
+
+    async def _answer(self, writer: asyncio.StreamWriter, method: str, path: str, body: bytes, served: Served) -> bool:
+        """Answer one request; False ends the connection."""
+        if method == "GET":
+            _reply(writer, 200, {"object": "list", "data": [{"id": "fake", "object": "model"}]})
+            return True
+        asked = json.loads(body)
+        if self.behaviour.strict and "ignore_eos" in asked:
+            _reply(writer, 400, {"error": {"message": "unrecognized request argument: ignore_eos"}})
+            return True
+        prompt = _prompt(asked, self.behaviour.overhead)
+        usage = {"prompt_tokens": len(prompt), "completion_tokens": 0}
+        if self.behaviour.cache:
+            usage |= {"prompt_tokens_details": {"cached_tokens": self._cached(prompt)}}  # type: ignore[dict-item]
+        if not asked.get("stream"):
+            choice = {"index": 0, "message": {"content": "word"}, "text": "word", "finish_reason": "length"}
+            _reply(writer, 200, {"choices": [choice], "usage": usage | {"completion_tokens": 1}})
+            return True
+        if served.name:
+            self.log.append(served)
+            self._start = self._start or served.received
+        served.tokens = int(asked.get("max_tokens", 16))
+        served.fault = self._fault(served)
+        if served.fault == "reject":
+            _reply(writer, 429, {"error": {"message": "busy"}}, "Retry-After: 1\r\n")
+            return True
+        async with self._slots:
+            return await self._stream(writer, path.endswith("/chat/completions"), asked, usage, served)
+
+    async def _stream(
+        self, writer: asyncio.StreamWriter, chat: bool, asked: dict[str, Any], usage: dict[str, Any], served: Served
+    ) -> bool:
+        options = asked.get("stream_options") or {}
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\nX-Fake: 1\r\n\r\n"
+        )
+        if self.behaviour.role_chunk and chat:
+            _event(writer, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        tokens = served.tokens // 2 if served.fault == "short" else served.tokens
+        for size in _sizes(tokens, self.behaviour.coalesce):
+            await self._pause(self.behaviour.itl * size if served.sent_tokens else self.behaviour.ttft)
+            served.sent_tokens += size
+            if served.fault in ("truncated", "error_event") and served.sent_tokens > tokens // 2:
+                if served.fault == "error_event":
+                    _event(writer, {"error": {"message": "the engine died", "code": 500}})
+                return False
+            text = " word" * size
+            chunk: dict[str, Any] = {"choices": [{"index": 0, "delta": {"content": text}} if chat else {"text": text}]}
+            if options.get("continuous_usage_stats"):
+                chunk["usage"] = {**usage, "completion_tokens": served.sent_tokens}
+            served.wrote.append(perf_counter_ns())
+            _event(writer, chunk)
+            await writer.drain()
+        reason = "stop" if served.fault == "short" else "length"
+        _event(writer, {"choices": [{"index": 0, "delta": {}, "text": "", "finish_reason": reason}]})
+        if options.get("include_usage"):
+            _event(writer, {"choices": [], "usage": {**usage, "completion_tokens": served.sent_tokens}})
+        _chunk(writer, b"data: [DONE]\n\n")
+        writer.write(b"0\r\n\r\n")
+        return True
+
+    # ---- behaviour
+
+    async def _pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        since = (perf_counter_ns() - self._start) / 1e9
+        left = self.behaviour.stall_at + self.behaviour.stall_for - since
+        if self._start and since >= self.behaviour.stall_at and left > 0:
+            await asyncio.sleep(left)
+
+    def _fault(self, served: Served) -> str | None:
+        digits = served.name.rpartition("-")[2]
+        if not digits.isdigit():
+            return None
+        for name in ("reject", "truncated", "error_event", "short"):
+            every = getattr(self.behaviour, f"every_{name}")
+            if every and int(digits) % every == every - 1:
+                return str(name)
+        return None
+
+    def _cached(self, prompt: list[str]) -> int:
+        chain, hits, hitting = 0, 0, True
+        for start in range(0, len(prompt) - BLOCK + 1, BLOCK):
+            chain = hash((chain, *prompt[start : start + BLOCK]))
+            hitting = hitting and chain in self._blocks
+            hits += BLOCK if hitting else 0
+            self._blocks.add(chain)
+        return hits
+
+
+def _header(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name.strip().lower(), value.strip()
+
+
+def _prompt(asked: dict[str, Any], overhead: int) -> list[str]:
+    """One token a word, and the template's."""
+    if "messages" in asked:
+        return ["<template>"] * overhead + " ".join(str(m["content"]) for m in asked["messages"]).split()
+    return str(asked.get("prompt", "")).split()
+
+
+def _sizes(tokens: int, coalesce: int) -> Iterator[int]:
+    yield 1
+    for start in range(1, tokens, coalesce):
+        yield min(coalesce, tokens - start)
+
+
+def _event(writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
+    _chunk(writer, b"data: " + json.dumps(body).encode() + b"\n\n")
+
+
+def _chunk(writer: asyncio.StreamWriter, data: bytes) -> None:
+    writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+
+
+def _reply(writer: asyncio.StreamWriter, status: int, body: dict[str, Any], extra: str = "") -> None:
+    data = json.dumps(body).encode()
+    head = f"HTTP/1.1 {status} Fake\r\nContent-Type: application/json\r\n{extra}Content-Length: {len(data)}\r\n\r\n"
+    writer.write(head.encode() + data)
+
+
+@contextmanager
+def running(behaviour: Behaviour) -> Iterator[FakeServer]:
+    """A fake server in a thread, on a free port of the loopback; gone when the block is left."""
+    fake = FakeServer(behaviour)
+    loop = asyncio.new_event_loop()
+    ready = threading.Event()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        server = await fake.start()
+        ready.set()
+        await stop.wait()
+        server.close()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
+    thread.start()
+    ready.wait()
+    try:
+        yield fake
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()

@@ -1,0 +1,62 @@
+"""One load, as a person asks for it: every option of the command line and of a config file, with its default."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from octavo_loadtest.errors import LoadTestError
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What to send, and when."""
+
+    workload: str = "balanced"  # a preset or a file
+    arrivals: str = ""  # NAME:key=value,...; "": the workload's own
+    rate: float = 1.0  # sessions a second; most sessions have one request
+    concurrency: int = 0  # closed loop: sessions at once. Open: in flight at most (the wait is charged), 0: no limit
+    requests: int = 0  # at most; 0: as many as `duration` holds, or 100
+    duration: float = 0.0  # s of arrivals; 0: no limit
+    scale: float = 1.0  # of all lengths
+    max_tokens: int = 0  # longest prompt with history and answer; 0: no limit
+    think: float = 1.0  # factor of think times
+    time_scale: float = 1.0  # of a replayed trace: 2 is half as fast
+    seed: int = 1
+    warmup: int = 4  # requests before the run, not counted
+    processes: int = 1  # that send
+    drain: float = 60.0  # s after the last arrival
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "scale", "time_scale"):
+            if not getattr(self, name) > 0:
+                raise LoadTestError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("concurrency", "requests", "duration", "max_tokens", "think", "warmup", "drain"):
+            if getattr(self, name) < 0:
+                raise LoadTestError(f"{name} must not be negative")
+        if self.processes < 1:
+            raise LoadTestError("at least one process must send")
+
+    @property
+    def limit(self) -> int:
+        """Requests at most."""
+        return self.requests or (1_000_000 if self.duration else 100)
+
+
+def from_dict(values: dict[str, Any]) -> Load:
+    """A load of a config file.
+
+    Raises:
+        LoadTestError: a key that no load has, or a value of the wrong kind.
+    """
+    known = {field.name: type(getattr(Load(), field.name)) for field in fields(Load)}
+    if unknown := set(values) - set(known):
+        raise LoadTestError(f"a load has no {', '.join(sorted(unknown))}; it has {', '.join(known)}")
+    try:
+        return Load(**{key: known[key](value) for key, value in values.items()})
+    except ValueError as error:
+        raise LoadTestError(f"load {values}: {error}") from None
+
+
+def to_dict(load: Load) -> dict[str, Any]:
+    return asdict(load)

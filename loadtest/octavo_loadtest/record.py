@@ -1,0 +1,93 @@
+"""What is kept of every request: raw facts with times, one JSON object a line. Every figure is derived from these.
+
+Times are nanoseconds since the start of the run (`time.perf_counter_ns`, one clock for all processes of a machine).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TOKEN_KINDS = ("text", "reasoning", "tool")
+
+
+class Chunk(NamedTuple):
+    """One server-sent event."""
+
+    at: int  # ns: when the bytes that completed it were read from the socket
+    kind: str  # text | reasoning | tool | empty (choices, but nothing in them) | usage | error | other
+    characters: int
+    completion_tokens: int | None  # so far, where the server sends usage with every chunk
+
+
+@dataclass(slots=True)
+class Record:
+    """One request, from the plan to its last byte."""
+
+    index: int
+    session: str
+    turn: int
+    process: int
+    planned_prompt_tokens: int
+    planned_output_tokens: int
+    planned_cached_tokens: int  # of the prompt: what the workload means to share with earlier requests
+    scheduled: int
+    sent: int  # before a connection was looked for; equal to the wait's end in the client
+    connected: int | None = None  # None: an open connection was used again
+    first_byte: int | None = None
+    end: int | None = None  # the last byte, or when it failed
+    status: int | None = None
+    error: str | None = None  # None: a whole answer
+    finish_reason: str | None = None
+    done: bool = False  # [DONE] came
+    usage: dict[str, Any] | None = None
+    chunks: list[Chunk] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)  # x-* of the answer, and retry-after
+
+    @property
+    def ok(self) -> bool:
+        return self.error is None
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        return _count(self.usage, "prompt_tokens")
+
+    @property
+    def output_tokens(self) -> int:
+        """The server's count; where it gives none, the number of chunks with something in them."""
+        counted = _count(self.usage, "completion_tokens")
+        return len(self.token_chunks) if counted is None else counted
+
+    @property
+    def cached_tokens(self) -> int | None:
+        return _count((self.usage or {}).get("prompt_tokens_details"), "cached_tokens")
+
+    @property
+    def token_chunks(self) -> list[Chunk]:
+        return [chunk for chunk in self.chunks if chunk.kind in TOKEN_KINDS]
+
+
+def _count(counts: Any, name: str) -> int | None:
+    value = counts.get(name) if isinstance(counts, dict) else None
+    return value if isinstance(value, int) else None
+
+
+def dump(record: Record) -> str:
+    """One line of JSON."""
+    return json.dumps(asdict(record), separators=(",", ":"))
+
+
+def load(path: Path) -> Iterator[Record]:
+    """The records of a file, in the order they finished."""
+    with path.open() as lines:
+        for line in lines:
+            fields = json.loads(line)
+            yield Record(**{**fields, "chunks": [Chunk(*chunk) for chunk in fields["chunks"]]})
+
+
+def save(path: Path, records: Iterable[Record]) -> None:
+    with path.open("w") as file:
+        file.writelines(dump(record) + "\n" for record in records)

@@ -1,0 +1,141 @@
+"""What is asked of a server outside any measurement: which model, how it counts tokens, how many replicas it has."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import threading
+import time
+from dataclasses import replace
+from typing import Any
+
+from octavo_loadtest.client import Answer, Client, address
+from octavo_loadtest.errors import LoadTestError
+from octavo_loadtest.job import Session, Target
+from octavo_loadtest.sender import encode
+from octavo_loadtest.text import Calibration, passage
+
+SHORT, LONG = 16, 144  # words of the two prompts that tell how tokens are counted
+
+
+def find_model(url: str, headers: dict[str, str]) -> str:
+    """The first model that /v1/models lists.
+
+    Raises:
+        LoadTestError: the server does not answer, or lists none.
+    """
+    answer = asyncio.run(_get(url, headers, "/v1/models"))
+    try:
+        return str(json.loads(answer.body)["data"][0]["id"])
+    except (ValueError, KeyError, IndexError, TypeError):
+        raise LoadTestError(f"{url}/v1/models names no model (HTTP {answer.status}); pass --model") from None
+
+
+async def _get(url: str, headers: dict[str, str], path: str) -> Answer:
+    client = Client(address(url), headers)
+    try:
+        return await client.fetch("GET", path)
+    finally:
+        client.close()
+
+
+def prepare(target: Target) -> tuple[Target, Calibration]:
+    """Learn which optional fields the server takes and how it counts tokens: three short requests.
+
+    The fields that make answers long enough (`ignore_eos`) and count tokens per chunk (`continuous_usage_stats`) are
+    not in OpenAI's API: a server that refuses them is asked without.
+
+    Raises:
+        LoadTestError: the server refuses a plain request too; the message has its answer.
+    """
+    return asyncio.run(_prepare(target))
+
+
+async def _prepare(target: Target) -> tuple[Target, Calibration]:
+    streaming: dict[str, Any] = {"include_usage": True}
+    wishes: list[dict[str, Any]] = [
+        {"ignore_eos": True, "stream_options": {**streaming, "continuous_usage_stats": True}},
+        {"ignore_eos": True, "stream_options": streaming},
+        {"stream_options": streaming},
+        {},
+    ]
+    client = Client(address(target.url), target.headers)
+    salt = secrets.token_hex(8)
+    try:
+        for wish in wishes:
+            wished = replace(target, body={**wish, **target.body})
+            if (answer := await _ask(client, wished, salt, SHORT)).status != 400 and answer.status != 422:
+                break
+        if answer.status != 200:
+            raise LoadTestError(f"{target.url} answers {answer.status}: {answer.body[:300].decode(errors='replace')}")
+        few = await _count(client, wished, salt + "a", SHORT)
+        many = await _count(client, wished, salt + "b", LONG)
+    finally:
+        client.close()
+    if few is None or many is None or many <= few:
+        return wished, Calibration()
+    per_word = (many - few) / (LONG - SHORT)
+    return wished, Calibration(per_word, few - SHORT * per_word, measured=True)
+
+
+async def _ask(client: Client, target: Target, salt: str, words: int) -> Answer:
+    body = json.loads(encode(target, [{"role": "user", "content": passage(salt, "calibrate", words)}], 1))
+    path = "/v1/chat/completions" if target.api == "chat" else "/v1/completions"
+    return await client.fetch("POST", path, json.dumps(body).encode(), target.timeout)
+
+
+async def _count(client: Client, target: Target, salt: str, words: int) -> int | None:
+    plain = replace(target, body={key: value for key, value in target.body.items() if key != "stream_options"})
+    answer = await _ask(client, replace(plain, body={**plain.body, "stream": False}), salt, words)
+    try:
+        return int(json.loads(answer.body)["usage"]["prompt_tokens"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def warm_up(target: Target, sessions: list[Session]) -> int:
+    """Send the first turn of these sessions all at once and wait; returns how many were answered."""
+
+    async def run() -> int:
+        client = Client(address(target.url), target.headers)
+        path = "/v1/chat/completions" if target.api == "chat" else "/v1/completions"
+        bodies = [
+            encode(target, [{"role": "user", "content": s.turns[0].text}], s.turns[0].output_tokens) for s in sessions
+        ]
+        tasks = [client.fetch("POST", path, body, target.timeout) for body in bodies]
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        client.close()
+        return sum(isinstance(answer, Answer) and answer.status == 200 for answer in answers)
+
+    return asyncio.run(run())
+
+
+class ReplicaWatch:
+    """Asks /health once a second how many replicas there are, where the server tells (`{"shards": {MODEL: n}}`)."""
+
+    def __init__(self, target: Target, origin: int) -> None:
+        self.seen: list[tuple[float, int]] = []  # (s since the start of the run, replicas)
+        self._target = target
+        self._origin = origin
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            if (count := self._count()) is None:
+                return
+            self.seen.append(((time.perf_counter_ns() - self._origin) / 1e9, count))
+            self._stop.wait(1.0)
+
+    def _count(self) -> int | None:
+        try:
+            shards = json.loads(asyncio.run(_get(self._target.url, {}, "/health")).body)["shards"]
+            return int(shards[self._target.model] if self._target.model in shards else sum(shards.values()))
+        except (LoadTestError, ValueError, KeyError, TypeError):
+            return None
