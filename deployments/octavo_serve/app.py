@@ -12,6 +12,7 @@ from octavo_serve.gateway import Gateway
 from octavo_serve.settings import AppSettings, ModelSettings, RouterSettings, load_settings
 from octavo_serve.shard import Shard
 
+ROUTER = "octavo_serve.prefix_router:PrefixRouter"
 MAX_START_ATTEMPTS = 2
 """Serve would try a constructor twenty times; a model that is missing stays missing."""
 
@@ -29,8 +30,8 @@ def build(args: dict[str, Any]) -> serve.Application:
 
 def _shard(model: ModelSettings, router: RouterSettings) -> serve.Application:
     routing: dict[str, Any] = {
-        "request_router_class": router.request_router_class,
-        "request_router_kwargs": router.request_router_kwargs,
+        "request_router_class": ROUTER,
+        "request_router_kwargs": router.model_dump(include={"max_imbalance", "remembered_blocks"}),
         "request_routing_stats_period_s": router.stats_period_s,
     }
     deployment = serve.deployment(

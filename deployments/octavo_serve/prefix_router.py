@@ -15,9 +15,9 @@ from typing import Any
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from octavo.config import unknown_key
-from octavo.errors import ConfigError
 from octavo.request import Request
 from octavo.routing.policy import Choice, RecentPrefixes, choose
+from octavo_serve.shard import SEQUENCES
 
 logger = logging.getLogger("ray.serve")
 
@@ -26,49 +26,50 @@ UNCONFIRMED_SECONDS = 10.0
 
 
 class InFlight:
-    """Requests on their way to or running on each shard, as far as this process knows.
+    """Sequences on their way to or running on each shard, as far as this process knows.
 
-    A request counts from the moment it is chosen for: waiting for the replica's answer would send a whole burst to
-    one shard.
+    A request counts from the moment a shard is chosen for it: waiting for the replica's answer would send a whole
+    burst to one shard.
     """
 
     def __init__(self) -> None:
-        self._accepted: dict[str, str] = {}
-        self._chosen: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        self._accepted: dict[str, tuple[str, int]] = {}
+        self._chosen: OrderedDict[str, tuple[str, int, float]] = OrderedDict()
 
-    def chosen(self, request_id: str, shard: str, now: float) -> None:
-        self._chosen[request_id] = (shard, now)
+    def chosen(self, request_id: str, shard: str, sequences: int, now: float) -> None:
+        self._chosen[request_id] = (shard, sequences, now)
         self._chosen.move_to_end(request_id)
-        while self._chosen and next(iter(self._chosen.values()))[1] < now - UNCONFIRMED_SECONDS:
+        while self._chosen and next(iter(self._chosen.values()))[2] < now - UNCONFIRMED_SECONDS:
             self._chosen.popitem(last=False)
 
-    def accepted(self, request_id: str, shard: str) -> None:
+    def accepted(self, request_id: str, shard: str, sequences: int) -> None:
         self._chosen.pop(request_id, None)
-        self._accepted[request_id] = shard
+        self._accepted[request_id] = (shard, sequences)
 
     def completed(self, request_id: str) -> None:
         self._chosen.pop(request_id, None)
         self._accepted.pop(request_id, None)
 
     def forget(self, shard: str) -> None:
-        self._accepted = {request: on for request, on in self._accepted.items() if on != shard}
+        self._accepted = {request: on for request, on in self._accepted.items() if on[0] != shard}
 
     def counts(self) -> dict[str, int]:
         counts: dict[str, int] = {}
-        for shard in [*self._accepted.values(), *(shard for shard, _ in self._chosen.values())]:
-            counts[shard] = counts.get(shard, 0) + 1
+        for shard, sequences in [*self._accepted.values(), *(entry[:2] for entry in self._chosen.values())]:
+            counts[shard] = counts.get(shard, 0) + sequences
         return counts
 
 
 class PrefixRouter(RequestRouter):
     """Sends a request to the shard that holds its prefix (see `octavo.routing.policy`).
 
-    Router settings (`request_router_kwargs` in YAML): `max_imbalance`, requests in flight, and `remembered_blocks`.
+    `request_router_kwargs` are `max_imbalance` and `remembered_blocks` of `settings.RouterSettings`.
     """
 
-    def initialize_state(self, *, max_imbalance: int = 8, remembered_blocks: int = 262_144, **unknown: Any) -> None:
+    def initialize_state(self, *, max_imbalance: int = 8, remembered_blocks: int = 65_536, **unknown: Any) -> None:
         for key in unknown:
-            raise ConfigError(unknown_key(key, ["max_imbalance", "remembered_blocks"], "router setting"))
+            # to raise here would leave every request waiting
+            logger.error(unknown_key(key, ["max_imbalance", "remembered_blocks"], "router setting"))
         self.max_imbalance = max_imbalance
         self.prefixes = RecentPrefixes(remembered_blocks)
         self.in_flight = InFlight()
@@ -93,14 +94,24 @@ class PrefixRouter(RequestRouter):
         self.turn += 1
         start = self.turn % len(candidates)  # equally good shards take turns
         by_name = {replica.replica_id.unique_id: replica for replica in candidates[start:] + candidates[:start]}
-        choice = choose(self.prefixes.matched(_chain(pending), by_name), self.in_flight.counts(), self.max_imbalance)
-        self.in_flight.chosen(pending.metadata.internal_request_id, choice.order[0], time.monotonic())
-        self.prefixes.add(_chain(pending), choice.order[0])
+        chain, sequences = _wanted(pending)
+        choice = choose(self.prefixes.matched(chain, by_name), self._load(by_name), self.max_imbalance)
+        best = choice.order[0]
+        self.in_flight.chosen(pending.metadata.internal_request_id, best, sequences, time.monotonic())
+        self.prefixes.add(chain, best)
         return choice, [by_name[name] for name in choice.order]
 
+    def _load(self, replicas: dict[str, RunningReplica]) -> dict[str, int]:
+        """Sequences on each shard: what this process sent there, or what the shard last reported when others send."""
+        own = self.in_flight.counts()
+        return {
+            name: max(own.get(name, 0), replica.routing_stats.get(SEQUENCES, 0)) for name, replica in replicas.items()
+        }
+
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
-        self.in_flight.accepted(pending_request.metadata.internal_request_id, replica_id.unique_id)
-        self.prefixes.add(_chain(pending_request), replica_id.unique_id)
+        chain, sequences = _wanted(pending_request)
+        self.in_flight.accepted(pending_request.metadata.internal_request_id, replica_id.unique_id, sequences)
+        self.prefixes.add(chain, replica_id.unique_id)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         self.in_flight.completed(internal_request_id)
@@ -120,7 +131,7 @@ class PrefixRouter(RequestRouter):
         self.in_flight.forget(shard)
 
 
-def _chain(pending: PendingRequest) -> list[bytes]:
-    """The block hashes the gateway computed, for calls that carry a request."""
+def _wanted(pending: PendingRequest) -> tuple[list[bytes], int]:
+    """The block hashes the gateway computed and the sequences asked for; nothing for calls that carry no request."""
     request = pending.args[0] if pending.args else None
-    return request.block_hashes or [] if isinstance(request, Request) else []
+    return (request.block_hashes or [], request.params.num_sequences) if isinstance(request, Request) else ([], 0)

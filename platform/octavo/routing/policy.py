@@ -3,9 +3,9 @@
 Two regimes, one threshold:
 
     affinity   the shard to which the longest prefix of the request's block chain was routed before, as long as it has
-               at most `max_imbalance` requests in flight more than the least busy shard: a cached block saves its
+               at most `max_imbalance` sequences more than the least busy shard: a cached block saves its
                prefill, an uneven queue costs waiting
-    least busy otherwise: no shard knows the prefix, or the one that does is too far ahead in requests in flight
+    least busy otherwise: no shard knows the prefix, or the one that does is too far ahead
 
 `RecentPrefixes` is what the caller remembers between requests: which block hashes were sent where. It is a guess (it
 does not see the engines' evictions), bounded to `capacity` blocks, oldest out first.
@@ -29,7 +29,7 @@ class Choice:
         order: every shard, best first; a full shard is passed over for the next.
         reason: "prefix": it holds the longest prefix; "imbalance": the holder was too busy; "load": nobody holds one.
         matched_blocks: blocks of the request's chain that the first shard is believed to hold.
-        load: requests in flight on the first shard before this one.
+        load: sequences on the first shard before this request.
     """
 
     order: list[str]
@@ -76,20 +76,20 @@ class RecentPrefixes:
                 del self._shards_of[block]
 
 
-def choose(matched: Mapping[str, int], in_flight: Mapping[str, int], max_imbalance: int) -> Choice:
+def choose(matched: Mapping[str, int], sequences: Mapping[str, int], max_imbalance: int) -> Choice:
     """Rank the shards for one request.
 
     Args:
         matched: shard -> leading blocks of the request it is believed to hold; its keys are all shards there are.
-        in_flight: shard -> requests in flight; a shard that is missing has none.
-        max_imbalance: most requests in flight the prefix's holder may have above the least busy shard.
+        sequences: shard -> sequences running, waiting or on their way there; a shard that is missing has none.
+        max_imbalance: most sequences the prefix's holder may have above the least busy shard.
 
     Raises:
         ValueError: there is no shard.
     """
     if not matched:
         raise ValueError("there is no shard to choose from")
-    load = {shard: in_flight.get(shard, 0) for shard in matched}
+    load = {shard: sequences.get(shard, 0) for shard in matched}
     least = min(load.values())
     near_enough = [shard for shard in matched if load[shard] - least <= max_imbalance]
     best = max(near_enough, key=lambda shard: (matched[shard], -load[shard]))

@@ -147,6 +147,7 @@ class Server:
 
     url: str
     environment: dict[str, str]
+    sessions: list[int]  # of its processes
 
     def metric(self, name: str) -> float:
         """A metric's sum over the shards."""
@@ -161,13 +162,22 @@ class Server:
             time.sleep(0.02)
         return time.monotonic() - start
 
+    def shards(self) -> list[int]:
+        """Process ids of the shards."""
+        return [
+            pid
+            for session in self.sessions
+            for pid in session_members(session)
+            if "ServeReplica:octavo:shard" in Path(f"/proc/{pid}/cmdline").read_text()
+        ]
+
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     (port,) = free_ports(1)
     folder = Path(tempfile.mkdtemp(prefix="oct"))  # short: Ray puts sockets with long names below it
-    engine = {"max_num_seqs": 16, "kv_cache_bytes": 2**28, "threads": 1}
-    model = {"name": "smollm2", "source": SOURCE, "replicas": 2, "engine": engine}
+    engine = {"max_num_seqs": 16, "kv_cache_bytes": 2**28, "threads": 1, "max_num_queued_requests": 48}
+    model = {"name": "smollm2", "source": SOURCE, "replicas": 2, "engine": engine, "health_check_period_s": 1.0}
     config = folder / "config.yaml"
     application = {"name": "octavo", "import_path": "octavo_serve.app:build", "args": {"models": [model]}}
     config.write_text(yaml.safe_dump({"applications": [application]}))
@@ -183,7 +193,7 @@ def server() -> Iterator[Server]:
             time.sleep(0.1)
         children = _children(process.pid)
         assert children
-        yield Server(f"http://127.0.0.1:{port}", environment)
+        yield Server(f"http://127.0.0.1:{port}", environment, children)
     finally:
         process.send_signal(signal.SIGINT)
         code = process.wait(60)

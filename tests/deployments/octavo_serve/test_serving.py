@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -203,10 +206,37 @@ def test_streams_side_by_side_use_both_shards(server: Any) -> None:
     assert min(steps) > 10
 
 
+def test_a_full_queue_is_a_429_that_says_when_to_come_back(server: Any) -> None:
+    body = {"model": "smollm2", "prompt": [f"{i}" for i in range(400)], "max_tokens": 50, "ignore_eos": True}
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+    assert answer.status_code == 429, answer.text
+    assert int(answer.headers["retry-after"]) >= 1
+    assert "are waiting" in answer.json()["error"]["message"]
+    server.wait_for("vllm:num_requests_running", 0, seconds=3)
+
+
 def test_health_ids_and_unknown_paths(server: Any) -> None:
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok", "shards": {"smollm2": 2}}
     assert httpx.get(f"{server.url}/v1/models", headers={"x-request-id": "mine"}).headers["x-request-id"] == "mine"
     assert httpx.get(f"{server.url}/props").status_code == 404
+
+
+def test_a_shard_that_dies_ends_its_stream_and_is_replaced(server: Any) -> None:
+    """Until a stream can move to another shard, its client gets an error event and not an endless wait."""
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=STORY | {"stream": True}, timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        for pid in server.shards():
+            os.kill(pid, signal.SIGKILL)
+        rest = [line for line in lines if line]
+    assert "the shard is gone" in json.loads(rest[-2].removeprefix("data: "))["error"]["message"]
+    assert rest[-1] == "data: [DONE]"
+    deadline = time.monotonic() + 120
+    while httpx.get(f"{server.url}/health").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json={"messages": FRANCE}, timeout=60)
+    assert answer.status_code == 200, answer.text
 
 
 HANDLE_CALLS = """

@@ -1,0 +1,112 @@
+"""`octavo serve` when it does not come up: a sentence, the right exit code, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from octavo_serve.serve_command import free_ports
+
+OCTAVO = [sys.executable, "-m", "octavo_serve.cli"]
+MODEL = {"name": "m", "source": "/nowhere/model.gguf"}
+
+
+def config(folder: Path, **args: object) -> str:
+    path = folder / "config.yaml"
+    application = {"name": "octavo", "import_path": "octavo_serve.app:build", "args": {"models": [MODEL], **args}}
+    path.write_text(yaml.safe_dump({"applications": [application]}))
+    return str(path)
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | more
+
+
+def octavo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*OCTAVO, *arguments], env=environment(), capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+def test_help_needs_nothing() -> None:
+    assert "serve" in octavo("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "needs a list of applications"),
+        ("applications: [", "cannot be read"),
+        ("applications: [{import_path: other:app}]", "no application has import_path"),
+        ("applications: [{import_path: octavo_serve.app:build, args: {model: []}}]", "did you mean 'models'?"),
+    ],
+)
+def test_a_bad_config_is_refused_before_anything_starts(tmp_path: Path, content: str, sentence: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    done = octavo("serve", str(path))
+    assert (done.returncode, sentence in done.stdout) == (2, True), done.stdout + done.stderr
+
+
+def test_a_missing_config_is_refused() -> None:
+    assert octavo("serve", "no-such.yaml").returncode == 2
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = octavo("serve", config(tmp_path), "--port", port)
+    assert (done.returncode, f"port {port} is taken" in done.stdout) == (1, True), done.stdout + done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_missing_model_ends_it_with_the_shards_own_words(tmp_path: Path) -> None:
+    done = octavo("serve", config(tmp_path), "--port", str(free_ports(1)[0]), "--no-fast")
+    assert done.returncode == 1
+    assert "no model at '/nowhere/model.gguf'" in done.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_interrupt_while_starting_leaves_nothing(tmp_path: Path) -> None:
+    mark = f"OCTAVO_TEST={tmp_path}"
+    process = subprocess.Popen(
+        [*OCTAVO, "serve", config(tmp_path), "--port", str(free_ports(1)[0])],
+        env=environment(OCTAVO_TEST=str(tmp_path)),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while "Starting Serve" not in process.stdout.readline():
+        assert process.poll() is None
+    assert len(_marked(mark)) > 3
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    process.stdout.close()
+    deadline = time.monotonic() + 3
+    while (left := _marked(mark)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+
+
+def _marked(mark: str) -> list[str]:
+    """Processes with a variable in their environment."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark.encode() in environ.read_bytes().split(b"\0"):
+                found.append(environ.parent.joinpath("cmdline").read_text())
+        except OSError:
+            continue
+    return found
