@@ -98,27 +98,41 @@ template <class T> void pack_any_row(const Activations& to, int64_t row, const T
 
 // ---- kernels --------------------------------------------------------------------------------------------------------
 
-// 16 outputs of one row of one group: acc + scale of x * (scale * dot + min * sum).
-template <class Format> OCTAVO_INLINE Floats multiply_group(Floats acc, const Group& w, const Group8& x) {
+// acc + scale of x * (scale * dot + min * sum) for 16 outputs of each of ROWS rows. The rows' chains of dot products
+// are interleaved: each waits four cycles for its last result, and two can start in each cycle.
+template <class Format, int ROWS> OCTAVO_INLINE void multiply_group(const Group& w, const Group8* x, Floats* acc) {
     constexpr int steps = STEPS / Format::HALVES;
-    Floats total{};
+    Floats total[ROWS];
+#pragma GCC unroll 2
     for (int half = 0; half < Format::HALVES; ++half) {
-        const int32_t minus = Format::HALVES == 2 ? x.minus_half[half] : x.minus_sum;
-        Ints dot = all_ints(FLOAT_BITS);
-        if (Format::ZERO_BITS >= 0) dot = int_add(dot, int_left<std::max(Format::ZERO_BITS, 0)>(all_ints(minus)));
+        Ints dot[ROWS];
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r) {
+            const int32_t minus = Format::HALVES == 2 ? x[r].minus_half[half] : x[r].minus_sum;
+            dot[r] = all_ints(FLOAT_BITS);
+            if (Format::ZERO_BITS >= 0) dot[r] = int_add(dot[r], int_left<std::max(Format::ZERO_BITS, 0)>(all_ints(minus)));
+        }
+#pragma GCC unroll 8
         for (int i = half * steps; i < (half + 1) * steps; ++i) {
-            dot = dot4<Format::BITS>(dot, w.codes[i], x.code + 4 * i);
+#pragma GCC unroll 16
+            for (int r = 0; r < ROWS; ++r) dot[r] = dot4<Format::BITS>(dot[r], w.codes[i], x[r].code + 4 * i);
         }
-        const Floats exact = sum_to_floats(dot);
-        total = half == 0 ? mul(exact, w.scale[0]) : fma(exact, w.scale[1], total);
-    }
-    if constexpr (Format::HAS_MIN) {
-        for (int half = 0; half < Format::HALVES; ++half) {
-            const float sum = Format::HALVES == 2 ? float(-x.minus_half[half]) : x.sum;
-            total = fma(w.min[half], all_floats(sum), total);
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r) {
+            const Floats exact = sum_to_floats(dot[r]);
+            total[r] = half == 0 ? mul(exact, w.scale[0]) : fma(exact, w.scale[1], total[r]);
         }
     }
-    return fma(total, all_floats(x.scale), acc);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+        if constexpr (Format::HAS_MIN) {
+            for (int half = 0; half < Format::HALVES; ++half) {
+                const float sum = Format::HALVES == 2 ? float(-x[r].minus_half[half]) : x[r].sum;
+                total[r] = fma(w.min[half], all_floats(sum), total[r]);
+            }
+        }
+        acc[r] = fma(total[r], all_floats(x[r].scale), acc[r]);
+    }
 }
 
 // Some groups of columns: where their weights lie in a block, in how many bytes the next block follows, and where
@@ -139,10 +153,11 @@ OCTAVO_INLINE void fetch(const uint8_t* p, int bytes) {
 
 // A kernel's run<ROWS, COLS> adds ROWS rows times COLS blocks of 16 outputs to acc [ROWS][COLS].
 template <class Format> struct Int8Kernel {
-    static constexpr int64_t row_bytes = sizeof(Group8);  // from one row of a tile to the next
+    static constexpr int max_rows = OCTAVO_ISA >= 2 ? 8 : 4;  // whose accumulators fit the registers
+    static constexpr int64_t row_bytes = sizeof(Group8);      // from one row of a tile to the next
     static constexpr int cols(int) { return 1; }
 
-    template <int ROWS, int COLS> static OCTAVO_INLINE void run(const Span& span, Floats* acc) {
+    template <int ROWS, int COLS> static OCTAVO_INLINE void run(const Span& span, Floats (&acc)[ROWS * COLS]) {
         const Group8* x = reinterpret_cast<const Group8*>(span.x);
         const uint8_t* unit = span.weights;
         for (int64_t group = 0; group < span.groups; group += Format::GROUPS, unit += Format::unit_bytes) {
@@ -152,17 +167,18 @@ template <class Format> struct Int8Kernel {
                 Group w;
                 Format::read_scales(unit, index, w);
                 Format::read_codes(unit, index, w);
-                for (int r = 0; r < ROWS; ++r) acc[r] = multiply_group<Format>(acc[r], w, x[r]);
+                multiply_group<Format, ROWS>(w, x, acc);
             }
         }
     }
 };
 
 template <class Format> struct FloatKernel {
+    static constexpr int max_rows = OCTAVO_ISA >= 2 ? 16 : 4;
     static constexpr int64_t row_bytes = 4;
     static constexpr int cols(int) { return 1; }
 
-    template <int ROWS, int COLS> static OCTAVO_INLINE void run(const Span& span, Floats* acc) {
+    template <int ROWS, int COLS> static OCTAVO_INLINE void run(const Span& span, Floats (&acc)[ROWS * COLS]) {
         const float* x = reinterpret_cast<const float*>(span.x);
         const uint8_t* unit = span.weights;
         alignas(64) float buffer[GROUP * LANES];
@@ -173,6 +189,7 @@ template <class Format> struct FloatKernel {
                 const float* w = decode<Format>(unit, index, buffer);
                 for (int i = 0; i < GROUP; ++i, w += LANES, x += span.height) {
                     const Floats column = load_floats(w);
+#pragma GCC unroll 16
                     for (int r = 0; r < ROWS; ++r) acc[r] = fma(column, all_floats(x[r]), acc[r]);
                 }
             }
@@ -182,19 +199,23 @@ template <class Format> struct FloatKernel {
 
 // With few rows several blocks go side by side: one chain of dependent sums each would wait for its latency.
 struct Bf16Kernel {
+    static constexpr int max_rows = OCTAVO_ISA >= 2 ? 8 : 4;
     static constexpr int64_t row_bytes = 4;
-    static constexpr int cols(int rows) { return rows <= 4 ? 4 : 1; }
+    static constexpr int cols(int rows) { return rows <= 4 ? 4 : 2; }
 
-    template <int ROWS, int COLS> static OCTAVO_INLINE void run(const Span& span, Floats* acc) {
+    template <int ROWS, int COLS> static OCTAVO_INLINE void run(const Span& span, Floats (&acc)[ROWS * COLS]) {
         const uint32_t* x = reinterpret_cast<const uint32_t*>(span.x);
         const uint8_t* pairs = span.weights;
         for (int64_t i = 0; i < span.groups * (GROUP / 2); ++i, pairs += 64, x += span.height) {
             Ints w[COLS];
+#pragma GCC unroll 4
             for (int c = 0; c < COLS; ++c) {
                 fetch(pairs + (COLS + c) * span.next_block, 64);
                 w[c] = load_ints(pairs + c * span.next_block);
             }
+#pragma GCC unroll 16
             for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
                 for (int c = 0; c < COLS; ++c) acc[r * COLS + c] = dot2_bf16(acc[r * COLS + c], w[c], x[r]);
         }
     }
@@ -202,7 +223,6 @@ struct Bf16Kernel {
 
 // ---- loops ----------------------------------------------------------------------------------------------------------
 
-constexpr int MAX_ROWS = OCTAVO_ISA >= 2 ? 16 : 4;  // of a kernel: its accumulators must fit the registers
 constexpr int64_t L2_BYTES = 256 << 10;             // of weights that are used for all rows before the next
 constexpr int64_t L1_BYTES = 24 << 10;              // of activations that are used for all these weights
 constexpr int MAX_BLOCKS = 64;                      // of these weights
@@ -241,12 +261,16 @@ template <class Kernel, int ROWS, int COLS> void run_rows(const Job& job, const 
                     groups.end - groups.begin,
                     at.tile + groups.begin * at.height * group_bytes(job.x.kind) + at.row * Kernel::row_bytes, at.height};
     Floats acc[ROWS * COLS];
+#pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
         for (int c = 0; c < COLS; ++c) {
             acc[r * COLS + c] = groups.begin == 0 ? no_floats() : work.sums[block + c - work.blocks.begin][at.row + r];
         }
     Kernel::template run<ROWS, COLS>(span, acc);
+#pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
         for (int c = 0; c < COLS; ++c) {
             if (groups.end == job.groups) store_outputs(job, row + r, (block + c) * LANES, acc[r * COLS + c]);
             else work.sums[block + c - work.blocks.begin][at.row + r] = acc[r * COLS + c];
@@ -273,7 +297,7 @@ template <class Kernel> void run_blocks(const Job& job, Range blocks) {
         const int64_t step = std::max<int64_t>(8, L1_BYTES / ((end - row) * group_bytes(job.x.kind)) / 8 * 8);
         for (int64_t group = 0; group < job.groups; group += step) {
             const Work work{blocks, {group, std::min(group + step, job.groups)}, sums};
-            run_tile<Kernel, MAX_ROWS>(job, work, row, end);
+            run_tile<Kernel, Kernel::max_rows>(job, work, row, end);
         }
     }
 }
