@@ -1,8 +1,8 @@
 // A whole step of a decoder-only transformer in one call: embedding, layers, paged attention, final norm, logits.
 //
-// It composes the ops' functions inside one parallel region, with a barrier wherever one thread reads what another
-// wrote. Activations are float32 between the matrices; each matrix takes them as its format wants (linear/cpu.h).
-#include <atomic>
+// It composes the ops' functions inside one region, as phases: a new one wherever a thread reads what another wrote.
+// Activations are float32 between the matrices; each matrix takes them as its format wants (linear/cpu.h).
+#include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <memory>
@@ -100,6 +100,8 @@ public:
 
 // ---- the decoder ----------------------------------------------------------------------------------------------------
 
+constexpr int64_t kPhasesPerLayer = 10, kOtherPhases = 4;
+
 class Decoder {
     const Model model;
     const Numbers numbers;
@@ -113,7 +115,8 @@ class Decoder {
     int64_t num_tokens = 0, scratch_floats = 0;
     float *residual, *qkv, *attended, *branch, *gate_up, *normed, *scratch, *partials;
     const int32_t* token_ids;
-    std::vector<std::atomic<int64_t>> next_item;  // per layer
+    int64_t cuts = 1;  // units of a phase whose work can be cut anywhere
+    Phases phases;
 
     bool exact() const { return model.exact != 0; }
 
@@ -161,84 +164,91 @@ class Decoder {
         store_packed_value(cache(layer), slots[token], head, value);
     }
 
-    void attention(const Layer& layer, int index, int thread, int threads) {
-        for (const auto& [matrix, start] : {std::pair(&layer.q, int64_t(0)), std::pair(&layer.k, q_size),
-                                            std::pair(&layer.v, q_size + kv_size)})
-            qkv_input.multiply(*matrix, exact(), qkv + start, qkv_size, thread, threads);
-        barrier();
-        const Range heads = split(num_tokens * model.kv_heads, thread, threads);
-        for (int64_t i = heads.begin; i < heads.end; ++i) rotate_and_store(layer, i / model.kv_heads, i % model.kv_heads);
-        barrier();
-        const AttentionPlan& plan = plans.at(layer.window);
-        const AttentionParams params{numbers.attention_scale, numbers.attention_softcap};
-        attend(plan, cache(layer), params, qkv, qkv_size, attended, q_size, scratch + thread * scratch_floats, partials,
-               next_item[index]);
-        barrier();
-        if (!plan.merged_tokens.empty()) {
-            merge_splits(plan, cache(layer), partials, attended, q_size, thread, threads);
-            barrier();
-        }
-        const Range rows = split(num_tokens, thread, threads);
-        for (int64_t r = rows.begin; r < rows.end; ++r) out_input.pack(r, attended + r * q_size);
-        barrier();
-        out_input.multiply(layer.out, exact(), branch, model.hidden, thread, threads);
-        barrier();
+    // The matrices of one phase, each cut by outputs into so many units that a slow thread does not hold up the rest.
+    struct Product {
+        const Matrix* matrix;
+        float* out;
+    };
+
+    void multiply(int& cursor, const Input& input, std::initializer_list<Product> products, int64_t stride) {
+        const Product* first = products.begin();
+        phases.run(cursor, int64_t(products.size()) * cuts, [&](int64_t unit) {
+            const Product& p = first[unit / cuts];
+            input.multiply(*p.matrix, exact(), p.out, stride, int(unit % cuts), int(cuts));
+        });
     }
 
-    void mlp(const Layer& layer, int thread, int threads) {
+    // f(row) for all rows, some at a time.
+    template <class F>
+    void each_row(int& cursor, int64_t rows, const F& f) {
+        const int64_t units = std::min(rows, cuts);
+        phases.run(cursor, units, [&](int64_t unit) {
+            const Range part = split(rows, int(unit), int(units));
+            for (int64_t r = part.begin; r < part.end; ++r) f(r);
+        });
+    }
+
+    void attention(const Layer& layer, int& cursor, int thread) {
+        multiply(cursor, qkv_input, {{&layer.q, qkv}, {&layer.k, qkv + q_size}, {&layer.v, qkv + q_size + kv_size}},
+                 qkv_size);
+        each_row(cursor, num_tokens * model.kv_heads,
+                 [&](int64_t i) { rotate_and_store(layer, i / model.kv_heads, i % model.kv_heads); });
+        const AttentionPlan& plan = plans.at(layer.window);
+        const AttentionParams params{numbers.attention_scale, numbers.attention_softcap};
+        phases.run(cursor, int64_t(plan.items.size()), [&](int64_t item) {
+            attend(plan, item, cache(layer), params, qkv, qkv_size, attended, q_size, scratch + thread * scratch_floats,
+                   partials);
+        });
+        if (!plan.merged_tokens.empty())
+            each_row(cursor, int64_t(plan.merged_tokens.size()),
+                     [&](int64_t i) { merge_splits(plan, i, cache(layer), partials, attended, q_size); });
+        each_row(cursor, num_tokens, [&](int64_t r) { out_input.pack(r, attended + r * q_size); });
+        multiply(cursor, out_input, {{&layer.out, branch}}, model.hidden);
+    }
+
+    void mlp(const Layer& layer, int& cursor) {
         const int64_t inner = model.inner;
-        mlp_input.multiply(layer.gate, exact(), gate_up, 2 * inner, thread, threads);
-        mlp_input.multiply(layer.up, exact(), gate_up + inner, 2 * inner, thread, threads);
-        barrier();
-        const Range rows = split(num_tokens, thread, threads);
-        for (int64_t r = rows.begin; r < rows.end; ++r) {
+        multiply(cursor, mlp_input, {{&layer.gate, gate_up}, {&layer.up, gate_up + inner}}, 2 * inner);
+        each_row(cursor, num_tokens, [&](int64_t r) {
             float* row = gate_up + r * 2 * inner;
             gate_row(Gate(model.gate), row, row + inner, inner, row);
             down_input.pack(r, row);
-        }
-        barrier();
-        down_input.multiply(layer.down, exact(), branch, model.hidden, thread, threads);
-        barrier();
+        });
+        multiply(cursor, down_input, {{&layer.down, branch}}, model.hidden);
     }
 
-    void run_layers(int thread, int threads) {
-        const Range rows = split(num_tokens, thread, threads);
-        for (int64_t r = rows.begin; r < rows.end; ++r) {
+    void run_layers(int& cursor, int thread) {
+        each_row(cursor, num_tokens, [&](int64_t r) {
             embed(r);
             norm_and_pack(r, layers[0].attention_norm, qkv_input, r);
-        }
-        barrier();
+        });
         for (size_t i = 0; i < layers.size(); ++i) {
             const Layer& layer = layers[i];
-            attention(layer, int(i), thread, threads);
-            for (int64_t r = rows.begin; r < rows.end; ++r) {
+            attention(layer, cursor, thread);
+            each_row(cursor, num_tokens, [&](int64_t r) {
                 add_branch(layer.post_attention_norm, r);
                 norm_and_pack(r, layer.mlp_norm, mlp_input, r);
-            }
-            barrier();
-            mlp(layer, thread, threads);
-            for (int64_t r = rows.begin; r < rows.end; ++r) {
+            });
+            mlp(layer, cursor);
+            each_row(cursor, num_tokens, [&](int64_t r) {
                 add_branch(layer.post_mlp_norm, r);
                 if (i + 1 < layers.size()) norm_and_pack(r, layers[i + 1].attention_norm, qkv_input, r);
-            }
-            barrier();
+            });
         }
     }
 
     // Logits after the tokens `lines`, from the residual that run_layers left.
-    void run_head(const int64_t* lines, int64_t count, float* logits, int thread, int threads) {
-        const Range rows = split(count, thread, threads);
-        for (int64_t r = rows.begin; r < rows.end; ++r) norm_and_pack(lines[r], model.final_norm, head_input, r);
-        barrier();
-        head_input.multiply(model.head, exact(), logits, model.vocab, thread, threads);
+    void run_head(int& cursor, const int64_t* lines, int64_t count, float* logits) {
+        each_row(cursor, count, [&](int64_t r) { norm_and_pack(lines[r], model.final_norm, head_input, r); });
+        multiply(cursor, head_input, {{&model.head, logits}}, model.vocab);
         if (numbers.logit_softcap == 0) return;
-        barrier();
         const Vec cap = splat(numbers.logit_softcap);
-        for (int64_t r = rows.begin; r < rows.end; ++r)
+        each_row(cursor, count, [&](int64_t r) {
             for (int64_t i = 0; i < model.vocab; i += kLanes) {
                 float* at = logits + r * model.vocab + i;
                 store_part(at, cap * tanh(load_part(at, model.vocab - i) / cap), model.vocab - i);
             }
+        });
     }
 
     void find_slots(const Sequences& s) {
@@ -252,6 +262,7 @@ class Decoder {
     }
 
     void reserve(int threads) {
+        cuts = threads == 1 ? 1 : 4 * threads;
         scratch_floats = 0;
         int64_t shared = 0;
         for (const auto& [window, plan] : plans) {
@@ -274,7 +285,7 @@ class Decoder {
 public:
     Decoder(const Model& m, const Numbers& n, const Layer* l)
         : model(m), numbers(n), layers(l, l + m.num_layers), q_size(m.query_heads * m.head_dim),
-          kv_size(m.kv_heads * m.head_dim), qkv_size(q_size + 2 * kv_size), next_item(m.num_layers) {
+          kv_size(m.kv_heads * m.head_dim), qkv_size(q_size + 2 * kv_size), phases(kPhasesPerLayer * m.num_layers + kOtherPhases) {
         for (const Layer& layer : layers) {
             for (const Matrix* w : {&layer.q, &layer.k, &layer.v}) qkv_input.add(*w, exact());
             for (const Matrix* w : {&layer.gate, &layer.up}) mlp_input.add(*w, exact());
@@ -289,21 +300,26 @@ public:
         token_ids = tokens;
         for (const Layer& layer : layers) plans[layer.window];
         for (auto& [window, plan] : plans) plan.build(sequences, window, model.query_heads, cache(layers[0]));
-        for (auto& counter : next_item) counter = 0;
+        phases.reset();
         find_slots(sequences);
         reserve(num_threads());
         normed = normed_.floats(std::max(num_tokens, count) * model.hidden);
         head_input.reserve(count, model.hidden);
-        parallel([&](int thread, int threads) {
-            run_layers(thread, threads);
-            if (count) run_head(lines, count, logits, thread, threads);
+        join([&](int thread) {
+            int cursor = 0;
+            run_layers(cursor, thread);
+            if (count) run_head(cursor, lines, count, logits);
         });
     }
 
     void logits(const int64_t* lines, int64_t count, float* out) {
         normed = normed_.floats(count * model.hidden);
         head_input.reserve(count, model.hidden);
-        parallel([&](int thread, int threads) { run_head(lines, count, out, thread, threads); });
+        phases.reset();
+        join([&](int) {
+            int cursor = 0;
+            run_head(cursor, lines, count, out);
+        });
     }
 };
 

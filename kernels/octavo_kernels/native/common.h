@@ -5,10 +5,12 @@
 // where a product and a sum may fuse, the code says fma(), so that a row's bits never depend on what the compiler saw.
 #pragma once
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #if OCTAVO_ISA >= 1
 #include <immintrin.h>
@@ -57,6 +59,48 @@ void parallel_if(bool worthwhile, const F& f) {
 // Inside parallel(): returns once every thread of the region has called it, with all their writes visible. It must be
 // called by all threads equally often.
 void barrier();
+
+// f(thread) on the caller (thread 0) and on those pool threads that come in time; returns when all that came have left.
+// Work is shared out by Phases, so that it gets done whoever comes: a thread that lost its core to another process
+// holds up nothing but the unit of work that it has in hand.
+void join(void (*fn)(void* ctx, int thread), void* ctx);
+
+template <class F>
+void join(const F& f) {
+    join([](void* ctx, int thread) { (*static_cast<const F*>(ctx))(thread); }, (void*)&f);
+}
+
+// One piece of a region's work, cut into units that threads take until there are none left.
+struct alignas(64) Phase {
+    std::atomic<int64_t> next{0};
+    std::atomic<uint32_t> done{0};
+    std::atomic<int32_t> sleepers{0};
+
+    void finish(uint32_t units, uint32_t of);
+    void wait(uint32_t of);
+};
+
+// The phases of a region in order; every thread goes through all of them with a cursor of its own.
+class Phases {
+    std::vector<Phase> phases;
+
+public:
+    explicit Phases(int64_t count) : phases(count) {}
+
+    void reset() {
+        for (Phase& phase : phases) phase.next = 0, phase.done = 0;
+    }
+
+    // f(unit) for the units 0..count-1 that fall to this thread; returns when all threads' units are done.
+    template <class F>
+    void run(int& cursor, int64_t count, const F& f) {
+        Phase& phase = phases[cursor++];
+        uint32_t mine = 0;
+        for (int64_t unit; (unit = phase.next.fetch_add(1, std::memory_order_relaxed)) < count; ++mine) f(unit);
+        if (mine) phase.finish(mine, uint32_t(count));
+        phase.wait(uint32_t(count));
+    }
+};
 
 // ---- self-test ----------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 // The thread pool and the self-test.
 //
-// Regions follow each other within microseconds while a step runs, and not at all between steps. So a waiting thread
+// Phases follow each other within microseconds while a step runs, and nothing does between steps. So a waiting thread
 // spins for a short while and then sleeps in the kernel (futex), which leaves the core to whoever needs it: with two
 // replicas on the same cores, a thread that waits for one that is not running gives its core up.
 #include "native/common.h"
@@ -19,7 +19,7 @@
 namespace octavo {
 namespace {
 
-constexpr int kSpins = 4000;  // times one pause (about 40 cycles): 50 microseconds
+constexpr int kSpins = 2000;  // times one pause (about 50 cycles): 30 microseconds
 
 OCTAVO_INLINE void pause() {
 #if defined(__x86_64__)
@@ -29,37 +29,50 @@ OCTAVO_INLINE void pause() {
 #endif
 }
 
-// A counter that threads wait on.
+#ifdef __linux__
+void sleep_on(std::atomic<uint32_t>& word, uint32_t seen) {
+    syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
+}
+void wake_all(std::atomic<uint32_t>& word) {
+    syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, 1 << 30, nullptr, nullptr, 0);
+}
+#else
+void sleep_on(std::atomic<uint32_t>&, uint32_t) { std::this_thread::yield(); }
+void wake_all(std::atomic<uint32_t>&) {}
+#endif
+
+// Returns the word once arrived(word); whoever changes it calls wake_all where there are sleepers.
+template <class F>
+uint32_t wait_until(std::atomic<uint32_t>& word, std::atomic<int32_t>& sleepers, const F& arrived) {
+    for (int i = 0; i < kSpins; ++i) {
+        const uint32_t now = word.load(std::memory_order_acquire);
+        if (arrived(now)) return now;
+        pause();
+    }
+    sleepers.fetch_add(1);
+    uint32_t now;
+    while (!arrived(now = word.load())) sleep_on(word, now);
+    sleepers.fetch_sub(1);
+    return now;
+}
+
+// A word that threads wait on.
 struct Signal {
     std::atomic<uint32_t> value{0};
     std::atomic<int32_t> sleepers{0};
 
     void set(uint32_t next) {
-        value.store(next, std::memory_order_seq_cst);
-        if (sleepers.load(std::memory_order_seq_cst) > 0) wake();
+        value.store(next);
+        if (sleepers.load() > 0) wake_all(value);
     }
 
     // Returns the value once it is no longer `seen`.
     uint32_t wait(uint32_t seen) {
-        for (int i = 0; i < kSpins; ++i) {
-            const uint32_t now = value.load(std::memory_order_acquire);
-            if (now != seen) return now;
-            pause();
-        }
-        sleepers.fetch_add(1, std::memory_order_seq_cst);
-        while (value.load(std::memory_order_seq_cst) == seen) sleep(seen);
-        sleepers.fetch_sub(1, std::memory_order_seq_cst);
-        return value.load(std::memory_order_acquire);
+        return wait_until(value, sleepers, [seen](uint32_t now) { return now != seen; });
     }
-
-#ifdef __linux__
-    void sleep(uint32_t seen) { syscall(SYS_futex, &value, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0); }
-    void wake() { syscall(SYS_futex, &value, FUTEX_WAKE_PRIVATE, 1 << 30, nullptr, nullptr, 0); }
-#else
-    void sleep(uint32_t) { std::this_thread::yield(); }
-    void wake() {}
-#endif
 };
+
+constexpr uint32_t kJoined = 256, kClosed = 256, kCount = 255;
 
 struct Pool {
     std::mutex region;  // held while one runs
@@ -68,21 +81,42 @@ struct Pool {
     void (*fn)(void*, int, int) = nullptr;
     void* ctx = nullptr;
     int threads = 1;  // of the region that runs
-    Signal begin;    // number of the region << 8 | its threads - 1: one word, so that a late thread reads one truth
+    Signal begin;  // number of the region << 9 | kJoined | its threads - 1: one word, so that a late thread reads one truth
     Signal arrived;  // rounds of the barrier
     std::atomic<int> missing{0};
+    void (*joined)(void*, int) = nullptr;  // of a region that threads may miss
+    std::atomic<uint32_t> door{kClosed};   // number of that region << 9 | kClosed | threads in it beside the caller
+    std::atomic<int32_t> waiting_at_door{0};
 };
 
 // Never destroyed: its threads may outlive static objects at exit, where the kernel ends them.
 Pool* pool = new Pool;
 
+// Whether this thread got in before the door of region `seen` closed.
+bool enter(uint32_t seen) {
+    uint32_t door = pool->door.load();
+    while (door >> 9 == seen >> 9 && !(door & kClosed))
+        if (pool->door.compare_exchange_weak(door, door + 1)) return true;
+    return false;
+}
+
+void leave() {
+    pool->door.fetch_sub(1);
+    if (pool->waiting_at_door.load() > 0) wake_all(pool->door);
+}
+
 void work(int thread, uint32_t seen) {
     for (;;) {
         seen = pool->begin.wait(seen);
-        const int threads = int(seen & 255) + 1;
+        const int threads = int(seen & kCount) + 1;
         if (thread >= threads) continue;
-        pool->fn(pool->ctx, thread, threads);
-        barrier();
+        if (!(seen & kJoined)) {
+            pool->fn(pool->ctx, thread, threads);
+            barrier();
+        } else if (enter(seen)) {
+            pool->joined(pool->ctx, thread);
+            leave();
+        }
     }
 }
 
@@ -127,10 +161,34 @@ void parallel(void (*fn)(void*, int, int), void* ctx) {
     pool->ctx = ctx;
     pool->threads = pool->wanted;
     pool->missing.store(pool->threads, std::memory_order_relaxed);
-    const uint32_t number = (pool->begin.value.load() >> 8) + 1;
-    if (pool->threads > 1) pool->begin.set(number << 8 | uint32_t(pool->threads - 1));
+    const uint32_t number = (pool->begin.value.load() >> 9) + 1;
+    if (pool->threads > 1) pool->begin.set(number << 9 | uint32_t(pool->threads - 1));
     fn(ctx, 0, pool->threads);
     barrier();
+}
+
+void join(void (*fn)(void*, int), void* ctx) {
+    std::lock_guard<std::mutex> lock(pool->region);
+    start_threads();
+    pool->joined = fn;
+    pool->ctx = ctx;
+    const uint32_t number = (pool->begin.value.load() >> 9) + 1;
+    if (pool->wanted > 1) {
+        pool->door.store(number << 9);
+        pool->begin.set(number << 9 | kJoined | uint32_t(pool->wanted - 1));
+    }
+    fn(ctx, 0);
+    if (pool->wanted == 1) return;
+    pool->door.fetch_or(kClosed);
+    wait_until(pool->door, pool->waiting_at_door, [](uint32_t door) { return (door & kCount) == 0; });
+}
+
+void Phase::finish(uint32_t units, uint32_t of) {
+    if (done.fetch_add(units) + units == of && sleepers.load() > 0) wake_all(done);
+}
+
+void Phase::wait(uint32_t of) {
+    wait_until(done, sleepers, [of](uint32_t now) { return now == of; });
 }
 
 SelfTest::SelfTest(const char* name_, bool (*passes_)()) : name(name_), passes(passes_), next(first_test) {

@@ -474,25 +474,19 @@ int64_t partial_floats(const AttentionPlan& plan, const KvCache& cache) {
 }
 
 template <class Q>
-void attend(const AttentionPlan& plan, const KvCache& cache, const AttentionParams& params, const Q* q,
-            int64_t q_stride, Q* out, int64_t out_stride, float* scratch, float* partials, std::atomic<int64_t>& next) {
-    for (;;) {
-        const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
-        if (i >= int64_t(plan.items.size())) return;
-        const auto work = cache.is_bf16 ? attend_item<bf16, Q> : attend_item<float, Q>;
-        work(plan, plan.items[i], cache, params, q, q_stride, out, out_stride, scratch, partials);
-    }
+void attend(const AttentionPlan& plan, int64_t item, const KvCache& cache, const AttentionParams& params, const Q* q,
+            int64_t q_stride, Q* out, int64_t out_stride, float* scratch, float* partials) {
+    const auto work = cache.is_bf16 ? attend_item<bf16, Q> : attend_item<float, Q>;
+    work(plan, plan.items[item], cache, params, q, q_stride, out, out_stride, scratch, partials);
 }
 
 template <class Q>
-void merge_splits(const AttentionPlan& plan, const KvCache& cache, const float* partials, Q* out, int64_t out_stride,
-                  int thread, int threads) {
-    const int64_t padded = cache.padded_dim(), entry = padded + 2;
-    const Range part = split(int64_t(plan.merged_tokens.size()) * plan.query_heads, thread, threads);
+void merge_splits(const AttentionPlan& plan, int64_t index, const KvCache& cache, const float* partials, Q* out,
+                  int64_t out_stride) {
+    const int64_t padded = cache.padded_dim(), entry = padded + 2, token = plan.merged_tokens[index];
+    const int64_t count = plan.positions[token] / kSplit - plan.first_split[token] + 1;
     std::vector<float> sums(padded);
-    for (int64_t i = part.begin; i < part.end; ++i) {
-        const int64_t token = plan.merged_tokens[i / plan.query_heads], head = i % plan.query_heads;
-        const int64_t count = plan.positions[token] / kSplit - plan.first_split[token] + 1;
+    for (int64_t head = 0; head < plan.query_heads; ++head) {
         float weight = 0, highest = kNone;
         for (int64_t split = 0; split < count; ++split) {
             const float* from = partials + ((plan.first_partial[token] + split) * plan.query_heads + head) * entry;
@@ -502,12 +496,12 @@ void merge_splits(const AttentionPlan& plan, const KvCache& cache, const float* 
     }
 }
 
-template void attend<float>(const AttentionPlan&, const KvCache&, const AttentionParams&, const float*, int64_t, float*,
-                            int64_t, float*, float*, std::atomic<int64_t>&);
-template void attend<bf16>(const AttentionPlan&, const KvCache&, const AttentionParams&, const bf16*, int64_t, bf16*,
-                           int64_t, float*, float*, std::atomic<int64_t>&);
-template void merge_splits<float>(const AttentionPlan&, const KvCache&, const float*, float*, int64_t, int, int);
-template void merge_splits<bf16>(const AttentionPlan&, const KvCache&, const float*, bf16*, int64_t, int, int);
+template void attend<float>(const AttentionPlan&, int64_t, const KvCache&, const AttentionParams&, const float*,
+                            int64_t, float*, int64_t, float*, float*);
+template void attend<bf16>(const AttentionPlan&, int64_t, const KvCache&, const AttentionParams&, const bf16*, int64_t,
+                           bf16*, int64_t, float*, float*);
+template void merge_splits<float>(const AttentionPlan&, int64_t, const KvCache&, const float*, float*, int64_t);
+template void merge_splits<bf16>(const AttentionPlan&, int64_t, const KvCache&, const float*, bf16*, int64_t);
 
 template <class T>
 void store_key(const KvCache& cache, int64_t slot, int64_t head, const float* key) {
@@ -538,11 +532,16 @@ void run_op(const AttentionPlan& plan, const KvCache& cache, const AttentionPara
     const int64_t per_thread = attention_scratch(plan, cache), out_stride = plan.query_heads * cache.dim;
     std::vector<float> scratch(per_thread * num_threads() + 16), partials(partial_floats(plan, cache));
     float* aligned = (float*)((uintptr_t(scratch.data()) + 63) / 64 * 64);
-    std::atomic<int64_t> next{0};
-    parallel([&](int thread, int threads) {
-        attend(plan, cache, params, q, q_stride, out, out_stride, aligned + thread * per_thread, partials.data(), next);
-        barrier();
-        merge_splits(plan, cache, partials.data(), out, out_stride, thread, threads);
+    Phases phases(2);
+    join([&](int thread) {
+        int cursor = 0;
+        phases.run(cursor, int64_t(plan.items.size()), [&](int64_t item) {
+            attend(plan, item, cache, params, q, q_stride, out, out_stride, aligned + thread * per_thread,
+                   partials.data());
+        });
+        phases.run(cursor, int64_t(plan.merged_tokens.size()), [&](int64_t i) {
+            merge_splits(plan, i, cache, partials.data(), out, out_stride);
+        });
     });
 }
 

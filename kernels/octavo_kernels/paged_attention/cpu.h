@@ -15,7 +15,6 @@
 // function takes a plain [block][position][head][dim] cache instead; its cells are packed into scratch when read.
 #pragma once
 
-#include <atomic>
 #include <vector>
 
 #include "native/common.h"
@@ -79,15 +78,15 @@ struct AttentionParams {
 int64_t attention_scratch(const AttentionPlan& plan, const KvCache& cache);
 int64_t partial_floats(const AttentionPlan& plan, const KvCache& cache);
 
-// Takes items from the plan until there are none left: all threads call it with one counter that starts at 0.
-// q, out: [token][query_heads * dim] with strides in values. Then, after a barrier, all call merge_splits.
+// One of the plan's items, in any order and on any thread. q, out: [token][query_heads * dim] with strides in values.
 template <class Q>
-void attend(const AttentionPlan& plan, const KvCache& cache, const AttentionParams& params, const Q* q,
-            int64_t q_stride, Q* out, int64_t out_stride, float* scratch, float* partials, std::atomic<int64_t>& next);
+void attend(const AttentionPlan& plan, int64_t item, const KvCache& cache, const AttentionParams& params, const Q* q,
+            int64_t q_stride, Q* out, int64_t out_stride, float* scratch, float* partials);
 
+// Once all items are done: the output of one of the plan's merged_tokens.
 template <class Q>
-void merge_splits(const AttentionPlan& plan, const KvCache& cache, const float* partials, Q* out, int64_t out_stride,
-                  int thread, int threads);
+void merge_splits(const AttentionPlan& plan, int64_t index, const KvCache& cache, const float* partials, Q* out,
+                  int64_t out_stride);
 
 // Write one token's key or value of one head (dim values) into a packed cache.
 void store_packed_key(const KvCache& cache, int64_t slot, int64_t head, const float* key);
