@@ -12,6 +12,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 
 from octavo_loadtest import sender
+from octavo_loadtest.arrivals import Arrivals
 from octavo_loadtest.errors import LoadTestError
 from octavo_loadtest.job import Orders, Outcome, Pulse, Session, Target, Turn
 from octavo_loadtest.load import Load
@@ -46,7 +47,9 @@ class Run:
     """A finished run: the plan, every record, and what is needed to judge them."""
 
     target: Target
-    plan: Plan
+    load: Load
+    arrivals: Arrivals
+    planned: int  # requests
     salt: str
     calibration: Calibration
     warmed: int  # requests before the run that were answered
@@ -55,6 +58,7 @@ class Run:
     senders: Senders = field(default_factory=Senders)
     replicas: list[tuple[float, int]] = field(default_factory=list)
     interrupted: bool = False
+    plan: Plan | None = None  # None: read from its files
 
 
 Observer = Callable[[Run, float], None]  # the run so far, and seconds since it started
@@ -69,8 +73,9 @@ def measure(load: Load, target: Target, calibration: Calibration, observe: Obser
     plan = make(load)
     salt = secrets.token_hex(8)  # not from the seed: the server may still hold the last run of this seed
     warmed = warm_up(target, sessions(replace(plan, sessions=plan.sessions[: load.warmup]), salt + "w", calibration))
-    run = Run(target, plan, salt, calibration, warmed, time.time())
-    shares = [orders for orders in _orders(run) if orders.sessions]
+    run = Run(target, load, plan.arrivals, plan.requests, salt, calibration, warmed, time.time(), plan=plan)
+    everything = sessions(plan, salt, calibration)
+    shares = [orders for orders in _orders(run, everything) if orders.sessions]
     turns = {turn.index: (n, turn) for share in shares for s in share.sessions for n, turn in enumerate(s.turns)}
     with _Processes(shares) as processes:
         origin = processes.start()
@@ -85,12 +90,10 @@ def measure(load: Load, target: Target, calibration: Calibration, observe: Obser
     return run
 
 
-def _orders(run: Run) -> list[Orders]:
+def _orders(run: Run, everything: list[Session]) -> list[Orders]:
     """Deal the sessions to the processes in turn, so each has the same mix and an even part of the rate."""
-    load = run.plan.load
-    law = run.plan.arrivals
+    load, law = run.load, run.arrivals
     count = 1 if law.name == "batch" else load.processes
-    everything: list[Session] = sessions(run.plan, run.salt, run.calibration)
     slots = [load.concurrency // count + (i < load.concurrency % count) for i in range(count)]
     if load.concurrency and min(slots) == 0:
         raise LoadTestError(f"a concurrency of {load.concurrency} cannot be shared by {count} processes")

@@ -1,0 +1,153 @@
+"""Several runs against one server: repeats of a load, sweeps, the search for a capacity. Each ends as a document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from octavo_loadtest import search, store
+from octavo_loadtest.curves import curves
+from octavo_loadtest.figures import BY_KEY, point
+from octavo_loadtest.job import Target
+from octavo_loadtest.live import LiveView
+from octavo_loadtest.load import Load
+from octavo_loadtest.measure import Run, measure
+from octavo_loadtest.metrics import DEFINITIONS, derive
+from octavo_loadtest.plan import reseed
+from octavo_loadtest.report import cell
+from octavo_loadtest.slo import Slo
+from octavo_loadtest.summary import summarize
+from octavo_loadtest.text import Calibration
+
+Document = dict[str, Any]
+Point = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """How runs are judged."""
+
+    slos: list[Slo] = field(default_factory=list)
+    attainment: float = 0.99
+    definitions: str = "octavo"
+    price: float = 0.0  # $/h
+    repeats: int = 1
+
+
+def summary_of(run: Run, judging: Judging) -> dict[str, Any]:
+    """The summary of a run with the lines that plots draw."""
+    found = summarize(run, judging.slos, judging.definitions, judging.attainment, judging.price)
+    found["curves"] = curves(run.records, derive(run.records, DEFINITIONS[judging.definitions]), run.replicas)
+    return found
+
+
+class Campaign:
+    """Runs against one server, each saved in a folder of its own under `folder`."""
+
+    def __init__(
+        self, target: Target, calibration: Calibration, judging: Judging, folder: Path, console: Console
+    ) -> None:
+        self._target = target
+        self._calibration = calibration
+        self._judging = judging
+        self._folder = folder
+        self._console = console
+
+    def point(self, name: str, value: float, load: Load) -> Point:
+        """Measure one setting `repeats` times, each with a fresh seed and salt."""
+        summaries = []
+        for repeat in range(self._judging.repeats):
+            title = name if self._judging.repeats == 1 else f"{name} ({repeat + 1} of {self._judging.repeats})"
+            with LiveView(self._console, title) as view:
+                run = measure(reseed(load, repeat), self._target, self._calibration, view)
+            store.save(self._folder / _file_name(f"{name}-{repeat + 1}"), run)
+            summaries.append(store.plain(summary_of(run, self._judging)))
+            if run.interrupted:
+                break
+        found: Point = store.plain(point(name, value, summaries))
+        self._say(found)
+        return found
+
+    def _say(self, found: Point) -> None:
+        keys = ("output_tokens_overall", "ttft_p50", "ttft_p90", "tpot_p50", "failed")
+        parts = [f"{BY_KEY[key].title} {cell(BY_KEY[key], found['figures'][key])} {BY_KEY[key].unit}" for key in keys]
+        self._console.print(f"{found['name']}: {', '.join(part.strip() for part in parts)}", markup=False)
+
+    # ---- documents
+
+    def single(self, name: str, load: Load) -> Document:
+        """One load."""
+        return {"kind": "load", "name": name, "points": [self.point(name, load.rate, load)]}
+
+    def rates(self, name: str, load: Load, rates: Iterable[float], bound: Slo | None, gain: float) -> Document:
+        """Open-loop rates from low to high."""
+        named = [(f"{rate:g}/s", rate, replace(load, rate=rate)) for rate in rates]
+        document = self._sweep(name, "rate", named, bound, gain)
+        return document | {"saturation": search.saturation_point(document["points"])}
+
+    def concurrencies(self, name: str, load: Load, levels: Iterable[int], bound: Slo | None, gain: float) -> Document:
+        """Closed loops with more and more sessions at once."""
+        closed = load if load.arrivals else replace(load, arrivals="closed")
+        named = [(f"{level} at once", float(level), replace(closed, concurrency=level)) for level in levels]
+        return self._sweep(name, "concurrency", named, bound, gain)
+
+    def _sweep(
+        self, name: str, over: str, loads: list[tuple[str, float, Load]], bound: Slo | None, gain: float
+    ) -> Document:
+        points: list[Point] = []
+        stopped = None
+        for i, (title, value, load) in enumerate(loads):
+            points.append(self.point(title, value, reseed(load, 100 * i)))
+            stopped = search.stop_reason(points, bound, gain)
+            if points[-1]["runs"][-1]["counts"]["interrupted"]:
+                stopped = "interrupted"
+            if stopped is not None:
+                break
+        return {"kind": "sweep", "over": over, "name": name, "points": points, "stopped": stopped}
+
+    def capacity(self, name: str, load: Load, precision: float, most: int) -> Document:
+        """The highest rate under the first SLO; an unresolved probe is asked once more with twice the requests."""
+        points: list[Point] = []
+
+        def probe(rate: float) -> search.Probe:
+            asked = replace(load, rate=rate)
+            for attempt in range(2):
+                points.append(self.point(_probe_name(rate, attempt), rate, reseed(asked, 10 * len(points))))
+                slo = points[-1]["runs"][-1]["slos"][0]
+                if slo["verdict"] != "unresolved":
+                    break
+                asked = replace(asked, requests=2 * asked.limit if asked.requests else 0, duration=2 * asked.duration)
+            return search.Probe(rate, slo["verdict"], slo["met"])
+
+        found = search.capacity(probe, load.rate, precision, most)
+        capacity = {
+            "slo": self._judging.slos[0].name,
+            "low": found.low,
+            "high": found.high,
+            "unresolved": list(found.unresolved),
+        }
+        return {"kind": "capacity", "over": "rate", "name": name, "points": points, "capacity": capacity}
+
+
+def _probe_name(rate: float, attempt: int) -> str:
+    return f"{rate:.3g}/s" + (" again" if attempt else "")
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.]+", "-", name).strip("-")
+
+
+def compare(named: list[tuple[str, Document]]) -> Document:
+    """Several documents side by side: one line each in the plots, all points in one table."""
+    points = [
+        {**point, "name": name if len(document["points"]) == 1 else f"{name} {point['name']}"}
+        for name, document in named
+        for point in document["points"]
+    ]
+    series = [{**document, "name": name} for name, document in named]
+    return {"kind": "compare", "name": " against ".join(name for name, _ in named), "points": points, "series": series}

@@ -1,0 +1,307 @@
+"""The console script `octavo-loadtest`. Exit codes: 0, 1 an SLO that was asked for is missed, 2 it cannot be run."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from octavo_loadtest import matrix, report, search, slo, store, workloads
+from octavo_loadtest.campaign import Campaign, Document, Judging, compare, summary_of
+from octavo_loadtest.errors import LoadTestError
+from octavo_loadtest.figures import missed, point
+from octavo_loadtest.job import Target
+from octavo_loadtest.load import Load
+from octavo_loadtest.metrics import DEFINITIONS
+from octavo_loadtest.server import find_model, prepare
+
+T = TypeVar("T")
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+out = Console(stderr=True, highlight=False)  # stdout is for the result alone
+
+HELP = {
+    "workload": "A preset (see `workloads`) or a file: ShareGPT JSON, Mooncake JSONL, Azure CSV, JSONL.",
+    "arrivals": "closed, batch, constant, poisson, gamma:cv=2, onoff, ramp, step, replay. Default: the workload's own.",
+    "rate": "Sessions a second.",
+    "concurrency": "Closed loop: sessions at once. With other arrivals: requests in flight at most; waiting counts.",
+    "requests": "Stop after so many requests (default 100, or as many as --duration holds).",
+    "duration": "Stop after so many seconds of arrivals.",
+    "scale": "Factor of all lengths, for small models.",
+    "max_tokens": "Longest prompt with history and answer.",
+    "think": "Factor of think times between turns.",
+    "time_scale": "Factor of a replayed trace's times.",
+    "seed": "The same seed sends the same load at the same times.",
+    "warmup": "Requests before the run, not counted.",
+    "processes": "Processes that send.",
+    "drain": "Seconds to wait for answers after the last arrival.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What `load`, `sweep` and `capacity` all take."""
+
+    url: Annotated[str, typer.Argument(help="The server, such as http://127.0.0.1:8000.")]
+    model: Annotated[str, typer.Option(help="Default: the first that /v1/models lists.")] = ""
+    api: Annotated[str, typer.Option(help="chat or completions.")] = "chat"
+    key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="Bearer token.")] = ""
+    body: Annotated[str, typer.Option(help="JSON that goes into every request.")] = '{"temperature": 0}'
+    timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 600.0
+    new_connections: Annotated[bool, typer.Option("--new-connections", help="A connection for each request.")] = False
+    slos: Annotated[
+        list[str] | None, typer.Option("--slo", help="interactive, mlperf-llama3.1-8b, ..., or ttft=0.5,tpot=0.05 (s).")
+    ] = None
+    attainment: Annotated[float, typer.Option(help="Share of requests that must keep an SLO.")] = 0.99
+    definitions: Annotated[str, typer.Option(help="octavo, vllm, guidellm or mlperf.")] = "octavo"
+    price: Annotated[float, typer.Option(help="Dollars an hour of the whole server.")] = 0.0
+    repeats: Annotated[int, typer.Option(help="Runs of each load, with fresh seeds, for intervals.")] = 1
+    folder: Annotated[Path | None, typer.Option("--out", help="Where the report goes.")] = None
+    name: Annotated[str, typer.Option(help="Title of the report.")] = ""
+
+
+def _takes_load(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command (common, load, own options) the options of both, so that they are declared once."""
+    default = Load()
+    common = list(inspect.signature(Common, eval_str=True).parameters.values())
+    loading = [_option(each.name, getattr(default, each.name)) for each in fields(Load)]
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[2:]
+
+    def wrapper(**values: Any) -> None:
+        given = Common(**{each.name: values.pop(each.name) for each in common})
+        load = _or_exit(lambda: Load(**{each.name: values.pop(each.name) for each in loading}))
+        command(given, load, **values)
+
+    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*common, *loading, *own)]
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {each.name: each.annotation for each in parameters}
+    wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+    return wrapper
+
+
+def _option(name: str, default: Any) -> inspect.Parameter:
+    annotation: Any = Annotated[type(default), typer.Option(help=HELP[name])]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _or_exit(action: Callable[[], T]) -> T:
+    try:
+        return action()
+    except LoadTestError as error:
+        out.print("[bold red]Cannot run:[/]", end=" ")
+        out.print(str(error), markup=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+# ---- commands that send -------------------------------------------------------------------------------------------
+
+
+@app.command()
+@_takes_load
+def load(common: Common, load: Load) -> None:
+    """Send one load and report."""
+    name = common.name or f"{load.workload} at {'concurrency ' if load.concurrency else ''}" + (
+        str(load.concurrency) if load.concurrency else f"{load.rate:g}/s"
+    )
+    _campaign(common, "load", lambda campaign: campaign.single(name, load))
+
+
+@app.command()
+@_takes_load
+def sweep(
+    common: Common,
+    load: Load,
+    over: Annotated[str, typer.Option(help="rate or concurrency.")] = "rate",
+    start: Annotated[float, typer.Option("--from", help="First value.")] = 0.0,
+    end: Annotated[float, typer.Option("--to", help="Last value.")] = 0.0,
+    steps: Annotated[int, typer.Option(help="Number of rates; concurrencies double.")] = 6,
+    stop_at: Annotated[str, typer.Option(help="Stop when medians are over these: ttft=2,tpot=0.1 (s).")] = "",
+    gain: Annotated[
+        float, typer.Option(help="Stop when throughput rises by less than this share; -1 never stops.")
+    ] = 0.02,
+) -> None:
+    """Raise the rate, or the number of requests at once, until the server is full.
+
+    Default: 16 to 256 at once, or rates from 0.5 to 16 a second.
+    """
+    bound = _or_exit(lambda: slo.parse(stop_at)) if stop_at else None
+
+    def act(campaign: Campaign) -> Document:
+        title = common.name or f"{load.workload} over {over}"
+        if over == "concurrency":
+            levels = search.doubling(int(start) or 16, int(end) or 256)
+            return campaign.concurrencies(title, load, levels, bound, gain)
+        if over == "rate":
+            return campaign.rates(title, load, search.geometric(start or 0.5, end or 16, steps), bound, gain)
+        raise LoadTestError(f"a sweep goes over rate or concurrency, not {over!r}")
+
+    _campaign(common, "sweep", act, judge=False)  # a sweep goes beyond what a server can do
+
+
+@app.command()
+@_takes_load
+def capacity(
+    common: Common,
+    load: Load,
+    precision: Annotated[float, typer.Option(help="Relative width at which the search ends.")] = 0.1,
+    most: Annotated[int, typer.Option(help="Probes at most.")] = 10,
+) -> None:
+    """Find the highest rate that keeps the first --slo: double from --rate, then bisect."""
+    if not common.slos:
+        _or_exit(lambda: _fail("capacity needs an --slo, such as --slo interactive"))
+    title = common.name or f"Capacity for {load.workload}"
+    _campaign(common, "capacity", lambda campaign: campaign.capacity(title, load, precision, most), judge=False)
+
+
+def _fail(message: str) -> None:
+    raise LoadTestError(message)
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML: a server to start, loads, a matrix. See docs/loadtest.md.")],
+    folder: Annotated[Path | None, typer.Option("--out", help="Where the report goes.")] = None,
+) -> None:
+    """Start a server, load it through a matrix, tear it down, report."""
+    where = folder or _new_folder("run")
+    _finish(_or_exit(lambda: matrix.run(matrix.read(config), where, out)), where)
+
+
+def _campaign(common: Common, kind: str, act: Callable[[Campaign], Document], judge: bool = True) -> None:
+    folder = common.folder or _new_folder(kind)
+
+    def everything() -> Document:
+        judging = _judging(common)
+        target, calibration = prepare(_target(common))
+        return act(Campaign(target, calibration, judging, folder, out))
+
+    _finish(_or_exit(everything), folder, judge)
+
+
+def _judging(common: Common) -> Judging:
+    if common.definitions not in DEFINITIONS:
+        raise LoadTestError(f"no definitions called {common.definitions!r}; there are {', '.join(DEFINITIONS)}")
+    slos = [slo.parse(text) for text in common.slos or ()]
+    return Judging(slos, common.attainment, common.definitions, common.price, common.repeats)
+
+
+def _target(common: Common) -> Target:
+    if common.api not in ("chat", "completions"):
+        raise LoadTestError(f"--api is chat or completions, not {common.api!r}")
+    try:
+        body = json.loads(common.body)
+    except ValueError as error:
+        raise LoadTestError(f"--body is no JSON: {error}") from None
+    headers = {"Authorization": f"Bearer {common.key}"} if common.key else {}
+    model = common.model or find_model(common.url, headers)
+    return Target(common.url, model, common.api, headers, body, not common.new_connections, common.timeout)
+
+
+def _new_folder(kind: str) -> Path:
+    return Path(f"loadtest-{kind}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def _finish(document: Document, folder: Path, judge: bool = True) -> None:
+    """Write the reports, print the result as the last line, and end with what the SLOs say."""
+    document = report.write(folder, document)
+    if len(document["points"]) == 1:
+        _print_verdicts(document["points"][0]["runs"][-1])
+    out.print(f"Report: {folder / 'report.html'}", markup=False, soft_wrap=True)
+    print(report.last_line(document, folder), flush=True)
+    if judge and missed(document):
+        out.print(f"SLO missed: {'; '.join(missed(document))}", style="bold red", markup=False)
+        raise typer.Exit(1)
+
+
+def _print_verdicts(run: dict[str, Any]) -> None:
+    styles = {"good": "green", "warn": "yellow", "bad": "bold red"}
+    for verdict in run["verdicts"]:
+        out.print(f"[{styles[verdict['level']]}]{verdict['name']:>14}[/]", end="  ")
+        out.print(verdict["text"], markup=False, soft_wrap=True)
+
+
+# ---- commands that only read --------------------------------------------------------------------------------------
+
+
+@app.command("compare")
+def compare_(
+    reports: Annotated[list[Path], typer.Argument(help="Folders of reports, or report.json files.")],
+    names: Annotated[str, typer.Option(help="Their names, separated by commas.")] = "",
+    folder: Annotated[Path | None, typer.Option("--out", help="Where the report goes.")] = None,
+) -> None:
+    """Lay several runs, sweeps or servers side by side."""
+
+    def act() -> Document:
+        documents = [store.read_document(path) for path in reports]
+        titles = names.split(",") if names else [document["name"] for document in documents]
+        if len(titles) != len(documents):
+            raise LoadTestError(f"{len(documents)} reports need as many names, not {len(titles)}")
+        return compare(list(zip(titles, documents, strict=True)))
+
+    _finish(_or_exit(act), folder or _new_folder("compare"), judge=False)
+
+
+@app.command("report")
+def report_(
+    runs: Annotated[list[Path], typer.Argument(help="Folders with records.jsonl: repeats of one load.")],
+    definitions: Annotated[str, typer.Option(help="octavo, vllm, guidellm or mlperf.")] = "octavo",
+    slos: Annotated[list[str] | None, typer.Option("--slo", help="As in `load`.")] = None,
+    attainment: Annotated[float, typer.Option(help="Share of requests that must keep an SLO.")] = 0.99,
+    price: Annotated[float, typer.Option(help="Dollars an hour.")] = 0.0,
+    folder: Annotated[Path | None, typer.Option("--out", help="Where the report goes.")] = None,
+) -> None:
+    """Derive the figures of a finished run again, under other definitions or SLOs."""
+
+    def act() -> Document:
+        if definitions not in DEFINITIONS:
+            raise LoadTestError(f"no definitions called {definitions!r}; there are {', '.join(DEFINITIONS)}")
+        judging = Judging([slo.parse(text) for text in slos or ()], attainment, definitions, price)
+        summaries = [store.plain(summary_of(store.read(path), judging)) for path in runs]
+        name = f"{runs[0].name} by {definitions}'s definitions"
+        return {"kind": "load", "name": name, "points": [point(name, 0.0, summaries)]}
+
+    _finish(_or_exit(act), folder or _new_folder("report"))
+
+
+@app.command("workloads")
+def workloads_() -> None:
+    """List the presets and where their numbers come from."""
+    table = Table("name", "what", "source", show_lines=True)
+    for name, preset in workloads.presets().items():
+        table.add_row(name, preset["about"], preset["source"])
+    Console().print(table)
+
+
+@app.command()
+def fake(
+    port: Annotated[int, typer.Option(help="Port.")] = 8999,
+    ttft: Annotated[float, typer.Option(help="Seconds to the first token.")] = 0.05,
+    itl: Annotated[float, typer.Option(help="Seconds between tokens.")] = 0.01,
+    slots: Annotated[int, typer.Option(help="Requests served at once; 0: no limit.")] = 0,
+) -> None:
+    """Run a server with known delays, to test clients and to find a client's own floor."""
+    import asyncio
+
+    from octavo_loadtest.fake_server import Behaviour, FakeServer
+
+    async def serve() -> None:
+        server = FakeServer(Behaviour(ttft=ttft, itl=itl, slots=slots))
+        async with await server.start(port=port) as listening:
+            out.print(f"{server.url}/v1")
+            await listening.serve_forever()
+
+    try:
+        asyncio.run(serve())
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+def main() -> None:
+    app()

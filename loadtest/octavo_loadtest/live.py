@@ -1,0 +1,90 @@
+"""What one sees while a load runs."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from octavo_loadtest.measure import Run
+from octavo_loadtest.metrics import NS, token_gaps
+from octavo_loadtest.record import Record
+from octavo_loadtest.stats import quantile
+
+RECENT = 10.0  # s
+
+
+class LiveView:
+    """A table that follows a run on a terminal; elsewhere a line every ten seconds. Call it with the run so far."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._console = console
+        self._title = title
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._next = 0.0
+
+    def __enter__(self) -> LiveView:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, run: Run, now: float) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + (0.5 if self._live is not None else 10.0)
+        if self._live is not None:
+            self._live.update(self._render(run, now), refresh=True)
+        elif now > 5:
+            self._console.print(f"{self._title}: {_line(run, now)}", markup=False)
+
+    def _render(self, run: Run, now: float) -> Group:
+        recent = [record for record in run.records if (record.end or 0) / NS > now - RECENT]
+        table = Table.grid(padding=(0, 3))
+        for name, value in _rows(run, recent, now).items():
+            table.add_row(Text(name, style="dim"), value)
+        bar = ProgressBar(total=run.planned, completed=len(run.records), width=40)
+        return Group(Text(self._title, style="bold"), bar, table)
+
+
+def _rows(run: Run, recent: list[Record], now: float) -> dict[str, str]:
+    sent = sum(run.senders.sent.values())
+    window = max(min(now, RECENT), 0.1)
+    tokens = sum(record.output_tokens for record in recent)
+    failed = sum(not record.ok for record in run.records)
+    return {
+        "time": f"{now:.0f} s",
+        "requests": f"{sent} sent, {len(run.records)} finished of {run.planned}",
+        "in flight": str(max(0, sent - len(run.records))),
+        "rate": f"{'closed loop' if run.arrivals.closed else f'{run.load.rate:g}/s offered'}, "
+        f"{len(recent) / window:.2f}/s finished, {tokens / window:.0f} tokens/s",
+        "TTFT": _percentiles(_ttft(recent)),
+        "between tokens": _percentiles([gap for record in recent for gap in token_gaps(record).tolist()]),
+        "failed": f"[red]{failed}[/]" if failed else "0",
+        "client": f"{quantile(np.array(run.senders.lags[-500:]), 0.99) * 1e3:.1f} ms late at p99",
+    }
+
+
+def _line(run: Run, now: float) -> str:
+    rows = _rows(run, [record for record in run.records if (record.end or 0) / NS > now - RECENT], now)
+    return f"{now:.0f} s, {rows['requests']}, {rows['in flight']} in flight, TTFT {rows['TTFT']}"
+
+
+def _ttft(records: list[Record]) -> list[float]:
+    return [(record.token_chunks[0].at - record.scheduled) / NS for record in records if record.token_chunks]
+
+
+def _percentiles(values: list[float]) -> str:
+    if not values:
+        return "-"
+    array = np.array(values)
+    return f"p50 {quantile(array, 0.5) * 1e3:.1f} ms, p90 {quantile(array, 0.9) * 1e3:.1f} ms"

@@ -1,0 +1,161 @@
+"""`run config.yaml`: start each server, load it through a matrix, tear it down, report.
+
+    name: Two mixes on the quickstart server
+    server: {serve: configs/quickstart.yaml, port: 8123}     # or {command: [...], url: ...}, or {url: ...}
+    slo: [ttft=0.5]
+    load: {scale: 0.1, requests: 60}
+    matrix:
+      workload: [prefill-heavy, decode-heavy]
+      rate: [0.5, 1, 2]
+
+Every combination of the matrix is a run. `rate` and `concurrency` become curves; the rest names them. With `servers:`,
+a list of such entries with a `name` each, the same loads go to one after the other.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from octavo_loadtest import child, load, slo
+from octavo_loadtest.campaign import Campaign, Document, Judging
+from octavo_loadtest.errors import LoadTestError
+from octavo_loadtest.job import Target
+from octavo_loadtest.metrics import DEFINITIONS
+from octavo_loadtest.server import find_model, prepare
+
+CURVES = ("rate", "concurrency")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where requests go, and the command that starts it (none: it runs already)."""
+
+    name: str
+    url: str
+    command: list[str]
+    timeout: float = 900.0  # s until it answers
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A file's content."""
+
+    name: str
+    servers: list[Server]
+    loads: dict[str, list[load.Load]]  # curve -> its points
+    over: str
+    judging: Judging
+    target: dict[str, Any] = field(default_factory=dict)  # model, api, body, timeout
+
+
+def read(path: Path) -> Config:
+    """Read and check a config file.
+
+    Raises:
+        LoadTestError: it is no YAML, or has something that makes no sense; the message names it.
+    """
+    try:
+        document = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise LoadTestError(f"{path} cannot be read: {error}") from None
+    if not isinstance(document, dict):
+        raise LoadTestError(f"{path} should be a mapping with `server` and `load`")
+    known = {"name", "server", "servers", "load", "matrix", "slo", "attainment", "repeats", "price", "definitions"}
+    target = {key: document.pop(key) for key in ("model", "api", "body", "timeout") if key in document}
+    if unknown := set(document) - known:
+        raise LoadTestError(f"{path}: no such key: {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
+    axes = {key: value if isinstance(value, list) else [value] for key, value in document.get("matrix", {}).items()}
+    servers = document.get("servers") or [document.get("server") or {}]
+    return Config(
+        str(document.get("name", path.stem)),
+        [_server(entry, path.parent) for entry in servers],
+        dict(_loads(document.get("load", {}), axes)),
+        next((axis for axis in CURVES if axis in axes), "run"),
+        _judging(document),
+        target,
+    )
+
+
+def _server(entry: dict[str, Any], folder: Path) -> Server:
+    if unknown := set(entry) - {"name", "serve", "port", "command", "url", "timeout"}:
+        raise LoadTestError(f"a server has no {', '.join(unknown)}; it has serve and port, or command and url, or url")
+    if "serve" in entry:
+        port = int(entry.get("port", 8000))
+        file = Path(entry["serve"])
+        file = file if file.exists() else folder / file
+        beside = Path(sys.executable).with_name("octavo")
+        octavo = str(beside) if beside.exists() else shutil.which("octavo") or "octavo"
+        command, url = [octavo, "serve", str(file), "--port", str(port)], f"http://127.0.0.1:{port}"
+    elif "url" in entry:
+        command, url = [str(part) for part in entry.get("command", [])], str(entry["url"])
+    else:
+        raise LoadTestError("a server needs `serve` (a Serve config), or `url` with or without `command`")
+    return Server(str(entry.get("name", url)), url, command, float(entry.get("timeout", 900)))
+
+
+def _loads(common: dict[str, Any], axes: dict[str, list[Any]]) -> Iterator[tuple[str, list[load.Load]]]:
+    curve = next((axis for axis in CURVES if axis in axes), None)
+    others = [axis for axis in axes if axis != curve]
+    for values in product(*(axes[axis] for axis in others)):
+        chosen = common | dict(zip(others, values, strict=True))
+        points = [chosen | {curve: value} for value in axes[curve]] if curve else [chosen]
+        yield ", ".join(str(value) for value in values) or "load", [load.from_dict(point) for point in points]
+
+
+def _judging(document: dict[str, Any]) -> Judging:
+    wanted = document.get("slo", [])
+    definitions = document.get("definitions", "octavo")
+    if definitions not in DEFINITIONS:
+        raise LoadTestError(f"no definitions called {definitions!r}; there are {', '.join(DEFINITIONS)}")
+    return Judging(
+        [slo.parse(text) for text in ([wanted] if isinstance(wanted, str) else wanted)],
+        float(document.get("attainment", 0.99)),
+        definitions,
+        float(document.get("price", 0.0)),
+        int(document.get("repeats", 1)),
+    )
+
+
+def run(config: Config, folder: Path, console: Console) -> Document:
+    """Everything the config asks for, as one document."""
+    folder.mkdir(parents=True, exist_ok=True)
+    series: list[Document] = []
+    for i, server in enumerate(config.servers):
+        if server.command:
+            console.print(f"Starting {' '.join(server.command)}", markup=False, soft_wrap=True)
+        with _started(server, folder / f"server-{i + 1}.log"):
+            series += _curves(config, server, folder / f"server-{i + 1}", console)
+    points = [
+        {**point, "name": f"{each['name']} {point['name']}".strip()} for each in series for point in each["points"]
+    ]
+    return {"kind": "matrix", "over": config.over, "name": config.name, "points": points, "series": series}
+
+
+def _started(server: Server, log: Path) -> AbstractContextManager[None]:
+    return child.running(server.command, server.url, log, server.timeout) if server.command else nullcontext()
+
+
+def _curves(config: Config, server: Server, folder: Path, console: Console) -> list[Document]:
+    options = {"model": "", **config.target}
+    target = Target(server.url, **options)
+    target, calibration = prepare(target if target.model else replace(target, model=find_model(server.url, {})))
+    found = []
+    for name, loads in config.loads.items():
+        title = f"{server.name}: {name}" if len(config.servers) > 1 else name
+        campaign = Campaign(target, calibration, config.judging, folder / name.replace("/", "-"), console)
+        points = []
+        for each in loads:
+            value = getattr(each, config.over) if config.over in CURVES else 0
+            points.append(campaign.point(f"{value:g}" if config.over in CURVES else "", value, each))
+        found.append({"kind": "sweep", "over": config.over, "name": title, "points": points})
+    return found

@@ -1,0 +1,116 @@
+"""How far to push a server: sweeps with stop rules, the capacity under an SLO, and where a curve bends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from octavo_loadtest.figures import lookup
+from octavo_loadtest.slo import Slo
+from octavo_loadtest.stats import knee
+
+Point = dict[str, Any]
+
+
+def geometric(start: float, end: float, steps: int) -> list[float]:
+    """`steps` values from start to end with equal ratios, rounded to three digits."""
+    return [float(f"{value:.3g}") for value in np.geomspace(start, end, steps)]
+
+
+def doubling(start: int, end: int) -> list[int]:
+    """start, 2*start, ... up to end."""
+    return [start << i for i in range(max(0, int(math.log2(end / start))) + 1)]
+
+
+def stop_reason(points: list[Point], bound: Slo | None, least_gain: float) -> str | None:
+    """Why a sweep need not go on: the latency bound is hit, or throughput stops rising; None to go on.
+
+    The two rules of the sizing guides. The bound is held against the median of each measure in the last point.
+    """
+    last = points[-1]
+    if bound is not None:
+        for key, limit in bound.bounds.items():
+            seen = lookup(last["runs"][0], ("latency", key, "from_schedule", "p50"))
+            if seen > limit:
+                return f"latency bound: median {key} {seen * 1e3:.0f} ms at {last['name']} is over {limit * 1e3:.0f} ms"
+    if len(points) > 1:
+        best = max(_throughput(point) for point in points[:-1])
+        if _throughput(last) < best * (1 + least_gain):
+            return f"throughput stopped rising: {_throughput(last):.1f} tok/s at {last['name']} after {best:.1f}"
+    return None
+
+
+def _throughput(point: Point) -> float:
+    """Steady where there is a steady window, else overall."""
+    figures = point["figures"]
+    steady: float = figures["output_tokens"][0]
+    return figures["output_tokens_overall"][0] if math.isnan(steady) else steady
+
+
+def saturation_point(points: list[Point]) -> dict[str, Any]:
+    """Where a rate sweep saturates: the largest rate still served, the most throughput, and the bend of the curve."""
+    offered = np.array([point["figures"]["offered"][0] for point in points])
+    done = np.array([point["figures"]["requests"][0] for point in points])
+    tokens = np.array([_throughput(point) for point in points])
+    kept = [
+        point["value"]
+        for point in points
+        if point["figures"]["requests"][0] >= 0.9 * point["figures"]["offered"][0]
+        and not any(run["saturation"]["rising"] for run in point["runs"])
+    ]
+    order = np.argsort(offered)
+    return {
+        "last_rate_kept": max(kept, default=None),
+        "peak_output_tokens_per_s": float(np.nanmax(tokens)),
+        "knee_requests_per_s": knee(offered[order], done[order]) if np.isfinite(done).all() else None,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One rate that was tried."""
+
+    rate: float
+    verdict: str  # passed | failed | unresolved
+    met: bool  # by the observed share alone
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The highest rate that met the SLO and the lowest that did not; None where none was found."""
+
+    low: float | None
+    high: float | None
+    probes: tuple[Probe, ...]
+
+    @property
+    def unresolved(self) -> tuple[float, ...]:
+        return tuple(probe.rate for probe in self.probes if probe.verdict == "unresolved")
+
+
+def capacity(probe: Callable[[float], Probe], start: float, precision: float = 0.1, most: int = 12) -> Capacity:
+    """Double the rate until the SLO is missed (or halve until it is met), then bisect to a relative `precision`.
+
+    An unresolved probe counts by its observed share, so that the search goes on; it is reported as such.
+    """
+    probes: list[Probe] = []
+    low: float | None = None
+    high: float | None = None
+    rate = start
+    while len(probes) < most:
+        probes.append(probe(rate))
+        low, high = (rate, high) if probes[-1].met else (low, rate)
+        if low is not None and high is not None and high - low <= precision * low:
+            break
+        rate = _next(low, high)
+    return Capacity(low, high, tuple(probes))
+
+
+def _next(low: float | None, high: float | None) -> float:
+    if high is None:
+        return 2 * (low or 0.0)
+    return high / 2 if low is None else (low + high) / 2

@@ -1,0 +1,129 @@
+"""Lines that say whether a run can be believed. Each is good, warn or bad, and carries its numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+LAG_BOUND = 0.03  # s at p99: a client that wakes up later stamps bytes later
+CPU_BOUND = 0.85  # of one core
+LATE_BOUND = 0.05  # s at p99 between schedule and send
+LENGTH_BOUND = 0.05  # of the planned length
+
+
+def judge(summary: dict[str, Any]) -> list[dict[str, str]]:
+    """All verdicts on a summary."""
+    checks = (_client, _schedule, _warmup, _cache, _failures, _lengths, _chunks, _enough, _queue)
+    return [check(summary) for check in checks] + _slos(summary)
+
+
+def _line(level: str, name: str, text: str) -> dict[str, str]:
+    return {"level": level, "name": name, "text": text}
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms"
+
+
+def _client(summary: dict[str, Any]) -> dict[str, str]:
+    client = summary["client"]
+    lag, cpu = client["lag_p99_s"], client["cpu_share_max"]
+    ttft = summary["latency"]["ttft"]["from_sent"]["p50"] or math.inf
+    numbers = f"event loop {_ms(lag)} late at p99, busiest sender {cpu:.0%} of a core"
+    if lag > LAG_BOUND or cpu > CPU_BOUND:
+        return _line("bad", "client", f"the client was the limit: {numbers}; use more processes or less load")
+    if lag > 0.1 * ttft:
+        return _line("warn", "client", f"the client's own delay is over a tenth of the TTFT: {numbers}")
+    return _line("good", "client", f"not the limit: {numbers}")
+
+
+def _schedule(summary: dict[str, Any]) -> dict[str, str]:
+    client = summary["client"]
+    if summary["closed"]:
+        return _line("good", "schedule", "closed loop: there is none, and waiting before a send does not show")
+    numbers = f"sent {_ms(client['late_p50_s'])} after the schedule at p50, {_ms(client['late_p99_s'])} at p99"
+    if client["late_p99_s"] <= LATE_BOUND:
+        return _line("good", "schedule", f"kept: {numbers}")
+    if summary["load"]["concurrency"]:
+        return _line("warn", "schedule", f"held back by the cap on requests in flight, and charged for it: {numbers}")
+    return _line("bad", "schedule", f"not kept: {numbers}")
+
+
+def _warmup(summary: dict[str, Any]) -> dict[str, str]:
+    asked, done = summary["load"]["warmup"], summary["counts"]["warmup"]
+    if not asked:
+        return _line("warn", "warm-up", "none was asked for: the first requests may pay for a cold server")
+    return _line("good" if done else "warn", "warm-up", f"{done} requests before the run, not counted")
+
+
+def _cache(summary: dict[str, Any]) -> dict[str, str]:
+    cache = summary["cache"]
+    if not cache["reported_by"]:
+        return _line("warn", "prefix cache", "the server does not report cached tokens: contamination cannot be seen")
+    prompts = max(1, cache["prompt_tokens"])
+    numbers = f"{cache['reported'] / prompts:.1%} of prompt tokens cached, {cache['intended'] / prompts:.1%} intended"
+    if cache["contaminated"]:
+        return _line(
+            "bad", "prefix cache", f"contaminated: {numbers}, {cache['unintended']:.0f} tokens beyond the plan"
+        )
+    return _line("good", "prefix cache", f"clean: {numbers}")
+
+
+def _failures(summary: dict[str, Any]) -> dict[str, str]:
+    counts = summary["counts"]
+    if not counts["failed"] and not counts["interrupted"]:
+        return _line("good", "failures", f"none of {counts['sent']} requests")
+    parts = [f"{number} {name}" for name, number in counts["errors"].items()]
+    parts += ["interrupted"] if counts["interrupted"] else []
+    text = f"{counts['failed']} of {counts['sent']} requests, infinite in the headline: {', '.join(parts)}"
+    return _line("bad" if counts["failed"] > 0.01 * counts["sent"] else "warn", "failures", text)
+
+
+def _lengths(summary: dict[str, Any]) -> dict[str, str]:
+    pair = summary["lengths"]["output"]
+    prompt = summary["lengths"]["prompt"]
+    off = abs(pair["realised_mean"] / pair["planned_mean"] - 1) if pair["planned_mean"] else math.nan
+    numbers = f"answers {pair['realised_mean']:.0f} tokens of {pair['planned_mean']:.0f} planned (mean)"
+    if math.isnan(prompt["planned_mean"]):
+        return _line("warn", "lengths", f"{numbers}; the server sends no usage, so chunks were counted as tokens")
+    numbers += f", prompts {prompt['realised_mean']:.0f} of {prompt['planned_mean']:.0f}"
+    off = max(off, abs(prompt["realised_mean"] / prompt["planned_mean"] - 1))
+    return _line("good" if off <= LENGTH_BOUND else "warn", "lengths", numbers)
+
+
+def _chunks(summary: dict[str, Any]) -> dict[str, str]:
+    chunks = summary["chunks"]
+    mean = chunks["tokens_per_chunk_mean"]
+    how = "counted by the server" if chunks["counted_by_server"] else "estimated from characters"
+    text = f"{mean:.2f} tokens a chunk ({how})"
+    if mean > 1.2:
+        return _line("warn", "chunks", f"{text}: gaps are between chunks, not tokens; TPOT is not affected")
+    return _line("good", "chunks", text)
+
+
+def _enough(summary: dict[str, Any]) -> dict[str, str]:
+    n = summary["counts"]["sent"]
+    if n >= 459:
+        return _line("good", "sample", f"{n} requests bound a p99 from above at 99 % confidence")
+    wanting = [name for name, least in (("p90", 44), ("p95", 90), ("p99", 459)) if n < least]
+    return _line("warn", "sample", f"{n} requests are too few for {', '.join(wanting)} (44, 90 and 459 are needed)")
+
+
+def _queue(summary: dict[str, Any]) -> dict[str, str]:
+    if summary["closed"]:
+        return _line("good", "queue", "closed loop: the load waits for the server")
+    if summary["saturation"]["rising"]:
+        return _line(
+            "warn", "queue", "requests in flight and TTFT rose through the whole run: the server was overloaded"
+        )
+    return _line("good", "queue", "did not grow through the run")
+
+
+def _slos(summary: dict[str, Any]) -> list[dict[str, str]]:
+    lines = []
+    for slo in summary["slos"]:
+        low, high = slo["interval"]
+        text = f"{slo['share']:.1%} of requests ({low:.1%} to {high:.1%}), {slo['target']:.0%} asked: {slo['verdict']}"
+        level = {"passed": "good", "failed": "bad"}.get(slo["verdict"], "warn" if slo["met"] else "bad")
+        lines.append(_line(level, f"SLO {slo['name']}", text))
+    return lines
