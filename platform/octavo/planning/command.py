@@ -1,0 +1,140 @@
+"""`octavo plan`. Importing this loads neither torch nor rich tables: the command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from octavo.errors import ConfigError, OctavoError
+
+if TYPE_CHECKING:
+    from octavo.planning.measured import Comparison
+    from octavo.planning.plan import Wanted
+    from octavo.planning.report import Planned
+
+
+def plan(
+    models: Annotated[
+        list[str], typer.Argument(help="A directory, a .gguf file, package:MODULE/FILE, a hub id, or a config.json.")
+    ],
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    quantization: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="none, int8, fp8, int4, nf4, gguf (a file's own blocks), or a GGUF format such as Q4_K. Repeat "
+            "to compare."
+        ),
+    ] = None,
+    kv_dtype: Annotated[
+        str, typer.Option(help="auto (the model's), float32, bfloat16, float16, fp8 or int8.")
+    ] = "auto",
+    tensor_parallel: Annotated[
+        int | None, typer.Option(help="Devices per model; the fewest that fit otherwise.")
+    ] = None,
+    gpu: Annotated[
+        list[str] | None, typer.Option(help="A machine, such as l4 or h100, or cpu for this one. Repeat for more.")
+    ] = None,
+    price: Annotated[
+        list[str] | None,
+        typer.Option(help="Of one device for an hour: 2.5 for all machines, or l4=0.7. Repeat for more."),
+    ] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Longest sequence; the model's own limit otherwise.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Sequences of that length that must fit at once.")] = 1,
+    input_tokens: Annotated[int, typer.Option(help="Prompt of a typical request.")] = 512,
+    output_tokens: Annotated[int, typer.Option(help="Answer of a typical request.")] = 128,
+    max_num_seqs: Annotated[int, typer.Option(help="Most sequences in one step, as in the engine.")] = 64,
+    max_num_batched_tokens: Annotated[int, typer.Option(help="Most tokens in one step, as in the engine.")] = 1024,
+    gpu_memory_utilization: Annotated[float, typer.Option(help="Share of memory for the engine.")] = 0.9,
+    measured: Annotated[
+        Path | None, typer.Option(help="A run to put beside the prediction: JSON, or the load tester's JSONL.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+) -> None:
+    """Say what MODELS need and what fits where: memory, devices, contexts, rates and money. Loads no weights."""
+    from rich.console import Console
+
+    from octavo.planning import report
+    from octavo.planning.plan import Wanted
+
+    try:
+        wanted = [
+            Wanted(
+                dtype=dtype,
+                quantization=name,
+                kv_dtype=kv_dtype,
+                tensor_parallel=tensor_parallel,
+                max_model_len=max_model_len,
+                concurrency=concurrency,
+                input_tokens=input_tokens,
+                output_tokens=output_tokens,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max_num_batched_tokens,
+                gpu_memory_utilization=gpu_memory_utilization,
+            )
+            for name in quantization or ["auto"]
+        ]
+        planned = _plan_all(models, wanted, gpu or [], price or [])
+        comparison = None if measured is None else _compare(planned, measured)
+    except OctavoError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from error
+    if as_json:
+        typer.echo(json.dumps(report.as_json(planned, comparison)))
+        return
+    console = Console()
+    report.show(planned, console)
+    if comparison is not None:
+        report.show_comparison(comparison, console)
+
+
+def _plan_all(models: list[str], wanted: list[Wanted], gpus: list[str], prices: list[str]) -> list[Planned]:
+    from octavo.planning.machines import MACHINES, find_machine
+    from octavo.planning.plan import hold
+    from octavo.planning.plan import plan as fit
+    from octavo.planning.reading import read_shape
+    from octavo.planning.report import Planned
+
+    machines = [find_machine(name) for name in gpus or [*MACHINES, "cpu"]]
+    hourly = _prices(prices, [machine.name for machine in machines])
+    largest = max(machines, key=lambda machine: machine.memory)
+    planned = []
+    for model in models:
+        shape = read_shape(model)
+        for wish in wanted:
+            fits = [fit(shape, machine, wish, hourly.get(machine.name)) for machine in machines]
+            planned.append(Planned(model, shape, wish, machines, fits, hold(shape, largest, wish, 1)))
+    return planned
+
+
+def _prices(given: list[str], machines: list[str]) -> dict[str, float]:
+    """`["2.5"]` or `["l4=0.7", "h100=2.5"]` -> dollars per hour by machine."""
+    prices: dict[str, float] = {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        if name and name.lower() not in machines:
+            raise ConfigError(f"--price names {name!r}, which is not among the machines {', '.join(machines)}")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < float("inf"):
+            raise ConfigError(f"--price must be dollars per hour such as 2.5 or l4=0.7, got {text!r}")
+        prices |= {name.lower(): value} if name else dict.fromkeys(machines, value)
+    return prices
+
+
+def _compare(planned: list[Planned], file: Path) -> Comparison:
+    from octavo.planning.measured import compare, read_run
+    from octavo.planning.plan import hold
+    from octavo.planning.roofline import Roofline
+
+    if len(planned) != 1 or len(planned[0].machines) != 1:
+        raise ConfigError("--measured is one run: give one model, one --quantization and the --gpu it ran on")
+    one = planned[0]
+    holding = hold(one.shape, one.machines[0], one.wanted, one.fits[0].ranks)
+    return compare(read_run(file), Roofline(holding, one.machines[0]), one.wanted.max_num_batched_tokens)

@@ -1,0 +1,267 @@
+"""The plan: what fits where, how much beside it, how fast at best, and for how much money."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.config import EngineConfig
+from octavo.errors import ConfigError
+from octavo.planning.machines import Machine
+from octavo.planning.memory import DTYPE_BYTES, Holding, find_quantization, legal_ranks
+from octavo.planning.roofline import Roofline
+from octavo.planning.shape import Shape
+
+RULE_SHARE = 0.8
+"""Of a machine's memory for weights in the 80/20 rule of sizing guides; the rest is for KV and all else."""
+
+_DEFAULTS = EngineConfig()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What to plan for.
+
+    Attributes:
+        dtype: "auto" is float32 on a CPU and the checkpoint's own (or bfloat16) on a GPU.
+        quantization: see `memory.find_quantization`; "auto" is what our engine does: a GGUF file's own blocks on a CPU,
+            weights in `dtype` elsewhere.
+        kv_dtype: "auto" is the model's.
+        tensor_parallel: ranks; None finds the fewest.
+        max_model_len: tokens of the longest sequence; None is the model's own limit.
+        concurrency: sequences of that length that must fit at once.
+        input_tokens, output_tokens: of a typical request, for rates and money.
+        max_num_seqs, max_num_batched_tokens, gpu_memory_utilization, block_size: as in `EngineConfig`.
+    """
+
+    dtype: str = "auto"
+    quantization: str = "auto"
+    kv_dtype: str = "auto"
+    tensor_parallel: int | None = None
+    max_model_len: int | None = None
+    concurrency: int = 1
+    input_tokens: int = 512
+    output_tokens: int = 128
+    max_num_seqs: int = _DEFAULTS.max_num_seqs
+    max_num_batched_tokens: int = _DEFAULTS.max_num_batched_tokens
+    gpu_memory_utilization: float = _DEFAULTS.gpu_memory_utilization
+    block_size: int = _DEFAULTS.block_size
+
+    def __post_init__(self) -> None:
+        counts = ("max_model_len", "tensor_parallel", "concurrency", "input_tokens", "output_tokens", "max_num_seqs",
+                  "max_num_batched_tokens", "block_size")  # fmt: skip
+        for name in counts:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}")
+        _check_type("dtype", self.dtype, ["auto", "float32", "bfloat16", "float16"])
+        _check_type("kv_dtype", self.kv_dtype, ["auto", *DTYPE_BYTES])
+
+
+def _check_type(name: str, value: str, valid: list[str]) -> None:
+    if value not in valid:
+        raise ConfigError(f"{name} must be one of {', '.join(valid)}, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes of one rank, and what its KV room means.
+
+    Attributes:
+        share: of the machine's memory that the weights take.
+        kv_room: left for keys and values: utilization x memory - overhead - weights, and never what activations need.
+        kv_tokens: that it holds, in whole blocks.
+        longest_context: tokens of one sequence alone, at most what was asked for.
+        full_length: sequences of the longest length asked for that fit at once.
+        typical: requests of the typical length that fit at once.
+    """
+
+    weights: float
+    activations: float
+    overhead: int
+    kv_per_token: int
+    share: float
+    kv_room: float
+    kv_tokens: int
+    longest_context: int
+    full_length: int
+    typical: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """Ceilings from the roofline, tokens per second of the whole group of ranks.
+
+    Attributes:
+        batch: sequences at once in `decode_batch` and `output`.
+        output: tokens generated in steady state by typical requests, their prefill included.
+        dollars_per_million: of output tokens; None without a price.
+        tokens_per_dollar: generated; None without a price.
+    """
+
+    prefill: float
+    decode_alone: float
+    batch: int
+    decode_batch: float
+    output: float
+    dollars_per_million: float | None
+    tokens_per_dollar: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """One model on one kind of machine.
+
+    Attributes:
+        ranks: devices, as asked for or the fewest on which the wish fits (else the most that were tried).
+        fits: whether `concurrency` sequences of the longest length fit.
+        rule_ranks: the fewest devices that the 80/20 rule is content with; None if no group is.
+        rule: "agrees", "too lax" (it is content with fewer devices than the KV needs) or "too strict".
+        rates: None where the weights do not fit.
+    """
+
+    machine: str
+    dtype: str
+    kv_dtype: str
+    ranks: int
+    fits: bool
+    memory: Memory
+    rule_ranks: int | None
+    rule: str
+    rates: Rates | None
+
+
+def plan(shape: Shape, machine: Machine, wanted: Wanted, price: float | None = None) -> Fit:
+    """Fit a model to a machine.
+
+    Args:
+        price: of one device for an hour.
+
+    Raises:
+        ConfigError: a quantization or a number of ranks that the model cannot have.
+    """
+    groups = _groups(shape, machine, wanted)
+    fitting = [ranks for ranks in groups if _fits(_memory(shape, machine, wanted, ranks), wanted)]
+    ranks = fitting[0] if fitting else groups[-1]
+    memory = _memory(shape, machine, wanted, ranks)
+    content = [n for n in groups if _memory(shape, machine, wanted, n).share <= RULE_SHARE]
+    rule_ranks = content[0] if content else None
+    holding = hold(shape, machine, wanted, ranks)
+    return Fit(
+        machine=machine.name,
+        dtype=holding.dtype,
+        kv_dtype=holding.kv_dtype,
+        ranks=ranks,
+        fits=bool(fitting),
+        memory=memory,
+        rule_ranks=rule_ranks,
+        rule=_judge(rule_ranks, ranks if fitting else None),
+        rates=_rates(Roofline(holding, machine), memory, wanted, price),
+    )
+
+
+def hold(shape: Shape, machine: Machine, wanted: Wanted, ranks: int) -> Holding:
+    """The types in which this machine would hold the model."""
+    dtype = wanted.dtype
+    if dtype == "auto":
+        own = shape.dtype if shape.dtype in DTYPE_BYTES else "bfloat16"
+        dtype = "float32" if machine.is_cpu else own
+        if dtype == "bfloat16" and machine.rate("bfloat16") is None:
+            dtype = "float16"  # V100 and T4 have no bfloat16
+    quantization = wanted.quantization
+    if quantization == "auto":
+        quantization = "gguf" if machine.is_cpu and shape.stored_bits else "none"
+    return Holding(
+        shape=shape,
+        dtype=dtype,
+        weight_dtype=_weight_dtype(shape, machine, dtype),
+        quantization=find_quantization(quantization, shape),
+        kv_dtype=dtype if wanted.kv_dtype == "auto" else wanted.kv_dtype,
+        ranks=ranks,
+    )
+
+
+def _weight_dtype(shape: Shape, machine: Machine, dtype: str) -> str:
+    """Our CPU engine leaves 16-bit weights as the checkpoint has them; elsewhere weights and activations agree."""
+    own = shape.dtype if shape.dtype in DTYPE_BYTES else dtype
+    return own if machine.is_cpu and DTYPE_BYTES[own] < DTYPE_BYTES[dtype] else dtype
+
+
+def longest(shape: Shape, wanted: Wanted) -> int:
+    """Tokens of the longest sequence to plan for."""
+    return min(wanted.max_model_len or shape.max_positions, shape.max_positions)
+
+
+def _groups(shape: Shape, machine: Machine, wanted: Wanted) -> list[int]:
+    """Numbers of ranks to try."""
+    if wanted.tensor_parallel is None:
+        sizes = [2**i for i in range(machine.most.bit_length()) if 2**i <= machine.most]
+        return [ranks for ranks in sizes if legal_ranks(shape, ranks)]
+    if not legal_ranks(shape, wanted.tensor_parallel):
+        raise ConfigError(
+            f"tensor_parallel is {wanted.tensor_parallel}, but {shape.num_heads} query heads and "
+            f"{shape.num_kv_heads} key-value heads cannot be shared evenly by as many ranks"
+        )
+    return [wanted.tensor_parallel]
+
+
+def _memory(shape: Shape, machine: Machine, wanted: Wanted, ranks: int) -> Memory:
+    holding = hold(shape, machine, wanted, ranks)
+    limit = longest(shape, wanted)
+    weights = holding.weight_bytes()
+    activations = holding.activation_bytes(wanted.max_num_batched_tokens, wanted.max_num_seqs, limit)
+    # As the engine does it: KV gets what utilization leaves after the weights, and steps work in the rest.
+    usable = min(wanted.gpu_memory_utilization * machine.memory, machine.memory - activations)
+    room = max(0.0, usable - machine.overhead - weights)
+    per_token = holding.kv_bytes_per_token()
+    tokens = int(room / (per_token * wanted.block_size)) * wanted.block_size
+    return Memory(
+        weights=weights,
+        activations=activations,
+        overhead=machine.overhead,
+        kv_per_token=per_token,
+        share=weights / machine.memory,
+        kv_room=room,
+        kv_tokens=tokens,
+        longest_context=min(limit, tokens),
+        full_length=tokens // _blocks(limit, wanted),
+        typical=tokens // _blocks(wanted.input_tokens + wanted.output_tokens, wanted),
+    )
+
+
+def _blocks(tokens: int, wanted: Wanted) -> int:
+    """Token slots of the blocks that a sequence of this length owns."""
+    return -(-tokens // wanted.block_size) * wanted.block_size
+
+
+def _fits(memory: Memory, wanted: Wanted) -> bool:
+    return memory.full_length >= wanted.concurrency
+
+
+def _judge(rule: int | None, needed: int | None) -> str:
+    """What the 80/20 rule says beside what the sum of all parts says."""
+    if rule == needed:
+        return "agrees"
+    return "too lax" if needed is None or (rule is not None and rule < needed) else "too strict"
+
+
+def _rates(roofline: Roofline, memory: Memory, wanted: Wanted, price: float | None) -> Rates | None:
+    if memory.typical < 1:
+        return None
+    batch = min(memory.typical, wanted.max_num_seqs)
+    prompt, answer = wanted.input_tokens, wanted.output_tokens
+    prefill = roofline.prefill_seconds(prompt, wanted.max_num_batched_tokens)
+    context = prompt + (answer + 1) / 2  # mean over the answer
+    step = roofline.decode_seconds(batch, context)
+    output = batch * answer / (batch * prefill + answer * step)
+    hourly = None if price is None else price * roofline.holding.ranks
+    return Rates(
+        prefill=prompt / prefill,
+        decode_alone=1 / roofline.decode_seconds(1, context),
+        batch=batch,
+        decode_batch=batch / step,
+        output=output,
+        dollars_per_million=None if hourly is None else hourly / 3600 / output * 1e6,
+        tokens_per_dollar=None if hourly is None or hourly == 0 else output * 3600 / hourly,
+    )

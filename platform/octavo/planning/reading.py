@@ -1,0 +1,62 @@
+"""From what a user names to a `Shape`, reading a config or a GGUF header and no weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from octavo.errors import ModelError
+from octavo.gguf_header import read_directory
+from octavo.planning.shape import Shape, shape_of
+from octavo.source import resolve_source
+
+
+def read_shape(model: str) -> Shape:
+    """The shape of a model.
+
+    Args:
+        model: a directory, a .gguf file, `package:MODULE/FILE`, a config.json, or a hub id, of which only the config
+            is fetched, and not even that where the local cache has it.
+
+    Raises:
+        ModelError: nothing usable is there, or an architecture that cannot be counted.
+    """
+    path = Path(model).expanduser()
+    if path.suffix == ".json":
+        return shape_of(_read_json(path))
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        return shape_of(_read_json(_hub_config(model)))
+    source = resolve_source(model)
+    return _of_gguf(source.path) if source.kind == "gguf" else shape_of(_read_json(source.path / "config.json"))
+
+
+def _of_gguf(file: Path) -> Shape:
+    from octavo.models.gguf_config import config_from_gguf
+
+    matrices = [entry for entry in read_directory(file).values() if len(entry.shape) == 2]
+    weights = sum(rows * columns for rows, columns in (entry.shape for entry in matrices))
+    bits = 8 * sum(entry.num_bytes for entry in matrices) / weights
+    return replace(shape_of(config_from_gguf(file)), stored_bits=bits)
+
+
+def _hub_config(name: str) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+        cached = try_to_load_from_cache(name, "config.json")
+        return Path(cached if isinstance(cached, str) else hf_hub_download(name, "config.json"))
+    except Exception as error:  # the hub client raises a dozen kinds; all mean "not to be had"
+        raise ModelError(f"{name!r} is not a local path and its config could not be fetched: {error}") from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} is not a JSON object")
+    return content

@@ -1,0 +1,97 @@
+"""How fast a step can be at best: the roofline (Williams et al. 2009) of its linear layers and of its attention.
+
+    seconds = max(2 P T / F, W / B)  +  max(4 q A / F, K / B)  +  all-reduces
+
+with T tokens, P parameters that multiply a token, F dense operations per second, W bytes of weights read once per step,
+B memory bandwidth, A positions attended to over all layers, q the width of all query heads, K bytes of keys and values
+read and written (Pope et al. 2022, section 3). It is a ceiling: real engines add launches, sampling and scheduling and
+reach a share of both rates, which `--measured` shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.planning.machines import Machine
+from octavo.planning.memory import DTYPE_BYTES, Holding
+from octavo.planning.shape import Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """Ceilings of one model on one kind of machine."""
+
+    holding: Holding
+    machine: Machine
+
+    def step_seconds(self, tokens: int, sequences: int, attended: float) -> float:
+        """Least time of a step.
+
+        Args:
+            tokens: computed in this step.
+            sequences: that they belong to; each is sampled once.
+            attended: positions its tokens attend to, themselves included, summed over the tokens (as in `CostModel`).
+        """
+        return (
+            self._linear(tokens, sequences)
+            + self._attention(tokens, sequences, attended)
+            + self._all_reduces(tokens)
+        )  # fmt: skip
+
+    def prefill_seconds(self, prompt: int, chunk: int) -> float:
+        """Least time to compute a prompt alone, `chunk` tokens per step."""
+        seconds = 0.0
+        for start in range(0, prompt, chunk):
+            size = min(chunk, prompt - start)
+            seconds += self.step_seconds(size, 1, size * start + size * (size + 1) / 2)
+        return seconds
+
+    def decode_seconds(self, sequences: int, context: float) -> float:
+        """Least time of a step that gives each of `sequences`, all of this length, its next token."""
+        return self.step_seconds(sequences, sequences, sequences * context)
+
+    def _linear(self, tokens: int, sequences: int) -> float:
+        shape, ranks = self.holding.shape, self.holding.ranks
+        multiplied: float = sum(t.parameters for t in shape.tensors if t.role == "linear")
+        experts = sum(t.parameters for t in shape.tensors if t.role == "expert")
+        multiplied += experts * shape.experts_per_token / shape.num_experts
+        operations = 2 * (multiplied * tokens + shape.vocab_size * shape.hidden_size * sequences)
+        return max(operations / ranks / self._rate(), self._weights_read(tokens) / self.machine.bandwidth)
+
+    def _weights_read(self, tokens: int) -> float:
+        """Bytes of a rank: all linear layers, the output matrix, and the experts that `tokens` tokens choose between
+        them: E (1 - (1 - k / E) ^ T) of E where each token takes k at random."""
+        shape, holding = self.holding.shape, self.holding
+        touched = 1 - (1 - shape.experts_per_token / shape.num_experts) ** tokens
+        # a rank reads its rows of the output matrix also where it holds the whole table, tied to the embeddings
+        head = holding.weight_bytes("embedding") / holding.ranks if shape.tied_embeddings else 0.0
+        fixed = holding.weight_bytes("linear", "bias", "norm", "head")
+        return fixed + head + touched * holding.weight_bytes("expert")
+
+    def _attention(self, tokens: int, sequences: int, attended: float) -> float:
+        shape, holding = self.holding.shape, self.holding
+        seen = _visible(shape, attended / tokens) * attended
+        operations = 4 * shape.num_heads * shape.head_dim * shape.num_layers * seen
+        # Sequences alike, n = T / S new tokens each: attended = S (n C - n (n - 1) / 2) for contexts of C
+        context = seen * sequences / tokens + (tokens - sequences) / 2
+        moved = holding.kv_bytes_per_token() * (context + tokens)
+        rate = self.machine.rate(holding.dtype) or self.machine.rates["float32"]
+        return max(operations / holding.ranks / rate, moved / self.machine.bandwidth)
+
+    def _all_reduces(self, tokens: int) -> float:
+        """Two sums over ranks per layer, in rings: each moves 2 (N - 1) / N of the hidden states."""
+        shape, holding = self.holding.shape, self.holding
+        size = tokens * shape.hidden_size * DTYPE_BYTES[holding.dtype]
+        return 2 * shape.num_layers * 2 * (holding.ranks - 1) / holding.ranks * size / self.machine.link
+
+    def _rate(self) -> float:
+        """Operations per second of the linear layers: weights alone in few bits are multiplied in the model's type."""
+        holding, machine = self.holding, self.machine
+        quantized = holding.quantization.compute if holding.quantization else None
+        own = machine.rate(holding.dtype) or machine.rates["float32"]
+        return (quantized and machine.rate(quantized)) or own
+
+
+def _visible(shape: Shape, context: float) -> float:
+    """Share of the context that a token sees, over all layers: those with a window see its last tokens."""
+    return sum(min(1.0, (window or context) / context) for window in shape.windows) / shape.num_layers

@@ -1,0 +1,279 @@
+"""What a model is made of, for counting: its tensors by role, from a config and without weights.
+
+Families that the decoder runs are counted from their `ModelSpec`; Mixtral, Falcon and BLOOM, which it does not run yet,
+from formulas of their own below. Notation: D hidden size, V vocabulary, I inner width of the MLP, H query heads, G
+key-value heads, d head size, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from octavo.errors import ModelError
+from octavo.models.families import Config, spec_from_config
+from octavo.models.spec import ModelSpec
+
+Role = Literal["embedding", "head", "linear", "expert", "bias", "norm"]
+Cut = Literal["rows", "columns", "kv", "whole"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """`copies` equal tensors of a model.
+
+    Attributes:
+        rows: outputs.
+        columns: inputs; 1 for a vector.
+        role: what it does. Linear layers and experts are what quantisation changes; norms are float32.
+        cut: what a tensor-parallel rank holds of it; "kv" are rows of key-value heads, of which a rank has at least
+            one.
+    """
+
+    part: str
+    rows: int
+    columns: int
+    copies: int
+    role: Role
+    cut: Cut = "whole"
+
+    @property
+    def parameters(self) -> int:
+        """Values in all copies."""
+        return self.rows * self.columns * self.copies
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """A model's sizes and tensors.
+
+    Attributes:
+        max_positions: most tokens of a sequence that the model was made for.
+        mlp_values: values per token that one MLP holds at once (gate, up and their product: 3 I).
+        windows: per layer, how many tokens a query sees; None is all before it.
+        position_bytes: of rotary tables, per position.
+        runs: whether Octavo's decoder runs it today.
+        dtype: the checkpoint's own, where its config says.
+        stored_bits: bits per weight in a GGUF file, all its matrices together.
+    """
+
+    family: str
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_positions: int
+    mlp_values: int
+    tensors: tuple[Tensors, ...]
+    tied_embeddings: bool
+    windows: tuple[int | None, ...]
+    num_experts: int = 1
+    experts_per_token: int = 1
+    position_bytes: int = 0
+    runs: bool = True
+    dtype: str | None = None
+    stored_bits: float | None = None
+
+    @property
+    def parameters(self) -> int:
+        """All of them, tied matrices once."""
+        return sum(tensor.parameters for tensor in self.tensors)
+
+    @property
+    def active_parameters(self) -> float:
+        """Those that one token is multiplied with or looked up in: fewer than all where experts are chosen."""
+        idle = 1 - self.experts_per_token / self.num_experts
+        return self.parameters - idle * sum(t.parameters for t in self.tensors if t.role == "expert")
+
+
+def shape_of(config: Config) -> Shape:
+    """The shape of a Hugging Face config.
+
+    Raises:
+        ModelError: an unknown architecture, or a config that lacks a size; the message names it.
+    """
+    model_type = str(config.get("model_type"))
+    own = config.get("dtype") or config.get("torch_dtype")
+    dtype = str(own) if own else None
+    if model_type not in _FORMULAS:
+        try:
+            return _of_spec(spec_from_config(config), dtype)
+        except ModelError as error:
+            counted = ", ".join(sorted(_FORMULAS))
+            raise ModelError(f"{error}; {counted} can be planned too") from error
+    try:
+        return _FORMULAS[model_type](config, dtype)
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise ModelError(f"the model's config is damaged or incomplete: {type(error).__name__}: {error}") from error
+
+
+def _of_spec(spec: ModelSpec, dtype: str | None) -> Shape:
+    """Gated MLP, RMS norms: per layer (H + 2 G) d D + H d D + 3 D I and its norms."""
+    layers, width, inner = spec.num_layers, spec.hidden_size, spec.intermediate_size
+    ropes = {spec.layer_rope(layer) for layer in range(layers)}
+    norms = 4 if spec.post_norms else 2
+    tensors = [
+        *_embeddings(spec.vocab_size, width, spec.tied_embeddings),
+        *_linear("q", spec.q_size, width, layers, "rows", spec.qkv_bias),
+        *_linear("kv", 2 * spec.kv_size, width, layers, "kv", spec.qkv_bias),
+        *_linear("out", width, spec.q_size, layers, "columns", spec.out_bias),
+        *_linear("gate_up", 2 * inner, width, layers, "rows", spec.mlp_bias),
+        *_linear("down", width, inner, layers, "columns", spec.mlp_bias),
+        Tensors("norms", width, 1, norms * layers + 1, "norm"),
+    ]
+    if spec.qk_norm:
+        tensors.append(Tensors("qk_norms", spec.head_dim, 1, 2 * layers, "norm"))
+    return Shape(
+        family=spec.family,
+        num_layers=layers,
+        hidden_size=width,
+        vocab_size=spec.vocab_size,
+        num_heads=spec.num_heads,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        max_positions=spec.max_position_embeddings,
+        mlp_values=3 * inner,
+        tensors=tuple(tensors),
+        tied_embeddings=spec.tied_embeddings,
+        windows=spec.windows,
+        position_bytes=sum(4 * rope.rotary_dim for rope in ropes),
+        dtype=dtype,
+    )
+
+
+def _mixtral(config: Config, dtype: str | None) -> Shape:
+    """Llama's attention, E gated MLPs per layer and a router: 3 D I E + D E (Jiang et al. 2024)."""
+    layers, width, inner = config["num_hidden_layers"], config["hidden_size"], config["intermediate_size"]
+    heads, experts = config["num_attention_heads"], config["num_local_experts"]
+    kv_heads = config.get("num_key_value_heads") or heads
+    head_dim = config.get("head_dim") or width // heads
+    tied = bool(config.get("tie_word_embeddings", False))
+    tensors = [
+        *_embeddings(config["vocab_size"], width, tied),
+        *_linear("q", heads * head_dim, width, layers, "rows"),
+        *_linear("kv", 2 * kv_heads * head_dim, width, layers, "kv"),
+        *_linear("out", width, heads * head_dim, layers, "columns"),
+        Tensors("router", experts, width, layers, "linear"),
+        Tensors("gate_up", 2 * inner, width, layers * experts, "expert", "rows"),
+        Tensors("down", width, inner, layers * experts, "expert", "columns"),
+        Tensors("norms", width, 1, 2 * layers + 1, "norm"),
+    ]
+    chosen = config["num_experts_per_tok"]
+    return Shape(
+        family="mixtral",
+        num_layers=layers,
+        hidden_size=width,
+        vocab_size=config["vocab_size"],
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        max_positions=config["max_position_embeddings"],
+        mlp_values=3 * inner * chosen,
+        tensors=tuple(tensors),
+        tied_embeddings=tied,
+        windows=(config.get("sliding_window"),) * layers,
+        num_experts=experts,
+        experts_per_token=chosen,
+        position_bytes=4 * head_dim,
+        runs=False,
+        dtype=dtype,
+    )
+
+
+def _falcon(config: Config, dtype: str | None) -> Shape:
+    """Plain MLP 2 D I, norms with biases; 7B has one key-value head, 40B and 180B have 8 (Almazrouei et al. 2023)."""
+    layers, width, heads = config["num_hidden_layers"], config["hidden_size"], config["num_attention_heads"]
+    grouped, bias = bool(config.get("new_decoder_architecture", False)), bool(config.get("bias", False))
+    single = not grouped and config.get("multi_query", True)
+    kv_heads = 1 if single else (grouped and config.get("num_kv_heads")) or heads
+    head_dim = width // heads
+    inner = config.get("ffn_hidden_size") or 4 * width
+    tied = bool(config.get("tie_word_embeddings", True))
+    tensors = [
+        *_embeddings(config["vocab_size"], width, tied),
+        *_linear("q", heads * head_dim, width, layers, "rows", bias),
+        *_linear("kv", 2 * kv_heads * head_dim, width, layers, "kv", bias),
+        *_linear("out", width, heads * head_dim, layers, "columns", bias),
+        *_linear("up", inner, width, layers, "rows", bias),
+        *_linear("down", width, inner, layers, "columns", bias),
+        Tensors("norms", 2 * width, 1, _falcon_norms(config, grouped) * layers + 1, "norm"),
+    ]
+    return Shape(
+        family="falcon",
+        num_layers=layers,
+        hidden_size=width,
+        vocab_size=config["vocab_size"],
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        max_positions=config.get("max_position_embeddings", 2048),
+        mlp_values=2 * inner,
+        tensors=tuple(tensors),
+        tied_embeddings=tied,
+        windows=(None,) * layers,
+        position_bytes=0 if config.get("alibi") else 4 * head_dim,
+        runs=False,
+        dtype=dtype,
+    )
+
+
+def _falcon_norms(config: Config, grouped: bool) -> int:
+    """Layer norms per layer: attention and MLP side by side share one in 7B and have one each in 40B and 180B."""
+    if grouped:
+        return config.get("num_ln_in_parallel_attn") or 2
+    return 1 if config.get("parallel_attn", True) else 2
+
+
+def _bloom(config: Config, dtype: str | None) -> Shape:
+    """All heads have keys and values, biases everywhere, I = 4 D, ALiBi, a norm on the embeddings (BigScience 2022)."""
+    layers, width = _either(config, "n_layer", "num_hidden_layers"), _either(config, "hidden_size", "n_embed")
+    heads = _either(config, "n_head", "num_attention_heads")
+    tied = bool(config.get("tie_word_embeddings", True))
+    tensors = [
+        *_embeddings(config["vocab_size"], width, tied),
+        *_linear("q", width, width, layers, "rows", bias=True),
+        *_linear("kv", 2 * width, width, layers, "kv", bias=True),
+        *_linear("out", width, width, layers, "columns", bias=True),
+        *_linear("up", 4 * width, width, layers, "rows", bias=True),
+        *_linear("down", width, 4 * width, layers, "columns", bias=True),
+        Tensors("norms", 2 * width, 1, 2 * layers + 2, "norm"),
+    ]
+    return Shape(
+        family="bloom",
+        num_layers=layers,
+        hidden_size=width,
+        vocab_size=config["vocab_size"],
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=width // heads,
+        max_positions=config.get("seq_length", 2048),
+        mlp_values=8 * width,
+        tensors=tuple(tensors),
+        tied_embeddings=tied,
+        windows=(None,) * layers,
+        runs=False,
+        dtype=dtype,
+    )
+
+
+_FORMULAS: dict[str, Callable[[Config, str | None], Shape]] = {"mixtral": _mixtral, "falcon": _falcon, "bloom": _bloom}
+
+
+def _either(config: Config, *names: str) -> Any:
+    """The value of the first of several names that a config uses."""
+    return next((config[name] for name in names if name in config), None) or config[names[0]]
+
+
+def _embeddings(vocab: int, width: int, tied: bool) -> list[Tensors]:
+    table = Tensors("embedding", vocab, width, 1, "embedding")
+    return [table] if tied else [table, Tensors("head", vocab, width, 1, "head", "rows")]
+
+
+def _linear(part: str, rows: int, columns: int, copies: int, cut: Cut, bias: bool = False) -> list[Tensors]:
+    """A linear layer. Its bias is cut with its rows; where the columns are cut, the sum over ranks gets it once."""
+    weight = Tensors(part, rows, columns, copies, "linear", cut)
+    whole: Cut = "whole" if cut == "columns" else cut
+    return [weight, Tensors(f"{part}.bias", rows, 1, copies, "bias", whole)] if bias else [weight]
