@@ -73,7 +73,7 @@ class PackedWeight:
         form = GROUPED[gguf_type]
         if blocks.ndim != 2 or blocks.dtype != np.uint8 or blocks.shape[1] % form.block_bytes:
             raise ValueError(
-                f"{gguf_type} rows must be uint8 in blocks of {form.block_bytes} bytes, got {blocks.shape} {blocks.dtype}"
+                f"{gguf_type} rows must be uint8, blocks of {form.block_bytes} bytes, got {blocks.shape} {blocks.dtype}"
             )
         packed = cls.empty(gguf_type, len(blocks), blocks.shape[1] // form.block_bytes * form.unit)
         pack_blocks(blocks, gguf_type, packed.data.numpy())

@@ -1,9 +1,9 @@
 """How fast packed weights are multiplied, beside how fast the machine reads memory.
 
-    python -m octavo_kernels.linear.bench [--formats Q4_1,BF16] [--rows 1,16,64] [--shape 24576x1536] [--threads 2]
+    python -m octavo_kernels.linear.bench --formats Q4_1,BF16 --rows 1,16,64,512 --shape 49152x1536 --threads 2
 
-Every round runs each case once and reads the same bytes once; the medians over rounds are printed, so that a noisy
-neighbour slows all of them alike.
+Every round multiplies once and reads the same bytes once, so that a neighbour on the machine slows both alike; medians
+over the rounds are printed, and as JSON in the last line.
 """
 
 from __future__ import annotations
@@ -14,46 +14,73 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from octavo_kernels.linear import FORMATS, PackedWeight, linear
-from octavo_kernels.linear.formats import FLOATS
-from octavo_kernels.native import library
-
-SMALL = {"Q4_1": 0.01, "BF16": 0.01}
+from octavo_kernels.native.library import Library, library
 
 
 def main() -> None:
-    """Print one line for each format and number of rows, then all of them as JSON."""
+    """Print a line for each format and number of rows."""
     arguments = _arguments()
-    native = library.library()
-    assert native is not None
+    native = library()
+    if native is None:
+        raise SystemExit("the CPU kernels are not there: install a C++ compiler")
     native.set_threads(arguments.threads)
     n, k = map(int, arguments.shape.split("x"))
     results = []
     for name in arguments.formats.split(","):
+        weight = PackedWeight.empty(name, n, k)
+        weight.data.random_(0, 60)  # any bytes are codes; below 60 no float is infinite
         for rows in map(int, arguments.rows.split(",")):
-            results.append(_measure(_random(name, n, k), rows, arguments.exact, arguments.rounds))
-            _print(results[-1])
-    sys.stdout.write(json.dumps({"level": native.level, "threads": native.threads, "results": results}) + "\n")
+            results.append(measure(native, weight, rows, exact=arguments.exact, rounds=arguments.rounds))
+            sys.stdout.write(_LINE.format(**results[-1]))
+    report = {"level": native.level, "threads": native.threads, "shape": [n, k], "results": results}
+    sys.stdout.write(json.dumps(report) + "\n")
 
 
-def _measure(weight: PackedWeight, rows: int, exact: bool, rounds: int) -> dict[str, float | str]:
-    x = torch.randn(rows, weight.k)
-    data, size = weight.data, weight.data.numel()
-    cases: dict[str, Callable[[], object]] = {
-        "linear": lambda: linear(x, weight, exact=exact),
-        "read": lambda: library.call("linear_read", data, size),
-    }
-    times = {case: [_time(run) for _ in range(rounds)] for case, run in cases.items()}
-    seconds, read = (statistics.median(times[case]) for case in cases)
+def measure(native: Library, weight: PackedWeight, rows: int, *, exact: bool, rounds: int) -> dict[str, Any]:
+    """Medians: milliseconds for one product, weights read in GB/s, operations (2 R N K) in GOP/s, plain reading."""
+    x, data = torch.randn(rows, weight.k), weight.data
+    times = [
+        (
+            _seconds(lambda: linear(x, weight, exact=exact)),
+            _seconds(lambda: native.call("linear_read", data, data.numel())),
+        )
+        for _ in range(rounds + 1)
+    ]
+    product, read = (statistics.median(column) for column in zip(*times[1:], strict=True))
     return {
         "format": weight.format,
         "rows": rows,
-        "ms": seconds * 1e3,
-        "gb_per_s": size / seconds / 1e9,
-        "read_gb_per_s": size / read / 1e9,
-        "gop_per_s": 2 * rows * weight.n * weight.k / seconds / 1e9,
+        "ms": product * 1e3,
+        "gb_per_s": data.numel() / product / 1e9,
+        "read_gb_per_s": data.numel() / read / 1e9,
+        "gop_per_s": 2 * rows * weight.n * weight.k / product / 1e9,
     }
+
+
+_LINE = "{format:5} {rows:4} rows {ms:8.2f} ms {gb_per_s:6.1f} GB/s (read {read_gb_per_s:.1f}) {gop_per_s:6.0f} GOP/s\n"
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--formats", default="Q4_1,Q8_0,BF16", help=f"of {', '.join(FORMATS)}")
+    parser.add_argument("--rows", default="1,4,16,64,512")
+    parser.add_argument("--shape", default="49152x1536", help="outputs x inputs of the matrix; larger than the caches")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--exact", action="store_true", help="float32 throughout")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

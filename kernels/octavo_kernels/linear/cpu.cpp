@@ -153,8 +153,8 @@ OCTAVO_INLINE void fetch(const uint8_t* p, int bytes) {
 
 // A kernel's run<ROWS, COLS> adds ROWS rows times COLS blocks of 16 outputs to acc [ROWS][COLS].
 template <class Format> struct Int8Kernel {
-    static constexpr int max_rows = OCTAVO_ISA >= 2 ? 8 : 4;  // whose accumulators fit the registers
-    static constexpr int64_t row_bytes = sizeof(Group8);      // from one row of a tile to the next
+    static constexpr int max_rows = REGISTER_ROWS;
+    static constexpr int64_t row_bytes = sizeof(Group8);  // from one row of a tile to the next
     static constexpr int cols(int) { return 1; }
 
     template <int ROWS, int COLS> static OCTAVO_INLINE void run(const Span& span, Floats (&acc)[ROWS * COLS]) {
@@ -174,7 +174,7 @@ template <class Format> struct Int8Kernel {
 };
 
 template <class Format> struct FloatKernel {
-    static constexpr int max_rows = OCTAVO_ISA >= 2 ? 16 : 4;
+    static constexpr int max_rows = OCTAVO_ISA >= 2 ? 16 : REGISTER_ROWS;
     static constexpr int64_t row_bytes = 4;
     static constexpr int cols(int) { return 1; }
 
@@ -199,7 +199,7 @@ template <class Format> struct FloatKernel {
 
 // With few rows several blocks go side by side: one chain of dependent sums each would wait for its latency.
 struct Bf16Kernel {
-    static constexpr int max_rows = OCTAVO_ISA >= 2 ? 8 : 4;
+    static constexpr int max_rows = REGISTER_ROWS;
     static constexpr int64_t row_bytes = 4;
     static constexpr int cols(int rows) { return rows <= 4 ? 4 : 2; }
 
@@ -396,18 +396,20 @@ OCTAVO_API int64_t octavo_linear_packed_bytes(int64_t format, int64_t n, int64_t
     return packed_bytes(WeightFormat(format), n, k);
 }
 
-// Read `size` bytes with all threads, as a kernel reads weights; returns their sum, so that nothing is left out.
+// Read `size` bytes with all threads, as a kernel reads weights: what one row can hope for. Returns their sum, so that
+// nothing is left out.
 OCTAVO_API int64_t octavo_linear_read(const uint8_t* data, int64_t size) {
     int64_t sums[kMaxThreads] = {};
     parallel([&](int thread, int threads) {
         const Range mine = split(size / 64, thread, threads);
-        uint64_t lanes[8] = {};
+        Ints sum = all_ints(0);
         for (int64_t i = mine.begin; i < mine.end; ++i) {
-            uint64_t words[8];
-            std::memcpy(words, data + 64 * i, 64);
-            for (int j = 0; j < 8; ++j) lanes[j] += words[j];
+            __builtin_prefetch(data + 64 * i + 16384, 0, 2);
+            sum = int_add(sum, load_ints(data + 64 * i));
         }
-        for (uint64_t lane : lanes) sums[thread] += int64_t(lane);
+        float lanes[LANES];
+        store_floats(lanes, to_floats(sum));
+        for (float lane : lanes) sums[thread] += int64_t(lane);
     });
     int64_t sum = 0;
     for (int64_t part : sums) sum += part;

@@ -7,6 +7,15 @@
 
 namespace octavo::packed {
 
+// Rows whose accumulators fit the registers. Plain C++ without a fused multiply-add is too slow for it to matter.
+#if OCTAVO_ISA >= 2
+constexpr int REGISTER_ROWS = 8;
+#elif OCTAVO_ISA == 1 || defined(__FP_FAST_FMAF)
+constexpr int REGISTER_ROWS = 4;
+#else
+constexpr int REGISTER_ROWS = 1;
+#endif
+
 OCTAVO_INLINE float half_to_float(uint16_t half) {
     const uint32_t sign = uint32_t(half & 0x8000) << 16, rest = half & 0x7fff;
     uint32_t bits;
@@ -37,11 +46,9 @@ OCTAVO_INLINE Bytes byte_or(Bytes a, Bytes b) { return _mm512_or_si512(a, b); }
 template <int N> OCTAVO_INLINE Bytes bits_right(Bytes x) { return _mm512_srli_epi16(x, N); }
 template <int N> OCTAVO_INLINE Bytes bits_left(Bytes x) { return _mm512_slli_epi16(x, N); }
 
-OCTAVO_INLINE Ints no_ints() { return _mm512_setzero_si512(); }
 OCTAVO_INLINE Ints all_ints(int32_t x) { return _mm512_set1_epi32(x); }
 OCTAVO_INLINE Ints load_uint8s(const void* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 OCTAVO_INLINE Ints load_int8s(const void* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
-OCTAVO_INLINE Ints load_uint16s(const void* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
 OCTAVO_INLINE Ints load_ints(const void* p) { return _mm512_loadu_si512(p); }
 OCTAVO_INLINE Ints int_add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 OCTAVO_INLINE Ints int_sub(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
@@ -87,7 +94,6 @@ OCTAVO_INLINE Bytes byte_or(Bytes x, Bytes y) { return {_mm256_or_si256(x.a, y.a
 template <int N> OCTAVO_INLINE Bytes bits_right(Bytes x) { return {_mm256_srli_epi16(x.a, N), _mm256_srli_epi16(x.b, N)}; }
 template <int N> OCTAVO_INLINE Bytes bits_left(Bytes x) { return {_mm256_slli_epi16(x.a, N), _mm256_slli_epi16(x.b, N)}; }
 
-OCTAVO_INLINE Ints no_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 OCTAVO_INLINE Ints all_ints(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 OCTAVO_INLINE Ints load_uint8s(const void* p) {
     const __m128i x = _mm_loadu_si128((const __m128i*)p);
@@ -96,10 +102,6 @@ OCTAVO_INLINE Ints load_uint8s(const void* p) {
 OCTAVO_INLINE Ints load_int8s(const void* p) {
     const __m128i x = _mm_loadu_si128((const __m128i*)p);
     return {_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))};
-}
-OCTAVO_INLINE Ints load_uint16s(const void* p) {
-    const __m128i* x = (const __m128i*)p;
-    return {_mm256_cvtepu16_epi32(_mm_loadu_si128(x)), _mm256_cvtepu16_epi32(_mm_loadu_si128(x + 1))};
 }
 OCTAVO_INLINE Ints load_ints(const void* p) { return {load_half_of(p, 0), load_half_of(p, 1)}; }
 OCTAVO_INLINE Ints int_add(Ints x, Ints y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
@@ -166,72 +168,70 @@ OCTAVO_INLINE void store_floats(float* p, Floats x) {
 
 #else
 
-struct Bytes { uint8_t lane[64]; };
-struct Ints { int32_t lane[16]; };
-struct Floats { float lane[16]; };
+typedef uint8_t Bytes __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef float Floats __attribute__((vector_size(64)));
 
-template <class Out, class F> OCTAVO_INLINE Out lanes(F f) {
-    Out out;
-    for (int i = 0; i < int(sizeof(out.lane) / sizeof(out.lane[0])); ++i) out.lane[i] = f(i);
-    return out;
+template <class To, class Stored> OCTAVO_INLINE To load_as(const void* p) {
+    Stored stored __attribute__((vector_size(16 * sizeof(Stored))));
+    std::memcpy(&stored, p, sizeof stored);
+    return __builtin_convertvector(stored, To);
 }
-OCTAVO_INLINE Bytes load_bytes(const void* p) { return lanes<Bytes>([p](int i) { return ((const uint8_t*)p)[i]; }); }
-OCTAVO_INLINE Bytes all_bytes(uint8_t x) { return lanes<Bytes>([x](int) { return x; }); }
-OCTAVO_INLINE Bytes byte_and(Bytes x, Bytes y) { return lanes<Bytes>([&](int i) { return x.lane[i] & y.lane[i]; }); }
-OCTAVO_INLINE Bytes byte_or(Bytes x, Bytes y) { return lanes<Bytes>([&](int i) { return x.lane[i] | y.lane[i]; }); }
-template <int N> OCTAVO_INLINE Bytes bits_right(Bytes x) { return lanes<Bytes>([&](int i) { return x.lane[i] >> N; }); }
-template <int N> OCTAVO_INLINE Bytes bits_left(Bytes x) { return lanes<Bytes>([&](int i) { return x.lane[i] << N; }); }
+OCTAVO_INLINE Bytes load_bytes(const void* p) {
+    Bytes x;
+    std::memcpy(&x, p, sizeof x);
+    return x;
+}
+OCTAVO_INLINE Bytes all_bytes(uint8_t x) { return x - Bytes{}; }
+OCTAVO_INLINE Bytes byte_and(Bytes x, Bytes y) { return x & y; }
+OCTAVO_INLINE Bytes byte_or(Bytes x, Bytes y) { return x | y; }
+template <int N> OCTAVO_INLINE Bytes bits_right(Bytes x) { return (Bytes)((Ints)x >> N); }
+template <int N> OCTAVO_INLINE Bytes bits_left(Bytes x) { return (Bytes)((Ints)x << N); }
 
-OCTAVO_INLINE Ints no_ints() { return Ints{}; }
-OCTAVO_INLINE Ints all_ints(int32_t x) { return lanes<Ints>([x](int) { return x; }); }
-OCTAVO_INLINE Ints load_uint8s(const void* p) { return lanes<Ints>([p](int i) { return ((const uint8_t*)p)[i]; }); }
-OCTAVO_INLINE Ints load_int8s(const void* p) { return lanes<Ints>([p](int i) { return ((const int8_t*)p)[i]; }); }
-OCTAVO_INLINE Ints load_uint16s(const void* p) {
-    uint16_t x[16];
-    std::memcpy(x, p, sizeof(x));
-    return lanes<Ints>([&](int i) { return x[i]; });
-}
-OCTAVO_INLINE Ints load_ints(const void* p) {
-    Ints out;
-    std::memcpy(out.lane, p, sizeof(out.lane));
-    return out;
-}
-OCTAVO_INLINE Ints int_add(Ints x, Ints y) { return lanes<Ints>([&](int i) { return x.lane[i] + y.lane[i]; }); }
-OCTAVO_INLINE Ints int_sub(Ints x, Ints y) { return lanes<Ints>([&](int i) { return x.lane[i] - y.lane[i]; }); }
-OCTAVO_INLINE Ints int_and(Ints x, int32_t y) { return lanes<Ints>([&](int i) { return x.lane[i] & y; }); }
-OCTAVO_INLINE Ints int_or(Ints x, Ints y) { return lanes<Ints>([&](int i) { return x.lane[i] | y.lane[i]; }); }
-OCTAVO_INLINE Ints int_right(Ints x, int n) { return lanes<Ints>([&](int i) { return int32_t(uint32_t(x.lane[i]) >> n); }); }
-OCTAVO_INLINE Ints int_left(Ints x, int n) { return lanes<Ints>([&](int i) { return int32_t(uint32_t(x.lane[i]) << n); }); }
-template <int N> OCTAVO_INLINE Ints int_left(Ints x) { return int_left(x, N); }
-OCTAVO_INLINE Ints as_ints(Bytes x) { return load_ints(x.lane); }
+OCTAVO_INLINE Ints all_ints(int32_t x) { return x - Ints{}; }
+OCTAVO_INLINE Ints load_uint8s(const void* p) { return load_as<Ints, uint8_t>(p); }
+OCTAVO_INLINE Ints load_int8s(const void* p) { return load_as<Ints, int8_t>(p); }
+OCTAVO_INLINE Ints load_ints(const void* p) { return load_as<Ints, int32_t>(p); }
+OCTAVO_INLINE Ints int_add(Ints x, Ints y) { return x + y; }
+OCTAVO_INLINE Ints int_sub(Ints x, Ints y) { return x - y; }
+OCTAVO_INLINE Ints int_and(Ints x, int32_t y) { return x & y; }
+OCTAVO_INLINE Ints int_or(Ints x, Ints y) { return x | y; }
+OCTAVO_INLINE Ints int_right(Ints x, int n) { return x >> n; }
+OCTAVO_INLINE Ints int_left(Ints x, int n) { return x << n; }
+template <int N> OCTAVO_INLINE Ints int_left(Ints x) { return x << N; }
+OCTAVO_INLINE Ints as_ints(Bytes x) { return (Ints)x; }
 template <int BITS> OCTAVO_INLINE Ints dot4(Ints acc, Bytes codes, const int8_t* four) {
-    for (int i = 0; i < 16; ++i)
-        for (int j = 0; j < 4; ++j) acc.lane[i] += codes.lane[4 * i + j] * four[j];
+    for (int j = 0; j < 4; ++j) acc += ((Ints)codes >> 8 * j & 255) * four[j];
     return acc;
 }
 
 OCTAVO_INLINE Floats no_floats() { return Floats{}; }
-OCTAVO_INLINE Floats all_floats(float x) { return lanes<Floats>([x](int) { return x; }); }
-OCTAVO_INLINE Floats load_floats(const float* p) { return lanes<Floats>([p](int i) { return p[i]; }); }
+OCTAVO_INLINE Floats all_floats(float x) { return x - Floats{}; }
+OCTAVO_INLINE Floats load_floats(const float* p) { return load_as<Floats, float>(p); }
 OCTAVO_INLINE Floats load_halves(const void* p) {
     uint16_t x[16];
-    std::memcpy(x, p, sizeof(x));
-    return lanes<Floats>([&](int i) { return half_to_float(x[i]); });
-}
-OCTAVO_INLINE Floats to_floats(Ints x) { return lanes<Floats>([&](int i) { return float(x.lane[i]); }); }
-OCTAVO_INLINE Floats as_floats(Ints x) {
+    std::memcpy(x, p, sizeof x);
     Floats out;
-    std::memcpy(out.lane, x.lane, sizeof(out.lane));
+    for (int i = 0; i < 16; ++i) out[i] = half_to_float(x[i]);
     return out;
 }
-OCTAVO_INLINE Floats add(Floats x, Floats y) { return lanes<Floats>([&](int i) { return x.lane[i] + y.lane[i]; }); }
-OCTAVO_INLINE Floats sub(Floats x, Floats y) { return lanes<Floats>([&](int i) { return x.lane[i] - y.lane[i]; }); }
-OCTAVO_INLINE Floats mul(Floats x, Floats y) { return lanes<Floats>([&](int i) { return x.lane[i] * y.lane[i]; }); }
-OCTAVO_INLINE Floats fma(Floats x, Floats y, Floats z) {
-    return lanes<Floats>([&](int i) { return std::fma(x.lane[i], y.lane[i], z.lane[i]); });
+OCTAVO_INLINE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
+OCTAVO_INLINE Floats as_floats(Ints x) { return (Floats)x; }
+OCTAVO_INLINE Floats add(Floats x, Floats y) { return x + y; }
+OCTAVO_INLINE Floats sub(Floats x, Floats y) { return x - y; }
+OCTAVO_INLINE Floats mul(Floats x, Floats y) { return x * y; }
+// Without an instruction for it, fma is a call of the C library for each lane: out of line, or compiling takes a minute.
+#ifdef __FP_FAST_FMAF
+OCTAVO_INLINE
+#else
+__attribute__((noinline)) static
+#endif
+Floats fma(Floats x, Floats y, Floats z) {
+    for (int i = 0; i < 16; ++i) z[i] = std::fma(x[i], y[i], z[i]);
+    return z;
 }
-OCTAVO_INLINE Floats negate(Floats x) { return lanes<Floats>([&](int i) { return -x.lane[i]; }); }
-OCTAVO_INLINE void store_floats(float* p, Floats x) { std::memcpy(p, x.lane, sizeof(x.lane)); }
+OCTAVO_INLINE Floats negate(Floats x) { return -x; }
+OCTAVO_INLINE void store_floats(float* p, Floats x) { std::memcpy(p, &x, sizeof x); }
 
 #endif
 
