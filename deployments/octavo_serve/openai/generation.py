@@ -87,11 +87,11 @@ class Generation:
             prompt.reader = self._start(prompt)
         try:
             while not all(prompt.finished for prompt in self._prompts):
-                await self._news.wait()
-                self._news.clear()
-                arrived, self._arrived = self._arrived, []
-                if not arrived:
+                while not self._arrived:
                     self._raise_if_failed()
+                    await self._news.wait()
+                    self._news.clear()
+                arrived, self._arrived = self._arrived, []
                 pieces = [piece for prompt, updates in arrived for piece in await self._apply(prompt, updates)]
                 if pieces:
                     yield pieces

@@ -42,10 +42,11 @@ class _Stream:
 
     async def take(self) -> list[SequenceUpdate]:
         """Whatever has come since the last call; waits for something."""
-        await self.ready.wait()
-        self.ready.clear()
-        if not self.updates and self.error is not None:
-            raise self.error
+        while not self.updates:
+            if self.error is not None:
+                raise self.error
+            self.ready.clear()
+            await self.ready.wait()
         updates, self.updates = self.updates, []
         return updates
 

@@ -91,7 +91,7 @@ def test_a_repeated_prompt_finds_the_shard_that_has_it(sdk: openai.OpenAI) -> No
         again = sdk.chat.completions.create(model="smollm2", messages=messages, max_tokens=1)
         assert again.usage is not None
         assert again.usage.prompt_tokens_details is not None
-        assert again.usage.prompt_tokens_details.cached_tokens == again.usage.prompt_tokens // 16 * 16
+        assert again.usage.prompt_tokens_details.cached_tokens == (again.usage.prompt_tokens - 1) // 16 * 16
 
 
 def test_lm_evals_request(server: Any) -> None:
@@ -163,7 +163,7 @@ def test_leaving_a_stream_frees_its_blocks(server: Any) -> None:
         for _ in range(9):
             next(lines)
         assert server.metric("vllm:kv_cache_usage_perc") > 0
-    assert server.wait_for("vllm:num_requests_running", 0, seconds=2) < 2
+    assert server.wait_for("vllm:num_requests_running", 0, seconds=3) < 3
     assert server.metric("vllm:kv_cache_usage_perc") == 0
 
 
@@ -174,7 +174,7 @@ def test_leaving_before_the_answer_frees_its_blocks(server: Any) -> None:
     with socket.create_connection((address.host, address.port)) as connection:
         connection.sendall(head + body)
         server.wait_for("vllm:num_requests_running", 1, seconds=10)
-    assert server.wait_for("vllm:num_requests_running", 0, seconds=2) < 2
+    assert server.wait_for("vllm:num_requests_running", 0, seconds=3) < 3
     assert server.metric("vllm:kv_cache_usage_perc") == 0
 
 
@@ -184,7 +184,7 @@ def test_a_stop_string_ends_one_of_two_sequences_at_its_shard(server: Any) -> No
     for choice in answer["choices"]:
         assert choice["stop_reason"] == " the"
         assert " the" not in choice["message"]["content"]
-    server.wait_for("vllm:num_requests_running", 0, seconds=2)
+    server.wait_for("vllm:num_requests_running", 0, seconds=3)
 
 
 def test_streams_side_by_side_use_both_shards(server: Any) -> None:

@@ -219,6 +219,17 @@ def test_errors_before_and_after_the_first_token(service: Service, client: Any) 
         chat(service)
 
 
+def test_an_error_that_came_while_the_consumer_was_busy_is_not_lost(service: Service, client: Any) -> None:
+    async def read_slowly() -> None:
+        async with aclosing(service.chat_stream(parse(ChatRequest, HELLO | {"stream": True}))) as stream:
+            async for _ in stream:
+                await asyncio.sleep(0.02)
+
+    client.texts, client.late_error, client.fail_after = ["one two three four"], OctavoError("lost"), 3
+    with pytest.raises(OctavoError, match="lost"):
+        asyncio.run(asyncio.wait_for(read_slowly(), 5))
+
+
 def test_models(service: Service) -> None:
     with pytest.raises(UnknownModel, match="'huge' does not exist; served here: tiny"):
         chat(service, model="huge")
