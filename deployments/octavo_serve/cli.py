@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from octavo.planning.command import plan
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -33,6 +35,9 @@ def serve(
     from octavo_serve.serve_command import Options, run
 
     raise typer.Exit(run(Options(config, port, timeout, address, fast, dashboard, verbose)))
+
+
+app.command()(plan)
 
 
 def main() -> None:

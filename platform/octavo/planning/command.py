@@ -24,7 +24,7 @@ def plan(
     quantization: Annotated[
         list[str] | None,
         typer.Option(
-            help="none, int8, fp8, int4, nf4, gguf (a file's own blocks), or a GGUF format such as Q4_K. Repeat "
+            help="auto, none, int8, fp8, int4, nf4, gguf (a file's own blocks), or a GGUF format such as Q4_K. Repeat "
             "to compare."
         ),
     ] = None,

@@ -126,7 +126,10 @@ def test_blocks_are_kept_of_gguf_files_only(llama_8b):
 @pytest.mark.parametrize("quantization", ["none", "Q8_0"])
 @pytest.mark.parametrize("ranks", [2, 4, 8])
 def test_ranks_share_all_that_is_cut(llama_8b, ranks, quantization):
-    whole, part = holding(llama_8b, quantization=quantization), holding(llama_8b, quantization=quantization, ranks=ranks)
+    whole, part = (
+        holding(llama_8b, quantization=quantization),
+        holding(llama_8b, quantization=quantization, ranks=ranks),
+    )
     for role in ("linear", "head"):
         assert part.weight_bytes(role) * ranks == whole.weight_bytes(role)
     for role in ("embedding", "norm"):

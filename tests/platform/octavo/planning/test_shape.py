@@ -37,7 +37,13 @@ def test_usual_suspects_are_as_large_as_published(suspect, configs):
     assert shape_of(configs[suspect]).parameters / 1e9 == pytest.approx(PUBLISHED[suspect], rel=0.002)
 
 
-FALCON = {"model_type": "falcon", "vocab_size": 320, "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6}
+FALCON = {
+    "model_type": "falcon",
+    "vocab_size": 320,
+    "hidden_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+}
 BLOOM = {"model_type": "bloom", "vocab_size": 320, "hidden_size": 96, "n_layer": 3, "n_head": 6}
 MIXTRAL = {
     "model_type": "mixtral", "vocab_size": 320, "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6,
