@@ -48,11 +48,14 @@ int64_t activation_bytes(ActivationKind kind, int64_t rows, int64_t k);
 void pack_row(const Activations& to, int64_t row, const float* x);
 void pack_row(const Activations& to, int64_t row, const bf16* x);
 
-// out[r * out_stride + n] for all rows, for this thread's share of the outputs. All threads of a pool call it with
-// their own number; the activations must be complete before. bias: [n] or null. x.k must be w.k and x.kind one that
-// the format knows (f32 always; bf16 for bf16; int8 for the grouped formats).
+// out[r * out_stride + n] for all rows, for share `thread` of `threads` of the outputs: whole blocks of 16, contiguous.
+// The shares may be a pool's threads or any other units of work. The activations must be complete before. x.k must be
+// w.k, and x.kind one that the format knows (activation_kind). bias: [n] or null.
 void linear(const PackedMatrix& w, const Activations& x, float* out, int64_t out_stride, const float* bias, int thread,
             int threads);
+
+// Have the memory send the first weights of that share, while the thread still waits for its activations.
+void prefetch(const PackedMatrix& w, int thread, int threads);
 
 // Row `row` of the matrix in float32 (k values): the embedding of a token. Exact.
 void read_row(const PackedMatrix& w, int64_t row, float* out);
