@@ -100,7 +100,7 @@ public:
 
 // ---- the decoder ----------------------------------------------------------------------------------------------------
 
-constexpr int64_t kPhasesPerLayer = 10, kOtherPhases = 4;
+constexpr int64_t kPhasesPerLayer = 11, kOtherPhases = 4;
 
 class Decoder {
     const Model model;
