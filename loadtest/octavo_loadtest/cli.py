@@ -301,7 +301,3 @@ def fake(
         asyncio.run(serve())
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
-
-
-def main() -> None:
-    app()

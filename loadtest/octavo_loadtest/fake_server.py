@@ -79,8 +79,8 @@ class FakeServer:
                 name = headers.get("x-request-id", "")
                 if not await self._answer(writer, method, path, body, Served(name, received)):
                     return
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            return  # the client has left, or the server ends
         finally:
             writer.close()
 

@@ -22,7 +22,7 @@ from octavo_loadtest.server import ReplicaWatch, warm_up
 from octavo_loadtest.sse import parse
 from octavo_loadtest.text import Calibration
 
-LEAD = 0.3  # s between the last sender's ready and the start of the run
+LEAD = 0.2  # s between the last sender's ready and the start of the run
 
 
 @dataclass(slots=True)

@@ -79,7 +79,8 @@ class Sender:
         last = self._orders.duration if self._orders.closed else max((s.at for s in self._orders.sessions), default=0.0)
         timeout = self._seconds_until(last) + self._orders.drain if last < float("inf") else None
         await asyncio.wait([work, stopped], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        await _cancel(work, stopped, pulse)
+        await _cancel(work, stopped)
+        await _cancel(pulse)  # last: its last word ends what the parent listens to
         self._client.close()
         asyncio.get_running_loop().remove_reader(pipe.fileno())
 

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from octavo_loadtest import plan
+from octavo_loadtest.errors import LoadTestError
+from octavo_loadtest.load import Load, from_dict
+from octavo_loadtest.text import Calibration, Segment
+
+
+def test_the_same_load_gives_the_same_plan() -> None:
+    load = Load(workload="chat-sharegpt", rate=3, requests=60)
+    assert plan.make(load) == plan.make(load)
+    assert plan.make(load) != plan.make(plan.reseed(load, 1))
+
+
+def test_requests_and_duration_limit_a_plan() -> None:
+    assert plan.make(Load(requests=17)).requests == 17
+    assert plan.make(Load()).requests == 100
+    assert plan.make(Load(workload="chat-sharegpt", requests=31)).requests == 31
+    lasting = plan.make(Load(rate=20, duration=10))
+    assert lasting.sessions[-1].at < 10
+    assert lasting.requests == pytest.approx(200, rel=0.25)
+
+
+@pytest.mark.parametrize("arrivals", ["gamma:cv=4", "onoff", "ramp", "step"])
+def test_a_duration_holds_the_rate(arrivals: str) -> None:
+    made = plan.make(Load(rate=20, duration=200, arrivals=arrivals))
+    assert made.requests == pytest.approx(4000, rel=0.35)
+
+
+def test_history_is_part_of_a_later_prompt_and_meant_to_be_cached() -> None:
+    made = plan.make(Load(workload="chat-sharegpt", requests=80))
+    turns = next(session.requests for session in made.sessions if len(session.requests) > 2)
+    for before, after in pairwise(turns):
+        assert after.cached_tokens == before.prompt_tokens + before.ask.output_tokens
+        assert after.prompt_tokens == after.cached_tokens + after.ask.segments[0].tokens
+
+
+def test_shared_prefixes_are_meant_to_be_cached_once_they_were_sent() -> None:
+    made = plan.make(Load(workload="shared-prefix", requests=100))
+    cached = np.array([session.requests[0].cached_tokens for session in made.sessions])
+    assert sorted(set(cached.tolist())) == [0, 1000]
+    assert (cached == 0).sum() == 8
+
+
+def test_seen_counts_a_part_of_a_passage() -> None:
+    seen = plan.Seen()
+    a, b = Segment("a", 10), Segment("b", 5)
+    assert seen.add((a, b)) == 0
+    assert seen.add((a, Segment("b", 9), a)) == 15
+    assert seen.add((Segment("a", 4), b)) == 4
+    assert seen.add((b,)) == 0
+
+
+def test_prompts_share_words_only_where_it_is_planned() -> None:
+    made = plan.make(Load(workload="tool-agent", requests=12, scale=0.02))
+    sessions = plan.sessions(made, "salt", Calibration())
+    for i, session in enumerate(sessions):
+        words = session.turns[0].text.split()
+        shared = max((_common(words, other.turns[0].text.split()) for other in sessions[:i]), default=0)
+        assert abs(shared - session.turns[0].cached_tokens) <= 2  # equal words by chance
+    again = plan.sessions(made, "pepper", Calibration())
+    assert _common(sessions[0].turns[0].text.split(), again[0].turns[0].text.split()) <= 2
+
+
+def _common(a: list[str], b: list[str]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def test_a_trace_is_replayed_at_its_times(tmp_path: Path) -> None:
+    file = tmp_path / "trace.jsonl"
+    file.write_text("".join(f'{{"input_length": 9, "output_length": 2, "at": {at}}}\n' for at in (5, 6, 8)))
+    made = plan.make(Load(workload=str(file), time_scale=0.5))
+    assert [session.at for session in made.sessions] == [0.0, 0.5, 1.5]
+    assert str(made.arrivals) == "replay"
+
+
+def test_a_plan_is_saved_line_by_line(tmp_path: Path) -> None:
+    made = plan.make(Load(requests=5))
+    plan.save(made, tmp_path / "plan.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "plan.jsonl").read_text().splitlines()]
+    assert [row["index"] for row in rows] == list(range(5))
+    assert rows[3]["at"] == made.sessions[3].at
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    with pytest.raises(LoadTestError, match="concurrency"):
+        plan.make(Load(arrivals="closed"))
+    with pytest.raises(LoadTestError, match="brings no times"):
+        plan.make(Load(arrivals="replay"))
+    with pytest.raises(LoadTestError, match="rate"):
+        Load(rate=0)
+    with pytest.raises(LoadTestError, match="no colour"):
+        from_dict({"colour": 1})
+    with pytest.raises(LoadTestError, match="many"):
+        from_dict({"requests": "many"})

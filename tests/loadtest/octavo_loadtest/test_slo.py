@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from octavo_loadtest import slo
+from octavo_loadtest.errors import LoadTestError
+
+
+def test_names_and_bounds() -> None:
+    assert slo.parse("mlperf-llama3.1-8b").bounds == {"ttft": 2.0, "tpot": 0.1}
+    assert slo.parse("ttft=0.5,itl=0.05").bounds == {"ttft": 0.5, "itl": 0.05}
+
+
+@pytest.mark.parametrize("text", ["nothing", "ttft", "ttft=fast", "speed=3"])
+def test_other_text_is_refused(text: str) -> None:
+    with pytest.raises(LoadTestError):
+        slo.parse(text)
+
+
+def test_good_requests_keep_every_bound() -> None:
+    asked = slo.parse("ttft=1,tpot=0.1")
+    assert asked.good({"ttft": 1.0, "tpot": 0.05})
+    assert asked.good({"ttft": 1.0, "tpot": math.nan})
+    assert not asked.good({"ttft": 1.01, "tpot": 0.05})
+    assert not asked.good({"ttft": math.inf, "tpot": math.inf})
+
+
+@pytest.mark.parametrize(
+    ("good", "total", "verdict"), [(1000, 1000, "passed"), (90, 100, "failed"), (10, 10, "unresolved")]
+)
+def test_verdicts_need_evidence(good: int, total: int, verdict: str) -> None:
+    assert slo.verdict(good, total, 0.99) == verdict
