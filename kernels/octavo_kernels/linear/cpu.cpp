@@ -49,29 +49,65 @@ Place place_of(const Activations& x, int64_t row) {
     return {tile, std::min<int64_t>(TILE, x.rows - first), row - first};
 }
 
-float largest(const float* x) {
-    Vec top{};
-    for (int i = 0; i < GROUP; i += kLanes) top = max(top, (Vec)((IVec)load(x + i) & 0x7fffffff));
-    return max(top);
+// What activations are multiplied with to become codes. Below 1e-30, where it would overflow, all codes are zero.
+OCTAVO_INLINE float inverse_of(float top) { return top > 1e-30f ? 127.f / top : 0.f; }
+
+// The largest magnitude; NaN where there is one, so that it spoils its own row and no more than that.
+#if OCTAVO_ISA >= 1
+OCTAVO_INLINE float largest(__m256 a, __m256 b, __m256 c, __m256 d) {
+    const __m256 nan = _mm256_or_ps(_mm256_cmp_ps(a, b, _CMP_UNORD_Q), _mm256_cmp_ps(c, d, _CMP_UNORD_Q));
+    if (_mm256_movemask_ps(nan)) return std::numeric_limits<float>::quiet_NaN();
+    const __m256 high = _mm256_max_ps(_mm256_max_ps(a, b), _mm256_max_ps(c, d));
+    const __m256 low = _mm256_min_ps(_mm256_min_ps(a, b), _mm256_min_ps(c, d));
+    const __m256 sign = _mm256_set1_ps(-0.f);
+    const __m256 both = _mm256_max_ps(_mm256_andnot_ps(sign, high), _mm256_andnot_ps(sign, low));
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1));
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
-// Codes -127..127, rounded to even. Below 1e-30, where 127 / top would overflow, they are zero.
-void quantize(const float* x, Group8& to) {
-    const float top = largest(x), inverse = top > 1e-30f ? 127.f / top : 0.f;
+// 32 codes in order, and the sums of the first and the last sixteen.
+OCTAVO_INLINE float to_codes(const float* x, int8_t* codes, int32_t* sums) {
+    const __m256 a = _mm256_loadu_ps(x), b = _mm256_loadu_ps(x + 8);
+    const __m256 c = _mm256_loadu_ps(x + 16), d = _mm256_loadu_ps(x + 24);
+    const float top = largest(a, b, c, d);
+    const __m256 inverse = _mm256_set1_ps(inverse_of(top));
+    const auto code = [&](__m256 v) { return _mm256_cvtps_epi32(_mm256_mul_ps(v, inverse)); };
+    const __m256i mixed = _mm256_packs_epi16(_mm256_packs_epi32(code(a), code(b)), _mm256_packs_epi32(code(c), code(d)));
+    const __m256i all = _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), all);
+    const __m256i eights = _mm256_sad_epu8(_mm256_xor_si256(all, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
+    const __m256i sixteens = _mm256_add_epi64(eights, _mm256_srli_si256(eights, 8));
+    sums[0] = _mm256_extract_epi32(sixteens, 0) - 16 * 128;
+    sums[1] = _mm256_extract_epi32(sixteens, 4) - 16 * 128;
+    return top;
+}
+#else
+float to_codes(const float* x, int8_t* codes, int32_t* sums) {
+    float top = 0;
+    for (int i = 0; i < GROUP; ++i) top = std::fabs(x[i]) <= top ? top : std::fabs(x[i]);
+    for (int i = 0; i < GROUP; ++i) top = x[i] == x[i] ? top : x[i];
+    const float inverse = inverse_of(top);
+    sums[0] = sums[1] = 0;
     for (int i = 0; i < GROUP; ++i) {
         const float shifted = x[i] * inverse + 12582912.f;  // 1.5 * 2^23: the integer is in the lowest bits
         int32_t bits;
         std::memcpy(&bits, &shifted, 4);
-        to.code[i] = int8_t(bits);
+        codes[i] = int8_t(bits);
+        sums[i / 16] += codes[i];
     }
-    int32_t half[2] = {0, 0};
-    for (int i = 0; i < GROUP / 2; ++i) half[0] -= to.code[i];
-    for (int i = GROUP / 2; i < GROUP; ++i) half[1] -= to.code[i];
-    to.scale = top / 127.f;
-    to.sum = float(-half[0] - half[1]);
-    to.minus_sum = half[0] + half[1];
-    to.minus_half[0] = half[0];
-    to.minus_half[1] = half[1];
+    return top;
+}
+#endif
+
+// Codes -127..127, rounded to even.
+void quantize(const float* x, Group8& to) {
+    int32_t sums[2];
+    to.scale = to_codes(x, to.code, sums) / 127.f;
+    to.sum = float(sums[0] + sums[1]);
+    to.minus_sum = -sums[0] - sums[1];
+    to.minus_half[0] = -sums[0];
+    to.minus_half[1] = -sums[1];
 }
 
 void store_group(ActivationKind kind, const Place& at, int64_t group, const float* x) {
@@ -89,8 +125,14 @@ void store_group(ActivationKind kind, const Place& at, int64_t group, const floa
 template <class T> void pack_any_row(const Activations& to, int64_t row, const T* x) {
     const Place at = place_of(to, row);
     for (int64_t group = 0; group < groups_of(to.k); ++group) {
-        float values[GROUP] = {};
         const int64_t first = group * GROUP, count = std::min<int64_t>(GROUP, to.k - first);
+        if constexpr (std::is_same_v<T, float>) {
+            if (count == GROUP) {
+                store_group(to.kind, at, group, x + first);
+                continue;
+            }
+        }
+        float values[GROUP] = {};
         for (int64_t i = 0; i < count; ++i) values[i] = to_float(x[first + i]);
         store_group(to.kind, at, group, values);
     }

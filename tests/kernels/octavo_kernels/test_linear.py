@@ -194,10 +194,11 @@ def test_activations_of_any_size(native: Library, scale: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["Q8_0", "Q4_K", "BF16"])
-def test_a_row_of_nan_stays_alone(native: Library, name: str) -> None:
+@pytest.mark.parametrize("where", [0, 100, slice(None)], ids=str)
+def test_nan_spoils_its_own_row(native: Library, name: str, where: int | slice) -> None:
     weight, x = weight_of(name, 20, 256), torch.randn(5, 256)
     spoilt = x.clone()
-    spoilt[2] = float("nan")
+    spoilt[2, where] = float("nan")
     out = linear(spoilt, weight)
     assert out[2].isnan().all()
     others = [0, 1, 3, 4]
