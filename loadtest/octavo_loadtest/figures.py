@@ -40,14 +40,16 @@ FIGURES = (
     Figure("normalized_mean", "normalized", "ms/tok", ("latency", "normalized", "from_schedule", "mean"), 1e3),
     Figure("cached", "cached", "tok", ("cache", "reported"), digits=0),
     Figure("failed", "failed", "", ("counts", "failed"), digits=0),
+    Figure("attainment", "kept SLO", "%", ("slo", "share"), 100.0),
+    Figure("goodput", "goodput", "req/s", ("slo", "goodput_requests_per_s"), digits=2),
     Figure("tokens_per_dollar", "per dollar", "tok/$", ("cost", "output_tokens_per_dollar"), digits=0),
 )
 BY_KEY = {figure.key: figure for figure in FIGURES}
 
 
 def lookup(summary: dict[str, Any], path: tuple[str, ...]) -> float:
-    """A number of a summary; NaN where it has none."""
-    value: Any = summary
+    """A number of a summary; NaN where it has none. `slo` stands for the first SLO that was asked for."""
+    value: Any = {**summary, "slo": next(iter(summary.get("slos", ())), None)}
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
     if value is None:
@@ -58,10 +60,6 @@ def lookup(summary: dict[str, Any], path: tuple[str, ...]) -> float:
 def point(name: str, value: float, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """One setting: its runs, and the mean and 95 % half width of each figure over them."""
     figures = {figure.key: _over(runs, figure) for figure in FIGURES}
-    goodput = [run["slos"][0]["goodput_requests_per_s"] for run in runs if run["slos"]]
-    if goodput:
-        figures["goodput"] = list(mean_interval(goodput))
-        figures["attainment"] = list(mean_interval([run["slos"][0]["share"] for run in runs]))
     return {"name": name, "value": value, "runs": runs, "figures": figures}
 
 

@@ -66,7 +66,7 @@ def _rows(run: Run, recent: list[Record], now: float) -> dict[str, str]:
         "requests": f"{sent} sent, {len(run.records)} finished of {run.planned}",
         "in flight": str(max(0, sent - len(run.records))),
         "rate": f"{'closed loop' if run.arrivals.closed else f'{run.load.rate:g}/s offered'}, "
-        f"{len(recent) / window:.2f}/s finished, {tokens / window:.0f} tokens/s",
+        f"{sent / max(now, 1):.2f}/s sent, {len(recent) / window:.2f}/s finished, {tokens / window:.0f} tokens/s",
         "TTFT": _percentiles(_ttft(recent)),
         "between tokens": _percentiles([gap for record in recent for gap in token_gaps(record).tolist()]),
         "failed": f"[red]{failed}[/]" if failed else "0",

@@ -112,11 +112,12 @@ def derive(records: list[Record], definition: Definition) -> Measures:
     return measures
 
 
-_KEYS = ("ttft", "e2e", "tpot", "itl", "normalized")
+_KEYS = ("ttft", "visible", "e2e", "tpot", "itl", "normalized")
 
 
 def _measure(record: Record, definition: Definition, from_schedule: bool) -> dict[str, float]:
-    """itl is the mean gap of the request: (l-f)/(n-1) whatever the definition of TPOT."""
+    """itl is the mean gap of the request, (l-f)/(n-1) whatever the definition of TPOT; visible ends at the first token
+    that is no reasoning."""
     if not record.ok or record.end is None:
         return dict.fromkeys(_KEYS, math.inf)
     start = record.scheduled if from_schedule else record.sent
@@ -129,6 +130,7 @@ def _measure(record: Record, definition: Definition, from_schedule: bool) -> dic
     first, last = chunks[0].at, tokens[-1].at
     return {
         "ttft": (first - start) / NS,
+        "visible": next((chunk.at - start for chunk in tokens if chunk.kind != "reasoning"), math.nan) / NS,
         "e2e": (end - start) / NS,
         "tpot": definition.tpot(record.sent, first, last, end, n) / NS,
         "itl": _between(record.sent, tokens[0].at, last, end, n) / NS,

@@ -15,7 +15,7 @@ from octavo_loadtest.svg import draw
 Document = dict[str, Any]
 TABLE = (
     "offered", "requests", "output_tokens", "ttft_p50", "ttft_p90", "ttft_p99", "tpot_p50", "tpot_p90", "gap_p99",
-    "normalized_mean", "e2e_p50", "failed", "tokens_per_dollar",
+    "normalized_mean", "e2e_p50", "attainment", "goodput", "failed", "tokens_per_dollar",
 )  # fmt: skip
 _MARK = {"good": "✓", "warn": "!", "bad": "✗"}
 
@@ -130,7 +130,7 @@ def html(document: Document) -> str:
         _table(document),
         _section("Curves", [draw(chart) for chart in charts]),
         _section("Distributions" if several else "The run", [draw(chart) for chart in single]),
-        *(_verdicts(point) for point in points),
+        *(_verdicts(point, len(points) == 1) for point in points),
         _details(document),
     ]
     page = resources.files("octavo_loadtest").joinpath("page.html").read_text()
@@ -170,14 +170,14 @@ def _section(title: str, figures: list[str]) -> str:
     return f'<h2>{title}</h2><div class="figures">{drawn}</div>' if drawn else ""
 
 
-def _verdicts(point: dict[str, Any]) -> str:
+def _verdicts(point: dict[str, Any], opened: bool) -> str:
     verdicts = point["runs"][-1]["verdicts"]
     items = "".join(
         f'<li><i class="{v["level"]}">{_MARK[v["level"]]}</i><b>{escape(v["name"])}</b> {escape(v["text"])}</li>'
         for v in verdicts
     )
-    opened = " open" if any(v["level"] != "good" for v in verdicts) else ""
-    return f"<details{opened}><summary>Can it be believed? {escape(point['name'])}</summary><ul>{items}</ul></details>"
+    tag = "<details open>" if opened else "<details>"
+    return f"{tag}<summary>Can it be believed? {escape(point['name'])}</summary><ul>{items}</ul></details>"
 
 
 def _details(document: Document) -> str:

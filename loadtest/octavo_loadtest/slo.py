@@ -26,7 +26,7 @@ NAMED: dict[str, dict[str, float]] = {
     "mlperf-gpt-oss-120b-interactive": {"ttft": 2.0, "tpot": 0.02},
     "mooncake": {"ttft": 30.0, "itl": 0.2},
 }
-MEASURES = ("ttft", "tpot", "itl", "e2e", "normalized")
+MEASURES = ("ttft", "visible", "tpot", "itl", "e2e", "normalized")
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,7 @@ def offered(run: Run, measures: Measures) -> dict[str, float]:
 def latencies(measures: Measures) -> dict[str, Any]:
     """Each measure from the schedule, from the send, and of the good requests alone; gaps pooled over requests too."""
     found: dict[str, Any] = {}
-    for key in ("ttft", "e2e", "normalized"):
+    for key in ("ttft", "visible", "e2e", "normalized"):
         found[key] = {origin: distribution(values[key]) for origin, values in measures.latency.items()}
         found[key]["answered_only"] = distribution(measures.headline()[key][measures.ok])
     for key in ("tpot", "itl"):

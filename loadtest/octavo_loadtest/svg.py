@@ -113,8 +113,8 @@ def _log_ticks(low: float, high: float) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
         found = [f * 10.0**d for d in decades for f in factors if low <= f * 10.0**d <= high]
-        if len(found) >= 4:
-            return found
+        if len(found) >= 3:
+            return found if len(found) <= 8 else found[::2]
     return found
 
 
