@@ -34,7 +34,7 @@ def test_a_rate_sweep_finds_the_saturation(campaign: Campaign, tmp_path: Path) -
     found = document["saturation"]
     assert found["last_rate_kept"] == 12
     assert 60 < found["peak_output_tokens_per_s"] < 6 * 34
-    assert document["points"][1]["figures"]["ttft_p90"][0] > 150  # the queue grew
+    assert document["points"][1]["figures"]["ttft_p50"][0] > 100  # the queue grew
     assert document["points"][1]["runs"][0]["saturation"]["rising"]
     assert (tmp_path / "12-s-1" / "records.jsonl").exists()
 
