@@ -1,0 +1,276 @@
+"""The native library: how it is built and chosen, its threads, and every op's C++ against its reference."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octavo_kernels.native import build
+from octavo_kernels.native.build import NoCompiler
+from octavo_kernels.native.library import Library, library, supported_levels, use
+from octavo_kernels.paged_attention import PagedBatch
+from octavo_kernels.paged_attention import cpu as attention
+from octavo_kernels.paged_attention import reference as attention_reference
+
+TYPES = [torch.float32, torch.bfloat16]
+CLOSE = {torch.float32: {"atol": 2e-6, "rtol": 2e-6}, torch.bfloat16: {"atol": 1e-3, "rtol": 1.6e-2}}
+
+
+@pytest.fixture(scope="module", params=supported_levels())
+def native(request: pytest.FixtureRequest) -> Iterator[Library]:
+    """The library of each instruction set that this CPU has, in use."""
+    try:
+        found = Library(request.param)
+    except NoCompiler:
+        pytest.skip("no C++ compiler")
+    with use(found):
+        yield found
+
+
+def op(name: str) -> tuple[object, object]:
+    return tuple(importlib.import_module(f"octavo_kernels.{name}.{kind}") for kind in ("cpu", "reference"))
+
+
+# ---- the library ----------------------------------------------------------------------------------------------------
+
+
+def test_the_chosen_level_can_be_lowered_but_not_raised() -> None:
+    code = "from octavo_kernels.native.library import library; n = library(); print(n and n.level)"
+
+    def choose(level: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"OCTAVO_CPU_ISA": level}
+        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+    assert choose("reference").stdout.strip() == "None"
+    assert "supports reference, portable" in choose("avx4096").stderr
+
+
+def test_processes_that_start_at_once_compile_once(tmp_path, monkeypatch) -> None:
+    """Two processes and one empty cache: one compiler run each for two small sources, one library in the end."""
+    compiler, log = tmp_path / "compiler", tmp_path / "log"
+    try:
+        real = build.find_compiler()
+    except NoCompiler:
+        pytest.skip("no C++ compiler")
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec {real} "$@"\n')
+    compiler.chmod(0o755)
+    for name in ("a", "b"):
+        (tmp_path / "src" / name).mkdir(parents=True)
+        (tmp_path / "src" / name / "cpu.cpp").write_text(f'extern "C" int f_{name}() {{ return 7; }}\n')
+    code = (
+        "from pathlib import Path; from octavo_kernels.native import build; "
+        f"build.ROOT = Path({str(tmp_path / 'src')!r}); print(build.library_path('portable'))"
+    )
+    environment = os.environ | {"OCTAVO_CACHE": str(tmp_path / "cache"), "CXX": str(compiler)}
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    paths = {child.communicate()[0].strip() for child in both}
+    assert len(paths) == 1
+    assert sum("-shared" in line for line in log.read_text().splitlines()) == 1
+
+
+def test_a_missing_compiler_is_named(monkeypatch) -> None:
+    build.find_compiler.cache_clear()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(NoCompiler, match="no-such-compiler not found"):
+        build.find_compiler()
+    build.find_compiler.cache_clear()
+
+
+def test_what_does_not_compile_says_why(tmp_path, monkeypatch) -> None:
+    (tmp_path / "op").mkdir()
+    (tmp_path / "op" / "cpu.cpp").write_text("int broken( {\n")
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path / "cache"))
+    try:
+        build.find_compiler()
+    except NoCompiler:
+        pytest.skip("no C++ compiler")
+    with pytest.raises(build.BuildError, match="error"):
+        build.library_path("portable")
+
+
+def test_none_can_be_in_use() -> None:
+    with use(None):
+        assert library() is None
+
+
+def test_threads_survive_a_fork_and_a_thousand_regions(native: Library) -> None:
+    """A child has none of its parent's threads: it must start its own, not wait for them."""
+    cpu, reference = op("rms_norm")
+    x, weight = torch.randn(64, 512), torch.rand(512)
+    native.set_threads(3)
+    expected = reference.rms_norm(x, weight, 1e-5)
+    for _ in range(1000):
+        out = cpu.rms_norm(x, weight, 1e-5)
+    torch.testing.assert_close(out, expected)
+    child = os.fork()
+    if child == 0:
+        same = torch.equal(cpu.rms_norm(x, weight, 1e-5), out)
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    native.set_threads(2)
+
+
+# ---- the small ops --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 64), (2, 100), (40, 576), (4, 3, 24)], ids=str)
+def test_rms_norm(native: Library, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    cpu, reference = op("rms_norm")
+    x, residual, weight = torch.randn(shape).to(dtype) * 3, torch.randn(shape).to(dtype), torch.rand(shape[-1]) * 2
+    torch.testing.assert_close(cpu.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), **CLOSE[dtype])
+    ours, theirs = (m.add_rms_norm(x, residual, weight, 1e-5) for m in (cpu, reference))
+    torch.testing.assert_close(ours, theirs, **CLOSE[dtype])
+
+
+def test_rms_norm_takes_heads_of_a_fused_projection(native: Library) -> None:
+    cpu, reference = op("rms_norm")
+    q, weight = torch.randn(6, 5 * 16)[:, 16:64].view(6, 3, 16), torch.rand(16)
+    torch.testing.assert_close(cpu.rms_norm(q, weight, 1e-5), reference.rms_norm(q, weight, 1e-5))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("dim", "rotary_dim"), [(64, 64), (24, 24), (80, 32), (6, 2)])
+def test_rotary(native: Library, dim: int, rotary_dim: int, dtype: torch.dtype) -> None:
+    cpu, reference = op("rotary")
+    qkv, positions, table = torch.randn(9, 5 * dim).to(dtype), torch.randint(0, 50, (9,)), torch.randn(50, rotary_dim)
+    heads = [x.clone().view(9, 5, dim) for x in (qkv, qkv)]
+    for x, module in zip(heads, (cpu, reference), strict=True):
+        module.rotary_(x[:, :3], x[:, 3:4], positions, table)
+    torch.testing.assert_close(*heads, **CLOSE[dtype])
+    assert torch.equal(heads[0][:, 4], qkv.view(9, 5, dim)[:, 4])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("name", ["silu_mul", "gelu_mul"])
+@pytest.mark.parametrize("inner", [1, 17, 96, 1000])
+def test_activation(native: Library, name: str, inner: int, dtype: torch.dtype) -> None:
+    cpu, reference = op("activation")
+    x = torch.cat([torch.randn(7, 2 * inner) * 5, torch.full((1, 2 * inner), -200.0)]).to(dtype)
+    torch.testing.assert_close(getattr(cpu, name)(x), getattr(reference, name)(x), **CLOSE[dtype])
+
+
+def test_activation_knows_the_extremes(native: Library) -> None:
+    cpu, _ = op("activation")
+    gate = torch.tensor([[0.0, 1e30, -1e30, torch.inf, torch.nan, -90.0, 3e-39]])
+    out = cpu.silu_mul(torch.cat([gate, torch.ones(1, 7)], dim=1))[0]
+    assert out[:4].tolist() == [0, gate[0, 1], 0, torch.inf]
+    assert out[4].isnan()
+    assert -1e-30 < out[5] <= 0
+
+
+def test_kv_store(native: Library) -> None:
+    cpu, reference = op("kv_store")
+    k, v = torch.randn(2, 6, 5 * 8)[..., 8:32].view(2, 6, 3, 8)
+    slots = torch.tensor([3, 17, 0, 9, 19, 4])
+    caches = [torch.randn(5, 4, 3, 8) for _ in range(2)]
+    ours, theirs = ([c.clone() for c in caches] for _ in range(2))
+    cpu.kv_store(k, v, *ours, slots)
+    reference.kv_store(k, v, *theirs, slots)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+# ---- attention ------------------------------------------------------------------------------------------------------
+
+Cache = tuple[torch.Tensor, torch.Tensor, np.ndarray]
+
+
+def make_cache(contexts: list[int], heads: int, dim: int, block: int, dtype: torch.dtype, seed: int) -> Cache:
+    """Keys, values and block tables of sequences over scattered blocks; all other slots hold NaN."""
+    generator = torch.Generator().manual_seed(seed)
+    per_sequence = -(-max(contexts) // block)
+    blocks = torch.randperm(len(contexts) * per_sequence + 2, generator=generator)
+    tables = blocks[: len(contexts) * per_sequence].view(len(contexts), per_sequence).numpy().astype(np.int32)
+    k, v = torch.full((2, len(blocks) * block, heads, dim), torch.nan)
+    for table, context in zip(tables, contexts, strict=True):
+        slots = [int(table[p // block]) * block + p % block for p in range(context)]
+        k[slots], v[slots] = torch.randn(2, context, heads, dim, generator=generator)
+    k, v = (x.view(-1, block, heads, dim).to(dtype) for x in (k, v))
+    return k, v, tables
+
+
+def attend(
+    module: object, queries: list[torch.Tensor], contexts: list[int], cache: Cache, block: int, **kind: object
+) -> torch.Tensor:
+    """The last len(queries[s]) tokens of each sequence's first contexts[s]."""
+    starts = np.cumsum([0] + [len(q) for q in queries])
+    batch = PagedBatch.build(starts, np.array(contexts), cache[2], block)
+    q = torch.cat(queries)
+    return module.paged_attention(q, *cache[:2], batch, scale=q.shape[2] ** -0.5, **kind)
+
+
+KINDS = [{}, {"window": 1}, {"window": 12}, {"window": 300}, {"softcap": 5.0}, {"window": 100, "softcap": 2.0}]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "block"), [(9, 3, 64, 16), (4, 2, 24, 4), (8, 1, 80, 16), (2, 2, 7, 5)]
+)
+def test_attention(
+    native: Library, heads: int, kv_heads: int, dim: int, block: int, kind: dict[str, float], dtype: torch.dtype
+) -> None:
+    lens, contexts = [1, 5, 33, 1, 100, 2], [300, 70, 33, 600, 290, 257]
+    cache = make_cache(contexts, kv_heads, dim, block, dtype, seed=dim)
+    queries = [torch.randn(n, heads, dim).to(dtype) for n in lens]
+    ours = attend(attention, queries, contexts, cache, block, **kind)
+    exact = (cache[0].float(), cache[1].float(), cache[2])
+    theirs = attend(attention_reference, [q.float() for q in queries], contexts, exact, block, **kind)
+    torch.testing.assert_close(ours.float(), theirs, rtol=0, atol=3e-6 if dtype == torch.float32 else 3e-2)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    contexts=st.lists(st.integers(1, 700), min_size=1, max_size=5),
+    window=st.sampled_from([None, 5, 270]),
+    threads=st.integers(1, 3),
+    dtype=st.sampled_from(TYPES),
+    data=st.data(),
+)
+def test_a_row_of_attention_has_the_same_bits_in_any_step(native, contexts, window, threads, dtype, data) -> None:
+    """Token by token and alone, against ragged chunks in one batch on other threads."""
+    cache = make_cache(contexts, 2, 24, 16, dtype, seed=len(contexts))
+    lens = [data.draw(st.integers(1, min(c, 40))) for c in contexts]
+    queries = [torch.randn(n, 6, 24).to(dtype) for n in lens]
+    native.set_threads(threads)
+    together = attend(attention, queries, contexts, cache, 16, window=window).split(lens)
+    native.set_threads(2)
+    for s, (length, context) in enumerate(zip(lens, contexts, strict=True)):
+        for i in {0, length // 2, length - 1}:
+            own = (*cache[:2], cache[2][s : s + 1])
+            alone = attend(attention, [queries[s][i : i + 1]], [context - length + i + 1], own, 16, window=window)
+            assert torch.equal(alone[0], together[s][i])
+
+
+def test_sequences_that_share_blocks_read_them_once_and_see_the_same(native: Library) -> None:
+    """Forty sequences with one prefix of 512 tokens: grouped by the planner, and as if each were alone."""
+    cache = make_cache([600], 2, 64, 16, torch.bfloat16, seed=0)
+    tables = np.repeat(cache[2], 40, axis=0)
+    queries = [torch.randn(1, 6, 64).bfloat16() for _ in range(40)]
+    contexts = [600 - i for i in range(40)]
+    together = attend(attention, queries, contexts, (*cache[:2], tables), 16)
+    alone = [attend(attention, [q], [c], cache, 16) for q, c in zip(queries, contexts, strict=True)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_one_sequence_with_nan_harms_no_other(native: Library) -> None:
+    cache = make_cache([40, 300], 2, 24, 16, torch.float32, seed=0)
+    queries = [torch.randn(3, 4, 24), torch.randn(1, 4, 24)]
+    clean = attend(attention, queries, [40, 300], cache, 16)
+    queries[0][1] = torch.nan
+    out = attend(attention, queries, [40, 300], cache, 16)
+    assert out[1].isnan().all()
+    assert torch.equal(out[[0, 2, 3]], clean[[0, 2, 3]])
