@@ -69,7 +69,7 @@ class Telemetry:
             "vllm:request_success", "Finished sequences.", [*model, "finished_reason"], registry=self.registry
         )
         self.errors = Counter(
-            "octavo:request_errors", "Requests answered with an error.", [*model, "status"], registry=self.registry
+            "octavo:request_errors", "Requests that ended in an error.", ["status"], registry=self.registry
         )
         self.first_token = Histogram(
             "vllm:time_to_first_token_seconds", "Request read to first token.", model,

@@ -17,7 +17,7 @@ from octavo_serve.openai.conversion import parse
 from octavo_serve.openai.errors import BodyTooLarge, ErrorBody, ErrorReply, reply_for
 from octavo_serve.openai.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from octavo_serve.openai.service import Service
-from octavo_serve.telemetry import ShardStats
+from octavo_serve.telemetry import ShardStats, Telemetry
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 METRICS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -38,7 +38,7 @@ def http_app(service: Service, backend: Backend) -> FastAPI:
     _add_models(app, service)
     _add_text(app, service)
     _add_operations(app, service, backend)
-    _add_errors(app)
+    _add_errors(app, service.telemetry)
     return app
 
 
@@ -47,14 +47,14 @@ def _add_generation(app: FastAPI, service: Service) -> None:
     async def chat_completions(request: Request) -> Response:
         body = parse(ChatRequest, await read_body(request, service.limits.max_body_bytes))
         if body.stream:
-            return await event_stream(service.chat_stream(body))
+            return await event_stream(service.chat_stream(body), service.telemetry)
         return json_reply(await service.chat(body))
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         body = parse(CompletionRequest, await read_body(request, service.limits.max_body_bytes))
         if body.stream:
-            return await event_stream(service.complete_stream(body))
+            return await event_stream(service.complete_stream(body), service.telemetry)
         return json_reply(await service.complete(body))
 
 
@@ -94,9 +94,11 @@ def _add_operations(app: FastAPI, service: Service, backend: Backend) -> None:
         return Response(service.telemetry.render(await backend.shard_stats()), media_type=METRICS_TEXT)
 
 
-def _add_errors(app: FastAPI) -> None:
+def _add_errors(app: FastAPI, telemetry: Telemetry) -> None:
     async def on_error(request: Request, error: Exception) -> Response:
-        return error_reply(reply_for(error))
+        reply = reply_for(error)
+        telemetry.errors.labels(reply.status).inc()
+        return error_reply(reply)
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -148,15 +150,15 @@ class EventStream(StreamingResponse):
             await super().stream_response(send)
 
 
-async def event_stream(events: AsyncGenerator[Mapping[str, Any], None]) -> Response:
+async def event_stream(events: AsyncGenerator[Mapping[str, Any], None], telemetry: Telemetry) -> Response:
     """Stream events, once the first is there: until then an error is still an HTTP error."""
     first = await anext(events)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return EventStream(_sse(first, events), headers=headers, media_type=EVENT_STREAM)
+    return EventStream(_sse(first, events, telemetry), headers=headers, media_type=EVENT_STREAM)
 
 
 async def _sse(
-    first: Mapping[str, Any], events: AsyncGenerator[Mapping[str, Any], None]
+    first: Mapping[str, Any], events: AsyncGenerator[Mapping[str, Any], None], telemetry: Telemetry
 ) -> AsyncGenerator[bytes, None]:
     async with aclosing(events):
         yield _event(first)
@@ -164,7 +166,9 @@ async def _sse(
             async for event in events:
                 yield _event(event)
         except Exception as error:  # the status line is long gone: the error is an event
-            yield _event(reply_for(error).body)
+            reply = reply_for(error)
+            telemetry.errors.labels(reply.status).inc()
+            yield _event(reply.body)
         yield b"data: [DONE]\n\n"
 
 

@@ -6,10 +6,9 @@ it. Responses are plain typed dictionaries: they cross Serve handles and become 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
-from typing_extensions import TypedDict
 
 Ignored = Annotated[Any, Field(default=None, description="Accepted and without effect here.")]
 TokenIds = list[Annotated[int, Field(ge=0)]]

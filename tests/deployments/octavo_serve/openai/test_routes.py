@@ -46,6 +46,7 @@ def test_an_error_after_the_first_byte_is_an_event(send: Send, client: Any) -> N
     *_, error, done, _ = answer.text.split("\n\n")
     assert json.loads(error.removeprefix("data: "))["error"]["message"] == "the token was not a number"
     assert done == "data: [DONE]"
+    assert 'octavo:request_errors_total{status="500"} 1.0' in send("GET", "/metrics").text
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -67,6 +68,7 @@ def test_an_error_before_the_first_byte_is_a_status(
     assert headers.items() <= {"Retry-After": answer.headers.get("Retry-After")}.items()
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
     assert "secret" not in answer.text
+    assert f'octavo:request_errors_total{{status="{status}"}} 1.0' in send("GET", "/metrics").text
 
 
 def test_bodies_have_a_limit(send: Send) -> None:
