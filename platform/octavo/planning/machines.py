@@ -106,8 +106,8 @@ def find_machine(name: str) -> Machine:
 def this_cpu() -> Machine:
     """This machine: its memory (or its container's), and its bandwidth and matrix rates, measured now.
 
-    Bandwidth is that of a sum over 256 MiB, the rates those of a product of two 1024 x 1024 matrices; the best of a few
-    tries each, since others may use the machine.
+    Bandwidth is that of a sum over 256 MiB, the rates those of a product of two 1024 x 1024 matrices; the best of
+    some tries each, since others may use the machine. On a busy one they come out low: plan on an idle one.
     """
     import torch
 
@@ -124,13 +124,14 @@ def this_cpu() -> Machine:
 _CPU_OVERHEAD = 256 * _MIB  # Python, torch 2.13 and the engine's modules: 227 MiB resident on Linux
 
 
-def _best_seconds(work: Callable[[], object], tries: int = 4) -> float:
-    def once() -> float:
+def _best_seconds(work: Callable[[], object], budget: float = 0.3) -> float:
+    """The shortest of the runs that fit into `budget` seconds, at least two."""
+    times: list[float] = []
+    while len(times) < 2 or sum(times) < budget:
         begin = time.perf_counter()
         work()
-        return time.perf_counter() - begin
-
-    return min(once() for _ in range(tries))
+        times.append(time.perf_counter() - begin)
+    return min(times)
 
 
 def _memory() -> int:

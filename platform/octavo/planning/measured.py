@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from octavo.cost_model import CostModel
@@ -89,14 +90,14 @@ class Comparison:
         bytes: what -> (predicted, measured).
         coefficients: of the fitted cost model: seconds per step, token, sequence and attended position; None with
             fewer than 8 steps, or with steps too much alike to tell any coefficient from another.
-        mean_error: of the fitted model over the same steps, relative to their measured times.
+        median_error: of the fitted model over the same steps, relative to their measured times.
         left_out: requests that overlapped others, and prompts that took several steps.
     """
 
     speeds: list[Speed]
     bytes: dict[str, tuple[float, int]]
     coefficients: dict[str, float] | None
-    mean_error: float | None
+    median_error: float | None
     left_out: int
 
 
@@ -205,4 +206,4 @@ def _fit(steps: list[Step]) -> tuple[dict[str, float] | None, float | None]:
     for step in steps:
         model.observe(step.tokens, step.sequences, step.attended, step.seconds)
     errors = [abs(model.predict(s.tokens, s.sequences, s.attended) / s.seconds - 1) for s in steps]
-    return dict(zip(_FEATURES, model.coefficients, strict=True)), sum(errors) / len(errors)
+    return dict(zip(_FEATURES, model.coefficients, strict=True)), median(errors)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from octavo.planning.machines import Machine
@@ -14,7 +17,10 @@ from octavo.planning.memory import Holding
 from octavo.planning.plan import Fit, Wanted, longest
 from octavo.planning.shape import Shape
 
-_GIB = 2**30
+_OVERVIEW_NOTE = (
+    "N x: the fewest devices that hold the weights and as many sequences of the longest length as asked for (1); "
+    "-: not even the most that were tried."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,33 +37,32 @@ class Planned:
 
 def show(planned: list[Planned], console: Console) -> None:
     """Everything about one model, or one line for each of several."""
-    if len(planned) == 1:
-        console.print(
-            Group(_title(planned[0]), _memory_table(planned[0]), _rate_table(planned[0]), *_notes(planned[0]))
-        )
-    else:
-        console.print(_overview(planned))
-        console.print(
-            "N x: the fewest devices that hold the weights and one sequence of the longest length; -: none up to 8."
-        )
+    if len(planned) > 1:
+        _print(_overview(planned), console)
+        console.print(_OVERVIEW_NOTE)
+        return
+    (one,) = planned
+    console.print(_title(one))
+    _print(_memory_table(one), console)
+    _print(_rate_table(one), console)
+    for note in _notes(one):
+        console.print(note, style="dim", highlight=False)
 
 
 def show_comparison(comparison: Comparison, console: Console) -> None:
     """A measured run beside its prediction."""
-    table = Table("measured run", "predicted", "measured", "measured / predicted", title_justify="left")
+    table = _table("Measured", "what", "steps", "predicted", "measured", "measured / predicted", left=1)
     for name, (predicted, size) in comparison.bytes.items():
-        table.add_row(f"{name} bytes", f"{predicted:,.0f}", f"{size:,}", f"{size / predicted:.3f}")
+        table.add_row(f"{name}, bytes", "", f"{predicted:,.0f}", f"{size:,}", f"{size / predicted:.3f}")
     for speed in comparison.speeds:
-        label = f"{speed.kind} tokens/s ({speed.steps} steps; predicted is the ceiling)"
-        table.add_row(label, f"{speed.ceiling:,.1f}", f"{speed.measured:,.1f}", f"{speed.share:.3f}")
-    console.print(table)
+        figures = f"{speed.steps:,}", f"{speed.ceiling:,.1f}", f"{speed.measured:,.1f}", f"{speed.share:.3f}"
+        table.add_row(f"{speed.kind}, tokens/s (ceiling)", *figures)
+    _print(table, console)
     if comparison.coefficients is None:
-        console.print(
-            "Cost model: not fitted, since fewer than 8 steps or steps too much alike determine no coefficients."
-        )
+        console.print("Cost model not fitted: fewer than 8 steps, or too much alike to tell its coefficients apart.")
     else:
         each = ", ".join(f"{value:.3g} s per {name}" for name, value in comparison.coefficients.items())
-        console.print(f"Cost model fitted: {each}; mean error {comparison.mean_error:.1%} over the same steps.")
+        console.print(f"Cost model: {each}; median error {comparison.median_error:.0%} over the same steps.")
     if comparison.left_out:
         console.print(f"{comparison.left_out} requests left out: they overlapped others or took several prefill steps.")
 
@@ -96,7 +101,7 @@ def _title(one: Planned) -> str:
     active = f", {shape.active_parameters / 1e9:.2f} B active" if shape.num_experts > 1 else ""
     limit = longest(shape, one.wanted)
     return (
-        f"[bold]{one.model}[/bold]: {shape.family}, {_count(shape.parameters)} parameters{active}, "
+        f"[bold]{escape(one.model)}[/bold]: {shape.family}, {_count(shape.parameters)} parameters{active}, "
         f"{shape.num_layers} layers, {shape.num_heads} heads on {shape.num_kv_heads} with keys and values\n"
         f"weights {_bytes(whole.weight_bytes())} ({_precision(whole)}), "
         f"KV {_bytes(whole.kv_bytes_per_token())} per token ({whole.kv_dtype}), "
@@ -105,81 +110,61 @@ def _title(one: Planned) -> str:
 
 
 def _memory_table(one: Planned) -> Table:
-    columns = [
-        "machine",
-        "devices",
-        "weights",
-        "of memory",
-        "KV room",
-        "tokens",
-        "longest",
-        "full length",
-        "typical",
-        "80/20",
-    ]
-    table = Table(title="What fits (bytes of one device)", title_justify="left")
-    for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if index in (0, 9) else "right")
-    for machine, fit in zip(one.machines, one.fits, strict=True):
+    columns = ["weights", "share", "KV tokens", "longest", "full", "typical", "80/20"]
+    table = _table("What fits (weights of one device)", "machine", *columns, left=1)
+    for fit in one.fits:
         memory = fit.memory
         table.add_row(
-            machine.name,
-            f"{fit.ranks} x {_bytes(machine.memory)}"
-            if fit.fits
-            else f"[red]{fit.ranks} x {_bytes(machine.memory)}[/red]",
+            f"{fit.ranks} x {fit.machine}",
             _bytes(memory.weights),
             f"{memory.share:.0%}",
-            _bytes(memory.kv_room),
             f"{memory.kv_tokens:,}",
             f"{memory.longest_context:,}",
             f"{memory.full_length:,}",
             f"{memory.typical:,}",
             _rule(fit),
-            style=None if fit.fits else "dim",
+            style=None if fit.fits else "red",
         )
     return table
 
 
 def _rate_table(one: Planned) -> Table:
     wanted = one.wanted
-    title = (
-        f"Ceilings (roofline; requests of {wanted.input_tokens} + {wanted.output_tokens} tokens), tokens/s of the group"
-    )
     priced = any(fit.rates and fit.rates.dollars_per_million is not None for fit in one.fits)
-    money = ["$ / M output", "output / $"] if priced else []
-    table = Table(title=title, title_justify="left")
-    for index, name in enumerate(
-        ["machine", "type", "prefill", "decode, 1", "batch", "decode, batch", "output", *money]
-    ):
-        table.add_column(name, justify="left" if index < 2 else "right")
+    money = ["$ / M", "out / $"] if priced else []
+    title = f"Ceilings in tokens/s (requests of {wanted.input_tokens} + {wanted.output_tokens} tokens)"
+    table = _table(title, "machine", "prefill", "decode 1", "batch", "decode", "output", *money, left=1)
     for fit in one.fits:
-        if fit.rates is None:
+        if (rates := fit.rates) is None:
             continue
-        rates = fit.rates
         figures = [rates.prefill, rates.decode_alone, rates.batch, rates.decode_batch, rates.output]
-        row = [f"{fit.ranks} x {fit.machine}", fit.dtype, *(_figure(value) for value in figures)]
+        row = [f"{fit.ranks} x {fit.machine}", *(_figure(value) for value in figures)]
         if priced:
-            row += ["-" if rates.dollars_per_million is None else f"{rates.dollars_per_million:.3f}",
-                    "-" if rates.tokens_per_dollar is None else _count(rates.tokens_per_dollar)]  # fmt: skip
+            row.append("-" if rates.dollars_per_million is None else f"{rates.dollars_per_million:.3f}")
+            row.append("-" if rates.tokens_per_dollar is None else _count(rates.tokens_per_dollar))
         table.add_row(*row)
     return table
 
 
-def _notes(one: Planned) -> list[RenderableType]:
+def _notes(one: Planned) -> list[str]:
+    limit = longest(one.shape, one.wanted)
     notes = [
-        "full length, typical: how many sequences of the longest length, and how many typical requests, fit at once. "
-        "Red: not even that is met on as many devices as were tried.",
-        "Rates are for dense matrices; vendors' headlines are often for sparse ones, twice as high. They are ceilings: "
-        "give --measured for the share that an engine reaches.",
+        f"full, typical: sequences of {limit:,} tokens and typical requests that fit at once. 80/20: what the rule of "
+        "thumb says, where it differs.",
+        "Rates are ceilings, for dense matrices (headlines are often for sparse ones, twice as high): --measured shows "
+        "the share that an engine reaches.",
     ]
+    if misfits := [fit.machine for fit in one.fits if not fit.fits]:
+        notes.append(f"Not all that was asked for fits on as many devices as were tried: {', '.join(misfits)}.")
+    if others := [f"{fit.machine} in {fit.dtype}" for fit in one.fits if fit.dtype != one.whole.dtype]:
+        notes.append(f"Computed in another type than {one.whole.dtype}: {', '.join(others)}.")
     if not one.shape.runs:
         notes.append(f"Octavo does not run {one.shape.family} models yet: this is for planning only.")
     if any(one.shape.windows):
         notes.append(
             "Layers with a sliding window keep the whole context in Octavo's cache; the rates count the window."
         )
-    notes += [_cpu_note(machine) for machine in one.machines if machine.is_cpu]
-    return [f"[dim]{note}[/dim]" for note in notes]
+    return notes + [_cpu_note(machine) for machine in one.machines if machine.is_cpu]
 
 
 def _cpu_note(machine: Machine) -> str:
@@ -188,11 +173,8 @@ def _cpu_note(machine: Machine) -> str:
 
 
 def _overview(planned: list[Planned]) -> Table:
-    table = Table("model", "parameters", "precision", "weights", "KV / token", "longest")
-    for column in table.columns[3:]:
-        column.justify = "right"
-    for machine in planned[0].machines:
-        table.add_column(machine.name, justify="right")
+    machines = [machine.name for machine in planned[0].machines]
+    table = _table("", "model", "parameters", "precision", "weights", "KV / token", "longest", *machines, left=3)
     for one in planned:
         whole = one.whole
         devices = [f"{fit.ranks} x" if fit.fits else "-" for fit in one.fits]
@@ -201,8 +183,24 @@ def _overview(planned: list[Planned]) -> Table:
             _bytes(whole.kv_bytes_per_token()),
             f"{longest(one.shape, one.wanted):,}",
         ]
-        table.add_row(one.model, _count(one.shape.parameters), _precision(whole), *facts, *devices)
+        table.add_row(escape(one.model), _count(one.shape.parameters), _precision(whole), *facts, *devices)
     return table
+
+
+def _table(title: str, *columns: str, left: int) -> Table:
+    """A table without lines between columns; those after the first `left` are numbers."""
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index < left else "right", no_wrap=True)
+    return table
+
+
+def _print(table: Table, console: Console) -> None:
+    """Print a table as wide as it is: a cut number is worse than a long line."""
+    width, needed = console.width, Measurement.get(console, console.options.update(width=1000), table).maximum
+    console.width = max(width, needed)
+    console.print(table)
+    console.width = width
 
 
 def _precision(holding: Holding) -> str:
@@ -211,13 +209,12 @@ def _precision(holding: Holding) -> str:
 
 def _rule(fit: Fit) -> str:
     """The 80/20 rule's answer where it differs from ours."""
-    if fit.rule == "agrees":
-        return "agrees"
-    return f"{fit.rule}: " + (f"{fit.rule_ranks} x" if fit.rule_ranks else "none")
+    devices = f"{fit.rule_ranks} x" if fit.rule_ranks else "none"
+    return "agrees" if fit.rule == "agrees" else f"{fit.rule.removeprefix('too ')}: {devices}"
 
 
 def _bytes(size: float) -> str:
-    for unit, name in ((2**40, "TiB"), (_GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+    for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if size >= unit:
             return f"{size / unit:.1f} {name}"
     return f"{size:.0f} B"

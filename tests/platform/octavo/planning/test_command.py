@@ -39,7 +39,7 @@ def files(tmp_path, configs):
 def test_one_model(run):
     code, text = run(SMOLLM2, "--gpu", "l4", "--gpu", "h100", "--price", "l4=0.7")
     assert code == 0
-    for part in ("134.52 M parameters", "KV 22.5 KiB per token", "1 x l4", "1 x h100", "$ / M output", "agrees"):
+    for part in ("134.52 M parameters", "KV 22.5 KiB per token", "1 x l4", "1 x h100", "$ / M", "agrees"):
         assert part in text
 
 
@@ -50,9 +50,7 @@ def test_several_models_and_precisions_get_a_line_each(run, files):
     lines = [line for line in text.splitlines() if ".json" in line]
     assert len(lines) == 27
     row = next(line for line in lines if "falcon-180B" in line and "bfloat16" in line)
-    assert [cell.strip() for cell in row.split("│")[2:-1]] == [
-        "178.56 B", "bfloat16", "332.6 GiB", "160.0 KiB", "2,048", "-", "8 x"
-    ]  # fmt: skip
+    assert row.split()[1:] == ["178.56", "B", "bfloat16", "332.6", "GiB", "160.0", "KiB", "2,048", "-", "8", "x"]
 
 
 def test_json_has_every_figure(run, files):
@@ -83,7 +81,7 @@ def test_measured(run, files, tmp_path):
     model = files["meta-llama/Meta-Llama-3-8B"]
     code, text = run(model, "--gpu", "h100", "--measured", file)
     assert code == 0
-    assert "Cost model fitted" in text
+    assert "Cost model: " in text
     code, text = run(model, "--gpu", "h100", "--measured", file, "--json")
     assert set(json.loads(text)["measured"]["coefficients"]) == {"step", "token", "sequence", "attended position"}
 

@@ -13,8 +13,8 @@ from octavo.planning.shape import shape_of
 
 GIB = 2**30
 
-# model -> GiB of weights in 16, 8 and 4 bits, from published sizes: parameters x 2, 1 and 1/2 bytes with the embeddings
-# and the output matrix in 16 bits (and scales, which are below 4 %)
+# model -> billions of parameters, and of those in embeddings and output matrix, which stay in 16 bits; the rest takes
+# 2, 1 and 1/2 bytes (and scales, which are below 4 %)
 WEIGHTS = {
     "google/gemma-2b": (2.506, 0.524), "google/gemma-7b": (8.538, 0.786),
     "meta-llama/Meta-Llama-3-8B": (8.030, 1.051), "meta-llama/Meta-Llama-3-70B": (70.55, 2.101),
@@ -110,7 +110,7 @@ def test_the_rule_agrees(llama_8b):
 
 
 def test_the_rule_is_too_lax_with_many_long_sequences(llama_8b):
-    """16 GB of weights are 71 % of an L4, but 8 sequences of 8192 tokens take 8 GiB more."""
+    """15 GiB of weights are 66 % of an L4, but 8 sequences of 8192 tokens take 8 GiB more."""
     fit = plan(llama_8b, MACHINES["l4"], Wanted(concurrency=8))
     assert (fit.rule, fit.rule_ranks, fit.ranks) == ("too lax", 1, 2)
 
