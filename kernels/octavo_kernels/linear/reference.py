@@ -40,7 +40,7 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     groups = x.float().view(len(x), -1, GROUP)
     top = groups.abs().amax(-1)
-    inverse = torch.where(top > 1e-30, 127 / top, 0.0)
+    inverse = torch.where(top > 1e-30, torch.tensor(127.0) / top, 0.0)  # 127 / top would be 127 (1 / top): not the same
     return (groups * inverse.unsqueeze(-1)).round(), top / 127
 
 
