@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# torch's threads would spin while they wait, which on shared cores takes them from whoever has work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 256, 257 and 258, after the 256 bytes
 VOCAB_SIZE = 300
