@@ -104,7 +104,7 @@ class FakeServer:
         if served.name:
             self.log.append(served)
             self._start = self._start or served.received
-        served.tokens = int(asked.get("max_tokens", 16))
+        served.tokens = int(asked.get("max_tokens") or asked.get("max_completion_tokens") or 16)
         served.fault = self._fault(served)
         if served.fault == "reject":
             _reply(writer, 429, {"error": {"message": "busy"}}, "Retry-After: 1\r\n")
@@ -181,8 +181,14 @@ def _header(line: str) -> tuple[str, str]:
 def _prompt(asked: dict[str, Any], overhead: int) -> list[str]:
     """One token a word, and the template's."""
     if "messages" in asked:
-        return ["<template>"] * overhead + " ".join(str(m["content"]) for m in asked["messages"]).split()
+        return ["<template>"] * overhead + " ".join(_words(m["content"]) for m in asked["messages"]).split()
     return str(asked.get("prompt", "")).split()
+
+
+def _words(content: Any) -> str:
+    if isinstance(content, list):  # parts
+        return " ".join(str(part.get("text", "")) for part in content)
+    return str(content)
 
 
 def _sizes(tokens: int, coalesce: int) -> Iterator[int]:

@@ -34,7 +34,7 @@ def stop_reason(points: list[Point], bound: Slo | None, least_gain: float) -> st
     last = points[-1]
     if bound is not None:
         for key, limit in bound.bounds.items():
-            seen = lookup(last["runs"][0], ("latency", key, "from_schedule", "p50"))
+            seen = lookup(last["runs"][0], ("latency", key, "headline", "p50"))
             if seen > limit:
                 return f"latency bound: median {key} {seen * 1e3:.0f} ms at {last['name']} is over {limit * 1e3:.0f} ms"
     if len(points) > 1:

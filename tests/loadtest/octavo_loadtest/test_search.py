@@ -25,7 +25,7 @@ def test_capacity_gives_up_and_says_what_was_unresolved() -> None:
 
 def point(value: float, tokens: float, ttft: float = 0.1, done: float | None = None) -> dict[str, Any]:
     figures = {"output_tokens": [tokens, None], "offered": [value, None], "requests": [done or value, None]}
-    run = {"latency": {"ttft": {"from_schedule": {"p50": ttft}}}, "saturation": {"rising": done is not None}}
+    run = {"latency": {"ttft": {"headline": {"p50": ttft}}}, "saturation": {"rising": done is not None}}
     return {"name": f"{value:g}", "value": value, "figures": figures, "runs": [run]}
 
 
