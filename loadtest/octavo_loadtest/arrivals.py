@@ -68,7 +68,7 @@ def times(arrivals: Arrivals, count: int, rate: float, rng: Generator) -> Floats
         raise LoadTestError(f"the rate must be above 0 requests/s, not {rate:g}")
     try:
         return LAWS[arrivals.name](count, rate, rng, **arrivals.options)
-    except TypeError:
+    except (TypeError, ValueError):
         raise LoadTestError(f"arrivals {arrivals} has an option that {arrivals.name!r} does not know") from None
 
 
@@ -118,6 +118,17 @@ def step(count: int, rate: float, rng: Generator, factor: float = 4.0, at: float
     return piecewise(count, rng, points)
 
 
+def rates(count: int, rate: float, rng: Generator, **points: float) -> Floats:
+    """Poisson arrivals whose rate is linear between second=factor points, as in `rates:0=1,30=4,60=1`.
+
+    Factors are of `rate`; the last one stays.
+    """
+    listed = sorted((float(second), factor * rate) for second, factor in (points or {"0": 1.0}).items())
+    if listed[0][0] != 0 or min(value for _, value in listed) < 0 or listed[-1][1] == 0:
+        raise LoadTestError("rates need a point at second 0, no factor below 0, and a last one above 0")
+    return piecewise(count, rng, listed)
+
+
 def piecewise(count: int, rng: Generator, points: list[tuple[float, float]]) -> Floats:
     """Poisson arrivals whose rate is linear between (time, rate) points and stays at the last one.
 
@@ -144,4 +155,6 @@ def _time_for(mass: float, rate: float, growth: float) -> float:
     return 2 * mass / (rate + root) if mass > 0 else 0.0
 
 
-LAWS: dict[str, Callable[..., Floats]] = {law.__name__: law for law in (constant, poisson, gamma, onoff, ramp, step)}
+LAWS: dict[str, Callable[..., Floats]] = {
+    law.__name__: law for law in (constant, poisson, gamma, onoff, ramp, step, rates)
+}

@@ -29,7 +29,8 @@ out = Console(stderr=True, highlight=False)  # stdout is for the result alone
 
 HELP = {
     "workload": "A preset (see `workloads`) or a file: ShareGPT JSON, Mooncake JSONL, Azure CSV, JSONL.",
-    "arrivals": "closed, batch, constant, poisson, gamma:cv=2, onoff, ramp, step, replay. Default: the workload's own.",
+    "arrivals": "closed, batch, constant, poisson, gamma:cv=2, onoff, ramp, step, rates:0=1,30=4, replay. "
+    "Default: the workload's own.",
     "rate": "Sessions a second.",
     "concurrency": "Closed loop: sessions at once. With other arrivals: requests in flight at most; waiting counts.",
     "requests": "Stop after so many requests (default 100, or as many as --duration holds).",

@@ -25,6 +25,7 @@ FIGURES = (
     Figure("offered", "offered", "req/s", ("offered", "requests_per_s"), digits=2),
     Figure("offered_prompt_tokens", "offered in", "tok/s", ("offered", "prompt_tokens_per_s"), digits=0),
     Figure("requests", "done", "req/s", ("throughput", "steady", "requests_per_s"), digits=2),
+    Figure("prompt_tokens", "input", "tok/s", ("throughput", "steady", "prompt_tokens_per_s"), digits=0),
     Figure("output_tokens", "output", "tok/s", ("throughput", "steady", "output_tokens_per_s")),
     Figure("output_tokens_overall", "output, whole run", "tok/s", ("throughput", "overall", "output_tokens_per_s")),
     Figure("in_flight", "in flight", "", ("throughput", "steady", "mean_in_flight")),

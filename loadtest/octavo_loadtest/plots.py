@@ -121,9 +121,9 @@ def _cdf(title: str, key: str, named: list[tuple[str, dict[str, Any]]], log: boo
     lines = []
     for colour, (name, run) in enumerate(named):
         cdf = run["curves"]["cdf"]
-        label = name or "from the schedule"
-        lines.append(Line(label, _flip(cdf[key]), colour, dots=False, steps=True))
-        if key == "ttft" and len(named) == 1 and not run["closed"]:
+        twice = key == "ttft" and len(named) == 1 and cdf["ttft"] != cdf["ttft_from_sent"]
+        lines.append(Line("from the schedule" if twice else name, _flip(cdf[key]), colour, dots=False, steps=True))
+        if twice:
             lines.append(Line("from the send", _flip(cdf["ttft_from_sent"]), 1, True, dots=False, steps=True))
     note = "Share of requests; failed ones are missing at the top." if key != "gaps" else "Share of all gaps."
     return Chart(title, "milliseconds", "share", tuple(lines), note, log_x=log)

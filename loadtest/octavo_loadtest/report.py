@@ -14,8 +14,8 @@ from octavo_loadtest.svg import draw
 
 Document = dict[str, Any]
 TABLE = (
-    "offered", "requests", "output_tokens", "ttft_p50", "ttft_p90", "ttft_p99", "tpot_p50", "tpot_p90", "gap_p99",
-    "normalized_mean", "e2e_p50", "attainment", "goodput", "failed", "tokens_per_dollar",
+    "offered", "requests", "prompt_tokens", "output_tokens", "ttft_p50", "ttft_p90", "ttft_p99", "tpot_p50", "tpot_p90",
+    "gap_p99", "normalized_mean", "e2e_p50", "attainment", "goodput", "failed", "tokens_per_dollar",
 )  # fmt: skip
 _MARK = {"good": "✓", "warn": "!", "bad": "✗"}
 

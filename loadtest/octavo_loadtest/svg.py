@@ -110,6 +110,8 @@ def _nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
+    if high / low < 8:
+        return [tick for tick in _nice_ticks(low, high) if tick > 0]
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
         found = [f * 10.0**d for d in decades for f in factors if low <= f * 10.0**d <= high]

@@ -65,6 +65,14 @@ def test_ramp_rises_linearly() -> None:
     assert ks_to_cdf(share, share**2) < ks_critical(len(share)) + 0.01
 
 
+def test_rates_follow_their_points() -> None:
+    at = sample("rates:0=1,50=3,100=3,150=1")
+    counts = [((at >= start) & (at < start + 50)).sum() / 50 / RATE for start in (0, 50, 100)]
+    assert counts == pytest.approx([2, 3, 2], rel=0.1)
+    with pytest.raises(LoadTestError, match="second 0"):
+        sample("rates:5=1")
+
+
 @given(
     st.sampled_from(sorted(arrivals.LAWS)),
     st.integers(1, 300),
