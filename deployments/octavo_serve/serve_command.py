@@ -246,7 +246,9 @@ def environment(options: Options, plan: Plan, folder: Path) -> dict[str, str]:
         # a prompt with its log probabilities is larger than gRPC's 4 MiB
         settings |= {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
         settings["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"] = str(256 * 2**20)
-        if plan.host == "0.0.0.0" and (haproxy := _haproxy()) is not None:
+        # HAProxy listens on every interface and Ray gives it no certificates
+        open_http = plan.host == "0.0.0.0" and not plan.document["http_options"].get("ssl_certfile")
+        if open_http and (haproxy := _haproxy()) is not None:
             settings |= _haproxy_settings(haproxy, folder)
     return settings | os.environ
 
