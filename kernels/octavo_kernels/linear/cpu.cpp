@@ -140,40 +140,52 @@ template <class T> void pack_any_row(const Activations& to, int64_t row, const T
 
 // ---- kernels --------------------------------------------------------------------------------------------------------
 
-// acc + scale of x * (scale * dot + min * sum) for 16 outputs of each of ROWS rows. The rows' chains of dot products
-// are interleaved: each waits four cycles for its last result, and two can start in each cycle.
-template <class Format, int ROWS> OCTAVO_INLINE void multiply_group(const Group& w, const Group8* x, Floats* acc) {
-    constexpr int steps = STEPS / Format::HALVES;
-    Floats total[ROWS];
-#pragma GCC unroll 2
-    for (int half = 0; half < Format::HALVES; ++half) {
-        Ints dot[ROWS];
-#pragma GCC unroll 16
-        for (int r = 0; r < ROWS; ++r) {
-            const int32_t minus = Format::HALVES == 2 ? x[r].minus_half[half] : x[r].minus_sum;
-            dot[r] = all_ints(FLOAT_BITS);
-            if (Format::ZERO_BITS >= 0) dot[r] = int_add(dot[r], int_left<std::max(Format::ZERO_BITS, 0)>(all_ints(minus)));
-        }
-#pragma GCC unroll 8
-        for (int i = half * steps; i < (half + 1) * steps; ++i) {
-#pragma GCC unroll 16
-            for (int r = 0; r < ROWS; ++r) dot[r] = dot4<Format::BITS>(dot[r], w.codes[i], x[r].code + 4 * i);
-        }
-#pragma GCC unroll 16
-        for (int r = 0; r < ROWS; ++r) {
-            const Floats exact = sum_to_floats(dot[r]);
-            total[r] = half == 0 ? mul(exact, w.scale[0]) : fma(exact, w.scale[1], total[r]);
+// The bits of 1.5 * 2^23 less zero point times sum of codes: what a chain of dot products starts from.
+template <class Format> OCTAVO_INLINE Ints first_sum(const Group8& x, int half) {
+    if constexpr (Format::ZERO_BITS < 0) return all_ints(FLOAT_BITS);
+    else {
+        const int32_t minus = Format::HALVES == 2 ? x.minus_half[half] : x.minus_sum;
+        return int_add(all_ints(FLOAT_BITS), int_left<Format::ZERO_BITS>(all_ints(minus)));
+    }
+}
+
+// acc + scale of x * (scale * dot + min * sum), for 16 outputs of one row.
+template <class Format>
+OCTAVO_INLINE Floats scale_out(const Group& w, const Group8& x, const Ints (&dot)[Format::HALVES], Floats acc) {
+    Floats total = mul(sum_to_floats(dot[0]), w.scale[0]);
+    if constexpr (Format::HALVES == 2) total = fma(sum_to_floats(dot[1]), w.scale[1], total);
+    if constexpr (Format::HAS_MIN) {
+        for (int half = 0; half < Format::HALVES; ++half) {
+            const float sum = Format::HALVES == 2 ? float(-x.minus_half[half]) : x.sum;
+            total = fma(w.min[half], all_floats(sum), total);
         }
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r) {
-        if constexpr (Format::HAS_MIN) {
-            for (int half = 0; half < Format::HALVES; ++half) {
-                const float sum = Format::HALVES == 2 ? float(-x[r].minus_half[half]) : x[r].sum;
-                total[r] = fma(w.min[half], all_floats(sum), total[r]);
-            }
-        }
-        acc[r] = fma(total[r], all_floats(x[r].scale), acc[r]);
+    return fma(total, all_floats(x.scale), acc);
+}
+
+// One group of ROWS rows. Chains of dot products are interleaved: each waits four cycles for its last result, and two
+// can start in each cycle. Eight chains and eight accumulators fit the registers beside the codes.
+template <class Format, int ROWS>
+OCTAVO_INLINE void multiply_group(const Group& w, const Group8* x, Floats (&acc)[ROWS]) {
+    constexpr int halves = Format::HALVES, steps = STEPS / halves, together = ROWS > halves ? ROWS / halves : 1;
+#pragma GCC unroll 8
+    for (int first = 0; first < ROWS; first += together) {
+        Ints dot[together][halves];
+#pragma GCC unroll 8
+        for (int r = 0; r < together; ++r)
+#pragma GCC unroll 2
+            for (int half = 0; half < halves; ++half) dot[r][half] = first_sum<Format>(x[first + r], half);
+#pragma GCC unroll 8
+        for (int i = 0; i < steps; ++i)
+#pragma GCC unroll 2
+            for (int half = 0; half < halves; ++half)
+#pragma GCC unroll 8
+                for (int r = 0; r < together; ++r) {
+                    const int step = half * steps + i;
+                    dot[r][half] = dot4<Format::BITS>(dot[r][half], w.codes[step], x[first + r].code + 4 * step);
+                }
+#pragma GCC unroll 8
+        for (int r = 0; r < together; ++r) acc[first + r] = scale_out<Format>(w, x[first + r], dot[r], acc[first + r]);
     }
 }
 
