@@ -80,10 +80,12 @@ def markdown(document: Document) -> str:
 
 def facts(document: Document) -> list[str]:
     """Sentences about the whole document."""
-    run = document["points"][0]["runs"][0]
+    runs = [point["runs"][0] for point in document["points"]]
+    run = runs[0]
+    loads = [f"{each['load']['workload']}, {each['arrivals']}, lengths x{each['load']['scale']:g}" for each in runs]
+    targets = [f"{each['target']['model']} at {each['target']['url']}" for each in runs]
     found = [
-        f"{run['target']['model']} at {run['target']['url']}, {run['load']['workload']}, {run['arrivals']}, "
-        f"lengths x{run['load']['scale']:g}, {run['started']}.",
+        f"{'; '.join(dict.fromkeys(targets))}. {'; '.join(dict.fromkeys(loads))}. {run['started']}.",
         f"Definitions: {run['definitions']['about']} ({run['definitions']['name']}).",
     ]
     if document.get("stopped"):
@@ -122,7 +124,7 @@ def html(document: Document) -> str:
     several = any(len(each["points"]) > 1 for each in series)
     charts = plots.of_points([_series(each) for each in series]) if several else []
     named = [(point["name"] if len(points) > 1 else "", point["runs"][-1]) for point in points]
-    single = plots.of_runs(named[:8])
+    single = plots.of_runs(_spread(named, 6))
     body = [
         f"<h1>{escape(document['name'])}</h1>",
         *(f'<p class="fact">{escape(fact)}</p>' for fact in facts(document)),
@@ -135,6 +137,13 @@ def html(document: Document) -> str:
     ]
     page = resources.files("octavo_loadtest").joinpath("page.html").read_text()
     return page.replace("TITLE", escape(document["name"])).replace("BODY", "\n".join(filter(None, body)))
+
+
+def _spread(items: list[Any], most: int) -> list[Any]:
+    """At most so many of the items, the first and the last among them."""
+    if len(items) <= most:
+        return items
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
 def _series(document: Document) -> plots.Series:
