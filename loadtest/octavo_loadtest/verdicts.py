@@ -13,7 +13,7 @@ LENGTH_BOUND = 0.05  # of the planned length
 
 def judge(summary: dict[str, Any]) -> list[dict[str, str]]:
     """All verdicts on a summary."""
-    checks = (_client, _schedule, _warmup, _cache, _failures, _lengths, _chunks, _enough, _queue)
+    checks = (_client, _schedule, _whole, _warmup, _cache, _failures, _lengths, _chunks, _enough, _queue)
     return [check(summary) for check in checks] + _slos(summary)
 
 
@@ -47,6 +47,13 @@ def _schedule(summary: dict[str, Any]) -> dict[str, str]:
     if summary["load"]["concurrency"]:
         return _line("warn", "schedule", f"held back by the cap on requests in flight, and charged for it: {numbers}")
     return _line("bad", "schedule", f"not kept: {numbers}")
+
+
+def _whole(summary: dict[str, Any]) -> dict[str, str]:
+    planned, sent = summary["counts"]["planned"], summary["counts"]["sent"]
+    if sent >= planned:
+        return _line("good", "plan", f"all {planned} requests were sent")
+    return _line("warn", "plan", f"{sent} of {planned} requests were due before the end; --drain waits longer")
 
 
 def _warmup(summary: dict[str, Any]) -> dict[str, str]:
