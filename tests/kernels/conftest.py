@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from octavo_kernels.native.library import use
+
 HAS_CUDA = torch.cuda.is_available()
 
 
@@ -26,6 +28,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_native_library() -> Iterator[None]:
+    """The ops run their references unless a test asks for a native library by name."""
+    with use(None):
+        yield
 
 
 @pytest.fixture(scope="session")

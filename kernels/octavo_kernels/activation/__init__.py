@@ -6,6 +6,7 @@ from torch import Tensor
 
 from octavo_kernels.activation import reference
 from octavo_kernels.dispatch import check_floats, use_gpu
+from octavo_kernels.native.library import use_cpu
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
@@ -25,6 +26,10 @@ def silu_mul(gate_up: Tensor) -> Tensor:
         from octavo_kernels.activation import gpu
 
         return gpu.silu_mul(gate_up)
+    if use_cpu(gate_up):
+        from octavo_kernels.activation import cpu
+
+        return cpu.silu_mul(gate_up)
     return reference.silu_mul(gate_up)
 
 
@@ -45,6 +50,10 @@ def gelu_mul(gate_up: Tensor) -> Tensor:
         from octavo_kernels.activation import gpu
 
         return gpu.gelu_mul(gate_up)
+    if use_cpu(gate_up):
+        from octavo_kernels.activation import cpu
+
+        return cpu.gelu_mul(gate_up)
     return reference.gelu_mul(gate_up)
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from octavo_kernels.dispatch import check_floats, use_gpu
 from octavo_kernels.kv_store import reference
+from octavo_kernels.native.library import use_cpu
 
 
 def kv_store(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
@@ -25,6 +26,10 @@ def kv_store(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tens
         from octavo_kernels.kv_store import gpu
 
         gpu.kv_store(k, v, k_cache, v_cache, slots)
+    elif use_cpu(k, v):
+        from octavo_kernels.kv_store import cpu
+
+        cpu.kv_store(k, v, k_cache, v_cache, slots)
     else:
         reference.kv_store(k, v, k_cache, v_cache, slots)
 

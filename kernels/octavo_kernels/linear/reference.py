@@ -38,7 +38,7 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Codes [R, K / 32, 32] and scales [R, K / 32], both float32.
     """
-    groups = x.float().view(len(x), -1, GROUP)
+    groups = x.float().view(len(x), x.shape[1] // GROUP, GROUP)
     top = groups.abs().amax(-1)
     inverse = torch.where(top > 1e-30, torch.tensor(127.0) / top, 0.0)  # 127 / top would be 127 (1 / top): not the same
     return (groups * inverse.unsqueeze(-1)).round(), top / 127
@@ -54,7 +54,7 @@ def linear_int8(x: Tensor, data: Tensor, name: str, n: int, bias: Tensor | None)
     codes, scale, minimum = _unpack(data, name, n)
     x_codes, x_scale = quantize(x)
     w = _subgroups(codes.float() - GROUPED[name].zero, scale)
-    a = x_codes.view(len(x), scale.shape[1], -1)
+    a = x_codes.view(len(x), scale.shape[1], x.shape[1] // scale.shape[1])
     parts = scale.shape[1] // x_scale.shape[1]  # scales in a group: 1 or 2
     total = torch.zeros(len(x), n)
     for group in range(x_scale.shape[1]):

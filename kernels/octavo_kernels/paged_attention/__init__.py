@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from octavo_kernels.dispatch import check_floats, use_gpu
+from octavo_kernels.native.library import use_cpu
 from octavo_kernels.paged_attention import reference
 from octavo_kernels.paged_attention.batch import PagedBatch
 
@@ -50,6 +51,10 @@ def paged_attention(
         from octavo_kernels.paged_attention import gpu
 
         return gpu.paged_attention(q, k_cache, v_cache, batch, scale=scale, window=window, softcap=softcap)
+    if use_cpu(q):
+        from octavo_kernels.paged_attention import cpu
+
+        return cpu.paged_attention(q, k_cache, v_cache, batch, scale=scale, window=window, softcap=softcap)
     return reference.paged_attention(q, k_cache, v_cache, batch, scale=scale, window=window, softcap=softcap)
 
 

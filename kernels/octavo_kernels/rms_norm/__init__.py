@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from octavo_kernels.dispatch import check_floats, use_gpu
+from octavo_kernels.native.library import use_cpu
 from octavo_kernels.rms_norm import reference
 
 
@@ -28,6 +29,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         from octavo_kernels.rms_norm import gpu
 
         return gpu.rms_norm(x, weight, eps)
+    if use_cpu(x):
+        from octavo_kernels.rms_norm import cpu
+
+        return cpu.rms_norm(x, weight, eps)
     return reference.rms_norm(x, weight, eps)
 
 
@@ -54,6 +59,10 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
         from octavo_kernels.rms_norm import gpu
 
         return gpu.add_rms_norm(x, residual, weight, eps)
+    if use_cpu(x):
+        from octavo_kernels.rms_norm import cpu
+
+        return cpu.add_rms_norm(x, residual, weight, eps)
     return reference.add_rms_norm(x, residual, weight, eps)
 
 

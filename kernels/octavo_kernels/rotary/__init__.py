@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from octavo_kernels.dispatch import check_floats, use_gpu
+from octavo_kernels.native.library import use_cpu
 from octavo_kernels.rotary import reference
 
 
@@ -30,6 +31,10 @@ def rotary_(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
         from octavo_kernels.rotary import gpu
 
         gpu.rotary_(q, k, positions, cos_sin)
+    elif use_cpu(q, k):
+        from octavo_kernels.rotary import cpu
+
+        cpu.rotary_(q, k, positions, cos_sin)
     else:
         reference.rotary_(q, k, positions, cos_sin)
 

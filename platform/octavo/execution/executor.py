@@ -11,11 +11,15 @@ import torch
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError, ModelError
 from octavo.execution.kv_storage import KVStorage, bytes_per_block
+from octavo.execution.native_runner import NativeRunner
 from octavo.execution.runner import Runner
 from octavo.models.load import load_model
+from octavo.models.packed import load_packed, unpackable_formats
 from octavo.models.spec import ModelSpec
 from octavo.source import Source
 from octavo.step import StepBatch, StepResult
+from octavo_kernels.decoder import CELL, PackedKV, PackedModel, block_bytes
+from octavo_kernels.native.library import Library, library
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +47,27 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """The model in this process, on one device."""
+    """The model in this process, on one device: on a CPU in native code where that covers it, else through torch."""
 
     def __init__(self, source: Source, config: EngineConfig, *, progress: bool = False) -> None:
         if config.tensor_parallel_size > 1:
             raise ConfigError("tensor_parallel_size above 1 needs an executor with several ranks; in one process use 1")
         device = _device(config.device)
+        threads = config.threads or len(os.sched_getaffinity(0))
         if device == "cpu":
-            torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+            torch.set_num_threads(threads)
+        native = library() if device == "cpu" else None
+        reason = "there is no native library" if native is None else _why_not_native(source, config)
+        if device == "cpu" and reason:
+            logger.warning("%s runs on the slower torch runner: %s", source.name, reason)
+        if native is None or reason:
+            self._load_torch(source, config, device, progress)
+        else:
+            native.set_threads(threads)
+            self._load_native(native, source, config, progress)
+        logger.info("%s: %s, %d KV blocks", source.name, self, self.num_blocks)
+
+    def _load_torch(self, source: Source, config: EngineConfig, device: str, progress: bool) -> None:
         decoder = load_model(
             source,
             dtype=config.dtype,
@@ -59,12 +76,26 @@ class LocalExecutor:
             max_model_len=config.max_model_len,
             progress=progress,
         )
-        self.spec = decoder.spec
-        self.num_blocks = _num_blocks(config, decoder.spec, decoder.dtype, device)
-        self._description = f"{decoder.spec.family} in {str(decoder.dtype).removeprefix('torch.')} on {device}"
-        kv = KVStorage(decoder.spec, self.num_blocks, config.block_size, decoder.dtype, device)
-        self._runner = Runner(decoder, kv, config.block_size, device)
-        logger.info("%s: %s, %d KV blocks", source.name, self, self.num_blocks)
+        spec = self.spec = decoder.spec
+        self.num_blocks = _num_blocks(config, bytes_per_block(spec, config.block_size, decoder.dtype), device)
+        self._description = f"{spec.family} in {str(decoder.dtype).removeprefix('torch.')} on {device}"
+        kv = KVStorage(spec, self.num_blocks, config.block_size, decoder.dtype, device)
+        self._runner: Runner | NativeRunner = Runner(decoder, kv, config.block_size, device)
+
+    def _load_native(self, native: Library, source: Source, config: EngineConfig, progress: bool) -> None:
+        dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+        spec, model = load_packed(
+            source,
+            dtype=dtype,
+            quantization=config.quantization,
+            max_model_len=config.max_model_len,
+            progress=progress,
+        )
+        self.spec = spec
+        shape = config.block_size, spec.num_kv_heads, spec.head_dim, dtype
+        self.num_blocks = _num_blocks(config, block_bytes(spec.num_layers, *shape), "cpu")
+        self._description = _describe(native, spec, model, dtype)
+        self._runner = NativeRunner(native, model, PackedKV(spec.num_layers, self.num_blocks, *shape))
 
     def __str__(self) -> str:
         return self._description
@@ -86,9 +117,28 @@ def _device(name: str) -> str:
     return name
 
 
-def _num_blocks(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, device: str) -> int:
-    """KV blocks that fit; called once the weights are in place."""
-    block = bytes_per_block(spec, config.block_size, dtype)
+def _why_not_native(source: Source, config: EngineConfig) -> str | None:
+    """What the native runner does not cover, in words; None when it covers all."""
+    if config.dtype == "float16":
+        return "dtype is float16; use float32 or bfloat16"
+    if config.block_size % CELL:
+        return f"block_size is {config.block_size}; use a multiple of {CELL}"
+    if formats := unpackable_formats(source):
+        return f"it holds {', '.join(formats)} blocks"
+    return None
+
+
+def _describe(native: Library, spec: ModelSpec, model: PackedModel, dtype: torch.dtype) -> str:
+    """The family and what bounds its speed: instruction set, threads, bits, and the bytes that one token reads."""
+    mode = "exact float32" if dtype == torch.float32 else "bfloat16, and 8-bit activations for quantised weights"
+    return (
+        f"{spec.family} on cpu ({native.level}, {native.threads} threads) in {mode}, "
+        f"{model.bits_per_weight:.1f} bits per weight, {model.bytes_per_token / 1e6:.1f} MB read per step"
+    )
+
+
+def _num_blocks(config: EngineConfig, block: int, device: str) -> int:
+    """KV blocks of `block` bytes that fit; called once the weights are in place."""
     wanted = config.kv_cache_bytes
     if wanted is None:
         wanted = _free_gpu_bytes(config.gpu_memory_utilization) if device != "cpu" else _CPU_KV_BYTES

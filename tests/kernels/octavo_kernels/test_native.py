@@ -123,6 +123,14 @@ def test_threads_survive_a_fork_and_a_thousand_regions(native: Library) -> None:
     native.set_threads(2)
 
 
+def test_cpu_tensors_go_to_it_but_for_float16(native: Library) -> None:
+    public = importlib.import_module("octavo_kernels.rms_norm").rms_norm
+    cpu, reference = op("rms_norm")
+    x, weight = torch.randn(5, 1000), torch.rand(1000)
+    assert torch.equal(public(x, weight, 1e-5), cpu.rms_norm(x, weight, 1e-5))
+    assert torch.equal(public(x.half(), weight, 1e-5), reference.rms_norm(x.half(), weight, 1e-5))
+
+
 # ---- the small ops --------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,149 @@
+"""The native runner and sampler against the torch ones, through whole engines."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octavo import LLM, SamplingParams
+from octavo.execution.native_runner import NativeRunner
+from octavo.execution.runner import Runner
+from octavo.execution.sampler import sample
+from octavo.step import SamplingRows
+from octavo_kernels.native.build import NoCompiler
+from octavo_kernels.native.library import Library, supported_levels, use
+from octavo_kernels.sampling import sample as native_sample
+
+PROMPTS = [list(range(n, 2 * n)) for n in (1, 5, 17, 40, 100)]
+
+
+@pytest.fixture(scope="module", params=supported_levels())
+def native(request):
+    try:
+        library = Library(request.param)
+    except NoCompiler:
+        pytest.skip("no C++ compiler")
+    with use(library):
+        yield library
+
+
+def engine(folder, library, **options):
+    """An offline engine on one runner."""
+    with use(library):
+        return LLM(str(folder), kv_cache_bytes=2**24, max_model_len=400, progress=False, **options)
+
+
+def generate(llm, params):
+    outputs = llm.generate(PROMPTS, params, use_tqdm=False)
+    llm.close()
+    return outputs
+
+
+def tokens(outputs):
+    return [[line.token_ids for line in output.outputs] for output in outputs]
+
+
+@pytest.mark.parametrize("params", [
+    {"temperature": 0.0},
+    {"temperature": 0.0, "presence_penalty": 1.0, "repetition_penalty": 1.3, "min_tokens": 10},
+    {"temperature": 0.8, "top_p": 0.9, "top_k": 30, "seed": 7, "n": 3},
+    {"temperature": 1.0, "min_p": 0.05, "seed": 1, "logit_bias": {65: 5.0}},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("name", ["llama3", "gemma3"])
+def test_float32_tokens_are_those_of_the_torch_runner(native, tiny_model, name, params):
+    params = SamplingParams(max_tokens=24, ignore_eos="min_tokens" not in params, **params)
+    ours, theirs = engine(tiny_model(name), native), engine(tiny_model(name), None)
+    assert isinstance(ours.engine.executor._runner, NativeRunner)
+    assert isinstance(theirs.engine.executor._runner, Runner)
+    assert tokens(generate(ours, params)) == tokens(generate(theirs, params))
+
+
+def test_logprobs_are_those_of_the_torch_runner(native, tiny_model):
+    params = SamplingParams(temperature=0.0, max_tokens=5, logprobs=3, prompt_logprobs=2)
+    ours, theirs = (generate(engine(tiny_model("gemma2"), x), params) for x in (native, None))
+    for a, b in zip(ours, theirs, strict=True):
+        for ends in ("prompt_logprobs", "outputs"):
+            lists = [x.prompt_logprobs if ends == "prompt_logprobs" else x.outputs[0].logprobs for x in (a, b)]
+            for x, y in zip(*lists, strict=True):
+                assert (x is None) == (y is None)
+                if x is not None:
+                    assert {token: entry.rank for token, entry in x.items()} == {t: e.rank for t, e in y.items()}
+                    assert [e.logprob for e in x.values()] == pytest.approx([y[t].logprob for t in x], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"), [({"dtype": "float16"}, "dtype is float16"), ({"block_size": 8}, "block_size is 8")]
+)
+def test_what_is_not_covered_runs_on_torch_and_says_so(native, tiny_model, caplog, options, reason):
+    with caplog.at_level(logging.WARNING):
+        llm = engine(tiny_model("llama2"), native, **options)
+    assert isinstance(llm.engine.executor._runner, Runner)
+    assert [reason in record.message for record in caplog.records] == [True]
+    llm.close()
+
+
+def test_the_start_says_what_runs(native, tiny_model):
+    llm = engine(tiny_model("llama2"), native, dtype="bfloat16", threads=1)
+    assert f"({native.level}, 1 threads)" in str(llm.engine.executor)
+    assert "16.0 bits per weight" in str(llm.engine.executor)
+    llm.close()
+
+
+def rows(count, seed=0, **columns):
+    base = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    values = {k: np.full(count, columns.get(k, v), np.int32 if k == "top_k" else np.float32) for k, v in base.items()}
+    random = np.random.default_rng(seed)
+    return SamplingRows(
+        token_index=np.arange(count, dtype=np.int32),
+        seed=random.integers(0, 2**63, count).astype(np.uint64),
+        position=random.integers(0, 2**40, count),
+        num_logprobs=np.full(count, -1, np.int32),
+        **values,
+    )
+
+
+def both(logits, r):
+    options = r.temperature, r.top_k, r.top_p, r.min_p, r.seed, r.position
+    return native_sample(logits, np.arange(len(logits)), *options), sample(logits, r)[0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    vocab=st.integers(1, 3000),
+    spread=st.sampled_from([0.1, 1.0, 4.0, 30.0]),
+    steps=st.sampled_from([0, 2]),
+    seed=st.integers(0, 2**20),
+    temperature=st.sampled_from([0.0, 1e-4, 0.7, 1.0, 5.0]),
+    top_k=st.sampled_from([0, 1, 5, 1500]),
+    top_p=st.sampled_from([1.0, 0.99, 0.5, 1e-6]),
+    min_p=st.sampled_from([0.0, 0.01, 0.5, 1.0]),
+)
+def test_native_draws_are_the_samplers(native, vocab, spread, steps, seed, **filters) -> None:
+    """Ties at the edges too (`steps` rounds logits to halves). Sums differ in their last bits: one draw may.
+
+    Not ties at the edge of a large k: of those the torch sampler's nucleus counts the ones among its candidates, the
+    native one counts all.
+    """
+    filters["top_k"] = min(filters["top_k"], 1) if steps else filters["top_k"]
+    logits = torch.randn(32, vocab, generator=torch.Generator().manual_seed(seed)) * spread
+    logits = (logits * steps).round() / steps if steps else logits
+    ours, theirs = both(logits, rows(32, seed, **filters))
+    assert (ours != theirs).sum() <= 1
+
+
+def test_native_sampling_of_broken_rows(native):
+    logits = torch.randn(6, 100)
+    logits[1, 50] = torch.nan
+    logits[2, 99] = torch.inf
+    logits[3, :] = -torch.inf
+    logits[4, 1:] = -torch.inf
+    for temperature in (0.0, 1.0):
+        ours, theirs = both(logits, rows(6, temperature=temperature, top_p=0.9))
+        assert ours.tolist() == theirs.tolist()
+        assert (ours < 0).tolist() == [False, True, True, True, False, False]
+        assert ours[4] == 0

@@ -1,0 +1,178 @@
+"""The native decoder over packed weights, against the torch decoder of the same checkpoint, and against itself."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from octavo.errors import ConfigError
+from octavo.models.load import load_model
+from octavo.models.packed import load_packed, unpackable_formats
+from octavo.source import Source, resolve_source
+from octavo_kernels.decoder import NativeDecoder, PackedKV
+from octavo_kernels.native.build import NoCompiler
+from octavo_kernels.native.library import Library, supported_levels, use
+
+BLOCK = 16
+QUANTIZED = ["Q4_0", "Q8_0", "F16", "BF16"]  # those that the gguf package can write
+
+
+@pytest.fixture(scope="module", params=supported_levels())
+def native(request):
+    try:
+        return Library(request.param)
+    except NoCompiler:
+        pytest.skip("no C++ compiler")
+
+
+@pytest.fixture(scope="module")
+def best():
+    try:
+        return Library(supported_levels()[-1])
+    except NoCompiler:
+        pytest.skip("no C++ compiler")
+
+
+class NativeRun:
+    """Sequences that grow by ragged steps over scattered blocks, as `PagedRun` does for the torch decoder."""
+
+    def __init__(self, library, source, num_sequences, dtype=torch.float32):
+        self.spec, model = load_packed(source, dtype=dtype, max_model_len=400)
+        per_sequence = 400 // BLOCK
+        num_blocks = num_sequences * per_sequence + 5
+        blocks = np.random.default_rng(0).permutation(num_blocks)[: num_sequences * per_sequence]
+        self.tables = blocks.reshape(num_sequences, per_sequence).astype(np.int32)
+        self.computed = [0] * num_sequences
+        kv = PackedKV(self.spec.num_layers, num_blocks, BLOCK, self.spec.num_kv_heads, self.spec.head_dim, dtype)
+        kv._data[:] = 0xFF  # NaN, wherever nothing was stored
+        self.decoder = NativeDecoder(library, model, kv, exact=dtype == torch.float32)
+
+    def step(self, chunks):
+        rows = list(chunks)
+        for row in rows:
+            self.computed[row] += len(chunks[row])
+        starts = np.cumsum([0] + [len(chunks[row]) for row in rows]).astype(np.int32)
+        tokens = np.array([token for row in rows for token in chunks[row]], np.int32)
+        contexts = np.array([self.computed[row] for row in rows], np.int32)
+        logits = self.decoder.step(tokens, starts, contexts, self.tables[rows], np.arange(len(tokens)))
+        return {row: logits[starts[i] : starts[i + 1]] for i, row in enumerate(rows)}
+
+    def all_logits(self, sequences, seed=0, chunks=(1, 1, 3, 16, 200)):
+        random, parts = np.random.default_rng(seed), [[] for _ in sequences]
+        while left := [i for i, tokens in enumerate(sequences) if self.computed[i] < len(tokens)]:
+            chosen = random.permutation(left)[: random.integers(1, len(left) + 1)].tolist()
+            begins = {i: self.computed[i] for i in chosen}
+            ends = {i: begins[i] + int(random.choice(chunks)) for i in chosen}
+            for i, logits in self.step({i: sequences[i][begins[i] : ends[i]] for i in chosen}).items():
+                parts[i].append(logits)
+        return [np.concatenate(part) for part in parts]
+
+
+@pytest.fixture(scope="module")
+def long_sequences():
+    """Some past a split of 256 positions, one of a single token."""
+    random = np.random.default_rng(1)
+    return [random.integers(0, 256, length).tolist() for length in (300, 1, 33, 270, 5)]
+
+
+def torch_logits(source, sequences, paged_run):
+    """Of the plain PyTorch decoder."""
+    with use(None):
+        decoder = load_model(source)
+        return paged_run(decoder, len(sequences), 400).all_logits(sequences)
+
+
+def assert_close(ours, theirs, tolerance):
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(torch.from_numpy(a), b, atol=tolerance, rtol=0)
+
+
+def test_every_family_in_float32(best, tiny_model, tiny_name, paged_run, long_sequences):
+    source = resolve_source(str(tiny_model(tiny_name)))
+    run = NativeRun(best, source, len(long_sequences))
+    assert_close(run.all_logits(long_sequences), torch_logits(source, long_sequences, paged_run), 1e-4)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "llama_biases"])
+def test_every_instruction_set(native, tiny_model, paged_run, long_sequences, name):
+    source = resolve_source(str(tiny_model(name)))
+    theirs = torch_logits(source, long_sequences, paged_run)
+    assert_close(NativeRun(native, source, len(long_sequences)).all_logits(long_sequences), theirs, 1e-4)
+    half = NativeRun(native, source, len(long_sequences), torch.bfloat16).all_logits(long_sequences)
+    for a, b in zip(half, theirs, strict=True):
+        assert ((torch.from_numpy(a) - b).norm() / b.norm()).item() < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["gemma3", "smollm2", "qwen2_windows"])
+def test_logits_have_the_same_bits_alone_in_batches_and_in_chunks(native, tiny_model, long_sequences, name, dtype):
+    source = resolve_source(str(tiny_model(name)))
+    count = len(long_sequences)
+    native.set_threads(1)
+    whole = NativeRun(native, source, count, dtype)
+    alone = [whole.step({i: tokens})[i] for i, tokens in enumerate(long_sequences)]
+    native.set_threads(2)
+    for seed, chunks in enumerate([(1, 1, 3, 16, 200), (16,), (1,), (64, 500)]):
+        ours = NativeRun(native, source, count, dtype).all_logits(long_sequences, seed, chunks)
+        assert all(np.array_equal(a, b) for a, b in zip(ours, alone, strict=True)), chunks
+
+
+@pytest.mark.parametrize("quant", QUANTIZED)
+@pytest.mark.parametrize("name", ["llama3", "gemma3"])
+def test_gguf_blocks_are_multiplied_as_they_are(
+    best, tiny_model, write_gguf, paged_run, long_sequences, tmp_path, name, quant
+):
+    """Exactly, the logits of the dequantised model; with 8-bit activations, close to them."""
+    source = resolve_source(str(write_gguf(tiny_model(name), tmp_path / "tiny.gguf", quant)))
+    theirs = torch_logits(source, long_sequences, paged_run)
+    exact = NativeRun(best, source, len(long_sequences))
+    assert_close(exact.all_logits(long_sequences), theirs, 2e-4)
+    fast = NativeRun(best, source, len(long_sequences), torch.bfloat16).all_logits(long_sequences)
+    for a, b in zip(fast, theirs, strict=True):
+        assert ((torch.from_numpy(a) - b).norm() / b.norm()).item() < 0.1
+
+
+def test_packed_weights_take_the_bits_of_their_format(tiny_model, write_gguf, tmp_path):
+    source = resolve_source(str(write_gguf(tiny_model("llama3"), tmp_path / "tiny.gguf", "Q4_0")))
+    _, model = load_packed(source, dtype=torch.bfloat16)
+    assert {weight.format for weight in model.matrices} == {"Q4_0"}
+    assert 4.5 <= model.bits_per_weight < 4.8  # 18 bytes for 32 weights, and 300 rows padded to 304
+
+
+def test_a_directory_keeps_its_type_unless_bfloat16_is_asked_for(tiny_model):
+    source = resolve_source(str(tiny_model("llama2")))
+    for dtype, expected in ((torch.float32, "F32"), (torch.bfloat16, "BF16")):
+        _, model = load_packed(source, dtype=dtype)
+        assert {weight.format for weight in model.matrices} == {expected}
+
+
+def test_formats_that_cannot_be_packed_are_named(tiny_model, tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "odd.gguf", "llama")
+    kind = gguf.GGMLQuantizationType.TQ1_0
+    writer.add_tensor("a", gguf.quants.quantize(np.ones((2, 256), np.float32), kind), raw_dtype=kind)
+    writer.add_tensor("b", np.ones(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert unpackable_formats(Source("odd", tmp_path / "odd.gguf", "gguf")) == ["TQ1_0"]
+    assert unpackable_formats(resolve_source(str(tiny_model("llama2")))) == []
+
+
+def test_more_positions_than_the_model_has_are_refused(tiny_model):
+    with pytest.raises(ConfigError, match="max_model_len is 9999"):
+        load_packed(resolve_source(str(tiny_model("llama2"))), dtype=torch.float32, max_model_len=9999)
+
+
+def test_blocks_of_other_sizes_are_refused():
+    with pytest.raises(ValueError, match="blocks of 16 n"):
+        PackedKV(1, 4, 8, 1, 16, torch.float32)
+
+
+def test_copies_read_every_block_before_they_write(best):
+    kv = PackedKV(2, 4, 16, 1, 16, torch.bfloat16)
+    kv._data[:] = np.arange(4, dtype=np.uint8)[None, None, :, None]
+    kv.copy([(0, 1), (1, 2)])
+    assert kv._data[1, 1, :, 0].tolist() == [0, 0, 1, 3]
