@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from octavo_loadtest.arrivals import Arrivals
+from octavo_loadtest.job import Pulse, Target
+from octavo_loadtest.live import LiveView
+from octavo_loadtest.load import Load
+from octavo_loadtest.measure import Run
+from octavo_loadtest.record import Chunk, Record
+from octavo_loadtest.text import Calibration
+
+MS = 1_000_000
+
+
+def run_so_far() -> Run:
+    run = Run(Target("http://x", "m"), Load(rate=3), Arrivals("poisson"), 10, "", Calibration(), 0, 0.0)
+    chunks = [Chunk((500 + 20 * i) * MS, "text", 4, None) for i in range(5)]
+    run.records = [
+        Record(0, "a", 0, 0, 1, 5, 0, 100 * MS, 110 * MS, end=600 * MS, chunks=chunks),
+        Record(1, "b", 0, 0, 1, 5, 0, 100 * MS, 110 * MS, end=600 * MS, error="http 429"),
+    ]
+    run.senders.hear(Pulse(0, sent=5, finished=2, cpu_seconds=0.1, wall_seconds=1.0, lags=[0.001, 0.002]))
+    return run
+
+
+def test_the_view_shows_rates_and_percentiles() -> None:
+    out = io.StringIO()
+    with LiveView(Console(file=out, force_terminal=True, width=100), "a title") as view:
+        view(run_so_far(), 1.0)
+    shown = out.getvalue()
+    for piece in ("a title", "5 sent, 2 finished of 10", "3/s offered", "p50 400.0 ms", "p50 20.0 ms", "2.0 ms late"):
+        assert piece in shown, piece
+
+
+def test_a_pipe_gets_a_line_now_and_then() -> None:
+    out = io.StringIO()
+    with LiveView(Console(file=out, width=200), "a title") as view:
+        view(run_so_far(), 6.0)
+        view(run_so_far(), 6.1)
+    assert out.getvalue().count("\n") == 1
+    assert "3 in flight" in out.getvalue()
