@@ -1,8 +1,8 @@
 // Matrix products with packed weights: three kernels (int8, bf16, float32 activations) and the loops around them.
 //
-// A kernel computes up to 16 rows times 16 outputs over all of K with the accumulators in registers. Weights are
-// unpacked in registers once for these rows; a 4-bit group of 32 x 16 weights is 4 loads, 12 logic operations and,
-// for each row, 8 VNNI instructions and 4 to scale out. K is never split: one order of summation for any batch.
+// A kernel computes some rows times 16 outputs with the accumulators in registers; weights are unpacked in registers
+// once for these rows. For eight rows, a 4-bit group of 32 columns is 4 loads and 12 logic operations, and for each row 8
+// VNNI instructions and 4 to scale out. Every output is one sum over the columns in order, whatever the batch.
 #include "linear/cpu.h"
 
 #include <algorithm>
