@@ -240,6 +240,7 @@ def environment(options: Options, plan: Plan, folder: Path) -> dict[str, str]:
     What the user has set stays as it is. On a cluster that is already running only the cluster's own settings count.
     """
     settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+    settings["OMP_WAIT_POLICY"] = "passive"  # torch's threads must not spin on cores that the gateway needs
     if options.address is None:
         settings["RAY_AUTH_MODE"] = "disabled"  # the cluster ends with this command and serves only its own user
     if options.address is None and options.fast:

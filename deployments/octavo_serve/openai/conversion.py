@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from octavo.errors import BadRequest, PromptTooLong
 from octavo.request import SamplingParams
-from octavo_serve.openai.schemas import Body, ChatRequest, CompletionRequest, Message, SamplingBody
+from octavo_serve.openai.schemas import Body, ChatRequest, CompletionRequest, SamplingBody
 from octavo_serve.validation import explain
 
 B = TypeVar("B", bound=Body)
@@ -114,36 +114,6 @@ def prompts_of(body: CompletionRequest, limits: Limits) -> list[str | list[int]]
     if not prompts or not all(prompts):
         raise BadRequest("prompt must not be empty", "prompt")
     return prompts
-
-
-def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
-    """Messages for the chat template: text parts joined, unset fields left out.
-
-    Raises:
-        BadRequest: no message, or content that is not text.
-    """
-    if not messages:
-        raise BadRequest("messages must hold at least one message", "messages")
-    return [_template_message(message, f"messages.{position}") for position, message in enumerate(messages)]
-
-
-def _template_message(message: Message, where: str) -> dict[str, Any]:
-    plain = message.model_dump(exclude_unset=True)
-    if isinstance(message.content, list):
-        plain["content"] = "".join(_part_text(part, f"{where}.content.{i}") for i, part in enumerate(message.content))
-    elif message.content is None and not plain.get("tool_calls"):
-        raise BadRequest(f"{where}.content is required", f"{where}.content")
-    return plain
-
-
-def _part_text(part: dict[str, Any], where: str) -> str:
-    kind = part.get("type")
-    if kind not in ("text", "input_text", "output_text", "refusal"):
-        raise BadRequest(f"{where}: content of type {kind!r} is not supported; send text", where)
-    text = part.get("refusal" if kind == "refusal" else "text")
-    if not isinstance(text, str):
-        raise BadRequest(f"{where}.text must be a string", f"{where}.text")
-    return text
 
 
 def check_token_ids(token_ids: list[int], vocab_size: int, param: str) -> None:

@@ -23,7 +23,6 @@ from octavo_serve.openai.conversion import (
     check_token_ids,
     prompts_of,
     sampling_params,
-    template_messages,
 )
 from octavo_serve.openai.generation import Generation
 from octavo_serve.openai.model import ModelInfo, ServedModel, block_hashes
@@ -260,7 +259,7 @@ class Service:
         tools = body.tools if getattr(body, "tool_choice", None) != "none" else None
         return render_chat(
             model.tokenizer,
-            template_messages(body.messages or []),
+            [message.model_dump(exclude_unset=True) for message in body.messages or []],
             tools=tools or None,
             add_generation_prompt=(
                 not body.continue_final_message if body.add_generation_prompt is None else body.add_generation_prompt

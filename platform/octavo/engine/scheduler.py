@@ -127,7 +127,8 @@ class Scheduler:
                     self._step, self._clock(), request.request_id, 0, "reject", "queue full", {"retry_after": retry}
                 )
             )
-            raise Overloaded(f"{len(self._waiting)} requests are waiting, which is the limit", retry)
+            limit = self.config.max_num_queued_requests
+            raise Overloaded(f"{len(self._waiting)} requests are waiting; the queue holds {limit}", retry)
         params = request.params
         prompt = list(request.prompt_token_ids)
         room = self.limits.max_model_len - len(prompt)

@@ -23,6 +23,7 @@ from octavo.errors import BadRequest
 from octavo.text.tokenizer import Tokenizer
 
 _RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
+_TEXT_FIELDS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _CONTINUE_HERE = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
@@ -109,6 +110,8 @@ def _plain_message(message: Mapping[str, Any], where: str, knows_developer: bool
     plain = {name: value for name, value in message.items() if value is not None}
     if plain["role"] == "developer" and not knows_developer:
         plain["role"] = "system"
+    if "content" not in plain and not plain.get("tool_calls"):
+        raise BadRequest(f"{where}.content is required", "messages")
     if "content" in plain:
         plain["content"] = _plain_content(plain["content"], f"{where}.content")
     if "tool_calls" in plain:
@@ -139,11 +142,12 @@ def _part_text(part: Any, where: str) -> str:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if not isinstance(part, Mapping) or not isinstance(kind, str):
         raise BadRequest(f'{where} must be an object such as {{"type": "text", "text": "..."}}', "messages")
-    if kind != "text":
+    field = _TEXT_FIELDS.get(kind)
+    if field is None:
         raise BadRequest(f"{where} is of type {kind!r}; this model reads text only", "messages")
-    if not isinstance(part.get("text"), str):
-        raise BadRequest(f"{where}.text must be a string", "messages")
-    return str(part["text"])
+    if not isinstance(part.get(field), str):
+        raise BadRequest(f"{where}.{field} must be a string", "messages")
+    return str(part[field])
 
 
 def _plain_tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:

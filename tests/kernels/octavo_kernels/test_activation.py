@@ -9,7 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 from octavo_kernels import activation
 from octavo_kernels.activation import gelu_mul, reference, silu_mul
 
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+TOLERANCE = {torch.float32: 4e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 SHAPES = [(1, 2), (1, 3072), (5, 14), (3, 2050)]  # tokens, twice the width
 
 

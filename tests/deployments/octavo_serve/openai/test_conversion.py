@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from octavo.errors import BadRequest, PromptTooLong
-from octavo_serve.openai.conversion import Limits, check_length, parse, prompts_of, sampling_params, template_messages
+from octavo_serve.openai.conversion import Limits, check_length, parse, prompts_of, sampling_params
 from octavo_serve.openai.schemas import ChatRequest, CompletionRequest
 
 LIMITS = Limits(max_prompts=3, max_n=4)
@@ -118,16 +118,6 @@ def _checked_completion(sent: dict[str, Any]) -> None:
 def test_what_is_no_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequest):
         parse(CompletionRequest, body)
-
-
-def test_text_parts_are_joined_and_other_parts_refused() -> None:
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    body = parse(ChatRequest, HELLO | {"messages": [{"role": "user", "content": parts, "name": "x"}]})
-    assert template_messages(body.messages) == [{"role": "user", "content": "ab", "name": "x"}]
-    image = [{"type": "image_url", "image_url": {"url": "data:"}}]
-    body = parse(ChatRequest, HELLO | {"messages": [{"role": "user", "content": image}]})
-    with pytest.raises(BadRequest, match="'image_url' is not supported"):
-        template_messages(body.messages)
 
 
 def test_lengths() -> None:
