@@ -26,6 +26,8 @@ Float32 = npt.NDArray[np.float32]
 CELL = 16
 """Positions that lie together in the cache; a block holds a whole number of cells."""
 
+MAX_HEAD_DIM = 1024
+
 _NO_WINDOW = 1 << 40
 
 
@@ -145,6 +147,8 @@ class PackedKV:
     ) -> None:
         if dtype not in (torch.float32, torch.bfloat16) or block_size % CELL:
             raise ValueError(f"keys and values are float32 or bfloat16 in blocks of 16 n, got {dtype} and {block_size}")
+        if head_dim > MAX_HEAD_DIM:
+            raise ValueError(f"head_dim is {head_dim}; it must be at most {MAX_HEAD_DIM}")
         self.dtype = dtype
         self.block_size = block_size
         layer_bytes = block_bytes(1, block_size, kv_heads, head_dim, dtype) // 2

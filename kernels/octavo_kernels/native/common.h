@@ -214,7 +214,33 @@ OCTAVO_INLINE void store(bf16* p, Vec v) {
     std::memcpy(p, &h, sizeof h);
 }
 
-// Sum and maximum of all lanes, always in the same order.
+// Sum and maximum of all lanes, always in the same order: the upper half onto the lower one until one is left.
+#if OCTAVO_ISA >= 1
+template <class F>
+OCTAVO_INLINE float fold(Vec v, const F& f) {
+#if OCTAVO_ISA >= 2
+    const __m256 x8 = f(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+#else
+    const __m256 x8 = (__m256)v;
+#endif
+    const __m128 x4 = f(_mm256_castps256_ps128(x8), _mm256_extractf128_ps(x8, 1));
+    const __m128 x2 = f(x4, _mm_movehl_ps(x4, x4));
+    return _mm_cvtss_f32(f(x2, _mm_movehdup_ps(x2)));
+}
+
+struct Add {
+    OCTAVO_INLINE __m256 operator()(__m256 a, __m256 b) const { return _mm256_add_ps(a, b); }
+    OCTAVO_INLINE __m128 operator()(__m128 a, __m128 b) const { return _mm_add_ps(a, b); }
+};
+
+struct Max {
+    OCTAVO_INLINE __m256 operator()(__m256 a, __m256 b) const { return _mm256_max_ps(a, b); }
+    OCTAVO_INLINE __m128 operator()(__m128 a, __m128 b) const { return _mm_max_ps(a, b); }
+};
+
+OCTAVO_INLINE float sum(Vec v) { return fold(v, Add()); }
+OCTAVO_INLINE float max(Vec v) { return fold(v, Max()); }
+#else
 OCTAVO_INLINE float sum(Vec v) {
     float x[kLanes];
     store(x, v);
@@ -230,11 +256,16 @@ OCTAVO_INLINE float max(Vec v) {
         for (int i = 0; i < width; ++i) x[i] = x[i] > x[i + width] ? x[i] : x[i + width];
     return x[0];
 }
+#endif
 
-// e^x to 2 ulp on [-87.3, 88.7]; below that 0, above it infinity, NaN for NaN. Range reduction by ln 2 in two parts and
-// the polynomial of Cephes' expf (Moshier).
+// e^x to 2 ulp: 0 where that is too small for a float (from -104 on with AVX-512, from -87.3 else), infinity above 88.7,
+// NaN for NaN. Range reduction by ln 2 in two parts and the polynomial of Cephes' expf (Moshier).
 OCTAVO_INLINE Vec exp(Vec x) {
+#if OCTAVO_ISA >= 2
+    const Vec clamped = max(splat(-110.f), min(splat(100.f), x));  // max and min give their second where one is NaN
+#else
     const Vec clamped = min(max(x, splat(-87.33f)), splat(88.72f));
+#endif
     const Vec shifter = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
     const Vec n = fma(clamped, splat(1.44269504088896341f), shifter) - shifter;
     const Vec r = fma(n, splat(2.12194440e-4f), fma(n, splat(-0.693359375f), clamped));
@@ -246,15 +277,15 @@ OCTAVO_INLINE Vec exp(Vec x) {
     p = fma(p, r, splat(5.0000001201e-1f));
     p = fma(p, r * r, r + splat(1.f));
 #if OCTAVO_ISA >= 2
-    const Vec scaled = (Vec)_mm512_scalef_ps((__m512)p, (__m512)n);
+    return (Vec)_mm512_scalef_ps((__m512)p, (__m512)n);
 #else
     const IVec k = __builtin_convertvector(n, IVec);
     const IVec half = k >> 1;  // in two steps: 2^128 is no float, but 2^64 * 2^64 times p < 1 can be
     const Vec scaled = p * (Vec)((half + 127) << 23) * (Vec)((k - half + 127) << 23);
-#endif
     const Vec high = x > splat(88.72f) ? splat(std::numeric_limits<float>::infinity()) : scaled;
     const Vec low = x < splat(-87.33f) ? Vec{} : high;
     return x == x ? low : x;
+#endif
 }
 
 OCTAVO_INLINE Vec sigmoid(Vec x) { return splat(1.f) / (splat(1.f) + exp(-x)); }

@@ -11,7 +11,7 @@ constexpr int64_t kTargetRows = 64;  // of an item with many tokens: its sums (1
 constexpr int64_t kFewRows = 16;     // items below this are split over the context
 constexpr int kRows = OCTAVO_ISA >= 2 ? 6 : 2;  // rows in registers: 6 x 4 sums, 4 operands, 1 broadcast of 32
 constexpr int kColumns = 4;
-constexpr int kCellVecs = kCell / kLanes;
+constexpr int kCellVecs = kCell / kLanes, kTileVecs = kTile / kLanes;
 
 // ---- dot products over words: a float, or a pair of bf16 ----------------------------------------------------------
 
@@ -109,24 +109,33 @@ OCTAVO_INLINE Vec treat(Vec score, const Shape& shape, int64_t key, Visible seen
     return hidden ? splat(kNone) : score;
 }
 
-// Scores of one row to weights, in place of T; returns the new maximum.
+OCTAVO_INLINE void store_weights(float* p, Vec v) { store(p, v); }
+OCTAVO_INLINE void store_weights(bf16* p, Vec v) {
+#if OCTAVO_ISA >= 2
+    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)v);  // takes weights below 1e-38 for 0
+    std::memcpy(p, &rounded, sizeof rounded);
+#else
+    store(p, v);
+#endif
+}
+
+// Scores of one row to weights; returns the new maximum.
 template <class T>
-float soften(float* scores, int64_t vecs, const Shape& shape, int64_t key, Visible seen, float highest, float* weight,
-             T* weights) {
+OCTAVO_INLINE float soften(const float* scores, int vecs, const Shape& shape, int64_t key, Visible seen, float highest,
+                           float* weight, T* weights) {
     const bool whole = seen.first <= key && key + vecs * kLanes - 1 <= seen.last;
-    Vec top = splat(highest);
-    for (int64_t i = 0; i < vecs; ++i) {
-        const Vec score = treat(load(scores + i * kLanes), shape, key + i * kLanes, seen, whole);
-        store(scores + i * kLanes, score);
-        top = max(score, top);
+    Vec treated[kTileVecs], top = splat(highest);
+    for (int i = 0; i < vecs; ++i) {
+        treated[i] = treat(load(scores + i * kLanes), shape, key + i * kLanes, seen, whole);
+        top = max(treated[i], top);
     }
     highest = max(top);
     Vec total = {};
-    for (int64_t i = 0; i < vecs; ++i) {
-        Vec p = {};
-        if (highest != kNone) p = exp(load(scores + i * kLanes) - splat(highest));
+    const Vec shift = splat(highest == kNone ? 0.f : highest);  // e^(-inf) is the 0 that a row without keys needs
+    for (int i = 0; i < vecs; ++i) {
+        const Vec p = exp(treated[i] - shift);
         total = total + p;
-        store(weights + i * kLanes, p);
+        store_weights(weights + i * kLanes, p);
     }
     *weight = sum(total);
     return highest;
@@ -145,7 +154,12 @@ void attend_tile(const Tile& tile, int64_t key, const float* q, const Shape& sha
     float faded[kLanes > R ? kLanes : R] = {}, added[R];
     for (int r = 0; r < R; ++r) {
         const float before = rows.highest[r];
-        rows.highest[r] = soften<T>(scores + r * kTile, vecs, shape, key, seen[r], before, &added[r], weights + r * kTile);
+        const float* from = scores + r * kTile;
+        T* to = weights + r * kTile;
+        // With the number of vectors known they stay in registers.
+        rows.highest[r] = vecs == kTileVecs
+            ? soften<T>(from, kTileVecs, shape, key, seen[r], before, &added[r], to)
+            : soften<T>(from, vecs, shape, key, seen[r], before, &added[r], to);
         faded[r] = rows.highest[r] == kNone ? 0.f : before - rows.highest[r];
     }
     static_assert(R <= kLanes, "one exp serves all rows");
@@ -503,17 +517,30 @@ template void attend<bf16>(const AttentionPlan&, int64_t, const KvCache&, const 
 template void merge_splits<float>(const AttentionPlan&, int64_t, const KvCache&, const float*, float*, int64_t);
 template void merge_splits<bf16>(const AttentionPlan&, int64_t, const KvCache&, const float*, bf16*, int64_t);
 
+// dim values rounded to T, then moved word by word: pairs of a key lie side by side, those of two values do not.
+template <class T>
+struct Rounded {
+    T values[kMaxDim];
+
+    Rounded(const float* from, int64_t dim) {
+        for (int64_t d = 0; d < dim; d += kLanes) store_part(values + d, load_part(from + d, dim - d), dim - d);
+        for (int64_t d = dim; d < dim + dim % 2; ++d) values[d] = from_float<T>(0);
+    }
+};
+
 template <class T>
 void store_key(const KvCache& cache, int64_t slot, int64_t head, const float* key) {
     T* cell = packed_cell<T>(cache, cache.k, slot, head);
-    for (int64_t d = 0; d < cache.dim; ++d) cell[key_index<T>(slot % kCell, d)] = from_float<T>(key[d]);
+    const Rounded<T> rounded(key, cache.dim);
+    for (int64_t d = 0; d < cache.dim; d += kPerWord<T>)
+        std::memcpy(cell + key_index<T>(slot % kCell, d), rounded.values + d, 4);
 }
 
 template <class T>
 void store_value(const KvCache& cache, int64_t slot, int64_t head, const float* value) {
-    T* cell = packed_cell<T>(cache, cache.v, slot, head);
-    const int64_t padded = cache.padded_dim();
-    for (int64_t d = 0; d < cache.dim; ++d) cell[value_index<T>(slot % kCell, d, padded)] = from_float<T>(value[d]);
+    T* to = packed_cell<T>(cache, cache.v, slot, head) + value_index<T>(slot % kCell, 0, cache.padded_dim());
+    const Rounded<T> rounded(value, cache.dim);
+    for (int64_t d = 0; d < cache.dim; ++d) to[d * kPerWord<T>] = rounded.values[d];
 }
 
 void store_packed_key(const KvCache& cache, int64_t slot, int64_t head, const float* key) {

@@ -22,6 +22,7 @@
 namespace octavo {
 
 constexpr int64_t kCell = 16, kTile = 64, kSplit = 256;
+constexpr int64_t kMaxDim = 1024;  // of a head in a packed cache
 
 struct KvCache {
     bool is_bf16;
