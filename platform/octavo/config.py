@@ -17,7 +17,9 @@ class EngineConfig:
     """Settings of one engine (one shard).
 
     Attributes:
-        dtype: of weights, activations and KV cache. "auto" is the checkpoint's own on a GPU and float32 on a CPU.
+        dtype: of weights, activations and KV cache. "auto" is the checkpoint's own on a GPU and float32 on a CPU. On a
+            CPU, "float32" is exact with any weights; "bfloat16" is the fast mode: a GGUF file's integer codes are
+            multiplied with activations quantised to 8 bits in groups of 32.
         quantization: None keeps the checkpoint's weights as they are.
         max_model_len: most tokens of one sequence, prompt and output; None takes the model's own limit.
         max_num_seqs: most sequences in one step.
