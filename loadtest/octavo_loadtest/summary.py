@@ -23,7 +23,7 @@ from octavo_loadtest.metrics import (
 )
 from octavo_loadtest.record import Record
 from octavo_loadtest.slo import Slo, verdict
-from octavo_loadtest.stats import misses_allowed, quantile, slope, upper_bound, wilson
+from octavo_loadtest.stats import Slope, misses_allowed, quantile, slope, upper_bound, wilson
 from octavo_loadtest.verdicts import judge
 
 Floats = NDArray[np.float64]
@@ -59,7 +59,7 @@ def summarize(
         "chunks": chunks(run.records),
         "cache": cache(run),
         "client": client(run, measures),
-        "saturation": saturation(measures),
+        "saturation": saturation(measures, window),
         "replicas": run.replicas,
     }
     if price:
@@ -277,17 +277,25 @@ def client(run: Run, measures: Measures) -> dict[str, float]:
     }
 
 
-def saturation(measures: Measures) -> dict[str, Any]:
-    """Do requests in flight and TTFT both rise over the run, beyond doubt? Then the queue had no end (guidellm)."""
+def saturation(measures: Measures, window: tuple[float, float]) -> dict[str, Any]:
+    """Do requests in flight and TTFT both rise through the steady window? Then the queue had no end (guidellm's test).
+
+    A rise must be beyond doubt and as large as half of the mean: levels of successive seconds are not independent, so
+    the interval of the slope alone is too narrow.
+    """
     times, level = in_flight(measures.sent, measures.end)
-    last = float(measures.sent.max())
-    during = times <= last
-    grid = np.linspace(float(measures.sent.min()), last, 30)
-    flying = slope(grid, level[np.clip(np.searchsorted(times[during], grid, side="right") - 1, 0, None)])
-    ok = measures.ok & ~np.isnan(measures.latency["from_schedule"]["ttft"])
-    waiting = slope(measures.scheduled[ok], measures.latency["from_schedule"]["ttft"][ok])
+    grid = np.linspace(*window, 30)
+    held = level[np.clip(np.searchsorted(times, grid, side="right") - 1, 0, None)]
+    waits = measures.latency["from_schedule"]["ttft"]
+    kept = measures.ok & ~np.isnan(waits) & (measures.scheduled >= window[0])
+    flying, waiting = slope(grid, held), slope(measures.scheduled[kept], waits[kept])
+    span = window[1] - window[0]
     return {
         "in_flight_slope": [flying.value, flying.margin],
         "ttft_slope": [waiting.value, waiting.margin],
-        "rising": flying.rises and waiting.rises,
+        "rising": _large(flying, span, held) and _large(waiting, span, waits[kept]),
     }
+
+
+def _large(rise: Slope, span: float, values: Floats) -> bool:
+    return rise.rises and rise.value * span > 0.5 * float(values.mean())
