@@ -76,7 +76,9 @@ class Campaign:
     def _say(self, found: Point) -> None:
         keys = ("output_tokens_overall", "ttft_p50", "ttft_p90", "tpot_p50", "failed")
         parts = [f"{BY_KEY[key].title} {cell(BY_KEY[key], found['figures'][key])} {BY_KEY[key].unit}" for key in keys]
-        self._console.print(f"{found['name']}: {', '.join(part.strip() for part in parts)}", markup=False)
+        self._console.print(
+            f"{found['name']}: {', '.join(part.strip() for part in parts)}", markup=False, soft_wrap=True
+        )
 
     # ---- documents
 

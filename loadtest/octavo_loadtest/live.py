@@ -45,7 +45,7 @@ class LiveView:
         if self._live is not None:
             self._live.update(self._render(run, now), refresh=True)
         elif now > 5:
-            self._console.print(f"{self._title}: {_line(run, now)}", markup=False)
+            self._console.print(f"{self._title}: {_line(run, now)}", markup=False, soft_wrap=True)
 
     def _render(self, run: Run, now: float) -> Group:
         recent = [record for record in run.records if (record.end or 0) / NS > now - RECENT]

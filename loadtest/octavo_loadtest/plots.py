@@ -91,11 +91,11 @@ def _chart(
 
 def _points(series: Series, key_x: str, key_y: str) -> list[tuple[float, float, float]]:
     points = []
-    for point in series["points"]:
+    for point in sorted(series["points"], key=lambda each: float(each["value"])):  # throughput may fall again
         x = point["value"] if key_x == "value" else _figure(point, key_x)[0]
         y, half = _figure(point, key_y)
         points.append((x, y, half))
-    return sorted(points)
+    return points
 
 
 def _figure(point: dict[str, Any], key: str) -> tuple[float, float]:

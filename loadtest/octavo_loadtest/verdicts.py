@@ -30,8 +30,12 @@ def _client(summary: dict[str, Any]) -> dict[str, str]:
     lag, cpu = client["lag_p99_s"], client["cpu_share_max"]
     ttft = summary["latency"]["ttft"]["from_sent"]["p50"] or math.inf
     numbers = f"event loop {_ms(lag)} late at p99, busiest sender {cpu:.0%} of a core"
-    if lag > LAG_BOUND or cpu > CPU_BOUND:
-        return _line("bad", "client", f"the client was the limit: {numbers}; use more processes or less load")
+    if cpu > CPU_BOUND:
+        return _line("bad", "client", f"the client was the limit: {numbers}; use more --processes")
+    if lag > LAG_BOUND:
+        return _line(
+            "bad", "client", f"the client came late: {numbers}; the machine it runs on is busy with other work"
+        )
     if lag > 0.1 * ttft:
         return _line("warn", "client", f"the client's own delay is over a tenth of the TTFT: {numbers}")
     return _line("good", "client", f"not the limit: {numbers}")
