@@ -133,6 +133,11 @@ class SamplingParams:
         return self.best_of or self.n
 
     @property
+    def has_penalties(self) -> bool:
+        """Whether any penalty differs from its neutral value."""
+        return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0, 0, 1)
+
+    @property
     def stop_strings(self) -> list[str]:
         """`stop` as a list, empty when unset."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []

@@ -6,7 +6,6 @@ import numpy as np
 
 from octavo.engine.scheduler import Plan, num_prompt_logprobs
 from octavo.engine.sequence import Sequence
-from octavo.request import SamplingParams
 from octavo.step import SamplingRows, StepBatch
 
 
@@ -35,42 +34,34 @@ def build_batch(plan: Plan) -> StepBatch:
 
 def _sampling_rows(plan: Plan, query_start: np.ndarray) -> SamplingRows:
     """One row per token to draw; a prompt that becomes n sequences is drawn from n times."""
-    lines = [(i, seq, index) for i, seq in plan.sampled() for index in _indices(seq)]
-    params = [seq.group.request.params for _, seq, _ in lines]
+    lines = [(i, seq, index) for i, seq in plan.sampled() for index in range(seq.index, seq.index + seq.width)]
+    columns = np.array([seq.group.columns for _, seq, _ in lines], np.float64).reshape(-1, 5).T
     rows = SamplingRows(
-        token_index=np.array([query_start[i + 1] - 1 for i, _, _ in lines], np.int32),
-        temperature=np.array([p.temperature for p in params], np.float32),
-        top_k=np.array([max(p.top_k, 0) for p in params], np.int32),
-        top_p=np.array([p.top_p for p in params], np.float32),
-        min_p=np.array([p.min_p for p in params], np.float32),
+        token_index=query_start[[i + 1 for i, _, _ in lines]] - 1,
+        temperature=columns[0].astype(np.float32),
+        top_k=columns[1].astype(np.int32),
+        top_p=columns[2].astype(np.float32),
+        min_p=columns[3].astype(np.float32),
         seed=np.array([seq.group.seed_of(index) for _, seq, index in lines], np.uint64),
         position=np.array([seq.num_known for _, seq, _ in lines], np.int64),
-        num_logprobs=np.array([_num_logprobs(seq) for _, seq, _ in lines], np.int32),
+        num_logprobs=columns[4].astype(np.int32),
     )
-    for row, (p, (_, seq, _)) in enumerate(zip(params, lines, strict=True)):
-        _sparse_features(rows, row, p, seq)
+    for row, (_, seq, _) in enumerate(lines):
+        if seq.group.has_extras:
+            _add_extras(rows, row, seq)
     return rows
 
 
-def _indices(seq: Sequence) -> range:
-    return range(seq.index, seq.index + seq.width)
-
-
-def _num_logprobs(seq: Sequence) -> int:
-    asked = seq.group.request.params.logprobs
-    return (0 if seq.group.wants_logprobs else -1) if asked is None else asked
-
-
-def _sparse_features(rows: SamplingRows, row: int, params: SamplingParams, seq: Sequence) -> None:
-    penalties = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
-    if penalties != (0.0, 0.0, 1.0):
+def _add_extras(rows: SamplingRows, row: int, seq: Sequence) -> None:
+    params = seq.group.request.params
+    if params.has_penalties:
+        penalties = params.presence_penalty, params.frequency_penalty, params.repetition_penalty
         rows.penalties[row] = (*penalties, seq.token_ids[: seq.num_prompt], seq.token_ids[seq.num_prompt :])
     if params.logit_bias:
         rows.logit_bias[row] = params.logit_bias
-    if seq.num_output < params.min_tokens:
-        banned = seq.group.end_token_ids | seq.group.stop_token_ids
-        if banned:
-            rows.banned[row] = sorted(banned)
+    banned = seq.group.end_token_ids | seq.group.stop_token_ids
+    if banned and seq.num_output < params.min_tokens:
+        rows.banned[row] = sorted(banned)
 
 
 def _prompt_logprobs(plan: Plan, query_start: np.ndarray) -> list[tuple[int, int, int]]:

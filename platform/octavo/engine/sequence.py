@@ -23,6 +23,8 @@ class Group:
         forked: whether the prompt has been shared out.
         prompt_logprobs: one entry per prompt token after the first, filled while the prompt is computed.
         announced: indices whose first update has been sent (it carries the prompt's numbers).
+        columns: temperature, top_k, top_p, min_p and number of logprobs (-1: none), as a step's rows need them.
+        has_extras: whether rows need penalties, biases or bans looked at.
     """
 
     request: Request
@@ -37,12 +39,17 @@ class Group:
     num_cached_tokens: int | None = None
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     announced: set[int] = field(default_factory=set)
+    columns: tuple[float, int, float, float, int] = field(init=False)
+    has_extras: bool = field(init=False)
 
-    @property
-    def wants_logprobs(self) -> bool:
-        """Whether sampled tokens need their log probability (asked for, or needed to choose the best)."""
+    def __post_init__(self) -> None:
         params = self.request.params
-        return params.logprobs is not None or params.num_sequences > params.n
+        # best_of needs the sampled tokens' log probabilities to choose by
+        without = 0 if params.num_sequences > params.n else -1
+        logprobs = without if params.logprobs is None else params.logprobs
+        top_k = min(max(params.top_k, 0), 2**31 - 1)
+        self.columns = (params.temperature, top_k, params.top_p, params.min_p, logprobs)
+        self.has_extras = params.has_penalties or bool(params.logit_bias) or params.min_tokens > 0
 
     def seed_of(self, index: int) -> int:
         """64-bit seed of one sequence's random numbers."""

@@ -147,6 +147,12 @@ def test_values_that_are_not_finite_end_their_own_request_only(fake):
     assert reasons == {"bad": "error", "good": "length"}
 
 
+def test_huge_numbers_that_mean_no_limit_do_no_harm(fake):
+    engine = fake.engine()
+    engine.add(fake.request("a", [1, 2], top_k=10**12, max_tokens=10**15, seed=-5, priority=10**15))
+    assert len(fake.run(engine)["a"][0]) == engine.limits.max_model_len - 2
+
+
 def test_prompt_logprobs_cover_every_position_and_skip_the_cache(fake):
     engine = fake.engine(max_num_batched_tokens=7)
     for name in ("warm-up", "a"):
