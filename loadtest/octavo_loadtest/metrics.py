@@ -171,10 +171,13 @@ def in_flight(sent: Floats, end: Floats) -> tuple[Floats, Floats]:
 def steady_window(measures: Measures) -> tuple[float, float]:
     """From one median answer after the first arrival (at most a quarter of the span) to the last arrival (s).
 
-    Before it the server fills, after it the server drains: neither is a rate that it could keep.
+    Before it the server fills, after it the server drains: neither is a rate that it could keep. Arrivals that take
+    less than two answers are all ramp and drain: then it is the whole run.
     """
     sent = measures.sent
     first, last = float(sent.min()), float(sent.max())
     answers = (measures.end - sent)[measures.ok]
-    fill = min(float(np.median(answers)) if len(answers) else 0.0, (last - first) / 4)
-    return first + fill, last
+    answer = float(np.median(answers)) if len(answers) else 0.0
+    if last - first < 2 * answer or last == first:
+        return first, float(measures.end.max())
+    return first + min(answer, (last - first) / 4), last

@@ -45,10 +45,7 @@ def stop_reason(points: list[Point], bound: Slo | None, least_gain: float) -> st
 
 
 def _throughput(point: Point) -> float:
-    """Steady where there is a steady window, else overall."""
-    figures = point["figures"]
-    steady: float = figures["output_tokens"][0]
-    return figures["output_tokens_overall"][0] if math.isnan(steady) else steady
+    return float(point["figures"]["output_tokens"][0])
 
 
 def saturation_point(points: list[Point]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def summarize(
         "chunks": chunks(run.records),
         "cache": cache(run),
         "client": client(run, measures),
-        "saturation": saturation(measures, window),
+        "saturation": saturation(measures, window[0]),
         "replicas": run.replicas,
     }
     if price:
@@ -277,19 +277,20 @@ def client(run: Run, measures: Measures) -> dict[str, float]:
     }
 
 
-def saturation(measures: Measures, window: tuple[float, float]) -> dict[str, Any]:
-    """Do requests in flight and TTFT both rise through the steady window? Then the queue had no end (guidellm's test).
+def saturation(measures: Measures, start: float) -> dict[str, Any]:
+    """Do requests in flight and TTFT both rise from `start` (s) to the last arrival? Then the queue had no end.
 
     A rise must be beyond doubt and as large as half of the mean: levels of successive seconds are not independent, so
     the interval of the slope alone is too narrow.
     """
     times, level = in_flight(measures.sent, measures.end)
-    grid = np.linspace(*window, 30)
+    last = float(measures.sent.max())
+    grid = np.linspace(start, last, 30)
     held = level[np.clip(np.searchsorted(times, grid, side="right") - 1, 0, None)]
     waits = measures.latency["from_schedule"]["ttft"]
-    kept = measures.ok & ~np.isnan(waits) & (measures.scheduled >= window[0])
+    kept = measures.ok & ~np.isnan(waits) & (measures.scheduled >= start)
     flying, waiting = slope(grid, held), slope(measures.scheduled[kept], waits[kept])
-    span = window[1] - window[0]
+    span = last - start
     return {
         "in_flight_slope": [flying.value, flying.margin],
         "ttft_slope": [waiting.value, waiting.margin],

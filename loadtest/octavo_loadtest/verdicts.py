@@ -13,7 +13,7 @@ LENGTH_BOUND = 0.05  # of the planned length
 
 def judge(summary: dict[str, Any]) -> list[dict[str, str]]:
     """All verdicts on a summary."""
-    checks = (_client, _schedule, _whole, _warmup, _cache, _failures, _lengths, _chunks, _enough, _queue)
+    checks = (_client, _schedule, _whole, _steady, _warmup, _cache, _failures, _lengths, _chunks, _enough, _queue)
     return [check(summary) for check in checks] + _slos(summary)
 
 
@@ -58,6 +58,15 @@ def _whole(summary: dict[str, Any]) -> dict[str, str]:
     if sent >= planned:
         return _line("good", "plan", f"all {planned} requests were sent")
     return _line("warn", "plan", f"{sent} of {planned} requests were due before the end; --drain waits longer")
+
+
+def _steady(summary: dict[str, Any]) -> dict[str, str]:
+    steady, overall = summary["throughput"]["steady"], summary["throughput"]["overall"]
+    if steady["end"] == overall["end"]:
+        return _line(
+            "warn", "steady", "arrivals took less than two answers: rates are of the whole run, ramp and drain"
+        )
+    return _line("good", "steady", f"rates are of {steady['end'] - steady['start']:.1f} s without ramp and drain")
 
 
 def _warmup(summary: dict[str, Any]) -> dict[str, str]:

@@ -84,3 +84,8 @@ def test_the_steady_window_has_no_ramp_and_no_drain() -> None:
         one.end = one.sent + 1000 * MS
         records.append(one)
     assert metrics.steady_window(derive(records, DEFINITIONS["octavo"])) == pytest.approx((1.0, 10.0))
+
+
+def test_a_burst_has_no_steady_window() -> None:
+    records = [record(0), record(1)]
+    assert metrics.steady_window(derive(records, DEFINITIONS["octavo"])) == pytest.approx((0.13, 0.245))
