@@ -1,7 +1,7 @@
 """The child process of `octavo serve`: starts Ray, does what `serve run CONFIG` does, and reports what becomes of it.
 
 It runs in a session of its own, so that the parent can end all of Ray's processes however this one ends. Reports are
-JSON lines on a pipe: {"phase": ...} while it starts, then one of {"running": true} or {"failed": reason}.
+JSON lines on a pipe: {"phase": ...} while it starts, then one of {"running": Ray's address} or {"failed": reason}.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def _leave(signum: int, frame: FrameType | None) -> None:
 
 def _watch(report: Reporter, apps: list[str]) -> None:
     """Poll the applications until all run or one has failed."""
+    import ray
     from ray import serve
 
     while True:
@@ -85,7 +86,7 @@ def _watch(report: Reporter, apps: list[str]) -> None:
                 report(failed=f"{name}: {app.message}", details=details)
                 return
         if len(known) == len(apps) and all(app.status == "RUNNING" for app in known.values()):
-            report(running=True)
+            report(running=ray.get_runtime_context().gcs_address)
             return
         waiting = [
             deployment

@@ -94,10 +94,10 @@ def run(options: Options) -> int:
                 check_port(plan.host, plan.port)
             with _server(options, plan, console) as server:
                 with console.status("Starting") as status:
-                    wait_until_running(server, status.update if console.is_terminal else _Printer(console))
+                    ray = wait_until_running(server, status.update if console.is_terminal else _Printer(console))
                     await_answers(plan, server)
                 ready = True
-                _announce(console, plan, time.monotonic() - server.started)
+                _announce(console, plan, ray, time.monotonic() - server.started)
                 server.process.wait()
                 server.check()
     except Interrupted:
@@ -345,8 +345,8 @@ def _signals_raise() -> Iterator[None]:
 # ---- until it answers -------------------------------------------------------------------------------------------
 
 
-def wait_until_running(server: Server, show: Callable[[str], None]) -> None:
-    """Show the child's phases until every application runs.
+def wait_until_running(server: Server, show: Callable[[str], None]) -> str:
+    """Show the child's phases until every application runs; returns the Ray cluster's address.
 
     Raises:
         Failure: one cannot be deployed, the child ended, or it took too long.
@@ -357,7 +357,7 @@ def wait_until_running(server: Server, show: Callable[[str], None]) -> None:
         if "failed" in report:
             raise Failure("\n".join(dict.fromkeys(map(_reason, report["details"] or [report["failed"]]))))
         if "running" in report:
-            return
+            return str(report["running"])
         phase = report.get("phase", phase)
         show(f"{phase}: loading {server.loading}" if server.loading else phase)
 
@@ -409,7 +409,7 @@ class _Printer:
             self._last = phase
 
 
-def _announce(console: Console, plan: Plan, seconds: float) -> None:
+def _announce(console: Console, plan: Plan, ray: str, seconds: float) -> None:
     question = {"model": plan.models[0], "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
     console.print(f"\n[bold green]Serving[/] {', '.join(plan.models)} at [bold]{plan.url}/v1[/] after {seconds:.1f} s.")
     console.print("Ask it something:\n")
@@ -418,4 +418,4 @@ def _announce(console: Console, plan: Plan, seconds: float) -> None:
         markup=False,
         soft_wrap=True,
     )
-    console.print("\nCtrl-C stops it.\n")
+    console.print(f"\nRay jobs find it with RAY_ADDRESS={ray} (examples/batch_job.py). Ctrl-C stops it.\n")

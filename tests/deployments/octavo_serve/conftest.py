@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -193,7 +194,9 @@ def server() -> Iterator[Server]:
             time.sleep(0.1)
         children = _children(process.pid)
         assert children
-        yield Server(f"http://127.0.0.1:{port}", environment, children)
+        address = re.search(r"RAY_ADDRESS=(\S+)", log.read_text())
+        assert address
+        yield Server(f"http://127.0.0.1:{port}", environment | {"RAY_ADDRESS": address[1]}, children)
     finally:
         process.send_signal(signal.SIGINT)
         code = process.wait(60)
