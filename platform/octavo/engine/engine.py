@@ -48,7 +48,7 @@ class Engine:
         self.pool = BlockPool(executor.num_blocks, config.block_size, caching=config.enable_prefix_caching)
         self.scheduler = Scheduler(config, self.limits, self.pool, CostModel(), clock)
         self._steps = 0
-        self._generation_tokens = 0
+        self.generation_tokens = 0
 
     @classmethod
     def load(
@@ -76,7 +76,7 @@ class Engine:
             return []
         result = self.executor.execute(build_batch(plan))
         self._steps += 1
-        self._generation_tokens += len(result.token_ids)
+        self.generation_tokens += len(result.token_ids)
         return self.scheduler.commit(plan, result)
 
     @property
@@ -97,7 +97,7 @@ class Engine:
             owned_slots=pool.num_owned * pool.block_size,
             prompt_tokens=scheduler.num_prompt_tokens,
             cached_tokens=scheduler.num_cached_tokens,
-            generation_tokens=self._generation_tokens,
+            generation_tokens=self.generation_tokens,
             preemptions=scheduler.num_preemptions,
             steps=self._steps,
             seconds_of_work=scheduler.seconds_of_work(),

@@ -140,14 +140,14 @@ class LLM:
 
     def _run(self, work: list[_Work], use_tqdm: bool) -> list[RequestOutput]:
         waiting, running = deque(work), dict[str, _Work]()
-        before = self.engine.stats().generation_tokens
+        before = self.engine.generation_tokens
         try:
             with tqdm(total=len(work), desc="Generating", unit="request", disable=not use_tqdm) as bar:
                 while waiting or running:
                     self._submit(waiting, running)
                     for update in self.engine.step():
                         if self._take(update, running):
-                            tokens = self.engine.stats().generation_tokens - before
+                            tokens = self.engine.generation_tokens - before
                             bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} token/s")
                             bar.update()
         finally:

@@ -14,13 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from octavo.execution.sampler import logprob_rows, sampled_logprobs, treat
+from octavo.execution.sampler import prompt_logprobs, sampled_logprobs, treat
 from octavo.step import Int64, LogprobRow, SamplingRows, StepBatch, StepResult
 from octavo_kernels.decoder import NativeDecoder, PackedKV, PackedModel
 from octavo_kernels.native.library import Library
 from octavo_kernels.sampling import sample
-
-_LOGIT_ROWS = 256  # prompt positions whose logits exist at once: 256 x 256k x 4 B = 256 MiB for the largest vocabulary
 
 
 class NativeRunner:
@@ -46,16 +44,11 @@ class NativeRunner:
         ids, starts, contexts, tables = (np.ascontiguousarray(x, np.int32) for x in arrays)
         logits = self._decoder.step(ids, starts, contexts, tables, places.astype(np.int64))
         tokens, logprobs = _sample(logits, line, batch.sampling)
-        prompt = self._prompt_logprobs(batch.prompt_logprobs)
+        prompt = prompt_logprobs(batch.prompt_logprobs, self._logits)
         return StepResult(tokens, logprobs, prompt, time.perf_counter() - begin)
 
-    def _prompt_logprobs(self, wanted: list[tuple[int, int, int]]) -> list[LogprobRow]:
-        rows: list[LogprobRow] = []
-        for start in range(0, len(wanted), _LOGIT_ROWS):
-            places, tokens, counts = map(list, zip(*wanted[start : start + _LOGIT_ROWS], strict=True))
-            logits = torch.from_numpy(self._decoder.logits(np.array(places, np.int64)))
-            rows += logprob_rows(logits, tokens, counts)
-        return rows
+    def _logits(self, rows: list[int]) -> torch.Tensor:
+        return torch.from_numpy(self._decoder.logits(np.array(rows, np.int64)))
 
 
 def _sample(

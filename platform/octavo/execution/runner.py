@@ -8,12 +8,10 @@ import numpy as np
 import torch
 
 from octavo.execution.kv_storage import KVStorage
-from octavo.execution.sampler import logprob_rows, sample
+from octavo.execution.sampler import prompt_logprobs, sample
 from octavo.models.decoder import Decoder
-from octavo.step import LogprobRow, StepBatch, StepResult
+from octavo.step import StepBatch, StepResult
 from octavo_kernels.paged_attention import PagedBatch
-
-_LOGIT_ROWS = 256  # prompt positions whose logits exist at once: 256 x 256k x 4 B = 256 MiB for the largest vocabulary
 
 
 class Runner:
@@ -41,12 +39,5 @@ class Runner:
         if len(places) < len(row_of):
             logits = logits[torch.from_numpy(row_of).to(self._device)]
         ids, logprobs = sample(logits, batch.sampling) if len(row_of) else (np.zeros(0, np.int64), {})
-        prompt = self._prompt_logprobs(hidden, batch.prompt_logprobs)
+        prompt = prompt_logprobs(batch.prompt_logprobs, lambda rows: self._decoder.logits(hidden[rows]))
         return StepResult(ids, logprobs, prompt, time.perf_counter() - begin)
-
-    def _prompt_logprobs(self, hidden: torch.Tensor, wanted: list[tuple[int, int, int]]) -> list[LogprobRow]:
-        rows: list[LogprobRow] = []
-        for start in range(0, len(wanted), _LOGIT_ROWS):
-            places, tokens, counts = map(list, zip(*wanted[start : start + _LOGIT_ROWS], strict=True))
-            rows += logprob_rows(self._decoder.logits(hidden[places]), tokens, counts)
-        return rows

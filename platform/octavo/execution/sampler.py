@@ -9,6 +9,8 @@ Log probabilities are those of the model itself (before any treatment), as in vL
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from torch import Tensor
 from octavo.execution.random import uniform
 from octavo.step import Int64, LogprobRow, SamplingRows
 
+_LOGIT_ROWS = 256  # prompt positions whose logits exist at once: 256 x 256k x 4 B = 256 MiB for the largest vocabulary
 _CANDIDATES = 1024  # a nucleus almost always lies within these; topk of 1024 is 6x cheaper than sorting 49,152
 
 
@@ -55,6 +58,20 @@ def logprob_rows(logits: Tensor, tokens: list[int], counts: list[int]) -> list[L
             tokens, own_values, top_ids, top_values, counts, ranks.tolist(), strict=True
         )
     ]
+
+
+def prompt_logprobs(wanted: list[tuple[int, int, int]], logits: Callable[[list[int]], Tensor]) -> list[LogprobRow]:
+    """Log probabilities of prompt tokens.
+
+    Args:
+        wanted: `StepBatch.prompt_logprobs`.
+        logits: flat token indices -> their logits [n, V].
+    """
+    rows: list[LogprobRow] = []
+    for start in range(0, len(wanted), _LOGIT_ROWS):
+        places, tokens, counts = map(list, zip(*wanted[start : start + _LOGIT_ROWS], strict=True))
+        rows += logprob_rows(logits(places), tokens, counts)
+    return rows
 
 
 def sampled_logprobs(logits: Tensor, ids: Int64, counts: np.ndarray) -> dict[int, LogprobRow]:
