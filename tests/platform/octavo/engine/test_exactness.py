@@ -93,7 +93,7 @@ def test_with_the_cache_warm(llm, batch):
     assert sum(output.num_cached_tokens for output in warm) > sum(output.num_cached_tokens for output in batch)
 
 
-@pytest.mark.parametrize("index", [0, 6, 14, 18])
+@pytest.mark.parametrize("index", range(len(PROMPTS)))
 def test_alone(llm, batch, index):
     llm.engine.pool.clear_cache()
     assert tokens(llm.generate(PROMPTS[index], GREEDY, use_tqdm=False)) == [tokens(batch)[index]]
