@@ -1,0 +1,1 @@
+"""How many shards a model needs: pure decisions over what the shards report."""

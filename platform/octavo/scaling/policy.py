@@ -1,0 +1,188 @@
+"""How many shards a model needs: up at once when work arrives, down slowly when it has gone.
+
+Demand is counted in shards, over all of them, so it does not depend on how many there are: adding one never asks for
+another, and one hot shard among idle ones is the router's business, not a reason to grow.
+
+    prompts    seconds of prompt work that arrive per second
+    streams    sequences over those one shard runs well; a burst shows in its arrivals before it shows in its streams,
+               so by Little's law (arrivals per second x seconds a sequence runs), where that is more
+    demand   = max( (prompts + streams) / utilization,      steady state, with room for bursts
+                    seconds of work waiting / drain_within,  a queue that has to be gone in time
+                    KV use / kv_utilization )                blocks, for long contexts
+
+Up: to ceil(demand) at once; by one more while even the best shard's first token is late. Down: to the highest
+ceil(demand) of the last `down_after` seconds, so noise around a whole number does not flap. To zero: after `zero_after`
+seconds without any demand. Bounds are the caller's (Ray wraps its own around a policy).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Reason = Literal["load", "waiting", "kv", "first token", "held", "kept", "quiet", "stale"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardLoad:
+    """What one shard reports.
+
+    Attributes:
+        arriving: seconds of prompt work that arrive per second.
+        waiting: seconds of work that is known and not computed.
+        sequences: running and waiting.
+        arrivals: sequences that arrive per second, over the last two seconds or so.
+        seconds_each: how long a sequence runs, on average; 0.0 when none has ended yet.
+        room: sequences one shard runs at once within its targets (see `room`); at least 1.
+        kv_use: share of KV blocks held by live requests, 0 to 1.
+        first_token: predicted seconds to the first token of a prompt that comes now.
+        age: seconds since this was measured.
+    """
+
+    arriving: float
+    waiting: float
+    sequences: float
+    arrivals: float
+    seconds_each: float
+    room: float
+    kv_use: float
+    first_token: float
+    age: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """What the fleet is held to; all times in seconds.
+
+    Attributes:
+        utilization: share of a shard's time and room that steady load may use; the rest absorbs bursts while new
+            shards start.
+        drain_within: a queue is given as many shards as it takes to be gone by then.
+        kv_utilization: share of KV blocks that may be held.
+        ttft: first tokens later than this, on every shard, ask for one more.
+        down_after: demand must have been lower for this long before shards leave.
+        zero_after: seconds without any demand before the last shard leaves.
+        stale_after: a report older than this is not believed.
+    """
+
+    utilization: float = 0.7
+    drain_within: float = 2.0
+    kv_utilization: float = 0.8
+    ttft: float = 1.0
+    down_after: float = 20.0
+    zero_after: float = 60.0
+    stale_after: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What `decide` remembers.
+
+    Attributes:
+        peaks: (time, shards wanted), later ones smaller: the sliding maximum of `down_after` seconds.
+        quiet_since: when demand was last seen to end; None while there is some.
+    """
+
+    peaks: tuple[tuple[float, int], ...] = ()
+    quiet_since: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How many shards, why, and what to remember.
+
+    Attributes:
+        replicas: shards to have.
+        reason: "load", "waiting", "kv", "first token", "held": what asks for this many; "kept": fewer would do, but not
+            for long enough yet; "quiet": nothing to do; "stale": nobody can be believed, so nothing changes.
+        demand: shards' worth of work there is now.
+        state: for the next call.
+    """
+
+    replicas: int
+    reason: Reason
+    demand: float
+    state: State = field(repr=False)
+
+
+def room(cost: tuple[float, float, float, float], max_num_seqs: int, target_itl: float | None, context: float) -> float:
+    """Sequences that one shard decodes at once within `target_itl`.
+
+    Args:
+        cost: seconds per step, token, sequence and attended position (`octavo.cost_model`).
+        context: tokens a sequence attends to, on average.
+    """
+    per_step, per_token, per_sequence, per_attended = cost
+    each = per_token + per_sequence + per_attended * context
+    if target_itl is None or each <= 0:
+        return max_num_seqs
+    return min(max_num_seqs, max(1.0, (target_itl - per_step) / each))
+
+
+def decide(
+    shards: Sequence[ShardLoad], *, now: float, running: int, target: int, held: float, targets: Targets, state: State
+) -> Decision:
+    """Shards to have from now on.
+
+    Args:
+        shards: the running shards' latest reports; a new shard may not have one yet.
+        now: monotonic or wall seconds; only differences count.
+        running: shards that serve.
+        target: shards asked for so far, those that are starting included.
+        held: requests that no shard has taken yet.
+        targets: what to hold.
+        state: of the last decision.
+    """
+    believed = [shard for shard in shards if shard.age <= targets.stale_after]
+    if running and not believed:
+        # a fleet that cannot be seen is not resized, but requests that wait for a shard get one
+        wanted = max(target, 1) if held else target
+        return Decision(wanted, "stale", 0.0, State(((now, wanted),)))
+    # one that is not believed any more is taken to be like the others, one that never reported to be empty
+    demand, reason = _demand(believed, len(shards) / max(1, len(believed)), held, targets)
+    wanted = math.ceil(demand - 1e-9)
+    if wanted <= target == running == len(believed) and _late(believed, targets):
+        wanted, reason = target + 1, "first token"
+    quiet_since = None if demand > 0 else now if state.quiet_since is None else state.quiet_since
+    peaks = _with_peak(state.peaks or ((now, target),), now, wanted, targets.down_after)
+    return _settled(wanted, reason, demand, target, now, targets, State(peaks, quiet_since))
+
+
+def _late(shards: Sequence[ShardLoad], targets: Targets) -> bool:
+    return bool(shards) and min(shard.first_token for shard in shards) > targets.ttft
+
+
+def _demand(shards: Sequence[ShardLoad], scale: float, held: float, targets: Targets) -> tuple[float, Reason]:
+    streams = sum(max(shard.sequences, shard.arrivals * shard.seconds_each) / shard.room for shard in shards)
+    arriving = sum(shard.arriving for shard in shards)
+    terms: list[tuple[float, Reason]] = [
+        (scale * (arriving + streams) / targets.utilization, "load"),
+        (scale * sum(shard.waiting for shard in shards) / targets.drain_within, "waiting"),
+        (scale * sum(shard.kv_use for shard in shards) / targets.kv_utilization, "kv"),
+        (1.0 if held else 0.0, "held"),
+    ]
+    return max(terms, key=lambda term: term[0])
+
+
+def _with_peak(
+    peaks: tuple[tuple[float, int], ...], now: float, wanted: int, window: float
+) -> tuple[tuple[float, int], ...]:
+    """The sliding maximum with one more value: whatever is older than the window or no larger than it goes."""
+    return (*(peak for peak in peaks if peak[0] > now - window and peak[1] > wanted), (now, wanted))
+
+
+def _settled(
+    wanted: int, reason: Reason, demand: float, target: int, now: float, targets: Targets, state: State
+) -> Decision:
+    if wanted >= target and wanted > 0:
+        return Decision(wanted, reason, demand, state)
+    replicas = min(target, state.peaks[0][1])
+    if replicas == 0 and (state.quiet_since is None or now - state.quiet_since < targets.zero_after):
+        replicas = min(target, 1)
+    if replicas > wanted:
+        reason = "kept"
+    elif replicas == 0:
+        reason = "quiet"
+    return Decision(replicas, reason, demand, state)
