@@ -95,6 +95,8 @@ class Engine:
             blocks_cached=pool.num_cached,
             filled_slots=scheduler.num_filled_slots,
             owned_slots=pool.num_owned * pool.block_size,
+            sequences_arrived=scheduler.num_arrived,
+            sequences_finished=scheduler.num_finished,
             prompt_tokens=scheduler.num_prompt_tokens,
             cached_tokens=scheduler.num_cached_tokens,
             generation_tokens=self.generation_tokens,

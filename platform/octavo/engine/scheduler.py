@@ -103,6 +103,8 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
+        self.num_arrived = 0
+        self.num_finished = 0
         self._clock = clock
         self._groups: dict[str, Group] = {}
         self._running: list[Sequence] = []  # by (priority, arrival, index)
@@ -133,6 +135,7 @@ class Scheduler:
         prompt = list(request.prompt_token_ids)
         room = self.limits.max_model_len - len(prompt)
         self._arrivals += 1
+        self.num_arrived += params.num_sequences
         group = Group(
             request=request,
             arrival=(request.priority, self._arrivals),
@@ -383,6 +386,7 @@ class Scheduler:
     def _finish(self, seq: Sequence, reason: FinishReason, update: SequenceUpdate) -> SequenceUpdate:
         group = seq.group
         group.sequences.remove(seq)
+        self.num_finished += 1
         if not group.sequences:
             del self._groups[group.request.request_id]
         update.finish_reason = reason
