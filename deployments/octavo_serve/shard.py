@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from ray import serve
 
 from octavo.config import EngineConfig
+from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.stats import EngineStats
 from octavo.request import Request, SequenceUpdate
 from octavo_serve.openai.model import ModelInfo
@@ -25,9 +27,8 @@ class Shard:
     """
 
     def __init__(self, source: str, config: EngineConfig) -> None:
-        from octavo.engine.async_engine import AsyncEngine  # torch: 2 s that only a shard should pay
-
-        self.engine = AsyncEngine.load(source, config, progress=True)
+        speed = config.speed_of_shard(serve.get_replica_context().rank.rank)
+        self.engine = AsyncEngine.load(source, replace(config, rehearsal_speed=speed), progress=True)
 
     async def generate(self, request: Request) -> AsyncIterator[list[SequenceUpdate]]:
         """Stream what each step did to the request's sequences; closing the stream aborts the request."""

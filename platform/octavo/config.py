@@ -37,6 +37,10 @@ class EngineConfig:
         threads: CPU threads; None takes what the process may use.
         tensor_parallel_size: ranks that share the model.
         device: "auto" is "cuda" where there is one, else "cpu".
+        rehearsal: a profile to simulate in place of the model (see `octavo.execution.simulated`): the name of a
+            built-in one or the path of a YAML file. Of the model only the tokenizer is read then.
+        rehearsal_speed: of the simulated machine; 0.2 takes five times as long. A list holds one per shard, by rank;
+            shards beyond it run at 1.
     """
 
     dtype: DType = "auto"
@@ -53,6 +57,8 @@ class EngineConfig:
     threads: int | None = None
     tensor_parallel_size: int = 1
     device: str = "auto"
+    rehearsal: str | None = None
+    rehearsal_speed: float | list[float] = 1.0
 
     def __post_init__(self) -> None:
         at_least_one = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_queued_requests",
@@ -67,6 +73,15 @@ class EngineConfig:
             raise ConfigError(f"target_itl must be more than 0 seconds, got {self.target_itl!r}")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization!r}")
+        speeds = self.rehearsal_speed if isinstance(self.rehearsal_speed, list) else [self.rehearsal_speed]
+        if not all(speed > 0 for speed in speeds):
+            raise ConfigError(f"rehearsal_speed must be more than 0, got {self.rehearsal_speed!r}")
+
+    def speed_of_shard(self, rank: int) -> float:
+        """The `rehearsal_speed` of one shard."""
+        if not isinstance(self.rehearsal_speed, list):
+            return self.rehearsal_speed
+        return self.rehearsal_speed[rank] if rank < len(self.rehearsal_speed) else 1.0
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:

@@ -76,7 +76,7 @@ class AsyncEngine:
             ModelError, ConfigError: it cannot be loaded, or not with these settings.
         """
         found = resolve_source(source)
-        return cls(Engine.load(found, config, load_tokenizer(found).eos_token_ids, progress=progress))
+        return cls(Engine.load(found, config, load_tokenizer(found), progress=progress))
 
     async def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
         """Run a request; yields lists of updates until all of its sequences have ended.

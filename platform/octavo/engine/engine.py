@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from octavo.config import EngineConfig
 from octavo.cost_model import CostModel
@@ -11,11 +12,13 @@ from octavo.engine.batch import build_batch
 from octavo.engine.scheduler import ModelLimits, Scheduler
 from octavo.engine.stats import EngineStats
 from octavo.errors import ConfigError
-from octavo.execution.executor import Executor, LocalExecutor
 from octavo.kvcache.block_pool import BlockPool
-from octavo.models.spec import ModelSpec
 from octavo.request import Request, SequenceUpdate
 from octavo.source import Source
+from octavo.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from octavo.execution.executor import Executor
 
 
 class Engine:
@@ -42,7 +45,7 @@ class Engine:
         self.limits = ModelLimits(
             name,
             executor.spec.vocab_size,
-            _max_model_len(config, executor.spec, executor.num_blocks),
+            _max_model_len(config, executor.spec.max_position_embeddings, executor.num_blocks),
             frozenset(end_token_ids),
         )
         self.pool = BlockPool(executor.num_blocks, config.block_size, caching=config.enable_prefix_caching)
@@ -51,15 +54,22 @@ class Engine:
         self.generation_tokens = 0
 
     @classmethod
-    def load(
-        cls, source: Source, config: EngineConfig, end_token_ids: Iterable[int], *, progress: bool = False
-    ) -> Engine:
-        """Load a model into this process.
+    def load(cls, source: Source, config: EngineConfig, tokenizer: Tokenizer, *, progress: bool = False) -> Engine:
+        """Load a model into this process, or what stands for it in a rehearsal.
 
         Raises:
             ModelError, ConfigError: it cannot be loaded, or not with these settings.
         """
-        return cls(source.name, LocalExecutor(source, config, progress=progress), config, end_token_ids)
+        executor: Executor
+        if config.rehearsal is not None:
+            from octavo.execution.simulated import SimulatedExecutor
+
+            executor = SimulatedExecutor.load(config, tokenizer)
+        else:
+            from octavo.execution.executor import LocalExecutor  # torch: 2 s and 200 MB that a rehearsal does not need
+
+            executor = LocalExecutor(source, config, progress=progress)
+        return cls(source.name, executor, config, tokenizer.eos_token_ids)
 
     def add(self, request: Request) -> None:
         """Queue a request; see `Scheduler.add`."""
@@ -115,12 +125,12 @@ class Engine:
         self.executor.close()
 
 
-def _max_model_len(config: EngineConfig, spec: ModelSpec, num_blocks: int) -> int:
+def _max_model_len(config: EngineConfig, of_model: int, num_blocks: int) -> int:
     """The context limit: the model's, the setting's, and never more than the KV pool holds."""
     slots = num_blocks * config.block_size
     wanted = config.max_model_len
     if wanted is None:
-        return min(spec.max_position_embeddings, slots)
+        return min(of_model, slots)
     if wanted > slots:
         raise ConfigError(
             f"max_model_len is {wanted}, but the KV cache holds {slots} tokens: "

@@ -44,7 +44,7 @@ class LLM:
         config = EngineConfig.from_settings(settings)
         source = resolve_source(str(model))
         self.tokenizer: Tokenizer = load_tokenizer(source)
-        self.engine = Engine.load(source, config, self.tokenizer.eos_token_ids, progress=progress)
+        self.engine = Engine.load(source, config, self.tokenizer, progress=progress)
         self._ids = itertools.count()
 
     def __repr__(self) -> str:

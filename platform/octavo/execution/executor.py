@@ -26,16 +26,27 @@ logger = logging.getLogger(__name__)
 _CPU_KV_BYTES = 2**30
 
 
+class Shape(Protocol):
+    """What the engine asks of a model's shape (a `ModelSpec` says more)."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_position_embeddings(self) -> int: ...
+
+
 class Executor(Protocol):
     """Runs steps; knows nothing of requests.
 
     Attributes:
-        spec: the model's shape.
         num_blocks: KV blocks it has room for.
     """
 
-    spec: ModelSpec
     num_blocks: int
+
+    @property
+    def spec(self) -> Shape: ...
 
     def execute(self, batch: StepBatch) -> StepResult:
         """Run one step and return what it sampled."""
