@@ -3,18 +3,19 @@
 path/to/dir                 Hugging Face layout: config.json, *.safetensors, tokenizer.json
 owner/name                  the same, fetched by huggingface_hub (where there is a network or a filled cache)
 path/to/model.gguf          one GGUF file: weights, tokenizer and chat template
-package:MODULE/FILE         a file or directory inside an installed package; MODULE is not imported
+package:MODULE/FILE         a file or directory inside an installed package, or split over several (see `package_file`);
+                            nothing is imported from it
 """
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from octavo.errors import ModelError
+from octavo.package_file import package_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ def resolve_source(name: str) -> Source:
     Raises:
         ModelError: nothing usable is there; the message says what was looked for.
     """
-    path = _package_file(name) if name.startswith("package:") else Path(name).expanduser()
+    path = package_file(name.removeprefix("package:")) if name.startswith("package:") else Path(name).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         return Source(name, path, "gguf")
     if path.is_dir():
@@ -44,21 +45,6 @@ def resolve_source(name: str) -> Source:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return Source(name, _from_hub(name), "hf")
     raise ModelError(f"no model at {name!r}: expected a directory, a .gguf file, a hub id or package:MODULE/FILE")
-
-
-def _package_file(name: str) -> Path:
-    module, _, file = name.removeprefix("package:").partition("/")
-    # find_spec on a top-level name imports nothing; on a dotted one it would import the parents
-    top, *rest = module.split(".")
-    spec = importlib.util.find_spec(top) if top.isidentifier() else None
-    if spec is None or not file:
-        hint = "is not installed" if file else "names no file: write package:MODULE/FILE"
-        raise ModelError(f"{name!r}: package {module!r} {hint}")
-    for folder in spec.submodule_search_locations or []:
-        path = Path(folder).joinpath(*rest, file)
-        if path.exists():
-            return path
-    raise ModelError(f"{name!r}: package {module!r} holds no file {file!r}")
 
 
 def _from_hub(name: str) -> Path:

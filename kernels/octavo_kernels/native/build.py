@@ -57,14 +57,14 @@ def library_path(level: str) -> Path:
     library = folder / f"octavo-{level}.so"
     if not library.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / "lock"):
+        with lock(folder / "lock"):
             if not library.is_file():
                 _build(compiler, flags, library)
     return library
 
 
 def cache_folder() -> Path:
-    """Where compiled libraries and packed weights are kept: $OCTAVO_CACHE, else octavo/ in the user's cache folder."""
+    """For compiled libraries and assembled models: $OCTAVO_CACHE, else octavo/ in the user's cache folder."""
     if own := os.environ.get("OCTAVO_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "octavo"
@@ -103,7 +103,7 @@ def _version(compiler: str) -> str:
 
 
 @contextmanager
-def _lock(file: Path) -> Iterator[None]:
+def lock(file: Path) -> Iterator[None]:
     """Hold an exclusive lock, which the kernel drops if this process dies."""
     with file.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)

