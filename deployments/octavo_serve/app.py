@@ -6,10 +6,11 @@ import time
 from typing import Any
 
 from ray import serve
-from ray.serve.config import RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
+from octavo_serve.autoscaling import POLICY, REPORT_SECONDS
 from octavo_serve.gateway import Gateway
-from octavo_serve.settings import AppSettings, ModelSettings, RouterSettings, load_settings
+from octavo_serve.settings import AppSettings, ModelSettings, ReplicaRange, RouterSettings, load_settings
 from octavo_serve.shard import Shard
 
 ROUTER = "octavo_serve.prefix_router:PrefixRouter"
@@ -36,7 +37,7 @@ def _shard(model: ModelSettings, router: RouterSettings) -> serve.Application:
     }
     deployment = serve.deployment(
         name=f"shard-{deployment_name(model.name)}",
-        num_replicas=model.replicas,
+        **_replicas(model.replicas),
         ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus},
         max_ongoing_requests=model.max_ongoing_requests,
         health_check_period_s=model.health_check_period_s,
@@ -47,6 +48,25 @@ def _shard(model: ModelSettings, router: RouterSettings) -> serve.Application:
         request_router_config=RequestRouterConfig(**routing),
     )(Shard)
     return deployment.bind(model.source, model.engine)
+
+
+def _replicas(replicas: int | ReplicaRange) -> dict[str, Any]:
+    """Serve's settings for the number of shards; windows and delays are the policy's own, so Serve's are off."""
+    if isinstance(replicas, int):
+        return {"num_replicas": replicas}
+    policy = AutoscalingPolicy(policy_function=POLICY, policy_kwargs=replicas.targets)  # type: ignore[no-untyped-call]
+    config = AutoscalingConfig(
+        min_replicas=replicas.min,
+        max_replicas=replicas.max,
+        initial_replicas=replicas.initial,
+        metrics_interval_s=REPORT_SECONDS,
+        look_back_period_s=2 * REPORT_SECONDS,
+        aggregation_function="max",
+        upscale_delay_s=0.0,
+        downscale_delay_s=0.0,
+        policy=policy,
+    )
+    return {"autoscaling_config": config}
 
 
 def _gateway(settings: AppSettings, shards: dict[str, serve.Application]) -> serve.Application:

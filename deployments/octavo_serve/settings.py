@@ -5,10 +5,21 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from octavo.config import EngineConfig, unknown_key
 from octavo.errors import ConfigError
+from octavo.scaling.policy import Targets
 from octavo_serve.validation import explain
 
 Count = Annotated[int, Field(ge=1)]
@@ -16,6 +27,7 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 _ENGINE = TypeAdapter(EngineConfig)
+_TARGETS = Targets()
 
 
 def _engine(value: object) -> object:
@@ -41,6 +53,49 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class ReplicaRange(Settings):
+    """How many shards a model may have; the rest is `octavo.scaling.policy.Targets`, in its words and units.
+
+    Attributes:
+        min, max: bounds; 0 lets an idle model give everything back, its next request waits for a shard.
+        initial: shards to start with; None is `min`.
+    """
+
+    min: Annotated[int, Field(ge=0)] = 1
+    max: Count
+    initial: Annotated[int, Field(ge=0)] | None = None
+    utilization: Annotated[float, Field(gt=0, le=1)] = _TARGETS.utilization
+    drain_within: Seconds = _TARGETS.drain_within
+    kv_utilization: Annotated[float, Field(gt=0, le=1)] = _TARGETS.kv_utilization
+    ttft: Seconds = _TARGETS.ttft
+    down_after: Seconds = _TARGETS.down_after
+    zero_after: Seconds = _TARGETS.zero_after
+    stale_after: Seconds = _TARGETS.stale_after
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """What the autoscaling policy is made with."""
+        return self.model_dump(exclude={"min", "max", "initial"})
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Self:
+        initial = self.min if self.initial is None else self.initial
+        if not self.min <= initial <= self.max:
+            raise ValueError(f"min {self.min}, initial {initial} and max {self.max} must be in this order")
+        return self
+
+
+def _kind(value: object) -> str:
+    """Which of the two `replicas` is meant; the names are those of the error messages."""
+    return "dict" if isinstance(value, dict | ReplicaRange) else "int"
+
+
+Replicas = Annotated[
+    Annotated[Count, Tag("int")] | Annotated[ReplicaRange, Tag("dict")],
+    Discriminator(_kind),
+]
+
+
 class ModelSettings(Settings):
     """One served model: a Serve deployment of engine shards.
 
@@ -48,7 +103,7 @@ class ModelSettings(Settings):
         name: what requests say in their `model` field.
         source: a directory, a hub id, a .gguf file, or package:MODULE/FILE (see `octavo.source`).
         engine: settings of each shard's engine.
-        replicas: shards.
+        replicas: shards; a number, or bounds between which their number follows the load.
         num_cpus, num_gpus: what Ray reserves per shard when it looks for a place; `engine.threads` says what is used.
         max_ongoing_requests: requests at one shard, running and waiting; the engine's own queue limit answers 429
             before this one holds requests back unseen.
@@ -59,7 +114,7 @@ class ModelSettings(Settings):
     name: str = Field(min_length=1)
     source: str = Field(min_length=1)
     engine: Engine = Field(default_factory=EngineConfig)
-    replicas: Count = 1
+    replicas: Replicas = 1
     num_cpus: float = Field(default=0.1, ge=0)
     num_gpus: float = Field(default=0, ge=0)
     max_ongoing_requests: Count = 10_000

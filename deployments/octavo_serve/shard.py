@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from ray import serve
 
 from octavo.config import EngineConfig
 from octavo.engine.async_engine import AsyncEngine
+from octavo.engine.load_meter import LoadMeter
 from octavo.engine.stats import EngineStats
 from octavo.request import Request, SequenceUpdate
 from octavo_serve.openai.model import ModelInfo
@@ -29,6 +31,7 @@ class Shard:
     def __init__(self, source: str, config: EngineConfig) -> None:
         speed = config.speed_of_shard(serve.get_replica_context().rank.rank)
         self.engine = AsyncEngine.load(source, replace(config, rehearsal_speed=speed), progress=True)
+        self.meter = LoadMeter(config)
 
     async def generate(self, request: Request) -> AsyncIterator[list[SequenceUpdate]]:
         """Stream what each step did to the request's sequences; closing the stream aborts the request."""
@@ -59,6 +62,10 @@ class Shard:
         """What routers learn every `stats_period_s`; few values, for every change goes to every router."""
         stats = self.engine.stats()
         return {SEQUENCES: stats.num_running + stats.num_waiting}
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the autoscaler learns twice a second."""
+        return asdict(self.meter.measure(self.engine.stats(), time.monotonic()))
 
     def __del__(self) -> None:
         if hasattr(self, "engine"):

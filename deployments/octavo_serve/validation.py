@@ -47,7 +47,8 @@ def _union(problems: list[Any], where: tuple[int | str, ...]) -> str | None:
     if branch is None:
         return None
     tried = [problem["loc"][branch] for problem in problems if problem["loc"][:branch] == where[:branch]]
-    return f"must be {' or '.join(dict.fromkeys(str(kind).replace('constrained-', '') for kind in tried))}"
+    kinds = dict.fromkeys(str(kind).replace("constrained-", "") for kind in tried)
+    return f"must be {' or '.join(kinds)}" if len(kinds) > 1 else None
 
 
 def _short(value: object) -> str:
