@@ -39,7 +39,7 @@ struct Layer {
 
 struct Model {
     int64_t hidden, query_heads, kv_heads, head_dim, inner, vocab;
-    int64_t gate, exact, kv_is_bf16, block_size, num_layers;
+    int64_t gate, exact, kv_is_bf16, block_size, block_bytes, num_layers;
     Matrix embedding, head;
     const float* final_norm;
 };
@@ -121,8 +121,8 @@ class Decoder {
     bool exact() const { return model.exact != 0; }
 
     KvCache cache(const Layer& layer) const {
-        return {model.kv_is_bf16 != 0, true, model.block_size, model.kv_heads, model.head_dim, layer.k_cache,
-                layer.v_cache};
+        return {model.kv_is_bf16 != 0, true, model.block_size, model.kv_heads, model.head_dim, model.block_bytes,
+                layer.k_cache, layer.v_cache};
     }
 
     // A row of the residual is normed and becomes row `row` of the next matrices' input.

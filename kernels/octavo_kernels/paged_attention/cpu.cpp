@@ -202,7 +202,7 @@ template <class T>
 T* packed_cell(const KvCache& cache, const void* base, int64_t slot, int64_t head) {
     const int64_t block = slot / cache.block_size, cell = slot % cache.block_size / kCell;
     const int64_t cells = cache.block_size / kCell;
-    return (T*)base + ((block * cache.heads + head) * cells + cell) * cache.cell_values();
+    return (T*)((char*)base + block * cache.block_bytes) + (head * cells + cell) * cache.cell_values();
 }
 
 template <class T>
@@ -583,7 +583,7 @@ OCTAVO_API void octavo_paged_attention(int64_t type, const void* q, int64_t q_st
                                        const int32_t* context_lens, const int32_t* tables, int64_t table_stride,
                                        float scale, int64_t window, float softcap, void* out) {
     using namespace octavo;
-    const KvCache cache{type == 1, false, block_size, kv_heads, dim, k_cache, v_cache};
+    const KvCache cache{type == 1, false, block_size, kv_heads, dim, 0, k_cache, v_cache};
     AttentionPlan plan;
     plan.build({num_sequences, query_start, context_lens, tables, table_stride}, window ? window : int64_t(1) << 40,
                query_heads, cache);

@@ -28,6 +28,7 @@ struct KvCache {
     bool is_bf16;
     bool packed;  // else plain
     int64_t block_size, heads, dim;
+    int64_t block_bytes;  // from one block of a packed cache to the next
     const void* k;
     const void* v;
 

@@ -84,7 +84,11 @@ class Engine:
         plan = self.scheduler.schedule()
         if not plan.entries:
             return []
-        result = self.executor.execute(build_batch(plan))
+        try:
+            result = self.executor.execute(build_batch(plan))
+        except BaseException:
+            self.pool.clear_cache()  # the plan published blocks that were perhaps never filled
+            raise
         self._steps += 1
         self.generation_tokens += len(result.token_ids)
         return self.scheduler.commit(plan, result)

@@ -232,9 +232,19 @@ class Scheduler:
             self._preempt(victim, needed_by=seq)
             if victim is seq:
                 return 0
-        plan.entries.append((seq, count))
         plan.copies.extend(copies)
+        self._plan(seq, count, plan)
         return count
+
+    def _plan(self, seq: Sequence, count: int, plan: Plan) -> None:
+        """Put a sequence into the step and publish the blocks it fills there.
+
+        A step stores the keys and values of all of its tokens before any of them attends, so whoever is admitted next
+        may read those blocks in the same step: of many requests with one new prefix, the first computes it for all.
+        """
+        plan.entries.append((seq, count))
+        if self.config.enable_prefix_caching:
+            seq.table.publish(seq.hashes(self.config.block_size), seq.num_computed + count)
 
     def _admit(self, seq: Sequence, chunk: int, plan: Plan) -> int:
         """Start the head of the queue; returns tokens scheduled, 0 when it has to wait."""
@@ -260,7 +270,7 @@ class Scheduler:
         assert copies == [], "cached blocks are full blocks, so admission never copies"
         self._account_cached(seq)
         bisect.insort(self._running, seq, key=_order)
-        plan.entries.append((seq, count))
+        self._plan(seq, count, plan)
         self._note("admit", seq, "fits", cached=seq.num_computed, tokens=count)
         return count
 
@@ -288,14 +298,12 @@ class Scheduler:
             group.prompt_logprobs = [None]
 
     def commit(self, plan: Plan, result: StepResult) -> list[SequenceUpdate]:
-        """Take in what a step produced: append tokens, publish full blocks, fork, finish, free."""
+        """Take in what a step produced: append tokens, fork, finish, free."""
         self.cost_model.observe(plan.num_tokens, len(plan.entries), plan.attended, result.seconds)
         self._take_prompt_logprobs(plan, result)
         sampled = [seq for _, seq in plan.sampled()]
         for seq, count in plan.entries:
             seq.num_computed += count
-            if self.config.enable_prefix_caching:
-                seq.table.publish(seq.hashes(self.config.block_size), seq.num_computed)
         updates = []
         row = 0
         for seq in sampled:

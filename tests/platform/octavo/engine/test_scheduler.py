@@ -43,6 +43,33 @@ def test_a_warm_prefix_is_not_computed_again(fake):
     assert first.token_ids + fake.run(engine)["warm"][0] == fake.expected(prompt, 3)
 
 
+@pytest.mark.parametrize("budget", [16, 44, 500])
+def test_a_prefix_that_many_bring_at_once_is_computed_once(fake, budget):
+    prefix, prompts = list(range(40)), {}
+    engine = fake.engine(max_num_batched_tokens=budget)
+    for i in range(8):
+        prompts[f"r{i}"] = [*prefix, 100 + i, 200 + i]
+        engine.add(fake.request(f"r{i}", prompts[f"r{i}"], max_tokens=3))
+    out = fake.run(engine)
+    assert {name: tokens[0] for name, tokens in out.items()} == {n: fake.expected(p, 3) for n, p in prompts.items()}
+    assert sum(batch.num_tokens for batch in engine.executor.batches) == 40 + 8 * 2 + 8 * 2
+    assert engine.stats().cached_tokens == 7 * 40
+
+
+def test_a_step_that_fails_leaves_nothing_in_the_cache(fake):
+    engine = fake.engine()
+    prompt = list(range(40))
+    engine.add(fake.request("a", prompt, max_tokens=3))
+    execute = engine.executor.execute
+    engine.executor.execute = lambda batch: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        engine.step()
+    engine.abort("a")
+    engine.executor.execute = execute
+    engine.add(fake.request("b", prompt, max_tokens=3))
+    assert fake.run(engine)["b"][0] == fake.expected(prompt, 3)
+
+
 def test_a_fully_cached_prompt_still_computes_its_last_block(fake):
     engine = fake.engine()
     for name in ("cold", "warm"):
