@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from octavo.evaluation.command import evaluate
 from octavo.planning.command import plan
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -38,6 +39,7 @@ def serve(
 
 
 app.command()(plan)
+app.command()(evaluate)
 
 
 def main() -> None:

@@ -113,6 +113,12 @@ class PackedModel:
         return sum(weight.data.numel() for weight in self.matrices)
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of all matrices, the embedding among them."""
+        untied = self.embedding.data.numel() if self.embedding is not self.head.weight else 0
+        return self.bytes_per_token + untied
+
+    @property
     def bits_per_weight(self) -> float:
         """Stored bits, scales included, per weight of the matrices."""
         return 8 * self.bytes_per_token / sum(weight.n * weight.k for weight in self.matrices)
@@ -201,7 +207,7 @@ class NativeDecoder:
         layers = [layer.words(*kv.addresses(i)) for i, layer in enumerate(model.layers)]
         words = np.array(model.words(exact, kv), np.int64)
         self._library, self._keep = library, (model, kv)
-        self._vocab = model.head.weight.n
+        self._vocab, self._hidden = model.head.weight.n, model.embedding.k
         self._logits = np.empty((0, self._vocab), np.float32)  # kept: fresh megabytes every step are page faults
         numbers = np.array(model.numbers(), np.float32)
         self._handle = library.call("decoder_new", words, numbers, np.array(layers, np.int64))
@@ -224,6 +230,12 @@ class NativeDecoder:
         out = self._logits[: len(lines)]
         sequences = len(context_lens), query_start, context_lens, block_tables, block_tables.shape[1]
         self._library.call("decoder_step", self._handle, token_ids, *sequences, lines, len(lines), out)
+        return out
+
+    def hidden(self, num_tokens: int) -> Float32:
+        """[num_tokens, hidden] of the last step, which had so many: the residual stream before the final norm."""
+        out = np.empty((num_tokens, self._hidden), np.float32)
+        self._library.call("decoder_hidden", self._handle, out)
         return out
 
     def logits(self, lines: Int64) -> Float32:

@@ -312,6 +312,9 @@ public:
         });
     }
 
+    // The residual stream after the last layer of the last step.
+    void hidden(float* out) const { std::memcpy(out, residual, num_tokens * model.hidden * sizeof(float)); }
+
     void logits(const int64_t* lines, int64_t count, float* out) {
         normed = normed_.floats(count * model.hidden);
         head_input.reserve(count, model.hidden);
@@ -341,6 +344,9 @@ OCTAVO_API void octavo_decoder_step(int64_t decoder, const int32_t* token_ids, i
     ((Decoder*)decoder)
         ->step(token_ids, {num_sequences, query_start, context_lens, tables, table_stride}, lines, count, logits);
 }
+
+// [tokens of the last step, hidden] before the final norm.
+OCTAVO_API void octavo_decoder_hidden(int64_t decoder, float* out) { ((octavo::Decoder*)decoder)->hidden(out); }
 
 // Logits after other tokens of the last step.
 OCTAVO_API void octavo_decoder_logits(int64_t decoder, const int64_t* lines, int64_t count, float* logits) {

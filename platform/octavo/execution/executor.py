@@ -7,11 +7,13 @@ import os
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError, ModelError
 from octavo.execution.kv_storage import KVStorage, bytes_per_block
 from octavo.execution.native_runner import NativeRunner
+from octavo.execution.parts import NativeParts, Parts, TorchParts
 from octavo.execution.runner import Runner
 from octavo.models.load import load_model
 from octavo.models.packed import load_packed, unpackable_formats
@@ -58,11 +60,17 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """The model in this process, on one device: on a CPU in native code where that covers it, else through torch."""
+    """The model in this process, on one device: on a CPU in native code where that covers it, else through torch.
+
+    Attributes:
+        block_size: tokens per KV block.
+        parts: the model taken apart.
+    """
 
     def __init__(self, source: Source, config: EngineConfig, *, progress: bool = False) -> None:
         if config.tensor_parallel_size > 1:
             raise ConfigError("tensor_parallel_size above 1 needs an executor with several ranks; in one process use 1")
+        self.block_size = config.block_size
         device = _device(config.device)
         threads = config.threads or len(os.sched_getaffinity(0))
         if device == "cpu":
@@ -90,6 +98,7 @@ class LocalExecutor:
         spec = self.spec = decoder.spec
         self.num_blocks = _num_blocks(config, bytes_per_block(spec, config.block_size, decoder.dtype), device)
         self._description = f"{spec.family} in {str(decoder.dtype).removeprefix('torch.')} on {device}"
+        self.parts: Parts = TorchParts(decoder)
         kv = KVStorage(spec, self.num_blocks, config.block_size, decoder.dtype, device)
         self._runner: Runner | NativeRunner = Runner(decoder, kv, config.block_size, device)
 
@@ -106,6 +115,7 @@ class LocalExecutor:
         shape = config.block_size, spec.num_kv_heads, spec.head_dim, dtype
         self.num_blocks = _num_blocks(config, block_bytes(spec.num_layers, *shape), "cpu")
         self._description = _describe(native, spec, model, dtype)
+        self.parts = NativeParts(native, spec, model, dtype)
         self._runner = NativeRunner(native, model, PackedKV(spec.num_layers, self.num_blocks, *shape))
 
     def __str__(self) -> str:
@@ -115,9 +125,13 @@ class LocalExecutor:
         """Run one step here and now."""
         return self._runner.run(batch)
 
+    def logits(self, batch: StepBatch) -> Tensor:
+        """Run one step that samples nothing: logits [T, V] float32 after every token."""
+        return self._runner.logits(batch)
+
     def close(self) -> None:
         """Drop the model and its KV cache."""
-        del self._runner
+        del self._runner, self.parts
 
 
 def _device(name: str) -> str:

@@ -37,15 +37,22 @@ class NativeRunner:
     def run(self, batch: StepBatch) -> StepResult:
         """One step."""
         begin = time.perf_counter()
-        self._kv.copy(batch.block_copies)
         # The n sequences of one prompt are drawn from the same logits: compute those once.
         places, line = np.unique(batch.sampling.token_index, return_inverse=True)
-        arrays = (batch.token_ids, batch.query_start, batch.context_lens, batch.block_tables)
-        ids, starts, contexts, tables = (np.ascontiguousarray(x, np.int32) for x in arrays)
-        logits = self._decoder.step(ids, starts, contexts, tables, places.astype(np.int64))
+        logits = self._step(batch, places.astype(np.int64))
         tokens, logprobs = _sample(logits, line, batch.sampling)
         prompt = prompt_logprobs(batch.prompt_logprobs, self._logits)
         return StepResult(tokens, logprobs, prompt, time.perf_counter() - begin)
+
+    def logits(self, batch: StepBatch) -> torch.Tensor:
+        """One step that samples nothing: logits [T, V] float32 after every token."""
+        return torch.from_numpy(self._step(batch, np.arange(batch.num_tokens))).clone()  # the next step writes there
+
+    def _step(self, batch: StepBatch, lines: Int64) -> npt.NDArray[np.float32]:
+        self._kv.copy(batch.block_copies)
+        arrays = (batch.token_ids, batch.query_start, batch.context_lens, batch.block_tables)
+        ids, starts, contexts, tables = (np.ascontiguousarray(x, np.int32) for x in arrays)
+        return self._decoder.step(ids, starts, contexts, tables, lines)
 
     def _logits(self, rows: list[int]) -> torch.Tensor:
         return torch.from_numpy(self._decoder.logits(np.array(rows, np.int64)))

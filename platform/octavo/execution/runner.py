@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from octavo.execution.kv_storage import KVStorage
 from octavo.execution.sampler import prompt_logprobs, sample
@@ -27,12 +28,7 @@ class Runner:
     def run(self, batch: StepBatch) -> StepResult:
         """One step."""
         begin = time.perf_counter()
-        self._kv.copy(batch.block_copies)
-        context = PagedBatch.build(
-            batch.query_start, batch.context_lens, batch.block_tables, self._block_size, self._device
-        )
-        tokens = torch.from_numpy(batch.token_ids).to(self._device)
-        hidden = self._decoder.forward(tokens, context, self._kv.layers)
+        hidden = self._forward(batch)
         # The n sequences of one prompt are drawn from the same logits: compute those once.
         places, row_of = np.unique(batch.sampling.token_index, return_inverse=True)
         logits = self._decoder.logits(hidden[torch.from_numpy(places).to(self._device)])
@@ -41,3 +37,16 @@ class Runner:
         ids, logprobs = sample(logits, batch.sampling) if len(row_of) else (np.zeros(0, np.int64), {})
         prompt = prompt_logprobs(batch.prompt_logprobs, lambda rows: self._decoder.logits(hidden[rows]))
         return StepResult(ids, logprobs, prompt, time.perf_counter() - begin)
+
+    @torch.inference_mode()
+    def logits(self, batch: StepBatch) -> Tensor:
+        """One step that samples nothing: logits [T, V] float32 after every token."""
+        return self._decoder.logits(self._forward(batch))
+
+    def _forward(self, batch: StepBatch) -> Tensor:
+        self._kv.copy(batch.block_copies)
+        context = PagedBatch.build(
+            batch.query_start, batch.context_lens, batch.block_tables, self._block_size, self._device
+        )
+        tokens = torch.from_numpy(batch.token_ids).to(self._device)
+        return self._decoder.forward(tokens, context, self._kv.layers)

@@ -55,17 +55,20 @@ class Decoder:
             [T, D] after the final norm.
         """
         weights, eps = self.weights, self.spec.norm_eps
-        residual = self._embed(token_ids)
+        residual = self.embed(token_ids)
         normed = rms_norm(residual, weights.layers[0].attention_norm, eps)
         following = [layer.attention_norm for layer in weights.layers[1:]] + [weights.final_norm]
-        for index, layer in enumerate(weights.layers):
-            branch = self._attention(index, layer, normed, batch, kv[index])
-            branch = self._post_norm(branch, layer.post_attention_norm)
-            normed, residual = add_rms_norm(branch, residual, layer.mlp_norm, eps)
-            branch = self._mlp(layer, normed)
-            branch = self._post_norm(branch, layer.post_mlp_norm)
+        for index in range(len(weights.layers)):
+            branch, residual = self._branches(index, normed, residual, batch, kv[index])
             normed, residual = add_rms_norm(branch, residual, following[index], eps)
         return normed
+
+    @torch.no_grad()
+    def layer(self, index: int, residual: Tensor, batch: PagedBatch, kv: KVCache) -> Tensor:
+        """One layer alone: the residual stream [T, D] before it -> after it."""
+        normed = rms_norm(residual, self.weights.layers[index].attention_norm, self.spec.norm_eps)
+        branch, residual = self._branches(index, normed, residual, batch, kv)
+        return branch + residual
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -74,9 +77,20 @@ class Decoder:
         cap = self.spec.logit_softcap
         return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
 
-    def _embed(self, token_ids: Tensor) -> Tensor:
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """[T] integers -> [T, D]: the residual stream before the first layer."""
         embedded = F.embedding(token_ids, self.weights.embedding)
         return embedded if self._embedding_scale == 1.0 else embedded.mul_(self._embedding_scale)
+
+    def _branches(
+        self, index: int, normed: Tensor, residual: Tensor, batch: PagedBatch, kv: KVCache
+    ) -> tuple[Tensor, Tensor]:
+        """Attention and MLP of one layer: the MLP's branch, and the residual that it is yet to be added to."""
+        layer = self.weights.layers[index]
+        branch = self._attention(index, layer, normed, batch, kv)
+        branch = self._post_norm(branch, layer.post_attention_norm)
+        normed, residual = add_rms_norm(branch, residual, layer.mlp_norm, self.spec.norm_eps)
+        return self._post_norm(self._mlp(layer, normed), layer.post_mlp_norm), residual
 
     def _post_norm(self, branch: Tensor, weight: Tensor | None) -> Tensor:
         return branch if weight is None else rms_norm(branch, weight, self.spec.norm_eps)

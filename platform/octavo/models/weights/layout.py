@@ -51,6 +51,13 @@ class Weights:
     final_norm: Tensor  # [D] float32
     lm_head: Tensor  # [V, D]; the embedding itself where they are tied
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all matrices."""
+        untied = [] if self.lm_head is self.embedding else [self.lm_head]
+        linears = [linear for layer in self.layers for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        return sum(x.nbytes for x in [self.embedding, *untied, *(linear.weight for linear in linears)])
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:

@@ -1,0 +1,175 @@
+"""`evaluate`: a model as it is served against the same or another one in exact float32, on a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from octavo.config import EngineConfig
+from octavo.errors import ConfigError, ModelError
+from octavo.evaluation.divergence import Divergence, cut, greedy_divergence, measure
+from octavo.evaluation.layers import layer_errors
+from octavo.execution.executor import LocalExecutor
+from octavo.models.load import read_spec
+from octavo.source import Source
+from octavo.text.tokenizer import load_tokenizer
+from octavo_kernels.decoder import CELL, block_bytes
+
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 32, 64
+"""Greedy continuations that are compared: from the beginnings of this many windows, so long, for so many tokens."""
+
+LAYER_TOKENS = 256
+"""Tokens of the first window that every layer is compared on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What to measure on.
+
+    Attributes:
+        tokens: of the text that are used; it may have fewer.
+        window: tokens that are read as one sequence.
+        max_kl: the most that the mean KL divergence may be, in nats; None gives no verdict.
+    """
+
+    tokens: int = 4096
+    window: int = 512
+    max_kl: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.window < 4 or self.tokens < 2:
+            raise ConfigError(f"tokens must be at least 2 and window at least 4, got {self.tokens} and {self.window}")
+        if self.max_kl is not None and not self.max_kl >= 0:
+            raise ConfigError(f"max_kl must be at least 0, got {self.max_kl}")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes:
+        model, reference: what was compared, in words.
+        greedy: per continuation, tokens before it first differs from the reference's; None: not within `NEW_TOKENS`.
+        layers: relative error of each part (see `layers.py`); empty where it was not asked for.
+        weight_bytes, reference_weight_bytes: in memory.
+        passed: whether the mean KL divergence is within the bound; None where there is none.
+    """
+
+    model: str
+    reference: str
+    weight_bytes: int
+    reference_weight_bytes: int
+    divergence: Divergence
+    greedy: list[int | None]
+    layers: dict[str, float]
+    max_kl: float | None
+    passed: bool | None
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        kl = f"mean KL divergence {self.divergence.mean_kl:.3g}"
+        if self.passed is None:
+            return f"{kl}; no bound was given"
+        return f"{kl} is {'within' if self.passed else 'over'} the bound of {self.max_kl:g}"
+
+
+def evaluate(
+    source: Source,
+    config: EngineConfig,
+    reference: Source,
+    text: str,
+    settings: Settings,
+    *,
+    layers: bool = False,
+    progress: bool = False,
+) -> Evaluation:
+    """Load a model with its own settings and a reference in float32, and compare them.
+
+    Args:
+        config: of the model; the reference takes its device and threads. The KV caches are sized here.
+        layers: find the relative error of every part, too. It is found anyway when the bound is exceeded.
+
+    Raises:
+        ModelError: one of them cannot be loaded, or they have different vocabularies.
+        ConfigError: a setting does not fit the model, or the text is too short.
+    """
+    windows = text_windows(source, text, settings)
+    model = LocalExecutor(source, _sized(source, config, settings), progress=progress)
+    try:
+        return judge(model, source, config, reference, windows, settings, layers=layers, progress=progress)
+    finally:
+        model.close()
+
+
+def judge(
+    model: LocalExecutor,
+    source: Source,
+    config: EngineConfig,
+    reference: Source,
+    windows: list[list[int]],
+    settings: Settings,
+    *,
+    layers: bool = False,
+    progress: bool = False,
+) -> Evaluation:
+    """As `evaluate`, for a model that is loaded. Whatever its KV cache holds is overwritten."""
+    exact_config = EngineConfig(dtype="float32", device=config.device, threads=config.threads)
+    exact = LocalExecutor(reference, _sized(reference, exact_config, settings), progress=progress)
+    try:
+        if model.spec.vocab_size != exact.spec.vocab_size:
+            sizes = f"{model.spec.vocab_size} and {exact.spec.vocab_size}"
+            raise ModelError(
+                f"{source.name!r} and the reference {reference.name!r} have {sizes} tokens: not comparable"
+            )
+        return _judge(model, exact, windows, settings, layers, progress)
+    finally:
+        exact.close()
+
+
+def text_windows(source: Source, text: str, settings: Settings) -> list[list[int]]:
+    """A text as the model's tokenizer sees it, cut as `divergence` says."""
+    limit = read_spec(source).max_position_embeddings
+    if settings.window > limit:
+        raise ConfigError(f"window is {settings.window} tokens, but the model holds at most {limit}")
+    tokenizer = load_tokenizer(source)
+    begin = [token for token in tokenizer.encode("") if token == tokenizer.bos_token_id]
+    windows = cut(tokenizer.encode(text, add_special_tokens=False)[: settings.tokens], settings.window, begin)
+    if not windows:
+        raise ConfigError("the text has fewer than two tokens: give a longer one")
+    return windows
+
+
+def _judge(
+    model: LocalExecutor,
+    exact: LocalExecutor,
+    windows: list[list[int]],
+    settings: Settings,
+    layers: bool,
+    progress: bool,
+) -> Evaluation:
+    divergence = measure(model, exact, windows, progress=progress)
+    passed = None if settings.max_kl is None else divergence.mean_kl <= settings.max_kl
+    length = min(PROMPT_TOKENS, len(windows[0]) // 2)
+    prompts = [window[:length] for window in windows[:PROMPTS] if len(window) >= length]
+    errors = layer_errors(model.parts, exact.parts, windows[0][:LAYER_TOKENS]) if layers or passed is False else {}
+    return Evaluation(
+        model=str(model),
+        reference=str(exact),
+        weight_bytes=model.parts.num_bytes,
+        reference_weight_bytes=exact.parts.num_bytes,
+        divergence=divergence,
+        greedy=greedy_divergence(model, exact, prompts, min(NEW_TOKENS, settings.window - length)),
+        layers=errors,
+        max_kl=settings.max_kl,
+        passed=passed,
+    )
+
+
+def _sized(source: Source, config: EngineConfig, settings: Settings) -> EngineConfig:
+    """With a KV cache for one window, or for the continuations, and no more."""
+    spec = read_spec(source)
+    tokens = max(settings.window, PROMPTS * (PROMPT_TOKENS + NEW_TOKENS)) + PROMPTS * config.block_size
+    per_token = block_bytes(spec.num_layers, CELL, spec.num_kv_heads, spec.head_dim, torch.float32) // CELL
+    return replace(config, kv_cache_bytes=tokens * per_token, max_model_len=settings.window)

@@ -1,0 +1,113 @@
+"""A model taken apart: its embedding, each of its layers and its head alone, to find which one computes wrongly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.models.decoder import Decoder
+from octavo.models.spec import ModelSpec
+from octavo.step import Int32
+from octavo_kernels.decoder import CELL, NativeDecoder, PackedKV, PackedModel
+from octavo_kernels.linear import PackedWeight, linear
+from octavo_kernels.native.library import Library
+from octavo_kernels.paged_attention import PagedBatch
+from octavo_kernels.rms_norm import rms_norm
+
+
+class Parts(Protocol):
+    """The three kinds of parts; tensors are float32 on the CPU.
+
+    Attributes:
+        num_bytes: of all weights in memory.
+    """
+
+    spec: ModelSpec
+    num_bytes: int
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """[T] int64 -> [T, D]."""
+        ...
+
+    def layer(self, index: int, hidden: Tensor) -> Tensor:
+        """One layer over T positions that are one sequence: [T, D] -> [T, D]."""
+        ...
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Final norm, output matrix and soft cap: [T, D] -> [T, V]."""
+        ...
+
+
+class TorchParts:
+    """Parts of a torch decoder."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.spec = decoder.spec
+        self.num_bytes = decoder.weights.num_bytes
+        self._decoder = decoder
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """As in `Parts`."""
+        return self._decoder.embed(token_ids.to(self._decoder.device)).float().cpu()
+
+    def layer(self, index: int, hidden: Tensor) -> Tensor:
+        """As in `Parts`."""
+        decoder, starts, contexts, tables = self._decoder, *_one_sequence(len(hidden))
+        shape = (tables.size, CELL, self.spec.num_kv_heads, self.spec.head_dim)
+        keys, values = torch.zeros(2, *shape, dtype=decoder.dtype, device=decoder.device)
+        batch = PagedBatch.build(starts, contexts, tables, CELL, decoder.device)
+        residual = hidden.to(decoder.device, decoder.dtype)
+        return decoder.layer(index, residual, batch, (keys, values)).float().cpu()
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """As in `Parts`."""
+        decoder = self._decoder
+        residual = hidden.to(decoder.device, decoder.dtype)
+        return decoder.logits(rms_norm(residual, decoder.weights.final_norm, self.spec.norm_eps)).cpu()
+
+
+class NativeParts:
+    """Parts of a packed model.
+
+    Args:
+        dtype: of K and V; float32 means the exact mode, as for `NativeRunner`.
+    """
+
+    def __init__(self, library: Library, spec: ModelSpec, model: PackedModel, dtype: torch.dtype) -> None:
+        self.spec = spec
+        self.num_bytes = model.num_bytes
+        self._library, self._model, self._dtype = library, model, dtype
+        self._exact = dtype == torch.float32
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """As in `Parts`."""
+        return self._model.embedding.rows(token_ids) * self._model.embedding_scale
+
+    def layer(self, index: int, hidden: Tensor) -> Tensor:
+        """As in `Parts`: a model of one layer, whose embedding table holds the given rows."""
+        table = PackedWeight.from_tensor(hidden.float().contiguous())
+        alone = replace(self._model, embedding=table, embedding_scale=1.0, layers=[self._model.layers[index]])
+        starts, contexts, tables = _one_sequence(len(hidden))
+        kv = PackedKV(1, tables.size, CELL, self.spec.num_kv_heads, self.spec.head_dim, self._dtype)
+        decoder = NativeDecoder(self._library, alone, kv, exact=self._exact)
+        rows = np.arange(len(hidden), dtype=np.int32)
+        decoder.step(rows, starts, contexts, tables, np.zeros(0, np.int64))
+        return torch.from_numpy(decoder.hidden(len(hidden)))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """As in `Parts`."""
+        model = self._model
+        normed = rms_norm(hidden, model.final_norm, model.norm_eps)
+        scores = linear(normed, model.head.weight, exact=self._exact)
+        cap = model.logit_softcap
+        return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
+
+
+def _one_sequence(length: int) -> tuple[Int32, Int32, Int32]:
+    """query_start, context_lens and block_tables of a step that computes all of one sequence, in blocks of `CELL`."""
+    starts, contexts = np.array([0, length], np.int32), np.array([length], np.int32)
+    return starts, contexts, np.arange(-(-length // CELL), dtype=np.int32)[None]
