@@ -271,6 +271,41 @@ def report_(
     _finish(_or_exit(act), folder or _new_folder("report"))
 
 
+@app.command("timeline")
+def timeline_(
+    runs: Annotated[list[Path], typer.Argument(help="Folders with records.jsonl, such as REPORT/runs/...")],
+    names: Annotated[str, typer.Option(help="Their names, separated by commas.")] = "",
+    burst: Annotated[str, typer.Option(help="START,END (s) of the burst; default: what `step` arrivals say.")] = "",
+    title: Annotated[str, typer.Option(help="Of the page.")] = "A burst",
+    image: Annotated[bool, typer.Option("--png/--no-png", help="Also a PNG, with matplotlib.")] = True,
+    folder: Annotated[Path, typer.Option("--out", help="Where timeline.html and timeline.png go.")] = Path(),
+) -> None:
+    """Offered load, replicas and first tokens over time, of one or several runs; and how a burst went."""
+    from octavo_loadtest import timeline
+
+    def act() -> list[timeline.Timeline]:
+        titles = names.split(",") if names else [path.name for path in runs]
+        if len(titles) != len(runs):
+            raise LoadTestError(f"{len(runs)} runs need as many names, not {len(titles)}")
+        try:
+            bounds = tuple(float(each) for each in burst.split(",")) if burst else None
+            between = None if bounds is None else (bounds[0], bounds[1])
+        except (ValueError, IndexError):
+            raise LoadTestError(f"--burst is START,END in seconds, not {burst!r}") from None
+        lines = [timeline.of_run(store.read(path), name, between) for path, name in zip(runs, titles, strict=True)]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "timeline.html").write_text(timeline.html(lines, title))
+        if image:
+            timeline.png(lines, title, folder / "timeline.png")
+        return lines
+
+    head, *rows = timeline.table(_or_exit(act))
+    shown = Table(*head)
+    for row in rows:
+        shown.add_row(*row)
+    Console().print(shown)
+
+
 @app.command("workloads")
 def workloads_() -> None:
     """List the presets and where their numbers come from."""

@@ -156,6 +156,7 @@ def _late(shards: Sequence[ShardLoad], targets: Targets) -> bool:
 
 def _demand(shards: Sequence[ShardLoad], scale: float, held: float, targets: Targets) -> tuple[float, Reason]:
     streams = sum(max(shard.sequences, shard.arrivals * shard.seconds_each) / shard.room for shard in shards)
+    streams += held / max((shard.room for shard in shards), default=math.inf)
     arriving = sum(shard.arriving for shard in shards)
     terms: list[tuple[float, Reason]] = [
         (scale * (arriving + streams) / targets.utilization, "load"),

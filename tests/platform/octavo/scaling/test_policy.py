@@ -39,6 +39,7 @@ CASES = {
     "late first tokens everywhere": ([replace(STEADY, first_token=3.0)] * 2, 2, 0, 3, "first token"),
     "late first tokens, but help is on its way": ([replace(STEADY, first_token=3.0)] * 2, 4, 0, 4, "kept"),
     "one hot shard among idle ones": ([replace(STEADY, first_token=9.0, sequences=9.0), IDLE, IDLE], 3, 0, 3, "kept"),
+    "requests that no shard has room for": ([replace(STEADY, sequences=10.0)], 1, 30, 6, "load"),
     "nobody can be believed": ([replace(STEADY, age=60.0, waiting=99.0)] * 2, 2, 0, 2, "stale"),
     "one of two cannot be believed": ([STEADY, replace(IDLE, age=60.0)], 2, 0, 2, "load"),
     "a request is held and there is no shard": ([], 0, 1, 1, "held"),
