@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from octavo_kernels.linear import reference
-from octavo_kernels.linear.formats import CODES, FLOATS, GROUPED, Array
+from octavo_kernels.linear.formats import CODES, FLOATS, GROUP, GROUPED, Array
+from octavo_kernels.linear.grouped import GroupedWeight
 from octavo_kernels.linear.pack import pack_blocks, pack_floats, packed_shape
 from octavo_kernels.native import library
 
 FORMATS = tuple(CODES)
-"""What a `PackedWeight` can hold, by GGUF's names."""
+"""What a `PackedWeight` can hold, by GGUF's names (Z4 and Z8 are ours)."""
 
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -78,6 +79,27 @@ class PackedWeight:
         packed = cls.empty(gguf_type, len(blocks), blocks.shape[1] // form.block_bytes * form.unit)
         pack_blocks(blocks, gguf_type, packed.data.numpy())
         return packed
+
+    @classmethod
+    def from_grouped(cls, weight: GroupedWeight) -> PackedWeight:
+        """Pack codes with scales of 32, 64, ... columns: as Q4_0 or Q8_0, or with zero points as Z4 or Z8.
+
+        Raises:
+            ValueError: a group is no whole number of 32 columns, or columns are not in their order.
+        """
+        (n, k), groups = weight.shape, weight.scale.shape[1]
+        if k // groups % GROUP or weight.order is not None:
+            raise ValueError(f"groups of {k // groups} columns cannot be packed: they must be 32 n, in order")
+        codes = weight.unpacked().view(n, -1, GROUP).cpu().numpy()
+        repeats = codes.shape[1] // groups
+        parts = [weight.scale.half().cpu().numpy()[..., None].repeat(repeats, 1).view(np.uint8)]
+        if weight.zero is not None:
+            parts.append(weight.zero.cpu().numpy()[..., None].repeat(repeats, 1))
+        elif weight.bits == 8:
+            codes = codes ^ np.uint8(128)
+        parts.append(codes[..., :16] | codes[..., 16:] << np.uint8(4) if weight.bits == 4 else codes)
+        names = {(4, True): "Q4_0", (8, True): "Q8_0", (4, False): "Z4", (8, False): "Z8"}
+        return cls.from_blocks(np.concatenate(parts, -1).reshape(n, -1), names[weight.bits, weight.zero is None])
 
     @classmethod
     def empty(cls, name: str, n: int, k: int) -> PackedWeight:

@@ -456,7 +456,7 @@ bool agrees(WeightFormat format, bool exact) {
 }
 
 SelfTest self_test("linear", [] {
-    for (int32_t format = 0; format <= int32_t(WeightFormat::q6_k); ++format) {
+    for (int32_t format = 0; format <= int32_t(WeightFormat::z8); ++format) {
         if (!agrees(WeightFormat(format), true) || !agrees(WeightFormat(format), false)) return false;
     }
     return true;

@@ -127,6 +127,15 @@ template <int BITS> struct WithMin : Grouped<BITS, -1, 1, 64, 1, true> {
     }
 };
 
+// Z4, Z8: float16 scales, uint8 zero points. weight = scale (code - zero) without rounding: a scale has 11 bits, the
+// product with a code or a zero point of 8 at most 19. (A float16 minimum, as Q4_1 has it, would round scale * zero.)
+template <int BITS> struct WithZero : Grouped<BITS, -1, 1, 48, 1, true> {
+    template <class Scales> static OCTAVO_INLINE void read_scales(const uint8_t* unit, int, Scales& group) {
+        group.scale[0] = load_halves(unit);
+        group.min[0] = negate(mul(group.scale[0], to_floats(load_uint8s(unit + 32))));
+    }
+};
+
 // Q4_K, Q5_K: float16 scales of scales and of minima, then for each two groups 48 bytes: the low nibbles of both groups
 // (scale | min << 4) and their upper two bits (first scale | first min << 2 | second scale << 4 | second min << 6).
 template <int BITS> struct WithMinK : Grouped<BITS, -1, 8, 256, 1, true> {
@@ -227,6 +236,8 @@ template <class F> auto with_format(WeightFormat format, F&& f) {
         case WeightFormat::q4_k: return f(WithMinK<4>{});
         case WeightFormat::q5_k: return f(WithMinK<5>{});
         case WeightFormat::q6_k: return f(SymmetricK<6>{});
+        case WeightFormat::z4: return f(WithZero<4>{});
+        case WeightFormat::z8: return f(WithZero<8>{});
         default: return f(Float32{});
     }
 }

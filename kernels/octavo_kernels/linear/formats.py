@@ -99,6 +99,16 @@ def _split_q8_0(blocks: Array) -> tuple[Array, list[Array]]:
     return q ^ np.uint8(128), [_halves(d)]
 
 
+def _split_z4(blocks: Array) -> tuple[Array, list[Array]]:
+    d, zero, q = _cut(blocks, 2, 1, 16)
+    return _bits(q, 16, 4), [_halves(d), zero]
+
+
+def _split_z8(blocks: Array) -> tuple[Array, list[Array]]:
+    d, zero, q = _cut(blocks, 2, 1, 32)
+    return q, [_halves(d), zero]
+
+
 def _split_q2_k(blocks: Array) -> tuple[Array, list[Array]]:
     scales, q, dm = _cut(blocks, 16, 64, 4)
     return _bits(q, 32, 2), [_halves(dm), scales]
@@ -155,6 +165,11 @@ def _scale_min(stored: list[Array]) -> tuple[Array, Array | None]:
     return both[..., :1], both[..., 1:]
 
 
+def _scale_zero(stored: list[Array]) -> tuple[Array, Array | None]:
+    scale = _float(stored[0])
+    return scale, -(scale * stored[1])
+
+
 def _scaled_scale(stored: list[Array]) -> tuple[Array, Array | None]:
     return _float(stored[0]) * stored[1].view(np.int8), None
 
@@ -173,6 +188,7 @@ def _scales_q4_k(stored: list[Array]) -> tuple[Array, Array | None]:
 
 
 _D, _DM = (np.uint16, 1), (np.uint16, 2)
+_Z = (_D, (np.uint8, 1))
 _K2, _K3, _K4 = (_DM, (np.uint8, 16)), (_D, (np.uint8, 16)), (_DM, (np.uint8, 12))
 
 GROUPED: dict[str, Grouped] = {
@@ -186,8 +202,10 @@ GROUPED: dict[str, Grouped] = {
     "Q4_K": Grouped(256, 144, 4, 0, _K4, _split_q4_k, _scales_q4_k),
     "Q5_K": Grouped(256, 176, 5, 0, _K4, _split_q5_k, _scales_q4_k),
     "Q6_K": Grouped(256, 210, 6, 32, _K3, _split_q6_k, _scaled_scale),
+    "Z4": Grouped(32, 19, 4, 0, _Z, _split_z4, _scale_zero),
+    "Z8": Grouped(32, 35, 8, 0, _Z, _split_z8, _scale_zero),
 }
-"""By GGUF's names."""
+"""By GGUF's names. Z4 and Z8 are ours, for GPTQ, AWQ and the like: a float16 scale, a zero point of one byte, codes."""
 
 FLOATS: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 """Unquantised formats and the type that numpy knows them by."""

@@ -52,6 +52,12 @@ def weight_of(name: str, n: int, k: int) -> PackedWeight:
 
 
 def dequantized(name: str, rows: np.ndarray) -> torch.Tensor:
+    if name in ("Z4", "Z8"):
+        blocks = rows.reshape(len(rows), -1, GROUPED[name].block_bytes)
+        scale, zero, codes = blocks[..., :2].copy().view(np.float16), blocks[..., 2:3], blocks[..., 3:]
+        codes = np.concatenate([codes & 15, codes >> 4], -1) if name == "Z4" else codes
+        values = scale.astype(np.float64) * (codes.astype(np.float64) - zero)
+        return torch.from_numpy(values.astype(np.float32).reshape(len(rows), -1)) + 0.0  # no negative zeros
     return torch.from_numpy(dequantize(rows, GGMLQuantizationType[name]))
 
 
