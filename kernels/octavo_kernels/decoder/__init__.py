@@ -15,7 +15,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from octavo_kernels.linear import PackedWeight
 from octavo_kernels.linear.formats import CODES
@@ -38,12 +37,12 @@ class PackedLinear:
     """y = x W^T + b."""
 
     weight: PackedWeight
-    bias: Tensor | None = None  # [n] float32
+    bias: Float32 | None = None  # [n]
 
     def words(self) -> list[int]:
         """As `struct Matrix` of cpu.cpp has them."""
         weight = self.weight
-        return [CODES[weight.format], weight.n, weight.k, weight.data.data_ptr(), _address(self.bias)]
+        return [CODES[weight.format], weight.n, weight.k, weight.data.ctypes.data, _address(self.bias)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +56,13 @@ class PackedLayer:
     gate: PackedLinear
     up: PackedLinear
     down: PackedLinear
-    attention_norm: Tensor  # [hidden]
-    mlp_norm: Tensor  # [hidden]
-    q_norm: Tensor | None  # [head_dim]
-    k_norm: Tensor | None  # [head_dim]
-    post_attention_norm: Tensor | None  # [hidden]
-    post_mlp_norm: Tensor | None  # [hidden]
-    rotary: Tensor  # [positions, rotary_dim], cos then sin
+    attention_norm: Float32  # [hidden]
+    mlp_norm: Float32  # [hidden]
+    q_norm: Float32 | None  # [head_dim]
+    k_norm: Float32 | None  # [head_dim]
+    post_attention_norm: Float32 | None  # [hidden]
+    post_mlp_norm: Float32 | None  # [hidden]
+    rotary: Float32  # [positions, rotary_dim], cos then sin
     window: int | None  # positions a query sees; None means all
 
     def words(self, k_cache: int, v_cache: int) -> list[int]:
@@ -85,7 +84,7 @@ class PackedModel:
 
     embedding: PackedWeight  # [vocab, hidden]
     head: PackedLinear  # [vocab, hidden]
-    final_norm: Tensor
+    final_norm: Float32
     layers: list[PackedLayer]
     query_heads: int
     kv_heads: int
@@ -110,7 +109,7 @@ class PackedModel:
     @property
     def bytes_per_token(self) -> int:
         """Bytes of weights that a step reads, however many tokens it has."""
-        return sum(weight.data.numel() for weight in self.matrices)
+        return sum(weight.data.nbytes for weight in self.matrices)
 
     @property
     def num_bytes(self) -> int:
@@ -245,5 +244,5 @@ class NativeDecoder:
         return out
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _address(array: Float32 | None) -> int:
+    return 0 if array is None else array.ctypes.data

@@ -33,13 +33,13 @@ class PackedWeight:
     Attributes:
         format: one of `FORMATS`.
         n, k: outputs and inputs.
-        data: uint8 of the packed shape; may be a view of a memory-mapped file (64 bytes aligned for speed).
+        data: uint8 of the packed shape; may be a read-only view of a mapped file (64 bytes aligned for speed).
     """
 
     format: str
     n: int
     k: int
-    data: Tensor
+    data: Array
 
     @classmethod
     def from_tensor(cls, weight: Tensor) -> PackedWeight:
@@ -55,7 +55,7 @@ class PackedWeight:
         packed = cls.empty(_NAMES[weight.dtype], *weight.shape)
         bits = weight.view(torch.int16) if weight.dtype == torch.bfloat16 else weight
         values = bits.contiguous().numpy().view(FLOATS[packed.format])
-        pack_floats(values, packed.format, packed.data.numpy())
+        pack_floats(values, packed.format, packed.data)
         return packed
 
     @classmethod
@@ -77,7 +77,7 @@ class PackedWeight:
                 f"{gguf_type} rows must be uint8, blocks of {form.block_bytes} bytes, got {blocks.shape} {blocks.dtype}"
             )
         packed = cls.empty(gguf_type, len(blocks), blocks.shape[1] // form.block_bytes * form.unit)
-        pack_blocks(blocks, gguf_type, packed.data.numpy())
+        pack_blocks(blocks, gguf_type, packed.data)
         return packed
 
     @classmethod
@@ -104,7 +104,7 @@ class PackedWeight:
     @classmethod
     def empty(cls, name: str, n: int, k: int) -> PackedWeight:
         """Room for a matrix of one of `FORMATS`, not yet filled."""
-        return cls(name, n, k, torch.empty(packed_shape(name, n, k), dtype=torch.uint8))
+        return cls(name, n, k, np.empty(packed_shape(name, n, k), np.uint8))
 
     def rows(self, index: Tensor) -> Tensor:
         """Some rows in float32 [len(index), k]: the embedding of tokens `index` (int64), without rounding."""
@@ -114,7 +114,7 @@ class PackedWeight:
             return out
         return reference.dequantize(self.data, self.format, self.n, self.k)[index]
 
-    def _arguments(self) -> tuple[int, int, int, Tensor]:
+    def _arguments(self) -> tuple[int, int, int, Array]:
         return CODES[self.format], self.n, self.k, self.data
 
 

@@ -497,23 +497,3 @@ OCTAVO_API void octavo_linear_read_rows(int64_t format, int64_t n, int64_t k, co
 OCTAVO_API int64_t octavo_linear_packed_bytes(int64_t format, int64_t n, int64_t k) {
     return packed_bytes(WeightFormat(format), n, k);
 }
-
-// Read `size` bytes with all threads, as a kernel reads weights: what one row can hope for. Returns their sum, so that
-// nothing is left out.
-OCTAVO_API int64_t octavo_linear_read(const uint8_t* data, int64_t size) {
-    int64_t sums[kMaxThreads] = {};
-    parallel([&](int thread, int threads) {
-        const Range mine = split(size / 64, thread, threads);
-        Ints sum = all_ints(0);
-        for (int64_t i = mine.begin; i < mine.end; ++i) {
-            __builtin_prefetch(data + 64 * i + 16384, 0, 2);
-            sum = int_add(sum, load_ints(data + 64 * i));
-        }
-        float lanes[LANES];
-        store_floats(lanes, to_floats(sum));
-        for (float lane : lanes) sums[thread] += int64_t(lane);
-    });
-    int64_t sum = 0;
-    for (int64_t part : sums) sum += part;
-    return sum;
-}

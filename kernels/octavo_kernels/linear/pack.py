@@ -42,11 +42,16 @@ def pack_blocks(blocks: Array, name: str, out: Array) -> None:
 
 def pack_floats(values: Array, name: str, out: Array) -> None:
     """Rows [N, K] of one of `FLOATS` into `out`, which has the packed shape."""
-    blocks, units, _ = out.shape
-    padded = np.zeros((blocks * LANES, units * GROUP), values.dtype)
-    padded[: values.shape[0], : values.shape[1]] = values
-    words = padded.view(np.uint32) if name == "BF16" else padded  # pairs of columns stay together
-    out[...] = _side_by_side(words.reshape(len(words), units, -1))
+    units = out.shape[1]
+    step = max(1, CHUNK_VALUES // (units * GROUP * LANES))
+    padded = np.zeros((step * LANES, units * GROUP), values.dtype)
+    for block in range(0, len(out), step):
+        rows = values[block * LANES : (block + step) * LANES]
+        padded[: len(rows), : values.shape[1]] = rows
+        padded[len(rows) :] = 0
+        words = padded.view(np.uint32) if name == "BF16" else padded  # pairs of columns stay together
+        target = out[block : block + step]
+        target[...] = _side_by_side(words.reshape(len(words), units, -1))[: len(target)]
 
 
 def unpack_floats(data: Array, name: str, n: int, k: int) -> Array:

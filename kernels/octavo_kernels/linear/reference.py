@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from octavo_kernels.linear.formats import FLOATS, GROUP, GROUPED
+from octavo_kernels.linear.formats import FLOATS, GROUP, GROUPED, Array
 from octavo_kernels.linear.pack import unpack_blocks, unpack_floats
 
 
-def dequantize(data: Tensor, name: str, n: int, k: int) -> Tensor:
+def dequantize(data: Array, name: str, n: int, k: int) -> Tensor:
     """Packed weights as float32 [N, K]: bit for bit what GGUF's definition of the format gives."""
     if name in FLOATS:
-        values = torch.from_numpy(unpack_floats(data.numpy(), name, n, k))
+        values = torch.from_numpy(unpack_floats(data, name, n, k))
         return values.view(torch.bfloat16).float() if name == "BF16" else values.float()
     codes, scale, minimum = _unpack(data, name, n)
     values = _subgroups(codes.float() - GROUPED[name].zero, scale) * scale.unsqueeze(-1)
@@ -44,7 +44,7 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     return (groups * inverse.unsqueeze(-1)).round(), top / 127
 
 
-def linear_int8(x: Tensor, data: Tensor, name: str, n: int, bias: Tensor | None) -> Tensor:
+def linear_int8(x: Tensor, data: Array, name: str, n: int, bias: Tensor | None) -> Tensor:
     """Grouped weights times quantised activations.
 
     For each group of 32 columns, in order: exact integer dot products of the codes (less the zero point), one for each
@@ -77,6 +77,6 @@ def _subgroups(codes: Tensor, scale: Tensor) -> Tensor:
     return codes.view(len(codes), scale.shape[1], -1)
 
 
-def _unpack(data: Tensor, name: str, n: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    codes, scale, minimum = unpack_blocks(data.numpy(), name, n)
+def _unpack(data: Array, name: str, n: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    codes, scale, minimum = unpack_blocks(data, name, n)
     return torch.from_numpy(codes), torch.from_numpy(scale), None if minimum is None else torch.from_numpy(minimum)

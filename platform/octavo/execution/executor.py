@@ -106,7 +106,7 @@ class LocalExecutor:
         dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
         spec, model = load_packed(
             source,
-            dtype=dtype,
+            dtype="float32" if dtype == torch.float32 else "bfloat16",
             quantization=config.quantization,
             max_model_len=config.max_model_len,
             progress=progress,

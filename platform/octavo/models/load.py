@@ -1,32 +1,21 @@
-"""From a `Source` to a `ModelSpec` and a `Decoder`."""
+"""From a `Source` to a `Decoder`."""
 
 from __future__ import annotations
 
 import torch
 
 from octavo.config import DType
-from octavo.errors import ConfigError
 from octavo.models.decoder import Decoder
-from octavo.models.families import Config, spec_from_config, token_ids
-from octavo.models.gguf_config import config_from_gguf
-from octavo.models.spec import ModelSpec
+from octavo.models.families import Config
+from octavo.models.source_spec import check_loadable, read_config
 from octavo.models.weights.gguf_file import read_gguf
 from octavo.models.weights.layout import allocate, slots
 from octavo.models.weights.names import gguf_naming, hf_naming
-from octavo.models.weights.safetensors_files import read_json, read_safetensors
+from octavo.models.weights.safetensors_files import read_safetensors
 from octavo.models.weights.stored import fill
 from octavo.source import Source
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def read_spec(source: Source) -> ModelSpec:
-    """What the model at `source` is, without its weights.
-
-    Raises:
-        ModelError: a damaged config, or a model or setting that is not supported.
-    """
-    return spec_from_config(_read_config(source))
 
 
 def load_model(
@@ -53,35 +42,13 @@ def load_model(
         ConfigError: a quantization that is not supported, or more positions than the model has.
     """
     spec, positions = check_loadable(source, quantization, max_model_len)
-    config = _read_config(source)
+    config = read_config(source)
     weights = allocate(spec, _torch_dtype(dtype, device, config), torch.device(device))
     naming = hf_naming(spec) if source.kind == "hf" else gguf_naming(spec)
     stored = read_safetensors(source.path, spec) if source.kind == "hf" else read_gguf(source.path)
     title = f"Loading {source.name}"
     fill(slots(weights, spec), naming, stored, spec.head_dim, title=title, progress=progress)
     return Decoder(spec, weights, positions)
-
-
-def check_loadable(source: Source, quantization: str | None, max_model_len: int | None) -> tuple[ModelSpec, int]:
-    """What the model is and how many positions it gets.
-
-    Raises:
-        ModelError: a damaged config, or a model or setting that is not supported.
-        ConfigError: a quantization that is not supported, or more positions than the model has.
-    """
-    _check_quantization(source, quantization)
-    spec = read_spec(source)
-    positions = max_model_len or spec.max_position_embeddings
-    if positions > spec.max_position_embeddings:
-        raise ConfigError(f"max_model_len is {positions}, but the model holds at most {spec.max_position_embeddings}")
-    return spec, positions
-
-
-def _check_quantization(source: Source, quantization: str | None) -> None:
-    supported = [None, "gguf"] if source.kind == "gguf" else [None]
-    if quantization not in supported:
-        valid = " or ".join("None" if name is None else repr(name) for name in supported)
-        raise ConfigError(f"quantization must be {valid} for {source.name!r}, got {quantization!r}")
 
 
 def _torch_dtype(dtype: DType, device: str, config: Config) -> torch.dtype:
@@ -91,16 +58,3 @@ def _torch_dtype(dtype: DType, device: str, config: Config) -> torch.dtype:
         return torch.float32
     own = config.get("dtype") or config.get("torch_dtype")
     return _DTYPES.get(str(own), torch.bfloat16)  # GGUF says nothing; its block formats hold less than bfloat16 does
-
-
-def _read_config(source: Source) -> Config:
-    if source.kind == "gguf":
-        return config_from_gguf(source.path)
-    config = read_json(source.path / "config.json")
-    generation = source.path / "generation_config.json"
-    if generation.is_file():
-        # Chat models list their end-of-turn tokens here, beside the end token of the base model
-        ends = token_ids(config.get("eos_token_id")) + token_ids(read_json(generation).get("eos_token_id"))
-        if ends:
-            config["eos_token_id"] = list(dict.fromkeys(ends))
-    return config

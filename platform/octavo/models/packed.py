@@ -1,36 +1,27 @@
-"""From a `Source` straight to packed matrices for the native decoder, each in the format that the file stores it in.
-
-Nothing is dequantised on the way: a GGUF file's blocks are moved into the packed layout bit for bit, and bf16, float16
-and float32 matrices keep their type (float32 becomes bfloat16 only where that was asked for).
-"""
+"""From a `Source` to packed matrices for the native decoder; an earlier start's packed file saves the packing."""
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
+from collections.abc import Iterator
+from typing import Literal
 
-from octavo.errors import ModelError
-from octavo.gguf_header import Entry, read_directory
-from octavo.models.load import check_loadable
-from octavo.models.rope import cos_sin_table
-from octavo.models.spec import ModelSpec
-from octavo.models.weights.gguf_file import read_gguf
-from octavo.models.weights.layout import Slot, allocate, slots
-from octavo.models.weights.names import Naming, gguf_naming, hf_naming
-from octavo.models.weights.safetensors_files import read_safetensors
-from octavo.models.weights.stored import StoredTensor, compare, half_split_rows
+import numpy as np
+
+from octavo.gguf_header import read_directory
+from octavo.models.packed_cache import cached
+from octavo.models.packed_file import Packed, Part
+from octavo.models.source_spec import check_loadable
+from octavo.models.spec import ModelSpec, Rope
 from octavo.source import Source
 from octavo_kernels.decoder import PackedLayer, PackedLinear, PackedModel
 from octavo_kernels.linear import FORMATS, PackedWeight
-from octavo_kernels.linear.formats import GROUPED
+from octavo_kernels.linear.formats import Array
 
 _MATRICES = ("q", "k", "v", "out", "gate", "up", "down")
 _NORMS = ("attention_norm", "mlp_norm", "q_norm", "k_norm", "post_attention_norm", "post_mlp_norm")
 
-Part = tuple[int | None, str, str]
-"""A tensor's layer, part and kind, as in `Slot`."""
+_TABLE_POSITIONS = 1 << 17
+"""Most rows of a rotary table in a packed file: 64 MiB for 128 dimensions, of which only those used become resident."""
 
 
 def unpackable_formats(source: Source) -> list[str]:
@@ -47,7 +38,7 @@ def unpackable_formats(source: Source) -> list[str]:
 def load_packed(
     source: Source,
     *,
-    dtype: torch.dtype,
+    dtype: Literal["float32", "bfloat16"],
     quantization: str | None = None,
     max_model_len: int | None = None,
     progress: bool = False,
@@ -56,84 +47,42 @@ def load_packed(
 
     Args:
         source: a Hugging Face directory or a GGUF file.
-        dtype: float32 keeps every stored value; bfloat16 rounds float32 matrices of a directory to it.
+        dtype: float32 keeps every stored value; bfloat16 rounds float32 matrices to it.
         quantization: None, or "gguf" for a GGUF file.
         max_model_len: tokens of the longest sequence; None takes the model's own limit.
-        progress: draw a progress bar on stderr.
+        progress: draw a progress bar on stderr while packing.
 
     Raises:
         ModelError: the checkpoint is damaged, or of a kind that is not supported.
         ConfigError: a quantization that is not supported, or more positions than the model has.
     """
     spec, positions = check_loadable(source, quantization, max_model_len)
-    naming = hf_naming(spec) if source.kind == "hf" else gguf_naming(spec)
-    stored = read_safetensors(source.path, spec) if source.kind == "hf" else read_gguf(source.path)
-    entries = read_directory(source.path) if source.kind == "gguf" else {}
-    places = slots(allocate(spec, dtype, torch.device("meta")), spec)
-    by_name = {naming.stored_name(slot): slot for slot in places}
-    compare(by_name, stored)
-    parts: dict[Part, Tensor | PackedWeight] = {}
-    with tqdm(total=len(stored), desc=f"Packing {source.name}", disable=not progress) as bar:
-        for tensor in stored:
-            slot = by_name[tensor.name]
-            entry, order = entries.get(tensor.name), _row_order(slot, naming, spec)
-            is_vector = slot.is_norm or slot.kind == "bias"
-            packed = _vector(tensor, slot, naming, order) if is_vector else _matrix(tensor, entry, dtype, order)
-            parts[slot.layer, slot.part, slot.kind] = packed
-            bar.update()
-    return spec, _assemble(spec, parts, positions, dtype)
+    half = dtype == "bfloat16" and _holds_float32(source)
+
+    def pack() -> Iterator[tuple[Part, Packed]]:
+        from octavo.models.packing import pack  # torch: 2 s that a later start saves
+
+        rows = min(spec.max_position_embeddings, _TABLE_POSITIONS)
+        return pack(source, spec, half=half, table_positions=rows, progress=progress)
+
+    return spec, _assemble(spec, cached(source, pack, half=half), positions, dtype)
 
 
-def _vector(tensor: StoredTensor, slot: Slot, naming: Naming, order: Tensor | None) -> Tensor:
-    values = torch.cat([chunk.float() for chunk in tensor.chunks()])
-    values = values if order is None else values[order.argsort()]
-    return values + naming.norm_offset if slot.is_norm else values
+def _holds_float32(source: Source) -> bool:
+    """Whether rounding may change the packed file; a directory's own type is not worth a look."""
+    if source.kind == "hf":
+        return True
+    return any(entry.format == "F32" and len(entry.shape) > 1 for entry in read_directory(source.path).values())
 
 
-def _row_order(slot: Slot, naming: Naming, spec: ModelSpec) -> Tensor | None:
-    """Where each stored row belongs, where that is not its own place."""
-    if naming.interleaved_rope and slot.part in ("q", "k"):
-        return half_split_rows(len(slot.target), spec.head_dim)
-    return None
-
-
-def _matrix(tensor: StoredTensor, entry: Entry | None, dtype: torch.dtype, order: Tensor | None) -> PackedWeight:
-    if entry is not None and entry.format in GROUPED:
-        blocks = np.fromfile(entry.file, np.uint8, count=entry.num_bytes, offset=entry.offset)
-        return PackedWeight.from_blocks(_reordered(blocks.reshape(entry.shape[0], -1), order), entry.format)
-    values = _floats(entry) if entry is not None else torch.cat(list(tensor.chunks()))
-    if values.dtype == torch.float32 and dtype == torch.bfloat16:
-        values = values.bfloat16()
-    if order is not None:
-        values = values[order.argsort()]
-    return PackedWeight.from_tensor(values)
-
-
-def _floats(entry: Entry) -> Tensor:
-    """An unquantised matrix of a GGUF file in its own type."""
-    types = {"F32": (np.float32, torch.float32), "F16": (np.float16, torch.float16), "BF16": (np.int16, torch.bfloat16)}
-    if entry.format not in types:
-        raise ModelError(f"{entry.name}: GGUF tensors of type {entry.format} are not supported")
-    stored, dtype = types[entry.format]
-    values = np.fromfile(entry.file, stored, count=entry.num_bytes // np.dtype(stored).itemsize, offset=entry.offset)
-    return torch.from_numpy(values).view(dtype).view(entry.shape)
-
-
-def _reordered(rows: np.ndarray, order: Tensor | None) -> np.ndarray:
-    return rows if order is None else rows[order.argsort().numpy()]
-
-
-def _assemble(
-    spec: ModelSpec, parts: dict[Part, Tensor | PackedWeight], positions: int, dtype: torch.dtype
-) -> PackedModel:
-    ropes = [spec.layer_rope(layer) for layer in range(spec.num_layers)]
-    tables = {rope: cos_sin_table(rope, positions) for rope in dict.fromkeys(ropes)}
+def _assemble(spec: ModelSpec, parts: dict[Part, Packed], positions: int, dtype: str) -> PackedModel:
+    tables = {rope: _table(parts, i, rope, positions) for i, rope in enumerate(spec.ropes)}
     embedding = _weight(parts, None, "embedding")
     return PackedModel(
         embedding=embedding,
         head=PackedLinear(embedding if spec.tied_embeddings else _weight(parts, None, "lm_head")),
-        final_norm=_tensor(parts, None, "final_norm"),
-        layers=[_layer(parts, i, tables[ropes[i]], spec.windows[i]) for i in range(spec.num_layers)],
+        final_norm=parts[None, "final_norm", "weight"],  # type: ignore[arg-type]
+        layers=[_layer(parts, i, tables[spec.layer_rope(i)], spec.windows[i]) for i in range(spec.num_layers)],
         query_heads=spec.num_heads,
         kv_heads=spec.num_kv_heads,
         head_dim=spec.head_dim,
@@ -143,11 +92,11 @@ def _assemble(
         attention_softcap=spec.attention_softcap,
         logit_softcap=spec.logit_softcap,
         # transformers rounds the scale to the embedding's type before it multiplies; so do we
-        embedding_scale=torch.tensor(spec.embedding_scale, dtype=dtype).item(),
+        embedding_scale=spec.embedding_scale if dtype == "float32" else _to_bfloat16(spec.embedding_scale),
     )
 
 
-def _layer(parts: dict[Part, Tensor | PackedWeight], index: int, rotary: Tensor, window: int | None) -> PackedLayer:
+def _layer(parts: dict[Part, Packed], index: int, rotary: Array, window: int | None) -> PackedLayer:
     linears = {
         name: PackedLinear(_weight(parts, index, name), parts.get((index, name, "bias")))  # type: ignore[arg-type]
         for name in _MATRICES
@@ -156,13 +105,23 @@ def _layer(parts: dict[Part, Tensor | PackedWeight], index: int, rotary: Tensor,
     return PackedLayer(**linears, **norms, rotary=rotary, window=window)  # type: ignore[arg-type]
 
 
-def _weight(parts: dict[Part, Tensor | PackedWeight], layer: int | None, part: str) -> PackedWeight:
+def _weight(parts: dict[Part, Packed], layer: int | None, part: str) -> PackedWeight:
     weight = parts[layer, part, "weight"]
     assert isinstance(weight, PackedWeight)
     return weight
 
 
-def _tensor(parts: dict[Part, Tensor | PackedWeight], layer: int | None, part: str) -> Tensor:
-    tensor = parts[layer, part, "weight"]
-    assert isinstance(tensor, Tensor)
-    return tensor
+def _table(parts: dict[Part, Packed], index: int, rope: Rope, positions: int) -> Array:
+    table = parts[index, "rotary", "table"]
+    assert not isinstance(table, PackedWeight)
+    if positions > len(table):
+        from octavo.models.rope import cos_sin_table
+
+        table = cos_sin_table(rope, positions).numpy()
+    return table[:positions]
+
+
+def _to_bfloat16(value: float) -> float:
+    """Rounded to even."""
+    bits = int(np.float32(value).view(np.uint32))
+    return float(np.uint32((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32))

@@ -139,6 +139,11 @@ class ModelSpec:
         """Width of all key heads together, and of all value heads."""
         return self.num_kv_heads * self.head_dim
 
+    @property
+    def ropes(self) -> tuple[Rope, ...]:
+        """The rotary embeddings that some layer uses, each once."""
+        return tuple(dict.fromkeys(map(self.layer_rope, range(self.num_layers))))
+
     def layer_rope(self, layer: int) -> Rope:
         """The rotary embedding of one layer."""
         if self.local_rope is None or self.windows[layer] is None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from octavo.errors import ConfigError, ModelError
-from octavo.models.load import load_model, read_spec
+from octavo.models.load import load_model
+from octavo.models.source_spec import read_spec
 from octavo.source import resolve_source
 
 

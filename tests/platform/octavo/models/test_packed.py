@@ -39,7 +39,7 @@ class NativeRun:
     """Sequences that grow by ragged steps over scattered blocks, as `PagedRun` does for the torch decoder."""
 
     def __init__(self, library, source, num_sequences, dtype=torch.float32):
-        self.spec, model = load_packed(source, dtype=dtype, max_model_len=400)
+        self.spec, model = load_packed(source, dtype=str(dtype).removeprefix("torch."), max_model_len=400)
         per_sequence = 400 // BLOCK
         num_blocks = num_sequences * per_sequence + 5
         blocks = np.random.default_rng(0).permutation(num_blocks)[: num_sequences * per_sequence]
@@ -136,14 +136,14 @@ def test_gguf_blocks_are_multiplied_as_they_are(
 
 def test_packed_weights_take_the_bits_of_their_format(tiny_model, write_gguf, tmp_path):
     source = resolve_source(str(write_gguf(tiny_model("llama3"), tmp_path / "tiny.gguf", "Q4_0")))
-    _, model = load_packed(source, dtype=torch.bfloat16)
+    _, model = load_packed(source, dtype="bfloat16")
     assert {weight.format for weight in model.matrices} == {"Q4_0"}
     assert 4.5 <= model.bits_per_weight < 4.8  # 18 bytes for 32 weights, and 300 rows padded to 304
 
 
 def test_a_directory_keeps_its_type_unless_bfloat16_is_asked_for(tiny_model):
     source = resolve_source(str(tiny_model("llama2")))
-    for dtype, expected in ((torch.float32, "F32"), (torch.bfloat16, "BF16")):
+    for dtype, expected in (("float32", "F32"), ("bfloat16", "BF16")):
         _, model = load_packed(source, dtype=dtype)
         assert {weight.format for weight in model.matrices} == {expected}
 
@@ -163,7 +163,7 @@ def test_formats_that_cannot_be_packed_are_named(tiny_model, tmp_path):
 
 def test_more_positions_than_the_model_has_are_refused(tiny_model):
     with pytest.raises(ConfigError, match="max_model_len is 9999"):
-        load_packed(resolve_source(str(tiny_model("llama2"))), dtype=torch.float32, max_model_len=9999)
+        load_packed(resolve_source(str(tiny_model("llama2"))), dtype="float32", max_model_len=9999)
 
 
 def test_blocks_of_other_sizes_are_refused():

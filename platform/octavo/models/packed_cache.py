@@ -1,0 +1,132 @@
+"""Which packed file belongs to a checkpoint, and how long it is kept.
+
+A file's name says where the checkpoint lies, what it was (size and times of its files: a write or a replacement
+changes one of them), whether float32 was rounded, and which code packed it. The layout is the same for every
+instruction set. Whenever a file is written, older ones go: all but the newest other one of the same checkpoint, those
+that no start has used for 30 days, and the least recently used ones until packed files take at most half of the disk
+space that would be free without them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import logging
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import octavo_kernels.linear
+from octavo.models.packed_file import Damaged, Packed, Part, read_packed, write_packed
+from octavo.source import Source
+from octavo_kernels.native.build import cache_folder, lock
+
+logger = logging.getLogger(__name__)
+
+SMALLEST = 1 << 24
+"""Bytes of the smallest checkpoint whose packed file is kept: a smaller one is packed in 0.1 s."""
+
+KEEP_DAYS = 30
+
+
+def cached(source: Source, pack: Callable[[], Iterable[tuple[Part, Packed]]], *, half: bool) -> dict[Part, Packed]:
+    """The parts of `pack()`, from the packed file of an earlier start where there is one.
+
+    Several processes may start at once: one packs, the others wait for its file. Where none can be written, the parts
+    are kept in memory, and a warning says why.
+
+    Raises:
+        what `pack` raises.
+    """
+    size = sum(file.stat().st_size for file in _files(source))
+    if size < SMALLEST:
+        return dict(pack())
+    folder = cache_folder() / "packed"
+    path = folder / f"{_place(source)}-{_version(source, half)}.packed"
+    try:
+        if (found := _read(path)) is not None:
+            return found
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock(folder / f"{_place(source)}.lock"):
+            return _read(path) or _write(path, pack, size)
+    except OSError as error:
+        logger.warning("packed weights are not kept on disk: %s", error)
+        return dict(pack())
+
+
+def _read(path: Path) -> dict[Part, Packed] | None:
+    try:
+        parts = read_packed(path)
+    except FileNotFoundError:
+        return None
+    except Damaged as damage:
+        logger.warning("%s is damaged and made anew: %s", path, damage)
+        return None
+    with contextlib.suppress(OSError):  # a cache that was filled elsewhere may be read-only
+        path.touch()  # the time of its last use
+    return parts
+
+
+def _write(path: Path, pack: Callable[[], Iterable[tuple[Part, Packed]]], size: int) -> dict[Part, Packed]:
+    _make_room(path, size)
+    write_packed(path, pack())
+    logger.info("packed weights are kept in %s", path)
+    return read_packed(path)
+
+
+def _make_room(new: Path, size: int) -> None:
+    """Remove what the rules above name.
+
+    Raises:
+        OSError: even then there is no room for `size` bytes.
+    """
+    now, place = time.time(), new.name.rpartition("-")[0]
+    for abandoned in new.parent.glob("*.tmp"):  # by a process that was killed
+        if now - abandoned.stat().st_mtime > 86_400:
+            abandoned.unlink(missing_ok=True)
+    files = sorted(new.parent.glob("*.packed"), key=lambda file: file.stat().st_mtime, reverse=True)
+    room = (shutil.disk_usage(new.parent).free + sum(file.stat().st_size for file in files)) // 2
+    if size > room:
+        raise OSError(f"{new.parent} has room for {room / 1e9:.1f} GB, and the model takes {size / 1e9:.1f} GB")
+    total, siblings = size, 0
+    for file in files:
+        status, is_sibling = file.stat(), file.name.rpartition("-")[0] == place
+        total += status.st_size
+        siblings += is_sibling
+        if total > room or now - status.st_mtime > KEEP_DAYS * 86_400 or (is_sibling and siblings > 1):
+            file.unlink(missing_ok=True)
+
+
+def _place(source: Source) -> str:
+    path = source.path.resolve()
+    return f"{re.sub(r'[^A-Za-z0-9._]+', '_', path.name)[:60]}-{_digest(str(path))[:8]}"
+
+
+def _version(source: Source, half: bool) -> str:
+    identity = [(file.name, *_identity(file)) for file in _files(source)]
+    return _digest(f"{_code()} {half} {identity}")[:16]
+
+
+def _identity(file: Path) -> tuple[int, ...]:
+    status = file.stat()
+    # the time of the last change cannot be set back, as that of the last modification can
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _files(source: Source) -> list[Path]:
+    if source.kind == "gguf":
+        return [source.path]
+    return sorted(file for pattern in ("*.safetensors*", "config.json") for file in source.path.glob(pattern))
+
+
+@functools.cache
+def _code() -> str:
+    folders = [Path(__file__).parent, Path(octavo_kernels.linear.__file__).parent]
+    return _digest("\0".join(file.read_text() for folder in folders for file in sorted(folder.rglob("*.py"))))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,55 @@
+"""From a `Source` to a `ModelSpec`, without its weights (and without torch)."""
+
+from __future__ import annotations
+
+from octavo.errors import ConfigError
+from octavo.models.families import Config, spec_from_config, token_ids
+from octavo.models.gguf_config import config_from_gguf
+from octavo.models.spec import ModelSpec
+from octavo.models.weights.safetensors_files import read_json
+from octavo.source import Source
+
+
+def read_spec(source: Source) -> ModelSpec:
+    """What the model at `source` is, without its weights.
+
+    Raises:
+        ModelError: a damaged config, or a model or setting that is not supported.
+    """
+    return spec_from_config(read_config(source))
+
+
+def check_loadable(source: Source, quantization: str | None, max_model_len: int | None) -> tuple[ModelSpec, int]:
+    """What the model is and how many positions it gets.
+
+    Raises:
+        ModelError: a damaged config, or a model or setting that is not supported.
+        ConfigError: a quantization that is not supported, or more positions than the model has.
+    """
+    _check_quantization(source, quantization)
+    spec = read_spec(source)
+    positions = max_model_len or spec.max_position_embeddings
+    if positions > spec.max_position_embeddings:
+        raise ConfigError(f"max_model_len is {positions}, but the model holds at most {spec.max_position_embeddings}")
+    return spec, positions
+
+
+def _check_quantization(source: Source, quantization: str | None) -> None:
+    supported = [None, "gguf"] if source.kind == "gguf" else [None]
+    if quantization not in supported:
+        valid = " or ".join("None" if name is None else repr(name) for name in supported)
+        raise ConfigError(f"quantization must be {valid} for {source.name!r}, got {quantization!r}")
+
+
+def read_config(source: Source) -> Config:
+    """The model's config; a GGUF file's metadata in its words."""
+    if source.kind == "gguf":
+        return config_from_gguf(source.path)
+    config = read_json(source.path / "config.json")
+    generation = source.path / "generation_config.json"
+    if generation.is_file():
+        # Chat models list their end-of-turn tokens here, beside the end token of the base model
+        ends = token_ids(config.get("eos_token_id")) + token_ids(read_json(generation).get("eos_token_id"))
+        if ends:
+            config["eos_token_id"] = list(dict.fromkeys(ends))
+    return config

@@ -1,0 +1,36 @@
+"""The checksum: the same natively and in numpy, on any number of threads, and sensitive to place."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from octavo_kernels.checksum import checksum, reference
+from octavo_kernels.native.build import NoCompiler
+from octavo_kernels.native.library import Library, supported_levels, use
+
+
+def data(size: int) -> np.ndarray:
+    return np.random.default_rng(size).integers(0, 256, size, np.uint8)
+
+
+@pytest.mark.parametrize("level", supported_levels())
+@pytest.mark.parametrize("size", [0, 64, 192, 64 * 1001, 9 << 20])
+def test_native_equals_numpy(level, size):
+    try:
+        native = Library(level)
+    except NoCompiler:
+        pytest.skip("no C++ compiler")
+    expected = reference(data(size))
+    for threads in (1, 2, 3):
+        native.set_threads(threads)
+        with use(native):
+            assert checksum(data(size)) == expected
+
+
+def test_it_notices_flips_and_moves():
+    whole = data(1 << 16)
+    flipped, moved = whole.copy(), whole.copy()
+    flipped[12345] ^= 16
+    moved[:64], moved[64:128] = whole[64:128], whole[:64]
+    assert len({reference(each) for each in (whole, flipped, moved, np.zeros_like(whole), whole[:-64])}) == 5
