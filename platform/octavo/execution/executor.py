@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError, ModelError
@@ -20,12 +22,16 @@ from octavo.models.packed import load_packed, unpackable_formats
 from octavo.models.spec import ModelSpec
 from octavo.source import Source
 from octavo.step import StepBatch, StepResult
+from octavo_kernels.checksum import read_bandwidth
 from octavo_kernels.decoder import CELL, PackedKV, PackedModel, block_bytes
 from octavo_kernels.native.library import Library, library
 
 logger = logging.getLogger(__name__)
 
 _CPU_KV_BYTES = 2**30
+
+READY = "Engine ready:"
+"""Begins the line that is written to stderr once a model is loaded, where progress is shown."""
 
 
 class Shape(Protocol):
@@ -85,6 +91,8 @@ class LocalExecutor:
             native.set_threads(threads)
             self._load_native(native, source, config, progress)
         logger.info("%s: %s, %d KV blocks", source.name, self, self.num_blocks)
+        if progress:
+            tqdm.write(f"{READY} {source.name}: {self}", file=sys.stderr)
 
     def _load_torch(self, source: Source, config: EngineConfig, device: str, progress: bool) -> None:
         decoder = load_model(
@@ -154,11 +162,13 @@ def _why_not_native(source: Source, config: EngineConfig) -> str | None:
 
 
 def _describe(native: Library, spec: ModelSpec, model: PackedModel, dtype: torch.dtype) -> str:
-    """The family and what bounds its speed: instruction set, threads, bits, and the bytes that one token reads."""
+    """The family and what bounds its speed: instruction set, threads, bits, bytes of a step, and the bandwidth now."""
+    rate = read_bandwidth([weight.data for weight in model.matrices])
     mode = "exact float32" if dtype == torch.float32 else "bfloat16, and 8-bit activations for quantised weights"
     return (
         f"{spec.family} on cpu ({native.level}, {native.threads} threads) in {mode}, "
-        f"{model.bits_per_weight:.1f} bits per weight, {model.bytes_per_token / 1e6:.1f} MB read per step"
+        f"{model.bits_per_weight:.1f} bits per weight; a step reads {model.bytes_per_token / 1e6:.1f} MB, this machine "
+        f"{rate / 1e9:.1f} GB/s: at most {rate / model.bytes_per_token:.0f} tokens/s for one stream"
     )
 
 

@@ -65,7 +65,7 @@ def load_packed(
         rows = min(spec.max_position_embeddings, _TABLE_POSITIONS)
         return pack(source, spec, half=half, table_positions=rows, progress=progress)
 
-    return spec, _assemble(spec, cached(source, pack, half=half), positions, dtype)
+    return spec, _assemble(spec, cached(source, pack, "half" if half else "as_stored"), positions, dtype)
 
 
 def _holds_float32(source: Source) -> bool:

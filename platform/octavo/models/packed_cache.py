@@ -1,8 +1,8 @@
 """Which packed file belongs to a checkpoint, and how long it is kept.
 
-A file's name says where the checkpoint lies, what it was (size and times of its files: a write or a replacement
-changes one of them), whether float32 was rounded, and which code packed it. The layout is the same for every
-instruction set. Whenever a file is written, older ones go: all but the newest other one of the same checkpoint, those
+A file's name says where the checkpoint lies, how it was packed, and in which version: hashed are the size and the times
+of its files (a write or a replacement changes one of them) and the code that packs. The layout is the same for every
+instruction set. Whenever a file is written, others go: all but the newest other version of the same checkpoint, those
 that no start has used for 30 days, and the least recently used ones until packed files take at most half of the disk
 space that would be free without them.
 """
@@ -32,8 +32,13 @@ SMALLEST = 1 << 24
 KEEP_DAYS = 30
 
 
-def cached(source: Source, pack: Callable[[], Iterable[tuple[Part, Packed]]], *, half: bool) -> dict[Part, Packed]:
+def cached(source: Source, pack: Callable[[], Iterable[tuple[Part, Packed]]], variant: str) -> dict[Part, Packed]:
     """The parts of `pack()`, from the packed file of an earlier start where there is one.
+
+    Args:
+        source: what is packed.
+        pack: does it.
+        variant: a word for how, where one checkpoint can be packed in several ways.
 
     Several processes may start at once: one packs, the others wait for its file. Where none can be written, the parts
     are kept in memory, and a warning says why.
@@ -45,12 +50,13 @@ def cached(source: Source, pack: Callable[[], Iterable[tuple[Part, Packed]]], *,
     if size < SMALLEST:
         return dict(pack())
     folder = cache_folder() / "packed"
-    path = folder / f"{_place(source)}-{_version(source, half)}.packed"
+    place = _place(source, variant)
+    path = folder / f"{place}-{_version(source)}.packed"
     try:
         if (found := _read(path)) is not None:
             return found
         folder.mkdir(parents=True, exist_ok=True)
-        with lock(folder / f"{_place(source)}.lock"):
+        with lock(folder / f"{place}.lock"):
             return _read(path) or _write(path, pack, size)
     except OSError as error:
         logger.warning("packed weights are not kept on disk: %s", error)
@@ -100,14 +106,14 @@ def _make_room(new: Path, size: int) -> None:
             file.unlink(missing_ok=True)
 
 
-def _place(source: Source) -> str:
+def _place(source: Source, variant: str) -> str:
     path = source.path.resolve()
-    return f"{re.sub(r'[^A-Za-z0-9._]+', '_', path.name)[:60]}-{_digest(str(path))[:8]}"
+    return f"{re.sub(r'[^A-Za-z0-9._]+', '_', path.name)[:60]}-{_digest(str(path))[:8]}-{variant}"
 
 
-def _version(source: Source, half: bool) -> str:
+def _version(source: Source) -> str:
     identity = [(file.name, *_identity(file)) for file in _files(source)]
-    return _digest(f"{_code()} {half} {identity}")[:16]
+    return _digest(f"{_code()} {identity}")[:16]
 
 
 def _identity(file: Path) -> tuple[int, ...]:

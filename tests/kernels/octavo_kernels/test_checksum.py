@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from octavo_kernels.checksum import checksum, reference
+from octavo_kernels.checksum import checksum, read_bandwidth, reference
 from octavo_kernels.native.build import NoCompiler
 from octavo_kernels.native.library import Library, supported_levels, use
 
@@ -26,6 +26,16 @@ def test_native_equals_numpy(level, size):
         native.set_threads(threads)
         with use(native):
             assert checksum(data(size)) == expected
+
+
+def test_bandwidth_is_bytes_over_seconds():
+    """Of 64 MiB in pieces: less than 10 TB/s, and more than a disk."""
+    try:
+        native = Library(supported_levels()[-1])
+    except NoCompiler:
+        pytest.skip("no C++ compiler")
+    with use(native):
+        assert 1e8 < read_bandwidth([data(1 << 25), data(1 << 25)]) < 1e13
 
 
 def test_it_notices_flips_and_moves():
