@@ -114,7 +114,7 @@ class PackedModel:
     @property
     def num_bytes(self) -> int:
         """Bytes of all matrices, the embedding among them."""
-        untied = self.embedding.data.numel() if self.embedding is not self.head.weight else 0
+        untied = self.embedding.data.nbytes if self.embedding is not self.head.weight else 0
         return self.bytes_per_token + untied
 
     @property

@@ -11,7 +11,7 @@ from octavo.errors import ConfigError, ModelError
 from octavo.evaluation.divergence import Divergence, cut, greedy_divergence, measure
 from octavo.evaluation.layers import layer_errors
 from octavo.execution.executor import LocalExecutor
-from octavo.models.load import read_spec
+from octavo.models.source_spec import read_spec
 from octavo.source import Source
 from octavo.text.tokenizer import load_tokenizer
 from octavo_kernels.decoder import CELL, block_bytes

@@ -101,7 +101,7 @@ class NativeParts:
     def head(self, hidden: Tensor) -> Tensor:
         """As in `Parts`."""
         model = self._model
-        normed = rms_norm(hidden, model.final_norm, model.norm_eps)
+        normed = rms_norm(hidden, torch.from_numpy(model.final_norm.copy()), model.norm_eps)
         scores = linear(normed, model.head.weight, exact=self._exact)
         cap = model.logit_softcap
         return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
