@@ -3,16 +3,19 @@
     octavo serve configs/quickstart.yaml --address auto     # or any cluster that already serves "octavo"
     python examples/batch_job.py prompts.txt > answers.jsonl
 
-Validation, routing and batching are those of the HTTP API: the engine batches whatever is in flight.
+Validation, routing and batching are those of the HTTP API: the engine batches whatever is in flight. With several
+models served, --model says which one; an alias works too.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import serve
@@ -21,25 +24,31 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 IN_FLIGHT = 64  # enough to keep the engines' batches full, few enough to bound memory here
 
 
-def answers(gateway: DeploymentHandle, prompts: Iterable[str], max_tokens: int = 64) -> Iterator[tuple[str, str]]:
+def answers(gateway: DeploymentHandle, prompts: Iterable[str], options: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(prompt, answer) pairs in order, with up to IN_FLIGHT requests under way."""
-    waiting: list[tuple[str, DeploymentResponse]] = []
+    waiting: deque[tuple[str, DeploymentResponse]] = deque()
     source = iter(prompts)
     while True:
         for prompt in islice(source, IN_FLIGHT - len(waiting)):
-            request = {"messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens, "temperature": 0}
+            request = {"messages": [{"role": "user", "content": prompt}], **options}
             waiting.append((prompt, gateway.chat.remote(request)))
         if not waiting:
             return
-        prompt, response = waiting.pop(0)
+        prompt, response = waiting.popleft()
         yield prompt, response.result()["choices"][0]["message"]["content"]
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("prompts", nargs="?", type=Path, help="a file with one prompt per line")
+    parser.add_argument("--model", help="needed where several are served")
+    parser.add_argument("--max-tokens", type=int, default=64)
+    arguments = parser.parse_args()
     ray.init(address="auto", namespace="serve", log_to_driver=False)
     gateway = serve.get_app_handle("octavo")
-    prompts = Path(sys.argv[1]).read_text().splitlines() if len(sys.argv) > 1 else ["What is the capital of France?"]
-    for prompt, answer in answers(gateway, prompts):
+    prompts = arguments.prompts.read_text().splitlines() if arguments.prompts else ["What is the capital of France?"]
+    options = {"model": arguments.model, "max_tokens": arguments.max_tokens, "temperature": 0}
+    for prompt, answer in answers(gateway, prompts, options):
         print(json.dumps({"prompt": prompt, "answer": answer}))
 
 

@@ -1,21 +1,27 @@
 """A streamed chat from Python on the same Ray cluster, no HTTP.
 
-python examples/stream.py "Tell me about paper sizes."
+python examples/stream.py "Tell me about paper sizes." --model smollm2-135m
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 import ray
 from ray import serve
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("question", nargs="?", default="What is the capital of France?")
+    parser.add_argument("--model", help="needed where several are served")
+    parser.add_argument("--max-tokens", type=int, default=256)
+    arguments = parser.parse_args()
     ray.init(address="auto", namespace="serve", log_to_driver=False)
     gateway = serve.get_app_handle("octavo").options(stream=True)
-    question = " ".join(sys.argv[1:]) or "What is the capital of France?"
-    for chunk in gateway.chat_stream.remote({"messages": [{"role": "user", "content": question}], "max_tokens": 256}):
+    messages = [{"role": "user", "content": arguments.question}]
+    request = {"model": arguments.model, "messages": messages, "max_tokens": arguments.max_tokens}
+    for chunk in gateway.chat_stream.remote(request):
         for choice in chunk["choices"]:
             print(choice["delta"].get("content", ""), end="", flush=True)
     print()

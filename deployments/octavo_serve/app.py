@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import time
+import hashlib
 from typing import Any
 
 from ray import serve
+from ray.serve._private.config import DeploymentConfig
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
+from octavo import __version__
 from octavo_serve.autoscaling import POLICY, REPORT_SECONDS
 from octavo_serve.gateway import Gateway
-from octavo_serve.settings import AppSettings, ModelSettings, ReplicaRange, RouterSettings, load_settings
+from octavo_serve.settings import (
+    AppSettings,
+    ModelSettings,
+    ReplicaRange,
+    RouterSettings,
+    deployment_name,
+    load_settings,
+)
 from octavo_serve.shard import Shard
 
 ROUTER = "octavo_serve.prefix_router:PrefixRouter"
@@ -36,7 +45,7 @@ def _shard(model: ModelSettings, router: RouterSettings) -> serve.Application:
         "request_routing_stats_period_s": router.stats_period_s,
     }
     deployment = serve.deployment(
-        name=f"shard-{deployment_name(model.name)}",
+        name=deployment_name(model.name),
         **_replicas(model.replicas),
         ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus},
         max_ongoing_requests=model.max_ongoing_requests,
@@ -47,7 +56,7 @@ def _shard(model: ModelSettings, router: RouterSettings) -> serve.Application:
         max_constructor_retry_count=MAX_START_ATTEMPTS,
         request_router_config=RequestRouterConfig(**routing),
     )(Shard)
-    return deployment.bind(model.source, model.engine)
+    return _versioned(deployment, model.source, model.engine).bind(model.source, model.engine)
 
 
 def _replicas(replicas: int | ReplicaRange) -> dict[str, Any]:
@@ -77,10 +86,26 @@ def _gateway(settings: AppSettings, shards: dict[str, serve.Application]) -> ser
         max_ongoing_requests=settings.gateway.max_ongoing_requests,
         graceful_shutdown_wait_loop_s=0.5,
         max_constructor_retry_count=MAX_START_ATTEMPTS,
+        user_config=settings.model_dump(mode="json"),
     )(serve.ingress()(Gateway))
-    return deployment.bind(settings, shards, int(time.time()))
+    return _versioned(deployment).bind(shards)
 
 
-def deployment_name(model: str) -> str:
-    """A model's name with the characters that Serve uses as separators replaced."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in model)
+class _OwnVersion(DeploymentConfig):
+    """A deployment's config that keeps its version."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "version":
+            super().__setattr__(name, value)
+
+
+def _versioned(deployment: serve.Deployment, *arguments: object) -> serve.Deployment:
+    """Give a deployment a version that only its own arguments change.
+
+    Serve (2.60, `build_serve_application`) writes one version into all deployments of an application, a hash of the
+    application's whole `args`: adding a model would restart the shards of all others and the gateway.
+    """
+    config = deployment._deployment_config
+    config.version = hashlib.sha256(repr((__version__, *arguments)).encode()).hexdigest()[:16]
+    config.__class__ = _OwnVersion
+    return deployment

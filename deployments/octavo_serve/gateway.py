@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
+from ray import serve
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
@@ -15,15 +19,15 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from octavo.engine.stats import EngineStats
 from octavo.errors import EngineDead, OctavoError, Overloaded
 from octavo.request import Request, SequenceUpdate
-from octavo.source import resolve_source
-from octavo.text.tokenizer import load_tokenizer
 from octavo_serve.openai.conversion import Limits, parse
-from octavo_serve.openai.model import ModelInfo, ServedModel
+from octavo_serve.openai.model import ModelInfo
+from octavo_serve.openai.registry import ModelEntry, Registry
 from octavo_serve.openai.routes import http_app
 from octavo_serve.openai.schemas import ChatChunk, ChatCompletion, ChatRequest, Completion, CompletionRequest
 from octavo_serve.openai.service import Service
-from octavo_serve.settings import AppSettings
+from octavo_serve.settings import ModelSettings, deployment_name, load_settings
 from octavo_serve.telemetry import ShardStats, Telemetry
+from octavo_serve.watch import Deployments, load_text, watch_shards
 
 STATS_TIMEOUT = 2.0
 """Seconds a shard may take to answer for /health and /metrics; its methods only read numbers."""
@@ -39,15 +43,39 @@ class Gateway:
     Requests and answers are those of the HTTP API; errors are raised as `octavo.errors`.
     """
 
-    def __init__(self, settings: AppSettings, shards: dict[str, DeploymentHandle[Any]], created: int) -> None:
-        self.clients = {name: ShardClient(handle) for name, handle in shards.items()}
-        models = [
-            ServedModel(model.name, created, load_tokenizer(resolve_source(model.source)), self.clients[model.name])
-            for model in settings.models
+    def __init__(self, shards: dict[str, DeploymentHandle[Any]]) -> None:
+        # `shards` only tells Serve that these deployments belong to the application: `reconfigure` says which to use
+        self.service = Service(Registry(), Limits(0, 0, 0), Telemetry())
+        self._deployments = Deployments(serve.get_replica_context().app_name)
+        self._served: dict[str, _Served] = {}
+
+    async def reconfigure(self, args: dict[str, Any]) -> None:
+        """Serve these models from now on; those whose settings are the same go on as they are."""
+        settings = load_settings(args)
+        old, self._served = self._served, {}
+        for model in settings.models:
+            kept = old.pop(model.name, None)
+            if kept is None or not kept.model.same_engine(model):
+                self._served[model.name] = self._serve(model)
+            else:
+                self._served[model.name] = kept
+        for gone in old.values():
+            gone.close()
+        gateway, registry = settings.gateway, self.service.models
+        registry.entries = {name: served.entry for name, served in self._served.items()}
+        registry.aliases, registry.wait = settings.aliases, gateway.loading_wait_s
+        self.service.limits = Limits(gateway.max_body_bytes, gateway.max_prompts, gateway.max_n)
+
+    def _serve(self, model: ModelSettings) -> _Served:
+        """Look after a model from now on, in the background: nothing here waits for it."""
+        deployment = deployment_name(model.name)
+        client = ShardClient(serve.get_deployment_handle(deployment, serve.get_replica_context().app_name))
+        entry = ModelEntry(model.name, int(time.time()), client, model.on_demand)
+        tasks = [
+            asyncio.create_task(load_text(entry, model.source)),
+            asyncio.create_task(watch_shards(entry, client, partial(self._deployments.state, deployment))),
         ]
-        gateway = settings.gateway
-        limits = Limits(gateway.max_body_bytes, gateway.max_prompts, gateway.max_n)
-        self.service = Service(models, limits, Telemetry())
+        return _Served(model, entry, client, tasks)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return http_app(self.service, self)
@@ -74,8 +102,23 @@ class Gateway:
 
     async def shard_stats(self) -> ShardStats:
         """Statistics of every shard that answers, by model."""
-        found = await asyncio.gather(*(client.stats() for client in self.clients.values()))
-        return dict(zip(self.clients, found, strict=True))
+        clients = {name: served.client for name, served in self._served.items()}
+        found = await asyncio.gather(*(client.stats() for client in clients.values()))
+        return dict(zip(clients, found, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """A model's settings, what is known of it, and the tasks that find it out."""
+
+    model: ModelSettings
+    entry: ModelEntry
+    client: ShardClient
+    tasks: list[asyncio.Task[None]]
+
+    def close(self) -> None:
+        for task in self.tasks:
+            task.cancel()
 
 
 def _parsed(kind: type[Any], request: Any) -> Any:

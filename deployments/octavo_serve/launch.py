@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 POLL_SECONDS = 0.1
+BAD = "DEPLOY_FAILED", "UNHEALTHY"
 
 
 def main() -> None:
@@ -69,7 +70,7 @@ def _leave(signum: int, frame: FrameType | None) -> None:
 
 
 def _watch(report: Reporter, apps: list[str]) -> None:
-    """Poll the applications until all run or one has failed."""
+    """Poll the applications until all can be asked or one has failed."""
     import ray
     from ray import serve
 
@@ -80,21 +81,26 @@ def _watch(report: Reporter, apps: list[str]) -> None:
         except Exception:  # Serve is not up yet
             continue
         known = {name: status[name] for name in apps if name in status}
-        for name, app in known.items():
-            if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                details = [d.message for d in app.deployments.values() if d.status in ("DEPLOY_FAILED", "UNHEALTHY")]
-                report(failed=f"{name}: {app.message}", details=details)
-                return
-        if len(known) == len(apps) and all(app.status == "RUNNING" for app in known.values()):
+        if failed := [_failure(name, app) for name, app in known.items() if app.status in BAD and not _answers(app)]:
+            report(failed="\n".join(failed))
+            return
+        if len(known) == len(apps) and all(map(_answers, known.values())):
             report(running=ray.get_runtime_context().gcs_address)
             return
-        waiting = [
-            deployment
-            for app in known.values()
-            for deployment, found in app.deployments.items()
-            if found.status != "HEALTHY"
-        ]
-        report(phase=f"Starting {', '.join(waiting)}" if waiting else "Building the application")
+        report(phase="Starting the gateway" if any(app.deployments for app in known.values()) else "Building")
+
+
+def _answers(app: Any) -> bool:
+    """Whether an application's entrance is up: ours then says itself how its models are."""
+    gateway = app.deployments.get("gateway")
+    return app.status == "RUNNING" or (gateway is not None and gateway.status == "HEALTHY")
+
+
+def _failure(name: str, app: Any) -> str:
+    from octavo_serve.watch import last_error
+
+    details = [last_error(found.message) for found in app.deployments.values() if found.status in BAD]
+    return "\n".join(dict.fromkeys(details)) or f"{name}: {last_error(app.message)}"
 
 
 def _delete(apps: list[str]) -> None:

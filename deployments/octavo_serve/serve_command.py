@@ -38,7 +38,7 @@ OUR_APP = "octavo_serve.app:build"
 DEFAULT_PORT = 8000
 QUESTION = "What is the capital of France?"
 GRACE_SECONDS = 10.0  # for Ray to leave by itself: it takes 1 to 2 s
-_PROGRESS = re.compile(r"Loading .*?:\s+(\d+)%\|")
+_PROGRESS = re.compile(r"(?:Loading|Packing) .*?:\s+(\d+)%\|")
 
 
 class Failure(Exception):
@@ -80,28 +80,34 @@ class Plan:
 
 
 def run(options: Options) -> int:
-    """Serve until interrupted; returns the exit code: 0 after Ctrl-C, 1 when it fails, 2 for a bad config."""
+    """Serve until interrupted.
+
+    Returns:
+        The exit code: 0 after Ctrl-C when every model had answered; 1 when one had not (the others were served) or
+        nothing could be; 2 for a bad config; 130 after Ctrl-C before anything was served.
+    """
     console = Console(highlight=False)
     try:
         plan = read_plan(options)
     except ConfigError as error:
         console.print(f"[bold red]{options.config}[/]: {error}", soft_wrap=True)
         return 2
-    ready = False
+    code = 130
     try:
         with _signals_raise():
             if options.address is None:
                 check_port(plan.host, plan.port)
             with _server(options, plan, console) as server:
                 with console.status("Starting") as status:
-                    ray = wait_until_running(server, status.update if console.is_terminal else _Printer(console))
-                    await_answers(plan, server)
-                ready = True
-                _announce(console, plan, ray, time.monotonic() - server.started)
+                    show = status.update if console.is_terminal else _Printer(console)
+                    ray = wait_until_running(server, show)
+                    failed = await_answers(plan, server, show, console.print)
+                code = 1 if failed else 0
+                _announce(console, plan, ray, failed, time.monotonic() - server.started)
                 server.process.wait()
                 server.check()
     except Interrupted:
-        return 0 if ready else 130
+        return code
     except Failure as failure:
         console.print("[bold red]Not serving:[/]", end=" ")
         console.print(str(failure), markup=False, soft_wrap=True)
@@ -169,6 +175,11 @@ class Server:
         for target, stream in ((self._read_log, process.stdout), (self._read_reports, reports)):
             threading.Thread(target=target, args=(stream,), daemon=True).start()
 
+    @property
+    def late(self) -> bool:
+        """Whether the time to start is over."""
+        return time.monotonic() > self._deadline
+
     def report(self, wait: float) -> dict[str, Any]:
         """The child's next report, or an empty one after `wait` seconds.
 
@@ -178,7 +189,7 @@ class Server:
         with contextlib.suppress(queue.Empty):
             return self._reports.get(timeout=wait)
         self.check()
-        if time.monotonic() > self._deadline:
+        if self.late:
             raise Failure(f"no answer after {self._timeout:g} s; --timeout gives it longer\n{self.log()}")
         return {}
 
@@ -346,53 +357,80 @@ def _signals_raise() -> Iterator[None]:
 
 
 def wait_until_running(server: Server, show: Callable[[str], None]) -> str:
-    """Show the child's phases until every application runs; returns the Ray cluster's address.
+    """Show the child's phases until the gateway is up; returns the Ray cluster's address.
 
     Raises:
-        Failure: one cannot be deployed, the child ended, or it took too long.
+        Failure: it cannot be deployed, the child ended, or it took too long.
     """
-    phase = "Starting"
     while True:
         report = server.report(wait=0.2)
         if "failed" in report:
-            raise Failure("\n".join(dict.fromkeys(map(_reason, report["details"] or [report["failed"]]))))
+            raise Failure(report["failed"])
         if "running" in report:
             return str(report["running"])
-        phase = report.get("phase", phase)
-        show(f"{phase}: loading {server.loading}" if server.loading else phase)
+        if "phase" in report:
+            show(report["phase"])
 
 
-def _reason(message: str) -> str:
-    """The sentence in a deployment's message: the last line of its traceback, without the stack above it."""
-    errors = re.findall(
-        r"^\s*(?:ray\S*|octavo\.errors\.\w+|\w+(?:\.\w+)*(?:Error|Exception)): .*$", message, re.MULTILINE
-    )
-    return errors[-1].strip() if errors else message.strip()
+def await_answers(
+    plan: Plan, server: Server, show: Callable[[str], None], say: Callable[[str], None]
+) -> dict[str, str]:
+    """Wait until every model has answered a question or has failed, in any order.
 
+    Args:
+        show: takes what is being waited for.
+        say: takes what has happened.
 
-def await_answers(plan: Plan, server: Server) -> None:
-    """Ask every model for a few tokens; the server is ready when all have answered.
+    Returns:
+        Why, of each model that does not answer; those that still load when the time is over among them.
 
     Raises:
-        Failure: a model answers with an error, or not in time.
+        Failure: no model answers, or the child ended.
     """
-    for model in plan.models:
-        _ask(plan, model, server)
-
-
-def _ask(plan: Plan, model: str, server: Server) -> None:
-    body = {"model": model, "prompt": QUESTION, "max_tokens": 4, "temperature": 0}
-    while True:
-        try:
-            answer = httpx.post(f"{plan.url}/v1/completions", json=body, timeout=60, trust_env=False)
-        except httpx.TransportError:
+    answered: set[str] = set()
+    failed: dict[str, str] = {}
+    while len(answered) + len(failed) < len(plan.models):
+        loading: dict[str, str] = {}
+        for model, state in _states(plan).items():
+            if model in answered or model in failed:
+                continue
+            if state["status"] == "loading":
+                loading[model] = state["reason"]
+            elif reason := state["reason"] or _ask(plan, model):
+                failed[model] = reason
+            else:
+                answered.add(model)
+                say(f"{model} answers after {time.monotonic() - server.started:.1f} s")
+        if server.late and answered:
+            return failed | {model: f"still loading: {reason}" for model, reason in loading.items()}
+        if loading:
+            details = [server.loading] if server.loading else sorted(set(loading.values()))
+            show(f"Loading {', '.join(loading)}: {'; '.join(details)}")
+        if len(answered) + len(failed) < len(plan.models):
             server.report(wait=0.1)
-            continue
-        if answer.status_code == 200:
-            return
-        if '"error"' in answer.text:  # the gateway's own words; Serve's proxies answer otherwise until they know it
-            raise Failure(f"{model} answers {answer.status_code}: {answer.text}")
-        server.report(wait=0.1)
+    if not answered:
+        raise Failure("\n".join(f"{model}: {reason}" for model, reason in failed.items()))
+    return failed
+
+
+def _states(plan: Plan) -> dict[str, dict[str, Any]]:
+    """What the gateway says of its models: nothing until Serve's proxies know it."""
+    try:
+        answer = httpx.get(f"{plan.url}/health", timeout=60, trust_env=False)
+        states: dict[str, dict[str, Any]] = answer.json()["models"]
+    except (httpx.TransportError, ValueError, KeyError, TypeError):
+        return {}
+    return states
+
+
+def _ask(plan: Plan, model: str) -> str | None:
+    """Ask for a few tokens; returns what is wrong with the answer."""
+    body = {"model": model, "prompt": QUESTION, "max_tokens": 4, "temperature": 0}
+    try:
+        answer = httpx.post(f"{plan.url}/v1/completions", json=body, timeout=600, trust_env=False)
+    except httpx.TransportError as error:
+        return f"it does not answer: {error}"
+    return None if answer.status_code == 200 else f"it answers {answer.status_code}: {answer.text}"
 
 
 class _Printer:
@@ -409,9 +447,13 @@ class _Printer:
             self._last = phase
 
 
-def _announce(console: Console, plan: Plan, ray: str, seconds: float) -> None:
-    question = {"model": plan.models[0], "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
-    console.print(f"\n[bold green]Serving[/] {', '.join(plan.models)} at [bold]{plan.url}/v1[/] after {seconds:.1f} s.")
+def _announce(console: Console, plan: Plan, ray: str, failed: dict[str, str], seconds: float) -> None:
+    models = [model for model in plan.models if model not in failed]
+    question = {"model": models[0], "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
+    for model, reason in failed.items():
+        console.print(f"[bold red]Not serving[/] {model}:", end=" ")
+        console.print(reason, markup=False, soft_wrap=True)
+    console.print(f"\n[bold green]Serving[/] {', '.join(models)} at [bold]{plan.url}/v1[/] after {seconds:.1f} s.")
     console.print("Ask it something:\n")
     console.print(
         f"  curl {plan.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{json.dumps(question)}'",

@@ -96,11 +96,29 @@ Replicas = Annotated[
 ]
 
 
+class Alias(Settings):
+    """Another name of a model.
+
+    Attributes:
+        name: what requests say in their `model` field. Several models may have the same alias: it stands for one of
+            them then, the same for all requests of a session or user, else at random.
+        weight: this model's part of the requests, relative to the others of the same alias.
+    """
+
+    name: str = Field(min_length=1)
+    weight: float = Field(default=1.0, gt=0)
+
+
+def _alias(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
 class ModelSettings(Settings):
     """One served model: a Serve deployment of engine shards.
 
     Attributes:
         name: what requests say in their `model` field.
+        aliases: further names, plain or with a weight.
         source: a directory, a hub id, a .gguf file, or package:MODULE/FILE (see `octavo.source`).
         engine: settings of each shard's engine.
         replicas: shards; a number, or bounds between which their number follows the load.
@@ -112,6 +130,7 @@ class ModelSettings(Settings):
     """
 
     name: str = Field(min_length=1)
+    aliases: list[Annotated[Alias, BeforeValidator(_alias)]] = Field(default_factory=list)
     source: str = Field(min_length=1)
     engine: Engine = Field(default_factory=EngineConfig)
     replicas: Replicas = 1
@@ -121,6 +140,15 @@ class ModelSettings(Settings):
     health_check_period_s: Seconds = 5.0
     health_check_timeout_s: Seconds = 15.0
     graceful_shutdown_timeout_s: Seconds = 20.0
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether there may be no shard until a request comes."""
+        return isinstance(self.replicas, ReplicaRange) and self.replicas.min == 0
+
+    def same_engine(self, other: ModelSettings) -> bool:
+        """Whether shards of one serve the other as they are."""
+        return (self.source, self.engine, self.on_demand) == (other.source, other.engine, other.on_demand)
 
 
 class GatewaySettings(Settings):
@@ -133,6 +161,7 @@ class GatewaySettings(Settings):
         max_body_bytes: a larger body is refused with 413 before it is read to its end.
         max_prompts: prompts in one completion request.
         max_n: `n` and `best_of` of one request.
+        loading_wait_s: how long a request for a model that is still loading waits before it is answered with 503.
     """
 
     replicas: Count = 1
@@ -141,6 +170,7 @@ class GatewaySettings(Settings):
     max_body_bytes: Count = 16 * 2**20
     max_prompts: Count = 1024
     max_n: Annotated[int, Field(ge=1, le=128)] = 128
+    loading_wait_s: float = Field(default=30.0, ge=0)
 
 
 class RouterSettings(Settings):
@@ -170,7 +200,26 @@ class AppSettings(Settings):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two models are called {name!r}: give each its own name")
+        for model in self.models:
+            aliases = [alias.name for alias in model.aliases]
+            for alias in aliases:
+                if alias in names or aliases.count(alias) > 1:
+                    raise ValueError(f"{alias!r} is a model's name or twice an alias of {model.name!r}")
         return self
+
+    @property
+    def aliases(self) -> dict[str, dict[str, float]]:
+        """Alias -> the models it stands for and their weights."""
+        found: dict[str, dict[str, float]] = {}
+        for model in self.models:
+            for alias in model.aliases:
+                found.setdefault(alias.name, {})[model.name] = alias.weight
+        return found
+
+
+def deployment_name(model: str) -> str:
+    """The deployment of a model's shards: its name with the characters that Serve uses as separators replaced."""
+    return "shard-" + "".join(c if c.isalnum() or c in "-_." else "-" for c in model)
 
 
 def load_settings(args: dict[str, Any]) -> AppSettings:

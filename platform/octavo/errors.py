@@ -7,6 +7,7 @@ OctavoError
 ├── ConfigError (ValueError)    a setting is wrong; the message names it and a valid value
 ├── ModelError                  a checkpoint is missing, damaged or of an unsupported kind
 ├── Overloaded                  the waiting queue is full; `retry_after` says when to try again
+├── ModelNotReady               the model is still loading (`retry_after` says when to try again) or has failed
 └── EngineDead                  the engine stopped; what was in flight is lost here
 """
 
@@ -57,6 +58,23 @@ class Overloaded(OctavoError):
     """
 
     def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message, retry_after)
+        self.message = message
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ModelNotReady(OctavoError):
+    """A model of this server cannot answer now.
+
+    Args:
+        message: why, in a sentence.
+        retry_after: seconds after which to try again; None for a model that has failed.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message, retry_after)
         self.message = message
         self.retry_after = retry_after

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-from octavo.errors import BadRequest, EngineDead, OctavoError, Overloaded, PromptTooLong, UnknownModel
+from octavo.errors import BadRequest, EngineDead, ModelNotReady, OctavoError, Overloaded, PromptTooLong, UnknownModel
 
 logger = logging.getLogger("ray.serve")
 
@@ -43,6 +43,7 @@ _KINDS: list[tuple[type[Exception], int, str, str | None]] = [
     (BodyTooLarge, 413, "invalid_request_error", "body_too_large"),
     (BadRequest, 400, "invalid_request_error", None),
     (Overloaded, 429, "rate_limit_error", "overloaded"),
+    (ModelNotReady, 503, "service_unavailable_error", "model_not_ready"),
     (EngineDead, 503, "service_unavailable_error", "engine_dead"),
     (OctavoError, 500, "server_error", None),
 ]
@@ -52,9 +53,8 @@ def reply_for(error: Exception) -> ErrorReply:
     """The answer to an exception; one that nobody raised on purpose is logged and its text stays here."""
     for kind, status, name, code in _KINDS:
         if isinstance(error, kind):
-            headers = (
-                {"Retry-After": str(max(1, math.ceil(error.retry_after)))} if isinstance(error, Overloaded) else {}
-            )
+            retry_after: float | None = getattr(error, "retry_after", None)
+            headers = {} if retry_after is None else {"Retry-After": str(max(1, math.ceil(retry_after)))}
             param = error.param if isinstance(error, BadRequest) else None
             return ErrorReply(
                 status, {"error": ErrorDetail(message=str(error), type=name, param=param, code=code)}, headers

@@ -46,27 +46,28 @@ def _add_generation(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         body = parse(ChatRequest, await read_body(request, service.limits.max_body_bytes))
+        session = session_of(request)
         if body.stream:
-            return await event_stream(service.chat_stream(body), service.telemetry)
-        return json_reply(await service.chat(body))
+            return await event_stream(service.chat_stream(body, session), service.telemetry)
+        return json_reply(await service.chat(body, session))
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         body = parse(CompletionRequest, await read_body(request, service.limits.max_body_bytes))
+        session = session_of(request)
         if body.stream:
-            return await event_stream(service.complete_stream(body), service.telemetry)
-        return json_reply(await service.complete(body))
+            return await event_stream(service.complete_stream(body, session), service.telemetry)
+        return json_reply(await service.complete(body, session))
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models")
     async def models() -> Response:
-        cards = [await service.model_card(model) for model in service.models.values()]
-        return json_reply({"object": "list", "data": cards})
+        return json_reply({"object": "list", "data": service.models.cards()})
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
-        return json_reply(await service.model_card(service.model(name)))
+        return json_reply(service.models.card(name))
 
 
 def _add_text(app: FastAPI, service: Service) -> None:
@@ -84,10 +85,13 @@ def _add_text(app: FastAPI, service: Service) -> None:
 def _add_operations(app: FastAPI, service: Service, backend: Backend) -> None:
     @app.get("/health")
     async def health() -> Response:
-        """200 when every model has a shard whose engine lives, else 503; says how many each has."""
-        shards = {model: len(found) for model, found in (await backend.shard_stats()).items()}
-        well = all(shards.values())
-        return json_reply({"status": "ok" if well else "unhealthy", "shards": shards}, 200 if well else 503)
+        """What is known of each model, at once: 200 unless no model can answer."""
+        entries = service.models.entries
+        ready = [entry.status == "ready" for entry in entries.values()]
+        status = "ok" if all(ready) else "degraded" if any(ready) else "unhealthy"
+        models = {name: {"status": entry.status, "reason": entry.reason} for name, entry in entries.items()}
+        shards = {name: entry.shards for name, entry in entries.items()}
+        return json_reply({"status": status, "shards": shards, "models": models}, 200 if any(ready) else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -109,6 +113,11 @@ def _add_errors(app: FastAPI, telemetry: Telemetry) -> None:
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(OctavoError, on_error)
     app.add_exception_handler(Exception, on_error)
+
+
+def session_of(request: Request) -> str:
+    """What keeps a client's requests together, as its headers say; "" when they do not."""
+    return request.headers.get("x-session-affinity") or request.headers.get("x-session-id") or ""
 
 
 async def read_body(request: Request, limit: int) -> bytes:

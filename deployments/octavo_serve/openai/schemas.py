@@ -54,6 +54,7 @@ class SamplingBody(Body):
     add_special_tokens: bool | None = None
     cache_salt: str | None = None
     priority: int | None = None
+    user: str | None = None  # keeps a user's requests together where no session header does
 
     # refused unless they ask for nothing (see `refusals`)
     response_format: dict[str, Any] | None = None
@@ -71,7 +72,6 @@ class SamplingBody(Body):
     kv_transfer_params: Any = None
 
     # sent by real clients; nothing to do
-    user: Ignored
     metadata: Ignored
     store: Ignored
     service_tier: Ignored

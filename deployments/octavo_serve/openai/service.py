@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from octavo.errors import BadRequest, UnknownModel
+from octavo.errors import BadRequest
 from octavo.request import CompletionOutput, Request, SamplingParams
 from octavo.text.chat import render_chat
 from octavo.text.output import choose_best
@@ -26,6 +26,7 @@ from octavo_serve.openai.conversion import (
 )
 from octavo_serve.openai.generation import Generation
 from octavo_serve.openai.model import ModelInfo, ServedModel, block_hashes
+from octavo_serve.openai.registry import Registry
 from octavo_serve.openai.responses import (
     Piece,
     chat_logprobs,
@@ -89,20 +90,23 @@ class _Job:
 class Service:
     """The API over the models one gateway serves."""
 
-    def __init__(self, models: list[ServedModel], limits: Limits, telemetry: Telemetry) -> None:
-        self.models = {model.name: model for model in models}
+    def __init__(self, models: Registry, limits: Limits, telemetry: Telemetry) -> None:
+        self.models = models
         self.limits = limits
         self.telemetry = telemetry
 
     # ---- operations -------------------------------------------------------------------------------------------
 
-    async def chat(self, body: ChatRequest) -> ChatCompletion:
+    async def chat(self, body: ChatRequest, session: str = "") -> ChatCompletion:
         """Answer a chat.
 
+        Args:
+            session: requests of one session stay together; the body's `user` when it is "".
+
         Raises:
-            BadRequest, Overloaded, EngineDead.
+            BadRequest, Overloaded, ModelNotReady, EngineDead.
         """
-        job = await self._chat_job(body)
+        job = await self._chat_job(body, session)
         (outputs,) = await _run(job)
         choices = [_chat_choice(_whole(output, output.index), job) for output in outputs]
         answer: ChatCompletion = {
@@ -117,9 +121,9 @@ class Service:
             answer["prompt_logprobs"] = prompt_logprobs(job.generation.prompt_logprobs(0), job.model.tokenizer)
         return answer
 
-    async def chat_stream(self, body: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
+    async def chat_stream(self, body: ChatRequest, session: str = "") -> AsyncGenerator[ChatChunk, None]:
         """The same answer event by event; the first event is made when the first token is there."""
-        job = await self._chat_job(body)
+        job = await self._chat_job(body, session)
         started: set[int] = set()
         async with aclosing(_pieces(job)) as stream:
             async for pieces in stream:
@@ -132,13 +136,13 @@ class Service:
         if body.wants_usage:
             yield {**_chat_chunk(job, []), "usage": job.usage}
 
-    async def complete(self, body: CompletionRequest) -> Completion:
+    async def complete(self, body: CompletionRequest, session: str = "") -> Completion:
         """Continue one or many prompts.
 
         Raises:
-            BadRequest, Overloaded, EngineDead.
+            BadRequest, Overloaded, ModelNotReady, EngineDead.
         """
-        job = await self._completion_job(body)
+        job = await self._completion_job(body, session)
         outputs = [output for of_prompt in await _run(job) for output in of_prompt]
         choices = [
             writer.choice(_whole(output, i))
@@ -146,9 +150,9 @@ class Service:
         ]
         return {**_completion_chunk(job, choices), "usage": job.usage}
 
-    async def complete_stream(self, body: CompletionRequest) -> AsyncGenerator[Completion, None]:
+    async def complete_stream(self, body: CompletionRequest, session: str = "") -> AsyncGenerator[Completion, None]:
         """The same answer event by event; the first event is made when the first token is there."""
-        job = await self._completion_job(body)
+        job = await self._completion_job(body, session)
         writers = _writers(job)
         async with aclosing(_pieces(job)) as stream:
             async for pieces in stream:
@@ -160,7 +164,7 @@ class Service:
 
     async def tokenize(self, body: TokenizeRequest) -> dict[str, object]:
         """vLLM's /tokenize: a prompt's or a chat's token ids."""
-        model = self.model(body.model)
+        model = await self.models.served(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise BadRequest("send either prompt or messages", "prompt")
         if body.messages is not None:
@@ -176,48 +180,21 @@ class Service:
 
     async def detokenize(self, body: DetokenizeRequest) -> dict[str, str]:
         """vLLM's /detokenize."""
-        model = self.model(body.model)
+        model = await self.models.served(body.model)
         check_token_ids(body.tokens, (await model.client.describe()).vocab_size, "tokens")
         return {"prompt": model.tokenizer.decode(body.tokens, skip_special_tokens=False)}
 
-    async def model_card(self, model: ServedModel) -> dict[str, object]:
-        """One entry of /v1/models."""
-        info = await model.client.describe()
-        return {
-            "id": model.name,
-            "object": "model",
-            "created": model.created,
-            "owned_by": "octavo",
-            "root": info.hash_name,
-            "parent": None,
-            "max_model_len": info.max_model_len,
-        }
-
-    def model(self, name: str | None) -> ServedModel:
-        """The model of that name; None is fine where there is only one.
-
-        Raises:
-            UnknownModel: there is none; the message lists those there are.
-        """
-        if name is None and len(self.models) == 1:
-            return next(iter(self.models.values()))
-        if name is None:
-            raise BadRequest(f"model is required; served here: {', '.join(self.models)}", "model")
-        if name not in self.models:
-            raise UnknownModel(f"model {name!r} does not exist; served here: {', '.join(self.models)}", "model")
-        return self.models[name]
-
     # ---- from body to job -------------------------------------------------------------------------------------
 
-    async def _chat_job(self, body: ChatRequest) -> _Job:
-        model = self.model(body.model)
+    async def _chat_job(self, body: ChatRequest, session: str) -> _Job:
+        model = await self.models.served(body.model, session or body.user or "")
         params = sampling_params(body, self.limits)
         text = self._render(model, body)
         token_ids = await _encode(model, text, add_special_tokens=bool(body.add_special_tokens))
         return await self._job("chatcmpl", model, body, params, [token_ids], "messages")
 
-    async def _completion_job(self, body: CompletionRequest) -> _Job:
-        model = self.model(body.model)
+    async def _completion_job(self, body: CompletionRequest, session: str) -> _Job:
+        model = await self.models.served(body.model, session or body.user or "")
         params = sampling_params(body, self.limits)
         prompts = prompts_of(body, self.limits)
         add = body.add_special_tokens is not False

@@ -26,7 +26,8 @@ from octavo.request import FinishReason, Logprob, Request, SequenceUpdate, Token
 from octavo.source import resolve_source
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
 from octavo_serve.openai.conversion import Limits
-from octavo_serve.openai.model import ModelInfo, ServedModel
+from octavo_serve.openai.model import ModelInfo
+from octavo_serve.openai.registry import ModelEntry, Registry
 from octavo_serve.openai.service import Service
 from octavo_serve.serve_command import free_ports, session_members
 from octavo_serve.telemetry import ShardStats, Telemetry
@@ -133,8 +134,9 @@ def client(tokenizer: Tokenizer) -> ScriptedClient:
 
 @pytest.fixture
 def service(client: ScriptedClient) -> Service:
-    model = ServedModel("tiny", 1_700_000_000, client.tokenizer, client)
-    return Service([model], Limits(max_body_bytes=20_000, max_prompts=8, max_n=4), Telemetry())
+    info = asyncio.run(client.describe())
+    entry = ModelEntry("tiny", 1_700_000_000, client, tokenizer=client.tokenizer, info=info, shards=1)
+    return Service(Registry([entry]), Limits(max_body_bytes=20_000, max_prompts=8, max_n=4), Telemetry())
 
 
 @pytest.fixture

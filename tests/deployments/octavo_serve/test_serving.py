@@ -216,7 +216,8 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(server: Any) -> None:
 
 
 def test_health_ids_and_unknown_paths(server: Any) -> None:
-    assert httpx.get(f"{server.url}/health").json() == {"status": "ok", "shards": {"smollm2": 2}}
+    models = {"smollm2": {"status": "ready", "reason": None}}
+    assert httpx.get(f"{server.url}/health").json() == {"status": "ok", "shards": {"smollm2": 2}, "models": models}
     assert httpx.get(f"{server.url}/v1/models", headers={"x-request-id": "mine"}).headers["x-request-id"] == "mine"
     assert httpx.get(f"{server.url}/props").status_code == 404
 

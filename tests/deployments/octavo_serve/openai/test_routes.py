@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from octavo.errors import EngineDead, OctavoError, Overloaded
+from octavo_serve.openai.registry import ModelEntry, choose
 from octavo_serve.openai.routes import http_app
 from octavo_serve.openai.service import Service
 
@@ -102,12 +103,62 @@ def test_tokenize_and_detokenize(send: Send) -> None:
     assert send("POST", "/detokenize", json={"tokens": tokens}).json() == {"prompt": "Hello there"}
 
 
-def test_health_tells_the_truth(send: Send, backend: Any) -> None:
-    backend.stats = {"tiny": []}
+def test_health_tells_the_truth_about_each_model(send: Send, service: Service) -> None:
+    tiny = service.models.entries["tiny"]
+    broken = service.models.entries["broken"] = ModelEntry("broken", 0, tiny.client, shard_error="out of luck")
     answer = send("GET", "/health")
-    assert (answer.status_code, answer.json()) == (503, {"status": "unhealthy", "shards": {"tiny": 0}})
-    backend.stats = {"tiny": [("shard", None)]}
-    assert send("GET", "/health").status_code == 200
+    assert (answer.status_code, answer.json()) == (
+        200,
+        {
+            "status": "degraded",
+            "shards": {"tiny": 1, "broken": 0},
+            "models": {
+                "tiny": {"status": "ready", "reason": None},
+                "broken": {"status": "failed", "reason": "out of luck"},
+            },
+        },
+    )
+    tiny.shards, tiny.note = 0, "its shards are starting"
+    answer = send("GET", "/health")
+    assert (answer.status_code, answer.json()["status"]) == (503, "unhealthy")
+    assert answer.json()["models"]["tiny"] == {"status": "loading", "reason": "its shards are starting"}
+    tiny.shards, broken.shards, broken.info, broken.tokenizer = 1, 1, tiny.info, tiny.tokenizer
+    assert send("GET", "/health").json()["status"] == "ok"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_model_that_cannot_answer_is_a_503_with_the_reason(send: Send, service: Service, stream: bool) -> None:
+    tiny = service.models.entries["tiny"]
+    tiny.shards, tiny.note = 0, "its shards are starting"
+    tiny.changed()
+    answer = send("POST", "/v1/chat/completions", json=HELLO | {"stream": stream})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert answer.json()["error"]["message"] == (
+        "model 'tiny' is still loading (its shards are starting); try again later"
+    )
+    tiny.shard_error = "no such file"
+    tiny.changed()
+    answer = send("POST", "/v1/chat/completions", json=HELLO | {"stream": stream})
+    assert (answer.status_code, "retry-after" in answer.headers) == (503, False)
+    assert answer.json()["error"]["message"] == "model 'tiny' has failed: no such file"
+    assert answer.json()["error"]["code"] == "model_not_ready"
+
+
+def test_a_session_header_or_the_user_decides_which_model_of_an_alias_answers(send: Send, service: Service) -> None:
+    tiny = service.models.entries["tiny"]
+    service.models.entries["other"] = ModelEntry("other", 0, tiny.client, False, tiny.tokenizer, tiny.info, 1)
+    service.models.aliases["either"] = {"tiny": 0.5, "other": 0.5}
+
+    def answered(headers: dict[str, str], **body: str) -> str:
+        asked = HELLO | {"model": "either"} | body
+        return str(send("POST", "/v1/chat/completions", json=asked, headers=headers).json()["model"])
+
+    for i in range(8):
+        want = choose({"tiny": 0.5, "other": 0.5}, f"s{i}")
+        assert {answered({"x-session-id": f"s{i}"}), answered({"x-session-affinity": f"s{i}"})} == {want}
+        assert answered({}, user=f"s{i}") == want
+        assert answered({"x-session-id": f"s{i}"}, user="somebody") == want
+    assert {answered({}) for _ in range(40)} == {"tiny", "other"}
 
 
 def test_metrics_have_vllms_names(send: Send, backend: Any) -> None:

@@ -234,7 +234,7 @@ def test_models(service: Service) -> None:
     with pytest.raises(UnknownModel, match="'huge' does not exist; served here: tiny"):
         chat(service, model="huge")
     assert chat(service, model=None)["model"] == "tiny"
-    card = asyncio.run(service.model_card(service.model("tiny")))
+    card = service.models.card("tiny")
     assert (card["id"], card["object"], card["max_model_len"]) == ("tiny", "model", 256)
 
 

