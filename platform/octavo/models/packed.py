@@ -65,7 +65,9 @@ def load_packed(
         rows = min(spec.max_position_embeddings, _TABLE_POSITIONS)
         return pack(source, spec, half=half, table_positions=rows, progress=progress)
 
-    return spec, _assemble(spec, cached(source, pack, "half" if half else "as_stored"), positions, dtype)
+    return spec, _assemble(
+        spec, cached(source, pack, f"{quantization or 'stored'}{'-half' if half else ''}"), positions, dtype
+    )
 
 
 def _holds_float32(source: Source) -> bool:

@@ -63,7 +63,7 @@ def _write(file: IO[bytes], parts: Iterable[tuple[Part, Packed]]) -> None:
     text = json.dumps(directory).encode()
     start = _append(file, np.frombuffer(text, np.uint8))
     file.flush()
-    total = checksum(_map(file))
+    total = checksum(np.frombuffer(_map(file), np.uint8))
     file.write(_FOOTER.pack(start, len(text), total, b"", _MAGIC))
     file.flush()
 
@@ -86,21 +86,30 @@ def read_packed(path: Path) -> dict[Part, Packed]:
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size < _FOOTER.size:
             raise Damaged("it is too short")
-        data = _map(file)
-    content = data[: -_FOOTER.size]
-    start, length, expected, _, magic = _FOOTER.unpack(data[-_FOOTER.size :].tobytes())
+        memory = _map(file)
+    content = np.frombuffer(memory, np.uint8)[: -_FOOTER.size]
+    start, length, expected, _, magic = _FOOTER.unpack(memory[-_FOOTER.size :])
     if magic != _MAGIC or content.size % _ALIGNMENT:
         raise Damaged("its end is missing")
     if checksum(content) != expected:
         raise Damaged("its checksum is wrong")
-    directory = json.loads(content[start : start + length].tobytes())
+    directory = json.loads(memory[start : start + length])
+    for *_, name, shape, first in directory:
+        if name is None:
+            _forget(memory, first, 4 * int(np.prod(shape)))
     return {(layer, part, kind): _view(content, *rest) for layer, part, kind, *rest in directory}
 
 
-def _map(file: IO[bytes]) -> Array:
+def _map(file: IO[bytes]) -> mmap.mmap:
     # All pages at once: 25,000 faults of SmolLM2's 98 MB, one by one, would cost more than reading them.
-    flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-    return np.frombuffer(mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ), np.uint8)
+    return mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
+
+
+def _forget(memory: mmap.mmap, start: int, size: int) -> None:
+    """Unmap the whole pages of a table: those that are read come back, and most positions never are."""
+    first, last = -(-start // mmap.PAGESIZE), (start + size) // mmap.PAGESIZE
+    if last > first:
+        memory.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
 
 
 def _view(content: Array, name: str | None, shape: list[int], start: int) -> Packed:

@@ -154,7 +154,7 @@ def test_a_full_disk_is_not_filled(cache, source, monkeypatch, caplog):
 def test_old_files_go_when_another_is_written(cache, source, tiny_model):
     cache.mkdir(parents=True)
     days = {"other-00000000-1": 31, "other-00000000-2": 29}
-    ours = packed_cache._place(source, "as_stored")
+    ours = packed_cache._place(source, "stored")
     days |= {f"{ours}-old": 3, f"{ours}-older": 4}
     for name, age in days.items():
         (cache / f"{name}.packed").write_bytes(b"x")
