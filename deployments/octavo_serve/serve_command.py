@@ -39,6 +39,7 @@ DEFAULT_PORT = 8000
 QUESTION = "What is the capital of France?"
 GRACE_SECONDS = 10.0  # for Ray to leave by itself: it takes 1 to 2 s
 _PROGRESS = re.compile(r"(?:Loading|Packing) .*?:\s+(\d+)%\|")
+_READY = re.compile(r"Engine ready: .*")  # octavo.execution.executor writes it: what an engine runs on, and how fast
 
 
 class Failure(Exception):
@@ -163,13 +164,15 @@ def check_port(host: str, port: int) -> None:
 class Server:
     """The child process, what it reports and the end of its log."""
 
-    def __init__(self, process: subprocess.Popen[str], reports: TextIO, timeout: float, echo: Console | None) -> None:
+    def __init__(
+        self, process: subprocess.Popen[str], reports: TextIO, timeout: float, console: Console, verbose: bool
+    ) -> None:
         self.process = process
         self.started = time.monotonic()
         self.loading = ""  # how far a shard is with its model
         self._deadline = self.started + timeout
         self._timeout = timeout
-        self._echo = echo
+        self._console, self._verbose = console, verbose
         self._tail: deque[str] = deque(maxlen=30)
         self._reports: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         for target, stream in ((self._read_log, process.stdout), (self._read_reports, reports)):
@@ -208,8 +211,10 @@ class Server:
                 self.loading = f"{progress[1]} %"
             elif line.strip():
                 self._tail.append(line.rstrip())
-            if self._echo is not None:
-                self._echo.print(line.rstrip(), markup=False, soft_wrap=True)
+            if self._verbose:
+                self._console.print(line.rstrip(), markup=False, soft_wrap=True)
+            elif (ready := _READY.search(line)) is not None:
+                self._console.print(ready[0], markup=False, soft_wrap=True)
 
     def _read_reports(self, stream: TextIO) -> None:
         for line in stream:
@@ -240,7 +245,7 @@ def _server(options: Options, plan: Plan, console: Console) -> Iterator[Server]:
         )
         os.close(theirs)
         try:
-            yield Server(process, os.fdopen(ours), options.timeout, console if options.verbose else None)
+            yield Server(process, os.fdopen(ours), options.timeout, console, options.verbose)
         finally:
             end_session(process)
 

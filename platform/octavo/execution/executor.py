@@ -30,9 +30,6 @@ logger = logging.getLogger(__name__)
 
 _CPU_KV_BYTES = 2**30
 
-READY = "Engine ready:"
-"""Begins the line that is written to stderr once a model is loaded, where progress is shown."""
-
 
 class Shape(Protocol):
     """What the engine asks of a model's shape (a `ModelSpec` says more)."""
@@ -92,7 +89,7 @@ class LocalExecutor:
             self._load_native(native, source, config, progress)
         logger.info("%s: %s, %d KV blocks", source.name, self, self.num_blocks)
         if progress:
-            tqdm.write(f"{READY} {source.name}: {self}", file=sys.stderr)
+            tqdm.write(f"Engine ready: {source.name}: {self}", file=sys.stderr)  # `octavo serve` shows it
 
     def _load_torch(self, source: Source, config: EngineConfig, device: str, progress: bool) -> None:
         decoder = load_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
-from octavo_serve.serve_command import free_ports
+from octavo_serve.serve_command import Server, free_ports
 
 OCTAVO = [sys.executable, "-m", "octavo_serve.cli"]
 MODEL = {"name": "m", "source": "/nowhere/model.gguf"}
@@ -110,3 +112,13 @@ def _marked(mark: str) -> list[str]:
         except OSError:
             continue
     return found
+
+
+def test_an_engines_own_line_is_shown_and_nothing_else() -> None:
+    log = "print('(Shard pid=1) noise'); print('(Shard pid=1) Engine ready: m.gguf: llama on cpu')"
+    shown, deadline = io.StringIO(), time.monotonic() + 60
+    with subprocess.Popen([sys.executable, "-c", log], stdout=subprocess.PIPE, text=True) as child:
+        Server(child, io.StringIO(), 60, Console(file=shown), verbose=False)
+        while not shown.getvalue().endswith("\n") and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert shown.getvalue() == "Engine ready: m.gguf: llama on cpu\n"
