@@ -4,7 +4,8 @@
 //
 // Activations are converted once (`pack_row`) and then multiplied by any number of matrices of one `ActivationKind`.
 // Every output element is summed in one fixed order that depends on K alone, so a row's bits do not depend on the
-// other rows, on the number of threads, or (int8 and f32 activations) on the instruction set.
+// other rows, on the number of threads, or (int8 and f32 activations) on the instruction set. Buffers that start at a
+// multiple of 64 bytes are read fastest.
 #pragma once
 
 #include "native/common.h"
@@ -54,9 +55,6 @@ void pack_row(const Activations& to, int64_t row, const bf16* x);
 // w.k, and x.kind one that the format knows (activation_kind). bias: [n] or null.
 void linear(const PackedMatrix& w, const Activations& x, float* out, int64_t out_stride, const float* bias, int thread,
             int threads);
-
-// Have the memory send the first weights of that share, while the thread still waits for its activations.
-void prefetch(const PackedMatrix& w, int thread, int threads);
 
 // Row `row` of the matrix in float32 (k values): the embedding of a token. Exact.
 void read_row(const PackedMatrix& w, int64_t row, float* out);

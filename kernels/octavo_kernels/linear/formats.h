@@ -95,11 +95,15 @@ template <> struct CodesOf<5> { using type = Planes<Planes4, Planes1<4>>; };
 template <> struct CodesOf<6> { using type = Planes<Planes4, Planes2<4>>; };
 template <> struct CodesOf<8> { using type = Planes8; };
 
-// One group of sixteen rows, ready to multiply: weight = scale (code - zero) + min. HALVES = 2: a scale and a min for
-// each sixteen columns.
-struct Group {
-    Bytes codes[STEPS];
+// Of one group of sixteen rows: weight = scale (code - zero) + min. HALVES = 2: a scale and a min for each sixteen
+// columns.
+struct Scales {
     Floats scale[2], min[2];
+};
+
+// One group of sixteen rows, ready to multiply.
+struct Group : Scales {
+    Bytes codes[STEPS];
 };
 
 // What all grouped formats share. ZERO_BITS: log2 of the zero point, -1 where codes are unsigned.
@@ -116,12 +120,12 @@ template <int BITS_, int ZERO_BITS_, int GROUPS_, int SCALE_BYTES_, int HALVES_,
 
 // Q4_0, Q5_0, Q8_0: float16 scales.
 template <int BITS> struct Symmetric : Grouped<BITS, BITS - 1, 1, 32, 1, false> {
-    static OCTAVO_INLINE void read_scales(const uint8_t* unit, int, Group& group) { group.scale[0] = load_halves(unit); }
+    static OCTAVO_INLINE void read_scales(const uint8_t* unit, int, Scales& group) { group.scale[0] = load_halves(unit); }
 };
 
 // Q4_1, Q5_1: float16 scales, float16 minima.
 template <int BITS> struct WithMin : Grouped<BITS, -1, 1, 64, 1, true> {
-    static OCTAVO_INLINE void read_scales(const uint8_t* unit, int, Group& group) {
+    static OCTAVO_INLINE void read_scales(const uint8_t* unit, int, Scales& group) {
         group.scale[0] = load_halves(unit);
         group.min[0] = load_halves(unit + 32);
     }
@@ -139,7 +143,7 @@ template <int BITS> struct WithZero : Grouped<BITS, -1, 1, 48, 1, true> {
 // Q4_K, Q5_K: float16 scales of scales and of minima, then for each two groups 48 bytes: the low nibbles of both groups
 // (scale | min << 4) and their upper two bits (first scale | first min << 2 | second scale << 4 | second min << 6).
 template <int BITS> struct WithMinK : Grouped<BITS, -1, 8, 256, 1, true> {
-    static OCTAVO_INLINE void read_scales(const uint8_t* unit, int index, Group& group) {
+    static OCTAVO_INLINE void read_scales(const uint8_t* unit, int index, Scales& group) {
         const uint8_t* pair = unit + 64 + 48 * (index / 2);
         const Ints low = load_uint8s(pair + 16 * (index % 2));
         const Ints high = int_right(load_uint8s(pair + 32), 4 * (index % 2));
@@ -152,7 +156,7 @@ template <int BITS> struct WithMinK : Grouped<BITS, -1, 8, 256, 1, true> {
 
 // Q6_K, Q3_K: float16 scales of int8 scales, one of these for 16 columns.
 template <int BITS> struct SymmetricK : Grouped<BITS, BITS - 1, 8, 288, 2, false> {
-    static OCTAVO_INLINE void read_scales(const uint8_t* unit, int index, Group& group) {
+    static OCTAVO_INLINE void read_scales(const uint8_t* unit, int index, Scales& group) {
         const Floats super = load_halves(unit);
         for (int half = 0; half < 2; ++half) {
             group.scale[half] = mul(super, to_floats(load_int8s(unit + 32 + 16 * (2 * index + half))));
@@ -162,7 +166,7 @@ template <int BITS> struct SymmetricK : Grouped<BITS, BITS - 1, 8, 288, 2, false
 
 // Q2_K: float16 scales of scales and of minima, then (scale | min << 4) for each 16 columns.
 struct Q2K : Grouped<2, -1, 8, 320, 2, true> {
-    static OCTAVO_INLINE void read_scales(const uint8_t* unit, int index, Group& group) {
+    static OCTAVO_INLINE void read_scales(const uint8_t* unit, int index, Scales& group) {
         const Floats super_scale = load_halves(unit), super_min = load_halves(unit + 32);
         for (int half = 0; half < 2; ++half) {
             const Ints x = load_uint8s(unit + 64 + 16 * (2 * index + half));

@@ -31,10 +31,16 @@ _COMMON = ("-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-ff
 _AVX2 = ("-mavx2", "-mfma", "-mf16c", "-mbmi2")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi", "-mavx512vnni",
            "-mavx512bf16", "-mprefer-vector-width=512")  # fmt: skip
-_AMX = (*_AVX512, "-mamx-tile", "-mamx-int8", "-mamx-bf16")
 
-LEVELS: dict[str, tuple[str, ...]] = {"portable": (), "avx2": _AVX2, "avx512": _AVX512, "amx": _AMX}
-"""Instruction sets, lowest first, and their compiler flags. A level's index is OCTAVO_ISA in the sources."""
+LEVELS: dict[str, tuple[str, ...]] = {
+    "portable": (),
+    "avx2": _AVX2,
+    "avx512": _AVX512,
+    "amx": (*_AVX512, "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
+    "amx-emulated": _AVX512,
+}
+"""Instruction sets, lowest first, and their compiler flags. A level's index is OCTAVO_ISA in the sources. The last one
+is for tests: what AMX does, computed by AVX-512."""
 
 
 class BuildError(Exception):
@@ -85,8 +91,8 @@ def find_compiler() -> str:
 
 
 def sources() -> list[Path]:
-    """Every op's cpu.cpp."""
-    return sorted(ROOT.glob("*/cpu.cpp"))
+    """Every C++ file of the ops."""
+    return sorted(ROOT.glob("*/*.cpp"))
 
 
 def _key(compiler: str, flags: tuple[str, ...]) -> str:
@@ -114,7 +120,7 @@ def _build(compiler: str, flags: tuple[str, ...], library: Path) -> None:
     begin = time.perf_counter()
     logger.info("compiling the CPU kernels (once): %s", library)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder, ThreadPoolExecutor(2) as pool:
-        objects = [Path(folder) / f"{source.parent.name}.o" for source in sources()]
+        objects = [Path(folder) / f"{source.parent.name}-{source.stem}.o" for source in sources()]
         commands = [
             [compiler, *flags, "-c", str(source), "-o", str(target)]
             for source, target in zip(sources(), objects, strict=True)

@@ -1,7 +1,7 @@
 // What every cpu.cpp shares: the instruction set, bf16, vectors of floats, exp, and the thread pool's interface.
 //
 // OCTAVO_ISA says what this copy of the library may use: 0 portable C++, 1 AVX2 + FMA + F16C, 2 AVX-512 (F, BW, DQ, VL,
-// VBMI, VNNI, BF16), 3 the same with AMX (tile, int8, bf16). Floating-point contraction is off (-ffp-contract=off):
+// VBMI, VNNI, BF16), 3 the same with AMX (tile, int8, bf16), 4 AMX's instructions emulated (native/amx.h). Floating-point contraction is off (-ffp-contract=off):
 // where a product and a sum may fuse, the code says fma(), so that a row's bits never depend on what the compiler saw.
 #pragma once
 
@@ -36,8 +36,9 @@ inline Range split(int64_t count, int thread, int threads, int64_t multiple = 1)
     return {begin < count ? begin : count, end < count ? end : count};
 }
 
-// Threads that parallel() runs on, the caller among them; octavo_set_threads sets it.
+// Threads that parallel() runs on, the caller among them.
 int num_threads();
+void set_threads(int64_t threads);
 
 // fn(ctx, thread, threads) on every thread of the pool, the caller being thread 0; returns when all are done. One
 // region runs at a time in a process (a second caller waits); regions do not nest.
@@ -104,8 +105,8 @@ public:
 
 // ---- self-test ----------------------------------------------------------------------------------------------------
 
-// A static SelfTest in a cpu.cpp registers a check that fast code agrees with plain loops; all run when a library is
-// loaded, and one that fails sends the process to the next lower instruction set.
+// A static SelfTest registers a check that fast code agrees with plain loops. All run before a library is first used on
+// a CPU, in a process of their own; one that fails sends this machine to the next lower instruction set.
 struct SelfTest {
     SelfTest(const char* name, bool (*passes)());
     const char* name;

@@ -5,6 +5,10 @@
 // replicas on the same cores, a thread that waits for one that is not running gives its core up.
 #include "native/common.h"
 
+#if OCTAVO_ISA >= 3
+#include "native/amx.h"
+#endif
+
 #include <atomic>
 #include <mutex>
 #include <pthread.h>
@@ -143,6 +147,11 @@ SelfTest* first_test = nullptr;
 
 int num_threads() { return pool->wanted; }
 
+void set_threads(int64_t threads) {
+    std::lock_guard<std::mutex> lock(pool->region);
+    pool->wanted = int(threads < 1 ? 1 : threads > kMaxThreads ? kMaxThreads : threads);
+}
+
 void barrier() {
     if (pool->threads == 1) return;
     const uint32_t seen = pool->arrived.value.load(std::memory_order_acquire);
@@ -197,12 +206,17 @@ SelfTest::SelfTest(const char* name_, bool (*passes_)()) : name(name_), passes(p
 
 }  // namespace octavo
 
-OCTAVO_API void octavo_set_threads(int64_t threads) {
-    std::lock_guard<std::mutex> lock(octavo::pool->region);
-    octavo::pool->wanted = int(threads < 1 ? 1 : threads > octavo::kMaxThreads ? octavo::kMaxThreads : threads);
-}
+OCTAVO_API void octavo_set_threads(int64_t threads) { octavo::set_threads(threads); }
 
 OCTAVO_API int64_t octavo_get_threads() { return octavo::num_threads(); }
+
+// What keeps this process from using the library, or null; to be asked before anything else.
+OCTAVO_API const char* octavo_prepare() {
+#if OCTAVO_ISA >= 3
+    if (!octavo::amx::permitted()) return "the kernel does not permit AMX";
+#endif
+    return nullptr;
+}
 
 // The name of the first check that fails, or null.
 OCTAVO_API const char* octavo_self_test() {

@@ -13,7 +13,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from octavo_kernels.native.build import BuildError, NoCompiler, library_path
+from octavo_kernels.native.trust import check, cpu_flags
 
 logger = logging.getLogger(__name__)
 
@@ -46,18 +46,20 @@ class Library:
         level: its instruction set, one of `build.LEVELS`.
 
     Raises:
-        BuildError: on construction, when it cannot be compiled or loaded, or fails its own test.
+        BuildError: on construction, when it cannot be compiled or loaded, or fails its own test on this CPU.
     """
 
     def __init__(self, level: str) -> None:
         self.level = level
+        path = library_path(level)
+        check(path)
         try:
-            self._handle = ctypes.CDLL(str(library_path(level)))
+            self._handle = ctypes.CDLL(str(path))
         except OSError as error:
             raise BuildError(f"the CPU kernels ({level}) cannot be loaded: {error}") from error
-        self._handle.octavo_self_test.restype = ctypes.c_char_p
-        if failed := self._handle.octavo_self_test():
-            raise BuildError(f"the CPU kernels ({level}) fail their self-test: {failed.decode()}")
+        self._handle.octavo_prepare.restype = ctypes.c_char_p
+        if refused := self._handle.octavo_prepare():
+            raise BuildError(f"the CPU kernels ({level}) cannot be used: {refused.decode()}")
         self.set_threads(available_cores())
 
     def call(self, function: str, *args: Argument) -> int:
@@ -101,7 +103,7 @@ def use(chosen: Library | None) -> Iterator[None]:
 
 def supported_levels() -> list[str]:
     """The instruction sets that this CPU has, lowest first."""
-    flags, levels = _cpu_flags(), []
+    flags, levels = cpu_flags(), []
     for level, needed in _CPU_FLAGS.items():
         if not needed <= flags:
             break
@@ -141,13 +143,6 @@ def _allowed_levels() -> list[str]:
     if wanted not in levels:
         raise ValueError(f"OCTAVO_CPU_ISA is {wanted!r}, but this CPU supports reference, {', '.join(levels)}")
     return levels[: levels.index(wanted) + 1]
-
-
-@functools.cache
-def _cpu_flags() -> set[str]:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return {flag for line in lines if line.startswith("flags") for flag in line.partition(":")[2].split()}
 
 
 def _argument(value: Argument) -> Any:

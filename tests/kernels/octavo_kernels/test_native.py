@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo_kernels.native import build
+from octavo_kernels.native import build, trust
+from octavo_kernels.native import library as library_module
 from octavo_kernels.native.build import NoCompiler
 from octavo_kernels.native.library import Library, library, supported_levels, use
 from octavo_kernels.paged_attention import PagedBatch
@@ -99,6 +100,57 @@ def test_what_does_not_compile_says_why(tmp_path, monkeypatch) -> None:
         pytest.skip("no C++ compiler")
     with pytest.raises(build.BuildError, match="error"):
         build.library_path("portable")
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("return 0;", None),
+        ('return "the attention";', "the attention"),
+        ("__builtin_trap();", "Illegal instruction|Trace|Aborted"),
+        ("return *(const char* const*)8;", "Segmentation fault"),
+    ],
+)
+def test_a_library_is_tried_once_in_a_process_of_its_own(tmp_path, body: str, found: str | None) -> None:
+    """Wrong results and crashes end the child; the verdict is kept, and the next process reads it."""
+    source, tried, file = tmp_path / "a.cpp", tmp_path / "tried", tmp_path / "a.so"
+    source.write_text(
+        f'''#include <cstdio>
+        extern "C" const char* octavo_prepare() {{ fclose(fopen("{tried}", "a+")); return 0; }}
+        extern "C" const char* octavo_self_test() {{ {body} }}'''
+    )
+    try:
+        subprocess.run([build.find_compiler(), "-shared", "-fPIC", source, "-o", file], check=True)
+    except NoCompiler:
+        pytest.skip("no C++ compiler")
+    for first in (True, False):
+        if found is None:
+            trust.check(file)
+        else:
+            with pytest.raises(build.BuildError, match=found):
+                trust.check(file)
+        assert tried.exists() == first
+        tried.unlink(missing_ok=True)
+
+
+def test_what_fails_its_test_is_replaced_by_the_next_lower_set_with_one_warning(tmp_path, monkeypatch) -> None:
+    levels = supported_levels()
+    try:
+        best = build.library_path(levels[-1])
+    except NoCompiler:
+        pytest.skip("no C++ compiler")
+
+    def check(file) -> None:
+        if file == best:
+            raise build.BuildError("fails its self-test on this CPU (Illegal instruction)")
+
+    monkeypatch.setattr(library_module, "check", check)
+    library_module._best.cache_clear()
+    with pytest.warns(UserWarning, match="slower kernels than it could: fails its self-test") as warned:
+        chosen = library_module._best()
+    library_module._best.cache_clear()
+    assert len(warned) == 1
+    assert (chosen and chosen.level) == (levels[-2] if len(levels) > 1 else None)
 
 
 def test_none_can_be_in_use() -> None:

@@ -1,0 +1,58 @@
+// What the kernels for few rows (cpu.cpp) and for many (tiles.h) share: one product, and from sums to outputs.
+#pragma once
+
+#include "linear/activations.h"
+#include "linear/cpu.h"
+#include "linear/formats.h"
+
+namespace octavo::packed {
+
+struct Job {
+    const PackedMatrix& w;
+    const Activations& x;
+    float* out;
+    int64_t out_stride;
+    const float* bias;
+    int64_t groups, block_bytes, group_bytes;
+};
+
+template <class Format> int64_t block_bytes(int64_t k) {
+    return groups_of(k) / Format::GROUPS * Format::unit_bytes;
+}
+
+// The product in float32 (exact.cpp), share `thread` of `threads` of the outputs.
+void multiply_exact(const Job& job, int thread, int threads);
+
+// Have the memory send `bytes` from p on to the L2 cache (LOCALITY 2) or the L1 cache (3).
+template <int LOCALITY = 2> OCTAVO_INLINE void fetch(const uint8_t* p, int bytes) {
+    for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, LOCALITY);
+}
+
+// acc + scale of x * (scale * dot + min * sum), for 16 outputs of one row; dot: exact sums of products of codes.
+template <class Format>
+OCTAVO_INLINE Floats scale_out(const Scales& w, const Group8& x, const Floats (&dot)[Format::HALVES], Floats acc) {
+    Floats total = mul(dot[0], w.scale[0]);
+    if constexpr (Format::HALVES == 2) total = fma(dot[1], w.scale[1], total);
+    if constexpr (Format::HAS_MIN) {
+        for (int half = 0; half < Format::HALVES; ++half) {
+            const float sum = Format::HALVES == 2 ? float(-x.minus_half[half]) : x.sum;
+            total = fma(w.min[half], all_floats(sum), total);
+        }
+    }
+    return fma(total, all_floats(x.scale), acc);
+}
+
+// Sixteen sums of row `row` become its outputs from `column` on. Inlined everywhere it would triple the library.
+__attribute__((noinline)) inline void store_outputs(const Job& job, int64_t row, int64_t column, Floats acc) {
+    float* to = job.out + row * job.out_stride + column;
+    const int64_t count = std::min<int64_t>(LANES, job.w.n - column);
+    if (count == LANES) {
+        if (job.bias) acc = add(acc, load_floats(job.bias + column));
+        return store_floats(to, acc);
+    }
+    float values[LANES];
+    store_floats(values, acc);
+    for (int64_t i = 0; i < count; ++i) to[i] = job.bias ? values[i] + job.bias[column + i] : values[i];
+}
+
+}  // namespace octavo::packed

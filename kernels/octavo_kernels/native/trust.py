@@ -1,0 +1,86 @@
+"""Whether a compiled library may be trusted on this CPU: its self-test, once, in a process of its own.
+
+Kernels run on CPUs that nobody tried them on. A wrong result, an illegal instruction or a crash there ends a child
+process, not this one. The verdict lies beside the library, one file for each kind of CPU and kernel (the cache may be
+shared by several machines), and is read from then on.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from octavo_kernels.native.build import BuildError
+
+TIMEOUT = 120
+"""Seconds until a self-test counts as hanging; it takes a fraction of one, but the machine may be busy."""
+
+_TEST = """
+import ctypes, sys
+library = ctypes.CDLL(sys.argv[1])
+for name in ("octavo_prepare", "octavo_self_test"):
+    function = library[name]
+    function.restype = ctypes.c_char_p
+    if failed := function():
+        sys.exit(failed.decode())
+"""
+_PASSED = "passed"
+
+
+def check(library: Path) -> None:
+    """Return if the library passed its self-test on this CPU, now or earlier.
+
+    Raises:
+        BuildError: it did not; the message names the file that remembers it.
+    """
+    verdict = library.with_suffix(f".{_machine()}.verdict")
+    if not verdict.is_file():
+        _write(verdict, _run(library))
+    if (found := verdict.read_text()) != _PASSED:
+        raise BuildError(f"{library.name} fails its self-test on this CPU ({found}); delete {verdict} to test it again")
+
+
+def _run(library: Path) -> str:
+    """`_PASSED`, or why not."""
+    command = [sys.executable, "-I", "-S", "-c", _TEST, str(library)]
+    try:
+        child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return f"no end after {TIMEOUT} s"
+    if child.returncode < 0:
+        return signal.strsignal(-child.returncode) or f"signal {-child.returncode}"
+    return _PASSED if child.returncode == 0 else child.stderr.strip()[-1000:] or f"exit code {child.returncode}"
+
+
+def _write(file: Path, text: str) -> None:
+    """At once: another process may be reading or writing the same."""
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as handle:
+        handle.write(text)
+    os.replace(handle.name, file)  # noqa: PTH105
+
+
+@functools.cache
+def _machine() -> str:
+    """A name for this kind of CPU, with the microcode and the kernel that run it."""
+    lines = {key: value for key, value in _cpu_lines() if key in ("model name", "stepping", "microcode", "flags")}
+    text = f"{platform.machine()} {platform.release()} {sorted(lines.items())}"
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def cpu_flags() -> set[str]:
+    """What the kernel says that the CPU can do, by /proc/cpuinfo's names; empty where there is none."""
+    return {flag for key, value in _cpu_lines() if key == "flags" for flag in value.split()}
+
+
+@functools.cache
+def _cpu_lines() -> list[tuple[str, str]]:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return [(key.strip(), value) for key, _, value in (line.partition(":") for line in lines)]
