@@ -2,7 +2,7 @@
 #include <cstdlib>
 #include <memory>
 
-#include "linear/cpu.h"
+#include "decoder/records.h"
 #include "native/common.h"
 
 OCTAVO_API int64_t octavo_decoder_new(const void* model, const void* numbers, const void* layers);
@@ -54,8 +54,8 @@ struct Weights {
         }
         return out;
     }
-    void describe(std::vector<int64_t>& words) const {
-        words.insert(words.end(), {int64_t(WeightFormat::f32), n, k, int64_t(packed.data()), 0});
+    Matrix matrix() const {
+        return {int64_t(WeightFormat::f32), n, k, reinterpret_cast<const uint8_t*>(packed.data()), nullptr};
     }
 };
 
@@ -150,32 +150,41 @@ public:
     }
 };
 
-// The same model in the library, with a cache of its own (records as decoder/__init__.py writes them).
+// The same model in the library, with a cache of its own.
 class Fast {
     std::unique_ptr<uint8_t[]> cache;
     int64_t decoder;
 
 public:
-    Fast(const PlainModel& model, bool bf16_cache) {
-        const int64_t bytes = kBlocks * kBlock * kKvHeads * kPaddedDim * (bf16_cache ? 2 : 4);
-        cache = std::make_unique<uint8_t[]>(2 * kLayers * bytes + 64);
-        uint8_t* kv = cache.get() + 64 - uintptr_t(cache.get()) % 64;
-        std::vector<int64_t> words{kHidden, kHeads, kKvHeads, kDim, kInner, kVocab, 0, 1, bf16_cache, kBlock, kLayers};
-        model.embedding.describe(words);
-        model.head.describe(words);
-        words.push_back(int64_t(model.final_norm.data()));
-        std::vector<int64_t> layers;
-        for (const PlainLayer& layer : model.layers) {
-            for (const Weights* w : {&layer.q, &layer.k, &layer.v, &layer.out, &layer.gate, &layer.up, &layer.down})
-                w->describe(layers);
-            for (const Floats* norm : {&layer.attention_norm, &layer.mlp_norm, &layer.q_norm, &layer.k_norm})
-                layers.push_back(int64_t(norm->data()));
-            layers.insert(layers.end(), {0, 0, int64_t(model.rotary.data()), kDim, layer.window, int64_t(kv),
-                                         int64_t(kv + bytes)});
-            kv += 2 * bytes;
+    Fast(const PlainModel& plain, bool bf16_cache) {
+        const int64_t head_bytes = kBlock * kPaddedDim * (bf16_cache ? 2 : 4), layer_bytes = 2 * kKvHeads * head_bytes;
+        cache = std::make_unique<uint8_t[]>(kBlocks * kLayers * layer_bytes + 63);
+        uint8_t* kv = cache.get() + 63 - (uintptr_t(cache.get()) + 63) % 64;
+        Model model{};
+        model.hidden = kHidden, model.inner = kInner, model.vocab = kVocab;
+        model.query_heads = kHeads, model.kv_heads = kKvHeads, model.head_dim = kDim;
+        model.exact = 1, model.kv_is_bf16 = bf16_cache;
+        model.block_size = kBlock, model.block_bytes = kLayers * layer_bytes;
+        model.num_layers = kLayers;
+        model.embedding = plain.embedding.matrix(), model.head = plain.head.matrix();
+        model.final_norm = plain.final_norm.data();
+        std::vector<Layer> layers;
+        for (const PlainLayer& from : plain.layers) {
+            Layer layer{};
+            layer.q = from.q.matrix(), layer.k = from.k.matrix(), layer.v = from.v.matrix();
+            layer.out = from.out.matrix();
+            layer.gate = from.gate.matrix(), layer.up = from.up.matrix(), layer.down = from.down.matrix();
+            layer.attention_norm = from.attention_norm.data(), layer.mlp_norm = from.mlp_norm.data();
+            layer.q_norm = from.q_norm.data(), layer.k_norm = from.k_norm.data();
+            layer.rotary = plain.rotary.data(), layer.rotary_dim = kDim, layer.window = from.window;
+            layer.k_cache = kv, layer.v_cache = kv + layer_bytes / 2;
+            kv += layer_bytes;
+            layers.push_back(layer);
         }
-        const float numbers[] = {kEps, 1 / std::sqrt(float(kDim)), kSoftcap, 0, 1};
-        decoder = octavo_decoder_new(words.data(), numbers, layers.data());
+        Numbers numbers{};
+        numbers.eps = kEps, numbers.attention_scale = 1 / std::sqrt(float(kDim));
+        numbers.attention_softcap = kSoftcap, numbers.embedding_scale = 1;
+        decoder = octavo_decoder_new(&model, &numbers, layers.data());
     }
     ~Fast() { octavo_decoder_free(decoder); }
     Fast(const Fast&) = delete;

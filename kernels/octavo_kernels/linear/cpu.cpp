@@ -163,7 +163,7 @@ namespace {
 // to the precision of the activations (a wrong dot product is off by far more), and bit for bit against a row alone.
 bool agrees(WeightFormat format, bool exact) {
     constexpr int64_t n = 3 * LANES, rows = 43;
-    const int64_t k = format < WeightFormat::q2_k ? 9 * GROUP : 8 * GROUP;
+    const int64_t k = with_format(format, [](auto f) { return f.unit_columns > GROUP ? 8 * GROUP : 9 * GROUP; });
     const ActivationKind kind = activation_kind(format, exact);
     const float precision = kind == ActivationKind::f32 ? 1e-5f : 2e-3f;
     std::vector<uint8_t> data(packed_bytes(format, n, k)), room(activation_bytes(kind, rows, k));

@@ -134,7 +134,7 @@ template <int BITS> struct WithMin : Grouped<BITS, -1, 1, 64, 1, true> {
 // Z4, Z8: float16 scales, uint8 zero points. weight = scale (code - zero) without rounding: a scale has 11 bits, the
 // product with a code or a zero point of 8 at most 19. (A float16 minimum, as Q4_1 has it, would round scale * zero.)
 template <int BITS> struct WithZero : Grouped<BITS, -1, 1, 48, 1, true> {
-    template <class Scales> static OCTAVO_INLINE void read_scales(const uint8_t* unit, int, Scales& group) {
+    static OCTAVO_INLINE void read_scales(const uint8_t* unit, int, Scales& group) {
         group.scale[0] = load_halves(unit);
         group.min[0] = negate(mul(group.scale[0], to_floats(load_uint8s(unit + 32))));
     }

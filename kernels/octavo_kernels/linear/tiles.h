@@ -60,6 +60,7 @@ using Sums = Floats[PAIR];  // of 16 outputs for the rows of a pair of tiles
 template <class Format> class Int8Tiles {
     static constexpr int HALVES = Format::HALVES, TOGETHER = 2 / HALVES;  // groups a step, so that it has two sums
     static constexpr int COLUMNS = GROUP / HALVES;
+    using Codes = std::conditional_t<Format::ZERO_BITS >= 0, int8_t, uint8_t>;  // less their zero point, or as they are
 
     const int64_t groups;
     std::vector<Group>& panel;  // [blocks][groups]
@@ -79,18 +80,18 @@ template <class Format> class Int8Tiles {
         if constexpr (COLS == 2) amx::load<7>(w[groups].codes + first / 4, 64);
         amx::load<4>(rows.at(0, group) + first, sizeof(Group8));
         amx::zero<0>();
-        amx::dot_int8<0, 4, 6>();
+        amx::dot_int8<Codes, 0, 4, 6>();
         if constexpr (COLS == 2) {
             amx::zero<1>();
-            amx::dot_int8<1, 4, 7>();
+            amx::dot_int8<Codes, 1, 4, 7>();
         }
         if (rows.height[1] == 0) return;
         amx::load<5>(rows.at(1, group) + first, sizeof(Group8));
         amx::zero<2>();
-        amx::dot_int8<2, 5, 6>();
+        amx::dot_int8<Codes, 2, 5, 6>();
         if constexpr (COLS == 2) {
             amx::zero<3>();
-            amx::dot_int8<3, 5, 7>();
+            amx::dot_int8<Codes, 3, 5, 7>();
         }
     }
 

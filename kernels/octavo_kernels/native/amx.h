@@ -52,9 +52,10 @@ template <int TILE> OCTAVO_INLINE void store(void* to, int64_t stride) {
 }
 template <int TILE> OCTAVO_INLINE void zero() { asm volatile("tilezero %%tmm%c0" ::"i"(TILE)); }
 
-// C[m][n] += the sum over k of A[m][k] B[k / 4][4 n + k % 4], int8 times int8.
-template <int C, int A, int B> OCTAVO_INLINE void dot_int8() {
-    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+// C[m][n] += the sum over k of A[m][k] B[k / 4][4 n + k % 4], int8 times Codes, which is int8_t or uint8_t.
+template <class Codes, int C, int A, int B> OCTAVO_INLINE void dot_int8() {
+    if constexpr (Codes(-1) < 0) asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+    else asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
 
 // C[m][n] += the sum over k of A[m][k] B[k / 2][2 n + k % 2], bf16 times bf16: even and odd k first by themselves.
@@ -107,14 +108,14 @@ inline void check_shapes(int c, int a, int b) {
     check(rows(c) > 0 && rows(c) == rows(a) && row_bytes(c) == row_bytes(b) && row_bytes(a) == 4 * rows(b));
 }
 
-template <int C, int A, int B> void dot_int8() {
+template <class Codes, int C, int A, int B> void dot_int8() {
     check_shapes(C, A, B);
     for (int m = 0; m < rows(C); ++m)
         for (int n = 0; n < row_bytes(C) / 4; ++n) {
             int32_t sum;
             std::memcpy(&sum, &state.tile[C][m][4 * n], 4);
             for (int k = 0; k < row_bytes(A); ++k)
-                sum += int8_t(state.tile[A][m][k]) * int8_t(state.tile[B][k / 4][4 * n + k % 4]);
+                sum += int8_t(state.tile[A][m][k]) * Codes(state.tile[B][k / 4][4 * n + k % 4]);
             std::memcpy(&state.tile[C][m][4 * n], &sum, 4);
         }
 }

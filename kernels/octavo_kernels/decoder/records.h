@@ -1,0 +1,37 @@
+// What Python passes: records of 64-bit words (decoder/__init__.py writes them in this order).
+#pragma once
+
+#include "linear/cpu.h"
+
+namespace octavo {
+
+struct Matrix {
+    int64_t format, n, k;
+    const uint8_t* data;
+    const float* bias;  // or null
+
+    PackedMatrix packed() const { return {WeightFormat(format), n, k, data}; }
+};
+
+struct Layer {
+    Matrix q, k, v, out, gate, up, down;
+    const float *attention_norm, *mlp_norm;
+    const float *q_norm, *k_norm;                          // or null
+    const float *post_attention_norm, *post_mlp_norm;      // or null
+    const float* rotary;                                   // [positions][rotary_dim]
+    int64_t rotary_dim, window;
+    void *k_cache, *v_cache;
+};
+
+struct Model {
+    int64_t hidden, query_heads, kv_heads, head_dim, inner, vocab;
+    int64_t gate, exact, kv_is_bf16, block_size, block_bytes, num_layers;
+    Matrix embedding, head;
+    const float* final_norm;
+};
+
+struct Numbers {
+    float eps, attention_scale, attention_softcap, logit_softcap, embedding_scale;
+};
+
+}  // namespace octavo
