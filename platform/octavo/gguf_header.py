@@ -33,6 +33,7 @@ class Entry:
     format: str  # of its blocks: "F32", "Q4_K", ...
     offset: int  # bytes from the start of the file
     row_bytes: int  # of one row, or of the one value of a row where it is a vector
+    block_values: int  # columns of one block; 1 where it is not quantised
 
     @property
     def num_bytes(self) -> int:
@@ -133,4 +134,4 @@ def _entry(file: Path, name: str, shape: tuple[int, ...], kind: int, offset: int
     values = math.prod(shape[1:])
     if values % block_values:
         raise ValueError(f"rows of {values} values in blocks of {block_values} ({name})")
-    return Entry(file, name, shape, block.name, offset, values // block_values * block_bytes)
+    return Entry(file, name, shape, block.name, offset, values // block_values * block_bytes, block_values)

@@ -6,8 +6,10 @@ two.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -192,6 +194,22 @@ def block_bytes(num_layers: int, block_size: int, kv_heads: int, head_dim: int, 
     return 2 * num_layers * block_size * kv_heads * -(-head_dim // CELL) * CELL * dtype.itemsize
 
 
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """How one rank's share of a model is joined with the others'.
+
+    Attributes:
+        first_token: of the vocabulary, whose next rows are this rank's embedding and head.
+        sum: replaces float32 values by their sum over all ranks.
+    """
+
+    first_token: int
+    sum: Callable[[torch.Tensor], object]
+
+
+_SUM = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
+
+
 class NativeDecoder:
     """Runs steps of one model over one cache.
 
@@ -200,9 +218,12 @@ class NativeDecoder:
         model: its weights, which stay referenced.
         kv: the cache.
         exact: multiply in float32 as if the weights were dequantised, instead of the fast way of each format.
+        ranks: where the model is one rank's share: how it is joined with the others'.
     """
 
-    def __init__(self, library: Library, model: PackedModel, kv: PackedKV, *, exact: bool) -> None:
+    def __init__(
+        self, library: Library, model: PackedModel, kv: PackedKV, *, exact: bool, ranks: Ranks | None = None
+    ) -> None:
         layers = [layer.words(*kv.addresses(i)) for i, layer in enumerate(model.layers)]
         words = np.array(model.words(exact, kv), np.int64)
         self._library, self._keep = library, (model, kv)
@@ -211,6 +232,12 @@ class NativeDecoder:
         numbers = np.array(model.numbers(), np.float32)
         self._handle = library.call("decoder_new", words, numbers, np.array(layers, np.int64))
         self._finalizer = weakref.finalize(self, library.call, "decoder_free", self._handle)
+        self._ranks = ranks
+        self._failed: list[BaseException] = []
+        if ranks is not None:
+            self._callback = _SUM(self._sum_over_ranks)
+            address = ctypes.cast(self._callback, ctypes.c_void_p).value
+            library.call("decoder_set_ranks", self._handle, ranks.first_token, address)
 
     def step(
         self, token_ids: Int32, query_start: Int32, context_lens: Int32, block_tables: Int32, lines: Int64
@@ -223,13 +250,29 @@ class NativeDecoder:
 
         Returns:
             memory that the next step writes again.
+
+        Raises:
+            whatever the sum over ranks raised.
         """
         if len(lines) > len(self._logits):
             self._logits = np.empty((2 * len(lines), self._vocab), np.float32)
         out = self._logits[: len(lines)]
         sequences = len(context_lens), query_start, context_lens, block_tables, block_tables.shape[1]
         self._library.call("decoder_step", self._handle, token_ids, *sequences, lines, len(lines), out)
+        if self._failed:
+            raise self._failed.pop()
         return out
+
+    def _sum_over_ranks(self, address: int, count: int) -> None:
+        """Called by the library in the middle of a step; an exception cannot pass through it."""
+        assert self._ranks is not None
+        if self._failed:
+            return
+        try:
+            values = np.ctypeslib.as_array((ctypes.c_float * count).from_address(address))
+            self._ranks.sum(torch.from_numpy(values))
+        except BaseException as error:
+            self._failed.append(error)
 
     def hidden(self, num_tokens: int) -> Float32:
         """[num_tokens, hidden] of the last step, which had so many: the residual stream before the final norm."""

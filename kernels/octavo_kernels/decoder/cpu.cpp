@@ -70,7 +70,10 @@ public:
 
 // ---- the decoder ----------------------------------------------------------------------------------------------------
 
-constexpr int64_t kPhasesPerLayer = 11, kOtherPhases = 4;
+constexpr int64_t kPhasesPerLayer = 13, kOtherPhases = 6;
+
+// Adds up the values that all ranks of a model have at this point, in place.
+using SumOverRanks = void (*)(float* values, int64_t count);
 
 class Decoder {
     const Model model;
@@ -87,6 +90,8 @@ class Decoder {
     const int32_t* token_ids;
     int64_t cuts = 1;  // units of a phase whose work can be cut anywhere
     Phases phases;
+    int64_t first_token = 0;  // of the embedding's rows, where a rank has a part of them
+    SumOverRanks sum_over_ranks = nullptr;
 
     bool exact() const { return model.exact != 0; }
 
@@ -111,7 +116,9 @@ class Decoder {
 
     void embed(int64_t token) {
         float* to = residual + token * model.hidden;
-        read_row(model.embedding.packed(), token_ids[token], to);
+        const int64_t row = token_ids[token] - first_token;
+        if (row < 0 || row >= model.embedding.n) return (void)std::fill_n(to, model.hidden, 0.f);
+        read_row(model.embedding.packed(), row, to);
         if (numbers.embedding_scale != 1.f)
             for (int64_t i = 0; i < model.hidden; ++i) to[i] *= numbers.embedding_scale;
     }
@@ -158,6 +165,11 @@ class Decoder {
         });
     }
 
+    // What this rank has computed of `values` [num_tokens][hidden] becomes the whole.
+    void sum(int& cursor, float* values) {
+        if (sum_over_ranks) phases.run(cursor, 1, [&](int64_t) { sum_over_ranks(values, num_tokens * model.hidden); });
+    }
+
     void attention(const Layer& layer, int& cursor, int thread) {
         multiply(cursor, qkv_input, {{&layer.q, qkv}, {&layer.k, qkv + q_size}, {&layer.v, qkv + q_size + kv_size}},
                  qkv_size);
@@ -174,6 +186,7 @@ class Decoder {
                      [&](int64_t i) { merge_splits(plan, i, cache(layer), partials, attended, q_size); });
         each_row(cursor, num_tokens, [&](int64_t r) { out_input.pack(r, attended + r * q_size); });
         multiply(cursor, out_input, {{&layer.out, branch}}, model.hidden);
+        sum(cursor, branch);
     }
 
     void mlp(const Layer& layer, int& cursor) {
@@ -185,13 +198,13 @@ class Decoder {
             down_input.pack(r, row);
         });
         multiply(cursor, down_input, {{&layer.down, branch}}, model.hidden);
+        sum(cursor, branch);
     }
 
     void run_layers(int& cursor, int thread) {
-        each_row(cursor, num_tokens, [&](int64_t r) {
-            embed(r);
-            norm_and_pack(r, layers[0].attention_norm, qkv_input, r);
-        });
+        each_row(cursor, num_tokens, [&](int64_t r) { embed(r); });
+        sum(cursor, residual);
+        each_row(cursor, num_tokens, [&](int64_t r) { norm_and_pack(r, layers[0].attention_norm, qkv_input, r); });
         for (size_t i = 0; i < layers.size(); ++i) {
             const Layer& layer = layers[i];
             attention(layer, cursor, thread);
@@ -265,6 +278,8 @@ public:
         head_input.add(model.head, exact());
     }
 
+    void set_ranks(int64_t first, SumOverRanks sum) { first_token = first, sum_over_ranks = sum; }
+
     void step(const int32_t* tokens, const Sequences& sequences, const int64_t* lines, int64_t count, float* logits) {
         num_tokens = sequences.query_start[sequences.count];
         token_ids = tokens;
@@ -305,6 +320,11 @@ OCTAVO_API int64_t octavo_decoder_new(const void* model, const void* numbers, co
 }
 
 OCTAVO_API void octavo_decoder_free(int64_t decoder) { delete (octavo::Decoder*)decoder; }
+
+// This model is one rank's share: its embedding begins with token `first_token`, and `sum` joins what the ranks compute.
+OCTAVO_API void octavo_decoder_set_ranks(int64_t decoder, int64_t first_token, octavo::SumOverRanks sum) {
+    ((octavo::Decoder*)decoder)->set_ranks(first_token, sum);
+}
 
 // Arrays as in octavo.step; lines: [count] flat tokens after which logits [count, vocab] are wanted.
 OCTAVO_API void octavo_decoder_step(int64_t decoder, const int32_t* token_ids, int64_t num_sequences,

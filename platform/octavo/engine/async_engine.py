@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from octavo.config import EngineConfig
 from octavo.engine.engine import Engine
@@ -17,6 +18,9 @@ from octavo.errors import EngineDead, OctavoError
 from octavo.request import Request, SequenceUpdate
 from octavo.source import resolve_source
 from octavo.text.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from octavo.execution.ranks import StartRanks
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +73,16 @@ class AsyncEngine:
         self._thread.start()
 
     @classmethod
-    def load(cls, source: str, config: EngineConfig, *, progress: bool = False) -> AsyncEngine:
-        """Load a model and start its thread.
+    def load(
+        cls, source: str, config: EngineConfig, *, progress: bool = False, start_ranks: StartRanks | None = None
+    ) -> AsyncEngine:
+        """Load a model and start its thread; `start_ranks` as in `Engine.load`.
 
         Raises:
             ModelError, ConfigError: it cannot be loaded, or not with these settings.
         """
         found = resolve_source(source)
-        return cls(Engine.load(found, config, load_tokenizer(found), progress=progress))
+        return cls(Engine.load(found, config, load_tokenizer(found), progress=progress, start_ranks=start_ranks))
 
     async def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
         """Run a request; yields lists of updates until all of its sequences have ended.
@@ -107,6 +113,7 @@ class AsyncEngine:
         """Raise EngineDead if the thread died or has not finished a step for a minute while there was work."""
         if self._error is not None or not self._thread.is_alive():
             raise EngineDead(f"the engine has stopped: {self._error!r}")
+        self.engine.executor.check_health()
         silent = time.monotonic() - self._beat
         if self.engine.has_work and silent > _STUCK_AFTER:
             raise EngineDead(f"the engine has not finished a step for {silent:.0f} s")

@@ -19,6 +19,7 @@ from octavo.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from octavo.execution.executor import Executor
+    from octavo.execution.ranks import StartRanks
 
 
 class Engine:
@@ -54,8 +55,19 @@ class Engine:
         self.generation_tokens = 0
 
     @classmethod
-    def load(cls, source: Source, config: EngineConfig, tokenizer: Tokenizer, *, progress: bool = False) -> Engine:
+    def load(
+        cls,
+        source: Source,
+        config: EngineConfig,
+        tokenizer: Tokenizer,
+        *,
+        progress: bool = False,
+        start_ranks: StartRanks | None = None,
+    ) -> Engine:
         """Load a model into this process, or what stands for it in a rehearsal.
+
+        Args:
+            start_ranks: where the other tensor-parallel ranks run; None starts child processes.
 
         Raises:
             ModelError, ConfigError: it cannot be loaded, or not with these settings.
@@ -65,6 +77,10 @@ class Engine:
             from octavo.execution.simulated import SimulatedExecutor
 
             executor = SimulatedExecutor.load(config, tokenizer)
+        elif config.tensor_parallel_size > 1:
+            from octavo.execution.ranks import ParallelExecutor
+
+            executor = ParallelExecutor(source, config, start_ranks, progress=progress)
         else:
             from octavo.execution.executor import LocalExecutor  # torch: 2 s and 200 MB that a rehearsal does not need
 

@@ -15,15 +15,18 @@ from octavo.config import EngineConfig
 from octavo.errors import ConfigError, ModelError
 from octavo.execution.kv_storage import KVStorage, bytes_per_block
 from octavo.execution.native_runner import NativeRunner
+from octavo.execution.parallel import join_vocabulary
 from octavo.execution.parts import NativeParts, Parts, TorchParts
 from octavo.execution.runner import Runner
 from octavo.models.load import load_model
 from octavo.models.packed import load_packed, unpackable_formats
+from octavo.models.parallel import Share, TPGroup
+from octavo.models.source_spec import cut_through_blocks, read_share
 from octavo.models.spec import ModelSpec
 from octavo.source import Source
 from octavo.step import StepBatch, StepResult
 from octavo_kernels.checksum import read_bandwidth
-from octavo_kernels.decoder import CELL, PackedKV, PackedModel, block_bytes
+from octavo_kernels.decoder import CELL, PackedKV, PackedModel, Ranks, block_bytes
 from octavo_kernels.native.library import Library, library
 
 logger = logging.getLogger(__name__)
@@ -57,29 +60,39 @@ class Executor(Protocol):
         """Run one step and return what it sampled."""
         ...
 
+    def check_health(self) -> None:
+        """Raise EngineDead when what runs the steps is broken; may be called from any thread."""
+        ...
+
     def close(self) -> None:
         """Give up memory and helpers."""
         ...
 
 
 class LocalExecutor:
-    """The model in this process, on one device: on a CPU in native code where that covers it, else through torch.
+    """A model, or one rank's share of it, in this process on one device.
+
+    On a CPU it runs in native code where that covers it, else through torch.
 
     Attributes:
+        spec: of the whole model.
         block_size: tokens per KV block.
-        parts: the model taken apart.
+        parts: the model, or this rank's share of it, taken apart.
     """
 
-    def __init__(self, source: Source, config: EngineConfig, *, progress: bool = False) -> None:
-        if config.tensor_parallel_size > 1:
-            raise ConfigError("tensor_parallel_size above 1 needs an executor with several ranks; in one process use 1")
+    def __init__(
+        self, source: Source, config: EngineConfig, *, progress: bool = False, group: TPGroup | None = None
+    ) -> None:
+        self._group = group or TPGroup()
+        self._share = read_share(source, self._group)
+        self.spec = self._share.whole
         self.block_size = config.block_size
         device = _device(config.device)
         threads = config.threads or len(os.sched_getaffinity(0))
         if device == "cpu":
             torch.set_num_threads(threads)
         native = library() if device == "cpu" else None
-        reason = "there is no native library" if native is None else _why_not_native(source, config)
+        reason = "there is no native library" if native is None else _why_not_native(source, config, self._share)
         if device == "cpu" and reason:
             logger.warning("%s runs on the slower torch runner: %s", source.name, reason)
         if native is None or reason:
@@ -99,13 +112,15 @@ class LocalExecutor:
             quantization=config.quantization,
             max_model_len=config.max_model_len,
             progress=progress,
+            share=self._share,
+            group=self._group,
         )
-        spec = self.spec = decoder.spec
-        self.num_blocks = _num_blocks(config, bytes_per_block(spec, config.block_size, decoder.dtype), device)
+        spec = decoder.spec
+        self.num_blocks = self._num_blocks(config, bytes_per_block(spec, config.block_size, decoder.dtype), device)
         self._description = f"{spec.family} in {str(decoder.dtype).removeprefix('torch.')} on {device}"
         self.parts: Parts = TorchParts(decoder)
         kv = KVStorage(spec, self.num_blocks, config.block_size, decoder.dtype, device)
-        self._runner: Runner | NativeRunner = Runner(decoder, kv, config.block_size, device)
+        self._runner: Runner | NativeRunner = Runner(decoder, kv, config.block_size, device, self._join)
 
     def _load_native(self, native: Library, source: Source, config: EngineConfig, progress: bool) -> None:
         dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
@@ -115,13 +130,22 @@ class LocalExecutor:
             quantization=config.quantization,
             max_model_len=config.max_model_len,
             progress=progress,
+            share=self._share,
         )
-        self.spec = spec
         shape = config.block_size, spec.num_kv_heads, spec.head_dim, dtype
-        self.num_blocks = _num_blocks(config, block_bytes(spec.num_layers, *shape), "cpu")
+        self.num_blocks = self._num_blocks(config, block_bytes(spec.num_layers, *shape), "cpu")
         self._description = _describe(native, spec, model, dtype)
         self.parts = NativeParts(native, spec, model, dtype)
-        self._runner = NativeRunner(native, model, PackedKV(spec.num_layers, self.num_blocks, *shape))
+        kv = PackedKV(spec.num_layers, self.num_blocks, *shape)
+        ranks = Ranks(self._share.vocab.start, self._group.all_reduce) if self._group.size > 1 else None
+        self._runner = NativeRunner(native, model, kv, self._join, ranks)
+
+    def _join(self, logits: Tensor) -> Tensor | None:
+        return join_vocabulary(logits, self._share, self._group)
+
+    def _num_blocks(self, config: EngineConfig, block: int, device: str) -> int:
+        """All ranks have a part of every block, so the one with the least room decides."""
+        return self._group.smallest(_num_blocks(config, block, device))
 
     def __str__(self) -> str:
         return self._description
@@ -133,6 +157,9 @@ class LocalExecutor:
     def logits(self, batch: StepBatch) -> Tensor:
         """Run one step that samples nothing: logits [T, V] float32 after every token."""
         return self._runner.logits(batch)
+
+    def check_health(self) -> None:
+        """Nothing here can break by itself."""
 
     def close(self) -> None:
         """Drop the model and its KV cache."""
@@ -147,7 +174,7 @@ def _device(name: str) -> str:
     return name
 
 
-def _why_not_native(source: Source, config: EngineConfig) -> str | None:
+def _why_not_native(source: Source, config: EngineConfig, share: Share) -> str | None:
     """What the native runner does not cover, in words; None when it covers all."""
     if config.dtype == "float16":
         return "dtype is float16; use float32 or bfloat16"
@@ -155,7 +182,7 @@ def _why_not_native(source: Source, config: EngineConfig) -> str | None:
         return f"block_size is {config.block_size}; use a multiple of {CELL}"
     if formats := unpackable_formats(source):
         return f"it holds {', '.join(formats)} blocks"
-    return None
+    return cut_through_blocks(source, share)
 
 
 def _describe(native: Library, spec: ModelSpec, model: PackedModel, dtype: torch.dtype) -> str:

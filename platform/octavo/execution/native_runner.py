@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from octavo.execution.runner import Join
 from octavo.execution.sampler import prompt_logprobs, sampled_logprobs, treat
 from octavo.step import Int64, LogprobRow, SamplingRows, StepBatch, StepResult
-from octavo_kernels.decoder import NativeDecoder, PackedKV, PackedModel
+from octavo_kernels.decoder import NativeDecoder, PackedKV, PackedModel, Ranks
 from octavo_kernels.native.library import Library
 from octavo_kernels.sampling import sample
 
@@ -28,19 +29,25 @@ class NativeRunner:
         library: the native library.
         model: its weights.
         kv: its cache; keys and values of float32 make the runner exact.
+        join: as for `Runner`.
+        ranks: where the model is one rank's share: how it is joined with the others'.
     """
 
-    def __init__(self, library: Library, model: PackedModel, kv: PackedKV) -> None:
+    def __init__(
+        self, library: Library, model: PackedModel, kv: PackedKV, join: Join, ranks: Ranks | None = None
+    ) -> None:
         self._kv = kv
-        self._decoder = NativeDecoder(library, model, kv, exact=kv.dtype == torch.float32)
+        self._join = join
+        self._decoder = NativeDecoder(library, model, kv, exact=kv.dtype == torch.float32, ranks=ranks)
 
     def run(self, batch: StepBatch) -> StepResult:
         """One step."""
         begin = time.perf_counter()
         # The n sequences of one prompt are drawn from the same logits: compute those once.
         places, line = np.unique(batch.sampling.token_index, return_inverse=True)
-        logits = self._step(batch, places.astype(np.int64))
-        tokens, logprobs = _sample(logits, line, batch.sampling)
+        logits = self._join(torch.from_numpy(self._step(batch, places.astype(np.int64))))
+        nothing = np.zeros(0, np.int64), dict[int, LogprobRow]()
+        tokens, logprobs = nothing if logits is None else _sample(logits.numpy(), line, batch.sampling)
         prompt = prompt_logprobs(batch.prompt_logprobs, self._logits)
         return StepResult(tokens, logprobs, prompt, time.perf_counter() - begin)
 
@@ -54,8 +61,8 @@ class NativeRunner:
         ids, starts, contexts, tables = (np.ascontiguousarray(x, np.int32) for x in arrays)
         return self._decoder.step(ids, starts, contexts, tables, lines)
 
-    def _logits(self, rows: list[int]) -> torch.Tensor:
-        return torch.from_numpy(self._decoder.logits(np.array(rows, np.int64)))
+    def _logits(self, rows: list[int]) -> torch.Tensor | None:
+        return self._join(torch.from_numpy(self._decoder.logits(np.array(rows, np.int64))))
 
 
 def _sample(

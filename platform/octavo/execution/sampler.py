@@ -60,17 +60,20 @@ def logprob_rows(logits: Tensor, tokens: list[int], counts: list[int]) -> list[L
     ]
 
 
-def prompt_logprobs(wanted: list[tuple[int, int, int]], logits: Callable[[list[int]], Tensor]) -> list[LogprobRow]:
+def prompt_logprobs(
+    wanted: list[tuple[int, int, int]], logits: Callable[[list[int]], Tensor | None]
+) -> list[LogprobRow]:
     """Log probabilities of prompt tokens.
 
     Args:
         wanted: `StepBatch.prompt_logprobs`.
-        logits: flat token indices -> their logits [n, V].
+        logits: flat token indices -> their logits [n, V], or None on a rank that only gives its part of them.
     """
     rows: list[LogprobRow] = []
     for start in range(0, len(wanted), _LOGIT_ROWS):
         places, tokens, counts = map(list, zip(*wanted[start : start + _LOGIT_ROWS], strict=True))
-        rows += logprob_rows(logits(places), tokens, counts)
+        if (scores := logits(places)) is not None:
+            rows += logprob_rows(scores, tokens, counts)
     return rows
 
 

@@ -195,6 +195,9 @@ class SimulatedExecutor:
         amounts = 1, batch.num_tokens, batch.num_seqs, attended, int(context.sum())
         return sum(per * amount for per, amount in zip(self.profile.seconds, amounts, strict=True)) / self.speed
 
+    def check_health(self) -> None:
+        """Nothing can break."""
+
     def close(self) -> None:
         """Nothing to give up."""
 

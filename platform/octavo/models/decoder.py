@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from octavo.models.parallel import Share, TPGroup
 from octavo.models.rope import cos_sin_table
-from octavo.models.spec import ModelSpec, Rope
+from octavo.models.spec import Rope
 from octavo.models.weights.layout import LayerWeights, Weights
 from octavo_kernels.activation import gelu_mul, silu_mul
 from octavo_kernels.kv_store import kv_store
@@ -20,16 +21,19 @@ KVCache = tuple[Tensor, Tensor]
 
 
 class Decoder:
-    """A model ready to run: its spec, its weights and its rotary tables.
+    """A model, or one rank's share of it, ready to run: its spec, its weights and its rotary tables.
 
     Args:
-        spec: what to compute.
+        share: what to compute.
         weights: with what; they decide type and device.
         num_positions: rows of the rotary tables: the longest sequence that will be run.
+        group: the ranks that have the other shares.
     """
 
-    def __init__(self, spec: ModelSpec, weights: Weights, num_positions: int) -> None:
-        self.spec = spec
+    def __init__(self, share: Share, weights: Weights, num_positions: int, group: TPGroup) -> None:
+        spec = self.spec = share.spec
+        self._share = share
+        self._group = group
         self.weights = weights
         self.dtype = weights.embedding.dtype
         self.device = weights.embedding.device
@@ -72,15 +76,23 @@ class Decoder:
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
-        """[R, D] rows of `forward`'s result -> [R, V] float32."""
+        """[R, D] rows of `forward`'s result -> [R, V] float32, V being this rank's part of the vocabulary."""
         scores = F.linear(hidden, self.weights.lm_head).float()
         cap = self.spec.logit_softcap
         return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """[T] integers -> [T, D]: the residual stream before the first layer."""
-        embedded = F.embedding(token_ids, self.weights.embedding)
+        embedded = self._group.all_reduce(self._look_up(token_ids))
         return embedded if self._embedding_scale == 1.0 else embedded.mul_(self._embedding_scale)
+
+    def _look_up(self, token_ids: Tensor) -> Tensor:
+        """Embeddings of this rank's tokens, zeros for the others'."""
+        if self._share.size == 1:
+            return F.embedding(token_ids, self.weights.embedding)
+        row = token_ids - self._share.vocab.start
+        mine = (row >= 0) & (row < len(self._share.vocab))
+        return F.embedding(row * mine, self.weights.embedding) * mine[:, None]
 
     def _branches(
         self, index: int, normed: Tensor, residual: Tensor, batch: PagedBatch, kv: KVCache
@@ -104,7 +116,7 @@ class Decoder:
         kv_store(k, v, *kv, batch.slots)
         window, cap = spec.windows[index], spec.attention_softcap
         attended = paged_attention(q, *kv, batch, scale=spec.attention_scale, window=window, softcap=cap)
-        return layer.out(attended.flatten(1))
+        return self._group.all_reduce(layer.out(attended.flatten(1)))
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[T, q + 2 kv] -> q [T, Hq, head_dim], k and v [T, Hk, head_dim], all views."""
@@ -114,4 +126,4 @@ class Decoder:
         return heads[:, :k_start], heads[:, k_start:v_start], heads[:, v_start:]
 
     def _mlp(self, layer: LayerWeights, x: Tensor) -> Tensor:
-        return layer.down(self._activation(layer.gate_up(x)))
+        return self._group.all_reduce(layer.down(self._activation(layer.gate_up(x))))

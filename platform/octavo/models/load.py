@@ -7,6 +7,7 @@ import torch
 from octavo.config import DType
 from octavo.models.decoder import Decoder
 from octavo.models.families import Config
+from octavo.models.parallel import Share, TPGroup, share_of
 from octavo.models.source_spec import check_loadable, read_config
 from octavo.models.weights.gguf_file import read_gguf
 from octavo.models.weights.layout import allocate, slots
@@ -26,8 +27,10 @@ def load_model(
     quantization: str | None = None,
     max_model_len: int | None = None,
     progress: bool = False,
+    share: Share | None = None,
+    group: TPGroup | None = None,
 ) -> Decoder:
-    """Read a model's weights into memory, ready to run.
+    """Read a model's weights, or one rank's share of them, into memory, ready to run.
 
     Args:
         source: a Hugging Face directory or a GGUF file.
@@ -36,6 +39,8 @@ def load_model(
         quantization: None, or "gguf" for a GGUF file; both compute with dequantised weights.
         max_model_len: tokens of the longest sequence; None takes the model's own limit.
         progress: draw a progress bar on stderr.
+        share: what of the model; None means all.
+        group: the ranks that have the other shares.
 
     Raises:
         ModelError: the checkpoint is damaged, or of a kind that is not supported.
@@ -43,12 +48,16 @@ def load_model(
     """
     spec, positions = check_loadable(source, quantization, max_model_len)
     config = read_config(source)
-    weights = allocate(spec, _torch_dtype(dtype, device, config), torch.device(device))
+    share = share or share_of(spec)
+    weights = allocate(share.spec, _torch_dtype(dtype, device, config), torch.device(device))
     naming = hf_naming(spec) if source.kind == "hf" else gguf_naming(spec)
     stored = read_safetensors(source.path, spec) if source.kind == "hf" else read_gguf(source.path)
     title = f"Loading {source.name}"
-    fill(slots(weights, spec), naming, stored, spec.head_dim, title=title, progress=progress)
-    return Decoder(spec, weights, positions)
+    fill(slots(weights, share), naming, stored, spec.head_dim, title=title, progress=progress)
+    if share.rank:  # the sum over ranks takes each bias once
+        for layer in weights.layers:
+            layer.out.bias = layer.down.bias = None
+    return Decoder(share, weights, positions, group or TPGroup())
 
 
 def _torch_dtype(dtype: DType, device: str, config: Config) -> torch.dtype:

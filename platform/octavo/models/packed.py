@@ -10,6 +10,7 @@ import numpy as np
 from octavo.gguf_header import read_directory
 from octavo.models.packed_cache import cached
 from octavo.models.packed_file import Packed, Part
+from octavo.models.parallel import Share, share_of
 from octavo.models.source_spec import check_loadable
 from octavo.models.spec import ModelSpec, Rope
 from octavo.source import Source
@@ -42,8 +43,9 @@ def load_packed(
     quantization: str | None = None,
     max_model_len: int | None = None,
     progress: bool = False,
+    share: Share | None = None,
 ) -> tuple[ModelSpec, PackedModel]:
-    """Read a model's weights into packed matrices.
+    """Read a model's weights, or one rank's share of them, into packed matrices.
 
     Args:
         source: a Hugging Face directory or a GGUF file.
@@ -51,23 +53,28 @@ def load_packed(
         quantization: None, or "gguf" for a GGUF file.
         max_model_len: tokens of the longest sequence; None takes the model's own limit.
         progress: draw a progress bar on stderr while packing.
+        share: what of the model; None means all.
+
+    Returns:
+        The spec of what was read, and the matrices.
 
     Raises:
         ModelError: the checkpoint is damaged, or of a kind that is not supported.
         ConfigError: a quantization that is not supported, or more positions than the model has.
     """
     spec, positions = check_loadable(source, quantization, max_model_len)
+    share = share or share_of(spec)
     half = dtype == "bfloat16" and _holds_float32(source)
 
     def pack() -> Iterator[tuple[Part, Packed]]:
         from octavo.models.packing import pack  # torch: 2 s that a later start saves
 
         rows = min(spec.max_position_embeddings, _TABLE_POSITIONS)
-        return pack(source, spec, half=half, table_positions=rows, progress=progress)
+        return pack(source, share, half=half, table_positions=rows, progress=progress)
 
-    return spec, _assemble(
-        spec, cached(source, pack, f"{quantization or 'stored'}{'-half' if half else ''}"), positions, dtype
-    )
+    rank = f"-{share.rank}of{share.size}" if share.size > 1 else ""
+    variant = f"{quantization or 'stored'}{'-half' if half else ''}{rank}"
+    return share.spec, _assemble(share.spec, cached(source, pack, variant), positions, dtype)
 
 
 def _holds_float32(source: Source) -> bool:

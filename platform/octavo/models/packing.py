@@ -16,9 +16,10 @@ from tqdm import tqdm
 from octavo.errors import ModelError
 from octavo.gguf_header import Entry, read_directory
 from octavo.models.packed_file import Packed, Part
+from octavo.models.parallel import Share
 from octavo.models.rope import cos_sin_table
 from octavo.models.spec import ModelSpec
-from octavo.models.weights.gguf_file import read_gguf
+from octavo.models.weights.gguf_file import read_blocks, read_gguf
 from octavo.models.weights.layout import Slot, allocate, slots
 from octavo.models.weights.names import Naming, gguf_naming, hf_naming
 from octavo.models.weights.safetensors_files import read_safetensors
@@ -29,35 +30,39 @@ from octavo_kernels.linear.formats import GROUPED, Array
 
 
 def pack(
-    source: Source, spec: ModelSpec, *, half: bool, table_positions: int, progress: bool
+    source: Source, share: Share, *, half: bool, table_positions: int, progress: bool
 ) -> Iterator[tuple[Part, Packed]]:
     """Read a model's tensors one by one: a `PackedWeight` for a matrix, float32 for a vector.
 
     Args:
         source: a Hugging Face directory or a GGUF file.
+        share: what of each tensor is wanted.
         half: round float32 matrices to bfloat16.
         table_positions: rows of the rotary tables, parts (i, "rotary", "table") in the order of `spec.ropes`.
         progress: draw a progress bar on stderr.
 
     Raises:
-        ModelError: the checkpoint is damaged, or does not hold what `spec` needs; some parts may have come by then.
+        ModelError: the checkpoint is damaged, or does not hold what it should; some parts may have come by then.
     """
+    spec = share.whole
     naming = hf_naming(spec) if source.kind == "hf" else gguf_naming(spec)
     stored = read_safetensors(source.path, spec) if source.kind == "hf" else read_gguf(source.path)
     entries = read_directory(source.path) if source.kind == "gguf" else {}
     # which tensors there must be does not depend on the type of the empty ones that this makes
-    by_name = {naming.stored_name(slot): slot for slot in slots(allocate(spec, torch.float32, _NOWHERE), spec)}
+    by_name = {naming.stored_name(slot): slot for slot in slots(allocate(share.spec, torch.float32, _NOWHERE), share)}
     compare(by_name, stored)
     for i, rope in enumerate(spec.ropes):
         yield (i, "rotary", "table"), cos_sin_table(rope, table_positions).numpy()
     for tensor in tqdm(stored, desc=f"Packing {source.name}", disable=not progress):
         slot = by_name[tensor.name]
+        if share.rank and slot.kind == "bias" and slot.part in ("out", "down"):
+            continue  # the sum over ranks takes each bias once
         order = _row_order(slot, naming, spec)
         is_vector = slot.is_norm or slot.kind == "bias"
         packed: Packed = (
             _vector(tensor, slot, naming, order)
             if is_vector
-            else _matrix(tensor, entries.get(tensor.name), half=half, order=order)
+            else _matrix(tensor, slot, entries.get(tensor.name), half=half, order=order)
         )
         yield (slot.layer, slot.part, slot.kind), packed
 
@@ -66,7 +71,7 @@ _NOWHERE = torch.device("meta")
 
 
 def _vector(tensor: StoredTensor, slot: Slot, naming: Naming, order: Tensor | None) -> Array:
-    values = torch.cat([chunk.float() for chunk in tensor.chunks()])
+    values = torch.cat([chunk.float() for chunk in tensor.read(slot.rows, None)])
     values = values if order is None else values[order.argsort()]
     return (values + naming.norm_offset if slot.is_norm else values).numpy()
 
@@ -78,11 +83,11 @@ def _row_order(slot: Slot, naming: Naming, spec: ModelSpec) -> Tensor | None:
     return None
 
 
-def _matrix(tensor: StoredTensor, entry: Entry | None, *, half: bool, order: Tensor | None) -> PackedWeight:
+def _matrix(tensor: StoredTensor, slot: Slot, entry: Entry | None, *, half: bool, order: Tensor | None) -> PackedWeight:
     if entry is not None and entry.format in GROUPED:
-        blocks = np.fromfile(entry.file, np.uint8, count=entry.num_bytes, offset=entry.offset)
-        return PackedWeight.from_blocks(_reordered(blocks.reshape(entry.shape[0], -1), order), entry.format)
-    values = _floats(entry) if entry is not None else torch.cat(list(tensor.chunks()))
+        blocks = read_blocks(entry, slot.rows, slot.columns)
+        return PackedWeight.from_blocks(_reordered(blocks, order), entry.format)
+    values = _floats(entry, slot) if entry is not None else torch.cat(list(tensor.read(slot.rows, slot.columns)))
     if values.dtype == torch.float32 and half:
         values = values.bfloat16()
     if order is not None:
@@ -90,14 +95,12 @@ def _matrix(tensor: StoredTensor, entry: Entry | None, *, half: bool, order: Ten
     return PackedWeight.from_tensor(values)
 
 
-def _floats(entry: Entry) -> Tensor:
+def _floats(entry: Entry, slot: Slot) -> Tensor:
     """An unquantised matrix of a GGUF file in its own type."""
-    types = {"F32": (np.float32, torch.float32), "F16": (np.float16, torch.float16), "BF16": (np.int16, torch.bfloat16)}
+    types = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     if entry.format not in types:
         raise ModelError(f"{entry.name}: GGUF tensors of type {entry.format} are not supported")
-    stored, dtype = types[entry.format]
-    values = np.fromfile(entry.file, stored, count=entry.num_bytes // np.dtype(stored).itemsize, offset=entry.offset)
-    return torch.from_numpy(values).view(dtype).view(entry.shape)
+    return torch.from_numpy(read_blocks(entry, slot.rows, slot.columns)).contiguous().view(types[entry.format])
 
 
 def _reordered(rows: np.ndarray, order: Tensor | None) -> np.ndarray:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from octavo.errors import ConfigError
+from octavo.gguf_header import read_directory
 from octavo.models.families import Config, spec_from_config, token_ids
 from octavo.models.gguf_config import config_from_gguf
+from octavo.models.parallel import Share, TPGroup, share_of, split_heads
 from octavo.models.spec import ModelSpec
 from octavo.models.weights.safetensors_files import read_json
 from octavo.source import Source
@@ -17,6 +21,37 @@ def read_spec(source: Source) -> ModelSpec:
         ModelError: a damaged config, or a model or setting that is not supported.
     """
     return spec_from_config(read_config(source))
+
+
+def read_share(source: Source, group: TPGroup) -> Share:
+    """What this rank has of the model at `source`.
+
+    Raises:
+        ModelError: a damaged config, or a model or setting that is not supported.
+        ConfigError: so many ranks cannot share it; the message says why and how many can.
+    """
+    blocks = _block_values(source) if group.size > 1 else []
+    return share_of(read_spec(source), group.rank, group.size, math.lcm(*blocks))
+
+
+def cut_through_blocks(source: Source, share: Share) -> str | None:
+    """Where a cut goes through quantised blocks, which then have to be dequantised; None where none does.
+
+    The MLP is cut between them. Heads stay whole, and their edges may lie inside blocks.
+    """
+    edges = [heads.stop * share.whole.head_dim for heads, _ in split_heads(share.whole, share.size)]
+    for values in _block_values(source) if share.size > 1 else []:
+        if through := [edge for edge in edges if edge % values]:
+            return f"{share.size} ranks cut its attention output at column {through[0]}, inside a block of {values}"
+    return None
+
+
+def _block_values(source: Source) -> list[int]:
+    """Columns of a block of every matrix in a layer; none where the source has no blocks."""
+    if source.kind != "gguf":
+        return []
+    entries = read_directory(source.path)
+    return [entry.block_values for name, entry in entries.items() if name.startswith("blk.") and len(entry.shape) == 2]
 
 
 def check_loadable(source: Source, quantization: str | None, max_model_len: int | None) -> tuple[ModelSpec, int]:

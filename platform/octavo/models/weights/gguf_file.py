@@ -29,16 +29,34 @@ def read_gguf(file: Path) -> list[StoredTensor]:
     return [StoredTensor(entry.name, entry.shape, entry.num_bytes, partial(read_rows, entry)) for entry in entries]
 
 
-def read_rows(entry: Entry) -> Iterator[Tensor]:
-    """A tensor's values in float32, some rows at a time."""
+def read_rows(entry: Entry, rows: range | None = None, columns: range | None = None) -> Iterator[Tensor]:
+    """Values in float32 of some rows (None: all), a few at a time, of each some columns (None: all)."""
     values_per_row = int(np.prod(entry.shape[1:]))
     step = max(1, CHUNK_VALUES // values_per_row)
-    for start in range(0, entry.shape[0], step):
-        count = min(step, entry.shape[0] - start)
-        # Not from a memory map: its pages would stay resident beside the weights.
-        offset = entry.offset + start * entry.row_bytes
-        stored = np.fromfile(entry.file, np.uint8, count=count * entry.row_bytes, offset=offset)
-        yield _dequantize(entry, stored.reshape(count, -1)).view(count, *entry.shape[1:])
+    rows = range(entry.shape[0]) if rows is None else rows
+    for start in range(rows.start, rows.stop, step):
+        count = min(step, rows.stop - start)
+        if columns is None:
+            yield _dequantize(entry, read_blocks(entry, range(start, start + count))).view(count, *entry.shape[1:])
+        else:
+            whole = range(columns.start // entry.block_values * entry.block_values,
+                          -(-columns.stop // entry.block_values) * entry.block_values)  # fmt: skip
+            values = _dequantize(entry, read_blocks(entry, range(start, start + count), whole))
+            yield values[:, columns.start - whole.start : columns.stop - whole.start]
+
+
+def read_blocks(entry: Entry, rows: range | None = None, columns: range | None = None) -> npt.NDArray[np.uint8]:
+    """Stored bytes of some rows (None: all): [rows, bytes of the columns]; cuts between columns are between blocks."""
+    rows = range(entry.shape[0]) if rows is None else rows
+    # Not from a memory map: its pages would stay resident beside the weights.
+    offset = entry.offset + rows.start * entry.row_bytes
+    stored = np.fromfile(entry.file, np.uint8, count=len(rows) * entry.row_bytes, offset=offset)
+    stored = stored.reshape(len(rows), entry.row_bytes)
+    if columns is None:
+        return stored
+    per_block = entry.row_bytes // (entry.shape[1] // entry.block_values)
+    begin, end = columns.start // entry.block_values, columns.stop // entry.block_values
+    return stored[:, begin * per_block : end * per_block]
 
 
 def _dequantize(entry: Entry, rows: npt.NDArray[np.uint8]) -> Tensor:

@@ -1,17 +1,18 @@
 """Where a model's weights lie: q, k and v in one matrix, gate and up in one, allocated once and filled in place.
 
-This is the place that a tensor-parallel rank cuts: `qkv`, `gate_up` and `lm_head` by rows (their outputs), `out` and
-`down` by columns (their inputs, with a sum over ranks after them).
+A tensor-parallel rank has the same layout for its smaller spec, and fills it with some rows or columns of what is
+stored (`octavo.models.parallel`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from octavo.models.parallel import Share
 from octavo.models.spec import ModelSpec
 
 
@@ -61,12 +62,23 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The final place of one stored tensor: all or some rows of a tensor of `Weights`."""
+    """The final place of one stored tensor, or of a rank's part of it.
+
+    Attributes:
+        part: "q", "attention_norm", "embedding", ...
+        kind: "weight" or "bias".
+        target: a view of all or some rows of a tensor of `Weights`.
+        shape: of the whole stored tensor.
+        rows, columns: those of the stored tensor that go to `target`; None means all.
+    """
 
     layer: int | None
-    part: str  # "q", "attention_norm", "embedding", ...
-    kind: str  # "weight" or "bias"
-    target: Tensor  # a view
+    part: str
+    kind: str
+    target: Tensor
+    shape: tuple[int, ...]
+    rows: range | None = None
+    columns: range | None = None
 
     @property
     def is_norm(self) -> bool:
@@ -106,14 +118,24 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> Weigh
     return Weights(embedding, [layer() for _ in range(spec.num_layers)], norm(width), head)
 
 
-def slots(weights: Weights, spec: ModelSpec) -> list[Slot]:
-    """The place of every tensor that a checkpoint of `spec` holds."""
+def slots(weights: Weights, share: Share) -> list[Slot]:
+    """The place of every tensor that a checkpoint of the whole model holds; `weights` are those of `share.spec`."""
+    stored = _places(allocate(share.whole, torch.float32, torch.device("meta")), share.whole)
+    return [_cut(mine, whole.shape, share) for mine, whole in zip(_places(weights, share.spec), stored, strict=True)]
+
+
+def _cut(slot: Slot, shape: tuple[int, ...], share: Share) -> Slot:
+    rows, columns = share.part(slot.part)
+    return replace(slot, shape=shape, rows=rows, columns=columns if slot.kind == "weight" else None)
+
+
+def _places(weights: Weights, spec: ModelSpec) -> list[Slot]:
     places = [
-        Slot(None, "embedding", "weight", weights.embedding),
-        Slot(None, "final_norm", "weight", weights.final_norm),
+        _slot(None, "embedding", "weight", weights.embedding),
+        _slot(None, "final_norm", "weight", weights.final_norm),
     ]
     if not spec.tied_embeddings:
-        places.append(Slot(None, "lm_head", "weight", weights.lm_head))
+        places.append(_slot(None, "lm_head", "weight", weights.lm_head))
     for index, layer in enumerate(weights.layers):
         places += _layer_slots(index, layer, spec)
     return places
@@ -129,15 +151,19 @@ def _layer_slots(index: int, layer: LayerWeights, spec: ModelSpec) -> list[Slot]
     ]
     norms = ("attention_norm", "mlp_norm", "q_norm", "k_norm", "post_attention_norm", "post_mlp_norm")
     present = [(name, getattr(layer, name)) for name in norms if getattr(layer, name) is not None]
-    return places + [Slot(index, name, "weight", norm) for name, norm in present]
+    return places + [_slot(index, name, "weight", norm) for name, norm in present]
 
 
 def _linear_slots(index: int, linear: Linear, rows: dict[str, int]) -> list[Slot]:
     """The parts of one fused matrix, first rows first."""
     places, start = [], 0
     for part, size in rows.items():
-        places.append(Slot(index, part, "weight", linear.weight[start : start + size]))
+        places.append(_slot(index, part, "weight", linear.weight[start : start + size]))
         if linear.bias is not None:
-            places.append(Slot(index, part, "bias", linear.bias[start : start + size]))
+            places.append(_slot(index, part, "bias", linear.bias[start : start + size]))
         start += size
     return places
+
+
+def _slot(layer: int | None, part: str, kind: str, target: Tensor) -> Slot:
+    return Slot(layer, part, kind, target, tuple(target.shape))

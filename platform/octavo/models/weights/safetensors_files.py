@@ -95,7 +95,9 @@ def _stored(file: Path, name: str, piece: Any) -> StoredTensor:
     return StoredTensor(plain_name(name), shape, math.prod(shape) * bits // 8, partial(_read, file, name))
 
 
-def _read(file: Path, name: str) -> Iterator[Tensor]:
+def _read(file: Path, name: str, rows: range | None, columns: range | None) -> Iterator[Tensor]:
     # Memory-mapped: nothing is held but the page cache, and the map goes with the file's handle.
     with _open(file) as tensors:
-        yield tensors.get_tensor(name)
+        tensor = tensors.get_tensor(name)
+        tensor = tensor if rows is None else tensor[rows.start : rows.stop]
+        yield tensor if columns is None else tensor[:, columns.start : columns.stop]

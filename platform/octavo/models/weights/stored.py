@@ -27,13 +27,13 @@ class StoredTensor:
         name: without the prefixes that differ between checkpoints of one family.
         shape: its logical shape.
         num_bytes: its size in the file.
-        chunks: reads its rows in order, some at a time.
+        read: reads some rows (None: all) in order, a few at a time, of each some columns (None: all).
     """
 
     name: str
     shape: tuple[int, ...]
     num_bytes: int
-    chunks: Callable[[], Iterator[Tensor]]
+    read: Callable[[range | None, range | None], Iterator[Tensor]]
 
 
 def fill(
@@ -73,9 +73,9 @@ def compare(by_name: dict[str, Slot], stored: list[StoredTensor]) -> None:
     if extra := [name for name in shapes if name not in by_name]:
         raise ModelError(f"the checkpoint holds tensors that a model of this kind does not have: {_list(extra)}")
     wrong = [
-        f"{name} is {list(shapes[name])} instead of {list(slot.target.shape)}"
+        f"{name} is {list(shapes[name])} instead of {list(slot.shape)}"
         for name, slot in by_name.items()
-        if tuple(slot.target.shape) != shapes[name]
+        if slot.shape != shapes[name]
     ]
     if wrong:
         raise ModelError(f"tensors of the wrong shape: {_list(wrong)}")
@@ -90,7 +90,7 @@ def _copy(tensor: StoredTensor, slot: Slot, naming: Naming, head_dim: int) -> No
     interleaved = naming.interleaved_rope and slot.part in ("q", "k")
     rows = half_split_rows(len(slot.target), head_dim).to(slot.target.device) if interleaved else None
     start = 0
-    for chunk in tensor.chunks():
+    for chunk in tensor.read(slot.rows, slot.columns):
         end = start + len(chunk)
         if rows is None:
             slot.target[start:end].copy_(chunk)

@@ -31,6 +31,9 @@ class PagedFake:
         self.batches: list[StepBatch] = []
         self.fail_tokens: set[int] = set()  # last tokens for which the logits are "not finite"
 
+    def check_health(self) -> None:
+        pass
+
     def execute(self, batch: StepBatch) -> StepResult:
         self.batches.append(batch)
         sources, targets = [s for s, _ in batch.block_copies], [t for _, t in batch.block_copies]

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from octavo.errors import ModelError
 from octavo.models.load import load_model
+from octavo.models.parallel import share_of
 from octavo.models.weights.layout import slots
 from octavo.source import resolve_source
 
@@ -18,7 +19,7 @@ def load(folder):
 
 
 def assert_equal_weights(a, b):
-    for left, right in zip(slots(a.weights, a.spec), slots(b.weights, b.spec), strict=True):
+    for left, right in zip(slots(a.weights, share_of(a.spec)), slots(b.weights, share_of(b.spec)), strict=True):
         torch.testing.assert_close(left.target, right.target, atol=0, rtol=0)
 
 

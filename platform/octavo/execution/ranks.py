@@ -1,0 +1,317 @@
+"""One model over several processes: rank 0 runs in this one and tells the others each step.
+
+The others connect to rank 0, load their share of the weights, and run every `StepBatch` that comes over the connection;
+what they compute is joined by collectives inside the step, so nothing goes back but a pulse. Whoever is left when one
+of them dies ends too: the connection and the collectives break.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pickle
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
+from typing import Any, Protocol
+
+import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from octavo.config import EngineConfig
+from octavo.errors import ConfigError, EngineDead, OctavoError
+from octavo.execution.executor import LocalExecutor
+from octavo.execution.parallel import DistributedGroup
+from octavo.models.spec import ModelSpec
+from octavo.source import Source
+from octavo.step import StepBatch, StepResult
+
+PULSE = 0.5  # seconds between two signs of life of a rank
+SILENT_AFTER = 5.0  # seconds without one after which a rank counts as hung
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """Where rank 0 waits for another, and how they know each other."""
+
+    host: str
+    port: int
+    key: bytes
+    rank: int
+
+
+class Ranks(Protocol):
+    """The processes of the ranks but 0, of whoever started them."""
+
+    def ended(self) -> str | None:
+        """Which of them has ended and how, in words; None while all live."""
+        ...
+
+    def stop(self) -> None:
+        """End those that are left."""
+        ...
+
+
+StartRanks = Callable[[list[Invitation]], Ranks]
+
+
+@dataclass(frozen=True, slots=True)
+class _Setup:
+    """What every rank is told first."""
+
+    source: Source
+    config: EngineConfig
+    store_port: int
+
+
+class ParallelExecutor:
+    """An `Executor` over `config.tensor_parallel_size` ranks.
+
+    Args:
+        start: starts a process that calls `serve_rank` for each invitation; None starts children of this one.
+        host: this machine as the other ranks see it.
+
+    Raises:
+        ModelError, ConfigError: the model cannot be loaded, or not by so many ranks.
+        EngineDead: a rank ended before it was ready.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        config: EngineConfig,
+        start: StartRanks | None = None,
+        *,
+        host: str = "127.0.0.1",
+        progress: bool = False,
+    ) -> None:
+        size = config.tensor_parallel_size
+        config = dataclasses.replace(config, threads=config.threads or _fair_threads(size))
+        key = secrets.token_bytes(32)
+        self._links: list[Connection[Any, Any]] = []
+        self._heard = [time.monotonic()] * (size - 1)
+        with socket.create_server((host, 0)) as server:
+            port = server.getsockname()[1]
+            invitations = [Invitation(host, port, key, rank) for rank in range(1, size)]
+            self._ranks = start(invitations) if start else RankProcesses(invitations, config.device)
+            try:
+                self._links = _welcome(server, key, size, self._ranks)
+                self._local = self._load(source, config, host, progress)
+            except BaseException:
+                self.close()
+                raise
+        self.spec: ModelSpec = self._local.spec
+        self.num_blocks = self._local.num_blocks
+        self._heard = [time.monotonic()] * (size - 1)
+
+    def _load(self, source: Source, config: EngineConfig, host: str, progress: bool) -> LocalExecutor:
+        size = config.tensor_parallel_size
+        store = TCPStore(host, 0, size, is_master=True, wait_for_workers=False)
+        for link in self._links:
+            link.send(_Setup(source, config, store.port))
+        try:
+            group = DistributedGroup(store, 0, size, config.device, host, self._check_alive)
+            return LocalExecutor(source, config, progress=progress, group=group)
+        except EngineDead:
+            self._listen()  # a rank that failed has said why
+            raise
+
+    def __str__(self) -> str:
+        return f"rank 0 of {len(self._links) + 1}: {self._local}"
+
+    def execute(self, batch: StepBatch) -> StepResult:
+        """Run one step on all ranks.
+
+        Raises:
+            EngineDead: a rank is gone.
+        """
+        message = pickle.dumps(_for_others(batch), pickle.HIGHEST_PROTOCOL)
+        try:
+            for link in self._links:
+                link.send_bytes(message)
+        except OSError as error:
+            self._listen()
+            raise EngineDead(f"a rank is gone: {error}") from error
+        return self._local.execute(batch)
+
+    def check_health(self) -> None:
+        """Raise EngineDead if a rank has ended or given no sign of life for some seconds."""
+        self._check_alive()
+        for rank, heard in enumerate(self._heard, 1):
+            if (silent := time.monotonic() - heard) > SILENT_AFTER:
+                raise EngineDead(f"rank {rank} has given no sign of life for {silent:.0f} s")
+
+    def _check_alive(self) -> None:
+        self._listen()
+        if how := self._ranks.ended():
+            raise EngineDead(how)
+
+    def _listen(self) -> None:
+        """Take in what the ranks have said; raises what one of them failed with."""
+        for index, link in enumerate(self._links):
+            try:
+                while link.poll():
+                    said = link.recv()
+                    if isinstance(said, Exception):
+                        raise said
+                    self._heard[index] = time.monotonic()
+            except (EOFError, ConnectionError) as error:
+                raise EngineDead(f"rank {index + 1} is gone") from error
+
+    def close(self) -> None:
+        """End the other ranks, and drop this one's share."""
+        for link in self._links:
+            link.close()  # they take this as the end
+        self._ranks.stop()
+        if hasattr(self, "_local"):
+            self._local.close()
+
+
+def serve_rank(invitation: Invitation) -> None:
+    """Be a rank: load a share of the model, run the steps that rank 0 sends, return when it leaves.
+
+    Raises:
+        OctavoError: what went wrong; rank 0 raises the same.
+    """
+    with socket.create_connection((invitation.host, invitation.port)) as sock:
+        own_host = sock.getsockname()[0]
+        link = _connection(sock)
+    with link:
+        answer_challenge(link, invitation.key)
+        deliver_challenge(link, invitation.key)
+        link.send(invitation.rank)
+        try:
+            _serve(link, invitation, own_host)
+        except (EOFError, ConnectionError):
+            return
+        except Exception as error:
+            with contextlib.suppress(OSError):
+                said = error if isinstance(error, OctavoError) else EngineDead(f"rank {invitation.rank}: {error!r}")
+                link.send(said)
+            raise
+
+
+def _serve(link: Connection[Any, Any], invitation: Invitation, own_host: str) -> None:
+    setup = link.recv()
+    config: EngineConfig = setup.config
+    size = config.tensor_parallel_size
+    store = TCPStore(invitation.host, setup.store_port, size, is_master=False)
+    group = DistributedGroup(store, invitation.rank, size, config.device, own_host)
+    executor = LocalExecutor(setup.source, config, group=group)
+    threading.Thread(target=_pulse, args=(link,), daemon=True).start()
+    while True:
+        executor.execute(pickle.loads(link.recv_bytes()))
+
+
+def _pulse(link: Connection[Any, Any]) -> None:
+    """Tell rank 0 that this process runs, whatever step it is in."""
+    with contextlib.suppress(OSError):
+        while True:
+            link.send(None)
+            time.sleep(PULSE)
+
+
+def _welcome(server: socket.socket, key: bytes, size: int, ranks: Ranks) -> list[Connection[Any, Any]]:
+    """Connections to the ranks 1, 2, ..., once all have come."""
+    server.settimeout(0.1)
+    links: dict[int, Connection[Any, Any]] = {}
+    while len(links) < size - 1:
+        try:
+            link = _connection(server.accept()[0])
+        except TimeoutError:
+            if how := ranks.ended():
+                raise EngineDead(f"{how} before it was ready") from None
+            continue
+        deliver_challenge(link, key)
+        answer_challenge(link, key)
+        links[link.recv()] = link
+    return [links[rank] for rank in range(1, size)]
+
+
+def _connection(sock: socket.socket) -> Connection[Any, Any]:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return Connection(sock.detach())
+
+
+def _for_others(batch: StepBatch) -> StepBatch:
+    """Without what only the rank that draws the tokens needs: penalties hold whole prompts."""
+    sampling = dataclasses.replace(batch.sampling, penalties={}, logit_bias={}, banned={})
+    return dataclasses.replace(batch, sampling=sampling)
+
+
+def _fair_threads(size: int) -> int:
+    return max(1, len(os.sched_getaffinity(0)) // size)
+
+
+# ---- ranks without Ray ----------------------------------------------------------------------------------------------
+
+
+class RankProcesses:
+    """Ranks as child processes on this machine, each with a GPU of its own where the device is one.
+
+    Not `multiprocessing`: its children import the caller's main module again.
+    """
+
+    def __init__(self, invitations: list[Invitation], device: str) -> None:
+        gpus = _gpus(len(invitations) + 1, device)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        for invitation in invitations:
+            gpu = {"CUDA_VISIBLE_DEVICES": gpus[invitation.rank]} if gpus else {}
+            self._processes.append(_start_process(invitation, gpu))
+
+    def ended(self) -> str | None:
+        """Which of them has ended and how, in words; None while all live."""
+        for rank, process in enumerate(self._processes, 1):
+            if (code := process.poll()) is not None:
+                return f"rank {rank} has ended with exit code {code}"
+        return None
+
+    def stop(self) -> None:
+        """End those that are left: they leave when their connection closes, or are killed."""
+        for process in self._processes:
+            try:
+                process.wait(3)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _start_process(invitation: Invitation, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    path = os.pathsep.join(filter(None, sys.path))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "octavo.execution.ranks"],
+        env={**os.environ, **environment, "PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    with process.stdin as stdin:  # not in the arguments, which every user of the machine can read
+        stdin.write(json.dumps({**dataclasses.asdict(invitation), "key": invitation.key.hex()}).encode())
+    return process
+
+
+def _gpus(size: int, device: str) -> list[str]:
+    """A visible GPU for each rank; empty on a CPU, and where the device is one GPU that all ranks are to share."""
+    if device == "cpu" or ":" in device or not torch.cuda.is_available():
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    gpus = visible.split(",")
+    if len(gpus) < size:
+        raise ConfigError(f"tensor_parallel_size is {size}, but there are {len(gpus)} GPUs: one for each rank")
+    return gpus
+
+
+def _main() -> None:
+    told = json.loads(sys.stdin.read())
+    serve_rank(Invitation(**{**told, "key": bytes.fromhex(told["key"])}))
+
+
+if __name__ == "__main__":
+    _main()
