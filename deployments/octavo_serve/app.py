@@ -41,8 +41,7 @@ def build(args: dict[str, Any]) -> serve.Application:
 def _shard(model: ModelSettings, router: RouterSettings) -> serve.Application:
     routing: dict[str, Any] = {
         "request_router_class": ROUTER,
-        "request_router_kwargs": router.model_dump(include={"max_imbalance", "remembered_blocks"}),
-        "request_routing_stats_period_s": router.stats_period_s,
+        "request_router_kwargs": {"model": model.name, **router.model_dump(exclude={"report_s"})},
     }
     deployment = serve.deployment(
         name=deployment_name(model.name),
@@ -56,7 +55,8 @@ def _shard(model: ModelSettings, router: RouterSettings) -> serve.Application:
         max_constructor_retry_count=MAX_START_ATTEMPTS,
         request_router_config=RequestRouterConfig(**routing),
     )(Shard)
-    return _versioned(deployment, model.source, model.engine).bind(model.source, model.engine)
+    arguments = (model.source, model.engine, router.report_s)
+    return _versioned(deployment, *arguments).bind(*arguments)
 
 
 def _replicas(replicas: int | ReplicaRange) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pydantic import (
 
 from octavo.config import EngineConfig, unknown_key
 from octavo.errors import ConfigError
+from octavo.routing.policy import PolicyName
 from octavo.scaling.policy import Targets
 from octavo_serve.validation import explain
 
@@ -174,17 +175,23 @@ class GatewaySettings(Settings):
 
 
 class RouterSettings(Settings):
-    """How requests find a shard (see `octavo.routing.policy`).
+    """How requests find a shard (see `octavo.routing.policy`, docs/routing.md).
 
     Attributes:
-        max_imbalance: sequences the shard that holds a prefix may have above the least busy one.
-        remembered_blocks: KV blocks a gateway remembers the whereabouts of; about 370 bytes each.
-        stats_period_s: how often shards report to the routers.
+        policy: prefix_affinity, least_loaded, round_robin or session.
+        stream_weight: seconds of waiting for a first token that one second of delay to one running stream is worth.
+        stale_after_s: a shard that was not heard for so long is judged by what was sent there alone.
+        max_blocks_per_shard: block hashes a gateway keeps per shard; about 100 bytes each.
+        log_decisions: log every decision with all numbers of the formula.
+        report_s: how often shards tell routers their load.
     """
 
-    max_imbalance: Annotated[int, Field(ge=0)] = 8
-    remembered_blocks: Count = 65_536
-    stats_period_s: Seconds = 1.0
+    policy: PolicyName = "prefix_affinity"
+    stream_weight: Annotated[float, Field(ge=0)] = 0.02
+    stale_after_s: Seconds = 2.0
+    max_blocks_per_shard: Count = 500_000
+    log_decisions: bool = False
+    report_s: Seconds = 0.05
 
 
 class AppSettings(Settings):

@@ -9,16 +9,18 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ray import serve
+from ray.util import get_node_ip_address
 
 from octavo.config import EngineConfig
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.load_meter import LoadMeter
 from octavo.engine.stats import EngineStats
 from octavo.request import Request, SequenceUpdate
+from octavo_serve.feed import FeedPublisher
 from octavo_serve.openai.model import ModelInfo
 
-SEQUENCES = "sequences"
-"""Key of a shard's routing statistics: sequences running and waiting there, whoever sent them."""
+FEED = "feed"
+"""Key of a shard's metadata: the address of its feed."""
 
 
 class Shard:
@@ -28,10 +30,14 @@ class Shard:
     are: `BadRequest`, `Overloaded`, `EngineDead`.
     """
 
-    def __init__(self, source: str, config: EngineConfig) -> None:
-        speed = config.speed_of_shard(serve.get_replica_context().rank.rank)
+    def __init__(self, source: str, config: EngineConfig, report_s: float) -> None:
+        context = serve.get_replica_context()
+        speed = config.speed_of_shard(context.rank.rank)
         self.engine = AsyncEngine.load(source, replace(config, rehearsal_speed=speed), progress=True)
         self.meter = LoadMeter(config)
+        name = context.replica_id.unique_id
+        host = str(get_node_ip_address())  # type: ignore[no-untyped-call]
+        self.feed = FeedPublisher(name, self.engine.engine, host, report_s)
 
     async def generate(self, request: Request) -> AsyncIterator[list[SequenceUpdate]]:
         """Stream what each step did to the request's sequences; closing the stream aborts the request."""
@@ -58,15 +64,16 @@ class Shard:
         """Raises `EngineDead` when the engine's thread died or is stuck; Serve then replaces the shard."""
         self.engine.check_health()
 
-    async def record_routing_stats(self) -> dict[str, Any]:
-        """What routers learn every `stats_period_s`; few values, for every change goes to every router."""
-        stats = self.engine.stats()
-        return {SEQUENCES: stats.num_running + stats.num_waiting}
+    async def record_replica_metadata(self) -> dict[str, Any]:
+        """What routers learn of this shard once."""
+        return {FEED: self.feed.address}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the autoscaler learns twice a second."""
         return asdict(self.meter.measure(self.engine.stats(), time.monotonic()))
 
     def __del__(self) -> None:
+        if hasattr(self, "feed"):
+            self.feed.close()
         if hasattr(self, "engine"):
             self.engine.close()

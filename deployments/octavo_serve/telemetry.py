@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from octavo.engine.stats import EngineStats
+from octavo.request import Placement
+from octavo.routing.router import Router, Shard
 
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
 _LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0)
+
+_SIGNED = (-8192, -1024, -128, -16, -1, 0, 16, 128, 1024, 8192)
+_SIGNED_SECONDS = (-10.0, -1.0, -0.3, -0.1, -0.03, -0.01, 0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0)
 
 _Value = Callable[[EngineStats], float]
 _GAUGES: dict[str, tuple[str, _Value]] = {
@@ -57,6 +63,57 @@ class _Shards(Collector):
             yield counter
 
 
+class _Routers(Collector):
+    """Turns what this process's routers know of the shards into samples."""
+
+    def collect(self) -> Iterable[Metric]:
+        now = time.monotonic()
+        shards = [(model, name, shard) for router, model in list(_ROUTERS.items())
+                  for name, shard in list(router.shards.items())]  # fmt: skip
+        decisions = CounterMetricFamily(
+            "octavo:routed_requests", "Requests sent to a shard.", labels=["model_name", "engine", "reason"]
+        )
+        for model, name, shard in shards:
+            for reason, count in list(shard.decisions.items()):
+                decisions.add_metric([model, name, reason], count)
+        yield decisions
+        for metric, (kind, text, value) in _ROUTER_VIEWS.items():
+            family = kind(metric, text, labels=["model_name", "engine"])
+            for model, name, shard in shards:
+                family.add_metric([model, name], value(shard, now))
+            yield family
+
+
+_View = tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], str, Callable[[Shard, float], float]]
+_ROUTER_VIEWS: dict[str, _View] = {
+    "octavo:router_index_blocks": (
+        GaugeMetricFamily, "KV blocks this gateway knows to be cached at the shard.", lambda s, _: len(s.blocks.hashes)
+    ),
+    "octavo:router_index_age_seconds": (
+        GaugeMetricFamily, "Age of what this gateway knows of the shard.", lambda s, now: now - s.known_at
+    ),
+    "octavo:router_stale": (
+        GaugeMetricFamily, "1 while the shard is judged by load alone, for it was not heard.", lambda s, _: s.stale
+    ),
+    "octavo:router_index_gaps": (
+        CounterMetricFamily, "Times that block events were missing.", lambda s, _: s.blocks.gaps
+    ),
+    "octavo:router_index_snapshots": (
+        CounterMetricFamily, "Snapshots of the shard's cache taken in.", lambda s, _: s.blocks.snapshots
+    ),
+    "octavo:router_index_skipped_blocks": (
+        CounterMetricFamily, "Block hashes left out for want of room.", lambda s, _: s.blocks.skipped
+    ),
+}  # fmt: skip
+
+_ROUTERS: WeakKeyDictionary[Router, str] = WeakKeyDictionary()
+
+
+def watch_router(model: str, router: Router) -> None:
+    """Show a router of this process in every gateway's metrics."""
+    _ROUTERS[router] = model
+
+
 class Telemetry:
     """Counts what passes through one gateway; has its own registry, so that gateways in one process do not mix."""
 
@@ -83,8 +140,17 @@ class Telemetry:
             "vllm:e2e_request_latency_seconds", "Request read to last token.", model,
             buckets=_LONG, registry=self.registry,
         )  # fmt: skip
+        self.cached_error = Histogram(
+            "octavo:router_cached_tokens_error", "Prompt tokens predicted to be cached minus those that were.", model,
+            buckets=_SIGNED, registry=self.registry,
+        )  # fmt: skip
+        self.first_token_error = Histogram(
+            "octavo:router_first_token_error_seconds", "Predicted time to the first token minus the measured.", model,
+            buckets=_SIGNED_SECONDS, registry=self.registry,
+        )  # fmt: skip
         self._shards = _Shards()
         self.registry.register(self._shards)
+        self.registry.register(_Routers())
 
     def request(self, model: str, prompt_tokens: int) -> RequestTimer:
         """Start the clock of one request."""
@@ -119,6 +185,12 @@ class RequestTimer:
                 histogram.observe((now - last) / count)
         self._last[choice] = now
         self._telemetry.generation_tokens.labels(self._model).inc(count)
+
+    def placed(self, placement: Placement, cached_tokens: int) -> None:
+        """The first token of a routed request came: hold the router's predictions against it."""
+        telemetry, model = self._telemetry, self._model
+        telemetry.cached_error.labels(model).observe(placement.cached_tokens - cached_tokens)
+        telemetry.first_token_error.labels(model).observe(placement.first_token - (time.monotonic() - self._start))
 
     def finished(self, reason: str) -> None:
         """One sequence of the request ended."""

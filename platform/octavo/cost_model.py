@@ -1,10 +1,12 @@
 """How long a step takes, predicted from what is in it and learned from steps that ran.
 
-    seconds = a + b * tokens + c * sequences + d * attended
+    seconds = step + token * tokens + sequence * sequences + attended * attended + context * context
 
 `tokens` is what the linear layers multiply, `attended` the sum over tokens of the positions each attends to (what
-attention reads and multiplies). Fitted by recursive least squares with exponential forgetting (Haykin, Adaptive Filter
-Theory, ch. 10), so it follows a machine whose speed drifts.
+attention multiplies), `context` the sum over sequences of the positions in their cache (what attention reads). The last
+two differ by the length of a prompt's chunk: on a GPU a position costs a decoding stream fifty times what it costs a
+token of a prompt. Fitted by recursive least squares with exponential forgetting (Haykin, Adaptive Filter Theory, ch.
+10), so it follows a machine whose speed drifts.
 
 Its users: the scheduler (largest prefill chunk within a target inter-token latency) and admission (an honest
 `Retry-After`); router, autoscaler and planner read the published coefficients.
@@ -12,7 +14,21 @@ Its users: the scheduler (largest prefill chunk within a target inter-token late
 
 from __future__ import annotations
 
-_SCALE = (1.0, 1e-2, 1e-1, 1e-4)  # brings the features of ordinary steps near 1, which keeps the fit well conditioned
+from typing import NamedTuple
+
+
+class Cost(NamedTuple):
+    """Seconds per step, and per token, sequence, attended position and context position in it."""
+
+    step: float
+    token: float
+    sequence: float
+    attended: float
+    context: float
+
+
+# brings the features of ordinary steps near 1, which keeps the fit well conditioned
+_SCALE = (1.0, 1e-2, 1e-1, 1e-5, 1e-4)
 
 
 class CostModel:
@@ -24,8 +40,8 @@ class CostModel:
 
     def __init__(self, forgetting: float = 0.99) -> None:
         self._forgetting = forgetting
-        self._weights = [0.0] * 4
-        self._covariance = [[100.0 if i == j else 0.0 for j in range(4)] for i in range(4)]
+        self._weights = [0.0] * 5
+        self._covariance = [[100.0 if i == j else 0.0 for j in range(5)] for i in range(5)]
         self.num_observed = 0
 
     @property
@@ -34,15 +50,14 @@ class CostModel:
         return self.num_observed >= 8
 
     @property
-    def coefficients(self) -> tuple[float, float, float, float]:
-        """Seconds per step, per token, per sequence and per attended position; never negative."""
-        a, b, c, d = (max(0.0, w * s) for w, s in zip(self._weights, _SCALE, strict=True))
-        return a, b, c, d
+    def coefficients(self) -> Cost:
+        """What was learned; never negative."""
+        return Cost(*(max(0.0, w * s) for w, s in zip(self._weights, _SCALE, strict=True)))
 
-    def predict(self, tokens: int, sequences: int, attended: int) -> float:
+    def predict(self, tokens: int, sequences: int, attended: int, context: int = 0) -> float:
         """Seconds of a step with this content; 0.0 before anything was observed."""
-        a, b, c, d = self.coefficients
-        return a + b * tokens + c * sequences + d * attended
+        amounts = 1, tokens, sequences, attended, context
+        return sum(per * amount for per, amount in zip(self.coefficients, amounts, strict=True))
 
     def tokens_within(self, seconds: float, decodes: int, attended: int, context: int) -> int | None:
         """Most prefill tokens beside `decodes` running sequences that keep the step within `seconds`.
@@ -54,15 +69,16 @@ class CostModel:
         Returns:
             At least 0; None when no limit is known yet.
         """
-        _, per_token, _, per_attended = self.coefficients
-        slope = per_token + per_attended * context
+        cost = self.coefficients
+        slope = cost.token + cost.attended * context
         if not self.ready or slope <= 0:
             return None
-        return max(0, int((seconds - self.predict(decodes, decodes + 1, attended)) / slope))
+        without = self.predict(decodes, decodes + 1, attended, attended + context)
+        return max(0, int((seconds - without) / slope))
 
-    def observe(self, tokens: int, sequences: int, attended: int, seconds: float) -> None:
-        """Learn from a step that took `seconds`."""
-        x = [s * v for s, v in zip(_SCALE, (1, tokens, sequences, attended), strict=True)]
+    def observe(self, tokens: int, sequences: int, attended: int, seconds: float, context: int = 0) -> None:
+        """Learn from a step that took `seconds`; without `context` the other terms explain everything."""
+        x = [s * v for s, v in zip(_SCALE, (1, tokens, sequences, attended, context), strict=True)]
         px = [sum(p * v for p, v in zip(row, x, strict=True)) for row in self._covariance]
         denominator = self._forgetting + sum(v * p for v, p in zip(x, px, strict=True))
         predicted = sum(w * v for w, v in zip(self._weights, x, strict=True))
@@ -72,7 +88,7 @@ class CostModel:
         gain = [p / denominator for p in px]
         self._weights = [w + g * error for w, g in zip(self._weights, gain, strict=True)]
         # Forgetting directions that are never excited would grow without bound ("wind-up"): cap the variance.
-        forget = self._forgetting if max(self._covariance[i][i] for i in range(4)) < 1e4 else 1.0
+        forget = self._forgetting if max(self._covariance[i][i] for i in range(5)) < 1e4 else 1.0
         self._covariance = [
             [(p - g * q) / forget for p, q in zip(row, px, strict=True)]
             for row, g in zip(self._covariance, gain, strict=True)

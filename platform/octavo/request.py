@@ -143,6 +143,25 @@ class SamplingParams:
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What a router decided about a request.
+
+    Attributes:
+        ticket: what the router calls the request; the shard's reports say it back once they count the request.
+        shard: its first choice.
+        reason: see `octavo.routing.policy.Choice`.
+        cached_tokens: prompt tokens that it expects to be cached there.
+        first_token: predicted seconds to the first token.
+    """
+
+    ticket: str
+    shard: str
+    reason: str
+    cached_tokens: int
+    first_token: float
+
+
 @dataclass(slots=True, kw_only=True)
 class Request:
     """One prompt on its way to an engine. Plain and picklable: this is what the gateway sends to a shard.
@@ -156,6 +175,8 @@ class Request:
         block_hashes: the prompt's chain from `block_hash.hash_chain`, when the sender computed it for routing;
             the engine computes it otherwise.
         arrival_time: seconds on the sender's monotonic clock, or None to take the engine's at submission.
+        session: requests of one session stay together under the routing policy "session".
+        placement: written by the router on the way; its last decision.
     """
 
     request_id: str
@@ -165,6 +186,8 @@ class Request:
     cache_salt: str = ""
     block_hashes: list[bytes] | None = None
     arrival_time: float | None = None
+    session: str = ""
+    placement: Placement | None = None
     seed: int = field(default=0)
 
     def __post_init__(self) -> None:

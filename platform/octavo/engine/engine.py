@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from octavo.execution.executor import Executor
     from octavo.execution.ranks import StartRanks
 
+TAKEN = 16384
+"""Tickets kept for a reporter; a router that misses some counts those requests twice for a few seconds."""
+
 
 class Engine:
     """One model, one KV pool, one loop; single-threaded (`AsyncEngine` puts it into a thread).
@@ -30,6 +34,9 @@ class Engine:
         executor: what runs the steps.
         end_token_ids: tokens that end a sequence unless a request says `ignore_eos`.
         clock: monotonic seconds.
+
+    Attributes:
+        taken: the routers' tickets of requests that `Scheduler.load` counts; whoever reports the load empties it.
     """
 
     def __init__(
@@ -53,6 +60,7 @@ class Engine:
         self.scheduler = Scheduler(config, self.limits, self.pool, CostModel(), clock)
         self._steps = 0
         self.generation_tokens = 0
+        self.taken: deque[str] = deque(maxlen=TAKEN)
 
     @classmethod
     def load(
@@ -90,6 +98,8 @@ class Engine:
     def add(self, request: Request) -> None:
         """Queue a request; see `Scheduler.add`."""
         self.scheduler.add(request)
+        if request.placement is not None:
+            self.taken.append(request.placement.ticket)
 
     def abort(self, request_id: str, index: int | None = None) -> list[SequenceUpdate]:
         """End a request or one of its sequences; its blocks are free when this returns."""

@@ -33,6 +33,7 @@ from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
 from octavo.request import FinishReason, Request, SequenceUpdate, TokenLogprobs
 from octavo.request import Logprob as LogprobEntry
+from octavo.routing.policy import Load
 from octavo.step import LogprobRow, StepResult
 
 
@@ -73,6 +74,11 @@ class Plan:
         return sum(count * (seq.num_computed + (count + 1) // 2) for seq, count in self.entries)
 
     @property
+    def context(self) -> int:
+        """Sum over the step's sequences of the positions in their cache."""
+        return sum(seq.num_computed + count for seq, count in self.entries)
+
+    @property
     def num_tokens(self) -> int:
         return sum(count for _, count in self.entries)
 
@@ -105,6 +111,7 @@ class Scheduler:
         self.num_cached_tokens = 0
         self.num_arrived = 0
         self.num_finished = 0
+        self.num_output_tokens = 0
         self._clock = clock
         self._groups: dict[str, Group] = {}
         self._running: list[Sequence] = []  # by (priority, arrival, index)
@@ -299,7 +306,7 @@ class Scheduler:
 
     def commit(self, plan: Plan, result: StepResult) -> list[SequenceUpdate]:
         """Take in what a step produced: append tokens, fork, finish, free."""
-        self.cost_model.observe(plan.num_tokens, len(plan.entries), plan.attended, result.seconds)
+        self.cost_model.observe(plan.num_tokens, len(plan.entries), plan.attended, result.seconds, plan.context)
         self._take_prompt_logprobs(plan, result)
         sampled = [seq for _, seq in plan.sampled()]
         for seq, count in plan.entries:
@@ -398,6 +405,7 @@ class Scheduler:
         if not group.sequences:
             del self._groups[group.request.request_id]
         update.finish_reason = reason
+        self.num_output_tokens += seq.num_output
         self._note("finish", seq, reason, tokens=seq.num_output)
         return self._announce(seq, update)
 
@@ -441,12 +449,41 @@ class Scheduler:
         """Predicted seconds to compute everything known but not computed yet."""
         pending = [seq.remaining for seq in self._running] + [seq.remaining for _, _, seq in self._waiting]
         steps = -(-sum(pending) // self.config.max_num_batched_tokens)
-        a, b, c, _ = self.cost_model.coefficients
-        return a * steps + b * sum(pending) + c * len(pending)
+        cost = self.cost_model.coefficients
+        return cost.step * steps + cost.token * sum(pending) + cost.sequence * len(pending)
+
+    def load(self) -> Load:
+        """What routers should know; another thread may call it (it reads copies, a step old at most)."""
+        running = list(self._running)
+        decoding = [seq for seq in running if seq.remaining == 1]
+        computing = [(seq.num_computed, seq.remaining) for seq in running if seq.remaining > 1]
+        waiting = [_expected(seq) for _, _, seq in list(self._waiting)]
+        pending = computing + waiting
+        return Load(
+            running=len(decoding),
+            context=sum(seq.num_known for seq in decoding),
+            waiting=len(pending),
+            prefill=sum(count for _, count in pending),
+            attended=sum(count * (start + (count + 1) // 2) for start, count in pending),
+            chunk=self._chunk(),
+            places=self.config.max_num_seqs,
+            blocks=self.pool.num_blocks,
+            blocks_free=self.pool.num_free,
+            block_size=self.config.block_size,
+            output=self.num_output_tokens / max(1, self.num_finished),
+            cost=self.cost_model.coefficients,
+        )
 
     def check_integrity(self) -> None:
         """Prove that every block has exactly the owners it counts (`BlockPool.check_integrity`)."""
         self.pool.check_integrity([seq.table.blocks for seq in self._running])
+
+
+def _expected(seq: Sequence) -> tuple[int, int]:
+    """(tokens found in the cache, tokens to compute) of a sequence that waits, as its router expects."""
+    placement = seq.group.request.placement
+    cached = 0 if placement is None else placement.cached_tokens
+    return cached, max(1, seq.num_known - cached)
 
 
 def num_prompt_logprobs(seq: Sequence, count: int) -> int:

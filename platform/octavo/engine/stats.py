@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from octavo.cost_model import Cost
+
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
@@ -18,7 +20,7 @@ class EngineStats:
         generation_tokens: sampled tokens.
         preemptions, steps: counts.
         seconds_of_work: predicted time to compute all that is known but not computed.
-        cost: the cost model's coefficients (seconds per step, token, sequence and attended position).
+        cost: the cost model's coefficients.
     """
 
     num_running: int
@@ -36,4 +38,4 @@ class EngineStats:
     preemptions: int
     steps: int
     seconds_of_work: float
-    cost: tuple[float, float, float, float]
+    cost: Cost

@@ -118,8 +118,13 @@ class BlockPool:
         self.events.append("cleared")
 
     def snapshot(self) -> tuple[int, list[bytes]]:
-        """The next event's sequence number and every published hash: where a new listener starts."""
-        return self.events.next_sequence, list(self._index)
+        """The next event's sequence number and every published hash: where a new listener starts.
+
+        Another thread may call it: the number is read first, so the list can only be newer, and the events from that
+        number on lead to the same set whether or not the list shows their effect already.
+        """
+        sequence = self.events.next_sequence
+        return sequence, list(self._index)
 
     def check_integrity(self, owned: Iterable[Sequence[int]]) -> None:
         """Prove that blank + cached + owned = total and that reference counts equal the owners.

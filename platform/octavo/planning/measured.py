@@ -206,4 +206,4 @@ def _fit(steps: list[Step]) -> tuple[dict[str, float] | None, float | None]:
     for step in steps:
         model.observe(step.tokens, step.sequences, step.attended, step.seconds)
     errors = [abs(model.predict(s.tokens, s.sequences, s.attended) / s.seconds - 1) for s in steps]
-    return dict(zip(_FEATURES, model.coefficients, strict=True)), median(errors)
+    return dict(zip(_FEATURES, model.coefficients[: len(_FEATURES)], strict=True)), median(errors)

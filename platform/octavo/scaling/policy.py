@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from octavo.cost_model import Cost
+
 Reason = Literal["load", "waiting", "kv", "first token", "held", "kept", "quiet", "stale"]
 
 
@@ -107,18 +109,17 @@ class Decision:
     state: State = field(repr=False)
 
 
-def room(cost: tuple[float, float, float, float], max_num_seqs: int, target_itl: float | None, context: float) -> float:
+def room(cost: Cost, max_num_seqs: int, target_itl: float | None, context: float) -> float:
     """Sequences that one shard decodes at once within `target_itl`.
 
     Args:
-        cost: seconds per step, token, sequence and attended position (`octavo.cost_model`).
+        cost: the shard's own cost model.
         context: tokens a sequence attends to, on average.
     """
-    per_step, per_token, per_sequence, per_attended = cost
-    each = per_token + per_sequence + per_attended * context
+    each = cost.token + cost.sequence + (cost.attended + cost.context) * context
     if target_itl is None or each <= 0:
         return max_num_seqs
-    return min(max_num_seqs, max(1.0, (target_itl - per_step) / each))
+    return min(max_num_seqs, max(1.0, (target_itl - cost.step) / each))
 
 
 def decide(

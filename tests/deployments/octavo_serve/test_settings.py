@@ -26,7 +26,7 @@ WRONG = [
     ({"models": [{**MODEL, "engine": {"block_size": 0}}]}, "block_size must be a whole number of at least 1, got 0"),
     ({"models": [{**MODEL, "engine": {"target_itl": "soon"}}]}, "target_itl must be a valid number"),
     ({"models": [MODEL], "gateway": {"max_m": 4}}, "unknown setting 'max_m': did you mean 'max_n'? in gateway"),
-    ({"models": [MODEL], "router": {"stats_period_s": 0}}, "router.stats_period_s must be greater than 0, got 0"),
+    ({"models": [MODEL], "router": {"report_s": 0}}, "router.report_s must be greater than 0, got 0"),
     ({"models": [MODEL, MODEL]}, "two models are called 'a'"),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from octavo.cost_model import Cost
 from octavo.engine.stats import EngineStats
 from octavo_serve.telemetry import Telemetry
 
@@ -21,7 +22,7 @@ STATS = EngineStats(
     preemptions=1,
     steps=20,
     seconds_of_work=0.5,
-    cost=(0.0, 0.0, 0.0, 0.0),
+    cost=Cost(0.0, 0.0, 0.0, 0.0, 0.0),
 )
 
 

@@ -4,19 +4,25 @@ import pytest
 
 from octavo.cost_model import CostModel
 
-TRUE = (2e-3, 1e-4, 5e-5, 2e-7)
+TRUE = (2e-3, 1e-4, 5e-5, 2e-8, 2e-7)
 
 
-def truth(tokens, sequences, attended):
-    a, b, c, d = TRUE
-    return a + b * tokens + c * sequences + d * attended
+def truth(tokens, sequences, attended, context):
+    a, b, c, d, e = TRUE
+    return a + b * tokens + c * sequences + d * attended + e * context
+
+
+def observe(model, step, seconds):
+    tokens, sequences, attended, context = step
+    model.observe(tokens, sequences, attended, seconds, context)
 
 
 def ordinary_step(rng):
     decodes = rng.randrange(0, 40)
     prefill = rng.choice([0, 0, rng.randrange(1, 500)])
-    attended = decodes * rng.randrange(50, 900) + prefill * prefill // 2
-    return decodes + prefill, decodes + (prefill > 0) or 1, attended
+    context = decodes * rng.randrange(50, 900)
+    attended = context + prefill * prefill // 2
+    return decodes + prefill, decodes + (prefill > 0) or 1, attended, context + prefill
 
 
 def test_it_learns_and_follows():
@@ -25,7 +31,7 @@ def test_it_learns_and_follows():
     for speed in (1.0, 2.0):  # the machine becomes half as fast
         for _ in range(600):
             step = ordinary_step(rng)
-            model.observe(*step, speed * truth(*step) * rng.uniform(0.95, 1.05))
+            observe(model, step, speed * truth(*step) * rng.uniform(0.95, 1.05))
         for _ in range(20):
             step = ordinary_step(rng)
             assert model.predict(*step) == pytest.approx(speed * truth(*step), rel=0.15, abs=1e-3)
@@ -36,10 +42,10 @@ def test_one_stalled_step_bends_nothing():
     model = CostModel()
     for _ in range(300):
         step = ordinary_step(rng)
-        model.observe(*step, truth(*step))
-    before = model.predict(100, 5, 5000)
-    model.observe(100, 5, 5000, 10.0)
-    assert model.predict(100, 5, 5000) < 1.5 * before
+        observe(model, step, truth(*step))
+    before = model.predict(100, 5, 5000, 5000)
+    model.observe(100, 5, 5000, 10.0, 5000)
+    assert model.predict(100, 5, 5000, 5000) < 1.5 * before
 
 
 def test_the_chunk_keeps_to_its_target():
@@ -48,7 +54,7 @@ def test_the_chunk_keeps_to_its_target():
     assert model.tokens_within(0.02, 4, 1000, 0) is None
     for _ in range(300):
         step = ordinary_step(rng)
-        model.observe(*step, truth(*step))
+        observe(model, step, truth(*step))
     chunk = model.tokens_within(0.02, 4, 1000, 100)
-    assert truth(4 + chunk, 5, 1000 + 100 * chunk) == pytest.approx(0.02, rel=0.1)
+    assert truth(4 + chunk, 5, 1000 + 100 * chunk, 1100) == pytest.approx(0.02, rel=0.1)
     assert model.tokens_within(1e-9, 4, 1000, 0) == 0

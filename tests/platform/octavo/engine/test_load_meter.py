@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 
 from octavo.config import EngineConfig
+from octavo.cost_model import Cost
 from octavo.engine.load_meter import LoadMeter
 from octavo.engine.stats import EngineStats
 
 NOTHING = EngineStats(
     num_running=0, num_waiting=0, blocks_total=100, blocks_free=100, blocks_cached=0, filled_slots=0, owned_slots=0,
     sequences_arrived=0, sequences_finished=0, prompt_tokens=0, cached_tokens=0, generation_tokens=0, preemptions=0,
-    steps=0, seconds_of_work=0.0, cost=(0.01, 1e-4, 5e-4, 0.0),
+    steps=0, seconds_of_work=0.0, cost=Cost(0.01, 1e-4, 5e-4, 0.0, 0.0),
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from octavo.cost_model import Cost
 from octavo.scaling.policy import Decision, ShardLoad, State, Targets, decide, room
 
 TARGETS = Targets()
@@ -63,11 +64,11 @@ def test_a_new_shard_without_a_report_counts_as_empty() -> None:
 
 
 def test_room() -> None:
-    cost = (0.010, 0.0, 0.0005, 1e-6)
+    cost = Cost(0.010, 0.0, 0.0005, 0.4e-6, 0.6e-6)
     assert room(cost, 64, None, 1000.0) == 64
     assert room(cost, 64, 0.025, 1000.0) == pytest.approx(10)
     assert room(cost, 64, 0.005, 1000.0) == 1  # too tight for any: one stream still has to run
-    assert room((0.01, 0.0, 0.0, 0.0), 64, 0.02, 1000.0) == 64
+    assert room(Cost(0.01, 0.0, 0.0, 0.0, 0.0), 64, 0.02, 1000.0) == 64
 
 
 def run(

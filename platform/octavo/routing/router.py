@@ -1,0 +1,255 @@
+"""A router's knowledge of the shards, and its decisions: no clock, no network, no Ray.
+
+What shards say (`heard`, and the events behind `blocks`) comes from one thread; everything else happens in another,
+that of `route`. They share only values that change as a whole, and a queue, so neither ever waits for the other.
+
+Between two reports the router corrects itself. A request counts at its shard from the moment it is sent there; the
+report that names it as taken in counts it from then on. Its blocks count as coming until they should have been
+computed. A shard from which nothing was heard for `stale_after_s` is judged by what this router has in flight there,
+and by no prefix.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from octavo.cost_model import Cost
+from octavo.routing.index import ShardBlocks, matched
+from octavo.routing.policy import POLICIES, PRIOR, Candidate, Choice, Load, PolicyName, Reason, Wanted, explain
+
+logger = logging.getLogger(__name__)
+
+UNCONFIRMED_SECONDS = 10.0
+"""A request that was sent but not taken in by then was cancelled on its way; Serve does not say so."""
+
+UNKNOWN = Load(0, 0, 0, 0, 0, 512, 64, 1 << 20, 1 << 20, 16, 0.0, PRIOR)
+"""A shard that has not reported yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingConfig:
+    """How a router decides.
+
+    Attributes:
+        policy: one of `octavo.routing.policy.POLICIES`.
+        stream_weight: seconds of waiting for a first token that one second of delay to one running stream is worth.
+        stale_after_s: age of a shard's word from which it is not believed.
+        max_blocks_per_shard: block hashes kept per shard; about 100 bytes each.
+        log_decisions: log every decision with all numbers of the formula.
+    """
+
+    policy: PolicyName = "prefix_affinity"
+    stream_weight: float = 0.02
+    stale_after_s: float = 2.0
+    max_blocks_per_shard: int = 500_000
+    log_decisions: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Shard:
+    """What is known of one shard.
+
+    Attributes:
+        blocks: what its events say it holds.
+        load: its last report.
+        known_at: when the oldest thing was said that may be missing here: everything before is taken in.
+        coming: blocks of requests on their way or in the queue there -> how many of these.
+        tokens, attended, width: sums over requests sent there that no report counts yet.
+        in_flight: sequences of this router there, whether reported or not.
+        stale: whether it was so at the last decision.
+        decisions: requests sent there by reason.
+    """
+
+    blocks: ShardBlocks
+    known_at: float
+    load: Load | None = None
+    coming: dict[bytes, int] = field(default_factory=dict)
+    tokens: int = 0
+    attended: int = 0
+    width: int = 0
+    in_flight: int = 0
+    stale: bool = False
+    decisions: Counter[Reason] = field(default_factory=Counter)
+
+
+@dataclass(slots=True, eq=False)
+class _Sent:
+    """One request in flight."""
+
+    shard: Shard
+    tokens: int
+    attended: int
+    width: int
+    at: float
+    counted: bool = True  # in the sums of its shard
+
+
+class Router:
+    """Decides for the shards of one model."""
+
+    def __init__(self, config: RoutingConfig) -> None:
+        self.config = config
+        self.shards: dict[str, Shard] = {}
+        self._sent: dict[str, _Sent] = {}  # by ticket, oldest first
+        self._unconfirmed: deque[tuple[str, _Sent]] = deque()
+        self._coming: list[tuple[float, int, Shard, Sequence[bytes]]] = []  # heap: when to forget, number, ...
+        self._news: deque[tuple[str, str]] = deque()  # (what happened, ticket), from any thread
+        self._turn = 0
+
+    # ---- who there is -----------------------------------------------------------------------------------------
+
+    def join(self, name: str, now: float) -> Shard:
+        """A new shard; believed to be idle and empty until it speaks."""
+        return self.shards.setdefault(name, Shard(ShardBlocks(self.config.max_blocks_per_shard), now))
+
+    def leave(self, name: str) -> None:
+        """Forget a shard."""
+        self.shards.pop(name, None)
+
+    # ---- what comes in: any thread ----------------------------------------------------------------------------
+
+    def heard(self, name: str, load: Load | None, taken: Iterable[str], known_at: float | None) -> None:
+        """A report came.
+
+        Args:
+            load: the shard's numbers, if they are in it.
+            taken: tickets of requests that `load` counts for the first time.
+            known_at: everything that the shard said until then has been heard; None when this is not known.
+        """
+        shard = self.shards.get(name)
+        if shard is None:
+            return
+        self._news.extend(("taken", ticket) for ticket in taken if ticket in self._sent)
+        if load is not None:
+            shard.load = load
+        if known_at is not None and shard.blocks.exact:
+            shard.known_at = known_at
+
+    def completed(self, ticket: str) -> None:
+        """A request ended, failed, or was turned away."""
+        if ticket in self._sent:
+            self._news.append(("done", ticket))
+
+    # ---- the decision -----------------------------------------------------------------------------------------
+
+    def route(self, ticket: str, chain: Sequence[bytes], wanted: Wanted, names: Sequence[str], now: float) -> Choice:
+        """Choose among the shards `names` and count the request there at once.
+
+        Args:
+            ticket: names the request until it has `completed`; asking again with it replaces the decision.
+            chain: hashes of the prompt's full blocks.
+
+        Raises:
+            ValueError: there is no shard.
+        """
+        if not names:
+            raise ValueError("there is no shard to choose from")
+        self._settle(now)
+        self._forget(ticket)
+        self._turn += 1
+        wanted = replace(wanted, turn=self._turn)
+        start = self._turn % len(names)  # equally good shards take turns
+        candidates = [self._candidate(name, chain, wanted, now) for name in [*names[start:], *names[:start]]]
+        choice = POLICIES[self.config.policy](wanted, candidates, self.config.stream_weight)
+        self.shards[choice.order[0]].decisions[choice.reason] += 1
+        if self.config.log_decisions:
+            logger.info("%s goes to %s (%s)\n%s", ticket, choice.order[0], choice.reason,
+                        explain(wanted, candidates, self.config.stream_weight))  # fmt: skip
+        self._count(ticket, chain, wanted, choice, now)
+        return choice
+
+    def _candidate(self, name: str, chain: Sequence[bytes], wanted: Wanted, now: float) -> Candidate:
+        shard = self.join(name, now)
+        load = shard.load or UNKNOWN
+        if not any(load.cost):
+            load = replace(load, cost=self._others_cost())
+        self._judge(name, shard, now)
+        if shard.stale:
+            load = replace(
+                load, running=shard.in_flight, waiting=0, prefill=shard.tokens, attended=shard.attended,
+                context=0, blocks_free=load.blocks,
+            )  # fmt: skip
+            return Candidate(name, 0, load, stale=True)
+        if shard.width:
+            load = replace(
+                load, waiting=load.waiting + shard.width, prefill=load.prefill + shard.tokens,
+                attended=load.attended + shard.attended,
+            )  # fmt: skip
+        usable = (wanted.tokens - 1) // load.block_size  # an engine computes at least the last token
+        cached = matched(chain[:usable], shard.blocks.hashes, shard.coming) * load.block_size
+        return Candidate(name, cached, load)
+
+    def _judge(self, name: str, shard: Shard, now: float) -> None:
+        """Notice, and say once, when a shard's word becomes too old to be believed, or is good again."""
+        age = now - shard.known_at
+        stale = age > self.config.stale_after_s
+        if stale and not shard.stale:
+            logger.warning("Nothing current was heard from %s for %.1f s: it is judged by load alone", name, age)
+        elif shard.stale and not stale:
+            logger.warning("%s is heard again; %d blocks are known there", name, len(shard.blocks.hashes))
+        shard.stale = stale
+
+    def _others_cost(self) -> Cost:
+        """The cost model of a shard that measured, for one that has not."""
+        costs = (shard.load.cost for shard in self.shards.values() if shard.load is not None and any(shard.load.cost))
+        return next(costs, PRIOR)
+
+    # ---- own corrections --------------------------------------------------------------------------------------
+
+    def _count(self, ticket: str, chain: Sequence[bytes], wanted: Wanted, choice: Choice, now: float) -> None:
+        shard = self.shards[choice.order[0]]
+        uncached = wanted.tokens - choice.cached
+        sent = _Sent(shard, uncached, uncached * (choice.cached + (uncached + 1) // 2), wanted.width, now)
+        self._sent[ticket] = sent
+        self._unconfirmed.append((ticket, sent))
+        shard.tokens += sent.tokens
+        shard.attended += sent.attended
+        shard.width += sent.width
+        shard.in_flight += sent.width
+        for block in chain:
+            shard.coming[block] = shard.coming.get(block, 0) + 1
+        # twice the prediction: a block that is late is not missed; one that never came is believed a little longer
+        heapq.heappush(self._coming, (now + 1.0 + 2 * choice.score.first_token, self._turn, shard, chain))
+
+    def _settle(self, now: float) -> None:
+        """Take in what happened since the last decision."""
+        while self._news:
+            what, ticket = self._news.popleft()
+            sent = self._sent.get(ticket)
+            if sent is not None:
+                _uncount(sent)
+            if what == "done":
+                self._forget(ticket)
+        while self._unconfirmed and self._unconfirmed[0][1].at < now - UNCONFIRMED_SECONDS:
+            ticket, sent = self._unconfirmed.popleft()
+            if sent.counted and self._sent.get(ticket) is sent:
+                self._forget(ticket)
+        while self._coming and self._coming[0][0] < now:
+            _, _, shard, chain = heapq.heappop(self._coming)
+            _arrived(shard.coming, chain)
+
+    def _forget(self, ticket: str) -> None:
+        sent = self._sent.pop(ticket, None)
+        if sent is not None:
+            _uncount(sent)
+            sent.shard.in_flight -= sent.width
+
+
+def _uncount(sent: _Sent) -> None:
+    """A report counts the request from now on, or nobody needs to."""
+    if sent.counted:
+        sent.shard.tokens -= sent.tokens
+        sent.shard.attended -= sent.attended
+        sent.shard.width -= sent.width
+    sent.counted = False
+
+
+def _arrived(coming: dict[bytes, int], chain: Sequence[bytes]) -> None:
+    for block in chain:
+        count = coming.pop(block, 0)
+        if count > 1:
+            coming[block] = count - 1

@@ -1,0 +1,121 @@
+"""The index against the cache it mirrors, whatever gets lost on the way."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octavo.kvcache.block_pool import BlockPool
+from octavo.routing.index import ShardBlocks, matched
+
+
+def block(number: int) -> bytes:
+    return number.to_bytes(16, "little")
+
+
+def hear(index: ShardBlocks, pool: BlockPool, *, lost: bool = False) -> None:
+    events = pool.events.take()
+    if events and not lost:
+        index.changes(events[0].sequence, [(event.kind, event.hashes) for event in events])
+
+
+def listen(index: ShardBlocks, pool: BlockPool, parts: int = 1) -> None:
+    sequence, hashes = pool.snapshot()
+    for part in range(parts):
+        index.part(sequence, part, parts, hashes[part::parts])
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("store"), st.lists(st.integers(0, 30), min_size=1, max_size=6, unique=True)),
+    st.tuples(st.just("free"), st.integers(0, 10)),
+    st.tuples(st.sampled_from(["clear", "hear", "lose", "repeat", "resync", "torn"]), st.integers(1, 3)),
+)
+
+
+@given(st.lists(STEPS, max_size=60))
+def test_exact_means_equal(steps: list[tuple[str, object]]) -> None:
+    """A pool of 12 blocks that evicts all the time; events are heard, lost, repeated; snapshots come whole and torn."""
+    pool, index, owned = BlockPool(12, 4), ShardBlocks(100), []
+    last: list[object] = []
+    for action, value in steps:
+        if action == "store":
+            assert isinstance(value, list)
+            blocks = pool.take(len(value))
+            if blocks is not None:
+                pool.publish(blocks, [block(number) for number in value], 0, len(value))
+                owned.append(blocks)
+        elif action == "free" and owned:
+            assert isinstance(value, int)
+            pool.release(owned.pop(value % len(owned)))
+        elif action == "clear":
+            pool.clear_cache()
+        elif action == "hear":
+            events = pool.events.take()
+            if events:
+                last = [events[0].sequence, [(event.kind, event.hashes) for event in events]]
+                index.changes(*last)  # type: ignore[arg-type]
+        elif action == "lose":
+            pool.events.take()
+        elif action == "repeat" and last:
+            index.changes(*last)  # type: ignore[arg-type]
+        elif action == "resync":
+            assert isinstance(value, int)
+            listen(index, pool, value)
+        elif action == "torn":
+            index.part(pool.snapshot()[0], 1, 2, [block(99)])
+    hear(index, pool)
+    pool.events.append("stored", (block(98),))  # whatever was lost before shows now
+    hear(index, pool)
+    truth = set(pool.snapshot()[1]) | {block(98)}
+    assert not index.exact or index.hashes == truth
+    listen(index, pool)
+    assert index.exact
+    assert index.hashes | {block(98)} == truth
+
+
+def test_a_snapshot_that_shows_later_events_already_is_right_in_the_end() -> None:
+    """The shard's thread may take it while the engine goes on: events 1 and 2 are in it and come again."""
+    index = ShardBlocks(100)
+    index.part(1, 0, 1, [block(7)])  # true at number 3: event 1 stored 5 and 7, event 2 removed 5
+    index.changes(1, [("stored", [block(5), block(7)]), ("removed", [block(5)])])
+    assert index.exact
+    assert index.hashes == {block(7)}
+
+
+def test_before_a_snapshot_nothing_is_believed() -> None:
+    index = ShardBlocks(100)
+    index.changes(0, [("stored", [block(1)])])
+    assert not index.exact
+    assert index.hashes == set()
+
+
+def test_a_gap_is_counted_and_the_old_set_stays_in_use() -> None:
+    index = ShardBlocks(100)
+    index.part(0, 0, 1, [block(1)])
+    index.changes(3, [("stored", [block(2)])])
+    assert (index.exact, index.gaps, index.hashes) == (False, 1, {block(1)})
+
+
+@pytest.mark.parametrize("by", ["snapshot", "events"])
+def test_memory_is_bounded_and_what_is_left_out_is_only_missed(by: str) -> None:
+    index = ShardBlocks(10)
+    many = [block(number) for number in range(25)]
+    if by == "snapshot":
+        index.part(0, 0, 1, many)
+    else:
+        index.part(0, 0, 1, [])
+        index.changes(0, [("stored", many[:4]), ("stored", many[4:])])
+    assert len(index.hashes) == 10
+    assert index.hashes < set(many)
+    assert index.skipped == 15
+    index.changes(0 if by == "snapshot" else 2, [("cleared", []), ("stored", many[:3])])
+    assert index.hashes == set(many[:3])
+
+
+@pytest.mark.parametrize(
+    ("held", "coming", "length"),
+    [("", "", 0), ("abc", "", 3), ("acd", "", 1), ("bcd", "", 0), ("ac", "b", 3), ("", "abcd", 4), ("abcdef", "", 4)],
+)
+def test_only_an_unbroken_prefix_counts(held: str, coming: str, length: int) -> None:
+    assert matched([b"a", b"b", b"c", b"d"], {c.encode() for c in held}, {c.encode() for c in coming}) == length

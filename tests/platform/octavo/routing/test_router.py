@@ -1,0 +1,180 @@
+"""The router's bookkeeping: what is on its way, what is believed, and until when."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+
+from octavo.cost_model import Cost
+from octavo.routing.policy import Choice, Load, Wanted
+from octavo.routing.router import UNCONFIRMED_SECONDS, Router, RoutingConfig
+
+IDLE = Load(
+    running=0, context=0, waiting=0, prefill=0, attended=0, chunk=512, places=64, blocks=4096, blocks_free=4096,
+    block_size=16, output=100.0, cost=Cost(0.010, 1e-4, 0.0, 0.0, 0.0),
+)  # fmt: skip
+NAMES = ["a", "b", "c", "d"]
+
+
+def chain(name: int, length: int = 62) -> list[bytes]:
+    return [bytes([name, position]) * 8 for position in range(length)]
+
+
+def router(**settings: object) -> Router:
+    made = Router(RoutingConfig(**settings))  # type: ignore[arg-type]
+    for name in NAMES:
+        made.join(name, 0.0).blocks.part(0, 0, 1, [])
+        made.heard(name, IDLE, [], 0.0)
+    return made
+
+
+def route(made: Router, ticket: str, blocks: list[bytes], now: float = 0.0, names: list[str] = NAMES) -> Choice:
+    return made.route(ticket, blocks, Wanted(1000), names, now)
+
+
+def test_no_shard_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no shard"):
+        route(router(), "1", [], names=[])
+
+
+def test_a_burst_of_strangers_is_spread_before_any_shard_has_reported() -> None:
+    made = router()
+    found = [route(made, str(number), chain(number)).order[0] for number in range(40)]
+    assert sorted(found) == sorted(NAMES * 10)
+
+
+def test_a_burst_of_equal_prompts_is_computed_once_by_each_shard_at_most() -> None:
+    """Waiting for the first one takes about as long as computing it anew; after that all follow their blocks."""
+    made = router()
+    found = [route(made, str(number), chain(1)) for number in range(40)]
+    assert sum(choice.cached == 0 for choice in found) <= len(NAMES)
+    assert {choice.cached for choice in found[len(NAMES) :]} == {992}
+
+
+def test_a_prefix_that_everybody_shares_spreads_before_one_shard_is_late() -> None:
+    made = router()
+    found = [route(made, str(number), chain(1, 31) + chain(number, 31)) for number in range(200)]
+    most = max(sum(choice.order[0] == name for choice in found) for name in NAMES)
+    assert most <= 65
+    assert {choice.reason for choice in found} <= {"load", "prefix", "spread"}
+
+
+def test_a_request_counts_until_a_report_counts_it() -> None:
+    made = router()
+    first = route(made, "1", chain(1)).order[0]
+    shard = made.shards[first]
+    assert (shard.tokens, shard.width, shard.in_flight) == (1000, 1, 1)
+    made.heard(first, replace(IDLE, prefill=1000, waiting=1), ["1"], 0.05)
+    route(made, "2", chain(2))
+    assert (shard.tokens, shard.width, shard.in_flight) == (0, 0, 1)
+    made.completed("1")
+    route(made, "3", chain(3))
+    assert shard.in_flight == 0
+
+
+def test_a_request_that_failed_counts_no_more() -> None:
+    made = router()
+    first = route(made, "1", chain(1)).order[0]
+    made.completed("1")
+    made.completed("unknown")
+    route(made, "2", chain(2), names=["d" if first == "a" else "a"])
+    assert (made.shards[first].tokens, made.shards[first].in_flight) == (0, 0)
+
+
+def test_a_retry_counts_once() -> None:
+    made = router()
+    for _ in range(3):
+        route(made, "1", chain(1))
+    assert sum(shard.in_flight for shard in made.shards.values()) == 1
+    assert sum(shard.tokens for shard in made.shards.values()) == 1000 - 992  # the second time its blocks are coming
+
+
+def test_a_request_that_was_never_sent_is_forgotten() -> None:
+    made = router()
+    first = route(made, "lost", chain(1)).order[0]
+    for name in NAMES:
+        made.heard(name, IDLE, [], UNCONFIRMED_SECONDS + 1)
+    route(made, "new", chain(2), now=UNCONFIRMED_SECONDS + 1, names=["d" if first == "a" else "a"])
+    assert made.shards[first].in_flight == 0
+
+
+def test_blocks_that_were_coming_are_not_believed_for_ever() -> None:
+    made = router()
+    first = route(made, "1", chain(1)).order[0]
+    assert len(made.shards[first].coming) == 62
+    for name in NAMES:
+        made.heard(name, IDLE, [], 5.0)
+    assert route(made, "2", chain(1), now=5.0).cached == 0
+    assert made.shards[first].coming.keys() <= set(chain(1))
+    assert sum(len(shard.coming) for shard in made.shards.values()) == 62
+
+
+def test_events_decide_once_they_are_there() -> None:
+    made = router()
+    made.shards["c"].blocks.changes(0, [("stored", chain(1))])
+    choice = route(made, "1", chain(1))
+    assert (choice.order[0], choice.cached, choice.reason) == ("c", 992, "prefix")
+    made.shards["c"].blocks.changes(1, [("removed", chain(1)[:1])])
+    assert route(made, "2", chain(1), now=60.0).cached == 0
+
+
+def test_silence_is_noticed_said_once_and_over_when_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    made = router(stale_after_s=2.0)
+    made.shards["c"].blocks.changes(0, [("stored", chain(1))])
+    for now in (1.0, 2.0, 3.0, 4.0):
+        for name in "abd":
+            made.heard(name, IDLE, [], now)
+        choice = route(made, f"at {now}", chain(1), now)
+        assert (choice.reason == "prefix") == (now <= 2.0)
+    assert made.shards["c"].stale
+    assert caplog.text.count("was heard from c") == 1
+    made.heard("c", IDLE, [], 5.0)
+    assert route(made, "again", chain(1), 5.0).order[0] == "c"
+    assert "c is heard again; 62 blocks" in caplog.text
+
+
+def test_a_shard_with_a_gap_grows_old_though_it_talks() -> None:
+    made = router(stale_after_s=2.0)
+    made.shards["c"].blocks.changes(7, [("stored", chain(1))])
+    for name in NAMES:
+        made.heard(name, IDLE, [], 3.0)
+    route(made, "1", chain(1), 3.0)
+    assert [name for name in NAMES if made.shards[name].stale] == ["c"]
+
+
+def test_silent_shards_share_what_this_router_sends() -> None:
+    made = router()
+    found = [route(made, str(number), chain(1), now=100.0) for number in range(40)]
+    assert {choice.reason for choice in found} == {"stale"}
+    assert sorted(choice.order[0] for choice in found) == sorted(NAMES * 10)
+
+
+def test_a_shard_that_left_takes_its_state_with_it() -> None:
+    made = router()
+    first = route(made, "1", chain(1)).order[0]
+    made.leave(first)
+    made.completed("1")
+    rest = [name for name in NAMES if name != first]
+    assert route(made, "2", chain(1), names=rest).cached == 0
+    made.heard(first, IDLE, ["1"], 1.0)  # its last words
+    assert first not in made.shards
+
+
+def test_a_shard_without_a_cost_model_borrows_one() -> None:
+    made = router()
+    slow = Cost(1.0, 1e-2, 0.0, 0.0, 0.0)
+    for name in NAMES:
+        made.heard(name, replace(IDLE, cost=slow if name == "b" else Cost(0, 0, 0, 0, 0)), [], 0.0)
+    choice = route(made, "1", chain(1))
+    assert choice.score.first_token == pytest.approx(1000 / 512 + 10.0)
+
+
+def test_a_decision_is_logged_with_its_numbers(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    route(router(log_decisions=True), "ticket", chain(1))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "ticket goes to" in line
+    assert all(f"{name}: 0." in line for name in NAMES)
