@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from octavo.errors import EngineDead, OctavoError
-from octavo.request import CompletionOutput, Request, SequenceUpdate, TokenLogprobs
+from octavo.request import CompletionOutput, Placement, Request, SequenceUpdate, TokenLogprobs
 from octavo.text.output import SequenceText
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.openai.model import ModelClient
@@ -30,6 +30,7 @@ class _Prompt:
     reader: asyncio.Task[None] | None = None
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     cached_tokens: int = 0
+    begun: bool = False
 
     @property
     def finished(self) -> bool:
@@ -40,6 +41,9 @@ class Generation:
     """Runs requests, all with the same parameters, and yields what comes.
 
     Choices are numbered through: those of the first prompt, then those of the second, and so on.
+
+    Attributes:
+        begun: of the prompts that have their first token, in that order: where each was sent, and its cached tokens.
     """
 
     def __init__(self, client: ModelClient, tokenizer: Tokenizer, requests: list[Request]) -> None:
@@ -56,6 +60,7 @@ class Generation:
             )
             for position, request in enumerate(requests)
         ]
+        self.begun: list[tuple[Placement, int]] = []
         self._arrived: list[tuple[_Prompt, list[SequenceUpdate]]] = []
         self._news = asyncio.Event()
 
@@ -114,6 +119,10 @@ class Generation:
 
     async def _apply(self, prompt: _Prompt, updates: list[SequenceUpdate]) -> list[Piece]:
         pieces = []
+        if not prompt.begun:
+            prompt.begun = True
+            if prompt.request.placement is not None:
+                self.begun.append((prompt.request.placement, updates[0].num_cached_tokens))
         for update in updates:
             prompt.cached_tokens = max(prompt.cached_tokens, update.num_cached_tokens)
             if update.prompt_logprobs is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from octavo.request import TokenLogprobs
+from octavo.request import Placement, TokenLogprobs
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.openai.schemas import (
     ChatLogprobs,
@@ -127,3 +128,13 @@ def prompt_logprobs(entries: list[TokenLogprobs | None], tokenizer: Tokenizer) -
         }
         for tokens in entries
     ]
+
+
+def routing_headers(placed: Sequence[tuple[Placement, int]]) -> dict[str, str]:
+    """Headers that say where a request's prompts were sent, why, and how many of their tokens were cached there."""
+    predicted, actual = sum(placement.cached_tokens for placement, _ in placed), sum(cached for _, cached in placed)
+    return {
+        "x-octavo-shard": ", ".join(dict.fromkeys(placement.shard for placement, _ in placed)),
+        "x-octavo-route-reason": ", ".join(dict.fromkeys(placement.reason for placement, _ in placed)),
+        "x-octavo-cached-tokens": f"predicted={predicted}, actual={actual}",
+    }

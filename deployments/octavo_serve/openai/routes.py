@@ -46,18 +46,18 @@ def _add_generation(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         body = parse(ChatRequest, await read_body(request, service.limits.max_body_bytes))
-        session = session_of(request)
+        session, headers = session_of(request), dict[str, str]()
         if body.stream:
-            return await event_stream(service.chat_stream(body, session), service.telemetry)
-        return json_reply(await service.chat(body, session))
+            return await event_stream(service.chat_stream(body, session, headers), service.telemetry, headers)
+        return json_reply(await service.chat(body, session, headers), headers=headers)
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         body = parse(CompletionRequest, await read_body(request, service.limits.max_body_bytes))
-        session = session_of(request)
+        session, headers = session_of(request), dict[str, str]()
         if body.stream:
-            return await event_stream(service.complete_stream(body, session), service.telemetry)
-        return json_reply(await service.complete(body, session))
+            return await event_stream(service.complete_stream(body, session, headers), service.telemetry, headers)
+        return json_reply(await service.complete(body, session, headers), headers=headers)
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
@@ -142,8 +142,8 @@ def to_json(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
-def json_reply(value: Mapping[str, Any], status: int = 200) -> Response:
-    return Response(to_json(value), status, media_type="application/json")
+def json_reply(value: Mapping[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(to_json(value), status, headers, media_type="application/json")
 
 
 def error_reply(reply: ErrorReply) -> Response:
@@ -159,11 +159,13 @@ class EventStream(StreamingResponse):
             await super().stream_response(send)
 
 
-async def event_stream(events: AsyncGenerator[Mapping[str, Any], None], telemetry: Telemetry) -> Response:
-    """Stream events, once the first is there: until then an error is still an HTTP error."""
+async def event_stream(
+    events: AsyncGenerator[Mapping[str, Any], None], telemetry: Telemetry, headers: Mapping[str, str]
+) -> Response:
+    """Stream events, once the first is there: until then an error is still an HTTP error, and `headers` may grow."""
     first = await anext(events)
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return EventStream(_sse(first, events, telemetry), headers=headers, media_type=EVENT_STREAM)
+    all_headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}
+    return EventStream(_sse(first, events, telemetry), headers=all_headers, media_type=EVENT_STREAM)
 
 
 async def _sse(

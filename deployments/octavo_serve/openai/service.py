@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from octavo.errors import BadRequest
 from octavo.request import CompletionOutput, Request, SamplingParams
@@ -33,6 +33,7 @@ from octavo_serve.openai.responses import (
     completion_logprobs,
     joined_logprobs,
     prompt_logprobs,
+    routing_headers,
     usage,
 )
 from octavo_serve.openai.schemas import (
@@ -68,7 +69,8 @@ class _Job:
     params: SamplingParams
     generation: Generation
     timer: RequestTimer
-    prompt_texts: list[str]  # filled for `echo`
+    headers: dict[str, str]  # filled with where the request was sent and why, when its first token comes
+    prompt_texts: list[str] = field(default_factory=list)  # filled for `echo`
 
     @property
     def prompt_tokens(self) -> int:
@@ -97,16 +99,17 @@ class Service:
 
     # ---- operations -------------------------------------------------------------------------------------------
 
-    async def chat(self, body: ChatRequest, session: str = "") -> ChatCompletion:
+    async def chat(self, body: ChatRequest, session: str = "", headers: dict[str, str] | None = None) -> ChatCompletion:
         """Answer a chat.
 
         Args:
             session: requests of one session stay together; the body's `user` when it is "".
+            headers: filled with the response's headers about routing when the first token is there.
 
         Raises:
             BadRequest, Overloaded, ModelNotReady, EngineDead.
         """
-        job = await self._chat_job(body, session)
+        job = await self._chat_job(body, session, headers)
         (outputs,) = await _run(job)
         choices = [_chat_choice(_whole(output, output.index), job) for output in outputs]
         answer: ChatCompletion = {
@@ -121,9 +124,11 @@ class Service:
             answer["prompt_logprobs"] = prompt_logprobs(job.generation.prompt_logprobs(0), job.model.tokenizer)
         return answer
 
-    async def chat_stream(self, body: ChatRequest, session: str = "") -> AsyncGenerator[ChatChunk, None]:
+    async def chat_stream(
+        self, body: ChatRequest, session: str = "", headers: dict[str, str] | None = None
+    ) -> AsyncGenerator[ChatChunk, None]:
         """The same answer event by event; the first event is made when the first token is there."""
-        job = await self._chat_job(body, session)
+        job = await self._chat_job(body, session, headers)
         started: set[int] = set()
         async with aclosing(_pieces(job)) as stream:
             async for pieces in stream:
@@ -136,13 +141,15 @@ class Service:
         if body.wants_usage:
             yield {**_chat_chunk(job, []), "usage": job.usage}
 
-    async def complete(self, body: CompletionRequest, session: str = "") -> Completion:
+    async def complete(
+        self, body: CompletionRequest, session: str = "", headers: dict[str, str] | None = None
+    ) -> Completion:
         """Continue one or many prompts.
 
         Raises:
             BadRequest, Overloaded, ModelNotReady, EngineDead.
         """
-        job = await self._completion_job(body, session)
+        job = await self._completion_job(body, session, headers)
         outputs = [output for of_prompt in await _run(job) for output in of_prompt]
         choices = [
             writer.choice(_whole(output, i))
@@ -150,9 +157,11 @@ class Service:
         ]
         return {**_completion_chunk(job, choices), "usage": job.usage}
 
-    async def complete_stream(self, body: CompletionRequest, session: str = "") -> AsyncGenerator[Completion, None]:
+    async def complete_stream(
+        self, body: CompletionRequest, session: str = "", headers: dict[str, str] | None = None
+    ) -> AsyncGenerator[Completion, None]:
         """The same answer event by event; the first event is made when the first token is there."""
-        job = await self._completion_job(body, session)
+        job = await self._completion_job(body, session, headers)
         writers = _writers(job)
         async with aclosing(_pieces(job)) as stream:
             async for pieces in stream:
@@ -186,15 +195,17 @@ class Service:
 
     # ---- from body to job -------------------------------------------------------------------------------------
 
-    async def _chat_job(self, body: ChatRequest, session: str) -> _Job:
-        model = await self.models.served(body.model, session or body.user or "")
+    async def _chat_job(self, body: ChatRequest, session: str, headers: dict[str, str] | None) -> _Job:
+        session = session or body.user or ""
+        model = await self.models.served(body.model, session)
         params = sampling_params(body, self.limits)
         text = self._render(model, body)
         token_ids = await _encode(model, text, add_special_tokens=bool(body.add_special_tokens))
-        return await self._job("chatcmpl", model, body, params, [token_ids], "messages")
+        return await self._job("chatcmpl", model, body, params, [token_ids], "messages", session, headers)
 
-    async def _completion_job(self, body: CompletionRequest, session: str) -> _Job:
-        model = await self.models.served(body.model, session or body.user or "")
+    async def _completion_job(self, body: CompletionRequest, session: str, headers: dict[str, str] | None) -> _Job:
+        session = session or body.user or ""
+        model = await self.models.served(body.model, session)
         params = sampling_params(body, self.limits)
         prompts = prompts_of(body, self.limits)
         add = body.add_special_tokens is not False
@@ -202,7 +213,7 @@ class Service:
             await _encode(model, prompt, add_special_tokens=add) if isinstance(prompt, str) else prompt
             for prompt in prompts
         ]
-        job = await self._job("cmpl", model, body, params, token_ids, "prompt")
+        job = await self._job("cmpl", model, body, params, token_ids, "prompt", session, headers)
         if body.echo:
             job.prompt_texts = [
                 prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt, skip_special_tokens=False)
@@ -218,6 +229,8 @@ class Service:
         params: SamplingParams,
         prompts: list[list[int]],
         param: str,
+        session: str,
+        headers: dict[str, str] | None,
     ) -> _Job:
         info = await model.client.describe()
         job_id = f"{kind}-{secrets.token_hex(12)}"
@@ -225,12 +238,14 @@ class Service:
             check_token_ids(token_ids, info.vocab_size, param)
             check_length(len(token_ids), _asked(body, params), info.max_model_len, param)
         requests = [
-            _request(f"{job_id}-{position}", token_ids, params, body, info)
+            _request(f"{job_id}-{position}", token_ids, params, body, info, session)
             for position, token_ids in enumerate(prompts)
         ]
         timer = self.telemetry.request(model.name, sum(len(token_ids) for token_ids in prompts))
         generation = Generation(model.client, model.tokenizer, requests)
-        return _Job(job_id, int(time.time()), model, body, params, generation, timer, [])
+        return _Job(
+            job_id, int(time.time()), model, body, params, generation, timer, {} if headers is None else headers
+        )
 
     def _render(self, model: ServedModel, body: ChatRequest | TokenizeRequest) -> str:
         tools = body.tools if getattr(body, "tool_choice", None) != "none" else None
@@ -251,13 +266,14 @@ def _asked(body: SamplingBody, params: SamplingParams) -> int | None:
 
 
 def _request(
-    request_id: str, token_ids: list[int], params: SamplingParams, body: SamplingBody, info: ModelInfo
+    request_id: str, token_ids: list[int], params: SamplingParams, body: SamplingBody, info: ModelInfo, session: str
 ) -> Request:
     request = Request(
         request_id=request_id,
         prompt_token_ids=token_ids,
         params=params,
         priority=body.priority or 0,
+        session=session,
         cache_salt=body.cache_salt or "",
     )
     request.block_hashes = block_hashes(request, info)
@@ -275,8 +291,14 @@ async def _encode(model: ServedModel, text: str, *, add_special_tokens: bool) ->
 
 async def _pieces(job: _Job) -> AsyncGenerator[list[Piece], None]:
     """The job's pieces, at most one per choice at a time, counted by its timer."""
+    begun = 0
     async with aclosing(job.generation.pieces()) as stream:
         async for pieces in stream:
+            if len(job.generation.begun) > begun:
+                for placement, cached in job.generation.begun[begun:]:
+                    job.timer.placed(placement, cached)
+                begun = len(job.generation.begun)
+                job.headers |= routing_headers(job.generation.begun)
             joined = _joined(pieces)
             for piece in joined:
                 job.timer.tokens(piece.choice, len(piece.token_ids))

@@ -22,7 +22,7 @@ import httpx
 import pytest
 import yaml
 
-from octavo.request import FinishReason, Logprob, Request, SequenceUpdate, TokenLogprobs
+from octavo.request import FinishReason, Logprob, Placement, Request, SequenceUpdate, TokenLogprobs
 from octavo.source import resolve_source
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
 from octavo_serve.openai.conversion import Limits
@@ -53,6 +53,7 @@ class ScriptedClient:
     tokenizer: Tokenizer
     texts: list[str] = field(default_factory=lambda: ["Paris."])
     cached_tokens: int = 0
+    placement: Placement | None = None
     error: Exception | None = None
     fail_after: int | None = None
     late_error: Exception | None = None
@@ -65,6 +66,7 @@ class ScriptedClient:
 
     async def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
         self.opened.append(request)
+        request.placement = self.placement
         try:
             if self.error is not None:
                 raise self.error

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from octavo.errors import EngineDead, OctavoError, Overloaded
+from octavo.request import Placement
 from octavo_serve.openai.registry import ModelEntry, choose
 from octavo_serve.openai.routes import http_app
 from octavo_serve.openai.service import Service
@@ -167,3 +168,38 @@ def test_metrics_have_vllms_names(send: Send, backend: Any) -> None:
     assert 'vllm:request_success_total{finished_reason="stop",model_name="tiny"} 1.0' in lines
     assert 'vllm:time_to_first_token_seconds_count{model_name="tiny"} 1.0' in lines
     assert 'vllm:e2e_request_latency_seconds_count{model_name="tiny"} 1.0' in lines
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_the_response_says_where_it_was_made_and_why(
+    send: Send, client: Any, service: Service, path: str, stream: bool
+) -> None:
+    client.placement = Placement("ticket", "shard1", "prefix", cached_tokens=48, first_token=0.1)
+    client.cached_tokens = 32
+    asked = HELLO if "chat" in path else {"prompt": "Hello"}
+    answer = send("POST", path, json=asked | {"stream": stream})
+    assert answer.headers["x-octavo-shard"] == "shard1"
+    assert answer.headers["x-octavo-route-reason"] == "prefix"
+    assert answer.headers["x-octavo-cached-tokens"] == "predicted=48, actual=32"
+    metrics = service.telemetry.render({}).decode()
+    assert 'octavo:router_cached_tokens_error_bucket{le="0.0",model_name="tiny"} 0.0' in metrics
+    assert 'octavo:router_cached_tokens_error_bucket{le="16.0",model_name="tiny"} 1.0' in metrics
+    assert 'octavo:router_first_token_error_seconds_count{model_name="tiny"} 1.0' in metrics
+
+
+@pytest.mark.parametrize(
+    ("headers", "user", "session"),
+    [
+        ({}, None, ""),
+        ({}, "alice", "alice"),
+        ({"x-session-id": "s"}, "alice", "s"),
+        ({"x-session-id": "s", "x-session-affinity": "a"}, None, "a"),
+    ],
+)
+def test_the_session_reaches_the_request(
+    send: Send, client: Any, headers: dict[str, str], user: str | None, session: str
+) -> None:
+    send("POST", "/v1/chat/completions", json=HELLO | ({"user": user} if user else {}), headers=headers)
+    (request,) = client.opened
+    assert request.session == session
