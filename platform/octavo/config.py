@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from octavo.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+KVCacheDType = Literal["auto", "float32", "bfloat16", "int8"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -20,6 +21,8 @@ class EngineConfig:
         dtype: of weights, activations and KV cache. "auto" is the checkpoint's own on a GPU and float32 on a CPU. On a
             CPU, "float32" is exact with any weights; "bfloat16" is the fast mode: a GGUF file's integer codes are
             multiplied with activations quantised to 8 bits in groups of 32.
+        kv_cache_dtype: of keys and values. "auto" is the type that `dtype` computes in. The others are for the native
+            CPU runner: "bfloat16" halves a float32 cache, "int8" (a scale per position and head) quarters it.
         quantization: None keeps the checkpoint's weights as they are.
         max_model_len: most tokens of one sequence, prompt and output; None takes the model's own limit.
         max_num_seqs: most sequences in one step.
@@ -44,6 +47,7 @@ class EngineConfig:
     """
 
     dtype: DType = "auto"
+    kv_cache_dtype: KVCacheDType = "auto"
     quantization: str | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 64
@@ -69,6 +73,8 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError(f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
+        if self.kv_cache_dtype not in ("auto", "float32", "bfloat16", "int8"):
+            raise ConfigError(f"kv_cache_dtype must be auto, float32, bfloat16 or int8, got {self.kv_cache_dtype!r}")
         if self.target_itl is not None and not self.target_itl > 0:
             raise ConfigError(f"target_itl must be more than 0 seconds, got {self.target_itl!r}")
         if not 0 < self.gpu_memory_utilization <= 1:

@@ -126,11 +126,12 @@ class PackedModel:
 
     def words(self, exact: bool, kv: PackedKV) -> list[int]:
         """As `struct Model` of cpu.cpp has them."""
-        gate = 0 if self.activation == "silu" else 1
+        gate, eight_bits = 0 if self.activation == "silu" else 1, kv.dtype == torch.int8
+        bf16 = kv.dtype == torch.bfloat16 or (eight_bits and not exact)
         hidden, inner = self.embedding.k, self.layers[0].gate.weight.n
         return [
             *(hidden, self.query_heads, self.kv_heads, self.head_dim, inner, self.embedding.n),
-            *(gate, exact, kv.dtype == torch.bfloat16, kv.block_size, kv.block_bytes, len(self.layers)),
+            *(gate, exact, bf16, eight_bits, kv.block_size, kv.block_bytes, len(self.layers)),
             *(*PackedLinear(self.embedding).words(), *self.head.words(), _address(self.final_norm)),
         ]
 
@@ -144,7 +145,7 @@ class PackedKV:
     """Keys and values of all layers in cells of 16 positions (`paged_attention/cpu.h`).
 
     Args:
-        dtype: float32 or bfloat16.
+        dtype: float32, bfloat16 or int8 (codes of 8 bits with a scale per position and head, `kv_store.reference`).
         block_size: positions per block, a multiple of 16.
 
     Raises:
@@ -154,8 +155,10 @@ class PackedKV:
     def __init__(
         self, num_layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
     ) -> None:
-        if dtype not in (torch.float32, torch.bfloat16) or block_size % CELL:
-            raise ValueError(f"keys and values are float32 or bfloat16 in blocks of 16 n, got {dtype} and {block_size}")
+        if dtype not in (torch.float32, torch.bfloat16, torch.int8) or block_size % CELL:
+            raise ValueError(
+                f"keys and values are float32, bfloat16 or int8 in blocks of 16 n, got {dtype} and {block_size}"
+            )
         if head_dim > MAX_HEAD_DIM:
             raise ValueError(f"head_dim is {head_dim}; it must be at most {MAX_HEAD_DIM}")
         self.dtype = dtype
@@ -190,8 +193,12 @@ def _untouched(size: int) -> npt.NDArray[np.uint8]:
 
 
 def block_bytes(num_layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
-    """Bytes of K and V of one block over all layers; heads are padded to a multiple of 16 values."""
-    return 2 * num_layers * block_size * kv_heads * -(-head_dim // CELL) * CELL * dtype.itemsize
+    """Bytes of K and V of one block over all layers; heads are padded to a multiple of 16 values.
+
+    A key or value of int8 has a float32 scale beside it.
+    """
+    head = -(-head_dim // CELL) * CELL * dtype.itemsize + 4 * (dtype == torch.int8)
+    return 2 * num_layers * block_size * kv_heads * head
 
 
 @dataclass(frozen=True, slots=True)

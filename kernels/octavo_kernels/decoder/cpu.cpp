@@ -96,7 +96,8 @@ class Decoder {
     bool exact() const { return model.exact != 0; }
 
     KvCache cache(const Layer& layer) const {
-        return {model.kv_is_bf16 != 0, true, model.block_size, model.kv_heads, model.head_dim, model.block_bytes,
+        const KvForm form = model.kv_is_int8 ? KvForm::int8 : KvForm::packed;
+        return {model.kv_is_bf16 != 0, form, model.block_size, model.kv_heads, model.head_dim, model.block_bytes,
                 layer.k_cache, layer.v_cache};
     }
 
@@ -176,7 +177,7 @@ class Decoder {
         each_row(cursor, num_tokens * model.kv_heads,
                  [&](int64_t i) { rotate_and_store(layer, i / model.kv_heads, i % model.kv_heads); });
         const AttentionPlan& plan = plans.at(layer.window);
-        const AttentionParams params{numbers.attention_scale, numbers.attention_softcap};
+        const AttentionParams params{numbers.attention_scale, numbers.attention_softcap, nullptr};
         phases.run(cursor, int64_t(plan.items.size()), [&](int64_t item) {
             attend(plan, item, cache(layer), params, qkv, qkv_size, attended, q_size, scratch + thread * scratch_floats,
                    partials);

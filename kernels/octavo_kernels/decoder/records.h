@@ -25,7 +25,7 @@ struct Layer {
 
 struct Model {
     int64_t hidden, query_heads, kv_heads, head_dim, inner, vocab;
-    int64_t gate, exact, kv_is_bf16, block_size, block_bytes, num_layers;
+    int64_t gate, exact, kv_is_bf16, kv_is_int8, block_size, block_bytes, num_layers;
     Matrix embedding, head;
     const float* final_norm;
 };

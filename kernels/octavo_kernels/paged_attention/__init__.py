@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
+import torch
 from torch import Tensor
 
 from octavo_kernels.dispatch import check_floats, use_gpu
@@ -10,6 +13,15 @@ from octavo_kernels.paged_attention import reference
 from octavo_kernels.paged_attention.batch import PagedBatch
 
 __all__ = ["PagedBatch", "paged_attention"]
+
+
+class Options(TypedDict):
+    """What a layer's attention is like, see `paged_attention`."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+    alibi_slopes: Tensor | None
 
 
 def paged_attention(
@@ -21,6 +33,7 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
 ) -> Tensor:
     """Attention of every token of a step to its sequence's cached keys, its own included.
 
@@ -35,6 +48,8 @@ def paged_attention(
         scale: multiplies the scores (usually D ** -0.5).
         window: positions a query sees, its own included; None means all.
         softcap: scores become `softcap * tanh(score / softcap)` after scaling and before masking (Gemma 2).
+        alibi_slopes: [Hq] float32; head h's score of query i and key j loses `alibi_slopes[h] * (i - j)` after that
+            (Press et al. 2022).
 
     Returns:
         [T, Hq, D], contiguous, of the type of `q`.
@@ -47,15 +62,19 @@ def paged_attention(
         raise ValueError(f"window must be at least 1, got {window}")
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap must be more than 0, got {softcap}")
+    if alibi_slopes is not None and (alibi_slopes.shape != q.shape[1:2] or alibi_slopes.dtype != torch.float32):
+        shape = tuple(alibi_slopes.shape)
+        raise ValueError(f"alibi_slopes must be [{q.shape[1]}] float32, got {shape} {alibi_slopes.dtype}")
+    options: Options = {"scale": scale, "window": window, "softcap": softcap, "alibi_slopes": alibi_slopes}
     if use_gpu(q):
         from octavo_kernels.paged_attention import gpu
 
-        return gpu.paged_attention(q, k_cache, v_cache, batch, scale=scale, window=window, softcap=softcap)
+        return gpu.paged_attention(q, k_cache, v_cache, batch, **options)
     if use_cpu(q):
         from octavo_kernels.paged_attention import cpu
 
-        return cpu.paged_attention(q, k_cache, v_cache, batch, scale=scale, window=window, softcap=softcap)
-    return reference.paged_attention(q, k_cache, v_cache, batch, scale=scale, window=window, softcap=softcap)
+        return cpu.paged_attention(q, k_cache, v_cache, batch, **options)
+    return reference.paged_attention(q, k_cache, v_cache, batch, **options)
 
 
 def _check(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: PagedBatch) -> None:

@@ -50,11 +50,14 @@ OCTAVO_INLINE void multiply(Vec (&sums)[R][C], const float* a, int64_t a_stride,
 
 // ---- one tile -----------------------------------------------------------------------------------------------------
 
-// The keys and values of up to 4 cells, wherever they lie.
+// The keys and values of up to 4 cells, wherever they lie, and what 8-bit ones are multiplied with.
 struct Tile {
     int64_t cells;
     const float* k[kTile / kCell];
     const float* v[kTile / kCell];
+    bool scaled;
+    alignas(64) float k_scales[kTile];
+    alignas(64) float v_scales[kTile];
 };
 
 template <class T, int R, int C>
@@ -89,23 +92,54 @@ struct Rows {
     float* highest;  // [rows]
 };
 
+constexpr float kLog2e = 1.44269504088896341f;
+
+// What a row sees: keys first..last, the last being its own; and its head's slope (ALiBi), 0 for none.
 struct Visible {
-    int64_t first, last;
+    int32_t first, last;
+    float slope;
 };
 
 struct Shape {
     int64_t dim, padded, words, q_words;
     float scale, softcap;
+    bool sloped;
 };
 
+// 2^x to 2 ulp; 0 for -infinity, and NaN for NaN. The polynomial is a minimax fit of 2^r for r in [0, 1], exact at 0.
+OCTAVO_INLINE Vec exp2(Vec x) {
+#if OCTAVO_ISA >= 2
+    const Vec r = (Vec)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#else
+    const Vec clamped = max(x, splat(-126.f)), shifter = splat(12582912.f);  // 1.5 * 2^23: adding it rounds
+    const Vec n = (clamped - splat(0.5f) + shifter) - shifter, r = clamped - n;
+#endif
+    Vec p = splat(1.867130515e-3f);
+    p = fma(p, r, splat(9.017028846e-3f));
+    p = fma(p, r, splat(5.579991266e-2f));
+    p = fma(p, r, splat(2.401644439e-1f));
+    p = fma(p, r, splat(6.931512952e-1f));
+    p = fma(p, r, splat(1.f));
+#if OCTAVO_ISA >= 2
+    return (Vec)_mm512_scalef_ps((__m512)p, (__m512)x);  // times 2^floor(x)
+#else
+    const Vec scaled = p * (Vec)((__builtin_convertvector(n, IVec) + 127) << 23);
+    return x == x ? (x < splat(-126.f) ? Vec{} : scaled) : x;
+#endif
+}
+
+// A score as a power of two, so that exp2 gives its weight.
 OCTAVO_INLINE Vec treat(Vec score, const Shape& shape, int64_t key, Visible seen, bool whole) {
-    if (shape.softcap == 0) score = score * splat(shape.scale);
-    else score = splat(shape.softcap) * tanh(score * splat(shape.scale / shape.softcap));
-    if (whole) return score;
+    if (shape.softcap == 0) score = score * splat(shape.scale * kLog2e);
+    else score = splat(shape.softcap * kLog2e) * tanh(score * splat(shape.scale / shape.softcap));
+    if (whole && !shape.sloped) return score;
     IVec lane;
     for (int i = 0; i < kLanes; ++i) lane[i] = i;
     const IVec position = lane + int32_t(key);
-    const IVec hidden = (position < int32_t(seen.first)) | (position > int32_t(seen.last));
+    if (shape.sloped)
+        score = fma(__builtin_convertvector(position - seen.last, Vec), splat(seen.slope * kLog2e), score);
+    if (whole) return score;
+    const IVec hidden = (position < seen.first) | (position > seen.last);
     return hidden ? splat(kNone) : score;
 }
 
@@ -120,25 +154,35 @@ OCTAVO_INLINE void store_weights(bf16* p, Vec v) {
 }
 
 // Scores of one row to weights; returns the new maximum.
-template <class T>
-OCTAVO_INLINE float soften(const float* scores, int vecs, const Shape& shape, int64_t key, Visible seen, float highest,
-                           float* weight, T* weights) {
+template <class T, bool kScaled>
+OCTAVO_INLINE float soften(const Tile& tile, const float* scores, int vecs, const Shape& shape, int64_t key,
+                           Visible seen, float highest, float* weight, T* weights) {
     const bool whole = seen.first <= key && key + vecs * kLanes - 1 <= seen.last;
     Vec treated[kTileVecs], top = splat(highest);
     for (int i = 0; i < vecs; ++i) {
-        treated[i] = treat(load(scores + i * kLanes), shape, key + i * kLanes, seen, whole);
+        Vec score = load(scores + i * kLanes);
+        if (kScaled) score = score * load(tile.k_scales + i * kLanes);
+        treated[i] = treat(score, shape, key + i * kLanes, seen, whole);
         top = max(treated[i], top);
     }
     highest = max(top);
     Vec total = {};
-    const Vec shift = splat(highest == kNone ? 0.f : highest);  // e^(-inf) is the 0 that a row without keys needs
+    const Vec shift = splat(highest == kNone ? 0.f : highest);  // 2^(-inf) is the 0 that a row without keys needs
     for (int i = 0; i < vecs; ++i) {
-        const Vec p = exp(treated[i] - shift);
+        const Vec p = exp2(treated[i] - shift);
         total = total + p;
-        store_weights(weights + i * kLanes, p);
+        store_weights(weights + i * kLanes, kScaled ? p * load(tile.v_scales + i * kLanes) : p);
     }
     *weight = sum(total);
     return highest;
+}
+
+// With the number of vectors known they stay in registers.
+template <class T, bool kScaled>
+OCTAVO_INLINE float soften_row(const Tile& tile, const float* scores, int vecs, const Shape& shape, int64_t key,
+                               Visible seen, float highest, float* weight, T* weights) {
+    return vecs == kTileVecs ? soften<T, kScaled>(tile, scores, kTileVecs, shape, key, seen, highest, weight, weights)
+                             : soften<T, kScaled>(tile, scores, vecs, shape, key, seen, highest, weight, weights);
 }
 
 template <class T, int R>
@@ -156,14 +200,13 @@ void attend_tile(const Tile& tile, int64_t key, const float* q, const Shape& sha
         const float before = rows.highest[r];
         const float* from = scores + r * kTile;
         T* to = weights + r * kTile;
-        // With the number of vectors known they stay in registers.
-        rows.highest[r] = vecs == kTileVecs
-            ? soften<T>(from, kTileVecs, shape, key, seen[r], before, &added[r], to)
-            : soften<T>(from, vecs, shape, key, seen[r], before, &added[r], to);
+        rows.highest[r] = tile.scaled
+            ? soften_row<T, true>(tile, from, vecs, shape, key, seen[r], before, &added[r], to)
+            : soften_row<T, false>(tile, from, vecs, shape, key, seen[r], before, &added[r], to);
         faded[r] = rows.highest[r] == kNone ? 0.f : before - rows.highest[r];
     }
-    static_assert(R <= kLanes, "one exp serves all rows");
-    store(faded, exp(load(faded)));
+    static_assert(R <= kLanes, "one exp2 serves all rows");
+    store(faded, exp2(load(faded)));
     for (int r = 0; r < R; ++r) {
         rows.weight[r] = rows.weight[r] * faded[r] + added[r];
         if (faded[r] == 1.f) continue;  // times 1 changes nothing
@@ -198,11 +241,19 @@ int64_t slot_of(const Sequences& s, int64_t sequence, int64_t position, int64_t 
     return s.tables[sequence * s.table_stride + position / block_size] * block_size + position % block_size;
 }
 
+// T: the type it is stored in.
 template <class T>
 T* packed_cell(const KvCache& cache, const void* base, int64_t slot, int64_t head) {
     const int64_t block = slot / cache.block_size, cell = slot % cache.block_size / kCell;
     const int64_t cells = cache.block_size / kCell;
     return (T*)((char*)base + block * cache.block_bytes) + (head * cells + cell) * cache.cell_values();
+}
+
+// The scale of an 8-bit key or value.
+float* scale_of(const KvCache& cache, const void* base, int64_t slot, int64_t head) {
+    const int64_t block = slot / cache.block_size, codes = cache.heads * cache.block_size * cache.padded_dim();
+    float* scales = (float*)((char*)base + block * cache.block_bytes + codes);
+    return scales + head * cache.block_size + slot % cache.block_size;
 }
 
 template <class T>
@@ -240,22 +291,46 @@ void clean_values(const T* from, int64_t valid, int64_t padded, T* to) {
     for (int64_t d = 0; d < padded; ++d) to[value_index<T>(valid - 1, d, padded)] = from[value_index<T>(valid - 1, d, padded)];
 }
 
+// An 8-bit cell in the type that is computed in, which holds every code exactly, and its scales; the scales of places
+// that hold nothing are 0.
 template <class T>
-Tile find_tile(const KvCache& cache, const Sequences& sequences, const AttentionItem& item, int64_t key, float* scratch) {
+void unpack_cell(const KvCache& cache, const void* base, int64_t slot, int64_t head, int64_t valid, T* to,
+                 float* scales) {
+    const int8_t* codes = packed_cell<int8_t>(cache, base, slot, head);
+    for (int64_t i = 0; i < cache.cell_values(); i += kLanes) {
+        typedef int8_t CodeVec __attribute__((vector_size(kLanes)));
+        CodeVec loaded;
+        std::memcpy(&loaded, codes + i, sizeof loaded);
+        store_weights(to + i, __builtin_convertvector(__builtin_convertvector(loaded, IVec), Vec));
+    }
+    std::memcpy(scales, scale_of(cache, base, slot, head), valid * sizeof(float));
+    std::memset(scales + valid, 0, (kCell - valid) * sizeof(float));
+}
+
+template <class T>
+void find_tile(const KvCache& cache, const Sequences& sequences, const AttentionItem& item, int64_t key, float* scratch,
+               Tile& tile) {
     const int64_t context = sequences.context_lens[item.sequence];
     const int64_t end = std::min(std::min(item.end, key + kTile), context);
-    Tile tile{(end - key + kCell - 1) / kCell, {}, {}};
+    tile.cells = (end - key + kCell - 1) / kCell;
+    tile.scaled = cache.form == KvForm::int8;
     T* own = (T*)scratch;
     for (int64_t cell = 0; cell < tile.cells; ++cell) {
         const int64_t position = key + cell * kCell, valid = std::min(kCell, context - position);
         T* own_k = own + 2 * cell * cache.cell_values();
         T* own_v = own_k + cache.cell_values();
-        if (!cache.packed) {
+        if (cache.form == KvForm::plain) {
             pack_cell(cache, sequences, item.sequence, position, valid, item.head, own_k, own_v);
             tile.k[cell] = (const float*)own_k, tile.v[cell] = (const float*)own_v;
             continue;
         }
         const int64_t slot = slot_of(sequences, item.sequence, position, cache.block_size);
+        if (cache.form == KvForm::int8) {
+            unpack_cell(cache, cache.k, slot, item.head, valid, own_k, tile.k_scales + cell * kCell);
+            unpack_cell(cache, cache.v, slot, item.head, valid, own_v, tile.v_scales + cell * kCell);
+            tile.k[cell] = (const float*)own_k, tile.v[cell] = (const float*)own_v;
+            continue;
+        }
         const T* v = packed_cell<T>(cache, cache.v, slot, item.head);
         tile.k[cell] = (const float*)packed_cell<T>(cache, cache.k, slot, item.head);
         tile.v[cell] = (const float*)v;
@@ -263,7 +338,6 @@ Tile find_tile(const KvCache& cache, const Sequences& sequences, const Attention
         clean_values(v, valid, cache.padded_dim(), own_v);
         tile.v[cell] = (const float*)own_v;
     }
-    return tile;
 }
 
 // ---- one item -----------------------------------------------------------------------------------------------------
@@ -279,7 +353,7 @@ void merge_row(float* sums, float& weight, float& highest, const float* later, f
     }
     const float top = highest > later_highest ? highest : later_highest;
     float fade[kLanes] = {highest - top, later_highest - top};
-    store(fade, exp(load(fade)));
+    store(fade, exp2(load(fade)));
     for (int64_t d = 0; d < padded; d += kLanes)
         store(sums + d, fma(load(later + d), splat(fade[1]), load(sums + d) * splat(fade[0])));
     weight = weight * fade[0] + later_weight * fade[1];
@@ -340,8 +414,9 @@ template <class T>
 void attend_split(const KvCache& cache, const Sequences& sequences, const AttentionItem& item, int64_t begin,
                   int64_t end, const Shape& shape, int64_t rows, const Scratch& s) {
     clear(s.split, rows, shape.padded);
+    Tile tile;
     for (int64_t key = begin / kTile * kTile; key < end; key += kTile) {
-        const Tile tile = find_tile<T>(cache, sequences, item, key, s.cells);
+        find_tile<T>(cache, sequences, item, key, s.cells, tile);
         for (int64_t r = 0; r < rows; r += kRows) {
             const int64_t count = std::min<int64_t>(kRows, rows - r);
             bool any = false;
@@ -359,13 +434,14 @@ void attend_item(const AttentionPlan& plan, const AttentionItem& item, const KvC
                  float* scratch, float* partials) {
     const int64_t group = plan.query_heads / cache.heads, rows = item.num_tokens * group, dim = cache.dim;
     const int64_t words = (dim + kPerWord<T> - 1) / kPerWord<T>;
-    const Shape shape{dim, cache.padded_dim(), words, words, params.scale, params.softcap};
+    const Shape shape{dim, cache.padded_dim(), words, words, params.scale, params.softcap, params.slopes != nullptr};
     const Scratch s = lay_out(scratch, max_rows(plan, cache), shape.padded);
     const int32_t* tokens = plan.tokens.data() + item.first_token;
     for (int64_t r = 0; r < rows; ++r) {
         const int64_t token = tokens[r / group], head = item.head * group + r % group, last = plan.positions[token];
         pack_query<T>(q + token * q_stride + head * dim, dim, words, s.q + r * words);
-        s.seen[r] = {std::max<int64_t>(0, last - plan.window + 1), last};
+        const int64_t first = std::max<int64_t>(0, last - plan.window + 1);
+        s.seen[r] = {int32_t(first), int32_t(last), params.slopes ? params.slopes[head] : 0.f};
     }
     clear(s.all, rows, shape.padded);
     for (int64_t begin = item.begin; begin < item.end; begin = (begin / kSplit + 1) * kSplit) {
@@ -543,11 +619,58 @@ void store_value(const KvCache& cache, int64_t slot, int64_t head, const float* 
     for (int64_t d = 0; d < cache.dim; ++d) to[d * kPerWord<T>] = rounded.values[d];
 }
 
+// dim values as codes of 8 bits times one scale (`reference.quantize` in kv_store); NaN where a value is not finite.
+struct Coded {
+    int8_t codes[kMaxDim + kLanes];
+    float scale;
+
+    Coded(const float* from, int64_t dim) {
+        Vec top = {}, broken = {};
+        for (int64_t d = 0; d < dim; d += kLanes) {
+            const Vec x = load_part(from + d, dim - d);
+            top = max(max(x, -x), top);
+            broken = fma(x, Vec{}, broken);  // 0 times infinity or NaN
+        }
+        const float highest = max(top);
+        const bool finite = sum(broken) == 0;
+        const Vec inverse = splat(finite && highest > 0 ? 127.f / highest : 0.f), shifter = splat(12582912.f);
+        for (int64_t d = 0; d < dim; d += kLanes) {
+            const IVec bits = (IVec)(load_part(from + d, dim - d) * inverse + shifter);  // 1.5 * 2^23 + the integer
+            for (int i = 0; i < kLanes; ++i) codes[d + i] = int8_t(bits[i]);
+        }
+        scale = finite ? highest * float(1.0 / 127.0) : std::numeric_limits<float>::quiet_NaN();
+    }
+};
+
+// T: the type whose places the codes take.
+template <class T>
+void store_coded_key(const KvCache& cache, int64_t slot, int64_t head, const float* key) {
+    int8_t* cell = packed_cell<int8_t>(cache, cache.k, slot, head);
+    const Coded coded(key, cache.dim);
+    for (int64_t d = 0; d < cache.dim; ++d) cell[key_index<T>(slot % kCell, d)] = coded.codes[d];
+    *scale_of(cache, cache.k, slot, head) = coded.scale;
+}
+
+template <class T>
+void store_coded_value(const KvCache& cache, int64_t slot, int64_t head, const float* value) {
+    int8_t* cell = packed_cell<int8_t>(cache, cache.v, slot, head);
+    const Coded coded(value, cache.dim);
+    for (int64_t d = 0; d < cache.dim; ++d)
+        cell[value_index<T>(slot % kCell, d, cache.padded_dim())] = coded.codes[d];
+    *scale_of(cache, cache.v, slot, head) = coded.scale;
+}
+
 void store_packed_key(const KvCache& cache, int64_t slot, int64_t head, const float* key) {
+    if (cache.form == KvForm::int8)
+        return cache.is_bf16 ? store_coded_key<bf16>(cache, slot, head, key)
+                             : store_coded_key<float>(cache, slot, head, key);
     cache.is_bf16 ? store_key<bf16>(cache, slot, head, key) : store_key<float>(cache, slot, head, key);
 }
 
 void store_packed_value(const KvCache& cache, int64_t slot, int64_t head, const float* value) {
+    if (cache.form == KvForm::int8)
+        return cache.is_bf16 ? store_coded_value<bf16>(cache, slot, head, value)
+                             : store_coded_value<float>(cache, slot, head, value);
     cache.is_bf16 ? store_value<bf16>(cache, slot, head, value) : store_value<float>(cache, slot, head, value);
 }
 
@@ -576,18 +699,19 @@ void run_op(const AttentionPlan& plan, const KvCache& cache, const AttentionPara
 }  // namespace octavo
 
 // q: [tokens, query_heads, dim] with a token stride in values; caches: plain [blocks, block_size, kv_heads, dim];
-// out: contiguous. type: 0 float, 1 bf16, of q, caches and out. window, softcap: 0 for none.
+// out: contiguous. type: 0 float, 1 bf16, of q, caches and out. window, softcap: 0 for none; slopes: [query_heads] or
+// null.
 OCTAVO_API void octavo_paged_attention(int64_t type, const void* q, int64_t q_stride, int64_t query_heads,
                                        const void* k_cache, const void* v_cache, int64_t block_size, int64_t kv_heads,
                                        int64_t dim, int64_t num_sequences, const int32_t* query_start,
                                        const int32_t* context_lens, const int32_t* tables, int64_t table_stride,
-                                       float scale, int64_t window, float softcap, void* out) {
+                                       float scale, int64_t window, float softcap, const float* slopes, void* out) {
     using namespace octavo;
-    const KvCache cache{type == 1, false, block_size, kv_heads, dim, 0, k_cache, v_cache};
+    const KvCache cache{type == 1, KvForm::plain, block_size, kv_heads, dim, 0, k_cache, v_cache};
     AttentionPlan plan;
     plan.build({num_sequences, query_start, context_lens, tables, table_stride}, window ? window : int64_t(1) << 40,
                query_heads, cache);
-    const AttentionParams params{scale, softcap};
+    const AttentionParams params{scale, softcap, slopes};
     if (type == 0) run_op(plan, cache, params, (const float*)q, q_stride, (float*)out);
     else run_op(plan, cache, params, (const bf16*)q, q_stride, (bf16*)out);
 }

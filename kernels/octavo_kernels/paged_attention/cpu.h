@@ -11,7 +11,8 @@
 //     packed K of a cell:  float [head_dim][16],      bf16 [head_dim / 2][16][2]
 //     packed V of a cell:  float [16][head_dim],      bf16 [8][head_dim][2]         (pairs of keys side by side)
 //
-// with head_dim padded to a multiple of 16. One (block, KV head) holds block_size / 16 cells in a row. The op's public
+// with head_dim padded to a multiple of 16; 8-bit ones are codes in those same places, and after the codes of a block
+// its scales, float [KV head][position]. One (block, KV head) holds block_size / 16 cells in a row. The op's public
 // function takes a plain [block][position][head][dim] cache instead; its cells are packed into scratch when read.
 #pragma once
 
@@ -24,9 +25,11 @@ namespace octavo {
 constexpr int64_t kCell = 16, kTile = 64, kSplit = 256;
 constexpr int64_t kMaxDim = 1024;  // of a head in a packed cache
 
+enum class KvForm { plain, packed, int8 };  // the last two in cells
+
 struct KvCache {
-    bool is_bf16;
-    bool packed;  // else plain
+    bool is_bf16;  // what attention computes in, and what is stored but for int8
+    KvForm form;
     int64_t block_size, heads, dim;
     int64_t block_bytes;  // from one block of a packed cache to the next
     const void* k;
@@ -73,7 +76,8 @@ struct AttentionPlan {
 
 struct AttentionParams {
     float scale;
-    float softcap;  // 0: none
+    float softcap;        // 0: none
+    const float* slopes;  // [query_heads]: what a key's score loses per position of distance (ALiBi); or null
 };
 
 // Floats of scratch that one thread needs, and that all share for partial results.

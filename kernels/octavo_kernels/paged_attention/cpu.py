@@ -18,6 +18,7 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
 ) -> Tensor:
     _, heads, dim = q.shape
     _, block_size, kv_heads, _ = k_cache.shape
@@ -26,6 +27,6 @@ def paged_attention(
     starts, contexts, tables = (x.contiguous() for x in (batch.query_start, batch.context_lens, batch.block_tables))
     layout = len(contexts), starts, contexts, tables, tables.shape[1]
     caches = k_cache, v_cache, block_size, kv_heads, dim
-    options = float(scale), window or 0, softcap or 0.0
+    options = float(scale), window or 0, softcap or 0.0, alibi_slopes
     call("paged_attention", DTYPES[q.dtype], rows, rows.stride(0), heads, *caches, *layout, *options, out)
     return out

@@ -21,11 +21,13 @@ def _tanh(x):
 
 
 @triton.jit
-def _scores(q, k, key, position, scale, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr):
+def _scores(q, k, key, position, slope, scale, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr):
     # "ieee": float32 products stay float32 instead of TF32, whose 10 bits of mantissa cost 1e-3
     scores = tl.dot(q, k, input_precision="ieee") * scale
     if SOFTCAP is not None:
         scores = SOFTCAP * _tanh(scores / SOFTCAP)
+    if slope is not None:
+        scores += slope[:, None] * (key[None, :] - position[:, None]).to(tl.float32)
     visible = key[None, :] <= position[:, None]
     if WINDOW is not None:
         visible = visible & (position[:, None] - key[None, :] < WINDOW)
@@ -41,6 +43,7 @@ def _paged_attention_kernel(
     query_start_ptr,
     context_lens_ptr,
     block_tables_ptr,
+    slopes_ptr,  # or None
     stride_token,
     stride_head,
     stride_table,
@@ -68,6 +71,7 @@ def _paged_attention_kernel(
     query = tl.minimum(row // GROUP, num_queries - 1)
     head = kv_head * GROUP + row % GROUP
     position = context - num_queries + query
+    slope = tl.load(slopes_ptr + head) if slopes_ptr is not None else None
     column = tl.arange(0, BLOCK_D)
     in_head = column < DIM
     token = (first_token + query).to(tl.int64)
@@ -98,7 +102,7 @@ def _paged_attention_kernel(
         v = tl.load(
             v_cache_ptr + kv_offset[:, None] + column[None, :], mask=known[:, None] & in_head[None, :], other=0.0
         )
-        scores = _scores(q, k, key, position, scale, WINDOW, SOFTCAP)
+        scores = _scores(q, k, key, position, slope, scale, WINDOW, SOFTCAP)
         new_largest = tl.maximum(largest, tl.max(scores, axis=1))
         shrink = tl.exp(largest - new_largest)
         weights = tl.exp(scores - new_largest[:, None])
@@ -120,6 +124,7 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
 ) -> Tensor:
     tokens, heads, dim = q.shape
     kv_heads = k_cache.shape[2]
@@ -137,6 +142,7 @@ def paged_attention(
         batch.query_start,
         batch.context_lens,
         batch.block_tables,
+        alibi_slopes,
         q.stride(0),
         q.stride(1),
         batch.block_tables.stride(0),

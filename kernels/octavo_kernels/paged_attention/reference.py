@@ -42,6 +42,7 @@ class Pass:
     queries: Tensor  # [n, Q] flat token indices
     keys: Tensor  # [n * L] cache slots
     bias: Tensor  # [n, 1, Q, L] float32, 0 where the query sees the key and -inf elsewhere
+    distance: Tensor  # [n, 1, Q, L] float32, positions from the key to the query
 
 
 @dataclass(slots=True)
@@ -122,7 +123,7 @@ def _make_pass(tiles: _Tiles, queries: Int64, batch: PagedBatch, window: int | N
     if window is not None:
         hidden |= distance >= window
     bias = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)
-    return Pass(tokens, (blocks * size + keys % size).flatten(), bias[:, None])
+    return Pass(tokens, (blocks * size + keys % size).flatten(), bias[:, None], distance[:, None].float())
 
 
 def paged_attention(
@@ -134,15 +135,24 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
 ) -> Tensor:
     if window not in batch.plans:
         batch.plans[window] = make_plan(batch, window)
     plan = batch.plans[window]
-    done = [_attend(q, k_cache, v_cache, part, scale, softcap) for part in plan.passes]
+    done = [_attend(q, k_cache, v_cache, part, scale, softcap, alibi_slopes) for part in plan.passes]
     return torch.cat(done).index_select(0, plan.order).to(q.dtype)
 
 
-def _attend(q: Tensor, k_cache: Tensor, v_cache: Tensor, part: Pass, scale: float, softcap: float | None) -> Tensor:
+def _attend(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    part: Pass,
+    scale: float,
+    softcap: float | None,
+    alibi_slopes: Tensor | None,
+) -> Tensor:
     """One pass: [n * Q, Hq, D] float32, padding included."""
     n, num_queries = part.queries.shape
     heads, dim = q.shape[1:]
@@ -155,6 +165,9 @@ def _attend(q: Tensor, k_cache: Tensor, v_cache: Tensor, part: Pass, scale: floa
     rows = q.index_select(0, part.queries.flatten()).float().view(n, num_queries, kv_heads, -1, dim)
     rows = rows.permute(0, 2, 3, 1, 4).reshape(n, kv_heads, -1, dim)
     bias = part.bias.repeat(1, 1, heads // kv_heads, 1)
+    if alibi_slopes is not None:
+        slopes = alibi_slopes.view(kv_heads, -1).repeat_interleave(num_queries, 1)[:, :, None]
+        bias = bias - slopes * part.distance.repeat(1, 1, heads // kv_heads, 1)
     keys, values = gather(k_cache), gather(v_cache)
     if softcap is None:
         out = F.scaled_dot_product_attention(rows, keys, values, attn_mask=bias, scale=scale)

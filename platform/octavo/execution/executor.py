@@ -26,12 +26,13 @@ from octavo.models.spec import ModelSpec
 from octavo.source import Source
 from octavo.step import StepBatch, StepResult
 from octavo_kernels.checksum import read_bandwidth
-from octavo_kernels.decoder import CELL, PackedKV, PackedModel, Ranks, block_bytes
+from octavo_kernels.decoder import CELL, NativeDecoder, PackedKV, PackedModel, Ranks, block_bytes
 from octavo_kernels.native.library import Library, library
 
 logger = logging.getLogger(__name__)
 
 _CPU_KV_BYTES = 2**30
+_KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 class Shape(Protocol):
@@ -105,6 +106,11 @@ class LocalExecutor:
             tqdm.write(f"Engine ready: {source.name}: {self}", file=sys.stderr)  # `octavo serve` shows it
 
     def _load_torch(self, source: Source, config: EngineConfig, device: str, progress: bool) -> None:
+        if config.kv_cache_dtype != "auto":
+            raise ConfigError(
+                f"kv_cache_dtype {config.kv_cache_dtype!r} needs the native CPU runner, and {source.name} runs on the "
+                "torch runner, whose cache has the model's type: use 'auto'"
+            )
         decoder = load_model(
             source,
             dtype=config.dtype,
@@ -132,13 +138,15 @@ class LocalExecutor:
             progress=progress,
             share=self._share,
         )
-        shape = config.block_size, spec.num_kv_heads, spec.head_dim, dtype
+        kv_dtype = dtype if config.kv_cache_dtype == "auto" else _KV_DTYPES[config.kv_cache_dtype]
+        shape = config.block_size, spec.num_kv_heads, spec.head_dim, kv_dtype
         self.num_blocks = self._num_blocks(config, block_bytes(spec.num_layers, *shape), "cpu")
-        self._description = _describe(native, spec, model, dtype)
+        self._description = _describe(native, spec, model, dtype, kv_dtype)
         self.parts = NativeParts(native, spec, model, dtype)
         kv = PackedKV(spec.num_layers, self.num_blocks, *shape)
         ranks = Ranks(self._share.vocab.start, self._group.all_reduce) if self._group.size > 1 else None
-        self._runner = NativeRunner(native, model, kv, self._join, ranks)
+        decoder = NativeDecoder(native, model, kv, exact=dtype == torch.float32, ranks=ranks)
+        self._runner = NativeRunner(decoder, kv, self._join)
 
     def _join(self, logits: Tensor) -> Tensor | None:
         return join_vocabulary(logits, self._share, self._group)
@@ -185,12 +193,13 @@ def _why_not_native(source: Source, config: EngineConfig, share: Share) -> str |
     return cut_through_blocks(source, share)
 
 
-def _describe(native: Library, spec: ModelSpec, model: PackedModel, dtype: torch.dtype) -> str:
+def _describe(native: Library, spec: ModelSpec, model: PackedModel, dtype: torch.dtype, kv_dtype: torch.dtype) -> str:
     """The family and what bounds its speed: instruction set, threads, bits, bytes of a step, and the bandwidth now."""
     rate = read_bandwidth([weight.data for weight in model.matrices])
     mode = "exact float32" if dtype == torch.float32 else "bfloat16, and 8-bit activations for quantised weights"
+    keys = "" if kv_dtype == dtype else f"keys and values in {str(kv_dtype).removeprefix('torch.')}, "
     return (
-        f"{spec.family} on cpu ({native.level}, {native.threads} threads) in {mode}, "
+        f"{spec.family} on cpu ({native.level}, {native.threads} threads) in {mode}, {keys}"
         f"{model.bits_per_weight:.1f} bits per weight; a step reads {model.bytes_per_token / 1e6:.1f} MB, this machine "
         f"{rate / 1e9:.1f} GB/s: at most {rate / model.bytes_per_token:.0f} tokens/s for one stream"
     )

@@ -1,9 +1,10 @@
 """The native runner: a whole step on the CPU in one call, weights in their own format.
 
 Two modes. `exact` (dtype float32) computes in float32 as if the weights were dequantised, like the torch runner. The
-fast one (dtype bfloat16) keeps K and V in bfloat16 and multiplies bf16 matrices with activations rounded to bf16, and
-a GGUF file's integer codes with activations quantised to 8 bits in groups of 32. In either, a sequence's logits have
-the same bits whatever else is in the step, however its prompt is cut into chunks, and on any number of threads.
+fast one (dtype bfloat16) rounds K, V and attention's weights to bfloat16, multiplies bf16 matrices with activations
+rounded to bf16, and a GGUF file's integer codes with activations quantised to 8 bits in groups of 32. In either, a
+sequence's logits have the same bits whatever else is in the step, however its prompt is cut into chunks, and on any
+number of threads.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ import torch
 from octavo.execution.runner import Join
 from octavo.execution.sampler import prompt_logprobs, sampled_logprobs, treat
 from octavo.step import Int64, LogprobRow, SamplingRows, StepBatch, StepResult
-from octavo_kernels.decoder import NativeDecoder, PackedKV, PackedModel, Ranks
-from octavo_kernels.native.library import Library
+from octavo_kernels.decoder import NativeDecoder, PackedKV
 from octavo_kernels.sampling import sample
 
 
@@ -26,19 +26,15 @@ class NativeRunner:
     """Executes steps like `Runner`.
 
     Args:
-        library: the native library.
-        model: its weights.
-        kv: its cache; keys and values of float32 make the runner exact.
+        decoder: the model.
+        kv: its cache.
         join: as for `Runner`.
-        ranks: where the model is one rank's share: how it is joined with the others'.
     """
 
-    def __init__(
-        self, library: Library, model: PackedModel, kv: PackedKV, join: Join, ranks: Ranks | None = None
-    ) -> None:
+    def __init__(self, decoder: NativeDecoder, kv: PackedKV, join: Join) -> None:
+        self._decoder = decoder
         self._kv = kv
         self._join = join
-        self._decoder = NativeDecoder(library, model, kv, exact=kv.dtype == torch.float32, ranks=ranks)
 
     def run(self, batch: StepBatch) -> StepResult:
         """One step."""

@@ -107,10 +107,11 @@ class Holding:
         return sum(self._tensor_bytes(t) for t in self.shape.tensors if not roles or t.role in roles)
 
     def kv_bytes_per_token(self) -> int:
-        """2 (K and V) x layers x key-value heads of a rank x head size x bytes. A window saves nothing: our cache
-        keeps every token of every layer."""
+        """2 (K and V) x layers x key-value heads of a rank x head size x bytes, and 4 for the scale of an int8 head. A
+        window saves nothing: our cache keeps every token of every layer."""
         heads = math.ceil(self.shape.num_kv_heads / self.ranks)
-        return 2 * self.shape.num_layers * heads * self.shape.head_dim * DTYPE_BYTES[self.kv_dtype]
+        head = self.shape.head_dim * DTYPE_BYTES[self.kv_dtype] + 4 * (self.kv_dtype == "int8")
+        return 2 * self.shape.num_layers * heads * head
 
     def activation_bytes(self, tokens: int, sequences: int, positions: int) -> int:
         """Working memory of a rank for a step of this many tokens, and the rotary tables.

@@ -65,3 +65,12 @@ def test_gpu_equals_reference(gpu, device: str, shape: tuple[int, ...], dtype: t
 def test_refuses_what_does_not_fit(change: dict[str, torch.Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kv_store(**(inputs((5, 3, 8, 4), torch.float32) | change))
+
+
+def test_quantize_keeps_every_value_within_half_a_scale() -> None:
+    x = torch.randn(9, 3, 24) * torch.logspace(-6, 6, 9)[:, None, None]
+    x[4] = 0
+    codes, scales = reference.quantize(x)
+    assert (codes.dtype, codes.shape, scales.shape) == (torch.int8, x.shape, (9, 3, 1))
+    assert ((codes * scales - x).abs() <= 0.501 * scales).all()
+    assert torch.equal(codes.abs().amax(-1), torch.where(x.abs().amax(-1) > 0, 127, 0).to(torch.int8))

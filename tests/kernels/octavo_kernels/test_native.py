@@ -269,10 +269,13 @@ def attend(
     starts = np.cumsum([0] + [len(q) for q in queries])
     batch = PagedBatch.build(starts, np.array(contexts), cache[2], block)
     q = torch.cat(queries)
+    if kind.pop("alibi", False):
+        kind["alibi_slopes"] = 2 ** -torch.linspace(0, 8, q.shape[1])
     return module.paged_attention(q, *cache[:2], batch, scale=q.shape[2] ** -0.5, **kind)
 
 
-KINDS = [{}, {"window": 1}, {"window": 12}, {"window": 300}, {"softcap": 5.0}, {"window": 100, "softcap": 2.0}]
+KINDS = [{}, {"window": 1}, {"window": 12}, {"window": 300}, {"softcap": 5.0}, {"window": 100, "softcap": 2.0},
+         {"alibi": True}, {"alibi": True, "window": 270, "softcap": 5.0}]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", TYPES)

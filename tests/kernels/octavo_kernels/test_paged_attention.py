@@ -19,6 +19,11 @@ TOLERANCE = {torch.float32: 5e-6, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
 MASKS = [(None, None), (1, None), (5, None), (33, None), (None, 2.0), (20, 0.5)]  # window, softcap
 
 
+def slopes(heads: int, device: str = "cpu") -> torch.Tensor:
+    """ALiBi's for a power of two of heads."""
+    return 2 ** (-8 * torch.arange(1, heads + 1, device=device) / heads).float()
+
+
 @dataclass
 class Case:
     """A step over a cache in which all slots but the sequences' own hold NaN."""
@@ -79,7 +84,9 @@ def make_case(
     return case
 
 
-def dense(case: Case, window: int | None, softcap: float | None) -> torch.Tensor:
+def dense(
+    case: Case, window: int | None, softcap: float | None, alibi_slopes: torch.Tensor | None = None
+) -> torch.Tensor:
     """The oracle: each sequence by itself, all its scores at once, in float64."""
     out = []
     for s, (start, end) in enumerate(zip(case.query_start[:-1], case.query_start[1:], strict=True)):
@@ -91,6 +98,8 @@ def dense(case: Case, window: int | None, softcap: float | None) -> torch.Tensor
             scores = softcap * torch.tanh(scores / softcap)
         j = torch.arange(len(k))
         i = j[len(k) - len(q) :, None]
+        if alibi_slopes is not None:
+            scores -= alibi_slopes.double()[:, None, None] * (i - j)
         hidden = (j > i) | (i - j >= (window or len(k)))
         out.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v))
     return torch.cat(out)
@@ -120,6 +129,15 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_reference_is_dense_attention(shape: str, window: int | None, softcap: float | None) -> None:
     assert_is_dense(make_case(**SHAPES[shape]), window, softcap)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_reference_with_slopes_is_dense_attention(shape: str) -> None:
+    case = make_case(**SHAPES[shape])
+    biases = slopes(case.q.shape[1])
+    for window, softcap in ((None, None), (20, 0.5)):
+        actual = case.attend(reference.paged_attention, window=window, softcap=softcap, alibi_slopes=biases)
+        torch.testing.assert_close(actual.double(), dense(case, window, softcap, biases), atol=5e-6, rtol=5e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -203,6 +221,14 @@ def test_gpu_equals_reference(gpu, device: str, shape: str, window, softcap, dty
     torch.testing.assert_close(actual, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gpu_equals_reference_with_slopes(gpu, device: str, shape: str) -> None:
+    case = make_case(**SHAPES[shape], device=device)
+    biases, kernel = slopes(case.q.shape[1], device), gpu("paged_attention").paged_attention
+    actual, expected = (case.attend(op, alibi_slopes=biases) for op in (kernel, reference.paged_attention))
+    torch.testing.assert_close(actual, expected, atol=5e-6, rtol=5e-6)
+
+
 @given(sequences, kinds, head_counts, st.sampled_from([16, 20]), st.sampled_from([16, 32]))
 @settings(deadline=None, max_examples=30)
 def test_gpu_equals_reference_on_any_batch(gpu, device: str, layout, kind, heads, dim, block) -> None:
@@ -273,6 +299,7 @@ def test_batch_refuses_contradictions(query_start, context_lens, block_tables, m
         ({"v_cache": torch.zeros(4, 2, 2, 8).transpose(0, 1)}, "caches must be contiguous"),
         ({"window": 0}, "window must be at least 1"),
         ({"softcap": 0.0}, "softcap must be more than 0"),
+        ({"alibi_slopes": torch.zeros(3)}, r"alibi_slopes must be \[4\] float32"),
     ],
 )
 def test_refuses_what_does_not_fit(change: dict[str, Any], message: str) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo import LLM, SamplingParams
+from octavo.errors import ConfigError
 from octavo.execution.native_runner import NativeRunner
 from octavo.execution.runner import Runner
 from octavo.execution.sampler import sample
@@ -19,6 +20,7 @@ from octavo_kernels.native.build import NoCompiler
 from octavo_kernels.native.library import Library, supported_levels, use
 from octavo_kernels.sampling import sample as native_sample
 
+GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 PROMPTS = [list(range(n, 2 * n)) for n in (1, 5, 17, 40, 100)]
 
 
@@ -85,6 +87,20 @@ def test_what_is_not_covered_runs_on_torch_and_says_so(native, tiny_model, caplo
     assert isinstance(llm.engine.executor._runner, Runner)
     assert [reason in record.message for record in caplog.records] == [True]
     llm.close()
+
+
+def test_a_cache_of_another_type(native, tiny_model):
+    """8-bit keys and values take a quarter of the space and a scale each; the torch runner refuses them."""
+    llm, plain = (engine(tiny_model("llama2"), native, kv_cache_dtype=kind) for kind in ("int8", "auto"))
+    assert "keys and values in int8" in str(llm.engine.executor)
+    assert llm.engine.pool.num_blocks > 3 * plain.engine.pool.num_blocks
+    first, again = (tokens(llm.generate(PROMPTS, GREEDY, use_tqdm=False)) for _ in range(2))
+    assert first == again  # the second finds the prompts in the cache
+    assert [len(line) for output in first for line in output] == [24] * len(PROMPTS)
+    llm.close()
+    plain.close()
+    with pytest.raises(ConfigError, match="kv_cache_dtype 'int8' needs the native CPU runner"):
+        engine(tiny_model("llama2"), None, kv_cache_dtype="int8")
 
 
 def test_the_start_says_what_runs(native, tiny_model):

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from octavo.errors import ConfigError
+from octavo.models import decoder
 from octavo.models.load import load_model
 from octavo.models.packed import load_packed, unpackable_formats
 from octavo.source import Source, resolve_source
 from octavo_kernels.decoder import NativeDecoder, PackedKV
+from octavo_kernels.kv_store import reference as kv_reference
 from octavo_kernels.native.build import NoCompiler
 from octavo_kernels.native.library import Library, supported_levels, use
 
@@ -38,15 +40,16 @@ def best():
 class NativeRun:
     """Sequences that grow by ragged steps over scattered blocks, as `PagedRun` does for the torch decoder."""
 
-    def __init__(self, library, source, num_sequences, dtype=torch.float32):
+    def __init__(self, library, source, num_sequences, dtype=torch.float32, kv_dtype=None):
         self.spec, model = load_packed(source, dtype=str(dtype).removeprefix("torch."), max_model_len=400)
         per_sequence = 400 // BLOCK
         num_blocks = num_sequences * per_sequence + 5
         blocks = np.random.default_rng(0).permutation(num_blocks)[: num_sequences * per_sequence]
         self.tables = blocks.reshape(num_sequences, per_sequence).astype(np.int32)
         self.computed = [0] * num_sequences
-        kv = PackedKV(self.spec.num_layers, num_blocks, BLOCK, self.spec.num_kv_heads, self.spec.head_dim, dtype)
-        kv._data[:] = 0xFF  # NaN, wherever nothing was stored
+        kv = PackedKV(self.spec.num_layers, num_blocks, BLOCK, self.spec.num_kv_heads, self.spec.head_dim,
+                      kv_dtype or dtype)  # fmt: skip
+        kv._data[:] = 0xFF  # NaN, wherever nothing was stored; of int8, in the scales
         self.decoder = NativeDecoder(library, model, kv, exact=dtype == torch.float32)
 
     def step(self, chunks):
@@ -105,17 +108,44 @@ def test_every_instruction_set(native, tiny_model, paged_run, long_sequences, na
         assert ((torch.from_numpy(a) - b).norm() / b.norm()).item() < 0.05
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 0.2), (torch.bfloat16, 1.5)])
+@pytest.mark.parametrize("name", ["gemma3", "smollm2"])
+def test_8_bit_keys_and_values_are_the_reference_s(
+    native, tiny_model, paged_run, long_sequences, name, dtype, bound, monkeypatch
+):
+    """Against the torch decoder with keys and values rounded by the reference: far closer to it than it is to full
+    precision (not equal: a difference in the last bit may tip a code)."""
+    source = resolve_source(str(tiny_model(name)))
+    full = torch_logits(source, long_sequences, paged_run)
+    monkeypatch.setattr(decoder, "kv_store", store_rounded)
+    rounded = torch_logits(source, long_sequences, paged_run)
+    ours = NativeRun(native, source, len(long_sequences), dtype, torch.int8).all_logits(long_sequences)
+    for a, b, c in zip(ours, rounded, full, strict=True):
+        effect = ((b - c).norm() / c.norm()).item()
+        assert 1e-4 < effect < 0.05
+        assert ((torch.from_numpy(a) - b).norm() / b.norm()).item() < bound * effect + 0.02 * (dtype == torch.bfloat16)
+
+
+def store_rounded(k, v, k_cache, v_cache, slots):
+    parts = [kv_reference.quantize(x) for x in (k, v)]
+    kv_reference.kv_store(*[codes * scales for codes, scales in parts], k_cache, v_cache, slots)
+
+
+@pytest.mark.parametrize(("dtype", "kv_dtype"), [
+    (torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, torch.int8), (torch.float32, torch.bfloat16),
+])  # fmt: skip
 @pytest.mark.parametrize("name", ["gemma3", "smollm2", "qwen2_windows"])
-def test_logits_have_the_same_bits_alone_in_batches_and_in_chunks(native, tiny_model, long_sequences, name, dtype):
+def test_logits_have_the_same_bits_alone_in_batches_and_in_chunks(
+    native, tiny_model, long_sequences, name, dtype, kv_dtype
+):
     source = resolve_source(str(tiny_model(name)))
     count = len(long_sequences)
     native.set_threads(1)
-    whole = NativeRun(native, source, count, dtype)
+    whole = NativeRun(native, source, count, dtype, kv_dtype)
     alone = [whole.step({i: tokens})[i] for i, tokens in enumerate(long_sequences)]
     native.set_threads(2)
     for seed, chunks in enumerate([(1, 1, 3, 16, 200), (16,), (1,), (64, 500)]):
-        ours = NativeRun(native, source, count, dtype).all_logits(long_sequences, seed, chunks)
+        ours = NativeRun(native, source, count, dtype, kv_dtype).all_logits(long_sequences, seed, chunks)
         assert all(np.array_equal(a, b) for a, b in zip(ours, alone, strict=True)), chunks
 
 

@@ -150,7 +150,7 @@ def test_which_ranks_are_legal(llama_8b, configs):
     assert [n for n in range(1, 80) if legal_ranks(shape_of(configs["tiiuae/falcon-7b"]), n)] == [1, 71]
 
 
-@pytest.mark.parametrize(("kv_dtype", "size"), [("float32", 4), ("float16", 2), ("fp8", 1), ("int8", 1)])
+@pytest.mark.parametrize(("kv_dtype", "size"), [("float32", 4), ("float16", 2), ("fp8", 1), ("int8", 1 + 4 / 128)])
 def test_kv_dtype(llama_8b, kv_dtype, size):
     assert holding(llama_8b, kv_dtype=kv_dtype).kv_bytes_per_token() == 2 * 32 * 8 * 128 * size
 
