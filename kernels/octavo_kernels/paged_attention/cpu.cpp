@@ -42,7 +42,12 @@ OCTAVO_INLINE void multiply(Vec (&sums)[R][C], const float* a, int64_t a_stride,
                             int64_t b_stride, int64_t count) {
     for (int64_t k = 0; k < count; ++k) {
         Vec columns[C];
-        for (int c = 0; c < C; ++c) columns[c] = load_words(b[c] + k * b_stride);
+        for (int c = 0; c < C; ++c) {
+            columns[c] = load_words(b[c] + k * b_stride);
+#if OCTAVO_ISA >= 1
+            if (R <= 3) asm("" : "+v"(columns[c]));  // else GCC loads it again for every row; of six rows it may
+#endif
+        }
         for (int r = 0; r < R; ++r)
             for (int c = 0; c < C; ++c) sums[r][c] = dot<T>(sums[r][c], a[r * a_stride + k], columns[c]);
     }
@@ -241,19 +246,32 @@ int64_t slot_of(const Sequences& s, int64_t sequence, int64_t position, int64_t 
     return s.tables[sequence * s.table_stride + position / block_size] * block_size + position % block_size;
 }
 
-// T: the type it is stored in.
-template <class T>
-T* packed_cell(const KvCache& cache, const void* base, int64_t slot, int64_t head) {
-    const int64_t block = slot / cache.block_size, cell = slot % cache.block_size / kCell;
-    const int64_t cells = cache.block_size / kCell;
-    return (T*)((char*)base + block * cache.block_bytes) + (head * cells + cell) * cache.cell_values();
+// A cell of a packed cache: one of its block's.
+struct Place {
+    int64_t block, cell;
+};
+
+Place place_of(const KvCache& cache, int64_t slot) {
+    return {slot / cache.block_size, slot % cache.block_size / kCell};
 }
 
-// The scale of an 8-bit key or value.
-float* scale_of(const KvCache& cache, const void* base, int64_t slot, int64_t head) {
-    const int64_t block = slot / cache.block_size, codes = cache.heads * cache.block_size * cache.padded_dim();
-    float* scales = (float*)((char*)base + block * cache.block_bytes + codes);
-    return scales + head * cache.block_size + slot % cache.block_size;
+Place find_place(const KvCache& cache, const Sequences& s, int64_t sequence, int64_t position) {
+    const int64_t cells = cache.block_size / kCell, index = position / kCell / cells;
+    return {s.tables[sequence * s.table_stride + index], position / kCell - index * cells};
+}
+
+// T: the type it is stored in.
+template <class T>
+T* packed_cell(const KvCache& cache, const void* base, Place place, int64_t head) {
+    const int64_t cells = cache.block_size / kCell;
+    return (T*)((char*)base + place.block * cache.block_bytes) + (head * cells + place.cell) * cache.cell_values();
+}
+
+// The scales of a cell of 8-bit keys or values.
+float* scales_of(const KvCache& cache, const void* base, Place place, int64_t head) {
+    const int64_t codes = cache.heads * cache.block_size * cache.padded_dim();
+    float* scales = (float*)((char*)base + place.block * cache.block_bytes + codes);
+    return scales + head * cache.block_size + place.cell * kCell;
 }
 
 template <class T>
@@ -291,19 +309,27 @@ void clean_values(const T* from, int64_t valid, int64_t padded, T* to) {
     for (int64_t d = 0; d < padded; ++d) to[value_index<T>(valid - 1, d, padded)] = from[value_index<T>(valid - 1, d, padded)];
 }
 
+OCTAVO_INLINE Vec load_codes(const int8_t* p) {
+#if OCTAVO_ISA >= 2
+    return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif OCTAVO_ISA == 1
+    return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#else
+    Vec v;
+    for (int i = 0; i < kLanes; ++i) v[i] = p[i];
+    return v;
+#endif
+}
+
 // An 8-bit cell in the type that is computed in, which holds every code exactly, and its scales; the scales of places
 // that hold nothing are 0.
 template <class T>
-void unpack_cell(const KvCache& cache, const void* base, int64_t slot, int64_t head, int64_t valid, T* to,
+void unpack_cell(const KvCache& cache, const void* base, Place place, int64_t head, int64_t valid, T* to,
                  float* scales) {
-    const int8_t* codes = packed_cell<int8_t>(cache, base, slot, head);
-    for (int64_t i = 0; i < cache.cell_values(); i += kLanes) {
-        typedef int8_t CodeVec __attribute__((vector_size(kLanes)));
-        CodeVec loaded;
-        std::memcpy(&loaded, codes + i, sizeof loaded);
-        store_weights(to + i, __builtin_convertvector(__builtin_convertvector(loaded, IVec), Vec));
-    }
-    std::memcpy(scales, scale_of(cache, base, slot, head), valid * sizeof(float));
+    const int8_t* codes = packed_cell<int8_t>(cache, base, place, head);
+    const int64_t count = cache.cell_values();
+    for (int64_t i = 0; i < count; i += kLanes) store_weights(to + i, load_codes(codes + i));
+    std::memcpy(scales, scales_of(cache, base, place, head), valid * sizeof(float));
     std::memset(scales + valid, 0, (kCell - valid) * sizeof(float));
 }
 
@@ -324,19 +350,34 @@ void find_tile(const KvCache& cache, const Sequences& sequences, const Attention
             tile.k[cell] = (const float*)own_k, tile.v[cell] = (const float*)own_v;
             continue;
         }
-        const int64_t slot = slot_of(sequences, item.sequence, position, cache.block_size);
+        const Place place = find_place(cache, sequences, item.sequence, position);
         if (cache.form == KvForm::int8) {
-            unpack_cell(cache, cache.k, slot, item.head, valid, own_k, tile.k_scales + cell * kCell);
-            unpack_cell(cache, cache.v, slot, item.head, valid, own_v, tile.v_scales + cell * kCell);
+            unpack_cell(cache, cache.k, place, item.head, valid, own_k, tile.k_scales + cell * kCell);
+            unpack_cell(cache, cache.v, place, item.head, valid, own_v, tile.v_scales + cell * kCell);
             tile.k[cell] = (const float*)own_k, tile.v[cell] = (const float*)own_v;
             continue;
         }
-        const T* v = packed_cell<T>(cache, cache.v, slot, item.head);
-        tile.k[cell] = (const float*)packed_cell<T>(cache, cache.k, slot, item.head);
+        const T* v = packed_cell<T>(cache, cache.v, place, item.head);
+        tile.k[cell] = (const float*)packed_cell<T>(cache, cache.k, place, item.head);
         tile.v[cell] = (const float*)v;
         if (valid == kCell) continue;
         clean_values(v, valid, cache.padded_dim(), own_v);
         tile.v[cell] = (const float*)own_v;
+    }
+}
+
+// Starts loading the tile at `key` of an item. A cell is too short for the processor's own prefetching to get going.
+template <class T>
+void prefetch_tile(const KvCache& cache, const Sequences& sequences, const AttentionItem& item, int64_t key) {
+    if (cache.form == KvForm::plain) return;
+    const int64_t bytes = cache.cell_values() * (cache.form == KvForm::int8 ? 1 : sizeof(T));
+    for (int64_t position = key; position < std::min(item.end, key + kTile); position += kCell) {
+        const Place place = find_place(cache, sequences, item.sequence, position);
+        for (const void* base : {cache.k, cache.v}) {
+            const char* cell = cache.form == KvForm::int8 ? packed_cell<char>(cache, base, place, item.head)
+                                                          : (const char*)packed_cell<T>(cache, base, place, item.head);
+            for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(cell + i);
+        }
     }
 }
 
@@ -417,6 +458,7 @@ void attend_split(const KvCache& cache, const Sequences& sequences, const Attent
     Tile tile;
     for (int64_t key = begin / kTile * kTile; key < end; key += kTile) {
         find_tile<T>(cache, sequences, item, key, s.cells, tile);
+        if (key + kTile < item.end) prefetch_tile<T>(cache, sequences, item, key + kTile);
         for (int64_t r = 0; r < rows; r += kRows) {
             const int64_t count = std::min<int64_t>(kRows, rows - r);
             bool any = false;
@@ -606,7 +648,7 @@ struct Rounded {
 
 template <class T>
 void store_key(const KvCache& cache, int64_t slot, int64_t head, const float* key) {
-    T* cell = packed_cell<T>(cache, cache.k, slot, head);
+    T* cell = packed_cell<T>(cache, cache.k, place_of(cache, slot), head);
     const Rounded<T> rounded(key, cache.dim);
     for (int64_t d = 0; d < cache.dim; d += kPerWord<T>)
         std::memcpy(cell + key_index<T>(slot % kCell, d), rounded.values + d, 4);
@@ -614,7 +656,7 @@ void store_key(const KvCache& cache, int64_t slot, int64_t head, const float* ke
 
 template <class T>
 void store_value(const KvCache& cache, int64_t slot, int64_t head, const float* value) {
-    T* to = packed_cell<T>(cache, cache.v, slot, head) + value_index<T>(slot % kCell, 0, cache.padded_dim());
+    T* to = packed_cell<T>(cache, cache.v, place_of(cache, slot), head) + value_index<T>(slot % kCell, 0, cache.padded_dim());
     const Rounded<T> rounded(value, cache.dim);
     for (int64_t d = 0; d < cache.dim; ++d) to[d * kPerWord<T>] = rounded.values[d];
 }
@@ -645,19 +687,21 @@ struct Coded {
 // T: the type whose places the codes take.
 template <class T>
 void store_coded_key(const KvCache& cache, int64_t slot, int64_t head, const float* key) {
-    int8_t* cell = packed_cell<int8_t>(cache, cache.k, slot, head);
+    const Place place = place_of(cache, slot);
+    int8_t* cell = packed_cell<int8_t>(cache, cache.k, place, head);
     const Coded coded(key, cache.dim);
     for (int64_t d = 0; d < cache.dim; ++d) cell[key_index<T>(slot % kCell, d)] = coded.codes[d];
-    *scale_of(cache, cache.k, slot, head) = coded.scale;
+    scales_of(cache, cache.k, place, head)[slot % kCell] = coded.scale;
 }
 
 template <class T>
 void store_coded_value(const KvCache& cache, int64_t slot, int64_t head, const float* value) {
-    int8_t* cell = packed_cell<int8_t>(cache, cache.v, slot, head);
+    const Place place = place_of(cache, slot);
+    int8_t* cell = packed_cell<int8_t>(cache, cache.v, place, head);
     const Coded coded(value, cache.dim);
     for (int64_t d = 0; d < cache.dim; ++d)
         cell[value_index<T>(slot % kCell, d, cache.padded_dim())] = coded.codes[d];
-    *scale_of(cache, cache.v, slot, head) = coded.scale;
+    scales_of(cache, cache.v, place, head)[slot % kCell] = coded.scale;
 }
 
 void store_packed_key(const KvCache& cache, int64_t slot, int64_t head, const float* key) {
