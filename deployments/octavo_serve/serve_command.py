@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import queue
+import random
 import re
 import shlex
 import signal
@@ -37,6 +38,7 @@ from octavo_serve.settings import load_settings
 OUR_APP = "octavo_serve.app:build"
 DEFAULT_PORT = 8000
 QUESTION = "What is the capital of France?"
+GATEWAY_PORTS = 100  # a host has far fewer gateways
 GRACE_SECONDS = 10.0  # for Ray to leave by itself: it takes 1 to 2 s
 _PROGRESS = re.compile(r"(?:Loading|Packing) .*?:\s+(\d+)%\|")
 _READY = re.compile(r"Engine ready: .*")  # octavo.execution.executor writes it: what an engine runs on, and how fast
@@ -284,9 +286,16 @@ def _haproxy_settings(haproxy: str, folder: Path) -> dict[str, str]:
     wrapper.write_text(f'#!/bin/sh\nexec {shlex.quote(haproxy)} -dS "$@"\n')
     wrapper.chmod(0o755)
     metrics, stats = free_ports(2)
+    ingress = free_block(2 * GATEWAY_PORTS)
     return {
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        # Gateways bind with SO_REUSEPORT from 30000 up: beside a second cluster on this host, each would get requests
+        # meant for the other (seen: its models answered).
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ingress),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ingress + GATEWAY_PORTS - 1),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(ingress + GATEWAY_PORTS),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(ingress + 2 * GATEWAY_PORTS - 1),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
@@ -304,6 +313,16 @@ def free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [int(each.getsockname()[1]) for each in sockets]
+
+
+def free_block(count: int) -> int:
+    """The first of `count` ports in a row that nothing listens on now, below those that systems give out themselves."""
+    while True:
+        first = random.randrange(10_000, 32_000, count)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("0.0.0.0", port))
+            return first
 
 
 def end_session(process: subprocess.Popen[str]) -> None:
@@ -396,8 +415,10 @@ def await_answers(
     failed: dict[str, str] = {}
     while len(answered) + len(failed) < len(plan.models):
         loading: dict[str, str] = {}
-        for model, state in _states(plan).items():
-            if model in answered or model in failed:
+        states = _states(plan)
+        for model in plan.models:
+            state = states.get(model)
+            if state is None or model in answered or model in failed:
                 continue
             if state["status"] == "loading":
                 loading[model] = state["reason"]

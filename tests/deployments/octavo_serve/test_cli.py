@@ -15,7 +15,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from octavo_serve.serve_command import Server, free_ports
+from octavo_serve.serve_command import Server, free_block, free_ports
 
 OCTAVO = [sys.executable, "-m", "octavo_serve.cli"]
 MODEL = {"name": "m", "source": "/nowhere/model.gguf"}
@@ -69,6 +69,15 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         port = str(taken.getsockname()[1])
         done = octavo("serve", config(tmp_path), "--port", port)
     assert (done.returncode, f"port {port} is taken" in done.stdout) == (1, True), done.stdout + done.stderr
+
+
+def test_a_block_of_ports_goes_around_those_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        port = taken.getsockname()[1]
+        starts = iter([port - 3, port - 9, port + 1])
+        monkeypatch.setattr("octavo_serve.serve_command.random.randrange", lambda *_: next(starts))
+        assert free_block(5) in (port - 9, port + 1)  # not the one around the taken port
 
 
 @pytest.mark.ray
