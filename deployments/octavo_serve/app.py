@@ -23,6 +23,9 @@ from octavo_serve.settings import (
 from octavo_serve.shard import Shard
 
 ROUTER = "octavo_serve.prefix_router:PrefixRouter"
+HAND_OVER_SECONDS = 2.0
+"""What is left of a leaving shard's time when it hands its streams over; Serve takes 0.5 s of it before it says so."""
+
 MAX_START_ATTEMPTS = 2
 """Serve would try a constructor twenty times; a model that is missing stays missing."""
 
@@ -56,7 +59,8 @@ def _shard(model: ModelSettings, router: RouterSettings) -> serve.Application:
         request_router_config=RequestRouterConfig(**routing),
     )(Shard)
     arguments = (model.source, model.engine, router.report_s)
-    return _versioned(deployment, *arguments).bind(*arguments)
+    patience = max(0.0, model.graceful_shutdown_timeout_s - HAND_OVER_SECONDS)
+    return _versioned(deployment, *arguments).bind(*arguments, patience)
 
 
 def _replicas(replicas: int | ReplicaRange) -> dict[str, Any]:

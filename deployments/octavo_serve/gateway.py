@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
-from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from ray.serve.handle import DeploymentHandle
 
-from octavo.engine.stats import EngineStats
-from octavo.errors import EngineDead, OctavoError, Overloaded
-from octavo.request import Request, SequenceUpdate
 from octavo_serve.openai.conversion import Limits, parse
-from octavo_serve.openai.model import ModelInfo
 from octavo_serve.openai.registry import ModelEntry, Registry
 from octavo_serve.openai.routes import http_app
 from octavo_serve.openai.schemas import ChatChunk, ChatCompletion, ChatRequest, Completion, CompletionRequest
 from octavo_serve.openai.service import Service
 from octavo_serve.settings import ModelSettings, deployment_name, load_settings
+from octavo_serve.shard_client import Failover, ShardClient
 from octavo_serve.telemetry import ShardStats, Telemetry
 from octavo_serve.watch import Deployments, load_text, watch_shards
-
-STATS_TIMEOUT = 2.0
-"""Seconds a shard may take to answer for /health and /metrics; its methods only read numbers."""
 
 
 class Gateway:
@@ -64,12 +56,16 @@ class Gateway:
         gateway, registry = settings.gateway, self.service.models
         registry.entries = {name: served.entry for name, served in self._served.items()}
         registry.aliases, registry.wait = settings.aliases, gateway.loading_wait_s
+        failover = Failover(gateway.failover_timeout_s, gateway.max_failovers, gateway.shard_silence_s)
+        for served in self._served.values():
+            served.client.failover = failover
         self.service.limits = Limits(gateway.max_body_bytes, gateway.max_prompts, gateway.max_n)
 
     def _serve(self, model: ModelSettings) -> _Served:
         """Look after a model from now on, in the background: nothing here waits for it."""
         deployment = deployment_name(model.name)
-        client = ShardClient(serve.get_deployment_handle(deployment, serve.get_replica_context().app_name))
+        handle: DeploymentHandle[Any] = serve.get_deployment_handle(deployment, serve.get_replica_context().app_name)
+        client = ShardClient(handle, Failover(), self.service.telemetry.moves_of(model.name))
         entry = ModelEntry(model.name, int(time.time()), client, model.on_demand)
         tasks = [
             asyncio.create_task(load_text(entry, model.source)),
@@ -123,56 +119,3 @@ class _Served:
 
 def _parsed(kind: type[Any], request: Any) -> Any:
     return request if isinstance(request, kind) else parse(kind, request)
-
-
-class ShardClient:
-    """One model's shards behind a Serve handle; what Ray raises comes out as Octavo's errors."""
-
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
-        self._handle = handle
-        self._stream = handle.options(method_name="generate", stream=True)
-        self._info: ModelInfo | None = None
-
-    async def describe(self) -> ModelInfo:
-        if self._info is None:
-            with octavo_errors():
-                self._info = await self._handle.describe.remote()
-        return self._info
-
-    async def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
-        response = self._stream.remote(request)
-        assert isinstance(response, DeploymentResponseGenerator)
-        try:
-            with octavo_errors():
-                async for updates in response:
-                    yield updates
-        finally:
-            response.cancel()  # type: ignore[no-untyped-call]  # does nothing to a stream that has ended
-
-    async def abort(self, request_id: str, index: int) -> None:
-        # which shard has it only the router knows; the others ignore an id that is not theirs
-        with octavo_errors():
-            await self._handle.broadcast("abort", request_id, index).results_async()
-
-    async def stats(self) -> list[tuple[str, EngineStats]]:
-        """(shard name, statistics) of the shards that answer in time."""
-        try:
-            answers = await self._handle.broadcast("stats").results_async(
-                timeout_s=STATS_TIMEOUT, return_exceptions=True
-            )
-        except (DeploymentUnavailableError, TimeoutError):
-            return []
-        return [answer for answer in answers if not isinstance(answer, BaseException)]
-
-
-@contextmanager
-def octavo_errors() -> Iterator[None]:
-    """Raise what a shard raised, and Ray's own failures as `EngineDead` or `Overloaded`."""
-    try:
-        yield
-    except RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, OctavoError) else error) from None
-    except BackPressureError as error:
-        raise Overloaded(str(error), retry_after=1.0) from None
-    except (ActorDiedError, ActorUnavailableError, DeploymentUnavailableError, RequestCancelledError) as error:
-        raise EngineDead(f"the shard is gone: {error}") from None

@@ -261,6 +261,8 @@ def environment(options: Options, plan: Plan, folder: Path) -> dict[str, str]:
     settings["OMP_WAIT_POLICY"] = "passive"  # torch's threads must not spin on cores that the gateway needs
     if options.address is None:
         settings["RAY_AUTH_MODE"] = "disabled"  # the cluster ends with this command and serves only its own user
+        # on a busy machine a proxy takes longer to start than the 5 s after which Serve starts another one instead
+        settings["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "30"
     if options.address is None and options.fast:
         # a prompt with its log probabilities is larger than gRPC's 4 MiB
         settings |= {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}

@@ -124,10 +124,11 @@ class ModelSettings(Settings):
         engine: settings of each shard's engine.
         replicas: shards; a number, or bounds between which their number follows the load.
         num_cpus, num_gpus: what Ray reserves per shard when it looks for a place; `engine.threads` says what is used.
-        max_ongoing_requests: requests at one shard, running and waiting; the engine's own queue limit answers 429
-            before this one holds requests back unseen.
+        max_ongoing_requests: requests that one gateway has at one shard, running and waiting; more wait in the gateway,
+            where a shard that has just started finds them.
         health_check_period_s, health_check_timeout_s: how often and how long Serve asks a shard for its health.
-        graceful_shutdown_timeout_s: how long a shard that leaves may finish its streams.
+        graceful_shutdown_timeout_s: how long a shard that leaves may take; its streams have all but the last two
+            seconds to end, then they go on at another shard.
     """
 
     name: str = Field(min_length=1)
@@ -162,6 +163,9 @@ class GatewaySettings(Settings):
         max_body_bytes: a larger body is refused with 413 before it is read to its end.
         max_prompts: prompts in one completion request.
         max_n: `n` and `best_of` of one request.
+        failover_timeout_s: how long a request waits for a shard when there is none, new or with its shard gone.
+        max_failovers: shards that may die under one request before it is given up.
+        shard_silence_s: without a sign of life for so long a shard counts as dead; shards give one every second.
         loading_wait_s: how long a request for a model that is still loading waits before it is answered with 503.
     """
 
@@ -171,6 +175,9 @@ class GatewaySettings(Settings):
     max_body_bytes: Count = 16 * 2**20
     max_prompts: Count = 1024
     max_n: Annotated[int, Field(ge=1, le=128)] = 128
+    failover_timeout_s: Seconds = 120.0
+    max_failovers: Annotated[int, Field(ge=0)] = 5
+    shard_silence_s: Seconds = 10.0
     loading_wait_s: float = Field(default=30.0, ge=0)
 
 

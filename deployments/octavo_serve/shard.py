@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,39 +13,35 @@ from octavo.config import EngineConfig
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.load_meter import LoadMeter
 from octavo.engine.stats import EngineStats
-from octavo.request import Request, SequenceUpdate
 from octavo_serve.feed import FeedPublisher
 from octavo_serve.openai.model import ModelInfo
+from octavo_serve.picker import ADDRESS
+from octavo_serve.port import Port
 
 FEED = "feed"
 """Key of a shard's metadata: the address of its feed."""
 
 
 class Shard:
-    """A model copy and its KV cache behind a streaming handle method.
+    """A model copy and its KV cache; requests come and tokens leave through its `Port`, all else by handle calls.
 
-    The engine steps in its own thread, so every method here only passes messages. Errors cross the handle as they
-    are: `BadRequest`, `Overloaded`, `EngineDead`.
+    The engine steps in its own thread, so every method here only passes messages.
+
+    Args:
+        report_s: seconds between two reports to the routers.
+        patience: seconds that streams may take to end when the shard is told to leave; the rest is handed over.
     """
 
-    def __init__(self, source: str, config: EngineConfig, report_s: float) -> None:
+    def __init__(self, source: str, config: EngineConfig, report_s: float, patience: float) -> None:
         context = serve.get_replica_context()
         speed = config.speed_of_shard(context.rank.rank)
         self.engine = AsyncEngine.load(source, replace(config, rehearsal_speed=speed), progress=True)
         self.meter = LoadMeter(config)
         name = context.replica_id.unique_id
-        host = str(get_node_ip_address())  # type: ignore[no-untyped-call]
-        self.feed = FeedPublisher(name, self.engine.engine, host, report_s)
-
-    async def generate(self, request: Request) -> AsyncIterator[list[SequenceUpdate]]:
-        """Stream what each step did to the request's sequences; closing the stream aborts the request."""
-        async with aclosing(self.engine.generate(request)) as stream:
-            async for updates in stream:
-                yield updates
-
-    async def abort(self, request_id: str, index: int | None = None) -> None:
-        """End a request, or one of its sequences; a request that runs elsewhere is none of this shard's business."""
-        self.engine.abort(request_id, index)
+        self.host = str(get_node_ip_address())  # type: ignore[no-untyped-call]
+        self.feed = FeedPublisher(name, self.engine.engine, self.host, report_s)
+        self.port = Port(self.engine)
+        self.patience = patience
 
     async def describe(self) -> ModelInfo:
         """What a gateway must know about the model to validate and route requests."""
@@ -65,15 +59,16 @@ class Shard:
         self.engine.check_health()
 
     async def record_replica_metadata(self) -> dict[str, Any]:
-        """What routers learn of this shard once."""
-        return {FEED: self.feed.address}
+        """What gateways learn of this shard once, when it is ready."""
+        return {FEED: self.feed.address, ADDRESS: await self.port.open(self.host)}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the autoscaler learns twice a second."""
         return asdict(self.meter.measure(self.engine.stats(), time.monotonic()))
 
-    def __del__(self) -> None:
-        if hasattr(self, "feed"):
+    async def __del__(self) -> None:
+        """Serve calls this when the shard is told to leave and its routers know."""
+        if hasattr(self, "port"):
+            await self.port.leave(self.patience)
             self.feed.close()
-        if hasattr(self, "engine"):
             self.engine.close()

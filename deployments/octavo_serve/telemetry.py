@@ -128,6 +128,12 @@ class Telemetry:
         self.errors = Counter(
             "octavo:request_errors", "Requests that ended in an error.", ["status"], registry=self.registry
         )
+        self.moves = Counter(
+            "octavo:stream_moves",
+            "Requests that went on at another shard because theirs was lost, or left.",
+            [*model, "reason"],
+            registry=self.registry,
+        )
         self.first_token = Histogram(
             "vllm:time_to_first_token_seconds", "Request read to first token.", model,
             buckets=_LONG, registry=self.registry,
@@ -151,6 +157,10 @@ class Telemetry:
         self._shards = _Shards()
         self.registry.register(self._shards)
         self.registry.register(_Routers())
+
+    def moves_of(self, model: str) -> Callable[[str], None]:
+        """Counts one move of a request of this model, by its reason."""
+        return lambda reason: self.moves.labels(model, reason).inc()
 
     def request(self, model: str, prompt_tokens: int) -> RequestTimer:
         """Start the clock of one request."""

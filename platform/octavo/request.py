@@ -177,6 +177,10 @@ class Request:
         arrival_time: seconds on the sender's monotonic clock, or None to take the engine's at submission.
         session: requests of one session stay together under the routing policy "session".
         placement: written by the router on the way; its last decision.
+        emitted: of a request that goes on where another shard left it: for each of its sequences the tokens it has
+            generated already, or None if it has ended. They count as its output, but no update repeats them, and
+            neither prompt log probabilities nor cumulative sums come again.
+        seed: of its random numbers, in [0, 2**64); `params.seed`, or drawn at random.
     """
 
     request_id: str
@@ -188,11 +192,13 @@ class Request:
     arrival_time: float | None = None
     session: str = ""
     placement: Placement | None = None
-    seed: int = field(default=0)
+    emitted: list[list[int] | None] | None = None
+    seed: int = -1
 
     def __post_init__(self) -> None:
         # SamplingParams may be shared by many requests: the drawn seed belongs to the request.
-        self.seed = secrets.randbits(63) if self.params.seed is None else self.params.seed
+        if self.seed < 0:
+            self.seed = secrets.randbits(63) if self.params.seed is None else self.params.seed % 2**64
 
 
 @dataclass(slots=True)

@@ -7,9 +7,9 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from octavo.config import EngineConfig
 from octavo.engine.engine import Engine
@@ -28,30 +28,53 @@ _STUCK_AFTER = 60.0  # seconds without a finished step while there is work; the 
 _AUDIT_EVERY = 10.0  # seconds between integrity checks of an idle engine; one takes 1 ms per 2,000 blocks
 
 
-@dataclass(slots=True, eq=False)
-class _Stream:
-    """One request's way back: filled by the engine thread through the loop, emptied by the consumer."""
+class Listener(Protocol):
+    """Where the updates of one or many requests go; its methods run on its loop.
+
+    Attributes:
+        loop: the consumer's event loop.
+    """
 
     loop: asyncio.AbstractEventLoop
-    open_sequences: int
-    updates: list[SequenceUpdate] = field(default_factory=list)
-    error: BaseException | None = None
-    ready: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def put(self, updates: list[SequenceUpdate], error: BaseException | None) -> None:
-        """Runs on the consumer's loop."""
-        self.updates += updates
+    def updated(self, updates: list[SequenceUpdate]) -> None:
+        """What one step did to this listener's requests: one call per step, whatever their number."""
+        ...
+
+    def failed(self, request_id: str, error: Exception) -> None:
+        """A request was refused (`BadRequest`, `Overloaded`), or the engine has stopped (`EngineDead`)."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """One request's way back: filled on the consumer's loop, emptied by the consumer."""
+
+    loop: asyncio.AbstractEventLoop
+    error: Exception | None = None
+    _updates: list[SequenceUpdate] = field(default_factory=list)
+    _ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def updated(self, updates: list[SequenceUpdate]) -> None:
+        self._updates += updates
+        self._ready.set()
+
+    def failed(self, request_id: str, error: Exception) -> None:
         self.error = self.error or error
-        self.ready.set()
+        self._ready.set()
 
     async def take(self) -> list[SequenceUpdate]:
-        """Whatever has come since the last call; waits for something."""
-        while not self.updates:
+        """Whatever has come since the last call; waits for something.
+
+        Raises:
+            what `failed` was told, once all updates before it are taken.
+        """
+        while not self._updates:
             if self.error is not None:
                 raise self.error
-            self.ready.clear()
-            await self.ready.wait()
-        updates, self.updates = self.updates, []
+            self._ready.clear()
+            await self._ready.wait()
+        updates, self._updates = self._updates, []
         return updates
 
 
@@ -63,9 +86,9 @@ class AsyncEngine:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._commands: queue.SimpleQueue[tuple[str, int | None, Request | None, _Stream | None] | None]
+        self._commands: queue.SimpleQueue[tuple[str, int | None, Request | None, Listener | None] | None]
         self._commands = queue.SimpleQueue()
-        self._streams: dict[str, _Stream] = {}
+        self._listeners: dict[str, Listener] = {}
         self._error: BaseException | None = None
         self._beat = time.monotonic()
         self._audited = time.monotonic()
@@ -93,17 +116,26 @@ class AsyncEngine:
             BadRequest, Overloaded: before the first list.
             EngineDead: the engine stopped.
         """
-        self.check_health()
-        stream = _Stream(asyncio.get_running_loop(), request.params.num_sequences)
-        self._commands.put((request.request_id, None, request, stream))
+        stream = Stream(asyncio.get_running_loop())
+        open_sequences = request.params.num_sequences
+        self.submit(request, stream)
         try:
-            while stream.open_sequences:
+            while open_sequences:
                 updates = await stream.take()
-                stream.open_sequences -= sum(update.finish_reason is not None for update in updates)
+                open_sequences -= sum(update.finish_reason is not None for update in updates)
                 yield updates
         finally:
-            if stream.open_sequences and stream.error is None:
+            if open_sequences and stream.error is None:
                 self.abort(request.request_id)
+
+    def submit(self, request: Request, listener: Listener) -> None:
+        """Run a request and tell the listener of it; may be called from any thread.
+
+        Raises:
+            EngineDead: the engine has stopped or is stuck.
+        """
+        self.check_health()
+        self._commands.put((request.request_id, None, request, listener))
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or one of its n sequences, before the next step; may be called from any thread."""
@@ -155,33 +187,32 @@ class AsyncEngine:
             self._beat = time.monotonic()
             if command is None:
                 return False
-            request_id, index, request, stream = command
-            if request is None or stream is None:
+            request_id, index, request, listener = command
+            if request is None or listener is None:
                 self._deliver(self.engine.abort(request_id, index))
             else:
-                self._add(request, stream)
+                self._add(request, listener)
 
-    def _add(self, request: Request, stream: _Stream) -> None:
+    def _add(self, request: Request, listener: Listener) -> None:
         try:
             self.engine.add(request)
         except OctavoError as error:
-            _call(stream.loop, [(stream, [], error)])
+            _call(listener, listener.failed, request.request_id, error)
         else:
-            self._streams[request.request_id] = stream
+            self._listeners[request.request_id] = listener
 
     def _deliver(self, updates: Iterable[SequenceUpdate]) -> None:
-        """Hand updates to their streams: one wake-up per event loop and step, not per token."""
-        by_request: dict[str, list[SequenceUpdate]] = {}
+        """Hand updates to their listeners: one call per listener and step, not per token."""
+        news: dict[Listener, list[SequenceUpdate]] = {}
+        ended: list[str] = []
         for update in updates:
-            by_request.setdefault(update.request_id, []).append(update)
-        by_loop: dict[asyncio.AbstractEventLoop, list[_Delivery]] = {}
-        for request_id, news in by_request.items():
-            stream = self._streams[request_id]
-            by_loop.setdefault(stream.loop, []).append((stream, news, None))
-            if not self.engine.scheduler.knows(request_id):
-                del self._streams[request_id]
-        for loop, deliveries in by_loop.items():
-            _call(loop, deliveries)
+            news.setdefault(self._listeners[update.request_id], []).append(update)
+            if update.finish_reason is not None and not self.engine.scheduler.knows(update.request_id):
+                ended.append(update.request_id)
+        for request_id in ended:
+            self._listeners.pop(request_id, None)
+        for listener, found in news.items():
+            _call(listener, listener.updated, found)
 
     def _audit(self) -> None:
         if time.monotonic() - self._audited > _AUDIT_EVERY:
@@ -190,27 +221,20 @@ class AsyncEngine:
 
     def _fail_all(self) -> None:
         error = EngineDead(f"the engine has stopped: {self._error!r}")
-        for stream in self._streams.values():
-            _call(stream.loop, [(stream, [], error)])
-        self._streams.clear()
+        for request_id, listener in self._listeners.items():
+            _call(listener, listener.failed, request_id, error)
+        self._listeners.clear()
         while True:  # requests that were queued but never taken in
             try:
                 command = self._commands.get_nowait()
             except queue.Empty:
                 return
             if command is not None and command[3] is not None:
-                _call(command[3].loop, [(command[3], [], error)])
+                _call(command[3], command[3].failed, command[0], error)
 
 
-_Delivery = tuple[_Stream, list[SequenceUpdate], BaseException | None]
-
-
-def _call(loop: asyncio.AbstractEventLoop, deliveries: list[_Delivery]) -> None:
-    def deliver() -> None:
-        for stream, updates, error in deliveries:
-            stream.put(updates, error)
-
+def _call(listener: Listener, method: Callable[..., None], *arguments: Any) -> None:
     try:
-        loop.call_soon_threadsafe(deliver)
+        listener.loop.call_soon_threadsafe(method, *arguments)
     except RuntimeError:
         logger.debug("a consumer's event loop was closed before its request ended")

@@ -36,6 +36,8 @@ from octavo.request import Logprob as LogprobEntry
 from octavo.routing.policy import Load
 from octavo.step import LogprobRow, StepResult
 
+_AHEAD = 2**62  # a stream that somebody is reading goes before those that wait for their first token
+
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
@@ -129,7 +131,8 @@ class Scheduler:
             Overloaded: the waiting queue is full.
         """
         self.check(request)
-        if len(self._waiting) - self._places() >= self.config.max_num_queued_requests:
+        resumed = request.emitted is not None  # it was accepted before, by a shard that is gone
+        if not resumed and len(self._waiting) - self._places() >= self.config.max_num_queued_requests:
             retry = max(1.0, self.seconds_of_work())
             self.decisions.add(
                 Decision(
@@ -139,23 +142,35 @@ class Scheduler:
             limit = self.config.max_num_queued_requests
             raise Overloaded(f"{len(self._waiting)} requests are waiting; the queue holds {limit}", retry)
         params = request.params
-        prompt = list(request.prompt_token_ids)
-        room = self.limits.max_model_len - len(prompt)
+        room = self.limits.max_model_len - len(request.prompt_token_ids)
         self._arrivals += 1
         self.num_arrived += params.num_sequences
         group = Group(
             request=request,
-            arrival=(request.priority, self._arrivals),
+            arrival=(request.priority, self._arrivals - (_AHEAD if resumed else 0)),
             arrival_time=self._clock() if request.arrival_time is None else request.arrival_time,
             max_tokens=min(params.max_tokens or room, room),
             end_token_ids=frozenset() if params.ignore_eos else self.limits.end_token_ids,
             stop_token_ids=frozenset(params.stop_token_ids),
             root=root_hash(self.limits.name, salt=request.cache_salt),
         )
-        first = Sequence(group, 0, prompt, BlockTable(self.pool), len(prompt), chain=list(request.block_hashes or ()))
-        group.sequences.append(first)
         self._groups[request.request_id] = group
-        self._enqueue(first)
+        for seq in self._sequences(group):
+            group.sequences.append(seq)
+            self._enqueue(seq)
+
+    def _sequences(self, group: Group) -> list[Sequence]:
+        """The request's sequences: one to compute the prompt, or those that go on from what they have emitted."""
+        request = group.request
+        prompt, chain = request.prompt_token_ids, request.block_hashes or ()
+        if request.emitted is None:
+            return [Sequence(group, 0, list(prompt), BlockTable(self.pool), len(prompt), chain=list(chain))]
+        group.forked = True
+        return [
+            Sequence(group, index, prompt + tokens, BlockTable(self.pool), len(prompt), chain=list(chain))
+            for index, tokens in enumerate(request.emitted)
+            if tokens is not None
+        ]
 
     def check(self, request: Request) -> None:
         """Raise BadRequest if the request can never run here."""
@@ -173,11 +188,27 @@ class Scheduler:
                 "and at least one must be left for the answer",
                 "prompt",
             )
+        if request.emitted is not None:
+            self._check_emitted(request)
         if params.num_sequences > self.config.max_num_seqs:
             raise BadRequest(f"n and best_of must be at most {self.config.max_num_seqs} here", "n")
         for name, ids in (("logit_bias", params.logit_bias or ()), ("stop_token_ids", params.stop_token_ids)):
             if any(token >= limits.vocab_size for token in ids):
                 raise BadRequest(f"{name} token ids must be in [0, {limits.vocab_size})", name)
+
+    def _check_emitted(self, request: Request) -> None:
+        emitted, limits = request.emitted or [], self.limits
+        living = [tokens for tokens in emitted if tokens is not None]
+        room = limits.max_model_len - len(request.prompt_token_ids)
+        most = min(request.params.max_tokens or room, room)
+        if len(emitted) != request.params.num_sequences or not living or max(map(len, living)) >= most:
+            raise BadRequest(
+                f"emitted must have an entry for each of the {request.params.num_sequences} sequences, one of them a "
+                f"list, and none as long as the {most} tokens asked for",
+                "emitted",
+            )
+        if any(not 0 <= token < limits.vocab_size for tokens in living for token in tokens):
+            raise BadRequest(f"emitted token ids must be in [0, {limits.vocab_size})", "emitted")
 
     def abort(self, request_id: str, index: int | None = None) -> list[SequenceUpdate]:
         """End a request, or one of its sequences, now; unknown ids are ignored (it may just have finished)."""

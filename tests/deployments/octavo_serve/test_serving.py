@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -222,22 +221,53 @@ def test_health_ids_and_unknown_paths(server: Any) -> None:
     assert httpx.get(f"{server.url}/props").status_code == 404
 
 
-def test_a_shard_that_dies_ends_its_stream_and_is_replaced(server: Any) -> None:
-    """Until a stream can move to another shard, its client gets an error event and not an endless wait."""
-    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=STORY | {"stream": True}, timeout=60) as answer:
-        lines = answer.iter_lines()
-        next(lines)
+def told(url: str, body: dict[str, Any], on_text: Any = None) -> list[str]:
+    """The text of each choice of a streamed completion; `on_text` is called with the first piece."""
+    texts = [""] * body.get("n", 1)
+    with httpx.stream("POST", f"{url}/v1/completions", json=body | {"stream": True}, timeout=200) as answer:
+        for line in answer.iter_lines():
+            if not line or line == "data: [DONE]":
+                continue
+            event = json.loads(line.removeprefix("data: "))
+            assert "error" not in event, event
+            for choice in event["choices"]:
+                texts[choice["index"]] += choice["text"]
+            if on_text is not None:
+                on_text = on_text()
+    return texts
+
+
+def test_streams_survive_their_shards(server: Any) -> None:
+    """All shards are killed at once; each stream goes on at a new one with the tokens of the unbroken run."""
+    common = {"model": "smollm2", "max_tokens": 150, "ignore_eos": True}
+    bodies = [
+        common | {"prompt": "Once upon a time", "temperature": 0},
+        common | {"prompt": "The sea", "seed": 11, "n": 2, "frequency_penalty": 0.5},
+    ]
+    unbroken = [told(server.url, body) for body in bodies]
+    answers: dict[int, list[str]] = {}
+    readers = [threading.Thread(target=lambda: answers.update({1: told(server.url, bodies[1])}))]
+    readers += [threading.Thread(target=lambda: answers.update({2: asked(server.url, bodies[1])}))]
+    for reader in readers:
+        reader.start()
+    server.wait_for("vllm:num_requests_running", 4, seconds=30)
+
+    def kill() -> None:
         for pid in server.shards():
             os.kill(pid, signal.SIGKILL)
-        rest = [line for line in lines if line]
-    assert "the shard is gone" in json.loads(rest[-2].removeprefix("data: "))["error"]["message"]
-    assert rest[-1] == "data: [DONE]"
-    deadline = time.monotonic() + 120
-    while httpx.get(f"{server.url}/health").status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json={"messages": FRANCE, "max_tokens": 4}, timeout=60)
+
+    answers[0] = told(server.url, bodies[0], on_text=kill)
+    for reader in readers:
+        reader.join()
+    assert [answers[0], answers[1], answers[2]] == [*unbroken, unbroken[1]]
+    assert server.metric("octavo:stream_moves_total") >= 1
+    server.wait_for("vllm:num_requests_running", 0, seconds=10)
+
+
+def asked(url: str, body: dict[str, Any]) -> list[str]:
+    answer = httpx.post(f"{url}/v1/completions", json=body, timeout=200)
     assert answer.status_code == 200, answer.text
+    return [choice["text"] for choice in answer.json()["choices"]]
 
 
 HANDLE_CALLS = """

@@ -112,6 +112,65 @@ def test_forced_preemption_changes_nothing(fake):
     assert {name: tokens[0] for name, tokens in out.items()} == {n: fake.expected(p, 40) for n, p in prompts.items()}
 
 
+def broken_off(fake, steps, **params):
+    """What each sequence of a request had said after some steps (None when it had ended), and what it says at last."""
+    whole, half = fake.engine(), fake.engine()
+    for engine in (whole, half):
+        engine.add(fake.request("a", list(range(30)), seed=3, **params))
+    said = {index: [] for index in range(params.get("n", 1))}
+    ended = set()
+    for _ in range(steps):
+        for update in half.step():
+            said[update.index] += update.token_ids
+            ended |= {update.index} if update.finish_reason else set()
+    return [None if index in ended else tokens for index, tokens in said.items()], fake.run(whole)["a"], said
+
+
+@pytest.mark.parametrize("params", [{}, {"n": 3}, {"min_tokens": 9, "frequency_penalty": 0.5}], ids=str)
+@pytest.mark.parametrize("steps", [2, 3, 7])
+def test_a_request_goes_on_where_another_shard_left_it(fake, steps, params):
+    emitted, unbroken, said = broken_off(fake, steps, max_tokens=12, **params)
+    engine = fake.engine()
+    request = fake.request("a", list(range(30)), seed=3, max_tokens=12, **params)
+    request.emitted = emitted
+    engine.add(request)
+    rest = fake.run(engine)["a"]
+    assert {index: said[index] + rest[index] for index in rest} == unbroken
+
+
+def test_of_a_request_that_goes_on_only_the_living_sequences_do(fake):
+    stops = fake.expected(list(range(30)), 3, 3)[2:]  # ends the first of the three after its third token
+    emitted, unbroken, said = broken_off(fake, 5, n=3, max_tokens=12, stop_token_ids=stops)
+    assert emitted[0] is None
+    engine = fake.engine(max_num_queued_requests=1)
+    request = fake.request("a", list(range(30)), seed=3, n=3, max_tokens=12, stop_token_ids=stops)
+    request.emitted = emitted
+    engine.add(request)
+    rest = fake.run(engine)["a"]
+    assert {index: said[index] + rest.get(index, []) for index in said} == unbroken
+
+
+def test_a_request_that_goes_on_starts_before_those_that_wait_whatever_the_queue(fake):
+    engine = fake.engine(max_num_seqs=1, max_num_queued_requests=1)
+    for name in ("runs", "waits"):
+        engine.add(fake.request(name, [1, 2], max_tokens=3))
+    resumed = fake.request("resumed", [1, 2], max_tokens=3)
+    resumed.emitted = [fake.expected([1, 2], 1)]
+    engine.add(resumed)
+    ends = []
+    while engine.has_work:
+        ends += [update.request_id for update in engine.step() if update.finish_reason]
+    assert ends.index("resumed") < ends.index("waits")
+
+
+@pytest.mark.parametrize("emitted", [[], [None], [[1], [2]], [[1] * 12], [[5000]]], ids=str)
+def test_emitted_tokens_must_be_what_a_shard_could_have_said(fake, emitted):
+    request = fake.request("a", [1, 2], max_tokens=12)
+    request.emitted = emitted
+    with pytest.raises(BadRequest, match="emitted"):
+        fake.engine().add(request)
+
+
 def test_priority_then_arrival_decides_who_runs_and_who_is_preempted(fake):
     engine = fake.engine(max_num_seqs=1)
     for name, priority in (("first", 0), ("low", 5), ("high", -5)):

@@ -1,0 +1,284 @@
+"""From gateway to shard and back, over real sockets: a model that only counts, shards that die as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from octavo.config import EngineConfig
+from octavo.engine.async_engine import AsyncEngine
+from octavo.engine.engine import Engine
+from octavo.errors import BadRequest, EngineDead
+from octavo.execution.simulated import Profile, SimulatedExecutor
+from octavo.request import Request, SamplingParams
+from octavo_serve import shard_client
+from octavo_serve.port import Port
+from octavo_serve.shard_client import Failover, ShardClient
+
+
+class Fleet:
+    """Shards in this process, and the picker that knows them: always the first that nobody called gone."""
+
+    def __init__(self) -> None:
+        self.profile = Profile("counting", (5e-3, 0, 0, 0, 0), 1024, 2**24, 4096, ())
+        self.config = EngineConfig(max_num_seqs=16)
+        self.ports: list[Port] = []
+        self.listed: list[tuple[str, int]] = []
+        self.running: Counter[tuple[str, int]] = Counter()
+
+    async def add(self) -> Port:
+        executor = SimulatedExecutor(self.profile, self.config, range(1000), 1000)
+        port = Port(AsyncEngine(Engine("counting", executor, self.config, end_token_ids=())))
+        self.ports.append(port)
+        self.listed.append(await port.open("127.0.0.1"))
+        return port
+
+    async def pick(self, request: Request) -> Pick:
+        while not self.listed:
+            await asyncio.sleep(0.01)
+        self.running[self.listed[0]] += 1
+        return Pick(self, self.listed[0])
+
+    def kill(self, port: Port) -> None:
+        """As far as a gateway can tell."""
+        assert port._server is not None
+        port._server.close()
+        for gateway in list(port._gateways):
+            gateway.channel.abort()
+
+
+class Pick:
+    def __init__(self, fleet: Fleet, address: tuple[str, int]) -> None:
+        self.fleet, self.address = fleet, address
+
+    def ended(self) -> None:
+        self.fleet.running[self.address] -= 1
+
+    def gone(self) -> None:
+        if self.address in self.fleet.listed:
+            self.fleet.listed.remove(self.address)
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    return Fleet()
+
+
+def run(fleet: Fleet, scenario: Any, monkeypatch: pytest.MonkeyPatch, **failover: Any) -> list[str]:
+    """Run a scenario with a client; afterwards nothing is left of any request anywhere. Returns the moves' reasons."""
+    monkeypatch.setattr(shard_client, "Picker", lambda handle: fleet)
+    moves: list[str] = []
+
+    async def main() -> None:
+        client = ShardClient(None, Failover(**{"timeout": 5.0, **failover}), moves.append)  # type: ignore[arg-type]
+        try:
+            await scenario(client)
+            await everything_is_free(fleet)
+            assert client._runs == {}
+            assert not any(fleet.running.values())
+        finally:
+            for port in fleet.ports:
+                await port.leave(0)
+                port.engine.close()
+            while client._links:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    return moves
+
+
+async def everything_is_free(fleet: Fleet) -> None:
+    async with asyncio.timeout(5):
+        while any(port.engine.engine.pool.num_owned or port.engine._listeners for port in fleet.ports):
+            await asyncio.sleep(0.01)
+
+
+def request(name: str = "a", **params: Any) -> Request:
+    prompt = [ord(char) for char in name] * 20
+    return Request(request_id=name, prompt_token_ids=prompt, params=SamplingParams(**{"max_tokens": 40, **params}))
+
+
+async def said(client: ShardClient, asked: Request, after: Any = None) -> dict[int, list[int]]:
+    """The tokens of each sequence; `after[k]()` is called when k have come."""
+    tokens: dict[int, list[int]] = {i: [] for i in range(asked.params.num_sequences)}
+    due = dict(after or {})
+    async for updates in client.generate(asked):
+        for update in updates:
+            tokens[update.index] += update.token_ids
+        for count in [count for count in due if count <= len(tokens[0])]:
+            due.pop(count)()
+    return tokens
+
+
+@contextlib.asynccontextmanager
+async def reading(client: ShardClient, asked: Request) -> AsyncIterator[Any]:
+    async with contextlib.aclosing(client.generate(asked)) as stream:
+        yield stream
+
+
+@pytest.mark.parametrize("params", [{}, {"n": 3}], ids=str)
+def test_a_stream_moves_without_a_gap_or_a_repeat(fleet: Fleet, params: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(client: ShardClient) -> None:
+        for _ in range(3):
+            await fleet.add()
+        unbroken = await said(client, request(**params))
+        kills = {9: lambda: fleet.kill(fleet.ports[0]), 20: lambda: fleet.kill(fleet.ports[1])}
+        assert await said(client, request(**params), kills) == unbroken
+        assert all(len(tokens) == 40 for tokens in unbroken.values())
+
+    assert run(fleet, scenario, monkeypatch) == ["lost", "lost"]
+
+
+def test_a_stream_waits_for_a_shard_that_replaces_the_last(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(client: ShardClient) -> None:
+        port = await fleet.add()
+        unbroken = await said(client, request())
+        reader = asyncio.create_task(said(client, request(), {5: lambda: fleet.kill(port)}))
+        while fleet.listed:
+            await asyncio.sleep(0.01)
+        await fleet.add()
+        assert await reader == unbroken
+
+    assert run(fleet, scenario, monkeypatch) == ["lost"]
+
+
+def test_without_a_shard_for_too_long_the_error_says_so(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(client: ShardClient) -> None:
+        port = await fleet.add()
+        with pytest.raises(EngineDead, match=r"no shard of this model was there for 0\.2 s"):
+            await said(client, request(), {5: lambda: fleet.kill(port)})
+
+    run(fleet, scenario, monkeypatch, timeout=0.2)
+
+
+def test_a_request_that_kills_its_shards_is_given_up(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(client: ShardClient) -> None:
+        ports = [await fleet.add() for _ in range(3)]
+        kills = {5 * i + 5: lambda port=port: fleet.kill(port) for i, port in enumerate(ports)}
+        with pytest.raises(EngineDead, match="2 shards died"):
+            await said(client, request(), kills)
+
+    assert run(fleet, scenario, monkeypatch, moves=1) == ["lost"]
+
+
+def test_a_shard_that_leaves_hands_over_what_does_not_end_in_time(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(client: ShardClient) -> None:
+        first = await fleet.add()
+        await fleet.add()
+        unbroken = await said(client, request("long", max_tokens=150))
+        leaving: list[asyncio.Task[None]] = []
+        leave = {5: lambda: leaving.append(asyncio.create_task(first.leave(0.3)))}
+        long, short = await asyncio.gather(
+            said(client, request("long", max_tokens=150), leave), said(client, request("short", max_tokens=20))
+        )
+        assert long == unbroken
+        assert len(short[0]) == 20
+        await leaving[0]
+
+    assert run(fleet, scenario, monkeypatch, moves=0) == ["left"]  # the short one ended where it was
+
+
+def test_a_shard_whose_engine_stops_is_left(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(client: ShardClient) -> None:
+        first = await fleet.add()
+        await fleet.add()
+        unbroken = await said(client, request())
+
+        def fail(batch: Any) -> Any:
+            raise RuntimeError("a fault in the machine")
+
+        def break_down() -> None:
+            first.engine.engine.executor.execute = fail  # type: ignore[method-assign]
+
+        assert await said(client, request(), {5: break_down}) == unbroken
+        fleet.ports.remove(first)  # its engine has no state to look at
+        await first.leave(0)
+
+    assert run(fleet, scenario, monkeypatch) == ["lost"]
+
+
+def test_a_shard_that_falls_silent_is_left(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(client: ShardClient) -> None:
+        first = await fleet.add()
+        await fleet.add()
+        unbroken = await said(client, request())
+
+        def fall_silent() -> None:
+            for gateway in first._gateways:
+                monkeypatch.setattr(gateway.channel, "send", lambda message: None)
+
+        assert await said(client, request(), {5: fall_silent}) == unbroken
+
+    assert run(fleet, scenario, monkeypatch, silence=1.5) == ["lost"]
+
+
+def test_a_client_that_leaves_ends_its_request_at_the_shard(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(client: ShardClient) -> None:
+        port = await fleet.add()
+        async with reading(client, request("left", n=2, max_tokens=2000)) as stream:
+            await anext(stream)
+            assert port.engine.engine.pool.num_owned
+        await everything_is_free(fleet)
+        waiting = asyncio.create_task(said(client, request("cancelled", max_tokens=2000)))
+        while not port.engine.engine.pool.num_owned:
+            await asyncio.sleep(0.01)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+    run(fleet, scenario, monkeypatch)
+
+
+def test_a_gateway_that_dies_leaves_nothing_at_the_shard(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(client: ShardClient) -> None:
+        port = await fleet.add()
+        reader = asyncio.create_task(said(client, request(max_tokens=2000)))
+        while not port.engine.engine.pool.num_owned:
+            await asyncio.sleep(0.01)
+        (link,) = [task.result() for task in client._links.values()]
+        fleet.listed.clear()
+        assert link is not None
+        link._channel.abort()
+        await everything_is_free(fleet)
+        reader.cancel()
+        await asyncio.wait([reader])
+
+    run(fleet, scenario, monkeypatch)
+
+
+def test_one_sequence_ends_early_and_stays_ended_on_the_next_shard(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(client: ShardClient) -> None:
+        first = await fleet.add()
+        await fleet.add()
+        unbroken = await said(client, request(n=2))
+        tokens: dict[int, list[int]] = {0: [], 1: []}
+        async for updates in client.generate(request(n=2)):
+            for update in updates:
+                tokens[update.index] += update.token_ids
+            if len(tokens[0]) == 5:
+                await client.abort("a", 0)
+            if len(tokens[1]) == 15:
+                fleet.kill(first)
+        assert tokens[1] == unbroken[1]
+        assert tokens[0] == unbroken[0][: len(tokens[0])]
+        assert len(tokens[0]) < 10
+
+    assert run(fleet, scenario, monkeypatch) == ["lost"]
+
+
+def test_what_a_shard_refuses_is_raised_as_it_was(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(client: ShardClient) -> None:
+        await fleet.add()
+        with pytest.raises(BadRequest, match="at most 16") as caught:
+            await said(client, request(n=17))
+        assert caught.value.param == "n"
+
+    assert run(fleet, scenario, monkeypatch) == []
