@@ -5,8 +5,12 @@
 `tokens` is what the linear layers multiply, `attended` the sum over tokens of the positions each attends to (what
 attention multiplies), `context` the sum over sequences of the positions in their cache (what attention reads). The last
 two differ by the length of a prompt's chunk: on a GPU a position costs a decoding stream fifty times what it costs a
-token of a prompt. Fitted by recursive least squares with exponential forgetting (Haykin, Adaptive Filter Theory, ch.
-10), so it follows a machine whose speed drifts.
+token of a prompt.
+
+Fitted by non-negative least squares of the relative error with exponential forgetting: it follows a machine whose speed
+drifts, and a stall weighs next to nothing. Steps with prompts and steps without are forgotten separately, or minutes of
+decoding would wash out what prompts cost. The sums of the normal equations are kept; after each step a few sweeps of
+coordinate descent move the coefficients from where they were, so what recent steps do not tell apart stays as it was.
 
 Its users: the scheduler (largest prefill chunk within a target inter-token latency) and admission (an honest
 `Retry-After`); router, autoscaler and planner read the published coefficients.
@@ -31,17 +35,21 @@ class Cost(NamedTuple):
 _SCALE = (1.0, 1e-2, 1e-1, 1e-5, 1e-4)
 
 
+_SWEEPS = 3  # 60 us a step together with the sums
+_FIRST_SWEEPS = 30  # while there is nothing to start from
+
+
 class CostModel:
     """Online fit of a step's duration.
 
     Args:
-        forgetting: weight of the past per step; 0.99 remembers about 100 steps.
+        forgetting: weight of the past per step of a kind; 0.98 remembers about 50 steps with prompts and 50 without.
     """
 
-    def __init__(self, forgetting: float = 0.99) -> None:
+    def __init__(self, forgetting: float = 0.98) -> None:
         self._forgetting = forgetting
-        self._weights = [0.0] * 5
-        self._covariance = [[100.0 if i == j else 0.0 for j in range(5)] for i in range(5)]
+        self._weights = [0.0] * len(_SCALE)
+        self._decoding, self._prompts = _Sums(), _Sums()
         self.num_observed = 0
 
     @property
@@ -52,7 +60,7 @@ class CostModel:
     @property
     def coefficients(self) -> Cost:
         """What was learned; never negative."""
-        return Cost(*(max(0.0, w * s) for w, s in zip(self._weights, _SCALE, strict=True)))
+        return Cost(*(w * s for w, s in zip(self._weights, _SCALE, strict=True)))
 
     def predict(self, tokens: int, sequences: int, attended: int, context: int = 0) -> float:
         """Seconds of a step with this content; 0.0 before anything was observed."""
@@ -78,19 +86,37 @@ class CostModel:
 
     def observe(self, tokens: int, sequences: int, attended: int, seconds: float, context: int = 0) -> None:
         """Learn from a step that took `seconds`; without `context` the other terms explain everything."""
-        x = [s * v for s, v in zip(_SCALE, (1, tokens, sequences, attended, context), strict=True)]
-        px = [sum(p * v for p, v in zip(row, x, strict=True)) for row in self._covariance]
-        denominator = self._forgetting + sum(v * p for v, p in zip(x, px, strict=True))
-        predicted = sum(w * v for w, v in zip(self._weights, x, strict=True))
-        error = seconds - predicted
-        if self.ready:  # one step that waited for a busy machine must not bend the fit: Huber's clipping
-            error = min(error, 3 * max(predicted, 1e-4))
-        gain = [p / denominator for p in px]
-        self._weights = [w + g * error for w, g in zip(self._weights, gain, strict=True)]
-        # Forgetting directions that are never excited would grow without bound ("wind-up"): cap the variance.
-        forget = self._forgetting if max(self._covariance[i][i] for i in range(5)) < 1e4 else 1.0
-        self._covariance = [
-            [(p - g * q) / forget for p, q in zip(row, px, strict=True)]
-            for row, g in zip(self._covariance, gain, strict=True)
-        ]
+        x = [s * v / max(seconds, 1e-9) for s, v in zip(_SCALE, (1, tokens, sequences, attended, context), strict=True)]
+        (self._prompts if tokens > sequences else self._decoding).add(x, self._forgetting)
+        self._fit(_SWEEPS if self.num_observed > 100 else _FIRST_SWEEPS)
         self.num_observed += 1
+
+    def _fit(self, sweeps: int) -> None:
+        """Move towards the solution of the normal equations, one coefficient after the other."""
+        decoding, prompts, weights = self._decoding, self._prompts, self._weights
+        products = [_plus(*rows) for rows in zip(decoding.products, prompts.products, strict=True)]
+        totals = _plus(decoding.totals, prompts.totals)
+        for _ in range(sweeps):
+            for i, row in enumerate(products):
+                if row[i] > 0:
+                    rest = totals[i] - sum(p * w for p, w in zip(row, weights, strict=True))
+                    weights[i] = max(0.0, weights[i] + rest / row[i])
+
+
+class _Sums:
+    """What least squares must know of the steps of one kind: sums of x x' and of x, where x . weights should be 1."""
+
+    def __init__(self) -> None:
+        self.products = [[0.0] * len(_SCALE) for _ in _SCALE]
+        self.totals = [0.0] * len(_SCALE)
+
+    def add(self, x: list[float], forgetting: float) -> None:
+        self.products = [
+            [forgetting * p + v * u for p, u in zip(row, x, strict=True)]
+            for row, v in zip(self.products, x, strict=True)
+        ]
+        self.totals = [forgetting * total + v for total, v in zip(self.totals, x, strict=True)]
+
+
+def _plus(a: list[float], b: list[float]) -> list[float]:
+    return [p + q for p, q in zip(a, b, strict=True)]

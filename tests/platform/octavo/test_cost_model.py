@@ -58,3 +58,38 @@ def test_the_chunk_keeps_to_its_target():
     chunk = model.tokens_within(0.02, 4, 1000, 100)
     assert truth(4 + chunk, 5, 1000 + 100 * chunk, 1100) == pytest.approx(0.02, rel=0.1)
     assert model.tokens_within(1e-9, 4, 1000, 0) == 0
+
+
+def roofline(tokens, sequences, attended, context):
+    """No five numbers explain this: reading and multiplying overlap."""
+    return 1e-3 + 1e-5 * sequences + max(6.4e-3 + 49e-9 * context, 30e-6 * tokens + 1.06e-9 * attended)
+
+
+@pytest.mark.parametrize("run", [5, 100, 1500])
+def test_a_machine_of_another_kind_is_still_predicted_roughly(run):
+    rng = random.Random(3)
+    model = CostModel()
+    decodes = context = 1000
+    for i in range(6000):
+        if i % 50 == 0:
+            decodes = rng.randint(1, 64)
+            context = decodes * rng.choice([200, 3000])
+        prompt, start = (2048, rng.randint(0, 30_000)) if i // run % 2 else (0, 0)
+        attended = context + prompt * start + prompt * prompt // 2
+        step = decodes + prompt, decodes + (prompt > 0), attended, context + start + prompt
+        if i > 2 * run:
+            assert 0.5 < model.predict(*step) / roofline(*step) < 2
+        observe(model, step, roofline(*step) * rng.lognormvariate(0, 0.1) + (rng.random() < 0.002))
+
+
+def test_minutes_of_decoding_do_not_wash_out_what_prompts_cost():
+    rng = random.Random(4)
+    model = CostModel()
+    for _ in range(300):
+        step = ordinary_step(rng)
+        observe(model, step, truth(*step))
+    for i in range(5000):
+        step = (1, 1, 100 + i % 500, 100 + i % 500)
+        observe(model, step, truth(*step) * rng.uniform(0.95, 1.05))
+    prompt = (500, 1, 500 * 250, 500)
+    assert model.predict(*prompt) == pytest.approx(truth(*prompt), rel=0.2)
