@@ -2,15 +2,65 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from octavo.engine.scheduler import Plan, num_prompt_logprobs
 from octavo.engine.sequence import Sequence
 from octavo.step import SamplingRows, StepBatch
 
+_SPARE_BLOCKS = 8  # columns of a kept block table that its sequences can grow into
+
+
+class BatchBuilder:
+    """Lays plans out as batches; while the same sequences decode, only what changed is touched.
+
+    Then that is a token, a position and now and then a block for each. A batch's arrays are good until the next one.
+    """
+
+    def __init__(self) -> None:
+        self._sequences: list[Sequence] = []  # of the last batch, if each decoded one token there
+        self._num_blocks: list[int] = []
+        self._batch: StepBatch | None = None
+
+    def build(self, plan: Plan) -> StepBatch:
+        """The batch of a plan; see `octavo.step` for the picture."""
+        sequences = [seq for seq, _ in plan.entries]
+        again = self._batch is not None and sequences == self._sequences and plan.num_tokens == len(sequences)
+        batch = (self._next(plan) if again else None) or build_batch(plan)
+        decoding = batch.num_tokens == len(batch.sampling.token_index) == len(sequences)
+        self._sequences = sequences if decoding else []
+        self._num_blocks = [len(seq.table.blocks) for seq in sequences]
+        self._batch = batch
+        return batch
+
+    def _next(self, plan: Plan) -> StepBatch | None:
+        """The last batch one token later; None where its block tables are too narrow."""
+        last, sequences = self._batch, self._sequences
+        assert last is not None
+        for row, seq in enumerate(sequences):
+            blocks = seq.table.blocks
+            if len(blocks) != self._num_blocks[row] or plan.copies:
+                if len(blocks) > last.block_tables.shape[1]:
+                    return None
+                last.block_tables[row, : len(blocks)] = blocks
+        known = np.array([len(seq.token_ids) for seq in sequences], np.int64)
+        rows = dataclasses.replace(last.sampling, position=known, penalties={}, logit_bias={}, banned={})
+        for row, seq in enumerate(sequences):
+            if seq.group.has_extras:
+                _add_extras(rows, row, seq)
+        return dataclasses.replace(
+            last,
+            token_ids=np.array([seq.token_ids[-1] for seq in sequences], np.int32),
+            context_lens=known.astype(np.int32),
+            block_copies=plan.copies,
+            sampling=rows,
+        )
+
 
 def build_batch(plan: Plan) -> StepBatch:
-    """Lay a plan out as one flat batch; see `octavo.step` for the picture."""
+    """Lay a plan out as one flat batch."""
     entries = plan.entries
     counts = [count for _, count in entries]
     query_start = np.zeros(len(entries) + 1, np.int32)
@@ -18,7 +68,7 @@ def build_batch(plan: Plan) -> StepBatch:
     tokens: list[int] = []
     for seq, count in entries:
         tokens += seq.token_ids[seq.num_computed : seq.num_computed + count]
-    block_tables = np.zeros((len(entries), max(len(seq.table.blocks) for seq, _ in entries)), np.int32)
+    block_tables = np.zeros((len(entries), max(len(seq.table.blocks) for seq, _ in entries) + _SPARE_BLOCKS), np.int32)
     for i, (seq, _) in enumerate(entries):
         block_tables[i, : len(seq.table.blocks)] = seq.table.blocks
     return StepBatch(

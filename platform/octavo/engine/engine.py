@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from octavo.config import EngineConfig
 from octavo.cost_model import CostModel
-from octavo.engine.batch import build_batch
+from octavo.engine.batch import BatchBuilder
 from octavo.engine.scheduler import ModelLimits, Scheduler
 from octavo.engine.stats import EngineStats
 from octavo.errors import ConfigError
@@ -58,6 +58,7 @@ class Engine:
         )
         self.pool = BlockPool(executor.num_blocks, config.block_size, caching=config.enable_prefix_caching)
         self.scheduler = Scheduler(config, self.limits, self.pool, CostModel(), clock)
+        self._batches = BatchBuilder()
         self._steps = 0
         self.generation_tokens = 0
         self.taken: deque[str] = deque(maxlen=TAKEN)
@@ -111,7 +112,7 @@ class Engine:
         if not plan.entries:
             return []
         try:
-            result = self.executor.execute(build_batch(plan))
+            result = self.executor.execute(self._batches.build(plan))
         except BaseException:
             self.pool.clear_cache()  # the plan published blocks that were perhaps never filled
             raise

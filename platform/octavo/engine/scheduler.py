@@ -281,7 +281,8 @@ class Scheduler:
         may read those blocks in the same step: of many requests with one new prefix, the first computes it for all.
         """
         plan.entries.append((seq, count))
-        if self.config.enable_prefix_caching:
+        filled = (seq.num_computed + count) // self.config.block_size
+        if filled > seq.table.num_published and self.config.enable_prefix_caching:
             seq.table.publish(seq.hashes(self.config.block_size), seq.num_computed + count)
 
     def _admit(self, seq: Sequence, chunk: int, plan: Plan) -> int:

@@ -40,6 +40,8 @@ class BlockTable:
         size = self._pool.block_size
         first = write_from // size
         copy = first < len(self.blocks) and self._pool.is_shared(self.blocks[first])
+        if not copy and num_tokens <= size * len(self.blocks):
+            return []
         fresh = self._pool.take(-(-num_tokens // size) - len(self.blocks) + copy)
         if fresh is None:
             return None
