@@ -10,7 +10,7 @@ as long as scales are float16 numbers, which GPTQ's and AWQ's are; others are ro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -68,6 +68,11 @@ class GroupedWeight:
         stored = (self.codes, self.scale, self.zero, self.order)
         return sum(x.nbytes for x in stored if x is not None)
 
+    def to(self, device: torch.device) -> GroupedWeight:
+        """On another device."""
+        zero, order = (None if x is None else x.to(device) for x in (self.zero, self.order))
+        return GroupedWeight(self.bits, self.codes.to(device), self.scale.to(device), zero, order)
+
     def unpacked(self) -> Tensor:
         """Codes [n, k] uint8, columns as they are here."""
         if self.bits == 8:
@@ -105,6 +110,10 @@ class Float8Weight:
         """Of everything stored."""
         return self.codes.nbytes + self.scale.nbytes
 
+    def to(self, device: torch.device) -> Float8Weight:
+        """On another device."""
+        return Float8Weight(self.codes.to(device), self.scale.to(device))
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """[n, k], computed in float32."""
         return self.codes.float().mul_(self.scale).to(dtype)
@@ -115,6 +124,8 @@ QuantizedWeight = GroupedWeight | Float8Weight
 
 def quantized_linear(x: Tensor, weight: QuantizedWeight) -> Tensor:
     """`x` [R, k] times the transposed weight, dequantised to `x`'s type for this product alone: [R, n]."""
+    if isinstance(weight, GroupedWeight) and weight.order is not None:
+        x, weight = x[:, weight.order], replace(weight, order=None)
     return F.linear(x, weight.dequantize(x.dtype))
 
 

@@ -21,7 +21,7 @@ from octavo.execution.runner import Runner
 from octavo.models.load import load_model
 from octavo.models.packed import load_packed, unpackable_formats
 from octavo.models.parallel import Share, TPGroup
-from octavo.models.source_spec import cut_through_blocks, read_share
+from octavo.models.source_spec import cut_through_blocks, read_share, why_not_packed
 from octavo.models.spec import ModelSpec
 from octavo.source import Source
 from octavo.step import StepBatch, StepResult
@@ -123,7 +123,8 @@ class LocalExecutor:
         )
         spec = decoder.spec
         self.num_blocks = self._num_blocks(config, bytes_per_block(spec, config.block_size, decoder.dtype), device)
-        self._description = f"{spec.family} in {str(decoder.dtype).removeprefix('torch.')} on {device}"
+        weights = f", weights in {config.quantization}" if config.quantization else ""
+        self._description = f"{spec.family} in {str(decoder.dtype).removeprefix('torch.')} on {device}{weights}"
         self.parts: Parts = TorchParts(decoder)
         kv = KVStorage(spec, self.num_blocks, config.block_size, decoder.dtype, device)
         self._runner: Runner | NativeRunner = Runner(decoder, kv, config.block_size, device, self._join)
@@ -190,7 +191,7 @@ def _why_not_native(source: Source, config: EngineConfig, share: Share) -> str |
         return f"block_size is {config.block_size}; use a multiple of {CELL}"
     if formats := unpackable_formats(source):
         return f"it holds {', '.join(formats)} blocks"
-    return cut_through_blocks(source, share)
+    return cut_through_blocks(source, share) or why_not_packed(source, config.quantization, share.spec)
 
 
 def _describe(native: Library, spec: ModelSpec, model: PackedModel, dtype: torch.dtype, kv_dtype: torch.dtype) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from octavo.errors import ModelError
+from octavo.models.quantization import check_stored
 from octavo.models.spec import (
     Activation,
     FactorScaling,
@@ -174,6 +175,12 @@ def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
 
 
+def quantization_config(config: Config) -> Config | None:
+    """How a checkpoint's matrices are quantised; None where they are not."""
+    found: Config | None = config.get("quantization_config") or config.get("compression_config")
+    return found
+
+
 def _text_config(config: Config) -> Config:
     """Gemma 3's text half: what the outer config says about the whole model wins."""
     text = config.get("text_config")
@@ -184,9 +191,8 @@ def _text_config(config: Config) -> Config:
 
 
 def _refuse_unsupported(config: Config) -> None:
-    if quantized := config.get("quantization_config"):
-        method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else quantized
-        raise ModelError(f"the checkpoint is quantised ({method}): only unquantised safetensors and GGUF are supported")
+    if quantized := quantization_config(config):
+        check_stored(quantized)
     if config.get("use_bidirectional_attention"):
         raise ModelError("use_bidirectional_attention is set: only causal models generate text")
 

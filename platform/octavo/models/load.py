@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from octavo.config import DType
 from octavo.models.decoder import Decoder
-from octavo.models.families import Config
+from octavo.models.families import Config, quantization_config
 from octavo.models.parallel import Share, TPGroup, share_of
+from octavo.models.quantization import Rounding, parse_rounding
 from octavo.models.source_spec import check_loadable, read_config
 from octavo.models.weights.gguf_file import read_gguf
-from octavo.models.weights.layout import allocate, slots
+from octavo.models.weights.layout import Slot, allocate, put_quantized, slots
 from octavo.models.weights.names import gguf_naming, hf_naming
+from octavo.models.weights.quantized import Matrix, round_matrix
 from octavo.models.weights.safetensors_files import read_safetensors
-from octavo.models.weights.stored import fill
+from octavo.models.weights.stored import StoredTensor, fill
 from octavo.source import Source
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,7 +39,8 @@ def load_model(
         source: a Hugging Face directory or a GGUF file.
         dtype: of weights and activations; "auto" is float32 on a CPU and the checkpoint's own elsewhere.
         device: "cpu" or a CUDA device.
-        quantization: None, or "gguf" for a GGUF file; both compute with dequantised weights.
+        quantization: as in `octavo.models.quantization`. Matrices of GGUF files are dequantised to `dtype`; those of
+            quantised checkpoints, and those that are rounded here, stay quantised and are dequantised for each use.
         max_model_len: tokens of the longest sequence; None takes the model's own limit.
         progress: draw a progress bar on stderr.
         share: what of the model; None means all.
@@ -49,15 +53,34 @@ def load_model(
     spec, positions = check_loadable(source, quantization, max_model_len)
     config = read_config(source)
     share = share or share_of(spec)
-    weights = allocate(share.spec, _torch_dtype(dtype, device, config), torch.device(device))
+    rounding = parse_rounding(quantization)
+    is_quantized = rounding is not None or quantization_config(config) is not None
+    weights = allocate(share.spec, _torch_dtype(dtype, device, config), torch.device(device), quantized=is_quantized)
     naming = hf_naming(spec) if source.kind == "hf" else gguf_naming(spec)
     stored = read_safetensors(source.path, spec) if source.kind == "hf" else read_gguf(source.path)
     title = f"Loading {source.name}"
-    fill(slots(weights, share), naming, stored, spec.head_dim, title=title, progress=progress)
+    parts: dict[tuple[int, str], Matrix] = {}
+
+    def take(tensor: StoredTensor, slot: Slot, rows: Tensor | None) -> None:
+        assert slot.layer is not None
+        parts[slot.layer, slot.part] = _matrix(tensor, slot, rows, rounding, weights.embedding)
+
+    fill(slots(weights, share), naming, stored, spec.head_dim, title=title, progress=progress, take=take)
+    if is_quantized:
+        put_quantized(weights, parts)
     if share.rank:  # the sum over ranks takes each bias once
         for layer in weights.layers:
             layer.out.bias = layer.down.bias = None
     return Decoder(share, weights, positions, group or TPGroup())
+
+
+def _matrix(tensor: StoredTensor, slot: Slot, rows: Tensor | None, rounding: Rounding | None, like: Tensor) -> Matrix:
+    """A layer's matrix on `like`'s device: as it is stored quantised, rounded, or else of `like`'s type."""
+    if tensor.quantized is not None:
+        return tensor.quantized().to(like.device)
+    values = torch.cat(list(tensor.read(slot.rows, slot.columns))).to(like.device)
+    values = values if rows is None else values[rows.argsort()]
+    return values.to(like.dtype) if rounding is None else round_matrix(values, rounding, tensor.name)
 
 
 def _torch_dtype(dtype: DType, device: str, config: Config) -> torch.dtype:

@@ -11,6 +11,7 @@ from octavo.gguf_header import read_directory
 from octavo.models.packed_cache import cached
 from octavo.models.packed_file import Packed, Part
 from octavo.models.parallel import Share, share_of
+from octavo.models.quantization import parse_rounding
 from octavo.models.source_spec import check_loadable
 from octavo.models.spec import ModelSpec, Rope
 from octavo.source import Source
@@ -50,7 +51,7 @@ def load_packed(
     Args:
         source: a Hugging Face directory or a GGUF file.
         dtype: float32 keeps every stored value; bfloat16 rounds float32 matrices to it.
-        quantization: None, or "gguf" for a GGUF file.
+        quantization: as in `octavo.models.quantization`.
         max_model_len: tokens of the longest sequence; None takes the model's own limit.
         progress: draw a progress bar on stderr while packing.
         share: what of the model; None means all.
@@ -64,16 +65,16 @@ def load_packed(
     """
     spec, positions = check_loadable(source, quantization, max_model_len)
     share = share or share_of(spec)
-    half = dtype == "bfloat16" and _holds_float32(source)
+    half, rounding = dtype == "bfloat16" and _holds_float32(source), parse_rounding(quantization)
 
     def pack() -> Iterator[tuple[Part, Packed]]:
         from octavo.models.packing import pack  # torch: 2 s that a later start saves
 
         rows = min(spec.max_position_embeddings, _TABLE_POSITIONS)
-        return pack(source, share, half=half, table_positions=rows, progress=progress)
+        return pack(source, share, half=half, rounding=rounding, table_positions=rows, progress=progress)
 
     rank = f"-{share.rank}of{share.size}" if share.size > 1 else ""
-    variant = f"{quantization or 'stored'}{'-half' if half else ''}{rank}"
+    variant = f"{quantization if rounding else 'stored'}{'-half' if half else ''}{rank}"
     return share.spec, _assemble(share.spec, cached(source, pack, variant), positions, dtype)
 
 

@@ -17,20 +17,22 @@ from octavo.errors import ModelError
 from octavo.gguf_header import Entry, read_directory
 from octavo.models.packed_file import Packed, Part
 from octavo.models.parallel import Share
+from octavo.models.quantization import Rounding
 from octavo.models.rope import cos_sin_table
-from octavo.models.spec import ModelSpec
 from octavo.models.weights.gguf_file import read_blocks, read_gguf
 from octavo.models.weights.layout import Slot, allocate, slots
 from octavo.models.weights.names import Naming, gguf_naming, hf_naming
+from octavo.models.weights.quantized import round_grouped
 from octavo.models.weights.safetensors_files import read_safetensors
-from octavo.models.weights.stored import StoredTensor, compare, half_split_rows
+from octavo.models.weights.stored import StoredTensor, compare, row_order
 from octavo.source import Source
 from octavo_kernels.linear import PackedWeight
 from octavo_kernels.linear.formats import GROUPED, Array
+from octavo_kernels.linear.grouped import QuantizedWeight
 
 
 def pack(
-    source: Source, share: Share, *, half: bool, table_positions: int, progress: bool
+    source: Source, share: Share, *, half: bool, rounding: Rounding | None, table_positions: int, progress: bool
 ) -> Iterator[tuple[Part, Packed]]:
     """Read a model's tensors one by one: a `PackedWeight` for a matrix, float32 for a vector.
 
@@ -38,6 +40,7 @@ def pack(
         source: a Hugging Face directory or a GGUF file.
         share: what of each tensor is wanted.
         half: round float32 matrices to bfloat16.
+        rounding: of kind "int", of the layers' matrices.
         table_positions: rows of the rotary tables, parts (i, "rotary", "table") in the order of `spec.ropes`.
         progress: draw a progress bar on stderr.
 
@@ -57,13 +60,15 @@ def pack(
         slot = by_name[tensor.name]
         if share.rank and slot.kind == "bias" and slot.part in ("out", "down"):
             continue  # the sum over ranks takes each bias once
-        order = _row_order(slot, naming, spec)
-        is_vector = slot.is_norm or slot.kind == "bias"
-        packed: Packed = (
-            _vector(tensor, slot, naming, order)
-            if is_vector
-            else _matrix(tensor, slot, entries.get(tensor.name), half=half, order=order)
-        )
+        order = row_order(slot, naming, spec.head_dim)
+        packed: Packed
+        if slot.is_norm or slot.kind == "bias":
+            packed = _vector(tensor, slot, naming, order)
+        elif rounding is not None and slot.layer is not None:
+            values = _values(tensor, slot, order).float()
+            packed = PackedWeight.from_grouped(round_grouped(values, rounding, tensor.name))
+        else:
+            packed = _matrix(tensor, slot, entries.get(tensor.name), half=half, order=order)
         yield (slot.layer, slot.part, slot.kind), packed
 
 
@@ -76,23 +81,30 @@ def _vector(tensor: StoredTensor, slot: Slot, naming: Naming, order: Tensor | No
     return (values + naming.norm_offset if slot.is_norm else values).numpy()
 
 
-def _row_order(slot: Slot, naming: Naming, spec: ModelSpec) -> Tensor | None:
-    """Where each stored row belongs, where that is not its own place."""
-    if naming.interleaved_rope and slot.part in ("q", "k"):
-        return half_split_rows(len(slot.target), spec.head_dim)
-    return None
+def _values(tensor: StoredTensor, slot: Slot, order: Tensor | None) -> Tensor:
+    values = torch.cat(list(tensor.read(slot.rows, slot.columns)))
+    return values if order is None else values[order.argsort()]
 
 
 def _matrix(tensor: StoredTensor, slot: Slot, entry: Entry | None, *, half: bool, order: Tensor | None) -> PackedWeight:
     if entry is not None and entry.format in GROUPED:
         blocks = read_blocks(entry, slot.rows, slot.columns)
         return PackedWeight.from_blocks(_reordered(blocks, order), entry.format)
+    if tensor.quantized is not None:
+        return _packed(tensor.quantized(), tensor.name)
     values = _floats(entry, slot) if entry is not None else torch.cat(list(tensor.read(slot.rows, slot.columns)))
     if values.dtype == torch.float32 and half:
         values = values.bfloat16()
     if order is not None:
         values = values[order.argsort()]
     return PackedWeight.from_tensor(values)
+
+
+def _packed(weight: QuantizedWeight, name: str) -> PackedWeight:
+    try:
+        return PackedWeight.from_grouped(weight)  # type: ignore[arg-type]  # fp8 never comes here
+    except ValueError as error:
+        raise ModelError(f"{name}: {error}") from error
 
 
 def _floats(entry: Entry, slot: Slot) -> Tensor:

@@ -6,9 +6,10 @@ import math
 
 from octavo.errors import ConfigError
 from octavo.gguf_header import read_directory
-from octavo.models.families import Config, spec_from_config, token_ids
+from octavo.models.families import Config, quantization_config, spec_from_config, token_ids
 from octavo.models.gguf_config import config_from_gguf
 from octavo.models.parallel import Share, TPGroup, share_of, split_heads
+from octavo.models.quantization import check_setting, parse_rounding, unpackable
 from octavo.models.spec import ModelSpec
 from octavo.models.weights.safetensors_files import read_json
 from octavo.source import Source
@@ -30,6 +31,8 @@ def read_share(source: Source, group: TPGroup) -> Share:
         ModelError: a damaged config, or a model or setting that is not supported.
         ConfigError: so many ranks cannot share it; the message says why and how many can.
     """
+    if group.size > 1 and _stored(source) not in (None, "gguf"):
+        raise ConfigError(f"tensor_parallel_size must be 1 for {source.name!r}: {_stored(source)} matrices are not cut")
     blocks = _block_values(source) if group.size > 1 else []
     return share_of(read_spec(source), group.rank, group.size, math.lcm(*blocks))
 
@@ -61,19 +64,29 @@ def check_loadable(source: Source, quantization: str | None, max_model_len: int 
         ModelError: a damaged config, or a model or setting that is not supported.
         ConfigError: a quantization that is not supported, or more positions than the model has.
     """
-    _check_quantization(source, quantization)
     spec = read_spec(source)
+    check_setting(quantization, _stored(source), source.name)
     positions = max_model_len or spec.max_position_embeddings
     if positions > spec.max_position_embeddings:
         raise ConfigError(f"max_model_len is {positions}, but the model holds at most {spec.max_position_embeddings}")
     return spec, positions
 
 
-def _check_quantization(source: Source, quantization: str | None) -> None:
-    supported = [None, "gguf"] if source.kind == "gguf" else [None]
-    if quantization not in supported:
-        valid = " or ".join("None" if name is None else repr(name) for name in supported)
-        raise ConfigError(f"quantization must be {valid} for {source.name!r}, got {quantization!r}")
+def _stored(source: Source) -> str | None:
+    if source.kind == "gguf":
+        return "gguf"
+    config = quantization_config(read_config(source))
+    return None if config is None else str(config["quant_method"])
+
+
+def why_not_packed(source: Source, quantization: str | None, spec: ModelSpec) -> str | None:
+    """Why the native runner cannot take a model, or its share `spec`, that is quantised so; None when it can.
+
+    Raises:
+        ModelError: a damaged config.
+    """
+    stored = None if source.kind == "gguf" else quantization_config(read_config(source))
+    return unpackable(parse_rounding(quantization), stored, [spec.hidden_size, spec.q_size, spec.intermediate_size])
 
 
 def read_config(source: Source) -> Config:

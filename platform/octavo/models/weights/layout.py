@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from octavo.models.parallel import Share
 from octavo.models.spec import ModelSpec
+from octavo.models.weights.quantized import Matrix, QuantizedLinear
 
 
 @dataclass(slots=True)
@@ -22,6 +23,11 @@ class Linear:
 
     weight: Tensor  # [out, in]
     bias: Tensor | None  # [out]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the matrix."""
+        return self.weight.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -32,11 +38,11 @@ class LayerWeights:
     """One layer. Norm weights are float32; Gemma's stored `weight - 1` has its one back."""
 
     attention_norm: Tensor  # [D]
-    qkv: Linear  # [q_size + 2 kv_size, D]
-    out: Linear  # [D, q_size]
+    qkv: Linear | QuantizedLinear  # [q_size + 2 kv_size, D]
+    out: Linear | QuantizedLinear  # [D, q_size]
     mlp_norm: Tensor  # [D]
-    gate_up: Linear  # [2 I, D]
-    down: Linear  # [D, I]
+    gate_up: Linear | QuantizedLinear  # [2 I, D]
+    down: Linear | QuantizedLinear  # [D, I]
     q_norm: Tensor | None  # [head_dim]
     k_norm: Tensor | None  # [head_dim]
     post_attention_norm: Tensor | None  # [D]
@@ -57,7 +63,7 @@ class Weights:
         """Bytes of all matrices."""
         untied = [] if self.lm_head is self.embedding else [self.lm_head]
         linears = [linear for layer in self.layers for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)]
-        return sum(x.nbytes for x in [self.embedding, *untied, *(linear.weight for linear in linears)])
+        return sum(x.nbytes for x in [self.embedding, *untied, *linears])
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +91,20 @@ class Slot:
         return self.part.endswith("norm")
 
 
-def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> Weights:
-    """Room for the weights of `spec`, not yet filled. `dtype` is that of all but the norms."""
+def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quantized: bool = False) -> Weights:
+    """Room for the weights of `spec`, not yet filled.
+
+    Args:
+        dtype: of all but the norms.
+        quantized: matrices of the layers are on the meta device, for `QuantizedLinear`s to take their places.
+    """
 
     def matrix(rows: int, columns: int) -> Tensor:
         return torch.empty(rows, columns, dtype=dtype, device=device)
 
     def linear(rows: int, columns: int, bias: bool) -> Linear:
-        return Linear(matrix(rows, columns), torch.empty(rows, dtype=dtype, device=device) if bias else None)
+        weight = torch.empty(rows, columns, dtype=dtype, device="meta" if quantized else device)
+        return Linear(weight, torch.empty(rows, dtype=dtype, device=device) if bias else None)
 
     def norm(size: int) -> Tensor:
         return torch.empty(size, dtype=torch.float32, device=device)
@@ -154,8 +166,18 @@ def _layer_slots(index: int, layer: LayerWeights, spec: ModelSpec) -> list[Slot]
     return places + [_slot(index, name, "weight", norm) for name, norm in present]
 
 
-def _linear_slots(index: int, linear: Linear, rows: dict[str, int]) -> list[Slot]:
+def put_quantized(weights: Weights, parts: dict[tuple[int, str], Matrix]) -> None:
+    """Replace the layers' matrices by quantised ones: (layer, part) -> matrix."""
+    for i, layer in enumerate(weights.layers):
+        layer.qkv = QuantizedLinear([parts[i, part] for part in ("q", "k", "v")], layer.qkv.bias)
+        layer.out = QuantizedLinear([parts[i, "out"]], layer.out.bias)
+        layer.gate_up = QuantizedLinear([parts[i, part] for part in ("gate", "up")], layer.gate_up.bias)
+        layer.down = QuantizedLinear([parts[i, "down"]], layer.down.bias)
+
+
+def _linear_slots(index: int, linear: Linear | QuantizedLinear, rows: dict[str, int]) -> list[Slot]:
     """The parts of one fused matrix, first rows first."""
+    assert isinstance(linear, Linear)
     places, start = [], 0
     for part, size in rows.items():
         places.append(_slot(index, part, "weight", linear.weight[start : start + size]))

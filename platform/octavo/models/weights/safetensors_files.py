@@ -11,11 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from octavo.errors import ModelError
+from octavo.models.families import quantization_config
 from octavo.models.spec import ModelSpec
+from octavo.models.weights.quantized_files import join_quantized
 from octavo.models.weights.stored import StoredTensor
 
 _UNUSED = re.compile(r"(vision_tower|multi_modal_projector)\.|.*\.rotary_emb\.inv_freq$")
@@ -23,14 +26,28 @@ _UNUSED = re.compile(r"(vision_tower|multi_modal_projector)\.|.*\.rotary_emb\.in
 
 
 def read_safetensors(folder: Path, spec: ModelSpec) -> list[StoredTensor]:
-    """The tensors of a directory that a model of `spec` uses.
+    """The tensors of a directory that a model of `spec` uses, quantised matrices put together from theirs.
 
     Raises:
         ModelError: no safetensors file, a shard is missing, or a file is damaged.
     """
     tensors = [tensor for file in _files(folder) for tensor in _read_headers(file)]
+    if quantized := quantization_config(read_json(folder / "config.json")):
+        tensors = join_quantized(tensors, quantized)
+        tensors = [tensor for tensor in tensors if not _is_empty_bias(tensor, spec)]
     unused = {"lm_head.weight"} if spec.tied_embeddings else set()
     return [tensor for tensor in tensors if tensor.name not in unused and not _UNUSED.match(tensor.name)]
+
+
+def _is_empty_bias(tensor: StoredTensor, spec: ModelSpec) -> bool:
+    """AutoGPTQ writes zeros as the biases of layers that have none."""
+    found = re.search(r"\.(.+)_proj\.bias$", tensor.name)
+    if found is None:
+        return False
+    wanted = {"o": spec.out_bias, "gate": spec.mlp_bias, "up": spec.mlp_bias, "down": spec.mlp_bias}
+    return not wanted.get(found[1].rpartition(".")[2], spec.qkv_bias) and not any(
+        map(torch.any, tensor.read(None, None))
+    )
 
 
 def plain_name(name: str) -> str:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from octavo.errors import ModelError
 from octavo.models.weights.layout import Slot
 from octavo.models.weights.names import Naming
+from octavo_kernels.linear.grouped import QuantizedWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +28,27 @@ class StoredTensor:
         name: without the prefixes that differ between checkpoints of one family.
         shape: its logical shape.
         num_bytes: its size in the file.
-        read: reads some rows (None: all) in order, a few at a time, of each some columns (None: all).
+        read: reads some rows (None: all) in order, a few at a time, of each some columns (None: all); dequantised where
+            it is a quantised matrix.
+        quantized: reads a quantised matrix as it is; None for other tensors.
     """
 
     name: str
     shape: tuple[int, ...]
     num_bytes: int
     read: Callable[[range | None, range | None], Iterator[Tensor]]
+    quantized: Callable[[], QuantizedWeight] | None = None
 
 
 def fill(
-    places: list[Slot], naming: Naming, stored: list[StoredTensor], head_dim: int, *, title: str, progress: bool
+    places: list[Slot],
+    naming: Naming,
+    stored: list[StoredTensor],
+    head_dim: int,
+    *,
+    title: str,
+    progress: bool,
+    take: Callable[[StoredTensor, Slot, Tensor | None], None] | None = None,
 ) -> None:
     """Copy every stored tensor to its place.
 
@@ -48,6 +59,8 @@ def fill(
         head_dim: rows of one head in q and k.
         title: of the progress bar.
         progress: whether to draw it.
+        take: gets the tensors whose places are on the meta device, and where each of their stored rows belongs, where
+            that is not its own place.
 
     Raises:
         ModelError: tensors are missing, not expected, or of another shape; the message names them.
@@ -57,7 +70,12 @@ def fill(
     total = sum(tensor.num_bytes for tensor in stored)
     with tqdm(total=total, desc=title, unit="B", unit_scale=True, disable=not progress) as bar:
         for tensor in stored:
-            _copy(tensor, by_name[tensor.name], naming, head_dim)
+            slot = by_name[tensor.name]
+            rows = row_order(slot, naming, head_dim)
+            if take is not None and slot.target.is_meta:
+                take(tensor, slot, rows)
+            else:
+                _copy(tensor, slot, naming, rows)
             bar.update(tensor.num_bytes)
 
 
@@ -86,9 +104,14 @@ def _list(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + rest
 
 
-def _copy(tensor: StoredTensor, slot: Slot, naming: Naming, head_dim: int) -> None:
+def row_order(slot: Slot, naming: Naming, head_dim: int) -> Tensor | None:
+    """Where each stored row of a tensor belongs, where that is not its own place."""
     interleaved = naming.interleaved_rope and slot.part in ("q", "k")
-    rows = half_split_rows(len(slot.target), head_dim).to(slot.target.device) if interleaved else None
+    return half_split_rows(len(slot.target), head_dim) if interleaved else None
+
+
+def _copy(tensor: StoredTensor, slot: Slot, naming: Naming, rows: Tensor | None) -> None:
+    rows = None if rows is None else rows.to(slot.target.device)
     start = 0
     for chunk in tensor.read(slot.rows, slot.columns):
         end = start + len(chunk)

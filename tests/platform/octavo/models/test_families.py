@@ -123,7 +123,7 @@ def test_first_gemma_configs_say_gelu_and_mean_tanh():
         ({"rope_parameters": {"rope_type": "mrope", "rope_theta": 1e4}}, "rope scaling 'mrope'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
         ({"hidden_act": "relu"}, "activation 'relu'"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "GPTQ"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"num_key_value_heads": 5}, "32 query heads.*5 key-value"),
         ({"hidden_size": "large"}, "config is damaged"),

@@ -58,14 +58,14 @@ def test_dtype_auto_is_the_checkpoints_own_on_a_gpu(folder, own, expected):
 
 def test_quantization_says_what_is_supported(folder, write_gguf, tmp_path):
     source = resolve_source(str(folder))
-    with pytest.raises(ConfigError, match=r"quantization must be None .*'int4'"):
-        load_model(source, quantization="int4")
+    with pytest.raises(ConfigError, match=r"quantization must be None .*'int3'"):
+        load_model(source, quantization="int3")
     with pytest.raises(ConfigError, match="'gguf'"):
         load_model(source, quantization="gguf")
     file = resolve_source(str(write_gguf(folder, tmp_path / "model.gguf")))
     assert load_model(file, quantization="gguf").dtype == torch.float32
     with pytest.raises(ConfigError, match="None or 'gguf'"):
-        load_model(file, quantization="int4")
+        load_model(file, quantization="awq")
 
 
 def test_max_model_len_beyond_the_model_is_refused(folder):

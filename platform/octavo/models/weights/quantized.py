@@ -1,0 +1,71 @@
+"""Linear layers of the torch decoder whose matrices are quantised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from octavo.errors import ConfigError
+from octavo.models.quantization import Rounding
+from octavo.models.weights import bitsandbytes
+from octavo.models.weights.bitsandbytes import Int8Matrix, Nf4Matrix
+from octavo_kernels.linear.grouped import (
+    Float8Weight,
+    GroupedWeight,
+    quantize_float8,
+    quantize_grouped,
+    quantized_linear,
+)
+
+Matrix = Tensor | GroupedWeight | Float8Weight | Int8Matrix | Nf4Matrix
+"""[n, k]; a checkpoint may leave some unquantised."""
+
+
+@dataclass(slots=True)
+class QuantizedLinear:
+    """y = x W^T + b, W being several matrices one below the other: q, k and v, or gate and up."""
+
+    parts: list[Matrix]
+    bias: Tensor | None  # [out]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the matrices."""
+        return sum(part.nbytes for part in self.parts)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = torch.cat([_multiply(x, part) for part in self.parts], dim=-1)
+        return y if self.bias is None else y + self.bias
+
+
+def round_matrix(weight: Tensor, rounding: Rounding, name: str) -> Matrix:
+    """Quantise [n, k], on its device.
+
+    Raises:
+        ConfigError: groups do not fit its columns; `name` is whose.
+    """
+    if rounding.kind == "fp8":
+        return quantize_float8(weight)
+    if rounding.kind != "int":
+        return bitsandbytes.quantize(weight, rounding.kind)
+    return round_grouped(weight, rounding, name)
+
+
+def round_grouped(weight: Tensor, rounding: Rounding, name: str) -> GroupedWeight:
+    """As `round_matrix`, to codes."""
+    columns = weight.shape[1]
+    group = rounding.group or columns
+    if columns % group:
+        raise ConfigError(f"{name} has {columns} columns, no multiple of the quantization's group of {group}")
+    return quantize_grouped(weight, rounding.bits, group, symmetric=rounding.symmetric)
+
+
+def _multiply(x: Tensor, matrix: Matrix) -> Tensor:
+    if isinstance(matrix, Tensor):
+        return F.linear(x, matrix)
+    if isinstance(matrix, GroupedWeight | Float8Weight):
+        return quantized_linear(x, matrix)
+    return matrix.multiply(x)
