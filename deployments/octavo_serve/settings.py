@@ -188,7 +188,7 @@ class RouterSettings(Settings):
         policy: prefix_affinity, least_loaded, round_robin or session.
         stream_weight: seconds of waiting for a first token that one second of delay to one running stream is worth.
         stale_after_s: a shard that was not heard for so long is judged by what was sent there alone.
-        max_blocks_per_shard: block hashes a gateway keeps per shard; about 100 bytes each.
+        max_blocks_per_shard: block hashes a gateway keeps per shard; about 130 bytes each.
         log_decisions: log every decision with all numbers of the formula.
         report_s: how often shards tell routers their load.
     """

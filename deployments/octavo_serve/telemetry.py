@@ -28,6 +28,7 @@ _GAUGES: dict[str, tuple[str, _Value]] = {
         "Share of KV blocks held by live requests; 1 is all of them.",
         lambda s: 1 - s.blocks_free / s.blocks_total,
     ),
+    "octavo:cached_blocks": ("KV blocks that no request holds and any may reuse.", lambda s: s.blocks_cached),
     "octavo:seconds_of_work": ("Predicted time to compute all that waits.", lambda s: s.seconds_of_work),
 }
 _COUNTERS: dict[str, tuple[str, _Value]] = {

@@ -3,7 +3,7 @@
     no snapshot yet ── snapshot ──> exact ── a number is missing ──> not exact ── snapshot ──> exact ...
 
 A set of hashes per shard: a new snapshot is built beside the old set and takes its place at once, a shard that leaves
-is one deletion, and the truth can be compared as it is. About 100 bytes per block and shard (`docs/routing.md`).
+is one deletion, and the truth can be compared as it is. About 130 bytes per block and shard (`docs/routing.md`).
 There is one writer; a reader in another thread sees a set that is at most a few changes old, which is all that a set
 of things far away can be.
 """

@@ -38,7 +38,7 @@ class RoutingConfig:
         policy: one of `octavo.routing.policy.POLICIES`.
         stream_weight: seconds of waiting for a first token that one second of delay to one running stream is worth.
         stale_after_s: age of a shard's word from which it is not believed.
-        max_blocks_per_shard: block hashes kept per shard; about 100 bytes each.
+        max_blocks_per_shard: block hashes kept per shard; about 130 bytes each.
         log_decisions: log every decision with all numbers of the formula.
     """
 

@@ -1,0 +1,147 @@
+"""What routing costs: time per decision, memory per block, and the feed's lag and recovery between two processes.
+
+    python examples/benchmark_feed.py [--blocks 25000] [--chain 512] [--shards 8]
+
+The last line of the output is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import struct
+import time
+import tracemalloc
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+
+from octavo.config import EngineConfig
+from octavo.cost_model import Cost
+from octavo.engine.engine import Engine
+from octavo.execution.simulated import Profile, SimulatedExecutor
+from octavo.routing.index import Change, ShardBlocks
+from octavo.routing.policy import Load, Wanted
+from octavo.routing.router import Router, RoutingConfig
+from octavo_serve.feed import FeedPublisher, FeedSubscriber
+
+EVENTS, EVERY = 500, 0.02
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blocks", type=int, default=25_000, help="in the cache of a shard")
+    parser.add_argument("--chain", type=int, default=512, help="blocks of a prompt")
+    parser.add_argument("--shards", type=int, default=8)
+    arguments = parser.parse_args()
+    found = {
+        "decision_us": decision(arguments.shards, arguments.chain) * 1e6,
+        "bytes_per_block": memory(arguments.blocks),
+        **feed(arguments.blocks),
+    }
+    for name, value in found.items():
+        print(f"{name:20} {value:10.2f}")
+    print(json.dumps(found))
+
+
+def decision(shards: int, chain_length: int) -> float:
+    """Seconds to route a request whose first half every shard holds."""
+    load = Load(20, 20_000, 3, 2000, 10**6, 2048, 64, 25_000, 5000, 16, 200.0, Cost(6e-3, 3e-5, 1e-5, 1e-9, 5e-8))
+    chain = [os.urandom(16) for _ in range(chain_length)]
+    router = Router(RoutingConfig())
+    names = [f"shard{number}" for number in range(shards)]
+    for name in names:
+        router.join(name, 0.0).blocks.part(0, 0, 1, chain[: chain_length // 2])
+        router.heard(name, load, [], 0.0)
+    start = time.perf_counter()
+    for number in range(1000):
+        router.route(str(number), chain, Wanted(len(chain) * 16), names, 0.0)
+        router.completed(str(number))
+    return (time.perf_counter() - start) / 1000
+
+
+def memory(blocks: int) -> float:
+    """Bytes per block of a shard's index."""
+    tracemalloc.start()
+    index = ShardBlocks(blocks)
+    index.part(0, 0, 1, [])
+    for number in range(0, blocks, 100):
+        index.changes(number // 100, [("stored", [os.urandom(16) for _ in range(100)])])
+    used = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    return used / len(index.hashes)
+
+
+class Stamped(ShardBlocks):
+    """Hashes that are times: how long ago was each published?"""
+
+    lags: list[float]
+
+    def changes(self, first: int, changes: Sequence[Change]) -> None:
+        now = time.monotonic()
+        self.lags += [now - struct.unpack("<dd", block)[0] for _, hashes in changes for block in hashes]
+        super().changes(first, changes)
+
+
+def feed(blocks: int) -> dict[str, float]:
+    """Milliseconds from an event at the shard to the index, and from connecting to an exact index."""
+    ours, theirs = multiprocessing.Pipe()
+    shard = multiprocessing.get_context("spawn").Process(target=publish, args=(theirs, blocks))
+    shard.start()
+    address = ours.recv()
+    recoveries = [recovery(address) for _ in range(5)]
+    router = Router(RoutingConfig())
+    known = router.join("a", time.monotonic())
+    known.blocks = stamped = Stamped(500_000)
+    stamped.lags = []
+    listener = FeedSubscriber(router)
+    listener.listen("a", address)
+    while not stamped.exact:
+        time.sleep(0.01)
+    ours.send("go")
+    ours.recv()
+    time.sleep(0.5)
+    listener.close()
+    shard.join()
+    lags = sorted(stamped.lags)
+    return {
+        "lag_p50_ms": lags[len(lags) // 2] * 1e3,
+        "lag_p99_ms": lags[len(lags) * 99 // 100] * 1e3,
+        "recovery_ms": sorted(recoveries)[2] * 1e3,
+    }
+
+
+def recovery(address: str) -> float:
+    router = Router(RoutingConfig())
+    known = router.join("a", time.monotonic())
+    start = time.monotonic()
+    listener = FeedSubscriber(router)
+    listener.listen("a", address)
+    while not known.blocks.exact:
+        time.sleep(0.0005)
+    seconds = time.monotonic() - start
+    listener.close()
+    return seconds
+
+
+def publish(pipe: Connection, blocks: int) -> None:
+    """A shard that stores a block every 20 ms."""
+    config = EngineConfig()
+    machine = Profile("none", (0, 0, 0, 0, 0), 1, 16 * (blocks + EVENTS), 8192, ())
+    engine = Engine("m", SimulatedExecutor(machine, config, range(10), 10), config, ())
+    taken = engine.pool.take(blocks) or []
+    engine.pool.publish(taken, [os.urandom(16) for _ in taken], 0, blocks)
+    publisher = FeedPublisher("a", engine, "127.0.0.1", report_s=0.05)
+    pipe.send(publisher.address)
+    pipe.recv()
+    for _ in range(EVENTS):
+        engine.pool.publish(engine.pool.take(1) or [], [struct.pack("<dd", time.monotonic(), 0.0)], 0, 1)
+        time.sleep(EVERY)
+    time.sleep(0.2)
+    pipe.send("done")
+    publisher.close()
+
+
+if __name__ == "__main__":
+    main()
