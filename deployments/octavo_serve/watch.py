@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from ray import serve
@@ -55,21 +56,26 @@ def _tokenizer(source: str) -> Tokenizer:
     return load_tokenizer(resolve_source(source))
 
 
-async def watch_shards(
-    entry: ModelEntry, shards: Shards, state: Callable[[], Awaitable[tuple[str, str]]], period: float = PERIOD
-) -> None:
-    """Count the shards that answer, for ever; when none does, ask Serve why.
+@dataclass(frozen=True, slots=True)
+class State:
+    """Serve's view of a deployment: running replicas, why it failed, what it is waiting for."""
 
-    Args:
-        state: Serve's view: (why it failed, what it is waiting for), either may be "".
-    """
+    running: int = 0
+    error: str = ""
+    note: str = ""
+
+
+async def watch_shards(
+    entry: ModelEntry, shards: Shards, state: Callable[[], Awaitable[State]], period: float = PERIOD
+) -> None:
+    """Count the shards that answer, for ever; when none does in time, go by what Serve says of them."""
     while True:
         try:
             found = await shards.stats()
             if found and entry.info is None:
                 entry.info = await shards.describe()
-            entry.shards = len(found)
-            entry.shard_error, entry.note = ("", "") if found else await state()
+            seen = State(len(found)) if found else await state()
+            entry.shards, entry.shard_error, entry.note = seen.running, seen.error, seen.note
         except Exception as error:  # a shard that dies between two calls; the next look tells
             entry.shards, entry.note = 0, f"its shards do not answer: {error}"
         entry.changed()
@@ -82,25 +88,26 @@ class Deployments:
     def __init__(self, app: str) -> None:
         self._app = app
         self._asked = -1.0
-        self._answer: asyncio.Task[dict[str, tuple[str, str]]] | None = None
+        self._answer: asyncio.Task[dict[str, State]] | None = None
 
-    async def state(self, deployment: str) -> tuple[str, str]:
-        """(why it failed, what it is waiting for) of one deployment."""
+    async def state(self, deployment: str) -> State:
         now = time.monotonic()
         if self._answer is None or now - self._asked > PERIOD / 2:
             self._asked = now
             self._answer = asyncio.create_task(asyncio.to_thread(deployment_states, self._app))
-        return (await asyncio.shield(self._answer)).get(deployment, ("", "its shards are about to be deployed"))
+        waiting = State(note="its shards are about to be deployed")
+        return (await asyncio.shield(self._answer)).get(deployment, waiting)
 
 
-def deployment_states(app: str) -> dict[str, tuple[str, str]]:
-    """Deployment -> (why it failed, what it is waiting for)."""
+def deployment_states(app: str) -> dict[str, State]:
+    """Serve's view of an application, by deployment."""
     application = serve.status().applications.get(app)
     found = {}
     for name, deployment in application.deployments.items() if application else ():
         said = last_error(deployment.message)
         failed = deployment.status in ("DEPLOY_FAILED", "UNHEALTHY")
-        found[name] = (said, "") if failed else ("", said or "its shards are starting")
+        running = sum(count for state, count in deployment.replica_states.items() if state == "RUNNING")
+        found[name] = State(running, said if failed else "", "" if failed else said or "its shards are starting")
     return found
 
 

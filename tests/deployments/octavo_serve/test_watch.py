@@ -8,7 +8,7 @@ from typing import Any
 from octavo_serve import watch
 from octavo_serve.openai.model import ModelInfo
 from octavo_serve.openai.registry import ModelEntry
-from octavo_serve.watch import last_error, load_text, watch_shards
+from octavo_serve.watch import State, last_error, load_text, watch_shards
 
 INFO = ModelInfo("h", 100, 50, 16)
 CLIENT: Any = object()
@@ -52,9 +52,9 @@ class Shards:
 
 def test_an_entry_follows_its_shards() -> None:
     async def run() -> None:
-        state = ("", "its shards are starting")
+        state = State(note="its shards are starting")
 
-        async def ask() -> tuple[str, str]:
+        async def ask() -> State:
             return state
 
         entry, shards = ModelEntry("m", 0, CLIENT, tokenizer=CLIENT), Shards()
@@ -66,7 +66,10 @@ def test_an_entry_follows_its_shards() -> None:
         shards.found = ["dying"]
         await until(lambda: entry.status == "loading")
         assert entry.reason == "its shards do not answer: lost"
-        shards.found, state = [], ("out of memory", "")
+        shards.found, state = [], State(running=1)  # they are slow to answer, but Serve knows them
+        await until(lambda: entry.status == "ready")
+        assert entry.shards == 1
+        state = State(error="out of memory")
         await until(lambda: entry.status == "failed")
         assert entry.reason == "out of memory"
         shards.found = [("three", None)]
