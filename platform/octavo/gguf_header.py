@@ -7,6 +7,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 an
 
 from __future__ import annotations
 
+import functools
 import math
 import mmap
 import struct
@@ -57,6 +58,15 @@ def read_directory(file: Path) -> dict[str, Entry]:
     Raises:
         ModelError: as for `read_metadata`, or with a block format unknown to the gguf package.
     """
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise ModelError(f"{file} is not a readable GGUF file: {error}") from error
+    return _directory(file, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)).copy()
+
+
+@functools.lru_cache(maxsize=2)  # a start asks four times, and 0.03 s go by each time
+def _directory(file: Path, _identity: tuple[int, ...]) -> dict[str, Entry]:
     with _open(file) as cursor:
         alignment = cursor.metadata().get("general.alignment", _DEFAULT_ALIGNMENT)
         stored = [cursor.tensor() for _ in range(cursor.num_tensors)]

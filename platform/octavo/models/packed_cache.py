@@ -125,7 +125,7 @@ def _identity(file: Path) -> tuple[int, ...]:
 def _files(source: Source) -> list[Path]:
     if source.kind == "gguf":
         return [source.path]
-    return sorted(file for pattern in ("*.safetensors*", "config.json") for file in source.path.glob(pattern))
+    return sorted(file for pattern in ("*.safetensors", "*.json") for file in source.path.glob(pattern))
 
 
 @functools.cache
