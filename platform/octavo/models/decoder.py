@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from octavo.models.parallel import Share, TPGroup
 from octavo.models.rope import cos_sin_table
-from octavo.models.spec import Rope
+from octavo.models.spec import Activation, Rope
 from octavo.models.weights.layout import LayerWeights, Weights
 from octavo_kernels.activation import gelu_mul, silu_mul
 from octavo_kernels.kv_store import kv_store
@@ -18,6 +20,13 @@ from octavo_kernels.rotary import rotary_
 
 KVCache = tuple[Tensor, Tensor]
 """One layer's keys and values: two [N, B, Hk, D] tensors of the model's type, N blocks of B tokens."""
+
+_ACTIVATIONS: dict[tuple[Activation, bool], Callable[[Tensor], Tensor]] = {
+    ("silu", True): silu_mul,
+    ("gelu_tanh", True): gelu_mul,
+    ("gelu", False): F.gelu,
+}
+"""By name, and whether it is gated."""
 
 
 class Decoder:
@@ -39,7 +48,8 @@ class Decoder:
         self.device = weights.embedding.device
         # transformers rounds the scale to the embedding's type before it multiplies; so do we
         self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=self.dtype).item()
-        self._activation = silu_mul if spec.activation == "silu" else gelu_mul
+        self._activation = _ACTIVATIONS[spec.activation, spec.gated]
+        self._slopes = torch.tensor(spec.alibi_slopes, device=self.device) if spec.alibi_slopes else None
         ropes = [spec.layer_rope(layer) for layer in range(spec.num_layers)]
         tables: dict[Rope, Tensor] = {
             rope: cos_sin_table(rope, num_positions).to(self.device) for rope in dict.fromkeys(ropes)
@@ -58,19 +68,19 @@ class Decoder:
         Returns:
             [T, D] after the final norm.
         """
-        weights, eps = self.weights, self.spec.norm_eps
+        weights = self.weights
         residual = self.embed(token_ids)
-        normed = rms_norm(residual, weights.layers[0].attention_norm, eps)
+        normed = self._norm(residual, weights.layers[0].attention_norm)
         following = [layer.attention_norm for layer in weights.layers[1:]] + [weights.final_norm]
         for index in range(len(weights.layers)):
             branch, residual = self._branches(index, normed, residual, batch, kv[index])
-            normed, residual = add_rms_norm(branch, residual, following[index], eps)
+            normed, residual = self._add_norm(branch, residual, following[index])
         return normed
 
     @torch.no_grad()
     def layer(self, index: int, residual: Tensor, batch: PagedBatch, kv: KVCache) -> Tensor:
         """One layer alone: the residual stream [T, D] before it -> after it."""
-        normed = rms_norm(residual, self.weights.layers[index].attention_norm, self.spec.norm_eps)
+        normed = self._norm(residual, self.weights.layers[index].attention_norm)
         branch, residual = self._branches(index, normed, residual, batch, kv)
         return branch + residual
 
@@ -101,21 +111,34 @@ class Decoder:
         layer = self.weights.layers[index]
         branch = self._attention(index, layer, normed, batch, kv)
         branch = self._post_norm(branch, layer.post_attention_norm)
-        normed, residual = add_rms_norm(branch, residual, layer.mlp_norm, self.spec.norm_eps)
+        normed, residual = self._add_norm(branch, residual, layer.mlp_norm)
         return self._post_norm(self._mlp(layer, normed), layer.post_mlp_norm), residual
 
     def _post_norm(self, branch: Tensor, weight: Tensor | None) -> Tensor:
-        return branch if weight is None else rms_norm(branch, weight, self.spec.norm_eps)
+        return branch if weight is None else self._norm(branch, weight)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.spec.layer_norm:
+            return F.layer_norm(x.float(), weight.shape, weight, None, self.spec.norm_eps).to(x.dtype)
+        return rms_norm(x, weight, self.spec.norm_eps)
+
+    def _add_norm(self, branch: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        if self.spec.layer_norm:
+            residual = branch + residual
+            return self._norm(residual, weight), residual
+        return add_rms_norm(branch, residual, weight, self.spec.norm_eps)
 
     def _attention(self, index: int, layer: LayerWeights, x: Tensor, batch: PagedBatch, kv: KVCache) -> Tensor:
         spec = self.spec
         q, k, v = self._heads(layer.qkv(x))
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = rms_norm(q, layer.q_norm, spec.norm_eps), rms_norm(k, layer.k_norm, spec.norm_eps)
-        rotary_(q, k, batch.positions, self._rope_tables[index])
+        if spec.layer_rope(index).rotary_dim:
+            rotary_(q, k, batch.positions, self._rope_tables[index])
         kv_store(k, v, *kv, batch.slots)
         window, cap = spec.windows[index], spec.attention_softcap
-        attended = paged_attention(q, *kv, batch, scale=spec.attention_scale, window=window, softcap=cap)
+        scale, slopes = spec.attention_scale, self._slopes
+        attended = paged_attention(q, *kv, batch, scale=scale, window=window, softcap=cap, alibi_slopes=slopes)
         return self._group.all_reduce(layer.out(attended.flatten(1)))
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -118,6 +118,45 @@ def gemma3(config: Config) -> ModelSpec:
     return gemma2(config, qk_norm=True)
 
 
+def mpt(config: Config) -> ModelSpec:
+    """MPT: layer norms without biases, ALiBi, and a plain MLP four times as wide."""
+    attention = config.get("attn_config") or {}
+    for setting, only in _MPT_ATTENTION.items():
+        if attention.get(setting, only) != only:
+            raise ModelError(f"attn_config {setting} {attention[setting]!r} is not supported, only {only!r}")
+    hidden, heads = config["d_model"], config["n_heads"]
+    return ModelSpec(
+        family="mpt",
+        vocab_size=config["vocab_size"],
+        hidden_size=hidden,
+        num_layers=config["n_layers"],
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=hidden // heads,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=config["max_seq_len"],
+        norm_eps=config["layer_norm_epsilon"],
+        rope=Rope(1.0, 0),
+        windows=(None,) * config["n_layers"],
+        attention_scale=attention.get("softmax_scale") or (hidden // heads) ** -0.5,
+        tied_embeddings=True,
+        activation="gelu",
+        layer_norm=True,
+        gated=False,
+        alibi_slopes=_slopes(heads, attention.get("alibi_bias_max", 8)),
+        bos_token_id=config.get("bos_token_id"),
+        eos_token_ids=token_ids(config.get("eos_token_id")),
+    )
+
+
+def _slopes(heads: int, steepest: float) -> tuple[float, ...]:
+    """Powers of two from 2^(-steepest / n) down to 2^-steepest, n being the next power of two; where that is more than
+    the heads, every second one first."""
+    count = 1 << (heads - 1).bit_length()
+    slopes = [2 ** (-steepest * (i + 1) / count) for i in range(count)]
+    return tuple(slopes if count == heads else (slopes[1::2] + slopes[::2])[:heads])
+
+
 _DEFAULTS: Config = {
     "attention_bias": False,
     "mlp_bias": False,
@@ -155,6 +194,18 @@ _GEMMA3: Config = _GEMMA2 | {
     "rope_local_base_freq": 10_000.0, "attn_logit_softcapping": None, "final_logit_softcapping": None,
 }  # fmt: skip
 
+_MPT: Config = {
+    "vocab_size": 50_368, "d_model": 2048, "n_layers": 24, "n_heads": 16, "max_seq_len": 2048,
+    "layer_norm_epsilon": 1e-5,
+}  # fmt: skip
+_MPT_ATTENTION = {
+    "alibi": True,
+    "clip_qkv": None,
+    "qk_ln": False,
+    "prefix_lm": False,
+    "attn_type": "multihead_attention",
+}
+
 _FAMILIES: dict[str, tuple[Callable[[Config], ModelSpec], Config]] = {
     "llama": (llama, _LLAMA),
     "mistral": (mistral, _MISTRAL),
@@ -163,6 +214,7 @@ _FAMILIES: dict[str, tuple[Callable[[Config], ModelSpec], Config]] = {
     "gemma": (gemma, _GEMMA),
     "gemma2": (gemma2, _GEMMA2),
     "gemma3_text": (gemma3, _GEMMA3),
+    "mpt": (mpt, _MPT),
 }
 
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}

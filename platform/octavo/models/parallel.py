@@ -106,7 +106,12 @@ def share_of(spec: ModelSpec, rank: int = 0, size: int = 1, unit: int = 1) -> Sh
         raise ConfigError(f"tensor_parallel_size is {size}: too many for a vocabulary of {spec.vocab_size}")
     query, kv = heads[rank]
     local = dataclasses.replace(
-        spec, num_heads=len(query), num_kv_heads=len(kv), intermediate_size=len(inner), vocab_size=len(vocab)
+        spec,
+        num_heads=len(query),
+        num_kv_heads=len(kv),
+        intermediate_size=len(inner),
+        vocab_size=len(vocab),
+        alibi_slopes=spec.alibi_slopes[query.start : query.stop],
     )
     return Share(rank, size, spec, local, query, kv, inner, vocab, step)
 

@@ -80,11 +80,13 @@ def _stored(source: Source) -> str | None:
 
 
 def why_not_packed(source: Source, quantization: str | None, spec: ModelSpec) -> str | None:
-    """Why the native runner cannot take a model, or its share `spec`, that is quantised so; None when it can.
+    """Why the native runner cannot take a model, or its share `spec`, of this kind or quantised so; None when it can.
 
     Raises:
         ModelError: a damaged config.
     """
+    if spec.layer_norm or not spec.gated:
+        return "the native runner has no layer norms and no MLP without a gate"
     stored = None if source.kind == "gguf" else quantization_config(read_config(source))
     return unpackable(parse_rounding(quantization), stored, [spec.hidden_size, spec.q_size, spec.intermediate_size])
 

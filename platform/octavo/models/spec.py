@@ -5,7 +5,8 @@ One decoder (`decoder.py`) runs every spec; a family (`families.py`) is a functi
     x  = x + post_norm(attention(norm(x)))         post norms only where `post_norms`
     x  = x + post_norm(mlp(norm(x)))
 
-with RMS norms, rotary positions, grouped queries and a gated MLP.
+with RMS norms, rotary positions, grouped queries and a gated MLP; or layer norms, a slope per head in place of rotary
+positions, and a plain MLP.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Literal
 
 from octavo.errors import ModelError
 
-Activation = Literal["silu", "gelu_tanh"]
+Activation = Literal["silu", "gelu_tanh", "gelu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Rope:
     """Rotary position embedding (Su et al. 2021) in the half-split layout: value i pairs with i + rotary_dim / 2."""
 
     theta: float
-    rotary_dim: int  # leading dimensions of a head that are rotated; even
+    rotary_dim: int  # leading dimensions of a head that are rotated; even, 0 for none
     scaling: RopeScaling | None = None
 
 
@@ -73,10 +74,13 @@ class ModelSpec:
     Attributes:
         family: the name it goes by in `families.py`.
         max_position_embeddings: most tokens of a sequence, prompt and output.
-        norm_eps: of every RMS norm.
+        norm_eps: of every norm.
         windows: per layer, how many tokens a query sees (itself included); None sees all before it.
         local_rope: of layers with a window, where they differ from the others (Gemma 3); None means `rope` everywhere.
         qk_norm: RMS norm over each head's query and key before rotation.
+        layer_norm: norms take the mean off first, and have no biases; not those of queries and keys.
+        gated: the MLP's activation is multiplied with a second projection.
+        alibi_slopes: per query head, what a key's score loses per position of distance (Press et al. 2022), or ().
         post_norms: an RMS norm on each branch's output before it is added (Gemma 2 and 3).
         attention_scale: multiplies query-key products.
         attention_softcap, logit_softcap: c * tanh(x / c) on attention scores and on final logits.
@@ -108,6 +112,9 @@ class ModelSpec:
     out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    layer_norm: bool = False
+    gated: bool = True
+    alibi_slopes: tuple[float, ...] = ()
     post_norms: bool = False
     attention_softcap: float | None = None
     logit_softcap: float | None = None
@@ -123,10 +130,12 @@ class ModelSpec:
                 raise ModelError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.num_heads % self.num_kv_heads:
             raise ModelError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key-value heads evenly")
+        if self.alibi_slopes and len(self.alibi_slopes) != self.num_heads:
+            raise ModelError(f"{len(self.alibi_slopes)} ALiBi slopes for {self.num_heads} query heads")
         if len(self.windows) != self.num_layers:
             raise ModelError(f"attention types are given for {len(self.windows)} of {self.num_layers} layers")
         for rope in (self.rope, self.local_rope or self.rope):
-            if rope.rotary_dim % 2 or not 0 < rope.rotary_dim <= self.head_dim:
+            if rope.rotary_dim % 2 or not 0 <= rope.rotary_dim <= self.head_dim:
                 raise ModelError(f"rotary positions over {rope.rotary_dim} of {self.head_dim} dimensions per head")
 
     @property

@@ -111,7 +111,7 @@ def shape_of(config: Config) -> Shape:
 
 
 def _of_spec(spec: ModelSpec, dtype: str | None) -> Shape:
-    """Gated MLP, RMS norms: per layer (H + 2 G) d D + H d D + 3 D I and its norms."""
+    """Per layer (H + 2 G) d D + H d D + 3 D I (2 D I without a gate) and its norms."""
     layers, width, inner = spec.num_layers, spec.hidden_size, spec.intermediate_size
     ropes = {spec.layer_rope(layer) for layer in range(layers)}
     norms = 4 if spec.post_norms else 2
@@ -120,7 +120,7 @@ def _of_spec(spec: ModelSpec, dtype: str | None) -> Shape:
         *_linear("q", spec.q_size, width, layers, "rows", spec.qkv_bias),
         *_linear("kv", 2 * spec.kv_size, width, layers, "kv", spec.qkv_bias),
         *_linear("out", width, spec.q_size, layers, "columns", spec.out_bias),
-        *_linear("gate_up", 2 * inner, width, layers, "rows", spec.mlp_bias),
+        *_linear("gate_up", 2 * inner if spec.gated else inner, width, layers, "rows", spec.mlp_bias),
         *_linear("down", width, inner, layers, "columns", spec.mlp_bias),
         Tensors("norms", width, 1, norms * layers + 1, "norm"),
     ]
@@ -135,7 +135,7 @@ def _of_spec(spec: ModelSpec, dtype: str | None) -> Shape:
         num_kv_heads=spec.num_kv_heads,
         head_dim=spec.head_dim,
         max_positions=spec.max_position_embeddings,
-        mlp_values=3 * inner,
+        mlp_values=3 * inner if spec.gated else 2 * inner,
         tensors=tuple(tensors),
         tied_embeddings=spec.tied_embeddings,
         windows=spec.windows,

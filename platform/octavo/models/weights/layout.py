@@ -41,7 +41,7 @@ class LayerWeights:
     qkv: Linear | QuantizedLinear  # [q_size + 2 kv_size, D]
     out: Linear | QuantizedLinear  # [D, q_size]
     mlp_norm: Tensor  # [D]
-    gate_up: Linear | QuantizedLinear  # [2 I, D]
+    gate_up: Linear | QuantizedLinear  # [2 I, D]; of an MLP without a gate [I, D]
     down: Linear | QuantizedLinear  # [D, I]
     q_norm: Tensor | None  # [head_dim]
     k_norm: Tensor | None  # [head_dim]
@@ -117,7 +117,7 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quant
             qkv=linear(spec.q_size + 2 * spec.kv_size, width, spec.qkv_bias),
             out=linear(width, spec.q_size, spec.out_bias),
             mlp_norm=norm(width),
-            gate_up=linear(2 * inner, width, spec.mlp_bias),
+            gate_up=linear(2 * inner if spec.gated else inner, width, spec.mlp_bias),
             down=linear(width, inner, spec.mlp_bias),
             q_norm=norm(spec.head_dim) if spec.qk_norm else None,
             k_norm=norm(spec.head_dim) if spec.qk_norm else None,
@@ -154,11 +154,11 @@ def _places(weights: Weights, spec: ModelSpec) -> list[Slot]:
 
 
 def _layer_slots(index: int, layer: LayerWeights, spec: ModelSpec) -> list[Slot]:
-    heads = {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
+    inner, heads = spec.intermediate_size, {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
     places = [
         *_linear_slots(index, layer.qkv, heads),
         *_linear_slots(index, layer.out, {"out": spec.hidden_size}),
-        *_linear_slots(index, layer.gate_up, {"gate": spec.intermediate_size, "up": spec.intermediate_size}),
+        *_linear_slots(index, layer.gate_up, dict.fromkeys(("gate", "up") if spec.gated else ("up",), inner)),
         *_linear_slots(index, layer.down, {"down": spec.hidden_size}),
     ]
     norms = ("attention_norm", "mlp_norm", "q_norm", "k_norm", "post_attention_norm", "post_mlp_norm")
@@ -171,7 +171,9 @@ def put_quantized(weights: Weights, parts: dict[tuple[int, str], Matrix]) -> Non
     for i, layer in enumerate(weights.layers):
         layer.qkv = QuantizedLinear([parts[i, part] for part in ("q", "k", "v")], layer.qkv.bias)
         layer.out = QuantizedLinear([parts[i, "out"]], layer.out.bias)
-        layer.gate_up = QuantizedLinear([parts[i, part] for part in ("gate", "up")], layer.gate_up.bias)
+        layer.gate_up = QuantizedLinear(
+            [parts[i, part] for part in ("gate", "up") if (i, part) in parts], layer.gate_up.bias
+        )
         layer.down = QuantizedLinear([parts[i, "down"]], layer.down.bias)
 
 

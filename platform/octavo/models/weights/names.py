@@ -34,6 +34,8 @@ class Naming:
 
 def hf_naming(spec: ModelSpec) -> Naming:
     """Hugging Face's names, after the prefixes that `safetensors_files.plain_name` takes off."""
+    if spec.family == "mpt":
+        return Naming("blocks.{}.", _MPT_PARTS)
     before_mlp = {"mlp_norm": "post_attention_layernorm"}  # so called where it is the only norm between the branches
     around_mlp = {
         "post_attention_norm": "post_attention_layernorm",
@@ -63,6 +65,18 @@ _HF_PARTS = {
     "gate": "mlp.gate_proj",
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
+}
+_MPT_PARTS = {
+    "embedding": "wte",
+    "final_norm": "norm_f",
+    "attention_norm": "norm_1",
+    "q": "attn.q",
+    "k": "attn.k",
+    "v": "attn.v",
+    "out": "attn.out_proj",
+    "mlp_norm": "norm_2",
+    "up": "ffn.up_proj",
+    "down": "ffn.down_proj",
 }
 _GGUF_PARTS = {
     "embedding": "token_embd",

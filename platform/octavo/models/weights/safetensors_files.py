@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ def read_safetensors(folder: Path, spec: ModelSpec) -> list[StoredTensor]:
     if quantized := quantization_config(read_json(folder / "config.json")):
         tensors = join_quantized(tensors, quantized)
         tensors = [tensor for tensor in tensors if not _is_empty_bias(tensor, spec)]
+    tensors = [part for tensor in tensors for part in _split_heads(tensor)]
     unused = {"lm_head.weight"} if spec.tied_embeddings else set()
     return [tensor for tensor in tensors if tensor.name not in unused and not _UNUSED.match(tensor.name)]
 
@@ -50,9 +51,29 @@ def _is_empty_bias(tensor: StoredTensor, spec: ModelSpec) -> bool:
     )
 
 
+def _split_heads(tensor: StoredTensor) -> list[StoredTensor]:
+    """MPT's `Wqkv` as the three matrices it holds, one below the other; other tensors as they are."""
+    if not tensor.name.endswith(".Wqkv.weight"):
+        return [tensor]
+    size, columns = tensor.shape[0] // 3, tensor.shape[1]
+
+    def part(i: int) -> Callable[[range | None, range | None], Iterator[Tensor]]:
+        def read(rows: range | None, columns: range | None) -> Iterator[Tensor]:
+            rows = rows or range(size)
+            return tensor.read(range(i * size + rows.start, i * size + rows.stop), columns)
+
+        return read
+
+    stem = tensor.name.removesuffix("Wqkv.weight")
+    return [
+        StoredTensor(f"{stem}{name}.weight", (size, columns), tensor.num_bytes // 3, part(i))
+        for i, name in enumerate("qkv")
+    ]
+
+
 def plain_name(name: str) -> str:
     """A tensor's name without what wraps the text model: `model.`, `language_model.model.`, ..."""
-    for prefix in ("language_model.", "model.", "language_model."):
+    for prefix in ("transformer.", "language_model.", "model.", "language_model."):
         name = name.removeprefix(prefix)
     return name
 

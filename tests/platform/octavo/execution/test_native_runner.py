@@ -89,6 +89,13 @@ def test_what_is_not_covered_runs_on_torch_and_says_so(native, tiny_model, caplo
     llm.close()
 
 
+def test_a_family_that_is_not_covered_runs_on_torch(native, tiny_model, caplog):
+    with caplog.at_level(logging.WARNING):
+        llm = engine(tiny_model("mpt"), native)
+    assert ["no layer norms" in record.message for record in caplog.records] == [True]
+    assert [len(line) for output in tokens(generate(llm, GREEDY)) for line in output] == [24] * len(PROMPTS)
+
+
 def test_a_cache_of_another_type(native, tiny_model):
     """8-bit keys and values take a quarter of the space and a scale each; the torch runner refuses them."""
     llm, plain = (engine(tiny_model("llama2"), native, kv_cache_dtype=kind) for kind in ("int8", "auto"))

@@ -71,7 +71,9 @@ def test_every_family(as_threads: None, tiny_model: Callable[[str], Path], tiny_
     assert tokens(generate(folder, 2)) == tokens(generate(folder, 1))
 
 
-@pytest.mark.parametrize(("name", "size"), [("smollm2", 3), ("smollm2", 4), ("llama_biases", 4), ("gemma3", 3)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("smollm2", 3), ("smollm2", 4), ("llama_biases", 4), ("gemma3", 3), ("mpt", 3)]
+)
 def test_more_ranks(as_threads: None, tiny_model: Callable[[str], Path], name: str, size: int) -> None:
     folder = tiny_model(name)
     assert tokens(generate(folder, size)) == tokens(generate(folder, 1))

@@ -13,7 +13,14 @@ def load(folder, **options):
 
 
 def test_logits_and_greedy_tokens_equal_transformers(tiny_model, tiny_name, paged_run, reference, sequences):
-    folder = tiny_model(tiny_name)
+    assert_equals_transformers(tiny_model(tiny_name), paged_run, reference, sequences)
+
+
+def test_a_family_with_layer_norms_and_alibi_equals_transformers(tiny_model, paged_run, reference, sequences):
+    assert_equals_transformers(tiny_model("mpt"), paged_run, reference, sequences)
+
+
+def assert_equals_transformers(folder, paged_run, reference, sequences):
     decoder, expected = load(folder), reference(folder)
     ours = paged_run(decoder, len(sequences), 80).all_logits(sequences)
     for tokens, logits in zip(sequences, ours, strict=True):
