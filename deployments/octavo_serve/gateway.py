@@ -66,6 +66,7 @@ class Gateway:
         deployment = deployment_name(model.name)
         handle: DeploymentHandle[Any] = serve.get_deployment_handle(deployment, serve.get_replica_context().app_name)
         client = ShardClient(handle, Failover(), self.service.telemetry.moves_of(model.name))
+        self.service.telemetry.at_shards.labels(model.name).set_function(client.num_running)
         entry = ModelEntry(model.name, int(time.time()), client, model.on_demand)
         tasks = [
             asyncio.create_task(load_text(entry, model.source)),

@@ -29,7 +29,9 @@ def main() -> None:
     report(phase="Starting Ray" if arguments.address is None else f"Connecting to Ray at {arguments.address}")
     import ray
     from ray.serve import scripts
+    from ray.serve._private import api
 
+    api.HTTP_PROXY_TIMEOUT = 3600  # not the 60 s that a busy machine exceeds: `octavo serve --timeout` ends the wait
     local = {} if arguments.address else {"include_dashboard": arguments.dashboard}
     ray.init(address=arguments.address or "local", namespace="serve", **local)
     report(phase="Starting Serve")

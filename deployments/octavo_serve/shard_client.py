@@ -100,6 +100,10 @@ class ShardClient:
             return []
         return [answer for answer in answers if not isinstance(answer, BaseException)]
 
+    def num_running(self) -> int:
+        """Requests that run at a shard or look for one."""
+        return len(self._runs)
+
     async def abort(self, request_id: str, index: int) -> None:
         if (run := self._runs.get(request_id)) is not None:
             run.end(index)

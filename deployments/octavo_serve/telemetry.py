@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from weakref import WeakKeyDictionary
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -93,6 +93,9 @@ _ROUTER_VIEWS: dict[str, _View] = {
     "octavo:router_index_age_seconds": (
         GaugeMetricFamily, "Age of what this gateway knows of the shard.", lambda s, now: now - s.known_at
     ),
+    "octavo:router_in_flight": (
+        GaugeMetricFamily, "Sequences this gateway's router counts at the shard.", lambda s, _: s.in_flight
+    ),
     "octavo:router_stale": (
         GaugeMetricFamily, "1 while the shard is judged by load alone, for it was not heard.", lambda s, _: s.stale
     ),
@@ -128,6 +131,9 @@ class Telemetry:
         )
         self.errors = Counter(
             "octavo:request_errors", "Requests that ended in an error.", ["status"], registry=self.registry
+        )
+        self.at_shards = Gauge(
+            "octavo:requests_at_shards", "Requests that run at a shard or look for one.", model, registry=self.registry
         )
         self.moves = Counter(
             "octavo:stream_moves",
