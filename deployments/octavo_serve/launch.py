@@ -31,7 +31,8 @@ def main() -> None:
     from ray.serve import scripts
     from ray.serve._private import api
 
-    api.HTTP_PROXY_TIMEOUT = 3600  # not the 60 s that a busy machine exceeds: `octavo serve --timeout` ends the wait
+    # not the 60 s that a busy machine exceeds: `octavo serve --timeout` ends the wait
+    api.HTTP_PROXY_TIMEOUT = 3600  # type: ignore[attr-defined]
     local = {} if arguments.address else {"include_dashboard": arguments.dashboard}
     ray.init(address=arguments.address or "local", namespace="serve", **local)
     report(phase="Starting Serve")
