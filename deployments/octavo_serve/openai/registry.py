@@ -62,7 +62,9 @@ class ModelEntry:
         """Why the model is not ready."""
         if self.status == "failed":
             return self.tokenizer_error or self.shard_error
-        return None if self.status == "ready" else self.note or "the tokenizer is being loaded"
+        if self.status == "ready":
+            return None
+        return self.note or ("its shards are starting" if self.tokenizer else "its tokenizer is being loaded")
 
     def changed(self) -> None:
         """Wake the requests that wait for the model when it is ready or has failed."""

@@ -91,9 +91,11 @@ def test_a_request_that_waits_learns_of_a_failure(registry: Registry) -> None:
 
 def test_states() -> None:
     entry = ModelEntry("m", 1, CLIENT)
-    assert (entry.status, entry.reason) == ("loading", "the tokenizer is being loaded")
-    entry.tokenizer, entry.note = TOKENIZER, "its shards are starting"
+    assert (entry.status, entry.reason) == ("loading", "its tokenizer is being loaded")
+    entry.tokenizer = TOKENIZER
     assert (entry.status, entry.reason) == ("loading", "its shards are starting")
+    entry.note = "no room"
+    assert (entry.status, entry.reason) == ("loading", "no room")
     entry.shard_error = "bad weights"
     assert (entry.status, entry.reason) == ("failed", "bad weights")
     entry.info, entry.shards = INFO, 1
