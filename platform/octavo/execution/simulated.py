@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 
 from octavo.config import EngineConfig, unknown_key
+from octavo.cost_model import Cost
 from octavo.errors import ConfigError
 from octavo.step import Int64, LogprobRow, StepBatch, StepResult
 from octavo.text.tokenizer import Tokenizer
 
 PROFILES = Path(__file__).with_name("profiles")
 
-_COEFFICIENTS = "step", "token", "sequence", "attended", "context"
 _KEYS = "source", "seconds", "kv_bytes_per_token", "kv_cache_bytes", "max_model_len"
 _NUM_WORDS = 4096
 _LOG_HALF = math.log(0.5)
@@ -44,12 +44,11 @@ class Profile:
     """A machine with a model on it, as far as the engine can tell.
 
     Attributes:
-        seconds: per step, token, sequence, attended position and context position.
         source: a sentence per number that says where it comes from.
     """
 
     name: str
-    seconds: tuple[float, float, float, float, float]
+    seconds: Cost
     kv_bytes_per_token: int
     kv_cache_bytes: int
     max_model_len: int
@@ -85,14 +84,15 @@ def load_profile(name: str) -> Profile:
         raise ConfigError(f"the profile {name!r} cannot be read: {error}") from None
     where = f"the profile {name!r}"
     _check_keys(document, _KEYS, where)
-    _check_keys(document["seconds"], _COEFFICIENTS, f"'seconds' of {where}")
+    _check_keys(document["seconds"], Cost._fields, f"'seconds' of {where}")
+    source = document["source"]
     return Profile(
         path.stem,
-        tuple(_number(document["seconds"], key, where) for key in _COEFFICIENTS),  # type: ignore[arg-type]  # five
+        Cost(*(_number(document["seconds"], key, where) for key in Cost._fields)),
         _whole(document, "kv_bytes_per_token", where),
         _whole(document, "kv_cache_bytes", where),
         _whole(document, "max_model_len", where),
-        tuple(map(str, document["source"])),
+        tuple(map(str, source if isinstance(source, list) else [source])),
     )
 
 
