@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import random
-import signal
 import socket
 import statistics
 import subprocess
@@ -83,7 +82,7 @@ def served(policy: str, arguments: argparse.Namespace, number: int) -> dict[str,
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
             figures = json.loads(output.stdout.splitlines()[-1])["points"][0]
             hits, queries = (metric(url, f"vllm:prefix_cache_{name}_total") for name in ("hits", "queries"))
-    return {**{name: figures[name] for name in COLUMNS if name in figures}, "hit": hits / queries}
+    return {**{name: float(figures[name]) for name in COLUMNS if name in figures}, "hit": hits / queries}
 
 
 def config(policy: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -143,7 +142,7 @@ def server(document: dict[str, Any], folder: Path, options: str) -> Iterator[str
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # a process that was started in the background may ignore SIGINT
         process.wait()
 
 

@@ -210,10 +210,11 @@ class Router:
         shard.attended += sent.attended
         shard.width += sent.width
         shard.in_flight += sent.width
-        for block in chain:
+        fresh = chain[choice.cached // (shard.load or UNKNOWN).block_size :]
+        for block in fresh:
             shard.coming[block] = shard.coming.get(block, 0) + 1
         # twice the prediction: a block that is late is not missed; one that never came is believed a little longer
-        heapq.heappush(self._coming, (now + 1.0 + 2 * choice.score.first_token, self._turn, shard, chain))
+        heapq.heappush(self._coming, (now + 1.0 + 2 * choice.score.first_token, self._turn, shard, fresh))
 
     def _settle(self, now: float) -> None:
         """Take in what happened since the last decision."""
