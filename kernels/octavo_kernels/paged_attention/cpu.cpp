@@ -321,14 +321,51 @@ OCTAVO_INLINE Vec load_codes(const int8_t* p) {
 #endif
 }
 
+// `count` codes (a multiple of 64) as T, which holds each exactly.
+template <class T>
+OCTAVO_INLINE void unpack_codes(const int8_t* codes, int64_t count, T* to) {
+    for (int64_t i = 0; i < count; i += kLanes) store_weights(to + i, load_codes(codes + i));
+}
+
+#if OCTAVO_ISA >= 2
+struct Bf16Bytes {
+    alignas(64) uint8_t low[128] = {}, high[128] = {};
+
+    constexpr Bf16Bytes() {
+        for (int x = 1; x < 128; ++x) {
+            int exponent = 6;
+            while (x >> exponent == 0) --exponent;
+            const int bits = (127 + exponent) << 7 | ((x << (7 - exponent)) & 127);
+            low[x] = uint8_t(bits), high[x] = uint8_t(bits >> 8);
+        }
+    }
+};
+constexpr Bf16Bytes kBf16Bytes;  // of 0..127
+
+// Magnitudes are looked up byte by byte: 7 instructions for 64 codes, where converting takes 12.
+template <>
+OCTAVO_INLINE void unpack_codes<bf16>(const int8_t* codes, int64_t count, bf16* to) {
+    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), sign = _mm512_set1_epi8(-128);
+    const __m512i low0 = _mm512_load_si512(kBf16Bytes.low), low1 = _mm512_load_si512(kBf16Bytes.low + 64);
+    const __m512i high0 = _mm512_load_si512(kBf16Bytes.high), high1 = _mm512_load_si512(kBf16Bytes.high + 64);
+    for (int64_t i = 0; i < count; i += 64) {
+        const __m512i x = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(codes + i)), size = _mm512_abs_epi8(x);
+        const __m512i low = _mm512_permutex2var_epi8(low0, size, low1);
+        const __m512i high = _mm512_permutex2var_epi8(high0, size, high1);
+        const __m512i signed_high = _mm512_ternarylogic_epi64(high, x, sign, 0xf8);  // high | (x & sign)
+        _mm512_storeu_si512(to + i, _mm512_unpacklo_epi8(low, signed_high));
+        _mm512_storeu_si512(to + i + 32, _mm512_unpackhi_epi8(low, signed_high));
+    }
+}
+#endif
+
 // An 8-bit cell in the type that is computed in, which holds every code exactly, and its scales; the scales of places
 // that hold nothing are 0.
 template <class T>
 void unpack_cell(const KvCache& cache, const void* base, Place place, int64_t head, int64_t valid, T* to,
                  float* scales) {
     const int8_t* codes = packed_cell<int8_t>(cache, base, place, head);
-    const int64_t count = cache.cell_values();
-    for (int64_t i = 0; i < count; i += kLanes) store_weights(to + i, load_codes(codes + i));
+    unpack_codes(codes, cache.cell_values(), to);
     std::memcpy(scales, scales_of(cache, base, place, head), valid * sizeof(float));
     std::memset(scales + valid, 0, (kCell - valid) * sizeof(float));
 }
