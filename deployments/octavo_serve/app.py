@@ -58,7 +58,7 @@ def _shard(model: ModelSettings, router: RouterSettings) -> serve.Application:
         max_constructor_retry_count=MAX_START_ATTEMPTS,
         request_router_config=RequestRouterConfig(**routing),
     )(Shard)
-    arguments = (model.source, model.engine, router.report_s)
+    arguments = (model.source, model.engine, router.report_s, model.accuracy)
     patience = max(0.0, model.graceful_shutdown_timeout_s - HAND_OVER_SECONDS)
     return _versioned(deployment, *arguments).bind(*arguments, patience)
 

@@ -114,6 +114,24 @@ def _alias(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
+class AccuracySettings(Settings):
+    """What a shard must show before it serves (`octavo.evaluation.gate`; `octavo evaluate` measures the same).
+
+    Attributes:
+        max_kl: the most that the mean KL divergence of next-token distributions from the reference's may be, in nats.
+        text: a UTF-8 file to measure on, on every machine that shards run on.
+        tokens: of the text that are used.
+        window: tokens that are read as one sequence.
+        reference: a source to compare with, in float32; None means the model's own.
+    """
+
+    max_kl: float = Field(ge=0)
+    text: str = Field(min_length=1)
+    tokens: Annotated[int, Field(ge=2)] = 2048
+    window: Annotated[int, Field(ge=4)] = 512
+    reference: str | None = None
+
+
 class ModelSettings(Settings):
     """One served model: a Serve deployment of engine shards.
 
@@ -122,6 +140,7 @@ class ModelSettings(Settings):
         aliases: further names, plain or with a weight.
         source: a directory, a hub id, a .gguf file, or package:MODULE/FILE (see `octavo.source`).
         engine: settings of each shard's engine.
+        accuracy: what each shard must show before it serves.
         replicas: shards; a number, or bounds between which their number follows the load.
         num_cpus, num_gpus: what Ray reserves per shard when it looks for a place; `engine.threads` says what is used.
         max_ongoing_requests: requests that one gateway has at one shard, running and waiting; more wait in the gateway,
@@ -135,6 +154,7 @@ class ModelSettings(Settings):
     aliases: list[Annotated[Alias, BeforeValidator(_alias)]] = Field(default_factory=list)
     source: str = Field(min_length=1)
     engine: Engine = Field(default_factory=EngineConfig)
+    accuracy: AccuracySettings | None = None
     replicas: Replicas = 1
     num_cpus: float = Field(default=0.1, ge=0)
     num_gpus: float = Field(default=0, ge=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -17,9 +18,23 @@ from octavo_serve.feed import FeedPublisher
 from octavo_serve.openai.model import ModelInfo
 from octavo_serve.picker import ADDRESS
 from octavo_serve.port import Port
+from octavo_serve.settings import AccuracySettings
 
 FEED = "feed"
 """Key of a shard's metadata: the address of its feed."""
+
+
+def _require(engine: AsyncEngine, source: str, config: EngineConfig, accuracy: AccuracySettings) -> None:
+    """The accuracy gate, on an engine that has nothing to do yet; one that fails it is closed."""
+    from octavo.evaluation.evaluate import Settings  # torch
+    from octavo.evaluation.gate import require
+
+    settings = Settings(tokens=accuracy.tokens, window=accuracy.window, max_kl=accuracy.max_kl)
+    try:
+        require(engine.engine.executor, source, config, settings, Path(accuracy.text), accuracy.reference)
+    except Exception:
+        engine.close()
+        raise
 
 
 class Shard:
@@ -29,13 +44,23 @@ class Shard:
 
     Args:
         report_s: seconds between two reports to the routers.
+        accuracy: what the engine must show first, if anything.
         patience: seconds that streams may take to end when the shard is told to leave; the rest is handed over.
     """
 
-    def __init__(self, source: str, config: EngineConfig, report_s: float, patience: float) -> None:
+    def __init__(
+        self,
+        source: str,
+        config: EngineConfig,
+        report_s: float,
+        accuracy: AccuracySettings | None,
+        patience: float,
+    ) -> None:
         context = serve.get_replica_context()
         speed = config.speed_of_shard(context.rank.rank)
         self.engine = AsyncEngine.load(source, replace(config, rehearsal_speed=speed), progress=True)
+        if accuracy is not None:
+            _require(self.engine, source, config, accuracy)
         self.meter = LoadMeter(config)
         name = context.replica_id.unique_id
         self.host = str(get_node_ip_address())  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from octavo.errors import ConfigError, OctavoError
+from octavo.errors import OctavoError
 
 if TYPE_CHECKING:
     from octavo.evaluation.evaluate import Evaluation
@@ -35,7 +35,7 @@ def evaluate(
 ) -> None:
     """Compare MODEL, as it would be served, with the same or another model in float32: perplexity and KL divergence."""
     from octavo.config import EngineConfig
-    from octavo.evaluation.evaluate import Settings
+    from octavo.evaluation.evaluate import Settings, read_text
     from octavo.evaluation.evaluate import evaluate as run
     from octavo.source import resolve_source
 
@@ -45,19 +45,12 @@ def evaluate(
             {"dtype": dtype, "quantization": quantization, "device": device, "threads": threads}
         )
         sources = resolve_source(model), resolve_source(reference or model)
-        found = run(sources[0], config, sources[1], _read(text), settings, layers=layers, progress=not as_json)
+        found = run(sources[0], config, sources[1], read_text(text), settings, layers=layers, progress=not as_json)
     except OctavoError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from error
     typer.echo(json.dumps(asdict(found)) if as_json else _report(found))
     raise typer.Exit(1 if found.passed is False else 0)
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--text {file} cannot be read as UTF-8 text: {error}") from error
 
 
 def _report(found: Evaluation) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -51,7 +52,8 @@ class Evaluation:
     Attributes:
         model, reference: what was compared, in words.
         greedy: per continuation, tokens before it first differs from the reference's; None: not within `NEW_TOKENS`.
-        layers: relative error of each part (see `layers.py`); empty where it was not asked for.
+        layers: relative error of each part (see `layers.py`); empty where it was not asked for, or where the reference
+            has other layers.
         weight_bytes, reference_weight_bytes: in memory.
         passed: whether the mean KL divergence is within the bound; None where there is none.
     """
@@ -98,7 +100,8 @@ def evaluate(
     windows = text_windows(source, text, settings)
     model = LocalExecutor(source, _sized(source, config, settings), progress=progress)
     try:
-        return judge(model, source, config, reference, windows, settings, layers=layers, progress=progress)
+        exact = EngineConfig(dtype="float32", device=config.device, threads=config.threads)
+        return judge(model, source, exact, reference, windows, settings, layers=layers, progress=progress)
     finally:
         model.close()
 
@@ -114,9 +117,8 @@ def judge(
     layers: bool = False,
     progress: bool = False,
 ) -> Evaluation:
-    """As `evaluate`, for a model that is loaded. Whatever its KV cache holds is overwritten."""
-    exact_config = EngineConfig(dtype="float32", device=config.device, threads=config.threads)
-    exact = LocalExecutor(reference, _sized(reference, exact_config, settings), progress=progress)
+    """As `evaluate`, for a model that is loaded; `config` is the reference's. The model's KV cache is overwritten."""
+    exact = LocalExecutor(reference, _sized(reference, config, settings), progress=progress)
     try:
         if model.spec.vocab_size != exact.spec.vocab_size:
             sizes = f"{model.spec.vocab_size} and {exact.spec.vocab_size}"
@@ -141,6 +143,18 @@ def text_windows(source: Source, text: str, settings: Settings) -> list[list[int
     return windows
 
 
+def read_text(file: Path) -> str:
+    """A text to measure on.
+
+    Raises:
+        ConfigError: it is not there, or not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the text {file} cannot be read as UTF-8: {error}") from error
+
+
 def _judge(
     model: LocalExecutor,
     exact: LocalExecutor,
@@ -153,7 +167,9 @@ def _judge(
     passed = None if settings.max_kl is None else divergence.mean_kl <= settings.max_kl
     length = min(PROMPT_TOKENS, len(windows[0]) // 2)
     prompts = [window[:length] for window in windows[:PROMPTS] if len(window) >= length]
-    errors = layer_errors(model.parts, exact.parts, windows[0][:LAYER_TOKENS]) if layers or passed is False else {}
+    alike = all(getattr(model.spec, size) == getattr(exact.spec, size) for size in ("num_layers", "hidden_size"))
+    wanted = alike and (layers or passed is False)
+    errors = layer_errors(model.parts, exact.parts, windows[0][:LAYER_TOKENS]) if wanted else {}
     return Evaluation(
         model=str(model),
         reference=str(exact),

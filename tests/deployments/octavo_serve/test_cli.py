@@ -90,6 +90,20 @@ def test_a_missing_model_ends_it_with_the_shards_own_words(tmp_path: Path) -> No
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_a_model_that_is_not_accurate_enough_is_not_served(tmp_path: Path, tiny_model) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("A quick brown fox. " * 40)
+    accuracy = {"max_kl": 1e-9, "text": str(text), "window": 64, "tokens": 200}
+    engine = {"quantization": "int4", "kv_cache_bytes": 2**22}
+    model = {"name": "m", "source": str(tiny_model("llama2")), "engine": engine, "accuracy": accuracy}
+    done = octavo("serve", config(tmp_path, models=[model]), "--port", str(free_ports(1)[0]), "--no-fast")
+    assert done.returncode == 1
+    assert "is not accurate enough to serve" in done.stdout
+    assert "differs most" in done.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_an_interrupt_while_starting_leaves_nothing(tmp_path: Path) -> None:
     mark = f"OCTAVO_TEST={tmp_path}"
     process = subprocess.Popen(

@@ -57,7 +57,7 @@ def test_json_has_every_figure(run, tiny_model):
     ("arguments", "message"),
     [
         (["/nowhere/model.gguf"], "no model at '/nowhere/model.gguf'"),
-        (["MODEL", "--text", "nothing.txt"], "--text nothing.txt cannot be read"),
+        (["MODEL", "--text", "nothing.txt"], "the text nothing.txt cannot be read"),
         (["MODEL", "--dtype", "float8"], "dtype must be"),
         (["MODEL", "--window", "9999"], "window is 9999"),
     ],
