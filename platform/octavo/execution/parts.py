@@ -66,8 +66,7 @@ class TorchParts:
     def head(self, hidden: Tensor) -> Tensor:
         """As in `Parts`."""
         decoder = self._decoder
-        residual = hidden.to(decoder.device, decoder.dtype)
-        return decoder.logits(rms_norm(residual, decoder.weights.final_norm, self.spec.norm_eps)).cpu()
+        return decoder.head(hidden.to(decoder.device, decoder.dtype)).cpu()
 
 
 class NativeParts:

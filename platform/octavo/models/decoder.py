@@ -91,6 +91,11 @@ class Decoder:
         cap = self.spec.logit_softcap
         return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
 
+    @torch.no_grad()
+    def head(self, residual: Tensor) -> Tensor:
+        """The head alone: the residual stream [R, D] after the last layer -> logits as above."""
+        return self.logits(self._norm(residual, self.weights.final_norm))
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """[T] integers -> [T, D]: the residual stream before the first layer."""
         embedded = self._group.all_reduce(self._look_up(token_ids))
