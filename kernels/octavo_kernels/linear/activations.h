@@ -8,6 +8,7 @@
 #include "linear/formats.h"
 
 namespace octavo::packed {
+namespace {
 
 // Rows that lie together: [K / 32][rows of the tile][32 columns]; float columns lie side by side, [32][rows], and so do
 // pairs of bf16 ones, but for AMX, which takes them in rows.
@@ -23,9 +24,9 @@ struct Group8 {
     int32_t unused[3];      // no code crosses a cache line
 };
 
-inline int64_t groups_of(int64_t k) { return (k + GROUP - 1) / GROUP; }
+int64_t groups_of(int64_t k) { return (k + GROUP - 1) / GROUP; }
 
-inline int64_t group_bytes(ActivationKind kind) {
+int64_t group_bytes(ActivationKind kind) {
     switch (kind) {
         case ActivationKind::int8: return sizeof(Group8);
         case ActivationKind::bf16: return GROUP * 2;
@@ -39,7 +40,7 @@ struct Place {
     int64_t height, row;
 };
 
-inline Place place_of(const Activations& x, int64_t row) {
+Place place_of(const Activations& x, int64_t row) {
     const int64_t first = row / TILE * TILE;
     uint8_t* tile = x.data + first * groups_of(x.k) * group_bytes(x.kind);
     return {tile, std::min<int64_t>(TILE, x.rows - first), row - first};
@@ -79,7 +80,7 @@ OCTAVO_INLINE float to_codes(const float* x, int8_t* codes, int32_t* sums) {
     return top;
 }
 #else
-inline float to_codes(const float* x, int8_t* codes, int32_t* sums) {
+float to_codes(const float* x, int8_t* codes, int32_t* sums) {
     float top = 0;
     for (int i = 0; i < GROUP; ++i) top = std::fabs(x[i]) <= top ? top : std::fabs(x[i]);
     for (int i = 0; i < GROUP; ++i) top = x[i] == x[i] ? top : x[i];
@@ -97,7 +98,7 @@ inline float to_codes(const float* x, int8_t* codes, int32_t* sums) {
 #endif
 
 // Codes -127..127, rounded to even.
-inline void quantize(const float* x, Group8& to) {
+void quantize(const float* x, Group8& to) {
     int32_t sums[2];
     to.scale = to_codes(x, to.code, sums) / 127.f;
     to.sum = float(sums[0] + sums[1]);
@@ -106,7 +107,7 @@ inline void quantize(const float* x, Group8& to) {
     to.minus_half[1] = -sums[1];
 }
 
-__attribute__((noinline)) inline void store_group(ActivationKind kind, const Place& at, int64_t group, const float* x) {
+__attribute__((noinline)) void store_group(ActivationKind kind, const Place& at, int64_t group, const float* x) {
     if (kind == ActivationKind::int8) {
         quantize(x, reinterpret_cast<Group8*>(at.tile)[group * at.height + at.row]);
     } else if (kind == ActivationKind::bf16) {
@@ -139,4 +140,5 @@ template <class T> void pack_any_row(const Activations& to, int64_t row, const T
     }
 }
 
+}  // namespace
 }  // namespace octavo::packed

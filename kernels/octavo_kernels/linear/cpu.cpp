@@ -56,10 +56,43 @@ OCTAVO_INLINE void multiply_group(const Group& w, const Group8* x, Floats (&acc)
     }
 }
 
+// One group of ROWS rows and COLS blocks, `next` bytes apart: as many chains of dot products at once. Four activations are
+// loaded once for several blocks; with one block, their loads kept the multipliers waiting.
+template <class Format, int ROWS, int COLS>
+OCTAVO_INLINE void multiply_blocks(const uint8_t* unit, int64_t next, const Group8* x, Floats (&acc)[ROWS * COLS]) {
+    Ints dot[ROWS][COLS];
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 3
+        for (int c = 0; c < COLS; ++c) dot[r][c] = first_sum<Format>(x[r], 0);
+    const uint8_t* p = Format::codes_at(unit, 0);
+    for_steps([&](auto i) __attribute__((always_inline)) {
+        Bytes codes[COLS];
+#pragma GCC unroll 3
+        for (int c = 0; c < COLS; ++c) codes[c] = Format::Codes::template step<i>(p + c * next);
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; ++r) {
+            const Ints four = load_four(x[r].code + 4 * i);
+#pragma GCC unroll 3
+            for (int c = 0; c < COLS; ++c) dot[r][c] = dot4<Format::BITS>(dot[r][c], codes[c], four);
+        }
+    });
+#pragma GCC unroll 3
+    for (int c = 0; c < COLS; ++c) {
+        Scales w;
+        Format::read_scales(unit + c * next, 0, w);
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; ++r)
+            acc[r * COLS + c] = scale_out<Format>(w, x[r], {sum_to_floats(dot[r][c])}, acc[r * COLS + c]);
+    }
+}
+
 template <class Format> struct Int8Kernel {
-    static constexpr int max_rows = REGISTER_ROWS;
+    // Reading the scales of the K formats takes too long to do it for four rows only.
+    static constexpr bool wide = OCTAVO_ISA >= 2 && Format::GROUPS == 1;
+    static constexpr int max_rows = wide ? 4 : REGISTER_ROWS;
     static constexpr int64_t row_bytes = sizeof(Group8);  // from one row of a tile to the next
-    static constexpr int cols(int) { return 1; }
+    static constexpr int cols(int rows) { return wide && rows == 4 ? 3 : 1; }
 
     template <int ROWS, int COLS> static OCTAVO_INLINE void run(const Span& span, Floats (&acc)[ROWS * COLS]) {
         const Group8* x = reinterpret_cast<const Group8*>(span.x);
@@ -67,11 +100,16 @@ template <class Format> struct Int8Kernel {
         for (int64_t group = 0; group < span.groups; group += Format::GROUPS, unit += Format::unit_bytes) {
             for (int index = 0; index < Format::GROUPS; ++index, x += span.height) {
                 constexpr int bytes = Format::unit_bytes / Format::GROUPS;
-                fetch(unit + span.next_block + index * bytes, bytes);
-                Group w;
-                Format::read_scales(unit, index, w);
-                Format::read_codes(unit, index, w);
-                multiply_group<Format, ROWS>(w, x, acc);
+                if (span.first)
+                    for (int c = 0; c < COLS; ++c) fetch(unit + (COLS + c) * span.next_block + index * bytes, bytes);
+                if constexpr (COLS > 1) {
+                    multiply_blocks<Format, ROWS, COLS>(unit, span.next_block, x, acc);
+                } else {
+                    Group w;
+                    Format::read_scales(unit, index, w);
+                    Format::read_codes(unit, index, w);
+                    multiply_group<Format, ROWS>(w, x, acc);
+                }
             }
         }
     }

@@ -20,72 +20,60 @@ constexpr int GROUP = 32;   // columns that share an activation scale
 constexpr int LANES = 16;   // rows of a block
 constexpr int STEPS = 8;    // of 4 columns, in a group
 
+// step<I>: the codes of step I of the group that starts at p.
 struct Planes4 {
     static constexpr int bytes = 256;
-    static OCTAVO_INLINE void read(const uint8_t* p, Bytes* out) {
-        const Bytes low = all_bytes(15);
-        for (int i = 0; i < 4; ++i) {
-            const Bytes x = load_bytes(p + 64 * i);
-            out[i] = byte_and(x, low);
-            out[i + 4] = byte_and(bits_right<4>(x), low);
-        }
+    template <int I> static OCTAVO_INLINE Bytes step(const uint8_t* p) {
+        const Bytes x = load_bytes(p + 64 * (I % 4));
+        if constexpr (I < 4) return byte_and(x, all_bytes(15));
+        else return byte_and(bits_right<4>(x), all_bytes(15));
     }
 };
+
+// Bits moved from position FROM of a byte to AT.
+template <int FROM, int AT> OCTAVO_INLINE Bytes move_bits(Bytes x) {
+    if constexpr (FROM > AT) return bits_right<FROM - AT>(x);
+    else return bits_left<AT - FROM>(x);
+}
 
 // Two-bit planes, their values shifted left by AT.
 template <int AT> struct Planes2 {
     static constexpr int bytes = 128;
-    template <int FROM> static OCTAVO_INLINE Bytes move(Bytes x) {
-        if constexpr (FROM > AT) return bits_right<FROM - AT>(x);
-        else return bits_left<AT - FROM>(x);
-    }
-    static OCTAVO_INLINE void read(const uint8_t* p, Bytes* out) {
-        const Bytes mask = all_bytes(3 << AT);
-        for (int i = 0; i < 2; ++i) {
-            const Bytes x = load_bytes(p + 64 * i);
-            out[i] = byte_and(move<0>(x), mask);
-            out[i + 2] = byte_and(move<2>(x), mask);
-            out[i + 4] = byte_and(move<4>(x), mask);
-            out[i + 6] = byte_and(move<6>(x), mask);
-        }
+    template <int I> static OCTAVO_INLINE Bytes step(const uint8_t* p) {
+        return byte_and(move_bits<I / 2 * 2, AT>(load_bytes(p + 64 * (I % 2))), all_bytes(3 << AT));
     }
 };
 
 template <int AT> struct Planes1 {
     static constexpr int bytes = 64;
-    template <int FROM> static OCTAVO_INLINE Bytes move(Bytes x) {
-        if constexpr (FROM > AT) return bits_right<FROM - AT>(x);
-        else return bits_left<AT - FROM>(x);
-    }
-    static OCTAVO_INLINE void read(const uint8_t* p, Bytes* out) {
-        const Bytes mask = all_bytes(1 << AT), x = load_bytes(p);
-        out[0] = byte_and(move<0>(x), mask);
-        out[1] = byte_and(move<1>(x), mask);
-        out[2] = byte_and(move<2>(x), mask);
-        out[3] = byte_and(move<3>(x), mask);
-        out[4] = byte_and(move<4>(x), mask);
-        out[5] = byte_and(move<5>(x), mask);
-        out[6] = byte_and(move<6>(x), mask);
-        out[7] = byte_and(move<7>(x), mask);
+    template <int I> static OCTAVO_INLINE Bytes step(const uint8_t* p) {
+        return byte_and(move_bits<I, AT>(load_bytes(p)), all_bytes(1 << AT));
     }
 };
 
 struct Planes8 {
     static constexpr int bytes = 512;
-    static OCTAVO_INLINE void read(const uint8_t* p, Bytes* out) {
-        for (int i = 0; i < STEPS; ++i) out[i] = load_bytes(p + 64 * i);
-    }
+    template <int I> static OCTAVO_INLINE Bytes step(const uint8_t* p) { return load_bytes(p + 64 * I); }
 };
 
 template <class Low, class High> struct Planes {
     static constexpr int bytes = Low::bytes + High::bytes;
-    static OCTAVO_INLINE void read(const uint8_t* p, Bytes* out) {
-        Bytes high[STEPS];
-        Low::read(p, out);
-        High::read(p + Low::bytes, high);
-        for (int i = 0; i < STEPS; ++i) out[i] = byte_or(out[i], high[i]);
+    template <int I> static OCTAVO_INLINE Bytes step(const uint8_t* p) {
+        return byte_or(Low::template step<I>(p), High::template step<I>(p + Low::bytes));
     }
 };
+
+// f(i) for i = 0, 4, 1, 5, ..., 7 as a constant: steps whose codes share a plane of four bits follow each other.
+template <class F> OCTAVO_INLINE void for_steps(const F& f) {
+    const auto two = [&](auto i) __attribute__((always_inline)) {
+        f(i);
+        f(std::integral_constant<int, i + STEPS / 2>());
+    };
+    two(std::integral_constant<int, 0>());
+    two(std::integral_constant<int, 1>());
+    two(std::integral_constant<int, 2>());
+    two(std::integral_constant<int, 3>());
+}
 
 template <int BITS> struct CodesOf;
 template <> struct CodesOf<2> { using type = Planes2<0>; };
@@ -113,8 +101,12 @@ template <int BITS_, int ZERO_BITS_, int GROUPS_, int SCALE_BYTES_, int HALVES_,
     static constexpr bool HAS_MIN = HAS_MIN_;
     static constexpr int unit_columns = GROUPS * GROUP;
     static constexpr int unit_bytes = SCALE_BYTES_ + GROUPS * Codes::bytes;
+    static OCTAVO_INLINE const uint8_t* codes_at(const uint8_t* unit, int index) {
+        return unit + SCALE_BYTES_ + index * Codes::bytes;
+    }
     static OCTAVO_INLINE void read_codes(const uint8_t* unit, int index, Group& group) {
-        Codes::read(unit + SCALE_BYTES_ + index * Codes::bytes, group.codes);
+        const uint8_t* p = codes_at(unit, index);
+        for_steps([&](auto i) __attribute__((always_inline)) { group.codes[i] = Codes::template step<i>(p); });
     }
 };
 

@@ -16,12 +16,14 @@ struct Job {
     int64_t groups, block_bytes, group_bytes;
 };
 
+// The product in float32 (exact.cpp), share `thread` of `threads` of the outputs.
+void multiply_exact(const Job& job, int thread, int threads);
+
+namespace {
+
 template <class Format> int64_t block_bytes(int64_t k) {
     return groups_of(k) / Format::GROUPS * Format::unit_bytes;
 }
-
-// The product in float32 (exact.cpp), share `thread` of `threads` of the outputs.
-void multiply_exact(const Job& job, int thread, int threads);
 
 // Have the memory send `bytes` from p on to the L2 cache (LOCALITY 2) or the L1 cache (3).
 template <int LOCALITY = 2> OCTAVO_INLINE void fetch(const uint8_t* p, int bytes) {
@@ -42,8 +44,9 @@ OCTAVO_INLINE Floats scale_out(const Scales& w, const Group8& x, const Floats (&
     return fma(total, all_floats(x.scale), acc);
 }
 
-// Sixteen sums of row `row` become its outputs from `column` on. Inlined everywhere it would triple the library.
-__attribute__((noinline)) inline void store_outputs(const Job& job, int64_t row, int64_t column, Floats acc) {
+// Sixteen sums of row `row` become its outputs from `column` on. Inlined it would triple the library; local to
+// the file, the compiler knows which registers it leaves alone, and sums stay in theirs (bf16: 340 instead of 197 GOP/s).
+__attribute__((noinline)) void store_outputs(const Job& job, int64_t row, int64_t column, Floats acc) {
     float* to = job.out + row * job.out_stride + column;
     const int64_t count = std::min<int64_t>(LANES, job.w.n - column);
     if (count == LANES) {
@@ -55,4 +58,5 @@ __attribute__((noinline)) inline void store_outputs(const Job& job, int64_t row,
     for (int64_t i = 0; i < count; ++i) to[i] = job.bias ? values[i] + job.bias[column + i] : values[i];
 }
 
+}  // namespace
 }  // namespace octavo::packed

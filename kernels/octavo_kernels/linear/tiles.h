@@ -17,6 +17,7 @@
 #include "native/amx.h"
 
 namespace octavo::packed {
+namespace {
 
 constexpr int PAIR = 2 * TILE;                      // rows multiplied together
 constexpr int64_t MIN_TILE_ROWS = 12;               // with fewer, VNNI keeps up: their time is that of reading the weights
@@ -43,7 +44,7 @@ struct TilePair {
 
 // Tile registers: 0 to 3 hold sums (first row tile times first block, times second block, second row tile likewise), 4
 // and 5 activations of the row tiles, 6 and 7 weights of the blocks.
-inline void configure_tiles(const TilePair& rows, int64_t column_bytes) {
+void configure_tiles(const TilePair& rows, int64_t column_bytes) {
     amx::Config config;
     for (int i = 0; i < 2; ++i) {
         config.set(6 + i, column_bytes / 4, 64);
@@ -245,6 +246,7 @@ template <class Tiles> void run_tiles(const Job& job, int64_t block_room, int th
         run_panel<Tiles>(job, {block, std::min(block + step, all.end)});
 }
 
+}  // namespace
 }  // namespace octavo::packed
 
 #endif
