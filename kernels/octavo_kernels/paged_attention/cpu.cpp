@@ -1,4 +1,4 @@
-#include "paged_attention/cpu.h"
+#include "paged_attention/cells.h"
 
 #include <algorithm>
 #include <map>
@@ -14,9 +14,6 @@ constexpr int kColumns = 4;
 constexpr int kCellVecs = kCell / kLanes, kTileVecs = kTile / kLanes;
 
 // ---- dot products over words: a float, or a pair of bf16 ----------------------------------------------------------
-
-template <class T>
-constexpr int64_t kPerWord = 4 / sizeof(T);
 
 OCTAVO_INLINE Vec load_words(const void* p) { return load((const float*)p); }
 
@@ -54,16 +51,6 @@ OCTAVO_INLINE void multiply(Vec (&sums)[R][C], const float* a, int64_t a_stride,
 }
 
 // ---- one tile -----------------------------------------------------------------------------------------------------
-
-// The keys and values of up to 4 cells, wherever they lie, and what 8-bit ones are multiplied with.
-struct Tile {
-    int64_t cells;
-    const float* k[kTile / kCell];
-    const float* v[kTile / kCell];
-    bool scaled;
-    alignas(64) float k_scales[kTile];
-    alignas(64) float v_scales[kTile];
-};
 
 template <class T, int R, int C>
 void score_columns(const Tile& tile, int first, const float* q, int64_t q_words, int64_t words, float* scores) {
@@ -148,16 +135,6 @@ OCTAVO_INLINE Vec treat(Vec score, const Shape& shape, int64_t key, Visible seen
     return hidden ? splat(kNone) : score;
 }
 
-OCTAVO_INLINE void store_weights(float* p, Vec v) { store(p, v); }
-OCTAVO_INLINE void store_weights(bf16* p, Vec v) {
-#if OCTAVO_ISA >= 2
-    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)v);  // takes weights below 1e-38 for 0
-    std::memcpy(p, &rounded, sizeof rounded);
-#else
-    store(p, v);
-#endif
-}
-
 // Scores of one row to weights; returns the new maximum.
 template <class T, bool kScaled>
 OCTAVO_INLINE float soften(const Tile& tile, const float* scores, int vecs, const Shape& shape, int64_t key,
@@ -237,184 +214,6 @@ void attend_tile(int64_t count, const Tile& tile, int64_t key, const float* q, c
         case 5: return attend_tile<T, 5>(tile, key, q, shape, seen, rows);
         case 6: return attend_tile<T, 6>(tile, key, q, shape, seen, rows);
 #endif
-    }
-}
-
-// ---- where cells lie ----------------------------------------------------------------------------------------------
-
-int64_t slot_of(const Sequences& s, int64_t sequence, int64_t position, int64_t block_size) {
-    return s.tables[sequence * s.table_stride + position / block_size] * block_size + position % block_size;
-}
-
-// A cell of a packed cache: one of its block's.
-struct Place {
-    int64_t block, cell;
-};
-
-Place place_of(const KvCache& cache, int64_t slot) {
-    return {slot / cache.block_size, slot % cache.block_size / kCell};
-}
-
-Place find_place(const KvCache& cache, const Sequences& s, int64_t sequence, int64_t position) {
-    const int64_t cells = cache.block_size / kCell, index = position / kCell / cells;
-    return {s.tables[sequence * s.table_stride + index], position / kCell - index * cells};
-}
-
-// T: the type it is stored in.
-template <class T>
-T* packed_cell(const KvCache& cache, const void* base, Place place, int64_t head) {
-    const int64_t cells = cache.block_size / kCell;
-    return (T*)((char*)base + place.block * cache.block_bytes) + (head * cells + place.cell) * cache.cell_values();
-}
-
-// The scales of a cell of 8-bit keys or values.
-float* scales_of(const KvCache& cache, const void* base, Place place, int64_t head) {
-    const int64_t codes = cache.heads * cache.block_size * cache.padded_dim();
-    float* scales = (float*)((char*)base + place.block * cache.block_bytes + codes);
-    return scales + head * cache.block_size + place.cell * kCell;
-}
-
-template <class T>
-int64_t key_index(int64_t place, int64_t d) {
-    return (d / kPerWord<T> * kCell + place) * kPerWord<T> + d % kPerWord<T>;
-}
-
-template <class T>
-int64_t value_index(int64_t place, int64_t d, int64_t padded) {
-    return (place / kPerWord<T> * padded + d) * kPerWord<T> + place % kPerWord<T>;
-}
-
-// The first `valid` places of a cell of a plain cache, packed; the rest 0.
-template <class T>
-void pack_cell(const KvCache& cache, const Sequences& sequences, int64_t sequence, int64_t position, int64_t valid,
-               int64_t head, T* k, T* v) {
-    std::memset(k, 0, cache.cell_values() * sizeof(T));
-    std::memset(v, 0, cache.cell_values() * sizeof(T));
-    for (int64_t i = 0; i < valid; ++i) {
-        const int64_t slot = slot_of(sequences, sequence, position + i, cache.block_size);
-        const T* key = (const T*)cache.k + (slot * cache.heads + head) * cache.dim;
-        const T* value = (const T*)cache.v + (slot * cache.heads + head) * cache.dim;
-        for (int64_t d = 0; d < cache.dim; ++d) k[key_index<T>(i, d)] = key[d];
-        for (int64_t d = 0; d < cache.dim; ++d) v[value_index<T>(i, d, cache.padded_dim())] = value[d];
-    }
-}
-
-// The first `valid` values of a packed cell; the rest, which may be anything, as 0: a weight of 0 times NaN is NaN.
-template <class T>
-void clean_values(const T* from, int64_t valid, int64_t padded, T* to) {
-    const int64_t whole = valid / kPerWord<T> * kPerWord<T> * padded;
-    std::memcpy(to, from, whole * sizeof(T));
-    std::memset(to + whole, 0, (kCell * padded - whole) * sizeof(T));
-    if (valid % kPerWord<T> == 0) return;
-    for (int64_t d = 0; d < padded; ++d) to[value_index<T>(valid - 1, d, padded)] = from[value_index<T>(valid - 1, d, padded)];
-}
-
-OCTAVO_INLINE Vec load_codes(const int8_t* p) {
-#if OCTAVO_ISA >= 2
-    return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
-#elif OCTAVO_ISA == 1
-    return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
-#else
-    Vec v;
-    for (int i = 0; i < kLanes; ++i) v[i] = p[i];
-    return v;
-#endif
-}
-
-// `count` codes (a multiple of 64) as T, which holds each exactly.
-template <class T>
-OCTAVO_INLINE void unpack_codes(const int8_t* codes, int64_t count, T* to) {
-    for (int64_t i = 0; i < count; i += kLanes) store_weights(to + i, load_codes(codes + i));
-}
-
-#if OCTAVO_ISA >= 2
-struct Bf16Bytes {
-    alignas(64) uint8_t low[128] = {}, high[128] = {};
-
-    constexpr Bf16Bytes() {
-        for (int x = 1; x < 128; ++x) {
-            int exponent = 6;
-            while (x >> exponent == 0) --exponent;
-            const int bits = (127 + exponent) << 7 | ((x << (7 - exponent)) & 127);
-            low[x] = uint8_t(bits), high[x] = uint8_t(bits >> 8);
-        }
-    }
-};
-constexpr Bf16Bytes kBf16Bytes;  // of 0..127
-
-// Magnitudes are looked up byte by byte: 7 instructions for 64 codes, where converting takes 12.
-template <>
-OCTAVO_INLINE void unpack_codes<bf16>(const int8_t* codes, int64_t count, bf16* to) {
-    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), sign = _mm512_set1_epi8(-128);
-    const __m512i low0 = _mm512_load_si512(kBf16Bytes.low), low1 = _mm512_load_si512(kBf16Bytes.low + 64);
-    const __m512i high0 = _mm512_load_si512(kBf16Bytes.high), high1 = _mm512_load_si512(kBf16Bytes.high + 64);
-    for (int64_t i = 0; i < count; i += 64) {
-        const __m512i x = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(codes + i)), size = _mm512_abs_epi8(x);
-        const __m512i low = _mm512_permutex2var_epi8(low0, size, low1);
-        const __m512i high = _mm512_permutex2var_epi8(high0, size, high1);
-        const __m512i signed_high = _mm512_ternarylogic_epi64(high, x, sign, 0xf8);  // high | (x & sign)
-        _mm512_storeu_si512(to + i, _mm512_unpacklo_epi8(low, signed_high));
-        _mm512_storeu_si512(to + i + 32, _mm512_unpackhi_epi8(low, signed_high));
-    }
-}
-#endif
-
-// An 8-bit cell in the type that is computed in, which holds every code exactly, and its scales; the scales of places
-// that hold nothing are 0.
-template <class T>
-void unpack_cell(const KvCache& cache, const void* base, Place place, int64_t head, int64_t valid, T* to,
-                 float* scales) {
-    const int8_t* codes = packed_cell<int8_t>(cache, base, place, head);
-    unpack_codes(codes, cache.cell_values(), to);
-    std::memcpy(scales, scales_of(cache, base, place, head), valid * sizeof(float));
-    std::memset(scales + valid, 0, (kCell - valid) * sizeof(float));
-}
-
-template <class T>
-void find_tile(const KvCache& cache, const Sequences& sequences, const AttentionItem& item, int64_t key, float* scratch,
-               Tile& tile) {
-    const int64_t context = sequences.context_lens[item.sequence];
-    const int64_t end = std::min(std::min(item.end, key + kTile), context);
-    tile.cells = (end - key + kCell - 1) / kCell;
-    tile.scaled = cache.form == KvForm::int8;
-    T* own = (T*)scratch;
-    for (int64_t cell = 0; cell < tile.cells; ++cell) {
-        const int64_t position = key + cell * kCell, valid = std::min(kCell, context - position);
-        T* own_k = own + 2 * cell * cache.cell_values();
-        T* own_v = own_k + cache.cell_values();
-        if (cache.form == KvForm::plain) {
-            pack_cell(cache, sequences, item.sequence, position, valid, item.head, own_k, own_v);
-            tile.k[cell] = (const float*)own_k, tile.v[cell] = (const float*)own_v;
-            continue;
-        }
-        const Place place = find_place(cache, sequences, item.sequence, position);
-        if (cache.form == KvForm::int8) {
-            unpack_cell(cache, cache.k, place, item.head, valid, own_k, tile.k_scales + cell * kCell);
-            unpack_cell(cache, cache.v, place, item.head, valid, own_v, tile.v_scales + cell * kCell);
-            tile.k[cell] = (const float*)own_k, tile.v[cell] = (const float*)own_v;
-            continue;
-        }
-        const T* v = packed_cell<T>(cache, cache.v, place, item.head);
-        tile.k[cell] = (const float*)packed_cell<T>(cache, cache.k, place, item.head);
-        tile.v[cell] = (const float*)v;
-        if (valid == kCell) continue;
-        clean_values(v, valid, cache.padded_dim(), own_v);
-        tile.v[cell] = (const float*)own_v;
-    }
-}
-
-// Starts loading the tile at `key` of an item. A cell is too short for the processor's own prefetching to get going.
-template <class T>
-void prefetch_tile(const KvCache& cache, const Sequences& sequences, const AttentionItem& item, int64_t key) {
-    if (cache.form == KvForm::plain) return;
-    const int64_t bytes = cache.cell_values() * (cache.form == KvForm::int8 ? 1 : sizeof(T));
-    for (int64_t position = key; position < std::min(item.end, key + kTile); position += kCell) {
-        const Place place = find_place(cache, sequences, item.sequence, position);
-        for (const void* base : {cache.k, cache.v}) {
-            const char* cell = cache.form == KvForm::int8 ? packed_cell<char>(cache, base, place, item.head)
-                                                          : (const char*)packed_cell<T>(cache, base, place, item.head);
-            for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(cell + i);
-        }
     }
 }
 
@@ -671,89 +470,6 @@ template void attend<bf16>(const AttentionPlan&, int64_t, const KvCache&, const 
                            bf16*, int64_t, float*, float*);
 template void merge_splits<float>(const AttentionPlan&, int64_t, const KvCache&, const float*, float*, int64_t);
 template void merge_splits<bf16>(const AttentionPlan&, int64_t, const KvCache&, const float*, bf16*, int64_t);
-
-// dim values rounded to T, then moved word by word: pairs of a key lie side by side, those of two values do not.
-template <class T>
-struct Rounded {
-    T values[kMaxDim];
-
-    Rounded(const float* from, int64_t dim) {
-        for (int64_t d = 0; d < dim; d += kLanes) store_part(values + d, load_part(from + d, dim - d), dim - d);
-        for (int64_t d = dim; d < dim + dim % 2; ++d) values[d] = from_float<T>(0);
-    }
-};
-
-template <class T>
-void store_key(const KvCache& cache, int64_t slot, int64_t head, const float* key) {
-    T* cell = packed_cell<T>(cache, cache.k, place_of(cache, slot), head);
-    const Rounded<T> rounded(key, cache.dim);
-    for (int64_t d = 0; d < cache.dim; d += kPerWord<T>)
-        std::memcpy(cell + key_index<T>(slot % kCell, d), rounded.values + d, 4);
-}
-
-template <class T>
-void store_value(const KvCache& cache, int64_t slot, int64_t head, const float* value) {
-    T* to = packed_cell<T>(cache, cache.v, place_of(cache, slot), head) + value_index<T>(slot % kCell, 0, cache.padded_dim());
-    const Rounded<T> rounded(value, cache.dim);
-    for (int64_t d = 0; d < cache.dim; ++d) to[d * kPerWord<T>] = rounded.values[d];
-}
-
-// dim values as codes of 8 bits times one scale (`reference.quantize` in kv_store); NaN where a value is not finite.
-struct Coded {
-    int8_t codes[kMaxDim + kLanes];
-    float scale;
-
-    Coded(const float* from, int64_t dim) {
-        Vec top = {}, broken = {};
-        for (int64_t d = 0; d < dim; d += kLanes) {
-            const Vec x = load_part(from + d, dim - d);
-            top = max(max(x, -x), top);
-            broken = fma(x, Vec{}, broken);  // 0 times infinity or NaN
-        }
-        const float highest = max(top);
-        const bool finite = sum(broken) == 0;
-        const Vec inverse = splat(finite && highest > 0 ? 127.f / highest : 0.f), shifter = splat(12582912.f);
-        for (int64_t d = 0; d < dim; d += kLanes) {
-            const IVec bits = (IVec)(load_part(from + d, dim - d) * inverse + shifter);  // 1.5 * 2^23 + the integer
-            for (int i = 0; i < kLanes; ++i) codes[d + i] = int8_t(bits[i]);
-        }
-        scale = finite ? highest * float(1.0 / 127.0) : std::numeric_limits<float>::quiet_NaN();
-    }
-};
-
-// T: the type whose places the codes take.
-template <class T>
-void store_coded_key(const KvCache& cache, int64_t slot, int64_t head, const float* key) {
-    const Place place = place_of(cache, slot);
-    int8_t* cell = packed_cell<int8_t>(cache, cache.k, place, head);
-    const Coded coded(key, cache.dim);
-    for (int64_t d = 0; d < cache.dim; ++d) cell[key_index<T>(slot % kCell, d)] = coded.codes[d];
-    scales_of(cache, cache.k, place, head)[slot % kCell] = coded.scale;
-}
-
-template <class T>
-void store_coded_value(const KvCache& cache, int64_t slot, int64_t head, const float* value) {
-    const Place place = place_of(cache, slot);
-    int8_t* cell = packed_cell<int8_t>(cache, cache.v, place, head);
-    const Coded coded(value, cache.dim);
-    for (int64_t d = 0; d < cache.dim; ++d)
-        cell[value_index<T>(slot % kCell, d, cache.padded_dim())] = coded.codes[d];
-    scales_of(cache, cache.v, place, head)[slot % kCell] = coded.scale;
-}
-
-void store_packed_key(const KvCache& cache, int64_t slot, int64_t head, const float* key) {
-    if (cache.form == KvForm::int8)
-        return cache.is_bf16 ? store_coded_key<bf16>(cache, slot, head, key)
-                             : store_coded_key<float>(cache, slot, head, key);
-    cache.is_bf16 ? store_key<bf16>(cache, slot, head, key) : store_key<float>(cache, slot, head, key);
-}
-
-void store_packed_value(const KvCache& cache, int64_t slot, int64_t head, const float* value) {
-    if (cache.form == KvForm::int8)
-        return cache.is_bf16 ? store_coded_value<bf16>(cache, slot, head, value)
-                             : store_coded_value<float>(cache, slot, head, value);
-    cache.is_bf16 ? store_value<bf16>(cache, slot, head, value) : store_value<float>(cache, slot, head, value);
-}
 
 namespace {
 

@@ -54,9 +54,9 @@ class BlockTable:
         self.blocks.extend(fresh)
         return copies
 
-    def publish(self, chain: Sequence[bytes], num_computed: int) -> None:
-        """Publish the blocks that became full, `num_computed` tokens being in the cache now."""
-        full = num_computed // self._pool.block_size
+    def publish(self, chain: Sequence[bytes], num_tokens: int) -> None:
+        """Publish the blocks that became full, `num_tokens` tokens being in the cache, or there before anyone reads."""
+        full = num_tokens // self._pool.block_size
         if full > self.num_published:
             self._pool.publish(self.blocks, chain, self.num_published, full)
             self.num_published = full
