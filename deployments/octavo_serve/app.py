@@ -49,6 +49,7 @@ def _shard(model: ModelSettings, router: RouterSettings) -> serve.Application:
     deployment = serve.deployment(
         name=deployment_name(model.name),
         **_replicas(model.replicas),
+        **_placement(model),
         ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus},
         max_ongoing_requests=model.max_ongoing_requests,
         health_check_period_s=model.health_check_period_s,
@@ -58,9 +59,17 @@ def _shard(model: ModelSettings, router: RouterSettings) -> serve.Application:
         max_constructor_retry_count=MAX_START_ATTEMPTS,
         request_router_config=RequestRouterConfig(**routing),
     )(Shard)
-    arguments = (model.source, model.engine, router.report_s, model.accuracy)
+    arguments = (model.source, model.rank_engine, router.report_s, model.accuracy)
     patience = max(0.0, model.graceful_shutdown_timeout_s - HAND_OVER_SECONDS)
     return _versioned(deployment, *arguments).bind(*arguments, patience)
+
+
+def _placement(model: ModelSettings) -> dict[str, Any]:
+    """A placement group for each shard of several ranks; the shard itself takes the first bundle."""
+    if model.tensor_parallel == 1:
+        return {}
+    bundles = [model.bundle] * model.tensor_parallel
+    return {"placement_group_bundles": bundles, "placement_group_strategy": model.placement_strategy}
 
 
 def _replicas(replicas: int | ReplicaRange) -> dict[str, Any]:

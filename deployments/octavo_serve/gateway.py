@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -19,10 +20,11 @@ from octavo_serve.openai.registry import ModelEntry, Registry
 from octavo_serve.openai.routes import http_app
 from octavo_serve.openai.schemas import ChatChunk, ChatCompletion, ChatRequest, Completion, CompletionRequest
 from octavo_serve.openai.service import Service
+from octavo_serve.placement import Group, unplaceable
 from octavo_serve.settings import ModelSettings, deployment_name, load_settings
 from octavo_serve.shard_client import Failover, ShardClient
 from octavo_serve.telemetry import ShardStats, Telemetry
-from octavo_serve.watch import Deployments, load_text, watch_shards
+from octavo_serve.watch import Deployments, load_text, watch_room, watch_shards
 
 
 class Gateway:
@@ -71,6 +73,7 @@ class Gateway:
         tasks = [
             asyncio.create_task(load_text(entry, model.source)),
             asyncio.create_task(watch_shards(entry, client, partial(self._deployments.state, deployment))),
+            asyncio.create_task(watch_room(entry, partial(_no_room, model))),
         ]
         return _Served(model, entry, client, tasks)
 
@@ -116,6 +119,13 @@ class _Served:
     def close(self) -> None:
         for task in self.tasks:
             task.cancel()
+
+
+def _no_room(model: ModelSettings) -> str | None:
+    """Why the cluster cannot hold the model's shards, whatever else runs there."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    group = Group(model.bundle, model.tensor_parallel, model.placement_strategy)
+    return unplaceable(group, max(1, model.fewest_shards), nodes)
 
 
 def _parsed(kind: type[Any], request: Any) -> Any:

@@ -21,6 +21,7 @@ from octavo.config import EngineConfig, unknown_key
 from octavo.errors import ConfigError
 from octavo.routing.policy import PolicyName
 from octavo.scaling.policy import Targets
+from octavo_serve.placement import Strategy
 from octavo_serve.validation import explain
 
 Count = Annotated[int, Field(ge=1)]
@@ -142,7 +143,9 @@ class ModelSettings(Settings):
         engine: settings of each shard's engine.
         accuracy: what each shard must show before it serves.
         replicas: shards; a number, or bounds between which their number follows the load.
-        num_cpus, num_gpus: what Ray reserves per shard when it looks for a place; `engine.threads` says what is used.
+        tensor_parallel: ranks that share one shard's model, each in a bundle of the shard's own placement group.
+        placement_strategy: of that group: STRICT_PACK puts all ranks on one node.
+        num_cpus, num_gpus: what Ray reserves per rank when it looks for a place; `engine.threads` says what is used.
         max_ongoing_requests: requests that one gateway has at one shard, running and waiting; more wait in the gateway,
             where a shard that has just started finds them.
         health_check_period_s, health_check_timeout_s: how often and how long Serve asks a shard for its health.
@@ -156,12 +159,43 @@ class ModelSettings(Settings):
     engine: Engine = Field(default_factory=EngineConfig)
     accuracy: AccuracySettings | None = None
     replicas: Replicas = 1
+    tensor_parallel: Count = 1
+    placement_strategy: Strategy = "STRICT_PACK"
     num_cpus: float = Field(default=0.1, ge=0)
     num_gpus: float = Field(default=0, ge=0)
     max_ongoing_requests: Count = 10_000
     health_check_period_s: Seconds = 5.0
     health_check_timeout_s: Seconds = 15.0
     graceful_shutdown_timeout_s: Seconds = 20.0
+
+    @model_validator(mode="after")
+    def _ranks_have_a_place(self) -> Self:
+        if self.engine.tensor_parallel_size != 1:
+            size = self.engine.tensor_parallel_size
+            raise ValueError(
+                f"engine.tensor_parallel_size is for offline use: say tensor_parallel: {size} beside engine"
+            )
+        if self.tensor_parallel > 1 and self.accuracy is not None:
+            raise ValueError("accuracy is measured on one rank: leave it out, or set tensor_parallel to 1")
+        if self.tensor_parallel > 1 and not self.bundle:
+            raise ValueError("num_cpus or num_gpus must be above 0 with tensor_parallel, or Ray reserves no place")
+        return self
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What Ray reserves per rank."""
+        asked = {"CPU": self.num_cpus, "GPU": self.num_gpus}
+        return {name: amount for name, amount in asked.items() if amount}
+
+    @property
+    def rank_engine(self) -> EngineConfig:
+        """What the engine of each rank is started with."""
+        return dataclasses.replace(self.engine, tensor_parallel_size=self.tensor_parallel)
+
+    @property
+    def fewest_shards(self) -> int:
+        """Shards that the model has at all times."""
+        return self.replicas if isinstance(self.replicas, int) else self.replicas.min
 
     @property
     def on_demand(self) -> bool:
@@ -170,7 +204,7 @@ class ModelSettings(Settings):
 
     def same_engine(self, other: ModelSettings) -> bool:
         """Whether shards of one serve the other as they are."""
-        return (self.source, self.engine, self.on_demand) == (other.source, other.engine, other.on_demand)
+        return (self.source, self.rank_engine, self.on_demand) == (other.source, other.rank_engine, other.on_demand)
 
 
 class GatewaySettings(Settings):

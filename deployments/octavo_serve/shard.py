@@ -19,6 +19,7 @@ from octavo_serve.openai.model import ModelInfo
 from octavo_serve.picker import ADDRESS
 from octavo_serve.port import Port
 from octavo_serve.settings import AccuracySettings
+from octavo_serve.tensor_parallel import launch, see_own_gpus_only
 
 FEED = "feed"
 """Key of a shard's metadata: the address of its feed."""
@@ -58,7 +59,9 @@ class Shard:
     ) -> None:
         context = serve.get_replica_context()
         speed = config.speed_of_shard(context.rank.rank)
-        self.engine = AsyncEngine.load(source, replace(config, rehearsal_speed=speed), progress=True)
+        see_own_gpus_only()
+        ranks = launch() if config.tensor_parallel_size > 1 and config.rehearsal is None else None
+        self.engine = AsyncEngine.load(source, replace(config, rehearsal_speed=speed), progress=True, launch=ranks)
         if accuracy is not None:
             _require(self.engine, source, config, accuracy)
         self.meter = LoadMeter(config)

@@ -82,6 +82,21 @@ async def watch_shards(
         await asyncio.sleep(period)
 
 
+async def watch_room(entry: ModelEntry, look: Callable[[], str | None], period: float = 5 * PERIOD) -> None:
+    """Ask, for ever, whether the cluster can hold the model's shards: Ray only waits until it can.
+
+    Args:
+        look: why it cannot; None when it can. May block.
+    """
+    while True:
+        found = await asyncio.to_thread(look) or ""
+        if found and found != entry.no_room:
+            logger.warning("%s: %s", entry.name, found)
+        entry.no_room = found
+        entry.changed()
+        await asyncio.sleep(period)
+
+
 class Deployments:
     """Serve's states of an application's deployments, asked for at most twice a second."""
 

@@ -32,6 +32,7 @@ class ModelEntry:
         shards: how many answer.
         tokenizer_error: why the tokenizer cannot be loaded.
         shard_error: why no shard could be started.
+        no_room: why the cluster cannot hold all of its shards.
         note: what the shards that do not answer yet are waiting for.
     """
 
@@ -44,6 +45,7 @@ class ModelEntry:
     shards: int = 0
     tokenizer_error: str = ""
     shard_error: str = ""
+    no_room: str = ""
     note: str = ""
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -52,18 +54,18 @@ class ModelEntry:
 
     @property
     def status(self) -> Status:
-        if self.tokenizer_error or (self.shard_error and not self.shards):
+        if self.tokenizer_error or ((self.shard_error or self.no_room) and not self.shards):
             return "failed"
         answers = self.on_demand or (self.info and self.shards)
         return "ready" if self.tokenizer and answers else "loading"
 
     @property
     def reason(self) -> str | None:
-        """Why the model is not ready."""
+        """Why the model is not ready, or has fewer shards than it should."""
         if self.status == "failed":
-            return self.tokenizer_error or self.shard_error
+            return self.tokenizer_error or self.shard_error or self.no_room
         if self.status == "ready":
-            return None
+            return self.no_room or None
         return self.note or ("its shards are starting" if self.tokenizer else "its tokenizer is being loaded")
 
     def changed(self) -> None:

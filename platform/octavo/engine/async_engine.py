@@ -20,7 +20,7 @@ from octavo.source import resolve_source
 from octavo.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from octavo.execution.ranks import StartRanks
+    from octavo.execution.ranks import Launch
 
 logger = logging.getLogger(__name__)
 
@@ -97,15 +97,15 @@ class AsyncEngine:
 
     @classmethod
     def load(
-        cls, source: str, config: EngineConfig, *, progress: bool = False, start_ranks: StartRanks | None = None
+        cls, source: str, config: EngineConfig, *, progress: bool = False, launch: Launch | None = None
     ) -> AsyncEngine:
-        """Load a model and start its thread; `start_ranks` as in `Engine.load`.
+        """Load a model and start its thread; `launch` as in `Engine.load`.
 
         Raises:
             ModelError, ConfigError: it cannot be loaded, or not with these settings.
         """
         found = resolve_source(source)
-        return cls(Engine.load(found, config, load_tokenizer(found), progress=progress, start_ranks=start_ranks))
+        return cls(Engine.load(found, config, load_tokenizer(found), progress=progress, launch=launch))
 
     async def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
         """Run a request; yields lists of updates until all of its sequences have ended.

@@ -20,7 +20,7 @@ from octavo.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from octavo.execution.executor import Executor
-    from octavo.execution.ranks import StartRanks
+    from octavo.execution.ranks import Launch
 
 TAKEN = 16384
 """Tickets kept for a reporter; a router that misses some counts those requests twice for a few seconds."""
@@ -71,12 +71,12 @@ class Engine:
         tokenizer: Tokenizer,
         *,
         progress: bool = False,
-        start_ranks: StartRanks | None = None,
+        launch: Launch | None = None,
     ) -> Engine:
         """Load a model into this process, or what stands for it in a rehearsal.
 
         Args:
-            start_ranks: where the other tensor-parallel ranks run; None starts child processes.
+            launch: starts the other tensor-parallel ranks; None makes them children of this process.
 
         Raises:
             ModelError, ConfigError: it cannot be loaded, or not with these settings.
@@ -89,7 +89,7 @@ class Engine:
         elif config.tensor_parallel_size > 1:
             from octavo.execution.ranks import ParallelExecutor
 
-            executor = ParallelExecutor(source, config, start_ranks, progress=progress)
+            executor = ParallelExecutor(source, config, launch, progress=progress)
         else:
             from octavo.execution.executor import LocalExecutor  # torch: 2 s and 200 MB that a rehearsal does not need
 

