@@ -11,6 +11,7 @@ memory is not equally fast an hour later.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +67,10 @@ class Child:
         """Let it go; its children with it."""
         self._signal(signal.SIGCONT)
         assert self._process.stdin
-        self._process.stdin.close()
-        try:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            self._process.stdin.close()
             self._process.wait(10)
-        except subprocess.TimeoutExpired:
+        if self._process.poll() is None:
             self._signal(signal.SIGKILL)
 
     def _answer(self) -> dict[str, Any]:
@@ -82,30 +84,37 @@ class Child:
 
     def _signal(self, number: int) -> None:
         for pid in family(self._process.pid):
-            os.kill(pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def _seconds(self) -> float:
         # used by it, its children, and children that have ended: fields 14 to 17
         return sum(sum(map(int, stat(pid)[11:15])) for pid in family(self._process.pid)) / TICKS
 
     def _peak_mb(self) -> float:
-        texts = [Path(f"/proc/{pid}/status").read_text() for pid in family(self._process.pid)]
+        texts = [read(pid, "status") for pid in family(self._process.pid)]
         return sum(int(text.split("VmHWM:")[1].split()[0]) for text in texts if "VmHWM:" in text) / 1024
 
 
+def read(pid: int, name: str) -> str:
+    """A file of /proc; empty for a process that has ended."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except OSError:
+        return ""
+
+
 def stat(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return read(pid, "stat").rpartition(")")[2].split()
 
 
 def family(root: int) -> list[int]:
     """A process and all below it."""
     parents: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parents.setdefault(int(stat(int(path.name))[1]), []).append(int(path.name))
-        except OSError:
-            continue
-    found = [root] if Path(f"/proc/{root}").exists() else []
+        if fields := stat(int(path.name)):
+            parents.setdefault(int(fields[1]), []).append(int(path.name))
+    found = [root]
     for pid in found:
         found += parents.get(pid, [])
     return found
@@ -189,51 +198,67 @@ def find_tools() -> None:
     os.environ.setdefault("LLAMA_BIN", str(next(peers.glob("llama_cpp_python-*/vendor/llama.cpp/build/bin"))))
 
 
+def start(entries: list[dict[str, Any]], threads: int, logs: Path) -> list[Child]:
+    """Load every engine and warm it up; one that does not come up is left out, and its log says why."""
+    children = []
+    for entry in entries:
+        try:
+            child = Child(entry, threads, logs / f"{entry['name']}.log")
+            for workload in entry.get("warm", ["W1"]):
+                child.run(workload, 1)
+        except (RuntimeError, OSError) as error:
+            print(error, flush=True)
+            continue
+        print(f"{child.name}: first token after {child.start_seconds:.1f} s", flush=True)
+        children.append(child)
+    return children
+
+
+def play(children: list[Child], rounds: int, end: float) -> Iterator[dict[str, Any]]:
+    """Every engine's run of every workload in every round, in turn, while there is time."""
+    for number in range(rounds):
+        for workload in ORDER:
+            for child in [child for child in children if number < child.entry["rounds"].get(workload, 0)]:
+                if time.monotonic() > end:
+                    return
+                try:
+                    run = measure(child, workload, number)
+                except (RuntimeError, OSError) as error:
+                    print(error, flush=True)
+                    children.remove(child)
+                    continue
+                print(number, workload, child.name, f"{run['seconds']:.2f} s, foreign {run['foreign']:.2f}", flush=True)
+                yield run
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=HERE / "smollm2.json")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=60, help="no run begins later than this")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--only", help="names of the config, with commas")
     parser.add_argument("--out", type=Path, default=Path("peers.json"))
     options = parser.parse_args()
+    end = time.monotonic() + 60 * options.minutes
     entries = json.loads(options.config.read_text())
     if options.only:
         entries = [entry for entry in entries if entry["name"] in options.only.split(",")]
     find_tools()
     logs = options.out.with_suffix(".logs")
     logs.mkdir(exist_ok=True)
-    results: dict[str, Any] = {"start_seconds": {}, "bandwidth_gb_s": [], "runs": []}
-    children = []
+    rates = [bandwidth(options.threads)]
+    children = start(entries, options.threads, logs)
+    results: dict[str, Any] = {"start_seconds": {child.name: child.start_seconds for child in children}, "runs": []}
     try:
-        for entry in entries:
-            child = Child(entry, options.threads, logs / f"{entry['name']}.log")
-            children.append(child)
-            results["start_seconds"][child.name] = child.start_seconds
-            print(f"{child.name}: first token after {child.start_seconds:.1f} s", flush=True)
-        for child in children:
-            for workload in child.entry.get("warm", ["W1"]):
-                child.run(workload, 1)
-        for number in range(options.rounds):
-            results["bandwidth_gb_s"].append(bandwidth(options.threads))
-            for workload in ORDER:
-                for child in children:
-                    if number < child.entry["rounds"].get(workload, 0):
-                        run = measure(child, workload, number)
-                        results["runs"].append(run)
-                        print(
-                            number,
-                            workload,
-                            child.name,
-                            f"{run['seconds']:.2f} s, foreign {run['foreign']:.2f}",
-                            flush=True,
-                        )
+        for run in play(list(children), options.rounds, end):
+            results["runs"].append(run)
             options.out.write_text(json.dumps(results, indent=1))
     finally:
         for child in children:
             child.end()
-    rates = ", ".join(f"{rate:.1f}" for rate in results["bandwidth_gb_s"])
-    print(f"\n{table(results)}\n\nread bandwidth before each round: {rates} GB/s; details in {options.out}")
+    rates.append(bandwidth(options.threads))
+    print(f"\n{table(results)}\n\nread bandwidth before and after: {rates[0]:.1f}, {rates[1]:.1f} GB/s")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ compare.py starts each with the Python that has it installed. Every answer has `
 from __future__ import annotations
 
 import argparse
+import atexit
 import http.client
 import json
 import os
@@ -79,6 +80,7 @@ class LlamaServer:
         ]
         command += ["-b", "2048", "-ub", str(128 * slots if slots > 1 else 512), "-fa", attention, "--cache-ram", "0"]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        atexit.register(self._process.terminate)
         while not self._healthy():
             if self._process.poll() is not None:
                 raise SystemExit("llama-server ended")
