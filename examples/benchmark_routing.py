@@ -4,10 +4,11 @@
     python examples/benchmark_routing.py simulate mooncake_conversation.jsonl  # engines and routers alone, no clock
 
 The trace is Mooncake's (https://github.com/kvcache-ai/Mooncake): arrivals, lengths, and hashes of blocks of 512 tokens.
-Equal hashes become equal tokens and different ones differ, so prefixes are shared exactly as they were. On a server all
-lengths and the KV pools shrink by `--scale` and arrivals come faster by as much, so each shard has as many tokens a
-second to compute as in the original, with `--time-scale` of it; what the front of the server costs stays what it is.
-`--no-sharing` gives every block of every request tokens of its own. The last line of the output is JSON.
+Equal hashes become equal tokens and different ones differ, so prefixes are shared exactly as they were. All lengths
+and the KV pools shrink by `--scale` and arrivals come faster by as much, so each shard has as many tokens a second to
+compute as in the original with `--time-scale` of it; what the front of a server costs stays what it is. In simulated
+time there is no front, and Serve's default router is a model of it. `--no-sharing` gives every block of every
+request tokens of its own. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def main() -> None:
     results: dict[str, list[dict[str, float]]] = {}
     for number in range(arguments.rounds):
         for policy in arguments.policies.split(","):
-            if policy == "power_of_two" and arguments.how == "simulate":
-                continue
+            if policy == "session" and arguments.how == "serve":
+                continue  # the load tester sends no session
             found = run(policy, arguments, number)
             results.setdefault(policy, []).append(found)
             print(f"{policy:16}", *(f"{name} {found.get(name, float('nan')):.3f}" for name in COLUMNS), flush=True)
@@ -162,8 +163,10 @@ def simulated(policy: str, arguments: argparse.Namespace, number: int) -> dict[s
     from octavo.engine.fleet import Fleet
     from octavo.execution.simulated import load_profile
     from octavo.request import Request, SamplingParams
+    from octavo.routing.policy import POLICIES as POLICIES_BY_NAME
     from octavo.routing.router import RoutingConfig
 
+    POLICIES_BY_NAME["power_of_two"] = power_of_two  # type: ignore[index]
     profile = load_profile(PROFILE)
     engine = EngineConfig(
         max_num_seqs=64, max_num_batched_tokens=2048, target_itl=0.05,
@@ -174,7 +177,8 @@ def simulated(policy: str, arguments: argparse.Namespace, number: int) -> dict[s
     def send(name: str, row: dict[str, Any]) -> None:
         params = SamplingParams(max_tokens=max(1, round(row["output_length"] * arguments.scale)), ignore_eos=True)
         prompt = tokens_of(row, arguments.scale, number)
-        fleet.send(Request(request_id=name, prompt_token_ids=prompt, params=params, session=name))
+        session = str(row["hash_ids"][:2][-1])  # the first block is everybody's system prompt, the second a talk's own
+        fleet.send(Request(request_id=name, prompt_token_ids=prompt, params=params, session=session))
 
     for index, row in enumerate(rows(arguments)):
         at = row["timestamp"] / 1000 * arguments.time_scale * arguments.scale
@@ -190,6 +194,14 @@ def simulated(policy: str, arguments: argparse.Namespace, number: int) -> dict[s
         "output_tokens_per_s": output / fleet.now,
         "failed": 0.0,
     }
+
+
+def power_of_two(wanted: Any, shards: Any, stream_weight: float) -> Any:
+    """What Serve's default router does: of two shards drawn, the one with fewer requests."""
+    from octavo.routing.policy import Choice, score
+
+    ranked = sorted(random.sample(shards, 2), key=lambda shard: shard.load.running + shard.load.waiting)
+    return Choice([ranked[0].name], "load", ranked[0].cached, score(wanted, ranked[0], ranked[0].cached, stream_weight))
 
 
 def tokens_of(row: dict[str, Any], scale: float, seed: int) -> list[int]:
