@@ -102,10 +102,10 @@ def use(chosen: Library | None) -> Iterator[None]:
 
 
 def supported_levels() -> list[str]:
-    """The instruction sets that this CPU has, lowest first."""
+    """The instruction sets that this CPU has and its kernel lets programs use, lowest first."""
     flags, levels = cpu_flags(), []
     for level, needed in _CPU_FLAGS.items():
-        if not needed <= flags:
+        if not needed <= flags or (level == "amx" and not _kernel_keeps_tiles()):
             break
         levels.append(level)
     return levels
@@ -143,6 +143,14 @@ def _allowed_levels() -> list[str]:
     if wanted not in levels:
         raise ValueError(f"OCTAVO_CPU_ISA is {wanted!r}, but this CPU supports reference, {', '.join(levels)}")
     return levels[: levels.index(wanted) + 1]
+
+
+def _kernel_keeps_tiles() -> bool:
+    """Whether a process may ask for AMX's registers: Linux from 5.16 on; a sandbox may say no."""
+    arch_prctl, get_supported, tile_data = 158, 0x1021, 18
+    features = ctypes.c_uint64()
+    done = ctypes.CDLL(None).syscall(arch_prctl, get_supported, ctypes.byref(features))
+    return done == 0 and bool(features.value >> tile_data & 1)
 
 
 def _argument(value: Argument) -> Any:

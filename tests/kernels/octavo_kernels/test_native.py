@@ -153,6 +153,14 @@ def test_what_fails_its_test_is_replaced_by_the_next_lower_set_with_one_warning(
     assert (chosen and chosen.level) == (levels[-2] if len(levels) > 1 else None)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_amx_needs_a_kernel_that_keeps_its_registers(monkeypatch, kept: bool) -> None:
+    flags = set().union(*library_module._CPU_FLAGS.values())
+    monkeypatch.setattr(library_module, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(library_module, "_kernel_keeps_tiles", lambda: kept)
+    assert supported_levels()[-1] == ("amx" if kept else "avx512")
+
+
 def test_none_can_be_in_use() -> None:
     with use(None):
         assert library() is None
