@@ -26,7 +26,7 @@ from typing import Any
 import workloads
 
 HERE = Path(__file__).parent
-ORDER = ("W2", "W1", "W4", "W3")
+ORDER = ("W1", "W3", "W2", "W4")
 FOREIGN = 0.12  # cores
 TICKS = os.sysconf("SC_CLK_TCK")
 
