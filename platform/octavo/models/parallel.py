@@ -140,9 +140,10 @@ def _split_inner(spec: ModelSpec, heads: list[tuple[range, range]], unit: int) -
     size, inner = len(heads), spec.intermediate_size
     # Rows of matrices in multiples of 64 keep every row aligned; it must not unbalance small models
     unit = max(unit, 64 if inner >= 1024 * size else 1)
-    attention = [2 * spec.head_dim * (len(query) + len(kv)) for query, kv in heads]  # x hidden_size, as 3 per inner
-    even = (sum(attention) + 3 * inner) / size
-    wanted = [max((even - mine) / 3, 0.0) for mine in attention]
+    each = 3 if spec.gated else 2  # rows and columns of hidden_size per inner value
+    attention = [2 * spec.head_dim * (len(query) + len(kv)) for query, kv in heads]
+    even = (sum(attention) + each * inner) / size
+    wanted = [max((even - mine) / each, 0.0) for mine in attention]
     cuts = [round(inner * sum(wanted[:i]) / sum(wanted) / unit) * unit for i in range(size)] + [inner]
     if any(begin >= end for begin, end in pairwise(cuts)):
         raise ConfigError(
