@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 CASES = {"1 token": 1, "64 tokens": 64}
-REQUESTS, AT_ONCE = 640, 64
+REQUESTS, AT_ONCE = 320, 64
 ZEROS = """
 source: [nothing costs anything]
 seconds: {step: 0, token: 0, sequence: 0, attended: 0, context: 0}
@@ -115,7 +115,7 @@ def deploy() -> Any:
     routing = RequestRouterConfig(request_router_class=ROUTER, request_router_kwargs={"model": "m"})
     shard = serve.deployment(
         name="shard-m", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=10_000, request_router_config=routing
-    )(BothWays).bind(SOURCE, config, 0.1, 1.0)
+    )(BothWays).bind(SOURCE, config, report_s=0.1, accuracy=None, patience=1.0)
     gateway = serve.deployment(ray_actor_options={"num_cpus": 0.1})(Gateway).bind(shard)
     handle = serve.run(gateway, name="cost", route_prefix=None)
     handle._init(_run_router_in_separate_loop=True)

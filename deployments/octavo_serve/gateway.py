@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
@@ -26,6 +28,14 @@ from octavo_serve.shard_client import Failover, ShardClient
 from octavo_serve.telemetry import ShardStats, Telemetry
 from octavo_serve.watch import Deployments, load_text, watch_room, watch_shards
 
+logger = logging.getLogger("ray.serve")
+
+FAST = {
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "Serve's throughput settings",
+    "RAY_SERVE_ENABLE_HA_PROXY": "HAProxy in front of the gateways",
+}
+"""Environment of Ray's processes that `octavo serve` sets, and what it switches on; see docs/serve_cost.md."""
+
 
 class Gateway:
     """Validates, tokenises, routes, detokenises. One of these serves HTTP; from Python the same is a handle call:
@@ -38,6 +48,8 @@ class Gateway:
     """
 
     def __init__(self, shards: dict[str, DeploymentHandle[Any]]) -> None:
+        if off := [what for name, what in FAST.items() if os.environ.get(name) != "1"]:
+            logger.warning("Slower than it could be, for these are off: %s. `octavo serve` sets them.", ", ".join(off))
         # `shards` only tells Serve that these deployments belong to the application: `reconfigure` says which to use
         self.service = Service(Registry(), Limits(0, 0, 0), Telemetry())
         self._deployments = Deployments(serve.get_replica_context().app_name)

@@ -151,6 +151,7 @@ class Stream:
     body: dict[str, Any]
     events: int = 0
     tokens: int = 0
+    text: str = ""
     end: list[str] = field(default_factory=list)
 
     def start(self) -> threading.Thread:
@@ -160,7 +161,7 @@ class Stream:
 
     def _read(self) -> None:
         body = self.body | {"stream": True, "stream_options": {"include_usage": True}}
-        with httpx.stream("POST", f"{self.url}/v1/completions", json=body, timeout=60) as answer:
+        with httpx.stream("POST", f"{self.url}/v1/completions", json=body, timeout=200) as answer:
             for line in answer.iter_lines():
                 if not line.startswith("data: {"):
                     continue
@@ -169,6 +170,7 @@ class Stream:
                     self.end.append(event["error"]["message"])
                     return
                 self.events += 1
+                self.text += "".join(choice["text"] for choice in event["choices"])
                 if event["choices"] and (reason := event["choices"][0]["finish_reason"]):
                     self.end.append(reason)
                 if event.get("usage"):
@@ -195,3 +197,35 @@ def test_a_changed_config_leaves_other_models_and_their_streams_alone(server: Se
         thread.join(60)
     assert [(stream.tokens, stream.end) for stream in streams] == [(400, ["length"])] * 2
     assert len(server.replicas() & before) >= 2  # the gateway and the shard of "stays"
+
+
+def test_shards_that_leave_or_are_changed_cut_no_stream(server: Server) -> None:
+    """Each has a second for its streams, which take half a minute: they go on elsewhere and nobody sees it."""
+    leaving = {"graceful_shutdown_timeout_s": 3.0}
+    server.deploy(model("stays", replicas=2, **leaving))
+    wait_for_shards(server, 2)
+    bodies = [{"model": "stays", "prompt": f"Number {i}", "max_tokens": 1000} for i in range(4)]
+    streams = [Stream(server.url, body) for body in bodies]
+    threads = [stream.start() for stream in streams]
+    while not all(stream.events for stream in streams):
+        time.sleep(0.05)
+    server.deploy(model("stays", replicas=1, **leaving))
+    wait_for_shards(server, 1)
+    changed = model("stays")["engine"] | {"max_num_seqs": 32}
+    server.deploy(model("stays", replicas=1, engine=changed, **leaving))
+    for thread in threads:
+        thread.join(200)
+    assert [(stream.tokens, stream.end) for stream in streams] == [(1000, ["length"])] * 4
+    moves = [line for line in httpx.get(f"{server.url}/metrics").text.splitlines() if 'reason="left"' in line]
+    assert sum(float(line.rpartition(" ")[2]) for line in moves) >= 4
+    unbroken = [Stream(server.url, body) for body in bodies]
+    for thread in [stream.start() for stream in unbroken]:
+        thread.join(200)
+    assert [stream.text for stream in streams] == [stream.text for stream in unbroken]
+
+
+def wait_for_shards(server: Server, count: int) -> None:
+    deadline = time.monotonic() + 100
+    while server.health()["shards"] != {"stays": count}:
+        assert time.monotonic() < deadline, server.health()
+        time.sleep(0.2)

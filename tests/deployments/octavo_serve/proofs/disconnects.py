@@ -122,7 +122,8 @@ async def what_is_left(server: RunningServer) -> dict[str, float]:
 def resident(server: RunningServer) -> dict[str, int]:
     """MB of each replica, by deployment; memory it shares with others counts in full."""
     found: dict[str, int] = {}
-    for pid, name in server.replicas():
+    for pid, command in server.replicas():
+        name = command.partition(".")[0]
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         found[name] = found.get(name, 0) + pages * 4096 // 2**20
     return found

@@ -63,17 +63,17 @@ class RunningServer:
         return False
 
     def shards(self) -> list[int]:
-        """Process ids of the shards."""
-        return [pid for pid, name in self.replicas() if name.startswith("shard-")]
+        """Process ids of the shards that serve: not of those that still start."""
+        return [pid for pid, name in self.replicas() if name.startswith("shard-") and ".initialize" not in name]
 
     def replicas(self) -> list[tuple[int, str]]:
-        """(process id, deployment) of every replica of this server: those in the session that listens on its port."""
+        """(process id, deployment.method) of every replica of this server; the method is there while one runs."""
         found = []
         for pid in session_members(self._session()):
             with contextlib.suppress(OSError):
                 command = Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0")
                 if command.startswith("ray::ServeReplica:"):
-                    found.append((pid, command.rpartition(":")[2].partition(".")[0]))
+                    found.append((pid, command.rpartition(":")[2]))
         return found
 
     def _session(self) -> int:
