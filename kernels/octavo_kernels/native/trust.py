@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import platform
 import signal
 import subprocess
@@ -63,7 +62,7 @@ def _write(file: Path, text: str) -> None:
     """At once: another process may be reading or writing the same."""
     with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as handle:
         handle.write(text)
-    os.replace(handle.name, file)  # noqa: PTH105
+    Path(handle.name).rename(file)
 
 
 @functools.cache
