@@ -1,1 +1,6 @@
 """Octavo on Ray Serve: gateway, shards, router and the command line; the only package that imports Ray or FastAPI."""
+
+import time
+
+IMPORTED_AT = time.monotonic()
+"""When this process came here: in a shard's process its imports begin now (`start_up`)."""

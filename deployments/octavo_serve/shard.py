@@ -19,6 +19,7 @@ from octavo_serve.openai.model import ModelInfo
 from octavo_serve.picker import ADDRESS
 from octavo_serve.port import Port
 from octavo_serve.settings import AccuracySettings
+from octavo_serve.start_up import StartUp
 from octavo_serve.tensor_parallel import launch, see_own_gpus_only
 
 FEED = "feed"
@@ -57,19 +58,24 @@ class Shard:
         accuracy: AccuracySettings | None,
         patience: float,
     ) -> None:
+        start = StartUp()
         context = serve.get_replica_context()
         speed = config.speed_of_shard(context.rank.rank)
         see_own_gpus_only()
         ranks = launch() if config.tensor_parallel_size > 1 and config.rehearsal is None else None
         self.engine = AsyncEngine.load(source, replace(config, rehearsal_speed=speed), progress=True, launch=ranks)
+        start.done("model")
         if accuracy is not None:
             _require(self.engine, source, config, accuracy)
+            start.done("accuracy")
         self.meter = LoadMeter(config)
         name = context.replica_id.unique_id
         self.host = str(get_node_ip_address())  # type: ignore[no-untyped-call]
         self.feed = FeedPublisher(name, self.engine.engine, self.host, report_s)
         self.port = Port(self.engine)
         self.patience = patience
+        start.done("network")
+        start.publish()
 
     async def describe(self) -> ModelInfo:
         """What a gateway must know about the model to validate and route requests."""

@@ -1,0 +1,51 @@
+"""How the start of a shard was spent: the floor under every burst and every first request after zero."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+from ray.serve import metrics
+
+from octavo_serve import IMPORTED_AT
+
+logger = logging.getLogger("ray.serve")
+
+
+class StartUp:
+    """Phases of a shard's start, in seconds, in order: "process" (Ray's worker), "imports", then those of `done`."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self.phases = {"process": max(0.0, IMPORTED_AT - process_start()), "imports": self._last - IMPORTED_AT}
+
+    def done(self, phase: str) -> None:
+        """A phase ends now; the next one begins."""
+        now = time.monotonic()
+        self.phases[phase] = now - self._last
+        self._last = now
+
+    def publish(self) -> None:
+        """Say it: a line in the log, and the gauge `octavo_shard_start_seconds` among Ray's metrics."""
+        gauge = metrics.Gauge(
+            "octavo_shard_start_seconds", description="Seconds of a shard's start, by phase.", tag_keys=("phase",)
+        )
+        for phase, seconds in self.phases.items():
+            gauge.set(seconds, tags={"phase": phase})
+        logger.info("%s", self)
+
+    def __str__(self) -> str:
+        spent = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in self.phases.items())
+        return f"ready {sum(self.phases.values()):.2f} s after its process began ({spent})"
+
+
+def process_start() -> float:
+    """When this process began, on the monotonic clock; where there is no /proc, now."""
+    try:
+        after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        since_boot = int(after_name[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return time.monotonic()
+    return since_boot - (time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic())

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from octavo_serve import IMPORTED_AT
+from octavo_serve.start_up import StartUp, process_start
+
+
+def test_the_phases_add_up_to_the_time_since_the_process_began() -> None:
+    start = StartUp()
+    time.sleep(0.02)
+    start.done("model")
+    start.done("network")
+    assert list(start.phases) == ["process", "imports", "model", "network"]
+    assert start.phases["model"] >= 0.02
+    assert sum(start.phases.values()) == pytest.approx(time.monotonic() - process_start(), abs=0.1)
+    assert str(start).startswith(f"ready {sum(start.phases.values()):.2f} s after its process began (process ")
+
+
+def test_a_process_knows_when_it_began() -> None:
+    code = (
+        "import time; time.sleep(0.5); from octavo_serve.start_up import *; print(time.monotonic()-process_start())"
+    )
+    before = time.monotonic()
+    age = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 0.45 < age < time.monotonic() - before + 0.1
+    assert time.monotonic() > IMPORTED_AT
