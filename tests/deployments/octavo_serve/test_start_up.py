@@ -22,9 +22,7 @@ def test_the_phases_add_up_to_the_time_since_the_process_began() -> None:
 
 
 def test_a_process_knows_when_it_began() -> None:
-    code = (
-        "import time; time.sleep(0.5); from octavo_serve.start_up import *; print(time.monotonic()-process_start())"
-    )
+    code = "import time; time.sleep(0.5); from octavo_serve.start_up import *; print(time.monotonic()-process_start())"
     before = time.monotonic()
     age = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert 0.45 < age < time.monotonic() - before + 0.1
