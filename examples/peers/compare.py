@@ -61,7 +61,7 @@ class Child:
         lasted = time.monotonic() - begin
         foreign = (machine_seconds() - busy - (self._seconds() - own)) / lasted
         self._signal(signal.SIGSTOP)
-        return answer | {"name": self.name, "workload": workload, "foreign": foreign, "rss_mb": self._peak_mb()}
+        return {"rss_mb": self._peak_mb(), "name": self.name, "workload": workload, "foreign": foreign} | answer
 
     def end(self) -> None:
         """Let it go; its children with it."""

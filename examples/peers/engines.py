@@ -13,6 +13,7 @@ import atexit
 import http.client
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -129,13 +130,18 @@ class LlamaBench:
         prompt, tokens = len(requests[0][0]), requests[0][1]
         reading = len(requests) * self._seconds("-p", str(prompt), "-n", "0")
         if tokens == 1:
-            return {"seconds": reading}
+            return {"seconds": reading, "rss_mb": _ended_children_mb()}
         decode = self._seconds("-p", "0", "-n", str(tokens - 1), "-d", str(prompt))
-        return {"seconds": reading + decode, "first_token": reading, "decode": decode}
+        times = {"seconds": reading + decode, "first_token": reading, "decode": decode}
+        return times | {"rss_mb": _ended_children_mb()}
 
     def _seconds(self, *arguments: str) -> float:
         out = subprocess.run([*self._command, *arguments], check=True, capture_output=True, text=True).stdout
         return float(json.loads(out)[0]["avg_ns"]) / 1e9
+
+
+def _ended_children_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
 
 class VLLM:
