@@ -41,7 +41,7 @@ QUESTION = "What is the capital of France?"
 GATEWAY_PORTS = 100  # a host has far fewer gateways
 GRACE_SECONDS = 10.0  # for Ray to leave by itself: it takes 1 to 2 s
 _PROGRESS = re.compile(r"(?:Loading|Packing) .*?:\s+(\d+)%\|")
-_READY = re.compile(r"Engine ready: .*")  # octavo.execution.executor writes it: what an engine runs on, and how fast
+_READY = re.compile(r"(?:Engine|Shard) ready: .*")  # octavo.execution.executor and octavo_serve.start_up write these
 
 
 class Failure(Exception):

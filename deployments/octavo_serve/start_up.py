@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import sys
 import time
 from pathlib import Path
 
 from ray.serve import metrics
 
 from octavo_serve import IMPORTED_AT
-
-logger = logging.getLogger("ray.serve")
 
 
 class StartUp:
@@ -27,18 +25,21 @@ class StartUp:
         self.phases[phase] = now - self._last
         self._last = now
 
-    def publish(self) -> None:
-        """Say it: a line in the log, and the gauge `octavo_shard_start_seconds` among Ray's metrics."""
+    def publish(self, shard: str) -> None:
+        """Say it: the gauge `octavo_shard_start_seconds` among Ray's metrics, and a line that `octavo serve` shows.
+
+        Serve's own log would keep the line until a thousand others have come, in its throughput mode.
+        """
         gauge = metrics.Gauge(
             "octavo_shard_start_seconds", description="Seconds of a shard's start, by phase.", tag_keys=("phase",)
         )
         for phase, seconds in self.phases.items():
             gauge.set(seconds, tags={"phase": phase})
-        logger.info("%s", self)
+        sys.stderr.write(f"Shard ready: {shard}: {self}\n")
 
     def __str__(self) -> str:
         spent = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in self.phases.items())
-        return f"ready {sum(self.phases.values()):.2f} s after its process began ({spent})"
+        return f"{sum(self.phases.values()):.2f} s after its process began ({spent})"
 
 
 def process_start() -> float:

@@ -24,6 +24,9 @@ from typing import Literal
 
 from octavo.cost_model import Cost
 
+_QUIET = 0.01
+"""Shards' worth of demand that is none: averaged rates never fall to zero, this far they fall in ten seconds."""
+
 Reason = Literal["load", "waiting", "kv", "first token", "held", "kept", "quiet", "stale"]
 
 
@@ -84,7 +87,7 @@ class State:
 
     Attributes:
         peaks: (time, shards wanted), later ones smaller: the sliding maximum of `down_after` seconds.
-        quiet_since: when demand was last seen to end; None while there is some.
+        quiet_since: when the last sequence had ended and demand with it; None while there is some.
     """
 
     peaks: tuple[tuple[float, int], ...] = ()
@@ -137,16 +140,15 @@ def decide(
         state: of the last decision.
     """
     believed = [shard for shard in shards if shard.age <= targets.stale_after]
-    if running and not believed:
-        # a fleet that cannot be seen is not resized, but requests that wait for a shard get one
-        wanted = max(target, 1) if held else target
-        return Decision(wanted, "stale", 0.0, State(((now, wanted),)))
+    if target and not believed:  # shards that are starting, or cannot be seen: nothing is known that could change it
+        return Decision(target, "stale", 0.0, State(((now, target),)))
     # one that is not believed any more is taken to be like the others, one that never reported to be empty
     demand, reason = _demand(believed, len(shards) / max(1, len(believed)), held, targets)
-    wanted = math.ceil(demand - 1e-9)
+    quiet = demand < _QUIET and not held and not any(shard.sequences for shard in believed)
+    wanted = 0 if quiet else math.ceil(demand - 1e-9)
     if wanted <= target == running == len(believed) and _late(believed, targets):
         wanted, reason = target + 1, "first token"
-    quiet_since = None if demand > 0 else now if state.quiet_since is None else state.quiet_since
+    quiet_since = None if not quiet else now if state.quiet_since is None else state.quiet_since
     peaks = _with_peak(state.peaks or ((now, target),), now, wanted, targets.down_after)
     return _settled(wanted, reason, demand, target, now, targets, State(peaks, quiet_since))
 

@@ -18,7 +18,7 @@ def test_the_phases_add_up_to_the_time_since_the_process_began() -> None:
     assert list(start.phases) == ["process", "imports", "model", "network"]
     assert start.phases["model"] >= 0.02
     assert sum(start.phases.values()) == pytest.approx(time.monotonic() - process_start(), abs=0.1)
-    assert str(start).startswith(f"ready {sum(start.phases.values()):.2f} s after its process began (process ")
+    assert str(start).startswith(f"{sum(start.phases.values()):.2f} s after its process began (process ")
 
 
 def test_a_process_knows_when_it_began() -> None:

@@ -84,6 +84,22 @@ def run(
     return target, state, history
 
 
+def test_rates_that_decay_are_quiet_and_a_lone_stream_is_not() -> None:
+    target, _, _ = run([replace(IDLE, arrivals=1e-4, arriving=1e-9)], 90, target=1, state=State())
+    assert target == 0
+    target, _, _ = run([replace(IDLE, sequences=1.0, room=512.0)], 90, target=1, state=State())
+    assert target == 1
+
+
+def test_shards_that_are_starting_are_not_sent_away() -> None:
+    """Before the first of them serves, nobody reports that there is nothing to do."""
+    state = State()
+    for second in range(300):
+        decision = decide([], now=second, running=0, target=2, held=0, targets=TARGETS, state=state)
+        assert decision.replicas == 2
+        state = decision.state
+
+
 def test_down_slowly_and_only_to_the_highest_of_the_window() -> None:
     target, state, _ = run([replace(STEADY, sequences=60.0)], 1, target=9, state=State())
     assert target == 9
