@@ -74,7 +74,7 @@ def model(name: str, **settings: Any) -> dict[str, Any]:
 
 def ask(gateway: Any, name: str, **more: Any) -> str:
     body = {"model": name, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0} | more
-    return str(gateway.complete.remote(body).result(timeout_s=100).choices[0].text)
+    return str(gateway.complete.remote(body).result(timeout_s=100)["choices"][0]["text"])
 
 
 def test_placement(cluster: Any, deploy: Callable[..., Any]) -> None:
