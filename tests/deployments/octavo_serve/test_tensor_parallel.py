@@ -129,9 +129,7 @@ def test_a_rank_that(
     os.kill(rank, how)
     until(lambda: [group["placement_group_id"] for group in groups()] not in ([], [before["placement_group_id"]]))
     until(lambda: _refusal(gateway, "tiny") is None)
-    until(
-        lambda: len(rank_processes()) == 1
-    )  # while the old shard is there the model may be called unhealthy
+    until(lambda: len(rank_processes()) == 1)  # while the old shard is there the model may be called unhealthy
     until(lambda: _refusal(gateway, "tiny") is None)
     assert ask(gateway, "tiny") == said
     (after,) = until(lambda: _created(1))
