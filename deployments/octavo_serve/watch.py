@@ -120,7 +120,7 @@ def deployment_states(app: str) -> dict[str, State]:
     found = {}
     for name, deployment in application.deployments.items() if application else ():
         said = last_error(deployment.message)
-        failed = deployment.status in ("DEPLOY_FAILED", "UNHEALTHY")
+        failed = deployment.status == "DEPLOY_FAILED"  # UNHEALTHY: a shard has died, and Serve is replacing it
         running = sum(count for state, count in deployment.replica_states.items() if state == "RUNNING")
         found[name] = State(running, said if failed else "", "" if failed else said or "its shards are starting")
     return found

@@ -62,6 +62,11 @@ class CostModel:
         """What was learned; never negative."""
         return Cost(*(w * s for w, s in zip(self._weights, _SCALE, strict=True)))
 
+    @property
+    def published(self) -> Cost:
+        """What others may act on: zeros until enough steps were seen, for the first ones are no measure."""
+        return self.coefficients if self.ready else Cost(0.0, 0.0, 0.0, 0.0, 0.0)
+
     def predict(self, tokens: int, sequences: int, attended: int, context: int = 0) -> float:
         """Seconds of a step with this content; 0.0 before anything was observed."""
         amounts = 1, tokens, sequences, attended, context

@@ -144,7 +144,7 @@ class Engine:
             preemptions=scheduler.num_preemptions,
             steps=self._steps,
             seconds_of_work=scheduler.seconds_of_work(),
-            cost=scheduler.cost_model.coefficients,
+            cost=scheduler.cost_model.published,
         )
 
     def check_integrity(self) -> None:

@@ -503,7 +503,7 @@ class Scheduler:
             blocks_free=self.pool.num_free,
             block_size=self.config.block_size,
             output=self.num_output_tokens / max(1, self.num_finished),
-            cost=self.cost_model.coefficients,
+            cost=self.cost_model.published,
         )
 
     def check_integrity(self) -> None:

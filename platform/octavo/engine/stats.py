@@ -20,7 +20,7 @@ class EngineStats:
         generation_tokens: sampled tokens.
         preemptions, steps: counts.
         seconds_of_work: predicted time to compute all that is known but not computed.
-        cost: the cost model's coefficients.
+        cost: the cost model's coefficients; zeros until it has seen enough steps.
     """
 
     num_running: int

@@ -93,3 +93,14 @@ def test_minutes_of_decoding_do_not_wash_out_what_prompts_cost():
         observe(model, step, truth(*step) * rng.uniform(0.95, 1.05))
     prompt = (500, 1, 500 * 250, 500)
     assert model.predict(*prompt) == pytest.approx(truth(*prompt), rel=0.2)
+
+
+def test_first_steps_are_not_published():
+    """A cold start is slow; others must not take it for the machine's speed."""
+    model = CostModel()
+    for _ in range(7):
+        observe(model, (16, 1, 128, 16), 0.5)
+    assert not any(model.published)
+    observe(model, (16, 1, 128, 16), 0.5)
+    assert model.published == model.coefficients
+    assert any(model.published)
