@@ -55,7 +55,8 @@ class Shard:
 
     Attributes:
         blocks: what its events say it holds.
-        load: its last report.
+        load: its last report, less what has ended since.
+        reports: heard so far.
         known_at: when the oldest thing was said that may be missing here: everything before is taken in.
         coming: blocks of requests on their way or in the queue there -> how many of these.
         tokens, attended, width: sums over requests sent there that no report counts yet.
@@ -67,6 +68,7 @@ class Shard:
     blocks: ShardBlocks
     known_at: float
     load: Load | None = None
+    reports: int = 0
     coming: dict[bytes, int] = field(default_factory=dict)
     tokens: int = 0
     attended: int = 0
@@ -86,6 +88,7 @@ class _Sent:
     width: int
     at: float
     counted: bool = True  # in the sums of its shard
+    report: int = -1  # of its shard that counted it first
 
 
 class Router:
@@ -97,7 +100,7 @@ class Router:
         self._sent: dict[str, _Sent] = {}  # by ticket, oldest first
         self._unconfirmed: deque[tuple[str, _Sent]] = deque()
         self._coming: list[tuple[float, int, Shard, Sequence[bytes]]] = []  # heap: when to forget, number, ...
-        self._news: deque[tuple[str, str]] = deque()  # (what happened, ticket), from any thread
+        self._news: deque[tuple[str, str, int]] = deque()  # (what happened, ticket, report), from any thread
         self._turn = 0
 
     # ---- who there is -----------------------------------------------------------------------------------------
@@ -123,16 +126,17 @@ class Router:
         shard = self.shards.get(name)
         if shard is None:
             return
-        self._news.extend(("taken", ticket) for ticket in taken if ticket in self._sent)
         if load is not None:
             shard.load = load
+            shard.reports += 1
+        self._news.extend(("taken", ticket, shard.reports) for ticket in taken if ticket in self._sent)
         if known_at is not None and shard.blocks.exact:
             shard.known_at = known_at
 
     def completed(self, ticket: str) -> None:
         """A request ended, failed, or was turned away."""
         if ticket in self._sent:
-            self._news.append(("done", ticket))
+            self._news.append(("done", ticket, 0))
 
     # ---- the decision -----------------------------------------------------------------------------------------
 
@@ -219,10 +223,14 @@ class Router:
     def _settle(self, now: float) -> None:
         """Take in what happened since the last decision."""
         while self._news:
-            what, ticket = self._news.popleft()
+            what, ticket, report = self._news.popleft()
             sent = self._sent.get(ticket)
             if sent is not None:
                 _uncount(sent)
+                if what == "taken":
+                    sent.report = report
+                elif sent.report == sent.shard.reports and sent.shard.load is not None:
+                    sent.shard.load = _without(sent.shard.load, sent)
             if what == "done":
                 self._forget(ticket)
         while self._unconfirmed and self._unconfirmed[0][1].at < now - UNCONFIRMED_SECONDS:
@@ -238,6 +246,17 @@ class Router:
         if sent is not None:
             _uncount(sent)
             sent.shard.in_flight -= sent.width
+
+
+def _without(load: Load, sent: _Sent) -> Load:
+    """A report that counts a request as there, now that it has ended: the next one may be a tenth of a second away, and
+    a short question is asked again before that."""
+    if load.waiting < sent.width:
+        return replace(load, running=max(0, load.running - sent.width))
+    return replace(
+        load, waiting=load.waiting - sent.width, prefill=max(0, load.prefill - sent.tokens),
+        attended=max(0, load.attended - sent.attended),
+    )  # fmt: skip
 
 
 def _uncount(sent: _Sent) -> None:

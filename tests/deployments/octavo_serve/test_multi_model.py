@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -66,7 +67,12 @@ class Server:
         """Process ids of gateway and shards."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         members = [pid for child in children for pid in session_members(int(child))]
-        return {pid for pid in members if "ServeReplica:octavo" in Path(f"/proc/{pid}/cmdline").read_text()}
+        found = set()
+        for pid in members:
+            with contextlib.suppress(OSError):  # it has just ended
+                if "ServeReplica:octavo" in Path(f"/proc/{pid}/cmdline").read_text():
+                    found.add(pid)
+        return found
 
     def deploy(self, *models: dict[str, Any]) -> None:
         """What `serve deploy` does, without Ray's dashboard."""

@@ -74,6 +74,20 @@ def test_a_request_counts_until_a_report_counts_it() -> None:
     assert shard.in_flight == 0
 
 
+def test_a_question_asked_again_at_once_finds_its_shard_free() -> None:
+    """The first one's report still counts it; the next report is a tenth of a second away."""
+    made = router()
+    first = route(made, "1", chain(1, 4)).order[0]
+    made.heard(first, replace(IDLE, prefill=1000, waiting=1), ["1"], 0.01)
+    made.completed("1")
+    again = route(made, "2", chain(1, 4), 0.02)
+    assert (again.order[0], again.reason) == (first, "prefix")
+    made.heard(first, replace(IDLE, prefill=5000, waiting=3), ["2"], 0.03)
+    made.heard(first, replace(IDLE, prefill=5000, waiting=3), [], 0.04)
+    made.completed("2")  # a later report than the one that counted it: what waits there is somebody else's
+    assert route(made, "3", chain(1, 4), 0.05).order[0] != first
+
+
 def test_a_request_that_failed_counts_no_more() -> None:
     made = router()
     first = route(made, "1", chain(1)).order[0]
