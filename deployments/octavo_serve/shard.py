@@ -75,7 +75,7 @@ class Shard:
         self.port = Port(self.engine)
         self.patience = patience
         start.done("network")
-        start.publish(name)
+        start.publish(name, self.engine.engine.executor)
 
     async def describe(self) -> ModelInfo:
         """What a gateway must know about the model to validate and route requests."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -25,17 +24,17 @@ class StartUp:
         self.phases[phase] = now - self._last
         self._last = now
 
-    def publish(self, shard: str) -> None:
-        """Say it: the gauge `octavo_shard_start_seconds` among Ray's metrics, and a line that `octavo serve` shows.
+    def publish(self, shard: str, engine: object) -> None:
+        """Say it: the gauge `octavo_shard_start_seconds` among Ray's metrics, and lines that `octavo serve` shows.
 
-        Serve's own log would keep the line until a thousand others have come, in its throughput mode.
+        They go past `sys.stderr`, which is Serve's log in a replica: it keeps lines until a thousand others have come.
         """
         gauge = metrics.Gauge(
             "octavo_shard_start_seconds", description="Seconds of a shard's start, by phase.", tag_keys=("phase",)
         )
         for phase, seconds in self.phases.items():
             gauge.set(seconds, tags={"phase": phase})
-        sys.stderr.write(f"Shard ready: {shard}: {self}\n")
+        os.write(2, f"Engine ready: {engine}\nShard ready: {shard}: {self}\n".encode())
 
     def __str__(self) -> str:
         spent = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in self.phases.items())
