@@ -144,7 +144,11 @@ class LocalExecutor:
         self.num_blocks = self._num_blocks(config, block_bytes(spec.num_layers, *shape), "cpu")
         self._description = _describe(native, spec, model, dtype, kv_dtype)
         self.parts = NativeParts(native, spec, model, dtype)
-        kv = PackedKV(spec.num_layers, self.num_blocks, *shape)
+        try:
+            kv = PackedKV(spec.num_layers, self.num_blocks, *shape)
+        except (OSError, OverflowError) as error:
+            size = self.num_blocks * block_bytes(spec.num_layers, *shape)
+            raise ModelError(f"no memory for a KV cache of {size} bytes ({error}): lower kv_cache_bytes") from None
         ranks = Ranks(self._share.vocab.start, self._group.all_reduce) if self._group.size > 1 else None
         decoder = NativeDecoder(native, model, kv, exact=dtype == torch.float32, ranks=ranks)
         self._runner = NativeRunner(decoder, kv, self._join)

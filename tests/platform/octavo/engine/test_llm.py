@@ -130,6 +130,7 @@ def test_a_queue_shorter_than_the_batch_is_fed_as_it_empties(tiny_model):
         ({"max_model_len": 10_000}, ConfigError, "holds at most 512"),
         ({"max_model_len": 512, "kv_cache_bytes": 2**16}, ConfigError, "raise kv_cache_bytes"),
         ({"kv_cache_bytes": 1}, ModelError, "one block of 16 tokens"),
+        ({"kv_cache_bytes": 2**50, "device": "cpu"}, ModelError, "lower kv_cache_bytes"),
         ({"quantization": "magic"}, ConfigError, "magic"),
     ],
 )
