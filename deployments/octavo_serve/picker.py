@@ -79,11 +79,18 @@ class Picker:
                 candidates = await self._wait_for_room(request)
             pending = PendingRequest(args=[request], kwargs={}, metadata=metadata)
             ranks = await self._on_its_loop(self._router.choose_replicas(candidates, pending))
-        replica: RunningReplica = next(found for rank in ranks for found in rank)
+        replica = self._least_busy(ranks, candidates)
         self._running[replica.replica_id] += 1
         self._books.inc_num_running_requests_for_replica(replica.replica_id)
         self._tell(self._router.on_request_routed, pending, replica.replica_id, None)
         return Picked(self, replica, request)
+
+    def _least_busy(self, ranks: list[list[RunningReplica]], candidates: list[RunningReplica]) -> RunningReplica:
+        """The shard with the fewest requests of the first rank that has room, as Serve takes it."""
+        for rank in ranks:
+            if free := [replica for replica in rank if self._has_room(replica)]:
+                return min(free, key=lambda replica: self._running[replica.replica_id])
+        return candidates[0]
 
     async def _wait_for_room(self, request: Request) -> list[RunningReplica]:
         with self._books.wrap_queued_request(request.emitted is not None, len(self._router.curr_replicas)):
@@ -98,7 +105,10 @@ class Picker:
 
     def _with_room(self) -> list[RunningReplica]:
         replicas: list[RunningReplica] = list(self._router.curr_replicas.values())
-        return [replica for replica in replicas if self._running[replica.replica_id] < replica.max_ongoing_requests]
+        return list(filter(self._has_room, replicas))
+
+    def _has_room(self, replica: RunningReplica) -> bool:
+        return self._running[replica.replica_id] < replica.max_ongoing_requests
 
     def ended(self, replica_id: ReplicaID, request: Request) -> None:
         """A request no longer runs at a shard."""

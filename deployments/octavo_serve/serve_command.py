@@ -261,8 +261,9 @@ def environment(options: Options, plan: Plan, folder: Path) -> dict[str, str]:
     settings["OMP_WAIT_POLICY"] = "passive"  # torch's threads must not spin on cores that the gateway needs
     if options.address is None:
         settings["RAY_AUTH_MODE"] = "disabled"  # the cluster ends with this command and serves only its own user
-        # on a busy machine a proxy takes longer to start than the 5 s after which Serve starts another one instead
-        settings["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "30"
+        # on a busy machine a proxy takes longer to start than the 5 s after which Serve starts another one instead, and
+        # to answer than the 10 s after which, three times in a row, Serve kills it and all connections with it
+        settings |= {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
     if options.address is None and options.fast:
         # a prompt with its log probabilities is larger than gRPC's 4 MiB
         settings |= {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
@@ -287,13 +288,15 @@ def _haproxy_settings(haproxy: str, folder: Path) -> dict[str, str]:
     wrapper = folder / "haproxy"
     wrapper.write_text(f'#!/bin/sh\nexec {shlex.quote(haproxy)} -dS "$@"\n')
     wrapper.chmod(0o755)
-    metrics, stats = free_ports(2)
+    metrics, stats, fallback, fallback_grpc = free_ports(4)
     ingress = free_block(2 * GATEWAY_PORTS)
     return {
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        # Gateways bind with SO_REUSEPORT from 30000 up: beside a second cluster on this host, each would get requests
-        # meant for the other (seen: its models answered).
+        # HAProxy goes to Serve's own proxy when it finds no gateway well. That one listens on 8500 with SO_REUSEPORT:
+        # beside a second cluster on this host, each would get the other's requests (seen: 137 of 10,000).
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ingress),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ingress + GATEWAY_PORTS - 1),
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(ingress + GATEWAY_PORTS),
@@ -301,6 +304,7 @@ def _haproxy_settings(haproxy: str, folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,7 +17,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from octavo_serve.serve_command import Server, free_block, free_ports
+from octavo_serve.serve_command import Options, Server, free_block, free_ports, read_plan
+from octavo_serve.serve_command import environment as environment_of_child
 
 OCTAVO = [sys.executable, "-m", "octavo_serve.cli"]
 MODEL = {"name": "m", "source": "/nowhere/model.gguf"}
@@ -78,6 +81,24 @@ def test_a_block_of_ports_goes_around_those_in_use(monkeypatch: pytest.MonkeyPat
         starts = iter([port - 3, port - 9, port + 1])
         monkeypatch.setattr("octavo_serve.serve_command.random.randrange", lambda *_: next(starts))
         assert free_block(5) in (port - 9, port + 1)  # not the one around the taken port
+
+
+def test_two_servers_on_one_host_share_no_port_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve's own defaults are the same for every cluster, and what listens there with SO_REUSEPORT is shared."""
+    ray = importlib.util.find_spec("ray")
+    assert ray is not None
+    constants = Path(str(ray.origin)).with_name("serve") / "_private" / "constants.py"
+    fixed = r"RAY_SERVE_(?:HAPROXY|FALLBACK_PROXY|DIRECT_INGRESS)_\w*(?:_PORT|_PATH|_LOC|_BASE|_FILE)\b"
+    names = set(re.findall(fixed, constants.read_text())) - {"RAY_SERVE_HAPROXY_BINARY_PATH"}
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    options = Options(Path(config(tmp_path)))
+    settings = []
+    for name in ("one", "two"):
+        (folder := tmp_path / name).mkdir()
+        settings.append(environment_of_child(options, read_plan(options), folder))
+    assert len(names) >= 10
+    assert [name for name in sorted(names) if name not in settings[0] or settings[0][name] == settings[1][name]] == []
 
 
 @pytest.mark.ray

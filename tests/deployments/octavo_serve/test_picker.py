@@ -116,6 +116,21 @@ def test_the_routers_first_choice_is_on_the_books_until_the_request_has_ended() 
     asyncio.run(main())
 
 
+def test_of_equals_the_one_with_fewer_requests_is_taken_as_serve_does() -> None:
+    async def main() -> None:
+        pick, fake = picker()
+        fake.router.join("a", 8)
+        fake.router.join("bb", 1)
+
+        async def all_alike(candidates: list[Any], pending: Any) -> list[list[Any]]:
+            return [[], list(fake.router.curr_replicas.values())]  # full ones too: Serve's own routers do not look
+
+        fake.router.choose_replicas = all_alike  # type: ignore[method-assign]
+        assert [(await pick.pick(request(f"r{i}"))).address[1] for i in range(4)] == [1, 2, 1, 1]
+
+    asyncio.run(main())
+
+
 def test_a_full_shard_is_passed_over_and_requests_wait_in_order_for_room() -> None:
     async def main() -> None:
         pick, fake = picker()
