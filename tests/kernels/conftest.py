@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,3 +83,28 @@ def _take_triton() -> dict[str, ModuleType]:
         or (name.startswith("octavo_kernels.") and name.endswith(".gpu"))
     ]  # fmt: skip
     return {name: sys.modules.pop(name) for name in names}
+
+
+@pytest.fixture
+def compile_launches(tmp_path: Path) -> Callable[..., dict[str, list[Any]]]:
+    """`compile_launches(__file__, 90)`: the `LAUNCHES` of a test file compiled for compute capability 9.0.
+
+    -> by name, what each launched kernel takes (`Compiled` in compile_launches.py): registers, what of them
+    spilled, and shared memory. More arguments name the launches that are wanted.
+    """
+    fields = ("kernel", "warps", "registers", "spilled", "shared", "matrix", "async_copies")
+    # Triton 3.9 warns until FP_FUSION says what it does anyway.
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
+
+    def compiled(file: str, capability: int, *names: str) -> dict[str, list[Any]]:
+        script = Path(__file__).with_name("compile_launches.py")
+        command = [sys.executable, str(script), file, str(capability), *names]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        launches = json.loads(done.stdout.splitlines()[-1])
+        return {
+            name: [SimpleNamespace(**dict(zip(fields, kernel, strict=True))) for kernel in kernels]
+            for name, kernels in launches.items()
+        }
+
+    return compiled

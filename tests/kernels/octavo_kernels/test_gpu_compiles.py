@@ -1,85 +1,70 @@
 """The Triton kernels compile to machine code, which needs no GPU: the interpreter accepts more than the compiler does.
 
-A process of its own compiles (this file as a script), because Triton cannot interpret and compile in one.
+Each launch below is what a layer of a real model asks for. docs/gpu.md has the figures; print them with
+`python tests/kernels/compile_launches.py tests/kernels/octavo_kernels/test_gpu_compiles.py 90`.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-SHARED_MEMORY = 99 * 1024
-"""Bytes per program on compute capability 8.6, the least since Ampere."""
+from octavo_kernels.paged_attention import PagedBatch
 
-TYPES = {
-    "weight_ptr": "*fp32", "cos_sin_ptr": "*fp32", "eps": "fp32", "scale": "fp32", "slots_ptr": "*i64",
-    "positions_ptr": "*i64", "query_start_ptr": "*i32", "context_lens_ptr": "*i32", "block_tables_ptr": "*i32",
-}  # fmt: skip
-"""Of arguments that are neither data (pointers otherwise), nor counts and strides (the rest)."""
+SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}
+"""Bytes that a program may take, by compute capability."""
 
-ROW_KERNELS: list[tuple[str, str, dict[str, Any]]] = [
-    ("rms_norm", "_rms_norm_kernel", {"BLOCK": 1024}),
-    ("rms_norm", "_add_rms_norm_kernel", {"BLOCK": 1024}),
-    ("rotary", "_rotary_kernel", {"Q_HEADS": 16, "K_HEADS": 4, "HALF": 32}),
-    ("kv_store", "_kv_store_kernel", {"BLOCK": 1024}),
-    ("activation", "_gated_kernel", {"GELU": False, "BLOCK": 1024}),
-    ("activation", "_gated_kernel", {"GELU": True, "BLOCK": 1024}),
-]
-ATTENTION: list[tuple[str, int, int, dict[str, Any]]] = [
-    ("bf16", 64, 3, {}),
-    ("bf16", 80, 64, {"WINDOW": 512, "SOFTCAP": 30.0}),
-    ("fp32", 128, 64, {}),
-]
-"""Data type, head size, rows, kind of mask."""
+
+def launch(op: str, function: str, *args: Any, **kwargs: Any) -> object:
+    return getattr(importlib.import_module(f"octavo_kernels.{op}.gpu"), function)(*args, **kwargs)
+
+
+def tensor(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+def rows(dtype: torch.dtype) -> None:
+    """The kernels of a token's row, for heads of a fused projection."""
+    x, heads, weight = tensor(3, 4096, dtype=dtype), tensor(3, 48, 128, dtype=dtype), torch.empty(4096)
+    launch("rms_norm", "rms_norm", x, weight, 1e-5)
+    launch("rms_norm", "rms_norm", heads[:, :32], torch.empty(128), 1e-5)
+    launch("rms_norm", "add_rms_norm", x, x, weight, 1e-5)
+    launch("activation", "silu_mul", x)
+    launch("activation", "gelu_mul", x)
+    slots = torch.zeros(3, dtype=torch.int64)
+    launch("rotary", "rotary_", heads[:, :32], heads[:, 32:40], slots, torch.empty(10, 128))
+    cache = tensor(2, 16, 8, 128, dtype=dtype)
+    launch("kv_store", "kv_store", heads[:, 32:40], heads[:, 40:], cache, cache, slots)
+
+
+def attention(queries: int, heads: tuple[int, int], dim: int, dtype: torch.dtype, **kind: Any) -> None:
+    """A step of two sequences with `queries` tokens each."""
+    starts, contexts = np.array([0, 1, 2]) * queries, np.array([1000, 1000])
+    batch = PagedBatch.build(starts, contexts, np.zeros((2, 70)), 16)
+    q, cache = tensor(2 * queries, heads[0], dim, dtype=dtype), tensor(2, 16, heads[1], dim, dtype=dtype)
+    launch("paged_attention", "paged_attention", q, cache, cache, batch, scale=1.0, **kind)
+
+
+LAUNCHES: dict[str, Callable[[], object]] = {
+    "rows bfloat16": lambda: rows(torch.bfloat16),
+    "rows float32": lambda: rows(torch.float32),
+    "decode": lambda: attention(1, (32, 8), 128, torch.bfloat16),
+    "chunk": lambda: attention(300, (32, 8), 128, torch.bfloat16),
+    "chunk gemma": lambda: attention(300, (8, 4), 256, torch.bfloat16, window=512, softcap=30.0),
+    "decode of 80": lambda: attention(1, (32, 32), 80, torch.float16),
+    "chunk float32": lambda: attention(300, (9, 3), 64, torch.float32),
+}
 
 
 @pytest.mark.slow
-def test_kernels_compile_and_fit_the_shared_memory(tmp_path: Path) -> None:
-    # Triton 3.9 warns until FP_FUSION says what it does anyway.
-    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
-    done = subprocess.run([sys.executable, __file__], env=environment, check=True, stdout=subprocess.PIPE)
-    shared = json.loads(done.stdout)
-    assert len(shared) == 2 * len(ROW_KERNELS) + len(ATTENTION)
-    assert max(shared) <= SHARED_MEMORY
-
-
-def shared_memory(op: str, kernel: str, data: str, constants: dict[str, Any], **options: int) -> int:
-    """Compile for compute capability 8.0 and return the bytes of shared memory that a program takes."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    function = getattr(importlib.import_module(f"octavo_kernels.{op}.gpu"), kernel)
-    names = function.arg_names
-    types = {
-        name: "constexpr" if name.isupper() else TYPES.get(name, f"*{data}" if name.endswith("_ptr") else "i32")
-        for name in names
-    }
-    source = ASTSource(function, types, {(names.index(name),): value for name, value in constants.items()})
-    binary = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options)
-    assert binary.asm["cubin"]
-    return int(binary.metadata.shared)
-
-
-def attention_memory(data: str, dim: int, rows: int, kind: dict[str, Any]) -> int:
-    import triton
-
-    from octavo_kernels.paged_attention.gpu import _tile
-
-    block_d = triton.next_power_of_2(dim)
-    block_m, block_n = _tile(rows, block_d * (4 if data == "fp32" else 2))
-    constants = {"GROUP": 3, "KV_HEADS": 2, "BLOCK_SIZE": 16, "WINDOW": None, "SOFTCAP": None} | kind
-    tile = {"DIM": dim, "BLOCK_D": block_d, "BLOCK_M": block_m, "BLOCK_N": block_n}
-    return shared_memory("paged_attention", "_paged_attention_kernel", data, constants | tile, num_stages=2)
-
-
-if __name__ == "__main__":
-    rows = [shared_memory(op, kernel, data, fixed) for data in ("fp32", "bf16") for op, kernel, fixed in ROW_KERNELS]
-    print(json.dumps(rows + [attention_memory(*case) for case in ATTENTION]))  # noqa: T201
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile_and_fit_the_gpu(compile_launches, capability: int) -> None:
+    found = compile_launches(__file__, capability)
+    assert found.keys() == LAUNCHES.keys()
+    for kernel in (kernel for kernels in found.values() for kernel in kernels):
+        assert kernel.shared <= SHARED_MEMORY[capability], kernel
