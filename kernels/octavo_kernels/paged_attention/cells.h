@@ -52,14 +52,15 @@ int64_t value_index(int64_t place, int64_t d, int64_t padded) {
     return (place / kPerWord<T> * padded + d) * kPerWord<T> + place % kPerWord<T>;
 }
 
-// The keys and values of up to 4 cells, wherever they lie, and what 8-bit ones are multiplied with.
-struct Tile {
-    int64_t cells;
-    const float* k[kTile / kCell];
-    const float* v[kTile / kCell];
+// The keys and values of a split, wherever its cells lie, and what 8-bit ones are multiplied with.
+struct Split {
+    int64_t key, cells;  // its first position, and how many cells of it hold keys
+    int64_t cell_bytes;  // of keys, as of values
+    const float* k[kSplit / kCell];
+    const float* v[kSplit / kCell];
     bool scaled;
-    alignas(64) float k_scales[kTile];
-    alignas(64) float v_scales[kTile];
+    alignas(64) float k_scales[kSplit];
+    alignas(64) float v_scales[kSplit];
 };
 
 OCTAVO_INLINE void store_weights(float* p, Vec v) { store(p, v); }
@@ -159,49 +160,46 @@ void unpack_cell(const KvCache& cache, const void* base, Place place, int64_t he
 }
 
 template <class T>
-void find_tile(const KvCache& cache, const Sequences& sequences, const AttentionItem& item, int64_t key, float* scratch,
-               Tile& tile) {
+void find_split(const KvCache& cache, const Sequences& sequences, const AttentionItem& item, int64_t key,
+                float* scratch, Split& split) {
     const int64_t context = sequences.context_lens[item.sequence];
-    const int64_t end = std::min(std::min(item.end, key + kTile), context);
-    tile.cells = (end - key + kCell - 1) / kCell;
-    tile.scaled = cache.form == KvForm::int8;
+    const int64_t end = std::min(std::min(item.end, key + kSplit), context);
+    split.key = key;
+    split.cells = (end - key + kCell - 1) / kCell;
+    split.cell_bytes = cache.cell_values() * sizeof(T);
+    split.scaled = cache.form == KvForm::int8;
     T* own = (T*)scratch;
-    for (int64_t cell = 0; cell < tile.cells; ++cell) {
+    for (int64_t cell = std::max<int64_t>(0, item.begin - key) / kCell; cell < split.cells; ++cell) {
         const int64_t position = key + cell * kCell, valid = std::min(kCell, context - position);
         T* own_k = own + 2 * cell * cache.cell_values();
         T* own_v = own_k + cache.cell_values();
+        split.k[cell] = (const float*)own_k, split.v[cell] = (const float*)own_v;
         if (cache.form == KvForm::plain) {
             pack_cell(cache, sequences, item.sequence, position, valid, item.head, own_k, own_v);
-            tile.k[cell] = (const float*)own_k, tile.v[cell] = (const float*)own_v;
             continue;
         }
         const Place place = find_place(cache, sequences, item.sequence, position);
         if (cache.form == KvForm::int8) {
-            unpack_cell(cache, cache.k, place, item.head, valid, own_k, tile.k_scales + cell * kCell);
-            unpack_cell(cache, cache.v, place, item.head, valid, own_v, tile.v_scales + cell * kCell);
-            tile.k[cell] = (const float*)own_k, tile.v[cell] = (const float*)own_v;
+            unpack_cell(cache, cache.k, place, item.head, valid, own_k, split.k_scales + cell * kCell);
+            unpack_cell(cache, cache.v, place, item.head, valid, own_v, split.v_scales + cell * kCell);
             continue;
         }
         const T* v = packed_cell<T>(cache, cache.v, place, item.head);
-        tile.k[cell] = (const float*)packed_cell<T>(cache, cache.k, place, item.head);
-        tile.v[cell] = (const float*)v;
-        if (valid == kCell) continue;
-        clean_values(v, valid, cache.padded_dim(), own_v);
-        tile.v[cell] = (const float*)own_v;
+        split.k[cell] = (const float*)packed_cell<T>(cache, cache.k, place, item.head);
+        if (valid == kCell) split.v[cell] = (const float*)v;
+        else clean_values(v, valid, cache.padded_dim(), own_v);
     }
 }
 
-// Starts loading the tile at `key` of an item. A cell is too short for the processor's own prefetching to get going.
+// Starts loading the keys that are read after `count` cells from `cell` on, and the values of these. A cell is too short
+// for the processor's own prefetching to get going.
 template <class T>
-void prefetch_tile(const KvCache& cache, const Sequences& sequences, const AttentionItem& item, int64_t key) {
-    if (cache.form == KvForm::plain) return;
-    const int64_t bytes = cache.cell_values() * (cache.form == KvForm::int8 ? 1 : sizeof(T));
-    for (int64_t position = key; position < std::min(item.end, key + kTile); position += kCell) {
-        const Place place = find_place(cache, sequences, item.sequence, position);
-        for (const void* base : {cache.k, cache.v}) {
-            const char* cell = cache.form == KvForm::int8 ? packed_cell<char>(cache, base, place, item.head)
-                                                          : (const char*)packed_cell<T>(cache, base, place, item.head);
-            for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(cell + i);
+void fetch_cells(const Split& split, int64_t cell, int64_t count) {
+    for (int64_t i = cell; i < cell + count; ++i) {
+        const char* later = i + count < split.cells ? (const char*)split.k[i + count] : nullptr;
+        for (int64_t at = 0; at < split.cell_bytes; at += 64) {
+            if (later) __builtin_prefetch(later + at);
+            __builtin_prefetch((const char*)split.v[i] + at);
         }
     }
 }

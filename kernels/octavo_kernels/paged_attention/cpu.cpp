@@ -7,11 +7,12 @@ namespace octavo {
 namespace {
 
 constexpr float kNone = -std::numeric_limits<float>::infinity();
-constexpr int64_t kTargetRows = 64;  // of an item with many tokens: its sums (16 KiB at dim 64) stay in L1 with a tile
+constexpr int64_t kTargetRows = 96;  // of an item with many tokens: for so many a split's K and V stay in the L2 cache
 constexpr int64_t kFewRows = 16;     // items below this are split over the context
 constexpr int kRows = OCTAVO_ISA >= 2 ? 6 : 2;  // rows in registers: 6 x 4 sums, 4 operands, 1 broadcast of 32
 constexpr int kColumns = 4;
-constexpr int kCellVecs = kCell / kLanes, kTileVecs = kTile / kLanes;
+constexpr int kCellVecs = kCell / kLanes, kSplitVecs = kSplit / kLanes;
+constexpr int kStepCells = 4;  // whose keys are multiplied while those of the next are fetched
 
 // ---- dot products over words: a float, or a pair of bf16 ----------------------------------------------------------
 
@@ -50,39 +51,47 @@ OCTAVO_INLINE void multiply(Vec (&sums)[R][C], const float* a, int64_t a_stride,
     }
 }
 
-// ---- one tile -----------------------------------------------------------------------------------------------------
+// ---- one split, a few rows -----------------------------------------------------------------------------------------
 
 template <class T, int R, int C>
-void score_columns(const Tile& tile, int first, const float* q, int64_t q_words, int64_t words, float* scores) {
+void score_columns(const Split& split, int first, const float* q, int64_t words, float* scores) {
     const float* b[C];
-    for (int c = 0; c < C; ++c) b[c] = tile.k[(first + c) / kCellVecs] + (first + c) % kCellVecs * kLanes;
+    for (int c = 0; c < C; ++c) b[c] = split.k[(first + c) / kCellVecs] + (first + c) % kCellVecs * kLanes;
     Vec sums[R][C] = {};
-    multiply<T, R, C>(sums, q, q_words, b, kCell, words);
+    multiply<T, R, C>(sums, q, words, b, kCell, words);
     for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) store(scores + r * kTile + (first + c) * kLanes, sums[r][c]);
-}
-
-template <class T, int R, int C>
-void weigh_columns(const Tile& tile, int64_t column, const float* weights, float* sums, int64_t dim) {
-    Vec total[R][C];
-    for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) total[r][c] = load(sums + r * dim + column + c * kLanes);
-    constexpr int64_t kWords = kCell / kPerWord<T>;  // of weights per cell
-    for (int64_t cell = 0; cell < tile.cells; ++cell) {
-        const float* b[C];
-        for (int c = 0; c < C; ++c) b[c] = tile.v[cell] + column + c * kLanes;
-        multiply<T, R, C>(total, weights + cell * kWords, kTile / kPerWord<T>, b, dim, kWords);
-    }
-    for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) store(sums + r * dim + column + c * kLanes, total[r][c]);
+        for (int c = 0; c < C; ++c) store(scores + r * kSplit + (first + c) * kLanes, sums[r][c]);
 }
 
 // What rows have seen so far: R rows of unnormalised sums, their weights' sum and the maximum score.
 struct Rows {
-    float* sums;     // [rows][dim]
+    float* sums;     // [rows][padded]
     float* weight;   // [rows]
     float* highest;  // [rows]
 };
+
+// What two parts of the context are multiplied with where they are joined.
+struct Shares {
+    float before[kLanes], later[kLanes];  // per row
+};
+
+// Sums of what the rows see in some cells join the rows' sums.
+template <class T, int R, int C>
+void weigh_columns(const Split& split, Range cells, int64_t column, const float* weights, const Shares& shares,
+                   float* sums, int64_t padded) {
+    Vec total[R][C] = {};
+    constexpr int64_t kWords = kCell / kPerWord<T>;  // of weights per cell
+    for (int64_t cell = cells.begin; cell < cells.end; ++cell) {
+        const float* b[C];
+        for (int c = 0; c < C; ++c) b[c] = split.v[cell] + column + c * kLanes;
+        multiply<T, R, C>(total, weights + cell * kWords, kSplit / kPerWord<T>, b, padded, kWords);
+    }
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) {
+            float* to = sums + r * padded + column + c * kLanes;
+            store(to, fma(total[r][c], splat(shares.later[r]), load(to) * splat(shares.before[r])));
+        }
+}
 
 constexpr float kLog2e = 1.44269504088896341f;
 
@@ -93,12 +102,14 @@ struct Visible {
 };
 
 struct Shape {
-    int64_t dim, padded, words, q_words;
+    int64_t dim, padded, words;
     float scale, softcap;
     bool sloped;
 };
 
-// 2^x to 2 ulp; 0 for -infinity, and NaN for NaN. The polynomial is a minimax fit of 2^r for r in [0, 1], exact at 0.
+// 2^x; 0 for -infinity, and NaN for NaN. The polynomials are minimax fits of 2^r for r in [0, 1], exact at 0: to 2 ulp, or
+// (short) to 9e-5, which is little beside bf16's rounding.
+template <bool kShort = false>
 OCTAVO_INLINE Vec exp2(Vec x) {
 #if OCTAVO_ISA >= 2
     const Vec r = (Vec)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
@@ -106,11 +117,16 @@ OCTAVO_INLINE Vec exp2(Vec x) {
     const Vec clamped = max(x, splat(-126.f)), shifter = splat(12582912.f);  // 1.5 * 2^23: adding it rounds
     const Vec n = (clamped - splat(0.5f) + shifter) - shifter, r = clamped - n;
 #endif
-    Vec p = splat(1.867130515e-3f);
-    p = fma(p, r, splat(9.017028846e-3f));
-    p = fma(p, r, splat(5.579991266e-2f));
-    p = fma(p, r, splat(2.401644439e-1f));
-    p = fma(p, r, splat(6.931512952e-1f));
+    Vec p;
+    if constexpr (kShort) {
+        p = fma(splat(7.706705118e-2f), r, splat(2.276449812e-1f));
+        p = fma(p, r, splat(6.951167887e-1f));
+    } else {
+        p = fma(splat(1.867130515e-3f), r, splat(9.017028846e-3f));
+        p = fma(p, r, splat(5.579991266e-2f));
+        p = fma(p, r, splat(2.401644439e-1f));
+        p = fma(p, r, splat(6.931512952e-1f));
+    }
     p = fma(p, r, splat(1.f));
 #if OCTAVO_ISA >= 2
     return (Vec)_mm512_scalef_ps((__m512)p, (__m512)x);  // times 2^floor(x)
@@ -120,121 +136,142 @@ OCTAVO_INLINE Vec exp2(Vec x) {
 #endif
 }
 
-// A score as a power of two, so that exp2 gives its weight.
-OCTAVO_INLINE Vec treat(Vec score, const Shape& shape, int64_t key, Visible seen, bool whole) {
-    if (shape.softcap == 0) score = score * splat(shape.scale * kLog2e);
-    else score = splat(shape.softcap * kLog2e) * tanh(score * splat(shape.scale / shape.softcap));
-    if (whole && !shape.sloped) return score;
+OCTAVO_INLINE IVec positions_from(int64_t key) {
     IVec lane;
     for (int i = 0; i < kLanes; ++i) lane[i] = i;
-    const IVec position = lane + int32_t(key);
-    if (shape.sloped)
-        score = fma(__builtin_convertvector(position - seen.last, Vec), splat(seen.slope * kLog2e), score);
-    if (whole) return score;
-    const IVec hidden = (position < seen.first) | (position > seen.last);
-    return hidden ? splat(kNone) : score;
+    return lane + int32_t(key);
 }
 
-// Scores of one row to weights; returns the new maximum.
-template <class T, bool kScaled>
-OCTAVO_INLINE float soften(const Tile& tile, const float* scores, int vecs, const Shape& shape, int64_t key,
-                           Visible seen, float highest, float* weight, T* weights) {
-    const bool whole = seen.first <= key && key + vecs * kLanes - 1 <= seen.last;
-    Vec treated[kTileVecs], top = splat(highest);
-    for (int i = 0; i < vecs; ++i) {
+// Scores that are more than a product: 8-bit keys' scales, soft cap, slopes. They leave as powers of two.
+template <bool kScaled>
+void treat(const Split& split, float* scores, Range vecs, const Shape& shape, Visible seen) {
+    for (int64_t i = vecs.begin; i < vecs.end; ++i) {
         Vec score = load(scores + i * kLanes);
-        if (kScaled) score = score * load(tile.k_scales + i * kLanes);
-        treated[i] = treat(score, shape, key + i * kLanes, seen, whole);
-        top = max(treated[i], top);
+        if (kScaled) score = score * load(split.k_scales + i * kLanes);
+        if (shape.softcap == 0) score = score * splat(shape.scale * kLog2e);
+        else score = splat(shape.softcap * kLog2e) * tanh(score * splat(shape.scale / shape.softcap));
+        const Vec distance = __builtin_convertvector(positions_from(split.key + i * kLanes) - seen.last, Vec);
+        if (shape.sloped) score = fma(distance, splat(seen.slope * kLog2e), score);
+        store(scores + i * kLanes, score);
     }
-    highest = max(top);
+}
+
+// Keys that a row does not see weigh nothing. Most rows see all or only the last vectors in part.
+void hide(const Split& split, float* scores, Range vecs, Visible seen) {
+    for (int64_t i = vecs.begin; i < vecs.end; ++i) {
+        const int64_t key = split.key + i * kLanes;
+        if (seen.first <= key && key + kLanes - 1 <= seen.last) continue;
+        const IVec position = positions_from(key), hidden = (position < seen.first) | (position > seen.last);
+        store(scores + i * kLanes, hidden ? splat(kNone) : load(scores + i * kLanes));
+    }
+}
+
+// Weights of one row, 2^(score * unit - highest), and their sum; returns the highest.
+template <class T, bool kScaled>
+OCTAVO_INLINE float soften(const Split& split, const float* scores, Range vecs, float unit, float* weight, T* weights) {
+    Vec top = splat(kNone);
+    for (int64_t i = vecs.begin; i < vecs.end; ++i) top = max(load(scores + i * kLanes), top);
+    const float highest = max(top) * unit;
+    const Vec shift = splat(highest == kNone ? 0.f : -highest);  // 2^(-inf) is the 0 that a row without keys needs
     Vec total = {};
-    const Vec shift = splat(highest == kNone ? 0.f : highest);  // 2^(-inf) is the 0 that a row without keys needs
-    for (int i = 0; i < vecs; ++i) {
-        const Vec p = exp2(treated[i] - shift);
+    for (int64_t i = vecs.begin; i < vecs.end; ++i) {
+        const Vec p = exp2<sizeof(T) == 2>(fma(load(scores + i * kLanes), splat(unit), shift));
         total = total + p;
-        store_weights(weights + i * kLanes, kScaled ? p * load(tile.v_scales + i * kLanes) : p);
+        store_weights(weights + i * kLanes, kScaled ? p * load(split.v_scales + i * kLanes) : p);
     }
     *weight = sum(total);
     return highest;
 }
 
-// With the number of vectors known they stay in registers.
 template <class T, bool kScaled>
-OCTAVO_INLINE float soften_row(const Tile& tile, const float* scores, int vecs, const Shape& shape, int64_t key,
-                               Visible seen, float highest, float* weight, T* weights) {
-    return vecs == kTileVecs ? soften<T, kScaled>(tile, scores, kTileVecs, shape, key, seen, highest, weight, weights)
-                             : soften<T, kScaled>(tile, scores, vecs, shape, key, seen, highest, weight, weights);
+float soften_row(const Split& split, float* scores, Range vecs, const Shape& shape, Visible seen, float* weight,
+                 T* weights) {
+    const bool plain = !kScaled && shape.softcap == 0 && !shape.sloped;
+    if (!plain) treat<kScaled>(split, scores, vecs, shape, seen);
+    hide(split, scores, vecs, seen);
+    return soften<T, kScaled>(split, scores, vecs, plain ? shape.scale * kLog2e : 1.f, weight, weights);
 }
 
-template <class T, int R>
-void attend_tile(const Tile& tile, int64_t key, const float* q, const Shape& shape, const Visible* seen, Rows rows) {
-    alignas(64) float scores[R * kTile];
-    alignas(64) T weights[R * kTile];
-    const int vecs = int(tile.cells) * kCellVecs;
-    int column = 0;
-    for (; column + kColumns <= vecs; column += kColumns)
-        score_columns<T, R, kColumns>(tile, column, q, shape.q_words, shape.words, scores);
-    for (; column < vecs; ++column) score_columns<T, R, 1>(tile, column, q, shape.q_words, shape.words, scores);
-
-    float faded[kLanes > R ? kLanes : R] = {}, added[R];
+// Where two parts of the context meet: what each is multiplied with; highest and weight become those of both.
+template <int R>
+OCTAVO_INLINE Shares share_out(Rows rows, const float* later_weight, const float* later_highest) {
+    Shares shares = {};
     for (int r = 0; r < R; ++r) {
-        const float before = rows.highest[r];
-        const float* from = scores + r * kTile;
-        T* to = weights + r * kTile;
-        rows.highest[r] = tile.scaled
-            ? soften_row<T, true>(tile, from, vecs, shape, key, seen[r], before, &added[r], to)
-            : soften_row<T, false>(tile, from, vecs, shape, key, seen[r], before, &added[r], to);
-        faded[r] = rows.highest[r] == kNone ? 0.f : before - rows.highest[r];
+        const float top = rows.highest[r] > later_highest[r] ? rows.highest[r] : later_highest[r];
+        const float base = top == kNone ? 0.f : top;
+        shares.before[r] = rows.highest[r] - base, shares.later[r] = later_highest[r] - base;
+        rows.highest[r] = top;
     }
     static_assert(R <= kLanes, "one exp2 serves all rows");
-    store(faded, exp2(load(faded)));
-    for (int r = 0; r < R; ++r) {
-        rows.weight[r] = rows.weight[r] * faded[r] + added[r];
-        if (faded[r] == 1.f) continue;  // times 1 changes nothing
-        for (int64_t d = 0; d < shape.padded; d += kLanes)
-            store(rows.sums + r * shape.padded + d, load(rows.sums + r * shape.padded + d) * splat(faded[r]));
+    store(shares.before, exp2(load(shares.before)));
+    store(shares.later, exp2(load(shares.later)));
+    for (int r = 0; r < R; ++r)
+        rows.weight[r] = later_weight[r] * shares.later[r] + rows.weight[r] * shares.before[r];
+    return shares;
+}
+
+// Scores of all keys of a split that some of the rows see, their weights, and the weighted sums of values.
+template <class T, int R>
+void attend_rows(const Split& split, const float* q, const Shape& shape, const Visible* seen, bool fetch, Rows rows) {
+    alignas(64) float scores[R * kSplit];
+    alignas(64) T weights[R * kSplit];
+    int64_t first = seen[0].first, last = seen[0].last;
+    for (int r = 1; r < R; ++r)
+        first = std::min<int64_t>(first, seen[r].first), last = std::max<int64_t>(last, seen[r].last);
+    if (last < split.key) return;
+    const Range cells{std::max<int64_t>(0, first - split.key) / kCell,
+                      std::min(split.cells, (last - split.key) / kCell + 1)};
+    const Range vecs{cells.begin * kCellVecs, cells.end * kCellVecs};
+    int column = int(vecs.begin);
+    for (; column + kColumns <= vecs.end; column += kColumns) {
+        if (fetch && (column - vecs.begin) % (kStepCells * kCellVecs) == 0) fetch_cells<T>(split, column / kCellVecs, kStepCells);
+        score_columns<T, R, kColumns>(split, column, q, shape.words, scores);
     }
+    if (fetch && column < vecs.end) fetch_cells<T>(split, column / kCellVecs, cells.end - column / kCellVecs);
+    for (; column + 2 <= vecs.end; column += 2) score_columns<T, R, 2>(split, column, q, shape.words, scores);
+    for (; column < vecs.end; ++column) score_columns<T, R, 1>(split, column, q, shape.words, scores);
+
+    float highest[R], weight[R];
+    for (int r = 0; r < R; ++r) {
+        float* from = scores + r * kSplit;
+        T* to = weights + r * kSplit;
+        highest[r] = split.scaled ? soften_row<T, true>(split, from, vecs, shape, seen[r], &weight[r], to)
+                                  : soften_row<T, false>(split, from, vecs, shape, seen[r], &weight[r], to);
+    }
+    const Shares shares = share_out<R>(rows, weight, highest);
     int64_t d = 0;
     for (; d + kColumns * kLanes <= shape.padded; d += kColumns * kLanes)
-        weigh_columns<T, R, kColumns>(tile, d, (const float*)weights, rows.sums, shape.padded);
+        weigh_columns<T, R, kColumns>(split, cells, d, (const float*)weights, shares, rows.sums, shape.padded);
     for (; d < shape.padded; d += kLanes)
-        weigh_columns<T, R, 1>(tile, d, (const float*)weights, rows.sums, shape.padded);
+        weigh_columns<T, R, 1>(split, cells, d, (const float*)weights, shares, rows.sums, shape.padded);
 }
 
 template <class T>
-void attend_tile(int64_t count, const Tile& tile, int64_t key, const float* q, const Shape& shape, const Visible* seen,
+void attend_rows(int64_t count, const Split& split, const float* q, const Shape& shape, const Visible* seen, bool fetch,
                  Rows rows) {
     switch (count) {
-        case 1: return attend_tile<T, 1>(tile, key, q, shape, seen, rows);
-        case 2: return attend_tile<T, 2>(tile, key, q, shape, seen, rows);
+        case 1: return attend_rows<T, 1>(split, q, shape, seen, fetch, rows);
+        case 2: return attend_rows<T, 2>(split, q, shape, seen, fetch, rows);
 #if OCTAVO_ISA >= 2
-        case 3: return attend_tile<T, 3>(tile, key, q, shape, seen, rows);
-        case 4: return attend_tile<T, 4>(tile, key, q, shape, seen, rows);
-        case 5: return attend_tile<T, 5>(tile, key, q, shape, seen, rows);
-        case 6: return attend_tile<T, 6>(tile, key, q, shape, seen, rows);
+        case 3: return attend_rows<T, 3>(split, q, shape, seen, fetch, rows);
+        case 4: return attend_rows<T, 4>(split, q, shape, seen, fetch, rows);
+        case 5: return attend_rows<T, 5>(split, q, shape, seen, fetch, rows);
+        case 6: return attend_rows<T, 6>(split, q, shape, seen, fetch, rows);
 #endif
     }
 }
 
 // ---- one item -----------------------------------------------------------------------------------------------------
 
-// Adds a later split to an earlier one, or takes it where there is none.
-void merge_row(float* sums, float& weight, float& highest, const float* later, float later_weight, float later_highest,
-               int64_t padded) {
-    if (later_highest == kNone) return;
-    if (highest == kNone) {
-        std::memcpy(sums, later, padded * sizeof(float));
-        weight = later_weight, highest = later_highest;
-        return;
-    }
-    const float top = highest > later_highest ? highest : later_highest;
-    float fade[kLanes] = {highest - top, later_highest - top};
-    store(fade, exp2(load(fade)));
+Rows from_row(Rows rows, int64_t row, int64_t padded) {
+    return {rows.sums + row * padded, rows.weight + row, rows.highest + row};
+}
+
+// Adds a later part of the context to an earlier one, as weigh_columns does.
+void merge_row(Rows row, const float* later, float later_weight, float later_highest, int64_t padded) {
+    const Shares shares = share_out<1>(row, &later_weight, &later_highest);
     for (int64_t d = 0; d < padded; d += kLanes)
-        store(sums + d, fma(load(later + d), splat(fade[1]), load(sums + d) * splat(fade[0])));
-    weight = weight * fade[0] + later_weight * fade[1];
-    highest = top;
+        store(row.sums + d, fma(load(later + d), splat(shares.later[0]), load(row.sums + d) * splat(shares.before[0])));
 }
 
 template <class Q>
@@ -246,10 +283,10 @@ void write_row(const float* sums, float weight, int64_t dim, Q* out) {
 int64_t tokens_per_item(int64_t group) { return std::max<int64_t>(1, kTargetRows / group); }
 
 struct Scratch {
-    float* q;         // [rows][q_words]
-    Rows split, all;  // of the split that is being read, and of those before it
+    float* q;   // [rows][words]
+    Rows rows;
     Visible* seen;
-    float* cells;  // 4 cells of K and V
+    float* cells;  // of a split's K and V
 };
 
 int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
@@ -263,17 +300,20 @@ Scratch lay_out(float* p, int64_t rows, int64_t padded) {
     auto take = [&p](int64_t floats) { float* begin = p; p += round16(floats); return begin; };
     Scratch s;
     s.q = take(rows * padded);
-    s.split = {take(rows * padded), take(rows), take(rows)};
-    s.all = {take(rows * padded), take(rows), take(rows)};
+    s.rows = {take(rows * padded), take(rows), take(rows)};
     s.seen = (Visible*)take(rows * int64_t(sizeof(Visible) / sizeof(float)));
-    s.cells = take(2 * kTile * padded);
+    s.cells = take(2 * kSplit * padded);
     return s;
 }
 
 template <class T, class Q>
 void pack_query(const Q* q, int64_t dim, int64_t words, float* to) {
     T* values = (T*)to;
-    for (int64_t d = 0; d < dim; ++d) values[d] = from_float<T>(to_float(q[d]));
+    if constexpr (sizeof(Q) == 4) {
+        for (int64_t d = 0; d < dim; d += kLanes) store_part(values + d, load_part(q + d, dim - d), dim - d);
+    } else {
+        for (int64_t d = 0; d < dim; ++d) values[d] = from_float<T>(to_float(q[d]));
+    }
     for (int64_t d = dim; d < words * kPerWord<T>; ++d) values[d] = from_float<T>(0);
 }
 
@@ -283,36 +323,13 @@ void clear(Rows rows, int64_t count, int64_t padded) {
     std::fill(rows.highest, rows.highest + count, kNone);
 }
 
-Rows from_row(Rows rows, int64_t row, int64_t padded) {
-    return {rows.sums + row * padded, rows.weight + row, rows.highest + row};
-}
-
-template <class T>
-void attend_split(const KvCache& cache, const Sequences& sequences, const AttentionItem& item, int64_t begin,
-                  int64_t end, const Shape& shape, int64_t rows, const Scratch& s) {
-    clear(s.split, rows, shape.padded);
-    Tile tile;
-    for (int64_t key = begin / kTile * kTile; key < end; key += kTile) {
-        find_tile<T>(cache, sequences, item, key, s.cells, tile);
-        if (key + kTile < item.end) prefetch_tile<T>(cache, sequences, item, key + kTile);
-        for (int64_t r = 0; r < rows; r += kRows) {
-            const int64_t count = std::min<int64_t>(kRows, rows - r);
-            bool any = false;
-            for (int64_t i = r; i < r + count; ++i) any |= s.seen[i].last >= key && s.seen[i].first < key + kTile;
-            if (!any) continue;
-            attend_tile<T>(count, tile, key, s.q + r * shape.q_words, shape, s.seen + r,
-                           from_row(s.split, r, shape.padded));
-        }
-    }
-}
-
 template <class T, class Q>
 void attend_item(const AttentionPlan& plan, const AttentionItem& item, const KvCache& cache,
                  const AttentionParams& params, const Q* q, int64_t q_stride, Q* out, int64_t out_stride,
                  float* scratch, float* partials) {
     const int64_t group = plan.query_heads / cache.heads, rows = item.num_tokens * group, dim = cache.dim;
     const int64_t words = (dim + kPerWord<T> - 1) / kPerWord<T>;
-    const Shape shape{dim, cache.padded_dim(), words, words, params.scale, params.softcap, params.slopes != nullptr};
+    const Shape shape{dim, cache.padded_dim(), words, params.scale, params.softcap, params.slopes != nullptr};
     const Scratch s = lay_out(scratch, max_rows(plan, cache), shape.padded);
     const int32_t* tokens = plan.tokens.data() + item.first_token;
     for (int64_t r = 0; r < rows; ++r) {
@@ -321,18 +338,17 @@ void attend_item(const AttentionPlan& plan, const AttentionItem& item, const KvC
         const int64_t first = std::max<int64_t>(0, last - plan.window + 1);
         s.seen[r] = {int32_t(first), int32_t(last), params.slopes ? params.slopes[head] : 0.f};
     }
-    clear(s.all, rows, shape.padded);
-    for (int64_t begin = item.begin; begin < item.end; begin = (begin / kSplit + 1) * kSplit) {
-        const int64_t end = std::min((begin / kSplit + 1) * kSplit, item.end);
-        attend_split<T>(cache, plan.sequences, item, begin, end, shape, rows, s);
-        for (int64_t r = 0; r < rows; ++r) {
-            const Rows all = from_row(s.all, r, shape.padded), split = from_row(s.split, r, shape.padded);
-            merge_row(all.sums, *all.weight, *all.highest, split.sums, *split.weight, *split.highest, shape.padded);
-        }
+    clear(s.rows, rows, shape.padded);
+    Split split;
+    for (int64_t key = item.begin / kSplit * kSplit; key < item.end; key += kSplit) {
+        find_split<T>(cache, plan.sequences, item, key, s.cells, split);
+        for (int64_t r = 0; r < rows; r += kRows)
+            attend_rows<T>(std::min<int64_t>(kRows, rows - r), split, s.q + r * words, shape, s.seen + r, r == 0,
+                           from_row(s.rows, r, shape.padded));
     }
     for (int64_t r = 0; r < rows; ++r) {
         const int64_t token = tokens[r / group], head = item.head * group + r % group;
-        const Rows all = from_row(s.all, r, shape.padded);
+        const Rows all = from_row(s.rows, r, shape.padded);
         if (item.partial) {
             const int64_t split = plan.first_partial[token] + item.begin / kSplit - plan.first_split[token];
             float* to = partials + (split * plan.query_heads + head) * (shape.padded + 2);
@@ -434,7 +450,7 @@ void AttentionPlan::build(const Sequences& s, int64_t window_, int64_t query_hea
 
 int64_t attention_scratch(const AttentionPlan& plan, const KvCache& cache) {
     const int64_t rows = max_rows(plan, cache), padded = cache.padded_dim();
-    return 3 * round16(rows * padded) + 4 * round16(rows) + round16(4 * rows) + round16(2 * kTile * padded);
+    return 2 * round16(rows * padded) + 2 * round16(rows) + round16(3 * rows) + round16(2 * kSplit * padded);
 }
 
 int64_t partial_floats(const AttentionPlan& plan, const KvCache& cache) {
@@ -456,9 +472,10 @@ void merge_splits(const AttentionPlan& plan, int64_t index, const KvCache& cache
     std::vector<float> sums(padded);
     for (int64_t head = 0; head < plan.query_heads; ++head) {
         float weight = 0, highest = kNone;
+        std::fill(sums.begin(), sums.end(), 0.f);
         for (int64_t split = 0; split < count; ++split) {
             const float* from = partials + ((plan.first_partial[token] + split) * plan.query_heads + head) * entry;
-            merge_row(sums.data(), weight, highest, from, from[padded], from[padded + 1], padded);
+            merge_row({sums.data(), &weight, &highest}, from, from[padded], from[padded + 1], padded);
         }
         write_row(sums.data(), weight, cache.dim, out + token * out_stride + head * cache.dim);
     }

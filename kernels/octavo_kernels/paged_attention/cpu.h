@@ -1,9 +1,9 @@
 // Causal attention of a ragged batch over a paged KV cache.
 //
 // Every score and every weighted sum of one query row is made in an order that depends on positions alone: keys come in
-// cells of 16, tiles of 64 and splits of 256 positions, counted from position 0; a tile updates the row's running
-// maximum (online softmax, Milakov and Gimelshein 2018), and finished splits are merged first to last (as flash
-// decoding does, Dao et al. 2023). A masked key weighs exactly 0. So a row has the same bits alone or in a batch, in a
+// cells of 16 and splits of 256 positions, counted from position 0; a split's weights are relative to its own highest
+// score, and splits are joined first to last (online softmax, Milakov and Gimelshein 2018, with tiles that flash decoding
+// can hand out, Dao et al. 2023). A masked key weighs exactly 0. So a row has the same bits alone or in a batch, in a
 // chunk of any size, with any number of threads, and whether or not it shares its blocks with other sequences.
 //
 // Keys are stored so that 16 of them fill the lanes of a vector, and nothing is shuffled while scores are computed:
@@ -22,7 +22,7 @@
 
 namespace octavo {
 
-constexpr int64_t kCell = 16, kTile = 64, kSplit = 256;
+constexpr int64_t kCell = 16, kSplit = 256;
 constexpr int64_t kMaxDim = 1024;  // of a head in a packed cache
 
 enum class KvForm { plain, packed, int8 };  // the last two in cells
