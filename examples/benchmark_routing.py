@@ -1,6 +1,6 @@
 """Routing policies on a production trace, interleaved: on a real server of rehearsal shards, or in simulated time.
 
-    python examples/benchmark_routing.py serve mooncake_conversation.jsonl     # octavo serve, HTTP, octavo-loadtest
+    python examples/benchmark_routing.py serve mooncake_conversation.jsonl     # octavo serve and HTTP
     python examples/benchmark_routing.py simulate mooncake_conversation.jsonl  # engines and routers alone, no clock
 
 The trace is Mooncake's (https://github.com/kvcache-ai/Mooncake): arrivals, lengths, and hashes of blocks of 512 tokens.
@@ -14,6 +14,7 @@ request tokens of its own. The last line of the output is JSON.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import random
@@ -36,13 +37,14 @@ SERVES_OWN = "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter"
 PROFILE = "llama-8b-h100"
 COLUMNS = ("hit", "ttft_p50", "ttft_p90", "ttft_p99", "output_tokens_per_s", "failed")
 BLOCK = 512
+WARM_UP = {"input_length": 64, "output_length": 16, "hash_ids": ["warm up"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("how", choices=("serve", "simulate"))
     parser.add_argument("trace", type=Path)
-    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--requests", type=int, default=600)
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--scale", type=float, default=0.25, help="of lengths, KV pools and, on a server, times")
     parser.add_argument("--time-scale", type=float, default=0.8, help="2: arrivals half as fast as in the trace")
@@ -52,38 +54,85 @@ def main() -> None:
     parser.add_argument("--serve-options", default="", help="for `octavo serve`, such as --no-fast")
     arguments = parser.parse_args()
     run = served if arguments.how == "serve" else simulated
-    results: dict[str, list[dict[str, float]]] = {}
+    results: dict[str, list[dict[str, Any]]] = {}
     for number in range(arguments.rounds):
         for policy in arguments.policies.split(","):
-            if policy == "session" and arguments.how == "serve":
-                continue  # the load tester sends no session
             found = run(policy, arguments, number)
             results.setdefault(policy, []).append(found)
-            print(f"{policy:16}", *(f"{name} {found.get(name, float('nan')):.3f}" for name in COLUMNS), flush=True)
-    means = {policy: {name: statistics.fmean(row.get(name, float("nan")) for row in rows) for name in COLUMNS}
-             for policy, rows in results.items()}  # fmt: skip
-    print(json.dumps({"how": arguments.how, "rounds": arguments.rounds, "means": means, "rows": results}))
+            print(f"{policy:16}", *(f"{name} {found[name]:.3f}" for name in COLUMNS), flush=True)
+    together = {policy: joined(found) for policy, found in results.items()}
+    print("all rounds together")
+    for policy, row in together.items():
+        print(f"{policy:16}", *(f"{name} {row[name]:.3f}" for name in COLUMNS))
+    for row in (row for found in results.values() for row in found):
+        del row["waits"]
+    print(json.dumps({"how": arguments.how, "rounds": arguments.rounds, "together": together, "rows": results}))
+
+
+def joined(rounds: list[dict[str, Any]]) -> dict[str, float]:
+    """Rounds of one policy as one: percentiles over all of their requests."""
+    means = {name: statistics.fmean(row[name] for row in rounds) for name in ("hit", "output_tokens_per_s")}
+    failed = sum(row["failed"] for row in rounds)
+    return means | shares([wait for row in rounds for wait in row["waits"]]) | {"failed": failed}
+
+
+def shares(waits: list[float]) -> dict[str, float]:
+    """Percentiles of the time to the first token, in seconds."""
+    ranked = sorted(waits)
+    return {f"ttft_p{share}": ranked[len(ranked) * share // 100] for share in (50, 90, 99)}
 
 
 # ---- a real server ------------------------------------------------------------------------------------------------
 
 
-def served(policy: str, arguments: argparse.Namespace, number: int) -> dict[str, float]:
+def served(policy: str, arguments: argparse.Namespace, number: int) -> dict[str, Any]:
     """One run on a server of its own."""
-    with tempfile.TemporaryDirectory(prefix="oct") as folder:
-        trace = Path(folder, "trace.jsonl")
-        trace.write_text("".join(json.dumps(row) + "\n" for row in rows(arguments)))
-        with server(config(policy, arguments), Path(folder), arguments.serve_options) as url:
-            command = [
-                sys.executable, "-m", "octavo_loadtest", "load", url, "--workload", str(trace), "--api", "completions",
-                "--arrivals", "replay", "--time-scale", str(arguments.time_scale * arguments.scale),
-                "--scale", str(arguments.scale), "--requests", str(arguments.requests), "--warmup", "16",
-                "--seed", str(number + 1), "--out", str(Path(folder, "report")), "--drain", "120",
-            ]  # fmt: skip
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            figures = json.loads(output.stdout.splitlines()[-1])["points"][0]
-            hits, queries = (metric(url, f"vllm:prefix_cache_{name}_total") for name in ("hits", "queries"))
-    return {**{name: float(figures[name]) for name in COLUMNS if name in figures}, "hit": hits / queries}
+    bodies = [(at(row, arguments), session_of(row), body_of(row, arguments, number)) for row in rows(arguments)]
+    with (
+        tempfile.TemporaryDirectory(prefix="oct") as folder,
+        server(config(policy, arguments), Path(folder), arguments.serve_options) as url,
+    ):
+        port = int(url.rpartition(":")[2])
+        asyncio.run(replay(port, [(0.0, "", body_of(WARM_UP, arguments, number))] * 16))
+        answers, lasted = asyncio.run(replay(port, bodies))
+        hits, queries = (metric(url, f"vllm:prefix_cache_{name}_total") for name in ("hits", "queries"))
+    waits = [answer for answer in answers if answer is not None]
+    output = sum(output_of(row, arguments.scale) for row in rows(arguments))
+    return {
+        "hit": hits / queries, **shares(waits), "output_tokens_per_s": output / lasted,
+        "failed": float(len(answers) - len(waits)), "waits": waits,
+    }  # fmt: skip
+
+
+async def replay(port: int, bodies: list[tuple[float, str, bytes]]) -> tuple[list[float | None], float]:
+    """Send each body at its time; returns seconds to each first token (None: no whole answer), and to the end."""
+    begin = time.perf_counter()
+
+    async def ask(at: float, session: str, body: bytes) -> float | None:
+        await asyncio.sleep(at - (time.perf_counter() - begin))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        sent, first, end = time.perf_counter(), None, b""
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nx-session-id: {session}\r\nContent-Type: application/json"
+        writer.write(f"{head}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        try:
+            while data := await reader.read(65536):
+                if first is None and b"data: " in data:
+                    first = time.perf_counter() - sent
+                end = (end + data)[-64:]
+        except OSError:
+            return None
+        finally:
+            writer.close()
+        return first if b"data: [DONE]" in end else None
+
+    answers = await asyncio.gather(*(ask(*each) for each in bodies))
+    return answers, time.perf_counter() - begin
+
+
+def body_of(row: dict[str, Any], arguments: argparse.Namespace, number: int) -> bytes:
+    """A request with the row's tokens."""
+    asked = {"max_tokens": output_of(row, arguments.scale), "ignore_eos": True, "stream": True, "temperature": 0}
+    return json.dumps({"model": "m", "prompt": tokens_of(row, arguments.scale, number), **asked}).encode()
 
 
 def config(policy: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -131,7 +180,7 @@ def server(document: dict[str, Any], folder: Path, options: str) -> Iterator[str
     path, log = folder / "config.yaml", folder / "log.txt"
     path.write_text(yaml.safe_dump(document))
     command = [sys.executable, "-m", "octavo_serve.cli", "serve", str(path), "--port", str(port), "--timeout", "300"]
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {"RAY_TMPDIR": str(folder), **os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     with log.open("w") as out:
         process = subprocess.Popen(
             [*command, *options.split()], stdout=out, stderr=out, start_new_session=True, env=environment
@@ -157,7 +206,7 @@ def metric(url: str, name: str) -> float:
 # ---- simulated time -----------------------------------------------------------------------------------------------
 
 
-def simulated(policy: str, arguments: argparse.Namespace, number: int) -> dict[str, float]:
+def simulated(policy: str, arguments: argparse.Namespace, number: int) -> dict[str, Any]:
     """One run in a fleet without a clock."""
     from octavo.config import EngineConfig
     from octavo.engine.fleet import Fleet
@@ -175,25 +224,21 @@ def simulated(policy: str, arguments: argparse.Namespace, number: int) -> dict[s
     fleet = Fleet(profile, arguments.shards, engine, RoutingConfig(policy=policy))  # type: ignore[arg-type]
 
     def send(name: str, row: dict[str, Any]) -> None:
-        params = SamplingParams(max_tokens=max(1, round(row["output_length"] * arguments.scale)), ignore_eos=True)
+        params = SamplingParams(max_tokens=output_of(row, arguments.scale), ignore_eos=True)
         prompt = tokens_of(row, arguments.scale, number)
-        session = str(row["hash_ids"][:2][-1])  # the first block is everybody's system prompt, the second a talk's own
-        fleet.send(Request(request_id=name, prompt_token_ids=prompt, params=params, session=session))
+        fleet.send(Request(request_id=name, prompt_token_ids=prompt, params=params, session=session_of(row)))
 
     for index, row in enumerate(rows(arguments)):
-        at = row["timestamp"] / 1000 * arguments.time_scale * arguments.scale
-        fleet.at(at, lambda index=index, row=row: send(str(index), row))  # type: ignore[misc]
+        fleet.at(at(row, arguments), lambda index=index, row=row: send(str(index), row))  # type: ignore[misc]
     fleet.run()
     trips = list(fleet.trips.values())
-    waits = sorted((trip.first_token or 0.0) - trip.sent for trip in trips)
+    waits = [(trip.first_token or 0.0) - trip.sent for trip in trips]
     prompts = sum(len(trip.request.prompt_token_ids) for trip in trips)
     output = sum(trip.request.params.max_tokens or 0 for trip in trips)
     return {
-        "hit": sum(trip.cached for trip in trips) / prompts,
-        **{f"ttft_p{share}": waits[len(waits) * share // 100] for share in (50, 90, 99)},
-        "output_tokens_per_s": output / fleet.now,
-        "failed": 0.0,
-    }
+        "hit": sum(trip.cached for trip in trips) / prompts, **shares(waits),
+        "output_tokens_per_s": output / fleet.now, "failed": 0.0, "waits": waits,
+    }  # fmt: skip
 
 
 def power_of_two(wanted: Any, shards: Any, stream_weight: float) -> Any:
@@ -202,6 +247,24 @@ def power_of_two(wanted: Any, shards: Any, stream_weight: float) -> Any:
 
     ranked = sorted(random.sample(shards, 2), key=lambda shard: shard.load.running + shard.load.waiting)
     return Choice([ranked[0].name], "load", ranked[0].cached, score(wanted, ranked[0], ranked[0].cached, stream_weight))
+
+
+# ---- the trace ----------------------------------------------------------------------------------------------------
+
+
+def at(row: dict[str, Any], arguments: argparse.Namespace) -> float:
+    """Seconds after the first request."""
+    return float(row["timestamp"] / 1000 * arguments.time_scale * arguments.scale)
+
+
+def output_of(row: dict[str, Any], scale: float) -> int:
+    """Tokens of the answer."""
+    return max(1, round(float(row["output_length"]) * scale))
+
+
+def session_of(row: dict[str, Any]) -> str:
+    """A talk's key: the first block is everybody's system prompt, the second its own."""
+    return str(row["hash_ids"][:2][-1])
 
 
 def tokens_of(row: dict[str, Any], scale: float, seed: int) -> list[int]:
@@ -221,11 +284,10 @@ def rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if arguments.no_sharing:
         for number, row in enumerate(found):
             row["hash_ids"] = [f"{number}/{place}" for place, _ in enumerate(row["hash_ids"])]
-    if arguments.how == "simulate":  # octavo-loadtest spreads them itself
-        stamps = [row["timestamp"] for row in found]
-        for number, row in enumerate(found):
-            first = stamps.index(row["timestamp"])
-            row["timestamp"] += 3000 * (number - first) / stamps.count(row["timestamp"])
+    stamps = [row["timestamp"] for row in found]
+    for number, row in enumerate(found):
+        first = stamps.index(row["timestamp"])
+        row["timestamp"] += 3000 * (number - first) / stamps.count(row["timestamp"])
     return found
 
 

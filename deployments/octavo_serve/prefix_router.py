@@ -76,6 +76,7 @@ class PrefixRouter(RequestRouter):
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         self.router.completed(internal_request_id)
+        self.router.settle(time.monotonic())  # else the last request of all would be counted until the next one
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         super().update_replicas(replicas)

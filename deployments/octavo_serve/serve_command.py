@@ -139,6 +139,8 @@ def read_plan(options: Options) -> Plan:
     http: dict[str, Any] = document.get("http_options") or {}
     port = options.port or http.get("port", DEFAULT_PORT)
     document["http_options"] = {**http, "port": port}
+    for app, _ in ours:
+        find_files_beside(options.config, app["args"])
     first, settings = ours[0]
     return Plan(
         document,
@@ -148,6 +150,17 @@ def read_plan(options: Options) -> Plan:
         [model.name for model in settings.models],
         str(first.get("route_prefix") or "/").rstrip("/"),
     )
+
+
+def find_files_beside(config: Path, arguments: dict[str, Any]) -> None:
+    """Make paths absolute that name files beside the config: what is none, such as a hub id, stays as it is."""
+    for model in arguments["models"]:
+        places = [(model, "source"), (model.get("engine") or {}, "rehearsal")]
+        places += [(model.get("accuracy") or {}, name) for name in ("text", "reference")]
+        for where, name in places:
+            path = config.absolute().parent / Path(str(where.get(name, "")))
+            if where.get(name) and path.exists():
+                where[name] = str(path)
 
 
 def check_port(host: str, port: int) -> None:

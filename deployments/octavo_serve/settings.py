@@ -139,7 +139,8 @@ class ModelSettings(Settings):
     Attributes:
         name: what requests say in their `model` field.
         aliases: further names, plain or with a weight.
-        source: a directory, a hub id, a .gguf file, or package:MODULE/FILE (see `octavo.source`).
+        source: a directory, a hub id, a .gguf file, or package:MODULE/FILE (see `octavo.source`). `octavo serve` finds
+            relative paths beside the config file, and so the engine's `rehearsal` and the files of `accuracy`.
         engine: settings of each shard's engine.
         accuracy: what each shard must show before it serves.
         replicas: shards; a number, or bounds between which their number follows the load.

@@ -50,6 +50,7 @@ class SimulatedShard:
     inbox: list[Request] = field(default_factory=list)
     busy: bool = False
     mute_until: float = -1.0
+    next_event: int = 0  # its number
     alive: bool = True
 
 
@@ -198,6 +199,8 @@ class Fleet:
         if not shard.alive:
             return
         events, said = shard.engine.pool.events.take(), self.now
+        first = events[0].sequence if events else shard.next_event
+        shard.next_event = first + len(events)
         taken = [shard.engine.taken.popleft() for _ in range(len(shard.engine.taken))]
         load = shard.engine.scheduler.load()
         if self.now >= shard.mute_until:
@@ -207,8 +210,7 @@ class Fleet:
 
                 def deliver(router: Router = router, snapshot: tuple[int, list[bytes]] | None = snapshot) -> None:
                     blocks = router.join(shard.name, self.now).blocks
-                    if events:
-                        blocks.changes(events[0].sequence, [(event.kind, event.hashes) for event in events])
+                    blocks.changes(first, [(event.kind, event.hashes) for event in events])
                     if snapshot is not None:
                         blocks.part(snapshot[0], 0, 1, snapshot[1])
                     router.heard(shard.name, load, taken, said)

@@ -152,7 +152,7 @@ class Router:
         """
         if not names:
             raise ValueError("there is no shard to choose from")
-        self._settle(now)
+        self.settle(now)
         self._forget(ticket)
         self._turn += 1
         wanted = replace(wanted, turn=self._turn)
@@ -220,8 +220,8 @@ class Router:
         # twice the prediction: a block that is late is not missed; one that never came is believed a little longer
         heapq.heappush(self._coming, (now + 1.0 + 2 * choice.score.first_token, self._turn, shard, fresh))
 
-    def _settle(self, now: float) -> None:
-        """Take in what happened since the last decision."""
+    def settle(self, now: float) -> None:
+        """Take in what happened since the last time; in the thread of `route`, which does it too."""
         while self._news:
             what, ticket, report = self._news.popleft()
             sent = self._sent.get(ticket)

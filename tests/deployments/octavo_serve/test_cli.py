@@ -83,6 +83,17 @@ def test_a_block_of_ports_goes_around_those_in_use(monkeypatch: pytest.MonkeyPat
         assert free_block(5) in (port - 9, port + 1)  # not the one around the taken port
 
 
+def test_paths_are_relative_to_the_config(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "h100.yaml").touch()
+    model = {"source": "mine", "engine": {"rehearsal": "h100.yaml"}}
+    hub = {"source": "org/mine", "engine": {"rehearsal": "llama-8b-h100"}, "accuracy": {"max_kl": 1, "text": "/a/b"}}
+    path = config(tmp_path, models=[{"name": "a", **model}, {"name": "b", **hub}])
+    a, b = read_plan(Options(Path(path))).document["applications"][0]["args"]["models"]
+    assert (a["source"], a["engine"]["rehearsal"]) == (str(tmp_path / "mine"), str(tmp_path / "h100.yaml"))
+    assert b == {"name": "b", **hub}
+
+
 def test_two_servers_on_one_host_share_no_port_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Serve's own defaults are the same for every cluster, and what listens there with SO_REUSEPORT is shared."""
     ray = importlib.util.find_spec("ray")

@@ -77,6 +77,7 @@ def test_a_prefix_returns_to_its_shard(router: Callable[..., PrefixRouter]) -> N
     for number in range(5):
         assert ranks(made, ABC, pending(f"again {number}", [b"x", b"y", b"z"]))[0] == first
         made.on_request_completed(SimpleNamespace(unique_id=first[0]), f"again {number}")
+        assert sum(shard.in_flight for shard in made.router.shards.values()) == 0
 
 
 def test_a_burst_is_spread_before_any_replica_has_answered(router: Callable[..., PrefixRouter]) -> None:
