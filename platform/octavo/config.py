@@ -34,9 +34,13 @@ class EngineConfig:
             `Overloaded`.
         block_size: tokens per KV block.
         kv_cache_bytes: size of the KV pool; None takes 1 GiB on a CPU, and on a GPU what `gpu_memory_utilization`
-            leaves after the weights.
+            leaves after the weights and the largest step, which is run once and measured.
         gpu_memory_utilization: share of a GPU's memory the engine may use.
         enable_prefix_caching: reuse the KV blocks of equal prefixes.
+        async_scheduling: plan and prepare a step while the one before runs; a token comes a step later to whoever
+            stops on its text, and what is drawn in excess is dropped. None is true on a GPU and false on a CPU, whose
+            cores are busy with the step.
+        enforce_eager: run decode steps on a GPU without CUDA graphs.
         threads: CPU threads; None takes what the process may use.
         tensor_parallel_size: ranks that share the model.
         device: "auto" is "cuda" where there is one, else "cpu".
@@ -58,6 +62,8 @@ class EngineConfig:
     kv_cache_bytes: int | None = None
     gpu_memory_utilization: float = 0.9
     enable_prefix_caching: bool = True
+    async_scheduling: bool | None = None
+    enforce_eager: bool = False
     threads: int | None = None
     tensor_parallel_size: int = 1
     device: str = "auto"

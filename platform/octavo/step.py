@@ -54,6 +54,9 @@ class StepBatch:
     sampling: SamplingRows
     # (flat token index, token id that follows it, alternatives) for each prompt token whose logprob was asked for
     prompt_logprobs: list[tuple[int, int, int]] = field(default_factory=list)
+    # [T] which row of the step before draws this token, -1 where token_ids has it; None: it has all of them. Such a
+    # token is the last of its sequence, and of the output that penalties of its row look at, which lacks it
+    sources: Int32 | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 
 from octavo.engine.scheduler import Plan, num_prompt_logprobs
 from octavo.engine.sequence import Sequence
-from octavo.step import SamplingRows, StepBatch
+from octavo.step import Int32, SamplingRows, StepBatch
 
 _SPARE_BLOCKS = 8  # columns of a kept block table that its sequences can grow into
 
@@ -45,14 +45,15 @@ class BatchBuilder:
                 if len(blocks) > last.block_tables.shape[1]:
                     return None
                 last.block_tables[row, : len(blocks)] = blocks
-        known = np.array([len(seq.token_ids) for seq in sequences], np.int64)
+        known = np.array([seq.num_known for seq in sequences], np.int64)
         rows = dataclasses.replace(last.sampling, position=known, penalties={}, logit_bias={}, banned={})
         for row, seq in enumerate(sequences):
             if seq.group.has_extras:
                 _add_extras(rows, row, seq)
         return dataclasses.replace(
             last,
-            token_ids=np.array([seq.token_ids[-1] for seq in sequences], np.int32),
+            token_ids=np.array([0 if seq.num_pending else seq.token_ids[-1] for seq in sequences], np.int32),
+            sources=_sources(sequences, np.arange(len(sequences)), len(sequences)),
             context_lens=known.astype(np.int32),
             block_copies=plan.copies,
             sampling=rows,
@@ -67,12 +68,14 @@ def build_batch(plan: Plan) -> StepBatch:
     np.cumsum(counts, out=query_start[1:])
     tokens: list[int] = []
     for seq, count in entries:
-        tokens += seq.token_ids[seq.num_computed : seq.num_computed + count]
+        known = seq.token_ids[seq.num_computed : seq.num_computed + count]
+        tokens += known if len(known) == count else [*known, 0]  # the last one is being drawn
     block_tables = np.zeros((len(entries), max(len(seq.table.blocks) for seq, _ in entries) + _SPARE_BLOCKS), np.int32)
     for i, (seq, _) in enumerate(entries):
         block_tables[i, : len(seq.table.blocks)] = seq.table.blocks
     return StepBatch(
         token_ids=np.array(tokens, np.int32),
+        sources=_sources([seq for seq, _ in entries], query_start[1:] - 1, len(tokens)),
         query_start=query_start,
         context_lens=np.array([seq.num_computed + count for seq, count in entries], np.int32),
         block_tables=block_tables,
@@ -80,6 +83,16 @@ def build_batch(plan: Plan) -> StepBatch:
         sampling=_sampling_rows(plan, query_start),
         prompt_logprobs=_prompt_logprobs(plan, query_start),
     )
+
+
+def _sources(sequences: list[Sequence], last: np.ndarray, num_tokens: int) -> Int32 | None:
+    """`StepBatch.sources`; `last` has the flat index of each sequence's last token."""
+    rows = np.array([seq.row if seq.num_pending else -1 for seq in sequences], np.int32)
+    if (rows < 0).all():
+        return None
+    sources = np.full(num_tokens, -1, np.int32)
+    sources[last] = rows
+    return sources
 
 
 def _sampling_rows(plan: Plan, query_start: np.ndarray) -> SamplingRows:
@@ -110,7 +123,7 @@ def _add_extras(rows: SamplingRows, row: int, seq: Sequence) -> None:
     if params.logit_bias:
         rows.logit_bias[row] = params.logit_bias
     banned = seq.group.end_token_ids | seq.group.stop_token_ids
-    if banned and seq.num_output < params.min_tokens:
+    if banned and seq.num_known - seq.num_prompt < params.min_tokens:
         rows.banned[row] = sorted(banned)
 
 

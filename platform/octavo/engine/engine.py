@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from octavo.config import EngineConfig
 from octavo.cost_model import CostModel
 from octavo.engine.batch import BatchBuilder
-from octavo.engine.scheduler import ModelLimits, Scheduler
+from octavo.engine.scheduler import ModelLimits, Plan, Scheduler
 from octavo.engine.stats import EngineStats
 from octavo.errors import ConfigError
 from octavo.kvcache.block_pool import BlockPool
 from octavo.request import Request, SequenceUpdate
 from octavo.source import Source
+from octavo.step import StepResult
 from octavo.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Engine:
         self.pool = BlockPool(executor.num_blocks, config.block_size, caching=config.enable_prefix_caching)
         self.scheduler = Scheduler(config, self.limits, self.pool, CostModel(), clock)
         self._batches = BatchBuilder()
+        self._under_way: deque[tuple[Plan, Callable[[], StepResult]]] = deque()
         self._steps = 0
         self.generation_tokens = 0
         self.taken: deque[str] = deque(maxlen=TAKEN)
@@ -107,23 +109,43 @@ class Engine:
         return self.scheduler.abort(request_id, index)
 
     def step(self) -> list[SequenceUpdate]:
-        """Advance every scheduled sequence; returns what happened to those that got a token or ended."""
+        """Advance every scheduled sequence; returns what happened to those that got a token or ended.
+
+        With a pipeline the next step is begun before this one's result is waited for: updates are a call late, and
+        none come of the first.
+        """
         plan = self.scheduler.schedule()
-        if not plan.entries:
-            return []
         try:
-            result = self.executor.execute(self._batches.build(plan))
+            if plan.entries:
+                self._under_way.append((plan, self._begin(plan)))
+                if len(self._under_way) == 1 and self.executor.pipeline is not None:
+                    return []
+            if not self._under_way:
+                return []
+            plan, wait = self._under_way.popleft()
+            result = wait()
         except BaseException:
             self.pool.clear_cache()  # the plan published blocks that were perhaps never filled
             raise
+        updates = self.scheduler.commit(plan, result)
         self._steps += 1
-        self.generation_tokens += len(result.token_ids)
-        return self.scheduler.commit(plan, result)
+        self.generation_tokens += sum(len(update.token_ids) for update in updates)
+        return updates
+
+    def _begin(self, plan: Plan) -> Callable[[], StepResult]:
+        """Have a step executed, or begun; returns what waits for its result."""
+        batch = self._batches.build(plan)
+        if self.executor.pipeline is not None:
+            wait = self.executor.pipeline.launch(batch)
+            self.scheduler.begin(plan)
+            return wait
+        result = self.executor.execute(batch)
+        return lambda: result
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
-        return self.scheduler.has_work
+        return self.scheduler.has_work or bool(self._under_way)
 
     def stats(self) -> EngineStats:
         """Gauges and counters, now."""

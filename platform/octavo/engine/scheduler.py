@@ -57,11 +57,21 @@ class ModelLimits:
 
 
 @dataclass(slots=True)
+class Begun:
+    """What is to be known of a step when its result comes: the sequences have gone on by then."""
+
+    rows: list[Sequence]  # whose token each row draws
+    prompt_logprobs: list[tuple[Group, int]]  # for whom, and how many
+    amounts: tuple[int, int, int, int]  # tokens, sequences, attended, context: the cost model's units
+
+
+@dataclass(slots=True)
 class Plan:
     """One step as decided: which sequences compute how many tokens, and the block copies to make first."""
 
     entries: list[tuple[Sequence, int]] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
+    begun: Begun | None = None
 
     def sampled(self) -> Iterator[tuple[int, Sequence]]:
         """(position in `entries`, sequence) of those whose next token is sampled, in row order.
@@ -235,7 +245,8 @@ class Scheduler:
         while place < len(self._running):  # preemption shortens the list, from its end
             seq = self._running[place]
             if seq.remaining == 1:
-                self._continue(seq, 1, plan)
+                if not seq.is_ending:
+                    self._continue(seq, 1, plan)
             elif chunk > 0:
                 chunk -= self._continue(seq, min(seq.remaining, chunk), plan)
             else:
@@ -252,7 +263,7 @@ class Scheduler:
         Never less than a block (or the whole budget if that is smaller): neither many decoding sequences nor a target
         that cannot be met may stop prompts for ever.
         """
-        decoding = [seq for seq in self._running if seq.remaining == 1]
+        decoding = [seq for seq in self._running if seq.remaining == 1 and not seq.is_ending]
         budget = self.config.max_num_batched_tokens
         least = min(self.config.block_size, budget)
         chunk = max(budget - len(decoding), least)
@@ -281,9 +292,13 @@ class Scheduler:
         may read those blocks in the same step: of many requests with one new prefix, the first computes it for all.
         """
         plan.entries.append((seq, count))
-        filled = (seq.num_computed + count) // self.config.block_size
-        if filled > seq.table.num_published and self.config.enable_prefix_caching:
-            seq.table.publish(seq.hashes(self.config.block_size), seq.num_computed + count)
+        self._publish(seq, seq.num_computed + count)
+
+    def _publish(self, seq: Sequence, num_stored: int) -> None:
+        """Make the full blocks among the first `num_stored` tokens findable, as far as their values are known."""
+        num_stored = min(num_stored, len(seq.token_ids))
+        if num_stored // self.config.block_size > seq.table.num_published and self.config.enable_prefix_caching:
+            seq.table.publish(seq.hashes(self.config.block_size), num_stored)
 
     def _admit(self, seq: Sequence, chunk: int, plan: Plan) -> int:
         """Start the head of the queue; returns tokens scheduled, 0 when it has to wait."""
@@ -336,19 +351,37 @@ class Scheduler:
         if not group.forked and group.request.params.prompt_logprobs is not None:
             group.prompt_logprobs = [None]
 
-    def commit(self, plan: Plan, result: StepResult) -> list[SequenceUpdate]:
-        """Take in what a step produced: append tokens, fork, finish, free."""
-        self.cost_model.observe(plan.num_tokens, len(plan.entries), plan.attended, result.seconds, plan.context)
-        self._take_prompt_logprobs(plan, result)
+    def begin(self, plan: Plan) -> None:
+        """Count a step that is on its way as done, but for the values of its tokens: the next one can be planned."""
+        amounts = plan.num_tokens, len(plan.entries), plan.attended, plan.context
+        asked = [(seq.group, num_prompt_logprobs(seq, count)) for seq, count in plan.entries]
         sampled = [seq for _, seq in plan.sampled()]
         for seq, count in plan.entries:
             seq.num_computed += count
+        rows = [line for seq in sampled for line in self._share_out(seq)]
+        for row, seq in enumerate(rows):
+            seq.num_pending += 1
+            seq.row = row
+        plan.begun = Begun(rows, asked, amounts)
+
+    def commit(self, plan: Plan, result: StepResult) -> list[SequenceUpdate]:
+        """Take in what a step produced: append tokens, finish, free; steps come in the order in which they began.
+
+        The next one may be under way with sequences that end here: what it draws for them is dropped when it comes,
+        and their blocks can be taken at once, because whoever takes them writes there after that step.
+        """
+        if plan.begun is None:
+            self.begin(plan)
+        begun = plan.begun
+        assert begun is not None
+        tokens, sequences, attended, context = begun.amounts
+        self.cost_model.observe(tokens, sequences, attended, result.seconds, context)
+        self._take_prompt_logprobs(begun, result)
         updates = []
-        row = 0
-        for seq in sampled:
-            for line in self._share_out(seq):
-                updates.append(self._append(line, int(result.token_ids[row]), result.logprobs.get(row)))
-                row += 1
+        for row, seq in enumerate(begun.rows):
+            seq.num_pending -= 1
+            if seq in seq.group.sequences:
+                updates.append(self._append(seq, int(result.token_ids[row]), result.logprobs.get(row)))
         return updates
 
     def _share_out(self, seq: Sequence) -> list[Sequence]:
@@ -379,6 +412,7 @@ class Scheduler:
                 update.logprobs = [_token_logprobs(logprobs)]
         reason = self._ended(seq, token, update)
         if reason is None:
+            self._publish(seq, seq.num_computed)  # it may have filled a block with this token already
             return self._announce(seq, update)
         self._withdraw(seq)
         return self._finish(seq, reason, update)
@@ -393,11 +427,10 @@ class Scheduler:
                 return "stop"
         return "length" if seq.num_output >= group.max_tokens else None
 
-    def _take_prompt_logprobs(self, plan: Plan, result: StepResult) -> None:
+    def _take_prompt_logprobs(self, begun: Begun, result: StepResult) -> None:
         rows = iter(result.prompt_logprobs)
-        for seq, count in plan.entries:
-            for _ in range(num_prompt_logprobs(seq, count)):
-                seq.group.prompt_logprobs.append(_token_logprobs(next(rows)))
+        for group, count in begun.prompt_logprobs:
+            group.prompt_logprobs += [_token_logprobs(next(rows)) for _ in range(count)]
 
     def _announce(self, seq: Sequence, update: SequenceUpdate) -> SequenceUpdate:
         group = seq.group

@@ -63,7 +63,12 @@ class Sequence:
         0 ........ num_cached ........ num_computed ........ num_known
         [ found in the cache ][ K and V computed ][ known, to be computed ]
 
-    A prompt chunk, a resumed sequence and a single decode step differ only in how far apart the last two are.
+    A prompt chunk, a resumed sequence and a single decode step differ only in how far apart the last two are. While
+    steps are under way, what they compute counts as computed and the tokens they draw as known, though not by value.
+
+    Attributes:
+        num_pending: tokens that are being drawn.
+        row: of the step begun last, where the latest of those is drawn.
     """
 
     group: Group
@@ -74,10 +79,12 @@ class Sequence:
     num_computed: int = 0
     cumulative_logprob: float = 0.0
     chain: list[bytes] = field(default_factory=list)
+    num_pending: int = 0
+    row: int = -1
 
     @property
     def num_known(self) -> int:
-        return len(self.token_ids)
+        return len(self.token_ids) + self.num_pending
 
     @property
     def num_output(self) -> int:
@@ -86,7 +93,12 @@ class Sequence:
     @property
     def remaining(self) -> int:
         """Tokens to compute before the next one can be sampled."""
-        return len(self.token_ids) - self.num_computed
+        return len(self.token_ids) + self.num_pending - self.num_computed
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the last token it may have is being drawn."""
+        return self.num_pending > 0 and self.num_known - self.num_prompt >= self.group.max_tokens
 
     @property
     def width(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
@@ -13,11 +14,15 @@ from tqdm import tqdm
 
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError, ModelError
+from octavo.execution.graphs import cuda_capture
 from octavo.execution.kv_storage import KVStorage, bytes_per_block
+from octavo.execution.memory import CudaMemory, kv_cache_bytes, largest_batch, measure
 from octavo.execution.native_runner import NativeRunner
 from octavo.execution.parallel import join_vocabulary
 from octavo.execution.parts import NativeParts, Parts, TorchParts
-from octavo.execution.runner import Runner
+from octavo.execution.pipeline import Pipeline, Worker
+from octavo.execution.runner import Join, Runner
+from octavo.models.decoder import Decoder
 from octavo.models.load import load_model
 from octavo.models.packed import load_packed, unpackable_formats
 from octavo.models.parallel import Share, TPGroup
@@ -50,9 +55,11 @@ class Executor(Protocol):
 
     Attributes:
         num_blocks: KV blocks it has room for.
+        pipeline: begins steps before the one before has ended; None where they are run one at a time.
     """
 
     num_blocks: int
+    pipeline: Pipeline | None
 
     @property
     def spec(self) -> Shape: ...
@@ -88,6 +95,7 @@ class LocalExecutor:
         self._share = read_share(source, self._group)
         self.spec = self._share.whole
         self.block_size = config.block_size
+        self.pipeline: Pipeline | None = None
         device = _device(config.device)
         threads = config.threads or len(os.sched_getaffinity(0))
         if device == "cpu":
@@ -101,6 +109,9 @@ class LocalExecutor:
         else:
             native.set_threads(threads)
             self._load_native(native, source, config, progress)
+        self._worker: Worker | None = None
+        if config.async_scheduling and self.pipeline is None and self._group.size == 1:
+            self.pipeline = self._worker = Worker(self.execute)
         logger.info("%s: %s, %d KV blocks", source.name, self, self.num_blocks)
         if progress:
             tqdm.write(f"Engine ready: {source.name}: {self}", file=sys.stderr)  # `octavo serve` shows it
@@ -122,12 +133,22 @@ class LocalExecutor:
             group=self._group,
         )
         spec = decoder.spec
-        self.num_blocks = self._num_blocks(config, bytes_per_block(spec, config.block_size, decoder.dtype), device)
+        block = bytes_per_block(spec, config.block_size, decoder.dtype)
+        on_gpu = device != "cpu"
+        if on_gpu and config.kv_cache_bytes is None:
+            use = measure(CudaMemory(), lambda: _largest_step(decoder, config, device, self._join))
+            config = dataclasses.replace(config, kv_cache_bytes=kv_cache_bytes(use, config, block))
+        self.num_blocks = self._num_blocks(config, block)
         weights = f", weights in {config.quantization}" if config.quantization else ""
         self._description = f"{spec.family} in {str(decoder.dtype).removeprefix('torch.')} on {device}{weights}"
         self.parts: Parts = TorchParts(decoder)
-        kv = KVStorage(spec, self.num_blocks, config.block_size, decoder.dtype, device)
-        self._runner: Runner | NativeRunner = Runner(decoder, kv, config.block_size, device, self._join)
+        runner = _torch_runner(decoder, self.num_blocks, config, device, self._join)
+        self._runner: Runner | NativeRunner = runner
+        if on_gpu and self._group.size == 1:
+            self.pipeline = runner if config.async_scheduling is not False else None
+            if not config.enforce_eager:
+                longest = min(config.max_model_len or spec.max_position_embeddings, self.num_blocks * config.block_size)
+                runner.use_graphs(longest, cuda_capture())
 
     def _load_native(self, native: Library, source: Source, config: EngineConfig, progress: bool) -> None:
         dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
@@ -141,7 +162,7 @@ class LocalExecutor:
         )
         kv_dtype = dtype if config.kv_cache_dtype == "auto" else _KV_DTYPES[config.kv_cache_dtype]
         shape = config.block_size, spec.num_kv_heads, spec.head_dim, kv_dtype
-        self.num_blocks = self._num_blocks(config, block_bytes(spec.num_layers, *shape), "cpu")
+        self.num_blocks = self._num_blocks(config, block_bytes(spec.num_layers, *shape))
         self._description = _describe(native, spec, model, dtype, kv_dtype)
         self.parts = NativeParts(native, spec, model, dtype)
         try:
@@ -156,9 +177,9 @@ class LocalExecutor:
     def _join(self, logits: Tensor) -> Tensor | None:
         return join_vocabulary(logits, self._share, self._group)
 
-    def _num_blocks(self, config: EngineConfig, block: int, device: str) -> int:
+    def _num_blocks(self, config: EngineConfig, block: int) -> int:
         """All ranks have a part of every block, so the one with the least room decides."""
-        return self._group.smallest(_num_blocks(config, block, device))
+        return self._group.smallest(_num_blocks(config, block))
 
     def __str__(self) -> str:
         return self._description
@@ -176,6 +197,8 @@ class LocalExecutor:
 
     def close(self) -> None:
         """Drop the model and its KV cache."""
+        if self._worker is not None:
+            self._worker.close()
         del self._runner, self.parts
 
 
@@ -210,16 +233,22 @@ def _describe(native: Library, spec: ModelSpec, model: PackedModel, dtype: torch
     )
 
 
-def _num_blocks(config: EngineConfig, block: int, device: str) -> int:
-    """KV blocks of `block` bytes that fit; called once the weights are in place."""
-    wanted = config.kv_cache_bytes
-    if wanted is None:
-        wanted = _free_gpu_bytes(config.gpu_memory_utilization) if device != "cpu" else _CPU_KV_BYTES
+def _torch_runner(decoder: Decoder, num_blocks: int, config: EngineConfig, device: str, join: Join) -> Runner:
+    try:
+        kv = KVStorage(decoder.spec, num_blocks, config.block_size, decoder.dtype, device)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ModelError(f"no memory for a KV cache of {num_blocks} blocks ({error}): lower kv_cache_bytes") from None
+    return Runner(decoder, kv, config.block_size, config.max_num_seqs, device, join)
+
+
+def _largest_step(decoder: Decoder, config: EngineConfig, device: str, join: Join) -> None:
+    """As many tokens and as many rows to draw, nucleus and all, as a step may have."""
+    _torch_runner(decoder, 1, config, device, join).run(largest_batch(config, decoder.num_positions))
+
+
+def _num_blocks(config: EngineConfig, block: int) -> int:
+    """KV blocks of `block` bytes that fit."""
+    wanted = _CPU_KV_BYTES if config.kv_cache_bytes is None else config.kv_cache_bytes
     if wanted < block:
         raise ModelError(f"the KV cache gets {wanted} bytes but one block of {config.block_size} tokens takes {block}")
     return wanted // block
-
-
-def _free_gpu_bytes(utilization: float) -> int:
-    free, total = torch.cuda.mem_get_info()
-    return int(free - total * (1 - utilization))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo.execution.transfer import to_device
 from octavo.models.spec import ModelSpec
 
 
@@ -17,22 +18,24 @@ def bytes_per_block(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> int
 
 
 class KVStorage:
-    """K and V of `num_blocks` blocks.
+    """K and V of `num_blocks` blocks, and of one more that no sequence has.
 
     Attributes:
-        layers: per layer (K, V), each [num_blocks, block_size, num_kv_heads, head_dim].
+        spare_block: that one: where what nobody wants is stored.
+        layers: per layer (K, V), each [num_blocks + 1, block_size, num_kv_heads, head_dim].
     """
 
     def __init__(self, spec: ModelSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: str) -> None:
-        shape = (spec.num_layers, 2, num_blocks, block_size, spec.num_kv_heads, spec.head_dim)
+        self.spare_block = num_blocks
+        shape = (spec.num_layers, 2, num_blocks + 1, block_size, spec.num_kv_heads, spec.head_dim)
         self._data = _zeros(shape, dtype, device)
         self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self._data]
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         """Copy blocks (source, target) in all layers; every source is read before any target is written."""
         if pairs:
-            sources, targets = zip(*pairs, strict=True)
-            self._data[:, :, list(targets)] = self._data[:, :, list(sources)]
+            sources, targets = to_device(np.array(pairs, np.int64).T, self._data.device)
+            self._data.index_copy_(2, targets, self._data.index_select(2, sources))
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:

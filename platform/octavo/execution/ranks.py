@@ -31,6 +31,7 @@ from octavo.config import EngineConfig
 from octavo.errors import ConfigError, EngineDead, OctavoError
 from octavo.execution.executor import LocalExecutor
 from octavo.execution.parallel import DistributedGroup
+from octavo.execution.pipeline import Pipeline, Worker
 from octavo.models.spec import ModelSpec
 from octavo.source import Source
 from octavo.step import StepBatch, StepResult
@@ -106,6 +107,8 @@ class ParallelExecutor:
         config = dataclasses.replace(config, threads=config.threads or _fair_threads(size))
         launch = launch or Launch(partial(RankProcesses, device=config.device), "127.0.0.1")
         key, host = secrets.token_bytes(32), launch.host
+        self.pipeline: Pipeline | None = None
+        self._worker: Worker | None = None
         self._links: list[Connection[Any, Any]] = []
         self._heard = [time.monotonic()] * (size - 1)
         with socket.create_server((host, 0)) as server:
@@ -119,6 +122,8 @@ class ParallelExecutor:
                 raise
         self.spec: ModelSpec = self._local.spec
         self.num_blocks = self._local.num_blocks
+        if config.async_scheduling:
+            self.pipeline = self._worker = Worker(self.execute)
         self._heard = [time.monotonic()] * (size - 1)
 
     def _load(self, source: Source, config: EngineConfig, host: str, progress: bool) -> LocalExecutor:
@@ -180,6 +185,8 @@ class ParallelExecutor:
         for link in self._links:
             link.close()  # they take this as the end
         self._ranks.stop()
+        if self._worker is not None:
+            self._worker.close()
         if hasattr(self, "_local"):
             self._local.close()
 

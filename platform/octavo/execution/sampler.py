@@ -9,17 +9,22 @@ Log probabilities are those of the model itself (before any treatment), as in vL
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from octavo.execution.random import uniform
+from octavo.execution.transfer import fetch, to_device
 from octavo.step import Int64, LogprobRow, SamplingRows
 
 _LOGIT_ROWS = 256  # prompt positions whose logits exist at once: 256 x 256k x 4 B = 256 MiB for the largest vocabulary
 _CANDIDATES = 1024  # a nucleus almost always lies within these; topk of 1024 is 6x cheaper than sorting 49,152
+
+
+Drawn = Callable[[], tuple[Int64, dict[int, LogprobRow]]]
+"""Waits for a step's tokens and log probabilities, as `sample` returns them."""
 
 
 def sample(logits: Tensor, rows: SamplingRows) -> tuple[Int64, dict[int, LogprobRow]]:
@@ -32,31 +37,69 @@ def sample(logits: Tensor, rows: SamplingRows) -> tuple[Int64, dict[int, Logprob
     Returns:
         token ids [R] (-1 where the logits are not finite), and the log probabilities of the rows that asked.
     """
+    return begin_sample(logits, rows)[1]()
+
+
+def begin_sample(logits: Tensor, rows: SamplingRows, unlisted: Tensor | None = None) -> tuple[Tensor, Drawn]:
+    """As `sample`, without waiting for the device where the features in use allow that.
+
+    Args:
+        unlisted: [R] the last token of each row's output where `rows.penalties` lack it, else -1; None: they have all.
+
+    Returns:
+        token ids [R] on the device, and what waits for both results.
+    """
     broken = ~torch.isfinite(logits.amax(-1))
-    treated = treat(logits, rows)
+    treated = treat(logits, rows, unlisted)
     tokens = treated.argmax(-1)
     random = np.flatnonzero(rows.temperature > 0)
-    if len(random):
-        tokens[torch.from_numpy(random).to(tokens.device)] = _draw(treated, rows, random)
-    tokens[broken] = -1
-    ids: Int64 = tokens.cpu().numpy()
-    return ids, sampled_logprobs(logits, ids, rows.num_logprobs)
+    if len(random) == len(tokens):
+        tokens = _draw(treated, rows, random)
+    elif len(random):
+        tokens[to_device(random, tokens.device)] = _draw(treated, rows, random)
+    tokens = tokens.masked_fill(broken, -1)
+    return tokens, _begin_fetch(logits, tokens, rows.num_logprobs)
+
+
+def _begin_fetch(logits: Tensor, tokens: Tensor, counts: np.ndarray) -> Drawn:
+    asked = np.flatnonzero(counts >= 0)
+    if not len(asked):
+        ids_only = fetch(tokens)
+        return lambda: (ids_only()[0].astype(np.int64, copy=False), {})
+    lines = to_device(asked, logits.device)
+    picked = logits if len(asked) == len(logits) else logits[lines]
+    wait = fetch(tokens, *_numbers(picked, tokens[lines].clamp(min=0), int(counts.max())))
+
+    def finish() -> tuple[Int64, dict[int, LogprobRow]]:
+        ids, *numbers = wait()
+        lists = _rows(ids[asked].tolist(), numbers, counts[asked].tolist())
+        return ids.astype(np.int64, copy=False), {
+            row: entry for row, entry in zip(asked.tolist(), lists, strict=True) if ids[row] >= 0
+        }
+
+    return finish
 
 
 def logprob_rows(logits: Tensor, tokens: list[int], counts: list[int]) -> list[LogprobRow]:
     """Log probabilities under `logits` [R, V] of one token per row and of the `counts` likeliest ones beside it."""
-    chosen = torch.tensor(tokens, device=logits.device)
+    chosen = to_device(np.array(tokens, np.int64), logits.device)
+    return _rows(tokens, fetch(*_numbers(logits, chosen, max(counts, default=0)))(), counts)
+
+
+def _numbers(logits: Tensor, chosen: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of one token per row its log probability and rank [R], and of the likeliest [R, count] the values and ids."""
     norm = logits.logsumexp(-1, keepdim=True)
     own = logits.gather(-1, chosen[:, None])
     ranks = 1 + (logits > own).sum(-1)
-    top = logits.topk(max(1, *counts) if counts else 1, dim=-1)
-    own_values = (own - norm).squeeze(-1).tolist()
-    top_values, top_ids = (top.values - norm).tolist(), top.indices.tolist()
+    top = logits.topk(max(1, count), dim=-1)
+    return (own - norm).squeeze(-1), ranks, top.values - norm, top.indices
+
+
+def _rows(tokens: list[int], numbers: Sequence[np.ndarray], counts: list[int]) -> list[LogprobRow]:
+    own, ranks, values, ids = (column.tolist() for column in numbers)
     return [
-        LogprobRow([token, *ids[:k]], [value, *values[:k]], rank)
-        for token, value, ids, values, k, rank in zip(
-            tokens, own_values, top_ids, top_values, counts, ranks.tolist(), strict=True
-        )
+        LogprobRow([token, *others[:k]], [value, *tops[:k]], rank)
+        for token, value, rank, tops, others, k in zip(tokens, own, ranks, values, ids, counts, strict=True)
     ]
 
 
@@ -81,61 +124,72 @@ def sampled_logprobs(logits: Tensor, ids: Int64, counts: np.ndarray) -> dict[int
     wanted = np.flatnonzero((counts >= 0) & (ids >= 0))
     if not len(wanted):
         return {}
-    picked = logits[torch.from_numpy(wanted).to(logits.device)]
+    picked = logits[to_device(wanted, logits.device)]
     result = logprob_rows(picked, ids[wanted].tolist(), counts[wanted].tolist())
     return dict(zip(wanted.tolist(), result, strict=True))
 
 
-def treat(logits: Tensor, rows: SamplingRows) -> Tensor:
-    """Bias, bans and penalties of the rows that have them."""
+def treat(logits: Tensor, rows: SamplingRows, unlisted: Tensor | None = None) -> Tensor:
+    """Bias, bans and penalties of the rows that have them; `unlisted` as for `begin_sample`."""
     if not (rows.logit_bias or rows.banned or rows.penalties):
         return logits
-    logits = logits.clone()
+    logits, device = logits.clone(), logits.device
     for row, bias in rows.logit_bias.items():
-        logits[row, list(bias)] += torch.tensor(list(bias.values()), device=logits.device)
+        logits[row].index_add_(0, to_device([*bias], device), to_device(np.array([*bias.values()], np.float32), device))
     for row, tokens in rows.banned.items():
-        logits[row, tokens] = -torch.inf
+        logits[row].index_fill_(0, to_device(tokens, device), -torch.inf)
     for row, (presence, frequency, repetition, prompt, output) in rows.penalties.items():
-        _penalise(logits[row], presence, frequency, repetition, prompt, output)
+        last = None if unlisted is None else unlisted[row : row + 1]
+        _penalise(logits[row], presence, frequency, repetition, prompt, output, last)
     return logits
 
 
 def _penalise(
-    row: Tensor, presence: float, frequency: float, repetition: float, prompt: list[int], output: list[int]
+    row: Tensor,
+    presence: float,
+    frequency: float,
+    repetition: float,
+    prompt: list[int],
+    output: list[int],
+    last: Tensor | None,
 ) -> None:
+    """`last` [1] is one more token of the output, or -1."""
+    counts = torch.zeros(len(row), dtype=torch.int32, device=row.device)
+    said = to_device(np.array(output, np.int64), row.device)
+    counts.index_add_(0, said, torch.ones_like(said, dtype=torch.int32))
+    if last is not None:
+        counts.index_add_(0, last.clamp(min=0), (last >= 0).int())
     if repetition != 1.0:
-        seen = torch.tensor(sorted({*prompt, *output}), device=row.device)
-        values = row[seen]
-        row[seen] = torch.where(values > 0, values / repetition, values * repetition)
-    if output:
-        counts = torch.bincount(torch.tensor(output, device=row.device), minlength=len(row))
-        row -= frequency * counts + presence * (counts > 0)
+        seen = counts > 0
+        seen.index_fill_(0, to_device(np.array(prompt, np.int64), row.device), True)
+        row.copy_(torch.where(seen, torch.where(row > 0, row / repetition, row * repetition), row))
+    row -= frequency * counts + presence * (counts > 0)
 
 
 def _draw(logits: Tensor, rows: SamplingRows, index: np.ndarray) -> Tensor:
     """Tokens [n] for the rows in `index`, whose temperature is above 0."""
 
     def column(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values[index]).to(logits.device)[:, None]
+        return to_device(values[index], logits.device)[:, None]
 
     # Temperatures near 0 would overflow to infinities; shifting the maximum to 0 first keeps every value finite.
-    x = logits[torch.from_numpy(index).to(logits.device)]
+    x = logits if len(index) == len(logits) else logits[to_device(index, logits.device)]
     x = (x - x.amax(-1, keepdim=True)) / column(rows.temperature)
     if (rows.min_p[index] > 0).any():
         x = x.masked_fill(x < column(rows.min_p).log(), -torch.inf)
     if (rows.top_k[index] > 0).any() or (rows.top_p[index] < 1).any():
-        x = x.masked_fill(x < _threshold(x, column(rows.top_k), column(rows.top_p)), -torch.inf)
+        limits = rows.top_k[index]
+        size = min(x.shape[-1], max(_CANDIDATES, int(limits[limits < x.shape[-1]].max(initial=0))))
+        x = x.masked_fill(x < _threshold(x, column(rows.top_k), column(rows.top_p), size), -torch.inf)
     cumulative = x.softmax(-1).cumsum(-1, dtype=torch.float64)
-    point = torch.from_numpy(uniform(rows.seed[index], rows.position[index])).to(x.device)[:, None]
+    point = to_device(uniform(rows.seed[index], rows.position[index]), x.device)[:, None]
     return torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True).squeeze(-1)
 
 
-def _threshold(x: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """The smallest logit [n, 1] that survives top-k and then top-p, per row."""
+def _threshold(x: Tensor, top_k: Tensor, top_p: Tensor, size: int) -> Tensor:
+    """The smallest logit [n, 1] that survives top-k and then top-p, per row; looked for among the `size` largest."""
     vocab = x.shape[-1]
     limit = torch.where(top_k > 0, top_k.clamp(max=vocab), vocab)
-    finite_limits = limit[limit < vocab]
-    size = min(vocab, max(_CANDIDATES, int(finite_limits.max()) if len(finite_limits) else 0))
     threshold, complete = _threshold_among(x, size, limit, top_p)
     return threshold if complete else _threshold_among(x, vocab, limit, top_p)[0]
 

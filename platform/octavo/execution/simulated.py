@@ -29,6 +29,7 @@ import numpy as np
 from octavo.config import EngineConfig, unknown_key
 from octavo.cost_model import Cost
 from octavo.errors import ConfigError
+from octavo.execution.pipeline import Pipeline
 from octavo.step import Int64, LogprobRow, StepBatch, StepResult
 from octavo.text.tokenizer import Tokenizer
 
@@ -130,6 +131,9 @@ class SimulatedExecutor:
     two steps, is taken off the next one, as an engine that prepares a step while the last one runs would. A lag of more
     than a step is not made up.
 
+    Attributes:
+        pipeline: none, for the same reason.
+
     Args:
         profile: how long a step takes.
         config: its `block_size`, and its `kv_cache_bytes` in place of the profile's.
@@ -137,6 +141,8 @@ class SimulatedExecutor:
         vocab_size: of the tokenizer.
         clock, sleep: of the machine; monotonic seconds.
     """
+
+    pipeline: Pipeline | None = None
 
     def __init__(
         self,

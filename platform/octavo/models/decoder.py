@@ -41,6 +41,7 @@ class Decoder:
 
     def __init__(self, share: Share, weights: Weights, num_positions: int, group: TPGroup) -> None:
         spec = self.spec = share.spec
+        self.num_positions = num_positions
         self._share = share
         self._group = group
         self.weights = weights

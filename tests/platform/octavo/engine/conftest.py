@@ -10,6 +10,7 @@ import pytest
 
 from octavo.config import EngineConfig
 from octavo.engine.engine import Engine
+from octavo.execution.pipeline import Worker
 from octavo.request import Request, SamplingParams
 from octavo.step import LogprobRow, StepBatch, StepResult
 
@@ -30,6 +31,7 @@ class PagedFake:
         self.cache = np.full((num_blocks, block_size), -1, np.int32)
         self.batches: list[StepBatch] = []
         self.fail_tokens: set[int] = set()  # last tokens for which the logits are "not finite"
+        self.pipeline: Worker | None = None
 
     def check_health(self) -> None:
         pass
@@ -65,6 +67,8 @@ class PagedFake:
 def make_engine(num_blocks: int = 64, **settings) -> Engine:
     config = EngineConfig(**{"block_size": 4, "max_num_seqs": 8, "max_num_batched_tokens": 32, **settings})
     executor = PagedFake(num_blocks, config.block_size)
+    if config.async_scheduling:
+        executor.pipeline = Worker(executor.execute)
     return Engine("fake", executor, config, end_token_ids=())
 
 

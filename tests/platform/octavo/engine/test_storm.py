@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from octavo.errors import Overloaded
 
 
-def storm(fake, seed: int, operations: int) -> dict[str, int]:
+def storm(fake, seed: int, operations: int, **settings) -> dict[str, int]:
     rng = random.Random(seed)
     engine = fake.engine(
         num_blocks=rng.choice([60, 90, 150]),
@@ -18,6 +18,7 @@ def storm(fake, seed: int, operations: int) -> dict[str, int]:
         max_num_batched_tokens=rng.choice([3, 8, 32, 200]),
         max_num_queued_requests=30,
         enable_prefix_caching=rng.random() < 0.8,
+        **settings,
     )
     prefixes = [[rng.randrange(fake.VOCAB) for _ in range(40)] for _ in range(4)]
     asked, said, ended, counts = {}, {}, {}, {"refused": 0, "aborted": 0}
@@ -71,15 +72,16 @@ def storm(fake, seed: int, operations: int) -> dict[str, int]:
     return counts | {"preemptions": engine.stats().preemptions, "finished": len(ended)}
 
 
-def test_a_storm_of_2000_operations(fake):
-    counts = storm(fake, seed=1, operations=2000)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_storm_of_2000_operations(fake, ahead):
+    counts = storm(fake, seed=1, operations=2000, async_scheduling=ahead)
     assert min(counts.values()) > 0, f"the storm missed something: {counts}"
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 2**32))
-def test_small_storms(fake, seed):
-    storm(fake, seed, operations=150)
+@given(seed=st.integers(0, 2**32), ahead=st.booleans())
+def test_small_storms(fake, seed, ahead):
+    storm(fake, seed, operations=150, async_scheduling=ahead)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,0 +1,166 @@
+"""Decode steps as CUDA graphs: one launch instead of hundreds, at fixed addresses, padded to a few sizes.
+
+A graph is captured when its size first occurs. Rows beyond the step's are padding: they compute token 0 at position 0,
+store it in a block that no sequence has, and nobody looks at what comes out.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.execution.transfer import to_device
+from octavo.step import StepBatch
+from octavo_kernels.paged_attention import PagedBatch
+
+logger = logging.getLogger(__name__)
+
+Forward = Callable[[Tensor, PagedBatch], Tensor]
+"""Tokens [T] and their layout -> hidden states [T, D]."""
+
+
+class Capture(Protocol):
+    """Makes a function repeatable: what it returns runs the same work on the same memory."""
+
+    def __call__(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]: ...
+
+
+def padded_sizes(largest: int) -> list[int]:
+    """1, 2, 4, 8, 16, 24, ..., 256, 288, 320, ...: up to the first that holds `largest` rows."""
+    sizes = [1, 2, 4, *range(8, 257, 8), *range(288, largest + 32, 32)]
+    return sizes[: bisect.bisect_left(sizes, largest) + 1]
+
+
+class DecodeInputs:
+    """Where a captured step reads its inputs.
+
+    Attributes:
+        sizes: to which steps are padded.
+        block_tables: [P, W] int32; only rows that changed are copied.
+
+    Args:
+        drawn: what the step before drew, [max_rows] int64.
+        width: blocks of a sequence at most.
+        spare_block: one that no sequence ever has.
+    """
+
+    def __init__(self, drawn: Tensor, width: int, block_size: int, spare_block: int) -> None:
+        self.sizes = padded_sizes(len(drawn))
+        rows, device = self.sizes[-1], drawn.device
+        self._drawn = drawn
+        self.block_size = block_size
+        self._spare_slot = spare_block * block_size
+        self._columns = torch.zeros((4, rows), dtype=torch.int64, device=device)
+        self._table = np.full((rows, width), spare_block, np.int32)  # what `block_tables` holds
+        self.block_tables = torch.full((rows, width), spare_block, dtype=torch.int32, device=device)
+        self._starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
+
+    def holds(self, batch: StepBatch) -> bool:
+        """Whether a step fits: a token for each of so many sequences."""
+        rows, width = self._table.shape
+        blocks = -(-int(batch.context_lens.max()) // self.block_size)
+        return batch.num_tokens == batch.num_seqs <= rows and blocks <= width
+
+    def fill(self, batch: StepBatch, size: int) -> None:
+        """Copy a step's inputs, with padding up to `size` rows."""
+        count = batch.num_seqs
+        positions = batch.context_lens.astype(np.int64) - 1
+        blocks = batch.block_tables[np.arange(count), positions // self.block_size].astype(np.int64)
+        columns = np.zeros((4, size), np.int64)
+        columns[0, :count] = batch.token_ids
+        columns[1] = -1
+        if batch.sources is not None:
+            columns[1, :count] = batch.sources
+        columns[2, :count] = positions
+        columns[3] = self._spare_slot
+        columns[3, :count] = blocks * self.block_size + positions % self.block_size
+        self._columns[:, :size].copy_(to_device(columns, self._columns.device))
+        self._update_tables(batch.block_tables[:, : self._table.shape[1]])
+
+    def _update_tables(self, tables: np.ndarray) -> None:
+        kept = self._table[: len(tables), : tables.shape[1]]
+        changed = np.flatnonzero((kept != tables).any(1))
+        if len(changed):
+            kept[changed] = tables[changed]
+            device = self.block_tables.device
+            there = self.block_tables[:, : tables.shape[1]]
+            there.index_copy_(0, to_device(changed, device), to_device(tables[changed], device))
+
+    def read(self, size: int) -> tuple[Tensor, PagedBatch]:
+        """The tokens [size] and their layout, as operations on the fixed memory."""
+        tokens, sources, positions, slots = self._columns[:, :size]
+        tokens = fill_in(tokens, sources, self._drawn)
+        width = self.block_tables.shape[1]
+        layout = PagedBatch(
+            query_start=self._starts[: size + 1],
+            context_lens=(positions + 1).int(),
+            block_tables=self.block_tables[:size],
+            positions=positions,
+            slots=slots,
+            block_size=self.block_size,
+            max_query_len=1,
+            max_context_len=width * self.block_size,
+        )
+        return tokens, layout
+
+
+def fill_in(tokens: Tensor, sources: Tensor, drawn: Tensor) -> Tensor:
+    """Token ids with those that the step before drew; `sources` as in `StepBatch`. A failed row goes on with 0."""
+    return torch.where(sources >= 0, drawn[sources.clamp(min=0)], tokens).clamp(min=0)
+
+
+class DecodeGraphs:
+    """Runs decode steps through graphs.
+
+    Args:
+        forward: the model.
+        capture: `cuda_capture()`, or in tests the function itself.
+    """
+
+    def __init__(self, forward: Forward, inputs: DecodeInputs, capture: Capture) -> None:
+        self._forward, self._inputs, self._capture = forward, inputs, capture
+        self._replays: dict[int, Callable[[], Tensor]] = {}
+        self._failed = False
+
+    def run(self, batch: StepBatch) -> Tensor | None:
+        """The hidden states [S, D] of a step; None where it has to run without a graph."""
+        if self._failed or not self._inputs.holds(batch):
+            return None
+        size = self._inputs.sizes[bisect.bisect_left(self._inputs.sizes, batch.num_seqs)]
+        self._inputs.fill(batch, size)
+        if size not in self._replays:
+            try:
+                self._replays[size] = self._capture(lambda: self._forward(*self._inputs.read(size)))
+            except Exception as error:  # whatever a kernel or the driver has against it: the step can still be run
+                self._failed = True
+                logger.warning("decode steps run without CUDA graphs: a step could not be captured: %s", error)
+                return None
+        return self._replays[size]()[: batch.num_seqs]
+
+
+def cuda_capture() -> Capture:
+    """Captures into CUDA graphs that share one memory pool, which they can because they run one after the other."""
+    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def capture(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            function()  # compiles kernels and sets libraries up, which a capture must not
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
+            out = function()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return out
+
+        return replay
+
+    return capture

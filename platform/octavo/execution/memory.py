@@ -1,0 +1,165 @@
+"""How much of a GPU's memory is left for the KV cache, measured; and the sentence for when it is too little."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from octavo.config import EngineConfig
+from octavo.errors import ModelError
+from octavo.step import SamplingRows, StepBatch
+
+_SMALLER = {"int8": 0.55, "int4": 0.32}  # of 16-bit weights, the embeddings among them at 16 bits
+
+
+class Memory(Protocol):
+    """What can be read of a device's memory, in bytes."""
+
+    def total(self) -> int: ...
+
+    def free(self) -> int:
+        """What no process holds."""
+        ...
+
+    def allocated(self) -> int:
+        """By this process's tensors."""
+        ...
+
+    def peak(self) -> int:
+        """The most that was allocated since `reset`."""
+        ...
+
+    def reset(self) -> None:
+        """Give back what no tensor holds, and forget the peak."""
+        ...
+
+
+class CudaMemory:
+    """Of the current CUDA device."""
+
+    def total(self) -> int:
+        return torch.cuda.mem_get_info()[1]
+
+    def free(self) -> int:
+        return torch.cuda.mem_get_info()[0]
+
+    def allocated(self) -> int:
+        return torch.cuda.memory_allocated()
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated()
+
+    def reset(self) -> None:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What takes a device's memory, in bytes.
+
+    Attributes:
+        step: the most that a step takes beside weights and cache.
+        other: other processes, the driver, libraries.
+    """
+
+    total: int
+    weights: int
+    step: int
+    other: int
+
+    def room(self, utilization: float) -> int:
+        """What is left for a KV cache of the share of the memory that may be used; negative when that is too little."""
+        return int(self.total * utilization) - self.weights - self.step - self.other
+
+
+def measure(memory: Memory, step: Callable[[], object]) -> Use:
+    """Run the largest step once, with the weights in place and next to no KV cache."""
+    memory.reset()
+    weights = memory.allocated()
+    step()
+    peak = memory.peak() - weights
+    memory.reset()
+    return Use(memory.total(), weights, peak, memory.total() - memory.free() - memory.allocated())
+
+
+def kv_cache_bytes(use: Use, config: EngineConfig, block: int) -> int:
+    """Bytes for the KV cache.
+
+    Args:
+        block: bytes of one KV block.
+
+    Raises:
+        ModelError: not even one sequence of `max_model_len` (a block, when that is not given) fits.
+    """
+    room = use.room(config.gpu_memory_utilization)
+    needed = block * -(-(config.max_model_len or 1) // config.block_size)
+    if room >= needed:
+        return room
+    allowed = int(use.total * config.gpu_memory_utilization)
+    remedies = list(_remedies(use, config, block, needed, allowed)) or ["use a GPU with more memory"]
+    raise ModelError(
+        f"the model does not fit: its weights take {_gib(use.weights)}, a step of {config.max_num_batched_tokens} "
+        f"tokens {_gib(use.step)}, a KV cache of {config.max_model_len or config.block_size} tokens {_gib(needed)} and "
+        f"what else is on the GPU {_gib(use.other)}: {_gib(allowed - room + needed)} in all, but "
+        f"gpu_memory_utilization {config.gpu_memory_utilization:g} of {_gib(use.total)} is {_gib(allowed)}. "
+        f"What would help: {'; or '.join(remedies)}"
+    )
+
+
+def largest_batch(config: EngineConfig, num_positions: int) -> StepBatch:
+    """A step with as many tokens and as many rows to draw, from a nucleus, as there can be; all in block 0.
+
+    Args:
+        num_positions: tokens of a sequence at most.
+    """
+    rows = min(config.max_num_seqs, config.max_num_batched_tokens)
+    lens = np.full(rows, min(num_positions, config.max_num_batched_tokens // rows), np.int32)
+    starts = np.concatenate([np.zeros(1, np.int32), np.cumsum(lens, dtype=np.int32)])
+    return StepBatch(
+        token_ids=np.zeros(starts[-1], np.int32),
+        query_start=starts,
+        context_lens=lens,
+        block_tables=np.zeros((rows, -(-int(lens[0]) // config.block_size)), np.int32),
+        block_copies=[],
+        sampling=SamplingRows(
+            token_index=starts[1:] - 1,
+            temperature=np.ones(rows, np.float32),
+            top_k=np.zeros(rows, np.int32),
+            top_p=np.full(rows, 0.9, np.float32),
+            min_p=np.zeros(rows, np.float32),
+            seed=np.zeros(rows, np.uint64),
+            position=lens.astype(np.int64),
+            num_logprobs=np.zeros(rows, np.int32),
+        ),
+    )
+
+
+def _remedies(use: Use, config: EngineConfig, block: int, needed: int, allowed: int) -> Iterator[str]:
+    rest = use.step + use.other
+    if (blocks := (allowed - use.weights - rest) // block) > 0:
+        yield f"max_model_len of at most {blocks * config.block_size}"
+    if config.quantization is None:
+        for name, share in _SMALLER.items():
+            if share * use.weights + rest + needed <= allowed:
+                yield f"quantization {name!r} (weights of about {_gib(share * use.weights)})"
+                break
+    for size in (2, 4, 8):
+        if size > config.tensor_parallel_size and (
+            (use.weights + needed) * config.tensor_parallel_size / size + rest <= allowed
+        ):
+            yield f"tensor_parallel_size {size}"
+            break
+    for utilization in (0.95, 0.98):
+        if utilization > config.gpu_memory_utilization and use.room(utilization) >= needed:
+            yield f"gpu_memory_utilization {utilization}"
+            break
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -1,0 +1,116 @@
+"""Padded decode steps at fixed addresses, with a `capture` that runs the function again: what is replayed on a GPU."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from octavo import LLM, SamplingParams
+from octavo.execution.graphs import padded_sizes
+from octavo_kernels.native import library
+
+PROMPTS = [[5, 9, 200], list(range(30)), [7] * 17, list(range(100, 140)), [3]]
+PARAMS = [
+    SamplingParams(temperature=0, max_tokens=20, ignore_eos=True),
+    SamplingParams(n=2, temperature=0.9, seed=1, top_p=0.9, max_tokens=24, logprobs=2),
+    SamplingParams(temperature=0.8, seed=2, top_k=20, repetition_penalty=1.3, max_tokens=28, presence_penalty=0.3),
+    SamplingParams(temperature=1, seed=3, min_tokens=9, max_tokens=30, stop_token_ids=[7], prompt_logprobs=1),
+    SamplingParams(temperature=0, max_tokens=12, logit_bias={7: 3.0}, frequency_penalty=0.5),
+]
+
+
+@pytest.fixture
+def torch_llm(tiny_model):
+    """`torch_llm(name, **settings)`: a model on the torch runner."""
+    opened = []
+
+    def get(name: str, **settings) -> LLM:
+        settings = {"dtype": "float32", "kv_cache_bytes": 2**19, "progress": False, **settings}
+        with library.use(None):
+            opened.append(LLM(str(tiny_model(name)), **settings))
+        return opened[-1]
+
+    yield get
+    for llm in opened:
+        llm.close()
+
+
+def as_on_a_gpu(llm, capture=lambda function: function):
+    """Graphs, and steps that are begun before the one before has ended."""
+    executor = llm.engine.executor
+    executor._runner.use_graphs(llm.engine.limits.max_model_len, capture)
+    executor.pipeline = executor._runner
+    return llm
+
+
+def said(llm, prompts=PROMPTS, params=PARAMS):
+    return [
+        (line.token_ids, line.finish_reason, line.logprobs and [sorted(entry) for entry in line.logprobs])
+        for output in llm.generate(prompts, params, use_tqdm=False)
+        for line in output.outputs
+    ]
+
+
+def test_sizes_are_few_and_hold_the_largest_batch():
+    assert padded_sizes(1) == [1]
+    assert padded_sizes(9) == [1, 2, 4, 8, 16]
+    assert padded_sizes(256)[-3:] == [240, 248, 256]
+    assert padded_sizes(300)[-3:] == [256, 288, 320]
+
+
+@pytest.mark.parametrize("name", ["llama3", "gemma2", "gemma3", "qwen3", "mpt"])
+def test_padded_steps_say_what_others_say(torch_llm, name):
+    ours, theirs = as_on_a_gpu(torch_llm(name)), torch_llm(name)
+    assert said(ours) == said(theirs)
+    assert set(ours.engine.executor._runner._graphs._replays) == {1, 2, 4, 8}
+    assert said(ours) == said(theirs)  # again, with a warm cache
+
+
+def test_they_do_so_after_preemptions_and_with_small_chunks(torch_llm):
+    small = {"kv_cache_bytes": 2**17, "max_num_batched_tokens": 16, "max_model_len": 96}
+    ours, theirs = as_on_a_gpu(torch_llm("llama3", **small)), torch_llm("llama3", **small)
+    many, params = PROMPTS * 3, PARAMS * 3
+    assert said(ours, many, params) == said(theirs, many, params)
+    assert ours.engine.stats().preemptions > 0
+
+
+def test_padding_is_stored_where_nobody_reads(torch_llm):
+    llm = as_on_a_gpu(torch_llm("llama3"))
+    runner = llm.engine.executor._runner
+    llm.generate(PROMPTS[:3], PARAMS[0], use_tqdm=False)  # three rows of four
+    keys = runner._kv.layers[0][0]
+    assert keys[runner._kv.spare_block, 0].any()
+    assert not keys[runner._kv.spare_block, 1:].any()
+    used = {block for block in range(llm.engine.pool.num_blocks) if keys[block].any()}
+    assert len(used) == sum(-(-(len(prompt) + 19) // 16) for prompt in PROMPTS[:3])
+
+
+def test_only_rows_that_changed_are_copied(torch_llm, monkeypatch):
+    llm = as_on_a_gpu(torch_llm("llama3"))
+    inputs = llm.engine.executor._runner._graphs._inputs
+    copied, plain = [0], torch.Tensor.index_copy_
+
+    def count(self, dim, index, source):
+        copied[0] += len(index) if self.data_ptr() == inputs.block_tables.data_ptr() else 0
+        return plain(self, dim, index, source)
+
+    monkeypatch.setattr(torch.Tensor, "index_copy_", count)
+    params = SamplingParams(temperature=0, max_tokens=33, ignore_eos=True)
+    llm.generate([[1, 2, 3], [4, 5, 6]], params, use_tqdm=False)
+    assert copied[0] == 2 * 3  # 35 tokens each: three blocks
+    assert inputs.block_tables.tolist() == inputs._table.tolist()
+
+
+def test_without_capture_it_goes_on_and_says_so_once(torch_llm, caplog):
+    def refuse(function):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    ours, theirs = as_on_a_gpu(torch_llm("llama3"), refuse), torch_llm("llama3")
+    with caplog.at_level(logging.WARNING):
+        assert said(ours) == said(theirs)
+    assert [r.message for r in caplog.records if "not permitted" in r.message] == [
+        "decode steps run without CUDA graphs: a step could not be captured: "
+        "operation not permitted when stream is capturing"
+    ]
