@@ -11,6 +11,7 @@ from octavo.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "int8"]
+LoadFormat = Literal["auto", "dummy"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -24,6 +25,8 @@ class EngineConfig:
         kv_cache_dtype: of keys and values. "auto" is the type that `dtype` computes in. The others are for the native
             CPU runner: "bfloat16" halves a float32 cache, "int8" (a scale per position and head) quarters it.
         quantization: None keeps the checkpoint's weights as they are.
+        load_format: "auto" reads the checkpoint; "dummy" takes random weights, to time a model of which only the config
+            is there (on the torch runner).
         max_model_len: most tokens of one sequence, prompt and output; None takes the model's own limit.
         max_num_seqs: most sequences in one step.
         max_num_batched_tokens: tokens in one step; a longer prompt is computed in chunks. Running streams always get
@@ -53,6 +56,7 @@ class EngineConfig:
     dtype: DType = "auto"
     kv_cache_dtype: KVCacheDType = "auto"
     quantization: str | None = None
+    load_format: LoadFormat = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 1024
@@ -81,6 +85,8 @@ class EngineConfig:
             raise ConfigError(f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
         if self.kv_cache_dtype not in ("auto", "float32", "bfloat16", "int8"):
             raise ConfigError(f"kv_cache_dtype must be auto, float32, bfloat16 or int8, got {self.kv_cache_dtype!r}")
+        if self.load_format not in ("auto", "dummy"):
+            raise ConfigError(f"load_format must be auto or dummy, got {self.load_format!r}")
         if self.target_itl is not None and not self.target_itl > 0:
             raise ConfigError(f"target_itl must be more than 0 seconds, got {self.target_itl!r}")
         if not 0 < self.gpu_memory_utilization <= 1:

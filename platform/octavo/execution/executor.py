@@ -128,6 +128,7 @@ class LocalExecutor:
             device=device,
             quantization=config.quantization,
             max_model_len=config.max_model_len,
+            load_format=config.load_format,
             progress=progress,
             share=self._share,
             group=self._group,
@@ -212,6 +213,8 @@ def _device(name: str) -> str:
 
 def _why_not_native(source: Source, config: EngineConfig, share: Share) -> str | None:
     """What the native runner does not cover, in words; None when it covers all."""
+    if config.load_format == "dummy":
+        return "load_format is dummy"
     if config.dtype == "float16":
         return "dtype is float16; use float32 or bfloat16"
     if config.block_size % CELL:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from octavo.config import DType
+from octavo.config import DType, LoadFormat
 from octavo.models.decoder import Decoder
 from octavo.models.families import Config, quantization_config
 from octavo.models.parallel import Share, TPGroup, share_of
@@ -15,6 +15,7 @@ from octavo.models.weights.gguf_file import read_gguf
 from octavo.models.weights.layout import Slot, allocate, put_quantized, slots
 from octavo.models.weights.names import gguf_naming, hf_naming
 from octavo.models.weights.quantized import Matrix, round_matrix
+from octavo.models.weights.random import read_random
 from octavo.models.weights.safetensors_files import read_safetensors
 from octavo.models.weights.stored import StoredTensor, fill
 from octavo.source import Source
@@ -29,6 +30,7 @@ def load_model(
     device: str = "cpu",
     quantization: str | None = None,
     max_model_len: int | None = None,
+    load_format: LoadFormat = "auto",
     progress: bool = False,
     share: Share | None = None,
     group: TPGroup | None = None,
@@ -42,6 +44,7 @@ def load_model(
         quantization: as in `octavo.models.quantization`. Matrices of GGUF files are dequantised to `dtype`; those of
             quantised checkpoints, and those that are rounded here, stay quantised and are dequantised for each use.
         max_model_len: tokens of the longest sequence; None takes the model's own limit.
+        load_format: "dummy" takes random weights.
         progress: draw a progress bar on stderr.
         share: what of the model; None means all.
         group: the ranks that have the other shares.
@@ -57,7 +60,11 @@ def load_model(
     is_quantized = rounding is not None or quantization_config(config) is not None
     weights = allocate(share.spec, _torch_dtype(dtype, device, config), torch.device(device), quantized=is_quantized)
     naming = hf_naming(spec) if source.kind == "hf" else gguf_naming(spec)
-    stored = read_safetensors(source.path, spec) if source.kind == "hf" else read_gguf(source.path)
+    places = slots(weights, share)
+    if load_format == "dummy":
+        stored = read_random(places, naming, weights.embedding.device)
+    else:
+        stored = read_safetensors(source.path, spec) if source.kind == "hf" else read_gguf(source.path)
     title = f"Loading {source.name}"
     parts: dict[tuple[int, str], Matrix] = {}
 
@@ -65,7 +72,7 @@ def load_model(
         assert slot.layer is not None
         parts[slot.layer, slot.part] = _matrix(tensor, slot, rows, rounding, weights.embedding)
 
-    fill(slots(weights, share), naming, stored, spec.head_dim, title=title, progress=progress, take=take)
+    fill(places, naming, stored, spec.head_dim, title=title, progress=progress, take=take)
     if is_quantized:
         put_quantized(weights, parts)
     if share.rank:  # the sum over ranks takes each bias once
