@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import warnings
+from typing import NamedTuple
 
 import torch
 
@@ -22,6 +23,23 @@ def _has_triton() -> bool:
 def use_gpu(x: torch.Tensor) -> bool:
     """Whether `x` goes to the Triton kernel: it lies on a CUDA device and Triton is installed."""
     return x.is_cuda and _has_triton()
+
+
+class GpuTraits(NamedTuple):
+    """What a launcher asks of the GPU it launches on."""
+
+    capability: tuple[int, int]
+    multiprocessors: int
+    shared_memory: int  # bytes that one program may take
+
+
+@functools.cache
+def gpu_traits(device: torch.device) -> GpuTraits:
+    """Of a CUDA device; a small GPU's for the CPU, where Triton's interpreter runs."""
+    if device.type != "cuda":
+        return GpuTraits((8, 9), 4, 99 * 1024)
+    found = torch.cuda.get_device_properties(device)
+    return GpuTraits((found.major, found.minor), found.multi_processor_count, found.shared_memory_per_block_optin)
 
 
 def check_floats(**tensors: torch.Tensor) -> None:

@@ -23,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
+"""Bytes that a program may take, by compute capability (CUDA C++ Programming Guide)."""
 CUOBJDUMP = Path("backends/nvidia/bin/cuobjdump")  # in Triton's package
 
 
@@ -58,7 +60,8 @@ class _Gpu:
 
 def load_launches(path: Path) -> dict[str, Callable[[], object]]:
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)
@@ -69,6 +72,11 @@ def compile_instead_of_launching(capability: int) -> list[Compiled]:
     """From now on a launch compiles, and appends to the result."""
     import triton
     from triton.runtime.jit import JITFunction
+
+    from octavo_kernels import dispatch
+
+    traits = dispatch.GpuTraits(divmod(capability, 10), 132, SHARED_MEMORY[capability])
+    dispatch.gpu_traits = lambda device: traits
 
     triton.runtime.driver.set_active(_Gpu(capability))
     run, done = JITFunction.run, []

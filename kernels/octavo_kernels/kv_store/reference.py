@@ -5,21 +5,38 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def kv_store(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
-    k_cache.flatten(0, 1).index_copy_(0, slots, k)
-    v_cache.flatten(0, 1).index_copy_(0, slots, v)
+from octavo_kernels.kv_cache import LARGEST_CODE, KVScales
 
 
-def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys or values of 8 bits: the largest of a head's values becomes 127.
+def kv_store(
+    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, kv_scales: KVScales | None = None
+) -> None:
+    if kv_scales is None:
+        k_cache.flatten(0, 1).index_copy_(0, slots, k)
+        v_cache.flatten(0, 1).index_copy_(0, slots, v)
+        return
+    for x, cache, cached_scales in ((k, k_cache, kv_scales[0]), (v, v_cache, kv_scales[1])):
+        codes, scales = quantize(x, cache.dtype)
+        # as bytes: PyTorch does not index every type of eight bits on every device
+        cache.flatten(0, 1).view(torch.uint8).index_copy_(0, slots, codes.view(torch.uint8))
+        cached_scales.flatten(0, 1).index_copy_(0, slots, scales[..., 0])
+
+
+def quantize(x: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
+    """Keys or values of 8 bits: the largest of a head's values becomes 127 in int8 and 448 in float8_e4m3fn.
 
     Args:
-        x: [..., D] finite floats.
+        x: [..., D] floats.
+        dtype: of the codes.
 
     Returns:
-        codes [..., D] int8 and scales [..., 1] float32, whose product is x to within half a scale.
+        codes [..., D] and scales [..., 1] float32, whose product is x to within half a scale in int8, and to within
+        1/16 of each value or 1/1024 of a scale in float8. A scale is NaN where a value of its head is not finite.
     """
-    top = x.float().abs().amax(-1, keepdim=True)
-    inverse = torch.where(top > 0, torch.full_like(top, 127) / top, 0)
-    return (x.float() * inverse).round().to(torch.int8), top * (1 / 127)
+    wide, largest = x.float(), LARGEST_CODE[dtype]
+    top = wide.abs().amax(-1, keepdim=True)
+    broken = ~top.isfinite()
+    inverse = torch.where((top > 0) & ~broken, torch.full_like(top, largest) / top, 0)
+    scaled = torch.where(broken, 0, wide) * inverse
+    codes = scaled.round() if dtype == torch.int8 else scaled.clamp_(-largest, largest)
+    return codes.to(dtype), (top * (1 / largest)).masked_fill(broken, torch.nan)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from octavo_kernels.dispatch import check_floats, use_gpu
+from octavo_kernels.kv_cache import KVScales, check_caches
 from octavo_kernels.native.library import use_cpu
 from octavo_kernels.paged_attention import reference
 from octavo_kernels.paged_attention.batch import PagedBatch
@@ -34,6 +35,7 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     alibi_slopes: Tensor | None = None,
+    kv_scales: KVScales | None = None,
 ) -> Tensor:
     """Attention of every token of a step to its sequence's cached keys, its own included.
 
@@ -50,6 +52,7 @@ def paged_attention(
         softcap: scores become `softcap * tanh(score / softcap)` after scaling and before masking (Gemma 2).
         alibi_slopes: [Hq] float32; head h's score of query i and key j loses `alibi_slopes[h] * (i - j)` after that
             (Press et al. 2022).
+        kv_scales: of a cache of codes, int8 or float8_e4m3fn, as `kv_store` wrote them.
 
     Returns:
         [T, Hq, D], contiguous, of the type of `q`.
@@ -57,7 +60,7 @@ def paged_attention(
     Raises:
         ValueError: shapes, types or settings do not fit.
     """
-    _check(q, k_cache, v_cache, batch)
+    _check(q, k_cache, v_cache, batch, kv_scales)
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
     if softcap is not None and softcap <= 0:
@@ -69,24 +72,20 @@ def paged_attention(
     if use_gpu(q):
         from octavo_kernels.paged_attention import gpu
 
-        return gpu.paged_attention(q, k_cache, v_cache, batch, **options)
-    if use_cpu(q):
+        return gpu.paged_attention(q, k_cache, v_cache, batch, **options, kv_scales=kv_scales)
+    if kv_scales is None and use_cpu(q):
         from octavo_kernels.paged_attention import cpu
 
         return cpu.paged_attention(q, k_cache, v_cache, batch, **options)
-    return reference.paged_attention(q, k_cache, v_cache, batch, **options)
+    return reference.paged_attention(q, k_cache, v_cache, batch, **options, kv_scales=kv_scales)
 
 
-def _check(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: PagedBatch) -> None:
-    check_floats(q=q, k_cache=k_cache, v_cache=v_cache)
+def _check(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: PagedBatch, kv_scales: KVScales | None) -> None:
+    check_floats(q=q)
     if q.ndim != 3 or len(q) != len(batch.positions):
         raise ValueError(f"q must be [{len(batch.positions)}, Hq, D], got {tuple(q.shape)}")
-    size, dim = batch.block_size, q.shape[2]
-    if k_cache.ndim != 4 or k_cache.shape != v_cache.shape or k_cache.shape[1::2] != (size, dim):
-        raise ValueError(
-            f"caches must both be [N, {size}, Hk, {dim}], got {tuple(k_cache.shape)} and {tuple(v_cache.shape)}"
-        )
+    check_caches(q, k_cache, v_cache, kv_scales)
+    if k_cache.shape[1] != batch.block_size:
+        raise ValueError(f"the caches' blocks have {k_cache.shape[1]} tokens, the batch's {batch.block_size}")
     if q.shape[1] % k_cache.shape[2] != 0:
         raise ValueError(f"{q.shape[1]} query heads do not share {k_cache.shape[2]} KV heads evenly")
-    if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
-        raise ValueError("the caches must be contiguous")

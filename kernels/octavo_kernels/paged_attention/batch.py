@@ -31,6 +31,9 @@ class PagedBatch:
         slots: [T] int64, each token's slot in the cache (block * block_size + offset).
         block_size: tokens per block.
         max_query_len, max_context_len: over the sequences; on the host, so that no launch waits for the device.
+        min_query_len: over the sequences, or 1.
+        split_keys: on a GPU, a token's attention is the same to the last bit in any batch and however its sequence was
+            cut into chunks, because keys are cut every so many (a multiple of 128, say 512); None: as is fastest.
         plans: what the reference works out once per step and window.
     """
 
@@ -42,6 +45,8 @@ class PagedBatch:
     block_size: int
     max_query_len: int
     max_context_len: int
+    min_query_len: int = 1
+    split_keys: int | None = None
     plans: dict[int | None, Plan] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -52,6 +57,7 @@ class PagedBatch:
         block_tables: Ints,
         block_size: int,
         device: torch.device | str = "cpu",
+        split_keys: int | None = None,
     ) -> Self:
         """Derive a step's layout on the host and copy it to `device`.
 
@@ -59,12 +65,15 @@ class PagedBatch:
             query_start, context_lens, block_tables: as the attributes; numpy arrays or tensors.
             block_size: tokens per block.
             device: of the model and its cache.
+            split_keys: as the attribute.
 
         Raises:
             ValueError: the arrays contradict each other.
         """
         starts, contexts, tables = (_int64(x) for x in (query_start, context_lens, block_tables))
         _check(starts, contexts, tables, block_size)
+        if split_keys is not None and (split_keys < 1 or split_keys % 128):
+            raise ValueError(f"split_keys must be a positive multiple of 128, got {split_keys}")
         lens = np.diff(starts)
         row = np.repeat(np.arange(len(lens)), lens)
         positions = np.arange(starts[-1]) + (contexts - starts[1:])[row]
@@ -82,6 +91,8 @@ class PagedBatch:
             block_size=block_size,
             max_query_len=int(lens.max()),
             max_context_len=int(contexts.max()),
+            min_query_len=int(lens.min()),
+            split_keys=split_keys,
         )
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from octavo_kernels.kv_cache import KVScales
 from octavo_kernels.paged_attention.batch import PagedBatch
 
 Int64 = npt.NDArray[np.int64]
@@ -136,30 +137,36 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     alibi_slopes: Tensor | None = None,
+    kv_scales: KVScales | None = None,
 ) -> Tensor:
     if window not in batch.plans:
         batch.plans[window] = make_plan(batch, window)
     plan = batch.plans[window]
-    done = [_attend(q, k_cache, v_cache, part, scale, softcap, alibi_slopes) for part in plan.passes]
+    k_scales, v_scales = kv_scales or (None, None)
+    caches = (k_cache, k_scales), (v_cache, v_scales)
+    done = [_attend(q, *caches, part, scale, softcap, alibi_slopes) for part in plan.passes]
     return torch.cat(done).index_select(0, plan.order).to(q.dtype)
 
 
 def _attend(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    k_cache: tuple[Tensor, Tensor | None],
+    v_cache: tuple[Tensor, Tensor | None],
     part: Pass,
     scale: float,
     softcap: float | None,
     alibi_slopes: Tensor | None,
 ) -> Tensor:
-    """One pass: [n * Q, Hq, D] float32, padding included."""
+    """One pass: [n * Q, Hq, D] float32, padding included. The caches are values, or codes and scales."""
     n, num_queries = part.queries.shape
     heads, dim = q.shape[1:]
-    kv_heads = k_cache.shape[2]
+    kv_heads = k_cache[0].shape[2]
 
-    def gather(cache: Tensor) -> Tensor:
-        return cache.flatten(0, 1).index_select(0, part.keys).float().view(n, -1, kv_heads, dim).transpose(1, 2)
+    def gather(cache: Tensor, scales: Tensor | None) -> Tensor:
+        found = cache.flatten(0, 1).index_select(0, part.keys).float()
+        if scales is not None:
+            found = found * scales.flatten(0, 1).index_select(0, part.keys)[..., None]
+        return found.view(n, -1, kv_heads, dim).transpose(1, 2)
 
     # The query heads of one KV head become rows of one matrix: [n, Hk, G * Q, D] against keys [n, Hk, L, D].
     rows = q.index_select(0, part.queries.flatten()).float().view(n, num_queries, kv_heads, -1, dim)
@@ -168,7 +175,7 @@ def _attend(
     if alibi_slopes is not None:
         slopes = alibi_slopes.view(kv_heads, -1).repeat_interleave(num_queries, 1)[:, :, None]
         bias = bias - slopes * part.distance.repeat(1, 1, heads // kv_heads, 1)
-    keys, values = gather(k_cache), gather(v_cache)
+    keys, values = gather(*k_cache), gather(*v_cache)
     if softcap is None:
         out = F.scaled_dot_product_attention(rows, keys, values, attn_mask=bias, scale=scale)
     else:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.execution.transfer import to_device
+from octavo.models.decoder import KVCache
 from octavo.models.spec import ModelSpec
 
 
@@ -29,7 +30,7 @@ class KVStorage:
         self.spare_block = num_blocks
         shape = (spec.num_layers, 2, num_blocks + 1, block_size, spec.num_kv_heads, spec.head_dim)
         self._data = _zeros(shape, dtype, device)
-        self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self._data]
+        self.layers = [KVCache(layer[0], layer[1]) for layer in self._data]
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         """Copy blocks (source, target) in all layers; every source is read before any target is written."""

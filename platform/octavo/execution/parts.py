@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.models.decoder import Decoder
+from octavo.models.decoder import Decoder, KVCache
 from octavo.models.spec import ModelSpec
 from octavo.step import Int32
 from octavo_kernels.decoder import CELL, NativeDecoder, PackedKV, PackedModel
@@ -61,7 +61,7 @@ class TorchParts:
         keys, values = torch.zeros(2, *shape, dtype=decoder.dtype, device=decoder.device)
         batch = PagedBatch.build(starts, contexts, tables, CELL, decoder.device)
         residual = hidden.to(decoder.device, decoder.dtype)
-        return decoder.layer(index, residual, batch, (keys, values)).float().cpu()
+        return decoder.layer(index, residual, batch, KVCache(keys, values)).float().cpu()
 
     def head(self, hidden: Tensor) -> Tensor:
         """As in `Parts`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,13 +14,19 @@ from octavo.models.rope import cos_sin_table
 from octavo.models.spec import Activation, Rope
 from octavo.models.weights.layout import LayerWeights, Weights
 from octavo_kernels.activation import gelu_mul, silu_mul
-from octavo_kernels.kv_store import kv_store
+from octavo_kernels.kv_cache import KVScales
 from octavo_kernels.paged_attention import PagedBatch, paged_attention
+from octavo_kernels.qkv_rope_store import HeadNorms, qkv_rope_store
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm
-from octavo_kernels.rotary import rotary_
 
-KVCache = tuple[Tensor, Tensor]
-"""One layer's keys and values: two [N, B, Hk, D] tensors of the model's type, N blocks of B tokens."""
+
+class KVCache(NamedTuple):
+    """One layer's keys and values, N blocks of B tokens."""
+
+    k: Tensor  # [N, B, Hk, D] of the model's type, or int8 or float8_e4m3fn codes
+    v: Tensor  # likewise
+    scales: KVScales | None = None  # of codes
+
 
 _ACTIVATIONS: dict[tuple[Activation, bool], Callable[[Tensor], Tensor]] = {
     ("silu", True): silu_mul,
@@ -136,23 +143,24 @@ class Decoder:
 
     def _attention(self, index: int, layer: LayerWeights, x: Tensor, batch: PagedBatch, kv: KVCache) -> Tensor:
         spec = self.spec
-        q, k, v = self._heads(layer.qkv(x))
+        norms = None
         if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = rms_norm(q, layer.q_norm, spec.norm_eps), rms_norm(k, layer.k_norm, spec.norm_eps)
-        if spec.layer_rope(index).rotary_dim:
-            rotary_(q, k, batch.positions, self._rope_tables[index])
-        kv_store(k, v, *kv, batch.slots)
-        window, cap = spec.windows[index], spec.attention_softcap
-        scale, slopes = spec.attention_scale, self._slopes
-        attended = paged_attention(q, *kv, batch, scale=scale, window=window, softcap=cap, alibi_slopes=slopes)
+            norms = HeadNorms(layer.q_norm, layer.k_norm, spec.norm_eps)
+        table = self._rope_tables[index] if spec.layer_rope(index).rotary_dim else None
+        where = kv.k, kv.v, batch.slots, batch.positions
+        q = qkv_rope_store(layer.qkv(x), *where, cos_sin=table, norms=norms, kv_scales=kv.scales)
+        attended = paged_attention(
+            q,
+            kv.k,
+            kv.v,
+            batch,
+            scale=spec.attention_scale,
+            window=spec.windows[index],
+            softcap=spec.attention_softcap,
+            alibi_slopes=self._slopes,
+            kv_scales=kv.scales,
+        )
         return self._group.all_reduce(layer.out(attended.flatten(1)))
-
-    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[T, q + 2 kv] -> q [T, Hq, head_dim], k and v [T, Hk, head_dim], all views."""
-        spec = self.spec
-        heads = qkv.view(len(qkv), spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
-        k_start, v_start = spec.num_heads, spec.num_heads + spec.num_kv_heads
-        return heads[:, :k_start], heads[:, k_start:v_start], heads[:, v_start:]
 
     def _mlp(self, layer: LayerWeights, x: Tensor) -> Tensor:
         return self._group.all_reduce(layer.down(self._activation(layer.gate_up(x))))

@@ -1,7 +1,7 @@
 """The Triton kernels compile to machine code, which needs no GPU: the interpreter accepts more than the compiler does.
 
-Each launch below is what a layer of a real model asks for. docs/gpu.md has the figures; print them with
-`python tests/kernels/compile_launches.py tests/kernels/octavo_kernels/test_gpu_compiles.py 90`.
+Each launch below is what a layer of a real model asks for. The tests compile some of them; docs/gpu.md has the figures
+of all, as `python tests/kernels/compile_launches.py tests/kernels/octavo_kernels/test_gpu_compiles.py 90` prints them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from octavo_kernels.paged_attention import PagedBatch
+from octavo_kernels.qkv_rope_store import HeadNorms
 
+BF16, INT8, FLOAT8 = torch.bfloat16, torch.int8, torch.float8_e4m3fn
 SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}
 """Bytes that a program may take, by compute capability."""
 
@@ -24,47 +26,94 @@ def launch(op: str, function: str, *args: Any, **kwargs: Any) -> object:
     return getattr(importlib.import_module(f"octavo_kernels.{op}.gpu"), function)(*args, **kwargs)
 
 
-def tensor(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype)
-
-
-def rows(dtype: torch.dtype) -> None:
-    """The kernels of a token's row, for heads of a fused projection."""
-    x, heads, weight = tensor(3, 4096, dtype=dtype), tensor(3, 48, 128, dtype=dtype), torch.empty(4096)
+def norms_and_gates(dtype: torch.dtype) -> None:
+    x, weight = torch.zeros(3, 4096, dtype=dtype), torch.zeros(4096)
     launch("rms_norm", "rms_norm", x, weight, 1e-5)
-    launch("rms_norm", "rms_norm", heads[:, :32], torch.empty(128), 1e-5)
     launch("rms_norm", "add_rms_norm", x, x, weight, 1e-5)
     launch("activation", "silu_mul", x)
     launch("activation", "gelu_mul", x)
-    slots = torch.zeros(3, dtype=torch.int64)
-    launch("rotary", "rotary_", heads[:, :32], heads[:, 32:40], slots, torch.empty(10, 128))
-    cache = tensor(2, 16, 8, 128, dtype=dtype)
-    launch("kv_store", "kv_store", heads[:, 32:40], heads[:, 40:], cache, cache, slots)
 
 
-def attention(queries: int, heads: tuple[int, int], dim: int, dtype: torch.dtype, **kind: Any) -> None:
+def caches(dtype: torch.dtype, heads: int, dim: int) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+    """Four blocks of 16, and their scales."""
+    scales = torch.zeros(4, 16, heads) if dtype in (INT8, FLOAT8) else None
+    return torch.zeros(4, 16, heads, dim).to(dtype), None if scales is None else (scales, scales)
+
+
+def qkv(dtype: torch.dtype, codes: torch.dtype | None = None) -> None:
+    """Between the projection and attention, at once and one by one; 32 query and 8 KV heads of 128."""
+    where, table, norms = torch.zeros(3, dtype=torch.int64), torch.zeros(9, 128), HeadNorms(*torch.zeros(2, 128), 1e-5)
+    cache, scales = caches(codes or dtype, 8, 128)
+    fused = torch.zeros(3, 48, 128, dtype=dtype)
+    launch("qkv_rope_store", "qkv_rope_store", fused.flatten(1), cache, cache, where, where, table, None, scales)
+    launch("qkv_rope_store", "qkv_rope_store", fused.flatten(1), cache, cache, where, where, table, norms, scales)
+    launch("rms_norm", "rms_norm", fused[:, :32], norms.q, 1e-5)
+    launch("rotary", "rotary_", fused[:, :32], fused[:, 32:40], where, table)
+    launch("kv_store", "kv_store", fused[:, 32:40], fused[:, 40:], cache, cache, where, scales)
+
+
+def attention(
+    queries: int,
+    heads: tuple[int, int] = (32, 8),
+    dim: int = 128,
+    dtype: torch.dtype = BF16,
+    codes: torch.dtype | None = None,
+    split_keys: int | None = None,
+    **kind: Any,
+) -> None:
     """A step of two sequences with `queries` tokens each."""
     starts, contexts = np.array([0, 1, 2]) * queries, np.array([1000, 1000])
-    batch = PagedBatch.build(starts, contexts, np.zeros((2, 70)), 16)
-    q, cache = tensor(2 * queries, heads[0], dim, dtype=dtype), tensor(2, 16, heads[1], dim, dtype=dtype)
-    launch("paged_attention", "paged_attention", q, cache, cache, batch, scale=1.0, **kind)
+    batch = PagedBatch.build(starts, contexts, np.zeros((2, 70)), 16, split_keys=split_keys)
+    cache, scales = caches(codes or dtype, heads[1], dim)
+    q = torch.zeros(2 * queries, heads[0], dim, dtype=dtype)
+    launch("paged_attention", "paged_attention", q, cache, cache, batch, scale=1.0, kv_scales=scales, **kind)
 
 
 LAUNCHES: dict[str, Callable[[], object]] = {
-    "rows bfloat16": lambda: rows(torch.bfloat16),
-    "rows float32": lambda: rows(torch.float32),
-    "decode": lambda: attention(1, (32, 8), 128, torch.bfloat16),
-    "chunk": lambda: attention(300, (32, 8), 128, torch.bfloat16),
-    "chunk gemma": lambda: attention(300, (8, 4), 256, torch.bfloat16, window=512, softcap=30.0),
-    "decode of 80": lambda: attention(1, (32, 32), 80, torch.float16),
-    "chunk float32": lambda: attention(300, (9, 3), 64, torch.float32),
+    "rows, bfloat16": lambda: norms_and_gates(BF16),
+    "rows, float32": lambda: norms_and_gates(torch.float32),
+    "qkv, bfloat16": lambda: qkv(BF16),
+    "qkv, int8 cache": lambda: qkv(BF16, INT8),
+    "qkv, float8 cache": lambda: qkv(BF16, FLOAT8),
+    "decode of 128": lambda: attention(1),
+    "decode of 128, int8 cache": lambda: attention(1, codes=INT8),
+    "decode of 128, float8 cache": lambda: attention(1, codes=FLOAT8),
+    "decode of 128, float16, int8 cache": lambda: attention(1, dtype=torch.float16, codes=INT8),
+    "decode of 128, batch-invariant": lambda: attention(1, split_keys=512),
+    "decode of 64": lambda: attention(1, (32, 8), 64),
+    "decode of 80, float16": lambda: attention(1, (32, 32), 80, torch.float16),
+    "decode of 256, window, soft cap": lambda: attention(1, (8, 4), 256, window=512, softcap=30.0),
+    "decode of 64, float32": lambda: attention(1, (9, 3), 64, torch.float32),
+    "chunk of 128": lambda: attention(300),
+    "chunk of 128, int8 cache": lambda: attention(300, codes=INT8),
+    "chunk of 128, float8 cache": lambda: attention(300, codes=FLOAT8),
+    "chunk of 128, batch-invariant": lambda: attention(300, split_keys=512),
+    "chunk of 64": lambda: attention(300, (32, 8), 64),
+    "chunk of 256, window, soft cap": lambda: attention(300, (8, 4), 256, window=512, softcap=30.0),
+    "chunk of 128, ALiBi": lambda: attention(300, (32, 32), alibi_slopes=torch.zeros(32)),
+    "chunk of 64, float32": lambda: attention(300, (9, 3), 64, torch.float32),
+    "chunk of 128, float32": lambda: attention(300, dtype=torch.float32),
 }
+TESTED = {
+    80: ["qkv, int8 cache", "decode of 128", "chunk of 128", "decode of 128, float16, int8 cache"],
+    90: [
+        "rows, bfloat16", "qkv, float8 cache", "decode of 128", "decode of 128, float8 cache", "chunk of 128",
+        "chunk of 128, batch-invariant", "chunk of 256, window, soft cap",
+    ],
+}  # fmt: skip
+"""What the tests compile, by compute capability; all of LAUNCHES would take a minute."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", TESTED)
 def test_kernels_compile_and_fit_the_gpu(compile_launches, capability: int) -> None:
-    found = compile_launches(__file__, capability)
-    assert found.keys() == LAUNCHES.keys()
-    for kernel in (kernel for kernels in found.values() for kernel in kernels):
+    found = compile_launches(__file__, capability, *TESTED[capability])
+    assert list(found) == TESTED[capability]
+    kernels = {(name, kernel.kernel): kernel for name, launched in found.items() for kernel in launched}
+    for kernel in kernels.values():
         assert kernel.shared <= SHARED_MEMORY[capability], kernel
+        assert kernel.spilled <= 32, kernel  # bytes per thread; some wide tiles lack a few registers
+    decode, chunk = (kernels[f"{kind} of 128", f"_{kind}_kernel"] for kind in ("decode", "chunk"))
+    assert decode.matrix == "mma"
+    assert chunk.matrix == ("wgmma" if capability == 90 else "mma")
+    assert min(decode.async_copies, chunk.async_copies) > 3  # keys and values, ahead of the loop and in it

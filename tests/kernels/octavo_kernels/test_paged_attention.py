@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from octavo_kernels.kv_store.reference import quantize
 from octavo_kernels.paged_attention import PagedBatch, paged_attention, reference
 
 # Weights are rounded to the cache's type before they meet the values.
 TOLERANCE = {torch.float32: 5e-6, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
 MASKS = [(None, None), (1, None), (5, None), (33, None), (None, 2.0), (20, 0.5)]  # window, softcap
+
+
+CODES = [torch.int8, torch.float8_e4m3fn]
 
 
 def slopes(heads: int, device: str = "cpu") -> torch.Tensor:
@@ -34,11 +39,26 @@ class Case:
     query_start: npt.NDArray[np.int32]
     context_lens: npt.NDArray[np.int32]
     block_tables: npt.NDArray[np.int32]
+    split_keys: int | None = None
+    kv_scales: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def batch(self) -> PagedBatch:
         layout = self.query_start, self.context_lens, self.block_tables
-        return PagedBatch.build(*layout, self.k_cache.shape[1], self.q.device)
+        return PagedBatch.build(*layout, self.k_cache.shape[1], self.q.device, self.split_keys)
+
+    def coded(self, dtype: torch.dtype) -> Case:
+        """The same with a cache of 8-bit codes; unused slots hold what is NaN in their codes or their scales."""
+        (k, k_scales), (v, v_scales) = (quantize(cache, dtype) for cache in (self.k_cache, self.v_cache))
+        return replace(
+            self, k_cache=k, v_cache=v, kv_scales=(k_scales[..., 0].contiguous(), v_scales[..., 0].contiguous())
+        )
+
+    def decoded(self) -> Case:
+        """The same with the values of codes and scales."""
+        assert self.kv_scales is not None
+        k, v = (c.float() * s[..., None] for c, s in zip((self.k_cache, self.v_cache), self.kv_scales, strict=True))
+        return replace(self, k_cache=k, v_cache=v, q=self.q.float(), kv_scales=None)
 
     def slots(self, s: int) -> torch.Tensor:
         """Cache slots of sequence s, first token to last, found one by one."""
@@ -46,7 +66,9 @@ class Case:
         return torch.tensor([self.block_tables[s, p // size] * size + p % size for p in range(self.context_lens[s])])
 
     def attend(self, attention: Any = paged_attention, **kind: Any) -> torch.Tensor:
-        return attention(self.q, self.k_cache, self.v_cache, self.batch, scale=self.q.shape[2] ** -0.5, **kind)
+        scale, scales = self.q.shape[2] ** -0.5, self.kv_scales
+        kind |= {} if scales is None else {"kv_scales": scales}
+        return attention(self.q, self.k_cache, self.v_cache, self.batch, scale=scale, **kind)
 
 
 def make_case(
@@ -207,37 +229,133 @@ def test_plan_is_made_once_per_window() -> None:
     assert set(batch.plans) == {None, 7}
 
 
+@pytest.mark.parametrize("codes", CODES, ids=str)
+def test_reference_reads_codes_as_the_values_they_stand_for(codes: torch.dtype) -> None:
+    case = make_case([(1, 40), (20, 3)]).coded(codes)
+    torch.testing.assert_close(case.attend(window=7), case.decoded().attend(window=7))
+
+
 # Triton's interpreter holds bfloat16 as integers, and its tl.dot multiplies those (3.6 to 3.9).
 GPU_TYPES = [torch.float32, torch.float16] + [torch.bfloat16] * torch.cuda.is_available()
+GPU_SHAPES: dict[str, dict[str, Any]] = {
+    "one token": {"sequences": [(1, 0)], "heads": (1, 1), "dim": 24},
+    "decodes": {"sequences": [(1, n) for n in (0, 14, 15, 16, 31, 130, 300)], "heads": (3, 1), "dim": 16},
+    "one long decode": {"sequences": [(1, 700)], "heads": (7, 1), "dim": 16},
+    "prefill over tiles": {"sequences": [(150, 0)], "heads": (2, 2), "dim": 16},
+    "chunks and decodes": {"sequences": [(1, 40), (5, 0), (50, 70), (1, 0), (17, 16)], "heads": (6, 2), "dim": 16},
+    "short chunks": {"sequences": [(4, 300), (2, 0), (3, 77)], "heads": (8, 1), "dim": 32},
+    "blocks of 17": {"sequences": [(3, 9), (1, 40)], "heads": (4, 4), "dim": 96, "block": 17},
+    "wide heads": {"sequences": [(3, 30), (1, 20)], "heads": (8, 1), "dim": 256},
+    "more heads than a tile's rows": {"sequences": [(1, 90), (2, 5)], "heads": (24, 1), "dim": 16},
+}
 
 
-@pytest.mark.parametrize("dtype", GPU_TYPES)
-@pytest.mark.parametrize(("window", "softcap"), MASKS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_gpu_equals_reference(gpu, device: str, shape: str, window, softcap, dtype: torch.dtype) -> None:
-    case = make_case(**SHAPES[shape], dtype=dtype, device=device)
+def assert_gpu_equals_reference(gpu, case: Case, tolerance: float | None = None, **kind: Any) -> None:
     kernel = gpu("paged_attention").paged_attention
-    actual, expected = (case.attend(op, window=window, softcap=softcap) for op in (kernel, reference.paged_attention))
-    torch.testing.assert_close(actual, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    actual, expected = (case.attend(op, **kind) for op in (kernel, reference.paged_attention))
+    close = TOLERANCE[case.q.dtype] if tolerance is None else tolerance
+    torch.testing.assert_close(actual, expected, atol=close, rtol=close)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_gpu_equals_reference_with_slopes(gpu, device: str, shape: str) -> None:
-    case = make_case(**SHAPES[shape], device=device)
-    biases, kernel = slopes(case.q.shape[1], device), gpu("paged_attention").paged_attention
-    actual, expected = (case.attend(op, alibi_slopes=biases) for op in (kernel, reference.paged_attention))
-    torch.testing.assert_close(actual, expected, atol=5e-6, rtol=5e-6)
+@pytest.mark.parametrize("split_keys", [None, 128])
+@pytest.mark.parametrize("shape", GPU_SHAPES)
+def test_gpu_equals_reference(gpu, device: str, shape: str, split_keys: int | None) -> None:
+    case = make_case(**GPU_SHAPES[shape], device=device)
+    case.split_keys = split_keys
+    assert_gpu_equals_reference(gpu, case)
 
 
-@given(sequences, kinds, head_counts, st.sampled_from([16, 20]), st.sampled_from([16, 32]))
-@settings(deadline=None, max_examples=30)
-def test_gpu_equals_reference_on_any_batch(gpu, device: str, layout, kind, heads, dim, block) -> None:
+@pytest.mark.parametrize("dtype", GPU_TYPES, ids=str)
+@pytest.mark.parametrize("slope", [False, True])
+@pytest.mark.parametrize(("window", "softcap"), MASKS[1:])
+def test_gpu_masks_as_the_reference(gpu, device: str, window, softcap, slope: bool, dtype: torch.dtype) -> None:
+    for heads, split_keys in (((6, 2), None), ((7, 1), 128)):
+        case = make_case([(1, 140), (24, 90), (1, 0)], heads, 16, dtype=dtype, device=device)
+        case.split_keys = split_keys
+        biases = slopes(heads[0], device) if slope else None
+        assert_gpu_equals_reference(gpu, case, window=window, softcap=softcap, alibi_slopes=biases)
+
+
+@pytest.mark.parametrize("dtype", GPU_TYPES[1:], ids=str)
+@pytest.mark.parametrize("shape", ["decodes", "chunks and decodes", "wide heads"])
+def test_gpu_takes_half_types(gpu, device: str, shape: str, dtype: torch.dtype) -> None:
+    assert_gpu_equals_reference(gpu, make_case(**GPU_SHAPES[shape], dtype=dtype, device=device))
+
+
+@pytest.mark.parametrize("dtype", GPU_TYPES, ids=str)
+@pytest.mark.parametrize("codes", CODES, ids=str)
+@pytest.mark.parametrize("heads", [(3, 3), (6, 2), (7, 1), (8, 1)], ids=str)
+def test_gpu_reads_codes(gpu, device: str, heads: tuple[int, int], codes: torch.dtype, dtype: torch.dtype) -> None:
+    case = make_case([(1, 140), (1, 3), (20, 30)], heads, 24, 32, dtype, device).coded(codes)
+    assert_gpu_equals_reference(gpu, case, window=90)
+
+
+def test_gpu_reads_codes_of_small_values(gpu, device: str) -> None:
+    case = make_case([(1, 40), (30, 3)], dtype=torch.float16, device=device)
+    case.v_cache *= 2**-12  # a weight times such a scale is nothing in float16
+    case = case.coded(torch.int8)
+    actual, expected = (case.attend(op) for op in (gpu("paged_attention").paged_attention, reference.paged_attention))
+    torch.testing.assert_close(actual, expected, atol=2e-6, rtol=4e-3)
+
+
+@given(
+    sequences, kinds, head_counts, st.sampled_from([16, 20]), st.sampled_from([16, 17]), st.sampled_from([None, 128])
+)
+@settings(deadline=None, max_examples=15)
+def test_gpu_equals_reference_on_any_batch(gpu, device: str, layout, kind, heads, dim, block, split_keys) -> None:
     case = make_case(layout, heads, dim, block, device=device)
-    kernel = gpu("paged_attention").paged_attention
+    case.split_keys = split_keys
     window, softcap = kind
-    actual, expected = (case.attend(op, window=window, softcap=softcap) for op in (kernel, reference.paged_attention))
     tolerance = 5e-6 + 4e-7 * (softcap or 0)  # the kernel's tanh is off by up to 2e-7
-    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
+    assert_gpu_equals_reference(gpu, case, tolerance, window=window, softcap=softcap)
+
+
+@pytest.fixture(scope="module")
+def row_by_row() -> Iterator[None]:
+    """The interpreter multiplies matrices with NumPy, whose rows' last bits depend on where in the matrix they are."""
+
+    def matmul(a: np.ndarray, b: np.ndarray, dtype: Any = None) -> np.ndarray:
+        return np.einsum("ik,kj->ij", a.astype(dtype), b.astype(dtype))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "matmul", matmul)
+        yield
+
+
+def one_sequence(case: Case, s: int, start: int, end: int) -> Case:
+    """Tokens `start` to `end` (flat) of sequence s as a step by themselves."""
+    left = int(case.query_start[s + 1]) - end  # tokens that are not there yet
+    context = case.context_lens[s : s + 1] - left
+    return replace(
+        case,
+        q=case.q[start:end],
+        query_start=np.array([0, end - start], np.int32),
+        context_lens=context,
+        block_tables=case.block_tables[s : s + 1],
+    )
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(0, 300)), min_size=2, max_size=3),
+    st.none() | st.integers(1, 200),
+    head_counts,
+    st.sampled_from([None, *CODES]),
+    st.integers(0, 29),
+)
+@settings(deadline=None, max_examples=8, phases=[Phase.explicit, Phase.generate])
+def test_gpu_result_depends_on_nothing_but_the_position(
+    gpu, device: str, row_by_row: None, layout, window, heads, codes, cut
+) -> None:
+    case = make_case(layout, heads, 16, device=device)
+    case = replace(case if codes is None else case.coded(codes), split_keys=128)
+    kernel = gpu("paged_attention").paged_attention
+    together = case.attend(kernel, window=window)
+    start, end = case.query_start[:2]
+    middle = min(start + cut, end - 1)
+    for first, last in ((start, middle), (middle, end), (end - 1, end)):  # in two chunks, and a token as a decode
+        if first < last:
+            part = one_sequence(case, 0, first, last).attend(kernel, window=window)
+            assert torch.equal(part, together[first:last])
 
 
 def test_gpu_takes_heads_of_a_fused_projection(gpu, device: str) -> None:
@@ -294,9 +412,19 @@ def test_batch_refuses_contradictions(query_start, context_lens, block_tables, m
         ({"q": torch.zeros(2, 4, 8)}, r"q must be \[3, Hq, D\]"),
         ({"q": torch.zeros(3, 5, 8)}, "5 query heads do not share 2 KV heads"),
         ({"q": torch.zeros(3, 4, 8).half()}, "k_cache is torch.float32"),
-        ({"k_cache": torch.zeros(2, 8, 2, 8)}, r"caches must both be \[N, 4, Hk, 8\]"),
+        (
+            {"k_cache": torch.zeros(2, 8, 2, 8), "v_cache": torch.zeros(2, 8, 2, 8)},
+            "blocks have 8 tokens, the batch's 4",
+        ),
         ({"v_cache": torch.zeros(2, 4, 2, 6)}, "caches must both"),
         ({"v_cache": torch.zeros(4, 2, 2, 8).transpose(0, 1)}, "caches must be contiguous"),
+        ({"k_cache": torch.zeros(2, 4, 2, 8, dtype=torch.int8)}, "k_cache is torch.int8"),
+        ({"kv_scales": (torch.zeros(2, 4, 2),) * 2}, "codes must both be int8 or float8"),
+        (
+            {name: torch.zeros(2, 4, 2, 8, dtype=torch.int8) for name in ("k_cache", "v_cache")}
+            | {"kv_scales": (torch.zeros(2, 4, 1),) * 2},
+            r"kv_scales must both be \(2, 4, 2\) float32",
+        ),
         ({"window": 0}, "window must be at least 1"),
         ({"softcap": 0.0}, "softcap must be more than 0"),
         ({"alibi_slopes": torch.zeros(3)}, r"alibi_slopes must be \[4\] float32"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from octavo.models.decoder import Decoder
+from octavo.models.decoder import Decoder, KVCache
 from octavo_kernels.paged_attention import PagedBatch
 
 BLOCK = 4
@@ -30,7 +30,7 @@ class PagedRun:
         def cache() -> torch.Tensor:
             return torch.full(shape, torch.nan, dtype=decoder.dtype, device=decoder.device)
 
-        self.kv = [(cache(), cache()) for _ in range(spec.num_layers)]
+        self.kv = [KVCache(cache(), cache()) for _ in range(spec.num_layers)]
 
     def step(self, chunks: dict[int, list[int]]) -> dict[int, torch.Tensor]:
         """Sequence -> its next tokens, in any order; gives each one's logits [n, V]."""

@@ -49,7 +49,7 @@ def test_weights_of_every_family(tiny_name, tiny_model, dtype):
 def test_kv_of_every_family(tiny_name, tiny_model, dtype):
     source = resolve_source(str(tiny_model(tiny_name)))
     kv = KVStorage(load_model(source).spec, num_blocks=7, block_size=16, dtype=dtype, device="cpu")
-    stored = sum(tensor.nbytes for layer in kv.layers for tensor in layer)
+    stored = sum(tensor.nbytes for layer in kv.layers for tensor in (layer.k, layer.v))
     shape = read_shape(str(tiny_model(tiny_name)))
     assert holding(shape, str(dtype).removeprefix("torch.")).kv_bytes_per_token() * 7 * 16 == stored
 
@@ -68,7 +68,7 @@ def test_weights_and_kv_of_smollm2(dtype):
     kept = holding(read_shape(SMOLLM2), dtype)
     assert kept.weight_bytes() == resident(decoder.weights)
     kv = KVStorage(decoder.spec, 2, 16, decoder.dtype, "cpu")
-    assert kept.kv_bytes_per_token() * 2 * 16 == sum(tensor.nbytes for layer in kv.layers for tensor in layer)
+    assert kept.kv_bytes_per_token() * 2 * 16 == sum(tensor.nbytes for layer in kv.layers for tensor in (layer.k, layer.v))
 
 
 def test_packed_weights_of_smollm2():
