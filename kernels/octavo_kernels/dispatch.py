@@ -39,7 +39,8 @@ def gpu_traits(device: torch.device) -> GpuTraits:
     if device.type != "cuda":
         return GpuTraits((8, 9), 4, 99 * 1024)
     found = torch.cuda.get_device_properties(device)
-    return GpuTraits((found.major, found.minor), found.multi_processor_count, found.shared_memory_per_block_optin)
+    shared = getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block)  # AMD's has no such thing
+    return GpuTraits((found.major, found.minor), found.multi_processor_count, shared)
 
 
 def check_floats(**tensors: torch.Tensor) -> None:

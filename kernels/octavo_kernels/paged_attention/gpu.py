@@ -496,6 +496,6 @@ def _max_splits(batch: PagedBatch, kv_heads: int, window: int | None, tile: _Til
     """Splits of a decoded sequence at most: as `split_keys` asks, or two programs for every multiprocessor."""
     span = batch.max_context_len if window is None else min(batch.max_context_len, window + tile.rows + tile.keys)
     if batch.split_keys is not None:
-        return triton.cdiv(span, batch.split_keys) + (window is not None)
+        return -(-span // batch.split_keys) + (window is not None)
     wanted = 2 * gpu_traits(batch.context_lens.device).multiprocessors // (len(batch.context_lens) * kv_heads)
-    return max(1, min(wanted, 64, triton.cdiv(span, 2 * tile.keys)))
+    return max(1, min(wanted, 64, -(-span // (2 * tile.keys))))

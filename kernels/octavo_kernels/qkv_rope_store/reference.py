@@ -27,7 +27,7 @@ def qkv_rope_store(
 ) -> Tensor:
     kv_heads, dim = k_cache.shape[2:]
     heads = qkv.view(len(qkv), -1, dim)
-    q, k, v = heads.split((heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads), 1)
+    q, k, v = heads[:, : -2 * kv_heads], heads[:, -2 * kv_heads : -kv_heads], heads[:, -kv_heads:]
     if norms is not None:
         q, k = rms_norm(q, norms.q, norms.eps), rms_norm(k, norms.k, norms.eps)
     if cos_sin is not None:

@@ -68,7 +68,9 @@ def test_weights_and_kv_of_smollm2(dtype):
     kept = holding(read_shape(SMOLLM2), dtype)
     assert kept.weight_bytes() == resident(decoder.weights)
     kv = KVStorage(decoder.spec, 2, 16, decoder.dtype, "cpu")
-    assert kept.kv_bytes_per_token() * 2 * 16 == sum(tensor.nbytes for layer in kv.layers for tensor in (layer.k, layer.v))
+    assert kept.kv_bytes_per_token() * 2 * 16 == sum(
+        tensor.nbytes for layer in kv.layers for tensor in (layer.k, layer.v)
+    )
 
 
 def test_packed_weights_of_smollm2():
