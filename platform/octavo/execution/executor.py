@@ -122,17 +122,23 @@ class LocalExecutor:
                 f"kv_cache_dtype {config.kv_cache_dtype!r} needs the native CPU runner, and {source.name} runs on the "
                 "torch runner, whose cache has the model's type: use 'auto'"
             )
-        decoder = load_model(
-            source,
-            dtype=config.dtype,
-            device=device,
-            quantization=config.quantization,
-            max_model_len=config.max_model_len,
-            load_format=config.load_format,
-            progress=progress,
-            share=self._share,
-            group=self._group,
-        )
+        try:
+            decoder = load_model(
+                source,
+                dtype=config.dtype,
+                device=device,
+                quantization=config.quantization,
+                max_model_len=config.max_model_len,
+                load_format=config.load_format,
+                progress=progress,
+                share=self._share,
+                group=self._group,
+            )
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"the weights of {source.name} do not fit into the GPU: {error}. What would help: quantization "
+                "'int8' or 'int4', a larger tensor_parallel_size, or less beside it on the GPU"
+            ) from None
         spec = decoder.spec
         block = bytes_per_block(spec, config.block_size, decoder.dtype)
         on_gpu = device != "cpu"

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from octavo.config import EngineConfig
 from octavo.errors import ModelError
-from octavo.execution.executor import _torch_runner
+from octavo.execution import executor
+from octavo.execution.executor import LocalExecutor, _torch_runner
 from octavo.execution.memory import Use, kv_cache_bytes, largest_batch, measure
 from octavo.models.load import load_model
 from octavo.source import resolve_source
@@ -81,3 +83,16 @@ def test_the_largest_step_runs(tiny_model, settings, rows, tokens):
     assert (batch.num_tokens, len(batch.sampling.token_index)) == (tokens, rows)
     result = _torch_runner(decoder, 1, config, "cpu", lambda logits: logits).run(batch)
     assert len(result.token_ids) == len(result.logprobs) == rows
+
+
+def test_weights_and_caches_that_do_not_fit_are_refused_with_a_sentence(tiny_model, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("Tried to allocate 16.00 GiB")
+
+    source, config = resolve_source(str(tiny_model("gemma2"))), EngineConfig(dtype="float16")  # not for the native one
+    with monkeypatch.context() as patch, pytest.raises(ModelError, match="allocate 16.00 GiB.*quantization 'int8'"):
+        patch.setattr(executor, "load_model", full)
+        LocalExecutor(source, config)
+    monkeypatch.setattr(executor, "KVStorage", full)
+    with pytest.raises(ModelError, match="lower kv_cache_bytes"):
+        LocalExecutor(source, config)
