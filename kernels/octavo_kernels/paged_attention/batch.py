@@ -80,7 +80,9 @@ class PagedBatch:
         slots = tables[row, positions // block_size] * block_size + positions % block_size
 
         def put(x: npt.NDArray[np.int64], dtype: npt.DTypeLike) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(x, dtype)).to(device, non_blocking=True)
+            tensor = torch.from_numpy(np.ascontiguousarray(x, dtype))
+            # from pageable memory the copy would wait for what the device is doing
+            return tensor if torch.device(device).type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
         return cls(
             query_start=put(starts, np.int32),

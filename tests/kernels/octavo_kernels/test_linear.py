@@ -7,8 +7,6 @@ import functools
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType
-from gguf.quants import dequantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +14,8 @@ from octavo_kernels.linear import FORMATS, PackedWeight, linear, reference
 from octavo_kernels.linear.formats import FLOATS, GROUPED
 from octavo_kernels.native.build import NoCompiler
 from octavo_kernels.native.library import Library, supported_levels, use
+
+gguf = pytest.importorskip("gguf.quants")
 
 LEVELS = supported_levels()
 if "avx512" in LEVELS:
@@ -60,7 +60,7 @@ def dequantized(name: str, rows: np.ndarray) -> torch.Tensor:
         codes = np.concatenate([codes & 15, codes >> 4], -1) if name == "Z4" else codes
         values = scale.astype(np.float64) * (codes.astype(np.float64) - zero)
         return torch.from_numpy(values.astype(np.float32).reshape(len(rows), -1)) + 0.0  # no negative zeros
-    return torch.from_numpy(dequantize(rows, GGMLQuantizationType[name]))
+    return torch.from_numpy(gguf.dequantize(rows, gguf.GGMLQuantizationType[name]))
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

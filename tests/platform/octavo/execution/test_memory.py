@@ -90,9 +90,9 @@ def test_weights_and_caches_that_do_not_fit_are_refused_with_a_sentence(tiny_mod
         raise torch.OutOfMemoryError("Tried to allocate 16.00 GiB")
 
     source, config = resolve_source(str(tiny_model("gemma2"))), EngineConfig(dtype="float16")  # not for the native one
-    with monkeypatch.context() as patch, pytest.raises(ModelError, match="allocate 16.00 GiB.*quantization 'int8'"):
-        patch.setattr(executor, "load_model", full)
-        LocalExecutor(source, config)
     monkeypatch.setattr(executor, "KVStorage", full)
     with pytest.raises(ModelError, match="lower kv_cache_bytes"):
+        LocalExecutor(source, config)
+    monkeypatch.setattr(executor, "load_model", full)
+    with pytest.raises(ModelError, match=r"allocate 16\.00 GiB.*quantization 'int8'"):
         LocalExecutor(source, config)
