@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from octavo.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-KVCacheDType = Literal["auto", "float32", "bfloat16", "int8"]
+KVCacheDType = Literal["auto", "float32", "bfloat16", "int8", "fp8"]
 LoadFormat = Literal["auto", "dummy"]
 
 
@@ -22,8 +22,9 @@ class EngineConfig:
         dtype: of weights, activations and KV cache. "auto" is the checkpoint's own on a GPU and float32 on a CPU. On a
             CPU, "float32" is exact with any weights; "bfloat16" is the fast mode: a GGUF file's integer codes are
             multiplied with activations quantised to 8 bits in groups of 32.
-        kv_cache_dtype: of keys and values. "auto" is the type that `dtype` computes in. The others are for the native
-            CPU runner: "bfloat16" halves a float32 cache, "int8" (a scale per position and head) quarters it.
+        kv_cache_dtype: of keys and values. "auto" is the type that `dtype` computes in; "int8" and "fp8" (e4m3) take 8
+            bits and a scale per position and head. "float32" and "bfloat16" are for the native CPU runner; "fp8" is for
+            GPUs of compute capability 8.9 or more (and the torch runner on a CPU, slowly).
         quantization: None keeps the checkpoint's weights as they are.
         load_format: "auto" reads the checkpoint; "dummy" takes random weights, to time a model of which only the config
             is there (on the torch runner).
@@ -83,8 +84,10 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError(f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
-        if self.kv_cache_dtype not in ("auto", "float32", "bfloat16", "int8"):
-            raise ConfigError(f"kv_cache_dtype must be auto, float32, bfloat16 or int8, got {self.kv_cache_dtype!r}")
+        if self.kv_cache_dtype not in ("auto", "float32", "bfloat16", "int8", "fp8"):
+            raise ConfigError(
+                f"kv_cache_dtype must be auto, float32, bfloat16, int8 or fp8, got {self.kv_cache_dtype!r}"
+            )
         if self.load_format not in ("auto", "dummy"):
             raise ConfigError(f"load_format must be auto or dummy, got {self.load_format!r}")
         if self.target_itl is not None and not self.target_itl > 0:

@@ -32,12 +32,15 @@ from octavo.source import Source
 from octavo.step import StepBatch, StepResult
 from octavo_kernels.checksum import read_bandwidth
 from octavo_kernels.decoder import CELL, NativeDecoder, PackedKV, PackedModel, Ranks, block_bytes
+from octavo_kernels.dispatch import gpu_traits
 from octavo_kernels.native.library import Library, library
 
 logger = logging.getLogger(__name__)
 
 _CPU_KV_BYTES = 2**30
-_KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+_KV_DTYPES = {
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn,
+}  # fmt: skip
 
 
 class Shape(Protocol):
@@ -117,11 +120,7 @@ class LocalExecutor:
             tqdm.write(f"Engine ready: {source.name}: {self}", file=sys.stderr)  # `octavo serve` shows it
 
     def _load_torch(self, source: Source, config: EngineConfig, device: str, progress: bool) -> None:
-        if config.kv_cache_dtype != "auto":
-            raise ConfigError(
-                f"kv_cache_dtype {config.kv_cache_dtype!r} needs the native CPU runner, and {source.name} runs on the "
-                "torch runner, whose cache has the model's type: use 'auto'"
-            )
+        _check_kv_dtype(config, source, device)
         try:
             decoder = load_model(
                 source,
@@ -140,13 +139,15 @@ class LocalExecutor:
                 "'int8' or 'int4', a larger tensor_parallel_size, or less beside it on the GPU"
             ) from None
         spec = decoder.spec
-        block = bytes_per_block(spec, config.block_size, decoder.dtype)
+        kv_dtype = _KV_DTYPES.get(config.kv_cache_dtype, decoder.dtype)
+        block = bytes_per_block(spec, config.block_size, kv_dtype)
         on_gpu = device != "cpu"
         if on_gpu and config.kv_cache_bytes is None:
             use = measure(CudaMemory(), lambda: _largest_step(decoder, config, device, self._join))
             config = dataclasses.replace(config, kv_cache_bytes=kv_cache_bytes(use, config, block))
         self.num_blocks = self._num_blocks(config, block)
         weights = f", weights in {config.quantization}" if config.quantization else ""
+        weights += f", keys and values in {config.kv_cache_dtype}" if config.kv_cache_dtype != "auto" else ""
         self._description = f"{spec.family} in {str(decoder.dtype).removeprefix('torch.')} on {device}{weights}"
         self.parts: Parts = TorchParts(decoder)
         runner = _torch_runner(decoder, self.num_blocks, config, device, self._join)
@@ -217,12 +218,30 @@ def _device(name: str) -> str:
     return name
 
 
+def _check_kv_dtype(config: EngineConfig, source: Source, device: str) -> None:
+    """Raise ConfigError for keys and values that the torch runner does not hold on `device`."""
+    wanted = config.kv_cache_dtype
+    if wanted in ("float32", "bfloat16"):
+        raise ConfigError(
+            f"kv_cache_dtype {wanted!r} needs the native CPU runner, and {source.name} runs on the torch runner: use "
+            "'auto', the model's type, or 'int8'"
+        )
+    capability = gpu_traits(torch.device(device)).capability
+    if wanted == "fp8" and capability < (8, 9):
+        major, minor = capability
+        raise ConfigError(
+            f"kv_cache_dtype 'fp8' needs compute capability 8.9, this GPU has {major}.{minor}: use 'int8'"
+        )
+
+
 def _why_not_native(source: Source, config: EngineConfig, share: Share) -> str | None:
     """What the native runner does not cover, in words; None when it covers all."""
     if config.load_format == "dummy":
         return "load_format is dummy"
     if config.dtype == "float16":
         return "dtype is float16; use float32 or bfloat16"
+    if config.kv_cache_dtype == "fp8":
+        return "kv_cache_dtype is fp8; use int8"
     if config.block_size % CELL:
         return f"block_size is {config.block_size}; use a multiple of {CELL}"
     if formats := unpackable_formats(source):
@@ -244,7 +263,8 @@ def _describe(native: Library, spec: ModelSpec, model: PackedModel, dtype: torch
 
 def _torch_runner(decoder: Decoder, num_blocks: int, config: EngineConfig, device: str, join: Join) -> Runner:
     try:
-        kv = KVStorage(decoder.spec, num_blocks, config.block_size, decoder.dtype, device)
+        dtype = _KV_DTYPES.get(config.kv_cache_dtype, decoder.dtype)
+        kv = KVStorage(decoder.spec, num_blocks, config.block_size, dtype, device)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ModelError(f"no memory for a KV cache of {num_blocks} blocks ({error}): lower kv_cache_bytes") from None
     return Runner(decoder, kv, config.block_size, config.max_num_seqs, device, join)

@@ -11,11 +11,13 @@ from torch import Tensor
 from octavo.execution.transfer import to_device
 from octavo.models.decoder import KVCache
 from octavo.models.spec import ModelSpec
+from octavo_kernels.kv_cache import LARGEST_CODE
 
 
 def bytes_per_block(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> int:
-    """Bytes of K and V of one block over all layers."""
-    return 2 * spec.num_layers * block_size * spec.num_kv_heads * spec.head_dim * dtype.itemsize
+    """Bytes of K and V of one block over all layers, the scales of codes among them."""
+    head = spec.head_dim * dtype.itemsize + 4 * (dtype in LARGEST_CODE)
+    return 2 * spec.num_layers * block_size * spec.num_kv_heads * head
 
 
 class KVStorage:
@@ -23,20 +25,28 @@ class KVStorage:
 
     Attributes:
         spare_block: that one: where what nobody wants is stored.
-        layers: per layer (K, V), each [num_blocks + 1, block_size, num_kv_heads, head_dim].
+        layers: per layer K and V, each [num_blocks + 1, block_size, num_kv_heads, head_dim], and the scales of codes.
+
+    Args:
+        dtype: the model's, or int8 or float8_e4m3fn for codes.
     """
 
     def __init__(self, spec: ModelSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: str) -> None:
         self.spare_block = num_blocks
         shape = (spec.num_layers, 2, num_blocks + 1, block_size, spec.num_kv_heads, spec.head_dim)
-        self._data = _zeros(shape, dtype, device)
-        self.layers = [KVCache(layer[0], layer[1]) for layer in self._data]
+        self._parts = [_zeros(shape, dtype, device)]
+        self.layers = [KVCache(layer[0], layer[1]) for layer in self._parts[0]]
+        if dtype in LARGEST_CODE:  # as bytes: PyTorch does not index every type of eight bits on every device
+            self._parts = [self._parts[0].view(torch.uint8), _zeros(shape[:-1], torch.float32, device)]
+            scales = self._parts[1]
+            self.layers = [kv._replace(scales=(s[0], s[1])) for kv, s in zip(self.layers, scales, strict=True)]
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         """Copy blocks (source, target) in all layers; every source is read before any target is written."""
         if pairs:
-            sources, targets = to_device(np.array(pairs, np.int64).T, self._data.device)
-            self._data.index_copy_(2, targets, self._data.index_select(2, sources))
+            sources, targets = to_device(np.array(pairs, np.int64).T, self._parts[0].device)
+            for part in self._parts:
+                part.index_copy_(2, targets, part.index_select(2, sources))
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:

@@ -107,10 +107,10 @@ class Holding:
         return sum(self._tensor_bytes(t) for t in self.shape.tensors if not roles or t.role in roles)
 
     def kv_bytes_per_token(self) -> int:
-        """2 (K and V) x layers x key-value heads of a rank x head size x bytes, and 4 for the scale of an int8 head. A
-        window saves nothing: our cache keeps every token of every layer."""
+        """2 (K and V) x layers x key-value heads of a rank x head size x bytes, and 4 for the scale of a head of
+        8 bits. A window saves nothing: our cache keeps every token of every layer."""
         heads = math.ceil(self.shape.num_kv_heads / self.ranks)
-        head = self.shape.head_dim * DTYPE_BYTES[self.kv_dtype] + 4 * (self.kv_dtype == "int8")
+        head = self.shape.head_dim * DTYPE_BYTES[self.kv_dtype] + 4 * (self.kv_dtype in ("int8", "fp8"))
         return 2 * self.shape.num_layers * heads * head
 
     def activation_bytes(self, tokens: int, sequences: int, positions: int) -> int:

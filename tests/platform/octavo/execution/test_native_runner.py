@@ -97,7 +97,7 @@ def test_a_family_that_is_not_covered_runs_on_torch(native, tiny_model, caplog):
 
 
 def test_a_cache_of_another_type(native, tiny_model):
-    """8-bit keys and values take a quarter of the space and a scale each; the torch runner refuses them."""
+    """8-bit keys and values take a quarter of the space and a scale each."""
     llm, plain = (engine(tiny_model("llama2"), native, kv_cache_dtype=kind) for kind in ("int8", "auto"))
     assert "keys and values in int8" in str(llm.engine.executor)
     assert llm.engine.pool.num_blocks > 3 * plain.engine.pool.num_blocks
@@ -106,8 +106,29 @@ def test_a_cache_of_another_type(native, tiny_model):
     assert [len(line) for output in first for line in output] == [24] * len(PROMPTS)
     llm.close()
     plain.close()
-    with pytest.raises(ConfigError, match="kv_cache_dtype 'int8' needs the native CPU runner"):
-        engine(tiny_model("llama2"), None, kv_cache_dtype="int8")
+
+
+def test_the_torch_runner_holds_the_same_codes(native, tiny_model):
+    llm, other = (engine(tiny_model("llama2"), library, kv_cache_dtype="int8") for library in (native, None))
+    assert "keys and values in int8" in str(other.engine.executor)
+    assert tokens(other.generate(PROMPTS, GREEDY, use_tqdm=False)) == tokens(generate(llm, GREEDY))
+    other.close()
+
+
+def test_a_cache_of_8_bit_floats_runs_on_torch(native, tiny_model):
+    llm, plain = (engine(tiny_model("llama2"), native, kv_cache_dtype=kind) for kind in ("fp8", "auto"))
+    assert llm.engine.pool.num_blocks > 3 * plain.engine.pool.num_blocks
+    first, again = (tokens(llm.generate(PROMPTS, GREEDY, use_tqdm=False)) for _ in range(2))
+    assert first == again
+    exact = tokens(generate(plain, GREEDY))
+    close = [x[0][i] == y[0][i] for x, y in zip(first, exact, strict=True) for i in range(4)]
+    assert sum(close) > 0.7 * len(close)
+    llm.close()
+
+
+def test_the_torch_runner_refuses_a_wider_cache(tiny_model):
+    with pytest.raises(ConfigError, match="kv_cache_dtype 'float32' needs the native CPU runner"):
+        engine(tiny_model("llama2"), None, kv_cache_dtype="float32")
 
 
 def test_the_start_says_what_runs(native, tiny_model):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from octavo.errors import ConfigError
-from octavo.execution.kv_storage import KVStorage
+from octavo.execution.kv_storage import KVStorage, bytes_per_block
 from octavo.models.load import load_model
 from octavo.models.packed import load_packed
 from octavo.models.rope import cos_sin_table
@@ -45,13 +45,20 @@ def test_weights_of_every_family(tiny_name, tiny_model, dtype):
     assert predicted == resident(decoder.weights)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_kv_of_every_family(tiny_name, tiny_model, dtype):
+def stored(kv):
+    """Bytes of a `KVStorage`, its spare block and its scales too."""
+    return sum(tensor.nbytes for layer in kv.layers for tensor in (layer.k, layer.v, *(layer.scales or ())))
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "fp8"])
+def test_kv_of_every_family(tiny_name, tiny_model, kind):
     source = resolve_source(str(tiny_model(tiny_name)))
-    kv = KVStorage(load_model(source).spec, num_blocks=7, block_size=16, dtype=dtype, device="cpu")
-    stored = sum(tensor.nbytes for layer in kv.layers for tensor in (layer.k, layer.v))
+    dtype = torch.float8_e4m3fn if kind == "fp8" else getattr(torch, kind)
+    spec = load_model(source).spec
+    kv = KVStorage(spec, num_blocks=7, block_size=16, dtype=dtype, device="cpu")
     shape = read_shape(str(tiny_model(tiny_name)))
-    assert holding(shape, str(dtype).removeprefix("torch.")).kv_bytes_per_token() * 7 * 16 == stored
+    assert holding(shape, kv_dtype=kind).kv_bytes_per_token() * 8 * 16 == stored(kv)
+    assert bytes_per_block(spec, 16, dtype) * 8 == stored(kv)
 
 
 def test_rotary_tables_of_every_family(tiny_name, tiny_model):
@@ -68,9 +75,7 @@ def test_weights_and_kv_of_smollm2(dtype):
     kept = holding(read_shape(SMOLLM2), dtype)
     assert kept.weight_bytes() == resident(decoder.weights)
     kv = KVStorage(decoder.spec, 2, 16, decoder.dtype, "cpu")
-    assert kept.kv_bytes_per_token() * 2 * 16 == sum(
-        tensor.nbytes for layer in kv.layers for tensor in (layer.k, layer.v)
-    )
+    assert kept.kv_bytes_per_token() * 3 * 16 == stored(kv)
 
 
 def test_packed_weights_of_smollm2():
@@ -152,7 +157,9 @@ def test_which_ranks_are_legal(llama_8b, configs):
     assert [n for n in range(1, 80) if legal_ranks(shape_of(configs["tiiuae/falcon-7b"]), n)] == [1, 71]
 
 
-@pytest.mark.parametrize(("kv_dtype", "size"), [("float32", 4), ("float16", 2), ("fp8", 1), ("int8", 1 + 4 / 128)])
+@pytest.mark.parametrize(
+    ("kv_dtype", "size"), [("float32", 4), ("float16", 2), ("fp8", 1 + 4 / 128), ("int8", 1 + 4 / 128)]
+)
 def test_kv_dtype(llama_8b, kv_dtype, size):
     assert holding(llama_8b, kv_dtype=kv_dtype).kv_bytes_per_token() == 2 * 32 * 8 * 128 * size
 
