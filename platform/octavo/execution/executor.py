@@ -207,6 +207,7 @@ class LocalExecutor:
         """Drop the model and its KV cache."""
         if self._worker is not None:
             self._worker.close()
+        self.pipeline = None
         del self._runner, self.parts
 
 

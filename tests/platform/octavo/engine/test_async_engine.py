@@ -5,11 +5,12 @@ import pytest
 
 from octavo.engine.async_engine import AsyncEngine
 from octavo.errors import BadRequest, EngineDead, Overloaded
+from octavo.execution.pipeline import Worker
 
 
-@pytest.fixture
-def slow_engine(fake):
-    """An engine that takes 2 ms a step, so that things happen in its middle."""
+@pytest.fixture(params=[False, True])
+def slow_engine(fake, request):
+    """An engine that takes 2 ms a step, so that things happen in its middle; also one that plans steps ahead."""
     engine = fake.engine(num_blocks=256, max_num_queued_requests=4)
     execute = engine.executor.execute
 
@@ -18,6 +19,7 @@ def slow_engine(fake):
         return execute(batch)
 
     engine.executor.execute = slowly
+    engine.executor.pipeline = Worker(slowly) if request.param else None
     running = AsyncEngine(engine)
     yield running
     running.close()

@@ -83,6 +83,7 @@ def test_sampling_and_log_probabilities(as_threads: None, tiny_model: Callable[[
     params = SamplingParams(temperature=0.8, top_p=0.9, seed=7, n=3, max_tokens=12, logprobs=2, prompt_logprobs=2)
     one, two = (generate(tiny_model("qwen3"), size, params) for size in (1, 2))
     assert tokens(two) == tokens(one)
+    assert tokens(generate(tiny_model("qwen3"), 2, params, async_scheduling=True)) == tokens(one)
     for mine, theirs in zip(two, one, strict=True):
         for a, b in zip(mine.prompt_logprobs[1:], theirs.prompt_logprobs[1:], strict=True):
             assert [e.logprob for e in a.values()] == pytest.approx([b[t].logprob for t in a], abs=1e-4)
