@@ -143,7 +143,7 @@ class LocalExecutor:
         block = bytes_per_block(spec, config.block_size, kv_dtype)
         on_gpu = device != "cpu"
         if on_gpu and config.kv_cache_bytes is None:
-            use = measure(CudaMemory(), lambda: _largest_step(decoder, config, device, self._join))
+            use = measure(CudaMemory(), lambda: largest_step(decoder, config, device, self._join))
             config = dataclasses.replace(config, kv_cache_bytes=kv_cache_bytes(use, config, block))
         self.num_blocks = self._num_blocks(config, block)
         weights = f", weights in {config.quantization}" if config.quantization else ""
@@ -212,10 +212,15 @@ class LocalExecutor:
 
 
 def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+    """With the number of the GPU: Triton and CUDA graphs use the one that is current in the thread that runs a step."""
+    if name == "auto" and not torch.cuda.is_available():
+        return "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device is {name!r} but torch sees no CUDA device; use 'cpu' or 'auto'")
+    if name in ("auto", "cuda"):
+        name = f"cuda:{torch.cuda.current_device()}"
+    if name != "cpu":
+        torch.cuda.set_device(name)
     return name
 
 
@@ -271,9 +276,20 @@ def _torch_runner(decoder: Decoder, num_blocks: int, config: EngineConfig, devic
     return Runner(decoder, kv, config.block_size, config.max_num_seqs, device, join)
 
 
-def _largest_step(decoder: Decoder, config: EngineConfig, device: str, join: Join) -> None:
-    """As many tokens and as many rows to draw, nucleus and all, as a step may have."""
-    _torch_runner(decoder, 1, config, device, join).run(largest_batch(config, decoder.num_positions))
+def largest_step(decoder: Decoder, config: EngineConfig, device: str, join: Join) -> None:
+    """Run a step with as many tokens and as many rows to draw, nucleus and all, as there can be.
+
+    Raises:
+        ModelError: memory does not suffice for that.
+    """
+    runner = _torch_runner(decoder, 1, config, device, join)
+    try:
+        runner.run(largest_batch(config, decoder.num_positions))
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"a step of {config.max_num_batched_tokens} tokens and {config.max_num_seqs} sequences does not fit beside "
+            f"the weights: {error}. Lower max_num_batched_tokens or max_num_seqs, or quantise the weights"
+        ) from None
 
 
 def _num_blocks(config: EngineConfig, block: int) -> int:

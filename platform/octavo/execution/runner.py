@@ -57,6 +57,8 @@ class Runner:
     @torch.inference_mode()
     def launch(self, batch: StepBatch) -> Wait:
         """Begin a step."""
+        if self._device != "cpu":
+            torch.cuda.set_device(self._device)  # of this thread, which may not be the one that loaded the model
         begun = time.perf_counter()
         hidden = self._forward(batch)
         # The n sequences of one prompt are drawn from the same logits: compute those once.

@@ -6,8 +6,9 @@ import torch
 from octavo.config import EngineConfig
 from octavo.errors import ModelError
 from octavo.execution import executor
-from octavo.execution.executor import LocalExecutor, _torch_runner
+from octavo.execution.executor import LocalExecutor, _torch_runner, largest_step
 from octavo.execution.memory import Use, kv_cache_bytes, largest_batch, measure
+from octavo.models.decoder import Decoder
 from octavo.models.load import load_model
 from octavo.source import resolve_source
 
@@ -90,6 +91,10 @@ def test_weights_and_caches_that_do_not_fit_are_refused_with_a_sentence(tiny_mod
         raise torch.OutOfMemoryError("Tried to allocate 16.00 GiB")
 
     source, config = resolve_source(str(tiny_model("gemma2"))), EngineConfig(dtype="float16")  # not for the native one
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "forward", full)
+        with pytest.raises(ModelError, match=r"a step of 1024 tokens and 64 sequences.*Lower max_num_batched_tokens"):
+            largest_step(load_model(source), config, "cpu", lambda logits: logits)
     monkeypatch.setattr(executor, "KVStorage", full)
     with pytest.raises(ModelError, match="lower kv_cache_bytes"):
         LocalExecutor(source, config)
