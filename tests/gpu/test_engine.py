@@ -73,6 +73,12 @@ def test_quantised_weights_say_what_they_say_on_a_cpu(gpu_llm, tiny_model, quant
     cpu.close()
 
 
+@pytest.mark.parametrize("kv_cache_dtype", ["int8", "fp8"])
+def test_caches_of_eight_bits_say_what_they_say_without_graphs(gpu_llm, kv_cache_dtype):
+    ours = gpu_llm("llama3", kv_cache_dtype=kv_cache_dtype)
+    assert said(ours) == said(gpu_llm("llama3", kv_cache_dtype=kv_cache_dtype, enforce_eager=True))
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_runs(gpu_llm, dtype):
     lines = said(gpu_llm("llama3", dtype=dtype), params=GREEDY)

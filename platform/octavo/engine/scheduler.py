@@ -354,7 +354,7 @@ class Scheduler:
     def begin(self, plan: Plan) -> None:
         """Count a step that is on its way as done, but for the values of its tokens: the next one can be planned."""
         amounts = plan.num_tokens, len(plan.entries), plan.attended, plan.context
-        asked = [(seq.group, num_prompt_logprobs(seq, count)) for seq, count in plan.entries]
+        asked = [(seq.group, wanted) for seq, count in plan.entries if (wanted := num_prompt_logprobs(seq, count))]
         sampled = [seq for _, seq in plan.sampled()]
         for seq, count in plan.entries:
             seq.num_computed += count
@@ -412,7 +412,8 @@ class Scheduler:
                 update.logprobs = [_token_logprobs(logprobs)]
         reason = self._ended(seq, token, update)
         if reason is None:
-            self._publish(seq, seq.num_computed)  # it may have filled a block with this token already
+            if seq.num_pending:  # the next step stores this token, and may fill a block with it
+                self._publish(seq, seq.num_computed)
             return self._announce(seq, update)
         self._withdraw(seq)
         return self._finish(seq, reason, update)

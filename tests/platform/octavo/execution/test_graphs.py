@@ -60,9 +60,12 @@ def test_sizes_are_few_and_hold_the_largest_batch():
     assert padded_sizes(300)[-3:] == [256, 288, 320]
 
 
-@pytest.mark.parametrize("name", ["llama3", "gemma2", "gemma3", "qwen3", "mpt"])
-def test_padded_steps_say_what_others_say(torch_llm, name):
-    ours, theirs = as_on_a_gpu(torch_llm(name)), torch_llm(name)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("llama3", {}), ("gemma2", {}), ("gemma3", {}), ("qwen3", {"kv_cache_dtype": "int8"}), ("mpt", {})],
+)
+def test_padded_steps_say_what_others_say(torch_llm, name, settings):
+    ours, theirs = as_on_a_gpu(torch_llm(name, **settings)), torch_llm(name, **settings)
     assert said(ours) == said(theirs)
     assert set(ours.engine.executor._runner._graphs._replays) == {1, 2, 4, 8}
     assert said(ours) == said(theirs)  # again, with a warm cache
