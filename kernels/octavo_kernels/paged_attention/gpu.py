@@ -153,12 +153,12 @@ def _fold(largest, total, out, split_largest, split_total, split_out):
 
 
 @triton.jit
-def _splits(first_key, context, SPLIT_KEYS: tl.constexpr, MAX_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr):
+def _splits(first_key, context, max_splits, SPLIT_KEYS: tl.constexpr, BLOCK_N: tl.constexpr):
     """Where a decoded sequence's first split begins, and how many keys each has."""
     if SPLIT_KEYS is not None:
         return first_key // SPLIT_KEYS * SPLIT_KEYS, SPLIT_KEYS
     origin = first_key // BLOCK_N * BLOCK_N
-    return origin, tl.cdiv(tl.cdiv(context - origin, MAX_SPLITS), BLOCK_N) * BLOCK_N
+    return origin, tl.cdiv(tl.cdiv(context - origin, max_splits), BLOCK_N) * BLOCK_N
 
 
 @triton.jit
@@ -200,7 +200,7 @@ def _store_rows(out_ptr, out, total, token, head, real, HEADS: tl.constexpr, DIM
     tl.store(out_ptr + offset, out / total[:, None], mask=real[:, None] & (column < DIM)[None, :])
 
 
-@triton.jit(do_not_specialize=["stride_table"])
+@triton.jit(do_not_specialize=["max_rows", "max_splits", "stride_table"])
 def _decode_kernel(
     q_ptr,
     k_cache_ptr,
@@ -208,8 +208,8 @@ def _decode_kernel(
     k_scales_ptr,  # or None
     v_scales_ptr,
     out_ptr,
-    partial_ptr,  # [S, Hk, ROWS, MAX_SPLITS, BLOCK_D] float32; unused with one split
-    sums_ptr,  # [S, Hk, ROWS, MAX_SPLITS, 2] float32: largest score, sum of weights
+    partial_ptr,  # [S, Hk, max_rows, max_splits, BLOCK_D] float32; unused with one split
+    sums_ptr,  # [S, Hk, max_rows, max_splits, 2] float32: largest score, sum of weights
     query_start_ptr,
     context_lens_ptr,
     block_tables_ptr,
@@ -219,14 +219,16 @@ def _decode_kernel(
     stride_table,
     scale,
     cap,  # or None
+    max_rows,  # of a sequence, at most DECODE_ROWS
+    max_splits,
     GROUP: tl.constexpr,  # query heads per KV head
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,  # tokens per cache block
     WINDOW: tl.constexpr,
     SPLIT_KEYS: tl.constexpr,  # or None: as the context asks for
-    MAX_SPLITS: tl.constexpr,
-    ROWS: tl.constexpr,  # rows of a sequence, at most BLOCK_M
+    DECODE_ROWS: tl.constexpr,  # sequences of more rows are not ours; at most BLOCK_M
+    ONE_SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,  # rows per program
     BLOCK_N: tl.constexpr,  # keys per iteration
@@ -237,9 +239,9 @@ def _decode_kernel(
     num_queries = tl.load(query_start_ptr + sequence + 1) - first_token
     context = tl.load(context_lens_ptr + sequence)
     first_key = _first_key(context - num_queries, WINDOW)
-    origin, split_keys = _splits(first_key, context, SPLIT_KEYS, MAX_SPLITS, BLOCK_N)
+    origin, split_keys = _splits(first_key, context, max_splits, SPLIT_KEYS, BLOCK_N)
     begin = origin + split * split_keys
-    if num_queries * GROUP > BLOCK_M or begin >= context:
+    if num_queries * GROUP > DECODE_ROWS or begin >= context:
         return
     end = tl.minimum(context, begin + split_keys)
     begin = tl.maximum(begin, first_key // BLOCK_N * BLOCK_N)
@@ -257,31 +259,31 @@ def _decode_kernel(
         KV_HEADS, DIM, BLOCK_SIZE, WINDOW, True, PRECISION, BLOCK_N, BLOCK_D,
     )  # fmt: skip
     real = row < num_queries * GROUP
-    if MAX_SPLITS == 1:
+    if ONE_SPLIT:
         _store_rows(out_ptr, out, total, token, head, real, KV_HEADS * GROUP, DIM, BLOCK_D)
     else:
-        place = ((sequence.to(tl.int64) * KV_HEADS + kv_head) * ROWS + row) * MAX_SPLITS + split
+        place = ((sequence.to(tl.int64) * KV_HEADS + kv_head) * max_rows + row) * max_splits + split
         column = tl.arange(0, BLOCK_D)
         tl.store(partial_ptr + place[:, None] * BLOCK_D + column[None, :], out, mask=real[:, None])
         tl.store(sums_ptr + place * 2, largest, mask=real)
         tl.store(sums_ptr + place * 2 + 1, total, mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_rows", "max_splits"])
 def _merge_kernel(
     out_ptr,
     partial_ptr,
     sums_ptr,
     query_start_ptr,
     context_lens_ptr,
+    max_rows,
+    max_splits,
     GROUP: tl.constexpr,
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     WINDOW: tl.constexpr,
     SPLIT_KEYS: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    DECODE_ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     UNROLL: tl.constexpr,  # splits whose results are loaded at once
@@ -289,12 +291,12 @@ def _merge_kernel(
     row, kv_head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first_token = tl.load(query_start_ptr + sequence)
     num_queries = tl.load(query_start_ptr + sequence + 1) - first_token
-    if num_queries * GROUP > BLOCK_M or row >= num_queries * GROUP:
+    if num_queries * GROUP > DECODE_ROWS or row >= num_queries * GROUP:
         return
     context = tl.load(context_lens_ptr + sequence)
-    origin, split_keys = _splits(_first_key(context - num_queries, WINDOW), context, SPLIT_KEYS, MAX_SPLITS, BLOCK_N)
+    origin, split_keys = _splits(_first_key(context - num_queries, WINDOW), context, max_splits, SPLIT_KEYS, BLOCK_N)
     num_splits = tl.cdiv(context - origin, split_keys)
-    place = ((sequence.to(tl.int64) * KV_HEADS + kv_head) * ROWS + row) * MAX_SPLITS
+    place = ((sequence.to(tl.int64) * KV_HEADS + kv_head) * max_rows + row) * max_splits
     column = tl.arange(0, BLOCK_D)
     one = tl.arange(0, 1)
     largest, total, out = _nothing(1, BLOCK_D)
@@ -448,33 +450,37 @@ def paged_attention(
     }  # fmt: skip
     # "tf32x3": float32 products as sums of three TF32 products, whose 10 bits of mantissa alone cost 1e-3
     both = {"BLOCK_SIZE": batch.block_size, "PRECISION": "tf32x3" if q.dtype == torch.float32 else "ieee"}
-    decode, chunk = _tiles(batch, group, block_d * q.element_size(), q.device)
-    if batch.min_query_len * group <= decode.rows:
-        splits, rows = _max_splits(batch, kv_heads, window, decode), min(decode.rows, batch.max_query_len * group)
+    decode, chunk, decode_rows = _tiles(batch, group, block_d * q.element_size(), q.device)
+    same |= {"DECODE_ROWS": decode_rows}
+    if batch.min_query_len * group <= decode_rows:
+        splits, rows = _max_splits(batch, kv_heads, window, decode), min(decode_rows, batch.max_query_len * group)
         shape = len(batch.context_lens), kv_heads, rows, splits
         partial = torch.empty((*shape, block_d) if splits > 1 else 1, dtype=torch.float32, device=q.device)
         sums = torch.empty((*shape, 2) if splits > 1 else 1, dtype=torch.float32, device=q.device)
-        cut = {"MAX_SPLITS": splits, "ROWS": rows, "BLOCK_M": decode.rows, "BLOCK_N": decode.keys}
         _decode_kernel[splits, kv_heads, shape[0]](
-            *arrays, partial, sums, *layout, *strides, *factors, **same, **both, **cut,
+            *arrays, partial, sums, *layout, *strides, *factors, rows, splits, **same, **both,
+            ONE_SPLIT=splits == 1, BLOCK_M=decode.rows, BLOCK_N=decode.keys,
             num_warps=decode.num_warps, num_stages=decode.num_stages,
         )  # fmt: skip
         if splits > 1:
+            unroll = min(8, triton.next_power_of_2(splits))
             _merge_kernel[rows, kv_heads, shape[0]](
-                out, partial, sums, *layout[:2], **same, **cut, UNROLL=min(8, splits), num_warps=1 + 3 * (block_d > 64)
-            )
-    if batch.max_query_len * group > decode.rows:
+                out, partial, sums, *layout[:2], rows, splits, **same,
+                BLOCK_N=decode.keys, UNROLL=unroll, num_warps=4 if block_d > 64 else 1,
+            )  # fmt: skip
+    if batch.max_query_len * group > decode_rows:
         grid = (tokens * group // chunk.rows + len(batch.context_lens), kv_heads)
         _chunk_kernel[grid](
             *arrays, *layout, len(batch.context_lens), *strides, *factors, **same, **both,
-            DECODE_ROWS=decode.rows, BLOCK_M=chunk.rows, BLOCK_N=chunk.keys,
-            num_warps=chunk.num_warps, num_stages=chunk.num_stages,
+            BLOCK_M=chunk.rows, BLOCK_N=chunk.keys, num_warps=chunk.num_warps, num_stages=chunk.num_stages,
         )  # fmt: skip
     return out
 
 
-def _tiles(batch: PagedBatch, group: int, row_bytes: int, device: torch.device) -> tuple[_Tile, _Tile]:
-    """Tiles of decodes and of chunks: at least the 16 that tl.dot wants, and what shared memory has room for.
+def _tiles(batch: PagedBatch, group: int, row_bytes: int, device: torch.device) -> tuple[_Tile, _Tile, int]:
+    """Tiles of decodes and of chunks, and up to how many rows a sequence is decoded.
+
+    At least the 16 rows that tl.dot wants, and what shared memory has room for.
 
     `row_bytes` are a head's in the type of the queries. Keys take 32 KiB a stage, K and V together.
     """
@@ -486,10 +492,11 @@ def _tiles(batch: PagedBatch, group: int, row_bytes: int, device: torch.device) 
     warps = 4 if row_bytes <= 256 else 8
     if batch.split_keys is not None:  # one shape for all: the batch has no say
         tile = _Tile(max(64, one_token), keys, warps, 3)
-        return tile, tile
+        return tile, tile, one_token
     rows = triton.next_power_of_2(batch.max_query_len * group)
-    decode = _Tile(max(16, rows) if rows <= 64 else one_token, keys, 4, stages)
-    return decode, _Tile(128, keys, 8, 3) if roomy and row_bytes <= 256 else _Tile(64, keys, warps, 3)
+    decode = _Tile(max(16, rows) if rows <= 64 else one_token, keys, warps, stages)
+    chunk = _Tile(128, keys, 8, 3) if roomy and row_bytes <= 256 else _Tile(64, keys, warps, 3)
+    return decode, chunk, decode.rows
 
 
 def _max_splits(batch: PagedBatch, kv_heads: int, window: int | None, tile: _Tile) -> int:

@@ -335,27 +335,41 @@ def one_sequence(case: Case, s: int, start: int, end: int) -> Case:
     )
 
 
-@given(
-    st.lists(st.tuples(st.integers(1, 30), st.integers(0, 300)), min_size=2, max_size=3),
-    st.none() | st.integers(1, 200),
-    head_counts,
-    st.sampled_from([None, *CODES]),
-    st.integers(0, 29),
-)
-@settings(deadline=None, max_examples=8, phases=[Phase.explicit, Phase.generate])
-def test_gpu_result_depends_on_nothing_but_the_position(
-    gpu, device: str, row_by_row: None, layout, window, heads, codes, cut
-) -> None:
-    case = make_case(layout, heads, 16, device=device)
-    case = replace(case if codes is None else case.coded(codes), split_keys=128)
+def assert_only_the_position_matters(gpu, case: Case, cut: int, **kind: Any) -> None:
+    """The first sequence's tokens in the whole step, alone in two chunks, and the last of them as a decode."""
     kernel = gpu("paged_attention").paged_attention
-    together = case.attend(kernel, window=window)
+    together = case.attend(kernel, **kind)
     start, end = case.query_start[:2]
     middle = min(start + cut, end - 1)
-    for first, last in ((start, middle), (middle, end), (end - 1, end)):  # in two chunks, and a token as a decode
+    for first, last in ((start, middle), (middle, end), (end - 1, end)):
         if first < last:
-            part = one_sequence(case, 0, first, last).attend(kernel, window=window)
-            assert torch.equal(part, together[first:last])
+            assert torch.equal(one_sequence(case, 0, first, last).attend(kernel, **kind), together[first:last])
+
+
+@pytest.mark.parametrize("codes", [None, *CODES], ids=str)
+@pytest.mark.parametrize("heads", [(2, 2), (7, 1)], ids=str)
+def test_gpu_result_depends_on_the_position_alone(gpu, device: str, row_by_row: None, heads, codes) -> None:
+    big = device == "cuda"
+    layout = [(70, 900), (1, 300), (200, 0)] if big else [(10, 150), (1, 140)]
+    dtype = torch.bfloat16 if big else torch.float32
+    case = make_case(layout, heads, 128 if big else 16, dtype=dtype, device=device)
+    case = replace(case if codes is None else case.coded(codes), split_keys=128)
+    assert_only_the_position_matters(gpu, case, 7)
+    assert_only_the_position_matters(gpu, case, 1, window=150, softcap=20.0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.integers(0, 300)), min_size=2, max_size=3),
+    st.none() | st.integers(1, 200),
+    head_counts,
+    st.integers(0, 11),
+)
+@settings(deadline=None, max_examples=5, phases=[Phase.explicit, Phase.generate])
+def test_gpu_result_depends_on_the_position_alone_in_any_batch(
+    gpu, device: str, row_by_row: None, layout, window, heads, cut
+) -> None:
+    case = replace(make_case(layout, heads, 16, device=device), split_keys=128)
+    assert_only_the_position_matters(gpu, case, cut, window=window)
 
 
 def test_gpu_takes_heads_of_a_fused_projection(gpu, device: str) -> None:
