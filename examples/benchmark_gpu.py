@@ -346,16 +346,17 @@ def _generate(
 def _continuous(
     model: str, options: argparse.Namespace, prompts: list[list[int]], outputs: list[int]
 ) -> dict[str, Any]:
-    from transformers import ContinuousBatchingConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     network = _hf_model(model, options, "sdpa")
     config = GenerationConfig(max_new_tokens=max(outputs), eos_token_id=-1, pad_token_id=0, do_sample=False)
-    few = ContinuousBatchingConfig(page_size=16, num_blocks=64, max_batch_tokens=64)  # else it takes all memory
-    kind = {"continuous_batching_config": few} if options.tiny else {}
-    manager = network.init_continuous_batching(generation_config=config, **kind)
-    manager.start()
+    kind: dict[str, Any] = {}
+    if options.tiny:  # else it takes most of the memory
+        from transformers import ContinuousBatchingConfig
 
-    def run(chosen: list[list[int]], counts: list[int]) -> int:
+        kind["continuous_batching_config"] = ContinuousBatchingConfig(page_size=16, num_blocks=64, max_batch_tokens=64)
+
+    def run(manager: Any, chosen: list[list[int]], counts: list[int]) -> int:
         for prompt, count in zip(chosen, counts, strict=True):
             manager.add_request(prompt, max_new_tokens=count)
         made = finished = 0
@@ -369,11 +370,9 @@ def _continuous(
                 made, finished = made + len(result.generated_tokens), finished + 1
         return made
 
-    try:
-        run(prompts[:2], [2, 2])
-        return _timed(lambda: run(prompts, outputs), sum(outputs))
-    finally:
-        manager.stop(block=True)
+    with network.continuous_batching_context_manager(generation_config=config, **kind) as manager:  # captures graphs
+        run(manager, prompts[:2], [2, 2])
+        return _timed(lambda: run(manager, prompts, outputs), sum(outputs))
 
 
 PARTS: dict[str, Callable[[str, argparse.Namespace, Ceilings], dict[str, Any]]] = {
