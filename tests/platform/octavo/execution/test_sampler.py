@@ -1,10 +1,13 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from octavo.execution.sampler import logprob_rows, sample
+from octavo.execution.sampler import begin_sample, logprob_rows, sample
 from octavo.step import SamplingRows
 
 
@@ -114,3 +117,29 @@ def test_logprobs_are_the_models_own_with_rank_and_alternatives():
         assert logprobs[row].rank == 1 + int((reference[row] > reference[row, token]).sum())
     assert logprobs[2].token_ids[1:] == reference[2].topk(4).indices.tolist()
     assert logprob_rows(logits[:1], [7], [0])[0].token_ids == [7]
+
+
+class NoWaiting(TorchDispatchMode):
+    """Raises where an operation would wait for the values on a device."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name()
+        assert name not in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::bincount"), name
+        if name.startswith("aten::index"):
+            indices = [x for x in args[1] if x is not None] if isinstance(args[1], (list, tuple)) else []
+            assert not any(x.dtype == torch.bool for x in indices), "a mask as an index"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8, [0.0, 0.8, 0.0]])
+def test_nothing_waits_for_the_device_before_the_end(temperature):
+    wanted = rows(
+        3, temperature=temperature, min_p=0.1, num_logprobs=[2, -1, 0], logit_bias={0: {3: 1.0}}, banned={1: [4]},
+        penalties={2: (0.5, 0.5, 1.2, [1, 2], [3])},
+    )  # fmt: skip
+    logits, unlisted = torch.randn(3, 30), torch.tensor([-1, -1, 7])
+    with NoWaiting():
+        tokens, wait = begin_sample(logits, wanted, unlisted)
+    listed = dataclasses.replace(wanted, penalties={2: (0.5, 0.5, 1.2, [1, 2], [3, 7])})
+    assert wait()[0].tolist() == tokens.tolist() == sample(logits, listed)[0].tolist()
+    assert sorted(wait()[1]) == [0, 2]
