@@ -33,6 +33,7 @@ import torch
 
 from octavo import EngineConfig, SamplingParams
 from octavo.engine.engine import Engine
+from octavo.execution.graphs import padded_sizes
 from octavo.request import Request
 from octavo.source import resolve_source
 from octavo.step import StepBatch, StepResult
@@ -295,7 +296,7 @@ def _ours(
     engine = _engine(
         model, options, max_num_seqs=256, max_num_batched_tokens=4096, max_model_len=2 * scale.longest + 16
     )
-    for batch in {min(256, 2**i) for i in range(9)} if not options.tiny else ():  # compiles and captures
+    for batch in padded_sizes(3 if options.tiny else 256):  # compiles and captures
         _run(engine, _prompts(model, batch, 16, batch), [3] * batch)
     found = _timed(lambda: sum(count for _, count in _run(engine, prompts, outputs)), sum(outputs))
     engine.close()
