@@ -57,6 +57,26 @@ TINY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name -> the prefix of its transformers classes and how its config differs from `_COMMON`."""
 
 _TORCH_ONLY: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 12}),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "shared_expert_intermediate_size": 56,
+        },
+    ),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "norm_topk_prob": True,
+            "head_dim": 24,
+        },
+    ),
     "mpt": ("Mpt", {"hidden_size": 72, "num_attention_heads": 6, "max_seq_len": 512, "layer_norm_epsilon": 1e-3}),
 }
 """The same for families that the native runner does not cover; not among the `tiny_name`s."""
@@ -125,7 +145,7 @@ def randomize(model: Any) -> None:
             if "norm" in name:
                 weight.add_(0.3 * noise)
             else:
-                weight.copy_(noise * (1.0 if weight.ndim == 1 or "embed" in name else weight.shape[1] ** -0.5))
+                weight.copy_(noise * (1.0 if weight.ndim == 1 or "embed" in name else weight.shape[-1] ** -0.5))
 
 
 @pytest.fixture(params=sorted(TINY_MODELS))

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,17 +30,17 @@ from torch.nn import functional as F  # noqa: N812
 from octavo_kernels.activation import silu_mul
 from octavo_kernels.kv_store import kv_store
 from octavo_kernels.linear import PackedWeight, linear
-from octavo_kernels.linear.grouped import (
-    Float8Weight,
-    GroupedWeight,
-    quantize_float8,
-    quantize_grouped,
-    quantized_linear,
-)
+from octavo_kernels.linear.blocks import BlockWeight
+from octavo_kernels.linear.formats import GROUPED
+from octavo_kernels.linear.grouped import quantize_float8, quantize_grouped
+from octavo_kernels.linear.quantized import QuantizedWeight, quantized_linear
+from octavo_kernels.moe import moe, route
+from octavo_kernels.moe.reference import moe as moe_in_torch
 from octavo_kernels.native.library import library, use_cpu
 from octavo_kernels.paged_attention import PagedBatch, paged_attention
 from octavo_kernels.rms_norm import add_rms_norm
 from octavo_kernels.rotary import rotary_
+from octavo_kernels.sampling import sample_tensors
 
 BLOCK = 16  # tokens per KV block
 
@@ -251,6 +252,8 @@ def _linears(bench: Bench) -> Iterator[Case]:
         _grouped("int4", quantize_grouped(weight, 4, min(128, k), symmetric=False)),
         _grouped("fp8", quantize_float8(weight)),
     ]
+    if bench.device != "cpu":
+        products += [_grouped(name, _blocks(name, n, k)) for name in ("Q4_0", "Q4_K", "Q6_K")]
     if bench.device == "cpu" and use_cpu():
         products += [_packed(name, n, k) for name in ("Q4_1", "Q8_0", "BF16")]
     for product in products:
@@ -266,8 +269,16 @@ class _Product(NamedTuple):
     multiply: Callable[[Tensor], Tensor]
 
 
-def _grouped(name: str, weight: GroupedWeight | Float8Weight) -> _Product:
+def _grouped(name: str, weight: QuantizedWeight) -> _Product:
     return _Product(name, weight.nbytes, lambda x: quantized_linear(x, weight))
+
+
+def _blocks(name: str, n: int, k: int) -> BlockWeight:
+    """One of GGUF's formats."""
+    size = GROUPED[name].block_bytes * k // GROUPED[name].unit
+    # any bytes are codes; below 60 no float is infinite
+    stored = np.random.default_rng(0).integers(0, 60, (n, size), np.uint8)
+    return BlockWeight.from_blocks(stored, name).to(torch.device("cuda"))
 
 
 def _packed(name: str, n: int, k: int) -> _Product:
@@ -291,6 +302,47 @@ def _linear_case(bench: Bench, weight: Tensor, rows: int, product: _Product) -> 
     )
 
 
+_EXPERTS, _CHOSEN = 32, 4
+
+
+def _moe(bench: Bench, rows: int) -> Case:
+    """Gated MLPs of an eighth of the width, four of 32 for each token, beside one after the other in torch."""
+    hidden, inner = bench.size.hidden, bench.size.inner // 8
+    x, scores = _noise(bench, rows, hidden), _noise(bench, rows, _EXPERTS)
+    gate_up, down = _noise(bench, _EXPERTS * 2 * inner, hidden), _noise(bench, _EXPERTS * hidden, inner)
+    shares, experts = route(scores, _CHOSEN, normalise=True)
+    touched = len(set(experts.flatten().tolist()))
+    return Case(
+        "moe",
+        f"{rows} x {hidden}, {_CHOSEN} of {_EXPERTS} experts of {inner}",
+        lambda: moe(x, shares, experts, gate_up, down, _EXPERTS),
+        2 * x.nbytes + (gate_up.nbytes + down.nbytes) * touched // _EXPERTS,
+        6 * rows * _CHOSEN * hidden * inner,
+        {"torch": lambda: moe_in_torch(x, shares, experts, gate_up, down, _EXPERTS)},
+    )
+
+
+def _sampling(bench: Bench) -> Iterator[Case]:
+    """Top-p over a large vocabulary on a GPU, beside sorting it; the CPU's sampler takes arrays."""
+    for rows in bench.size.rows if bench.device != "cpu" else ():
+        logits = torch.randn(rows, 128_256, device=bench.device) * 3
+        ones, numbers = torch.ones(rows, device=bench.device), torch.arange(rows, device=bench.device)
+        columns = (ones, torch.zeros_like(numbers, dtype=torch.int32), 0.9 * ones, 0 * ones, numbers, numbers)
+        yield Case(
+            "sampling",
+            f"{rows} x 128256, top_p",
+            partial(sample_tensors, logits, numbers, *columns),
+            logits.nbytes,
+            rivals={"torch_sort": partial(_sorted_top_p, logits)},
+        )
+
+
+def _sorted_top_p(logits: Tensor) -> Tensor:
+    values, order = logits.softmax(-1).sort(dim=-1, descending=True)
+    kept = values.masked_fill(values.cumsum(-1) - values >= 0.9, 0)
+    return order.gather(-1, kept.multinomial(1))
+
+
 def _for_all_rows(case: Callable[[Bench, int], Case]) -> Callable[[Bench], Iterator[Case]]:
     return lambda bench: (case(bench, rows) for rows in bench.size.rows)
 
@@ -302,6 +354,8 @@ CASES: dict[str, Callable[[Bench], Iterator[Case]]] = {
     "kv_store": _for_all_rows(_kv_store),
     "paged_attention": _attention,
     "linear": _linears,
+    "moe": _for_all_rows(_moe),
+    "sampling": _sampling,
 }
 """By op."""
 

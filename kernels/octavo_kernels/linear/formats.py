@@ -170,6 +170,18 @@ def _scale_zero(stored: list[Array]) -> tuple[Array, Array | None]:
     return scale, -(scale * stored[1])
 
 
+def integer_scales(name: str, stored: list[Array]) -> tuple[Array, Array | None] | None:
+    """A K format's own scales and minima, before a unit's factors: [rows, units, n]; None for the other formats."""
+    match name:
+        case "Q2_K":
+            return stored[1] & 15, stored[1] >> 4
+        case "Q3_K" | "Q6_K":
+            return stored[1].view(np.int8), None
+        case "Q4_K" | "Q5_K":
+            return _unpaired_scales(stored[1])
+    return None
+
+
 def _scaled_scale(stored: list[Array]) -> tuple[Array, Array | None]:
     return _float(stored[0]) * stored[1].view(np.int8), None
 

@@ -11,10 +11,10 @@ as long as scales are float16 numbers, which GPTQ's and AWQ's are; others are ro
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 FLOAT8_MAX = 448.0
 """Of e4m3 without infinities."""
@@ -63,15 +63,20 @@ class GroupedWeight:
         return n, bytes_ * 8 // self.bits
 
     @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything stored, by its name here."""
+        stored = {"codes": self.codes, "scale": self.scale, "zero": self.zero, "order": self.order}
+        return {name: x for name, x in stored.items() if x is not None}
+
+    @property
     def nbytes(self) -> int:
         """Of everything stored."""
-        stored = (self.codes, self.scale, self.zero, self.order)
-        return sum(x.nbytes for x in stored if x is not None)
+        return sum(x.nbytes for x in self.tensors.values())
 
     def to(self, device: torch.device) -> GroupedWeight:
         """On another device."""
-        zero, order = (None if x is None else x.to(device) for x in (self.zero, self.order))
-        return GroupedWeight(self.bits, self.codes.to(device), self.scale.to(device), zero, order)
+        moved: dict[str, Any] = {name: x.to(device) for name, x in self.tensors.items()}
+        return replace(self, **moved)
 
     def unpacked(self) -> Tensor:
         """Codes [n, k] uint8, columns as they are here."""
@@ -106,6 +111,11 @@ class Float8Weight:
         return n, k
 
     @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything stored, by its name here."""
+        return {"codes": self.codes, "scale": self.scale}
+
+    @property
     def nbytes(self) -> int:
         """Of everything stored."""
         return self.codes.nbytes + self.scale.nbytes
@@ -117,16 +127,6 @@ class Float8Weight:
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """[n, k], computed in float32."""
         return self.codes.float().mul_(self.scale).to(dtype)
-
-
-QuantizedWeight = GroupedWeight | Float8Weight
-
-
-def quantized_linear(x: Tensor, weight: QuantizedWeight) -> Tensor:
-    """`x` [R, k] times the transposed weight, dequantised to `x`'s type for this product alone: [R, n]."""
-    if isinstance(weight, GroupedWeight) and weight.order is not None:
-        x, weight = x[:, weight.order], replace(weight, order=None)
-    return F.linear(x, weight.dequantize(x.dtype))
 
 
 def quantize_grouped(weight: Tensor, bits: int, group: int, *, symmetric: bool) -> GroupedWeight:

@@ -100,7 +100,7 @@ def _apart(data: Array, kind: Any) -> Array:
     return np.ascontiguousarray(lanes.transpose(0, 3, 1, 2)).reshape(blocks * LANES, units, -1)
 
 
-_PARTS = {2: [(0, 2)], 3: [(0, 2), (2, 1)], 4: [(0, 4)], 5: [(0, 4), (4, 1)], 6: [(0, 4), (4, 2)], 8: [(0, 8)]}
+PARTS = {2: [(0, 2)], 3: [(0, 2), (2, 1)], 4: [(0, 4)], 5: [(0, 4), (4, 1)], 6: [(0, 4), (4, 2)], 8: [(0, 8)]}
 """Bits of a code -> its parts (lowest bit, width), in the order of their planes."""
 
 
@@ -109,7 +109,7 @@ def _planes(codes: Array, bits: int) -> Array:
     rows, units, columns = codes.shape
     words = np.ascontiguousarray(codes).view(np.uint32)  # four columns: one step
     steps = _side_by_side(words).reshape(rows // LANES, units, columns // GROUP, 8, 64)
-    planes = [_plane((steps >> np.uint8(low)) & np.uint8((1 << width) - 1), width) for low, width in _PARTS[bits]]
+    planes = [_plane((steps >> np.uint8(low)) & np.uint8((1 << width) - 1), width) for low, width in PARTS[bits]]
     return np.concatenate(planes, axis=3).reshape(rows // LANES, units, -1)
 
 
@@ -126,7 +126,7 @@ def _codes(planes: Array, form: Grouped) -> Array:
     blocks, units, _ = planes.shape
     rest = planes.reshape(blocks, units, form.unit // GROUP, form.bits, 64)
     steps = np.zeros((*rest.shape[:3], 8, 64), np.uint8)
-    for low, width in _PARTS[form.bits]:
+    for low, width in PARTS[form.bits]:
         mask = np.uint8((1 << width) - 1)
         for i in range(8 // width):
             part = (rest[..., :width, :] >> np.uint8(i * width)) & mask

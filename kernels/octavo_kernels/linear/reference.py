@@ -19,6 +19,11 @@ def dequantize(data: Array, name: str, n: int, k: int) -> Tensor:
     return (values if minimum is None else values + minimum.unsqueeze(-1)).view(n, k)
 
 
+def quantized_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`x` [R, K] and `weight` [N, K], dequantised in float32 and then of `x`'s type."""
+    return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+
 def linear_exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """float32 throughout: `x` [R, K], dequantised `weight` [N, K]."""
     return torch.nn.functional.linear(x.float(), weight, bias)

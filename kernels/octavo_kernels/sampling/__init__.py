@@ -1,4 +1,4 @@
-"""Draw tokens from logits without sorting them. C++ only: `octavo.execution.sampler` is definition and fallback."""
+"""Draw tokens from logits without sorting them, in C++ or Triton: `octavo.execution.sampler` is the definition."""
 
 from __future__ import annotations
 
@@ -42,3 +42,31 @@ def sample(
     arrays: list[npt.NDArray[Any]] = [np.ascontiguousarray(x, t) for x, t in zip(values, types, strict=True)]
     call("sample", logits, logits.shape[1], len(line), *arrays, out)
     return out
+
+
+def sample_tensors(
+    logits: Tensor,
+    line: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seed: Tensor,
+    position: Tensor,
+) -> Tensor:
+    """One token per row, on a GPU: the same number of launches whatever is asked for, and nothing read back.
+
+    Args:
+        logits: [L, V] of a float type, rows contiguous.
+        line: [R] int64, which of the L each row draws from.
+        temperature, top_p, min_p: [R] float32, as in `octavo.step.SamplingRows`.
+        top_k: [R] int32.
+        seed: [R] int64, the bits of the unsigned number.
+        position: [R] int64.
+
+    Returns:
+        [R] int64; -1 where the largest logit is not finite.
+    """
+    from octavo_kernels.sampling import gpu
+
+    return gpu.sample(logits, line, temperature, top_k, top_p, min_p, seed, position)

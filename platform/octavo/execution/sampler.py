@@ -18,6 +18,8 @@ from torch import Tensor
 from octavo.execution.random import uniform
 from octavo.execution.transfer import fetch, to_device
 from octavo.step import Int64, LogprobRow, SamplingRows
+from octavo_kernels.dispatch import use_gpu
+from octavo_kernels.sampling import sample_tensors
 
 _LOGIT_ROWS = 256  # prompt positions whose logits exist at once: 256 x 256k x 4 B = 256 MiB for the largest vocabulary
 _CANDIDATES = 1024  # a nucleus almost always lies within these; topk of 1024 is 6x cheaper than sorting 49,152
@@ -51,13 +53,7 @@ def begin_sample(logits: Tensor, rows: SamplingRows, unlisted: Tensor | None = N
     """
     broken = ~torch.isfinite(logits.amax(-1))
     treated = treat(logits, rows, unlisted)
-    tokens = treated.argmax(-1)
-    random = np.flatnonzero(rows.temperature > 0)
-    if len(random) == len(tokens):
-        tokens = _draw(treated, rows, random)
-    elif len(random):
-        tokens[to_device(random, tokens.device)] = _draw(treated, rows, random)
-    tokens = tokens.masked_fill(broken, -1)
+    tokens = (_on_gpu(treated, rows) if use_gpu(treated) else _tokens(treated, rows)).masked_fill(broken, -1)
     return tokens, _begin_fetch(logits, tokens, rows.num_logprobs)
 
 
@@ -78,6 +74,25 @@ def _begin_fetch(logits: Tensor, tokens: Tensor, counts: np.ndarray) -> Drawn:
         }
 
     return finish
+
+
+def _on_gpu(logits: Tensor, rows: SamplingRows) -> Tensor:
+    """The same by kernels that do not sort."""
+    line = np.arange(len(logits))
+    integers = np.stack([line, rows.seed.view(np.int64), rows.position, rows.top_k])
+    lines, seeds, positions, top_k = to_device(integers, logits.device)
+    temperature, top_p, min_p = to_device(np.stack([rows.temperature, rows.top_p, rows.min_p]), logits.device)
+    return sample_tensors(logits, lines, temperature, top_k.int(), top_p, min_p, seeds, positions)
+
+
+def _tokens(logits: Tensor, rows: SamplingRows) -> Tensor:
+    tokens = logits.argmax(-1)
+    random = np.flatnonzero(rows.temperature > 0)
+    if len(random) == len(tokens):
+        return _draw(logits, rows, random)
+    if len(random):
+        tokens[to_device(random, tokens.device)] = _draw(logits, rows, random)
+    return tokens
 
 
 def logprob_rows(logits: Tensor, tokens: list[int], counts: list[int]) -> list[LogprobRow]:
@@ -179,7 +194,7 @@ def _draw(logits: Tensor, rows: SamplingRows, index: np.ndarray) -> Tensor:
         x = x.masked_fill(x < column(rows.min_p).log(), -torch.inf)
     if (rows.top_k[index] > 0).any() or (rows.top_p[index] < 1).any():
         limits = rows.top_k[index]
-        size = min(x.shape[-1], max(_CANDIDATES, int(limits[limits < x.shape[-1]].max(initial=0))))
+        size = min(x.shape[-1], max(_CANDIDATES, int(limits[limits < x.shape[-1]].max(initial=0)) + 1))
         x = x.masked_fill(x < _threshold(x, column(rows.top_k), column(rows.top_p), size), -torch.inf)
     cumulative = x.softmax(-1).cumsum(-1, dtype=torch.float64)
     point = to_device(uniform(rows.seed[index], rows.position[index]), x.device)[:, None]
@@ -205,6 +220,8 @@ def _threshold_among(x: Tensor, size: int, limit: Tensor, top_p: Tensor) -> tupl
     inside = (mass - (kept - norm).exp() < top_p) & kept.isfinite()  # the mass before a token is still below p
     count = inside.sum(-1, keepdim=True).clamp(min=1)
     whole = limit >= x.shape[-1]
-    enough = bool((~whole | (top_p >= 1) | (mass[:, -1:] >= top_p)).all()) or size == x.shape[-1]
+    # With top-k they hold all of it once the last is below the k-th: ties count for the nucleus too
+    complete = torch.where(whole, mass[:, -1:] >= top_p, top[:, -1:] < by_k)
+    enough = size == x.shape[-1] or bool((complete | (top_p >= 1)).all())
     by_p = kept.gather(-1, count - 1)
     return torch.where(top_p < 1, by_p, torch.where(whole, -torch.inf, by_k)), enough

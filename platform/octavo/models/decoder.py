@@ -12,9 +12,10 @@ from torch.nn import functional as F  # noqa: N812
 from octavo.models.parallel import Share, TPGroup
 from octavo.models.rope import cos_sin_table
 from octavo.models.spec import Activation, Rope
-from octavo.models.weights.layout import LayerWeights, Weights
+from octavo.models.weights.layout import Experts, LayerWeights, Weights
 from octavo_kernels.activation import gelu_mul, silu_mul
 from octavo_kernels.kv_cache import KVScales
+from octavo_kernels.moe import moe, route
 from octavo_kernels.paged_attention import PagedBatch, paged_attention
 from octavo_kernels.qkv_rope_store import HeadNorms, qkv_rope_store
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm
@@ -163,4 +164,20 @@ class Decoder:
         return self._group.all_reduce(layer.out(attended.flatten(1)))
 
     def _mlp(self, layer: LayerWeights, x: Tensor) -> Tensor:
-        return self._group.all_reduce(layer.down(self._activation(layer.gate_up(x))))
+        return self._group.all_reduce(
+            self._dense(layer, x) if layer.experts is None else self._mixture(layer, layer.experts, x)
+        )
+
+    def _dense(self, layer: LayerWeights, x: Tensor) -> Tensor:
+        assert layer.gate_up is not None
+        assert layer.down is not None
+        return layer.down(self._activation(layer.gate_up(x)))
+
+    def _mixture(self, layer: LayerWeights, experts: Experts, x: Tensor) -> Tensor:
+        spec = self.spec
+        scores = F.linear(x, experts.router)
+        shares, chosen = route(scores, spec.experts_per_token, normalise=spec.normalise_experts)
+        mixed = moe(x, shares, chosen, experts.gate_up, experts.down, spec.num_experts)
+        if experts.shared_gate is None:
+            return mixed
+        return mixed + F.linear(x, experts.shared_gate).sigmoid() * self._dense(layer, x)

@@ -96,6 +96,37 @@ def qwen3(config: Config) -> ModelSpec:
     return llama(config, qk_norm=True, mlp_bias=False)
 
 
+def mixtral(config: Config) -> ModelSpec:
+    """Mistral with experts, whose shares add up to 1."""
+    experts = _experts(config) | {"normalise_experts": True}
+    return llama(config, qkv_bias=False, out_bias=False, mlp_bias=False, **experts)
+
+
+def qwen2_moe(config: Config) -> ModelSpec:
+    """Qwen 2 with experts, and one beside them that every token goes through."""
+    shared = {"shared_expert_size": config["shared_expert_intermediate_size"]}
+    inner = {"intermediate_size": config["moe_intermediate_size"]}
+    return llama(
+        config, qkv_bias=bool(config["qkv_bias"]), out_bias=False, mlp_bias=False, **_experts(config), **shared, **inner
+    )
+
+
+def qwen3_moe(config: Config) -> ModelSpec:
+    """Qwen 3 with experts."""
+    inner = {"intermediate_size": config["moe_intermediate_size"]}
+    return llama(config, qk_norm=True, mlp_bias=False, **_experts(config), **inner)
+
+
+def _experts(config: Config) -> dict[str, Any]:
+    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+        raise ModelError("only some layers have experts (mlp_only_layers, decoder_sparse_step), which is not supported")
+    return {
+        "num_experts": config.get("num_local_experts") or config["num_experts"],
+        "experts_per_token": config["num_experts_per_tok"],
+        "normalise_experts": bool(config.get("norm_topk_prob", False)),
+    }
+
+
 def gemma(config: Config, **differences: Any) -> ModelSpec:
     """Llama with scaled embeddings and a tanh GELU."""
     return llama(config, embedding_scale=math.sqrt(config["hidden_size"]), mlp_bias=False, **differences)
@@ -174,6 +205,10 @@ _MISTRAL: Config = _LLAMA | {
     "intermediate_size": 14_336, "num_key_value_heads": 8, "max_position_embeddings": 131_072,
     "use_sliding_window": True, "sliding_window": 4096,
 }  # fmt: skip
+_MIXTRAL: Config = {
+    "sliding_window": None, "rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0, "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+}  # fmt: skip
 _QWEN2: Config = {
     "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 22_016, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 32_768,
@@ -209,8 +244,11 @@ _MPT_ATTENTION = {
 _FAMILIES: dict[str, tuple[Callable[[Config], ModelSpec], Config]] = {
     "llama": (llama, _LLAMA),
     "mistral": (mistral, _MISTRAL),
+    "mixtral": (mixtral, _MISTRAL | _MIXTRAL),
     "qwen2": (qwen2, _QWEN2),
+    "qwen2_moe": (qwen2_moe, _QWEN2 | {"qkv_bias": True}),
     "qwen3": (qwen3, _QWEN2 | {"head_dim": 128}),
+    "qwen3_moe": (qwen3_moe, _QWEN2),
     "gemma": (gemma, _GEMMA),
     "gemma2": (gemma2, _GEMMA2),
     "gemma3_text": (gemma3, _GEMMA3),

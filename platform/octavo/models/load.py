@@ -12,7 +12,7 @@ from octavo.models.parallel import Share, TPGroup, share_of
 from octavo.models.quantization import Rounding, parse_rounding
 from octavo.models.source_spec import check_loadable, read_config
 from octavo.models.weights.gguf_file import read_gguf
-from octavo.models.weights.layout import Slot, allocate, put_quantized, slots
+from octavo.models.weights.layout import PartOfLayer, Slot, allocate, put_quantized, slots
 from octavo.models.weights.names import gguf_naming, hf_naming
 from octavo.models.weights.quantized import Matrix, round_matrix
 from octavo.models.weights.random import read_random
@@ -31,6 +31,7 @@ def load_model(
     quantization: str | None = None,
     max_model_len: int | None = None,
     load_format: LoadFormat = "auto",
+    keep_blocks: bool | None = None,
     progress: bool = False,
     share: Share | None = None,
     group: TPGroup | None = None,
@@ -41,10 +42,12 @@ def load_model(
         source: a Hugging Face directory or a GGUF file.
         dtype: of weights and activations; "auto" is float32 on a CPU and the checkpoint's own elsewhere.
         device: "cpu" or a CUDA device.
-        quantization: as in `octavo.models.quantization`. Matrices of GGUF files are dequantised to `dtype`; those of
-            quantised checkpoints, and those that are rounded here, stay quantised and are dequantised for each use.
+        quantization: as in `octavo.models.quantization`. Matrices of quantised checkpoints, and those that are rounded
+            here, stay quantised.
         max_model_len: tokens of the longest sequence; None takes the model's own limit.
         load_format: "dummy" takes random weights.
+        keep_blocks: matrices of GGUF files stay quantised too, instead of being dequantised to `dtype`; None means on
+            a GPU, which has kernels for them.
         progress: draw a progress bar on stderr.
         share: what of the model; None means all.
         group: the ranks that have the other shares.
@@ -57,7 +60,10 @@ def load_model(
     config = read_config(source)
     share = share or share_of(spec)
     rounding = parse_rounding(quantization)
-    is_quantized = rounding is not None or quantization_config(config) is not None
+    if keep_blocks is None:
+        keep_blocks = torch.device(device).type != "cpu"
+    keep_blocks = keep_blocks and source.kind == "gguf" and rounding is None
+    is_quantized = keep_blocks or rounding is not None or quantization_config(config) is not None
     weights = allocate(share.spec, _torch_dtype(dtype, device, config), torch.device(device), quantized=is_quantized)
     naming = hf_naming(spec) if source.kind == "hf" else gguf_naming(spec)
     places = slots(weights, share)
@@ -66,18 +72,25 @@ def load_model(
     else:
         stored = read_safetensors(source.path, spec) if source.kind == "hf" else read_gguf(source.path)
     title = f"Loading {source.name}"
-    parts: dict[tuple[int, str], Matrix] = {}
+    parts: dict[PartOfLayer, Matrix] = {}
 
     def take(tensor: StoredTensor, slot: Slot, rows: Tensor | None) -> None:
         assert slot.layer is not None
-        parts[slot.layer, slot.part] = _matrix(tensor, slot, rows, rounding, weights.embedding)
+        blocks = tensor.blocks(slot.rows, slot.columns) if keep_blocks and tensor.blocks is not None else None
+        if blocks is not None:
+            blocks = blocks if rows is None else blocks.take_rows(rows.argsort())
+            parts[slot.layer, slot.part, slot.expert] = blocks.to(weights.embedding.device)
+        else:
+            parts[slot.layer, slot.part, slot.expert] = _matrix(tensor, slot, rows, rounding, weights.embedding)
 
     fill(places, naming, stored, spec.head_dim, title=title, progress=progress, take=take)
     if is_quantized:
         put_quantized(weights, parts)
     if share.rank:  # the sum over ranks takes each bias once
         for layer in weights.layers:
-            layer.out.bias = layer.down.bias = None
+            layer.out.bias = None
+            if layer.down is not None:
+                layer.down.bias = None
     return Decoder(share, weights, positions, group or TPGroup())
 
 

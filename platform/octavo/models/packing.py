@@ -28,7 +28,7 @@ from octavo.models.weights.stored import StoredTensor, compare, row_order
 from octavo.source import Source
 from octavo_kernels.linear import PackedWeight
 from octavo_kernels.linear.formats import GROUPED, Array
-from octavo_kernels.linear.grouped import QuantizedWeight
+from octavo_kernels.linear.quantized import QuantizedWeight
 
 
 def pack(

@@ -6,7 +6,7 @@ One decoder (`decoder.py`) runs every spec; a family (`families.py`) is a functi
     x  = x + post_norm(mlp(norm(x)))
 
 with RMS norms, rotary positions, grouped queries and a gated MLP; or layer norms, a slope per head in place of rotary
-positions, and a plain MLP.
+positions, and a plain MLP; or a mixture of experts, gated MLPs of which a router picks some for each token.
 """
 
 from __future__ import annotations
@@ -86,6 +86,10 @@ class ModelSpec:
         attention_softcap, logit_softcap: c * tanh(x / c) on attention scores and on final logits.
         embedding_scale: multiplies token embeddings, not the tied output matrix.
         tied_embeddings: the output matrix is the embedding table.
+        intermediate_size: of the MLP, or of each expert.
+        num_experts, experts_per_token: MLPs in a layer and how many a token goes through; 0 where there is one.
+        normalise_experts: the shares of a token's experts add up to 1; otherwise they are those among all experts.
+        shared_expert_size: of an MLP beside the experts that every token goes through, weighed by a gate; or 0.
         eos_token_ids: any of these ends a sequence.
 
     Raises:
@@ -121,6 +125,10 @@ class ModelSpec:
     embedding_scale: float = 1.0
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    num_experts: int = 0
+    experts_per_token: int = 0
+    normalise_experts: bool = False
+    shared_expert_size: int = 0
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
@@ -134,6 +142,10 @@ class ModelSpec:
             raise ModelError(f"{len(self.alibi_slopes)} ALiBi slopes for {self.num_heads} query heads")
         if len(self.windows) != self.num_layers:
             raise ModelError(f"attention types are given for {len(self.windows)} of {self.num_layers} layers")
+        if not min(1, self.num_experts) <= self.experts_per_token <= self.num_experts:
+            raise ModelError(f"a token goes through {self.experts_per_token} of {self.num_experts} experts")
+        if self.num_experts and (self.activation != "silu" or not self.gated or self.mlp_bias):
+            raise ModelError("experts that are not gated SiLU MLPs without biases are not supported")
         for rope in (self.rope, self.local_rope or self.rope):
             if rope.rotary_dim % 2 or not 0 <= rope.rotary_dim <= self.head_dim:
                 raise ModelError(f"rotary positions over {rope.rotary_dim} of {self.head_dim} dimensions per head")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
@@ -169,14 +169,17 @@ def hold(shape: Shape, machine: Machine, wanted: Wanted, ranks: int) -> Holding:
         dtype = "float32" if machine.is_cpu else own
         if dtype == "bfloat16" and machine.rate("bfloat16") is None:
             dtype = "float16"  # V100 and T4 have no bfloat16
-    quantization = wanted.quantization
-    if quantization == "auto":
-        quantization = "gguf" if machine.is_cpu and shape.stored_bits else "none"
+    name = wanted.quantization
+    if name == "auto":
+        name = "gguf" if shape.stored_bits else "none"
+    quantization = find_quantization(name, shape)
+    if quantization is not None and not machine.is_cpu:
+        quantization = replace(quantization, whole=False)  # the torch runner dequantises the embedding and the head
     return Holding(
         shape=shape,
         dtype=dtype,
         weight_dtype=_weight_dtype(shape, machine, dtype),
-        quantization=find_quantization(quantization, shape),
+        quantization=quantization,
         kv_dtype=dtype if wanted.kv_dtype == "auto" else wanted.kv_dtype,
         ranks=ranks,
     )

@@ -52,7 +52,7 @@ class Roofline:
 
     def _linear(self, tokens: int, sequences: int) -> float:
         shape, ranks = self.holding.shape, self.holding.ranks
-        multiplied: float = sum(t.parameters for t in shape.tensors if t.role == "linear")
+        multiplied: float = sum(t.parameters for t in shape.tensors if t.role in ("linear", "router"))
         experts = sum(t.parameters for t in shape.tensors if t.role == "expert")
         multiplied += experts * shape.experts_per_token / shape.num_experts
         operations = 2 * (multiplied * tokens + shape.vocab_size * shape.hidden_size * sequences)
@@ -65,7 +65,7 @@ class Roofline:
         touched = 1 - (1 - shape.experts_per_token / shape.num_experts) ** tokens
         # a rank reads its rows of the output matrix also where it holds the whole table, tied to the embeddings
         head = holding.weight_bytes("embedding") / holding.ranks if shape.tied_embeddings else 0.0
-        fixed = holding.weight_bytes("linear", "bias", "norm", "head")
+        fixed = holding.weight_bytes("linear", "router", "bias", "norm", "head")
         return fixed + head + touched * holding.weight_bytes("expert")
 
     def _attention(self, tokens: int, sequences: int, attended: float) -> float:

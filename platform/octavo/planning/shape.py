@@ -1,7 +1,7 @@
 """What a model is made of, for counting: its tensors by role, from a config and without weights.
 
-Families that the decoder runs are counted from their `ModelSpec`; Mixtral, Falcon and BLOOM, which it does not run yet,
-from formulas of their own below. Notation: D hidden size, V vocabulary, I inner width of the MLP, H query heads, G
+Families that the decoder runs are counted from their `ModelSpec`; Falcon and BLOOM, which it does not run yet, from
+formulas of their own below. Notation: D hidden size, V vocabulary, I inner width of the MLP, H query heads, G
 key-value heads, d head size, E experts.
 """
 
@@ -15,7 +15,7 @@ from octavo.errors import ModelError
 from octavo.models.families import Config, spec_from_config
 from octavo.models.spec import ModelSpec
 
-Role = Literal["embedding", "head", "linear", "expert", "bias", "norm"]
+Role = Literal["embedding", "head", "linear", "router", "expert", "bias", "norm"]
 Cut = Literal["rows", "columns", "kv", "whole"]
 
 
@@ -111,8 +111,10 @@ def shape_of(config: Config) -> Shape:
 
 
 def _of_spec(spec: ModelSpec, dtype: str | None) -> Shape:
-    """Per layer (H + 2 G) d D + H d D + 3 D I (2 D I without a gate) and its norms."""
+    """Per layer (H + 2 G) d D + H d D + 3 D I (2 D I without a gate) and its norms; with experts 3 D I E + D E, and
+    3 D I' + D for a shared one of width I'."""
     layers, width, inner = spec.num_layers, spec.hidden_size, spec.intermediate_size
+    at_once = inner * max(1, spec.experts_per_token) + spec.shared_expert_size
     ropes = {spec.layer_rope(layer) for layer in range(layers)}
     norms = 4 if spec.post_norms else 2
     tensors = [
@@ -120,8 +122,7 @@ def _of_spec(spec: ModelSpec, dtype: str | None) -> Shape:
         *_linear("q", spec.q_size, width, layers, "rows", spec.qkv_bias),
         *_linear("kv", 2 * spec.kv_size, width, layers, "kv", spec.qkv_bias),
         *_linear("out", width, spec.q_size, layers, "columns", spec.out_bias),
-        *_linear("gate_up", 2 * inner if spec.gated else inner, width, layers, "rows", spec.mlp_bias),
-        *_linear("down", width, inner, layers, "columns", spec.mlp_bias),
+        *(_mixture(spec) if spec.num_experts else _mlp(spec, inner)),
         Tensors("norms", width, 1, norms * layers + 1, "norm"),
     ]
     if spec.qk_norm:
@@ -135,52 +136,35 @@ def _of_spec(spec: ModelSpec, dtype: str | None) -> Shape:
         num_kv_heads=spec.num_kv_heads,
         head_dim=spec.head_dim,
         max_positions=spec.max_position_embeddings,
-        mlp_values=3 * inner if spec.gated else 2 * inner,
+        mlp_values=(3 if spec.gated else 2) * at_once,
         tensors=tuple(tensors),
         tied_embeddings=spec.tied_embeddings,
         windows=spec.windows,
+        num_experts=max(1, spec.num_experts),
+        experts_per_token=max(1, spec.experts_per_token),
         position_bytes=sum(4 * rope.rotary_dim for rope in ropes),
         dtype=dtype,
     )
 
 
-def _mixtral(config: Config, dtype: str | None) -> Shape:
-    """Llama's attention, E gated MLPs per layer and a router: 3 D I E + D E (Jiang et al. 2024)."""
-    layers, width, inner = config["num_hidden_layers"], config["hidden_size"], config["intermediate_size"]
-    heads, experts = config["num_attention_heads"], config["num_local_experts"]
-    kv_heads = config.get("num_key_value_heads") or heads
-    head_dim = config.get("head_dim") or width // heads
-    tied = bool(config.get("tie_word_embeddings", False))
-    tensors = [
-        *_embeddings(config["vocab_size"], width, tied),
-        *_linear("q", heads * head_dim, width, layers, "rows"),
-        *_linear("kv", 2 * kv_heads * head_dim, width, layers, "kv"),
-        *_linear("out", width, heads * head_dim, layers, "columns"),
-        Tensors("router", experts, width, layers, "linear"),
-        Tensors("gate_up", 2 * inner, width, layers * experts, "expert", "rows"),
-        Tensors("down", width, inner, layers * experts, "expert", "columns"),
-        Tensors("norms", width, 1, 2 * layers + 1, "norm"),
+def _mlp(spec: ModelSpec, inner: int) -> list[Tensors]:
+    width, layers = spec.hidden_size, spec.num_layers
+    return [
+        *_linear("gate_up", 2 * inner if spec.gated else inner, width, layers, "rows", spec.mlp_bias),
+        *_linear("down", width, inner, layers, "columns", spec.mlp_bias),
     ]
-    chosen = config["num_experts_per_tok"]
-    return Shape(
-        family="mixtral",
-        num_layers=layers,
-        hidden_size=width,
-        vocab_size=config["vocab_size"],
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        max_positions=config["max_position_embeddings"],
-        mlp_values=3 * inner * chosen,
-        tensors=tuple(tensors),
-        tied_embeddings=tied,
-        windows=(config.get("sliding_window"),) * layers,
-        num_experts=experts,
-        experts_per_token=chosen,
-        position_bytes=4 * head_dim,
-        runs=False,
-        dtype=dtype,
-    )
+
+
+def _mixture(spec: ModelSpec) -> list[Tensors]:
+    """Routers and gates stay unquantised; of every expert a rank has a part."""
+    width, layers, copies = spec.hidden_size, spec.num_layers, spec.num_layers * spec.num_experts
+    shared = [*_mlp(spec, spec.shared_expert_size), Tensors("shared_gate", 1, width, layers, "router")]
+    return [
+        Tensors("router", spec.num_experts, width, layers, "router"),
+        Tensors("gate_up", 2 * spec.intermediate_size, width, copies, "expert", "rows"),
+        Tensors("down", width, spec.intermediate_size, copies, "expert", "columns"),
+        *(shared if spec.shared_expert_size else []),
+    ]
 
 
 def _falcon(config: Config, dtype: str | None) -> Shape:
@@ -259,7 +243,7 @@ def _bloom(config: Config, dtype: str | None) -> Shape:
     )
 
 
-_FORMULAS: dict[str, Callable[[Config, str | None], Shape]] = {"mixtral": _mixtral, "falcon": _falcon, "bloom": _bloom}
+_FORMULAS: dict[str, Callable[[Config, str | None], Shape]] = {"falcon": _falcon, "bloom": _bloom}
 
 
 def _either(config: Config, *names: str) -> Any:

@@ -15,7 +15,16 @@ def test_every_op_is_measured_beside_its_rivals(tmp_path, capsys):
     assert report == json.loads(capsys.readouterr().out.splitlines()[-1])
     assert not [result for result in report["results"] if "error" in result]
     ops = {result["op"] for result in report["results"]}
-    assert {"add_rms_norm", "silu_mul", "rotary", "kv_store", "paged_attention", "linear_int4", "linear_Q4_1"} <= ops
+    assert {
+        "add_rms_norm",
+        "silu_mul",
+        "rotary",
+        "kv_store",
+        "paged_attention",
+        "linear_int4",
+        "linear_Q4_1",
+        "moe",
+    } <= ops
     for result in report["results"]:
         assert result["microseconds"] > 0
         assert result["of_ceiling"] > 0

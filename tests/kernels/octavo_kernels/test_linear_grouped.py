@@ -12,8 +12,8 @@ from octavo_kernels.linear.grouped import (
     GroupedWeight,
     quantize_float8,
     quantize_grouped,
-    quantized_linear,
 )
+from octavo_kernels.linear.quantized import quantized_linear
 
 
 def random_weight(bits, n, groups, group, *, zero, order=False, dtype=torch.float16, seed=0):

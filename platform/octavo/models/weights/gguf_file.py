@@ -1,4 +1,4 @@
-"""Weights of a GGUF file, dequantised by the `gguf` package."""
+"""Weights of a GGUF file: dequantised by the `gguf` package, or matrices in their blocks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from octavo.errors import ModelError
 from octavo.gguf_header import Entry, read_directory
 from octavo.models.weights.stored import StoredTensor
+from octavo_kernels.linear.blocks import BlockWeight
+from octavo_kernels.linear.formats import GROUPED
 
 CHUNK_VALUES = 1 << 20
 """Values dequantised at a time. gguf's numpy code makes several float32 copies of them: 4 MiB each."""
@@ -25,8 +27,18 @@ def read_gguf(file: Path) -> list[StoredTensor]:
     Raises:
         ModelError: the file is damaged; while reading, a block format that `gguf` cannot dequantise.
     """
-    entries = [entry for name, entry in read_directory(file).items() if name != "rope_freqs.weight"]
-    return [StoredTensor(entry.name, entry.shape, entry.num_bytes, partial(read_rows, entry)) for entry in entries]
+    return [_stored(entry) for name, entry in read_directory(file).items() if name != "rope_freqs.weight"]
+
+
+def _stored(entry: Entry) -> StoredTensor:
+    blocks = partial(_read_weight, entry) if entry.format in GROUPED and len(entry.shape) == 2 else None
+    return StoredTensor(entry.name, entry.shape, entry.num_bytes, partial(read_rows, entry), blocks=blocks)
+
+
+def _read_weight(entry: Entry, rows: range | None, columns: range | None) -> BlockWeight | None:
+    if columns is not None and (columns.start % entry.block_values or columns.stop % entry.block_values):
+        return None
+    return BlockWeight.from_blocks(read_blocks(entry, rows, columns), entry.format)
 
 
 def read_rows(entry: Entry, rows: range | None = None, columns: range | None = None) -> Iterator[Tensor]:

@@ -14,7 +14,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from octavo.models.parallel import Share
 from octavo.models.spec import ModelSpec
-from octavo.models.weights.quantized import Matrix, QuantizedLinear
+from octavo.models.weights.quantized import Matrix, QuantizedLinear, stacked
+from octavo_kernels.linear.quantized import QuantizedWeight
 
 
 @dataclass(slots=True)
@@ -34,19 +35,36 @@ class Linear:
 
 
 @dataclass(slots=True)
+class Experts:
+    """A mixture of E experts: what decides between them, and all their matrices, one below the other."""
+
+    router: Tensor  # [E, D]
+    gate_up: Tensor | QuantizedWeight  # [E 2 I, D]
+    down: Tensor | QuantizedWeight  # [E D, I]
+    shared_gate: Tensor | None  # [1, D]: how much of the shared expert a token gets
+
+    @property
+    def nbytes(self) -> int:
+        """Of the matrices."""
+        return self.router.nbytes + self.gate_up.nbytes + self.down.nbytes
+
+
+@dataclass(slots=True)
 class LayerWeights:
-    """One layer. Norm weights are float32; Gemma's stored `weight - 1` has its one back."""
+    """One layer. Norm weights are float32; Gemma's stored `weight - 1` has its one back. With experts, the MLP is the
+    shared one, if any."""
 
     attention_norm: Tensor  # [D]
     qkv: Linear | QuantizedLinear  # [q_size + 2 kv_size, D]
     out: Linear | QuantizedLinear  # [D, q_size]
     mlp_norm: Tensor  # [D]
-    gate_up: Linear | QuantizedLinear  # [2 I, D]; of an MLP without a gate [I, D]
-    down: Linear | QuantizedLinear  # [D, I]
+    gate_up: Linear | QuantizedLinear | None  # [2 I, D]; of an MLP without a gate [I, D]
+    down: Linear | QuantizedLinear | None  # [D, I]
     q_norm: Tensor | None  # [head_dim]
     k_norm: Tensor | None  # [head_dim]
     post_attention_norm: Tensor | None  # [D]
     post_mlp_norm: Tensor | None  # [D]
+    experts: Experts | None = None
 
 
 @dataclass(slots=True)
@@ -62,8 +80,9 @@ class Weights:
     def num_bytes(self) -> int:
         """Bytes of all matrices."""
         untied = [] if self.lm_head is self.embedding else [self.lm_head]
-        linears = [linear for layer in self.layers for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)]
-        return sum(x.nbytes for x in [self.embedding, *untied, *linears])
+        parts = [(x.qkv, x.out, x.gate_up, x.down, x.experts) for x in self.layers]
+        matrices = [part for layer in parts for part in layer if part is not None]
+        return sum(x.nbytes for x in [self.embedding, *untied, *matrices])
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +95,7 @@ class Slot:
         target: a view of all or some rows of a tensor of `Weights`.
         shape: of the whole stored tensor.
         rows, columns: those of the stored tensor that go to `target`; None means all.
+        expert: which one of a mixture's.
     """
 
     layer: int | None
@@ -85,6 +105,7 @@ class Slot:
     shape: tuple[int, ...]
     rows: range | None = None
     columns: range | None = None
+    expert: int | None = None
 
     @property
     def is_norm(self) -> bool:
@@ -96,20 +117,31 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quant
 
     Args:
         dtype: of all but the norms.
-        quantized: matrices of the layers are on the meta device, for `QuantizedLinear`s to take their places.
+        quantized: matrices of the layers are on the meta device, for quantised ones to take their places.
     """
 
     def matrix(rows: int, columns: int) -> Tensor:
         return torch.empty(rows, columns, dtype=dtype, device=device)
 
+    def inner_matrix(rows: int, columns: int) -> Tensor:
+        return torch.empty(rows, columns, dtype=dtype, device="meta" if quantized else device)
+
     def linear(rows: int, columns: int, bias: bool) -> Linear:
-        weight = torch.empty(rows, columns, dtype=dtype, device="meta" if quantized else device)
-        return Linear(weight, torch.empty(rows, dtype=dtype, device=device) if bias else None)
+        return Linear(inner_matrix(rows, columns), torch.empty(rows, dtype=dtype, device=device) if bias else None)
 
     def norm(size: int) -> Tensor:
         return torch.empty(size, dtype=torch.float32, device=device)
 
-    width, inner = spec.hidden_size, spec.intermediate_size
+    width, count = spec.hidden_size, spec.num_experts
+    inner = spec.shared_expert_size if count else spec.intermediate_size
+
+    def experts() -> Experts:
+        return Experts(
+            router=matrix(count, width),
+            gate_up=inner_matrix(count * 2 * spec.intermediate_size, width),
+            down=inner_matrix(count * width, spec.intermediate_size),
+            shared_gate=matrix(1, width) if inner else None,
+        )
 
     def layer() -> LayerWeights:
         return LayerWeights(
@@ -117,12 +149,13 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quant
             qkv=linear(spec.q_size + 2 * spec.kv_size, width, spec.qkv_bias),
             out=linear(width, spec.q_size, spec.out_bias),
             mlp_norm=norm(width),
-            gate_up=linear(2 * inner if spec.gated else inner, width, spec.mlp_bias),
-            down=linear(width, inner, spec.mlp_bias),
+            gate_up=linear(2 * inner if spec.gated else inner, width, spec.mlp_bias) if inner else None,
+            down=linear(width, inner, spec.mlp_bias) if inner else None,
             q_norm=norm(spec.head_dim) if spec.qk_norm else None,
             k_norm=norm(spec.head_dim) if spec.qk_norm else None,
             post_attention_norm=norm(width) if spec.post_norms else None,
             post_mlp_norm=norm(width) if spec.post_norms else None,
+            experts=experts() if count else None,
         )
 
     embedding = matrix(spec.vocab_size, width)
@@ -154,31 +187,65 @@ def _places(weights: Weights, spec: ModelSpec) -> list[Slot]:
 
 
 def _layer_slots(index: int, layer: LayerWeights, spec: ModelSpec) -> list[Slot]:
-    inner, heads = spec.intermediate_size, {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
+    inner = spec.shared_expert_size if spec.num_experts else spec.intermediate_size
+    heads = {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
     places = [
         *_linear_slots(index, layer.qkv, heads),
         *_linear_slots(index, layer.out, {"out": spec.hidden_size}),
         *_linear_slots(index, layer.gate_up, dict.fromkeys(("gate", "up") if spec.gated else ("up",), inner)),
         *_linear_slots(index, layer.down, {"down": spec.hidden_size}),
+        *_expert_slots(index, layer.experts, spec),
     ]
     norms = ("attention_norm", "mlp_norm", "q_norm", "k_norm", "post_attention_norm", "post_mlp_norm")
     present = [(name, getattr(layer, name)) for name in norms if getattr(layer, name) is not None]
     return places + [_slot(index, name, "weight", norm) for name, norm in present]
 
 
-def put_quantized(weights: Weights, parts: dict[tuple[int, str], Matrix]) -> None:
-    """Replace the layers' matrices by quantised ones: (layer, part) -> matrix."""
+def _expert_slots(index: int, experts: Experts | None, spec: ModelSpec) -> list[Slot]:
+    if experts is None:
+        return []
+    assert isinstance(experts.gate_up, Tensor)
+    assert isinstance(experts.down, Tensor)
+    places = [_slot(index, "router", "weight", experts.router)]
+    if experts.shared_gate is not None:
+        places.append(_slot(index, "shared_gate", "weight", experts.shared_gate))
+    inputs = experts.gate_up.view(2 * spec.num_experts, spec.intermediate_size, spec.hidden_size)
+    for expert, down in enumerate(experts.down.view(spec.num_experts, spec.hidden_size, -1)):
+        matrices = {"expert_gate": inputs[2 * expert], "expert_up": inputs[2 * expert + 1], "expert_down": down}
+        places += [replace(_slot(index, part, "weight", x), expert=expert) for part, x in matrices.items()]
+    return places
+
+
+PartOfLayer = tuple[int, str, int | None]
+"""A matrix by its layer, part and expert."""
+
+
+def put_quantized(weights: Weights, parts: dict[PartOfLayer, Matrix]) -> None:
+    """Replace the layers' matrices by quantised ones, and take those out of `parts`.
+
+    Raises:
+        ModelError: experts of one layer are quantised in different ways.
+    """
+
+    def linear(layer: int, old: Linear | QuantizedLinear, *names: str) -> QuantizedLinear:
+        found = [parts.pop((layer, name, None)) for name in names if (layer, name, None) in parts]
+        return QuantizedLinear.of(found, old.bias)
+
     for i, layer in enumerate(weights.layers):
-        layer.qkv = QuantizedLinear([parts[i, part] for part in ("q", "k", "v")], layer.qkv.bias)
-        layer.out = QuantizedLinear([parts[i, "out"]], layer.out.bias)
-        layer.gate_up = QuantizedLinear(
-            [parts[i, part] for part in ("gate", "up") if (i, part) in parts], layer.gate_up.bias
-        )
-        layer.down = QuantizedLinear([parts[i, "down"]], layer.down.bias)
+        layer.qkv, layer.out = linear(i, layer.qkv, "q", "k", "v"), linear(i, layer.out, "out")
+        if layer.gate_up is not None and layer.down is not None:
+            layer.gate_up, layer.down = linear(i, layer.gate_up, "gate", "up"), linear(i, layer.down, "down")
+        if layer.experts is not None:
+            count = range(len(layer.experts.router))
+            gate_up = [parts.pop((i, part, expert)) for expert in count for part in ("expert_gate", "expert_up")]
+            layer.experts.gate_up = stacked(gate_up, i)
+            layer.experts.down = stacked([parts.pop((i, "expert_down", expert)) for expert in count], i)
 
 
-def _linear_slots(index: int, linear: Linear | QuantizedLinear, rows: dict[str, int]) -> list[Slot]:
+def _linear_slots(index: int, linear: Linear | QuantizedLinear | None, rows: dict[str, int]) -> list[Slot]:
     """The parts of one fused matrix, first rows first."""
+    if linear is None:
+        return []
     assert isinstance(linear, Linear)
     places, start = [], 0
     for part, size in rows.items():

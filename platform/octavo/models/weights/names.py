@@ -14,7 +14,7 @@ class Naming:
 
     Attributes:
         layer: prefix of a layer's tensors, with {} for its index.
-        parts: part -> name.
+        parts: part -> name, with {} for an expert's index.
         norm_offset: added to stored norm weights. Gemma's checkpoints hold the weight less one; in GGUF files the
             converter has added it already.
         interleaved_rope: rows of q and k alternate between the two halves of a head, for rotation of neighbours.
@@ -29,7 +29,7 @@ class Naming:
     def stored_name(self, slot: Slot) -> str:
         """The name of a slot's tensor in the checkpoint."""
         prefix = "" if slot.layer is None else self.layer.format(slot.layer)
-        return f"{prefix}{self.parts[slot.part]}.{slot.kind}"
+        return f"{prefix}{self.parts[slot.part].format(slot.expert)}.{slot.kind}"
 
 
 def hf_naming(spec: ModelSpec) -> Naming:
@@ -43,7 +43,9 @@ def hf_naming(spec: ModelSpec) -> Naming:
         "post_mlp_norm": "post_feedforward_layernorm",
     }
     offset = 1.0 if spec.family.startswith("gemma") else 0.0
-    return Naming("layers.{}.", _HF_PARTS | (around_mlp if spec.post_norms else before_mlp), norm_offset=offset)
+    experts = _MIXTRAL_EXPERTS if spec.family == "mixtral" else _QWEN_EXPERTS if spec.num_experts else {}
+    norms = around_mlp if spec.post_norms else before_mlp
+    return Naming("layers.{}.", _HF_PARTS | norms | experts, norm_offset=offset)
 
 
 def gguf_naming(spec: ModelSpec) -> Naming:
@@ -65,6 +67,22 @@ _HF_PARTS = {
     "gate": "mlp.gate_proj",
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
+}
+_MIXTRAL_EXPERTS = {
+    "router": "block_sparse_moe.gate",
+    "expert_gate": "block_sparse_moe.experts.{}.w1",
+    "expert_up": "block_sparse_moe.experts.{}.w3",
+    "expert_down": "block_sparse_moe.experts.{}.w2",
+}
+_QWEN_EXPERTS = {
+    "router": "mlp.gate",
+    "expert_gate": "mlp.experts.{}.gate_proj",
+    "expert_up": "mlp.experts.{}.up_proj",
+    "expert_down": "mlp.experts.{}.down_proj",
+    "gate": "mlp.shared_expert.gate_proj",
+    "up": "mlp.shared_expert.up_proj",
+    "down": "mlp.shared_expert.down_proj",
+    "shared_gate": "mlp.shared_expert_gate",
 }
 _MPT_PARTS = {
     "embedding": "wte",

@@ -8,19 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from octavo.errors import ConfigError
+from octavo.errors import ConfigError, ModelError
 from octavo.models.quantization import Rounding
 from octavo.models.weights import bitsandbytes
 from octavo.models.weights.bitsandbytes import Int8Matrix, Nf4Matrix
-from octavo_kernels.linear.grouped import (
-    Float8Weight,
-    GroupedWeight,
-    quantize_float8,
-    quantize_grouped,
-    quantized_linear,
-)
+from octavo_kernels.linear.grouped import GroupedWeight, quantize_float8, quantize_grouped
+from octavo_kernels.linear.quantized import QuantizedWeight, joined, quantized_linear
 
-Matrix = Tensor | GroupedWeight | Float8Weight | Int8Matrix | Nf4Matrix
+Matrix = Tensor | QuantizedWeight | Int8Matrix | Nf4Matrix
 """[n, k]; a checkpoint may leave some unquantised."""
 
 
@@ -31,14 +26,39 @@ class QuantizedLinear:
     parts: list[Matrix]
     bias: Tensor | None  # [out]
 
+    @classmethod
+    def of(cls, parts: list[Matrix], bias: Tensor | None) -> QuantizedLinear:
+        """Parts of one kind become a single matrix: one product instead of several."""
+        if all(isinstance(part, Tensor) for part in parts):
+            return cls([torch.cat(parts)], bias)  # type: ignore[arg-type]
+        if all(isinstance(part, QuantizedWeight) for part in parts):
+            whole = joined(parts)  # type: ignore[arg-type]
+            return cls(parts if whole is None else [whole], bias)
+        return cls(parts, bias)
+
     @property
     def nbytes(self) -> int:
         """Of the matrices."""
         return sum(part.nbytes for part in self.parts)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if len(self.parts) == 1 and isinstance(self.parts[0], QuantizedWeight):
+            return quantized_linear(x, self.parts[0], self.bias)
         y = torch.cat([_multiply(x, part) for part in self.parts], dim=-1)
         return y if self.bias is None else y + self.bias
+
+
+def stacked(parts: list[Matrix], layer: int) -> Tensor | QuantizedWeight:
+    """Experts' matrices one below the other.
+
+    Raises:
+        ModelError: they are quantised in different ways, or in one that does not allow it; `layer` is whose.
+    """
+    (whole, *others) = QuantizedLinear.of(parts, None).parts
+    if others or not isinstance(whole, Tensor | QuantizedWeight):
+        raise ModelError(f"the experts of layer {layer} are quantised in ways that cannot be put together: run them "
+                         "unquantised, or quantised to int8, int4 or fp8")  # fmt: skip
+    return whole
 
 
 def round_matrix(weight: Tensor, rounding: Rounding, name: str) -> Matrix:
@@ -66,6 +86,6 @@ def round_grouped(weight: Tensor, rounding: Rounding, name: str) -> GroupedWeigh
 def _multiply(x: Tensor, matrix: Matrix) -> Tensor:
     if isinstance(matrix, Tensor):
         return F.linear(x, matrix)
-    if isinstance(matrix, GroupedWeight | Float8Weight):
+    if isinstance(matrix, QuantizedWeight):
         return quantized_linear(x, matrix)
     return matrix.multiply(x)

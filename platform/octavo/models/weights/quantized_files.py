@@ -27,7 +27,8 @@ from torch import Tensor
 
 from octavo.errors import ModelError
 from octavo.models.weights.stored import StoredTensor
-from octavo_kernels.linear.grouped import Float8Weight, GroupedWeight, QuantizedWeight
+from octavo_kernels.linear.grouped import Float8Weight, GroupedWeight
+from octavo_kernels.linear.quantized import QuantizedWeight
 
 Module = Mapping[str, StoredTensor]
 """A matrix's tensors by the last part of their names."""

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from octavo.errors import ModelError
 from octavo.models.weights.layout import Slot
 from octavo.models.weights.names import Naming
-from octavo_kernels.linear.grouped import QuantizedWeight
+from octavo_kernels.linear.blocks import BlockWeight
+from octavo_kernels.linear.quantized import QuantizedWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class StoredTensor:
         read: reads some rows (None: all) in order, a few at a time, of each some columns (None: all); dequantised where
             it is a quantised matrix.
         quantized: reads a quantised matrix as it is; None for other tensors.
+        blocks: reads some rows and columns of a matrix of GGUF's blocks as they are, or gives None where a cut goes
+            through a block; None for other tensors.
     """
 
     name: str
@@ -38,6 +41,7 @@ class StoredTensor:
     num_bytes: int
     read: Callable[[range | None, range | None], Iterator[Tensor]]
     quantized: Callable[[], QuantizedWeight] | None = None
+    blocks: Callable[[range | None, range | None], BlockWeight | None] | None = None
 
 
 def fill(

@@ -16,8 +16,10 @@ def test_logits_and_greedy_tokens_equal_transformers(tiny_model, tiny_name, page
     assert_equals_transformers(tiny_model(tiny_name), paged_run, reference, sequences)
 
 
-def test_a_family_with_layer_norms_and_alibi_equals_transformers(tiny_model, paged_run, reference, sequences):
-    assert_equals_transformers(tiny_model("mpt"), paged_run, reference, sequences)
+@pytest.mark.parametrize("name", ["mpt", "mixtral", "qwen2_moe", "qwen3_moe"])
+def test_families_of_the_torch_runner_equal_transformers(tiny_model, paged_run, reference, sequences, name):
+    """Layer norms and ALiBi; experts, with and without a shared one."""
+    assert_equals_transformers(tiny_model(name), paged_run, reference, sequences)
 
 
 def assert_equals_transformers(folder, paged_run, reference, sequences):

@@ -162,8 +162,9 @@ def test_a_cpu_computes_in_float32_over_weights_as_they_are_stored(llama_8b):
     holding = hold(llama_8b, cpu, Wanted(), 1)
     assert (holding.dtype, holding.weight_dtype, holding.kv_dtype) == ("float32", "bfloat16", "float32")
     gguf = hold(replace(llama_8b, stored_bits=4.5), cpu, Wanted(), 1)
-    assert gguf.quantization.name == "gguf"
-    assert hold(replace(llama_8b, stored_bits=4.5), MACHINES["l4"], Wanted(), 1).quantization is None
+    on_gpu = hold(replace(llama_8b, stored_bits=4.5), MACHINES["l4"], Wanted(), 1)
+    assert gguf.quantization.whole
+    assert (on_gpu.quantization.name, on_gpu.quantization.whole) == ("gguf", False)
 
 
 @pytest.mark.parametrize(

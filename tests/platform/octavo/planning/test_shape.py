@@ -5,6 +5,7 @@ import json
 import pytest
 
 from octavo.errors import ModelError
+from octavo.planning.memory import Holding
 from octavo.planning.shape import shape_of
 
 PUBLISHED = {
@@ -70,9 +71,23 @@ def test_variants_are_counted_as_transformers_does(config):
 
 
 def test_every_family_is_counted_as_transformers_does(tiny_name, tiny_model):
+    assert_counts_what_is_stored(tiny_model(tiny_name))
+
+
+@pytest.mark.parametrize("name", ["mpt", "mixtral", "qwen2_moe", "qwen3_moe"])
+def test_families_of_the_torch_runner_are_counted_too(tiny_model, name):
+    assert_counts_what_is_stored(tiny_model(name))
+
+
+def test_ranks_share_every_expert(tiny_model):
+    shape = shape_of(json.loads((tiny_model("qwen2_moe") / "config.json").read_text()))
+    experts = [Holding(shape, "float32", "float32", None, "float32", ranks).weight_bytes("expert") for ranks in (1, 2)]
+    assert experts == [4 * 3 * 6 * 3 * 40 * 64, 4 * 3 * 6 * 3 * 20 * 64]  # bytes, layers, experts, matrices
+
+
+def assert_counts_what_is_stored(folder):
     from safetensors import safe_open
 
-    folder = tiny_model(tiny_name)
     with safe_open(folder / "model.safetensors", framework="pt") as stored:
         sizes = {name: stored.get_tensor(name).numel() for name in stored.keys()}  # noqa: SIM118
     shape = shape_of(json.loads((folder / "config.json").read_text()))
@@ -86,11 +101,12 @@ def test_a_token_meets_two_of_eight_experts(mixtral):
 
 
 def test_an_unknown_architecture_is_named_with_those_that_are_known():
-    with pytest.raises(ModelError, match=r"'mamba' are not supported.*bloom, falcon, mixtral can be planned too"):
+    with pytest.raises(ModelError, match=r"'mamba' are not supported.*bloom, falcon can be planned too"):
         shape_of({"model_type": "mamba"})
 
 
-@pytest.mark.parametrize("missing", ["hidden_size", "num_hidden_layers", "num_local_experts"])
+@pytest.mark.parametrize("missing", ["hidden_size", "num_hidden_layers", "num_experts"])
 def test_a_missing_size_is_named(missing):
+    config = FALCON if missing in FALCON else MIXTRAL | {"model_type": "qwen3_moe", "moe_intermediate_size": 24}
     with pytest.raises(ModelError, match=missing):
-        shape_of({name: value for name, value in MIXTRAL.items() if name != missing})
+        shape_of({name: value for name, value in config.items() if name not in (missing, "num_local_experts")})

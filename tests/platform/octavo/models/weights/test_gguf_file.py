@@ -10,7 +10,8 @@ import torch
 
 from octavo.errors import ModelError
 from octavo.models.load import load_model
-from octavo.models.source_spec import read_spec
+from octavo.models.parallel import TPGroup
+from octavo.models.source_spec import read_share, read_spec
 from octavo.models.weights import gguf_file
 from octavo.source import resolve_source
 
@@ -45,6 +46,40 @@ def test_block_formats_equal_transformers(
     ours = paged_run(load(file), len(sequences), 80).all_logits(sequences)
     for tokens, logits in zip(sequences, ours, strict=True):
         torch.testing.assert_close(logits, expected.logits(tokens), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("quant", ["F16", "Q4_0", "Q5_1", "Q8_0"])
+def test_blocks_that_are_kept_compute_the_same(tiny_model, write_gguf, tmp_path, paged_run, sequences, quant):
+    """Q and k rows of a llama are reordered on the way."""
+    file = write_gguf(tiny_model("llama2"), tmp_path / "model.gguf", quant)
+    dequantised, kept = load(file), load(file, keep_blocks=True)
+    assert kept.weights.num_bytes < dequantised.weights.num_bytes or quant == "F16"
+    runs = (paged_run(decoder, len(sequences), 80).all_logits(sequences) for decoder in (dequantised, kept))
+    for left, right in zip(*runs, strict=True):
+        torch.testing.assert_close(left, right, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("quant", ["Q4_0", "Q8_0"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_keep_their_blocks(tiny_model, write_gguf, tmp_path, quant, size):
+    """Two ranks cut between blocks; three cut the output of heads of 16 through one, which is then dequantised."""
+    source = resolve_source(str(write_gguf(tiny_model("llama3"), tmp_path / "model.gguf", quant)))
+    for rank in range(size):
+        share = read_share(source, Member(rank, size))
+        plain = load_model(source, share=share)
+        kept = load_model(source, share=share, keep_blocks=True)
+        for ours, theirs in zip(kept.weights.layers, plain.weights.layers, strict=True):
+            for name in ("qkv", "out", "gate_up", "down"):
+                (part,) = getattr(ours, name).parts
+                matrix = part if isinstance(part, torch.Tensor) else part.dequantize()
+                assert torch.equal(matrix, getattr(theirs, name).weight), name
+
+
+class Member(TPGroup):
+    """A rank that only loads."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
 
 
 DEQUANTISED = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",

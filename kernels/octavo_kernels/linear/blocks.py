@@ -1,0 +1,138 @@
+"""GGUF's blocks on any device: `BlockWeight`, codes in planes with the scales that the file has.
+
+    weight[n, k] = scale (code - zero_code) + minimum
+
+For Q4_0 to Q8_0 scale and minimum are float16, one for 32 columns. The K formats store them as small integers, one for
+16 or 32 columns, times a float16 for 256. Nothing is rounded: what is stored are GGUF's own numbers in another order,
+and their 6-bit scales take a byte (Q4_K: 4.63 bits a weight instead of 4.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo_kernels.linear.formats import GROUPED, Array, integer_scales
+from octavo_kernels.linear.pack import PARTS
+
+
+@dataclass(frozen=True, slots=True)
+class BlockWeight:
+    """A matrix [n, k].
+
+    Attributes:
+        zero_code: of weight zero where there are no minima.
+        low_bits: of a code's low part: 2, 4 or 8; a byte of `low` holds those of 4, 2 or 1 columns, lowest bits first.
+        low: [n, k low_bits / 8] uint8.
+        scale: [n, groups] float16, or integers that `unit_scale` multiplies.
+        minimum: [n, groups] likewise, added; as integers times `unit_minimum`, and taken off.
+        unit_scale, unit_minimum: [n, units] float16.
+        high_bits: of the rest of a code: 0, 1 or 2.
+        high: [n, k high_bits / 8] uint8, likewise.
+    """
+
+    zero_code: int
+    low_bits: int
+    low: Tensor
+    scale: Tensor
+    minimum: Tensor | None = None
+    unit_scale: Tensor | None = None
+    unit_minimum: Tensor | None = None
+    high_bits: int = 0
+    high: Tensor | None = None
+
+    @classmethod
+    def from_blocks(cls, blocks: Array, gguf_type: str) -> BlockWeight:
+        """From rows as they lie in a file.
+
+        Args:
+            blocks: [n, bytes of a row] uint8.
+            gguf_type: GGUF's name of the format, one of `formats.GROUPED`.
+        """
+        form = GROUPED[gguf_type]
+        codes, stored = form.split(blocks.reshape(len(blocks), -1, form.block_bytes))
+        codes = codes.reshape(len(blocks), -1)
+        (_, low_bits), *rest = PARTS[form.bits]
+        scales: list[Any] = _scales(gguf_type, stored)
+        weight = cls(form.zero, low_bits, _plane(codes, 0, low_bits), *scales)
+        if not rest:
+            return weight
+        return replace(weight, high_bits=rest[0][1], high=_plane(codes, *rest[0]))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """n, k."""
+        n, bytes_ = self.low.shape
+        return n, bytes_ * 8 // self.low_bits
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything stored, by its name here."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    @property
+    def nbytes(self) -> int:
+        """Of everything stored."""
+        return sum(x.nbytes for x in self.tensors.values())
+
+    def to(self, device: torch.device) -> BlockWeight:
+        """On another device."""
+        return self._each(lambda x: x.to(device))
+
+    def take_rows(self, index: Tensor) -> BlockWeight:
+        """Rows `index` [n] int64, on its device."""
+        return self._each(lambda x: x[index])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> BlockWeight:
+        changed: dict[str, Any] = {name: change(x) for name, x in self.tensors.items()}
+        return replace(self, **changed)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[n, k], computed in float32: bit for bit what GGUF's definition of the format gives."""
+        codes = _unplane(self.low, self.low_bits)
+        if self.high is not None:
+            codes |= _unplane(self.high, self.high_bits) << self.low_bits
+        scale = _times(self.scale, self.unit_scale).unsqueeze(-1)
+        values = (codes.view(*self.scale.shape, -1).float() - self.zero_code) * scale
+        if self.minimum is not None:
+            minimum = _times(self.minimum, self.unit_minimum).unsqueeze(-1)
+            values = values + minimum if self.unit_minimum is None else values - minimum
+        return values.view(self.shape).to(dtype)
+
+
+def _scales(gguf_type: str, stored: list[Array]) -> list[Tensor | None]:
+    """The scales and minima of a row, then those of units."""
+    factors = stored[0].view(np.float16)
+    unit = [_row(factors[..., i]) if i < factors.shape[-1] else None for i in range(2)]
+    integers = integer_scales(gguf_type, stored)
+    return unit if integers is None else [*(None if x is None else _row(x) for x in integers), *unit]
+
+
+def _row(x: Array) -> Tensor:
+    """[rows, units, ...] -> [rows, all]."""
+    return torch.from_numpy(np.ascontiguousarray(x.reshape(len(x), -1)))
+
+
+def _plane(codes: Array, low: int, width: int) -> Tensor:
+    """Bits [low, low + width) of codes [n, k] in bytes, of the first columns lowest."""
+    parts = ((codes >> np.uint8(low)) & np.uint8((1 << width) - 1)).reshape(len(codes), -1, 8 // width)
+    shifts = np.arange(0, 8, width, dtype=np.uint8)
+    return torch.from_numpy(np.bitwise_or.reduce(parts << shifts, axis=-1))
+
+
+def _unplane(plane: Tensor, width: int) -> Tensor:
+    """The inverse: [n, k] uint8."""
+    shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=plane.device)
+    return ((plane.unsqueeze(-1) >> shifts) & ((1 << width) - 1)).flatten(1)
+
+
+def _times(x: Tensor, unit: Tensor | None) -> Tensor:
+    if unit is None:
+        return x.float()
+    return x.float() * unit.float().repeat_interleave(x.shape[1] // unit.shape[1], dim=1)

@@ -1,0 +1,80 @@
+"""Activations times a quantised matrix of any kind, on any device: `quantized_linear`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo_kernels.dispatch import check_floats, use_gpu
+from octavo_kernels.linear import reference
+from octavo_kernels.linear.blocks import BlockWeight
+from octavo_kernels.linear.grouped import Float8Weight, GroupedWeight
+
+QuantizedWeight = GroupedWeight | Float8Weight | BlockWeight
+
+
+def quantized_linear(
+    x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None, *, batch_invariant: bool = False
+) -> Tensor:
+    """`x W^T + bias`.
+
+    On a GPU codes become weights in registers, and sums are in float32. Elsewhere the matrix is dequantised to `x`'s
+    type for this product alone.
+
+    Args:
+        x: [R, k].
+        weight: [n, k].
+        bias: [n] of a float type.
+        batch_invariant: on a GPU, a row's result has the same bits whatever the rows beside it: one tile for any number
+            of rows, which decoding pays for.
+
+    Returns:
+        [R, n] of `x`'s type.
+
+    Raises:
+        ValueError: shapes or types do not fit.
+    """
+    check_floats(x=x)
+    n, k = weight.shape
+    if x.ndim != 2 or x.shape[1] != k:
+        raise ValueError(f"x must be [R, {k}], got {list(x.shape)}")
+    if bias is not None and bias.shape != (n,):
+        raise ValueError(f"bias must be [{n}], got {list(bias.shape)}")
+    if isinstance(weight, GroupedWeight) and weight.order is not None:
+        x, weight = x[:, weight.order], replace(weight, order=None)
+    if use_gpu(x) and len(x) and has_even_groups(weight):
+        from octavo_kernels.linear import gpu
+
+        return gpu.quantized_linear(x, weight, bias, batch_invariant=batch_invariant)
+    return reference.quantized_linear(x, weight.dequantize(x.dtype), bias)
+
+
+def joined(weights: list[QuantizedWeight]) -> QuantizedWeight | None:
+    """Matrices one below the other as one; None where they are of different kinds."""
+    first, *rest = weights
+    if any(_kind(other) != _kind(first) for other in rest) or getattr(first, "order", None) is not None:
+        return None
+    tensors: dict[str, Any] = {name: torch.cat([w.tensors[name] for w in weights]) for name in first.tensors}
+    return replace(first, **tensors)
+
+
+def rows_of(weight: QuantizedWeight, rows: slice) -> QuantizedWeight:
+    """Some rows of a matrix whose columns are in their own order."""
+    tensors: dict[str, Any] = {name: x[rows] for name, x in weight.tensors.items()}
+    return replace(weight, **tensors)
+
+
+def _kind(weight: QuantizedWeight) -> tuple[object, ...]:
+    """What two matrices must have in common to be one: all but the number of rows."""
+    plain = (getattr(weight, name, None) for name in ("bits", "zero_code", "low_bits", "high_bits"))
+    return type(weight), *plain, {name: (x.shape[1:], x.dtype) for name, x in weight.tensors.items()}
+
+
+def has_even_groups(weight: QuantizedWeight) -> bool:
+    """Whether the columns that share a scale are a whole row or a power of two, which tiles can be cut into."""
+    groups = weight.scale.shape[1]
+    group = weight.shape[1] // groups
+    return groups == 1 or (group >= 8 and group & (group - 1) == 0)
