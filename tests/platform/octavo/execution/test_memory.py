@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_told_with_what_would_help():
 @pytest.mark.parametrize(
     ("settings", "rows", "tokens"),
     [
-        ({"max_num_batched_tokens": 256}, 64, 256),
+        ({"max_num_seqs": 5, "max_num_batched_tokens": 64}, 5, 60),
         ({"max_num_batched_tokens": 8}, 8, 8),
         ({"max_num_seqs": 1, "max_num_batched_tokens": 900}, 1, 512),
     ],
