@@ -247,13 +247,21 @@ class NativeDecoder:
             library.call("decoder_set_ranks", self._handle, ranks.first_token, address)
 
     def step(
-        self, token_ids: Int32, query_start: Int32, context_lens: Int32, block_tables: Int32, lines: Int64
+        self,
+        token_ids: Int32,
+        query_start: Int32,
+        context_lens: Int32,
+        block_tables: Int32,
+        lines: Int64,
+        *,
+        whole: bool = True,
     ) -> Float32:
         """One step: keys and values of all tokens are stored, logits [len(lines), vocab] computed.
 
         Args:
             token_ids, query_start, context_lens, block_tables: as in `octavo.step.StepBatch`, contiguous.
-            lines: flat tokens after which logits are wanted.
+            lines: flat tokens after which logits are wanted, none of them twice.
+            whole: also finish the other tokens, for `hidden` and `logits`. A prompt saves most of a layer without.
 
         Returns:
             memory that the next step writes again.
@@ -265,7 +273,7 @@ class NativeDecoder:
             self._logits = np.empty((2 * len(lines), self._vocab), np.float32)
         out = self._logits[: len(lines)]
         sequences = len(context_lens), query_start, context_lens, block_tables, block_tables.shape[1]
-        self._library.call("decoder_step", self._handle, token_ids, *sequences, lines, len(lines), out)
+        self._library.call("decoder_step", self._handle, token_ids, *sequences, whole, lines, len(lines), out)
         if self._failed:
             raise self._failed.pop()
         return out
@@ -282,13 +290,13 @@ class NativeDecoder:
             self._failed.append(error)
 
     def hidden(self, num_tokens: int) -> Float32:
-        """[num_tokens, hidden] of the last step, which had so many: the residual stream before the final norm."""
+        """[num_tokens, hidden] of the last step (`whole`): the residual stream before the final norm."""
         out = np.empty((num_tokens, self._hidden), np.float32)
         self._library.call("decoder_hidden", self._handle, out)
         return out
 
     def logits(self, lines: Int64) -> Float32:
-        """Logits after other tokens of the last step."""
+        """Logits after other tokens of the last step (`whole`)."""
         out = np.empty((len(lines), self._vocab), np.float32)
         self._library.call("decoder_logits", self._handle, lines, len(lines), out)
         return out

@@ -1,7 +1,9 @@
-// A whole step of a small model against plain loops: matrices, norms, rotation, attention, cache, activation, threads.
+// A whole step of a small model against plain loops: matrices, norms, rotation, attention, every kind of cache, both
+// activations, threads.
 #include <cstdlib>
 #include <memory>
 
+#include "activation/cpu.h"
 #include "decoder/records.h"
 #include "native/common.h"
 
@@ -9,7 +11,8 @@ OCTAVO_API int64_t octavo_decoder_new(const void* model, const void* numbers, co
 OCTAVO_API void octavo_decoder_free(int64_t decoder);
 OCTAVO_API void octavo_decoder_step(int64_t decoder, const int32_t* token_ids, int64_t num_sequences,
                                     const int32_t* query_start, const int32_t* context_lens, const int32_t* tables,
-                                    int64_t table_stride, const int64_t* lines, int64_t count, float* logits);
+                                    int64_t table_stride, int64_t whole, const int64_t* lines, int64_t count,
+                                    float* logits);
 
 namespace octavo {
 namespace {
@@ -72,6 +75,7 @@ struct PlainLayer {
 };
 
 struct PlainModel {
+    Gate gate;
     Random random;
     Weights embedding{random, kVocab, kHidden}, head{random, kVocab, kHidden};
     PlainLayer layers[kLayers] = {PlainLayer(random, int64_t(1) << 40), PlainLayer(random, kWindow)};
@@ -96,6 +100,11 @@ void rotate(float* head, const float* angles) {
         head[i] = a * cos - b * sin;
         head[i + kDim / 2] = b * cos + a * sin;
     }
+}
+
+double activated(double x, Gate gate) {
+    if (gate == Gate::silu) return x / (1 + std::exp(-x));
+    return 0.5 * x * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
 }
 
 // One sequence, token by token, with keys and values kept as they are.
@@ -143,12 +152,14 @@ public:
             input = normed(x, layer.mlp_norm);
             Floats gate = layer.gate.times(input);
             const Floats up = layer.up.times(input);
-            for (int64_t j = 0; j < kInner; ++j) gate[j] = float(gate[j] / (1 + std::exp(-double(gate[j]))) * up[j]);
+            for (int64_t j = 0; j < kInner; ++j) gate[j] = float(activated(gate[j], model.gate) * up[j]);
             add(layer.down.times(gate));
         }
         return model.head.times(normed(x, model.final_norm));
     }
 };
+
+enum class Cache { f32, bf16, int8 };
 
 // The same model in the library, with a cache of its own.
 class Fast {
@@ -156,14 +167,16 @@ class Fast {
     int64_t decoder;
 
 public:
-    Fast(const PlainModel& plain, bool bf16_cache) {
-        const int64_t head_bytes = kBlock * kPaddedDim * (bf16_cache ? 2 : 4), layer_bytes = 2 * kKvHeads * head_bytes;
+    Fast(const PlainModel& plain, Cache kind) {
+        const int64_t token_bytes = kind == Cache::int8 ? kPaddedDim + 4 : kPaddedDim * (kind == Cache::bf16 ? 2 : 4);
+        const int64_t layer_bytes = 2 * kKvHeads * kBlock * token_bytes;
         cache = std::make_unique<uint8_t[]>(kBlocks * kLayers * layer_bytes + 63);
         uint8_t* kv = cache.get() + 63 - (uintptr_t(cache.get()) + 63) % 64;
         Model model{};
         model.hidden = kHidden, model.inner = kInner, model.vocab = kVocab;
         model.query_heads = kHeads, model.kv_heads = kKvHeads, model.head_dim = kDim;
-        model.exact = 1, model.kv_is_bf16 = bf16_cache;
+        model.gate = int64_t(plain.gate), model.exact = 1;
+        model.kv_is_bf16 = kind == Cache::bf16, model.kv_is_int8 = kind == Cache::int8;
         model.block_size = kBlock, model.block_bytes = kLayers * layer_bytes;
         model.num_layers = kLayers;
         model.embedding = plain.embedding.matrix(), model.head = plain.head.matrix();
@@ -198,7 +211,8 @@ public:
         for (int32_t i = 0; i < kBlocks - 1; ++i) tables[0][i] = kBlocks - 1 - i;  // scattered; block 0 is the other's
         const int64_t lines[] = {to - from - 1, int64_t(ids.size()) - 1};
         Floats logits(2 * kVocab);
-        octavo_decoder_step(decoder, ids.data(), 2, starts, contexts, tables[0], kBlocks - 1, lines, 2, logits.data());
+        octavo_decoder_step(decoder, ids.data(), 2, starts, contexts, tables[0], kBlocks - 1, 0, lines, 2,
+                            logits.data());
         return logits;
     }
 };
@@ -214,8 +228,8 @@ bool close(const Floats& logits, const Floats& expected_long, const Floats& expe
     return error <= precision * size;
 }
 
-SelfTest self_test("a decoder's step", [] {
-    const PlainModel model;
+bool agrees(Gate gate, Cache kind, int threads) {
+    const PlainModel model{gate};
     std::vector<int32_t> tokens(kLong + 1);
     for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = int32_t(i * i * 7 % kVocab);
     PlainSequence first(model), second(model);
@@ -223,15 +237,17 @@ SelfTest self_test("a decoder's step", [] {
     for (int64_t i = 0; i < kLong; ++i) expected = first.logits(tokens[i]);
     next = first.logits(tokens[kLong]);
     for (int64_t i = 0; i < kShort; ++i) other = second.logits(tokens[i]);
+    const float precision = kind == Cache::f32 ? 1e-4f : 3e-2f;
+    set_threads(threads);
+    Fast fast(model, kind);
+    return close(fast.step(tokens, 0, kLong, 0), expected, other, precision) &&
+           close(fast.step(tokens, kLong, kLong + 1, kShort - 1), next, other, precision);
+}
+
+SelfTest self_test("a decoder's step", [] {
     const int wanted = num_threads();
-    bool good = true;
-    for (const bool bf16_cache : {false, true}) {
-        const float precision = bf16_cache ? 3e-2f : 1e-4f;
-        set_threads(bf16_cache ? 2 : 1);
-        Fast fast(model, bf16_cache);
-        good = good && close(fast.step(tokens, 0, kLong, 0), expected, other, precision) &&
-               close(fast.step(tokens, kLong, kLong + 1, kShort - 1), next, other, precision);
-    }
+    const bool good = agrees(Gate::silu, Cache::f32, 1) && agrees(Gate::silu, Cache::bf16, 2) &&
+                      agrees(Gate::gelu, Cache::int8, 2);
     set_threads(wanted);
     return good;
 });

@@ -55,7 +55,7 @@ class NativeRunner:
         self._kv.copy(batch.block_copies)
         arrays = (batch.token_ids, batch.query_start, batch.context_lens, batch.block_tables)
         ids, starts, contexts, tables = (np.ascontiguousarray(x, np.int32) for x in arrays)
-        return self._decoder.step(ids, starts, contexts, tables, lines)
+        return self._decoder.step(ids, starts, contexts, tables, lines, whole=bool(batch.prompt_logprobs))
 
     def _logits(self, rows: list[int]) -> torch.Tensor | None:
         return self._join(torch.from_numpy(self._decoder.logits(np.array(rows, np.int64))))
