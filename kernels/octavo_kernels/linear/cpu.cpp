@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "linear/loops.h"
+#include "linear/panels.h"
 #include "linear/tiles.h"
 
 namespace octavo {
@@ -16,15 +17,6 @@ namespace packed {
 namespace {
 
 // ---- kernels --------------------------------------------------------------------------------------------------------
-
-// The bits of 1.5 * 2^23 less zero point times sum of codes: what a chain of dot products starts from.
-template <class Format> OCTAVO_INLINE Ints first_sum(const Group8& x, int half) {
-    if constexpr (Format::ZERO_BITS < 0) return all_ints(FLOAT_BITS);
-    else {
-        const int32_t minus = Format::HALVES == 2 ? x.minus_half[half] : x.minus_sum;
-        return int_add(all_ints(FLOAT_BITS), int_left<Format::ZERO_BITS>(all_ints(minus)));
-    }
-}
 
 // One group of ROWS rows. Chains of dot products are interleaved: each waits four cycles for its last result, and two
 // can start in each cycle. Eight chains and eight accumulators fit the registers beside the codes.
@@ -174,6 +166,10 @@ void linear(const PackedMatrix& w, const Activations& x, float* out, int64_t out
         if constexpr (is_grouped<Format>)
             if (x.rows >= MIN_TILE_ROWS)
                 return run_tiles<Int8Tiles<Format>>(job, job.groups * sizeof(Group), thread, threads);
+#endif
+#if OCTAVO_ISA == 2
+        if constexpr (has_panels<Format>)
+            if (x.rows >= MIN_PANEL_ROWS) return Panels<Format>(job, Panels<Format>::share(job, thread, threads)).run();
 #endif
         if constexpr (std::is_same_v<Format, Bfloat16>) return run<Bf16Kernel>(job, thread, threads);
         else if constexpr (is_grouped<Format>) return run<Int8Kernel<Format>>(job, thread, threads);

@@ -30,6 +30,15 @@ template <int LOCALITY = 2> OCTAVO_INLINE void fetch(const uint8_t* p, int bytes
     for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, LOCALITY);
 }
 
+// The bits of 1.5 * 2^23 less zero point times sum of codes: what a chain of dot products starts from.
+template <class Format> OCTAVO_INLINE Ints first_sum(const Group8& x, int half) {
+    if constexpr (Format::ZERO_BITS < 0) return all_ints(FLOAT_BITS);
+    else {
+        const int32_t minus = Format::HALVES == 2 ? x.minus_half[half] : x.minus_sum;
+        return int_add(all_ints(FLOAT_BITS), int_left<Format::ZERO_BITS>(all_ints(minus)));
+    }
+}
+
 // acc + scale of x * (scale * dot + min * sum), for 16 outputs of one row; dot: exact sums of products of codes.
 template <class Format>
 OCTAVO_INLINE Floats scale_out(const Scales& w, const Group8& x, const Floats (&dot)[Format::HALVES], Floats acc) {
