@@ -1,8 +1,9 @@
 // A whole step of a decoder-only transformer in one call: embedding, layers, paged attention, final norm, logits.
 //
 // It composes the ops' functions inside one region, as phases: a new one wherever a thread reads what another wrote.
-// With few tokens a phase is one op, its matrices cut by outputs (`Together`). With many, a phase is a run of tokens on
-// their way from one attention to the next (`Apart`): what lies between stays in the cache of the core that made it.
+// The matrices are cut by outputs, and what happens to a row of their input is a phase of its own (`Together`) or, of very
+// few tokens, done by every thread for itself (`Few`). With many tokens a phase is a run of them on their way from one
+// attention to the next (`Apart`): what lies between stays in the cache of the core that made it.
 // Activations are float32 between the matrices; each matrix takes them as its format wants (linear/cpu.h).
 #include <algorithm>
 #include <cstdlib>
@@ -64,9 +65,14 @@ public:
         for (int kind = 0; kind < 3; ++kind)
             if (wanted[kind]) pack_row(forms[kind], row, x);
     }
-    void multiply(const Matrix& w, bool exact, float* out, int64_t stride, int thread, int threads) const {
+    void pack(int64_t row, const float* x, Range columns) const {
+        for (int kind = 0; kind < 3; ++kind)
+            if (wanted[kind]) pack_columns(forms[kind], row, x, columns);
+    }
+    // The outputs of some blocks of 16; `out` takes the first.
+    void multiply(const Matrix& w, bool exact, float* out, int64_t stride, Range blocks) const {
         const int kind = int(activation_kind(WeightFormat(w.format), exact));
-        linear(w.packed(), forms[kind], out, stride, w.bias, thread, threads);
+        linear(w.packed(), forms[kind], out, stride, w.bias, blocks);
     }
 };
 
@@ -75,8 +81,12 @@ public:
 constexpr int64_t kPhasesPerLayer = 13, kOtherPhases = 6;
 
 // Tokens that a thread takes through the matrices at once, and the least for which that pays: each thread then reads all
-// weights. 48 x 12 KiB of SmolLM2's widest rows fit the L2 cache beside the weights. AMX unpacks weights anew for each run.
+// weights. AMX unpacks weights anew for each run.
 constexpr int64_t kRunTokens = OCTAVO_ISA >= 3 ? 256 : 48, kLeastTokens = 16;
+constexpr int64_t kRunBlocks = 24;  // of outputs at a time: 48 rows of gate and up take 144 KiB of the L2 cache
+
+// Norms and conversions of so few tokens cost less than another phase: about a microsecond each.
+constexpr int64_t kFewTokens = 3;
 
 // Adds up the values that all ranks of a model have at this point, in place.
 using SumOverRanks = void (*)(float* values, int64_t count);
@@ -84,12 +94,15 @@ using SumOverRanks = void (*)(float* values, int64_t count);
 // What lies between the matrices, for some tokens.
 struct Workspace {
     Input qkv_input, out_input, mlp_input, down_input;
-    float *branch, *gate_up, *normed;  // [tokens][hidden], [tokens][2 inner], [tokens][hidden]
+    float *attended, *fed, *normed, *residual;  // [tokens][hidden]; the first two: what attention and MLP add
+    float* gate_up;                             // [tokens][2 x the gate's width]
 
-    void reserve(const Model& model, int64_t tokens) {
-        branch = branch_.floats(tokens * model.hidden);
-        gate_up = gate_up_.floats(tokens * 2 * model.inner);
+    void reserve(const Model& model, int64_t tokens, int64_t gate_width) {
+        attended = attended_.floats(tokens * model.hidden);
+        fed = fed_.floats(tokens * model.hidden);
+        gate_up = gate_up_.floats(tokens * 2 * gate_width);
         normed = normed_.floats(tokens * model.hidden);
+        residual = residual_.floats(tokens * model.hidden);
         qkv_input.reserve(tokens, model.hidden);
         out_input.reserve(tokens, model.query_heads * model.head_dim);
         mlp_input.reserve(tokens, model.hidden);
@@ -97,15 +110,13 @@ struct Workspace {
     }
 
 private:
-    Buffer branch_, gate_up_, normed_;
+    Buffer attended_, fed_, gate_up_, normed_, residual_;
 };
 
 struct Product {
     const Matrix* matrix;
-    float* out;
+    int64_t column;  // of its outputs, in a row of all
 };
-
-using Products = std::initializer_list<Product>;
 
 // Tokens that go through the matrices: consecutive ones of a step, or those that a list names.
 struct Tokens {
@@ -116,13 +127,49 @@ struct Tokens {
     Tokens part(Range range) const { return {first + range.begin, range.end - range.begin, list}; }
 };
 
-// All tokens of a step, each op shared out among the threads, as a phase of its own.
+int64_t blocks_of(int64_t outputs) { return (outputs + 15) / 16; }
+
+// Matrices in units of a few blocks of outputs, so that a slow thread does not hold up the rest.
+class Units {
+    const std::initializer_list<int64_t> outputs;
+    const int64_t most, multiple;
+
+    int64_t units(int64_t n) const { return std::clamp(blocks_of(n) / multiple, int64_t(1), most); }
+
+public:
+    Units(std::initializer_list<int64_t> outputs_, int64_t most_, int64_t rows)
+        : outputs(outputs_), most(most_), multiple(blocks_together(rows)) {}
+
+    int64_t count() const {
+        int64_t total = 0;
+        for (const int64_t n : outputs) total += units(n);
+        return total;
+    }
+    // f(matrix, blocks) for one of them.
+    template <class F>
+    void run(int64_t unit, const F& f) const {
+        for (size_t i = 0; i < outputs.size(); ++i) {
+            const int64_t n = outputs.begin()[i];
+            if (unit < units(n)) return f(i, split(blocks_of(n), int(unit), int(units(n)), multiple));
+            unit -= units(n);
+        }
+    }
+};
+
+// What the ways have in common: multiply(outputs, prepare, f) calls prepare(i) for each token, which writes to `own`, then
+// f(matrix, blocks) for all blocks of the matrices with so many outputs, which writes to `shared`.
+
+// All tokens of a step; what happens to rows is shared out among the threads, as a phase of its own.
 struct Together {
+    static constexpr bool few = false;
     Phases& phases;
     int& cursor;
     int64_t cuts;  // units of a phase whose work can be cut anywhere
     Tokens tokens;
     SumOverRanks sum_over_ranks;
+    Workspace& shared;
+    Workspace& own;  // the same
+    int64_t gate_width;
 
     // f(i) for i < count, some at a time.
     template <class F>
@@ -133,34 +180,67 @@ struct Together {
             for (int64_t i = part.begin; i < part.end; ++i) f(i);
         });
     }
-
-    // Each matrix is cut by outputs into so many units that a slow thread does not hold up the rest.
-    void multiply(const Input& input, bool exact, Products products, int64_t stride) const {
-        const Product* first = products.begin();
-        phases.run(cursor, int64_t(products.size()) * cuts, [&](int64_t unit) {
-            const Product& p = first[unit / cuts];
-            input.multiply(*p.matrix, exact, p.out, stride, int(unit % cuts), int(cuts));
-        });
+    template <class P, class F>
+    void multiply(std::initializer_list<int64_t> outputs, const P& prepare, const F& f) const {
+        each(tokens.count, prepare);
+        multiply(outputs, f);
     }
-
+    template <class F>
+    void multiply(std::initializer_list<int64_t> outputs, const F& f) const {
+        const Units units(outputs, cuts, tokens.count);
+        phases.run(cursor, units.count(), [&](int64_t unit) { units.run(unit, f); });
+    }
     // What this rank has computed of `values` becomes the whole.
     void sum(float* values, int64_t count) const {
         if (sum_over_ranks) phases.run(cursor, 1, [&](int64_t) { sum_over_ranks(values, count); });
+    }
+    float* gate(int64_t column) const { return shared.gate_up + column; }
+};
+
+// The same for very few tokens: every thread that has a part in a product prepares all of its input for itself.
+struct Few : Together {
+    static constexpr bool few = true;
+    using Together::multiply;
+
+    template <class P, class F>
+    void multiply(std::initializer_list<int64_t> outputs, const P& prepare, const F& f) const {
+        const Units units(outputs, cuts, tokens.count);
+        bool prepared = false;
+        phases.run(cursor, units.count(), [&](int64_t unit) {
+            for (int64_t i = 0; !prepared && i < tokens.count; ++i) prepare(i);
+            prepared = true;
+            units.run(unit, f);
+        });
     }
 };
 
 // A run of tokens, on one thread.
 struct Apart {
+    static constexpr bool few = false;
     Tokens tokens;
+    Workspace& shared;
+    Workspace& own;  // the same
+    int64_t gate_width;
 
     template <class F>
     void each(int64_t count, const F& f) const {
         for (int64_t i = 0; i < count; ++i) f(i);
     }
-    void multiply(const Input& input, bool exact, Products products, int64_t stride) const {
-        for (const Product& p : products) input.multiply(*p.matrix, exact, p.out, stride, 0, 1);
+    template <class P, class F>
+    void multiply(std::initializer_list<int64_t> outputs, const P& prepare, const F& f) const {
+        each(tokens.count, prepare);
+        multiply(outputs, f);
+    }
+    template <class F>
+    void multiply(std::initializer_list<int64_t> outputs, const F& f) const {
+        for (size_t i = 0; i < outputs.size(); ++i) {
+            const int64_t blocks = blocks_of(outputs.begin()[i]);
+            for (int64_t block = 0; block < blocks; block += kRunBlocks)
+                f(i, Range{block, std::min(block + kRunBlocks, blocks)});
+        }
     }
     void sum(float*, int64_t) const {}
+    float* gate(int64_t) const { return shared.gate_up; }
 };
 
 class Decoder {
@@ -172,7 +252,7 @@ class Decoder {
     std::map<int64_t, AttentionPlan> plans;  // by window
     Buffer residual_, qkv_, attended_, normed_, scratch_, partials_;
     Input head_input;
-    Workspace shared;
+    Workspace shared, last;  // of all threads; the second for the tokens that pass through the last layer's matrices
     std::vector<std::unique_ptr<Workspace>> own;  // of each thread
     std::vector<int64_t> slots;                   // per token, where its key and value go
     int64_t num_tokens = 0, scratch_floats = 0;
@@ -192,17 +272,18 @@ class Decoder {
                 layer.k_cache, layer.v_cache};
     }
 
-    // A token's residual is normed into `to` and becomes row `row` of the next matrices' input.
-    void norm_and_pack(int64_t token, const float* weight, float* to, const Input& input, int64_t row) const {
-        rms_norm_row(residual + token * model.hidden, weight, numbers.eps, model.hidden, to);
-        input.pack(row, to);
+    float* residual_of(int64_t token) const { return residual + token * model.hidden; }
+
+    // to = from + a branch (post-normed where the model says so, in `room`). `to` may be `from`, `room` may be the branch.
+    void add_branch(const float* from, const float* branch, const float* post_norm, float* room, float* to) const {
+        if (post_norm) rms_norm_row(branch, post_norm, numbers.eps, model.hidden, room), branch = room;
+        add_row(branch, from, model.hidden, to);
     }
 
-    // The branch (post-normed where the model says so) joins the token's residual.
-    void add_branch(float* branch, const float* post_norm, int64_t token) const {
-        float* to = residual + token * model.hidden;
-        if (post_norm) rms_norm_row(branch, post_norm, numbers.eps, model.hidden, branch);
-        add_row(branch, to, model.hidden, to);
+    // The residual x is normed and becomes row `i` of the next matrices' input.
+    void norm_and_pack(const float* x, const float* weight, float* normed_row, const Input& input, int64_t i) const {
+        rms_norm_row(x, weight, numbers.eps, model.hidden, normed_row);
+        input.pack(i, normed_row);
     }
 
     void embed(int64_t token) {
@@ -232,7 +313,9 @@ class Decoder {
         store_packed_value(cache(layer), slots[token], head, value);
     }
 
-    Together together(int& cursor, Tokens tokens) { return {phases, cursor, cuts, tokens, sum_over_ranks}; }
+    Together together(int& cursor, Tokens tokens, Workspace& shared, Workspace& own) {
+        return {phases, cursor, cuts, tokens, sum_over_ranks, shared, own, model.inner};
+    }
 
     // How many runs of tokens go apart; 0 where all go together.
     int64_t runs_of(int64_t tokens) const {
@@ -242,22 +325,54 @@ class Decoder {
     }
 
     template <class Way>
-    void enter(const Way& way, Workspace& w) {
-        const int64_t first = way.tokens.first, count = way.tokens.count, hidden = model.hidden;
+    void enter(const Way& way) {
+        const int64_t first = way.tokens.first, count = way.tokens.count;
         way.each(count, [&](int64_t i) { embed(first + i); });
-        way.sum(residual + first * hidden, count * hidden);
-        way.each(count, [&](int64_t i) {
-            norm_and_pack(first + i, layers[0].attention_norm, w.normed + i * hidden, w.qkv_input, i);
+        way.sum(residual_of(first), count * model.hidden);
+    }
+
+    // What token i of a way has in its residual after a layer's attention, and after the layer. Few tokens' residuals wait
+    // in their threads' own memory until nobody reads the old ones.
+    template <class Way>
+    float* after_attention(const Way& way, const Layer& layer, int64_t i) const {
+        const int64_t at = i * model.hidden;
+        float *x = residual_of(way.tokens[i]), *to = Way::few ? way.own.residual + at : x;
+        add_branch(x, way.shared.attended + at, layer.post_attention_norm, way.own.normed + at, to);
+        return to;
+    }
+    template <class Way>
+    const float* after_layer(const Way& way, const Layer& layer, int64_t i) const {
+        const int64_t at = i * model.hidden;
+        float* x = Way::few ? after_attention(way, layer, i) : residual_of(way.tokens[i]);
+        add_branch(x, way.shared.fed + at, layer.post_mlp_norm, way.own.normed + at, x);
+        return x;
+    }
+
+    // Queries, and keys and values into the cache. `before`: the layer whose outcome is read, or null for the embedding.
+    template <class Way>
+    void before_attention(const Layer* before, const Layer& layer, const Way& way) {
+        const int64_t first = way.tokens.first, count = way.tokens.count, heads = model.kv_heads, hidden = model.hidden;
+        const Product products[] = {{&layer.q, 0}, {&layer.k, q_size}, {&layer.v, q_size + kv_size}};
+        const Workspace& own = way.own;
+        const auto prepare = [&](int64_t i) {
+            const float* x = before ? after_layer(way, *before, i) : residual_of(first + i);
+            norm_and_pack(x, layer.attention_norm, own.normed + i * hidden, own.qkv_input, i);
+        };
+        way.multiply({q_size, kv_size, kv_size}, prepare, [&](size_t i, Range blocks) {
+            float* to = qkv + first * qkv_size + products[i].column + blocks.begin * 16;
+            own.qkv_input.multiply(*products[i].matrix, exact(), to, qkv_size, blocks);
+        });
+        way.each(count * heads, [&](int64_t i) {
+            rotate_and_store(layer, first + i / heads, i % heads);
+            if (Way::few && before && i % heads == 0) settle(way, *before, i / heads);
         });
     }
 
-    // Queries, and keys and values into the cache.
+    // Few tokens' residuals take over what their threads have computed.
     template <class Way>
-    void before_attention(const Layer& layer, const Way& way, const Workspace& w) {
-        const int64_t first = way.tokens.first, count = way.tokens.count, heads = model.kv_heads;
-        float *q = qkv + first * qkv_size, *k = q + q_size, *v = k + kv_size;
-        way.multiply(w.qkv_input, exact(), {{&layer.q, q}, {&layer.k, k}, {&layer.v, v}}, qkv_size);
-        way.each(count * heads, [&](int64_t i) { rotate_and_store(layer, first + i / heads, i % heads); });
+    void settle(const Way& way, const Layer& layer, int64_t i) const {
+        const float* x = after_layer(way, layer, i);
+        if (Way::few) std::memcpy(residual_of(way.tokens[i]), x, model.hidden * sizeof(float));
     }
 
     void attention(const Layer& layer, int& cursor, int thread) {
@@ -268,69 +383,87 @@ class Decoder {
                    partials);
         });
         if (!plan.merged_tokens.empty())
-            together(cursor, {}).each(int64_t(plan.merged_tokens.size()), [&](int64_t i) {
+            together(cursor, {}, shared, shared).each(int64_t(plan.merged_tokens.size()), [&](int64_t i) {
                 merge_splits(plan, i, cache(layer), partials, attended, q_size);
             });
     }
 
-    // The rest of a layer; `next` is the one that follows, or null.
+    // Both branches of a layer, once its attention is done.
     template <class Way>
-    void after_attention(const Layer& layer, const Layer* next, const Way& way, const Workspace& w) {
-        const Tokens& tokens = way.tokens;
-        const int64_t count = tokens.count, hidden = model.hidden, inner = model.inner;
-        way.each(count, [&](int64_t i) { w.out_input.pack(i, attended + tokens[i] * q_size); });
-        way.multiply(w.out_input, exact(), {{&layer.out, w.branch}}, hidden);
-        way.sum(w.branch, count * hidden);
-        way.each(count, [&](int64_t i) {
-            add_branch(w.branch + i * hidden, layer.post_attention_norm, tokens[i]);
-            norm_and_pack(tokens[i], layer.mlp_norm, w.normed + i * hidden, w.mlp_input, i);
+    void finish_layer(const Layer& layer, const Way& way) {
+        const int64_t count = way.tokens.count, hidden = model.hidden, inner = model.inner, stride = 2 * way.gate_width;
+        const Workspace &shared = way.shared, &own = way.own;
+        const auto pack_attended = [&](int64_t i) { own.out_input.pack(i, attended + way.tokens[i] * q_size); };
+        way.multiply({hidden}, pack_attended, [&](size_t, Range blocks) {
+            own.out_input.multiply(layer.out, exact(), shared.attended + blocks.begin * 16, hidden, blocks);
         });
-        way.multiply(w.mlp_input, exact(), {{&layer.gate, w.gate_up}, {&layer.up, w.gate_up + inner}}, 2 * inner);
-        way.each(count, [&](int64_t i) {
-            float* row = w.gate_up + i * 2 * inner;
-            gate_row(Gate(model.gate), row, row + inner, inner, row);
-            w.down_input.pack(i, row);
+        way.sum(shared.attended, count * hidden);
+        const auto prepare = [&](int64_t i) {
+            const float* x = after_attention(way, layer, i);
+            norm_and_pack(x, layer.mlp_norm, own.normed + i * hidden, own.mlp_input, i);
+        };
+        way.multiply({inner}, prepare, [&](size_t, Range blocks) {
+            const Range columns{blocks.begin * 16, std::min(blocks.end * 16, inner)};
+            float *gate = way.gate(columns.begin), *up = gate + way.gate_width;
+            own.mlp_input.multiply(layer.gate, exact(), gate, stride, blocks);
+            own.mlp_input.multiply(layer.up, exact(), up, stride, blocks);
+            for (int64_t i = 0; i < count; ++i) {
+                float* row = gate + i * stride;
+                gate_row(Gate(model.gate), row, row + way.gate_width, columns.end - columns.begin, row);
+                shared.down_input.pack(i, row, columns);
+            }
         });
-        way.multiply(w.down_input, exact(), {{&layer.down, w.branch}}, hidden);
-        way.sum(w.branch, count * hidden);
-        way.each(count, [&](int64_t i) {
-            add_branch(w.branch + i * hidden, layer.post_mlp_norm, tokens[i]);
-            if (next) norm_and_pack(tokens[i], next->attention_norm, w.normed + i * hidden, w.qkv_input, i);
+        way.multiply({hidden}, [&](size_t, Range blocks) {
+            shared.down_input.multiply(layer.down, exact(), shared.fed + blocks.begin * 16, hidden, blocks);
         });
+        way.sum(shared.fed, count * hidden);
     }
 
-    // From before layer i, or from the embedding, to its attention; after the last layer, to the end.
+    // From after the attention of layer i - 1, or from the embedding, to that of layer i; after the last layer, to the end.
     template <class Way>
-    void go_to_attention(size_t i, const Way& way, Workspace& w) {
-        const Layer* layer = i < layers.size() ? &layers[i] : nullptr;
-        if (i == 0) enter(way, w);
-        else after_attention(layers[i - 1], layer, way, w);
-        if (layer) before_attention(*layer, way, w);
+    void go_to_attention(size_t i, const Way& way) {
+        const Layer* before = i > 0 ? &layers[i - 1] : nullptr;
+        if (before) finish_layer(*before, way);
+        else enter(way);
+        if (i < layers.size()) before_attention(before, layers[i], way);
+        else way.each(way.tokens.count, [&](int64_t j) { settle(way, *before, j); });
     }
 
     void run_layers(int& cursor, int thread) {
         for (size_t i = 0; i <= layers.size(); ++i) {
             const Tokens tokens = i < layers.size() ? Tokens{0, num_tokens, nullptr} : finished;
             if (tokens.count == 0) break;  // a part of a prompt that nothing is drawn after
-            const int64_t runs = runs_of(tokens.count);
-            if (runs == 0) go_to_attention(i, together(cursor, tokens), shared);
-            else
-                phases.run(cursor, runs, [&](int64_t run) {
-                    const Apart way{tokens.part(split(tokens.count, int(run), int(runs), 4))};
-                    own[thread]->reserve(model, way.tokens.count);
-                    go_to_attention(i, way, *own[thread]);
-                });
+            Workspace& w = i < layers.size() ? shared : last;
+            if (const int64_t runs = runs_of(tokens.count)) {
+                run_apart(cursor, i, thread, tokens, runs);
+            } else if (!sum_over_ranks && tokens.count <= kFewTokens) {
+                own[thread]->reserve(model, tokens.count, 0);
+                go_to_attention(i, Few{together(cursor, tokens, w, *own[thread])});
+            } else {
+                go_to_attention(i, together(cursor, tokens, w, w));
+            }
             if (i < layers.size()) attention(layers[i], cursor, thread);
         }
     }
 
+    void run_apart(int& cursor, size_t i, int thread, Tokens tokens, int64_t runs) {
+        Workspace& w = *own[thread];
+        phases.run(cursor, runs, [&](int64_t run) {
+            const Tokens part = tokens.part(split(tokens.count, int(run), int(runs), 4));
+            w.reserve(model, part.count, kRunBlocks * 16);
+            go_to_attention(i, Apart{part, w, w, kRunBlocks * 16});
+        });
+    }
+
     // Logits after the tokens `lines`, from the residual that run_layers left.
     void run_head(int& cursor, const int64_t* lines, int64_t count, float* logits) {
-        const Together way = together(cursor, {});
-        way.each(count, [&](int64_t i) {
-            norm_and_pack(lines[i], model.final_norm, normed + i * model.hidden, head_input, i);
+        const Together way = together(cursor, {0, count, lines}, last, last);
+        const auto prepare = [&](int64_t i) {
+            norm_and_pack(residual_of(lines[i]), model.final_norm, normed + i * model.hidden, head_input, i);
+        };
+        way.multiply({model.vocab}, prepare, [&](size_t, Range blocks) {
+            head_input.multiply(model.head, exact(), logits + blocks.begin * 16, model.vocab, blocks);
         });
-        way.multiply(head_input, exact(), {{&model.head, logits}}, model.vocab);
         if (numbers.logit_softcap == 0) return;
         const Vec cap = splat(numbers.logit_softcap);
         way.each(count, [&](int64_t r) {
@@ -364,8 +497,8 @@ class Decoder {
         attended = attended_.floats(num_tokens * q_size);
         scratch = scratch_.floats(threads * scratch_floats);
         partials = partials_.floats(partial);
-        const int64_t together = runs_of(num_tokens) == 0 ? num_tokens : runs_of(finished.count) == 0 ? finished.count : 0;
-        shared.reserve(model, together);
+        shared.reserve(model, runs_of(num_tokens) ? 0 : num_tokens, model.inner);
+        last.reserve(model, runs_of(finished.count) ? 0 : finished.count, model.inner);
         while (int(own.size()) < threads) own.push_back(new_workspace());
     }
 
@@ -388,7 +521,7 @@ public:
     Decoder(const Model& m, const Numbers& n, const Layer* l)
         : model(m), numbers(n), layers(l, l + m.num_layers), q_size(m.query_heads * m.head_dim),
           kv_size(m.kv_heads * m.head_dim), qkv_size(q_size + 2 * kv_size), phases(kPhasesPerLayer * m.num_layers + kOtherPhases) {
-        want_inputs(shared);
+        want_inputs(shared), want_inputs(last);
         head_input.add(model.head, exact());
     }
 

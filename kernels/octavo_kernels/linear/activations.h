@@ -124,10 +124,11 @@ __attribute__((noinline)) void store_group(ActivationKind kind, const Place& at,
     }
 }
 
-template <class T> void pack_any_row(const Activations& to, int64_t row, const T* x) {
+// x: the columns from columns.begin on.
+template <class T> void pack_any(const Activations& to, int64_t row, const T* x, Range columns) {
     const Place at = place_of(to, row);
-    for (int64_t group = 0; group < groups_of(to.k); ++group) {
-        const int64_t first = group * GROUP, count = std::min<int64_t>(GROUP, to.k - first);
+    for (int64_t group = columns.begin / GROUP; group < groups_of(columns.end); ++group) {
+        const int64_t first = group * GROUP - columns.begin, count = std::min(GROUP, int(columns.end - group * GROUP));
         if constexpr (std::is_same_v<T, float>) {
             if (count == GROUP) {
                 store_group(to.kind, at, group, x + first);

@@ -150,29 +150,30 @@ int64_t activation_bytes(ActivationKind kind, int64_t rows, int64_t k) {
     return rows * groups_of(k) * group_bytes(kind);
 }
 
-void pack_row(const Activations& to, int64_t row, const float* x) { pack_any_row(to, row, x); }
-void pack_row(const Activations& to, int64_t row, const bf16* x) { pack_any_row(to, row, x); }
+void pack_row(const Activations& to, int64_t row, const float* x) { pack_any(to, row, x, {0, to.k}); }
+void pack_row(const Activations& to, int64_t row, const bf16* x) { pack_any(to, row, x, {0, to.k}); }
+void pack_columns(const Activations& to, int64_t row, const float* x, Range columns) { pack_any(to, row, x, columns); }
 
-void linear(const PackedMatrix& w, const Activations& x, float* out, int64_t out_stride, const float* bias, int thread,
-            int threads) {
+void linear(const PackedMatrix& w, const Activations& x, float* out, int64_t out_stride, const float* bias,
+            Range blocks) {
     with_format(w.format, [&](auto f) {
         using Format = decltype(f);
-        const Job job{w, x, out, out_stride, bias, groups_of(w.k), block_bytes<Format>(w.k),
+        const Job job{w, x, out, out_stride, bias, blocks, groups_of(w.k), block_bytes<Format>(w.k),
                       Format::unit_bytes / Format::GROUPS};
-        if (x.kind == ActivationKind::f32) return multiply_exact(job, thread, threads);
+        if (x.kind == ActivationKind::f32) return multiply_exact(job);
 #if OCTAVO_ISA >= 3
         if constexpr (std::is_same_v<Format, Bfloat16>)
-            return run_tiles<Bf16Tiles>(job, job.block_bytes, thread, threads);
+            return run_tiles<Bf16Tiles>(job, job.block_bytes);
         if constexpr (is_grouped<Format>)
             if (x.rows >= MIN_TILE_ROWS)
-                return run_tiles<Int8Tiles<Format>>(job, job.groups * sizeof(Group), thread, threads);
+                return run_tiles<Int8Tiles<Format>>(job, job.groups * sizeof(Group));
 #endif
 #if OCTAVO_ISA == 2
         if constexpr (has_panels<Format>)
-            if (x.rows >= MIN_PANEL_ROWS) return Panels<Format>(job, Panels<Format>::share(job, thread, threads)).run();
+            if (x.rows >= MIN_PANEL_ROWS) return Panels<Format>(job).run();
 #endif
-        if constexpr (std::is_same_v<Format, Bfloat16>) return run<Bf16Kernel>(job, thread, threads);
-        else if constexpr (is_grouped<Format>) return run<Int8Kernel<Format>>(job, thread, threads);
+        if constexpr (std::is_same_v<Format, Bfloat16>) return run<Bf16Kernel>(job);
+        else if constexpr (is_grouped<Format>) return run<Int8Kernel<Format>>(job);
     });
 }
 
@@ -210,7 +211,7 @@ bool agrees(WeightFormat format, bool exact) {
     const auto multiply = [&](int64_t first, int64_t count, float* to) {
         const Activations packed{kind, count, k, room.data()};
         for (int64_t row = 0; row < count; ++row) pack_row(packed, row, &x[(first + row) * k]);
-        linear(matrix, packed, to, n, nullptr, 0, 1);
+        linear(matrix, packed, to, n, nullptr, {0, n / LANES});
     };
     multiply(0, rows, out.data());
     for (int64_t column = 0; column < n; ++column) {
@@ -256,7 +257,8 @@ OCTAVO_API void octavo_linear(int64_t format, int64_t n, int64_t k, const uint8_
             else pack_row(packed, row, static_cast<const float*>(x) + row * x_stride);
         }
         barrier();
-        linear(w, packed, out, n, bias, thread, threads);
+        const Range blocks = split((n + LANES - 1) / LANES, thread, threads, blocks_together(rows));
+        linear(w, packed, out + blocks.begin * LANES, n, bias, blocks);
     });
 }
 

@@ -50,11 +50,15 @@ int64_t activation_bytes(ActivationKind kind, int64_t rows, int64_t k);
 void pack_row(const Activations& to, int64_t row, const float* x);
 void pack_row(const Activations& to, int64_t row, const bf16* x);
 
-// out[r * out_stride + n] for all rows, for share `thread` of `threads` of the outputs: whole blocks of 16, contiguous.
-// The shares may be a pool's threads or any other units of work. The activations must be complete before. x.k must be
-// w.k, and x.kind one that the format knows (activation_kind). bias: [n] or null.
-void linear(const PackedMatrix& w, const Activations& x, float* out, int64_t out_stride, const float* bias, int thread,
-            int threads);
+// Some columns of a row, of which x is the first: from a multiple of 32 to another or to k.
+void pack_columns(const Activations& to, int64_t row, const float* x, Range columns);
+
+// out[r * out_stride + i] for all rows: the outputs of some blocks of 16, of which `out` takes the first. The activations
+// must be complete before. x.k must be w.k, and x.kind one that the format knows (activation_kind). bias: [n] or null.
+void linear(const PackedMatrix& w, const Activations& x, float* out, int64_t out_stride, const float* bias, Range blocks);
+
+// Blocks that kernels take side by side: a range of blocks is best a multiple of it.
+inline int64_t blocks_together(int64_t rows) { return rows < 4 ? 2 : 6; }
 
 // Row `row` of the matrix in float32 (k values): the embedding of a token. Exact.
 void read_row(const PackedMatrix& w, int64_t row, float* out);

@@ -37,8 +37,8 @@ template <class Format> struct FloatKernel {
 
 }  // namespace
 
-void multiply_exact(const Job& job, int thread, int threads) {
-    with_format(job.w.format, [&](auto f) { run<FloatKernel<decltype(f)>>(job, thread, threads); });
+void multiply_exact(const Job& job) {
+    with_format(job.w.format, [&](auto f) { run<FloatKernel<decltype(f)>>(job); });
 }
 
 }  // namespace octavo::packed

@@ -13,11 +13,12 @@ struct Job {
     float* out;
     int64_t out_stride;
     const float* bias;
+    Range blocks;
     int64_t groups, block_bytes, group_bytes;
 };
 
-// The product in float32 (exact.cpp), share `thread` of `threads` of the outputs.
-void multiply_exact(const Job& job, int thread, int threads);
+// The product in float32 (exact.cpp).
+void multiply_exact(const Job& job);
 
 namespace {
 
@@ -56,7 +57,7 @@ OCTAVO_INLINE Floats scale_out(const Scales& w, const Group8& x, const Floats (&
 // Sixteen sums of row `row` become its outputs from `column` on. Inlined it would triple the library; local to
 // the file, the compiler knows which registers it leaves alone, and sums stay in theirs (bf16: 340 instead of 197 GOP/s).
 __attribute__((noinline)) void store_outputs(const Job& job, int64_t row, int64_t column, Floats acc) {
-    float* to = job.out + row * job.out_stride + column;
+    float* to = job.out + row * job.out_stride + column - job.blocks.begin * LANES;
     const int64_t count = std::min<int64_t>(LANES, job.w.n - column);
     if (count == LANES) {
         if (job.bias) acc = add(acc, load_floats(job.bias + column));

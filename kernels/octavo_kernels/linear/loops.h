@@ -94,10 +94,9 @@ template <class Kernel> void run_blocks(const Job& job, Range blocks) {
     }
 }
 
-template <class Kernel> void run(const Job& job, int thread, int threads) {
+template <class Kernel> void run(const Job& job) {
     constexpr int64_t together = side_by_side<Kernel>;
-    const int64_t multiple = job.x.rows < Kernel::max_rows ? 1 : together;
-    const Range all = split((job.w.n + LANES - 1) / LANES, thread, threads, multiple);
+    const Range all = job.blocks;
     const int64_t step = std::clamp<int64_t>(L2_BYTES / job.block_bytes, together, MAX_BLOCKS) / together * together;
     for (int64_t block = all.begin; block < all.end; block += step) {
         run_blocks<Kernel>(job, {block, std::min(block + step, all.end)});

@@ -25,7 +25,7 @@ template <class Format> class Panels {
     static constexpr int HALVES = Format::HALVES, COLS = HALVES == 2 ? 2 : 3;
 
     const Job& job;
-    const Range blocks;
+    const Range blocks = job.blocks;
     alignas(64) Group panel[COLS][PANEL_GROUPS];
     alignas(64) Floats sums[PANEL_ROWS][COLS];  // between one range of groups and the next
 
@@ -117,11 +117,7 @@ template <class Format> class Panels {
     }
 
 public:
-    Panels(const Job& job_, Range blocks_) : job(job_), blocks(blocks_) {}
-
-    static Range share(const Job& job, int thread, int threads) {
-        return split((job.w.n + LANES - 1) / LANES, thread, threads, COLS);
-    }
+    explicit Panels(const Job& job_) : job(job_) {}
 
     void run() {
         for (int64_t row = 0; row < job.x.rows; row += PANEL_ROWS) {

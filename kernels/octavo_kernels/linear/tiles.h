@@ -239,8 +239,8 @@ template <class Tiles> void run_panel(const Job& job, Range blocks) {
     amx::release();
 }
 
-template <class Tiles> void run_tiles(const Job& job, int64_t block_room, int thread, int threads) {
-    const Range all = split((job.w.n + LANES - 1) / LANES, thread, threads);
+template <class Tiles> void run_tiles(const Job& job, int64_t block_room) {
+    const Range all = job.blocks;
     const int64_t step = std::clamp<int64_t>(PANEL_BYTES / block_room / 2 * 2, 2, MAX_PANEL_BLOCKS);
     for (int64_t block = all.begin; block < all.end; block += step)
         run_panel<Tiles>(job, {block, std::min(block + step, all.end)});

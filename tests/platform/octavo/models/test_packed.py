@@ -52,13 +52,17 @@ class NativeRun:
         kv._data[:] = 0xFF  # NaN, wherever nothing was stored; of int8, in the scales
         self.decoder = NativeDecoder(library, model, kv, exact=dtype == torch.float32)
 
-    def step(self, chunks):
+    def step(self, chunks, last_only=False):
         rows = list(chunks)
         for row in rows:
             self.computed[row] += len(chunks[row])
         starts = np.cumsum([0] + [len(chunks[row]) for row in rows]).astype(np.int32)
         tokens = np.array([token for row in rows for token in chunks[row]], np.int32)
         contexts = np.array([self.computed[row] for row in rows], np.int32)
+        if last_only:
+            lines = (starts[1:] - 1).astype(np.int64)
+            logits = self.decoder.step(tokens, starts, contexts, self.tables[rows], lines, whole=False)
+            return dict(zip(rows, logits.copy(), strict=True))
         logits = self.decoder.step(tokens, starts, contexts, self.tables[rows], np.arange(len(tokens)))
         return {row: logits[starts[i] : starts[i + 1]].copy() for i, row in enumerate(rows)}
 
@@ -147,6 +151,19 @@ def test_logits_have_the_same_bits_alone_in_batches_and_in_chunks(
     for seed, chunks in enumerate([(1, 1, 3, 16, 200), (16,), (1,), (64, 500)]):
         ours = NativeRun(native, source, count, dtype, kv_dtype).all_logits(long_sequences, seed, chunks)
         assert all(np.array_equal(a, b) for a, b in zip(ours, alone, strict=True)), chunks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_that_nothing_is_drawn_after_may_skip_the_last_layer(native, tiny_model, long_sequences, dtype):
+    """One prompt, two, one token, and a prompt beside single tokens: the bits of the last tokens' logits stay."""
+    source = resolve_source(str(tiny_model("gemma3")))
+    whole, short = (NativeRun(native, source, len(long_sequences), dtype) for _ in range(2))
+    first, *others = 0, 2, 3
+    for ends in ({first: 40}, dict.fromkeys(others, 30), {first: 41}, dict.fromkeys(others, 31) | {first: 90}):
+        begins = {i: whole.computed[i] for i in ends}
+        chunks = {i: long_sequences[i][begins[i] : end] for i, end in ends.items()}
+        expected, found = whole.step(chunks), short.step(chunks, last_only=True)
+        assert all(np.array_equal(found[i], expected[i][-1]) for i in ends)
 
 
 @pytest.mark.parametrize("quant", QUANTIZED)
