@@ -56,7 +56,7 @@ TINY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 """Name -> the prefix of its transformers classes and how its config differs from `_COMMON`."""
 
-_TORCH_ONLY: dict[str, tuple[str, dict[str, Any]]] = {
+_OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 12}),
     "qwen2_moe": (
         "Qwen2Moe",
@@ -79,7 +79,7 @@ _TORCH_ONLY: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mpt": ("Mpt", {"hidden_size": 72, "num_attention_heads": 6, "max_seq_len": 512, "layer_norm_epsilon": 1e-3}),
 }
-"""The same for families that the native runner does not cover; not among the `tiny_name`s."""
+"""The same, not among the `tiny_name`s: the native runner does not cover them, or there is no GGUF naming for them."""
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +126,7 @@ def write_tokenizer(folder: Path) -> None:
 def _build_model(name: str) -> Any:
     import transformers
 
-    prefix, differences = (TINY_MODELS | _TORCH_ONLY)[name]
+    prefix, differences = (TINY_MODELS | _OTHERS)[name]
     text = "Text" if prefix == "Gemma3" else ""
     config = getattr(transformers, f"{prefix}{text}Config")(**_COMMON | differences)
     model = getattr(transformers, f"{prefix}ForCausalLM")(config)

@@ -1,4 +1,4 @@
-// Gated activations of one row.
+// Activations of one row, most of them gated.
 #pragma once
 
 #include "native/common.h"
@@ -18,6 +18,22 @@ template <class T, class F>
 OCTAVO_INLINE void gate_row(const T* gate, const T* up, int64_t count, T* out, F f) {
     for (int64_t i = 0; i < count; i += kLanes)
         store_part(out + i, f(load_part(gate + i, count - i)) * load_part(up + i, count - i), count - i);
+}
+
+// x times the normal distribution's integral up to x, to 1e-7 |x| (Abramowitz and Stegun 7.1.26).
+OCTAVO_INLINE Vec exact_gelu(Vec x) {
+    const Vec size = max(x, -x) * splat(0.70710678118654752f), t = splat(1.f) / fma(splat(0.3275911f), size, splat(1.f));
+    Vec p = fma(splat(1.061405429f), t, splat(-1.453152027f));
+    p = fma(p, t, splat(1.421413741f));
+    p = fma(p, t, splat(-0.284496736f));
+    p = fma(p, t, splat(0.254829592f));
+    const Vec tail = splat(0.5f) * p * t * exp(-size * size);
+    return x * (x < Vec{} ? tail : splat(1.f) - tail);
+}
+
+// out[i] = exact_gelu(x[i]) for i < count.
+inline void gelu_row(const float* x, int64_t count, float* out) {
+    for (int64_t i = 0; i < count; i += kLanes) store_part(out + i, exact_gelu(load_part(x + i, count - i)), count - i);
 }
 
 enum class Gate : int64_t { silu, gelu };

@@ -55,7 +55,7 @@ class PackedLayer:
     k: PackedLinear
     v: PackedLinear
     out: PackedLinear
-    gate: PackedLinear
+    gate: PackedLinear | None  # None: the activation of `up` goes down
     up: PackedLinear
     down: PackedLinear
     attention_norm: Float32  # [hidden]
@@ -73,7 +73,7 @@ class PackedLayer:
         norms = (self.attention_norm, self.mlp_norm, self.q_norm, self.k_norm, self.post_attention_norm,
                  self.post_mlp_norm)  # fmt: skip
         return [
-            *(word for matrix in matrices for word in matrix.words()),
+            *(word for matrix in matrices for word in (matrix.words() if matrix else [0] * 5)),
             *map(_address, norms),
             *(_address(self.rotary), self.rotary.shape[1], self.window or _NO_WINDOW),
             *(k_cache, v_cache),
@@ -91,7 +91,9 @@ class PackedModel:
     query_heads: int
     kv_heads: int
     head_dim: int
-    activation: Literal["silu", "gelu_tanh"]
+    activation: Literal["silu", "gelu_tanh", "gelu"]  # the last one without a gate, the others with it
+    layer_norm: bool  # norms take the mean off first, but for those of queries and keys
+    alibi_slopes: Float32 | None  # [query_heads]
     norm_eps: float
     attention_scale: float
     attention_softcap: float | None
@@ -105,6 +107,7 @@ class PackedModel:
             linear.weight
             for layer in self.layers
             for linear in (layer.q, layer.k, layer.v, layer.out, layer.gate, layer.up, layer.down)
+            if linear is not None
         ]
         return [*layers, self.head.weight]
 
@@ -128,11 +131,12 @@ class PackedModel:
         """As `struct Model` of cpu.cpp has them."""
         gate, eight_bits = 0 if self.activation == "silu" else 1, kv.dtype == torch.int8
         bf16 = kv.dtype == torch.bfloat16 or (eight_bits and not exact)
-        hidden, inner = self.embedding.k, self.layers[0].gate.weight.n
+        hidden, inner = self.embedding.k, self.layers[0].up.weight.n
         return [
             *(hidden, self.query_heads, self.kv_heads, self.head_dim, inner, self.embedding.n),
-            *(gate, exact, bf16, eight_bits, kv.block_size, kv.block_bytes, len(self.layers)),
-            *(*PackedLinear(self.embedding).words(), *self.head.words(), _address(self.final_norm)),
+            *(gate, exact, bf16, eight_bits, kv.block_size, kv.block_bytes, len(self.layers), self.layer_norm),
+            *(*PackedLinear(self.embedding).words(), *self.head.words()),
+            *(_address(self.final_norm), _address(self.alibi_slopes)),
         ]
 
     def numbers(self) -> list[float]:

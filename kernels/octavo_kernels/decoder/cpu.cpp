@@ -274,15 +274,20 @@ class Decoder {
 
     float* residual_of(int64_t token) const { return residual + token * model.hidden; }
 
+    void norm(const float* x, const float* weight, float* out) const {
+        if (model.layer_norm) layer_norm_row(x, weight, numbers.eps, model.hidden, out);
+        else rms_norm_row(x, weight, numbers.eps, model.hidden, out);
+    }
+
     // to = from + a branch (post-normed where the model says so, in `room`). `to` may be `from`, `room` may be the branch.
     void add_branch(const float* from, const float* branch, const float* post_norm, float* room, float* to) const {
-        if (post_norm) rms_norm_row(branch, post_norm, numbers.eps, model.hidden, room), branch = room;
+        if (post_norm) norm(branch, post_norm, room), branch = room;
         add_row(branch, from, model.hidden, to);
     }
 
     // The residual x is normed and becomes row `i` of the next matrices' input.
     void norm_and_pack(const float* x, const float* weight, float* normed_row, const Input& input, int64_t i) const {
-        rms_norm_row(x, weight, numbers.eps, model.hidden, normed_row);
+        norm(x, weight, normed_row);
         input.pack(i, normed_row);
     }
 
@@ -377,7 +382,7 @@ class Decoder {
 
     void attention(const Layer& layer, int& cursor, int thread) {
         const AttentionPlan& plan = plans.at(layer.window);
-        const AttentionParams params{numbers.attention_scale, numbers.attention_softcap, nullptr};
+        const AttentionParams params{numbers.attention_scale, numbers.attention_softcap, model.slopes};
         phases.run(cursor, int64_t(plan.items.size()), [&](int64_t item) {
             attend(plan, item, cache(layer), params, qkv, qkv_size, attended, q_size, scratch + thread * scratch_floats,
                    partials);
@@ -405,12 +410,13 @@ class Decoder {
         way.multiply({inner}, prepare, [&](size_t, Range blocks) {
             const Range columns{blocks.begin * 16, std::min(blocks.end * 16, inner)};
             float *gate = way.gate(columns.begin), *up = gate + way.gate_width;
-            own.mlp_input.multiply(layer.gate, exact(), gate, stride, blocks);
+            if (layer.gate.data) own.mlp_input.multiply(layer.gate, exact(), gate, stride, blocks);
             own.mlp_input.multiply(layer.up, exact(), up, stride, blocks);
             for (int64_t i = 0; i < count; ++i) {
-                float* row = gate + i * stride;
-                gate_row(Gate(model.gate), row, row + way.gate_width, columns.end - columns.begin, row);
-                shared.down_input.pack(i, row, columns);
+                float *row = gate + i * stride, *values = row + way.gate_width;
+                if (layer.gate.data) gate_row(Gate(model.gate), row, values, columns.end - columns.begin, values);
+                else gelu_row(values, columns.end - columns.begin, values);
+                shared.down_input.pack(i, values, columns);
             }
         });
         way.multiply({hidden}, [&](size_t, Range blocks) {
@@ -505,7 +511,8 @@ class Decoder {
     void want_inputs(Workspace& w) const {
         for (const Layer& layer : layers) {
             for (const Matrix* m : {&layer.q, &layer.k, &layer.v}) w.qkv_input.add(*m, exact());
-            for (const Matrix* m : {&layer.gate, &layer.up}) w.mlp_input.add(*m, exact());
+            if (layer.gate.data) w.mlp_input.add(layer.gate, exact());
+            w.mlp_input.add(layer.up, exact());
             w.out_input.add(layer.out, exact());
             w.down_input.add(layer.down, exact());
         }

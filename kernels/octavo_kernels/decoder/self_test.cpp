@@ -80,6 +80,8 @@ struct PlainModel {
     Weights embedding{random, kVocab, kHidden}, head{random, kVocab, kHidden};
     PlainLayer layers[kLayers] = {PlainLayer(random, int64_t(1) << 40), PlainLayer(random, kWindow)};
     Floats final_norm = random.vector(kHidden, 2), rotary = random.vector((kLong + 1) * kDim, 1);
+
+    explicit PlainModel(Gate gate_) : gate(gate_) {}
 };
 
 void norm(float* x, const Floats& weight) {
@@ -229,7 +231,7 @@ bool close(const Floats& logits, const Floats& expected_long, const Floats& expe
 }
 
 bool agrees(Gate gate, Cache kind, int threads) {
-    const PlainModel model{gate};
+    const PlainModel model(gate);
     std::vector<int32_t> tokens(kLong + 1);
     for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = int32_t(i * i * 7 % kVocab);
     PlainSequence first(model), second(model);

@@ -1,4 +1,4 @@
-// RMS norm of one row, whole or part of a larger function.
+// RMS norm and layer norm of one row, whole or part of a larger function.
 #pragma once
 
 #include "native/common.h"
@@ -24,6 +24,15 @@ void rms_norm_row(const T* x, const float* weight, float eps, int64_t dim, T* ou
     const Vec scale = splat(rms_scale(x, eps, dim));
     for (int64_t i = 0; i < dim; i += kLanes)
         store_part(out + i, load_part(x + i, dim - i) * scale * load_part(weight + i, dim - i), dim - i);
+}
+
+// out = (x - mean) / sqrt(variance + eps) * weight; out may be x.
+inline void layer_norm_row(const float* x, const float* weight, float eps, int64_t dim, float* out) {
+    Vec total = {};
+    for (int64_t i = 0; i < dim; i += kLanes) total = total + load_part(x + i, dim - i);
+    const Vec mean = splat(sum(total) / float(dim));
+    for (int64_t i = 0; i < dim; i += kLanes) store_part(out + i, load_part(x + i, dim - i) - mean, dim - i);
+    rms_norm_row(out, weight, eps, dim, out);
 }
 
 // total = x + residual, rounded to T; total may be either of them.

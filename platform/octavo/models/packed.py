@@ -88,7 +88,6 @@ def _holds_float32(source: Source) -> bool:
 def _assemble(spec: ModelSpec, parts: dict[Part, Packed], positions: int, dtype: str) -> PackedModel:
     tables = {rope: _table(parts, i, rope, positions) for i, rope in enumerate(spec.ropes)}
     embedding = _weight(parts, None, "embedding")
-    assert spec.activation != "gelu", "why_not_packed refuses it"
     return PackedModel(
         embedding=embedding,
         head=PackedLinear(embedding if spec.tied_embeddings else _weight(parts, None, "lm_head")),
@@ -98,6 +97,8 @@ def _assemble(spec: ModelSpec, parts: dict[Part, Packed], positions: int, dtype:
         kv_heads=spec.num_kv_heads,
         head_dim=spec.head_dim,
         activation=spec.activation,
+        layer_norm=spec.layer_norm,
+        alibi_slopes=np.array(spec.alibi_slopes, np.float32) if spec.alibi_slopes else None,
         norm_eps=spec.norm_eps,
         attention_scale=spec.attention_scale,
         attention_softcap=spec.attention_softcap,
@@ -110,6 +111,8 @@ def _assemble(spec: ModelSpec, parts: dict[Part, Packed], positions: int, dtype:
 def _layer(parts: dict[Part, Packed], index: int, rotary: Array, window: int | None) -> PackedLayer:
     linears = {
         name: PackedLinear(_weight(parts, index, name), parts.get((index, name, "bias")))  # type: ignore[arg-type]
+        if (index, name, "weight") in parts
+        else None  # no gate
         for name in _MATRICES
     }
     norms = {name: parts.get((index, name, "weight")) for name in _NORMS}

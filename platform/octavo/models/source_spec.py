@@ -87,8 +87,6 @@ def why_not_packed(source: Source, quantization: str | None, spec: ModelSpec) ->
     Raises:
         ModelError: a damaged config.
     """
-    if spec.layer_norm or not spec.gated:
-        return "the native runner has no layer norms and no MLP without a gate"
     if spec.num_experts:
         return "the native runner has no mixture of experts"
     stored = None if source.kind == "gguf" else quantization_config(read_config(source))

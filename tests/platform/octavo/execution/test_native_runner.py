@@ -89,11 +89,10 @@ def test_what_is_not_covered_runs_on_torch_and_says_so(native, tiny_model, caplo
     llm.close()
 
 
-@pytest.mark.parametrize(("name", "reason"), [("mpt", "no layer norms"), ("mixtral", "no mixture of experts")])
-def test_a_family_that_is_not_covered_runs_on_torch(native, tiny_model, caplog, name, reason):
+def test_a_family_that_is_not_covered_runs_on_torch(native, tiny_model, caplog):
     with caplog.at_level(logging.WARNING):
-        llm = engine(tiny_model(name), native)
-    assert [reason in record.message for record in caplog.records] == [True]
+        llm = engine(tiny_model("mixtral"), native)
+    assert ["no mixture of experts" in record.message for record in caplog.records] == [True]
     assert [len(line) for output in tokens(generate(llm, GREEDY)) for line in output] == [24] * len(PROMPTS)
 
 

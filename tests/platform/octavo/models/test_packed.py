@@ -102,7 +102,7 @@ def test_every_family_in_float32(best, tiny_model, tiny_name, paged_run, long_se
     assert_close(run.all_logits(long_sequences), torch_logits(source, long_sequences, paged_run), 1e-4)
 
 
-@pytest.mark.parametrize("name", ["gemma3", "llama_biases"])
+@pytest.mark.parametrize("name", ["gemma3", "llama_biases", "mpt"])
 def test_every_instruction_set(native, tiny_model, paged_run, long_sequences, name):
     source = resolve_source(str(tiny_model(name)))
     theirs = torch_logits(source, long_sequences, paged_run)
