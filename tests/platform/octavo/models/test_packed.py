@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from octavo.errors import ConfigError
-from octavo.models import decoder
 from octavo.models.load import load_model
 from octavo.models.packed import load_packed, unpackable_formats
 from octavo.source import Source, resolve_source
@@ -16,6 +15,7 @@ from octavo_kernels.decoder import NativeDecoder, PackedKV
 from octavo_kernels.kv_store import reference as kv_reference
 from octavo_kernels.native.build import NoCompiler
 from octavo_kernels.native.library import Library, supported_levels, use
+from octavo_kernels.qkv_rope_store import reference as qkv_reference
 
 BLOCK = 16
 QUANTIZED = ["Q4_0", "Q8_0", "F16", "BF16"]  # those that the gguf package can write
@@ -121,7 +121,7 @@ def test_8_bit_keys_and_values_are_the_reference_s(
     precision (not equal: a difference in the last bit may tip a code)."""
     source = resolve_source(str(tiny_model(name)))
     full = torch_logits(source, long_sequences, paged_run)
-    monkeypatch.setattr(decoder, "kv_store", store_rounded)
+    monkeypatch.setattr(qkv_reference, "kv_store", store_rounded)
     rounded = torch_logits(source, long_sequences, paged_run)
     ours = NativeRun(native, source, len(long_sequences), dtype, torch.int8).all_logits(long_sequences)
     for a, b, c in zip(ours, rounded, full, strict=True):
@@ -130,7 +130,7 @@ def test_8_bit_keys_and_values_are_the_reference_s(
         assert ((torch.from_numpy(a) - b).norm() / b.norm()).item() < bound * effect + 0.02 * (dtype == torch.bfloat16)
 
 
-def store_rounded(k, v, k_cache, v_cache, slots):
+def store_rounded(k, v, k_cache, v_cache, slots, _scales):
     parts = [kv_reference.quantize(x) for x in (k, v)]
     kv_reference.kv_store(*[codes * scales for codes, scales in parts], k_cache, v_cache, slots)
 
