@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import asdict
 from typing import Any
 
 from ray import serve
@@ -12,11 +13,11 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from octavo import __version__
 from octavo_serve.autoscaling import POLICY, REPORT_SECONDS
 from octavo_serve.gateway import Gateway
+from octavo_serve.placement import Group
 from octavo_serve.settings import (
     AppSettings,
     ModelSettings,
     ReplicaRange,
-    RouterSettings,
     deployment_name,
     load_settings,
 )
@@ -37,21 +38,22 @@ def build(args: dict[str, Any]) -> serve.Application:
         ConfigError: a setting is wrong.
     """
     settings = load_settings(args)
-    shards = {model.name: _shard(model, settings.router) for model in settings.models}
+    shards = {model.name: _shard(model, settings) for model in settings.models}
     return _gateway(settings, shards)
 
 
-def _shard(model: ModelSettings, router: RouterSettings) -> serve.Application:
+def _shard(model: ModelSettings, settings: AppSettings) -> serve.Application:
+    router = settings.router
     routing: dict[str, Any] = {
         "request_router_class": ROUTER,
         "request_router_kwargs": {"model": model.name, **router.model_dump(exclude={"report_s"})},
     }
     deployment = serve.deployment(
         name=deployment_name(model.name),
-        **_replicas(model.replicas),
+        **_replicas(model, settings),
         **_placement(model),
         ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus},
-        max_ongoing_requests=model.max_ongoing_requests,
+        max_ongoing_requests=model.most_requests,
         health_check_period_s=model.health_check_period_s,
         health_check_timeout_s=model.health_check_timeout_s,
         graceful_shutdown_timeout_s=model.graceful_shutdown_timeout_s,
@@ -61,7 +63,8 @@ def _shard(model: ModelSettings, router: RouterSettings) -> serve.Application:
     )(Shard)
     arguments = (model.source, model.rank_engine, router.report_s, model.accuracy)
     patience = max(0.0, model.graceful_shutdown_timeout_s - HAND_OVER_SECONDS)
-    return _versioned(deployment, *arguments).bind(*arguments, patience)
+    warm = model.replicas.warm if isinstance(model.replicas, ReplicaRange) else 0
+    return _versioned(deployment, *arguments).bind(*arguments, patience, warm)
 
 
 def _placement(model: ModelSettings) -> dict[str, Any]:
@@ -72,11 +75,14 @@ def _placement(model: ModelSettings) -> dict[str, Any]:
     return {"placement_group_bundles": bundles, "placement_group_strategy": model.placement_strategy}
 
 
-def _replicas(replicas: int | ReplicaRange) -> dict[str, Any]:
+def _replicas(model: ModelSettings, settings: AppSettings) -> dict[str, Any]:
     """Serve's settings for the number of shards; windows and delays are the policy's own, so Serve's are off."""
+    replicas = model.replicas
     if isinstance(replicas, int):
         return {"num_replicas": replicas}
-    policy = AutoscalingPolicy(policy_function=POLICY, policy_kwargs=replicas.targets)  # type: ignore[no-untyped-call]
+    kept = [asdict(group) for group in _kept(model, settings)]
+    arguments = {"group": asdict(model.group), "kept": kept, **replicas.targets}
+    policy = AutoscalingPolicy(policy_function=POLICY, policy_kwargs=arguments)  # type: ignore[no-untyped-call]
     config = AutoscalingConfig(
         min_replicas=replicas.min,
         max_replicas=replicas.max,
@@ -89,6 +95,13 @@ def _replicas(replicas: int | ReplicaRange) -> dict[str, Any]:
         policy=policy,
     )
     return {"autoscaling_config": config}
+
+
+def _kept(model: ModelSettings, settings: AppSettings) -> list[Group]:
+    """What a model must leave to the others: their fewest shards, and the gateways."""
+    gateway = Group({"CPU": settings.gateway.num_cpus}, 1, "PACK")
+    others = [other.group for other in settings.models if other is not model for _ in range(other.fewest_shards)]
+    return [gateway] * settings.gateway.replicas + others
 
 
 def _gateway(settings: AppSettings, shards: dict[str, serve.Application]) -> serve.Application:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
 from octavo.scaling.policy import ShardLoad, State, Targets, decide
+from octavo_serve.nodes import Nodes
+from octavo_serve.placement import Group, most_shards
 
 POLICY = "octavo_serve.autoscaling:Autoscaler"
 REPORT_SECONDS = 0.5
@@ -22,10 +25,21 @@ _STATE = "octavo"
 
 
 class Autoscaler:
-    """Serve's policy for one model; `targets` are the fields of `octavo.scaling.policy.Targets`."""
+    """Serve's policy for one model.
 
-    def __init__(self, **targets: float) -> None:
+    Args:
+        group: the fields of a shard's `octavo_serve.placement.Group`.
+        kept: the same of all that other models are to have at all times: a burst here leaves room for it.
+        targets: the fields of `octavo.scaling.policy.Targets`.
+    """
+
+    def __init__(
+        self, group: dict[str, Any] | None = None, kept: Sequence[dict[str, Any]] = (), **targets: float
+    ) -> None:
         self.targets = Targets(**targets)
+        self.group = Group(**group) if group else None
+        self.kept = [Group(**each) for each in kept]
+        self.nodes = Nodes()
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         decision = decide(
@@ -37,14 +51,22 @@ class Autoscaler:
             targets=self.targets,
             state=context.policy_state.get(_STATE, State()),
         )
-        wanted = min(max(decision.replicas, context.capacity_adjusted_min_replicas),
+        room = self._room(context.current_time or 0.0)
+        allowed = decision.replicas if room is None else min(decision.replicas, room)
+        wanted = min(max(allowed, context.capacity_adjusted_min_replicas),
                      context.capacity_adjusted_max_replicas)  # fmt: skip
         if wanted != context.target_num_replicas:
             logging.getLogger("ray.serve").info(
                 "%s: %d -> %d shards (%s; demand is %.2f shards)",
                 context.deployment_name, context.target_num_replicas, wanted, decision.reason, decision.demand,
             )  # fmt: skip
-        return decision.replicas, {_STATE: decision.state}
+        return allowed, {_STATE: decision.state}
+
+    def _room(self, now: float) -> int | None:
+        """Shards that the cluster can hold beside what others are to have; None where this is not known."""
+        if self.group is None or (nodes := self.nodes.latest(now)) is None:
+            return None
+        return most_shards(self.group, self.kept, nodes)
 
 
 def loads(context: AutoscalingContext) -> list[ShardLoad]:

@@ -22,7 +22,7 @@ from octavo_serve.openai.registry import ModelEntry, Registry
 from octavo_serve.openai.routes import http_app
 from octavo_serve.openai.schemas import ChatChunk, ChatCompletion, ChatRequest, Completion, CompletionRequest
 from octavo_serve.openai.service import Service
-from octavo_serve.placement import Group, unplaceable
+from octavo_serve.placement import unplaceable
 from octavo_serve.settings import ModelSettings, deployment_name, load_settings
 from octavo_serve.shard_client import Failover, ShardClient
 from octavo_serve.telemetry import ShardStats, Telemetry
@@ -136,8 +136,7 @@ class _Served:
 def _no_room(model: ModelSettings) -> str | None:
     """Why the cluster cannot hold the model's shards, whatever else runs there."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    group = Group(model.bundle, model.tensor_parallel, model.placement_strategy)
-    return unplaceable(group, max(1, model.fewest_shards), nodes)
+    return unplaceable(model.group, max(1, model.fewest_shards), nodes)
 
 
 def _parsed(kind: type[Any], request: Any) -> Any:

@@ -47,6 +47,35 @@ def unplaceable(group: Group, shards: int, nodes: Sequence[Resources]) -> str | 
     return f"the cluster has room for {fits} of its {shards} shards: asked for {asked}; the nodes have {', '.join(has)}"
 
 
+def most_shards(group: Group, kept: Sequence[Group], nodes: Sequence[Resources]) -> int:
+    """How many shards fit beside what others are to have at all times.
+
+    Args:
+        kept: placement groups that come first, wherever they leave the most room.
+        nodes: what each node that is alive has in all.
+    """
+    free = [dict(node) for node in nodes]
+    for each in sorted(kept, key=lambda other: -sum(other.bundle.values()) * other.ranks):
+        for node in _best_nodes(free, each):
+            for name, amount in each.bundle.items():
+                node[name] = node.get(name, 0) - amount
+    return _groups([_bundles(node, group.bundle) for node in free], group)
+
+
+def _best_nodes(nodes: Sequence[dict[str, float]], group: Group) -> list[dict[str, float]]:
+    """The node of each rank: of those with room, the one with the least of it; none where the group does not fit."""
+    room = sorted(
+        ((bundles, i) for i, node in enumerate(nodes) if (bundles := _bundles(node, group.bundle))),
+        key=lambda found: found[0],
+    )
+    if group.strategy == "STRICT_PACK":
+        whole = [nodes[i] for bundles, i in room if bundles >= group.ranks]
+        return whole[:1] * group.ranks
+    each = 1 if group.strategy == "STRICT_SPREAD" else group.ranks
+    places = [nodes[i] for bundles, i in room for _ in range(min(each, bundles))]
+    return places[: group.ranks] if len(places) >= group.ranks else []
+
+
 def _bundles(node: Resources, bundle: Resources) -> int:
     """How many such bundles fit on a node."""
     # Ray counts in ten-thousandths; so do we, for 0.3 / 0.1 is less than 3

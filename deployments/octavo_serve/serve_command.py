@@ -274,6 +274,7 @@ def environment(options: Options, plan: Plan, folder: Path) -> dict[str, str]:
     settings["OMP_WAIT_POLICY"] = "passive"  # torch's threads must not spin on cores that the gateway needs
     if options.address is None:
         settings["RAY_AUTH_MODE"] = "disabled"  # the cluster ends with this command and serves only its own user
+        settings["RAY_preload_python_modules"] = "octavo_serve.shard"  # imported before a process is needed: `warm`
         # on a busy machine a proxy takes longer to start than the 5 s after which Serve starts another one instead, and
         # to answer than the 10 s after which, three times in a row, Serve kills it and all connections with it
         settings |= {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}

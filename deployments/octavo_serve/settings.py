@@ -21,7 +21,7 @@ from octavo.config import EngineConfig, unknown_key
 from octavo.errors import ConfigError
 from octavo.routing.policy import PolicyName
 from octavo.scaling.policy import Targets
-from octavo_serve.placement import Strategy
+from octavo_serve.placement import Group, Strategy
 from octavo_serve.validation import explain
 
 Count = Annotated[int, Field(ge=1)]
@@ -61,11 +61,13 @@ class ReplicaRange(Settings):
     Attributes:
         min, max: bounds; 0 lets an idle model give everything back, its next request waits for a shard.
         initial: shards to start with; None is `min`.
+        warm: processes kept ready for shards to come on every node with a shard, 100 MB each; see `octavo_serve.warm`.
     """
 
     min: Annotated[int, Field(ge=0)] = 1
     max: Count
     initial: Annotated[int, Field(ge=0)] | None = None
+    warm: Annotated[int, Field(ge=0)] = 1
     utilization: Annotated[float, Field(gt=0, le=1)] = _TARGETS.utilization
     drain_within: Seconds = _TARGETS.drain_within
     kv_utilization: Annotated[float, Field(gt=0, le=1)] = _TARGETS.kv_utilization
@@ -77,7 +79,7 @@ class ReplicaRange(Settings):
     @property
     def targets(self) -> dict[str, float]:
         """What the autoscaling policy is made with."""
-        return self.model_dump(exclude={"min", "max", "initial"})
+        return self.model_dump(exclude={"min", "max", "initial", "warm"})
 
     @model_validator(mode="after")
     def _bounds_are_in_order(self) -> Self:
@@ -148,7 +150,8 @@ class ModelSettings(Settings):
         placement_strategy: of that group: STRICT_PACK puts all ranks on one node.
         num_cpus, num_gpus: what Ray reserves per rank when it looks for a place; `engine.threads` says what is used.
         max_ongoing_requests: requests that one gateway has at one shard, running and waiting; more wait in the gateway,
-            where a shard that has just started finds them.
+            where a shard that has just started finds them. By default `max_num_seqs` of them where the number of shards
+            follows the load, and else as good as all.
         health_check_period_s, health_check_timeout_s: how often and how long Serve asks a shard for its health.
         graceful_shutdown_timeout_s: how long a shard that leaves may take; its streams have all but the last two
             seconds to end, then they go on at another shard.
@@ -164,7 +167,7 @@ class ModelSettings(Settings):
     placement_strategy: Strategy = "STRICT_PACK"
     num_cpus: float = Field(default=0.1, ge=0)
     num_gpus: float = Field(default=0, ge=0)
-    max_ongoing_requests: Count = 10_000
+    max_ongoing_requests: Count | None = None
     health_check_period_s: Seconds = 5.0
     health_check_timeout_s: Seconds = 15.0
     graceful_shutdown_timeout_s: Seconds = 20.0
@@ -189,6 +192,11 @@ class ModelSettings(Settings):
         return {name: amount for name, amount in asked.items() if amount}
 
     @property
+    def group(self) -> Group:
+        """What Ray has to place for one shard."""
+        return Group(self.bundle, self.tensor_parallel, self.placement_strategy)
+
+    @property
     def rank_engine(self) -> EngineConfig:
         """What the engine of each rank is started with."""
         return dataclasses.replace(self.engine, tensor_parallel_size=self.tensor_parallel)
@@ -197,6 +205,12 @@ class ModelSettings(Settings):
     def fewest_shards(self) -> int:
         """Shards that the model has at all times."""
         return self.replicas if isinstance(self.replicas, int) else self.replicas.min
+
+    @property
+    def most_requests(self) -> int:
+        """Requests that one gateway has at one shard."""
+        scales = isinstance(self.replicas, ReplicaRange)
+        return self.max_ongoing_requests or (self.engine.max_num_seqs if scales else 10_000)
 
     @property
     def on_demand(self) -> bool:

@@ -21,6 +21,7 @@ from octavo_serve.port import Port
 from octavo_serve.settings import AccuracySettings
 from octavo_serve.start_up import StartUp
 from octavo_serve.tensor_parallel import launch, see_own_gpus_only
+from octavo_serve.warm import keep_warm
 
 FEED = "feed"
 """Key of a shard's metadata: the address of its feed."""
@@ -48,6 +49,7 @@ class Shard:
         report_s: seconds between two reports to the routers.
         accuracy: what the engine must show first, if anything.
         patience: seconds that streams may take to end when the shard is told to leave; the rest is handed over.
+        warm: processes to keep ready on this node for further shards.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Shard:
         report_s: float,
         accuracy: AccuracySettings | None,
         patience: float,
+        warm: int,
     ) -> None:
         start = StartUp()
         context = serve.get_replica_context()
@@ -76,6 +79,7 @@ class Shard:
         self.patience = patience
         start.done("network")
         start.publish(name, self.engine.engine.executor)
+        keep_warm(warm)
 
     async def describe(self) -> ModelInfo:
         """What a gateway must know about the model to validate and route requests."""

@@ -10,13 +10,19 @@ from ray.serve import metrics
 
 from octavo_serve import IMPORTED_AT
 
+LONGEST_IMPORTS = 5.0
+"""Seconds; a process that has our modules for longer was kept ready (`octavo_serve.warm`): nobody waited for it."""
+
 
 class StartUp:
     """Phases of a shard's start, in seconds, in order: "process" (Ray's worker), "imports", then those of `done`."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
-        self.phases = {"process": max(0.0, IMPORTED_AT - process_start()), "imports": self._last - IMPORTED_AT}
+        imports = self._last - IMPORTED_AT
+        self.warm = imports > LONGEST_IMPORTS
+        process = max(0.0, IMPORTED_AT - process_start())
+        self.phases = {} if self.warm else {"process": process, "imports": imports}
 
     def done(self, phase: str) -> None:
         """A phase ends now; the next one begins."""
@@ -38,7 +44,8 @@ class StartUp:
 
     def __str__(self) -> str:
         spent = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in self.phases.items())
-        return f"{sum(self.phases.values()):.2f} s after its process began ({spent})"
+        since = "in a process that was ready" if self.warm else "after its process began"
+        return f"{sum(self.phases.values()):.2f} s {since} ({spent})"
 
 
 def process_start() -> float:

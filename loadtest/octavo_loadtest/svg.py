@@ -68,7 +68,8 @@ def draw(chart: Chart) -> str:
     body = [_grid(chart, x, y), *(_marker(x, at, text) for at, text in chart.markers if x.low <= at <= x.high)]
     body += [_line(line, points, x, y) for line, points in lines]
     note = f"<p>{escape(chart.note)}</p>" if chart.note else ""
-    legend = _legend([line for line, _ in lines]) if len(lines) > 1 else ""
+    named = {line.name: line for line, _ in lines}  # several of one name are the same thing again
+    legend = _legend([*named.values()]) if len(named) > 1 else ""
     head = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}">'
     caption = f"<figcaption>{escape(chart.title)}</figcaption>"
     return f"<figure>{caption}{note}{legend}{head}{''.join(body)}</svg></figure>"

@@ -87,16 +87,19 @@ def of_run(run: Run, name: str, burst: tuple[float, float] | None = None) -> Tim
         [(at, float(count)) for at, count in run.replicas],
         [(record.scheduled / NS, wait) for record in run.records if (wait := _first_token(record)) is not None],
         sum(not record.ok for record in run.records),
-        burst or _burst(run, float(due.max())),
+        burst or _burst(run),
         end,
     )
 
 
-def _burst(run: Run, length: float) -> tuple[float, float]:
+def _burst(run: Run) -> tuple[float, float]:
+    """When the rate rose and fell: as `arrivals.step` has it, not as its random arrivals happen to."""
     options = run.arrivals.options
     if run.arrivals.name != "step":
         raise LoadTestError(f"arrivals {run.arrivals} have no burst: say where it is with --burst START,END")
-    at, share = options.get("at", 0.4), options.get("share", 0.2)
+    factor, at, share = options.get("factor", 4.0), options.get("at", 0.4), options.get("share", 0.2)
+    sessions = len({record.session for record in run.records})
+    length = sessions / (run.load.rate * (1 + (factor - 1) * share))
     return at * length, (at + share) * length
 
 
@@ -140,8 +143,10 @@ def html(lines: list[Timeline], title: str) -> str:
 
 
 def _charts(lines: list[Timeline]) -> list[Chart]:
+    colours = _colours(lines)
+
     def each(points: str, **style: Any) -> tuple[Line, ...]:
-        return tuple(Line(line.name, getattr(line, points), i, **style) for i, line in enumerate(lines))
+        return tuple(Line(line.name, getattr(line, points), colours[line.name], **style) for line in lines)
 
     markers = tuple(zip(lines[0].burst, ("burst", "end"), strict=True))
     return [
@@ -149,6 +154,11 @@ def _charts(lines: list[Timeline]) -> list[Chart]:
         Chart("Replicas", "time (s)", "that answer", each("replicas", dots=False, steps=True), markers=markers),
         Chart("First tokens", "time due (s)", "TTFT (s)", each("first_tokens", line=False), markers=markers),
     ]
+
+
+def _colours(lines: list[Timeline]) -> dict[str, int]:
+    """A colour per name: repeats of the same look the same."""
+    return {name: i for i, name in enumerate(dict.fromkeys(line.name for line in lines))}
 
 
 def png(lines: list[Timeline], title: str, path: Path) -> None:
@@ -163,12 +173,15 @@ def png(lines: list[Timeline], title: str, path: Path) -> None:
         raise LoadTestError("a PNG needs matplotlib: pip install matplotlib, or --no-png") from None
     figure = Figure(figsize=(9, 8), layout="constrained")
     axes = figure.subplots(3, 1, sharex=True)
+    colours = _colours(lines)
     for i, line in enumerate(lines):
-        colour = f"C{i}"
-        axes[0].step(*zip(*line.offered, strict=True), where="mid", color=colour, label=line.name)
+        colour = f"C{colours[line.name]}"
+        first = line.name not in [before.name for before in lines[:i]]
+        label = line.name if first else None
+        axes[0].step(*zip(*line.offered, strict=True), where="mid", color=colour, label=label)
         if line.replicas:
-            axes[1].step(*zip(*line.replicas, strict=True), where="post", color=colour, label=line.name)
-        axes[2].plot(*zip(*line.first_tokens, strict=True), ".", color=colour, markersize=3, label=line.name)
+            axes[1].step(*zip(*line.replicas, strict=True), where="post", color=colour)
+        axes[2].plot(*zip(*line.first_tokens, strict=True), ".", color=colour, markersize=3)
     for axis, label in zip(axes, ("offered requests/s", "replicas that answer", "TTFT (s)"), strict=True):
         axis.set_ylabel(label)
         axis.set_ylim(bottom=0)

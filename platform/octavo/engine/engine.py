@@ -160,6 +160,7 @@ class Engine:
             owned_slots=pool.num_owned * pool.block_size,
             sequences_arrived=scheduler.num_arrived,
             sequences_finished=scheduler.num_finished,
+            finished_seconds=scheduler.finished_seconds,
             prompt_tokens=scheduler.num_prompt_tokens,
             cached_tokens=scheduler.num_cached_tokens,
             generation_tokens=self.generation_tokens,

@@ -6,27 +6,19 @@ import math
 
 from octavo.config import EngineConfig
 from octavo.engine.stats import EngineStats
-from octavo.scaling.policy import ShardLoad, room
-
-_RATE_SECONDS = 2.0
-"""Arrivals are averaged over this long: at 2 per second their noise is one per second, and a burst of twenty times
-shows 40 % of its height after a second."""
+from octavo.scaling.policy import RATE_SECONDS, ShardLoad, room
 
 _DURATION_SECONDS = 30.0
 """How long a sequence runs changes slowly; a burst must not hide it."""
 
 
 class LoadMeter:
-    """Rates from counters; call `measure` every second or so.
-
-    The mean time a sequence runs is the mean number running over the mean rate of ends (Little 1961), both over the
-    same half minute.
-    """
+    """Rates from counters; call `measure` every second or so."""
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self._last: tuple[float, EngineStats] | None = None
-        self._arriving = self._arrivals = self._ends = self._running = 0.0
+        self._arriving = self._arrivals = self._ends = self._seconds = 0.0
 
     def measure(self, stats: EngineStats, now: float) -> ShardLoad:
         """The load now.
@@ -44,7 +36,7 @@ class LoadMeter:
         context = stats.filled_slots / stats.num_running if stats.num_running else 0.0
         config = self._config
         fits = room(stats.cost, config.max_num_seqs, config.target_itl, context)
-        each = self._running / self._ends if self._ends > 1e-6 else 0.0
+        each = self._seconds / self._ends if self._ends > 1e-6 else 0.0
         return ShardLoad(
             arriving=self._arriving,
             waiting=stats.seconds_of_work,
@@ -57,9 +49,9 @@ class LoadMeter:
         )
 
     def _observe(self, before: EngineStats, after: EngineStats, seconds: float) -> None:
-        quick, slow = (1 - math.exp(-seconds / span) for span in (_RATE_SECONDS, _DURATION_SECONDS))
+        quick, slow = (1 - math.exp(-seconds / span) for span in (RATE_SECONDS, _DURATION_SECONDS))
         computed = (after.prompt_tokens - after.cached_tokens) - (before.prompt_tokens - before.cached_tokens)
         self._arriving += quick * (after.cost[1] * computed / seconds - self._arriving)
         self._arrivals += quick * ((after.sequences_arrived - before.sequences_arrived) / seconds - self._arrivals)
         self._ends += slow * ((after.sequences_finished - before.sequences_finished) / seconds - self._ends)
-        self._running += slow * (after.num_running - self._running)
+        self._seconds += slow * ((after.finished_seconds - before.finished_seconds) / seconds - self._seconds)

@@ -123,6 +123,7 @@ class Scheduler:
         self.num_cached_tokens = 0
         self.num_arrived = 0
         self.num_finished = 0
+        self.finished_seconds = 0.0
         self.num_output_tokens = 0
         self._clock = clock
         self._groups: dict[str, Group] = {}
@@ -317,6 +318,7 @@ class Scheduler:
             self._note("wait", seq, "no KV blocks", needed=fresh + spare, free=self.pool.num_free - idle)
             return 0
         heapq.heappop(self._waiting)
+        seq.since = seq.since or self._clock()
         seq.table = BlockTable(self.pool, cached)
         seq.num_computed = len(cached) * size
         count = min(seq.remaining, chunk)
@@ -468,6 +470,7 @@ class Scheduler:
         group = seq.group
         group.sequences.remove(seq)
         self.num_finished += 1
+        self.finished_seconds += self._clock() - seq.since if seq.since else 0.0
         if not group.sequences:
             del self._groups[group.request.request_id]
         update.finish_reason = reason

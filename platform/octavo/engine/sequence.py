@@ -78,6 +78,7 @@ class Sequence:
     num_prompt: int
     num_computed: int = 0
     cumulative_logprob: float = 0.0
+    since: float = 0.0  # when it first ran (monotonic seconds)
     chain: list[bytes] = field(default_factory=list)
     num_pending: int = 0
     row: int = -1
@@ -119,5 +120,6 @@ class Sequence:
             table=self.table.fork(),
             num_prompt=self.num_prompt,
             num_computed=self.num_computed,
+            since=self.since,
             chain=list(self.chain),
         )

@@ -16,6 +16,7 @@ class EngineStats:
         blocks_total, blocks_free, blocks_cached: KV blocks; free ones include the cached (reusable, evictable) ones.
         filled_slots, owned_slots: token slots that hold a token, of those in owned blocks; the rest is waste.
         sequences_arrived, sequences_finished: accepted since the start, and those of them that ended.
+        finished_seconds: how long the ended ones had been running, in sum.
         prompt_tokens, cached_tokens: prompt tokens of admitted requests, and how many of them the cache held.
         generation_tokens: sampled tokens.
         preemptions, steps: counts.
@@ -32,6 +33,7 @@ class EngineStats:
     owned_slots: int
     sequences_arrived: int
     sequences_finished: int
+    finished_seconds: float
     prompt_tokens: int
     cached_tokens: int
     generation_tokens: int

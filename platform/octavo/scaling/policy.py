@@ -4,9 +4,11 @@ Demand is counted in shards, over all of them, so it does not depend on how many
 another, and one hot shard among idle ones is the router's business, not a reason to grow.
 
     prompts    seconds of prompt work that arrive per second
-    streams    sequences over those one shard runs well; a burst shows in its arrivals before it shows in its streams,
-               so by Little's law (arrivals per second x seconds a sequence runs), where that is more
-    demand   = max( (prompts + streams) / utilization,      steady state, with room for bursts
+    streams    sequences over those one shard runs well
+    coming     the streams there will be, by Little's law: arrivals per second x seconds a sequence runs; a burst shows
+               there before it shows in its streams
+    demand   = max( (prompts + streams) / utilization,      those that are there, and some more
+                    prompts + coming,                        those that will be
                     seconds of work waiting / drain_within,  a queue that has to be gone in time
                     KV use / kv_utilization )                blocks, for long contexts
 
@@ -27,7 +29,10 @@ from octavo.cost_model import Cost
 _QUIET = 0.01
 """Shards' worth of demand that is none: averaged rates never fall to zero, this far they fall in ten seconds."""
 
-Reason = Literal["load", "waiting", "kv", "first token", "held", "kept", "quiet", "stale"]
+RATE_SECONDS = 2.0
+"""Arrivals are averaged over this long: a burst of twenty times shows 40 % of its height after a second."""
+
+Reason = Literal["load", "coming", "waiting", "kv", "first token", "held", "kept", "quiet", "stale"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +43,7 @@ class ShardLoad:
         arriving: seconds of prompt work that arrive per second.
         waiting: seconds of work that is known and not computed.
         sequences: running and waiting.
-        arrivals: sequences that arrive per second, over the last two seconds or so.
+        arrivals: sequences that arrive per second, over the last `RATE_SECONDS`.
         seconds_each: how long a sequence runs, on average; 0.0 when none has ended yet.
         room: sequences one shard runs at once within its targets (see `room`); at least 1.
         kv_use: share of KV blocks held by live requests, 0 to 1.
@@ -62,8 +67,7 @@ class Targets:
     """What the fleet is held to; all times in seconds.
 
     Attributes:
-        utilization: share of a shard's time and room that steady load may use; the rest absorbs bursts while new
-            shards start.
+        utilization: share of a shard's time and room that may be in use; the rest meets a burst while shards start.
         drain_within: a queue is given as many shards as it takes to be gone by then.
         kv_utilization: share of KV blocks that may be held.
         ttft: first tokens later than this, on every shard, ask for one more.
@@ -72,7 +76,7 @@ class Targets:
         stale_after: a report older than this is not believed.
     """
 
-    utilization: float = 0.7
+    utilization: float = 0.8
     drain_within: float = 2.0
     kv_utilization: float = 0.8
     ttft: float = 1.0
@@ -88,10 +92,12 @@ class State:
     Attributes:
         peaks: (time, shards wanted), later ones smaller: the sliding maximum of `down_after` seconds.
         quiet_since: when the last sequence had ended and demand with it; None while there is some.
+        held: how many requests no shard had taken, averaged as arrivals are, and when that was.
     """
 
     peaks: tuple[tuple[float, int], ...] = ()
     quiet_since: float | None = None
+    held: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +106,8 @@ class Decision:
 
     Attributes:
         replicas: shards to have.
-        reason: "load", "waiting", "kv", "first token", "held": what asks for this many; "kept": fewer would do, but not
-            for long enough yet; "quiet": nothing to do; "stale": nobody can be believed, so nothing changes.
+        reason: "load", "coming", "waiting", "kv", "first token", "held": what asks for this many; "kept": fewer would
+            do, but not for long enough yet; "quiet": nothing to do; "stale": nobody can be believed: nothing changes.
         demand: shards' worth of work there is now.
         state: for the next call.
     """
@@ -141,33 +147,57 @@ def decide(
     """
     believed = [shard for shard in shards if shard.age <= targets.stale_after]
     if target and not believed:  # shards that are starting, or cannot be seen: nothing is known that could change it
-        return Decision(target, "stale", 0.0, State(((now, target),)))
+        return Decision(target, "stale", 0.0, State(((now, target),), held=(held, now)))
     # one that is not believed any more is taken to be like the others, one that never reported to be empty
-    demand, reason = _demand(believed, len(shards) / max(1, len(believed)), held, targets)
+    queue = _averaged(state.held, held, now)
+    growth = (held - queue[0]) / RATE_SECONDS  # per second: the derivative, averaged as arrivals at shards are
+    demand, reason = _demand(believed, len(shards) / max(1, len(believed)), held, growth, targets)
     quiet = demand < _QUIET and not held and not any(shard.sequences for shard in believed)
     wanted = 0 if quiet else math.ceil(demand - 1e-9)
     if wanted <= target == running == len(believed) and _late(believed, targets):
         wanted, reason = target + 1, "first token"
     quiet_since = None if not quiet else now if state.quiet_since is None else state.quiet_since
     peaks = _with_peak(state.peaks or ((now, target),), now, wanted, targets.down_after)
-    return _settled(wanted, reason, demand, target, now, targets, State(peaks, quiet_since))
+    return _settled(wanted, reason, demand, target, now, targets, State(peaks, quiet_since, queue))
 
 
 def _late(shards: Sequence[ShardLoad], targets: Targets) -> bool:
     return bool(shards) and min(shard.first_token for shard in shards) > targets.ttft
 
 
-def _demand(shards: Sequence[ShardLoad], scale: float, held: float, targets: Targets) -> tuple[float, Reason]:
-    streams = sum(max(shard.sequences, shard.arrivals * shard.seconds_each) / shard.room for shard in shards)
+def _averaged(before: tuple[float, float], held: float, now: float) -> tuple[float, float]:
+    average, then = before
+    return held + (average - held) * math.exp(min(0.0, then - now) / RATE_SECONDS), now
+
+
+def _demand(
+    shards: Sequence[ShardLoad], scale: float, held: float, growth: float, targets: Targets
+) -> tuple[float, Reason]:
+    streams = sum(shard.sequences / shard.room for shard in shards)
     streams += held / max((shard.room for shard in shards), default=math.inf)
     arriving = sum(shard.arriving for shard in shards)
     terms: list[tuple[float, Reason]] = [
         (scale * (arriving + streams) / targets.utilization, "load"),
+        (scale * (arriving + _coming(shards, growth)), "coming"),
         (scale * sum(shard.waiting for shard in shards) / targets.drain_within, "waiting"),
         (scale * sum(shard.kv_use for shard in shards) / targets.kv_utilization, "kv"),
         (1.0 if held else 0.0, "held"),
     ]
     return max(terms, key=lambda term: term[0])
+
+
+def _coming(shards: Sequence[ShardLoad], growth: float) -> float:
+    """Shards' worth of streams, if sequences go on arriving as they do: at the shards, and where they are held.
+
+    Averaged over s seconds, the rate of a Poisson process of r per second has a standard deviation of sqrt(r / 2s). One
+    is taken off: the highest of many seconds' noise would otherwise hold a sixth more shards at 10 per second.
+    """
+    seconds = [shard.seconds_each for shard in shards if shard.seconds_each]
+    if not seconds:
+        return 0.0
+    rate = max(0.0, growth + sum(shard.arrivals for shard in shards))
+    surely = max(0.0, rate - math.sqrt(rate / (2 * RATE_SECONDS)))
+    return surely * sum(seconds) / len(seconds) / (sum(shard.room for shard in shards) / len(shards))
 
 
 def _with_peak(

@@ -61,6 +61,17 @@ def test_requests_that_wait_for_a_shard_bring_one() -> None:
     assert Autoscaler()(context({}))[0] == 0
 
 
+def test_a_burst_leaves_room_for_what_others_are_to_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = {"bundle": {"GPU": 1.0}, "ranks": 1, "strategy": "STRICT_PACK"}
+    busy = dataclasses.replace(BUSY, sequences=99.0)
+    found = {}
+    for case, nodes in {"nobody knows": None, "four GPUs": [{"GPU": 4.0}], "a node is gone": []}.items():
+        policy = Autoscaler(group=shard, kept=[shard])
+        monkeypatch.setattr(policy.nodes, "latest", lambda now, nodes=nodes: nodes)
+        found[case] = policy(context({"a": busy}))[0]
+    assert found == {"nobody knows": 13, "four GPUs": 3, "a node is gone": 0}  # Serve takes the minimum for less
+
+
 def test_serve_takes_the_policy() -> None:
     """As the application builds it: by name, with its targets, as a class made once."""
     config = AutoscalingConfig(

@@ -21,6 +21,14 @@ def test_the_phases_add_up_to_the_time_since_the_process_began() -> None:
     assert str(start).startswith(f"{sum(start.phases.values()):.2f} s after its process began (process ")
 
 
+def test_nobody_waited_for_a_process_that_was_kept_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo_serve.start_up.IMPORTED_AT", time.monotonic() - 60.0)
+    start = StartUp()
+    start.done("model")
+    assert list(start.phases) == ["model"]
+    assert "s in a process that was ready (model 0.0" in str(start)
+
+
 def test_a_process_knows_when_it_began() -> None:
     code = "import time; time.sleep(0.5); from octavo_serve.start_up import *; print(time.monotonic()-process_start())"
     before = time.monotonic()

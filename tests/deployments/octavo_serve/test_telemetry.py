@@ -16,6 +16,7 @@ STATS = EngineStats(
     owned_slots=400,
     sequences_arrived=9,
     sequences_finished=7,
+    finished_seconds=14.0,
     prompt_tokens=1000,
     cached_tokens=600,
     generation_tokens=50,

@@ -12,8 +12,8 @@ from octavo.engine.stats import EngineStats
 
 NOTHING = EngineStats(
     num_running=0, num_waiting=0, blocks_total=100, blocks_free=100, blocks_cached=0, filled_slots=0, owned_slots=0,
-    sequences_arrived=0, sequences_finished=0, prompt_tokens=0, cached_tokens=0, generation_tokens=0, preemptions=0,
-    steps=0, seconds_of_work=0.0, cost=Cost(0.01, 1e-4, 5e-4, 0.0, 0.0),
+    sequences_arrived=0, sequences_finished=0, finished_seconds=0.0, prompt_tokens=0, cached_tokens=0,
+    generation_tokens=0, preemptions=0, steps=0, seconds_of_work=0.0, cost=Cost(0.01, 1e-4, 5e-4, 0.0, 0.0),
 )  # fmt: skip
 
 
@@ -39,12 +39,13 @@ def test_rates_and_times_of_a_queue() -> None:
             num_running=sum(end > now for end in ends),
             sequences_arrived=arrived,
             sequences_finished=sum(end <= now for end in ends),
+            finished_seconds=3.0 * sum(end <= now for end in ends),
             prompt_tokens=200 * arrived,
             cached_tokens=50 * arrived,
         )
         if tick % 10 == 0:
             load = meter.measure(stats, now)
-    assert load.seconds_each == pytest.approx(3.0, rel=0.25)
+    assert load.seconds_each == pytest.approx(3.0)
     assert load.arrivals == pytest.approx(5.0, abs=3.0)
     assert load.arriving == pytest.approx(150 * 1e-4 * load.arrivals, rel=0.01)
 

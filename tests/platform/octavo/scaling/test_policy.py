@@ -31,10 +31,12 @@ def once(shards: list[ShardLoad], *, target: int | None = None, held: float = 0.
 
 
 STEADY = replace(IDLE, arriving=0.2, sequences=4.0, arrivals=2.0)  # 0.2 + 4 / 10 of one shard
+NEW = replace(IDLE, arrivals=20.0, seconds_each=0.0)
 CASES = {
     "steady load keeps what there is": ([STEADY] * 3, 3, 0, 3, "load"),
     "streams that fill the room": ([replace(STEADY, sequences=10.0)], 1, 0, 2, "load"),
-    "a burst shows in its arrivals first": ([replace(STEADY, arrivals=40.0)], 1, 0, 12, "load"),
+    "a burst shows in its arrivals first": ([replace(STEADY, arrivals=40.0)], 1, 0, 8, "coming"),
+    "a new shard does not know how long sequences run": ([replace(STEADY, arrivals=20.0), NEW], 2, 0, 8, "coming"),
     "a queue has to be gone in time": ([replace(STEADY, waiting=9.0)], 1, 0, 5, "waiting"),
     "long contexts hold blocks": ([replace(STEADY, kv_use=0.9)] * 2, 2, 0, 3, "kv"),
     "late first tokens everywhere": ([replace(STEADY, first_token=3.0)] * 2, 2, 0, 3, "first token"),
@@ -106,7 +108,7 @@ def test_down_slowly_and_only_to_the_highest_of_the_window() -> None:
     target, state, _ = run([replace(STEADY, sequences=30.0)], 10, target=9, state=state, start=1)
     assert target == 9
     target, state, _ = run([replace(STEADY, sequences=4.0)], 15, target=9, state=state, start=11)
-    assert target == 5  # 20 s after the 60, within 20 s of the 30
+    assert target == 4  # 20 s after the 60, within 20 s of the 30
     target, state, _ = run([replace(STEADY, sequences=4.0)], 15, target=5, state=state, start=26)
     assert target == 1
 

