@@ -1,0 +1,233 @@
+// How a step's tokens go through the matrices: together, very few of them, or in runs apart.
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+
+#include "decoder/records.h"
+#include "linear/cpu.h"
+
+namespace octavo {
+namespace {
+
+// ---- memory that grows ----------------------------------------------------------------------------------------------
+
+struct Free {
+    void operator()(void* p) const { std::free(p); }
+};
+
+class Buffer {
+    std::unique_ptr<void, Free> memory;
+    int64_t bytes = 0;
+
+public:
+    // Room for `wanted` bytes, 64-byte aligned; what was in it is lost when it grows.
+    void* reserve(int64_t wanted) {
+        if (wanted > bytes) {
+            bytes = (wanted + wanted / 4 + 63) / 64 * 64;
+            memory.reset();
+            memory.reset(std::aligned_alloc(64, bytes));
+            if (!memory) std::abort();
+        }
+        return memory.get();
+    }
+    float* floats(int64_t count) { return (float*)reserve(count * 4); }
+};
+
+// One input of several matrices, converted once into every form that one of them wants.
+class Input {
+    Buffer buffers[3];
+    Activations forms[3] = {};
+    bool wanted[3] = {};
+
+public:
+    void add(const Matrix& w, bool exact) { wanted[int(activation_kind(WeightFormat(w.format), exact))] = true; }
+
+    void reserve(int64_t rows, int64_t k) {
+        for (int kind = 0; kind < 3; ++kind) {
+            if (!wanted[kind]) continue;
+            const int64_t bytes = activation_bytes(ActivationKind(kind), rows, k);
+            forms[kind] = {ActivationKind(kind), rows, k, (uint8_t*)buffers[kind].reserve(bytes)};
+        }
+    }
+    void pack(int64_t row, const float* x) const {
+        for (int kind = 0; kind < 3; ++kind)
+            if (wanted[kind]) pack_row(forms[kind], row, x);
+    }
+    void pack(int64_t row, const float* x, Range columns) const {
+        for (int kind = 0; kind < 3; ++kind)
+            if (wanted[kind]) pack_columns(forms[kind], row, x, columns);
+    }
+    // The outputs of some blocks of 16; `out` takes the first.
+    void multiply(const Matrix& w, bool exact, float* out, int64_t stride, Range blocks) const {
+        const int kind = int(activation_kind(WeightFormat(w.format), exact));
+        linear(w.packed(), forms[kind], out, stride, w.bias, blocks);
+    }
+};
+
+// Tokens that a thread takes through the matrices at once, and the least for which that pays: each thread then reads all
+// weights. AMX unpacks weights anew for each run.
+constexpr int64_t kRunTokens = OCTAVO_ISA >= 3 ? 256 : 48, kLeastTokens = 16;
+constexpr int64_t kRunBlocks = 24;  // of outputs at a time: 48 rows of gate and up take 144 KiB of the L2 cache
+
+// Norms and conversions of so few tokens cost less than another phase: about a microsecond each.
+constexpr int64_t kFewTokens = 3;
+
+// Adds up the values that all ranks of a model have at this point, in place.
+using SumOverRanks = void (*)(float* values, int64_t count);
+
+// What lies between the matrices, for some tokens.
+struct Workspace {
+    Input qkv_input, out_input, mlp_input, down_input;
+    float *attended, *fed, *normed, *residual;  // [tokens][hidden]; the first two: what attention and MLP add
+    float* gate_up;                             // [tokens][2 x the gate's width]
+
+    void reserve(const Model& model, int64_t tokens, int64_t gate_width) {
+        attended = attended_.floats(tokens * model.hidden);
+        fed = fed_.floats(tokens * model.hidden);
+        gate_up = gate_up_.floats(tokens * 2 * gate_width);
+        normed = normed_.floats(tokens * model.hidden);
+        residual = residual_.floats(tokens * model.hidden);
+        qkv_input.reserve(tokens, model.hidden);
+        out_input.reserve(tokens, model.query_heads * model.head_dim);
+        mlp_input.reserve(tokens, model.hidden);
+        down_input.reserve(tokens, model.inner);
+    }
+
+private:
+    Buffer attended_, fed_, gate_up_, normed_, residual_;
+};
+
+struct Product {
+    const Matrix* matrix;
+    int64_t column;  // of its outputs, in a row of all
+};
+
+// Tokens that go through the matrices: consecutive ones of a step, or those that a list names.
+struct Tokens {
+    int64_t first, count;
+    const int64_t* list;  // or null
+
+    int64_t operator[](int64_t i) const { return list ? list[first + i] : first + i; }
+    Tokens part(Range range) const { return {first + range.begin, range.end - range.begin, list}; }
+};
+
+int64_t blocks_of(int64_t outputs) { return (outputs + 15) / 16; }
+
+// Matrices in units of a few blocks of outputs, so that a slow thread does not hold up the rest.
+class Units {
+    const std::initializer_list<int64_t> outputs;
+    const int64_t most, multiple;
+
+    int64_t units(int64_t n) const { return std::clamp(blocks_of(n) / multiple, int64_t(1), most); }
+
+public:
+    Units(std::initializer_list<int64_t> outputs_, int64_t most_, int64_t rows)
+        : outputs(outputs_), most(most_), multiple(blocks_together(rows)) {}
+
+    int64_t count() const {
+        int64_t total = 0;
+        for (const int64_t n : outputs) total += units(n);
+        return total;
+    }
+    // f(matrix, blocks) for one of them.
+    template <class F>
+    void run(int64_t unit, const F& f) const {
+        for (size_t i = 0; i < outputs.size(); ++i) {
+            const int64_t n = outputs.begin()[i];
+            if (unit < units(n)) return f(i, split(blocks_of(n), int(unit), int(units(n)), multiple));
+            unit -= units(n);
+        }
+    }
+};
+
+// What the ways have in common: multiply(outputs, prepare, f) calls prepare(i) for each token, which writes to `own`, then
+// f(matrix, blocks) for all blocks of the matrices with so many outputs, which writes to `shared`.
+
+// All tokens of a step; what happens to rows is shared out among the threads, as a phase of its own.
+struct Together {
+    static constexpr bool few = false;
+    Phases& phases;
+    int& cursor;
+    int64_t cuts;  // units of a phase whose work can be cut anywhere
+    Tokens tokens;
+    SumOverRanks sum_over_ranks;
+    Workspace& shared;
+    Workspace& own;  // the same
+    int64_t gate_width;
+
+    // f(i) for i < count, some at a time.
+    template <class F>
+    void each(int64_t count, const F& f) const {
+        const int64_t units = std::min(count, cuts);
+        phases.run(cursor, units, [&](int64_t unit) {
+            const Range part = split(count, int(unit), int(units));
+            for (int64_t i = part.begin; i < part.end; ++i) f(i);
+        });
+    }
+    template <class P, class F>
+    void multiply(std::initializer_list<int64_t> outputs, const P& prepare, const F& f) const {
+        each(tokens.count, prepare);
+        multiply(outputs, f);
+    }
+    template <class F>
+    void multiply(std::initializer_list<int64_t> outputs, const F& f) const {
+        const Units units(outputs, cuts, tokens.count);
+        phases.run(cursor, units.count(), [&](int64_t unit) { units.run(unit, f); });
+    }
+    // What this rank has computed of `values` becomes the whole.
+    void sum(float* values, int64_t count) const {
+        if (sum_over_ranks) phases.run(cursor, 1, [&](int64_t) { sum_over_ranks(values, count); });
+    }
+    float* gate(int64_t column) const { return shared.gate_up + column; }
+};
+
+// The same for very few tokens: every thread that has a part in a product prepares all of its input for itself.
+struct Few : Together {
+    static constexpr bool few = true;
+    using Together::multiply;
+
+    template <class P, class F>
+    void multiply(std::initializer_list<int64_t> outputs, const P& prepare, const F& f) const {
+        const Units units(outputs, cuts, tokens.count);
+        bool prepared = false;
+        phases.run(cursor, units.count(), [&](int64_t unit) {
+            for (int64_t i = 0; !prepared && i < tokens.count; ++i) prepare(i);
+            prepared = true;
+            units.run(unit, f);
+        });
+    }
+};
+
+// A run of tokens, on one thread.
+struct Apart {
+    static constexpr bool few = false;
+    Tokens tokens;
+    Workspace& shared;
+    Workspace& own;  // the same
+    int64_t gate_width;
+
+    template <class F>
+    void each(int64_t count, const F& f) const {
+        for (int64_t i = 0; i < count; ++i) f(i);
+    }
+    template <class P, class F>
+    void multiply(std::initializer_list<int64_t> outputs, const P& prepare, const F& f) const {
+        each(tokens.count, prepare);
+        multiply(outputs, f);
+    }
+    template <class F>
+    void multiply(std::initializer_list<int64_t> outputs, const F& f) const {
+        for (size_t i = 0; i < outputs.size(); ++i) {
+            const int64_t blocks = blocks_of(outputs.begin()[i]);
+            for (int64_t block = 0; block < blocks; block += kRunBlocks)
+                f(i, Range{block, std::min(block + kRunBlocks, blocks)});
+        }
+    }
+    void sum(float*, int64_t) const {}
+    float* gate(int64_t) const { return shared.gate_up; }
+};
+
+}  // namespace
+}  // namespace octavo
