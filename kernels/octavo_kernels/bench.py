@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from octavo_kernels.activation import silu_mul
+from octavo_kernels.kv_cache import KVScales
 from octavo_kernels.kv_store import kv_store
 from octavo_kernels.linear import PackedWeight, linear
 from octavo_kernels.linear.blocks import BlockWeight
@@ -38,6 +39,7 @@ from octavo_kernels.moe import moe, route
 from octavo_kernels.moe.reference import moe as moe_in_torch
 from octavo_kernels.native.library import library, use_cpu
 from octavo_kernels.paged_attention import PagedBatch, paged_attention
+from octavo_kernels.qkv_rope_store import qkv_rope_store
 from octavo_kernels.rms_norm import add_rms_norm
 from octavo_kernels.rotary import rotary_
 from octavo_kernels.sampling import sample_tensors
@@ -211,35 +213,59 @@ def _kv_store(bench: Bench, rows: int) -> Case:
     return Case("kv_store", f"{rows} tokens", lambda: kv_store(k, v, caches[0], caches[1], slots), 4 * k.nbytes)
 
 
+def _qkv_rope_store(bench: Bench, rows: int) -> Case:
+    (heads, kv_heads), dim = bench.size.heads, bench.size.dim
+    table, positions = torch.randn(rows, dim, device=bench.device), torch.arange(rows, device=bench.device)
+    qkv = _noise(bench, rows, (heads + 2 * kv_heads) * dim)
+    k, v = (_noise(bench, -(-rows // BLOCK), BLOCK, kv_heads, dim) for _ in range(2))
+    return Case(
+        "qkv_rope_store",
+        f"{rows} tokens",
+        lambda: qkv_rope_store(qkv, k, v, positions, positions, cos_sin=table),
+        2 * qkv.nbytes,
+    )
+
+
 def _attention(bench: Bench) -> Iterator[Case]:
     for sequences, context in bench.size.decodes:
         yield _attention_case(bench, sequences, 1, context)
+    for codes in (torch.int8, torch.float8_e4m3fn):
+        yield _attention_case(bench, sequences, 1, context, codes)
     yield _attention_case(bench, 1, bench.size.prefill, bench.size.prefill)
     yield _attention_case(bench, 4, bench.size.prefill // 4, bench.size.prefill // 2)
 
 
-def _attention_case(bench: Bench, sequences: int, queries: int, context: int) -> Case:
-    """`queries` tokens at the end of each context; its rival has K and V in one piece, which paged caches have not."""
+def _attention_case(bench: Bench, sequences: int, queries: int, context: int, codes: torch.dtype | None = None) -> Case:
+    """`queries` tokens at the end of each context; torch has K and V in one piece, which paged caches have not."""
     (heads, kv_heads), dim = bench.size.heads, bench.size.dim
     blocks = -(-context // BLOCK)
     q = _noise(bench, sequences * queries, heads, dim)
     k, v = (_noise(bench, sequences * blocks, BLOCK, kv_heads, dim) for _ in range(2))
     tables = np.random.default_rng(0).permutation(sequences * blocks).reshape(sequences, blocks)
-    batch = PagedBatch.build(
-        np.arange(sequences + 1) * queries, np.full(sequences, context), tables, BLOCK, bench.device
-    )
+    layout = np.arange(sequences + 1) * queries, np.full(sequences, context), tables, BLOCK, bench.device
+    batch, invariant = PagedBatch.build(*layout), PagedBatch.build(*layout, split_keys=512)
     dense_q = q.view(sequences, queries, heads, dim).transpose(1, 2)
     dense_k, dense_v = (x.view(sequences, -1, kv_heads, dim)[:, :context].transpose(1, 2).contiguous() for x in (k, v))
     mask = torch.ones(queries, context, dtype=torch.bool, device=bench.device).tril(context - queries)
     kind: dict[str, Any] = {"is_causal": True} if queries == context else {} if queries == 1 else {"attn_mask": mask}
     seen = sequences * (queries * context - queries * (queries - 1) // 2)
+    scales: KVScales | None = None
+    if codes is not None:
+        k, v = ((10 * x).to(codes) for x in (k, v))
+        tenths = torch.full(k.shape[:3], 0.1, device=bench.device)
+        scales = tenths, tenths
+    rivals: dict[str, Callable[[], object]] = {
+        "torch_sdpa": lambda: F.scaled_dot_product_attention(dense_q, dense_k, dense_v, enable_gqa=True, **kind)
+    }
+    if bench.device != "cpu":  # where it costs nothing
+        rivals["batch_invariant"] = lambda: paged_attention(q, k, v, invariant, scale=dim**-0.5, kv_scales=scales)
     return Case(
         "paged_attention",
-        f"{sequences} x {queries} of {context}",
-        lambda: paged_attention(q, k, v, batch, scale=dim**-0.5),
-        2 * q.nbytes + 2 * sequences * context * kv_heads * dim * q.element_size(),
+        f"{sequences} x {queries} of {context}" + (f", {str(codes).removeprefix('torch.')}" if codes else ""),
+        lambda: paged_attention(q, k, v, batch, scale=dim**-0.5, kv_scales=scales),
+        2 * q.nbytes + 2 * sequences * context * kv_heads * (dim * k.element_size() + 4 * (codes is not None)),
         4 * seen * heads * dim,
-        {"torch_sdpa": lambda: F.scaled_dot_product_attention(dense_q, dense_k, dense_v, enable_gqa=True, **kind)},
+        rivals,
     )
 
 
@@ -267,10 +293,16 @@ class _Product(NamedTuple):
     name: str
     nbytes: int
     multiply: Callable[[Tensor], Tensor]
+    invariant: Callable[[Tensor], Tensor] | None = None  # the same with one tile for any number of rows
 
 
 def _grouped(name: str, weight: QuantizedWeight) -> _Product:
-    return _Product(name, weight.nbytes, lambda x: quantized_linear(x, weight))
+    return _Product(
+        name,
+        weight.nbytes,
+        lambda x: quantized_linear(x, weight),
+        lambda x: quantized_linear(x, weight, batch_invariant=True),
+    )
 
 
 def _blocks(name: str, n: int, k: int) -> BlockWeight:
@@ -291,14 +323,17 @@ def _packed(name: str, n: int, k: int) -> _Product:
 
 def _linear_case(bench: Bench, weight: Tensor, rows: int, product: _Product) -> Case:
     n, k = weight.shape
-    x = _noise(bench, rows, k)
+    x, invariant = _noise(bench, rows, k), product.invariant
+    rivals: dict[str, Callable[[], object]] = {"torch_linear": lambda: F.linear(x, weight)}
+    if bench.device != "cpu" and invariant is not None:
+        rivals["batch_invariant"] = lambda: invariant(x)
     return Case(
         f"linear_{product.name}",
         f"{rows} x {k} -> {n}",
         lambda: product.multiply(x),
         product.nbytes + rows * (n + k) * x.element_size(),
         2 * rows * n * k,
-        {"torch_linear": lambda: F.linear(x, weight)},
+        rivals,
     )
 
 
@@ -352,6 +387,7 @@ CASES: dict[str, Callable[[Bench], Iterator[Case]]] = {
     "activation": _for_all_rows(_silu_mul),
     "rotary": _for_all_rows(_rotary),
     "kv_store": _for_all_rows(_kv_store),
+    "qkv_rope_store": _for_all_rows(_qkv_rope_store),
     "paged_attention": _attention,
     "linear": _linears,
     "moe": _for_all_rows(_moe),
@@ -381,7 +417,12 @@ def run(ops: list[str], device: str, size: Size, rounds: int, seconds: float) ->
             if time.monotonic() - begin > seconds:
                 results.append({"op": op, "shape": case.shape, "error": "the time is up"})
                 break
-            found = bench.measure(case, ceilings)
+            try:
+                found = bench.measure(case, ceilings)
+            except Exception as error:  # whatever one kernel has, the others are to be measured
+                results.append({"op": case.op, "shape": case.shape, "error": repr(error)})
+                sys.stdout.write(f"{case.op} {case.shape}: {error!r}\n")
+                continue
             results.append(asdict(found))
             sys.stdout.write(_line(found))
     return {"machine": _machine(device), "torch": torch.__version__, "ceilings": asdict(ceilings), "results": results}

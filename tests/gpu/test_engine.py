@@ -42,7 +42,7 @@ def test_every_family_is_greedy_like_transformers(gpu_llm, tiny_model, tiny_name
         assert tokens == logits[len(output.prompt_token_ids) - 1 :].argmax(-1).tolist()
 
 
-@pytest.mark.parametrize("name", ["llama3", "gemma2", "gemma3", "qwen3", "mistral"])
+@pytest.mark.parametrize("name", ["llama3", "gemma2", "gemma3", "qwen3", "mistral", "mixtral"])
 def test_graphs_and_steps_begun_early_say_what_plain_steps_say(gpu_llm, name, caplog):
     plain = said(gpu_llm(name, enforce_eager=True, async_scheduling=False))
     with caplog.at_level(logging.WARNING):

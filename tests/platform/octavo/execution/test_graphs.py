@@ -62,7 +62,7 @@ def test_sizes_are_few_and_hold_the_largest_batch():
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("llama3", {}), ("gemma2", {}), ("gemma3", {}), ("qwen3", {"kv_cache_dtype": "int8"}), ("mpt", {})],
+    [("llama3", {}), ("mixtral", {}), ("gemma3", {}), ("qwen3", {"kv_cache_dtype": "int8"}), ("mpt", {})],
 )
 def test_padded_steps_say_what_others_say(torch_llm, name, settings):
     ours, theirs = as_on_a_gpu(torch_llm(name, **settings)), torch_llm(name, **settings)
