@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -150,6 +151,42 @@ def running(name: str, state: str = "RUNNING") -> int:
     from ray import serve
 
     return int(serve.status().applications["octavo"].deployments[f"shard-{name}"].replica_states.get(state, 0))
+
+
+def test_models_that_share_a_cluster(cluster: Any, deploy: Callable[..., Any]) -> None:
+    """A burst takes what another model is not to have at least, even when that one's shard has to be replaced then;
+    and when it is over, shards leave without ending a stream."""
+    bounds = {"min": 1, "max": 4, "utilization": 1.0, "down_after": 1.0, "warm": 0}
+    engine = REHEARSAL | {"max_num_seqs": 2}
+    gateway = deploy(
+        model("greedy", num_gpus=2, replicas=bounds, engine=engine, graceful_shutdown_timeout_s=20.0),
+        model("modest", num_gpus=2, engine=engine),
+    )
+    until(lambda: _refusal(gateway, "greedy") is None and _refusal(gateway, "modest") is None)
+    streams, over = Streams(gateway, "greedy"), threading.Event()
+    burst = [threading.Thread(target=_until_over, args=(streams, over)) for _ in range(9)]
+    for thread in burst:
+        thread.start()
+    until(lambda: running("greedy") == 3)
+    (modest,) = processes("ray::ServeReplica:octavo:shard-modest")
+    os.kill(modest, signal.SIGKILL)
+    until(lambda: running("modest") == 0 or modest not in processes("ray::ServeReplica:octavo:shard-modest"))
+    until(lambda: len(processes("ray::ServeReplica:octavo:shard-modest")) == 1 and running("modest") == 1)
+    assert running("greedy") == 3
+    texts = {length: streams.start(length) for length in (100, 130, 160, 190, 220, 250)}
+    over.set()
+    until(lambda: running("greedy", "STOPPING") > 0)
+    assert not texts[250].done()
+    whole = texts[250].result(100)
+    assert all(whole.startswith(text.result(100)) for text in texts.values())
+    assert whole == ask(gateway, "greedy", max_tokens=250)
+    for thread in burst:
+        thread.join(100)
+
+
+def _until_over(streams: Streams, over: threading.Event) -> None:
+    while not over.is_set():
+        streams.start(20).result(100)
 
 
 BUNDLE = {"CPU": 0.1, "GPU": 1.0}
