@@ -208,6 +208,8 @@ class LocalExecutor:
         if self._worker is not None:
             self._worker.close()
         self.pipeline = None
+        if isinstance(self._runner, Runner):
+            self._runner.close()
         del self._runner, self.parts
 
 

@@ -13,7 +13,7 @@ from octavo.execution.graphs import Capture, DecodeGraphs, DecodeInputs, fill_in
 from octavo.execution.kv_storage import KVStorage
 from octavo.execution.pipeline import Wait
 from octavo.execution.sampler import Drawn, begin_sample, prompt_logprobs
-from octavo.execution.transfer import to_device
+from octavo.execution.transfer import fetch, to_device
 from octavo.models.decoder import Decoder
 from octavo.step import Int64, LogprobRow, StepBatch, StepResult
 from octavo_kernels.paged_attention import PagedBatch
@@ -50,6 +50,10 @@ class Runner:
         inputs = DecodeInputs(self._drawn, width, self._block_size, self._kv.spare_block)
         self._graphs = DecodeGraphs(self._compute, inputs, capture)
 
+    def close(self) -> None:
+        """Drop the graphs, which hold this runner and so its memory."""
+        self._graphs = None
+
     def run(self, batch: StepBatch) -> StepResult:
         """One step."""
         return self.launch(batch)()
@@ -68,7 +72,7 @@ class Runner:
             batch.prompt_logprobs,
             lambda rows: self._join(self._decoder.logits(self._take(hidden, np.array(rows)))),
         )
-        drawn = self._draw(logits, row_of, batch) if logits is not None and len(row_of) else _nothing
+        drawn = self._draw(logits, row_of, batch) if logits is not None and len(row_of) else self._end()
 
         def wait() -> StepResult:
             tokens, logprobs = drawn()
@@ -91,6 +95,16 @@ class Runner:
         self._drawn[: len(tokens)].copy_(tokens)
         return wait
 
+    def _end(self) -> Drawn:
+        """Waits for a step that draws nothing: its end is what its duration is measured by."""
+        wait = fetch(self._drawn[:1])
+
+        def nothing() -> tuple[Int64, dict[int, LogprobRow]]:
+            wait()
+            return np.zeros(0, np.int64), {}
+
+        return nothing
+
     def _take(self, rows: Tensor, places: np.ndarray) -> Tensor:
         """rows[places], which are often all of them."""
         if len(places) == len(rows) and (places == np.arange(len(rows))).all():
@@ -112,7 +126,3 @@ class Runner:
 
     def _compute(self, tokens: Tensor, context: PagedBatch) -> Tensor:
         return self._decoder.forward(tokens, context, self._kv.layers)
-
-
-def _nothing() -> tuple[Int64, dict[int, LogprobRow]]:
-    return np.zeros(0, np.int64), {}

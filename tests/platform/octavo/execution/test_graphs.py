@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 
 import pytest
 import torch
 
 from octavo import LLM, SamplingParams
+from octavo.execution import runner
 from octavo.execution.graphs import padded_sizes
 from octavo_kernels.native import library
 
@@ -104,6 +107,29 @@ def test_only_rows_that_changed_are_copied(torch_llm, monkeypatch):
     llm.generate([[1, 2, 3], [4, 5, 6]], params, use_tqdm=False)
     assert copied[0] == 2 * 3  # 35 tokens each: three blocks
     assert inputs.block_tables.tolist() == inputs._table.tolist()
+
+
+def test_a_step_that_draws_nothing_is_waited_for(torch_llm, monkeypatch):
+    waits = []
+    monkeypatch.setattr(runner, "fetch", lambda *tensors: lambda: waits.append(tensors))
+    llm = as_on_a_gpu(torch_llm("llama3", max_num_batched_tokens=16))
+    llm.generate([list(range(60))], SamplingParams(temperature=0, max_tokens=2, ignore_eos=True), use_tqdm=False)
+    assert len(waits) == 3  # chunks of 16, 16 and 16 before the one that draws
+
+
+def test_closing_frees_the_memory_at_once(tiny_model):
+    def capture(function):
+        out = function()
+        return lambda: out  # as a graph, it does not hold the function
+
+    with library.use(None):
+        llm = as_on_a_gpu(LLM(str(tiny_model("llama3")), kv_cache_bytes=2**19, progress=False), capture)
+    llm.generate(PROMPTS[:1], PARAMS[0], use_tqdm=False)
+    cache = weakref.ref(llm.engine.executor._runner._kv)
+    gc.disable()
+    llm.close()
+    gc.enable()
+    assert cache() is None
 
 
 def test_without_capture_it_goes_on_and_says_so_once(torch_llm, caplog):
