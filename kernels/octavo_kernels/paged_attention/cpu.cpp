@@ -223,11 +223,16 @@ void attend_rows(const Split& split, const float* q, const Shape& shape, const V
                       std::min(split.cells, (last - split.key) / kCell + 1)};
     const Range vecs{cells.begin * kCellVecs, cells.end * kCellVecs};
     int column = int(vecs.begin);
+    const auto fetch_next = [&] {
+        if (!fetch || (column - vecs.begin) % (kStepCells * kCellVecs)) return;
+        const int64_t cell = column / kCellVecs;
+        fetch_cells<T>(split, cell, std::min<int64_t>(kStepCells, cells.end - cell));
+    };
     for (; column + kColumns <= vecs.end; column += kColumns) {
-        if (fetch && (column - vecs.begin) % (kStepCells * kCellVecs) == 0) fetch_cells<T>(split, column / kCellVecs, kStepCells);
+        fetch_next();
         score_columns<T, R, kColumns>(split, column, q, shape.words, scores);
     }
-    if (fetch && column < vecs.end) fetch_cells<T>(split, column / kCellVecs, cells.end - column / kCellVecs);
+    if (column < vecs.end) fetch_next();
     for (; column + 2 <= vecs.end; column += 2) score_columns<T, R, 2>(split, column, q, shape.words, scores);
     for (; column < vecs.end; ++column) score_columns<T, R, 1>(split, column, q, shape.words, scores);
 
