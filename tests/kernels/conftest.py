@@ -29,6 +29,14 @@ if importlib.util.find_spec("hypothesis") is None:  # as on a borrowed GPU: the 
     sys.modules |= {"hypothesis": _absent, "hypothesis.strategies": _absent.strategies}
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-k gpu` finds every test of a Triton kernel, whatever its name."""
+    for item in items:
+        if "gpu" in getattr(item, "fixturenames", ()):
+            item.extra_keyword_matches.add("gpu")
+
+
 @pytest.fixture(scope="module")
 def device() -> str:
     return "cuda" if HAS_CUDA else "cpu"
