@@ -110,7 +110,8 @@ def compile_launches(tmp_path: Path) -> Callable[..., dict[str, list[Any]]]:
     """
     fields = ("kernel", "warps", "registers", "spilled", "shared", "matrix", "async_copies")
     # Triton 3.9 warns until FP_FUSION says what it does anyway.
-    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
+    settings = {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1", "TRITON_INTERPRET": "0"}
+    environment = os.environ | settings
 
     def compiled(file: str, capability: int, *names: str) -> dict[str, list[Any]]:
         script = Path(__file__).with_name("compile_launches.py")

@@ -10,7 +10,9 @@ and their 6-bit scales take a byte (Q4_K: 4.63 bits a weight instead of 4.5).
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from octavo_kernels.linear.formats import GROUPED, Array, integer_scales
-from octavo_kernels.linear.pack import PARTS
+from octavo_kernels.linear.pack import CHUNK_VALUES, PARTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +57,10 @@ class BlockWeight:
             gguf_type: GGUF's name of the format, one of `formats.GROUPED`.
         """
         form = GROUPED[gguf_type]
-        codes, stored = form.split(blocks.reshape(len(blocks), -1, form.block_bytes))
-        codes = codes.reshape(len(blocks), -1)
-        (_, low_bits), *rest = PARTS[form.bits]
-        scales: list[Any] = _scales(gguf_type, stored)
-        weight = cls(form.zero, low_bits, _plane(codes, 0, low_bits), *scales)
-        if not rest:
-            return weight
-        return replace(weight, high_bits=rest[0][1], high=_plane(codes, *rest[0]))
+        step = max(1, CHUNK_VALUES * form.block_bytes // (blocks.shape[1] * form.unit))
+        pieces = [blocks[start : start + step] for start in range(0, len(blocks), step)]
+        with ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:  # numpy lets other threads run
+            return joined_rows(list(pool.map(partial(_from_blocks, gguf_type), pieces)))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -106,6 +104,22 @@ class BlockWeight:
         return values.view(self.shape).to(dtype)
 
 
+def joined_rows(parts: list[BlockWeight]) -> BlockWeight:
+    """Matrices of one format, one below the other."""
+    tensors: dict[str, Any] = {name: torch.cat([x.tensors[name] for x in parts]) for name in parts[0].tensors}
+    return replace(parts[0], **tensors)
+
+
+def _from_blocks(gguf_type: str, blocks: Array) -> BlockWeight:
+    form = GROUPED[gguf_type]
+    codes, stored = form.split(blocks.reshape(len(blocks), -1, form.block_bytes))
+    codes = codes.reshape(len(blocks), -1)
+    (_, low_bits), *rest = PARTS[form.bits]
+    scales: list[Any] = _scales(gguf_type, stored)
+    weight = BlockWeight(form.zero, low_bits, _plane(codes, 0, low_bits), *scales)
+    return replace(weight, high_bits=rest[0][1], high=_plane(codes, *rest[0])) if rest else weight
+
+
 def _scales(gguf_type: str, stored: list[Array]) -> list[Tensor | None]:
     """The scales and minima of a row, then those of units."""
     factors = stored[0].view(np.float16)
@@ -121,9 +135,13 @@ def _row(x: Array) -> Tensor:
 
 def _plane(codes: Array, low: int, width: int) -> Tensor:
     """Bits [low, low + width) of codes [n, k] in bytes, of the first columns lowest."""
+    if width == 8:
+        return torch.from_numpy(codes)
     parts = ((codes >> np.uint8(low)) & np.uint8((1 << width) - 1)).reshape(len(codes), -1, 8 // width)
-    shifts = np.arange(0, 8, width, dtype=np.uint8)
-    return torch.from_numpy(np.bitwise_or.reduce(parts << shifts, axis=-1))
+    plane = parts[..., 0].copy()
+    for i in range(1, 8 // width):
+        plane |= parts[..., i] << np.uint8(i * width)
+    return torch.from_numpy(plane)
 
 
 def _unplane(plane: Tensor, width: int) -> Tensor:
