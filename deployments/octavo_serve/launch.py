@@ -38,7 +38,12 @@ def main() -> None:
     report(phase="Starting Serve")
     threading.Thread(target=_watch, args=(report, arguments.apps), daemon=True).start()
     try:
-        scripts.run.main([str(arguments.config)], standalone_mode=False)
+        while True:
+            try:
+                scripts.run.main([str(arguments.config)], standalone_mode=False)
+                break
+            except ray.exceptions.RayActorError:  # Serve has given up a proxy that is slow to start, for another one
+                time.sleep(1)
     finally:
         if arguments.address:  # the cluster stays; what this command brought does not
             _delete(arguments.apps)

@@ -277,7 +277,7 @@ def environment(options: Options, plan: Plan, folder: Path) -> dict[str, str]:
         settings["RAY_preload_python_modules"] = "octavo_serve.shard"  # imported before a process is needed: `warm`
         # on a busy machine a proxy takes longer to start than the 5 s after which Serve starts another one instead, and
         # to answer than the 10 s after which, three times in a row, Serve kills it and all connections with it
-        settings |= {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
+        settings |= {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
     if options.address is None and options.fast:
         # a prompt with its log probabilities is larger than gRPC's 4 MiB
         settings |= {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
