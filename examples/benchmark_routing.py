@@ -18,7 +18,6 @@ import asyncio
 import json
 import os
 import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -174,9 +173,9 @@ def deployment() -> str:
 @contextmanager
 def server(document: dict[str, Any], folder: Path, options: str) -> Iterator[str]:
     """A running `octavo serve`; gives its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    from octavo_serve.serve_command import free_block
+
+    port = free_block(1)
     path, log = folder / "config.yaml", folder / "log.txt"
     path.write_text(yaml.safe_dump(document))
     command = [sys.executable, "-m", "octavo_serve.cli", "serve", str(path), "--port", str(port), "--timeout", "300"]

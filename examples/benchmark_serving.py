@@ -208,9 +208,7 @@ def server(way: str, model: str, gateways: int) -> Iterator[tuple[Any, Any]]:
     """A running server, or what stands for none; gives a function that puts a load on it."""
     with tempfile.TemporaryDirectory(prefix="oct") as name:
         folder = Path(name)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         settings = {"name": "m", "source": SOURCE, "num_cpus": 0.01, "engine": engine(model, folder)}
         arguments = {"models": [settings], "gateway": {"replicas": gateways}}
         application = {"name": "octavo", "import_path": "octavo_serve.app:build", "args": arguments}
@@ -241,6 +239,13 @@ def server(way: str, model: str, gateways: int) -> Iterator[tuple[Any, Any]]:
                 yield lambda *load: with_server(port, model, *load), process.pid
         finally:
             end(process)
+
+
+def free_port() -> int:
+    """A port that nobody listens on, and that the system gives nobody while the server starts."""
+    from octavo_serve.serve_command import free_block
+
+    return free_block(1)
 
 
 def await_answer(port: int, process: subprocess.Popen[str], log: Path) -> None:

@@ -271,6 +271,8 @@ def environment(options: Options, plan: Plan, folder: Path) -> dict[str, str]:
     What the user has set stays as it is. On a cluster that is already running only the cluster's own settings count.
     """
     settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+    # Ray's processes step back behind all others (nice 15), for they may be batch work; somebody waits for ours
+    settings["RAY_worker_niceness"] = "0"
     settings["OMP_WAIT_POLICY"] = "passive"  # torch's threads must not spin on cores that the gateway needs
     if options.address is None:
         settings["RAY_AUTH_MODE"] = "disabled"  # the cluster ends with this command and serves only its own user
@@ -302,8 +304,9 @@ def _haproxy_settings(haproxy: str, folder: Path) -> dict[str, str]:
     wrapper = folder / "haproxy"
     wrapper.write_text(f'#!/bin/sh\nexec {shlex.quote(haproxy)} -dS "$@"\n')
     wrapper.chmod(0o755)
-    metrics, stats, fallback, fallback_grpc = free_ports(4)
-    ingress = free_block(2 * GATEWAY_PORTS)
+    # not ports that the system gives out: it had given one to somebody else when HAProxy wanted it, 8 s later
+    first = free_block(4 + 2 * GATEWAY_PORTS)
+    metrics, stats, fallback, fallback_grpc, ingress = range(first, first + 5)
     return {
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",

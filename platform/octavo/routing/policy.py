@@ -1,6 +1,6 @@
 """Which shard gets a request: the one whose first token is predicted to come first, all costs in seconds.
 
-    score = wait * step + steps * (step + c) + b * tokens + d * attended + (stream_weight * (running + 1) + evicted) * own
+    score = wait * step + steps * (step + c) + b * tokens + d * attended + stream_weight * (running + 1) * own
     step  = a + (b + c) * running + (d + e) * context
 
 a, b, c, d, e are the shard's own cost model (seconds per step, token, sequence, attended and context position, fitted
@@ -8,8 +8,7 @@ to its measured steps, so a slow shard says so itself). `step` is what every ste
 run there, `tokens` what is to be computed before the first token of this request: what waits there, and the request's
 own part that is not cached. These take `steps` steps of `chunk` tokens, and half a step to begin with where streams
 run, and attend to `attended` positions. `wait` steps pass until running streams have left enough places and KV
-blocks. `own` are the seconds of the request's own tokens: what its prompt costs each stream that runs there. `evicted`
-is the part of its new blocks that take the place of others in the cache: somebody computes those again.
+blocks. `own` are the seconds of the request's own tokens: what its prompt costs each stream that runs there.
 
 A hot prefix spreads by itself: when the shard that holds it has more to do than computing the prefix anew costs
 elsewhere, another shard's score is lower, and that shard holds it from then on.
@@ -96,14 +95,12 @@ class Candidate:
         cached: leading tokens of the prompt that it holds or is about to compute.
         load: its last report, and what was sent there since.
         stale: whether its reports stopped, so that `cached` is 0 and `load` is what this router sent there itself.
-        empty: KV blocks that hold nothing yet; None when this is not known.
     """
 
     name: str
     cached: int
     load: Load
     stale: bool = False
-    empty: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,15 +154,8 @@ def score(wanted: Wanted, shard: Candidate, cached: int, stream_weight: float) -
         wait=_places(wanted, load) * step,
         queue=queue_steps * (step + c) + b * load.prefill + d * load.attended,
         own=own_steps * (step + c) + own,
-        others=(stream_weight * (load.running + 1) + _evicted(uncached, shard)) * own,
+        others=stream_weight * (load.running + 1) * own,
     )
-
-
-def _evicted(tokens: int, shard: Candidate) -> float:
-    """The part of the blocks of so many new tokens for which others have to go."""
-    if shard.empty is None:
-        return 0.0
-    return max(0.0, 1.0 - shard.empty * shard.load.block_size / max(tokens, 1))
 
 
 def _places(wanted: Wanted, load: Load) -> float:

@@ -185,7 +185,7 @@ class Router:
             )  # fmt: skip
         usable = (wanted.tokens - 1) // load.block_size  # an engine computes at least the last token
         cached = matched(chain[:usable], shard.blocks.hashes, shard.coming) * load.block_size
-        return Candidate(name, cached, load, empty=max(0, load.blocks - len(shard.blocks.hashes)))
+        return Candidate(name, cached, load)
 
     def _judge(self, name: str, shard: Shard, now: float) -> None:
         """Notice, and say once, when a shard's word becomes too old to be believed, or is good again."""

@@ -120,16 +120,6 @@ def test_the_formula_by_hand() -> None:
     assert "cached 488 of 1000" in line
 
 
-@pytest.mark.parametrize(("empty", "share"), [(None, 0), (1000, 0), (16, 0.5), (0, 1)])
-def test_what_pushes_others_out_of_the_cache_costs_once_more(empty: int | None, share: float) -> None:
-    one, full = (
-        score(Wanted(1000), Candidate("a", 488, IDLE, empty=blocks), 488, 0.05) for blocks in (None, empty)
-    )  # 512 new tokens are 32 blocks
-    own = 512 * IDLE.cost.token + 512 * (488 + 256) * IDLE.cost.attended
-    assert full.others - one.others == pytest.approx(share * own)
-    assert full.first_token == one.first_token
-
-
 @given(
     st.sampled_from(sorted(POLICIES)),
     st.lists(st.tuples(st.integers(0, 60), st.integers(0, 5000), st.integers(0, 100), st.booleans()), min_size=1,

@@ -125,17 +125,6 @@ def test_blocks_that_were_coming_are_not_believed_for_ever() -> None:
     assert sum(len(shard.coming) for shard in made.shards.values()) == 62
 
 
-def test_a_full_cache_keeps_its_prefixes_longer() -> None:
-    for held, home in ((4096, "a"), (62, "b")):
-        made = router()
-        made.shards["a"].blocks.part(0, 0, 1, chain(1) + [bytes([n % 256, n // 256, 9]) for n in range(held - 62)])
-        for name in NAMES:
-            if name != "a":
-                made.shards[name].blocks.part(0, 0, 1, [bytes([n % 256, n // 256, 8]) for n in range(held)])
-        made.heard("a", replace(IDLE, waiting=1, prefill=1300), [], 0.0)  # half as much again as the prefix is worth
-        assert route(made, "1", chain(1), names=["a", "b"]).order[0] == home
-
-
 def test_events_decide_once_they_are_there() -> None:
     made = router()
     made.shards["c"].blocks.changes(0, [("stored", chain(1))])
