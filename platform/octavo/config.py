@@ -45,6 +45,9 @@ class EngineConfig:
             stops on its text, and what is drawn in excess is dropped. None is true on a GPU and false on a CPU, whose
             cores are busy with the step.
         enforce_eager: run decode steps on a GPU without CUDA graphs.
+        batch_invariant: on a GPU too, a token's logits have the same bits whatever else is in its step and however its
+            prompt was cut into chunks or found in the cache: sums have one order, and matrix products are slower. For
+            one rank, not for mixtures of experts and bitsandbytes. The native CPU runner keeps one order anyway.
         threads: CPU threads; None takes what the process may use.
         tensor_parallel_size: ranks that share the model.
         device: "auto" is "cuda" where there is one, else "cpu".
@@ -69,6 +72,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     async_scheduling: bool | None = None
     enforce_eager: bool = False
+    batch_invariant: bool = False
     threads: int | None = None
     tensor_parallel_size: int = 1
     device: str = "auto"

@@ -79,6 +79,23 @@ def test_caches_of_eight_bits_say_what_they_say_without_graphs(gpu_llm, kv_cache
     assert said(ours) == said(gpu_llm("llama3", kv_cache_dtype=kv_cache_dtype, enforce_eager=True))
 
 
+@pytest.mark.parametrize("name", ["llama3", "gemma2", "gemma3", "qwen3"])
+def test_bits_do_not_depend_on_the_batch(gpu_llm, name):
+    """Prompts alone and together, whole and in chunks, with a cold cache and a warm one: the same log probabilities."""
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, logprobs=3)
+    same = {"batch_invariant": True, "dtype": "bfloat16"}
+
+    def bits(llm, batches):
+        outputs = [output for batch in batches for output in llm.generate(batch, params, use_tqdm=False)]
+        return [(line.token_ids, line.logprobs) for output in outputs for line in output.outputs]
+
+    alone = bits(gpu_llm(name, **same, enforce_eager=True, enable_prefix_caching=False), [[p] for p in PROMPTS])
+    together = gpu_llm(name, **same)
+    assert bits(together, [PROMPTS]) == alone
+    assert bits(together, [PROMPTS]) == alone
+    assert bits(gpu_llm(name, **same, max_num_batched_tokens=16), [PROMPTS]) == alone
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_runs(gpu_llm, dtype):
     lines = said(gpu_llm("llama3", dtype=dtype), params=GREEDY)

@@ -86,6 +86,18 @@ def gpu(interpreted: dict[str, ModuleType]) -> Iterator[Callable[[str], ModuleTy
         sys.modules.update(outside)
 
 
+@pytest.fixture(scope="module")
+def row_by_row() -> Iterator[None]:
+    """The interpreter multiplies matrices with NumPy, whose rows' last bits depend on where in the matrix they are."""
+
+    def matmul(a: np.ndarray, b: np.ndarray, dtype: Any = None) -> np.ndarray:
+        return np.einsum("ik,kj->ij", a.astype(dtype), b.astype(dtype))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "matmul", matmul)
+        yield
+
+
 def _back_end(op: str) -> ModuleType:
     return importlib.import_module(f"octavo_kernels.{op}.gpu")
 

@@ -121,6 +121,9 @@ class LocalExecutor:
 
     def _load_torch(self, source: Source, config: EngineConfig, device: str, progress: bool) -> None:
         _check_kv_dtype(config, source, device)
+        if config.batch_invariant and (device == "cpu" or self._group.size > 1):
+            where = "the torch runner on a CPU" if device == "cpu" else "several ranks"
+            raise ConfigError(f"batch_invariant is not for {where}, on which {source.name} runs: leave it off")
         try:
             decoder = load_model(
                 source,
@@ -138,6 +141,8 @@ class LocalExecutor:
                 f"the weights of {source.name} do not fit into the GPU: {error}. What would help: quantization "
                 "'int8' or 'int4', a larger tensor_parallel_size, or less beside it on the GPU"
             ) from None
+        if config.batch_invariant:
+            decoder.keep_one_order()
         spec = decoder.spec
         kv_dtype = _KV_DTYPES.get(config.kv_cache_dtype, decoder.dtype)
         block = bytes_per_block(spec, config.block_size, kv_dtype)

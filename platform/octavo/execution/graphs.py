@@ -48,9 +48,13 @@ class DecodeInputs:
         drawn: what the step before drew, [max_rows] int64.
         width: blocks of a sequence at most.
         spare_block: one that no sequence ever has.
+        split_keys: of the layout (see `PagedBatch`).
     """
 
-    def __init__(self, drawn: Tensor, width: int, block_size: int, spare_block: int) -> None:
+    def __init__(
+        self, drawn: Tensor, width: int, block_size: int, spare_block: int, split_keys: int | None = None
+    ) -> None:
+        self._split_keys = split_keys
         self.sizes = padded_sizes(len(drawn))
         rows, device = self.sizes[-1], drawn.device
         self._drawn = drawn
@@ -106,6 +110,7 @@ class DecodeInputs:
             block_size=self.block_size,
             max_query_len=1,
             max_context_len=width * self.block_size,
+            split_keys=self._split_keys,
         )
         return tokens, layout
 

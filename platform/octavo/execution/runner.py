@@ -47,7 +47,8 @@ class Runner:
     def use_graphs(self, max_model_len: int, capture: Capture) -> None:
         """Run decode steps as CUDA graphs from now on."""
         width = -(-max_model_len // self._block_size)
-        inputs = DecodeInputs(self._drawn, width, self._block_size, self._kv.spare_block)
+        split_keys = self._decoder.split_keys
+        inputs = DecodeInputs(self._drawn, width, self._block_size, self._kv.spare_block, split_keys)
         self._graphs = DecodeGraphs(self._compute, inputs, capture)
 
     def close(self) -> None:
@@ -116,9 +117,8 @@ class Runner:
         hidden = None if self._graphs is None else self._graphs.run(batch)
         if hidden is not None:
             return hidden
-        context = PagedBatch.build(
-            batch.query_start, batch.context_lens, batch.block_tables, self._block_size, self._device
-        )
+        layout = batch.query_start, batch.context_lens, batch.block_tables, self._block_size
+        context = PagedBatch.build(*layout, self._device, self._decoder.split_keys)
         tokens = to_device(batch.token_ids, self._device)
         if batch.sources is not None:
             tokens = fill_in(tokens, to_device(batch.sources, self._device), self._drawn)

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from octavo.errors import ConfigError
 from octavo.models.parallel import Share, TPGroup
 from octavo.models.rope import cos_sin_table
 from octavo.models.spec import Activation, Rope
-from octavo.models.weights.layout import Experts, LayerWeights, Weights
+from octavo.models.weights.bitsandbytes import Int8Matrix, Nf4Matrix
+from octavo.models.weights.layout import Experts, LayerWeights, Linear, Weights
 from octavo_kernels.activation import gelu_mul, silu_mul
+from octavo_kernels.fixed_linear import fixed_linear
 from octavo_kernels.kv_cache import KVScales
 from octavo_kernels.moe import moe, route
 from octavo_kernels.paged_attention import PagedBatch, paged_attention
@@ -40,6 +43,9 @@ _ACTIVATIONS: dict[tuple[Activation, bool], Callable[[Tensor], Tensor]] = {
 class Decoder:
     """A model, or one rank's share of it, ready to run: its spec, its weights and its rotary tables.
 
+    Attributes:
+        split_keys: for the layouts of its steps (see `PagedBatch`).
+
     Args:
         share: what to compute.
         weights: with what; they decide type and device.
@@ -59,11 +65,31 @@ class Decoder:
         self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=self.dtype).item()
         self._activation = _ACTIVATIONS[spec.activation, spec.gated]
         self._slopes = torch.tensor(spec.alibi_slopes, device=self.device) if spec.alibi_slopes else None
+        self._multiply: Callable[[Tensor, Tensor], Tensor] = F.linear
+        self.split_keys: int | None = None
         ropes = [spec.layer_rope(layer) for layer in range(spec.num_layers)]
         tables: dict[Rope, Tensor] = {
             rope: cos_sin_table(rope, num_positions).to(self.device) for rope in dict.fromkeys(ropes)
         }
         self._rope_tables = [tables[rope] for rope in ropes]
+
+    def keep_one_order(self) -> None:
+        """From now on, sum every matrix product in an order that has nothing to do with how many rows there are.
+
+        Attention keeps one order on a GPU where a step's layout has the `split_keys` of this decoder.
+
+        Raises:
+            ConfigError: for mixtures of experts, and weights that bitsandbytes multiplies.
+        """
+        self._multiply, self.split_keys = fixed_linear, 512
+        for layer in self.weights.layers:
+            if layer.experts is not None or layer.gate_up is None or layer.down is None:
+                raise ConfigError("batch_invariant is not for mixtures of experts: leave it off")
+            for linear in (layer.qkv, layer.out, layer.gate_up, layer.down):
+                parts = [] if isinstance(linear, Linear) else linear.parts
+                if any(isinstance(part, Int8Matrix | Nf4Matrix) for part in parts):
+                    raise ConfigError("batch_invariant is not for bitsandbytes: use quantization 'int8' or 'int4'")
+                linear.one_order = True
 
     @torch.no_grad()
     def forward(self, token_ids: Tensor, batch: PagedBatch, kv: list[KVCache]) -> Tensor:
@@ -96,7 +122,7 @@ class Decoder:
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, D] rows of `forward`'s result -> [R, V] float32, V being this rank's part of the vocabulary."""
-        scores = F.linear(hidden, self.weights.lm_head).float()
+        scores = self._multiply(hidden, self.weights.lm_head).float()
         cap = self.spec.logit_softcap
         return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
 

@@ -69,6 +69,10 @@ def attention(
     launch("paged_attention", "paged_attention", q, cache, cache, batch, scale=1.0, kv_scales=scales, **kind)
 
 
+def linear(n: int, k: int, dtype: torch.dtype) -> None:
+    launch("fixed_linear", "fixed_linear", torch.zeros(3, k, dtype=dtype), torch.zeros(n, k, dtype=dtype))
+
+
 LAUNCHES: dict[str, Callable[[], object]] = {
     "rows, bfloat16": lambda: norms_and_gates(BF16),
     "rows, float32": lambda: norms_and_gates(torch.float32),
@@ -93,6 +97,9 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "chunk of 128, ALiBi": lambda: attention(300, (32, 32), alibi_slopes=torch.zeros(32)),
     "chunk of 64, float32": lambda: attention(300, (9, 3), 64, torch.float32),
     "chunk of 128, float32": lambda: attention(300, dtype=torch.float32),
+    "linear of one order, 4096 x 4096": lambda: linear(4096, 4096, BF16),
+    "linear of one order, 28672 x 4096": lambda: linear(28672, 4096, BF16),
+    "linear of one order, 4096 x 4096, float32": lambda: linear(4096, 4096, torch.float32),
 }
 TESTED = {
     80: ["qkv, int8 cache", "decode of 128", "chunk of 128", "decode of 128, float16, int8 cache"],

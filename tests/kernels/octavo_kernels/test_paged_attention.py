@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -308,18 +307,6 @@ def test_gpu_equals_reference_on_any_batch(gpu, device: str, layout, kind, heads
     window, softcap = kind
     tolerance = 5e-6 + 4e-7 * (softcap or 0)  # the kernel's tanh is off by up to 2e-7
     assert_gpu_equals_reference(gpu, case, tolerance, window=window, softcap=softcap)
-
-
-@pytest.fixture(scope="module")
-def row_by_row() -> Iterator[None]:
-    """The interpreter multiplies matrices with NumPy, whose rows' last bits depend on where in the matrix they are."""
-
-    def matmul(a: np.ndarray, b: np.ndarray, dtype: Any = None) -> np.ndarray:
-        return np.einsum("ik,kj->ij", a.astype(dtype), b.astype(dtype))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(np, "matmul", matmul)
-        yield
 
 
 def one_sequence(case: Case, s: int, start: int, end: int) -> Case:

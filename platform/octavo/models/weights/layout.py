@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from octavo.models.parallel import Share
 from octavo.models.spec import ModelSpec
 from octavo.models.weights.quantized import Matrix, QuantizedLinear, stacked
+from octavo_kernels.fixed_linear import fixed_linear
 from octavo_kernels.linear.quantized import QuantizedWeight
 
 
@@ -24,6 +25,7 @@ class Linear:
 
     weight: Tensor  # [out, in]
     bias: Tensor | None  # [out]
+    one_order: bool = False  # of summation, whatever the number of rows
 
     @property
     def nbytes(self) -> int:
@@ -31,7 +33,7 @@ class Linear:
         return self.weight.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return (fixed_linear if self.one_order else F.linear)(x, self.weight, self.bias)
 
 
 @dataclass(slots=True)

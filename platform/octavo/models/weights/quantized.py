@@ -12,6 +12,7 @@ from octavo.errors import ConfigError, ModelError
 from octavo.models.quantization import Rounding
 from octavo.models.weights import bitsandbytes
 from octavo.models.weights.bitsandbytes import Int8Matrix, Nf4Matrix
+from octavo_kernels.fixed_linear import fixed_linear
 from octavo_kernels.linear.grouped import GroupedWeight, quantize_float8, quantize_grouped
 from octavo_kernels.linear.quantized import QuantizedWeight, joined, quantized_linear
 
@@ -25,6 +26,7 @@ class QuantizedLinear:
 
     parts: list[Matrix]
     bias: Tensor | None  # [out]
+    one_order: bool = False  # of summation, whatever the number of rows; bitsandbytes has none
 
     @classmethod
     def of(cls, parts: list[Matrix], bias: Tensor | None) -> QuantizedLinear:
@@ -43,8 +45,8 @@ class QuantizedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         if len(self.parts) == 1 and isinstance(self.parts[0], QuantizedWeight):
-            return quantized_linear(x, self.parts[0], self.bias)
-        y = torch.cat([_multiply(x, part) for part in self.parts], dim=-1)
+            return quantized_linear(x, self.parts[0], self.bias, batch_invariant=self.one_order)
+        y = torch.cat([_multiply(x, part, one_order=self.one_order) for part in self.parts], dim=-1)
         return y if self.bias is None else y + self.bias
 
 
@@ -83,9 +85,9 @@ def round_grouped(weight: Tensor, rounding: Rounding, name: str) -> GroupedWeigh
     return quantize_grouped(weight, rounding.bits, group, symmetric=rounding.symmetric)
 
 
-def _multiply(x: Tensor, matrix: Matrix) -> Tensor:
+def _multiply(x: Tensor, matrix: Matrix, *, one_order: bool) -> Tensor:
     if isinstance(matrix, Tensor):
-        return F.linear(x, matrix)
+        return (fixed_linear if one_order else F.linear)(x, matrix)
     if isinstance(matrix, QuantizedWeight):
-        return quantized_linear(x, matrix)
+        return quantized_linear(x, matrix, batch_invariant=one_order)
     return matrix.multiply(x)

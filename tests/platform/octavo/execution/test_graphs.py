@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from octavo import LLM, SamplingParams
+from octavo.errors import ConfigError
 from octavo.execution import runner
 from octavo.execution.graphs import padded_sizes
 from octavo_kernels.native import library
@@ -143,3 +144,17 @@ def test_without_capture_it_goes_on_and_says_so_once(torch_llm, caplog):
         "decode steps run without CUDA graphs: a step could not be captured: "
         "operation not permitted when stream is capturing"
     ]
+
+
+def test_the_order_of_sums_is_the_decoders(torch_llm):
+    """On a CPU the switch is refused; thrown by hand, steps with and without graphs are laid out for it."""
+    with pytest.raises(ConfigError, match="batch_invariant is not for the torch runner on a CPU"):
+        torch_llm("llama3", batch_invariant=True)
+    ours, theirs = torch_llm("llama3"), torch_llm("llama3")
+    decoder = ours.engine.executor._runner._decoder
+    decoder.keep_one_order()
+    layouts, forward = [], decoder.forward
+    decoder.forward = lambda tokens, layout, kv: layouts.append(layout) or forward(tokens, layout, kv)
+    assert said(as_on_a_gpu(ours)) == said(theirs)
+    assert {layout.split_keys for layout in layouts} == {512}
+    assert {layout.max_query_len for layout in layouts} > {1}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from octavo.errors import ConfigError
 from octavo.models.load import load_model
 from octavo.source import resolve_source
 
@@ -72,3 +73,20 @@ def test_rotary_tables_end_at_max_model_len(tiny_model):
     decoder = load(tiny_model("gemma3"), max_model_len=100)
     assert {tuple(table.shape) for table in decoder._rope_tables} == {(100, 24)}
     assert len({table.data_ptr() for table in decoder._rope_tables}) == 2  # one per base, not one per layer
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_one_order_of_sums_changes_rounding_alone(tiny_model, paged_run, sequences, quantization):
+    plain, ours = (load(tiny_model("llama_biases"), quantization=quantization) for _ in range(2))
+    ours.keep_one_order()
+    expected, actual = (paged_run(decoder, 1, 80).step({0: sequences[0][:20]})[0] for decoder in (plain, ours))
+    torch.testing.assert_close(actual, expected, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize(("name", "quantization", "reason"), [
+    ("mixtral", None, "not for mixtures of experts"), ("llama2", "bitsandbytes-nf4", "not for bitsandbytes"),
+])  # fmt: skip
+def test_one_order_of_sums_is_refused_where_there_is_none(tiny_model, name, quantization, reason):
+    decoder = load(tiny_model(name), quantization=quantization)
+    with pytest.raises(ConfigError, match=reason):
+        decoder.keep_one_order()
