@@ -29,6 +29,26 @@ def test_nobody_waited_for_a_process_that_was_kept_ready(monkeypatch: pytest.Mon
     assert "s in a process that was ready (model 0.0" in str(start)
 
 
+def test_it_is_said_in_the_log_and_as_a_metric(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found: dict[tuple[str, str], float] = {}
+
+    class Gauge:
+        def __init__(self, name: str, **more: object) -> None:
+            self.name = name
+
+        def set(self, value: float, tags: dict[str, str]) -> None:
+            found[self.name, tags["phase"]] = value
+
+    monkeypatch.setattr("octavo_serve.start_up.metrics.Gauge", Gauge)
+    start = StartUp()
+    start.done("model")
+    start.publish("abc", "an engine")
+    assert found == {("octavo_shard_start_seconds", phase): seconds for phase, seconds in start.phases.items()}
+    assert capfd.readouterr().err == f"Engine ready: an engine\nShard ready: abc: {start}\n"
+
+
 def test_a_process_knows_when_it_began() -> None:
     code = "import time; time.sleep(0.5); from octavo_serve.start_up import *; print(time.monotonic()-process_start())"
     before = time.monotonic()
