@@ -34,6 +34,7 @@ import torch
 from octavo import EngineConfig, SamplingParams
 from octavo.engine.engine import Engine
 from octavo.execution.graphs import padded_sizes
+from octavo.execution.pipeline import Worker
 from octavo.request import Request
 from octavo.source import resolve_source
 from octavo.step import StepBatch, StepResult
@@ -225,34 +226,53 @@ def prefill(model: str, options: argparse.Namespace, ceilings: Ceilings) -> dict
     return {"tokens_per_s": tokens / best, "tflop_per_s": rate, "of_matrix_rate": rate / ceilings.tflop_per_s}
 
 
-class _Nothing:
-    """An executor whose steps take no time."""
+class _Waits:
+    """An executor whose steps take so many seconds of nobody's time."""
 
-    pipeline = None
-
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, seconds: float, *, ahead: bool) -> None:
         self.spec = SimpleNamespace(vocab_size=vocab_size, max_position_embeddings=8192)
         self.num_blocks = 40_000
+        self.pipeline = Worker(self.execute) if ahead else None
+        self._seconds = seconds
 
     def execute(self, batch: StepBatch) -> StepResult:
-        return StepResult(np.zeros(len(batch.sampling.token_index), np.int64), {}, [], 1e-3)
+        end = time.perf_counter() + self._seconds
+        if self._seconds:
+            time.sleep(self._seconds * 0.8)
+        while time.perf_counter() < end:
+            time.sleep(0)  # a longer sleep would oversleep
+        return StepResult(np.zeros(len(batch.sampling.token_index), np.int64), {}, [], self._seconds)
 
     def check_health(self) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        if self.pipeline is not None:
+            self.pipeline.close()
 
 
 def host(model: str, options: argparse.Namespace, _: Ceilings) -> dict[str, Any]:
-    """Microseconds that the processor spends on a decode step: scheduling, laying out, taking in; no model is run."""
-    scale, found = (TINY if options.tiny else FULL), {}
-    config = EngineConfig(max_num_seqs=max(scale.batches), max_num_batched_tokens=8192, enable_prefix_caching=False)
-    for batch in scale.batches:
-        engine = Engine("host", _Nothing(MODELS[model]["vocab_size"]), config, ())
-        length, count = scale.decode
-        times = [at for at, tokens in _run(engine, _prompts(model, batch, length), [count] * batch) if tokens == batch]
-        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-        found[f"batch {batch}"] = {"us": statistics.median(gaps) * 1e6}
+    """Microseconds from decode step to decode step without a model: all of it is the processor's.
+
+    Then with a device that takes 2 ms for every step, one step at a time and planned ahead: what is over 2,000 is the
+    part of the processor's work that the device waits for.
+    """
+    found = {}
+    for batch in (TINY if options.tiny else FULL).batches:
+        found[f"batch {batch}"] = {
+            "us": _step_us(model, options, batch, 0.0, ahead=False),
+            "us_beside_2000": _step_us(model, options, batch, 2e-3, ahead=False),
+            "us_beside_2000_ahead": _step_us(model, options, batch, 2e-3, ahead=True),
+        }
     return found
+
+
+def _step_us(model: str, options: argparse.Namespace, batch: int, seconds: float, *, ahead: bool) -> float:
+    config = EngineConfig(max_num_seqs=256, max_num_batched_tokens=8192, enable_prefix_caching=False)
+    engine = Engine("host", _Waits(MODELS[model]["vocab_size"], seconds, ahead=ahead), config, ())
+    length, count = (TINY if options.tiny else FULL).decode
+    times = [at for at, tokens in _run(engine, _prompts(model, batch, length), [count] * batch) if tokens == batch]
+    engine.close()
+    return statistics.median(later - earlier for earlier, later in itertools.pairwise(times)) * 1e6
 
 
 # ---- beside Hugging Face --------------------------------------------------------------------------------------------
