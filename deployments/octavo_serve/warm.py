@@ -27,8 +27,8 @@ logger = logging.getLogger("ray.serve")
 PERIOD = 3.0
 """Seconds between two looks, and between two processes: one that starts takes a core for 1.3 s."""
 
-KEEP_SECONDS = 365 * 86_400
-"""Ray ends processes that have been idle for a second; those asked for live so long."""
+KEEP_SECONDS = 900
+"""Ray ends processes that have been idle for a second; those asked for live so long, and are then asked for anew."""
 
 
 def keep_warm(processes: int) -> None:
@@ -39,7 +39,10 @@ def keep_warm(processes: int) -> None:
 
 def _keep(processes: int) -> None:
     raylet = os.getppid()
-    with Path(tempfile.gettempdir(), f"octavo-warm-{raylet}").open("w") as turn, contextlib.suppress(OSError):
+    if not is_raylet(raylet):
+        logger.info("No processes are kept warm: this one was not started by Ray's node itself, or there is no /proc")
+        return
+    with contextlib.suppress(OSError), Path(tempfile.gettempdir(), f"octavo-warm-{raylet}").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)  # until the shard that had it ends
         channel, raylet_service = _raylet_service()
         with channel:
@@ -70,11 +73,22 @@ def _request() -> Any:
     return request
 
 
+def is_raylet(pid: int) -> bool:
+    """Whether a process is a Ray node whose workers can be counted: else there would never be enough of them."""
+    return _command(pid).partition(b"\0")[0].endswith(b"/raylet") and bool(_children(pid))
+
+
 def idle_workers(raylet: int) -> int:
     """Idle worker processes of a raylet (Linux)."""
-    found = 0
-    for children in Path(f"/proc/{raylet}/task").glob("*/children"):
-        for pid in children.read_text().split():
-            with contextlib.suppress(OSError):  # it has just ended
-                found += Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::IDLE")
-    return found
+    return sum(_command(pid).startswith(b"ray::IDLE") for pid in _children(raylet))
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has just ended
+        return b""
