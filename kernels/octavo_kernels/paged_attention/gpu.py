@@ -459,7 +459,7 @@ def paged_attention(
     }  # fmt: skip
     # "tf32x3": float32 products as sums of three TF32 products, whose 10 bits of mantissa alone cost 1e-3
     both = {"BLOCK_SIZE": batch.block_size, "PRECISION": "tf32x3" if q.dtype == torch.float32 else "ieee"}
-    decode, chunk, decode_rows = _tiles(batch, group, block_d * q.element_size(), q.device)
+    decode, chunk, decode_rows = _tiles(batch, group, block_d, q)
     same |= {"DECODE_ROWS": decode_rows}
     if batch.min_query_len * group <= decode_rows:
         splits, rows = _max_splits(batch, kv_heads, window, decode), min(decode_rows, batch.max_query_len * group)
@@ -486,25 +486,25 @@ def paged_attention(
     return out
 
 
-def _tiles(batch: PagedBatch, group: int, row_bytes: int, device: torch.device) -> tuple[_Tile, _Tile, int]:
+def _tiles(batch: PagedBatch, group: int, block_d: int, q: Tensor) -> tuple[_Tile, _Tile, int]:
     """Tiles of decodes and of chunks, and up to how many rows a sequence is decoded.
 
-    At least the 16 rows that tl.dot wants, and what shared memory has room for.
-
-    `row_bytes` are a head's in the type of the queries. Keys take 32 KiB a stage, K and V together.
+    At least the 16 rows that tl.dot wants, and what registers and shared memory have room for: keys take 32 KiB a
+    stage, K and V together.
     """
-    keys = max(16, min(128, 16384 // row_bytes))
+    wide, row_bytes = q.dtype == torch.float32, block_d * q.element_size()
+    keys = max(16, min(128, (8192 if wide else 16384) // row_bytes))
     one_token = max(16, triton.next_power_of_2(group))
-    roomy = gpu_traits(device).shared_memory > 130_000  # compute capability 8.0 and 9.0 against 8.6, 8.9 and 12.0
+    roomy = gpu_traits(q.device).shared_memory > 130_000  # compute capability 8.0 and 9.0 against 8.6, 8.9 and 12.0
     # Triton loads (stages - 2) / 2 tiles of keys ahead, rounded up, because their places are loaded before them.
     stages = 5 if roomy else 3
-    warps = 4 if row_bytes <= 256 else 8
+    warps = 4 if row_bytes <= 256 and not wide else 8
     if batch.split_keys is not None:  # one shape for all: the batch has no say
         tile = _Tile(max(64, one_token), keys, 8, 3)
         return tile, tile, one_token
     rows = triton.next_power_of_2(batch.max_query_len * group)
     decode = _Tile(max(16, rows) if rows <= 64 else one_token, keys, warps, stages)
-    chunk = _Tile(128, keys, 8, 3) if roomy and row_bytes <= 256 else _Tile(64, keys, warps, 3)
+    chunk = _Tile(128, keys, 8, 3) if roomy and row_bytes <= 256 and not wide else _Tile(64, keys, warps, 3)
     return decode, chunk, decode.rows
 
 
