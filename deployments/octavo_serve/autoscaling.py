@@ -40,6 +40,7 @@ class Autoscaler:
         self.group = Group(**group) if group else None
         self.kept = [Group(**each) for each in kept]
         self.nodes = Nodes()
+        self._counted: tuple[object, int] = (None, 0)  # nodes as they were found, and the shards that fit on them
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         decision = decide(
@@ -66,7 +67,9 @@ class Autoscaler:
         """Shards that the cluster can hold beside what others are to have; None where this is not known."""
         if self.group is None or (nodes := self.nodes.latest(now)) is None:
             return None
-        return most_shards(self.group, self.kept, nodes)
+        if self._counted[0] is not nodes:
+            self._counted = nodes, most_shards(self.group, self.kept, nodes)
+        return self._counted[1]
 
 
 def loads(context: AutoscalingContext) -> list[ShardLoad]:

@@ -65,6 +65,16 @@ def test_a_new_shard_without_a_report_counts_as_empty() -> None:
     assert joined.demand == alone.demand
 
 
+def test_arrivals_that_wait_for_a_shard_count_too() -> None:
+    """A full shard gets no more of them, so it says that few arrive."""
+    full = replace(STEADY, seconds_each=20.0)
+    before = once([full])
+    assert before.reason == "coming"
+    after = decide([full], now=100.5, running=1, target=1, held=20, targets=TARGETS, state=before.state)
+    assert after.reason == "coming"
+    assert after.replicas >= 3 * before.replicas
+
+
 def test_room() -> None:
     cost = Cost(0.010, 0.0, 0.0005, 0.4e-6, 0.6e-6)
     assert room(cost, 64, None, 1000.0) == 64
