@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from octavo_kernels.activation import silu_mul
+from octavo_kernels.fixed_linear import fixed_linear
 from octavo_kernels.kv_cache import KVScales
 from octavo_kernels.kv_store import kv_store
 from octavo_kernels.linear import PackedWeight, linear
@@ -274,6 +275,7 @@ def _linears(bench: Bench) -> Iterator[Case]:
     k, n = bench.size.hidden, bench.size.inner
     weight = _noise(bench, n, k)
     products = [
+        _Product("fixed", weight.nbytes, lambda x: fixed_linear(x, weight)),
         _grouped("int8", quantize_grouped(weight, 8, k, symmetric=True)),
         _grouped("int4", quantize_grouped(weight, 4, min(128, k), symmetric=False)),
         _grouped("fp8", quantize_float8(weight)),
