@@ -47,7 +47,7 @@ class EngineConfig:
         enforce_eager: run decode steps on a GPU without CUDA graphs.
         batch_invariant: on a GPU too, a token's logits have the same bits whatever else is in its step and however its
             prompt was cut into chunks or found in the cache: sums have one order, and matrix products are slower. For
-            one rank, not for mixtures of experts and bitsandbytes. The native CPU runner keeps one order anyway.
+            one rank, not for bitsandbytes. The native CPU runner keeps one order anyway.
         threads: CPU threads; None takes what the process may use.
         tensor_parallel_size: ranks that share the model.
         device: "auto" is "cuda" where there is one, else "cpu".

@@ -38,7 +38,14 @@ def route(scores: Tensor, num_chosen: int, *, normalise: bool) -> tuple[Tensor, 
 
 
 def moe(
-    x: Tensor, shares: Tensor, experts: Tensor, gate_up: ExpertWeights, down: ExpertWeights, num_experts: int
+    x: Tensor,
+    shares: Tensor,
+    experts: Tensor,
+    gate_up: ExpertWeights,
+    down: ExpertWeights,
+    num_experts: int,
+    *,
+    batch_invariant: bool = False,
 ) -> Tensor:
     """For each token the sum over its experts of `share * down(silu(gate) * up)`.
 
@@ -50,6 +57,7 @@ def moe(
         experts: [T, K] int32, below `num_experts`.
         gate_up: [E 2 I, D], of each expert first the gate's rows, then those of `up`.
         down: [E D, I].
+        batch_invariant: on a GPU, as for `quantized_linear`.
 
     Returns:
         [T, D] of `x`'s type.
@@ -68,5 +76,5 @@ def moe(
     if use_gpu(x) and len(x) and even:
         from octavo_kernels.moe import gpu
 
-        return gpu.moe(x, shares, experts, gate_up, down, num_experts)
+        return gpu.moe(x, shares, experts, gate_up, down, num_experts, batch_invariant=batch_invariant)
     return reference.moe(x, shares, experts, gate_up, down, num_experts)

@@ -157,11 +157,13 @@ def moe(
     gate_up: Tensor | QuantizedWeight,
     down: Tensor | QuantizedWeight,
     num_experts: int,
+    *,
+    batch_invariant: bool = False,
 ) -> Tensor:
     x = x if x.stride(1) == 1 else x.contiguous()
     (tokens, width), chosen = x.shape, experts.shape[1]
     # By the mean of an expert's rows: most of a larger tile would be empty
-    tile = tile_for(triton.cdiv(tokens * chosen, num_experts), x.dtype)
+    tile = tile_for(triton.cdiv(tokens * chosen, num_experts), x.dtype, batch_invariant=batch_invariant)
     listed, tile_expert = sort_by_expert(experts.contiguous(), num_experts, tile.m)
     hidden = silu_mul(_product(x, gate_up, listed, tile_expert, num_experts, tile, chosen))
     results = _product(hidden, down, listed, tile_expert, num_experts, tile, 1)

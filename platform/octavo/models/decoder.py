@@ -79,17 +79,15 @@ class Decoder:
         Attention keeps one order on a GPU where a step's layout has the `split_keys` of this decoder.
 
         Raises:
-            ConfigError: for mixtures of experts, and weights that bitsandbytes multiplies.
+            ConfigError: for weights that bitsandbytes multiplies.
         """
         self._multiply, self.split_keys = fixed_linear, 512
-        for layer in self.weights.layers:
-            if layer.experts is not None or layer.gate_up is None or layer.down is None:
-                raise ConfigError("batch_invariant is not for mixtures of experts: leave it off")
-            for linear in (layer.qkv, layer.out, layer.gate_up, layer.down):
-                parts = [] if isinstance(linear, Linear) else linear.parts
-                if any(isinstance(part, Int8Matrix | Nf4Matrix) for part in parts):
-                    raise ConfigError("batch_invariant is not for bitsandbytes: use quantization 'int8' or 'int4'")
-                linear.one_order = True
+        layers = [(x.qkv, x.out, x.gate_up, x.down) for x in self.weights.layers]
+        for linear in [self.weights.lm_head, *(x for layer in layers for x in layer if x is not None)]:
+            parts = [] if isinstance(linear, Linear) else linear.parts
+            if any(isinstance(part, Int8Matrix | Nf4Matrix) for part in parts):
+                raise ConfigError("batch_invariant is not for bitsandbytes: use quantization 'int8' or 'int4'")
+            linear.one_order = True
 
     @torch.no_grad()
     def forward(self, token_ids: Tensor, batch: PagedBatch, kv: list[KVCache]) -> Tensor:
@@ -122,7 +120,7 @@ class Decoder:
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, D] rows of `forward`'s result -> [R, V] float32, V being this rank's part of the vocabulary."""
-        scores = self._multiply(hidden, self.weights.lm_head).float()
+        scores = self.weights.lm_head(hidden).float()
         cap = self.spec.logit_softcap
         return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
 
@@ -200,10 +198,11 @@ class Decoder:
         return layer.down(self._activation(layer.gate_up(x)))
 
     def _mixture(self, layer: LayerWeights, experts: Experts, x: Tensor) -> Tensor:
-        spec = self.spec
-        scores = F.linear(x, experts.router)
+        spec, one_order = self.spec, self.split_keys is not None
+        scores = self._multiply(x, experts.router)
         shares, chosen = route(scores, spec.experts_per_token, normalise=spec.normalise_experts)
-        mixed = moe(x, shares, chosen, experts.gate_up, experts.down, spec.num_experts)
+        weights = experts.gate_up, experts.down
+        mixed = moe(x, shares, chosen, *weights, spec.num_experts, batch_invariant=one_order)
         if experts.shared_gate is None:
             return mixed
-        return mixed + F.linear(x, experts.shared_gate).sigmoid() * self._dense(layer, x)
+        return mixed + self._multiply(x, experts.shared_gate).sigmoid() * self._dense(layer, x)

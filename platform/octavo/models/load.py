@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from octavo.models.parallel import Share, TPGroup, share_of
 from octavo.models.quantization import Rounding, parse_rounding
 from octavo.models.source_spec import check_loadable, read_config
 from octavo.models.weights.gguf_file import read_gguf
-from octavo.models.weights.layout import PartOfLayer, Slot, allocate, put_quantized, slots
+from octavo.models.weights.layout import PartOfModel, Slot, allocate, put_quantized, slots
 from octavo.models.weights.names import gguf_naming, hf_naming
 from octavo.models.weights.quantized import Matrix, round_matrix
 from octavo.models.weights.random import read_random
@@ -46,8 +48,8 @@ def load_model(
             here, stay quantised.
         max_model_len: tokens of the longest sequence; None takes the model's own limit.
         load_format: "dummy" takes random weights.
-        keep_blocks: matrices of GGUF files stay quantised too, instead of being dequantised to `dtype`; None means on
-            a GPU, which has kernels for them.
+        keep_blocks: matrices of GGUF files stay quantised too, all but the embedding, instead of being dequantised to
+            `dtype`; None means on a GPU, which has kernels for them.
         progress: draw a progress bar on stderr.
         share: what of the model; None means all.
         group: the ranks that have the other shares.
@@ -72,17 +74,20 @@ def load_model(
     else:
         stored = read_safetensors(source.path, spec) if source.kind == "hf" else read_gguf(source.path)
     title = f"Loading {source.name}"
-    parts: dict[PartOfLayer, Matrix] = {}
+    parts: dict[PartOfModel, Matrix] = {}
 
     def take(tensor: StoredTensor, slot: Slot, rows: Tensor | None) -> None:
-        assert slot.layer is not None
         blocks = tensor.blocks(slot.rows, slot.columns) if keep_blocks and tensor.blocks is not None else None
         if blocks is not None:
             blocks = blocks if rows is None else blocks.take_rows(rows.argsort())
             parts[slot.layer, slot.part, slot.expert] = blocks.to(weights.embedding.device)
         else:
-            parts[slot.layer, slot.part, slot.expert] = _matrix(tensor, slot, rows, rounding, weights.embedding)
+            of_layer = rounding if slot.layer is not None else None
+            parts[slot.layer, slot.part, slot.expert] = _matrix(tensor, slot, rows, of_layer, weights.embedding)
 
+    if keep_blocks and spec.tied_embeddings:  # looked up dequantised, multiplied as it is stored
+        table = next(tensor for tensor in stored if tensor.name == naming.stored_name(places[0]))
+        take(table, replace(places[0], part="lm_head"), None)
     fill(places, naming, stored, spec.head_dim, title=title, progress=progress, take=take)
     if is_quantized:
         put_quantized(weights, parts)

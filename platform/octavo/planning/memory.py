@@ -12,6 +12,7 @@ from octavo.planning.shape import Shape, Tensors
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "int8": 1}
 """Of weights and activations the first three; of the KV cache all."""
 
+_MATRICES = ("linear", "expert", "head", "embedding")
 _NORM_BYTES = 4  # our loader keeps norms in float32
 
 
@@ -23,7 +24,7 @@ class Quantization:
         bits: of one weight.
         group: weights of a row that share a scale; None is the whole row.
         group_bytes: of a group's scale and zero point.
-        whole: embeddings and output matrix too, not only linear layers.
+        roles: of the tensors that are held so.
         compute: the type whose matrix rate counts, where activations are quantised too; None is the model's own.
     """
 
@@ -31,7 +32,7 @@ class Quantization:
     bits: float
     group: int | None = None
     group_bytes: float = 0.0
-    whole: bool = False
+    roles: tuple[str, ...] = ("linear", "expert")
     compute: str | None = None
 
     def matrix_bytes(self, rows: int, columns: int) -> float:
@@ -62,12 +63,12 @@ def find_quantization(name: str, shape: Shape) -> Quantization | None:
     if name == "gguf":
         if shape.stored_bits is None:
             raise ConfigError("quantization 'gguf' keeps the blocks of a GGUF file, and this model is none")
-        return Quantization("gguf", shape.stored_bits, whole=True)
+        return Quantization("gguf", shape.stored_bits, roles=_MATRICES)
     if name in _QUANTIZATIONS:
         return _QUANTIZATIONS[name]
     blocks = _block_formats()
     if name.upper() in blocks:
-        return Quantization(name.upper(), blocks[name.upper()], whole=True)
+        return Quantization(name.upper(), blocks[name.upper()], roles=_MATRICES)
     valid = ["none", "gguf", *_QUANTIZATIONS, *blocks]
     near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     raise ConfigError(f"unknown quantization {name!r}: " + (f"did you mean {near[0]!r}?" if near else ", ".join(valid)))
@@ -130,14 +131,9 @@ class Holding:
         rows, columns = self._part(tensor)
         if tensor.role == "norm":
             return rows * columns * tensor.copies * _NORM_BYTES
-        packed = ("linear", "expert", "embedding", "head") if self._packs_all else ("linear", "expert")
-        if self.quantization is not None and tensor.role in packed:
+        if self.quantization is not None and tensor.role in self.quantization.roles:
             return tensor.copies * self.quantization.matrix_bytes(rows, columns)
         return rows * columns * tensor.copies * DTYPE_BYTES[self.weight_dtype]
-
-    @property
-    def _packs_all(self) -> bool:
-        return self.quantization is not None and self.quantization.whole
 
     def _part(self, tensor: Tensors) -> tuple[int, int]:
         """Rows and columns of a tensor on one rank."""

@@ -174,7 +174,8 @@ def hold(shape: Shape, machine: Machine, wanted: Wanted, ranks: int) -> Holding:
         name = "gguf" if shape.stored_bits else "none"
     quantization = find_quantization(name, shape)
     if quantization is not None and not machine.is_cpu:
-        quantization = replace(quantization, whole=False)  # the torch runner dequantises the embedding and the head
+        # The torch runner dequantises the embedding
+        quantization = replace(quantization, roles=tuple(r for r in quantization.roles if r != "embedding"))
     return Holding(
         shape=shape,
         dtype=dtype,

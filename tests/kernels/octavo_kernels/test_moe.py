@@ -87,6 +87,14 @@ def test_the_kernel_computes_what_the_reference_does(gpu, device, tokens, count,
     torch.testing.assert_close(ours.double(), theirs, atol=1e-5 if dtype == torch.float32 else 1e-2, rtol=0)
 
 
+def test_gpu_rows_have_their_own_bits(gpu, device, row_by_row) -> None:
+    x, shares, experts, *weights = (part.to(device) for part in problem(40, 3, 2, 40, 24, torch.float16))
+    together = gpu("moe").moe(x, shares, experts, *weights, 3, batch_invariant=True)
+    for rows in (slice(0, 1), slice(7, 20)):
+        alone = gpu("moe").moe(x[rows], shares[rows], experts[rows], *weights, 3, batch_invariant=True)
+        assert torch.equal(alone, together[rows])
+
+
 QUANTISED = {
     "int4": lambda w: quantize_grouped(w, 4, 32, symmetric=False),
     "int8": lambda w: quantize_grouped(w, 8, w.shape[1], symmetric=True),

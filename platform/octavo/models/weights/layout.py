@@ -76,12 +76,13 @@ class Weights:
     embedding: Tensor  # [V, D]
     layers: list[LayerWeights]
     final_norm: Tensor  # [D] float32
-    lm_head: Tensor  # [V, D]; the embedding itself where they are tied
+    lm_head: Linear | QuantizedLinear  # [V, D]; over the embedding itself where they are tied
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all matrices."""
-        untied = [] if self.lm_head is self.embedding else [self.lm_head]
+        tied = isinstance(self.lm_head, Linear) and self.lm_head.weight is self.embedding
+        untied = [] if tied else [self.lm_head]
         parts = [(x.qkv, x.out, x.gate_up, x.down, x.experts) for x in self.layers]
         matrices = [part for layer in parts for part in layer if part is not None]
         return sum(x.nbytes for x in [self.embedding, *untied, *matrices])
@@ -119,7 +120,7 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quant
 
     Args:
         dtype: of all but the norms.
-        quantized: matrices of the layers are on the meta device, for quantised ones to take their places.
+        quantized: matrices of the layers and the head are on the meta device, for others to take their places.
     """
 
     def matrix(rows: int, columns: int) -> Tensor:
@@ -161,8 +162,8 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quant
         )
 
     embedding = matrix(spec.vocab_size, width)
-    head = embedding if spec.tied_embeddings else matrix(spec.vocab_size, width)
-    return Weights(embedding, [layer() for _ in range(spec.num_layers)], norm(width), head)
+    head = embedding if spec.tied_embeddings else inner_matrix(spec.vocab_size, width)
+    return Weights(embedding, [layer() for _ in range(spec.num_layers)], norm(width), Linear(head, None))
 
 
 def slots(weights: Weights, share: Share) -> list[Slot]:
@@ -182,7 +183,7 @@ def _places(weights: Weights, spec: ModelSpec) -> list[Slot]:
         _slot(None, "final_norm", "weight", weights.final_norm),
     ]
     if not spec.tied_embeddings:
-        places.append(_slot(None, "lm_head", "weight", weights.lm_head))
+        places += _linear_slots(None, weights.lm_head, {"lm_head": spec.vocab_size})
     for index, layer in enumerate(weights.layers):
         places += _layer_slots(index, layer, spec)
     return places
@@ -218,12 +219,12 @@ def _expert_slots(index: int, experts: Experts | None, spec: ModelSpec) -> list[
     return places
 
 
-PartOfLayer = tuple[int, str, int | None]
+PartOfModel = tuple[int | None, str, int | None]
 """A matrix by its layer, part and expert."""
 
 
-def put_quantized(weights: Weights, parts: dict[PartOfLayer, Matrix]) -> None:
-    """Replace the layers' matrices by quantised ones, and take those out of `parts`.
+def put_quantized(weights: Weights, parts: dict[PartOfModel, Matrix]) -> None:
+    """Replace the matrices of the layers and the head by quantised ones, and take those out of `parts`.
 
     Raises:
         ModelError: experts of one layer are quantised in different ways.
@@ -233,6 +234,8 @@ def put_quantized(weights: Weights, parts: dict[PartOfLayer, Matrix]) -> None:
         found = [parts.pop((layer, name, None)) for name in names if (layer, name, None) in parts]
         return QuantizedLinear.of(found, old.bias)
 
+    if (None, "lm_head", None) in parts:
+        weights.lm_head = QuantizedLinear([parts.pop((None, "lm_head", None))], None)
     for i, layer in enumerate(weights.layers):
         layer.qkv, layer.out = linear(i, layer.qkv, "q", "k", "v"), linear(i, layer.out, "out")
         if layer.gate_up is not None and layer.down is not None:
@@ -244,7 +247,7 @@ def put_quantized(weights: Weights, parts: dict[PartOfLayer, Matrix]) -> None:
             layer.experts.down = stacked([parts.pop((i, "expert_down", expert)) for expert in count], i)
 
 
-def _linear_slots(index: int, linear: Linear | QuantizedLinear | None, rows: dict[str, int]) -> list[Slot]:
+def _linear_slots(index: int | None, linear: Linear | QuantizedLinear | None, rows: dict[str, int]) -> list[Slot]:
     """The parts of one fused matrix, first rows first."""
     if linear is None:
         return []

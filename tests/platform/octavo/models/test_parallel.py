@@ -160,7 +160,7 @@ def test_packed_shares(gguf_or_folder: Callable[[str, str], Any], quant: str, si
                 assert torch.equal(matrix.weight.rows(torch.arange(matrix.weight.n)), weight)
             fused = torch.cat([m.weight.rows(torch.arange(m.weight.n)) for m in (ours.q, ours.k, ours.v)])
             assert torch.equal(fused, theirs.qkv.weight)
-        assert torch.equal(packed.head.weight.rows(torch.arange(len(share.vocab))), decoder.weights.lm_head)
+        assert torch.equal(packed.head.weight.rows(torch.arange(len(share.vocab))), decoder.weights.lm_head.weight)
 
 
 @pytest.mark.slow

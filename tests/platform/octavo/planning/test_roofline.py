@@ -67,7 +67,7 @@ def test_a_machine_without_8_bit_rates_multiplies_in_the_models_type(llama_8b):
 
 def test_tokens_share_experts(mixtral):
     line = roofline(mixtral)
-    fixed = line.holding.weight_bytes("linear", "head", "norm")
+    fixed = line.holding.weight_bytes("linear", "router", "head", "norm")
     experts = line.holding.weight_bytes("expert")
 
     def read(tokens):
