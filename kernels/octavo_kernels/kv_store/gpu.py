@@ -49,7 +49,9 @@ def store_heads(x, cache_ptr, scales_ptr, place, known, column, dim):
         size = tl.abs(wide)
         finite = tl.sum((size < float("inf")).to(tl.int32), axis=1) == column.shape[0]  # NaN is not less either
         top = tl.max(tl.where(size < float("inf"), size, 0.0), axis=1)
-        inverse = tl.where(finite & (top > 0.0), LARGEST / tl.where(top > 0.0, top, 1.0), 0.0)
+        largest = tl.full([x.shape[0]], LARGEST, tl.float32)
+        inverse = tl.div_rn(largest, tl.where(top > 0.0, top, 1.0))  # `/` is not rounded as PyTorch's
+        inverse = tl.where(finite & (top > 0.0), inverse, 0.0)
         scaled = tl.where(finite[:, None], wide, 0.0) * inverse[:, None]
         codes = _float8(tl.minimum(tl.maximum(scaled, -LARGEST), LARGEST)) if FLOAT8 else _int8(scaled)
         tl.store(target, codes, mask=mask)

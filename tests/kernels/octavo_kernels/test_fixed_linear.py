@@ -8,7 +8,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from octavo_kernels.fixed_linear import fixed_linear, reference
 
-TOLERANCE = {torch.float32: 5e-6, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
+# A GPU sums three TF32 products for one of float32.
+TOLERANCE = {torch.float32: 2e-5 if torch.cuda.is_available() else 5e-6, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
 SHAPES = [(1, 5, 7), (3, 64, 64), (70, 33, 130), (2, 130, 48)]  # rows, outputs, inputs
 # Triton's interpreter holds bfloat16 as integers, and its tl.dot multiplies those (3.6 to 3.9).
 GPU_TYPES = [torch.float32, torch.float16] + [torch.bfloat16] * torch.cuda.is_available()
@@ -43,7 +44,8 @@ def test_gpu_rows_have_their_own_bits(gpu, device: str, row_by_row: None, back_e
 def test_reads_rows_of_a_wider_matrix(gpu, device: str) -> None:
     x, weight, bias = inputs((5, 6, 48), torch.float32, device)
     wide = torch.cat((torch.full_like(x, torch.nan), x), 1)[:, 48:]
-    torch.testing.assert_close(gpu("fixed_linear").fixed_linear(wide, weight, bias), F.linear(x, weight, bias))
+    actual, close = gpu("fixed_linear").fixed_linear(wide, weight, bias), TOLERANCE[torch.float32]
+    torch.testing.assert_close(actual, F.linear(x, weight, bias), atol=close, rtol=close)
 
 
 @pytest.mark.parametrize(
