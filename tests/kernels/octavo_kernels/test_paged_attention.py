@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from octavo_kernels.kv_store.reference import quantize
 from octavo_kernels.paged_attention import PagedBatch, paged_attention, reference
 
-# Weights are rounded to the cache's type before they meet the values; a GPU sums three TF32 products for one of float32.
+# Weights are rounded to the type of the values before they meet; a GPU sums three TF32 products for one of float32.
 TOLERANCE = {torch.float32: 2e-5 if torch.cuda.is_available() else 5e-6, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
 MASKS = [(None, None), (1, None), (5, None), (33, None), (None, 2.0), (20, 0.5)]  # window, softcap
 
