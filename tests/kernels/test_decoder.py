@@ -60,7 +60,7 @@ def run(decoder: Decoder, cache: torch.dtype) -> torch.Tensor:
     [
         ("gemma2", torch.float32, None, False),
         ("qwen3", torch.int8, "int8", False),
-        ("mixtral", torch.float32, None, False),
+        ("qwen2_moe", torch.float32, "int8", True),
         ("llama_biases", torch.float8_e4m3fn, None, True),
     ],
 )
@@ -84,4 +84,4 @@ def test_a_decoder_of_kernels_equals_one_of_references(
     assert count["qkv_rope_store"] == count["paged_attention"] == len(STEPS) * len(ours.weights.layers)
     assert count["rms_norm"] > count["paged_attention"]
     assert (count["fixed_linear"] > 0) == one_order
-    assert (count["moe"] > 0) == (name == "mixtral")
+    assert (count["moe"] > 0) == (name == "qwen2_moe")

@@ -289,7 +289,7 @@ def quantized_linear(
     x = x if x.stride(1) == 1 else x.contiguous()
     (rows, k), n = x.shape, weight.shape[0]
     if rows <= GEMV_ROWS and not batch_invariant:
-        kernel, tile = _gemv_kernel, Tile(triton.next_power_of_2(max(1, rows)), 16, 256, 4, 3)
+        kernel, tile = _gemv_kernel, Tile(triton.next_power_of_2(rows), 16, 256, 4, 3)
     else:
         kernel, tile = _tile_kernel, tile_for(rows, x.dtype, batch_invariant=batch_invariant)
     splits, columns = tile.splits(1 if batch_invariant else rows, n, k)

@@ -40,7 +40,7 @@ def _route_kernel(
     chosen = tl.zeros([SLOTS], tl.int32)
     for i in tl.static_range(CHOSEN):
         best = tl.max(left, axis=0)
-        first = tl.min(tl.where(left == best, expert, BLOCK), axis=0)
+        first = tl.min(tl.where(left == best, expert, count - 1), axis=0)  # a row of NaN gets the last expert
         shares = tl.where(slot == i, best, shares)
         chosen = tl.where(slot == i, first, chosen)
         left = tl.where(expert == first, -1.0, left)

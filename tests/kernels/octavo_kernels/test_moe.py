@@ -58,6 +58,15 @@ def test_the_kernel_routes_as_the_reference(gpu, device, count, chosen) -> None:
         torch.testing.assert_close(ours.cpu(), theirs, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
+def test_gpu_a_broken_row_gets_some_expert(gpu, device) -> None:
+    scores = torch.randn(3, 33)
+    scores[1, 4] = torch.nan
+    _, experts = gpu("moe").route(scores.to(device), 4, normalise=True)
+    assert ((experts >= 0) & (experts < 33)).all()
+    assert torch.equal(experts[::2].cpu(), reference.route(scores[::2], 4, normalise=True)[1])
+
+
 @pytest.mark.parametrize(
     ("pairs", "count", "tile"), [(1, 1, 16), (1, 70, 16), (150, 3, 16), (90, 31, 64), (128, 2, 64)]
 )
