@@ -329,15 +329,6 @@ def _haproxy_settings(haproxy: str, folder: Path) -> dict[str, str]:
     }
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-
-
 def free_block(count: int) -> int:
     """The first of `count` ports in a row that nothing listens on now, below those that systems give out themselves."""
     while True:

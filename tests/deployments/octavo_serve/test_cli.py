@@ -17,7 +17,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from octavo_serve.serve_command import Options, Server, free_block, free_ports, read_plan
+from octavo_serve.serve_command import Options, Server, free_block, read_plan
 from octavo_serve.serve_command import environment as environment_of_child
 
 OCTAVO = [sys.executable, "-m", "octavo_serve.cli"]
@@ -115,7 +115,7 @@ def test_two_servers_on_one_host_share_no_port_and_no_file(tmp_path: Path, monke
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_missing_model_ends_it_with_the_shards_own_words(tmp_path: Path) -> None:
-    done = octavo("serve", config(tmp_path), "--port", str(free_ports(1)[0]), "--no-fast")
+    done = octavo("serve", config(tmp_path), "--port", str(free_block(1)), "--no-fast")
     assert done.returncode == 1
     assert "no model at '/nowhere/model.gguf'" in done.stdout
 
@@ -128,7 +128,7 @@ def test_a_model_that_is_not_accurate_enough_is_not_served(tmp_path: Path, tiny_
     accuracy = {"max_kl": 1e-9, "text": str(text), "window": 64, "tokens": 200}
     engine = {"quantization": "int4", "kv_cache_bytes": 2**22}
     model = {"name": "m", "source": str(tiny_model("llama2")), "engine": engine, "accuracy": accuracy}
-    done = octavo("serve", config(tmp_path, models=[model]), "--port", str(free_ports(1)[0]), "--no-fast")
+    done = octavo("serve", config(tmp_path, models=[model]), "--port", str(free_block(1)), "--no-fast")
     assert done.returncode == 1
     assert "is not accurate enough to serve" in done.stdout
     assert "differs most" in done.stdout
@@ -139,7 +139,7 @@ def test_a_model_that_is_not_accurate_enough_is_not_served(tmp_path: Path, tiny_
 def test_an_interrupt_while_starting_leaves_nothing(tmp_path: Path) -> None:
     mark = f"OCTAVO_TEST={tmp_path}"
     process = subprocess.Popen(
-        [*OCTAVO, "serve", config(tmp_path), "--port", str(free_ports(1)[0])],
+        [*OCTAVO, "serve", config(tmp_path), "--port", str(free_block(1))],
         env=environment(OCTAVO_TEST=str(tmp_path)),
         stdout=subprocess.PIPE,
         text=True,

@@ -22,7 +22,7 @@ import httpx
 import pytest
 import yaml
 
-from octavo_serve.serve_command import free_ports, session_members
+from octavo_serve.serve_command import free_block, session_members
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -85,7 +85,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    (port,) = free_ports(1)
+    port = free_block(1)
     folder = Path(tempfile.mkdtemp(prefix="octm"))  # short: Ray puts sockets with long names below it
     config, log = folder / "config.yaml", folder / "log.txt"
     models = [

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from octavo_serve.serve_command import Options, free_ports, read_plan, session_members
+from octavo_serve.serve_command import Options, free_block, read_plan, session_members
 
 
 def parser(text: str | None) -> argparse.ArgumentParser:
@@ -35,7 +35,7 @@ class RunningServer:
 
     def __init__(self, config: Path, port: int | None) -> None:
         self._mine = port is None
-        self.port = port or free_ports(1)[0]
+        self.port = port or free_block(1)
         self.url = f"http://127.0.0.1:{self.port}"
         self.model = read_plan(Options(config)).models[0]
         self._config = config
