@@ -16,8 +16,10 @@ import sys
 sys.modules["triton"] = None  # importing it raises ImportError
 import torch
 from octavo_kernels.activation import gelu_mul, silu_mul
+from octavo_kernels.fixed_linear import fixed_linear
 from octavo_kernels.kv_store import kv_store
 from octavo_kernels.paged_attention import PagedBatch, paged_attention
+from octavo_kernels.qkv_rope_store import qkv_rope_store
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm
 from octavo_kernels.rotary import rotary_
 
@@ -25,6 +27,7 @@ batch = PagedBatch.build(torch.tensor([0, 2]), torch.tensor([2]), torch.tensor([
 q, cache = torch.ones(2, 1, 8), torch.zeros(2, 1, 4, 1, 8)
 rotary_(q, q.clone(), batch.positions, torch.ones(4, 8))
 kv_store(q, q, *cache, batch.slots)
+q = qkv_rope_store(fixed_linear(torch.ones(2, 8), torch.ones(24, 8)), *cache, batch.slots, batch.positions)
 x = paged_attention(rms_norm(q, torch.ones(8), 1e-5), *cache, batch, scale=1.0).flatten(1)
 x, _ = add_rms_norm(x, x, torch.ones(8), 1e-5)
 assert silu_mul(x).shape == gelu_mul(x).shape == (2, 4)
