@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 @triton.jit
-def _weigh(x, scale, weight, is_q, q_norm_ptr, k_norm_ptr, column, inside):
-    """x [H, D] normalised and rounded as `rms_norm` rounds its result."""
+def _weigh(x, scale, like_ptr, is_q, q_norm_ptr, k_norm_ptr, column, inside):
+    """x [H, D] normalised, and rounded to the type of `like_ptr` as `rms_norm` rounds its result."""
     q_weight = tl.load(q_norm_ptr + column, mask=inside, other=0.0)
     k_weight = tl.load(k_norm_ptr + column, mask=inside, other=0.0)
     weights = tl.where(is_q[:, None], q_weight[None, :], k_weight[None, :])
-    return (x * scale[:, None] * weights).to(weight.dtype.element_ty).to(tl.float32)
+    return (x * scale[:, None] * weights).to(like_ptr.dtype.element_ty).to(tl.float32)
 
 
 @triton.jit
