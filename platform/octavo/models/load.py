@@ -21,6 +21,7 @@ from octavo.models.weights.random import read_random
 from octavo.models.weights.safetensors_files import read_safetensors
 from octavo.models.weights.stored import StoredTensor, fill
 from octavo.source import Source
+from octavo_kernels.linear.blocks import BlockWeight
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -77,17 +78,17 @@ def load_model(
     parts: dict[PartOfModel, Matrix] = {}
 
     def take(tensor: StoredTensor, slot: Slot, rows: Tensor | None) -> None:
-        blocks = tensor.blocks(slot.rows, slot.columns) if keep_blocks and tensor.blocks is not None else None
-        if blocks is not None:
-            blocks = blocks if rows is None else blocks.take_rows(rows.argsort())
-            parts[slot.layer, slot.part, slot.expert] = blocks.to(weights.embedding.device)
-        else:
-            of_layer = rounding if slot.layer is not None else None
-            parts[slot.layer, slot.part, slot.expert] = _matrix(tensor, slot, rows, of_layer, weights.embedding)
+        blocks = _blocks(tensor, slot, rows) if keep_blocks else None
+        parts[slot.layer, slot.part, slot.expert] = (
+            _matrix(tensor, slot, rows, rounding, weights.embedding)
+            if blocks is None
+            else blocks.to(weights.embedding.device)
+        )
 
     if keep_blocks and spec.tied_embeddings:  # looked up dequantised, multiplied as it is stored
         table = next(tensor for tensor in stored if tensor.name == naming.stored_name(places[0]))
-        take(table, replace(places[0], part="lm_head"), None)
+        if table.blocks is not None:
+            take(table, replace(places[0], part="lm_head"), None)
     fill(places, naming, stored, spec.head_dim, title=title, progress=progress, take=take)
     if is_quantized:
         put_quantized(weights, parts)
@@ -99,13 +100,21 @@ def load_model(
     return Decoder(share, weights, positions, group or TPGroup())
 
 
+def _blocks(tensor: StoredTensor, slot: Slot, rows: Tensor | None) -> BlockWeight | None:
+    """A matrix in GGUF's blocks; None where it is stored otherwise, or cut through a block."""
+    blocks = None if tensor.blocks is None else tensor.blocks(slot.rows, slot.columns)
+    return blocks if blocks is None or rows is None else blocks.take_rows(rows.argsort())
+
+
 def _matrix(tensor: StoredTensor, slot: Slot, rows: Tensor | None, rounding: Rounding | None, like: Tensor) -> Matrix:
-    """A layer's matrix on `like`'s device: as it is stored quantised, rounded, or else of `like`'s type."""
+    """A matrix on `like`'s device: as it is stored quantised, a layer's rounded, or else of `like`'s type."""
     if tensor.quantized is not None:
         return tensor.quantized().to(like.device)
     values = torch.cat(list(tensor.read(slot.rows, slot.columns))).to(like.device)
     values = values if rows is None else values[rows.argsort()]
-    return values.to(like.dtype) if rounding is None else round_matrix(values, rounding, tensor.name)
+    if rounding is None or slot.layer is None:
+        return values.to(like.dtype)
+    return round_matrix(values, rounding, tensor.name)
 
 
 def _torch_dtype(dtype: DType, device: str, config: Config) -> torch.dtype:

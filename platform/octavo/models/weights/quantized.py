@@ -46,7 +46,8 @@ class QuantizedLinear:
     def __call__(self, x: Tensor) -> Tensor:
         if len(self.parts) == 1 and isinstance(self.parts[0], QuantizedWeight):
             return quantized_linear(x, self.parts[0], self.bias, batch_invariant=self.one_order)
-        y = torch.cat([_multiply(x, part, one_order=self.one_order) for part in self.parts], dim=-1)
+        products = [_multiply(x, part, one_order=self.one_order) for part in self.parts]
+        y = products[0] if len(products) == 1 else torch.cat(products, dim=-1)
         return y if self.bias is None else y + self.bias
 
 
