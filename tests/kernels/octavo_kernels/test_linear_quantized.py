@@ -14,6 +14,8 @@ from octavo_kernels.linear.formats import GROUPED
 from octavo_kernels.linear.grouped import GroupedWeight, quantize_float8
 from octavo_kernels.linear.quantized import QuantizedWeight, joined, quantized_linear
 
+# Triton's interpreter holds bfloat16 as integers, and its tl.dot multiplies those.
+HALVES = [torch.float16] + [torch.bfloat16] * torch.cuda.is_available()
 BLOCKS = [name for name in GROUPED if not name.startswith("Z")]
 
 
@@ -67,8 +69,9 @@ def assert_multiplies(gpu, device, weight, rows, *, dtype=torch.float16, bias=Tr
 
 @pytest.mark.parametrize("rows", [1, 3, 17])
 @pytest.mark.parametrize("name", BLOCKS)
-def test_blocks_are_multiplied(gpu, device, name, rows) -> None:
-    assert_multiplies(gpu, device, BlockWeight.from_blocks(random_blocks(name, 37, 512), name), rows)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_blocks_are_multiplied(gpu, device, name, rows, dtype) -> None:
+    assert_multiplies(gpu, device, BlockWeight.from_blocks(random_blocks(name, 37, 512), name), rows, dtype=dtype)
 
 
 @pytest.mark.parametrize("rows", [2, 20])
@@ -88,9 +91,10 @@ def test_groups_are_multiplied(gpu, device, rows, bits, k, group, zero, dtype) -
 
 
 @pytest.mark.parametrize("rows", [1, 9])
-def test_float8_is_multiplied(gpu, device, rows) -> None:
+@pytest.mark.parametrize("dtype", HALVES)
+def test_float8_is_multiplied(gpu, device, rows, dtype) -> None:
     weight = quantize_float8(torch.randn(40, 200) * torch.logspace(-3, 1, 40)[:, None])
-    assert_multiplies(gpu, device, weight, rows)
+    assert_multiplies(gpu, device, weight, rows, dtype=dtype)
 
 
 @pytest.mark.parametrize("rows", [1, 30])

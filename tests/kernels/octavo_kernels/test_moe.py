@@ -11,6 +11,10 @@ from octavo_kernels.linear.blocks import BlockWeight
 from octavo_kernels.linear.grouped import quantize_float8, quantize_grouped
 from octavo_kernels.moe import moe, reference, route
 
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2}
+if torch.cuda.is_available():  # the interpreter's tl.dot is wrong for it
+    TOLERANCE[torch.bfloat16] = 8e-2
+
 
 def problem(tokens: int, count: int, chosen: int, width: int, inner: int, dtype=torch.float32, *, skewed=False):
     """x, shares, experts, gate_up, down; skewed: nearly all tokens want the same experts."""
@@ -88,12 +92,12 @@ def test_pairs_are_sorted_into_whole_tiles(gpu, device, monkeypatch, pairs, coun
 @pytest.mark.parametrize(
     ("tokens", "count", "chosen", "skewed"), [(1, 8, 2, False), (23, 5, 3, True), (40, 3, 1, False), (2, 60, 4, False)]
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", TOLERANCE)
 def test_the_kernel_computes_what_the_reference_does(gpu, device, tokens, count, chosen, skewed, dtype) -> None:
     parts = problem(tokens, count, chosen, 40, 24, dtype, skewed=skewed)
     ours = gpu("moe").moe(*(x.to(device) for x in parts), count).cpu()
     theirs = by_definition(*parts, count)
-    torch.testing.assert_close(ours.double(), theirs, atol=1e-5 if dtype == torch.float32 else 1e-2, rtol=0)
+    torch.testing.assert_close(ours.double(), theirs, atol=TOLERANCE[dtype], rtol=0)
 
 
 def test_gpu_rows_have_their_own_bits(gpu, device, row_by_row) -> None:
@@ -150,7 +154,6 @@ def launch(tokens: int, quantised: bool, count: int = 8, width: int = 2048, inne
 
 LAUNCHES: dict[str, Callable[[], object]] = {
     "decode": lambda: launch(1, quantised=False),
-    "decode, quantised": lambda: launch(1, quantised=True),
     "chunk": lambda: launch(2000, quantised=False),
     "chunk, quantised": lambda: launch(2000, quantised=True),
 }
