@@ -172,7 +172,7 @@ def test_models_that_share_a_cluster(cluster: Any, deploy: Callable[..., Any]) -
     os.kill(modest, signal.SIGKILL)
     until(lambda: running("modest") == 0 or modest not in processes("ray::ServeReplica:octavo:shard-modest"))
     until(lambda: len(processes("ray::ServeReplica:octavo:shard-modest")) == 1 and running("modest") == 1)
-    assert running("greedy") == 3
+    until(lambda: running("greedy") == 3)  # never the fourth that it wants
     texts = {length: streams.start(length) for length in (100, 130, 160, 190, 220, 250)}
     over.set()
     until(lambda: running("greedy", "STOPPING") > 0)
