@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from ray import serve
@@ -86,6 +88,9 @@ class Shard:
         start.done("network")
         start.publish(name, self.engine.engine.executor)
         keep_warm(warm)
+        if config.rehearsal is None:
+            # torch, 1.2 s: the first request for log probabilities would wait for it, and all others with that one
+            Thread(target=import_module, args=("octavo.execution.sampler",), daemon=True).start()
 
     async def describe(self) -> ModelInfo:
         """What a gateway must know about the model to validate and route requests."""

@@ -12,15 +12,22 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from octavo_kernels.linear import PackedWeight
 from octavo_kernels.linear.formats import CODES
 from octavo_kernels.native.library import Library
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Type = Literal["float32", "bfloat16", "int8"]
+"""Of stored keys and values."""
+
+_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -129,8 +136,8 @@ class PackedModel:
 
     def words(self, exact: bool, kv: PackedKV) -> list[int]:
         """As `struct Model` of cpu.cpp has them."""
-        gate, eight_bits = 0 if self.activation == "silu" else 1, kv.dtype == torch.int8
-        bf16 = kv.dtype == torch.bfloat16 or (eight_bits and not exact)
+        gate, eight_bits = 0 if self.activation == "silu" else 1, kv.dtype == "int8"
+        bf16 = kv.dtype == "bfloat16" or (eight_bits and not exact)
         hidden, inner = self.embedding.k, self.layers[0].up.weight.n
         return [
             *(hidden, self.query_heads, self.kv_heads, self.head_dim, inner, self.embedding.n),
@@ -157,9 +164,9 @@ class PackedKV:
     """
 
     def __init__(
-        self, num_layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+        self, num_layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: Type
     ) -> None:
-        if dtype not in (torch.float32, torch.bfloat16, torch.int8) or block_size % CELL:
+        if dtype not in _BYTES or block_size % CELL:
             raise ValueError(
                 f"keys and values are float32, bfloat16 or int8 in blocks of 16 n, got {dtype} and {block_size}"
             )
@@ -196,12 +203,12 @@ def _untouched(size: int) -> npt.NDArray[np.uint8]:
     return np.frombuffer(memory, np.uint8)
 
 
-def block_bytes(num_layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+def block_bytes(num_layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: Type) -> int:
     """Bytes of K and V of one block over all layers; heads are padded to a multiple of 16 values.
 
     A key or value of int8 has a float32 scale beside it.
     """
-    head = -(-head_dim // CELL) * CELL * dtype.itemsize + 4 * (dtype == torch.int8)
+    head = -(-head_dim // CELL) * CELL * _BYTES[dtype] + 4 * (dtype == "int8")
     return 2 * num_layers * block_size * kv_heads * head
 
 
@@ -215,7 +222,7 @@ class Ranks:
     """
 
     first_token: int
-    sum: Callable[[torch.Tensor], object]
+    sum: Callable[[Tensor], object]
 
 
 _SUM = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
@@ -284,6 +291,8 @@ class NativeDecoder:
 
     def _sum_over_ranks(self, address: int, count: int) -> None:
         """Called by the library in the middle of a step; an exception cannot pass through it."""
+        import torch
+
         assert self._ranks is not None
         if self._failed:
             return

@@ -9,21 +9,23 @@ rounded to bf16). In both, a row's result has the same bits whatever the batch a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from octavo_kernels.linear import reference
 from octavo_kernels.linear.formats import CODES, FLOATS, GROUP, GROUPED, Array
-from octavo_kernels.linear.grouped import GroupedWeight
 from octavo_kernels.linear.pack import pack_blocks, pack_floats, packed_shape
 from octavo_kernels.native import library
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from octavo_kernels.linear.grouped import GroupedWeight
 
 FORMATS = tuple(CODES)
 """What a `PackedWeight` can hold, by GGUF's names (Z4 and Z8 are ours)."""
 
-_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_NAMES = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +50,13 @@ class PackedWeight:
         Raises:
             ValueError: not a matrix, or of another type.
         """
-        if weight.ndim != 2 or weight.dtype not in _NAMES:
+        import torch
+
+        if weight.ndim != 2 or str(weight.dtype) not in _NAMES:
             raise ValueError(
                 f"weight must be [N, K] float32, float16 or bfloat16, got {tuple(weight.shape)} {weight.dtype}"
             )
-        packed = cls.empty(_NAMES[weight.dtype], *weight.shape)
+        packed = cls.empty(_NAMES[str(weight.dtype)], *weight.shape)
         bits = weight.view(torch.int16) if weight.dtype == torch.bfloat16 else weight
         values = bits.contiguous().numpy().view(FLOATS[packed.format])
         pack_floats(values, packed.format, packed.data)
@@ -108,6 +112,10 @@ class PackedWeight:
 
     def rows(self, index: Tensor) -> Tensor:
         """Some rows in float32 [len(index), k]: the embedding of tokens `index` (int64), without rounding."""
+        import torch
+
+        from octavo_kernels.linear import reference
+
         if library.use_cpu():
             out = torch.empty(len(index), self.k)
             library.call("linear_read_rows", *self._arguments(), index.contiguous(), len(index), out)
@@ -134,6 +142,8 @@ def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, *, exact
     Raises:
         ValueError: shapes or types do not fit.
     """
+    import torch
+
     _check(x, weight, bias)
     if not library.use_cpu(x):
         return _reference(x, weight, bias, exact).to(x.dtype)
@@ -144,6 +154,8 @@ def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, *, exact
 
 
 def _reference(x: Tensor, weight: PackedWeight, bias: Tensor | None, exact: bool) -> Tensor:
+    from octavo_kernels.linear import reference
+
     if weight.format in GROUPED and not exact:
         return reference.linear_int8(x, weight.data, weight.format, weight.n, bias)
     wide = reference.dequantize(weight.data, weight.format, weight.n, weight.k)
@@ -153,9 +165,9 @@ def _reference(x: Tensor, weight: PackedWeight, bias: Tensor | None, exact: bool
 
 
 def _check(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> None:
-    if x.dtype not in _NAMES or x.device.type != "cpu":
+    if str(x.dtype) not in _NAMES or x.device.type != "cpu":
         raise ValueError(f"x must be float32, bfloat16 or float16 on the CPU, got {x.dtype} on {x.device}")
     if x.ndim != 2 or x.shape[1] != weight.k or x.stride(1) != 1:
         raise ValueError(f"x must be [R, {weight.k}] with contiguous rows, got {tuple(x.shape)} strides {x.stride()}")
-    if bias is not None and (bias.shape != (weight.n,) or bias.dtype != torch.float32):
+    if bias is not None and (bias.shape != (weight.n,) or str(bias.dtype) != "torch.float32"):
         raise ValueError(f"bias must be [{weight.n}] float32, got {tuple(bias.shape)} {bias.dtype}")

@@ -13,20 +13,21 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from octavo_kernels.native.build import BuildError, NoCompiler, library_path
 from octavo_kernels.native.trust import check, cpu_flags
 
+if TYPE_CHECKING:
+    from torch import Tensor  # 1.2 s that a process with a packed model does not spend
+
+    Argument = Tensor | np.ndarray[Any, Any] | int | float | None
+
 logger = logging.getLogger(__name__)
 
-Argument = Tensor | np.ndarray[Any, Any] | int | float | None
-
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+_TYPES = {"torch.float32": 0, "torch.bfloat16": 1}
 """Types that the native ops take, and their codes in the C interface."""
 
 _CPU_FLAGS = {
@@ -118,7 +119,12 @@ def available_cores() -> int:
 
 def use_cpu(*tensors: Tensor) -> bool:
     """Whether these go to the native library: on the CPU, of a type it takes, and it is there."""
-    return all(x.device.type == "cpu" and x.dtype in DTYPES for x in tensors) and library() is not None
+    return all(x.device.type == "cpu" and str(x.dtype) in _TYPES for x in tensors) and library() is not None
+
+
+def type_code(x: Tensor) -> int:
+    """Of a tensor's type in the C interface."""
+    return _TYPES[str(x.dtype)]
 
 
 @functools.cache
@@ -154,10 +160,10 @@ def _kernel_keeps_tiles() -> bool:
 
 
 def _argument(value: Argument) -> Any:
-    if isinstance(value, Tensor):
-        return ctypes.c_void_p(value.data_ptr())
     if isinstance(value, np.ndarray):
         return ctypes.c_void_p(value.ctypes.data)
     if isinstance(value, float):
         return ctypes.c_float(value)
-    return ctypes.c_void_p(None) if value is None else ctypes.c_int64(value)
+    if isinstance(value, int | np.integer):
+        return ctypes.c_int64(int(value))
+    return ctypes.c_void_p(None if value is None else value.data_ptr())

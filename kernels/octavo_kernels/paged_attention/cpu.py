@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from octavo_kernels.native.library import DTYPES, call
+from octavo_kernels.native.library import call, type_code
 from octavo_kernels.paged_attention.batch import PagedBatch
 
 
@@ -28,5 +28,5 @@ def paged_attention(
     layout = len(contexts), starts, contexts, tables, tables.shape[1]
     caches = k_cache, v_cache, block_size, kv_heads, dim
     options = float(scale), window or 0, softcap or 0.0, alibi_slopes
-    call("paged_attention", DTYPES[q.dtype], rows, rows.stride(0), heads, *caches, *layout, *options, out)
+    call("paged_attention", type_code(q), rows, rows.stride(0), heads, *caches, *layout, *options, out)
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from octavo_kernels.native.library import DTYPES, call
+from octavo_kernels.native.library import call, type_code
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -13,7 +13,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     count, heads, dim = rows.shape
     out = torch.empty(x.shape, dtype=x.dtype)
     strides = rows.stride(0), rows.stride(1)
-    call("rms_norm", DTYPES[x.dtype], rows, count, heads, *strides, dim, weight.contiguous(), float(eps), out)
+    call("rms_norm", type_code(x), rows, count, heads, *strides, dim, weight.contiguous(), float(eps), out)
     return out
 
 
@@ -21,5 +21,5 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     x, residual = x.contiguous(), residual.contiguous()
     out, total, dim = torch.empty_like(x), torch.empty_like(x), x.shape[-1]
     rows = x.numel() // dim if dim else 0
-    call("add_rms_norm", DTYPES[x.dtype], x, residual, rows, dim, weight.contiguous(), float(eps), out, total)
+    call("add_rms_norm", type_code(x), x, residual, rows, dim, weight.contiguous(), float(eps), out, total)
     return out, total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from octavo_kernels.native.library import DTYPES, call
+from octavo_kernels.native.library import call, type_code
 
 
 def rotary_(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
@@ -12,4 +12,4 @@ def rotary_(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
     for x in (q, k):
         tokens, heads, _ = x.shape
         strides = x.stride(0), x.stride(1)
-        call("rotary", DTYPES[x.dtype], x, tokens, heads, *strides, places, table, table.shape[1])
+        call("rotary", type_code(x), x, tokens, heads, *strides, places, table, table.shape[1])

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError, ModelError
 from octavo.evaluation.divergence import Divergence, cut, greedy_divergence, measure
@@ -187,5 +185,5 @@ def _sized(source: Source, config: EngineConfig, settings: Settings) -> EngineCo
     """With a KV cache for one window, or for the continuations, and no more."""
     spec = read_spec(source)
     tokens = max(settings.window, PROMPTS * (PROMPT_TOKENS + NEW_TOKENS)) + PROMPTS * config.block_size
-    per_token = block_bytes(spec.num_layers, CELL, spec.num_kv_heads, spec.head_dim, torch.float32) // CELL
+    per_token = block_bytes(spec.num_layers, CELL, spec.num_kv_heads, spec.head_dim, "float32") // CELL
     return replace(config, kv_cache_bytes=tokens * per_token, max_model_len=settings.window)

@@ -1,4 +1,7 @@
-"""Where a step runs: the `Executor` protocol, and the one that runs in this process."""
+"""Where a step runs: the `Executor` protocol, and the one that runs in this process.
+
+Importing torch takes 1.2 s and 150 MB; a packed model on a CPU needs none of it, so it is imported where it is needed.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,16 @@ import dataclasses
 import logging
 import os
 import sys
-from typing import Protocol
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError, ModelError
-from octavo.execution.graphs import cuda_capture
-from octavo.execution.kv_storage import KVStorage, bytes_per_block
-from octavo.execution.memory import CudaMemory, kv_cache_bytes, largest_batch, measure
 from octavo.execution.native_runner import NativeRunner
-from octavo.execution.parallel import join_vocabulary
-from octavo.execution.parts import NativeParts, Parts, TorchParts
 from octavo.execution.pipeline import Pipeline, Worker
-from octavo.execution.runner import Join, Runner
-from octavo.models.decoder import Decoder
-from octavo.models.load import load_model
 from octavo.models.packed import load_packed, unpackable_formats
 from octavo.models.parallel import Share, TPGroup
 from octavo.models.source_spec import cut_through_blocks, read_share, why_not_packed
@@ -31,16 +26,22 @@ from octavo.models.spec import ModelSpec
 from octavo.source import Source
 from octavo.step import StepBatch, StepResult
 from octavo_kernels.checksum import read_bandwidth
-from octavo_kernels.decoder import CELL, NativeDecoder, PackedKV, PackedModel, Ranks, block_bytes
-from octavo_kernels.dispatch import gpu_traits
+from octavo_kernels.decoder import CELL, NativeDecoder, PackedKV, PackedModel, Ranks, Type, block_bytes
 from octavo_kernels.native.library import Library, library
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from octavo.execution.parts import Parts
+    from octavo.execution.runner import Join, Runner
+    from octavo.models.decoder import Decoder
 
 logger = logging.getLogger(__name__)
 
 _CPU_KV_BYTES = 2**30
-_KV_DTYPES = {
-    "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn,
-}  # fmt: skip
+_GPU_FILES = "/dev/nvidiactl", "/dev/kfd", "/dev/dxg"
+"""On Linux a GPU's driver shows one of these: NVIDIA's, AMD's, or that of Windows below it."""
 
 
 class Shape(Protocol):
@@ -88,7 +89,6 @@ class LocalExecutor:
     Attributes:
         spec: of the whole model.
         block_size: tokens per KV block.
-        parts: the model, or this rank's share of it, taken apart.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class LocalExecutor:
         device = _device(config.device)
         threads = config.threads or len(os.sched_getaffinity(0))
         if device == "cpu":
-            torch.set_num_threads(threads)
+            _limit_torch(threads)
         native = library() if device == "cpu" else None
         reason = "there is no native library" if native is None else _why_not_native(source, config, self._share)
         if device == "cpu" and reason:
@@ -120,6 +120,14 @@ class LocalExecutor:
             tqdm.write(f"Engine ready: {source.name}: {self}", file=sys.stderr)  # `octavo serve` shows it
 
     def _load_torch(self, source: Source, config: EngineConfig, device: str, progress: bool) -> None:
+        import torch
+
+        from octavo.execution.graphs import cuda_capture
+        from octavo.execution.kv_storage import bytes_per_block
+        from octavo.execution.memory import CudaMemory, kv_cache_bytes, measure
+        from octavo.execution.parts import TorchParts
+        from octavo.models.load import load_model
+
         _check_kv_dtype(config, source, device)
         if config.batch_invariant and (device == "cpu" or self._group.size > 1):
             where = "the torch runner on a CPU" if device == "cpu" else "several ranks"
@@ -144,7 +152,7 @@ class LocalExecutor:
         if config.batch_invariant:
             decoder.keep_one_order()
         spec = decoder.spec
-        kv_dtype = _KV_DTYPES.get(config.kv_cache_dtype, decoder.dtype)
+        kv_dtype = _torch_kv_dtype(config, decoder)
         block = bytes_per_block(spec, config.block_size, kv_dtype)
         on_gpu = device != "cpu"
         if on_gpu and config.kv_cache_bytes is None:
@@ -154,7 +162,7 @@ class LocalExecutor:
         weights = f", weights in {config.quantization}" if config.quantization else ""
         weights += f", keys and values in {config.kv_cache_dtype}" if config.kv_cache_dtype != "auto" else ""
         self._description = f"{spec.family} in {str(decoder.dtype).removeprefix('torch.')} on {device}{weights}"
-        self.parts: Parts = TorchParts(decoder)
+        self._parts: Callable[[], Parts] = lambda: TorchParts(decoder)
         runner = _torch_runner(decoder, self.num_blocks, config, device, self._join)
         self._runner: Runner | NativeRunner = runner
         if on_gpu and self._group.size == 1:
@@ -164,30 +172,38 @@ class LocalExecutor:
                 runner.use_graphs(longest, cuda_capture())
 
     def _load_native(self, native: Library, source: Source, config: EngineConfig, progress: bool) -> None:
-        dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+        assert config.kv_cache_dtype != "fp8", "_why_not_native refuses it"
+        dtype: Literal["float32", "bfloat16"] = "bfloat16" if config.dtype == "bfloat16" else "float32"
         spec, model = load_packed(
             source,
-            dtype="float32" if dtype == torch.float32 else "bfloat16",
+            dtype=dtype,
             quantization=config.quantization,
             max_model_len=config.max_model_len,
             progress=progress,
             share=self._share,
         )
-        kv_dtype = dtype if config.kv_cache_dtype == "auto" else _KV_DTYPES[config.kv_cache_dtype]
+        kv_dtype: Type = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
         shape = config.block_size, spec.num_kv_heads, spec.head_dim, kv_dtype
         self.num_blocks = self._num_blocks(config, block_bytes(spec.num_layers, *shape))
         self._description = _describe(native, spec, model, dtype, kv_dtype)
-        self.parts = NativeParts(native, spec, model, dtype)
+        self._parts = lambda: _native_parts(native, spec, model, dtype)
         try:
             kv = PackedKV(spec.num_layers, self.num_blocks, *shape)
         except (OSError, OverflowError) as error:
             size = self.num_blocks * block_bytes(spec.num_layers, *shape)
             raise ModelError(f"no memory for a KV cache of {size} bytes ({error}): lower kv_cache_bytes") from None
         ranks = Ranks(self._share.vocab.start, self._group.all_reduce) if self._group.size > 1 else None
-        decoder = NativeDecoder(native, model, kv, exact=dtype == torch.float32, ranks=ranks)
-        self._runner = NativeRunner(decoder, kv, self._join)
+        decoder = NativeDecoder(native, model, kv, exact=dtype == "float32", ranks=ranks)
+        self._runner = NativeRunner(decoder, kv, self._join if ranks else None)
+
+    @property
+    def parts(self) -> Parts:
+        """The model, or this rank's share of it, taken apart."""
+        return self._parts()
 
     def _join(self, logits: Tensor) -> Tensor | None:
+        from octavo.execution.parallel import join_vocabulary
+
         return join_vocabulary(logits, self._share, self._group)
 
     def _num_blocks(self, config: EngineConfig, block: int) -> int:
@@ -213,13 +229,31 @@ class LocalExecutor:
         if self._worker is not None:
             self._worker.close()
         self.pipeline = None
-        if isinstance(self._runner, Runner):
+        if not isinstance(self._runner, NativeRunner):
             self._runner.close()
-        del self._runner, self.parts
+        del self._runner, self._parts
+
+
+def _native_parts(native: Library, spec: ModelSpec, model: PackedModel, dtype: Type) -> Parts:
+    from octavo.execution.parts import NativeParts
+
+    return NativeParts(native, spec, model, dtype)
+
+
+def _limit_torch(threads: int) -> None:
+    """Torch's threads, whether it is loaded already, later, or never."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(threads)
+    else:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def _device(name: str) -> str:
     """With the number of the GPU: Triton and CUDA graphs use the one that is current in the thread that runs a step."""
+    if name == "cpu" or (name == "auto" and _has_no_gpu()):
+        return "cpu"
+    import torch
+
     if name == "auto" and not torch.cuda.is_available():
         return "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -231,8 +265,18 @@ def _device(name: str) -> str:
     return name
 
 
+def _has_no_gpu() -> bool:
+    """Whether that is certain without asking torch."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+    return hidden or (sys.platform == "linux" and not any(Path(file).exists() for file in _GPU_FILES))
+
+
 def _check_kv_dtype(config: EngineConfig, source: Source, device: str) -> None:
     """Raise ConfigError for keys and values that the torch runner does not hold on `device`."""
+    import torch
+
+    from octavo_kernels.dispatch import gpu_traits
+
     wanted = config.kv_cache_dtype
     if wanted in ("float32", "bfloat16"):
         raise ConfigError(
@@ -262,11 +306,11 @@ def _why_not_native(source: Source, config: EngineConfig, share: Share) -> str |
     return cut_through_blocks(source, share) or why_not_packed(source, config.quantization, share.spec)
 
 
-def _describe(native: Library, spec: ModelSpec, model: PackedModel, dtype: torch.dtype, kv_dtype: torch.dtype) -> str:
+def _describe(native: Library, spec: ModelSpec, model: PackedModel, dtype: Type, kv_dtype: Type) -> str:
     """The family and what bounds its speed: instruction set, threads, bits, bytes of a step, and the bandwidth now."""
     rate = read_bandwidth([weight.data for weight in model.matrices])
-    mode = "exact float32" if dtype == torch.float32 else "bfloat16, and 8-bit activations for quantised weights"
-    keys = "" if kv_dtype == dtype else f"keys and values in {str(kv_dtype).removeprefix('torch.')}, "
+    mode = "exact float32" if dtype == "float32" else "bfloat16, and 8-bit activations for quantised weights"
+    keys = "" if kv_dtype == dtype else f"keys and values in {kv_dtype}, "
     return (
         f"{spec.family} on cpu ({native.level}, {native.threads} threads) in {mode}, {keys}"
         f"{model.bits_per_weight:.1f} bits per weight; a step reads {model.bytes_per_token / 1e6:.1f} MB, this machine "
@@ -274,10 +318,20 @@ def _describe(native: Library, spec: ModelSpec, model: PackedModel, dtype: torch
     )
 
 
+def _torch_kv_dtype(config: EngineConfig, decoder: Decoder) -> torch.dtype:
+    import torch
+
+    return {"int8": torch.int8, "fp8": torch.float8_e4m3fn}.get(config.kv_cache_dtype, decoder.dtype)
+
+
 def _torch_runner(decoder: Decoder, num_blocks: int, config: EngineConfig, device: str, join: Join) -> Runner:
+    import torch
+
+    from octavo.execution.kv_storage import KVStorage
+    from octavo.execution.runner import Runner
+
     try:
-        dtype = _KV_DTYPES.get(config.kv_cache_dtype, decoder.dtype)
-        kv = KVStorage(decoder.spec, num_blocks, config.block_size, dtype, device)
+        kv = KVStorage(decoder.spec, num_blocks, config.block_size, _torch_kv_dtype(config, decoder), device)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ModelError(f"no memory for a KV cache of {num_blocks} blocks ({error}): lower kv_cache_bytes") from None
     return Runner(decoder, kv, config.block_size, config.max_num_seqs, device, join)
@@ -289,6 +343,10 @@ def largest_step(decoder: Decoder, config: EngineConfig, device: str, join: Join
     Raises:
         ModelError: memory does not suffice for that.
     """
+    import torch
+
+    from octavo.execution.memory import largest_batch
+
     runner = _torch_runner(decoder, 1, config, device, join)
     try:
         runner.run(largest_batch(config, decoder.num_positions))

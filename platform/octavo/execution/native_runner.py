@@ -10,28 +10,31 @@ number of threads.
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from octavo.execution.runner import Join
-from octavo.execution.sampler import prompt_logprobs, sampled_logprobs, treat
 from octavo.step import Int64, LogprobRow, SamplingRows, StepBatch, StepResult
 from octavo_kernels.decoder import NativeDecoder, PackedKV
 from octavo_kernels.sampling import sample
 
+if TYPE_CHECKING:
+    import torch
+
+    from octavo.execution.runner import Join
+
 
 class NativeRunner:
-    """Executes steps like `Runner`.
+    """Executes steps like `Runner`; loads torch only for log probabilities, penalties and the like.
 
     Args:
         decoder: the model.
         kv: its cache.
-        join: as for `Runner`.
+        join: as for `Runner`; None where there is one rank.
     """
 
-    def __init__(self, decoder: NativeDecoder, kv: PackedKV, join: Join) -> None:
+    def __init__(self, decoder: NativeDecoder, kv: PackedKV, join: Join | None) -> None:
         self._decoder = decoder
         self._kv = kv
         self._join = join
@@ -41,14 +44,15 @@ class NativeRunner:
         begin = time.perf_counter()
         # The n sequences of one prompt are drawn from the same logits: compute those once.
         places, line = np.unique(batch.sampling.token_index, return_inverse=True)
-        logits = self._join(torch.from_numpy(self._step(batch, places.astype(np.int64))))
+        logits = self._joined(self._step(batch, places.astype(np.int64)))
         nothing = np.zeros(0, np.int64), dict[int, LogprobRow]()
-        tokens, logprobs = nothing if logits is None else _sample(logits.numpy(), line, batch.sampling)
-        prompt = prompt_logprobs(batch.prompt_logprobs, self._logits)
-        return StepResult(tokens, logprobs, prompt, time.perf_counter() - begin)
+        tokens, logprobs = nothing if logits is None else _sample(logits, line, batch.sampling)
+        return StepResult(tokens, logprobs, self._prompt_logprobs(batch), time.perf_counter() - begin)
 
     def logits(self, batch: StepBatch) -> torch.Tensor:
         """One step that samples nothing: logits [T, V] float32 after every token."""
+        import torch
+
         return torch.from_numpy(self._step(batch, np.arange(batch.num_tokens))).clone()  # the next step writes there
 
     def _step(self, batch: StepBatch, lines: Int64) -> npt.NDArray[np.float32]:
@@ -57,8 +61,26 @@ class NativeRunner:
         ids, starts, contexts, tables = (np.ascontiguousarray(x, np.int32) for x in arrays)
         return self._decoder.step(ids, starts, contexts, tables, lines, whole=bool(batch.prompt_logprobs))
 
+    def _joined(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
+        if self._join is None:
+            return logits
+        import torch
+
+        joined = self._join(torch.from_numpy(logits))
+        return None if joined is None else joined.numpy()
+
+    def _prompt_logprobs(self, batch: StepBatch) -> list[LogprobRow]:
+        if not batch.prompt_logprobs:
+            return []
+        from octavo.execution.sampler import prompt_logprobs
+
+        return prompt_logprobs(batch.prompt_logprobs, self._logits)
+
     def _logits(self, rows: list[int]) -> torch.Tensor | None:
-        return self._join(torch.from_numpy(self._decoder.logits(np.array(rows, np.int64))))
+        import torch
+
+        logits = self._joined(self._decoder.logits(np.array(rows, np.int64)))
+        return None if logits is None else torch.from_numpy(logits)
 
 
 def _sample(
@@ -66,12 +88,13 @@ def _sample(
 ) -> tuple[Int64, dict[int, LogprobRow]]:
     """As `sampler.sample`; row r is drawn from logits[line[r]]."""
     wants_logprobs = bool((rows.num_logprobs >= 0).any())
-    drawn_from = logits
-    if rows.logit_bias or rows.banned or rows.penalties or wants_logprobs:
-        logits, line = logits[line], np.arange(len(line))
-        drawn_from = treat(torch.from_numpy(logits), rows).numpy()
     options = rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seed, rows.position
-    tokens = sample(drawn_from, line, *options)
-    if not wants_logprobs:
-        return tokens, {}
-    return tokens, sampled_logprobs(torch.from_numpy(logits), tokens, rows.num_logprobs)
+    if not (rows.logit_bias or rows.banned or rows.penalties or wants_logprobs):
+        return sample(logits, line, *options), {}
+    import torch
+
+    from octavo.execution.sampler import sampled_logprobs, treat
+
+    each = torch.from_numpy(logits[line])
+    tokens = sample(treat(each, rows).numpy(), np.arange(len(line)), *options)
+    return tokens, sampled_logprobs(each, tokens, rows.num_logprobs) if wants_logprobs else {}

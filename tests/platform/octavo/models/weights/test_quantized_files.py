@@ -178,7 +178,7 @@ def scheme(write):
 def native_logits(source, tokens):
     spec, model = load_packed(source, dtype="float32")
     blocks = -(-len(tokens) // 16)
-    kv = PackedKV(spec.num_layers, blocks, 16, spec.num_kv_heads, spec.head_dim, torch.float32)
+    kv = PackedKV(spec.num_layers, blocks, 16, spec.num_kv_heads, spec.head_dim, "float32")
     decoder = NativeDecoder(library(), model, kv, exact=True)
     starts, contexts = np.array([0, len(tokens)], np.int32), np.array([len(tokens)], np.int32)
     tables = np.arange(blocks, dtype=np.int32)[None]
