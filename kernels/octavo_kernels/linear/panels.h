@@ -1,8 +1,8 @@
 // Matrix products of the K formats for many rows behind VNNI: weights are unpacked once for up to 64 rows.
 //
-// A panel (two or three blocks, a unit of columns) lies unpacked in the L1 cache beside a tile's activations, and four rows times
-// these blocks are multiplied at a time: Q6_K at 620 instead of 525 GOP/s a core, Q4_K at 665 instead of 625. The formats
-// whose scales need no unpacking reach 650 without (2 % less at 64 rows, 8 % more at 16).
+// A panel (two or three blocks, a unit of columns) lies unpacked in the L1 cache beside a tile's activations, and four
+// rows times these blocks are multiplied at a time: Q6_K at 620 instead of 525 GOP/s a core, Q4_K at 665 instead of
+// 625. The formats whose scales need no unpacking reach 650 without (2 % less at 64 rows, 8 % more at 16).
 // Sums are made by the same instructions in the same order as in the kernels for few rows: the same bits.
 #pragma once
 
@@ -30,7 +30,7 @@ template <class Format> class Panels {
     alignas(64) Floats sums[PANEL_ROWS][COLS];  // between one range of groups and the next
 
     const uint8_t* weights(int64_t block, int64_t group) const {
-        return job.w.data + block * job.block_bytes + group / Format::GROUPS * Format::unit_bytes;
+        return job.w.data + block * job.block_bytes + group / PANEL_GROUPS * Format::unit_bytes;
     }
 
     void unpack(int64_t block, int64_t group) {
