@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -86,12 +86,20 @@ class Streams:
     def __init__(self, gateway: Any, name: str) -> None:
         self._gateway = gateway.options(stream=True)
         self._name = name
-        self._pool = ThreadPoolExecutor(16)
 
     def start(self, max_tokens: int) -> Future[str]:
         """The text of one, when it has ended."""
         body = {"model": self._name, "prompt": "The capital of France is", "max_tokens": max_tokens, "temperature": 0}
-        return self._pool.submit(lambda: "".join(self._read(self._gateway.complete_stream.remote(body))))
+        text: Future[str] = Future()
+        # daemons: a test that fails leaves without them
+        threading.Thread(target=self._answer, args=(body, text), daemon=True).start()
+        return text
+
+    def _answer(self, body: dict[str, Any], text: Future[str]) -> None:
+        try:
+            text.set_result("".join(self._read(self._gateway.complete_stream.remote(body))))
+        except Exception as error:
+            text.set_exception(error)
 
     def _read(self, chunks: Any) -> Iterator[str]:
         for chunk in chunks:
@@ -164,7 +172,7 @@ def test_models_that_share_a_cluster(cluster: Any, deploy: Callable[..., Any]) -
     )
     until(lambda: _refusal(gateway, "greedy") is None and _refusal(gateway, "modest") is None)
     streams, over = Streams(gateway, "greedy"), threading.Event()
-    burst = [threading.Thread(target=_until_over, args=(streams, over)) for _ in range(9)]
+    burst = [threading.Thread(target=_until_over, args=(streams, over), daemon=True) for _ in range(9)]
     for thread in burst:
         thread.start()
     until(lambda: running("greedy") == 3)
