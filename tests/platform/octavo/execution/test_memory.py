@@ -5,9 +5,10 @@ import torch
 
 from octavo.config import EngineConfig
 from octavo.errors import ModelError
-from octavo.execution import executor
+from octavo.execution import kv_storage
 from octavo.execution.executor import LocalExecutor, _torch_runner, largest_step
 from octavo.execution.memory import Use, kv_cache_bytes, largest_batch, measure
+from octavo.models import load
 from octavo.models.decoder import Decoder
 from octavo.models.load import load_model
 from octavo.source import resolve_source
@@ -95,9 +96,9 @@ def test_weights_and_caches_that_do_not_fit_are_refused_with_a_sentence(tiny_mod
         patch.setattr(Decoder, "forward", full)
         with pytest.raises(ModelError, match=r"a step of 1024 tokens and 64 sequences.*Lower max_num_batched_tokens"):
             largest_step(load_model(source), config, "cpu", lambda logits: logits)
-    monkeypatch.setattr(executor, "KVStorage", full)
+    monkeypatch.setattr(kv_storage, "KVStorage", full)
     with pytest.raises(ModelError, match="lower kv_cache_bytes"):
         LocalExecutor(source, config)
-    monkeypatch.setattr(executor, "load_model", full)
+    monkeypatch.setattr(load, "load_model", full)
     with pytest.raises(ModelError, match=r"allocate 16\.00 GiB.*quantization 'int8'"):
         LocalExecutor(source, config)
