@@ -217,7 +217,7 @@ def test_shards_that_leave_or_are_changed_cut_no_stream(server: Server) -> None:
         time.sleep(0.05)
     server.deploy(model("stays", replicas=1, **leaving))
     wait_for_shards(server, 1)
-    changed = model("stays")["engine"] | {"max_num_seqs": 32}
+    changed = model("stays")["engine"] | {"max_num_seqs": 32, "rehearsal_speed": 4.0}  # the rest takes no half minute
     server.deploy(model("stays", replicas=1, engine=changed, **leaving))
     for thread in threads:
         thread.join(200)
