@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import os
@@ -105,9 +106,13 @@ def test_two_servers_on_one_host_share_no_port_and_no_file(tmp_path: Path, monke
         monkeypatch.delenv(name, raising=False)
     options = Options(Path(config(tmp_path)))
     settings = []
-    for name in ("one", "two"):
-        (folder := tmp_path / name).mkdir()
-        settings.append(environment_of_child(options, read_plan(options), folder))
+    with contextlib.ExitStack() as listening:
+        for folder in (tmp_path / "one", tmp_path / "two"):
+            folder.mkdir()
+            settings.append(environment_of_child(options, read_plan(options), folder))
+            for port in {int(settings[0][name]) for name in names if settings[0].get(name, "").isdigit()}:
+                with contextlib.suppress(OSError):  # the second time round the first server's are taken
+                    listening.enter_context(socket.socket()).bind(("0.0.0.0", port))
     assert len(names) >= 10
     assert [name for name in sorted(names) if name not in settings[0] or settings[0][name] == settings[1][name]] == []
 

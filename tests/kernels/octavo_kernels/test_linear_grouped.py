@@ -47,7 +47,8 @@ def test_dequantises_by_definition(bits, n, groups, group, zero, order, dtype) -
     assert weight.shape == (n, groups * group)
     torch.testing.assert_close(weight.dequantize(), matrix.float(), rtol=2e-7, atol=0)
     x = torch.randn(3, groups * group)
-    torch.testing.assert_close(quantized_linear(x, weight), x @ matrix.float().T, rtol=1e-4, atol=1e-5)
+    order_of_sums = 2e-6 * float((x.abs() @ matrix.float().abs().T).max())  # what 640 float32 products may differ by
+    torch.testing.assert_close(quantized_linear(x, weight), x @ matrix.float().T, rtol=1e-4, atol=order_of_sums)
 
 
 @pytest.mark.parametrize("zero", [False, True], ids=["symmetric", "zero points"])
