@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _STUCK_AFTER = 60.0  # seconds without a finished step while there is work; the longest honest step is a few seconds
+_HAND_OVER = 0.001
+"""Seconds that the engine waits for a listener's loop to take a step's updates. Waiting gives up the interpreter, of
+which an engine with short steps leaves the loop nothing while there is work: 64 steps of 0.1 ms arrived as one."""
 _AUDIT_EVERY = 10.0  # seconds between integrity checks of an idle engine; one takes 1 ms per 2,000 blocks
 
 
@@ -211,8 +214,9 @@ class AsyncEngine:
                 ended.append(update.request_id)
         for request_id in ended:
             self._listeners.pop(request_id, None)
-        for listener, found in news.items():
-            _call(listener, listener.updated, found)
+        handed = [_hand_over(listener, found) for listener, found in news.items()]
+        for taken in handed:
+            taken.acquire(timeout=_HAND_OVER)
 
     def _audit(self) -> None:
         if time.monotonic() - self._audited > _AUDIT_EVERY:
@@ -231,6 +235,19 @@ class AsyncEngine:
                 return
             if command is not None and command[3] is not None:
                 _call(command[3], command[3].failed, command[0], error)
+
+
+def _hand_over(listener: Listener, updates: list[SequenceUpdate]) -> threading.Lock:
+    """Give a listener its updates; the lock is held until it has taken them."""
+    taken = threading.Lock()
+    taken.acquire()
+
+    def take() -> None:
+        listener.updated(updates)
+        taken.release()
+
+    _call(listener, take)
+    return taken
 
 
 def _call(listener: Listener, method: Callable[..., None], *arguments: Any) -> None:

@@ -82,6 +82,8 @@ def test_a_block_of_ports_goes_around_those_in_use(monkeypatch: pytest.MonkeyPat
         starts = iter([port - 3, port - 9, port + 1])
         monkeypatch.setattr("octavo_serve.serve_command.random.randrange", lambda *_: next(starts))
         assert free_block(5) in (port - 9, port + 1)  # not the one around the taken port
+    starts = iter([port - 3, port + 1])
+    assert free_block(5, without=port) == port + 1
 
 
 def test_paths_are_relative_to_the_config(tmp_path: Path) -> None:

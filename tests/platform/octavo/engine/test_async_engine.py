@@ -78,6 +78,29 @@ def test_a_late_consumer_gets_everything_at_once(fake, slow_engine):
     assert len(sizes) < 15
 
 
+def test_the_loop_has_each_step_before_the_next_begins(fake, monkeypatch):
+    monkeypatch.setattr("octavo.engine.async_engine._HAND_OVER", 60.0)
+    running = AsyncEngine(fake.engine())
+
+    class Listener:
+        def __init__(self):
+            self.loop, self.done, self.steps = asyncio.get_running_loop(), asyncio.Event(), []
+
+        def updated(self, updates):
+            self.steps.append(running.stats().steps)
+            if updates[0].finish_reason is not None:
+                self.done.set()
+
+    async def main():
+        listener = Listener()
+        running.submit(fake.request("a", [1, 2, 3], max_tokens=40), listener)
+        await listener.done.wait()
+        return listener.steps
+
+    assert asyncio.run(main()) == list(range(1, 41))
+    running.close()
+
+
 def test_errors_reach_their_own_caller_only(fake, slow_engine):
     async def main():
         good = [asyncio.create_task(collect(slow_engine, fake.request(f"g{i}", [1], max_tokens=60))) for i in range(8)]
