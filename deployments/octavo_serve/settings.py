@@ -263,7 +263,7 @@ class RouterSettings(Settings):
     """
 
     policy: PolicyName = "prefix_affinity"
-    stream_weight: Annotated[float, Field(ge=0)] = 0.02
+    stream_weight: Annotated[float, Field(ge=0)] = 0.01
     stale_after_s: Seconds = 2.0
     max_blocks_per_shard: Count = 500_000
     log_decisions: bool = False

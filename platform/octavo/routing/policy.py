@@ -1,14 +1,17 @@
 """Which shard gets a request: the one whose first token is predicted to come first, all costs in seconds.
 
-    score = wait * step + steps * (step + c) + b * tokens + d * attended + stream_weight * (running + 1) * own
+    score = wait * step + steps * (step + c) + b * tokens + d * attended + (next + stream_weight * running) * own
     step  = a + (b + c) * running + (d + e) * context
+    next  = busy / (1 - busy)
 
 a, b, c, d, e are the shard's own cost model (seconds per step, token, sequence, attended and context position, fitted
 to its measured steps, so a slow shard says so itself). `step` is what every step costs because of the streams that
 run there, `tokens` what is to be computed before the first token of this request: what waits there, and the request's
 own part that is not cached. These take `steps` steps of `chunk` tokens, and half a step to begin with where streams
 run, and attend to `attended` positions. `wait` steps pass until running streams have left enough places and KV
-blocks. `own` are the seconds of the request's own tokens: what its prompt costs each stream that runs there.
+blocks. `own` are the seconds of the request's own tokens: what its prompt costs each stream that runs there, and those
+who come next. These wait `next` seconds together for each second of work (M/G/1) where prompts are worked on for `busy`
+of the time: nothing where there is room, so a prefix that is asked for all at once spreads at once.
 
 A hot prefix spreads by itself: when the shard that holds it has more to do than computing the prefix anew costs
 elsewhere, another shard's score is lower, and that shard holds it from then on.
@@ -36,6 +39,9 @@ PolicyName = Literal["prefix_affinity", "least_loaded", "round_robin", "session"
 
 PRIOR = Cost(step=5e-3, token=5e-5, sequence=1e-4, attended=1e-9, context=1e-8)
 """Cost model of a fleet in which no shard has measured a step: only proportions matter, and only to the first few."""
+
+BUSIEST = 0.8
+"""Of `busy`: more than 4 seconds of waiting for a second of work is what no steady state has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +85,14 @@ class Wanted:
         width: sequences it becomes.
         session: what keeps requests together, or "".
         turn: counts the router's requests.
+        busy: share of the time for which shards have had prompts to work on lately.
     """
 
     tokens: int
     width: int = 1
     session: str = ""
     turn: int = 0
+    busy: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +158,12 @@ def score(wanted: Wanted, shard: Candidate, cached: int, stream_weight: float) -
     queue_steps = load.prefill / max(load.chunk, 1) + (0.5 if load.running else 0.0)
     own_steps = max(1.0, uncached / max(load.chunk, 1))
     own = b * uncached + d * own_attended
+    busy = min(wanted.busy, BUSIEST)
     return Score(
         wait=_places(wanted, load) * step,
         queue=queue_steps * (step + c) + b * load.prefill + d * load.attended,
         own=own_steps * (step + c) + own,
-        others=stream_weight * (load.running + 1) * own,
+        others=(busy / (1 - busy) + stream_weight * load.running) * own,
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 UNCONFIRMED_SECONDS = 10.0
 """A request that was sent but not taken in by then was cancelled on its way; Serve does not say so."""
+
+BUSY_SECONDS = 10.0
+"""Time over which it is averaged how busy the shards are: many prompts, and less than a wave of load."""
 
 UNKNOWN = Load(0, 0, 0, 0, 0, 512, 64, 1 << 20, 1 << 20, 16, 0.0, PRIOR)
 """A shard that has not reported yet."""
@@ -43,7 +47,7 @@ class RoutingConfig:
     """
 
     policy: PolicyName = "prefix_affinity"
-    stream_weight: float = 0.02
+    stream_weight: float = 0.01
     stale_after_s: float = 2.0
     max_blocks_per_shard: int = 500_000
     log_decisions: bool = False
@@ -102,6 +106,8 @@ class Router:
         self._coming: list[tuple[float, int, Shard, Sequence[bytes]]] = []  # heap: when to forget, number, ...
         self._news: deque[tuple[str, str, int]] = deque()  # (what happened, ticket, report), from any thread
         self._turn = 0
+        self._busy = 0.0  # see `Wanted.busy`
+        self._asked = -math.inf  # time of the last decision
 
     # ---- who there is -----------------------------------------------------------------------------------------
 
@@ -155,7 +161,7 @@ class Router:
         self.settle(now)
         self._forget(ticket)
         self._turn += 1
-        wanted = replace(wanted, turn=self._turn)
+        wanted = replace(wanted, turn=self._turn, busy=self._busy)
         start = self._turn % len(names)  # equally good shards take turns
         candidates = [self._candidate(name, chain, wanted, now) for name in [*names[start:], *names[:start]]]
         choice = POLICIES[self.config.policy](wanted, candidates, self.config.stream_weight)
@@ -164,7 +170,13 @@ class Router:
             logger.info("%s goes to %s (%s)\n%s", ticket, choice.order[0], choice.reason,
                         explain(wanted, candidates, self.config.stream_weight))  # fmt: skip
         self._count(ticket, chain, wanted, choice, now)
+        self._note_busy(candidates, now)
         return choice
+
+    def _note_busy(self, candidates: Sequence[Candidate], now: float) -> None:
+        share = sum(shard.load.waiting > 0 for shard in candidates) / len(candidates)
+        self._busy = share + (self._busy - share) * math.exp((self._asked - now) / BUSY_SECONDS)
+        self._asked = now
 
     def _candidate(self, name: str, chain: Sequence[bytes], wanted: Wanted, now: float) -> Candidate:
         shard = self.join(name, now)

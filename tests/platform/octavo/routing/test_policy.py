@@ -50,6 +50,12 @@ def test_prefix_affinity(shards: list[Candidate], order: str, reason: str) -> No
     assert ("".join(choice.order), choice.reason) == (order, reason)
 
 
+def test_a_busy_fleet_computes_no_prefix_twice_for_a_moment_gained() -> None:
+    shards = candidates(a=(960, BUSY), b=(0, IDLE))
+    reasons = [POLICIES["prefix_affinity"](Wanted(1000, busy=busy), shards, 0.05).reason for busy in (0.3, 0.7, 1.0)]
+    assert reasons == ["spread", "prefix", "prefix"]
+
+
 LEAST_LOADED = {
     "ignores what is cached": (candidates(a=(960, replace(IDLE, prefill=128)), b=(0, IDLE)), "ba"),
     "knows that a machine is slow": (candidates(a=(0, SLOW), b=(0, replace(IDLE, prefill=512))), "ba"),
@@ -108,14 +114,14 @@ def test_a_shard_that_is_not_heard_is_taken_only_for_its_load() -> None:
 
 def test_the_formula_by_hand() -> None:
     load = replace(STREAMS, prefill=1024, attended=500_000, cost=Cost(0.01, 1e-4, 1e-4, 1e-8, 1e-7))
-    terms = score(Wanted(1000), Candidate("a", 488, load), 488, 0.05)
+    terms = score(Wanted(1000, busy=0.6), Candidate("a", 488, load), 488, 0.05)
     step = 0.01 + (1e-4 + 1e-4) * 40 + (1e-8 + 1e-7) * 40_000
     assert terms.wait == 0
     assert terms.queue == pytest.approx(2.5 * (step + 1e-4) + 0.1024 + 0.005)
     own = 512 * 1e-4 + 512 * (488 + 256) * 1e-8
     assert terms.own == pytest.approx(step + 1e-4 + own)
-    assert terms.others == pytest.approx(0.05 * 41 * own)
-    line = explain(Wanted(1000), [Candidate("a", 488, load)], 0.05)
+    assert terms.others == pytest.approx((1.5 + 0.05 * 40) * own)
+    line = explain(Wanted(1000, busy=0.6), [Candidate("a", 488, load)], 0.05)
     assert f"a: {terms.total:.4f} s" in line
     assert "cached 488 of 1000" in line
 

@@ -192,3 +192,23 @@ def test_a_decision_is_logged_with_its_numbers(caplog: pytest.LogCaptureFixture)
     (line,) = [record.getMessage() for record in caplog.records]
     assert "ticket goes to" in line
     assert all(f"{name}: 0." in line for name in NAMES)
+
+
+def test_a_prefix_stays_with_a_late_holder_only_while_the_fleet_is_busy() -> None:
+    made = router()
+    made.shards["a"].blocks.part(0, 0, 1, chain(1))
+    late, idle = replace(IDLE, prefill=2048, waiting=2), IDLE
+
+    def asked(ticket: str, now: float, **loads: Load) -> str:
+        for name, load in loads.items():
+            made.heard(name, load, [], now)
+        choice = route(made, ticket, chain(1), now)
+        made.completed(ticket)
+        return choice.reason
+
+    busy = dict.fromkeys(NAMES, replace(IDLE, prefill=16, waiting=1))
+    asked("first", 0.0, **busy)
+    assert [asked(f"{now}", now, **busy) for now in range(1, 30)] == ["prefix"] * 29
+    assert asked("busy", 30.0, a=late, b=idle, c=idle, d=idle) == "prefix"
+    assert asked("nothing since", 90.0, **dict.fromkeys(NAMES, idle)) == "prefix"
+    assert asked("quiet", 90.0, a=late, b=idle, c=idle, d=idle) == "spread"
