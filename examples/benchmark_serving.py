@@ -238,6 +238,7 @@ def server(way: str, model: str, gateways: int) -> Iterator[tuple[Any, Any]]:
                 yield lambda *load: without_server(process, *load), process.pid
             else:
                 await_answer(port, process, folder / "log.txt")
+                time.sleep(10 * (gateways > 1))  # HAProxy starts anew for another gateway, and closes idle connections
                 yield lambda *load: with_server(port, model, *load), process.pid
         finally:
             end(process)
