@@ -33,7 +33,7 @@ import yaml
 from rich.console import Console
 
 from octavo.errors import ConfigError
-from octavo_serve.settings import load_settings
+from octavo_serve.settings import ReplicaRange, load_settings
 
 OUR_APP = "octavo_serve.app:build"
 DEFAULT_PORT = 8000
@@ -75,6 +75,7 @@ class Plan:
     port: int
     models: list[str]
     route: str  # of the first of our applications, "" for the root
+    scales: bool  # whether the load decides how many shards some model has
 
     @property
     def url(self) -> str:
@@ -149,6 +150,7 @@ def read_plan(options: Options) -> Plan:
         port,
         [model.name for model in settings.models],
         str(first.get("route_prefix") or "/").rstrip("/"),
+        any(isinstance(model.replicas, ReplicaRange) for _, found in ours for model in found.models),
     )
 
 
@@ -281,8 +283,10 @@ def environment(options: Options, plan: Plan, folder: Path) -> dict[str, str]:
         # to answer than the 10 s after which, three times in a row, Serve kills it and all connections with it
         settings |= {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
         # Serve's controller looks at everything ten times a second, a third of what an idle cluster uses of a core, and
-        # each time it interrupts a model that computes on all cores. Shards were not seen to start later with this.
-        settings["RAY_SERVE_CONTROL_LOOP_INTERVAL_S"] = "0.25"
+        # each time it interrupts a model that computes on all cores. Shards were not seen to start later with this, but
+        # where their number follows the load, the controller decides it.
+        if not plan.scales:
+            settings["RAY_SERVE_CONTROL_LOOP_INTERVAL_S"] = "0.25"
     if options.address is None and options.fast:
         # a prompt with its log probabilities is larger than gRPC's 4 MiB
         settings |= {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}

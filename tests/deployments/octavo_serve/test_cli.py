@@ -18,6 +18,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from octavo_serve import serve_command
 from octavo_serve.serve_command import Options, Server, free_block, read_plan
 from octavo_serve.serve_command import environment as environment_of_child
 
@@ -83,6 +84,16 @@ def test_a_block_of_ports_goes_around_those_in_use(monkeypatch: pytest.MonkeyPat
         taken.bind(("0.0.0.0", port))
         assert free_block(5) == port - 9
     assert free_block(5, without=port) == port + 1
+
+
+def test_the_controller_looks_often_where_the_load_decides_how_many_shards_there_are(tmp_path: Path) -> None:
+    def seconds(replicas: object) -> str | None:
+        model = {"name": "a", "source": "mine", "replicas": replicas}
+        options = Options(Path(config(tmp_path, models=[model])))
+        return serve_command.environment(options, read_plan(options), tmp_path).get("RAY_SERVE_CONTROL_LOOP_INTERVAL_S")
+
+    assert seconds(2) == "0.25"
+    assert seconds({"min": 1, "max": 2}) is None
 
 
 def test_paths_are_relative_to_the_config(tmp_path: Path) -> None:
