@@ -33,10 +33,8 @@ import yaml
 from rich.console import Console
 
 from octavo.errors import ConfigError
-from octavo_serve.settings import ReplicaRange, load_settings
+from octavo_serve.config_file import Plan, read_plan
 
-OUR_APP = "octavo_serve.app:build"
-DEFAULT_PORT = 8000
 QUESTION = "What is the capital of France?"
 GATEWAY_PORTS = 100  # a host has far fewer gateways
 GRACE_SECONDS = 10.0  # for Ray to leave by itself: it takes 1 to 2 s
@@ -65,24 +63,6 @@ class Options:
     verbose: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a config file asks for."""
-
-    document: dict[str, Any]  # the file, with the port that will be used
-    apps: list[str]
-    host: str
-    port: int
-    models: list[str]
-    route: str  # of the first of our applications, "" for the root
-    scales: bool  # whether the load decides how many shards some model has
-
-    @property
-    def url(self) -> str:
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
-        return f"http://{host}:{self.port}{self.route}"
-
-
 def run(options: Options) -> int:
     """Serve until interrupted.
 
@@ -92,7 +72,7 @@ def run(options: Options) -> int:
     """
     console = Console(highlight=False)
     try:
-        plan = read_plan(options)
+        plan = read_plan(options.config, options.port)
     except ConfigError as error:
         console.print(f"[bold red]{options.config}[/]: {error}", soft_wrap=True)
         return 2
@@ -118,51 +98,7 @@ def run(options: Options) -> int:
     return 1
 
 
-# ---- the config file --------------------------------------------------------------------------------------------
-
-
-def read_plan(options: Options) -> Plan:
-    """Read and check a config file.
-
-    Raises:
-        ConfigError: it is missing or not valid; the message names what.
-    """
-    try:
-        document = yaml.safe_load(options.config.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot be read: {error}") from None
-    if not isinstance(document, dict) or not isinstance(document.get("applications"), list):
-        raise ConfigError("a config needs a list of applications; see configs/quickstart.yaml")
-    apps = [app if isinstance(app, dict) else {} for app in document["applications"]]
-    ours = [(app, load_settings(app.get("args") or {})) for app in apps if app.get("import_path") == OUR_APP]
-    if not ours:
-        raise ConfigError(f"no application has import_path: {OUR_APP}")
-    http: dict[str, Any] = document.get("http_options") or {}
-    port = options.port or http.get("port", DEFAULT_PORT)
-    document["http_options"] = {**http, "port": port}
-    for app, _ in ours:
-        find_files_beside(options.config, app["args"])
-    first, settings = ours[0]
-    return Plan(
-        document,
-        [str(app.get("name", "default")) for app in apps],
-        str(http.get("host", "0.0.0.0")),
-        port,
-        [model.name for model in settings.models],
-        str(first.get("route_prefix") or "/").rstrip("/"),
-        any(isinstance(model.replicas, ReplicaRange) for _, found in ours for model in found.models),
-    )
-
-
-def find_files_beside(config: Path, arguments: dict[str, Any]) -> None:
-    """Make paths absolute that name files beside the config: what is none, such as a hub id, stays as it is."""
-    for model in arguments["models"]:
-        places = [(model, "source"), (model.get("engine") or {}, "rehearsal")]
-        places += [(model.get("accuracy") or {}, name) for name in ("text", "reference")]
-        for where, name in places:
-            path = config.absolute().parent / Path(str(where.get(name, "")))
-            if where.get(name) and path.exists():
-                where[name] = str(path)
+# ---- the port ----------------------------------------------------------------------------------------------------
 
 
 def check_port(host: str, port: int) -> None:

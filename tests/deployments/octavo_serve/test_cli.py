@@ -19,7 +19,8 @@ import yaml
 from rich.console import Console
 
 from octavo_serve import serve_command
-from octavo_serve.serve_command import Options, Server, free_block, read_plan
+from octavo_serve.config_file import read_plan
+from octavo_serve.serve_command import Options, Server, free_block
 from octavo_serve.serve_command import environment as environment_of_child
 
 OCTAVO = [sys.executable, "-m", "octavo_serve.cli"]
@@ -90,7 +91,9 @@ def test_the_controller_looks_often_where_the_load_decides_how_many_shards_there
     def seconds(replicas: object) -> str | None:
         model = {"name": "a", "source": "mine", "replicas": replicas}
         options = Options(Path(config(tmp_path, models=[model])))
-        return serve_command.environment(options, read_plan(options), tmp_path).get("RAY_SERVE_CONTROL_LOOP_INTERVAL_S")
+        return serve_command.environment(options, read_plan(options.config, options.port), tmp_path).get(
+            "RAY_SERVE_CONTROL_LOOP_INTERVAL_S"
+        )
 
     assert seconds(2) == "0.25"
     assert seconds({"min": 1, "max": 2}) is None
@@ -102,7 +105,7 @@ def test_paths_are_relative_to_the_config(tmp_path: Path) -> None:
     model = {"source": "mine", "engine": {"rehearsal": "h100.yaml"}}
     hub = {"source": "org/mine", "engine": {"rehearsal": "llama-8b-h100"}, "accuracy": {"max_kl": 1, "text": "/a/b"}}
     path = config(tmp_path, models=[{"name": "a", **model}, {"name": "b", **hub}])
-    a, b = read_plan(Options(Path(path))).document["applications"][0]["args"]["models"]
+    a, b = read_plan(Path(path)).document["applications"][0]["args"]["models"]
     assert (a["source"], a["engine"]["rehearsal"]) == (str(tmp_path / "mine"), str(tmp_path / "h100.yaml"))
     assert b == {"name": "b", **hub}
 
@@ -121,7 +124,7 @@ def test_two_servers_on_one_host_share_no_port_and_no_file(tmp_path: Path, monke
     with contextlib.ExitStack() as listening:
         for folder in (tmp_path / "one", tmp_path / "two"):
             folder.mkdir()
-            settings.append(environment_of_child(options, read_plan(options), folder))
+            settings.append(environment_of_child(options, read_plan(options.config, options.port), folder))
             for port in {int(settings[0][name]) for name in names if settings[0].get(name, "").isdigit()}:
                 with contextlib.suppress(OSError):  # the second time round the first server's are taken
                     listening.enter_context(socket.socket()).bind(("0.0.0.0", port))

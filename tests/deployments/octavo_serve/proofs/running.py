@@ -14,7 +14,8 @@ from pathlib import Path
 
 import httpx
 
-from octavo_serve.serve_command import Options, free_block, read_plan, session_members
+from octavo_serve.config_file import read_plan
+from octavo_serve.serve_command import free_block, session_members
 
 
 def parser(text: str | None) -> argparse.ArgumentParser:
@@ -37,7 +38,7 @@ class RunningServer:
         self._mine = port is None
         self.port = port or free_block(1)
         self.url = f"http://127.0.0.1:{self.port}"
-        self.model = read_plan(Options(config)).models[0]
+        self.model = read_plan(config).models[0]
         self._config = config
         self._process: subprocess.Popen[bytes] | None = None
 
