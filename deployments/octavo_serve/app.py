@@ -37,7 +37,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     Raises:
         ConfigError: a setting is wrong.
     """
-    settings = load_settings(args)
+    settings = load_settings(args).sealed()  # Serve keeps what it is given, and shows it
     shards = {model.name: _shard(model, settings) for model in settings.models}
     return _gateway(settings, shards)
 
@@ -112,7 +112,7 @@ def _gateway(settings: AppSettings, shards: dict[str, serve.Application]) -> ser
         max_ongoing_requests=settings.gateway.max_ongoing_requests,
         graceful_shutdown_wait_loop_s=0.5,
         max_constructor_retry_count=MAX_START_ATTEMPTS,
-        user_config=settings.model_dump(mode="json"),
+        user_config=settings.as_args(),
     )(serve.ingress()(Gateway))
     return _versioned(deployment).bind(shards)
 

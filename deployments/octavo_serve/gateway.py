@@ -15,9 +15,12 @@ from typing import Any
 import ray
 from fastapi import FastAPI
 from ray import serve
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.handle import DeploymentHandle
 
+from octavo_serve.openai.access import Access
 from octavo_serve.openai.conversion import Limits, parse
+from octavo_serve.openai.door import is_loopback
 from octavo_serve.openai.registry import ModelEntry, Registry
 from octavo_serve.openai.routes import http_app
 from octavo_serve.openai.schemas import ChatChunk, ChatCompletion, ChatRequest, Completion, CompletionRequest
@@ -52,6 +55,7 @@ class Gateway:
             logger.warning("Slower than it could be, for these are off: %s. `octavo serve` sets them.", ", ".join(off))
         # `shards` only tells Serve that these deployments belong to the application: `reconfigure` says which to use
         self.service = Service(Registry(), Limits(0, 0, 0), Telemetry())
+        self.access = Access()
         self._deployments = Deployments(serve.get_replica_context().app_name)
         self._served: dict[str, _Served] = {}
 
@@ -73,6 +77,8 @@ class Gateway:
         failover = Failover(gateway.failover_timeout_s, gateway.max_failovers, gateway.shard_silence_s)
         for served in self._served.values():
             served.client.failover = failover
+        self.access.rules = settings.rules(is_loopback(await _bind_host()))
+        registry.explain = self.access.rules.keys is None or self.access.rules.disclose
         self.service.limits = Limits(gateway.max_body_bytes, gateway.max_prompts, gateway.max_n)
 
     def _serve(self, model: ModelSettings) -> _Served:
@@ -90,7 +96,7 @@ class Gateway:
         return _Served(model, entry, client, tasks)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return http_app(self.service, self)
+        return http_app(self.service, self, self.access)
 
     async def chat(self, request: ChatRequest | Mapping[str, Any]) -> ChatCompletion:
         """Answer a chat; `request` has the fields of /v1/chat/completions."""
@@ -137,6 +143,13 @@ def _no_room(model: ModelSettings) -> str | None:
     """Why the cluster cannot hold the model's shards, whatever else runs there."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     return unplaceable(model.group, max(1, model.fewest_shards), nodes)
+
+
+async def _bind_host() -> str:
+    """What Serve's HTTP servers listen on."""
+    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    options = await controller.get_http_config.remote()
+    return str(options.host)
 
 
 def _parsed(kind: type[Any], request: Any) -> Any:

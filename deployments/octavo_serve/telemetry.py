@@ -110,6 +110,12 @@ _ROUTER_VIEWS: dict[str, _View] = {
     ),
 }  # fmt: skip
 
+_TELLING = {
+    "vllm:prefix_cache_hits", "octavo:cached_blocks", "octavo:router_cached_tokens_error", "octavo:routed_requests",
+    *_ROUTER_VIEWS,
+}  # fmt: skip
+"""Families that tell, to the token or block, what is cached, or a shard's name."""
+
 _ROUTERS: WeakKeyDictionary[Router, str] = WeakKeyDictionary()
 
 
@@ -132,6 +138,7 @@ class Telemetry:
         self.errors = Counter(
             "octavo:request_errors", "Requests that ended in an error.", ["status"], registry=self.registry
         )
+        self.by_key = Counter("octavo:key_requests", "Requests by API key.", ["key"], registry=self.registry)
         self.at_shards = Gauge(
             "octavo:requests_at_shards", "Requests that run at a shard or look for one.", model, registry=self.registry
         )
@@ -174,10 +181,24 @@ class Telemetry:
         self.prompt_tokens.labels(model).inc(prompt_tokens)
         return RequestTimer(self, model)
 
-    def render(self, shards: ShardStats) -> bytes:
-        """Everything in Prometheus' text format."""
-        self._shards.stats = shards
-        return generate_latest(self.registry)
+    def render(self, shards: ShardStats, tells: bool = True) -> bytes:
+        """Everything in Prometheus' text format; where it does not tell, without cache contents and shards' names."""
+        self._shards.stats = shards if tells else {model: _numbered(found) for model, found in shards.items()}
+        return generate_latest(self.registry if tells else _Untelling(self.registry))
+
+
+def _numbered(shards: Sequence[tuple[str, EngineStats]]) -> list[tuple[str, EngineStats]]:
+    return [(str(i), stats) for i, (_, stats) in enumerate(sorted(shards, key=lambda shard: shard[0]))]
+
+
+class _Untelling(Collector):
+    """A registry's metrics without those that tell."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterable[Metric]:
+        return (metric for metric in self._registry.collect() if metric.name not in _TELLING)
 
 
 class RequestTimer:

@@ -38,7 +38,8 @@ def explain(error: ValidationError, root: Any, where: str = "field") -> tuple[st
         inside = f" in {name}" if where == "setting" and name else ""
         return f"{problem['ctx']['error']}{inside}", name
     sentence = _union(problems, problem["loc"]) or problem["msg"].replace("Input should be", "must be")
-    return f"{name or 'the body'} {sentence[0].lower()}{sentence[1:]}, got {_short(problem['input'])}", name
+    got = "" if "api_keys" in path else f", got {_short(problem['input'])}"  # a key must not come into a log
+    return f"{name or 'the body'} {sentence[0].lower()}{sentence[1:]}{got}", name
 
 
 def _union(problems: list[Any], where: tuple[int | str, ...]) -> str | None:

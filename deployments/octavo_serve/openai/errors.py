@@ -7,6 +7,9 @@ import math
 from dataclasses import dataclass, field
 from typing import TypedDict
 
+import msgspec
+from starlette.responses import Response
+
 from octavo.errors import BadRequest, EngineDead, ModelNotReady, OctavoError, Overloaded, PromptTooLong, UnknownModel
 
 logger = logging.getLogger("ray.serve")
@@ -62,3 +65,14 @@ def reply_for(error: Exception) -> ErrorReply:
     logger.error("Unexpected error while serving a request", exc_info=error)
     message = "internal server error; the server's log says more"
     return ErrorReply(500, {"error": ErrorDetail(message=message, type="server_error", param=None, code=None)})
+
+
+def refusal(status: int, message: str, code: str, headers: dict[str, str] | None = None) -> ErrorReply:
+    """An answer to a request that did not come as far as the API."""
+    detail = ErrorDetail(message=message, type="invalid_request_error", param=None, code=code)
+    return ErrorReply(status, {"error": detail}, headers or {})
+
+
+def error_response(reply: ErrorReply) -> Response:
+    """The same as an HTTP response."""
+    return Response(msgspec.json.encode(reply.body), reply.status, reply.headers, media_type="application/json")

@@ -75,8 +75,11 @@ class ModelEntry:
         else:
             self._settled.set()
 
-    async def served(self, wait: float) -> ServedModel:
+    async def served(self, wait: float, explain: bool = True) -> ServedModel:
         """The model once it is ready, which a request may wait for.
+
+        Args:
+            explain: an error says why, which may name files of this machine.
 
         Raises:
             ModelNotReady: it has failed, or still loads after `wait` seconds.
@@ -87,21 +90,23 @@ class ModelEntry:
         if self.tokenizer is not None and self.status == "ready":
             return ServedModel(self.name, self.created, self.tokenizer, self.client)
         if self.status == "failed":
-            raise ModelNotReady(f"model {self.name!r} has failed: {self.reason}")
-        raise ModelNotReady(f"model {self.name!r} is still loading ({self.reason}); try again later", RETRY_AFTER)
+            why = f": {self.reason}" if explain else "; /health tells operators why"
+            raise ModelNotReady(f"model {self.name!r} has failed{why}")
+        why = f" ({self.reason})" if explain else ""
+        raise ModelNotReady(f"model {self.name!r} is still loading{why}; try again later", RETRY_AFTER)
 
-    def card(self) -> dict[str, object]:
-        """The model's entry in /v1/models."""
+    def card(self, explain: bool = True) -> dict[str, object]:
+        """The model's entry in /v1/models; where it does not `explain`, without its path and why it has failed."""
         return {
             "id": self.name,
             "object": "model",
             "created": self.created,
             "owned_by": "octavo",
-            "root": self.info.hash_name if self.info else None,
+            "root": self.info.hash_name if self.info and explain else None,
             "parent": None,
             "max_model_len": self.info.max_model_len if self.info else None,
             "status": self.status,
-            "reason": self.reason,
+            "reason": self.reason if explain else None,
         }
 
 
@@ -110,12 +115,14 @@ class Registry:
 
     Attributes:
         wait: seconds a request may wait for a model that loads.
+        explain: errors say why a model does not answer.
     """
 
     def __init__(self, entries: Iterable[ModelEntry] = (), wait: float = 0.0) -> None:
         self.entries = {entry.name: entry for entry in entries}
         self.aliases: dict[str, dict[str, float]] = {}
         self.wait = wait
+        self.explain = True
 
     async def served(self, name: str | None, session: str = "") -> ServedModel:
         """The model a request gets.
@@ -128,7 +135,7 @@ class Registry:
             UnknownModel: there is none; the message lists those there are.
             ModelNotReady: it has failed, or does not come up in time.
         """
-        return await self.find(name, session).served(self.wait)
+        return await self.find(name, session).served(self.wait, self.explain)
 
     def find(self, name: str | None, session: str = "") -> ModelEntry:
         """The entry a request gets, ready or not; as `served`."""
@@ -142,20 +149,21 @@ class Registry:
             return self.entries[choose(weights, session or secrets.token_hex(8))]
         raise UnknownModel(f"model {name!r} does not exist; served here: {self._names()}", "model")
 
-    def cards(self) -> list[dict[str, object]]:
+    def cards(self, explain: bool = True) -> list[dict[str, object]]:
         """/v1/models: every model, then every alias."""
-        return [entry.card() for entry in self.entries.values()] + [self.card(alias) for alias in self.aliases]
+        models = [entry.card(explain) for entry in self.entries.values()]
+        return models + [self.card(alias, explain) for alias in self.aliases]
 
-    def card(self, name: str) -> dict[str, object]:
+    def card(self, name: str, explain: bool = True) -> dict[str, object]:
         """One entry of /v1/models; an alias shows the model with the largest weight and says what it stands for.
 
         Raises:
             UnknownModel: there is none.
         """
         if name not in self.aliases:
-            return self.find(name).card()
+            return self.find(name).card(explain)
         weights = self.aliases[name]
-        return self.entries[max(weights, key=weights.__getitem__)].card() | {"id": name, "alias_of": weights}
+        return self.entries[max(weights, key=weights.__getitem__)].card(explain) | {"id": name, "alias_of": weights}
 
     def _names(self) -> str:
         return ", ".join([*self.entries, *self.aliases])

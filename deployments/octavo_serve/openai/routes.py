@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo.errors import OctavoError
+from octavo_serve.openai.access import Access, Caller, Rules
 from octavo_serve.openai.conversion import parse
-from octavo_serve.openai.errors import BodyTooLarge, ErrorBody, ErrorReply, reply_for
-from octavo_serve.openai.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from octavo_serve.openai.door import CALLER, Door
+from octavo_serve.openai.errors import BodyTooLarge, ErrorBody, ErrorReply, error_response, reply_for
+from octavo_serve.openai.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    SamplingBody,
+    TokenizeRequest,
+)
 from octavo_serve.openai.service import Service
 from octavo_serve.telemetry import ShardStats, Telemetry
 
@@ -33,45 +42,65 @@ class Backend(Protocol):
         ...
 
 
-def http_app(service: Service, backend: Backend) -> FastAPI:
-    """The gateway's ASGI application."""
-    app = FastAPI(title="Octavo", openapi_url=None)
-    _add_generation(app, service)
-    _add_models(app, service)
+class _App(FastAPI):
+    """FastAPI with the door outermost: also before what answers exceptions that nobody handles."""
+
+    def __init__(self, access: Access, telemetry: Telemetry) -> None:
+        super().__init__(title="Octavo", openapi_url=None)
+        self._door = partial(Door, access=access, telemetry=telemetry)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return self._door(super().build_middleware_stack())
+
+
+def http_app(service: Service, backend: Backend, access: Access | None = None) -> FastAPI:
+    """The gateway's ASGI application.
+
+    Args:
+        access: who may ask; None lets everybody in and tells everything.
+    """
+    access = access or Access()
+    app = _App(access, service.telemetry)
+    _add_generation(app, service, access)
+    _add_models(app, service, access)
     _add_text(app, service)
-    _add_operations(app, service, backend)
+    _add_operations(app, service, backend, access)
     _add_errors(app, service.telemetry)
     return app
 
 
-def _add_generation(app: FastAPI, service: Service) -> None:
+def _add_generation(app: FastAPI, service: Service, access: Access) -> None:
     async def chat_completions(request: Request) -> Response:
         body = parse(ChatRequest, await read_body(request, service.limits.max_body_bytes))
+        tells = admit(access.rules, request, body)
         session, headers = session_of(request), dict[str, str]()
         if body.stream:
-            return await event_stream(service.chat_stream(body, session, headers), service.telemetry, headers)
-        return json_reply(await service.chat(body, session, headers), headers=headers)
+            return await event_stream(service.chat_stream(body, session, headers), service.telemetry, headers, tells)
+        return answer_reply(await service.chat(body, session, headers), headers, tells)
 
     async def completions(request: Request) -> Response:
         body = parse(CompletionRequest, await read_body(request, service.limits.max_body_bytes))
+        tells = admit(access.rules, request, body)
         session, headers = session_of(request), dict[str, str]()
         if body.stream:
-            return await event_stream(service.complete_stream(body, session, headers), service.telemetry, headers)
-        return json_reply(await service.complete(body, session, headers), headers=headers)
+            events = service.complete_stream(body, session, headers)
+            return await event_stream(events, service.telemetry, headers, tells)
+        return answer_reply(await service.complete(body, session, headers), headers, tells)
 
     # Starlette's routes: FastAPI's would look for dependencies that are not there, a quarter of a short request's CPU
     app.add_route("/v1/chat/completions", chat_completions, methods=["POST"])
     app.add_route("/v1/completions", completions, methods=["POST"])
 
 
-def _add_models(app: FastAPI, service: Service) -> None:
+def _add_models(app: FastAPI, service: Service, access: Access) -> None:
     @app.get("/v1/models")
-    async def models() -> Response:
-        return json_reply({"object": "list", "data": service.models.cards()})
+    async def models(request: Request) -> Response:
+        cards = service.models.cards(access.rules.explains(request.scope.get(CALLER)))
+        return json_reply({"object": "list", "data": cards})
 
     @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> Response:
-        return json_reply(service.models.card(name))
+    async def model(request: Request, name: str) -> Response:
+        return json_reply(service.models.card(name, access.rules.explains(request.scope.get(CALLER))))
 
 
 def _add_text(app: FastAPI, service: Service) -> None:
@@ -86,33 +115,36 @@ def _add_text(app: FastAPI, service: Service) -> None:
         return json_reply(await service.detokenize(body))
 
 
-def _add_operations(app: FastAPI, service: Service, backend: Backend) -> None:
+def _add_operations(app: FastAPI, service: Service, backend: Backend, access: Access) -> None:
     @app.get("/health")
-    async def health() -> Response:
-        """What is known of each model, at once: 200 unless no model can answer."""
+    async def health(request: Request) -> Response:
+        """What is known of each model, at once: 200 unless no model can answer. Without a key that is all it says."""
         entries = service.models.entries
         ready = [entry.status == "ready" for entry in entries.values()]
         status = "ok" if all(ready) else "degraded" if any(ready) else "unhealthy"
-        models = {name: {"status": entry.status, "reason": entry.reason} for name, entry in entries.items()}
-        shards = {name: entry.shards for name, entry in entries.items()}
-        return json_reply({"status": status, "shards": shards, "models": models}, 200 if any(ready) else 503)
+        answer: dict[str, Any] = {"status": status}
+        if access.rules.explains(request.scope.get(CALLER)):
+            answer["shards"] = {name: entry.shards for name, entry in entries.items()}
+            answer["models"] = {name: {"status": e.status, "reason": e.reason} for name, e in entries.items()}
+        return json_reply(answer, 200 if any(ready) else 503)
 
     @app.get("/metrics")
-    async def metrics() -> Response:
-        return Response(service.telemetry.render(await backend.shard_stats()), media_type=METRICS_TEXT)
+    async def metrics(request: Request) -> Response:
+        tells = access.rules.tells(request.scope.get(CALLER))
+        return Response(service.telemetry.render(await backend.shard_stats(), tells), media_type=METRICS_TEXT)
 
 
 def _add_errors(app: FastAPI, telemetry: Telemetry) -> None:
     async def on_error(request: Request, error: Exception) -> Response:
         reply = reply_for(error)
         telemetry.errors.labels(reply.status).inc()
-        return error_reply(reply)
+        return error_response(reply)
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = f"{request.method} {request.url.path}: {error.detail}"
         body: ErrorBody = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
-        return error_reply(ErrorReply(error.status_code, body, dict(error.headers or {})))
+        return error_response(ErrorReply(error.status_code, body, dict(error.headers or {})))
 
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(OctavoError, on_error)
@@ -150,8 +182,27 @@ def json_reply(value: Mapping[str, Any], status: int = 200, headers: dict[str, s
     return Response(to_json(value), status, headers, media_type="application/json")
 
 
-def error_reply(reply: ErrorReply) -> Response:
-    return Response(to_json(reply.body), reply.status, reply.headers, media_type="application/json")
+def admit(rules: Rules, request: Request, body: SamplingBody) -> bool:
+    """Hold a request to the rules: its cache namespace and priority; returns whether its answer tells of the cache.
+
+    Raises:
+        BadRequest: it says what clients may not.
+    """
+    caller = request.scope.get(CALLER, Caller())
+    body.priority = rules.priority(body.priority)
+    body.cache_salt = rules.cache_salt(caller, body.cache_salt)
+    return rules.tells(caller)
+
+
+def answer_reply(answer: Mapping[str, Any], headers: dict[str, str], tells: bool) -> Response:
+    """An answer, and `headers` about where it came from where it `tells`."""
+    return json_reply(answer, headers=headers) if tells else json_reply(untelling(answer))
+
+
+def untelling(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An answer or an event whose usage does not say how much of the prompt was cached."""
+    usage = answer.get("usage")
+    return answer if usage is None else {**answer, "usage": {**usage, "prompt_tokens_details": None}}
 
 
 class EventStream(StreamingResponse):
@@ -174,22 +225,30 @@ class EventStream(StreamingResponse):
 
 
 async def event_stream(
-    events: AsyncGenerator[Mapping[str, Any], None], telemetry: Telemetry, headers: Mapping[str, str]
+    events: AsyncGenerator[Mapping[str, Any], None], telemetry: Telemetry, headers: Mapping[str, str], tells: bool
 ) -> Response:
-    """Stream events, once the first is there: until then an error is still an HTTP error, and `headers` may grow."""
+    """Stream events, once the first is there: until then an error is still an HTTP error, and `headers` may grow.
+
+    Args:
+        tells: whether they say where they came from, and what was cached.
+    """
     first = await anext(events)
-    all_headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}
-    return EventStream(_sse(first, events, telemetry), headers=all_headers, media_type=EVENT_STREAM)
+    all_headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers if tells else {})}
+    write = _event if tells else _untelling_event
+    return EventStream(_sse(first, events, telemetry, write), headers=all_headers, media_type=EVENT_STREAM)
 
 
 async def _sse(
-    first: Mapping[str, Any], events: AsyncGenerator[Mapping[str, Any], None], telemetry: Telemetry
+    first: Mapping[str, Any],
+    events: AsyncGenerator[Mapping[str, Any], None],
+    telemetry: Telemetry,
+    write: Callable[[Mapping[str, Any]], bytes],
 ) -> AsyncGenerator[bytes, None]:
     async with aclosing(events):
-        yield _event(first)
+        yield write(first)
         try:
             async for event in events:
-                yield _event(event)
+                yield write(event)
         except Exception as error:  # the status line is long gone: the error is an event
             reply = reply_for(error)
             telemetry.errors.labels(reply.status).inc()
@@ -199,3 +258,7 @@ async def _sse(
 
 def _event(value: Mapping[str, Any]) -> bytes:
     return b"data: " + to_json(value) + b"\n\n"
+
+
+def _untelling_event(value: Mapping[str, Any]) -> bytes:
+    return _event(untelling(value))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from hashlib import sha256
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from octavo.errors import ConfigError
-from octavo_serve.settings import load_settings
+from octavo_serve.openai.access import Caller, Rules
+from octavo_serve.settings import deployment_name, load_settings
 
 MODEL = {"name": "a", "source": "b"}
 
@@ -28,6 +33,14 @@ WRONG = [
     ({"models": [MODEL], "gateway": {"max_m": 4}}, "unknown setting 'max_m': did you mean 'max_n'? in gateway"),
     ({"models": [MODEL], "router": {"report_s": 0}}, "router.report_s must be greater than 0, got 0"),
     ({"models": [MODEL, MODEL]}, "two models are called 'a'"),
+    ({"models": [MODEL], "api_key": []}, "unknown setting 'api_key': did you mean 'api_keys'?"),
+    ({"models": [MODEL], "isolate_cache": True}, "isolate_cache keeps the prompts of different keys apart"),
+    ({"models": [MODEL], "client_priority": {"min": 2, "max": 1}}, "min 2 must not be above max 1"),
+    ({"models": [MODEL], "client_priority": {"mim": 2}}, "did you mean 'min'? in client_priority"),
+    ({"models": [MODEL], "allowed_hosts": ["http://a"]}, "'http://a' is not a host"),
+    ({"models": [MODEL], "allowed_hosts": ["a:80"]}, "'a:80' is not a host"),
+    ({"models": [MODEL], "cors_origins": ["app.example.com"]}, "'app.example.com' is not an origin"),
+    ({"models": [MODEL], "cors_origins": ["https://a.example/"]}, "is not an origin"),
 ]
 
 
@@ -41,3 +54,97 @@ def test_what_is_wrong_is_named(args: dict[str, Any], sentence: str) -> None:
 def test_engine_settings_reach_the_engine() -> None:
     settings = load_settings({"models": [{**MODEL, "engine": {"block_size": 32, "target_itl": 0.05}}]})
     assert (settings.models[0].engine.block_size, settings.models[0].engine.target_itl) == (32, 0.05)
+
+
+NO_KEYS = [
+    (None, "api_keys has no entry"),
+    ([], "api_keys has no entry"),
+    ("sk-secret", "api_keys is a list of entries"),
+    (["sk-secret"], "api_keys is a list of entries"),
+    ({"alice": "sk-secret"}, "api_keys is a list of entries"),
+    ([{"name": "alice"}], "one of key, file, env or sha256"),
+    ([{"key": "sk-secret"}], "setting 'api_keys.0.name' is required"),
+    ([{"name": "alice", "key": "sk-secret", "env": "KEY"}], "one of key, file, env or sha256"),
+    ([{"name": "alice", "kye": "sk-secret"}], "unknown setting 'kye': did you mean 'key'? in api_keys.0"),
+    ([{"name": "alice", "key": ""}], "visible ASCII characters"),
+    ([{"name": "alice", "key": "sk-secret two"}], "visible ASCII characters"),
+    ([{"name": "alice", "key": 7_777_777}], "visible ASCII characters"),
+    ([{"name": "alice", "sha256": "sk-secret"}], "api_keys.0.sha256 string should match"),
+    ([{"name": "a b", "key": "sk-secret"}], "api_keys.0.name string should match"),
+]
+
+
+@pytest.mark.parametrize(("keys", "sentence"), NO_KEYS)
+def test_what_is_wrong_with_a_key_is_said_without_it(keys: object, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings({"models": [MODEL], "api_keys": keys})
+    assert sentence in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "7777777" not in str(caught.value)
+
+
+def test_what_serve_keeps_has_no_text_of_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTAVO_TEST_KEY", "sk-secret-env\n")
+    keys = [
+        {"name": "alice", "key": "sk-secret-inline", "operator": True},
+        {"name": "bob", "env": "OCTAVO_TEST_KEY"},
+        {"name": "carol", "file": "carol.key"},
+        {"name": "dave", "sha256": sha256(b"sk-dave").hexdigest()},
+    ]
+    settings = load_settings({"models": [MODEL], "api_keys": keys})
+    assert "inline" not in repr(settings)
+    sealed = settings.sealed()
+    assert "secret" not in repr(sealed) + str(sealed.as_args())
+    again = load_settings(sealed.as_args())
+    assert (again, again.sealed()) == (sealed, sealed)
+    rules = again.rules(loopback=True)
+    assert rules.keys is not None
+    found = [rules.keys.holder(key) for key in (b"sk-secret-inline", b"sk-secret-env", b"sk-dave", b"sk-secret")]
+    assert found == [Caller("alice", operator=True), Caller("bob"), Caller("dave"), None]
+
+
+@pytest.mark.parametrize("value", [None, "", "\n"])
+def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+    monkeypatch.delenv("OCTAVO_TEST_KEY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("OCTAVO_TEST_KEY", value)
+    with pytest.raises(ConfigError, match="environment variable OCTAVO_TEST_KEY of the key 'bob' is not set"):
+        load_settings({"models": [MODEL], "api_keys": [{"name": "bob", "env": "OCTAVO_TEST_KEY"}]}).sealed()
+
+
+def test_settings_without_keys_come_back_as_they_are() -> None:
+    settings = load_settings({"models": [MODEL]})
+    assert load_settings(settings.as_args()) == settings
+
+
+def rules(loopback: bool, **more: object) -> Rules:
+    return load_settings({"models": [MODEL], **more}).rules(loopback)
+
+
+def test_the_defaults_depend_on_who_can_reach_the_server() -> None:
+    keys = [{"name": "alice", "key": "sk-alice"}]
+    assert [(r.hosts, r.disclose) for r in (rules(True), rules(False))] == [(frozenset(), True), (None, False)]
+    assert [rules(loopback, api_keys=keys).disclose for loopback in (True, False)] == [False, False]
+    assert rules(False, api_keys=keys, disclose=True).disclose
+    assert rules(False, allowed_hosts=["A.example", "[::2]"]).hosts == {"a.example", "::2"}
+    assert rules(True, allowed_hosts=["*"]).hosts is None
+    assert rules(True, client_priority={"max": 5}).priorities == (0, 5)
+
+
+@pytest.mark.parametrize("name", ["llama", "Qwen3-0.6B", "a_b", "x" * 80])
+def test_a_plain_models_deployment_has_its_name(name: str) -> None:
+    assert deployment_name(name) == f"shard-{name}"
+
+
+ALIKE = st.text("ab-/_. \u00e9:#", min_size=1, max_size=4) | st.text(min_size=1, max_size=120)
+
+
+@given(ALIKE, ALIKE)
+def test_no_two_models_share_a_deployment(one: str, other: str) -> None:
+    assert (deployment_name(one) == deployment_name(other)) == (one == other)
+    assert re.fullmatch(r"shards?-[A-Za-z0-9._-]{1,100}", deployment_name(one))
+
+
+def test_names_that_differ_in_a_separator_are_two_models() -> None:
+    assert deployment_name("org/m") != deployment_name("org-m") != deployment_name("org:m")
+    assert deployment_name(deployment_name("org/m").removeprefix("shards-")) != deployment_name("org/m")

@@ -1,0 +1,193 @@
+"""Who may ask, and what answers tell: keys, cache namespaces, priorities, disclosure. Knows no HTTP and no Ray.
+
+A key is kept as its SHA-256. Whoever can read this process's memory can try guesses against it, so keys should be
+random (32 bytes of `secrets.token_urlsafe`): a slow hash would cost every request and protect only weak ones.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b, sha256
+from pathlib import Path
+
+from octavo.errors import BadRequest, ConfigError
+
+logger = logging.getLogger("ray.serve")
+
+LONGEST_KEY = 512
+"""Characters."""
+LARGEST_FILE = 65_536
+"""Bytes of a file with keys."""
+LOOK_SECONDS = 1.0
+"""Between two looks at whether a file with keys has changed: 2 us each, by a request, while requests come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request.
+
+    Attributes:
+        name: of the key; "" where there are no keys.
+        operator: sees what is withheld from others.
+    """
+
+    name: str = ""
+    operator: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KnownKey:
+    """A key as it is kept: its holder, and its SHA-256 or the file that it is read from."""
+
+    holder: Caller
+    digest: bytes = b""
+    file: Path | None = None
+
+
+class Keys:
+    """The keys of an application.
+
+    Args:
+        known: at least one; a file that cannot be read opens nothing, and is looked at again.
+        clock: seconds.
+    """
+
+    def __init__(self, known: Iterable[KnownKey], clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._known = list(known)
+        self._state: list[tuple[int, int, int] | None] | None = None
+        self._table: list[tuple[bytes, Caller]] = []
+        self._next_look = -1.0
+        self._refresh()
+
+    @property
+    def names(self) -> list[str]:
+        """Of all holders, each once."""
+        return list(dict.fromkeys(key.holder.name for key in self._known))
+
+    def holder(self, key: bytes) -> Caller | None:
+        """Whose key it is, compared with all of them in constant time; None for nobody's."""
+        self._refresh()
+        if len(key) > LONGEST_KEY:
+            return None
+        digest, found = sha256(key).digest(), None
+        for known, holder in self._table:
+            if hmac.compare_digest(digest, known):
+                found = holder
+        return found
+
+    def _refresh(self) -> None:
+        now = self._clock()
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_SECONDS
+        files = [key.file for key in self._known if key.file is not None]
+        state = [_state(file) for file in files]
+        if state == self._state:
+            return
+        self._state = state
+        self._table = [(digest, key.holder) for key in self._known for digest in _digests(key)]
+
+
+def _state(file: Path) -> tuple[int, int, int] | None:
+    """What changes with a file's content."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _digests(key: KnownKey) -> list[bytes]:
+    if key.file is None:
+        return [key.digest]
+    try:
+        return [sha256(text).digest() for text in read_keys(key.file)]
+    except ConfigError as error:
+        logger.error("The key %r opens nothing: %s", key.holder.name, error)
+        return []
+
+
+def read_keys(file: Path) -> list[bytes]:
+    """The keys of a file, a line each; empty lines and those that begin with # are none.
+
+    Raises:
+        ConfigError: it cannot be read or has no key, or a line cannot be one.
+    """
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise ConfigError(f"the file {str(file)!r} with keys cannot be read: {error.strerror}") from None
+    lines = [line.strip() for line in content.splitlines()]
+    keys = [line for line in lines if line and not line.startswith(b"#")]
+    if len(content) > LARGEST_FILE or any(not _is_key(key) for key in keys):
+        raise ConfigError(
+            f"the file {str(file)!r} must hold keys, a line each, of at most {LONGEST_KEY} visible characters"
+        )
+    if not keys:
+        raise ConfigError(f"the file {str(file)!r} holds no key")
+    return keys
+
+
+def _is_key(text: bytes) -> bool:
+    return len(text) <= LONGEST_KEY and all(33 <= byte <= 126 for byte in text)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What an application's settings say about access (see `octavo_serve.settings.AccessSettings`).
+
+    Attributes:
+        keys: None lets everybody in.
+        isolate_cache: each key has a cache namespace of its own.
+        priorities: least and most that a client's `priority` counts; None refuses it.
+        hosts: that the `Host` header may name beside loopback; None checks nothing.
+        origins: whose web pages may use the API.
+        disclose: answers tell of cache, shards and failures, whoever asks.
+    """
+
+    keys: Keys | None = None
+    isolate_cache: bool = False
+    priorities: tuple[int, int] | None = None
+    hosts: frozenset[str] | None = None
+    origins: tuple[str, ...] = ()
+    disclose: bool = True
+
+    def tells(self, caller: Caller | None) -> bool:
+        """Whether this caller's answers say what of them was cached, and where they came from."""
+        return self.disclose or (caller is not None and caller.operator)
+
+    def explains(self, caller: Caller | None) -> bool:
+        """Whether this caller hears why a model does not answer, which may name files of this machine."""
+        return self.keys is None or (caller is not None and self.tells(caller))
+
+    def cache_salt(self, caller: Caller, salt: str | None) -> str | None:
+        """The cache namespace of a request that asks for `salt`: of its key's own where keys are kept apart."""
+        if not self.isolate_cache:
+            return salt
+        return blake2b(f"{caller.name}\0{salt or ''}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+    def priority(self, asked: int | None) -> int | None:
+        """The priority that counts.
+
+        Raises:
+            BadRequest: clients may not say one.
+        """
+        if not asked:
+            return asked
+        if self.priorities is None:
+            raise BadRequest("priority is not for clients of this server: leave it out", "priority")
+        least, most = self.priorities
+        return min(max(asked, least), most)
+
+
+@dataclass(slots=True)
+class Access:
+    """The rules that hold now; whoever has this sees new ones at once."""
+
+    rules: Rules = field(default_factory=Rules)
