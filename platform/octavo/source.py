@@ -9,13 +9,16 @@ package:MODULE/FILE         a file or directory inside an installed package, or 
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from octavo.errors import ModelError
-from octavo.package_file import package_file
+from octavo.package_file import find_package_file, package_file
+
+PACKAGE = "package:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +36,52 @@ def resolve_source(name: str) -> Source:
     Raises:
         ModelError: nothing usable is there; the message says what was looked for.
     """
-    path = package_file(name.removeprefix("package:")) if name.startswith("package:") else Path(name).expanduser()
-    if path.is_file() and path.suffix == ".gguf":
-        return Source(name, path, "gguf")
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"{name!r} is a directory without a config.json: not a Hugging Face model")
-        return Source(name, path, "hf")
-    if path.exists():
-        raise ModelError(f"{name!r} is neither a .gguf file nor a directory with a config.json")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return Source(name, _from_hub(name), "hf")
+    path = package_file(name.removeprefix(PACKAGE)) if name.startswith(PACKAGE) else Path(name).expanduser()
+    return _local(name, path) or Source(name, _from_hub(name), "hf")
+
+
+def check_source(name: str) -> None:
+    """Raise what `resolve_source` would, as far as a look at this machine's files tells: nothing is fetched or written.
+
+    Raises:
+        ModelError: nothing usable is there, or a hub id is not in the cache and may not be fetched.
+    """
+    if name.startswith(PACKAGE):
+        found = find_package_file(name.removeprefix(PACKAGE))
+        if isinstance(found, Path):
+            _local(name, found)
+    elif _local(name, Path(name).expanduser()) is None and _offline() and not _in_cache(name):
+        raise ModelError(
+            f"{name!r} is neither a local path nor in the hub's cache, and HF_HUB_OFFLINE forbids fetching it"
+        )
+
+
+def _local(name: str, path: Path) -> Source | None:
+    """The model at a path; None where there is nothing and the name can be a hub id."""
+    try:
+        if path.is_file() and path.suffix == ".gguf":
+            return Source(name, path, "gguf")
+        if path.is_dir():
+            if not (path / "config.json").is_file():
+                raise ModelError(f"{name!r} is a directory without a config.json: not a Hugging Face model")
+            return Source(name, path, "hf")
+        if path.exists():
+            raise ModelError(f"{name!r} is neither a .gguf file nor a directory with a config.json")
+    except (OSError, ValueError) as error:  # a name that no file can have, or a folder that is not ours
+        raise ModelError(f"{name!r} cannot be looked at: {error}") from None
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.endswith(".gguf"):
+        return None
     raise ModelError(f"no model at {name!r}: expected a directory, a .gguf file, a hub id or package:MODULE/FILE")
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _in_cache(name: str) -> bool:
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
+    return (cache / f"models--{name.replace('/', '--')}").is_dir()
 
 
 def _from_hub(name: str) -> Path:

