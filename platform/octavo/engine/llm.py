@@ -107,7 +107,7 @@ class LLM:
         Raises:
             BadRequest: a message is malformed, or the model has no chat template.
         """
-        chats = [messages] if messages and isinstance(messages[0], dict) else messages
+        chats = [messages] if not messages or isinstance(messages[0], dict) else messages  # no message: refused below
         prompts: list[Prompt] = []
         for chat in chats:
             text = render_chat(

@@ -438,11 +438,10 @@ class Scheduler:
     def _announce(self, seq: Sequence, update: SequenceUpdate) -> SequenceUpdate:
         group = seq.group
         update.time = self._clock()
-        if seq.index not in group.announced:
-            group.announced.add(seq.index)
+        if not group.announced:  # with n sequences the prompt's numbers are said once: 20 per token are 1 kB a token
+            group.announced = True
             update.num_cached_tokens = group.num_cached_tokens or 0
-            if group.prompt_logprobs:
-                update.prompt_logprobs = group.prompt_logprobs
+            update.prompt_logprobs = group.prompt_logprobs or None
         return update
 
     # ---- leaving ----------------------------------------------------------------------------------------------

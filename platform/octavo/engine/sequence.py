@@ -22,7 +22,7 @@ class Group:
         root: first parent of the block hashes: model and cache namespace.
         forked: whether the prompt has been shared out.
         prompt_logprobs: one entry per prompt token after the first, filled while the prompt is computed.
-        announced: indices whose first update has been sent (it carries the prompt's numbers).
+        announced: whether the first update has been sent (it carries the prompt's numbers).
         columns: temperature, top_k, top_p, min_p and number of logprobs (-1: none), as a step's rows need them.
         has_extras: whether rows need penalties, biases or bans looked at.
     """
@@ -38,7 +38,7 @@ class Group:
     forked: bool = False
     num_cached_tokens: int | None = None
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
-    announced: set[int] = field(default_factory=set)
+    announced: bool = False
     columns: tuple[float, int, float, float, int] = field(init=False)
     has_extras: bool = field(init=False)
 

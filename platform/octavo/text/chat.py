@@ -1,25 +1,27 @@
 """Renders OpenAI chat messages with a model's Jinja chat template, as transformers does (utils/chat_template_utils.py).
 
-Two steps happen before the template sees the messages, both because OpenAI's clients send what templates do not expect:
-contents given as parts become one string (parts joined by a newline, as in vLLM), and tool-call arguments given as a
-JSON string become the object they spell. Everything else is passed through.
+Templates were written for one shape of message, and OpenAI's clients send several. So what a template sees answers to
+both, where one value can:
+
+* contents given as parts stay parts where the template looks into them, and are joined by newlines elsewhere (as in
+  vLLM); a plain string that meets a loop over parts is one part;
+* a content that is null or absent is undefined, as in transformers, but may be added to a text;
+* a tool call's arguments are OpenAI's JSON string where a template writes them or adds them to a text, and the object
+  they spell everywhere else.
+
+Everything else is passed through. How a template runs, and what stops one that does not end, is in `template`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from functools import lru_cache
-from typing import Any, NoReturn
-
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from octavo.errors import BadRequest
+from octavo.text.template import QUICK_TEXT, NotQuick, Template, compiled, fits
+from octavo.text.template_process import render_apart
+from octavo.text.template_values import Arguments, Message, OnePart
 from octavo.text.tokenizer import Tokenizer
 
 _RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
@@ -35,6 +37,7 @@ def render_chat(
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    quickly: bool = False,
 ) -> str:
     """The prompt's text; encode it with `add_special_tokens=False`, for the template writes them itself.
 
@@ -45,9 +48,12 @@ def render_chat(
         add_generation_prompt: end with the header of the assistant's turn.
         continue_final_message: leave the last message open, for the model to go on with it.
         chat_template_kwargs: further variables of the template, such as `enable_thinking`.
+        quickly: for an event loop: take a few milliseconds, or give up.
 
     Raises:
-        BadRequest: a message is malformed, the model has no template, or the template refuses the messages.
+        BadRequest: a message is malformed, the model has no template, the template refuses the messages, or it does
+            not end within the bounds of `template_process`.
+        NotQuick: to be called again, in a thread, without `quickly`.
     """
     if continue_final_message and add_generation_prompt:
         raise BadRequest(
@@ -55,19 +61,26 @@ def render_chat(
             "answered",
             "continue_final_message",
         )
-    source = _template_source(tokenizer, with_tools=bool(tools))
-    chat = _plain_messages(messages, knows_developer="developer" in source)
-    variables = {**tokenizer.special_tokens, **_checked_kwargs(chat_template_kwargs or {})}
-    if continue_final_message:
-        final = _mark_end(chat, source)
-    rendered = _render(
-        source,
-        messages=chat,
-        tools=list(tools) if tools else None,
-        documents=None,
-        add_generation_prompt=add_generation_prompt,
-        **variables,
-    )
+    small = fits((messages, tools, chat_template_kwargs), QUICK_TEXT)
+    if quickly and not small:
+        raise NotQuick
+    template = compiled(_template_source(tokenizer, with_tools=bool(tools)))
+    chat = _plain_messages(messages, template)
+    variables: dict[str, Any] = {
+        **tokenizer.special_tokens,
+        **_checked_kwargs(chat_template_kwargs or {}),
+        "tools": list(tools) if tools else None,
+        "documents": None,
+        "add_generation_prompt": add_generation_prompt,
+    }
+    final = _mark_end(chat, template) if continue_final_message else ""
+    variables["messages"] = chat
+    try:
+        rendered = template.render_quickly(variables) if small else render_apart(template.source, variables)
+    except NotQuick:
+        if quickly:
+            raise
+        rendered = render_apart(template.source, variables)
     return _cut_at_mark(rendered, final) if continue_final_message else rendered
 
 
@@ -95,45 +108,46 @@ def _checked_kwargs(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
 # ── messages ──
 
 
-def _plain_messages(messages: Sequence[Mapping[str, Any]], *, knows_developer: bool) -> list[dict[str, Any]]:
+def _plain_messages(messages: Sequence[Mapping[str, Any]], template: Template) -> list[Message]:
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence) or not messages:
         raise BadRequest("messages must be a list of at least one message", "messages")
-    return [_plain_message(message, f"messages[{i}]", knows_developer) for i, message in enumerate(messages)]
+    return [_plain_message(message, f"messages[{i}]", template) for i, message in enumerate(messages)]
 
 
-def _plain_message(message: Mapping[str, Any], where: str, knows_developer: bool) -> dict[str, Any]:
+def _plain_message(message: Mapping[str, Any], where: str, template: Template) -> Message:
     if not isinstance(message, Mapping):
         raise BadRequest(f"{where} must be an object with a role and a content, got {message!r:.80}", "messages")
     if not isinstance(message.get("role"), str):
         raise BadRequest(f"{where}.role must be a string such as 'user', got {message.get('role')!r:.80}", "messages")
     # fields that are None are left out: templates test whether a field is there (transformers does the same)
-    plain = {name: value for name, value in message.items() if value is not None}
-    if plain["role"] == "developer" and not knows_developer:
+    plain = Message((name, value) for name, value in message.items() if value is not None)
+    if plain["role"] == "developer" and "developer" not in template.source:
         plain["role"] = "system"
-    if "content" not in plain and not plain.get("tool_calls"):
-        raise BadRequest(f"{where}.content is required", "messages")
     if "content" in plain:
-        plain["content"] = _plain_content(plain["content"], f"{where}.content")
+        plain["content"] = _plain_content(plain["content"], f"{where}.content", template.looks_into_parts)
+    elif not plain.get("tool_calls"):
+        raise BadRequest(f"{where}.content is required", "messages")
     if "tool_calls" in plain:
         plain["tool_calls"] = _plain_tool_calls(plain["tool_calls"], f"{where}.tool_calls")
     return _with_reasoning(plain)
 
 
-def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+def _with_reasoning(message: Message) -> Message:
     """A message's reasoning goes by three names; templates read the first or, gpt-oss, the second."""
     names = ("reasoning_content", "thinking", "reasoning")
     reasoning = next((message[name] for name in names if name in message), None)
     if reasoning is None:
         return message
-    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+    return Message({"thinking": reasoning, **message, "reasoning_content": reasoning})
 
 
-def _plain_content(content: Any, where: str) -> str:
+def _plain_content(content: Any, where: str, as_parts: bool) -> Any:
     if isinstance(content, str):
-        return content
+        return OnePart(content) if as_parts else content
     if not isinstance(content, list):
         raise BadRequest(f"{where} must be a string, null or a list of parts, got {content!r:.80}", "messages")
-    return "\n".join(_part_text(part, f"{where}[{i}]") for i, part in enumerate(content))
+    texts = [_part_text(part, f"{where}[{i}]") for i, part in enumerate(content)]
+    return [{"type": "text", "text": text} for text in texts] if as_parts else "\n".join(texts)
 
 
 def _part_text(part: Any, where: str) -> str:
@@ -158,27 +172,37 @@ def _plain_tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
 
 def _plain_tool_call(call: Mapping[str, Any]) -> dict[str, Any]:
     function = call.get("function")
-    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+    if not isinstance(function, Mapping):
         return dict(call)
+    return {**call, "function": {**function, "arguments": _plain_arguments(function.get("arguments"))}}
+
+
+def _plain_arguments(arguments: Any) -> Any:
+    """OpenAI's string as the object it spells; one that spells none stays as it is, and none at all is no argument."""
+    text = "" if arguments is None else arguments
+    if not isinstance(text, str):
+        return arguments
     try:
-        arguments = json.loads(function["arguments"])
-    except ValueError:
-        return dict(call)
-    if not isinstance(arguments, dict):
-        return dict(call)
-    return {**call, "function": {**function, "arguments": arguments}}
+        values = json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError):
+        return text
+    return Arguments(values, text) if isinstance(values, dict) else text
 
 
 # ── continuing the last message ──
 
 
-def _mark_end(chat: list[dict[str, Any]], source: str) -> str:
-    """Put a mark after the last message's content; returns that content."""
+def _mark_end(chat: list[Message], template: Template) -> str:
+    """Put a mark after the last message's content, or its last part; returns what it was put after."""
     content = chat[-1].get("content")
-    if not isinstance(content, str) or "content" not in source:
+    if not content or "content" not in template.source:
         raise BadRequest("continue_final_message needs a last message with a text content to go on with", "messages")
-    chat[-1]["content"] = content + _CONTINUE_HERE
-    return content
+    if isinstance(content, list):
+        last = content[-1]["text"]
+        chat[-1]["content"] = [*content[:-1], {"type": "text", "text": last + _CONTINUE_HERE}]
+        return str(last)
+    chat[-1]["content"] = type(content)(content + _CONTINUE_HERE)
+    return str(content)
 
 
 def _cut_at_mark(rendered: str, final: str) -> str:
@@ -190,55 +214,3 @@ def _cut_at_mark(rendered: str, final: str) -> str:
         )
     cut = rendered.rindex(mark)
     return rendered[:cut] if rendered.startswith(_CONTINUE_HERE, cut) else rendered[:cut].rstrip()
-
-
-# ── Jinja ──
-
-
-def _render(source: str, **variables: Any) -> str:
-    try:
-        return _compiled(source).render(**variables)
-    except jinja2.TemplateError as error:
-        raise BadRequest(f"the model's chat template refuses these messages: {error.message}", "messages") from error
-    except Exception as error:  # the template is a program: it may meet a field of a shape it did not expect
-        raise BadRequest(f"the model's chat template cannot render these messages: {error}", "messages") from error
-
-
-@lru_cache(maxsize=32)
-def _compiled(source: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment.from_string(source)
-
-
-class _GenerationTag(Extension):
-    """{% generation %}...{% endgeneration %} marks the assistant's text for training; here it renders as its body."""
-
-    tags = {"generation"}  # noqa: RUF012 - how jinja2 declares it
-
-    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        lineno = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(lineno)
-
-    def _body(self, caller: Callable[[], str]) -> str:
-        return caller()
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:  # noqa: A002 - the name templates may use
-    return datetime.now().strftime(format)
-
-
-def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    """JSON without jinja2's HTML escapes."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import Any
 
+import jinja2
 import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
@@ -319,6 +321,131 @@ def test_reasoning_by_any_name(in_transformers, name):
     assert (
         render_chat(tokenizer_with(source), messages, add_generation_prompt=False) == expected == "|;because|because;"
     )
+
+
+# how templates in use read a content; each must show the user's text, whichever way it came
+READS = {
+    "adds it": "{% for m in messages %}{{ '<' + m['content'] + '>' }}{% endfor %}",
+    "string or loop": """{% for m in messages %}<{% if m.content is string %}{{ m.content | trim }}{% else %}
+        {%- for p in m.content %}{% if p.type == 'text' %}{{ p['text'] | trim }}{% endif %}{% endfor %}{% endif %}>{% endfor %}""",
+    "loop or string": """{% for m in messages %}<{% if m.content is iterable and m.content is not string %}
+        {%- for p in m['content'] %}{{ p.text }}{% endfor %}{% else %}{{ m.content }}{% endif %}>{% endfor %}""",
+    "loop only": "{% for m in messages %}<{% for p in m['content'] %}{{ p['text'] }}{% endfor %}>{% endfor %}",
+    "variable": """{% for m in messages %}{% set c = m.content %}<{% if c is string %}{{ c }}{% else %}
+        {%- for p in c %}{{ p.text }}{% endfor %}{% endif %}>{% endfor %}""",
+    "macro": """{% macro show(c) %}{% if c is string %}{{ c }}{% else %}{% for p in c %}{{ p.text }}{% endfor %}{% endif %}
+        {%- endmacro %}{% for m in messages %}<{{ show(m.content) }}>{% endfor %}""",
+    "filters": """{% for m in messages %}<{% if m.content is string %}{{ m.content }}{% else %}
+        {{- m.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('') }}{% endif %}>{% endfor %}""",
+    "first part": """{% for m in messages %}<{{ m.content if m.content is string else m.content[0]['text'] }}>{% endfor %}""",
+}
+
+
+@pytest.mark.parametrize("as_parts", [False, True])
+@pytest.mark.parametrize("shape", READS)
+def test_no_text_is_lost(in_transformers, shape, as_parts):
+    content: Any = [{"type": "text", "text": "hello"}] if as_parts else "hello"
+    messages = [{"role": "user", "content": content}]
+    assert render_chat(tokenizer_with(READS[shape]), messages, add_generation_prompt=False) == "<hello>"
+    if (shape, as_parts) not in [("adds it", True), ("loop only", False)]:  # where transformers has no text to show
+        theirs = in_transformers.apply_chat_template(messages, chat_template=READS[shape], tokenize=False)
+        assert theirs == "<hello>"
+
+
+def test_parts_of_other_names_are_text():
+    parts = [{"type": "input_text", "text": "a"}, "b", {"type": "refusal", "refusal": "c"}]
+    messages = [{"role": "user", "content": parts}]
+    assert render_chat(tokenizer_with(READS["loop only"]), messages) == "<abc>"
+    assert render_chat(tokenizer_with(READS["adds it"]), messages) == "<a\nb\nc>"
+
+
+@pytest.mark.parametrize("shape", ["string or loop", "loop only"])
+def test_the_last_part_goes_on(in_transformers, shape):
+    for content in ("I think", [{"type": "text", "text": "So "}, {"type": "text", "text": "I think"}]):
+        messages = [
+            {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
+            {"role": "assistant", "content": content},
+        ]
+        found = render_chat(
+            tokenizer_with(READS[shape]), messages, add_generation_prompt=False, continue_final_message=True
+        )
+        assert found.endswith("I think")
+        if shape == "string or loop" or not isinstance(content, str):
+            assert found == in_transformers.apply_chat_template(
+                messages, chat_template=READS[shape], tokenize=False, continue_final_message=True
+            )
+
+
+# how templates in use write a call: -> whether they want the object, or the text that OpenAI's clients send
+CALLS = {
+    "{{ c.arguments | tojson }}": "object",
+    "{% for k, v in c.arguments | items %}{{ k }}={{ v | tojson }}{% endfor %}": "object",
+    "{% for k, v in c.arguments.items() %}{{ k }}={{ v }}{% endfor %}": "object",
+    "{{ c | tojson }}": "object",
+    "{{ c.arguments.city }}": "object",
+    "{% if c.arguments is string %}{{ c.arguments }}{% else %}{{ c.arguments | tojson }}{% endif %}": "object",
+    "{% if c.arguments is mapping %}{{ c.arguments | tojson }}{% else %}{{ c.arguments }}{% endif %}": "object",
+    "{{ '```json\n' + c['arguments'] + '\n```' }}": "text",
+    "{{ c.name ~ c.arguments }}": "text",
+    "{{ c.arguments }}": "text",
+    "{{ c.arguments + '!' }}": "text",
+    "{{ [c.name, c.arguments] | join(':') }}": "text",
+    "{{ c.arguments | string | trim }}": "text",
+}
+
+
+@pytest.mark.parametrize("text", ['{"city": "Zürich", "days": [1, 2]}', "{}"])
+@pytest.mark.parametrize("shape", CALLS)
+def test_arguments_are_what_a_template_wants(in_transformers, shape, text):
+    source = (
+        "{% for m in messages %}{% for t in m.tool_calls %}{% set c = t.function %}"
+        + shape
+        + "{% endfor %}{% endfor %}"
+    )
+
+    def call(arguments: Any) -> list[dict[str, Any]]:
+        return [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": arguments}}]}]
+
+    right = call(json.loads(text) if CALLS[shape] == "object" else text)
+    expected = in_transformers.apply_chat_template(right, chat_template=source, tokenize=False)
+    assert render_chat(tokenizer_with(source), call(text), add_generation_prompt=False) == expected
+    if CALLS[shape] == "object":
+        assert render_chat(tokenizer_with(source), right, add_generation_prompt=False) == expected
+
+
+@pytest.mark.parametrize("nothing", [{"arguments": ""}, {"arguments": None}, {}, {"arguments": " "}])
+def test_no_arguments_are_an_empty_object(nothing):
+    call = {"id": "c", "function": {"name": "f", **nothing}}
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": [call]}]
+    assert '"arguments": {}' in render_chat(tokenizer_with(QWEN3), messages)
+    adds = "{{ '<' + messages[1].tool_calls[0].function.arguments + '>' }}"
+    assert render_chat(tokenizer_with(adds), messages).strip("< >") == ""
+
+
+NOTHING = {
+    "m.role + m.content": "assistant",
+    "m['role'] + '\n' + m['content'] | trim": "assistant\n",
+    "m.role ~ m.content": "assistant",
+    "m.content.split('</think>')[-1]": "",
+    "'defined' if m.content is defined else 'undefined'": "undefined",
+    "'there' if 'content' in m else 'absent'": "absent",
+    "'none' if m.content is none else 'some'": "some",
+    "m.content | default('x')": "x",
+    "'full' if m.content else 'empty'": "empty",
+}
+
+
+@pytest.mark.parametrize("content", [{}, {"content": None}])
+@pytest.mark.parametrize("shape", NOTHING)
+def test_a_call_needs_no_content(in_transformers, shape, content):
+    messages = [{"role": "assistant", "tool_calls": [CALL], **content}]
+    source = "{% for m in messages %}{{ " + shape + " }}{% endfor %}"
+    assert render_chat(tokenizer_with(source), messages, add_generation_prompt=False) == NOTHING[shape]
+    try:
+        expected = in_transformers.apply_chat_template(messages, chat_template=source, tokenize=False)
+    except jinja2.UndefinedError:
+        return  # transformers cannot render it
+    assert expected == NOTHING[shape]
 
 
 @pytest.mark.parametrize("arguments", ["not json", "[1, 2]"])
