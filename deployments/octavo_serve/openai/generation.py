@@ -31,10 +31,11 @@ class _Prompt:
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     cached_tokens: int = 0
     begun: bool = False
+    ended: int = 0
 
     @property
     def finished(self) -> bool:
-        return all(sequence.finish_reason is not None for sequence in self.sequences)
+        return self.ended == len(self.sequences)
 
 
 class Generation:
@@ -61,6 +62,7 @@ class Generation:
             for position, request in enumerate(requests)
         ]
         self.begun: list[tuple[Placement, int]] = []
+        self._running = len(self._prompts)  # counted: looking at 1,024 prompts for each token is slower than the tokens
         self._arrived: list[tuple[_Prompt, list[SequenceUpdate]]] = []
         self._news = asyncio.Event()
 
@@ -91,7 +93,7 @@ class Generation:
         for prompt in self._prompts:
             prompt.reader = self._start(prompt)
         try:
-            while not all(prompt.finished for prompt in self._prompts):
+            while self._running:
                 while not self._arrived:
                     self._raise_if_failed()
                     await self._news.wait()
@@ -133,6 +135,9 @@ class Generation:
             if sequence.finish_reason is not None:
                 continue  # ended here by a stop string while the engine was a step ahead
             pieces.append(self._piece(prompt, sequence, update))
+            if sequence.finish_reason is not None:
+                prompt.ended += 1
+                self._running -= prompt.finished
             if sequence.stopped and update.finish_reason is None:
                 await self._end_early(prompt, update.index)
         return pieces

@@ -59,6 +59,11 @@ class IncrementalDetokenizer:
         """The text still held, where no more tokens come; incomplete characters become U+FFFD."""
         return self._pieces.finish()
 
+    @property
+    def held_characters(self) -> int:
+        """Whole characters in the text still held."""
+        return self._pieces.held_characters
+
     def _has_text(self, prompt_token_ids: Sequence[int]) -> bool:
         return next(iter(self._shown(reversed(prompt_token_ids))), None) is not None
 
@@ -68,13 +73,53 @@ class IncrementalDetokenizer:
         return (i for i in known if not self._tokenizer.is_special(i)) if self._skip else known
 
 
+class TextOffsets:
+    """Where the tokens of a sequence stand in its text.
+
+    A token that is part of a character stands where the character begins; one without a text where the next one does.
+
+    Args:
+        start: characters of the text before these tokens; others as for `IncrementalDetokenizer`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_token_ids: Sequence[int] = (),
+        skip_special_tokens: bool = True,
+        start: int = 0,
+    ) -> None:
+        self._detokenizer = IncrementalDetokenizer(tokenizer, prompt_token_ids, skip_special_tokens)
+        self._length = start
+
+    def push(self, token_ids: Sequence[int]) -> list[int]:
+        """Add tokens; returns the offset of each."""
+        offsets = []
+        for token_id in token_ids:
+            offsets.append(self._length + self._detokenizer.held_characters)
+            self._length += len(self._detokenizer.push([token_id]))
+        return offsets
+
+
+def prompt_offsets(tokenizer: Tokenizer, token_ids: Sequence[int], text: str) -> list[int]:
+    """Where a prompt's tokens stand in its text, which need not show special tokens that the tokenizer added."""
+    found = TextOffsets(tokenizer, skip_special_tokens=False).push(token_ids)
+    added = max(0, tokenizer.decode(token_ids, skip_special_tokens=False).find(text))
+    return [min(max(0, offset - added), len(text)) for offset in found]
+
+
 class _Pieces(Protocol):
+    @property
+    def held_characters(self) -> int: ...
+
     def push(self, token_id: int) -> str: ...
 
     def finish(self) -> str: ...
 
 
 class _Bytes:
+    held_characters = 0
+
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -94,6 +139,10 @@ class _Tokens:
         self._started = started
         self._held: list[int] = []
         self._patience = MAX_HELD
+
+    @property
+    def held_characters(self) -> int:
+        return len(b"".join(map(self._tokenizer.token_bytes, self._held)).decode(errors="ignore"))
 
     def push(self, token_id: int) -> str:
         self._held.append(token_id)

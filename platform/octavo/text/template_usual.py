@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from jinja2 import nodes
 
@@ -137,12 +138,12 @@ def looks_into_parts(tree: nodes.Template) -> bool:
     return any(_picks_part(node, contents) for kind in (nodes.Getattr, nodes.Getitem) for node in tree.find_all(kind))
 
 
-def _picks_part(node: nodes.Getattr | nodes.Getitem, contents: set[str]) -> bool:
+def _picks_part(node: Any, contents: set[str]) -> bool:
     """`content[0].text`"""
     name = node.attr if isinstance(node, nodes.Getattr) else _const(node.arg)
     part = node.node
     by_number = isinstance(part, nodes.Getitem) and isinstance(_const(part.arg), int)
-    return name in ("text", "type") and by_number and _is_content(part.node, contents)  # type: ignore[attr-defined]
+    return name in ("text", "type") and by_number and _is_content(part.node, contents)
 
 
 def _const(node: nodes.Node) -> object:

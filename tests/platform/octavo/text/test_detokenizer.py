@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octavo.text.detokenizer import MAX_HELD, IncrementalDetokenizer
+from octavo.text.detokenizer import MAX_HELD, IncrementalDetokenizer, TextOffsets, prompt_offsets
 from octavo.text.tokenizer import Tokenizer
 
 
@@ -151,3 +151,42 @@ def test_cost_per_token_does_not_grow(smollm2, sentencepiece):
             seconds.append(time.perf_counter() - began)
         assert min(seconds[2:]) < 3 * max(seconds[:2])
         assert sum(seconds) < 10
+
+
+@given(text=TEXT)
+def test_a_token_stands_where_its_text_or_its_character_begins(tokenizer, text):
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    shown = tokenizer.decode(ids, skip_special_tokens=False)
+    offsets = TextOffsets(tokenizer, skip_special_tokens=False).push(ids)
+    assert offsets == sorted(offsets)
+    for position, (token_id, offset) in enumerate(zip(ids, offsets, strict=True)):
+        token = tokenizer.token_text(token_id)
+        if "\ufffd" in token:
+            assert 0 <= offset < len(shown) or not shown
+        elif position or tokenizer.is_byte_level:  # a SentencePiece text has lost its first token's space
+            assert shown[offset : offset + len(token)] == token
+
+
+def test_offsets_of_a_character_of_many_tokens(byte_level):
+    ids = byte_level.encode("Hi 🦒🦒 yes")
+    offsets = prompt_offsets(byte_level, ids, "Hi 🦒🦒 yes")
+    last = [byte_level.token_text(i) for i in ids]
+    assert "".join(last).endswith(" yes")
+    assert "Hi 🦒🦒 yes"[offsets[len(ids) - len(byte_level.encode(" yes"))] :] == " yes"
+    assert sorted({o for o, text in zip(offsets, last, strict=True) if "\ufffd" in text}) == [3, 4]
+
+
+def test_offsets_in_a_text_that_does_not_show_the_tokens_around_it(sentencepiece):
+    text = "hello world"
+    ids = sentencepiece.encode(text)
+    assert ids[0] == sentencepiece.bos_token_id
+    offsets = prompt_offsets(sentencepiece, ids, text)
+    assert offsets[:2] == [0, 0]
+    assert all(text[o:].startswith(sentencepiece.token_text(i)) for i, o in list(zip(ids, offsets, strict=True))[2:])
+
+
+def test_tokens_without_a_text_take_no_room(smollm2):
+    (end,) = smollm2.encode("<|im_end|>")
+    a, b = smollm2.encode("a b")
+    assert TextOffsets(smollm2, [a], start=5).push([a, end, b]) == [5, 6, 6]
+    assert TextOffsets(smollm2, [a], False, 5).push([a, end, b]) == [5, 6, 6 + len("<|im_end|>")]
