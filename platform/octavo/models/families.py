@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from octavo.errors import ModelError
+from octavo.model_files import reading
 from octavo.models.quantization import check_stored
 from octavo.models.spec import (
     Activation,
@@ -26,29 +28,35 @@ from octavo.models.spec import (
     RopeScaling,
     YarnScaling,
 )
+from octavo.models.stored_facts import Stored, flags, sizes
 
 Config = dict[str, Any]
 """A `config.json`, or GGUF metadata in its words."""
 
 
-def spec_from_config(config: Config) -> ModelSpec:
+def spec_from_config(config: Config, stored: Stored | None = None) -> ModelSpec:
     """The spec of a Hugging Face config.
 
+    Args:
+        stored: the tensors it describes, which are right where it says otherwise; None believes the config.
+
     Raises:
-        ModelError: unknown model type, or a setting the decoder does not cover; the message names it.
+        ModelError: unknown model type, a setting the decoder does not cover, or one that contradicts the tensors; the
+            message names it.
     """
-    config = _text_config(config)
-    model_type = config.get("model_type")
-    if model_type not in _FAMILIES:
-        supported = ", ".join(sorted([*_FAMILIES, "gemma3"]))
-        raise ModelError(f"models of type {model_type!r} are not supported; supported types are {supported}")
-    build, defaults = _FAMILIES[model_type]
-    config = _DEFAULTS | defaults | config
-    _refuse_unsupported(config)
-    try:
-        return build(config)
-    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ModelError(f"the model's config is damaged or incomplete: {type(error).__name__}: {error}") from error
+    with reading("the model's config"):
+        config = _text_config(config)
+        model_type = config.get("model_type")
+        if not isinstance(model_type, str) or model_type not in _FAMILIES:
+            supported = ", ".join(sorted([*_FAMILIES, "gemma3"]))
+            raise ModelError(f"models of type {model_type!r} are not supported; supported types are {supported}")
+        build, defaults = _FAMILIES[model_type]
+        config = _DEFAULTS | defaults | {k: v for k, v in config.items() if v is not None or k not in _NEVER_NONE}
+        if stored is not None and model_type != "mpt":
+            config |= sizes(config, stored)
+        _refuse_unsupported(config)
+        spec = build(config)
+        return spec if stored is None else replace(spec, **flags(spec, stored))
 
 
 def llama(config: Config, **differences: Any) -> ModelSpec:
@@ -197,6 +205,12 @@ _DEFAULTS: Config = {
     "hidden_act": "silu",
     "use_sliding_window": False,
 }
+_NEVER_NONE = frozenset(_DEFAULTS) | {"max_position_embeddings", "vocab_size", "layer_norm_epsilon"}
+"""What a config that says null leaves out."""
+
+_LARGEST = {"num_hidden_layers": 10_000, "n_layers": 10_000, "num_attention_heads": 1 << 20, "n_heads": 1 << 20}
+"""Sizes that the spec's own are made from, one by one: a config must not ask for memory that no model needs."""
+
 _LLAMA: Config = {
     "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
     "num_attention_heads": 32, "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2,
@@ -281,6 +295,9 @@ def _text_config(config: Config) -> Config:
 
 
 def _refuse_unsupported(config: Config) -> None:
+    for key, largest in _LARGEST.items():
+        if not 0 <= config.get(key, 0) <= largest:
+            raise ModelError(f"{key} is {config[key]}, which no model has")
     if quantized := quantization_config(config):
         check_stored(quantized)
     if config.get("use_bidirectional_attention"):

@@ -6,12 +6,13 @@ import math
 
 from octavo.errors import ConfigError
 from octavo.gguf_header import read_directory
+from octavo.model_files import read_json, reading
 from octavo.models.families import Config, quantization_config, spec_from_config, token_ids
 from octavo.models.gguf_config import config_from_gguf
-from octavo.models.json_file import read_json
 from octavo.models.parallel import Share, TPGroup, share_of, split_heads
 from octavo.models.quantization import check_setting, parse_rounding, unpackable
 from octavo.models.spec import ModelSpec
+from octavo.models.stored_facts import stored_facts
 from octavo.source import Source
 
 
@@ -21,7 +22,9 @@ def read_spec(source: Source) -> ModelSpec:
     Raises:
         ModelError: a damaged config, or a model or setting that is not supported.
     """
-    return spec_from_config(read_config(source))
+    with reading(source.path):
+        config = read_config(source)
+        return spec_from_config(config, stored_facts(source, config.get("model_type")))
 
 
 def read_share(source: Source, group: TPGroup) -> Share:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from octavo.errors import ModelError
 from octavo.gguf_header import read_directory
+from octavo.model_files import read_json
 from octavo.planning.shape import Shape, shape_of
 from octavo.source import resolve_source
 
@@ -26,11 +25,11 @@ def read_shape(model: str) -> Shape:
     """
     path = Path(model).expanduser()
     if path.suffix == ".json":
-        return shape_of(_read_json(path))
+        return shape_of(read_json(path))
     if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        return shape_of(_read_json(_hub_config(model)))
+        return shape_of(read_json(_hub_config(model)))
     source = resolve_source(model)
-    return _of_gguf(source.path) if source.kind == "gguf" else shape_of(_read_json(source.path / "config.json"))
+    return _of_gguf(source.path) if source.kind == "gguf" else shape_of(read_json(source.path / "config.json"))
 
 
 def _of_gguf(file: Path) -> Shape:
@@ -50,13 +49,3 @@ def _hub_config(name: str) -> Path:
         return Path(cached if isinstance(cached, str) else hf_hub_download(name, "config.json"))
     except Exception as error:  # the hub client raises a dozen kinds; all mean "not to be had"
         raise ModelError(f"{name!r} is not a local path and its config could not be fetched: {error}") from error
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{file} is not a JSON object")
-    return content

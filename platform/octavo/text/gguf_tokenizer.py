@@ -7,6 +7,8 @@ byte alphabet (DeepSeek's), the end tokens of a turn.
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -19,16 +21,42 @@ from tokenizers.processors import TemplateProcessing
 
 from octavo.errors import ModelError
 from octavo.gguf_header import read_metadata
+from octavo.model_files import reading
 from octavo.text.parts import TokenizerParts
 from octavo.text.pre_tokenizer import pre_tokenizer, splitting
 
-_CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # llama.cpp's token types
+logger = logging.getLogger(__name__)
+
+_NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6  # llama.cpp's token types
 _NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+_DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2, "unknown": 0}}
+"""What a file means that does not say. For byte-level ones llama.cpp takes Falcon's 11, a comma in most vocabularies:
+here they have none."""
+
 _END_KEYS = ("eos", "eot", "eom")
 _END_TOKENS = frozenset(
-    {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>", "<end_of_turn>", "<end_of_utterance>"}
-    | {"<|end_of_text|>", "<|endoftext|>", "<eos>", "</s>", "<EOT>", "[EOT]", "<｜end▁of▁sentence｜>"}
+    {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>"}
+    | {"<end_of_turn>", "<turn|>", "<|tool_response>", "<end_of_utterance>", "[e~["}
+    | {"<|end_of_text|>", "<|endoftext|>", "<eos>", "</s>", "[EOS]", "<EOT>", "_<EOT>", "[EOT]"}
+    | {"<｜end▁of▁sentence｜>"}
 )
+_FILE_END_TOKENS = {
+    "fim_pad": frozenset({"<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"}),
+    "fim_rep": frozenset({"<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"}),
+    "fim_sep": frozenset({"<|file_sep|>"}),
+}
+"""Tokens around files in code models, which end an answer too: by the key that may name them, and by their texts."""
+
+_CONTROL_TOKENS = _END_TOKENS.union(*_FILE_END_TOKENS.values()) | {
+    "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>",
+    "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>",
+    "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>",
+    "<|prefix|>", "<|suffix|>", "<|middle|>",
+}  # fmt: skip
+"""Tokens that are control tokens by their looks, whatever type a file gives them."""
+
+_SHOWN_TOKENS = frozenset({"<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"})
+"""Tokens of the Harmony format, which are text that clients take apart."""
 
 _Merges = list[tuple[str, str]]
 
@@ -39,11 +67,17 @@ def read_gguf(path: Path) -> TokenizerParts:
     Raises:
         ModelError: the file holds no tokenizer, or one of a kind that is not supported; the message names it.
     """
-    metadata = read_metadata(path)
-    model = metadata.get("tokenizer.ggml.model")
-    tokens = metadata.get("tokenizer.ggml.tokens")
+    with reading(f"the tokenizer in {path}"):
+        return _parts(path, read_metadata(path))
+
+
+def _parts(path: Path, metadata: dict[str, Any]) -> TokenizerParts:
+    model, tokens = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.tokens")
     if model not in ("gpt2", "llama") or not tokens:
         raise ModelError(f"{path} holds a tokenizer of kind {model!r}; supported are 'gpt2' and 'llama'")
+    if twice := [token for token, count in Counter(tokens).items() if count > 1]:
+        raise ModelError(f"the tokenizer in {path} is damaged: it holds the token {twice[0]!r} twice")
+    metadata["tokenizer.ggml.token_type"] = _mended_types(metadata)
     backend, add_bos = _byte_level(metadata) if model == "gpt2" else _sentencepiece(metadata)
     named = {name: tokens[i] for name, key in _NAMED.items() if (i := _token_id(metadata, key)) is not None}
     _add_tokens(backend, metadata, named.values())
@@ -55,16 +89,41 @@ def read_gguf(path: Path) -> TokenizerParts:
 
 
 def _token_id(metadata: Mapping[str, Any], key: str) -> int | None:
-    token_id = metadata.get(f"tokenizer.ggml.{key}_token_id")
-    return token_id if token_id is not None and token_id < len(metadata["tokenizer.ggml.tokens"]) else None
+    """The id of a token with a role, or of the usual one where the file names none or one beyond its vocabulary."""
+    size = len(metadata["tokenizer.ggml.tokens"])
+    usual = _DEFAULT_IDS.get(metadata["tokenizer.ggml.model"], {}).get(key)
+    for token_id in (metadata.get(f"tokenizer.ggml.{key}_token_id"), usual):
+        if isinstance(token_id, int) and 0 <= token_id < size:
+            return token_id
+    return None
+
+
+def _mended_types(metadata: Mapping[str, Any]) -> list[int]:
+    """Every token's type: a file's own, but for the tokens that llama.cpp types by their text."""
+    tokens = metadata["tokenizer.ggml.tokens"]
+    types = list(metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens))
+    if len(types) < len(tokens):
+        raise ModelError(f"this GGUF file's tokenizer has {len(tokens)} tokens, and types for {len(types)} of them")
+    shown = _SHOWN_TOKENS | _no_ends(set(tokens))
+    mended = {i: token for i, token in enumerate(tokens) if token in _CONTROL_TOKENS - shown and types[i] != _CONTROL}
+    if mended and "tokenizer.ggml.token_type" in metadata:
+        logger.warning(
+            "taken for control tokens, which the GGUF file says they are not: %s", ", ".join(mended.values())
+        )
+    types = [_CONTROL if i in mended else kind for i, kind in enumerate(types)]
+    return [_USER_DEFINED if token in shown else kind for token, kind in zip(tokens, types, strict=False)]
+
+
+def _no_ends(present: set[str]) -> frozenset[str]:
+    """Tokens that end an answer in some vocabularies and have another meaning in this one."""
+    harmony = {"<|return|>", "<|call|>", "<|end|>"} <= present or (
+        {"<|flush|>", "<|end|>"} <= present and not present.isdisjoint({"<|call|>", "<|calls|>"})
+    )
+    return frozenset({"<|end|>"} if harmony else ()) | ({"</s>"} if "<|tool_response>" in present else set())
 
 
 def _added(tokens: list[str], token_id: int | None) -> tuple[str, int] | None:
     return None if token_id is None else (tokens[token_id], token_id)
-
-
-def _types(metadata: Mapping[str, Any]) -> list[int]:
-    return metadata.get("tokenizer.ggml.token_type") or [1] * len(metadata["tokenizer.ggml.tokens"])
 
 
 def _listed_merges(metadata: Mapping[str, Any]) -> _Merges | None:
@@ -87,7 +146,9 @@ def _byte_level(metadata: Mapping[str, Any]) -> tuple[Backend, bool]:
     added = {_CONTROL, _USER_DEFINED}
     vocab = {
         token if kind in added else _in_byte_alphabet(token): index
-        for index, (token, kind) in enumerate(zip(metadata["tokenizer.ggml.tokens"], _types(metadata), strict=True))
+        for index, (token, kind) in enumerate(
+            zip(metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"], strict=True)
+        )
     }
     merges = _listed_merges(metadata)
     if merges is None:
@@ -184,7 +245,7 @@ def _wrap_with(bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> Temp
 
 def _add_tokens(backend: Backend, metadata: Mapping[str, Any], named: Iterable[str]) -> None:
     """Make control tokens special, and keep user-defined ones whole, as llama.cpp and Hugging Face do."""
-    pairs = list(zip(metadata["tokenizer.ggml.tokens"], _types(metadata), strict=True))
+    pairs = list(zip(metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"], strict=True))
     special = [token for token, kind in pairs if kind == _CONTROL] + list(named)
     ordinary = [token for token, kind in pairs if kind == _USER_DEFINED]
     in_vocab = {token: None for token in [*special, *ordinary] if backend.token_to_id(token) is not None}
@@ -193,22 +254,23 @@ def _add_tokens(backend: Backend, metadata: Mapping[str, Any], named: Iterable[s
 
 
 def _end_tokens(metadata: Mapping[str, Any]) -> frozenset[int]:
-    """The file's end ids, and the control tokens known to end a turn, which many files do not list.
+    """The file's end ids, and the tokens known to end a turn, which many files do not list.
 
     A name that serves as the unknown token is left out: SmolLM2's <|endoftext|>, which its own generation_config does
     not count as an end either.
     """
-    listed = {i for key in _END_KEYS if (i := _token_id(metadata, key)) is not None}
-    unknown = _token_id(metadata, "unknown")
-    known = {
-        index
-        for index, (token, kind) in enumerate(zip(metadata["tokenizer.ggml.tokens"], _types(metadata), strict=True))
-        if kind == _CONTROL and token in _END_TOKENS and index != unknown
-    }
-    return frozenset(listed | known)
+    tokens, unknown = metadata["tokenizer.ggml.tokens"], _token_id(metadata, "unknown")
+    listed = {i for key in (*_END_KEYS, *_FILE_END_TOKENS) if (i := _token_id(metadata, key)) is not None}
+    texts = _END_TOKENS - _no_ends(set(tokens))
+    for key, more in _FILE_END_TOKENS.items():
+        texts |= more if _token_id(metadata, key) is None else frozenset()
+    return frozenset(listed | {i for i, token in enumerate(tokens) if token in texts and i != unknown})
 
 
 def _chat_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
     prefix = "tokenizer.chat_template"
     named = {key.removeprefix(f"{prefix}."): text for key, text in metadata.items() if key.startswith(f"{prefix}.")}
-    return ({"default": metadata[prefix]} if prefix in metadata else {}) | named
+    templates = ({"default": metadata[prefix]} if prefix in metadata else {}) | named
+    if any(not isinstance(text, str) for text in templates.values()):
+        raise ModelError("a chat template of this GGUF file is not a text")
+    return templates

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,55 +10,63 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from octavo.errors import ModelError
+from octavo.model_files import read_json, read_text, reading
 from octavo.text.parts import TokenizerParts
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
 
 def read_hf(folder: Path) -> TokenizerParts:
     """The tokenizer and chat templates of a directory in Hugging Face layout.
 
     What is put around a text (add_special_tokens) is what tokenizer.json's post-processor says; like transformers, this
-    gives no heed to `add_bos_token` and `add_eos_token` in tokenizer_config.json beside it.
+    gives no heed to `add_bos_token` and `add_eos_token` in tokenizer_config.json beside it. The other files add tokens
+    and change their flags as transformers 5 has it (`_from_pretrained` in tokenization_utils_base.py).
 
     Raises:
         ModelError: there is no tokenizer.json, or a file is damaged; the message names it.
     """
-    config = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
-    named = {name: text for name in _NAMED if (text := _token_text(config.get(name))) is not None}
     backend = _read_backend(folder)
-    _add_missing(backend, config, named)
-    bos = named.get("bos_token")
-    return TokenizerParts(
-        backend,
-        _end_tokens(folder, backend, named),
-        None if bos is None else backend.token_to_id(bos),
-        named,
-        _chat_templates(folder, config),
-    )
+    with reading(f"the tokenizer in {folder}"):
+        config, added = _settings(folder)
+        named = _named_tokens(config)
+        _add_tokens(backend, config, added, named)
+        bos = named.get("bos_token")
+        return TokenizerParts(
+            backend,
+            _end_tokens(folder, backend, named),
+            None if bos is None else backend.token_to_id(bos),
+            named,
+            _chat_templates(folder, config),
+        )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from error
-    return content if isinstance(content, dict) else {}
+def _settings(folder: Path) -> tuple[dict[str, Any], list[AddedToken]]:
+    """tokenizer_config.json, and the tokens it lists; where it lists none, those of the older files beside it."""
+    config = _read_optional(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" in config:
+        listed = sorted((config["added_tokens_decoder"] or {}).items(), key=lambda item: int(item[0]))
+        return config, [_added_token(token) for _, token in listed]
+    config |= _read_optional(folder / "special_tokens_map.json")
+    special = {*_named_tokens(config).values(), *map(_token_text, _extra(config))}
+    older = sorted(_read_optional(folder / "added_tokens.json").items(), key=lambda item: int(item[1]))
+    return config, [AddedToken(text, normalized=text not in special, special=text in special) for text, _ in older]
+
+
+def _read_optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
 
 
 def _read_backend(folder: Path) -> Backend:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ModelError(f"{folder} has no tokenizer.json; save one with transformers: tokenizer.save_pretrained(...)")
-    try:
+    with reading(path):
         backend = Backend.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise ModelError(f"{path} cannot be read: {error}") from error
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
+        backend.no_truncation()
+        backend.no_padding()
+        return backend
 
 
 def _token_text(token: Any) -> str | None:
@@ -67,27 +75,58 @@ def _token_text(token: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _add_missing(backend: Backend, config: dict[str, Any], named: dict[str, str]) -> None:
-    """Add the tokens that only tokenizer_config.json knows, as transformers does."""
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    listed = config.get("added_tokens_decoder") or {}
-    for _, entry in sorted(listed.items(), key=lambda item: int(item[0])):
-        flags = {k: entry[k] for k in ("lstrip", "rstrip", "single_word", "normalized", "special") if k in entry}
-        if entry["content"] not in known:
-            backend.add_tokens([AddedToken(entry["content"], **flags)])
-            known.add(entry["content"])
-    backend.add_special_tokens([text for text in dict.fromkeys(named.values()) if text not in known])
+def _added_token(token: Any) -> AddedToken:
+    """A token as a file lists it; a string's flags are those of a special token."""
+    if isinstance(token, str):
+        return AddedToken(token, normalized=False, special=True)
+    return AddedToken(token["content"], **{name: bool(token[name]) for name in _FLAGS if name in token})
+
+
+def _named_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """Tokens that have a name: the seven usual ones, and a model's own."""
+    extra = _extra(config)
+    own = {name: token for name, token in config.items() if name.endswith("_token") and name not in _NAMED}
+    usual = {name: config.get(name) for name in _NAMED}
+    every = usual | own | (extra if isinstance(extra, dict) else {})
+    return {name: text for name, token in every.items() if (text := _token_text(token)) is not None}
+
+
+def _extra(config: dict[str, Any]) -> Any:
+    """Special tokens beyond the seven usual ones, under the keys of both generations: a list, or names and tokens."""
+    return config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+
+
+def _add_tokens(backend: Backend, config: dict[str, Any], listed: Iterable[AddedToken], named: dict[str, str]) -> None:
+    """Add the tokens that tokenizer.json does not know, and give those that it does the flags of the other files."""
+    known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    for token in listed:
+        if token.content in named.values():
+            token.special = True
+        if repr(known.get(token.content)) != repr(token):
+            backend.add_tokens([token])
+            known[token.content] = token
+    unnamed = [] if isinstance(_extra(config), dict) else _extra(config)
+    for token in map(_added_token, [*(config.get(name, text) for name, text in named.items()), *unnamed]):
+        if token.content not in known:
+            token.special = token.special or token.content in named.values()
+            backend.add_tokens([token])
+            known[token.content] = token
 
 
 def _end_tokens(folder: Path, backend: Backend, named: dict[str, str]) -> frozenset[int]:
-    config = _read_json(folder / "config.json")
-    sources = [_read_json(folder / "generation_config.json"), config, config.get("text_config") or {}]
-    ids: set[int] = set()
-    for source in sources:
-        listed = source.get("eos_token_id")
-        ids.update([listed] if isinstance(listed, int) else listed or [])
+    config = _read_optional(folder / "config.json")
+    sources = [_read_optional(folder / "generation_config.json"), config, config.get("text_config") or {}]
+    ids = {token_id for source in sources for token_id in _ids(source.get("eos_token_id"))}
     eos = backend.token_to_id(named["eos_token"]) if "eos_token" in named else None
     return frozenset(ids if eos is None else ids | {eos})
+
+
+def _ids(value: Any) -> list[int]:
+    """A config's `eos_token_id`: absent, one id or a list."""
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    if any(not isinstance(token_id, int) or isinstance(token_id, bool) for token_id in listed):
+        raise ModelError(f"eos_token_id is {value!r}, which is neither a token id nor a list of them")
+    return listed
 
 
 def _chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
@@ -95,8 +134,13 @@ def _chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     listed = config.get("chat_template")
     if isinstance(listed, str):
         listed = [{"name": "default", "template": listed}]
+    elif isinstance(listed, dict):
+        listed = [{"name": name, "template": text} for name, text in listed.items()]
     templates = {entry["name"]: entry["template"] for entry in listed or []}
     files = {path.stem: path for path in (folder / "additional_chat_templates").glob("*.jinja")}
     if (folder / "chat_template.jinja").is_file():
         files["default"] = folder / "chat_template.jinja"
-    return templates | {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+    templates |= {name: read_text(path) for name, path in files.items()}
+    if any(not isinstance(text, str) for pair in templates.items() for text in pair):
+        raise ModelError(f"a chat template of {folder} is not a text")
+    return templates

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from octavo.models.spec import ModelSpec
-from octavo.models.weights.layout import Slot
+
+if TYPE_CHECKING:
+    from octavo.models.weights.layout import Slot  # torch: 2 s that a look at the names does not take
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +36,9 @@ class Naming:
 
 
 def hf_naming(spec: ModelSpec) -> Naming:
-    """Hugging Face's names, after the prefixes that `safetensors_files.plain_name` takes off."""
+    """Hugging Face's names, after the prefixes that `plain_name` takes off."""
     if spec.family == "mpt":
-        return Naming("blocks.{}.", _MPT_PARTS)
+        return Naming("blocks.{}.", MPT_PARTS)
     before_mlp = {"mlp_norm": "post_attention_layernorm"}  # so called where it is the only norm between the branches
     around_mlp = {
         "post_attention_norm": "post_attention_layernorm",
@@ -45,15 +48,22 @@ def hf_naming(spec: ModelSpec) -> Naming:
     offset = 1.0 if spec.family.startswith("gemma") else 0.0
     experts = _MIXTRAL_EXPERTS if spec.family == "mixtral" else _QWEN_EXPERTS if spec.num_experts else {}
     norms = around_mlp if spec.post_norms else before_mlp
-    return Naming("layers.{}.", _HF_PARTS | norms | experts, norm_offset=offset)
+    return Naming("layers.{}.", HF_PARTS | norms | experts, norm_offset=offset)
 
 
 def gguf_naming(spec: ModelSpec) -> Naming:
     """GGUF's names."""
-    return Naming("blk.{}.", _GGUF_PARTS, interleaved_rope=spec.family in ("llama", "mistral"))
+    return Naming("blk.{}.", GGUF_PARTS, interleaved_rope=spec.family in ("llama", "mistral"))
 
 
-_HF_PARTS = {
+def plain_name(name: str) -> str:
+    """A tensor's name without what wraps the text model: `model.`, `language_model.model.`, ..."""
+    for prefix in ("transformer.", "language_model.", "model.", "language_model."):
+        name = name.removeprefix(prefix)
+    return name
+
+
+HF_PARTS = {
     "embedding": "embed_tokens",
     "final_norm": "norm",
     "lm_head": "lm_head",
@@ -84,8 +94,9 @@ _QWEN_EXPERTS = {
     "down": "mlp.shared_expert.down_proj",
     "shared_gate": "mlp.shared_expert_gate",
 }
-_MPT_PARTS = {
+MPT_PARTS = {
     "embedding": "wte",
+    "lm_head": "lm_head",
     "final_norm": "norm_f",
     "attention_norm": "norm_1",
     "q": "attn.q",
@@ -96,7 +107,7 @@ _MPT_PARTS = {
     "up": "ffn.up_proj",
     "down": "ffn.down_proj",
 }
-_GGUF_PARTS = {
+GGUF_PARTS = {
     "embedding": "token_embd",
     "final_norm": "output_norm",
     "lm_head": "output",

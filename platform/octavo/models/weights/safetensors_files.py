@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from octavo.errors import ModelError
+from octavo.model_files import read_json, reading
 from octavo.models.families import quantization_config
-from octavo.models.json_file import read_json
 from octavo.models.spec import ModelSpec
+from octavo.models.weights.names import plain_name
 from octavo.models.weights.quantized_files import join_quantized
 from octavo.models.weights.stored import StoredTensor
+from octavo.safetensors_header import read_header, weight_files
 
 _UNUSED = re.compile(r"(vision_tower|multi_modal_projector)\.|.*\.rotary_emb\.inv_freq$")
 """Gemma 3's eyes, and the frequencies that old Llama checkpoints store (the config says the same)."""
@@ -31,13 +31,27 @@ def read_safetensors(folder: Path, spec: ModelSpec) -> list[StoredTensor]:
     Raises:
         ModelError: no safetensors file, a shard is missing, or a file is damaged.
     """
-    tensors = [tensor for file in _files(folder) for tensor in _read_headers(file)]
+    tensors = [tensor for file in weight_files(folder) for tensor in _read_headers(file)]
     if quantized := quantization_config(read_json(folder / "config.json")):
         tensors = join_quantized(tensors, quantized)
-        tensors = [tensor for tensor in tensors if not _is_empty_bias(tensor, spec)]
     tensors = [part for tensor in tensors for part in _split_heads(tensor)]
+    tensors = [tensor for tensor in tensors if not _is_empty_bias(tensor, spec)]
     unused = {"lm_head.weight"} if spec.tied_embeddings else set()
-    return [tensor for tensor in tensors if tensor.name not in unused and not _UNUSED.match(tensor.name)]
+    tensors = [tensor for tensor in tensors if tensor.name not in unused and not _UNUSED.match(tensor.name)]
+    _refuse_codes(tensors)
+    return tensors
+
+
+_WEIGHTS = ("F16", "BF16", "F32", "F64")
+
+
+def _refuse_codes(tensors: list[StoredTensor]) -> None:
+    codes = [tensor for tensor in tensors if tensor.quantized is None and tensor.dtype not in _WEIGHTS]
+    if codes:
+        raise ModelError(
+            f"{codes[0].name} is stored as {codes[0].dtype}: codes without scales, which are no weights; "
+            f"weights are {', '.join(_WEIGHTS)}, or quantised as quantization_config in config.json says"
+        )
 
 
 def _is_empty_bias(tensor: StoredTensor, spec: ModelSpec) -> bool:
@@ -66,61 +80,24 @@ def _split_heads(tensor: StoredTensor) -> list[StoredTensor]:
 
     stem = tensor.name.removesuffix("Wqkv.weight")
     return [
-        StoredTensor(f"{stem}{name}.weight", (size, columns), tensor.num_bytes // 3, part(i))
+        replace(
+            tensor, name=f"{stem}{name}.weight", shape=(size, columns), num_bytes=tensor.num_bytes // 3, read=part(i)
+        )
         for i, name in enumerate("qkv")
     ]
 
 
-def plain_name(name: str) -> str:
-    """A tensor's name without what wraps the text model: `model.`, `language_model.model.`, ..."""
-    for prefix in ("transformer.", "language_model.", "model.", "language_model."):
-        name = name.removeprefix(prefix)
-    return name
-
-
-def _files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = [folder / name for name in sorted(set(_weight_map(index).values()))]
-    elif (folder / "model.safetensors").is_file():
-        files = [folder / "model.safetensors"]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"{folder} holds no .safetensors file; other weight formats are not read")
-    if missing := [file.name for file in files if not file.is_file()]:
-        raise ModelError(f"{folder} lacks {', '.join(missing)}, which its index names")
-    return files
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise ModelError(f"{index} has no weight_map")
-    return weight_map
-
-
-def _open(file: Path) -> AbstractContextManager[Any]:
-    try:
-        return safe_open(file, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{file} is damaged or not a safetensors file: {error}") from error
-
-
 def _read_headers(file: Path) -> list[StoredTensor]:
-    with _open(file) as tensors:
-        return [_stored(file, name, tensors.get_slice(name)) for name in tensors.keys()]  # noqa: SIM118
-
-
-def _stored(file: Path, name: str, piece: Any) -> StoredTensor:
-    shape = tuple(piece.get_shape())
-    bits = int(re.sub(r"\D", "", piece.get_dtype().partition("_")[0]) or 8)
-    return StoredTensor(plain_name(name), shape, math.prod(shape) * bits // 8, partial(_read, file, name))
+    return [
+        StoredTensor(plain_name(name), entry.shape, entry.num_bytes, partial(_read, file, name), dtype=entry.dtype)
+        for name, entry in read_header(file).items()
+    ]
 
 
 def _read(file: Path, name: str, rows: range | None, columns: range | None) -> Iterator[Tensor]:
     # Memory-mapped: nothing is held but the page cache, and the map goes with the file's handle.
-    with _open(file) as tensors:
+    with reading(file), safe_open(file, framework="pt", device="cpu") as tensors:
         tensor = tensors.get_tensor(name)
+        tensor = tensor.float() if tensor.dtype == torch.float64 else tensor
         tensor = tensor if rows is None else tensor[rows.start : rows.stop]
         yield tensor if columns is None else tensor[:, columns.start : columns.stop]

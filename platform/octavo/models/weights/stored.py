@@ -34,6 +34,7 @@ class StoredTensor:
         quantized: reads a quantised matrix as it is; None for other tensors.
         blocks: reads some rows and columns of a matrix of GGUF's blocks as they are, or gives None where a cut goes
             through a block; None for other tensors.
+        dtype: of its values in a safetensors file.
     """
 
     name: str
@@ -42,6 +43,7 @@ class StoredTensor:
     read: Callable[[range | None, range | None], Iterator[Tensor]]
     quantized: Callable[[], QuantizedWeight] | None = None
     blocks: Callable[[range | None, range | None], BlockWeight | None] | None = None
+    dtype: str = "F32"
 
 
 def fill(
@@ -91,7 +93,8 @@ def compare(by_name: dict[str, Slot], stored: list[StoredTensor]) -> None:
     """
     shapes = {tensor.name: tensor.shape for tensor in stored}
     if missing := [name for name in by_name if name not in shapes]:
-        raise ModelError(f"the checkpoint lacks {_list(missing)}")
+        head = ", and its config does not say tie_word_embeddings" if "lm_head.weight" in missing else ""
+        raise ModelError(f"the checkpoint lacks {_list(missing)}{head}")
     if extra := [name for name in shapes if name not in by_name]:
         raise ModelError(f"the checkpoint holds tensors that a model of this kind does not have: {_list(extra)}")
     wrong = [

@@ -47,7 +47,7 @@ def test_smollm2_decodes_any_ids_as_transformers_does(smollm2, smollm2_in_transf
 
 def test_smollm2_special_tokens(smollm2, smollm2_in_transformers):
     assert smollm2.vocab_size == len(smollm2_in_transformers) == 49152
-    assert smollm2.eos_token_ids == {2}  # <|endoftext|> is its unknown token
+    assert smollm2.eos_token_ids == {2, 4}  # <|im_end|>, <reponame>; <|endoftext|> is its unknown token
     assert smollm2.bos_token_id == 1
     assert smollm2.special_tokens == smollm2_in_transformers.special_tokens_map
     assert smollm2.chat_template == smollm2_in_transformers.chat_template
@@ -152,6 +152,71 @@ def test_user_defined_tokens_stay_whole_and_are_shown(write_gguf, tiny_tokenizer
 def test_end_tokens_are_a_set(write_gguf, tiny_tokenizer_dir):
     source = write_gguf(tiny_tokenizer_dir, "llama", "gpt2", bos_token_id=1, eos_token_id=7, eot_token_id=8)
     assert load_tokenizer(source).eos_token_ids == {0, 2, 7, 8}  # <|endoftext|>, <|im_end|>, eos, eot
+
+
+ENDS = ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eom_id|>", "<|end_of_text|>", "<EOT>", "[EOS]",
+        "<end_of_utterance>", "<｜end▁of▁sentence｜>", "<|fim_pad|>", "<|file_sep|>", "<|repo_name|>"]  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("kind", [1, 4, 3])
+def test_tokens_that_look_like_ends_are_whatever_their_type(
+    end, kind, write_gguf, tiny_tokenizer_dir, byte_level, caplog
+):
+    tokens = [*(_piece(byte_level, i) for i in range(byte_level.vocab_size)), end]
+    tokens[2] = "<|other|>"  # instead of <|im_end|>
+    source = write_gguf(
+        tiny_tokenizer_dir, "llama", "gpt2", tokens=tokens, types={end: kind}, bos_token_id=1, eos_token_id=7
+    )
+    tokenizer = load_tokenizer(source)
+    assert tokenizer.eos_token_ids == {0, 7, len(tokens) - 1}
+    assert tokenizer.encode(f"a{end}b")[1:-1] == [len(tokens) - 1]
+    assert tokenizer.decode([len(tokens) - 1]) == ""
+    assert (end in caplog.text) == (kind != 3)
+
+
+def test_control_tokens_that_end_nothing(write_gguf, tiny_tokenizer_dir, byte_level):
+    tokens = [*(_piece(byte_level, i) for i in range(byte_level.vocab_size)), "<|fim_prefix|>", "<|vision|>"]
+    source = write_gguf(tiny_tokenizer_dir, "llama", "gpt2", tokens=tokens, bos_token_id=1, eos_token_id=2)
+    tokenizer = load_tokenizer(source)
+    assert tokenizer.eos_token_ids == {0, 2}
+    assert tokenizer.is_special(len(tokens) - 2)
+    assert len(tokenizer.encode("<|vision|>")) > 1
+
+
+@pytest.mark.parametrize(
+    ("more", "ends"),
+    [
+        (["<|return|>", "<|call|>", "<|end|>"], {0, 2, 400, 401}),
+        (["<|flush|>", "<|calls|>", "<|end|>"], {0, 2, 400, 401}),
+        (["<|return|>", "<|end|>"], {0, 2, 400, 401}),
+        (["<|tool_response>", "</s>"], {0, 2, 400}),
+    ],
+)
+def test_vocabularies_in_which_an_end_is_none(more, ends, write_gguf, tiny_tokenizer_dir, byte_level):
+    tokens = [*(_piece(byte_level, i) for i in range(400)), *more]
+    source = write_gguf(tiny_tokenizer_dir, "llama", "gpt2", tokens=tokens, bos_token_id=1, eos_token_id=2)
+    assert load_tokenizer(source).eos_token_ids == ends
+
+
+def test_sentencepiece_ids_that_a_file_does_not_name(write_gguf, sentencepiece_dir):
+    tokenizer = load_tokenizer(write_gguf(sentencepiece_dir, "llama", "llama"))
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_ids) == (1, {2})
+    assert tokenizer.special_tokens == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    assert tokenizer.encode("a")[0] == 1
+
+
+def test_ids_beyond_the_vocabulary_are_not_taken(write_gguf, sentencepiece_dir):
+    source = write_gguf(sentencepiece_dir, "llama", "llama", bos_token_id=9999, eos_token_id=9999)
+    tokenizer = load_tokenizer(source)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_ids) == (1, {2})
+
+
+def test_a_token_that_is_there_twice_is_named(write_gguf, tiny_tokenizer_dir, byte_level):
+    tokens = [*(_piece(byte_level, i) for i in range(byte_level.vocab_size)), "<x>", "<x>"]
+    source = write_gguf(tiny_tokenizer_dir, "llama", "gpt2", tokens=tokens, bos_token_id=1, eos_token_id=2)
+    with pytest.raises(ModelError, match="'<x>' twice"):
+        load_tokenizer(source)
 
 
 def test_named_chat_templates(write_gguf, tiny_tokenizer_dir):

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from octavo.errors import ModelError
 from octavo.models.load import load_model
+from octavo.models.packed import load_packed
 from octavo.models.parallel import share_of
 from octavo.models.weights.layout import slots
 from octavo.source import resolve_source
@@ -92,10 +93,167 @@ def test_prefixes_of_base_and_wrapped_models(copy, tiny_model, prefix):
 
 def test_copies_that_a_model_does_not_use_are_left_out(copy, tiny_model):
     def add(tensors):
-        tensors["lm_head.weight"] = torch.zeros(300, 72)
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(4)
 
-    assert_equal_weights(load(copy("smollm2", add)), load(tiny_model("smollm2")))
+    decoder = load(copy("smollm2", add))
+    assert decoder.weights.lm_head.weight is decoder.weights.embedding
+    assert_equal_weights(decoder, load(tiny_model("smollm2")))
+
+
+def config_of(folder, **changes):
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value != "absent"}))
+    return folder
+
+
+def assert_as_in_transformers(folder, reference, paged_run, sequences):
+    ours = paged_run(load(folder), len(sequences), 80).all_logits(sequences)
+    theirs = reference(folder)
+    for tokens, logits in zip(sequences, ours, strict=True):
+        torch.testing.assert_close(logits, theirs.logits(tokens), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["smollm2", "gemma", "gemma3"])
+def test_a_head_of_its_own_wins_over_tie_word_embeddings(copy, name, reference, paged_run, sequences, caplog):
+    def add(tensors):
+        embedding = tensors["model.embed_tokens.weight"]
+        tensors["lm_head.weight"] = torch.randn(embedding.shape, generator=torch.Generator().manual_seed(1))
+
+    folder = copy(name, add)
+    assert_as_in_transformers(folder, reference, paged_run, sequences)
+    assert "config.json says tied_embeddings True, and the weights False" in caplog.text
+
+
+def test_a_head_that_is_not_there_is_named_with_the_config(tiny_model, tmp_path):
+    folder = config_of(shutil.copytree(tiny_model("smollm2"), tmp_path / "model"), tie_word_embeddings=False)
+    with pytest.raises(ModelError, match=r"lacks lm_head\.weight.*tie_word_embeddings"):
+        load(folder)
+
+
+WRONG_SIZES = {
+    "vocabulary": {"vocab_size": 280},
+    "layers": {"num_hidden_layers": 2},
+    "mlp": {"intermediate_size": 100},
+    "head size": {"head_dim": 8},
+    "key-value heads": {"num_key_value_heads": 4},
+    "no key-value heads": {"num_key_value_heads": "absent"},
+    "no head size": {"head_dim": None},
+    "several": {"vocab_size": 5, "intermediate_size": 100, "num_key_value_heads": 4},
+}
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen3", "gemma3"])
+@pytest.mark.parametrize("changes", WRONG_SIZES.values(), ids=WRONG_SIZES)
+def test_sizes_are_those_of_the_weights(tiny_model, tmp_path, name, changes):
+    expected = load(tiny_model(name))
+    if "num_hidden_layers" in changes and expected.spec.local_rope:
+        pytest.skip("layer_types name every layer")
+    folder = config_of(shutil.copytree(tiny_model(name), tmp_path / "model"), **changes)
+    decoder = load(folder)
+    assert decoder.spec == expected.spec
+    assert_equal_weights(decoder, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"num_hidden_layers": 9}, r"says 9 layers, and the checkpoint holds 3"),
+        (
+            {"num_attention_heads": 7, "num_key_value_heads": 7},
+            r"says 7 query heads .* the checkpoint's matrices have 64 rows",
+        ),
+    ],
+)
+def test_sizes_that_contradict_the_weights_are_named_with_them(tiny_model, tmp_path, changes, named):
+    folder = config_of(shutil.copytree(tiny_model("llama3"), tmp_path / "model"), **changes)
+    with pytest.raises(ModelError, match=named):
+        load(folder)
+
+
+def test_biases_are_those_of_the_weights(tiny_model, tmp_path, caplog):
+    expected = load(tiny_model("llama_biases"))
+    folder = shutil.copytree(tiny_model("llama_biases"), tmp_path / "model")
+    decoder = load(config_of(folder, attention_bias=False, mlp_bias=False))
+    assert decoder.spec == expected.spec
+    assert_equal_weights(decoder, expected)
+    assert "config.json says qkv_bias False, and the weights True" in caplog.text
+
+
+def test_biases_that_are_not_there_are_none(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("llama2"), tmp_path / "model")
+    decoder = load(config_of(folder, attention_bias=True, mlp_bias=True))
+    assert decoder.spec == load(tiny_model("llama2")).spec
+
+
+def test_norms_of_queries_and_keys_are_those_of_the_weights(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("qwen3"), tmp_path / "model")
+    expected = load(folder)
+    decoder = load(config_of(folder, model_type="llama"))
+    assert decoder.spec.qk_norm
+    assert_equal_weights(decoder, expected)
+
+
+def zero_bias(tensors):
+    tensors["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(64)
+
+
+def test_biases_of_zeros_are_none(copy, tiny_model):
+    assert_equal_weights(load(copy("llama2", zero_bias)), load(tiny_model("llama2")))
+
+
+def test_double_precision_is_converted(copy, tiny_model):
+    folder = copy("llama2", lambda tensors: tensors.update({name: x.double() for name, x in tensors.items()}))
+    assert_equal_weights(load(folder), load(tiny_model("llama2")))
+    _, packed = load_packed(resolve_source(str(folder)), dtype="float32")
+    assert packed.embedding.format == "F32"
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("part", ["layers.0.mlp.up_proj", "embed_tokens", "norm"])
+def test_codes_without_scales_are_no_weights(copy, dtype, part):
+    folder = copy("llama2", lambda tensors: tensors.update({n: tensors[n].to(dtype) for n in [f"model.{part}.weight"]}))
+    for read in (load, lambda folder: load_packed(resolve_source(str(folder)), dtype="float32")):
+        with pytest.raises(ModelError, match=rf"{part}\.weight is stored as .*codes without scales"):
+            read(folder)
+
+
+def test_a_whole_file_wins_over_an_index_beside_it(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("llama2"), tmp_path / "model")
+    stale = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(stale))
+    assert_equal_weights(load(folder), load(tiny_model("llama2")))
+
+
+def test_a_shard_that_is_missing_without_an_index_is_named(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("llama2"), tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00003.safetensors")
+    with pytest.raises(ModelError, match=r"lacks model-00002-of-00003\.safetensors, model-00003-of-00003.safetensors"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["../model/model.safetensors", "/etc/passwd", "sub/model.safetensors", "a.bin", ".."])
+def test_an_index_names_files_of_its_folder_only(tiny_model, tmp_path, name):
+    folder = shutil.copytree(tiny_model("llama2"), tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+    with pytest.raises(ModelError, match=r"names .* which is no \.safetensors file of its folder"):
+        load(folder)
+
+
+def test_pickles_are_refused_with_the_reason(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("llama2"), tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin is a pickle, which can run code"):
+        load(folder)
+
+
+def test_a_pointer_of_git_lfs_is_called_one(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("llama2"), tmp_path / "model")
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ModelError, match="git lfs pull"):
+        load(folder)
 
 
 def drop(tensors):
@@ -103,7 +261,7 @@ def drop(tensors):
 
 
 def add(tensors):
-    tensors["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(64)
+    tensors["model.layers.0.self_attn.q_proj.scale"] = torch.zeros(64)
 
 
 def reshape(tensors):
@@ -114,7 +272,7 @@ def reshape(tensors):
     ("change", "named"),
     [
         (drop, r"lacks norm\.weight, layers\.1\.mlp\.up_proj\.weight"),
-        (add, r"does not have: layers\.0\.self_attn\.q_proj\.bias"),
+        (add, r"does not have: layers\.0\.self_attn\.q_proj\.scale"),
         (reshape, r"layers\.2\.self_attn\.k_proj\.weight is \[64, 32\] instead of \[64, 64\]"),
         (dict.clear, r"lacks .* and \d+ more"),
     ],

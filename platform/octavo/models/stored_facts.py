@@ -1,0 +1,185 @@
+"""What the tensors of a checkpoint say about its model: where its config says otherwise, they are right.
+
+Sizes are read off the shapes and take the place of the config's before a family builds its spec (`sizes`); whether
+there are biases, norms of queries and keys, and a head of its own is seen by the tensors that are there (`flags`). A
+config that asks for more layers than there are contradicts its file, as does one whose heads cannot be made to fit.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+from octavo import gguf_header, safetensors_header
+from octavo.errors import ModelError
+from octavo.models.spec import ModelSpec
+from octavo.models.weights.names import GGUF_PARTS, HF_PARTS, MPT_PARTS, plain_name
+from octavo.source import Source
+
+logger = logging.getLogger(__name__)
+
+Entry = safetensors_header.Entry | gguf_header.Entry
+
+_BIASES = {"qkv_bias": ("q", "k", "v"), "out_bias": ("out",), "mlp_bias": ("gate", "up", "down")}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The tensors of a checkpoint by name.
+
+    Attributes:
+        where: the name of what holds the config.
+        layer: prefix of a layer's tensors, with {} for its index.
+        parts: part -> name.
+    """
+
+    where: str
+    entries: Mapping[str, Entry]
+    layer: str
+    parts: Mapping[str, str]
+
+    def shape(self, part: str, *, rank: int = 2) -> tuple[int, ...] | None:
+        """Of a part's weight, in the first layer where it is one of a layer; None where there is none of that rank."""
+        name = f"{self.parts.get(part)}.weight"
+        entry = self.entries.get(name) or self.entries.get(self.layer.format(0) + name)
+        return entry.shape if entry is not None and len(entry.shape) == rank else None
+
+    def num_layers(self) -> int | None:
+        """How many there are; None where some are missing in between."""
+        pattern = re.compile(re.escape(self.layer).replace(r"\{\}", r"(\d{1,6})"))
+        found = {int(match[1]) for match in map(pattern.match, self.entries) if match}
+        return len(found) if found and max(found) == len(found) - 1 else None
+
+    def biases(self, parts: tuple[str, ...]) -> list[str]:
+        """Names of the biases of some parts of the layers."""
+        ends = tuple(f"{self.parts[part]}.bias" for part in parts if part in self.parts)
+        first = self.layer.partition("{}")[0]  # Gemma 3's eyes have layers too, of other names
+        return [name for name in self.entries if ends and name.startswith(first) and name.endswith(ends)]
+
+
+def stored_facts(source: Source, model_type: object) -> Stored | None:
+    """The tensors of a source; None for a directory without weights, which random ones may run.
+
+    Raises:
+        ModelError: a file is damaged, or a shard is missing.
+    """
+    if source.kind == "gguf":
+        return Stored(f"the metadata of {source.path}", gguf_header.read_directory(source.path), "blk.{}.", GGUF_PARTS)
+    if not any(source.path.glob("*.safetensors")):
+        return None
+    files = safetensors_header.weight_files(source.path)
+    entries = {
+        plain_name(name): entry for file in files for name, entry in safetensors_header.read_header(file).items()
+    }
+    where = str(source.path / "config.json")
+    if model_type == "mpt":
+        return Stored(where, entries, "blocks.{}.", MPT_PARTS)
+    return Stored(where, entries, "layers.{}.", HF_PARTS)
+
+
+def sizes(config: Mapping[str, Any], stored: Stored) -> dict[str, int]:
+    """A Llama-like config's keys and values that the tensors have otherwise.
+
+    Raises:
+        ModelError: they cannot be brought together; the message names both.
+    """
+    found: dict[str, int] = {}
+    if embedding := stored.shape("embedding"):
+        found["vocab_size"], found["hidden_size"] = embedding
+    if up := stored.shape("up"):
+        found["intermediate_size"] = up[0]
+    if layers := stored.num_layers():
+        found["num_hidden_layers"] = layers
+    if layers and layers < config["num_hidden_layers"]:
+        raise ModelError(
+            f"{stored.where} says {config['num_hidden_layers']} layers, and the checkpoint holds {layers} of them"
+        )
+    found = {key: size for key, size in found.items() if config.get(key) != size}
+    found |= _heads({**config, **found}, stored)
+    for key, size in found.items():
+        _say(f"{stored.where} says {key} {config.get(key)}, and the weights {size}: the weights are right")
+    return found
+
+
+def _heads(config: Mapping[str, Any], stored: Stored) -> dict[str, int]:
+    """The number of heads or their size, whichever one changed number makes the rest fit."""
+    query, key, norm = stored.shape("q"), stored.shape("k"), stored.shape("q_norm", rank=1)
+    if query is None or key is None:
+        return {}
+    q, k, heads = query[0], key[0], config["num_attention_heads"]
+    kv_heads, named = config.get("num_key_value_heads") or heads, config.get("head_dim")
+    own = named or config["hidden_size"] // heads
+    dim = norm[0] if norm else own
+    found = {} if dim == own else {"head_dim": dim}
+    if (heads * dim, kv_heads * dim) == (q, k):
+        return found
+    if heads * dim == q and k % dim == 0:
+        return found | {"num_key_value_heads": k // dim}
+    if kv_heads * dim == k and q % dim == 0 and (norm or named):
+        return found | {"num_attention_heads": q // dim}
+    if q % heads == 0 and kv_heads * (q // heads) == k and not norm:
+        return {"head_dim": q // heads}
+    raise ModelError(
+        f"{stored.where} says {heads} query heads and {kv_heads} key-value heads of {dim}, and the checkpoint's "
+        f"matrices have {q} rows for queries and {k} for keys"
+    )
+
+
+def flags(spec: ModelSpec, stored: Stored) -> dict[str, Any]:
+    """Fields of a spec that the tensors have otherwise."""
+    found = {"tied_embeddings": spec.tied_embeddings and not _has_head(stored)}
+    if spec.family != "mpt":
+        found |= {flag: _has_bias(getattr(spec, flag), stored, parts) for flag, parts in _BIASES.items()}
+        norms = stored.shape("q_norm", rank=1), stored.shape("k_norm", rank=1)
+        found["qk_norm"] = spec.qk_norm or norms == ((spec.head_dim,),) * 2
+    changed = {flag: value for flag, value in found.items() if value != getattr(spec, flag)}
+    for flag, value in changed.items():
+        _say(f"{stored.where} says {flag} {not value}, and the weights {value}: the weights are right")
+    return changed
+
+
+def _has_bias(expected: bool, stored: Stored, parts: tuple[str, ...]) -> bool:
+    """Biases of zeros that nobody expects are none: AutoGPTQ writes such."""
+    names = stored.biases(parts)
+    if expected or not names:
+        return bool(names)
+    entries = [stored.entries[name] for name in names]
+    return any(any(chunk) for entry in entries for chunk in _chunks(entry))
+
+
+def _has_head(stored: Stored) -> bool:
+    """Whether there is a head that is not a copy of the embedding."""
+    name = stored.parts["lm_head"]
+    head, embedding = (stored.entries.get(f"{x}.weight") for x in (name, stored.parts["embedding"]))
+    if head is None or embedding is None:
+        return any(other.startswith(f"{name}.") for other in stored.entries)
+    return not _equal(head, embedding)
+
+
+def _chunks(entry: Entry, size: int = 1 << 22) -> Iterator[bytes]:
+    """A tensor's bytes in order, a few at a time."""
+    with entry.file.open("rb") as handle:
+        handle.seek(entry.offset)
+        for start in range(0, entry.num_bytes, size):
+            yield handle.read(min(size, entry.num_bytes - start))
+
+
+def _equal(a: Entry, b: Entry) -> bool:
+    return _same_bytes(a, b, a.file.stat().st_mtime_ns, b.file.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)  # a start asks several times
+def _same_bytes(a: Entry, b: Entry, *_changed: int) -> bool:
+    kinds = [(entry.shape, getattr(entry, "dtype", None)) for entry in (a, b)]
+    return kinds[0] == kinds[1] and all(x == y for x, y in zip_longest(_chunks(a), _chunks(b)))
+
+
+@functools.cache
+def _say(message: str) -> None:
+    """Once, though a start reads a model's spec several times."""
+    logger.warning(message)

@@ -1,0 +1,91 @@
+"""Tokens and flags that only the files beside tokenizer.json know, with transformers as the oracle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo.source import Source
+from octavo.text.tokenizer import Tokenizer, load_tokenizer
+
+TEXT = "a<tool>b <tool> c<think>d</think>\n<|im_end|><extra> hello<pad>"
+
+
+def token(content: str, **flags: bool) -> dict[str, Any]:
+    off = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized", "special"), False)
+    return {"content": content} | off | flags
+
+
+CONFIG = "tokenizer_config.json"
+MAP = "special_tokens_map.json"
+CASES: dict[str, dict[str, dict[str, Any]]] = {
+    "additional": {CONFIG: {"additional_special_tokens": ["<tool>", "<think>"]}},
+    "extra": {CONFIG: {"extra_special_tokens": ["<tool>"], "additional_special_tokens": ["<think>"]}},
+    "extra with names": {CONFIG: {"extra_special_tokens": {"tool_token": "<tool>"}}},
+    "named by the model": {CONFIG: {"tool_token": "<tool>", "pad_token": "<pad>"}},
+    "objects": {CONFIG: {"additional_special_tokens": [token("<tool>", lstrip=True) | {"__type": "AddedToken"}]}},
+    "special in the config": {CONFIG: {"added_tokens_decoder": {"400": token("<tool>", special=True)}}},
+    "not special in the config": {CONFIG: {"added_tokens_decoder": {"2": token("<|im_end|>"), "0": token("<x>")}}},
+    "strips": {CONFIG: {"added_tokens_decoder": {"400": token("<tool>", lstrip=True, rstrip=True)}}},
+    "named and not special": {
+        CONFIG: {"pad_token": "<pad>", "added_tokens_decoder": {"400": token("<pad>"), "401": token("<tool>")}}
+    },
+    "map": {MAP: {"additional_special_tokens": ["<tool>"], "pad_token": "<pad>"}},
+    "map beside a list": {
+        CONFIG: {"added_tokens_decoder": {"400": token("<think>")}},
+        MAP: {"additional_special_tokens": ["<tool>"]},
+    },
+    "map over config": {CONFIG: {"pad_token": "<extra>"}, MAP: {"pad_token": "<pad>"}},
+    "map of objects": {MAP: {"pad_token": token("<pad>", lstrip=True)}},
+    "older file": {
+        CONFIG: {"additional_special_tokens": ["<tool>"]},
+        "added_tokens.json": {"<think>": 401, "<tool>": 400},
+    },
+}
+
+
+def write(folder: Path, files: dict[str, dict[str, Any]]) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps(before | content))
+    return folder
+
+
+def load(folder: Path) -> Tokenizer:
+    return load_tokenizer(Source(str(folder), folder, "hf"))
+
+
+def assert_as_in_transformers(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    ours, theirs = load(folder), AutoTokenizer.from_pretrained(str(folder))
+    ids = ours.encode(TEXT)
+    assert ids == theirs.encode(TEXT)
+    for skip in (True, False):
+        assert ours.decode(ids, skip) == theirs.decode(ids, skip_special_tokens=skip)
+    assert ours.special_tokens == theirs.special_tokens_map
+    assert ours.vocab_size == len(theirs)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tokens_beside_tokenizer_json_are_as_in_transformers(name, tiny_tokenizer_dir, tmp_path):
+    folder = shutil.copytree(tiny_tokenizer_dir, tmp_path / "model")
+    assert_as_in_transformers(write(folder, CASES[name]))
+
+
+def test_the_configs_flag_wins_over_tokenizer_jsons(tiny_tokenizer_dir, tmp_path):
+    folder = shutil.copytree(tiny_tokenizer_dir, tmp_path / "model")
+    path = folder / "tokenizer.json"
+    described = json.loads(path.read_text())
+    described["added_tokens"].append({"id": 400, **token("<tool>")})
+    path.write_text(json.dumps(described))
+    write(folder, {CONFIG: {"added_tokens_decoder": {"400": token("<tool>", special=True)}}})
+    assert_as_in_transformers(folder)
+    tokenizer = load(folder)
+    assert tokenizer.is_special(400)
+    assert tokenizer.decode(tokenizer.encode("a<tool>b")) == "ab"
