@@ -21,6 +21,23 @@ Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """What the penalties of one row look at, counted already: D tokens, each once.
+
+    Attributes:
+        presence, frequency, repetition: as in `octavo.request.SamplingParams`.
+        tokens: [D] those of the output, and with a repetition penalty those of the prompt.
+        counts: [D] how often each occurs in the output.
+    """
+
+    presence: float
+    frequency: float
+    repetition: float
+    tokens: Int64
+    counts: Float32
+
+
 @dataclass(slots=True)
 class SamplingRows:
     """How to sample each of R rows; everything is per row, so rows never influence each other.
@@ -36,10 +53,9 @@ class SamplingRows:
     seed: npt.NDArray[np.uint64]  # [R] per sequence, already mixed with its index
     position: Int64  # [R] index in the sequence of the token to be drawn: the counter
     num_logprobs: Int32  # [R] -1: none; k: the sampled token and k alternatives
-    # row -> (presence, frequency, repetition, prompt ids, output ids)
-    penalties: dict[int, tuple[float, float, float, list[int], list[int]]] = field(default_factory=dict)
-    logit_bias: dict[int, dict[int, float]] = field(default_factory=dict)  # row -> token id -> bias
-    banned: dict[int, list[int]] = field(default_factory=dict)  # row -> token ids that must not be drawn (min_tokens)
+    penalties: dict[int, Penalties] = field(default_factory=dict)  # by row
+    logit_bias: dict[int, tuple[Int64, Float32]] = field(default_factory=dict)  # row -> token ids, and what they get
+    banned: dict[int, Int64] = field(default_factory=dict)  # row -> token ids that must not be drawn (min_tokens)
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from octavo.engine.scheduler import Plan, num_prompt_logprobs
 from octavo.engine.sequence import Sequence
-from octavo.step import Int32, SamplingRows, StepBatch
+from octavo.step import Int32, Penalties, SamplingRows, StepBatch
 
 _SPARE_BLOCKS = 8  # columns of a kept block table that its sequences can grow into
 
@@ -116,15 +116,13 @@ def _sampling_rows(plan: Plan, query_start: np.ndarray) -> SamplingRows:
 
 
 def _add_extras(rows: SamplingRows, row: int, seq: Sequence) -> None:
-    params = seq.group.request.params
-    if params.has_penalties:
-        penalties = params.presence_penalty, params.frequency_penalty, params.repetition_penalty
-        rows.penalties[row] = (*penalties, seq.token_ids[: seq.num_prompt], seq.token_ids[seq.num_prompt :])
-    if params.logit_bias:
-        rows.logit_bias[row] = params.logit_bias
-    banned = seq.group.end_token_ids | seq.group.stop_token_ids
-    if banned and seq.num_known - seq.num_prompt < params.min_tokens:
-        rows.banned[row] = sorted(banned)
+    group = seq.group
+    if group.penalties is not None and seq.counts is not None:
+        rows.penalties[row] = Penalties(*group.penalties, *seq.counts.now())
+    if group.bias is not None:
+        rows.logit_bias[row] = group.bias
+    if group.banned is not None and seq.num_known - seq.num_prompt < group.request.params.min_tokens:
+        rows.banned[row] = group.banned
 
 
 def _prompt_logprobs(plan: Plan, query_start: np.ndarray) -> list[tuple[int, int, int]]:

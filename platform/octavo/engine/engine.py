@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from octavo.config import EngineConfig
 from octavo.cost_model import CostModel
+from octavo.engine.admission import ModelLimits
 from octavo.engine.batch import BatchBuilder
-from octavo.engine.scheduler import ModelLimits, Plan, Scheduler
+from octavo.engine.scheduler import Plan, Scheduler
 from octavo.engine.stats import EngineStats
 from octavo.errors import ConfigError
 from octavo.kvcache.block_pool import BlockPool
@@ -33,7 +34,8 @@ class Engine:
     Args:
         name: of the model; block hashes start from it, so the router must use the same.
         executor: what runs the steps.
-        end_token_ids: tokens that end a sequence unless a request says `ignore_eos`.
+        end_token_ids: tokens that end a sequence unless a request says `ignore_eos`; those that the model cannot draw
+            do nothing.
         clock: monotonic seconds.
 
     Attributes:
@@ -55,7 +57,7 @@ class Engine:
             name,
             executor.spec.vocab_size,
             _max_model_len(config, executor.spec.max_position_embeddings, executor.num_blocks),
-            frozenset(end_token_ids),
+            frozenset(token for token in end_token_ids if 0 <= token < executor.spec.vocab_size),
         )
         self.pool = BlockPool(executor.num_blocks, config.block_size, caching=config.enable_prefix_caching)
         self.scheduler = Scheduler(config, self.limits, self.pool, CostModel(), clock)

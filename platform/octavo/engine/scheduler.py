@@ -7,6 +7,10 @@ One rule covers chunked prefill, prefix hits, resume after preemption and decodi
        chunk that sequences with more to compute share.
     2. Waiting ones, same order, while there are places, chunk and blocks. The head of the queue is never overtaken.
 
+A request's n sequences start with its prompt as far as there are places that nobody waits for. The others come late:
+one of them at a time is in the queue, behind the first request there. So each lets a request go first, neither waits
+for long, and no place is kept for any. What the prompt stored they share.
+
 The chunk is bounded by `max_num_batched_tokens`, and, with `target_itl` set, by what the cost model says keeps the
 step within that time while streams are running.
 
@@ -17,8 +21,7 @@ pool holds at least one sequence of `max_model_len`.
 
 from __future__ import annotations
 
-import bisect
-import heapq
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -26,9 +29,11 @@ from typing import Literal
 from octavo.block_hash import root_hash
 from octavo.config import EngineConfig
 from octavo.cost_model import CostModel
+from octavo.engine.admission import ModelLimits, check_request
 from octavo.engine.decisions import Decision, DecisionKind, DecisionLog
-from octavo.engine.sequence import Group, Sequence
-from octavo.errors import BadRequest, Overloaded, PromptTooLong
+from octavo.engine.line import Line, Queue
+from octavo.engine.sequence import LATE, Group, Sequence
+from octavo.errors import BadRequest, Overloaded
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
 from octavo.request import FinishReason, Request, SequenceUpdate, TokenLogprobs
@@ -39,38 +44,25 @@ from octavo.step import LogprobRow, StepResult
 _AHEAD = 2**62  # a stream that somebody is reading goes before those that wait for their first token
 
 
-@dataclass(frozen=True, slots=True)
-class ModelLimits:
-    """What the scheduler must know of the model.
-
-    Attributes:
-        name: mixed into block hashes; two models never share blocks.
-        vocab_size: token ids are below it.
-        max_model_len: most tokens of one sequence.
-        end_token_ids: tokens that end a sequence unless `ignore_eos`.
-    """
-
-    name: str
-    vocab_size: int
-    max_model_len: int
-    end_token_ids: frozenset[int]
-
-
 @dataclass(slots=True)
 class Begun:
     """What is to be known of a step when its result comes: the sequences have gone on by then."""
 
     rows: list[Sequence]  # whose token each row draws
     prompt_logprobs: list[tuple[Group, int]]  # for whom, and how many
-    amounts: tuple[int, int, int, int]  # tokens, sequences, attended, context: the cost model's units
 
 
 @dataclass(slots=True)
 class Plan:
-    """One step as decided: which sequences compute how many tokens, and the block copies to make first."""
+    """One step as decided: which sequences compute how many tokens, and the block copies to make first.
+
+    Attributes:
+        amounts: tokens, sequences, attended, context, as the cost model counts them.
+    """
 
     entries: list[tuple[Sequence, int]] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
+    amounts: tuple[int, int, int, int] = (0, 0, 0, 0)
     begun: Begun | None = None
 
     def sampled(self) -> Iterator[tuple[int, Sequence]]:
@@ -127,9 +119,10 @@ class Scheduler:
         self.num_output_tokens = 0
         self._clock = clock
         self._groups: dict[str, Group] = {}
-        self._running: list[Sequence] = []  # by (priority, arrival, index)
-        self._waiting: list[tuple[tuple[int, int], int, Sequence]] = []  # heap of the same order
+        self._running = Line()
+        self._waiting = Queue()
         self._arrivals = 0
+        self._late = itertools.count(LATE)
         self._step = 0
 
     # ---- requests in ------------------------------------------------------------------------------------------
@@ -166,60 +159,41 @@ class Scheduler:
             root=root_hash(self.limits.name, salt=request.cache_salt),
         )
         self._groups[request.request_id] = group
-        for seq in self._sequences(group):
-            group.sequences.append(seq)
-            self._enqueue(seq)
+        group.sequences = self._sequences(group)
+        for seq in group.sequences:
+            self._waiting.join(seq)
 
     def _sequences(self, group: Group) -> list[Sequence]:
         """The request's sequences: one to compute the prompt, or those that go on from what they have emitted."""
-        request = group.request
-        prompt, chain = request.prompt_token_ids, request.block_hashes or ()
-        if request.emitted is None:
-            return [Sequence(group, 0, list(prompt), BlockTable(self.pool), len(prompt), chain=list(chain))]
-        group.forked = True
-        return [
-            Sequence(group, index, prompt + tokens, BlockTable(self.pool), len(prompt), chain=list(chain))
-            for index, tokens in enumerate(request.emitted)
-            if tokens is not None
-        ]
+        if group.request.emitted is None:
+            return [self._sequence(group, 0, [])]
+        group.forked, group.num_made = True, len(group.request.emitted)
+        emitted = enumerate(group.request.emitted)
+        return [self._sequence(group, index, tokens) for index, tokens in emitted if tokens is not None]
+
+    def _sequence(self, group: Group, index: int, output: list[int]) -> Sequence:
+        """A sequence that has computed nothing."""
+        request, counts = group.request, group.counts and group.counts.copy()
+        if counts is not None:
+            for token in output:
+                counts.add(token)
+        return Sequence(
+            group,
+            index,
+            request.prompt_token_ids + output,
+            BlockTable(self.pool),
+            len(request.prompt_token_ids),
+            order=(*group.arrival, index),
+            counts=counts,
+            expected_cached=0 if request.placement is None else request.placement.cached_tokens,
+            chain=list(request.block_hashes or ()),
+        )
 
     def check(self, request: Request) -> None:
         """Raise BadRequest if the request can never run here."""
-        params, limits = request.params, self.limits
-        prompt = request.prompt_token_ids
         if request.request_id in self._groups:
             raise BadRequest(f"request id {request.request_id!r} is already in use", "request_id")
-        if not prompt:
-            raise BadRequest("the prompt is empty: it must have at least one token", "prompt")
-        if not (min(prompt) >= 0 and max(prompt) < limits.vocab_size):
-            raise BadRequest(f"prompt token ids must be in [0, {limits.vocab_size})", "prompt")
-        if len(prompt) >= limits.max_model_len:
-            raise PromptTooLong(
-                f"the prompt has {len(prompt)} tokens; this model's context is {limits.max_model_len} tokens "
-                "and at least one must be left for the answer",
-                "prompt",
-            )
-        if request.emitted is not None:
-            self._check_emitted(request)
-        if params.num_sequences > self.config.max_num_seqs:
-            raise BadRequest(f"n and best_of must be at most {self.config.max_num_seqs} here", "n")
-        for name, ids in (("logit_bias", params.logit_bias or ()), ("stop_token_ids", params.stop_token_ids)):
-            if any(token >= limits.vocab_size for token in ids):
-                raise BadRequest(f"{name} token ids must be in [0, {limits.vocab_size})", name)
-
-    def _check_emitted(self, request: Request) -> None:
-        emitted, limits = request.emitted or [], self.limits
-        living = [tokens for tokens in emitted if tokens is not None]
-        room = limits.max_model_len - len(request.prompt_token_ids)
-        most = min(request.params.max_tokens or room, room)
-        if len(emitted) != request.params.num_sequences or not living or max(map(len, living)) >= most:
-            raise BadRequest(
-                f"emitted must have an entry for each of the {request.params.num_sequences} sequences, one of them a "
-                f"list, and none as long as the {most} tokens asked for",
-                "emitted",
-            )
-        if any(not 0 <= token < limits.vocab_size for tokens in living for token in tokens):
-            raise BadRequest(f"emitted token ids must be in [0, {limits.vocab_size})", "emitted")
+        check_request(request, self.limits)
 
     def abort(self, request_id: str, index: int | None = None) -> list[SequenceUpdate]:
         """End a request, or one of its sequences, now; unknown ids are ignored (it may just have finished)."""
@@ -228,6 +202,8 @@ class Scheduler:
             return []
         if index is not None and not group.forked and group.request.params.num_sequences > 1:
             return []  # a sequence cannot be told apart before the prompt is shared out
+        if index is None:
+            group.num_made = group.request.params.num_sequences  # no late one comes to be
         updates = []
         for seq in [s for s in group.sequences if index is None or s.index == index]:
             self._withdraw(seq)
@@ -254,9 +230,20 @@ class Scheduler:
                 self._note("shrink", seq, "no budget left", need=seq.remaining)
             place += 1
         if self.num_preemptions == preemptions:  # who was just put out must not come straight back in
-            while self._waiting and chunk > 0 and (count := self._admit(self._waiting[0][2], chunk, plan)):
+            while self._waiting and chunk > 0 and (count := self._admit(self._waiting[0], chunk, plan)):
                 chunk -= count
+        self._widen(plan)
+        plan.amounts = plan.num_tokens, len(plan.entries), plan.attended, plan.context
         return plan
+
+    def _widen(self, plan: Plan) -> None:
+        """Let a request's n sequences start with its prompt, as far as there are places that nobody waits for."""
+        free = self._places() - len(self._waiting)
+        for _, seq in plan.sampled() if free > 0 else ():
+            if not seq.group.forked:
+                more = min(free, seq.group.request.params.num_sequences - 1)
+                seq.width = 1 + more
+                free -= more
 
     def _chunk(self) -> int:
         """Tokens that sequences with more than one to compute may share in this step.
@@ -303,9 +290,8 @@ class Scheduler:
 
     def _admit(self, seq: Sequence, chunk: int, plan: Plan) -> int:
         """Start the head of the queue; returns tokens scheduled, 0 when it has to wait."""
-        places = self._places()
-        if seq.width > places:
-            self._note("wait", seq, "no running place", needed=seq.width, places=places)
+        if self._places() <= 0:
+            self._note("wait", seq, "no running place", running=len(self._running))
             return 0
         cached = self._match(seq)
         size = self.config.block_size
@@ -317,7 +303,7 @@ class Scheduler:
         if fresh + idle + spare > self.pool.num_free:
             self._note("wait", seq, "no KV blocks", needed=fresh + spare, free=self.pool.num_free - idle)
             return 0
-        heapq.heappop(self._waiting)
+        self._waiting.leave(seq)
         seq.since = seq.since or self._clock()
         seq.table = BlockTable(self.pool, cached)
         seq.num_computed = len(cached) * size
@@ -325,24 +311,34 @@ class Scheduler:
         copies = seq.table.grow(seq.num_computed, seq.num_computed + count)
         assert copies == [], "cached blocks are full blocks, so admission never copies"
         self._account_cached(seq)
-        bisect.insort(self._running, seq, key=_order)
+        self._running.join(seq)
         self._plan(seq, count, plan)
         self._note("admit", seq, "fits", cached=seq.num_computed, tokens=count)
+        if seq.is_late:
+            self._line_up(seq)
         return count
 
     def _places(self) -> int:
         """Sequences that could start beside those that run."""
-        return self.config.max_num_seqs - sum(seq.width for seq in self._running)
+        return self.config.max_num_seqs - len(self._running)
 
     def _match(self, seq: Sequence) -> list[int]:
         """Cached blocks of a prefix of the sequence; at least one token is left to compute, to sample from."""
-        group = seq.group
-        if not self.config.enable_prefix_caching:
-            return []
-        if group.request.params.prompt_logprobs is not None and not group.forked:
-            return []  # every prompt position has to be computed
         full = (seq.num_known - 1) // self.config.block_size
-        return self.pool.match(seq.hashes(self.config.block_size)[:full])
+        lent = self._lent(seq, full) if seq.is_late else []
+        every_position = seq.group.request.params.prompt_logprobs is not None and not seq.group.forked
+        if every_position or not self.config.enable_prefix_caching:
+            return lent
+        found = self.pool.match(seq.hashes(self.config.block_size)[:full])
+        return max(found, lent, key=len)
+
+    def _lent(self, seq: Sequence, count: int) -> list[int]:
+        """The first `count` blocks, as far as another of the request's sequences has them: what the prompt stored."""
+        full = min(count, seq.num_prompt // self.config.block_size)
+        size = full * self.config.block_size
+        have = (other for other in seq.group.sequences if other.num_computed >= size and other.table.blocks)
+        lender = next(have, None)
+        return [] if lender is None else list(lender.table.blocks[:full])
 
     def _account_cached(self, seq: Sequence) -> None:
         group = seq.group
@@ -355,7 +351,6 @@ class Scheduler:
 
     def begin(self, plan: Plan) -> None:
         """Count a step that is on its way as done, but for the values of its tokens: the next one can be planned."""
-        amounts = plan.num_tokens, len(plan.entries), plan.attended, plan.context
         asked = [(seq.group, wanted) for seq, count in plan.entries if (wanted := num_prompt_logprobs(seq, count))]
         sampled = [seq for _, seq in plan.sampled()]
         for seq, count in plan.entries:
@@ -364,7 +359,7 @@ class Scheduler:
         for row, seq in enumerate(rows):
             seq.num_pending += 1
             seq.row = row
-        plan.begun = Begun(rows, asked, amounts)
+        plan.begun = Begun(rows, asked)
 
     def commit(self, plan: Plan, result: StepResult) -> list[SequenceUpdate]:
         """Take in what a step produced: append tokens, finish, free; steps come in the order in which they began.
@@ -376,27 +371,43 @@ class Scheduler:
             self.begin(plan)
         begun = plan.begun
         assert begun is not None
-        tokens, sequences, attended, context = begun.amounts
+        tokens, sequences, attended, context = plan.amounts
         self.cost_model.observe(tokens, sequences, attended, result.seconds, context)
         self._take_prompt_logprobs(begun, result)
         updates = []
         for row, seq in enumerate(begun.rows):
             seq.num_pending -= 1
-            if seq in seq.group.sequences:
+            if not seq.ended:
                 updates.append(self._append(seq, int(result.token_ids[row]), result.logprobs.get(row)))
         return updates
 
     def _share_out(self, seq: Sequence) -> list[Sequence]:
-        """The sequences that continue from a computed prompt: the request's n, forked on first sight."""
+        """The sequences that continue from a computed prompt, on first sight: as many as the plan has rows for."""
         group = seq.group
         if group.forked:
             return [seq]
-        group.forked = True
-        siblings = [seq.fork(i) for i in range(1, group.request.params.num_sequences)]
+        siblings = [seq.fork(i) for i in range(1, seq.width)]
+        group.forked, group.num_made, seq.width = True, seq.width, 1
         for sibling in siblings:
             group.sequences.append(sibling)
-            bisect.insort(self._running, sibling, key=_order)
+            self._running.join(sibling)
+        self._line_up(seq)
         return [seq, *siblings]
+
+    def _line_up(self, before: Sequence) -> None:
+        """Put the next of a request's n sequences, if one is left, behind the first request that waits."""
+        group = before.group
+        if group.num_made >= group.request.params.num_sequences:
+            return
+        priority, arrival = group.arrival
+        first = self._waiting.first(priority)
+        seq = self._sequence(group, group.num_made, [])
+        seq.order = priority, arrival if first is None else first.order[1], next(self._late)
+        seq.expected_cached = seq.num_prompt - 1
+        seq.chain = before.chain[: seq.num_prompt // self.config.block_size]
+        group.num_made += 1
+        group.sequences.append(seq)
+        self._waiting.join(seq)
 
     def _append(self, seq: Sequence, token: int, logprobs: LogprobRow | None) -> SequenceUpdate:
         group = seq.group
@@ -406,6 +417,8 @@ class Scheduler:
             update.stop_reason = "the model produced values that are not finite for this request"
             return self._finish(seq, "error", update)
         seq.token_ids.append(token)
+        if seq.counts is not None:
+            seq.counts.add(token)
         update.token_ids.append(token)
         if logprobs is not None:
             seq.cumulative_logprob += logprobs.logprobs[0]
@@ -447,26 +460,25 @@ class Scheduler:
     # ---- leaving ----------------------------------------------------------------------------------------------
 
     def _preempt(self, seq: Sequence, needed_by: Sequence) -> None:
-        self._running.remove(seq)
+        self._running.leave(seq)
         held = len(seq.table.blocks)
         seq.table.free()
         seq.num_computed = 0
-        self._enqueue(seq)
+        self._waiting.join(seq)
         self.num_preemptions += 1
         by = needed_by.group.request.request_id
         self._note("preempt", seq, f"blocks needed by {by}", held=held)
 
     def _withdraw(self, seq: Sequence) -> None:
         """Take a sequence out of wherever it is, and its blocks with it."""
-        if seq in self._running:
-            self._running.remove(seq)
-        else:
-            self._waiting = [entry for entry in self._waiting if entry[2] is not seq]
-            heapq.heapify(self._waiting)
+        if not self._running.leave(seq):
+            self._waiting.leave(seq)
+            if seq.is_late and seq.index == seq.group.num_made - 1:
+                self._line_up(seq)
         seq.table.free()
 
     def _finish(self, seq: Sequence, reason: FinishReason, update: SequenceUpdate) -> SequenceUpdate:
-        group = seq.group
+        group, seq.ended = seq.group, True
         group.sequences.remove(seq)
         self.num_finished += 1
         self.finished_seconds += self._clock() - seq.since if seq.since else 0.0
@@ -476,9 +488,6 @@ class Scheduler:
         self.num_output_tokens += seq.num_output
         self._note("finish", seq, reason, tokens=seq.num_output)
         return self._announce(seq, update)
-
-    def _enqueue(self, seq: Sequence) -> None:
-        heapq.heappush(self._waiting, (seq.group.arrival, seq.index, seq))
 
     def _note(self, kind: DecisionKind, seq: Sequence, reason: str, **numbers: float) -> None:
         request_id = seq.group.request.request_id
@@ -506,33 +515,33 @@ class Scheduler:
     @property
     def num_filled_slots(self) -> int:
         """KV slots in owned blocks that hold a token (blocks shared by several sequences count once)."""
-        filled: dict[int, int] = {}
-        size = self.config.block_size
-        for seq in self._running:
-            for i, block in enumerate(seq.table.blocks):
-                filled[block] = max(filled.get(block, 0), min(size, seq.num_computed - i * size))
-        return sum(filled.values())
+        size, empty = self.config.block_size, dict[int, int]()
+        for seq in self._running.copy():
+            # All blocks before the last one are full. Sequences that have just been forked share that one.
+            blocks, capacity = seq.table.blocks, size * len(seq.table.blocks)
+            if capacity > seq.num_computed:
+                empty[blocks[seq.num_computed // size]] = capacity - seq.num_computed
+        return self.pool.num_owned * size - sum(empty.values())
 
     def seconds_of_work(self) -> float:
         """Predicted seconds to compute everything known but not computed yet."""
-        pending = [seq.remaining for seq in self._running] + [seq.remaining for _, _, seq in self._waiting]
-        steps = -(-sum(pending) // self.config.max_num_batched_tokens)
+        running = self._running.copy()
+        pending = sum(seq.remaining for seq in running) + self._waiting.tokens
+        steps = -(-pending // self.config.max_num_batched_tokens)
         cost = self.cost_model.coefficients
-        return cost.step * steps + cost.token * sum(pending) + cost.sequence * len(pending)
+        return cost.step * steps + cost.token * pending + cost.sequence * (len(running) + len(self._waiting))
 
     def load(self) -> Load:
         """What routers should know; another thread may call it (it reads copies, a step old at most)."""
-        running = list(self._running)
+        running, queue = self._running.copy(), self._waiting
         decoding = [seq for seq in running if seq.remaining == 1]
         computing = [(seq.num_computed, seq.remaining) for seq in running if seq.remaining > 1]
-        waiting = [_expected(seq) for _, _, seq in list(self._waiting)]
-        pending = computing + waiting
         return Load(
             running=len(decoding),
             context=sum(seq.num_known for seq in decoding),
-            waiting=len(pending),
-            prefill=sum(count for _, count in pending),
-            attended=sum(count * (start + (count + 1) // 2) for start, count in pending),
+            waiting=len(computing) + len(queue),
+            prefill=sum(count for _, count in computing) + queue.uncached,
+            attended=sum(count * (start + (count + 1) // 2) for start, count in computing) + queue.attended,
             chunk=self._chunk(),
             places=self.config.max_num_seqs,
             blocks=self.pool.num_blocks,
@@ -547,22 +556,11 @@ class Scheduler:
         self.pool.check_integrity([seq.table.blocks for seq in self._running])
 
 
-def _expected(seq: Sequence) -> tuple[int, int]:
-    """(tokens found in the cache, tokens to compute) of a sequence that waits, as its router expects."""
-    placement = seq.group.request.placement
-    cached = 0 if placement is None else placement.cached_tokens
-    return cached, max(1, seq.num_known - cached)
-
-
 def num_prompt_logprobs(seq: Sequence, count: int) -> int:
     """How many of the next `count` tokens of a sequence predict a prompt token whose log probability was asked for."""
     if seq.group.request.params.prompt_logprobs is None or seq.group.forked:
         return 0
     return max(0, min(seq.num_computed + count, seq.num_prompt - 1) - seq.num_computed)
-
-
-def _order(seq: Sequence) -> tuple[tuple[int, int], int]:
-    return seq.group.arrival, seq.index
 
 
 def _token_logprobs(row: LogprobRow) -> TokenLogprobs:

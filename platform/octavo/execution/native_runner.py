@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from octavo.execution.treatment import treat
 from octavo.step import Int64, LogprobRow, SamplingRows, StepBatch, StepResult
 from octavo_kernels.decoder import NativeDecoder, PackedKV
 from octavo_kernels.sampling import sample
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class NativeRunner:
-    """Executes steps like `Runner`; loads torch only for log probabilities, penalties and the like.
+    """Executes steps like `Runner`; loads torch only for log probabilities.
 
     Args:
         decoder: the model.
@@ -86,15 +87,16 @@ class NativeRunner:
 def _sample(
     logits: npt.NDArray[np.float32], line: npt.NDArray[np.int64], rows: SamplingRows
 ) -> tuple[Int64, dict[int, LogprobRow]]:
-    """As `sampler.sample`; row r is drawn from logits[line[r]]."""
-    wants_logprobs = bool((rows.num_logprobs >= 0).any())
+    """As `sampler.sample`; row r is drawn from logits[line[r]], which the next step overwrites anyway."""
     options = rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seed, rows.position
-    if not (rows.logit_bias or rows.banned or rows.penalties or wants_logprobs):
-        return sample(logits, line, *options), {}
+    undo = treat(logits, line, rows) if rows.logit_bias or rows.banned or rows.penalties else None
+    tokens = sample(logits, line, *options)
+    if not (rows.num_logprobs >= 0).any():
+        return tokens, {}
+    if undo is not None:
+        undo()
     import torch
 
-    from octavo.execution.sampler import sampled_logprobs, treat
+    from octavo.execution.sampler import sampled_logprobs
 
-    each = torch.from_numpy(logits[line])
-    tokens = sample(treat(each, rows).numpy(), np.arange(len(line)), *options)
-    return tokens, sampled_logprobs(each, tokens, rows.num_logprobs) if wants_logprobs else {}
+    return tokens, sampled_logprobs(torch.from_numpy(logits), line, tokens, rows.num_logprobs)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from octavo.step import Int64, StepBatch, StepResult
+from octavo.step import Int64, Penalties, StepBatch, StepResult
 
 Wait = Callable[[], StepResult]
 """Waits for a step and returns its result; raises what the step raised."""
@@ -65,10 +65,21 @@ def with_tokens(batch: StepBatch, drawn: Int64) -> StepBatch:
     tokens = batch.token_ids.copy()
     tokens[missing] = np.maximum(drawn[batch.sources[missing]], 0)
     sampling, penalties = batch.sampling, dict(batch.sampling.penalties)
-    for row, (presence, frequency, repetition, prompt, output) in batch.sampling.penalties.items():
+    for row, counted in batch.sampling.penalties.items():
         place = sampling.token_index[row]
         if missing[place]:
-            penalties[row] = presence, frequency, repetition, prompt, [*output, int(tokens[place])]
+            penalties[row] = _with_token(counted, tokens[place])
     return dataclasses.replace(
         batch, token_ids=tokens, sources=None, sampling=dataclasses.replace(sampling, penalties=penalties)
     )
+
+
+def _with_token(penalties: Penalties, token: np.int32) -> Penalties:
+    """With one more token of the output."""
+    found = np.flatnonzero(penalties.tokens == token)
+    if len(found):
+        counts = penalties.counts.copy()
+        counts[found] += 1
+        return dataclasses.replace(penalties, counts=counts)
+    tokens, counts = np.append(penalties.tokens, np.int64(token)), np.append(penalties.counts, np.float32(1))
+    return dataclasses.replace(penalties, tokens=tokens, counts=counts)

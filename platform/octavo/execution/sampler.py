@@ -17,6 +17,7 @@ from torch import Tensor
 
 from octavo.execution.random import uniform
 from octavo.execution.transfer import fetch, to_device
+from octavo.execution.treatment import LARGEST, Places, lay_out
 from octavo.step import Int64, LogprobRow, SamplingRows
 from octavo_kernels.dispatch import use_gpu
 from octavo_kernels.sampling import sample_tensors
@@ -46,13 +47,16 @@ def begin_sample(logits: Tensor, rows: SamplingRows, unlisted: Tensor | None = N
     """As `sample`, without waiting for the device where the features in use allow that.
 
     Args:
-        unlisted: [R] the last token of each row's output where `rows.penalties` lack it, else -1; None: they have all.
+        unlisted: [R] the last token of each row's output where `rows.penalties` do not count it, else -1; None: they
+            count all.
 
     Returns:
         token ids [R] on the device, and what waits for both results.
     """
     broken = ~torch.isfinite(logits.amax(-1))
     treated = treat(logits, rows, unlisted)
+    if treated is not logits:
+        broken |= treated.amax(-1) == -torch.inf  # nothing is left to draw
     tokens = (_on_gpu(treated, rows) if use_gpu(treated) else _tokens(treated, rows)).masked_fill(broken, -1)
     return tokens, _begin_fetch(logits, tokens, rows.num_logprobs)
 
@@ -106,7 +110,7 @@ def _numbers(logits: Tensor, chosen: Tensor, count: int) -> tuple[Tensor, Tensor
     norm = logits.logsumexp(-1, keepdim=True)
     own = logits.gather(-1, chosen[:, None])
     ranks = 1 + (logits > own).sum(-1)
-    top = logits.topk(max(1, count), dim=-1)
+    top = logits.topk(min(max(1, count), logits.shape[-1]), dim=-1)
     return (own - norm).squeeze(-1), ranks, top.values - norm, top.indices
 
 
@@ -135,11 +139,12 @@ def prompt_logprobs(
     return rows
 
 
-def sampled_logprobs(logits: Tensor, ids: Int64, counts: np.ndarray) -> dict[int, LogprobRow]:
+def sampled_logprobs(logits: Tensor, line: Int64, ids: Int64, counts: np.ndarray) -> dict[int, LogprobRow]:
+    """Log probabilities of the rows that ask; row r was drawn from logits[line[r]]."""
     wanted = np.flatnonzero((counts >= 0) & (ids >= 0))
     if not len(wanted):
         return {}
-    picked = logits[to_device(wanted, logits.device)]
+    picked = logits[to_device(line[wanted], logits.device)]
     result = logprob_rows(picked, ids[wanted].tolist(), counts[wanted].tolist())
     return dict(zip(wanted.tolist(), result, strict=True))
 
@@ -148,37 +153,43 @@ def treat(logits: Tensor, rows: SamplingRows, unlisted: Tensor | None = None) ->
     """Bias, bans and penalties of the rows that have them; `unlisted` as for `begin_sample`."""
     if not (rows.logit_bias or rows.banned or rows.penalties):
         return logits
-    logits, device = logits.clone(), logits.device
-    for row, bias in rows.logit_bias.items():
-        logits[row].index_add_(0, to_device([*bias], device), to_device(np.array([*bias.values()], np.float32), device))
-    for row, tokens in rows.banned.items():
-        logits[row].index_fill_(0, to_device(tokens, device), -torch.inf)
-    for row, (presence, frequency, repetition, prompt, output) in rows.penalties.items():
-        last = None if unlisted is None else unlisted[row : row + 1]
-        _penalise(logits[row], presence, frequency, repetition, prompt, output, last)
+    logits = logits.clone()
+    vocab, flat = logits.shape[1], logits.view(-1)
+    places = lay_out(rows, np.arange(len(logits)), vocab)
+    bias, banned, counted = (to_device(x, flat.device) for x in (places.bias, places.banned, places.counted))
+    flat.index_add_(0, bias, to_device(places.added, flat.device))
+    flat.index_fill_(0, banned, -torch.inf)
+    if rows.penalties:
+        _penalise(flat, places, counted, vocab, unlisted)
     return logits
 
 
-def _penalise(
-    row: Tensor,
-    presence: float,
-    frequency: float,
-    repetition: float,
-    prompt: list[int],
-    output: list[int],
-    last: Tensor | None,
-) -> None:
-    """`last` [1] is one more token of the output, or -1."""
-    counts = torch.zeros(len(row), dtype=torch.int32, device=row.device)
-    said = to_device(np.array(output, np.int64), row.device)
-    counts.index_add_(0, said, torch.ones_like(said, dtype=torch.int32))
-    if last is not None:
-        counts.index_add_(0, last.clamp(min=0), (last >= 0).int())
-    if repetition != 1.0:
-        seen = counts > 0
-        seen.index_fill_(0, to_device(np.array(prompt, np.int64), row.device), True)
-        row.copy_(torch.where(seen, torch.where(row > 0, row / repetition, row * repetition), row))
-    row -= frequency * counts + presence * (counts > 0)
+def _penalise(flat: Tensor, places: Places, counted: Tensor, vocab: int, unlisted: Tensor | None) -> None:
+    """Penalties at the places counted, and where `unlisted` adds one to the count, or is the first of its token."""
+    device = flat.device
+    of_rows, counts = to_device(places.factors, device), to_device(places.counts, device)
+    row = to_device(np.repeat(np.arange(len(places.lines)), places.lengths), device)
+    if unlisted is None:
+        _write_penalties(flat, counted, of_rows[:, row], counts)
+        return
+    lines = to_device(places.lines, device)
+    is_there = unlisted[lines] >= 0
+    last = lines * vocab + unlisted[lines].clamp(min=0)
+    again = (counted == last[row]) & is_there[row]
+    is_new = is_there.int().index_add(0, row, -again.int()) > 0
+    _write_penalties(flat, counted, of_rows[:, row], counts + again)
+    own = flat[last]
+    _write_penalties(flat, last, of_rows, torch.ones_like(own))
+    flat.index_copy_(0, last, torch.where(is_new, flat[last], own))
+
+
+def _write_penalties(flat: Tensor, places: Tensor, factors: Tensor, counts: Tensor) -> None:
+    """As in `octavo.execution.treatment.treat`."""
+    presence, frequency, repetition = factors
+    x = flat[places]
+    x = torch.where(x > 0, x / repetition, x * repetition)
+    x = x - (frequency * counts + presence * (counts > 0))
+    flat.index_copy_(0, places, x.clamp(max=LARGEST))
 
 
 def _draw(logits: Tensor, rows: SamplingRows, index: np.ndarray) -> Tensor:
@@ -198,7 +209,8 @@ def _draw(logits: Tensor, rows: SamplingRows, index: np.ndarray) -> Tensor:
         x = x.masked_fill(x < _threshold(x, column(rows.top_k), column(rows.top_p), size), -torch.inf)
     cumulative = x.softmax(-1).cumsum(-1, dtype=torch.float64)
     point = to_device(uniform(rows.seed[index], rows.position[index]), x.device)[:, None]
-    return torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True).squeeze(-1)
+    found = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True).squeeze(-1)
+    return found.clamp(max=x.shape[-1] - 1)  # of a broken row, all of whose comparisons are false
 
 
 def _threshold(x: Tensor, top_k: Tensor, top_p: Tensor, size: int) -> Tensor:

@@ -227,8 +227,10 @@ class SimulatedExecutor:
         prompt = [self._logprobs(token, count) for _, token, count in batch.prompt_logprobs]
         return StepResult(tokens, logprobs, prompt, seconds)
 
-    def _allowed(self, token: int, banned: list[int]) -> int:
+    def _allowed(self, token: int, banned: Int64) -> int:
         """The token, or the next word after it that is not banned (the token itself when all are)."""
+        if token not in banned:
+            return token
         start = int(np.flatnonzero(self._words == token)[0])
         following = np.roll(self._words, -start)
         allowed = following[~np.isin(following, banned)]

@@ -280,8 +280,8 @@ def test_one_sequence_ends_early_and_stays_ended_on_the_next_shard(
 def test_what_a_shard_refuses_is_raised_as_it_was(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(client: ShardClient) -> None:
         await fleet.add()
-        with pytest.raises(BadRequest, match="at most 16") as caught:
-            await said(client, request(n=17))
-        assert caught.value.param == "n"
+        with pytest.raises(BadRequest, match="must be in") as caught:
+            await said(client, request(stop_token_ids=[10**6]))
+        assert caught.value.param == "stop_token_ids"
 
     assert run(fleet, scenario, monkeypatch) == []

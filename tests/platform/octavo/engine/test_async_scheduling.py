@@ -97,10 +97,15 @@ def test_what_breaks_in_the_other_thread_is_raised_here(fake):
     assert engine.pool.num_cached == 0
 
 
+def counted(batch):
+    penalties = batch.sampling.penalties[0]
+    return penalties.tokens, penalties.counts
+
+
 def test_missing_tokens_are_filled_in(fake):
     engine = fake.engine()
     scheduler = engine.scheduler
-    engine.add(fake.request("a", [1, 2], max_tokens=9, presence_penalty=1.0))
+    engine.add(fake.request("a", [1, 2], max_tokens=9, repetition_penalty=1.5))
     engine.add(fake.request("b", [3], max_tokens=9))
     plan = scheduler.schedule()
     scheduler.begin(plan)
@@ -109,8 +114,9 @@ def test_missing_tokens_are_filled_in(fake):
     assert batch.sources.tolist() == [0, 1, -1, -1, -1]
     filled = with_tokens(batch, np.array([41, -1]))
     assert filled.token_ids.tolist() == [41, 0, 7, 8, 9]
-    assert filled.sampling.penalties[0][3:] == ([1, 2], [41])
-    assert batch.sampling.penalties[0][3:] == ([1, 2], [])
+    assert [*map(list, counted(filled))] == [[1, 2, 41], [0, 0, 1]]
+    assert [*map(list, counted(batch))] == [[1, 2], [0, 0]]
+    assert counted(with_tokens(batch, np.array([2, -1])))[1].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -45,11 +45,19 @@ def assert_same(ours, theirs):
             assert_same(a, b)
         elif field.name == "block_tables":
             assert_same_tables(a, b, theirs.context_lens)
-        elif isinstance(b, np.ndarray):
-            assert a.dtype == b.dtype
-            assert a.tolist() == b.tolist()
         else:
-            assert a == b
+            assert plain(a) == plain(b)
+
+
+def plain(value):
+    """Arrays as lists beside their types, wherever they are."""
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.tolist()
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    return [plain(entry) for entry in value] if isinstance(value, tuple) else value
 
 
 def assert_same_tables(a, b, context_lens):

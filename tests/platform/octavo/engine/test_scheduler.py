@@ -101,6 +101,99 @@ def test_n_sequences_share_the_prompts_full_blocks_and_copy_the_last(fake):
         assert out[i][-1] == fake.expected(prompt, 3, group_seed[i])[-1]
 
 
+def started(engine):
+    """Step until idle; the step in which each sequence spoke first, and what each said."""
+    first, said, step = {}, {}, 0
+    while engine.has_work:
+        step += 1
+        for update in engine.step():
+            first.setdefault((update.request_id, update.index), step)
+            said.setdefault((update.request_id, update.index), []).extend(update.token_ids)
+        engine.check_integrity()
+    return first, said
+
+
+def busy_engine(fake, **settings):
+    """Eight places, all taken by streams that end after 10, 20, ... 80 tokens."""
+    engine = fake.engine(num_blocks=600, max_num_batched_tokens=200, **settings)
+    for i in range(8):
+        engine.add(fake.request(f"busy{i}", [i, 2], max_tokens=10 * (i + 1)))
+    engine.step()
+    return engine
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("caching", [True, False])
+def test_a_large_n_holds_nobody_up_and_keeps_no_place(fake, ahead, caching):
+    engine = busy_engine(fake, async_scheduling=ahead, enable_prefix_caching=caching)
+    prompt = list(range(100, 142))
+    engine.add(fake.request("large", prompt, seed=7, n=32, max_tokens=50))
+    for i in range(3):
+        engine.add(fake.request(f"short{i}", [300 + i], max_tokens=2))
+    engine.executor.batches.clear()
+    first, said = started(engine)
+    assert first["large", 0] < first["short0", 0] <= 25
+    assert max(first[f"short{i}", 0] for i in range(3)) <= 45  # the fourth stream has just ended
+    assert (
+        max(first["large", i] for i in range(32)) <= 300
+    )  # 32 times 50 tokens on eight places, and the streams before
+    for i in range(32):
+        assert said["large", i] == fake.expected(prompt, 50, (7 + i * 0x9E3779B97F4A7C15) % 2**64)
+    # The prompt is computed once; each of those that come late computes what a full block does not hold.
+    computed = sum(batch.num_tokens for batch in engine.executor.batches)
+    assert computed <= 42 + 31 * 2 + 32 * 49 + 360 + 3 * 2
+
+
+def test_late_sequences_and_new_requests_take_turns_for_ever(fake):
+    engine = busy_engine(fake, max_num_queued_requests=1000)
+    for name in ("large", "other"):
+        engine.add(fake.request(name, [1, 2, 3], n=20, max_tokens=10))
+    for i in range(100):
+        engine.add(fake.request(f"short{i}", [i], max_tokens=10))
+    first, said = started(engine)
+    assert len(said) == 8 + 2 * 20 + 100
+    ends = [max(first[name, i] for i in range(20)) for name in ("large", "other")]
+    shorts = sorted(first[f"short{i}", 0] for i in range(100))
+    assert shorts[10] < max(ends) < shorts[50]  # some go before the two have all begun, and not all do
+
+
+def test_a_priority_goes_before_the_late_sequences_of_a_lower_one(fake):
+    engine = fake.engine(max_num_seqs=1)
+    engine.add(fake.request("large", [1, 2], n=4, max_tokens=3, priority=1))
+    engine.step()
+    engine.add(fake.request("urgent", [5], max_tokens=3))
+    engine.add(fake.request("later", [6], max_tokens=3, priority=2))
+    first, _ = started(engine)
+    assert first["urgent", 0] < first["large", 1] < first["large", 3] < first["later", 0]
+
+
+def test_a_late_sequence_that_is_dropped_hands_its_turn_on(fake):
+    engine = fake.engine(max_num_seqs=1)
+    engine.add(fake.request("a", [1, 2], n=4, max_tokens=3))
+    engine.step()
+    assert [update.index for update in engine.abort("a", 1)] == [1]
+    first, _ = started(engine)
+    assert sorted(index for _, index in first) == [0, 2, 3]
+    engine.add(fake.request("b", [1, 2], n=4, max_tokens=3))
+    engine.step()
+    assert [update.index for update in engine.abort("b")] == [0, 1]
+    assert not engine.has_work
+
+
+def test_filled_slots_count_what_owned_blocks_hold(fake):
+    engine = fake.engine(num_blocks=200)
+    prompt = list(range(30))
+    for i in range(4):
+        engine.add(fake.request(f"r{i}", prompt[: 10 + 6 * i], n=1 + i % 2, max_tokens=9))
+    while engine.has_work:
+        engine.step()
+        held: dict[int, int] = {}
+        for seq in engine.scheduler._running:
+            for place, block in enumerate(seq.table.blocks):
+                held[block] = max(held.get(block, 0), min(4, seq.num_computed - 4 * place))
+        assert engine.stats().filled_slots == sum(held.values())
+
+
 def test_forced_preemption_changes_nothing(fake):
     prompts = {f"r{i}": list(range(i, i + 20)) for i in range(6)}
     # enough blocks for three or four of them at full length, and a context as long as the pool
@@ -219,7 +312,7 @@ def test_stop_rules(fake):
     assert (stopped.finish_reason, stopped.stop_reason, stopped.token_ids) == ("stop", said[5], [said[5]])
     assert ask(max_tokens=20, stop_token_ids=[said[5]], min_tokens=7).finish_reason == "length"
     assert engine.executor.batches[-8].sampling.banned == {}
-    assert any(b.sampling.banned == {0: [said[5]]} for b in engine.executor.batches)
+    assert any([*map(list, b.sampling.banned.values())] == [[said[5]]] for b in engine.executor.batches)
 
 
 def test_values_that_are_not_finite_end_their_own_request_only(fake):
@@ -258,7 +351,7 @@ def test_prompt_logprobs_cover_every_position_and_skip_the_cache(fake):
         ([1000], {}, "token ids must be in"),
         ([-1], {}, "token ids must be in"),
         ([1] * 4096, {}, "context is"),
-        ([1], {"n": 9}, "at most 8"),
+        ([1], {"min_tokens": 2, "stop_token_ids": list(range(1000))}, "nothing to draw"),
         ([1], {"logit_bias": {1000: 1.0}}, "logit_bias"),
         ([1], {"stop_token_ids": [1000]}, "stop_token_ids"),
     ],

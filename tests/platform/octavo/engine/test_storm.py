@@ -21,7 +21,7 @@ def storm(fake, seed: int, operations: int, **settings) -> dict[str, int]:
         **settings,
     )
     prefixes = [[rng.randrange(fake.VOCAB) for _ in range(40)] for _ in range(4)]
-    asked, said, ended, counts = {}, {}, {}, {"refused": 0, "aborted": 0}
+    asked, said, ended, dropped, counts = {}, {}, {}, set(), {"refused": 0, "aborted": 0}
 
     def take(updates):
         for update in updates:
@@ -35,7 +35,7 @@ def storm(fake, seed: int, operations: int, **settings) -> dict[str, int]:
         dice = rng.random()
         if dice < 0.35:
             prompt = rng.choice(prefixes)[: rng.randrange(41)] + [rng.randrange(fake.VOCAB)] * rng.randrange(1, 30)
-            n = rng.choice([1, 1, 1, 2, 4])
+            n = rng.choice([1, 1, 1, 2, 4, 20])  # 20: more than there are places
             request = fake.request(
                 f"r{number}", prompt, rng.randrange(2**40), n=n, priority=rng.randrange(3),
                 max_tokens=rng.randrange(1, 60), cache_salt=rng.choice(["", "", "x"]),
@@ -46,8 +46,9 @@ def storm(fake, seed: int, operations: int, **settings) -> dict[str, int]:
             except Overloaded:
                 counts["refused"] += 1
         elif dice < 0.42 and asked:
-            victim = rng.choice(list(asked))
-            gone = engine.abort(victim, rng.choice([None, None, 0, 1]))
+            victim, index = rng.choice(list(asked)), rng.choice([None, None, 0, 1])
+            gone = engine.abort(victim, index)
+            dropped |= {victim} if index is None or (not index and asked[victim].params.n == 1) else set()
             counts["aborted"] += len(gone)
             take(gone)
         else:
@@ -62,8 +63,8 @@ def storm(fake, seed: int, operations: int, **settings) -> dict[str, int]:
     for request in asked.values():
         for i in range(request.params.n):
             key = (request.request_id, i)
-            if ended.get((request.request_id, 0)) == "abort" and key not in ended:
-                continue  # aborted before the prompt was shared out: its siblings never came to be
+            if request.request_id in dropped and key not in ended:
+                continue  # aborted before this one of its sequences came to be
             assert ended[key] in ("length", "abort")
             seed = (request.seed + i * 0x9E3779B97F4A7C15) % 2**64
             assert said[key] == fake.expected(request.prompt_token_ids, len(said[key]), seed)

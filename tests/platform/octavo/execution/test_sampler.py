@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from octavo.engine.token_counts import TokenCounts
 from octavo.execution.sampler import begin_sample, logprob_rows, sample
-from octavo.step import SamplingRows
+from octavo.step import Penalties, SamplingRows
 
 
 def rows(count: int, seed: int = 0, **columns) -> SamplingRows:
@@ -26,6 +27,17 @@ def rows(count: int, seed: int = 0, **columns) -> SamplingRows:
         **values,
         **sparse,
     )
+
+
+def penalties(presence, frequency, repetition, prompt, output) -> Penalties:
+    counts = TokenCounts(prompt)
+    for token in output:
+        counts.add(token)
+    return Penalties(presence, frequency, repetition, *counts.now())
+
+
+def bias(added: dict[int, float]):
+    return np.array([*added], np.int64), np.array([*added.values()], np.float32)
 
 
 def allowed(row: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> dict[int, float]:
@@ -87,12 +99,13 @@ def test_bias_bans_and_penalties_touch_their_own_row_only():
     logits[:, 3], logits[:, 4], logits[:, 5] = 3.0, 2.0, 1.0
     treated = rows(
         4, temperature=0.0,
-        logit_bias={0: {7: 100.0}}, banned={1: [3]}, penalties={2: (0.0, 0.0, 2.0, [3], [4, 4])},
+        logit_bias={0: bias({7: 100.0})}, banned={1: np.array([3])},
+        penalties={2: penalties(0.0, 0.0, 2.0, [3], [4, 4])},
     )  # fmt: skip
     before = logits.clone()
     assert sample(logits, treated)[0].tolist() == [7, 4, 3, 3]  # row 2: 3/2 and 2/2 against 1 -> 3 still leads
-    treated.penalties[2] = (1.0, 0.5, 1.0, [3], [3, 3, 4])  # 3 - 1 - 2*0.5 = 1; 2 - 1 - 0.5 = 0.5; 5 stays at 1
-    treated.logit_bias[2] = {5: 0.01}
+    treated.penalties[2] = penalties(1.0, 0.5, 1.0, [3], [3, 3, 4])  # 3 - 1 - 2*0.5 = 1; 2 - 1.5; 5 stays
+    treated.logit_bias[2] = bias({5: 0.01})
     assert sample(logits, treated)[0].tolist() == [7, 4, 5, 3]
     assert torch.equal(logits, before)
 
@@ -134,12 +147,12 @@ class NoWaiting(TorchDispatchMode):
 @pytest.mark.parametrize("temperature", [0.0, 0.8, [0.0, 0.8, 0.0]])
 def test_nothing_waits_for_the_device_before_the_end(temperature):
     wanted = rows(
-        3, temperature=temperature, min_p=0.1, num_logprobs=[2, -1, 0], logit_bias={0: {3: 1.0}}, banned={1: [4]},
-        penalties={2: (0.5, 0.5, 1.2, [1, 2], [3])},
+        3, temperature=temperature, min_p=0.1, num_logprobs=[2, -1, 0], logit_bias={0: bias({3: 1.0})},
+        banned={1: np.array([4])}, penalties={2: penalties(0.5, 0.5, 1.2, [1, 2], [3])},
     )  # fmt: skip
     logits, unlisted = torch.randn(3, 30), torch.tensor([-1, -1, 7])
     with NoWaiting():
         tokens, wait = begin_sample(logits, wanted, unlisted)
-    listed = dataclasses.replace(wanted, penalties={2: (0.5, 0.5, 1.2, [1, 2], [3, 7])})
+    listed = dataclasses.replace(wanted, penalties={2: penalties(0.5, 0.5, 1.2, [1, 2], [3, 7])})
     assert wait()[0].tolist() == tokens.tolist() == sample(logits, listed)[0].tolist()
     assert sorted(wait()[1]) == [0, 2]

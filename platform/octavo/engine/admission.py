@@ -1,0 +1,68 @@
+"""Which requests can run at all on a model: everything here is found before a request takes any room."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.errors import BadRequest, PromptTooLong
+from octavo.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """What the scheduler must know of the model.
+
+    Attributes:
+        name: mixed into block hashes; two models never share blocks.
+        vocab_size: token ids are below it.
+        max_model_len: most tokens of one sequence.
+        end_token_ids: tokens of the vocabulary that end a sequence unless `ignore_eos`.
+    """
+
+    name: str
+    vocab_size: int
+    max_model_len: int
+    end_token_ids: frozenset[int]
+
+
+def check_request(request: Request, limits: ModelLimits) -> None:
+    """Raise BadRequest if the request can never run."""
+    prompt = request.prompt_token_ids
+    if not prompt:
+        raise BadRequest("the prompt is empty: it must have at least one token", "prompt")
+    if not (min(prompt) >= 0 and max(prompt) < limits.vocab_size):
+        raise BadRequest(f"prompt token ids must be in [0, {limits.vocab_size})", "prompt")
+    if len(prompt) >= limits.max_model_len:
+        raise PromptTooLong(
+            f"the prompt has {len(prompt)} tokens; this model's context is {limits.max_model_len} tokens "
+            "and at least one must be left for the answer",
+            "prompt",
+        )
+    if request.emitted is not None:
+        _check_emitted(request, limits)
+    _check_tokens(request, limits)
+
+
+def _check_tokens(request: Request, limits: ModelLimits) -> None:
+    params = request.params
+    for name, ids in (("logit_bias", params.logit_bias or ()), ("stop_token_ids", params.stop_token_ids)):
+        if any(token >= limits.vocab_size for token in ids):
+            raise BadRequest(f"{name} token ids must be in [0, {limits.vocab_size})", name)
+    ends = frozenset() if params.ignore_eos else limits.end_token_ids
+    if params.min_tokens and len(ends.union(params.stop_token_ids)) >= limits.vocab_size:
+        raise BadRequest("min_tokens leaves nothing to draw, for every token is a stop token: list fewer", "min_tokens")
+
+
+def _check_emitted(request: Request, limits: ModelLimits) -> None:
+    emitted = request.emitted or []
+    living = [tokens for tokens in emitted if tokens is not None]
+    room = limits.max_model_len - len(request.prompt_token_ids)
+    most = min(request.params.max_tokens or room, room)
+    if len(emitted) != request.params.num_sequences or not living or max(map(len, living)) >= most:
+        raise BadRequest(
+            f"emitted must have an entry for each of the {request.params.num_sequences} sequences, one of them a "
+            f"list, and none as long as the {most} tokens asked for",
+            "emitted",
+        )
+    if any(not 0 <= token < limits.vocab_size for tokens in living for token in tokens):
+        raise BadRequest(f"emitted token ids must be in [0, {limits.vocab_size})", "emitted")

@@ -1,0 +1,88 @@
+"""Bias, bans and penalties by numpy, by torch and by their definition."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octavo.engine.token_counts import TokenCounts
+from octavo.execution import sampler
+from octavo.execution.treatment import treat
+from octavo.step import Penalties, SamplingRows
+
+VOCAB = 40
+TOKENS = st.lists(st.integers(0, VOCAB - 1), max_size=60)
+FACTORS = st.tuples(st.floats(-2, 2), st.floats(-2, 2), st.sampled_from([1.0, 1.3, 0.7, 100.0, 1e-38, 2.0**-126]))
+ROW = st.tuples(
+    st.dictionaries(st.integers(0, VOCAB - 1), st.floats(-100, 100), max_size=9),
+    st.sets(st.integers(0, VOCAB - 1), max_size=9),
+    st.none() | st.tuples(FACTORS, TOKENS, TOKENS),
+)
+
+
+def sparse(wanted) -> SamplingRows:
+    rows = SamplingRows(*[np.zeros(len(wanted))] * 8)
+    for row, (bias, banned, penalties) in enumerate(wanted):
+        if bias:
+            rows.logit_bias[row] = np.array([*bias]), np.array([*bias.values()], np.float32)
+        if banned:
+            rows.banned[row] = np.array(sorted(banned))
+        if penalties:
+            factors, prompt, output = penalties
+            counts = TokenCounts(prompt)
+            for token in output:
+                counts.add(token)
+            rows.penalties[row] = Penalties(*factors, *counts.now())
+    return rows
+
+
+def by_definition(logits, wanted):
+    """One token after the other, in float32 like both."""
+    out = logits.copy()
+    for row, (bias, banned, penalties) in zip(out, wanted, strict=True):
+        for token, added in bias.items():
+            row[token] += np.float32(added)
+        row[list(banned)] = -np.inf
+        if penalties is None:
+            continue
+        (presence, frequency, repetition), prompt, output = penalties
+        p, f, r = np.float32(presence), np.float32(frequency), np.float32(repetition)
+        for token in {*prompt, *output}:
+            x, count = row[token], np.float32(output.count(token))
+            with np.errstate(all="ignore"):
+                x = x / r if x > 0 else x * r
+            row[token] = min(x - (f * count + p * np.float32(count > 0)), np.finfo(np.float32).max)
+    return out
+
+
+@given(wanted=st.lists(ROW, min_size=1, max_size=4), seed=st.integers(0, 2**32 - 1))
+def test_both_do_what_is_defined_and_the_native_one_puts_it_back(wanted, seed):
+    logits = np.random.default_rng(seed).normal(0, 4, (len(wanted), VOCAB)).astype(np.float32)
+    rows, own = sparse(wanted), logits.copy()
+    want = by_definition(logits, wanted)
+    theirs = sampler.treat(torch.from_numpy(logits), rows).numpy()
+    undo = treat(logits, np.arange(len(wanted)), rows)
+    assert logits.tobytes() == theirs.tobytes() == want.tobytes()
+    assert not np.isnan(logits).any()
+    undo()
+    assert logits.tobytes() == own.tobytes()
+
+
+@given(wanted=st.lists(ROW, min_size=1, max_size=4), last=st.lists(st.integers(-1, VOCAB - 1), min_size=4, max_size=4))
+def test_a_token_that_only_the_device_knows_counts_like_any_other(wanted, last):
+    logits = torch.from_numpy(np.random.default_rng(0).normal(0, 4, (len(wanted), VOCAB)).astype(np.float32))
+    listed = [
+        (bias, banned, penalties and (*penalties[:2], penalties[2] + ([token] if token >= 0 else [])))
+        for (bias, banned, penalties), token in zip(wanted, last, strict=False)
+    ]
+    told = sampler.treat(logits, sparse(wanted), torch.tensor(last[: len(wanted)]))
+    assert told.numpy().tobytes() == sampler.treat(logits, sparse(listed)).numpy().tobytes()
+
+
+def test_rows_of_one_line_are_treated_once():
+    logits = np.zeros((2, VOCAB), np.float32)
+    row = ({3: 1.0}, set(), ((0.5, 0.0, 1.0), [], [3]))
+    treat(logits, np.array([1, 1, 0]), sparse([row, row, ({}, set(), None)]))
+    assert logits[1, 3] == pytest.approx(0.5)
+    assert not logits[0].any()
