@@ -3,6 +3,9 @@
 `gguf.GGUFReader` makes several numpy views per array element: 1.7 s and 157 MB for the 150,000 tokens, types and merges
 of SmolLM2, 8 s for the three arrays of 262,144 in Gemma 3, at every start. This takes 0.03 s and 0.1 s.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian).
+
+A model may be split over files NAME-00001-of-00005.gguf and so on (llama.cpp's gguf-split): the first has the metadata,
+each some of the tensors. Any of them stands for all.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import functools
 import math
 import mmap
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from octavo.errors import ModelError
+from octavo.model_files import reading
 
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _DEFAULT_ALIGNMENT = 32
+_MOST_ELEMENTS, _MOST_BYTES = 1 << 24, 1 << 26
+"""Of an array and of a string: 30 times what the largest vocabularies and templates have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,47 +50,115 @@ class Entry:
 
 
 def read_metadata(file: Path) -> dict[str, Any]:
-    """All keys of the file: scalars and strings as Python values, arrays as lists.
+    """All keys of the file, or of a split model's first: scalars and strings as Python values, arrays as lists.
 
     Raises:
-        ModelError: not a little-endian GGUF file of version 2 or 3, or cut off.
+        ModelError: not a little-endian GGUF file of version 2 or 3, cut off, or parts of a split model are missing.
     """
     with _open(file) as cursor:
+        metadata = cursor.metadata()
+        parts = _parts(file, metadata)
+    if parts[0] == file:
+        return metadata
+    with _open(parts[0]) as cursor:
         return cursor.metadata()
 
 
 def read_directory(file: Path) -> dict[str, Entry]:
-    """The file's tensors by name.
+    """The tensors by name, those of a split model's other files too.
 
     Raises:
         ModelError: as for `read_metadata`, or with a block format unknown to the gguf package.
     """
-    try:
+    first, *others = map(_part, split_files(file))
+    entries = dict(first.entries)
+    for number, part in enumerate(others, start=1):
+        if (part.number, part.count) != (number, first.count):
+            raise ModelError(f"{file} is split, but part {number + 1} of it is part {part.number + 1} of {part.count}")
+        if twice := entries.keys() & part.entries.keys():
+            raise ModelError(f"{file} is split, and two parts of it hold {sorted(twice)[0]}")
+        entries |= part.entries
+    if others and first.tensors not in (None, len(entries)):
+        raise ModelError(f"{file} is split over files of {len(entries)} tensors, and should have {first.tensors}")
+    return entries
+
+
+def split_files(file: Path) -> list[Path]:
+    """The files of a model, of which one is given; that one alone where it is not split.
+
+    Raises:
+        ModelError: as for `read_metadata`.
+    """
+    return _part(file).files
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One file: which part of how many, how many tensors all have together, and its own."""
+
+    files: list[Path]
+    number: int
+    count: int
+    tensors: int | None
+    entries: dict[str, Entry]
+
+
+def _part(file: Path) -> _Part:
+    with reading(file):
         status = file.stat()
-    except OSError as error:
-        raise ModelError(f"{file} is not a readable GGUF file: {error}") from error
-    return _directory(file, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)).copy()
+        return _read_part(file, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
 
 
-@functools.lru_cache(maxsize=2)  # a start asks four times, and 0.03 s go by each time
-def _directory(file: Path, _identity: tuple[int, ...]) -> dict[str, Entry]:
+@functools.lru_cache(maxsize=64)  # a start asks four times, and 0.03 s go by each time
+def _read_part(file: Path, _identity: tuple[int, ...]) -> _Part:
     with _open(file) as cursor:
-        alignment = cursor.metadata().get("general.alignment", _DEFAULT_ALIGNMENT)
-        stored = [cursor.tensor() for _ in range(cursor.num_tensors)]
+        metadata = cursor.metadata()
+        alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+            raise ValueError(f"general.alignment is {alignment}, which is no power of two")
+        stored = cursor.tensors()
         start = -(-cursor.offset // alignment) * alignment
         entries = [_entry(file, name, shape, kind, start + offset) for name, shape, kind, offset in stored]
-        if beyond := [entry.name for entry in entries if entry.offset + entry.num_bytes > len(cursor.data)]:
-            raise ValueError(f"it ends before its tensor {beyond[0]}")
-        return {entry.name: entry for entry in entries}
+        _check_places(entries, len(cursor.data))
+        number, count = metadata.get("split.no", 0), metadata.get("split.count", 1)
+        by_name = {entry.name: entry for entry in entries}
+        return _Part(_parts(file, metadata), number, count, metadata.get("split.tensors.count"), by_name)
+
+
+_SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+
+
+def _parts(file: Path, metadata: dict[str, Any]) -> list[Path]:
+    count = metadata.get("split.count", 1)
+    if count in (0, 1):
+        return [file]
+    found = _SPLIT.fullmatch(file.name)
+    if found is None or int(found[3]) != count:
+        raise ModelError(f"{file} is part of a model in {count} files, and is not called NAME-00001-of-{count:05}.gguf")
+    names = [f"{found[1]}-{i:05}-of-{count:05}.gguf" for i in range(1, count + 1)]
+    if missing := [name for name in names if not file.with_name(name).is_file()]:
+        more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+        raise ModelError(f"{file} is part of a model in {count} files; missing are {', '.join(missing[:8])}{more}")
+    return [file.with_name(name) for name in names]
+
+
+def _check_places(entries: list[Entry], size: int) -> None:
+    end = 0
+    for entry in sorted(entries, key=lambda entry: entry.offset):
+        if entry.offset < end:
+            raise ValueError(f"its tensor {entry.name} lies over another one")
+        end = entry.offset + entry.num_bytes
+        if end > size:
+            raise ValueError(f"it ends before its tensor {entry.name}")
 
 
 @contextmanager
 def _open(file: Path) -> Iterator[_Cursor]:
-    try:
+    with reading(f"GGUF file {file}"):
+        if file.exists() and not file.is_file():
+            raise ValueError("it is not a file")
         with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
             yield _Cursor(data)
-    except (OSError, ValueError, KeyError, struct.error) as error:
-        raise ModelError(f"{file} is not a readable GGUF file: {error}") from error
 
 
 class _Cursor:
@@ -98,13 +173,30 @@ class _Cursor:
 
     def metadata(self) -> dict[str, Any]:
         """The keys and values, which come first."""
-        return {self._string(): self._value(self._take("<I")[0]) for _ in range(self.num_keys)}
+        values: dict[str, Any] = {}
+        for _ in range(self.num_keys):
+            key = self._string()
+            if key in values:  # as llama.cpp; and a count beyond all bounds ends here
+                raise ValueError(f"the key {key!r} is there twice")
+            values[key] = self._value(self._take("<I")[0])
+        return values
 
-    def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
-        """The next tensor's name, shape, block format and offset; they follow the metadata."""
+    def tensors(self) -> list[tuple[str, tuple[int, ...], int, int]]:
+        """The tensors' names, shapes, block formats and offsets, which follow the metadata."""
+        found: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
+        for _ in range(self.num_tensors):
+            tensor = self._tensor()
+            if tensor[0] in found:
+                raise ValueError(f"two of its tensors are called {tensor[0]!r}")
+            found[tensor[0]] = tensor
+        return list(found.values())
+
+    def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         name = self._string()
         (rank,) = self._take("<I")
-        sizes = self._take(f"<{rank}Q")
+        sizes = self._take(f"<{rank}Q") if 1 <= rank <= 4 else (0,)
+        if not all(sizes):
+            raise ValueError(f"its tensor {name!r} has {rank} dimensions or none in one of them")
         kind, offset = self._take("<IQ")
         return name, tuple(reversed(sizes)), kind, offset
 
@@ -119,16 +211,20 @@ class _Cursor:
         if kind != _ARRAY:
             return self._take("<" + _SCALARS[kind])[0]
         inner, length = self._take("<IQ")
+        if length > _MOST_ELEMENTS:
+            raise ValueError(f"an array of {length} elements")
         if inner in _SCALARS:
             return list(self._take(f"<{length}{_SCALARS[inner]}"))
-        return [self._value(inner) for _ in range(length)]
+        if inner != _STRING:
+            raise ValueError(f"an array of type {inner}")
+        return [self._string() for _ in range(length)]
 
     def _string(self) -> str:
         (size,) = _LENGTH.unpack_from(self.data, self.offset)
         start = self.offset + 8
         self.offset = start + size
-        if self.offset > len(self.data):
-            raise ValueError("a string runs past the end of the file")
+        if self.offset > len(self.data) or size > _MOST_BYTES:
+            raise ValueError(f"a string of {size} bytes runs past the end of the file")
         # some vocabularies hold broken UTF-8 in tokens that no merge reaches
         return self.data[start : self.offset].decode("utf-8", "replace")
 

@@ -272,11 +272,16 @@ _FAMILIES: dict[str, tuple[Callable[[Config], ModelSpec], Config]] = {
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
-def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    """A config's `eos_token_id`, which may be absent, one id or a list."""
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
+def token_ids(value: Any) -> tuple[int, ...]:
+    """A config's `eos_token_id`, which may be absent, one id or a list.
+
+    Raises:
+        ModelError: it is something else.
+    """
+    ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
+    if any(type(token_id) is not int for token_id in ids):
+        raise ModelError(f"eos_token_id is {value!r}, which is neither a token id nor a list of them")
+    return ids
 
 
 def quantization_config(config: Config) -> Config | None:
@@ -402,7 +407,12 @@ def _original_positions(config: Config, parameters: Config) -> int:
 
 
 def _max_positions(config: Config) -> int:
-    """The model's context. YaRN configs often still name the length before it was stretched."""
-    scaling = _rope_scaling(config, _rope_parameters(config, "full_attention"))
-    stretched = scaling.factor * scaling.original_max_position if isinstance(scaling, YarnScaling) else 0
-    return max(int(config["max_position_embeddings"]), int(stretched))
+    """The model's context. Configs that stretch it often still name the length before that, as vLLM reads them: with
+    YaRN times its factor, and with linear scaling too, but for Gemma 3."""
+    parameters, own = _rope_parameters(config, "full_attention"), int(config["max_position_embeddings"])
+    match _rope_scaling(config, parameters):
+        case YarnScaling(factor, original):
+            return max(own, int(factor * original))
+        case LinearScaling(factor) if not config["model_type"].startswith("gemma3"):
+            return max(own, int(factor * (parameters.get("original_max_position_embeddings") or own)))
+    return own

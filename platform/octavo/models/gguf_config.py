@@ -6,11 +6,13 @@ file does not say (`llama-model.cpp`, `load_hparams`), the same is done here.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from octavo.errors import ModelError
 from octavo.gguf_header import read_directory, read_metadata
+from octavo.model_files import reading
 from octavo.models.families import Config
 
 _MODEL_TYPES = {
@@ -26,18 +28,20 @@ _REQUIRED = {
     "hidden_size": "embedding_length",
     "num_hidden_layers": "block_count",
     "num_attention_heads": "attention.head_count",
-    "intermediate_size": "feed_forward_length",
     "max_position_embeddings": "context_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
 }
 _OPTIONAL = {
     "num_key_value_heads": "attention.head_count_kv",
+    "intermediate_size": "feed_forward_length",
     "sliding_window": "attention.sliding_window",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
     "rope_theta": "rope.freq_base",
     "rope_local_base_freq": "rope.freq_base_swa",
 }
+_NEUTRAL = {"alpha": (0.0,), "yarn_log_multiplier": (0.0,), "yarn_ext_factor": (1.0, -1.0), "yarn_attn_factor": (1.0,)}
+"""Settings of rope.scaling that are not done, and the values that change nothing."""
 
 
 class Metadata:
@@ -68,7 +72,11 @@ def config_from_gguf(file: Path) -> Config:
     Raises:
         ModelError: a damaged file, an unknown architecture, a missing key, or a setting that is not supported.
     """
-    meta = Metadata(file)
+    with reading(f"GGUF file {file}"):
+        return _config(Metadata(file))
+
+
+def _config(meta: Metadata) -> Config:
     if meta.architecture not in _MODEL_TYPES:
         supported = ", ".join(sorted(_MODEL_TYPES))
         raise ModelError(f"GGUF architecture {meta.architecture!r} is not supported; supported ones are {supported}")
@@ -77,10 +85,10 @@ def config_from_gguf(file: Path) -> Config:
     config |= {name: value for name, key in _OPTIONAL.items() if (value := meta.own(key)) is not None}
     config |= _from_tensors(meta) | _tokens(meta)
     config["model_type"] = _MODEL_TYPES[meta.architecture]
-    config["head_dim"] = meta.own("attention.key_length") or config["hidden_size"] // config["num_attention_heads"]
+    config["head_dim"] = _head_dim(meta, config)
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
     config.setdefault("rope_theta", 10_000.0)
-    config |= _rope(meta, config["head_dim"]) | _attention(meta, config)
+    config |= _rope(meta, config) | _attention(meta, config)
     return config
 
 
@@ -93,18 +101,26 @@ def _required(meta: Metadata, key: str) -> Any:
 def _refuse_unsupported(meta: Metadata) -> None:
     if meta.own("expert_count"):
         raise ModelError(f"mixture-of-experts models of architecture {meta.architecture!r} are not supported")
-    key, value = meta.own("attention.key_length"), meta.own("attention.value_length")
-    if key != value:
-        raise ModelError(f"attention keys of length {key} and values of length {value}: they must be equal")
     if any("rope_factors_" in name for name in meta.tensors):
         raise ModelError("rope scaling 'longrope' (rope_factors tensors) is not supported")
+
+
+def _head_dim(meta: Metadata, config: Config) -> int:
+    share = config["hidden_size"] // config["num_attention_heads"]
+    key, value = (meta.own(f"attention.{kind}_length") or share for kind in ("key", "value"))
+    if key != value:
+        raise ModelError(f"attention keys of length {key} and values of length {value}: they must be equal")
+    return int(key)
 
 
 def _from_tensors(meta: Metadata) -> Config:
     if "token_embd.weight" not in meta.tensors:
         raise ModelError("the GGUF file holds no token_embd.weight: it is not a whole language model")
+    rows, tokens = meta.tensors["token_embd.weight"].shape[0], meta.get("tokenizer.ggml.tokens") or []
+    if len(tokens) > rows:
+        raise ModelError(f"the GGUF file's tokenizer has {len(tokens)} tokens, and token_embd.weight {rows} rows")
     return {
-        "vocab_size": meta.tensors["token_embd.weight"].shape[0],
+        "vocab_size": rows,
         "tie_word_embeddings": "output.weight" not in meta.tensors,
         "attention_bias": "blk.0.attn_q.bias" in meta.tensors,
         "attention_out_bias": "blk.0.attn_output.bias" in meta.tensors,
@@ -118,31 +134,61 @@ def _tokens(meta: Metadata) -> Config:
     return {"bos_token_id": meta.get("tokenizer.ggml.bos_token_id"), "eos_token_id": unique}
 
 
-def _rope(meta: Metadata, head_dim: int) -> Config:
+def _rope(meta: Metadata, config: Config) -> Config:
+    head_dim = config["head_dim"]
     rotary_dim = meta.own("rope.dimension_count") or head_dim
     if meta.architecture == "llama" and rotary_dim != head_dim:
         raise ModelError(f"rotary positions over {rotary_dim} of {head_dim} dimensions in a llama GGUF")
-    config: Config = {"partial_rotary_factor": rotary_dim / head_dim}
+    scaling = _rope_scaling(meta, config)
     if "rope_freqs.weight" in meta.tensors:
-        from octavo.models.weights.gguf_file import read_rows  # torch
-
-        factors = [factor for rows in read_rows(meta.tensors["rope_freqs.weight"]) for factor in rows.tolist()]
-        return config | {"rope_scaling": {"rope_type": "factors", "factors": factors}}
-    kind = meta.own("rope.scaling.type") or "none"
-    return config if kind == "none" else config | {"rope_scaling": _rope_scaling(meta, kind)}
+        scaling = _with_factors(meta, scaling, rotary_dim)
+    return {"partial_rotary_factor": rotary_dim / head_dim} | ({"rope_scaling": scaling} if scaling else {})
 
 
-def _rope_scaling(meta: Metadata, kind: str) -> Config:
-    for key in ("alpha", "attn_factor", "yarn_log_multiplier", "yarn_ext_factor", "yarn_attn_factor"):
-        if meta.own(f"rope.scaling.{key}") is not None:
-            raise ModelError(f"{meta.architecture}.rope.scaling.{key} is not supported")
+def _rope_scaling(meta: Metadata, config: Config) -> Config:
+    """Settings in a Hugging Face config's words; none where nothing is scaled.
+
+    A factor without a type is linear, an old file's is called rope.scale_linear, and 0 means that there is none.
+    """
+    for key, neutral in _NEUTRAL.items():
+        if (value := meta.own(f"rope.scaling.{key}")) is not None and value not in neutral:
+            raise ModelError(f"{meta.architecture}.rope.scaling.{key} {value} is not supported")
+    kind, factor = meta.own("rope.scaling.type") or "linear", meta.own("rope.scaling.factor")
+    factor = float((meta.own("rope.scale_linear") if factor is None else factor) or 1.0)
+    attention = float(meta.own("rope.scaling.attn_factor") or 1.0)
+    if attention != 1.0 and kind != "yarn":
+        raise ModelError(f"{meta.architecture}.rope.scaling.attn_factor {attention} is supported with type yarn only")
+    if kind == "none" or (kind == "linear" and factor == 1.0):
+        return {}
+    if kind == "yarn":
+        return _yarn(meta, config, factor, attention)
+    # the context length of a file is the one after scaling
+    return {"rope_type": kind, "factor": factor,
+            "original_max_position_embeddings": config["max_position_embeddings"] / factor}  # fmt: skip
+
+
+def _yarn(meta: Metadata, config: Config, factor: float, attention: float) -> Config:
     named = {
-        "factor": meta.own("rope.scaling.factor"),
-        "original_max_position_embeddings": meta.own("rope.scaling.original_context_length"),
+        "original_max_position_embeddings": meta.own("rope.scaling.original_context_length")
+        or config["max_position_embeddings"],
         "beta_fast": meta.own("rope.scaling.yarn_beta_fast"),
         "beta_slow": meta.own("rope.scaling.yarn_beta_slow"),
+        "attention_factor": None if attention == 1.0 else attention * (1.0 + 0.1 * math.log(max(factor, 1.0))),
     }
-    return {"rope_type": kind} | {name: value for name, value in named.items() if value is not None}
+    return {"rope_type": "yarn", "factor": factor} | {name: value for name, value in named.items() if value is not None}
+
+
+def _with_factors(meta: Metadata, scaling: Config, rotary_dim: int) -> Config:
+    """A file's own divisor for each frequency, times that of linear scaling."""
+    from octavo.models.weights.gguf_file import read_rows  # torch
+
+    if scaling and scaling["rope_type"] != "linear":
+        raise ModelError(f"rope_freqs.weight together with rope scaling {scaling['rope_type']!r} is not supported")
+    linear = scaling.get("factor", 1.0)
+    factors = [linear * value for rows in read_rows(meta.tensors["rope_freqs.weight"]) for value in rows.tolist()]
+    if len(factors) != rotary_dim // 2 or not all(0 < factor < math.inf for factor in factors):
+        raise ModelError(f"rope_freqs.weight does not hold {rotary_dim // 2} positive divisors")
+    return {"rope_type": "factors", "factors": factors}
 
 
 def _attention(meta: Metadata, config: Config) -> Config:
@@ -150,7 +196,8 @@ def _attention(meta: Metadata, config: Config) -> Config:
         return {"model_type": "mistral"}
     if meta.architecture not in ("gemma2", "gemma3"):
         return {}
-    _required(meta, "attention.sliding_window")
+    if meta.architecture == "gemma3":
+        _required(meta, "attention.sliding_window")  # Gemma 2's default is its family's
     # The 27B models divide by the width of an equal share of the hidden size; the file tells them by their layers.
     largest = (meta.architecture, config["num_hidden_layers"]) in (("gemma2", 46), ("gemma3", 62))
     width = config["hidden_size"] // config["num_attention_heads"] if largest else config["head_dim"]

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import octavo_kernels.linear
+from octavo.gguf_header import split_files
 from octavo.models.packed_file import Damaged, Packed, Part, read_packed, write_packed
 from octavo.source import Source
 from octavo_kernels.native.build import cache_folder, lock
@@ -124,7 +125,7 @@ def _identity(file: Path) -> tuple[int, ...]:
 
 def _files(source: Source) -> list[Path]:
     if source.kind == "gguf":
-        return [source.path]
+        return split_files(source.path)
     return sorted(file for pattern in ("*.safetensors", "*.json") for file in source.path.glob(pattern))
 
 

@@ -136,6 +136,9 @@ class ModelSpec:
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ModelError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for rows in (self.vocab_size, self.q_size, max(1, self.num_experts) * self.intermediate_size):
+            if rows * self.hidden_size >= 1 << 48:
+                raise ModelError(f"a matrix has {rows} x {self.hidden_size} values, which those of no model have")
         if self.num_heads % self.num_kv_heads:
             raise ModelError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key-value heads evenly")
         if self.alibi_slopes and len(self.alibi_slopes) != self.num_heads:

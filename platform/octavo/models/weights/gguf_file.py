@@ -13,6 +13,7 @@ from torch import Tensor
 
 from octavo.errors import ModelError
 from octavo.gguf_header import Entry, read_directory
+from octavo.model_files import reading
 from octavo.models.weights.stored import StoredTensor
 from octavo_kernels.linear.blocks import BlockWeight
 from octavo_kernels.linear.formats import GROUPED
@@ -62,8 +63,9 @@ def read_blocks(entry: Entry, rows: range | None = None, columns: range | None =
     rows = range(entry.shape[0]) if rows is None else rows
     # Not from a memory map: its pages would stay resident beside the weights.
     offset = entry.offset + rows.start * entry.row_bytes
-    stored = np.fromfile(entry.file, np.uint8, count=len(rows) * entry.row_bytes, offset=offset)
-    stored = stored.reshape(len(rows), entry.row_bytes)
+    with reading(entry.file):
+        stored = np.fromfile(entry.file, np.uint8, count=len(rows) * entry.row_bytes, offset=offset)
+        stored = stored.reshape(len(rows), entry.row_bytes)
     if columns is None:
         return stored
     per_block = entry.row_bytes // (entry.shape[1] // entry.block_values)

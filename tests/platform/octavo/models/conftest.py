@@ -167,8 +167,11 @@ def _permute(rows: np.ndarray, heads: int) -> np.ndarray:
     return split.swapaxes(1, 2).reshape(rows.shape)
 
 
-def write_gguf(folder: Path, file: Path, quant: str = "F32") -> Path:
-    """Write a safetensors directory as GGUF, as llama.cpp's converter does; matrices are of block format `quant`."""
+def write_gguf(folder: Path, file: Path, quant: str = "F32", **options: Any) -> Path:
+    """Write a safetensors directory as GGUF, as llama.cpp's converter does; matrices are of block format `quant`.
+
+    `options` are those of gguf's writer.
+    """
     import json
 
     import gguf
@@ -177,7 +180,7 @@ def write_gguf(folder: Path, file: Path, quant: str = "F32") -> Path:
     config = json.loads((folder / "config.json").read_text())
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     name = _GGUF_ARCHITECTURES.get(config["model_type"], config["model_type"])
-    writer = gguf.GGUFWriter(file, name)
+    writer = gguf.GGUFWriter(file, name, **options)
     _write_metadata(writer, config, head_dim)
     _write_rope(writer, config["rope_parameters"], head_dim)
     kind = gguf.GGMLQuantizationType[quant]

@@ -87,6 +87,31 @@ def test_dynamic_scaling_changes_nothing_within_the_models_length():
     assert spec_from_config(LLAMA_DYNAMIC) == spec_from_config(LLAMA_2)
 
 
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        (LLAMA_2 | {"rope_scaling": {"type": "linear", "factor": 4.0}}, 16384),
+        (LLAMA_2 | {"rope_scaling": {"rope_type": "linear", "factor": 2.5}}, 10240),
+        (LLAMA_2 | {"rope_parameters": {"rope_type": "linear", "factor": 4, "rope_theta": 1e4}}, 16384),
+        (LLAMA_2 | {"rope_scaling": {"type": "linear", "factor": 4.0, "original_max_position_embeddings": 1024}}, 4096),
+        (LLAMA_2 | {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, 4096),
+        (LLAMA_3_1, 131072),
+        (GEMMA_3_4B, 131072),
+        (QWEN_2_5_YARN, 131072),
+    ],
+)
+def test_scaling_that_lengthens_the_context(config, positions):
+    assert spec_from_config(config).max_position_embeddings == positions
+
+
+@pytest.mark.parametrize(
+    "key", ["rope_theta", "hidden_act", "tie_word_embeddings", "max_position_embeddings", "head_dim"]
+)
+def test_null_means_left_out(key):
+    config = {k: v for k, v in LLAMA_2.items() if k != key}
+    assert spec_from_config(config | {key: None}) == spec_from_config(config)
+
+
 def test_mistral_windows():
     assert spec_from_config(MISTRAL_1).windows == (4096,) * 32
     assert spec_from_config(MISTRAL_3).windows == (None,) * 32
@@ -129,6 +154,11 @@ def test_first_gemma_configs_say_gelu_and_mean_tanh():
         ({"hidden_size": "large"}, "config is damaged"),
         ({"num_attention_heads": 0}, "config is damaged"),
         ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"vocab_size": 1 << 40}, "which those of no model have"),
+        ({"num_hidden_layers": 10**15}, "num_hidden_layers is 1000000000000000"),
+        ({"max_position_embeddings": float("inf")}, "config is damaged"),
+        ({"model_type": ["llama"]}, "models of type"),
+        ({"eos_token_id": {"a": 1}}, "eos_token_id"),
         ({"head_dim": 7}, "rotary positions over 7 of 7"),
         ({"partial_rotary_factor": 2.0}, "rotary positions over 256 of 128"),
     ],

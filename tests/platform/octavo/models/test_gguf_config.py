@@ -7,7 +7,7 @@ import pytest
 from octavo.errors import ModelError
 from octavo.models.families import spec_from_config
 from octavo.models.gguf_config import config_from_gguf
-from octavo.models.spec import Rope, YarnScaling
+from octavo.models.spec import FactorScaling, LinearScaling, Rope, YarnScaling
 
 BASE = {
     "embedding_length": 64, "block_count": 2, "attention.head_count": 4, "feed_forward_length": 96,
@@ -81,6 +81,53 @@ def test_gemma3_windows_repeat_every_six_layers(spec):
     assert got.local_rope == Rope(10_000.0, 16)
     got = spec("gemma3", {"block_count": 4, "attention.sliding_window": 8, "attention.sliding_window_pattern": 2})
     assert got.windows == (8, None, 8, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "scaling"),
+    [
+        ({"rope.scale_linear": 4.0}, LinearScaling(4.0)),
+        ({"rope.scaling.factor": 4.0}, LinearScaling(4.0)),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, LinearScaling(4.0)),
+        ({"rope.scaling.factor": 2.0, "rope.scale_linear": 4.0}, LinearScaling(2.0)),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, None),
+        ({"rope.scaling.type": "none", "rope.scale_linear": 4.0}, None),
+        ({"rope.scaling.type": "linear"}, None),
+        ({"rope.scaling.factor": 0.0, "rope.scale_linear": 4.0}, None),
+        ({"rope.scale_linear": 1.0}, None),
+        ({"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.attn_factor": 1.0},
+         YarnScaling(2.0, 512, 32, 1, True, pytest.approx(1.0693147))),
+        ({"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.attn_factor": 0.5},
+         YarnScaling(2.0, 512, 32, 1, True, pytest.approx(0.53465736))),
+        ({"rope.scaling.type": "yarn", "rope.scale_linear": 2.0, "rope.scaling.yarn_ext_factor": 1.0},
+         YarnScaling(2.0, 512, 32, 1, True, pytest.approx(1.0693147))),
+    ],
+)  # fmt: skip
+def test_rope_scaling_by_old_and_new_keys(spec, changes, scaling):
+    got = spec("llama", changes)
+    assert got.rope.scaling == scaling
+    if not isinstance(scaling, YarnScaling):
+        assert got.max_position_embeddings == 512  # of a file, that after scaling
+
+
+def test_divisors_of_frequencies_are_scaled_too(spec):
+    tensors = ("token_embd.weight", "rope_freqs.weight")
+    assert spec("llama", {"rope.scale_linear": 4.0}, tensors).rope.scaling == FactorScaling((4.0,) * 8)
+    assert spec("llama", {}, tensors).rope.scaling == FactorScaling((1.0,) * 8)
+    with pytest.raises(ModelError, match=r"rope_freqs\.weight does not hold 4 positive divisors"):
+        spec("llama", {"attention.key_length": 8, "attention.value_length": 8}, tensors)
+
+
+def test_defaults_of_llama_cpp(spec):
+    assert spec("gemma2", {"block_count": 4}).windows == (4096, None, 4096, None)
+    assert spec("llama", {"attention.key_length": 16}).head_dim == 16  # and values of as many
+    with pytest.raises(ModelError, match="length 8 and values of length 16"):
+        spec("llama", {"attention.key_length": 8})
+
+
+def test_a_vocabulary_beyond_the_embedding_is_named(spec):
+    with pytest.raises(ModelError, match=r"11 tokens, and token_embd\.weight 10 rows"):
+        spec("llama", {"tokenizer.ggml.tokens": [f"t{i}" for i in range(11)]})
 
 
 def test_yarn(spec):

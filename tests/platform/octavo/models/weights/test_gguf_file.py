@@ -10,6 +10,7 @@ import torch
 
 from octavo.errors import ModelError
 from octavo.models.load import load_model
+from octavo.models.packed import load_packed
 from octavo.models.parallel import TPGroup
 from octavo.models.source_spec import read_share, read_spec
 from octavo.models.weights import gguf_file
@@ -121,6 +122,20 @@ def test_a_format_that_gguf_cannot_dequantise_is_named(tmp_path):
     (tensor,) = gguf_file.read_gguf(file)
     with pytest.raises(ModelError, match="I16"):
         list(tensor.read(None, None))
+
+
+def test_a_split_model_loads_given_any_of_its_files(tiny_model, write_gguf, tmp_path):
+    whole = load_model(resolve_source(str(write_gguf(tiny_model("llama3"), tmp_path / "whole.gguf"))))
+    write_gguf(tiny_model("llama3"), tmp_path / "model.gguf", split_max_tensors=10)
+    files = sorted(tmp_path.glob("model-*.gguf"))
+    assert len(files) > 2
+    for file in (files[0], files[-1]):
+        source = resolve_source(str(file))
+        decoder = load_model(source)
+        assert decoder.spec == whole.spec
+        assert torch.equal(decoder.weights.embedding, whole.weights.embedding)
+        assert torch.equal(decoder.weights.layers[-1].qkv.weight, whole.weights.layers[-1].qkv.weight)
+    assert load_packed(resolve_source(str(files[1])), dtype="float32")[0] == whole.spec
 
 
 @pytest.mark.slow
