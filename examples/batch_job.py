@@ -1,7 +1,7 @@
 """A batch job on the same Ray cluster: many prompts through the gateway's handle, no HTTP.
 
-    octavo serve configs/quickstart.yaml --address auto     # or any cluster that already serves "octavo"
-    python examples/batch_job.py prompts.txt > answers.jsonl
+    octavo serve configs/quickstart.yaml                    # says what to put for RAY_ADDRESS
+    RAY_ADDRESS=... python examples/batch_job.py prompts.txt > answers.jsonl
 
 Validation, routing and batching are those of the HTTP API: the engine batches whatever is in flight. With several
 models served, --model says which one; an alias works too.
@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+# what `octavo serve` starts takes no job without its user's token; Ray looks at this when it is imported
+os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
 from ray import serve

@@ -179,7 +179,7 @@ def server(document: dict[str, Any], folder: Path, options: str) -> Iterator[str
     path, log = folder / "config.yaml", folder / "log.txt"
     path.write_text(yaml.safe_dump(document))
     command = [sys.executable, "-m", "octavo_serve.cli", "serve", str(path), "--port", str(port), "--timeout", "300"]
-    environment = {"RAY_TMPDIR": str(folder), **os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {"RAY_TMPDIR": str(folder), **os.environ, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     with log.open("w") as out:
         process = subprocess.Popen(
             [*command, *options.split()], stdout=out, stderr=out, start_new_session=True, env=environment

@@ -225,7 +225,6 @@ def server(way: str, model: str, gateways: int) -> Iterator[tuple[Any, Any]]:
         environment = {
             "RAY_TMPDIR": str(folder),
             **os.environ,
-            "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
         with (folder / "log.txt").open("w") as log:

@@ -40,7 +40,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     # as `octavo serve` sets them: the handle call at its best
     os.environ |= {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
-    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     gateway = deploy()
     results: dict[str, list[dict[str, float]]] = {}
     for _ in range(rounds):

@@ -9,15 +9,19 @@ Why not a Serve handle call per request that streams its tokens: Serve sends eve
 0.2 ms of CPU each, where a message for 64 sequences costs 0.1 ms at both ends together; and a killed process shows on
 a socket at once, on a handle call when Ray has found out (docs/serve_cost.md). Why not ZeroMQ: it hides just that end.
 
+The first thing that a gateway sends is the shard's secret, which it knows from the shard's metadata in Serve: that is
+behind Ray's token. Whoever does not know it is not listened to, and cannot make a shard keep more than one read.
+
 Records are plain data: nothing that comes from the wire is executed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -31,6 +35,17 @@ MAX_UNREAD = 64 * 2**20
 """Bytes that may wait for a peer that does not read; it is then given up. A token takes about 200."""
 
 _LENGTH = 4
+
+SECRET_BYTES = 32
+INTRODUCTION_SECONDS = 5.0  # a connection whose other side has not said the secret by then is ended
+
+
+class Address(NamedTuple):
+    """Where a shard listens, and what it wants to hear first (hexadecimal)."""
+
+    host: str
+    port: int
+    secret: str
 
 
 class Submit(msgspec.Struct, tag=True):
@@ -94,7 +109,8 @@ class Channel(asyncio.Protocol):
         decoder: of what the other side sends.
         receive: called with each message.
         lost: called when no more can come.
-        made: called when the other side is there.
+        made: called when the other side is there, and has said the secret.
+        secret: what the other side has to send first; None listens to everybody.
     """
 
     def __init__(
@@ -103,11 +119,13 @@ class Channel(asyncio.Protocol):
         receive: Callable[[Any], None],
         lost: Callable[[], None],
         made: Callable[[], None] | None = None,
+        secret: bytes | None = None,
     ) -> None:
         self._decoder = decoder
         self._receive = receive
         self._lost = lost
         self._made = made
+        self._secret = secret
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
 
@@ -115,11 +133,18 @@ class Channel(asyncio.Protocol):
         """Send without waiting; a peer that has stopped reading is given up."""
         if self._transport is None or self._transport.is_closing():
             return
-        payload = _encoder.encode(message)
-        self._transport.write(len(payload).to_bytes(_LENGTH, "big") + payload)
+        self._write(_encoder.encode(message))
         if self._transport.get_write_buffer_size() > MAX_UNREAD:
             logger.error("The other side has stopped reading; its connection is given up")
             self._transport.abort()
+
+    def introduce(self, secret: bytes) -> None:
+        """Say the other side's secret."""
+        self._write(secret)
+
+    def _write(self, payload: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(len(payload).to_bytes(_LENGTH, "big") + payload)
 
     def close(self) -> None:
         """End the connection once everything is sent."""
@@ -133,8 +158,22 @@ class Channel(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        if self._secret is not None:
+            asyncio.get_running_loop().call_later(INTRODUCTION_SECONDS, self._end_if_strange)
+        elif self._made is not None:
+            self._made()
+
+    def _end_if_strange(self) -> None:
+        if self._secret is not None:
+            self.abort()
+
+    def _is_known(self, secret: bytes | bytearray) -> bool:
+        if self._secret is None or not hmac.compare_digest(secret, self._secret):
+            return False
+        self._secret = None
         if self._made is not None:
             self._made()
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -144,6 +183,13 @@ class Channel(asyncio.Protocol):
         buffer = self._buffer
         buffer += data
         start = 0
+        if self._secret is not None:
+            start = _LENGTH + len(self._secret)
+            if len(buffer) < start:
+                return
+            if not self._is_known(buffer[_LENGTH:start]):
+                self.abort()
+                return
         while len(buffer) - start >= _LENGTH:
             end = start + _LENGTH + int.from_bytes(buffer[start : start + _LENGTH], "big")
             if len(buffer) < end:

@@ -22,9 +22,13 @@ def _octavo() -> None:
 def serve(
     config: Annotated[Path, typer.Argument(help="A Serve config file, such as configs/quickstart.yaml.")],
     port: Annotated[int | None, typer.Option(help="Listen here instead of the config's port.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Listen on this address, such as 0.0.0.0, instead of the config's or 127.0.0.1.")
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds until the first answer before giving up.")] = 1800,
+    grace: Annotated[float, typer.Option(help="Seconds that running requests have to end after SIGTERM.")] = 20,
     address: Annotated[
-        str | None, typer.Option(envvar="RAY_ADDRESS", help="A running Ray cluster; a local one is started otherwise.")
+        str | None, typer.Option(help="A running Ray cluster to join; a local one is started otherwise.")
     ] = None,
     fast: Annotated[
         bool, typer.Option(help="Serve's throughput settings and HAProxy, where the platform has them.")
@@ -35,7 +39,7 @@ def serve(
     """Serve the models of CONFIG until Ctrl-C: `serve run CONFIG` with progress and an honest exit code."""
     from octavo_serve.serve_command import Options, run
 
-    raise typer.Exit(run(Options(config, port, timeout, address, fast, dashboard, verbose)))
+    raise typer.Exit(run(Options(config, port, host, timeout, grace, address, fast, dashboard, verbose)))
 
 
 app.command()(plan)

@@ -15,6 +15,7 @@ from octavo.config import unknown_key
 from octavo.errors import ConfigError, ModelError
 from octavo.source import check_source
 from octavo_serve.openai.access import read_keys
+from octavo_serve.ports import here, in_url
 from octavo_serve.serve_schema import Application, Document
 from octavo_serve.settings import ApiKey, AppSettings, ModelSettings, ReplicaRange, deployment_name, load_settings
 from octavo_serve.validation import explain
@@ -23,7 +24,7 @@ from octavo_serve.yaml_file import read_yaml
 T = TypeVar("T")
 OUR_APP = "octavo_serve.app:build"
 DEFAULT_PORT = 8000
-DEFAULT_HOST = "0.0.0.0"
+DEFAULT_HOST = "127.0.0.1"  # Serve's own default in a config file is every interface
 START_KEY = "octavo-serve"
 """Name of the key with which the command that starts the server asks whether it answers."""
 
@@ -58,8 +59,14 @@ class Plan:
     @property
     def base(self) -> str:
         """Where this machine reaches the server."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
-        return f"http://{host}:{self.port}"
+        scheme = "https" if self.http.get("ssl_certfile") else "http"
+        return f"{scheme}://{in_url(here(self.host), self.port)}"
+
+    @property
+    def http(self) -> dict[str, Any]:
+        """Serve's `http_options`."""
+        options: dict[str, Any] = self.document["http_options"]
+        return options
 
     @property
     def url(self) -> str:
@@ -101,7 +108,8 @@ def read_plan(config: Path, port: int | None = None, host: str | None = None) ->
         raise ConfigError("a config needs a list of applications; see configs/quickstart.yaml")
     asked_for = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     if isinstance(http := document.get("http_options") or {}, dict):
-        document["http_options"] = {"host": DEFAULT_HOST, "port": DEFAULT_PORT, **http, **asked_for}
+        said = {key: value for key, value in http.items() if key != "host" or value is not None}
+        document["http_options"] = {"host": DEFAULT_HOST, "port": DEFAULT_PORT, **said, **asked_for}
     apps = _checked(document).applications
     pairs = zip(apps, document["applications"], strict=True)
     ours = [(app, found) for app, found in pairs if app.import_path == OUR_APP]

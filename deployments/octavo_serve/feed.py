@@ -12,6 +12,9 @@ On one connection everything comes in order, so a router that sees its own hello
 before the hello was read: the age of its knowledge, by its own clock. Messages to a router that does not read are
 dropped past HIGH_WATER of them; it finds the gap and asks for a snapshot, at most every SNAPSHOT_SECONDS.
 
+Only a hello with the shard's secret is answered; routers know it from the shard's address, which Serve gives them
+behind Ray's token.
+
 Serve's own ways were no match: `record_routing_stats` is polled once a second or so and every change goes to every
 router by way of the controller. Figures are in docs/routing.md.
 """
@@ -19,9 +22,11 @@ router by way of the controller. Figures are in docs/routing.md.
 from __future__ import annotations
 
 import contextlib
+import hmac
 import logging
 import math
 import os
+import secrets
 import threading
 import time
 from collections import deque
@@ -38,6 +43,7 @@ from octavo.kvcache.events import BlockEvent
 from octavo.routing.index import Change
 from octavo.routing.policy import Load
 from octavo.routing.router import Router
+from octavo_serve.channel import SECRET_BYTES
 
 logger = logging.getLogger("ray.serve")
 
@@ -52,6 +58,9 @@ FORGET_SECONDS = 5.0
 HIGH_WATER = 1000
 """Messages kept for a peer that does not read; at 100 a second of about 1 kB, ten seconds and 1 MB."""
 
+LARGEST_HELLO = 4096
+"""Bytes; who sends more is disconnected before it is kept."""
+
 PART = 4096
 """Hashes in one message: 64 KiB, a millisecond to take in."""
 
@@ -63,11 +72,13 @@ class Hello(msgspec.Struct, array_like=True):
         shard: whom it believes to speak to; an address can have a new owner.
         time: of the router's clock.
         snapshot: whether it needs one.
+        secret: of the shard.
     """
 
     shard: str
     time: float
     snapshot: bool
+    secret: str
 
 
 class Update(msgspec.Struct, array_like=True, tag="u"):
@@ -155,21 +166,23 @@ class FeedPublisher(_Thread):
         port: 0 takes a free one.
 
     Attributes:
-        address: where routers connect.
+        address: where routers connect, and behind # what they say there.
     """
 
     def __init__(self, shard: str, engine: Engine, host: str, report_s: float, port: int = 0) -> None:
         super().__init__("octavo-feed")
         self._shard, self._engine, self._report_s = shard, engine, report_s
+        self._secret = secrets.token_hex(SECRET_BYTES)
         self._peers: dict[bytes, float] = {}  # identity -> last hello
         self._next = 0  # number of the next event to send
         self._load: Load | None = None  # sent last
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, LARGEST_HELLO)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a full or vanished peer is an error here, not silence
         self._socket.setsockopt(zmq.IPV6, int(":" in host))
         self._socket.bind(f"tcp://{f'[{host}]' if ':' in host else host}:{port or '*'}")
-        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.address = f"{self._socket.getsockopt_string(zmq.LAST_ENDPOINT)}#{self._secret}"
         self._poller.register(self._socket, zmq.POLLIN)
         engine.pool.events.on_first = self.wake
         self._thread.start()
@@ -222,7 +235,7 @@ class FeedPublisher(_Thread):
                     self._answer(peer, _decode_hello(b"".join(frames)))
 
     def _answer(self, peer: bytes, hello: Hello) -> None:
-        if hello.shard != self._shard:
+        if hello.shard != self._shard or not hmac.compare_digest(hello.secret.encode(), self._secret.encode()):
             return
         self._flush(report=False)  # so that the answer's number is the next one this peer has to see
         self._peers[peer] = time.monotonic()
@@ -254,6 +267,7 @@ class _Line:
     """A router's connection to one shard."""
 
     name: str
+    secret: str
     socket: zmq.Socket[bytes]
     asked: float = field(default=-1e9)  # when for a snapshot
 
@@ -302,9 +316,10 @@ class FeedSubscriber(_Thread):
             socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
             socket.setsockopt(zmq.SNDHWM, 4)  # hellos of a quarter of a second each
             socket.setsockopt(zmq.IPV6, int("[" in address))
-            socket.connect(address)
+            endpoint, _, secret = address.partition("#")
+            socket.connect(endpoint)
             self._poller.register(socket, zmq.POLLIN)
-            self._lines[shard] = _Line(shard, socket)
+            self._lines[shard] = _Line(shard, secret, socket)
             self._greet(self._lines[shard])
 
     def _greet(self, line: _Line) -> None:
@@ -312,7 +327,7 @@ class FeedSubscriber(_Thread):
         shard = self._router.shards.get(line.name)
         needs = shard is not None and not shard.blocks.exact and now - line.asked >= SNAPSHOT_SECONDS
         with contextlib.suppress(zmq.Again):
-            line.socket.send(_encode(Hello(line.name, now, needs)), zmq.NOBLOCK)
+            line.socket.send(_encode(Hello(line.name, now, needs, line.secret)), zmq.NOBLOCK)
             line.asked = now if needs else line.asked
 
     def _read(self, line: _Line) -> None:

@@ -18,6 +18,7 @@ from ray import serve
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.handle import DeploymentHandle
 
+from octavo_serve.drain import Drain
 from octavo_serve.openai.access import Access
 from octavo_serve.openai.conversion import Limits, parse
 from octavo_serve.openai.door import is_loopback
@@ -26,6 +27,7 @@ from octavo_serve.openai.routes import http_app
 from octavo_serve.openai.schemas import ChatChunk, ChatCompletion, ChatRequest, Completion, CompletionRequest
 from octavo_serve.openai.service import Service
 from octavo_serve.placement import unplaceable
+from octavo_serve.ports import keep_serve_at_home
 from octavo_serve.settings import ModelSettings, deployment_name, load_settings
 from octavo_serve.shard_client import Failover, ShardClient
 from octavo_serve.telemetry import ShardStats, Telemetry
@@ -51,6 +53,7 @@ class Gateway:
     """
 
     def __init__(self, shards: dict[str, DeploymentHandle[Any]]) -> None:
+        keep_serve_at_home()
         if off := [what for name, what in FAST.items() if os.environ.get(name) != "1"]:
             logger.warning("Slower than it could be, for these are off: %s. `octavo serve` sets them.", ", ".join(off))
         # `shards` only tells Serve that these deployments belong to the application: `reconfigure` says which to use
@@ -58,6 +61,7 @@ class Gateway:
         self.access = Access()
         self._deployments = Deployments(serve.get_replica_context().app_name)
         self._served: dict[str, _Served] = {}
+        self._drain = Drain()
 
     async def reconfigure(self, args: dict[str, Any]) -> None:
         """Serve these models from now on; those whose settings are the same go on as they are."""
@@ -96,7 +100,14 @@ class Gateway:
         return _Served(model, entry, client, tasks)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return http_app(self.service, self, self.access)
+        app = http_app(self.service, self, self.access)
+        app.add_middleware(self._drain.around)
+        return app
+
+    async def drain(self) -> int:
+        """Take no more HTTP requests; returns how many requests still run, those of handles among them."""
+        self._drain.begun = True
+        return self._drain.running + sum(served.client.num_running() for served in self._served.values())
 
     async def chat(self, request: ChatRequest | Mapping[str, Any]) -> ChatCompletion:
         """Answer a chat; `request` has the fields of /v1/chat/completions."""

@@ -1,7 +1,8 @@
 """The child process of `octavo serve`: starts Ray, does what `serve run CONFIG` does, and reports what becomes of it.
 
-It runs in a session of its own, so that the parent can end all of Ray's processes however this one ends. Reports are
-JSON lines on a pipe: {"phase": ...} while it starts, then one of {"running": Ray's address} or {"failed": reason}.
+It runs in a session of its own, so that the parent can end all of Ray's processes however this one ends, and ends all
+of them itself when the parent was killed. Reports are JSON lines on a pipe: {"phase": ...} while it starts, then one of
+{"running": Ray's address} or {"failed": reason}; {"say": ...} is for the user; {"drained": ...} answers SIGUSR1.
 """
 
 from __future__ import annotations
@@ -13,9 +14,14 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from octavo.errors import ConfigError
+from octavo_serve import joining
+from octavo_serve.session import end_with_reader
 
 POLL_SECONDS = 0.1
 BAD = "DEPLOY_FAILED", "UNHEALTHY"
@@ -23,30 +29,60 @@ BAD = "DEPLOY_FAILED", "UNHEALTHY"
 
 def main() -> None:
     arguments = _arguments()
+    os.set_inheritable(arguments.events_fd, False)
+    brought: list[str] = []  # applications, to somebody else's cluster
+    end_with_reader(arguments.events_fd, arguments.config.parent, partial(joining.delete, brought))
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
     report = Reporter(arguments.events_fd)
     report(phase="Starting Ray" if arguments.address is None else f"Connecting to Ray at {arguments.address}")
+    if arguments.address is None:
+        _serve(arguments, report)
+    else:
+        _join(arguments, report, brought)
+
+
+def _serve(arguments: argparse.Namespace, report: Reporter) -> None:
+    """A cluster of our own."""
     import ray
     from ray.serve import scripts
     from ray.serve._private import api
 
     # not the 60 s that a busy machine exceeds: `octavo serve --timeout` ends the wait
     api.HTTP_PROXY_TIMEOUT = 3600  # type: ignore[attr-defined]
-    local = {} if arguments.address else {"include_dashboard": arguments.dashboard}
-    ray.init(address=arguments.address or "local", namespace="serve", **local)
-    report(phase="Starting Serve")
-    threading.Thread(target=_watch, args=(report, arguments.apps), daemon=True).start()
+    ray.init(address="local", namespace="serve", include_dashboard=arguments.dashboard)
+    _watch_in_thread(arguments, report)
+    while True:
+        try:
+            scripts.run.main([str(arguments.config)], standalone_mode=False)
+            break
+        except ray.exceptions.RayActorError:  # Serve has given up a proxy that is slow to start, for another one
+            time.sleep(1)
+
+
+def _join(arguments: argparse.Namespace, report: Reporter, brought: list[str]) -> None:
+    """Somebody else's cluster."""
+    import yaml
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # `ray start` does so too
+    import ray
+
+    document = yaml.safe_load(arguments.config.read_text())
+    ray.init(address=arguments.address, namespace="serve")
+    if not joining.asks_who_we_are(ray.get_runtime_context().gcs_address):
+        report(say=joining.UNAUTHENTICATED)
     try:
+        joining.refuse_what_is_in_the_way(document)
+        brought += arguments.apps
+        joining.deploy(document)
+        _watch_in_thread(arguments, report)
         while True:
-            try:
-                scripts.run.main([str(arguments.config)], standalone_mode=False)
-                break
-            except ray.exceptions.RayActorError:  # Serve has given up a proxy that is slow to start, for another one
-                time.sleep(1)
+            time.sleep(10)
+    except ConfigError as error:
+        report(failed=str(error))
     finally:
-        if arguments.address:  # the cluster stays; what this command brought does not
-            _delete(arguments.apps)
+        joining.delete(brought)
 
 
 def _arguments() -> argparse.Namespace:
@@ -77,6 +113,13 @@ def _leave(signum: int, frame: FrameType | None) -> None:
     sys.exit(0)
 
 
+def _watch_in_thread(arguments: argparse.Namespace, report: Reporter) -> None:
+    report(phase="Starting Serve")
+    drain = partial(_drain, report, arguments.apps)
+    signal.signal(signal.SIGUSR1, lambda *_: threading.Thread(target=drain, daemon=True).start())
+    threading.Thread(target=_watch, args=(report, arguments.apps), daemon=True).start()
+
+
 def _watch(report: Reporter, apps: list[str]) -> None:
     """Poll the applications until all can be asked or one has failed."""
     import ray
@@ -93,9 +136,18 @@ def _watch(report: Reporter, apps: list[str]) -> None:
             report(failed="\n".join(failed))
             return
         if len(known) == len(apps) and all(map(_answers, known.values())):
-            report(running=ray.get_runtime_context().gcs_address)
+            report(running=for_drivers(ray.get_runtime_context().gcs_address))
             return
         report(phase="Starting the gateway" if any(app.deployments for app in known.values()) else "Building")
+
+
+def for_drivers(address: str) -> str:
+    """What a driver on this machine says to find a cluster that listens on loopback alone.
+
+    Ray (2.60) takes 127.0.0.1 in RAY_ADDRESS for this machine's address in its network. It knows this one by its looks.
+    """
+    host, _, port = address.rpartition(":")
+    return f"[::ffff:127.0.0.1]:{port}" if host == "127.0.0.1" else address
 
 
 def _answers(app: Any) -> bool:
@@ -111,11 +163,19 @@ def _failure(name: str, app: Any) -> str:
     return "\n".join(dict.fromkeys(details)) or f"{name}: {last_error(app.message)}"
 
 
-def _delete(apps: list[str]) -> None:
+def _drain(report: Reporter, apps: list[str]) -> None:
+    """Have the gateways take no more requests, and say so once none runs."""
     from ray import serve
 
-    for app in apps:
-        serve.delete(app, _blocking=False)
+    while True:
+        running = 0
+        for app in apps:
+            answers = serve.get_app_handle(app).broadcast("drain").results(timeout_s=5, return_exceptions=True)
+            running += sum(answer for answer in answers if isinstance(answer, int))  # another's application has no such
+        if not running:
+            report(drained=True)
+            return
+        time.sleep(POLL_SECONDS)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
 
 from octavo.errors import EngineDead
 from octavo.request import Request
+from octavo_serve.channel import Address
 
 ADDRESS = "address"
-"""Key of a shard's metadata: [host, port] of its `Port`."""
+"""Key of a shard's metadata: the `Address` of its `Port`."""
 
 POLL_SECONDS = 0.05  # between two looks for a shard with room while no request ends
 
@@ -34,12 +35,11 @@ class Picked:
     """A shard picked for a request, and the request on Serve's books until `ended`.
 
     Attributes:
-        address: (host, port) of the shard's `Port`.
+        address: of the shard's `Port`.
     """
 
     def __init__(self, picker: Picker, replica: RunningReplica, request: Request) -> None:
-        host, port = replica.replica_metadata[ADDRESS]
-        self.address: tuple[str, int] = host, port
+        self.address = Address(*replica.replica_metadata[ADDRESS])
         self._picker = picker
         self._replica_id = replica.replica_id
         self._request = request

@@ -4,32 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 
 from octavo.engine.async_engine import AsyncEngine
 from octavo.errors import EngineDead
 from octavo.request import SequenceUpdate
-from octavo_serve.channel import TO_SHARD, Beat, Channel, Leaving, Refusal, Step, Submit, ToShard
+from octavo_serve.channel import (
+    SECRET_BYTES,
+    TO_SHARD,
+    Address,
+    Beat,
+    Channel,
+    Leaving,
+    Refusal,
+    Step,
+    Submit,
+    ToShard,
+)
 
 BEAT_SECONDS = 1.0
 
 
 class Port:
-    """Listens for gateways; gives their requests to the engine and its steps' updates to them."""
+    """Listens for gateways, those that know its secret; gives their requests to the engine and its steps' updates to
+    them."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
         self.leaving = False
+        self.secret = secrets.token_bytes(SECRET_BYTES)
         self._gateways: set[_Gateway] = set()
         self._server: asyncio.Server | None = None
         self._beating: asyncio.Task[None] | None = None
 
-    async def open(self, host: str) -> tuple[str, int]:
-        """Listen on one of this machine's addresses; returns it with the port the system chose."""
+    async def open(self, host: str) -> Address:
+        """Listen on one of this machine's addresses, at a port that the system chooses."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(self._accept, host, 0)
         self._beating = loop.create_task(self._beat())
         port: int = self._server.sockets[0].getsockname()[1]
-        return host, port
+        return Address(host, port, self.secret.hex())
 
     async def leave(self, patience: float) -> None:
         """Take no more requests, wait for those that run, and after `patience` seconds hand over what is left."""
@@ -69,7 +83,7 @@ class _Gateway:
 
     def __init__(self, port: Port, loop: asyncio.AbstractEventLoop, connected: set[_Gateway]) -> None:
         self.loop = loop
-        self.channel = Channel(TO_SHARD, self._receive, self._lost, self._made)
+        self.channel = Channel(TO_SHARD, self._receive, self._lost, self._made, port.secret)
         self.open_sequences: dict[str, int] = {}
         self._port = port
         self._connected = connected

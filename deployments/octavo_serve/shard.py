@@ -21,6 +21,7 @@ from octavo_serve.feed import FeedPublisher
 from octavo_serve.openai.model import ModelInfo
 from octavo_serve.picker import ADDRESS
 from octavo_serve.port import Port
+from octavo_serve.ports import keep_serve_at_home
 from octavo_serve.settings import AccuracySettings
 from octavo_serve.start_up import StartUp
 from octavo_serve.tensor_parallel import launch, see_own_gpus_only
@@ -31,7 +32,7 @@ SWITCH_SECONDS = 0.0005
 third of a first token where steps are short."""
 
 FEED = "feed"
-"""Key of a shard's metadata: the address of its feed."""
+"""Key of a shard's metadata: the address of its feed, with the secret."""
 
 
 def _require(engine: AsyncEngine, source: str, config: EngineConfig, accuracy: AccuracySettings) -> None:
@@ -69,6 +70,7 @@ class Shard:
         warm: int,
     ) -> None:
         sys.setswitchinterval(SWITCH_SECONDS)
+        keep_serve_at_home()
         start = StartUp()
         context = serve.get_replica_context()
         speed = config.speed_of_shard(context.rank.rank)

@@ -24,7 +24,7 @@ from octavo.engine.async_engine import Stream
 from octavo.engine.stats import EngineStats
 from octavo.errors import EngineDead, OctavoError, Overloaded
 from octavo.request import Request, SequenceUpdate
-from octavo_serve.channel import TO_GATEWAY, Abort, Channel, Leaving, Refusal, Step, Submit, ToGateway
+from octavo_serve.channel import TO_GATEWAY, Abort, Address, Channel, Leaving, Refusal, Step, Submit, ToGateway
 from octavo_serve.openai.model import ModelInfo
 from octavo_serve.picker import Picked, Picker
 
@@ -80,7 +80,7 @@ class ShardClient:
         self._picker = Picker(handle)
         self.failover = failover
         self._moved = moved
-        self._links: dict[tuple[str, int], asyncio.Task[Link | None]] = {}
+        self._links: dict[Address, asyncio.Task[Link | None]] = {}
         self._runs: dict[str, _Run] = {}
         self._info: ModelInfo | None = None
 
@@ -197,12 +197,13 @@ class Link:
         self._listening = self._loop.create_task(self._listen())
 
     @classmethod
-    async def open(cls, address: tuple[str, int], silence: float, ended: Callable[[], object]) -> Link | None:
+    async def open(cls, address: Address, silence: float, ended: Callable[[], object]) -> Link | None:
         """Connect and wait for a sign of life; None when there is none (a stopped process still accepts)."""
         link = cls(silence, ended)
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                await link._loop.create_connection(lambda: link._channel, *address)
+                await link._loop.create_connection(lambda: link._channel, address.host, address.port)
+                link._channel.introduce(bytes.fromhex(address.secret))
                 await link._answered.wait()
         except OSError:
             link._lost()

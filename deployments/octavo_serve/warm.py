@@ -11,13 +11,13 @@ import contextlib
 import fcntl
 import logging
 import os
-import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import worker
 from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated import common_pb2, node_manager_pb2
 from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
@@ -42,7 +42,7 @@ def _keep(processes: int) -> None:
     if not is_raylet(raylet):
         logger.info("No processes are kept warm: this one was not started by Ray's node itself, or there is no /proc")
         return
-    with contextlib.suppress(OSError), Path(tempfile.gettempdir(), f"octavo-warm-{raylet}").open("w") as turn:
+    with contextlib.suppress(OSError), Path(session_folder(), f"octavo-warm-{raylet}").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)  # until the shard that had it ends
         channel, raylet_service = _raylet_service()
         with channel:
@@ -54,6 +54,12 @@ def _keep(processes: int) -> None:
                 except Exception as error:  # another version of Ray, or one that asks who we are
                     logger.info("No processes are kept warm: %s", error)
                     return
+
+
+def session_folder() -> str:
+    """Ray's folder of this cluster on this node."""
+    folder: str = vars(worker)["_global_node"].get_session_dir_path()
+    return folder
 
 
 def _raylet_service() -> tuple[Any, Any]:

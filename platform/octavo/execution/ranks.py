@@ -128,7 +128,7 @@ class ParallelExecutor:
 
     def _load(self, source: Source, config: EngineConfig, host: str, progress: bool) -> LocalExecutor:
         size = config.tensor_parallel_size
-        store = TCPStore(host, 0, size, is_master=True, wait_for_workers=False)
+        store = _store(host, size)
         for link in self._links:
             link.send(_Setup(source, config, store.port))
         try:
@@ -250,6 +250,15 @@ def _welcome(server: socket.socket, key: bytes, size: int, ranks: Ranks) -> list
         answer_challenge(link, key)
         links[link.recv()] = link
     return [links[rank] for rank in range(1, size)]
+
+
+def _store(host: str, size: int) -> TCPStore:
+    """A store that listens on this address alone: by itself it would listen on all of them."""
+    listening = socket.create_server((host, 0))
+    port = listening.getsockname()[1]
+    return TCPStore(
+        host, port, size, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach(), use_libuv=True
+    )
 
 
 def _connection(sock: socket.socket) -> Connection[Any, Any]:

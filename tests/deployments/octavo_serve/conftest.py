@@ -187,7 +187,7 @@ def server() -> Iterator[Server]:
     application = {"name": "octavo", "import_path": "octavo_serve.app:build", "args": {"models": [model]}}
     config.write_text(yaml.safe_dump({"applications": [application]}))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    environment |= {"RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     log = folder / "log.txt"
     command = [sys.executable, "-m", "octavo_serve.cli", "serve", str(config), "--port", str(port), "--timeout", "200"]
     with log.open("w") as output:

@@ -81,7 +81,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
 def test_a_block_of_ports_goes_around_those_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_block(20) + 10  # free for 10 ports to both sides
     starts = iter([port - 3, port - 9, port - 3, port + 1])
-    monkeypatch.setattr("octavo_serve.serve_command.random.randrange", lambda *_: next(starts))
+    monkeypatch.setattr("octavo_serve.ports.random.randrange", lambda *_: next(starts))
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", port))
         assert free_block(5) == port - 9

@@ -24,7 +24,7 @@ REHEARSAL = {"rehearsal": "llama-8b-h100", "rehearsal_speed": 0.3}  # 22 ms a to
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A head without GPUs, and nodes with four, two and two."""
-    os.environ |= {"RAY_TMPDIR": tempfile.mkdtemp(prefix="oct"), "RAY_AUTH_MODE": "disabled"}
+    os.environ |= {"RAY_TMPDIR": tempfile.mkdtemp(prefix="oct"), "RAY_AUTH_MODE": "token"}
     os.environ.pop("RAY_ADDRESS", None)
     import ray
     from ray import serve

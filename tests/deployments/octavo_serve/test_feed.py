@@ -17,7 +17,7 @@ from octavo.execution.simulated import Profile, SimulatedExecutor
 from octavo.request import Placement, Request, SamplingParams
 from octavo.routing.policy import Wanted
 from octavo.routing.router import Router, RoutingConfig
-from octavo_serve.feed import HIGH_WATER, PART, FeedPublisher, FeedSubscriber
+from octavo_serve.feed import HIGH_WATER, LARGEST_HELLO, PART, FeedPublisher, FeedSubscriber, Hello, _encode
 
 MACHINE = Profile("test", (1e-3, 1e-6, 0, 0, 0), 1, 16 * 20_000, 8192, ())
 
@@ -163,13 +163,37 @@ def test_strangers_on_the_socket_do_no_harm(shard: Shard, listen: Callable[..., 
 
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.setsockopt(zmq.LINGER, 0)
-        socket.connect(shard.feed.address)
+        socket.connect(shard.feed.address.partition("#")[0])
         for message in (b"", b"\xff" * 100, b"\x93\xa1a\x01\xc3" * 3):
             socket.send(message)
         socket.send_multipart([b"a", b"b", b"c"])
         here = listen(("a", shard.feed.address))
         shard.work(10)
         wait_for(lambda: here.blocks() == shard.truth())
+
+
+def test_who_does_not_know_the_secret_hears_nothing(shard: Shard, listen: Callable[..., Listener]) -> None:
+    """Block hashes tell whether a known prompt is cached. Nor is more kept than a hello can be long."""
+    import zmq
+
+    endpoint, _, secret = shard.feed.address.partition("#")
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(endpoint)
+        for guess in ("", "00" * 32, secret[:-1], secret.upper(), "ä"):
+            socket.send(_encode(Hello("a", 0.0, True, guess)))
+        socket.send(_encode(["a", 0.0, True]))
+        friend = listen(("a", shard.feed.address))
+        shard.work(5)
+        wait_for(lambda: friend.blocks() == shard.truth() != set())
+        assert list(shard.feed._peers) != []
+        assert socket.poll(300) == 0
+        socket.send(_encode(Hello("a", 0.0, True, secret)))
+        assert socket.poll(30_000)
+        with socket.get_monitor_socket(zmq.EVENT_DISCONNECTED) as monitor:
+            socket.send(_encode(Hello("a" * (LARGEST_HELLO + 1), 0.0, True, secret)))
+            assert monitor.poll(30_000)
+            socket.disable_monitor()
 
 
 def test_what_is_beyond_the_limit_is_left_out(shard: Shard, listen: Callable[..., Listener]) -> None:
@@ -215,7 +239,8 @@ class Wire:
     """A TCP forwarder that can hold everything back, or drop its connections."""
 
     def __init__(self, address: str) -> None:
-        self.target = int(address.rpartition(":")[2])
+        endpoint, _, self.secret = address.partition("#")
+        self.target = int(endpoint.rpartition(":")[2])
         self.held = threading.Event()  # set: things pass
         self.held.set()
         self.loop = asyncio.new_event_loop()
@@ -226,7 +251,7 @@ class Wire:
         self.thread.start()
         server = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._accept, "127.0.0.1", 0), self.loop)
         self.server = server.result()
-        self.address = f"tcp://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
+        self.address = f"tcp://127.0.0.1:{self.server.sockets[0].getsockname()[1]}#{self.secret}"
         return self
 
     def __exit__(self, *_: object) -> None:

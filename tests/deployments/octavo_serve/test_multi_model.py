@@ -39,7 +39,7 @@ def model(name: str, **more: Any) -> dict[str, Any]:
 
 def document(port: int, *models: dict[str, Any]) -> str:
     application = {"name": "octavo", "import_path": "octavo_serve.app:build", "args": {"models": models}}
-    return yaml.safe_dump({"http_options": {"host": "0.0.0.0", "port": port}, "applications": [application]})
+    return yaml.safe_dump({"http_options": {"port": port}, "applications": [application]})
 
 
 @dataclass
@@ -96,7 +96,7 @@ def server() -> Iterator[Server]:
     (folder / "broken.gguf").write_bytes(bytes(100))
     config.write_text(document(port, *models))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    environment |= {"RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     command = [sys.executable, "-m", "octavo_serve.cli", "serve", str(config), "--timeout", "200"]
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)

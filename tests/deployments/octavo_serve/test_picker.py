@@ -53,7 +53,7 @@ class LastFirst:
 
     def join(self, name: str, room: int) -> None:
         self.curr_replicas[name] = SimpleNamespace(
-            replica_id=name, max_ongoing_requests=room, replica_metadata={ADDRESS: ["127.0.0.1", len(name)]}
+            replica_id=name, max_ongoing_requests=room, replica_metadata={ADDRESS: ["127.0.0.1", len(name), "00"]}
         )
 
     async def choose_replicas(self, candidates: list[Any], pending: Any) -> list[list[Any]]:
@@ -106,7 +106,7 @@ def test_the_routers_first_choice_is_on_the_books_until_the_request_has_ended() 
         fake.router.join("first", 8)
         fake.router.join("second", 8)
         picked = await pick.pick(request("a"))
-        assert picked.address == ("127.0.0.1", len("second"))
+        assert picked.address == ("127.0.0.1", len("second"), "00")
         assert fake.books.running == {"second": 1}
         picked.ended()
         assert fake.books.running == {"second": 0}
@@ -163,7 +163,7 @@ def test_a_request_waits_for_the_first_shard() -> None:
         await asyncio.sleep(0.02)
         assert fake.books.queued == 1  # which is what brings a shard up where there may be none
         fake.router.join("a", 1)
-        assert (await waiting).address == ("127.0.0.1", 1)
+        assert (await waiting).address == ("127.0.0.1", 1, "00")
 
     asyncio.run(main())
 

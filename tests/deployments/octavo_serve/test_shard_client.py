@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from octavo.config import EngineConfig
@@ -16,7 +17,8 @@ from octavo.engine.engine import Engine
 from octavo.errors import BadRequest, EngineDead
 from octavo.execution.simulated import Profile, SimulatedExecutor
 from octavo.request import Request, SamplingParams
-from octavo_serve import shard_client
+from octavo_serve import channel, shard_client
+from octavo_serve.channel import Address, Submit
 from octavo_serve.port import Port
 from octavo_serve.shard_client import Failover, ShardClient
 
@@ -28,8 +30,8 @@ class Fleet:
         self.profile = Profile("counting", (5e-3, 0, 0, 0, 0), 1024, 2**24, 4096, ())
         self.config = EngineConfig(max_num_seqs=16)
         self.ports: list[Port] = []
-        self.listed: list[tuple[str, int]] = []
-        self.running: Counter[tuple[str, int]] = Counter()
+        self.listed: list[Address] = []
+        self.running: Counter[Address] = Counter()
 
     async def add(self) -> Port:
         executor = SimulatedExecutor(self.profile, self.config, range(1000), 1000)
@@ -53,7 +55,7 @@ class Fleet:
 
 
 class Pick:
-    def __init__(self, fleet: Fleet, address: tuple[str, int]) -> None:
+    def __init__(self, fleet: Fleet, address: Address) -> None:
         self.fleet, self.address = fleet, address
 
     def ended(self) -> None:
@@ -283,5 +285,46 @@ def test_what_a_shard_refuses_is_raised_as_it_was(fleet: Fleet, monkeypatch: pyt
         with pytest.raises(BadRequest, match="must be in") as caught:
             await said(client, request(stop_token_ids=[10**6]))
         assert caught.value.param == "stop_token_ids"
+
+    assert run(fleet, scenario, monkeypatch) == []
+
+
+def test_strangers_are_not_listened_to(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the secret nothing runs and nothing is kept: not a request, not an abort, not the length of a message."""
+
+    async def ends(*sent: bytes) -> bool:
+        """Whether a connection that says this is ended, without an answer."""
+        reader, writer = await asyncio.open_connection(fleet.listed[0].host, fleet.listed[0].port)
+        writer.write(b"".join(len(each).to_bytes(4, "big") + each for each in sent))
+        try:
+            return await asyncio.wait_for(reader.read(), 30) == b""
+        except ConnectionResetError:  # what it sent last was not even read
+            return True
+        finally:
+            writer.close()
+
+    async def scenario(client: ShardClient) -> None:
+        port = await fleet.add()
+        submit = msgspec.msgpack.encode(Submit(request("stranger")))
+        secret = bytes.fromhex(fleet.listed[0].secret)
+        assert await ends(submit)
+        assert await ends(bytes(len(secret)), submit)
+        assert await ends(secret[:-1], submit)
+        assert await ends(b"x" * 300_000)
+        assert not port._gateways
+        assert not port.engine._listeners
+        await said(client, request())
+
+    assert run(fleet, scenario, monkeypatch) == []
+
+
+def test_who_says_nothing_is_sent_away(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(client: ShardClient) -> None:
+        monkeypatch.setattr(channel, "INTRODUCTION_SECONDS", 0.2)
+        await fleet.add()
+        reader, writer = await asyncio.open_connection(fleet.listed[0].host, fleet.listed[0].port)
+        assert await asyncio.wait_for(reader.read(), 30) == b""
+        writer.close()
+        await said(client, request(max_tokens=100))  # half a second: those that have said it stay
 
     assert run(fleet, scenario, monkeypatch) == []

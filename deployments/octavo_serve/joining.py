@@ -1,0 +1,104 @@
+"""On a Ray cluster that somebody else started: what is there stays as it is, and only what we brought is taken away.
+
+Serve's own way with a config file is declarative: it deletes every application of an earlier config and replaces those
+of the same name. So a config's applications are run one by one, as from Python, once none of them is in the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from octavo.errors import ConfigError
+
+UNAUTHENTICATED = (
+    "This Ray cluster asks nobody who they are: whoever reaches its ports can run code on it, as its user, and read "
+    "every prompt. It was started without RAY_AUTH_MODE=token; see docs/security.md."
+)
+
+
+def collision(wanted: Sequence[Mapping[str, Any]], there: Mapping[str, str | None]) -> str | None:
+    """Why applications cannot be added to those that are there; None where they can.
+
+    Args:
+        wanted: the config's applications.
+        there: name -> route prefix.
+    """
+    for app in wanted:
+        name, route = app.get("name", "default"), app.get("route_prefix", "/")
+        if name in there:
+            return (
+                f"the cluster has an application called {name!r} already: give yours another name, or delete that one"
+            )
+        for other, taken in there.items():
+            if taken == route:
+                return f"{other!r} on that cluster answers at {route} already: give {name!r} another route_prefix"
+        for key in ("runtime_env", "deployments"):
+            if app.get(key):
+                return f"application {name!r}: {key} is not possible with --address; use `serve deploy` for it"
+    return None
+
+
+def refuse_what_is_in_the_way(document: Mapping[str, Any]) -> None:
+    """Connect to Serve on the cluster that this process is connected to, or start it there.
+
+    Raises:
+        ConfigError: the config's applications cannot be added.
+    """
+    from ray.serve._private import api
+    from ray.serve.schema import ServeDeploySchema
+
+    config = ServeDeploySchema.model_validate(document)
+    client = api.serve_start(
+        http_options=config.http_options.model_dump(),
+        proxy_location=config.proxy_location,
+        grpc_options=config.grpc_options.model_dump(),
+    )
+    there = client.get_serve_details()["applications"]
+    if reason := collision(document["applications"], {name: app.get("route_prefix") for name, app in there.items()}):
+        raise ConfigError(reason)
+    if (port := client.http_config.port) != config.http_options.port:
+        raise ConfigError(f"Serve on that cluster listens on port {port}: pass --port {port}")
+
+
+def deploy(document: Mapping[str, Any]) -> None:
+    """Add a config's applications."""
+    from ray import serve
+    from ray.serve.schema import ServeDeploySchema
+
+    apps = ServeDeploySchema.model_validate(document).applications
+    serve.run_many([_target(app) for app in apps], wait_for_applications_running=False)
+
+
+def _target(app: Any) -> Any:
+    from ray import serve
+    from ray._common.utils import import_attr
+    from ray.serve._private import api
+
+    built = api.call_user_app_builder_with_args_if_necessary(import_attr(app.import_path), app.args)
+    return serve.RunTarget(built, name=app.name, route_prefix=app.route_prefix, logging_config=app.logging_config)
+
+
+def delete(apps: Sequence[str]) -> None:
+    """Take away what this command has brought."""
+    from ray import serve
+
+    for app in apps:
+        with contextlib.suppress(Exception):  # it is gone, or the cluster is
+            serve.delete(app, _blocking=False)
+
+
+def asks_who_we_are(gcs_address: str) -> bool:
+    """Whether a cluster refuses a caller without its token."""
+    import grpc  # type: ignore[import-untyped]
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    request = gcs_service_pb2.InternalKVExistsRequest(namespace=b"", key=b"octavo")  # type: ignore[attr-defined]
+    with grpc.insecure_channel(gcs_address) as channel:
+        store = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel)  # type: ignore[no-untyped-call]
+        try:
+            store.InternalKVExists(request, timeout=10)
+        except grpc.RpcError as error:
+            return error.code() is grpc.StatusCode.UNAUTHENTICATED
+    return False

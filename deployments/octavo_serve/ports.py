@@ -1,0 +1,109 @@
+"""Ports of this machine: free ones, and who holds one that is not."""
+
+from __future__ import annotations
+
+import contextlib
+import pwd
+import random
+import socket
+from pathlib import Path
+from typing import Any
+
+_LISTENS = "0A"
+
+
+def family(host: str) -> socket.AddressFamily:
+    """Of an address, or of a host's name."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def why_not(host: str, port: int) -> str | None:
+    """Why nothing can listen there, in words; None where it can."""
+    with socket.socket(family(host)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            if holder := holder_of(port):
+                return f"port {port} is taken by {holder}"
+            return f"port {port} of {host} cannot be listened on ({reason})"
+    return None
+
+
+def holder_of(port: int) -> str | None:
+    """Who listens on a port, as well as this user can know; None when nobody does, or there is no /proc."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                _, local, _, state, _, _, _, uid, _, inode, *_ = line.split()
+                if state == _LISTENS and int(local.rpartition(":")[2], 16) == port:
+                    return _owner(inode) or f"a process of {_user(int(uid))}"
+    return None
+
+
+def _owner(inode: str) -> str | None:
+    """The process that has a socket open."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            for fd in (process / "fd").iterdir():
+                if fd.is_symlink() and str(fd.readlink()) == f"socket:[{inode}]":
+                    command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                    return f"process {process.name} ({command[:120]})"
+    return None
+
+
+def _user(uid: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"user {uid}"
+
+
+def free_block(count: int, without: int = 0) -> int:
+    """The first of `count` ports in a row that nothing listens on now, below those that systems give out themselves.
+
+    Args:
+        without: a port that will be listened on.
+    """
+    while True:
+        first = random.randrange(10_000, 32_000, count)
+        if without in range(first, first + count):
+            continue
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("0.0.0.0", port))
+            return first
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on an address."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def in_url(host: str, port: int) -> str:
+    """host:port, with the brackets that IPv6 needs."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def here(host: str) -> str:
+    """The address at which this machine reaches what listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def keep_serve_at_home() -> None:
+    """Have the replica in this process listen for handle calls on its node's address; Serve 2.60 takes every address.
+
+    To be called in the constructor of its class: the port is opened afterwards.
+    """
+    from ray._common.tls_utils import add_port_to_grpc_server
+    from ray.serve._private import replica
+    from ray.util import get_node_ip_address
+
+    at_home = in_url(get_node_ip_address(), 0)  # type: ignore[no-untyped-call]
+
+    def add_port(server: Any, everywhere: str) -> int:
+        port: int = add_port_to_grpc_server(server, at_home)  # type: ignore[no-untyped-call]
+        return port
+
+    vars(replica)["add_port_to_grpc_server"] = add_port

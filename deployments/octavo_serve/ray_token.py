@@ -1,0 +1,54 @@
+"""Ray's token: who has it may run code on the cluster, so nobody but its user may read it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from octavo.errors import ConfigError
+
+MODE = "RAY_AUTH_MODE"
+
+
+def token_file(environment: Mapping[str, str]) -> Path | None:
+    """Where Ray's processes find the token; None where it is in the environment itself.
+
+    These are the places, and their order, of Ray 2.60.
+    """
+    if environment.get("RAY_AUTH_TOKEN"):
+        return None
+    if path := environment.get("RAY_AUTH_TOKEN_PATH"):
+        return Path(path)
+    return Path(environment.get("HOME") or Path.home()) / ".ray" / "auth_token"
+
+
+def keep_token(environment: Mapping[str, str]) -> None:
+    """Make the token unless there is one, readable for its user alone: Ray itself makes it readable for everybody.
+
+    Raises:
+        ConfigError: the file is another user's, or cannot be made.
+    """
+    if (path := token_file(environment)) is None:
+        return
+    try:
+        _keep(path)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: Ray's token cannot be kept there ({error.strerror}): set RAY_AUTH_TOKEN_PATH to a file of yours"
+        ) from None
+
+
+def _keep(path: Path) -> None:
+    if not path.exists() or not path.stat().st_size:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made = path.with_name(f"{path.name}.{os.getpid()}")
+        made.touch(mode=0o600)
+        made.write_text(secrets.token_hex(32))
+        made.replace(path)
+    found = path.stat()
+    if found.st_uid != os.geteuid():
+        raise ConfigError(f"{path}: Ray's token is another user's: set RAY_AUTH_TOKEN_PATH to a file of yours")
+    if found.st_mode & 0o077:
+        path.chmod(0o600)
