@@ -18,10 +18,13 @@ from ray import serve
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.handle import DeploymentHandle
 
+from octavo.source import Source
+from octavo.text.recommended import recommended_sampling
 from octavo_serve.drain import Drain
 from octavo_serve.openai.access import Access
 from octavo_serve.openai.conversion import Limits, parse
 from octavo_serve.openai.door import is_loopback
+from octavo_serve.openai.model import Defaults
 from octavo_serve.openai.registry import ModelEntry, Registry
 from octavo_serve.openai.routes import http_app
 from octavo_serve.openai.schemas import ChatChunk, ChatCompletion, ChatRequest, Completion, CompletionRequest
@@ -57,7 +60,7 @@ class Gateway:
         if off := [what for name, what in FAST.items() if os.environ.get(name) != "1"]:
             logger.warning("Slower than it could be, for these are off: %s. `octavo serve` sets them.", ", ".join(off))
         # `shards` only tells Serve that these deployments belong to the application: `reconfigure` says which to use
-        self.service = Service(Registry(), Limits(0, 0, 0), Telemetry())
+        self.service = Service(Registry(), Limits(), Telemetry())
         self.access = Access()
         self._deployments = Deployments(serve.get_replica_context().app_name)
         self._served: dict[str, _Served] = {}
@@ -69,7 +72,7 @@ class Gateway:
         old, self._served = self._served, {}
         for model in settings.models:
             kept = old.pop(model.name, None)
-            if kept is None or not kept.model.same_engine(model):
+            if kept is None or not kept.model.same_engine(model) or kept.model.defaults != model.defaults:
                 self._served[model.name] = self._serve(model)
             else:
                 self._served[model.name] = kept
@@ -93,7 +96,7 @@ class Gateway:
         self.service.telemetry.at_shards.labels(model.name).set_function(client.num_running)
         entry = ModelEntry(model.name, int(time.time()), client, model.on_demand)
         tasks = [
-            asyncio.create_task(load_text(entry, model.source)),
+            asyncio.create_task(load_text(entry, model.source, partial(_defaults, model))),
             asyncio.create_task(watch_shards(entry, client, partial(self._deployments.state, deployment))),
             asyncio.create_task(watch_room(entry, partial(_no_room, model))),
         ]
@@ -148,6 +151,13 @@ class _Served:
     def close(self) -> None:
         for task in self.tasks:
             task.cancel()
+
+
+def _defaults(model: ModelSettings, source: Source) -> Defaults:
+    """What requests get where they leave something open: as the config says, else as the model's makers recommend."""
+    recommended = recommended_sampling(source) if model.generation_config == "auto" else {}
+    override = model.override_generation_config.model_dump(exclude_none=True)
+    return Defaults(model.default_max_tokens, recommended | override)
 
 
 def _no_room(model: ModelSettings) -> str | None:

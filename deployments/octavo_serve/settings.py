@@ -7,7 +7,7 @@ import os
 import re
 from hashlib import blake2b, sha256
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -142,6 +142,16 @@ class AccuracySettings(Settings):
     reference: str | None = None
 
 
+class SamplingDefaults(Settings):
+    """Sampling where a request leaves it open; see `octavo.request.SamplingParams`."""
+
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_k: int | None = Field(default=None, ge=-1, le=2**31)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+
+
 class ModelSettings(Settings):
     """One served model: a Serve deployment of engine shards.
 
@@ -152,6 +162,11 @@ class ModelSettings(Settings):
             relative paths beside the config file, and so the engine's `rehearsal` and the files of `accuracy`.
         engine: settings of each shard's engine.
         accuracy: what each shard must show before it serves.
+        default_max_tokens: most tokens of a chat's answer where the request does not say; null is what the context
+            holds.
+        generation_config: "auto" takes the sampling that the model's makers recommend (temperature, top_p, top_k,
+            min_p, repetition_penalty) where a request leaves it open; "none" does not.
+        override_generation_config: the same five, in place of what the model's files say.
         replicas: shards; a number, or bounds between which their number follows the load.
         tensor_parallel: ranks that share one shard's model, each in a bundle of the shard's own placement group.
         placement_strategy: of that group: STRICT_PACK puts all ranks on one node.
@@ -169,6 +184,9 @@ class ModelSettings(Settings):
     source: str = Field(min_length=1)
     engine: Engine = Field(default_factory=EngineConfig)
     accuracy: AccuracySettings | None = None
+    default_max_tokens: Count | None = 4096
+    generation_config: Literal["auto", "none"] = "auto"
+    override_generation_config: SamplingDefaults = Field(default_factory=SamplingDefaults)
     replicas: Replicas = 1
     tensor_parallel: Count = 1
     placement_strategy: Strategy = "STRICT_PACK"
@@ -224,6 +242,11 @@ class ModelSettings(Settings):
         """Whether there may be no shard until a request comes."""
         return isinstance(self.replicas, ReplicaRange) and self.replicas.min == 0
 
+    @property
+    def defaults(self) -> tuple[int | None, str, SamplingDefaults]:
+        """What decides about requests that leave something open."""
+        return self.default_max_tokens, self.generation_config, self.override_generation_config
+
     def same_engine(self, other: ModelSettings) -> bool:
         """Whether shards of one serve the other as they are."""
         return (self.source, self.rank_engine, self.on_demand) == (other.source, other.rank_engine, other.on_demand)
@@ -236,7 +259,8 @@ class GatewaySettings(Settings):
         replicas: gateway processes.
         num_cpus: what Ray reserves per gateway.
         max_ongoing_requests: requests in one gateway at once.
-        max_body_bytes: a larger body is refused with 413 before it is read to its end.
+        max_body_bytes: a larger body is refused with 413 before it is read to its end; by default what the longest
+            context of the models needs (see `octavo_serve.openai.bounds`).
         max_prompts: prompts in one completion request.
         max_n: `n` and `best_of` of one request.
         failover_timeout_s: how long a request waits for a shard when there is none, new or with its shard gone.
@@ -248,7 +272,7 @@ class GatewaySettings(Settings):
     replicas: Count = 1
     num_cpus: float = Field(default=0.1, ge=0)
     max_ongoing_requests: Count = 10_000
-    max_body_bytes: Count = 16 * 2**20
+    max_body_bytes: Count | None = None
     max_prompts: Count = 1024
     max_n: Annotated[int, Field(ge=1, le=128)] = 128
     failover_timeout_s: Seconds = 120.0

@@ -23,23 +23,33 @@ def explain(error: ValidationError, root: Any, where: str = "field") -> tuple[st
         where: what a key is called in the sentence ("field", "setting").
     """
     problems = error.errors(include_url=False)
-    problem = next((found for found in problems if found["type"] in _EXTRA), problems[0])
-    path = [part for part in problem["loc"] if not _is_branch(part)]
+    problem = _most_telling(problems)
+    path = [part[:80] if isinstance(part, str) else part for part in problem["loc"] if not _is_branch(part)]
     name = ".".join(str(part) for part in path) or None
     if problem["type"] in _EXTRA:
         parent = ".".join(str(part) for part in path[:-1])
         inside = f" in {parent}" if parent else ""
         return unknown_key(str(path[-1]), valid_keys(root, path[:-1]), where) + inside, name
-    if problem["type"] == "json_invalid":
-        return f"the body is not valid JSON: {problem['ctx']['error']}", None
     if problem["type"] == _MISSING:
         return f"{where} {name!r} is required", name
-    if problem["type"] == "value_error":  # raised by our own code: already a sentence
+    if problem["type"] == "value_error":  # raised by our own code: already a sentence, or the end of one
         inside = f" in {name}" if where == "setting" and name else ""
-        return f"{problem['ctx']['error']}{inside}", name
-    sentence = _union(problems, problem["loc"]) or problem["msg"].replace("Input should be", "must be")
+        sentence = str(problem["ctx"]["error"])
+        return f"{name} {sentence}" if sentence.startswith("must be") else f"{sentence}{inside}", name
+    if problem["type"] == "too_long":
+        return f"{name} must have at most {problem['ctx']['max_length']} entries", name
+    union = _union(problems, problem["loc"]) if problem["type"].endswith("_type") else None
+    sentence = union or problem["msg"].replace("Input should be", "must be").replace("String should have", "must have")
     got = "" if "api_keys" in path else f", got {_short(problem['input'])}"  # a key must not come into a log
     return f"{name or 'the body'} {sentence[0].lower()}{sentence[1:]}{got}", name
+
+
+def _most_telling(problems: list[Any]) -> Any:
+    """An unknown key; else what is wrong with the branch of a union that the value was meant for."""
+    extra = next((found for found in problems if found["type"] in _EXTRA), None)
+    first = problems[0]["loc"][:1]
+    same = [found for found in problems if found["loc"][:1] == first]
+    return extra or next((found for found in same if not found["type"].endswith("_type")), problems[0])
 
 
 def _union(problems: list[Any], where: tuple[int | str, ...]) -> str | None:
@@ -53,7 +63,12 @@ def _union(problems: list[Any], where: tuple[int | str, ...]) -> str | None:
 
 
 def _short(value: object) -> str:
-    shown = repr(value)
+    """A value in a few words, whatever its size: the text of a list of a million entries takes a second to make."""
+    if isinstance(value, (list, dict)) and len(value) > 8:
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, int) and abs(value) >= 2**64:
+        return "an integer of more than 64 bits"
+    shown = repr(value[:80] if isinstance(value, (str, bytes)) else value)
     return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
@@ -67,7 +82,8 @@ def valid_keys(root: Any, path: Sequence[int | str]) -> list[str]:
 
 def _is_branch(part: int | str) -> bool:
     """Pydantic puts the tried branch of a union into the path: `list[str]`, `function-wrap[...]`, `int`, `str`."""
-    return isinstance(part, str) and (part in ("int", "str", "float", "bool", "dict", "list") or "[" in part)
+    plain = "int", "str", "float", "bool", "dict", "list"
+    return isinstance(part, str) and (part in plain or "[" in part or part.startswith("constrained-"))
 
 
 def _names(kind: Any) -> list[str]:

@@ -13,9 +13,9 @@ from typing import Protocol
 from ray import serve
 
 from octavo.engine.stats import EngineStats
-from octavo.source import resolve_source
+from octavo.source import Source, resolve_source
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
-from octavo_serve.openai.model import ModelInfo
+from octavo_serve.openai.model import NO_DEFAULTS, Defaults, ModelInfo
 from octavo_serve.openai.registry import ModelEntry
 
 logger = logging.getLogger("ray.serve")
@@ -36,12 +36,18 @@ class Shards(Protocol):
     async def stats(self) -> list[tuple[str, EngineStats]]: ...
 
 
-async def load_text(entry: ModelEntry, source: str) -> None:
-    """Load a model's tokenizer, trying again until it is there: the files may come later, or the hub come back."""
+async def load_text(
+    entry: ModelEntry, source: str, defaults: Callable[[Source], Defaults] = lambda source: NO_DEFAULTS
+) -> None:
+    """Load a model's tokenizer, trying again until it is there: the files may come later, or the hub come back.
+
+    Args:
+        defaults: what the model's files say of requests that leave something open.
+    """
     delay = 1.0
     while entry.tokenizer is None:
         try:
-            entry.tokenizer = await asyncio.to_thread(_tokenizer, source)
+            entry.tokenizer, entry.defaults = await asyncio.to_thread(_text, source, defaults)
             entry.tokenizer_error = ""
         except Exception as error:  # whatever a damaged file makes a parser raise: this model's trouble alone
             entry.tokenizer_error = str(error) or repr(error)
@@ -52,8 +58,9 @@ async def load_text(entry: ModelEntry, source: str) -> None:
     entry.changed()
 
 
-def _tokenizer(source: str) -> Tokenizer:
-    return load_tokenizer(resolve_source(source))
+def _text(source: str, defaults: Callable[[Source], Defaults]) -> tuple[Tokenizer, Defaults]:
+    found = resolve_source(source)
+    return load_tokenizer(found), defaults(found)
 
 
 @dataclass(frozen=True, slots=True)

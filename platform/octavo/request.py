@@ -18,14 +18,34 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 MAX_LOGPROBS = 20
 """Most alternatives per token that a request may ask for (OpenAI's own limit)."""
 
+MAX_STOP = 16
+"""Most stop strings of a request; OpenAI takes four."""
+
+MAX_STOP_LENGTH = 1024
+"""Characters of a stop string: text that could begin one is held back."""
+
+MAX_STOP_TOKEN_IDS = 1024
+"""Most token ids that end a sequence besides the model's own."""
+
+MAX_LOGIT_BIAS = 1024
+"""Most tokens with a bias; OpenAI takes 300."""
+
+MAX_TOKEN_ID = 2**31 - 1
+"""No vocabulary is larger."""
+
+INT64 = -(2**63), 2**63 - 1
+"""Range of every integer that has no narrower one: what fits a tensor and the wire."""
+
 
 def _number(
     value: object, name: str, low: float, high: float, *, integer: bool = False, open_low: bool = False
 ) -> None:
     kind = "an integer" if integer else "a number"
     right = isinstance(value, int) if integer else isinstance(value, (int, float))
+    if isinstance(value, int) and not -(2**64) < value < 2**64:  # Python refuses to print one of 4,300 digits
+        raise BadRequest(f"{name} must be {kind} of at most 64 bits", name)
     if isinstance(value, bool) or not right or (isinstance(value, float) and not math.isfinite(value)):
-        raise BadRequest(f"{name} must be {kind}, got {value!r}", name)
+        raise BadRequest(f"{name} must be {kind}, got {value!r:.80}", name)
     assert isinstance(value, (int, float))
     if not (low < value if open_low else low <= value) or value > high:
         span = f"{'more than' if open_low else 'at least'} {low:g}" + (
@@ -43,7 +63,8 @@ class SamplingParams:
         best_of: sequences to generate; the `n` with the highest mean log probability are returned.
         temperature: 0 is greedy.
         top_k: keep the k most likely tokens; 0 or -1 keeps all.
-        top_p: keep the smallest set of most likely tokens whose probabilities sum to at least this, in (0, 1].
+        top_p: keep the smallest set of most likely tokens whose probabilities sum to at least this, in [0, 1]; 0 keeps
+            one, which is greedy.
         min_p: drop tokens less likely than this times the most likely one, in [0, 1].
         presence_penalty, frequency_penalty: subtracted from the logit of a token that was generated (once; per
             occurrence), in [-2, 2].
@@ -51,8 +72,8 @@ class SamplingParams:
             (Keskar et al. 2019, CTRL), more than 0.
         logit_bias: token id -> added to its logit, in [-100, 100].
         seed: of the counter-based random numbers; the same seed gives the same tokens in any batch. Drawn at random
-            when None, so that a request moved elsewhere continues alike.
-        stop: up to 16 strings that end the text (checked by the text layer, not by the engine).
+            when None (or -1, vLLM's way to say it), so that a request moved elsewhere continues alike.
+        stop: up to MAX_STOP strings that end the text (checked by the text layer, not by the engine).
         stop_token_ids: token ids that end the sequence, besides the model's own end tokens.
         include_stop_str_in_output: keep the stop string in the text.
         ignore_eos: go on after the model's end tokens.
@@ -92,40 +113,50 @@ class SamplingParams:
         if self.best_of is not None:
             _number(self.best_of, "best_of", self.n, 128, integer=True)
         _number(self.temperature, "temperature", 0, 100)
-        _number(self.top_k, "top_k", -1, math.inf, integer=True)
-        _number(self.top_p, "top_p", 0, 1, open_low=True)
+        _number(self.top_k, "top_k", -1, INT64[1], integer=True)
+        _number(self.top_p, "top_p", 0, 1)
+        if self.top_p == 0:
+            self.temperature, self.top_p = 0.0, 1.0
         _number(self.min_p, "min_p", 0, 1)
         _number(self.presence_penalty, "presence_penalty", -2, 2)
         _number(self.frequency_penalty, "frequency_penalty", -2, 2)
         _number(self.repetition_penalty, "repetition_penalty", 0, 100, open_low=True)
-        _number(self.min_tokens, "min_tokens", 0, math.inf, integer=True)
+        _number(self.min_tokens, "min_tokens", 0, INT64[1], integer=True)
         if self.max_tokens is not None:
-            _number(self.max_tokens, "max_tokens", 1, math.inf, integer=True)
+            _number(self.max_tokens, "max_tokens", 1, INT64[1], integer=True)
             if self.min_tokens > self.max_tokens:
                 raise BadRequest(f"min_tokens ({self.min_tokens}) exceeds max_tokens ({self.max_tokens})", "min_tokens")
         if self.seed is not None:
-            _number(self.seed, "seed", -(2**63), 2**64 - 1, integer=True)
+            _number(self.seed, "seed", INT64[0], 2**64 - 1, integer=True)
+            self.seed = None if self.seed == -1 else self.seed
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _number(getattr(self, name), name, 0, MAX_LOGPROBS, integer=True)
-        if self.logit_bias is not None:
-            if len(self.logit_bias) > 1024:
-                raise BadRequest(
-                    f"logit_bias holds {len(self.logit_bias)} tokens; at most 1024 are allowed", "logit_bias"
-                )
-            for token, bias in self.logit_bias.items():
-                _number(token, "logit_bias", 0, math.inf, integer=True)
-                _number(bias, "logit_bias", -100, 100)
+        self._check_logit_bias()
+        self._check_stop()
+
+    def _check_logit_bias(self) -> None:
+        bias = {} if self.logit_bias is None else self.logit_bias
+        if not isinstance(bias, dict) or len(bias) > MAX_LOGIT_BIAS:
+            raise BadRequest(f"logit_bias must map at most {MAX_LOGIT_BIAS} token ids to numbers", "logit_bias")
+        for token, value in bias.items():
+            _number(token, "logit_bias", 0, MAX_TOKEN_ID, integer=True)
+            _number(value, "logit_bias", -100, 100)
+
+    def _check_stop(self) -> None:
         if isinstance(self.stop, str):
             self.stop = [self.stop]
-        if self.stop is not None and (
-            not isinstance(self.stop, list)
-            or len(self.stop) > 16
-            or not all(isinstance(s, str) and s for s in self.stop)
+        strings = [] if self.stop is None else self.stop
+        if (
+            not isinstance(strings, list)
+            or len(strings) > MAX_STOP
+            or not all(isinstance(s, str) and 0 < len(s) <= MAX_STOP_LENGTH for s in strings)
         ):
-            raise BadRequest("stop must be one to sixteen non-empty strings", "stop")
+            raise BadRequest(f"stop must be at most {MAX_STOP} strings of 1 to {MAX_STOP_LENGTH} characters", "stop")
+        if not isinstance(self.stop_token_ids, list) or len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            raise BadRequest(f"stop_token_ids must be at most {MAX_STOP_TOKEN_IDS} token ids", "stop_token_ids")
         for token in self.stop_token_ids:
-            _number(token, "stop_token_ids", 0, math.inf, integer=True)
+            _number(token, "stop_token_ids", 0, MAX_TOKEN_ID, integer=True)
 
     @property
     def num_sequences(self) -> int:

@@ -8,64 +8,65 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from octavo.config import unknown_key
 from octavo.errors import BadRequest, PromptTooLong
 from octavo.request import SamplingParams
+from octavo_serve.openai.body import fields_of
+from octavo_serve.openai.bounds import MAX_CHOICES, MAX_NAME, BodyBounds
+from octavo_serve.openai.refusals import refusal
 from octavo_serve.openai.schemas import Body, ChatRequest, CompletionRequest, SamplingBody
 from octavo_serve.validation import explain
 
 B = TypeVar("B", bound=Body)
+_BOUNDS = BodyBounds()
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one request may ask for (see `GatewaySettings`)."""
 
-    max_body_bytes: int = 16 * 2**20
+    max_body_bytes: int | None = None
     max_prompts: int = 1024
     max_n: int = 128
 
 
-def parse(kind: type[B], body: bytes | Mapping[str, Any]) -> B:
+def parse(kind: type[B], body: bytes | Mapping[str, Any], bounds: BodyBounds = _BOUNDS) -> B:
     """Validate a JSON body, or the same as a mapping.
 
     Raises:
         BadRequest: naming the field that is wrong, missing, unknown or unsupported.
     """
+    fields = fields_of(body, bounds)
+    if len(fields) > len(kind.model_fields):  # else pydantic names the one that is unknown, with an error for each
+        name = next(str(name)[:MAX_NAME] for name in fields if name not in kind.model_fields)
+        raise BadRequest(unknown_key(name, list(kind.model_fields), "field"), name)
     try:
-        parsed = kind.model_validate_json(body) if isinstance(body, bytes) else kind.model_validate(dict(body))
+        parsed = kind.model_validate(fields)
     except ValidationError as error:
         raise BadRequest(*explain(error, kind)) from None
-    if isinstance(parsed, SamplingBody):
-        for name, sentence in parsed.refusals().items():
-            raise BadRequest(sentence, name)
+    if isinstance(parsed, SamplingBody) and (refused := refusal(parsed)):
+        raise BadRequest(refused[1], refused[0])
     return parsed
 
 
 def sampling_params(body: ChatRequest | CompletionRequest, limits: Limits) -> SamplingParams:
-    """Sampling parameters of a request, defaults filled in.
+    """Sampling parameters of a request; where it leaves one open, that of `SamplingParams`.
 
     Raises:
         BadRequest: a value is out of its range, or two contradict each other.
     """
     chat = isinstance(body, ChatRequest)
-    given: dict[str, Any] = {
-        name: getattr(body, name)
-        for name in ("n", "best_of", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
-                     "repetition_penalty", "seed", "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos",
-                     "min_tokens", "skip_special_tokens", "prompt_logprobs")
-        if getattr(body, name) is not None
-    }  # fmt: skip
+    _check_sequences(body, limits)
+    given: dict[str, Any] = {name: value for name in _SAME if (value := getattr(body, name)) is not None}
     if body.logit_bias:
         given["logit_bias"] = _logit_bias(body.logit_bias)
-    given["stop"] = body.stop or None  # an empty list asks for nothing
+    given["stop"] = body.stop or None  # an empty list or string asks for nothing
+    given["best_of"] = body.best_of or None
     given["max_tokens"] = _max_tokens(body)
     given["logprobs"] = _chat_logprobs(body) if isinstance(body, ChatRequest) else body.logprobs
     if isinstance(body, CompletionRequest) and body.echo and body.logprobs is not None:
         given["prompt_logprobs"] = body.logprobs
     params = SamplingParams(**given)
-    for name in ("n", "best_of"):
-        if (getattr(params, name) or 1) > limits.max_n:
-            raise BadRequest(f"{name} must be at most {limits.max_n}, got {getattr(params, name)}", name)
     if chat and params.best_of not in (None, params.n):
         raise BadRequest("best_of is a parameter of /v1/completions; use n", "best_of")
     if body.stream and params.num_sequences > params.n:
@@ -75,43 +76,74 @@ def sampling_params(body: ChatRequest | CompletionRequest, limits: Limits) -> Sa
     return params
 
 
+_SAME = ("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
+         "seed", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens", "skip_special_tokens",
+         "prompt_logprobs")  # fmt: skip
+"""Fields that `SamplingParams` has, too, with the same meaning."""
+
+
+def _check_sequences(body: SamplingBody, limits: Limits) -> None:
+    for name, asked in (("n", body.n), ("best_of", body.best_of or None)):  # OpenAI allows a best_of of 0
+        if asked is not None and not 1 <= asked <= limits.max_n:
+            raise BadRequest(f"{name} must be at least 1 and at most {limits.max_n}, got {asked}", name)
+
+
 def _max_tokens(body: ChatRequest | CompletionRequest) -> int | None:
     if isinstance(body, ChatRequest):
-        return body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    if body.max_tokens == 0 and body.echo:
-        return 1  # only the prompt is wanted: one token is generated and left out
-    return 16 if body.max_tokens is None else body.max_tokens
+        return body.asked_tokens
+    # none are wanted: one token is generated and left out
+    return 16 if body.max_tokens is None else body.max_tokens or 1
 
 
 def _chat_logprobs(body: ChatRequest) -> int | None:
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise BadRequest("top_logprobs needs logprobs to be true", "top_logprobs")
     return (body.top_logprobs or 0) if body.logprobs else None
 
 
 def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
-    try:
-        return {int(token): value for token, value in bias.items()}
-    except ValueError:
-        raise BadRequest("the keys of logit_bias must be token ids", "logit_bias") from None
+    if not all(token.isascii() and token.isdigit() and len(token) <= 10 for token in bias):
+        raise BadRequest("the keys of logit_bias must be token ids", "logit_bias")
+    return {int(token): value for token, value in bias.items()}
+
+
+def template_variables(body: ChatRequest) -> dict[str, Any]:
+    """What the request asks of the chat template about reasoning, in the names that templates use; may be empty."""
+    reasoning = body.reasoning or {}
+    effort = body.reasoning_effort or reasoning.get("effort")
+    enabled = body.thinking["type"] == "enabled" if body.thinking else reasoning.get("enabled")
+    enabled = False if effort == "none" else enabled
+    variables = {} if effort in (None, "none") else {"reasoning_effort": effort}
+    return variables if enabled is None else variables | {"enable_thinking": enabled, "thinking": enabled}
+
+
+def check_template_reads(variables: Mapping[str, Any], source: str) -> None:
+    """Refuse what a chat template does not read, unless it asks for nothing that would be different then.
+
+    Raises:
+        BadRequest: the answer would be the same without it.
+    """
+    effort = variables.get("reasoning_effort", "medium")
+    if effort != "medium" and "reasoning_effort" not in source:
+        raise BadRequest("this model has no reasoning effort to choose: leave it out", "reasoning_effort")
+    if variables.get("thinking") and "thinking" not in source:
+        raise BadRequest("this model's thinking cannot be switched on: leave it out", "thinking")
 
 
 def prompts_of(body: CompletionRequest, limits: Limits) -> list[str | list[int]]:
     """The prompts of a completion request, one by one.
 
     Raises:
-        BadRequest: there is none, an empty one, or more than the limit.
+        BadRequest: there is none, a list of no token ids, or more than the limit.
     """
-    prompt = body.prompt
-    if isinstance(prompt, str):
-        prompts: list[str | list[int]] = [prompt]
-    elif prompt and isinstance(prompt[0], int):
-        prompts = [[token for token in prompt if isinstance(token, int)]]
-    else:
-        prompts = [item for item in prompt if not isinstance(item, int)]
+    prompt: Any = "" if body.prompt is None else body.prompt
+    single = isinstance(prompt, str) or (prompt and isinstance(prompt[0], int))
+    prompts: list[str | list[int]] = [prompt] if single else prompt
     if len(prompts) > limits.max_prompts:
         raise BadRequest(f"at most {limits.max_prompts} prompts fit one request, got {len(prompts)}", "prompt")
-    if not prompts or not all(prompts):
+    if len(prompts) * (body.best_of or body.sequences) > MAX_CHOICES:
+        raise BadRequest(f"at most {MAX_CHOICES} sequences fit one request over all of its prompts", "prompt")
+    if not prompts or not all(ids or isinstance(ids, str) for ids in prompts):
         raise BadRequest("prompt must not be empty", "prompt")
     return prompts
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from octavo.block_hash import hash_chain, root_hash
-from octavo.request import Request, SequenceUpdate
+from octavo.request import Request, SamplingParams, SequenceUpdate
 from octavo.text.tokenizer import Tokenizer
 
 
@@ -46,6 +46,36 @@ class ModelClient(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a request gets where it says nothing.
+
+    Attributes:
+        max_tokens: most tokens of a chat's answer; None is what the context holds.
+        sampling: names of `SamplingParams` -> values: what the model's makers recommend.
+    """
+
+    max_tokens: int | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)
+
+    def fill_in(self, params: SamplingParams, asked: object, room: int) -> None:
+        """Set what `asked` leaves open.
+
+        Args:
+            asked: has an attribute per name, None where it is left open.
+            room: tokens of the context beside the prompt.
+        """
+        for name, value in self.sampling.items():
+            decided = name == "temperature" and getattr(asked, "top_p", None) == 0  # greedy already
+            if getattr(asked, name) is None and not decided:
+                setattr(params, name, value)
+        if params.max_tokens is None and self.max_tokens is not None:
+            params.max_tokens = max(params.min_tokens, min(self.max_tokens, room))
+
+
+NO_DEFAULTS = Defaults()
+
+
 @dataclass(slots=True)
 class ServedModel:
     """One entry of /v1/models."""
@@ -54,6 +84,7 @@ class ServedModel:
     created: int  # seconds since 1970
     tokenizer: Tokenizer
     client: ModelClient
+    defaults: Defaults = NO_DEFAULTS
 
 
 def block_hashes(request: Request, info: ModelInfo) -> list[bytes]:

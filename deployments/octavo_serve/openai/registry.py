@@ -13,7 +13,8 @@ from typing import Literal
 
 from octavo.errors import BadRequest, ModelNotReady, UnknownModel
 from octavo.text.tokenizer import Tokenizer
-from octavo_serve.openai.model import ModelClient, ModelInfo, ServedModel
+from octavo_serve.openai.bounds import UNKNOWN_CONTEXT
+from octavo_serve.openai.model import NO_DEFAULTS, Defaults, ModelClient, ModelInfo, ServedModel
 
 RETRY_AFTER = 5.0
 """Seconds until a request to a loading model should try again: a small model loads in about that time."""
@@ -29,6 +30,7 @@ class ModelEntry:
         created: seconds since 1970.
         on_demand: a request may come while there is no shard, and brings one up.
         tokenizer, info: once they are known.
+        defaults: of requests that leave something open.
         shards: how many answer.
         tokenizer_error: why the tokenizer cannot be loaded.
         shard_error: why no shard could be started.
@@ -47,6 +49,7 @@ class ModelEntry:
     shard_error: str = ""
     no_room: str = ""
     note: str = ""
+    defaults: Defaults = NO_DEFAULTS
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -88,7 +91,7 @@ class ModelEntry:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._settled.wait(), wait)
         if self.tokenizer is not None and self.status == "ready":
-            return ServedModel(self.name, self.created, self.tokenizer, self.client)
+            return ServedModel(self.name, self.created, self.tokenizer, self.client, self.defaults)
         if self.status == "failed":
             why = f": {self.reason}" if explain else "; /health tells operators why"
             raise ModelNotReady(f"model {self.name!r} has failed{why}")
@@ -124,6 +127,11 @@ class Registry:
         self.wait = wait
         self.explain = True
 
+    @property
+    def longest_context(self) -> int:
+        """Tokens, of all models; one that is not known yet is taken for a long one."""
+        return max((e.info.max_model_len if e.info else UNKNOWN_CONTEXT for e in self.entries.values()), default=0)
+
     async def served(self, name: str | None, session: str = "") -> ServedModel:
         """The model a request gets.
 
@@ -147,7 +155,7 @@ class Registry:
             return self.entries[name]
         if weights := self._alive(name):
             return self.entries[choose(weights, session or secrets.token_hex(8))]
-        raise UnknownModel(f"model {name!r} does not exist; served here: {self._names()}", "model")
+        raise UnknownModel(f"model {name!r:.80} does not exist; served here: {self._names()}", "model")
 
     def cards(self, explain: bool = True) -> list[dict[str, object]]:
         """/v1/models: every model, then every alias."""

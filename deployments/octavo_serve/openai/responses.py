@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
 
+from octavo import __version__
 from octavo.request import Placement, TokenLogprobs
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.openai.schemas import (
@@ -48,10 +51,40 @@ def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Usa
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": cached_tokens},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
     }
 
 
-def chat_logprobs(piece: Piece, tokenizer: Tokenizer, top: int) -> ChatLogprobs | None:
+@lru_cache
+def fingerprint(model: str) -> str:
+    """The API's `system_fingerprint`: changes with the model and with Octavo's version."""
+    return "fp_" + blake2b(f"{__version__}\0{model}".encode(), digest_size=5).hexdigest()
+
+
+class TokenIdNames:
+    """A tokenizer that calls each token "token_id:ID", as vLLM does where texts could be mistaken."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def token_text(self, token_id: int) -> str:
+        """The token's name."""
+        return f"token_id:{token_id}"
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes it stands for."""
+        return self._tokenizer.token_bytes(token_id)
+
+
+Names = Tokenizer | TokenIdNames
+
+
+def chat_logprobs(piece: Piece, tokenizer: Names, top: int) -> ChatLogprobs | None:
     """Log probabilities in chat's form, with the `top` most likely alternatives of each token."""
     if piece.logprobs is None:
         return None
@@ -64,7 +97,7 @@ def chat_logprobs(piece: Piece, tokenizer: Tokenizer, top: int) -> ChatLogprobs 
     return {"content": content, "refusal": None}
 
 
-def _top_logprob(tokenizer: Tokenizer, token_id: int, logprob: float) -> TopLogprob:
+def _top_logprob(tokenizer: Names, token_id: int, logprob: float) -> TopLogprob:
     return {
         "token": tokenizer.token_text(token_id),
         "logprob": _finite(logprob),
@@ -73,7 +106,7 @@ def _top_logprob(tokenizer: Tokenizer, token_id: int, logprob: float) -> TopLogp
 
 
 def completion_logprobs(
-    token_ids: list[int], logprobs: list[TokenLogprobs | None], tokenizer: Tokenizer, offset: int
+    token_ids: list[int], logprobs: list[TokenLogprobs | None], tokenizer: Names, offset: int
 ) -> CompletionLogprobs:
     """Log probabilities in the older form of /v1/completions.
 
@@ -97,7 +130,7 @@ def completion_logprobs(
     }
 
 
-def _by_text(entries: TokenLogprobs, tokenizer: Tokenizer) -> dict[str, float]:
+def _by_text(entries: TokenLogprobs, tokenizer: Names) -> dict[str, float]:
     """Token text -> log probability; of two tokens with one text the likelier one."""
     falling = sorted(entries.items(), key=lambda item: -item[1].logprob)
     return {tokenizer.token_text(token_id): _finite(entry.logprob) for token_id, entry in reversed(falling)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Protocol
@@ -16,7 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo.errors import OctavoError
 from octavo_serve.openai.access import Access, Caller, Rules
-from octavo_serve.openai.conversion import parse
+from octavo_serve.openai.bounds import LARGE_BODY
+from octavo_serve.openai.conversion import B, parse
 from octavo_serve.openai.door import CALLER, Door
 from octavo_serve.openai.errors import BodyTooLarge, ErrorBody, ErrorReply, error_response, reply_for
 from octavo_serve.openai.schemas import (
@@ -31,6 +33,8 @@ from octavo_serve.telemetry import ShardStats, Telemetry
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 DONE = b"data: [DONE]\n\n"
+PARSERS = ThreadPoolExecutor(2, "parse")
+"""Parse large bodies: two at a time, so that many of them leave the other cores alone."""
 METRICS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -71,7 +75,7 @@ def http_app(service: Service, backend: Backend, access: Access | None = None) -
 
 def _add_generation(app: FastAPI, service: Service, access: Access) -> None:
     async def chat_completions(request: Request) -> Response:
-        body = parse(ChatRequest, await read_body(request, service.limits.max_body_bytes))
+        body = await body_of(request, ChatRequest, service)
         tells = admit(access.rules, request, body)
         session, headers = session_of(request), dict[str, str]()
         if body.stream:
@@ -79,7 +83,7 @@ def _add_generation(app: FastAPI, service: Service, access: Access) -> None:
         return answer_reply(await service.chat(body, session, headers), headers, tells)
 
     async def completions(request: Request) -> Response:
-        body = parse(CompletionRequest, await read_body(request, service.limits.max_body_bytes))
+        body = await body_of(request, CompletionRequest, service)
         tells = admit(access.rules, request, body)
         session, headers = session_of(request), dict[str, str]()
         if body.stream:
@@ -106,12 +110,12 @@ def _add_models(app: FastAPI, service: Service, access: Access) -> None:
 def _add_text(app: FastAPI, service: Service) -> None:
     @app.post("/tokenize")
     async def tokenize(request: Request) -> Response:
-        body = parse(TokenizeRequest, await read_body(request, service.limits.max_body_bytes))
+        body = await body_of(request, TokenizeRequest, service)
         return json_reply(await service.tokenize(body))
 
     @app.post("/detokenize")
     async def detokenize(request: Request) -> Response:
-        body = parse(DetokenizeRequest, await read_body(request, service.limits.max_body_bytes))
+        body = await body_of(request, DetokenizeRequest, service)
         return json_reply(await service.detokenize(body))
 
 
@@ -154,6 +158,19 @@ def _add_errors(app: FastAPI, telemetry: Telemetry) -> None:
 def session_of(request: Request) -> str:
     """What keeps a client's requests together, as its headers say; "" when they do not."""
     return request.headers.get("x-session-affinity") or request.headers.get("x-session-id") or ""
+
+
+async def body_of(request: Request, kind: type[B], service: Service) -> B:
+    """The validated body; a large one is parsed beside the event loop.
+
+    Raises:
+        BadRequest: it is wrong; BodyTooLarge when it is too large.
+    """
+    bounds = service.bounds
+    body = await read_body(request, service.limits.max_body_bytes or bounds.num_bytes)
+    if len(body) < LARGE_BODY:
+        return parse(kind, body, bounds)
+    return await asyncio.get_running_loop().run_in_executor(PARSERS, parse, kind, body, bounds)
 
 
 async def read_body(request: Request, limit: int) -> bytes:

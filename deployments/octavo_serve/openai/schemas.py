@@ -1,7 +1,8 @@
 """What clients send and what they get back: OpenAI's API with vLLM's extensions.
 
 Requests are pydantic models that know every field real clients send; a field they do not know is an error that names
-it. Responses are plain typed dictionaries: they cross Serve handles and become JSON as they are.
+it, and so is one that asks for something this server does not do. Responses are plain typed dictionaries: they cross
+Serve handles and become JSON as they are. The API's description (`describe`) is made from both.
 """
 
 from __future__ import annotations
@@ -10,8 +11,24 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Ignored = Annotated[Any, Field(default=None, description="Accepted and without effect here.")]
-TokenIds = list[Annotated[int, Field(ge=0)]]
+from octavo_serve.openai.bounds import MAX_MESSAGES, MAX_PARTS, MAX_ROLE
+from octavo_serve.openai.fields import (
+    AtMost,
+    Few,
+    Integer,
+    LogitBias,
+    Metadata,
+    Name,
+    Options,
+    Prompt,
+    Stop,
+    StopTokenIds,
+    TokenIds,
+    Tools,
+)
+
+NOT_SUPPORTED = "Not supported: refused unless it is null or empty."
+Refused = Annotated[Any, Field(default=None, description=NOT_SUPPORTED)]
 
 
 class Body(BaseModel):
@@ -22,70 +39,67 @@ class Body(BaseModel):
 
 class StreamOptions(Body):
     include_usage: bool | None = None
-    include_obfuscation: Ignored
-    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = Field(default=None, description="Only false: nothing is added to the chunks.")
+    continuous_usage_stats: bool | None = Field(default=None, description="Usage so far in every chunk.")
 
 
 class SamplingBody(Body):
     """Fields that chat and plain completions share; None means the default."""
 
-    model: str | None = None
+    model: Name | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: int | None = None
-    best_of: int | None = None
-    temperature: float | None = None
+    stream_options: Annotated[StreamOptions, Few] | None = None
+    n: Integer | None = Field(default=None, description="Choices per prompt.")
+    best_of: Integer | None = None
+    temperature: float | None = Field(default=None, description="0 is greedy.")
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Integer | None = None
     min_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: TokenIds | None = None
+    logit_bias: LogitBias | None = Field(default=None, description="Token id -> added to its logit, in [-100, 100].")
+    seed: Integer | None = Field(default=None, description="-1 draws one, as null does.")
+    stop: Stop | None = None
+    stop_token_ids: StopTokenIds | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
-    min_tokens: int | None = None
-    max_tokens: int | None = None
-    prompt_logprobs: int | None = None
+    min_tokens: Integer | None = None
+    max_tokens: Integer | None = None
+    prompt_logprobs: Integer | None = None
     skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
-    cache_salt: str | None = None
-    priority: int | None = None
-    user: str | None = None  # keeps a user's requests together where no session header does
+    return_token_ids: bool | None = Field(default=None, description="Token ids beside the text, of prompt and answer.")
+    return_tokens_as_token_ids: bool | None = Field(default=None, description='Tokens in logprobs as "token_id:7".')
+    cache_salt: Name | None = None
+    priority: Integer | None = None
+    request_id: Name | None = Field(default=None, description="Becomes part of the answer's id.")
+    user: Name | None = Field(default=None, description="Keeps a user's requests together where no header does.")
+    prompt_cache_key: Name | None = Field(default=None, description="The same as `user`, and before it.")
 
-    # refused unless they ask for nothing (see `refusals`)
-    response_format: dict[str, Any] | None = None
-    structured_outputs: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    use_beam_search: Any = None
-    length_penalty: Any = None
-    allowed_token_ids: Any = None
-    bad_words: Any = None
-    logits_processors: Any = None
-    truncate_prompt_tokens: Any = None
-    kv_transfer_params: Any = None
+    # labels: nothing to do, for nothing is stored
+    metadata: Metadata | None = None
+    safety_identifier: Name | None = None
 
-    # sent by real clients; nothing to do
-    metadata: Ignored
-    store: Ignored
-    service_tier: Ignored
-    request_id: Ignored
-    spaces_between_special_tokens: Ignored
-    safety_identifier: Ignored
-    prompt_cache_key: Ignored
-    prompt_cache_retention: Ignored
-    return_token_ids: Ignored
-    return_tokens_as_token_ids: Ignored
-    vllm_xargs: Ignored
-    thinking: Ignored
-    reasoning: Ignored
-    reasoning_effort: Ignored
+    # refused unless they ask for what is done anyway (see `refusals`)
+    store: bool | None = None
+    service_tier: Name | None = None
+    prompt_cache_retention: Name | None = None
+    response_format: Options | None = None
+    length_penalty: float | None = None
+    vllm_xargs: Options | None = None
+    structured_outputs: Refused
+    guided_json: Refused
+    guided_regex: Refused
+    guided_choice: Refused
+    guided_grammar: Refused
+    use_beam_search: Refused
+    allowed_token_ids: Refused
+    bad_words: Refused
+    logits_processors: Refused
+    truncate_prompt_tokens: Refused
+    kv_transfer_params: Refused
 
     @property
     def sequences(self) -> int:
@@ -93,25 +107,14 @@ class SamplingBody(Body):
         return 1 if self.n is None else self.n
 
     @property
+    def asked_tokens(self) -> int | None:
+        """Most tokens to generate, as the client says it; None where it leaves that open."""
+        return self.max_tokens
+
+    @property
     def wants_usage(self) -> bool:
         """A stream ends with a usage chunk."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
-
-    def refusals(self) -> dict[str, str]:
-        """Fields that ask for something this server does not do -> the sentence that says so."""
-        found = {
-            name: f"{name} is not supported"
-            for name in ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
-                         "allowed_token_ids", "bad_words", "logits_processors", "truncate_prompt_tokens",
-                         "use_beam_search", "kv_transfer_params")
-            if getattr(self, name)
-        }  # fmt: skip
-        if self.length_penalty not in (None, 1, 0):
-            found["length_penalty"] = "length_penalty belongs to beam search, which is not supported"
-        if self.response_format and self.response_format.get("type") != "text":
-            kind = self.response_format.get("type")
-            found["response_format"] = f'response_format {kind!r} is not supported yet; use {{"type": "text"}}'
-        return found
 
 
 class Message(BaseModel):
@@ -119,87 +122,79 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    role: str = Field(min_length=1)
-    content: str | list[dict[str, Any]] | None = None
+    role: str = Field(min_length=1, max_length=MAX_ROLE)
+    content: (
+        Annotated[str | Annotated[list[dict[str, Any]], AtMost(MAX_PARTS)], Field(union_mode="left_to_right")] | None
+    ) = None
+
+
+Messages = Annotated[list[Message], AtMost(MAX_MESSAGES)]
 
 
 class ChatRequest(SamplingBody):
     """Body of /v1/chat/completions."""
 
-    messages: list[Message]
+    messages: Messages
     logprobs: bool | None = None
-    top_logprobs: int | None = None
-    max_completion_tokens: int | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    top_logprobs: Integer | None = None
+    max_completion_tokens: Integer | None = Field(default=None, description="Wins over max_tokens.")
+    tools: Tools | None = None
+    tool_choice: Annotated[str | Options, Field(union_mode="left_to_right")] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Options | None = Field(default=None, description="Further variables of the chat template.")
+    reasoning_effort: Name | None = Field(default=None, description="For chat templates that read it.")
+    thinking: Options | None = Field(default=None, description='{"type": "enabled"}, for chat templates that read it.')
+    reasoning: Options | None = Field(default=None, description='{"effort": ..., "enabled": ...}: the two above.')
 
-    # refused unless they ask for nothing
-    echo: Any = None
-    chat_template: Any = None
-    functions: Any = None
-    function_call: Any = None
-    modalities: list[str] | None = None
-    audio: Any = None
-    web_search_options: Any = None
-    documents: Any = None
-    moderation: Any = None
+    # refused unless they ask for what is done anyway
+    parallel_tool_calls: bool | None = None
+    verbosity: Name | None = None
+    include_reasoning: bool | None = None
+    modalities: Annotated[list[Name], AtMost(8)] | None = None
+    echo: Refused
+    chat_template: Refused
+    functions: Refused
+    function_call: Refused
+    audio: Refused
+    web_search_options: Refused
+    documents: Refused
+    moderation: Refused
+    prediction: Refused
+    mm_processor_kwargs: Refused
 
-    parallel_tool_calls: Ignored
-    prediction: Ignored
-    verbosity: Ignored
-    include_reasoning: Ignored
-    mm_processor_kwargs: Ignored
-
-    def refusals(self) -> dict[str, str]:
-        found = super().refusals()
-        for name in ("echo", "chat_template", "audio", "web_search_options", "documents", "moderation"):
-            if getattr(self, name):
-                found[name] = f"{name} is not supported"
-        if self.functions or self.function_call not in (None, "none", "auto"):
-            found["functions"] = "functions and function_call are deprecated; send tools and tool_choice"
-        if self.modalities not in (None, [], ["text"]):
-            found["modalities"] = 'only the modality "text" is supported'
-        if self.tool_choice not in (None, "none", "auto"):
-            found["tool_choice"] = 'tool_choice must be "none" or "auto"; forcing a call is not supported yet'
-        return found
+    @property
+    def asked_tokens(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
 class CompletionRequest(SamplingBody):
     """Body of /v1/completions."""
 
-    prompt: str | list[str] | TokenIds | list[TokenIds]
-    logprobs: int | None = None
+    prompt: Prompt | None = Field(description='null or "" begins a new text.')
+    logprobs: Integer | None = None
     echo: bool | None = None
-    suffix: str | None = None
-
-    def refusals(self) -> dict[str, str]:
-        found = super().refusals()
-        if self.suffix:
-            found["suffix"] = "suffix is not supported: these models continue text, they do not fill in the middle"
-        return found
+    suffix: Refused
 
 
 class TokenizeRequest(Body):
     """Body of /tokenize: a prompt or chat messages."""
 
-    model: str | None = None
+    model: Name | None = None
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     return_token_strs: bool | None = None
-    tools: list[dict[str, Any]] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    tools: Tools | None = None
+    chat_template_kwargs: Options | None = None
 
 
 class DetokenizeRequest(Body):
     """Body of /detokenize."""
 
-    model: str | None = None
+    model: Name | None = None
     tokens: TokenIds
 
 
@@ -207,11 +202,19 @@ class PromptTokensDetails(TypedDict):
     cached_tokens: int
 
 
+class CompletionTokensDetails(TypedDict):
+    reasoning_tokens: int
+    audio_tokens: int
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
 class Usage(TypedDict):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
+    prompt_tokens_details: PromptTokensDetails | None
+    completion_tokens_details: CompletionTokensDetails
 
 
 class TopLogprob(TypedDict):
@@ -258,6 +261,7 @@ class ChatChoice(TypedDict):
     logprobs: ChatLogprobs | None
     finish_reason: str | None
     stop_reason: int | str | None
+    token_ids: NotRequired[list[int]]
 
 
 class ChatCompletion(TypedDict):
@@ -269,7 +273,10 @@ class ChatCompletion(TypedDict):
     model: str
     choices: list[ChatChoice]
     usage: Usage
-    prompt_logprobs: NotRequired[PromptLogprobs]
+    system_fingerprint: str
+    service_tier: None
+    prompt_logprobs: PromptLogprobs | None
+    prompt_token_ids: NotRequired[list[int]]
 
 
 class Delta(TypedDict):
@@ -283,6 +290,7 @@ class ChunkChoice(TypedDict):
     logprobs: ChatLogprobs | None
     finish_reason: str | None
     stop_reason: NotRequired[int | str | None]
+    token_ids: NotRequired[list[int]]
 
 
 class ChatChunk(TypedDict):
@@ -293,7 +301,9 @@ class ChatChunk(TypedDict):
     created: int
     model: str
     choices: list[ChunkChoice]
+    system_fingerprint: str
     usage: NotRequired[Usage | None]
+    prompt_token_ids: NotRequired[list[int]]
 
 
 class CompletionChoice(TypedDict):
@@ -302,7 +312,9 @@ class CompletionChoice(TypedDict):
     logprobs: CompletionLogprobs | None
     finish_reason: str | None
     stop_reason: int | str | None
-    prompt_logprobs: NotRequired[PromptLogprobs]
+    prompt_logprobs: PromptLogprobs | None
+    token_ids: NotRequired[list[int]]
+    prompt_token_ids: NotRequired[list[int]]
 
 
 class Completion(TypedDict):
@@ -313,4 +325,20 @@ class Completion(TypedDict):
     created: int
     model: str
     choices: list[CompletionChoice]
+    system_fingerprint: str
     usage: NotRequired[Usage | None]
+
+
+class Tokens(TypedDict):
+    """Answer of /tokenize."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Detokenized(TypedDict):
+    """Answer of /detokenize."""
+
+    prompt: str

@@ -17,20 +17,26 @@ from octavo.errors import BadRequest
 from octavo.request import CompletionOutput, Request, SamplingParams
 from octavo.text.chat import render_chat
 from octavo.text.output import choose_best
+from octavo.text.tokenizer import Tokenizer
+from octavo_serve.openai.bounds import BodyBounds
 from octavo_serve.openai.conversion import (
     Limits,
     check_length,
+    check_template_reads,
     check_token_ids,
     prompts_of,
     sampling_params,
+    template_variables,
 )
 from octavo_serve.openai.generation import Generation
 from octavo_serve.openai.model import ModelInfo, ServedModel, block_hashes
 from octavo_serve.openai.registry import Registry
 from octavo_serve.openai.responses import (
     Piece,
+    TokenIdNames,
     chat_logprobs,
     completion_logprobs,
+    fingerprint,
     joined_logprobs,
     prompt_logprobs,
     routing_headers,
@@ -47,9 +53,11 @@ from octavo_serve.openai.schemas import (
     CompletionLogprobs,
     CompletionRequest,
     Delta,
+    Detokenized,
     DetokenizeRequest,
     SamplingBody,
     TokenizeRequest,
+    Tokens,
     Usage,
 )
 from octavo_serve.telemetry import RequestTimer, Telemetry
@@ -70,7 +78,14 @@ class _Job:
     generation: Generation
     timer: RequestTimer
     headers: dict[str, str]  # filled with where the request was sent and why, when its first token comes
+    fingerprint: str
     prompt_texts: list[str] = field(default_factory=list)  # filled for `echo`
+
+    @property
+    def names(self) -> Tokenizer | TokenIdNames:
+        """What log probabilities call tokens."""
+        tokenizer = self.model.tokenizer
+        return TokenIdNames(tokenizer) if self.body.return_tokens_as_token_ids else tokenizer
 
     @property
     def prompt_tokens(self) -> int:
@@ -79,7 +94,7 @@ class _Job:
     @property
     def usage(self) -> Usage:
         generation = self.generation
-        completion_tokens = 0 if self.body.max_tokens == 0 else generation.completion_tokens
+        completion_tokens = 0 if self.body.asked_tokens == 0 else generation.completion_tokens
         return usage(self.prompt_tokens, completion_tokens, generation.cached_tokens)
 
     @property
@@ -96,6 +111,11 @@ class Service:
         self.models = models
         self.limits = limits
         self.telemetry = telemetry
+
+    @property
+    def bounds(self) -> BodyBounds:
+        """What a body may hold now."""
+        return BodyBounds(self.models.longest_context)
 
     # ---- operations -------------------------------------------------------------------------------------------
 
@@ -119,9 +139,14 @@ class Service:
             "model": job.model.name,
             "choices": choices,
             "usage": job.usage,
+            "system_fingerprint": job.fingerprint,
+            "service_tier": None,
+            "prompt_logprobs": None,
         }
         if body.prompt_logprobs is not None:
             answer["prompt_logprobs"] = prompt_logprobs(job.generation.prompt_logprobs(0), job.model.tokenizer)
+        if body.return_token_ids:
+            answer["prompt_token_ids"] = job.generation.requests[0].prompt_token_ids
         return answer
 
     async def chat_stream(
@@ -134,8 +159,11 @@ class Service:
             async for pieces in stream:
                 for piece in pieces:
                     if piece.choice not in started:
+                        first = _chat_chunk(job, [_delta(piece.choice, {"role": "assistant", "content": ""})])
+                        if body.return_token_ids and not started:
+                            first["prompt_token_ids"] = job.generation.requests[0].prompt_token_ids
                         started.add(piece.choice)
-                        yield _chat_chunk(job, [_delta(piece.choice, {"role": "assistant", "content": ""})])
+                        yield first
                     for choice in _chat_deltas(piece, job):
                         yield _chat_chunk(job, [choice])
         if body.wants_usage:
@@ -166,28 +194,26 @@ class Service:
         async with aclosing(_pieces(job)) as stream:
             async for pieces in stream:
                 for piece in pieces:
-                    if piece.text or piece.logprobs or piece.finish_reason or writers[piece.choice].owes_prompt:
+                    if _says_something(piece, body) or piece.finish_reason or writers[piece.choice].owes_prompt:
                         yield _with_usage(job, _completion_chunk(job, [writers[piece.choice].choice(piece)]))
         if body.wants_usage:
             yield {**_completion_chunk(job, []), "usage": job.usage}
 
-    async def tokenize(self, body: TokenizeRequest) -> dict[str, object]:
+    async def tokenize(self, body: TokenizeRequest) -> Tokens:
         """vLLM's /tokenize: a prompt's or a chat's token ids."""
-        model = await self.models.served(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise BadRequest("send either prompt or messages", "prompt")
+        model = await self.models.served(body.model)
         if body.messages is not None:
             text = self._render(model, body)
             token_ids = await _encode(model, text, add_special_tokens=bool(body.add_special_tokens))
         else:
             token_ids = await _encode(model, body.prompt or "", add_special_tokens=body.add_special_tokens is not False)
         info = await model.client.describe()
-        answer: dict[str, object] = {"count": len(token_ids), "max_model_len": info.max_model_len, "tokens": token_ids}
-        if body.return_token_strs:
-            answer["token_strs"] = [model.tokenizer.token_text(token_id) for token_id in token_ids]
-        return answer
+        texts = [model.tokenizer.token_text(token_id) for token_id in token_ids] if body.return_token_strs else None
+        return {"count": len(token_ids), "max_model_len": info.max_model_len, "tokens": token_ids, "token_strs": texts}
 
-    async def detokenize(self, body: DetokenizeRequest) -> dict[str, str]:
+    async def detokenize(self, body: DetokenizeRequest) -> Detokenized:
         """vLLM's /detokenize."""
         model = await self.models.served(body.model)
         check_token_ids(body.tokens, (await model.client.describe()).vocab_size, "tokens")
@@ -196,21 +222,23 @@ class Service:
     # ---- from body to job -------------------------------------------------------------------------------------
 
     async def _chat_job(self, body: ChatRequest, session: str, headers: dict[str, str] | None) -> _Job:
-        session = session or body.user or ""
-        model = await self.models.served(body.model, session)
         params = sampling_params(body, self.limits)
+        session = session or body.prompt_cache_key or body.user or ""
+        model = await self.models.served(body.model, session)
         text = self._render(model, body)
         token_ids = await _encode(model, text, add_special_tokens=bool(body.add_special_tokens))
         return await self._job("chatcmpl", model, body, params, [token_ids], "messages", session, headers)
 
     async def _completion_job(self, body: CompletionRequest, session: str, headers: dict[str, str] | None) -> _Job:
-        session = session or body.user or ""
-        model = await self.models.served(body.model, session)
         params = sampling_params(body, self.limits)
         prompts = prompts_of(body, self.limits)
+        session = session or body.prompt_cache_key or body.user or ""
+        model = await self.models.served(body.model, session)
         add = body.add_special_tokens is not False
         token_ids = [
-            await _encode(model, prompt, add_special_tokens=add) if isinstance(prompt, str) else prompt
+            (await _encode(model, prompt, add_special_tokens=add) if prompt else _new_text(model.tokenizer))
+            if isinstance(prompt, str)
+            else prompt
             for prompt in prompts
         ]
         job = await self._job("cmpl", model, body, params, token_ids, "prompt", session, headers)
@@ -233,22 +261,35 @@ class Service:
         headers: dict[str, str] | None,
     ) -> _Job:
         info = await model.client.describe()
-        job_id = f"{kind}-{secrets.token_hex(12)}"
         for token_ids in prompts:
+            check_length(len(token_ids), body.asked_tokens, info.max_model_len, param)
             check_token_ids(token_ids, info.vocab_size, param)
-            check_length(len(token_ids), _asked(body, params), info.max_model_len, param)
+        model.defaults.fill_in(params, body, info.max_model_len - max(map(len, prompts)))
+        unique = secrets.token_hex(12)  # a client's own id may be in use by another request
+        job_id = f"{kind}-{body.request_id or unique}"
         requests = [
-            _request(f"{job_id}-{position}", token_ids, params, body, info, session)
+            _request(f"{kind}-{unique}-{position}", token_ids, params, body, info, session)
             for position, token_ids in enumerate(prompts)
         ]
         timer = self.telemetry.request(model.name, sum(len(token_ids) for token_ids in prompts))
         generation = Generation(model.client, model.tokenizer, requests)
         return _Job(
-            job_id, int(time.time()), model, body, params, generation, timer, {} if headers is None else headers
+            job_id,
+            int(time.time()),
+            model,
+            body,
+            params,
+            generation,
+            timer,
+            {} if headers is None else headers,
+            fingerprint(info.hash_name),
         )
 
     def _render(self, model: ServedModel, body: ChatRequest | TokenizeRequest) -> str:
         tools = body.tools if getattr(body, "tool_choice", None) != "none" else None
+        variables = template_variables(body) if isinstance(body, ChatRequest) else {}
+        if variables:
+            check_template_reads(variables, "".join(model.tokenizer.chat_templates.values()))
         return render_chat(
             model.tokenizer,
             [message.model_dump(exclude_unset=True) for message in body.messages or []],
@@ -257,12 +298,14 @@ class Service:
                 not body.continue_final_message if body.add_generation_prompt is None else body.add_generation_prompt
             ),
             continue_final_message=bool(body.continue_final_message),
-            chat_template_kwargs=body.chat_template_kwargs,
+            chat_template_kwargs={**variables, **(body.chat_template_kwargs or {})},
         )
 
 
-def _asked(body: SamplingBody, params: SamplingParams) -> int | None:
-    return 0 if body.max_tokens == 0 else params.max_tokens
+def _new_text(tokenizer: Tokenizer) -> list[int]:
+    """What an empty prompt stands for: the token that begins a text, or else one that ends the text before."""
+    begin = tokenizer.bos_token_id
+    return [min(tokenizer.eos_token_ids) if begin is None else begin]
 
 
 def _request(
@@ -345,21 +388,26 @@ def _join(pieces: list[Piece]) -> Piece:
 
 
 def _chat_choice(piece: Piece, job: _Job) -> ChatChoice:
-    return {
+    choice: ChatChoice = {
         "index": piece.choice,
         "message": {"role": "assistant", "content": piece.text, "refusal": None},
-        "logprobs": chat_logprobs(piece, job.model.tokenizer, job.params.logprobs or 0),
+        "logprobs": chat_logprobs(piece, job.names, job.params.logprobs or 0),
         "finish_reason": piece.finish_reason,
         "stop_reason": piece.stop_reason,
     }
+    if job.body.return_token_ids:
+        choice["token_ids"] = piece.token_ids
+    return choice
 
 
 def _chat_deltas(piece: Piece, job: _Job) -> list[ChunkChoice]:
     """A piece as deltas: its text, then, when it is the last, the finish reason by itself."""
     deltas = []
-    if piece.text or piece.logprobs:
+    if _says_something(piece, job.body):
         delta = _delta(piece.choice, {"content": piece.text})
-        delta["logprobs"] = chat_logprobs(piece, job.model.tokenizer, job.params.logprobs or 0)
+        delta["logprobs"] = chat_logprobs(piece, job.names, job.params.logprobs or 0)
+        if job.body.return_token_ids:
+            delta["token_ids"] = piece.token_ids
         deltas.append(delta)
     if piece.finish_reason is not None:
         last = _delta(piece.choice, {})
@@ -367,6 +415,10 @@ def _chat_deltas(piece: Piece, job: _Job) -> list[ChunkChoice]:
         last["stop_reason"] = piece.stop_reason
         deltas.append(last)
     return deltas
+
+
+def _says_something(piece: Piece, body: SamplingBody) -> bool:
+    return bool(piece.text or piece.logprobs or (body.return_token_ids and piece.token_ids))
 
 
 def _delta(choice: int, delta: Delta) -> ChunkChoice:
@@ -380,6 +432,7 @@ def _chat_chunk(job: _Job, choices: list[ChunkChoice]) -> ChatChunk:
         "created": job.created,
         "model": job.model.name,
         "choices": choices,
+        "system_fingerprint": job.fingerprint,
     }
     if job.body.wants_usage:
         chunk["usage"] = job.usage_so_far
@@ -393,6 +446,7 @@ def _completion_chunk(job: _Job, choices: list[CompletionChoice]) -> Completion:
         "created": job.created,
         "model": job.model.name,
         "choices": choices,
+        "system_fingerprint": job.fingerprint,
     }
 
 
@@ -408,18 +462,20 @@ class _Writer:
     index: int
     prompt: int
     owes_prompt: bool  # the echoed prompt has not been written yet
+    begun: bool = False
     offset: int = 0
 
     def choice(self, piece: Piece) -> CompletionChoice:
         assert isinstance(self.job.body, CompletionRequest)
-        text, parts = "", []
+        text, parts, body = "", [], self.job.body
+        if body.max_tokens == 0:  # the one token generated is left out
+            piece = Piece(piece.choice, "", [], None, piece.finish_reason and "length")
         if self.owes_prompt:
             self.owes_prompt = False
             text = self.job.prompt_texts[self.prompt]
             parts.append(self._prompt_logprobs())
-        if self.job.body.max_tokens != 0:  # else the one token generated to get at the prompt's is left out
-            text += piece.text
-            parts.append(self._logprobs(piece))
+        text += piece.text
+        parts.append(self._logprobs(piece))
         known = [part for part in parts if part is not None]
         choice: CompletionChoice = {
             "index": self.index,
@@ -427,8 +483,14 @@ class _Writer:
             "logprobs": joined_logprobs(known) if known else None,
             "finish_reason": piece.finish_reason,
             "stop_reason": piece.stop_reason,
+            "prompt_logprobs": None,
         }
-        if self.job.body.prompt_logprobs is not None:
+        if body.return_token_ids:
+            choice["token_ids"] = piece.token_ids
+            if not self.begun:
+                choice["prompt_token_ids"] = self.job.generation.requests[self.prompt].prompt_token_ids
+        self.begun = True
+        if body.prompt_logprobs is not None:
             entries = self.job.generation.prompt_logprobs(self.prompt)
             choice["prompt_logprobs"] = prompt_logprobs(entries, self.job.model.tokenizer)
         return choice
@@ -436,7 +498,7 @@ class _Writer:
     def _logprobs(self, piece: Piece) -> CompletionLogprobs | None:
         if piece.logprobs is None:
             return None
-        found = completion_logprobs(piece.token_ids, list(piece.logprobs), self.job.model.tokenizer, self.offset)
+        found = completion_logprobs(piece.token_ids, list(piece.logprobs), self.job.names, self.offset)
         self.offset += sum(len(token) for token in found["tokens"])
         return found
 
@@ -445,7 +507,7 @@ class _Writer:
             return None
         entries = self.job.generation.prompt_logprobs(self.prompt)
         token_ids = self.job.generation.requests[self.prompt].prompt_token_ids
-        found = completion_logprobs(token_ids, entries, self.job.model.tokenizer, 0)
+        found = completion_logprobs(token_ids, entries, self.job.names, 0)
         self.offset += sum(len(token) for token in found["tokens"])
         return found
 

@@ -54,6 +54,12 @@ def test_chat(service: Service, client: Any) -> None:
         "completion_tokens": generated,
         "total_tokens": prompt_tokens + generated,
         "prompt_tokens_details": {"cached_tokens": 16},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
     }
 
 
