@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from octavo.block_hash import hash_chain, root_hash
 from octavo.request import Request, SamplingParams, SequenceUpdate
 from octavo.text.tokenizer import Tokenizer
 
@@ -85,9 +84,3 @@ class ServedModel:
     tokenizer: Tokenizer
     client: ModelClient
     defaults: Defaults = NO_DEFAULTS
-
-
-def block_hashes(request: Request, info: ModelInfo) -> list[bytes]:
-    """The chain the engine will compute for the request's prompt; it tells the router where its prefix lies."""
-    root = root_hash(info.hash_name, salt=request.cache_salt)
-    return hash_chain(root, request.prompt_token_ids, info.block_size)

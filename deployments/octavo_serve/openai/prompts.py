@@ -34,7 +34,7 @@ class Asked:
     """What all prompts of one API request share.
 
     Attributes:
-        request_id: each prompt's is this and its number.
+        request_id: unique; each prompt's is this and its number.
         param: the field that the prompts came in.
         max_tokens: tokens asked for besides the prompt; None is whatever the context leaves.
         add_special_tokens: of the tokenizer, around prompts that are texts.
@@ -89,8 +89,16 @@ def _token_ids(tokenizer: Tokenizer, info: ModelInfo, prompt: Prompt, asked: Ask
     if not isinstance(prompt, str):
         check_length(len(prompt), None, info.max_model_len, asked.param)  # before anything looks at each of them
         return prompt
+    if not prompt:
+        return _new_text(tokenizer)
     check_characters(tokenizer, prompt, info.max_model_len, asked.param)
     return tokenizer.encode(prompt, add_special_tokens=asked.add_special_tokens)
+
+
+def _new_text(tokenizer: Tokenizer) -> list[int]:
+    """What an empty prompt stands for: the token that begins a text, or else one that ends the text before."""
+    begin = tokenizer.bos_token_id
+    return [min(tokenizer.eos_token_ids) if begin is None else begin]
 
 
 def _text(tokenizer: Tokenizer, prompt: Prompt) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from typing import Any
 
 from octavo import __version__
 from octavo.request import Placement, TokenLogprobs
@@ -106,34 +107,36 @@ def _top_logprob(tokenizer: Names, token_id: int, logprob: float) -> TopLogprob:
 
 
 def completion_logprobs(
-    token_ids: list[int], logprobs: list[TokenLogprobs | None], tokenizer: Names, offset: int
+    token_ids: list[int], logprobs: list[TokenLogprobs | None], tokenizer: Names, offsets: list[int]
 ) -> CompletionLogprobs:
     """Log probabilities in the older form of /v1/completions.
 
     Args:
         logprobs: one entry per token; None for a first prompt token, which nothing predicts.
-        offset: characters of the choice's text before these tokens.
+        offsets: of the tokens in the choice's text.
     """
-    texts = [tokenizer.token_text(token_id) for token_id in token_ids]
-    offsets = []
-    for text in texts:
-        offsets.append(offset)
-        offset += len(text)
+    both = list(zip(token_ids, logprobs, strict=True))
     return {
-        "tokens": texts,
-        "token_logprobs": [
-            None if entries is None else _finite(entries[token_id].logprob)
-            for token_id, entries in zip(token_ids, logprobs, strict=True)
-        ],
-        "top_logprobs": [None if entries is None else _by_text(entries, tokenizer) for entries in logprobs],
+        "tokens": [tokenizer.token_text(token_id) for token_id in token_ids],
+        "token_logprobs": [None if entries is None else _finite(entries[chosen].logprob) for chosen, entries in both],
+        "top_logprobs": [None if entries is None else _by_text(chosen, entries, tokenizer) for chosen, entries in both],
         "text_offset": offsets,
     }
 
 
-def _by_text(entries: TokenLogprobs, tokenizer: Names) -> dict[str, float]:
-    """Token text -> log probability; of two tokens with one text the likelier one."""
+def _by_text(chosen: int, entries: TokenLogprobs, tokenizer: Names) -> dict[str, float]:
+    """Token text -> log probability, likeliest first.
+
+    Several tokens can have one text: parts of characters are all U+FFFD. It is that of the chosen token, else of the
+    likeliest; the others are called "token_id:ID", as in `TokenIdNames`.
+    """
     falling = sorted(entries.items(), key=lambda item: -item[1].logprob)
-    return {tokenizer.token_text(token_id): _finite(entry.logprob) for token_id, entry in reversed(falling)}
+    texts = {token_id: tokenizer.token_text(token_id) for token_id, _ in falling}
+    owners = {text: token_id for token_id, text in reversed(texts.items())} | {texts[chosen]: chosen}
+    return {
+        texts[token_id] if owners[texts[token_id]] == token_id else f"token_id:{token_id}": _finite(entry.logprob)
+        for token_id, entry in falling
+    }
 
 
 def joined_logprobs(parts: list[CompletionLogprobs]) -> CompletionLogprobs:
@@ -161,6 +164,22 @@ def prompt_logprobs(entries: list[TokenLogprobs | None], tokenizer: Tokenizer) -
         }
         for tokens in entries
     ]
+
+
+LARGE = 64
+"""Choices, or tokens with log probabilities, that take about a millisecond to write when each has 20 alternatives."""
+
+
+def is_large(answer: Mapping[str, Any]) -> bool:
+    """Whether an answer or a stream's event may take more than a few milliseconds to write as JSON."""
+    choices = answer.get("choices") or ()
+    return len(choices) > LARGE or _has_many(answer) or any(map(_has_many, choices))
+
+
+def _has_many(found: Mapping[str, Any]) -> bool:
+    logprobs = found.get("logprobs")
+    tokens = 0 if logprobs is None else len(logprobs.get("content") or logprobs.get("tokens") or ())
+    return max(tokens, len(found.get("prompt_logprobs") or ())) > LARGE
 
 
 def routing_headers(placed: Sequence[tuple[Placement, int]]) -> dict[str, str]:

@@ -303,6 +303,7 @@ class ChatChunk(TypedDict):
     choices: list[ChunkChoice]
     system_fingerprint: str
     usage: NotRequired[Usage | None]
+    prompt_logprobs: NotRequired[PromptLogprobs | None]
     prompt_token_ids: NotRequired[list[int]]
 
 

@@ -6,22 +6,24 @@ event comes with the first token: everything that can be refused is refused befo
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 from octavo.errors import BadRequest
-from octavo.request import CompletionOutput, Request, SamplingParams
+from octavo.request import CompletionOutput, SamplingParams
 from octavo.text.chat import render_chat
+from octavo.text.detokenizer import TextOffsets, prompt_offsets
 from octavo.text.output import choose_best
+from octavo.text.template import NotQuick
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.openai.bounds import BodyBounds
 from octavo_serve.openai.conversion import (
     Limits,
-    check_length,
     check_template_reads,
     check_token_ids,
     prompts_of,
@@ -29,7 +31,8 @@ from octavo_serve.openai.conversion import (
     template_variables,
 )
 from octavo_serve.openai.generation import Generation
-from octavo_serve.openai.model import ModelInfo, ServedModel, block_hashes
+from octavo_serve.openai.model import ServedModel
+from octavo_serve.openai.prompts import Asked, Prompt, check_tokenized, is_long, prepare
 from octavo_serve.openai.registry import Registry
 from octavo_serve.openai.responses import (
     Piece,
@@ -55,15 +58,20 @@ from octavo_serve.openai.schemas import (
     Delta,
     Detokenized,
     DetokenizeRequest,
+    PromptLogprobs,
     SamplingBody,
     TokenizeRequest,
     Tokens,
     Usage,
 )
+from octavo_serve.openai.threads import Threads
 from octavo_serve.telemetry import RequestTimer, Telemetry
 
-LONG_TEXT = 8192
-"""Characters from which text is tokenised in a thread: about 2 ms, the time of a few events on the loop."""
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MANY = 1000
+"""Log probabilities that take a few milliseconds to put into an answer."""
 
 
 @dataclass(slots=True)
@@ -79,7 +87,8 @@ class _Job:
     timer: RequestTimer
     headers: dict[str, str]  # filled with where the request was sent and why, when its first token comes
     fingerprint: str
-    prompt_texts: list[str] = field(default_factory=list)  # filled for `echo`
+    prompt_texts: list[str]  # for `echo`
+    sent: int = 0  # tokens in the events of its stream so far
 
     @property
     def names(self) -> Tokenizer | TokenIdNames:
@@ -93,15 +102,25 @@ class _Job:
 
     @property
     def usage(self) -> Usage:
-        generation = self.generation
-        completion_tokens = 0 if self.body.asked_tokens == 0 else generation.completion_tokens
-        return usage(self.prompt_tokens, completion_tokens, generation.cached_tokens)
+        return self._usage(self.generation.completion_tokens)
 
     @property
     def usage_so_far(self) -> Usage | None:
-        """What the `usage` of a stream's chunks before the last one holds."""
+        """What the `usage` of a stream's chunks before the last one holds: the tokens of the chunks up to it."""
         options = self.body.stream_options
-        return self.usage if options is not None and options.continuous_usage_stats else None
+        return self._usage(self.sent) if options is not None and options.continuous_usage_stats else None
+
+    def _usage(self, completion_tokens: int) -> Usage:
+        completion_tokens = 0 if self.body.asked_tokens == 0 else completion_tokens
+        return usage(self.prompt_tokens, completion_tokens, self.generation.cached_tokens)
+
+    @property
+    def is_large(self) -> bool:
+        """Its answer takes too long to be put together on the event loop."""
+        params = self.params
+        of_prompts = 0 if params.prompt_logprobs is None else self.prompt_tokens * (1 + params.prompt_logprobs)
+        of_tokens = 0 if params.logprobs is None else self.generation.completion_tokens * (1 + params.logprobs)
+        return of_prompts + of_tokens > MANY
 
 
 class Service:
@@ -111,6 +130,7 @@ class Service:
         self.models = models
         self.limits = limits
         self.telemetry = telemetry
+        self.threads = Threads()
 
     @property
     def bounds(self) -> BodyBounds:
@@ -131,23 +151,7 @@ class Service:
         """
         job = await self._chat_job(body, session, headers)
         (outputs,) = await _run(job)
-        choices = [_chat_choice(_whole(output, output.index), job) for output in outputs]
-        answer: ChatCompletion = {
-            "id": job.id,
-            "object": "chat.completion",
-            "created": job.created,
-            "model": job.model.name,
-            "choices": choices,
-            "usage": job.usage,
-            "system_fingerprint": job.fingerprint,
-            "service_tier": None,
-            "prompt_logprobs": None,
-        }
-        if body.prompt_logprobs is not None:
-            answer["prompt_logprobs"] = prompt_logprobs(job.generation.prompt_logprobs(0), job.model.tokenizer)
-        if body.return_token_ids:
-            answer["prompt_token_ids"] = job.generation.requests[0].prompt_token_ids
-        return answer
+        return await self._made(job, _chat_answer, job, outputs)
 
     async def chat_stream(
         self, body: ChatRequest, session: str = "", headers: dict[str, str] | None = None
@@ -159,11 +163,9 @@ class Service:
             async for pieces in stream:
                 for piece in pieces:
                     if piece.choice not in started:
-                        first = _chat_chunk(job, [_delta(piece.choice, {"role": "assistant", "content": ""})])
-                        if body.return_token_ids and not started:
-                            first["prompt_token_ids"] = job.generation.requests[0].prompt_token_ids
+                        yield await self._made(job, _first_chat_chunk, job, piece.choice, not started)
                         started.add(piece.choice)
-                        yield first
+                    job.sent += len(piece.token_ids)
                     for choice in _chat_deltas(piece, job):
                         yield _chat_chunk(job, [choice])
         if body.wants_usage:
@@ -179,11 +181,7 @@ class Service:
         """
         job = await self._completion_job(body, session, headers)
         outputs = [output for of_prompt in await _run(job) for output in of_prompt]
-        choices = [
-            writer.choice(_whole(output, i))
-            for i, (writer, output) in enumerate(zip(_writers(job), outputs, strict=True))
-        ]
-        return {**_completion_chunk(job, choices), "usage": job.usage}
+        return await self._made(job, _completion_answer, job, outputs)
 
     async def complete_stream(
         self, body: CompletionRequest, session: str = "", headers: dict[str, str] | None = None
@@ -194,8 +192,15 @@ class Service:
         async with aclosing(_pieces(job)) as stream:
             async for pieces in stream:
                 for piece in pieces:
-                    if _says_something(piece, body) or piece.finish_reason or writers[piece.choice].owes_prompt:
-                        yield _with_usage(job, _completion_chunk(job, [writers[piece.choice].choice(piece)]))
+                    job.sent += len(piece.token_ids)
+                    writer = writers[piece.choice]
+                    if writer.owes_prompt:
+                        choice = await self._made(job, writer.choice, piece)
+                    elif _says_something(piece, body) or piece.finish_reason:
+                        choice = writer.choice(piece)
+                    else:
+                        continue
+                    yield _with_usage(job, _completion_chunk(job, [choice]))
         if body.wants_usage:
             yield {**_completion_chunk(job, []), "usage": job.usage}
 
@@ -204,20 +209,25 @@ class Service:
         if (body.prompt is None) == (body.messages is None):
             raise BadRequest("send either prompt or messages", "prompt")
         model = await self.models.served(body.model)
-        if body.messages is not None:
-            text = self._render(model, body)
-            token_ids = await _encode(model, text, add_special_tokens=bool(body.add_special_tokens))
-        else:
-            token_ids = await _encode(model, body.prompt or "", add_special_tokens=body.add_special_tokens is not False)
         info = await model.client.describe()
-        texts = [model.tokenizer.token_text(token_id) for token_id in token_ids] if body.return_token_strs else None
-        return {"count": len(token_ids), "max_model_len": info.max_model_len, "tokens": token_ids, "token_strs": texts}
+        if body.messages is not None:
+            text, special = await self._render(model, body), bool(body.add_special_tokens)
+        else:
+            text, special = body.prompt or "", body.add_special_tokens is not False
+        check_tokenized(text, info.max_model_len, "prompt" if body.messages is None else "messages")
+        work = partial(_tokens, model.tokenizer, text, special, bool(body.return_token_strs), info.max_model_len)
+        return await self.threads.run(work) if is_long([text]) else work()
 
     async def detokenize(self, body: DetokenizeRequest) -> Detokenized:
         """vLLM's /detokenize."""
         model = await self.models.served(body.model)
-        check_token_ids(body.tokens, (await model.client.describe()).vocab_size, "tokens")
-        return {"prompt": model.tokenizer.decode(body.tokens, skip_special_tokens=False)}
+        vocab_size = (await model.client.describe()).vocab_size
+        work = partial(_detokenized, model.tokenizer, body.tokens, vocab_size)
+        return await self.threads.run(work) if is_long([body.tokens]) else work()
+
+    async def _made(self, job: _Job, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """A part of a job's answer, made beside the event loop where that takes long."""
+        return await self.threads.run(make, *args, **kwargs) if job.is_large else make(*args, **kwargs)
 
     # ---- from body to job -------------------------------------------------------------------------------------
 
@@ -225,29 +235,17 @@ class Service:
         params = sampling_params(body, self.limits)
         session = session or body.prompt_cache_key or body.user or ""
         model = await self.models.served(body.model, session)
-        text = self._render(model, body)
-        token_ids = await _encode(model, text, add_special_tokens=bool(body.add_special_tokens))
-        return await self._job("chatcmpl", model, body, params, [token_ids], "messages", session, headers)
+        text = await self._render(model, body)
+        if not text:
+            raise BadRequest("the model's chat template makes no prompt of these messages", "messages")
+        return await self._job("chatcmpl", model, body, params, [text], session, headers)
 
     async def _completion_job(self, body: CompletionRequest, session: str, headers: dict[str, str] | None) -> _Job:
         params = sampling_params(body, self.limits)
         prompts = prompts_of(body, self.limits)
         session = session or body.prompt_cache_key or body.user or ""
         model = await self.models.served(body.model, session)
-        add = body.add_special_tokens is not False
-        token_ids = [
-            (await _encode(model, prompt, add_special_tokens=add) if prompt else _new_text(model.tokenizer))
-            if isinstance(prompt, str)
-            else prompt
-            for prompt in prompts
-        ]
-        job = await self._job("cmpl", model, body, params, token_ids, "prompt", session, headers)
-        if body.echo:
-            job.prompt_texts = [
-                prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt, skip_special_tokens=False)
-                for prompt in prompts
-            ]
-        return job
+        return await self._job("cmpl", model, body, params, prompts, session, headers)
 
     async def _job(
         self,
@@ -255,42 +253,48 @@ class Service:
         model: ServedModel,
         body: ChatRequest | CompletionRequest,
         params: SamplingParams,
-        prompts: list[list[int]],
-        param: str,
+        prompts: list[Prompt],
         session: str,
         headers: dict[str, str] | None,
     ) -> _Job:
         info = await model.client.describe()
-        for token_ids in prompts:
-            check_length(len(token_ids), body.asked_tokens, info.max_model_len, param)
-            check_token_ids(token_ids, info.vocab_size, param)
-        model.defaults.fill_in(params, body, info.max_model_len - max(map(len, prompts)))
         unique = secrets.token_hex(12)  # a client's own id may be in use by another request
-        job_id = f"{kind}-{body.request_id or unique}"
-        requests = [
-            _request(f"{kind}-{unique}-{position}", token_ids, params, body, info, session)
-            for position, token_ids in enumerate(prompts)
-        ]
-        timer = self.telemetry.request(model.name, sum(len(token_ids) for token_ids in prompts))
-        generation = Generation(model.client, model.tokenizer, requests)
+        chat = isinstance(body, ChatRequest)
+        asked = Asked(
+            request_id=f"{kind}-{unique}",
+            param="messages" if chat else "prompt",
+            params=params,
+            max_tokens=body.asked_tokens,
+            add_special_tokens=bool(body.add_special_tokens) if chat else body.add_special_tokens is not False,
+            priority=body.priority or 0,
+            session=session,
+            cache_salt=body.cache_salt or "",
+            echo=isinstance(body, CompletionRequest) and bool(body.echo),
+        )
+        work = partial(prepare, model.tokenizer, info, prompts, asked)
+        requests, texts = await self.threads.run(work) if is_long(prompts) else work()
+        lengths = [len(request.prompt_token_ids) for request in requests]
+        model.defaults.fill_in(params, body, info.max_model_len - max(lengths))
         return _Job(
-            job_id,
-            int(time.time()),
-            model,
-            body,
-            params,
-            generation,
-            timer,
-            {} if headers is None else headers,
-            fingerprint(info.hash_name),
+            id=f"{kind}-{body.request_id or unique}",
+            created=int(time.time()),
+            model=model,
+            body=body,
+            params=params,
+            generation=Generation(model.client, model.tokenizer, requests),
+            timer=self.telemetry.request(model.name, sum(lengths)),
+            headers={} if headers is None else headers,
+            fingerprint=fingerprint(info.hash_name),
+            prompt_texts=texts,
         )
 
-    def _render(self, model: ServedModel, body: ChatRequest | TokenizeRequest) -> str:
+    async def _render(self, model: ServedModel, body: ChatRequest | TokenizeRequest) -> str:
         tools = body.tools if getattr(body, "tool_choice", None) != "none" else None
         variables = template_variables(body) if isinstance(body, ChatRequest) else {}
         if variables:
             check_template_reads(variables, "".join(model.tokenizer.chat_templates.values()))
-        return render_chat(
+        work = partial(
+            render_chat,
             model.tokenizer,
             [message.model_dump(exclude_unset=True) for message in body.messages or []],
             tools=tools or None,
@@ -300,33 +304,25 @@ class Service:
             continue_final_message=bool(body.continue_final_message),
             chat_template_kwargs={**variables, **(body.chat_template_kwargs or {})},
         )
+        try:
+            return work(quickly=True)
+        except NotQuick:
+            return await self.threads.run(work)
 
 
-def _new_text(tokenizer: Tokenizer) -> list[int]:
-    """What an empty prompt stands for: the token that begins a text, or else one that ends the text before."""
-    begin = tokenizer.bos_token_id
-    return [min(tokenizer.eos_token_ids) if begin is None else begin]
+def _tokens(tokenizer: Tokenizer, text: str, special: bool, texts: bool, max_model_len: int) -> Tokens:
+    token_ids = tokenizer.encode(text, add_special_tokens=special)
+    return {
+        "count": len(token_ids),
+        "max_model_len": max_model_len,
+        "tokens": token_ids,
+        "token_strs": [tokenizer.token_text(token_id) for token_id in token_ids] if texts else None,
+    }
 
 
-def _request(
-    request_id: str, token_ids: list[int], params: SamplingParams, body: SamplingBody, info: ModelInfo, session: str
-) -> Request:
-    request = Request(
-        request_id=request_id,
-        prompt_token_ids=token_ids,
-        params=params,
-        priority=body.priority or 0,
-        session=session,
-        cache_salt=body.cache_salt or "",
-    )
-    request.block_hashes = block_hashes(request, info)
-    return request
-
-
-async def _encode(model: ServedModel, text: str, *, add_special_tokens: bool) -> list[int]:
-    if len(text) < LONG_TEXT:
-        return model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-    return await asyncio.to_thread(model.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+def _detokenized(tokenizer: Tokenizer, token_ids: list[int], vocab_size: int) -> Detokenized:
+    check_token_ids(token_ids, vocab_size, "tokens")
+    return {"prompt": tokenizer.decode(token_ids, skip_special_tokens=False)}
 
 
 # ---- from pieces to answers -------------------------------------------------------------------------------------
@@ -385,6 +381,46 @@ def _join(pieces: list[Piece]) -> Piece:
         last.finish_reason,
         last.stop_reason,
     )
+
+
+def _chat_answer(job: _Job, outputs: list[CompletionOutput]) -> ChatCompletion:
+    answer: ChatCompletion = {
+        "id": job.id,
+        "object": "chat.completion",
+        "created": job.created,
+        "model": job.model.name,
+        "choices": [_chat_choice(_whole(output, output.index), job) for output in outputs],
+        "usage": job.usage,
+        "system_fingerprint": job.fingerprint,
+        "service_tier": None,
+        "prompt_logprobs": _asked_prompt_logprobs(job, 0),
+    }
+    if job.body.return_token_ids:
+        answer["prompt_token_ids"] = job.generation.requests[0].prompt_token_ids
+    return answer
+
+
+def _first_chat_chunk(job: _Job, choice: int, of_stream: bool) -> ChatChunk:
+    """A choice's role; the first of all says what is known of the prompt, too."""
+    chunk = _chat_chunk(job, [_delta(choice, {"role": "assistant", "content": ""})])
+    if of_stream and job.body.return_token_ids:
+        chunk["prompt_token_ids"] = job.generation.requests[0].prompt_token_ids
+    if of_stream and job.body.prompt_logprobs is not None:
+        chunk["prompt_logprobs"] = _asked_prompt_logprobs(job, 0)
+    return chunk
+
+
+def _asked_prompt_logprobs(job: _Job, prompt: int) -> PromptLogprobs | None:
+    if job.body.prompt_logprobs is None:
+        return None
+    return prompt_logprobs(job.generation.prompt_logprobs(prompt), job.model.tokenizer)
+
+
+def _completion_answer(job: _Job, outputs: list[CompletionOutput]) -> Completion:
+    choices = [
+        writer.choice(_whole(output, i)) for i, (writer, output) in enumerate(zip(_writers(job), outputs, strict=True))
+    ]
+    return {**_completion_chunk(job, choices), "usage": job.usage}
 
 
 def _chat_choice(piece: Piece, job: _Job) -> ChatChoice:
@@ -461,58 +497,60 @@ class _Writer:
     job: _Job
     index: int
     prompt: int
-    owes_prompt: bool  # the echoed prompt has not been written yet
-    begun: bool = False
-    offset: int = 0
+    begun: bool = False  # what is known of the prompt has been written
+    offsets: TextOffsets | None = None
+
+    @property
+    def owes_prompt(self) -> bool:
+        """Its next piece must be written, for the prompt belongs to it."""
+        return not self.begun and (bool(self.job.prompt_texts) or self.job.body.prompt_logprobs is not None)
 
     def choice(self, piece: Piece) -> CompletionChoice:
-        assert isinstance(self.job.body, CompletionRequest)
         text, parts, body = "", [], self.job.body
-        if body.max_tokens == 0:  # the one token generated is left out
+        first, self.begun = not self.begun, True
+        if body.asked_tokens == 0:  # the one token generated is left out
             piece = Piece(piece.choice, "", [], None, piece.finish_reason and "length")
-        if self.owes_prompt:
-            self.owes_prompt = False
+        if first and self.job.prompt_texts:
             text = self.job.prompt_texts[self.prompt]
             parts.append(self._prompt_logprobs())
-        text += piece.text
         parts.append(self._logprobs(piece))
         known = [part for part in parts if part is not None]
         choice: CompletionChoice = {
             "index": self.index,
-            "text": text,
+            "text": text + piece.text,
             "logprobs": joined_logprobs(known) if known else None,
             "finish_reason": piece.finish_reason,
             "stop_reason": piece.stop_reason,
-            "prompt_logprobs": None,
+            "prompt_logprobs": _asked_prompt_logprobs(self.job, self.prompt) if first else None,
         }
         if body.return_token_ids:
             choice["token_ids"] = piece.token_ids
-            if not self.begun:
+            if first:
                 choice["prompt_token_ids"] = self.job.generation.requests[self.prompt].prompt_token_ids
-        self.begun = True
-        if body.prompt_logprobs is not None:
-            entries = self.job.generation.prompt_logprobs(self.prompt)
-            choice["prompt_logprobs"] = prompt_logprobs(entries, self.job.model.tokenizer)
         return choice
 
     def _logprobs(self, piece: Piece) -> CompletionLogprobs | None:
         if piece.logprobs is None:
             return None
-        found = completion_logprobs(piece.token_ids, list(piece.logprobs), self.job.names, self.offset)
-        self.offset += sum(len(token) for token in found["tokens"])
-        return found
+        self.offsets = self.offsets or self._text_offsets()
+        offsets = self.offsets.push(piece.token_ids)
+        return completion_logprobs(piece.token_ids, list(piece.logprobs), self.job.names, offsets)
+
+    def _text_offsets(self) -> TextOffsets:
+        job, request = self.job, self.job.generation.requests[self.prompt]
+        start = len(job.prompt_texts[self.prompt]) if job.prompt_texts else 0
+        return TextOffsets(job.model.tokenizer, request.prompt_token_ids, job.params.skip_special_tokens, start)
 
     def _prompt_logprobs(self) -> CompletionLogprobs | None:
         if self.job.params.logprobs is None:
             return None
         entries = self.job.generation.prompt_logprobs(self.prompt)
         token_ids = self.job.generation.requests[self.prompt].prompt_token_ids
-        found = completion_logprobs(token_ids, entries, self.job.names, 0)
-        self.offset += sum(len(token) for token in found["tokens"])
-        return found
+        offsets = prompt_offsets(self.job.model.tokenizer, token_ids, self.job.prompt_texts[self.prompt])
+        return completion_logprobs(token_ids, entries, self.job.names, offsets)
 
 
 def _writers(job: _Job) -> list[_Writer]:
     """One per choice of the response."""
     n = job.params.n
-    return [_Writer(job, i, i // n, bool(job.prompt_texts)) for i in range(n * len(job.generation.requests))]
+    return [_Writer(job, i, i // n) for i in range(n * len(job.generation.requests))]

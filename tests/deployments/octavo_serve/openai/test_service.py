@@ -14,6 +14,7 @@ from octavo.errors import BadRequest, OctavoError, PromptTooLong, UnknownModel
 from octavo_serve.openai.conversion import parse
 from octavo_serve.openai.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from octavo_serve.openai.service import Service
+from octavo_serve.openai.threads import Threads
 
 HELLO: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
 
@@ -272,3 +273,97 @@ def test_a_long_text_is_the_same_from_its_thread(service: Service, client: Any) 
     text = "word, " * 5000
     found: Any = asyncio.run(service.tokenize(parse(TokenizeRequest, {"prompt": text})))
     assert found["tokens"] == client.tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("prompt", ["Hi 🦒 yes", "🦒🦒", "日本 no"])
+def test_tokens_stand_in_the_text_and_keep_their_own_log_probabilities(
+    service: Service, client: Any, prompt: str, stream: bool
+) -> None:
+    client.texts = ["An 🦒 now."]
+    options: dict[str, Any] = {"echo": True, "logprobs": 20}
+    if stream:
+        parts = [chunk["choices"][0] for chunk in completion_chunks(service, prompt, **options)]
+        text = "".join(part["text"] for part in parts)
+        found = {key: [e for p in parts if p["logprobs"] for e in p["logprobs"][key]] for key in parts[0]["logprobs"]}
+    else:
+        (choice,) = complete(service, prompt, **options)["choices"]
+        text, found = choice["text"], choice["logprobs"]
+    assert text == prompt + "An 🦒 now."
+    whole = [
+        (token, at) for token, at in zip(found["tokens"], found["text_offset"], strict=True) if "\ufffd" not in token
+    ]
+    assert [text[at : at + len(token)] for token, at in whole[:-1]] == [token for token, _ in whole[:-1]]
+    assert found["text_offset"] == sorted(found["text_offset"])
+    assert [len(top) for top in found["top_logprobs"][1:]] == [20] * (len(found["tokens"]) - 1)
+    chosen = [top and top[token] for top, token in zip(found["top_logprobs"], found["tokens"], strict=True)]
+    assert chosen == found["token_logprobs"]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_streamed_prompt_log_probabilities_come_once(service: Service, client: Any, n: int) -> None:
+    client.texts = ["One, two.", "Three."]
+    whole = complete(service, "Hello there", prompt_logprobs=1, n=n)["choices"]
+    chunks = [chunk["choices"][0] for chunk in completion_chunks(service, "Hello there", prompt_logprobs=1, n=n)]
+    for choice in whole:
+        of_choice = [chunk["prompt_logprobs"] for chunk in chunks if chunk["index"] == choice["index"]]
+        assert of_choice == [choice["prompt_logprobs"]] + [None] * (len(of_choice) - 1)
+        assert len(of_choice) > 1
+    chats = chat_chunks(service, prompt_logprobs=1, n=n)
+    assert chats[0]["prompt_logprobs"] == chat(service, prompt_logprobs=1, n=n)["prompt_logprobs"]
+    assert not any(chunk.get("prompt_logprobs") for chunk in chats[1:])
+
+
+def test_usage_so_far_counts_what_was_sent(service: Service, client: Any) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    client.texts = ["Paris is here.", "No."]
+    chunks = chat_chunks(service, stream_options=options, max_tokens=4, ignore_eos=True)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts[0] == 0  # the role
+    assert counts[1:] == sorted(counts[1:])
+    assert (counts[1], counts[-1]) == (1, 4)
+    sent = [chunk["usage"]["completion_tokens"] for chunk in chat_chunks(service, stream_options=options, n=2)]
+    assert sent[:4] == [0, 1, 1, 2]  # a role and a token of each
+    texts = completion_chunks(service, stream_options=options, max_tokens=4, ignore_eos=True)
+    assert [chunk["usage"]["completion_tokens"] for chunk in texts] == [1, 2, 3, 4, 4]
+
+
+def test_what_takes_long_leaves_the_event_loop_alone(service: Service, client: Any) -> None:
+    beside: list[str] = []
+
+    class Noting(Threads):
+        async def run(self, work: Any, *args: Any, **kwargs: Any) -> Any:
+            beside.append(getattr(work, "func", work).__name__)
+            return await super().run(work, *args, **kwargs)
+
+    service.threads = Noting()
+    chat(service, logprobs=True, max_tokens=3)
+    complete(service, ["a", "b"], echo=True)
+    assert beside == []
+    for long in ("7" * 100_000, [7] * 10_000, ["7" * 2000] * 6):
+        with pytest.raises(BadRequest):
+            complete(service, long)
+    with pytest.raises(PromptTooLong):
+        chat(service, messages=[{"role": "user", "content": "7" * 100_000}])
+    assert beside == ["prepare"] * 3 + ["render_chat", "prepare"]
+    beside.clear()
+    ids = client.tokenizer.encode("word " * 200)
+    complete(service, ids, echo=True, logprobs=5, prompt_logprobs=5)
+    completion_chunks(service, ids, echo=True, logprobs=5, prompt_logprobs=5)
+    chat_chunks(service, messages=[{"role": "user", "content": "word " * 200}], prompt_logprobs=5)
+    assert beside == ["_completion_answer", "choice", "_first_chat_chunk"]
+    beside.clear()
+    asyncio.run(service.detokenize(parse(DetokenizeRequest, {"tokens": [5] * 10_000})))
+    asyncio.run(service.tokenize(parse(TokenizeRequest, {"prompt": "7" * 10_000})))
+    assert beside == ["_detokenized", "_tokens"]
+
+
+def test_a_template_that_does_not_end_is_one_sentence(service: Service, client: Any) -> None:
+    template = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    client.tokenizer.chat_templates, kept = {"default": template}, client.tokenizer.chat_templates
+    try:
+        with pytest.raises(BadRequest, match="template was stopped"):
+            chat(service)
+    finally:
+        client.tokenizer.chat_templates = kept
+    assert chat(service)["choices"][0]["message"]["content"] == "Paris."
