@@ -123,7 +123,7 @@ def check_characters(tokenizer: Tokenizer, text: str, max_model_len: int, param:
 
 
 def check_tokenized(text: str, max_model_len: int, param: str) -> None:
-    """Refuse what is too much for /tokenize: it may be asked for more than the context holds, but not for any amount."""
+    """Refuse what is too much for /tokenize, which may be asked for more than the context holds."""
     most = max(MAX_TOKENIZED, max_model_len * USUAL_CHARACTERS_PER_TOKEN)
     if len(text) > most:
         raise BadRequest(f"the text has {len(text)} characters; at most {most} are tokenised at once: split it", param)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from octavo.errors import Overloaded
@@ -41,8 +41,5 @@ class Threads:
         if not self._places.acquire(blocking=False):
             raise Overloaded(f"{self._most} long texts wait to be read here already; try again later", retry_after=1.0)
         future = self._pool.submit(work, *args, **kwargs)
-        future.add_done_callback(self._give_place_back)
+        future.add_done_callback(lambda _: self._places.release())
         return await asyncio.wrap_future(future)
-
-    def _give_place_back(self, future: Future[object]) -> None:
-        self._places.release()
