@@ -30,6 +30,8 @@ CALLER = "octavo.caller"
 
 OPEN_PATH = "/health"
 EXPOSED = ["retry-after", "www-authenticate", "x-request-id"]
+_KEY_HEADERS = frozenset({b"authorization", b"x-api-key"})
+_LOOKED_AT = _KEY_HEADERS | {b"host", b"origin", b"sec-fetch-site", b"content-type", b"access-control-request-method"}
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::\d{0,5})?")
 
 
@@ -50,9 +52,11 @@ class Head:
         head = cls([], [])
         seen = set[bytes]()
         for name, value in scope["headers"]:
+            if name not in _LOOKED_AT:
+                continue
             if name == b"host":
                 head.hosts.append(value)
-            elif name in (b"authorization", b"x-api-key"):
+            elif name in _KEY_HEADERS:
                 head.repeated |= name in seen
                 seen.add(name)
                 if (key := _key(name, value)) is not None:
