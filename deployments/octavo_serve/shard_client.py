@@ -329,4 +329,5 @@ def octavo_errors() -> Iterator[None]:
     except BackPressureError as error:
         raise Overloaded(str(error), retry_after=1.0) from None
     except (ActorDiedError, ActorUnavailableError, DeploymentUnavailableError, RequestCancelledError) as error:
-        raise EngineDead(f"the shard is gone: {error}") from None
+        logger.warning("A shard is gone: %s", error)  # Ray names processes, machines and paths
+        raise EngineDead("the shard is gone; the server's log says more") from None

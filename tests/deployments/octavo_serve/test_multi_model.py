@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,9 @@ def model(name: str, **more: Any) -> dict[str, Any]:
     return {"name": name, "source": SOURCE, "num_cpus": 0.01, "engine": slow} | more
 
 
-def document(port: int, *models: dict[str, Any]) -> str:
-    application = {"name": "octavo", "import_path": "octavo_serve.app:build", "args": {"models": models}}
+def document(port: int, *models: dict[str, Any], **access: Any) -> str:
+    arguments = {"models": models} | access
+    application = {"name": "octavo", "import_path": "octavo_serve.app:build", "args": arguments}
     return yaml.safe_dump({"http_options": {"port": port}, "applications": [application]})
 
 
@@ -59,6 +60,9 @@ class Server:
         found: dict[str, Any] = httpx.get(f"{self.url}/health", timeout=30).json()
         return found
 
+    def get(self, path: str, key: str = "", **headers: str) -> httpx.Response:
+        return httpx.get(f"{self.url}{path}", headers={"x-api-key": key} | headers if key else headers, timeout=30)
+
     def ask(self, name: str, **more: Any) -> httpx.Response:
         body = {"model": name, "prompt": "Hello", "max_tokens": 3} | more
         return httpx.post(f"{self.url}/v1/completions", json=body, timeout=60)
@@ -74,10 +78,10 @@ class Server:
                     found.add(pid)
         return found
 
-    def deploy(self, *models: dict[str, Any]) -> None:
+    def deploy(self, *models: dict[str, Any], **access: Any) -> None:
         """What `serve deploy` does, without Ray's dashboard."""
         config = self.folder / "changed.yaml"
-        config.write_text(document(self.port, *models))
+        config.write_text(document(self.port, *models, **access))
         command = [str(Path(sys.executable).with_name("serve")), "run", "--non-blocking", str(config)]
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
@@ -236,3 +240,30 @@ def wait_for_shards(server: Server, count: int) -> None:
     while server.health()["shards"] != {"stays": count}:
         assert time.monotonic() < deadline, server.health()
         time.sleep(0.2)
+
+
+def test_keys_come_and_change_without_a_restart(server: Server) -> None:
+    before, file = server.replicas(), server.folder / "alice.key"
+    file.write_text("sk-first")
+    keys = [{"name": "alice", "file": str(file)}, {"name": "ops", "key": "sk-ops", "operator": True}]
+    leaving = {"graceful_shutdown_timeout_s": 3.0}
+    engine = model("stays")["engine"] | {"max_num_seqs": 32, "rehearsal_speed": 4.0}
+    server.deploy(model("stays", engine=engine, **leaving), api_keys=keys, allowed_hosts=[])
+    wait_for(lambda: server.get("/v1/models").status_code == 401)
+    paths = ["/v1/models", "/metrics", "/docs", "/openapi.json", "/nowhere"]
+    assert [server.get(path).status_code for path in paths] == [401] * len(paths)
+    assert server.get("/health").json() == {"status": "ok"}
+    assert server.get("/health", "sk-ops").json()["shards"] == {"stays": 1}
+    assert server.get("/v1/models", "sk-first").status_code == 200
+    assert server.get("/health", Host="evil.example").status_code == 403
+    file.write_text("sk-second")
+    wait_for(lambda: server.get("/v1/models", "sk-first").status_code == 401)
+    assert server.get("/v1/models", "sk-second").status_code == 200
+    assert server.replicas() == before
+
+
+def wait_for(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 100
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from ray.exceptions import ActorUnavailableError
 
 from octavo.config import EngineConfig
 from octavo.engine.async_engine import AsyncEngine
@@ -20,7 +21,7 @@ from octavo.request import Request, SamplingParams
 from octavo_serve import channel, shard_client
 from octavo_serve.channel import Address, Submit
 from octavo_serve.port import Port
-from octavo_serve.shard_client import Failover, ShardClient
+from octavo_serve.shard_client import Failover, ShardClient, octavo_errors
 
 
 class Fleet:
@@ -328,3 +329,9 @@ def test_who_says_nothing_is_sent_away(fleet: Fleet, monkeypatch: pytest.MonkeyP
         await said(client, request(max_tokens=100))  # half a second: those that have said it stay
 
     assert run(fleet, scenario, monkeypatch) == []
+
+
+def test_a_client_is_not_told_what_ray_says_of_a_lost_shard() -> None:
+    with pytest.raises(EngineDead) as caught, octavo_errors():
+        raise ActorUnavailableError("node 10.1.2.3 is gone", None)
+    assert "10.1.2.3" not in str(caught.value)

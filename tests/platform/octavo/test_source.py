@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from octavo.errors import ModelError
-from octavo.source import resolve_source
+from octavo.source import check_source, resolve_source
 
 
 def test_a_directory_and_a_file(tmp_path):
@@ -38,5 +38,6 @@ def test_a_file_in_a_package_is_found_without_importing_it(tmp_path, monkeypatch
 )
 def test_what_is_missing_is_named(name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelError, match=message):
-        resolve_source(name)
+    for find in (resolve_source, check_source):
+        with pytest.raises(ModelError, match=message):
+            find(name)
