@@ -184,7 +184,11 @@ def server() -> Iterator[Server]:
     engine = {"max_num_seqs": 16, "kv_cache_bytes": 2**28, "threads": 1, "max_num_queued_requests": 48}
     model = {"name": "smollm2", "source": SOURCE, "replicas": 2, "engine": engine, "health_check_period_s": 1.0}
     config = folder / "config.yaml"
-    application = {"name": "octavo", "import_path": "octavo_serve.app:build", "args": {"models": [model]}}
+    application = {
+        "name": "octavo",
+        "import_path": "octavo_serve.app:build",
+        "args": {"models": [model], "disclose": True},
+    }
     config.write_text(yaml.safe_dump({"applications": [application]}))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
