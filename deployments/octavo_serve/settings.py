@@ -24,6 +24,7 @@ from pydantic import (
 
 from octavo.config import EngineConfig, unknown_key
 from octavo.errors import ConfigError
+from octavo.models.quantization import ROUNDINGS, STORED, parse_rounding
 from octavo.routing.policy import PolicyName
 from octavo.scaling.policy import Targets
 from octavo_serve.openai.access import Caller, Keys, KnownKey, Rules
@@ -46,11 +47,14 @@ def _engine(value: object) -> object:
     names = [field.name for field in dataclasses.fields(EngineConfig)]
     for key in value:
         if key not in names:
-            raise ConfigError(unknown_key(key, names))
+            raise ConfigError(unknown_key(str(key), names))
     try:
-        return _ENGINE.validate_python(value)
+        config = _ENGINE.validate_python(value)
     except ValidationError as error:
         raise ConfigError(explain(error, EngineConfig, "setting")[0]) from None
+    if config.quantization not in (None, "gguf", *STORED) and parse_rounding(config.quantization) is None:
+        raise ConfigError(f"quantization must be one of {ROUNDINGS}, got {config.quantization!r}")
+    return config
 
 
 Engine = Annotated[EngineConfig, BeforeValidator(_engine)]
@@ -190,8 +194,8 @@ class ModelSettings(Settings):
     replicas: Replicas = 1
     tensor_parallel: Count = 1
     placement_strategy: Strategy = "STRICT_PACK"
-    num_cpus: float = Field(default=0.1, ge=0)
-    num_gpus: float = Field(default=0, ge=0)
+    num_cpus: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    num_gpus: float = Field(default=0, ge=0, allow_inf_nan=False)
     max_ongoing_requests: Count | None = None
     health_check_period_s: Seconds = 5.0
     health_check_timeout_s: Seconds = 15.0
@@ -270,7 +274,7 @@ class GatewaySettings(Settings):
     """
 
     replicas: Count = 1
-    num_cpus: float = Field(default=0.1, ge=0)
+    num_cpus: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     max_ongoing_requests: Count = 10_000
     max_body_bytes: Count | None = None
     max_prompts: Count = 1024
@@ -455,8 +459,16 @@ class AppSettings(AccessSettings):
         return self
 
     def sealed(self) -> AppSettings:
-        """The same settings without a secret in them; see `ApiKey.sealed`."""
-        return self.model_copy(update={"api_keys": [key.sealed() for key in self.api_keys]})
+        """The same settings without a secret in them; see `ApiKey.sealed`.
+
+        Raises:
+            ConfigError: two holders have one key, or as there.
+        """
+        keys, holders = [key.sealed() for key in self.api_keys], dict[str, str]()
+        for key in keys:
+            if key.sha256 is not None and (other := holders.setdefault(key.sha256, key.name)) != key.name:
+                raise ConfigError(f"{other!r} and {key.name!r} have the same key: give each a key of its own")
+        return self.model_copy(update={"api_keys": keys})
 
     def as_args(self) -> dict[str, Any]:
         """Plain values that `load_settings` makes the same settings of."""

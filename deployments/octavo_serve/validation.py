@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from octavo.config import unknown_key
 
 _MISSING = "missing"
+_CLASS = re.compile(r"(?:a valid dictionary or )?(?:an )?instance of \w+")
 _EXTRA = "extra_forbidden", "unexpected_keyword_argument"
 
 
@@ -30,6 +32,7 @@ def explain(error: ValidationError, root: Any, where: str = "field") -> tuple[st
         parent = ".".join(str(part) for part in path[:-1])
         inside = f" in {parent}" if parent else ""
         return unknown_key(str(path[-1]), valid_keys(root, path[:-1]), where) + inside, name
+    whole = "the body" if where == "field" else "what args holds"
     if problem["type"] == _MISSING:
         return f"{where} {name!r} is required", name
     if problem["type"] == "value_error":  # raised by our own code: already a sentence, or the end of one
@@ -40,8 +43,9 @@ def explain(error: ValidationError, root: Any, where: str = "field") -> tuple[st
         return f"{name} must have at most {problem['ctx']['max_length']} entries", name
     union = _union(problems, problem["loc"]) if problem["type"].endswith("_type") else None
     sentence = union or problem["msg"].replace("Input should be", "must be").replace("String should have", "must have")
+    sentence = _CLASS.sub("a mapping of keys to values", sentence)
     got = "" if "api_keys" in path else f", got {_short(problem['input'])}"  # a key must not come into a log
-    return f"{name or 'the body'} {sentence[0].lower()}{sentence[1:]}{got}", name
+    return f"{name or whole} {sentence[0].lower()}{sentence[1:]}{got}", name
 
 
 def _most_telling(problems: list[Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -94,6 +95,8 @@ class EngineConfig:
             )
         if self.load_format not in ("auto", "dummy"):
             raise ConfigError(f"load_format must be auto or dummy, got {self.load_format!r}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"device must be auto, cpu, cuda or cuda:NUMBER, got {self.device!r}")
         if self.target_itl is not None and not self.target_itl > 0:
             raise ConfigError(f"target_itl must be more than 0 seconds, got {self.target_itl!r}")
         if not 0 < self.gpu_memory_utilization <= 1:

@@ -30,6 +30,16 @@ WRONG = [
     ({"models": [{**MODEL, "engine": {"block_sizes": 4}}]}, "did you mean 'block_size'? in models.0.engine"),
     ({"models": [{**MODEL, "engine": {"block_size": 0}}]}, "block_size must be a whole number of at least 1, got 0"),
     ({"models": [{**MODEL, "engine": {"target_itl": "soon"}}]}, "target_itl must be a valid number"),
+    (
+        {"models": [{**MODEL, "engine": {"quantization": "int5"}}]},
+        "quantization must be one of int8, int4, either with",
+    ),
+    ({"models": [{**MODEL, "engine": {"device": "cud"}}]}, "device must be auto, cpu, cuda or cuda:NUMBER, got 'cud'"),
+    ({"models": [{**MODEL, "engine": {1: 2}}]}, "unknown setting '1'"),
+    ({"models": [{**MODEL, "engine": None}]}, "models.0.engine must be a mapping of keys to values, got None"),
+    ({"models": [{**MODEL, "num_gpus": float("inf")}]}, "models.0.num_gpus must be a finite number"),
+    ({"models": ["a"]}, "models.0 must be a mapping of keys to values, got 'a'"),
+    ([], "what args holds must be a mapping of keys to values, got []"),
     ({"models": [MODEL], "gateway": {"max_m": 4}}, "unknown setting 'max_m': did you mean 'max_n'? in gateway"),
     ({"models": [MODEL], "router": {"report_s": 0}}, "router.report_s must be greater than 0, got 0"),
     ({"models": [MODEL, MODEL]}, "two models are called 'a'"),
@@ -57,6 +67,7 @@ def test_engine_settings_reach_the_engine() -> None:
 
 
 NO_KEYS = [
+    ([{"name": "a", "key": "sk-secret"}, {"name": "b", "key": "sk-secret"}], "'a' and 'b' have the same key"),
     (None, "api_keys has no entry"),
     ([], "api_keys has no entry"),
     ("sk-secret", "api_keys is a list of entries"),
@@ -77,7 +88,7 @@ NO_KEYS = [
 @pytest.mark.parametrize(("keys", "sentence"), NO_KEYS)
 def test_what_is_wrong_with_a_key_is_said_without_it(keys: object, sentence: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_settings({"models": [MODEL], "api_keys": keys})
+        load_settings({"models": [MODEL], "api_keys": keys}).sealed()
     assert sentence in str(caught.value)
     assert "secret" not in str(caught.value)
     assert "7777777" not in str(caught.value)
