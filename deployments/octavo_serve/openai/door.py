@@ -29,6 +29,8 @@ CALLER = "octavo.caller"
 """Key of the ASGI scope: the `Caller`; absent where /health is asked without a key."""
 
 OPEN_PATH = "/health"
+LONGEST_HOST = 260
+"""Bytes of a `Host` header: a name has at most 253."""
 EXPOSED = ["retry-after", "www-authenticate", "x-request-id"]
 _KEY_HEADERS = frozenset({b"authorization", b"x-api-key"})
 _LOOKED_AT = _KEY_HEADERS | {b"host", b"origin", b"sec-fetch-site", b"content-type", b"access-control-request-method"}
@@ -179,7 +181,8 @@ def wrong_host(rules: Rules, head: Head) -> ErrorReply | None:
     """403 for a `Host` that is not this server's: how a web page sees servers that only this machine can reach."""
     if rules.hosts is None or not head.hosts:
         return None
-    name = host_name(head.hosts[0]) if len(head.hosts) == 1 else None
+    one = len(head.hosts) == 1 and len(head.hosts[0]) <= LONGEST_HOST
+    name = host_name(head.hosts[0]) if one else None
     if name is not None and (is_loopback(name) or name in rules.hosts):
         return None
     message = "the Host header does not name this server: use localhost, or add the name to allowed_hosts in the config"
@@ -189,7 +192,7 @@ def wrong_host(rules: Rules, head: Head) -> ErrorReply | None:
 @lru_cache(maxsize=256)
 def host_name(value: bytes) -> str | None:
     """The name or address in a `Host` header, in lower case; None where it is none."""
-    found = _HOST.fullmatch(value.decode("latin-1").lower()) if len(value) <= 260 else None
+    found = _HOST.fullmatch(value.decode("latin-1").lower())
     return (found[1] or found[2].removesuffix(".")) if found else None
 
 
