@@ -344,6 +344,10 @@ def test_pages_of_the_config_may_ask_and_read_errors_too(
     answer = send("OPTIONS", CHAT, headers={"Origin": PAGE, **ASK_FOR_POST})  # without a key: browsers send none
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, said)
     assert "POST" in answer.headers["access-control-allow-methods"]
+    private = send(
+        "OPTIONS", CHAT, headers={"Origin": PAGE, "Access-Control-Request-Private-Network": "true", **ASK_FOR_POST}
+    )
+    assert private.headers["access-control-allow-private-network"] == "true"
     assert "x-stainless-os" in answer.headers["access-control-allow-headers"]
     page = {"Origin": PAGE, **bearer("sk-alice")}
     client.error = RuntimeError("a secret")
