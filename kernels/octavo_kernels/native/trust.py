@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import platform
 import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from octavo_kernels.native.build import BuildError
+from octavo_kernels.native.cache import own_file
 
 TIMEOUT = 120
 """Seconds until a self-test counts as hanging; it takes a fraction of one, but the machine may be busy."""
@@ -40,9 +43,11 @@ def check(library: Path) -> None:
         BuildError: it did not; the message names the file that remembers it.
     """
     verdict = library.with_suffix(f".{_machine()}.verdict")
-    if not verdict.is_file():
-        _write(verdict, _run(library))
-    if (found := verdict.read_text()) != _PASSED:
+    if (found := _read(verdict)) is None:
+        found = _run(library)
+        with suppress(OSError):  # a cache that was filled elsewhere may be read-only: the next process tries again
+            _write(verdict, found)
+    if found != _PASSED:
         raise BuildError(f"{library.name} fails its self-test on this CPU ({found}); delete {verdict} to test it again")
 
 
@@ -58,10 +63,18 @@ def _run(library: Path) -> str:
     return _PASSED if child.returncode == 0 else child.stderr.strip()[-1000:] or f"exit code {child.returncode}"
 
 
+def _read(file: Path) -> str | None:
+    try:
+        return file.read_text() if own_file(file) else None
+    except OSError:
+        return None
+
+
 def _write(file: Path, text: str) -> None:
-    """At once: another process may be reading or writing the same."""
+    """At once: another process may be reading or writing the same. Other users may read root's."""
     with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as handle:
         handle.write(text)
+        os.fchmod(handle.fileno(), 0o644)
     Path(handle.name).rename(file)
 
 

@@ -23,7 +23,7 @@ import octavo_kernels.linear
 from octavo.gguf_header import split_files
 from octavo.models.packed_file import Damaged, Packed, Part, read_packed, write_packed
 from octavo.source import Source
-from octavo_kernels.native.build import cache_folder, lock
+from octavo_kernels.native.cache import cache_folder, lock, own_file, temporary_folder
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,9 @@ def cached(source: Source, pack: Callable[[], Iterable[tuple[Part, Packed]]], va
     size = sum(file.stat().st_size for file in _files(source))
     if size < SMALLEST:
         return dict(pack())
+    if cache_folder() == temporary_folder():  # often in memory, and there for good
+        logger.warning("packed weights are not kept on disk: there is no cache folder")
+        return dict(pack())
     folder = cache_folder() / "packed"
     place = _place(source, variant)
     path = folder / f"{place}-{_version(source)}.packed"
@@ -65,6 +68,9 @@ def cached(source: Source, pack: Callable[[], Iterable[tuple[Part, Packed]]], va
 
 
 def _read(path: Path) -> dict[Part, Packed] | None:
+    if path.exists() and not own_file(path):
+        logger.warning("%s could have been written by others and is made anew", path)
+        return None
     try:
         parts = read_packed(path)
     except FileNotFoundError:

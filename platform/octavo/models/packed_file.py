@@ -47,6 +47,7 @@ def write_packed(path: Path, parts: Iterable[tuple[Part, Packed]]) -> None:
     try:
         with temporary.open("w+b") as file:
             _write(file, parts)
+        temporary.chmod(0o644)  # whatever the umask: what others may write is not read
         temporary.rename(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
