@@ -32,7 +32,9 @@ def explain(error: ValidationError, root: Any, where: str = "field") -> tuple[st
         parent = ".".join(str(part) for part in path[:-1])
         inside = f" in {parent}" if parent else ""
         return unknown_key(str(path[-1]), valid_keys(root, path[:-1]), where) + inside, name
-    whole = "the body" if where == "field" else "what args holds"
+    whole, mapping = (
+        ("the body", "an object") if where == "field" else ("what args holds", "a mapping of keys to values")
+    )
     if problem["type"] == _MISSING:
         return f"{where} {name!r} is required", name
     if problem["type"] == "value_error":  # raised by our own code: already a sentence, or the end of one
@@ -43,7 +45,7 @@ def explain(error: ValidationError, root: Any, where: str = "field") -> tuple[st
         return f"{name} must have at most {problem['ctx']['max_length']} entries", name
     union = _union(problems, problem["loc"]) if problem["type"].endswith("_type") else None
     sentence = union or problem["msg"].replace("Input should be", "must be").replace("String should have", "must have")
-    sentence = _CLASS.sub("a mapping of keys to values", sentence)
+    sentence = _CLASS.sub(mapping, sentence)
     got = "" if "api_keys" in path else f", got {_short(problem['input'])}"  # a key must not come into a log
     return f"{name or whole} {sentence[0].lower()}{sentence[1:]}{got}", name
 

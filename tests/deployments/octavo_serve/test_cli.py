@@ -140,7 +140,7 @@ def test_a_damaged_model_ends_it_with_the_shards_own_words(tmp_path: Path) -> No
     path = config(tmp_path, models=[{"name": "m", "source": "model.gguf"}])
     done = octavo("serve", path, "--port", str(free_block(1)), "--no-fast")
     assert done.returncode == 1
-    assert "model.gguf is not a readable GGUF file" in done.stdout
+    assert "model.gguf is damaged or cannot be read" in done.stdout
 
 
 def test_missing_files_are_named_before_anything_starts(tmp_path: Path) -> None:

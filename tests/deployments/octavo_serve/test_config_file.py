@@ -61,7 +61,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"applications": [{"name": "a"}]}, "setting 'applications.0.import_path' is required"),
     ({"applications": [app(args=[])]}, "applications.0.args must be a valid dictionary"),
     ({"applications": [app(args={})]}, "setting 'models' is required"),
-    ({"applications": [app(name="")]}, "applications.0.name string should have at least 1 character"),
+    ({"applications": [app(name="")]}, "applications.0.name must have at least 1 character"),
     ({"applications": [app(route_prefix="llm")]}, "a route_prefix begins with / and does not end with one, got 'llm'"),
     ({"applications": [app(route_prefix="/llm/")]}, "got '/llm/'"),
     ({"applications": [app(route_prefix=None)]}, "no application has a route_prefix"),

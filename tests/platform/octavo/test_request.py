@@ -16,7 +16,8 @@ from octavo.request import Request, SamplingParams
         ("prompt_logprobs", -1), ("logit_bias", {1: 101}), ("logit_bias", {-1: 1}), ("stop", ""), ("stop", ["a"] * 17),
         ("stop_token_ids", [-1]), ("stop", ["a" * 1025]), ("stop_token_ids", [1] * 1025), ("top_k", 2**63),
         ("min_tokens", 2**70), ("logit_bias", {2**31: 1}),
-        pytest.param("max_tokens", 10**5000, id="5,000 digits"), pytest.param("temperature", 10**5000, id="as a number"),
+        pytest.param("max_tokens", 10**5000, id="5,000 digits"),
+        pytest.param("temperature", 10**5000, id="as a number"),
     ],
 )  # fmt: skip
 def test_wrong_values_are_named(param, value):

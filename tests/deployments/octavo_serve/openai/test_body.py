@@ -27,7 +27,7 @@ HOSTILE: dict[str, tuple[Any, bytes, str]] = {
     "ids, then a string": (CompletionRequest, filled(b'{"prompt":[', b"1,", b'"a"]}'), "prompt must be a string"),
     "too many ids": (CompletionRequest, filled(b'{"prompt":[', b"1,", b"1]}"), "prompt must be .*length <= 1048576"),
     "empty lists": (CompletionRequest, filled(b'{"prompt":[', b"[],", b"[]]}"), "brackets and keys"),
-    "nulls as messages": (ChatRequest, filled(b'{"messages":[', b"null,", b"null]}"), "messages.0 must be a valid"),
+    "nulls as messages": (ChatRequest, filled(b'{"messages":[', b"null,", b"null]}"), "messages.0 must be an object"),
     "messages": (ChatRequest, filled(b'{"messages":[', b"{},", b"{}]}"), "brackets and keys"),
     "contents": (
         ChatRequest,
