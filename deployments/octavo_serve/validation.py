@@ -26,9 +26,11 @@ def explain(error: ValidationError, root: Any, where: str = "field") -> tuple[st
     """
     problems = error.errors(include_url=False)
     problem = _most_telling(problems)
-    path = [part[:80] if isinstance(part, str) else part for part in problem["loc"] if not _is_branch(part)]
+    extra, last = problem["type"] in _EXTRA, len(problem["loc"]) - 1
+    kept = [p for i, p in enumerate(problem["loc"]) if not _is_branch(p) or (extra and i == last)]  # it is the sender's
+    path = [part[:80] if isinstance(part, str) else part for part in kept]
     name = ".".join(str(part) for part in path) or None
-    if problem["type"] in _EXTRA:
+    if extra:
         parent = ".".join(str(part) for part in path[:-1])
         inside = f" in {parent}" if parent else ""
         return unknown_key(str(path[-1]), valid_keys(root, path[:-1]), where) + inside, name

@@ -21,6 +21,7 @@ from octavo_serve.openai.bounds import LARGE_BODY
 from octavo_serve.openai.conversion import B, parse
 from octavo_serve.openai.door import CALLER, Door
 from octavo_serve.openai.errors import BodyTooLarge, ErrorBody, ErrorReply, error_response, reply_for
+from octavo_serve.openai.responses import is_large
 from octavo_serve.openai.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -79,8 +80,8 @@ def _add_generation(app: FastAPI, service: Service, access: Access) -> None:
         tells = admit(access.rules, request, body)
         session, headers = session_of(request), dict[str, str]()
         if body.stream:
-            return await event_stream(service.chat_stream(body, session, headers), service.telemetry, headers, tells)
-        return answer_reply(await service.chat(body, session, headers), headers, tells)
+            return await event_stream(service.chat_stream(body, session, headers), service, headers, tells)
+        return await answer_reply(await service.chat(body, session, headers), service, headers, tells)
 
     async def completions(request: Request) -> Response:
         body = await body_of(request, CompletionRequest, service)
@@ -88,8 +89,8 @@ def _add_generation(app: FastAPI, service: Service, access: Access) -> None:
         session, headers = session_of(request), dict[str, str]()
         if body.stream:
             events = service.complete_stream(body, session, headers)
-            return await event_stream(events, service.telemetry, headers, tells)
-        return answer_reply(await service.complete(body, session, headers), headers, tells)
+            return await event_stream(events, service, headers, tells)
+        return await answer_reply(await service.complete(body, session, headers), service, headers, tells)
 
     # Starlette's routes: FastAPI's would look for dependencies that are not there, a quarter of a short request's CPU
     app.add_route("/v1/chat/completions", chat_completions, methods=["POST"])
@@ -211,9 +212,11 @@ def admit(rules: Rules, request: Request, body: SamplingBody) -> bool:
     return rules.tells(caller)
 
 
-def answer_reply(answer: Mapping[str, Any], headers: dict[str, str], tells: bool) -> Response:
+async def answer_reply(answer: Mapping[str, Any], service: Service, headers: dict[str, str], tells: bool) -> Response:
     """An answer, and `headers` about where it came from where it `tells`."""
-    return json_reply(answer, headers=headers) if tells else json_reply(untelling(answer))
+    told = answer if tells else untelling(answer)
+    body = await service.threads.finish(to_json, told) if is_large(told) else to_json(told)
+    return Response(body, headers=headers if tells else None, media_type="application/json")
 
 
 def untelling(answer: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -242,7 +245,7 @@ class EventStream(StreamingResponse):
 
 
 async def event_stream(
-    events: AsyncGenerator[Mapping[str, Any], None], telemetry: Telemetry, headers: Mapping[str, str], tells: bool
+    events: AsyncGenerator[Mapping[str, Any], None], service: Service, headers: Mapping[str, str], tells: bool
 ) -> Response:
     """Stream events, once the first is there: until then an error is still an HTTP error, and `headers` may grow.
 
@@ -252,23 +255,23 @@ async def event_stream(
     first = await anext(events)
     all_headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers if tells else {})}
     write = _event if tells else _untelling_event
-    return EventStream(_sse(first, events, telemetry, write), headers=all_headers, media_type=EVENT_STREAM)
+    return EventStream(_sse(first, events, service, write), headers=all_headers, media_type=EVENT_STREAM)
 
 
 async def _sse(
     first: Mapping[str, Any],
     events: AsyncGenerator[Mapping[str, Any], None],
-    telemetry: Telemetry,
+    service: Service,
     write: Callable[[Mapping[str, Any]], bytes],
 ) -> AsyncGenerator[bytes, None]:
     async with aclosing(events):
-        yield write(first)
         try:
+            yield await service.threads.finish(write, first) if is_large(first) else write(first)
             async for event in events:
-                yield write(event)
+                yield await service.threads.finish(write, event) if is_large(event) else write(event)
         except Exception as error:  # the status line is long gone: the error is an event
             reply = reply_for(error)
-            telemetry.errors.labels(reply.status).inc()
+            service.telemetry.errors.labels(reply.status).inc()
             yield _event(reply.body)
         yield DONE
 

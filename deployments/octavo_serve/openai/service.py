@@ -227,7 +227,7 @@ class Service:
 
     async def _made(self, job: _Job, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """A part of a job's answer, made beside the event loop where that takes long."""
-        return await self.threads.run(make, *args, **kwargs) if job.is_large else make(*args, **kwargs)
+        return await self.threads.finish(make, *args, **kwargs) if job.is_large else make(*args, **kwargs)
 
     # ---- from body to job -------------------------------------------------------------------------------------
 

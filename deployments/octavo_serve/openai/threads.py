@@ -43,3 +43,7 @@ class Threads:
         future = self._pool.submit(work, *args, **kwargs)
         future.add_done_callback(lambda _: self._places.release())
         return await asyncio.wrap_future(future)
+
+    async def finish(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same for the end of a request that has its answer: it is never refused."""
+        return await asyncio.wrap_future(self._pool.submit(work, *args, **kwargs))

@@ -129,3 +129,10 @@ def test_lengths() -> None:
         check_length(10, 7, 16, "prompt")
     with pytest.raises(PromptTooLong, match="shorten it"):
         check_length(16, None, 16, "prompt")
+
+
+@pytest.mark.parametrize("name", ["messages[0]", "int", "str", "a[b]", "constrained-x", ""])
+def test_an_unknown_field_may_be_called_anything(name: str) -> None:
+    with pytest.raises(BadRequest, match="unknown field") as caught:
+        parse(CompletionRequest, PROMPT | {name: 1})
+    assert caught.value.param == (name or None)

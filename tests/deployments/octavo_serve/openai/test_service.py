@@ -336,6 +336,10 @@ def test_what_takes_long_leaves_the_event_loop_alone(service: Service, client: A
             beside.append(getattr(work, "func", work).__name__)
             return await super().run(work, *args, **kwargs)
 
+        async def finish(self, work: Any, *args: Any, **kwargs: Any) -> Any:
+            beside.append(work.__name__)
+            return await super().finish(work, *args, **kwargs)
+
     service.threads = Noting()
     chat(service, logprobs=True, max_tokens=3)
     complete(service, ["a", "b"], echo=True)
