@@ -29,7 +29,7 @@ MAX_TOKENIZED = 2**18
 """Characters that /tokenize takes, whatever the context: 0.4 s at worst."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
     """What all prompts of one API request share.
 

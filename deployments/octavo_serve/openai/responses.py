@@ -171,15 +171,17 @@ LARGE = 64
 
 
 def is_large(answer: Mapping[str, Any]) -> bool:
-    """Whether an answer or a stream's event may take more than a few milliseconds to write as JSON."""
-    choices = answer.get("choices") or ()
-    return len(choices) > LARGE or _has_many(answer) or any(map(_has_many, choices))
-
-
-def _has_many(found: Mapping[str, Any]) -> bool:
-    logprobs = found.get("logprobs")
-    tokens = 0 if logprobs is None else len(logprobs.get("content") or logprobs.get("tokens") or ())
-    return max(tokens, len(found.get("prompt_logprobs") or ())) > LARGE
+    """Whether an answer or a stream's event may take more than a few milliseconds to write as JSON; 0.3 us."""
+    choices = answer["choices"]
+    if answer.get("prompt_logprobs") is not None or len(choices) > LARGE:
+        return True
+    for choice in choices:
+        logprobs = choice["logprobs"]
+        if logprobs is not None and len(logprobs.get("content") or logprobs.get("tokens") or ()) > LARGE:
+            return True
+        if choice.get("prompt_logprobs") is not None:
+            return True
+    return False
 
 
 def routing_headers(placed: Sequence[tuple[Placement, int]]) -> dict[str, str]:
