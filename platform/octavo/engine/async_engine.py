@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_STUCK_AFTER = 60.0  # seconds without a finished step while there is work; the longest honest step is a few seconds
 _HAND_OVER = 0.001
-"""Seconds that the engine waits for a listener's loop to take a step's updates. Waiting gives up the interpreter, of
+"""Seconds that the engine waits for its listeners' loops to take a step's updates. Waiting gives up the interpreter, of
 which an engine with short steps leaves the loop nothing while there is work: 64 steps of 0.1 ms arrived as one."""
 _AUDIT_EVERY = 10.0  # seconds between integrity checks of an idle engine; one takes 1 ms per 2,000 blocks
 
@@ -47,6 +46,13 @@ class Listener(Protocol):
     def failed(self, request_id: str, error: Exception) -> None:
         """A request was refused (`BadRequest`, `Overloaded`), or the engine has stopped (`EngineDead`)."""
         ...
+
+
+News = dict[Listener, list[SequenceUpdate]]
+"""What each listener is to be told."""
+
+Command = tuple[str, int | None, Request | None, Listener | None]
+"""A request's id, and with it an index or None to abort that, or the request itself and its listener."""
 
 
 @dataclass(slots=True, eq=False)
@@ -89,8 +95,7 @@ class AsyncEngine:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._commands: queue.SimpleQueue[tuple[str, int | None, Request | None, Listener | None] | None]
-        self._commands = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._listeners: dict[str, Listener] = {}
         self._error: BaseException | None = None
         self._beat = time.monotonic()
@@ -145,13 +150,15 @@ class AsyncEngine:
         self._commands.put((request_id, index, None, None))
 
     def check_health(self) -> None:
-        """Raise EngineDead if the thread died or has not finished a step for a minute while there was work."""
+        """Raise EngineDead if the thread died, or a step takes far longer than it should (`engine.patience`)."""
         if self._error is not None or not self._thread.is_alive():
             raise EngineDead(f"the engine has stopped: {self._error!r}")
         self.engine.executor.check_health()
         silent = time.monotonic() - self._beat
-        if self.engine.has_work and silent > _STUCK_AFTER:
-            raise EngineDead(f"the engine has not finished a step for {silent:.0f} s")
+        if self.engine.has_work and silent > (patience := self.engine.patience):
+            raise EngineDead(
+                f"the engine has not finished a step for {silent:.0f} s; it should have within {patience:.0f} s"
+            )
 
     def stats(self) -> EngineStats:
         """Gauges and counters, now."""
@@ -181,20 +188,27 @@ class AsyncEngine:
 
     def _take_commands(self) -> bool:
         """Carry out what callers asked for; sleeps while there is nothing to do. False when told to close."""
-        while True:
-            try:
-                command = self._commands.get(block=not self.engine.has_work)
-            except queue.Empty:
+        news: News = {}
+        try:
+            while self._carry_out(self._commands.get(block=not self.engine.has_work and not news), news):
                 self._beat = time.monotonic()
-                return True
+            return False
+        except queue.Empty:
             self._beat = time.monotonic()
-            if command is None:
-                return False
-            request_id, index, request, listener = command
-            if request is None or listener is None:
-                self._deliver(self.engine.abort(request_id, index))
-            else:
-                self._add(request, listener)
+            return True
+        finally:
+            _hand_over(news)
+
+    def _carry_out(self, command: Command | None, news: News) -> bool:
+        """Do what a caller asked for; False when told to close."""
+        if command is None:
+            return False
+        request_id, index, request, listener = command
+        if request is None or listener is None:
+            self._sort(self.engine.abort(request_id, index), news)
+        else:
+            self._add(request, listener)
+        return True
 
     def _add(self, request: Request, listener: Listener) -> None:
         try:
@@ -206,7 +220,12 @@ class AsyncEngine:
 
     def _deliver(self, updates: Iterable[SequenceUpdate]) -> None:
         """Hand updates to their listeners: one call per listener and step, not per token."""
-        news: dict[Listener, list[SequenceUpdate]] = {}
+        news: News = {}
+        self._sort(updates, news)
+        _hand_over(news)
+
+    def _sort(self, updates: Iterable[SequenceUpdate], news: News) -> None:
+        """Add updates to what their listeners are to be told; requests that have ended lose theirs."""
         ended: list[str] = []
         for update in updates:
             news.setdefault(self._listeners[update.request_id], []).append(update)
@@ -214,9 +233,6 @@ class AsyncEngine:
                 ended.append(update.request_id)
         for request_id in ended:
             self._listeners.pop(request_id, None)
-        handed = [_hand_over(listener, found) for listener, found in news.items()]
-        for taken in handed:
-            taken.acquire(timeout=_HAND_OVER)
 
     def _audit(self) -> None:
         if time.monotonic() - self._audited > _AUDIT_EVERY:
@@ -237,7 +253,15 @@ class AsyncEngine:
                 _call(command[3], command[3].failed, command[0], error)
 
 
-def _hand_over(listener: Listener, updates: list[SequenceUpdate]) -> threading.Lock:
+def _hand_over(news: News) -> None:
+    """Give listeners their updates, and wait a moment until they have them."""
+    handed = [_begin_hand_over(listener, updates) for listener, updates in news.items()]
+    end = time.monotonic() + _HAND_OVER
+    for taken in handed:
+        taken.acquire(timeout=max(0.0, end - time.monotonic()))
+
+
+def _begin_hand_over(listener: Listener, updates: list[SequenceUpdate]) -> threading.Lock:
     """Give a listener its updates; the lock is held until it has taken them."""
     taken = threading.Lock()
     taken.acquire()

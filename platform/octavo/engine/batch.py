@@ -35,6 +35,10 @@ class BatchBuilder:
         self._batch = batch
         return batch
 
+    def forget(self) -> None:
+        """Let go of the last batch, whose sequences hold their requests, prompts and all."""
+        self._sequences, self._num_blocks, self._batch = [], [], None
+
     def _next(self, plan: Plan) -> StepBatch | None:
         """The last batch one token later; None where its block tables are too narrow."""
         last, sequences = self._batch, self._sequences

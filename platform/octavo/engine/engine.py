@@ -11,6 +11,7 @@ from octavo.config import EngineConfig
 from octavo.cost_model import CostModel
 from octavo.engine.admission import ModelLimits
 from octavo.engine.batch import BatchBuilder
+from octavo.engine.patience import LEAST, Patience
 from octavo.engine.scheduler import Plan, Scheduler
 from octavo.engine.stats import EngineStats
 from octavo.errors import ConfigError
@@ -39,6 +40,7 @@ class Engine:
         clock: monotonic seconds.
 
     Attributes:
+        patience: seconds that `step` may take now before it counts as stuck; another thread may read it.
         taken: the routers' tickets of requests that `Scheduler.load` counts; whoever reports the load empties it.
     """
 
@@ -64,6 +66,8 @@ class Engine:
         self._batches = BatchBuilder()
         self._under_way: deque[tuple[Plan, Callable[[], StepResult]]] = deque()
         self._steps = 0
+        self._patience = Patience(self.scheduler.cost_model)
+        self.patience = LEAST
         self.generation_tokens = 0
         self.taken: deque[str] = deque(maxlen=TAKEN)
 
@@ -108,7 +112,9 @@ class Engine:
 
     def abort(self, request_id: str, index: int | None = None) -> list[SequenceUpdate]:
         """End a request or one of its sequences; its blocks are free when this returns."""
-        return self.scheduler.abort(request_id, index)
+        updates = self.scheduler.abort(request_id, index)
+        self._forget()
+        return updates
 
     def step(self) -> list[SequenceUpdate]:
         """Advance every scheduled sequence; returns what happened to those that got a token or ended.
@@ -117,6 +123,8 @@ class Engine:
         none come of the first.
         """
         plan = self.scheduler.schedule()
+        plans = [plan, *(begun for begun, _ in self._under_way)]
+        self.patience = sum(self._patience.seconds(begun.amounts) for begun in plans)
         try:
             if plan.entries:
                 self._under_way.append((plan, self._begin(plan)))
@@ -129,10 +137,16 @@ class Engine:
         except BaseException:
             self.pool.clear_cache()  # the plan published blocks that were perhaps never filled
             raise
+        self._patience.observe(plan.num_tokens, result.seconds)
         updates = self.scheduler.commit(plan, result)
         self._steps += 1
         self.generation_tokens += sum(len(update.token_ids) for update in updates)
+        self._forget()
         return updates
+
+    def _forget(self) -> None:
+        if not self.has_work:
+            self._batches.forget()
 
     def _begin(self, plan: Plan) -> Callable[[], StepResult]:
         """Have a step executed, or begun; returns what waits for its result."""

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo.execution import tensor_treatment, treatment
 from octavo.execution.random import uniform
 from octavo.execution.transfer import fetch, to_device
-from octavo.execution.treatment import LARGEST, Places, lay_out
 from octavo.step import Int64, LogprobRow, SamplingRows
 from octavo_kernels.dispatch import use_gpu
 from octavo_kernels.sampling import sample_tensors
@@ -154,42 +154,11 @@ def treat(logits: Tensor, rows: SamplingRows, unlisted: Tensor | None = None) ->
     if not (rows.logit_bias or rows.banned or rows.penalties):
         return logits
     logits = logits.clone()
-    vocab, flat = logits.shape[1], logits.view(-1)
-    places = lay_out(rows, np.arange(len(logits)), vocab)
-    bias, banned, counted = (to_device(x, flat.device) for x in (places.bias, places.banned, places.counted))
-    flat.index_add_(0, bias, to_device(places.added, flat.device))
-    flat.index_fill_(0, banned, -torch.inf)
-    if rows.penalties:
-        _penalise(flat, places, counted, vocab, unlisted)
+    if logits.is_cpu and unlisted is None:
+        treatment.treat(logits.numpy(), np.arange(len(logits)), rows)
+    else:
+        tensor_treatment.treat(logits, rows, unlisted)
     return logits
-
-
-def _penalise(flat: Tensor, places: Places, counted: Tensor, vocab: int, unlisted: Tensor | None) -> None:
-    """Penalties at the places counted, and where `unlisted` adds one to the count, or is the first of its token."""
-    device = flat.device
-    of_rows, counts = to_device(places.factors, device), to_device(places.counts, device)
-    row = to_device(np.repeat(np.arange(len(places.lines)), places.lengths), device)
-    if unlisted is None:
-        _write_penalties(flat, counted, of_rows[:, row], counts)
-        return
-    lines = to_device(places.lines, device)
-    is_there = unlisted[lines] >= 0
-    last = lines * vocab + unlisted[lines].clamp(min=0)
-    again = (counted == last[row]) & is_there[row]
-    is_new = is_there.int().index_add(0, row, -again.int()) > 0
-    _write_penalties(flat, counted, of_rows[:, row], counts + again)
-    own = flat[last]
-    _write_penalties(flat, last, of_rows, torch.ones_like(own))
-    flat.index_copy_(0, last, torch.where(is_new, flat[last], own))
-
-
-def _write_penalties(flat: Tensor, places: Tensor, factors: Tensor, counts: Tensor) -> None:
-    """As in `octavo.execution.treatment.treat`."""
-    presence, frequency, repetition = factors
-    x = flat[places]
-    x = torch.where(x > 0, x / repetition, x * repetition)
-    x = x - (frequency * counts + presence * (counts > 0))
-    flat.index_copy_(0, places, x.clamp(max=LARGEST))
 
 
 def _draw(logits: Tensor, rows: SamplingRows, index: np.ndarray) -> Tensor:

@@ -1,5 +1,8 @@
 import asyncio
+import gc
+import threading
 import time
+import weakref
 
 import pytest
 
@@ -136,20 +139,86 @@ def test_a_dead_engine_says_so(fake):
         running.check_health()
 
 
-def test_a_stuck_engine_fails_its_health_check(fake, monkeypatch):
-    engine = fake.engine()
+def test_a_stuck_engine_fails_its_health_check_and_a_slow_one_does_not(fake, monkeypatch):
+    monkeypatch.setattr("octavo.engine.patience.LEAST", 0.0)
+    engine, go, begun = fake.engine(), threading.Event(), threading.Event()
     execute = engine.executor.execute
-    engine.executor.execute = lambda batch: (time.sleep(0.5), execute(batch))[1]
-    monkeypatch.setattr("octavo.engine.async_engine._STUCK_AFTER", 0.1)
+
+    def hang(batch):
+        begun.set()
+        go.wait(60)
+        return execute(batch)
+
     running = AsyncEngine(engine)
 
     async def main():
-        task = asyncio.create_task(collect(running, fake.request("a", [1], max_tokens=1)))
-        await asyncio.sleep(0.3)
-        with pytest.raises(EngineDead, match="not finished a step"):
-            running.check_health()
-        await task
+        for name, wait in (("slow", 60.0), ("stuck", 0.0)):  # seconds that the model is said to take per token
+            monkeypatch.setattr("octavo.engine.patience.Patience.seconds", lambda self, amounts, wait=wait: wait)
+            engine.executor.execute = hang
+            begun.clear()
+            task = asyncio.create_task(collect(running, fake.request(name, [1], max_tokens=1)))
+            await asyncio.to_thread(begun.wait, 60)
+            await asyncio.sleep(0.01)
+            if name == "slow":
+                running.check_health()
+            else:
+                with pytest.raises(EngineDead, match="not finished a step"):
+                    running.check_health()
+            go.set()
+            await task
+            go.clear()
 
     asyncio.run(main())
     running.check_health()
     running.close()
+
+
+def test_thousands_of_aborts_are_one_message_to_each_listener(fake):
+    running = AsyncEngine(fake.engine(num_blocks=256, max_num_queued_requests=5000))
+    go, begun, execute = threading.Event(), threading.Event(), running.engine.executor.execute
+    running.engine.executor.execute = lambda batch: (begun.set(), go.wait(60), execute(batch))[2]
+
+    class Listener:
+        def __init__(self):
+            self.loop, self.told, self.done = asyncio.get_running_loop(), [], asyncio.Event()
+
+        def updated(self, updates):
+            self.told.append([update.finish_reason for update in updates])
+            if sum(map(len, self.told)) >= 3000:
+                self.done.set()
+
+        def failed(self, request_id, error):
+            raise error
+
+    async def main():
+        listener = Listener()
+        running.submit(fake.request("runs", [1, 2], max_tokens=1), Listener())
+        await asyncio.to_thread(begun.wait, 60)
+        for i in range(3000):
+            running.submit(fake.request(f"r{i}", [1, 2], max_tokens=40), listener)
+        for i in range(3000):
+            running.abort(f"r{i}")
+        go.set()
+        await listener.done.wait()
+        assert listener.told == [["abort"] * 3000]
+
+    asyncio.run(main())
+    running.close()
+
+
+class Prompt(list):
+    """One that can be watched."""
+
+
+def test_an_idle_engine_holds_no_request(fake):
+    running = AsyncEngine(fake.engine())
+
+    async def main():
+        prompt = Prompt(range(20))
+        await collect(running, fake.request("a", prompt, max_tokens=3))
+        return weakref.ref(prompt)
+
+    gone = asyncio.run(main())
+    running.close()
+    gc.collect()
+    assert gone() is None
