@@ -32,7 +32,7 @@ def collision(wanted: Sequence[Mapping[str, Any]], there: Mapping[str, str | Non
                 f"the cluster has an application called {name!r} already: give yours another name, or delete that one"
             )
         for other, taken in there.items():
-            if taken == route:
+            if route is not None and taken == route:
                 return f"{other!r} on that cluster answers at {route} already: give {name!r} another route_prefix"
         for key in ("runtime_env", "deployments"):
             if app.get(key):

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from concurrent import futures
+
+import grpc
+import pytest
+
+from octavo_serve.joining import asks_who_we_are, collision
+
+OURS = {"name": "octavo", "route_prefix": "/"}
+
+
+@pytest.mark.parametrize(
+    ("app", "there", "sentence"),
+    [
+        (OURS, {}, None),
+        (OURS, {"theirs": "/theirs"}, None),
+        (OURS, {"octavo": "/else"}, "an application called 'octavo'"),
+        (OURS, {"theirs": "/"}, "'theirs' on that cluster answers at / already"),
+        ({}, {"default": None}, "an application called 'default'"),
+        (OURS | {"route_prefix": None}, {"theirs": None}, None),
+        (OURS | {"runtime_env": {"env_vars": {"A": "B"}}}, {}, "runtime_env is not possible with --address"),
+        (OURS | {"deployments": [{"name": "gateway"}]}, {}, "deployments is not possible with --address"),
+    ],
+)
+def test_what_is_there_is_not_touched(
+    app: dict[str, object], there: dict[str, str | None], sentence: str | None
+) -> None:
+    said = collision([app], there)
+    assert said is None if sentence is None else sentence in str(said)
+
+
+@pytest.mark.parametrize(("code", "asks"), [(None, False), (grpc.StatusCode.UNAUTHENTICATED, True)])
+def test_whether_a_cluster_asks_for_a_token(code: grpc.StatusCode | None, asks: bool) -> None:
+    def answer(_: bytes, context: grpc.ServicerContext) -> bytes:
+        if code is not None:
+            context.abort(code, "who are you?")
+        return b""
+
+    handler = grpc.method_handlers_generic_handler(
+        "ray.rpc.InternalKVGcsService", {"InternalKVExists": grpc.unary_unary_rpc_method_handler(answer)}
+    )
+    server = grpc.server(futures.ThreadPoolExecutor(1), [handler])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        assert asks_who_we_are(f"127.0.0.1:{port}") is asks
+    finally:
+        server.stop(0).wait()
