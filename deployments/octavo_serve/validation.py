@@ -43,6 +43,8 @@ def explain(error: ValidationError, root: Any, where: str = "field") -> tuple[st
         inside = f" in {name}" if where == "setting" and name else ""
         sentence = str(problem["ctx"]["error"])
         return f"{name} {sentence}" if sentence.startswith("must be") else f"{sentence}{inside}", name
+    if problem["type"] == "too_short":
+        return f"{name} must not be empty", name
     if problem["type"] == "too_long":
         return f"{name} must have at most {problem['ctx']['max_length']} entries", name
     union = _union(problems, problem["loc"]) if problem["type"].endswith("_type") else None

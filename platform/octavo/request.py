@@ -18,6 +18,9 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 MAX_LOGPROBS = 20
 """Most alternatives per token that a request may ask for (OpenAI's own limit)."""
 
+MAX_N = 128
+"""Most sequences of one prompt."""
+
 MAX_STOP = 16
 """Most stop strings of a request; OpenAI takes four."""
 
@@ -109,9 +112,9 @@ class SamplingParams:
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        _number(self.n, "n", 1, 128, integer=True)
+        _number(self.n, "n", 1, MAX_N, integer=True)
         if self.best_of is not None:
-            _number(self.best_of, "best_of", self.n, 128, integer=True)
+            _number(self.best_of, "best_of", self.n, MAX_N, integer=True)
         _number(self.temperature, "temperature", 0, 100)
         _number(self.top_k, "top_k", -1, INT64[1], integer=True)
         _number(self.top_p, "top_p", 0, 1)

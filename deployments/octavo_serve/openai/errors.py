@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import TypedDict
 
 import msgspec
 from starlette.responses import Response
+from typing_extensions import TypedDict  # pydantic reads the standard one from Python 3.12 on
 
 from octavo.errors import BadRequest, EngineDead, ModelNotReady, OctavoError, Overloaded, PromptTooLong, UnknownModel
 

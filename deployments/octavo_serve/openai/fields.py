@@ -48,13 +48,25 @@ def _few(value: object) -> object:
     return value
 
 
+def within(low: float, high: float, description: str | None = None) -> Any:
+    """An optional number; its range, which `octavo.request` checks and words, stands in the API's description."""
+    return Field(default=None, description=description, json_schema_extra={"minimum": low, "maximum": high})
+
+
+def only(*values: Any) -> Any:
+    """An optional field of which no other value is done; `refusals` words what is wrong with it."""
+    return Field(default=None, json_schema_extra={"enum": [None, *values]})
+
+
 Few = BeforeValidator(_few)
-Integer = Annotated[int, BeforeValidator(_integral), Field(ge=INT64[0], le=INT64[1])]
-TokenId = Annotated[int, BeforeValidator(_integral), Field(ge=0, le=MAX_TOKEN_ID)]
+Integer = Annotated[int, Field(ge=INT64[0], le=INT64[1]), BeforeValidator(_integral)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID), BeforeValidator(_integral)]
 Name = Annotated[str, Field(max_length=MAX_NAME)]
 Options = Annotated[dict[str, Any], AtMost(MAX_OPTIONS)]
 Metadata = Annotated[dict[Name, Name], AtMost(MAX_METADATA)]
-LogitBias = Annotated[dict[str, float], AtMost(MAX_LOGIT_BIAS)]
+_Bias = Annotated[float, Field(json_schema_extra={"minimum": -100, "maximum": 100})]
+_BiasedId = Annotated[str, Field(json_schema_extra={"pattern": "^[0-9]{1,10}$"})]
+LogitBias = Annotated[dict[_BiasedId, _Bias], AtMost(MAX_LOGIT_BIAS)]
 StopTokenIds = Annotated[list[TokenId], AtMost(MAX_STOP_TOKEN_IDS)]
 StopString = Annotated[str, Field(max_length=MAX_STOP_LENGTH)]
 Stop = Annotated[StopString | Annotated[list[StopString], AtMost(MAX_STOP)], Field(union_mode="left_to_right")]
@@ -83,9 +95,23 @@ def _prompt(value: object) -> object:
 
 def _converted(value: object, kind: Any, wanted: str) -> Any:
     try:
-        return msgspec.convert(value, kind)
+        return _convert(value, kind)
     except msgspec.ValidationError as error:
         raise ValueError(f"must be {wanted}: {_plain(str(error))}") from None
+
+
+def _convert(value: object, kind: Any) -> Any:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        if "got `float`" not in str(error) or not isinstance(value, list):
+            raise
+    return msgspec.convert(_integers(value), kind)
+
+
+def _integers(values: list[Any]) -> list[Any]:
+    """2.0 as 2, in a list of ids or of lists of ids."""
+    return [_integers(value) if isinstance(value, list) else _integral(value) for value in values[:MAX_PROMPT_TOKENS]]
 
 
 def _plain(sentence: str) -> str:
@@ -99,6 +125,36 @@ Prompt = Annotated[
     str | list[str] | list[int] | list[list[int]],
     PlainValidator(_prompt, json_schema_input_type=str | list[str] | _IdList | list[_IdList]),
 ]
+
+
+# ── messages ──
+
+Part = Annotated[
+    dict[str, Any],
+    Field(
+        json_schema_extra={
+            "anyOf": [
+                {
+                    "required": ["type", kind],
+                    "properties": {"type": {"enum": types}, kind: {"type": "string"}},
+                }
+                for kind, types in (("text", ["text", "input_text", "output_text"]), ("refusal", ["refusal"]))
+            ]
+        }
+    ),
+]
+"""A part of a message's content; `octavo.text.chat` reads it, and words what is wrong with it."""
+
+SAYS_SOMETHING: dict[str, Any] = {
+    "anyOf": [
+        {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}},
+        {
+            "required": ["tool_calls"],
+            "properties": {"tool_calls": {"type": "array", "minItems": 1, "items": {"type": "object"}}},
+        },
+    ]
+}
+"""A message has a content, or calls tools."""
 
 
 # ── tools ──

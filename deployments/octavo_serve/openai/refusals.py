@@ -47,7 +47,7 @@ RULES: dict[str, Callable[[Any], str | None]] = {
     "length_penalty": _one_of(0, 1, sentence="length_penalty belongs to beam search, which is not supported"),
     "verbosity": _one_of("medium", sentence='verbosity must be "medium": the models here know no other'),
     "include_reasoning": _one_of(True, sentence="include_reasoning must be true: reasoning is a part of the text"),
-    "modalities": _one_of([], ["text"], sentence='only the modality "text" is supported'),
+    "modalities": _one_of([], ["text"], sentence='modalities: only the modality "text" is supported'),
     "functions": _one_of([], sentence="functions and function_call are deprecated; send tools and tool_choice"),
     "function_call": _one_of(
         "none", "auto", sentence="functions and function_call are deprecated; send tools and tool_choice"

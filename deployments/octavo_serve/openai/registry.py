@@ -132,6 +132,11 @@ class Registry:
         """Tokens, of all models; one that is not known yet is taken for a long one."""
         return max((e.info.max_model_len if e.info else UNKNOWN_CONTEXT for e in self.entries.values()), default=0)
 
+    @property
+    def can_answer(self) -> bool:
+        """Whether any model is ready."""
+        return any(entry.status == "ready" for entry in self.entries.values())
+
     async def served(self, name: str | None, session: str = "") -> ServedModel:
         """The model a request gets.
 

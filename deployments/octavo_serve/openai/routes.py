@@ -9,18 +9,19 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, Protocol
 
-import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo.errors import OctavoError
+from octavo_serve.openai.about import add_about
 from octavo_serve.openai.access import Access, Caller, Rules
 from octavo_serve.openai.bounds import LARGE_BODY
 from octavo_serve.openai.conversion import B, parse
 from octavo_serve.openai.door import CALLER, Door
 from octavo_serve.openai.errors import BodyTooLarge, ErrorBody, ErrorReply, error_response, reply_for
+from octavo_serve.openai.replies import json_reply, to_json
 from octavo_serve.openai.responses import is_large
 from octavo_serve.openai.schemas import (
     ChatRequest,
@@ -51,7 +52,7 @@ class _App(FastAPI):
     """FastAPI with the door outermost: also before what answers exceptions that nobody handles."""
 
     def __init__(self, access: Access, telemetry: Telemetry) -> None:
-        super().__init__(title="Octavo", openapi_url=None)
+        super().__init__(title="Octavo", openapi_url=None, docs_url=None, redoc_url=None)
         self._door = partial(Door, access=access, telemetry=telemetry)
 
     def build_middleware_stack(self) -> ASGIApp:
@@ -70,6 +71,7 @@ def http_app(service: Service, backend: Backend, access: Access | None = None) -
     _add_models(app, service, access)
     _add_text(app, service)
     _add_operations(app, service, backend, access)
+    add_about(app, service)
     _add_errors(app, service.telemetry)
     return app
 
@@ -98,30 +100,32 @@ def _add_generation(app: FastAPI, service: Service, access: Access) -> None:
 
 
 def _add_models(app: FastAPI, service: Service, access: Access) -> None:
-    @app.get("/v1/models")
     async def models(request: Request) -> Response:
         cards = service.models.cards(access.rules.explains(request.scope.get(CALLER)))
         return json_reply({"object": "list", "data": cards})
 
-    @app.get("/v1/models/{name:path}")
-    async def model(request: Request, name: str) -> Response:
+    async def model(request: Request) -> Response:
+        name = request.path_params["name"]
         return json_reply(service.models.card(name, access.rules.explains(request.scope.get(CALLER))))
+
+    app.add_route("/v1/models", models, methods=["GET"])  # and HEAD, which FastAPI's own routes leave out
+    app.add_route("/v1/models/{name:path}", model, methods=["GET"])
 
 
 def _add_text(app: FastAPI, service: Service) -> None:
-    @app.post("/tokenize")
     async def tokenize(request: Request) -> Response:
         body = await body_of(request, TokenizeRequest, service)
         return json_reply(await service.tokenize(body))
 
-    @app.post("/detokenize")
     async def detokenize(request: Request) -> Response:
         body = await body_of(request, DetokenizeRequest, service)
         return json_reply(await service.detokenize(body))
 
+    app.add_route("/tokenize", tokenize, methods=["POST"])
+    app.add_route("/detokenize", detokenize, methods=["POST"])
+
 
 def _add_operations(app: FastAPI, service: Service, backend: Backend, access: Access) -> None:
-    @app.get("/health")
     async def health(request: Request) -> Response:
         """What is known of each model, at once: 200 unless no model can answer. Without a key that is all it says."""
         entries = service.models.entries
@@ -133,10 +137,12 @@ def _add_operations(app: FastAPI, service: Service, backend: Backend, access: Ac
             answer["models"] = {name: {"status": e.status, "reason": e.reason} for name, e in entries.items()}
         return json_reply(answer, 200 if any(ready) else 503)
 
-    @app.get("/metrics")
     async def metrics(request: Request) -> Response:
         tells = access.rules.tells(request.scope.get(CALLER))
         return Response(service.telemetry.render(await backend.shard_stats(), tells), media_type=METRICS_TEXT)
+
+    app.add_route("/health", health, methods=["GET"])
+    app.add_route("/metrics", metrics, methods=["GET"])
 
 
 def _add_errors(app: FastAPI, telemetry: Telemetry) -> None:
@@ -189,15 +195,6 @@ async def read_body(request: Request, limit: int) -> bytes:
         if len(body) > limit:
             raise BodyTooLarge(f"the body has more than the accepted {limit} bytes")
     return bytes(body)
-
-
-def to_json(value: Mapping[str, Any]) -> bytes:
-    """Compact JSON in UTF-8."""
-    return msgspec.json.encode(value)
-
-
-def json_reply(value: Mapping[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(to_json(value), status, headers, media_type="application/json")
 
 
 def admit(rules: Rules, request: Request, body: SamplingBody) -> bool:

@@ -7,12 +7,15 @@ Serve handles and become JSON as they are. The API's description (`describe`) is
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic reads the standard one from Python 3.12 on
 
+from octavo.request import INT64, MAX_LOGPROBS, MAX_N
 from octavo_serve.openai.bounds import MAX_MESSAGES, MAX_PARTS, MAX_ROLE
 from octavo_serve.openai.fields import (
+    SAYS_SOMETHING,
     AtMost,
     Few,
     Integer,
@@ -20,15 +23,25 @@ from octavo_serve.openai.fields import (
     Metadata,
     Name,
     Options,
+    Part,
     Prompt,
     Stop,
     StopTokenIds,
     TokenIds,
     Tools,
+    only,
+    within,
 )
 
 NOT_SUPPORTED = "Not supported: refused unless it is null or empty."
-Refused = Annotated[Any, Field(default=None, description=NOT_SUPPORTED)]
+Refused = Annotated[
+    Any,
+    Field(
+        default=None,
+        description=NOT_SUPPORTED,
+        json_schema_extra={"enum": [None, False, 0, "", list[Any](), dict[str, Any]()]},
+    ),
+]
 
 
 class Body(BaseModel):
@@ -39,7 +52,7 @@ class Body(BaseModel):
 
 class StreamOptions(Body):
     include_usage: bool | None = None
-    include_obfuscation: bool | None = Field(default=None, description="Only false: nothing is added to the chunks.")
+    include_obfuscation: bool | None = only(False)
     continuous_usage_stats: bool | None = Field(default=None, description="Usage so far in every chunk.")
 
 
@@ -49,24 +62,24 @@ class SamplingBody(Body):
     model: Name | None = None
     stream: bool | None = None
     stream_options: Annotated[StreamOptions, Few] | None = None
-    n: Integer | None = Field(default=None, description="Choices per prompt.")
-    best_of: Integer | None = None
-    temperature: float | None = Field(default=None, description="0 is greedy.")
-    top_p: float | None = None
-    top_k: Integer | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: LogitBias | None = Field(default=None, description="Token id -> added to its logit, in [-100, 100].")
+    n: Integer | None = within(1, MAX_N, "Choices per prompt.")
+    best_of: Integer | None = within(0, MAX_N)
+    temperature: float | None = within(0, 100, "0 is greedy.")
+    top_p: float | None = within(0, 1)
+    top_k: Integer | None = within(-1, INT64[1], "0 and -1 keep all tokens.")
+    min_p: float | None = within(0, 1)
+    presence_penalty: float | None = within(-2, 2)
+    frequency_penalty: float | None = within(-2, 2)
+    repetition_penalty: float | None = within(0, 100, "More than 0.")
+    logit_bias: LogitBias | None = Field(default=None, description="Token id -> added to its logit.")
     seed: Integer | None = Field(default=None, description="-1 draws one, as null does.")
     stop: Stop | None = None
     stop_token_ids: StopTokenIds | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
-    min_tokens: Integer | None = None
-    max_tokens: Integer | None = None
-    prompt_logprobs: Integer | None = None
+    min_tokens: Integer | None = within(0, INT64[1])
+    max_tokens: Integer | None = within(0, INT64[1])
+    prompt_logprobs: Integer | None = within(0, MAX_LOGPROBS)
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
@@ -83,12 +96,12 @@ class SamplingBody(Body):
     safety_identifier: Name | None = None
 
     # refused unless they ask for what is done anyway (see `refusals`)
-    store: bool | None = None
-    service_tier: Name | None = None
-    prompt_cache_retention: Name | None = None
+    store: bool | None = only(False)
+    service_tier: Name | None = only("auto", "default")
+    prompt_cache_retention: Name | None = only("in_memory", "in-memory")
     response_format: Options | None = None
-    length_penalty: float | None = None
-    vllm_xargs: Options | None = None
+    length_penalty: float | None = only(0, 1)
+    vllm_xargs: Refused
     structured_outputs: Refused
     guided_json: Refused
     guided_regex: Refused
@@ -120,15 +133,13 @@ class SamplingBody(Body):
 class Message(BaseModel):
     """One chat message; fields besides role and content go to the chat template as they are."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, json_schema_extra=SAYS_SOMETHING)
 
     role: str = Field(min_length=1, max_length=MAX_ROLE)
-    content: (
-        Annotated[str | Annotated[list[dict[str, Any]], AtMost(MAX_PARTS)], Field(union_mode="left_to_right")] | None
-    ) = None
+    content: Annotated[str | Annotated[list[Part], AtMost(MAX_PARTS)], Field(union_mode="left_to_right")] | None = None
 
 
-Messages = Annotated[list[Message], AtMost(MAX_MESSAGES)]
+Messages = Annotated[list[Message], AtMost(MAX_MESSAGES), Field(min_length=1)]
 
 
 class ChatRequest(SamplingBody):
@@ -136,10 +147,10 @@ class ChatRequest(SamplingBody):
 
     messages: Messages
     logprobs: bool | None = None
-    top_logprobs: Integer | None = None
-    max_completion_tokens: Integer | None = Field(default=None, description="Wins over max_tokens.")
+    top_logprobs: Integer | None = within(0, MAX_LOGPROBS)
+    max_completion_tokens: Integer | None = within(1, INT64[1], "Wins over max_tokens.")
     tools: Tools | None = None
-    tool_choice: Annotated[str | Options, Field(union_mode="left_to_right")] | None = None
+    tool_choice: Annotated[str | Options, Field(union_mode="left_to_right")] | None = only("none", "auto")
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: Options | None = Field(default=None, description="Further variables of the chat template.")
@@ -149,13 +160,13 @@ class ChatRequest(SamplingBody):
 
     # refused unless they ask for what is done anyway
     parallel_tool_calls: bool | None = None
-    verbosity: Name | None = None
-    include_reasoning: bool | None = None
-    modalities: Annotated[list[Name], AtMost(8)] | None = None
+    verbosity: Name | None = only("medium")
+    include_reasoning: bool | None = only(True)
+    modalities: Annotated[list[Name], AtMost(8)] | None = only(list[str](), ["text"])
     echo: Refused
     chat_template: Refused
-    functions: Refused
-    function_call: Refused
+    functions: Annotated[Any, only(list[Any]())]
+    function_call: Annotated[Any, only("none", "auto")]
     audio: Refused
     web_search_options: Refused
     documents: Refused
@@ -172,9 +183,9 @@ class CompletionRequest(SamplingBody):
     """Body of /v1/completions."""
 
     prompt: Prompt | None = Field(description='null or "" begins a new text.')
-    logprobs: Integer | None = None
+    logprobs: Integer | None = within(0, MAX_LOGPROBS)
     echo: bool | None = None
-    suffix: Refused
+    suffix: Annotated[Any, only("")]
 
 
 class TokenizeRequest(Body):
@@ -343,3 +354,49 @@ class Detokenized(TypedDict):
     """Answer of /detokenize."""
 
     prompt: str
+
+
+class TokenizerInfo(TypedDict):
+    """Answer of /tokenizer_info; the special tokens are there by their names, such as eos_token."""
+
+    tokenizer_class: str
+    chat_template: str | None
+    model_max_length: int
+    vocab_size: int
+    eos_token_ids: list[int]
+
+
+class ModelCard(TypedDict):
+    """One entry of /v1/models; what may be told of its state is there for operators."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str | None
+    parent: None
+    max_model_len: int | None
+    status: Literal["ready", "loading", "failed"]
+    reason: str | None
+    alias_of: NotRequired[dict[str, float]]
+
+
+class ModelList(TypedDict):
+    """Answer of /v1/models."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class Health(TypedDict):
+    """Answer of /health; shards and models are there for operators."""
+
+    status: Literal["ok", "degraded", "unhealthy"]
+    shards: NotRequired[dict[str, int]]
+    models: NotRequired[dict[str, dict[str, str | None]]]
+
+
+class Version(TypedDict):
+    """Answer of /version."""
+
+    version: str

@@ -18,7 +18,7 @@ MODEL = {"name": "a", "source": "b"}
 
 WRONG = [
     ({}, "setting 'models' is required"),
-    ({"models": []}, "models list should have at least 1 item"),
+    ({"models": []}, "models must not be empty"),
     ({"model": [MODEL]}, "unknown setting 'model': did you mean 'models'?"),
     ({"models": [MODEL], "gatway": {}}, "unknown setting 'gatway': did you mean 'gateway'?"),
     ({"models": [{"name": "a"}]}, "setting 'models.0.source' is required"),

@@ -47,3 +47,14 @@ def test_a_request_draws_its_seed_once_and_keeps_it_on_the_way():
 def test_errors_survive_pickling():
     error = pickle.loads(pickle.dumps(BadRequest("say less", "prompt")))
     assert (str(error), error.param) == ("say less", "prompt")
+
+
+def test_a_top_p_of_nothing_is_greedy():
+    params = SamplingParams(top_p=0, temperature=1.5)
+    assert (params.temperature, params.top_p) == (0, 1)
+
+
+def test_a_seed_of_minus_one_is_none():
+    seeds = {Request(request_id="a", prompt_token_ids=[1], params=SamplingParams(seed=-1)).seed for _ in range(3)}
+    assert len(seeds) == 3
+    assert Request(request_id="a", prompt_token_ids=[1], params=SamplingParams(seed=-2)).seed == 2**64 - 2

@@ -136,3 +136,76 @@ def test_an_unknown_field_may_be_called_anything(name: str) -> None:
     with pytest.raises(BadRequest, match="unknown field") as caught:
         parse(CompletionRequest, PROMPT | {name: 1})
     assert caught.value.param == (name or None)
+
+
+DOCUMENTED: list[dict[str, Any]] = [
+    {"top_p": 0}, {"top_p": 1}, {"n": 2.0}, {"n": 1}, {"temperature": 0}, {"temperature": 2}, {"temperature": 2.0},
+    {"presence_penalty": -2}, {"presence_penalty": 2.0}, {"frequency_penalty": -2.0}, {"frequency_penalty": 2},
+    {"logit_bias": {"50": -100}}, {"logit_bias": {"50": 100.0}}, {"logit_bias": {}}, {"logit_bias": None},
+    {"stop": None}, {"stop": ""}, {"stop": "a"}, {"stop": []}, {"stop": ["a", "b", "c", "d"]},
+    {"seed": -(2**63)}, {"seed": 2**63 - 1}, {"seed": 1.0}, {"seed": -1}, {"max_tokens": None}, {"max_tokens": 3.0},
+    {"stream": None}, {"stream": False}, {"stream_options": None}, {"user": ""}, {"metadata": {}}, {"store": None},
+]  # fmt: skip
+OF_CHATS: list[dict[str, Any]] = [
+    {"logprobs": True, "top_logprobs": 0}, {"logprobs": True, "top_logprobs": 20}, {"logprobs": False},
+    {"logprobs": False, "top_logprobs": 0}, {"max_completion_tokens": 1}, {"max_completion_tokens": None},
+    {"max_tokens": 0, "max_completion_tokens": 5}, {"tool_choice": "none"}, {"tool_choice": None},
+    {"messages": [{"role": "developer", "content": "Be brief.", "name": "d"}, {"role": "user", "content": "Hi"}]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]},
+    {"messages": [{"role": "assistant", "content": None, "tool_calls": [], "refusal": None}]},
+    {"messages": [{"role": "tool", "content": "4", "tool_call_id": "c"}]},
+]  # fmt: skip
+OF_COMPLETIONS: list[dict[str, Any]] = [
+    {"prompt": ""}, {"prompt": None}, {"prompt": [""]}, {"prompt": ["a", ""]}, {"prompt": [1.0, 2]},
+    {"prompt": [[1], [2.0]]},
+    {"max_tokens": 0}, {"max_tokens": 0, "echo": True}, {"echo": None}, {"logprobs": 0}, {"logprobs": 5},
+    {"suffix": ""},
+    {"best_of": 0}, {"best_of": 2}, {"best_of": None, "n": None}, {"suffix": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("extra", DOCUMENTED + OF_CHATS, ids=str)
+def test_values_that_openai_documents_are_valid_in_chats(extra: dict[str, Any]) -> None:
+    for body in (HELLO | extra, json.dumps(HELLO | extra).encode()):
+        sampling_params(parse(ChatRequest, body), LIMITS)
+
+
+@pytest.mark.parametrize("extra", DOCUMENTED + OF_COMPLETIONS, ids=str)
+def test_values_that_openai_documents_are_valid_in_completions(extra: dict[str, Any]) -> None:
+    for body in (PROMPT | extra, json.dumps(PROMPT | extra).encode()):
+        _checked_completion(body)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [2**63, 2**64, 2**70, -(2**63) - 1, 10**30, 1e300])
+@pytest.mark.parametrize(
+    "name",
+    ["n", "best_of", "top_k", "seed", "min_tokens", "max_tokens", "prompt_logprobs", "priority",
+     "max_completion_tokens", "top_logprobs", "stop_token_ids", "logit_bias"],
+)  # fmt: skip
+def test_integers_beyond_64_bits_are_refused_by_name(name: str, value: float) -> None:
+    sent: Any = {"stop_token_ids": [value], "logit_bias": {str(int(value)): 1}}.get(name, value)
+    with pytest.raises(BadRequest) as caught:
+        sampling_params(parse(ChatRequest, HELLO | {name: sent}), LIMITS)
+    assert str(caught.value.param).partition(".")[0] == name
+
+
+@pytest.mark.parametrize("n", [0, -1, 5, 100, 2**40])
+def test_n_has_one_limit(n: int) -> None:
+    for name in ("n", "best_of"):
+        if name == "best_of" and n == 0:
+            continue  # OpenAI's way to say that it is not used
+        with pytest.raises(BadRequest, match=f"{name} must be at least 1 and at most 4, got {n}"):
+            sampling_params(parse(ChatRequest, HELLO | {name: n}), LIMITS)
+
+
+def test_the_sequences_of_a_request_have_a_limit() -> None:
+    limits = Limits(max_prompts=1024, max_n=128)
+    body = parse(CompletionRequest, {"prompt": ["a"] * 100, "n": 41})
+    with pytest.raises(BadRequest, match="at most 4096 sequences"):
+        prompts_of(body, limits)
+
+
+@pytest.mark.parametrize("key", ["x", "-1", "1.5", " 1", "1_0", "１", "9" * 5000, ""])
+def test_keys_of_logit_bias_are_token_ids(key: str) -> None:
+    with pytest.raises(BadRequest, match="must be token ids"):
+        sampling_params(parse(ChatRequest, HELLO | {"logit_bias": {key: 1}}), LIMITS)

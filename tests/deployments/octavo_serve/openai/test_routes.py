@@ -9,11 +9,15 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import TypeAdapter
 
+from octavo import __version__
 from octavo.errors import EngineDead, OctavoError, Overloaded
 from octavo.request import Placement
+from octavo_serve.openai.conversion import Limits
 from octavo_serve.openai.registry import ModelEntry, choose
 from octavo_serve.openai.routes import http_app
+from octavo_serve.openai.schemas import ChatChunk, ChatCompletion, Completion
 from octavo_serve.openai.service import Service
 
 HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
@@ -203,3 +207,81 @@ def test_the_session_reaches_the_request(
     send("POST", "/v1/chat/completions", json=HELLO | ({"user": user} if user else {}), headers=headers)
     (request,) = client.opened
     assert request.session == session
+
+
+def test_routes_about_the_server(send: Send, service: Service, client: Any) -> None:
+    assert send("GET", "/version").json() == {"version": __version__}
+    assert [(send(method, "/ping").status_code, send(method, "/ping").content) for method in ("GET", "POST")] == [
+        (200, b"")
+    ] * 2
+    info = send("GET", "/tokenizer_info", params={"model": "tiny"}).json()
+    assert (info["tokenizer_class"], info["eos_token"], info["model_max_length"]) == (
+        "PreTrainedTokenizerFast",
+        "<|im_end|>",
+        256,
+    )
+    assert info["chat_template"] == client.tokenizer.chat_template
+    assert send("GET", "/tokenizer_info", params={"model": "huge"}).status_code == 404
+    assert send("GET", "/openapi.json").json()["openapi"].startswith("3.")
+    page = send("GET", "/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    service.models.entries["tiny"].shards = 0
+    assert send("GET", "/ping").status_code == 503
+
+
+GETS = ["/version", "/ping", "/health", "/metrics", "/v1/models", "/v1/models/tiny", "/tokenizer_info", "/openapi.json",
+        "/docs"]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", GETS)
+def test_head_is_there_where_get_is(send: Send, path: str) -> None:
+    assert send("HEAD", path).status_code == send("GET", path).status_code == 200
+    assert send("HEAD", path).headers.get("content-type") == send("GET", path).headers.get("content-type")
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
+@pytest.mark.parametrize("path", [*GETS, "/v1/chat/completions", "/tokenize"])
+def test_other_methods_are_refused_in_openais_form(send: Send, method: str, path: str) -> None:
+    answer = send(method, path)
+    assert answer.status_code == 405
+    allowed = set(answer.headers["allow"].split(", "))
+    assert (
+        allowed == ({"POST"} if path in ("/v1/chat/completions", "/tokenize") else {"GET", "HEAD"}) or path == "/ping"
+    )
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("size", [0, 100_000])
+@pytest.mark.parametrize("top_k", ["36893488147419103232", "-9223372036854775809", "1e40"])
+def test_an_integer_beyond_64_bits_is_a_400(send: Send, service: Service, size: int, top_k: str) -> None:
+    service.limits = Limits()
+    body = f'{{"messages":[{{"role":"user","content":"{"a" * size}"}}],"top_k":{top_k}}}'
+    answer = send("POST", "/v1/chat/completions", content=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "top_k")
+
+
+def test_a_body_has_as_many_bytes_as_the_longest_context_needs(send: Send, service: Service) -> None:
+    service.limits = Limits()
+    assert service.bounds.num_bytes == 2 * 2**20 + 32 * 256
+    answer = send("POST", "/v1/completions", content=b"x" * (service.bounds.num_bytes + 1))
+    assert answer.status_code == 413
+    answer = send("POST", "/v1/completions", json={"prompt": "word, " * 200_000})  # parsed beside the event loop
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    service.models.entries["tiny"].info = None
+    assert service.bounds.num_bytes == 2 * 2**20 + 32 * 2**17
+
+
+def test_a_chunk_has_no_key_that_is_not_described(send: Send) -> None:
+    asked = {"stream": True, "logprobs": True, "top_logprobs": 1, "return_token_ids": True, "n": 2}
+    asked |= {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    for path, body, kind in (
+        ("/v1/chat/completions", HELLO | asked, ChatChunk),
+        ("/v1/completions", {"prompt": ["a", "b"]} | asked | {"logprobs": 1}, Completion),
+    ):
+        body = {name: value for name, value in body.items() if name != "top_logprobs" or "chat" in path}
+        *events, _, _ = send("POST", path, json=body).text.split("\n\n")
+        for event in events:
+            TypeAdapter(kind).validate_json(event.removeprefix("data: "), strict=True, extra="forbid")
+        whole = send("POST", path, json=body | {"stream": False, "stream_options": None}).text
+        answer = ChatCompletion if "chat" in path else Completion
+        TypeAdapter(answer).validate_json(whole, strict=True, extra="forbid")

@@ -12,6 +12,7 @@ import pytest
 from octavo.block_hash import hash_chain, root_hash
 from octavo.errors import BadRequest, OctavoError, PromptTooLong, UnknownModel
 from octavo_serve.openai.conversion import parse
+from octavo_serve.openai.model import Defaults
 from octavo_serve.openai.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from octavo_serve.openai.service import Service
 from octavo_serve.openai.threads import Threads
@@ -371,3 +372,142 @@ def test_a_template_that_does_not_end_is_one_sentence(service: Service, client: 
     finally:
         client.tokenizer.chat_templates = kept
     assert chat(service)["choices"][0]["message"]["content"] == "Paris."
+
+
+def test_max_completion_tokens_wins_and_is_counted(service: Service, client: Any) -> None:
+    client.texts = ["One two three four five six seven."]
+    answer = chat(service, max_tokens=0, max_completion_tokens=5)
+    assert answer["usage"]["completion_tokens"] == 5
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert chat(service, max_tokens=1, max_completion_tokens=3)["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.parametrize("extra", [{}, {"echo": True}, {"logprobs": 1}, {"return_token_ids": True}])
+def test_no_tokens_at_all(service: Service, extra: dict[str, Any]) -> None:
+    answer = complete(service, "Hello", max_tokens=0, **extra)
+    (choice,) = answer["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("Hello" if extra.get("echo") else "", "length")
+    assert answer["usage"]["completion_tokens"] == 0
+    assert choice.get("token_ids", []) == []
+    assert choice["logprobs"] is None
+    chunks = completion_chunks(service, "Hello", max_tokens=0, **extra)
+    assert [c["finish_reason"] for chunk in chunks for c in chunk["choices"]][-1] == "length"
+
+
+@pytest.mark.parametrize("prompt", ["", None])
+def test_an_empty_prompt_begins_a_text(service: Service, client: Any, prompt: str | None) -> None:
+    assert complete(service, prompt, echo=True)["choices"][0]["text"] == "Paris."
+    assert client.opened[0].prompt_token_ids == [client.tokenizer.bos_token_id]
+    assert [c["text"] for c in complete(service, ["Hello", ""], echo=True)["choices"]] == ["HelloParis.", "Paris."]
+
+
+def test_token_ids_are_returned(service: Service, client: Any) -> None:
+    prompt_ids, ids = client.tokenizer.encode("Hello"), client.tokenizer.encode("Paris.")
+    ids = [*ids, min(client.tokenizer.eos_token_ids)]
+    (choice,) = complete(service, "Hello", return_token_ids=True)["choices"]
+    assert (choice["prompt_token_ids"], choice["token_ids"]) == (prompt_ids, ids)
+    parts = [c for chunk in completion_chunks(service, "Hello", return_token_ids=True) for c in chunk["choices"]]
+    assert [part.get("prompt_token_ids") for part in parts] == [prompt_ids] + [None] * (len(parts) - 1)
+    assert [token for part in parts for token in part["token_ids"]] == ids
+    answer = chat(service, return_token_ids=True)
+    assert answer["prompt_token_ids"] == client.opened[-1].prompt_token_ids
+    assert answer["choices"][0]["token_ids"] == ids
+    chunks = chat_chunks(service, return_token_ids=True)
+    assert [chunk.get("prompt_token_ids") is not None for chunk in chunks] == [True] + [False] * (len(chunks) - 1)
+    assert [token for chunk in chunks for c in chunk["choices"] for token in c.get("token_ids", ())] == ids
+    assert not {"token_ids", "prompt_token_ids"} & (chat(service).keys() | chat(service)["choices"][0].keys())
+
+
+def test_token_ids_of_characters_that_are_not_whole_are_not_lost(service: Service, client: Any) -> None:
+    client.texts = ["Brücke 🌉 橋"]
+    chunks = chat_chunks(service, return_token_ids=True)
+    ids = [token for chunk in chunks for c in chunk["choices"] for token in c.get("token_ids", ())]
+    assert ids[:-1] == client.tokenizer.encode("Brücke 🌉 橋")
+
+
+def test_tokens_go_by_their_ids(service: Service, client: Any) -> None:
+    first, *_ = client.tokenizer.encode("Paris.")
+    asked = {"return_tokens_as_token_ids": True, "max_tokens": 1}
+    found = complete(service, "Hello", logprobs=2, **asked)["choices"][0]["logprobs"]
+    assert found["tokens"] == [f"token_id:{first}"]
+    assert found["top_logprobs"] == [{f"token_id:{first}": -0.5, f"token_id:{first + 1}": -1.5}]
+    (entry,) = chat(service, logprobs=True, top_logprobs=1, **asked)["choices"][0]["logprobs"]["content"]
+    assert (entry["token"], bytes(entry["bytes"])) == (f"token_id:{first}", client.tokenizer.token_bytes(first))
+    assert entry["top_logprobs"][0]["token"] == f"token_id:{first}"
+
+
+def test_a_request_id_becomes_part_of_the_answers_and_never_the_engines(service: Service, client: Any) -> None:
+    assert chat(service, request_id="mine")["id"] == "chatcmpl-mine"
+    assert {chunk["id"] for chunk in completion_chunks(service, request_id="mine")} == {"cmpl-mine"}
+    assert all("mine" not in request.request_id for request in client.opened)
+    assert len({request.request_id for request in client.opened}) == 2
+
+
+def test_the_cache_key_keeps_requests_together(service: Service, client: Any) -> None:
+    chat(service, prompt_cache_key="k", user="u")
+    assert client.opened[0].session == "k"
+
+
+def test_keys_that_clients_read_are_there(service: Service) -> None:
+    answer = chat(service)
+    assert (answer["prompt_logprobs"], answer["service_tier"]) == (None, None)
+    assert answer["system_fingerprint"].startswith("fp_")
+    completion = complete(service)
+    assert completion["choices"][0]["prompt_logprobs"] is None
+    everything = [answer, completion, *chat_chunks(service), *completion_chunks(service)]
+    assert len({found["system_fingerprint"] for found in everything}) == 1
+    found: Any = asyncio.run(service.tokenize(parse(TokenizeRequest, {"prompt": "Hello"})))
+    assert found["token_strs"] is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"n": 0}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"top_k": -2}, "top_k"),
+    ],
+)
+def test_fields_are_checked_before_anything_waits_for_a_model(
+    service: Service, wrong: dict[str, Any], param: str
+) -> None:
+    tiny = service.models.entries["tiny"]
+    tiny.shards, service.models.wait = 0, 3600.0
+    tiny.changed()
+    with pytest.raises(BadRequest) as caught:
+        chat(service, **wrong)
+    assert caught.value.param == param
+    with pytest.raises(BadRequest, match="at most 8 prompts"):
+        complete(service, ["a"] * 9)
+    with pytest.raises(UnknownModel):
+        chat(service, model="huge")
+
+
+SAMPLING = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1}
+
+
+def test_what_a_request_leaves_open_is_the_models(service: Service, client: Any) -> None:
+    service.models.entries["tiny"].defaults = Defaults(max_tokens=40, sampling=SAMPLING)
+    chat(service)
+    params = client.opened[-1].params
+    assert {name: getattr(params, name) for name in SAMPLING} == SAMPLING
+    assert params.max_tokens == 40
+    explicit = {"temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1}
+    chat(service, **explicit, max_tokens=50)
+    params = client.opened[-1].params
+    assert {name: getattr(params, name) for name in SAMPLING} == explicit
+    assert params.max_tokens == 50
+    chat(service, top_p=0)
+    assert client.opened[-1].params.temperature == 0
+    complete(service)
+    assert client.opened[-1].params.max_tokens == 16
+
+
+def test_the_default_bound_ends_with_the_context(service: Service, client: Any) -> None:
+    service.models.entries["tiny"].defaults = Defaults(max_tokens=4096)
+    chat(service)
+    request = client.opened[-1]
+    assert len(request.prompt_token_ids) + request.params.max_tokens == 256
+    chat(service, min_tokens=250)  # more than there is room for: the engine ends it
+    assert client.opened[-1].params.max_tokens == 250
