@@ -155,26 +155,31 @@ class ShardClient:
                 async with asyncio.timeout(seconds):
                     while True:
                         picked = await self._picker.pick(run.request)
-                        if (link := await self._link(picked)) is not None:
-                            run.enter(link)
+                        if await self._enter(run, picked):
                             return picked
-                        picked.gone()
-                        picked.ended()
                         await asyncio.sleep(PAUSE_SECONDS)
         except TimeoutError:
             raise EngineDead(f"no shard of this model was there for {seconds:g} s; see the server's log") from None
 
-    async def _link(self, picked: Picked) -> Link | None:
+    async def _enter(self, run: _Run, picked: Picked) -> bool:
+        """Send a run to a shard; False when that does not answer. What keeps it from being sent gives its place back."""
+        try:
+            if (link := await self._link(picked.address)) is not None:
+                run.enter(link)
+                return True
+        except BaseException:
+            picked.ended()
+            raise
+        picked.gone()
+        picked.ended()
+        return False
+
+    async def _link(self, address: Address) -> Link | None:
         """The connection to a shard; None when it does not answer."""
-        address = picked.address
         if (task := self._links.get(address)) is None:
             forget = functools.partial(self._links.pop, address, None)
             task = self._links[address] = asyncio.create_task(Link.open(address, self.failover.silence, forget))
-        try:
-            return task.result() if task.done() else await asyncio.shield(task)
-        except asyncio.CancelledError:
-            picked.ended()
-            raise
+        return task.result() if task.done() else await asyncio.shield(task)
 
 
 class Link:
@@ -212,10 +217,10 @@ class Link:
 
     def submit(self, request: Request) -> Stream:
         """Start a request."""
+        self._channel.send(Submit(request))  # first: what cannot be encoded leaves no stream behind
         stream = self.streams[request.request_id] = Stream(self._loop)
         if self._gone:
             stream.failed(request.request_id, ShardGone(self._gone))
-        self._channel.send(Submit(request))
         return stream
 
     def abort(self, request_id: str, index: int | None = None) -> None:

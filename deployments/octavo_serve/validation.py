@@ -74,12 +74,25 @@ def _union(problems: list[Any], where: tuple[int | str, ...]) -> str | None:
 
 def _short(value: object) -> str:
     """A value in a few words, whatever its size: the text of a list of a million entries takes a second to make."""
-    if isinstance(value, (list, dict)) and len(value) > 8:
+    if isinstance(value, (list, dict)) and not _is_small(value):
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, int) and abs(value) >= 2**64:
         return "an integer of more than 64 bits"
     shown = repr(value[:80] if isinstance(value, (str, bytes)) else value)
     return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
+def _is_small(value: list[Any] | dict[Any, Any]) -> bool:
+    """Few values, none of which is a container, a long text or an integer that Python would not print."""
+    if len(value) > 8:
+        return False
+    inner = [*value, *value.values()] if isinstance(value, dict) else value
+    return not any(
+        (isinstance(part, (list, dict)) and part)
+        or (isinstance(part, str) and len(part) > 80)
+        or (isinstance(part, int) and abs(part) >= 2**64)
+        for part in inner
+    )
 
 
 def valid_keys(root: Any, path: Sequence[int | str]) -> list[str]:

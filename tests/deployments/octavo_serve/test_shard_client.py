@@ -290,6 +290,22 @@ def test_what_a_shard_refuses_is_raised_as_it_was(fleet: Fleet, monkeypatch: pyt
     assert run(fleet, scenario, monkeypatch) == []
 
 
+def test_a_request_that_cannot_be_encoded_takes_no_place(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(client: ShardClient) -> None:
+        await fleet.add()
+        broken = request()
+        broken.params.top_k = 2**70  # as validation never lets it through
+        for _ in range(3):
+            with pytest.raises(OverflowError):
+                await said(client, broken)
+        assert len((await said(client, request()))[0]) == 40
+        (link,) = [task.result() for task in client._links.values()]
+        assert link is not None
+        assert link.streams == {}
+
+    assert run(fleet, scenario, monkeypatch) == []
+
+
 def test_strangers_are_not_listened_to(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the secret nothing runs and nothing is kept: not a request, not an abort, not the length of a message."""
 

@@ -148,6 +148,8 @@ def test_mappings_are_bounded_too() -> None:
         ({"messages": [{"role": "user"}] * 100_000}, "at most 65536 entries"),
         ({"messages": [None] * 1000}, "messages.0"),
         ({"messages": [{"role": "user"}], "seed": 10**5000}, "more than 64 bits"),
+        ({"messages": [{"role": "user"}], "stop": {"a": [0] * 10**6}}, "stop must be"),
+        ({"messages": [{"role": "user"}], "stop": {"a": 10**5000}}, "stop must be"),
         ({"messages": [{"role": "user"}], "user": "\ud800"}, "user"),
         ({"messages": [{"role": "user"}], 3: 4}, "3 "),
     ]:
