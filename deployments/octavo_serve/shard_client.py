@@ -162,7 +162,7 @@ class ShardClient:
             raise EngineDead(f"no shard of this model was there for {seconds:g} s; see the server's log") from None
 
     async def _enter(self, run: _Run, picked: Picked) -> bool:
-        """Send a run to a shard; False when that does not answer. What keeps it from being sent gives its place back."""
+        """Send a run to a shard; False when that does not answer. Unless it is sent, its place is free again."""
         try:
             if (link := await self._link(picked.address)) is not None:
                 run.enter(link)

@@ -16,6 +16,7 @@ from octavo.request import Request, RequestMetrics, RequestOutput, SamplingParam
 from octavo.source import resolve_source
 from octavo.text.chat import render_chat
 from octavo.text.output import SequenceText, choose_best, fill_decoded
+from octavo.text.recommended import recommended_sampling
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
 
 Message = dict[str, Any]
@@ -44,6 +45,7 @@ class LLM:
         config = EngineConfig.from_settings(settings)
         source = resolve_source(str(model))
         self.tokenizer: Tokenizer = load_tokenizer(source)
+        self._recommended = recommended_sampling(source)
         self.engine = Engine.load(source, config, self.tokenizer, progress=progress)
         self._ids = itertools.count()
 
@@ -53,6 +55,11 @@ class LLM:
             f"LLM({limits.name!r}, {self.engine.executor}, max_model_len={limits.max_model_len}, "
             f"max_num_seqs={self.engine.config.max_num_seqs}, kv_blocks={pool.num_blocks} of {pool.block_size} tokens)"
         )
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the model's makers recommend (see `octavo.text.recommended`), else the defaults of `SamplingParams`."""
+        recommended: dict[str, Any] = self._recommended
+        return SamplingParams(**recommended)
 
     def generate(
         self,
@@ -66,7 +73,7 @@ class LLM:
 
         Args:
             prompts: strings, lists of token ids, or `{"prompt_token_ids": [...]}`; one or many.
-            sampling_params: one for all, or one per prompt; the defaults of `SamplingParams` when None.
+            sampling_params: one for all, or one per prompt; `get_default_sampling_params` when None.
             use_tqdm: show a progress bar with tokens per second.
             priority: one per prompt; lower runs first.
 
@@ -77,7 +84,7 @@ class LLM:
             BadRequest: a prompt or a parameter is wrong; nothing has been generated then.
         """
         inputs = [self._tokens(prompt) for prompt in _as_list(prompts)]
-        params = _per_prompt(sampling_params or SamplingParams(), len(inputs), "sampling_params")
+        params = _per_prompt(sampling_params or self.get_default_sampling_params(), len(inputs), "sampling_params")
         priorities = _per_prompt(priority or 0, len(inputs), "priority")
         return self._run(
             [

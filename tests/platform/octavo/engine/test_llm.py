@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -46,6 +47,21 @@ def test_one_prompt_needs_no_list(llm):
     assert len(llm.generate("hi", params, use_tqdm=False)) == 1
     assert len(llm.generate([5, 6, 7], params, use_tqdm=False)) == 1
     assert llm.generate([], params, use_tqdm=False) == []
+
+
+def test_without_parameters_the_models_recommended_ones_count(tiny_model, tmp_path, llm):
+    folder = shutil.copytree(tiny_model("llama3"), tmp_path / "model")
+    recommended = {"temperature": 0.0, "top_k": 7, "repetition_penalty": 1.2}
+    (folder / "generation_config.json").write_text(json.dumps(recommended))
+    other = LLM(str(folder), dtype="float32", kv_cache_bytes=2**22, progress=False)
+    try:
+        assert other.get_default_sampling_params() == SamplingParams(**recommended)
+        said = [model.generate("Once upon", params, use_tqdm=False)[0].outputs[0].token_ids
+                for model, params in ((other, None), (llm, SamplingParams(**recommended)))]  # fmt: skip
+        assert said[0] == said[1]
+    finally:
+        other.close()
+    assert llm.get_default_sampling_params() == SamplingParams()
 
 
 def test_n_may_be_more_than_run_at_once(llm):
