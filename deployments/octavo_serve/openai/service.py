@@ -6,20 +6,21 @@ event comes with the first token: everything that can be refused is refused befo
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from octavo.errors import BadRequest
 from octavo.request import CompletionOutput, SamplingParams
 from octavo.text.chat import render_chat
 from octavo.text.detokenizer import TextOffsets, prompt_offsets
 from octavo.text.output import choose_best
-from octavo.text.template import NotQuick
+from octavo.text.template import QUICK_TEXT, NotQuick, fits
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.openai.bounds import BodyBounds
 from octavo_serve.openai.conversion import (
@@ -70,6 +71,8 @@ from octavo_serve.telemetry import RequestTimer, Telemetry
 P = ParamSpec("P")
 T = TypeVar("T")
 
+FEW = 256
+"""Messages, or choices, that take about a millisecond to unpack or to prepare."""
 MANY = 1000
 """Log probabilities that take a few milliseconds to put into an answer."""
 
@@ -273,6 +276,8 @@ class Service:
         )
         work = partial(prepare, model.tokenizer, info, prompts, asked)
         requests, texts = await self.threads.run(work) if is_long(prompts) else work()
+        start = partial(Generation, model.client, model.tokenizer, requests)
+        generation = await self.threads.run(start) if len(requests) * params.num_sequences > FEW else start()
         lengths = [len(request.prompt_token_ids) for request in requests]
         model.defaults.fill_in(params, body, info.max_model_len - max(lengths))
         return _Job(
@@ -281,7 +286,7 @@ class Service:
             model=model,
             body=body,
             params=params,
-            generation=Generation(model.client, model.tokenizer, requests),
+            generation=generation,
             timer=self.telemetry.request(model.name, sum(lengths)),
             headers={} if headers is None else headers,
             fingerprint=fingerprint(info.hash_name),
@@ -289,25 +294,33 @@ class Service:
         )
 
     async def _render(self, model: ServedModel, body: ChatRequest | TokenizeRequest) -> str:
-        tools = body.tools if getattr(body, "tool_choice", None) != "none" else None
         variables = template_variables(body) if isinstance(body, ChatRequest) else {}
         if variables:
             check_template_reads(variables, "".join(model.tokenizer.chat_templates.values()))
-        work = partial(
-            render_chat,
-            model.tokenizer,
-            [message.model_dump(exclude_unset=True) for message in body.messages or []],
-            tools=tools or None,
-            add_generation_prompt=(
-                not body.continue_final_message if body.add_generation_prompt is None else body.add_generation_prompt
-            ),
-            continue_final_message=bool(body.continue_final_message),
-            chat_template_kwargs={**variables, **(body.chat_template_kwargs or {})},
-        )
-        try:
-            return work(quickly=True)
-        except NotQuick:
-            return await self.threads.run(work)
+        work = partial(_rendered, model.tokenizer, body, variables)
+        if len(body.messages or ()) <= FEW and fits(
+            [(m.content, m.model_extra) for m in body.messages or ()], QUICK_TEXT
+        ):
+            with contextlib.suppress(NotQuick):
+                return work(quickly=True)
+        return await self.threads.run(work, quickly=False)
+
+
+def _rendered(
+    tokenizer: Tokenizer, body: ChatRequest | TokenizeRequest, variables: dict[str, Any], *, quickly: bool
+) -> str:
+    tools = body.tools if getattr(body, "tool_choice", None) != "none" else None
+    return render_chat(
+        tokenizer,
+        [message.model_dump(exclude_unset=True) for message in body.messages or []],
+        tools=tools or None,
+        add_generation_prompt=(
+            not body.continue_final_message if body.add_generation_prompt is None else body.add_generation_prompt
+        ),
+        continue_final_message=bool(body.continue_final_message),
+        chat_template_kwargs={**variables, **(body.chat_template_kwargs or {})},
+        quickly=quickly,
+    )
 
 
 def _tokens(tokenizer: Tokenizer, text: str, special: bool, texts: bool, max_model_len: int) -> Tokens:

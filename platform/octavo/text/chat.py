@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from octavo.errors import BadRequest
-from octavo.text.template import QUICK_TEXT, NotQuick, Template, compiled, fits
+from octavo.text.template import QUICK_TEXT, NotQuick, Template, compiled, fits, is_compiled
 from octavo.text.template_process import render_apart
 from octavo.text.template_values import Arguments, Message, OnePart
 from octavo.text.tokenizer import Tokenizer
@@ -62,9 +62,10 @@ def render_chat(
             "continue_final_message",
         )
     small = fits((messages, tools, chat_template_kwargs), QUICK_TEXT)
-    if quickly and not small:
+    source = _template_source(tokenizer, with_tools=bool(tools))
+    if quickly and not (small and is_compiled(source)):
         raise NotQuick
-    template = compiled(_template_source(tokenizer, with_tools=bool(tools)))
+    template = compiled(source)
     chat = _plain_messages(messages, template)
     variables: dict[str, Any] = {
         **tokenizer.special_tokens,

@@ -17,7 +17,6 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
-from functools import lru_cache
 from typing import Any, NoReturn
 
 import jinja2
@@ -91,10 +90,33 @@ class Template:
             return self._quick.render({**variables, _DEADLINE: time.perf_counter() + QUICK_SECONDS})
 
 
-@lru_cache(maxsize=32)
+MAX_KNOWN = 32
+_known: dict[str, Template | BadRequest] = {}
+
+
 def compiled(source: str) -> Template:
-    """The template of a source, compiled once: 5 to 30 ms."""
-    return Template(source)
+    """The template of a source, compiled once: 5 to 30 ms.
+
+    Raises:
+        BadRequest: it is not a template.
+    """
+    found = _known.get(source)
+    if found is None:
+        try:
+            found = Template(source)
+        except BadRequest as error:
+            found = error
+        while len(_known) >= MAX_KNOWN:
+            _known.pop(next(iter(_known)), None)
+        _known[source] = found
+    if isinstance(found, BadRequest):
+        raise BadRequest(found.message, found.param)
+    return found
+
+
+def is_compiled(source: str) -> bool:
+    """Whether `compiled` has the answer at once."""
+    return source in _known
 
 
 class _sentences:  # noqa: N801 - used like a function; a generator would cost 1 us more

@@ -10,6 +10,8 @@ from jinja2 import nodes
 MAX_NODES = 6000
 """Of a usual template: a long one runs a few hundred of its nodes per message, 30,000 characters have about 4,000."""
 MAX_OPERANDS = 16
+MAX_RENAMES = 8
+"""How often a content may go from one variable to another; each look at them costs the template's length."""
 
 _PARTS = (
     nodes.Template, nodes.Output, nodes.TemplateData, nodes.Const, nodes.Name, nodes.NSRef, nodes.If, nodes.For,
@@ -153,7 +155,7 @@ def _const(node: nodes.Node) -> object:
 def _content_names(tree: nodes.Template) -> set[str]:
     macros = {macro.name: macro for macro in tree.find_all(nodes.Macro)}
     names: set[str] = set()
-    while True:
+    for _ in range(MAX_RENAMES):
         before = len(names)
         for assign in tree.find_all(nodes.Assign):
             if isinstance(assign.target, nodes.Name) and _is_content(assign.node, names):
@@ -164,7 +166,8 @@ def _content_names(tree: nodes.Template) -> set[str]:
                 if _is_content(argument, names):
                     names.add(parameter.name)
         if len(names) == before:
-            return names
+            break
+    return names
 
 
 def _is_content(node: nodes.Node, names: set[str]) -> bool:

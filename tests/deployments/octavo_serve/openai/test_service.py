@@ -341,6 +341,7 @@ def test_what_takes_long_leaves_the_event_loop_alone(service: Service, client: A
             beside.append(work.__name__)
             return await super().finish(work, *args, **kwargs)
 
+    chat(service)  # which compiles the template
     service.threads = Noting()
     chat(service, logprobs=True, max_tokens=3)
     complete(service, ["a", "b"], echo=True)
@@ -348,9 +349,10 @@ def test_what_takes_long_leaves_the_event_loop_alone(service: Service, client: A
     for long in ("7" * 100_000, [7] * 10_000, ["7" * 2000] * 6):
         with pytest.raises(BadRequest):
             complete(service, long)
-    with pytest.raises(PromptTooLong):
-        chat(service, messages=[{"role": "user", "content": "7" * 100_000}])
-    assert beside == ["prepare"] * 3 + ["render_chat", "prepare"]
+    for messages in ([{"role": "user", "content": "7" * 100_000}], [{"role": "user", "content": "7"}] * 300):
+        with pytest.raises(PromptTooLong):
+            chat(service, messages=messages)
+    assert beside == ["prepare"] * 3 + ["_rendered", "prepare"] * 2
     beside.clear()
     ids = client.tokenizer.encode("word " * 200)
     complete(service, ids, echo=True, logprobs=5, prompt_logprobs=5)

@@ -122,6 +122,9 @@ def test_chat_renders_the_template(llm):
         "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     )
     assert len(llm.chat([[{"role": "user", "content": x}] for x in "ab"], params, use_tqdm=False)) == 2
+    for nothing in ([], [[]], [[{"role": "user", "content": "a"}], []]):
+        with pytest.raises(BadRequest, match="messages must be a list of at least one message"):
+            llm.chat(nothing, params, use_tqdm=False)
 
 
 @pytest.mark.parametrize(

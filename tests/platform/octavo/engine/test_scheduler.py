@@ -332,6 +332,14 @@ def test_huge_numbers_that_mean_no_limit_do_no_harm(fake):
     assert len(fake.run(engine)["a"][0]) == engine.limits.max_model_len - 2
 
 
+def test_the_prompts_numbers_are_said_once_however_many_sequences(fake):
+    engine = fake.engine()
+    engine.add(fake.request("a", list(range(30)), max_tokens=2, prompt_logprobs=0, n=4))
+    updates = [update for _ in range(4) for update in engine.step()]
+    assert len({update.index for update in updates}) == 4
+    assert [update.prompt_logprobs is not None for update in updates] == [True] + [False] * (len(updates) - 1)
+
+
 def test_prompt_logprobs_cover_every_position_and_skip_the_cache(fake):
     engine = fake.engine(max_num_batched_tokens=7)
     for name in ("warm-up", "a"):

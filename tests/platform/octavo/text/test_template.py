@@ -9,7 +9,7 @@ import pytest
 
 from octavo.errors import BadRequest
 from octavo.text import template_process
-from octavo.text.template import QUICK_TEXT, NotQuick, compiled, fits
+from octavo.text.template import QUICK_TEXT, NotQuick, compiled, fits, is_compiled
 from octavo.text.template_process import render_apart
 
 SIXTY = "{% set ns = namespace(s='ab', l=[1]) %}{% for i in range(60) %}"
@@ -79,6 +79,15 @@ def test_a_process_that_is_gone_is_replaced():
 @pytest.mark.parametrize("text", ["", "Zürich 🙂", "\0", "\ud800"])
 def test_a_text_is_the_same_from_its_process(text):
     assert render_apart("{{ a }}", {"a": text}) == compiled("{{ a }}").render_quickly({"a": text}) == text
+
+
+def test_what_is_no_template_is_found_once():
+    source = "{% for %}"
+    assert not is_compiled(source)
+    for _ in range(2):
+        with pytest.raises(BadRequest, match="refuses these messages"):
+            compiled(source)
+        assert is_compiled(source)
 
 
 def test_what_fits():
