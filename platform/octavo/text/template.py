@@ -32,8 +32,8 @@ from octavo.text.template_values import NoContent
 
 MAX_SOURCE = 2**18
 """Characters of a template; the longest in use have 30,000."""
-MAX_TEXT = 2**25
-"""Characters that a template may write; 32 times what a context of 131,072 tokens holds of English."""
+MAX_TEXT = 2**23
+"""Characters that a template may write; twice what a context of a million tokens holds of English."""
 QUICK_SECONDS = 0.01
 QUICK_TEXT = 2**15
 """Characters that go into a template, at most, if it is to be run in place; a piece in it may grow to 16 times that."""

@@ -99,7 +99,9 @@ class _Process:
         assert stdout is not None
         stdin.write(pickle.dumps((source, dict(variables))))
         stdin.flush()
-        if not select.select([stdout], [], [], WALL_SECONDS)[0]:
+        answer = select.poll()  # `select` takes no descriptor above 1,023
+        answer.register(stdout, select.POLLIN)
+        if not answer.poll(WALL_SECONDS * 1000):
             raise EOFError
         is_text, size = _HEAD.unpack(_exactly(stdout, _HEAD.size))
         return _exactly(stdout, min(size, 4 * MAX_TEXT)).decode("utf-8", "surrogatepass"), is_text

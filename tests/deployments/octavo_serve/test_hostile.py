@@ -1,20 +1,56 @@
-"""A few hundred of the proof's hostile requests (`proofs/hostile.py`) at the session's server."""
+"""A few hundred of the proof's hostile requests: their bodies at the application, and all of them at a server."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+
+from octavo_serve.openai.routes import http_app
+from octavo_serve.openai.service import Service
 
 sys.path.insert(0, str(Path(__file__).parent / "proofs"))
 from hostile import STREAMS, Attackers, Healthy, expected_texts
+from hostile_requests import attack
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+def posts(seed: int, count: int) -> list[tuple[str, bytes]]:
+    """Path and body of requests whose head is in order."""
+    rng, found = random.Random(seed), []
+    while len(found) < count:
+        one = attack(rng, "tiny")
+        head, _, body = b"".join(part for part in one.sends if isinstance(part, bytes)).partition(b"\r\n\r\n")
+        if one.complete and head.startswith(b"POST ") and one.kind != "header":
+            found.append((head.split(b" ")[1].decode(), body))
+    return found
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_no_body_is_the_servers_fault(service: Service, backend: Any, seed: int) -> None:
+    async def run() -> Counter[int]:
+        codes = Counter[int]()
+        transport = httpx.ASGITransport(http_app(service, backend), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+            for path, body in posts(seed, 200):
+                answer = await http.post(path, content=body, headers={"content-type": "application/json"})
+                codes[answer.status_code] += 1
+                assert answer.status_code < 500, (path, body[:500], answer.text)
+                assert answer.status_code == 200 or set(answer.json()["error"]) == {"message", "type", "param", "code"}
+        return codes
+
+    codes = asyncio.run(run())
+    assert codes[400] > 50
+    assert codes[200] > 0
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_hostile_requests_are_their_senders_affair(server: Any) -> None:
     async def run() -> tuple[Healthy, dict[str, Any]]:
         healthy = Healthy(server.url, "smollm2", 20, await expected_texts(server.url, "smollm2", 20))
