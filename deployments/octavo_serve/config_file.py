@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from octavo.config import unknown_key
 from octavo.errors import ConfigError, ModelError
-from octavo.source import check_source
+from octavo.source import SUM, check_source
 from octavo_serve.openai.access import read_keys
 from octavo_serve.ports import here, in_url
 from octavo_serve.serve_schema import Application, Document
@@ -195,8 +195,10 @@ def find_files_beside(config: Path, arguments: dict[str, Any]) -> None:
             places += [(model.get("accuracy"), name) for name in ("text", "reference")]
     for where, name in places:
         written = where.get(name) if isinstance(where, dict) else None
-        if isinstance(written, str) and written and _exists(path := config.absolute().parent / written):
-            where[name] = str(path)
+        if isinstance(written, str) and written:
+            file, mark, wanted = written.partition(SUM)
+            if file and _exists(path := config.absolute().parent / file):
+                where[name] = f"{path}{mark}{wanted}"
 
 
 def _exists(path: Path) -> bool:
@@ -218,7 +220,7 @@ def check_files(plan: Plan) -> None:
     problems = []
     for settings in plan.settings:
         for key in settings.api_keys:
-            problems += _problem("", read_keys, Path(key.file).expanduser()) if key.file else []
+            problems += _problem("", read_keys, Path(key.file)) if key.file else []
         for model in settings.models:
             problems += _of_model(model)
     for name in ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs"):
@@ -245,8 +247,14 @@ def _problem(whose: str, look: Callable[[T], object], at: T) -> list[str]:
         look(at)
     except (ConfigError, ModelError) as error:
         return [f"{whose}{error}"]
+    except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, or ~ of nobody
+        return [f"{whose}{str(at)[:80]!r} cannot be looked at: {error}"]
     return []
 
 
 def _missing(file: str | None, what: str) -> list[str]:
-    return [] if file is None or Path(file).expanduser().is_file() else [f"{what}: there is no file {file!r}"]
+    def look(file: str) -> None:
+        if not Path(file).expanduser().is_file():
+            raise ConfigError(f"there is no file {file!r}")
+
+    return [] if file is None else _problem(f"{what}: ", look, file)

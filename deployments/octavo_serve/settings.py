@@ -354,7 +354,7 @@ class ApiKey(Settings):
         """The same, sealed, as the gateway keeps it."""
         holder = Caller(self.name, self.operator)
         if self.file is not None:
-            return KnownKey(holder, file=Path(self.file).expanduser())
+            return KnownKey(holder, file=Path(self.file))
         return KnownKey(holder, bytes.fromhex(self.sealed().sha256 or ""))
 
 

@@ -48,7 +48,7 @@ def resolve_source(name: str) -> Source:
         ModelError: nothing usable is there, or not what its sum says; the message says what was looked for.
     """
     name, wanted = _split_sum(name)
-    path = package_file(name.removeprefix(PACKAGE)) if name.startswith(PACKAGE) else Path(name).expanduser()
+    path = package_file(name.removeprefix(PACKAGE)) if name.startswith(PACKAGE) else _place(name)
     source = _local(name, path) or Source(name, _from_hub(name), "hf")
     if wanted is not None:
         _verify(source, wanted)
@@ -80,10 +80,17 @@ def check_source(name: str) -> None:
         found = find_package_file(name.removeprefix(PACKAGE))
         if isinstance(found, Path):
             _local(name, found)
-    elif _local(name, Path(name).expanduser()) is None and _offline() and not _in_cache(name):
+    elif _local(name, _place(name)) is None and _offline() and not _in_cache(name):
         raise ModelError(
             f"{name!r} is neither a local path nor in the hub's cache, and HF_HUB_OFFLINE forbids fetching it"
         )
+
+
+def _place(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise ModelError(f"no model at {name!r}: there is no such user") from None
 
 
 def _local(name: str, path: Path) -> Source | None:

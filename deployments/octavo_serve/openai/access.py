@@ -96,8 +96,8 @@ class Keys:
 def _state(file: Path) -> tuple[int, int, int] | None:
     """What changes with a file's content."""
     try:
-        found = file.stat()
-    except OSError:
+        found = file.expanduser().stat()
+    except (OSError, ValueError, RuntimeError):  # also a name that no file can have, or ~ of nobody
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
 
@@ -119,10 +119,10 @@ def read_keys(file: Path) -> list[bytes]:
         ConfigError: it cannot be read or has no key, or a line cannot be one.
     """
     try:
-        with file.open("rb") as opened:
+        with file.expanduser().open("rb") as opened:
             content = opened.read(LARGEST_FILE + 1)
-    except OSError as error:
-        raise ConfigError(f"the file {str(file)!r} with keys cannot be read: {error.strerror}") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"the file {str(file)!r} with keys cannot be read: {error}") from None
     lines = [line.strip() for line in content.splitlines()]
     keys = [line for line in lines if line and not line.startswith(b"#")]
     if len(content) > LARGEST_FILE or any(not _is_key(key) for key in keys):

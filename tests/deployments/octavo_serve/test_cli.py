@@ -105,12 +105,15 @@ def test_the_controller_looks_often_where_the_load_decides_how_many_shards_there
 def test_paths_are_relative_to_the_config(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "h100.yaml").touch()
+    (tmp_path / "m.gguf").touch()
+    summed = f"m.gguf#sha256={'0' * 64}"
     model = {"source": "mine", "engine": {"rehearsal": "h100.yaml"}}
     hub = {"source": "org/mine", "engine": {"rehearsal": "llama-8b-h100"}, "accuracy": {"max_kl": 1, "text": "/a/b"}}
-    path = config(tmp_path, models=[{"name": "a", **model}, {"name": "b", **hub}])
-    a, b = read_plan(Path(path)).document["applications"][0]["args"]["models"]
+    path = config(tmp_path, models=[{"name": "a", **model}, {"name": "b", **hub}, {"name": "c", "source": summed}])
+    a, b, c = read_plan(Path(path)).document["applications"][0]["args"]["models"]
     assert (a["source"], a["engine"]["rehearsal"]) == (str(tmp_path / "mine"), str(tmp_path / "h100.yaml"))
     assert b == {"name": "b", **hub}
+    assert c["source"] == f"{tmp_path}/{summed}"
 
 
 def test_two_servers_on_one_host_share_no_port_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import subprocess
 import sys
+import tempfile
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from octavo.errors import ConfigError
 from octavo_serve.config_file import START_KEY, Asked, check_files, read_plan
@@ -122,11 +127,70 @@ def test_the_command_looks_without_ray_or_torch(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code, str(write(tmp_path))], check=False).returncode == 0
 
 
+WHOLE = {
+    "http_options": {"host": "127.0.0.1", "port": 8000, "root_path": "", "request_timeout_s": 9.0},
+    "logging_config": {"log_level": "INFO"},
+    "applications": [
+        app(
+            route_prefix="/a",
+            runtime_env={"env_vars": {"A": "1"}},
+            deployments=[{"name": "gateway", "num_replicas": 2}],
+            args={
+                "models": [
+                    MODEL
+                    | {
+                        "aliases": ["chat", {"name": "other", "weight": 2.0}],
+                        "engine": {"dtype": "float32", "rehearsal": "llama-8b-h100", "rehearsal_speed": [1.0]},
+                        "accuracy": {"max_kl": 1.0, "text": "t.txt", "reference": "org/model"},
+                        "replicas": {"min": 0, "max": 2, "ttft": 1.0},
+                    }
+                ],
+                "api_keys": [{"name": "a", "key": "sk-a"}, {"name": "b", "file": "b.key"}],
+                "client_priority": {"min": 0, "max": 1},
+                "allowed_hosts": ["a.example"],
+                "cors_origins": ["https://a.example"],
+                "gateway": {"replicas": 1},
+                "router": {"policy": "session"},
+            },
+        )
+    ],
+}
+ANYTHING = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9), st.just([]), st.just({}), st.just([{}]),
+    st.sampled_from([10**400, "\0", "a\nb", {1: 2}, [None], "\ud800", "~", "~nobody-here/x", "package:", "#sha256=", "/" * 5000]),
+)  # fmt: skip
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Every key of every list and mapping inside."""
+    pairs = (
+        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    )
+    return [(value, key) for key, _ in pairs] + [place for _, inner in pairs for place in places(inner)]
+
+
+@given(st.data())
+@settings(deadline=None)
+def test_any_value_in_any_place_is_taken_or_refused_in_a_sentence(data: st.DataObject) -> None:
+    document = copy.deepcopy(WHOLE)
+    where, key = data.draw(st.sampled_from(places(document)))
+    if isinstance(where, dict) and data.draw(st.booleans()):
+        where[data.draw(st.text(max_size=9) | st.integers() | st.none())] = where.pop(key)
+    else:
+        where[key] = data.draw(ANYTHING)
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ConfigError):
+        path = Path(folder, "config.yaml")
+        path.write_text(yaml.safe_dump(document))
+        check_files(read_plan(path))
+
+
 # ---- what it names -----------------------------------------------------------------------------------------------
 
 MISSING: list[tuple[dict[str, Any], str]] = [
     ({"source": "/nowhere/m.gguf"}, "model 'm': no model at '/nowhere/m.gguf'"),
     ({"source": "models/m.gguf"}, "model 'm': no model at 'models/m.gguf'"),
+    ({"source": "~nobody-here/m.gguf"}, "model 'm': no model at '~nobody-here/m.gguf'"),
+    ({"source": "m.gguf#sha256=12"}, "64 hexadecimal digits"),
     ({"source": "m"}, "model 'm': no model at 'm'"),
     ({"source": "x" * 5_000}, "model 'm': "),
     ({"source": "a\0b"}, "model 'm': "),
