@@ -157,7 +157,8 @@ WHOLE = {
 }
 ANYTHING = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9), st.just([]), st.just({}), st.just([{}]),
-    st.sampled_from([10**400, "\0", "a\nb", {1: 2}, [None], "\ud800", "~", "~nobody-here/x", "package:", "#sha256=", "/" * 5000]),
+    st.sampled_from(["\0", "a\nb", "\ud800", "~", "~nobody-here/x", "package:", "#sha256=", "/" * 5000]),
+    st.sampled_from([10**400, {1: 2}, [None]]),
 )  # fmt: skip
 
 
