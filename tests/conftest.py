@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("fuzz", max_examples=int(os.environ.get("OCTAVO_FUZZ_EXAMPLES", "3000")), deadline=None)
 
 # torch's threads would spin while they wait, which on shared cores takes them from whoever has work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,15 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{file} is not a JSON object")
     return content
+
+
+def read_optional(file: Path) -> dict[str, Any]:
+    """The same, or an empty one where there is no such file.
+
+    Raises:
+        ModelError: it is there and cannot be read, or is not an object.
+    """
+    return read_json(file) if os.path.lexists(file) else {}
 
 
 def read_text(file: Path) -> str:

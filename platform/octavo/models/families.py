@@ -83,7 +83,7 @@ def llama(config: Config, **differences: Any) -> ModelSpec:
         "qkv_bias": bool(config["attention_bias"]),
         "out_bias": bool(config.get("attention_out_bias", config["attention_bias"])),
         "mlp_bias": bool(config["mlp_bias"]),
-        "bos_token_id": config.get("bos_token_id"),
+        "bos_token_id": next(iter(token_ids(config.get("bos_token_id"))), None),
         "eos_token_ids": token_ids(config.get("eos_token_id")),
     }
     return ModelSpec(**fields | differences)
@@ -146,8 +146,8 @@ def gemma2(config: Config, **differences: Any) -> ModelSpec:
         config,
         post_norms=True,
         attention_scale=config["query_pre_attn_scalar"] ** -0.5,
-        attention_softcap=config.get("attn_logit_softcapping"),
-        logit_softcap=config.get("final_logit_softcapping"),
+        attention_softcap=config.get("attn_logit_softcapping") or None,
+        logit_softcap=config.get("final_logit_softcapping") or None,
         **differences,
     )
 
@@ -183,7 +183,7 @@ def mpt(config: Config) -> ModelSpec:
         layer_norm=True,
         gated=False,
         alibi_slopes=_slopes(heads, attention.get("alibi_bias_max", 8)),
-        bos_token_id=config.get("bos_token_id"),
+        bos_token_id=next(iter(token_ids(config.get("bos_token_id"))), None),
         eos_token_ids=token_ids(config.get("eos_token_id")),
     )
 
@@ -208,7 +208,9 @@ _DEFAULTS: Config = {
 _NEVER_NONE = frozenset(_DEFAULTS) | {"max_position_embeddings", "vocab_size", "layer_norm_epsilon"}
 """What a config that says null leaves out."""
 
-_LARGEST = {"num_hidden_layers": 10_000, "n_layers": 10_000, "num_attention_heads": 1 << 20, "n_heads": 1 << 20}
+_LARGEST = dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer"), 10_000) | dict.fromkeys(
+    ("num_attention_heads", "n_heads", "n_head", "num_experts", "num_local_experts"), 1 << 20
+)
 """Sizes that the spec's own are made from, one by one: a config must not ask for memory that no model needs."""
 
 _LLAMA: Config = {
@@ -280,7 +282,7 @@ def token_ids(value: Any) -> tuple[int, ...]:
     """
     ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
     if any(type(token_id) is not int for token_id in ids):
-        raise ModelError(f"eos_token_id is {value!r}, which is neither a token id nor a list of them")
+        raise ModelError(f"a token id is {value!r}, which is neither a token id nor a list of them")
     return ids
 
 
@@ -299,10 +301,15 @@ def _text_config(config: Config) -> Config:
     return {"model_type": "gemma3_text"} | text | {k: config[k] for k in whole if config.get(k) is not None}
 
 
-def _refuse_unsupported(config: Config) -> None:
+def check_sizes(config: Config) -> None:
+    """Raise `ModelError` where a size is beyond those of all models."""
     for key, largest in _LARGEST.items():
-        if not 0 <= config.get(key, 0) <= largest:
-            raise ModelError(f"{key} is {config[key]}, which no model has")
+        if isinstance(size := config.get(key), int | float) and not 0 <= size <= largest:
+            raise ModelError(f"{key} is {size}, which no model has")
+
+
+def _refuse_unsupported(config: Config) -> None:
+    check_sizes(config)
     if quantized := quantization_config(config):
         check_stored(quantized)
     if config.get("use_bidirectional_attention"):
@@ -367,8 +374,8 @@ def _rope_scaling(config: Config, parameters: Config) -> RopeScaling | None:
         case "linear":
             return LinearScaling(float(parameters["factor"]))
         case "llama3":
-            low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
-            return Llama3Scaling(parameters["factor"], low, high, _original_positions(config, parameters))
+            factor, low, high = (float(parameters[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
+            return Llama3Scaling(factor, low, high, _original_positions(config, parameters))
         case "yarn":
             return _yarn(config, parameters)
         case "factors":
@@ -378,13 +385,13 @@ def _rope_scaling(config: Config, parameters: Config) -> RopeScaling | None:
 
 def _yarn(config: Config, parameters: Config) -> YarnScaling:
     original = _original_positions(config, parameters)
-    factor = parameters.get("factor") or config["max_position_embeddings"] / original
+    factor = float(parameters.get("factor") or config["max_position_embeddings"] / original)
     return YarnScaling(
         factor=factor,
         original_max_position=original,
-        beta_fast=parameters.get("beta_fast") or 32,
-        beta_slow=parameters.get("beta_slow") or 1,
-        truncate=parameters.get("truncate", True),
+        beta_fast=float(parameters.get("beta_fast") or 32),
+        beta_slow=float(parameters.get("beta_slow") or 1),
+        truncate=bool(parameters.get("truncate", True)),
         attention_factor=_yarn_attention_factor(parameters, factor),
     )
 

@@ -132,7 +132,8 @@ def _identity(file: Path) -> tuple[int, ...]:
 def _files(source: Source) -> list[Path]:
     if source.kind == "gguf":
         return split_files(source.path)
-    return sorted(file for pattern in ("*.safetensors", "*.json") for file in source.path.glob(pattern))
+    files = (file for pattern in ("*.safetensors", "*.json") for file in source.path.glob(pattern))
+    return sorted(file for file in files if file.is_file())
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import math
 
 from octavo.errors import ConfigError
 from octavo.gguf_header import read_directory
-from octavo.model_files import read_json, reading
+from octavo.model_files import read_json, read_optional, reading
 from octavo.models.families import Config, quantization_config, spec_from_config, token_ids
 from octavo.models.gguf_config import config_from_gguf
 from octavo.models.parallel import Share, TPGroup, share_of, split_heads
@@ -101,10 +101,8 @@ def read_config(source: Source) -> Config:
     if source.kind == "gguf":
         return config_from_gguf(source.path)
     config = read_json(source.path / "config.json")
-    generation = source.path / "generation_config.json"
-    if generation.is_file():
-        # Chat models list their end-of-turn tokens here, beside the end token of the base model
-        ends = token_ids(config.get("eos_token_id")) + token_ids(read_json(generation).get("eos_token_id"))
-        if ends:
-            config["eos_token_id"] = list(dict.fromkeys(ends))
+    # Chat models list their end-of-turn tokens here, beside the end token of the base model
+    generation = read_optional(source.path / "generation_config.json")
+    if ends := token_ids(config.get("eos_token_id")) + token_ids(generation.get("eos_token_id")):
+        config["eos_token_id"] = list(dict.fromkeys(ends))
     return config

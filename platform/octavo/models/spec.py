@@ -11,23 +11,55 @@ positions, and a plain MLP; or a mixture of experts, gated MLPs of which a route
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+import re
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from octavo.errors import ModelError
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 
 
+def check_numbers(record: Any) -> None:
+    """Raise `ModelError` where a number of a record is none, or not finite: configs hold all that JSON can."""
+    for field in fields(record):
+        value, kind = getattr(record, field.name), str(field.type)
+        values = value if kind.startswith("tuple") and isinstance(value, tuple) else (value,)
+        for one in values:
+            whole = "int" in kind and type(one) is int
+            real = "float" in kind and isinstance(one, int | float) and type(one) is not bool and abs(one) < _LARGEST
+            other = not {"int", "float"} & set(re.findall(r"\w+", kind)) or (one is None and "None" in kind)
+            if not (whole or real or other) or (real and math.isnan(one)):
+                shown = str(one)[:40]
+                raise ModelError(f"{field.name} is {shown}, which is not {'a whole' if 'int' in kind else 'a'} number")
+
+
+_LARGEST = 1e30
+"""Of a float: float32 holds it, and what it is multiplied with on the way."""
+
+
+class Scaling:
+    """What the kinds below have in common: their numbers are numbers, and factors and lengths are above zero."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        for name in ("factor", "original_max_position", "beta_fast", "beta_slow"):
+            if getattr(self, name, 1) <= 0:
+                raise ModelError(f"{name} of the rope scaling is {getattr(self, name)}; it must be above 0")
+
+
 @dataclass(frozen=True, slots=True)
-class LinearScaling:
+class LinearScaling(Scaling):
     """Every frequency divided by `factor` (position interpolation, Chen et al. 2023)."""
 
     factor: float
 
 
 @dataclass(frozen=True, slots=True)
-class Llama3Scaling:
+class Llama3Scaling(Scaling):
     """Long wavelengths divided by `factor`, short ones kept, a ramp between (Llama 3.1)."""
 
     factor: float
@@ -35,9 +67,14 @@ class Llama3Scaling:
     high_freq_factor: float
     original_max_position: int
 
+    def __post_init__(self) -> None:
+        Scaling.__post_init__(self)
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ModelError(f"rope frequencies from {self.low_freq_factor} to {self.high_freq_factor} are no range")
+
 
 @dataclass(frozen=True, slots=True)
-class YarnScaling:
+class YarnScaling(Scaling):
     """Interpolation by parts and a scaled cos and sin (YaRN, Peng et al. 2023)."""
 
     factor: float
@@ -49,7 +86,7 @@ class YarnScaling:
 
 
 @dataclass(frozen=True, slots=True)
-class FactorScaling:
+class FactorScaling(Scaling):
     """One divisor per frequency, as GGUF files store Llama 3's scaling."""
 
     factors: tuple[float, ...]  # rotary_dim / 2
@@ -65,6 +102,11 @@ class Rope:
     theta: float
     rotary_dim: int  # leading dimensions of a head that are rotated; even, 0 for none
     scaling: RopeScaling | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        if self.theta <= 0:
+            raise ModelError(f"rope_theta is {self.theta}; it must be above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +173,7 @@ class ModelSpec:
     shared_expert_size: int = 0
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
                  "intermediate_size", "max_position_embeddings")  # fmt: skip
         for name in sizes:
@@ -143,6 +186,8 @@ class ModelSpec:
             raise ModelError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key-value heads evenly")
         if self.alibi_slopes and len(self.alibi_slopes) != self.num_heads:
             raise ModelError(f"{len(self.alibi_slopes)} ALiBi slopes for {self.num_heads} query heads")
+        if any(window is not None and window < 1 for window in self.windows):
+            raise ModelError("a sliding window is below 1")
         if len(self.windows) != self.num_layers:
             raise ModelError(f"attention types are given for {len(self.windows)} of {self.num_layers} layers")
         if not min(1, self.num_experts) <= self.experts_per_token <= self.num_experts:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from octavo.errors import ModelError
 from octavo.gguf_header import read_directory
-from octavo.model_files import read_json
+from octavo.model_files import read_json, reading
+from octavo.models.source_spec import read_config
+from octavo.models.stored_facts import stored_facts
 from octavo.planning.shape import Shape, shape_of
 from octavo.source import resolve_source
 
@@ -29,16 +31,16 @@ def read_shape(model: str) -> Shape:
     if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return shape_of(read_json(_hub_config(model)))
     source = resolve_source(model)
-    return _of_gguf(source.path) if source.kind == "gguf" else shape_of(read_json(source.path / "config.json"))
+    with reading(model):
+        config = read_config(source)
+        shape = shape_of(config, stored_facts(source, config.get("model_type")))
+        return replace(shape, stored_bits=_stored_bits(source.path)) if source.kind == "gguf" else shape
 
 
-def _of_gguf(file: Path) -> Shape:
-    from octavo.models.gguf_config import config_from_gguf
-
+def _stored_bits(file: Path) -> float:
     matrices = [entry for entry in read_directory(file).values() if len(entry.shape) == 2]
     weights = sum(rows * columns for rows, columns in (entry.shape for entry in matrices))
-    bits = 8 * sum(entry.num_bytes for entry in matrices) / weights
-    return replace(shape_of(config_from_gguf(file)), stored_bits=bits)
+    return 8 * sum(entry.num_bytes for entry in matrices) / weights
 
 
 def _hub_config(name: str) -> Path:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from octavo.errors import ModelError
-from octavo.models.families import Config, spec_from_config
+from octavo.model_files import reading
+from octavo.models.families import Config, check_sizes, spec_from_config
 from octavo.models.spec import ModelSpec
+from octavo.models.stored_facts import Stored
 
 Role = Literal["embedding", "head", "linear", "router", "expert", "bias", "norm"]
 Cut = Literal["rows", "columns", "kv", "whole"]
@@ -89,25 +91,27 @@ class Shape:
         return self.parameters - idle * sum(t.parameters for t in self.tensors if t.role == "expert")
 
 
-def shape_of(config: Config) -> Shape:
+def shape_of(config: Config, stored: Stored | None = None) -> Shape:
     """The shape of a Hugging Face config.
+
+    Args:
+        stored: the tensors it describes, where they are at hand.
 
     Raises:
         ModelError: an unknown architecture, or a config that lacks a size; the message names it.
     """
-    model_type = str(config.get("model_type"))
-    own = config.get("dtype") or config.get("torch_dtype")
-    dtype = str(own) if own else None
-    if model_type not in _FORMULAS:
+    with reading("the model's config"):
+        model_type = str(config.get("model_type"))
+        own = config.get("dtype") or config.get("torch_dtype")
+        dtype = str(own) if own else None
+        if model_type in _FORMULAS:
+            check_sizes(config)
+            return _FORMULAS[model_type](config, dtype)
         try:
-            return _of_spec(spec_from_config(config), dtype)
+            return _of_spec(spec_from_config(config, stored), dtype)
         except ModelError as error:
             counted = ", ".join(sorted(_FORMULAS))
             raise ModelError(f"{error}; {counted} can be planned too") from error
-    try:
-        return _FORMULAS[model_type](config, dtype)
-    except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise ModelError(f"the model's config is damaged or incomplete: {type(error).__name__}: {error}") from error
 
 
 def _of_spec(spec: ModelSpec, dtype: str | None) -> Shape:

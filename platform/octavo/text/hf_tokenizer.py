@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from octavo.errors import ModelError
-from octavo.model_files import read_json, read_text, reading
+from octavo.model_files import read_optional, read_text, reading
 from octavo.text.parts import TokenizerParts
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -44,18 +44,14 @@ def read_hf(folder: Path) -> TokenizerParts:
 
 def _settings(folder: Path) -> tuple[dict[str, Any], list[AddedToken]]:
     """tokenizer_config.json, and the tokens it lists; where it lists none, those of the older files beside it."""
-    config = _read_optional(folder / "tokenizer_config.json")
+    config = read_optional(folder / "tokenizer_config.json")
     if "added_tokens_decoder" in config:
         listed = sorted((config["added_tokens_decoder"] or {}).items(), key=lambda item: int(item[0]))
         return config, [_added_token(token) for _, token in listed]
-    config |= _read_optional(folder / "special_tokens_map.json")
+    config |= read_optional(folder / "special_tokens_map.json")
     special = {*_named_tokens(config).values(), *map(_token_text, _extra(config))}
-    older = sorted(_read_optional(folder / "added_tokens.json").items(), key=lambda item: int(item[1]))
+    older = sorted(read_optional(folder / "added_tokens.json").items(), key=lambda item: int(item[1]))
     return config, [AddedToken(text, normalized=text not in special, special=text in special) for text, _ in older]
-
-
-def _read_optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
 
 
 def _read_backend(folder: Path) -> Backend:
@@ -114,8 +110,8 @@ def _add_tokens(backend: Backend, config: dict[str, Any], listed: Iterable[Added
 
 
 def _end_tokens(folder: Path, backend: Backend, named: dict[str, str]) -> frozenset[int]:
-    config = _read_optional(folder / "config.json")
-    sources = [_read_optional(folder / "generation_config.json"), config, config.get("text_config") or {}]
+    config = read_optional(folder / "config.json")
+    sources = [read_optional(folder / "generation_config.json"), config, config.get("text_config") or {}]
     ids = {token_id for source in sources for token_id in _ids(source.get("eos_token_id"))}
     eos = backend.token_to_id(named["eos_token"]) if "eos_token" in named else None
     return frozenset(ids if eos is None else ids | {eos})
