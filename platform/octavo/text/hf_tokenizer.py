@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, decoders, pre_tokenizers
 from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
 
 from octavo.errors import ModelError
 from octavo.model_files import read_optional, read_text, reading
@@ -30,6 +31,8 @@ def read_hf(folder: Path) -> TokenizerParts:
     backend = _read_backend(folder)
     with reading(f"the tokenizer in {folder}"):
         config, added = _settings(folder)
+        if _is_llama(folder, config, backend):
+            _set_llamas_spaces(backend, config)
         named = _named_tokens(config)
         _add_tokens(backend, config, added, named)
         bos = named.get("bos_token")
@@ -63,6 +66,27 @@ def _read_backend(folder: Path) -> Backend:
         backend.no_truncation()
         backend.no_padding()
         return backend
+
+
+def _is_llama(folder: Path, config: dict[str, Any], backend: Backend) -> bool:
+    """Whether transformers 5 takes only the vocabulary from tokenizer.json, and gives spaces Llama 2's meaning."""
+    model = read_optional(folder / "config.json")
+    name = str(config.get("tokenizer_class") or model.get("tokenizer_class") or "").removesuffix("Fast")
+    byte_level = any("ByteLevel" in str(part) for part in (backend.pre_tokenizer, backend.decoder))
+    ours = name == "LlamaTokenizer" and model.get("model_type") not in ("mistral", "mixtral", "qwen2")
+    return ours and not byte_level and isinstance(backend.model, BPE)
+
+
+def _set_llamas_spaces(backend: Backend, config: dict[str, Any]) -> None:
+    """As `LlamaTokenizer` does: a space goes before a text, and before each of its pieces in `legacy` mode."""
+    prefix = config.get("add_prefix_space") in (None, True)
+    scheme = ("always" if config.get("legacy") else "first") if prefix else "never"
+    backend.normalizer = None
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
+    backend.model.fuse_unk = True
+    backend.model.byte_fallback = True
 
 
 def _token_text(token: Any) -> str | None:

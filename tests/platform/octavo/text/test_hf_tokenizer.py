@@ -78,6 +78,35 @@ def test_tokens_beside_tokenizer_json_are_as_in_transformers(name, tiny_tokenize
     assert_as_in_transformers(write(folder, CASES[name]))
 
 
+@pytest.mark.parametrize("legacy", [None, True, False])
+@pytest.mark.parametrize("prefix", [None, True, False])
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast"])
+def test_spaces_of_llama_2_are_as_in_transformers(name, legacy, prefix, sentencepiece_dir, tmp_path, texts):
+    from transformers import AutoTokenizer
+
+    folder = shutil.copytree(sentencepiece_dir, tmp_path / "model")
+    settings = {"tokenizer_class": name, "legacy": legacy, "add_prefix_space": prefix, "add_bos_token": True}
+    write(folder, {CONFIG: {key: value for key, value in settings.items() if value is not None}})
+    ours, theirs = load(folder), AutoTokenizer.from_pretrained(str(folder))
+    for text in texts:
+        ids = ours.encode(text)
+        assert ids == theirs.encode(text), text
+        for skip in (True, False):
+            assert ours.decode(ids, skip) == theirs.decode(ids, skip_special_tokens=skip), text
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "mixtral"])
+@pytest.mark.parametrize("which", ["sentencepiece_dir", "tiny_tokenizer_dir"])
+def test_llamas_spaces_are_for_llama_vocabularies(model_type, which, request, tmp_path, texts):
+    from transformers import AutoTokenizer
+
+    folder = shutil.copytree(request.getfixturevalue(which), tmp_path / "model")
+    write(folder, {CONFIG: {"tokenizer_class": "LlamaTokenizer"}, "config.json": {"model_type": model_type}})
+    ours, theirs = load(folder), AutoTokenizer.from_pretrained(str(folder))
+    for text in texts:
+        assert ours.encode(text) == theirs.encode(text), text
+
+
 def test_the_configs_flag_wins_over_tokenizer_jsons(tiny_tokenizer_dir, tmp_path):
     folder = shutil.copytree(tiny_tokenizer_dir, tmp_path / "model")
     path = folder / "tokenizer.json"
