@@ -230,6 +230,15 @@ _QWEN2: Config = {
     "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 32_768,
     "sliding_window": 4096, "max_window_layers": 28,
 }  # fmt: skip
+_QWEN2_MOE: Config = _QWEN2 | {
+    "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16,
+    "num_key_value_heads": 16, "num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
+    "shared_expert_intermediate_size": 5632, "qkv_bias": True,
+}  # fmt: skip
+_QWEN3_MOE: Config = _QWEN2 | {
+    "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24, "num_key_value_heads": 4,
+    "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768,
+}  # fmt: skip
 _GEMMA: Config = {
     "vocab_size": 256_000, "hidden_size": 3072, "intermediate_size": 24_576, "num_hidden_layers": 28,
     "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256, "max_position_embeddings": 8192,
@@ -262,9 +271,9 @@ _FAMILIES: dict[str, tuple[Callable[[Config], ModelSpec], Config]] = {
     "mistral": (mistral, _MISTRAL),
     "mixtral": (mixtral, _MISTRAL | _MIXTRAL),
     "qwen2": (qwen2, _QWEN2),
-    "qwen2_moe": (qwen2_moe, _QWEN2 | {"qkv_bias": True}),
+    "qwen2_moe": (qwen2_moe, _QWEN2_MOE),
     "qwen3": (qwen3, _QWEN2 | {"head_dim": 128}),
-    "qwen3_moe": (qwen3_moe, _QWEN2),
+    "qwen3_moe": (qwen3_moe, _QWEN3_MOE),
     "gemma": (gemma, _GEMMA),
     "gemma2": (gemma2, _GEMMA2),
     "gemma3_text": (gemma3, _GEMMA3),

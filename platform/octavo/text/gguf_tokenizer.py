@@ -75,7 +75,9 @@ def _parts(path: Path, metadata: dict[str, Any]) -> TokenizerParts:
     model, tokens = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.tokens")
     if model not in ("gpt2", "llama") or not tokens:
         raise ModelError(f"{path} holds a tokenizer of kind {model!r}; supported are 'gpt2' and 'llama'")
-    if twice := [token for token, count in Counter(tokens).items() if count > 1]:
+    tokens = metadata["tokenizer.ggml.tokens"] = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]
+    # broken UTF-8, of which several tokens may be alike once it is read, is no token that a text can be cut into
+    if twice := [token for token, count in Counter(tokens).items() if count > 1 and "\ufffd" not in token]:
         raise ModelError(f"the tokenizer in {path} is damaged: it holds the token {twice[0]!r} twice")
     metadata["tokenizer.ggml.token_type"] = _mended_types(metadata)
     backend, add_bos = _byte_level(metadata) if model == "gpt2" else _sentencepiece(metadata)
@@ -105,7 +107,8 @@ def _mended_types(metadata: Mapping[str, Any]) -> list[int]:
     if len(types) < len(tokens):
         raise ModelError(f"this GGUF file's tokenizer has {len(tokens)} tokens, and types for {len(types)} of them")
     shown = _SHOWN_TOKENS | _no_ends(set(tokens))
-    mended = {i: token for i, token in enumerate(tokens) if token in _CONTROL_TOKENS - shown and types[i] != _CONTROL}
+    control = _CONTROL_TOKENS - shown
+    mended = {i: token for i, token in enumerate(tokens) if token in control and types[i] != _CONTROL}
     if mended and "tokenizer.ggml.token_type" in metadata:
         logger.warning(
             "taken for control tokens, which the GGUF file says they are not: %s", ", ".join(mended.values())

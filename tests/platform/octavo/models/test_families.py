@@ -16,6 +16,10 @@ CLASSES = {
     "gemma": "GemmaConfig",
     "gemma2": "Gemma2Config",
     "gemma3_text": "Gemma3TextConfig",
+    "mixtral": "MixtralConfig",
+    "qwen2_moe": "Qwen2MoeConfig",
+    "qwen3_moe": "Qwen3MoeConfig",
+    "mpt": "MptConfig",
 }
 
 
@@ -30,6 +34,44 @@ def through_transformers(config):
 @pytest.mark.parametrize("model_type", CLASSES)
 def test_what_a_config_leaves_out_means_what_transformers_takes_it_for(model_type):
     config = {"model_type": model_type}
+    assert spec_from_config(config) == spec_from_config(through_transformers(config))
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+VARIATIONS = [
+    ("llama", {"head_dim": None}),
+    ("llama", {"head_dim": 64}),
+    ("llama", {"num_key_value_heads": None}),
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("llama", {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}}),
+    ("llama", {"rope_scaling": YARN | {"attention_factor": 0.5, "beta_fast": 16}}),
+    ("llama", {"rope_parameters": YARN | {"rope_theta": 5e5, "mscale": 0.7, "mscale_all_dim": 1.0}}),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 5e5}),
+    ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
+    ("mistral", {"sliding_window": None}),
+    ("mistral", {"sliding_window": 1024, "head_dim": 64}),
+    ("mixtral", {"sliding_window": 1024}),
+    ("qwen2", {"use_sliding_window": True}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": None}),
+    ("qwen2", {"use_sliding_window": True, "max_window_layers": 0}),
+    ("qwen2", {"num_hidden_layers": 2, "use_sliding_window": True,
+               "layer_types": ["sliding_attention", "full_attention"]}),
+    ("qwen3", {"attention_bias": True}),
+    ("qwen3", {"head_dim": 64}),
+    ("qwen2_moe", {"norm_topk_prob": True, "num_experts": 8}),
+    ("qwen3_moe", {"num_experts": 8, "head_dim": 64}),
+    ("gemma", {"hidden_activation": None, "hidden_act": "gelu_pytorch_tanh"}),
+    ("gemma", {"tie_word_embeddings": False}),
+    ("gemma2", {"query_pre_attn_scalar": 144, "attn_logit_softcapping": None}),
+    ("gemma2", {"sliding_window": 128, "num_hidden_layers": 5}),
+    ("gemma3_text", {"sliding_window_pattern": 2, "num_hidden_layers": 5}),
+    ("gemma3_text", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "rope_local_base_freq": 5e3}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model_type", "changes"), VARIATIONS)
+def test_settings_mean_what_transformers_takes_them_for(model_type, changes):
+    config = {"model_type": model_type} | changes
     assert spec_from_config(config) == spec_from_config(through_transformers(config))
 
 

@@ -212,6 +212,16 @@ def test_ids_beyond_the_vocabulary_are_not_taken(write_gguf, sentencepiece_dir):
     assert (tokenizer.bos_token_id, tokenizer.eos_token_ids) == (1, {2})
 
 
+def test_tokens_without_a_text_keep_their_ids(write_gguf, tiny_tokenizer_dir, byte_level):
+    tokens = [*(_piece(byte_level, i) for i in range(byte_level.vocab_size)), "", "", "<x>"]
+    source = write_gguf(
+        tiny_tokenizer_dir, "llama", "gpt2", tokens=tokens, types={"<x>": 4}, bos_token_id=1, eos_token_id=2
+    )
+    tokenizer = load_tokenizer(source)
+    assert tokenizer.vocab_size == len(tokens)
+    assert tokenizer.encode("<x>") == [len(tokens) - 1]
+
+
 def test_a_token_that_is_there_twice_is_named(write_gguf, tiny_tokenizer_dir, byte_level):
     tokens = [*(_piece(byte_level, i) for i in range(byte_level.vocab_size)), "<x>", "<x>"]
     source = write_gguf(tiny_tokenizer_dir, "llama", "gpt2", tokens=tokens, bos_token_id=1, eos_token_id=2)
