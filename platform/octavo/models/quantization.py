@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from octavo.errors import ConfigError, ModelError
+from octavo.model_files import reading
 
 STORED = ("gptq", "awq", "compressed-tensors")
 """Values of `quantization_config.quant_method` in a Hugging Face config that are read."""
@@ -77,11 +78,15 @@ def check_stored(config: Mapping[str, Any]) -> None:
     Raises:
         ModelError: a kind that is not read; the message says which are.
     """
-    method = config.get("quant_method")
-    if method not in STORED:
-        kinds = f"{', '.join(STORED)}, GGUF and unquantised safetensors"
-        raise ModelError(f"the checkpoint is quantised ({method}), which is not supported; supported are {kinds}")
-    {"gptq": _check_gptq, "awq": _check_awq, "compressed-tensors": _check_compressed}[method](config)
+    with reading("the config's quantization_config"):
+        method = config.get("quant_method")
+        if method not in STORED:
+            kinds = f"{', '.join(STORED)}, GGUF and unquantised safetensors"
+            raise ModelError(f"the checkpoint is quantised ({method}), which is not supported; supported are {kinds}")
+        {"gptq": _check_gptq, "awq": _check_awq, "compressed-tensors": _check_compressed}[method](config)
+        for group in [config] if method != "compressed-tensors" else _compressed_weights(config):
+            if type(group.get("group_size") or 0) is not int:
+                raise ModelError(f"quantization_config says group_size {group['group_size']!r}, which is no number")
 
 
 def _check_gptq(config: Mapping[str, Any]) -> None:

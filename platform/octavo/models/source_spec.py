@@ -10,7 +10,7 @@ from octavo.model_files import read_json, read_optional, reading
 from octavo.models.families import Config, quantization_config, spec_from_config, token_ids
 from octavo.models.gguf_config import config_from_gguf
 from octavo.models.parallel import Share, TPGroup, share_of, split_heads
-from octavo.models.quantization import check_setting, parse_rounding, unpackable
+from octavo.models.quantization import check_setting, check_stored, parse_rounding, unpackable
 from octavo.models.spec import ModelSpec
 from octavo.models.stored_facts import stored_facts
 from octavo.source import Source
@@ -80,8 +80,15 @@ def check_loadable(source: Source, quantization: str | None, max_model_len: int 
 def _stored(source: Source) -> str | None:
     if source.kind == "gguf":
         return "gguf"
-    config = quantization_config(read_config(source))
+    config = _checked(source)
     return None if config is None else str(config["quant_method"])
+
+
+def _checked(source: Source) -> Config | None:
+    """How a directory's matrices are quantised, in a way that is read."""
+    if config := quantization_config(read_config(source)):
+        check_stored(config)
+    return config or None
 
 
 def why_not_packed(source: Source, quantization: str | None, spec: ModelSpec) -> str | None:
@@ -92,7 +99,7 @@ def why_not_packed(source: Source, quantization: str | None, spec: ModelSpec) ->
     """
     if spec.num_experts:
         return "the native runner has no mixture of experts"
-    stored = None if source.kind == "gguf" else quantization_config(read_config(source))
+    stored = None if source.kind == "gguf" else _checked(source)
     return unpackable(parse_rounding(quantization), stored, [spec.hidden_size, spec.q_size, spec.intermediate_size])
 
 

@@ -82,7 +82,7 @@ def _joined(name: str, parts: Module, config: Mapping[str, Any]) -> StoredTensor
     def whole() -> QuantizedWeight:
         try:
             weight = read()
-        except (ValueError, RuntimeError, IndexError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ModelError(f"the quantised tensors of {name} contradict each other: {error}") from error
         if weight.shape != shape:
             raise ModelError(f"the quantised tensors of {name} contradict each other: {weight.shape} is not {shape}")

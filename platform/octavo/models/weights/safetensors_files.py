@@ -31,15 +31,16 @@ def read_safetensors(folder: Path, spec: ModelSpec) -> list[StoredTensor]:
     Raises:
         ModelError: no safetensors file, a shard is missing, or a file is damaged.
     """
-    tensors = [tensor for file in weight_files(folder) for tensor in _read_headers(file)]
-    if quantized := quantization_config(read_json(folder / "config.json")):
-        tensors = join_quantized(tensors, quantized)
-    tensors = [part for tensor in tensors for part in _split_heads(tensor)]
-    tensors = [tensor for tensor in tensors if not _is_empty_bias(tensor, spec)]
-    unused = {"lm_head.weight"} if spec.tied_embeddings else set()
-    tensors = [tensor for tensor in tensors if tensor.name not in unused and not _UNUSED.match(tensor.name)]
-    _refuse_codes(tensors)
-    return tensors
+    with reading(folder):
+        tensors = [tensor for file in weight_files(folder) for tensor in _read_headers(file)]
+        if quantized := quantization_config(read_json(folder / "config.json")):
+            tensors = join_quantized(tensors, quantized)
+        tensors = [part for tensor in tensors for part in _split_heads(tensor)]
+        tensors = [tensor for tensor in tensors if not _is_empty_bias(tensor, spec)]
+        unused = {"lm_head.weight"} if spec.tied_embeddings else set()
+        tensors = [tensor for tensor in tensors if tensor.name not in unused and not _UNUSED.match(tensor.name)]
+        _refuse_codes(tensors)
+        return tensors
 
 
 _WEIGHTS = ("F16", "BF16", "F32", "F64")

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from octavo.errors import ConfigError, ModelError
 from octavo.models.load import load_model
 from octavo.models.packed import load_packed
-from octavo.models.source_spec import read_spec, why_not_packed
+from octavo.models.source_spec import check_loadable, read_share, read_spec, why_not_packed
 from octavo.source import resolve_source
 from octavo_kernels.decoder import NativeDecoder, PackedKV
 from octavo_kernels.linear.grouped import Float8Weight, GroupedWeight
@@ -151,8 +155,8 @@ def write(tiny_model, tmp_path):
         for target, tensors in zip(folders, (quantized | (extra or {}), plain), strict=True):
             shutil.copytree(folder, target)
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, target / "model.safetensors")
-        settings = json.loads((folder / "config.json").read_text()) | {"quantization_config": config}
-        (folders[0] / "config.json").write_text(json.dumps(settings))
+        whole = json.loads((folder / "config.json").read_text()) | {"quantization_config": config}
+        (folders[0] / "config.json").write_text(json.dumps(whole))
         return folders
 
     return call
@@ -166,8 +170,8 @@ def scheme(write):
         config, drawn, pack, packed = SCHEMES[name]
 
         def make(n, k, seed):
-            settings = {key: value for key, value in drawn.items() if key != "group"}
-            codes = Codes(n, k, seed=seed, group=drawn.get("group", GROUP) or k, **settings)
+            options = {key: value for key, value in drawn.items() if key != "group"}
+            codes = Codes(n, k, seed=seed, group=drawn.get("group", GROUP) or k, **options)
             return pack(codes), codes.matrix
 
         return *write(config, make, **more), packed
@@ -287,6 +291,47 @@ def test_damaged_checkpoints(scheme, part, change, message):
     save_file(tensors if change is None else tensors | {name: change(tensor).contiguous()}, file)
     with pytest.raises(ModelError, match=message):
         load_model(resolve_source(str(folder)))
+
+
+STRANGE = st.sampled_from(
+    [None, True, 0, -1, 3, 2**70, 1.5, float("nan"), "", "int", [], [1], {}, {"a": 1}, {"weights": 1}]
+)
+
+
+def settings_of(value, path=()):
+    """The path of every value inside a config."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, child in inner for place in settings_of(child, (*path, key)))]
+
+
+@pytest.fixture(params=["gptq4", "awq", "w4a16-zero"])
+def quantised(request, scheme):
+    return scheme(request.param)[0]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
+@given(data=st.data())
+def test_any_value_in_a_quantization_config(quantised, data):
+    path, source = quantised / "config.json", resolve_source(str(quantised))
+    before, spec, two = path.read_text(), read_spec(source), SimpleNamespace(rank=0, size=2)
+    config = holder = json.loads(before)
+    *outer, last = ("quantization_config", *data.draw(st.sampled_from(settings_of(config["quantization_config"]))))
+    for key in outer:
+        holder = holder[key]
+    holder[last] = data.draw(STRANGE)
+    try:
+        path.write_text(json.dumps(config))
+        for read in (
+            lambda: read_share(source, two),
+            lambda: check_loadable(source, None, None),
+            lambda: why_not_packed(source, None, spec),
+            lambda: load_model(source),
+            lambda: load_packed(source, dtype="float32"),
+        ):
+            with suppress(ModelError, ConfigError):
+                read()
+    finally:
+        path.write_text(before)
 
 
 def test_a_quantised_checkpoint_is_not_quantised_again(scheme):
