@@ -148,7 +148,7 @@ def test_bad_input(server: Any, sent: dict[str, Any], status: int, sentence: str
 
 @pytest.mark.parametrize(
     ("prompt", "sentence"),
-    [("", "empty"), ([], "empty"), ([[]], "empty"), ([10**7], "vocabulary"), (["a", 1], "must be")],
+    [([], "empty"), ([[]], "empty"), ([10**7], "vocabulary"), (["a", 1], "must be")],
 )
 def test_bad_prompts(server: Any, prompt: Any, sentence: str) -> None:
     answer = httpx.post(f"{server.url}/v1/completions", json={"model": "smollm2", "prompt": prompt})
@@ -168,7 +168,7 @@ def test_leaving_a_stream_frees_its_blocks(server: Any) -> None:
 def test_leaving_before_the_answer_frees_its_blocks(server: Any) -> None:
     address = httpx.URL(server.url)
     body = json.dumps(STORY).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     with socket.create_connection((address.host, address.port)) as connection:
         connection.sendall(head + body)
         server.wait_for("vllm:num_requests_running", 1, seconds=10)
