@@ -41,7 +41,7 @@ kv_cache_bytes: 1073741824
 max_model_len: 8192
 """
 WORDS = [" river", " green", " light", " table", " quiet", " town", " house", " day", " small", " old", " near"]
-HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
 PROMPT_WORDS = 20  # and as many tokens
 LOADS = {  # (streams, tokens of an answer), for each model
     "nothing": ((1, 64), (8, 64), (64, 64), (64, 1)),
