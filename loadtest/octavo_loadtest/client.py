@@ -34,8 +34,13 @@ class Address:
     prefix: str  # of every path, without a slash at its end
 
     @property
+    def authority(self) -> str:
+        """Host and port as a URL and the `Host` header say them: an IPv6 address in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
     def url(self) -> str:
-        return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}{self.prefix}"
+        return f"{'https' if self.tls else 'http'}://{self.authority}{self.prefix}"
 
 
 def address(url: str) -> Address:
@@ -156,7 +161,7 @@ class Client:
         self._idle: list[Connection] = []
         self._tls = ssl.create_default_context() if server.tls else None
         listed = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self._head = f"Host: {server.host}:{server.port}\r\nAccept: */*\r\n{listed}"
+        self._head = f"Host: {server.authority}\r\nAccept: */*\r\n{listed}"
 
     def request(self, method: str, path: str, body: bytes = b"", extra: str = "") -> bytes:
         """A whole request as bytes."""

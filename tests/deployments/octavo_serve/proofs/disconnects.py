@@ -79,7 +79,7 @@ async def request(server: RunningServer, rng: random.Random, number: int) -> str
         {"model": server.model, "prompt": f"{number} " + "word " * rng.randrange(60), "stream": stream,
          "max_tokens": rng.randrange(1, 24), "n": rng.choice((1, 1, 1, 2)), "ignore_eos": True}
     ).encode()  # fmt: skip
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: proof\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(
         body
     )
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
