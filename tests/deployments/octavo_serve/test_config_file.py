@@ -58,7 +58,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"logging_config": {"log_levl": "INFO"}}, "did you mean 'log_level'? in logging_config"),
     ({"target_capacity": 101}, "target_capacity must be less than or equal to 100"),
-    ({"applications": []}, "applications list should have at least 1 item"),
+    ({"applications": []}, "applications must not be empty"),
     ({"applications": {"name": "octavo"}}, "applications must be a valid list"),
     ({"applications": ["octavo"]}, "applications.0 must be a mapping of keys to values"),
     ({"applications": [app(nmae="x")]}, "unknown setting 'nmae': did you mean 'name'? in applications.0"),
