@@ -111,8 +111,8 @@ async def replay(port: int, bodies: list[tuple[float, str, bytes]]) -> tuple[lis
         await asyncio.sleep(at - (time.perf_counter() - begin))
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         sent, first, end = time.perf_counter(), None, b""
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nx-session-id: {session}\r\nContent-Type: application/json"
-        writer.write(f"{head}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nx-session-id: {session}\r\nConnection: close"
+        writer.write(f"{head}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
         try:
             while data := await reader.read(65536):
                 if first is None and b"data: " in data:
