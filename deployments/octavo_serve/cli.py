@@ -26,7 +26,7 @@ def serve(
         str | None, typer.Option(help="Listen on this address, such as 0.0.0.0, instead of the config's or 127.0.0.1.")
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds until the first answer before giving up.")] = 1800,
-    grace: Annotated[float, typer.Option(help="Seconds that running requests have to end after SIGTERM.")] = 20,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds that running requests have to end after SIGTERM.")] = 20,
     address: Annotated[
         str | None, typer.Option(help="A running Ray cluster to join; a local one is started otherwise.")
     ] = None,

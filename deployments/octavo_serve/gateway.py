@@ -21,6 +21,7 @@ from ray.serve.handle import DeploymentHandle
 from octavo.source import Source
 from octavo.text.recommended import recommended_sampling
 from octavo_serve.drain import Drain
+from octavo_serve.joining import UNAUTHENTICATED, process_is_open
 from octavo_serve.openai.access import Access
 from octavo_serve.openai.conversion import Limits, parse
 from octavo_serve.openai.door import is_loopback
@@ -59,6 +60,8 @@ class Gateway:
         keep_serve_at_home()
         if off := [what for name, what in FAST.items() if os.environ.get(name) != "1"]:
             logger.warning("Slower than it could be, for these are off: %s. `octavo serve` sets them.", ", ".join(off))
+        if process_is_open():
+            logger.warning(UNAUTHENTICATED)
         # `shards` only tells Serve that these deployments belong to the application: `reconfigure` says which to use
         self.service = Service(Registry(), Limits(), Telemetry())
         self.access = Access()

@@ -89,6 +89,14 @@ def delete(apps: Sequence[str]) -> None:
             serve.delete(app, _blocking=False)
 
 
+def process_is_open() -> bool:
+    """Whether the Ray process that this is takes calls of everybody."""
+    from ray import _raylet
+
+    raylet: Any = _raylet
+    return bool(raylet.get_authentication_mode() == raylet.AuthenticationMode.DISABLED)
+
+
 def asks_who_we_are(gcs_address: str) -> bool:
     """Whether a cluster refuses a caller without its token."""
     import grpc  # type: ignore[import-untyped]

@@ -144,10 +144,11 @@ def _watch(report: Reporter, apps: list[str]) -> None:
 def for_drivers(address: str) -> str:
     """What a driver on this machine says to find a cluster that listens on loopback alone.
 
-    Ray (2.60) takes 127.0.0.1 in RAY_ADDRESS for this machine's address in its network. It knows this one by its looks.
+    Ray (2.60) takes 127.0.0.1 in RAY_ADDRESS for this machine's address in its network, and others for what they are.
     """
     host, _, port = address.rpartition(":")
-    return f"[::ffff:127.0.0.1]:{port}" if host == "127.0.0.1" else address
+    loopback = "[::ffff:127.0.0.1]" if Path("/proc/net/if_inet6").exists() else "0.0.0.0"
+    return f"{loopback}:{port}" if host == "127.0.0.1" else address
 
 
 def _answers(app: Any) -> bool:

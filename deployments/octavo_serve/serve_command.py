@@ -121,6 +121,9 @@ def notes(options: Options, plan: Plan) -> list[str]:
         found.append(f"RAY_ADDRESS={elsewhere} is not followed, a cluster of its own is started: --address joins one.")
     if options.address is None and (mode := os.environ.get(MODE, "token")) != "token":
         found.append(f"{MODE}={mode} is set: every user of this machine can run code as you while this runs.")
+    folder = Path(os.environ.get("RAY_TMPDIR") or "/nowhere")
+    if options.address is None and folder.is_dir() and folder.stat().st_mode & 0o077:
+        found.append(f"RAY_TMPDIR={folder} is open to other users, who can run code as you there: chmod 700 it.")
     guarded = all(settings.api_keys for settings in plan.settings)
     if warning := warning_without_keys(plan.host, plan.port, guarded):
         found.append(warning)

