@@ -49,7 +49,8 @@ class EngineConfig:
         batch_invariant: on a GPU too, a token's logits have the same bits whatever else is in its step and however its
             prompt was cut into chunks or found in the cache: sums have one order, and matrix products are slower. For
             one rank, not for bitsandbytes. The native CPU runner keeps one order anyway.
-        threads: CPU threads; None takes what the process may use.
+        threads: CPU threads; None takes the cores that the process may use, by affinity and by its control groups'
+            quotas.
         tensor_parallel_size: ranks that share the model.
         device: "auto" is "cuda" where there is one, else "cpu".
         rehearsal: a profile to simulate in place of the model (see `octavo.execution.simulated`): the name of a

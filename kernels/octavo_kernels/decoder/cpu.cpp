@@ -35,6 +35,7 @@ class Decoder {
     int64_t num_tokens = 0, scratch_floats = 0;
     float *residual, *qkv, *attended, *normed, *scratch, *partials;
     const int32_t* token_ids;
+    int threads = 1;  // that the step's memory is laid out for
     int64_t cuts = 1;
     Tokens finished = {};  // that pass through the last layer's matrices, behind its attention
     Phases phases;
@@ -101,7 +102,6 @@ class Decoder {
 
     // How many runs of tokens go apart; 0 where all go together.
     int64_t runs_of(int64_t tokens) const {
-        const int64_t threads = num_threads();
         if (sum_over_ranks || tokens < threads * kLeastTokens) return 0;
         return ((tokens + kRunTokens - 1) / kRunTokens + threads - 1) / threads * threads;
     }
@@ -267,7 +267,7 @@ class Decoder {
             }
     }
 
-    void reserve(int threads) {
+    void reserve() {
         cuts = threads == 1 ? 1 : 4 * threads;
         scratch_floats = 0;
         int64_t partial = 0;
@@ -321,10 +321,11 @@ public:
         for (auto& [window, plan] : plans) plan.build(sequences, window, model.query_heads, cache(layers[0]));
         phases.reset();
         find_slots(sequences);
-        reserve(num_threads());
+        threads = num_threads();
+        reserve();
         normed = normed_.floats(count * model.hidden);
         head_input.reserve(count, model.hidden);
-        join([&](int thread) {
+        join(threads, [&](int thread) {
             int cursor = 0;
             run_layers(cursor, thread);
             if (count) run_head(cursor, lines, count, logits);
@@ -338,7 +339,7 @@ public:
         normed = normed_.floats(count * model.hidden);
         head_input.reserve(count, model.hidden);
         phases.reset();
-        join([&](int) {
+        join(threads, [&](int) {
             int cursor = 0;
             run_head(cursor, lines, count, out);
         });

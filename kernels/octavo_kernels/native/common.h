@@ -61,14 +61,15 @@ void parallel_if(bool worthwhile, const F& f) {
 // called by all threads equally often.
 void barrier();
 
-// f(thread) on the caller (thread 0) and on those pool threads that come in time; returns when all that came have left.
+// f(thread) on the caller (thread 0) and on those pool threads that come in time, `threads` at most, whatever the pool
+// has by now: who lays memory out per thread names the number it did that for. Returns when all that came have left.
 // Work is shared out by Phases, so that it gets done whoever comes: a thread that lost its core to another process
 // holds up nothing but the unit of work that it has in hand.
-void join(void (*fn)(void* ctx, int thread), void* ctx);
+void join(void (*fn)(void* ctx, int thread), void* ctx, int threads);
 
 template <class F>
-void join(const F& f) {
-    join([](void* ctx, int thread) { (*static_cast<const F*>(ctx))(thread); }, (void*)&f);
+void join(int threads, const F& f) {
+    join([](void* ctx, int thread) { (*static_cast<const F*>(ctx))(thread); }, (void*)&f, threads);
 }
 
 // One piece of a region's work, cut into units that threads take until there are none left.

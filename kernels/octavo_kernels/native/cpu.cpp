@@ -9,6 +9,7 @@
 #include "native/amx.h"
 #endif
 
+#include <algorithm>
 #include <atomic>
 #include <mutex>
 #include <pthread.h>
@@ -80,8 +81,8 @@ constexpr uint32_t kJoined = 256, kClosed = 256, kCount = 255;
 
 struct Pool {
     std::mutex region;  // held while one runs
-    int wanted = 1;     // threads, the caller among them
-    int started = 1;    // of those, running
+    std::atomic<int> wanted{1};  // threads, the caller among them; may change between two regions
+    int started = 1;             // of those, running
     void (*fn)(void*, int, int) = nullptr;
     void* ctx = nullptr;
     int threads = 1;  // of the region that runs
@@ -176,18 +177,19 @@ void parallel(void (*fn)(void*, int, int), void* ctx) {
     barrier();
 }
 
-void join(void (*fn)(void*, int), void* ctx) {
+void join(void (*fn)(void*, int), void* ctx, int most) {
     std::lock_guard<std::mutex> lock(pool->region);
     start_threads();
+    const int threads = std::min(most, pool->wanted.load());
     pool->joined = fn;
     pool->ctx = ctx;
     const uint32_t number = (pool->begin.value.load() >> 9) + 1;
-    if (pool->wanted > 1) {
+    if (threads > 1) {
         pool->door.store(number << 9);
-        pool->begin.set(number << 9 | kJoined | uint32_t(pool->wanted - 1));
+        pool->begin.set(number << 9 | kJoined | uint32_t(threads - 1));
     }
     fn(ctx, 0);
-    if (pool->wanted == 1) return;
+    if (threads == 1) return;
     pool->door.fetch_or(kClosed);
     wait_until(pool->door, pool->waiting_at_door, [](uint32_t door) { return (door & kCount) == 0; });
 }

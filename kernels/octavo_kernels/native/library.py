@@ -10,6 +10,7 @@ import ctypes
 import functools
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from octavo_kernels.native.build import BuildError, NoCompiler, library_path
+from octavo_kernels.native.cores import available_cores
 from octavo_kernels.native.trust import check, cpu_flags
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ _CPU_FLAGS = {
 }  # beyond those of the level below
 
 _override: list[Library | None] = []
+
+_finding = threading.Lock()
+"""Two threads that each set the library up would each set how many threads it has, the second one at any time."""
 
 
 class Library:
@@ -81,7 +86,10 @@ class Library:
 
 def library() -> Library | None:
     """The library for this CPU, compiled on first use; None (after one warning) where there cannot be one."""
-    return _override[-1] if _override else _best()
+    if _override:
+        return _override[-1]
+    with _finding:
+        return _best()
 
 
 def call(function: str, *args: Argument) -> int:
@@ -110,11 +118,6 @@ def supported_levels() -> list[str]:
             break
         levels.append(level)
     return levels
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_cpu(*tensors: Tensor) -> bool:

@@ -499,10 +499,11 @@ template <class Q>
 void run_op(const AttentionPlan& plan, const KvCache& cache, const AttentionParams& params, const Q* q,
             int64_t q_stride, Q* out) {
     const int64_t per_thread = attention_scratch(plan, cache), out_stride = plan.query_heads * cache.dim;
-    std::vector<float> scratch(per_thread * num_threads() + 16), partials(partial_floats(plan, cache));
+    const int threads = num_threads();
+    std::vector<float> scratch(per_thread * threads + 16), partials(partial_floats(plan, cache));
     float* aligned = (float*)((uintptr_t(scratch.data()) + 63) / 64 * 64);
     Phases phases(2);
-    join([&](int thread) {
+    join(threads, [&](int thread) {
         int cursor = 0;
         phases.run(cursor, int64_t(plan.items.size()), [&](int64_t item) {
             attend(plan, item, cache, params, q, q_stride, out, out_stride, aligned + thread * per_thread,

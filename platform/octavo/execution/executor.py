@@ -27,6 +27,7 @@ from octavo.source import Source
 from octavo.step import StepBatch, StepResult
 from octavo_kernels.checksum import read_bandwidth
 from octavo_kernels.decoder import CELL, NativeDecoder, PackedKV, PackedModel, Ranks, Type, block_bytes
+from octavo_kernels.native.cores import available_cores
 from octavo_kernels.native.library import Library, library
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class LocalExecutor:
         self.block_size = config.block_size
         self.pipeline: Pipeline | None = None
         device = _device(config.device)
-        threads = config.threads or len(os.sched_getaffinity(0))
+        threads = config.threads or available_cores()
         if device == "cpu":
             _limit_torch(threads)
         native = library() if device == "cpu" else None
@@ -132,13 +133,17 @@ class LocalExecutor:
         if config.batch_invariant and (device == "cpu" or self._group.size > 1):
             where = "the torch runner on a CPU" if device == "cpu" else "several ranks"
             raise ConfigError(f"batch_invariant is not for {where}, on which {source.name} runs: leave it off")
+        room = _CPU_KV_BYTES if device == "cpu" else CudaMemory().total()
+        least_block = bytes_per_block(
+            self._share.spec, config.block_size, torch.int8
+        )  # the type shows with the weights
         try:
             decoder = load_model(
                 source,
                 dtype=config.dtype,
                 device=device,
                 quantization=config.quantization,
-                max_model_len=config.max_model_len,
+                max_model_len=_positions(self._share.spec, config, room, least_block),
                 load_format=config.load_format,
                 progress=progress,
                 share=self._share,
@@ -174,17 +179,19 @@ class LocalExecutor:
     def _load_native(self, native: Library, source: Source, config: EngineConfig, progress: bool) -> None:
         assert config.kv_cache_dtype != "fp8", "_why_not_native refuses it"
         dtype: Literal["float32", "bfloat16"] = "bfloat16" if config.dtype == "bfloat16" else "float32"
+        kv_dtype: Type = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+        spec = self._share.spec
+        shape = config.block_size, spec.num_kv_heads, spec.head_dim, kv_dtype
+        block = block_bytes(spec.num_layers, *shape)
         spec, model = load_packed(
             source,
             dtype=dtype,
             quantization=config.quantization,
-            max_model_len=config.max_model_len,
+            max_model_len=_positions(spec, config, _CPU_KV_BYTES, block),
             progress=progress,
             share=self._share,
         )
-        kv_dtype: Type = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-        shape = config.block_size, spec.num_kv_heads, spec.head_dim, kv_dtype
-        self.num_blocks = self._num_blocks(config, block_bytes(spec.num_layers, *shape))
+        self.num_blocks = self._num_blocks(config, block)
         self._description = _describe(native, spec, model, dtype, kv_dtype)
         self._parts = lambda: _native_parts(native, spec, model, dtype)
         try:
@@ -232,6 +239,21 @@ class LocalExecutor:
         if not isinstance(self._runner, NativeRunner):
             self._runner.close()
         del self._runner, self._parts
+
+
+def _positions(spec: ModelSpec, config: EngineConfig, room: int, block: int) -> int:
+    """Positions that need a rotary table: no more than there can be keys for.
+
+    For all positions of a model of a million tokens a table takes 0.5 GB, next to a KV cache of a few thousand.
+
+    Args:
+        room: bytes of the KV cache where the config gives none, or more.
+        block: bytes of a KV block, or fewer.
+    """
+    wanted = config.max_model_len or spec.max_position_embeddings
+    if wanted > spec.max_position_embeddings:
+        return wanted  # whoever loads the model refuses it
+    return min(wanted, max(1, (config.kv_cache_bytes or room) // block) * config.block_size)
 
 
 def _native_parts(native: Library, spec: ModelSpec, model: PackedModel, dtype: Type) -> Parts:

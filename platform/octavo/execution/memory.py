@@ -11,6 +11,7 @@ import torch
 
 from octavo.config import EngineConfig
 from octavo.errors import ModelError
+from octavo.request import MAX_LOGPROBS
 from octavo.step import SamplingRows, StepBatch
 
 _SMALLER = {"int8": 0.55, "int4": 0.32}  # of 16-bit weights, the embeddings among them at 16 bits
@@ -113,13 +114,16 @@ def kv_cache_bytes(use: Use, config: EngineConfig, block: int) -> int:
 
 
 def largest_batch(config: EngineConfig, num_positions: int) -> StepBatch:
-    """A step with as many tokens and as many rows to draw, from a nucleus, as there can be; all in block 0.
+    """A step with as many tokens and as many rows to draw as there can be, with all that a row can ask for.
+
+    Every stream gets its token however small the budget is, and prompts a block beside them. All lies in block 0.
 
     Args:
         num_positions: tokens of a sequence at most.
     """
-    rows = min(config.max_num_seqs, config.max_num_batched_tokens)
-    lens = np.full(rows, min(num_positions, config.max_num_batched_tokens // rows), np.int32)
+    rows, budget = config.max_num_seqs, config.max_num_batched_tokens
+    tokens = max(budget, rows - 1 + min(config.block_size, budget))
+    lens = np.minimum(num_positions, np.full(rows, tokens // rows) + (np.arange(rows) < tokens % rows)).astype(np.int32)
     starts = np.concatenate([np.zeros(1, np.int32), np.cumsum(lens, dtype=np.int32)])
     return StepBatch(
         token_ids=np.zeros(starts[-1], np.int32),
@@ -135,8 +139,10 @@ def largest_batch(config: EngineConfig, num_positions: int) -> StepBatch:
             min_p=np.zeros(rows, np.float32),
             seed=np.zeros(rows, np.uint64),
             position=lens.astype(np.int64),
-            num_logprobs=np.zeros(rows, np.int32),
+            num_logprobs=np.full(rows, MAX_LOGPROBS, np.int32),
+            logit_bias={0: (np.zeros(1, np.int64), np.zeros(1, np.float32))},
         ),
+        prompt_logprobs=[(place, 0, MAX_LOGPROBS) for place in range(int(starts[-1]))],
     )
 
 

@@ -35,6 +35,7 @@ from octavo.execution.pipeline import Pipeline, Worker
 from octavo.models.spec import ModelSpec
 from octavo.source import Source
 from octavo.step import StepBatch, StepResult
+from octavo_kernels.native.cores import available_cores
 
 PULSE = 0.5  # seconds between two signs of life of a rank
 SILENT_AFTER = 10.0  # seconds without one after which a rank counts as hung; a busy machine may hold one up for some
@@ -111,6 +112,7 @@ class ParallelExecutor:
         self._worker: Worker | None = None
         self._links: list[Connection[Any, Any]] = []
         self._heard = [time.monotonic()] * (size - 1)
+        self._reading = threading.Lock()  # two readers of one link would each get a part of a message
         with socket.create_server((host, 0)) as server:
             port = server.getsockname()[1]
             self._ranks = launch.start([Invitation(host, port, key, rank) for rank in range(1, size)])
@@ -170,20 +172,23 @@ class ParallelExecutor:
 
     def _listen(self) -> None:
         """Take in what the ranks have said; raises what one of them failed with."""
-        for index, link in enumerate(self._links):
-            try:
-                while link.poll():
-                    said = link.recv()
-                    if isinstance(said, Exception):
-                        raise said
-                    self._heard[index] = time.monotonic()
-            except (EOFError, ConnectionError) as error:
-                raise EngineDead(f"rank {index + 1} is gone") from error
+        with self._reading:
+            for index, link in enumerate(self._links):
+                try:
+                    while link.poll():
+                        said = link.recv()
+                        if isinstance(said, Exception):
+                            raise said
+                        self._heard[index] = time.monotonic()
+                except (EOFError, ConnectionError) as error:
+                    raise EngineDead(f"rank {index + 1} is gone") from error
 
     def close(self) -> None:
         """End the other ranks, and drop this one's share."""
-        for link in self._links:
-            link.close()  # they take this as the end
+        with self._reading:
+            for link in self._links:
+                link.close()  # they take this as the end
+            self._links = []
         self._ranks.stop()
         if self._worker is not None:
             self._worker.close()
@@ -200,38 +205,40 @@ def serve_rank(invitation: Invitation) -> None:
     with socket.create_connection((invitation.host, invitation.port)) as sock:
         own_host = sock.getsockname()[0]
         link = _connection(sock)
+    speaking = threading.Lock()  # the pulse must not come in the middle of what went wrong
     with link:
         answer_challenge(link, invitation.key)
         deliver_challenge(link, invitation.key)
         link.send(invitation.rank)
         try:
-            _serve(link, invitation, own_host)
+            _serve(link, invitation, own_host, speaking)
         except (EOFError, ConnectionError):
             return
         except Exception as error:
-            with contextlib.suppress(OSError):
-                said = error if isinstance(error, OctavoError) else EngineDead(f"rank {invitation.rank}: {error!r}")
+            said = error if isinstance(error, OctavoError) else EngineDead(f"rank {invitation.rank}: {error!r}")
+            with contextlib.suppress(OSError), speaking:
                 link.send(said)
             raise
 
 
-def _serve(link: Connection[Any, Any], invitation: Invitation, own_host: str) -> None:
+def _serve(link: Connection[Any, Any], invitation: Invitation, own_host: str, speaking: threading.Lock) -> None:
     setup = link.recv()
     config: EngineConfig = setup.config
     size = config.tensor_parallel_size
     store = TCPStore(invitation.host, setup.store_port, size, is_master=False)
     group = DistributedGroup(store, invitation.rank, size, config.device, own_host)
     executor = LocalExecutor(setup.source, config, group=group)
-    threading.Thread(target=_pulse, args=(link,), daemon=True).start()
+    threading.Thread(target=_pulse, args=(link, speaking), daemon=True).start()
     while True:
         executor.execute(pickle.loads(link.recv_bytes()))
 
 
-def _pulse(link: Connection[Any, Any]) -> None:
+def _pulse(link: Connection[Any, Any], speaking: threading.Lock) -> None:
     """Tell rank 0 that this process runs, whatever step it is in."""
     with contextlib.suppress(OSError):
         while True:
-            link.send(None)
+            with speaking:
+                link.send(None)
             time.sleep(PULSE)
 
 
@@ -273,7 +280,7 @@ def _for_others(batch: StepBatch) -> StepBatch:
 
 
 def _fair_threads(size: int) -> int:
-    return max(1, len(os.sched_getaffinity(0)) // size)
+    return max(1, available_cores() // size)
 
 
 # ---- ranks without Ray ----------------------------------------------------------------------------------------------

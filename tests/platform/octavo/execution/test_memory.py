@@ -73,8 +73,9 @@ def test_what_does_not_fit_is_told_with_what_would_help():
 @pytest.mark.parametrize(
     ("settings", "rows", "tokens"),
     [
-        ({"max_num_seqs": 5, "max_num_batched_tokens": 64}, 5, 60),
-        ({"max_num_batched_tokens": 8}, 8, 8),
+        ({"max_num_seqs": 5, "max_num_batched_tokens": 64}, 5, 64),
+        ({"max_num_batched_tokens": 8}, 64, 63 + 8),  # 63 streams get their token, a prompt the whole budget
+        ({"max_num_batched_tokens": 40}, 64, 63 + 16),
         ({"max_num_seqs": 1, "max_num_batched_tokens": 900}, 1, 512),
     ],
 )
@@ -85,6 +86,7 @@ def test_the_largest_step_runs(tiny_model, settings, rows, tokens):
     assert (batch.num_tokens, len(batch.sampling.token_index)) == (tokens, rows)
     result = _torch_runner(decoder, 1, config, "cpu", lambda logits: logits).run(batch)
     assert len(result.token_ids) == len(result.logprobs) == rows
+    assert len(result.prompt_logprobs) == tokens
 
 
 def test_weights_and_caches_that_do_not_fit_are_refused_with_a_sentence(tiny_model, monkeypatch):

@@ -1,0 +1,72 @@
+"""How many cores a process may use: those it may run on, and no more than its control groups give it time for.
+
+A container with a quota of two cores on a machine of 64 sees all 64. Threads beyond the quota are no gain: together
+they use it up early in each period of 100 ms, and all of them stand still for the rest of it, in the middle of a step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+ROOT = Path("/")
+"""Where `proc` and the control groups are looked for."""
+
+
+def available_cores() -> int:
+    """Cores that this process may use, at least one; a part of one that a quota leaves over is nobody's."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *map(int, _quotas())]))
+
+
+def _quotas() -> Iterator[float]:
+    """Cores' worth of time that each control group above this process grants, where one is limited."""
+    for folder, form in _groups():
+        try:
+            yield from _read_v2(folder) if form == "cgroup2" else _read_v1(folder)
+        except (OSError, ValueError):
+            continue  # a group outside this container, or a kernel built without quotas
+
+
+def _read_v2(folder: Path) -> Iterator[float]:
+    quota, period = (folder / "cpu.max").read_text().split()
+    if quota != "max":
+        yield int(quota) / int(period)
+
+
+def _read_v1(folder: Path) -> Iterator[float]:
+    quota = int((folder / "cpu.cfs_quota_us").read_text())
+    if quota > 0:
+        yield quota / int((folder / "cpu.cfs_period_us").read_text())
+
+
+def _groups() -> Iterator[tuple[Path, str]]:
+    """Folders of this process's groups up to the top, and the type of their file system."""
+    for line in _lines("proc/self/mountinfo"):
+        before, _, after = line.partition(" - ")
+        mount = before.split()
+        form, _, options = [*after.split(), "", "", ""][:3]
+        if len(mount) < 5 or (form != "cgroup2" and (form != "cgroup" or "cpu" not in options.split(","))):
+            continue
+        own = PurePosixPath(_own_group(form))
+        folder = ROOT / mount[4].lstrip("/")
+        # Inside a container the path is often the machine's, of which only the end, or nothing, is mounted.
+        inner = own.relative_to(mount[3]) if own.is_relative_to(mount[3]) else PurePosixPath()
+        for part in (inner, *inner.parents):
+            yield folder / part, form
+
+
+def _own_group(form: str) -> str:
+    for line in _lines("proc/self/cgroup"):
+        number, controllers, path = line.split(":", 2)
+        if (number == "0" and not controllers) if form == "cgroup2" else "cpu" in controllers.split(","):
+            return path
+    return "/"
+
+
+def _lines(file: str) -> list[str]:
+    try:
+        return (ROOT / file).read_text().splitlines()
+    except OSError:
+        return []
