@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -336,6 +338,27 @@ def test_sequences_that_share_blocks_read_them_once_and_see_the_same(native: Lib
     together = attend(attention, queries, contexts, (*cache[:2], tables), 16)
     alone = [attend(attention, [q], [c], cache, 16) for q, c in zip(queries, contexts, strict=True)]
     assert torch.equal(together, torch.cat(alone))
+
+
+def test_the_number_of_threads_may_change_while_a_step_begins(native: Library) -> None:
+    """Memory is laid out per thread before the threads start: they must not become more in between."""
+    cache = make_cache([600], 2, 64, 16, torch.float32, seed=0)
+    query, done = torch.randn(40, 6, 64), threading.Event()
+
+    def toggle() -> None:
+        for number in itertools.cycle((1, 7, 2, 5)):
+            if done.is_set():
+                return
+            native.set_threads(number)
+
+    expected = attend(attention, [query], [600], cache, 16)
+    thread = threading.Thread(target=toggle)
+    thread.start()
+    same = [torch.equal(attend(attention, [query], [600], cache, 16), expected) for _ in range(100)]
+    done.set()
+    thread.join()
+    native.set_threads(2)
+    assert all(same)
 
 
 def test_one_sequence_with_nan_harms_no_other(native: Library) -> None:
