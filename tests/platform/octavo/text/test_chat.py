@@ -16,6 +16,7 @@ from tokenizers.models import BPE
 from octavo.errors import BadRequest
 from octavo.text.chat import render_chat
 from octavo.text.parts import TokenizerParts
+from octavo.text.template import NotQuick
 from octavo.text.tokenizer import Tokenizer
 
 LLAMA3 = """{{- bos_token }}
@@ -376,6 +377,61 @@ def test_the_last_part_goes_on(in_transformers, shape):
             )
 
 
+# shapes of families in use, and which of the two forms of arguments each was written for
+DEEPSEEK = """{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '<user>' + m['content'] }}
+{%- elif m['role'] == 'assistant' and m['tool_calls'] is defined %}
+    {%- if m['content'] is none %}{{ '<assistant>' }}{% else %}{{ '<assistant>' }}{{ m['content'] }}{% endif %}
+    {%- for c in m['tool_calls'] %}
+        {{- c['type'] + '\n' + c['function']['name'] + '\n```json\n' + c['function']['arguments'] + '\n```' }}
+    {%- endfor %}
+{%- elif m['role'] == 'tool' %}{{ '<output>' + m['content'] }}
+{%- else %}{{ '<assistant>' + m['content'].split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"""
+
+HERMES = """{%- for m in messages %}{{- '<|im_start|>' + m.role }}
+    {%- if m.content %}{{- '\n' + m.content }}{%- endif %}
+    {%- for c in m.tool_calls or [] %}{%- if c.function is defined %}{%- set c = c.function %}{%- endif %}
+        {{- '\n<tool_call>\n{"name": "' }}{{- c.name }}{{- '", "arguments": ' }}{{- c.arguments | tojson }}{{- '}\n</tool_call>' }}
+    {%- endfor %}{{- '<|im_end|>\n' }}{%- endfor %}"""
+
+GLM = """{%- macro visible(content) -%}{%- if content is string -%}{{- content }}
+    {%- elif content is iterable and content is not mapping -%}{%- for item in content -%}
+        {%- if item is mapping and item.type == 'text' -%}{{- item.text }}{%- elif item is string -%}{{- item }}{%- endif -%}
+    {%- endfor -%}{%- else -%}{{- content }}{%- endif -%}{%- endmacro -%}
+{%- for m in messages %}{{- '<|' ~ m.role ~ '|>' }}{{- visible(m.content) }}
+    {%- if m.tool_calls %}{%- for c in m.tool_calls %}{%- set f = c.function %}
+        {{- '<tool_call>' + f.name }}{%- for k, v in f.arguments.items() %}
+        {{- '<arg_key>' + k + '</arg_key>' }}{{- v if v is string else v | tojson(ensure_ascii=False) }}{%- endfor %}
+    {%- endfor %}{%- endif %}{%- endfor %}"""
+
+FAMILIES = {"llama3": (LLAMA3, "object"), "mistral": (MISTRAL, "object"), "qwen3": (QWEN3, "object"),
+            "deepseek": (DEEPSEEK, "text"), "hermes": (HERMES, "object"), "glm": (GLM, "object")}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"content": None}, {"content": "Let me look."}], ids=["absent", "null", "text"]
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_agents_second_request(in_transformers, family, content):
+    source, form = FAMILIES[family]
+
+    def chat(arguments: Any) -> list[dict[str, Any]]:
+        call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+        return [
+            {"role": "user", "content": "Weather?"},
+            {"role": "assistant", "tool_calls": [call], **content},
+            {"role": "tool", "tool_call_id": "call_1", "content": "12 °C"},
+        ]
+
+    text = '{"city": "Zürich", "days": 2}'
+    right = chat(json.loads(text) if form == "object" else text)
+    expected = in_transformers.apply_chat_template(
+        right, chat_template=source, tokenize=False, add_generation_prompt=True
+    )
+    assert render_chat(tokenizer_with(source), chat(text)) == expected
+    assert "Zürich" in expected
+
+
 # how templates in use write a call: -> whether they want the object, or the text that OpenAI's clients send
 CALLS = {
     "{{ c.arguments | tojson }}": "object",
@@ -526,3 +582,12 @@ def test_a_template_that_drops_the_last_message():
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     with pytest.raises(BadRequest, match="changes the last message"):
         render_chat(tokenizer_with(source), messages, add_generation_prompt=False, continue_final_message=True)
+
+
+@pytest.mark.parametrize("source", [*TEMPLATES.values(), *READS.values(), DEEPSEEK, HERMES, GLM])
+def test_usual_templates_are_rendered_in_place(source):
+    tokenizer = tokenizer_with(source)
+    messages = [{"role": "user", "content": "hello"}]
+    assert render_chat(tokenizer, messages) == render_chat(tokenizer, messages, quickly=True)
+    with pytest.raises(NotQuick):
+        render_chat(tokenizer, [{"role": "user", "content": "hello" * 10_000}], quickly=True)
