@@ -358,7 +358,7 @@ def test_what_takes_long_leaves_the_event_loop_alone(service: Service, client: A
     complete(service, ids, echo=True, logprobs=5, prompt_logprobs=5)
     completion_chunks(service, ids, echo=True, logprobs=5, prompt_logprobs=5)
     chat_chunks(service, messages=[{"role": "user", "content": "word " * 200}], prompt_logprobs=5)
-    assert beside == ["_completion_answer", "choice", "_first_chat_chunk"]
+    assert beside == ["completion_answer", "choice", "first_chat_chunk"]
     beside.clear()
     asyncio.run(service.detokenize(parse(DetokenizeRequest, {"tokens": [5] * 10_000})))
     asyncio.run(service.tokenize(parse(TokenizeRequest, {"prompt": "7" * 10_000})))
