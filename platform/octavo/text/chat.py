@@ -26,6 +26,8 @@ from octavo.text.tokenizer import Tokenizer
 
 _RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
 _TEXT_FIELDS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+_INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "refusal", *_REASONING)
 _CONTINUE_HERE = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
@@ -126,7 +128,7 @@ def _plain_message(message: Mapping[str, Any], where: str, template: Template) -
         plain["role"] = "system"
     if "content" in plain:
         plain["content"] = _plain_content(plain["content"], f"{where}.content", template.looks_into_parts)
-    elif not plain.get("tool_calls"):
+    elif not any(plain.get(name) for name in _INSTEAD_OF_CONTENT):
         raise BadRequest(f"{where}.content is required", "messages")
     if "tool_calls" in plain:
         plain["tool_calls"] = _plain_tool_calls(plain["tool_calls"], f"{where}.tool_calls")
@@ -135,8 +137,7 @@ def _plain_message(message: Mapping[str, Any], where: str, template: Template) -
 
 def _with_reasoning(message: Message) -> Message:
     """A message's reasoning goes by three names; templates read the first or, gpt-oss, the second."""
-    names = ("reasoning_content", "thinking", "reasoning")
-    reasoning = next((message[name] for name in names if name in message), None)
+    reasoning = next((message[name] for name in _REASONING if name in message), None)
     if reasoning is None:
         return message
     return Message({"thinking": reasoning, **message, "reasoning_content": reasoning})
