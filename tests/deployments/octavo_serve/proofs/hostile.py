@@ -49,7 +49,7 @@ def arguments() -> argparse.Namespace:
     options.add_argument("--requests", type=int, default=10_000)
     options.add_argument("--clients", type=int, default=32, help="hostile ones at once")
     options.add_argument("--rate", type=float, default=50.0, help="hostile requests per second, at most")
-    options.add_argument("--tokens", type=int, default=200, help="of each healthy stream")
+    options.add_argument("--tokens", type=int, default=60, help="of each healthy stream")
     options.add_argument("--alone", type=float, default=30.0, help="seconds of the healthy streams alone")
     options.add_argument("--attack-port", type=int, help=argparse.SUPPRESS)  # of the process that attacks
     options.add_argument("--model", help=argparse.SUPPRESS)

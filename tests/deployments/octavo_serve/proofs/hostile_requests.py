@@ -1,7 +1,7 @@
 """Hostile requests by the seed: what `hostile` sends. Every one is bytes for a raw connection, with pauses in between.
 
 `attack(rng, model)` draws a kind, then one of its requests. Most must be refused; some are odd and yet valid, and ask
-for a token or two.
+for a token or two. A long prompt that fits the context is not hostile: what it costs others is said by `target_itl`.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ WRONG: list[Any] = [
 
 
 def _huge(rng: random.Random) -> Any:
-    count = rng.choice((10**3, 10**4, 10**5, 3 * 10**5))
+    count = rng.choice((10**5, 3 * 10**5))
     return rng.choice(
         (
             lambda: [None] * count,
@@ -147,7 +147,7 @@ def _huge(rng: random.Random) -> Any:
             lambda: [[]] * count,
             lambda: [{}] * count,
             lambda: {str(i): i for i in range(count)},
-            lambda: rng.choice("7 a🦒\n\0<") * count,
+            lambda: rng.choice("7a🦒\0<") * count,
             lambda: "word " * (count // 5),
             lambda: [rng.randrange(2**40) for _ in range(count // 10)],
             lambda: [{"role": "user", "content": "a"}] * (count // 10),
