@@ -18,6 +18,7 @@ from octavo.errors import BadRequest
 from octavo.request import SamplingParams
 from octavo.text.chat import render_chat
 from octavo.text.template import QUICK_TEXT, NotQuick, fits
+from octavo.text.template_process import PROCESSES
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.openai.answers import (
     Job,
@@ -64,6 +65,8 @@ from octavo_serve.telemetry import Telemetry
 P = ParamSpec("P")
 T = TypeVar("T")
 
+MAX_TEMPLATES = 64
+"""Templates that may be rendered, or wait, beside the event loop: a minute when none of them ends."""
 FEW = 256
 """Messages, or choices, that take about a millisecond to unpack or to prepare."""
 
@@ -76,6 +79,7 @@ class Service:
         self.limits = limits
         self.telemetry = telemetry
         self.threads = Threads()
+        self.template_threads = Threads(PROCESSES, MAX_TEMPLATES)  # one that does not end holds up no texts
 
     @property
     def bounds(self) -> BodyBounds:
@@ -245,7 +249,7 @@ class Service:
         ):
             with contextlib.suppress(NotQuick):
                 return work(quickly=True)
-        return await self.threads.run(work, quickly=False)
+        return await self.template_threads.run(work, quickly=False)
 
 
 def _rendered(

@@ -39,7 +39,9 @@ class Threads:
             Overloaded: too many wait already.
         """
         if not self._places.acquire(blocking=False):
-            raise Overloaded(f"{self._most} long texts wait to be read here already; try again later", retry_after=1.0)
+            raise Overloaded(
+                f"{self._most} long texts or chats wait to be read here already; try again later", retry_after=1.0
+            )
         future = self._pool.submit(work, *args, **kwargs)
         future.add_done_callback(lambda _: self._places.release())
         return await asyncio.wrap_future(future)

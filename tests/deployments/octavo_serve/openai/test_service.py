@@ -342,7 +342,7 @@ def test_what_takes_long_leaves_the_event_loop_alone(service: Service, client: A
             return await super().finish(work, *args, **kwargs)
 
     chat(service)  # which compiles the template
-    service.threads = Noting()
+    service.threads = service.template_threads = Noting()
     chat(service, logprobs=True, max_tokens=3)
     complete(service, ["a", "b"], echo=True)
     assert beside == []

@@ -26,7 +26,7 @@ def test_more_than_may_wait_are_refused_and_places_come_back() -> None:
         first = asyncio.create_task(threads.run(gate.wait))
         second = asyncio.create_task(threads.run(gate.wait))
         await asyncio.sleep(0)
-        with pytest.raises(Overloaded, match="2 long texts wait"):
+        with pytest.raises(Overloaded, match="2 long texts or chats wait"):
             await threads.run(gate.wait)
         last = asyncio.create_task(threads.finish(gate.wait))  # the end of a request is never refused
         second.cancel()  # a client that leaves takes back what has not begun
