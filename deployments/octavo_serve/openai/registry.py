@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal
@@ -137,18 +137,24 @@ class Registry:
         """Whether any model is ready."""
         return any(entry.status == "ready" for entry in self.entries.values())
 
-    async def served(self, name: str | None, session: str = "") -> ServedModel:
+    async def served(
+        self, name: str | None, session: str = "", before_waiting: Callable[[], object] | None = None
+    ) -> ServedModel:
         """The model a request gets.
 
         Args:
             name: of a model or an alias; None is fine where there is only one model.
             session: requests with the same one get the same model of an alias; "" is every request for itself.
+            before_waiting: called first where the model is still loading.
 
         Raises:
             UnknownModel: there is none; the message lists those there are.
             ModelNotReady: it has failed, or does not come up in time.
         """
-        return await self.find(name, session).served(self.wait, self.explain)
+        entry = self.find(name, session)
+        if before_waiting is not None and entry.status == "loading":
+            before_waiting()
+        return await entry.served(self.wait, self.explain)
 
     def find(self, name: str | None, session: str = "") -> ModelEntry:
         """The entry a request gets, ready or not; as `served`."""

@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from octavo.errors import BadRequest
 from octavo.request import SamplingParams
-from octavo.text.chat import render_chat
+from octavo.text.chat import check_chat, render_chat
 from octavo.text.template import QUICK_TEXT, NotQuick, fits
 from octavo.text.template_process import PROCESSES
 from octavo.text.tokenizer import Tokenizer
@@ -157,7 +157,7 @@ class Service:
         """vLLM's /tokenize: a prompt's or a chat's token ids."""
         if (body.prompt is None) == (body.messages is None):
             raise BadRequest("send either prompt or messages", "prompt")
-        model = await self.models.served(body.model)
+        model = await self.models.served(body.model, before_waiting=partial(_check_chat, body))
         info = await model.client.describe()
         if body.messages is not None:
             text, special = await self._render(model, body), bool(body.add_special_tokens)
@@ -183,7 +183,7 @@ class Service:
     async def _chat_job(self, body: ChatRequest, session: str, headers: dict[str, str] | None) -> Job:
         params = sampling_params(body, self.limits)
         session = session or body.prompt_cache_key or body.user or ""
-        model = await self.models.served(body.model, session)
+        model = await self.models.served(body.model, session, partial(_check_chat, body))
         text = await self._render(model, body)
         if not text:
             raise BadRequest("the model's chat template makes no prompt of these messages", "messages")
@@ -256,17 +256,23 @@ def _rendered(
     tokenizer: Tokenizer, body: ChatRequest | TokenizeRequest, variables: dict[str, Any], *, quickly: bool
 ) -> str:
     tools = body.tools if getattr(body, "tool_choice", None) != "none" else None
-    return render_chat(
-        tokenizer,
-        [message.model_dump(exclude_unset=True) for message in body.messages or []],
-        tools=tools or None,
-        add_generation_prompt=(
-            not body.continue_final_message if body.add_generation_prompt is None else body.add_generation_prompt
-        ),
-        continue_final_message=bool(body.continue_final_message),
-        chat_template_kwargs={**variables, **(body.chat_template_kwargs or {})},
-        quickly=quickly,
-    )
+    messages, ending = _chat_of(body)
+    kwargs = {**variables, **(body.chat_template_kwargs or {})}
+    return render_chat(tokenizer, messages, tools=tools or None, chat_template_kwargs=kwargs, quickly=quickly, **ending)
+
+
+def _chat_of(body: ChatRequest | TokenizeRequest) -> tuple[list[dict[str, Any]], dict[str, bool]]:
+    """A body's messages, and how the prompt made of them ends, as `render_chat` takes both."""
+    answer, go_on = body.add_generation_prompt, bool(body.continue_final_message)
+    ending = {"add_generation_prompt": not go_on if answer is None else answer, "continue_final_message": go_on}
+    return [message.model_dump(exclude_unset=True) for message in body.messages or []], ending
+
+
+def _check_chat(body: ChatRequest | TokenizeRequest) -> None:
+    """What can be known to be wrong with a chat while its model loads; a long one is looked at when it is rendered."""
+    if body.messages is not None and len(body.messages) <= FEW:
+        messages, ending = _chat_of(body)
+        check_chat(messages, chat_template_kwargs=body.chat_template_kwargs, **ending)
 
 
 def _tokens(tokenizer: Tokenizer, text: str, special: bool, texts: bool, max_model_len: int) -> Tokens:

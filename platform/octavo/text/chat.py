@@ -57,12 +57,7 @@ def render_chat(
             not end within the bounds of `template_process`.
         NotQuick: to be called again, in a thread, without `quickly`.
     """
-    if continue_final_message and add_generation_prompt:
-        raise BadRequest(
-            "continue_final_message needs add_generation_prompt to be false: the last message is either continued or "
-            "answered",
-            "continue_final_message",
-        )
+    _check_ending(add_generation_prompt, continue_final_message)
     small = fits((messages, tools, chat_template_kwargs), QUICK_TEXT)
     source = _template_source(tokenizer, with_tools=bool(tools))
     if quickly and not (small and is_compiled(source)):
@@ -85,6 +80,32 @@ def render_chat(
             raise
         rendered = render_apart(template.source, variables)
     return _cut_at_mark(rendered, final) if continue_final_message else rendered
+
+
+def check_chat(
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuse what `render_chat` refuses whatever the template is: for a request that waits until there is one.
+
+    Raises:
+        BadRequest: as `render_chat`.
+    """
+    _check_ending(add_generation_prompt, continue_final_message)
+    _checked_kwargs(chat_template_kwargs or {})
+    _plain_messages(messages, compiled("{{ messages }}"))
+
+
+def _check_ending(add_generation_prompt: bool, continue_final_message: bool) -> None:
+    if continue_final_message and add_generation_prompt:
+        raise BadRequest(
+            "continue_final_message needs add_generation_prompt to be false: the last message is either continued or "
+            "answered",
+            "continue_final_message",
+        )
 
 
 def _template_source(tokenizer: Tokenizer, *, with_tools: bool) -> str:

@@ -486,6 +486,28 @@ def test_fields_are_checked_before_anything_waits_for_a_model(
         chat(service, model="huge")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        {"messages": [{"role": "assistant", "tool_calls": "f"}]},
+        {"continue_final_message": True, "add_generation_prompt": True},
+        {"chat_template_kwargs": {"messages": []}},
+    ],
+    ids=str,
+)
+def test_messages_are_checked_before_anything_waits_for_a_model(service: Service, wrong: dict[str, Any]) -> None:
+    tiny = service.models.entries["tiny"]
+    tiny.shards, service.models.wait = 0, 3600.0
+    tiny.changed()
+    with pytest.raises(BadRequest):
+        chat(service, **wrong)
+    with pytest.raises(BadRequest):
+        asyncio.run(service.tokenize(parse(TokenizeRequest, {"messages": HELLO["messages"]} | wrong)))
+
+
 SAMPLING = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1}
 
 
