@@ -19,6 +19,13 @@ def test_a_directory_and_its_config_without_any_weights(tiny_model, tmp_path):
     assert read_shape(str(tmp_path)) == read_shape(str(config)) == read_shape(str(tiny_model("llama3")))
 
 
+def test_what_the_weights_say_counts(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("llama3"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 5, "intermediate_size": 7}))
+    assert read_shape(str(folder)) == read_shape(str(tiny_model("llama3")))
+
+
 def test_a_gguf_file_says_how_many_bits_it_stores():
     shape = read_shape(SMOLLM2)
     entries = read_directory(resolve_source(SMOLLM2).path).values()

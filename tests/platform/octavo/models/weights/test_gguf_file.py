@@ -1,6 +1,7 @@
 """GGUF files against the safetensors they were written from, and against transformers' own reading of them."""
 
 import dataclasses
+import struct
 from importlib.util import find_spec
 
 import gguf
@@ -122,6 +123,22 @@ def test_a_format_that_gguf_cannot_dequantise_is_named(tmp_path):
     (tensor,) = gguf_file.read_gguf(file)
     with pytest.raises(ModelError, match="I16"):
         list(tensor.read(None, None))
+
+
+def test_sizes_are_those_of_the_weights(tiny_model, write_gguf, tmp_path):
+    file = write_gguf(tiny_model("llama3"), tmp_path / "model.gguf")
+    right = read_spec(resolve_source(str(file)))
+    content = file.read_bytes()
+
+    def write(key: bytes, value: int) -> None:
+        at = content.index(key) + len(key) + 4  # behind the type
+        file.write_bytes(content[:at] + struct.pack("<I", value) + content[at + 4 :])
+
+    write(b"llama.feed_forward_length", 5)
+    assert read_spec(resolve_source(str(file))) == right
+    write(b"llama.block_count", 9)
+    with pytest.raises(ModelError, match="says 9 layers, and the checkpoint holds 3"):
+        read_spec(resolve_source(str(file)))
 
 
 def test_a_split_model_loads_given_any_of_its_files(tiny_model, write_gguf, tmp_path):

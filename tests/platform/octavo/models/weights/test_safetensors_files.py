@@ -123,6 +123,8 @@ def test_a_head_of_its_own_wins_over_tie_word_embeddings(copy, name, reference, 
 
     folder = copy(name, add)
     assert_as_in_transformers(folder, reference, paged_run, sequences)
+    _, packed = load_packed(resolve_source(str(folder)), dtype="float32")
+    assert packed.head.weight is not packed.embedding
     assert "config.json says tied_embeddings True, and the weights False" in caplog.text
 
 
