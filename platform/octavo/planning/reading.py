@@ -25,13 +25,13 @@ def read_shape(model: str) -> Shape:
     Raises:
         ModelError: nothing usable is there, or an architecture that cannot be counted.
     """
-    path = Path(model).expanduser()
-    if path.suffix == ".json":
-        return shape_of(read_json(path))
-    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        return shape_of(read_json(_hub_config(model)))
-    source = resolve_source(model)
-    with reading(model):
+    with reading(repr(model)):
+        path = Path(model).expanduser()
+        if path.suffix == ".json":
+            return shape_of(read_json(path))
+        if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+            return shape_of(read_json(_hub_config(model)))
+        source = resolve_source(model)
         config = read_config(source)
         shape = shape_of(config, stored_facts(source, config.get("model_type")))
         return replace(shape, stored_bits=_stored_bits(source.path)) if source.kind == "gguf" else shape

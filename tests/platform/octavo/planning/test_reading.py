@@ -19,6 +19,12 @@ def test_a_directory_and_its_config_without_any_weights(tiny_model, tmp_path):
     assert read_shape(str(tmp_path)) == read_shape(str(config)) == read_shape(str(tiny_model("llama3")))
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-of-this-name/x", "a\0b", "", "package:"])
+def test_names_that_no_file_can_have(name):
+    with pytest.raises(ModelError):
+        read_shape(name)
+
+
 def test_what_the_weights_say_counts(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model("llama3"), tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
