@@ -44,6 +44,12 @@ MAX_DEPTH = 64
 UNKNOWN_CONTEXT = 2**17
 """Tokens that the context of a model still loading is taken for."""
 
+MAX_FIELDS = 256
+"""Fields of a body: more than there are."""
+
+MAX_FIELD_BYTES = 2**17
+"""Bytes of JSON of one field that is neither prompt, tokens, messages nor tools; 16 long stop strings take 98 KiB."""
+
 LARGE_BODY = 2**16
 """Bytes from which a body is parsed beside the event loop; 64 KiB take 0.2 ms, a few when they are hostile."""
 
@@ -65,7 +71,7 @@ class BodyBounds:
 
     @property
     def structure(self) -> int:
-        """Brackets and keys, of which a text that fits the context holds about one per token at most.
+        """Brackets and keys, or commas, of which a text that fits the context holds about one per token at most.
 
         Each costs up to 0.1 us to parse; a value in a list costs 0.01 us.
         """
