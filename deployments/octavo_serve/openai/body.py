@@ -5,8 +5,7 @@ What is refused costs one error; what is read costs at most as much as `BodyBoun
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
@@ -20,7 +19,6 @@ _split = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _LONG = "messages", "tools"
 _FLAT = "prompt", "tokens"
 """Fields whose nesting their own type bounds."""
-_NESTED = frozenset((dict, list))
 
 
 def fields_of(body: bytes | Mapping[str, Any], bounds: BodyBounds) -> dict[str, Any]:
@@ -33,8 +31,10 @@ def fields_of(body: bytes | Mapping[str, Any], bounds: BodyBounds) -> dict[str, 
         fields = dict(body)
         _check_depth(fields, bounds)
         return fields
-    with _json_errors():
+    try:
         fields = _decode(body) if len(body) <= MAX_FIELD_BYTES else _decoded_in_parts(body, bounds)
+    except (ValueError, RecursionError) as error:
+        raise _refused(error) from None
     if not isinstance(fields, dict):
         raise BadRequest("the body must be a JSON object")
     if len(body) < LARGE_BODY and body.count(b"{") + body.count(b"[") <= MAX_DEPTH:
@@ -62,16 +62,15 @@ def _decoded_in_parts(body: bytes, bounds: BodyBounds) -> dict[str, Any]:
     return {name: _decode(part) for name, part in parts.items()}
 
 
-@contextmanager
-def _json_errors() -> Iterator[None]:
-    try:
-        yield
-    except msgspec.ValidationError:  # there is no type to fit: only a number can be wrong
-        raise BadRequest("the body holds a number that is out of range") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"the body is not valid JSON: {error}") from None
-    except RecursionError:
-        raise BadRequest(_TOO_DEEP) from None
+def _refused(error: Exception) -> BadRequest:
+    """What is wrong with a body that msgspec does not read."""
+    if isinstance(error, BadRequest):
+        return error
+    if isinstance(error, RecursionError):
+        return BadRequest(_TOO_DEEP)
+    if isinstance(error, msgspec.ValidationError):  # there is no type to fit: only a number can be wrong
+        return BadRequest("the body holds a number that is out of range")
+    return BadRequest(f"the body is not valid JSON: {error}")
 
 
 _TOO_DEEP = f"the body is nested deeper than {MAX_DEPTH} levels"
@@ -84,7 +83,7 @@ def _check_depth(fields: Mapping[str, Any], bounds: BodyBounds) -> None:
         if not level:
             return
         inner = chain.from_iterable(value.values() if isinstance(value, dict) else value for value in level)
-        level = [value for value in inner if value.__class__ in _NESTED]
+        level = [value for value in inner if type(value) is dict or type(value) is list]
         if len(level) > bounds.structure:
             break
     raise BadRequest(_TOO_DEEP)
