@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -19,162 +20,19 @@ from octavo.text.parts import TokenizerParts
 from octavo.text.template import NotQuick
 from octavo.text.tokenizer import Tokenizer
 
-LLAMA3 = """{{- bos_token }}
-{%- if not date_string is defined %}{%- set date_string = "26 Jul 2024" %}{%- endif %}
-{%- if messages[0]['role'] == 'system' %}
-    {%- set system_message = messages[0]['content']|trim %}
-    {%- set messages = messages[1:] %}
-{%- else %}
-    {%- set system_message = "" %}
-{%- endif %}
-{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
-{%- if tools is not none %}{{- "Environment: ipython\\n" }}{%- endif %}
-{{- "Today Date: " + date_string + "\\n\\n" }}
-{%- if tools is not none %}
-    {%- for t in tools %}{{- t | tojson(indent=4) }}{{- "\\n\\n" }}{%- endfor %}
-{%- endif %}
-{{- system_message }}{{- "<|eot_id|>" }}
-{%- for message in messages %}
-    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
-        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}
-    {%- elif 'tool_calls' in message %}
-        {%- if not message.tool_calls|length == 1 %}
-            {{- raise_exception("This model only supports single tool-calls at once!") }}
-        {%- endif %}
-        {%- set tool_call = message.tool_calls[0].function %}
-        {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
-        {{- '{"name": "' + tool_call.name + '", "parameters": ' }}{{- tool_call.arguments | tojson }}{{- "}<|eot_id|>" }}
-    {%- else %}
-        {{- "<|start_header_id|>ipython<|end_header_id|>\\n\\n" }}
-        {%- if message.content is mapping or message.content is iterable %}
-            {{- message.content | tojson }}
-        {%- else %}
-            {{- message.content }}
-        {%- endif %}
-        {{- "<|eot_id|>" }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}
-"""
 
-GEMMA = """{{ bos_token }}
-{%- if messages[0]['role'] == 'system' -%}
-    {%- if messages[0]['content'] is string -%}
-        {%- set first_user_prefix = messages[0]['content'] + '\n\n' -%}
-    {%- else -%}
-        {%- set first_user_prefix = messages[0]['content'][0]['text'] + '\n\n' -%}
-    {%- endif -%}
-    {%- set loop_messages = messages[1:] -%}
-{%- else -%}
-    {%- set first_user_prefix = "" -%}
-    {%- set loop_messages = messages -%}
-{%- endif -%}
-{%- for message in loop_messages -%}
-    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
-        {{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
-    {%- endif -%}
-    {%- if (message['role'] == 'assistant') -%}{%- set role = "model" -%}
-    {%- else -%}{%- set role = message['role'] -%}{%- endif -%}
-    {{ '<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else "") }}
-    {%- if message['content'] is string -%}{{ message['content'] | trim }}
-    {%- else -%}{{ raise_exception("Invalid content type") }}{%- endif -%}
-    {{ '<end_of_turn>\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{'<start_of_turn>model\n'}}{%- endif -%}
-"""
+def _template(name: str) -> str:
+    """The shape of a family's template, shortened where it repeats itself."""
+    return (Path(__file__).parent / "templates" / f"{name}.jinja").read_text()
 
-MISTRAL = """{%- if messages[0]["role"] == "system" %}
-    {%- set system_message = messages[0]["content"] %}
-    {%- set loop_messages = messages[1:] %}
-{%- else %}
-    {%- set loop_messages = messages %}
-{%- endif %}
-{%- set ns = namespace(last=0) %}
-{%- for message in loop_messages %}{%- if message.role == "user" %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}
-{{- bos_token }}
-{%- for message in loop_messages %}
-    {%- if message["role"] == "user" %}
-        {%- if tools is not none and loop.index0 == ns.last %}
-            {{- "[AVAILABLE_TOOLS] [" }}
-            {%- for tool in tools %}{{- tool.function | tojson }}{%- if not loop.last %}{{- ", " }}{%- endif %}{%- endfor %}
-            {{- "][/AVAILABLE_TOOLS]" }}
-        {%- endif %}
-        {%- if loop.last and system_message is defined %}
-            {{- "[INST] " + system_message + "\n\n" + message["content"] + "[/INST]" }}
-        {%- else %}
-            {{- "[INST] " + message["content"] + "[/INST]" }}
-        {%- endif %}
-    {%- elif message.tool_calls is defined and message.tool_calls is not none %}
-        {{- "[TOOL_CALLS] [" }}
-        {%- for tool_call in message.tool_calls %}
-            {%- set out = tool_call.function|tojson %}
-            {{- out[:-1] }}{{- ', "id": "' + tool_call.id + '"}' }}
-            {%- if not loop.last %}{{- ", " }}{%- else %}{{- "]" + eos_token }}{%- endif %}
-        {%- endfor %}
-    {%- elif message["role"] == "assistant" %}
-        {{- " " + message["content"]|trim + eos_token}}
-    {%- elif message["role"] == "tool" %}
-        {{- '[TOOL_RESULTS] {"content": ' + message.content|string + ", " }}
-        {{- '"call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
-    {%- else %}
-        {{- raise_exception("Only user and assistant roles are supported!") }}
-    {%- endif %}
-{%- endfor %}
-"""
 
-QWEN3 = """{%- if tools %}
-    {{- '<|im_start|>system\\n' }}
-    {%- if messages[0].role == 'system' %}{{- messages[0].content + '\\n\\n' }}{%- endif %}
-    {{- "# Tools\\n\\n<tools>" }}
-    {%- for tool in tools %}{{- "\\n" }}{{- tool | tojson }}{%- endfor %}
-    {{- "\\n</tools><|im_end|>\\n" }}
-{%- elif messages[0].role == 'system' %}
-    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
-{%- endif %}
-{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
-{%- for message in messages[::-1] %}
-    {%- set index = (messages|length - 1) - loop.index0 %}
-    {%- if ns.multi_step_tool and message.role == "user" and message.content is string %}
-        {%- set ns.multi_step_tool = false %}
-        {%- set ns.last_query_index = index %}
-    {%- endif %}
-{%- endfor %}
-{%- for message in messages %}
-    {%- if message.content is string %}{%- set content = message.content %}{%- else %}{%- set content = '' %}{%- endif %}
-    {%- if (message.role == "user") or (message.role == "system" and not loop.first) %}
-        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}
-    {%- elif message.role == "assistant" %}
-        {%- set reasoning_content = '' %}
-        {%- if '</think>' in content %}
-            {%- set reasoning_content = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
-            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
-        {%- endif %}
-        {%- if loop.index0 > ns.last_query_index and reasoning_content %}
-            {{- '<|im_start|>assistant\\n<think>\\n' + reasoning_content + '\\n</think>\\n\\n' + content }}
-        {%- else %}
-            {{- '<|im_start|>assistant\\n' + content }}
-        {%- endif %}
-        {%- if message.tool_calls %}
-            {%- for tool_call in message.tool_calls %}
-                {%- if tool_call.function %}{%- set tool_call = tool_call.function %}{%- endif %}
-                {{- '\\n<tool_call>\\n{"name": "' + tool_call.name + '", "arguments": ' }}
-                {%- if tool_call.arguments is string %}{{- tool_call.arguments }}
-                {%- else %}{{- tool_call.arguments | tojson }}{%- endif %}
-                {{- '}\\n</tool_call>' }}
-            {%- endfor %}
-        {%- endif %}
-        {{- '<|im_end|>\\n' }}
-    {%- elif message.role == "tool" %}
-        {%- if loop.first or (messages[loop.index0 - 1].role != "tool") %}{{- '<|im_start|>user' }}{%- endif %}
-        {{- '\\n<tool_response>\\n' + content + '\\n</tool_response>' }}
-        {%- if loop.last or (messages[loop.index0 + 1].role != "tool") %}{{- '<|im_end|>\\n' }}{%- endif %}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
-{%- endif %}
-"""
+LLAMA3 = _template("llama3")
+
+GEMMA = _template("gemma")
+
+MISTRAL = _template("mistral")
+
+QWEN3 = _template("qwen3")
 
 CHATML = """{% for message in messages %}
 {{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}
@@ -379,31 +237,11 @@ def test_the_last_part_goes_on(in_transformers, shape):
 
 
 # shapes of families in use, and which of the two forms of arguments each was written for
-DEEPSEEK = """{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '<user>' + m['content'] }}
-{%- elif m['role'] == 'assistant' and m['tool_calls'] is defined %}
-    {%- if m['content'] is none %}{{ '<assistant>' }}{% else %}{{ '<assistant>' }}{{ m['content'] }}{% endif %}
-    {%- for c in m['tool_calls'] %}
-        {{- c['type'] + '\n' + c['function']['name'] + '\n```json\n' + c['function']['arguments'] + '\n```' }}
-    {%- endfor %}
-{%- elif m['role'] == 'tool' %}{{ '<output>' + m['content'] }}
-{%- else %}{{ '<assistant>' + m['content'].split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}
-{%- if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"""
+DEEPSEEK = _template("deepseek")
 
-HERMES = """{%- for m in messages %}{{- '<|im_start|>' + m.role }}
-    {%- if m.content %}{{- '\n' + m.content }}{%- endif %}
-    {%- for c in m.tool_calls or [] %}{%- if c.function is defined %}{%- set c = c.function %}{%- endif %}
-        {{- '\n<tool_call>\n{"name": "' }}{{- c.name }}{{- '", "arguments": ' }}{{- c.arguments | tojson }}{{- '}\n</tool_call>' }}
-    {%- endfor %}{{- '<|im_end|>\n' }}{%- endfor %}"""
+HERMES = _template("hermes")
 
-GLM = """{%- macro visible(content) -%}{%- if content is string -%}{{- content }}
-    {%- elif content is iterable and content is not mapping -%}{%- for item in content -%}
-        {%- if item is mapping and item.type == 'text' -%}{{- item.text }}{%- elif item is string -%}{{- item }}{%- endif -%}
-    {%- endfor -%}{%- else -%}{{- content }}{%- endif -%}{%- endmacro -%}
-{%- for m in messages %}{{- '<|' ~ m.role ~ '|>' }}{{- visible(m.content) }}
-    {%- if m.tool_calls %}{%- for c in m.tool_calls %}{%- set f = c.function %}
-        {{- '<tool_call>' + f.name }}{%- for k, v in f.arguments.items() %}
-        {{- '<arg_key>' + k + '</arg_key>' }}{{- v if v is string else v | tojson(ensure_ascii=False) }}{%- endfor %}
-    {%- endfor %}{%- endif %}{%- endfor %}"""
+GLM = _template("glm")
 
 FAMILIES = {"llama3": (LLAMA3, "object"), "mistral": (MISTRAL, "object"), "qwen3": (QWEN3, "object"),
             "deepseek": (DEEPSEEK, "text"), "hermes": (HERMES, "object"), "glm": (GLM, "object")}  # fmt: skip
@@ -592,3 +430,17 @@ def test_usual_templates_are_rendered_in_place(source):
     assert render_chat(tokenizer, messages) == render_chat(tokenizer, messages, quickly=True)
     with pytest.raises(NotQuick):
         render_chat(tokenizer, [{"role": "user", "content": "hello" * 10_000}], quickly=True)
+
+
+@pytest.mark.parametrize("source", [*READS.values(), DEEPSEEK, HERMES, GLM])
+def test_a_long_chat_is_rendered_alike_in_its_process(source):
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+
+    def chat(size: int) -> str:
+        messages = [
+            {"role": "user", "content": "hello" * size},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
+        return render_chat(tokenizer_with(source), messages)
+
+    assert chat(10_000).replace("hello" * 10_000, "hello" * 10) == chat(10)
