@@ -2,8 +2,8 @@
 
     python tests/deployments/octavo_serve/proofs/hostile.py CONFIG --requests 10000
 
-Eight clients read the same streams again and again, first alone and then while another process sends hostile requests
-of every kind (`hostile_requests`). Their tokens must stay the same, their 99th percentile of the time between two
+Eight clients read the same streams again and again, alone and while another process sends hostile requests of every
+kind (`hostile_requests`). Their tokens must stay the same, their 99th percentile of the time between two
 tokens may double, no answer may be a 5xx, no process of the server may be replaced, and the gateway must not keep more
 than 100 MB. Exit code 1 if any of that fails. The last line of the output is JSON.
 """
@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
     options.add_argument("--clients", type=int, default=32, help="hostile ones at once")
     options.add_argument("--rate", type=float, default=50.0, help="hostile requests per second, at most")
     options.add_argument("--tokens", type=int, default=60, help="of each healthy stream")
-    options.add_argument("--alone", type=float, default=30.0, help="seconds of the healthy streams alone")
+    options.add_argument("--alone", type=float, default=30.0, help="seconds of the streams alone, before and after")
     options.add_argument("--attack-port", type=int, help=argparse.SUPPRESS)  # of the process that attacks
     options.add_argument("--model", help=argparse.SUPPRESS)
     return options.parse_args()
@@ -72,8 +72,7 @@ def complaints(result: dict[str, Any]) -> list[str]:
 async def prove(server: RunningServer, options: argparse.Namespace) -> dict[str, Any]:
     expected = await expected_texts(server.url, server.model, options.tokens)
     healthy = Healthy(server.url, server.model, options.tokens, expected)
-    await healthy.run_for(options.alone)
-    alone, healthy.gaps = percentiles(healthy.gaps), []
+    alone_before = await healthy.run_for(options.alone)
     before, memory = sorted(pid for pid, _ in server.replicas()), [gateway_mb(server)]
     command = [
         sys.executable,
@@ -89,10 +88,10 @@ async def prove(server: RunningServer, options: argparse.Namespace) -> dict[str,
     start = time.monotonic()
     attackers = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, limit=2**24)
     attacking = asyncio.create_task(attackers.communicate())
-    await healthy.run_until(attacking)
+    during = percentiles(await healthy.run_until(attacking))
     seconds = time.monotonic() - start
-    during = percentiles(healthy.gaps)
-    await asyncio.sleep(5)
+    # before and after, for a machine with other work is not the same all the time
+    alone = percentiles(alone_before + await healthy.run_for(options.alone))
     memory.append(gateway_mb(server))
     after = sorted(pid for pid, _ in server.replicas())
     report = json.loads((await attacking)[0])
@@ -138,27 +137,29 @@ class Healthy:
     """Clients that read streams to their ends, over and over.
 
     Attributes:
-        gaps: seconds between two events of a stream.
         failures: what was wrong with streams that were not as expected.
+        finished: streams that were read to their end.
     """
 
     def __init__(self, url: str, model: str, tokens: int, expected: list[str]) -> None:
         self._url, self._model, self._tokens, self._expected = url, model, tokens, expected
-        self.gaps: list[float] = []
+        self._gaps: list[float] = []  # seconds between two events of a stream
         self.failures: list[str] = []
         self.finished = 0
         self._stop = False
 
-    async def run_for(self, seconds: float) -> None:
-        await self.run_until(asyncio.create_task(asyncio.sleep(seconds)))
+    async def run_for(self, seconds: float) -> list[float]:
+        return await self.run_until(asyncio.create_task(asyncio.sleep(seconds)))
 
-    async def run_until(self, end: asyncio.Task[Any]) -> None:
-        self._stop = False
+    async def run_until(self, end: asyncio.Task[Any]) -> list[float]:
+        """Read until then; returns the gaps."""
+        self._stop, self._gaps = False, []
         async with httpx.AsyncClient(base_url=self._url, timeout=120) as client:
             readers = [asyncio.create_task(self._read(client, i)) for i in range(len(self._expected))]
             await asyncio.wait([end])
             self._stop = True
             await asyncio.gather(*readers)
+        return self._gaps
 
     async def _read(self, client: httpx.AsyncClient, number: int) -> None:
         while not self._stop:
@@ -183,7 +184,7 @@ class Healthy:
                     continue
                 now = time.perf_counter()
                 if last is not None:
-                    self.gaps.append(now - last)
+                    self._gaps.append(now - last)
                 last = now
                 text += json.loads(line[6:])["choices"][0]["text"]
         return text
