@@ -168,15 +168,19 @@ def _drain(report: Reporter, apps: list[str]) -> None:
     """Have the gateways take no more requests, and say so once none runs."""
     from ray import serve
 
-    while True:
-        running = 0
-        for app in apps:
-            answers = serve.get_app_handle(app).broadcast("drain").results(timeout_s=5, return_exceptions=True)
-            running += sum(answer for answer in answers if isinstance(answer, int))  # another's application has no such
-        if not running:
-            report(drained=True)
-            return
+    handles = [serve.get_app_handle(app) for app in apps]
+    while sum(map(_running, handles)):
         time.sleep(POLL_SECONDS)
+    report(drained=True)
+
+
+def _running(handle: Any) -> int:
+    """How many requests an application's gateways still run; another's application has none that we know of."""
+    try:
+        answers = handle.broadcast("drain").results(timeout_s=5, return_exceptions=True)
+    except Exception:  # not heard in time
+        return 1
+    return sum(answer for answer in answers if isinstance(answer, int))
 
 
 if __name__ == "__main__":
