@@ -8,6 +8,7 @@ of them itself when the parent was killed. Reports are JSON lines on a pipe: {"p
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import signal
@@ -115,7 +116,10 @@ def _leave(signum: int, frame: FrameType | None) -> None:
 
 def _watch_in_thread(arguments: argparse.Namespace, report: Reporter) -> None:
     report(phase="Starting Serve")
-    drain = partial(_drain, report, arguments.apps)
+
+    def drain() -> None:
+        asyncio.run(_drain(report, arguments.apps))
+
     signal.signal(signal.SIGUSR1, lambda *_: threading.Thread(target=drain, daemon=True).start())
     threading.Thread(target=_watch, args=(report, arguments.apps), daemon=True).start()
 
@@ -164,20 +168,20 @@ def _failure(name: str, app: Any) -> str:
     return "\n".join(dict.fromkeys(details)) or f"{name}: {last_error(app.message)}"
 
 
-def _drain(report: Reporter, apps: list[str]) -> None:
+async def _drain(report: Reporter, apps: list[str]) -> None:
     """Have the gateways take no more requests, and say so once none runs."""
     from ray import serve
 
-    handles = [serve.get_app_handle(app) for app in apps]
-    while sum(map(_running, handles)):
-        time.sleep(POLL_SECONDS)
+    handles = [serve.get_app_handle(app) for app in apps]  # with Serve's throughput settings they need an event loop
+    while sum([await _running(handle) for handle in handles]):
+        await asyncio.sleep(POLL_SECONDS)
     report(drained=True)
 
 
-def _running(handle: Any) -> int:
+async def _running(handle: Any) -> int:
     """How many requests an application's gateways still run; another's application has none that we know of."""
     try:
-        answers = handle.broadcast("drain").results(timeout_s=5, return_exceptions=True)
+        answers = await handle.broadcast("drain").results_async(timeout_s=5, return_exceptions=True)
     except Exception:  # not heard in time
         return 1
     return sum(answer for answer in answers if isinstance(answer, int))

@@ -31,7 +31,7 @@ CALLS = {
     "/ray.rpc.InternalKVGcsService/InternalKVPut": InternalKVPutRequest(**KEY, value=b"was here").SerializeToString(),
     "/ray.rpc.JobInfoGcsService/GetAllJobInfo": b"",
     "/ray.rpc.NodeManagerService/GetNodeStats": b"",
-    "/ray.rpc.ObjectManagerService/FreeObjects": b"",
+    "/ray.rpc.ObjectManagerService/Pull": b"",
     "/ray.rpc.CoreWorkerService/GetCoreWorkerStats": b"",
     "/ray.rpc.ReporterService/GetTraceback": b"",
     "/ray.serve.ASGIService/HandleRequest": b"",

@@ -233,7 +233,7 @@ def test_sigterm_lets_running_streams_end(tmp_path: Path, certificate: dict[str,
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"http_options": certificate}))
     url, trusted = f"https://{in_url(host, port)}", trust(certificate["ssl_certfile"])
     process = subprocess.Popen(
-        [*OCTAVO, "serve", str(path), "--port", str(port), "--host", host, "--grace", "100"],
+        [*OCTAVO, "serve", str(path), "--port", str(port), "--host", host, "--grace", "1000"],
         env=environment(),
         stdout=subprocess.PIPE,
         text=True,
@@ -248,8 +248,10 @@ def test_sigterm_lets_running_streams_end(tmp_path: Path, certificate: dict[str,
             next(lines)
             process.send_signal(signal.SIGTERM)
             until(process, "No more requests are taken")
+            end = time.monotonic() + 100
             with contextlib.suppress(httpx.TransportError):  # it has ended already
                 while httpx.get(f"{url}/health", verify=trusted, timeout=100).status_code != 503:
+                    assert time.monotonic() < end
                     time.sleep(0.05)
             rest = list(filter(None, lines))
         assert rest[-1] == "data: [DONE]"
