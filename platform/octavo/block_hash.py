@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import blake2b
 
 HASH_BYTES = 16
 
 
+@lru_cache(maxsize=256)
 def root_hash(model: str, adapter: str = "", salt: str = "") -> bytes:
     """The chain's first parent, for one model, adapter and cache namespace."""
     return blake2b("\0".join((model, adapter, salt)).encode("utf-8", "surrogatepass"), digest_size=HASH_BYTES).digest()

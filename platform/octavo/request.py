@@ -43,6 +43,8 @@ INT64 = -(2**63), 2**63 - 1
 def _number(
     value: object, name: str, low: float, high: float, *, integer: bool = False, open_low: bool = False
 ) -> None:
+    if (type(value) is int or (type(value) is float and not integer)) and (low < value <= high):
+        return  # as nearly always, and a request has ten of them
     kind = "an integer" if integer else "a number"
     right = isinstance(value, int) if integer else isinstance(value, (int, float))
     if isinstance(value, int) and not -(2**64) < value < 2**64:  # Python refuses to print one of 4,300 digits
@@ -135,11 +137,12 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _number(getattr(self, name), name, 0, MAX_LOGPROBS, integer=True)
-        self._check_logit_bias()
-        self._check_stop()
+        if self.logit_bias is not None:
+            self._check_logit_bias(self.logit_bias)
+        if self.stop is not None or self.stop_token_ids != []:
+            self._check_stop()
 
-    def _check_logit_bias(self) -> None:
-        bias = {} if self.logit_bias is None else self.logit_bias
+    def _check_logit_bias(self, bias: dict[int, float]) -> None:
         if not isinstance(bias, dict) or len(bias) > MAX_LOGIT_BIAS:
             raise BadRequest(f"logit_bias must map at most {MAX_LOGIT_BIAS} token ids to numbers", "logit_bias")
         for token, value in bias.items():

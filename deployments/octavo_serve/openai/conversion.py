@@ -57,7 +57,8 @@ def sampling_params(body: ChatRequest | CompletionRequest, limits: Limits) -> Sa
     """
     chat = isinstance(body, ChatRequest)
     _check_sequences(body, limits)
-    given: dict[str, Any] = {name: value for name in _SAME if (value := getattr(body, name)) is not None}
+    sent = body.model_fields_set & _SAME
+    given: dict[str, Any] = {name: value for name in sent if (value := getattr(body, name)) is not None}
     if body.logit_bias:
         given["logit_bias"] = _logit_bias(body.logit_bias)
     given["stop"] = body.stop or None  # an empty list or string asks for nothing
@@ -76,9 +77,11 @@ def sampling_params(body: ChatRequest | CompletionRequest, limits: Limits) -> Sa
     return params
 
 
-_SAME = ("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
-         "seed", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens", "skip_special_tokens",
-         "prompt_logprobs")  # fmt: skip
+_SAME = frozenset({
+    "n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
+    "seed", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens", "skip_special_tokens",
+    "prompt_logprobs",
+})  # fmt: skip
 """Fields that `SamplingParams` has, too, with the same meaning."""
 
 
