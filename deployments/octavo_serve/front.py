@@ -10,12 +10,17 @@ elsewhere. Ray writes the file anew before each start of HAProxy.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shlex
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo.errors import ConfigError
 from octavo_serve.ports import free_block, in_url, is_loopback
@@ -29,6 +34,20 @@ OPEN = (
     "Everybody who can reach {host}:{port} can use these models: the config has no api_keys. "
     "Leave `host` out, or say 127.0.0.1, to serve this machine alone."
 )
+
+SERVES_OWN = "/-/routes", "/-/healthz"
+"""Paths that Serve and HAProxy answer before the gateway could ask for a key: the first names every application."""
+
+NOT_FOR_CLIENTS = {
+    "error": {
+        "message": "/-/routes and /-/healthz are not for clients of this server: ask /health",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": None,
+    }
+}
+
+MIDDLEWARES = "octavo_serve.front:middlewares"
 
 _WRAPPER = """#!/bin/sh
 # Splicing is off (-dS): with it HAProxy 2.8.25 does not pass on that a client has left before the answer began. The
@@ -104,9 +123,16 @@ def haproxy_settings(binary: str, folder: Path, http: Mapping[str, Any]) -> dict
 def _script(binary: str, folder: Path, port: int, inner: tuple[int, int], front: str) -> str:
     sockets = [f"unix@{folder}/haproxy-{name}.sock mode 600" for name in ("metrics", "stats")]
     places = {f"{BEHIND}:{port}": front, f":{inner[0]}": sockets[0], r"\*:" + str(inner[1]): sockets[1]}
+    places[f"{BEHIND}:{port}"] += rf"\n    {_refusal_of_serves_own()}"
     edits = " ".join(f"-e {shlex.quote(f's|^ *bind {old}$|    bind {new}|')}" for old, new in places.items())
     ours = shlex.quote(f"^ *bind ({BEHIND}:|unix@|{_literal(front)}$)")
     return _WRAPPER.format(edits=edits, ours=ours, haproxy=shlex.quote(binary))
+
+
+def _refusal_of_serves_own() -> str:
+    """HAProxy's rule against Serve's own paths, however they are written."""
+    answer = f"status 404 content-type application/json string '{json.dumps(NOT_FOR_CLIENTS)}'"
+    return f"http-request return {answer} if {{ path,url_dec -m str -i {' '.join(SERVES_OWN)} }}"
 
 
 def _literal(text: str) -> str:
@@ -135,6 +161,27 @@ def behind(http: Mapping[str, Any]) -> dict[str, Any]:
     """`http_options` for Serve where HAProxy is the front."""
     kept = {key: value for key, value in http.items() if not key.startswith("ssl_")}
     return kept | {"host": BEHIND}
+
+
+class _ServesOwn:
+    """ASGI middleware that keeps Serve's own paths from clients; HAProxy asks /-/healthz of what is behind it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        fronted = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+        self._refused = SERVES_OWN[:1] if fronted else SERVES_OWN
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Serve's own cut: below the root path, which uvicorn puts before the path
+        if scope["type"] == "http" and scope["path"][len(scope.get("root_path", "")) :] in self._refused:
+            await JSONResponse(NOT_FOR_CLIENTS, 404)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def middlewares() -> list[Middleware]:
+    """What Serve puts around its proxies and the gateways' own ports (RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH)."""
+    return [Middleware(_ServesOwn)]
 
 
 def check_tls(http: Mapping[str, Any]) -> None:

@@ -16,12 +16,18 @@ def token_file(environment: Mapping[str, str]) -> Path | None:
     """Where Ray's processes find the token; None where it is in the environment itself.
 
     These are the places, and their order, of Ray 2.60.
+
+    Raises:
+        ConfigError: the user has no folder.
     """
     if environment.get("RAY_AUTH_TOKEN"):
         return None
     if path := environment.get("RAY_AUTH_TOKEN_PATH"):
         return Path(path)
-    return Path(environment.get("HOME") or Path.home()) / ".ray" / "auth_token"
+    try:
+        return Path(environment.get("HOME") or Path.home()) / ".ray" / "auth_token"
+    except RuntimeError:  # a user without a name, as in some containers
+        raise ConfigError("HOME is not set: set RAY_AUTH_TOKEN_PATH to a file of yours, for Ray's token") from None
 
 
 def keep_token(environment: Mapping[str, str]) -> None:

@@ -31,9 +31,17 @@ from rich.console import Console
 
 from octavo.errors import ConfigError
 from octavo_serve.config_file import Asked, Plan, check_files, read_plan
-from octavo_serve.front import behind, check_tls, haproxy_binary, haproxy_settings, trust, warning_without_keys
+from octavo_serve.front import (
+    MIDDLEWARES,
+    behind,
+    check_tls,
+    haproxy_binary,
+    haproxy_settings,
+    trust,
+    warning_without_keys,
+)
 from octavo_serve.ports import free_block, why_not
-from octavo_serve.ray_token import MODE, keep_token
+from octavo_serve.ray_token import MODE, keep_token, token_file
 from octavo_serve.session import end_session, session_members
 
 QUESTION = "What is the capital of France?"
@@ -217,7 +225,7 @@ class Server:
 @contextlib.contextmanager
 def _server(options: Options, plan: Plan, console: Console) -> Iterator[Server]:
     """Start the child; when the block is left, everything it started is gone."""
-    with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
+    with tempfile.TemporaryDirectory(prefix="octavo-", dir=place_for_sockets()) as folder:
         env = environment(options, plan, Path(folder))
         fronted = options.address is None and env.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
         http = behind(plan.http) if fronted else plan.http
@@ -246,6 +254,15 @@ def _server(options: Options, plan: Plan, console: Console) -> Iterator[Server]:
             end_session(process)
 
 
+def place_for_sockets() -> str:
+    """Where the server's folder is made: TMPDIR and the like, or /tmp where Unix sockets' names get too long below it.
+
+    A name has at most 107 bytes. 96 follow the place: the folder, a node's id, and HAProxy's `admin.sock.PID.tmp`.
+    """
+    place = tempfile.gettempdir()
+    return place if len(os.fsencode(place)) <= 107 - 96 else "/tmp"
+
+
 def environment(options: Options, plan: Plan, folder: Path) -> dict[str, str]:
     """The child's environment: Ray reads these when its first process starts, so they cannot be set later.
 
@@ -258,10 +275,13 @@ def environment(options: Options, plan: Plan, folder: Path) -> dict[str, str]:
     settings["OMP_WAIT_POLICY"] = "passive"  # torch's threads must not spin on cores that the gateway needs
     if options.address is None:
         settings[MODE] = "token"  # without it every user of the machine could run code as this one
+        if (token := token_file(os.environ)) is not None:
+            settings["RAY_AUTH_TOKEN_PATH"] = str(token)  # Ray itself looks nowhere where HOME is not set
         # Ray's own switch for machines that are to be clusters by themselves: all of it listens on 127.0.0.1
         settings["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         # Ray's folder holds code that its processes run and the sockets they meet at, and is writable for everybody
         settings["RAY_TMPDIR"] = str(folder)
+        settings["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = MIDDLEWARES
         settings["RAY_preload_python_modules"] = "octavo_serve.shard"  # imported before a process is needed: `warm`
         # on a busy machine a proxy takes longer to start than the 5 s after which Serve starts another one instead, and
         # to answer than the 10 s after which, three times in a row, Serve kills it and all connections with it

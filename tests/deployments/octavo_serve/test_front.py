@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import ssl
 import subprocess
@@ -14,9 +15,20 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import PlainTextResponse
 
 from octavo.errors import ConfigError
-from octavo_serve.front import behind, check_tls, haproxy_binary, haproxy_settings, trust, warning_without_keys
+from octavo_serve.front import (
+    NOT_FOR_CLIENTS,
+    SERVES_OWN,
+    behind,
+    check_tls,
+    haproxy_binary,
+    haproxy_settings,
+    middlewares,
+    trust,
+    warning_without_keys,
+)
 from octavo_serve.ports import free_block, in_url
 
 BINARY = haproxy_binary()
@@ -113,6 +125,34 @@ def test_the_front_alone_listens_where_the_config_says(host: str, tmp_path: Path
     both = " v4v6" if host == "::" else ""
     sockets = [f"unix@{tmp_path}/haproxy-{name}.sock mode 600" for name in ("metrics", "stats")]
     assert lines == [sockets[0], in_url(host, http["port"]) + both, sockets[1]]
+
+
+@needs_haproxy
+def test_what_serve_would_answer_without_a_key_is_not_for_clients(tmp_path: Path) -> None:
+    """Ray's HAProxy says the applications' names at /-/routes, to pages of any name too: no gateway looks at them."""
+    http = {"host": "127.0.0.1", "port": free_block(1)}
+    url = f"http://127.0.0.1:{http['port']}"
+    with front(tmp_path, http):
+        assert get(f"{url}/-/other") == "behind"
+        for path in ("/-/routes", "/-/healthz", "/-/routes?x=1", "/%2d/routes", "/-/ROUTES"):
+            answer = httpx.get(url + path, timeout=30, trust_env=False)
+            assert (answer.status_code, answer.json()) == (404, NOT_FOR_CLIENTS), path
+
+
+@pytest.mark.parametrize(("fronted", "passes"), [("1", {"/-/healthz", "/x"}), ("0", {"/x"})])
+def test_behind_the_front_and_without_one_neither(
+    fronted: str, passes: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", fronted)
+    (middleware,) = middlewares()
+    app = middleware.cls(PlainTextResponse("serve"), *middleware.args, **middleware.kwargs)
+
+    async def passing(root: str) -> set[str]:
+        transport = httpx.ASGITransport(app, root_path=root)
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://x{root}") as client:
+            return {path for path in (*SERVES_OWN, "/x") if (await client.get(path)).text == "serve"}
+
+    assert asyncio.run(passing("")) == asyncio.run(passing("/below")) == passes
 
 
 @needs_haproxy

@@ -49,6 +49,15 @@ def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
         keep_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "file" / "token")})
 
 
+def test_a_user_without_a_folder_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    with pytest.raises(ConfigError, match="HOME is not set: set RAY_AUTH_TOKEN_PATH"):
+        keep_token({})
+
+
 def test_the_places_are_rays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray's own loader finds what was made."""
     from ray._raylet import AuthenticationTokenLoader

@@ -136,6 +136,18 @@ def test_unix_sockets_and_files_are_in_folders_of_the_user_alone(server: Any) ->
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
 
 
+def test_no_http_port_names_the_applications(server: Any) -> None:
+    speaks_http = re.compile("haproxy|ServeReplica:octavo:gateway|ProxyActor")
+    answered = 0
+    for each in tcp_listeners(processes(server)):
+        if speaks_http.search(each.command):
+            with contextlib.suppress(httpx.HTTPError):  # Ray's own port of the same process
+                answer = httpx.get(f"http://127.0.0.1:{each.port}/-/routes", timeout=5, trust_env=False)
+                assert answer.status_code == 404, each
+                answered += 1
+    assert answered >= 3
+
+
 def ask_as_stranger(server: Any, uid: int | None) -> dict[str, Any]:
     listeners = tcp_listeners(processes(server))
     shards = [each.port for each in listeners if "ServeReplica:octavo:shard" in each.command]

