@@ -94,12 +94,12 @@ class Keys:
 
 
 def _state(file: Path) -> tuple[int, int, int] | None:
-    """What changes with a file's content."""
+    """What changes with a file's content, and with who may read it."""
     try:
         found = file.expanduser().stat()
     except (OSError, ValueError, RuntimeError):  # also a name that no file can have, or ~ of nobody
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_ino, found.st_size, found.st_ctime_ns
 
 
 def _digests(key: KnownKey) -> list[bytes]:
@@ -173,17 +173,17 @@ class Rules:
         return blake2b(f"{caller.name}\0{salt or ''}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     def priority(self, asked: int | None) -> int | None:
-        """The priority that counts.
+        """The priority that counts; who says none says 0, so that silence is no way past the bounds.
 
         Raises:
             BadRequest: clients may not say one.
         """
-        if not asked:
-            return asked
-        if self.priorities is None:
+        if self.priorities is not None:
+            least, most = self.priorities
+            return min(max(asked or 0, least), most)
+        if asked:
             raise BadRequest("priority is not for clients of this server: leave it out", "priority")
-        least, most = self.priorities
-        return min(max(asked, least), most)
+        return asked
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from hashlib import sha256
 from pathlib import Path
 
@@ -54,6 +55,19 @@ def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     replacement.write_text("new\n")
     replacement.replace(file)
     assert keys.holder(b"old") == ALICE  # not looked at for every request
+    clock.now += LOOK_SECONDS
+    assert (keys.holder(b"old"), keys.holder(b"new")) == (None, ALICE)
+
+
+def test_a_file_that_pretends_to_be_the_old_one_is_read_again(tmp_path: Path) -> None:
+    """Rights that are given later change no time of the content either, and open a file that could not be read."""
+    clock, file = Clock(), tmp_path / "keys"
+    file.write_text("old")
+    keys = Keys([KnownKey(ALICE, file=file)], clock)
+    before = file.stat()
+    with file.open("r+") as opened:
+        opened.write("new")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     clock.now += LOOK_SECONDS
     assert (keys.holder(b"old"), keys.holder(b"new")) == (None, ALICE)
 
@@ -121,6 +135,8 @@ def test_a_clients_priority_counts_only_where_it_may_and_within_bounds() -> None
         Rules().priority(-1)
     assert caught.value.param == "priority"
     assert [Rules(priorities=(-1, 5)).priority(asked) for asked in (-9, -1, 0, 3, 99)] == [-1, -1, 0, 3, 5]
+    for asked in (None, 0):  # silence is no way before those who may say 3 at best
+        assert Rules(priorities=(3, 5)).priority(asked) == 3
 
 
 def test_who_hears_what() -> None:
