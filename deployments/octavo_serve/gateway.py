@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import logging.handlers
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
@@ -45,6 +47,9 @@ FAST = {
 }
 """Environment of Ray's processes that `octavo serve` sets, and what it switches on; see docs/serve_cost.md."""
 
+LOG_SECONDS = 1.0
+"""Until a line that says whose key a request had can be read in the log."""
+
 
 class Gateway:
     """Validates, tokenises, routes, detokenises. One of these serves HTTP; from Python the same is a handle call:
@@ -68,6 +73,7 @@ class Gateway:
         self._deployments = Deployments(serve.get_replica_context().app_name)
         self._served: dict[str, _Served] = {}
         self._drain = Drain()
+        threading.Thread(target=_show_logs, name="octavo-logs", daemon=True).start()
 
     async def reconfigure(self, args: dict[str, Any]) -> None:
         """Serve these models from now on; those whose settings are the same go on as they are."""
@@ -167,6 +173,15 @@ def _no_room(model: ModelSettings) -> str | None:
     """Why the cluster cannot hold the model's shards, whatever else runs there."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     return unplaceable(model.group, max(1, model.fewest_shards), nodes)
+
+
+def _show_logs() -> None:
+    """Write out once a second what Serve would keep until there are 1,000 lines, with its throughput settings."""
+    while True:
+        time.sleep(LOG_SECONDS)
+        for handler in logger.handlers:
+            if isinstance(handler, logging.handlers.MemoryHandler):
+                handler.flush()
 
 
 async def _bind_host() -> str:
