@@ -1,11 +1,16 @@
 """A streamed chat from Python on the same Ray cluster, no HTTP.
 
-python examples/stream.py "Tell me about paper sizes." --model smollm2-135m
+octavo serve configs/quickstart.yaml                    # says what to put for RAY_ADDRESS
+RAY_ADDRESS=... python examples/stream.py "Tell me about paper sizes." --model smollm2-135m
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+
+# what `octavo serve` starts takes no job without its user's token; Ray looks at this when it is imported
+os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
 from ray import serve
