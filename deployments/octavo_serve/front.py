@@ -31,7 +31,7 @@ BEHIND = "127.0.0.1"
 GATEWAY_PORTS = 100  # a host has far fewer gateways
 
 OPEN = (
-    "Everybody who can reach {host}:{port} can use these models: the config has no api_keys. "
+    "Everybody who can reach {address} can use these models: the config has no api_keys. "
     "Leave `host` out, or say 127.0.0.1, to serve this machine alone."
 )
 
@@ -71,7 +71,7 @@ def warning_without_keys(host: str, port: int, keys: bool) -> str | None:
     Args:
         keys: whether requests need one.
     """
-    return None if keys or is_loopback(host) else OPEN.format(host=host, port=port)
+    return None if keys or is_loopback(host) else OPEN.format(address=in_url(host, port))
 
 
 def haproxy_binary() -> str | None:

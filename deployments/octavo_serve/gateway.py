@@ -26,14 +26,14 @@ from octavo_serve.drain import Drain
 from octavo_serve.joining import UNAUTHENTICATED, process_is_open
 from octavo_serve.openai.access import Access
 from octavo_serve.openai.conversion import Limits, parse
-from octavo_serve.openai.door import is_loopback
 from octavo_serve.openai.model import Defaults
 from octavo_serve.openai.registry import ModelEntry, Registry
 from octavo_serve.openai.routes import http_app
 from octavo_serve.openai.schemas import ChatChunk, ChatCompletion, ChatRequest, Completion, CompletionRequest
 from octavo_serve.openai.service import Service
 from octavo_serve.placement import unplaceable
-from octavo_serve.ports import keep_serve_at_home
+from octavo_serve.ports import is_loopback, keep_serve_at_home
+from octavo_serve.ray_token import close_token
 from octavo_serve.settings import ModelSettings, deployment_name, load_settings
 from octavo_serve.shard_client import Failover, ShardClient
 from octavo_serve.telemetry import ShardStats, Telemetry
@@ -67,6 +67,8 @@ class Gateway:
             logger.warning("Slower than it could be, for these are off: %s. `octavo serve` sets them.", ", ".join(off))
         if process_is_open():
             logger.warning(UNAUTHENTICATED)
+        else:
+            close_token(os.environ)  # `serve run` alone leaves it readable for everybody
         # `shards` only tells Serve that these deployments belong to the application: `reconfigure` says which to use
         self.service = Service(Registry(), Limits(), Telemetry())
         self.access = Access()

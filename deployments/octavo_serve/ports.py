@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import pwd
 import random
 import socket
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +78,14 @@ def free_block(count: int, without: int = 0) -> int:
             return first
 
 
+@lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens on an address."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    """Whether only this machine can reach what listens on an address; of other names than localhost nobody knows."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host.lower() == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def in_url(host: str, port: int) -> str:

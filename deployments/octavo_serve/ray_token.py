@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Mapping
@@ -58,3 +59,10 @@ def _keep(path: Path) -> None:
         raise ConfigError(f"{path}: Ray's token is another user's: set RAY_AUTH_TOKEN_PATH to a file of yours")
     if found.st_mode & 0o077:
         path.chmod(0o600)
+
+
+def close_token(environment: Mapping[str, str]) -> None:
+    """Take from others the right to read a token that is this user's, where there is one."""
+    with contextlib.suppress(OSError, ConfigError):
+        if (path := token_file(environment)) is not None and path.stat().st_uid == os.geteuid():
+            path.chmod(0o600)

@@ -10,7 +10,6 @@ Plain ASGI: see docs/access.md for what it costs.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import re
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo_serve.openai.access import Access, Caller, Rules
 from octavo_serve.openai.errors import ErrorReply, error_response, refusal
+from octavo_serve.ports import is_loopback
 from octavo_serve.telemetry import Telemetry
 
 logger = logging.getLogger("ray.serve")
@@ -194,15 +194,6 @@ def host_name(value: bytes) -> str | None:
     """The name or address in a `Host` header, in lower case; None where it is none."""
     found = _HOST.fullmatch(value.decode("latin-1").lower())
     return (found[1] or found[2].removesuffix(".")) if found else None
-
-
-@lru_cache(maxsize=256)
-def is_loopback(name: str) -> bool:
-    """Whether a name or address is this machine's own, seen by nobody else."""
-    try:
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def refused_preflight(rules: Rules, head: Head) -> ErrorReply | None:

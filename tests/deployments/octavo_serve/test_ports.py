@@ -30,6 +30,7 @@ def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
 
 def test_addresses() -> None:
     assert [in_url(here(host), 1) for host in ("0.0.0.0", "::", "10.0.0.1")] == ["127.0.0.1:1", "[::1]:1", "10.0.0.1:1"]
-    assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "::")] == [True] * 3 + [
-        False
-    ] * 2
+    for host in ("127.0.0.1", "127.9.9.9", "::1", "0:0:0:0:0:0:0:1", "::ffff:127.0.0.1", "localhost", "LOCALHOST"):
+        assert is_loopback(host), host
+    for host in ("0.0.0.0", "::", "0", "127.1", "127.example.com", "localhost.example.com"):  # names may be anywhere
+        assert not is_loopback(host), host

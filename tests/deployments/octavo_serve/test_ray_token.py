@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from octavo.errors import ConfigError
-from octavo_serve.ray_token import keep_token, token_file
+from octavo_serve.ray_token import close_token, keep_token, token_file
 
 
 def mode(path: Path) -> int:
@@ -47,6 +47,16 @@ def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="set RAY_AUTH_TOKEN_PATH"):
         keep_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "file" / "token")})
+
+
+def test_a_token_that_ray_made_is_closed(tmp_path: Path) -> None:
+    environment = {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    close_token(environment)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "token").write_text("rays")
+    (tmp_path / "token").chmod(0o644)
+    close_token(environment)
+    assert mode(tmp_path / "token") == 0o600
 
 
 def test_a_user_without_a_folder_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
