@@ -118,7 +118,9 @@ def test_every_socket_is_in_the_table_and_every_row_is_a_socket(server: Any) -> 
     listeners = tcp_listeners(processes(server))
     named = {(row_of(each, patterns), each.host) for each in listeners}
     assert named - set(wanted) == set(), "sockets elsewhere than the table says"
-    assert {row for row, _ in set(wanted) - named} <= {"ray::IDLE*"}, "rows without a socket; idle workers come and go"
+    absent = {row for row, _ in set(wanted) - named}
+    # idle workers come and go; the others have one port each on a machine, 44227 and 44217: of the first cluster alone
+    assert absent <= {"ray::IDLE*", "*/dashboard.py *", "*/monitor.py *"}, "rows without a socket"
     per_process = Counter((each.pid, row_of(each, patterns), each.host) for each in listeners)
     assert {(pid, row, count) for (pid, row, host), count in per_process.items() if wanted[row, host] != count} == set()
 
