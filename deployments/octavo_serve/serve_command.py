@@ -213,9 +213,14 @@ class Server:
             elif line.strip():
                 self._tail.append(line.rstrip())
             if self._verbose:
-                self._console.print(line.rstrip(), markup=False, soft_wrap=True)
+                self._say(line.rstrip())
             elif (ready := _READY.search(line)) is not None:
-                self._console.print(ready[0], markup=False, soft_wrap=True)
+                self._say(ready[0])
+
+    def _say(self, line: str) -> None:
+        # where nobody reads any more (rich then exits), the log is read on all the same: else the child waits for ever
+        with contextlib.suppress(OSError, SystemExit):
+            self._console.print(line, markup=False, soft_wrap=True)
 
     def _read_reports(self, stream: TextIO) -> None:
         for line in stream:

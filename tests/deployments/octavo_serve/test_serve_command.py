@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import subprocess
@@ -104,6 +105,26 @@ def test_a_child_that_ends_ends_the_wait(tmp_path: Path, port: int, child: Serve
     _end(child.process)
     with pytest.raises(Failure, match="the server ended with exit code 0"):  # its gateway knew another key
         await_answers(plan(tmp_path, port), child, print, print)
+
+
+def test_a_terminal_that_is_gone_does_not_stop_the_child() -> None:
+    """Its log goes through a pipe of 64 KiB, which somebody has to read."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    command = [sys.executable, "-c", "for _ in range(9000): print('Shard ready: one of many')"]
+    before = set(threading.enumerate())
+    with subprocess.Popen(command, stdout=-1, text=True) as process:
+        Server(process, io.StringIO(), 60, Console(file=Gone()), verbose=False)
+        readers = set(threading.enumerate()) - before
+        try:
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            for reader in readers:
+                reader.join()
 
 
 @pytest.mark.parametrize(
