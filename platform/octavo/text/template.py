@@ -37,6 +37,8 @@ MAX_TEXT = 2**23
 QUICK_SECONDS = 0.01
 QUICK_TEXT = 2**15
 """Characters that go into a template, at most, if it is to be run in place; a piece in it may grow to 16 times that."""
+QUICK_RANGE = 2**12
+"""Numbers in a range of such a template: what looks at 100,000 of them in one instruction takes 20 to 80 ms."""
 _PIECE = 16 * QUICK_TEXT
 _DEADLINE = "_octavo_deadline"
 
@@ -182,6 +184,7 @@ def _environment(kind: type[jinja2.Environment]) -> jinja2.Environment:
     environment.globals["strftime_now"] = _strftime_now
     environment.concat = _joiner(MAX_TEXT if kind is _Apart else _PIECE)  # type: ignore[method-assign]
     if kind is _Quick:
+        environment.globals["range"] = _quick_range
         environment.filters |= {"tojson": _quick_json, "join": _quick_join, "replace": _quick_replace,
                                 "_watched": _watched, "_look": _look, "_sized": _sized}  # fmt: skip
     return environment
@@ -242,6 +245,13 @@ def _sized(value: Any) -> Any:
     elif not fits(value, _PIECE):
         raise NotQuick
     return value
+
+
+def _quick_range(*bounds: int) -> range:
+    found = range(*bounds)
+    if len(found) > QUICK_RANGE:
+        raise NotQuick
+    return found
 
 
 @pass_context

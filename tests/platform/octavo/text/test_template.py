@@ -40,6 +40,7 @@ SIZED = {
 REFUSED = {
     "recursion": "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
     "range": "{{ range(10**12)|list }}",
+    "numbers": "{{ range(99999)|unique|list|length }}",
     "deep": "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
     "digits": "{{ " + "9" * 5000 + " }}",
     "long": "x" * 300_000,
