@@ -37,6 +37,7 @@ from octavo_serve.openai.schemas import (
     SamplingBody,
     Usage,
 )
+from octavo_serve.openai.turns import Turns
 from octavo_serve.telemetry import RequestTimer
 
 MANY = 1000
@@ -83,12 +84,11 @@ class Job:
         completion_tokens = 0 if self.body.asked_tokens == 0 else completion_tokens
         return usage(self.prompt_tokens, completion_tokens, self.generation.cached_tokens)
 
-    @property
-    def is_large(self) -> bool:
-        """Its answer takes too long to be put together on the event loop."""
+    def is_large(self, prompt_tokens: int, tokens: int) -> bool:
+        """Whether what says so much takes too long to be put together on the event loop."""
         params = self.params
-        of_prompts = 0 if params.prompt_logprobs is None else self.prompt_tokens * (1 + params.prompt_logprobs)
-        of_tokens = 0 if params.logprobs is None else self.generation.completion_tokens * (1 + params.logprobs)
+        of_prompts = 0 if params.prompt_logprobs is None else prompt_tokens * (1 + params.prompt_logprobs)
+        of_tokens = 0 if params.logprobs is None else tokens * (1 + params.logprobs)
         return of_prompts + of_tokens > MANY
 
 
@@ -102,8 +102,11 @@ async def pieces_of(job: Job) -> AsyncGenerator[list[Piece], None]:
                     job.timer.placed(placement, cached)
                 begun = len(job.generation.begun)
                 job.headers |= routing_headers(job.generation.begun)
-            joined = _joined(pieces)
+            joined = await _joined(pieces)
+            turns = Turns()
             for piece in joined:
+                if turns.over:
+                    await turns.pause()
                 job.timer.tokens(piece.choice, len(piece.token_ids))
                 if piece.finish_reason is not None:
                     job.timer.finished(piece.finish_reason)
@@ -111,11 +114,15 @@ async def pieces_of(job: Job) -> AsyncGenerator[list[Piece], None]:
     job.timer.done()
 
 
-async def run(job: Job) -> list[list[CompletionOutput]]:
-    """Run to the end; for each prompt its `n` choices, the best of those generated."""
+async def run(job: Job) -> None:
+    """Run to the end."""
     async with aclosing(pieces_of(job)) as stream:
         async for _ in stream:
             pass
+
+
+def _outputs(job: Job) -> list[list[CompletionOutput]]:
+    """For each prompt its `n` choices, the best of those generated."""
     outputs = job.generation.outputs()
     if job.params.num_sequences > job.params.n:
         return [choose_best(sequences, job.params.n) for sequences in outputs]
@@ -126,12 +133,20 @@ def _whole(output: CompletionOutput, choice: int) -> Piece:
     return Piece(choice, output.text, output.token_ids, output.logprobs, output.finish_reason, output.stop_reason)
 
 
-def _joined(pieces: list[Piece]) -> list[Piece]:
+async def _joined(pieces: list[Piece]) -> list[Piece]:
     """Pieces of the same choice put together, in order of first appearance."""
     by_choice: dict[int, list[Piece]] = {}
+    turns = Turns()
     for piece in pieces:
         by_choice.setdefault(piece.choice, []).append(piece)
-    return [some[0] if len(some) == 1 else _join(some) for some in by_choice.values()]
+        if turns.over:
+            await turns.pause()
+    joined = []
+    for some in by_choice.values():
+        joined.append(some[0] if len(some) == 1 else _join(some))
+        if turns.over:
+            await turns.pause()
+    return joined
 
 
 def _join(pieces: list[Piece]) -> Piece:
@@ -147,8 +162,9 @@ def _join(pieces: list[Piece]) -> Piece:
     )
 
 
-def chat_answer(job: Job, outputs: list[CompletionOutput]) -> ChatCompletion:
+def chat_answer(job: Job) -> ChatCompletion:
     """The answer of a chat that is not streamed."""
+    (outputs,) = _outputs(job)
     answer: ChatCompletion = {
         "id": job.id,
         "object": "chat.completion",
@@ -181,7 +197,9 @@ def _asked_prompt_logprobs(job: Job, prompt: int) -> PromptLogprobs | None:
     return prompt_logprobs(job.generation.prompt_logprobs(prompt), job.model.tokenizer)
 
 
-def completion_answer(job: Job, outputs: list[CompletionOutput]) -> Completion:
+def completion_answer(job: Job) -> Completion:
+    """The answer of a completion that is not streamed."""
+    outputs = [output for of_prompt in _outputs(job) for output in of_prompt]
     choices = [
         writer.choice(_whole(output, i))
         for i, (writer, output) in enumerate(zip(writers_of(job), outputs, strict=True))
@@ -274,6 +292,11 @@ class Writer:
     def owes_prompt(self) -> bool:
         """Its next piece must be written, for the prompt belongs to it."""
         return not self.begun and (bool(self.job.prompt_texts) or self.job.body.prompt_logprobs is not None)
+
+    def is_long(self, piece: Piece) -> bool:
+        """Whether `choice` belongs into a thread."""
+        prompt = self.job.generation.requests[self.prompt].prompt_token_ids
+        return self.job.is_large(len(prompt) if self.owes_prompt else 0, len(piece.token_ids))
 
     def choice(self, piece: Piece) -> CompletionChoice:
         text, parts, body = "", [], self.job.body

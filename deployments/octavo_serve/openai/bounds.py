@@ -38,6 +38,9 @@ MAX_PROMPT_TOKENS = 2**20
 MAX_CHOICES = 4096
 """Sequences of one request over all of its prompts."""
 
+MAX_PROMPT_VALUES = 2**21
+"""Log probabilities of prompt tokens in one answer: 20 each of 100,000 tokens; with `n`, 8,000 would be 21 M."""
+
 MAX_DEPTH = 64
 """Levels of nesting anywhere in a body: far below what ends Python's recursion in a template."""
 

@@ -12,7 +12,7 @@ from octavo.config import unknown_key
 from octavo.errors import BadRequest, PromptTooLong
 from octavo.request import SamplingParams
 from octavo_serve.openai.body import fields_of
-from octavo_serve.openai.bounds import MAX_CHOICES, MAX_NAME, BodyBounds
+from octavo_serve.openai.bounds import MAX_CHOICES, MAX_NAME, MAX_PROMPT_VALUES, BodyBounds
 from octavo_serve.openai.refusals import refusal
 from octavo_serve.openai.schemas import Body, ChatRequest, CompletionRequest, SamplingBody
 from octavo_serve.validation import explain
@@ -108,6 +108,24 @@ def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
     if not all(token.isascii() and token.isdigit() and len(token) <= 10 for token in bias):
         raise BadRequest("the keys of logit_bias must be token ids", "logit_bias")
     return {int(token): value for token, value in bias.items()}
+
+
+def check_prompt_logprobs(prompt_tokens: int, body: ChatRequest | CompletionRequest) -> None:
+    """Refuse an answer that holds more log probabilities of its prompts than may be in memory at once.
+
+    Args:
+        prompt_tokens: of all prompts; a completion's choices each repeat those of their prompt.
+    """
+    asked = [body.prompt_logprobs]
+    if isinstance(body, CompletionRequest):
+        asked = [*asked, body.logprobs if body.echo else None] * body.sequences
+    values = prompt_tokens * sum(1 + count for count in asked if count is not None)
+    if values > MAX_PROMPT_VALUES:
+        raise BadRequest(
+            f"the answer would hold {values} log probabilities of prompt tokens; at most {MAX_PROMPT_VALUES} fit one: "
+            "ask for fewer of them, or for fewer choices",
+            "logprobs" if body.prompt_logprobs is None else "prompt_logprobs",
+        )
 
 
 def template_variables(body: ChatRequest) -> dict[str, Any]:

@@ -18,6 +18,10 @@ from octavo.text.output import SequenceText
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.openai.model import ModelClient
 from octavo_serve.openai.responses import Piece
+from octavo_serve.openai.turns import Turns
+
+STARTS = 32
+"""Prompts sent on their way in one turn of the event loop."""
 
 
 @dataclass(slots=True, eq=False)
@@ -44,6 +48,7 @@ class Generation:
     Choices are numbered through: those of the first prompt, then those of the second, and so on.
 
     Attributes:
+        cached_tokens: prompt tokens that came from the prefix cache.
         begun: of the prompts that have their first token, in that order: where each was sent, and its cached tokens.
     """
 
@@ -62,6 +67,7 @@ class Generation:
             for position, request in enumerate(requests)
         ]
         self.begun: list[tuple[Placement, int]] = []
+        self.cached_tokens = 0
         self._running = len(self._prompts)  # counted: looking at 1,024 prompts for each token is slower than the tokens
         self._arrived: list[tuple[_Prompt, list[SequenceUpdate]]] = []
         self._news = asyncio.Event()
@@ -70,11 +76,6 @@ class Generation:
     def completion_tokens(self) -> int:
         """Tokens of all sequences so far."""
         return sum(len(sequence.token_ids) for prompt in self._prompts for sequence in prompt.sequences)
-
-    @property
-    def cached_tokens(self) -> int:
-        """Prompt tokens that came from the prefix cache."""
-        return sum(prompt.cached_tokens for prompt in self._prompts)
 
     def prompt_logprobs(self, prompt: int) -> list[TokenLogprobs | None]:
         """Of one prompt, by its number; known when its first piece is there."""
@@ -90,16 +91,19 @@ class Generation:
         Raises:
             BadRequest, Overloaded, EngineDead: as the shards do.
         """
-        for prompt in self._prompts:
-            prompt.reader = self._start(prompt)
         try:
+            for number, prompt in enumerate(self._prompts, 1):
+                prompt.reader = self._start(prompt)
+                if number % STARTS == 0:
+                    await asyncio.sleep(0)
             while self._running:
                 while not self._arrived:
                     self._raise_if_failed()
                     await self._news.wait()
                     self._news.clear()
                 arrived, self._arrived = self._arrived, []
-                pieces = [piece for prompt, updates in arrived for piece in await self._apply(prompt, updates)]
+                turns = Turns()
+                pieces = [piece for prompt, updates in arrived for piece in await self._apply(prompt, updates, turns)]
                 if pieces:
                     yield pieces
         finally:
@@ -119,14 +123,18 @@ class Generation:
                 self._arrived.append((prompt, updates))
                 self._news.set()
 
-    async def _apply(self, prompt: _Prompt, updates: list[SequenceUpdate]) -> list[Piece]:
+    async def _apply(self, prompt: _Prompt, updates: list[SequenceUpdate], turns: Turns) -> list[Piece]:
         pieces = []
         if not prompt.begun:
             prompt.begun = True
             if prompt.request.placement is not None:
                 self.begun.append((prompt.request.placement, updates[0].num_cached_tokens))
         for update in updates:
-            prompt.cached_tokens = max(prompt.cached_tokens, update.num_cached_tokens)
+            if turns.over:
+                await turns.pause()
+            if (more := update.num_cached_tokens - prompt.cached_tokens) > 0:
+                prompt.cached_tokens += more
+                self.cached_tokens += more
             if update.prompt_logprobs is not None:
                 prompt.prompt_logprobs = update.prompt_logprobs
             if update.finish_reason == "error":

@@ -21,7 +21,7 @@ from octavo_serve.openai.bounds import LARGE_BODY
 from octavo_serve.openai.conversion import B, parse
 from octavo_serve.openai.door import CALLER, Door
 from octavo_serve.openai.errors import BodyTooLarge, ErrorBody, ErrorReply, error_response, reply_for
-from octavo_serve.openai.replies import json_reply, to_json
+from octavo_serve.openai.replies import json_reply, to_json, to_json_in_slices
 from octavo_serve.openai.responses import is_large
 from octavo_serve.openai.schemas import (
     ChatRequest,
@@ -212,7 +212,7 @@ def admit(rules: Rules, request: Request, body: SamplingBody) -> bool:
 async def answer_reply(answer: Mapping[str, Any], service: Service, headers: dict[str, str], tells: bool) -> Response:
     """An answer, and `headers` about where it came from where it `tells`."""
     told = answer if tells else untelling(answer)
-    body = await service.threads.finish(to_json, told) if is_large(told) else to_json(told)
+    body = await service.threads.finish(to_json_in_slices, told) if is_large(told) else to_json(told)
     return Response(body, headers=headers if tells else None, media_type="application/json")
 
 
@@ -259,13 +259,14 @@ async def _sse(
     first: Mapping[str, Any],
     events: AsyncGenerator[Mapping[str, Any], None],
     service: Service,
-    write: Callable[[Mapping[str, Any]], bytes],
+    write: Callable[..., bytes],
 ) -> AsyncGenerator[bytes, None]:
+    write_large = partial(write, encode=to_json_in_slices)
     async with aclosing(events):
         try:
-            yield await service.threads.finish(write, first) if is_large(first) else write(first)
+            yield await service.threads.finish(write_large, first) if is_large(first) else write(first)
             async for event in events:
-                yield await service.threads.finish(write, event) if is_large(event) else write(event)
+                yield await service.threads.finish(write_large, event) if is_large(event) else write(event)
         except Exception as error:  # the status line is long gone: the error is an event
             reply = reply_for(error)
             service.telemetry.errors.labels(reply.status).inc()
@@ -273,9 +274,9 @@ async def _sse(
         yield DONE
 
 
-def _event(value: Mapping[str, Any]) -> bytes:
-    return b"data: " + to_json(value) + b"\n\n"
+def _event(value: Mapping[str, Any], encode: Callable[[Mapping[str, Any]], bytes] = to_json) -> bytes:
+    return b"data: " + encode(value) + b"\n\n"
 
 
-def _untelling_event(value: Mapping[str, Any]) -> bytes:
-    return _event(untelling(value))
+def _untelling_event(value: Mapping[str, Any], encode: Callable[[Mapping[str, Any]], bytes] = to_json) -> bytes:
+    return _event(untelling(value), encode)

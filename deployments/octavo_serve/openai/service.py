@@ -37,6 +37,7 @@ from octavo_serve.openai.answers import (
 from octavo_serve.openai.bounds import BodyBounds
 from octavo_serve.openai.conversion import (
     Limits,
+    check_prompt_logprobs,
     check_template_reads,
     check_token_ids,
     prompts_of,
@@ -60,6 +61,7 @@ from octavo_serve.openai.schemas import (
     Tokens,
 )
 from octavo_serve.openai.threads import Threads
+from octavo_serve.openai.turns import Turns
 from octavo_serve.telemetry import Telemetry
 
 P = ParamSpec("P")
@@ -99,8 +101,8 @@ class Service:
             BadRequest, Overloaded, ModelNotReady, EngineDead.
         """
         job = await self._chat_job(body, session, headers)
-        (outputs,) = await run(job)
-        return await self._made(job, chat_answer, job, outputs)
+        await run(job)
+        return await self._made(_is_large(job), chat_answer, job)
 
     async def chat_stream(
         self, body: ChatRequest, session: str = "", headers: dict[str, str] | None = None
@@ -110,12 +112,17 @@ class Service:
         started: set[int] = set()
         async with aclosing(pieces_of(job)) as stream:
             async for pieces in stream:
+                turns = Turns()
                 for piece in pieces:
+                    if turns.over:
+                        await turns.pause()
                     if piece.choice not in started:
-                        yield await self._made(job, first_chat_chunk, job, piece.choice, not started)
+                        is_large = not started and job.is_large(job.prompt_tokens, 0)
+                        yield await self._made(is_large, first_chat_chunk, job, piece.choice, not started)
                         started.add(piece.choice)
                     job.sent += len(piece.token_ids)
-                    for choice in chat_deltas(piece, job):
+                    is_large = job.is_large(0, len(piece.token_ids))
+                    for choice in await self._made(is_large, chat_deltas, piece, job):
                         yield chat_chunk(job, [choice])
         if body.wants_usage:
             yield {**chat_chunk(job, []), "usage": job.usage}
@@ -129,8 +136,8 @@ class Service:
             BadRequest, Overloaded, ModelNotReady, EngineDead.
         """
         job = await self._completion_job(body, session, headers)
-        outputs = [output for of_prompt in await run(job) for output in of_prompt]
-        return await self._made(job, completion_answer, job, outputs)
+        await run(job)
+        return await self._made(_is_large(job), completion_answer, job)
 
     async def complete_stream(
         self, body: CompletionRequest, session: str = "", headers: dict[str, str] | None = None
@@ -140,16 +147,15 @@ class Service:
         writers = writers_of(job)
         async with aclosing(pieces_of(job)) as stream:
             async for pieces in stream:
+                turns = Turns()
                 for piece in pieces:
+                    if turns.over:
+                        await turns.pause()
                     job.sent += len(piece.token_ids)
                     writer = writers[piece.choice]
-                    if writer.owes_prompt:
-                        choice = await self._made(job, writer.choice, piece)
-                    elif says_something(piece, body) or piece.finish_reason:
-                        choice = writer.choice(piece)
-                    else:
-                        continue
-                    yield with_usage(job, completion_chunk(job, [choice]))
+                    if writer.owes_prompt or says_something(piece, body) or piece.finish_reason:
+                        choice = await self._made(writer.is_long(piece), writer.choice, piece)
+                        yield with_usage(job, completion_chunk(job, [choice]))
         if body.wants_usage:
             yield {**completion_chunk(job, []), "usage": job.usage}
 
@@ -174,9 +180,9 @@ class Service:
         work = partial(_detokenized, model.tokenizer, body.tokens, vocab_size)
         return await self.threads.run(work) if is_long([body.tokens]) else work()
 
-    async def _made(self, job: Job, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _made(self, is_large: bool, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """A part of a job's answer, made beside the event loop where that takes long."""
-        return await self.threads.finish(make, *args, **kwargs) if job.is_large else make(*args, **kwargs)
+        return await self.threads.finish(make, *args, **kwargs) if is_large else make(*args, **kwargs)
 
     # ---- from body to job -------------------------------------------------------------------------------------
 
@@ -225,6 +231,7 @@ class Service:
         start = partial(Generation, model.client, model.tokenizer, requests)
         generation = await self.threads.run(start) if len(requests) * params.num_sequences > FEW else start()
         lengths = [len(request.prompt_token_ids) for request in requests]
+        check_prompt_logprobs(sum(lengths), body)
         model.defaults.fill_in(params, body, info.max_model_len - max(lengths))
         return Job(
             id=f"{kind}-{body.request_id or unique}",
@@ -250,6 +257,12 @@ class Service:
             with contextlib.suppress(NotQuick):
                 return work(quickly=True)
         return await self.template_threads.run(work, quickly=False)
+
+
+def _is_large(job: Job) -> bool:
+    """Whether an answer takes too long to be put together on the event loop."""
+    choices = len(job.generation.requests) * job.params.num_sequences
+    return choices > FEW or job.is_large(job.prompt_tokens, job.generation.completion_tokens)
 
 
 def _rendered(
