@@ -107,6 +107,9 @@ class Rope:
         check_numbers(self)
         if self.theta <= 0:
             raise ModelError(f"rope_theta is {self.theta}; it must be above 0")
+        if isinstance(self.scaling, FactorScaling) and len(self.scaling.factors) != self.rotary_dim // 2:
+            found, wanted = len(self.scaling.factors), self.rotary_dim // 2
+            raise ModelError(f"the rope scaling has {found} factors; it must have {wanted}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

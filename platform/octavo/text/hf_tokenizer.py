@@ -30,7 +30,7 @@ def read_hf(folder: Path) -> TokenizerParts:
     """
     backend = _read_backend(folder)
     with reading(f"the tokenizer in {folder}"):
-        config, added = _settings(folder)
+        config, added = _settings(folder, backend)
         if _is_llama(folder, config, backend):
             _set_llamas_spaces(backend, config)
         named = _named_tokens(config)
@@ -45,16 +45,20 @@ def read_hf(folder: Path) -> TokenizerParts:
         )
 
 
-def _settings(folder: Path) -> tuple[dict[str, Any], list[AddedToken]]:
-    """tokenizer_config.json, and the tokens it lists; where it lists none, those of the older files beside it."""
+def _settings(folder: Path, backend: Backend) -> tuple[dict[str, Any], list[AddedToken]]:
+    """tokenizer_config.json, and the tokens it lists; where it lists none, those of the older file beside it and, under
+    the same ids before those, tokenizer.json's own."""
     config = read_optional(folder / "tokenizer_config.json")
     if "added_tokens_decoder" in config:
         listed = sorted((config["added_tokens_decoder"] or {}).items(), key=lambda item: int(item[0]))
         return config, [_added_token(token) for _, token in listed]
     config |= read_optional(folder / "special_tokens_map.json")
     special = {*_named_tokens(config).values(), *map(_token_text, _extra(config))}
-    older = sorted(read_optional(folder / "added_tokens.json").items(), key=lambda item: int(item[1]))
-    return config, [AddedToken(text, normalized=text not in special, special=text in special) for text, _ in older]
+    older = {
+        int(token_id): AddedToken(text, normalized=text not in special, special=text in special)
+        for text, token_id in read_optional(folder / "added_tokens.json").items()
+    }
+    return config, [token for _, token in sorted((older | backend.get_added_tokens_decoder()).items())]
 
 
 def _read_backend(folder: Path) -> Backend:

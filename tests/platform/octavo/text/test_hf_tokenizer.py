@@ -118,3 +118,25 @@ def test_the_configs_flag_wins_over_tokenizer_jsons(tiny_tokenizer_dir, tmp_path
     tokenizer = load(folder)
     assert tokenizer.is_special(400)
     assert tokenizer.decode(tokenizer.encode("a<tool>b")) == "ab"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {CONFIG: {"eos_token": "<tool>"}},
+        {MAP: {"eos_token": token("<tool>", lstrip=True)}},
+        {"added_tokens.json": {"<tool>": 400, "<think>": 401}},
+        {CONFIG: {"additional_special_tokens": ["<tool>"]}, "added_tokens.json": {"<tool>": 400}},
+    ],
+)
+@pytest.mark.parametrize("special", [False, True])
+def test_flags_of_tokenizer_json_without_a_list_in_the_config(tiny_tokenizer_dir, tmp_path, files, special):
+    """A token with a name is special whatever tokenizer.json says, and the older file changes no flag of its tokens."""
+    folder = shutil.copytree(tiny_tokenizer_dir, tmp_path / "model")
+    path = folder / "tokenizer.json"
+    described = json.loads(path.read_text())
+    described["added_tokens"] = [{**entry, "special": special} for entry in described["added_tokens"]]
+    described["added_tokens"].append({"id": 400, **token("<tool>", special=special)})
+    path.write_text(json.dumps(described))
+    assert_as_in_transformers(write(folder, files))
