@@ -6,6 +6,9 @@ a misspelt key. A test holds this table against it.
 
 from __future__ import annotations
 
+import logging
+import re
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -15,10 +18,20 @@ from octavo_serve.settings import Seconds, Settings
 Port = Annotated[int, Field(ge=1, le=65_535)]
 
 
+def _host(value: str) -> str:
+    """A name, or an address; one of digits and dots, or with a colon, is meant as an address."""
+    try:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]*[A-Za-z_-][A-Za-z0-9_.-]*", value):
+            ip_address(value)
+    except ValueError:
+        raise ValueError(f"a host is a name or an address, without a scheme or a port, got {value!r}") from None
+    return value
+
+
 class HttpOptions(Settings):
     """Where and how Serve's HTTP servers listen."""
 
-    host: Annotated[str, Field(min_length=1)] | None = None
+    host: Annotated[str, AfterValidator(_host)] | None = None
     port: Port = 8000
     root_path: str = ""
     request_timeout_s: Seconds | None = None
@@ -38,11 +51,18 @@ class GrpcOptions(Settings):
     request_timeout_s: Seconds | None = None
 
 
+def _level(value: int | str) -> int | str:
+    names = logging.getLevelNamesMapping()
+    if value not in (names if isinstance(value, str) else names.values()):
+        raise ValueError(f"a log_level is one of {', '.join(names)}, got {value!r}")
+    return value
+
+
 class LoggingConfig(Settings):
     """What Serve's processes log."""
 
     encoding: Literal["TEXT", "JSON"] = "TEXT"
-    log_level: int | str = "INFO"
+    log_level: Annotated[int | str, AfterValidator(_level)] = "INFO"
     logs_dir: str | None = None
     enable_access_log: bool = True
     additional_log_standard_attrs: list[str] = Field(default_factory=list)

@@ -7,7 +7,7 @@ import os
 import re
 from hashlib import blake2b, sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -17,8 +17,8 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    TypeAdapter,
     ValidationError,
+    create_model,
     model_validator,
 )
 
@@ -36,7 +36,12 @@ Seconds = Annotated[float, Field(gt=0)]
 LONGEST_NAME = 80
 """Characters of a model's name that go into its deployment's: names of log files hold 255 bytes, and more than that."""
 
-_ENGINE = TypeAdapter(EngineConfig)
+_FIELDS: dict[str, Any] = {
+    field.name: (get_type_hints(EngineConfig)[field.name], field.default) for field in dataclasses.fields(EngineConfig)
+}
+_Strict = create_model("_Strict", __config__=ConfigDict(strict=True), **_FIELDS)
+"""`EngineConfig` without conversions: YAML's `yes` is no number of sequences, and a quoted number is a text."""
+
 _TARGETS = Targets()
 
 
@@ -49,7 +54,7 @@ def _engine(value: object) -> object:
         if key not in names:
             raise ConfigError(unknown_key(str(key), names))
     try:
-        config = _ENGINE.validate_python(value)
+        config = EngineConfig(**_Strict.model_validate(value).model_dump())
     except ValidationError as error:
         raise ConfigError(explain(error, EngineConfig, "setting")[0]) from None
     if config.quantization not in (None, "gguf", *STORED) and parse_rounding(config.quantization) is None:

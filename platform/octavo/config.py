@@ -88,6 +88,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+            if value is not None and value >= (most := 1 << (63 if name == "kv_cache_bytes" else 31)):
+                raise ConfigError(f"{name} must be below {most}")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError(f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
         if self.kv_cache_dtype not in ("auto", "float32", "bfloat16", "int8", "fp8"):

@@ -106,7 +106,7 @@ def _local(name: str, path: Path) -> Source | None:
             raise ModelError(f"{name!r} is neither a .gguf file nor a directory with a config.json")
     except (OSError, ValueError) as error:  # a name that no file can have, or a folder that is not ours
         raise ModelError(f"{name!r} cannot be looked at: {error}") from None
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.endswith(".gguf"):
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not name.endswith(".gguf"):  # ./m is a path
         return None
     raise ModelError(f"no model at {name!r}: expected a directory, a .gguf file, a hub id or package:MODULE/FILE")
 

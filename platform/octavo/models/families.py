@@ -208,9 +208,11 @@ _DEFAULTS: Config = {
 _NEVER_NONE = frozenset(_DEFAULTS) | {"max_position_embeddings", "vocab_size", "layer_norm_epsilon"}
 """What a config that says null leaves out."""
 
-_LARGEST = dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer"), 10_000) | dict.fromkeys(
-    ("num_attention_heads", "n_heads", "n_head", "num_experts", "num_local_experts"), 1 << 20
-) | dict.fromkeys(("sliding_window", "max_position_embeddings", "max_seq_len"), 1 << 31)
+_LARGEST = (
+    dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer"), 10_000)
+    | dict.fromkeys(("num_attention_heads", "n_heads", "n_head", "num_experts", "num_local_experts"), 1 << 20)
+    | dict.fromkeys(("sliding_window", "max_position_embeddings", "max_seq_len"), 1 << 31)
+)
 """Sizes that the spec's own are made from, one by one: a config must not ask for memory that no model needs, nor for
 positions that the kernels' integers do not hold."""
 

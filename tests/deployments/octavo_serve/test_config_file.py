@@ -35,6 +35,10 @@ def write(folder: Path, *apps: Any, **more: Any) -> Path:
     return path
 
 
+def engine(**settings: Any) -> dict[str, Any]:
+    return {"applications": [app(args={"models": [MODEL | {"engine": settings}]})]}
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"http_options": {"port": "eight"}}, "http_options.port must be a valid integer, got 'eight'"),
     ({"http_options": {"port": "8000"}}, "http_options.port must be a valid integer, got '8000'"),
@@ -46,6 +50,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"http_options": {"prot": 80}}, "unknown setting 'prot': did you mean 'port'? in http_options"),
     ({"http_options": {"hots": "::1"}}, "unknown setting 'hots': did you mean 'host'? in http_options"),
     ({"http_options": {"host": 0}}, "http_options.host must be a valid string, got 0"),
+    ({"http_options": {"host": "http://localhost"}}, "a host is a name or an address, without a scheme or a port"),
+    ({"http_options": {"host": "localhost:8000"}}, "got 'localhost:8000' in http_options.host"),
+    ({"http_options": {"host": "999.1.1.1"}}, "got '999.1.1.1' in http_options.host"),
+    ({"http_options": {"host": ""}}, "a host is a name or an address"),
     ({"http_options": {"request_timeout_s": -1}}, "http_options.request_timeout_s must be greater than 0, got -1"),
     ({"http_options": {"ssl_certfile": "a.pem"}}, "needs both ssl_certfile and ssl_keyfile"),
     ({"http_options": ["port"]}, "http_options must be a mapping of keys to values"),
@@ -57,6 +65,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "proxy_location must be 'Disabled', 'HeadOnly' or 'EveryNode', got 'everywhere'",
     ),
     ({"logging_config": {"log_levl": "INFO"}}, "did you mean 'log_level'? in logging_config"),
+    ({"logging_config": {"log_level": "LOUD"}}, "a log_level is one of CRITICAL, "),
     ({"target_capacity": 101}, "target_capacity must be less than or equal to 100"),
     ({"applications": []}, "applications must not be empty"),
     ({"applications": {"name": "octavo"}}, "applications must be a valid list"),
@@ -74,6 +83,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"applications": [app(), app(name="b")]}, "two applications have the route_prefix '/'"),
     ({"applications": [app(import_path="octavo_serve.app.build")]}, "no application has import_path"),
     ({"applications": [app(deployments=[{"name": "gatway"}])]}, "unknown deployment 'gatway': did you mean 'gateway'?"),
+    (engine(max_num_seqs="32"), "max_num_seqs must be a valid integer, got '32' in models.0.engine"),
+    (engine(max_num_seqs=True), "max_num_seqs must be a valid integer, got True in models.0.engine"),
+    (engine(max_num_seqs=10**50), "max_num_seqs must be below 2147483648 in models.0.engine"),
+    (engine(kv_cache_bytes=1e9), "kv_cache_bytes must be a valid integer, got 1000000000.0 in models.0.engine"),
+    (engine(enable_prefix_caching="no"), "enable_prefix_caching must be a valid boolean, got 'no'"),
     (
         {"applications": [app(), app(name="b", route_prefix="/b", args={"models": [{"name": "m"}]})]},
         "application 'b': setting 'models.0.source' is required",
@@ -190,6 +204,8 @@ def test_any_value_in_any_place_is_taken_or_refused_in_a_sentence(data: st.DataO
 MISSING: list[tuple[dict[str, Any], str]] = [
     ({"source": "/nowhere/m.gguf"}, "model 'm': no model at '/nowhere/m.gguf'"),
     ({"source": "models/m.gguf"}, "model 'm': no model at 'models/m.gguf'"),
+    ({"source": "./m"}, "model 'm': no model at './m'"),
+    ({"source": "../m"}, "model 'm': no model at '../m'"),
     ({"source": "~nobody-here/m.gguf"}, "model 'm': no model at '~nobody-here/m.gguf'"),
     ({"source": "m.gguf#sha256=12"}, "64 hexadecimal digits"),
     ({"source": "m"}, "model 'm': no model at 'm'"),
