@@ -123,7 +123,7 @@ BAD = {
     ),
     "no object": ({"json": [1]}, 400, "must be"),
     "no messages": ({"json": {"model": "smollm2"}}, 400, "'messages' is required"),
-    "empty messages": ({"json": {"messages": []}}, 400, "at least one message"),
+    "empty messages": ({"json": {"messages": []}}, 400, "must not be empty"),
     "wrong type": ({"json": {"messages": FRANCE, "temperature": "hot"}}, 400, "temperature"),
     "wrong type deep": ({"json": {"messages": [{"role": 1}]}}, 400, "messages.0.role"),
     "unknown model": ({"json": {"model": "gpt-4", "messages": FRANCE}}, 404, "served here: smollm2"),
