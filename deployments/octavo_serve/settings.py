@@ -366,8 +366,8 @@ class ApiKey(Settings):
 class PriorityRange(Settings):
     """What clients may say in `priority`: lower goes first, and what is outside is taken as the nearer end."""
 
-    min: int = 0
-    max: int = 0
+    min: int = Field(0, ge=-(2**63), lt=2**63)
+    max: int = Field(0, ge=-(2**63), lt=2**63)
 
     @model_validator(mode="after")
     def _bounds_are_in_order(self) -> Self:

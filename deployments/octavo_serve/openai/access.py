@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import logging
 import time
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
@@ -123,7 +124,7 @@ def read_keys(file: Path) -> list[bytes]:
             content = opened.read(LARGEST_FILE + 1)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"the file {str(file)!r} with keys cannot be read: {error}") from None
-    lines = [line.strip() for line in content.splitlines()]
+    lines = [line.strip() for line in content.removeprefix(BOM_UTF8).splitlines()]  # some editors begin with it
     keys = [line for line in lines if line and not line.startswith(b"#")]
     if len(content) > LARGEST_FILE or any(not _is_key(key) for key in keys):
         raise ConfigError(

@@ -47,6 +47,10 @@ WRONG = [
     ({"models": [MODEL], "isolate_cache": True}, "isolate_cache keeps the prompts of different keys apart"),
     ({"models": [MODEL], "client_priority": {"min": 2, "max": 1}}, "min 2 must not be above max 1"),
     ({"models": [MODEL], "client_priority": {"mim": 2}}, "did you mean 'min'? in client_priority"),
+    (
+        {"models": [MODEL], "client_priority": {"max": 2**63}},
+        "client_priority.max must be less than 9223372036854775808",
+    ),
     ({"models": [MODEL], "allowed_hosts": ["http://a"]}, "'http://a' is not a host"),
     ({"models": [MODEL], "allowed_hosts": ["a:80"]}, "'a:80' is not a host"),
     ({"models": [MODEL], "cors_origins": ["app.example.com"]}, "'app.example.com' is not an origin"),

@@ -59,6 +59,11 @@ def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     assert (keys.holder(b"old"), keys.holder(b"new")) == (None, ALICE)
 
 
+def test_a_file_of_another_systems_editor(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_bytes(b"\xef\xbb\xbfone\r\n# two\r\nthree\r\n")
+    assert read_keys(tmp_path / "keys") == [b"one", b"three"]
+
+
 def test_a_file_that_pretends_to_be_the_old_one_is_read_again(tmp_path: Path) -> None:
     """Rights that are given later change no time of the content either, and open a file that could not be read."""
     clock, file = Clock(), tmp_path / "keys"
