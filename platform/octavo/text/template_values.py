@@ -25,6 +25,9 @@ class NoContent(jinja2.Undefined):
             raise AttributeError(name)
         return getattr("", name)
 
+    def __getitem__(self, key: object) -> NoContent:  # type: ignore[override]  # Jinja's raises
+        return self
+
     def __add__(self, other: Any) -> Any:
         return other
 
@@ -36,6 +39,10 @@ class OnePart(str):
 
     def __iter__(self) -> Iterator[Any]:
         return iter([{"type": "text", "text": str(self)}])
+
+    def __getitem__(self, key: Any) -> Any:
+        """As of a string; the first of an empty one is undefined, and so is its type."""
+        return super().__getitem__(key) if self or isinstance(key, slice) else NoContent(name="content")
 
 
 class Arguments(dict[str, Any]):

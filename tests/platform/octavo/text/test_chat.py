@@ -330,6 +330,16 @@ NOTHING = {
 }
 
 
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": ""}])
+def test_a_template_may_look_at_the_first_part_of_a_content_that_has_none(content):
+    source = (
+        "{% for m in messages %}{{ m.role }}{{ '' if m.content[0].type == 'image' else ': ' }}"
+        "{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% for c in m.tool_calls %}{{ c.id }}{% endfor %};{% endfor %}"
+    )
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", **content, "tool_calls": [CALL]}]
+    assert render_chat(tokenizer_with(source), messages) == "user: Hi;assistant: call_1;"
+
+
 @pytest.mark.parametrize("content", [{}, {"content": None}])
 @pytest.mark.parametrize("shape", NOTHING)
 def test_a_call_needs_no_content(in_transformers, shape, content):
