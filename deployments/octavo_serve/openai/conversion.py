@@ -93,6 +93,10 @@ def _check_sequences(body: SamplingBody, limits: Limits) -> None:
 
 def _max_tokens(body: ChatRequest | CompletionRequest) -> int | None:
     if isinstance(body, ChatRequest):
+        if body.max_completion_tokens is not None and body.max_completion_tokens < 1:
+            raise BadRequest(
+                f"max_completion_tokens must be at least 1, got {body.max_completion_tokens}", "max_completion_tokens"
+            )
         return body.asked_tokens
     # none are wanted: one token is generated and left out
     return 16 if body.max_tokens is None else body.max_tokens or 1

@@ -148,6 +148,7 @@ class ChatRequest(SamplingBody):
     messages: Messages
     logprobs: bool | None = None
     top_logprobs: Integer | None = within(0, MAX_LOGPROBS)
+    max_tokens: Integer | None = within(1, INT64[1])
     max_completion_tokens: Integer | None = within(1, INT64[1], "Wins over max_tokens.")
     tools: Tools | None = None
     tool_choice: Annotated[str | Options, Field(union_mode="left_to_right")] | None = only("none", "auto")

@@ -376,6 +376,13 @@ def test_a_template_that_does_not_end_is_one_sentence(service: Service, client: 
     assert chat(service)["choices"][0]["message"]["content"] == "Paris."
 
 
+def test_a_limit_that_is_too_low_is_called_by_its_name(service: Service) -> None:
+    for name in ("max_tokens", "max_completion_tokens"):
+        with pytest.raises(BadRequest, match=f"^{name} must be at least 1") as refused:
+            chat(service, **{name: 0})
+        assert refused.value.param == name
+
+
 def test_max_completion_tokens_wins_and_is_counted(service: Service, client: Any) -> None:
     client.texts = ["One two three four five six seven."]
     answer = chat(service, max_tokens=0, max_completion_tokens=5)
