@@ -225,6 +225,7 @@ def check_files(plan: Plan) -> None:
             problems += _of_model(model)
     for name in ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs"):
         problems += _missing(plan.document["http_options"].get(name), f"http_options.{name}")
+    problems = problems or _not_loadable([model for settings in plan.settings for model in settings.models])
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -240,6 +241,23 @@ def _of_model(model: ModelSettings) -> list[str]:
 
         found += _problem(whose, load_profile, model.engine.rehearsal)
     return found
+
+
+def _not_loadable(models: list[ModelSettings]) -> list[str]:
+    """Settings that a model's files contradict; and what is wrong with the models where nothing is right with any: one
+    that is broken is no reason not to serve the others."""
+    from octavo.models.source_spec import check_loadable  # numpy
+
+    wrong, broken = [], []
+    for model in models:
+        if model.engine.rehearsal is None and (source := check_source(model.source)) is not None:
+            try:
+                check_loadable(source, model.engine.quantization, model.engine.max_model_len)
+            except ConfigError as error:
+                wrong.append(f"model {model.name!r}: {error}")
+            except ModelError as error:
+                broken.append(f"model {model.name!r}: {error}")
+    return wrong or (broken if len(broken) == len(models) else [])
 
 
 def _problem(whose: str, look: Callable[[T], object], at: T) -> list[str]:

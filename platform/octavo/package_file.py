@@ -58,7 +58,10 @@ def find_package_file(name: str) -> Path | tuple[str, str, list[Path]]:
 def _folders(module: str) -> list[Path]:
     # find_spec on a top-level name imports nothing; on a dotted one it would import the parents
     top, *rest = module.split(".")
-    spec = importlib.util.find_spec(top) if top.isidentifier() else None
+    try:
+        spec = importlib.util.find_spec(top) if top.isidentifier() else None
+    except ValueError:  # of __main__ and its like
+        spec = None
     return [Path(folder, *rest) for folder in (spec and spec.submodule_search_locations) or []]
 
 

@@ -69,8 +69,11 @@ def _verify(source: Source, wanted: str) -> None:
     verify(source.path, wanted, source.name)
 
 
-def check_source(name: str) -> None:
+def check_source(name: str) -> Source | None:
     """Raise what `resolve_source` would, as far as a look at this machine's files tells: nothing is fetched or written.
+
+    Returns:
+        the model, without a look at its sum; None where it has to be fetched or put together.
 
     Raises:
         ModelError: nothing usable is there, or a hub id is not in the cache and may not be fetched.
@@ -78,12 +81,13 @@ def check_source(name: str) -> None:
     name, _ = _split_sum(name)
     if name.startswith(PACKAGE):
         found = find_package_file(name.removeprefix(PACKAGE))
-        if isinstance(found, Path):
-            _local(name, found)
-    elif _local(name, _place(name)) is None and _offline() and not _in_cache(name):
+        return _local(name, found) if isinstance(found, Path) else None
+    source = _local(name, _place(name))
+    if source is None and _offline() and not _in_cache(name):
         raise ModelError(
             f"{name!r} is neither a local path nor in the hub's cache, and HF_HUB_OFFLINE forbids fetching it"
         )
+    return source
 
 
 def _place(name: str) -> Path:

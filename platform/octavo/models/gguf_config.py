@@ -10,6 +10,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from octavo.errors import ModelError
 from octavo.gguf_header import read_directory, read_metadata
 from octavo.model_files import reading
@@ -180,14 +182,16 @@ def _yarn(meta: Metadata, config: Config, factor: float, attention: float) -> Co
 
 def _with_factors(meta: Metadata, scaling: Config, rotary_dim: int) -> Config:
     """A file's own divisor for each frequency, times that of linear scaling."""
-    from octavo.models.weights.gguf_file import read_rows  # torch
-
     if scaling and scaling["rope_type"] != "linear":
         raise ModelError(f"rope_freqs.weight together with rope scaling {scaling['rope_type']!r} is not supported")
     linear = scaling.get("factor", 1.0)
-    factors = [linear * value for rows in read_rows(meta.tensors["rope_freqs.weight"]) for value in rows.tolist()]
-    if len(factors) != rotary_dim // 2 or not all(0 < factor < math.inf for factor in factors):
-        raise ModelError(f"rope_freqs.weight does not hold {rotary_dim // 2} positive divisors")
+    stored, count = meta.tensors["rope_freqs.weight"], rotary_dim // 2
+    if (stored.format, stored.shape) != ("F32", (count,)):
+        raise ModelError(f"rope_freqs.weight does not hold {count} positive divisors in float32")
+    values = np.fromfile(stored.file, "<f4", count, offset=stored.offset).tolist()
+    factors = [linear * value for value in values]
+    if not all(0 < factor < math.inf for factor in factors):
+        raise ModelError(f"rope_freqs.weight does not hold {count} positive divisors")
     return {"rope_type": "factors", "factors": factors}
 
 

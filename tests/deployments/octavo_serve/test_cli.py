@@ -145,7 +145,8 @@ def test_two_servers_on_one_host_share_no_port_and_no_file(tmp_path: Path, monke
 @pytest.mark.slow
 def test_a_damaged_model_ends_it_with_the_shards_own_words(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(bytes(100))
-    path = config(tmp_path, models=[{"name": "m", "source": "model.gguf"}])
+    engine = {"rehearsal": "llama-8b-h100"}  # of whose model the start reads nothing
+    path = config(tmp_path, models=[{"name": "m", "source": "model.gguf", "engine": engine}])
     done = octavo("serve", path, "--port", str(free_block(1)), "--no-fast")
     assert done.returncode == 1
     assert "model.gguf is damaged or cannot be read" in done.stdout

