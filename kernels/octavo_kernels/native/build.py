@@ -7,6 +7,7 @@ the library; it appears by an atomic rename.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import logging
@@ -128,6 +129,8 @@ def _run(command: list[str]) -> str:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
         raise BuildError(f"{command[0]} does not run: {error}") from error
+    if result.returncode and os.strerror(errno.ENOSPC) in result.stderr:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # another folder may have room
     if result.returncode:
         raise BuildError(f"{' '.join(command)} failed:\n{result.stderr.strip()}")
     return result.stdout

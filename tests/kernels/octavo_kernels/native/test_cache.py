@@ -210,3 +210,19 @@ def test_a_library_that_others_may_write_is_compiled_anew(folder, tmp_path, monk
     library.chmod(0o666)
     assert build.library_path("portable").stat().st_ino != before.st_ino
     assert library.stat().st_mode & 0o022 == 0
+
+
+def test_a_folder_too_full_to_compile_in_gives_way_to_the_temporary_one(folder, tmp_path, monkeypatch, caplog):
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f"""#!/bin/sh
+        for last; do :; done
+        case "$last" in
+            --version) echo 1 ;;
+            {folder}*) echo "fatal error: can't write: '{os.strerror(errno.ENOSPC)}'" >&2; exit 1 ;;
+            *) touch "$last" ;;
+        esac
+    """)
+    compiler.chmod(0o755)
+    monkeypatch.setattr(build, "find_compiler", lambda: str(compiler))
+    assert build.library_path("portable").is_relative_to(Path(tempfile.gettempdir()) / f"octavo-{os.getuid()}")
+    assert f"{folder} cannot be used" in caplog.text
