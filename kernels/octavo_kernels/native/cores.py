@@ -7,6 +7,7 @@ they use it up early in each period of 100 ms, and all of them stand still for t
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -25,7 +26,7 @@ def _quotas() -> Iterator[float]:
     for folder, form in _groups():
         try:
             yield from _read_v2(folder) if form == "cgroup2" else _read_v1(folder)
-        except (OSError, ValueError):
+        except (OSError, ValueError, ArithmeticError):
             continue  # a group outside this container, or a kernel built without quotas
 
 
@@ -50,16 +51,22 @@ def _groups() -> Iterator[tuple[Path, str]]:
         if len(mount) < 5 or (form != "cgroup2" and (form != "cgroup" or "cpu" not in options.split(","))):
             continue
         own = PurePosixPath(_own_group(form))
-        folder = ROOT / mount[4].lstrip("/")
+        root, place = map(_unescaped, mount[3:5])
+        folder = ROOT / place.lstrip("/")
         # Inside a container the path is often the machine's, of which only the end, or nothing, is mounted.
-        inner = own.relative_to(mount[3]) if own.is_relative_to(mount[3]) else PurePosixPath()
+        inner = own.relative_to(root) if own.is_relative_to(root) else PurePosixPath()
         for part in (inner, *inner.parents):
             yield folder / part, form
 
 
+def _unescaped(path: str) -> str:
+    """A path of mountinfo, which writes spaces and the like as three octal digits."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
+
+
 def _own_group(form: str) -> str:
     for line in _lines("proc/self/cgroup"):
-        number, controllers, path = line.split(":", 2)
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
         if (number == "0" and not controllers) if form == "cgroup2" else "cpu" in controllers.split(","):
             return path
     return "/"

@@ -25,6 +25,10 @@ CASES = {
                                               "cpu,cpuacct/cpu.cfs_period_us": "100000"}, 64),
     "v1, docker": (DOCKER, "4:cpu,cpuacct:/docker/abc", {"cpu,cpuacct/cpu.cfs_quota_us": "700000",
                                                           "cpu,cpuacct/cpu.cfs_period_us": "100000"}, 7),
+    "v2, a space in the path": (V2.replace("cgroup rw", "cgroup/my\\040group rw"), "0::/",
+                                {"my group/cpu.max": "200000 100000"}, 2),
+    "a line of another form": (V2, "x\n0::/", {"cpu.max": "200000 100000"}, 2),
+    "no period": (V2, "0::/", {"cpu.max": "200000 0"}, 64),
     "nonsense": (V2 + "\nx", "0::/", {"cpu.max": "many"}, 64),
 }  # fmt: skip
 
