@@ -37,7 +37,8 @@ def recommended_sampling(source: Source) -> dict[str, float]:
         params = SamplingParams(**values)
     except BadRequest as error:
         raise ModelError(f"{source.name}: its recommended sampling is wrong: {error}") from error
-    return {name: getattr(params, name) for name in values}
+    names = [*values, "temperature"] if values.get("top_p") == 0 else values  # which is a temperature of 0
+    return {name: getattr(params, name) for name in names}
 
 
 def _of_gguf(source: Source) -> dict[str, Any]:

@@ -24,6 +24,10 @@ def test_a_directory(tmp_path: Path) -> None:
     assert found == {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
 
 
+def test_a_top_p_of_zero_is_greedy(tmp_path: Path) -> None:
+    assert recommended_sampling(directory(tmp_path, '{"top_p": 0}'))["temperature"] == 0
+
+
 def test_a_directory_that_says_nothing(tmp_path: Path) -> None:
     assert recommended_sampling(Source("it", tmp_path, "hf")) == {}
     assert recommended_sampling(directory(tmp_path, '{"eos_token_id": 3}')) == {}
