@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from octavo.errors import BadRequest
+from octavo.model_files import reading
 from octavo.source import Source
 from octavo.text.gguf_tokenizer import byte_alphabet, read_gguf
 from octavo.text.hf_tokenizer import read_hf
@@ -61,6 +62,7 @@ class Tokenizer:
 
         Raises:
             BadRequest: the text is not valid Unicode (it holds a lone surrogate).
+            ModelError: the model's own pattern for cutting texts gives up on this one, or a token it needs is missing.
         """
         try:
             text.encode()
@@ -69,7 +71,11 @@ class Tokenizer:
                 f"the text is not valid Unicode: character {error.start} is half of a surrogate pair"
             ) from None
         # unlike `encode`, the batch call releases the GIL and computes no character offsets
-        ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        try:
+            ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        except BaseException:
+            with reading("the model's tokenizer"):  # not around it: that would cost 1 us each time
+                raise
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -77,11 +83,15 @@ class Tokenizer:
 
         Raises:
             BadRequest: an id is negative or does not fit 32 bits.
+            ModelError: the model's own decoder gives up.
         """
         try:
             return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
         except OverflowError:
             raise BadRequest(f"token ids must be at least 0 and less than {self.vocab_size}") from None
+        except BaseException:
+            with reading("the model's tokenizer"):
+                raise
 
     def is_special(self, token_id: int) -> bool:
         """Whether `decode` leaves the token out when it skips special tokens."""

@@ -196,6 +196,16 @@ def test_damaged_files_are_named(name, tiny_tokenizer_dir, tmp_path):
         load(folder)
 
 
+def test_a_pattern_that_gives_up_on_a_text_is_the_models_fault(tiny_tokenizer_dir, tmp_path):
+    folder = shutil.copytree(tiny_tokenizer_dir, tmp_path / "model")
+    path = folder / "tokenizer.json"
+    cut = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pre_tokenizer": cut}))
+    tokenizer = load_tokenizer(Source(str(folder), folder, "hf"))
+    with pytest.raises(ModelError, match="the model's tokenizer is damaged or cannot be read"):
+        tokenizer.encode("a" * 40 + "!")
+
+
 def test_text_loads_nothing_slow():
     code = (
         "import sys, octavo.text.tokenizer, octavo.text.chat, octavo.text.output;"
