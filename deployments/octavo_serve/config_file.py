@@ -246,13 +246,18 @@ def _of_model(model: ModelSettings) -> list[str]:
 def _not_loadable(models: list[ModelSettings]) -> list[str]:
     """Settings that a model's files contradict; and what is wrong with the models where nothing is right with any: one
     that is broken is no reason not to serve the others."""
-    from octavo.models.source_spec import check_loadable  # numpy
+    from octavo.models.parallel import TPGroup  # numpy
+    from octavo.models.source_spec import check_loadable, read_share
 
     wrong, broken = [], []
     for model in models:
         if model.engine.rehearsal is None and (source := check_source(model.source)) is not None:
             try:
                 check_loadable(source, model.engine.quantization, model.engine.max_model_len)
+                if model.tensor_parallel > 1:
+                    group = TPGroup()
+                    group.size = model.tensor_parallel
+                    read_share(source, group)
             except ConfigError as error:
                 wrong.append(f"model {model.name!r}: {error}")
             except ModelError as error:

@@ -244,6 +244,9 @@ def test_a_setting_that_the_models_file_contradicts_is_named(tmp_path: Path) -> 
     plan = read_plan(write(tmp_path, **engine(max_model_len=1_000_000)))
     with pytest.raises(ConfigError, match="model 'm': max_model_len is 1000000, but the model holds at most 8192"):
         check_files(plan)
+    plan = read_plan(write(tmp_path, app(args={"models": [MODEL | {"tensor_parallel": 64}]})))
+    with pytest.raises(ConfigError, match=r"model 'm': .*tensor_parallel"):
+        check_files(plan)
 
 
 def test_a_broken_model_is_refused_unless_another_can_be_served(tmp_path: Path) -> None:
