@@ -8,6 +8,7 @@ import pytest
 
 from octavo.errors import ModelError
 from octavo.source import Source
+from octavo.text.gguf_tokenizer import merges_from_scores
 from octavo.text.pre_tokenizer import SPLITTINGS
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -272,3 +273,10 @@ def test_a_file_without_a_tokenizer(tmp_path: Path):
     writer.close()
     with pytest.raises(ModelError, match="kind None"):
         load_tokenizer(Source("bare", tmp_path / "bare.gguf", "gguf"))
+
+
+def test_merges_of_a_token_that_no_model_has_are_not_looked_for():
+    """It would be cut a million times."""
+    token = "a" * (1 << 20)
+    with pytest.raises(ModelError, match="they cannot be found for the token 'aaaa"):
+        merges_from_scores({"a": 0, token: 1}, {"a": 0.0, token: 0.0})
