@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from octavo_serve.openai.schemas import (
     SamplingBody,
     Usage,
 )
-from octavo_serve.openai.turns import Turns
+from octavo_serve.openai.turns import PIECES, Turns
 from octavo_serve.telemetry import RequestTimer
 
 MANY = 1000
@@ -102,11 +103,10 @@ async def pieces_of(job: Job) -> AsyncGenerator[list[Piece], None]:
                     job.timer.placed(placement, cached)
                 begun = len(job.generation.begun)
                 job.headers |= routing_headers(job.generation.begun)
-            joined = await _joined(pieces)
-            turns = Turns()
-            for piece in joined:
-                if turns.over:
-                    await turns.pause()
+            joined = pieces if len(pieces) == 1 else await _joined(pieces)
+            for number, piece in enumerate(joined, 1):
+                if number % PIECES == 0:
+                    await asyncio.sleep(0)
                 job.timer.tokens(piece.choice, len(piece.token_ids))
                 if piece.finish_reason is not None:
                     job.timer.finished(piece.finish_reason)
@@ -295,8 +295,10 @@ class Writer:
 
     def is_long(self, piece: Piece) -> bool:
         """Whether `choice` belongs into a thread."""
-        prompt = self.job.generation.requests[self.prompt].prompt_token_ids
-        return self.job.is_large(len(prompt) if self.owes_prompt else 0, len(piece.token_ids))
+        if self.owes_prompt:
+            prompt = self.job.generation.requests[self.prompt].prompt_token_ids
+            return self.job.is_large(len(prompt), len(piece.token_ids))
+        return piece.logprobs is not None and self.job.is_large(0, len(piece.token_ids))
 
     def choice(self, piece: Piece) -> CompletionChoice:
         text, parts, body = "", [], self.job.body

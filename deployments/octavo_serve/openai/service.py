@@ -6,6 +6,7 @@ event comes with the first token: everything that can be refused is refused befo
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 import time
@@ -61,7 +62,7 @@ from octavo_serve.openai.schemas import (
     Tokens,
 )
 from octavo_serve.openai.threads import Threads
-from octavo_serve.openai.turns import Turns
+from octavo_serve.openai.turns import PIECES
 from octavo_serve.telemetry import Telemetry
 
 P = ParamSpec("P")
@@ -112,17 +113,19 @@ class Service:
         started: set[int] = set()
         async with aclosing(pieces_of(job)) as stream:
             async for pieces in stream:
-                turns = Turns()
-                for piece in pieces:
-                    if turns.over:
-                        await turns.pause()
+                for number, piece in enumerate(pieces, 1):
+                    if number % PIECES == 0:
+                        await asyncio.sleep(0)
                     if piece.choice not in started:
                         is_large = not started and job.is_large(job.prompt_tokens, 0)
                         yield await self._made(is_large, first_chat_chunk, job, piece.choice, not started)
                         started.add(piece.choice)
                     job.sent += len(piece.token_ids)
-                    is_large = job.is_large(0, len(piece.token_ids))
-                    for choice in await self._made(is_large, chat_deltas, piece, job):
+                    if piece.logprobs is not None and job.is_large(0, len(piece.token_ids)):
+                        deltas = await self.threads.finish(chat_deltas, piece, job)
+                    else:
+                        deltas = chat_deltas(piece, job)
+                    for choice in deltas:
                         yield chat_chunk(job, [choice])
         if body.wants_usage:
             yield {**chat_chunk(job, []), "usage": job.usage}
@@ -147,15 +150,18 @@ class Service:
         writers = writers_of(job)
         async with aclosing(pieces_of(job)) as stream:
             async for pieces in stream:
-                turns = Turns()
-                for piece in pieces:
-                    if turns.over:
-                        await turns.pause()
+                for number, piece in enumerate(pieces, 1):
+                    if number % PIECES == 0:
+                        await asyncio.sleep(0)
                     job.sent += len(piece.token_ids)
                     writer = writers[piece.choice]
-                    if writer.owes_prompt or says_something(piece, body) or piece.finish_reason:
-                        choice = await self._made(writer.is_long(piece), writer.choice, piece)
-                        yield with_usage(job, completion_chunk(job, [choice]))
+                    if writer.is_long(piece):
+                        choice = await self.threads.finish(writer.choice, piece)
+                    elif writer.owes_prompt or says_something(piece, body) or piece.finish_reason:
+                        choice = writer.choice(piece)
+                    else:
+                        continue
+                    yield with_usage(job, completion_chunk(job, [choice]))
         if body.wants_usage:
             yield {**completion_chunk(job, []), "usage": job.usage}
 

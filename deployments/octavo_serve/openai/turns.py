@@ -8,6 +8,9 @@ import time
 SLICE = 0.002
 """Seconds of work after which the others have their turn."""
 
+PIECES = 32
+"""Pieces of a stream that are written in one turn: at 20 to 50 us each, far cheaper to count than to time."""
+
 
 class Turns:
     """Tells how long the loop has been held; begins when it is made, and again after each turn of the others."""
