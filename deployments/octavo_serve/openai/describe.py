@@ -175,7 +175,8 @@ def _described(operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
 def _content(name: str, kind: Any, refs: dict[Any, Any]) -> dict[str, Any]:
     if name != EVENTS:
         return {"type": "string"} if kind is None else dict(refs[kind])
-    data = {"type": "string", "contentMediaType": JSON, "contentSchema": refs[kind]}
+    event = {"contentMediaType": JSON, "contentSchema": {"anyOf": [refs[kind], refs[ErrorBody]]}}
+    data = {"type": "string", "anyOf": [{"const": "[DONE]"}, event]}
     return {
         "type": "object",
         "description": "With `stream: true`, server-sent events such as this: the data of each is a chunk, of the last "
