@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ from octavo_serve.openai.schemas import (
     SamplingBody,
     Usage,
 )
-from octavo_serve.openai.turns import PIECES, Turns
+from octavo_serve.openai.turns import Turns
 from octavo_serve.telemetry import RequestTimer
 
 MANY = 1000
@@ -104,9 +103,10 @@ async def pieces_of(job: Job) -> AsyncGenerator[list[Piece], None]:
                 begun = len(job.generation.begun)
                 job.headers |= routing_headers(job.generation.begun)
             joined = pieces if len(pieces) == 1 else await _joined(pieces)
-            for number, piece in enumerate(joined, 1):
-                if number % PIECES == 0:
-                    await asyncio.sleep(0)
+            turns = None if len(joined) == 1 else Turns()
+            for piece in joined:
+                if turns is not None and turns.over:  # each of its tokens is counted: a long piece takes long
+                    await turns.pause()
                 job.timer.tokens(piece.choice, len(piece.token_ids))
                 if piece.finish_reason is not None:
                     job.timer.finished(piece.finish_reason)
