@@ -15,10 +15,10 @@ from functools import partial
 from typing import Any
 
 import ray
-from fastapi import FastAPI
 from ray import serve
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
 
 from octavo.source import Source
 from octavo.text.recommended import recommended_sampling
@@ -113,7 +113,7 @@ class Gateway:
         ]
         return _Served(model, entry, client, tasks)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> Starlette:
         app = http_app(self.service, self, self.access)
         app.add_middleware(self._drain.around)
         return app

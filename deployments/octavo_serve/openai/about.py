@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
 
 from octavo import __version__
 from octavo_serve.openai.describe import openapi, page
@@ -13,7 +15,7 @@ from octavo_serve.openai.schemas import TokenizerInfo
 from octavo_serve.openai.service import Service
 
 
-def add_about(app: FastAPI, service: Service) -> None:
+def add_about(app: Starlette, service: Service) -> None:
     """Add the routes; Starlette answers HEAD where there is a GET."""
 
     async def version(request: Request) -> Response:

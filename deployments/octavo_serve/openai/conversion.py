@@ -120,6 +120,9 @@ def check_prompt_logprobs(prompt_tokens: int, body: ChatRequest | CompletionRequ
     Args:
         prompt_tokens: of all prompts; a completion's choices each repeat those of their prompt.
     """
+    echoes = isinstance(body, CompletionRequest) and body.echo
+    if body.prompt_logprobs is None and not echoes:
+        return
     asked = [body.prompt_logprobs]
     if isinstance(body, CompletionRequest):
         asked = [*asked, body.logprobs if body.echo else None] * body.sequences

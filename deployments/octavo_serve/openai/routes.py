@@ -9,9 +9,10 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, Protocol
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import StreamingResponse
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo.errors import OctavoError
@@ -48,18 +49,18 @@ class Backend(Protocol):
         ...
 
 
-class _App(FastAPI):
-    """FastAPI with the door outermost: also before what answers exceptions that nobody handles."""
+class _App(Starlette):
+    """Starlette with the door outermost: also before what answers exceptions that nobody handles."""
 
     def __init__(self, access: Access, telemetry: Telemetry) -> None:
-        super().__init__(title="Octavo", openapi_url=None, docs_url=None, redoc_url=None)
+        super().__init__()
         self._door = partial(Door, access=access, telemetry=telemetry)
 
     def build_middleware_stack(self) -> ASGIApp:
         return self._door(super().build_middleware_stack())
 
 
-def http_app(service: Service, backend: Backend, access: Access | None = None) -> FastAPI:
+def http_app(service: Service, backend: Backend, access: Access | None = None) -> Starlette:
     """The gateway's ASGI application.
 
     Args:
@@ -76,7 +77,7 @@ def http_app(service: Service, backend: Backend, access: Access | None = None) -
     return app
 
 
-def _add_generation(app: FastAPI, service: Service, access: Access) -> None:
+def _add_generation(app: Starlette, service: Service, access: Access) -> None:
     async def chat_completions(request: Request) -> Response:
         body = await body_of(request, ChatRequest, service)
         tells = admit(access.rules, request, body)
@@ -94,12 +95,11 @@ def _add_generation(app: FastAPI, service: Service, access: Access) -> None:
             return await event_stream(events, service, headers, tells)
         return await answer_reply(await service.complete(body, session, headers), service, headers, tells)
 
-    # Starlette's routes: FastAPI's would look for dependencies that are not there, a quarter of a short request's CPU
     app.add_route("/v1/chat/completions", chat_completions, methods=["POST"])
     app.add_route("/v1/completions", completions, methods=["POST"])
 
 
-def _add_models(app: FastAPI, service: Service, access: Access) -> None:
+def _add_models(app: Starlette, service: Service, access: Access) -> None:
     async def models(request: Request) -> Response:
         cards = service.models.cards(access.rules.explains(request.scope.get(CALLER)))
         return json_reply({"object": "list", "data": cards})
@@ -108,11 +108,11 @@ def _add_models(app: FastAPI, service: Service, access: Access) -> None:
         name = request.path_params["name"]
         return json_reply(service.models.card(name, access.rules.explains(request.scope.get(CALLER))))
 
-    app.add_route("/v1/models", models, methods=["GET"])  # and HEAD, which FastAPI's own routes leave out
+    app.add_route("/v1/models", models, methods=["GET"])  # and HEAD
     app.add_route("/v1/models/{name:path}", model, methods=["GET"])
 
 
-def _add_text(app: FastAPI, service: Service) -> None:
+def _add_text(app: Starlette, service: Service) -> None:
     async def tokenize(request: Request) -> Response:
         body = await body_of(request, TokenizeRequest, service)
         return json_reply(await service.tokenize(body))
@@ -125,7 +125,7 @@ def _add_text(app: FastAPI, service: Service) -> None:
     app.add_route("/detokenize", detokenize, methods=["POST"])
 
 
-def _add_operations(app: FastAPI, service: Service, backend: Backend, access: Access) -> None:
+def _add_operations(app: Starlette, service: Service, backend: Backend, access: Access) -> None:
     async def health(request: Request) -> Response:
         """What is known of each model, at once: 200 unless no model can answer. Without a key that is all it says."""
         entries = service.models.entries
@@ -145,7 +145,7 @@ def _add_operations(app: FastAPI, service: Service, backend: Backend, access: Ac
     app.add_route("/metrics", metrics, methods=["GET"])
 
 
-def _add_errors(app: FastAPI, telemetry: Telemetry) -> None:
+def _add_errors(app: Starlette, telemetry: Telemetry) -> None:
     async def on_error(request: Request, error: Exception) -> Response:
         reply = reply_for(error)
         telemetry.errors.labels(reply.status).inc()
