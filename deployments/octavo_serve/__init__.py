@@ -1,4 +1,4 @@
-"""Octavo on Ray Serve: gateway, shards, router and the command line; the only package that imports Ray or serves HTTP."""
+"""Octavo on Ray Serve: gateway, shards, router and the command line; only this package imports Ray or serves HTTP."""
 
 import time
 
