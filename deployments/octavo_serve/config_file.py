@@ -30,7 +30,7 @@ START_KEY = "octavo-serve"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Awaited:
     """A model that must answer before the server has started.
 
     Attributes:
@@ -52,7 +52,7 @@ class Plan:
     apps: list[str]
     host: str
     port: int
-    asked: list[Asked]  # of all our applications
+    awaited: list[Awaited]  # of all our applications
     settings: list[AppSettings]  # of our applications
     key: str | None  # that opens all our applications that have keys
 
@@ -76,12 +76,12 @@ class Plan:
     @property
     def route(self) -> str:
         """Of the first of our applications, "" for the root."""
-        return self.asked[0].route
+        return self.awaited[0].route
 
     @property
     def models(self) -> list[str]:
         """What the models of all our applications are called."""
-        return [asked.label for asked in self.asked]
+        return [model.label for model in self.awaited]
 
     @property
     def headers(self) -> dict[str, str]:
@@ -129,7 +129,7 @@ def read_plan(config: Path, port: int | None = None, host: str | None = None) ->
         [app.name for app in apps],
         options["host"],
         options["port"],
-        _asked([app for app, _ in ours], settings),
+        _awaited([app for app, _ in ours], settings),
         settings,
         key if any(found.api_keys for found in settings) else None,
     )
@@ -173,13 +173,13 @@ def _start_key(key: str) -> ApiKey:
     return ApiKey(name=START_KEY, sha256=sha256(key.encode()).hexdigest(), operator=True)
 
 
-def _asked(apps: Sequence[Application], settings: Sequence[AppSettings]) -> list[Asked]:
+def _awaited(apps: Sequence[Application], settings: Sequence[AppSettings]) -> list[Awaited]:
     """Every model of every application that has an address; several applications may have models of one name."""
     found = []
     for app, its in zip(apps, settings, strict=True):
         if app.route_prefix is not None:
             route, others = app.route_prefix.rstrip("/"), f" ({app.name})" if len(apps) > 1 else ""
-            found += [Asked(model.name, route, model.name + others) for model in its.models]
+            found += [Awaited(model.name, route, model.name + others) for model in its.models]
     if not found:
         raise ConfigError("no application has a route_prefix: nothing could be asked")
     return found

@@ -30,7 +30,7 @@ import yaml
 from rich.console import Console
 
 from octavo.errors import ConfigError
-from octavo_serve.config_file import Asked, Plan, check_files, read_plan
+from octavo_serve.config_file import Awaited, Plan, check_files, read_plan
 from octavo_serve.front import (
     MIDDLEWARES,
     behind,
@@ -368,13 +368,13 @@ def await_answers(
     while len(answered) + len(failed) < len(plan.models):
         loading: dict[str, str] = {}
         states = _states(plan)
-        for asked in plan.asked:
-            model, state = asked.label, states.get(asked.label)
+        for awaited in plan.awaited:
+            model, state = awaited.label, states.get(awaited.label)
             if state is None or model in answered or model in failed:
                 continue
             if state["status"] == "loading":
                 loading[model] = state["reason"]
-            elif reason := state["reason"] or _ask(plan, asked):
+            elif reason := state["reason"] or _ask(plan, awaited):
                 failed[model] = reason
             else:
                 answered.add(model)
@@ -393,8 +393,8 @@ def await_answers(
 
 def _states(plan: Plan) -> dict[str, dict[str, Any]]:
     """What the gateways say of their models, by label: nothing until Serve's proxies know them."""
-    said = {route: _health(plan, route) for route in {asked.route for asked in plan.asked}}
-    found = [(asked.label, said[asked.route].get(asked.model)) for asked in plan.asked]
+    said = {route: _health(plan, route) for route in {awaited.route for awaited in plan.awaited}}
+    found = [(awaited.label, said[awaited.route].get(awaited.model)) for awaited in plan.awaited]
     return {label: state for label, state in found if state is not None}
 
 
@@ -418,10 +418,10 @@ def _trust(plan: Plan) -> ssl.SSLContext | bool:
     return trust(certificate) if certificate else True
 
 
-def _ask(plan: Plan, asked: Asked) -> str | None:
+def _ask(plan: Plan, awaited: Awaited) -> str | None:
     """Ask for a few tokens; returns what is wrong with the answer."""
-    body = {"model": asked.model, "prompt": QUESTION, "max_tokens": 4, "temperature": 0}
-    url = f"{plan.base}{asked.route}/v1/completions"
+    body = {"model": awaited.model, "prompt": QUESTION, "max_tokens": 4, "temperature": 0}
+    url = f"{plan.base}{awaited.route}/v1/completions"
     try:
         answer = httpx.post(url, json=body, headers=plan.headers, timeout=600, trust_env=False, verify=_trust(plan))
     except httpx.TransportError as error:
@@ -444,13 +444,13 @@ class _Printer:
 
 
 def _announce(console: Console, plan: Plan, ray: str, failed: dict[str, str], seconds: float) -> None:
-    served = [asked for asked in plan.asked if asked.label not in failed]
+    served = [awaited for awaited in plan.awaited if awaited.label not in failed]
     question = {"model": served[0].model, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
     for model, reason in failed.items():
         console.print(f"[bold red]Not serving[/] {model}:", end=" ")
         console.print(reason, markup=False, soft_wrap=True)
     console.print(
-        f"\n[bold green]Serving[/] {', '.join(asked.label for asked in served)} "
+        f"\n[bold green]Serving[/] {', '.join(awaited.label for awaited in served)} "
         f"at [bold]{plan.url}/v1[/] after {seconds:.1f} s."
     )
     key = "" if plan.key is None else '-H "Authorization: Bearer $KEY" '  # never its text: this may be a log

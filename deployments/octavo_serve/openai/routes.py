@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Protocol
@@ -36,8 +35,6 @@ from octavo_serve.telemetry import ShardStats, Telemetry
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 DONE = b"data: [DONE]\n\n"
-PARSERS = ThreadPoolExecutor(2, "parse")
-"""Parse large bodies: two at a time, so that many of them leave the other cores alone."""
 METRICS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -177,7 +174,7 @@ async def body_of(request: Request, kind: type[B], service: Service) -> B:
     body = await read_body(request, service.limits.max_body_bytes or bounds.num_bytes)
     if len(body) < LARGE_BODY:
         return parse(kind, body, bounds)
-    return await asyncio.get_running_loop().run_in_executor(PARSERS, parse, kind, body, bounds)
+    return await service.body_threads.run(parse, kind, body, bounds)
 
 
 async def read_body(request: Request, limit: int) -> bytes:

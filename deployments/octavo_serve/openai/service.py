@@ -68,6 +68,8 @@ from octavo_serve.telemetry import Telemetry
 P = ParamSpec("P")
 T = TypeVar("T")
 
+MAX_PARSED = 2
+"""Large bodies that are parsed at a time, so that many of them leave the other cores alone."""
 MAX_TEMPLATES = 64
 """Templates that may be rendered, or wait, beside the event loop: a minute when none of them ends."""
 FEW = 256
@@ -82,6 +84,7 @@ class Service:
         self.limits = limits
         self.telemetry = telemetry
         self.threads = Threads()
+        self.body_threads = Threads(MAX_PARSED)
         self.template_threads = Threads(PROCESSES, MAX_TEMPLATES)  # one that does not end holds up no texts
 
     @property

@@ -1,4 +1,4 @@
-"""A few threads for what would hold up the event loop: long texts, slow templates, large answers."""
+"""A few threads for what would hold up the event loop: large bodies, long texts, slow templates, large answers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Threads:
         """
         if not self._places.acquire(blocking=False):
             raise Overloaded(
-                f"{self._most} long texts or chats wait to be read here already; try again later", retry_after=1.0
+                f"{self._most} large requests wait to be read here already; try again later", retry_after=1.0
             )
         future = self._pool.submit(work, *args, **kwargs)
         future.add_done_callback(lambda _: self._places.release())

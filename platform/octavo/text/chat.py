@@ -21,7 +21,7 @@ from typing import Any
 from octavo.errors import BadRequest
 from octavo.text.template import QUICK_TEXT, NotQuick, Template, compiled, fits, is_compiled
 from octavo.text.template_process import render_apart
-from octavo.text.template_values import Arguments, Message, OnePart
+from octavo.text.template_values import Arguments, OnePart, TemplateMessage
 from octavo.text.tokenizer import Tokenizer
 
 _RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
@@ -132,19 +132,19 @@ def _checked_kwargs(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
 # ── messages ──
 
 
-def _plain_messages(messages: Sequence[Mapping[str, Any]], template: Template) -> list[Message]:
+def _plain_messages(messages: Sequence[Mapping[str, Any]], template: Template) -> list[TemplateMessage]:
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence) or not messages:
         raise BadRequest("messages must be a list of at least one message", "messages")
     return [_plain_message(message, f"messages[{i}]", template) for i, message in enumerate(messages)]
 
 
-def _plain_message(message: Mapping[str, Any], where: str, template: Template) -> Message:
+def _plain_message(message: Mapping[str, Any], where: str, template: Template) -> TemplateMessage:
     if not isinstance(message, Mapping):
         raise BadRequest(f"{where} must be an object with a role and a content, got {message!r:.80}", "messages")
     if not isinstance(message.get("role"), str):
         raise BadRequest(f"{where}.role must be a string such as 'user', got {message.get('role')!r:.80}", "messages")
     # fields that are None are left out: templates test whether a field is there (transformers does the same)
-    plain = Message((name, value) for name, value in message.items() if value is not None)
+    plain = TemplateMessage((name, value) for name, value in message.items() if value is not None)
     if plain["role"] == "developer" and "developer" not in template.source:
         plain["role"] = "system"
     if "content" in plain:
@@ -156,12 +156,12 @@ def _plain_message(message: Mapping[str, Any], where: str, template: Template) -
     return _with_reasoning(plain)
 
 
-def _with_reasoning(message: Message) -> Message:
+def _with_reasoning(message: TemplateMessage) -> TemplateMessage:
     """A message's reasoning goes by three names; templates read the first or, gpt-oss, the second."""
     reasoning = next((message[name] for name in _REASONING if name in message), None)
     if reasoning is None:
         return message
-    return Message({"thinking": reasoning, **message, "reasoning_content": reasoning})
+    return TemplateMessage({"thinking": reasoning, **message, "reasoning_content": reasoning})
 
 
 def _plain_content(content: Any, where: str, as_parts: bool) -> Any:
@@ -215,7 +215,7 @@ def _plain_arguments(arguments: Any) -> Any:
 # ── continuing the last message ──
 
 
-def _mark_end(chat: list[Message], template: Template) -> str:
+def _mark_end(chat: list[TemplateMessage], template: Template) -> str:
     """Put a mark after the last message's content, or its last part; returns what it was put after."""
     content = chat[-1].get("content")
     if not content or "content" not in template.source:

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 
-class Message(dict[str, Any]):
+class TemplateMessage(dict[str, Any]):
     """A message; a content that it has not is undefined, and yet an empty text."""
 
     def __missing__(self, key: str) -> Any:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.errors import ConfigError
-from octavo_serve.config_file import START_KEY, Asked, check_files, read_plan
+from octavo_serve.config_file import START_KEY, Awaited, check_files, read_plan
 from octavo_serve.serve_schema import Application, Document, GrpcOptions, HttpOptions, LoggingConfig
 from octavo_serve.settings import load_settings
 
@@ -288,7 +288,7 @@ def test_certificates_and_files_with_keys_are_looked_for(tmp_path: Path) -> None
 def test_every_model_of_every_application_is_asked(tmp_path: Path) -> None:
     other = {"name": "other", "import_path": "elsewhere:app", "route_prefix": "/other", "args": {"models": 3}}
     plan = read_plan(write(tmp_path, app(), app(name="b", route_prefix="/b"), other))
-    assert plan.asked == [Asked("m", "", "m (octavo)"), Asked("m", "/b", "m (b)")]
+    assert plan.awaited == [Awaited("m", "", "m (octavo)"), Awaited("m", "/b", "m (b)")]
     assert plan.apps == ["octavo", "b", "other"]
     assert (read_plan(write(tmp_path)).models, plan.key, plan.headers) == (["m"], None, {})
 
@@ -338,4 +338,4 @@ def test_a_hash_opens_for_whoever_knows_the_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_configs_of_this_repository_pass(config: Path) -> None:
-    assert read_plan(config).asked
+    assert read_plan(config).awaited

@@ -8,6 +8,8 @@ import pytest
 from octavo.errors import Overloaded
 from octavo_serve.openai.threads import Threads
 
+PATIENCE = 60.0  # a test that fails leaves its threads waiting, and Python waits for those
+
 
 def test_results_and_errors_come_back() -> None:
     async def run() -> None:
@@ -23,15 +25,15 @@ def test_results_and_errors_come_back() -> None:
 def test_more_than_may_wait_are_refused_and_places_come_back() -> None:
     async def run() -> None:
         threads, gate = Threads(threads=1, waiting=2), threading.Event()
-        first = asyncio.create_task(threads.run(gate.wait))
-        second = asyncio.create_task(threads.run(gate.wait))
+        first = asyncio.create_task(threads.run(gate.wait, PATIENCE))
+        second = asyncio.create_task(threads.run(gate.wait, PATIENCE))
         await asyncio.sleep(0)
-        with pytest.raises(Overloaded, match="2 long texts or chats wait"):
-            await threads.run(gate.wait)
-        last = asyncio.create_task(threads.finish(gate.wait))  # the end of a request is never refused
+        with pytest.raises(Overloaded, match="2 large requests wait"):
+            await threads.run(gate.wait, PATIENCE)
+        last = asyncio.create_task(threads.finish(gate.wait, PATIENCE))  # the end of a request is never refused
         second.cancel()  # a client that leaves takes back what has not begun
         await asyncio.gather(second, return_exceptions=True)
-        third = asyncio.create_task(threads.run(gate.wait))
+        third = asyncio.create_task(threads.run(gate.wait, PATIENCE))
         await asyncio.sleep(0)
         gate.set()
         assert [await first, await third, await last] == [True, True, True]
