@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from dataclasses import asdict, replace
@@ -48,6 +49,14 @@ def _require(engine: AsyncEngine, source: str, config: EngineConfig, accuracy: A
         raise
 
 
+def _settle(is_real: bool) -> None:
+    """What can wait until the shard answers."""
+    if is_real:
+        # torch, 1.2 s: the first request for log probabilities would wait for it, and all others with that one
+        import_module("octavo.execution.sampler")
+    gc.freeze()  # what is there now stays: each look at all objects would hold both the loop and the engine
+
+
 class Shard:
     """A model copy and its KV cache; requests come and tokens leave through its `Port`, all else by handle calls.
 
@@ -90,9 +99,7 @@ class Shard:
         start.done("network")
         start.publish(name, self.engine.engine.executor)
         keep_warm(warm)
-        if config.rehearsal is None:
-            # torch, 1.2 s: the first request for log probabilities would wait for it, and all others with that one
-            Thread(target=import_module, args=("octavo.execution.sampler",), daemon=True).start()
+        Thread(target=_settle, args=(config.rehearsal is None,), daemon=True).start()
 
     async def describe(self) -> ModelInfo:
         """What a gateway must know about the model to validate and route requests."""
