@@ -33,8 +33,9 @@ import torch
 
 from octavo import EngineConfig, SamplingParams
 from octavo.engine.engine import Engine
+from octavo.execution.background import BackgroundExecutor
+from octavo.execution.executor import Wait, finished
 from octavo.execution.graphs import padded_sizes
-from octavo.execution.pipeline import Worker
 from octavo.request import Request
 from octavo.source import resolve_source
 from octavo.step import StepBatch, StepResult
@@ -229,25 +230,25 @@ def prefill(model: str, options: argparse.Namespace, ceilings: Ceilings) -> dict
 class _Waits:
     """An executor whose steps take so many seconds of nobody's time."""
 
-    def __init__(self, vocab_size: int, seconds: float, *, ahead: bool) -> None:
+    max_in_flight: int = 1
+    local = None
+
+    def __init__(self, vocab_size: int, seconds: float) -> None:
         self.spec = SimpleNamespace(vocab_size=vocab_size, max_position_embeddings=8192)
         self.num_blocks = 40_000
-        self.pipeline = Worker(self.execute) if ahead else None
         self._seconds = seconds
 
-    def execute(self, batch: StepBatch) -> StepResult:
+    def launch(self, batch: StepBatch) -> Wait:
         end = time.perf_counter() + self._seconds
         if self._seconds:
             time.sleep(self._seconds * 0.8)
         while time.perf_counter() < end:
             time.sleep(0)  # a longer sleep would oversleep
-        return StepResult(np.zeros(len(batch.sampling.token_index), np.int64), {}, [], self._seconds)
+        return finished(StepResult(np.zeros(len(batch.sampling.token_index), np.int64), {}, [], self._seconds))
 
     def check_health(self) -> None: ...
 
-    def close(self) -> None:
-        if self.pipeline is not None:
-            self.pipeline.close()
+    def close(self) -> None: ...
 
 
 def host(model: str, options: argparse.Namespace, _: Ceilings) -> dict[str, Any]:
@@ -268,7 +269,8 @@ def host(model: str, options: argparse.Namespace, _: Ceilings) -> dict[str, Any]
 
 def _step_us(model: str, options: argparse.Namespace, batch: int, seconds: float, *, ahead: bool) -> float:
     config = EngineConfig(max_num_seqs=256, max_num_batched_tokens=8192, enable_prefix_caching=False)
-    engine = Engine("host", _Waits(MODELS[model]["vocab_size"], seconds, ahead=ahead), config, ())
+    waits = _Waits(MODELS[model]["vocab_size"], seconds)
+    engine = Engine("host", BackgroundExecutor(waits) if ahead else waits, config, ())
     length, count = (TINY if options.tiny else FULL).decode
     times = [at for at, tokens in _run(engine, _prompts(model, batch, length), [count] * batch) if tokens == batch]
     engine.close()

@@ -49,7 +49,7 @@ __all__ = ["Options", "end_session", "environment", "free_block", "run", "sessio
 
 END_SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 _PROGRESS = re.compile(r"(?:Loading|Packing) .*?:\s+(\d+)%\|")
-_READY = re.compile(r"(?:Engine|Shard) ready: .*")  # octavo.execution.executor and octavo_serve.start_up write these
+_READY = re.compile(r"(?:Engine|Shard) ready: .*")  # octavo.execution.local and octavo_serve.start_up write these
 
 
 class Failure(Exception):

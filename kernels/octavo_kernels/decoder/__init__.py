@@ -173,6 +173,7 @@ class PackedKV:
         if head_dim > MAX_HEAD_DIM:
             raise ValueError(f"head_dim is {head_dim}; it must be at most {MAX_HEAD_DIM}")
         self.dtype = dtype
+        self.num_blocks = num_blocks
         self.block_size = block_size
         self.block_bytes = block_bytes(num_layers, block_size, kv_heads, head_dim, dtype)
         self._layer_bytes = self.block_bytes // num_layers

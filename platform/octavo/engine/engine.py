@@ -12,17 +12,16 @@ from octavo.cost_model import CostModel
 from octavo.engine.admission import ModelLimits
 from octavo.engine.batch import BatchBuilder
 from octavo.engine.patience import LEAST, Patience
-from octavo.engine.scheduler import Plan, Scheduler
+from octavo.engine.scheduler import InFlight, Scheduler
 from octavo.engine.stats import EngineStats
 from octavo.errors import ConfigError
 from octavo.kvcache.block_pool import BlockPool
 from octavo.request import Request, SequenceUpdate
 from octavo.source import Source
-from octavo.step import StepResult
 from octavo.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from octavo.execution.executor import Executor
+    from octavo.execution.executor import Executor, Wait
     from octavo.execution.ranks import Launch
 
 TAKEN = 16384
@@ -64,7 +63,7 @@ class Engine:
         self.pool = BlockPool(executor.num_blocks, config.block_size, caching=config.enable_prefix_caching)
         self.scheduler = Scheduler(config, self.limits, self.pool, CostModel(), clock)
         self._batches = BatchBuilder()
-        self._under_way: deque[tuple[Plan, Callable[[], StepResult]]] = deque()
+        self._in_flight: deque[tuple[InFlight, Wait]] = deque()
         self._steps = 0
         self._patience = Patience(self.scheduler.cost_model)
         self.patience = LEAST
@@ -89,19 +88,9 @@ class Engine:
         Raises:
             ModelError, ConfigError: it cannot be loaded, or not with these settings.
         """
-        executor: Executor
-        if config.rehearsal is not None:
-            from octavo.execution.simulated import SimulatedExecutor
+        from octavo.execution.load import load_executor  # whoever brings an executor needs no model's code
 
-            executor = SimulatedExecutor.load(config, tokenizer)
-        elif config.tensor_parallel_size > 1:
-            from octavo.execution.ranks import ParallelExecutor
-
-            executor = ParallelExecutor(source, config, launch, progress=progress)
-        else:
-            from octavo.execution.executor import LocalExecutor  # torch: 2 s and 200 MB that a rehearsal does not need
-
-            executor = LocalExecutor(source, config, progress=progress)
+        executor = load_executor(source, config, tokenizer, progress=progress, launch=launch)
         return cls(source.name, executor, config, tokenizer.eos_token_ids)
 
     def add(self, request: Request) -> None:
@@ -119,26 +108,27 @@ class Engine:
     def step(self) -> list[SequenceUpdate]:
         """Advance every scheduled sequence; returns what happened to those that got a token or ended.
 
-        With a pipeline the next step is begun before this one's result is waited for: updates are a call late, and
-        none come of the first.
+        Where the executor takes two steps at once, step N + 1 is launched before the result of step N is waited for:
+        updates are those of the previous step, and the first call returns none.
         """
         plan = self.scheduler.schedule()
-        plans = [plan, *(begun for begun, _ in self._under_way)]
-        self.patience = sum(self._patience.seconds(begun.amounts) for begun in plans)
+        amounts = [plan.amounts, *(step.amounts for step, _ in self._in_flight)]
+        self.patience = sum(map(self._patience.seconds, amounts))
         try:
             if plan.entries:
-                self._under_way.append((plan, self._begin(plan)))
-                if len(self._under_way) == 1 and self.executor.pipeline is not None:
+                wait = self.executor.launch(self._batches.build(plan))
+                self._in_flight.append((self.scheduler.advance(plan), wait))
+                if len(self._in_flight) < self.executor.max_in_flight:
                     return []
-            if not self._under_way:
+            if not self._in_flight:
                 return []
-            plan, wait = self._under_way.popleft()
+            step, wait = self._in_flight.popleft()
             result = wait()
         except BaseException:
             self.pool.clear_cache()  # the plan published blocks that were perhaps never filled
             raise
-        self._patience.observe(plan.num_tokens, result.seconds)
-        updates = self.scheduler.commit(plan, result)
+        self._patience.observe(step.num_tokens, result.seconds)
+        updates = self.scheduler.commit(step, result)
         self._steps += 1
         self.generation_tokens += sum(len(update.token_ids) for update in updates)
         self._forget()
@@ -148,20 +138,10 @@ class Engine:
         if not self.has_work:
             self._batches.forget()
 
-    def _begin(self, plan: Plan) -> Callable[[], StepResult]:
-        """Have a step executed, or begun; returns what waits for its result."""
-        batch = self._batches.build(plan)
-        if self.executor.pipeline is not None:
-            wait = self.executor.pipeline.launch(batch)
-            self.scheduler.begin(plan)
-            return wait
-        result = self.executor.execute(batch)
-        return lambda: result
-
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
-        return self.scheduler.has_work or bool(self._under_way)
+        return self.scheduler.has_work or bool(self._in_flight)
 
     def stats(self) -> EngineStats:
         """Gauges and counters, now."""
@@ -193,7 +173,7 @@ class Engine:
     def close(self) -> None:
         """Give up the model."""
         self.executor.close()
-        self._under_way.clear()
+        self._in_flight.clear()
 
 
 def _max_model_len(config: EngineConfig, of_model: int, num_blocks: int) -> int:

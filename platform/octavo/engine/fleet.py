@@ -178,13 +178,15 @@ class Fleet:
         plan = engine.scheduler.schedule()
         shard.busy = bool(plan.entries)
         if shard.busy:
-            result = engine.executor.execute(build_batch(plan))
+            result = engine.executor.launch(build_batch(plan))()
             self.at(self.now + result.seconds, lambda: self._commit(shard, plan, result))
 
     def _commit(self, shard: SimulatedShard, plan: Plan, result: StepResult) -> None:
         if not shard.alive:
             return
-        for update in shard.engine.scheduler.commit(plan, result):
+        # An engine of one step at a time advances its books when `launch` returns, which here is now
+        step = shard.engine.scheduler.advance(plan)
+        for update in shard.engine.scheduler.commit(step, result):
             trip = self.trips[update.request_id]
             if trip.first_token is None:
                 trip.first_token, trip.cached = self.now, update.num_cached_tokens

@@ -45,14 +45,6 @@ _AHEAD = 2**62  # a stream that somebody is reading goes before those that wait 
 
 
 @dataclass(slots=True)
-class Begun:
-    """What is to be known of a step when its result comes: the sequences have gone on by then."""
-
-    rows: list[Sequence]  # whose token each row draws
-    prompt_logprobs: list[tuple[Group, int]]  # for whom, and how many
-
-
-@dataclass(slots=True)
 class Plan:
     """One step as decided: which sequences compute how many tokens, and the block copies to make first.
 
@@ -63,7 +55,6 @@ class Plan:
     entries: list[tuple[Sequence, int]] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
     amounts: tuple[int, int, int, int] = (0, 0, 0, 0)
-    begun: Begun | None = None
 
     def sampled(self) -> Iterator[tuple[int, Sequence]]:
         """(position in `entries`, sequence) of those whose next token is sampled, in row order.
@@ -85,6 +76,25 @@ class Plan:
     @property
     def num_tokens(self) -> int:
         return sum(count for _, count in self.entries)
+
+
+@dataclass(slots=True)
+class InFlight:
+    """What `commit` needs to know of a launched step, because its sequences advance before its result comes.
+
+    Attributes:
+        amounts: as in `Plan`.
+        rows: whose token each row samples.
+        prompt_logprobs: for whom, and how many.
+    """
+
+    amounts: tuple[int, int, int, int]
+    rows: list[Sequence]
+    prompt_logprobs: list[tuple[Group, int]]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.amounts[0]
 
 
 class Scheduler:
@@ -210,7 +220,7 @@ class Scheduler:
             updates.append(self._finish(seq, "abort", SequenceUpdate(request_id, seq.index, [])))
         return updates
 
-    # ---- the step: schedule ... commit ------------------------------------------------------------------------
+    # ---- the step: schedule ... advance ... commit ------------------------------------------------------------
 
     def schedule(self) -> Plan:
         """Decide the next step; blocks are taken here."""
@@ -349,8 +359,8 @@ class Scheduler:
         if not group.forked and group.request.params.prompt_logprobs is not None:
             group.prompt_logprobs = [None]
 
-    def begin(self, plan: Plan) -> None:
-        """Count a step that is on its way as done, but for the values of its tokens: the next one can be planned."""
+    def advance(self, plan: Plan) -> InFlight:
+        """Advance the books of a launched step, whose tokens are still unknown, so that the next can be planned."""
         asked = [(seq.group, wanted) for seq, count in plan.entries if (wanted := num_prompt_logprobs(seq, count))]
         sampled = [seq for _, seq in plan.sampled()]
         for seq, count in plan.entries:
@@ -359,23 +369,19 @@ class Scheduler:
         for row, seq in enumerate(rows):
             seq.num_pending += 1
             seq.row = row
-        plan.begun = Begun(rows, asked)
+        return InFlight(plan.amounts, rows, asked)
 
-    def commit(self, plan: Plan, result: StepResult) -> list[SequenceUpdate]:
-        """Take in what a step produced: append tokens, finish, free; steps come in the order in which they began.
+    def commit(self, step: InFlight, result: StepResult) -> list[SequenceUpdate]:
+        """Take in what a step produced: append tokens, finish, free; steps come in the order of their launches.
 
-        The next one may be under way with sequences that end here: what it draws for them is dropped when it comes,
-        and their blocks can be taken at once, because whoever takes them writes there after that step.
+        Step N + 1 may already be running with sequences that finish here; its tokens for them are discarded at its
+        commit. Their blocks can be reused immediately: the new owner's first write is ordered after step N + 1.
         """
-        if plan.begun is None:
-            self.begin(plan)
-        begun = plan.begun
-        assert begun is not None
-        tokens, sequences, attended, context = plan.amounts
+        tokens, sequences, attended, context = step.amounts
         self.cost_model.observe(tokens, sequences, attended, result.seconds, context)
-        self._take_prompt_logprobs(begun, result)
+        self._take_prompt_logprobs(step, result)
         updates = []
-        for row, seq in enumerate(begun.rows):
+        for row, seq in enumerate(step.rows):
             seq.num_pending -= 1
             if not seq.ended:
                 updates.append(self._append(seq, int(result.token_ids[row]), result.logprobs.get(row)))
@@ -443,9 +449,9 @@ class Scheduler:
                 return "stop"
         return "length" if seq.num_output >= group.max_tokens else None
 
-    def _take_prompt_logprobs(self, begun: Begun, result: StepResult) -> None:
+    def _take_prompt_logprobs(self, step: InFlight, result: StepResult) -> None:
         rows = iter(result.prompt_logprobs)
-        for group, count in begun.prompt_logprobs:
+        for group, count in step.prompt_logprobs:
             group.prompt_logprobs += [_token_logprobs(next(rows)) for _ in range(count)]
 
     def _announce(self, seq: Sequence, update: SequenceUpdate) -> SequenceUpdate:

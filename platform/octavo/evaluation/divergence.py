@@ -28,8 +28,10 @@ CHUNK = 64
 class Model(Protocol):
     """What runs steps and gives all their logits, such as `execution.executor.LocalExecutor`."""
 
-    spec: ModelSpec
     block_size: int
+
+    @property
+    def spec(self) -> ModelSpec: ...
 
     def logits(self, batch: StepBatch) -> Tensor:
         """[T, V] float32 after every token of a step."""

@@ -10,6 +10,7 @@ from octavo.errors import ConfigError, ModelError
 from octavo.evaluation.divergence import Divergence, cut, greedy_divergence, measure
 from octavo.evaluation.layers import layer_errors
 from octavo.execution.executor import LocalExecutor
+from octavo.execution.local import load_local
 from octavo.models.source_spec import read_spec
 from octavo.source import Source
 from octavo.text.tokenizer import load_tokenizer
@@ -96,7 +97,7 @@ def evaluate(
         ConfigError: a setting does not fit the model, or the text is too short.
     """
     windows = text_windows(source, text, settings)
-    model = LocalExecutor(source, _sized(source, config, settings), progress=progress)
+    model = load_local(source, _sized(source, config, settings), progress=progress)
     try:
         exact = EngineConfig(dtype="float32", device=config.device, threads=config.threads)
         return judge(model, source, exact, reference, windows, settings, layers=layers, progress=progress)
@@ -116,7 +117,7 @@ def judge(
     progress: bool = False,
 ) -> Evaluation:
     """As `evaluate`, for a model that is loaded; `config` is the reference's. The model's KV cache is overwritten."""
-    exact = LocalExecutor(reference, _sized(reference, config, settings), progress=progress)
+    exact = load_local(reference, _sized(reference, config, settings), progress=progress)
     try:
         if model.spec.vocab_size != exact.spec.vocab_size:
             sizes = f"{model.spec.vocab_size} and {exact.spec.vocab_size}"

@@ -9,7 +9,7 @@ from octavo.config import EngineConfig
 from octavo.errors import ConfigError, ModelError
 from octavo.evaluation.evaluate import Evaluation, Settings, judge, read_text, text_windows
 from octavo.evaluation.layers import worst
-from octavo.execution.executor import Executor, LocalExecutor
+from octavo.execution.executor import Executor
 from octavo.source import resolve_source
 
 logger = logging.getLogger(__name__)
@@ -33,15 +33,16 @@ def require(
         ModelError: it is over the bound; the message names the part that differs most.
         ConfigError: it cannot be measured; the message says what to change.
     """
-    if not isinstance(executor, LocalExecutor):
+    loaded = executor.local
+    if loaded is None:
         raise ConfigError("accuracy is measured in one process: set tensor_parallel_size to 1 and no rehearsal")
-    slots = executor.num_blocks * executor.block_size
+    slots = loaded.num_blocks * loaded.block_size
     if settings.window > slots:
         raise ConfigError(f"accuracy.window is {settings.window}, but the KV cache holds {slots} tokens: lower it")
     source = resolve_source(model)
     exact = EngineConfig(dtype="float32", device="cpu", threads=config.threads)
     windows = text_windows(source, read_text(text), settings)
-    found = judge(executor, source, exact, resolve_source(reference or model), windows, settings)
+    found = judge(loaded, source, exact, resolve_source(reference or model), windows, settings)
     logger.info("%s: %s", model, found.verdict)
     if found.passed is False:
         where = f"; {worst(found.layers)}" if found.layers else ""

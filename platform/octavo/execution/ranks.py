@@ -29,12 +29,12 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError, EngineDead, OctavoError
-from octavo.execution.executor import LocalExecutor
+from octavo.execution.executor import LocalExecutor, Wait
+from octavo.execution.local import load_local
 from octavo.execution.parallel import DistributedGroup
-from octavo.execution.pipeline import Pipeline, Worker
 from octavo.models.spec import ModelSpec
 from octavo.source import Source
-from octavo.step import StepBatch, StepResult
+from octavo.step import StepBatch
 from octavo_kernels.native.cores import available_cores
 
 PULSE = 0.5  # seconds between two signs of life of a rank
@@ -85,92 +85,55 @@ class _Setup:
     store_port: int
 
 
-class ParallelExecutor:
-    """An `Executor` over `config.tensor_parallel_size` ranks.
+class OtherRanks:
+    """Rank 0's connections to the others, and their processes.
 
     Args:
-        launch: starts the other ranks; None makes them children of this process.
-
-    Raises:
-        ModelError, ConfigError: the model cannot be loaded, or not by so many ranks.
-        EngineDead: a rank ended before it was ready.
+        links: to the ranks 1, 2, ...
+        processes: what runs them.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        config: EngineConfig,
-        launch: Launch | None = None,
-        *,
-        progress: bool = False,
-    ) -> None:
-        size = config.tensor_parallel_size
-        config = dataclasses.replace(config, threads=config.threads or _fair_threads(size))
-        launch = launch or Launch(partial(RankProcesses, device=config.device), "127.0.0.1")
-        key, host = secrets.token_bytes(32), launch.host
-        self.pipeline: Pipeline | None = None
-        self._worker: Worker | None = None
-        self._links: list[Connection[Any, Any]] = []
-        self._heard = [time.monotonic()] * (size - 1)
+    def __init__(self, links: list[Connection[Any, Any]], processes: Ranks) -> None:
+        self.processes = processes
+        self._links = links
+        self._heard = [0.0] * len(links)
         self._reading = threading.Lock()  # two readers of one link would each get a part of a message
-        with socket.create_server((host, 0)) as server:
-            port = server.getsockname()[1]
-            self._ranks = launch.start([Invitation(host, port, key, rank) for rank in range(1, size)])
-            try:
-                self._links = _welcome(server, key, size, self._ranks)
-                self._local = self._load(source, config, host, progress)
-            except BaseException:
-                self.close()
-                raise
-        self.spec: ModelSpec = self._local.spec
-        self.num_blocks = self._local.num_blocks
-        if config.async_scheduling:
-            self.pipeline = self._worker = Worker(self.execute)
-        self._heard = [time.monotonic()] * (size - 1)
+        self.forgive()
 
-    def _load(self, source: Source, config: EngineConfig, host: str, progress: bool) -> LocalExecutor:
-        size = config.tensor_parallel_size
-        store = _store(host, size)
-        for link in self._links:
-            link.send(_Setup(source, config, store.port))
-        try:
-            group = DistributedGroup(store, 0, size, config.device, host, self._check_alive)
-            return LocalExecutor(source, config, progress=progress, group=group)
-        except EngineDead:
-            self._listen()  # a rank that failed has said why
-            raise
+    def __len__(self) -> int:
+        return len(self._links)
 
-    def __str__(self) -> str:
-        return f"rank 0 of {len(self._links) + 1}: {self._local}"
-
-    def execute(self, batch: StepBatch) -> StepResult:
-        """Run one step on all ranks.
+    def send(self, message: object) -> None:
+        """Tell every rank.
 
         Raises:
-            EngineDead: a rank is gone.
+            EngineDead: one is gone.
         """
-        message = pickle.dumps(_for_others(batch), pickle.HIGHEST_PROTOCOL)
+        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         try:
             for link in self._links:
-                link.send_bytes(message)
+                link.send_bytes(data)
         except OSError as error:
-            self._listen()
+            self.listen()
             raise EngineDead(f"a rank is gone: {error}") from error
-        return self._local.execute(batch)
 
-    def check_health(self) -> None:
-        """Raise EngineDead if a rank has ended or given no sign of life for some seconds."""
-        self._check_alive()
+    def check_alive(self) -> None:
+        """Raise EngineDead if one has ended, or what it failed with."""
+        self.listen()
+        if how := self.processes.ended():
+            raise EngineDead(how)
+
+    def check_pulse(self) -> None:
+        """Raise EngineDead if one has given no sign of life for some seconds."""
         for rank, heard in enumerate(self._heard, 1):
             if (silent := time.monotonic() - heard) > SILENT_AFTER:
                 raise EngineDead(f"rank {rank} has given no sign of life for {silent:.0f} s")
 
-    def _check_alive(self) -> None:
-        self._listen()
-        if how := self._ranks.ended():
-            raise EngineDead(how)
+    def forgive(self) -> None:
+        """Count their silence from now on."""
+        self._heard = [time.monotonic()] * len(self._links)
 
-    def _listen(self) -> None:
+    def listen(self) -> None:
         """Take in what the ranks have said; raises what one of them failed with."""
         with self._reading:
             for index, link in enumerate(self._links):
@@ -184,16 +147,104 @@ class ParallelExecutor:
                     raise EngineDead(f"rank {index + 1} is gone") from error
 
     def close(self) -> None:
-        """End the other ranks, and drop this one's share."""
+        """Let them end."""
         with self._reading:
             for link in self._links:
                 link.close()  # they take this as the end
             self._links = []
-        self._ranks.stop()
-        if self._worker is not None:
-            self._worker.close()
-        if hasattr(self, "_local"):
-            self._local.close()
+        self.processes.stop()
+
+
+class ParallelExecutor:
+    """Rank 0's executor, which tells the other ranks of each step.
+
+    Args:
+        own: of this rank's share.
+        others: ready to run steps.
+    """
+
+    max_in_flight: int = 1
+    local: LocalExecutor | None = None
+
+    def __init__(self, own: LocalExecutor, others: OtherRanks) -> None:
+        self.spec: ModelSpec = own.spec
+        self.num_blocks = own.num_blocks
+        self.others = others
+        self._own = own
+        self._description = f"rank 0 of {len(others) + 1}: {own}"
+
+    def __str__(self) -> str:
+        return self._description
+
+    def launch(self, batch: StepBatch) -> Wait:
+        """Begin a step on all ranks.
+
+        Raises:
+            EngineDead: a rank is gone.
+        """
+        self.others.send(_for_others(batch))
+        return self._own.launch(batch)
+
+    def check_health(self) -> None:
+        """Raise EngineDead if a rank has ended or given no sign of life for some seconds."""
+        self.others.check_alive()
+        self.others.check_pulse()
+
+    def close(self) -> None:
+        """End the other ranks, and drop this one's share."""
+        self.others.close()
+        self._own.close()
+
+
+def load_parallel(
+    source: Source, config: EngineConfig, launch: Launch | None = None, *, progress: bool = False
+) -> ParallelExecutor:
+    """Load a model into `config.tensor_parallel_size` ranks, of which this process is rank 0.
+
+    Args:
+        launch: starts the other ranks; None makes them children of this process.
+
+    Raises:
+        ModelError, ConfigError: the model cannot be loaded, or not by so many ranks.
+        EngineDead: a rank ended before it was ready.
+    """
+    size = config.tensor_parallel_size
+    config = dataclasses.replace(config, threads=config.threads or _fair_threads(size))
+    launch = launch or Launch(partial(RankProcesses, device=config.device), "127.0.0.1")
+    others = _start(launch, size)
+    try:
+        own = _load_own(source, config, launch.host, others, progress)
+    except BaseException:
+        others.close()
+        raise
+    others.forgive()
+    return ParallelExecutor(own, others)
+
+
+def _start(launch: Launch, size: int) -> OtherRanks:
+    """Start the ranks 1, 2, ... and wait until all have connected."""
+    key = secrets.token_bytes(32)
+    with socket.create_server((launch.host, 0)) as server:
+        port = server.getsockname()[1]
+        processes = launch.start([Invitation(launch.host, port, key, rank) for rank in range(1, size)])
+        try:
+            return OtherRanks(_welcome(server, key, size, processes), processes)
+        except BaseException:
+            processes.stop()
+            raise
+
+
+def _load_own(source: Source, config: EngineConfig, host: str, others: OtherRanks, progress: bool) -> LocalExecutor:
+    """Load this rank's share while the others load theirs."""
+    size = config.tensor_parallel_size
+    store = _store(host, size)
+    others.send(_Setup(source, config, store.port))
+    try:
+        group = DistributedGroup(store, 0, size, config.device, host, others.check_alive)
+        return load_local(source, config, progress=progress, group=group)
+    except EngineDead:
+        others.listen()  # a rank that failed has said why
+        raise
 
 
 def serve_rank(invitation: Invitation) -> None:
@@ -227,10 +278,10 @@ def _serve(link: Connection[Any, Any], invitation: Invitation, own_host: str, sp
     size = config.tensor_parallel_size
     store = TCPStore(invitation.host, setup.store_port, size, is_master=False)
     group = DistributedGroup(store, invitation.rank, size, config.device, own_host)
-    executor = LocalExecutor(setup.source, config, group=group)
+    executor = load_local(setup.source, config, group=group)
     threading.Thread(target=_pulse, args=(link, speaking), daemon=True).start()
     while True:
-        executor.execute(pickle.loads(link.recv_bytes()))
+        executor.launch(pickle.loads(link.recv_bytes()))()
 
 
 def _pulse(link: Connection[Any, Any], speaking: threading.Lock) -> None:

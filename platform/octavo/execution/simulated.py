@@ -29,7 +29,7 @@ import numpy as np
 from octavo.config import EngineConfig, unknown_key
 from octavo.cost_model import Cost
 from octavo.errors import ConfigError
-from octavo.execution.pipeline import Pipeline
+from octavo.execution.executor import LocalExecutor, Wait, finished
 from octavo.step import Int64, LogprobRow, StepBatch, StepResult
 from octavo.text.tokenizer import Tokenizer
 
@@ -132,7 +132,7 @@ class SimulatedExecutor:
     than a step is not made up.
 
     Attributes:
-        pipeline: none, for the same reason.
+        max_in_flight: 1, for the same reason.
 
     Args:
         profile: how long a step takes.
@@ -142,7 +142,8 @@ class SimulatedExecutor:
         clock, sleep: of the machine; monotonic seconds.
     """
 
-    pipeline: Pipeline | None = None
+    max_in_flight: int = 1
+    local: LocalExecutor | None = None
 
     def __init__(
         self,
@@ -182,8 +183,8 @@ class SimulatedExecutor:
     def __str__(self) -> str:
         return f"rehearsal of {self.profile.name} at speed {self.speed:g}"
 
-    def execute(self, batch: StepBatch) -> StepResult:
-        """Sleep until the step would be over (other threads run) and return made-up tokens."""
+    def launch(self, batch: StepBatch) -> Wait:
+        """Make tokens up, and sleep until the step would be over (other threads run)."""
         seconds = self.seconds(batch)
         now = self._clock()
         self._due = (max(self._due, now - self._last) if self._goes_on(batch) else now) + seconds
@@ -191,7 +192,7 @@ class SimulatedExecutor:
         result = self._result(batch, seconds)
         if (rest := self._due - self._clock()) > 0:
             self._sleep(rest)
-        return result
+        return finished(result)
 
     def seconds(self, batch: StepBatch) -> float:
         """What the step takes by the profile."""

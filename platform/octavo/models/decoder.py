@@ -51,13 +51,15 @@ class Decoder:
         weights: with what; they decide type and device.
         num_positions: rows of the rotary tables: the longest sequence that will be run.
         group: the ranks that have the other shares.
+
+    All of them are attributes too.
     """
 
     def __init__(self, share: Share, weights: Weights, num_positions: int, group: TPGroup) -> None:
         spec = self.spec = share.spec
         self.num_positions = num_positions
-        self._share = share
-        self._group = group
+        self.share = share
+        self.group = group
         self.weights = weights
         self.dtype = weights.embedding.dtype
         self.device = weights.embedding.device
@@ -131,15 +133,15 @@ class Decoder:
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """[T] integers -> [T, D]: the residual stream before the first layer."""
-        embedded = self._group.all_reduce(self._look_up(token_ids))
+        embedded = self.group.all_reduce(self._look_up(token_ids))
         return embedded if self._embedding_scale == 1.0 else embedded.mul_(self._embedding_scale)
 
     def _look_up(self, token_ids: Tensor) -> Tensor:
         """Embeddings of this rank's tokens, zeros for the others'."""
-        if self._share.size == 1:
+        if self.share.size == 1:
             return F.embedding(token_ids, self.weights.embedding)
-        row = token_ids - self._share.vocab.start
-        mine = (row >= 0) & (row < len(self._share.vocab))
+        row = token_ids - self.share.vocab.start
+        mine = (row >= 0) & (row < len(self.share.vocab))
         return F.embedding(row * mine, self.weights.embedding) * mine[:, None]
 
     def _branches(
@@ -185,10 +187,10 @@ class Decoder:
             alibi_slopes=self._slopes,
             kv_scales=kv.scales,
         )
-        return self._group.all_reduce(layer.out(attended.flatten(1)))
+        return self.group.all_reduce(layer.out(attended.flatten(1)))
 
     def _mlp(self, layer: LayerWeights, x: Tensor) -> Tensor:
-        return self._group.all_reduce(
+        return self.group.all_reduce(
             self._dense(layer, x) if layer.experts is None else self._mixture(layer, layer.experts, x)
         )
 

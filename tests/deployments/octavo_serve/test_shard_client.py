@@ -198,7 +198,7 @@ def test_a_shard_whose_engine_stops_is_left(fleet: Fleet, monkeypatch: pytest.Mo
             raise RuntimeError("a fault in the machine")
 
         def break_down() -> None:
-            first.engine.engine.executor.execute = fail  # type: ignore[method-assign]
+            first.engine.engine.executor.launch = fail  # type: ignore[method-assign]
 
         assert await said(client, request(), {5: break_down}) == unbroken
         fleet.ports.remove(first)  # its engine has no state to look at

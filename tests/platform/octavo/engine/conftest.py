@@ -10,7 +10,8 @@ import pytest
 
 from octavo.config import EngineConfig
 from octavo.engine.engine import Engine
-from octavo.execution.pipeline import Worker
+from octavo.execution.background import BackgroundExecutor
+from octavo.execution.executor import Wait, finished
 from octavo.request import Request, SamplingParams
 from octavo.step import LogprobRow, StepBatch, StepResult
 
@@ -25,18 +26,20 @@ def next_token(tokens, seed: int = 0) -> int:
 class PagedFake:
     """An executor whose cache stores token ids: a wrong block, a missed copy or an early reuse changes its answers."""
 
+    max_in_flight = 1
+    local = None
+
     def __init__(self, num_blocks: int, block_size: int, max_model_len: int = 4096) -> None:
         self.spec = SimpleNamespace(vocab_size=VOCAB, max_position_embeddings=max_model_len)
         self.num_blocks = num_blocks
         self.cache = np.full((num_blocks, block_size), -1, np.int32)
         self.batches: list[StepBatch] = []
         self.fail_tokens: set[int] = set()  # last tokens for which the logits are "not finite"
-        self.pipeline: Worker | None = None
 
     def check_health(self) -> None:
         pass
 
-    def execute(self, batch: StepBatch) -> StepResult:
+    def launch(self, batch: StepBatch) -> Wait:
         self.batches.append(batch)
         sources, targets = [s for s, _ in batch.block_copies], [t for _, t in batch.block_copies]
         self.cache[targets] = self.cache[sources]
@@ -58,7 +61,7 @@ class PagedFake:
             if batch.sampling.num_logprobs[row] >= 0:
                 logprobs[row] = LogprobRow([token], [-float(token) / VOCAB], 1)
         prompt = [LogprobRow([token], [-1.0], 1) for _, token, _ in batch.prompt_logprobs]
-        return StepResult(np.array(tokens, np.int64), logprobs, prompt, 1e-3)
+        return finished(StepResult(np.array(tokens, np.int64), logprobs, prompt, 1e-3))
 
     def close(self) -> None:
         pass
@@ -66,10 +69,15 @@ class PagedFake:
 
 def make_engine(num_blocks: int = 64, **settings) -> Engine:
     config = EngineConfig(**{"block_size": 4, "max_num_seqs": 8, "max_num_batched_tokens": 32, **settings})
-    executor = PagedFake(num_blocks, config.block_size)
-    if config.async_scheduling:
-        executor.pipeline = Worker(executor.execute)
+    model = PagedFake(num_blocks, config.block_size)
+    executor = BackgroundExecutor(model) if config.async_scheduling else model
     return Engine("fake", executor, config, end_token_ids=())
+
+
+def model_of(engine: Engine) -> PagedFake:
+    """What runs an engine's steps, be it in a thread or not."""
+    executor = engine.executor
+    return executor.executor if isinstance(executor, BackgroundExecutor) else executor
 
 
 def make_request(request_id: str, prompt: list[int], seed: int = 0, **params) -> Request:
@@ -102,5 +110,11 @@ def run(engine: Engine, max_steps: int = 10_000) -> dict[str, dict[int, list[int
 def fake():
     """The fake model's parts, for tests in this folder (which cannot import each other)."""
     return SimpleNamespace(
-        engine=make_engine, request=make_request, expected=expected_tokens, run=run, VOCAB=VOCAB, PagedFake=PagedFake
+        engine=make_engine,
+        model=model_of,
+        request=make_request,
+        expected=expected_tokens,
+        run=run,
+        VOCAB=VOCAB,
+        PagedFake=PagedFake,
     )

@@ -8,21 +8,20 @@ import pytest
 
 from octavo.engine.async_engine import AsyncEngine
 from octavo.errors import BadRequest, EngineDead, Overloaded
-from octavo.execution.pipeline import Worker
 
 
 @pytest.fixture(params=[False, True])
 def slow_engine(fake, request):
     """An engine that takes 2 ms a step, so that things happen in its middle; also one that plans steps ahead."""
-    engine = fake.engine(num_blocks=256, max_num_queued_requests=4)
-    execute = engine.executor.execute
+    engine = fake.engine(num_blocks=256, max_num_queued_requests=4, async_scheduling=request.param)
+    model = fake.model(engine)
+    launch = model.launch
 
     def slowly(batch):
         time.sleep(0.002)
-        return execute(batch)
+        return launch(batch)
 
-    engine.executor.execute = slowly
-    engine.executor.pipeline = Worker(slowly) if request.param else None
+    model.launch = slowly
     running = AsyncEngine(engine)
     yield running
     running.close()
@@ -125,7 +124,7 @@ def test_a_dead_engine_says_so(fake):
     def broken(batch):
         raise RuntimeError("the device is gone")
 
-    engine.executor.execute = broken
+    engine.executor.launch = broken
     running = AsyncEngine(engine)
 
     async def main():
@@ -142,19 +141,19 @@ def test_a_dead_engine_says_so(fake):
 def test_a_stuck_engine_fails_its_health_check_and_a_slow_one_does_not(fake, monkeypatch):
     monkeypatch.setattr("octavo.engine.patience.LEAST", 0.0)
     engine, go, begun = fake.engine(), threading.Event(), threading.Event()
-    execute = engine.executor.execute
+    launch = engine.executor.launch
 
     def hang(batch):
         begun.set()
         go.wait(60)
-        return execute(batch)
+        return launch(batch)
 
     running = AsyncEngine(engine)
 
     async def main():
         for name, wait in (("slow", 60.0), ("stuck", 0.0)):  # seconds that the model is said to take per token
             monkeypatch.setattr("octavo.engine.patience.Patience.seconds", lambda self, amounts, wait=wait: wait)
-            engine.executor.execute = hang
+            engine.executor.launch = hang
             begun.clear()
             task = asyncio.create_task(collect(running, fake.request(name, [1], max_tokens=1)))
             await asyncio.to_thread(begun.wait, 60)
@@ -175,8 +174,8 @@ def test_a_stuck_engine_fails_its_health_check_and_a_slow_one_does_not(fake, mon
 
 def test_thousands_of_aborts_are_one_message_to_each_listener(fake):
     running = AsyncEngine(fake.engine(num_blocks=256, max_num_queued_requests=5000))
-    go, begun, execute = threading.Event(), threading.Event(), running.engine.executor.execute
-    running.engine.executor.execute = lambda batch: (begun.set(), go.wait(60), execute(batch))[2]
+    go, begun, launch = threading.Event(), threading.Event(), running.engine.executor.launch
+    running.engine.executor.launch = lambda batch: (begun.set(), go.wait(60), launch(batch))[2]
 
     class Listener:
         def __init__(self):

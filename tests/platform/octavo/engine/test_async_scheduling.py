@@ -9,7 +9,7 @@ import pytest
 
 from octavo import LLM, SamplingParams
 from octavo.engine.batch import build_batch
-from octavo.execution.pipeline import with_tokens
+from octavo.execution.background import with_tokens
 from octavo_kernels.native import library
 
 KINDS = [{}, {"n": 3}, {"presence_penalty": 1.0, "repetition_penalty": 1.2}, {"logit_bias": {5: 1.0}},
@@ -57,27 +57,28 @@ def test_every_feature_says_the_same_as_one_step_at_a_time(fake, num_blocks, cac
 
 def test_a_step_is_planned_while_the_one_before_runs(fake):
     engine = fake.engine(async_scheduling=True)
-    go, execute = threading.Semaphore(0), engine.executor.execute
+    model = fake.model(engine)
+    go, launch = threading.Semaphore(0), model.launch
 
     def when_told(batch):
         go.acquire()
-        return execute(batch)
+        return launch(batch)
 
-    engine.executor.pipeline._execute = when_told
+    model.launch = when_told
     engine.add(fake.request("r", [1, 2, 3], max_tokens=3))
     assert engine.step() == []
-    assert engine.executor.batches == []  # begun, and nothing has run
+    assert model.batches == []  # begun, and nothing has run
     go.release(5)
     said = []
     while engine.has_work:
         said += [token for update in engine.step() for token in update.token_ids]
     assert said == fake.expected([1, 2, 3], 3)
-    assert [batch.num_tokens for batch in engine.executor.batches] == [3, 1, 1]  # the limit is known beforehand
+    assert [batch.num_tokens for batch in model.batches] == [3, 1, 1]  # the limit is known beforehand
 
 
 def test_a_failed_row_ends_alone(fake):
     engine = fake.engine(async_scheduling=True)
-    engine.executor.fail_tokens.add(fake.expected([1, 2], 1)[0])
+    fake.model(engine).fail_tokens.add(fake.expected([1, 2], 1)[0])
     engine.add(fake.request("bad", [1, 2], max_tokens=9))
     engine.add(fake.request("good", [3, 4], max_tokens=9))
     reasons = {}
@@ -89,7 +90,7 @@ def test_a_failed_row_ends_alone(fake):
 
 def test_what_breaks_in_the_other_thread_is_raised_here(fake):
     engine = fake.engine(async_scheduling=True)
-    engine.executor.pipeline._execute = None
+    fake.model(engine).launch = None
     engine.add(fake.request("r", [1, 2], max_tokens=9))
     engine.step()
     with pytest.raises(TypeError):
@@ -108,7 +109,7 @@ def test_missing_tokens_are_filled_in(fake):
     engine.add(fake.request("a", [1, 2], max_tokens=9, repetition_penalty=1.5))
     engine.add(fake.request("b", [3], max_tokens=9))
     plan = scheduler.schedule()
-    scheduler.begin(plan)
+    scheduler.advance(plan)
     engine.add(fake.request("c", [7, 8, 9], max_tokens=9))
     batch = build_batch(scheduler.schedule())
     assert batch.sources.tolist() == [0, 1, -1, -1, -1]

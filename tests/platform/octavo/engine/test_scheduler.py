@@ -19,7 +19,7 @@ def test_chunked_prefill_changes_nothing_but_the_steps(fake, chunk):
     engine = fake.engine(max_num_batched_tokens=chunk)
     engine.add(fake.request("a", prompt, max_tokens=5))
     assert fake.run(engine)["a"][0] == fake.expected(prompt, 5)
-    assert len(engine.executor.batches) == -(-100 // chunk) + 4
+    assert len(fake.model(engine).batches) == -(-100 // chunk) + 4
 
 
 def test_running_streams_get_their_token_and_prompts_a_block_however_small_the_budget(fake):
@@ -27,7 +27,7 @@ def test_running_streams_get_their_token_and_prompts_a_block_however_small_the_b
     for i in range(8):
         engine.add(fake.request(f"r{i}", [i] * 4, max_tokens=30))
     fake.run(engine)
-    assert max(batch.num_seqs for batch in engine.executor.batches) == 8
+    assert max(batch.num_seqs for batch in fake.model(engine).batches) == 8
 
 
 def test_a_warm_prefix_is_not_computed_again(fake):
@@ -35,11 +35,11 @@ def test_a_warm_prefix_is_not_computed_again(fake):
     prompt = list(range(41))
     engine.add(fake.request("cold", prompt, max_tokens=3))
     fake.run(engine)
-    engine.executor.batches.clear()
+    fake.model(engine).batches.clear()
     engine.add(fake.request("warm", prompt, max_tokens=3))
     first = engine.step()[0]
     assert first.num_cached_tokens == 40
-    assert engine.executor.batches[0].num_tokens == 1
+    assert fake.model(engine).batches[0].num_tokens == 1
     assert first.token_ids + fake.run(engine)["warm"][0] == fake.expected(prompt, 3)
 
 
@@ -52,7 +52,7 @@ def test_a_prefix_that_many_bring_at_once_is_computed_once(fake, budget):
         engine.add(fake.request(f"r{i}", prompts[f"r{i}"], max_tokens=3))
     out = fake.run(engine)
     assert {name: tokens[0] for name, tokens in out.items()} == {n: fake.expected(p, 3) for n, p in prompts.items()}
-    assert sum(batch.num_tokens for batch in engine.executor.batches) == 40 + 8 * 2 + 8 * 2
+    assert sum(batch.num_tokens for batch in fake.model(engine).batches) == 40 + 8 * 2 + 8 * 2
     assert engine.stats().cached_tokens == 7 * 40
 
 
@@ -60,12 +60,12 @@ def test_a_step_that_fails_leaves_nothing_in_the_cache(fake):
     engine = fake.engine()
     prompt = list(range(40))
     engine.add(fake.request("a", prompt, max_tokens=3))
-    execute = engine.executor.execute
-    engine.executor.execute = lambda batch: 1 / 0
+    launch = engine.executor.launch
+    engine.executor.launch = lambda batch: 1 / 0
     with pytest.raises(ZeroDivisionError):
         engine.step()
     engine.abort("a")
-    engine.executor.execute = execute
+    engine.executor.launch = launch
     engine.add(fake.request("b", prompt, max_tokens=3))
     assert fake.run(engine)["b"][0] == fake.expected(prompt, 3)
 
@@ -130,7 +130,7 @@ def test_a_large_n_holds_nobody_up_and_keeps_no_place(fake, ahead, caching):
     engine.add(fake.request("large", prompt, seed=7, n=32, max_tokens=50))
     for i in range(3):
         engine.add(fake.request(f"short{i}", [300 + i], max_tokens=2))
-    engine.executor.batches.clear()
+    fake.model(engine).batches.clear()
     first, said = started(engine)
     assert first["large", 0] < first["short0", 0] <= 25
     assert max(first[f"short{i}", 0] for i in range(3)) <= 45  # the fourth stream has just ended
@@ -140,7 +140,7 @@ def test_a_large_n_holds_nobody_up_and_keeps_no_place(fake, ahead, caching):
     for i in range(32):
         assert said["large", i] == fake.expected(prompt, 50, (7 + i * 0x9E3779B97F4A7C15) % 2**64)
     # The prompt is computed once; each of those that come late computes what a full block does not hold.
-    computed = sum(batch.num_tokens for batch in engine.executor.batches)
+    computed = sum(batch.num_tokens for batch in fake.model(engine).batches)
     assert computed <= 42 + 31 * 2 + 32 * 49 + 360 + 3 * 2
 
 
@@ -311,13 +311,13 @@ def test_stop_rules(fake):
     stopped = ask(max_tokens=20, stop_token_ids=[said[5]])
     assert (stopped.finish_reason, stopped.stop_reason, stopped.token_ids) == ("stop", said[5], [said[5]])
     assert ask(max_tokens=20, stop_token_ids=[said[5]], min_tokens=7).finish_reason == "length"
-    assert engine.executor.batches[-8].sampling.banned == {}
-    assert any([*map(list, b.sampling.banned.values())] == [[said[5]]] for b in engine.executor.batches)
+    assert fake.model(engine).batches[-8].sampling.banned == {}
+    assert any([*map(list, b.sampling.banned.values())] == [[said[5]]] for b in fake.model(engine).batches)
 
 
 def test_values_that_are_not_finite_end_their_own_request_only(fake):
     engine = fake.engine()
-    engine.executor.fail_tokens = {999}
+    fake.model(engine).fail_tokens = {999}
     engine.add(fake.request("bad", [1, 999], max_tokens=5))
     engine.add(fake.request("good", [1, 2], max_tokens=5))
     reasons = {}

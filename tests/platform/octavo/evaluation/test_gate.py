@@ -14,7 +14,7 @@ from octavo.config import EngineConfig
 from octavo.errors import ConfigError, ModelError
 from octavo.evaluation.evaluate import Settings
 from octavo.evaluation.gate import require
-from octavo.execution.executor import LocalExecutor
+from octavo.execution.local import load_local
 from octavo.source import resolve_source
 from octavo_kernels.native.library import library, use
 
@@ -30,7 +30,7 @@ def check(request, text):
     def call(model, reference=None, settings=SETTINGS, **engine):
         config = EngineConfig(**{"kv_cache_bytes": 2**20, "threads": 1} | engine)
         with use(library() if request.param == "native" else None):
-            executor = LocalExecutor(resolve_source(str(model)), config)
+            executor = load_local(resolve_source(str(model)), config)
             try:
                 return require(executor, str(model), config, settings, text, reference and str(reference))
             finally:
@@ -93,4 +93,4 @@ def test_a_small_cache_is_no_excuse(check, tiny_model):
 
 def test_what_cannot_be_measured_is_refused(text):
     with pytest.raises(ConfigError, match="set tensor_parallel_size to 1"):
-        require(SimpleNamespace(), "m", EngineConfig(), SETTINGS, text, None)
+        require(SimpleNamespace(local=None), "m", EngineConfig(), SETTINGS, text, None)

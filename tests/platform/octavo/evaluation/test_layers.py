@@ -8,7 +8,7 @@ import torch
 from octavo.config import EngineConfig
 from octavo.evaluation.divergence import window_logits
 from octavo.evaluation.layers import layer_errors, worst
-from octavo.execution.executor import LocalExecutor
+from octavo.execution.local import load_local
 from octavo.source import resolve_source
 from octavo_kernels.native.library import library, use
 
@@ -23,7 +23,7 @@ def load(request):
 
     def make(folder, **settings):
         with use(library() if request.param == "native" else None):
-            return LocalExecutor(resolve_source(str(folder)), EngineConfig(kv_cache_bytes=2**22, **settings))
+            return load_local(resolve_source(str(folder)), EngineConfig(kv_cache_bytes=2**22, **settings))
 
     return make
 

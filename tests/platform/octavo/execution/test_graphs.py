@@ -11,7 +11,7 @@ import torch
 
 from octavo import LLM, SamplingParams
 from octavo.errors import ConfigError
-from octavo.execution import runner
+from octavo.execution import torch_executor
 from octavo.execution.graphs import padded_sizes
 from octavo_kernels.native import library
 
@@ -44,8 +44,8 @@ def torch_llm(tiny_model):
 def as_on_a_gpu(llm, capture=lambda function: function):
     """Graphs, and steps that are begun before the one before has ended."""
     executor = llm.engine.executor
-    executor._runner.use_graphs(llm.engine.limits.max_model_len, capture)
-    executor.pipeline = executor._runner
+    executor.use_graphs(llm.engine.limits.max_model_len, capture)
+    executor.max_in_flight = 2
     return llm
 
 
@@ -71,7 +71,7 @@ def test_sizes_are_few_and_hold_the_largest_batch():
 def test_padded_steps_say_what_others_say(torch_llm, name, settings):
     ours, theirs = as_on_a_gpu(torch_llm(name, **settings)), torch_llm(name, **settings)
     assert said(ours) == said(theirs)
-    assert set(ours.engine.executor._runner._graphs._replays) == {1, 2, 4, 8}
+    assert set(ours.engine.executor._graphs._replays) == {1, 2, 4, 8}
     assert said(ours) == said(theirs)  # again, with a warm cache
 
 
@@ -85,18 +85,18 @@ def test_they_do_so_after_preemptions_and_with_small_chunks(torch_llm):
 
 def test_padding_is_stored_where_nobody_reads(torch_llm):
     llm = as_on_a_gpu(torch_llm("llama3"))
-    runner = llm.engine.executor._runner
+    executor = llm.engine.executor
     llm.generate(PROMPTS[:3], PARAMS[0], use_tqdm=False)  # three rows of four
-    keys = runner._kv.layers[0][0]
-    assert keys[runner._kv.spare_block, 0].any()
-    assert not keys[runner._kv.spare_block, 1:].any()
+    keys = executor._kv.layers[0][0]
+    assert keys[executor._kv.spare_block, 0].any()
+    assert not keys[executor._kv.spare_block, 1:].any()
     used = {block for block in range(llm.engine.pool.num_blocks) if keys[block].any()}
     assert len(used) == sum(-(-(len(prompt) + 19) // 16) for prompt in PROMPTS[:3])
 
 
 def test_only_rows_that_changed_are_copied(torch_llm, monkeypatch):
     llm = as_on_a_gpu(torch_llm("llama3"))
-    inputs = llm.engine.executor._runner._graphs._inputs
+    inputs = llm.engine.executor._graphs._inputs
     copied, plain = [0], torch.Tensor.index_copy_
 
     def count(self, dim, index, source):
@@ -112,7 +112,7 @@ def test_only_rows_that_changed_are_copied(torch_llm, monkeypatch):
 
 def test_a_step_that_draws_nothing_is_waited_for(torch_llm, monkeypatch):
     waits = []
-    monkeypatch.setattr(runner, "fetch", lambda *tensors: lambda: waits.append(tensors))
+    monkeypatch.setattr(torch_executor, "fetch", lambda *tensors: lambda: waits.append(tensors))
     llm = as_on_a_gpu(torch_llm("llama3", max_num_batched_tokens=16))
     llm.generate([list(range(60))], SamplingParams(temperature=0, max_tokens=2, ignore_eos=True), use_tqdm=False)
     assert len(waits) == 3  # chunks of 16, 16 and 16 before the one that draws
@@ -126,7 +126,7 @@ def test_closing_frees_the_memory_at_once(tiny_model):
     with library.use(None):
         llm = as_on_a_gpu(LLM(str(tiny_model("llama3")), kv_cache_bytes=2**19, progress=False), capture)
     llm.generate(PROMPTS[:1], PARAMS[0], use_tqdm=False)
-    cache = weakref.ref(llm.engine.executor._runner._kv)
+    cache = weakref.ref(llm.engine.executor._kv)
     gc.disable()
     llm.close()
     gc.enable()
@@ -151,7 +151,7 @@ def test_the_order_of_sums_is_the_decoders(torch_llm):
     with pytest.raises(ConfigError, match="batch_invariant is not for the torch runner on a CPU"):
         torch_llm("llama3", batch_invariant=True)
     ours, theirs = torch_llm("llama3"), torch_llm("llama3")
-    decoder = ours.engine.executor._runner._decoder
+    decoder = ours.engine.executor._decoder
     decoder.keep_one_order()
     layouts, forward = [], decoder.forward
     decoder.forward = lambda tokens, layout, kv: layouts.append(layout) or forward(tokens, layout, kv)

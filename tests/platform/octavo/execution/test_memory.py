@@ -5,10 +5,10 @@ import torch
 
 from octavo.config import EngineConfig
 from octavo.errors import ModelError
-from octavo.execution import kv_storage
-from octavo.execution.executor import LocalExecutor, _torch_runner, largest_step
+from octavo.execution import torch_executor
+from octavo.execution.local import load_local
 from octavo.execution.memory import Use, kv_cache_bytes, largest_batch, measure
-from octavo.models import load
+from octavo.execution.torch_executor import TorchExecutor, run_largest_step
 from octavo.models.decoder import Decoder
 from octavo.models.load import load_model
 from octavo.source import resolve_source
@@ -84,7 +84,7 @@ def test_the_largest_step_runs(tiny_model, settings, rows, tokens):
     decoder = load_model(resolve_source(str(tiny_model("gemma2"))))
     batch = largest_batch(config, decoder.num_positions)
     assert (batch.num_tokens, len(batch.sampling.token_index)) == (tokens, rows)
-    result = _torch_runner(decoder, 1, config, "cpu", lambda logits: logits).run(batch)
+    result = TorchExecutor(decoder, config, 1).launch(batch)()
     assert len(result.token_ids) == len(result.logprobs) == rows
     assert len(result.prompt_logprobs) == tokens
 
@@ -97,10 +97,10 @@ def test_weights_and_caches_that_do_not_fit_are_refused_with_a_sentence(tiny_mod
     with monkeypatch.context() as patch:
         patch.setattr(Decoder, "forward", full)
         with pytest.raises(ModelError, match=r"a step of 1024 tokens and 64 sequences.*Lower max_num_batched_tokens"):
-            largest_step(load_model(source), config, "cpu", lambda logits: logits)
-    monkeypatch.setattr(kv_storage, "KVStorage", full)
+            run_largest_step(load_model(source), config)
+    monkeypatch.setattr(torch_executor, "KVStorage", full)
     with pytest.raises(ModelError, match="lower kv_cache_bytes"):
-        LocalExecutor(source, config)
-    monkeypatch.setattr(load, "load_model", full)
+        load_local(source, config)
+    monkeypatch.setattr(torch_executor, "load_model", full)
     with pytest.raises(ModelError, match=r"allocate 16\.00 GiB.*quantization 'int8'"):
-        LocalExecutor(source, config)
+        load_local(source, config)

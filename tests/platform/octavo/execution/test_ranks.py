@@ -15,6 +15,8 @@ import pytest
 from octavo import LLM, SamplingParams
 from octavo.errors import ConfigError, EngineDead, ModelError
 from octavo.execution import ranks
+from octavo.execution.executor import LocalExecutor
+from octavo.execution.local import load_local
 from octavo.execution.ranks import Invitation, ParallelExecutor, serve_rank
 from octavo_kernels.native import library
 
@@ -98,13 +100,12 @@ def test_too_many_ranks(as_threads: None, tiny_model: Callable[[str], Path]) -> 
 def test_what_a_rank_fails_with_is_raised(
     as_threads: None, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Picky(ranks.LocalExecutor):
-        def __init__(self, *args: Any, **options: Any) -> None:
-            if options["group"].rank == 1:
-                raise ModelError("no room on this rank")
-            super().__init__(*args, **options)
+    def picky(*args: Any, **options: Any) -> LocalExecutor:
+        if options["group"].rank == 1:
+            raise ModelError("no room on this rank")
+        return load_local(*args, **options)
 
-    monkeypatch.setattr(ranks, "LocalExecutor", Picky)
+    monkeypatch.setattr(ranks, "load_local", picky)
     with pytest.raises(ModelError, match="no room on this rank"):
         LLM(str(tiny_model("llama3")), tensor_parallel_size=2, progress=False)
 
@@ -120,8 +121,9 @@ def processes(tiny_model: Callable[[str], Path]) -> LLM:
 def pids(llm: LLM) -> list[int]:
     executor = llm.engine.executor
     assert isinstance(executor, ParallelExecutor)
-    assert isinstance(executor._ranks, ranks.RankProcesses)
-    return [process.pid for process in executor._ranks._processes]
+    processes = executor.others.processes
+    assert isinstance(processes, ranks.RankProcesses)
+    return [process.pid for process in processes._processes]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from octavo import LLM, SamplingParams
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
 from octavo.evaluation.divergence import window_logits
-from octavo.execution.executor import LocalExecutor
+from octavo.execution.local import load_local
 from octavo.models.quantization import Rounding, check_setting, parse_rounding
 from octavo.source import resolve_source
 from octavo_kernels.native.library import library, use
@@ -59,7 +59,7 @@ def test_what_does_not(name, stored, message):
 def logits(folder, quantization, native):
     config = EngineConfig(quantization=quantization, kv_cache_bytes=2**22)
     with use(library() if native else None):
-        executor = LocalExecutor(resolve_source(str(folder)), config)
+        executor = load_local(resolve_source(str(folder)), config)
     return executor, torch.cat([*window_logits(executor, TOKENS)])
 
 

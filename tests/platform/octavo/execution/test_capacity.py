@@ -4,7 +4,8 @@ import pytest
 
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
-from octavo.execution.executor import LocalExecutor, _positions
+from octavo.execution.capacity import num_positions
+from octavo.execution.local import load_local
 from octavo.models.source_spec import read_spec
 from octavo.source import resolve_source
 from octavo_kernels.native.library import library, use
@@ -27,18 +28,18 @@ BLOCK = 2**14
 )
 def test_a_rotary_table_has_no_more_positions_than_there_can_be_keys_for(tiny_model, settings, positions):
     spec = replace(read_spec(resolve_source(str(tiny_model("llama3")))), max_position_embeddings=2**20)
-    assert _positions(spec, EngineConfig(**settings), 2**20, BLOCK) == positions
+    assert num_positions(spec, EngineConfig(**settings), 2**20, BLOCK) == positions
 
 
 @pytest.mark.parametrize("native", [True, False])
 def test_tables_shrink_with_the_cache_on_either_runner(tiny_model, native):
     source = resolve_source(str(tiny_model("llama3")))
     with use(library() if native else None):
-        executor = LocalExecutor(source, EngineConfig(kv_cache_bytes=2**15))
+        executor = load_local(source, EngineConfig(kv_cache_bytes=2**15))
         parts = executor.parts
         rows = len(parts._model.layers[0].rotary) if native else parts._decoder.num_positions
         slots = executor.num_blocks * executor.block_size
         executor.close()
         assert slots <= rows < executor.spec.max_position_embeddings
         with pytest.raises(ConfigError, match="the model holds at most"):
-            LocalExecutor(source, EngineConfig(kv_cache_bytes=2**15, max_model_len=10**6))
+            load_local(source, EngineConfig(kv_cache_bytes=2**15, max_model_len=10**6))

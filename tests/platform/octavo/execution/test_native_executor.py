@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from octavo import LLM, SamplingParams
 from octavo.errors import ConfigError
-from octavo.execution.native_runner import NativeRunner
-from octavo.execution.runner import Runner
+from octavo.execution.native_executor import NativeExecutor
 from octavo.execution.sampler import sample
+from octavo.execution.torch_executor import TorchExecutor
 from octavo.step import SamplingRows
 from octavo_kernels.native.build import NoCompiler
 from octavo_kernels.native.library import Library, library, supported_levels, use
@@ -62,8 +62,8 @@ def tokens(outputs):
 def test_float32_tokens_are_those_of_the_torch_runner(native, tiny_model, name, params):
     params = SamplingParams(max_tokens=24, ignore_eos="min_tokens" not in params, **params)
     ours, theirs = engine(tiny_model(name), native), engine(tiny_model(name), None)
-    assert isinstance(ours.engine.executor._runner, NativeRunner)
-    assert isinstance(theirs.engine.executor._runner, Runner)
+    assert isinstance(ours.engine.executor, NativeExecutor)
+    assert isinstance(theirs.engine.executor, TorchExecutor)
     assert tokens(generate(ours, params)) == tokens(generate(theirs, params))
 
 
@@ -86,7 +86,7 @@ def test_logprobs_are_those_of_the_torch_runner(native, tiny_model):
 def test_what_is_not_covered_runs_on_torch_and_says_so(native, tiny_model, caplog, options, reason):
     with caplog.at_level(logging.WARNING):
         llm = engine(tiny_model("llama2"), native, **options)
-    assert isinstance(llm.engine.executor._runner, Runner)
+    assert isinstance(llm.engine.executor, TorchExecutor)
     assert [reason in record.message for record in caplog.records] == [True]
     llm.close()
 

@@ -1,55 +1,64 @@
-"""Steps begun before the one before has ended: the next is planned and prepared while the device computes.
+"""Steps of another executor in a thread, so that the next is planned and laid out while one runs.
 
 A step's tokens are then not known yet where the next one is laid out: `StepBatch.sources` says which are missing, and
-whoever runs the steps, one after the other, fills them in.
+the thread, which runs one step after the other, fills them in.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 import numpy as np
 
+from octavo.execution.executor import Executor, LocalExecutor, Shape, Wait
 from octavo.step import Int64, Penalties, StepBatch, StepResult
 
-Wait = Callable[[], StepResult]
-"""Waits for a step and returns its result; raises what the step raised."""
 
-
-class Pipeline(Protocol):
-    """Runs steps in the order in which they are begun."""
-
-    def launch(self, batch: StepBatch) -> Wait:
-        """Begin a step; the batch's arrays may change once this returns."""
-        ...
-
-
-class Worker:
-    """A `Pipeline` of one thread, for an executor that returns when its step is done.
+class BackgroundExecutor:
+    """Two steps in flight, for an executor whose `launch` returns when the step has ended.
 
     Args:
-        execute: runs a step whose tokens are all known.
+        executor: runs steps whose tokens are all known.
     """
 
-    def __init__(self, execute: Callable[[StepBatch], StepResult]) -> None:
-        self._execute = execute
+    max_in_flight: int = 2
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+        self.num_blocks = executor.num_blocks
         self._thread = ThreadPoolExecutor(1, "octavo-steps")
         self._drawn: Int64 = np.zeros(0, np.int64)  # by the step that ran last
 
+    @property
+    def spec(self) -> Shape:
+        """As in `Executor`."""
+        return self.executor.spec
+
+    @property
+    def local(self) -> LocalExecutor | None:
+        """As in `Executor`."""
+        return self.executor.local
+
+    def __str__(self) -> str:
+        return str(self.executor)
+
     def launch(self, batch: StepBatch) -> Wait:
-        """As in `Pipeline`."""
+        """As in `Executor`."""
         kept = dataclasses.replace(batch, block_tables=batch.block_tables.copy())  # the next batch changes it in place
         return self._thread.submit(self._run, kept).result
 
+    def check_health(self) -> None:
+        """As in `Executor`."""
+        self.executor.check_health()
+
     def close(self) -> None:
-        """Wait for the steps that were begun and end the thread."""
+        """Close the executor, which ends a step that hangs (on a rank that is gone, say), and then the thread."""
+        self.executor.close()
         self._thread.shutdown()
 
     def _run(self, batch: StepBatch) -> StepResult:
-        result = self._execute(with_tokens(batch, self._drawn))
+        result = self.executor.launch(with_tokens(batch, self._drawn))()
         self._drawn = result.token_ids
         return result
 

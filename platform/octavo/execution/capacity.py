@@ -1,0 +1,40 @@
+"""How many KV blocks a model gets, and for how many positions it needs rotary tables."""
+
+from __future__ import annotations
+
+from octavo.config import EngineConfig
+from octavo.errors import ModelError
+from octavo.models.parallel import TPGroup
+from octavo.models.spec import ModelSpec
+
+CPU_KV_BYTES = 2**30
+"""Of the KV cache on a CPU, where the config gives none."""
+
+
+def num_kv_blocks(config: EngineConfig, block: int, group: TPGroup) -> int:
+    """KV blocks of `block` bytes that fit into `config.kv_cache_bytes`, or into a CPU's default.
+
+    All ranks have a part of every block, so the one with the least room decides.
+
+    Raises:
+        ModelError: not even one fits.
+    """
+    wanted = CPU_KV_BYTES if config.kv_cache_bytes is None else config.kv_cache_bytes
+    if wanted < block:
+        raise ModelError(f"the KV cache gets {wanted} bytes but one block of {config.block_size} tokens takes {block}")
+    return group.smallest(wanted // block)
+
+
+def num_positions(spec: ModelSpec, config: EngineConfig, room: int, block: int) -> int:
+    """Positions that need a rotary table: no more than there can be keys for.
+
+    For all positions of a model of a million tokens a table takes 0.5 GB, next to a KV cache of a few thousand.
+
+    Args:
+        room: bytes of the KV cache where the config gives none, or more.
+        block: bytes of a KV block, or fewer.
+    """
+    wanted = config.max_model_len or spec.max_position_embeddings
+    if wanted > spec.max_position_embeddings:
+        return wanted  # whoever loads the model refuses it
+    return min(wanted, max(1, (config.kv_cache_bytes or room) // block) * config.block_size)

@@ -1,0 +1,53 @@
+"""From a `Source` and its settings to the executor that runs its steps.
+
+Importing torch takes 1.2 s and 150 MB. A rehearsal and a packed model on a CPU need none of it, so each kind of
+executor is imported where it is chosen; a rehearsal does without the model's code, too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from octavo.config import EngineConfig
+from octavo.source import Source
+
+if TYPE_CHECKING:
+    from octavo.execution.executor import Executor
+    from octavo.execution.ranks import Launch
+    from octavo.text.tokenizer import Tokenizer
+
+
+def load_executor(
+    source: Source,
+    config: EngineConfig,
+    tokenizer: Tokenizer,
+    *,
+    progress: bool = False,
+    launch: Launch | None = None,
+) -> Executor:
+    """Load a model into this process, over ranks, or what stands for it in a rehearsal.
+
+    Args:
+        launch: starts the other tensor-parallel ranks; None makes them children of this process.
+
+    Raises:
+        ModelError, ConfigError: it cannot be loaded, or not with these settings.
+    """
+    if config.rehearsal is not None:
+        from octavo.execution.simulated import SimulatedExecutor
+
+        return SimulatedExecutor.load(config, tokenizer)
+    executor: Executor
+    if config.tensor_parallel_size > 1:
+        from octavo.execution.ranks import load_parallel
+
+        executor = load_parallel(source, config, launch, progress=progress)
+    else:
+        from octavo.execution.local import load_local
+
+        executor = load_local(source, config, progress=progress)
+    if config.async_scheduling and executor.max_in_flight == 1:
+        from octavo.execution.background import BackgroundExecutor
+
+        return BackgroundExecutor(executor)
+    return executor

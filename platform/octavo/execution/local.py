@@ -1,0 +1,58 @@
+"""The executor of a model, or of one rank's share of it, in this process."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from tqdm import tqdm
+
+from octavo.config import EngineConfig
+from octavo.execution.device import find_device, limit_torch
+from octavo.execution.executor import LocalExecutor
+from octavo.execution.native_executor import load_native, why_not_native
+from octavo.models.parallel import Share, TPGroup
+from octavo.models.source_spec import read_share
+from octavo.source import Source
+from octavo_kernels.native.cores import available_cores
+from octavo_kernels.native.library import Library, library
+
+logger = logging.getLogger(__name__)
+
+
+def load_local(
+    source: Source, config: EngineConfig, *, progress: bool = False, group: TPGroup | None = None
+) -> LocalExecutor:
+    """Load a model, or one rank's share of it, into this process: native code on a CPU that covers it, else torch.
+
+    Raises:
+        ModelError, ConfigError: it cannot be loaded, or not with these settings.
+    """
+    group = group or TPGroup()
+    share = read_share(source, group)
+    device = find_device(config.device)
+    native = _native_library(source, config, share) if device == "cpu" else None
+    executor: LocalExecutor
+    if native is not None:
+        executor = load_native(native, source, config, share, group, progress=progress)
+    else:
+        from octavo.execution.torch_executor import load_torch
+
+        executor = load_torch(source, config, device, share, group, progress=progress)
+    logger.info("%s: %s, %d KV blocks", source.name, executor, executor.num_blocks)
+    if progress:
+        tqdm.write(f"Engine ready: {source.name}: {executor}", file=sys.stderr)  # `octavo serve` shows it
+    return executor
+
+
+def _native_library(source: Source, config: EngineConfig, share: Share) -> Library | None:
+    """What runs the model on this CPU, if that covers all of it; all CPU libraries get their threads."""
+    threads = config.threads or available_cores()
+    limit_torch(threads)
+    native = library()
+    reason = "there is no native library" if native is None else why_not_native(source, config, share)
+    if native is None or reason:
+        logger.warning("%s runs on the slower torch runner: %s", source.name, reason)
+        return None
+    native.set_threads(threads)
+    return native

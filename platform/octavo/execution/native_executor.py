@@ -1,0 +1,215 @@
+"""The native executor: a whole step on the CPU in one call, weights in their own format.
+
+Two modes. `exact` (dtype float32) computes in float32 as if the weights were dequantised, like the torch executor. The
+fast one (dtype bfloat16) rounds K, V and attention's weights to bfloat16, multiplies bf16 matrices with activations
+rounded to bf16, and a GGUF file's integer codes with activations quantised to 8 bits in groups of 32. In either, a
+sequence's logits have the same bits whatever else is in the step, however its prompt is cut into chunks, and on any
+number of threads.
+
+Torch is loaded only for log probabilities, for ranks, and to take the model apart.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.config import EngineConfig
+from octavo.errors import ModelError
+from octavo.execution.capacity import CPU_KV_BYTES, num_kv_blocks, num_positions
+from octavo.execution.executor import Wait, finished
+from octavo.execution.treatment import treat
+from octavo.models.packed import load_packed, unpackable_formats
+from octavo.models.parallel import Share, TPGroup
+from octavo.models.source_spec import cut_through_blocks, why_not_packed
+from octavo.source import Source
+from octavo.step import Int64, LogprobRow, SamplingRows, StepBatch, StepResult
+from octavo_kernels.checksum import read_bandwidth
+from octavo_kernels.decoder import CELL, NativeDecoder, PackedKV, PackedModel, Ranks, Type, block_bytes
+from octavo_kernels.native.library import Library
+from octavo_kernels.sampling import sample
+
+if TYPE_CHECKING:
+    import torch
+
+    from octavo.execution.parts import Parts
+
+
+class NativeExecutor:
+    """A packed model, or one rank's share of it, with its KV cache; steps run in `launch`.
+
+    Args:
+        native: the library that runs it.
+        model: its weights.
+        kv: its cache, all of whose blocks are free.
+        exact: the mode.
+        share: what of the whole model it is.
+        group: the ranks that have the other shares.
+    """
+
+    max_in_flight: int = 1
+
+    def __init__(
+        self, native: Library, model: PackedModel, kv: PackedKV, share: Share, group: TPGroup, *, exact: bool
+    ) -> None:
+        self.spec = share.whole
+        self.num_blocks = kv.num_blocks
+        self.block_size = kv.block_size
+        self._native, self._model, self._kv = native, model, kv
+        self._share, self._group, self._exact = share, group, exact
+        ranks = Ranks(share.vocab.start, group.all_reduce) if group.size > 1 else None
+        self._decoder = NativeDecoder(native, model, kv, exact=exact, ranks=ranks)
+        self._description = self._describe()
+
+    @property
+    def local(self) -> Self:
+        """As in `Executor`."""
+        return self
+
+    @property
+    def parts(self) -> Parts:
+        """As in `LocalExecutor`."""
+        from octavo.execution.parts import NativeParts
+
+        return NativeParts(self._native, self._share.spec, self._model, self._dtype)
+
+    def __str__(self) -> str:
+        return self._description
+
+    def launch(self, batch: StepBatch) -> Wait:
+        """Run a step here and now."""
+        begin = time.perf_counter()
+        # The n sequences of one prompt are drawn from the same logits: compute those once.
+        places, line = np.unique(batch.sampling.token_index, return_inverse=True)
+        logits = self._joined(self._step(batch, places.astype(np.int64)))
+        nothing = np.zeros(0, np.int64), dict[int, LogprobRow]()
+        tokens, logprobs = nothing if logits is None else _sample(logits, line, batch.sampling)
+        return finished(StepResult(tokens, logprobs, self._prompt_logprobs(batch), time.perf_counter() - begin))
+
+    def logits(self, batch: StepBatch) -> torch.Tensor:
+        """As in `LocalExecutor`."""
+        import torch
+
+        return torch.from_numpy(self._step(batch, np.arange(batch.num_tokens))).clone()  # the next step writes there
+
+    def check_health(self) -> None:
+        """Nothing here can break by itself."""
+
+    def close(self) -> None:
+        """Drop the model and its KV cache."""
+        del self._decoder, self._model, self._kv
+
+    @property
+    def _dtype(self) -> Literal["float32", "bfloat16"]:
+        return "float32" if self._exact else "bfloat16"
+
+    def _describe(self) -> str:
+        """The family and what bounds its speed: instructions, threads, bits, bytes of a step, the bandwidth now."""
+        native, model = self._native, self._model
+        rate = read_bandwidth([weight.data for weight in model.matrices])
+        mode = "exact float32" if self._exact else "bfloat16, and 8-bit activations for quantised weights"
+        keys = "" if self._kv.dtype == self._dtype else f"keys and values in {self._kv.dtype}, "
+        return (
+            f"{self.spec.family} on cpu ({native.level}, {native.threads} threads) in {mode}, {keys}"
+            f"{model.bits_per_weight:.1f} bits per weight; a step reads {model.bytes_per_token / 1e6:.1f} MB, "
+            f"this machine {rate / 1e9:.1f} GB/s: at most {rate / model.bytes_per_token:.0f} tokens/s for one stream"
+        )
+
+    def _step(self, batch: StepBatch, lines: Int64) -> npt.NDArray[np.float32]:
+        self._kv.copy(batch.block_copies)
+        arrays = (batch.token_ids, batch.query_start, batch.context_lens, batch.block_tables)
+        ids, starts, contexts, tables = (np.ascontiguousarray(x, np.int32) for x in arrays)
+        return self._decoder.step(ids, starts, contexts, tables, lines, whole=bool(batch.prompt_logprobs))
+
+    def _joined(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
+        if self._group.size == 1:
+            return logits
+        import torch
+
+        from octavo.execution.parallel import join_vocabulary
+
+        joined = join_vocabulary(torch.from_numpy(logits), self._share, self._group)
+        return None if joined is None else joined.numpy()
+
+    def _prompt_logprobs(self, batch: StepBatch) -> list[LogprobRow]:
+        if not batch.prompt_logprobs:
+            return []
+        from octavo.execution.sampler import prompt_logprobs
+
+        return prompt_logprobs(batch.prompt_logprobs, self._logits)
+
+    def _logits(self, rows: list[int]) -> torch.Tensor | None:
+        import torch
+
+        logits = self._joined(self._decoder.logits(np.array(rows, np.int64)))
+        return None if logits is None else torch.from_numpy(logits)
+
+
+def _sample(
+    logits: npt.NDArray[np.float32], line: npt.NDArray[np.int64], rows: SamplingRows
+) -> tuple[Int64, dict[int, LogprobRow]]:
+    """As `sampler.sample`; row r is drawn from logits[line[r]], which the next step overwrites anyway."""
+    options = rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seed, rows.position
+    undo = treat(logits, line, rows) if rows.logit_bias or rows.banned or rows.penalties else None
+    tokens = sample(logits, line, *options)
+    if not (rows.num_logprobs >= 0).any():
+        return tokens, {}
+    if undo is not None:
+        undo()
+    import torch
+
+    from octavo.execution.sampler import sampled_logprobs
+
+    return tokens, sampled_logprobs(torch.from_numpy(logits), line, tokens, rows.num_logprobs)
+
+
+# ---- loading --------------------------------------------------------------------------------------------------------
+
+
+def why_not_native(source: Source, config: EngineConfig, share: Share) -> str | None:
+    """What the native executor does not cover, in words; None when it covers all."""
+    if config.load_format == "dummy":
+        return "load_format is dummy"
+    if config.dtype == "float16":
+        return "dtype is float16; use float32 or bfloat16"
+    if config.kv_cache_dtype == "fp8":
+        return "kv_cache_dtype is fp8; use int8"
+    if config.block_size % CELL:
+        return f"block_size is {config.block_size}; use a multiple of {CELL}"
+    if formats := unpackable_formats(source):
+        return f"it holds {', '.join(formats)} blocks"
+    return cut_through_blocks(source, share) or why_not_packed(source, config.quantization, share.spec)
+
+
+def load_native(
+    native: Library, source: Source, config: EngineConfig, share: Share, group: TPGroup, *, progress: bool
+) -> NativeExecutor:
+    """Load a model that `why_not_native` has nothing against.
+
+    Raises:
+        ModelError, ConfigError: it cannot be loaded, or not with these settings.
+    """
+    assert config.kv_cache_dtype != "fp8", "why_not_native refuses it"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16" if config.dtype == "bfloat16" else "float32"
+    kv_dtype: Type = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+    spec = share.spec
+    shape = config.block_size, spec.num_kv_heads, spec.head_dim, kv_dtype
+    block = block_bytes(spec.num_layers, *shape)
+    _, model = load_packed(
+        source,
+        dtype=dtype,
+        quantization=config.quantization,
+        max_model_len=num_positions(spec, config, CPU_KV_BYTES, block),
+        progress=progress,
+        share=share,
+    )
+    num_blocks = num_kv_blocks(config, block, group)
+    try:
+        kv = PackedKV(spec.num_layers, num_blocks, *shape)
+    except (OSError, OverflowError) as error:
+        size = num_blocks * block
+        raise ModelError(f"no memory for a KV cache of {size} bytes ({error}): lower kv_cache_bytes") from None
+    return NativeExecutor(native, model, kv, share, group, exact=dtype == "float32")

@@ -1,0 +1,272 @@
+"""The torch executor: a step on any device, through the decoder and the ops of `octavo_kernels`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.config import EngineConfig
+from octavo.errors import ConfigError, ModelError
+from octavo.execution.capacity import CPU_KV_BYTES, num_kv_blocks, num_positions
+from octavo.execution.executor import Wait
+from octavo.execution.graphs import Capture, DecodeGraphs, DecodeInputs, cuda_capture, fill_in
+from octavo.execution.kv_storage import KVStorage, bytes_per_block
+from octavo.execution.memory import CudaMemory, kv_cache_bytes, largest_batch, measure
+from octavo.execution.parallel import join_vocabulary
+from octavo.execution.parts import TorchParts
+from octavo.execution.sampler import Drawn, begin_sample, prompt_logprobs
+from octavo.execution.transfer import fetch, to_device
+from octavo.models.decoder import Decoder
+from octavo.models.load import load_model
+from octavo.models.parallel import Share, TPGroup
+from octavo.source import Source
+from octavo.step import Int64, LogprobRow, StepBatch, StepResult
+from octavo_kernels.dispatch import gpu_traits
+from octavo_kernels.paged_attention import PagedBatch
+
+
+class TorchExecutor:
+    """A decoder, or one rank's share of it, with its KV cache.
+
+    A step copies blocks, runs the decoder and samples. On a GPU `launch` returns when all of that is queued there, and
+    decode steps run as CUDA graphs once `use_graphs` was called.
+
+    Args:
+        decoder: decides the device.
+        config: block size, KV type, and the most tokens drawn in a step.
+        num_blocks: of its KV cache.
+
+    Raises:
+        ModelError: there is no memory for the cache.
+    """
+
+    def __init__(self, decoder: Decoder, config: EngineConfig, num_blocks: int) -> None:
+        self.spec = decoder.share.whole
+        self.num_blocks = num_blocks
+        self.block_size = config.block_size
+        self._decoder = decoder
+        self._device = str(decoder.device)
+        self._kv = _allocate(decoder, config, num_blocks)
+        self._description = _describe(decoder, config)
+        is_ahead = self._device != "cpu" and decoder.group.size == 1 and config.async_scheduling is not False
+        self.max_in_flight = 2 if is_ahead else 1
+        self._drawn = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=self._device)
+        self._graphs: DecodeGraphs | None = None
+        self._ended = 0.0  # when the last result was there
+
+    @property
+    def local(self) -> Self:
+        """As in `Executor`."""
+        return self
+
+    @property
+    def parts(self) -> TorchParts:
+        """As in `LocalExecutor`."""
+        return TorchParts(self._decoder)
+
+    def __str__(self) -> str:
+        return self._description
+
+    def use_graphs(self, max_model_len: int, capture: Capture) -> None:
+        """Run decode steps as CUDA graphs from now on."""
+        width = -(-max_model_len // self.block_size)
+        split_keys = self._decoder.split_keys
+        inputs = DecodeInputs(self._drawn, width, self.block_size, self._kv.spare_block, split_keys)
+        self._graphs = DecodeGraphs(self._compute, inputs, capture)
+
+    def check_health(self) -> None:
+        """Nothing here can break by itself."""
+
+    def close(self) -> None:
+        """Drop the model, its KV cache, and the graphs, which hold both."""
+        self._graphs = None
+        del self._decoder, self._kv
+
+    @torch.inference_mode()
+    def launch(self, batch: StepBatch) -> Wait:
+        """As in `Executor`."""
+        if self._device != "cpu":
+            torch.cuda.set_device(self._device)  # of this thread, which may not be the one that loaded the model
+        begun = time.perf_counter()
+        hidden = self._forward(batch)
+        # The n sequences of one prompt are drawn from the same logits: compute those once.
+        places, row_of = np.unique(batch.sampling.token_index, return_inverse=True)
+        logits = self._logits(self._take(hidden, places))
+        prompt = prompt_logprobs(
+            batch.prompt_logprobs,
+            lambda rows: self._logits(self._take(hidden, np.array(rows))),
+        )
+        drawn = self._draw(logits, row_of, batch) if logits is not None and len(row_of) else self._end()
+
+        def wait() -> StepResult:
+            tokens, logprobs = drawn()
+            begin, self._ended = max(begun, self._ended), time.perf_counter()
+            return StepResult(tokens, logprobs, prompt, self._ended - begin)
+
+        return wait
+
+    @torch.inference_mode()
+    def logits(self, batch: StepBatch) -> Tensor:
+        """As in `LocalExecutor`."""
+        return self._decoder.logits(self._forward(batch))
+
+    def _logits(self, hidden: Tensor) -> Tensor | None:
+        """Of the whole vocabulary; None on a rank that does not sample."""
+        decoder = self._decoder
+        return join_vocabulary(decoder.logits(hidden), decoder.share, decoder.group)
+
+    def _draw(self, logits: Tensor, row_of: np.ndarray, batch: StepBatch) -> Drawn:
+        unlisted = None
+        if batch.sources is not None and batch.sampling.penalties:
+            sources = to_device(batch.sources[batch.sampling.token_index], self._device)
+            unlisted = torch.where(sources >= 0, self._drawn[sources.clamp(min=0)], -1)
+        tokens, wait = begin_sample(self._take(logits, row_of), batch.sampling, unlisted)
+        self._drawn[: len(tokens)].copy_(tokens)
+        return wait
+
+    def _end(self) -> Drawn:
+        """Waits for a step that draws nothing: its end is what its duration is measured by."""
+        wait = fetch(self._drawn[:1])
+
+        def nothing() -> tuple[Int64, dict[int, LogprobRow]]:
+            wait()
+            return np.zeros(0, np.int64), {}
+
+        return nothing
+
+    def _take(self, rows: Tensor, places: np.ndarray) -> Tensor:
+        """rows[places], which are often all of them."""
+        if len(places) == len(rows) and (places == np.arange(len(rows))).all():
+            return rows
+        return rows[to_device(places, self._device)]
+
+    def _forward(self, batch: StepBatch) -> Tensor:
+        self._kv.copy(batch.block_copies)
+        hidden = None if self._graphs is None else self._graphs.run(batch)
+        if hidden is not None:
+            return hidden
+        layout = batch.query_start, batch.context_lens, batch.block_tables, self.block_size
+        context = PagedBatch.build(*layout, self._device, self._decoder.split_keys)
+        tokens = to_device(batch.token_ids, self._device)
+        if batch.sources is not None:
+            tokens = fill_in(tokens, to_device(batch.sources, self._device), self._drawn)
+        return self._compute(tokens, context)
+
+    def _compute(self, tokens: Tensor, context: PagedBatch) -> Tensor:
+        return self._decoder.forward(tokens, context, self._kv.layers)
+
+
+def _kv_dtype(decoder: Decoder, config: EngineConfig) -> torch.dtype:
+    return {"int8": torch.int8, "fp8": torch.float8_e4m3fn}.get(config.kv_cache_dtype, decoder.dtype)
+
+
+def _allocate(decoder: Decoder, config: EngineConfig, num_blocks: int) -> KVStorage:
+    try:
+        dtype = _kv_dtype(decoder, config)
+        return KVStorage(decoder.spec, num_blocks, config.block_size, dtype, str(decoder.device))
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ModelError(f"no memory for a KV cache of {num_blocks} blocks ({error}): lower kv_cache_bytes") from None
+
+
+def _describe(decoder: Decoder, config: EngineConfig) -> str:
+    weights = f", weights in {config.quantization}" if config.quantization else ""
+    weights += f", keys and values in {config.kv_cache_dtype}" if config.kv_cache_dtype != "auto" else ""
+    return f"{decoder.spec.family} in {str(decoder.dtype).removeprefix('torch.')} on {decoder.device}{weights}"
+
+
+# ---- loading --------------------------------------------------------------------------------------------------------
+
+
+def load_torch(
+    source: Source, config: EngineConfig, device: str, share: Share, group: TPGroup, *, progress: bool
+) -> TorchExecutor:
+    """Load any model that Octavo knows.
+
+    Args:
+        device: "cpu" or "cuda:N".
+
+    Raises:
+        ModelError, ConfigError: it cannot be loaded, or not with these settings.
+    """
+    _check(source, config, device, group)
+    decoder = _load_decoder(source, config, device, share, group, progress)
+    if config.batch_invariant:
+        decoder.keep_one_order()
+    executor = TorchExecutor(decoder, config, _num_blocks(decoder, config))
+    if device != "cpu" and group.size == 1 and not config.enforce_eager:
+        slots = executor.num_blocks * config.block_size
+        executor.use_graphs(min(config.max_model_len or share.whole.max_position_embeddings, slots), cuda_capture())
+    return executor
+
+
+def _check(source: Source, config: EngineConfig, device: str, group: TPGroup) -> None:
+    """Raise ConfigError for what the torch executor does not do on `device`."""
+    wanted = config.kv_cache_dtype
+    if wanted in ("float32", "bfloat16"):
+        raise ConfigError(
+            f"kv_cache_dtype {wanted!r} needs the native CPU runner, and {source.name} runs on the torch runner: use "
+            "'auto', the model's type, or 'int8'"
+        )
+    capability = gpu_traits(torch.device(device)).capability
+    if wanted == "fp8" and capability < (8, 9):
+        major, minor = capability
+        raise ConfigError(
+            f"kv_cache_dtype 'fp8' needs compute capability 8.9, this GPU has {major}.{minor}: use 'int8'"
+        )
+    if config.batch_invariant and (device == "cpu" or group.size > 1):
+        where = "the torch runner on a CPU" if device == "cpu" else "several ranks"
+        raise ConfigError(f"batch_invariant is not for {where}, on which {source.name} runs: leave it off")
+
+
+def _load_decoder(
+    source: Source, config: EngineConfig, device: str, share: Share, group: TPGroup, progress: bool
+) -> Decoder:
+    room = CPU_KV_BYTES if device == "cpu" else CudaMemory().total()
+    least_block = bytes_per_block(share.spec, config.block_size, torch.int8)  # the type shows with the weights
+    try:
+        return load_model(
+            source,
+            dtype=config.dtype,
+            device=device,
+            quantization=config.quantization,
+            max_model_len=num_positions(share.spec, config, room, least_block),
+            load_format=config.load_format,
+            progress=progress,
+            share=share,
+            group=group,
+        )
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"the weights of {source.name} do not fit into the GPU: {error}. What would help: quantization 'int8' or "
+            "'int4', a larger tensor_parallel_size, or less beside it on the GPU"
+        ) from None
+
+
+def _num_blocks(decoder: Decoder, config: EngineConfig) -> int:
+    """KV blocks that fit: on a GPU, beside the weights and the largest step."""
+    block = bytes_per_block(decoder.spec, config.block_size, _kv_dtype(decoder, config))
+    if decoder.device.type != "cpu" and config.kv_cache_bytes is None:
+        use = measure(CudaMemory(), lambda: run_largest_step(decoder, config))
+        config = dataclasses.replace(config, kv_cache_bytes=kv_cache_bytes(use, config, block))
+    return num_kv_blocks(config, block, decoder.group)
+
+
+def run_largest_step(decoder: Decoder, config: EngineConfig) -> None:
+    """Run a step with as many tokens and as many rows to draw, nucleus and all, as there can be.
+
+    Raises:
+        ModelError: memory does not suffice for that.
+    """
+    executor = TorchExecutor(decoder, config, 1)
+    try:
+        executor.launch(largest_batch(config, decoder.num_positions))()
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"a step of {config.max_num_batched_tokens} tokens and {config.max_num_seqs} sequences does not fit beside "
+            f"the weights: {error}. Lower max_num_batched_tokens or max_num_seqs, or quantise the weights"
+        ) from None
