@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from octavo.execution.kv_storage import KVStorage
-from octavo.models.decoder import Decoder
+from octavo.models.decoder import Decoder, StepContext
 from octavo.models.load import load_model
 from octavo.source import resolve_source
 from octavo_kernels.paged_attention import PagedBatch
@@ -49,9 +49,9 @@ def run(decoder: Decoder, cache: torch.dtype) -> torch.Tensor:
         starts = np.cumsum([0, *(end - begin for begin, end in chunks)])
         contexts = np.array([end for _, end in chunks])
         layout = starts, contexts, tables[: len(chunks)], BLOCK, decoder.device
-        batch = PagedBatch.build(*layout, decoder.split_keys)
+        context = StepContext(PagedBatch.build(*layout, decoder.split_keys), kv.layers)
         tokens = torch.cat([TOKENS[s, begin:end] for s, (begin, end) in enumerate(chunks)])
-        found.append(decoder.logits(decoder.forward(tokens.to(decoder.device), batch, kv.layers)))
+        found.append(decoder.logits(decoder.forward(tokens.to(decoder.device), context)))
     return torch.cat(found)
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from octavo_kernels.paged_attention.reference import Plan
-
 Ints = npt.NDArray[np.integer] | Tensor
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class PagedBatch:
     """A step's layout, made once and passed to every layer.
 
@@ -34,7 +31,6 @@ class PagedBatch:
         min_query_len: over the sequences, or 1.
         split_keys: on a GPU, a token's attention is the same to the last bit in any batch and however its sequence was
             cut into chunks, because keys are cut every so many (a multiple of 128, say 512); None: as is fastest.
-        plans: what the reference works out once per step and window.
     """
 
     query_start: Tensor
@@ -47,7 +43,6 @@ class PagedBatch:
     max_context_len: int
     min_query_len: int = 1
     split_keys: int | None = None
-    plans: dict[int | None, Plan] = field(default_factory=dict, repr=False)
 
     @classmethod
     def build(

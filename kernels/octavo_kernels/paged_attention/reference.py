@@ -16,6 +16,7 @@ One layer of 9 query and 3 KV heads of 64 in float32, on 1 and 2 threads of a 2-
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,9 @@ Int64 = npt.NDArray[np.int64]
 
 TILE = 128
 MAX_KEYS = 1 << 12
+
+_plans: WeakKeyDictionary[PagedBatch, dict[int | None, Plan]] = WeakKeyDictionary()
+"""By step and window: every layer of a step asks for the same ones."""
 
 
 @dataclass(slots=True)
@@ -68,6 +72,14 @@ class _Tiles:
     def take(self, index: Int64) -> _Tiles:
         columns = (self.row, self.token, self.position, self.num_queries, self.key, self.num_keys)
         return _Tiles(*(column[index] for column in columns))
+
+
+def plan_of(batch: PagedBatch, window: int | None) -> Plan:
+    """The plan of a step, made when it is first asked for and kept as long as the batch."""
+    plans = _plans.setdefault(batch, {})
+    if window not in plans:
+        plans[window] = make_plan(batch, window)
+    return plans[window]
 
 
 def make_plan(batch: PagedBatch, window: int | None) -> Plan:
@@ -139,9 +151,7 @@ def paged_attention(
     alibi_slopes: Tensor | None = None,
     kv_scales: KVScales | None = None,
 ) -> Tensor:
-    if window not in batch.plans:
-        batch.plans[window] = make_plan(batch, window)
-    plan = batch.plans[window]
+    plan = plan_of(batch, window)
     k_scales, v_scales = kv_scales or (None, None)
     caches = (k_cache, k_scales), (v_cache, v_scales)
     done = [_attend(q, *caches, part, scale, softcap, alibi_slopes) for part in plan.passes]

@@ -15,14 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo.execution.kv_storage import KVStorage
 from octavo.execution.transfer import to_device
+from octavo.models.decoder import StepContext
 from octavo.step import StepBatch
 from octavo_kernels.paged_attention import PagedBatch
 
 logger = logging.getLogger(__name__)
 
-Forward = Callable[[Tensor, PagedBatch], Tensor]
-"""Tokens [T] and their layout -> hidden states [T, D]."""
+Forward = Callable[[Tensor, StepContext], Tensor]
+"""Tokens [T] and their context -> hidden states [T, D]."""
 
 
 class Capture(Protocol):
@@ -46,23 +48,24 @@ class DecodeInputs:
 
     Args:
         drawn: what the step before drew, [max_rows] int64.
+        kv: the cache.
         width: blocks of a sequence at most.
-        spare_block: one that no sequence ever has.
         split_keys: of the layout (see `PagedBatch`).
     """
 
     def __init__(
-        self, drawn: Tensor, width: int, block_size: int, spare_block: int, split_keys: int | None = None
+        self, drawn: Tensor, kv: KVStorage, width: int, block_size: int, split_keys: int | None = None
     ) -> None:
         self._split_keys = split_keys
         self.sizes = padded_sizes(len(drawn))
         rows, device = self.sizes[-1], drawn.device
         self._drawn = drawn
         self.block_size = block_size
-        self._spare_slot = spare_block * block_size
+        self._kv = kv.layers
+        self._spare_slot = kv.spare_block * block_size
         self._columns = torch.zeros((4, rows), dtype=torch.int64, device=device)
-        self._table = np.full((rows, width), spare_block, np.int32)  # what `block_tables` holds
-        self.block_tables = torch.full((rows, width), spare_block, dtype=torch.int32, device=device)
+        self._table = np.full((rows, width), kv.spare_block, np.int32)  # what `block_tables` holds
+        self.block_tables = torch.full((rows, width), kv.spare_block, dtype=torch.int32, device=device)
         self._starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
 
     def holds(self, batch: StepBatch) -> bool:
@@ -96,8 +99,8 @@ class DecodeInputs:
             there = self.block_tables[:, : tables.shape[1]]
             there.index_copy_(0, to_device(changed, device), to_device(tables[changed], device))
 
-    def read(self, size: int) -> tuple[Tensor, PagedBatch]:
-        """The tokens [size] and their layout, as operations on the fixed memory."""
+    def read(self, size: int) -> tuple[Tensor, StepContext]:
+        """The tokens [size] and their context, as operations on the fixed memory."""
         tokens, sources, positions, slots = self._columns[:, :size]
         tokens = fill_in(tokens, sources, self._drawn)
         width = self.block_tables.shape[1]
@@ -112,7 +115,7 @@ class DecodeInputs:
             max_context_len=width * self.block_size,
             split_keys=self._split_keys,
         )
-        return tokens, layout
+        return tokens, StepContext(layout, self._kv)
 
 
 def fill_in(tokens: Tensor, sources: Tensor, drawn: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.models.decoder import Decoder, KVCache
+from octavo.models.decoder import Decoder, KVCache, StepContext
 from octavo.models.spec import ModelSpec
 from octavo.step import Int32
 from octavo_kernels.decoder import CELL, NativeDecoder, PackedKV, PackedModel, Type
@@ -59,9 +59,10 @@ class TorchParts:
         decoder, starts, contexts, tables = self._decoder, *_one_sequence(len(hidden))
         shape = (tables.size, CELL, self.spec.num_kv_heads, self.spec.head_dim)
         keys, values = torch.zeros(2, *shape, dtype=decoder.dtype, device=decoder.device)
-        batch = PagedBatch.build(starts, contexts, tables, CELL, decoder.device)
+        layout = PagedBatch.build(starts, contexts, tables, CELL, decoder.device)
+        context = StepContext(layout, [KVCache(keys, values)] * self.spec.num_layers)  # of which one is used
         residual = hidden.to(decoder.device, decoder.dtype)
-        return decoder.layer(index, residual, batch, KVCache(keys, values)).float().cpu()
+        return decoder.layer(index, residual, context).float().cpu()
 
     def head(self, hidden: Tensor) -> Tensor:
         """As in `Parts`."""

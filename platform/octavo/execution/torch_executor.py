@@ -21,7 +21,7 @@ from octavo.execution.parallel import join_vocabulary
 from octavo.execution.parts import TorchParts
 from octavo.execution.sampler import Drawn, begin_sample, prompt_logprobs
 from octavo.execution.transfer import fetch, to_device
-from octavo.models.decoder import Decoder
+from octavo.models.decoder import Decoder, StepContext
 from octavo.models.load import load_model
 from octavo.models.parallel import Share, TPGroup
 from octavo.source import Source
@@ -76,8 +76,8 @@ class TorchExecutor:
         """Run decode steps as CUDA graphs from now on."""
         width = -(-max_model_len // self.block_size)
         split_keys = self._decoder.split_keys
-        inputs = DecodeInputs(self._drawn, width, self.block_size, self._kv.spare_block, split_keys)
-        self._graphs = DecodeGraphs(self._compute, inputs, capture)
+        inputs = DecodeInputs(self._drawn, self._kv, width, self.block_size, split_keys)
+        self._graphs = DecodeGraphs(self._decoder.forward, inputs, capture)
 
     def check_health(self) -> None:
         """Nothing here can break by itself."""
@@ -150,15 +150,14 @@ class TorchExecutor:
         hidden = None if self._graphs is None else self._graphs.run(batch)
         if hidden is not None:
             return hidden
-        layout = batch.query_start, batch.context_lens, batch.block_tables, self.block_size
-        context = PagedBatch.build(*layout, self._device, self._decoder.split_keys)
         tokens = to_device(batch.token_ids, self._device)
         if batch.sources is not None:
             tokens = fill_in(tokens, to_device(batch.sources, self._device), self._drawn)
-        return self._compute(tokens, context)
+        return self._decoder.forward(tokens, self._context(batch))
 
-    def _compute(self, tokens: Tensor, context: PagedBatch) -> Tensor:
-        return self._decoder.forward(tokens, context, self._kv.layers)
+    def _context(self, batch: StepBatch) -> StepContext:
+        arrays = batch.query_start, batch.context_lens, batch.block_tables, self.block_size
+        return StepContext(PagedBatch.build(*arrays, self._device, self._decoder.split_keys), self._kv.layers)
 
 
 def _kv_dtype(decoder: Decoder, config: EngineConfig) -> torch.dtype:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,19 @@ class KVCache(NamedTuple):
     k: Tensor  # [N, B, Hk, D] of the model's type, or int8 or float8_e4m3fn codes
     v: Tensor  # likewise
     scales: KVScales | None = None  # of codes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepContext:
+    """What every layer is given of a step beside the residual stream; what is to be known per token or row goes here.
+
+    Attributes:
+        layout: which sequence and position each token has, and where its keys and values go.
+        kv: one cache per layer, written in place.
+    """
+
+    layout: PagedBatch
+    kv: Sequence[KVCache]
 
 
 _ACTIVATIONS: dict[tuple[Activation, bool], Callable[[Tensor], Tensor]] = {
@@ -92,13 +106,12 @@ class Decoder:
             linear.one_order = True
 
     @torch.no_grad()
-    def forward(self, token_ids: Tensor, batch: PagedBatch, kv: list[KVCache]) -> Tensor:
+    def forward(self, token_ids: Tensor, context: StepContext) -> Tensor:
         """Run one step: store its keys and values, return its hidden states.
 
         Args:
             token_ids: [T] integers.
-            batch: which sequence and position each token has, and where its KV goes.
-            kv: one cache per layer, written in place.
+            context: of the same tokens.
 
         Returns:
             [T, D] after the final norm.
@@ -108,15 +121,15 @@ class Decoder:
         normed = self._norm(residual, weights.layers[0].attention_norm)
         following = [layer.attention_norm for layer in weights.layers[1:]] + [weights.final_norm]
         for index in range(len(weights.layers)):
-            branch, residual = self._branches(index, normed, residual, batch, kv[index])
+            branch, residual = self._branches(index, normed, residual, context)
             normed, residual = self._add_norm(branch, residual, following[index])
         return normed
 
     @torch.no_grad()
-    def layer(self, index: int, residual: Tensor, batch: PagedBatch, kv: KVCache) -> Tensor:
+    def layer(self, index: int, residual: Tensor, context: StepContext) -> Tensor:
         """One layer alone: the residual stream [T, D] before it -> after it."""
         normed = self._norm(residual, self.weights.layers[index].attention_norm)
-        branch, residual = self._branches(index, normed, residual, batch, kv)
+        branch, residual = self._branches(index, normed, residual, context)
         return branch + residual
 
     @torch.no_grad()
@@ -144,12 +157,10 @@ class Decoder:
         mine = (row >= 0) & (row < len(self.share.vocab))
         return F.embedding(row * mine, self.weights.embedding) * mine[:, None]
 
-    def _branches(
-        self, index: int, normed: Tensor, residual: Tensor, batch: PagedBatch, kv: KVCache
-    ) -> tuple[Tensor, Tensor]:
+    def _branches(self, index: int, normed: Tensor, residual: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
         """Attention and MLP of one layer: the MLP's branch, and the residual that it is yet to be added to."""
         layer = self.weights.layers[index]
-        branch = self._attention(index, layer, normed, batch, kv)
+        branch = self._attention(index, layer, normed, context)
         branch = self._post_norm(branch, layer.post_attention_norm)
         normed, residual = self._add_norm(branch, residual, layer.mlp_norm)
         return self._post_norm(self._mlp(layer, normed), layer.post_mlp_norm), residual
@@ -168,19 +179,19 @@ class Decoder:
             return self._norm(residual, weight), residual
         return add_rms_norm(branch, residual, weight, self.spec.norm_eps)
 
-    def _attention(self, index: int, layer: LayerWeights, x: Tensor, batch: PagedBatch, kv: KVCache) -> Tensor:
-        spec = self.spec
+    def _attention(self, index: int, layer: LayerWeights, x: Tensor, context: StepContext) -> Tensor:
+        spec, layout, kv = self.spec, context.layout, context.kv[index]
         norms = None
         if layer.q_norm is not None and layer.k_norm is not None:
             norms = HeadNorms(layer.q_norm, layer.k_norm, spec.norm_eps)
         table = self._rope_tables[index] if spec.layer_rope(index).rotary_dim else None
-        where = kv.k, kv.v, batch.slots, batch.positions
+        where = kv.k, kv.v, layout.slots, layout.positions
         q = qkv_rope_store(layer.qkv(x), *where, cos_sin=table, norms=norms, kv_scales=kv.scales)
         attended = paged_attention(
             q,
             kv.k,
             kv.v,
-            batch,
+            layout,
             scale=spec.attention_scale,
             window=spec.windows[index],
             softcap=spec.attention_softcap,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -218,14 +220,16 @@ def test_plan_bounds_the_passes_and_their_padding(layout: list[tuple[int, int]])
     assert len(plan.passes) <= shapes + padded // (reference.MAX_KEYS // 2)
 
 
-def test_plan_is_made_once_per_window() -> None:
+def test_plan_is_made_once_per_step_and_window_and_goes_with_the_step() -> None:
     case = make_case([(1, 40), (5, 0)])
     batch = case.batch
-    for window in (None, 7, None, 7):
-        before = dict(batch.plans)
-        paged_attention(case.q, case.k_cache, case.v_cache, batch, scale=1.0, window=window)
-        assert all(batch.plans[key] is plan for key, plan in before.items())
-    assert set(batch.plans) == {None, 7}
+    plans = {window: reference.plan_of(batch, window) for window in (None, 7)}
+    assert all(reference.plan_of(batch, window) is plan for window, plan in plans.items())
+    assert reference.plan_of(case.batch, None) is not plans[None]
+    gone = weakref.ref(plans[None].order)
+    del plans, batch
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("codes", CODES, ids=str)

@@ -154,7 +154,7 @@ def test_the_order_of_sums_is_the_decoders(torch_llm):
     decoder = ours.engine.executor._decoder
     decoder.keep_one_order()
     layouts, forward = [], decoder.forward
-    decoder.forward = lambda tokens, layout, kv: layouts.append(layout) or forward(tokens, layout, kv)
+    decoder.forward = lambda tokens, context: layouts.append(context.layout) or forward(tokens, context)
     assert said(as_on_a_gpu(ours)) == said(theirs)
     assert {layout.split_keys for layout in layouts} == {512}
     assert {layout.max_query_len for layout in layouts} > {1}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from octavo.models.decoder import Decoder, KVCache
+from octavo.models.decoder import Decoder, KVCache, StepContext
 from octavo_kernels.paged_attention import PagedBatch
 
 BLOCK = 4
@@ -40,9 +40,9 @@ class PagedRun:
         lens = [len(chunks[row]) for row in rows]
         starts = np.concatenate(([0], np.cumsum(lens))).astype(np.int32)
         contexts = np.array([self.computed[row] for row in rows], np.int32)
-        batch = PagedBatch.build(starts, contexts, self.tables[rows], BLOCK, self.decoder.device)
+        layout = PagedBatch.build(starts, contexts, self.tables[rows], BLOCK, self.decoder.device)
         tokens = torch.tensor([token for row in rows for token in chunks[row]], device=self.decoder.device)
-        logits = self.decoder.logits(self.decoder.forward(tokens, batch, self.kv)).cpu()
+        logits = self.decoder.logits(self.decoder.forward(tokens, StepContext(layout, self.kv))).cpu()
         return dict(zip(rows, logits.split(lens), strict=True))
 
     def all_logits(self, sequences: list[list[int]], seed: int = 0) -> list[torch.Tensor]:
