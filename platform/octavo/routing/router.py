@@ -25,7 +25,7 @@ from octavo.routing.policy import POLICIES, PRIOR, Candidate, Choice, Load, Poli
 logger = logging.getLogger(__name__)
 
 UNCONFIRMED_SECONDS = 10.0
-"""A request that was sent but not taken in by then was cancelled on its way; Serve does not say so."""
+"""No report has named the request by then: the one that did was lost, and later ones count it."""
 
 BUSY_SECONDS = 10.0
 """Time over which it is averaged how busy the shards are: many prompts, and less than a wave of load."""
@@ -90,6 +90,7 @@ class _Sent:
     tokens: int
     attended: int
     width: int
+    coming: Sequence[bytes]  # blocks that it is expected to add there
     at: float
     counted: bool = True  # in the sums of its shard
     report: int = -1  # of its shard that counted it first
@@ -103,7 +104,7 @@ class Router:
         self.shards: dict[str, Shard] = {}
         self._sent: dict[str, _Sent] = {}  # by ticket, oldest first
         self._unconfirmed: deque[tuple[str, _Sent]] = deque()
-        self._coming: list[tuple[float, int, Shard, Sequence[bytes]]] = []  # heap: when to forget, number, ...
+        self._coming: list[tuple[float, int, _Sent]] = []  # heap: when to forget its blocks, number, ...
         self._news: deque[tuple[str, str, int]] = deque()  # (what happened, ticket, report), from any thread
         self._turn = 0
         self._busy = 0.0  # see `Wanted.busy`
@@ -139,10 +140,10 @@ class Router:
         if known_at is not None and shard.blocks.exact:
             shard.known_at = known_at
 
-    def completed(self, ticket: str) -> None:
-        """A request ended, failed, or was turned away."""
+    def completed(self, ticket: str, *, ran: bool = True) -> None:
+        """A request ended or failed; unless it `ran`, what it was to leave in the cache is expected no more."""
         if ticket in self._sent:
-            self._news.append(("done", ticket, 0))
+            self._news.append(("ran" if ran else "withdrawn", ticket, 0))
 
     # ---- the decision -----------------------------------------------------------------------------------------
 
@@ -219,18 +220,18 @@ class Router:
     def _count(self, ticket: str, chain: Sequence[bytes], wanted: Wanted, choice: Choice, now: float) -> None:
         shard = self.shards[choice.order[0]]
         uncached = wanted.tokens - choice.cached
-        sent = _Sent(shard, uncached, uncached * (choice.cached + (uncached + 1) // 2), wanted.width, now)
+        fresh = chain[choice.cached // (shard.load or UNKNOWN).block_size :]
+        sent = _Sent(shard, uncached, uncached * (choice.cached + (uncached + 1) // 2), wanted.width, fresh, now)
         self._sent[ticket] = sent
         self._unconfirmed.append((ticket, sent))
         shard.tokens += sent.tokens
         shard.attended += sent.attended
         shard.width += sent.width
         shard.in_flight += sent.width
-        fresh = chain[choice.cached // (shard.load or UNKNOWN).block_size :]
         for block in fresh:
             shard.coming[block] = shard.coming.get(block, 0) + 1
         # twice the prediction: a block that is late is not missed; one that never came is believed a little longer
-        heapq.heappush(self._coming, (now + 1.0 + 2 * choice.score.first_token, self._turn, shard, fresh))
+        heapq.heappush(self._coming, (now + 1.0 + 2 * choice.score.first_token, self._turn, sent))
 
     def settle(self, now: float) -> None:
         """Take in what happened since the last time; in the thread of `route`, which does it too."""
@@ -243,15 +244,16 @@ class Router:
                     sent.report = report
                 elif sent.report == sent.shard.reports and sent.shard.load is not None:
                     sent.shard.load = _without(sent.shard.load, sent)
-            if what == "done":
+                if what == "withdrawn":
+                    _arrived(sent)
+            if what != "taken":
                 self._forget(ticket)
         while self._unconfirmed and self._unconfirmed[0][1].at < now - UNCONFIRMED_SECONDS:
             ticket, sent = self._unconfirmed.popleft()
             if sent.counted and self._sent.get(ticket) is sent:
                 self._forget(ticket)
         while self._coming and self._coming[0][0] < now:
-            _, _, shard, chain = heapq.heappop(self._coming)
-            _arrived(shard.coming, chain)
+            _arrived(heapq.heappop(self._coming)[2])
 
     def _forget(self, ticket: str) -> None:
         sent = self._sent.pop(ticket, None)
@@ -280,8 +282,11 @@ def _uncount(sent: _Sent) -> None:
     sent.counted = False
 
 
-def _arrived(coming: dict[bytes, int], chain: Sequence[bytes]) -> None:
-    for block in chain:
+def _arrived(sent: _Sent) -> None:
+    """The request's blocks are expected no more; a second call does nothing."""
+    coming = sent.shard.coming
+    for block in sent.coming:
         count = coming.pop(block, 0)
         if count > 1:
             coming[block] = count - 1
+    sent.coming = ()

@@ -97,6 +97,28 @@ def test_a_request_that_failed_counts_no_more() -> None:
     assert (made.shards[first].tokens, made.shards[first].in_flight) == (0, 0)
 
 
+def test_a_request_that_did_not_run_leaves_no_blocks_behind() -> None:
+    """Refused by a full shard, or cancelled in its queue: the next of its kind is not sent after nothing."""
+    made = router()
+    sent = [route(made, f"refused {number}", chain(1)).order[0] for number in range(3)]
+    for number in range(3):
+        made.completed(f"refused {number}", ran=False)
+    assert route(made, "again", chain(1)).cached == 0
+    made.completed("again", ran=True)
+    assert sum(len(shard.coming) for shard in made.shards.values()) == 62
+    made.settle(1000.0)  # what was taken back is not taken back again
+    assert [made.shards[name].coming for name in sent] == [{}] * 3
+
+
+def test_of_two_with_one_prefix_the_one_that_runs_is_still_expected() -> None:
+    made = router()
+    first = route(made, "1", chain(1)).order[0]
+    route(made, "2", chain(1), names=[first])
+    made.completed("2", ran=False)
+    made.settle(0.0)
+    assert set(made.shards[first].coming) == set(chain(1))
+
+
 def test_a_retry_counts_once() -> None:
     made = router()
     for _ in range(3):
