@@ -31,8 +31,7 @@ from typing import Any
 
 import yaml
 
-POLICIES = ("prefix_affinity", "least_loaded", "round_robin", "session", "power_of_two")
-SERVES_OWN = "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter"
+POLICIES = ("prefix_affinity", "least_loaded", "round_robin", "session")
 PROFILE = "llama-8b-h100"
 COLUMNS = ("hit", "ttft_p50", "ttft_p90", "ttft_p99", "output_tokens_per_s", "failed")
 BLOCK = 512
@@ -149,25 +148,12 @@ def config(policy: str, arguments: argparse.Namespace) -> dict[str, Any]:
             "kv_cache_bytes": pool,
         },
     }  # fmt: skip
-    application: dict[str, Any] = {
+    application = {
         "name": "octavo",
         "import_path": "octavo_serve.app:build",
-        "args": {"models": [model]},
+        "args": {"models": [model], "router": {"policy": policy}},
     }
-    if policy == "power_of_two":
-        application["deployments"] = [
-            {"name": deployment(), "request_router_config": {"request_router_class": SERVES_OWN}}
-        ]
-    else:
-        application["args"]["router"] = {"policy": policy}
     return {"applications": [application]}
-
-
-def deployment() -> str:
-    """What the model's deployment is called."""
-    from octavo_serve.settings import deployment_name
-
-    return deployment_name("m")
 
 
 @contextmanager
@@ -214,7 +200,7 @@ def simulated(policy: str, arguments: argparse.Namespace, number: int) -> dict[s
     from octavo.routing.policy import POLICIES as POLICIES_BY_NAME
     from octavo.routing.router import RoutingConfig
 
-    POLICIES_BY_NAME["power_of_two"] = power_of_two  # type: ignore[index]
+    POLICIES_BY_NAME["power_of_two"] = power_of_two  # type: ignore[index]  # beside those of `POLICIES`
     profile = load_profile(PROFILE)
     engine = EngineConfig(
         max_num_seqs=64, max_num_batched_tokens=2048, target_itl=0.05,

@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+APP, DEPLOYMENT = "cost", "shard-m"
 CASES = {"1 token": 1, "64 tokens": 64}
 REQUESTS, AT_ONCE = 320, 64
 ZEROS = """
@@ -59,11 +60,12 @@ def main() -> None:
 def deploy() -> Any:
     import ray
     from ray import serve
-    from ray.serve.config import RequestRouterConfig
 
     from octavo.config import EngineConfig
     from octavo.request import Request, SamplingParams
-    from octavo_serve.app import ROUTER
+    from octavo.routing.router import RoutingConfig
+    from octavo_serve.picker import Picker
+    from octavo_serve.ray_private import Deployment
     from octavo_serve.shard import Shard
     from octavo_serve.shard_client import Failover, ShardClient
 
@@ -79,9 +81,13 @@ def deploy() -> Any:
         def __init__(self, shard: Any) -> None:
             self.shard = shard
             self.stream = shard.options(method_name="generate", stream=True)
-            self.client = ShardClient(shard, Failover(), lambda reason: None)
+            self.client: ShardClient | None = None
 
         async def run(self, way: str, tokens: int) -> dict[str, float]:
+            if self.client is None:
+                picker = Picker(RoutingConfig(), Deployment(DEPLOYMENT, APP))
+                self.client = ShardClient(self.shard, picker, Failover(), lambda reason: None)
+            client = self.client
             numbers = iter(range(REQUESTS))
             messages = 0
 
@@ -93,7 +99,7 @@ def deploy() -> Any:
                         prompt_token_ids=[1000 + number % 1000] * 20,
                         params=SamplingParams(max_tokens=tokens, ignore_eos=True),
                     )
-                    answer = self.stream.remote(request) if way == "handle" else self.client.generate(request)
+                    answer = self.stream.remote(request) if way == "handle" else client.generate(request)
                     async for _ in answer:
                         messages += 1
 
@@ -112,12 +118,11 @@ def deploy() -> Any:
     profile = Path(tempfile.mkdtemp(), "zeros.yaml")
     profile.write_text(ZEROS)
     config = EngineConfig(rehearsal=str(profile), max_num_seqs=256)
-    routing = RequestRouterConfig(request_router_class=ROUTER, request_router_kwargs={"model": "m"})
-    shard = serve.deployment(
-        name="shard-m", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=10_000, request_router_config=routing
-    )(BothWays).bind(SOURCE, config, report_s=0.1, accuracy=None, patience=1.0)
+    shard = serve.deployment(name=DEPLOYMENT, ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=10_000)(
+        BothWays
+    ).bind(SOURCE, config, report_s=0.1, accuracy=None, patience=1.0)
     gateway = serve.deployment(ray_actor_options={"num_cpus": 0.1})(Gateway).bind(shard)
-    handle = serve.run(gateway, name="cost", route_prefix=None)
+    handle = serve.run(gateway, name=APP, route_prefix=None)
     handle._init(_run_router_in_separate_loop=True)
     return handle
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,12 @@ def test_decisions_load_no_torch(modules: str) -> None:
 def test_the_engine_loads_no_ray() -> None:
     loaded = "print({'ray', 'fastapi', 'pydantic'} & {*sys.modules})"
     assert python(f"import sys, octavo, octavo_kernels, octavo.engine.async_engine; {loaded}") == "set()"
+
+
+def test_private_ray_is_reached_from_one_file() -> None:
+    private = re.compile(r"^\s*(?:from|import) ray\b.*[ .](?:_\w|core\b)", re.MULTILINE)
+    files = (ROOT / "deployments").rglob("*.py")
+    assert [file.name for file in files if private.search(file.read_text())] == ["ray_private.py"]
 
 
 def test_the_gateway_loads_no_torch() -> None:

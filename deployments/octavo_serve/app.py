@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict
 from typing import Any
 
 from ray import serve
-from ray.serve._private.config import DeploymentConfig
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from octavo import __version__
 from octavo_serve.autoscaling import POLICY, REPORT_SECONDS
 from octavo_serve.gateway import Gateway
 from octavo_serve.placement import Group
+from octavo_serve.ray_private import versioned
 from octavo_serve.settings import (
     AppSettings,
     ModelSettings,
@@ -23,7 +21,6 @@ from octavo_serve.settings import (
 )
 from octavo_serve.shard import Shard
 
-ROUTER = "octavo_serve.prefix_router:PrefixRouter"
 HAND_OVER_SECONDS = 2.0
 """What is left of a leaving shard's time when it hands its streams over; Serve takes 0.5 s of it before it says so."""
 
@@ -43,11 +40,6 @@ def build(args: dict[str, Any]) -> serve.Application:
 
 
 def _shard(model: ModelSettings, settings: AppSettings) -> serve.Application:
-    router = settings.router
-    routing: dict[str, Any] = {
-        "request_router_class": ROUTER,
-        "request_router_kwargs": {"model": model.name, **router.model_dump(exclude={"report_s"})},
-    }
     deployment = serve.deployment(
         name=deployment_name(model.name),
         **_replicas(model, settings),
@@ -59,12 +51,11 @@ def _shard(model: ModelSettings, settings: AppSettings) -> serve.Application:
         graceful_shutdown_timeout_s=model.graceful_shutdown_timeout_s,
         graceful_shutdown_wait_loop_s=0.5,
         max_constructor_retry_count=MAX_START_ATTEMPTS,
-        request_router_config=RequestRouterConfig(**routing),
     )(Shard)
-    arguments = (model.source, model.rank_engine, router.report_s, model.accuracy)
+    arguments = (model.source, model.rank_engine, settings.router.report_s, model.accuracy)
     patience = max(0.0, model.graceful_shutdown_timeout_s - HAND_OVER_SECONDS)
     warm = model.replicas.warm if isinstance(model.replicas, ReplicaRange) else 0
-    return _versioned(deployment, *arguments).bind(*arguments, patience, warm)
+    return versioned(deployment, *arguments).bind(*arguments, patience, warm)
 
 
 def _placement(model: ModelSettings) -> dict[str, Any]:
@@ -114,24 +105,4 @@ def _gateway(settings: AppSettings, shards: dict[str, serve.Application]) -> ser
         max_constructor_retry_count=MAX_START_ATTEMPTS,
         user_config=settings.as_args(),
     )(serve.ingress()(Gateway))
-    return _versioned(deployment).bind(shards)
-
-
-class _OwnVersion(DeploymentConfig):
-    """A deployment's config that keeps its version."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name != "version":
-            super().__setattr__(name, value)
-
-
-def _versioned(deployment: serve.Deployment, *arguments: object) -> serve.Deployment:
-    """Give a deployment a version that only its own arguments change.
-
-    Serve (2.60, `build_serve_application`) writes one version into all deployments of an application, a hash of the
-    application's whole `args`: adding a model would restart the shards of all others and the gateway.
-    """
-    config = deployment._deployment_config
-    config.version = hashlib.sha256(repr((__version__, *arguments)).encode()).hexdigest()[:16]
-    config.__class__ = _OwnVersion
-    return deployment
+    return versioned(deployment).bind(shards)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -46,6 +46,26 @@ class Address(NamedTuple):
     host: str
     port: int
     secret: str
+
+
+class ShardAddresses(NamedTuple):
+    """What a shard tells Serve of itself once, and Serve to every gateway.
+
+    Attributes:
+        port: where requests go.
+        feed: where `octavo_serve.feed` listens, with its secret.
+    """
+
+    port: Address
+    feed: str
+
+    def as_metadata(self) -> dict[str, Any]:
+        """For Serve's `record_replica_metadata`."""
+        return self._asdict()
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> ShardAddresses:
+        return cls(Address(*metadata["port"]), metadata["feed"])
 
 
 class Submit(msgspec.Struct, tag=True):

@@ -17,14 +17,14 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
+from octavo.routing.router import RoutingConfig
 from octavo.source import Source
 from octavo.text.recommended import recommended_sampling
 from octavo_serve.drain import Drain
-from octavo_serve.joining import UNAUTHENTICATED, process_is_open
+from octavo_serve.joining import UNAUTHENTICATED
 from octavo_serve.openai.access import Access
 from octavo_serve.openai.conversion import Limits, parse
 from octavo_serve.openai.model import Defaults
@@ -32,8 +32,10 @@ from octavo_serve.openai.registry import ModelEntry, Registry
 from octavo_serve.openai.routes import http_app
 from octavo_serve.openai.schemas import ChatChunk, ChatCompletion, ChatRequest, Completion, CompletionRequest
 from octavo_serve.openai.service import Service
+from octavo_serve.picker import Picker
 from octavo_serve.placement import unplaceable
-from octavo_serve.ports import is_loopback, keep_serve_at_home
+from octavo_serve.ports import is_loopback
+from octavo_serve.ray_private import Deployment, http_host, keep_serve_at_home, process_is_open
 from octavo_serve.ray_token import close_token
 from octavo_serve.settings import ModelSettings, deployment_name, load_settings
 from octavo_serve.shard_client import Failover, ShardClient
@@ -75,6 +77,7 @@ class Gateway:
         self.access = Access()
         self._deployments = Deployments(serve.get_replica_context().app_name)
         self._served: dict[str, _Served] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         self._drain = Drain()
         threading.Thread(target=_show_logs, name="octavo-logs", daemon=True).start()
         gc.freeze()  # 126,000 objects of modules, which each look at all objects went through: 75 ms with the loop held
@@ -86,26 +89,29 @@ class Gateway:
         for model in settings.models:
             kept = old.pop(model.name, None)
             if kept is None or not kept.model.same_engine(model) or kept.model.defaults != model.defaults:
-                self._served[model.name] = self._serve(model)
+                self._served[model.name] = self._serve(model, settings.router.config)
             else:
                 self._served[model.name] = kept
+            self._served[model.name].picker.router.config = settings.router.config
         for gone in old.values():
-            gone.close()
+            gone.close(self._closing)
         gateway, registry = settings.gateway, self.service.models
         registry.entries = {name: served.entry for name, served in self._served.items()}
         registry.aliases, registry.wait = settings.aliases, gateway.loading_wait_s
         failover = Failover(gateway.failover_timeout_s, gateway.max_failovers, gateway.shard_silence_s)
         for served in self._served.values():
             served.client.failover = failover
+        self.service.telemetry.watch_routers({name: served.picker.router for name, served in self._served.items()})
         self.access.rules = settings.rules(is_loopback(await _bind_host()))
         registry.explain = self.access.rules.keys is None or self.access.rules.disclose
         self.service.limits = Limits(gateway.max_body_bytes, gateway.max_prompts, gateway.max_n)
 
-    def _serve(self, model: ModelSettings) -> _Served:
+    def _serve(self, model: ModelSettings, routing: RoutingConfig) -> _Served:
         """Look after a model from now on, in the background: nothing here waits for it."""
-        deployment = deployment_name(model.name)
-        handle: DeploymentHandle[Any] = serve.get_deployment_handle(deployment, serve.get_replica_context().app_name)
-        client = ShardClient(handle, Failover(), self.service.telemetry.moves_of(model.name))
+        deployment, app = deployment_name(model.name), serve.get_replica_context().app_name
+        handle: DeploymentHandle[Any] = serve.get_deployment_handle(deployment, app)
+        picker = Picker(routing, Deployment(deployment, app))
+        client = ShardClient(handle, picker, Failover(), self.service.telemetry.moves_of(model.name))
         self.service.telemetry.at_shards.labels(model.name).set_function(client.num_running)
         entry = ModelEntry(model.name, int(time.time()), client, model.on_demand)
         tasks = [
@@ -113,7 +119,7 @@ class Gateway:
             asyncio.create_task(watch_shards(entry, client, partial(self._deployments.state, deployment))),
             asyncio.create_task(watch_room(entry, partial(_no_room, model))),
         ]
-        return _Served(model, entry, client, tasks)
+        return _Served(model, entry, picker, client, tasks)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         app = http_app(self.service, self, self.access)
@@ -158,12 +164,17 @@ class _Served:
 
     model: ModelSettings
     entry: ModelEntry
+    picker: Picker
     client: ShardClient
     tasks: list[asyncio.Task[None]]
 
-    def close(self) -> None:
+    def close(self, closing: set[asyncio.Task[None]]) -> None:
+        """Take no more requests; `closing` keeps the task that waits for those that run."""
         for task in self.tasks:
             task.cancel()
+        task = asyncio.create_task(self.client.close())
+        closing.add(task)
+        task.add_done_callback(closing.discard)
 
 
 def _defaults(model: ModelSettings, source: Source) -> Defaults:
@@ -190,11 +201,7 @@ def _show_logs() -> None:
 
 async def _bind_host() -> str:
     """Where clients reach the server; `octavo serve` says it, for behind its HAProxy Serve listens elsewhere."""
-    if (told := os.environ.get("OCTAVO_HOST")) is not None:
-        return told
-    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-    options = await controller.get_http_config.remote()
-    return str(options.host)
+    return os.environ.get("OCTAVO_HOST") or await http_host()
 
 
 def _parsed(kind: type[Any], request: Any) -> Any:

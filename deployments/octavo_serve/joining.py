@@ -46,15 +46,12 @@ def refuse_what_is_in_the_way(document: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: the config's applications cannot be added.
     """
-    from ray.serve._private import api
     from ray.serve.schema import ServeDeploySchema
 
+    from octavo_serve.ray_private import start_serve
+
     config = ServeDeploySchema.model_validate(document)
-    client = api.serve_start(
-        http_options=config.http_options.model_dump(),
-        proxy_location=config.proxy_location,
-        grpc_options=config.grpc_options.model_dump(),
-    )
+    client = start_serve(config)
     there = client.get_serve_details()["applications"]
     if reason := collision(document["applications"], {name: app.get("route_prefix") for name, app in there.items()}):
         raise ConfigError(reason)
@@ -73,11 +70,10 @@ def deploy(document: Mapping[str, Any]) -> None:
 
 def _target(app: Any) -> Any:
     from ray import serve
-    from ray._common.utils import import_attr
-    from ray.serve._private import api
 
-    built = api.call_user_app_builder_with_args_if_necessary(import_attr(app.import_path), app.args)
-    return serve.RunTarget(built, name=app.name, route_prefix=app.route_prefix, logging_config=app.logging_config)
+    from octavo_serve.ray_private import built
+
+    return serve.RunTarget(built(app), name=app.name, route_prefix=app.route_prefix, logging_config=app.logging_config)
 
 
 def delete(apps: Sequence[str]) -> None:
@@ -87,26 +83,3 @@ def delete(apps: Sequence[str]) -> None:
     for app in apps:
         with contextlib.suppress(Exception):  # it is gone, or the cluster is
             serve.delete(app, _blocking=False)
-
-
-def process_is_open() -> bool:
-    """Whether the Ray process that this is takes calls of everybody."""
-    from ray import _raylet
-
-    raylet: Any = _raylet
-    return bool(raylet.get_authentication_mode() == raylet.AuthenticationMode.DISABLED)
-
-
-def asks_who_we_are(gcs_address: str) -> bool:
-    """Whether a cluster refuses a caller without its token."""
-    import grpc  # type: ignore[import-untyped]
-    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
-
-    request = gcs_service_pb2.InternalKVExistsRequest(namespace=b"", key=b"octavo")  # type: ignore[attr-defined]
-    with grpc.insecure_channel(gcs_address) as channel:
-        store = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel)  # type: ignore[no-untyped-call]
-        try:
-            store.InternalKVExists(request, timeout=10)
-        except grpc.RpcError as error:
-            return error.code() is grpc.StatusCode.UNAUTHENTICATED
-    return False

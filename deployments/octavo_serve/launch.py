@@ -47,10 +47,10 @@ def _serve(arguments: argparse.Namespace, report: Reporter) -> None:
     """A cluster of our own."""
     import ray
     from ray.serve import scripts
-    from ray.serve._private import api
 
-    # not the 60 s that a busy machine exceeds: `octavo serve --timeout` ends the wait
-    api.HTTP_PROXY_TIMEOUT = 3600  # type: ignore[attr-defined]
+    from octavo_serve.ray_private import be_patient_with_proxies
+
+    be_patient_with_proxies()
     ray.init(address="local", namespace="serve", include_dashboard=arguments.dashboard)
     _watch_in_thread(arguments, report)
     while True:
@@ -63,15 +63,15 @@ def _serve(arguments: argparse.Namespace, report: Reporter) -> None:
 
 def _join(arguments: argparse.Namespace, report: Reporter, brought: list[str]) -> None:
     """Somebody else's cluster."""
-    import yaml
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # `ray start` does so too
     import ray
+    import yaml
 
+    from octavo_serve.ray_private import asks_who_we_are, use_token
+
+    use_token()
     document = yaml.safe_load(arguments.config.read_text())
     ray.init(address=arguments.address, namespace="serve")
-    if not joining.asks_who_we_are(ray.get_runtime_context().gcs_address):
+    if not asks_who_we_are(ray.get_runtime_context().gcs_address):
         report(say=joining.UNAUTHENTICATED)
     try:
         joining.refuse_what_is_in_the_way(document)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 
 import ray
-from ray._private.state import state as cluster_state
 
 from octavo_serve.placement import Resources
+from octavo_serve.ray_private import grows_by_itself
 
 PERIOD = 5.0
 """Seconds between two looks."""
@@ -28,6 +28,5 @@ class Nodes:
         return self._known
 
     def _look(self) -> None:
-        grows = cluster_state.get_max_resources_from_cluster_config() is not None
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        self._known = None if grows else nodes
+        self._known = None if grows_by_itself() else nodes

@@ -1,68 +1,96 @@
-"""Asks Serve's router for a shard without calling it, and keeps Serve's books as a call would.
+"""Which shard a request goes to, and when: one router per model, asked in the gateway, over the shards that Serve runs.
 
-A handle call per request takes 0.8 ms of CPU at its two ends, 40 % of what a whole request may take where two cores
-serve a thousand a second (docs/serve_cost.md); the choice alone takes a tenth of that. So the choice is made here:
-`choose_replicas` of the deployment's router, among the shards that are not full. What else a call would do is done
-here too: queued and running requests are counted as the autoscaler expects, the router is told when a request is
-routed and when it has ended, and a dead replica is taken out at once.
-
-This file is the only one that reaches into the private parts of Ray Serve 2.60.
+Serve lists the shards (`ray_private.Deployment`), each with the addresses that its process has told it; their feed says
+what they hold and how busy they are (`feed`); `octavo.routing` decides. A request that finds every shard full waits
+here, in order of arrival. Serve is told of all of them, for it scales by what waits and runs, but never asked: a handle
+call takes 0.8 ms of CPU at its two ends (docs/serve_cost.md), a decision less than a tenth of that.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
-
-from ray.serve._private.common import RequestMetadata
-from ray.serve.handle import DeploymentHandle
-from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 from octavo.errors import EngineDead
-from octavo.request import Request
-from octavo_serve.channel import Address
+from octavo.request import Placement, Request
+from octavo.routing.policy import Wanted
+from octavo.routing.router import Router, RoutingConfig
+from octavo_serve.channel import ShardAddresses
+from octavo_serve.feed import FeedSubscriber
+from octavo_serve.ray_private import Replica
 
-ADDRESS = "address"
-"""Key of a shard's metadata: the `Address` of its `Port`."""
 
-POLL_SECONDS = 0.05  # between two looks for a shard with room while no request ends
+class Books(Protocol):
+    """What a picker needs of `octavo_serve.ray_private.Deployment`."""
+
+    name: str
+    available: bool
+
+    def watch(self, listed: Callable[[list[Replica]], None]) -> None: ...
+
+    def asked(self) -> None: ...
+
+    def queued(self, again: bool) -> AbstractContextManager[None]: ...
+
+    def started(self, replica: Replica) -> None: ...
+
+    def ended(self, replica: Replica) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 class Picked:
-    """A shard picked for a request, and the request on Serve's books until `ended`.
+    """A shard picked for a request, and the request on everybody's books until `ended`.
 
     Attributes:
         address: of the shard's `Port`.
+        placement: what was decided, and why.
     """
 
-    def __init__(self, picker: Picker, replica: RunningReplica, request: Request) -> None:
-        self.address = Address(*replica.replica_metadata[ADDRESS])
+    def __init__(self, picker: Picker, replica: Replica, placement: Placement) -> None:
+        self.address = ShardAddresses.of(replica.metadata).port
+        self.placement = placement
         self._picker = picker
-        self._replica_id = replica.replica_id
-        self._request = request
+        self._replica = replica
 
-    def ended(self) -> None:
-        """The request does not run there, or no longer; to be called once."""
-        self._picker.ended(self._replica_id, self._request)
+    def ended(self, *, ran: bool) -> None:
+        """The request does not run there, or no longer; to be called once.
+
+        Args:
+            ran: whether it came as far as a token, so that its prompt is in the shard's cache.
+        """
+        self._picker.ended(self._replica, self.placement.ticket, ran)
 
     def gone(self) -> None:
-        """The shard does not answer, or leaves: pick it no more until the controller lists it anew."""
-        self._picker.gone(self._replica_id)
+        """The shard does not answer, or leaves: pick it no more until Serve lists its shards anew."""
+        self._picker.gone(self._replica.name)
 
 
 class Picker:
-    """Picks shards of one deployment, none of which gets more than `max_ongoing_requests` from here."""
+    """Picks shards of one model, none of which gets more than its capacity from here. All in one event loop.
 
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
-        router: Any = handle.options(method_name="describe")._router  # any method: it is never called
-        self._serve = router._asyncio_router
-        self._loop: asyncio.AbstractEventLoop = self._serve._event_loop
-        self._running: Counter[ReplicaID] = Counter()
+    Args:
+        routing: how to decide.
+        books: the shards' deployment.
+
+    Attributes:
+        router: what is known of the shards.
+    """
+
+    def __init__(self, routing: RoutingConfig, books: Books) -> None:
+        self.router = Router(routing)
+        self._feed = FeedSubscriber(self.router)
+        self._books = books
+        self._replicas: dict[str, Replica] = {}
+        self._running: Counter[str] = Counter()
+        self._first_list = asyncio.Event()
         self._turn = asyncio.Lock()  # those that wait for room take turns
         self._room = asyncio.Event()
+        books.watch(self._listed)
 
     async def pick(self, request: Request) -> Picked:
         """The shard that the router finds best; waits while none has room, or there is none.
@@ -70,75 +98,68 @@ class Picker:
         Raises:
             EngineDead: the deployment has failed.
         """
-        metadata = RequestMetadata(request_id=request.request_id, internal_request_id=request.request_id)
-        if not (initialized := self._serve._request_router_initialized).is_set():
-            await self._on_its_loop(initialized.wait())
-        with self._books.wrap_request_assignment(metadata):
-            candidates = self._with_room()
-            if not candidates or self._turn.locked():
-                candidates = await self._wait_for_room(request)
-            pending = PendingRequest(args=[request], kwargs={}, metadata=metadata)
-            ranks = await self._on_its_loop(self._router.choose_replicas(candidates, pending))
-        replica = self._least_busy(ranks, candidates)
-        self._running[replica.replica_id] += 1
-        self._books.inc_num_running_requests_for_replica(replica.replica_id)
-        self._tell(self._router.on_request_routed, pending, replica.replica_id, None)
-        return Picked(self, replica, request)
+        if not self._first_list.is_set():
+            await self._first_list.wait()
+        self._books.asked()
+        candidates = self._with_room()
+        if not candidates or self._turn.locked():
+            candidates = await self._wait_for_room(request)
+        placement = self._route(request, candidates)
+        replica = self._replicas[placement.shard]
+        self._running[replica.name] += 1
+        self._books.started(replica)
+        return Picked(self, replica, placement)
 
-    def _least_busy(self, ranks: list[list[RunningReplica]], candidates: list[RunningReplica]) -> RunningReplica:
-        """The shard with the fewest requests of the first rank that has room, as Serve takes it."""
-        for rank in ranks:
-            if free := [replica for replica in rank if self._has_room(replica)]:
-                return min(free, key=lambda replica: self._running[replica.replica_id])
-        return candidates[0]
+    async def close(self) -> None:
+        """Follow the shards no more."""
+        await self._books.close()
+        self._feed.close()
 
-    async def _wait_for_room(self, request: Request) -> list[RunningReplica]:
-        with self._books.wrap_queued_request(request.emitted is not None, len(self._router.curr_replicas)):
+    def _route(self, request: Request, names: list[str]) -> Placement:
+        wanted = Wanted(len(request.prompt_token_ids), request.params.num_sequences, request.session)
+        ticket, chain = request.request_id, request.block_hashes or []
+        choice = self.router.route(ticket, chain, wanted, names, time.monotonic())
+        return Placement(ticket, choice.order[0], choice.reason, choice.cached, choice.score.first_token)
+
+    async def _wait_for_room(self, request: Request) -> list[str]:
+        with self._books.queued(again=request.emitted is not None):
             async with self._turn:
                 while not (candidates := self._with_room()):
-                    if not self._serve._deployment_available:
-                        raise EngineDead(f"{self._serve.deployment_id} has failed; see the server's log")
+                    if not self._books.available:
+                        raise EngineDead(f"{self._books.name} has failed; see the server's log")
                     self._room.clear()
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._room.wait(), POLL_SECONDS)
+                    await self._room.wait()
                 return candidates
 
-    def _with_room(self) -> list[RunningReplica]:
-        replicas: list[RunningReplica] = list(self._router.curr_replicas.values())
-        return list(filter(self._has_room, replicas))
+    def _with_room(self) -> list[str]:
+        return [name for name, replica in self._replicas.items() if self._running[name] < replica.capacity]
 
-    def _has_room(self, replica: RunningReplica) -> bool:
-        return self._running[replica.replica_id] < replica.max_ongoing_requests
-
-    def ended(self, replica_id: ReplicaID, request: Request) -> None:
+    def ended(self, replica: Replica, ticket: str, ran: bool) -> None:
         """A request no longer runs at a shard."""
-        self._running[replica_id] -= 1
-        if not self._running[replica_id]:
-            del self._running[replica_id]
+        self._running[replica.name] -= 1
+        if not self._running[replica.name]:
+            del self._running[replica.name]
         self._room.set()
-        self._books.dec_num_running_requests_for_replica(replica_id)
-        self._tell(self._router.on_request_completed, replica_id, request.request_id)
+        self._books.ended(replica)
+        self.router.completed(ticket, ran=ran)
+        self.router.settle(time.monotonic())  # else the last request of all would be counted until the next one
 
-    def gone(self, replica_id: ReplicaID) -> None:
+    def gone(self, name: str) -> None:
         """A shard does not answer, or leaves."""
-        self._tell(self._router.on_replica_actor_died, replica_id)
+        if self._replicas.pop(name, None) is not None:
+            self._leave(name)
 
-    @property
-    def _router(self) -> Any:
-        return self._serve.request_router
+    def _listed(self, replicas: list[Replica]) -> None:
+        """From now on these shards and no others, but for those that have not said yet where they are."""
+        self._replicas = {replica.name: replica for replica in replicas if replica.metadata}
+        for name in self.router.shards.keys() - self._replicas.keys():
+            self._leave(name)
+        for name in self._replicas.keys() - self.router.shards.keys():
+            self.router.join(name, time.monotonic())
+            self._feed.listen(name, ShardAddresses.of(self._replicas[name].metadata).feed)
+        self._first_list.set()
+        self._room.set()
 
-    @property
-    def _books(self) -> Any:
-        return self._serve._metrics_manager
-
-    async def _on_its_loop(self, call: Any) -> Any:
-        """Plain `serve run` keeps its router in a thread of its own."""
-        if self._loop is asyncio.get_running_loop():
-            return await call
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, self._loop))
-
-    def _tell(self, hook: Callable[..., None], *arguments: object) -> None:
-        if self._loop is asyncio.get_running_loop():
-            hook(*arguments)
-        else:
-            self._loop.call_soon_threadsafe(hook, *arguments)
+    def _leave(self, name: str) -> None:
+        self.router.leave(name)
+        self._feed.leave(name)

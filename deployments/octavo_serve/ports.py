@@ -9,7 +9,6 @@ import random
 import socket
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 _LISTENS = "0A"
 
@@ -96,21 +95,3 @@ def in_url(host: str, port: int) -> str:
 def here(host: str) -> str:
     """The address at which this machine reaches what listens on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-
-
-def keep_serve_at_home() -> None:
-    """Have the replica in this process listen for handle calls on its node's address; Serve 2.60 takes every address.
-
-    To be called in the constructor of its class: the port is opened afterwards.
-    """
-    from ray._common.tls_utils import add_port_to_grpc_server
-    from ray.serve._private import replica
-    from ray.util import get_node_ip_address
-
-    at_home = in_url(get_node_ip_address(), 0)  # type: ignore[no-untyped-call]
-
-    def add_port(server: Any, everywhere: str) -> int:
-        port: int = add_port_to_grpc_server(server, at_home)  # type: ignore[no-untyped-call]
-        return port
-
-    vars(replica)["add_port_to_grpc_server"] = add_port

@@ -26,6 +26,7 @@ from octavo.config import EngineConfig, unknown_key
 from octavo.errors import ConfigError
 from octavo.models.quantization import ROUNDINGS, STORED, parse_rounding
 from octavo.routing.policy import PolicyName
+from octavo.routing.router import RoutingConfig
 from octavo.scaling.policy import Targets
 from octavo_serve.openai.access import Caller, Keys, KnownKey, Rules
 from octavo_serve.placement import Group, Strategy
@@ -308,6 +309,11 @@ class RouterSettings(Settings):
     max_blocks_per_shard: Count = 500_000
     log_decisions: bool = False
     report_s: Seconds = 0.05
+
+    @property
+    def config(self) -> RoutingConfig:
+        """What a gateway's routers go by."""
+        return RoutingConfig(**self.model_dump(exclude={"report_s"}))
 
 
 def _key(value: object) -> object:

@@ -18,11 +18,11 @@ from octavo.config import EngineConfig
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.load_meter import LoadMeter
 from octavo.engine.stats import EngineStats
+from octavo_serve.channel import ShardAddresses
 from octavo_serve.feed import FeedPublisher
 from octavo_serve.openai.model import ModelInfo
-from octavo_serve.picker import ADDRESS
 from octavo_serve.port import Port
-from octavo_serve.ports import keep_serve_at_home
+from octavo_serve.ray_private import keep_serve_at_home
 from octavo_serve.settings import AccuracySettings
 from octavo_serve.start_up import StartUp
 from octavo_serve.tensor_parallel import launch, see_own_gpus_only
@@ -31,9 +31,6 @@ from octavo_serve.warm import keep_warm
 SWITCH_SECONDS = 0.0005
 """Longest time that the engine's Python keeps the loop from sending what a step made; Python's own 5 ms would be a
 third of a first token where steps are short."""
-
-FEED = "feed"
-"""Key of a shard's metadata: the address of its feed, with the secret."""
 
 
 def _require(engine: AsyncEngine, source: str, config: EngineConfig, accuracy: AccuracySettings) -> None:
@@ -118,7 +115,7 @@ class Shard:
 
     async def record_replica_metadata(self) -> dict[str, Any]:
         """What gateways learn of this shard once, when it is ready."""
-        return {FEED: self.feed.address, ADDRESS: await self.port.open(self.host)}
+        return ShardAddresses(await self.port.open(self.host), self.feed.address).as_metadata()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the autoscaler learns twice a second."""

@@ -23,7 +23,7 @@ from ray.serve.handle import DeploymentHandle
 from octavo.engine.async_engine import Stream
 from octavo.engine.stats import EngineStats
 from octavo.errors import EngineDead, OctavoError, Overloaded
-from octavo.request import Request, SequenceUpdate
+from octavo.request import Placement, Request, SequenceUpdate
 from octavo_serve.channel import TO_GATEWAY, Abort, Address, Channel, Leaving, Refusal, Step, Submit, ToGateway
 from octavo_serve.openai.model import ModelInfo
 from octavo_serve.picker import Picked, Picker
@@ -34,6 +34,7 @@ STATS_TIMEOUT = 2.0
 """Seconds a shard may take to answer for /health and /metrics; its methods only read numbers."""
 
 CONNECT_SECONDS = 3.0
+CLOSING_SECONDS = 1.0  # between two looks whether anything runs
 PAUSE_SECONDS = 0.05  # between two attempts to find a shard that takes a request
 
 MoveReason = Literal["lost", "left"]
@@ -71,13 +72,20 @@ class ShardClient:
 
     Args:
         handle: of the shards' deployment.
+        picker: of its shards.
         failover: limits.
         moved: told why, each time a request moves to another shard.
     """
 
-    def __init__(self, handle: DeploymentHandle[Any], failover: Failover, moved: Callable[[MoveReason], None]) -> None:
+    def __init__(
+        self,
+        handle: DeploymentHandle[Any],
+        picker: Picker,
+        failover: Failover,
+        moved: Callable[[MoveReason], None],
+    ) -> None:
         self._handle = handle
-        self._picker = Picker(handle)
+        self._picker = picker
         self.failover = failover
         self._moved = moved
         self._links: dict[Address, asyncio.Task[Link | None]] = {}
@@ -103,6 +111,17 @@ class ShardClient:
     def num_running(self) -> int:
         """Requests that run at a shard or look for one."""
         return len(self._runs)
+
+    def placement(self, request_id: str) -> Placement | None:
+        """Where a request that runs was sent last."""
+        run = self._runs.get(request_id)
+        return None if run is None else run.request.placement
+
+    async def close(self) -> None:
+        """Let what runs come to its end, and follow the shards no more."""
+        while self._runs:
+            await asyncio.sleep(CLOSING_SECONDS)
+        await self._picker.close()
 
     async def abort(self, request_id: str, index: int) -> None:
         if (run := self._runs.get(request_id)) is not None:
@@ -141,7 +160,7 @@ class ShardClient:
             raise
         finally:
             run.leave()
-            picked.ended()
+            picked.ended(ran=run.ran)
 
     async def _begin(self, run: _Run) -> Picked:
         """Send a run to a shard that is there.
@@ -165,13 +184,13 @@ class ShardClient:
         """Send a run to a shard; False when that does not answer. Unless it is sent, its place is free again."""
         try:
             if (link := await self._link(picked.address)) is not None:
-                run.enter(link)
+                run.enter(link, picked.placement)
                 return True
         except BaseException:
-            picked.ended()
+            picked.ended(ran=False)
             raise
         picked.gone()
-        picked.ended()
+        picked.ended(ran=False)
         return False
 
     async def _link(self, address: Address) -> Link | None:
@@ -273,12 +292,14 @@ class _Run:
     Attributes:
         request: what the next shard is asked.
         living: indices of the sequences that have not ended.
+        ran: whether the shard that has it now has said anything of it.
         stream: what comes from the shard that has it now.
     """
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.living = set(range(request.params.num_sequences))
+        self.ran = False
         self.stream: Stream
         self._link: Link | None = None
         self._emitted: list[list[int]] = [[] for _ in self.living]
@@ -286,11 +307,13 @@ class _Run:
         self._sums_before = list(self._sums)  # those of earlier shards
         self._begun = False
 
-    def enter(self, link: Link) -> None:
+    def enter(self, link: Link, placement: Placement) -> None:
+        emitted = self.request.emitted
         if self._begun:
             emitted = [tokens if index in self.living else None for index, tokens in enumerate(self._emitted)]
-            self.request = dataclasses.replace(self.request, emitted=emitted)
             self._sums_before = list(self._sums)
+        self.request = dataclasses.replace(self.request, placement=placement, emitted=emitted)
+        self.ran = False
         self._link = link
         self.stream = link.submit(self.request)
 
@@ -311,7 +334,7 @@ class _Run:
     def taken(self, updates: list[SequenceUpdate]) -> list[SequenceUpdate]:
         """Note what came; of a request that has moved, make it what the unbroken run would have said."""
         moved = self.request.emitted is not None
-        self._begun = True
+        self._begun = self.ran = True
         for update in updates:
             index = update.index
             self._emitted[index] += update.token_ids

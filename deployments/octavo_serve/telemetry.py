@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -66,11 +65,14 @@ class _Shards(Collector):
 
 
 class _Routers(Collector):
-    """Turns what this process's routers know of the shards into samples."""
+    """Turns what the gateway's routers know of the shards into samples."""
+
+    def __init__(self) -> None:
+        self.of_model: Mapping[str, Router] = {}
 
     def collect(self) -> Iterable[Metric]:
         now = time.monotonic()
-        shards = [(model, name, shard) for router, model in list(_ROUTERS.items())
+        shards = [(model, name, shard) for model, router in self.of_model.items()
                   for name, shard in list(router.shards.items())]  # fmt: skip
         decisions = CounterMetricFamily(
             "octavo:routed_requests", "Requests sent to a shard.", labels=["model_name", "engine", "reason"]
@@ -116,13 +118,6 @@ _TELLING = {
     *_ROUTER_VIEWS,
 }  # fmt: skip
 """Families that tell, to the token or block, what is cached, or a shard's name."""
-
-_ROUTERS: WeakKeyDictionary[Router, str] = WeakKeyDictionary()
-
-
-def watch_router(model: str, router: Router) -> None:
-    """Show a router of this process in every gateway's metrics."""
-    _ROUTERS[router] = model
 
 
 class Telemetry:
@@ -172,7 +167,12 @@ class Telemetry:
         self._models: dict[str, _OfModel] = {}
         self._shards = _Shards()
         self.registry.register(self._shards)
-        self.registry.register(_Routers())
+        self._routers = _Routers()
+        self.registry.register(self._routers)
+
+    def watch_routers(self, of_model: Mapping[str, Router]) -> None:
+        """Show these routers, by model, and no others."""
+        self._routers.of_model = of_model
 
     def moves_of(self, model: str) -> Callable[[str], None]:
         """Counts one move of a request of this model, by its reason."""

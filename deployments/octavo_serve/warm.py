@@ -14,13 +14,8 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
-import ray
-from ray._private import worker
-from ray._private.grpc_utils import init_grpc_channel
-from ray.core.generated import common_pb2, node_manager_pb2
-from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
+from octavo_serve.ray_private import Raylet, session_folder
 
 logger = logging.getLogger("ray.serve")
 
@@ -44,39 +39,15 @@ def _keep(processes: int) -> None:
         return
     with contextlib.suppress(OSError), Path(session_folder(), f"octavo-warm-{raylet}").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)  # until the shard that had it ends
-        channel, raylet_service = _raylet_service()
-        with channel:
+        with contextlib.closing(Raylet()) as asked:
             while True:
                 time.sleep(PERIOD)
                 try:
                     if idle_workers(raylet) < processes:
-                        raylet_service.PrestartWorkers(_request(), timeout=PERIOD)
+                        asked.prestart_worker(KEEP_SECONDS, timeout=PERIOD)
                 except Exception as error:  # another version of Ray, or one that asks who we are
                     logger.info("No processes are kept warm: %s", error)
                     return
-
-
-def session_folder() -> str:
-    """Ray's folder of this cluster on this node."""
-    folder: str = vars(worker)["_global_node"].get_session_dir_path()
-    return folder
-
-
-def _raylet_service() -> tuple[Any, Any]:
-    node_id = ray.get_runtime_context().get_node_id()
-    (node,) = (node for node in ray.nodes() if node["NodeID"] == node_id)  # type: ignore[no-untyped-call]
-    channel = init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
-    return channel, NodeManagerServiceStub(channel)  # type: ignore[no-untyped-call]
-
-
-def _request() -> Any:
-    """One process for any job."""
-    python = common_pb2.Language.Value("PYTHON")  # type: ignore[attr-defined]
-    request = node_manager_pb2.PrestartWorkersRequest(  # type: ignore[attr-defined]
-        language=python, job_id=b"\xff" * 4, keep_alive_duration_secs=KEEP_SECONDS, num_workers=1
-    )
-    request.runtime_env_info.serialized_runtime_env = "{}"
-    return request
 
 
 def is_raylet(pid: int) -> bool:

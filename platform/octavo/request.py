@@ -213,7 +213,7 @@ class Request:
             the engine computes it otherwise.
         arrival_time: seconds on the sender's monotonic clock, or None to take the engine's at submission.
         session: requests of one session stay together under the routing policy "session".
-        placement: written by the router on the way; its last decision.
+        placement: where its sender sends it, and what it expects there; None where no router decided.
         emitted: of a request that goes on where another shard left it: for each of its sequences the tokens it has
             generated already, or None if it has ended. They count as its output, but no update repeats them, and
             neither prompt log probabilities nor cumulative sums come again.

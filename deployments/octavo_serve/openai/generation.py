@@ -33,6 +33,7 @@ class _Prompt:
     sequences: list[SequenceText]
     reader: asyncio.Task[None] | None = None
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    placement: Placement | None = None
     cached_tokens: int = 0
     begun: bool = False
     ended: int = 0
@@ -120,6 +121,8 @@ class Generation:
     async def _read(self, prompt: _Prompt) -> None:
         async with aclosing(self.client.generate(prompt.request)) as stream:
             async for updates in stream:
+                if prompt.placement is None:
+                    prompt.placement = self.client.placement(prompt.request.request_id)
                 self._arrived.append((prompt, updates))
                 self._news.set()
 
@@ -127,8 +130,8 @@ class Generation:
         pieces = []
         if not prompt.begun:
             prompt.begun = True
-            if prompt.request.placement is not None:
-                self.begun.append((prompt.request.placement, updates[0].num_cached_tokens))
+            if prompt.placement is not None:
+                self.begun.append((prompt.placement, updates[0].num_cached_tokens))
         for update in updates:
             if turns.over:
                 await turns.pause()

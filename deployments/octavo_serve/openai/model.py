@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from octavo.request import Request, SamplingParams, SequenceUpdate
+from octavo.request import Placement, Request, SamplingParams, SequenceUpdate
 from octavo.text.tokenizer import Tokenizer
 
 
@@ -38,6 +38,10 @@ class ModelClient(Protocol):
         Raises:
             BadRequest, Overloaded, EngineDead.
         """
+        ...
+
+    def placement(self, request_id: str) -> Placement | None:
+        """Where a request was sent whose stream is open; None before that, and without a router."""
         ...
 
     async def abort(self, request_id: str, index: int) -> None:

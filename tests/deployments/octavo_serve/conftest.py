@@ -53,7 +53,7 @@ class ScriptedClient:
     tokenizer: Tokenizer
     texts: list[str] = field(default_factory=lambda: ["Paris."])
     cached_tokens: int = 0
-    placement: Placement | None = None
+    placed: Placement | None = None
     error: Exception | None = None
     fail_after: int | None = None
     late_error: Exception | None = None
@@ -66,7 +66,6 @@ class ScriptedClient:
 
     async def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
         self.opened.append(request)
-        request.placement = self.placement
         try:
             if self.error is not None:
                 raise self.error
@@ -78,6 +77,9 @@ class ScriptedClient:
                 yield [self._update(request, i, line, step) for i, line in enumerate(lines) if step < len(line)]
         finally:
             self.closed.append(request.request_id)
+
+    def placement(self, request_id: str) -> Placement | None:
+        return self.placed
 
     async def abort(self, request_id: str, index: int) -> None:
         self.aborted.append((request_id, index))

@@ -10,12 +10,12 @@ from octavo_serve.nodes import Nodes
 def test_the_nodes_of_a_cluster_that_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     alive = {"Alive": True, "Resources": {"CPU": 2.0}}
     monkeypatch.setattr("ray.nodes", lambda: [alive, alive | {"Alive": False}])
-    state = "octavo_serve.nodes.cluster_state.get_max_resources_from_cluster_config"
-    monkeypatch.setattr(state, lambda: None)
+    grows = "octavo_serve.nodes.grows_by_itself"
+    monkeypatch.setattr(grows, lambda: False)
     nodes, end = Nodes(), time.monotonic() + 30
     while (found := nodes.latest(100.0)) is None:
         assert time.monotonic() < end
     assert found == [{"CPU": 2.0}]
-    monkeypatch.setattr(state, lambda: {"CPU": 64})  # it grows by itself
+    monkeypatch.setattr(grows, lambda: True)
     while nodes.latest(106.0) is not None:
         assert time.monotonic() < end

@@ -1,196 +1,229 @@
-"""Picking shards, on stand-ins for the parts of Ray Serve that a `Picker` reaches into."""
+"""Picking shards: the real router and feed; Serve's list of replicas and its counts by hand."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator
 
 import pytest
 
 from octavo.errors import EngineDead
-from octavo.request import Request
-from octavo_serve.picker import ADDRESS, Picker
+from octavo.request import Request, SamplingParams
+from octavo.routing.router import RoutingConfig
+from octavo_serve.channel import Address, ShardAddresses
+from octavo_serve.picker import Picker
+from octavo_serve.ray_private import Replica
 
 
 class Books:
-    """Serve's metrics of one handle."""
+    """Serve's side of a deployment."""
+
+    name = "shard-m"
 
     def __init__(self) -> None:
+        self.available = True
+        self.asks = 0
         self.running: Counter[str] = Counter()
-        self.queued = 0
-        self.most_queued = 0
+        self.waiting: list[bool] = []
+        self.replicas: list[Replica] = []
+        self.closed = False
+
+    def watch(self, listed: Callable[[list[Replica]], None]) -> None:
+        self.tell = listed
+
+    def start(self, name: str, capacity: int = 8, said: bool = True) -> None:
+        addresses = ShardAddresses(Address("127.0.0.1", len(self.replicas), "00"), "tcp://127.0.0.1:1#00")
+        self.replicas.append(Replica(name, capacity, addresses.as_metadata() if said else {}, name))
+        self.tell(list(self.replicas))
+
+    def stop(self, name: str) -> None:
+        self.replicas = [replica for replica in self.replicas if replica.name != name]
+        self.tell(list(self.replicas))
+
+    def asked(self) -> None:
+        self.asks += 1
 
     @contextlib.contextmanager
-    def wrap_request_assignment(self, metadata: Any) -> Iterator[None]:
-        yield
-
-    @contextlib.contextmanager
-    def wrap_queued_request(self, is_retry: bool, num_replicas: int) -> Iterator[None]:
-        self.queued += 1
-        self.most_queued = max(self.most_queued, self.queued)
+    def queued(self, again: bool) -> Iterator[None]:
+        self.waiting.append(again)
         try:
             yield
         finally:
-            self.queued -= 1
+            self.waiting.remove(again)
 
-    def inc_num_running_requests_for_replica(self, replica: str) -> None:
-        self.running[replica] += 1
+    def started(self, replica: Replica) -> None:
+        self.running[replica.id] += 1
 
-    def dec_num_running_requests_for_replica(self, replica: str) -> None:
-        self.running[replica] -= 1
+    def ended(self, replica: Replica) -> None:
+        self.running[replica.id] -= 1
 
-
-class LastFirst:
-    """A request router that prefers the shard that joined last."""
-
-    def __init__(self) -> None:
-        self.curr_replicas: dict[str, Any] = {}
-        self.told: list[tuple[str, str]] = []
-
-    def join(self, name: str, room: int) -> None:
-        self.curr_replicas[name] = SimpleNamespace(
-            replica_id=name, max_ongoing_requests=room, replica_metadata={ADDRESS: ["127.0.0.1", len(name), "00"]}
-        )
-
-    async def choose_replicas(self, candidates: list[Any], pending: Any) -> list[list[Any]]:
-        assert isinstance(pending.args[0], Request)
-        return [[replica] for replica in reversed(candidates)]
-
-    def on_request_routed(self, pending: Any, replica: str, result: Any) -> None:
-        self.told.append(("routed", pending.metadata.internal_request_id))
-
-    def on_request_completed(self, replica: str, request_id: str) -> None:
-        self.told.append(("completed", request_id))
-
-    def on_replica_actor_died(self, replica: str) -> None:
-        self.curr_replicas.pop(replica, None)
+    async def close(self) -> None:
+        self.closed = True
 
 
-class Fake:
-    """A handle, as far as a picker looks into it."""
-
-    def __init__(self) -> None:
-        self.router = LastFirst()
-        self.books = Books()
-        self.serve = SimpleNamespace(
-            _event_loop=asyncio.get_running_loop(),
-            _request_router_initialized=asyncio.Event(),
-            _metrics_manager=self.books,
-            _deployment_available=True,
-            deployment_id="shard-m",
-            request_router=self.router,
-        )
-        self.serve._request_router_initialized.set()
-        self._router = SimpleNamespace(_asyncio_router=self.serve)
-
-    def options(self, method_name: str) -> Fake:
-        return self
+Scenario = Callable[[Picker, Books], Coroutine[None, None, None]]
 
 
-def picker() -> tuple[Picker, Fake]:
-    fake = Fake()
-    return Picker(fake), fake  # type: ignore[arg-type]
-
-
-def request(name: str) -> Request:
-    return Request(request_id=name, prompt_token_ids=[1])
-
-
-def test_the_routers_first_choice_is_on_the_books_until_the_request_has_ended() -> None:
+def run(scenario: Scenario, routing: RoutingConfig | None = None) -> None:
     async def main() -> None:
-        pick, fake = picker()
-        fake.router.join("first", 8)
-        fake.router.join("second", 8)
-        picked = await pick.pick(request("a"))
-        assert picked.address == ("127.0.0.1", len("second"), "00")
-        assert fake.books.running == {"second": 1}
-        picked.ended()
-        assert fake.books.running == {"second": 0}
-        assert fake.router.told == [("routed", "a"), ("completed", "a")]
-        assert fake.books.most_queued == 0
+        books = Books()
+        picker = Picker(routing or RoutingConfig(), books)
+        try:
+            await scenario(picker, books)
+        finally:
+            await picker.close()
+        assert books.closed
 
     asyncio.run(main())
 
 
-def test_of_equals_the_one_with_fewer_requests_is_taken_as_serve_does() -> None:
-    async def main() -> None:
-        pick, fake = picker()
-        fake.router.join("a", 8)
-        fake.router.join("bb", 1)
+def request(name: str, chain: list[bytes] | None = None, n: int = 1, session: str = "") -> Request:
+    params = SamplingParams(n=n)
+    return Request(request_id=name, prompt_token_ids=[1] * 100, params=params, block_hashes=chain, session=session)
 
-        async def all_alike(candidates: list[Any], pending: Any) -> list[list[Any]]:
-            return [[], list(fake.router.curr_replicas.values())]  # full ones too: Serve's own routers do not look
 
-        fake.router.choose_replicas = all_alike  # type: ignore[method-assign]
-        assert [(await pick.pick(request(f"r{i}"))).address[1] for i in range(4)] == [1, 2, 1, 1]
+async def waits(books: Books, count: int) -> None:
+    while len(books.waiting) != count:
+        await asyncio.sleep(0)
 
-    asyncio.run(main())
+
+def test_a_request_is_on_all_books_until_it_has_ended() -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        books.start("a")
+        asked = request("1", [b"x"], n=2)
+        picked = await picker.pick(asked)
+        assert picked.address == ("127.0.0.1", 0, "00")
+        assert (picked.placement.ticket, picked.placement.shard, picked.placement.reason) == ("1", "a", "load")
+        assert picked.placement.first_token > 0
+        assert asked.placement is None
+        assert books.running == {"a": 1}
+        assert picker.router.shards["a"].in_flight == 2
+        picked.ended(ran=True)
+        assert books.running == {"a": 0}
+        assert picker.router.shards["a"].in_flight == 0
+        assert (books.asks, books.waiting) == (1, [])
+
+    run(scenario)
+
+
+def test_a_prefix_returns_to_its_shard_if_it_ran_there() -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        for name in "abc":
+            books.start(name)
+        first = await picker.pick(request("1", [b"x", b"y"]))
+        first.ended(ran=True)
+        for number in range(5):
+            again = await picker.pick(request(f"again {number}", [b"x", b"y", b"z"]))
+            again.ended(ran=True)
+            assert (again.placement.shard, again.placement.reason) == (first.placement.shard, "prefix")
+        refused = await picker.pick(request("2", [b"p", b"q"]))
+        refused.ended(ran=False)
+        assert (await picker.pick(request("3", [b"p", b"q"]))).placement.cached_tokens == 0
+
+    run(scenario)
+
+
+def test_a_burst_is_spread_before_any_shard_has_answered() -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        books.start("a")
+        books.start("b")
+        found = [(await picker.pick(request(str(i), [bytes([i])]))).placement.shard for i in range(10)]
+        assert sorted(found) == ["a"] * 5 + ["b"] * 5
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("policy", "shards"), [("session", 1), ("round_robin", 3)])
+def test_policies_are_chosen_by_name(policy: str, shards: int) -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        for name in "abc":
+            books.start(name)
+        found = {(await picker.pick(request(str(i), session="alice"))).placement.shard for i in range(6)}
+        assert len(found) == shards
+
+    run(scenario, RoutingConfig(policy=policy))  # type: ignore[arg-type]
 
 
 def test_a_full_shard_is_passed_over_and_requests_wait_in_order_for_room() -> None:
-    async def main() -> None:
-        pick, fake = picker()
-        fake.router.join("a", 1)
-        fake.router.join("bb", 1)
-        running = [await pick.pick(request(f"r{i}")) for i in range(2)]
-        assert [picked.address[1] for picked in running] == [2, 1]
+    async def scenario(picker: Picker, books: Books) -> None:
+        books.start("a", 1)
+        books.start("b", 1)
+        running = [await picker.pick(request(f"r{i}")) for i in range(2)]
+        assert {picked.placement.shard for picked in running} == {"a", "b"}
         order: list[str] = []
 
         async def wait(name: str) -> None:
-            picked = await pick.pick(request(name))
+            picked = await picker.pick(request(name))
             order.append(name)
-            picked.ended()
+            picked.ended(ran=True)
 
         waiting = [asyncio.create_task(wait(f"w{i}")) for i in range(5)]
-        await asyncio.sleep(0.02)
-        assert fake.books.queued == 5
-        running[0].ended()
+        await waits(books, 5)
+        running[0].ended(ran=True)
         await asyncio.gather(*waiting)
         assert order == [f"w{i}" for i in range(5)]
-        assert fake.books.queued == 0
+        assert books.waiting == []
 
-    asyncio.run(main())
+    run(scenario)
 
 
 def test_a_request_waits_for_the_first_shard() -> None:
-    async def main() -> None:
-        pick, fake = picker()
-        waiting = asyncio.create_task(pick.pick(request("a")))
-        await asyncio.sleep(0.02)
-        assert fake.books.queued == 1  # which is what brings a shard up where there may be none
-        fake.router.join("a", 1)
-        assert (await waiting).address == ("127.0.0.1", 1, "00")
+    async def scenario(picker: Picker, books: Books) -> None:
+        waiting = asyncio.create_task(picker.pick(request("1")))
+        await asyncio.sleep(0)
+        assert (books.asks, books.waiting) == (0, [])  # Serve has not said yet whether there are any
+        books.tell([])
+        await waits(books, 1)  # which is what brings a shard up where there may be none
+        books.start("silent", said=False)
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        books.start("a")
+        assert (await waiting).placement.shard == "a"
 
-    asyncio.run(main())
+    run(scenario)
+
+
+def test_shards_come_and_go() -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        books.start("a")
+        books.start("b")
+        books.stop("a")
+        books.start("c")
+        assert set(picker.router.shards) == {"b", "c"}
+        assert {(await picker.pick(request(str(i)))).placement.shard for i in range(4)} == {"b", "c"}
+
+    run(scenario)
 
 
 def test_a_shard_that_is_gone_is_not_picked_again() -> None:
-    async def main() -> None:
-        pick, fake = picker()
-        fake.router.join("a", 8)
-        fake.router.join("bb", 8)
-        picked = await pick.pick(request("r"))
+    async def scenario(picker: Picker, books: Books) -> None:
+        books.start("a")
+        books.start("b")
+        picked = await picker.pick(request("1"))
         picked.gone()
-        picked.ended()
-        assert (await pick.pick(request("r"))).address[1] == 1
+        picked.gone()
+        picked.ended(ran=False)
+        left = {"a", "b"} - {picked.placement.shard}
+        assert {(await picker.pick(request(str(i)))).placement.shard for i in range(4)} == left
+        assert set(picker.router.shards) == left
 
-    asyncio.run(main())
+    run(scenario)
 
 
 def test_a_deployment_that_has_failed_is_an_error_and_a_cancelled_wait_leaves_nothing() -> None:
-    async def main() -> None:
-        pick, fake = picker()
-        waiting = asyncio.create_task(pick.pick(request("a")))
-        await asyncio.sleep(0.02)
-        waiting.cancel()
-        await asyncio.wait([waiting])
-        assert fake.books.queued == 0
-        fake.serve._deployment_available = False
-        with pytest.raises(EngineDead, match="has failed"):
-            await pick.pick(request("a"))
+    async def scenario(picker: Picker, books: Books) -> None:
+        books.tell([])
+        cancelled, waiting = (asyncio.create_task(picker.pick(request(name))) for name in "12")
+        await waits(books, 2)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        assert len(books.waiting) == 1
+        books.available = False
+        books.tell([])
+        with pytest.raises(EngineDead, match="shard-m has failed"):
+            await waiting
+        assert books.waiting == []
 
-    asyncio.run(main())
+    run(scenario)

@@ -17,7 +17,7 @@ from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.engine import Engine
 from octavo.errors import BadRequest, EngineDead
 from octavo.execution.simulated import Profile, SimulatedExecutor
-from octavo.request import Request, SamplingParams
+from octavo.request import Placement, Request, SamplingParams
 from octavo_serve import channel, shard_client
 from octavo_serve.channel import Address, Submit
 from octavo_serve.port import Port
@@ -33,6 +33,7 @@ class Fleet:
         self.ports: list[Port] = []
         self.listed: list[Address] = []
         self.running: Counter[Address] = Counter()
+        self.ran: list[bool] = []
 
     async def add(self) -> Port:
         executor = SimulatedExecutor(self.profile, self.config, range(1000), 1000)
@@ -45,7 +46,10 @@ class Fleet:
         while not self.listed:
             await asyncio.sleep(0.01)
         self.running[self.listed[0]] += 1
-        return Pick(self, self.listed[0])
+        return Pick(self, self.listed[0], Placement(request.request_id, str(self.listed[0].port), "load", 0, 0.0))
+
+    async def close(self) -> None:
+        self.listed.clear()
 
     def kill(self, port: Port) -> None:
         """As far as a gateway can tell."""
@@ -56,11 +60,12 @@ class Fleet:
 
 
 class Pick:
-    def __init__(self, fleet: Fleet, address: Address) -> None:
-        self.fleet, self.address = fleet, address
+    def __init__(self, fleet: Fleet, address: Address, placement: Placement) -> None:
+        self.fleet, self.address, self.placement = fleet, address, placement
 
-    def ended(self) -> None:
+    def ended(self, *, ran: bool) -> None:
         self.fleet.running[self.address] -= 1
+        self.fleet.ran.append(ran)
 
     def gone(self) -> None:
         if self.address in self.fleet.listed:
@@ -74,11 +79,11 @@ def fleet() -> Fleet:
 
 def run(fleet: Fleet, scenario: Any, monkeypatch: pytest.MonkeyPatch, **failover: Any) -> list[str]:
     """Run a scenario with a client; afterwards nothing is left of any request anywhere. Returns the moves' reasons."""
-    monkeypatch.setattr(shard_client, "Picker", lambda handle: fleet)
     moves: list[str] = []
 
     async def main() -> None:
-        client = ShardClient(None, Failover(**{"timeout": 5.0, **failover}), moves.append)  # type: ignore[arg-type]
+        limits = Failover(**{"timeout": 5.0, **failover})
+        client = ShardClient(None, fleet, limits, moves.append)  # type: ignore[arg-type]
         try:
             await scenario(client)
             await everything_is_free(fleet)
@@ -122,6 +127,40 @@ async def said(client: ShardClient, asked: Request, after: Any = None) -> dict[i
 async def reading(client: ShardClient, asked: Request) -> AsyncIterator[Any]:
     async with contextlib.aclosing(client.generate(asked)) as stream:
         yield stream
+
+
+def test_a_request_goes_with_its_placement_and_its_senders_copy_stays_as_it_was(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(client: ShardClient) -> None:
+        port = await fleet.add()
+        asked = request()
+        assert client.placement("a") is None
+        async with reading(client, asked) as stream:
+            await anext(stream)
+            placement = client.placement("a")
+            assert placement is not None
+            assert (placement.ticket, placement.shard) == ("a", str(fleet.listed[0].port))
+            assert list(port.engine.engine.taken) == ["a"]
+        assert asked.placement is None
+        assert client.placement("a") is None
+        assert fleet.ran == [True]
+
+    run(fleet, scenario, monkeypatch)
+
+
+def test_a_client_that_closes_lets_its_streams_end(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(client: ShardClient) -> None:
+        await fleet.add()
+        monkeypatch.setattr(shard_client, "CLOSING_SECONDS", 0.01)
+        reader = asyncio.create_task(said(client, request()))
+        await asyncio.sleep(0)
+        await client.close()
+        assert reader.done()
+        assert len(reader.result()[0]) == 40
+        assert fleet.listed == []
+
+    run(fleet, scenario, monkeypatch)
 
 
 @pytest.mark.parametrize("params", [{}, {"n": 3}], ids=str)
@@ -286,6 +325,7 @@ def test_what_a_shard_refuses_is_raised_as_it_was(fleet: Fleet, monkeypatch: pyt
         with pytest.raises(BadRequest, match="must be in") as caught:
             await said(client, request(stop_token_ids=[10**6]))
         assert caught.value.param == "stop_token_ids"
+        assert fleet.ran == [False]
 
     assert run(fleet, scenario, monkeypatch) == []
 

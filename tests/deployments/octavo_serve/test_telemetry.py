@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from octavo.cost_model import Cost
 from octavo.engine.stats import EngineStats
+from octavo.routing.policy import Wanted
+from octavo.routing.router import Router, RoutingConfig
 from octavo_serve.telemetry import Telemetry
 
 STATS = EngineStats(
@@ -51,3 +53,16 @@ def test_tokens_that_arrive_together_share_their_time() -> None:
     assert 'vllm:inter_token_latency_seconds_count{model_name="m"} 4.0' in lines
     assert 'vllm:generation_tokens_total{model_name="m"} 5.0' in lines
     assert 'vllm:prompt_tokens_total{model_name="m"} 7.0' in lines
+
+
+def test_what_routers_know_is_shown() -> None:
+    router, telemetry = Router(RoutingConfig()), Telemetry()
+    router.join("a", 0.0)
+    router.route("1", [b"x"], Wanted(100), ["a"], 0.0)
+    telemetry.watch_routers({"tiny": router})
+    text = telemetry.render({}).decode()
+    assert 'octavo:routed_requests_total{engine="a",model_name="tiny",reason="load"} 1.0' in text
+    assert 'octavo:router_index_blocks{engine="a",model_name="tiny"} 0.0' in text
+    assert 'octavo:router_stale{engine="a",model_name="tiny"} 0.0' in text
+    telemetry.watch_routers({})
+    assert "tiny" not in telemetry.render({}).decode()

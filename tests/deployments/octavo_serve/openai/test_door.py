@@ -212,7 +212,7 @@ def test_a_priority_is_refused_or_clamped(send: Send, access: Access, client: An
 def test_cached_tokens_and_shards_are_told_to_operators_alone(
     send: Send, access: Access, client: Any, backend: Any, key: str, tells: bool
 ) -> None:
-    client.cached_tokens, client.placement = 16, Placement("7", "shard#7", "prefix", 16, 0.1)
+    client.cached_tokens, client.placed = 16, Placement("7", "shard#7", "prefix", 16, 0.1)
     access.rules = Rules(TWO, disclose=False)
     details = {"cached_tokens": 16} if tells else None
     for path, body in ((CHAT, HELLO), ("/v1/completions", {"prompt": "Hello"})):

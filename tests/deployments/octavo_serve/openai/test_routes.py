@@ -179,7 +179,7 @@ def test_metrics_have_vllms_names(send: Send, backend: Any) -> None:
 def test_the_response_says_where_it_was_made_and_why(
     send: Send, client: Any, service: Service, path: str, stream: bool
 ) -> None:
-    client.placement = Placement("ticket", "shard1", "prefix", cached_tokens=48, first_token=0.1)
+    client.placed = Placement("ticket", "shard1", "prefix", cached_tokens=48, first_token=0.1)
     client.cached_tokens = 32
     asked = HELLO if "chat" in path else {"prompt": "Hello"}
     answer = send("POST", path, json=asked | {"stream": stream})
