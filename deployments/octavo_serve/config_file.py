@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from octavo.config import unknown_key
 from octavo.errors import ConfigError, ModelError
 from octavo.source import SUM, check_source
-from octavo_serve.openai.access import read_keys
+from octavo_serve.api.access import read_keys
 from octavo_serve.ports import here, in_url
 from octavo_serve.serve_schema import Application, Document
 from octavo_serve.settings import ApiKey, AppSettings, ModelSettings, ReplicaRange, deployment_name, load_settings

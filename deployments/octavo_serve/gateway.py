@@ -23,15 +23,13 @@ from starlette.applications import Starlette
 from octavo.routing.router import RoutingConfig
 from octavo.source import Source
 from octavo.text.recommended import recommended_sampling
+from octavo_serve.api.access import Access
+from octavo_serve.api.model import Defaults
+from octavo_serve.api.registry import ModelEntry, Registry
+from octavo_serve.api.service import Service
 from octavo_serve.drain import Drain
+from octavo_serve.http.app import http_app
 from octavo_serve.joining import UNAUTHENTICATED
-from octavo_serve.openai.access import Access
-from octavo_serve.openai.conversion import Limits, parse
-from octavo_serve.openai.model import Defaults
-from octavo_serve.openai.registry import ModelEntry, Registry
-from octavo_serve.openai.routes import http_app
-from octavo_serve.openai.schemas import ChatChunk, ChatCompletion, ChatRequest, Completion, CompletionRequest
-from octavo_serve.openai.service import Service
 from octavo_serve.picker import Picker
 from octavo_serve.placement import unplaceable
 from octavo_serve.ports import is_loopback
@@ -39,6 +37,8 @@ from octavo_serve.ray_private import Deployment, http_host, keep_serve_at_home, 
 from octavo_serve.ray_token import close_token
 from octavo_serve.settings import ModelSettings, deployment_name, load_settings
 from octavo_serve.shard_client import Failover, ShardClient
+from octavo_serve.surfaces.openai.conversion import Limits, parse
+from octavo_serve.surfaces.openai.schemas import ChatChunk, ChatCompletion, ChatRequest, Completion, CompletionRequest
 from octavo_serve.telemetry import ShardStats, Telemetry
 from octavo_serve.watch import Deployments, load_text, watch_room, watch_shards
 

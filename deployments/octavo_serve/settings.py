@@ -28,7 +28,7 @@ from octavo.models.quantization import ROUNDINGS, STORED, parse_rounding
 from octavo.routing.policy import PolicyName
 from octavo.routing.router import RoutingConfig
 from octavo.scaling.policy import Targets
-from octavo_serve.openai.access import Caller, Keys, KnownKey, Rules
+from octavo_serve.api.access import Caller, Keys, KnownKey, Rules
 from octavo_serve.placement import Group, Strategy
 from octavo_serve.validation import explain
 
@@ -270,7 +270,7 @@ class GatewaySettings(Settings):
         num_cpus: what Ray reserves per gateway.
         max_ongoing_requests: requests in one gateway at once.
         max_body_bytes: a larger body is refused with 413 before it is read to its end; by default what the longest
-            context of the models needs (see `octavo_serve.openai.bounds`).
+            context of the models needs (see `octavo_serve.api.bounds`).
         max_prompts: prompts in one completion request.
         max_n: `n` and `best_of` of one request.
         failover_timeout_s: how long a request waits for a shard when there is none, new or with its shard gone.
@@ -405,7 +405,7 @@ def _host(value: str) -> str:
 
 
 class AccessSettings(Settings):
-    """Who may ask, and what answers tell (see `octavo_serve.openai.access`, docs/access.md).
+    """Who may ask, and what answers tell (see `octavo_serve.api.access`, docs/access.md).
 
     Attributes:
         api_keys: with any, everything but /health needs one of them.

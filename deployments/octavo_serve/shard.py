@@ -18,9 +18,9 @@ from octavo.config import EngineConfig
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.load_meter import LoadMeter
 from octavo.engine.stats import EngineStats
+from octavo_serve.api.model import ModelInfo
 from octavo_serve.channel import ShardAddresses
 from octavo_serve.feed import FeedPublisher
-from octavo_serve.openai.model import ModelInfo
 from octavo_serve.port import Port
 from octavo_serve.ray_private import keep_serve_at_home
 from octavo_serve.settings import AccuracySettings

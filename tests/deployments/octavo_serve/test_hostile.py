@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from octavo_serve.openai.routes import http_app
-from octavo_serve.openai.service import Service
+from octavo_serve.api.service import Service
+from octavo_serve.http.app import http_app
 
 sys.path.insert(0, str(Path(__file__).parent / "proofs"))
 from hostile import STREAMS, Attackers, Healthy, expected_texts

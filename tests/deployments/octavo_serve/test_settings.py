@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo.errors import ConfigError
-from octavo_serve.openai.access import Caller, Rules
+from octavo_serve.api.access import Caller, Rules
 from octavo_serve.settings import deployment_name, load_settings
 
 MODEL = {"name": "a", "source": "b"}

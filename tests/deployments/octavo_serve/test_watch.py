@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from octavo_serve import watch
-from octavo_serve.openai.model import ModelInfo
-from octavo_serve.openai.registry import ModelEntry
+from octavo_serve.api.model import ModelInfo
+from octavo_serve.api.registry import ModelEntry
 from octavo_serve.watch import State, last_error, load_text, watch_shards
 
 INFO = ModelInfo("h", 100, 50, 16)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from octavo_serve.openai.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from octavo_serve.surfaces.openai.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 
 HOST = b"Host: 127.0.0.1\r\n"
 PATHS = {

@@ -1,0 +1,89 @@
+"""From the bytes of a request to its fields: JSON, read within bounds.
+
+What is refused costs one error; what is read costs at most as much as `BodyBounds` lets a body hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import msgspec
+
+from octavo.errors import BadRequest
+from octavo_serve.api.bounds import LARGE_BODY, MAX_DEPTH, MAX_FIELD_BYTES, MAX_FIELDS, BodyBounds
+
+_decode = msgspec.json.Decoder().decode
+_split = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_LONG = "messages", "tools"
+_FLAT = "prompt", "tokens"
+"""Fields whose nesting their own type bounds."""
+
+
+def fields_of(body: bytes | Mapping[str, Any], bounds: BodyBounds) -> dict[str, Any]:
+    """The fields of a JSON object, or of the same as a mapping.
+
+    Raises:
+        BadRequest: it is no JSON object, or holds or nests more than it may.
+    """
+    if not isinstance(body, bytes):
+        fields = dict(body)
+        _check_depth(fields, bounds)
+        return fields
+    try:
+        fields = _decode(body) if len(body) <= MAX_FIELD_BYTES else _decoded_in_parts(body, bounds)
+    except (ValueError, RecursionError) as error:
+        raise _refused(error) from None
+    if not isinstance(fields, dict):
+        raise BadRequest("the body must be a JSON object")
+    if len(body) < LARGE_BODY and body.count(b"{") + body.count(b"[") <= MAX_DEPTH:
+        return fields
+    _check_depth(fields, bounds)
+    return fields
+
+
+def _decoded_in_parts(body: bytes, bounds: BodyBounds) -> dict[str, Any]:
+    """Each field by itself, once it is known to be small enough: 2.3 MB of stop strings cost 6 ms so, not 110."""
+    if body.count(b"{") + body.count(b"[") + body.count(b'":') > bounds.structure:
+        raise BadRequest(f"the body holds more than {bounds.structure} brackets and keys; send fewer at once")
+    try:
+        raw = _split(body)
+    except msgspec.ValidationError:
+        raise BadRequest("the body must be a JSON object") from None
+    if len(raw) > MAX_FIELDS:
+        return dict.fromkeys(raw)  # their names are enough to say what is wrong
+    parts = {name: bytes(part) for name, part in raw.items()}
+    for name, part in parts.items():
+        if name in _LONG and part.count(b",") > bounds.structure:
+            raise BadRequest(f"{name} holds more than {bounds.structure} values; send fewer at once", name)
+        if name not in _LONG and name not in _FLAT and len(part) > MAX_FIELD_BYTES:
+            raise BadRequest(f"{name[:80]} is longer than {MAX_FIELD_BYTES} bytes; shorten it", name[:80])
+    return {name: _decode(part) for name, part in parts.items()}
+
+
+def _refused(error: Exception) -> BadRequest:
+    """What is wrong with a body that msgspec does not read."""
+    if isinstance(error, BadRequest):
+        return error
+    if isinstance(error, RecursionError):
+        return BadRequest(_TOO_DEEP)
+    if isinstance(error, msgspec.ValidationError):  # there is no type to fit: only a number can be wrong
+        return BadRequest("the body holds a number that is out of range")
+    return BadRequest(f"the body is not valid JSON: {error}")
+
+
+_TOO_DEEP = f"the body is nested deeper than {MAX_DEPTH} levels"
+
+
+def _check_depth(fields: Mapping[str, Any], bounds: BodyBounds) -> None:
+    """Level by level, so that neither depth nor, in a mapping, a cycle can cost much."""
+    level = [value for name, value in fields.items() if name not in _FLAT and isinstance(value, (dict, list))]
+    for _ in range(MAX_DEPTH):
+        if not level:
+            return
+        inner = chain.from_iterable(value.values() if isinstance(value, dict) else value for value in level)
+        level = [value for value in inner if type(value) is dict or type(value) is list]
+        if len(level) > bounds.structure:
+            break
+    raise BadRequest(_TOO_DEEP)

@@ -1,0 +1,221 @@
+"""Types of the fields that clients send: what they accept, their bounds, what the API's description says of them.
+
+A field costs one error whatever its length: pydantic would otherwise make one per element and branch of a union, 4.7 s
+for 2 MB of nulls. Prompts are checked by msgspec, at 8 ns a token where pydantic takes 50.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, PlainValidator
+from pydantic_core import CoreSchema
+
+from octavo.request import INT64, MAX_LOGIT_BIAS, MAX_STOP, MAX_STOP_LENGTH, MAX_STOP_TOKEN_IDS, MAX_TOKEN_ID
+from octavo_serve.api.bounds import (
+    MAX_METADATA,
+    MAX_NAME,
+    MAX_OPTIONS,
+    MAX_PROMPT_TOKENS,
+    MAX_TOOL_NAME,
+    MAX_TOOLS,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AtMost:
+    """Bounds a list or object, and ends its validation at the first error."""
+
+    count: int
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema: Any = handler(source)
+        return schema | {"max_length": self.count, "fail_fast": True}  # type: ignore[no-any-return]
+
+
+def _integral(value: object) -> object:
+    """2.0 is an integer in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _few(value: object) -> object:
+    """Options by name: nobody sends many, and each unknown one would cost an error of its own."""
+    if isinstance(value, dict) and len(value) > MAX_OPTIONS:
+        raise ValueError(f"an object with {len(value)} keys is too large: at most {MAX_OPTIONS} are accepted")
+    return value
+
+
+def within(low: float, high: float, description: str | None = None) -> Any:
+    """An optional number; its range, which `octavo.request` checks and words, stands in the API's description."""
+    return Field(default=None, description=description, json_schema_extra={"minimum": low, "maximum": high})
+
+
+def only(*values: Any) -> Any:
+    """An optional field of which no other value is done; `refusals` words what is wrong with it."""
+    return Field(default=None, json_schema_extra={"enum": [None, *values]})
+
+
+Few = BeforeValidator(_few)
+Integer = Annotated[int, Field(ge=INT64[0], le=INT64[1]), BeforeValidator(_integral)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID), BeforeValidator(_integral)]
+Name = Annotated[str, Field(max_length=MAX_NAME)]
+Options = Annotated[dict[str, Any], AtMost(MAX_OPTIONS)]
+Metadata = Annotated[dict[Name, Name], AtMost(MAX_METADATA)]
+_Bias = Annotated[float, Field(json_schema_extra={"minimum": -100, "maximum": 100})]
+_BiasedId = Annotated[str, Field(json_schema_extra={"pattern": "^[0-9]{1,10}$"})]
+LogitBias = Annotated[dict[_BiasedId, _Bias], AtMost(MAX_LOGIT_BIAS)]
+StopTokenIds = Annotated[list[TokenId], AtMost(MAX_STOP_TOKEN_IDS)]
+StopString = Annotated[str, Field(max_length=MAX_STOP_LENGTH)]
+Stop = Annotated[StopString | Annotated[list[StopString], AtMost(MAX_STOP)], Field(union_mode="left_to_right")]
+
+
+# ── prompts ──
+
+_Id = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN_ID)]
+_Ids = Annotated[list[_Id], msgspec.Meta(max_length=MAX_PROMPT_TOKENS)]
+_PROMPT_KINDS = "a string, a list of strings, a list of token ids or a list of such lists"
+
+
+def _token_ids(value: object) -> list[int]:
+    ids: list[int] = _converted(value, _Ids, "a list of token ids")
+    return ids
+
+
+def _prompt(value: object) -> object:
+    """The first element says what all must be."""
+    if isinstance(value, str):
+        return value
+    first = value[0] if isinstance(value, list) and value else 0
+    kind: Any = list[str] if isinstance(first, str) else list[_Ids] if isinstance(first, list) else _Ids
+    return _converted(value, kind, _PROMPT_KINDS)
+
+
+def _converted(value: object, kind: Any, wanted: str) -> Any:
+    try:
+        return _convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"must be {wanted}: {_plain(str(error))}") from None
+
+
+def _convert(value: object, kind: Any) -> Any:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        if "got `float`" not in str(error) or not isinstance(value, list):
+            raise
+    return msgspec.convert(_integers(value), kind)
+
+
+def _integers(values: list[Any]) -> list[Any]:
+    """2.0 as 2, in a list of ids or of lists of ids."""
+    return [_integers(value) if isinstance(value, list) else _integral(value) for value in values[:MAX_PROMPT_TOKENS]]
+
+
+def _plain(sentence: str) -> str:
+    """msgspec's sentence without its path into the list."""
+    return sentence.partition(" - at `")[0].replace("`", "")
+
+
+_IdList = Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], Field(max_length=MAX_PROMPT_TOKENS)]
+TokenIds = Annotated[list[int], PlainValidator(_token_ids, json_schema_input_type=_IdList)]
+Prompt = Annotated[
+    str | list[str] | list[int] | list[list[int]],
+    PlainValidator(_prompt, json_schema_input_type=str | list[str] | _IdList | list[_IdList]),
+]
+
+
+# ── messages ──
+
+Part = Annotated[
+    dict[str, Any],
+    Field(
+        json_schema_extra={
+            "anyOf": [
+                {
+                    "required": ["type", kind],
+                    "properties": {"type": {"enum": types}, kind: {"type": "string"}},
+                }
+                for kind, types in (("text", ["text", "input_text", "output_text"]), ("refusal", ["refusal"]))
+            ]
+        }
+    ),
+]
+"""A part of a message's content; `octavo.text.chat` reads it, and words what is wrong with it."""
+
+SAYS_SOMETHING: dict[str, Any] = {
+    "anyOf": [
+        {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}},
+        {
+            "required": ["tool_calls"],
+            "properties": {"tool_calls": {"type": "array", "minItems": 1, "items": {"type": "object"}}},
+        },
+    ]
+}
+"""A message has a content, or calls tools."""
+
+
+# ── tools ──
+
+
+class Function(BaseModel):
+    """What a model may call; further keys go to the chat template as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(pattern=f"^[a-zA-Z0-9_-]{{1,{MAX_TOOL_NAME}}}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(default=None, description="A JSON schema.")
+    strict: bool | None = None
+
+
+class Tool(BaseModel):
+    """A tool definition; the chat template gets it as it was sent."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(pattern="^function$")
+    function: Function
+
+
+_TOOL_NAME = re.compile(rf"[a-zA-Z0-9_-]{{1,{MAX_TOOL_NAME}}}")
+
+
+def _tools(value: object) -> object:
+    """Checked by hand, so that templates see the keys in the order in which they came."""
+    if not isinstance(value, list) or len(value) > MAX_TOOLS:
+        raise ValueError(f"tools must be a list of at most {MAX_TOOLS} tool definitions")
+    for position, tool in enumerate(value):
+        if wrong := _wrong_tool(tool):
+            raise ValueError(f"tools[{position}]{wrong}")
+    return value
+
+
+def _wrong_tool(tool: object) -> str | None:
+    """What is wrong with a tool definition."""
+    if not isinstance(tool, dict):
+        return ' must be an object such as {"type": "function", "function": {"name": "..."}}'
+    if tool.get("type") != "function":
+        return '.type must be "function", the only kind of tool there is here'
+    function = tool.get("function")
+    if not isinstance(function, dict):
+        return ".function must be an object with a name"
+    name = function.get("name")
+    if not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
+        return f".function.name must be 1 to {MAX_TOOL_NAME} letters, digits, underscores or dashes"
+    for key, kind, article in _FUNCTION_KEYS:
+        if not isinstance(function.get(key), (kind, type(None))):
+            return f".function.{key} must be {article}"
+    return None
+
+
+_FUNCTION_KEYS = (
+    ("description", str, "a string"),
+    ("parameters", dict, "an object, a JSON schema"),
+    ("strict", bool, "true or false"),
+)
+
+_ToolList = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
+Tools = Annotated[list[dict[str, Any]], PlainValidator(_tools, json_schema_input_type=_ToolList)]

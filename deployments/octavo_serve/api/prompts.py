@@ -1,0 +1,137 @@
+"""From prompts to requests for the engine: tokenised, checked and hashed.
+
+All of this is work of the CPU. `is_long` says when it is too much for an event loop, and a text's length is looked at
+before it is tokenised: 0.5 MB of digits are 0.8 s and 96 MB to a tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from octavo.block_hash import hash_chain, root_hash
+from octavo.errors import BadRequest, PromptTooLong
+from octavo.request import Request, SamplingParams
+from octavo.text.tokenizer import Tokenizer
+from octavo_serve.api.model import ModelInfo
+from octavo_serve.surfaces.openai.conversion import check_length, check_token_ids
+
+Prompt = str | list[int]
+
+LONG = 8192
+"""Characters, or token ids, that are about 2 ms of work: the time of a few events on the loop."""
+CHARACTERS_PER_TOKEN = 256
+"""More than any token stands for, on average over a context; the longest in use are 128 spaces."""
+USUAL_CHARACTERS_PER_TOKEN = 8
+"""A text of more than this for each token of the context is counted in pieces before it is tokenised as a whole."""
+PIECE = 2**14
+MAX_TOKENIZED = 2**18
+"""Characters that /tokenize takes, whatever the context: 0.4 s at worst."""
+
+
+@dataclass(slots=True)
+class Asked:
+    """What all prompts of one API request share.
+
+    Attributes:
+        request_id: unique; each prompt's is this and its number.
+        param: the field that the prompts came in.
+        max_tokens: tokens asked for besides the prompt; None is whatever the context leaves.
+        add_special_tokens: of the tokenizer, around prompts that are texts.
+        echo: the prompts' texts are wanted too.
+    """
+
+    request_id: str
+    param: str
+    params: SamplingParams
+    max_tokens: int | None
+    add_special_tokens: bool
+    priority: int
+    session: str
+    cache_salt: str
+    echo: bool = False
+
+
+def is_long(prompts: Sequence[Prompt]) -> bool:
+    """Whether `prepare` belongs into a thread."""
+    return sum(map(len, prompts)) >= LONG
+
+
+def prepare(
+    tokenizer: Tokenizer, info: ModelInfo, prompts: Sequence[Prompt], asked: Asked
+) -> tuple[list[Request], list[str]]:
+    """One request per prompt, and the prompts' texts when they are echoed.
+
+    Raises:
+        PromptTooLong: the context does not hold a prompt and what is asked for besides.
+        BadRequest: a prompt is empty, or holds a token id that is not in the vocabulary.
+    """
+    root = root_hash(info.hash_name, salt=asked.cache_salt)
+    requests = []
+    for position, prompt in enumerate(prompts):
+        token_ids = _token_ids(tokenizer, info, prompt, asked)
+        check_token_ids(token_ids, info.vocab_size, asked.param)
+        check_length(len(token_ids), asked.max_tokens, info.max_model_len, asked.param)
+        request = Request(
+            request_id=f"{asked.request_id}-{position}",
+            prompt_token_ids=token_ids,
+            params=asked.params,
+            priority=asked.priority,
+            session=asked.session,
+            cache_salt=asked.cache_salt,
+        )
+        request.block_hashes = hash_chain(root, token_ids, info.block_size)
+        requests.append(request)
+    return requests, [_text(tokenizer, prompt) for prompt in prompts] if asked.echo else []
+
+
+def _token_ids(tokenizer: Tokenizer, info: ModelInfo, prompt: Prompt, asked: Asked) -> list[int]:
+    if not isinstance(prompt, str):
+        check_length(len(prompt), None, info.max_model_len, asked.param)  # before anything looks at each of them
+        return prompt
+    if not prompt:
+        return _new_text(tokenizer)
+    check_characters(tokenizer, prompt, info.max_model_len, asked.param)
+    return tokenizer.encode(prompt, add_special_tokens=asked.add_special_tokens)
+
+
+def _new_text(tokenizer: Tokenizer) -> list[int]:
+    """What an empty prompt stands for: the token that begins a text, or else one that ends the text before."""
+    begin = tokenizer.bos_token_id
+    return [min(tokenizer.eos_token_ids) if begin is None else begin]
+
+
+def _text(tokenizer: Tokenizer, prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_special_tokens=False)
+
+
+def check_characters(tokenizer: Tokenizer, text: str, max_model_len: int, param: str) -> None:
+    """Refuse a text that is certainly longer than the context, for less than tokenising it would cost.
+
+    A long text is tokenised in pieces until there are twice as many tokens as the context holds: where it is cut a few
+    may be too many, not every second one.
+    """
+    if len(text) > max_model_len * CHARACTERS_PER_TOKEN:
+        raise _too_long(max_model_len, param)
+    if len(text) <= max_model_len * USUAL_CHARACTERS_PER_TOKEN:
+        return
+    found = 0
+    for start in range(0, len(text), PIECE):
+        found += len(tokenizer.encode(text[start : start + PIECE], add_special_tokens=False))
+        if found > 2 * max_model_len:
+            raise _too_long(max_model_len, param)
+
+
+def check_tokenized(text: str, max_model_len: int, param: str) -> None:
+    """Refuse what is too much for /tokenize, which may be asked for more than the context holds."""
+    most = max(MAX_TOKENIZED, max_model_len * USUAL_CHARACTERS_PER_TOKEN)
+    if len(text) > most:
+        raise BadRequest(f"the text has {len(text)} characters; at most {most} are tokenised at once: split it", param)
+
+
+def _too_long(max_model_len: int, param: str) -> PromptTooLong:
+    return PromptTooLong(
+        f"the prompt has more than {max_model_len} tokens; this model's context of {max_model_len} tokens must hold it "
+        "and at least one more: shorten it",
+        param,
+    )

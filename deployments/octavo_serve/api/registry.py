@@ -1,0 +1,210 @@
+"""The models of one gateway: what they are called, and whether they can answer now."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Literal
+
+from octavo.errors import BadRequest, ModelNotReady, UnknownModel
+from octavo.text.tokenizer import Tokenizer
+from octavo_serve.api.bounds import UNKNOWN_CONTEXT
+from octavo_serve.api.model import NO_DEFAULTS, Defaults, ModelClient, ModelInfo, ServedModel
+
+RETRY_AFTER = 5.0
+"""Seconds until a request to a loading model should try again: a small model loads in about that time."""
+
+Status = Literal["ready", "loading", "failed"]
+
+
+@dataclass(slots=True, eq=False)
+class ModelEntry:
+    """One model and what is known of it; whoever changes a field calls `changed`.
+
+    Attributes:
+        created: seconds since 1970.
+        on_demand: a request may come while there is no shard, and brings one up.
+        tokenizer, info: once they are known.
+        defaults: of requests that leave something open.
+        shards: how many answer.
+        tokenizer_error: why the tokenizer cannot be loaded.
+        shard_error: why no shard could be started.
+        no_room: why the cluster cannot hold all of its shards.
+        note: what the shards that do not answer yet are waiting for.
+    """
+
+    name: str
+    created: int
+    client: ModelClient
+    on_demand: bool = False
+    tokenizer: Tokenizer | None = None
+    info: ModelInfo | None = None
+    shards: int = 0
+    tokenizer_error: str = ""
+    shard_error: str = ""
+    no_room: str = ""
+    note: str = ""
+    defaults: Defaults = NO_DEFAULTS
+    _settled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.changed()
+
+    @property
+    def status(self) -> Status:
+        if self.tokenizer_error or ((self.shard_error or self.no_room) and not self.shards):
+            return "failed"
+        answers = self.on_demand or (self.info and self.shards)
+        return "ready" if self.tokenizer and answers else "loading"
+
+    @property
+    def reason(self) -> str | None:
+        """Why the model is not ready, or has fewer shards than it should."""
+        if self.status == "failed":
+            return self.tokenizer_error or self.shard_error or self.no_room
+        if self.status == "ready":
+            return self.no_room or None
+        return self.note or ("its shards are starting" if self.tokenizer else "its tokenizer is being loaded")
+
+    def changed(self) -> None:
+        """Wake the requests that wait for the model when it is ready or has failed."""
+        if self.status == "loading":
+            self._settled.clear()
+        else:
+            self._settled.set()
+
+    async def served(self, wait: float, explain: bool = True) -> ServedModel:
+        """The model once it is ready, which a request may wait for.
+
+        Args:
+            explain: an error says why, which may name files of this machine.
+
+        Raises:
+            ModelNotReady: it has failed, or still loads after `wait` seconds.
+        """
+        if self.status == "loading":
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._settled.wait(), wait)
+        if self.tokenizer is not None and self.status == "ready":
+            return ServedModel(self.name, self.created, self.tokenizer, self.client, self.defaults)
+        if self.status == "failed":
+            why = f": {self.reason}" if explain else "; /health tells operators why"
+            raise ModelNotReady(f"model {self.name!r} has failed{why}")
+        why = f" ({self.reason})" if explain else ""
+        raise ModelNotReady(f"model {self.name!r} is still loading{why}; try again later", RETRY_AFTER)
+
+    def card(self, explain: bool = True) -> dict[str, object]:
+        """The model's entry in /v1/models; where it does not `explain`, without its path and why it has failed."""
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "octavo",
+            "root": self.info.hash_name if self.info and explain else None,
+            "parent": None,
+            "max_model_len": self.info.max_model_len if self.info else None,
+            "status": self.status,
+            "reason": self.reason if explain else None,
+        }
+
+
+class Registry:
+    """Entries by name, and aliases, each of which stands for one or more models with weights.
+
+    Attributes:
+        wait: seconds a request may wait for a model that loads.
+        explain: errors say why a model does not answer.
+    """
+
+    def __init__(self, entries: Iterable[ModelEntry] = (), wait: float = 0.0) -> None:
+        self.entries = {entry.name: entry for entry in entries}
+        self.aliases: dict[str, dict[str, float]] = {}
+        self.wait = wait
+        self.explain = True
+
+    @property
+    def longest_context(self) -> int:
+        """Tokens, of all models; one that is not known yet is taken for a long one."""
+        return max((e.info.max_model_len if e.info else UNKNOWN_CONTEXT for e in self.entries.values()), default=0)
+
+    @property
+    def can_answer(self) -> bool:
+        """Whether any model is ready."""
+        return any(entry.status == "ready" for entry in self.entries.values())
+
+    async def served(
+        self, name: str | None, session: str = "", before_waiting: Callable[[], object] | None = None
+    ) -> ServedModel:
+        """The model a request gets.
+
+        Args:
+            name: of a model or an alias; None is fine where there is only one model.
+            session: requests with the same one get the same model of an alias; "" is every request for itself.
+            before_waiting: called first where the model is still loading.
+
+        Raises:
+            UnknownModel: there is none; the message lists those there are.
+            ModelNotReady: it has failed, or does not come up in time.
+        """
+        entry = self.find(name, session)
+        if before_waiting is not None and entry.status == "loading":
+            before_waiting()
+        return await entry.served(self.wait, self.explain)
+
+    def find(self, name: str | None, session: str = "") -> ModelEntry:
+        """The entry a request gets, ready or not; as `served`."""
+        if name is None and len(self.entries) == 1:
+            return next(iter(self.entries.values()))
+        if name is None:
+            raise BadRequest(f"model is required; served here: {self._names()}", "model")
+        if name in self.entries:
+            return self.entries[name]
+        if weights := self._alive(name):
+            return self.entries[choose(weights, session or secrets.token_hex(8))]
+        raise UnknownModel(f"model {name!r:.80} does not exist; served here: {self._names()}", "model")
+
+    def cards(self, explain: bool = True) -> list[dict[str, object]]:
+        """/v1/models: every model, then every alias."""
+        models = [entry.card(explain) for entry in self.entries.values()]
+        return models + [self.card(alias, explain) for alias in self.aliases]
+
+    def card(self, name: str, explain: bool = True) -> dict[str, object]:
+        """One entry of /v1/models; an alias shows the model with the largest weight and says what it stands for.
+
+        Raises:
+            UnknownModel: there is none.
+        """
+        if name not in self.aliases:
+            return self.find(name).card(explain)
+        weights = self.aliases[name]
+        return self.entries[max(weights, key=weights.__getitem__)].card(explain) | {"id": name, "alias_of": weights}
+
+    def _names(self) -> str:
+        return ", ".join([*self.entries, *self.aliases])
+
+    def _alive(self, alias: str) -> Mapping[str, float]:
+        """The alias's models that are ready; if none is, those that have not failed; if all have, all."""
+        weights = self.aliases.get(alias, {})
+        for wanted in ({"ready"}, {"loading"}):
+            found = {name: weight for name, weight in weights.items() if self.entries[name].status in wanted}
+            if found:
+                return found
+        return weights
+
+
+def choose(weights: Mapping[str, float], key: str) -> str:
+    """One of the names, in proportion to their weights over many keys and always the same for one key.
+
+    Rendezvous hashing with weights (Schindelhauer and Schomaker, 2005): when a name goes, only its keys move.
+    """
+
+    def score(name: str) -> float:
+        digest = blake2b(f"{name}\0{key}".encode(), digest_size=8).digest()
+        return -weights[name] / math.log((int.from_bytes(digest, "little") + 1) / (2**64 + 1))
+
+    return max(weights, key=score)

@@ -1,0 +1,249 @@
+"""What the API says of itself: /openapi.json, made from the models that validate requests, and /docs, a page of it.
+
+The page is plain HTML: it loads nothing, so that it also works where there is no Internet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from html import escape
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from octavo import __version__
+from octavo_serve.surfaces.openai.errors import ErrorBody
+from octavo_serve.surfaces.openai.schemas import (
+    ChatChunk,
+    ChatCompletion,
+    ChatRequest,
+    Completion,
+    CompletionRequest,
+    Detokenized,
+    DetokenizeRequest,
+    Health,
+    ModelCard,
+    ModelList,
+    TokenizeRequest,
+    TokenizerInfo,
+    Tokens,
+    Version,
+)
+
+JSON = "application/json"
+EVENTS = "text/event-stream"
+TEXT = "text/plain"
+HTML = "text/html"
+
+ERRORS = {
+    400: "The request is wrong; the message says what to change, `param` which field.",
+    401: "An API key is needed, or not one of this server's.",
+    403: "The Host header does not name this server.",
+    404: "There is no such model, or no such path.",
+    405: "The path takes other methods; `Allow` lists them.",
+    413: "The body is too large.",
+    415: "The body is not declared to be JSON.",
+    429: "The queue is full; `Retry-After` says when to try again.",
+    500: "A fault of the server.",
+    503: "The model is loading or has failed; `Retry-After` is there when it makes sense to try again.",
+}
+"""Status of an error -> when it is answered."""
+
+_ALWAYS = (401, 403, 405, 415, 500)
+_WITH_MODEL = (400, 404, 413, 429, 503)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path.
+
+    Attributes:
+        kinds: content type -> type of what a 200 holds; None is text.
+        also: further statuses that answer the same.
+        query, path: names of parameters.
+    """
+
+    method: str
+    where: str
+    summary: str
+    kinds: dict[str, Any]
+    body: type[Any] | None = None
+    errors: tuple[int, ...] = ()
+    also: tuple[int, ...] = ()
+    query: tuple[str, ...] = ()
+    path: tuple[str, ...] = ()
+
+
+OPERATIONS = (
+    Operation(
+        "post",
+        "/v1/chat/completions",
+        "Answer a chat",
+        {JSON: ChatCompletion, EVENTS: ChatChunk},
+        ChatRequest,
+        _WITH_MODEL,
+    ),
+    Operation(
+        "post",
+        "/v1/completions",
+        "Continue one or many prompts",
+        {JSON: Completion, EVENTS: Completion},
+        CompletionRequest,
+        _WITH_MODEL,
+    ),
+    Operation("get", "/v1/models", "The models served here", {JSON: ModelList}),
+    Operation("get", "/v1/models/{name}", "One model", {JSON: ModelCard}, errors=(404,), path=("name",)),
+    Operation("post", "/tokenize", "Token ids of a prompt or a chat", {JSON: Tokens}, TokenizeRequest, _WITH_MODEL),
+    Operation("post", "/detokenize", "The text of token ids", {JSON: Detokenized}, DetokenizeRequest, _WITH_MODEL),
+    Operation(
+        "get",
+        "/tokenizer_info",
+        "A model's special tokens and chat template",
+        {JSON: TokenizerInfo},
+        errors=(400, 404, 503),
+        query=("model",),
+    ),
+    Operation("get", "/health", "What can answer; 503 when no model can", {JSON: Health}, also=(503,)),
+    Operation("get", "/ping", "200 when a model can answer, else 503", {}, also=(503,)),
+    Operation("post", "/ping", "The same", {}, also=(503,)),
+    Operation("get", "/metrics", "Metrics in Prometheus' text format", {TEXT: None}),
+    Operation("get", "/version", "Octavo's version", {JSON: Version}),
+    Operation("get", "/openapi.json", "This description", {JSON: dict[str, Any]}),
+    Operation("get", "/docs", "This description as a page", {HTML: None}),
+)
+
+
+@cache
+def openapi() -> bytes:
+    """The API's description: OpenAPI 3.1, as JSON."""
+    return json.dumps(_document()).encode()
+
+
+def _document() -> dict[str, Any]:
+    refs, schemas = _schemas()
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.where, {})[operation.method] = _described(operation, refs)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Octavo", "version": __version__, "description": "OpenAI's API with vLLM's extensions."},
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
+        },
+        "security": [{}, {"bearer": []}, {"x-api-key": []}],
+    }
+
+
+def _schemas() -> tuple[dict[Any, Any], dict[str, Any]]:
+    """Type -> its schema, and the definitions that these refer to."""
+    kinds = dict.fromkeys(
+        kind for operation in OPERATIONS for kind in (operation.body, *operation.kinds.values()) if kind is not None
+    )
+    inputs: list[Any] = [(str(i), "validation", TypeAdapter(kind)) for i, kind in enumerate([*kinds, ErrorBody])]
+    found, shared = TypeAdapter.json_schemas(inputs, ref_template="#/components/schemas/{model}")
+    by_kind = {kind: found[str(i), "validation"] for i, kind in enumerate([*kinds, ErrorBody])}
+    return by_kind, shared.get("$defs", {})
+
+
+def _described(operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
+    content = {name: {"schema": _content(name, kind, refs)} for name, kind in operation.kinds.items()}
+    answer: dict[str, Any] = {"description": operation.summary} | ({"content": content} if content else {})
+    responses = {str(status): answer for status in (200, *operation.also)}
+    for status in sorted((*_ALWAYS, *operation.errors)):
+        described = {"description": ERRORS[status], "content": {JSON: {"schema": refs[ErrorBody]}}}
+        responses.setdefault(str(status), described)
+    found: dict[str, Any] = {"summary": operation.summary, "responses": responses}
+    if operation.body is not None:
+        found["requestBody"] = {"required": True, "content": {JSON: {"schema": refs[operation.body]}}}
+    names = [(name, "query", False) for name in operation.query] + [(name, "path", True) for name in operation.path]
+    if names:
+        found["parameters"] = [
+            {"name": name, "in": place, "required": required, "schema": {"type": "string", "minLength": 1}}
+            for name, place, required in names
+        ]
+    return found
+
+
+def _content(name: str, kind: Any, refs: dict[Any, Any]) -> dict[str, Any]:
+    if name != EVENTS:
+        return {"type": "string"} if kind is None else dict(refs[kind])
+    event = {"contentMediaType": JSON, "contentSchema": {"anyOf": [refs[kind], refs[ErrorBody]]}}
+    data = {"type": "string", "anyOf": [{"const": "[DONE]"}, event]}
+    return {
+        "type": "object",
+        "description": "With `stream: true`, server-sent events such as this: the data of each is a chunk, of the last "
+        "one [DONE]. An error after the first event is an event, too.",
+        "properties": {"data": data},
+        "required": ["data"],
+    }
+
+
+# ── the page ──
+
+
+@cache
+def page() -> bytes:
+    """The description as HTML."""
+    document = _document()
+    parts = [part for operation in OPERATIONS for part in _section(operation, document)]
+    return (_HEAD + "\n".join(parts) + "</body></html>").encode()
+
+
+_HEAD = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Octavo {__version__}</title><style>
+body {{ font: 16px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
+code, pre {{ font: 14px/1.4 monospace }} pre {{ overflow: auto; background: #f4f4f4; padding: .5rem }}
+table {{ border-collapse: collapse; width: 100% }} td {{ border-top: 1px solid #ddd; padding: .2rem .5rem }}
+</style></head><body><h1>Octavo {__version__}</h1>
+<p>OpenAI's API with vLLM's extensions. The same as data: <a href="openapi.json">openapi.json</a>.</p>
+"""
+
+
+def _section(operation: Operation, document: dict[str, Any]) -> Iterator[str]:
+    yield f"<h2><code>{operation.method.upper()} {escape(operation.where)}</code></h2>"
+    yield f"<p>{escape(operation.summary)}.</p>"
+    described = document["paths"][operation.where][operation.method]
+    if operation.body is not None:
+        schema = _resolved(described["requestBody"]["content"][JSON]["schema"], document)
+        yield "<details><summary>Body</summary><table>"
+        yield from (_row(name, field, schema) for name, field in schema["properties"].items())
+        yield "</table></details>"
+    for name, content in described["responses"]["200"].get("content", {}).items():
+        shown = json.dumps(_resolved(content["schema"], document), indent=2)
+        yield f"<details><summary>200, {name}</summary><pre>{escape(shown)}</pre></details>"
+    errors = "".join(
+        f"<tr><td>{status}</td><td>{escape(answer['description'])}</td></tr>"
+        for status, answer in described["responses"].items()
+        if status != "200"
+    )
+    yield f"<details><summary>Other answers</summary><table>{errors}</table></details>"
+
+
+def _resolved(schema: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
+    reference = schema.get("$ref")
+    found: dict[str, Any] = document["components"]["schemas"][reference.rpartition("/")[2]] if reference else schema
+    return found
+
+
+def _row(name: str, field: dict[str, Any], schema: dict[str, Any]) -> str:
+    required = ", required" if name in schema.get("required", ()) else ""
+    kind = escape(_kind(field)) + required
+    return f"<tr><td><code>{name}</code></td><td>{kind}</td><td>{escape(str(field.get('description', '')))}</td></tr>"
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """A schema in a few words."""
+    if "anyOf" in schema:
+        return " or ".join(_kind(option) for option in schema["anyOf"])
+    if "$ref" in schema:
+        return str(schema["$ref"]).rpartition("/")[2]
+    if schema.get("type") == "array":
+        return f"list of {_kind(schema.get('items', {}))}"
+    return str(schema.get("type", "anything"))

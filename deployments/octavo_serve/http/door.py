@@ -1,0 +1,215 @@
+"""The door: what every HTTP request passes before the API, from its method, path and headers alone.
+
+    Host      names this machine, where only it can reach the server: a web page whose name was pointed here does not
+    CORS      web pages of the origins in the settings may read answers, errors too; a preflight needs no key
+    key       `Authorization: Bearer KEY` or `x-api-key: KEY`; for everything but /health
+    content   a web page says that its body is JSON: a form or a plain text needs no preflight, so any page can send one
+
+Plain ASGI: see docs/access.md for what it costs.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from octavo_serve.api.access import Access, Caller, Rules
+from octavo_serve.ports import is_loopback
+from octavo_serve.surfaces.openai.errors import ErrorReply, error_response, refusal
+from octavo_serve.telemetry import Telemetry
+
+logger = logging.getLogger("ray.serve")
+
+CALLER = "octavo.caller"
+"""Key of the ASGI scope: the `Caller`; absent where /health is asked without a key."""
+
+OPEN_PATH = "/health"
+LONGEST_HOST = 260
+"""Bytes of a `Host` header: a name has at most 253."""
+EXPOSED = ["retry-after", "www-authenticate", "x-request-id"]
+_KEY_HEADERS = frozenset({b"authorization", b"x-api-key"})
+_LOOKED_AT = _KEY_HEADERS | {b"host", b"origin", b"sec-fetch-site", b"content-type", b"access-control-request-method"}
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::\d{0,5})?")
+
+
+@dataclass(slots=True)
+class Head:
+    """The headers that the door looks at."""
+
+    hosts: list[bytes]
+    keys: list[bytes]
+    repeated: bool = False  # more than one Authorization, or more than one x-api-key
+    origin: bytes | None = None
+    fetched: bool = False  # by a browser
+    content_type: bytes = b""
+    preflight: bool = False
+
+    @classmethod
+    def of(cls, scope: Scope) -> Head:
+        head = cls([], [])
+        seen = set[bytes]()
+        for name, value in scope["headers"]:
+            if name not in _LOOKED_AT:
+                continue
+            if name == b"host":
+                head.hosts.append(value)
+            elif name in _KEY_HEADERS:
+                head.repeated |= name in seen
+                seen.add(name)
+                if (key := _key(name, value)) is not None:
+                    head.keys.append(key)
+            elif name == b"origin":
+                head.origin, head.fetched = value, True
+            elif name == b"sec-fetch-site":
+                head.fetched = True
+            elif name == b"content-type":
+                head.content_type = value
+            elif name == b"access-control-request-method":
+                head.preflight = scope.get("method") == "OPTIONS"
+        head.preflight &= head.origin is not None
+        return head
+
+
+def _key(name: bytes, value: bytes) -> bytes | None:
+    if name == b"x-api-key":
+        return value.strip()
+    scheme, _, key = value.strip().partition(b" ")
+    return key.strip() if scheme.lower() == b"bearer" else None
+
+
+class Door:
+    """ASGI middleware in front of everything else, so that what goes wrong inside passes it on the way out, too."""
+
+    def __init__(self, app: ASGIApp, access: Access, telemetry: Telemetry) -> None:
+        self._app = app
+        self._access = access
+        self._telemetry = telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            else:  # the API has no websockets
+                await send({"type": "websocket.close", "code": 1008, "reason": "there are no websockets here"})
+            return
+        rules, head = self._access.rules, Head.of(scope)
+        if (refused := wrong_host(rules, head) or refused_preflight(rules, head)) is not None:
+            await self._refuse(refused, scope, receive, send)
+        elif rules.origins and head.origin is not None:
+            await _cors(rules, _Inside(self, rules, head))(scope, receive, send)
+        else:
+            await self.enter(rules, head, scope, receive, send)
+
+    async def enter(self, rules: Rules, head: Head, scope: Scope, receive: Receive, send: Send) -> None:
+        """What is checked of requests that are no preflight."""
+        caller = caller_of(rules, head)
+        is_open = _path(scope) == OPEN_PATH
+        refused = no_key(head) if caller is None and not is_open else None
+        if (refused := refused or wrong_content(head, scope["method"])) is not None:
+            await self._refuse(refused, scope, receive, send)
+            return
+        if caller is not None:
+            scope[CALLER] = caller
+            if rules.keys is not None:
+                self._telemetry.by_key.labels(caller.name).inc()
+                logger.info("%s %.200r by the key %s", scope["method"], scope["path"], caller.name)
+        await self._app(scope, receive, send)
+
+    async def _refuse(self, refused: ErrorReply, scope: Scope, receive: Receive, send: Send) -> None:
+        self._telemetry.errors.labels(refused.status).inc()
+        await error_response(refused)(scope, receive, send)
+
+
+@dataclass(frozen=True, slots=True)
+class _Inside:
+    """The rest of the way as an application of its own, for Starlette's CORS."""
+
+    door: Door
+    rules: Rules
+    head: Head
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.door.enter(self.rules, self.head, scope, receive, send)
+
+
+def _cors(rules: Rules, app: ASGIApp) -> ASGIApp:
+    return CORSMiddleware(
+        app,
+        allow_origins=rules.origins,
+        allow_methods=["GET", "HEAD", "POST"],
+        allow_headers=["*"],
+        allow_private_network=True,  # a page of the Internet that asks a server of the local network
+        expose_headers=[*EXPOSED, *(ROUTING if rules.disclose else ())],
+    )
+
+
+ROUTING = ["x-octavo-shard", "x-octavo-route-reason", "x-octavo-cached-tokens"]
+
+
+def _path(scope: Scope) -> str:
+    """As the API's own routes see it: below the prefix of the application."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def caller_of(rules: Rules, head: Head) -> Caller | None:
+    """Who asks; None for nobody who may."""
+    if rules.keys is None:
+        return Caller()
+    if head.repeated:
+        return None
+    return next((found for key in head.keys if (found := rules.keys.holder(key)) is not None), None)
+
+
+def no_key(head: Head) -> ErrorReply:
+    """401: what is wrong with the key."""
+    if head.repeated:
+        message = "more than one key was sent in one header: send one"
+    elif head.keys:
+        message = "the API key is not one of this server's"
+    else:
+        message = "an API key is needed: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`"
+    return refusal(401, message, "invalid_api_key", {"WWW-Authenticate": "Bearer"})
+
+
+def wrong_host(rules: Rules, head: Head) -> ErrorReply | None:
+    """403 for a `Host` that is not this server's: how a web page sees servers that only this machine can reach."""
+    if rules.hosts is None or not head.hosts:
+        return None
+    one = len(head.hosts) == 1 and len(head.hosts[0]) <= LONGEST_HOST
+    name = host_name(head.hosts[0]) if one else None
+    if name is not None and (is_loopback(name) or name in rules.hosts):
+        return None
+    message = "the Host header does not name this server: use localhost, or add the name to allowed_hosts in the config"
+    return refusal(403, message, "host_not_allowed")
+
+
+@lru_cache(maxsize=256)
+def host_name(value: bytes) -> str | None:
+    """The name or address in a `Host` header, in lower case; None where it is none."""
+    found = _HOST.fullmatch(value.decode("latin-1").lower())
+    return (found[1] or found[2].removesuffix(".")) if found else None
+
+
+def refused_preflight(rules: Rules, head: Head) -> ErrorReply | None:
+    """403 for a browser that asks on behalf of a page that may not."""
+    if not head.preflight or "*" in rules.origins or (head.origin or b"").decode("latin-1") in rules.origins:
+        return None
+    return refusal(
+        403, "web pages of this origin may not use this API: add it to cors_origins in the config", "origin_not_allowed"
+    )
+
+
+def wrong_content(head: Head, method: str) -> ErrorReply | None:
+    """415 for a body that a web page could have sent anywhere without asking."""
+    if method not in ("POST", "PUT", "PATCH", "DELETE") or not head.fetched:
+        return None
+    kind = head.content_type.partition(b";")[0].strip().lower()
+    if kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json")):
+        return None
+    return refusal(415, "a request from a web page must say Content-Type: application/json", "content_type_not_json")

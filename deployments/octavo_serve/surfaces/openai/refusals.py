@@ -1,0 +1,96 @@
+"""Fields that ask for something this server does not do, and the sentence that says so.
+
+A value that asks for what is done anyway, as clients send it by default, is no reason to refuse a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from octavo_serve.surfaces.openai.schemas import NOT_SUPPORTED, ChatRequest, CompletionRequest, SamplingBody
+
+
+def _one_of(*harmless: object, sentence: str) -> Callable[[Any], str | None]:
+    return lambda value: None if value in harmless else sentence
+
+
+def _response_format(value: Mapping[str, Any]) -> str | None:
+    kind = value.get("type")
+    if not value or kind == "text":
+        return None
+    return f'response_format {kind!r:.80} is not supported yet; use {{"type": "text"}}'
+
+
+def _thinking(value: Mapping[str, Any]) -> str | None:
+    if not value or value in ({"type": "enabled"}, {"type": "disabled"}):
+        return None
+    return 'thinking must be {"type": "enabled"} or {"type": "disabled"}: a budget of tokens is not supported'
+
+
+def _reasoning(value: Mapping[str, Any]) -> str | None:
+    known = {"effort": str, "enabled": bool}
+    if all(name in known and isinstance(value[name], (known[name], type(None))) for name in value):
+        return None
+    return 'reasoning may hold "effort", a string, and "enabled", true or false; no more is supported'
+
+
+RULES: dict[str, Callable[[Any], str | None]] = {
+    "store": _one_of(False, sentence="store is not supported: nothing is kept here; leave it out"),
+    "service_tier": _one_of("auto", "default", sentence='service_tier must be "auto" or "default": there is one tier'),
+    "prompt_cache_retention": _one_of(
+        "in_memory", "in-memory", sentence='prompt_cache_retention must be "in_memory": the cache is not kept longer'
+    ),
+    "response_format": _response_format,
+    "thinking": _thinking,
+    "reasoning": _reasoning,
+    "length_penalty": _one_of(0, 1, sentence="length_penalty belongs to beam search, which is not supported"),
+    "verbosity": _one_of("medium", sentence='verbosity must be "medium": the models here know no other'),
+    "include_reasoning": _one_of(True, sentence="include_reasoning must be true: reasoning is a part of the text"),
+    "modalities": _one_of([], ["text"], sentence='modalities: only the modality "text" is supported'),
+    "functions": _one_of([], sentence="functions and function_call are deprecated; send tools and tool_choice"),
+    "function_call": _one_of(
+        "none", "auto", sentence="functions and function_call are deprecated; send tools and tool_choice"
+    ),
+    "tool_choice": _one_of(
+        "none", "auto", sentence='tool_choice must be "none" or "auto"; forcing a call is not supported yet'
+    ),
+    "suffix": _one_of(
+        "", sentence="suffix is not supported: these models continue text, they do not fill in the middle"
+    ),
+}
+"""Field -> what is wrong with a value that is not null."""
+
+_LOOKED_AT = frozenset(RULES) | {
+    name
+    for kind in (ChatRequest, CompletionRequest)
+    for name, field in kind.model_fields.items()
+    if field.description == NOT_SUPPORTED
+}
+
+
+def refusal(body: SamplingBody) -> tuple[str, str] | None:
+    """The first field that is refused, and the sentence that says why; None when all is done as asked."""
+    for name in sorted(body.model_fields_set & _LOOKED_AT):
+        value = getattr(body, name)
+        if value is None:
+            continue
+        if name in RULES:
+            if sentence := RULES[name](value):
+                return name, sentence
+        elif value and type(body).model_fields[name].description == NOT_SUPPORTED:
+            return name, f"{name} is not supported"
+    return _together(body)
+
+
+def _together(body: SamplingBody) -> tuple[str, str] | None:
+    """What is refused only beside another field."""
+    if isinstance(body, ChatRequest) and body.parallel_tool_calls is False and body.tools:
+        sentence = "parallel_tool_calls: false is not supported: the model decides how many calls it writes"
+        return "parallel_tool_calls", sentence
+    if body.spaces_between_special_tokens and body.skip_special_tokens is False:
+        sentence = "spaces_between_special_tokens: true is not supported: special tokens are written as they are"
+        return "spaces_between_special_tokens", sentence
+    if body.stream_options is not None and body.stream_options.include_obfuscation:
+        return "stream_options.include_obfuscation", "include_obfuscation is not supported: leave it out"
+    return None

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from octavo.errors import BadRequest, ModelNotReady, UnknownModel
+from octavo_serve.api.registry import ModelEntry, Registry, choose
+
+INFO: Any = type("Info", (), {"hash_name": "h", "max_model_len": 7})()
+TOKENIZER: Any = object()
+CLIENT: Any = object()
+
+
+def ready(name: str) -> ModelEntry:
+    return ModelEntry(name, 1, CLIENT, False, TOKENIZER, INFO, 1)
+
+
+@pytest.fixture
+def registry() -> Registry:
+    registry = Registry([ready("a"), ready("b"), ModelEntry("c", 2, CLIENT)])
+    registry.aliases = {"one": {"a": 1.0}, "split": {"a": 3.0, "b": 1.0}, "canary": {"b": 1.0, "c": 9.0}}
+    return registry
+
+
+def served(registry: Registry, name: str | None, session: str = "") -> str:
+    return asyncio.run(registry.served(name, session)).name
+
+
+def test_names_and_aliases(registry: Registry) -> None:
+    assert served(registry, "b") == "b"
+    assert served(registry, "one") == "a"
+    with pytest.raises(UnknownModel, match="'d' does not exist; served here: a, b, c, one, split, canary"):
+        served(registry, "d")
+    with pytest.raises(BadRequest, match="model is required; served here: a, b, c"):
+        served(registry, None)
+    assert served(Registry([ready("a")]), None) == "a"
+
+
+def test_a_weighted_alias_keeps_its_proportions_and_its_sessions(registry: Registry) -> None:
+    chosen = Counter(served(registry, "split", f"session {i}") for i in range(2000))
+    assert chosen["a"] / 2000 == pytest.approx(0.75, abs=0.03)
+    assert [served(registry, "split", "mine") for _ in range(5)] == [served(registry, "split", "mine")] * 5
+    assert {served(registry, "split") for _ in range(60)} == {"a", "b"}
+
+
+def test_when_a_model_goes_only_its_sessions_move() -> None:
+    three, two = {"a": 2.0, "b": 1.0, "c": 1.0}, {"a": 2.0, "b": 1.0}
+    for i in range(500):
+        before = choose(three, f"{i}")
+        assert before == "c" or choose(two, f"{i}") == before
+
+
+def test_a_canary_that_is_not_ready_gets_no_requests(registry: Registry) -> None:
+    assert {served(registry, "canary", f"{i}") for i in range(50)} == {"b"}
+    registry.entries["b"].shards = 0
+    registry.entries["b"].shard_error = "gone"
+    registry.entries["b"].changed()
+    with pytest.raises(ModelNotReady, match="'c' is still loading"):
+        served(registry, "canary")
+
+
+def test_a_request_waits_for_a_model_that_loads(registry: Registry) -> None:
+    async def load() -> str:
+        registry.wait = 60.0
+        waiting = asyncio.create_task(registry.served("c"))
+        await asyncio.sleep(0.01)
+        entry = registry.entries["c"]
+        entry.tokenizer, entry.info, entry.shards = TOKENIZER, INFO, 1
+        entry.changed()
+        return (await waiting).name
+
+    assert asyncio.run(load()) == "c"
+
+
+def test_a_request_that_waits_learns_of_a_failure(registry: Registry) -> None:
+    async def fail() -> None:
+        registry.wait = 60.0
+        waiting = asyncio.create_task(registry.served("c"))
+        await asyncio.sleep(0.01)
+        registry.entries["c"].tokenizer_error = "no model at '/x'"
+        registry.entries["c"].changed()
+        await waiting
+
+    with pytest.raises(ModelNotReady, match="model 'c' has failed: no model at '/x'") as caught:
+        asyncio.run(fail())
+    assert caught.value.retry_after is None
+
+
+def test_states() -> None:
+    entry = ModelEntry("m", 1, CLIENT)
+    assert (entry.status, entry.reason) == ("loading", "its tokenizer is being loaded")
+    entry.tokenizer = TOKENIZER
+    assert (entry.status, entry.reason) == ("loading", "its shards are starting")
+    entry.note = "no room"
+    assert (entry.status, entry.reason) == ("loading", "no room")
+    entry.shard_error = "bad weights"
+    assert (entry.status, entry.reason) == ("failed", "bad weights")
+    entry.info, entry.shards = INFO, 1
+    assert (entry.status, entry.reason) == ("ready", None)
+    idle = ModelEntry("m", 1, CLIENT, on_demand=True, tokenizer=TOKENIZER)
+    assert (idle.status, idle.reason) == ("ready", None)
+
+
+def test_cards(registry: Registry) -> None:
+    cards = {str(card["id"]): card for card in registry.cards()}
+    assert list(cards) == ["a", "b", "c", "one", "split", "canary"]
+    assert (cards["a"]["status"], cards["a"]["max_model_len"]) == ("ready", 7)
+    assert (cards["c"]["status"], cards["c"]["max_model_len"]) == ("loading", None)
+    assert cards["split"] == cards["a"] | {"id": "split", "alias_of": {"a": 3.0, "b": 1.0}}
+    with pytest.raises(UnknownModel):
+        registry.card("d")

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from octavo.errors import Overloaded
+from octavo_serve.api.threads import Threads
+
+PATIENCE = 60.0  # a test that fails leaves its threads waiting, and Python waits for those
+
+
+def test_results_and_errors_come_back() -> None:
+    async def run() -> None:
+        threads = Threads()
+        assert await threads.run(divmod, 7, 2) == (3, 1)
+        with pytest.raises(ZeroDivisionError):
+            await threads.run(divmod, 7, 0)
+        assert await threads.run(threading.current_thread) is not threading.current_thread()
+
+    asyncio.run(run())
+
+
+def test_more_than_may_wait_are_refused_and_places_come_back() -> None:
+    async def run() -> None:
+        threads, gate = Threads(threads=1, waiting=2), threading.Event()
+        first = asyncio.create_task(threads.run(gate.wait, PATIENCE))
+        second = asyncio.create_task(threads.run(gate.wait, PATIENCE))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="2 large requests wait"):
+            await threads.run(gate.wait, PATIENCE)
+        last = asyncio.create_task(threads.finish(gate.wait, PATIENCE))  # the end of a request is never refused
+        second.cancel()  # a client that leaves takes back what has not begun
+        await asyncio.gather(second, return_exceptions=True)
+        third = asyncio.create_task(threads.run(gate.wait, PATIENCE))
+        await asyncio.sleep(0)
+        gate.set()
+        assert [await first, await third, await last] == [True, True, True]
+
+    asyncio.run(run())
