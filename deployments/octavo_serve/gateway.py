@@ -24,6 +24,8 @@ from octavo.routing.router import RoutingConfig
 from octavo.source import Source
 from octavo.text.recommended import recommended_sampling
 from octavo_serve.api.access import Access
+from octavo_serve.api.body import parse
+from octavo_serve.api.bounds import Limits
 from octavo_serve.api.model import Defaults
 from octavo_serve.api.registry import ModelEntry, Registry
 from octavo_serve.api.service import Service
@@ -37,8 +39,10 @@ from octavo_serve.ray_private import Deployment, http_host, keep_serve_at_home, 
 from octavo_serve.ray_token import close_token
 from octavo_serve.settings import ModelSettings, deployment_name, load_settings
 from octavo_serve.shard_client import Failover, ShardClient
-from octavo_serve.surfaces.openai.conversion import Limits, parse
-from octavo_serve.surfaces.openai.schemas import ChatChunk, ChatCompletion, ChatRequest, Completion, CompletionRequest
+from octavo_serve.surfaces.chat.schemas import ChatChunk, ChatCompletion, ChatRequest
+from octavo_serve.surfaces.chat.surface import CHAT
+from octavo_serve.surfaces.completions.schemas import Completion, CompletionRequest
+from octavo_serve.surfaces.completions.surface import COMPLETIONS
 from octavo_serve.telemetry import ShardStats, Telemetry
 from octavo_serve.watch import Deployments, load_text, watch_room, watch_shards
 
@@ -133,21 +137,21 @@ class Gateway:
 
     async def chat(self, request: ChatRequest | Mapping[str, Any]) -> ChatCompletion:
         """Answer a chat; `request` has the fields of /v1/chat/completions."""
-        return await self.service.chat(_parsed(ChatRequest, request))
+        return await self.service.answer(CHAT, _parsed(ChatRequest, request))
 
     async def chat_stream(self, request: ChatRequest | Mapping[str, Any]) -> AsyncIterator[ChatChunk]:
         """The same answer chunk by chunk."""
-        async with aclosing(self.service.chat_stream(_parsed(ChatRequest, request))) as chunks:
+        async with aclosing(self.service.events(CHAT, _parsed(ChatRequest, request))) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def complete(self, request: CompletionRequest | Mapping[str, Any]) -> Completion:
         """Continue one or many prompts; `request` has the fields of /v1/completions."""
-        return await self.service.complete(_parsed(CompletionRequest, request))
+        return await self.service.answer(COMPLETIONS, _parsed(CompletionRequest, request))
 
     async def complete_stream(self, request: CompletionRequest | Mapping[str, Any]) -> AsyncIterator[Completion]:
         """The same answer chunk by chunk."""
-        async with aclosing(self.service.complete_stream(_parsed(CompletionRequest, request))) as chunks:
+        async with aclosing(self.service.events(COMPLETIONS, _parsed(CompletionRequest, request))) as chunks:
             async for chunk in chunks:
                 yield chunk
 

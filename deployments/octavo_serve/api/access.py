@@ -167,13 +167,13 @@ class Rules:
         """Whether this caller hears why a model does not answer, which may name files of this machine."""
         return self.keys is None or (caller is not None and self.tells(caller))
 
-    def cache_salt(self, caller: Caller, salt: str | None) -> str | None:
+    def cache_salt(self, caller: Caller, salt: str) -> str:
         """The cache namespace of a request that asks for `salt`: of its key's own where keys are kept apart."""
         if not self.isolate_cache:
             return salt
-        return blake2b(f"{caller.name}\0{salt or ''}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        return blake2b(f"{caller.name}\0{salt}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
-    def priority(self, asked: int | None) -> int | None:
+    def priority(self, asked: int) -> int:
         """The priority that counts; who says none says 0, so that silence is no way past the bounds.
 
         Raises:
@@ -181,7 +181,7 @@ class Rules:
         """
         if self.priorities is not None:
             least, most = self.priorities
-            return min(max(asked or 0, least), most)
+            return min(max(asked, least), most)
         if asked:
             raise BadRequest("priority is not for clients of this server: leave it out", "priority")
         return asked

@@ -1,4 +1,4 @@
-"""From the bytes of a request to its fields: JSON, read within bounds.
+"""From the bytes of a request to its fields, and to a validated body: JSON, read within bounds.
 
 What is refused costs one error; what is read costs at most as much as `BodyBounds` lets a body hold.
 """
@@ -7,12 +7,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from octavo.config import unknown_key
 from octavo.errors import BadRequest
-from octavo_serve.api.bounds import LARGE_BODY, MAX_DEPTH, MAX_FIELD_BYTES, MAX_FIELDS, BodyBounds
+from octavo_serve.api.bounds import LARGE_BODY, MAX_DEPTH, MAX_FIELD_BYTES, MAX_FIELDS, MAX_NAME, BodyBounds
+from octavo_serve.validation import explain
+
+
+class Body(BaseModel):
+    """Base of request bodies: no unknown fields, no silent conversion of types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+B = TypeVar("B", bound=Body)
+_BOUNDS = BodyBounds()
+
+
+def parse(kind: type[B], body: bytes | Mapping[str, Any], bounds: BodyBounds = _BOUNDS) -> B:
+    """Validate a JSON body, or the same as a mapping.
+
+    Raises:
+        BadRequest: naming the field that is wrong, missing or unknown.
+    """
+    fields = fields_of(body, bounds)
+    if len(fields) > len(kind.model_fields):  # else pydantic names the one that is unknown, with an error for each
+        name = next(str(name)[:MAX_NAME] for name in fields if name not in kind.model_fields)
+        raise BadRequest(unknown_key(name, list(kind.model_fields), "field"), name)
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise BadRequest(*explain(error, kind)) from None
+
 
 _decode = msgspec.json.Decoder().decode
 _split = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode

@@ -79,3 +79,12 @@ class BodyBounds:
         Each costs up to 0.1 us to parse; a value in a list costs 0.01 us.
         """
         return 2**16 + self.context
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask for (see `GatewaySettings`)."""
+
+    max_body_bytes: int | None = None
+    max_prompts: int = 1024
+    max_n: int = 128

@@ -33,7 +33,9 @@ class ModelClient(Protocol):
     async def describe(self) -> ModelInfo: ...
 
     def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
-        """Stream a request's updates; closing the stream aborts it.
+        """Stream a request's updates; what comes while the caller is busy waits and comes in one list.
+
+        Closing the stream aborts the request. Its steps may be taken by different tasks, one at a time.
 
         Raises:
             BadRequest, Overloaded, EngineDead.
@@ -61,16 +63,16 @@ class Defaults:
     max_tokens: int | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
 
-    def fill_in(self, params: SamplingParams, asked: object, room: int) -> None:
-        """Set what `asked` leaves open.
+    def fill_in(self, params: SamplingParams, given: Mapping[str, object], room: int) -> None:
+        """Set what a request leaves open.
 
         Args:
-            asked: has an attribute per name, None where it is left open.
+            given: what it says, by the names of `SamplingParams`.
             room: tokens of the context beside the prompt.
         """
         for name, value in self.sampling.items():
-            decided = name == "temperature" and getattr(asked, "top_p", None) == 0  # greedy already
-            if getattr(asked, name) is None and not decided:
+            decided = name == "temperature" and given.get("top_p") == 0  # greedy already
+            if given.get(name) is None and not decided:
                 setattr(params, name, value)
         if params.max_tokens is None and self.max_tokens is not None:
             params.max_tokens = max(params.min_tokens, min(self.max_tokens, room))

@@ -7,16 +7,13 @@ before it is tokenised: 0.5 MB of digits are 0.8 s and 96 MB to a tokenizer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from octavo.block_hash import hash_chain, root_hash
 from octavo.errors import BadRequest, PromptTooLong
-from octavo.request import Request, SamplingParams
+from octavo.request import Request
 from octavo.text.tokenizer import Tokenizer
+from octavo_serve.api.jobs import Asked, Prompt
 from octavo_serve.api.model import ModelInfo
-from octavo_serve.surfaces.openai.conversion import check_length, check_token_ids
-
-Prompt = str | list[int]
 
 LONG = 8192
 """Characters, or token ids, that are about 2 ms of work: the time of a few events on the loop."""
@@ -29,38 +26,18 @@ MAX_TOKENIZED = 2**18
 """Characters that /tokenize takes, whatever the context: 0.4 s at worst."""
 
 
-@dataclass(slots=True)
-class Asked:
-    """What all prompts of one API request share.
-
-    Attributes:
-        request_id: unique; each prompt's is this and its number.
-        param: the field that the prompts came in.
-        max_tokens: tokens asked for besides the prompt; None is whatever the context leaves.
-        add_special_tokens: of the tokenizer, around prompts that are texts.
-        echo: the prompts' texts are wanted too.
-    """
-
-    request_id: str
-    param: str
-    params: SamplingParams
-    max_tokens: int | None
-    add_special_tokens: bool
-    priority: int
-    session: str
-    cache_salt: str
-    echo: bool = False
-
-
 def is_long(prompts: Sequence[Prompt]) -> bool:
     """Whether `prepare` belongs into a thread."""
     return sum(map(len, prompts)) >= LONG
 
 
 def prepare(
-    tokenizer: Tokenizer, info: ModelInfo, prompts: Sequence[Prompt], asked: Asked
+    tokenizer: Tokenizer, info: ModelInfo, prompts: Sequence[Prompt], asked: Asked, request_id: str
 ) -> tuple[list[Request], list[str]]:
     """One request per prompt, and the prompts' texts when they are echoed.
+
+    Args:
+        request_id: unique; each request's is this and its number.
 
     Raises:
         PromptTooLong: the context does not hold a prompt and what is asked for besides.
@@ -73,7 +50,7 @@ def prepare(
         check_token_ids(token_ids, info.vocab_size, asked.param)
         check_length(len(token_ids), asked.max_tokens, info.max_model_len, asked.param)
         request = Request(
-            request_id=f"{asked.request_id}-{position}",
+            request_id=f"{request_id}-{position}",
             prompt_token_ids=token_ids,
             params=asked.params,
             priority=asked.priority,
@@ -135,3 +112,27 @@ def _too_long(max_model_len: int, param: str) -> PromptTooLong:
         "and at least one more: shorten it",
         param,
     )
+
+
+def check_token_ids(token_ids: list[int], vocab_size: int, param: str) -> None:
+    """Refuse ids the model does not know."""
+    if token_ids and max(token_ids) >= vocab_size:
+        raise BadRequest(f"token id {max(token_ids)} is not in the vocabulary of {vocab_size} tokens", param)
+
+
+def check_length(prompt_tokens: int, max_tokens: int | None, max_model_len: int, param: str) -> None:
+    """Refuse a prompt, or a prompt with its `max_tokens`, that the model's context cannot hold."""
+    if prompt_tokens == 0:
+        raise BadRequest(f"{param} must not be empty", param)
+    if prompt_tokens >= max_model_len:
+        raise PromptTooLong(
+            f"the prompt has {prompt_tokens} tokens; this model's context of {max_model_len} tokens must hold it and "
+            "at least one more: shorten it",
+            param,
+        )
+    if max_tokens is not None and prompt_tokens + max_tokens > max_model_len:
+        raise PromptTooLong(
+            f"the prompt has {prompt_tokens} tokens and max_tokens asks for {max_tokens} more, but this model's "
+            f"context holds {max_model_len}: ask for at most {max_model_len - prompt_tokens}",
+            "max_tokens",
+        )

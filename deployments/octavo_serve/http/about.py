@@ -10,12 +10,13 @@ from starlette.responses import Response
 
 from octavo import __version__
 from octavo_serve.api.service import Service
+from octavo_serve.api.surface import Surface
 from octavo_serve.http.describe import openapi, page
 from octavo_serve.http.replies import json_reply
-from octavo_serve.surfaces.openai.schemas import TokenizerInfo
+from octavo_serve.http.schemas import TokenizerInfo
 
 
-def add_about(app: Starlette, service: Service) -> None:
+def add_about(app: Starlette, service: Service, surfaces: tuple[Surface[Any, Any, Any], ...]) -> None:
     """Add the routes; Starlette answers HEAD where there is a GET."""
 
     async def version(request: Request) -> Response:
@@ -28,10 +29,10 @@ def add_about(app: Starlette, service: Service) -> None:
         return json_reply(await _tokenizer_info(service, request.query_params.get("model")))
 
     async def description(request: Request) -> Response:
-        return Response(openapi(), media_type="application/json")
+        return Response(openapi(surfaces), media_type="application/json")
 
     async def docs(request: Request) -> Response:
-        return Response(page(), media_type="text/html; charset=utf-8")
+        return Response(page(surfaces), media_type="text/html; charset=utf-8")
 
     app.add_route("/version", version, methods=["GET"])
     app.add_route("/ping", ping, methods=["GET", "POST"])

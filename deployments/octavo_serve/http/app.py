@@ -1,40 +1,36 @@
-"""The HTTP surface: routes, bodies and their limit, server-sent events, error bodies. Knows no Ray."""
+"""The gateway as an ASGI application: routes, bodies and their limit, failures."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import ASGIApp, Scope
 
 from octavo.errors import OctavoError
 from octavo_serve.api.access import Access, Caller, Rules
+from octavo_serve.api.body import B, parse
 from octavo_serve.api.bounds import LARGE_BODY
+from octavo_serve.api.failures import BodyTooLarge, Failure, failure_of
+from octavo_serve.api.jobs import Asked
 from octavo_serve.api.service import Service
+from octavo_serve.api.surface import Errors, Surface, to_json
+from octavo_serve.api.writing import write_answer
 from octavo_serve.http.about import add_about
-from octavo_serve.http.door import CALLER, Door
-from octavo_serve.http.replies import json_reply, to_json, to_json_in_slices
-from octavo_serve.surfaces.openai.conversion import B, parse
-from octavo_serve.surfaces.openai.errors import BodyTooLarge, ErrorBody, ErrorReply, error_response, reply_for
-from octavo_serve.surfaces.openai.responses import is_large
-from octavo_serve.surfaces.openai.schemas import (
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    SamplingBody,
-    TokenizeRequest,
-)
+from octavo_serve.http.door import CALLER, Door, path_of
+from octavo_serve.http.replies import JSON, failure_reply, json_reply, routing_headers
+from octavo_serve.http.streams import event_stream
+from octavo_serve.surfaces.openai.errors import ERRORS
+from octavo_serve.surfaces.served import SURFACES
+from octavo_serve.surfaces.tokens.operations import detokenize, tokenize
+from octavo_serve.surfaces.tokens.schemas import DetokenizeRequest, TokenizeRequest
 from octavo_serve.telemetry import ShardStats, Telemetry
 
-EVENT_STREAM = "text/event-stream; charset=utf-8"
-DONE = b"data: [DONE]\n\n"
 METRICS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -46,54 +42,63 @@ class Backend(Protocol):
         ...
 
 
+ErrorsOf = Callable[[Scope], Errors]
+"""How to say what went wrong with a request: in the form of its path's protocol, else in OpenAI's."""
+
+
 class _App(Starlette):
     """Starlette with the door outermost: also before what answers exceptions that nobody handles."""
 
-    def __init__(self, access: Access, telemetry: Telemetry) -> None:
+    def __init__(self, access: Access, telemetry: Telemetry, errors_of: ErrorsOf) -> None:
         super().__init__()
-        self._door = partial(Door, access=access, telemetry=telemetry)
+        self._door = partial(Door, access=access, telemetry=telemetry, errors_of=errors_of)
 
     def build_middleware_stack(self) -> ASGIApp:
         return self._door(super().build_middleware_stack())
 
 
-def http_app(service: Service, backend: Backend, access: Access | None = None) -> Starlette:
+def http_app(
+    service: Service,
+    backend: Backend,
+    access: Access | None = None,
+    surfaces: tuple[Surface[Any, Any, Any], ...] = SURFACES,
+) -> Starlette:
     """The gateway's ASGI application.
 
     Args:
         access: who may ask; None lets everybody in and tells everything.
+        surfaces: the protocols it speaks.
     """
     access = access or Access()
-    app = _App(access, service.telemetry)
-    _add_generation(app, service, access)
+    errors_by_path = {surface.path: surface.errors for surface in surfaces}
+
+    def errors_of(scope: Scope) -> Errors:
+        return errors_by_path.get(path_of(scope), ERRORS)
+
+    app = _App(access, service.telemetry, errors_of)
+    for surface in surfaces:
+        _add_surface(app, surface, service, access)
     _add_models(app, service, access)
     _add_text(app, service)
     _add_operations(app, service, backend, access)
-    add_about(app, service)
-    _add_errors(app, service.telemetry)
+    add_about(app, service, surfaces)
+    _add_errors(app, service.telemetry, errors_of)
     return app
 
 
-def _add_generation(app: Starlette, service: Service, access: Access) -> None:
-    async def chat_completions(request: Request) -> Response:
-        body = await body_of(request, ChatRequest, service)
-        tells = admit(access.rules, request, body)
-        session, headers = session_of(request), dict[str, str]()
-        if body.stream:
-            return await event_stream(service.chat_stream(body, session, headers), service, headers, tells)
-        return await answer_reply(await service.chat(body, session, headers), service, headers, tells)
+def _add_surface(app: Starlette, surface: Surface[Any, Any, Any], service: Service, access: Access) -> None:
+    async def generate(request: Request) -> Response:
+        body = await body_of(request, surface.body, service)
+        asked = surface.ask(body, service.limits)
+        tells = admit(access.rules, request, asked)
+        writer = surface.writer(body, await service.job(asked), tells)
+        if surface.streams(body):
+            return await event_stream(surface, writer, service)
+        whole = await service.whole(writer.job)
+        answer = await write_answer(writer, whole, service.threads, put=to_json, put_large=surface.large_json)
+        return Response(answer, headers=routing_headers(whole.begun.values()) if tells else None, media_type=JSON)
 
-    async def completions(request: Request) -> Response:
-        body = await body_of(request, CompletionRequest, service)
-        tells = admit(access.rules, request, body)
-        session, headers = session_of(request), dict[str, str]()
-        if body.stream:
-            events = service.complete_stream(body, session, headers)
-            return await event_stream(events, service, headers, tells)
-        return await answer_reply(await service.complete(body, session, headers), service, headers, tells)
-
-    app.add_route("/v1/chat/completions", chat_completions, methods=["POST"])
-    app.add_route("/v1/completions", completions, methods=["POST"])
+    app.add_route(surface.path, generate, methods=["POST"])
 
 
 def _add_models(app: Starlette, service: Service, access: Access) -> None:
@@ -110,16 +115,16 @@ def _add_models(app: Starlette, service: Service, access: Access) -> None:
 
 
 def _add_text(app: Starlette, service: Service) -> None:
-    async def tokenize(request: Request) -> Response:
+    async def to_tokens(request: Request) -> Response:
         body = await body_of(request, TokenizeRequest, service)
-        return json_reply(await service.tokenize(body))
+        return json_reply(await tokenize(service, body))
 
-    async def detokenize(request: Request) -> Response:
+    async def to_text(request: Request) -> Response:
         body = await body_of(request, DetokenizeRequest, service)
-        return json_reply(await service.detokenize(body))
+        return json_reply(await detokenize(service, body))
 
-    app.add_route("/tokenize", tokenize, methods=["POST"])
-    app.add_route("/detokenize", detokenize, methods=["POST"])
+    app.add_route("/tokenize", to_tokens, methods=["POST"])
+    app.add_route("/detokenize", to_text, methods=["POST"])
 
 
 def _add_operations(app: Starlette, service: Service, backend: Backend, access: Access) -> None:
@@ -142,17 +147,17 @@ def _add_operations(app: Starlette, service: Service, backend: Backend, access: 
     app.add_route("/metrics", metrics, methods=["GET"])
 
 
-def _add_errors(app: Starlette, telemetry: Telemetry) -> None:
+def _add_errors(app: Starlette, telemetry: Telemetry, errors_of: ErrorsOf) -> None:
     async def on_error(request: Request, error: Exception) -> Response:
-        reply = reply_for(error)
-        telemetry.errors.labels(reply.status).inc()
-        return error_response(reply)
+        failure = failure_of(error)
+        telemetry.errors.labels(failure.status).inc()
+        return failure_reply(failure, errors_of(request.scope))
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = f"{request.method} {request.url.path}: {error.detail}"
-        body: ErrorBody = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
-        return error_response(ErrorReply(error.status_code, body, dict(error.headers or {})))
+        failure = Failure(error.status_code, message, headers=dict(error.headers or {}))
+        return failure_reply(failure, errors_of(request.scope))
 
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(OctavoError, on_error)
@@ -194,86 +199,17 @@ async def read_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-def admit(rules: Rules, request: Request, body: SamplingBody) -> bool:
-    """Hold a request to the rules: its cache namespace and priority; returns whether its answer tells of the cache.
+def admit(rules: Rules, request: Request, asked: Asked) -> bool:
+    """Hold a request to its headers and the rules: its session, cache namespace and priority.
+
+    Returns:
+        whether its answer tells of the cache.
 
     Raises:
         BadRequest: it says what clients may not.
     """
     caller = request.scope.get(CALLER, Caller())
-    body.priority = rules.priority(body.priority)
-    body.cache_salt = rules.cache_salt(caller, body.cache_salt)
+    asked.session = session_of(request) or asked.session
+    asked.priority = rules.priority(asked.priority)
+    asked.cache_salt = rules.cache_salt(caller, asked.cache_salt)
     return rules.tells(caller)
-
-
-async def answer_reply(answer: Mapping[str, Any], service: Service, headers: dict[str, str], tells: bool) -> Response:
-    """An answer, and `headers` about where it came from where it `tells`."""
-    told = answer if tells else untelling(answer)
-    body = await service.threads.finish(to_json_in_slices, told) if is_large(told) else to_json(told)
-    return Response(body, headers=headers if tells else None, media_type="application/json")
-
-
-def untelling(answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An answer or an event whose usage does not say how much of the prompt was cached."""
-    usage = answer.get("usage")
-    return answer if usage is None else {**answer, "usage": {**usage, "prompt_tokens_details": None}}
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events; a client that leaves closes the generator behind them at once.
-
-    Serve cancels the request of a client that leaves, so nothing here listens for it: Starlette's own task for that
-    costs a tenth of a short request. The last event and the end are one message: each costs 25 us of CPU. The events
-    are read in a task of their own: what wakes up for each would else be every call from uvicorn's down to here, too.
-    """
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await asyncio.create_task(self._pump(send))
-
-    async def _pump(self, send: Send) -> None:
-        assert isinstance(self.body_iterator, AsyncGenerator)
-        async with aclosing(self.body_iterator):
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async for event in self.body_iterator:
-                await send({"type": "http.response.body", "body": event, "more_body": event is not DONE})
-
-
-async def event_stream(
-    events: AsyncGenerator[Mapping[str, Any], None], service: Service, headers: Mapping[str, str], tells: bool
-) -> Response:
-    """Stream events, once the first is there: until then an error is still an HTTP error, and `headers` may grow.
-
-    Args:
-        tells: whether they say where they came from, and what was cached.
-    """
-    first = await anext(events)
-    all_headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers if tells else {})}
-    write = _event if tells else _untelling_event
-    return EventStream(_sse(first, events, service, write), headers=all_headers, media_type=EVENT_STREAM)
-
-
-async def _sse(
-    first: Mapping[str, Any],
-    events: AsyncGenerator[Mapping[str, Any], None],
-    service: Service,
-    write: Callable[..., bytes],
-) -> AsyncGenerator[bytes, None]:
-    write_large = partial(write, encode=to_json_in_slices)
-    async with aclosing(events):
-        try:
-            yield await service.threads.finish(write_large, first) if is_large(first) else write(first)
-            async for event in events:
-                yield await service.threads.finish(write_large, event) if is_large(event) else write(event)
-        except Exception as error:  # the status line is long gone: the error is an event
-            reply = reply_for(error)
-            service.telemetry.errors.labels(reply.status).inc()
-            yield _event(reply.body)
-        yield DONE
-
-
-def _event(value: Mapping[str, Any], encode: Callable[[Mapping[str, Any]], bytes] = to_json) -> bytes:
-    return b"data: " + encode(value) + b"\n\n"
-
-
-def _untelling_event(value: Mapping[str, Any], encode: Callable[[Mapping[str, Any]], bytes] = to_json) -> bytes:
-    return _event(untelling(value), encode)

@@ -15,30 +15,16 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from octavo import __version__
-from octavo_serve.surfaces.openai.errors import ErrorBody
-from octavo_serve.surfaces.openai.schemas import (
-    ChatChunk,
-    ChatCompletion,
-    ChatRequest,
-    Completion,
-    CompletionRequest,
-    Detokenized,
-    DetokenizeRequest,
-    Health,
-    ModelCard,
-    ModelList,
-    TokenizeRequest,
-    TokenizerInfo,
-    Tokens,
-    Version,
-)
+from octavo_serve.api.surface import Errors, Framing, Surface
+from octavo_serve.http.replies import JSON
+from octavo_serve.http.schemas import Health, ModelCard, ModelList, TokenizerInfo, Version
+from octavo_serve.surfaces.openai.errors import ERRORS
+from octavo_serve.surfaces.tokens.schemas import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 
-JSON = "application/json"
-EVENTS = "text/event-stream"
 TEXT = "text/plain"
 HTML = "text/html"
 
-ERRORS = {
+STATUSES = {
     400: "The request is wrong; the message says what to change, `param` which field.",
     401: "An API key is needed, or not one of this server's.",
     403: "The Host header does not name this server.",
@@ -62,8 +48,10 @@ class Operation:
 
     Attributes:
         kinds: content type -> type of what a 200 holds; None is text.
+        stream: framing, and type of an event, of the other content that a 200 may have.
         also: further statuses that answer the same.
         query, path: names of parameters.
+        says: the form of its errors.
     """
 
     method: str
@@ -75,25 +63,11 @@ class Operation:
     also: tuple[int, ...] = ()
     query: tuple[str, ...] = ()
     path: tuple[str, ...] = ()
+    stream: tuple[Framing, Any] | None = None
+    says: Errors = ERRORS
 
 
-OPERATIONS = (
-    Operation(
-        "post",
-        "/v1/chat/completions",
-        "Answer a chat",
-        {JSON: ChatCompletion, EVENTS: ChatChunk},
-        ChatRequest,
-        _WITH_MODEL,
-    ),
-    Operation(
-        "post",
-        "/v1/completions",
-        "Continue one or many prompts",
-        {JSON: Completion, EVENTS: Completion},
-        CompletionRequest,
-        _WITH_MODEL,
-    ),
+_OTHERS = (
     Operation("get", "/v1/models", "The models served here", {JSON: ModelList}),
     Operation("get", "/v1/models/{name}", "One model", {JSON: ModelCard}, errors=(404,), path=("name",)),
     Operation("post", "/tokenize", "Token ids of a prompt or a chat", {JSON: Tokens}, TokenizeRequest, _WITH_MODEL),
@@ -116,16 +90,38 @@ OPERATIONS = (
 )
 
 
+Surfaces = tuple[Surface[Any, Any, Any], ...]
+
+
+def operations(surfaces: Surfaces) -> list[Operation]:
+    """All there are: the surfaces', and those that are always there."""
+    generate = [
+        Operation(
+            "post",
+            surface.path,
+            surface.summary,
+            {JSON: surface.answers},
+            surface.body,
+            _WITH_MODEL,
+            stream=(surface.framing, surface.events),
+            says=surface.errors,
+        )
+        for surface in surfaces
+    ]
+    return [*generate, *_OTHERS]
+
+
 @cache
-def openapi() -> bytes:
+def openapi(surfaces: Surfaces) -> bytes:
     """The API's description: OpenAPI 3.1, as JSON."""
-    return json.dumps(_document()).encode()
+    return json.dumps(_document(surfaces)).encode()
 
 
-def _document() -> dict[str, Any]:
-    refs, schemas = _schemas()
+def _document(surfaces: Surfaces) -> dict[str, Any]:
+    found = operations(surfaces)
+    refs, schemas = _schemas(found)
     paths: dict[str, dict[str, Any]] = {}
-    for operation in OPERATIONS:
+    for operation in found:
         paths.setdefault(operation.where, {})[operation.method] = _described(operation, refs)
     return {
         "openapi": "3.1.0",
@@ -142,23 +138,32 @@ def _document() -> dict[str, Any]:
     }
 
 
-def _schemas() -> tuple[dict[Any, Any], dict[str, Any]]:
+def _schemas(operations: list[Operation]) -> tuple[dict[Any, Any], dict[str, Any]]:
     """Type -> its schema, and the definitions that these refer to."""
-    kinds = dict.fromkeys(
-        kind for operation in OPERATIONS for kind in (operation.body, *operation.kinds.values()) if kind is not None
-    )
-    inputs: list[Any] = [(str(i), "validation", TypeAdapter(kind)) for i, kind in enumerate([*kinds, ErrorBody])]
+    kinds = list(dict.fromkeys(kind for operation in operations for kind in _kinds(operation) if kind is not None))
+    inputs: list[Any] = [(str(i), "validation", TypeAdapter(kind)) for i, kind in enumerate(kinds)]
     found, shared = TypeAdapter.json_schemas(inputs, ref_template="#/components/schemas/{model}")
-    by_kind = {kind: found[str(i), "validation"] for i, kind in enumerate([*kinds, ErrorBody])}
+    by_kind = {kind: found[str(i), "validation"] for i, kind in enumerate(kinds)}
     return by_kind, shared.get("$defs", {})
 
 
+def _kinds(operation: Operation) -> Iterator[Any]:
+    """The types that an operation's description names."""
+    yield operation.body
+    yield from operation.kinds.values()
+    yield operation.stream and operation.stream[1]
+    yield operation.says.kind
+
+
 def _described(operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
-    content = {name: {"schema": _content(name, kind, refs)} for name, kind in operation.kinds.items()}
+    content = {name: {"schema": _content(kind, refs)} for name, kind in operation.kinds.items()}
+    if operation.stream is not None:
+        framing, event = operation.stream
+        content[framing.media_type] = {"schema": framing.describe(refs[event], refs[operation.says.kind])}
     answer: dict[str, Any] = {"description": operation.summary} | ({"content": content} if content else {})
     responses = {str(status): answer for status in (200, *operation.also)}
     for status in sorted((*_ALWAYS, *operation.errors)):
-        described = {"description": ERRORS[status], "content": {JSON: {"schema": refs[ErrorBody]}}}
+        described = {"description": STATUSES[status], "content": {JSON: {"schema": refs[operation.says.kind]}}}
         responses.setdefault(str(status), described)
     found: dict[str, Any] = {"summary": operation.summary, "responses": responses}
     if operation.body is not None:
@@ -172,28 +177,18 @@ def _described(operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
     return found
 
 
-def _content(name: str, kind: Any, refs: dict[Any, Any]) -> dict[str, Any]:
-    if name != EVENTS:
-        return {"type": "string"} if kind is None else dict(refs[kind])
-    event = {"contentMediaType": JSON, "contentSchema": {"anyOf": [refs[kind], refs[ErrorBody]]}}
-    data = {"type": "string", "anyOf": [{"const": "[DONE]"}, event]}
-    return {
-        "type": "object",
-        "description": "With `stream: true`, server-sent events such as this: the data of each is a chunk, of the last "
-        "one [DONE]. An error after the first event is an event, too.",
-        "properties": {"data": data},
-        "required": ["data"],
-    }
+def _content(kind: Any, refs: dict[Any, Any]) -> dict[str, Any]:
+    return {"type": "string"} if kind is None else dict(refs[kind])
 
 
 # ── the page ──
 
 
 @cache
-def page() -> bytes:
+def page(surfaces: Surfaces) -> bytes:
     """The description as HTML."""
-    document = _document()
-    parts = [part for operation in OPERATIONS for part in _section(operation, document)]
+    document = _document(surfaces)
+    parts = [part for operation in operations(surfaces) for part in _section(operation, document)]
     return (_HEAD + "\n".join(parts) + "</body></html>").encode()
 
 

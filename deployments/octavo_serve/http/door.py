@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,8 +20,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo_serve.api.access import Access, Caller, Rules
+from octavo_serve.api.failures import Failure
+from octavo_serve.api.surface import Errors
+from octavo_serve.http.replies import CACHED, REASON, SHARD, failure_reply
 from octavo_serve.ports import is_loopback
-from octavo_serve.surfaces.openai.errors import ErrorReply, error_response, refusal
 from octavo_serve.telemetry import Telemetry
 
 logger = logging.getLogger("ray.serve")
@@ -85,8 +88,11 @@ def _key(name: bytes, value: bytes) -> bytes | None:
 class Door:
     """ASGI middleware in front of everything else, so that what goes wrong inside passes it on the way out, too."""
 
-    def __init__(self, app: ASGIApp, access: Access, telemetry: Telemetry) -> None:
+    def __init__(
+        self, app: ASGIApp, access: Access, telemetry: Telemetry, errors_of: Callable[[Scope], Errors]
+    ) -> None:
         self._app = app
+        self._errors_of = errors_of
         self._access = access
         self._telemetry = telemetry
 
@@ -108,7 +114,7 @@ class Door:
     async def enter(self, rules: Rules, head: Head, scope: Scope, receive: Receive, send: Send) -> None:
         """What is checked of requests that are no preflight."""
         caller = caller_of(rules, head)
-        is_open = _path(scope) == OPEN_PATH
+        is_open = path_of(scope) == OPEN_PATH
         refused = no_key(head) if caller is None and not is_open else None
         if (refused := refused or wrong_content(head, scope["method"])) is not None:
             await self._refuse(refused, scope, receive, send)
@@ -120,9 +126,9 @@ class Door:
                 logger.info("%s %.200r by the key %s", scope["method"], scope["path"], caller.name)
         await self._app(scope, receive, send)
 
-    async def _refuse(self, refused: ErrorReply, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse(self, refused: Failure, scope: Scope, receive: Receive, send: Send) -> None:
         self._telemetry.errors.labels(refused.status).inc()
-        await error_response(refused)(scope, receive, send)
+        await failure_reply(refused, self._errors_of(scope))(scope, receive, send)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +150,12 @@ def _cors(rules: Rules, app: ASGIApp) -> ASGIApp:
         allow_methods=["GET", "HEAD", "POST"],
         allow_headers=["*"],
         allow_private_network=True,  # a page of the Internet that asks a server of the local network
-        expose_headers=[*EXPOSED, *(ROUTING if rules.disclose else ())],
+        expose_headers=[*EXPOSED, *((SHARD, REASON, CACHED) if rules.disclose else ())],
     )
 
 
-ROUTING = ["x-octavo-shard", "x-octavo-route-reason", "x-octavo-cached-tokens"]
-
-
-def _path(scope: Scope) -> str:
-    """As the API's own routes see it: below the prefix of the application."""
+def path_of(scope: Scope) -> str:
+    """A request's path as the API's own routes see it: below the prefix of the application."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
 
@@ -166,7 +169,7 @@ def caller_of(rules: Rules, head: Head) -> Caller | None:
     return next((found for key in head.keys if (found := rules.keys.holder(key)) is not None), None)
 
 
-def no_key(head: Head) -> ErrorReply:
+def no_key(head: Head) -> Failure:
     """401: what is wrong with the key."""
     if head.repeated:
         message = "more than one key was sent in one header: send one"
@@ -174,10 +177,10 @@ def no_key(head: Head) -> ErrorReply:
         message = "the API key is not one of this server's"
     else:
         message = "an API key is needed: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`"
-    return refusal(401, message, "invalid_api_key", {"WWW-Authenticate": "Bearer"})
+    return Failure(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
-def wrong_host(rules: Rules, head: Head) -> ErrorReply | None:
+def wrong_host(rules: Rules, head: Head) -> Failure | None:
     """403 for a `Host` that is not this server's: how a web page sees servers that only this machine can reach."""
     if rules.hosts is None or not head.hosts:
         return None
@@ -186,7 +189,7 @@ def wrong_host(rules: Rules, head: Head) -> ErrorReply | None:
     if name is not None and (is_loopback(name) or name in rules.hosts):
         return None
     message = "the Host header does not name this server: use localhost, or add the name to allowed_hosts in the config"
-    return refusal(403, message, "host_not_allowed")
+    return Failure(403, message, "host_not_allowed")
 
 
 @lru_cache(maxsize=256)
@@ -196,20 +199,20 @@ def host_name(value: bytes) -> str | None:
     return (found[1] or found[2].removesuffix(".")) if found else None
 
 
-def refused_preflight(rules: Rules, head: Head) -> ErrorReply | None:
+def refused_preflight(rules: Rules, head: Head) -> Failure | None:
     """403 for a browser that asks on behalf of a page that may not."""
     if not head.preflight or "*" in rules.origins or (head.origin or b"").decode("latin-1") in rules.origins:
         return None
-    return refusal(
+    return Failure(
         403, "web pages of this origin may not use this API: add it to cors_origins in the config", "origin_not_allowed"
     )
 
 
-def wrong_content(head: Head, method: str) -> ErrorReply | None:
+def wrong_content(head: Head, method: str) -> Failure | None:
     """415 for a body that a web page could have sent anywhere without asking."""
     if method not in ("POST", "PUT", "PATCH", "DELETE") or not head.fetched:
         return None
     kind = head.content_type.partition(b";")[0].strip().lower()
     if kind == b"application/json" or (kind.startswith(b"application/") and kind.endswith(b"+json")):
         return None
-    return refusal(415, "a request from a web page must say Content-Type: application/json", "content_type_not_json")
+    return Failure(415, "a request from a web page must say Content-Type: application/json", "content_type_not_json")

@@ -1,43 +1,39 @@
-"""Values as HTTP responses in JSON."""
+"""Values and failures as HTTP responses in JSON, and the headers that say where an answer was made."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import msgspec
 from starlette.responses import Response
 
+from octavo_serve.api.failures import Failure
+from octavo_serve.api.pieces import Begun
+from octavo_serve.api.surface import Errors, to_json
 
-def to_json(value: Mapping[str, Any]) -> bytes:
-    """Compact JSON in UTF-8."""
-    return msgspec.json.encode(value)
+JSON = "application/json"
 
-
-_SLICE = 64
-
-
-def to_json_in_slices(value: Any, *, into: bool = True) -> bytes:
-    """The same for a large answer, in a thread: msgspec lets no other thread go on until it has written all of it.
-
-    Args:
-        into: objects, and those in the list of choices, are written field by field, other lists 64 entries at a time.
-    """
-    if into and isinstance(value, Mapping):
-        return b"{" + b",".join(_field(name, inner) for name, inner in value.items()) + b"}"
-    if isinstance(value, list) and len(value) > _SLICE:
-        slices = (value[start : start + _SLICE] for start in range(0, len(value), _SLICE))
-        return b"[" + b",".join(msgspec.json.encode(part)[1:-1] for part in slices) + b"]"
-    return msgspec.json.encode(value)
+SHARD, REASON, CACHED = "x-octavo-shard", "x-octavo-route-reason", "x-octavo-cached-tokens"
 
 
-def _field(name: str, value: Any) -> bytes:
-    key = msgspec.json.encode(name) + b":"
-    if name == "choices":
-        return key + b"[" + b",".join(map(to_json_in_slices, value)) + b"]"
-    return key + to_json_in_slices(value, into=name == "logprobs")
-
-
-def json_reply(value: Mapping[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def json_reply(value: Mapping[str, Any], status: int = 200) -> Response:
     """A response that holds `value`."""
-    return Response(to_json(value), status, headers, media_type="application/json")
+    return Response(to_json(value), status, media_type=JSON)
+
+
+def failure_reply(failure: Failure, errors: Errors) -> Response:
+    """What went wrong, in a protocol's form."""
+    return Response(to_json(errors.body(failure)), failure.status, failure.headers, media_type=JSON)
+
+
+def routing_headers(begun: Iterable[Begun]) -> dict[str, str]:
+    """Headers that say where a request's prompts were sent, why, and how many of their tokens were cached there."""
+    placed = [(one.placement, one.cached_tokens) for one in begun if one.placement is not None]
+    if not placed:
+        return {}
+    predicted, actual = sum(placement.cached_tokens for placement, _ in placed), sum(cached for _, cached in placed)
+    return {
+        SHARD: ", ".join(dict.fromkeys(placement.shard for placement, _ in placed)),
+        REASON: ", ".join(dict.fromkeys(placement.reason for placement, _ in placed)),
+        CACHED: f"predicted={predicted}, actual={actual}",
+    }

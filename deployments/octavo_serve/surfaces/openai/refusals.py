@@ -6,9 +6,10 @@ A value that asks for what is done anyway, as clients send it by default, is no 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
-from octavo_serve.surfaces.openai.schemas import NOT_SUPPORTED, ChatRequest, CompletionRequest, SamplingBody
+from octavo_serve.surfaces.openai.schemas import NOT_SUPPORTED, SamplingBody
 
 
 def _one_of(*harmless: object, sentence: str) -> Callable[[Any], str | None]:
@@ -61,17 +62,18 @@ RULES: dict[str, Callable[[Any], str | None]] = {
 }
 """Field -> what is wrong with a value that is not null."""
 
-_LOOKED_AT = frozenset(RULES) | {
-    name
-    for kind in (ChatRequest, CompletionRequest)
-    for name, field in kind.model_fields.items()
-    if field.description == NOT_SUPPORTED
-}
+
+@cache
+def _looked_at(kind: type[SamplingBody]) -> frozenset[str]:
+    """Fields of a body that may be refused."""
+    return frozenset(
+        name for name, field in kind.model_fields.items() if name in RULES or field.description == NOT_SUPPORTED
+    )
 
 
 def refusal(body: SamplingBody) -> tuple[str, str] | None:
     """The first field that is refused, and the sentence that says why; None when all is done as asked."""
-    for name in sorted(body.model_fields_set & _LOOKED_AT):
+    for name in sorted(body.model_fields_set & _looked_at(type(body))):
         value = getattr(body, name)
         if value is None:
             continue
@@ -85,7 +87,7 @@ def refusal(body: SamplingBody) -> tuple[str, str] | None:
 
 def _together(body: SamplingBody) -> tuple[str, str] | None:
     """What is refused only beside another field."""
-    if isinstance(body, ChatRequest) and body.parallel_tool_calls is False and body.tools:
+    if getattr(body, "parallel_tool_calls", None) is False and getattr(body, "tools", None):
         sentence = "parallel_tool_calls: false is not supported: the model decides how many calls it writes"
         return "parallel_tool_calls", sentence
     if body.spaces_between_special_tokens and body.skip_special_tokens is False:

@@ -1,21 +1,22 @@
-"""What clients send and what they get back: OpenAI's API with vLLM's extensions.
+"""What OpenAI's chats and completions have in common, with vLLM's extensions.
 
 Requests are pydantic models that know every field real clients send; a field they do not know is an error that names
 it, and so is one that asks for something this server does not do. Responses are plain typed dictionaries: they cross
-Serve handles and become JSON as they are. The API's description (`describe`) is made from both.
+Serve handles and become JSON as they are. The API's description (`http.describe`) is made from both.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from typing_extensions import TypedDict  # pydantic reads the standard one from Python 3.12 on
 
 from octavo.request import INT64, MAX_LOGPROBS, MAX_N
-from octavo_serve.api.bounds import MAX_MESSAGES, MAX_PARTS, MAX_ROLE
+from octavo_serve.api.body import Body
+from octavo_serve.api.bounds import MAX_MESSAGES
+from octavo_serve.api.chats import Message
 from octavo_serve.api.fields import (
-    SAYS_SOMETHING,
     AtMost,
     Few,
     Integer,
@@ -23,12 +24,8 @@ from octavo_serve.api.fields import (
     Metadata,
     Name,
     Options,
-    Part,
-    Prompt,
     Stop,
     StopTokenIds,
-    TokenIds,
-    Tools,
     only,
     within,
 )
@@ -42,12 +39,6 @@ Refused = Annotated[
         json_schema_extra={"enum": [None, False, 0, "", list[Any](), dict[str, Any]()]},
     ),
 ]
-
-
-class Body(BaseModel):
-    """Base of request bodies: no unknown fields, no silent conversion of types."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class StreamOptions(Body):
@@ -120,94 +111,12 @@ class SamplingBody(Body):
         return 1 if self.n is None else self.n
 
     @property
-    def asked_tokens(self) -> int | None:
-        """Most tokens to generate, as the client says it; None where it leaves that open."""
-        return self.max_tokens
-
-    @property
     def wants_usage(self) -> bool:
         """A stream ends with a usage chunk."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
-class Message(BaseModel):
-    """One chat message; fields besides role and content go to the chat template as they are."""
-
-    model_config = ConfigDict(extra="allow", strict=True, json_schema_extra=SAYS_SOMETHING)
-
-    role: str = Field(min_length=1, max_length=MAX_ROLE)
-    content: Annotated[str | Annotated[list[Part], AtMost(MAX_PARTS)], Field(union_mode="left_to_right")] | None = None
-
-
 Messages = Annotated[list[Message], AtMost(MAX_MESSAGES), Field(min_length=1)]
-
-
-class ChatRequest(SamplingBody):
-    """Body of /v1/chat/completions."""
-
-    messages: Messages
-    logprobs: bool | None = None
-    top_logprobs: Integer | None = within(0, MAX_LOGPROBS)
-    max_tokens: Integer | None = within(1, INT64[1])
-    max_completion_tokens: Integer | None = within(1, INT64[1], "Wins over max_tokens.")
-    tools: Tools | None = None
-    tool_choice: Annotated[str | Options, Field(union_mode="left_to_right")] | None = only("none", "auto")
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    chat_template_kwargs: Options | None = Field(default=None, description="Further variables of the chat template.")
-    reasoning_effort: Name | None = Field(default=None, description="For chat templates that read it.")
-    thinking: Options | None = Field(default=None, description='{"type": "enabled"}, for chat templates that read it.')
-    reasoning: Options | None = Field(default=None, description='{"effort": ..., "enabled": ...}: the two above.')
-
-    # refused unless they ask for what is done anyway
-    parallel_tool_calls: bool | None = None
-    verbosity: Name | None = only("medium")
-    include_reasoning: bool | None = only(True)
-    modalities: Annotated[list[Name], AtMost(8)] | None = only(list[str](), ["text"])
-    echo: Refused
-    chat_template: Refused
-    functions: Annotated[Any, only(list[Any]())]
-    function_call: Annotated[Any, only("none", "auto")]
-    audio: Refused
-    web_search_options: Refused
-    documents: Refused
-    moderation: Refused
-    prediction: Refused
-    mm_processor_kwargs: Refused
-
-    @property
-    def asked_tokens(self) -> int | None:
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-
-class CompletionRequest(SamplingBody):
-    """Body of /v1/completions."""
-
-    prompt: Prompt | None = Field(description='null or "" begins a new text.')
-    logprobs: Integer | None = within(0, MAX_LOGPROBS)
-    echo: bool | None = None
-    suffix: Annotated[Any, only("")]
-
-
-class TokenizeRequest(Body):
-    """Body of /tokenize: a prompt or chat messages."""
-
-    model: Name | None = None
-    prompt: str | None = None
-    messages: Messages | None = None
-    add_special_tokens: bool | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    return_token_strs: bool | None = None
-    tools: Tools | None = None
-    chat_template_kwargs: Options | None = None
-
-
-class DetokenizeRequest(Body):
-    """Body of /detokenize."""
-
-    model: Name | None = None
-    tokens: TokenIds
 
 
 class PromptTokensDetails(TypedDict):
@@ -229,28 +138,6 @@ class Usage(TypedDict):
     completion_tokens_details: CompletionTokensDetails
 
 
-class TopLogprob(TypedDict):
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenLogprob(TopLogprob):
-    top_logprobs: list[TopLogprob]
-
-
-class ChatLogprobs(TypedDict):
-    content: list[TokenLogprob]
-    refusal: None
-
-
-class CompletionLogprobs(TypedDict):
-    tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
-    text_offset: list[int]
-
-
 class PromptLogprob(TypedDict):
     logprob: float
     rank: int
@@ -261,143 +148,12 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 """vLLM's form: None for the first token, then token id (as JSON keys are strings) -> its log probability."""
 
 
-class AssistantMessage(TypedDict):
-    role: Literal["assistant"]
-    content: str
-    refusal: None
+class ErrorDetail(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
 
 
-class ChatChoice(TypedDict):
-    index: int
-    message: AssistantMessage
-    logprobs: ChatLogprobs | None
-    finish_reason: str | None
-    stop_reason: int | str | None
-    token_ids: NotRequired[list[int]]
-
-
-class ChatCompletion(TypedDict):
-    """Answer of /v1/chat/completions and of the handle's `chat`."""
-
-    id: str
-    object: Literal["chat.completion"]
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-    system_fingerprint: str
-    service_tier: None
-    prompt_logprobs: PromptLogprobs | None
-    prompt_token_ids: NotRequired[list[int]]
-
-
-class Delta(TypedDict):
-    role: NotRequired[Literal["assistant"]]
-    content: NotRequired[str]
-
-
-class ChunkChoice(TypedDict):
-    index: int
-    delta: Delta
-    logprobs: ChatLogprobs | None
-    finish_reason: str | None
-    stop_reason: NotRequired[int | str | None]
-    token_ids: NotRequired[list[int]]
-
-
-class ChatChunk(TypedDict):
-    """One event of a chat stream."""
-
-    id: str
-    object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    system_fingerprint: str
-    usage: NotRequired[Usage | None]
-    prompt_logprobs: NotRequired[PromptLogprobs | None]
-    prompt_token_ids: NotRequired[list[int]]
-
-
-class CompletionChoice(TypedDict):
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None
-    finish_reason: str | None
-    stop_reason: int | str | None
-    prompt_logprobs: PromptLogprobs | None
-    token_ids: NotRequired[list[int]]
-    prompt_token_ids: NotRequired[list[int]]
-
-
-class Completion(TypedDict):
-    """Answer of /v1/completions and of the handle's `complete`; its stream's events have the same form."""
-
-    id: str
-    object: Literal["text_completion"]
-    created: int
-    model: str
-    choices: list[CompletionChoice]
-    system_fingerprint: str
-    usage: NotRequired[Usage | None]
-
-
-class Tokens(TypedDict):
-    """Answer of /tokenize."""
-
-    count: int
-    max_model_len: int
-    tokens: list[int]
-    token_strs: list[str] | None
-
-
-class Detokenized(TypedDict):
-    """Answer of /detokenize."""
-
-    prompt: str
-
-
-class TokenizerInfo(TypedDict):
-    """Answer of /tokenizer_info; the special tokens are there by their names, such as eos_token."""
-
-    tokenizer_class: str
-    chat_template: str | None
-    model_max_length: int
-    vocab_size: int
-    eos_token_ids: list[int]
-
-
-class ModelCard(TypedDict):
-    """One entry of /v1/models; what may be told of its state is there for operators."""
-
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-    root: str | None
-    parent: None
-    max_model_len: int | None
-    status: Literal["ready", "loading", "failed"]
-    reason: str | None
-    alias_of: NotRequired[dict[str, float]]
-
-
-class ModelList(TypedDict):
-    """Answer of /v1/models."""
-
-    object: Literal["list"]
-    data: list[ModelCard]
-
-
-class Health(TypedDict):
-    """Answer of /health; shards and models are there for operators."""
-
-    status: Literal["ok", "degraded", "unhealthy"]
-    shards: NotRequired[dict[str, int]]
-    models: NotRequired[dict[str, dict[str, str | None]]]
-
-
-class Version(TypedDict):
-    """Answer of /version."""
-
-    version: str
+class ErrorBody(TypedDict):
+    error: ErrorDetail

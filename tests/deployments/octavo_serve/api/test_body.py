@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from octavo.errors import BadRequest
-from octavo_serve.api.body import fields_of
+from octavo_serve.api.body import fields_of, parse
 from octavo_serve.api.bounds import MAX_DEPTH, BodyBounds
-from octavo_serve.surfaces.openai.conversion import parse
-from octavo_serve.surfaces.openai.schemas import ChatRequest, CompletionRequest, DetokenizeRequest
+from octavo_serve.surfaces.chat.schemas import ChatRequest
+from octavo_serve.surfaces.completions.schemas import CompletionRequest
+from octavo_serve.surfaces.tokens.schemas import DetokenizeRequest
 
 BOUNDS = BodyBounds(8192)
 SIZE = BOUNDS.num_bytes - 100

@@ -8,8 +8,9 @@ from octavo.block_hash import hash_chain, root_hash
 from octavo.errors import BadRequest, PromptTooLong
 from octavo.request import SamplingParams
 from octavo.text.tokenizer import Tokenizer
+from octavo_serve.api.jobs import Asked
 from octavo_serve.api.model import ModelInfo
-from octavo_serve.api.prompts import Asked, check_characters, check_tokenized, is_long, prepare
+from octavo_serve.api.prompts import check_characters, check_tokenized, is_long, prepare
 
 INFO = ModelInfo("tiny", max_model_len=256, vocab_size=49152, block_size=16)
 
@@ -28,8 +29,7 @@ class Counting:
 
 def asked(**changes: Any) -> Asked:
     defaults: dict[str, Any] = {
-        "request_id": "r", "param": "prompt", "params": SamplingParams(), "max_tokens": 16, "add_special_tokens": True,
-        "priority": 0, "session": "", "cache_salt": "", "echo": False,
+        "kind": "cmpl", "model": None, "content": [], "param": "prompt", "params": SamplingParams(), "max_tokens": 16,
     }  # fmt: skip
     return Asked(**defaults | changes)
 
@@ -37,7 +37,7 @@ def asked(**changes: Any) -> Asked:
 def test_texts_and_ids_become_requests(tokenizer: Tokenizer) -> None:
     text = "Hello there, how are you today? " * 4
     ids = tokenizer.encode(text)
-    requests, texts = prepare(tokenizer, INFO, [text, ids], asked(cache_salt="tenant", echo=True, priority=3))
+    requests, texts = prepare(tokenizer, INFO, [text, ids], asked(cache_salt="tenant", echo=True, priority=3), "r")
     assert [request.request_id for request in requests] == ["r-0", "r-1"]
     assert [request.prompt_token_ids for request in requests] == [ids, ids]
     chain = hash_chain(root_hash("tiny", salt="tenant"), ids, 16)
@@ -48,14 +48,14 @@ def test_texts_and_ids_become_requests(tokenizer: Tokenizer) -> None:
 def test_a_text_far_too_long_costs_no_tokens(tokenizer: Tokenizer) -> None:
     counting: Any = Counting(tokenizer)
     with pytest.raises(PromptTooLong, match="more than 256 tokens; this model's context of 256 tokens"):
-        prepare(counting, INFO, ["7" * 10**6], asked())
+        prepare(counting, INFO, ["7" * 10**6], asked(), "r")
     assert counting.characters == 0
 
 
 def test_a_text_too_long_costs_few_tokens(tokenizer: Tokenizer) -> None:
     counting: Any = Counting(tokenizer)
     with pytest.raises(PromptTooLong, match="more than 256 tokens"):
-        prepare(counting, INFO, ["7" * 60_000], asked())
+        prepare(counting, INFO, ["7" * 60_000], asked(), "r")
     assert counting.characters <= 2**14
 
 
@@ -64,13 +64,13 @@ def test_a_text_that_fits_is_taken_however_long(tokenizer: Tokenizer, text: str)
     length = len(tokenizer.encode(text))
     info = ModelInfo("tiny", max_model_len=length + 1, vocab_size=49152, block_size=16)
     check_characters(tokenizer, text, info.max_model_len, "prompt")
-    (request,), _ = prepare(tokenizer, info, [text], asked(max_tokens=1))
+    (request,), _ = prepare(tokenizer, info, [text], asked(max_tokens=1), "r")
     assert len(request.prompt_token_ids) == length
 
 
 def test_ids_beyond_the_context_are_not_looked_at(tokenizer: Tokenizer) -> None:
     with pytest.raises(PromptTooLong, match="the prompt has 1000000 tokens"):
-        prepare(tokenizer, INFO, [[10**9] * 10**6], asked())
+        prepare(tokenizer, INFO, [[10**9] * 10**6], asked(), "r")
 
 
 def test_what_tokenize_takes() -> None:

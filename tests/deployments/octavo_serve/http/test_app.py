@@ -14,11 +14,12 @@ from pydantic import TypeAdapter
 from octavo import __version__
 from octavo.errors import EngineDead, OctavoError, Overloaded
 from octavo.request import Placement
+from octavo_serve.api.bounds import Limits
 from octavo_serve.api.registry import ModelEntry, choose
 from octavo_serve.api.service import Service
 from octavo_serve.http.app import http_app
-from octavo_serve.surfaces.openai.conversion import Limits
-from octavo_serve.surfaces.openai.schemas import ChatChunk, ChatCompletion, Completion
+from octavo_serve.surfaces.chat.schemas import ChatChunk, ChatCompletion
+from octavo_serve.surfaces.completions.schemas import Completion
 
 HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
 Send = Callable[..., httpx.Response]

@@ -13,11 +13,13 @@ from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from octavo.errors import OctavoError
+from octavo_serve.api.bounds import Limits
 from octavo_serve.api.service import Service
 from octavo_serve.http.app import http_app
-from octavo_serve.http.describe import OPERATIONS, Operation, openapi, page
-from octavo_serve.surfaces.openai.conversion import Limits
+from octavo_serve.http.describe import Operation, openapi, operations, page
+from octavo_serve.surfaces.served import SURFACES
 
+OPERATIONS = operations(SURFACES)
 EXAMPLES = 40
 
 
@@ -90,10 +92,10 @@ class _Links(HTMLParser):
 
 def test_the_page_loads_nothing_and_names_every_field() -> None:
     links = _Links()
-    links.feed(page().decode())
+    links.feed(page(SURFACES).decode())
     assert links.loaded == ["openapi.json"]
     assert not {"script", "link", "img", "iframe"} & set(links.tags)
-    schemas = json.loads(openapi())["components"]["schemas"]
+    schemas = json.loads(openapi(SURFACES))["components"]["schemas"]
     for kind in ("ChatRequest", "CompletionRequest", "TokenizeRequest", "DetokenizeRequest"):
         for name in schemas[kind]["properties"]:
-            assert f"<code>{name}</code>" in page().decode()
+            assert f"<code>{name}</code>" in page(SURFACES).decode()

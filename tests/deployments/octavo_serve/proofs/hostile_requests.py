@@ -12,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from octavo_serve.surfaces.openai.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from octavo_serve.surfaces.chat.schemas import ChatRequest
+from octavo_serve.surfaces.completions.schemas import CompletionRequest
+from octavo_serve.surfaces.tokens.schemas import DetokenizeRequest, TokenizeRequest
 
 HOST = b"Host: 127.0.0.1\r\n"
 PATHS = {

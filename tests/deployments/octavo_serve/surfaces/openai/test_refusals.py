@@ -8,11 +8,17 @@ from typing import Any
 import pytest
 
 from octavo.errors import BadRequest
+from octavo_serve.api.body import parse
+from octavo_serve.api.bounds import Limits
 from octavo_serve.api.service import Service
 from octavo_serve.http.describe import openapi
-from octavo_serve.surfaces.openai.conversion import parse
+from octavo_serve.surfaces.chat.schemas import ChatRequest
+from octavo_serve.surfaces.chat.surface import CHAT
+from octavo_serve.surfaces.completions.schemas import CompletionRequest
+from octavo_serve.surfaces.openai.asking import check_supported
 from octavo_serve.surfaces.openai.refusals import RULES
-from octavo_serve.surfaces.openai.schemas import NOT_SUPPORTED, ChatRequest, CompletionRequest
+from octavo_serve.surfaces.openai.schemas import NOT_SUPPORTED
+from octavo_serve.surfaces.served import SURFACES
 
 HELLO: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
@@ -45,7 +51,7 @@ REFUSED: list[dict[str, Any]] = [
 @pytest.mark.parametrize("extra", REFUSED, ids=str)
 def test_what_is_not_done_is_refused(extra: dict[str, Any]) -> None:
     with pytest.raises(BadRequest) as caught:
-        parse(ChatRequest, HELLO | extra)
+        check_supported(parse(ChatRequest, HELLO | extra), Limits())
     assert caught.value.param is not None
     assert {caught.value.param, caught.value.param.partition(".")[0]} & extra.keys()
 
@@ -66,7 +72,7 @@ HARMLESS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("extra", HARMLESS, ids=str)
 def test_what_clients_send_by_default_is_accepted(extra: dict[str, Any]) -> None:
-    parse(ChatRequest, HELLO | extra)
+    check_supported(parse(ChatRequest, HELLO | extra), Limits())
 
 
 @pytest.mark.parametrize("kind", [ChatRequest, CompletionRequest])
@@ -80,16 +86,16 @@ def test_every_value_that_the_description_allows_is_accepted_and_no_other(kind: 
     assert {name for name in looked_at if kind.model_fields[name].description != NOT_SUPPORTED} <= RULES.keys()
     for name, allowed in looked_at.items():
         for value in allowed:
-            parse(kind, needed | {name: value})
+            check_supported(parse(kind, needed | {name: value}), Limits())
         for value in ("no", 7, True, False, ["no"], {"a": 1}):
             if value not in allowed:
                 with pytest.raises(BadRequest, match=name.partition("_")[0]):
-                    parse(kind, needed | {name: value})
-    assert openapi()
+                    check_supported(parse(kind, needed | {name: value}), Limits())
+    assert openapi(SURFACES)
 
 
 def chat(service: Service, **extra: Any) -> Any:
-    return asyncio.run(service.chat(parse(ChatRequest, HELLO | extra)))
+    return asyncio.run(service.answer(CHAT, parse(ChatRequest, HELLO | extra)))
 
 
 @pytest.mark.parametrize(

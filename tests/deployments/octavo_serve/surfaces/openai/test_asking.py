@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 
 from octavo.errors import BadRequest, PromptTooLong
-from octavo_serve.surfaces.openai.conversion import Limits, check_length, parse, prompts_of, sampling_params
-from octavo_serve.surfaces.openai.schemas import ChatRequest, CompletionRequest
+from octavo_serve.api.body import parse
+from octavo_serve.api.bounds import Limits
+from octavo_serve.api.prompts import check_length
+from octavo_serve.surfaces.chat.schemas import ChatRequest
+from octavo_serve.surfaces.chat.surface import CHAT
+from octavo_serve.surfaces.completions.schemas import CompletionRequest
+from octavo_serve.surfaces.completions.surface import COMPLETIONS
 
 LIMITS = Limits(max_prompts=3, max_n=4)
 HELLO: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
@@ -37,15 +42,15 @@ ACCEPTED_CHATS = {
 @pytest.mark.parametrize("extra", ACCEPTED_CHATS.values(), ids=ACCEPTED_CHATS.keys())
 def test_what_clients_send_is_accepted(extra: dict[str, Any]) -> None:
     for body in (HELLO | extra, json.dumps(HELLO | extra).encode()):
-        sampling_params(parse(ChatRequest, body), LIMITS)
+        CHAT.ask(parse(ChatRequest, body), LIMITS)
 
 
 def test_what_lm_eval_sends_is_accepted() -> None:
     extra = {"prompt": [[1, 2], [3]], "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0, "seed": 1234}
     body = parse(CompletionRequest, json.dumps({"model": "m"} | extra).encode())
-    params = sampling_params(body, LIMITS)
-    assert (params.prompt_logprobs, params.logprobs, params.max_tokens) == (1, 1, 1)
-    assert prompts_of(body, LIMITS) == [[1, 2], [3]]
+    asked = COMPLETIONS.ask(body, LIMITS)
+    assert (asked.params.prompt_logprobs, asked.params.logprobs, asked.params.max_tokens) == (1, 1, 1)
+    assert asked.content == [[1, 2], [3]]
 
 
 REFUSED_CHATS = [
@@ -83,7 +88,7 @@ REFUSED_CHATS = [
 @pytest.mark.parametrize(("extra", "param", "sentence"), REFUSED_CHATS)
 def test_what_is_wrong_is_named(extra: dict[str, Any], param: str, sentence: str) -> None:
     with pytest.raises(BadRequest, match=sentence.replace("?", r"\?")) as caught:
-        sampling_params(parse(ChatRequest, HELLO | extra), LIMITS)
+        CHAT.ask(parse(ChatRequest, HELLO | extra), LIMITS)
     assert caught.value.param == param
 
 
@@ -112,9 +117,7 @@ def test_what_is_wrong_in_a_completion_is_named(extra: dict[str, Any], param: st
 
 
 def _checked_completion(sent: dict[str, Any]) -> None:
-    body = parse(CompletionRequest, sent)
-    prompts_of(body, LIMITS)
-    sampling_params(body, LIMITS)
+    COMPLETIONS.ask(parse(CompletionRequest, sent), LIMITS)
 
 
 @pytest.mark.parametrize("body", [b"{", b"\xff\xfe{}", b'{"prompt": "\xff"}', b"[]", b"nul", b'{"prompt": "\\ud800"}'])
@@ -167,7 +170,7 @@ OF_COMPLETIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("extra", DOCUMENTED + OF_CHATS, ids=str)
 def test_values_that_openai_documents_are_valid_in_chats(extra: dict[str, Any]) -> None:
     for body in (HELLO | extra, json.dumps(HELLO | extra).encode()):
-        sampling_params(parse(ChatRequest, body), LIMITS)
+        CHAT.ask(parse(ChatRequest, body), LIMITS)
 
 
 @pytest.mark.parametrize("extra", DOCUMENTED + OF_COMPLETIONS, ids=str)
@@ -185,7 +188,7 @@ def test_values_that_openai_documents_are_valid_in_completions(extra: dict[str, 
 def test_integers_beyond_64_bits_are_refused_by_name(name: str, value: float) -> None:
     sent: Any = {"stop_token_ids": [value], "logit_bias": {str(int(value)): 1}}.get(name, value)
     with pytest.raises(BadRequest) as caught:
-        sampling_params(parse(ChatRequest, HELLO | {name: sent}), LIMITS)
+        CHAT.ask(parse(ChatRequest, HELLO | {name: sent}), LIMITS)
     assert str(caught.value.param).partition(".")[0] == name
 
 
@@ -195,17 +198,17 @@ def test_n_has_one_limit(n: int) -> None:
         if name == "best_of" and n == 0:
             continue  # OpenAI's way to say that it is not used
         with pytest.raises(BadRequest, match=f"{name} must be at least 1 and at most 4, got {n}"):
-            sampling_params(parse(ChatRequest, HELLO | {name: n}), LIMITS)
+            CHAT.ask(parse(ChatRequest, HELLO | {name: n}), LIMITS)
 
 
 def test_the_sequences_of_a_request_have_a_limit() -> None:
     limits = Limits(max_prompts=1024, max_n=128)
     body = parse(CompletionRequest, {"prompt": ["a"] * 100, "n": 41})
     with pytest.raises(BadRequest, match="at most 4096 sequences"):
-        prompts_of(body, limits)
+        COMPLETIONS.ask(body, limits)
 
 
 @pytest.mark.parametrize("key", ["x", "-1", "1.5", " 1", "1_0", "１", "9" * 5000, ""])
 def test_keys_of_logit_bias_are_token_ids(key: str) -> None:
     with pytest.raises(BadRequest, match="must be token ids"):
-        sampling_params(parse(ChatRequest, HELLO | {"logit_bias": {key: 1}}), LIMITS)
+        CHAT.ask(parse(ChatRequest, HELLO | {"logit_bias": {key: 1}}), LIMITS)

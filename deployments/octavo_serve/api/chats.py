@@ -1,0 +1,105 @@
+"""Chats in the form that chat templates read, and the prompts that templates make of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from octavo.errors import BadRequest
+from octavo.text.chat import check_chat, render_chat
+from octavo.text.template import QUICK_TEXT, NotQuick, fits
+from octavo.text.tokenizer import Tokenizer
+from octavo_serve.api.bounds import MAX_PARTS, MAX_ROLE
+from octavo_serve.api.fields import SAYS_SOMETHING, AtMost, Part
+from octavo_serve.api.threads import Threads
+
+FEW = 256
+"""Messages that take about a millisecond to unpack."""
+
+
+class Message(BaseModel):
+    """One chat message; fields besides role and content go to the chat template as they are."""
+
+    model_config = ConfigDict(extra="allow", strict=True, json_schema_extra=SAYS_SOMETHING)
+
+    role: str = Field(min_length=1, max_length=MAX_ROLE)
+    content: Annotated[str | Annotated[list[Part], AtMost(MAX_PARTS)], Field(union_mode="left_to_right")] | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Chat:
+    """A chat, and how the prompt made of it ends (see `octavo.text.chat.render_chat`).
+
+    Attributes:
+        variables: further ones of the template, as the client names them.
+        reasoning: those about reasoning; what the template does not read of them is refused.
+    """
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    variables: Mapping[str, Any] | None = None
+    reasoning: Mapping[str, Any] = field(default_factory=dict)
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+
+    @property
+    def ending(self) -> dict[str, bool]:
+        go_on, answer = self.continue_final_message, self.add_generation_prompt
+        return {"add_generation_prompt": not go_on if answer is None else answer, "continue_final_message": go_on}
+
+    def unpacked(self) -> list[dict[str, Any]]:
+        """The messages as plain values; 4 us each."""
+        return [message.model_dump(exclude_unset=True) for message in self.messages]
+
+    def check(self) -> None:
+        """Refuse what can be known to be wrong while the model loads; a long chat is looked at when it is rendered.
+
+        Raises:
+            BadRequest: a message is malformed, or two things contradict each other.
+        """
+        if len(self.messages) <= FEW:
+            check_chat(self.unpacked(), chat_template_kwargs=self.variables, **self.ending)
+
+
+async def render(chat: Chat, tokenizer: Tokenizer, threads: Threads) -> str:
+    """The prompt's text: usual templates of short chats in place, all others in `threads`.
+
+    Raises:
+        BadRequest: as `render_chat` does, or the template does not read what is asked about reasoning.
+    """
+    if chat.reasoning:
+        check_template_reads(chat.reasoning, "".join(tokenizer.chat_templates.values()))
+    work = partial(_rendered, tokenizer, chat)
+    if len(chat.messages) <= FEW and fits([(m.content, m.model_extra) for m in chat.messages], QUICK_TEXT):
+        with contextlib.suppress(NotQuick):
+            return work(quickly=True)
+    return await threads.run(work, quickly=False)
+
+
+def _rendered(tokenizer: Tokenizer, chat: Chat, *, quickly: bool) -> str:
+    return render_chat(
+        tokenizer,
+        chat.unpacked(),
+        tools=chat.tools or None,
+        chat_template_kwargs={**chat.reasoning, **(chat.variables or {})},
+        quickly=quickly,
+        **chat.ending,
+    )
+
+
+def check_template_reads(variables: Mapping[str, Any], source: str) -> None:
+    """Refuse what a chat template does not read, unless it asks for nothing that would be different then.
+
+    Raises:
+        BadRequest: the answer would be the same without it.
+    """
+    effort = variables.get("reasoning_effort", "medium")
+    if effort != "medium" and "reasoning_effort" not in source:
+        raise BadRequest("this model has no reasoning effort to choose: leave it out", "reasoning_effort")
+    if variables.get("thinking") and "thinking" not in source:
+        raise BadRequest("this model's thinking cannot be switched on: leave it out", "thinking")

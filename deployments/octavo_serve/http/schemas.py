@@ -1,0 +1,53 @@
+"""What the routes about the server and its models answer."""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict  # pydantic reads the standard one from Python 3.12 on
+
+
+class TokenizerInfo(TypedDict):
+    """Answer of /tokenizer_info; the special tokens are there by their names, such as eos_token."""
+
+    tokenizer_class: str
+    chat_template: str | None
+    model_max_length: int
+    vocab_size: int
+    eos_token_ids: list[int]
+
+
+class ModelCard(TypedDict):
+    """One entry of /v1/models; what may be told of its state is there for operators."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str | None
+    parent: None
+    max_model_len: int | None
+    status: Literal["ready", "loading", "failed"]
+    reason: str | None
+    alias_of: NotRequired[dict[str, float]]
+
+
+class ModelList(TypedDict):
+    """Answer of /v1/models."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class Health(TypedDict):
+    """Answer of /health; shards and models are there for operators."""
+
+    status: Literal["ok", "degraded", "unhealthy"]
+    shards: NotRequired[dict[str, int]]
+    models: NotRequired[dict[str, dict[str, str | None]]]
+
+
+class Version(TypedDict):
+    """Answer of /version."""
+
+    version: str

@@ -1,0 +1,77 @@
+"""What a chat's body asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from octavo.errors import BadRequest
+from octavo.request import SamplingParams
+from octavo_serve.api.bounds import Limits
+from octavo_serve.api.chats import Chat
+from octavo_serve.api.jobs import Asked
+from octavo_serve.surfaces.chat.schemas import ChatRequest
+from octavo_serve.surfaces.openai.asking import check_stream, check_supported, given_sampling, session_of
+
+
+def ask(body: ChatRequest, limits: Limits) -> Asked:
+    """What is asked.
+
+    Raises:
+        BadRequest: a value is out of its range, two contradict each other, or something is not supported.
+    """
+    check_supported(body, limits)
+    given = given_sampling(body)
+    max_tokens = _max_tokens(body)
+    params = SamplingParams(**given, max_tokens=max_tokens, logprobs=_logprobs(body))
+    if params.best_of not in (None, params.n):
+        raise BadRequest("best_of is a parameter of /v1/completions; use n", "best_of")
+    check_stream(body, params)
+    return Asked(
+        kind="chatcmpl",
+        model=body.model,
+        content=_chat(body),
+        param="messages",
+        params=params,
+        given=given,
+        max_tokens=max_tokens,
+        add_special_tokens=bool(body.add_special_tokens),  # templates write them themselves
+        priority=body.priority or 0,
+        session=session_of(body),
+        cache_salt=body.cache_salt or "",
+    )
+
+
+def _max_tokens(body: ChatRequest) -> int | None:
+    asked = body.max_completion_tokens
+    if asked is None:
+        return body.max_tokens
+    if asked < 1:
+        raise BadRequest(f"max_completion_tokens must be at least 1, got {asked}", "max_completion_tokens")
+    return asked
+
+
+def _logprobs(body: ChatRequest) -> int | None:
+    if body.top_logprobs and not body.logprobs:
+        raise BadRequest("top_logprobs needs logprobs to be true", "top_logprobs")
+    return (body.top_logprobs or 0) if body.logprobs else None
+
+
+def _chat(body: ChatRequest) -> Chat:
+    return Chat(
+        messages=body.messages,
+        tools=None if body.tool_choice == "none" else body.tools,
+        variables=body.chat_template_kwargs,
+        reasoning=_reasoning(body),
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=bool(body.continue_final_message),
+    )
+
+
+def _reasoning(body: ChatRequest) -> dict[str, Any]:
+    """What the request asks of the chat template about reasoning, in the names that templates use; may be empty."""
+    reasoning = body.reasoning or {}
+    effort = body.reasoning_effort or reasoning.get("effort")
+    enabled = body.thinking["type"] == "enabled" if body.thinking else reasoning.get("enabled")
+    enabled = False if effort == "none" else enabled
+    variables = {} if effort in (None, "none") else {"reasoning_effort": effort}
+    return variables if enabled is None else variables | {"enable_thinking": enabled, "thinking": enabled}

@@ -1,0 +1,119 @@
+"""Bodies, answers and events of /v1/chat/completions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic reads the standard one from Python 3.12 on
+
+from octavo.request import INT64, MAX_LOGPROBS
+from octavo_serve.api.fields import AtMost, Integer, Name, Options, Tools, only, within
+from octavo_serve.surfaces.openai.schemas import Messages, PromptLogprobs, Refused, SamplingBody, Usage
+
+
+class ChatRequest(SamplingBody):
+    """Body of /v1/chat/completions."""
+
+    messages: Messages
+    logprobs: bool | None = None
+    top_logprobs: Integer | None = within(0, MAX_LOGPROBS)
+    max_tokens: Integer | None = within(1, INT64[1])
+    max_completion_tokens: Integer | None = within(1, INT64[1], "Wins over max_tokens.")
+    tools: Tools | None = None
+    tool_choice: Annotated[str | Options, Field(union_mode="left_to_right")] | None = only("none", "auto")
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: Options | None = Field(default=None, description="Further variables of the chat template.")
+    reasoning_effort: Name | None = Field(default=None, description="For chat templates that read it.")
+    thinking: Options | None = Field(default=None, description='{"type": "enabled"}, for chat templates that read it.')
+    reasoning: Options | None = Field(default=None, description='{"effort": ..., "enabled": ...}: the two above.')
+
+    # refused unless they ask for what is done anyway
+    parallel_tool_calls: bool | None = None
+    verbosity: Name | None = only("medium")
+    include_reasoning: bool | None = only(True)
+    modalities: Annotated[list[Name], AtMost(8)] | None = only(list[str](), ["text"])
+    echo: Refused
+    chat_template: Refused
+    functions: Annotated[Any, only(list[Any]())]
+    function_call: Annotated[Any, only("none", "auto")]
+    audio: Refused
+    web_search_options: Refused
+    documents: Refused
+    moderation: Refused
+    prediction: Refused
+    mm_processor_kwargs: Refused
+
+
+class TopLogprob(TypedDict):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(TypedDict):
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class AssistantMessage(TypedDict):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(TypedDict):
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+    stop_reason: int | str | None
+    token_ids: NotRequired[list[int]]
+
+
+class ChatCompletion(TypedDict):
+    """Answer of /v1/chat/completions and of the handle's `chat`."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    system_fingerprint: str
+    service_tier: None
+    prompt_logprobs: PromptLogprobs | None
+    prompt_token_ids: NotRequired[list[int]]
+
+
+class Delta(TypedDict):
+    role: NotRequired[Literal["assistant"]]
+    content: NotRequired[str]
+
+
+class ChunkChoice(TypedDict):
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+    stop_reason: NotRequired[int | str | None]
+    token_ids: NotRequired[list[int]]
+
+
+class ChatChunk(TypedDict):
+    """One event of a chat stream."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    system_fingerprint: str
+    usage: NotRequired[Usage | None]
+    prompt_logprobs: NotRequired[PromptLogprobs | None]
+    prompt_token_ids: NotRequired[list[int]]

@@ -1,0 +1,130 @@
+"""Writes a chat's answer, or the events of its stream."""
+
+from __future__ import annotations
+
+from octavo_serve.api.jobs import Job
+from octavo_serve.api.pieces import Piece, Whole
+from octavo_serve.surfaces.chat.schemas import (
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatLogprobs,
+    ChatRequest,
+    ChunkChoice,
+    Delta,
+    TokenLogprob,
+    TopLogprob,
+)
+from octavo_serve.surfaces.openai.asking import check_prompt_values
+from octavo_serve.surfaces.openai.writer import Names, OpenAIWriter, finite
+
+
+class ChatWriter(OpenAIWriter[ChatRequest, ChatCompletion, ChatChunk]):
+    """A stream is, for each choice, its role, then deltas of its text, then the reason why it ended.
+
+    Raises:
+        BadRequest: the answer would be too large.
+    """
+
+    def __init__(self, body: ChatRequest, job: Job, tells: bool) -> None:
+        super().__init__(body, job, tells)
+        self._started: set[int] = set()
+        if body.prompt_logprobs is not None:
+            check_prompt_values(job.prompt_tokens * (1 + body.prompt_logprobs), body)
+
+    def owed_prompt_tokens(self, piece: Piece) -> int:
+        return 0 if self._started else self.job.prompt_tokens
+
+    def piece(self, piece: Piece) -> list[ChatChunk]:
+        chunks = []
+        if piece.choice not in self._started:
+            chunks.append(self._first_chunk(piece.choice))
+        self.sent += len(piece.token_ids)
+        if self.says_something(piece):
+            delta = _delta(piece.choice, {"content": piece.text})
+            delta["logprobs"] = self._logprobs(piece)
+            if self.body.return_token_ids:
+                delta["token_ids"] = piece.token_ids
+            chunks.append(self._chunk([delta]))
+        if piece.finish_reason is not None:
+            last = _delta(piece.choice, {})
+            last["finish_reason"] = piece.finish_reason
+            last["stop_reason"] = piece.stop_reason
+            chunks.append(self._chunk([last]))
+        return chunks
+
+    def end(self) -> list[ChatChunk]:
+        return [{**self._chunk([]), "usage": self.usage(self.sent)}] if self.body.wants_usage else []
+
+    def whole(self, whole: Whole) -> ChatCompletion:
+        answer: ChatCompletion = {
+            "id": self.id,
+            "object": "chat.completion",
+            "created": self.job.created,
+            "model": self.model,
+            "choices": [self._choice(piece) for piece in whole.choices()],
+            "usage": self.usage(whole.tokens),
+            "system_fingerprint": self.fingerprint,
+            "service_tier": None,
+            "prompt_logprobs": self.prompt_logprobs(0),
+        }
+        if self.body.return_token_ids:
+            answer["prompt_token_ids"] = self.job.requests[0].prompt_token_ids
+        return answer
+
+    def _choice(self, piece: Piece) -> ChatChoice:
+        choice: ChatChoice = {
+            "index": piece.choice,
+            "message": {"role": "assistant", "content": piece.text, "refusal": None},
+            "logprobs": self._logprobs(piece),
+            "finish_reason": piece.finish_reason,
+            "stop_reason": piece.stop_reason,
+        }
+        if self.body.return_token_ids:
+            choice["token_ids"] = piece.token_ids
+        return choice
+
+    def _first_chunk(self, choice: int) -> ChatChunk:
+        """A choice's role; the first of all says what is known of the prompt, too."""
+        chunk = self._chunk([_delta(choice, {"role": "assistant", "content": ""})])
+        if not self._started and self.body.return_token_ids:
+            chunk["prompt_token_ids"] = self.job.requests[0].prompt_token_ids
+        if not self._started and self.body.prompt_logprobs is not None:
+            chunk["prompt_logprobs"] = self.prompt_logprobs(0)
+        self._started.add(choice)
+        return chunk
+
+    def _chunk(self, choices: list[ChunkChoice]) -> ChatChunk:
+        chunk: ChatChunk = {
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.job.created,
+            "model": self.model,
+            "choices": choices,
+            "system_fingerprint": self.fingerprint,
+        }
+        if self.body.wants_usage:
+            chunk["usage"] = self.usage_so_far
+        return chunk
+
+    def _logprobs(self, piece: Piece) -> ChatLogprobs | None:
+        return None if piece.logprobs is None else chat_logprobs(piece, self.names, self.job.params.logprobs or 0)
+
+
+def _delta(choice: int, delta: Delta) -> ChunkChoice:
+    return {"index": choice, "delta": delta, "logprobs": None, "finish_reason": None}
+
+
+def chat_logprobs(piece: Piece, names: Names, top: int) -> ChatLogprobs:
+    """Log probabilities in chat's form, with the `top` most likely alternatives of each token."""
+    content: list[TokenLogprob] = []
+    for token_id, entries in zip(piece.token_ids, piece.logprobs or (), strict=True):
+        ranked = sorted(entries.items(), key=lambda item: item[1].rank)[:top]
+        chosen = _top_logprob(names, token_id, entries[token_id].logprob)
+        alternatives = [_top_logprob(names, other, entry.logprob) for other, entry in ranked]
+        content.append({**chosen, "top_logprobs": alternatives})
+    return {"content": content, "refusal": None}
+
+
+def _top_logprob(names: Names, token_id: int, logprob: float) -> TopLogprob:
+    return {"token": names.token_text(token_id), "logprob": finite(logprob), "bytes": list(names.token_bytes(token_id))}

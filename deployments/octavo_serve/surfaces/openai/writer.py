@@ -1,0 +1,125 @@
+"""What chats and completions write alike: usage, tokens' names, log probabilities of prompts."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Generic, TypeVar
+
+from octavo import __version__
+from octavo.request import TokenLogprobs
+from octavo.text.tokenizer import Tokenizer
+from octavo_serve.api.jobs import Job
+from octavo_serve.api.pieces import Element, Piece
+from octavo_serve.api.surface import A, E, Writer
+from octavo_serve.surfaces.openai.schemas import PromptLogprob, PromptLogprobs, SamplingBody, Usage
+
+R = TypeVar("R", bound=SamplingBody)
+
+
+class TokenIdNames:
+    """A tokenizer that calls each token "token_id:ID", as vLLM does where texts could be mistaken."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def token_text(self, token_id: int) -> str:
+        """The token's name."""
+        return f"token_id:{token_id}"
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes it stands for."""
+        return self._tokenizer.token_bytes(token_id)
+
+
+Names = Tokenizer | TokenIdNames
+
+
+class OpenAIWriter(Writer[A, E], Generic[R, A, E]):
+    """Base of both writers.
+
+    Attributes:
+        id, model, fingerprint: of the answer and of each of its events.
+        names: what log probabilities call tokens.
+        sent: tokens in the events so far.
+    """
+
+    def __init__(self, body: R, job: Job, tells: bool) -> None:
+        super().__init__(job, tells)
+        self.body = body
+        self.id = f"{job.id.partition('-')[0]}-{body.request_id}" if body.request_id else job.id
+        self.model = job.model.name
+        self.fingerprint = fingerprint(job.hash_name)
+        tokenizer = job.model.tokenizer
+        self.names: Names = TokenIdNames(tokenizer) if body.return_tokens_as_token_ids else tokenizer
+        self.sent = 0
+        self._prompt_tokens = job.prompt_tokens
+        self._says_logprobs = job.params.logprobs is not None or job.params.prompt_logprobs is not None
+        self._usage_so_far = body.stream_options is not None and bool(body.stream_options.continuous_usage_stats)
+
+    def is_large(self, element: Element) -> bool:
+        if not self._says_logprobs or not isinstance(element, Piece):
+            return False
+        return self.job.is_large(self.owed_prompt_tokens(element), len(element.token_ids))
+
+    @abstractmethod
+    def owed_prompt_tokens(self, piece: Piece) -> int:
+        """Of how many prompt tokens the next events of a piece's choice say the log probabilities."""
+
+    def usage(self, completion_tokens: int) -> Usage:
+        """Token counts."""
+        prompt_tokens = self._prompt_tokens
+        cached_tokens = sum(begun.cached_tokens for begun in self.begun.values())
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": cached_tokens} if self.tells else None,
+            "completion_tokens_details": {
+                "reasoning_tokens": 0,
+                "audio_tokens": 0,
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
+            },
+        }
+
+    @property
+    def usage_so_far(self) -> Usage | None:
+        """What the `usage` of a stream's events before the last one holds: the tokens of the events up to it."""
+        return self.usage(self.sent) if self._usage_so_far else None
+
+    def says_something(self, piece: Piece) -> bool:
+        """Whether a client would miss a piece of a stream."""
+        return bool(piece.text or piece.logprobs or (self.body.return_token_ids and piece.token_ids))
+
+    def prompt_logprobs(self, prompt: int) -> PromptLogprobs | None:
+        """vLLM's `prompt_logprobs`; None where they are not asked for."""
+        if self.body.prompt_logprobs is None:
+            return None
+        tokenizer = self.job.model.tokenizer
+        return [_of_token(tokens, tokenizer) for tokens in self.begun[prompt].prompt_logprobs or ()]
+
+
+def _of_token(entries: TokenLogprobs | None, tokenizer: Tokenizer) -> dict[str, PromptLogprob] | None:
+    if entries is None:
+        return None
+    return {
+        str(token_id): {
+            "logprob": finite(entry.logprob),
+            "rank": entry.rank,
+            "decoded_token": tokenizer.token_text(token_id),
+        }
+        for token_id, entry in entries.items()
+    }
+
+
+@lru_cache
+def fingerprint(model: str) -> str:
+    """The API's `system_fingerprint`: changes with the model and with Octavo's version."""
+    return "fp_" + blake2b(f"{__version__}\0{model}".encode(), digest_size=5).hexdigest()
+
+
+def finite(logprob: float) -> float:
+    """JSON has no infinity; vLLM's stand-in for an impossible token."""
+    return max(logprob, -9999.0)
