@@ -1,13 +1,20 @@
-"""Which back end a tensor gets, and the check that all ops share."""
+"""Which back end an op gets, and the check that all ops share."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
+import sys
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+
+from octavo_kernels.native.library import use_cpu
+
+Op = TypeVar("Op", bound=Callable[..., Any])
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -17,6 +24,31 @@ def _has_triton() -> bool:
     found = importlib.util.find_spec("triton") is not None
     if not found:
         warnings.warn("Triton is not installed: the GPU runs the plain PyTorch kernels, slowly", stacklevel=3)
+    return found
+
+
+def backend(reference: Op, *tensors: torch.Tensor, gpu: bool = True, cpu: bool = True) -> Op:
+    """What runs an op on these tensors: the function of its name in the op's `gpu.py` or `cpu.py`, or its reference.
+
+    All of them have the reference's signature.
+
+    Args:
+        reference: the function in the op's `reference.py`.
+        tensors: what decides, on one device.
+        gpu, cpu: whether there is a Triton kernel, or native code, for this call.
+    """
+    if gpu and use_gpu(tensors[0]):
+        return other(reference, "gpu")
+    if cpu and use_cpu(*tensors):
+        return other(reference, "cpu")
+    return reference
+
+
+def other(reference: Op, file: str) -> Op:
+    """The function of the same name in the op's file "gpu" or "cpu"."""
+    name = reference.__module__.removesuffix("reference") + file
+    module = sys.modules.get(name) or importlib.import_module(name)
+    found: Op = getattr(module, reference.__name__)
     return found
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from octavo.execution.kv_storage import KVStorage
 from octavo.models.decoder import Decoder, StepContext
 from octavo.models.load import load_model
 from octavo.source import resolve_source
+from octavo_kernels import dispatch
 from octavo_kernels.paged_attention import PagedBatch
 
 BLOCK = 4
@@ -31,10 +33,17 @@ def kernels(gpu: Callable[[str], ModuleType]) -> Iterator[Callable[[], Counter[s
 
         def switch() -> Counter[str]:
             count: Counter[str] = Counter()
+
+            def triton(reference: Any, *tensors: torch.Tensor, gpu: bool = True, cpu: bool = True) -> Any:
+                count.update([reference.__module__.split(".")[1]])
+                return dispatch.other(reference, "gpu") if gpu else reference
+
             for name, module in list(sys.modules.items()):
-                _, _, op = name.partition("octavo_kernels.")
-                if op and hasattr(module, "use_gpu"):
-                    patch.setattr(module, "use_gpu", lambda x, op=op: not count.update([op]))
+                if name.startswith("octavo_kernels.") and module is not dispatch:
+                    if hasattr(module, "backend"):
+                        patch.setattr(module, "backend", triton)
+                    if hasattr(module, "use_gpu"):
+                        patch.setattr(module, "use_gpu", lambda x: True)
             return count
 
         yield switch

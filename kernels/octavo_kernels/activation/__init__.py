@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from octavo_kernels.activation import reference
-from octavo_kernels.dispatch import check_floats, use_gpu
-from octavo_kernels.native.library import use_cpu
+from octavo_kernels.dispatch import backend, check_floats
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
@@ -22,15 +21,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
         ValueError: shape or type does not fit.
     """
     _check(gate_up)
-    if use_gpu(gate_up):
-        from octavo_kernels.activation import gpu
-
-        return gpu.silu_mul(gate_up)
-    if use_cpu(gate_up):
-        from octavo_kernels.activation import cpu
-
-        return cpu.silu_mul(gate_up)
-    return reference.silu_mul(gate_up)
+    return backend(reference.silu_mul, gate_up)(gate_up)
 
 
 def gelu_mul(gate_up: Tensor) -> Tensor:
@@ -46,15 +37,7 @@ def gelu_mul(gate_up: Tensor) -> Tensor:
         ValueError: shape or type does not fit.
     """
     _check(gate_up)
-    if use_gpu(gate_up):
-        from octavo_kernels.activation import gpu
-
-        return gpu.gelu_mul(gate_up)
-    if use_cpu(gate_up):
-        from octavo_kernels.activation import cpu
-
-        return cpu.gelu_mul(gate_up)
-    return reference.gelu_mul(gate_up)
+    return backend(reference.gelu_mul, gate_up)(gate_up)
 
 
 def _check(gate_up: Tensor) -> None:

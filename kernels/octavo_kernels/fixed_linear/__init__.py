@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from octavo_kernels.dispatch import check_floats, use_gpu
+from octavo_kernels.dispatch import backend, check_floats
 from octavo_kernels.fixed_linear import reference
 
 
@@ -32,8 +32,4 @@ def fixed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
         )
     if not weight.is_contiguous() or (bias is not None and bias.shape != weight.shape[:1]):
         raise ValueError(f"weight must be contiguous and bias [{len(weight)}]")
-    if use_gpu(x):
-        from octavo_kernels.fixed_linear import gpu
-
-        return gpu.fixed_linear(x, weight, bias)
-    return reference.fixed_linear(x, weight, bias)
+    return backend(reference.fixed_linear, x, cpu=False)(x, weight, bias)

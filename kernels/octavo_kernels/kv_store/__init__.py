@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from octavo_kernels.dispatch import check_floats, use_gpu
+from octavo_kernels.dispatch import backend, check_floats
 from octavo_kernels.kv_cache import KVScales, check_caches
 from octavo_kernels.kv_store import reference
-from octavo_kernels.native.library import use_cpu
 
 
 def kv_store(
@@ -28,16 +27,7 @@ def kv_store(
         ValueError: shapes, types or layouts do not fit.
     """
     _check(k, v, k_cache, v_cache, slots, kv_scales)
-    if use_gpu(k):
-        from octavo_kernels.kv_store import gpu
-
-        gpu.kv_store(k, v, k_cache, v_cache, slots, kv_scales)
-    elif kv_scales is None and use_cpu(k, v):
-        from octavo_kernels.kv_store import cpu
-
-        cpu.kv_store(k, v, k_cache, v_cache, slots)
-    else:
-        reference.kv_store(k, v, k_cache, v_cache, slots, kv_scales)
+    backend(reference.kv_store, k, v, cpu=kv_scales is None)(k, v, k_cache, v_cache, slots, kv_scales)
 
 
 def _check(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, kv_scales: KVScales | None) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from octavo_kernels.native.library import call
 
 
-def kv_store(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+def kv_store(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, kv_scales: None = None) -> None:
     tokens, heads, dim = k.shape
     for x, cache in ((k, k_cache), (v, v_cache)):
         row, head, value = x.stride(0), x.stride(1), x.element_size()

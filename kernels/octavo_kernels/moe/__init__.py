@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from octavo_kernels.dispatch import check_floats, use_gpu
+from octavo_kernels.dispatch import backend, check_floats
 from octavo_kernels.linear.quantized import QuantizedWeight, has_even_groups
 from octavo_kernels.moe import reference
 
@@ -30,11 +30,8 @@ def route(scores: Tensor, num_chosen: int, *, normalise: bool) -> tuple[Tensor, 
     check_floats(scores=scores)
     if not 1 <= num_chosen <= scores.shape[1]:
         raise ValueError(f"{num_chosen} of {scores.shape[1]} experts cannot be chosen")
-    if use_gpu(scores) and len(scores):
-        from octavo_kernels.moe import gpu
-
-        return gpu.route(scores, num_chosen, normalise=normalise)
-    return reference.route(scores, num_chosen, normalise=normalise)
+    run = backend(reference.route, scores, gpu=len(scores) > 0, cpu=False)
+    return run(scores, num_chosen, normalise=normalise)
 
 
 def moe(
@@ -73,8 +70,5 @@ def moe(
     if shares.shape != experts.shape or shares.dtype != torch.float32 or experts.dtype != torch.int32:
         raise ValueError(f"shares {shares.dtype} {list(shares.shape)}, experts {experts.dtype} {list(experts.shape)}")
     even = all(isinstance(weight, Tensor) or has_even_groups(weight) for weight in (gate_up, down))
-    if use_gpu(x) and len(x) and even:
-        from octavo_kernels.moe import gpu
-
-        return gpu.moe(x, shares, experts, gate_up, down, num_experts, batch_invariant=batch_invariant)
-    return reference.moe(x, shares, experts, gate_up, down, num_experts)
+    run = backend(reference.moe, x, gpu=even and len(x) > 0, cpu=False)
+    return run(x, shares, experts, gate_up, down, num_experts, batch_invariant=batch_invariant)

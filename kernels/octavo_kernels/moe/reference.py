@@ -25,6 +25,8 @@ def moe(
     gate_up: Tensor | QuantizedWeight,
     down: Tensor | QuantizedWeight,
     num_experts: int,
+    *,
+    batch_invariant: bool = False,
 ) -> Tensor:
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     width, inner = x.shape[1], down.shape[1]

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
-
 import torch
 from torch import Tensor
 
-from octavo_kernels.dispatch import check_floats, use_gpu
+from octavo_kernels.dispatch import backend, check_floats
 from octavo_kernels.kv_cache import KVScales, check_caches
-from octavo_kernels.native.library import use_cpu
 from octavo_kernels.paged_attention import reference
 from octavo_kernels.paged_attention.batch import PagedBatch
 
 __all__ = ["PagedBatch", "paged_attention"]
-
-
-class Options(TypedDict):
-    """What a layer's attention is like, see `paged_attention`."""
-
-    scale: float
-    window: int | None
-    softcap: float | None
-    alibi_slopes: Tensor | None
 
 
 def paged_attention(
@@ -68,16 +56,18 @@ def paged_attention(
     if alibi_slopes is not None and (alibi_slopes.shape != q.shape[1:2] or alibi_slopes.dtype != torch.float32):
         shape = tuple(alibi_slopes.shape)
         raise ValueError(f"alibi_slopes must be [{q.shape[1]}] float32, got {shape} {alibi_slopes.dtype}")
-    options: Options = {"scale": scale, "window": window, "softcap": softcap, "alibi_slopes": alibi_slopes}
-    if use_gpu(q):
-        from octavo_kernels.paged_attention import gpu
-
-        return gpu.paged_attention(q, k_cache, v_cache, batch, **options, kv_scales=kv_scales)
-    if kv_scales is None and use_cpu(q):
-        from octavo_kernels.paged_attention import cpu
-
-        return cpu.paged_attention(q, k_cache, v_cache, batch, **options)
-    return reference.paged_attention(q, k_cache, v_cache, batch, **options, kv_scales=kv_scales)
+    run = backend(reference.paged_attention, q, cpu=kv_scales is None)
+    return run(
+        q,
+        k_cache,
+        v_cache,
+        batch,
+        scale=scale,
+        window=window,
+        softcap=softcap,
+        alibi_slopes=alibi_slopes,
+        kv_scales=kv_scales,
+    )
 
 
 def _check(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: PagedBatch, kv_scales: KVScales | None) -> None:

@@ -19,6 +19,7 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     alibi_slopes: Tensor | None = None,
+    kv_scales: None = None,
 ) -> Tensor:
     _, heads, dim = q.shape
     _, block_size, kv_heads, _ = k_cache.shape

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from octavo_kernels.dispatch import check_floats, use_gpu
+from octavo_kernels.dispatch import backend, check_floats
 from octavo_kernels.kv_cache import KVScales, check_caches
 
 
@@ -48,13 +48,10 @@ def qkv_rope_store(
         ValueError: shapes, types or layouts do not fit.
     """
     _check(qkv, k_cache, v_cache, slots, positions, cos_sin, norms, kv_scales)
-    if use_gpu(qkv):
-        from octavo_kernels.qkv_rope_store import gpu
-
-        return gpu.qkv_rope_store(qkv, k_cache, v_cache, slots, positions, cos_sin, norms, kv_scales)
     from octavo_kernels.qkv_rope_store import reference
 
-    return reference.qkv_rope_store(qkv, k_cache, v_cache, slots, positions, cos_sin, norms, kv_scales)
+    run = backend(reference.qkv_rope_store, qkv, cpu=False)
+    return run(qkv, k_cache, v_cache, slots, positions, cos_sin, norms, kv_scales)
 
 
 def _check(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from octavo_kernels.dispatch import check_floats, use_gpu
-from octavo_kernels.native.library import use_cpu
+from octavo_kernels.dispatch import backend, check_floats
 from octavo_kernels.rms_norm import reference
 
 
@@ -25,15 +24,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         ValueError: shapes or types do not fit.
     """
     _check(x, weight)
-    if use_gpu(x):
-        from octavo_kernels.rms_norm import gpu
-
-        return gpu.rms_norm(x, weight, eps)
-    if use_cpu(x):
-        from octavo_kernels.rms_norm import cpu
-
-        return cpu.rms_norm(x, weight, eps)
-    return reference.rms_norm(x, weight, eps)
+    return backend(reference.rms_norm, x)(x, weight, eps)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -55,15 +46,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     check_floats(x=x, residual=residual)
     if x.shape != residual.shape:
         raise ValueError(f"x is {tuple(x.shape)}, but residual is {tuple(residual.shape)}")
-    if use_gpu(x):
-        from octavo_kernels.rms_norm import gpu
-
-        return gpu.add_rms_norm(x, residual, weight, eps)
-    if use_cpu(x):
-        from octavo_kernels.rms_norm import cpu
-
-        return cpu.add_rms_norm(x, residual, weight, eps)
-    return reference.add_rms_norm(x, residual, weight, eps)
+    return backend(reference.add_rms_norm, x)(x, residual, weight, eps)
 
 
 def _check(x: Tensor, weight: Tensor) -> None:

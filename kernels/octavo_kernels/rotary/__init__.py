@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from octavo_kernels.dispatch import check_floats, use_gpu
-from octavo_kernels.native.library import use_cpu
+from octavo_kernels.dispatch import backend, check_floats
 from octavo_kernels.rotary import reference
 
 
@@ -27,16 +26,7 @@ def rotary_(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
         ValueError: shapes or types do not fit.
     """
     _check(q, k, positions, cos_sin)
-    if use_gpu(q):
-        from octavo_kernels.rotary import gpu
-
-        gpu.rotary_(q, k, positions, cos_sin)
-    elif use_cpu(q, k):
-        from octavo_kernels.rotary import cpu
-
-        cpu.rotary_(q, k, positions, cos_sin)
-    else:
-        reference.rotary_(q, k, positions, cos_sin)
+    backend(reference.rotary_, q, k)(q, k, positions, cos_sin)
 
 
 def _check(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Draw tokens from logits without sorting them, in C++ or Triton: `octavo.execution.sampler` is the definition."""
+"""Draw tokens from logits: `reference.py` is the definition; in C++ and Triton without sorting them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def sample_tensors(
     seed: Tensor,
     position: Tensor,
 ) -> Tensor:
-    """One token per row, on a GPU: the same number of launches whatever is asked for, and nothing read back.
+    """One token per row. On a GPU: the same number of launches whatever is asked for, and nothing read back.
 
     Args:
         logits: [L, V] of a float type, rows contiguous.
@@ -67,6 +67,8 @@ def sample_tensors(
     Returns:
         [R] int64; -1 where the largest logit is not finite.
     """
-    from octavo_kernels.sampling import gpu
+    from octavo_kernels.dispatch import backend  # torch, which the native decoder does without
+    from octavo_kernels.sampling import reference
 
-    return gpu.sample(logits, line, temperature, top_k, top_p, min_p, seed, position)
+    run = backend(reference.sample, logits, cpu=False)
+    return run(logits, line, temperature, top_k, top_p, min_p, seed, position)

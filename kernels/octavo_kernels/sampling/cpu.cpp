@@ -10,7 +10,7 @@ constexpr float kNone = -std::numeric_limits<float>::infinity();
 constexpr int64_t kChunk = 512;  // weights summed at a time while looking for the drawn one
 constexpr float kLikely = -12.f;  // scaled logits above it hold nearly all of a nucleus: tried first
 
-// Philox4x32-10 (Salmon et al. 2011), its first two words as a number in [0, 1) with 53 bits; octavo.execution.random.
+// Philox4x32-10 (Salmon et al. 2011), its first two words as a number in [0, 1) with 53 bits, as in reference.py.
 double uniform(uint64_t seed, uint64_t position) {
     uint32_t c[4] = {uint32_t(position), uint32_t(position >> 32), 0, 0};
     uint32_t k[2] = {uint32_t(seed), uint32_t(seed >> 32)};

@@ -1,5 +1,5 @@
 // Drawing a token from a row of logits: temperature, min-p, top-k, top-p, one uniform number per row. The definition is
-// octavo.execution.sampler; nothing is sorted but the few logits around a threshold.
+// reference.py; nothing is sorted but the few logits around a threshold.
 #pragma once
 
 #include <vector>

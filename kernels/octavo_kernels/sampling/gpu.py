@@ -1,4 +1,4 @@
-"""Draw tokens from logits in Triton without sorting them: the definition is `octavo.execution.sampler`.
+"""Draw tokens from logits in Triton without sorting them: the definition is `reference.py`.
 
 Three launches, whatever each row asks for, and nothing read back. The vocabulary is cut into chunks:
 

@@ -1,8 +1,6 @@
-"""Logits -> tokens, vectorised over rows; a row's token depends on nothing but the row.
+"""Logits -> tokens and log probabilities, vectorised over rows; what a row gets depends on nothing but the row.
 
-The order of treatment is vLLM's: bias and bans, penalties, temperature, min-p, top-k, top-p, draw. Filters are
-thresholds on the logits, so ties at the edge are kept whatever order a sort would give them. The draw inverts the
-cumulative distribution in vocabulary order with one counter-based uniform number per row.
+The order of treatment is vLLM's: bias and bans, penalties, then what `octavo_kernels.sampling` does.
 
 Log probabilities are those of the model itself (before any treatment), as in vLLM's default and OpenAI's API.
 """
@@ -16,14 +14,11 @@ import torch
 from torch import Tensor
 
 from octavo.execution import tensor_treatment, treatment
-from octavo.execution.random import uniform
 from octavo.execution.transfer import fetch, to_device
 from octavo.step import Int64, LogprobRow, SamplingRows
-from octavo_kernels.dispatch import use_gpu
 from octavo_kernels.sampling import sample_tensors
 
 _LOGIT_ROWS = 256  # prompt positions whose logits exist at once: 256 x 256k x 4 B = 256 MiB for the largest vocabulary
-_CANDIDATES = 1024  # a nucleus almost always lies within these; topk of 1024 is 6x cheaper than sorting 49,152
 
 
 Drawn = Callable[[], tuple[Int64, dict[int, LogprobRow]]]
@@ -53,11 +48,10 @@ def begin_sample(logits: Tensor, rows: SamplingRows, unlisted: Tensor | None = N
     Returns:
         token ids [R] on the device, and what waits for both results.
     """
-    broken = ~torch.isfinite(logits.amax(-1))
     treated = treat(logits, rows, unlisted)
-    if treated is not logits:
-        broken |= treated.amax(-1) == -torch.inf  # nothing is left to draw
-    tokens = (_on_gpu(treated, rows) if use_gpu(treated) else _tokens(treated, rows)).masked_fill(broken, -1)
+    tokens = _tokens(treated, rows)
+    if treated is not logits:  # a penalty turns an infinite logit into the largest finite one
+        tokens = tokens.masked_fill(~torch.isfinite(logits.amax(-1)), -1)
     return tokens, _begin_fetch(logits, tokens, rows.num_logprobs)
 
 
@@ -80,23 +74,15 @@ def _begin_fetch(logits: Tensor, tokens: Tensor, counts: np.ndarray) -> Drawn:
     return finish
 
 
-def _on_gpu(logits: Tensor, rows: SamplingRows) -> Tensor:
-    """The same by kernels that do not sort."""
-    line = np.arange(len(logits))
-    integers = np.stack([line, rows.seed.view(np.int64), rows.position, rows.top_k])
-    lines, seeds, positions, top_k = to_device(integers, logits.device)
+def _tokens(logits: Tensor, rows: SamplingRows) -> Tensor:
+    seed, line = rows.seed.view(np.int64), np.arange(len(logits))
+    if logits.is_cpu:
+        columns = (line, rows.temperature, rows.top_k, rows.top_p, rows.min_p, seed, rows.position)
+        return sample_tensors(logits, *(torch.from_numpy(column) for column in columns))
+    # Two copies to the device, not seven
+    lines, seeds, positions, top_k = to_device(np.stack([line, seed, rows.position, rows.top_k]), logits.device)
     temperature, top_p, min_p = to_device(np.stack([rows.temperature, rows.top_p, rows.min_p]), logits.device)
     return sample_tensors(logits, lines, temperature, top_k.int(), top_p, min_p, seeds, positions)
-
-
-def _tokens(logits: Tensor, rows: SamplingRows) -> Tensor:
-    tokens = logits.argmax(-1)
-    random = np.flatnonzero(rows.temperature > 0)
-    if len(random) == len(tokens):
-        return _draw(logits, rows, random)
-    if len(random):
-        tokens[to_device(random, tokens.device)] = _draw(logits, rows, random)
-    return tokens
 
 
 def logprob_rows(logits: Tensor, tokens: list[int], counts: list[int]) -> list[LogprobRow]:
@@ -159,50 +145,3 @@ def treat(logits: Tensor, rows: SamplingRows, unlisted: Tensor | None = None) ->
     else:
         tensor_treatment.treat(logits, rows, unlisted)
     return logits
-
-
-def _draw(logits: Tensor, rows: SamplingRows, index: np.ndarray) -> Tensor:
-    """Tokens [n] for the rows in `index`, whose temperature is above 0."""
-
-    def column(values: np.ndarray) -> Tensor:
-        return to_device(values[index], logits.device)[:, None]
-
-    # Temperatures near 0 would overflow to infinities; shifting the maximum to 0 first keeps every value finite.
-    x = logits if len(index) == len(logits) else logits[to_device(index, logits.device)]
-    x = (x - x.amax(-1, keepdim=True)) / column(rows.temperature)
-    if (rows.min_p[index] > 0).any():
-        x = x.masked_fill(x < column(rows.min_p).log(), -torch.inf)
-    if (rows.top_k[index] > 0).any() or (rows.top_p[index] < 1).any():
-        limits = rows.top_k[index]
-        size = min(x.shape[-1], max(_CANDIDATES, int(limits[limits < x.shape[-1]].max(initial=0)) + 1))
-        x = x.masked_fill(x < _threshold(x, column(rows.top_k), column(rows.top_p), size), -torch.inf)
-    cumulative = x.softmax(-1).cumsum(-1, dtype=torch.float64)
-    point = to_device(uniform(rows.seed[index], rows.position[index]), x.device)[:, None]
-    found = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True).squeeze(-1)
-    return found.clamp(max=x.shape[-1] - 1)  # of a broken row, all of whose comparisons are false
-
-
-def _threshold(x: Tensor, top_k: Tensor, top_p: Tensor, size: int) -> Tensor:
-    """The smallest logit [n, 1] that survives top-k and then top-p, per row; looked for among the `size` largest."""
-    vocab = x.shape[-1]
-    limit = torch.where(top_k > 0, top_k.clamp(max=vocab), vocab)
-    threshold, complete = _threshold_among(x, size, limit, top_p)
-    return threshold if complete else _threshold_among(x, vocab, limit, top_p)[0]
-
-
-def _threshold_among(x: Tensor, size: int, limit: Tensor, top_p: Tensor) -> tuple[Tensor, bool]:
-    """The same from the `size` largest logits, and whether they were enough for every row."""
-    top = x.topk(size, dim=-1).values
-    by_k = top.gather(-1, (limit.clamp(max=size) - 1).to(torch.int64))
-    kept = top.masked_fill(top < by_k, -torch.inf)
-    # Without top-k the nucleus is a share of the whole row, not of the candidates.
-    norm = torch.where(limit < x.shape[-1], kept.logsumexp(-1, keepdim=True), x.logsumexp(-1, keepdim=True))
-    mass = (kept - norm).exp().cumsum(-1, dtype=torch.float64)
-    inside = (mass - (kept - norm).exp() < top_p) & kept.isfinite()  # the mass before a token is still below p
-    count = inside.sum(-1, keepdim=True).clamp(min=1)
-    whole = limit >= x.shape[-1]
-    # With top-k they hold all of it once the last is below the k-th: ties count for the nucleus too
-    complete = torch.where(whole, mass[:, -1:] >= top_p, top[:, -1:] < by_k)
-    enough = size == x.shape[-1] or bool((complete | (top_p >= 1)).all())
-    by_p = kept.gather(-1, count - 1)
-    return torch.where(top_p < 1, by_p, torch.where(whole, -torch.inf, by_k)), enough

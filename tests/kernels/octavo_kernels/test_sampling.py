@@ -1,4 +1,4 @@
-"""The Triton sampler beside its definition, the torch sampler."""
+"""The Triton sampler beside its definition, in torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from octavo.execution import sampler
 from octavo.execution.sampler import sample
 from octavo.step import SamplingRows
+from octavo_kernels import dispatch
 
 
 def rows(count: int, **columns: Any) -> SamplingRows:
@@ -90,7 +90,7 @@ def test_the_torch_sampler_calls_it_on_a_gpu(gpu, device, monkeypatch) -> None:
     logits[1, 3] = torch.inf
     expected = sample(logits, r)[0].tolist()
     gpu("sampling")  # interpreted, where there is no GPU
-    monkeypatch.setattr(sampler, "use_gpu", lambda _: True)
+    monkeypatch.setattr(dispatch, "use_gpu", lambda _: True)
     assert sample(logits.to(device), r)[0].tolist() == expected
 
 

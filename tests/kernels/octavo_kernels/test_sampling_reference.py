@@ -1,7 +1,9 @@
+"""The random numbers of sampling: known answers, and rows that do not know each other."""
+
 import numpy as np
 import pytest
 
-from octavo.execution.random import philox, uniform
+from octavo_kernels.sampling.reference import philox, uniform
 
 F = 0xFFFFFFFF
 
