@@ -44,7 +44,7 @@ class Merged:
         return arrived
 
     def placement(self, request_id: str) -> Placement | None:
-        """Where a request was sent that has updates; as `ModelClient.placement`, and after its stream has ended, too."""
+        """Where a request was sent that has begun; its own stream may have ended since."""
         return self._placements[request_id]
 
     def leave(self, request_id: str) -> None:
