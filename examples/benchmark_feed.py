@@ -21,8 +21,9 @@ from octavo.config import EngineConfig
 from octavo.cost_model import Cost
 from octavo.engine.engine import Engine
 from octavo.execution.simulated import Profile, SimulatedExecutor
+from octavo.load import ShardState
 from octavo.routing.index import Change, ShardBlocks
-from octavo.routing.policy import Load, Wanted
+from octavo.routing.policy import Query
 from octavo.routing.router import Router, RoutingConfig
 from octavo_serve.feed import FeedPublisher, FeedSubscriber
 
@@ -47,16 +48,20 @@ def main() -> None:
 
 def decision(shards: int, chain_length: int) -> float:
     """Seconds of CPU to route a request whose first half every shard holds."""
-    load = Load(20, 20_000, 3, 2000, 10**6, 2048, 64, 25_000, 5000, 16, 200.0, Cost(6e-3, 3e-5, 1e-5, 1e-9, 5e-8))
+    state = ShardState(
+        decoding=20, context=20_000, prefilling=0, queued=3, backlog_tokens=2000, backlog_attended=10**6, chunk=2048,
+        max_num_seqs=64, blocks=25_000, blocks_free=5000, block_size=16, mean_output=200.0,
+        cost=Cost(6e-3, 3e-5, 1e-5, 1e-9, 5e-8),
+    )  # fmt: skip
     chain = [os.urandom(16) for _ in range(chain_length)]
     router = Router(RoutingConfig())
     names = [f"shard{number}" for number in range(shards)]
     for name in names:
         router.join(name, 0.0).blocks.part(0, 0, 1, chain[: chain_length // 2])
-        router.heard(name, load, [], 0.0)
+        router.heard(name, state, [], 0.0)
     start = time.process_time()
     for number in range(1000):
-        router.route(str(number), chain, Wanted(len(chain) * 16), names, 0.0)
+        router.route(str(number), chain, Query(len(chain) * 16), names, 0.0)
         router.completed(str(number))
     return (time.process_time() - start) / 1000
 
@@ -128,7 +133,7 @@ def recovery(address: str) -> float:
 def publish(pipe: Connection, blocks: int) -> None:
     """A shard that stores a block every 20 ms."""
     config = EngineConfig()
-    machine = Profile("none", (0, 0, 0, 0, 0), 1, 16 * (blocks + EVENTS), 8192, ())
+    machine = Profile("none", Cost(0, 0, 0, 0, 0), 1, 16 * (blocks + EVENTS), 8192, ())
     engine = Engine("m", SimulatedExecutor(machine, config, range(10), 10), config, ())
     taken = engine.pool.take(blocks) or []
     engine.pool.publish(taken, [os.urandom(16) for _ in taken], 0, blocks)

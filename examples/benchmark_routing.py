@@ -226,12 +226,12 @@ def simulated(policy: str, arguments: argparse.Namespace, number: int) -> dict[s
     }  # fmt: skip
 
 
-def power_of_two(wanted: Any, shards: Any, stream_weight: float) -> Any:
+def power_of_two(query: Any, shards: Any, stream_weight: float) -> Any:
     """What Serve's default router does: of two shards drawn, the one with fewer requests."""
     from octavo.routing.policy import Choice, score
 
-    ranked = sorted(random.sample(shards, 2), key=lambda shard: shard.load.running + shard.load.waiting)
-    return Choice([ranked[0].name], "load", ranked[0].cached, score(wanted, ranked[0], ranked[0].cached, stream_weight))
+    ranked = sorted(random.sample(shards, 2), key=lambda shard: shard.state.num_sequences)
+    return Choice([ranked[0].name], "load", ranked[0].cached, score(query, ranked[0], ranked[0].cached, stream_weight))
 
 
 # ---- the trace ----------------------------------------------------------------------------------------------------

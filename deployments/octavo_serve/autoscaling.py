@@ -13,7 +13,7 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-from octavo.scaling.policy import ShardLoad, State, Targets, decide
+from octavo.scaling.policy import ScalingState, ShardLoad, Targets, decide
 from octavo_serve.nodes import Nodes
 from octavo_serve.placement import Group, most_shards
 
@@ -50,7 +50,7 @@ class Autoscaler:
             target=context.target_num_replicas,
             held=context.total_queued_requests,
             targets=self.targets,
-            state=context.policy_state.get(_STATE, State()),
+            state=context.policy_state.get(_STATE, ScalingState()),
         )
         room = self._room(context.current_time or 0.0)
         allowed = decision.replicas if room is None else min(decision.replicas, room)

@@ -40,8 +40,8 @@ import zmq
 from octavo.block_hash import HASH_BYTES
 from octavo.engine.engine import Engine
 from octavo.kvcache.events import BlockEvent
+from octavo.load import ShardState
 from octavo.routing.index import Change
-from octavo.routing.policy import Load
 from octavo.routing.router import Router
 from octavo_serve.channel import SECRET_BYTES
 
@@ -87,14 +87,14 @@ class Update(msgspec.Struct, array_like=True, tag="u"):
     Attributes:
         first: number of the first change, or of the next one there will be.
         changes: kind and hashes, joined.
-        taken: tickets that `load` counts for the first time.
+        tickets: of requests that `state` counts for the first time.
         echo: the time of the hello that this answers.
     """
 
     first: int
     changes: list[tuple[Literal["stored", "removed", "cleared"], bytes]] = []
-    load: Load | None = None
-    taken: list[str] = []
+    state: ShardState | None = None
+    tickets: list[str] = []
     echo: float | None = None
 
 
@@ -175,7 +175,7 @@ class FeedPublisher(_Thread):
         self._secret = secrets.token_hex(SECRET_BYTES)
         self._peers: dict[bytes, float] = {}  # identity -> last hello
         self._next = 0  # number of the next event to send
-        self._load: Load | None = None  # sent last
+        self._state: ShardState | None = None  # sent last
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
         self._socket.setsockopt(zmq.MAXMSGSIZE, LARGEST_HELLO)
@@ -219,13 +219,13 @@ class FeedPublisher(_Thread):
 
     def _report(self) -> Update | None:
         """The load, if it changed."""
-        taken = self._engine.taken  # emptied before the load is read, which then counts them
-        tickets = [taken.popleft() for _ in range(len(taken))]
-        load = self._engine.scheduler.load() if self._peers else self._load
-        if load == self._load and not tickets:
+        named = self._engine.tickets  # emptied before the state is read, which then counts them
+        tickets = [named.popleft() for _ in range(len(named))]
+        state = self._engine.scheduler.state() if self._peers else self._state
+        if state == self._state and not tickets:
             return None
-        self._load = load
-        return Update(self._next, load=load, taken=tickets)
+        self._state = state
+        return Update(self._next, state=state, tickets=tickets)
 
     def _read_hellos(self) -> None:
         with contextlib.suppress(zmq.Again):
@@ -247,7 +247,7 @@ class FeedPublisher(_Thread):
         for index in range(count):
             part = b"".join(hashes[index * PART : (index + 1) * PART])
             self._send(peer, _encode(Part(sequence, index, count, part)))
-        self._send(peer, _encode(Update(sequence, load=self._engine.scheduler.load(), echo=hello.time)))
+        self._send(peer, _encode(Update(sequence, state=self._engine.scheduler.state(), echo=hello.time)))
 
     def _send(self, peer: bytes, message: bytes) -> None:
         try:
@@ -347,7 +347,7 @@ class FeedSubscriber(_Thread):
         exact = shard.blocks.exact
         changes: list[Change] = [(kind, _split(hashes)) for kind, hashes in news.changes]
         shard.blocks.changes(news.first, changes)
-        self._router.heard(line.name, news.load, news.taken, news.echo)
+        self._router.heard(line.name, news.state, news.tickets, news.echo)
         if exact and not shard.blocks.exact:
             self._greet(line)
 

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from octavo.errors import EngineDead
 from octavo.request import Placement, Request
-from octavo.routing.policy import Wanted
+from octavo.routing.policy import Query
 from octavo.routing.router import Router, RoutingConfig
 from octavo_serve.channel import ShardAddresses
 from octavo_serve.feed import FeedSubscriber
@@ -116,9 +116,9 @@ class Picker:
         self._feed.close()
 
     def _route(self, request: Request, names: list[str]) -> Placement:
-        wanted = Wanted(len(request.prompt_token_ids), request.params.num_sequences, request.session)
+        query = Query(len(request.prompt_token_ids), request.params.num_sequences, request.session)
         ticket, chain = request.request_id, request.block_hashes or []
-        choice = self.router.route(ticket, chain, wanted, names, time.monotonic())
+        choice = self.router.route(ticket, chain, query, names, time.monotonic())
         return Placement(ticket, choice.order[0], choice.reason, choice.cached, choice.score.first_token)
 
     async def _wait_for_room(self, request: Request) -> list[str]:

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from octavo.engine.stats import EngineStats
 from octavo.request import Placement
-from octavo.routing.router import Router, Shard
+from octavo.routing.router import KnownShard, Router
 
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
 _LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0)
@@ -22,19 +22,19 @@ _SIGNED_SECONDS = (-10.0, -1.0, -0.3, -0.1, -0.03, -0.01, 0.0, 0.01, 0.03, 0.1, 
 
 _Value = Callable[[EngineStats], float]
 _GAUGES: dict[str, tuple[str, _Value]] = {
-    "vllm:num_requests_running": ("Sequences the shard is generating.", lambda s: s.num_running),
-    "vllm:num_requests_waiting": ("Sequences waiting at the shard.", lambda s: s.num_waiting),
+    "vllm:num_requests_running": ("Sequences the shard is generating.", lambda s: s.state.num_running),
+    "vllm:num_requests_waiting": ("Sequences waiting at the shard.", lambda s: s.state.queued),
     "vllm:kv_cache_usage_perc": (
         "Share of KV blocks held by live requests; 1 is all of them.",
-        lambda s: 1 - s.blocks_free / s.blocks_total,
+        lambda s: 1 - s.state.blocks_free / s.state.blocks,
     ),
     "octavo:cached_blocks": ("KV blocks that no request holds and any may reuse.", lambda s: s.blocks_cached),
-    "octavo:seconds_of_work": ("Predicted time to compute all that waits.", lambda s: s.seconds_of_work),
+    "octavo:seconds_of_work": ("Predicted time to compute all that waits.", lambda s: s.state.backlog_seconds),
 }
 _COUNTERS: dict[str, tuple[str, _Value]] = {
-    "vllm:prefix_cache_queries": ("Prompt tokens of admitted requests.", lambda s: s.prompt_tokens),
-    "vllm:prefix_cache_hits": ("Prompt tokens found in the prefix cache.", lambda s: s.cached_tokens),
-    "vllm:num_preemptions": ("Sequences preempted.", lambda s: s.preemptions),
+    "vllm:prefix_cache_queries": ("Prompt tokens of admitted requests.", lambda s: s.counters.prompt_tokens),
+    "vllm:prefix_cache_hits": ("Prompt tokens found in the prefix cache.", lambda s: s.counters.cached_tokens),
+    "vllm:num_preemptions": ("Sequences preempted.", lambda s: s.counters.preemptions),
     "octavo:shard_generation_tokens": ("Tokens the shard sampled.", lambda s: s.generation_tokens),
     "octavo:shard_steps": ("Steps of the shard's engine.", lambda s: s.steps),
 }
@@ -88,7 +88,7 @@ class _Routers(Collector):
             yield family
 
 
-_View = tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], str, Callable[[Shard, float], float]]
+_View = tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], str, Callable[[KnownShard, float], float]]
 _ROUTER_VIEWS: dict[str, _View] = {
     "octavo:router_index_blocks": (
         GaugeMetricFamily, "KV blocks this gateway knows to be cached at the shard.", lambda s, _: len(s.blocks.hashes)

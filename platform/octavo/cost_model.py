@@ -1,24 +1,57 @@
-"""How long a step takes, predicted from what is in it and learned from steps that ran.
+"""How long a step takes: predicted from what is in it, learned from steps that ran.
 
     seconds = step + token * tokens + sequence * sequences + attended * attended + context * context
 
-`tokens` is what the linear layers multiply, `attended` the sum over tokens of the positions each attends to (what
-attention multiplies), `context` the sum over sequences of the positions in their cache (what attention reads). The last
-two differ by the length of a prompt's chunk: on a GPU a position costs a decoding stream fifty times what it costs a
-token of a prompt.
+`StepWork` has the amounts, `Cost` the coefficients. `tokens` is what the linear layers multiply, `attended` what
+attention multiplies and `context` what attention reads. The last two differ by the length of a prompt's chunk: on a GPU
+a position costs a decoding sequence fifty times what it costs a token of a prompt.
 
-Fitted by non-negative least squares of the relative error with exponential forgetting: it follows a machine whose speed
-drifts, and a stall weighs next to nothing. Steps with prompts and steps without are forgotten separately, or minutes of
-decoding would wash out what prompts cost. The sums of the normal equations are kept; after each step a few sweeps of
-coordinate descent move the coefficients from where they were, so what recent steps do not tell apart stays as it was.
+The fit is non-negative least squares of the relative error with exponential forgetting: it follows a machine whose
+speed drifts, and a stall weighs next to nothing. Steps with prompts and steps without are forgotten separately, or
+minutes of decoding would wash out what prompts cost. Only the sums of the normal equations are kept. After each step a
+few sweeps of coordinate descent move the coefficients from where they were, so a coefficient that recent steps do not
+determine stays as it was.
 
-Its users: the scheduler (largest prefill chunk within a target inter-token latency) and admission (an honest
-`Retry-After`); router, autoscaler and planner read the published coefficients.
+The scheduler bounds the prefill chunk with it (`tokens_within`) and the engine tells a slow step from a stuck one
+(`octavo.engine.patience`). Routers, admission and autoscaler read the published coefficients in
+`octavo.load.ShardState`. The planner fits a model of its own to a measured run.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+_Count = TypeVar("_Count", int, "npt.NDArray[np.int64]")
+
+
+def attended(start: _Count, count: _Count) -> _Count:
+    """Positions attended to, in sum, by the `count` tokens that follow the first `start` tokens of a sequence.
+
+    Each attends to itself and to all before it: (start + 1) + ... + (start + count). Arrays are taken elementwise.
+    """
+    return count * start + count * (count + 1) // 2
+
+
+class StepWork(NamedTuple):
+    """What is in a step.
+
+    Attributes:
+        tokens: computed in it.
+        sequences: that these belong to.
+        attended: sum over the tokens of the positions each attends to (`attended`).
+        context: sum over the sequences of the positions in their cache after the step.
+        has_prompts: whether a sequence computes more than the tokens that decoding gives it.
+    """
+
+    tokens: int
+    sequences: int
+    attended: int
+    context: int
+    has_prompts: bool
 
 
 class Cost(NamedTuple):
@@ -30,10 +63,22 @@ class Cost(NamedTuple):
     attended: float
     context: float
 
+    def seconds(self, work: StepWork) -> float:
+        """What a step takes."""
+        return (
+            self.step
+            + self.token * work.tokens
+            + self.sequence * work.sequences
+            + self.attended * work.attended
+            + self.context * work.context
+        )
 
-# brings the features of ordinary steps near 1, which keeps the fit well conditioned
+
+NO_COST = Cost(0.0, 0.0, 0.0, 0.0, 0.0)
+"""Of a machine that has not been measured."""
+
+# brings the amounts of ordinary steps near 1, which keeps the fit well conditioned
 _SCALE = (1.0, 1e-2, 1e-1, 1e-5, 1e-4)
-
 
 _SWEEPS = 3  # 60 us a step together with the sums
 _FIRST_SWEEPS = 30  # while there is nothing to start from
@@ -65,34 +110,34 @@ class CostModel:
     @property
     def published(self) -> Cost:
         """What others may act on: zeros until enough steps were seen, for the first ones are no measure."""
-        return self.coefficients if self.ready else Cost(0.0, 0.0, 0.0, 0.0, 0.0)
+        return self.coefficients if self.ready else NO_COST
 
-    def predict(self, tokens: int, sequences: int, attended: int, context: int = 0) -> float:
-        """Seconds of a step with this content; 0.0 before anything was observed."""
-        amounts = 1, tokens, sequences, attended, context
-        return sum(per * amount for per, amount in zip(self.coefficients, amounts, strict=True))
+    def predict(self, work: StepWork) -> float:
+        """Seconds of a step; 0.0 before anything was observed."""
+        return self.coefficients.seconds(work)
 
-    def tokens_within(self, seconds: float, decodes: int, attended: int, context: int) -> int | None:
-        """Most prefill tokens beside `decodes` running sequences that keep the step within `seconds`.
+    def tokens_within(self, seconds: float, decoding: StepWork, start: int) -> int | None:
+        """Most prefill tokens that can join a step without making it longer than `seconds`.
 
         Args:
-            attended: positions the running sequences attend to.
-            context: tokens already in the cache of the sequence whose prompt is being computed.
+            decoding: the step without them.
+            start: tokens already in the cache of the sequence that they belong to.
 
         Returns:
             At least 0; None when no limit is known yet.
         """
         cost = self.coefficients
-        slope = cost.token + cost.attended * context
+        slope = cost.token + cost.attended * start
         if not self.ready or slope <= 0:
             return None
-        without = self.predict(decodes, decodes + 1, attended, attended + context)
+        without = cost.seconds(decoding) + cost.sequence + cost.context * start
         return max(0, int((seconds - without) / slope))
 
-    def observe(self, tokens: int, sequences: int, attended: int, seconds: float, context: int = 0) -> None:
-        """Learn from a step that took `seconds`; without `context` the other terms explain everything."""
-        x = [s * v / max(seconds, 1e-9) for s, v in zip(_SCALE, (1, tokens, sequences, attended, context), strict=True)]
-        (self._prompts if tokens > sequences else self._decoding).add(x, self._forgetting)
+    def observe(self, work: StepWork, seconds: float) -> None:
+        """Learn from a step that took `seconds`."""
+        amounts = 1, work.tokens, work.sequences, work.attended, work.context
+        x = [scale * amount / max(seconds, 1e-9) for scale, amount in zip(_SCALE, amounts, strict=True)]
+        (self._prompts if work.has_prompts else self._decoding).add(x, self._forgetting)
         self._fit(_SWEEPS if self.num_observed > 100 else _FIRST_SWEEPS)
         self.num_observed += 1
 

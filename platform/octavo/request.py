@@ -211,7 +211,6 @@ class Request:
         cache_salt: cache namespace; requests share cached blocks only within one salt.
         block_hashes: the prompt's chain from `block_hash.hash_chain`, when the sender computed it for routing;
             the engine computes it otherwise.
-        arrival_time: seconds on the sender's monotonic clock, or None to take the engine's at submission.
         session: requests of one session stay together under the routing policy "session".
         placement: where its sender sends it, and what it expects there; None where no router decided.
         emitted: of a request that goes on where another shard left it: for each of its sequences the tokens it has
@@ -226,7 +225,6 @@ class Request:
     priority: int = 0
     cache_salt: str = ""
     block_hashes: list[bytes] | None = None
-    arrival_time: float | None = None
     session: str = ""
     placement: Placement | None = None
     emitted: list[list[int] | None] | None = None
@@ -268,9 +266,9 @@ class SequenceUpdate:
         cumulative_logprob: sum over all tokens of the sequence so far; 0.0 unless logprobs or best_of were asked for.
         finish_reason: None while the sequence goes on.
         stop_reason: the token id that ended it, if a stop token did; for "error", the sentence that says why.
-        num_cached_tokens: prompt tokens found in the prefix cache (set on a request's first update).
-        prompt_logprobs: on a request's first update when asked for: None for the first prompt token, then one entry
-            per prompt token.
+        num_cached_tokens: prompt tokens found in the prefix cache; on the request's first update only, 0 on all others.
+        prompt_logprobs: if asked for, on the request's first update only, whichever sequence that is of: None for the
+            first prompt token, then one entry per prompt token.
         time: seconds on the engine's monotonic clock.
     """
 

@@ -61,7 +61,7 @@ def test_so_they_do_after_preemptions(gpu_llm):
     small = {"kv_cache_bytes": 2**17, "max_num_batched_tokens": 16, "max_model_len": 96}
     ours, plain = gpu_llm("llama3", **small), gpu_llm("llama3", enforce_eager=True, async_scheduling=False)
     assert said(ours, PROMPTS * 3, PARAMS * 3) == said(plain, PROMPTS * 3, PARAMS * 3)
-    assert ours.engine.stats().preemptions > 0
+    assert ours.engine.stats().counters.preemptions > 0
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4", "fp8"])

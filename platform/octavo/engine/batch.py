@@ -1,4 +1,4 @@
-"""Plan -> `StepBatch`: the scheduler's decision as the arrays an executor needs."""
+"""`StepPlan` -> `StepBatch`: the scheduler's decision as the arrays an executor needs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from octavo.engine.scheduler import Plan, num_prompt_logprobs
+from octavo.engine.plan import StepPlan, num_prompt_logprobs
 from octavo.engine.sequence import Sequence
 from octavo.step import Int32, Penalties, SamplingRows, StepBatch
 
@@ -24,7 +24,7 @@ class BatchBuilder:
         self._num_blocks: list[int] = []
         self._batch: StepBatch | None = None
 
-    def build(self, plan: Plan) -> StepBatch:
+    def build(self, plan: StepPlan) -> StepBatch:
         """The batch of a plan; see `octavo.step` for the picture."""
         sequences = [seq for seq, _ in plan.entries]
         again = self._batch is not None and sequences == self._sequences and plan.num_tokens == len(sequences)
@@ -39,7 +39,7 @@ class BatchBuilder:
         """Let go of the last batch, whose sequences hold their requests, prompts and all."""
         self._sequences, self._num_blocks, self._batch = [], [], None
 
-    def _next(self, plan: Plan) -> StepBatch | None:
+    def _next(self, plan: StepPlan) -> StepBatch | None:
         """The last batch one token later; None where its block tables are too narrow."""
         last, sequences = self._batch, self._sequences
         assert last is not None
@@ -64,7 +64,7 @@ class BatchBuilder:
         )
 
 
-def build_batch(plan: Plan) -> StepBatch:
+def build_batch(plan: StepPlan) -> StepBatch:
     """Lay a plan out as one flat batch."""
     entries = plan.entries
     counts = [count for _, count in entries]
@@ -99,7 +99,7 @@ def _sources(sequences: list[Sequence], last: np.ndarray, num_tokens: int) -> In
     return sources
 
 
-def _sampling_rows(plan: Plan, query_start: np.ndarray) -> SamplingRows:
+def _sampling_rows(plan: StepPlan, query_start: np.ndarray) -> SamplingRows:
     """One row per token to draw; a prompt that becomes n sequences is drawn from n times."""
     lines = [(i, seq, index) for i, seq in plan.sampled() for index in range(seq.index, seq.index + seq.width)]
     columns = np.array([seq.group.columns for _, seq, _ in lines], np.float64).reshape(-1, 5).T
@@ -129,7 +129,7 @@ def _add_extras(rows: SamplingRows, row: int, seq: Sequence) -> None:
         rows.banned[row] = group.banned
 
 
-def _prompt_logprobs(plan: Plan, query_start: np.ndarray) -> list[tuple[int, int, int]]:
+def _prompt_logprobs(plan: StepPlan, query_start: np.ndarray) -> list[tuple[int, int, int]]:
     wanted: list[tuple[int, int, int]] = []
     for (seq, count), start in zip(plan.entries, query_start[:-1].tolist(), strict=True):
         k = seq.group.request.params.prompt_logprobs

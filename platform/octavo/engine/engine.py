@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -12,7 +13,8 @@ from octavo.cost_model import CostModel
 from octavo.engine.admission import ModelLimits
 from octavo.engine.batch import BatchBuilder
 from octavo.engine.patience import LEAST, Patience
-from octavo.engine.scheduler import InFlight, Scheduler
+from octavo.engine.plan import InFlight
+from octavo.engine.scheduler import Scheduler
 from octavo.engine.stats import EngineStats
 from octavo.errors import ConfigError
 from octavo.kvcache.block_pool import BlockPool
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from octavo.execution.executor import Executor, Wait
     from octavo.execution.ranks import Launch
 
-TAKEN = 16384
+MAX_TICKETS = 16384
 """Tickets kept for a reporter; a router that misses some counts those requests twice for a few seconds."""
 
 
@@ -40,7 +42,7 @@ class Engine:
 
     Attributes:
         patience: seconds that `step` may take now before it counts as stuck; another thread may read it.
-        taken: the routers' tickets of requests that `Scheduler.load` counts; whoever reports the load empties it.
+        tickets: routers' names of requests that `Scheduler.state` counts; whoever reports the state empties it.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Engine:
         self._patience = Patience(self.scheduler.cost_model)
         self.patience = LEAST
         self.generation_tokens = 0
-        self.taken: deque[str] = deque(maxlen=TAKEN)
+        self.tickets: deque[str] = deque(maxlen=MAX_TICKETS)
 
     @classmethod
     def load(
@@ -97,7 +99,7 @@ class Engine:
         """Queue a request; see `Scheduler.add`."""
         self.scheduler.add(request)
         if request.placement is not None:
-            self.taken.append(request.placement.ticket)
+            self.tickets.append(request.placement.ticket)
 
     def abort(self, request_id: str, index: int | None = None) -> list[SequenceUpdate]:
         """End a request or one of its sequences; its blocks are free when this returns."""
@@ -112,8 +114,8 @@ class Engine:
         updates are those of the previous step, and the first call returns none.
         """
         plan = self.scheduler.schedule()
-        amounts = [plan.amounts, *(step.amounts for step, _ in self._in_flight)]
-        self.patience = sum(map(self._patience.seconds, amounts))
+        works = [plan.work, *(step.work for step, _ in self._in_flight)]
+        self.patience = sum(map(self._patience.seconds, works))
         try:
             if plan.entries:
                 wait = self.executor.launch(self._batches.build(plan))
@@ -127,7 +129,7 @@ class Engine:
         except BaseException:
             self.pool.clear_cache()  # the plan published blocks that were perhaps never filled
             raise
-        self._patience.observe(step.num_tokens, result.seconds)
+        self._patience.observe(step.work.tokens, result.seconds)
         updates = self.scheduler.commit(step, result)
         self._steps += 1
         self.generation_tokens += sum(len(update.token_ids) for update in updates)
@@ -145,25 +147,14 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Gauges and counters, now."""
-        scheduler, pool = self.scheduler, self.pool
+        scheduler = self.scheduler
         return EngineStats(
-            num_running=scheduler.num_running,
-            num_waiting=scheduler.num_waiting,
-            blocks_total=pool.num_blocks,
-            blocks_free=pool.num_free,
-            blocks_cached=pool.num_cached,
-            filled_slots=scheduler.num_filled_slots,
-            owned_slots=pool.num_owned * pool.block_size,
-            sequences_arrived=scheduler.num_arrived,
-            sequences_finished=scheduler.num_finished,
-            finished_seconds=scheduler.finished_seconds,
-            prompt_tokens=scheduler.num_prompt_tokens,
-            cached_tokens=scheduler.num_cached_tokens,
+            state=scheduler.state(),
+            counters=dataclasses.replace(scheduler.counters),
+            blocks_cached=self.pool.num_cached,
+            filled_slots=scheduler.num_filled_slots(),
             generation_tokens=self.generation_tokens,
-            preemptions=scheduler.num_preemptions,
             steps=self._steps,
-            seconds_of_work=scheduler.seconds_of_work(),
-            cost=scheduler.cost_model.published,
         )
 
     def check_integrity(self) -> None:

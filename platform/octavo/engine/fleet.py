@@ -17,10 +17,10 @@ from octavo.block_hash import hash_chain, root_hash
 from octavo.config import EngineConfig
 from octavo.engine.batch import build_batch
 from octavo.engine.engine import Engine
-from octavo.engine.scheduler import Plan
+from octavo.engine.plan import StepPlan
 from octavo.execution.simulated import Profile, SimulatedExecutor
 from octavo.request import Placement, Request
-from octavo.routing.policy import Choice, Wanted
+from octavo.routing.policy import Choice, Query
 from octavo.routing.router import Router, RoutingConfig
 from octavo.step import StepResult
 
@@ -128,9 +128,9 @@ class Fleet:
         root = root_hash(MODEL, salt=request.cache_salt)
         if request.block_hashes is None:
             request.block_hashes = hash_chain(root, request.prompt_token_ids, self.config.block_size)
-        wanted = Wanted(len(request.prompt_token_ids), request.params.num_sequences, request.session)
+        query = Query(len(request.prompt_token_ids), request.params.num_sequences, request.session)
         ticket = request.request_id
-        choice = router.route(ticket, request.block_hashes, wanted, list(self.shards), self.now)
+        choice = router.route(ticket, request.block_hashes, query, list(self.shards), self.now)
         request.placement = Placement(
             ticket, choice.order[0], choice.reason, choice.cached, choice.score.first_token
         )  # fmt: skip
@@ -181,7 +181,7 @@ class Fleet:
             result = engine.executor.launch(build_batch(plan))()
             self.at(self.now + result.seconds, lambda: self._commit(shard, plan, result))
 
-    def _commit(self, shard: SimulatedShard, plan: Plan, result: StepResult) -> None:
+    def _commit(self, shard: SimulatedShard, plan: StepPlan, result: StepResult) -> None:
         if not shard.alive:
             return
         # An engine of one step at a time advances its books when `launch` returns, which here is now
@@ -203,8 +203,8 @@ class Fleet:
         events, said = shard.engine.pool.events.take(), self.now
         first = events[0].sequence if events else shard.next_event
         shard.next_event = first + len(events)
-        taken = [shard.engine.taken.popleft() for _ in range(len(shard.engine.taken))]
-        load = shard.engine.scheduler.load()
+        tickets = [shard.engine.tickets.popleft() for _ in range(len(shard.engine.tickets))]
+        state = shard.engine.scheduler.state()
         if self.now >= shard.mute_until:
             for router in self.routers:
                 known = router.join(shard.name, self.now)
@@ -215,7 +215,7 @@ class Fleet:
                     blocks.changes(first, [(event.kind, event.hashes) for event in events])
                     if snapshot is not None:
                         blocks.part(snapshot[0], 0, 1, snapshot[1])
-                    router.heard(shard.name, load, taken, said)
+                    router.heard(shard.name, state, tickets, said)
 
                 self._push(self.now + self.delay_s, deliver)
         self._push(self.now + self.report_s, lambda: self._report(shard))

@@ -1,4 +1,4 @@
-"""What a shard tells the autoscaler, from its statistics over time."""
+"""What a shard tells the autoscaler: its state now, and rates from its counters over time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 from octavo.config import EngineConfig
 from octavo.engine.stats import EngineStats
-from octavo.scaling.policy import RATE_SECONDS, ShardLoad, room
+from octavo.scaling.policy import RATE_SECONDS, ShardLoad, capacity
 
 _DURATION_SECONDS = 30.0
 """How long a sequence runs changes slowly; a burst must not hide it."""
@@ -31,27 +31,24 @@ class LoadMeter:
         elif (seconds := now - self._last[0]) >= 0.01:
             self._observe(self._last[1], stats, seconds)
             self._last = now, stats
-        used = stats.blocks_total - stats.blocks_free
-        alive = stats.num_running + stats.num_waiting
-        context = stats.filled_slots / stats.num_running if stats.num_running else 0.0
-        config = self._config
-        fits = room(stats.cost, config.max_num_seqs, config.target_itl, context)
-        each = self._seconds / self._ends if self._ends > 1e-6 else 0.0
+        state = stats.state
+        context = stats.filled_slots / state.num_running if state.num_running else 0.0
         return ShardLoad(
-            arriving=self._arriving,
-            waiting=stats.seconds_of_work,
-            sequences=alive,
+            seconds_arriving=self._arriving,
+            seconds_waiting=state.backlog_seconds,
+            sequences=state.num_sequences,
             arrivals=self._arrivals,
-            seconds_each=each,
-            room=fits,
-            kv_use=used / stats.blocks_total,
-            first_token=stats.seconds_of_work + stats.num_waiting * each / fits,
+            seconds_each=self._seconds / self._ends if self._ends > 1e-6 else 0.0,
+            capacity=capacity(state.cost, state.max_num_seqs, self._config.target_itl, context),
+            kv_use=1 - state.blocks_free / state.blocks,
+            first_token=state.start_seconds(),
         )
 
     def _observe(self, before: EngineStats, after: EngineStats, seconds: float) -> None:
         quick, slow = (1 - math.exp(-seconds / span) for span in (RATE_SECONDS, _DURATION_SECONDS))
-        computed = (after.prompt_tokens - after.cached_tokens) - (before.prompt_tokens - before.cached_tokens)
-        self._arriving += quick * (after.cost[1] * computed / seconds - self._arriving)
-        self._arrivals += quick * ((after.sequences_arrived - before.sequences_arrived) / seconds - self._arrivals)
-        self._ends += slow * ((after.sequences_finished - before.sequences_finished) / seconds - self._ends)
-        self._seconds += slow * ((after.finished_seconds - before.finished_seconds) / seconds - self._seconds)
+        now, then = after.counters, before.counters
+        computed = (now.prompt_tokens - now.cached_tokens) - (then.prompt_tokens - then.cached_tokens)
+        self._arriving += quick * (after.state.cost.token * computed / seconds - self._arriving)
+        self._arrivals += quick * ((now.arrived - then.arrived) / seconds - self._arrivals)
+        self._ends += slow * ((now.finished - then.finished) / seconds - self._ends)
+        self._seconds += slow * ((now.finished_seconds - then.finished_seconds) / seconds - self._seconds)

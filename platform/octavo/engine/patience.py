@@ -1,15 +1,15 @@
 """How long a step may take before its engine counts as dead.
 
-A step of 1,024 tokens takes an 8B model 65 s on two cores, so no fixed time will do. A step is given ten times what it
-is expected to take: what the cost model predicts or, where that has not seen its like (a prompt after nothing but
-decoding), what its tokens would take at the mean of all tokens so far. A token of a prompt takes less than one that is
-decoded alone, so the mean is no promise but errs on the patient side. Before any step has been seen, a second per
-token is given: an 8B model needs a sixteenth of that on two cores.
+No fixed time will do: a step of 1,024 tokens takes an 8B model 65 s on two cores. A step is given ten times its
+expected duration. That is the larger of two predictions: the cost model's, and the step's tokens times the mean seconds
+per token so far. The second is for a step unlike all before it, such as a prompt after nothing but decoding; a token of
+a prompt takes less time than one that is decoded alone, so the mean errs on the patient side. Before any step was seen,
+a second per token is given, sixteen times what an 8B model needs on two cores.
 """
 
 from __future__ import annotations
 
-from octavo.cost_model import CostModel
+from octavo.cost_model import CostModel, StepWork
 
 LEAST = 60.0
 """Seconds that any step may take: a machine can stand still for some, whatever the step."""
@@ -31,14 +31,9 @@ class Patience:
         self._tokens += tokens
         self._seconds += seconds
 
-    def seconds(self, amounts: tuple[int, int, int, int]) -> float:
-        """What a step may take.
-
-        Args:
-            amounts: its tokens, sequences, attended and context, as `CostModel.predict` takes them.
-        """
-        tokens = amounts[0]
+    def seconds(self, work: StepWork) -> float:
+        """What a step may take."""
         if not self._tokens:
-            return LEAST + _UNKNOWN * tokens
-        expected = max(self._model.predict(*amounts), tokens * self._seconds / self._tokens)
+            return LEAST + _UNKNOWN * work.tokens
+        expected = max(self._model.predict(work), work.tokens * self._seconds / self._tokens)
         return max(LEAST, _FACTOR * expected)

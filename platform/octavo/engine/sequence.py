@@ -6,20 +6,22 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from octavo.block_hash import extend_chain
+from octavo.block_hash import extend_chain, root_hash
+from octavo.engine.admission import ModelLimits
 from octavo.engine.token_counts import TokenCounts
+from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
-from octavo.request import Request, TokenLogprobs
-from octavo.step import Float32, Int64
+from octavo.request import FinishReason, Logprob, Request, SequenceUpdate, TokenLogprobs
+from octavo.step import Float32, Int64, LogprobRow
 
 _MIX = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: spreads the seeds of a request's sequences over 64 bits
-_LEAST = 2.0**-126
-"""The smallest float32 that nothing rounds to 0: with a temperature or repetition penalty of 0, 0/0 and -inf * 0 would
-be no numbers. What is below draws alike."""
 
+_LEAST = 2.0**-126
+"""The smallest normal float32. Smaller temperatures and repetition penalties are raised to it: they draw the same
+tokens, and zeros would make NaNs of 0/0 and -inf * 0."""
 
 LATE = 2**20
-"""From here on the last part of `Sequence.order` counts late sequences, below it is the index in the request."""
+"""Late sequences are counted from here in the last part of `Sequence.order`; below it is the index in the request."""
 
 
 @dataclass(slots=True, eq=False)
@@ -30,22 +32,21 @@ class Group:
         arrival: (priority, number of arrival): the order in which requests run.
         max_tokens: the request's limit, or what the context leaves.
         sequences: living sequences; one until the prompt is computed.
-        num_made: sequences that came to be, of `num_sequences`.
+        num_made: sequences created so far, of the request's `num_sequences`.
         root: first parent of the block hashes: model and cache namespace.
-        forked: whether the prompt has been shared out.
+        forked: whether the first sequence has been forked into those that start with it.
         prompt_logprobs: one entry per prompt token after the first, filled while the prompt is computed.
-        announced: whether the first update has been sent (it carries the prompt's numbers).
-        columns: temperature, top_k, top_p, min_p and number of logprobs (-1: none), as a step's rows need them.
-        penalties: presence, frequency and repetition, where one of them is not neutral.
-        counts: what these look at before anything is generated.
+        announced: whether the first update was made; it alone carries the prompt's numbers.
+        columns: temperature, top_k, top_p, min_p and number of logprobs (-1: none), as in a row of `SamplingRows`.
+        penalties: presence, frequency and repetition, unless all are neutral.
+        counts: the token counts that penalties start from: the prompt's.
         bias: token ids and what is added to their logits.
         banned: token ids that must not be drawn before `min_tokens`, sorted.
-        has_extras: whether rows need penalties, biases or bans looked at.
+        has_extras: whether rows have penalties, biases or banned tokens.
     """
 
     request: Request
     arrival: tuple[int, int]
-    arrival_time: float
     max_tokens: int
     end_token_ids: frozenset[int]
     stop_token_ids: frozenset[int]
@@ -62,6 +63,20 @@ class Group:
     bias: tuple[Int64, Float32] | None = None
     banned: Int64 | None = None
     has_extras: bool = field(init=False)
+
+    @classmethod
+    def of(cls, request: Request, limits: ModelLimits, arrival: tuple[int, int]) -> Group:
+        """A request that has no sequences yet."""
+        params = request.params
+        room = limits.max_model_len - len(request.prompt_token_ids)
+        return cls(
+            request=request,
+            arrival=arrival,
+            max_tokens=min(params.max_tokens or room, room),
+            end_token_ids=frozenset() if params.ignore_eos else limits.end_token_ids,
+            stop_token_ids=frozenset(params.stop_token_ids),
+            root=root_hash(limits.name, salt=request.cache_salt),
+        )
 
     def __post_init__(self) -> None:
         params = self.request.params
@@ -86,6 +101,64 @@ class Group:
             self.banned = np.array(sorted(banned), np.int64)
         self.has_extras = any(extra is not None for extra in (self.penalties, self.bias, self.banned))
 
+    @property
+    def needs_every_position(self) -> bool:
+        """Whether the prompt is not complete and its log probabilities are asked for, which no cache holds."""
+        return self.request.params.prompt_logprobs is not None and not self.forked
+
+    def announce(self, update: SequenceUpdate) -> None:
+        """Put the prompt's numbers into the request's first update only: 20 log probabilities of a token are 1 kB."""
+        if not self.announced:
+            self.announced = True
+            update.num_cached_tokens = self.num_cached_tokens or 0
+            update.prompt_logprobs = self.prompt_logprobs or None
+
+    def start(self, pool: BlockPool) -> None:
+        """Create the first sequence, or those that go on from tokens emitted by another shard."""
+        emitted = self.request.emitted
+        if emitted is None:
+            self.sequences = [self.sequence(0, [], pool)]
+            return
+        self.forked, self.num_made = True, len(emitted)
+        self.sequences = [
+            self.sequence(index, tokens, pool) for index, tokens in enumerate(emitted) if tokens is not None
+        ]
+
+    def sequence(self, index: int, output: list[int], pool: BlockPool) -> Sequence:
+        """A sequence that has computed nothing."""
+        request, counts = self.request, self.counts and self.counts.copy()
+        if counts is not None:
+            for token in output:
+                counts.add(token)
+        return Sequence(
+            self,
+            index,
+            request.prompt_token_ids + output,
+            BlockTable(pool),
+            len(request.prompt_token_ids),
+            order=(*self.arrival, index),
+            counts=counts,
+            expected_cached=0 if request.placement is None else request.placement.cached_tokens,
+            chain=list(request.block_hashes or ()),
+        )
+
+    def late_sequence(self, before: Sequence, first: Sequence | None, number: int, pool: BlockPool) -> Sequence:
+        """The next of the request's sequences, one that found no place when its prompt was complete.
+
+        Args:
+            before: any sequence of the request; the prompt's hashes are taken from it.
+            first: of those that wait, the one to queue behind.
+            number: counts late sequences.
+        """
+        seq = self.sequence(self.num_made, [], pool)
+        priority, arrival = self.arrival
+        seq.order = priority, arrival if first is None else first.order[1], number
+        seq.expected_cached = seq.num_prompt - 1
+        seq.chain = before.chain[: seq.num_prompt // pool.block_size]
+        self.num_made += 1
+        self.sequences.append(seq)
+        return seq
+
     def seed_of(self, index: int) -> int:
         """64-bit seed of one sequence's random numbers."""
         return (self.request.seed + index * _MIX) % 2**64
@@ -93,21 +166,23 @@ class Group:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One line of generation.
+    """One prompt and its continuation.
 
-        0 ........ num_cached ........ num_computed ........ num_known
-        [ found in the cache ][ K and V computed ][ known, to be computed ]
+        0 ................. num_computed ............... num_known
+        [ K and V in the cache ][ known, to be computed ]
 
-    A prompt chunk, a resumed sequence and a single decode step differ only in how far apart the last two are. While
-    steps are under way, what they compute counts as computed and the tokens they draw as known, though not by value.
+    A prompt's chunk, a resumed sequence and a decode step differ only in how far apart the two are. Tokens of a
+    launched step count as computed at once, and the tokens it samples as known, though their values are not
+    (`num_pending`).
 
     Attributes:
         order: (priority, number of arrival, number among the late sequences of requests): lower runs first.
-        counts: of its output, where penalties look at it.
-        expected_cached: tokens that the cache is believed to hold while the sequence waits.
-        width: rows that its next token is drawn in: its own, and those of sequences that start with it.
-        num_pending: tokens that are being drawn.
-        row: of the step begun last, where the latest of those is drawn.
+        counts: of its output, where penalties need them.
+        expected_cached: tokens that the cache is expected to hold while the sequence waits.
+        width: rows in which its next token is sampled: its own, and one for each sequence that starts with it.
+        since: when it first ran, in monotonic seconds; 0.0 before.
+        num_pending: sampled tokens whose values are not known yet.
+        row: of the step launched last, where the newest of those is sampled.
         ended: whether its last update has been made.
     """
 
@@ -122,7 +197,7 @@ class Sequence:
     width: int = 1
     num_computed: int = 0
     cumulative_logprob: float = 0.0
-    since: float = 0.0  # when it first ran (monotonic seconds)
+    since: float = 0.0
     chain: list[bytes] = field(default_factory=list)
     num_pending: int = 0
     row: int = -1
@@ -142,19 +217,47 @@ class Sequence:
         return len(self.token_ids) + self.num_pending - self.num_computed
 
     @property
+    def is_decoding(self) -> bool:
+        """Whether only its newest token is to be computed: it gets that in every step, beside the prompts' chunk."""
+        return len(self.token_ids) + self.num_pending - self.num_computed == 1
+
+    @property
     def is_late(self) -> bool:
-        """Whether it is one of a request's n that had to wait for a place when the prompt was shared out."""
+        """Whether it found no place when the request's other sequences started from the computed prompt."""
         return self.order[2] >= LATE
 
     @property
     def is_ending(self) -> bool:
-        """Whether the last token it may have is being drawn."""
+        """Whether the last token it may have is being sampled."""
         return self.num_pending > 0 and self.num_known - self.num_prompt >= self.group.max_tokens
 
     def hashes(self, block_size: int) -> list[bytes]:
         """The hash chain over all full blocks of known tokens."""
         extend_chain(self.chain, self.group.root, self.token_ids, block_size)
         return self.chain
+
+    def append(self, token: int, logprobs: LogprobRow | None) -> SequenceUpdate:
+        """Add a sampled token; returns the update that tells of it."""
+        self.token_ids.append(token)
+        if self.counts is not None:
+            self.counts.add(token)
+        update = SequenceUpdate(self.group.request.request_id, self.index, [token])
+        if logprobs is not None:
+            self.cumulative_logprob += logprobs.logprobs[0]
+            update.cumulative_logprob = self.cumulative_logprob
+            if self.group.request.params.logprobs is not None:
+                update.logprobs = [token_logprobs(logprobs)]
+        return update
+
+    def end_reason(self) -> tuple[FinishReason | None, int | None]:
+        """`finish_reason` and `stop_reason` if its newest token is its last; (None, None) while it goes on."""
+        group, token = self.group, self.token_ids[-1]
+        if self.num_output >= group.request.params.min_tokens:
+            if token in group.end_token_ids:
+                return "stop", None
+            if token in group.stop_token_ids:
+                return "stop", token
+        return ("length" if self.num_output >= group.max_tokens else None), None
 
     def fork(self, index: int) -> Sequence:
         """A sibling that shares everything computed so far."""
@@ -170,3 +273,27 @@ class Sequence:
             since=self.since,
             chain=list(self.chain),
         )
+
+    def siblings(self) -> list[Sequence]:
+        """Fork the request's first sequence, whose prompt is complete, into its `width`; returns the new ones."""
+        group = self.group
+        made = [self.fork(index) for index in range(1, self.width)]
+        group.sequences += made
+        group.forked, group.num_made, self.width = True, self.width, 1
+        return made
+
+    def lent_blocks(self, count: int, block_size: int) -> list[int]:
+        """The first `count` of the prompt's blocks that another of the request's sequences has computed."""
+        full = min(count, self.num_prompt // block_size)
+        size = full * block_size
+        have = (other for other in self.group.sequences if other.num_computed >= size and other.table.blocks)
+        lender = next(have, None)
+        return [] if lender is None else list(lender.table.blocks[:full])
+
+
+def token_logprobs(row: LogprobRow) -> TokenLogprobs:
+    """vLLM's shape: the token itself with its rank, then the alternatives by rank."""
+    entries = {row.token_ids[0]: Logprob(row.logprobs[0], row.rank)}
+    for rank, (token, value) in enumerate(zip(row.token_ids[1:], row.logprobs[1:], strict=True), 1):
+        entries.setdefault(token, Logprob(value, rank))
+    return entries

@@ -4,40 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from octavo.cost_model import Cost
+from octavo.engine.load import Counters
+from octavo.load import ShardState
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
     """A snapshot.
 
     Attributes:
-        num_running, num_waiting: sequences.
-        blocks_total, blocks_free, blocks_cached: KV blocks; free ones include the cached (reusable, evictable) ones.
-        filled_slots, owned_slots: token slots that hold a token, of those in owned blocks; the rest is waste.
-        sequences_arrived, sequences_finished: accepted since the start, and those of them that ended.
-        finished_seconds: how long the ended ones had been running, in sum.
-        prompt_tokens, cached_tokens: prompt tokens of admitted requests, and how many of them the cache held.
+        state: how busy the shard is; free blocks include the cached ones.
+        counters: a copy.
+        blocks_cached: KV blocks that no sequence holds and any may reuse.
+        filled_slots: token slots that hold a token, of those in blocks that sequences hold.
         generation_tokens: sampled tokens.
-        preemptions, steps: counts.
-        seconds_of_work: predicted time to compute all that is known but not computed.
-        cost: the cost model's coefficients; zeros until it has seen enough steps.
+        steps: count.
     """
 
-    num_running: int
-    num_waiting: int
-    blocks_total: int
-    blocks_free: int
+    state: ShardState
+    counters: Counters
     blocks_cached: int
     filled_slots: int
-    owned_slots: int
-    sequences_arrived: int
-    sequences_finished: int
-    finished_seconds: float
-    prompt_tokens: int
-    cached_tokens: int
     generation_tokens: int
-    preemptions: int
     steps: int
-    seconds_of_work: float
-    cost: Cost
+
+    @property
+    def owned_slots(self) -> int:
+        """Token slots in blocks that sequences hold; those that are not filled are waste."""
+        return (self.state.blocks - self.state.blocks_free) * self.state.block_size

@@ -2,9 +2,8 @@
 
     seconds = step + token * tokens + sequence * sequences + attended * attended + context * context
 
-`attended` is the sum over tokens of the positions each attends to (what attention multiplies), `context` the sum over
-sequences of the positions in their context (what attention reads). The coefficients come from a profile, a small YAML
-file that says where each number is from; see `profiles/`. Scheduler, block pool, prefix cache, text and everything
+as in `octavo.cost_model`. The coefficients come from a profile, a small YAML file that says where each number is from;
+see `profiles/`. Scheduler, block pool, prefix cache, text and everything
 above are the real ones, so a deployment can be rehearsed on a laptop before its machines are there.
 
 A token depends on nothing but the token before it and its position. So a stream goes on with the same tokens on any
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from octavo.config import EngineConfig, unknown_key
-from octavo.cost_model import Cost
+from octavo.cost_model import Cost, StepWork, attended
 from octavo.errors import ConfigError
 from octavo.execution.executor import LocalExecutor, Wait, finished
 from octavo.step import Int64, LogprobRow, StepBatch, StepResult
@@ -49,7 +48,7 @@ class Profile:
     """
 
     name: str
-    seconds: Cost
+    cost: Cost
     kv_bytes_per_token: int
     kv_cache_bytes: int
     max_model_len: int
@@ -198,9 +197,10 @@ class SimulatedExecutor:
         """What the step takes by the profile."""
         query = np.diff(batch.query_start).astype(np.int64)
         context = batch.context_lens.astype(np.int64)
-        attended = int((query * context - query * (query - 1) // 2).sum())
-        amounts = 1, batch.num_tokens, batch.num_seqs, attended, int(context.sum())
-        return sum(per * amount for per, amount in zip(self.profile.seconds, amounts, strict=True)) / self.speed
+        positions = int(attended(context - query, query).sum())
+        has_prompts = batch.num_tokens > batch.num_seqs
+        work = StepWork(batch.num_tokens, batch.num_seqs, positions, int(context.sum()), has_prompts)
+        return self.profile.cost.seconds(work) / self.speed
 
     def check_health(self) -> None:
         """Nothing can break."""

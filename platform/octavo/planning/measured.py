@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from octavo.cost_model import CostModel
+from octavo.cost_model import CostModel, StepWork, attended
 from octavo.errors import ConfigError
 from octavo.planning.roofline import Roofline
 
@@ -30,8 +30,8 @@ _FEATURES = ("step", "token", "sequence", "attended position")
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One step that ran: what was in it (as for `CostModel.observe`) and how long it took; `count` of them alike."""
+class MeasuredStep:
+    """A step that ran: what was in it (as in `StepWork`) and how many seconds it took; `count` of them alike."""
 
     tokens: int
     sequences: int
@@ -44,9 +44,14 @@ class Step:
         """Whether every sequence got one token."""
         return self.tokens == self.sequences
 
+    @property
+    def work(self) -> StepWork:
+        """What was in it; the context is not known, so the other terms of the fit explain everything."""
+        return StepWork(self.tokens, self.sequences, self.attended, 0, has_prompts=not self.is_decode)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class MeasuredRequest:
     """One request as its client saw it; times in seconds of one clock."""
 
     prompt_tokens: int
@@ -58,11 +63,11 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class MeasuredRun:
     """What was measured."""
 
-    steps: list[Step] = field(default_factory=list)
-    requests: list[Request] = field(default_factory=list)
+    steps: list[MeasuredStep] = field(default_factory=list)
+    requests: list[MeasuredRequest] = field(default_factory=list)
     bytes: dict[str, int] = field(default_factory=dict)
 
 
@@ -101,7 +106,7 @@ class Comparison:
     left_out: int
 
 
-def read_run(file: Path) -> Run:
+def read_run(file: Path) -> MeasuredRun:
     """Read a run's file.
 
     Raises:
@@ -111,17 +116,21 @@ def read_run(file: Path) -> Run:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".jsonl":
             lines = [json.loads(line) for line in text.splitlines() if line.strip()]
-            return Run(requests=[request for line in lines if (request := _of_record(line))])
+            return MeasuredRun(requests=[request for line in lines if (request := _of_record(line))])
         content = json.loads(text)
-        steps = [Step(**step) for step in content.get("steps", [])]
-        requests = [Request(**request) for request in content.get("requests", [])]
-        return Run(steps, requests, content.get("bytes", {}))
+        return MeasuredRun(
+            [MeasuredStep(**step) for step in content.get("steps", [])],
+            [MeasuredRequest(**request) for request in content.get("requests", [])],
+            content.get("bytes", {}),
+        )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        wanted = f"steps of {_names(Step)}, requests of {_names(Request)}, bytes of weights, kv_per_token"
+        wanted = (
+            f"steps of {_names(MeasuredStep)}, requests of {_names(MeasuredRequest)}, bytes of weights, kv_per_token"
+        )
         raise ConfigError(f"{file} is no measured run ({error}); expected {wanted}") from error
 
 
-def compare(run: Run, roofline: Roofline, chunk: int) -> Comparison:
+def compare(run: MeasuredRun, roofline: Roofline, chunk: int) -> Comparison:
     """Put a run beside the roofline.
 
     Args:
@@ -146,13 +155,13 @@ def _names(record: type) -> str:
     return ", ".join(f.name for f in fields(record))
 
 
-def _of_record(line: dict[str, Any]) -> Request | None:
+def _of_record(line: dict[str, Any]) -> MeasuredRequest | None:
     """The load tester's record of one request (nanoseconds); None for one that failed or was not counted."""
     times = [chunk[0] for chunk in line["chunks"] if chunk[1] in ("text", "reasoning", "tool")]
     usage = line.get("usage") or {}
     if line.get("error") or not times or not usage.get("prompt_tokens") or not usage.get("completion_tokens"):
         return None
-    return Request(
+    return MeasuredRequest(
         prompt_tokens=usage["prompt_tokens"],
         cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
         output_tokens=usage["completion_tokens"],
@@ -162,23 +171,23 @@ def _of_record(line: dict[str, Any]) -> Request | None:
     )
 
 
-def _overlaps(request: Request, others: list[Request]) -> bool:
+def _overlaps(request: MeasuredRequest, others: list[MeasuredRequest]) -> bool:
     return any(o is not request and o.start < request.end and request.start < o.end for o in others)
 
 
-def _steps(request: Request) -> list[Step]:
+def _steps(request: MeasuredRequest) -> list[MeasuredStep]:
     """The steps of a request that ran alone: its prompt, and its further tokens at their mean context."""
     new, prompt = request.prompt_tokens - request.cached_tokens, request.prompt_tokens
-    attended = new * prompt - new * (new - 1) // 2
-    steps = [Step(new, 1, attended, request.first_token - request.start)]
+    positions = attended(request.cached_tokens, new)
+    steps = [MeasuredStep(new, 1, positions, request.first_token - request.start)]
     further = request.output_tokens - 1
     if further > 0:
         seconds = (request.end - request.first_token) / further
-        steps.append(Step(1, 1, round(prompt + (further + 1) / 2), seconds, count=further))
+        steps.append(MeasuredStep(1, 1, round(prompt + (further + 1) / 2), seconds, count=further))
     return steps
 
 
-def _speeds(steps: list[Step], roofline: Roofline) -> list[Speed]:
+def _speeds(steps: list[MeasuredStep], roofline: Roofline) -> list[Speed]:
     kinds = {
         "prefill": [step for step in steps if not step.is_decode],
         "decode": [step for step in steps if step.is_decode],
@@ -186,14 +195,14 @@ def _speeds(steps: list[Step], roofline: Roofline) -> list[Speed]:
     return [_speed(kind, some, roofline) for kind, some in kinds.items() if some]
 
 
-def _speed(kind: str, steps: list[Step], roofline: Roofline) -> Speed:
+def _speed(kind: str, steps: list[MeasuredStep], roofline: Roofline) -> Speed:
     tokens = sum(s.tokens * s.count for s in steps)
     measured = sum(s.seconds * s.count for s in steps)
     least = sum(roofline.step_seconds(s.tokens, s.sequences, s.attended) * s.count for s in steps)
     return Speed(kind, sum(s.count for s in steps), tokens / measured, tokens / least)
 
 
-def _fit(steps: list[Step]) -> tuple[dict[str, float] | None, float | None]:
+def _fit(steps: list[MeasuredStep]) -> tuple[dict[str, float] | None, float | None]:
     """The engine's own cost model, with every step remembered alike. With steps too much alike there is no one answer:
     where each has one sequence, seconds per step and per sequence cannot be told apart."""
     import numpy as np
@@ -204,6 +213,6 @@ def _fit(steps: list[Step]) -> tuple[dict[str, float] | None, float | None]:
         return None, None
     model = CostModel(forgetting=1.0)
     for step in steps:
-        model.observe(step.tokens, step.sequences, step.attended, step.seconds)
-    errors = [abs(model.predict(s.tokens, s.sequences, s.attended) / s.seconds - 1) for s in steps]
+        model.observe(step.work, step.seconds)
+    errors = [abs(model.predict(step.work) / step.seconds - 1) for step in steps]
     return dict(zip(_FEATURES, model.coefficients[: len(_FEATURES)], strict=True)), median(errors)

@@ -1,12 +1,12 @@
 """A router's knowledge of the shards, and its decisions: no clock, no network, no Ray.
 
-What shards say (`heard`, and the events behind `blocks`) comes from one thread; everything else happens in another,
-that of `route`. They share only values that change as a whole, and a queue, so neither ever waits for the other.
+What shards say (`heard`, and the events behind `blocks`) may come from another thread than that of `route`. The two
+share only values that are replaced as a whole, and a queue, so neither ever waits for the other.
 
-Between two reports the router corrects itself. A request counts at its shard from the moment it is sent there; the
-report that names it as taken in counts it from then on. Its blocks count as coming until they should have been
-computed. A shard from which nothing was heard for `stale_after_s` is judged by what this router has in flight there,
-and by no prefix.
+Between two reports the router corrects itself. A request counts at its shard from the moment it is sent there, until
+the first report that names its ticket; from then on the shard's reports count it. Its blocks count as coming until they
+should have been computed. A shard from which nothing was heard for `stale_after_s` is judged by what this router has in
+flight there, and by no prefix.
 """
 
 from __future__ import annotations
@@ -18,19 +18,23 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from octavo.cost_model import Cost
+from octavo.cost_model import Cost, attended
+from octavo.load import ShardState
 from octavo.routing.index import ShardBlocks, matched
-from octavo.routing.policy import POLICIES, PRIOR, Candidate, Choice, Load, PolicyName, Reason, Wanted, explain
+from octavo.routing.policy import POLICIES, PRIOR, Candidate, Choice, PolicyName, Query, Reason, explain
 
 logger = logging.getLogger(__name__)
 
 UNCONFIRMED_SECONDS = 10.0
-"""No report has named the request by then: the one that did was lost, and later ones count it."""
+"""No report has named the request's ticket by then: the one that did was lost, and later ones count the request."""
 
 BUSY_SECONDS = 10.0
-"""Time over which it is averaged how busy the shards are: many prompts, and less than a wave of load."""
+"""Time over which `Query.busy` is averaged: longer than many prompts, shorter than a wave of load."""
 
-UNKNOWN = Load(0, 0, 0, 0, 0, 512, 64, 1 << 20, 1 << 20, 16, 0.0, PRIOR)
+UNKNOWN = ShardState(
+    decoding=0, context=0, prefilling=0, queued=0, backlog_tokens=0, backlog_attended=0, chunk=512, max_num_seqs=64,
+    blocks=1 << 20, blocks_free=1 << 20, block_size=16, mean_output=0.0, cost=PRIOR,
+)  # fmt: skip
 """A shard that has not reported yet."""
 
 
@@ -54,16 +58,16 @@ class RoutingConfig:
 
 
 @dataclass(slots=True, eq=False)
-class Shard:
+class KnownShard:
     """What is known of one shard.
 
     Attributes:
         blocks: what its events say it holds.
-        load: its last report, less what has ended since.
+        known_at: watermark: everything that the shard said before this time has been applied.
+        state: its last report, less what has ended since; None before the first.
         reports: heard so far.
-        known_at: when the oldest thing was said that may be missing here: everything before is taken in.
         coming: blocks of requests on their way or in the queue there -> how many of these.
-        tokens, attended, width: sums over requests sent there that no report counts yet.
+        sequences, tokens, attended: sums over requests sent there that no report counts yet.
         in_flight: sequences of this router there, whether reported or not.
         stale: whether it was so at the last decision.
         decisions: requests sent there by reason.
@@ -71,12 +75,12 @@ class Shard:
 
     blocks: ShardBlocks
     known_at: float
-    load: Load | None = None
+    state: ShardState | None = None
     reports: int = 0
     coming: dict[bytes, int] = field(default_factory=dict)
+    sequences: int = 0
     tokens: int = 0
     attended: int = 0
-    width: int = 0
     in_flight: int = 0
     stale: bool = False
     decisions: Counter[Reason] = field(default_factory=Counter)
@@ -84,16 +88,16 @@ class Shard:
 
 @dataclass(slots=True, eq=False)
 class _Sent:
-    """One request in flight."""
+    """One request in flight; `tokens` of it were not expected in the shard's cache."""
 
-    shard: Shard
+    shard: KnownShard
+    sequences: int
     tokens: int
     attended: int
-    width: int
     coming: Sequence[bytes]  # blocks that it is expected to add there
     at: float
-    counted: bool = True  # in the sums of its shard
-    report: int = -1  # of its shard that counted it first
+    unreported: bool = True  # it is in the sums of its shard
+    report: int = -1  # the first of its shard that counts it
 
 
 class Router:
@@ -101,20 +105,20 @@ class Router:
 
     def __init__(self, config: RoutingConfig) -> None:
         self.config = config
-        self.shards: dict[str, Shard] = {}
+        self.shards: dict[str, KnownShard] = {}
         self._sent: dict[str, _Sent] = {}  # by ticket, oldest first
         self._unconfirmed: deque[tuple[str, _Sent]] = deque()
         self._coming: list[tuple[float, int, _Sent]] = []  # heap: when to forget its blocks, number, ...
         self._news: deque[tuple[str, str, int]] = deque()  # (what happened, ticket, report), from any thread
         self._turn = 0
-        self._busy = 0.0  # see `Wanted.busy`
+        self._busy = 0.0  # see `Query.busy`
         self._asked = -math.inf  # time of the last decision
 
     # ---- who there is -----------------------------------------------------------------------------------------
 
-    def join(self, name: str, now: float) -> Shard:
+    def join(self, name: str, now: float) -> KnownShard:
         """A new shard; believed to be idle and empty until it speaks."""
-        return self.shards.setdefault(name, Shard(ShardBlocks(self.config.max_blocks_per_shard), now))
+        return self.shards.setdefault(name, KnownShard(ShardBlocks(self.config.max_blocks_per_shard), now))
 
     def leave(self, name: str) -> None:
         """Forget a shard."""
@@ -122,21 +126,21 @@ class Router:
 
     # ---- what comes in: any thread ----------------------------------------------------------------------------
 
-    def heard(self, name: str, load: Load | None, taken: Iterable[str], known_at: float | None) -> None:
+    def heard(self, name: str, state: ShardState | None, tickets: Iterable[str], known_at: float | None) -> None:
         """A report came.
 
         Args:
-            load: the shard's numbers, if they are in it.
-            taken: tickets of requests that `load` counts for the first time.
+            state: the shard's numbers, if they are in it.
+            tickets: of requests that `state` counts for the first time.
             known_at: everything that the shard said until then has been heard; None when this is not known.
         """
         shard = self.shards.get(name)
         if shard is None:
             return
-        if load is not None:
-            shard.load = load
+        if state is not None:
+            shard.state = state
             shard.reports += 1
-        self._news.extend(("taken", ticket, shard.reports) for ticket in taken if ticket in self._sent)
+        self._news.extend(("reported", ticket, shard.reports) for ticket in tickets if ticket in self._sent)
         if known_at is not None and shard.blocks.exact:
             shard.known_at = known_at
 
@@ -147,7 +151,7 @@ class Router:
 
     # ---- the decision -----------------------------------------------------------------------------------------
 
-    def route(self, ticket: str, chain: Sequence[bytes], wanted: Wanted, names: Sequence[str], now: float) -> Choice:
+    def route(self, ticket: str, chain: Sequence[bytes], query: Query, names: Sequence[str], now: float) -> Choice:
         """Choose among the shards `names` and count the request there at once.
 
         Args:
@@ -162,45 +166,42 @@ class Router:
         self.settle(now)
         self._forget(ticket)
         self._turn += 1
-        wanted = replace(wanted, turn=self._turn, busy=self._busy)
+        query = replace(query, turn=self._turn, busy=self._busy)
         start = self._turn % len(names)  # equally good shards take turns
-        candidates = [self._candidate(name, chain, wanted, now) for name in [*names[start:], *names[:start]]]
-        choice = POLICIES[self.config.policy](wanted, candidates, self.config.stream_weight)
+        candidates = [self._candidate(name, chain, query, now) for name in [*names[start:], *names[:start]]]
+        choice = POLICIES[self.config.policy](query, candidates, self.config.stream_weight)
         self.shards[choice.order[0]].decisions[choice.reason] += 1
         if self.config.log_decisions:
             logger.info("%s goes to %s (%s)\n%s", ticket, choice.order[0], choice.reason,
-                        explain(wanted, candidates, self.config.stream_weight))  # fmt: skip
-        self._count(ticket, chain, wanted, choice, now)
+                        explain(query, candidates, self.config.stream_weight))  # fmt: skip
+        self._count(ticket, chain, query, choice, now)
         self._note_busy(candidates, now)
         return choice
 
     def _note_busy(self, candidates: Sequence[Candidate], now: float) -> None:
-        share = sum(shard.load.waiting > 0 for shard in candidates) / len(candidates)
+        share = sum(shard.state.prefilling + shard.state.queued > 0 for shard in candidates) / len(candidates)
         self._busy = share + (self._busy - share) * math.exp((self._asked - now) / BUSY_SECONDS)
         self._asked = now
 
-    def _candidate(self, name: str, chain: Sequence[bytes], wanted: Wanted, now: float) -> Candidate:
+    def _candidate(self, name: str, chain: Sequence[bytes], query: Query, now: float) -> Candidate:
         shard = self.join(name, now)
-        load = shard.load or UNKNOWN
-        if not any(load.cost):
-            load = replace(load, cost=self._others_cost())
+        state = shard.state or UNKNOWN
+        if not any(state.cost):
+            state = replace(state, cost=self._others_cost())
         self._judge(name, shard, now)
         if shard.stale:
-            load = replace(
-                load, running=shard.in_flight, waiting=0, prefill=shard.tokens, attended=shard.attended,
-                context=0, blocks_free=load.blocks,
+            state = replace(
+                state, decoding=shard.in_flight, context=0, prefilling=0, queued=0, backlog_tokens=shard.tokens,
+                backlog_attended=shard.attended, blocks_free=state.blocks,
             )  # fmt: skip
-            return Candidate(name, 0, load, stale=True)
-        if shard.width:
-            load = replace(
-                load, waiting=load.waiting + shard.width, prefill=load.prefill + shard.tokens,
-                attended=load.attended + shard.attended,
-            )  # fmt: skip
-        usable = (wanted.tokens - 1) // load.block_size  # an engine computes at least the last token
-        cached = matched(chain[:usable], shard.blocks.hashes, shard.coming) * load.block_size
-        return Candidate(name, cached, load)
+            return Candidate(name, 0, state, stale=True)
+        if shard.sequences:
+            state = state.with_request(shard.sequences, shard.tokens, shard.attended)
+        usable = (query.tokens - 1) // state.block_size  # an engine computes at least the last token
+        cached = matched(chain[:usable], shard.blocks.hashes, shard.coming) * state.block_size
+        return Candidate(name, cached, state)
 
-    def _judge(self, name: str, shard: Shard, now: float) -> None:
+    def _judge(self, name: str, shard: KnownShard, now: float) -> None:
         """Notice, and say once, when a shard's word becomes too old to be believed, or is good again."""
         age = now - shard.known_at
         stale = age > self.config.stale_after_s
@@ -212,22 +213,23 @@ class Router:
 
     def _others_cost(self) -> Cost:
         """The cost model of a shard that measured, for one that has not."""
-        costs = (shard.load.cost for shard in self.shards.values() if shard.load is not None and any(shard.load.cost))
+        states = (shard.state for shard in self.shards.values() if shard.state is not None)
+        costs = (state.cost for state in states if any(state.cost))
         return next(costs, PRIOR)
 
     # ---- own corrections --------------------------------------------------------------------------------------
 
-    def _count(self, ticket: str, chain: Sequence[bytes], wanted: Wanted, choice: Choice, now: float) -> None:
+    def _count(self, ticket: str, chain: Sequence[bytes], query: Query, choice: Choice, now: float) -> None:
         shard = self.shards[choice.order[0]]
-        uncached = wanted.tokens - choice.cached
-        fresh = chain[choice.cached // (shard.load or UNKNOWN).block_size :]
-        sent = _Sent(shard, uncached, uncached * (choice.cached + (uncached + 1) // 2), wanted.width, fresh, now)
+        uncached = query.tokens - choice.cached
+        fresh = chain[choice.cached // (shard.state or UNKNOWN).block_size :]
+        sent = _Sent(shard, query.sequences, uncached, attended(choice.cached, uncached), fresh, now)
         self._sent[ticket] = sent
         self._unconfirmed.append((ticket, sent))
+        shard.sequences += sent.sequences
         shard.tokens += sent.tokens
         shard.attended += sent.attended
-        shard.width += sent.width
-        shard.in_flight += sent.width
+        shard.in_flight += sent.sequences
         for block in fresh:
             shard.coming[block] = shard.coming.get(block, 0) + 1
         # twice the prediction: a block that is late is not missed; one that never came is believed a little longer
@@ -240,17 +242,19 @@ class Router:
             sent = self._sent.get(ticket)
             if sent is not None:
                 _uncount(sent)
-                if what == "taken":
+                state = sent.shard.state
+                if what == "reported":
                     sent.report = report
-                elif sent.report == sent.shard.reports and sent.shard.load is not None:
-                    sent.shard.load = _without(sent.shard.load, sent)
+                elif sent.report == sent.shard.reports and state is not None:
+                    # the next report may be a tenth of a second away, and a short question is asked again before that
+                    sent.shard.state = state.without_request(sent.sequences, sent.tokens, sent.attended)
                 if what == "withdrawn":
                     _arrived(sent)
-            if what != "taken":
+            if what != "reported":
                 self._forget(ticket)
         while self._unconfirmed and self._unconfirmed[0][1].at < now - UNCONFIRMED_SECONDS:
             ticket, sent = self._unconfirmed.popleft()
-            if sent.counted and self._sent.get(ticket) is sent:
+            if sent.unreported and self._sent.get(ticket) is sent:
                 self._forget(ticket)
         while self._coming and self._coming[0][0] < now:
             _arrived(heapq.heappop(self._coming)[2])
@@ -259,27 +263,16 @@ class Router:
         sent = self._sent.pop(ticket, None)
         if sent is not None:
             _uncount(sent)
-            sent.shard.in_flight -= sent.width
-
-
-def _without(load: Load, sent: _Sent) -> Load:
-    """A report that counts a request as there, now that it has ended: the next one may be a tenth of a second away, and
-    a short question is asked again before that."""
-    if load.waiting < sent.width:
-        return replace(load, running=max(0, load.running - sent.width))
-    return replace(
-        load, waiting=load.waiting - sent.width, prefill=max(0, load.prefill - sent.tokens),
-        attended=max(0, load.attended - sent.attended),
-    )  # fmt: skip
+            sent.shard.in_flight -= sent.sequences
 
 
 def _uncount(sent: _Sent) -> None:
     """A report counts the request from now on, or nobody needs to."""
-    if sent.counted:
+    if sent.unreported:
+        sent.shard.sequences -= sent.sequences
         sent.shard.tokens -= sent.tokens
         sent.shard.attended -= sent.attended
-        sent.shard.width -= sent.width
-    sent.counted = False
+    sent.unreported = False
 
 
 def _arrived(sent: _Sent) -> None:

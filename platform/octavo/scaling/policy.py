@@ -4,13 +4,13 @@ Demand is counted in shards, over all of them, so it does not depend on how many
 another, and one hot shard among idle ones is the router's business, not a reason to grow.
 
     prompts    seconds of prompt work that arrive per second
-    streams    sequences over those one shard runs well
-    coming     the streams there will be, by Little's law: arrivals per second x seconds a sequence runs; a burst shows
-               there before it shows in its streams
-    demand   = max( (prompts + streams) / utilization,      those that are there, and some more
-                    prompts + coming,                        those that will be
-                    seconds of work waiting / drain_within,  a queue that has to be gone in time
-                    KV use / kv_utilization )                blocks, for long contexts
+    streams    sequences there are / sequences that one shard runs within its targets (`capacity`)
+    coming     sequences there will be / the same, by Little's law: arrivals per second x seconds a sequence runs; a
+               burst shows in its arrivals before it shows in its sequences
+    demand   = max( (prompts + streams) / utilization,     present load, with some to spare
+                    prompts + coming,                      load to come
+                    seconds waiting / drain_within,        a queue that has to be gone in time
+                    KV use / kv_utilization )              blocks, for long contexts
 
 Up: to ceil(demand) at once; by one more while even the best shard's first token is late. Down: to the highest
 ceil(demand) of the last `down_after` seconds, so noise around a whole number does not flap. To zero: after `zero_after`
@@ -27,10 +27,10 @@ from typing import Literal
 from octavo.cost_model import Cost
 
 _QUIET = 0.01
-"""Shards' worth of demand that is none: averaged rates never fall to zero, this far they fall in ten seconds."""
+"""Demand below this many shards counts as zero; exponentially averaged rates fall below it within 10 s."""
 
 RATE_SECONDS = 2.0
-"""Arrivals are averaged over this long: a burst of twenty times shows 40 % of its height after a second."""
+"""Time constant of averaged arrivals: a burst of twenty times the rate shows 40 % of its height after a second."""
 
 Reason = Literal["load", "coming", "waiting", "kv", "first token", "held", "kept", "quiet", "stale"]
 
@@ -40,23 +40,23 @@ class ShardLoad:
     """What one shard reports.
 
     Attributes:
-        arriving: seconds of prompt work that arrive per second.
-        waiting: seconds of work that is known and not computed.
+        seconds_arriving: seconds of prompt work that arrive per second.
+        seconds_waiting: seconds of work in the backlog (`octavo.load.ShardState.backlog_seconds`).
         sequences: running and waiting.
         arrivals: sequences that arrive per second, over the last `RATE_SECONDS`.
         seconds_each: how long a sequence runs, on average; 0.0 when none has ended yet.
-        room: sequences one shard runs at once within its targets (see `room`); at least 1.
-        kv_use: share of KV blocks held by live requests, 0 to 1.
-        first_token: predicted seconds to the first token of a prompt that comes now.
+        capacity: sequences that one shard runs at once within its targets (see `capacity`); at least 1.
+        kv_use: share of KV blocks that sequences hold, 0 to 1.
+        first_token: predicted seconds until a prompt that comes now begins (`octavo.load.ShardState.start_seconds`).
         age: seconds since this was measured.
     """
 
-    arriving: float
-    waiting: float
+    seconds_arriving: float
+    seconds_waiting: float
     sequences: float
     arrivals: float
     seconds_each: float
-    room: float
+    capacity: float
     kv_use: float
     first_token: float
     age: float = 0.0
@@ -67,8 +67,8 @@ class Targets:
     """What the fleet is held to; all times in seconds.
 
     Attributes:
-        utilization: share of a shard's time and room that may be in use; the rest meets a burst while shards start.
-        drain_within: a queue is given as many shards as it takes to be gone by then.
+        utilization: share of a shard's time and capacity to use; the rest meets a burst while shards start.
+        drain_within: there are to be enough shards to compute the backlog in this time.
         kv_utilization: share of KV blocks that may be held.
         ttft: first tokens later than this, on every shard, ask for one more.
         down_after: demand must have been lower for this long before shards leave.
@@ -86,13 +86,13 @@ class Targets:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class ScalingState:
     """What `decide` remembers.
 
     Attributes:
-        peaks: (time, shards wanted), later ones smaller: the sliding maximum of `down_after` seconds.
-        quiet_since: when the last sequence had ended and demand with it; None while there is some.
-        held: how many requests no shard had taken, averaged as arrivals are, and when that was.
+        peaks: (time, shards wanted) in falling order of the second: the sliding maximum over `down_after` seconds.
+        quiet_since: since when there have been no sequence and no demand; None while there are.
+        held: requests that no shard had taken, averaged as arrivals are, and the time of that average.
     """
 
     peaks: tuple[tuple[float, int], ...] = ()
@@ -101,7 +101,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class ScalingDecision:
     """How many shards, why, and what to remember.
 
     Attributes:
@@ -115,10 +115,10 @@ class Decision:
     replicas: int
     reason: Reason
     demand: float
-    state: State = field(repr=False)
+    state: ScalingState = field(repr=False)
 
 
-def room(cost: Cost, max_num_seqs: int, target_itl: float | None, context: float) -> float:
+def capacity(cost: Cost, max_num_seqs: int, target_itl: float | None, context: float) -> float:
     """Sequences that one shard decodes at once within `target_itl`.
 
     Args:
@@ -132,8 +132,15 @@ def room(cost: Cost, max_num_seqs: int, target_itl: float | None, context: float
 
 
 def decide(
-    shards: Sequence[ShardLoad], *, now: float, running: int, target: int, held: float, targets: Targets, state: State
-) -> Decision:
+    shards: Sequence[ShardLoad],
+    *,
+    now: float,
+    running: int,
+    target: int,
+    held: float,
+    targets: Targets,
+    state: ScalingState,
+) -> ScalingDecision:
     """Shards to have from now on.
 
     Args:
@@ -147,8 +154,8 @@ def decide(
     """
     believed = [shard for shard in shards if shard.age <= targets.stale_after]
     if target and not believed:  # shards that are starting, or cannot be seen: nothing is known that could change it
-        return Decision(target, "stale", 0.0, State(((now, target),), held=(held, now)))
-    # one that is not believed any more is taken to be like the others, one that never reported to be empty
+        return ScalingDecision(target, "stale", 0.0, ScalingState(((now, target),), held=(held, now)))
+    # A shard with a stale report is assumed to carry the average load; one that never reported is assumed idle.
     queue = _averaged(state.held, held, now)
     growth = (held - queue[0]) / RATE_SECONDS  # per second: the derivative, averaged as arrivals at shards are
     demand, reason = _demand(believed, len(shards) / max(1, len(believed)), held, growth, targets)
@@ -158,7 +165,7 @@ def decide(
         wanted, reason = target + 1, "first token"
     quiet_since = None if not quiet else now if state.quiet_since is None else state.quiet_since
     peaks = _with_peak(state.peaks or ((now, target),), now, wanted, targets.down_after)
-    return _settled(wanted, reason, demand, target, now, targets, State(peaks, quiet_since, queue))
+    return _settled(wanted, reason, demand, target, now, targets, ScalingState(peaks, quiet_since, queue))
 
 
 def _late(shards: Sequence[ShardLoad], targets: Targets) -> bool:
@@ -173,13 +180,13 @@ def _averaged(before: tuple[float, float], held: float, now: float) -> tuple[flo
 def _demand(
     shards: Sequence[ShardLoad], scale: float, held: float, growth: float, targets: Targets
 ) -> tuple[float, Reason]:
-    streams = sum(shard.sequences / shard.room for shard in shards)
-    streams += held / max((shard.room for shard in shards), default=math.inf)
-    arriving = sum(shard.arriving for shard in shards)
+    streams = sum(shard.sequences / shard.capacity for shard in shards)
+    streams += held / max((shard.capacity for shard in shards), default=math.inf)
+    arriving = sum(shard.seconds_arriving for shard in shards)
     terms: list[tuple[float, Reason]] = [
         (scale * (arriving + streams) / targets.utilization, "load"),
         (scale * (arriving + _coming(shards, growth)), "coming"),
-        (scale * sum(shard.waiting for shard in shards) / targets.drain_within, "waiting"),
+        (scale * sum(shard.seconds_waiting for shard in shards) / targets.drain_within, "waiting"),
         (scale * sum(shard.kv_use for shard in shards) / targets.kv_utilization, "kv"),
         (1.0 if held else 0.0, "held"),
     ]
@@ -197,7 +204,7 @@ def _coming(shards: Sequence[ShardLoad], growth: float) -> float:
         return 0.0
     rate = max(0.0, growth + sum(shard.arrivals for shard in shards))
     surely = max(0.0, rate - math.sqrt(rate / (2 * RATE_SECONDS)))
-    return surely * sum(seconds) / len(seconds) / (sum(shard.room for shard in shards) / len(shards))
+    return surely * sum(seconds) / len(seconds) / (sum(shard.capacity for shard in shards) / len(shards))
 
 
 def _with_peak(
@@ -208,10 +215,10 @@ def _with_peak(
 
 
 def _settled(
-    wanted: int, reason: Reason, demand: float, target: int, now: float, targets: Targets, state: State
-) -> Decision:
+    wanted: int, reason: Reason, demand: float, target: int, now: float, targets: Targets, state: ScalingState
+) -> ScalingDecision:
     if wanted >= target and wanted > 0:
-        return Decision(wanted, reason, demand, state)
+        return ScalingDecision(wanted, reason, demand, state)
     replicas = min(target, state.peaks[0][1])
     if replicas == 0 and (state.quiet_since is None or now - state.quiet_since < targets.zero_after):
         replicas = min(target, 1)
@@ -219,4 +226,4 @@ def _settled(
         reason = "kept"
     elif replicas == 0:
         reason = "quiet"
-    return Decision(replicas, reason, demand, state)
+    return ScalingDecision(replicas, reason, demand, state)

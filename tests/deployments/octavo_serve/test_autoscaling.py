@@ -12,8 +12,9 @@ from octavo_serve.autoscaling import POLICY, Autoscaler, loads
 
 DEPLOYMENT = DeploymentID("shard-m", "octavo")
 BUSY = ShardLoad(
-    arriving=0.3, waiting=0.0, sequences=20.0, arrivals=5.0, seconds_each=3.0, room=10.0, kv_use=0.4, first_token=0.1
-)
+    seconds_arriving=0.3, seconds_waiting=0.0, sequences=20.0, arrivals=5.0, seconds_each=3.0, capacity=10.0,
+    kv_use=0.4, first_token=0.1,
+)  # fmt: skip
 NOW = 1000.0
 
 
@@ -50,7 +51,7 @@ def test_the_policy_decides_and_remembers() -> None:
     policy = Autoscaler(utilization=0.5, down_after=10.0)
     wanted, state = policy(context({"a": BUSY}))
     assert wanted == 5  # (0.3 + 20 / 10) / 0.5
-    idle = dataclasses.replace(BUSY, arriving=0.0, sequences=2.0, arrivals=0.0, kv_use=0.0)
+    idle = dataclasses.replace(BUSY, seconds_arriving=0.0, sequences=2.0, arrivals=0.0, kv_use=0.0)
     later = {"target_num_replicas": 5, "policy_state": state}
     assert policy(context({"a": idle}, **later, current_time=NOW + 4))[0] == 5
     assert policy(context({"a": idle}, **later, current_time=NOW + 4.9))[0] == 5

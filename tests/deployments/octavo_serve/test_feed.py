@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from octavo.config import EngineConfig
+from octavo.cost_model import Cost
 from octavo.engine.engine import Engine
 from octavo.execution.simulated import Profile, SimulatedExecutor
 from octavo.request import Placement, Request, SamplingParams
-from octavo.routing.policy import Wanted
+from octavo.routing.policy import Query
 from octavo.routing.router import Router, RoutingConfig
 from octavo_serve.feed import HIGH_WATER, LARGEST_HELLO, PART, FeedPublisher, FeedSubscriber, Hello, _encode
 
-MACHINE = Profile("test", (1e-3, 1e-6, 0, 0, 0), 1, 16 * 20_000, 8192, ())
+MACHINE = Profile("test", Cost(1e-3, 1e-6, 0, 0, 0), 1, 16 * 20_000, 8192, ())
 
 
 class Shard:
@@ -63,7 +64,7 @@ class Listener:
         return self.router.shards[name].blocks.hashes
 
     def is_stale(self, name: str = "a") -> bool:
-        self.router.route("look", [], Wanted(1), [name], time.monotonic())
+        self.router.route("look", [], Query(1), [name], time.monotonic())
         return self.router.shards[name].stale
 
 
@@ -131,19 +132,19 @@ def test_a_listener_that_starts_again_knows_again(shard: Shard, listen: Callable
 
 def test_the_load_and_tickets_arrive(shard: Shard, listen: Callable[..., Listener]) -> None:
     here = listen(("a", shard.feed.address))
-    wait_for(lambda: here.router.shards["a"].load is not None)
-    here.router.route("mine", [], Wanted(160), ["a"], time.monotonic())
+    wait_for(lambda: here.router.shards["a"].state is not None)
+    here.router.route("mine", [], Query(160), ["a"], time.monotonic())
     assert here.router.shards["a"].tokens == 160
     shard.work(20, ticket="mine")
 
     def counted() -> bool:
-        here.router.route("other", [], Wanted(1), ["a"], time.monotonic())
+        here.router.route("other", [], Query(1), ["a"], time.monotonic())
         return here.router.shards["a"].tokens == 1
 
     wait_for(counted)
-    load = here.router.shards["a"].load
-    assert load is not None
-    assert load.blocks == 20_000
+    state = here.router.shards["a"].state
+    assert state is not None
+    assert state.blocks == 20_000
 
 
 def test_an_address_with_a_new_owner_is_not_mistaken(listen: Callable[..., Listener]) -> None:
@@ -153,7 +154,7 @@ def test_an_address_with_a_new_owner_is_not_mistaken(listen: Callable[..., Liste
         here = listen(("a", other.feed.address), ("b", other.feed.address))
         wait_for(lambda: here.blocks("b") == other.truth())
         assert here.blocks("a") == set()
-        assert here.router.shards["a"].load is None
+        assert here.router.shards["a"].state is None
     finally:
         other.feed.close()
 

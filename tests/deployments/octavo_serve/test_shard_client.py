@@ -13,6 +13,7 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 
 from octavo.config import EngineConfig
+from octavo.cost_model import Cost
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.engine import Engine
 from octavo.errors import BadRequest, EngineDead
@@ -28,7 +29,7 @@ class Fleet:
     """Shards in this process, and the picker that knows them: always the first that nobody called gone."""
 
     def __init__(self) -> None:
-        self.profile = Profile("counting", (5e-3, 0, 0, 0, 0), 1024, 2**24, 4096, ())
+        self.profile = Profile("counting", Cost(5e-3, 0, 0, 0, 0), 1024, 2**24, 4096, ())
         self.config = EngineConfig(max_num_seqs=16)
         self.ports: list[Port] = []
         self.listed: list[Address] = []
@@ -141,7 +142,7 @@ def test_a_request_goes_with_its_placement_and_its_senders_copy_stays_as_it_was(
             placement = client.placement("a")
             assert placement is not None
             assert (placement.ticket, placement.shard) == ("a", str(fleet.listed[0].port))
-            assert list(port.engine.engine.taken) == ["a"]
+            assert list(port.engine.engine.tickets) == ["a"]
         assert asked.placement is None
         assert client.placement("a") is None
         assert fleet.ran == [True]

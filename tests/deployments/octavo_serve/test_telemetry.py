@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from octavo.cost_model import Cost
+from octavo.engine.load import Counters
 from octavo.engine.stats import EngineStats
-from octavo.routing.policy import Wanted
+from octavo.load import ShardState
+from octavo.routing.policy import Query
 from octavo.routing.router import Router, RoutingConfig
 from octavo_serve.telemetry import Telemetry
 
+STATE = ShardState(
+    decoding=2, context=300, prefilling=1, queued=2, backlog_tokens=500, backlog_attended=60_000, chunk=1024,
+    max_num_seqs=64, blocks=100, blocks_free=75, block_size=16, mean_output=7.0, cost=Cost(0.01, 1e-3, 0.0, 0.0, 0.0),
+)  # fmt: skip
 STATS = EngineStats(
-    num_running=3,
-    num_waiting=2,
-    blocks_total=100,
-    blocks_free=75,
+    state=STATE,
+    counters=Counters(prompt_tokens=1000, cached_tokens=600, preemptions=1),
     blocks_cached=10,
     filled_slots=390,
-    owned_slots=400,
-    sequences_arrived=9,
-    sequences_finished=7,
-    finished_seconds=14.0,
-    prompt_tokens=1000,
-    cached_tokens=600,
     generation_tokens=50,
-    preemptions=1,
     steps=20,
-    seconds_of_work=0.5,
-    cost=Cost(0.0, 0.0, 0.0, 0.0, 0.0),
 )
 
 
@@ -38,6 +33,7 @@ def test_shards_are_told_apart() -> None:
         'vllm:prefix_cache_queries_total{engine="a",model_name="m"} 1000.0',
         'vllm:prefix_cache_hits_total{engine="b",model_name="m"} 600.0',
         'vllm:num_preemptions_total{engine="a",model_name="m"} 1.0',
+        f'octavo:seconds_of_work{{engine="a",model_name="m"}} {STATE.backlog_seconds}',
     ):
         assert line in lines
 
@@ -58,7 +54,7 @@ def test_tokens_that_arrive_together_share_their_time() -> None:
 def test_what_routers_know_is_shown() -> None:
     router, telemetry = Router(RoutingConfig()), Telemetry()
     router.join("a", 0.0)
-    router.route("1", [b"x"], Wanted(100), ["a"], 0.0)
+    router.route("1", [b"x"], Query(100), ["a"], 0.0)
     telemetry.watch_routers({"tiny": router})
     text = telemetry.render({}).decode()
     assert 'octavo:routed_requests_total{engine="a",model_name="tiny",reason="load"} 1.0' in text

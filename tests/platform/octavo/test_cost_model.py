@@ -1,8 +1,9 @@
 import random
 
+import numpy as np
 import pytest
 
-from octavo.cost_model import CostModel
+from octavo.cost_model import NO_COST, CostModel, StepWork, attended
 
 TRUE = (2e-3, 1e-4, 5e-5, 2e-8, 2e-7)
 
@@ -12,9 +13,27 @@ def truth(tokens, sequences, attended, context):
     return a + b * tokens + c * sequences + d * attended + e * context
 
 
+def work(tokens, sequences, attended, context):
+    return StepWork(tokens, sequences, attended, context, has_prompts=tokens > sequences)
+
+
 def observe(model, step, seconds):
-    tokens, sequences, attended, context = step
-    model.observe(tokens, sequences, attended, seconds, context)
+    model.observe(work(*step), seconds)
+
+
+def predict(model, step):
+    return model.predict(work(*step))
+
+
+@pytest.mark.parametrize("start", [0, 1, 17, 5000])
+@pytest.mark.parametrize("count", [0, 1, 2, 511, 512])
+def test_attended_is_the_sum_over_the_tokens_of_what_each_sees(start, count):
+    assert attended(start, count) == sum(position + 1 for position in range(start, start + count))
+    assert attended(np.array([start, 3]), np.array([count, 2])).tolist() == [attended(start, count), 4 + 5]
+
+
+def test_a_sequence_cut_into_chunks_attends_to_as_much():
+    assert attended(7, 100) == attended(7, 33) + attended(40, 66) + attended(106, 1)
 
 
 def ordinary_step(rng):
@@ -34,7 +53,7 @@ def test_it_learns_and_follows():
             observe(model, step, speed * truth(*step) * rng.uniform(0.95, 1.05))
         for _ in range(20):
             step = ordinary_step(rng)
-            assert model.predict(*step) == pytest.approx(speed * truth(*step), rel=0.15, abs=1e-3)
+            assert predict(model, step) == pytest.approx(speed * truth(*step), rel=0.15, abs=1e-3)
 
 
 def test_one_stalled_step_bends_nothing():
@@ -43,21 +62,23 @@ def test_one_stalled_step_bends_nothing():
     for _ in range(300):
         step = ordinary_step(rng)
         observe(model, step, truth(*step))
-    before = model.predict(100, 5, 5000, 5000)
-    model.observe(100, 5, 5000, 10.0, 5000)
-    assert model.predict(100, 5, 5000, 5000) < 1.5 * before
+    stalled = 100, 5, 5000, 5000
+    before = predict(model, stalled)
+    observe(model, stalled, 10.0)
+    assert predict(model, stalled) < 1.5 * before
 
 
 def test_the_chunk_keeps_to_its_target():
     rng = random.Random(2)
     model = CostModel()
-    assert model.tokens_within(0.02, 4, 1000, 0) is None
+    decoding = work(4, 4, 1000, 1000)
+    assert model.tokens_within(0.02, decoding, 0) is None
     for _ in range(300):
         step = ordinary_step(rng)
         observe(model, step, truth(*step))
-    chunk = model.tokens_within(0.02, 4, 1000, 100)
+    chunk = model.tokens_within(0.02, decoding, 100)
     assert truth(4 + chunk, 5, 1000 + 100 * chunk, 1100) == pytest.approx(0.02, rel=0.1)
-    assert model.tokens_within(1e-9, 4, 1000, 0) == 0
+    assert model.tokens_within(1e-9, decoding, 0) == 0
 
 
 def roofline(tokens, sequences, attended, context):
@@ -78,7 +99,7 @@ def test_a_machine_of_another_kind_is_still_predicted_roughly(run):
         attended = context + prompt * start + prompt * prompt // 2
         step = decodes + prompt, decodes + (prompt > 0), attended, context + start + prompt
         if i > 2 * run:
-            assert 0.5 < model.predict(*step) / roofline(*step) < 2
+            assert 0.5 < predict(model, step) / roofline(*step) < 2
         observe(model, step, roofline(*step) * rng.lognormvariate(0, 0.1) + (rng.random() < 0.002))
 
 
@@ -92,7 +113,7 @@ def test_minutes_of_decoding_do_not_wash_out_what_prompts_cost():
         step = (1, 1, 100 + i % 500, 100 + i % 500)
         observe(model, step, truth(*step) * rng.uniform(0.95, 1.05))
     prompt = (500, 1, 500 * 250, 500)
-    assert model.predict(*prompt) == pytest.approx(truth(*prompt), rel=0.2)
+    assert predict(model, prompt) == pytest.approx(truth(*prompt), rel=0.2)
 
 
 def test_first_steps_are_not_published():
@@ -100,7 +121,7 @@ def test_first_steps_are_not_published():
     model = CostModel()
     for _ in range(7):
         observe(model, (16, 1, 128, 16), 0.5)
-    assert not any(model.published)
+    assert model.published == NO_COST
     observe(model, (16, 1, 128, 16), 0.5)
     assert model.published == model.coefficients
     assert any(model.published)

@@ -56,7 +56,7 @@ def test_a_consumer_that_leaves_frees_its_blocks(fake, slow_engine):
         task = asyncio.create_task(collect(slow_engine, fake.request("cancelled", [1, 2, 3], max_tokens=900)))
         stream = slow_engine.generate(fake.request("closed", [1, 2, 3], n=3, max_tokens=900))
         await anext(stream)
-        while slow_engine.stats().num_running < 4:  # the other request's task may not have begun
+        while slow_engine.stats().state.num_running < 4:  # the other request's task may not have begun
             await asyncio.sleep(0.002)
         await stream.aclose()
         task.cancel()
@@ -152,7 +152,7 @@ def test_a_stuck_engine_fails_its_health_check_and_a_slow_one_does_not(fake, mon
 
     async def main():
         for name, wait in (("slow", 60.0), ("stuck", 0.0)):  # seconds that the model is said to take per token
-            monkeypatch.setattr("octavo.engine.patience.Patience.seconds", lambda self, amounts, wait=wait: wait)
+            monkeypatch.setattr("octavo.engine.patience.Patience.seconds", lambda self, work, wait=wait: wait)
             engine.executor.launch = hang
             begun.clear()
             task = asyncio.create_task(collect(running, fake.request(name, [1], max_tokens=1)))

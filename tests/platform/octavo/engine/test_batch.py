@@ -35,7 +35,7 @@ def test_a_kept_batch_is_a_fresh_one(fake, monkeypatch, num_blocks):
         engine.add(fake.request(f"r{i}", list(range(1, 8 + 3 * i)), seed=i, max_tokens=30 + i, **kind))
     fake.run(engine)
     assert fresh[0] < len(builds) / 2
-    assert (engine.stats().preemptions > 0) == (num_blocks == 60)
+    assert (engine.stats().counters.preemptions > 0) == (num_blocks == 60)
 
 
 def assert_same(ours, theirs):

@@ -110,7 +110,7 @@ def test_after_forced_preemptions(batch):
     small = LLM(MODEL, dtype="float32", kv_cache_bytes=blocks * 16 * 30 * 2 * 192 * 4, progress=False)
     assert small.engine.pool.num_blocks == blocks
     assert tokens(small.generate(PROMPTS, GREEDY, use_tqdm=False)) == tokens(batch)
-    assert small.engine.stats().preemptions > 5
+    assert small.engine.stats().counters.preemptions > 5
     small.close()
 
 

@@ -6,13 +6,14 @@ import random
 from statistics import median
 
 from octavo.config import EngineConfig
+from octavo.cost_model import Cost
 from octavo.engine.fleet import Fleet, Trip
 from octavo.execution.simulated import Profile
 from octavo.request import Request, SamplingParams
 from octavo.routing.router import RoutingConfig
 
 # 6.4 ms per step, 30 us per token: an 8B model on an H100; 1,000 blocks hold 16,000 tokens
-MACHINE = Profile("test", (6.4e-3, 30.3e-6, 10e-6, 1.06e-9, 48.9e-9), 1, 16_000, 8192, ())
+MACHINE = Profile("test", Cost(6.4e-3, 30.3e-6, 10e-6, 1.06e-9, 48.9e-9), 1, 16_000, 8192, ())
 
 
 def fleet(shards: int = 8, policy: str = "prefix_affinity", gateways: int = 1, **engine: object) -> Fleet:

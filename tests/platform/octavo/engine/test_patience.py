@@ -1,7 +1,11 @@
 import pytest
 
-from octavo.cost_model import CostModel
+from octavo.cost_model import CostModel, StepWork
 from octavo.engine.patience import LEAST, Patience
+
+
+def work(tokens, sequences, attended=0):
+    return StepWork(tokens, sequences, attended or tokens, attended or tokens, has_prompts=tokens > sequences)
 
 
 def ready(steps):
@@ -9,7 +13,7 @@ def ready(steps):
     model = CostModel()
     patience = Patience(model)
     for tokens, sequences, seconds in steps:
-        model.observe(tokens, sequences, tokens, seconds)
+        model.observe(work(tokens, sequences), seconds)
         patience.observe(tokens, seconds)
     return patience
 
@@ -27,10 +31,10 @@ def ready(steps):
     ids=str,
 )
 def test_an_honest_step_is_waited_for(seen, tokens, honest):
-    assert ready(seen).seconds((tokens, 1, tokens, tokens)) > honest
+    assert ready(seen).seconds(work(tokens, 1)) > honest
 
 
 def test_a_step_that_hangs_is_not_waited_for_for_ever():
-    assert ready([]).seconds((1, 1, 1, 1)) < 2 * LEAST
-    assert ready([(1024, 1, 0.01), (16, 16, 0.01)] * 9).seconds((1024, 8, 9999, 9999)) == LEAST
-    assert ready([(1024, 1, 65.0)] * 9).seconds((1024, 1, 1024, 1024)) < 15 * 65
+    assert ready([]).seconds(work(1, 1)) < 2 * LEAST
+    assert ready([(1024, 1, 0.01), (16, 16, 0.01)] * 9).seconds(work(1024, 8, 9999)) == LEAST
+    assert ready([(1024, 1, 65.0)] * 9).seconds(work(1024, 1)) < 15 * 65

@@ -1,6 +1,6 @@
 import pytest
 
-from octavo.cost_model import CostModel
+from octavo.cost_model import CostModel, StepWork
 from octavo.errors import BadRequest, Overloaded, PromptTooLong
 
 
@@ -53,7 +53,7 @@ def test_a_prefix_that_many_bring_at_once_is_computed_once(fake, budget):
     out = fake.run(engine)
     assert {name: tokens[0] for name, tokens in out.items()} == {n: fake.expected(p, 3) for n, p in prompts.items()}
     assert sum(batch.num_tokens for batch in fake.model(engine).batches) == 40 + 8 * 2 + 8 * 2
-    assert engine.stats().cached_tokens == 7 * 40
+    assert engine.stats().counters.cached_tokens == 7 * 40
 
 
 def test_a_step_that_fails_leaves_nothing_in_the_cache(fake):
@@ -75,7 +75,7 @@ def test_a_fully_cached_prompt_still_computes_its_last_block(fake):
     for name in ("cold", "warm"):
         engine.add(fake.request(name, list(range(40)), max_tokens=2))
         assert fake.run(engine)[name][0] == fake.expected(list(range(40)), 2)
-    assert engine.stats().cached_tokens == 36
+    assert engine.stats().counters.cached_tokens == 36
 
 
 def test_salts_and_the_switch_keep_prefixes_apart(fake):
@@ -84,14 +84,14 @@ def test_salts_and_the_switch_keep_prefixes_apart(fake):
         for i, salt in enumerate(salts):
             engine.add(fake.request(f"r{i}", list(range(40)), cache_salt=salt, max_tokens=2))
             fake.run(engine)
-        assert engine.stats().cached_tokens == 0
+        assert engine.stats().counters.cached_tokens == 0
 
 
 def test_n_sequences_share_the_prompts_full_blocks_and_copy_the_last(fake):
     engine = fake.engine(num_blocks=256)
     prompt = list(range(102))  # 25 full blocks of 4 and half a block
     engine.add(fake.request("a", prompt, seed=7, n=8, max_tokens=3))
-    while engine.scheduler.num_running < 8:
+    while engine.scheduler.state().num_running < 8:
         engine.step()
     engine.step()
     assert engine.pool.num_owned == 25 + 8  # one copy of the prompt's full blocks; seven copies of the partial one
@@ -201,7 +201,7 @@ def test_forced_preemption_changes_nothing(fake):
     for name, prompt in prompts.items():
         engine.add(fake.request(name, prompt, max_tokens=40))
     out = fake.run(engine)
-    assert engine.stats().preemptions > 0
+    assert engine.stats().counters.preemptions > 0
     assert {name: tokens[0] for name, tokens in out.items()} == {n: fake.expected(p, 40) for n, p in prompts.items()}
 
 
@@ -386,7 +386,8 @@ def test_the_target_itl_shrinks_the_chunk_only_beside_running_streams(fake):
     engine = fake.engine(num_blocks=1024, max_num_batched_tokens=512, target_itl=0.010)
     engine.scheduler.cost_model = model = CostModel()
     for tokens in (1, 10, 100, 200, 50, 300, 20, 400, 64, 128):
-        model.observe(tokens, 1, tokens, 1e-3 + 1e-4 * tokens)  # 0.1 ms per token, 1 ms per step
+        work = StepWork(tokens, 1, tokens, 0, has_prompts=tokens > 1)
+        model.observe(work, 1e-3 + 1e-4 * tokens)  # 0.1 ms per token, 1 ms per step
     engine.add(fake.request("long", list(range(600)), max_tokens=2))
     assert engine.scheduler.schedule().num_tokens == 512
     engine = fake.engine(num_blocks=1024, max_num_batched_tokens=512, target_itl=0.010)

@@ -70,7 +70,7 @@ def storm(fake, seed: int, operations: int, **settings) -> dict[str, int]:
             assert said[key] == fake.expected(request.prompt_token_ids, len(said[key]), seed)
             limit = min(request.params.max_tokens, 120 - len(request.prompt_token_ids))
             assert len(said[key]) == limit or ended[key] == "abort"
-    return counts | {"preemptions": engine.stats().preemptions, "finished": len(ended)}
+    return counts | {"preemptions": engine.stats().counters.preemptions, "finished": len(ended)}
 
 
 @pytest.mark.parametrize("ahead", [False, True])

@@ -97,7 +97,7 @@ def test_preempted_requests_come_to_their_end(make):
     for i in range(8):
         engine.add(request(f"{i}", [i + 1] * 30, max_tokens=20))
     found = drain(engine)
-    assert engine.stats().preemptions > 0
+    assert engine.stats().counters.preemptions > 0
     assert {len(tokens(updates)) for updates in found.values()} == {20}
 
 

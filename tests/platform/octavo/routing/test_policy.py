@@ -9,20 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo.cost_model import Cost
-from octavo.routing.policy import POLICIES, Candidate, Load, PolicyName, Wanted, explain, least_loaded, score
+from octavo.load import ShardState
+from octavo.routing.policy import POLICIES, Candidate, PolicyName, Query, explain, least_loaded, score
 
-IDLE = Load(
-    running=0, context=0, waiting=0, prefill=0, attended=0, chunk=512, places=64, blocks=4096, blocks_free=4096,
-    block_size=16, output=100.0, cost=Cost(0.010, 1e-4, 0.0, 0.0, 0.0),
+IDLE = ShardState(
+    decoding=0, context=0, prefilling=0, queued=0, backlog_tokens=0, backlog_attended=0, chunk=512, max_num_seqs=64,
+    blocks=4096, blocks_free=4096, block_size=16, mean_output=100.0, cost=Cost(0.010, 1e-4, 0.0, 0.0, 0.0),
 )  # fmt: skip
-BUSY = replace(IDLE, prefill=2048, waiting=2)  # 4 steps and 0.2 s of prompts
+BUSY = replace(IDLE, backlog_tokens=2048, queued=2)  # 4 steps and 0.2 s of prompts
 SLOW = replace(IDLE, cost=Cost(0.050, 5e-4, 0.0, 0.0, 0.0))
-STREAMS = replace(IDLE, running=40, context=40_000, cost=Cost(0.010, 1e-4, 1e-4, 0.0, 1e-7))
-FULL = replace(IDLE, running=64, places=64)
-NO_BLOCKS = replace(IDLE, running=10, blocks=400, blocks_free=0)
+STREAMS = replace(IDLE, decoding=40, context=40_000, cost=Cost(0.010, 1e-4, 1e-4, 0.0, 1e-7))
+FULL = replace(IDLE, decoding=64, max_num_seqs=64)
+NO_BLOCKS = replace(IDLE, decoding=10, blocks=400, blocks_free=0)
 
 
-def candidates(**shards: tuple[int, Load]) -> list[Candidate]:
+def candidates(**shards: tuple[int, ShardState]) -> list[Candidate]:
     return [Candidate(name, cached, load) for name, (cached, load) in shards.items()]
 
 
@@ -34,10 +35,10 @@ AFFINITY = {
     "the holder": (candidates(a=(0, IDLE), b=(960, IDLE)), "ba", "prefix"),
     "the longest holder": (candidates(a=(480, IDLE), b=(960, IDLE), c=(0, IDLE)), "bac", "prefix"),
     "a long queue costs more than the prefix": (candidates(a=(960, BUSY), b=(0, IDLE)), "ba", "spread"),
-    "a short queue does not": (candidates(a=(960, replace(IDLE, prefill=128)), b=(0, IDLE)), "ab", "prefix"),
+    "a short queue does not": (candidates(a=(960, replace(IDLE, backlog_tokens=128)), b=(0, IDLE)), "ab", "prefix"),
     "the next holder takes over": (candidates(a=(960, BUSY), b=(800, IDLE), c=(0, IDLE)), "bca", "spread"),
     "a slow holder": (candidates(a=(480, SLOW), b=(0, IDLE)), "ba", "spread"),
-    "a slow shard without work": (candidates(a=(0, SLOW), b=(0, replace(IDLE, prefill=512))), "ba", "load"),
+    "a slow shard without work": (candidates(a=(0, SLOW), b=(0, replace(IDLE, backlog_tokens=512))), "ba", "load"),
     "streams are not disturbed for nothing": (candidates(a=(0, STREAMS), b=(0, IDLE)), "ba", "load"),
     "a full shard": (candidates(a=(480, FULL), b=(0, IDLE)), "ba", "spread"),
     "no blocks": (candidates(a=(480, NO_BLOCKS), b=(0, IDLE)), "ba", "spread"),
@@ -46,33 +47,33 @@ AFFINITY = {
 
 @pytest.mark.parametrize(("shards", "order", "reason"), AFFINITY.values(), ids=AFFINITY.keys())
 def test_prefix_affinity(shards: list[Candidate], order: str, reason: str) -> None:
-    choice = POLICIES["prefix_affinity"](Wanted(1000), shards, 0.05)
+    choice = POLICIES["prefix_affinity"](Query(1000), shards, 0.05)
     assert ("".join(choice.order), choice.reason) == (order, reason)
 
 
 def test_a_busy_fleet_computes_no_prefix_twice_for_a_moment_gained() -> None:
     shards = candidates(a=(960, BUSY), b=(0, IDLE))
-    reasons = [POLICIES["prefix_affinity"](Wanted(1000, busy=busy), shards, 0.05).reason for busy in (0.3, 0.7, 1.0)]
+    reasons = [POLICIES["prefix_affinity"](Query(1000, busy=busy), shards, 0.05).reason for busy in (0.3, 0.7, 1.0)]
     assert reasons == ["spread", "prefix", "prefix"]
 
 
 LEAST_LOADED = {
-    "ignores what is cached": (candidates(a=(960, replace(IDLE, prefill=128)), b=(0, IDLE)), "ba"),
-    "knows that a machine is slow": (candidates(a=(0, SLOW), b=(0, replace(IDLE, prefill=512))), "ba"),
+    "ignores what is cached": (candidates(a=(960, replace(IDLE, backlog_tokens=128)), b=(0, IDLE)), "ba"),
+    "knows that a machine is slow": (candidates(a=(0, SLOW), b=(0, replace(IDLE, backlog_tokens=512))), "ba"),
     "equal shards keep the given order": (candidates(c=(0, IDLE), a=(0, IDLE), b=(0, IDLE)), "cab"),
 }
 
 
 @pytest.mark.parametrize(("shards", "order"), LEAST_LOADED.values(), ids=LEAST_LOADED.keys())
 def test_least_loaded(shards: list[Candidate], order: str) -> None:
-    choice = POLICIES["least_loaded"](Wanted(1000), shards, 0.05)
+    choice = POLICIES["least_loaded"](Query(1000), shards, 0.05)
     assert ("".join(choice.order), choice.reason) == (order, "load")
 
 
 @pytest.mark.parametrize(("turn", "order"), [(0, "abc"), (1, "bca"), (2, "cab"), (3, "abc"), (301, "bca")])
 def test_round_robin(turn: int, order: str) -> None:
     shards = candidates(b=(960, IDLE), c=(0, BUSY), a=(0, SLOW))  # neither order, load nor cache matter
-    choice = POLICIES["round_robin"](Wanted(1000, turn=turn), shards, 0.05)
+    choice = POLICIES["round_robin"](Query(1000, turn=turn), shards, 0.05)
     assert ("".join(choice.order), choice.reason) == (order, "turn")
 
 
@@ -81,20 +82,20 @@ def test_session(key: str) -> None:
     names = "abcdefgh"
     idle = candidates(**dict.fromkeys(names, (0, IDLE)))
     other = candidates(**dict.fromkeys(reversed(names), (960, BUSY)))
-    first = POLICIES["session"](Wanted(1000, session=key), idle, 0.05)
-    again = POLICIES["session"](Wanted(10, session=key), other, 0.05)
+    first = POLICIES["session"](Query(1000, session=key), idle, 0.05)
+    again = POLICIES["session"](Query(10, session=key), other, 0.05)
     if key:
         assert first.order == again.order
         assert first.reason == "session"
     else:
-        assert first == least_loaded(Wanted(1000), idle, 0.05)
+        assert first == least_loaded(Query(1000), idle, 0.05)
 
 
 def test_a_new_shard_takes_its_share_of_the_sessions_and_no_more() -> None:
     def homes(names: str) -> dict[str, str]:
         shards = candidates(**dict.fromkeys(names, (0, IDLE)))
         return {
-            key: POLICIES["session"](Wanted(10, session=key), shards, 0.05).order[0]
+            key: POLICIES["session"](Query(10, session=key), shards, 0.05).order[0]
             for key in map(str, range(2000))
         }  # fmt: skip
 
@@ -107,21 +108,21 @@ def test_a_new_shard_takes_its_share_of_the_sessions_and_no_more() -> None:
 
 
 def test_a_shard_that_is_not_heard_is_taken_only_for_its_load() -> None:
-    shards = [Candidate("a", 0, replace(IDLE, running=1), stale=True), Candidate("b", 960, BUSY)]
-    choice = POLICIES["prefix_affinity"](Wanted(1000), shards, 0.05)
+    shards = [Candidate("a", 0, replace(IDLE, decoding=1), stale=True), Candidate("b", 960, BUSY)]
+    choice = POLICIES["prefix_affinity"](Query(1000), shards, 0.05)
     assert (choice.order[0], choice.reason) == ("a", "stale")
 
 
 def test_the_formula_by_hand() -> None:
-    load = replace(STREAMS, prefill=1024, attended=500_000, cost=Cost(0.01, 1e-4, 1e-4, 1e-8, 1e-7))
-    terms = score(Wanted(1000, busy=0.6), Candidate("a", 488, load), 488, 0.05)
+    state = replace(STREAMS, backlog_tokens=1024, backlog_attended=500_000, cost=Cost(0.01, 1e-4, 1e-4, 1e-8, 1e-7))
+    terms = score(Query(1000, busy=0.6), Candidate("a", 488, state), 488, 0.05)
     step = 0.01 + (1e-4 + 1e-4) * 40 + (1e-8 + 1e-7) * 40_000
     assert terms.wait == 0
     assert terms.queue == pytest.approx(2.5 * (step + 1e-4) + 0.1024 + 0.005)
-    own = 512 * 1e-4 + 512 * (488 + 256) * 1e-8
+    own = 512 * 1e-4 + sum(range(489, 1001)) * 1e-8
     assert terms.own == pytest.approx(step + 1e-4 + own)
     assert terms.others == pytest.approx((1.5 + 0.05 * 40) * own)
-    line = explain(Wanted(1000, busy=0.6), [Candidate("a", 488, load)], 0.05)
+    line = explain(Query(1000, busy=0.6), [Candidate("a", 488, state)], 0.05)
     assert f"a: {terms.total:.4f} s" in line
     assert "cached 488 of 1000" in line
 
@@ -134,9 +135,9 @@ def test_the_formula_by_hand() -> None:
 )  # fmt: skip
 def test_every_shard_is_ranked_once(name: PolicyName, drawn: list[tuple[int, int, int, bool]], key: str) -> None:
     shards = [
-        Candidate(f"s{i}", 16 * cached, replace(IDLE, prefill=prefill, running=running, waiting=i), stale)
+        Candidate(f"s{i}", 16 * cached, replace(IDLE, backlog_tokens=prefill, decoding=running, queued=i), stale)
         for i, (cached, prefill, running, stale) in enumerate(drawn)
     ]
-    choice = POLICIES[name](Wanted(1000, session=key, turn=len(drawn)), shards, 0.05)
+    choice = POLICIES[name](Query(1000, session=key, turn=len(drawn)), shards, 0.05)
     assert sorted(choice.order) == sorted(shard.name for shard in shards)
     assert choice.cached == {shard.name: shard.cached for shard in shards}[choice.order[0]]

@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 
 from octavo.cost_model import Cost
-from octavo.routing.policy import Choice, Load, Wanted
+from octavo.load import ShardState
+from octavo.routing.policy import Choice, Query
 from octavo.routing.router import UNCONFIRMED_SECONDS, Router, RoutingConfig
 
-IDLE = Load(
-    running=0, context=0, waiting=0, prefill=0, attended=0, chunk=512, places=64, blocks=4096, blocks_free=4096,
-    block_size=16, output=100.0, cost=Cost(0.010, 1e-4, 0.0, 0.0, 0.0),
+IDLE = ShardState(
+    decoding=0, context=0, prefilling=0, queued=0, backlog_tokens=0, backlog_attended=0, chunk=512, max_num_seqs=64,
+    blocks=4096, blocks_free=4096, block_size=16, mean_output=100.0, cost=Cost(0.010, 1e-4, 0.0, 0.0, 0.0),
 )  # fmt: skip
 NAMES = ["a", "b", "c", "d"]
 
@@ -31,7 +32,7 @@ def router(**settings: object) -> Router:
 
 
 def route(made: Router, ticket: str, blocks: list[bytes], now: float = 0.0, names: list[str] = NAMES) -> Choice:
-    return made.route(ticket, blocks, Wanted(1000), names, now)
+    return made.route(ticket, blocks, Query(1000), names, now)
 
 
 def test_no_shard_is_an_error() -> None:
@@ -65,10 +66,10 @@ def test_a_request_counts_until_a_report_counts_it() -> None:
     made = router()
     first = route(made, "1", chain(1)).order[0]
     shard = made.shards[first]
-    assert (shard.tokens, shard.width, shard.in_flight) == (1000, 1, 1)
-    made.heard(first, replace(IDLE, prefill=1000, waiting=1), ["1"], 0.05)
+    assert (shard.tokens, shard.sequences, shard.in_flight) == (1000, 1, 1)
+    made.heard(first, replace(IDLE, backlog_tokens=1000, queued=1), ["1"], 0.05)
     route(made, "2", chain(2))
-    assert (shard.tokens, shard.width, shard.in_flight) == (0, 0, 1)
+    assert (shard.tokens, shard.sequences, shard.in_flight) == (0, 0, 1)
     made.completed("1")
     route(made, "3", chain(3))
     assert shard.in_flight == 0
@@ -78,12 +79,12 @@ def test_a_question_asked_again_at_once_finds_its_shard_free() -> None:
     """The first one's report still counts it; the next report is a tenth of a second away."""
     made = router()
     first = route(made, "1", chain(1, 4)).order[0]
-    made.heard(first, replace(IDLE, prefill=1000, waiting=1), ["1"], 0.01)
+    made.heard(first, replace(IDLE, backlog_tokens=1000, queued=1), ["1"], 0.01)
     made.completed("1")
     again = route(made, "2", chain(1, 4), 0.02)
     assert (again.order[0], again.reason) == (first, "prefix")
-    made.heard(first, replace(IDLE, prefill=5000, waiting=3), ["2"], 0.03)
-    made.heard(first, replace(IDLE, prefill=5000, waiting=3), [], 0.04)
+    made.heard(first, replace(IDLE, backlog_tokens=5000, queued=3), ["2"], 0.03)
+    made.heard(first, replace(IDLE, backlog_tokens=5000, queued=3), [], 0.04)
     made.completed("2")  # a later report than the one that counted it: what waits there is somebody else's
     assert route(made, "3", chain(1, 4), 0.05).order[0] != first
 
@@ -219,16 +220,16 @@ def test_a_decision_is_logged_with_its_numbers(caplog: pytest.LogCaptureFixture)
 def test_a_prefix_stays_with_a_late_holder_only_while_the_fleet_is_busy() -> None:
     made = router()
     made.shards["a"].blocks.part(0, 0, 1, chain(1))
-    late, idle = replace(IDLE, prefill=2048, waiting=2), IDLE
+    late, idle = replace(IDLE, backlog_tokens=2048, queued=2), IDLE
 
-    def asked(ticket: str, now: float, **loads: Load) -> str:
+    def asked(ticket: str, now: float, **loads: ShardState) -> str:
         for name, load in loads.items():
             made.heard(name, load, [], now)
         choice = route(made, ticket, chain(1), now)
         made.completed(ticket)
         return choice.reason
 
-    busy = dict.fromkeys(NAMES, replace(IDLE, prefill=16, waiting=1))
+    busy = dict.fromkeys(NAMES, replace(IDLE, backlog_tokens=16, queued=1))
     asked("first", 0.0, **busy)
     assert [asked(f"{now}", now, **busy) for now in range(1, 30)] == ["prefix"] * 29
     assert asked("busy", 30.0, a=late, b=idle, c=idle, d=idle) == "prefix"

@@ -9,15 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.cost_model import Cost
-from octavo.scaling.policy import Decision, ShardLoad, State, Targets, decide, room
+from octavo.scaling.policy import ScalingDecision, ScalingState, ShardLoad, Targets, capacity, decide
 
 TARGETS = Targets()
 IDLE = ShardLoad(
-    arriving=0.0, waiting=0.0, sequences=0.0, arrivals=0.0, seconds_each=2.0, room=10.0, kv_use=0.0, first_token=0.05
+    seconds_arriving=0.0,
+    seconds_waiting=0.0,
+    sequences=0.0,
+    arrivals=0.0,
+    seconds_each=2.0,
+    capacity=10.0,
+    kv_use=0.0,
+    first_token=0.05,
 )
 
 
-def once(shards: list[ShardLoad], *, target: int | None = None, held: float = 0.0) -> Decision:
+def once(shards: list[ShardLoad], *, target: int | None = None, held: float = 0.0) -> ScalingDecision:
     running = len(shards)
     return decide(
         shards,
@@ -26,24 +33,24 @@ def once(shards: list[ShardLoad], *, target: int | None = None, held: float = 0.
         target=running if target is None else target,
         held=held,
         targets=TARGETS,
-        state=State(),
+        state=ScalingState(),
     )
 
 
-STEADY = replace(IDLE, arriving=0.2, sequences=4.0, arrivals=2.0)  # 0.2 + 4 / 10 of one shard
+STEADY = replace(IDLE, seconds_arriving=0.2, sequences=4.0, arrivals=2.0)  # 0.2 + 4 / 10 of one shard
 NEW = replace(IDLE, arrivals=20.0, seconds_each=0.0)
 CASES = {
     "steady load keeps what there is": ([STEADY] * 3, 3, 0, 3, "load"),
     "streams that fill the room": ([replace(STEADY, sequences=10.0)], 1, 0, 2, "load"),
     "a burst shows in its arrivals first": ([replace(STEADY, arrivals=40.0)], 1, 0, 8, "coming"),
     "a new shard does not know how long sequences run": ([replace(STEADY, arrivals=20.0), NEW], 2, 0, 8, "coming"),
-    "a queue has to be gone in time": ([replace(STEADY, waiting=9.0)], 1, 0, 5, "waiting"),
+    "a queue has to be gone in time": ([replace(STEADY, seconds_waiting=9.0)], 1, 0, 5, "waiting"),
     "long contexts hold blocks": ([replace(STEADY, kv_use=0.9)] * 2, 2, 0, 3, "kv"),
     "late first tokens everywhere": ([replace(STEADY, first_token=3.0)] * 2, 2, 0, 3, "first token"),
     "late first tokens, but help is on its way": ([replace(STEADY, first_token=3.0)] * 2, 4, 0, 4, "kept"),
     "one hot shard among idle ones": ([replace(STEADY, first_token=9.0, sequences=9.0), IDLE, IDLE], 3, 0, 3, "kept"),
     "requests that no shard has room for": ([replace(STEADY, sequences=10.0)], 1, 30, 6, "load"),
-    "nobody can be believed": ([replace(STEADY, age=60.0, waiting=99.0)] * 2, 2, 0, 2, "stale"),
+    "nobody can be believed": ([replace(STEADY, age=60.0, seconds_waiting=99.0)] * 2, 2, 0, 2, "stale"),
     "one of two cannot be believed": ([STEADY, replace(IDLE, age=60.0)], 2, 0, 2, "load"),
     "a request is held and there is no shard": ([], 0, 1, 1, "held"),
     "no shard and nothing to do": ([], 0, 0, 0, "quiet"),
@@ -61,7 +68,7 @@ def test_a_new_shard_without_a_report_counts_as_empty() -> None:
     """Taking it to be as busy as the others would ask for more with every shard that comes."""
     busy = replace(STEADY, sequences=30.0)
     alone = once([busy])
-    joined = decide([busy], now=100.0, running=4, target=4, held=0, targets=TARGETS, state=State())
+    joined = decide([busy], now=100.0, running=4, target=4, held=0, targets=TARGETS, state=ScalingState())
     assert joined.demand == alone.demand
 
 
@@ -75,17 +82,17 @@ def test_arrivals_that_wait_for_a_shard_count_too() -> None:
     assert after.replicas >= 3 * before.replicas
 
 
-def test_room() -> None:
+def test_capacity() -> None:
     cost = Cost(0.010, 0.0, 0.0005, 0.4e-6, 0.6e-6)
-    assert room(cost, 64, None, 1000.0) == 64
-    assert room(cost, 64, 0.025, 1000.0) == pytest.approx(10)
-    assert room(cost, 64, 0.005, 1000.0) == 1  # too tight for any: one stream still has to run
-    assert room(Cost(0.01, 0.0, 0.0, 0.0, 0.0), 64, 0.02, 1000.0) == 64
+    assert capacity(cost, 64, None, 1000.0) == 64
+    assert capacity(cost, 64, 0.025, 1000.0) == pytest.approx(10)
+    assert capacity(cost, 64, 0.005, 1000.0) == 1  # too tight for any: one stream still has to run
+    assert capacity(Cost(0.01, 0.0, 0.0, 0.0, 0.0), 64, 0.02, 1000.0) == 64
 
 
 def run(
-    shards: list[ShardLoad], seconds: int, *, target: int, state: State, start: float = 0.0
-) -> tuple[int, State, list[int]]:
+    shards: list[ShardLoad], seconds: int, *, target: int, state: ScalingState, start: float = 0.0
+) -> tuple[int, ScalingState, list[int]]:
     """The same reports, decision after decision, with as many shards as were asked for."""
     history = []
     for tenth in range(10 * seconds):
@@ -97,15 +104,15 @@ def run(
 
 
 def test_rates_that_decay_are_quiet_and_a_lone_stream_is_not() -> None:
-    target, _, _ = run([replace(IDLE, arrivals=1e-4, arriving=1e-9)], 90, target=1, state=State())
+    target, _, _ = run([replace(IDLE, arrivals=1e-4, seconds_arriving=1e-9)], 90, target=1, state=ScalingState())
     assert target == 0
-    target, _, _ = run([replace(IDLE, sequences=1.0, room=512.0)], 90, target=1, state=State())
+    target, _, _ = run([replace(IDLE, sequences=1.0, capacity=512.0)], 90, target=1, state=ScalingState())
     assert target == 1
 
 
 def test_shards_that_are_starting_are_not_sent_away() -> None:
     """Before the first of them serves, nobody reports that there is nothing to do."""
-    state = State()
+    state = ScalingState()
     for second in range(300):
         decision = decide([], now=second, running=0, target=2, held=0, targets=TARGETS, state=state)
         assert decision.replicas == 2
@@ -113,7 +120,7 @@ def test_shards_that_are_starting_are_not_sent_away() -> None:
 
 
 def test_down_slowly_and_only_to_the_highest_of_the_window() -> None:
-    target, state, _ = run([replace(STEADY, sequences=60.0)], 1, target=9, state=State())
+    target, state, _ = run([replace(STEADY, sequences=60.0)], 1, target=9, state=ScalingState())
     assert target == 9
     target, state, _ = run([replace(STEADY, sequences=30.0)], 10, target=9, state=state, start=1)
     assert target == 9
@@ -124,7 +131,7 @@ def test_down_slowly_and_only_to_the_highest_of_the_window() -> None:
 
 
 def test_to_zero_after_quiet_and_not_before() -> None:
-    target, _, history = run([IDLE], 90, target=3, state=State())
+    target, _, history = run([IDLE], 90, target=3, state=ScalingState())
     assert target == 0
     first = {replicas: history.index(replicas) / 10 for replicas in (1, 0)}
     assert first[1] == pytest.approx(TARGETS.down_after, abs=0.2)
@@ -133,12 +140,12 @@ def test_to_zero_after_quiet_and_not_before() -> None:
 
 loads = st.builds(
     ShardLoad,
-    arriving=st.floats(0, 3),
-    waiting=st.floats(0, 30),
+    seconds_arriving=st.floats(0, 3),
+    seconds_waiting=st.floats(0, 30),
     sequences=st.floats(0, 200),
     arrivals=st.floats(0, 50),
     seconds_each=st.floats(0, 20),
-    room=st.floats(1, 256),
+    capacity=st.floats(1, 256),
     kv_use=st.floats(0, 1),
     first_token=st.floats(0, 0.9),
     age=st.floats(0, 4),
@@ -149,7 +156,7 @@ loads = st.builds(
 @settings(max_examples=60, deadline=None)
 def test_constant_load_never_flaps(shards: list[ShardLoad], target: int) -> None:
     """At most one change for good: up at once, or down when the window has passed."""
-    _, _, history = run(shards, 70, target=target, state=State())
+    _, _, history = run(shards, 70, target=target, state=ScalingState())
     changes = [after - before for before, after in zip([target, *history], history, strict=False) if after != before]
     assert all(change > 0 for change in changes) or all(change < 0 for change in changes)
     assert len(changes) <= 2  # to one shard after `down_after`, from there to none after `zero_after`
@@ -161,7 +168,9 @@ def test_constant_load_never_flaps(shards: list[ShardLoad], target: int) -> None
 def test_the_answer_is_a_number_of_shards_with_a_reason(
     shards: list[ShardLoad], target: int, held: float, now: float
 ) -> None:
-    decision = decide(shards, now=now, running=len(shards), target=target, held=held, targets=TARGETS, state=State())
+    decision = decide(
+        shards, now=now, running=len(shards), target=target, held=held, targets=TARGETS, state=ScalingState()
+    )
     assert decision.replicas >= (1 if held else 0)
     assert decision.replicas <= max(target + 1, decision.demand + 1)
     if decision.reason == "kept":
@@ -175,12 +184,12 @@ class Shard:
     ready: float
     queue: list[list[float]] = field(default_factory=list)  # arrived, prompt work left, stream seconds left
 
-    ROOM = 10
+    CAPACITY = 10
 
     def advance(self, now: float, dt: float) -> list[float]:
         """First-token delays of the sequences whose prompt was finished now."""
         delays, budget = [], dt
-        for sequence in self.queue[: self.ROOM]:
+        for sequence in self.queue[: self.CAPACITY]:
             if sequence[1] > 0:
                 done = min(budget, sequence[1])
                 sequence[1] -= done
@@ -195,15 +204,15 @@ class Shard:
     def load(self, arrived: float) -> ShardLoad:
         waiting = sum(sequence[1] for sequence in self.queue)
         return ShardLoad(
-            arriving=arrived * 0.05, waiting=waiting, sequences=len(self.queue), arrivals=arrived, seconds_each=2.0,
-            room=self.ROOM, kv_use=len(self.queue) / 40, first_token=waiting,
+            seconds_arriving=arrived * 0.05, seconds_waiting=waiting, sequences=len(self.queue), arrivals=arrived,
+            seconds_each=2.0, capacity=self.CAPACITY, kv_use=len(self.queue) / 40, first_token=waiting,
         )  # fmt: skip
 
 
 def test_a_burst_of_twenty_times_is_met_and_left() -> None:
     """Quiet, a minute at twenty times the rate, quiet: up at once, enough, and back; starting a shard takes 3 s."""
     rng = random.Random(7)
-    shards, target, state, delays = [Shard(0.0)], 1, State(), {"burst": [], "late burst": [], "after": []}
+    shards, target, state, delays = [Shard(0.0)], 1, ScalingState(), {"burst": [], "late burst": [], "after": []}
     rate_seen, replicas = 0.0, []
     for tenth in range(1800):
         now = tenth / 10

@@ -1,3 +1,6 @@
+from octavo.cost_model import attended
+
+
 def test_what_waits_is_known_without_looking(fake):
     engine = fake.engine(num_blocks=200)
     for i in range(20):
@@ -6,5 +9,6 @@ def test_what_waits_is_known_without_looking(fake):
             engine.abort(f"r{i}")
     queue = engine.scheduler._waiting
     assert queue.tokens == sum(seq.num_known for seq in queue) > 0
+    assert queue.attended == sum(attended(0, seq.num_known) for seq in queue)
     fake.run(engine)
-    assert (queue.tokens, queue.uncached, queue.attended, queue._amounts) == (0, 0, 0, {})
+    assert (queue.tokens, queue.attended, queue._amounts) == (0, 0, {})

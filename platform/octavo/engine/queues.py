@@ -1,17 +1,18 @@
-"""Sequences in the order in which they run, and what those that wait amount to."""
+"""Sequences in the order in which they run, and what those that wait have to compute."""
 
 from __future__ import annotations
 
 import bisect
 from operator import attrgetter
 
+from octavo.cost_model import attended
 from octavo.engine.sequence import Sequence
 
 _ORDER = attrgetter("order")
 
 
-class Line(list[Sequence]):
-    """Sequences by their `order`; a place is found by halving, for thousands may wait and all be aborted at once."""
+class OrderedSequences(list[Sequence]):
+    """Sequences by their `order`, found by bisection: thousands may wait, and all be aborted at once."""
 
     def join(self, seq: Sequence) -> None:
         """Put a sequence where it belongs."""
@@ -26,33 +27,32 @@ class Line(list[Sequence]):
         return found
 
 
-class Queue(Line):
-    """The line of those that wait, with sums that cost nothing to read.
+class WaitingSequences(OrderedSequences):
+    """Those that wait, with their backlog (`octavo.load.ShardState`) as sums that cost nothing to read.
 
     Attributes:
-        tokens: to compute, if the cache holds nothing.
-        uncached: to compute, if it holds what is expected.
-        attended: sum over those of the positions that each attends to (the cost model's unit).
+        tokens: to compute, if the cache holds what is expected.
+        attended: positions that these attend to.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.tokens = self.uncached = self.attended = 0
-        self._amounts: dict[Sequence, tuple[int, int, int]] = {}
+        self.tokens = self.attended = 0
+        self._amounts: dict[Sequence, tuple[int, int]] = {}
 
     def join(self, seq: Sequence) -> None:
         """Put a sequence, of which nothing is computed, where it belongs."""
         super().join(seq)
-        uncached = max(1, seq.num_known - seq.expected_cached)
-        attended = uncached * (seq.expected_cached + (uncached + 1) // 2)
-        self._amounts[seq] = seq.num_known, uncached, attended
-        self._count(*self._amounts[seq])
+        tokens = max(1, seq.num_known - seq.expected_cached)
+        amounts = self._amounts[seq] = tokens, attended(seq.expected_cached, tokens)
+        self._count(*amounts)
 
     def leave(self, seq: Sequence) -> bool:
         """Take a sequence out; False where it is not here."""
         found = super().leave(seq)
         if found:
-            self._count(*(-amount for amount in self._amounts.pop(seq)))
+            tokens, positions = self._amounts.pop(seq)
+            self._count(-tokens, -positions)
         return found
 
     def first(self, priority: int) -> Sequence | None:
@@ -61,7 +61,6 @@ class Queue(Line):
         found = next((self[place] for place in range(start, len(self)) if not self[place].is_late), None)
         return found if found is not None and found.order[0] == priority else None
 
-    def _count(self, tokens: int, uncached: int, attended: int) -> None:
+    def _count(self, tokens: int, positions: int) -> None:
         self.tokens += tokens
-        self.uncached += uncached
-        self.attended += attended
+        self.attended += positions

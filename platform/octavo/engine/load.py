@@ -1,0 +1,88 @@
+"""What a shard says of itself: its counters, and its `ShardState` from the scheduler's books."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+from octavo.config import EngineConfig
+from octavo.cost_model import Cost, attended
+from octavo.engine.queues import WaitingSequences
+from octavo.engine.sequence import Sequence
+from octavo.kvcache.block_pool import BlockPool
+from octavo.load import ShardState
+
+
+@dataclass(slots=True)
+class Counters:
+    """What has happened since the start.
+
+    Attributes:
+        arrived, finished: sequences that were accepted, and those of them that ended.
+        finished_seconds: how long the ended ones had been running, in sum.
+        prompt_tokens, cached_tokens: prompt tokens of admitted requests, and how many of them the cache held.
+        output_tokens: of the ended sequences.
+        preemptions: of sequences.
+    """
+
+    arrived: int = 0
+    finished: int = 0
+    finished_seconds: float = 0.0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    preemptions: int = 0
+
+
+def shard_state(
+    config: EngineConfig,
+    pool: BlockPool,
+    running: Items[Sequence],
+    waiting: WaitingSequences,
+    counters: Counters,
+    *,
+    chunk: int,
+    cost: Cost,
+) -> ShardState:
+    """How busy a shard is.
+
+    Args:
+        running: a copy of those that run; the engine's thread may go on meanwhile.
+        chunk: tokens that prompts may share in the next step.
+        cost: the published cost model.
+    """
+    decoding = context = 0
+    tokens, positions = waiting.tokens, waiting.attended
+    for seq in running:
+        if seq.is_decoding:
+            decoding += 1
+            context += seq.num_known
+        else:
+            tokens += seq.remaining
+            positions += attended(seq.num_computed, seq.remaining)
+    return ShardState(
+        decoding=decoding,
+        context=context,
+        prefilling=len(running) - decoding,
+        queued=len(waiting),
+        backlog_tokens=tokens,
+        backlog_attended=positions,
+        chunk=chunk,
+        max_num_seqs=config.max_num_seqs,
+        blocks=pool.num_blocks,
+        blocks_free=pool.num_free,
+        block_size=pool.block_size,
+        mean_output=counters.output_tokens / max(1, counters.finished),
+        cost=cost,
+    )
+
+
+def num_filled_slots(running: Items[Sequence], pool: BlockPool) -> int:
+    """KV slots in owned blocks that hold a token; blocks that several sequences share count once."""
+    size, empty = pool.block_size, dict[int, int]()
+    for seq in running:
+        # All blocks before the last one are full. Sequences that have just been forked share that one.
+        blocks, capacity = seq.table.blocks, size * len(seq.table.blocks)
+        if capacity > seq.num_computed:
+            empty[blocks[seq.num_computed // size]] = capacity - seq.num_computed
+    return pool.num_owned * size - sum(empty.values())

@@ -1,0 +1,70 @@
+"""One step: as the scheduler decided it, and what is remembered of it until its result arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from octavo.cost_model import StepWork, attended
+from octavo.engine.sequence import Group, Sequence
+
+_NOTHING = StepWork(0, 0, 0, 0, has_prompts=False)
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """Which sequences compute how many tokens, and the block copies to make first.
+
+    Attributes:
+        entries: (sequence, tokens); the tokens follow those that the sequence has computed.
+        copies: (source, target) blocks.
+        work: the step's content, as the cost model counts it.
+    """
+
+    entries: list[tuple[Sequence, int]] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    work: StepWork = _NOTHING
+
+    @property
+    def num_tokens(self) -> int:
+        return self.work.tokens
+
+    def sampled(self) -> Iterator[tuple[int, Sequence]]:
+        """(position in `entries`, sequence) of those whose next token is sampled, in row order.
+
+        A prompt that becomes n sequences is sampled n times: `Sequence.width` rows.
+        """
+        return ((i, seq) for i, (seq, count) in enumerate(self.entries) if count == seq.remaining)
+
+    def measure(self) -> None:
+        """Fill in `work`; the plan is complete and not launched."""
+        tokens = positions = context = 0
+        has_prompts = False
+        for seq, count in self.entries:
+            tokens += count
+            positions += attended(seq.num_computed, count)
+            context += seq.num_computed + count
+            has_prompts = has_prompts or not seq.is_decoding
+        self.work = StepWork(tokens, len(self.entries), positions, context, has_prompts)
+
+
+@dataclass(slots=True)
+class InFlight:
+    """What `Scheduler.commit` needs from the launch of a step: its sequences advance before its result arrives.
+
+    Attributes:
+        work: as in `StepPlan`.
+        rows: the sequence that each row's token belongs to.
+        prompt_logprobs: whose prompt tokens' log probabilities the step computes, and how many.
+    """
+
+    work: StepWork
+    rows: list[Sequence]
+    prompt_logprobs: list[tuple[Group, int]]
+
+
+def num_prompt_logprobs(seq: Sequence, count: int) -> int:
+    """How many of the next `count` tokens of a sequence predict a prompt token whose log probability was asked for."""
+    if not seq.group.needs_every_position:
+        return 0
+    return max(0, min(seq.num_computed + count, seq.num_prompt - 1) - seq.num_computed)

@@ -1,0 +1,142 @@
+"""How busy a shard is: one record and its predictions, for all who ask.
+
+The router asks where a request's first token comes first, admission how long a refused request should stay away
+(`Retry-After`), the autoscaler how long the queue is, the metrics all of it. Each reads the same `ShardState`, with
+
+    a, b, c, d, e     seconds per step, token, sequence, attended and context position (`octavo.cost_model.Cost`)
+
+    step              a + (b + c) * decoding + (d + e) * context           a step of the decoding sequences alone
+    backlog seconds   tokens / chunk * (step + c) + b * tokens + d * attended         computing what is not computed
+    wait seconds      step * (steps until enough decoding sequences have ended)        room for what waits there
+    start seconds     wait seconds + (step + c) / 2 + backlog seconds           until a request that comes now begins
+
+The half step is the rest of the one under way, where sequences decode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+from octavo.cost_model import Cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardState:
+    """A shard's work and room now, as it says itself many times a second.
+
+    A sequence decodes, or computes its prompt, or queues for a place or blocks. The backlog is what the last two kinds
+    have to compute before their first token: tokens that are known, not computed and not expected in the cache.
+
+    Attributes:
+        decoding: sequences that get a token in every step.
+        context: positions that these attend to in a step, in sum.
+        prefilling: sequences that run and compute a prompt.
+        queued: sequences that wait.
+        backlog_tokens: of those two kinds, in sum.
+        backlog_attended: positions that these tokens attend to (`octavo.cost_model.attended`).
+        chunk: tokens of prompts that one step computes now, at most.
+        max_num_seqs: sequences that can run at once.
+        blocks, blocks_free: KV blocks, and those that no sequence holds.
+        block_size: tokens per block.
+        mean_output: tokens of an answer, averaged over those that ended; 0.0 before the first.
+        cost: the shard's own cost model; zeros until it has measured enough steps.
+    """
+
+    decoding: int
+    context: int
+    prefilling: int
+    queued: int
+    backlog_tokens: int
+    backlog_attended: int
+    chunk: int
+    max_num_seqs: int
+    blocks: int
+    blocks_free: int
+    block_size: int
+    mean_output: float
+    cost: Cost
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that have a place."""
+        return self.decoding + self.prefilling
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that run or wait."""
+        return self.decoding + self.prefilling + self.queued
+
+    # ---- predictions ------------------------------------------------------------------------------------------
+
+    @property
+    def step_seconds(self) -> float:
+        """A step of the decoding sequences alone: what every step costs anyway."""
+        cost = self.cost
+        return cost.step + (cost.token + cost.sequence) * self.decoding + (cost.attended + cost.context) * self.context
+
+    def prefill_seconds(self, tokens: float, attended: float) -> float:
+        """What `tokens` of one sequence add to the steps that they are computed in."""
+        return self.cost.token * tokens + self.cost.attended * attended
+
+    @property
+    def backlog_seconds(self) -> float:
+        """From the next step on, until the backlog is computed."""
+        steps = self.backlog_tokens / max(self.chunk, 1)
+        return steps * (self.step_seconds + self.cost.sequence) + self.prefill_seconds(
+            self.backlog_tokens, self.backlog_attended
+        )
+
+    def wait_seconds(self, tokens: int, sequences: int) -> float:
+        """Until decoding sequences have left the places and blocks that the waiting ones and one more request need.
+
+        One of them ends every `mean_output / decoding` steps.
+
+        Args:
+            tokens: of the request's prompt.
+            sequences: that it becomes.
+        """
+        if not self.decoding:
+            return 0.0
+        places = self.num_sequences + sequences - self.max_num_seqs
+        blocks = (self.backlog_tokens + tokens) / self.block_size - self.blocks_free
+        held = max(1.0, (self.blocks - self.blocks_free) / self.decoding)
+        return max(0.0, places, blocks / held) * self.mean_output / self.decoding * self.step_seconds
+
+    @property
+    def under_way_seconds(self) -> float:
+        """Rest of the step under way, on average."""
+        return 0.5 * (self.step_seconds + self.cost.sequence) if self.decoding else 0.0
+
+    def start_seconds(self, tokens: int = 0, sequences: int = 1) -> float:
+        """Until a request that comes now begins to be computed; arguments as of `wait_seconds`."""
+        return self.wait_seconds(tokens, sequences) + self.under_way_seconds + self.backlog_seconds
+
+    # ---- corrections between two reports ----------------------------------------------------------------------
+
+    def with_request(self, sequences: int, tokens: int, attended: int) -> Self:
+        """The state with more in the queue.
+
+        Args:
+            tokens: to be computed.
+            attended: positions that these attend to.
+        """
+        return replace(
+            self,
+            queued=self.queued + sequences,
+            backlog_tokens=self.backlog_tokens + tokens,
+            backlog_attended=self.backlog_attended + attended,
+        )
+
+    def without_request(self, sequences: int, tokens: int, attended: int) -> Self:
+        """The state less a request that it counts, wherever that was: arguments as of `with_request`."""
+        if self.prefilling + self.queued < sequences:
+            return replace(self, decoding=max(0, self.decoding - sequences))
+        from_queue = min(self.queued, sequences)
+        return replace(
+            self,
+            queued=self.queued - from_queue,
+            prefilling=self.prefilling - (sequences - from_queue),
+            backlog_tokens=max(0, self.backlog_tokens - tokens),
+            backlog_attended=max(0, self.backlog_attended - attended),
+        )
