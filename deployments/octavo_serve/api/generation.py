@@ -1,8 +1,7 @@
 """Runs a job: from its requests' updates to a stream of pieces.
 
-Coalescing is adaptive. Updates wait in one place, the client's stream of the request (those of a request with several
-prompts in `Merged`), and the consumer gets whatever has come since it was last ready: a quick one sees every token at
-once, a slow one sees fewer, larger pieces.
+Coalescing is adaptive. Updates wait in `Arrivals`, and the consumer gets whatever has come since it was last ready: a
+quick one sees every token at once, a slow one sees fewer, larger pieces.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from dataclasses import dataclass, field
 from octavo.errors import EngineDead, OctavoError
 from octavo.request import Request, SequenceUpdate
 from octavo.text.output import SequenceText
+from octavo_serve.api.arrivals import Arrivals
 from octavo_serve.api.jobs import Job
-from octavo_serve.api.merged import Merged
 from octavo_serve.api.pieces import Begun, Element, Ended, Piece, Stage
 from octavo_serve.api.turns import Turns
 
@@ -31,12 +30,11 @@ async def run(job: Job) -> AsyncGenerator[list[Element], None]:
         BadRequest, Overloaded, EngineDead: as the shards do.
         OctavoError: a sequence ended in an error of the engine.
     """
-    client, requests = job.model.client, job.requests
-    updates_of = client.generate(requests[0]) if len(requests) == 1 else Merged(client, requests)
-    running = _Running(job, updates_of if isinstance(updates_of, Merged) else None)
+    arrivals = Arrivals(job.model.client, job.requests)
+    running = _Running(job, arrivals)
     elements: list[Element] = []
     try:
-        async for updates in updates_of:
+        async for updates in arrivals:
             elements = await running.taken(updates)
             if not running.prompts_left:
                 break
@@ -45,7 +43,7 @@ async def run(job: Job) -> AsyncGenerator[list[Element], None]:
         else:
             raise EngineDead("the shard's stream ended before the request did")
     finally:
-        await updates_of.aclose()
+        await arrivals.aclose()
     running.timer.done()
     yield [*elements, Ended()]
 
@@ -78,11 +76,11 @@ class _Running:
             than the tokens.
     """
 
-    def __init__(self, job: Job, merged: Merged | None) -> None:
+    def __init__(self, job: Job, arrivals: Arrivals) -> None:
         self.timer = job.telemetry.request(job.model.name, job.prompt_tokens)
         self.prompts_left = len(job.requests)
         self._job = job
-        self._merged = merged
+        self._arrivals = arrivals
         count = job.params.num_sequences
         self._prompts = {request.request_id: _Prompt(i, i * count, request) for i, request in enumerate(job.requests)}
         self._stages: dict[int, Stage] = {}
@@ -120,7 +118,7 @@ class _Running:
         count, prompt_ids = params.num_sequences, request.prompt_token_ids
         prompt.sequences_left = count
         prompt.sequences = [SequenceText(tokenizer, params, prompt_ids, index) for index in range(count)]
-        placement = (self._merged or self._job.model.client).placement(request.request_id)
+        placement = self._arrivals.placement(request.request_id)
         if placement is not None:
             self.timer.placed(placement, first.num_cached_tokens)
         return Begun(prompt.number, placement, first.num_cached_tokens, first.prompt_logprobs)
@@ -132,8 +130,8 @@ class _Running:
             return
         if prompt.sequences_left:  # a stop string ended what the engine would go on with
             await self._job.model.client.abort(prompt.request.request_id, sequence.index)
-        elif self._merged is not None:
-            self._merged.leave(prompt.request.request_id)
+        else:
+            self._arrivals.leave(prompt.request.request_id)
 
     def _pieces(self, choice: int, grown: _Growing) -> Sequence[Piece]:
         sequence = grown.sequence

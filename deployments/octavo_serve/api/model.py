@@ -33,9 +33,7 @@ class ModelClient(Protocol):
     async def describe(self) -> ModelInfo: ...
 
     def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
-        """Stream a request's updates; what comes while the caller is busy waits and comes in one list.
-
-        Closing the stream aborts the request. Its steps may be taken by different tasks, one at a time.
+        """Stream a request's updates; closing the stream aborts it.
 
         Raises:
             BadRequest, Overloaded, EngineDead.

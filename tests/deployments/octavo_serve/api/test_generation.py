@@ -66,17 +66,28 @@ def test_each_prompt_begins_before_its_first_piece_and_all_end_together(service:
 
 
 def test_what_came_together_is_one_piece_of_each_choice(service: Service, client: Any) -> None:
-    async def two_lists(request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
+    async def one_list(request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
         def update(index: int, token: int, reason: FinishReason | None = None) -> SequenceUpdate:
             return SequenceUpdate(request.request_id, index, [token], finish_reason=reason)
 
-        yield [update(1, 70), update(0, 71), update(1, 72)]
-        yield [update(0, 73), update(0, 74, "length"), update(1, 75, "length")]
+        yield [update(1, 70), update(0, 71), update(1, 72), update(0, 73, "length"), update(1, 74, "length")]
 
-    client.generate = two_lists
-    found = asyncio.run(run_all(service, n=2))
-    pieces = [[(e.choice, e.token_ids, e.finish_reason) for e in part if isinstance(e, Piece)] for part in found]
-    assert pieces == [[(1, [70, 72], None), (0, [71], None)], [(0, [73, 74], "length"), (1, [75], "length")]]
+    client.generate = one_list
+    (found,) = asyncio.run(run_all(service, n=2))
+    pieces = [(e.choice, e.token_ids, e.finish_reason) for e in found if isinstance(e, Piece)]
+    assert pieces == [(1, [70, 72, 74], "length"), (0, [71, 73], "length")]
+
+
+def test_who_does_not_read_holds_no_place_at_a_shard(service: Service, client: Any) -> None:
+    async def read_once() -> None:
+        job = await service.job(COMPLETIONS.ask(parse(CompletionRequest, {"prompt": "Hello"}), Limits()))
+        async with aclosing(run(job)) as stream:
+            await anext(stream)
+            while not client.closed:
+                await asyncio.sleep(0)
+
+    client.texts = ["a text of several tokens"]
+    asyncio.run(asyncio.wait_for(read_once(), 60))
 
 
 def test_a_stage_stands_between_the_pieces_and_who_writes_them(service: Service, client: Any) -> None:

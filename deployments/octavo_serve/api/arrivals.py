@@ -1,4 +1,8 @@
-"""The updates of several requests as one stream, in the order in which they come."""
+"""The updates of a job's requests, in the order in which they come.
+
+Each request is read as fast as its updates come, whatever the consumer does: who does not read an answer must not hold
+a place at a shard that has long made it.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,11 @@ STARTS = 32
 """Requests sent on their way in one turn of the event loop."""
 
 
-class Merged:
-    """Reads each request in a task of its own; used as the asynchronous generator that `ModelClient.generate` is."""
+class Arrivals:
+    """Reads each request in a task of its own; yields what has come since the consumer was last ready.
+
+    Used as an asynchronous generator.
+    """
 
     def __init__(self, client: ModelClient, requests: Sequence[Request]) -> None:
         self._client = client
@@ -27,7 +34,7 @@ class Merged:
         self._error: BaseException | None = None
         self._news = asyncio.Event()
 
-    def __aiter__(self) -> Merged:
+    def __aiter__(self) -> Arrivals:
         return self
 
     async def __anext__(self) -> list[SequenceUpdate]:
@@ -44,7 +51,7 @@ class Merged:
         return arrived
 
     def placement(self, request_id: str) -> Placement | None:
-        """Where a request was sent that has begun; its own stream may have ended since."""
+        """Where a request was sent whose first updates are there; known after its stream has ended, too."""
         return self._placements[request_id]
 
     def leave(self, request_id: str) -> None:
@@ -53,15 +60,18 @@ class Merged:
 
     async def aclose(self) -> None:
         """End them all."""
-        for reader in self._readers.values():
+        reading = [reader for reader in self._readers.values() if not reader.done()]
+        for reader in reading:
             reader.cancel()
-        await asyncio.gather(*self._readers.values(), return_exceptions=True)
+        if reading:
+            await asyncio.gather(*reading, return_exceptions=True)
 
     async def _start(self) -> None:
         for number, request in enumerate(self._requests, 1):
             # Ray Serve gives all handle calls of one context one id and then fulfils only one of those that wait at
             # the same time, so calls that run side by side each get a context of their own.
-            reader = asyncio.create_task(self._read(request), context=contextvars.Context())
+            context = contextvars.Context() if len(self._requests) > 1 else None
+            reader = asyncio.create_task(self._read(request), context=context)
             reader.add_done_callback(self._ended)
             self._readers[request.request_id] = reader
             if number % STARTS == 0:
