@@ -46,6 +46,26 @@ def test_a_stream_is_server_sent_events(send: Send) -> None:
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "Paris."
 
 
+@pytest.mark.parametrize(("n", "tokens", "bodies"), [(1, 1, 1), (4, 1, 1), (1, 2, 2), (4, 2, 2)])
+def test_what_has_come_is_one_message_the_end_with_it(
+    service: Service, backend: Any, n: int, tokens: int, bodies: int
+) -> None:
+    body = json.dumps(HELLO | {"stream": True, "n": n, "max_tokens": tokens}).encode()
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [], "query_string": b""}
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(http_app(service, backend)(scope, receive, send))
+    assert [message["type"] for message in sent] == ["http.response.start"] + ["http.response.body"] * bodies
+    assert sent[-1]["body"].endswith(b"data: [DONE]\n\n")
+    assert [message["more_body"] for message in sent[1:]] == [True] * (bodies - 1) + [False]
+
+
 def test_an_error_after_the_first_byte_is_an_event(send: Send, client: Any) -> None:
     client.late_error, client.fail_after = OctavoError("the token was not a number"), 1
     answer = send("POST", "/v1/chat/completions", json=HELLO | {"stream": True})
