@@ -7,7 +7,6 @@ a place at a shard that has long made it.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Sequence
 from contextlib import aclosing
 
@@ -68,12 +67,8 @@ class Arrivals:
 
     async def _start(self) -> None:
         for number, request in enumerate(self._requests, 1):
-            # Ray Serve gives all handle calls of one context one id and then fulfils only one of those that wait at
-            # the same time, so calls that run side by side each get a context of their own.
-            context = contextvars.Context() if len(self._requests) > 1 else None
-            reader = asyncio.create_task(self._read(request), context=context)
+            reader = self._readers[request.request_id] = asyncio.create_task(self._read(request))
             reader.add_done_callback(self._ended)
-            self._readers[request.request_id] = reader
             if number % STARTS == 0:
                 await asyncio.sleep(0)
 
