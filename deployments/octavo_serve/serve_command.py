@@ -52,7 +52,7 @@ _PROGRESS = re.compile(r"(?:Loading|Packing) .*?:\s+(\d+)%\|")
 _READY = re.compile(r"(?:Engine|Shard) ready: .*")  # octavo.execution.local and octavo_serve.start_up write these
 
 
-class Failure(Exception):
+class StartError(Exception):
     """The server cannot be started or has ended; the message says why."""
 
 
@@ -105,7 +105,7 @@ def run(options: Options) -> int:
     try:
         with _signals_raise():
             if options.address is None and (taken := why_not(plan.host, plan.port)):
-                raise Failure(f"{taken}: stop what listens there or pass --port")
+                raise StartError(f"{taken}: stop what listens there or pass --port")
             with _server(options, plan, console) as server:
                 with console.status("Starting") as status:
                     show = status.update if console.is_terminal else _Printer(console)
@@ -116,9 +116,9 @@ def run(options: Options) -> int:
                 _serve_until_told(server, options.grace, console)
     except Interrupted:
         return code
-    except Failure as failure:
+    except StartError as error:
         console.print("[bold red]Not serving:[/]", end=" ")
-        console.print(str(failure), markup=False, soft_wrap=True)
+        console.print(str(error), markup=False, soft_wrap=True)
     return 1
 
 
@@ -178,13 +178,13 @@ class Server:
         """The child's next report, or an empty one after `wait` seconds.
 
         Raises:
-            Failure: it has ended, or the time to start is over.
+            StartError: it has ended, or the time to start is over.
         """
         with contextlib.suppress(queue.Empty):
             return self._reports.get(timeout=wait)
         self.check()
         if self.late:
-            raise Failure(f"no answer after {self._timeout:g} s; --timeout gives it longer\n{self.log()}")
+            raise StartError(f"no answer after {self._timeout:g} s; --timeout gives it longer\n{self.log()}")
         return {}
 
     def drain(self, grace: float) -> None:
@@ -198,9 +198,9 @@ class Server:
                     return
 
     def check(self) -> None:
-        """Raise `Failure` if the child has ended."""
+        """Raise `StartError` if the child has ended."""
         if (code := self.process.poll()) is not None:
-            raise Failure(f"the server ended with exit code {code}\n{self.log()}")
+            raise StartError(f"the server ended with exit code {code}\n{self.log()}")
 
     def log(self) -> str:
         """The last lines of the log."""
@@ -334,12 +334,12 @@ def wait_until_running(server: Server, show: Callable[[str], None], say: Callabl
     """Show the child's phases until the gateway is up; returns the Ray cluster's address.
 
     Raises:
-        Failure: it cannot be deployed, the child ended, or it took too long.
+        StartError: it cannot be deployed, the child ended, or it took too long.
     """
     while True:
         report = server.report(wait=0.2)
         if "failed" in report:
-            raise Failure(report["failed"])
+            raise StartError(report["failed"])
         if "running" in report:
             return str(report["running"])
         if "phase" in report:
@@ -361,7 +361,7 @@ def await_answers(
         Why, of each model that does not answer; those that still load when the time is over among them.
 
     Raises:
-        Failure: no model answers, or the child ended.
+        StartError: no model answers, or the child ended.
     """
     answered: set[str] = set()
     failed: dict[str, str] = {}
@@ -387,7 +387,7 @@ def await_answers(
         if len(answered) + len(failed) < len(plan.models):
             server.report(wait=0.1)
     if not answered:
-        raise Failure("\n".join(f"{model}: {reason}" for model, reason in failed.items()))
+        raise StartError("\n".join(f"{model}: {reason}" for model, reason in failed.items()))
     return failed
 
 
@@ -406,7 +406,7 @@ def _health(plan: Plan, route: str) -> dict[str, dict[str, Any]]:
         states: dict[str, dict[str, Any]] = answer.json()["models"]
     except httpx.TransportError as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            raise Failure(f"clients will refuse {plan.http['ssl_certfile']}: {error}") from None
+            raise StartError(f"clients will refuse {plan.http['ssl_certfile']}: {error}") from None
         return {}
     except (ValueError, KeyError, TypeError):
         return {}

