@@ -38,11 +38,11 @@ def sample(
     if line.tolist() != [*range(len(logits))]:
         logits = logits[line]
     columns = temperature, top_k, top_p, min_p, seed, position
-    is_random = temperature > 0
-    random = is_random.tolist()
-    tokens = _draw(logits, *columns) if all(random) else logits.argmax(-1)
-    if any(random) and not all(random):
-        tokens[is_random] = _draw(logits[is_random], *(column[is_random] for column in columns))
+    random = [row for row, value in enumerate(temperature.tolist()) if value > 0]
+    tokens = _draw(logits, *columns) if len(random) == len(logits) else logits.argmax(-1)
+    if 0 < len(random) < len(logits):
+        index = torch.tensor(random, device=logits.device)  # a mask would be looked through for each column
+        tokens[index] = _draw(logits[index], *(column[index] for column in columns))
     return torch.where(logits.amax(-1).isfinite(), tokens, -1)
 
 
