@@ -5,12 +5,11 @@ The router asks where a request's first token comes first, admission how long a 
 
     a, b, c, d, e     seconds per step, token, sequence, attended and context position (`octavo.cost_model.Cost`)
 
-    step              a + (b + c) * decoding + (d + e) * context           a step of the decoding sequences alone
-    backlog seconds   tokens / chunk * (step + c) + b * tokens + d * attended         computing what is not computed
-    wait seconds      step * (steps until enough decoding sequences have ended)        room for what waits there
-    start seconds     wait seconds + (step + c) / 2 + backlog seconds           until a request that comes now begins
-
-The half step is the rest of the one under way, where sequences decode.
+    step              a + (b + c) * decoding + (d + e) * context      a step of the decoding sequences alone
+    backlog seconds   steps * (step + c) + b * tokens + d * attended  until the backlog is computed; steps = tokens / chunk
+    queue seconds     the same, and half a step where sequences decode: the rest of the one under way
+    wait seconds      step * (steps until enough decoding sequences have ended to make room)
+    start seconds     wait seconds + queue seconds                    until a request that comes now begins
 """
 
 from __future__ import annotations
@@ -82,10 +81,17 @@ class ShardState:
     @property
     def backlog_seconds(self) -> float:
         """From the next step on, until the backlog is computed."""
-        steps = self.backlog_tokens / max(self.chunk, 1)
-        return steps * (self.step_seconds + self.cost.sequence) + self.prefill_seconds(
-            self.backlog_tokens, self.backlog_attended
-        )
+        return self._backlog_seconds(0.0)
+
+    @property
+    def queue_seconds(self) -> float:
+        """From now on, until the backlog is computed; on average half of the step under way is over."""
+        return self._backlog_seconds(0.5 if self.decoding else 0.0)
+
+    def _backlog_seconds(self, more_steps: float) -> float:
+        steps = self.backlog_tokens / max(self.chunk, 1) + more_steps
+        prompts = self.prefill_seconds(self.backlog_tokens, self.backlog_attended)
+        return steps * (self.step_seconds + self.cost.sequence) + prompts
 
     def wait_seconds(self, tokens: int, sequences: int) -> float:
         """Until decoding sequences have left the places and blocks that the waiting ones and one more request need.
@@ -103,14 +109,9 @@ class ShardState:
         held = max(1.0, (self.blocks - self.blocks_free) / self.decoding)
         return max(0.0, places, blocks / held) * self.mean_output / self.decoding * self.step_seconds
 
-    @property
-    def under_way_seconds(self) -> float:
-        """Rest of the step under way, on average."""
-        return 0.5 * (self.step_seconds + self.cost.sequence) if self.decoding else 0.0
-
     def start_seconds(self, tokens: int = 0, sequences: int = 1) -> float:
         """Until a request that comes now begins to be computed; arguments as of `wait_seconds`."""
-        return self.wait_seconds(tokens, sequences) + self.under_way_seconds + self.backlog_seconds
+        return self.wait_seconds(tokens, sequences) + self.queue_seconds
 
     # ---- corrections between two reports ----------------------------------------------------------------------
 

@@ -36,15 +36,14 @@ class StepPlan:
         """
         return ((i, seq) for i, (seq, count) in enumerate(self.entries) if count == seq.remaining)
 
-    def measure(self) -> None:
+    def measure(self, *, has_prompts: bool) -> None:
         """Fill in `work`; the plan is complete and not launched."""
         tokens = positions = context = 0
-        has_prompts = False
         for seq, count in self.entries:
             tokens += count
-            positions += attended(seq.num_computed, count)
-            context += seq.num_computed + count
-            has_prompts = has_prompts or not seq.is_decoding
+            in_cache = seq.num_computed + count
+            context += in_cache
+            positions += in_cache if count == 1 else attended(seq.num_computed, count)
         self.work = StepWork(tokens, len(self.entries), positions, context, has_prompts)
 
 

@@ -134,7 +134,7 @@ class Scheduler:
         """Decide the next step; blocks are taken here."""
         self._step += 1
         plan = StepPlan()
-        chunk = self._chunk(self._running)
+        chunk = whole = self._chunk(self._running)
         preemptions = self.counters.preemptions
         place = 0
         while place < len(self._running):  # preemption shortens the list, from its end
@@ -151,7 +151,7 @@ class Scheduler:
             while self._waiting and chunk > 0 and (count := self._admit(self._waiting[0], chunk, plan)):
                 chunk -= count
         self._widen(plan)
-        plan.measure()
+        plan.measure(has_prompts=chunk < whole)
         return plan
 
     def _widen(self, plan: StepPlan) -> None:
@@ -281,10 +281,11 @@ class Scheduler:
         self.cost_model.observe(step.work, result.seconds)
         self._take_prompt_logprobs(step, result)
         updates = []
+        tokens = result.token_ids.tolist()
         for row, seq in enumerate(step.rows):
             seq.num_pending -= 1
             if not seq.ended:
-                updates.append(self._append(seq, int(result.token_ids[row]), result.logprobs.get(row)))
+                updates.append(self._append(seq, tokens[row], result.logprobs.get(row)))
         return updates
 
     def _fork(self, seq: Sequence) -> list[Sequence]:
@@ -326,7 +327,8 @@ class Scheduler:
 
     def _announce(self, seq: Sequence, update: SequenceUpdate) -> SequenceUpdate:
         update.time = self._clock()
-        seq.group.announce(update)
+        if not seq.group.announced:
+            seq.group.announce(update)
         return update
 
     # ---- leaving ----------------------------------------------------------------------------------------------

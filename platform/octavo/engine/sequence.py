@@ -107,11 +107,10 @@ class Group:
         return self.request.params.prompt_logprobs is not None and not self.forked
 
     def announce(self, update: SequenceUpdate) -> None:
-        """Put the prompt's numbers into the request's first update only: 20 log probabilities of a token are 1 kB."""
-        if not self.announced:
-            self.announced = True
-            update.num_cached_tokens = self.num_cached_tokens or 0
-            update.prompt_logprobs = self.prompt_logprobs or None
+        """Put the prompt's numbers into the request's first update, and no other: 20 logprobs of a token are 1 kB."""
+        self.announced = True
+        update.num_cached_tokens = self.num_cached_tokens or 0
+        update.prompt_logprobs = self.prompt_logprobs or None
 
     def start(self, pool: BlockPool) -> None:
         """Create the first sequence, or those that go on from tokens emitted by another shard."""

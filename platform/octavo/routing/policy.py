@@ -129,7 +129,7 @@ def score(query: Query, shard: Candidate, cached: int, stream_weight: float) -> 
     busy = min(query.busy, BUSIEST)
     return Score(
         wait=state.wait_seconds(query.tokens, query.sequences),
-        queue=state.under_way_seconds + state.backlog_seconds,
+        queue=state.queue_seconds,
         own=steps * (state.step_seconds + state.cost.sequence) + compute,
         others=(busy / (1 - busy) + stream_weight * state.decoding) * compute,
     )

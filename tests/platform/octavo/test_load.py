@@ -21,7 +21,7 @@ STEP = 0.010 + 40 * 3e-4 + 40_000 * 1.1e-7
 
 def test_nothing_waits_at_an_idle_shard() -> None:
     assert IDLE.step_seconds == pytest.approx(0.010)
-    assert (IDLE.backlog_seconds, IDLE.under_way_seconds, IDLE.start_seconds(1000)) == (0, 0, 0)
+    assert (IDLE.backlog_seconds, IDLE.queue_seconds, IDLE.start_seconds(1000)) == (0, 0, 0)
     assert replace(DECODING, cost=NO_COST).start_seconds(1000) == 0  # nothing was measured
 
 
@@ -30,7 +30,8 @@ def test_a_backlog_takes_its_steps_and_its_tokens() -> None:
     assert DECODING.backlog_seconds == 0
     state = replace(DECODING, prefilling=1, queued=1, backlog_tokens=1024, backlog_attended=attended(0, 1024))
     assert state.backlog_seconds == pytest.approx(2 * (STEP + 2e-4) + 1024 * 1e-4 + 1024 * 1025 / 2 * 1e-8)
-    assert state.start_seconds() == pytest.approx(0.5 * (STEP + 2e-4) + state.backlog_seconds)
+    assert state.queue_seconds == pytest.approx(0.5 * (STEP + 2e-4) + state.backlog_seconds)
+    assert state.start_seconds() == state.queue_seconds
 
 
 def test_a_request_waits_for_places_or_for_blocks() -> None:
