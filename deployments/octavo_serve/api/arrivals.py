@@ -31,7 +31,7 @@ class Arrivals:
         self._arrived: list[SequenceUpdate] = []
         self._placements: dict[str, Placement | None] = {}
         self._error: BaseException | None = None
-        self._news = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
 
     def __aiter__(self) -> Arrivals:
         return self
@@ -44,8 +44,8 @@ class Arrivals:
                 raise self._error
             if not self._reading:
                 raise StopAsyncIteration
-            self._news.clear()
-            await self._news.wait()
+            self._waiter = asyncio.get_running_loop().create_future()  # half of what an Event costs
+            await self._waiter
         arrived, self._arrived = self._arrived, []
         return arrived
 
@@ -78,10 +78,14 @@ class Arrivals:
                 if request.request_id not in self._placements:
                     self._placements[request.request_id] = self._client.placement(request.request_id)
                 self._arrived += updates
-                self._news.set()
+                self._wake()
 
     def _ended(self, reader: asyncio.Task[None]) -> None:
         self._reading -= 1
         if not reader.cancelled():
             self._error = self._error or reader.exception()
-        self._news.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
