@@ -8,6 +8,7 @@ The last line of the output is JSON.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import multiprocessing
 import os
@@ -19,13 +20,16 @@ from multiprocessing.connection import Connection
 
 from octavo.config import EngineConfig
 from octavo.cost_model import Cost
+from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.engine import Engine
 from octavo.execution.simulated import Profile, SimulatedExecutor
 from octavo.load import ShardState
 from octavo.routing.index import Change, ShardBlocks
 from octavo.routing.policy import Query
 from octavo.routing.router import Router, RoutingConfig
-from octavo_serve.feed import FeedPublisher, FeedSubscriber
+from octavo_serve.channel import Address
+from octavo_serve.link import Link
+from octavo_serve.port import Port
 
 EVENTS, EVERY = 500, 0.02
 
@@ -94,21 +98,26 @@ def feed(blocks: int) -> dict[str, float]:
     ours, theirs = multiprocessing.Pipe()
     shard = multiprocessing.get_context("spawn").Process(target=publish, args=(theirs, blocks))
     shard.start()
-    address = ours.recv()
-    recoveries = [recovery(address) for _ in range(5)]
+    found = asyncio.run(listen(ours.recv(), ours))
+    shard.join()
+    return found
+
+
+async def listen(address: Address, shard: Connection) -> dict[str, float]:
+    recoveries = [await recovery(address) for _ in range(5)]
     router = Router(RoutingConfig())
     known = router.join("a", time.monotonic())
     known.blocks = stamped = Stamped(500_000)
     stamped.lags = []
-    listener = FeedSubscriber(router)
-    listener.listen("a", address)
+    link = await Link.open(address, 20.0)
+    assert link is not None
+    link.tell(router, "a")
     while not stamped.exact:
-        time.sleep(0.01)
-    ours.send("go")
-    ours.recv()
-    time.sleep(0.5)
-    listener.close()
-    shard.join()
+        await asyncio.sleep(0.01)
+    shard.send("go")
+    await asyncio.to_thread(shard.recv)
+    await asyncio.sleep(0.5)
+    shard.send("end")
     lags = sorted(stamped.lags)
     return {
         "lag_p50_ms": lags[len(lags) // 2] * 1e3,
@@ -117,16 +126,17 @@ def feed(blocks: int) -> dict[str, float]:
     }
 
 
-def recovery(address: str) -> float:
+async def recovery(address: Address) -> float:
     router = Router(RoutingConfig())
     known = router.join("a", time.monotonic())
     start = time.monotonic()
-    listener = FeedSubscriber(router)
-    listener.listen("a", address)
+    link = await Link.open(address, 20.0)
+    assert link is not None
+    link.tell(router, "a")
     while not known.blocks.exact:
-        time.sleep(0.0005)
+        await asyncio.sleep(0.0005)
     seconds = time.monotonic() - start
-    listener.close()
+    link.close()
     return seconds
 
 
@@ -137,15 +147,24 @@ def publish(pipe: Connection, blocks: int) -> None:
     engine = Engine("m", SimulatedExecutor(machine, config, range(10), 10), config, ())
     taken = engine.pool.take(blocks) or []
     engine.pool.publish(taken, [os.urandom(16) for _ in taken], 0, blocks)
-    publisher = FeedPublisher("a", engine, "127.0.0.1", report_s=0.05)
-    pipe.send(publisher.address)
-    pipe.recv()
+    asyncio.run(serve(engine, pipe))
+
+
+async def serve(engine: Engine, pipe: Connection) -> None:
+    port = Port(AsyncEngine(engine), "a", report_s=0.05)
+    pipe.send(await port.open("127.0.0.1"))
+    await asyncio.to_thread(pipe.recv)
+    await asyncio.to_thread(store, engine)
+    pipe.send("done")
+    await asyncio.to_thread(pipe.recv)
+    await port.leave(0)
+    port.engine.close()
+
+
+def store(engine: Engine) -> None:
     for _ in range(EVENTS):
         engine.pool.publish(engine.pool.take(1) or [], [struct.pack("<dd", time.monotonic(), 0.0)], 0, 1)
         time.sleep(EVERY)
-    time.sleep(0.2)
-    pipe.send("done")
-    publisher.close()
 
 
 if __name__ == "__main__":

@@ -85,8 +85,10 @@ def deploy() -> Any:
 
         async def run(self, way: str, tokens: int) -> dict[str, float]:
             if self.client is None:
-                picker = Picker(RoutingConfig(), Deployment(DEPLOYMENT, APP))
+                shards = Deployment(DEPLOYMENT, APP)
+                picker = Picker(RoutingConfig(), shards)
                 self.client = ShardClient(self.shard, picker, Failover(), lambda reason: None)
+                shards.watch(self.client.listed)
             client = self.client
             numbers = iter(range(REQUESTS))
             messages = 0

@@ -1,24 +1,30 @@
-"""The wire between a gateway and a shard: one TCP connection, MessagePack records, one message per engine step.
+"""The wire between a gateway and a shard: one TCP connection that carries all they say to each other.
 
-A gateway connects to each shard it has requests for. It sends `Submit` and `Abort`; the shard answers with one `Step`
-for all of the gateway's sequences that a step touched, `Refusal` for a request it does not take (or loses), `Beat`
-while its engine lives, and `Leaving` before it goes. The end of the connection is the end of the other side's interest:
-a shard then aborts what that gateway had sent, a gateway takes its streams elsewhere.
+A gateway holds a connection to each shard. Both prove that they know the shard's secret (`challenge`), and the shard
+says `Hello`: who it is and what its model takes. Then
+
+    gateway   Submit, Abort; Ask, four times a second
+    shard     Step      what one engine step did to all of the gateway's sequences
+              Refusal   a request it does not take, or loses
+              Blocks    numbered changes of its prefix cache; Snapshot, in parts, to who asks for it
+              Report    its load when that changed, and an answer to each Ask; at least one a second
+              Leaving   before it goes
+
+Everything comes in order, so a gateway that sees its own Ask's time again has taken in all that was said before. The
+end of the connection is the end of the other side's interest: a shard then aborts what that gateway had sent, a gateway
+takes its streams elsewhere. A shard whose engine does not live ends its connections, and one that says nothing for
+`shard_silence_s` is gone: that is the only rule of liveness.
 
 Why not a Serve handle call per request that streams its tokens: Serve sends every token of every request by itself,
 0.2 ms of CPU each, where a message for 64 sequences costs 0.1 ms at both ends together; and a killed process shows on
 a socket at once, on a handle call when Ray has found out (docs/serve_cost.md). Why not ZeroMQ: it hides just that end.
 
-The first thing that a gateway sends is the shard's secret, which it knows from the shard's metadata in Serve: that is
-behind Ray's token. Whoever does not know it is not listened to, and cannot make a shard keep more than one read.
-
-Records are plain data: nothing that comes from the wire is executed.
+Records are plain data: nothing that comes from the wire is executed. Messages are MessagePack behind their length.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
@@ -27,45 +33,45 @@ import msgspec
 
 from octavo import errors
 from octavo.errors import OctavoError
+from octavo.load import ShardState
 from octavo.request import Request, SequenceUpdate
+from octavo.routing.index import Kind
+from octavo_serve.api.model import ModelInfo
+from octavo_serve.challenge import Challenge, Stranger
 
 logger = logging.getLogger("ray.serve")
 
 MAX_UNREAD = 64 * 2**20
 """Bytes that may wait for a peer that does not read; it is then given up. A token takes about 200."""
 
+MAX_MESSAGE = 64 * 2**20
+"""Bytes of one message; who announces a longer one is given up before it is read."""
+
+BEAT_SECONDS = 1.0
+"""Longest time between two messages of a shard whose engine lives."""
+
 _LENGTH = 4
 
-SECRET_BYTES = 32
-INTRODUCTION_SECONDS = 5.0  # a connection whose other side has not said the secret by then is ended
+INTRODUCTION_SECONDS = 5.0  # a connection whose other side has not proved by then that it knows the secret is ended
 
 
 class Address(NamedTuple):
-    """Where a shard listens, and what it wants to hear first (hexadecimal)."""
+    """Where a shard listens, and the secret that both ends must know (hexadecimal).
+
+    A shard tells it Serve as its metadata, and Serve the gateways: behind Ray's token.
+    """
 
     host: str
     port: int
     secret: str
-
-
-class ShardAddresses(NamedTuple):
-    """What a shard tells Serve of itself once, and Serve to every gateway.
-
-    Attributes:
-        port: where requests go.
-        feed: where `octavo_serve.feed` listens, with its secret.
-    """
-
-    port: Address
-    feed: str
 
     def as_metadata(self) -> dict[str, Any]:
         """For Serve's `record_replica_metadata`."""
         return self._asdict()
 
     @classmethod
-    def of(cls, metadata: Mapping[str, Any]) -> ShardAddresses:
-        return cls(Address(*metadata["port"]), metadata["feed"])
+    def of(cls, metadata: Mapping[str, Any]) -> Address:
+        return cls(metadata["host"], metadata["port"], metadata["secret"])
 
 
 class Submit(msgspec.Struct, tag=True):
@@ -79,6 +85,25 @@ class Abort(msgspec.Struct, tag=True):
 
     request_id: str
     index: int | None = None
+
+
+class Ask(msgspec.Struct, tag=True):
+    """A gateway is there.
+
+    Attributes:
+        time: of its clock; the answering Report brings it back.
+        snapshot: whether it needs one.
+    """
+
+    time: float
+    snapshot: bool = False
+
+
+class Hello(msgspec.Struct, tag=True):
+    """The shard's first message: its name, and what a request must keep to."""
+
+    shard: str
+    model: ModelInfo
 
 
 class Step(msgspec.Struct, tag=True):
@@ -106,31 +131,59 @@ class Refusal(msgspec.Struct, tag=True):
         return kind(*self.arguments)
 
 
-class Beat(msgspec.Struct, tag=True):
-    """The engine lives."""
+class Blocks(msgspec.Struct, tag=True):
+    """Changes of the prefix cache, `first` the number of the first; each a kind and the hashes, joined."""
+
+    first: int
+    changes: list[tuple[Kind, bytes]]
+
+
+class Snapshot(msgspec.Struct, tag=True):
+    """Part `index` of `count` of the prefix cache as it was at change number `sequence`."""
+
+    sequence: int
+    index: int
+    count: int
+    hashes: bytes
+
+
+class Report(msgspec.Struct, tag=True):
+    """The engine lives.
+
+    Attributes:
+        next: number of the next change there will be.
+        state: if it changed.
+        tickets: of requests that `state` counts for the first time.
+        echo: time of the Ask that this answers.
+    """
+
+    next: int
+    state: ShardState | None = None
+    tickets: list[str] = []
+    echo: float | None = None
 
 
 class Leaving(msgspec.Struct, tag=True):
     """The shard is about to end: nothing more comes, what has not ended goes on elsewhere."""
 
 
-ToShard = Submit | Abort
-ToGateway = Step | Refusal | Beat | Leaving
+ToShard = Submit | Abort | Ask
+ToGateway = Hello | Step | Refusal | Blocks | Snapshot | Report | Leaving
 
-_encoder = msgspec.msgpack.Encoder()
+encode = msgspec.msgpack.Encoder().encode
 TO_SHARD: msgspec.msgpack.Decoder[ToShard] = msgspec.msgpack.Decoder(ToShard)
 TO_GATEWAY: msgspec.msgpack.Decoder[ToGateway] = msgspec.msgpack.Decoder(ToGateway)
 
 
 class Channel(asyncio.Protocol):
-    """One end of a connection: whole messages out and in, each behind its length.
+    """One end of a connection: whole messages out and in.
 
     Args:
         decoder: of what the other side sends.
         receive: called with each message.
         lost: called when no more can come.
-        made: called when the other side is there, and has said the secret.
-        secret: what the other side has to send first; None listens to everybody.
+        made: called when both sides have proved that they know the secret.
+        challenge: how they do.
     """
 
     def __init__(
@@ -138,29 +191,40 @@ class Channel(asyncio.Protocol):
         decoder: msgspec.msgpack.Decoder[Any],
         receive: Callable[[Any], None],
         lost: Callable[[], None],
-        made: Callable[[], None] | None = None,
-        secret: bytes | None = None,
+        made: Callable[[], None],
+        challenge: Challenge,
     ) -> None:
         self._decoder = decoder
         self._receive = receive
         self._lost = lost
         self._made = made
-        self._secret = secret
+        self._challenge = challenge
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
 
+    @property
+    def unread(self) -> int:
+        """Bytes that wait for the other side to read them."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
     def send(self, message: ToShard | ToGateway) -> None:
         """Send without waiting; a peer that has stopped reading is given up."""
-        if self._transport is None or self._transport.is_closing():
-            return
-        self._write(_encoder.encode(message))
-        if self._transport.get_write_buffer_size() > MAX_UNREAD:
-            logger.error("The other side has stopped reading; its connection is given up")
-            self._transport.abort()
+        if self.is_open:
+            self.send_encoded(encode(message))
 
-    def introduce(self, secret: bytes) -> None:
-        """Say the other side's secret."""
-        self._write(secret)
+    def send_encoded(self, message: bytes) -> None:
+        """The same for a message that several are sent."""
+        if not self.is_open:
+            return
+        self._write(message)
+        if self.unread > MAX_UNREAD:
+            logger.error("The other side has stopped reading; its connection is given up")
+            self.abort()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages can be sent."""
+        return self._transport is not None and not self._transport.is_closing()
 
     def _write(self, payload: bytes) -> None:
         if self._transport is not None:
@@ -178,22 +242,13 @@ class Channel(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
-        if self._secret is not None:
-            asyncio.get_running_loop().call_later(INTRODUCTION_SECONDS, self._end_if_strange)
-        elif self._made is not None:
-            self._made()
+        asyncio.get_running_loop().call_later(INTRODUCTION_SECONDS, self._end_if_strange)
+        if first := self._challenge.first:
+            self._write(first)
 
     def _end_if_strange(self) -> None:
-        if self._secret is not None:
+        if self._challenge.expected:
             self.abort()
-
-    def _is_known(self, secret: bytes | bytearray) -> bool:
-        if self._secret is None or not hmac.compare_digest(secret, self._secret):
-            return False
-        self._secret = None
-        if self._made is not None:
-            self._made()
-        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -203,23 +258,34 @@ class Channel(asyncio.Protocol):
         buffer = self._buffer
         buffer += data
         start = 0
-        if self._secret is not None:
-            start = _LENGTH + len(self._secret)
-            if len(buffer) < start:
-                return
-            if not self._is_known(buffer[_LENGTH:start]):
-                self.abort()
-                return
-        while len(buffer) - start >= _LENGTH:
-            end = start + _LENGTH + int.from_bytes(buffer[start : start + _LENGTH], "big")
-            if len(buffer) < end:
-                break
-            message = bytes(buffer[start + _LENGTH : end])
-            start = end
-            try:
-                self._receive(self._decoder.decode(message))
-            except msgspec.MsgspecError:
-                logger.exception("What came on a connection is none of our messages; the connection is given up")
-                self.abort()
-                return
+        try:
+            while len(buffer) - start >= _LENGTH and self.is_open:
+                length = int.from_bytes(buffer[start : start + _LENGTH], "big")
+                self._check_length(length)
+                end = start + _LENGTH + length
+                if len(buffer) < end:
+                    break
+                message = bytes(buffer[start + _LENGTH : end])
+                start = end
+                if self._challenge.expected:
+                    self._prove(message)
+                else:
+                    self._receive(self._decoder.decode(message))
+        except Stranger:
+            self.abort()
+        except msgspec.MsgspecError:
+            logger.exception("What came on a connection is none of our messages; the connection is given up")
+            self.abort()
         del buffer[:start]
+
+    def _check_length(self, length: int) -> None:
+        if (expected := self._challenge.expected) and length != expected:
+            raise Stranger
+        if length > MAX_MESSAGE:
+            raise msgspec.DecodeError(f"a message of {length} bytes")
+
+    def _prove(self, word: bytes) -> None:
+        if answer := self._challenge.answer(word):
+            self._write(answer)
+        if not self._challenge.expected:
+            self._made()

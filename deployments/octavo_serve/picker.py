@@ -1,9 +1,9 @@
 """Which shard a request goes to, and when: one router per model, asked in the gateway, over the shards that Serve runs.
 
-Serve lists the shards (`ray_private.Deployment`), each with the addresses that its process has told it; their feed says
-what they hold and how busy they are (`feed`); `octavo.routing` decides. A request that finds every shard full waits
-here, in order of arrival. Serve is told of all of them, for it scales by what waits and runs, but never asked: a handle
-call takes 0.8 ms of CPU at its two ends (docs/serve_cost.md), a decision less than a tenth of that.
+Serve lists the shards (`ray_private.Deployment`), and those that can be reached join (`shard_client`); over the same
+link they say what they hold and how busy they are (`feed`); `octavo.routing` decides. A request that finds every shard
+full waits here, in order of arrival. Serve is told of all of them, for it scales by what waits and runs, but never
+asked: a handle call takes 0.8 ms of CPU at its two ends (docs/serve_cost.md), a decision less than a tenth of that.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -19,8 +18,7 @@ from octavo.errors import EngineDead
 from octavo.request import Placement, Request
 from octavo.routing.policy import Query
 from octavo.routing.router import Router, RoutingConfig
-from octavo_serve.channel import ShardAddresses
-from octavo_serve.feed import FeedSubscriber
+from octavo_serve.link import Link
 from octavo_serve.ray_private import Replica
 
 
@@ -29,8 +27,6 @@ class Books(Protocol):
 
     name: str
     available: bool
-
-    def watch(self, listed: Callable[[list[Replica]], None]) -> None: ...
 
     def asked(self) -> None: ...
 
@@ -47,12 +43,12 @@ class Picked:
     """A shard picked for a request, and the request on everybody's books until `ended`.
 
     Attributes:
-        address: of the shard's `Port`.
+        link: to the shard.
         placement: what was decided, and why.
     """
 
-    def __init__(self, picker: Picker, replica: Replica, placement: Placement) -> None:
-        self.address = ShardAddresses.of(replica.metadata).port
+    def __init__(self, picker: Picker, replica: Replica, link: Link, placement: Placement) -> None:
+        self.link = link
         self.placement = placement
         self._picker = picker
         self._replica = replica
@@ -66,8 +62,8 @@ class Picked:
         self._picker.ended(self._replica, self.placement.ticket, ran)
 
     def gone(self) -> None:
-        """The shard does not answer, or leaves: pick it no more until Serve lists its shards anew."""
-        self._picker.gone(self._replica.name)
+        """The shard does not take requests: pick it no more, until it joins again."""
+        self._picker.leave(self._replica.name, self.link)
 
 
 class Picker:
@@ -79,18 +75,18 @@ class Picker:
 
     Attributes:
         router: what is known of the shards.
+        links: to those that can be picked, by name.
     """
 
     def __init__(self, routing: RoutingConfig, books: Books) -> None:
         self.router = Router(routing)
-        self._feed = FeedSubscriber(self.router)
         self._books = books
+        self.links: dict[str, Link] = {}
         self._replicas: dict[str, Replica] = {}
         self._running: Counter[str] = Counter()
         self._first_list = asyncio.Event()
         self._turn = asyncio.Lock()  # those that wait for room take turns
         self._room = asyncio.Event()
-        books.watch(self._listed)
 
     async def pick(self, request: Request) -> Picked:
         """The shard that the router finds best; waits while none has room, or there is none.
@@ -108,12 +104,22 @@ class Picker:
         replica = self._replicas[placement.shard]
         self._running[replica.name] += 1
         self._books.started(replica)
-        return Picked(self, replica, placement)
+        return Picked(self, replica, self.links[replica.name], placement)
+
+    async def anybody(self) -> None:
+        """Wait until there is a shard.
+
+        Raises:
+            EngineDead: the deployment has failed.
+        """
+        await self._first_list.wait()
+        with self._books.queued(again=False):
+            while not self.links:
+                await self._news()
 
     async def close(self) -> None:
         """Follow the shards no more."""
         await self._books.close()
-        self._feed.close()
 
     def _route(self, request: Request, names: list[str]) -> Placement:
         query = Query(len(request.prompt_token_ids), request.params.num_sequences, request.session)
@@ -125,11 +131,15 @@ class Picker:
         with self._books.queued(again=request.emitted is not None):
             async with self._turn:
                 while not (candidates := self._with_room()):
-                    if not self._books.available:
-                        raise EngineDead(f"{self._books.name} has failed; see the server's log")
-                    self._room.clear()
-                    await self._room.wait()
+                    await self._news()
                 return candidates
+
+    async def _news(self) -> None:
+        """Wait until something has changed."""
+        if not self._books.available:
+            raise EngineDead(f"{self._books.name} has failed; see the server's log")
+        self._room.clear()
+        await self._room.wait()
 
     def _with_room(self) -> list[str]:
         return [name for name, replica in self._replicas.items() if self._running[name] < replica.capacity]
@@ -144,22 +154,25 @@ class Picker:
         self.router.completed(ticket, ran=ran)
         self.router.settle(time.monotonic())  # else the last request of all would be counted until the next one
 
-    def gone(self, name: str) -> None:
-        """A shard does not answer, or leaves."""
-        if self._replicas.pop(name, None) is not None:
-            self._leave(name)
-
-    def _listed(self, replicas: list[Replica]) -> None:
-        """From now on these shards and no others, but for those that have not said yet where they are."""
-        self._replicas = {replica.name: replica for replica in replicas if replica.metadata}
-        for name in self.router.shards.keys() - self._replicas.keys():
-            self._leave(name)
-        for name in self._replicas.keys() - self.router.shards.keys():
-            self.router.join(name, time.monotonic())
-            self._feed.listen(name, ShardAddresses.of(self._replicas[name].metadata).feed)
+    def listed(self) -> None:
+        """Serve has said which shards there are; those that can be reached join."""
         self._first_list.set()
         self._room.set()
 
-    def _leave(self, name: str) -> None:
-        self.router.leave(name)
-        self._feed.leave(name)
+    def join(self, replica: Replica, link: Link) -> None:
+        """A shard can be picked from now on, if it could not be already."""
+        name = replica.name
+        self._replicas[name] = replica
+        if self.links.get(name) is link:
+            return
+        self.links[name] = link
+        self.router.join(name, time.monotonic())
+        link.tell(self.router, name)
+        self._room.set()
+
+    def leave(self, name: str, link: Link | None = None) -> None:
+        """A shard cannot be picked any more; only if it is picked over this link, where one is given."""
+        if name in self.links and link in (None, self.links[name]):
+            self.links.pop(name).tell(None, name)
+            del self._replicas[name]
+            self.router.leave(name)

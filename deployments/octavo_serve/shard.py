@@ -19,8 +19,6 @@ from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.load_meter import LoadMeter
 from octavo.engine.stats import EngineStats
 from octavo_serve.api.model import ModelInfo
-from octavo_serve.channel import ShardAddresses
-from octavo_serve.feed import FeedPublisher
 from octavo_serve.port import Port
 from octavo_serve.ray_private import keep_serve_at_home
 from octavo_serve.settings import AccuracySettings
@@ -90,8 +88,7 @@ class Shard:
         self.meter = LoadMeter(config)
         name = context.replica_id.unique_id
         self.host = str(get_node_ip_address())  # type: ignore[no-untyped-call]
-        self.feed = FeedPublisher(name, self.engine.engine, self.host, report_s)
-        self.port = Port(self.engine)
+        self.port = Port(self.engine, name, report_s)
         self.patience = patience
         start.done("network")
         start.publish(name, self.engine.engine.executor)
@@ -100,9 +97,7 @@ class Shard:
 
     async def describe(self) -> ModelInfo:
         """What a gateway must know about the model to validate and route requests."""
-        engine = self.engine.engine
-        limits = engine.limits
-        return ModelInfo(limits.name, limits.max_model_len, limits.vocab_size, engine.config.block_size)
+        return self.port.model
 
     async def stats(self) -> tuple[str, EngineStats]:
         """This shard's name and numbers; raises `EngineDead` like `check_health`."""
@@ -115,7 +110,7 @@ class Shard:
 
     async def record_replica_metadata(self) -> dict[str, Any]:
         """What gateways learn of this shard once, when it is ready."""
-        return ShardAddresses(await self.port.open(self.host), self.feed.address).as_metadata()
+        return (await self.port.open(self.host)).as_metadata()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the autoscaler learns twice a second."""
@@ -125,5 +120,4 @@ class Shard:
         """Serve calls this when the shard is told to leave and its routers know."""
         if hasattr(self, "port"):
             await self.port.leave(self.patience)
-            self.feed.close()
             self.engine.close()

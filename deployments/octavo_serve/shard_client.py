@@ -8,13 +8,13 @@ rest of the request runs on another: prompt and emitted tokens, the same seed, w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
-from typing import Any, Literal
+from typing import Any
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
@@ -25,31 +25,21 @@ from octavo.engine.stats import EngineStats
 from octavo.errors import EngineDead, OctavoError, Overloaded
 from octavo.request import Placement, Request, SequenceUpdate
 from octavo_serve.api.model import ModelInfo
-from octavo_serve.channel import TO_GATEWAY, Abort, Address, Channel, Leaving, Refusal, Step, Submit, ToGateway
+from octavo_serve.channel import BEAT_SECONDS, Address
+from octavo_serve.link import Link, MoveReason, ShardGone
 from octavo_serve.picker import Picked, Picker
+from octavo_serve.ray_private import Replica
 
 logger = logging.getLogger("ray.serve")
 
 STATS_TIMEOUT = 2.0
 """Seconds a shard may take to answer for /health and /metrics; its methods only read numbers."""
 
-CONNECT_SECONDS = 3.0
+FIRST_PAUSE, LAST_PAUSE = 0.1, 5.0
+"""Seconds between attempts to reach a shard, at first and at most; each pause is twice the one before."""
+
 CLOSING_SECONDS = 1.0  # between two looks whether anything runs
-PAUSE_SECONDS = 0.05  # between two attempts to find a shard that takes a request
-
-MoveReason = Literal["lost", "left"]
-
-
-class ShardGone(Exception):
-    """The shard that ran a request no longer does.
-
-    Attributes:
-        reason: "lost" (died, silent, its engine stopped) or "left" (it was told to end and hands over).
-    """
-
-    def __init__(self, reason: MoveReason) -> None:
-        super().__init__(reason)
-        self.reason: MoveReason = reason
+PAUSE_SECONDS = 0.05  # before a request that moved asks again where all queues were full
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,6 +60,9 @@ class Failover:
 class ShardClient:
     """One model's shards; what Ray raises comes out as Octavo's errors.
 
+    It holds a link to every shard that Serve lists, and opens a lost one again with growing pauses: until then the
+    shard is not picked, and does not count as there.
+
     Args:
         handle: of the shards' deployment.
         picker: of its shards.
@@ -88,25 +81,34 @@ class ShardClient:
         self._picker = picker
         self.failover = failover
         self._moved = moved
-        self._links: dict[Address, asyncio.Task[Link | None]] = {}
+        self._there: dict[str, Replica] = {}
+        self._keeping: dict[str, asyncio.Task[None]] = {}
         self._runs: dict[str, _Run] = {}
         self._info: ModelInfo | None = None
 
     async def describe(self) -> ModelInfo:
+        """What the shards say of their model; waits for the first of them.
+
+        Raises:
+            EngineDead: there was none for too long.
+        """
         if self._info is None:
-            with octavo_errors():
-                self._info = await self._handle.describe.remote()
+            with self._patience(), octavo_errors():
+                async with asyncio.timeout(self.failover.timeout):
+                    await self._picker.anybody()
+            assert self._info is not None
         return self._info
 
     async def stats(self) -> list[tuple[str, EngineStats]]:
-        """(shard name, statistics) of the shards that answer in time."""
+        """(shard name, statistics) of the shards that can be reached and answer in time."""
         try:
             answers = await self._handle.broadcast("stats").results_async(
                 timeout_s=STATS_TIMEOUT, return_exceptions=True
             )
         except (DeploymentUnavailableError, TimeoutError):
             return []
-        return [answer for answer in answers if not isinstance(answer, BaseException)]
+        found = [answer for answer in answers if not isinstance(answer, BaseException)]
+        return [(name, stats) for name, stats in found if name in self._picker.links]
 
     def num_running(self) -> int:
         """Requests that run at a shard or look for one."""
@@ -118,22 +120,75 @@ class ShardClient:
         return None if run is None else run.request.placement
 
     async def close(self) -> None:
-        """Let what runs come to its end, and follow the shards no more."""
+        """Let what runs come to its end, and leave the shards."""
         while self._runs:
             await asyncio.sleep(CLOSING_SECONDS)
+        links = list(self._picker.links.values())
+        self.listed([])
+        for link in links:
+            link.close()
         await self._picker.close()
+
+    def listed(self, replicas: list[Replica]) -> None:
+        """From now on these shards and no others, but for those that have not said yet where they are."""
+        self._there = there = {replica.name: replica for replica in replicas if replica.metadata}
+        for name in self._keeping.keys() - there.keys():
+            self._keeping.pop(name).cancel()  # streams that run there end there
+            self._picker.leave(name)
+        for name in there.keys() - self._keeping.keys():
+            self._keeping[name] = asyncio.create_task(self._keep(name))
+        self._picker.listed()
+
+    async def _keep(self, name: str) -> None:
+        """Hold a link to a shard for as long as Serve lists it, or until it says that it leaves."""
+        address, pause = Address.of(self._there[name].metadata), FIRST_PAUSE
+        while True:
+            link = await Link.open(address, self.failover.silence)
+            if link is not None and self._fits(link):
+                ended, since = asyncio.Event(), time.monotonic()
+                link.on_end = functools.partial(self._ended, name, link, ended)
+                while not ended.is_set():
+                    # again and again: it may have refused something and be well by now, or take more than before
+                    self._picker.join(self._there[name], link)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(ended.wait(), BEAT_SECONDS)
+                if link.gone == "left":
+                    return
+                if time.monotonic() - since > LAST_PAUSE:
+                    pause = FIRST_PAUSE
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE)
+
+    def _fits(self, link: Link) -> bool:
+        """Whether requests made for the other shards can run there; ends the link if not.
+
+        While a config with another model or block size is rolled out there are shards of both: those that came first
+        are asked until none of them is left, for hashes and token ids of one mean something else to the other.
+        """
+        assert link.hello is not None
+        if not self._picker.links:
+            self._info = link.hello.model
+        if link.hello.model == self._info:
+            return True
+        logger.warning("%s serves %s, not %s: it is not asked", link.hello.shard, link.hello.model, self._info)
+        link.close()
+        return False
+
+    def _ended(self, name: str, link: Link, ended: asyncio.Event) -> None:
+        self._picker.leave(name, link)
+        ended.set()
 
     async def abort(self, request_id: str, index: int) -> None:
         if (run := self._runs.get(request_id)) is not None:
             run.end(index)
 
     async def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
-        run = self._runs[request.request_id] = _Run(request)
+        run = self._runs[request.request_id] = _Run(request, self._info)
         deaths, deadline = 0, 0.0
         try:
             while True:
                 try:
-                    async with aclosing(self._on_one_shard(run)) as stream:
+                    async with contextlib.aclosing(self._on_one_shard(run)) as stream:
                         async for updates in stream:
                             yield updates
                     return
@@ -149,6 +204,14 @@ class ShardClient:
                     self._moved(gone.reason)
         finally:
             del self._runs[request.request_id]
+
+    @contextlib.contextmanager
+    def _patience(self) -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError:
+            seconds = self.failover.timeout
+            raise EngineDead(f"no shard of this model was there for {seconds:g} s; see the server's log") from None
 
     async def _on_one_shard(self, run: _Run) -> AsyncGenerator[list[SequenceUpdate], None]:
         picked = await self._begin(run)
@@ -168,122 +231,17 @@ class ShardClient:
         Raises:
             EngineDead: none was, for too long, or the deployment has failed.
         """
-        seconds = self.failover.timeout
+        with self._patience(), octavo_errors():
+            async with asyncio.timeout(self.failover.timeout):
+                picked = await self._picker.pick(run.request)
         try:
-            with octavo_errors():
-                async with asyncio.timeout(seconds):
-                    while True:
-                        picked = await self._picker.pick(run.request)
-                        if await self._enter(run, picked):
-                            return picked
-                        await asyncio.sleep(PAUSE_SECONDS)
-        except TimeoutError:
-            raise EngineDead(f"no shard of this model was there for {seconds:g} s; see the server's log") from None
-
-    async def _enter(self, run: _Run, picked: Picked) -> bool:
-        """Send a run to a shard; False when that does not answer. Unless it is sent, its place is free again."""
-        try:
-            if (link := await self._link(picked.address)) is not None:
-                run.enter(link, picked.placement)
-                return True
+            if run.info not in (None, self._info):
+                raise EngineDead("the model was replaced by another while this request ran; send it again")
+            run.enter(picked.link, picked.placement)
         except BaseException:
             picked.ended(ran=False)
             raise
-        picked.gone()
-        picked.ended(ran=False)
-        return False
-
-    async def _link(self, address: Address) -> Link | None:
-        """The connection to a shard; None when it does not answer."""
-        if (task := self._links.get(address)) is None:
-            forget = functools.partial(self._links.pop, address, None)
-            task = self._links[address] = asyncio.create_task(Link.open(address, self.failover.silence, forget))
-        return task.result() if task.done() else await asyncio.shield(task)
-
-
-class Link:
-    """The connection to one shard and the streams that come over it.
-
-    Args:
-        silence: seconds without a sign of life after which it is given up.
-        ended: called when no more requests may be sent.
-    """
-
-    def __init__(self, silence: float, ended: Callable[[], object]) -> None:
-        self.streams: dict[str, Stream] = {}
-        self._loop = asyncio.get_running_loop()
-        self._silence = silence
-        self._ended = ended
-        self._gone: MoveReason | None = None
-        self._heard: float | None = None
-        self._answered = asyncio.Event()
-        self._channel = Channel(TO_GATEWAY, self._receive, self._lost)
-        self._listening = self._loop.create_task(self._listen())
-
-    @classmethod
-    async def open(cls, address: Address, silence: float, ended: Callable[[], object]) -> Link | None:
-        """Connect and wait for a sign of life; None when there is none (a stopped process still accepts)."""
-        link = cls(silence, ended)
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                await link._loop.create_connection(lambda: link._channel, address.host, address.port)
-                link._channel.introduce(bytes.fromhex(address.secret))
-                await link._answered.wait()
-        except OSError:
-            link._lost()
-            link._channel.abort()
-        return None if link._gone else link
-
-    def submit(self, request: Request) -> Stream:
-        """Start a request."""
-        self._channel.send(Submit(request))  # first: what cannot be encoded leaves no stream behind
-        stream = self.streams[request.request_id] = Stream(self._loop)
-        if self._gone:
-            stream.failed(request.request_id, ShardGone(self._gone))
-        return stream
-
-    def abort(self, request_id: str, index: int | None = None) -> None:
-        """End a request, or one of its sequences."""
-        self._channel.send(Abort(request_id, index))
-
-    def _receive(self, message: ToGateway) -> None:
-        self._heard = self._loop.time()
-        self._answered.set()
-        if isinstance(message, Step):
-            self._step(message.updates)
-        elif isinstance(message, Refusal):
-            if (stream := self.streams.get(message.request_id)) is not None:
-                error = message.error()
-                stream.failed(message.request_id, ShardGone("lost") if isinstance(error, EngineDead) else error)
-        elif isinstance(message, Leaving):
-            self._end("left")
-
-    def _step(self, updates: list[SequenceUpdate]) -> None:
-        first = 0
-        for last, update in enumerate(updates, 1):  # a request's updates lie side by side
-            if last == len(updates) or updates[last].request_id != update.request_id:
-                if (stream := self.streams.get(update.request_id)) is not None:
-                    stream.updated(updates[first:last])
-                first = last
-
-    def _end(self, reason: MoveReason) -> None:
-        self._gone = self._gone or reason
-        self._answered.set()
-        self._ended()
-        for request_id, stream in self.streams.items():
-            stream.failed(request_id, ShardGone(self._gone))
-
-    def _lost(self) -> None:
-        self._end("lost")
-        self._listening.cancel()
-
-    async def _listen(self) -> None:
-        """Give a shard up that has fallen silent: a machine that is gone closes no connection."""
-        await self._answered.wait()
-        while (rest := (self._heard or 0.0) + self._silence - self._loop.time()) > 0:
-            await asyncio.sleep(rest)
-        logger.error("A shard has not given a sign of life for %g s; its streams move", self._silence)
-        self._channel.abort()
+        return picked
 
 
 class _Run:
@@ -291,13 +249,15 @@ class _Run:
 
     Attributes:
         request: what the next shard is asked.
+        info: the model that it was made for; None where no shard had said yet.
         living: indices of the sequences that have not ended.
         ran: whether the shard that has it now has said anything of it.
         stream: what comes from the shard that has it now.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, info: ModelInfo | None) -> None:
         self.request = request
+        self.info = info
         self.living = set(range(request.params.num_sequences))
         self.ran = False
         self.stream: Stream
@@ -347,7 +307,7 @@ class _Run:
         return updates
 
 
-@contextmanager
+@contextlib.contextmanager
 def octavo_errors() -> Iterator[None]:
     """Raise what a shard raised, and Ray's own failures as `EngineDead` or `Overloaded`."""
     try:

@@ -79,7 +79,7 @@ async def watch_shards(
     while True:
         try:
             found = await shards.stats()
-            if found and entry.info is None:
+            if found:
                 entry.info = await shards.describe()
             seen = State(len(found)) if found else await state()
             entry.shards, entry.shard_error, entry.note = seen.running, seen.error, seen.note

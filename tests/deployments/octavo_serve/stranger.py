@@ -1,6 +1,6 @@
 """Somebody else on this machine: tries every door of a server without its token, and prints what each one said.
 
-    python stranger.py '{"uid": 65534, "ports": [...], "feeds": [...], "names": [...], "files": [...]}'
+    python stranger.py '{"uid": 65534, "ports": [...], "files": [...]}'
 
 Run by hand against a server without Ray's token it reads and writes Ray's store, which is how code of a stranger's was
 once run as the server's user.
@@ -19,11 +19,10 @@ from typing import Any
 import grpc
 import httpx
 import msgspec
-import zmq
 from ray.core.generated.gcs_service_pb2 import InternalKVGetRequest, InternalKVPutRequest
 
 from octavo.request import Request, SamplingParams
-from octavo_serve.channel import Submit
+from octavo_serve.channel import Ask, Submit
 
 KEY = {"namespace": b"octavo-test", "key": b"stranger"}
 CALLS = {
@@ -73,14 +72,15 @@ def submit(port: int) -> str:
     return ""
 
 
-def greet(port: int, shard: str) -> bool:
-    """Whether a feed answers a hello that lacks the secret, with or without a place for it."""
-    with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
-        dealer.setsockopt(zmq.LINGER, 0)
-        dealer.connect(f"tcp://127.0.0.1:{port}")
-        for hello in ([shard, 0.0, True], [shard, 0.0, True, "00" * 32]):
-            dealer.send(msgspec.msgpack.encode(hello))
-        return bool(dealer.poll(1000))
+def greet(port: int) -> str:
+    """What a shard says to who plays its game without the secret, beside a nonce and its own proof."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection, contextlib.suppress(OSError):
+        connection.sendall((32).to_bytes(4, "big") + bytes(32))
+        if len(connection.recv(4 + 64)) == 4 + 64:  # it is a shard's port
+            asked = msgspec.msgpack.encode(Ask(0.0, snapshot=True))
+            connection.sendall((32).to_bytes(4, "big") + bytes(32) + len(asked).to_bytes(4, "big") + asked)
+            return connection.recv(1000).hex() or "sent away"
+    return ""
 
 
 def readable(file: str) -> bool:
@@ -126,7 +126,7 @@ def main() -> None:
         "calls": calls,
         "posts": posts,
         "submits": {port: submit(port) for port in told.get("shards", [])},
-        "greetings": [greet(port, name) for port in told.get("shards", []) for name in told["names"]],
+        "greetings": [greet(port) for port in told.get("shards", [])],
         "readable": [file for file in told.get("files", []) if readable(file)],
     }
     sys.stdout.write(json.dumps(found))

@@ -12,7 +12,8 @@ import pytest
 from octavo.errors import EngineDead
 from octavo.request import Request, SamplingParams
 from octavo.routing.router import RoutingConfig
-from octavo_serve.channel import Address, ShardAddresses
+from octavo_serve.channel import Address
+from octavo_serve.link import Link
 from octavo_serve.picker import Picker
 from octavo_serve.ray_private import Replica
 
@@ -27,20 +28,7 @@ class Books:
         self.asks = 0
         self.running: Counter[str] = Counter()
         self.waiting: list[bool] = []
-        self.replicas: list[Replica] = []
         self.closed = False
-
-    def watch(self, listed: Callable[[list[Replica]], None]) -> None:
-        self.tell = listed
-
-    def start(self, name: str, capacity: int = 8, said: bool = True) -> None:
-        addresses = ShardAddresses(Address("127.0.0.1", len(self.replicas), "00"), "tcp://127.0.0.1:1#00")
-        self.replicas.append(Replica(name, capacity, addresses.as_metadata() if said else {}, name))
-        self.tell(list(self.replicas))
-
-    def stop(self, name: str) -> None:
-        self.replicas = [replica for replica in self.replicas if replica.name != name]
-        self.tell(list(self.replicas))
 
     def asked(self) -> None:
         self.asks += 1
@@ -70,6 +58,7 @@ def run(scenario: Scenario, routing: RoutingConfig | None = None) -> None:
     async def main() -> None:
         books = Books()
         picker = Picker(routing or RoutingConfig(), books)
+        picker.listed()
         try:
             await scenario(picker, books)
         finally:
@@ -84,6 +73,12 @@ def request(name: str, chain: list[bytes] | None = None, n: int = 1, session: st
     return Request(request_id=name, prompt_token_ids=[1] * 100, params=params, block_hashes=chain, session=session)
 
 
+def start(picker: Picker, name: str, capacity: int = 8) -> Link:
+    link = Link(Address("127.0.0.1", 1, "00"), silence=10.0)
+    picker.join(Replica(name, capacity, {}, name), link)
+    return link
+
+
 async def waits(books: Books, count: int) -> None:
     while len(books.waiting) != count:
         await asyncio.sleep(0)
@@ -91,10 +86,10 @@ async def waits(books: Books, count: int) -> None:
 
 def test_a_request_is_on_all_books_until_it_has_ended() -> None:
     async def scenario(picker: Picker, books: Books) -> None:
-        books.start("a")
+        link = start(picker, "a")
         asked = request("1", [b"x"], n=2)
         picked = await picker.pick(asked)
-        assert picked.address == ("127.0.0.1", 0, "00")
+        assert picked.link is link
         assert (picked.placement.ticket, picked.placement.shard, picked.placement.reason) == ("1", "a", "load")
         assert picked.placement.first_token > 0
         assert asked.placement is None
@@ -111,7 +106,7 @@ def test_a_request_is_on_all_books_until_it_has_ended() -> None:
 def test_a_prefix_returns_to_its_shard_if_it_ran_there() -> None:
     async def scenario(picker: Picker, books: Books) -> None:
         for name in "abc":
-            books.start(name)
+            start(picker, name)
         first = await picker.pick(request("1", [b"x", b"y"]))
         first.ended(ran=True)
         for number in range(5):
@@ -127,8 +122,8 @@ def test_a_prefix_returns_to_its_shard_if_it_ran_there() -> None:
 
 def test_a_burst_is_spread_before_any_shard_has_answered() -> None:
     async def scenario(picker: Picker, books: Books) -> None:
-        books.start("a")
-        books.start("b")
+        start(picker, "a")
+        start(picker, "b")
         found = [(await picker.pick(request(str(i), [bytes([i])]))).placement.shard for i in range(10)]
         assert sorted(found) == ["a"] * 5 + ["b"] * 5
 
@@ -139,7 +134,7 @@ def test_a_burst_is_spread_before_any_shard_has_answered() -> None:
 def test_policies_are_chosen_by_name(policy: str, shards: int) -> None:
     async def scenario(picker: Picker, books: Books) -> None:
         for name in "abc":
-            books.start(name)
+            start(picker, name)
         found = {(await picker.pick(request(str(i), session="alice"))).placement.shard for i in range(6)}
         assert len(found) == shards
 
@@ -148,8 +143,8 @@ def test_policies_are_chosen_by_name(policy: str, shards: int) -> None:
 
 def test_a_full_shard_is_passed_over_and_requests_wait_in_order_for_room() -> None:
     async def scenario(picker: Picker, books: Books) -> None:
-        books.start("a", 1)
-        books.start("b", 1)
+        start(picker, "a", 1)
+        start(picker, "b", 1)
         running = [await picker.pick(request(f"r{i}")) for i in range(2)]
         assert {picked.placement.shard for picked in running} == {"a", "b"}
         order: list[str] = []
@@ -171,57 +166,56 @@ def test_a_full_shard_is_passed_over_and_requests_wait_in_order_for_room() -> No
 
 def test_a_request_waits_for_the_first_shard() -> None:
     async def scenario(picker: Picker, books: Books) -> None:
+        picker = Picker(RoutingConfig(), books)
         waiting = asyncio.create_task(picker.pick(request("1")))
         await asyncio.sleep(0)
         assert (books.asks, books.waiting) == (0, [])  # Serve has not said yet whether there are any
-        books.tell([])
+        picker.listed()
         await waits(books, 1)  # which is what brings a shard up where there may be none
-        books.start("silent", said=False)
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        books.start("a")
+        start(picker, "a")
         assert (await waiting).placement.shard == "a"
+        await picker.close()
 
     run(scenario)
 
 
 def test_shards_come_and_go() -> None:
     async def scenario(picker: Picker, books: Books) -> None:
-        books.start("a")
-        books.start("b")
-        books.stop("a")
-        books.start("c")
+        start(picker, "a")
+        start(picker, "b")
+        picker.leave("a")
+        start(picker, "c")
         assert set(picker.router.shards) == {"b", "c"}
         assert {(await picker.pick(request(str(i)))).placement.shard for i in range(4)} == {"b", "c"}
 
     run(scenario)
 
 
-def test_a_shard_that_is_gone_is_not_picked_again() -> None:
+def test_a_shard_that_is_gone_is_not_picked_until_it_joins_again() -> None:
     async def scenario(picker: Picker, books: Books) -> None:
-        books.start("a")
-        books.start("b")
+        start(picker, "a")
         picked = await picker.pick(request("1"))
-        picked.gone()
+        start(picker, "b")
         picked.gone()
         picked.ended(ran=False)
-        left = {"a", "b"} - {picked.placement.shard}
-        assert {(await picker.pick(request(str(i)))).placement.shard for i in range(4)} == left
-        assert set(picker.router.shards) == left
+        assert {(await picker.pick(request(str(i)))).placement.shard for i in range(4)} == {"b"}
+        assert set(picker.router.shards) == set(picker.links) == {"b"}
+        again = start(picker, "a")
+        picked.gone()  # as the next request over the old link finds
+        assert picker.links["a"] is again
 
     run(scenario)
 
 
 def test_a_deployment_that_has_failed_is_an_error_and_a_cancelled_wait_leaves_nothing() -> None:
     async def scenario(picker: Picker, books: Books) -> None:
-        books.tell([])
         cancelled, waiting = (asyncio.create_task(picker.pick(request(name))) for name in "12")
         await waits(books, 2)
         cancelled.cancel()
         await asyncio.wait([cancelled])
         assert len(books.waiting) == 1
         books.available = False
-        books.tell([])
+        picker.listed()
         with pytest.raises(EngineDead, match="shard-m has failed"):
             await waiting
         assert books.waiting == []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -21,56 +22,83 @@ from octavo.execution.simulated import Profile, SimulatedExecutor
 from octavo.request import Placement, Request, SamplingParams
 from octavo_serve import channel, shard_client
 from octavo_serve.channel import Address, Submit
+from octavo_serve.link import Link
 from octavo_serve.port import Port
+from octavo_serve.ray_private import Replica
 from octavo_serve.shard_client import Failover, ShardClient, octavo_errors
+
+NONCE_AND_PROOF = 4 + 64  # of the shard; it knows by then no more of the other side than that it speaks first
 
 
 class Fleet:
-    """Shards in this process, and the picker that knows them: always the first that nobody called gone."""
+    """Shards in this process, and a picker: always the one listed first of those that can be reached."""
 
     def __init__(self) -> None:
         self.profile = Profile("counting", Cost(5e-3, 0, 0, 0, 0), 1024, 2**24, 4096, ())
         self.config = EngineConfig(max_num_seqs=16)
         self.ports: list[Port] = []
-        self.listed: list[Address] = []
-        self.running: Counter[Address] = Counter()
+        self.replicas: list[Replica] = []
+        self.links: dict[str, Link] = {}
+        self.running: Counter[str] = Counter()
         self.ran: list[bool] = []
+        self.tell: Callable[[list[Replica]], None] = lambda replicas: None
 
     async def add(self) -> Port:
         executor = SimulatedExecutor(self.profile, self.config, range(1000), 1000)
-        port = Port(AsyncEngine(Engine("counting", executor, self.config, end_token_ids=())))
+        engine = Engine("counting", executor, self.config, end_token_ids=())
+        port = Port(AsyncEngine(engine), str(len(self.ports) + 1), report_s=0.02)
         self.ports.append(port)
-        self.listed.append(await port.open("127.0.0.1"))
+        address = await port.open("127.0.0.1")
+        self.replicas.append(Replica(port.name, 8, address.as_metadata(), None))
+        self.tell(list(self.replicas))
         return port
 
-    async def pick(self, request: Request) -> Pick:
-        while not self.listed:
+    @property
+    def address(self) -> Address:
+        return Address.of(self.replicas[0].metadata)
+
+    def listed(self) -> None:
+        pass
+
+    async def anybody(self) -> None:
+        while not self.links:
             await asyncio.sleep(0.01)
-        self.running[self.listed[0]] += 1
-        return Pick(self, self.listed[0], Placement(request.request_id, str(self.listed[0].port), "load", 0, 0.0))
+
+    def join(self, replica: Replica, link: Link) -> None:
+        self.links[replica.name] = link
+
+    def leave(self, name: str, link: Link | None = None) -> None:
+        if link in (None, self.links.get(name)):
+            self.links.pop(name, None)
+
+    async def pick(self, request: Request) -> Pick:
+        while not self.links:
+            await asyncio.sleep(0.01)
+        name = min(self.links)
+        self.running[name] += 1
+        return Pick(self, name, self.links[name], Placement(request.request_id, name, "load", 0, 0.0))
 
     async def close(self) -> None:
-        self.listed.clear()
+        pass
 
     def kill(self, port: Port) -> None:
         """As far as a gateway can tell."""
         assert port._server is not None
         port._server.close()
-        for gateway in list(port._gateways):
-            gateway.channel.abort()
+        for peer in list(port.peers):
+            peer.abort()
 
 
 class Pick:
-    def __init__(self, fleet: Fleet, address: Address, placement: Placement) -> None:
-        self.fleet, self.address, self.placement = fleet, address, placement
+    def __init__(self, fleet: Fleet, name: str, link: Link, placement: Placement) -> None:
+        self.fleet, self.name, self.link, self.placement = fleet, name, link, placement
 
     def ended(self, *, ran: bool) -> None:
-        self.fleet.running[self.address] -= 1
+        self.fleet.running[self.name] -= 1
         self.fleet.ran.append(ran)
 
     def gone(self) -> None:
-        if self.address in self.fleet.listed:
-            self.fleet.listed.remove(self.address)
+        self.fleet.leave(self.name, self.link)
 
 
 @pytest.fixture
@@ -85,17 +113,18 @@ def run(fleet: Fleet, scenario: Any, monkeypatch: pytest.MonkeyPatch, **failover
     async def main() -> None:
         limits = Failover(**{"timeout": 5.0, **failover})
         client = ShardClient(None, fleet, limits, moves.append)  # type: ignore[arg-type]
+        fleet.tell = client.listed
         try:
             await scenario(client)
             await everything_is_free(fleet)
             assert client._runs == {}
             assert not any(fleet.running.values())
         finally:
+            await client.close()
+            assert fleet.links == {}
             for port in fleet.ports:
                 await port.leave(0)
                 port.engine.close()
-            while client._links:
-                await asyncio.sleep(0.01)
 
     asyncio.run(main())
     return moves
@@ -141,7 +170,7 @@ def test_a_request_goes_with_its_placement_and_its_senders_copy_stays_as_it_was(
             await anext(stream)
             placement = client.placement("a")
             assert placement is not None
-            assert (placement.ticket, placement.shard) == ("a", str(fleet.listed[0].port))
+            assert (placement.ticket, placement.shard) == ("a", "1")
             assert list(port.engine.engine.tickets) == ["a"]
         assert asked.placement is None
         assert client.placement("a") is None
@@ -159,7 +188,7 @@ def test_a_client_that_closes_lets_its_streams_end(fleet: Fleet, monkeypatch: py
         await client.close()
         assert reader.done()
         assert len(reader.result()[0]) == 40
-        assert fleet.listed == []
+        assert fleet.links == {}
 
     run(fleet, scenario, monkeypatch)
 
@@ -182,8 +211,9 @@ def test_a_stream_waits_for_a_shard_that_replaces_the_last(fleet: Fleet, monkeyp
         port = await fleet.add()
         unbroken = await said(client, request())
         reader = asyncio.create_task(said(client, request(), {5: lambda: fleet.kill(port)}))
-        while fleet.listed:
+        while fleet.links:
             await asyncio.sleep(0.01)
+        fleet.replicas.clear()
         await fleet.add()
         assert await reader == unbroken
 
@@ -247,6 +277,88 @@ def test_a_shard_whose_engine_stops_is_left(fleet: Fleet, monkeypatch: pytest.Mo
     assert run(fleet, scenario, monkeypatch) == ["lost"]
 
 
+def test_a_link_that_is_cut_at_a_living_shard_comes_back(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From either side, over and over, with one shard: every request is that of an unbroken run."""
+
+    async def scenario(client: ShardClient) -> None:
+        monkeypatch.setattr(shard_client, "FIRST_PAUSE", 0.01)
+        monkeypatch.setattr(shard_client, "LAST_PAUSE", 0.02)
+        port = await fleet.add()
+        names = [f"r{i}" for i in range(4)]
+        unbroken = [await said(client, request(name, max_tokens=100)) for name in names]
+        readers = [asyncio.create_task(said(client, request(name, max_tokens=100))) for name in names]
+        cuts = 0
+        while not all(reader.done() for reader in readers):
+            await asyncio.sleep(0.05)
+            ours = [link._channel for link in fleet.links.values()]
+            for end in ours if cuts % 2 else list(port.peers):
+                end.abort()
+                cuts += 1
+        assert [await reader for reader in readers] == unbroken
+        assert cuts > 3
+
+    assert set(run(fleet, scenario, monkeypatch, moves=100)) == {"lost"}
+
+
+def test_a_shard_of_another_model_is_asked_only_when_the_others_are_gone(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(client: ShardClient) -> None:
+        monkeypatch.setattr(shard_client, "LAST_PAUSE", 0.1)
+        old = await fleet.add()
+        assert (await client.describe()).block_size == 16
+        fleet.config = EngineConfig(max_num_seqs=16, block_size=32)
+        await fleet.add()
+        waiting = client.generate(request("made for the old one", max_tokens=2000))
+        await anext(waiting)
+        await asyncio.sleep(0.3)
+        assert list(fleet.links) == ["1"]
+        fleet.kill(old)
+        with pytest.raises(EngineDead, match="replaced by another"):
+            async for _ in waiting:
+                pass
+        assert (await client.describe()).block_size == 32
+        assert len((await said(client, request()))[0]) == 40
+
+    run(fleet, scenario, monkeypatch)
+
+
+def test_a_shard_that_refuses_for_a_moment_is_asked_again(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(client: ShardClient) -> None:
+        monkeypatch.setattr(shard_client, "BEAT_SECONDS", 0.05)
+        port = await fleet.add()
+        submit, refusals = port.engine.submit, iter(range(2))
+
+        def sometimes(asked: Request, listener: Any) -> None:
+            if next(refusals, None) is not None:
+                raise EngineDead("a step takes longer than it should")
+            submit(asked, listener)
+
+        port.engine.submit = sometimes  # type: ignore[method-assign]
+        assert len((await said(client, request()))[0]) == 40
+
+    assert run(fleet, scenario, monkeypatch) == ["lost", "lost"]
+
+
+def test_a_request_that_comes_again_before_its_old_connection_has_ended(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(client: ShardClient) -> None:
+        port = await fleet.add()
+        unbroken = await said(client, request())
+        while not fleet.links:
+            await asyncio.sleep(0.01)
+        old = await Link.open(fleet.address, 10.0)
+        assert old is not None
+        old.submit(request())
+        while not port.engine.engine.pool.num_owned:
+            await asyncio.sleep(0.01)
+        reader = asyncio.create_task(said(client, request(), {5: old.close}))
+        assert await reader == unbroken
+
+    assert run(fleet, scenario, monkeypatch) == []
+
+
 def test_a_shard_that_falls_silent_is_left(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(client: ShardClient) -> None:
         first = await fleet.add()
@@ -254,12 +366,24 @@ def test_a_shard_that_falls_silent_is_left(fleet: Fleet, monkeypatch: pytest.Mon
         unbroken = await said(client, request())
 
         def fall_silent() -> None:
-            for gateway in first._gateways:
-                monkeypatch.setattr(gateway.channel, "send", lambda message: None)
+            for peer in first.peers:
+                monkeypatch.setattr(peer, "_write", lambda payload: None)
 
         assert await said(client, request(), {5: fall_silent}) == unbroken
 
     assert run(fleet, scenario, monkeypatch, silence=1.5) == ["lost"]
+
+
+def test_a_gateway_that_was_stopped_itself_takes_no_shard_for_silent(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(client: ShardClient) -> None:
+        await fleet.add()
+        assert len((await said(client, request(), {5: lambda: time.sleep(2.5)}))[0]) == 40  # the whole loop
+        await asyncio.sleep(0.5)
+        assert list(fleet.links) == ["1"]
+
+    assert run(fleet, scenario, monkeypatch, silence=1.0) == []
 
 
 def test_a_client_that_leaves_ends_its_request_at_the_shard(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,9 +408,8 @@ def test_a_gateway_that_dies_leaves_nothing_at_the_shard(fleet: Fleet, monkeypat
         reader = asyncio.create_task(said(client, request(max_tokens=2000)))
         while not port.engine.engine.pool.num_owned:
             await asyncio.sleep(0.01)
-        (link,) = [task.result() for task in client._links.values()]
-        fleet.listed.clear()
-        assert link is not None
+        (link,) = fleet.links.values()
+        fleet.tell([])
         link._channel.abort()
         await everything_is_free(fleet)
         reader.cancel()
@@ -340,8 +463,7 @@ def test_a_request_that_cannot_be_encoded_takes_no_place(fleet: Fleet, monkeypat
             with pytest.raises(OverflowError):
                 await said(client, broken)
         assert len((await said(client, request()))[0]) == 40
-        (link,) = [task.result() for task in client._links.values()]
-        assert link is not None
+        (link,) = fleet.links.values()
         assert link.streams == {}
 
     assert run(fleet, scenario, monkeypatch) == []
@@ -350,26 +472,28 @@ def test_a_request_that_cannot_be_encoded_takes_no_place(fleet: Fleet, monkeypat
 def test_strangers_are_not_listened_to(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the secret nothing runs and nothing is kept: not a request, not an abort, not the length of a message."""
 
-    async def ends(*sent: bytes) -> bool:
-        """Whether a connection that says this is ended, without an answer."""
-        reader, writer = await asyncio.open_connection(fleet.listed[0].host, fleet.listed[0].port)
+    async def ends(*sent: bytes) -> int:
+        """Bytes that a connection that says this is told before it is ended."""
+        reader, writer = await asyncio.open_connection(fleet.address.host, fleet.address.port)
         writer.write(b"".join(len(each).to_bytes(4, "big") + each for each in sent))
         try:
-            return await asyncio.wait_for(reader.read(), 30) == b""
+            return len(await asyncio.wait_for(reader.read(), 30))
         except ConnectionResetError:  # what it sent last was not even read
-            return True
+            return len(reader._buffer)  # type: ignore[attr-defined]
         finally:
             writer.close()
 
     async def scenario(client: ShardClient) -> None:
         port = await fleet.add()
         submit = msgspec.msgpack.encode(Submit(request("stranger")))
-        secret = bytes.fromhex(fleet.listed[0].secret)
-        assert await ends(submit)
-        assert await ends(bytes(len(secret)), submit)
-        assert await ends(secret[:-1], submit)
-        assert await ends(b"x" * 300_000)
-        assert not port._gateways
+        secret = bytes.fromhex(fleet.address.secret)
+        assert await ends(submit) == 0
+        assert await ends(secret, submit) == NONCE_AND_PROOF
+        assert await ends(bytes(32), submit) == NONCE_AND_PROOF
+        assert await ends(bytes(32), bytes(32), submit) == NONCE_AND_PROOF
+        assert await ends(secret[:-1], submit) == 0
+        assert await ends(b"x" * 300_000) == 0
+        assert len(port.peers) == 1  # the client
         assert not port.engine._listeners
         await said(client, request())
 
@@ -380,7 +504,7 @@ def test_who_says_nothing_is_sent_away(fleet: Fleet, monkeypatch: pytest.MonkeyP
     async def scenario(client: ShardClient) -> None:
         monkeypatch.setattr(channel, "INTRODUCTION_SECONDS", 0.2)
         await fleet.add()
-        reader, writer = await asyncio.open_connection(fleet.listed[0].host, fleet.listed[0].port)
+        reader, writer = await asyncio.open_connection(fleet.address.host, fleet.address.port)
         assert await asyncio.wait_for(reader.read(), 30) == b""
         writer.close()
         await said(client, request(max_tokens=100))  # half a second: those that have said it stay
