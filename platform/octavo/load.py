@@ -6,7 +6,7 @@ The router asks where a request's first token comes first, admission how long a 
     a, b, c, d, e     seconds per step, token, sequence, attended and context position (`octavo.cost_model.Cost`)
 
     step              a + (b + c) * decoding + (d + e) * context      a step of the decoding sequences alone
-    backlog seconds   steps * (step + c) + b * tokens + d * attended  until the backlog is computed in tokens / chunk steps
+    backlog seconds   steps * (step + c) + b * tokens + d * attended  to compute the backlog in tokens / chunk steps
     queue seconds     the same, and half a step where sequences decode: the rest of the one under way
     wait seconds      step * (steps until enough decoding sequences have ended to make room)
     start seconds     wait seconds + queue seconds                    until a request that comes now begins
