@@ -14,6 +14,10 @@ import httpx
 import openai
 import pytest
 
+from octavo.cost_model import NO_COST
+from octavo.engine.load import Counters
+from octavo.engine.stats import EngineStats
+from octavo.load import ShardState
 from octavo.request import Placement
 from octavo_serve.api.access import Access, Caller, Keys, KnownKey, Rules
 from octavo_serve.api.service import Service
@@ -232,10 +236,10 @@ def test_cached_tokens_and_shards_are_told_to_operators_alone(
     assert 'vllm:num_requests_running{engine="' in metrics
 
 
-def _stats() -> Any:
-    from octavo.engine.stats import EngineStats
-
-    return EngineStats(**dict.fromkeys(EngineStats.__dataclass_fields__, 1))
+def _stats() -> EngineStats:
+    numbers: Any = dict.fromkeys(ShardState.__dataclass_fields__, 1)
+    state = ShardState(**numbers | {"cost": NO_COST})
+    return EngineStats(state=state, counters=Counters(), blocks_cached=1, filled_slots=1, generation_tokens=1, steps=1)
 
 
 def test_why_a_model_does_not_answer_is_told_to_operators_alone(send: Send, access: Access, service: Service) -> None:
