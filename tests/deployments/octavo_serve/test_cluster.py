@@ -167,6 +167,27 @@ def running(name: str, state: str = "RUNNING") -> int:
     return int(serve.status().applications["octavo"].deployments[f"shard-{name}"].replica_states.get(state, 0))
 
 
+def test_serve_counts_what_runs_and_waits(cluster: Any, deploy: Callable[..., Any]) -> None:
+    """It scales by these numbers, and no handle call of ours tells it."""
+    import ray
+    from ray.serve._private.common import DeploymentID
+
+    controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    count = controller._get_total_num_requests_for_deployment_for_testing
+
+    def counted() -> int:
+        return int(ray.get(count.remote(DeploymentID("shard-m", "octavo"))))
+
+    engine = REHEARSAL | {"max_num_seqs": 2}  # and one shard takes no more: the third request waits in the gateway
+    gateway = deploy(model("m", engine=engine, replicas={"min": 1, "max": 1, "warm": 0}))
+    until(lambda: running("m") == 1 and _refusal(gateway, "m") is None)
+    streams = Streams(gateway, "m")
+    texts = [streams.start(300) for _ in range(3)]
+    until(lambda: counted() == 3)
+    assert len({text.result(100) for text in texts}) == 1
+    until(lambda: counted() == 0)
+
+
 def test_models_that_share_a_cluster(cluster: Any, deploy: Callable[..., Any]) -> None:
     """A burst takes what another model is not to have at least, even when that one's shard has to be replaced then;
     and when it is over, shards leave without ending a stream."""
