@@ -111,13 +111,12 @@ class Link:
         if router is not None:
             self._ask()
 
-    def submit(self, request: Request) -> Stream:
-        """Start a request."""
+    def submit(self, request: Request, stream: Stream) -> None:
+        """Start a request, whose updates go into `stream`."""
         self._channel.send(Submit(request))  # first: what cannot be encoded leaves no stream behind
-        stream = self.streams[request.request_id] = Stream(self._loop)
+        self.streams[request.request_id] = stream
         if self.gone:
             stream.failed(request.request_id, ShardGone(self.gone))
-        return stream
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or one of its sequences."""

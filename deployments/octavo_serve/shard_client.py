@@ -112,7 +112,7 @@ class ShardClient:
 
     def num_running(self) -> int:
         """Requests that run at a shard or look for one."""
-        return len(self._runs)
+        return sum(bool(run.living) for run in self._runs.values())
 
     def placement(self, request_id: str) -> Placement | None:
         """Where a request that runs was sent last."""
@@ -216,14 +216,13 @@ class ShardClient:
     async def _on_one_shard(self, run: _Run) -> AsyncGenerator[list[SequenceUpdate], None]:
         picked = await self._begin(run)
         try:
-            while run.living:
-                yield run.taken(await run.stream.take())
+            while run.living or run.stream.holds_updates:
+                yield await run.stream.take()
         except ShardGone:
             picked.gone()
             raise
         finally:
             run.leave()
-            picked.ended(ran=run.ran)
 
     async def _begin(self, run: _Run) -> Picked:
         """Send a run to a shard that is there.
@@ -237,11 +236,28 @@ class ShardClient:
         try:
             if run.info not in (None, self._info):
                 raise EngineDead("the model was replaced by another while this request ran; send it again")
-            run.enter(picked.link, picked.placement)
+            run.enter(picked)
         except BaseException:
             picked.ended(ran=False)
             raise
         return picked
+
+
+class _Updates(Stream):
+    """What comes from the shard that has a run; the run is told when it comes, not when it is taken."""
+
+    def __init__(self, run: _Run) -> None:
+        super().__init__(asyncio.get_running_loop())
+        self._run = run
+
+    @property
+    def holds_updates(self) -> bool:
+        """Whether something waits to be taken."""
+        return bool(self._updates)
+
+    def updated(self, updates: list[SequenceUpdate]) -> None:
+        self._run.arrived(updates)
+        super().updated(updates)
 
 
 class _Run:
@@ -260,39 +276,45 @@ class _Run:
         self.info = info
         self.living = set(range(request.params.num_sequences))
         self.ran = False
-        self.stream: Stream
-        self._link: Link | None = None
+        self.stream: _Updates
+        self._picked: Picked | None = None
         self._emitted: list[list[int]] = [[] for _ in self.living]
         self._sums = [0.0 for _ in self.living]  # cumulative log probabilities
         self._sums_before = list(self._sums)  # those of earlier shards
         self._begun = False
 
-    def enter(self, link: Link, placement: Placement) -> None:
+    def enter(self, picked: Picked) -> None:
         emitted = self.request.emitted
         if self._begun:
             emitted = [tokens if index in self.living else None for index, tokens in enumerate(self._emitted)]
             self._sums_before = list(self._sums)
-        self.request = dataclasses.replace(self.request, placement=placement, emitted=emitted)
+        self.request = dataclasses.replace(self.request, placement=picked.placement, emitted=emitted)
         self.ran = False
-        self._link = link
-        self.stream = link.submit(self.request)
+        self.stream = _Updates(self)
+        picked.link.submit(self.request, self.stream)
+        self._picked = picked
 
     def leave(self) -> None:
-        """Whatever happened, this shard is done with the request."""
-        assert self._link is not None
-        self._link.streams.pop(self.request.request_id, None)
+        """Whatever happened, this shard is done with the request: its place is free."""
+        if (picked := self._picked) is None:
+            return
+        picked.link.streams.pop(self.request.request_id, None)
         if self.living:
-            self._link.abort(self.request.request_id)
-        self._link = None
+            picked.link.abort(self.request.request_id)
+        picked.ended(ran=self.ran)
+        self._picked = None
 
     def end(self, index: int) -> None:
         """The caller wants no more of a sequence; what has come of it already is not taken back."""
         self.living.discard(index)
-        if self._link is not None:
-            self._link.abort(self.request.request_id, index)
+        if self._picked is not None:
+            self._picked.link.abort(self.request.request_id, index)
 
-    def taken(self, updates: list[SequenceUpdate]) -> list[SequenceUpdate]:
-        """Note what came; of a request that has moved, make it what the unbroken run would have said."""
+    def arrived(self, updates: list[SequenceUpdate]) -> None:
+        """Note what came; of a request that has moved, make it what the unbroken run would have said.
+
+        Once all has come the shard's place is free, whether somebody takes it or not.
+        """
         moved = self.request.emitted is not None
         self._begun = self.ran = True
         for update in updates:
@@ -304,7 +326,8 @@ class _Run:
             self._sums[index] = update.cumulative_logprob
             if update.finish_reason is not None:
                 self.living.discard(index)
-        return updates
+        if not self.living:
+            self.leave()
 
 
 @contextlib.contextmanager

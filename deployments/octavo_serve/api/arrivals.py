@@ -1,8 +1,4 @@
-"""The updates of a job's requests, in the order in which they come.
-
-Each request is read as fast as its updates come, whatever the consumer does: who does not read an answer must not hold
-a place at a shard that has long made it.
-"""
+"""The updates of several requests as one stream, in the order in which they come."""
 
 from __future__ import annotations
 
@@ -18,10 +14,7 @@ STARTS = 32
 
 
 class Arrivals:
-    """Reads each request in a task of its own; yields what has come since the consumer was last ready.
-
-    Used as an asynchronous generator.
-    """
+    """Reads each request in a task of its own; used as the asynchronous generator that `ModelClient.generate` is."""
 
     def __init__(self, client: ModelClient, requests: Sequence[Request]) -> None:
         self._client = client

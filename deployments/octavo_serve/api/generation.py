@@ -1,7 +1,8 @@
 """Runs a job: from its requests' updates to a stream of pieces.
 
-Coalescing is adaptive. Updates wait in `Arrivals`, and the consumer gets whatever has come since it was last ready: a
-quick one sees every token at once, a slow one sees fewer, larger pieces.
+Coalescing is adaptive. Updates wait in the client's stream, or in `Arrivals` where there are several prompts, and the
+consumer gets whatever has come since it was last ready: a quick one sees every token at once, a slow one sees fewer,
+larger pieces.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ async def run(job: Job) -> AsyncGenerator[list[Element], None]:
         BadRequest, Overloaded, EngineDead: as the shards do.
         OctavoError: a sequence ended in an error of the engine.
     """
-    arrivals = Arrivals(job.model.client, job.requests)
+    client, requests = job.model.client, job.requests
+    arrivals = Arrivals(client, requests) if len(requests) > 1 else None
+    updates_of = client.generate(requests[0]) if arrivals is None else arrivals
     running = _Running(job, arrivals)
     elements: list[Element] = []
     try:
-        async for updates in arrivals:
+        async for updates in updates_of:
             elements = await running.taken(updates)
             if not running.prompts_left:
                 break
@@ -43,7 +46,7 @@ async def run(job: Job) -> AsyncGenerator[list[Element], None]:
         else:
             raise EngineDead("the shard's stream ended before the request did")
     finally:
-        await arrivals.aclose()
+        await updates_of.aclose()
     running.timer.done()
     yield [*elements, Ended()]
 
@@ -76,7 +79,7 @@ class _Running:
             than the tokens.
     """
 
-    def __init__(self, job: Job, arrivals: Arrivals) -> None:
+    def __init__(self, job: Job, arrivals: Arrivals | None) -> None:
         self.timer = job.telemetry.request(job.model.name, job.prompt_tokens)
         self.prompts_left = len(job.requests)
         self._job = job
@@ -118,7 +121,7 @@ class _Running:
         count, prompt_ids = params.num_sequences, request.prompt_token_ids
         prompt.sequences_left = count
         prompt.sequences = [SequenceText(tokenizer, params, prompt_ids, index) for index in range(count)]
-        placement = self._arrivals.placement(request.request_id)
+        placement = (self._arrivals or self._job.model.client).placement(request.request_id)
         if placement is not None:
             self.timer.placed(placement, first.num_cached_tokens)
         return Begun(prompt.number, placement, first.num_cached_tokens, first.prompt_logprobs)
@@ -130,7 +133,7 @@ class _Running:
             return
         if prompt.sequences_left:  # a stop string ended what the engine would go on with
             await self._job.model.client.abort(prompt.request.request_id, sequence.index)
-        else:
+        elif self._arrivals is not None:
             self._arrivals.leave(prompt.request.request_id)
 
     def _pieces(self, choice: int, grown: _Growing) -> Sequence[Piece]:

@@ -33,7 +33,9 @@ class ModelClient(Protocol):
     async def describe(self) -> ModelInfo: ...
 
     def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
-        """Stream a request's updates; closing the stream aborts it.
+        """Stream a request's updates; what comes while the caller is busy waits and comes in one list.
+
+        Closing the stream aborts the request. A caller that does not read holds no place at a shard once all has come.
 
         Raises:
             BadRequest, Overloaded, EngineDead.

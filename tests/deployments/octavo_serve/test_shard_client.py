@@ -15,7 +15,7 @@ from ray.exceptions import ActorUnavailableError
 
 from octavo.config import EngineConfig
 from octavo.cost_model import Cost
-from octavo.engine.async_engine import AsyncEngine
+from octavo.engine.async_engine import AsyncEngine, Stream
 from octavo.engine.engine import Engine
 from octavo.errors import BadRequest, EngineDead
 from octavo.execution.simulated import Profile, SimulatedExecutor
@@ -157,6 +157,20 @@ async def said(client: ShardClient, asked: Request, after: Any = None) -> dict[i
 async def reading(client: ShardClient, asked: Request) -> AsyncIterator[Any]:
     async with contextlib.aclosing(client.generate(asked)) as stream:
         yield stream
+
+
+def test_who_does_not_read_holds_no_place_at_a_shard(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(client: ShardClient) -> None:
+        await fleet.add()
+        async with reading(client, request(max_tokens=9)) as stream:
+            updates = list(await anext(stream))
+            while any(fleet.running.values()) or client.num_running():
+                await asyncio.sleep(0.01)
+            assert fleet.ran == [True]
+            updates += [update for more in [part async for part in stream] for update in more]
+        assert sum(len(update.token_ids) for update in updates) == 9
+
+    run(fleet, scenario, monkeypatch)
 
 
 def test_a_request_goes_with_its_placement_and_its_senders_copy_stays_as_it_was(
@@ -350,7 +364,7 @@ def test_a_request_that_comes_again_before_its_old_connection_has_ended(
             await asyncio.sleep(0.01)
         old = await Link.open(fleet.address, 10.0)
         assert old is not None
-        old.submit(request())
+        old.submit(request(), Stream(asyncio.get_running_loop()))
         while not port.engine.engine.pool.num_owned:
             await asyncio.sleep(0.01)
         reader = asyncio.create_task(said(client, request(), {5: old.close}))

@@ -78,18 +78,6 @@ def test_what_came_together_is_one_piece_of_each_choice(service: Service, client
     assert pieces == [(1, [70, 72, 74], "length"), (0, [71, 73], "length")]
 
 
-def test_who_does_not_read_holds_no_place_at_a_shard(service: Service, client: Any) -> None:
-    async def read_once() -> None:
-        job = await service.job(COMPLETIONS.ask(parse(CompletionRequest, {"prompt": "Hello"}), Limits()))
-        async with aclosing(run(job)) as stream:
-            await anext(stream)
-            while not client.closed:
-                await asyncio.sleep(0)
-
-    client.texts = ["a text of several tokens"]
-    asyncio.run(asyncio.wait_for(read_once(), 60))
-
-
 def test_a_stage_stands_between_the_pieces_and_who_writes_them(service: Service, client: Any) -> None:
     def in_pairs() -> Stage:
         """Keeps every other piece of a choice back until the next."""
