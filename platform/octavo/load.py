@@ -8,7 +8,7 @@ The router asks where a request's first token comes first, admission how long a 
     step              a + (b + c) * decoding + (d + e) * context      a step of the decoding sequences alone
     backlog seconds   steps * (step + c) + b * tokens + d * attended  to compute the backlog in tokens / chunk steps
     queue seconds     the same, and half a step where sequences decode: the rest of the one under way
-    wait seconds      step * (steps until enough decoding sequences have ended to make room)
+    wait seconds      step * (further steps until enough decoding sequences have ended to make room)
     start seconds     wait seconds + queue seconds                    until a request that comes now begins
 """
 
@@ -94,9 +94,10 @@ class ShardState:
         return steps * (self.step_seconds + self.cost.sequence) + prompts
 
     def wait_seconds(self, tokens: int, sequences: int) -> float:
-        """Until decoding sequences have left the places and blocks that the waiting ones and one more request need.
+        """Beyond the backlog's steps, until decoding sequences have left the places and blocks that are needed.
 
-        One of them ends every `mean_output / decoding` steps.
+        They must do for what waits and for one more request. One of them ends every `mean_output / decoding` steps,
+        those in which the backlog is computed included.
 
         Args:
             tokens: of the request's prompt.
@@ -107,7 +108,8 @@ class ShardState:
         places = self.num_sequences + sequences - self.max_num_seqs
         blocks = (self.backlog_tokens + tokens) / self.block_size - self.blocks_free
         held = max(1.0, (self.blocks - self.blocks_free) / self.decoding)
-        return max(0.0, places, blocks / held) * self.mean_output / self.decoding * self.step_seconds
+        steps = max(places, blocks / held) * self.mean_output / self.decoding
+        return max(0.0, steps - self.backlog_tokens / max(self.chunk, 1)) * self.step_seconds
 
     def start_seconds(self, tokens: int = 0, sequences: int = 1) -> float:
         """Until a request that comes now begins to be computed; arguments as of `wait_seconds`."""

@@ -2,7 +2,7 @@
 
     score = wait + queue + own + others
 
-    wait     until decoding sequences have left the places and KV blocks that are needed
+    wait     beyond the queue, until decoding sequences have left the places and KV blocks that are needed
     queue    the rest of the step under way, and the backlog: prompts that are there before this one
     own      the steps of this prompt's uncached tokens
     others   (next + stream_weight * decoding) * (compute time of these tokens)

@@ -44,6 +44,12 @@ def test_a_request_waits_for_places_or_for_blocks() -> None:
     assert replace(held, blocks_free=200).wait_seconds(1600, 1) == 0
 
 
+def test_places_are_left_while_the_backlog_is_computed() -> None:
+    full = replace(DECODING, max_num_seqs=40, queued=3)  # ten steps until four have ended
+    assert replace(full, backlog_tokens=4 * 512).wait_seconds(1, 1) == pytest.approx(6 * STEP)
+    assert replace(full, backlog_tokens=12 * 512).wait_seconds(1, 1) == 0
+
+
 states = st.builds(
     replace, st.just(DECODING), decoding=st.integers(0, 64), prefilling=st.integers(0, 8), queued=st.integers(0, 99),
     backlog_tokens=st.integers(0, 10**6), backlog_attended=st.integers(0, 10**9), chunk=st.integers(1, 4096),
