@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -42,10 +43,13 @@ from octavo_serve.challenge import Challenge, Stranger
 logger = logging.getLogger("ray.serve")
 
 MAX_UNREAD = 64 * 2**20
-"""Bytes that may wait for a peer that does not read; it is then given up. A token takes about 200."""
+"""Bytes that may wait for a peer; one that then reads nothing for STUCK_SECONDS is given up. A token takes 200."""
 
-MAX_MESSAGE = 64 * 2**20
-"""Bytes of one message; who announces a longer one is given up before it is read."""
+STUCK_SECONDS = 10.0
+
+MAX_MESSAGE = 256 * 2**20
+"""Bytes of one message; who announces a longer one is given up before it is read. The log probabilities of a prompt, of
+which a request may ask for `bounds.MAX_PROMPT_VALUES`, are one, and take up to 50 bytes each."""
 
 BEAT_SECONDS = 1.0
 """Longest time between two messages of a shard whose engine lives."""
@@ -201,6 +205,8 @@ class Channel(asyncio.Protocol):
         self._challenge = challenge
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
+        self._written = self._read = 0  # bytes, by this side and by the other
+        self._progress = 0.0  # when the latter was seen to grow
 
     @property
     def unread(self) -> int:
@@ -216,10 +222,18 @@ class Channel(asyncio.Protocol):
         """The same for a message that several are sent."""
         if not self.is_open:
             return
-        self._write(message)
-        if self.unread > MAX_UNREAD:
+        if self.unread > MAX_UNREAD and self._is_stuck():
             logger.error("The other side has stopped reading; its connection is given up")
             self.abort()
+            return
+        self._write(message)
+
+    def _is_stuck(self) -> bool:
+        """Whether the other side makes no progress, or is further behind than any message explains."""
+        read, now = self._written - self.unread, time.monotonic()
+        if read > self._read:
+            self._read, self._progress = read, now
+        return now - self._progress > STUCK_SECONDS or self.unread > MAX_UNREAD + MAX_MESSAGE
 
     @property
     def is_open(self) -> bool:
@@ -228,6 +242,7 @@ class Channel(asyncio.Protocol):
 
     def _write(self, payload: bytes) -> None:
         if self._transport is not None:
+            self._written += _LENGTH + len(payload)
             self._transport.write(len(payload).to_bytes(_LENGTH, "big") + payload)
 
     def close(self) -> None:

@@ -162,6 +162,8 @@ class Picker:
     def join(self, replica: Replica, link: Link) -> None:
         """A shard can be picked from now on, if it could not be already."""
         name = replica.name
+        if self._replicas.get(name) != replica:
+            self._room.set()  # it may take more than before
         self._replicas[name] = replica
         if self.links.get(name) is link:
             return

@@ -27,6 +27,9 @@ from octavo_serve.channel import (
 )
 from octavo_serve.feed import Feed
 
+FAREWELL_SECONDS = 1.0
+"""For the last words to a gateway; below the time that Serve leaves after `patience` (`app.HAND_OVER_SECONDS`)."""
+
 
 class Port:
     """Listens for gateways, those that know its secret: gives their requests to the engine, its steps' updates to them,
@@ -78,8 +81,12 @@ class Port:
         for channel in list(self.peers):
             channel.send(Leaving())
             channel.close()
-        while self.peers:  # what is sent has to arrive before the process ends
-            await asyncio.sleep(0.01)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                while self.peers:  # what is sent has to arrive before the process ends
+                    await asyncio.sleep(0.01)
+        for channel in list(self.peers):  # one that does not read
+            channel.abort()
 
     @property
     def lives(self) -> bool:

@@ -149,9 +149,11 @@ class ShardClient:
                 link.on_end = functools.partial(self._ended, name, link, ended)
                 while not ended.is_set():
                     # again and again: it may have refused something and be well by now, or take more than before
-                    self._picker.join(self._there[name], link)
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(ended.wait(), BEAT_SECONDS)
+                    if self._fits(link):
+                        self._picker.join(self._there[name], link)
+                    with contextlib.suppress(TimeoutError):  # not `wait_for`: in 3.11 it loses a cancellation
+                        async with asyncio.timeout(BEAT_SECONDS):
+                            await ended.wait()
                 if link.gone == "left":
                     return
                 if time.monotonic() - since > LAST_PAUSE:
@@ -197,6 +199,8 @@ class ShardClient:
                         raise
                     await asyncio.sleep(PAUSE_SECONDS)
                 except ShardGone as gone:
+                    if not run.living:  # its caller has ended what was left of it
+                        return
                     deaths += gone.reason == "lost"
                     if deaths > self.failover.moves:
                         raise EngineDead(f"{deaths} shards died while they ran this request; it is given up") from None
@@ -234,9 +238,12 @@ class ShardClient:
             async with asyncio.timeout(self.failover.timeout):
                 picked = await self._picker.pick(run.request)
         try:
-            if run.info not in (None, self._info):
+            if not run.living:  # its caller ended what was left of it while it looked for a shard
+                picked.ended(ran=False)
+            elif run.info in (None, self._info):
+                run.enter(picked)
+            else:
                 raise EngineDead("the model was replaced by another while this request ran; send it again")
-            run.enter(picked)
         except BaseException:
             picked.ended(ran=False)
             raise

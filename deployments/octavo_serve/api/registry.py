@@ -89,7 +89,8 @@ class ModelEntry:
         """
         if self.status == "loading":
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._settled.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._settled.wait()
         if self.tokenizer is not None and self.status == "ready":
             return ServedModel(self.name, self.created, self.tokenizer, self.client, self.defaults)
         if self.status == "failed":

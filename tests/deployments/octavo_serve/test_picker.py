@@ -221,3 +221,17 @@ def test_a_deployment_that_has_failed_is_an_error_and_a_cancelled_wait_leaves_no
         assert books.waiting == []
 
     run(scenario)
+
+
+def test_a_shard_that_may_take_more_from_now_on_wakes_who_waits() -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        link = start(picker, "a", capacity=1)
+        await picker.pick(request("1"))
+        waiting = asyncio.create_task(picker.pick(request("2")))
+        await waits(books, 1)
+        picker.join(Replica("a", 2, {}, "a"), link)
+        async with asyncio.timeout(60):
+            await waiting
+        assert books.running == {"a": 2}
+
+    run(scenario)

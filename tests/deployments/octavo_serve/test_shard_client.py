@@ -19,7 +19,7 @@ from octavo.engine.async_engine import AsyncEngine, Stream
 from octavo.engine.engine import Engine
 from octavo.errors import BadRequest, EngineDead
 from octavo.execution.simulated import Profile, SimulatedExecutor
-from octavo.request import Placement, Request, SamplingParams
+from octavo.request import Placement, Request, SamplingParams, SequenceUpdate
 from octavo_serve import channel, shard_client
 from octavo_serve.channel import Address, Submit
 from octavo_serve.link import Link
@@ -178,6 +178,7 @@ def test_a_request_goes_with_its_placement_and_its_senders_copy_stays_as_it_was(
 ) -> None:
     async def scenario(client: ShardClient) -> None:
         port = await fleet.add()
+        port.feed.close()  # its next report would take the ticket
         asked = request()
         assert client.placement("a") is None
         async with reading(client, asked) as stream:
@@ -530,3 +531,101 @@ def test_a_client_is_not_told_what_ray_says_of_a_lost_shard() -> None:
     with pytest.raises(EngineDead) as caught, octavo_errors():
         raise ActorUnavailableError("node 10.1.2.3 is gone", None)
     assert "10.1.2.3" not in str(caught.value)
+
+
+@pytest.mark.parametrize("turns", range(5))
+def test_a_shard_that_ends_as_serve_lists_it_no_more_is_not_looked_for(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    """In Python 3.11 `asyncio.wait_for` loses a cancellation that comes in the turn in which its wait ends."""
+
+    async def scenario(client: ShardClient) -> None:
+        await fleet.add()
+        await fleet.anybody()
+        (keeping,) = client._keeping.values()
+        (link,) = fleet.links.values()
+        link._channel.abort()
+        while not link.gone:
+            await asyncio.sleep(0)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        client.listed([])
+        with contextlib.suppress(asyncio.CancelledError):
+            async with asyncio.timeout(60):
+                await keeping
+        assert keeping.done()
+
+    run(fleet, scenario, monkeypatch)
+
+
+def test_a_large_message_ends_no_connection(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log probabilities of a long prompt are one message, longer than what may wait for who does not read."""
+    monkeypatch.setattr(channel, "MAX_UNREAD", 2**16)
+
+    async def scenario(client: ShardClient) -> None:
+        port = await fleet.add()
+        await fleet.anybody()
+        (link,) = fleet.links.values()
+        stream = Stream(asyncio.get_running_loop())
+        link.streams["large"] = stream
+        for peer in port.peers:
+            peer.send(channel.Step([SequenceUpdate("large", 0, list(range(2**22)))]))
+        async with asyncio.timeout(60):
+            (update,) = await stream.take()
+        assert len(update.token_ids) == 2**22
+        assert link.gone is None
+
+    run(fleet, scenario, monkeypatch)
+
+
+def test_a_shard_leaves_a_gateway_that_does_not_read(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(client: ShardClient) -> None:
+        port = await fleet.add()
+        await fleet.anybody()
+        (link,) = fleet.links.values()
+        assert link._channel._transport is not None
+        link._channel._transport.pause_reading()
+        for peer in port.peers:
+            peer.send(channel.Step([SequenceUpdate("large", 0, list(range(2**22)))]))
+        async with asyncio.timeout(60):
+            await port.leave(0)
+            while port.peers:
+                await asyncio.sleep(0)
+
+    run(fleet, scenario, monkeypatch, silence=1000.0)
+
+
+def test_what_its_caller_has_ended_does_not_move(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(client: ShardClient) -> None:
+        port = await fleet.add()
+        stream = client.generate(request("a", n=2, max_tokens=1000))
+        await anext(stream)
+        waiting = asyncio.create_task(anext(stream, None))
+        while not client._runs["a"].stream._ready._waiters:
+            await asyncio.sleep(0)
+        for index in range(2):
+            await client.abort("a", index)
+        fleet.kill(port)
+        while await waiting is not None:
+            waiting = asyncio.create_task(anext(stream, None))
+
+    assert run(fleet, scenario, monkeypatch) == []
+
+
+def test_a_gateway_that_reads_nothing_is_given_up(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "MAX_UNREAD", 2**16)
+    monkeypatch.setattr(channel, "STUCK_SECONDS", 0.1)
+
+    async def scenario(client: ShardClient) -> None:
+        port = await fleet.add()
+        await fleet.anybody()
+        (link,) = fleet.links.values()
+        assert link._channel._transport is not None
+        link._channel._transport.pause_reading()
+        for peer in port.peers:
+            peer.send(channel.Step([SequenceUpdate("large", 0, list(range(2**22)))]))
+        async with asyncio.timeout(60):
+            while port.peers:  # its reports go on
+                await asyncio.sleep(0.01)
+
+    run(fleet, scenario, monkeypatch, silence=1000.0)
