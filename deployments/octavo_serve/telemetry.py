@@ -43,7 +43,7 @@ ShardStats = Mapping[str, Sequence[tuple[str, EngineStats]]]
 """Model name -> (shard name, its statistics) for each shard that answered."""
 
 
-class _Shards(Collector):
+class _ShardsCollector(Collector):
     """Turns the shards' last statistics into samples when the registry is scraped."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class _Shards(Collector):
             yield counter
 
 
-class _Routers(Collector):
+class _RoutersCollector(Collector):
     """Turns what the gateway's routers know of the shards into samples."""
 
     def __init__(self) -> None:
@@ -165,9 +165,9 @@ class Telemetry:
             buckets=_SIGNED_SECONDS, registry=self.registry,
         )  # fmt: skip
         self._models: dict[str, _OfModel] = {}
-        self._shards = _Shards()
+        self._shards = _ShardsCollector()
         self.registry.register(self._shards)
-        self._routers = _Routers()
+        self._routers = _RoutersCollector()
         self.registry.register(self._routers)
 
     def watch_routers(self, of_model: Mapping[str, Router]) -> None:

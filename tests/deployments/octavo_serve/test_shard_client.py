@@ -578,15 +578,20 @@ def test_a_large_message_ends_no_connection(fleet: Fleet, monkeypatch: pytest.Mo
     run(fleet, scenario, monkeypatch)
 
 
+async def shard_of_a_gateway_that_does_not_read(fleet: Fleet) -> Port:
+    port = await fleet.add()
+    await fleet.anybody()
+    (link,) = fleet.links.values()
+    assert link._channel._transport is not None
+    link._channel._transport.pause_reading()
+    for peer in port.peers:
+        peer.send(channel.Step([SequenceUpdate("large", 0, list(range(2**22)))]))
+    return port
+
+
 def test_a_shard_leaves_a_gateway_that_does_not_read(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(client: ShardClient) -> None:
-        port = await fleet.add()
-        await fleet.anybody()
-        (link,) = fleet.links.values()
-        assert link._channel._transport is not None
-        link._channel._transport.pause_reading()
-        for peer in port.peers:
-            peer.send(channel.Step([SequenceUpdate("large", 0, list(range(2**22)))]))
+        port = await shard_of_a_gateway_that_does_not_read(fleet)
         async with asyncio.timeout(60):
             await port.leave(0)
             while port.peers:
@@ -617,13 +622,7 @@ def test_a_gateway_that_reads_nothing_is_given_up(fleet: Fleet, monkeypatch: pyt
     monkeypatch.setattr(channel, "STUCK_SECONDS", 0.1)
 
     async def scenario(client: ShardClient) -> None:
-        port = await fleet.add()
-        await fleet.anybody()
-        (link,) = fleet.links.values()
-        assert link._channel._transport is not None
-        link._channel._transport.pause_reading()
-        for peer in port.peers:
-            peer.send(channel.Step([SequenceUpdate("large", 0, list(range(2**22)))]))
+        port = await shard_of_a_gateway_that_does_not_read(fleet)
         async with asyncio.timeout(60):
             while port.peers:  # its reports go on
                 await asyncio.sleep(0.01)
