@@ -22,14 +22,14 @@ from octavo.config import EngineConfig
 from octavo.cost_model import Cost
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.engine import Engine
-from octavo.execution.simulated import Profile, SimulatedExecutor
 from octavo.load import ShardState
+from octavo.rehearsal.simulated import Profile, SimulatedExecutor
 from octavo.routing.index import Change, ShardBlocks
 from octavo.routing.policy import Query
 from octavo.routing.router import Router, RoutingConfig
-from octavo_serve.channel import Address
-from octavo_serve.link import Link
-from octavo_serve.port import Port
+from octavo_serve.gateway.link import Link
+from octavo_serve.shard.port import Port
+from octavo_serve.wire.channel import Address
 
 EVENTS, EVERY = 500, 0.02
 

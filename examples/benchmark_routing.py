@@ -135,7 +135,7 @@ def body_of(row: dict[str, Any], arguments: argparse.Namespace, number: int) -> 
 
 def config(policy: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """A config file for `octavo serve`."""
-    from octavo.execution.simulated import load_profile
+    from octavo.rehearsal.simulated import load_profile
 
     pool = int(load_profile(PROFILE).kv_cache_bytes * arguments.scale)
     model = {
@@ -159,12 +159,22 @@ def config(policy: str, arguments: argparse.Namespace) -> dict[str, Any]:
 @contextmanager
 def server(document: dict[str, Any], folder: Path, options: str) -> Iterator[str]:
     """A running `octavo serve`; gives its address."""
-    from octavo_serve.serve_command import free_block
+    from octavo_serve.command.serve_command import free_block
 
     port = free_block(1)
     path, log = folder / "config.yaml", folder / "log.txt"
     path.write_text(yaml.safe_dump(document))
-    command = [sys.executable, "-m", "octavo_serve.cli", "serve", str(path), "--port", str(port), "--timeout", "300"]
+    command = [
+        sys.executable,
+        "-m",
+        "octavo_serve.command.cli",
+        "serve",
+        str(path),
+        "--port",
+        str(port),
+        "--timeout",
+        "300",
+    ]
     environment = {"RAY_TMPDIR": str(folder), **os.environ, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -194,8 +204,8 @@ def metric(url: str, name: str) -> float:
 def simulated(policy: str, arguments: argparse.Namespace, number: int) -> dict[str, Any]:
     """One run in a fleet without a clock."""
     from octavo.config import EngineConfig
-    from octavo.engine.fleet import Fleet
-    from octavo.execution.simulated import load_profile
+    from octavo.rehearsal.fleet import Fleet
+    from octavo.rehearsal.simulated import load_profile
     from octavo.request import Request, SamplingParams
     from octavo.routing.policy import POLICIES as POLICIES_BY_NAME
     from octavo.routing.router import RoutingConfig

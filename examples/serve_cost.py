@@ -64,10 +64,10 @@ def deploy() -> Any:
     from octavo.config import EngineConfig
     from octavo.request import Request, SamplingParams
     from octavo.routing.router import RoutingConfig
-    from octavo_serve.picker import Picker
+    from octavo_serve.gateway.picker import Picker
+    from octavo_serve.gateway.shard_client import Failover, ShardClient
     from octavo_serve.ray_private import Deployment
-    from octavo_serve.shard import Shard
-    from octavo_serve.shard_client import Failover, ShardClient
+    from octavo_serve.shard.shard import Shard
 
     class BothWays(Shard):
         async def generate(self, request: Request) -> AsyncIterator[Any]:

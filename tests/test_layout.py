@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from octavo_serve.settings import load_settings
+from octavo_serve.config.settings import load_settings
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
@@ -83,7 +83,7 @@ def test_the_gateway_loads_no_torch() -> None:
 
 def test_the_command_line_is_light() -> None:
     loaded = python(
-        "import sys, octavo_serve.cli; print({'ray', 'torch', 'fastapi', 'pydantic', 'httpx'} & {*sys.modules})"
+        "import sys, octavo_serve.command.cli; print({'ray', 'torch', 'fastapi', 'pydantic', 'httpx'} & {*sys.modules})"
     )
     assert loaded == "set()"
 

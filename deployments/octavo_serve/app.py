@@ -8,18 +8,18 @@ from typing import Any
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from octavo_serve.autoscaling import POLICY, REPORT_SECONDS
-from octavo_serve.gateway import Gateway
-from octavo_serve.placement import Group
-from octavo_serve.ray_private import versioned
-from octavo_serve.settings import (
+from octavo_serve.config.placement import Group
+from octavo_serve.config.settings import (
     AppSettings,
     ModelSettings,
     ReplicaRange,
     deployment_name,
     load_settings,
 )
-from octavo_serve.shard import Shard
+from octavo_serve.controller.autoscaling import POLICY, REPORT_SECONDS
+from octavo_serve.gateway.gateway import Gateway
+from octavo_serve.ray_private import versioned
+from octavo_serve.shard.shard import Shard
 
 HAND_OVER_SECONDS = 2.0
 """What is left of a leaving shard's time when it hands its streams over; Serve takes 0.5 s of it before it says so."""
@@ -29,7 +29,7 @@ MAX_START_ATTEMPTS = 2
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """Build the application from the `args` of a config file (see `octavo_serve.settings.AppSettings`).
+    """Build the application from the `args` of a config file (see `octavo_serve.config.settings.AppSettings`).
 
     Raises:
         ConfigError: a setting is wrong.

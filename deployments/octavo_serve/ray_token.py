@@ -11,6 +11,10 @@ from pathlib import Path
 from octavo.errors import ConfigError
 
 MODE = "RAY_AUTH_MODE"
+UNAUTHENTICATED = (
+    "This Ray cluster asks nobody who they are: whoever reaches its ports can run code on it, as its user, and read "
+    "every prompt. It was started without RAY_AUTH_MODE=token; see docs/security.md."
+)
 
 
 def token_file(environment: Mapping[str, str]) -> Path | None:

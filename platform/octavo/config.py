@@ -53,7 +53,7 @@ class EngineConfig:
             quotas.
         tensor_parallel_size: ranks that share the model.
         device: "auto" is "cuda" where there is one, else "cpu".
-        rehearsal: a profile to simulate in place of the model (see `octavo.execution.simulated`): the name of a
+        rehearsal: a profile to simulate in place of the model (see `octavo.rehearsal.simulated`): the name of a
             built-in one or the path of a YAML file. Of the model only the tokenizer is read then.
         rehearsal_speed: of the simulated machine; 0.2 takes five times as long. A list holds one per shard, by rank;
             shards beyond it run at 1.

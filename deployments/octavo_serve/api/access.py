@@ -141,7 +141,7 @@ def _is_key(text: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What an application's settings say about access (see `octavo_serve.settings.AccessSettings`).
+    """What an application's settings say about access (see `octavo_serve.config.settings.AccessSettings`).
 
     Attributes:
         keys: None lets everybody in.

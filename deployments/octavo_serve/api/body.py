@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from octavo.config import unknown_key
 from octavo.errors import BadRequest
 from octavo_serve.api.bounds import LARGE_BODY, MAX_DEPTH, MAX_FIELD_BYTES, MAX_FIELDS, MAX_NAME, BodyBounds
-from octavo_serve.validation import explain
+from octavo_serve.api.validation import explain
 
 
 class Body(BaseModel):

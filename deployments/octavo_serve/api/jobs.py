@@ -9,7 +9,7 @@ from octavo.request import Request, SamplingParams
 from octavo_serve.api.chats import Chat
 from octavo_serve.api.model import ServedModel
 from octavo_serve.api.pieces import Stage
-from octavo_serve.telemetry import Telemetry
+from octavo_serve.api.telemetry import Telemetry
 
 Prompt = str | list[int]
 

@@ -24,10 +24,10 @@ from octavo_serve.api.pieces import Whole
 from octavo_serve.api.prompts import is_long, prepare
 from octavo_serve.api.registry import Registry
 from octavo_serve.api.surface import A, E, Surface
+from octavo_serve.api.telemetry import Telemetry
 from octavo_serve.api.threads import Threads
 from octavo_serve.api.turns import PIECES
 from octavo_serve.api.writing import write, write_answer
-from octavo_serve.telemetry import Telemetry
 
 T = TypeVar("T")
 

@@ -20,6 +20,7 @@ from octavo_serve.api.failures import BodyTooLarge, Failure, failure_of
 from octavo_serve.api.jobs import Asked
 from octavo_serve.api.service import Service
 from octavo_serve.api.surface import Errors, Surface, to_json
+from octavo_serve.api.telemetry import ShardStats, Telemetry
 from octavo_serve.api.writing import write_answer
 from octavo_serve.http.about import add_about
 from octavo_serve.http.door import CALLER, Door, path_of
@@ -29,7 +30,6 @@ from octavo_serve.surfaces.openai.errors import ERRORS
 from octavo_serve.surfaces.served import SURFACES
 from octavo_serve.surfaces.tokens.operations import detokenize, tokenize
 from octavo_serve.surfaces.tokens.schemas import DetokenizeRequest, TokenizeRequest
-from octavo_serve.telemetry import ShardStats, Telemetry
 
 METRICS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -22,9 +22,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from octavo_serve.api.access import Access, Caller, Rules
 from octavo_serve.api.failures import Failure
 from octavo_serve.api.surface import Errors
+from octavo_serve.api.telemetry import Telemetry
 from octavo_serve.http.replies import CACHED, REASON, SHARD, failure_reply
 from octavo_serve.ports import is_loopback
-from octavo_serve.telemetry import Telemetry
 
 logger = logging.getLogger("ray.serve")
 

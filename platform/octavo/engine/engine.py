@@ -90,9 +90,15 @@ class Engine:
         Raises:
             ModelError, ConfigError: it cannot be loaded, or not with these settings.
         """
-        from octavo.execution.load import load_executor  # whoever brings an executor needs no model's code
+        executor: Executor
+        if config.rehearsal is not None:  # it needs no model's code
+            from octavo.rehearsal.simulated import SimulatedExecutor
 
-        executor = load_executor(source, config, tokenizer, progress=progress, launch=launch)
+            executor = SimulatedExecutor.load(config, tokenizer)
+        else:
+            from octavo.execution.load import load_executor
+
+            executor = load_executor(source, config, progress=progress, launch=launch)
         return cls(source.name, executor, config, tokenizer.eos_token_ids)
 
     def add(self, request: Request) -> None:

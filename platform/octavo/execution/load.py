@@ -1,7 +1,7 @@
 """From a `Source` and its settings to the executor that runs its steps.
 
-Importing torch takes 1.2 s and 150 MB. A rehearsal and a packed model on a CPU need none of it, so each kind of
-executor is imported where it is chosen; a rehearsal does without the model's code, too.
+Importing torch takes 1.2 s and 150 MB, and a packed model on a CPU needs none of it: each kind of executor is imported
+where it is chosen.
 """
 
 from __future__ import annotations
@@ -14,18 +14,12 @@ from octavo.source import Source
 if TYPE_CHECKING:
     from octavo.execution.executor import Executor
     from octavo.execution.ranks import Launch
-    from octavo.text.tokenizer import Tokenizer
 
 
 def load_executor(
-    source: Source,
-    config: EngineConfig,
-    tokenizer: Tokenizer,
-    *,
-    progress: bool = False,
-    launch: Launch | None = None,
+    source: Source, config: EngineConfig, *, progress: bool = False, launch: Launch | None = None
 ) -> Executor:
-    """Load a model into this process, over ranks, or what stands for it in a rehearsal.
+    """Load a model into this process, or over ranks.
 
     Args:
         launch: starts the other tensor-parallel ranks; None makes them children of this process.
@@ -33,10 +27,6 @@ def load_executor(
     Raises:
         ModelError, ConfigError: it cannot be loaded, or not with these settings.
     """
-    if config.rehearsal is not None:
-        from octavo.execution.simulated import SimulatedExecutor
-
-        return SimulatedExecutor.load(config, tokenizer)
     executor: Executor
     if config.tensor_parallel_size > 1:
         from octavo.execution.ranks import load_parallel

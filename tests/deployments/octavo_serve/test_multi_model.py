@@ -22,7 +22,7 @@ import httpx
 import pytest
 import yaml
 
-from octavo_serve.serve_command import free_block, session_members
+from octavo_serve.command.serve_command import free_block, session_members
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -101,7 +101,7 @@ def server() -> Iterator[Server]:
     config.write_text(document(port, *models))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [sys.executable, "-m", "octavo_serve.cli", "serve", str(config), "--timeout", "200"]
+    command = [sys.executable, "-m", "octavo_serve.command.cli", "serve", str(config), "--timeout", "200"]
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     try:

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from octavo_serve.serve_command import session_members
+from octavo_serve.command.serve_command import session_members
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -23,8 +23,8 @@ import httpx
 import pytest
 import yaml
 
+from octavo_serve.command.session import session_members
 from octavo_serve.ray_token import MODE, token_file
-from octavo_serve.session import session_members
 
 pytestmark = [pytest.mark.ray]
 
@@ -219,7 +219,7 @@ def test_on_somebody_elses_cluster_nothing_is_replaced(server: Any, tmp_path: Pa
         application = {"name": name, "route_prefix": route, "import_path": "octavo_serve.app:build"}
         config = tmp_path / f"{name}.yaml"
         config.write_text(yaml.safe_dump({"applications": [application | {"args": {"models": [model]}}]}))
-        command = [sys.executable, "-m", "octavo_serve.cli", "serve", str(config), "--port", port]
+        command = [sys.executable, "-m", "octavo_serve.command.cli", "serve", str(config), "--port", port]
         command += ["--address", server.environment["RAY_ADDRESS"]]
         environment = {key: value for key, value in server.environment.items() if key not in ("RAY_ADDRESS", MODE)}
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

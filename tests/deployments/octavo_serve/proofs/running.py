@@ -14,8 +14,8 @@ from pathlib import Path
 
 import httpx
 
-from octavo_serve.config_file import read_plan
-from octavo_serve.serve_command import free_block, session_members
+from octavo_serve.command.serve_command import free_block, session_members
+from octavo_serve.config.config_file import read_plan
 
 
 def parser(text: str | None) -> argparse.ArgumentParser:
@@ -44,7 +44,15 @@ class RunningServer:
 
     def __enter__(self) -> RunningServer:
         if self._mine:
-            command = [sys.executable, "-m", "octavo_serve.cli", "serve", str(self._config), "--port", str(self.port)]
+            command = [
+                sys.executable,
+                "-m",
+                "octavo_serve.command.cli",
+                "serve",
+                str(self._config),
+                "--port",
+                str(self.port),
+            ]
             environment = {"RAY_TMPDIR": tempfile.mkdtemp(prefix="oct"), **os.environ}
             self._process = subprocess.Popen(command, env=environment)
             while not self._answers():
@@ -81,7 +89,7 @@ class RunningServer:
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 command = path.read_text().split("\0")
-                if "octavo_serve.cli" in command and str(self.port) in command:
+                if "octavo_serve.command.cli" in command and str(self.port) in command:
                     (child,) = Path(f"/proc/{path.parent.name}/task/{path.parent.name}/children").read_text().split()
                     return int(child)
         raise RuntimeError(f"no octavo serve --port {self.port} runs on this machine")

@@ -1,0 +1,471 @@
+"""`octavo serve CONFIG`: starts the server in a child process, shows progress, waits for a real answer, ends it all.
+
+The child (`command.launch`) leads a session of its own. Every Ray process it starts stays in that session, so
+ending the session ends them, and no Ray process of anybody else is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import re
+import signal
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+import httpx
+import yaml
+from rich.console import Console
+
+from octavo.errors import ConfigError
+from octavo_serve.command.front import (
+    MIDDLEWARES,
+    behind,
+    check_tls,
+    haproxy_binary,
+    haproxy_settings,
+    trust,
+    warning_without_keys,
+)
+from octavo_serve.command.session import end_session, session_members
+from octavo_serve.config.config_file import Awaited, Plan, check_files, read_plan
+from octavo_serve.ports import free_block, why_not
+from octavo_serve.ray_token import MODE, keep_token, token_file
+
+QUESTION = "What is the capital of France?"
+__all__ = ["Options", "end_session", "environment", "free_block", "run", "session_members"]
+
+END_SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+_PROGRESS = re.compile(r"(?:Loading|Packing) .*?:\s+(\d+)%\|")
+_READY = re.compile(r"(?:Engine|Shard) ready: .*")  # octavo.execution.local and octavo_serve.shard.start_up write these
+
+
+class StartError(Exception):
+    """The server cannot be started or has ended; the message says why."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C, SIGTERM or a closed terminal.
+
+    Attributes:
+        drains: whether running streams may end first: what ends a service in an orderly way does not close terminals.
+    """
+
+    def __init__(self, signum: int) -> None:
+        self.drains = signum == signal.SIGTERM
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command's options; see `octavo serve --help`."""
+
+    config: Path
+    port: int | None = None
+    host: str | None = None
+    timeout: float = 1800
+    grace: float = 20
+    address: str | None = None
+    fast: bool = True
+    dashboard: bool = False
+    verbose: bool = False
+
+
+def run(options: Options) -> int:
+    """Serve until interrupted.
+
+    Returns:
+        The exit code: 0 after Ctrl-C or SIGTERM when every model had answered; 1 when one had not (the others were
+        served) or nothing could be; 2 for a bad config; 130 after Ctrl-C before anything was served.
+    """
+    console = Console(highlight=False)
+    try:
+        plan = read_plan(options.config, options.port, options.host)
+        if options.address is None:  # else the files are wherever the cluster's nodes are
+            check_files(plan)
+            keep_token(os.environ)
+        check_tls(plan.http)
+    except ConfigError as error:
+        console.print(f"[bold red]{options.config}[/]: {error}", soft_wrap=True)
+        return 2
+    for note in notes(options, plan):
+        console.print(note, markup=False, soft_wrap=True)
+    code = 130
+    try:
+        with _signals_raise():
+            if options.address is None and (taken := why_not(plan.host, plan.port)):
+                raise StartError(f"{taken}: stop what listens there or pass --port")
+            with _server(options, plan, console) as server:
+                with console.status("Starting") as status:
+                    show = status.update if console.is_terminal else _Printer(console)
+                    ray = wait_until_running(server, show, console.print)
+                    failed = await_answers(plan, server, show, console.print)
+                code = 1 if failed else 0
+                _announce(console, plan, ray, failed, time.monotonic() - server.started)
+                _serve_until_told(server, options.grace, console)
+    except Interrupted:
+        return code
+    except StartError as error:
+        console.print("[bold red]Not serving:[/]", end=" ")
+        console.print(str(error), markup=False, soft_wrap=True)
+    return 1
+
+
+def notes(options: Options, plan: Plan) -> list[str]:
+    """What the user should know before the start."""
+    found = []
+    if options.address is None and (elsewhere := os.environ.get("RAY_ADDRESS")):
+        found.append(f"RAY_ADDRESS={elsewhere} is not followed, a cluster of its own is started: --address joins one.")
+    if options.address is None and (mode := os.environ.get(MODE, "token")) != "token":
+        found.append(f"{MODE}={mode} is set: every user of this machine can run code as you while this runs.")
+    folder = Path(os.environ.get("RAY_TMPDIR") or "/nowhere")
+    if options.address is None and folder.is_dir() and folder.stat().st_mode & 0o077:
+        found.append(f"RAY_TMPDIR={folder} is open to other users, who can run code as you there: chmod 700 it.")
+    guarded = all(settings.api_keys for settings in plan.settings)
+    if warning := warning_without_keys(plan.host, plan.port, guarded):
+        found.append(warning)
+    return found
+
+
+def _serve_until_told(server: Server, grace: float, console: Console) -> None:
+    try:
+        server.process.wait()
+        server.check()
+    except Interrupted as interrupted:
+        if interrupted.drains and grace:
+            console.print(f"No more requests are taken; those that run have {grace:g} s to end.")
+            server.drain(grace)
+        raise
+
+
+# ---- the child --------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """The child process, what it reports and the end of its log."""
+
+    def __init__(
+        self, process: subprocess.Popen[str], reports: TextIO, timeout: float, console: Console, verbose: bool
+    ) -> None:
+        self.process = process
+        self.started = time.monotonic()
+        self.loading = ""  # how far a shard is with its model
+        self._deadline = self.started + timeout
+        self._timeout = timeout
+        self._console, self._verbose = console, verbose
+        self._tail: deque[str] = deque(maxlen=30)
+        self._reports: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        for target, stream in ((self._read_log, process.stdout), (self._read_reports, reports)):
+            threading.Thread(target=target, args=(stream,), daemon=True).start()
+
+    @property
+    def late(self) -> bool:
+        """Whether the time to start is over."""
+        return time.monotonic() > self._deadline
+
+    def report(self, wait: float) -> dict[str, Any]:
+        """The child's next report, or an empty one after `wait` seconds.
+
+        Raises:
+            StartError: it has ended, or the time to start is over.
+        """
+        with contextlib.suppress(queue.Empty):
+            return self._reports.get(timeout=wait)
+        self.check()
+        if self.late:
+            raise StartError(f"no answer after {self._timeout:g} s; --timeout gives it longer\n{self.log()}")
+        return {}
+
+    def drain(self, grace: float) -> None:
+        """Have no more requests taken and wait, at most so many seconds, until none runs."""
+        self.process.send_signal(signal.SIGUSR1)
+        over = time.monotonic() + grace
+        while (rest := over - time.monotonic()) > 0 and self.process.poll() is None:
+            with contextlib.suppress(queue.Empty):
+                if "drained" in self._reports.get(timeout=min(rest, 0.5)):
+                    time.sleep(min(rest, 0.5))  # for what was sent to pass HAProxy
+                    return
+
+    def check(self) -> None:
+        """Raise `StartError` if the child has ended."""
+        if (code := self.process.poll()) is not None:
+            raise StartError(f"the server ended with exit code {code}\n{self.log()}")
+
+    def log(self) -> str:
+        """The last lines of the log."""
+        return "\n".join(self._tail)
+
+    def _read_log(self, stream: TextIO) -> None:
+        for line in stream:
+            if (progress := _PROGRESS.search(line)) is not None:
+                self.loading = f"{progress[1]} %"
+            elif line.strip():
+                self._tail.append(line.rstrip())
+            if self._verbose:
+                self._say(line.rstrip())
+            elif (ready := _READY.search(line)) is not None:
+                self._say(ready[0])
+
+    def _say(self, line: str) -> None:
+        # where nobody reads any more (rich then exits), the log is read on all the same: else the child waits for ever
+        with contextlib.suppress(OSError, SystemExit):
+            self._console.print(line, markup=False, soft_wrap=True)
+
+    def _read_reports(self, stream: TextIO) -> None:
+        for line in stream:
+            self._reports.put(json.loads(line))
+
+
+@contextlib.contextmanager
+def _server(options: Options, plan: Plan, console: Console) -> Iterator[Server]:
+    """Start the child; when the block is left, everything it started is gone."""
+    with tempfile.TemporaryDirectory(prefix="octavo-", dir=place_for_sockets()) as folder:
+        env = environment(options, plan, Path(folder))
+        fronted = options.address is None and env.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+        http = behind(plan.http) if fronted else plan.http
+        config = Path(folder, "config.yaml")
+        config.write_text(yaml.safe_dump(plan.document | {"http_options": dict(http)}))
+        ours, theirs = os.pipe()
+        command = [sys.executable, "-m", "octavo_serve.command.launch", str(config), "--events-fd", str(theirs)]
+        command += ["--apps", *plan.apps]
+        command += ["--address", options.address] if options.address else []
+        command += ["--dashboard"] if options.dashboard else []
+        process = subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            pass_fds=[theirs],
+            start_new_session=True,
+        )
+        os.close(theirs)
+        try:
+            yield Server(process, os.fdopen(ours), options.timeout, console, options.verbose)
+        finally:
+            end_session(process)
+
+
+def place_for_sockets() -> str:
+    """Where the server's folder is made: TMPDIR and the like, or /tmp where Unix sockets' names get too long below it.
+
+    A name has at most 107 bytes. 96 follow the place: the folder, a node's id, and HAProxy's `admin.sock.PID.tmp`.
+    """
+    place = tempfile.gettempdir()
+    return place if len(os.fsencode(place)) <= 107 - 96 else "/tmp"
+
+
+def environment(options: Options, plan: Plan, folder: Path) -> dict[str, str]:
+    """The child's environment: Ray reads these when its first process starts, so they cannot be set later.
+
+    What the user has set stays as it is. On a cluster that is already running only the cluster's own settings count.
+    """
+    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+    # Ray's processes step back behind all others (nice 15), for they may be batch work; somebody waits for ours
+    settings["RAY_worker_niceness"] = "0"
+    settings["OCTAVO_HOST"] = plan.host  # who can reach the gateways: Serve may listen elsewhere, behind HAProxy
+    settings["OMP_WAIT_POLICY"] = "passive"  # torch's threads must not spin on cores that the gateway needs
+    if options.address is None:
+        settings[MODE] = "token"  # without it every user of the machine could run code as this one
+        if (token := token_file(os.environ)) is not None:
+            settings["RAY_AUTH_TOKEN_PATH"] = str(token)  # Ray itself looks nowhere where HOME is not set
+        # Ray's own switch for machines that are to be clusters by themselves: all of it listens on 127.0.0.1
+        settings["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # Ray's folder holds code that its processes run and the sockets they meet at, and is writable for everybody
+        settings["RAY_TMPDIR"] = str(folder)
+        settings["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = MIDDLEWARES
+        settings["RAY_preload_python_modules"] = (
+            "octavo_serve.shard.shard"  # imported before a process is needed: `warm`
+        )
+        # on a busy machine a proxy takes longer to start than the 5 s after which Serve starts another one instead, and
+        # to answer than the 10 s after which, three times in a row, Serve kills it and all connections with it
+        settings |= {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
+        # Serve's controller looks at everything ten times a second, a third of what an idle cluster uses of a core, and
+        # each time it interrupts a model that computes on all cores. Shards were not seen to start later with this, but
+        # where their number follows the load, the controller decides it.
+        if not plan.scales:
+            settings["RAY_SERVE_CONTROL_LOOP_INTERVAL_S"] = "0.25"
+    if options.address is None and options.fast:
+        # a prompt with its log probabilities is larger than gRPC's 4 MiB
+        settings |= {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
+        settings["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"] = str(256 * 2**20)
+        if (binary := haproxy_binary()) is not None:
+            settings |= haproxy_settings(binary, folder, plan.http)
+    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS" or options.address}
+    return settings | kept
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Raise `Interrupted` on each of the signals, but on SIGHUP under nohup."""
+    came: list[int] = []
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        came.append(signum)
+        if signum != signal.SIGTERM or len(came) > 1:  # nothing but the first SIGTERM's drain can be interrupted
+            for each in END_SIGNALS:
+                signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(signum)
+
+    wanted = [each for each in END_SIGNALS if signal.getsignal(each) is not signal.SIG_IGN or each != signal.SIGHUP]
+    before = {each: signal.signal(each, interrupt) for each in wanted}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+# ---- until it answers -------------------------------------------------------------------------------------------
+
+
+def wait_until_running(server: Server, show: Callable[[str], None], say: Callable[[str], None]) -> str:
+    """Show the child's phases until the gateway is up; returns the Ray cluster's address.
+
+    Raises:
+        StartError: it cannot be deployed, the child ended, or it took too long.
+    """
+    while True:
+        report = server.report(wait=0.2)
+        if "failed" in report:
+            raise StartError(report["failed"])
+        if "running" in report:
+            return str(report["running"])
+        if "phase" in report:
+            show(report["phase"])
+        if "say" in report:
+            say(report["say"])
+
+
+def await_answers(
+    plan: Plan, server: Server, show: Callable[[str], None], say: Callable[[str], None]
+) -> dict[str, str]:
+    """Wait until every model has answered a question or has failed, in any order.
+
+    Args:
+        show: takes what is being waited for.
+        say: takes what has happened.
+
+    Returns:
+        Why, of each model that does not answer; those that still load when the time is over among them.
+
+    Raises:
+        StartError: no model answers, or the child ended.
+    """
+    answered: set[str] = set()
+    failed: dict[str, str] = {}
+    while len(answered) + len(failed) < len(plan.models):
+        loading: dict[str, str] = {}
+        states = _states(plan)
+        for awaited in plan.awaited:
+            model, state = awaited.label, states.get(awaited.label)
+            if state is None or model in answered or model in failed:
+                continue
+            if state["status"] == "loading":
+                loading[model] = state["reason"]
+            elif reason := state["reason"] or _ask(plan, awaited):
+                failed[model] = reason
+            else:
+                answered.add(model)
+                say(f"{model} answers after {time.monotonic() - server.started:.1f} s")
+        if server.late and answered:
+            return failed | {model: f"still loading: {reason}" for model, reason in loading.items()}
+        if loading:
+            details = [server.loading] if server.loading else sorted(set(loading.values()))
+            show(f"Loading {', '.join(loading)}: {'; '.join(details)}")
+        if len(answered) + len(failed) < len(plan.models):
+            server.report(wait=0.1)
+    if not answered:
+        raise StartError("\n".join(f"{model}: {reason}" for model, reason in failed.items()))
+    return failed
+
+
+def _states(plan: Plan) -> dict[str, dict[str, Any]]:
+    """What the gateways say of their models, by label: nothing until Serve's proxies know them."""
+    said = {route: _health(plan, route) for route in {awaited.route for awaited in plan.awaited}}
+    found = [(awaited.label, said[awaited.route].get(awaited.model)) for awaited in plan.awaited]
+    return {label: state for label, state in found if state is not None}
+
+
+def _health(plan: Plan, route: str) -> dict[str, dict[str, Any]]:
+    try:
+        answer = httpx.get(
+            f"{plan.base}{route}/health", headers=plan.headers, timeout=60, trust_env=False, verify=_trust(plan)
+        )
+        states: dict[str, dict[str, Any]] = answer.json()["models"]
+    except httpx.TransportError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise StartError(f"clients will refuse {plan.http['ssl_certfile']}: {error}") from None
+        return {}
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return states
+
+
+def _trust(plan: Plan) -> ssl.SSLContext | bool:
+    certificate = plan.http.get("ssl_certfile")
+    return trust(certificate) if certificate else True
+
+
+def _ask(plan: Plan, awaited: Awaited) -> str | None:
+    """Ask for a few tokens; returns what is wrong with the answer."""
+    body = {"model": awaited.model, "prompt": QUESTION, "max_tokens": 4, "temperature": 0}
+    url = f"{plan.base}{awaited.route}/v1/completions"
+    try:
+        answer = httpx.post(url, json=body, headers=plan.headers, timeout=600, trust_env=False, verify=_trust(plan))
+    except httpx.TransportError as error:
+        return f"it does not answer: {error}"
+    return None if answer.status_code == 200 else f"it answers {answer.status_code}: {answer.text}"
+
+
+class _Printer:
+    """Shows progress where there is no terminal: one line per phase."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last = ""
+
+    def __call__(self, text: str) -> None:
+        phase = text.partition(":")[0]
+        if phase != self._last:
+            self._console.print(phase)
+            self._last = phase
+
+
+def _announce(console: Console, plan: Plan, ray: str, failed: dict[str, str], seconds: float) -> None:
+    served = [awaited for awaited in plan.awaited if awaited.label not in failed]
+    question = {"model": served[0].model, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
+    for model, reason in failed.items():
+        console.print(f"[bold red]Not serving[/] {model}:", end=" ")
+        console.print(reason, markup=False, soft_wrap=True)
+    console.print(
+        f"\n[bold green]Serving[/] {', '.join(awaited.label for awaited in served)} "
+        f"at [bold]{plan.url}/v1[/] after {seconds:.1f} s."
+    )
+    key = "" if plan.key is None else '-H "Authorization: Bearer $KEY" '  # never its text: this may be a log
+    console.print("Ask it something:\n")
+    trusted = f"--cacert {plan.http['ssl_certfile']} " if plan.http.get("ssl_certfile") else ""
+    url = f"{plan.base}{served[0].route}/v1/chat/completions"
+    console.print(
+        f"  curl {trusted}{url} {key}-H 'Content-Type: application/json' -d '{json.dumps(question)}'",
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"\nRay jobs find it with {MODE}=token RAY_ADDRESS={ray} (examples/batch_job.py). Ctrl-C stops it.\n",
+        markup=False,
+        soft_wrap=True,
+    )

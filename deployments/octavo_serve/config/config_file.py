@@ -1,0 +1,290 @@
+"""The config file of `octavo serve`: read, checked, and what the command must know of it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from octavo.config import unknown_key
+from octavo.errors import ConfigError, ModelError
+from octavo.source import SUM, check_source
+from octavo_serve.api.access import read_keys
+from octavo_serve.api.validation import explain
+from octavo_serve.config.serve_schema import Application, Document
+from octavo_serve.config.settings import (
+    ApiKey,
+    AppSettings,
+    ModelSettings,
+    ReplicaRange,
+    deployment_name,
+    load_settings,
+)
+from octavo_serve.config.yaml_file import read_yaml
+from octavo_serve.ports import here, in_url
+
+T = TypeVar("T")
+OUR_APP = "octavo_serve.app:build"
+DEFAULT_PORT = 8000
+DEFAULT_HOST = "127.0.0.1"  # Serve's own default in a config file is every interface
+START_KEY = "octavo-serve"
+"""Name of the key with which the command that starts the server asks whether it answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """A model that must answer before the server has started.
+
+    Attributes:
+        model: what requests call it.
+        route: of its application, "" for the root.
+        label: what it is called among the models of all applications.
+    """
+
+    model: str
+    route: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a config file asks for."""
+
+    document: dict[str, Any]  # the file, with the host and the port that will be used
+    apps: list[str]
+    host: str
+    port: int
+    awaited: list[Awaited]  # of all our applications
+    settings: list[AppSettings]  # of our applications
+    key: str | None  # that opens all our applications that have keys
+
+    @property
+    def base(self) -> str:
+        """Where this machine reaches the server."""
+        scheme = "https" if self.http.get("ssl_certfile") else "http"
+        return f"{scheme}://{in_url(here(self.host), self.port)}"
+
+    @property
+    def http(self) -> dict[str, Any]:
+        """Serve's `http_options`."""
+        options: dict[str, Any] = self.document["http_options"]
+        return options
+
+    @property
+    def url(self) -> str:
+        """The same of the first of our applications."""
+        return f"{self.base}{self.route}"
+
+    @property
+    def route(self) -> str:
+        """Of the first of our applications, "" for the root."""
+        return self.awaited[0].route
+
+    @property
+    def models(self) -> list[str]:
+        """What the models of all our applications are called."""
+        return [model.label for model in self.awaited]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of a request that the server answers."""
+        return {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
+
+    @property
+    def scales(self) -> bool:
+        """Whether the load decides how many shards some model has."""
+        return any(isinstance(model.replicas, ReplicaRange) for found in self.settings for model in found.models)
+
+
+def read_plan(config: Path, port: int | None = None, host: str | None = None) -> Plan:
+    """Read and check a config file by itself; `check_files` looks at what it names.
+
+    Args:
+        port, host: listen here instead of where the file says.
+
+    Raises:
+        ConfigError: it is missing or not valid; the message names what.
+    """
+    document = read_yaml(config)
+    if not isinstance(document, dict) or not document:
+        raise ConfigError("a config needs a list of applications; see configs/quickstart.yaml")
+    asked_for = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    if isinstance(http := document.get("http_options") or {}, dict):
+        said = {key: value for key, value in http.items() if key != "host" or value is not None}
+        document["http_options"] = {"host": DEFAULT_HOST, "port": DEFAULT_PORT, **said, **asked_for}
+    apps = _checked(document).applications
+    pairs = zip(apps, document["applications"], strict=True)
+    ours = [(app, found) for app, found in pairs if app.import_path == OUR_APP]
+    if not ours:
+        raise ConfigError(f"no application has import_path: {OUR_APP}")
+    key = secrets.token_urlsafe(32)
+    settings = []
+    for app, found in ours:
+        arguments = found.setdefault("args", {})
+        find_files_beside(config, arguments)
+        settings.append(_settings(app, arguments, len(ours) > 1))
+        if keys := settings[-1].sealed().api_keys:
+            arguments["api_keys"] = [entry.model_dump(exclude_none=True) for entry in [*keys, _start_key(key)]]
+    options = document["http_options"]
+    return Plan(
+        document,
+        [app.name for app in apps],
+        options["host"],
+        options["port"],
+        _awaited([app for app, _ in ours], settings),
+        settings,
+        key if any(found.api_keys for found in settings) else None,
+    )
+
+
+def _checked(document: dict[str, Any]) -> Document:
+    """The document as Serve understands it, and no key that Serve would ignore."""
+    try:
+        checked = Document.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(explain(error, Document, "setting")[0]) from None
+    apps = checked.applications
+    if (name := _twice(app.name for app in apps)) is not None:
+        raise ConfigError(f"two applications are called {name!r}: give each a name of its own")
+    if (route := _twice(app.route_prefix for app in apps if app.route_prefix is not None)) is not None:
+        raise ConfigError(f"two applications have the route_prefix {route!r}: give each its own")
+    http = checked.http_options
+    if (http.ssl_certfile is None) != (http.ssl_keyfile is None):
+        raise ConfigError("http_options needs both ssl_certfile and ssl_keyfile for TLS, or neither")
+    return checked
+
+
+def _twice(names: Iterable[str]) -> str | None:
+    seen = set[str]()
+    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
+
+
+def _settings(app: Application, arguments: dict[str, Any], several: bool) -> AppSettings:
+    try:
+        settings = load_settings(arguments)
+        valid = ["gateway", *(deployment_name(model.name) for model in settings.models)]
+        for deployment in app.deployments:
+            if (name := str(deployment.get("name"))) not in valid:
+                raise ConfigError(unknown_key(name, valid, "deployment"))
+    except ConfigError as error:
+        raise ConfigError(f"application {app.name!r}: {error}" if several else str(error)) from None
+    return settings
+
+
+def _start_key(key: str) -> ApiKey:
+    return ApiKey(name=START_KEY, sha256=sha256(key.encode()).hexdigest(), operator=True)
+
+
+def _awaited(apps: Sequence[Application], settings: Sequence[AppSettings]) -> list[Awaited]:
+    """Every model of every application that has an address; several applications may have models of one name."""
+    found = []
+    for app, its in zip(apps, settings, strict=True):
+        if app.route_prefix is not None:
+            route, others = app.route_prefix.rstrip("/"), f" ({app.name})" if len(apps) > 1 else ""
+            found += [Awaited(model.name, route, model.name + others) for model in its.models]
+    if not found:
+        raise ConfigError("no application has a route_prefix: nothing could be asked")
+    return found
+
+
+def find_files_beside(config: Path, arguments: dict[str, Any]) -> None:
+    """Make paths absolute that name files beside the config: what is none, such as a hub id, stays as it is."""
+    models, keys = arguments.get("models"), arguments.get("api_keys")
+    places = [(key, "file") for key in keys or ()] if isinstance(keys, list) else []
+    for model in models if isinstance(models, list) else ():
+        if isinstance(model, dict):
+            places += [(model, "source"), (model.get("engine"), "rehearsal")]
+            places += [(model.get("accuracy"), name) for name in ("text", "reference")]
+    for where, name in places:
+        written = where.get(name) if isinstance(where, dict) else None
+        if isinstance(written, str) and written:
+            file, mark, wanted = written.partition(SUM)
+            if file and _exists(path := config.absolute().parent / file):
+                where[name] = f"{path}{mark}{wanted}"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+# ---- what the file names -----------------------------------------------------------------------------------------
+
+
+def check_files(plan: Plan) -> None:
+    """Look for what the config names on this machine, before anything starts; nothing is fetched or put together.
+
+    Raises:
+        ConfigError: one is missing, named with where the config says it; all of them, a line each.
+    """
+    problems = []
+    for settings in plan.settings:
+        for key in settings.api_keys:
+            problems += _problem("", read_keys, Path(key.file)) if key.file else []
+        for model in settings.models:
+            problems += _of_model(model)
+    for name in ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs"):
+        problems += _missing(plan.document["http_options"].get(name), f"http_options.{name}")
+    problems = problems or _not_loadable([model for settings in plan.settings for model in settings.models])
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _of_model(model: ModelSettings) -> list[str]:
+    whose = f"model {model.name!r}: "
+    found = _problem(whose, check_source, model.source)
+    if model.accuracy is not None:
+        found += _missing(model.accuracy.text, f"{whose}accuracy.text")
+        found += _problem(whose, check_source, model.accuracy.reference) if model.accuracy.reference else []
+    if model.engine.rehearsal is not None:
+        from octavo.rehearsal.simulated import load_profile  # numpy
+
+        found += _problem(whose, load_profile, model.engine.rehearsal)
+    return found
+
+
+def _not_loadable(models: list[ModelSettings]) -> list[str]:
+    """Settings that a model's files contradict; and what is wrong with the models where nothing is right with any: one
+    that is broken is no reason not to serve the others."""
+    from octavo.models.parallel import TPGroup  # numpy
+    from octavo.models.source_spec import check_loadable, read_share
+
+    wrong, broken = [], []
+    for model in models:
+        if model.engine.rehearsal is None and (source := check_source(model.source)) is not None:
+            try:
+                check_loadable(source, model.engine.quantization, model.engine.max_model_len)
+                if model.tensor_parallel > 1:
+                    group = TPGroup()
+                    group.size = model.tensor_parallel
+                    read_share(source, group)
+            except ConfigError as error:
+                wrong.append(f"model {model.name!r}: {error}")
+            except ModelError as error:
+                broken.append(f"model {model.name!r}: {error}")
+    return wrong or (broken if len(broken) == len(models) else [])
+
+
+def _problem(whose: str, look: Callable[[T], object], at: T) -> list[str]:
+    try:
+        look(at)
+    except (ConfigError, ModelError) as error:
+        return [f"{whose}{error}"]
+    except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, or ~ of nobody
+        return [f"{whose}{str(at)[:80]!r} cannot be looked at: {error}"]
+    return []
+
+
+def _missing(file: str | None, what: str) -> list[str]:
+    def look(file: str) -> None:
+        if not Path(file).expanduser().is_file():
+            raise ConfigError(f"there is no file {file!r}")
+
+    return [] if file is None else _problem(f"{what}: ", look, file)

@@ -1,0 +1,523 @@
+"""The typed settings of an Octavo application: what `args` in a config file may say."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from hashlib import blake2b, sha256
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_type_hints
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+
+from octavo.config import EngineConfig, unknown_key
+from octavo.errors import ConfigError
+from octavo.models.quantization import ROUNDINGS, STORED, parse_rounding
+from octavo.routing.policy import PolicyName
+from octavo.routing.router import RoutingConfig
+from octavo.scaling.policy import Targets
+from octavo_serve.api.access import Caller, Keys, KnownKey, Rules
+from octavo_serve.api.validation import explain
+from octavo_serve.config.placement import Group, Strategy
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+LONGEST_NAME = 80
+"""Characters of a model's name that go into its deployment's: names of log files hold 255 bytes, and more than that."""
+
+_FIELDS: dict[str, Any] = {
+    field.name: (get_type_hints(EngineConfig)[field.name], field.default) for field in dataclasses.fields(EngineConfig)
+}
+_Strict = create_model("_Strict", __config__=ConfigDict(strict=True), **_FIELDS)
+"""`EngineConfig` without conversions: YAML's `yes` is no number of sequences, and a quoted number is a text."""
+
+_TARGETS = Targets()
+
+
+def _engine(value: object) -> object:
+    """Check an engine's settings by themselves: pydantic ignores unknown keys of a nested standard dataclass."""
+    if not isinstance(value, dict):
+        return value
+    names = [field.name for field in dataclasses.fields(EngineConfig)]
+    for key in value:
+        if key not in names:
+            raise ConfigError(unknown_key(str(key), names))
+    try:
+        config = EngineConfig(**_Strict.model_validate(value).model_dump())
+    except ValidationError as error:
+        raise ConfigError(explain(error, EngineConfig, "setting")[0]) from None
+    if config.quantization not in (None, "gguf", *STORED) and parse_rounding(config.quantization) is None:
+        raise ConfigError(f"quantization must be one of {ROUNDINGS}, got {config.quantization!r}")
+    return config
+
+
+Engine = Annotated[EngineConfig, BeforeValidator(_engine)]
+
+
+class Settings(BaseModel):
+    """Base: unknown keys are errors at any depth, and values are not converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ReplicaRange(Settings):
+    """How many shards a model may have; the rest is `octavo.scaling.policy.Targets`, in its words and units.
+
+    Attributes:
+        min, max: bounds; 0 lets an idle model give everything back, its next request waits for a shard.
+        initial: shards to start with; None is `min`.
+        warm: processes kept ready for shards to come on every node with a shard, 100 MB each; see `shard.warm`.
+    """
+
+    min: Annotated[int, Field(ge=0)] = 1
+    max: Count
+    initial: Annotated[int, Field(ge=0)] | None = None
+    warm: Annotated[int, Field(ge=0)] = 1
+    utilization: Annotated[float, Field(gt=0, le=1)] = _TARGETS.utilization
+    drain_within: Seconds = _TARGETS.drain_within
+    kv_utilization: Annotated[float, Field(gt=0, le=1)] = _TARGETS.kv_utilization
+    ttft: Seconds = _TARGETS.ttft
+    down_after: Seconds = _TARGETS.down_after
+    zero_after: Seconds = _TARGETS.zero_after
+    stale_after: Seconds = _TARGETS.stale_after
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """What the autoscaling policy is made with."""
+        return self.model_dump(exclude={"min", "max", "initial", "warm"})
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Self:
+        initial = self.min if self.initial is None else self.initial
+        if not self.min <= initial <= self.max:
+            raise ValueError(f"min {self.min}, initial {initial} and max {self.max} must be in this order")
+        return self
+
+
+def _kind(value: object) -> str:
+    """Which of the two `replicas` is meant; the names are those of the error messages."""
+    return "dict" if isinstance(value, dict | ReplicaRange) else "int"
+
+
+Replicas = Annotated[
+    Annotated[Count, Tag("int")] | Annotated[ReplicaRange, Tag("dict")],
+    Discriminator(_kind),
+]
+
+
+class Alias(Settings):
+    """Another name of a model.
+
+    Attributes:
+        name: what requests say in their `model` field. Several models may have the same alias: it stands for one of
+            them then, the same for all requests of a session or user, else at random.
+        weight: this model's part of the requests, relative to the others of the same alias.
+    """
+
+    name: str = Field(min_length=1)
+    weight: float = Field(default=1.0, gt=0)
+
+
+def _alias(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class AccuracySettings(Settings):
+    """What a shard must show before it serves (`octavo.evaluation.gate`; `octavo evaluate` measures the same).
+
+    Attributes:
+        max_kl: the most that the mean KL divergence of next-token distributions from the reference's may be, in nats.
+        text: a UTF-8 file to measure on, on every machine that shards run on.
+        tokens: of the text that are used.
+        window: tokens that are read as one sequence.
+        reference: a source to compare with, in float32; None means the model's own.
+    """
+
+    max_kl: float = Field(ge=0)
+    text: str = Field(min_length=1)
+    tokens: Annotated[int, Field(ge=2)] = 2048
+    window: Annotated[int, Field(ge=4)] = 512
+    reference: str | None = None
+
+
+class SamplingDefaults(Settings):
+    """Sampling where a request leaves it open; see `octavo.request.SamplingParams`."""
+
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_k: int | None = Field(default=None, ge=-1, le=2**31)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+
+
+class ModelSettings(Settings):
+    """One served model: a Serve deployment of engine shards.
+
+    Attributes:
+        name: what requests say in their `model` field.
+        aliases: further names, plain or with a weight.
+        source: a directory, a hub id, a .gguf file, or package:MODULE/FILE (see `octavo.source`). `octavo serve` finds
+            relative paths beside the config file, and so the engine's `rehearsal` and the files of `accuracy`.
+        engine: settings of each shard's engine.
+        accuracy: what each shard must show before it serves.
+        default_max_tokens: most tokens of a chat's answer where the request does not say; null is what the context
+            holds.
+        generation_config: "auto" takes the sampling that the model's makers recommend (temperature, top_p, top_k,
+            min_p, repetition_penalty) where a request leaves it open; "none" does not.
+        override_generation_config: the same five, in place of what the model's files say.
+        replicas: shards; a number, or bounds between which their number follows the load.
+        tensor_parallel: ranks that share one shard's model, each in a bundle of the shard's own placement group.
+        placement_strategy: of that group: STRICT_PACK puts all ranks on one node.
+        num_cpus, num_gpus: what Ray reserves per rank when it looks for a place; `engine.threads` says what is used.
+        max_ongoing_requests: requests that one gateway has at one shard, running and waiting; more wait in the gateway,
+            where a shard that has just started finds them. By default `max_num_seqs` of them where the number of shards
+            follows the load, and else as good as all.
+        health_check_period_s, health_check_timeout_s: how often and how long Serve asks a shard for its health.
+        graceful_shutdown_timeout_s: how long a shard that leaves may take; its streams have all but the last two
+            seconds to end, then they go on at another shard.
+    """
+
+    name: str = Field(min_length=1)
+    aliases: list[Annotated[Alias, BeforeValidator(_alias)]] = Field(default_factory=list)
+    source: str = Field(min_length=1)
+    engine: Engine = Field(default_factory=EngineConfig)
+    accuracy: AccuracySettings | None = None
+    default_max_tokens: Count | None = 4096
+    generation_config: Literal["auto", "none"] = "auto"
+    override_generation_config: SamplingDefaults = Field(default_factory=SamplingDefaults)
+    replicas: Replicas = 1
+    tensor_parallel: Count = 1
+    placement_strategy: Strategy = "STRICT_PACK"
+    num_cpus: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    num_gpus: float = Field(default=0, ge=0, allow_inf_nan=False)
+    max_ongoing_requests: Count | None = None
+    health_check_period_s: Seconds = 5.0
+    health_check_timeout_s: Seconds = 15.0
+    graceful_shutdown_timeout_s: Seconds = 20.0
+
+    @model_validator(mode="after")
+    def _ranks_have_a_place(self) -> Self:
+        if self.engine.tensor_parallel_size != 1:
+            size = self.engine.tensor_parallel_size
+            raise ValueError(
+                f"engine.tensor_parallel_size is for offline use: say tensor_parallel: {size} beside engine"
+            )
+        if self.tensor_parallel > 1 and self.accuracy is not None:
+            raise ValueError("accuracy is measured on one rank: leave it out, or set tensor_parallel to 1")
+        if self.tensor_parallel > 1 and not self.bundle:
+            raise ValueError("num_cpus or num_gpus must be above 0 with tensor_parallel, or Ray reserves no place")
+        return self
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What Ray reserves per rank."""
+        asked = {"CPU": self.num_cpus, "GPU": self.num_gpus}
+        return {name: amount for name, amount in asked.items() if amount}
+
+    @property
+    def group(self) -> Group:
+        """What Ray has to place for one shard."""
+        return Group(self.bundle, self.tensor_parallel, self.placement_strategy)
+
+    @property
+    def rank_engine(self) -> EngineConfig:
+        """What the engine of each rank is started with."""
+        return dataclasses.replace(self.engine, tensor_parallel_size=self.tensor_parallel)
+
+    @property
+    def fewest_shards(self) -> int:
+        """Shards that the model has at all times."""
+        return self.replicas if isinstance(self.replicas, int) else self.replicas.min
+
+    @property
+    def most_requests(self) -> int:
+        """Requests that one gateway has at one shard."""
+        scales = isinstance(self.replicas, ReplicaRange)
+        return self.max_ongoing_requests or (self.engine.max_num_seqs if scales else 10_000)
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether there may be no shard until a request comes."""
+        return isinstance(self.replicas, ReplicaRange) and self.replicas.min == 0
+
+    @property
+    def defaults(self) -> tuple[int | None, str, SamplingDefaults]:
+        """What decides about requests that leave something open."""
+        return self.default_max_tokens, self.generation_config, self.override_generation_config
+
+    def same_engine(self, other: ModelSettings) -> bool:
+        """Whether shards of one serve the other as they are."""
+        return (self.source, self.rank_engine, self.on_demand) == (other.source, other.rank_engine, other.on_demand)
+
+
+class GatewaySettings(Settings):
+    """The HTTP and handle ingress.
+
+    Attributes:
+        replicas: gateway processes.
+        num_cpus: what Ray reserves per gateway.
+        max_ongoing_requests: requests in one gateway at once.
+        max_body_bytes: a larger body is refused with 413 before it is read to its end; by default what the longest
+            context of the models needs (see `octavo_serve.api.bounds`).
+        max_prompts: prompts in one completion request.
+        max_n: `n` and `best_of` of one request.
+        failover_timeout_s: how long a request waits for a shard when there is none, new or with its shard gone.
+        max_failovers: shards that may die under one request before it is given up.
+        shard_silence_s: without a sign of life for so long a shard counts as dead; shards give one every second.
+        loading_wait_s: how long a request for a model that is still loading waits before it is answered with 503.
+    """
+
+    replicas: Count = 1
+    num_cpus: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    max_ongoing_requests: Count = 10_000
+    max_body_bytes: Count | None = None
+    max_prompts: Count = 1024
+    max_n: Annotated[int, Field(ge=1, le=128)] = 128
+    failover_timeout_s: Seconds = 120.0
+    max_failovers: Annotated[int, Field(ge=0)] = 5
+    shard_silence_s: Seconds = 10.0
+    loading_wait_s: float = Field(default=30.0, ge=0)
+
+
+class RouterSettings(Settings):
+    """How requests find a shard (see `octavo.routing.policy`, docs/routing.md).
+
+    Attributes:
+        policy: prefix_affinity, least_loaded, round_robin or session.
+        stream_weight: seconds of waiting for a first token that one second of delay to one running stream is worth.
+        stale_after_s: a shard that was not heard for so long is judged by what was sent there alone.
+        max_blocks_per_shard: block hashes a gateway keeps per shard; about 130 bytes each.
+        log_decisions: log every decision with all numbers of the formula.
+        report_s: how often shards tell routers their load.
+    """
+
+    policy: PolicyName = "prefix_affinity"
+    stream_weight: Annotated[float, Field(ge=0)] = 0.01
+    stale_after_s: Seconds = 2.0
+    max_blocks_per_shard: Count = 500_000
+    log_decisions: bool = False
+    report_s: Seconds = 0.05
+
+    @property
+    def config(self) -> RoutingConfig:
+        """What a gateway's routers go by."""
+        return RoutingConfig(**self.model_dump(exclude={"report_s"}))
+
+
+def _key(value: object) -> object:
+    if value is not None and not (isinstance(value, str) and re.fullmatch(r"[!-~]{1,512}", value)):
+        raise ValueError("a key is a string of 1 to 512 visible ASCII characters")
+    return value
+
+
+class ApiKey(Settings):
+    """One key that opens the API, by one of four ways; see docs/access.md.
+
+    Attributes:
+        name: of whoever holds it, in logs and metrics. Several entries may share a name: an old key and its successor.
+        key: its text, for tests: it stands in the config.
+        file: a file with the key, or with several, a line each; read again when it changes.
+        env: an environment variable with the key, of the process that reads the config.
+        sha256: of its text, 64 hexadecimal digits: no secret is in the config then.
+        operator: whoever holds it sees what `AccessSettings.disclose` withholds from others.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    key: Annotated[str | None, BeforeValidator(_key), Field(repr=False)] = None
+    file: Annotated[str, Field(min_length=1)] | None = None
+    env: Annotated[str, Field(min_length=1)] | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    operator: bool = False
+
+    @model_validator(mode="after")
+    def _has_one_way(self) -> Self:
+        if sum(way is not None for way in (self.key, self.file, self.env, self.sha256)) != 1:
+            raise ValueError("a key needs its name and one of key, file, env or sha256")
+        return self
+
+    def sealed(self) -> ApiKey:
+        """The same entry without its secret: what `key` or `env` held as its SHA-256.
+
+        Raises:
+            ConfigError: the environment variable is not set, or holds no key.
+        """
+        if self.key is None and self.env is None:
+            return self
+        text = self.key if self.env is None else os.environ.get(self.env, "").strip()
+        if not text:
+            raise ConfigError(f"the environment variable {self.env} of the key {self.name!r} is not set, or empty")
+        digest = sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+        return ApiKey(name=self.name, sha256=digest, operator=self.operator)
+
+    def known(self) -> KnownKey:
+        """The same, sealed, as the gateway keeps it."""
+        holder = Caller(self.name, self.operator)
+        if self.file is not None:
+            return KnownKey(holder, file=Path(self.file))
+        return KnownKey(holder, bytes.fromhex(self.sealed().sha256 or ""))
+
+
+class PriorityRange(Settings):
+    """What clients may say in `priority`: lower goes first, and what is outside is taken as the nearer end."""
+
+    min: int = Field(0, ge=-(2**63), lt=2**63)
+    max: int = Field(0, ge=-(2**63), lt=2**63)
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} must not be above max {self.max}")
+        return self
+
+
+def _given(value: object) -> object:
+    """An `api_keys` without keys is a mistake that would open the door: it is refused."""
+    if not value:
+        raise ValueError("api_keys has no entry: leave it out to serve without keys")
+    if not isinstance(value, list) or not all(isinstance(entry, dict | ApiKey) for entry in value):
+        raise ValueError("api_keys is a list of entries such as {name: alice, file: alice.key}")
+    return value
+
+
+def _origin(value: str) -> str:
+    if value != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+", value):
+        raise ValueError(f'{value!r} is not an origin: write it like https://app.example.com, or "*" for all')
+    return value
+
+
+def _host(value: str) -> str:
+    name = value.lower().removesuffix(".").removeprefix("[").removesuffix("]")
+    if name != "*" and not re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*|[0-9a-f.]*:[0-9a-f.]*:[0-9a-f:.]*", name):
+        raise ValueError(f'{value!r} is not a host: write its name or address without a port, or "*" for all')
+    return name
+
+
+class AccessSettings(Settings):
+    """Who may ask, and what answers tell (see `octavo_serve.api.access`, docs/access.md).
+
+    Attributes:
+        api_keys: with any, everything but /health needs one of them.
+        isolate_cache: what one key's prompts left in the prefix cache serves no other key's.
+        client_priority: what a client's `priority` may be; None refuses it.
+        allowed_hosts: names beside those of this machine's loopback that a request's `Host` may say; "*" is any. None
+            checks nothing where the server listens on more than loopback.
+        cors_origins: web pages of these origins may use the API; "*" is any.
+        disclose: whether answers tell cached tokens, shards and why they were chosen, and why a model has failed. None
+            tells it where the server listens on loopback and has no keys.
+    """
+
+    api_keys: Annotated[list[ApiKey], BeforeValidator(_given)] = Field(default_factory=list)
+    isolate_cache: bool = False
+    client_priority: PriorityRange | None = None
+    allowed_hosts: list[Annotated[str, AfterValidator(_host)]] | None = None
+    cors_origins: list[Annotated[str, AfterValidator(_origin)]] = Field(default_factory=list)
+    disclose: bool | None = None
+
+    @model_validator(mode="after")
+    def _namespaces_need_names(self) -> Self:
+        if self.isolate_cache and not self.api_keys:
+            raise ValueError("isolate_cache keeps the prompts of different keys apart: it needs api_keys")
+        return self
+
+    def rules(self, loopback: bool) -> Rules:
+        """The same as the gateway needs it; files with keys are read.
+
+        Args:
+            loopback: the server listens on nothing else.
+        """
+        priority, hosts = self.client_priority, self.allowed_hosts
+        checked = [] if hosts is None and loopback else hosts
+        return Rules(
+            Keys(key.known() for key in self.api_keys) if self.api_keys else None,
+            self.isolate_cache,
+            None if priority is None else (priority.min, priority.max),
+            None if checked is None or "*" in checked else frozenset(checked),
+            tuple(self.cors_origins),
+            (loopback and not self.api_keys) if self.disclose is None else self.disclose,
+        )
+
+
+class AppSettings(AccessSettings):
+    """Everything under `args` of the application in a config file."""
+
+    models: list[ModelSettings] = Field(min_length=1)
+    gateway: GatewaySettings = Field(default_factory=GatewaySettings)
+    router: RouterSettings = Field(default_factory=RouterSettings)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        names = [model.name for model in self.models]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two models are called {name!r}: give each its own name")
+        for model in self.models:
+            aliases = [alias.name for alias in model.aliases]
+            for alias in aliases:
+                if alias in names or aliases.count(alias) > 1:
+                    raise ValueError(f"{alias!r} is a model's name or twice an alias of {model.name!r}")
+        return self
+
+    def sealed(self) -> AppSettings:
+        """The same settings without a secret in them; see `ApiKey.sealed`.
+
+        Raises:
+            ConfigError: two holders have one key, or as there.
+        """
+        keys, holders = [key.sealed() for key in self.api_keys], dict[str, str]()
+        for key in keys:
+            if key.sha256 is not None and (other := holders.setdefault(key.sha256, key.name)) != key.name:
+                raise ConfigError(f"{other!r} and {key.name!r} have the same key: give each a key of its own")
+        return self.model_copy(update={"api_keys": keys})
+
+    def as_args(self) -> dict[str, Any]:
+        """Plain values that `load_settings` makes the same settings of."""
+        return self.model_dump(mode="json", exclude=None if self.api_keys else {"api_keys"})
+
+    @property
+    def aliases(self) -> dict[str, dict[str, float]]:
+        """Alias -> the models it stands for and their weights."""
+        found: dict[str, dict[str, float]] = {}
+        for model in self.models:
+            for alias in model.aliases:
+                found.setdefault(alias.name, {})[model.name] = alias.weight
+        return found
+
+
+def deployment_name(model: str) -> str:
+    """The deployment of a model's shards; no two models have the same.
+
+    Its name follows "shard-". Where Serve or a file name could not hold it, what they can hold of it and a hash of all
+    of it follow "shards-" instead.
+    """
+    if len(model) <= LONGEST_NAME and all(_plain(c) for c in model):
+        return f"shard-{model}"
+    readable = "".join(c if _plain(c) else "-" for c in model[:LONGEST_NAME])
+    return f"shards-{readable}-{blake2b(model.encode('utf-8', 'surrogatepass'), digest_size=8).hexdigest()}"
+
+
+def _plain(character: str) -> bool:
+    return character.isascii() and (character.isalnum() or character in "-_.")
+
+
+def load_settings(args: dict[str, Any]) -> AppSettings:
+    """Validate the `args` of an application.
+
+    Raises:
+        ConfigError: naming the key that is wrong, and for an unknown key the nearest valid one.
+    """
+    try:
+        return AppSettings.model_validate(args)
+    except ValidationError as error:
+        raise ConfigError(explain(error, AppSettings, "setting")[0]) from None

@@ -1,0 +1,89 @@
+"""The adapter between Ray Serve's autoscaling and `octavo.scaling`: Ray's context there, plain numbers here.
+
+Serve pickles this module into its controller and calls the policy in the control loop, ten times a second: nothing here
+may wait for anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from ray.serve.config import AutoscalingContext
+
+from octavo.scaling.policy import ScalingState, ShardLoad, Targets, decide
+from octavo_serve.config.placement import Group, most_shards
+from octavo_serve.controller.nodes import Nodes
+
+POLICY = "octavo_serve.controller.autoscaling:Autoscaler"
+REPORT_SECONDS = 0.5
+"""How often shards report; Serve's own default of ten seconds is longer than most bursts."""
+
+_STATE = "octavo"
+
+
+class Autoscaler:
+    """Serve's policy for one model.
+
+    Args:
+        group: the fields of a shard's `octavo_serve.config.placement.Group`.
+        kept: the same of all that other models are to have at all times: a burst here leaves room for it.
+        targets: the fields of `octavo.scaling.policy.Targets`.
+    """
+
+    def __init__(
+        self, group: dict[str, Any] | None = None, kept: Sequence[dict[str, Any]] = (), **targets: float
+    ) -> None:
+        self.targets = Targets(**targets)
+        self.group = Group(**group) if group else None
+        self.kept = [Group(**each) for each in kept]
+        self.nodes = Nodes()
+        self._counted: tuple[object, int] = (None, 0)  # nodes as they were found, and the shards that fit on them
+
+    def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+        decision = decide(
+            loads(context),
+            now=context.current_time or 0.0,
+            running=context.current_num_replicas,
+            target=context.target_num_replicas,
+            held=context.total_queued_requests,
+            targets=self.targets,
+            state=context.policy_state.get(_STATE, ScalingState()),
+        )
+        room = self._room(context.current_time or 0.0)
+        allowed = decision.replicas if room is None else min(decision.replicas, room)
+        wanted = min(max(allowed, context.capacity_adjusted_min_replicas),
+                     context.capacity_adjusted_max_replicas)  # fmt: skip
+        if wanted != context.target_num_replicas:
+            logging.getLogger("ray.serve").info(
+                "%s: %d -> %d shards (%s; demand is %.2f shards)",
+                context.deployment_name, context.target_num_replicas, wanted, decision.reason, decision.demand,
+            )  # fmt: skip
+        return allowed, {_STATE: decision.state}
+
+    def _room(self, now: float) -> int | None:
+        """Shards that the cluster can hold beside what others are to have; None where this is not known."""
+        if self.group is None or (nodes := self.nodes.latest(now)) is None:
+            return None
+        if self._counted[0] is not nodes:
+            self._counted = nodes, most_shards(self.group, self.kept, nodes)
+        return self._counted[1]
+
+
+def loads(context: AutoscalingContext) -> list[ShardLoad]:
+    """The shards' latest reports; one that has not reported yet is left out."""
+    now = context.current_time or 0.0
+    metrics = context.raw_metrics or {}
+    names = [field.name for field in dataclasses.fields(ShardLoad) if field.name != "age"]
+    if not all(name in metrics for name in names):
+        return []
+    found = []
+    for replica in metrics[names[0]]:
+        series = {name: metrics[name].get(replica) for name in names}
+        if all(series.values()):
+            latest = {name: points[-1] for name, points in series.items() if points}
+            values = {name: point.value for name, point in latest.items()}
+            found.append(ShardLoad(**values, age=now - latest[names[0]].timestamp))
+    return found

@@ -1,0 +1,213 @@
+"""The gateway: the HTTP and handle ingress in front of the shards."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import logging.handlers
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+
+from octavo.routing.router import RoutingConfig
+from octavo.source import Source
+from octavo.text.recommended import recommended_sampling
+from octavo_serve.api.access import Access
+from octavo_serve.api.body import parse
+from octavo_serve.api.bounds import Limits
+from octavo_serve.api.model import Defaults
+from octavo_serve.api.registry import ModelEntry, Registry
+from octavo_serve.api.service import Service
+from octavo_serve.api.telemetry import ShardStats, Telemetry
+from octavo_serve.config.placement import unplaceable
+from octavo_serve.config.settings import ModelSettings, deployment_name, load_settings
+from octavo_serve.gateway.drain import Drain
+from octavo_serve.gateway.picker import Picker
+from octavo_serve.gateway.shard_client import Failover, ShardClient
+from octavo_serve.gateway.watch import Deployments, load_text, watch_room, watch_shards
+from octavo_serve.http.app import http_app
+from octavo_serve.ports import is_loopback
+from octavo_serve.ray_private import Deployment, http_host, keep_serve_at_home, process_is_open
+from octavo_serve.ray_token import UNAUTHENTICATED, close_token
+from octavo_serve.surfaces.chat.schemas import ChatChunk, ChatCompletion, ChatRequest
+from octavo_serve.surfaces.chat.surface import CHAT
+from octavo_serve.surfaces.completions.schemas import Completion, CompletionRequest
+from octavo_serve.surfaces.completions.surface import COMPLETIONS
+
+logger = logging.getLogger("ray.serve")
+
+FAST = {
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "Serve's throughput settings",
+    "RAY_SERVE_ENABLE_HA_PROXY": "HAProxy in front of the gateways",
+}
+"""Environment of Ray's processes that `octavo serve` sets, and what it switches on; see docs/serve_cost.md."""
+
+LOG_SECONDS = 1.0
+"""Until a line that says whose key a request had can be read in the log."""
+
+
+class Gateway:
+    """Validates, tokenises, routes, detokenises. One of these serves HTTP; from Python the same is a handle call:
+
+        gateway = serve.get_app_handle("octavo")
+        answer = gateway.chat.remote({"messages": [{"role": "user", "content": "Hello"}]}).result()
+        for chunk in gateway.options(stream=True).chat_stream.remote({...}): ...
+
+    Requests and answers are those of the HTTP API; errors are raised as `octavo.errors`.
+    """
+
+    def __init__(self, shards: dict[str, DeploymentHandle[Any]]) -> None:
+        keep_serve_at_home()
+        if off := [what for name, what in FAST.items() if os.environ.get(name) != "1"]:
+            logger.warning("Slower than it could be, for these are off: %s. `octavo serve` sets them.", ", ".join(off))
+        if process_is_open():
+            logger.warning(UNAUTHENTICATED)
+        else:
+            close_token(os.environ)  # `serve run` alone leaves it readable for everybody
+        # `shards` only tells Serve that these deployments belong to the application: `reconfigure` says which to use
+        self.service = Service(Registry(), Limits(), Telemetry())
+        self.access = Access()
+        self._deployments = Deployments(serve.get_replica_context().app_name)
+        self._served: dict[str, _Served] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._drain = Drain()
+        threading.Thread(target=_show_logs, name="octavo-logs", daemon=True).start()
+        gc.freeze()  # 126,000 objects of modules, which each look at all objects went through: 75 ms with the loop held
+
+    async def reconfigure(self, args: dict[str, Any]) -> None:
+        """Serve these models from now on; those whose settings are the same go on as they are."""
+        settings = load_settings(args)
+        old, self._served = self._served, {}
+        for model in settings.models:
+            kept = old.pop(model.name, None)
+            if kept is None or not kept.model.same_engine(model) or kept.model.defaults != model.defaults:
+                self._served[model.name] = self._serve(model, settings.router.config)
+            else:
+                self._served[model.name] = kept
+            self._served[model.name].picker.router.config = settings.router.config
+        for gone in old.values():
+            gone.close(self._closing)
+        gateway, registry = settings.gateway, self.service.models
+        registry.entries = {name: served.entry for name, served in self._served.items()}
+        registry.aliases, registry.wait = settings.aliases, gateway.loading_wait_s
+        failover = Failover(gateway.failover_timeout_s, gateway.max_failovers, gateway.shard_silence_s)
+        for served in self._served.values():
+            served.client.failover = failover
+        self.service.telemetry.watch_routers({name: served.picker.router for name, served in self._served.items()})
+        self.access.rules = settings.rules(is_loopback(await _bind_host()))
+        registry.explain = self.access.rules.keys is None or self.access.rules.disclose
+        self.service.limits = Limits(gateway.max_body_bytes, gateway.max_prompts, gateway.max_n)
+
+    def _serve(self, model: ModelSettings, routing: RoutingConfig) -> _Served:
+        """Look after a model from now on, in the background: nothing here waits for it."""
+        deployment, app = deployment_name(model.name), serve.get_replica_context().app_name
+        handle: DeploymentHandle[Any] = serve.get_deployment_handle(deployment, app)
+        shards = Deployment(deployment, app)
+        picker = Picker(routing, shards)
+        client = ShardClient(handle, picker, Failover(), self.service.telemetry.moves_of(model.name))
+        shards.watch(client.listed)
+        self.service.telemetry.at_shards.labels(model.name).set_function(client.num_running)
+        entry = ModelEntry(model.name, int(time.time()), client, model.on_demand)
+        tasks = [
+            asyncio.create_task(load_text(entry, model.source, partial(_defaults, model))),
+            asyncio.create_task(watch_shards(entry, client, partial(self._deployments.state, deployment))),
+            asyncio.create_task(watch_room(entry, partial(_no_room, model))),
+        ]
+        return _Served(model, entry, picker, client, tasks)
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        app = http_app(self.service, self, self.access)
+        app.add_middleware(self._drain.around)
+        return app
+
+    async def drain(self) -> int:
+        """Take no more HTTP requests; returns how many requests still run, those of handles among them."""
+        self._drain.begun = True
+        return self._drain.running + sum(served.client.num_running() for served in self._served.values())
+
+    async def chat(self, request: ChatRequest | Mapping[str, Any]) -> ChatCompletion:
+        """Answer a chat; `request` has the fields of /v1/chat/completions."""
+        return await self.service.answer(CHAT, _parsed(ChatRequest, request))
+
+    async def chat_stream(self, request: ChatRequest | Mapping[str, Any]) -> AsyncIterator[ChatChunk]:
+        """The same answer chunk by chunk."""
+        async with aclosing(self.service.events(CHAT, _parsed(ChatRequest, request))) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def complete(self, request: CompletionRequest | Mapping[str, Any]) -> Completion:
+        """Continue one or many prompts; `request` has the fields of /v1/completions."""
+        return await self.service.answer(COMPLETIONS, _parsed(CompletionRequest, request))
+
+    async def complete_stream(self, request: CompletionRequest | Mapping[str, Any]) -> AsyncIterator[Completion]:
+        """The same answer chunk by chunk."""
+        async with aclosing(self.service.events(COMPLETIONS, _parsed(CompletionRequest, request))) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def shard_stats(self) -> ShardStats:
+        """Statistics of every shard that answers, by model."""
+        clients = {name: served.client for name, served in self._served.items()}
+        found = await asyncio.gather(*(client.stats() for client in clients.values()))
+        return dict(zip(clients, found, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """A model's settings, what is known of it, and the tasks that find it out."""
+
+    model: ModelSettings
+    entry: ModelEntry
+    picker: Picker
+    client: ShardClient
+    tasks: list[asyncio.Task[None]]
+
+    def close(self, closing: set[asyncio.Task[None]]) -> None:
+        """Take no more requests; `closing` keeps the task that waits for those that run."""
+        for task in self.tasks:
+            task.cancel()
+        task = asyncio.create_task(self.client.close())
+        closing.add(task)
+        task.add_done_callback(closing.discard)
+
+
+def _defaults(model: ModelSettings, source: Source) -> Defaults:
+    """What requests get where they leave something open: as the config says, else as the model's makers recommend."""
+    recommended = recommended_sampling(source) if model.generation_config == "auto" else {}
+    override = model.override_generation_config.model_dump(exclude_none=True)
+    return Defaults(model.default_max_tokens, recommended | override)
+
+
+def _no_room(model: ModelSettings) -> str | None:
+    """Why the cluster cannot hold the model's shards, whatever else runs there."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return unplaceable(model.group, max(1, model.fewest_shards), nodes)
+
+
+def _show_logs() -> None:
+    """Write out once a second what Serve would keep until there are 1,000 lines, with its throughput settings."""
+    while True:
+        time.sleep(LOG_SECONDS)
+        for handler in logger.handlers:
+            if isinstance(handler, logging.handlers.MemoryHandler):
+                handler.flush()
+
+
+async def _bind_host() -> str:
+    """Where clients reach the server; `octavo serve` says it, for behind its HAProxy Serve listens elsewhere."""
+    return os.environ.get("OCTAVO_HOST") or await http_host()
+
+
+def _parsed(kind: type[Any], request: Any) -> Any:
+    return request if isinstance(request, kind) else parse(kind, request)

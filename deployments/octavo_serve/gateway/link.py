@@ -1,0 +1,202 @@
+"""A gateway's end of the connection to one shard."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from octavo.block_hash import HASH_BYTES
+from octavo.engine.async_engine import Stream
+from octavo.errors import EngineDead
+from octavo.request import Request, SequenceUpdate
+from octavo.routing.router import Router
+from octavo_serve.wire.challenge import Challenge
+from octavo_serve.wire.channel import (
+    TO_GATEWAY,
+    Abort,
+    Address,
+    Ask,
+    Blocks,
+    Channel,
+    Hello,
+    Leaving,
+    Refusal,
+    Report,
+    Snapshot,
+    Step,
+    Submit,
+    ToGateway,
+)
+
+logger = logging.getLogger("ray.serve")
+
+CONNECT_SECONDS = 3.0
+ASK_SECONDS = 0.25
+SNAPSHOT_SECONDS = 0.5
+"""Shortest time between two wishes for a snapshot."""
+
+MoveReason = Literal["lost", "left"]
+
+
+class ShardGone(Exception):
+    """The shard that ran a request no longer does.
+
+    Attributes:
+        reason: "lost" (died, silent, its engine stopped) or "left" (it was told to end and hands over).
+    """
+
+    def __init__(self, reason: MoveReason) -> None:
+        super().__init__(reason)
+        self.reason: MoveReason = reason
+
+
+class Link:
+    """The connection to one shard: the streams that come over it, and what the shard says of itself.
+
+    Args:
+        silence: seconds without a word after which it is given up.
+
+    Attributes:
+        hello: who the shard is, and what its model takes; None until it is there.
+        gone: why no more requests may be sent; None while they may.
+        on_end: called once, when `gone` is set.
+    """
+
+    def __init__(self, address: Address, silence: float) -> None:
+        self.streams: dict[str, Stream] = {}
+        self.hello: Hello | None = None
+        self.gone: MoveReason | None = None
+        self.on_end: Callable[[], object] = lambda: None
+        self._router: Router | None = None
+        self._name = ""
+        self._asked = -math.inf  # when for a snapshot
+        self._loop = asyncio.get_running_loop()
+        self._silence = silence
+        self._silent = 0.0  # seconds since the last word, of those that this process was awake
+        self._answered = asyncio.Event()
+        challenge = Challenge(bytes.fromhex(address.secret), opens=True)
+        self._channel = Channel(TO_GATEWAY, self._receive, self._lost, self._ask, challenge)
+        self._watching = self._loop.create_task(self._watch())
+
+    @classmethod
+    async def open(cls, address: Address, silence: float) -> Link | None:
+        """Connect and wait for the shard's hello; None when it does not come (a stopped process still accepts)."""
+        link = cls(address, silence)
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await link._loop.create_connection(lambda: link._channel, address.host, address.port)
+                await link._answered.wait()
+        except OSError:
+            link._lost()
+        except BaseException:
+            link.close()
+            raise
+        if link.gone:
+            link.close()
+            return None
+        return link
+
+    def close(self) -> None:
+        """End the connection, and what runs over it."""
+        self._channel.abort()
+        self._lost()
+
+    def tell(self, router: Router | None, name: str) -> None:
+        """Have a router hear of the shard, by this name, from now on; None: no router any more."""
+        self._router, self._name, self._asked = router, name, -math.inf
+        if router is not None:
+            self._ask()
+
+    def submit(self, request: Request, stream: Stream) -> None:
+        """Start a request, whose updates go into `stream`."""
+        self._channel.send(Submit(request))  # first: what cannot be encoded leaves no stream behind
+        self.streams[request.request_id] = stream
+        if self.gone:
+            stream.failed(request.request_id, ShardGone(self.gone))
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """End a request, or one of its sequences."""
+        self._channel.send(Abort(request_id, index))
+
+    def _receive(self, message: ToGateway) -> None:
+        self._silent = 0.0
+        match message:
+            case Step():
+                self._step(message.updates)
+            case Blocks() | Snapshot() | Report():
+                self._hear(message)
+            case Refusal():
+                if (stream := self.streams.get(message.request_id)) is not None:
+                    error = message.error()
+                    stream.failed(message.request_id, ShardGone("lost") if isinstance(error, EngineDead) else error)
+            case Hello():
+                self.hello = message
+                self._answered.set()
+            case Leaving():
+                self._end("left")
+
+    def _step(self, updates: list[SequenceUpdate]) -> None:
+        first = 0
+        for last, update in enumerate(updates, 1):  # a request's updates lie side by side
+            if last == len(updates) or updates[last].request_id != update.request_id:
+                if (stream := self.streams.get(update.request_id)) is not None:
+                    stream.updated(updates[first:last])
+                first = last
+
+    def _hear(self, message: Blocks | Snapshot | Report) -> None:
+        """Take in what the shard says of itself."""
+        if self._router is None or (shard := self._router.shards.get(self._name)) is None:
+            return
+        exact = shard.blocks.exact
+        match message:
+            case Snapshot():
+                shard.blocks.part(message.sequence, message.index, message.count, _split(message.hashes))
+            case Blocks():
+                shard.blocks.changes(message.first, [(kind, _split(hashes)) for kind, hashes in message.changes])
+            case Report():
+                shard.blocks.changes(message.next, [])  # a later number than expected is a gap
+                self._router.heard(self._name, message.state, message.tickets, message.echo)
+        if exact and not shard.blocks.exact:
+            self._ask()
+
+    def _ask(self) -> None:
+        """Ask how things are, and for a snapshot where one is needed."""
+        now = time.monotonic()
+        shard = None if self._router is None else self._router.shards.get(self._name)
+        needs = shard is not None and not shard.blocks.exact and now - self._asked >= SNAPSHOT_SECONDS
+        self._asked = now if needs else self._asked
+        self._channel.send(Ask(now, needs))
+
+    def _end(self, reason: MoveReason) -> None:
+        if self.gone is None:
+            self.gone = reason
+            self._answered.set()
+            self.on_end()
+        for request_id, stream in self.streams.items():
+            stream.failed(request_id, ShardGone(self.gone))
+
+    def _lost(self) -> None:
+        self._end("lost")
+        self._watching.cancel()
+
+    async def _watch(self) -> None:
+        """Ask, and give a shard up that has fallen silent: a machine that is gone closes no connection.
+
+        A gateway that was stopped itself has not listened: what was said meanwhile has yet to be read.
+        """
+        await self._answered.wait()
+        while self._silent < self._silence:
+            self._ask()
+            before = time.monotonic()
+            await asyncio.sleep(ASK_SECONDS)
+            self._silent += min(time.monotonic() - before, 2 * ASK_SECONDS)
+        logger.error("A shard has not given a sign of life for %g s; its streams move", self._silence)
+        self._channel.abort()
+
+
+def _split(hashes: bytes) -> list[bytes]:
+    return [hashes[start : start + HASH_BYTES] for start in range(0, len(hashes), HASH_BYTES)]

@@ -1,0 +1,351 @@
+"""One model's shards as the gateway sees them: requests go to the shard that the router picks, and survive it.
+
+The client keeps what each sequence has emitted. When the shard dies, leaves, falls silent or its engine stops, the
+rest of the request runs on another: prompt and emitted tokens, the same seed, what is left of `max_tokens`
+(`Request.emitted`). Random numbers are counted by position, so the tokens are those of the unbroken run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import Any
+
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
+from ray.serve.handle import DeploymentHandle
+
+from octavo.engine.async_engine import Stream
+from octavo.engine.stats import EngineStats
+from octavo.errors import EngineDead, OctavoError, Overloaded
+from octavo.request import Placement, Request, SequenceUpdate
+from octavo_serve.api.model import ModelInfo
+from octavo_serve.gateway.link import Link, MoveReason, ShardGone
+from octavo_serve.gateway.picker import Picked, Picker
+from octavo_serve.ray_private import Replica
+from octavo_serve.wire.channel import BEAT_SECONDS, Address
+
+logger = logging.getLogger("ray.serve")
+
+STATS_TIMEOUT = 2.0
+"""Seconds a shard may take to answer for /health and /metrics; its methods only read numbers."""
+
+FIRST_PAUSE, LAST_PAUSE = 0.1, 5.0
+"""Seconds between attempts to reach a shard, at first and at most; each pause is twice the one before."""
+
+CLOSING_SECONDS = 1.0  # between two looks whether anything runs
+PAUSE_SECONDS = 0.05  # before a request that moved asks again where all queues were full
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failover:
+    """How long and how often a request may look for a shard (see `settings.GatewaySettings`).
+
+    Attributes:
+        timeout: seconds to wait for a shard that takes it.
+        moves: shards that may die under one request.
+        silence: seconds without a sign of life after which a shard counts as dead.
+    """
+
+    timeout: float = 120.0
+    moves: int = 5
+    silence: float = 10.0
+
+
+class ShardClient:
+    """One model's shards; what Ray raises comes out as Octavo's errors.
+
+    It holds a link to every shard that Serve lists, and opens a lost one again with growing pauses: until then the
+    shard is not picked, and does not count as there.
+
+    Args:
+        handle: of the shards' deployment.
+        picker: of its shards.
+        failover: limits.
+        moved: told why, each time a request moves to another shard.
+    """
+
+    def __init__(
+        self,
+        handle: DeploymentHandle[Any],
+        picker: Picker,
+        failover: Failover,
+        moved: Callable[[MoveReason], None],
+    ) -> None:
+        self._handle = handle
+        self._picker = picker
+        self.failover = failover
+        self._moved = moved
+        self._there: dict[str, Replica] = {}
+        self._keeping: dict[str, asyncio.Task[None]] = {}
+        self._runs: dict[str, _Run] = {}
+        self._info: ModelInfo | None = None
+
+    async def describe(self) -> ModelInfo:
+        """What the shards say of their model; waits for the first of them.
+
+        Raises:
+            EngineDead: there was none for too long.
+        """
+        if self._info is None:
+            with self._patience(), octavo_errors():
+                async with asyncio.timeout(self.failover.timeout):
+                    await self._picker.anybody()
+            assert self._info is not None
+        return self._info
+
+    async def stats(self) -> list[tuple[str, EngineStats]]:
+        """(shard name, statistics) of the shards that can be reached and answer in time."""
+        try:
+            answers = await self._handle.broadcast("stats").results_async(
+                timeout_s=STATS_TIMEOUT, return_exceptions=True
+            )
+        except (DeploymentUnavailableError, TimeoutError):
+            return []
+        found = [answer for answer in answers if not isinstance(answer, BaseException)]
+        return [(name, stats) for name, stats in found if name in self._picker.links]
+
+    def num_running(self) -> int:
+        """Requests that run at a shard or look for one."""
+        return sum(bool(run.living) for run in self._runs.values())
+
+    def placement(self, request_id: str) -> Placement | None:
+        """Where a request that runs was sent last."""
+        run = self._runs.get(request_id)
+        return None if run is None else run.request.placement
+
+    async def close(self) -> None:
+        """Let what runs come to its end, and leave the shards."""
+        while self._runs:
+            await asyncio.sleep(CLOSING_SECONDS)
+        links = list(self._picker.links.values())
+        self.listed([])
+        for link in links:
+            link.close()
+        await self._picker.close()
+
+    def listed(self, replicas: list[Replica]) -> None:
+        """From now on these shards and no others, but for those that have not said yet where they are."""
+        self._there = there = {replica.name: replica for replica in replicas if replica.metadata}
+        for name in self._keeping.keys() - there.keys():
+            self._keeping.pop(name).cancel()  # streams that run there end there
+            self._picker.leave(name)
+        for name in there.keys() - self._keeping.keys():
+            self._keeping[name] = asyncio.create_task(self._keep(name))
+        self._picker.listed()
+
+    async def _keep(self, name: str) -> None:
+        """Hold a link to a shard for as long as Serve lists it, or until it says that it leaves."""
+        address, pause = Address.of(self._there[name].metadata), FIRST_PAUSE
+        while True:
+            link = await Link.open(address, self.failover.silence)
+            if link is not None and self._fits(link):
+                ended, since = asyncio.Event(), time.monotonic()
+                link.on_end = functools.partial(self._ended, name, link, ended)
+                while not ended.is_set():
+                    # again and again: it may have refused something and be well by now, or take more than before
+                    if self._fits(link):
+                        self._picker.join(self._there[name], link)
+                    with contextlib.suppress(TimeoutError):  # not `wait_for`: in 3.11 it loses a cancellation
+                        async with asyncio.timeout(BEAT_SECONDS):
+                            await ended.wait()
+                if link.gone == "left":
+                    return
+                if time.monotonic() - since > LAST_PAUSE:
+                    pause = FIRST_PAUSE
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE)
+
+    def _fits(self, link: Link) -> bool:
+        """Whether requests made for the other shards can run there; ends the link if not.
+
+        While a config with another model or block size is rolled out there are shards of both: those that came first
+        are asked until none of them is left, for hashes and token ids of one mean something else to the other.
+        """
+        assert link.hello is not None
+        if not self._picker.links:
+            self._info = link.hello.model
+        if link.hello.model == self._info:
+            return True
+        logger.warning("%s serves %s, not %s: it is not asked", link.hello.shard, link.hello.model, self._info)
+        link.close()
+        return False
+
+    def _ended(self, name: str, link: Link, ended: asyncio.Event) -> None:
+        self._picker.leave(name, link)
+        ended.set()
+
+    async def abort(self, request_id: str, index: int) -> None:
+        if (run := self._runs.get(request_id)) is not None:
+            run.end(index)
+
+    async def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
+        run = self._runs[request.request_id] = _Run(request, self._info)
+        deaths, deadline = 0, 0.0
+        try:
+            while True:
+                try:
+                    async with contextlib.aclosing(self._on_one_shard(run)) as stream:
+                        async for updates in stream:
+                            yield updates
+                    return
+                except Overloaded:  # what was accepted once is not refused because its shard died
+                    if time.monotonic() >= deadline:
+                        raise
+                    await asyncio.sleep(PAUSE_SECONDS)
+                except ShardGone as gone:
+                    if not run.living:  # its caller has ended what was left of it
+                        return
+                    deaths += gone.reason == "lost"
+                    if deaths > self.failover.moves:
+                        raise EngineDead(f"{deaths} shards died while they ran this request; it is given up") from None
+                    deadline = time.monotonic() + self.failover.timeout
+                    self._moved(gone.reason)
+        finally:
+            del self._runs[request.request_id]
+
+    @contextlib.contextmanager
+    def _patience(self) -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError:
+            seconds = self.failover.timeout
+            raise EngineDead(f"no shard of this model was there for {seconds:g} s; see the server's log") from None
+
+    async def _on_one_shard(self, run: _Run) -> AsyncGenerator[list[SequenceUpdate], None]:
+        picked = await self._begin(run)
+        try:
+            while run.living or run.stream.holds_updates:
+                yield await run.stream.take()
+        except ShardGone:
+            picked.gone()
+            raise
+        finally:
+            run.leave()
+
+    async def _begin(self, run: _Run) -> Picked:
+        """Send a run to a shard that is there.
+
+        Raises:
+            EngineDead: none was, for too long, or the deployment has failed.
+        """
+        with self._patience(), octavo_errors():
+            async with asyncio.timeout(self.failover.timeout):
+                picked = await self._picker.pick(run.request)
+        try:
+            if not run.living:  # its caller ended what was left of it while it looked for a shard
+                picked.ended(ran=False)
+            elif run.info in (None, self._info):
+                run.enter(picked)
+            else:
+                raise EngineDead("the model was replaced by another while this request ran; send it again")
+        except BaseException:
+            picked.ended(ran=False)
+            raise
+        return picked
+
+
+class _Updates(Stream):
+    """What comes from the shard that has a run; the run is told when it comes, not when it is taken."""
+
+    def __init__(self, run: _Run) -> None:
+        super().__init__(asyncio.get_running_loop())
+        self._run = run
+
+    @property
+    def holds_updates(self) -> bool:
+        """Whether something waits to be taken."""
+        return bool(self._updates)
+
+    def updated(self, updates: list[SequenceUpdate]) -> None:
+        self._run.arrived(updates)
+        super().updated(updates)
+
+
+class _Run:
+    """One request on its way over one shard or several.
+
+    Attributes:
+        request: what the next shard is asked.
+        info: the model that it was made for; None where no shard had said yet.
+        living: indices of the sequences that have not ended.
+        ran: whether the shard that has it now has said anything of it.
+        stream: what comes from the shard that has it now.
+    """
+
+    def __init__(self, request: Request, info: ModelInfo | None) -> None:
+        self.request = request
+        self.info = info
+        self.living = set(range(request.params.num_sequences))
+        self.ran = False
+        self.stream: _Updates
+        self._picked: Picked | None = None
+        self._emitted: list[list[int]] = [[] for _ in self.living]
+        self._sums = [0.0 for _ in self.living]  # cumulative log probabilities
+        self._sums_before = list(self._sums)  # those of earlier shards
+        self._begun = False
+
+    def enter(self, picked: Picked) -> None:
+        emitted = self.request.emitted
+        if self._begun:
+            emitted = [tokens if index in self.living else None for index, tokens in enumerate(self._emitted)]
+            self._sums_before = list(self._sums)
+        self.request = dataclasses.replace(self.request, placement=picked.placement, emitted=emitted)
+        self.ran = False
+        self.stream = _Updates(self)
+        picked.link.submit(self.request, self.stream)
+        self._picked = picked
+
+    def leave(self) -> None:
+        """Whatever happened, this shard is done with the request: its place is free."""
+        if (picked := self._picked) is None:
+            return
+        picked.link.streams.pop(self.request.request_id, None)
+        if self.living:
+            picked.link.abort(self.request.request_id)
+        picked.ended(ran=self.ran)
+        self._picked = None
+
+    def end(self, index: int) -> None:
+        """The caller wants no more of a sequence; what has come of it already is not taken back."""
+        self.living.discard(index)
+        if self._picked is not None:
+            self._picked.link.abort(self.request.request_id, index)
+
+    def arrived(self, updates: list[SequenceUpdate]) -> None:
+        """Note what came; of a request that has moved, make it what the unbroken run would have said.
+
+        Once all has come the shard's place is free, whether somebody takes it or not.
+        """
+        moved = self.request.emitted is not None
+        self._begun = self.ran = True
+        for update in updates:
+            index = update.index
+            self._emitted[index] += update.token_ids
+            if moved:
+                update.num_cached_tokens = 0  # the client was told of the prompt's already
+                update.cumulative_logprob += self._sums_before[index]
+            self._sums[index] = update.cumulative_logprob
+            if update.finish_reason is not None:
+                self.living.discard(index)
+        if not self.living:
+            self.leave()
+
+
+@contextlib.contextmanager
+def octavo_errors() -> Iterator[None]:
+    """Raise what a shard raised, and Ray's own failures as `EngineDead` or `Overloaded`."""
+    try:
+        yield
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, OctavoError) else error) from None
+    except BackPressureError as error:
+        raise Overloaded(str(error), retry_after=1.0) from None
+    except (ActorDiedError, ActorUnavailableError, DeploymentUnavailableError, RequestCancelledError) as error:
+        logger.warning("A shard is gone: %s", error)  # Ray names processes, machines and paths
+        raise EngineDead("the shard is gone; the server's log says more") from None

@@ -1,0 +1,134 @@
+"""The feed: what a shard's cache holds and how busy it is, from the shard to every gateway, many times a second.
+
+Block events are sent as they come, at most every FLUSH_SECONDS; the load every `report_s` if it changed, and each
+second in any case. A gateway that reads so slowly that FEED_UNREAD bytes wait for it hears no events: it finds the gap
+in their numbers and asks for a snapshot.
+
+Serve's own ways were no match: `record_routing_stats` is polled once a second or so and every change goes to every
+router by way of the controller. Figures are in docs/routing.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection
+from itertools import groupby
+from typing import Protocol
+
+from octavo.engine.engine import Engine
+from octavo.kvcache.events import BlockEvent
+from octavo.load import ShardState
+from octavo_serve.wire.channel import BEAT_SECONDS, Ask, Blocks, Report, Snapshot, ToGateway, encode
+
+FLUSH_SECONDS = 0.01
+"""Shortest time between two messages about blocks: below the step of any but the smallest models."""
+
+FEED_UNREAD = 2**20
+"""About 1,000 messages about blocks."""
+
+PART = 4096
+"""Hashes in one message: 64 KiB, a millisecond to take in."""
+
+
+class Hearer(Protocol):
+    """A connected gateway (`octavo_serve.wire.channel.Channel`)."""
+
+    @property
+    def unread(self) -> int: ...
+
+    def send_encoded(self, message: bytes) -> None: ...
+
+
+class Feed:
+    """Tells all hearers. Everything happens in one event loop; the engine's thread only rings.
+
+    Args:
+        engine: whose events, load and tickets are sent.
+        report_s: seconds between two reports of the load.
+        hearers: those who are there now.
+    """
+
+    def __init__(self, engine: Engine, report_s: float, hearers: Collection[Hearer]) -> None:
+        self._engine, self._report_s, self._hearers = engine, report_s, hearers
+        self._loop: asyncio.AbstractEventLoop
+        self._reporting: asyncio.Task[None] | None = None
+        self._next = 0  # number of the next event to send
+        self._state: ShardState | None = None  # sent last
+        self._flushed = 0.0
+
+    def open(self) -> None:
+        """Begin."""
+        self._loop = asyncio.get_running_loop()
+        self._engine.pool.events.on_first = self._ring
+        self.flush()
+        self._reporting = self._loop.create_task(self._report_for_ever())
+
+    def close(self) -> None:
+        """End; a second call does nothing."""
+        self._engine.pool.events.on_first = None
+        if self._reporting is not None:
+            self._reporting.cancel()
+
+    def flush(self) -> None:
+        """Send the events that wait."""
+        self._flushed = time.monotonic()
+        events = self._engine.pool.events.take()
+        for _, run in groupby(enumerate(events), lambda pair: pair[1].sequence - pair[0]):
+            self._tell(_blocks([event for _, event in run]))  # more than one if the log overflowed
+        self._next = events[-1].sequence + 1 if events else self._next
+
+    def answer(self, hearer: Hearer, ask: Ask) -> None:
+        """Tell one gateway that everything before this has been said, and all that is cached if it asks for it."""
+        self.flush()  # so that the answer's number is the next one it has to see
+        if not ask.snapshot or hearer.unread > FEED_UNREAD:
+            hearer.send_encoded(encode(Report(self._next, echo=ask.time)))
+            return
+        sequence, hashes = self._engine.pool.snapshot()
+        count = max(1, -(-len(hashes) // PART))
+        for index in range(count):
+            part = b"".join(hashes[index * PART : (index + 1) * PART])
+            hearer.send_encoded(encode(Snapshot(sequence, index, count, part)))
+        hearer.send_encoded(encode(Report(sequence, self._engine.scheduler.state(), echo=ask.time)))
+
+    def _ring(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._events_wait)
+        except RuntimeError:  # the loop has ended, and all hearers with it
+            self._engine.pool.events.on_first = None
+
+    def _events_wait(self) -> None:
+        if (rest := self._flushed + FLUSH_SECONDS - time.monotonic()) > 0:
+            self._loop.call_later(rest, self.flush)
+        else:
+            self.flush()
+
+    async def _report_for_ever(self) -> None:
+        said = 0.0
+        while True:
+            report = self._report()
+            if report is not None or time.monotonic() - said >= BEAT_SECONDS:
+                said = time.monotonic()
+                self._tell(report or Report(self._next))
+            await asyncio.sleep(min(self._report_s, BEAT_SECONDS / 2))
+
+    def _report(self) -> Report | None:
+        """The load, if it changed."""
+        named = self._engine.tickets  # emptied before the state is read, which then counts them
+        tickets = [named.popleft() for _ in range(len(named))]
+        state = self._engine.scheduler.state() if self._hearers else self._state
+        if state == self._state and not tickets:
+            return None
+        self._state = state
+        return Report(self._next, state, tickets)
+
+    def _tell(self, message: ToGateway) -> None:
+        if self._hearers:
+            encoded = encode(message)
+            for hearer in list(self._hearers):
+                if not isinstance(message, Blocks) or hearer.unread < FEED_UNREAD:
+                    hearer.send_encoded(encoded)
+
+
+def _blocks(events: list[BlockEvent]) -> Blocks:
+    return Blocks(events[0].sequence, [(event.kind, b"".join(event.hashes)) for event in events])

@@ -1,0 +1,179 @@
+"""A shard's port: where gateways connect to its engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+
+from octavo.engine.async_engine import AsyncEngine
+from octavo.errors import EngineDead
+from octavo.request import SequenceUpdate
+from octavo_serve.api.model import ModelInfo
+from octavo_serve.shard.feed import Feed
+from octavo_serve.wire.challenge import SECRET_BYTES, Challenge
+from octavo_serve.wire.channel import (
+    BEAT_SECONDS,
+    TO_SHARD,
+    Abort,
+    Address,
+    Ask,
+    Channel,
+    Hello,
+    Leaving,
+    Refusal,
+    Step,
+    Submit,
+    ToShard,
+)
+
+FAREWELL_SECONDS = 1.0
+"""For the last words to a gateway; below the time that Serve leaves after `patience` (`app.HAND_OVER_SECONDS`)."""
+
+
+class Port:
+    """Listens for gateways, those that know its secret: gives their requests to the engine, its steps' updates to them,
+    and tells all of them what the cache holds and how busy the engine is.
+
+    Args:
+        name: of the shard.
+        report_s: seconds between two reports of the load.
+    """
+
+    def __init__(self, engine: AsyncEngine, name: str, report_s: float) -> None:
+        self.engine = engine
+        self.name = name
+        self.leaving = False
+        self.secret = secrets.token_bytes(SECRET_BYTES)
+        self.peers: dict[Channel, _Peer] = {}
+        self.feed = Feed(engine.engine, report_s, self.peers.keys())
+        self._server: asyncio.Server | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def model(self) -> ModelInfo:
+        """What a gateway must know about the model to validate and route requests."""
+        engine = self.engine.engine
+        limits = engine.limits
+        return ModelInfo(limits.name, limits.max_model_len, limits.vocab_size, engine.config.block_size)
+
+    async def open(self, host: str) -> Address:
+        """Listen on one of this machine's addresses, at a port that the system chooses."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._accept, host, 0)
+        self._watching = loop.create_task(self._watch())
+        self.feed.open()
+        port: int = self._server.sockets[0].getsockname()[1]
+        return Address(host, port, self.secret.hex())
+
+    async def leave(self, patience: float) -> None:
+        """Take no more requests, wait for those that run, and after `patience` seconds hand over what is left."""
+        self.leaving = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while any(peer.open_sequences for peer in self.peers.values()):
+                    await asyncio.sleep(0.05)
+        self.feed.close()
+        if self._watching is not None:
+            self._watching.cancel()
+        if self._server is not None:
+            self._server.close()
+        for channel in list(self.peers):
+            channel.send(Leaving())
+            channel.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                while self.peers:  # what is sent has to arrive before the process ends
+                    await asyncio.sleep(0.01)
+        for channel in list(self.peers):  # one that does not read
+            channel.abort()
+
+    @property
+    def lives(self) -> bool:
+        """Whether the engine would take a request."""
+        try:
+            self.engine.check_health()
+        except EngineDead:
+            return False
+        return True
+
+    def take_over(self, request_id: str) -> None:
+        """A request comes again over a new connection, before the end of the one it came over was heard of."""
+        for peer in self.peers.values():
+            if peer.open_sequences.pop(request_id, None) is not None:
+                self.engine.abort(request_id)
+
+    def _accept(self) -> Channel:
+        return _Peer(self, asyncio.get_running_loop()).channel
+
+    async def _watch(self) -> None:
+        """Leave the gateways when the engine does not live."""
+        while True:
+            if not self.lives:
+                for channel in list(self.peers):
+                    channel.abort()
+            await asyncio.sleep(BEAT_SECONDS)
+
+
+class _Peer:
+    """One connected gateway: the engine's `Listener` for all of its requests."""
+
+    def __init__(self, port: Port, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.channel = Channel(
+            TO_SHARD, self._receive, self._lost, self._made, Challenge(port.secret, opens=False)
+        )  # fmt: skip
+        self.open_sequences: dict[str, int] = {}
+        self._port = port
+
+    def updated(self, updates: list[SequenceUpdate]) -> None:
+        self.channel.send(Step(updates))
+        for update in updates:
+            if update.finish_reason is not None:
+                self._ended(update.request_id)
+
+    def failed(self, request_id: str, error: Exception) -> None:
+        self.open_sequences.pop(request_id, None)
+        self.channel.send(Refusal.of(request_id, error))
+
+    def _made(self) -> None:
+        if not self._port.lives or self._port.leaving:
+            self.channel.abort()
+            return
+        self._port.peers[self.channel] = self
+        self.channel.send(Hello(self._port.name, self._port.model))
+
+    def _ended(self, request_id: str) -> None:
+        left = self.open_sequences.get(request_id, 1) - 1
+        if left:
+            self.open_sequences[request_id] = left
+        else:
+            self.open_sequences.pop(request_id, None)
+
+    def _receive(self, message: ToShard) -> None:
+        match message:
+            case Submit():
+                self._submit(message)
+            case Abort():
+                self._port.engine.abort(message.request_id, message.index)
+            case Ask():
+                self._port.feed.answer(self.channel, message)
+
+    def _submit(self, message: Submit) -> None:
+        request = message.request
+        if self._port.leaving:
+            self.channel.send(Refusal.of(request.request_id, EngineDead("this shard is leaving")))
+            return
+        self._port.take_over(request.request_id)
+        emitted = request.emitted or [[]] * request.params.num_sequences
+        self.open_sequences[request.request_id] = sum(tokens is not None for tokens in emitted)
+        try:
+            self._port.engine.submit(request, self)
+        except EngineDead as error:
+            self.failed(request.request_id, error)
+
+    def _lost(self) -> None:
+        self._port.peers.pop(self.channel, None)
+        for request_id in self.open_sequences:
+            self._port.engine.abort(request_id)
+        self.open_sequences.clear()

@@ -1,0 +1,123 @@
+"""The shard: one Serve replica around one engine."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from dataclasses import asdict, replace
+from importlib import import_module
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from ray import serve
+from ray.util import get_node_ip_address
+
+from octavo.config import EngineConfig
+from octavo.engine.async_engine import AsyncEngine
+from octavo.engine.load_meter import LoadMeter
+from octavo.engine.stats import EngineStats
+from octavo_serve.api.model import ModelInfo
+from octavo_serve.config.settings import AccuracySettings
+from octavo_serve.ray_private import keep_serve_at_home
+from octavo_serve.shard.port import Port
+from octavo_serve.shard.start_up import StartUp
+from octavo_serve.shard.tensor_parallel import launch, see_own_gpus_only
+from octavo_serve.shard.warm import keep_warm
+
+SWITCH_SECONDS = 0.0005
+"""Longest time that the engine's Python keeps the loop from sending what a step made; Python's own 5 ms would be a
+third of a first token where steps are short."""
+
+
+def _require(engine: AsyncEngine, source: str, config: EngineConfig, accuracy: AccuracySettings) -> None:
+    """The accuracy gate, on an engine that has nothing to do yet; one that fails it is closed."""
+    from octavo.evaluation.evaluate import Settings  # torch
+    from octavo.evaluation.gate import require
+
+    settings = Settings(tokens=accuracy.tokens, window=accuracy.window, max_kl=accuracy.max_kl)
+    try:
+        require(engine.engine.executor, source, config, settings, Path(accuracy.text), accuracy.reference)
+    except Exception:
+        engine.close()
+        raise
+
+
+def _settle(is_real: bool) -> None:
+    """What can wait until the shard answers."""
+    if is_real:
+        # torch, 1.2 s: the first request for log probabilities would wait for it, and all others with that one
+        import_module("octavo.execution.sampler")
+    gc.freeze()  # what is there now stays: each look at all objects would hold both the loop and the engine
+
+
+class Shard:
+    """A model copy and its KV cache; requests come and tokens leave through its `Port`, all else by handle calls.
+
+    The engine steps in its own thread, so every method here only passes messages.
+
+    Args:
+        report_s: seconds between two reports to the routers.
+        accuracy: what the engine must show first, if anything.
+        patience: seconds that streams may take to end when the shard is told to leave; the rest is handed over.
+        warm: processes to keep ready on this node for further shards.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        config: EngineConfig,
+        report_s: float,
+        accuracy: AccuracySettings | None,
+        patience: float,
+        warm: int,
+    ) -> None:
+        sys.setswitchinterval(SWITCH_SECONDS)
+        keep_serve_at_home()
+        start = StartUp()
+        context = serve.get_replica_context()
+        speed = config.speed_of_shard(context.rank.rank)
+        see_own_gpus_only()
+        ranks = launch() if config.tensor_parallel_size > 1 and config.rehearsal is None else None
+        self.engine = AsyncEngine.load(source, replace(config, rehearsal_speed=speed), progress=True, launch=ranks)
+        start.done("model")
+        if accuracy is not None:
+            _require(self.engine, source, config, accuracy)
+            start.done("accuracy")
+        self.meter = LoadMeter(config)
+        name = context.replica_id.unique_id
+        self.host = str(get_node_ip_address())  # type: ignore[no-untyped-call]
+        self.port = Port(self.engine, name, report_s)
+        self.patience = patience
+        start.done("network")
+        start.publish(name, self.engine.engine.executor)
+        keep_warm(warm)
+        Thread(target=_settle, args=(config.rehearsal is None,), daemon=True).start()
+
+    async def describe(self) -> ModelInfo:
+        """What a gateway must know about the model to validate and route requests."""
+        return self.port.model
+
+    async def stats(self) -> tuple[str, EngineStats]:
+        """This shard's name and numbers; raises `EngineDead` like `check_health`."""
+        self.engine.check_health()
+        return serve.get_replica_context().replica_id.unique_id, self.engine.stats()
+
+    async def check_health(self) -> None:
+        """Raises `EngineDead` when the engine's thread died or is stuck; Serve then replaces the shard."""
+        self.engine.check_health()
+
+    async def record_replica_metadata(self) -> dict[str, Any]:
+        """What gateways learn of this shard once, when it is ready."""
+        return (await self.port.open(self.host)).as_metadata()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the autoscaler learns twice a second."""
+        return asdict(self.meter.measure(self.engine.stats(), time.monotonic()))
+
+    async def __del__(self) -> None:
+        """Serve calls this when the shard is told to leave and its routers know."""
+        if hasattr(self, "port"):
+            await self.port.leave(self.patience)
+            self.engine.close()

@@ -1,0 +1,221 @@
+"""A fleet in simulated time: real schedulers, block pools and routers, no model, no network, no sleeping.
+
+An hour of eight shards passes in about a minute on one core, so a routing policy can be tried in the time that a cup of
+tea takes, and an adversary can be a test. Shards are `Engine`s whose executor says how long a step takes (a
+`SimulatedExecutor`); what happens is a heap of (time, event). Routers hear of a shard's events and load every
+`report_s`, `delay_s` after they were said.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from octavo.block_hash import hash_chain, root_hash
+from octavo.config import EngineConfig
+from octavo.engine.batch import build_batch
+from octavo.engine.engine import Engine
+from octavo.engine.plan import StepPlan
+from octavo.rehearsal.simulated import Profile, SimulatedExecutor
+from octavo.request import Placement, Request
+from octavo.routing.policy import Choice, Query
+from octavo.routing.router import Router, RoutingConfig
+from octavo.step import StepResult
+
+MODEL = "fleet"
+VOCAB = 32_000
+
+
+@dataclass(slots=True, eq=False)
+class Trip:
+    """One request's way through the fleet; times in seconds, None while they have not come."""
+
+    request: Request
+    sent: float
+    choice: Choice
+    shard: str
+    first_token: float | None = None
+    finished: float | None = None
+    cached: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class SimulatedShard:
+    """An engine whose steps take simulated time, and what it has said to routers."""
+
+    name: str
+    engine: Engine
+    inbox: list[Request] = field(default_factory=list)
+    busy: bool = False
+    mute_until: float = -1.0
+    next_event: int = 0  # its number
+    alive: bool = True
+
+
+class Fleet:
+    """Shards and routers under one simulated clock.
+
+    Args:
+        profile: of every shard's machine; `config.rehearsal_speed` makes some slower.
+        gateways: routers, each with its own index; requests take turns among them.
+        report_s: between two reports of a shard.
+        delay_s: that anything takes from a router to a shard, or back.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        num_shards: int,
+        config: EngineConfig,
+        routing: RoutingConfig,
+        *,
+        gateways: int = 1,
+        report_s: float = 0.05,
+        delay_s: float = 0.002,
+    ) -> None:
+        self.now = 0.0
+        self.profile, self.config, self.routing = profile, config, routing
+        self.report_s, self.delay_s = report_s, delay_s
+        self.routers = [Router(routing) for _ in range(gateways)]
+        self.shards: dict[str, SimulatedShard] = {}
+        self.trips: dict[str, Trip] = {}
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._to_do = 0  # events that are not reports
+        for rank in range(num_shards):
+            self.start(f"shard{rank}", config.speed_of_shard(rank))
+
+    # ---- what a test or a replay does ---------------------------------------------------------------------------
+
+    def start(self, name: str, speed: float = 1.0) -> SimulatedShard:
+        """Add a shard; routers hear of it at once and get its snapshot after `delay_s`."""
+        executor = SimulatedExecutor(
+            self.profile, self.config, range(VOCAB), VOCAB, clock=lambda: self.now, sleep=lambda _: None
+        )
+        executor.speed = speed
+        engine = Engine(MODEL, executor, self.config, (), clock=lambda: self.now)
+        shard = self.shards[name] = SimulatedShard(name, engine)
+        for router in self.routers:
+            router.join(name, self.now)
+        self._report(shard)
+        return shard
+
+    def kill(self, name: str) -> list[Request]:
+        """A shard dies; returns the requests it had not finished."""
+        self.shards.pop(name).alive = False
+        lost = [trip.request for trip in self.trips.values() if trip.shard == name and trip.finished is None]
+        for router in self.routers:
+            router.leave(name)
+            for request in lost:
+                router.completed(request.request_id)
+        return lost
+
+    def cut(self, name: str, until: float) -> None:
+        """Nothing that a shard says reaches a router until then; its events are lost."""
+        self.shards[name].mute_until = until
+
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        """Do something at a time."""
+        self._to_do += 1
+        self._push(when, lambda: self._did(action))
+
+    def send(self, request: Request) -> Trip:
+        """Route a request now and put it on its way."""
+        number = len(self.trips)
+        router = self.routers[number % len(self.routers)]
+        root = root_hash(MODEL, salt=request.cache_salt)
+        if request.block_hashes is None:
+            request.block_hashes = hash_chain(root, request.prompt_token_ids, self.config.block_size)
+        query = Query(len(request.prompt_token_ids), request.params.num_sequences, request.session)
+        ticket = request.request_id
+        choice = router.route(ticket, request.block_hashes, query, list(self.shards), self.now)
+        request.placement = Placement(
+            ticket, choice.order[0], choice.reason, choice.cached, choice.score.first_token
+        )  # fmt: skip
+        trip = self.trips[ticket] = Trip(request, self.now, choice, choice.order[0])
+        shard = self.shards[trip.shard]
+        self.at(self.now + self.delay_s, lambda: self._receive(shard, request))
+        return trip
+
+    def run(self, until: float | None = None) -> None:
+        """Let time pass until then, or until nothing is left to do."""
+        while self._events and (self._to_do if until is None else self._events[0][0] <= until):
+            self.now, _, action = heapq.heappop(self._events)
+            action()
+        self.now = self.now if until is None else until
+
+    def is_exact(self) -> bool:
+        """Whether every router's index equals what the shards really hold."""
+        return all(
+            router.shards[name].blocks.hashes == set(shard.engine.pool.snapshot()[1])
+            for router in self.routers
+            for name, shard in self.shards.items()
+        )
+
+    # ---- what happens -------------------------------------------------------------------------------------------
+
+    def _push(self, when: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (when, next(self._numbers), action))
+
+    def _did(self, action: Callable[[], None]) -> None:
+        self._to_do -= 1
+        action()
+
+    def _receive(self, shard: SimulatedShard, request: Request) -> None:
+        shard.inbox.append(request)
+        if not shard.busy:
+            self._step(shard)
+
+    def _step(self, shard: SimulatedShard) -> None:
+        """Take in what came, start the next step; its results are there when its time has passed."""
+        if not shard.alive:
+            return
+        engine = shard.engine
+        while shard.inbox:
+            engine.add(shard.inbox.pop(0))
+        plan = engine.scheduler.schedule()
+        shard.busy = bool(plan.entries)
+        if shard.busy:
+            result = engine.executor.launch(build_batch(plan))()
+            self.at(self.now + result.seconds, lambda: self._commit(shard, plan, result))
+
+    def _commit(self, shard: SimulatedShard, plan: StepPlan, result: StepResult) -> None:
+        if not shard.alive:
+            return
+        # An engine of one step at a time advances its books when `launch` returns, which here is now
+        step = shard.engine.scheduler.advance(plan)
+        for update in shard.engine.scheduler.commit(step, result):
+            trip = self.trips[update.request_id]
+            if trip.first_token is None:
+                trip.first_token, trip.cached = self.now, update.num_cached_tokens
+            if not shard.engine.scheduler.knows(update.request_id):
+                trip.finished = self.now
+                for router in self.routers:
+                    router.completed(update.request_id)
+        self._step(shard)
+
+    def _report(self, shard: SimulatedShard) -> None:
+        """What the feed of `octavo_serve` does, without a network."""
+        if not shard.alive:
+            return
+        events, said = shard.engine.pool.events.take(), self.now
+        first = events[0].sequence if events else shard.next_event
+        shard.next_event = first + len(events)
+        tickets = [shard.engine.tickets.popleft() for _ in range(len(shard.engine.tickets))]
+        state = shard.engine.scheduler.state()
+        if self.now >= shard.mute_until:
+            for router in self.routers:
+                known = router.join(shard.name, self.now)
+                snapshot = None if known.blocks.exact else shard.engine.pool.snapshot()
+
+                def deliver(router: Router = router, snapshot: tuple[int, list[bytes]] | None = snapshot) -> None:
+                    blocks = router.join(shard.name, self.now).blocks
+                    blocks.changes(first, [(event.kind, event.hashes) for event in events])
+                    if snapshot is not None:
+                        blocks.part(snapshot[0], 0, 1, snapshot[1])
+                    router.heard(shard.name, state, tickets, said)
+
+                self._push(self.now + self.delay_s, deliver)
+        self._push(self.now + self.report_s, lambda: self._report(shard))

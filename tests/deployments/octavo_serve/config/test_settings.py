@@ -1,0 +1,165 @@
+"""Settings: every wrong key is named with the nearest valid one, at any depth."""
+
+from __future__ import annotations
+
+import re
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octavo.errors import ConfigError
+from octavo_serve.api.access import Caller, Rules
+from octavo_serve.config.settings import deployment_name, load_settings
+
+MODEL = {"name": "a", "source": "b"}
+
+WRONG = [
+    ({}, "setting 'models' is required"),
+    ({"models": []}, "models must not be empty"),
+    ({"model": [MODEL]}, "unknown setting 'model': did you mean 'models'?"),
+    ({"models": [MODEL], "gatway": {}}, "unknown setting 'gatway': did you mean 'gateway'?"),
+    ({"models": [{"name": "a"}]}, "setting 'models.0.source' is required"),
+    ({"models": [{**MODEL, "replica": 2}]}, "unknown setting 'replica': did you mean 'replicas'? in models.0"),
+    ({"models": [{**MODEL, "replicas": "2"}]}, "models.0.replicas must be a valid integer, got '2'"),
+    ({"models": [{**MODEL, "replicas": {"max": 2, "mni": 1}}]}, "unknown setting 'mni': did you mean 'min'?"),
+    ({"models": [{**MODEL, "replicas": {"min": 3, "max": 2}}]}, "min 3, initial 3 and max 2 must be in this order"),
+    ({"models": [{**MODEL, "replicas": {"max": 2, "utilization": 2}}]}, "must be less than or equal to 1, got 2"),
+    ({"models": [{**MODEL, "engine": {"block_sizes": 4}}]}, "did you mean 'block_size'? in models.0.engine"),
+    ({"models": [{**MODEL, "engine": {"block_size": 0}}]}, "block_size must be a whole number of at least 1, got 0"),
+    ({"models": [{**MODEL, "engine": {"target_itl": "soon"}}]}, "target_itl must be a valid number"),
+    (
+        {"models": [{**MODEL, "engine": {"quantization": "int5"}}]},
+        "quantization must be one of int8, int4, either with",
+    ),
+    ({"models": [{**MODEL, "engine": {"device": "cud"}}]}, "device must be auto, cpu, cuda or cuda:NUMBER, got 'cud'"),
+    ({"models": [{**MODEL, "engine": {1: 2}}]}, "unknown setting '1'"),
+    ({"models": [{**MODEL, "engine": None}]}, "models.0.engine must be a mapping of keys to values, got None"),
+    ({"models": [{**MODEL, "num_gpus": float("inf")}]}, "models.0.num_gpus must be a finite number"),
+    ({"models": ["a"]}, "models.0 must be a mapping of keys to values, got 'a'"),
+    ([], "what args holds must be a mapping of keys to values, got []"),
+    ({"models": [MODEL], "gateway": {"max_m": 4}}, "unknown setting 'max_m': did you mean 'max_n'? in gateway"),
+    ({"models": [MODEL], "router": {"report_s": 0}}, "router.report_s must be greater than 0, got 0"),
+    ({"models": [MODEL, MODEL]}, "two models are called 'a'"),
+    ({"models": [MODEL], "api_key": []}, "unknown setting 'api_key': did you mean 'api_keys'?"),
+    ({"models": [MODEL], "isolate_cache": True}, "isolate_cache keeps the prompts of different keys apart"),
+    ({"models": [MODEL], "client_priority": {"min": 2, "max": 1}}, "min 2 must not be above max 1"),
+    ({"models": [MODEL], "client_priority": {"mim": 2}}, "did you mean 'min'? in client_priority"),
+    (
+        {"models": [MODEL], "client_priority": {"max": 2**63}},
+        "client_priority.max must be less than 9223372036854775808",
+    ),
+    ({"models": [MODEL], "allowed_hosts": ["http://a"]}, "'http://a' is not a host"),
+    ({"models": [MODEL], "allowed_hosts": ["a:80"]}, "'a:80' is not a host"),
+    ({"models": [MODEL], "cors_origins": ["app.example.com"]}, "'app.example.com' is not an origin"),
+    ({"models": [MODEL], "cors_origins": ["https://a.example/"]}, "is not an origin"),
+]
+
+
+@pytest.mark.parametrize(("args", "sentence"), WRONG)
+def test_what_is_wrong_is_named(args: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(args)
+    assert sentence in str(caught.value)
+
+
+def test_engine_settings_reach_the_engine() -> None:
+    settings = load_settings({"models": [{**MODEL, "engine": {"block_size": 32, "target_itl": 0.05}}]})
+    assert (settings.models[0].engine.block_size, settings.models[0].engine.target_itl) == (32, 0.05)
+
+
+NO_KEYS = [
+    ([{"name": "a", "key": "sk-secret"}, {"name": "b", "key": "sk-secret"}], "'a' and 'b' have the same key"),
+    (None, "api_keys has no entry"),
+    ([], "api_keys has no entry"),
+    ("sk-secret", "api_keys is a list of entries"),
+    (["sk-secret"], "api_keys is a list of entries"),
+    ({"alice": "sk-secret"}, "api_keys is a list of entries"),
+    ([{"name": "alice"}], "one of key, file, env or sha256"),
+    ([{"key": "sk-secret"}], "setting 'api_keys.0.name' is required"),
+    ([{"name": "alice", "key": "sk-secret", "env": "KEY"}], "one of key, file, env or sha256"),
+    ([{"name": "alice", "kye": "sk-secret"}], "unknown setting 'kye': did you mean 'key'? in api_keys.0"),
+    ([{"name": "alice", "key": ""}], "visible ASCII characters"),
+    ([{"name": "alice", "key": "sk-secret two"}], "visible ASCII characters"),
+    ([{"name": "alice", "key": 7_777_777}], "visible ASCII characters"),
+    ([{"name": "alice", "sha256": "sk-secret"}], "api_keys.0.sha256 string should match"),
+    ([{"name": "a b", "key": "sk-secret"}], "api_keys.0.name string should match"),
+]
+
+
+@pytest.mark.parametrize(("keys", "sentence"), NO_KEYS)
+def test_what_is_wrong_with_a_key_is_said_without_it(keys: object, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings({"models": [MODEL], "api_keys": keys}).sealed()
+    assert sentence in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "7777777" not in str(caught.value)
+
+
+def test_what_serve_keeps_has_no_text_of_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTAVO_TEST_KEY", "sk-secret-env\n")
+    keys = [
+        {"name": "alice", "key": "sk-secret-inline", "operator": True},
+        {"name": "bob", "env": "OCTAVO_TEST_KEY"},
+        {"name": "carol", "file": "carol.key"},
+        {"name": "dave", "sha256": sha256(b"sk-dave").hexdigest()},
+    ]
+    settings = load_settings({"models": [MODEL], "api_keys": keys})
+    assert "inline" not in repr(settings)
+    sealed = settings.sealed()
+    assert "secret" not in repr(sealed) + str(sealed.as_args())
+    again = load_settings(sealed.as_args())
+    assert (again, again.sealed()) == (sealed, sealed)
+    rules = again.rules(loopback=True)
+    assert rules.keys is not None
+    found = [rules.keys.holder(key) for key in (b"sk-secret-inline", b"sk-secret-env", b"sk-dave", b"sk-secret")]
+    assert found == [Caller("alice", operator=True), Caller("bob"), Caller("dave"), None]
+
+
+@pytest.mark.parametrize("value", [None, "", "\n"])
+def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+    monkeypatch.delenv("OCTAVO_TEST_KEY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("OCTAVO_TEST_KEY", value)
+    with pytest.raises(ConfigError, match="environment variable OCTAVO_TEST_KEY of the key 'bob' is not set"):
+        load_settings({"models": [MODEL], "api_keys": [{"name": "bob", "env": "OCTAVO_TEST_KEY"}]}).sealed()
+
+
+def test_settings_without_keys_come_back_as_they_are() -> None:
+    settings = load_settings({"models": [MODEL]})
+    assert load_settings(settings.as_args()) == settings
+
+
+def rules(loopback: bool, **more: object) -> Rules:
+    return load_settings({"models": [MODEL], **more}).rules(loopback)
+
+
+def test_the_defaults_depend_on_who_can_reach_the_server() -> None:
+    keys = [{"name": "alice", "key": "sk-alice"}]
+    assert [(r.hosts, r.disclose) for r in (rules(True), rules(False))] == [(frozenset(), True), (None, False)]
+    assert [rules(loopback, api_keys=keys).disclose for loopback in (True, False)] == [False, False]
+    assert rules(False, api_keys=keys, disclose=True).disclose
+    assert rules(False, allowed_hosts=["A.example", "[::2]"]).hosts == {"a.example", "::2"}
+    assert rules(True, allowed_hosts=["*"]).hosts is None
+    assert rules(True, client_priority={"max": 5}).priorities == (0, 5)
+
+
+@pytest.mark.parametrize("name", ["llama", "Qwen3-0.6B", "a_b", "x" * 80])
+def test_a_plain_models_deployment_has_its_name(name: str) -> None:
+    assert deployment_name(name) == f"shard-{name}"
+
+
+ALIKE = st.text("ab-/_. \u00e9:#", min_size=1, max_size=4) | st.text(min_size=1, max_size=120)
+
+
+@given(ALIKE, ALIKE)
+def test_no_two_models_share_a_deployment(one: str, other: str) -> None:
+    assert (deployment_name(one) == deployment_name(other)) == (one == other)
+    assert re.fullmatch(r"shards?-[A-Za-z0-9._-]{1,100}", deployment_name(one))
+
+
+def test_names_that_differ_in_a_separator_are_two_models() -> None:
+    assert deployment_name("org/m") != deployment_name("org-m") != deployment_name("org:m")
+    assert deployment_name(deployment_name("org/m").removeprefix("shards-")) != deployment_name("org/m")

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+from octavo_serve.api.model import ModelInfo
+from octavo_serve.api.registry import ModelEntry
+from octavo_serve.gateway import watch
+from octavo_serve.gateway.watch import State, last_error, load_text, watch_shards
+
+INFO = ModelInfo("h", 100, 50, 16)
+CLIENT: Any = object()
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def test_a_tokenizer_that_comes_later_is_found(tiny_model: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(watch, "LAST_DELAY", 0.05)
+    source = tmp_path / "model"
+
+    async def run() -> None:
+        entry = ModelEntry("m", 0, CLIENT)
+        task = asyncio.create_task(load_text(entry, str(source)))
+        await until(lambda: entry.tokenizer_error)
+        assert entry.tokenizer_error.startswith(f"no model at '{source}'")
+        shutil.copytree(tiny_model("llama2"), source)
+        await task
+        assert entry.tokenizer is not None
+        assert entry.tokenizer_error == ""
+
+    asyncio.run(run())
+
+
+class Shards:
+    def __init__(self) -> None:
+        self.found: list[Any] = []
+
+    async def describe(self) -> ModelInfo:
+        return INFO
+
+    async def stats(self) -> list[Any]:
+        if self.found == ["dying"]:
+            raise RuntimeError("lost")
+        return self.found
+
+
+def test_an_entry_follows_its_shards() -> None:
+    async def run() -> None:
+        state = State(note="its shards are starting")
+
+        async def ask() -> State:
+            return state
+
+        entry, shards = ModelEntry("m", 0, CLIENT, tokenizer=CLIENT), Shards()
+        task = asyncio.create_task(watch_shards(entry, shards, ask, period=0.01))
+        await until(lambda: entry.reason == "its shards are starting")
+        shards.found = [("one", None), ("two", None)]
+        await until(lambda: entry.status == "ready")
+        assert (entry.shards, entry.info) == (2, INFO)
+        shards.found = ["dying"]
+        await until(lambda: entry.status == "loading")
+        assert entry.reason == "its shards do not answer: lost"
+        shards.found, state = [], State(running=1)  # they are slow to answer, but Serve knows them
+        await until(lambda: entry.status == "ready")
+        assert entry.shards == 1
+        state = State(error="out of memory")
+        await until(lambda: entry.status == "failed")
+        assert entry.reason == "out of memory"
+        shards.found = [("three", None)]
+        await until(lambda: entry.status == "ready")
+        task.cancel()
+
+    asyncio.run(run())
+
+
+TRACEBACK = """The deployment failed to start 2 times in a row. Error:
+  File "shard.py", line 33, in __init__
+    raise ModelError(...)
+octavo.errors.ModelError: no model at '/x'
+"""
+
+
+def test_the_last_error_of_a_traceback() -> None:
+    assert last_error(TRACEBACK) == "octavo.errors.ModelError: no model at '/x'"
+    assert last_error("no trace of a traceback\n") == "no trace of a traceback"

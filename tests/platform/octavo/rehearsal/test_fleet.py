@@ -1,0 +1,185 @@
+"""Adversaries in simulated time, before real schedulers, caches and routers: no herd, no stall, the index right."""
+
+from __future__ import annotations
+
+import random
+from statistics import median
+
+from octavo.config import EngineConfig
+from octavo.cost_model import Cost
+from octavo.rehearsal.fleet import Fleet, Trip
+from octavo.rehearsal.simulated import Profile
+from octavo.request import Request, SamplingParams
+from octavo.routing.router import RoutingConfig
+
+# 6.4 ms per step, 30 us per token: an 8B model on an H100; 1,000 blocks hold 16,000 tokens
+MACHINE = Profile("test", Cost(6.4e-3, 30.3e-6, 10e-6, 1.06e-9, 48.9e-9), 1, 16_000, 8192, ())
+
+
+def fleet(shards: int = 8, policy: str = "prefix_affinity", gateways: int = 1, **engine: object) -> Fleet:
+    settings: dict[str, object] = {"max_num_batched_tokens": 2048, "max_num_seqs": 32, **engine}
+    return Fleet(
+        MACHINE,
+        shards,
+        EngineConfig(**settings),
+        RoutingConfig(policy=policy),
+        gateways=gateways,  # type: ignore[arg-type]
+    )
+
+
+def words(seed: object, count: int) -> list[int]:
+    drawn = random.Random(str(seed))
+    return [drawn.randrange(32_000) for _ in range(count)]
+
+
+def ask(where: Fleet, at: float, prompt: list[int], output: int = 8) -> None:
+    name = f"{at:.6f}/{len(where.trips)}/{random.random()}"
+    params = SamplingParams(max_tokens=output, ignore_eos=True)
+    where.at(at, lambda: where.send(Request(request_id=name, prompt_token_ids=prompt, params=params)) and None)
+
+
+def strangers(where: Fleet, rate: float, seconds: float, start: float = 0.0, length: int = 500) -> None:
+    drawn = random.Random(7)
+    at = start
+    while (at := at + drawn.expovariate(rate)) < start + seconds:
+        ask(where, at, words(at, length))
+
+
+def waits(trips: list[Trip]) -> list[float]:
+    assert all(trip.first_token is not None and trip.finished is not None for trip in trips)
+    return [trip.first_token - trip.sent for trip in trips if trip.first_token is not None]
+
+
+def counts(where: Fleet) -> dict[str, int]:
+    shards = [trip.shard for trip in where.trips.values()]
+    return {name: shards.count(name) for name in where.shards}
+
+
+def settle(where: Fleet) -> None:
+    """Let everything end and the last reports arrive; then the index must equal the truth."""
+    where.run()
+    where.run(where.now + 1.0)
+    assert where.is_exact()
+    for shard in where.shards.values():
+        shard.engine.check_integrity()
+    for router in where.routers:
+        router.settle(where.now)
+        assert sum(known.in_flight for known in router.shards.values()) == 0
+
+
+def test_one_prefix_shared_by_everybody() -> None:
+    where = fleet()
+    prefix = words("system", 2000)
+    for number in range(400):
+        ask(where, number / 200, prefix + words(number, 100))
+    settle(where)
+    spread = counts(where)
+    assert max(spread.values()) < 3 * 400 / 8
+    assert min(spread.values()) > 0
+    held = sum(trip.cached for trip in where.trips.values()) / (400 * 2100)
+    assert held > 0.9
+    lonely = fleet(policy="round_robin")
+    for number in range(400):
+        ask(lonely, number / 200, prefix + words(number, 100))
+    settle(lonely)
+    assert median(waits(list(where.trips.values()))) <= 1.1 * median(waits(list(lonely.trips.values())))
+
+
+def test_a_burst_of_identical_prompts() -> None:
+    where = fleet()
+    for _ in range(200):
+        ask(where, 1.0, words("same", 1500))
+    settle(where)
+    assert max(counts(where).values()) < 100
+    alone = 6.4e-3 + 1500 * 31e-6 + 0.01
+    assert max(waits(list(where.trips.values()))) < 20 * alone
+
+
+def test_a_slow_shard_loses_its_traffic_by_itself() -> None:
+    where = fleet(rehearsal_speed=[1.0, 1.0, 0.2])
+    strangers(where, rate=100, seconds=4)
+    settle(where)
+    spread = counts(where)
+    fair = sum(spread.values()) / 8
+    assert spread["shard2"] < 0.5 * fair
+    assert all(spread[name] > 0.8 * fair for name in spread if name != "shard2")
+
+
+def test_events_cut_for_ten_seconds() -> None:
+    where = fleet(shards=4)
+    prefixes = [words(f"prefix {number}", 1000) for number in range(4)]
+    for number in range(580):
+        ask(where, number / 25, prefixes[number % 4] + words(number, 50))
+    where.at(8.0, lambda: where.cut("shard1", 18.0))
+    settle(where)
+    router = where.routers[0]
+    trips = list(where.trips.values())
+    during = [trip for trip in trips if 10.5 < trip.sent < 18 and trip.shard == "shard1"]
+    after = [trip for trip in trips if trip.sent > 18.5 and trip.shard == "shard1"]
+    assert all(trip.choice.reason == "stale" for trip in during)
+    assert after
+    assert all(trip.choice.reason != "stale" for trip in after)
+    assert router.shards["shard1"].blocks.gaps == 1
+    assert max(waits(trips)) < 1.0
+
+
+def test_a_shard_is_killed_and_replaced() -> None:
+    where = fleet(shards=4)
+    strangers(where, rate=60, seconds=10)
+    where.at(4.0, lambda: [ask(where, 4.0, request.prompt_token_ids) for request in kill("shard0")] and None)
+    where.at(6.0, lambda: where.start("shard4") and None)
+
+    def kill(name: str) -> list[Request]:
+        lost = where.kill(name)
+        for request in lost:
+            del where.trips[request.request_id]
+        return lost
+
+    settle(where)
+    late = [trip.shard for trip in where.trips.values() if trip.sent > 6.1]
+    assert "shard0" not in late
+    assert late.count("shard4") > len(late) / 8
+    assert max(waits(list(where.trips.values()))) < 1.0
+
+
+def test_two_gateways_at_once() -> None:
+    where = fleet(gateways=2)
+    prefixes = [words(f"prefix {number}", 1000) for number in range(16)]
+    drawn = random.Random(3)
+    for number in range(400):
+        ask(where, number / 100, drawn.choice(prefixes) + words(number, 100))
+    settle(where)
+    spread = counts(where)
+    assert max(spread.values()) < 2.5 * 50
+    one = fleet()
+    drawn = random.Random(3)
+    for number in range(400):
+        ask(one, number / 100, drawn.choice(prefixes) + words(number, 100))
+    settle(one)
+    p90 = sorted(waits(list(where.trips.values())))[360]
+    assert p90 < 2 * sorted(waits(list(one.trips.values())))[360]
+
+
+def test_without_sharing_affinity_costs_nothing() -> None:
+    late = {}
+    for policy in ("prefix_affinity", "least_loaded"):
+        where = fleet(policy=policy)
+        strangers(where, rate=200, seconds=2)
+        settle(where)
+        late[policy] = sorted(waits(list(where.trips.values())))[int(0.99 * len(where.trips))]
+    assert late["prefix_affinity"] <= 1.05 * late["least_loaded"]
+
+
+def test_predictions_hold() -> None:
+    """Once the shards have measured some steps: half of the first tokens within 5 ms, nine tenths within 50."""
+    where = fleet()
+    prefixes = [words(f"prefix {number}", 1000) for number in range(16)]
+    drawn = random.Random(5)
+    for number in range(600):
+        ask(where, number / 150, drawn.choice(prefixes) + words(number, 200), output=30)
+    settle(where)
+    trips = list(where.trips.values())[200:]
+    wrong = sorted(abs(wait - trip.choice.score.first_token) for wait, trip in zip(waits(trips), trips, strict=True))
+    assert wrong[len(wrong) // 2] < 0.005
+    assert wrong[len(wrong) * 9 // 10] < 0.05
+    assert sum(trip.cached == trip.choice.cached for trip in trips) > 0.9 * len(trips)
