@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,25 @@ def test_the_command_line_is_light() -> None:
         "import sys, octavo_serve.command.cli; print({'ray', 'torch', 'fastapi', 'pydantic', 'httpx'} & {*sys.modules})"
     )
     assert loaded == "set()"
+
+
+def names_of(tree: ast.AST, prefix: str = "") -> Iterator[str]:
+    """Qualified names of the functions and classes in a module."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield prefix + node.name
+            yield from names_of(node, f"{prefix}{node.name}.")
+
+
+def test_the_way_of_a_request_names_functions_that_exist() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    hops = re.findall(r"`([\w/]+\.py):([\w.]+)`", page)
+    down = page.index("## The way of a request"), page.index("And back:")
+    assert len(re.findall(r"^\| \d+ \|", page[slice(*down)], re.MULTILINE)) < 15
+    for path, name in hops:
+        (file,) = (root for source in PACKAGES if (root := ROOT / source / path).exists())
+        assert name in names_of(ast.parse(file.read_text())), f"{path} has no {name}"
+    assert len(hops) > 20
 
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
