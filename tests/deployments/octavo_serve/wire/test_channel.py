@@ -1,0 +1,92 @@
+"""A connection as both ends see it, over real sockets: strangers, large messages, peers that do not read."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from octavo.engine.async_engine import Stream
+from octavo.request import SequenceUpdate
+from octavo_serve.wire import channel
+from octavo_serve.wire.channel import Submit
+
+NONCE_AND_PROOF = 4 + 64  # of the shard; it knows by then no more of the other side than that it speaks first
+
+
+def test_strangers_are_not_listened_to(fleet: Any) -> None:
+    """Without the secret nothing runs and nothing is kept: not a request, not an abort, not the length of a message."""
+
+    async def ends(*sent: bytes) -> int:
+        """Bytes that a connection that says this is told before it is ended."""
+        reader, writer = await asyncio.open_connection(fleet.address.host, fleet.address.port)
+        writer.write(b"".join(len(each).to_bytes(4, "big") + each for each in sent))
+        try:
+            return len(await asyncio.wait_for(reader.read(), 30))
+        except ConnectionResetError:  # what it sent last was not even read
+            return len(reader._buffer)  # type: ignore[attr-defined]
+        finally:
+            writer.close()
+
+    async def scenario(client: Any) -> None:
+        port = await fleet.add()
+        submit = msgspec.msgpack.encode(Submit(fleet.request("stranger")))
+        secret = bytes.fromhex(fleet.address.secret)
+        assert await ends(submit) == 0
+        assert await ends(secret, submit) == NONCE_AND_PROOF
+        assert await ends(bytes(32), submit) == NONCE_AND_PROOF
+        assert await ends(bytes(32), bytes(32), submit) == NONCE_AND_PROOF
+        assert await ends(secret[:-1], submit) == 0
+        assert await ends(b"x" * 300_000) == 0
+        assert len(port.peers) == 1  # the client
+        assert not port.engine._listeners
+        await fleet.said(client, fleet.request())
+
+    assert fleet.run(scenario) == []
+
+
+def test_who_says_nothing_is_sent_away(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(client: Any) -> None:
+        monkeypatch.setattr(channel, "INTRODUCTION_SECONDS", 0.2)
+        await fleet.add()
+        reader, writer = await asyncio.open_connection(fleet.address.host, fleet.address.port)
+        assert await asyncio.wait_for(reader.read(), 30) == b""
+        writer.close()
+        await fleet.said(client, fleet.request(max_tokens=100))  # half a second: those that have said it stay
+
+    assert fleet.run(scenario) == []
+
+
+def test_a_large_message_ends_no_connection(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log probabilities of a long prompt are one message, longer than what may wait for who does not read."""
+    monkeypatch.setattr(channel, "MAX_UNREAD", 2**16)
+
+    async def scenario(client: Any) -> None:
+        port = await fleet.add()
+        await fleet.anybody()
+        (link,) = fleet.links.values()
+        stream = Stream(asyncio.get_running_loop())
+        link.streams["large"] = stream
+        for peer in port.peers:
+            peer.send(channel.Step([SequenceUpdate("large", 0, list(range(2**22)))]))
+        async with asyncio.timeout(60):
+            (update,) = await stream.take()
+        assert len(update.token_ids) == 2**22
+        assert link.gone is None
+
+    fleet.run(scenario)
+
+
+def test_a_gateway_that_reads_nothing_is_given_up(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "MAX_UNREAD", 2**16)
+    monkeypatch.setattr(channel, "STUCK_SECONDS", 0.1)
+
+    async def scenario(client: Any) -> None:
+        port = await fleet.shard_of_a_gateway_that_does_not_read()
+        async with asyncio.timeout(60):
+            while port.peers:  # its reports go on
+                await asyncio.sleep(0.01)
+
+    fleet.run(scenario, silence=1000.0)
