@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 from octavo.errors import BadRequest, ModelNotReady, UnknownModel
 from octavo.text.tokenizer import Tokenizer
@@ -22,15 +22,28 @@ RETRY_AFTER = 5.0
 Status = Literal["ready", "loading", "failed"]
 
 
+class Facts(TypedDict, total=False):
+    """The fields of a `ModelEntry` that change while the gateway runs."""
+
+    tokenizer: Tokenizer | None
+    info: ModelInfo | None
+    shards: int
+    tokenizer_error: str
+    shard_error: str
+    no_room: str
+    note: str
+    defaults: Defaults
+
+
 @dataclass(slots=True, eq=False)
 class ModelEntry:
-    """One model and what is known of it; whoever changes a field calls `changed`.
+    """One model and what is known of it. Fields are changed through `update` alone.
 
     Attributes:
         created: seconds since 1970.
         on_demand: a request may come while there is no shard, and brings one up.
-        tokenizer, info: once they are known.
-        defaults: of requests that leave something open.
+        tokenizer, info: None until they are known.
+        defaults: sampling parameters of requests that leave them out.
         shards: how many answer.
         tokenizer_error: why the tokenizer cannot be loaded.
         shard_error: why no shard could be started.
@@ -53,7 +66,7 @@ class ModelEntry:
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self.changed()
+        self.update()
 
     @property
     def status(self) -> Status:
@@ -71,8 +84,10 @@ class ModelEntry:
             return self.no_room or None
         return self.note or ("its shards are starting" if self.tokenizer else "its tokenizer is being loaded")
 
-    def changed(self) -> None:
-        """Wake the requests that wait for the model when it is ready or has failed."""
+    def update(self, **facts: Unpack[Facts]) -> None:
+        """Set these fields, and wake the requests that wait for the model if it is ready or has failed now."""
+        for name, value in facts.items():
+            setattr(self, name, value)
         if self.status == "loading":
             self._settled.clear()
         else:
@@ -127,6 +142,12 @@ class Registry:
         self.aliases: dict[str, dict[str, float]] = {}
         self.wait = wait
         self.explain = True
+
+    def configure(
+        self, entries: Mapping[str, ModelEntry], aliases: Mapping[str, dict[str, float]], wait: float, explain: bool
+    ) -> None:
+        """Serve these models and aliases from now on; requests that wait for a model go on waiting for it."""
+        self.entries, self.aliases, self.wait, self.explain = dict(entries), dict(aliases), wait, explain
 
     @property
     def longest_context(self) -> int:

@@ -88,6 +88,7 @@ class Gateway:
     async def reconfigure(self, args: dict[str, Any]) -> None:
         """Serve these models from now on; those whose settings are the same go on as they are."""
         settings = load_settings(args)
+        rules = settings.rules(is_loopback(await _bind_host()))  # nothing below waits: requests see old or new, no mix
         old, self._served = self._served, {}
         for model in settings.models:
             kept = old.pop(model.name, None)
@@ -98,15 +99,14 @@ class Gateway:
             self._served[model.name].picker.router.config = settings.router.config
         for gone in old.values():
             gone.close(self._closing)
-        gateway, registry = settings.gateway, self.service.models
-        registry.entries = {name: served.entry for name, served in self._served.items()}
-        registry.aliases, registry.wait = settings.aliases, gateway.loading_wait_s
+        gateway, entries = settings.gateway, {name: served.entry for name, served in self._served.items()}
+        explain = rules.keys is None or rules.disclose
+        self.service.models.configure(entries, settings.aliases, gateway.loading_wait_s, explain)
         failover = Failover(gateway.failover_timeout_s, gateway.max_failovers, gateway.shard_silence_s)
         for served in self._served.values():
             served.client.failover = failover
         self.service.telemetry.watch_routers({name: served.picker.router for name, served in self._served.items()})
-        self.access.rules = settings.rules(is_loopback(await _bind_host()))
-        registry.explain = self.access.rules.keys is None or self.access.rules.disclose
+        self.access.rules = rules
         self.service.limits = Limits(gateway.max_body_bytes, gateway.max_prompts, gateway.max_n)
 
     def _serve(self, model: ModelSettings, routing: RoutingConfig) -> _Served:

@@ -47,15 +47,13 @@ async def load_text(
     delay = 1.0
     while entry.tokenizer is None:
         try:
-            entry.tokenizer, entry.defaults = await asyncio.to_thread(_text, source, defaults)
-            entry.tokenizer_error = ""
-        except Exception as error:  # whatever a damaged file makes a parser raise: this model's trouble alone
-            entry.tokenizer_error = str(error) or repr(error)
+            tokenizer, found = await asyncio.to_thread(_text, source, defaults)
+            entry.update(tokenizer=tokenizer, defaults=found, tokenizer_error="")
+        except Exception as error:  # a damaged file makes a parser raise anything; only this model must suffer
+            entry.update(tokenizer_error=str(error) or repr(error))
             logger.warning("%s: no tokenizer: %s; next try in %g s", entry.name, entry.tokenizer_error, delay)
-            entry.changed()
             await asyncio.sleep(delay)
             delay = min(LAST_DELAY, 2 * delay)
-    entry.changed()
 
 
 def _text(source: str, defaults: Callable[[Source], Defaults]) -> tuple[Tokenizer, Defaults]:
@@ -79,13 +77,11 @@ async def watch_shards(
     while True:
         try:
             found = await shards.stats()
-            if found:
-                entry.info = await shards.describe()
+            info = await shards.describe() if found else entry.info
             seen = State(len(found)) if found else await state()
-            entry.shards, entry.shard_error, entry.note = seen.running, seen.error, seen.note
-        except Exception as error:  # a shard that dies between two calls; the next look tells
-            entry.shards, entry.note = 0, f"its shards do not answer: {error}"
-        entry.changed()
+            entry.update(info=info, shards=seen.running, shard_error=seen.error, note=seen.note)
+        except Exception as error:  # a shard died between two calls; the next look finds out
+            entry.update(shards=0, note=f"its shards do not answer: {error}")
         await asyncio.sleep(period)
 
 
@@ -99,8 +95,7 @@ async def watch_room(entry: ModelEntry, look: Callable[[], str | None], period: 
         found = await asyncio.to_thread(look) or ""
         if found and found != entry.no_room:
             logger.warning("%s: %s", entry.name, found)
-        entry.no_room = found
-        entry.changed()
+        entry.update(no_room=found)
         await asyncio.sleep(period)
 
 

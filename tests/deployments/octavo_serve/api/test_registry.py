@@ -55,9 +55,7 @@ def test_when_a_model_goes_only_its_sessions_move() -> None:
 
 def test_a_canary_that_is_not_ready_gets_no_requests(registry: Registry) -> None:
     assert {served(registry, "canary", f"{i}") for i in range(50)} == {"b"}
-    registry.entries["b"].shards = 0
-    registry.entries["b"].shard_error = "gone"
-    registry.entries["b"].changed()
+    registry.entries["b"].update(shards=0, shard_error="gone")
     with pytest.raises(ModelNotReady, match="'c' is still loading"):
         served(registry, "canary")
 
@@ -67,9 +65,7 @@ def test_a_request_waits_for_a_model_that_loads(registry: Registry) -> None:
         registry.wait = 60.0
         waiting = asyncio.create_task(registry.served("c"))
         await asyncio.sleep(0.01)
-        entry = registry.entries["c"]
-        entry.tokenizer, entry.info, entry.shards = TOKENIZER, INFO, 1
-        entry.changed()
+        registry.entries["c"].update(tokenizer=TOKENIZER, info=INFO, shards=1)
         return (await waiting).name
 
     assert asyncio.run(load()) == "c"
@@ -80,8 +76,7 @@ def test_a_request_that_waits_learns_of_a_failure(registry: Registry) -> None:
         registry.wait = 60.0
         waiting = asyncio.create_task(registry.served("c"))
         await asyncio.sleep(0.01)
-        registry.entries["c"].tokenizer_error = "no model at '/x'"
-        registry.entries["c"].changed()
+        registry.entries["c"].update(tokenizer_error="no model at '/x'")
         await waiting
 
     with pytest.raises(ModelNotReady, match="model 'c' has failed: no model at '/x'") as caught:
@@ -92,13 +87,13 @@ def test_a_request_that_waits_learns_of_a_failure(registry: Registry) -> None:
 def test_states() -> None:
     entry = ModelEntry("m", 1, CLIENT)
     assert (entry.status, entry.reason) == ("loading", "its tokenizer is being loaded")
-    entry.tokenizer = TOKENIZER
+    entry.update(tokenizer=TOKENIZER)
     assert (entry.status, entry.reason) == ("loading", "its shards are starting")
-    entry.note = "no room"
+    entry.update(note="no room")
     assert (entry.status, entry.reason) == ("loading", "no room")
-    entry.shard_error = "bad weights"
+    entry.update(shard_error="bad weights")
     assert (entry.status, entry.reason) == ("failed", "bad weights")
-    entry.info, entry.shards = INFO, 1
+    entry.update(info=INFO, shards=1)
     assert (entry.status, entry.reason) == ("ready", None)
     idle = ModelEntry("m", 1, CLIENT, on_demand=True, tokenizer=TOKENIZER)
     assert (idle.status, idle.reason) == ("ready", None)

@@ -108,8 +108,8 @@ def test_fields_are_checked_before_anything_waits_for_a_model(
     service: Service, talk: Any, wrong: dict[str, Any], param: str
 ) -> None:
     tiny = service.models.entries["tiny"]
-    tiny.shards, service.models.wait = 0, 3600.0
-    tiny.changed()
+    tiny.update(shards=0)
+    service.models.wait = 3600.0
     with pytest.raises(BadRequest) as caught:
         talk.chat(**wrong)
     assert caught.value.param == param
@@ -135,8 +135,8 @@ def test_messages_are_checked_before_anything_waits_for_a_model(
     service: Service, talk: Any, wrong: dict[str, Any]
 ) -> None:
     tiny = service.models.entries["tiny"]
-    tiny.shards, service.models.wait = 0, 3600.0
-    tiny.changed()
+    tiny.update(shards=0)
+    service.models.wait = 3600.0
     with pytest.raises(BadRequest):
         talk.chat(**wrong)
     with pytest.raises(BadRequest):
@@ -147,7 +147,7 @@ SAMPLING = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.1, "repeti
 
 
 def test_what_a_request_leaves_open_is_the_models(service: Service, talk: Any, client: Any) -> None:
-    service.models.entries["tiny"].defaults = Defaults(max_tokens=40, sampling=SAMPLING)
+    service.models.entries["tiny"].update(defaults=Defaults(max_tokens=40, sampling=SAMPLING))
     talk.chat()
     params = client.opened[-1].params
     assert {name: getattr(params, name) for name in SAMPLING} == SAMPLING
@@ -164,7 +164,7 @@ def test_what_a_request_leaves_open_is_the_models(service: Service, talk: Any, c
 
 
 def test_the_default_bound_ends_with_the_context(service: Service, talk: Any, client: Any) -> None:
-    service.models.entries["tiny"].defaults = Defaults(max_tokens=4096)
+    service.models.entries["tiny"].update(defaults=Defaults(max_tokens=4096))
     talk.chat()
     request = client.opened[-1]
     assert len(request.prompt_token_ids) + request.params.max_tokens == 256

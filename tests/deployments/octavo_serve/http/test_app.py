@@ -144,26 +144,25 @@ def test_health_tells_the_truth_about_each_model(send: Send, service: Service) -
             },
         },
     )
-    tiny.shards, tiny.note = 0, "its shards are starting"
+    tiny.update(shards=0, note="its shards are starting")
     answer = send("GET", "/health")
     assert (answer.status_code, answer.json()["status"]) == (503, "unhealthy")
     assert answer.json()["models"]["tiny"] == {"status": "loading", "reason": "its shards are starting"}
-    tiny.shards, broken.shards, broken.info, broken.tokenizer = 1, 1, tiny.info, tiny.tokenizer
+    tiny.update(shards=1)
+    broken.update(shards=1, info=tiny.info, tokenizer=tiny.tokenizer)
     assert send("GET", "/health").json()["status"] == "ok"
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_model_that_cannot_answer_is_a_503_with_the_reason(send: Send, service: Service, stream: bool) -> None:
     tiny = service.models.entries["tiny"]
-    tiny.shards, tiny.note = 0, "its shards are starting"
-    tiny.changed()
+    tiny.update(shards=0, note="its shards are starting")
     answer = send("POST", "/v1/chat/completions", json=HELLO | {"stream": stream})
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
     assert answer.json()["error"]["message"] == (
         "model 'tiny' is still loading (its shards are starting); try again later"
     )
-    tiny.shard_error = "no such file"
-    tiny.changed()
+    tiny.update(shard_error="no such file")
     answer = send("POST", "/v1/chat/completions", json=HELLO | {"stream": stream})
     assert (answer.status_code, "retry-after" in answer.headers) == (503, False)
     assert answer.json()["error"]["message"] == "model 'tiny' has failed: no such file"
@@ -246,7 +245,7 @@ def test_routes_about_the_server(send: Send, service: Service, client: Any) -> N
     assert send("GET", "/openapi.json").json()["openapi"].startswith("3.")
     page = send("GET", "/docs")
     assert page.headers["content-type"].startswith("text/html")
-    service.models.entries["tiny"].shards = 0
+    service.models.entries["tiny"].update(shards=0)
     assert send("GET", "/ping").status_code == 503
 
 
@@ -288,7 +287,7 @@ def test_a_body_has_as_many_bytes_as_the_longest_context_needs(send: Send, servi
     assert answer.status_code == 413
     answer = send("POST", "/v1/completions", json={"prompt": "word, " * 200_000})  # parsed beside the event loop
     assert answer.json()["error"]["code"] == "context_length_exceeded"
-    service.models.entries["tiny"].info = None
+    service.models.entries["tiny"].update(info=None)
     assert service.bounds.num_bytes == 2 * 2**20 + 32 * 2**17
 
 

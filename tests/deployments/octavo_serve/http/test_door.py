@@ -244,8 +244,7 @@ def _stats() -> EngineStats:
 
 def test_why_a_model_does_not_answer_is_told_to_operators_alone(send: Send, access: Access, service: Service) -> None:
     tiny = service.models.entries["tiny"]
-    tiny.shards, tiny.shard_error = 0, "no file /home/me/model.gguf"
-    tiny.changed()
+    tiny.update(shards=0, shard_error="no file /home/me/model.gguf")
     access.rules = Rules(TWO, disclose=False)
     service.models.explain = False
     told = [
