@@ -175,8 +175,14 @@ def test_mappings_are_bounded_too() -> None:
             parse(ChatRequest, fields)
 
 
-def test_a_body_as_long_as_the_context_needs_is_read() -> None:
-    text = "the quick brown fox, " * 80_000
-    assert parse(CompletionRequest, b'{"prompt":"' + text.encode() + b'"}', BOUNDS).prompt == text
-    ids = list(range(100_000))
-    assert parse(CompletionRequest, {"prompt": [ids, ids]}, BOUNDS).prompt == [ids, ids]
+@pytest.mark.parametrize("body", [b"{", b"\xff\xfe{}", b'{"prompt": "\xff"}', b"[]", b"nul", b'{"prompt": "\\ud800"}'])
+def test_what_is_no_json_object_is_refused(body: bytes) -> None:
+    with pytest.raises(BadRequest):
+        parse(CompletionRequest, body)
+
+
+@pytest.mark.parametrize("name", ["messages[0]", "int", "str", "a[b]", "constrained-x", ""])
+def test_an_unknown_field_may_be_called_anything(name: str) -> None:
+    with pytest.raises(BadRequest, match="unknown field") as caught:
+        parse(CompletionRequest, {"prompt": "Hello", name: 1})
+    assert caught.value.param == (name or None)

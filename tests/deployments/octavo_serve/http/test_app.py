@@ -11,7 +11,6 @@ import httpx
 import pytest
 from pydantic import TypeAdapter
 
-from octavo import __version__
 from octavo.errors import EngineDead, OctavoError, Overloaded
 from octavo.request import Placement
 from octavo_serve.api.bounds import Limits
@@ -227,26 +226,6 @@ def test_the_session_reaches_the_request(
     send("POST", "/v1/chat/completions", json=HELLO | ({"user": user} if user else {}), headers=headers)
     (request,) = client.opened
     assert request.session == session
-
-
-def test_routes_about_the_server(send: Send, service: Service, client: Any) -> None:
-    assert send("GET", "/version").json() == {"version": __version__}
-    assert [(send(method, "/ping").status_code, send(method, "/ping").content) for method in ("GET", "POST")] == [
-        (200, b"")
-    ] * 2
-    info = send("GET", "/tokenizer_info", params={"model": "tiny"}).json()
-    assert (info["tokenizer_class"], info["eos_token"], info["model_max_length"]) == (
-        "PreTrainedTokenizerFast",
-        "<|im_end|>",
-        256,
-    )
-    assert info["chat_template"] == client.tokenizer.chat_template
-    assert send("GET", "/tokenizer_info", params={"model": "huge"}).status_code == 404
-    assert send("GET", "/openapi.json").json()["openapi"].startswith("3.")
-    page = send("GET", "/docs")
-    assert page.headers["content-type"].startswith("text/html")
-    service.models.entries["tiny"].update(shards=0)
-    assert send("GET", "/ping").status_code == 503
 
 
 GETS = ["/version", "/ping", "/health", "/metrics", "/v1/models", "/v1/models/tiny", "/tokenizer_info", "/openapi.json",

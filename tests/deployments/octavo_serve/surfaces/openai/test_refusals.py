@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -10,10 +9,8 @@ import pytest
 from octavo.errors import BadRequest
 from octavo_serve.api.body import parse
 from octavo_serve.api.bounds import Limits
-from octavo_serve.api.service import Service
 from octavo_serve.http.describe import openapi
 from octavo_serve.surfaces.chat.schemas import ChatRequest
-from octavo_serve.surfaces.chat.surface import CHAT
 from octavo_serve.surfaces.completions.schemas import CompletionRequest
 from octavo_serve.surfaces.openai.asking import check_supported
 from octavo_serve.surfaces.openai.refusals import RULES
@@ -92,77 +89,3 @@ def test_every_value_that_the_description_allows_is_accepted_and_no_other(kind: 
                 with pytest.raises(BadRequest, match=name.partition("_")[0]):
                     check_supported(parse(kind, needed | {name: value}), Limits())
     assert openapi(SURFACES)
-
-
-def chat(service: Service, **extra: Any) -> Any:
-    return asyncio.run(service.answer(CHAT, parse(ChatRequest, HELLO | extra)))
-
-
-@pytest.mark.parametrize(
-    ("asked", "variables"),
-    [
-        ({"reasoning_effort": "low"}, {"reasoning_effort": "low"}),
-        ({"reasoning": {"effort": "high"}}, {"reasoning_effort": "high"}),
-        ({"reasoning_effort": "none"}, {"enable_thinking": False, "thinking": False}),
-        ({"thinking": {"type": "disabled"}}, {"enable_thinking": False, "thinking": False}),
-        ({"thinking": {"type": "enabled"}}, {"enable_thinking": True, "thinking": True}),
-        ({"reasoning": {"enabled": True}}, {"enable_thinking": True, "thinking": True}),
-        ({"thinking": {"type": "enabled"}, "chat_template_kwargs": {"thinking": 3}},
-         {"enable_thinking": True, "thinking": 3}),
-    ],
-)  # fmt: skip
-def test_what_is_asked_of_reasoning_reaches_the_template(
-    service: Service, client: Any, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], variables: dict[str, Any]
-) -> None:
-    source = "{{ reasoning_effort }}|{{ enable_thinking }}|{{ thinking }}"
-    monkeypatch.setattr(client.tokenizer, "chat_templates", {"default": source})
-    chat(service, **asked)
-    names = ("reasoning_effort", "enable_thinking", "thinking")
-    expected = "|".join(str(variables.get(name, "")) for name in names)
-    assert client.tokenizer.decode(client.opened[-1].prompt_token_ids) == expected
-
-
-@pytest.mark.parametrize(
-    ("asked", "param"),
-    [
-        ({"reasoning_effort": "low"}, "reasoning_effort"),
-        ({"reasoning": {"effort": "high"}}, "reasoning_effort"),
-        ({"thinking": {"type": "enabled"}}, "thinking"),
-    ],
-)
-def test_a_model_without_reasoning_says_so(service: Service, asked: dict[str, Any], param: str) -> None:
-    with pytest.raises(BadRequest, match="this model") as caught:
-        chat(service, **asked)
-    assert caught.value.param == param
-    for harmless in ({"reasoning_effort": "medium"}, {"reasoning_effort": "none"}, {"thinking": {"type": "disabled"}}):
-        assert chat(service, **harmless)["choices"]
-
-
-@pytest.mark.parametrize(
-    ("tool", "wrong"),
-    [
-        ("f", r"tools\[0\] must be an object"),
-        ({}, r"tools\[0\].type must be"),
-        ({"type": "custom", "custom": {}}, r"tools\[0\].type must be"),
-        ({"type": "function"}, "function must be an object"),
-        ({"type": "function", "function": {}}, "name must be"),
-        ({"type": "function", "function": {"name": ""}}, "name must be"),
-        ({"type": "function", "function": {"name": "a b"}}, "name must be"),
-        ({"type": "function", "function": {"name": "a\n"}}, "name must be"),
-        ({"type": "function", "function": {"name": "a" * 65}}, "name must be"),
-        ({"type": "function", "function": {"name": "f", "parameters": []}}, "parameters must be"),
-        ({"type": "function", "function": {"name": "f", "description": 1}}, "description must be"),
-        ({"type": "function", "function": {"name": "f", "strict": "yes"}}, "strict must be"),
-    ],
-)
-def test_malformed_tools_are_refused(tool: object, wrong: str) -> None:
-    with pytest.raises(BadRequest, match=wrong) as caught:
-        parse(ChatRequest, HELLO | {"tools": [tool]})
-    assert caught.value.param == "tools"
-
-
-def test_a_tool_reaches_the_template_as_it_was_sent() -> None:
-    tool = {"x": 1, "function": {"strict": None, "parameters": None, "name": "f", "more": [1]}, "type": "function"}
-    body = parse(ChatRequest, HELLO | {"tools": [tool]})
-    assert body.tools is not None
-    assert str(body.tools[0]) == str(tool)  # the order of the keys, too

@@ -1,0 +1,93 @@
+"""Chats: how the prompt ends, what is refused while the model loads, where a template is rendered."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from octavo.errors import BadRequest
+from octavo.text.tokenizer import Tokenizer
+from octavo_serve.api.body import parse
+from octavo_serve.api.chats import FEW, Chat, Message, render
+from octavo_serve.api.service import Service
+from octavo_serve.api.threads import Threads
+from octavo_serve.surfaces.chat.schemas import ChatRequest
+from octavo_serve.surfaces.chat.surface import CHAT
+
+HELLO: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+def chat_of(*contents: str, **settings: Any) -> Chat:
+    return Chat(messages=[Message(role="user", content=content) for content in contents], **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "answers", "goes_on"),
+    [
+        ({}, True, False),
+        ({"add_generation_prompt": False}, False, False),
+        ({"continue_final_message": True}, False, True),
+        ({"continue_final_message": True, "add_generation_prompt": False}, False, True),
+    ],
+)
+def test_a_chat_is_answered_unless_its_last_message_goes_on(
+    settings: dict[str, Any], answers: bool, goes_on: bool
+) -> None:
+    ending = chat_of("Hello", **settings).ending
+    assert ending == {"add_generation_prompt": answers, "continue_final_message": goes_on}
+
+
+def test_a_message_has_the_fields_that_were_sent_and_no_others() -> None:
+    sent = {"role": "tool", "content": "4", "tool_call_id": "c"}
+    assert Chat(messages=[Message(**sent)]).unpacked() == [sent]  # type: ignore[arg-type]
+    assert Chat(messages=[Message(role="assistant", tool_calls=[])]).unpacked() == [  # type: ignore[call-arg]
+        {"role": "assistant", "tool_calls": []}
+    ]
+
+
+def test_a_long_chat_is_looked_at_when_it_is_rendered(tokenizer: Tokenizer) -> None:
+    both = {"continue_final_message": True, "add_generation_prompt": True}
+    with pytest.raises(BadRequest):
+        chat_of(*["a"] * FEW, **both).check()
+    long = chat_of(*["a"] * (FEW + 1), **both)
+    long.check()
+    with pytest.raises(BadRequest):
+        asyncio.run(render(long, tokenizer, Threads()))
+
+
+@pytest.mark.parametrize("count", [1, 2, FEW + 1])
+def test_a_chat_reads_alike_wherever_it_is_rendered(tokenizer: Tokenizer, count: int) -> None:
+    asyncio.run(render(chat_of("Hello"), tokenizer, Threads()))  # compiles the template, always in a thread
+    ran: list[bool] = []
+
+    class Counted(Threads):
+        async def run(self, work: Any, *arguments: Any, **named: Any) -> Any:
+            ran.append(True)
+            return await super().run(work, *arguments, **named)
+
+    text = asyncio.run(render(chat_of(*["Hello"] * count), tokenizer, Counted()))
+    assert text.count("<|im_start|>user\nHello<|im_end|>\n") == count
+    assert text.endswith("<|im_start|>assistant\n")
+    assert bool(ran) == (count > FEW)
+
+
+def answered(service: Service, **extra: Any) -> Any:
+    return asyncio.run(service.answer(CHAT, parse(ChatRequest, HELLO | extra)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"reasoning": {"effort": "high"}}, "reasoning_effort"),
+        ({"thinking": {"type": "enabled"}}, "thinking"),
+    ],
+)
+def test_a_model_without_reasoning_says_so(service: Service, asked: dict[str, Any], param: str) -> None:
+    with pytest.raises(BadRequest, match="this model") as caught:
+        answered(service, **asked)
+    assert caught.value.param == param
+    for harmless in ({"reasoning_effort": "medium"}, {"reasoning_effort": "none"}, {"thinking": {"type": "disabled"}}):
+        assert answered(service, **harmless)["choices"]

@@ -1,0 +1,41 @@
+"""When the log probabilities of a job are too many to be written on the event loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from octavo.request import Request, SamplingParams
+from octavo_serve.api.jobs import MANY, Job
+
+
+def job_of(prompt_lengths: list[int], **params: Any) -> Job:
+    anything: Any = None
+    sampling = SamplingParams(**params)
+    prompts = [[1] * length for length in prompt_lengths]
+    requests = [Request(request_id=f"r-{i}", prompt_token_ids=ids, params=sampling) for i, ids in enumerate(prompts)]
+    return Job("r", 0, anything, "m", sampling, requests, [], None, anything)
+
+
+def test_prompt_tokens_are_those_of_all_prompts() -> None:
+    assert job_of([3, 4]).prompt_tokens == 7
+
+
+@pytest.mark.parametrize(
+    ("params", "prompt_tokens", "tokens", "large"),
+    [
+        ({}, 10**6, 10**6, False),  # none were asked for
+        ({"logprobs": 0}, 10**6, MANY, False),
+        ({"logprobs": 0}, 0, MANY + 1, True),
+        ({"logprobs": 9}, 10**6, MANY // 10, False),  # the token itself and nine alternatives
+        ({"logprobs": 9}, 0, MANY // 10 + 1, True),
+        ({"prompt_logprobs": 0}, MANY, 10**6, False),
+        ({"prompt_logprobs": 0}, MANY + 1, 0, True),
+        ({"prompt_logprobs": 0, "logprobs": 0}, MANY // 2, MANY // 2 + 1, True),
+    ],
+)
+def test_values_of_prompts_and_answers_count_together(
+    params: dict[str, Any], prompt_tokens: int, tokens: int, large: bool
+) -> None:
+    assert job_of([1], **params).is_large(prompt_tokens, tokens) is large
