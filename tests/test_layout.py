@@ -51,6 +51,108 @@ def test_no_package_files_under_tests() -> None:
     assert list((ROOT / "tests").rglob("__init__.py")) == []
 
 
+KERNELS = "octavo_kernels"
+TESTED_UNDER_ANOTHER_NAME = {
+    # what is imported, and what a command line is made of
+    "octavo/__init__.py": "test_layout.py",
+    "octavo_loadtest/__main__.py": "loadtest/octavo_loadtest/test_cli.py",
+    # a whole that its parts' tests drive, each from another side
+    "octavo/engine/engine.py": "platform/octavo/engine/test_scheduler.py",
+    "octavo/engine/sequence.py": "platform/octavo/engine/test_scheduler.py",
+    "octavo/engine/stats.py": "platform/octavo/engine/test_load_meter.py",
+    "octavo/errors.py": "deployments/octavo_serve/api/test_failures.py",
+    "octavo/step.py": "platform/octavo/engine/test_batch.py",
+    # executors and what loads them: held against each other, by what they compute
+    "octavo/execution/executor.py": "platform/octavo/execution/test_native_executor.py",
+    "octavo/execution/load.py": "platform/octavo/execution/test_native_executor.py",
+    "octavo/execution/local.py": "platform/octavo/execution/test_capacity.py",
+    "octavo/execution/parallel.py": "platform/octavo/execution/test_ranks.py",
+    "octavo/execution/parts.py": "platform/octavo/evaluation/test_layers.py",
+    "octavo/execution/tensor_treatment.py": "platform/octavo/execution/test_treatment.py",
+    "octavo/execution/torch_executor.py": "platform/octavo/execution/test_graphs.py",
+    "octavo/execution/transfer.py": "platform/octavo/execution/test_sampler.py",
+    # from a file to weights: held against transformers, model by model
+    "octavo/models/packing.py": "platform/octavo/models/test_packed.py",
+    "octavo/models/source_spec.py": "platform/octavo/models/test_load.py",
+    "octavo/models/spec.py": "platform/octavo/models/test_families.py",
+    "octavo/models/weights/bitsandbytes.py": "platform/octavo/models/test_quantization.py",
+    "octavo/models/weights/layout.py": "platform/octavo/models/test_parallel.py",
+    "octavo/models/weights/quantized.py": "platform/octavo/models/test_quantization.py",
+    "octavo_kernels/decoder/__init__.py": "platform/octavo/models/test_packed.py",
+    "octavo/planning/report.py": "platform/octavo/planning/test_command.py",
+    # needs Serve, a replica's context and other processes: tested where these run
+    "octavo_serve/gateway/gateway.py": "deployments/octavo_serve/test_multi_model.py",
+    "octavo_serve/shard/shard.py": "deployments/octavo_serve/test_serving.py",
+    "octavo_serve/shard/tensor_parallel.py": "deployments/octavo_serve/test_cluster.py",
+    # a stream, by what comes out of it
+    "octavo_serve/api/arrivals.py": "deployments/octavo_serve/api/test_generation.py",
+    "octavo_serve/http/streams.py": "deployments/octavo_serve/http/test_app.py",
+    "octavo_serve/surfaces/openai/schemas.py": "deployments/octavo_serve/http/test_describe.py",
+    # parts of a measurement: by measuring the fake server, whose every time is known
+    "octavo_loadtest/curves.py": "loadtest/octavo_loadtest/test_campaign.py",
+    "octavo_loadtest/fake_server.py": "loadtest/octavo_loadtest/test_measure.py",
+    "octavo_loadtest/figures.py": "loadtest/octavo_loadtest/test_report.py",
+    "octavo_loadtest/load.py": "loadtest/octavo_loadtest/test_plan.py",
+    "octavo_loadtest/plots.py": "loadtest/octavo_loadtest/test_timeline.py",
+    "octavo_loadtest/record.py": "loadtest/octavo_loadtest/test_metrics.py",
+    "octavo_loadtest/sender.py": "loadtest/octavo_loadtest/test_measure.py",
+    "octavo_loadtest/server.py": "loadtest/octavo_loadtest/test_measure.py",
+    "octavo_loadtest/store.py": "loadtest/octavo_loadtest/test_report.py",
+    "octavo_loadtest/summary.py": "loadtest/octavo_loadtest/test_measure.py",
+    "octavo_loadtest/verdicts.py": "loadtest/octavo_loadtest/test_measure.py",
+}
+"""Modules without a test of the same path, and the test that drives each."""
+
+
+def mirror(module: Path) -> Path:
+    """Where a module's test is: the same path below tests; a kernel's is named for its op's folder."""
+    source_root, package, *inside = module.relative_to(ROOT).parts
+    stem = module.stem
+    if package == KERNELS and len(inside) == 2:
+        native = ROOT / "tests" / source_root / package / inside[0] / f"test_{stem}.py"
+        inside, stem = ([inside[1]], inside[0]) if not native.exists() else (inside, stem)
+    return Path("tests", source_root, package, *inside[:-1], f"test_{stem}.py")
+
+
+def modules_with_functions() -> list[Path]:
+    """Modules that do something; those of types and constants alone are held by what uses them."""
+    found = [path for root, package in PACKAGES.items() for path in sorted((ROOT / root / package).rglob("*.py"))]
+    defs = ast.FunctionDef, ast.AsyncFunctionDef
+    return [path for path in found if any(isinstance(node, defs) for node in ast.walk(ast.parse(path.read_text())))]
+
+
+def test_tests_mirror_the_sources() -> None:
+    untested, excused = [], set()
+    for module in modules_with_functions():
+        name = "/".join(module.relative_to(ROOT).parts[1:])
+        if name in TESTED_UNDER_ANOTHER_NAME:
+            excused.add(name)
+            assert not (ROOT / mirror(module)).exists(), f"{name} has a test now: take it off the list"
+        elif not (ROOT / mirror(module)).exists():
+            untested.append(f"{name} needs {mirror(module)}")
+    assert untested == []
+    assert set(TESTED_UNDER_ANOTHER_NAME) == excused
+    assert [test for test in TESTED_UNDER_ANOTHER_NAME.values() if not (ROOT / "tests" / test).exists()] == []
+
+
+LINK = re.compile(r"\]\(([^)#\s]+)")
+NAMED = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|cpp|h|md|yaml|json|sh|html)|\.ci/\w+)`")
+NO_FILES = {"platform/__init__.py", "kernels/octavo_kernels/OP/gpu.py"}  # one must not be, one stands for many
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "log.md"], ids=lambda page: page.name)
+def test_every_file_that_a_page_names_is_there(page: Path) -> None:
+    """Links from where the page lies; paths in backquotes from the root, a package or a folder of tests."""
+    text = page.read_text()
+    links = [link for link in LINK.findall(text) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    tops = [path for path in ROOT.iterdir() if path.is_dir() and path.name not in (".venv", ".git")]
+    files = {f"/{path.relative_to(ROOT)}" for top in tops for path in top.rglob("*.*")}
+    named = [name for name in NAMED.findall(text) if name not in NO_FILES and not (ROOT / name).exists()]
+    assert [name for name in named if not any(file.endswith(f"/{name}") for file in files)] == []
+
+
 def test_the_standard_library_wins_over_our_folders() -> None:
     assert python("import platform; print(platform.system())")
 

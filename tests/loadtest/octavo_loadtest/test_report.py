@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,7 +16,6 @@ from octavo_loadtest.load import Load
 from octavo_loadtest.measure import Run, measure
 from octavo_loadtest.server import prepare
 from octavo_loadtest.slo import parse
-from octavo_loadtest.svg import Chart, Line, draw
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +80,3 @@ def test_documents_side_by_side(run: Run, tmp_path: Path) -> None:
     made = report.write(tmp_path, both)
     assert [each["name"] for each in made["points"]] == ["a", "b"]
     assert "a against b" in (tmp_path / "report.html").read_text()
-
-
-def test_charts_leave_out_what_cannot_be_drawn() -> None:
-    points = [(1.0, 2.0, 0.1), (2.0, math.inf, 0.0), (0.0, 3.0, math.nan), (4.0, math.nan, 0.0)]
-    drawn = draw(Chart("t", "x", "y", (Line("a", points),), log_x=True))
-    assert drawn.count("<circle") == 1
-    assert draw(Chart("t", "x", "y", (Line("a", []),))) == ""
-
-
-def test_a_constant_line_can_be_drawn() -> None:
-    ElementTree.fromstring(draw(Chart("t", "time (s)", "y", (Line("a", [(0, 0), (1, 0)]), Line("b", [(1, 5)])))))
