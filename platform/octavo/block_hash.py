@@ -4,9 +4,9 @@ A block's hash covers its tokens and, through its parent's hash, everything befo
 
     root ── h0 = H(root, tokens[0:B]) ── h1 = H(h0, tokens[B:2B]) ── ...
 
-The root is the salt: model, adapter and cache namespace. BLAKE2b cut to 16 bytes: keyed by nothing, but with no known
-way to build collisions, so one tenant cannot forge a prefix that another's cache would serve (a 64-bit
-non-cryptographic hash would allow that). 1.0 us per block of 16 tokens.
+The root is the salt: model, adapter and cache namespace. The hash is unkeyed BLAKE2b, cut to 16 bytes. No way to
+construct collisions is known, so one tenant cannot forge a prefix that would be served from another tenant's cache; a
+64-bit non-cryptographic hash would allow that. It takes 1.0 us per block of 16 tokens.
 """
 
 from __future__ import annotations

@@ -27,14 +27,14 @@ class EngineConfig:
             bits and a scale per position and head. "float32" and "bfloat16" are for the native CPU runner; "fp8" is for
             GPUs of compute capability 8.9 or more (and the torch runner on a CPU, slowly).
         quantization: None keeps the checkpoint's weights as they are.
-        load_format: "auto" reads the checkpoint; "dummy" takes random weights, to time a model of which only the config
-            is there (on the torch runner).
+        load_format: "auto" reads the checkpoint; "dummy" takes random weights (torch runner only): it times a model of
+            which only the config is available.
         max_model_len: most tokens of one sequence, prompt and output; None takes the model's own limit.
         max_num_seqs: most sequences in one step.
-        max_num_batched_tokens: tokens in one step; a longer prompt is computed in chunks. Running streams always get
-            their token, and prompts at least one block, even if that is more.
-        target_itl: seconds between two tokens of a running stream that prefill chunks must not exceed, predicted by
-            the cost model; None means every step may use all of max_num_batched_tokens.
+        max_num_batched_tokens: tokens in one step; a longer prompt is computed in chunks. Every running stream gets its
+            token, and prefill at least one block, even where that exceeds this limit.
+        target_itl: most seconds between two tokens of a running stream. Prefill chunks are shortened until the cost
+            model predicts no more; None means every step may use all of max_num_batched_tokens.
         max_num_queued_requests: requests that may wait beyond those that can start at once; one more is refused with
             `Overloaded`.
         block_size: tokens per KV block.
@@ -42,21 +42,22 @@ class EngineConfig:
             leaves after the weights and the largest step, which is run once and measured.
         gpu_memory_utilization: share of a GPU's memory the engine may use.
         enable_prefix_caching: reuse the KV blocks of equal prefixes.
-        async_scheduling: plan and prepare a step while the one before runs; a token comes a step later to whoever
-            stops on its text, and what is drawn in excess is dropped. None is true on a GPU and false on a CPU, whose
-            cores are busy with the step.
+        async_scheduling: plan and prepare a step while the previous one runs. A stop string is then noticed one step
+            late, and the surplus token is discarded. None means true on a GPU and false on a CPU, whose cores are busy
+            computing the step.
         enforce_eager: run decode steps on a GPU without CUDA graphs.
-        batch_invariant: on a GPU too, a token's logits have the same bits whatever else is in its step and however its
-            prompt was cut into chunks or found in the cache: sums have one order, and matrix products are slower. For
-            one rank, not for bitsandbytes. The native CPU runner keeps one order anyway.
-        threads: CPU threads; None takes the cores that the process may use, by affinity and by its control groups'
-            quotas.
+        batch_invariant: make a token's logits on a GPU bitwise independent of the other sequences in its step, of the
+            chunks its prompt was cut into and of what the cache held. Every sum then has one fixed order, which makes
+            matrix products slower. Not available with several ranks or with bitsandbytes. The native CPU runner always
+            works this way.
+        threads: CPU threads; None takes one per core that the process may use, by its affinity and its control group's
+            quota.
         tensor_parallel_size: ranks that share the model.
         device: "auto" is "cuda" where there is one, else "cpu".
         rehearsal: a profile to simulate in place of the model (see `octavo.rehearsal.simulated`): the name of a
-            built-in one or the path of a YAML file. Of the model only the tokenizer is read then.
-        rehearsal_speed: of the simulated machine; 0.2 takes five times as long. A list holds one per shard, by rank;
-            shards beyond it run at 1.
+            built-in one or the path of a YAML file. Only the model's tokenizer is read then.
+        rehearsal_speed: speed of the simulated machine relative to its profile; at 0.2 every step takes five times as
+            long. A list holds one speed per shard, by rank; shards beyond its end run at 1.
     """
 
     dtype: DType = "auto"

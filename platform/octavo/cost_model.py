@@ -3,14 +3,15 @@
     seconds = step + token * tokens + sequence * sequences + attended * attended + context * context
 
 `StepWork` has the amounts, `Cost` the coefficients. `tokens` is what the linear layers multiply, `attended` what
-attention multiplies and `context` what attention reads. The last two differ by the length of a prompt's chunk: on a GPU
-a position costs a decoding sequence fifty times what it costs a token of a prompt.
+attention multiplies and `context` what attention reads. For a decoding sequence the last two are equal; for a prompt's
+chunk `attended` is larger, because its tokens share one read of the context. On a GPU an attended position costs fifty
+times more in decoding than in a prompt.
 
 The fit is non-negative least squares of the relative error with exponential forgetting: it follows a machine whose
-speed drifts, and a stall weighs next to nothing. Steps with prompts and steps without are forgotten separately, or
-minutes of decoding would wash out what prompts cost. Only the sums of the normal equations are kept. After each step a
-few sweeps of coordinate descent move the coefficients from where they were, so a coefficient that recent steps do not
-determine stays as it was.
+speed drifts, and a single stall has almost no influence. Steps with prompts and steps without are forgotten separately:
+otherwise minutes of pure decoding would erase what was learned about prompts. Only the sums of the normal equations are
+kept. After each step a few sweeps of coordinate descent move the coefficients from where they were, so a coefficient
+that recent steps say nothing about keeps its value.
 
 The scheduler bounds the prefill chunk with it (`tokens_within`) and the engine tells a slow step from a stuck one
 (`octavo.engine.patience`). Routers, admission and autoscaler read the published coefficients in
@@ -29,7 +30,7 @@ _Count = TypeVar("_Count", int, "npt.NDArray[np.int64]")
 
 
 def attended(start: _Count, count: _Count) -> _Count:
-    """Positions attended to, in sum, by the `count` tokens that follow the first `start` tokens of a sequence.
+    """Sum of the positions attended to by the `count` tokens that follow the first `start` tokens of a sequence.
 
     Each attends to itself and to all before it: (start + 1) + ... + (start + count). Arrays are taken elementwise.
     """
@@ -40,11 +41,11 @@ class StepWork(NamedTuple):
     """What is in a step.
 
     Attributes:
-        tokens: computed in it.
-        sequences: that these belong to.
-        attended: sum over the tokens of the positions each attends to (`attended`).
-        context: sum over the sequences of the positions in their cache after the step.
-        has_prompts: whether a sequence computes more than the tokens that decoding gives it.
+        tokens: computed in the step.
+        sequences: number of sequences these tokens belong to.
+        attended: positions that the tokens attend to, summed over the tokens (see the function `attended`).
+        context: positions in the cache after the step, summed over the sequences.
+        has_prompts: whether any sequence computes prompt tokens.
     """
 
     tokens: int
@@ -88,7 +89,8 @@ class CostModel:
     """Online fit of a step's duration.
 
     Args:
-        forgetting: weight of the past per step of a kind; 0.98 remembers about 50 steps with prompts and 50 without.
+        forgetting: factor by which each step reduces the weight of earlier ones of its kind; 0.98 remembers about 50
+            steps with prompts and 50 without.
     """
 
     def __init__(self, forgetting: float = 0.98) -> None:
@@ -104,12 +106,12 @@ class CostModel:
 
     @property
     def coefficients(self) -> Cost:
-        """What was learned; never negative."""
+        """The fitted coefficients; never negative."""
         return Cost(*(w * s for w, s in zip(self._weights, _SCALE, strict=True)))
 
     @property
     def published(self) -> Cost:
-        """What others may act on: zeros until enough steps were seen, for the first ones are no measure."""
+        """Coefficients for other processes: zeros until enough steps were observed for the fit to mean anything."""
         return self.coefficients if self.ready else NO_COST
 
     def predict(self, work: StepWork) -> float:
@@ -154,7 +156,7 @@ class CostModel:
 
 
 class _Sums:
-    """What least squares must know of the steps of one kind: sums of x x' and of x, where x . weights should be 1."""
+    """Sums of x x' and of x over the steps of one kind: all that least squares needs, where x . weights should be 1."""
 
     def __init__(self) -> None:
         self.products = [[0.0] * len(_SCALE) for _ in _SCALE]

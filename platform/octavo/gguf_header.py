@@ -1,11 +1,11 @@
-"""A GGUF file's header: its metadata, and what lies where.
+"""A GGUF file's header: its metadata, and the place of each tensor.
 
 `gguf.GGUFReader` makes several numpy views per array element: 1.7 s and 157 MB for the 150,000 tokens, types and merges
 of SmolLM2, 8 s for the three arrays of 262,144 in Gemma 3, at every start. This takes 0.03 s and 0.1 s.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian).
 
 A model may be split over files NAME-00001-of-00005.gguf and so on (llama.cpp's gguf-split): the first has the metadata,
-each some of the tensors. Any of them stands for all.
+each some of the tensors. The name of any of them names the whole model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _DEFAULT_ALIGNMENT = 32
 _MOST_ELEMENTS, _MOST_BYTES = 1 << 24, 1 << 26
-"""Of an array and of a string: 30 times what the largest vocabularies and templates have."""
+"""Most elements of an array and most bytes of a string: 30 times the largest known vocabularies and templates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Entry:
     shape: tuple[int, ...]  # rows first
     format: str  # of its blocks: "F32", "Q4_K", ...
     offset: int  # bytes from the start of the file
-    row_bytes: int  # of one row, or of the one value of a row where it is a vector
-    block_values: int  # columns of one block; 1 where it is not quantised
+    row_bytes: int  # bytes of one row; of a vector, bytes of one value
+    block_values: int  # columns of one block; 1 if the tensor is not quantised
 
     @property
     def num_bytes(self) -> int:
@@ -50,7 +50,8 @@ class Entry:
 
 
 def read_metadata(file: Path) -> dict[str, Any]:
-    """All keys of the file, or of a split model's first: scalars and strings as Python values, arrays as lists.
+    """All metadata keys of the file (of a split model: of its first file); scalars and strings as Python values, arrays
+    as lists.
 
     Raises:
         ModelError: not a little-endian GGUF file of version 2 or 3, cut off, or parts of a split model are missing.
@@ -65,7 +66,7 @@ def read_metadata(file: Path) -> dict[str, Any]:
 
 
 def read_directory(file: Path) -> dict[str, Entry]:
-    """The tensors by name, those of a split model's other files too.
+    """The tensors by name, of all files of a split model.
 
     Raises:
         ModelError: as for `read_metadata`, or with a block format unknown to the gguf package.
@@ -84,7 +85,7 @@ def read_directory(file: Path) -> dict[str, Entry]:
 
 
 def split_files(file: Path) -> list[Path]:
-    """The files of a model, of which one is given; that one alone where it is not split.
+    """All files of the model that `file` belongs to; only `file` itself if the model is not split.
 
     Raises:
         ModelError: as for `read_metadata`.
@@ -94,7 +95,8 @@ def split_files(file: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One file: which part of how many, how many tensors all have together, and its own."""
+    """One file of a model: its number, how many files there are, how many tensors they hold in all, and this file's
+    own."""
 
     files: list[Path]
     number: int
@@ -229,7 +231,7 @@ class _Cursor:
         return self.data[start : self.offset].decode("utf-8", "replace")
 
 
-_LENGTH = struct.Struct("<Q")  # read 150,000 times: parsing the format string each time would double the cost
+_LENGTH = struct.Struct("<Q")  # used 150,000 times; parsing the format string each time would double the cost
 
 
 def _entry(file: Path, name: str, shape: tuple[int, ...], kind: int, offset: int) -> Entry:

@@ -1,7 +1,7 @@
-"""How busy a shard is: one record and its predictions, for all who ask.
+"""How busy a shard is: one record, and the predictions that everything else reads from it.
 
-The router asks where a request's first token comes first, admission how long a refused request should stay away
-(`Retry-After`), the autoscaler how long the queue is, the metrics all of it. Each reads the same `ShardState`, with
+The router predicts where a request gets its first token soonest, admission how long a refused request should wait
+(`Retry-After`), the autoscaler how long the queue is; the metrics show all of it. They use the same `ShardState`, with
 
     a, b, c, d, e     seconds per step, token, sequence, attended and context position (`octavo.cost_model.Cost`)
 

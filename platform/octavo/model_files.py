@@ -1,4 +1,4 @@
-"""Reading files that a stranger wrote: whatever is in them, the only error that leaves is `ModelError`."""
+"""Reads model files, which are untrusted: whatever they contain, the only error raised is `ModelError`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from octavo.errors import ModelError, OctavoError
 
 @contextmanager
 def reading(what: object) -> Iterator[None]:
-    """Within the block every error of Python or of a library is the fault of `what`, and becomes a `ModelError`."""
+    """Turn every error raised inside the block, by Python or a library, into a `ModelError` that blames `what`."""
     try:
         yield
     except OctavoError:

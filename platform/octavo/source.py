@@ -3,10 +3,11 @@
 path/to/dir                 Hugging Face layout: config.json, *.safetensors, tokenizer.json
 owner/name                  the same, fetched by huggingface_hub (where there is a network or a filled cache)
 path/to/model.gguf          one GGUF file: weights, tokenizer and chat template
-package:MODULE/FILE         a file or directory inside an installed package, or split over several (see `package_file`);
-                            nothing is imported from it
+package:MODULE/FILE         a file or directory inside an installed package (or split over several, see `package_file`);
+                            the package is not imported
 
-A file may be followed by the sum that it must have: path/to/model.gguf#sha256=64_HEX_DIGITS. The quickstart's is known.
+A file name may be followed by the checksum that the file must have: path/to/model.gguf#sha256=64_HEX_DIGITS. For the
+quickstart's model it is built in and always checked.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def resolve_source(name: str) -> Source:
     """Find a model on this machine (or fetch a hub id).
 
     Raises:
-        ModelError: nothing usable is there, or not what its sum says; the message says what was looked for.
+        ModelError: there is nothing usable, or its checksum differs; the message says what was looked for.
     """
     name, wanted = _split_sum(name)
     path = package_file(name.removeprefix(PACKAGE)) if name.startswith(PACKAGE) else _place(name)
@@ -56,7 +57,7 @@ def resolve_source(name: str) -> Source:
 
 
 def _split_sum(name: str) -> tuple[str, str | None]:
-    """A source and the sum that its file must have, if any."""
+    """A source's name, and the checksum that its file must have, if one is given or known."""
     name, mark, wanted = name.partition(SUM)
     if mark and not re.fullmatch("[0-9a-fA-F]{64}", wanted):
         raise ModelError(f"the source {name!r} has the sum {wanted!r}: write {SUM} and 64 hexadecimal digits")
@@ -70,10 +71,10 @@ def _verify(source: Source, wanted: str) -> None:
 
 
 def check_source(name: str) -> Source | None:
-    """Raise what `resolve_source` would, as far as a look at this machine's files tells: nothing is fetched or written.
+    """Raise the errors of `resolve_source` that can be found on this machine without fetching or writing anything.
 
     Returns:
-        the model, without a look at its sum; None where it has to be fetched or put together.
+        the model, its checksum not yet verified; None if it has to be fetched, or assembled from parts, first.
 
     Raises:
         ModelError: nothing usable is there, or a hub id is not in the cache and may not be fetched.
@@ -98,7 +99,7 @@ def _place(name: str) -> Path:
 
 
 def _local(name: str, path: Path) -> Source | None:
-    """The model at a path; None where there is nothing and the name can be a hub id."""
+    """The model at a path; None if nothing is there and the name can be a hub id."""
     try:
         if path.is_file() and path.suffix == ".gguf":
             return Source(name, path, "gguf")

@@ -1,6 +1,6 @@
-"""Files checked against a SHA-256 sum: once (0.14 s for the quickstart's 98 MB), and again when one changed.
+"""Checks files against a SHA-256 sum: once (0.14 s for the quickstart's 98 MB), and again after a file has changed.
 
-What was found is remembered in the cache folder, by the file's place, size, times and inode.
+The sum that was computed is kept in the cache folder, under a key of the file's path, size, times and inode.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def verify(file: Path, wanted: str, name: str) -> None:
     """Return if a file has the SHA-256 sum `wanted`, in hex.
 
     Raises:
-        ModelError: it has another one, or cannot be read; `name` is what the user calls it.
+        ModelError: its sum differs, or it cannot be read. The message calls the file `name`.
     """
     with reading(file):
         status = file.stat()

@@ -1,11 +1,10 @@
-"""What one shard's prefix cache holds, kept exact from its numbered events.
+"""The router's copy of one shard's prefix cache, kept exact from its numbered events.
 
     no snapshot yet ── snapshot ──> exact ── a number is missing ──> not exact ── snapshot ──> exact ...
 
-A set of hashes per shard: a new snapshot is built beside the old set and takes its place at once, a shard that leaves
-is one deletion, and the truth can be compared as it is. About 130 bytes per block and shard (`docs/routing.md`).
-There is one writer; a reader in another thread sees a set that is at most a few changes old, which is all that a set
-of things far away can be.
+It is one set of hashes per shard: a new snapshot is built beside the old set and replaces it at once, and removing a
+shard is one deletion. It takes about 130 bytes per block and shard (`docs/routing.md`). One thread writes. A reader in
+another thread may miss the last few changes, which is harmless: the copy of a remote cache is always slightly old.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ class ShardBlocks:
     """One shard's published blocks.
 
     Args:
-        capacity: most hashes kept. What a larger cache stores beyond them is left out, so that predictions err on the
-            side of too little.
+        capacity: most hashes kept. Further blocks of a larger cache are left out, so that too few cached tokens are
+            predicted rather than too many.
 
     Attributes:
         hashes: the published block hashes.
         exact: whether no event is missing since the last snapshot.
-        gaps, snapshots, skipped: counts of missing numbers met, of snapshots taken in, of hashes left out.
+        gaps, snapshots, skipped: counts of gaps found in the event numbers, of snapshots applied, of hashes left out.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -38,10 +37,11 @@ class ShardBlocks:
         self.gaps = self.snapshots = self.skipped = 0
         self._next = 0
         self._building: set[bytes] = set()
-        self._parts = -1  # taken in so far; -1: none is expected but the first
+        self._parts = -1  # applied so far; -1: only the first part of a new snapshot is expected
 
     def changes(self, first: int, changes: Sequence[Change]) -> None:
-        """Take in events `first`, `first + 1`, ...; known ones are passed over, a missing one ends exactness."""
+        """Apply events `first`, `first + 1`, ...; those already applied are skipped, and after a gap the set is not
+        exact."""
         if not self.exact:
             return
         if first > self._next:
@@ -53,10 +53,10 @@ class ShardBlocks:
         self._next = max(self._next, first + len(changes))
 
     def part(self, sequence: int, index: int, count: int, hashes: Iterable[bytes]) -> None:
-        """Take in part `index` of the `count` of a snapshot; the last one makes the set exact again.
+        """Apply part `index` of a snapshot's `count` parts; the last one makes the set exact again.
 
-        The snapshot may hold effects of events from `sequence` on already: each of them, applied again in order, leads
-        to the same set.
+        The snapshot may already include effects of events from `sequence` on. Applying these events again, in order,
+        leads to the same set.
         """
         if index == 0:
             self._building, self._parts = set(), 0

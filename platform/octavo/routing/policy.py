@@ -1,4 +1,4 @@
-"""Which shard gets a request: the one whose first token is predicted to come first, all costs in seconds.
+"""Chooses the shard for a request: the one with the lowest score, in predicted seconds.
 
     score = wait + queue + own + others
 
@@ -16,8 +16,8 @@ time (weighted by `stream_weight`). When prompts keep the shards busy for a shar
 the requests that come later, by `busy / (1 - busy)` times the compute time in total (mean wait of an M/G/1 queue). On
 an idle fleet that term is 0, so a burst on one prefix spreads at once.
 
-A hot prefix spreads by itself: when its holder has more to do than computing the prefix anew costs elsewhere, another
-shard's score is lower, and that shard holds the prefix from then on.
+A hot prefix spreads by itself: when its holder has more queued work than it costs to compute the prefix again
+elsewhere, another shard's score is lower, and that shard holds the prefix from then on.
 
     prefix_affinity  lowest score
     least_loaded     lowest score if no shard held anything of the prompt
@@ -42,20 +42,20 @@ Reason = Literal["prefix", "load", "spread", "stale", "turn", "session"]
 PolicyName = Literal["prefix_affinity", "least_loaded", "round_robin", "session"]
 
 PRIOR = Cost(step=5e-3, token=5e-5, sequence=1e-4, attended=1e-9, context=1e-8)
-"""Cost model of a fleet in which no shard has measured a step: only proportions matter, and only to the first few."""
+"""Cost model while no shard has measured a step. Only its proportions matter, and only for the first few requests."""
 
 BUSIEST = 0.8
-"""Largest `busy` that is believed: no steady state has more than 4 seconds of waiting for a second of work."""
+"""Upper bound of `busy`; it limits `next` to 4 seconds of waiting per second of work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a policy must know of a request.
+    """What a policy needs to know about a request.
 
     Attributes:
         tokens: of the prompt.
-        sequences: that it becomes.
-        session: what keeps requests together, or "".
+        sequences: number of sequences it becomes (`n` or `best_of`).
+        session: name of the session that the request belongs to, or "".
         turn: number of this request at this router.
         busy: share of the recent time in which shards had a backlog, 0 to 1.
     """
@@ -72,9 +72,10 @@ class Candidate:
     """A shard as the router sees it now.
 
     Attributes:
-        cached: leading tokens of the prompt that it holds or is about to compute.
-        state: its last report, and what was sent there since.
-        stale: whether its reports stopped. Then `cached` is 0 and `state` has only what this router sent there itself.
+        cached: leading tokens of the prompt that the shard holds or is about to compute.
+        state: its last report, plus the requests sent there since.
+        stale: whether its reports stopped. Then `cached` is 0, and `state` counts only this router's own requests
+            there.
     """
 
     name: str
@@ -107,9 +108,9 @@ class Choice:
 
     Attributes:
         order: every shard, best first; a full shard is passed over for the next.
-        reason: "prefix": it holds the longest prefix; "spread": another holds a longer one but would take longer;
-            "load": nobody holds any, or the policy did not ask; "stale": the same for a shard that is not heard;
-            "turn" and "session": as the policy says.
+        reason: "prefix": it holds the longest prefix; "spread": another shard holds a longer one but would take longer;
+            "load": no shard holds any of it, or the policy ignores caches; "stale": as "load", for a shard whose
+            reports stopped; "turn" and "session": as the policy says.
         cached: prompt tokens predicted to be found in its cache.
         score: of the first shard.
     """

@@ -1,12 +1,12 @@
-"""A router's knowledge of the shards, and its decisions: no clock, no network, no Ray.
+"""What a router knows about the shards, and its decisions. It has no clock, no network and no Ray.
 
-What shards say (`heard`, and the events behind `blocks`) may come from another thread than that of `route`. The two
-share only values that are replaced as a whole, and a queue, so neither ever waits for the other.
+Reports (`heard`) and block events (`KnownShard.blocks`) may arrive in another thread than `route` runs in. The two
+threads share only a queue and values that are replaced as a whole, so neither ever waits for the other.
 
-Between two reports the router corrects itself. A request counts at its shard from the moment it is sent there, until
-the first report that names its ticket; from then on the shard's reports count it. Its blocks count as coming until they
-should have been computed. A shard from which nothing was heard for `stale_after_s` is judged by what this router has in
-flight there, and by no prefix.
+Between two reports the router corrects the last one itself. It adds a request to its shard's load from the moment it
+sends it there until the first report that names the request's ticket, which includes it. It treats the request's blocks
+as held by the shard (`coming`) until they should have been computed. A shard that has not reported for `stale_after_s`
+is judged only by this router's own requests in flight there, and no prefix is expected on it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from octavo.routing.policy import POLICIES, PRIOR, Candidate, Choice, PolicyName
 logger = logging.getLogger(__name__)
 
 UNCONFIRMED_SECONDS = 10.0
-"""No report has named the request's ticket by then: the one that did was lost, and later ones count the request."""
+"""Seconds after which a request's ticket is no longer waited for: the report that named it was lost, and later ones
+include the request."""
 
 BUSY_SECONDS = 10.0
-"""Time over which `Query.busy` is averaged: longer than many prompts, shorter than a wave of load."""
+"""Seconds over which `Query.busy` is averaged: longer than many prompts take, shorter than changes of the load."""
 
 UNKNOWN = ShardState(
     decoding=0, context=0, prefilling=0, queued=0, backlog_tokens=0, backlog_attended=0, chunk=512, max_num_seqs=64,
@@ -45,7 +46,7 @@ class RoutingConfig:
     Attributes:
         policy: one of `octavo.routing.policy.POLICIES`.
         stream_weight: seconds of waiting for a first token that one second of delay to one running stream is worth.
-        stale_after_s: age of a shard's word from which it is not believed.
+        stale_after_s: age in seconds from which a shard's last report is ignored.
         max_blocks_per_shard: block hashes kept per shard; about 130 bytes each.
         log_decisions: log every decision with all numbers of the formula.
     """
@@ -59,17 +60,17 @@ class RoutingConfig:
 
 @dataclass(slots=True, eq=False)
 class KnownShard:
-    """What is known of one shard.
+    """What the router knows about one shard.
 
     Attributes:
-        blocks: what its events say it holds.
+        blocks: the shard's prefix cache, as its events describe it.
         known_at: watermark: everything that the shard said before this time has been applied.
-        state: its last report, less what has ended since; None before the first.
-        reports: heard so far.
-        coming: blocks of requests on their way or in the queue there -> how many of these.
-        sequences, tokens, attended: sums over requests sent there that no report counts yet.
-        in_flight: sequences of this router there, whether reported or not.
-        stale: whether it was so at the last decision.
+        state: its last report, minus the requests that ended since; None before the first report.
+        reports: number of reports received.
+        coming: block hash -> number of requests, sent or queued there, that are expected to add the block.
+        sequences, tokens, attended: sums over requests sent there that no report includes yet.
+        in_flight: sequences of this router's requests there, whether a report includes them or not.
+        stale: whether its reports had stopped at the last decision.
         decisions: requests sent there by reason.
     """
 
@@ -88,7 +89,7 @@ class KnownShard:
 
 @dataclass(slots=True, eq=False)
 class _Sent:
-    """One request in flight; `tokens` of it were not expected in the shard's cache."""
+    """One request in flight; `tokens` counts those that were not expected in the shard's cache."""
 
     shard: KnownShard
     sequences: int
@@ -96,8 +97,8 @@ class _Sent:
     attended: int
     coming: Sequence[bytes]  # blocks that it is expected to add there
     at: float
-    unreported: bool = True  # it is in the sums of its shard
-    report: int = -1  # the first of its shard that counts it
+    unreported: bool = True  # it is in the sums of its `KnownShard`
+    report: int = -1  # number of the shard's first report that includes it
 
 
 class Router:
@@ -117,7 +118,7 @@ class Router:
     # ---- who there is -----------------------------------------------------------------------------------------
 
     def join(self, name: str, now: float) -> KnownShard:
-        """A new shard; believed to be idle and empty until it speaks."""
+        """Add a shard; it is assumed idle, with an empty cache, until its first report."""
         return self.shards.setdefault(name, KnownShard(ShardBlocks(self.config.max_blocks_per_shard), now))
 
     def leave(self, name: str) -> None:
@@ -131,8 +132,8 @@ class Router:
 
         Args:
             state: the shard's numbers, if they are in it.
-            tickets: of requests that `state` counts for the first time.
-            known_at: everything that the shard said until then has been heard; None when this is not known.
+            tickets: of the requests that `state` includes for the first time.
+            known_at: everything that the shard published before this time has been applied; None if that is not known.
         """
         shard = self.shards.get(name)
         if shard is None:
@@ -145,7 +146,7 @@ class Router:
             shard.known_at = known_at
 
     def completed(self, ticket: str, *, ran: bool = True) -> None:
-        """A request ended or failed; unless it `ran`, what it was to leave in the cache is expected no more."""
+        """A request ended or failed. If it never `ran`, its blocks are no longer expected in the shard's cache."""
         if ticket in self._sent:
             self._news.append(("ran" if ran else "withdrawn", ticket, 0))
 
@@ -155,7 +156,7 @@ class Router:
         """Choose among the shards `names` and count the request there at once.
 
         Args:
-            ticket: names the request until it has `completed`; asking again with it replaces the decision.
+            ticket: name of the request until `completed` is called with it; routing it again replaces the decision.
             chain: hashes of the prompt's full blocks.
 
         Raises:
@@ -202,7 +203,7 @@ class Router:
         return Candidate(name, cached, state)
 
     def _judge(self, name: str, shard: KnownShard, now: float) -> None:
-        """Notice, and say once, when a shard's word becomes too old to be believed, or is good again."""
+        """Log once when a shard's reports stop, and when they resume."""
         age = now - shard.known_at
         stale = age > self.config.stale_after_s
         if stale and not shard.stale:
@@ -212,7 +213,7 @@ class Router:
         shard.stale = stale
 
     def _others_cost(self) -> Cost:
-        """The cost model of a shard that measured, for one that has not."""
+        """The cost model of a shard that has measured steps, for one that has not."""
         states = (shard.state for shard in self.shards.values() if shard.state is not None)
         costs = (state.cost for state in states if any(state.cost))
         return next(costs, PRIOR)
@@ -232,11 +233,13 @@ class Router:
         shard.in_flight += sent.sequences
         for block in fresh:
             shard.coming[block] = shard.coming.get(block, 0) + 1
-        # twice the prediction: a block that is late is not missed; one that never came is believed a little longer
+        # twice the prediction: a block that comes late is still expected; one that never comes is expected a little too
+        # long
         heapq.heappush(self._coming, (now + 1.0 + 2 * choice.score.first_token, self._turn, sent))
 
     def settle(self, now: float) -> None:
-        """Take in what happened since the last time; in the thread of `route`, which does it too."""
+        """Process `heard` and `completed` calls since the last time. `route` does so too; call it in the same
+        thread."""
         while self._news:
             what, ticket, report = self._news.popleft()
             sent = self._sent.get(ticket)
@@ -246,7 +249,7 @@ class Router:
                 if what == "reported":
                     sent.report = report
                 elif sent.report == sent.shard.reports and state is not None:
-                    # the next report may be a tenth of a second away, and a short question is asked again before that
+                    # the next report may be 0.1 s away, and short requests are often repeated sooner
                     sent.shard.state = state.without_request(sent.sequences, sent.tokens, sent.attended)
                 if what == "withdrawn":
                     _arrived(sent)
@@ -267,7 +270,7 @@ class Router:
 
 
 def _uncount(sent: _Sent) -> None:
-    """A report counts the request from now on, or nobody needs to."""
+    """Take the request out of the sums: a report includes it, or it has ended."""
     if sent.unreported:
         sent.shard.sequences -= sent.sequences
         sent.shard.tokens -= sent.tokens
@@ -276,7 +279,7 @@ def _uncount(sent: _Sent) -> None:
 
 
 def _arrived(sent: _Sent) -> None:
-    """The request's blocks are expected no more; a second call does nothing."""
+    """Stop expecting the request's blocks; a second call does nothing."""
     coming = sent.shard.coming
     for block in sent.coming:
         count = coming.pop(block, 0)

@@ -1,7 +1,7 @@
-"""How many shards a model needs: up at once when work arrives, down slowly when it has gone.
+"""Decides how many shards a model needs: more at once when work arrives, fewer slowly when it has gone.
 
-Demand is counted in shards, over all of them, so it does not depend on how many there are: adding one never asks for
-another, and one hot shard among idle ones is the router's business, not a reason to grow.
+Demand is measured in shards and summed over the fleet, so it does not depend on how many shards there are: adding one
+never causes the next, and one busy shard among idle ones is left to the router.
 
     prompts    seconds of prompt work that arrive per second
     streams    sequences there are / sequences that one shard runs within its targets (`capacity`)
@@ -13,8 +13,9 @@ another, and one hot shard among idle ones is the router's business, not a reaso
                     KV use / kv_utilization )              blocks, for long contexts
 
 Up: to ceil(demand) at once; by one more while even the best shard's first token is late. Down: to the highest
-ceil(demand) of the last `down_after` seconds, so noise around a whole number does not flap. To zero: after `zero_after`
-seconds without any demand. Bounds are the caller's (Ray wraps its own around a policy).
+ceil(demand) of the last `down_after` seconds, so that noise around a whole number does not add and remove shards in
+turn. To zero: after `zero_after` seconds without any demand. Lower and upper bounds are applied by the caller (Ray
+applies its own around a policy).
 """
 
 from __future__ import annotations
@@ -64,13 +65,13 @@ class ShardLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
-    """What the fleet is held to; all times in seconds.
+    """Targets for the fleet; all times in seconds.
 
     Attributes:
         utilization: share of a shard's time and capacity to use; the rest meets a burst while shards start.
-        drain_within: there are to be enough shards to compute the backlog in this time.
+        drain_within: the fleet must be able to compute its backlog in this time.
         kv_utilization: share of KV blocks that may be held.
-        ttft: first tokens later than this, on every shard, ask for one more.
+        ttft: one more shard is asked for while every shard predicts its first token later than this.
         down_after: demand must have been lower for this long before shards leave.
         zero_after: seconds without any demand before the last shard leaves.
         stale_after: a report older than this is not believed.
@@ -87,12 +88,12 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class ScalingState:
-    """What `decide` remembers.
+    """What `decide` keeps between calls.
 
     Attributes:
         peaks: (time, shards wanted) in falling order of the second: the sliding maximum over `down_after` seconds.
-        quiet_since: since when there have been no sequence and no demand; None while there are.
-        held: requests that no shard had taken, averaged as arrivals are, and the time of that average.
+        quiet_since: time since which there has been no sequence and no demand; None while there is one.
+        held: requests that no shard had accepted, averaged over `RATE_SECONDS`, and the time of that average.
     """
 
     peaks: tuple[tuple[float, int], ...] = ()
@@ -102,13 +103,14 @@ class ScalingState:
 
 @dataclass(frozen=True, slots=True)
 class ScalingDecision:
-    """How many shards, why, and what to remember.
+    """How many shards, why, and the state for the next call.
 
     Attributes:
         replicas: shards to have.
-        reason: "load", "coming", "waiting", "kv", "first token", "held": what asks for this many; "kept": fewer would
-            do, but not for long enough yet; "quiet": nothing to do; "stale": nobody can be believed: nothing changes.
-        demand: shards' worth of work there is now.
+        reason: "load", "coming", "waiting", "kv", "first token", "held": the term that asks for this many; "kept":
+            fewer would do, but not for long enough yet; "quiet": there is no work; "stale": no report is recent enough,
+            so nothing changes.
+        demand: the present demand, in shards.
         state: for the next call.
     """
 
@@ -148,7 +150,7 @@ def decide(
         now: monotonic or wall seconds; only differences count.
         running: shards that serve.
         target: shards asked for so far, those that are starting included.
-        held: requests that no shard has taken yet.
+        held: requests that no shard has accepted yet.
         targets: what to hold.
         state: of the last decision.
     """
@@ -194,10 +196,12 @@ def _demand(
 
 
 def _coming(shards: Sequence[ShardLoad], growth: float) -> float:
-    """Shards' worth of streams, if sequences go on arriving as they do: at the shards, and where they are held.
+    """Future demand of streams, in shards, if sequences keep arriving at the present rate, at the shards and at the
+    gateways that hold them.
 
     Averaged over s seconds, the rate of a Poisson process of r per second has a standard deviation of sqrt(r / 2s). One
-    is taken off: the highest of many seconds' noise would otherwise hold a sixth more shards at 10 per second.
+    standard deviation is subtracted: otherwise the sliding maximum of the noise would keep a sixth more shards at 10
+    arrivals per second.
     """
     seconds = [shard.seconds_each for shard in shards if shard.seconds_each]
     if not seconds:
@@ -210,7 +214,8 @@ def _coming(shards: Sequence[ShardLoad], growth: float) -> float:
 def _with_peak(
     peaks: tuple[tuple[float, int], ...], now: float, wanted: int, window: float
 ) -> tuple[tuple[float, int], ...]:
-    """The sliding maximum with one more value: whatever is older than the window or no larger than it goes."""
+    """Add a value to the sliding maximum; entries older than the window, or no larger than the new value, are
+    removed."""
     return (*(peak for peak in peaks if peak[0] > now - window and peak[1] > wanted), (now, wanted))
 
 

@@ -1,15 +1,15 @@
 """Renders OpenAI chat messages with a model's Jinja chat template, as transformers does (utils/chat_template_utils.py).
 
-Templates were written for one shape of message, and OpenAI's clients send several. So what a template sees answers to
-both, where one value can:
+A template is written for one shape of message, but OpenAI's clients send several. So a template is given values that
+can be used in both shapes:
 
-* contents given as parts stay parts where the template looks into them, and are joined by newlines elsewhere (as in
-  vLLM); a plain string that meets a loop over parts is one part;
-* a content that is null or absent is undefined, as in transformers, but may be added to a text;
-* a tool call's arguments are OpenAI's JSON string where a template writes them or adds them to a text, and the object
-  they spell everywhere else.
+* a content given as parts stays a list if the template looks into parts, and is joined by newlines otherwise (as in
+  vLLM); a plain string is one part to a loop over parts;
+* a content that is null or absent is undefined, as in transformers, but can be concatenated with a text;
+* a tool call's arguments are OpenAI's JSON string where a template writes or concatenates them, and the parsed object
+  everywhere else.
 
-Everything else is passed through. How a template runs, and what stops one that does not end, is in `template`.
+Everything else is passed through unchanged. `template` runs templates, and stops those that take too long.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ def render_chat(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     quickly: bool = False,
 ) -> str:
-    """The prompt's text; encode it with `add_special_tokens=False`, for the template writes them itself.
+    """The prompt's text. Encode it with `add_special_tokens=False`: the template writes the special tokens itself.
 
     Args:
         messages: OpenAI's: {"role": any string, "content": string, None or text parts, ...}. The role "developer" is
             rendered as "system" by templates that do not mention it.
         tools: OpenAI's tool definitions, for templates that know them.
         add_generation_prompt: end with the header of the assistant's turn.
-        continue_final_message: leave the last message open, for the model to go on with it.
+        continue_final_message: leave the last message open, so that the model continues it.
         chat_template_kwargs: further variables of the template, such as `enable_thinking`.
-        quickly: for an event loop: take a few milliseconds, or give up.
+        quickly: for use on an event loop: give up if it would take more than a few milliseconds.
 
     Raises:
         BadRequest: a message is malformed, the model has no template, the template refuses the messages, or it does
             not end within the bounds of `template_process`.
-        NotQuick: to be called again, in a thread, without `quickly`.
+        NotQuick: with `quickly`, if it would take longer; call it again in a thread without `quickly`.
     """
     _check_ending(add_generation_prompt, continue_final_message)
     small = fits((messages, tools, chat_template_kwargs), QUICK_TEXT)
@@ -89,7 +89,8 @@ def check_chat(
     continue_final_message: bool = False,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> None:
-    """Refuse what `render_chat` refuses whatever the template is: for a request that waits until there is one.
+    """Refuse what `render_chat` refuses whatever the template is, so that a request need not wait for its model to
+    load.
 
     Raises:
         BadRequest: as `render_chat`.
@@ -157,7 +158,7 @@ def _plain_message(message: Mapping[str, Any], where: str, template: Template) -
 
 
 def _with_reasoning(message: TemplateMessage) -> TemplateMessage:
-    """A message's reasoning goes by three names; templates read the first or, gpt-oss, the second."""
+    """Clients send a message's reasoning under three names; templates read the first of them, gpt-oss's the second."""
     reasoning = next((message[name] for name in _REASONING if name in message), None)
     if reasoning is None:
         return message
@@ -201,7 +202,7 @@ def _plain_tool_call(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain_arguments(arguments: Any) -> Any:
-    """OpenAI's string as the object it spells; one that spells none stays as it is, and none at all is no argument."""
+    """Parse OpenAI's JSON string. A string that is not a JSON object stays as it is; no string means no arguments."""
     text = "" if arguments is None else arguments
     if not isinstance(text, str):
         return arguments
@@ -216,7 +217,7 @@ def _plain_arguments(arguments: Any) -> Any:
 
 
 def _mark_end(chat: list[TemplateMessage], template: Template) -> str:
-    """Put a mark after the last message's content, or its last part; returns what it was put after."""
+    """Append a mark to the last message's content, or to its last part; returns that text without the mark."""
     content = chat[-1].get("content")
     if not content or "content" not in template.source:
         raise BadRequest("continue_final_message needs a last message with a text content to go on with", "messages")
@@ -229,7 +230,7 @@ def _mark_end(chat: list[TemplateMessage], template: Template) -> str:
 
 
 def _cut_at_mark(rendered: str, final: str) -> str:
-    """Drop everything from the mark on, and the spaces before it if the template trims contents."""
+    """Drop the mark and everything after it, and the spaces before it if the template trims contents."""
     mark = _CONTINUE_HERE.strip()
     if mark not in rendered or final.strip() not in rendered:
         raise BadRequest(

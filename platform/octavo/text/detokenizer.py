@@ -1,13 +1,13 @@
-"""Token ids to text as they come, never half a character.
+"""Turns token ids into text as they arrive, and never emits half a character.
 
-Two kinds of tokenizer, two exact ways:
+There are two kinds of tokenizer, each with an exact method:
 
 * Byte-level: the text is the tokens' bytes read as UTF-8, so an incremental UTF-8 decoder gives the same text as
-  decoding all at once. At most three bytes are ever held.
-* Others (SentencePiece): a token's text does not depend on its neighbours, but for two things. The first token may
-  lose its leading space, so later ones are decoded after an anchor token whose text is cut off again. And a run of
-  byte tokens (<0xE2><0x82><0xAC>) is a text only as a whole: one bad byte turns every byte of the run into U+FFFD. So
-  a run is held until it ends, but no longer than MAX_HELD tokens; then its whole characters are released.
+  decoding all at once. At most three bytes are held back.
+* Others (SentencePiece): a token's text is independent of its neighbours, with two exceptions. The first token may lose
+  its leading space, so later ones are decoded after an anchor token whose text is cut off again. And a run of byte
+  tokens (<0xE2><0x82><0xAC>) is decoded as a whole: one invalid byte turns every byte of the run into U+FFFD. So a run
+  is held back until it ends, or until it has MAX_HELD tokens; then its whole characters are released.
 
 The prefix-offset method (TGI `decode_token`, vLLM `detokenizer_utils`) decodes a window of recent tokens twice per
 token and waits for ever on a byte that never becomes a character; `tokenizers`' DecodeStream is the same method.
@@ -23,7 +23,8 @@ from typing import Protocol
 from octavo.text.tokenizer import Tokenizer
 
 MAX_HELD = 16
-"""Most tokens whose text is held back: four characters of four bytes, and then each new one as it is whole."""
+"""Most byte tokens whose text is held back: four characters of four bytes each. Beyond that, each character is released
+as soon as it is whole."""
 
 _REPLACEMENT = "\ufffd"
 
@@ -31,13 +32,13 @@ _REPLACEMENT = "\ufffd"
 class IncrementalDetokenizer:
     """Text of one sequence, token by token.
 
-    All pieces together are `tokenizer.decode(ids, skip_special_tokens)`, or with a prompt what that adds to the
-    prompt's text (SentencePiece keeps the space between prompt and output then). The exception: a run of more than
-    MAX_HELD byte tokens that is not UTF-8 as a whole keeps the characters that were already released.
+    All pieces joined equal `tokenizer.decode(ids, skip_special_tokens)`. With a prompt they equal what the ids add to
+    the prompt's text, so SentencePiece keeps the space between prompt and output. One exception: in a run of more than
+    MAX_HELD byte tokens that is not valid UTF-8, characters that were already released are kept.
 
     Args:
         tokenizer: whose tokens they are.
-        prompt_token_ids: what the sequence goes on from; only its last tokens are looked at.
+        prompt_token_ids: prompt that the sequence continues; only its last tokens are used.
         skip_special_tokens: leave special tokens out.
     """
 
@@ -56,12 +57,12 @@ class IncrementalDetokenizer:
         return "".join(self._pieces.push(token_id) for token_id in self._shown(token_ids))
 
     def finish(self) -> str:
-        """The text still held, where no more tokens come; incomplete characters become U+FFFD."""
+        """The text still held back, once no more tokens come; incomplete characters become U+FFFD."""
         return self._pieces.finish()
 
     @property
     def held_characters(self) -> int:
-        """Whole characters in the text still held."""
+        """Number of whole characters in the text still held back."""
         return self._pieces.held_characters
 
     def _has_text(self, prompt_token_ids: Sequence[int]) -> bool:
@@ -74,9 +75,10 @@ class IncrementalDetokenizer:
 
 
 class TextOffsets:
-    """Where the tokens of a sequence stand in its text.
+    """Positions of a sequence's tokens in its text, in characters.
 
-    A token that is part of a character stands where the character begins; one without a text where the next one does.
+    A token that is part of a character has the position of that character; a token without text has the position of the
+    next token.
 
     Args:
         start: characters of the text before these tokens; others as for `IncrementalDetokenizer`.
@@ -102,7 +104,7 @@ class TextOffsets:
 
 
 def prompt_offsets(tokenizer: Tokenizer, token_ids: Sequence[int], text: str) -> list[int]:
-    """Where a prompt's tokens stand in its text, which need not show special tokens that the tokenizer added."""
+    """Positions of a prompt's tokens in its text, which may lack special tokens that the tokenizer added."""
     found = TextOffsets(tokenizer, skip_special_tokens=False).push(token_ids)
     added = max(0, tokenizer.decode(token_ids, skip_special_tokens=False).find(text))
     return [min(max(0, offset - added), len(text)) for offset in found]
@@ -163,7 +165,8 @@ class _Tokens:
         return self._tokenizer.is_byte_token(self._held[count - 1]) or self._text(count).endswith(_REPLACEMENT)
 
     def _whole(self, count: int) -> int:
-        """How many of the held tokens end in a whole character, or cannot become one (UTF-8 has at most 4 bytes)."""
+        """How many of the held tokens end in a whole character, or can no longer become one (UTF-8 has at most 4
+        bytes)."""
         for end in range(count, max(0, count - 4), -1):
             if not self._text(end).endswith(_REPLACEMENT):
                 return end
@@ -185,6 +188,6 @@ class _Tokens:
 
 
 def _anchor(tokenizer: Tokenizer) -> list[int]:
-    """A token with a plain text of its own, to stand before others; none if the vocabulary has no single letter."""
+    """A token with a one-letter text, to put before others; an empty list if the vocabulary has none."""
     ids = (tokenizer.token_id(char) for char in string.ascii_letters + string.digits)
     return next(([i] for i in ids if i is not None and not tokenizer.is_special(i)), [])

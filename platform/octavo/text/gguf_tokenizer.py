@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 _NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6  # llama.cpp's token types
 _NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 _DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2, "unknown": 0}}
-"""What a file means that does not say. For byte-level ones llama.cpp takes Falcon's 11, a comma in most vocabularies:
-here they have none."""
+"""Token ids to assume where a file names none. For byte-level vocabularies llama.cpp assumes Falcon's 11, which is a
+comma in most of them; here they get none."""
 
 _END_KEYS = ("eos", "eot", "eom")
 _END_TOKENS = frozenset(
@@ -45,7 +45,7 @@ _FILE_END_TOKENS = {
     "fim_rep": frozenset({"<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"}),
     "fim_sep": frozenset({"<|file_sep|>"}),
 }
-"""Tokens around files in code models, which end an answer too: by the key that may name them, and by their texts."""
+"""Tokens that separate files in code models and so end an answer too: by metadata key, and by their texts."""
 
 _CONTROL_TOKENS = _END_TOKENS.union(*_FILE_END_TOKENS.values()) | {
     "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>",
@@ -53,14 +53,14 @@ _CONTROL_TOKENS = _END_TOKENS.union(*_FILE_END_TOKENS.values()) | {
     "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>",
     "<|prefix|>", "<|suffix|>", "<|middle|>",
 }  # fmt: skip
-"""Tokens that are control tokens by their looks, whatever type a file gives them."""
+"""Texts that mark a control token, whatever type a file gives it."""
 
 _SHOWN_TOKENS = frozenset({"<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"})
-"""Tokens of the Harmony format, which are text that clients take apart."""
+"""Tokens of the Harmony format: they stay in the text, because clients parse them."""
 
 _LONGEST_TOKEN, _MOST_MERGES = 1024, 1 << 22
-"""Characters of a token and merges, where merges have to be found. The work grows with the square of a token's length:
-1,500 tokens of up to 1,500 equal letters, 1 MB, took 6 s."""
+"""Most characters of a token and most merges, where merges have to be derived. The work grows with the square of a
+token's length: 1,500 tokens of up to 1,500 equal letters, 1 MB, took 6 s."""
 
 _Merges = list[tuple[str, str]]
 
@@ -95,7 +95,7 @@ def _parts(path: Path, metadata: dict[str, Any]) -> TokenizerParts:
 
 
 def _token_id(metadata: Mapping[str, Any], key: str) -> int | None:
-    """The id of a token with a role, or of the usual one where the file names none or one beyond its vocabulary."""
+    """The id of a token with a role; the usual id if the file names none, or one outside its vocabulary."""
     size = len(metadata["tokenizer.ggml.tokens"])
     usual = _DEFAULT_IDS.get(metadata["tokenizer.ggml.model"], {}).get(key)
     for token_id in (metadata.get(f"tokenizer.ggml.{key}_token_id"), usual):
@@ -105,7 +105,7 @@ def _token_id(metadata: Mapping[str, Any], key: str) -> int | None:
 
 
 def _mended_types(metadata: Mapping[str, Any]) -> list[int]:
-    """Every token's type: a file's own, but for the tokens that llama.cpp types by their text."""
+    """Every token's type: as in the file, except for tokens whose type llama.cpp derives from their text."""
     tokens = metadata["tokenizer.ggml.tokens"]
     types = list(metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens))
     if len(types) < len(tokens):
@@ -122,7 +122,7 @@ def _mended_types(metadata: Mapping[str, Any]) -> list[int]:
 
 
 def _no_ends(present: set[str]) -> frozenset[str]:
-    """Tokens that end an answer in some vocabularies and have another meaning in this one."""
+    """Tokens that end an answer in other vocabularies but not in this one."""
     harmony = {"<|return|>", "<|call|>", "<|end|>"} <= present or (
         {"<|flush|>", "<|end|>"} <= present and not present.isdisjoint({"<|call|>", "<|calls|>"})
     )
@@ -175,7 +175,7 @@ def byte_alphabet() -> dict[int, str]:
 
 
 def _in_byte_alphabet(token: str) -> str:
-    """A few files spell ordinary tokens plainly instead of in the byte alphabet."""
+    """Translate a token into the byte alphabet: a few files spell ordinary tokens plainly."""
     alphabet = byte_alphabet()
     if set(token) <= set(alphabet.values()):
         return token
@@ -228,7 +228,7 @@ def merges_from_scores(vocab: Mapping[str, int], scores: Mapping[str, float]) ->
     Equal to transformers' `generate_merges` (the order that SentencePiece's BPE applies them in).
 
     Raises:
-        ModelError: a token, or the number of merges, is beyond those of all models.
+        ModelError: a token or the number of merges exceeds the bounds above.
     """
     found: list[tuple[float, int, int, str, str]] = []
     for token, score in scores.items():

@@ -21,9 +21,9 @@ _FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 def read_hf(folder: Path) -> TokenizerParts:
     """The tokenizer and chat templates of a directory in Hugging Face layout.
 
-    What is put around a text (add_special_tokens) is what tokenizer.json's post-processor says; like transformers, this
-    gives no heed to `add_bos_token` and `add_eos_token` in tokenizer_config.json beside it. The other files add tokens
-    and change their flags as transformers 5 has it (`_from_pretrained` in tokenization_utils_base.py).
+    The special tokens around a text (`add_special_tokens`) are those of tokenizer.json's post-processor. As in
+    transformers, `add_bos_token` and `add_eos_token` in tokenizer_config.json are ignored. The other files add tokens
+    and change their flags as in transformers 5 (`_from_pretrained` in tokenization_utils_base.py).
 
     Raises:
         ModelError: there is no tokenizer.json, or a file is damaged; the message names it.
@@ -46,8 +46,8 @@ def read_hf(folder: Path) -> TokenizerParts:
 
 
 def _settings(folder: Path, backend: Backend) -> tuple[dict[str, Any], list[AddedToken]]:
-    """tokenizer_config.json, and the tokens it lists; where it lists none, those of the older file beside it and, under
-    the same ids before those, tokenizer.json's own."""
+    """The content of tokenizer_config.json, and the added tokens. If it lists none, they are those of the older
+    added_tokens.json; for equal ids, tokenizer.json's own win."""
     config = read_optional(folder / "tokenizer_config.json")
     if "added_tokens_decoder" in config:
         listed = sorted((config["added_tokens_decoder"] or {}).items(), key=lambda item: int(item[0]))
@@ -73,7 +73,7 @@ def _read_backend(folder: Path) -> Backend:
 
 
 def _is_llama(folder: Path, config: dict[str, Any], backend: Backend) -> bool:
-    """Whether transformers 5 takes only the vocabulary from tokenizer.json, and gives spaces Llama 2's meaning."""
+    """Whether transformers 5 would take only the vocabulary from tokenizer.json and handle spaces as for Llama 2."""
     model = read_optional(folder / "config.json")
     name = str(config.get("tokenizer_class") or model.get("tokenizer_class") or "").removesuffix("Fast")
     byte_level = any("ByteLevel" in str(part) for part in (backend.pre_tokenizer, backend.decoder))
@@ -82,7 +82,7 @@ def _is_llama(folder: Path, config: dict[str, Any], backend: Backend) -> bool:
 
 
 def _set_llamas_spaces(backend: Backend, config: dict[str, Any]) -> None:
-    """As `LlamaTokenizer` does: a space goes before a text, and before each of its pieces in `legacy` mode."""
+    """As `LlamaTokenizer`: prepend a space to a text, and in `legacy` mode to each of its pieces."""
     prefix = config.get("add_prefix_space") in (None, True)
     scheme = ("always" if config.get("legacy") else "first") if prefix else "never"
     backend.normalizer = None
@@ -107,7 +107,7 @@ def _added_token(token: Any) -> AddedToken:
 
 
 def _named_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """Tokens that have a name: the seven usual ones, and a model's own."""
+    """Special tokens by name: the seven usual ones, and those that a model adds."""
     extra = _extra(config)
     own = {name: token for name, token in config.items() if name.endswith("_token") and name not in _NAMED}
     usual = {name: config.get(name) for name in _NAMED}
@@ -116,12 +116,12 @@ def _named_tokens(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _extra(config: dict[str, Any]) -> Any:
-    """Special tokens beyond the seven usual ones, under the keys of both generations: a list, or names and tokens."""
+    """Special tokens beyond the seven usual ones, from the old or the new key: a list, or a map of names to tokens."""
     return config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
 
 
 def _add_tokens(backend: Backend, config: dict[str, Any], listed: Iterable[AddedToken], named: dict[str, str]) -> None:
-    """Add the tokens that tokenizer.json does not know, and give those that it does the flags of the other files."""
+    """Add the tokens that tokenizer.json lacks, and set the flags that the other files give to those it has."""
     known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
     for token in listed:
         if token.content in named.values():

@@ -1,4 +1,4 @@
-"""From the engine's updates to what a caller gets: text, log probabilities with their tokens' texts, why it ended."""
+"""Turns the engine's updates into what a caller gets: text, log probabilities with token texts, the finish reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from octavo.text.tokenizer import Tokenizer
 
 
 class SequenceText:
-    """One sequence's text as its updates come in.
+    """One sequence's output, built up from its updates.
 
     The token that ended the sequence (the model's end token or one of `stop_token_ids`) is in `token_ids` but not in
     the text, unless `include_stop_str_in_output` is set. Stop strings are looked for after `min_tokens` tokens; the
@@ -46,7 +46,7 @@ class SequenceText:
         self._stops = StopStrings(params.stop_strings, params.include_stop_str_in_output)
 
     def push(self, update: SequenceUpdate) -> str:
-        """Take in an update; returns the new text that is final. Never half a character or half a stop string."""
+        """Apply an update. Returns the new text that is final: never half a character or half a stop string."""
         if self.finish_reason is not None:
             return ""
         self.cumulative_logprob = update.cumulative_logprob
@@ -102,7 +102,7 @@ class SequenceText:
         return text if self.stopped else text + self._stops.finish()
 
     def _drop_logprobs(self, update: SequenceUpdate, kept: int) -> None:
-        """Take the tokens after the stop string out of the sum, where their log probabilities are known."""
+        """Subtract the tokens after the stop string from the cumulative sum, if their log probabilities are known."""
         if update.logprobs is not None:
             dropped = zip(update.token_ids[kept:], update.logprobs[kept:], strict=True)
             self.cumulative_logprob -= sum(logprobs[token_id].logprob for token_id, logprobs in dropped)

@@ -1,8 +1,8 @@
 """How a byte-level vocabulary splits text into words before merging: the names GGUF files use (`tokenizer.ggml.pre`).
 
 A GGUF file carries no pre-tokenizer, only the name llama.cpp gave it (llama-vocab.cpp). The patterns are those of the
-tokenizer.json files the names stand for; within a group the patterns are equal, for some models up to words that their
-merges cannot tell apart.
+tokenizer.json files that the names stand for. Names in one group share a pattern; for a few models it differs from the
+original only where their merges give the same tokens.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Splitting:
         names: values of `tokenizer.ggml.pre`.
         patterns: applied in turn; each isolates its matches.
         gpt2: GPT-2's own pattern is applied last.
-        ignore_merges: a word that is a token is that token, whatever the merges say.
-        add_bos: what holds when the file does not say `add_bos_token`.
+        ignore_merges: a word that is in the vocabulary becomes that token without applying merges.
+        add_bos: the default where the file has no `add_bos_token`.
     """
 
     names: frozenset[str]
@@ -97,7 +97,7 @@ SPLITTINGS = (
 
 
 def splitting(name: str) -> Splitting:
-    """What `tokenizer.ggml.pre` says; the empty name is an old file's, which has none.
+    """The splitting of a `tokenizer.ggml.pre` name; old files have none, which is the empty name.
 
     Raises:
         ModelError: the name is not one of ours.

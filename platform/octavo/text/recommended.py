@@ -1,4 +1,4 @@
-"""How the makers of a model recommend to sample from it: generation_config.json, or a GGUF file's `general.sampling`.
+"""Sampling parameters that a model's makers recommend: generation_config.json, or a GGUF file's `general.sampling`.
 
 The same keys as vLLM's `--generation-config auto` and llama.cpp's server read.
 """
@@ -26,7 +26,7 @@ NAMES = tuple(_GGUF_KEYS)
 
 
 def recommended_sampling(source: Source) -> dict[str, float]:
-    """Names of `SamplingParams` -> values, of what the model's files say; empty where they say nothing.
+    """Names of `SamplingParams` -> recommended values; empty if the model's files recommend none.
 
     Raises:
         ModelError: a value is out of its range, or the file cannot be read.

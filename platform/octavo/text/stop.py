@@ -1,4 +1,4 @@
-"""Finds stop strings in text that comes in pieces."""
+"""Finds stop strings in text that arrives in pieces."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Lets text through up to the first stop string, holding back only what may be the start of one.
+    """Passes text on up to the first stop string, and holds back only what may be the beginning of one.
 
-    The match that ends first wins, and of several that end there the longest, so the result does not depend on how the
-    text is cut into pieces.
+    The match that ends first wins; among matches that end at the same place, the longest. So the result does not depend
+    on how the text is cut into pieces.
 
     Args:
-        stops: non-empty strings; without any, all text passes at once.
-        include_in_output: let the matched string through as well.
+        stops: non-empty strings; if there are none, all text is passed on at once.
+        include_in_output: pass the matched string on as well.
     """
 
     def __init__(self, stops: Sequence[str], include_in_output: bool = False) -> None:
@@ -25,10 +25,11 @@ class StopStrings:
         """Add a piece of text.
 
         Args:
-            search: False lets a stop string that ends within this piece pass.
+            search: False ignores stop strings that end within this piece.
 
         Returns:
-            The text that is final, and the stop string that ended it, if one did: no more may be pushed then.
+            The text that is final, and the stop string that ended it or None. After a stop string nothing may be
+            pushed.
         """
         checked = len(self._held)
         text = self._held + text
@@ -42,12 +43,12 @@ class StopStrings:
         return text[: start + len(stop) if self._include else start], stop
 
     def finish(self) -> str:
-        """The text still held, where no more comes."""
+        """The text still held back, once no more comes."""
         text, self._held = self._held, ""
         return text
 
     def _first_match(self, text: str, checked: int) -> tuple[int, str] | None:
-        """Start and string of the match that ends first after `checked` characters."""
+        """Position and string of the match that ends first, beyond `checked` characters."""
         found = []
         for stop in self._stops:
             start = text.find(stop, max(0, checked - len(stop) + 1))
@@ -59,7 +60,7 @@ class StopStrings:
         return start, stop
 
     def _possible_start(self, text: str) -> int:
-        """Length of the longest end of the text that begins a stop string."""
+        """Length of the text's longest suffix that is a proper prefix of a stop string."""
         longest = min(len(text), max((len(stop) for stop in self._stops), default=1) - 1)
         for length in range(longest, 0, -1):
             if any(len(stop) > length and stop.startswith(text[-length:]) for stop in self._stops):

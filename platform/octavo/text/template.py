@@ -1,14 +1,14 @@
-"""Compiles a model's chat template, and runs the usual ones in place within bounds.
+"""Compiles chat templates, and runs the usual ones directly on the event loop, within bounds of time and size.
 
-Templates are programs out of model files. `Template.render` runs any of them, for as long as it takes: only
-`template_process` calls it. `Template.render_quickly` is for an event loop. It runs templates that are made of usual
-parts only (`_Usual`), and gives up, with `NotQuick`, on those that turn out to need more than QUICK_SECONDS or
-QUICK_TEXT: no usual part makes more than a few times what it was given, and its size and the time are looked at
+A template is a program from a model file, so it is untrusted. `Template.render` runs any template for as long as it
+takes; only `template_process` calls it. `Template.render_quickly` is for an event loop. It runs only templates that
+consist of usual parts (`template_usual.is_usual`), and raises `NotQuick` if one needs more than QUICK_SECONDS or
+QUICK_TEXT. The output of a usual part is at most a few times its input, so it is enough to check time and sizes
 
-* in each round of a loop and at the start of a macro (`_watched`), and by filters that may make much of little;
-* wherever text or lists are put together: `+`, `~`, a macro, a block (`_Quick`).
+* in each round of a loop, at the start of a macro (`_watched`), and in the filters whose output can be large;
+* wherever texts or lists are concatenated: `+`, `~`, a macro, a block (`_Quick`).
 
-Nothing is evaluated while a template is compiled: Jinja's optimizer would compute 2**10**9 right there.
+Jinja's optimizer is off, because it would evaluate constants such as 2**10**9 while it compiles.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from octavo.text.template_usual import is_usual, looks_into_parts, watch
 from octavo.text.template_values import NoContent
 
 MAX_SOURCE = 2**18
-"""Characters of a template; the longest in use have 30,000."""
+"""Most characters of a template; the longest in use have 30,000."""
 MAX_TEXT = 2**23
-"""Characters that a template may write; twice what a context of a million tokens holds of English."""
+"""Most characters that a template may write: twice an English text of a million tokens."""
 QUICK_SECONDS = 0.01
 QUICK_TEXT = 2**15
-"""Characters that go into a template, at most, if it is to be run in place; a piece in it may grow to 16 times that."""
+"""Most characters of a template's variables for `render_quickly`; a text inside it may grow to 16 times that."""
 QUICK_RANGE = 2**12
-"""Numbers in a range of such a template: what looks at 100,000 of them in one instruction takes 20 to 80 ms."""
+"""Most numbers in a `range` of `render_quickly`: one instruction that reads 100,000 of them takes 20 to 80 ms."""
 _PIECE = 16 * QUICK_TEXT
 _DEADLINE = "_octavo_deadline"
 
 
 class NotQuick(Exception):
-    """The template needs a process of its own for these variables."""
+    """The template must be run by `template_process` for these variables."""
 
 
 class Template:
@@ -52,7 +52,7 @@ class Template:
 
     Attributes:
         source: its Jinja source.
-        looks_into_parts: it loops over the parts of a message's content, or picks one.
+        looks_into_parts: whether it loops over the parts of a message's content, or picks one.
 
     Raises:
         BadRequest: it is not a template.
@@ -80,10 +80,10 @@ class Template:
             return self._apart.render(**variables)
 
     def render_quickly(self, variables: Mapping[str, Any]) -> str:
-        """Run it here and now, for variables that fit QUICK_TEXT.
+        """Run it in this thread; the variables must fit QUICK_TEXT.
 
         Raises:
-            NotQuick: that would take long, or may.
+            NotQuick: it takes too long, or might.
             BadRequest: it refuses the variables, or cannot render them.
         """
         if self._quick is None:
@@ -122,7 +122,7 @@ def is_compiled(source: str) -> bool:
 
 
 class _sentences:  # noqa: N801 - used like a function; a generator would cost 1 us more
-    """What Jinja and a template raise, as one sentence."""
+    """Turns what Jinja and a template raise into one sentence."""
 
     def __enter__(self) -> None:
         return None
@@ -160,11 +160,11 @@ def fits(value: Any, limit: int) -> bool:
 
 
 class _Apart(ImmutableSandboxedEnvironment):
-    """Any template, in a process with limits."""
+    """For any template, in a process with limits."""
 
 
 class _Quick(ImmutableSandboxedEnvironment):
-    """Usual templates, each step within bounds."""
+    """For usual templates; every step is checked against the bounds."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
@@ -198,7 +198,7 @@ def _compile(kind: type[jinja2.Environment], tree: nodes.Template) -> jinja2.Tem
 
 
 def _joiner(limit: int) -> Callable[[Iterable[str]], str]:
-    """`"".join` that stops where the text gets too long."""
+    """Like `"".join`, but raises once the text is too long."""
 
     def join(pieces: Iterable[str]) -> str:
         kept, left = [], limit
@@ -238,7 +238,7 @@ def _watched(context: Context, items: Iterable[Any]) -> Iterator[Any]:
 
 
 def _sized(value: Any) -> Any:
-    """A value that was put together from others; it may be put together with itself again."""
+    """Check the size of a value made of others: joined with itself again and again, it would grow exponentially."""
     if isinstance(value, str):
         if len(value) > _PIECE:
             raise NotQuick

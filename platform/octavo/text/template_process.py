@@ -1,11 +1,11 @@
-"""Renders chat templates in a process of its own, which may be stopped in the middle of anything.
+"""Renders chat templates in a separate process, which can be killed at any point.
 
-A template is a program out of a model file. One that does not end, or writes without end, cannot be stopped by a
-thread: `{{ 'a' * 10**9 }}` is one instruction. So the kernel does it: a process that has CPU_SECONDS for a template and
-MEMORY_BYTES beyond what it starts with. It starts when the first template needs it (0.1 s), serves one after another,
-and ends with the process it belongs to. A render costs 0.2 ms more than in place.
+A template is an untrusted program from a model file. A thread cannot stop one that never ends or writes without end:
+`{{ 'a' * 10**9 }}` is a single instruction. So the operating system does: the process gets CPU_SECONDS per template,
+and MEMORY_BYTES beyond what it uses at its start. It is started when it is first needed (0.1 s), renders one template
+after another, and ends with its parent process. A render costs 0.2 ms more than one in the parent.
 
-A request goes there as a pickle. The answer comes as plain text, for what comes from there is not trusted.
+The parent sends a request as a pickle. The answer comes back as plain text, because the process is not trusted.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from octavo.errors import BadRequest
 from octavo.text.template import MAX_TEXT, compiled
 
 CPU_SECONDS = 2.0
-WALL_SECONDS = 60.0  # on a machine so busy that CPU_SECONDS do not pass
+WALL_SECONDS = 60.0  # limit for a machine so busy that CPU_SECONDS are not reached
 MEMORY_BYTES = 2**29
 PROCESSES = 2
-NICE = 10  # it steps back behind engines and event loops of this machine
+NICE = 10  # engines and event loops on this machine have precedence
 
-_HEAD = struct.Struct("<?Q")  # whether it is a text (or why there is none), and how many bytes follow
+_HEAD = struct.Struct("<?Q")  # whether a text follows (or the reason why there is none), and its bytes
 _places = threading.BoundedSemaphore(PROCESSES)
 _idle: list[_Process] = []
 
 
 def render_apart(source: str, variables: Mapping[str, Any]) -> str:
-    """What the template `source` makes of `variables`; waits while both processes are busy.
+    """Render the template `source` with `variables`; waits while all processes are busy.
 
     Raises:
         BadRequest: the template refuses them, cannot render them, or does not end in time and memory.

@@ -1,4 +1,4 @@
-"""What a chat template is made of, found in its syntax tree: usual parts only or not, and how it reads contents."""
+"""Examines a chat template's syntax tree: whether it has only usual parts, and how it reads message contents."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 from jinja2 import nodes
 
 MAX_NODES = 6000
-"""Of a usual template: a long one runs a few hundred of its nodes per message, 30,000 characters have about 4,000."""
+"""Most nodes of a usual template. 30,000 characters have about 4,000, of which a few hundred run per message."""
 MAX_OPERANDS = 16
 MAX_RENAMES = 8
-"""How often a content may go from one variable to another; each look at them costs the template's length."""
+"""How many assignments in a row a content is followed through; each costs one pass over the template."""
 
 _PARTS = (
     nodes.Template, nodes.Output, nodes.TemplateData, nodes.Const, nodes.Name, nodes.NSRef, nodes.If, nodes.For,
@@ -34,7 +34,8 @@ _PICKING = frozenset({"map", "selectattr", "rejectattr", "select", "reject", "gr
 
 
 def is_usual(tree: nodes.Template) -> bool:
-    """Whether no part of a template makes much of little, but for those that `watch` puts under observation."""
+    """Whether every part's output is at most a few times its input, apart from the parts that `watch` adds checks
+    to."""
     found = list(_walk(tree))
     if len(found) > MAX_NODES or not all(isinstance(node, _PARTS) for node in found):
         return False
@@ -82,14 +83,14 @@ def _usual_call(call: nodes.Call, macros: set[str], repeated: bool) -> bool:
     if not isinstance(target, nodes.Name):
         return False
     if target.name == "namespace":
-        return not repeated  # n of them, each of which holds the one before twice, are written with 2**n characters
+        return not repeated  # n namespaces that each hold the previous one twice are written as 2**n characters
     if target.name == "strftime_now":
         return all(isinstance(arg, nodes.Const) and not any(map(str.isdigit, str(arg.value))) for arg in call.args)
     return target.name in macros | {"raise_exception", "range", "caller"}
 
 
 def watch(tree: nodes.Template) -> nodes.Template:
-    """Put the filters of `template`'s quick environment where time and sizes must be looked at; changes the tree."""
+    """Insert the checks of time and size (filters of `template`'s quick environment) into the tree, in place."""
     for node in list(_walk(tree)):
         _size_operands(node)
         if isinstance(node, nodes.For):
@@ -108,7 +109,7 @@ def _size_operands(node: nodes.Node) -> None:
 
 
 def _sized(value: object) -> object:
-    """A list, map or text made of other values may be made of itself, again and again."""
+    """Check the size of a list, map or text that is built from other values: it may be built from itself repeatedly."""
     if not isinstance(value, _GROWING) or getattr(value, "ctx", "load") != "load" or _constant(value):
         return value
     return _filter("_sized", value)
@@ -129,8 +130,8 @@ def _filter(name: str, value: nodes.Node) -> nodes.Filter:
 def looks_into_parts(tree: nodes.Template) -> bool:
     """Whether a template loops over a message's content, or picks parts of it by number or filter.
 
-    A value is a content if it is the attribute or item "content" of anything, a variable that was set to one, or a
-    macro's parameter that was given one.
+    A content is the attribute or item "content" of any value, a variable assigned from one, or a macro parameter that
+    receives one.
     """
     contents = _content_names(tree)
     if any(_is_content(loop.iter, contents) for loop in tree.find_all(nodes.For)):

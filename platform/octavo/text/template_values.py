@@ -1,4 +1,4 @@
-"""Values that answer to the two shapes in which chat templates expect a field of a message; see `chat`."""
+"""Values that can be used in both shapes in which chat templates expect a message's fields; see `chat`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jinja2
 
 
 class TemplateMessage(dict[str, Any]):
-    """A message; a content that it has not is undefined, and yet an empty text."""
+    """A message; if it has no content, `content` is a `NoContent`."""
 
     def __missing__(self, key: str) -> Any:
         if key == "content":
@@ -18,7 +18,8 @@ class TemplateMessage(dict[str, Any]):
 
 
 class NoContent(jinja2.Undefined):
-    """Undefined to every test of a template, and an empty text to what would fail on it."""
+    """Counts as undefined in a template's tests, and acts as an empty text in operations that would fail on
+    undefined."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -35,18 +36,18 @@ class NoContent(jinja2.Undefined):
 
 
 class OnePart(str):
-    """A plain content, for templates that loop over parts: one text part to a loop, a string to everything else."""
+    """A plain content for templates that loop over parts: a loop sees one text part, everything else a string."""
 
     def __iter__(self) -> Iterator[Any]:
         return iter([{"type": "text", "text": str(self)}])
 
     def __getitem__(self, key: Any) -> Any:
-        """As of a string; the first of an empty one is undefined, and so is its type."""
+        """Index as a string does; an index into an empty one gives a `NoContent`."""
         return super().__getitem__(key) if self or isinstance(key, slice) else NoContent(name="content")
 
 
 class Arguments(dict[str, Any]):
-    """A tool call's arguments: the object, and as a text the JSON that the client sent.
+    """A tool call's arguments: a dict that is written as the JSON text the client sent.
 
     Args:
         values: the object.

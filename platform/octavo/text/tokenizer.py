@@ -1,4 +1,4 @@
-"""`Tokenizer`: text to token ids and back, the same whether it came from a Hugging Face directory or a GGUF file."""
+"""`Tokenizer`: text to token ids and back, from a Hugging Face directory or a GGUF file."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def load_tokenizer(source: Source) -> Tokenizer:
 class Tokenizer:
     """Text to token ids and back, with the answers of `transformers.AutoTokenizer` on the same files.
 
-    Safe to share between threads. Ids outside the vocabulary (models pad theirs) decode to nothing.
+    Safe to share between threads. Ids outside the vocabulary decode to nothing (models pad their output beyond it).
 
     Attributes:
-        vocab_size: number of tokens, added ones included; a model's logits may be wider.
+        vocab_size: number of tokens, added ones included; a model's logits may have more entries.
         eos_token_ids: all the model's end tokens.
         bos_token_id: the token that begins a text, if the model has one.
         special_tokens: names such as "bos_token" -> text: variables of the chat template.
@@ -62,7 +62,7 @@ class Tokenizer:
 
         Raises:
             BadRequest: the text is not valid Unicode (it holds a lone surrogate).
-            ModelError: the model's own pattern for cutting texts gives up on this one, or a token it needs is missing.
+            ModelError: the model's pre-tokenizer pattern fails on this text, or a token it needs is missing.
         """
         try:
             text.encode()
@@ -83,7 +83,7 @@ class Tokenizer:
 
         Raises:
             BadRequest: an id is negative or does not fit 32 bits.
-            ModelError: the model's own decoder gives up.
+            ModelError: the model's own decoder fails.
         """
         try:
             return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
@@ -102,7 +102,7 @@ class Tokenizer:
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes a token stands for, also where they are only part of a character; empty for unknown ids."""
+        """The bytes a token stands for, even if they are only part of a character; empty for unknown ids."""
         found = self._bytes.get(token_id)
         if found is None:
             piece = self._backend.id_to_token(token_id) if token_id >= 0 else None
@@ -150,7 +150,7 @@ _BYTE_OF = {char: byte for byte, char in byte_alphabet().items()}
 
 
 def _alphabet_bytes(piece: str) -> bytes:
-    """As `tokenizers`' ByteLevel decoder: a piece with any character outside the alphabet stands for itself."""
+    """As `tokenizers`' ByteLevel decoder: a piece with a character outside the alphabet is taken as plain text."""
     try:
         return bytes([_BYTE_OF[char] for char in piece])
     except KeyError:
