@@ -1,4 +1,4 @@
-"""`octavo evaluate`. Importing this loads no torch: the command imports what it needs when it runs."""
+"""`octavo evaluate`. Importing this module loads no torch: the command imports what it needs when it runs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""How far one model's next-token distributions lie from another's, over a text.
+"""Measures how far one model's next-token distributions diverge from another's, over a text.
 
-The text is cut into windows of a fixed number of tokens that do not overlap; each is a sequence of its own, begun with
-the token that begins a text, where the model has one. Both models read a window in the same steps of `CHUNK` tokens,
-and each step's logits are compared before the next is computed: memory is bounded by two times CHUNK x vocabulary.
+The text is cut into windows of equal length that do not overlap. Each window is a sequence of its own and starts with
+the model's BOS token, if it has one. Both models read a window in the same steps of `CHUNK` tokens, and each step's
+logits are compared before the next step runs, so memory is bounded by two times CHUNK x vocabulary.
 
 KL divergence is that of Kullback and Leibler (1951): sum over tokens of p log(p / q) in nats, p being the reference.
 """
@@ -26,7 +26,7 @@ CHUNK = 64
 
 
 class Model(Protocol):
-    """What runs steps and gives all their logits, such as `execution.executor.LocalExecutor`."""
+    """Something that runs steps and returns all their logits, such as `execution.executor.LocalExecutor`."""
 
     block_size: int
 
@@ -40,13 +40,13 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """A model against a reference on a text.
+    """How a model diverges from a reference on a text.
 
     Attributes:
-        tokens: positions compared: all of the text that has a next token in its window.
-        window: tokens of a window, the beginning one included.
-        perplexity, reference_perplexity: e to the mean negative log probability of the text's own next token.
-        mean_kl, p99_kl, max_kl: of the reference's distribution from the model's, nats per position.
+        tokens: positions compared: all that have a next token in their window.
+        window: tokens of a window, the BOS token included.
+        perplexity, reference_perplexity: exp of the mean negative log probability of the text's actual next token.
+        mean_kl, p99_kl, max_kl: KL divergence of the model from the reference, nats per position.
         top1: share of positions where both have the same most likely token.
     """
 
@@ -62,7 +62,7 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Per position of one chunk, [n] each."""
+    """Measurements at the n positions of one chunk, [n] each."""
 
     kl: Tensor
     loss: Tensor
@@ -96,7 +96,8 @@ def measure(model: Model, reference: Model, windows: list[list[int]], *, progres
 
 
 def cut(tokens: list[int], window: int, begin: list[int]) -> list[list[int]]:
-    """Windows of `window` tokens, each starting with `begin`; a last one of less than two of the text's is left out."""
+    """Windows of `window` tokens, each starting with `begin`; a last window with fewer than two text tokens is
+    dropped."""
     size = window - len(begin)
     return [begin + tokens[i : i + size] for i in range(0, len(tokens) - 1, size)]
 
@@ -110,10 +111,10 @@ def window_logits(model: Model, tokens: list[int]) -> Iterator[Tensor]:
 
 
 def greedy_divergence(model: Model, reference: Model, prompts: list[list[int]], num_tokens: int) -> list[int | None]:
-    """After how many tokens a model's greedy continuation of each prompt first differs from the reference's.
+    """For each prompt, after how many tokens the model's greedy continuation first differs from the reference's.
 
-    The reference generates; the model reads that and says where it would have gone another way. Up to there its own
-    continuation is the same.
+    The reference generates. The model reads that continuation and predicts each token; up to its first different
+    prediction its own continuation would be the same.
 
     Args:
         prompts: of equal length, short enough to be one step together.
@@ -142,7 +143,7 @@ def _compare(ours: Tensor, theirs: Tensor, targets: Tensor) -> _Rows:
     p, q = theirs.log_softmax(-1), ours.log_softmax(-1)
     after = targets.to(p.device)[:, None]
     return _Rows(
-        kl=(p.exp() * (p - q)).sum(-1).clamp_(min=0).cpu(),  # rounding alone can make it a little negative
+        kl=(p.exp() * (p - q)).sum(-1).clamp_(min=0).cpu(),  # rounding can make it slightly negative
         loss=-q.gather(1, after)[:, 0].cpu(),
         reference_loss=-p.gather(1, after)[:, 0].cpu(),
         same=(p.argmax(-1) == q.argmax(-1)).cpu(),
@@ -150,13 +151,13 @@ def _compare(ours: Tensor, theirs: Tensor, targets: Tensor) -> _Rows:
 
 
 def _tables(sequences: int, tokens: int, block_size: int) -> Int32:
-    """Blocks [S, nb] for sequences of up to `tokens` tokens, each with a run of its own."""
+    """Block tables [S, nb] for sequences of up to `tokens` tokens; each has its own consecutive blocks."""
     blocks = -(-tokens // block_size)
     return np.arange(sequences * blocks, dtype=np.int32).reshape(sequences, blocks)
 
 
 def _step(new: list[list[int]], lengths: list[int], tables: Int32) -> StepBatch:
-    """The last `new` tokens of sequences that then have `lengths`."""
+    """A step that computes `new` tokens, after which the sequences have `lengths` tokens."""
     return StepBatch(
         token_ids=np.array([token for tokens in new for token in tokens], np.int32),
         query_start=np.cumsum([0] + [len(tokens) for tokens in new]).astype(np.int32),

@@ -1,4 +1,4 @@
-"""`evaluate`: a model as it is served against the same or another one in exact float32, on a text."""
+"""Compares a model, as it is served, with the same or another model in exact float32, on a text."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from octavo.text.tokenizer import load_tokenizer
 from octavo_kernels.decoder import CELL, block_bytes
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 32, 64
-"""Greedy continuations that are compared: from the beginnings of this many windows, so long, for so many tokens."""
+"""Greedy continuations that are compared: the number of prompts, their tokens, and the tokens generated. Prompts are
+the beginnings of windows."""
 
 LAYER_TOKENS = 256
-"""Tokens of the first window that every layer is compared on."""
+"""Tokens of the first window on which every layer is compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +29,9 @@ class Settings:
     """What to measure on.
 
     Attributes:
-        tokens: of the text that are used; it may have fewer.
-        window: tokens that are read as one sequence.
-        max_kl: the most that the mean KL divergence may be, in nats; None gives no verdict.
+        tokens: most tokens of the text that are used.
+        window: tokens of one sequence.
+        max_kl: largest accepted mean KL divergence, in nats; None gives no verdict.
     """
 
     tokens: int = 4096
@@ -49,12 +50,12 @@ class Evaluation:
     """What `evaluate` found.
 
     Attributes:
-        model, reference: what was compared, in words.
+        model, reference: descriptions of the two models.
         greedy: per continuation, tokens before it first differs from the reference's; None: not within `NEW_TOKENS`.
-        layers: relative error of each part (see `layers.py`); empty where it was not asked for, or where the reference
-            has other layers.
-        weight_bytes, reference_weight_bytes: in memory.
-        passed: whether the mean KL divergence is within the bound; None where there is none.
+        layers: relative error of each part (see `layers.py`); empty if it was not requested, or if the reference's
+            layers differ.
+        weight_bytes, reference_weight_bytes: bytes in memory.
+        passed: whether the mean KL divergence is within the bound; None without a bound.
     """
 
     model: str
@@ -69,7 +70,7 @@ class Evaluation:
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
+        """The result in one sentence."""
         kl = f"mean KL divergence {self.divergence.mean_kl:.3g}"
         if self.passed is None:
             return f"{kl}; no bound was given"
@@ -86,11 +87,12 @@ def evaluate(
     layers: bool = False,
     progress: bool = False,
 ) -> Evaluation:
-    """Load a model with its own settings and a reference in float32, and compare them.
+    """Load a model with its settings and a reference in float32, and compare them.
 
     Args:
-        config: of the model; the reference takes its device and threads. The KV caches are sized here.
-        layers: find the relative error of every part, too. It is found anyway when the bound is exceeded.
+        config: settings of the model; the reference uses the same device and threads. KV caches get the size that is
+            needed here.
+        layers: also measure the relative error of every part. This always happens if the bound is exceeded.
 
     Raises:
         ModelError: one of them cannot be loaded, or they have different vocabularies.
@@ -116,7 +118,7 @@ def judge(
     layers: bool = False,
     progress: bool = False,
 ) -> Evaluation:
-    """As `evaluate`, for a model that is loaded; `config` is the reference's. The model's KV cache is overwritten."""
+    """As `evaluate`, for a loaded model; `config` is for the reference. The model's KV cache is overwritten."""
     exact = load_local(reference, _sized(reference, config, settings), progress=progress)
     try:
         if model.spec.vocab_size != exact.spec.vocab_size:
@@ -130,7 +132,7 @@ def judge(
 
 
 def text_windows(source: Source, text: str, settings: Settings) -> list[list[int]]:
-    """A text as the model's tokenizer sees it, cut as `divergence` says."""
+    """Tokenize a text and cut it into windows (see `divergence`)."""
     limit = read_spec(source).max_position_embeddings
     if settings.window > limit:
         raise ConfigError(f"window is {settings.window} tokens, but the model holds at most {limit}")
@@ -143,7 +145,7 @@ def text_windows(source: Source, text: str, settings: Settings) -> list[list[int
 
 
 def read_text(file: Path) -> str:
-    """A text to measure on.
+    """Read a text to measure on.
 
     Raises:
         ConfigError: it is not there, or not UTF-8.
@@ -183,7 +185,7 @@ def _judge(
 
 
 def _sized(source: Source, config: EngineConfig, settings: Settings) -> EngineConfig:
-    """With a KV cache for one window, or for the continuations, and no more."""
+    """`config` with a KV cache just large enough for one window or for the continuations."""
     spec = read_spec(source)
     tokens = max(settings.window, PROMPTS * (PROMPT_TOKENS + NEW_TOKENS)) + PROMPTS * config.block_size
     per_token = block_bytes(spec.num_layers, CELL, spec.num_kv_heads, spec.head_dim, "float32") // CELL

@@ -1,4 +1,4 @@
-"""The accuracy gate: a served model that diverges from its reference by more than a bound does not start."""
+"""The accuracy gate: a model that diverges too far from its reference is not served."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ logger = logging.getLogger(__name__)
 def require(
     executor: Executor, model: str, config: EngineConfig, settings: Settings, text: Path, reference: str | None
 ) -> Evaluation:
-    """Measure a loaded model before it serves, and refuse it when it is over `settings.max_kl`.
+    """Measure a loaded model before it is served, and refuse it if it exceeds `settings.max_kl`.
 
-    The reference is loaded beside it for as long as this takes, on the CPU in float32.
+    The reference is loaded on the CPU in float32, and freed afterwards.
 
     Args:
-        executor: the model; nothing may be in its KV cache yet.
+        executor: runs the model; its KV cache must still be empty.
         model: its source.
         config: its settings.
         text: what to measure on.
         reference: a source to compare with; None means the model's own.
 
     Raises:
-        ModelError: it is over the bound; the message names the part that differs most.
+        ModelError: it exceeds the bound; the message names the part that differs most.
         ConfigError: it cannot be measured; the message says what to change.
     """
     loaded = executor.local

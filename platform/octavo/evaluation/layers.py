@@ -1,7 +1,7 @@
-"""Which part of a model differs most from the reference's: each is given the reference's own input.
+"""Finds the part of a model that differs most from the reference, by giving each part the reference's input.
 
-Errors that are passed on from layer to layer grow and hide where they began. So every layer of both models gets the
-residual stream that the reference has there, and what is compared is what the layer makes of it:
+An error that passes from layer to layer grows, which hides where it began. So each layer of both models gets the
+residual stream that the reference has before that layer, and only the layer's own output is compared:
 
     error = |y - y_ref| / |y_ref - x|        x: the reference's input, y and y_ref: the outputs; Frobenius norms
 
@@ -34,11 +34,11 @@ def layer_errors(model: Parts, reference: Parts, tokens: list[int]) -> dict[str,
 
 def _relative(ours: Tensor, wanted: Tensor, change: Tensor) -> float:
     error = ((ours - wanted).norm() / change.norm()).item()
-    return error if error == error else float("inf")  # NaN: nothing differs more
+    return error if error == error else float("inf")  # NaN counts as the largest error
 
 
 def worst(errors: dict[str, float]) -> str:
-    """The part with the largest error, with its number and what is usual here."""
+    """Names the part with the largest error, with its value and the median for comparison."""
     name = max(errors, key=lambda part: errors[part])
     usual = sorted(errors.values())[len(errors) // 2]
     return f"{name} differs most: relative error {errors[name]:.3g}, where the median part has {usual:.3g}"

@@ -1,8 +1,8 @@
 """Families as data: from a checkpoint's config to a `ModelSpec`.
 
-A family is a table of defaults (what its config leaves out means these) and a function of a few lines that says how it
-differs from Llama. GGUF metadata is first written in a Hugging Face config's words (`gguf_config.py`), so both formats
-end here.
+A family is a table of defaults for the settings that its config leaves out, and a short function that says how it
+differs from Llama. `gguf_config.py` translates GGUF metadata into a Hugging Face config first, so both formats are read
+here.
 
 Configs come in two generations: transformers 5 writes `rope_parameters` (for Gemma 3 one per layer type) and
 `layer_types`; older checkpoints have `rope_theta`, `rope_scaling`, `rope_local_base_freq` and `sliding_window_pattern`.
@@ -31,14 +31,14 @@ from octavo.models.spec import (
 from octavo.models.stored_facts import Stored, flags, sizes
 
 Config = dict[str, Any]
-"""A `config.json`, or GGUF metadata in its words."""
+"""A `config.json`, or GGUF metadata translated into one."""
 
 
 def spec_from_config(config: Config, stored: Stored | None = None) -> ModelSpec:
     """The spec of a Hugging Face config.
 
     Args:
-        stored: the tensors it describes, which are right where it says otherwise; None believes the config.
+        stored: the tensors it describes, which win over the config where both differ; None uses the config alone.
 
     Raises:
         ModelError: unknown model type, a setting the decoder does not cover, or one that contradicts the tensors; the
@@ -105,13 +105,13 @@ def qwen3(config: Config) -> ModelSpec:
 
 
 def mixtral(config: Config) -> ModelSpec:
-    """Mistral with experts, whose shares add up to 1."""
+    """Mistral with experts, whose weights are normalised to add up to 1."""
     experts = _experts(config) | {"normalise_experts": True}
     return llama(config, qkv_bias=False, out_bias=False, mlp_bias=False, **experts)
 
 
 def qwen2_moe(config: Config) -> ModelSpec:
-    """Qwen 2 with experts, and one beside them that every token goes through."""
+    """Qwen 2 with experts, and a shared expert that every token uses."""
     shared = {"shared_expert_size": config["shared_expert_intermediate_size"]}
     inner = {"intermediate_size": config["moe_intermediate_size"]}
     return llama(
@@ -206,15 +206,15 @@ _DEFAULTS: Config = {
     "use_sliding_window": False,
 }
 _NEVER_NONE = frozenset(_DEFAULTS) | {"max_position_embeddings", "vocab_size", "layer_norm_epsilon"}
-"""What a config that says null leaves out."""
+"""Keys for which null means the same as leaving them out."""
 
 _LARGEST = (
     dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer"), 10_000)
     | dict.fromkeys(("num_attention_heads", "n_heads", "n_head", "num_experts", "num_local_experts"), 1 << 20)
     | dict.fromkeys(("sliding_window", "max_position_embeddings", "max_seq_len"), 1 << 31)
 )
-"""Sizes that the spec's own are made from, one by one: a config must not ask for memory that no model needs, nor for
-positions that the kernels' integers do not hold."""
+"""Largest accepted values of a config's sizes: a config must not ask for more memory than any real model needs, nor for
+positions that the kernels' integers cannot hold."""
 
 _LLAMA: Config = {
     "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
@@ -305,7 +305,7 @@ def quantization_config(config: Config) -> Config | None:
 
 
 def _text_config(config: Config) -> Config:
-    """Gemma 3's text half: what the outer config says about the whole model wins."""
+    """The config of Gemma 3's text model; settings in the outer config win."""
     text = config.get("text_config")
     if config.get("model_type") != "gemma3" or not isinstance(text, dict):
         return config
@@ -314,7 +314,7 @@ def _text_config(config: Config) -> Config:
 
 
 def check_sizes(config: Config) -> None:
-    """Raise `ModelError` where a size is beyond those of all models."""
+    """Raise `ModelError` if a size is larger than in any real model."""
     for key, largest in _LARGEST.items():
         if isinstance(size := config.get(key), int | float) and not 0 <= size <= largest:
             raise ModelError(f"{key} is {size}, which no model has")
@@ -331,7 +331,7 @@ def _refuse_unsupported(config: Config) -> None:
 def _activation(config: Config) -> Activation:
     name = config.get("hidden_activation") or config["hidden_act"]
     if name == "gelu" and config["model_type"] == "gemma":
-        name = "gelu_pytorch_tanh"  # the first Gemma configs say gelu and mean its tanh form
+        name = "gelu_pytorch_tanh"  # the first Gemma configs say gelu, but their models use the tanh form
     if name not in _ACTIVATIONS:
         raise ModelError(f"activation {name!r} is not supported; supported ones are {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
@@ -355,7 +355,7 @@ def _layer_types(config: Config, layers: int) -> list[str]:
 
 
 def _rope_parameters(config: Config, layer_type: str) -> Config:
-    """Both generations' settings of one kind of layer as one flat dict."""
+    """The rotary settings of one layer type, from configs of either generation, as one flat dict."""
     parameters = config.get("rope_parameters") or {}
     if layer_type in parameters or "full_attention" in parameters:
         parameters = parameters.get(layer_type) or {}
@@ -380,7 +380,7 @@ def _rope(config: Config, parameters: Config, head_dim: int) -> Rope:
 def _rope_scaling(config: Config, parameters: Config) -> RopeScaling | None:
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     match kind:
-        # Dynamic NTK scaling changes angles only past max_position_embeddings, where no sequence gets.
+        # Dynamic NTK scaling changes angles only beyond max_position_embeddings, which no sequence exceeds.
         case "default" | "dynamic":
             return None
         case "linear":
@@ -409,7 +409,7 @@ def _yarn(config: Config, parameters: Config) -> YarnScaling:
 
 
 def _yarn_attention_factor(parameters: Config, factor: float) -> float:
-    """Temperature of attention: 0.1 ln(factor) + 1 in the paper, a quotient of two such terms in DeepSeek's variant."""
+    """Attention temperature: 0.1 ln(factor) + 1 in the paper, the quotient of two such terms in DeepSeek's variant."""
     if (given := parameters.get("attention_factor")) is not None:
         return float(given)
 
@@ -426,8 +426,8 @@ def _original_positions(config: Config, parameters: Config) -> int:
 
 
 def _max_positions(config: Config) -> int:
-    """The model's context. Configs that stretch it often still name the length before that, as vLLM reads them: with
-    YaRN times its factor, and with linear scaling too, but for Gemma 3."""
+    """The model's context length in tokens. Configs with scaled positions often give the length before scaling. It is
+    multiplied by the factor, as in vLLM: for YaRN, and for linear scaling except in Gemma 3."""
     parameters, own = _rope_parameters(config, "full_attention"), int(config["max_position_embeddings"])
     match _rope_scaling(config, parameters):
         case YarnScaling(factor, original):

@@ -1,7 +1,7 @@
-"""GGUF metadata in the words of a Hugging Face config, so that `families.py` reads both.
+"""Translates GGUF metadata into a Hugging Face config, so that `families.py` reads both formats.
 
-Keys are those of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; where llama.cpp fills something in that the
-file does not say (`llama-model.cpp`, `load_hparams`), the same is done here.
+Keys are those of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; missing values get llama.cpp's defaults
+(`llama-model.cpp`, `load_hparams`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _OPTIONAL = {
     "rope_local_base_freq": "rope.freq_base_swa",
 }
 _NEUTRAL = {"alpha": (0.0,), "yarn_log_multiplier": (0.0,), "yarn_ext_factor": (1.0, -1.0), "yarn_attn_factor": (1.0,)}
-"""Settings of rope.scaling that are not done, and the values that change nothing."""
+"""Unsupported settings of rope.scaling, and the values at which they have no effect."""
 
 
 class Metadata:
@@ -55,11 +55,11 @@ class Metadata:
         self.architecture = self.get("general.architecture")
 
     def get(self, key: str) -> Any:
-        """The value, or None where the file does not have it."""
+        """The value, or None if the file does not have it."""
         return self._values.get(key)
 
     def own(self, key: str) -> Any:
-        """The value of an architecture's key, or None; a value per layer must be the same in all."""
+        """The value of an architecture's key, or None. A list with one value per layer must hold equal values."""
         value = self.get(f"{self.architecture}.{key}")
         if isinstance(value, list) and key != "attention.sliding_window_pattern":
             if len(set(value)) != 1:
@@ -148,9 +148,9 @@ def _rope(meta: Metadata, config: Config) -> Config:
 
 
 def _rope_scaling(meta: Metadata, config: Config) -> Config:
-    """Settings in a Hugging Face config's words; none where nothing is scaled.
+    """The scaling as a Hugging Face config has it; an empty dict without scaling.
 
-    A factor without a type is linear, an old file's is called rope.scale_linear, and 0 means that there is none.
+    A factor without a type means linear scaling; old files call it rope.scale_linear; 0 means no scaling.
     """
     for key, neutral in _NEUTRAL.items():
         if (value := meta.own(f"rope.scaling.{key}")) is not None and value not in neutral:
@@ -164,7 +164,7 @@ def _rope_scaling(meta: Metadata, config: Config) -> Config:
         return {}
     if kind == "yarn":
         return _yarn(meta, config, factor, attention)
-    # the context length of a file is the one after scaling
+    # a GGUF file gives the context length after scaling
     return {"rope_type": kind, "factor": factor,
             "original_max_position_embeddings": config["max_position_embeddings"] / factor}  # fmt: skip
 
@@ -181,7 +181,7 @@ def _yarn(meta: Metadata, config: Config, factor: float, attention: float) -> Co
 
 
 def _with_factors(meta: Metadata, scaling: Config, rotary_dim: int) -> Config:
-    """A file's own divisor for each frequency, times that of linear scaling."""
+    """The file's own divisor for each frequency, multiplied by the factor of linear scaling."""
     if scaling and scaling["rope_type"] != "linear":
         raise ModelError(f"rope_freqs.weight together with rope scaling {scaling['rope_type']!r} is not supported")
     linear = scaling.get("factor", 1.0)
@@ -201,8 +201,8 @@ def _attention(meta: Metadata, config: Config) -> Config:
     if meta.architecture not in ("gemma2", "gemma3"):
         return {}
     if meta.architecture == "gemma3":
-        _required(meta, "attention.sliding_window")  # Gemma 2's default is its family's
-    # The 27B models divide by the width of an equal share of the hidden size; the file tells them by their layers.
+        _required(meta, "attention.sliding_window")  # for Gemma 2 the family has a default
+    # The 27B models scale by hidden size / heads instead of the head size; the number of layers identifies them.
     largest = (meta.architecture, config["num_hidden_layers"]) in (("gemma2", 46), ("gemma3", 62))
     width = config["hidden_size"] // config["num_attention_heads"] if largest else config["head_dim"]
     scale = meta.own("attention.scale")

@@ -45,15 +45,15 @@ def load_model(
         source: a Hugging Face directory or a GGUF file.
         dtype: of weights and activations; "auto" is float32 on a CPU and the checkpoint's own elsewhere.
         device: "cpu" or a CUDA device.
-        quantization: as in `octavo.models.quantization`. Matrices of quantised checkpoints, and those that are rounded
-            here, stay quantised.
+        quantization: as in `octavo.models.quantization`. Matrices that are stored quantised, or rounded here, stay
+            quantised in memory.
         max_model_len: tokens of the longest sequence; None takes the model's own limit.
         load_format: "dummy" takes random weights.
-        keep_blocks: matrices of GGUF files stay quantised too, all but the embedding, instead of being dequantised to
-            `dtype`; None means on a GPU, which has kernels for them.
+        keep_blocks: matrices of GGUF files, except the embedding, stay quantised too instead of being dequantised to
+            `dtype`; None means true on a GPU, which has kernels for them.
         progress: draw a progress bar on stderr.
-        share: what of the model; None means all.
-        group: the ranks that have the other shares.
+        share: the part of the model to load; None means all.
+        group: the ranks that hold the other shares.
 
     Raises:
         ModelError: the checkpoint is damaged, or of a kind that is not supported.
@@ -85,14 +85,14 @@ def load_model(
             else blocks.to(weights.embedding.device)
         )
 
-    if keep_blocks and spec.tied_embeddings:  # looked up dequantised, multiplied as it is stored
+    if keep_blocks and spec.tied_embeddings:  # the embedding is dequantised, the head keeps the blocks
         table = next(tensor for tensor in stored if tensor.name == naming.stored_name(places[0]))
         if table.blocks is not None:
             take(table, replace(places[0], part="lm_head"), None)
     fill(places, naming, stored, spec.head_dim, title=title, progress=progress, take=take)
     if is_quantized:
         put_quantized(weights, parts)
-    if share.rank:  # the sum over ranks takes each bias once
+    if share.rank:  # the sum over ranks must include each bias once
         for layer in weights.layers:
             layer.out.bias = None
             if layer.down is not None:
@@ -101,13 +101,13 @@ def load_model(
 
 
 def _blocks(tensor: StoredTensor, slot: Slot, rows: Tensor | None) -> BlockWeight | None:
-    """A matrix in GGUF's blocks; None where it is stored otherwise, or cut through a block."""
+    """A matrix as GGUF blocks; None if it is stored in another way, or a rank's cut goes through a block."""
     blocks = None if tensor.blocks is None else tensor.blocks(slot.rows, slot.columns)
     return blocks if blocks is None or rows is None else blocks.take_rows(rows.argsort())
 
 
 def _matrix(tensor: StoredTensor, slot: Slot, rows: Tensor | None, rounding: Rounding | None, like: Tensor) -> Matrix:
-    """A matrix on `like`'s device: as it is stored quantised, a layer's rounded, or else of `like`'s type."""
+    """A matrix on `like`'s device: quantised if it is stored so, rounded if it is a layer's, else of `like`'s type."""
     if tensor.quantized is not None:
         return tensor.quantized().to(like.device)
     values = torch.cat(list(tensor.read(slot.rows, slot.columns))).to(like.device)
@@ -123,4 +123,4 @@ def _torch_dtype(dtype: DType, device: str, config: Config) -> torch.dtype:
     if torch.device(device).type == "cpu":
         return torch.float32
     own = config.get("dtype") or config.get("torch_dtype")
-    return _DTYPES.get(str(own), torch.bfloat16)  # GGUF says nothing; its block formats hold less than bfloat16 does
+    return _DTYPES.get(str(own), torch.bfloat16)  # GGUF names no type; its blocks have less precision

@@ -1,4 +1,5 @@
-"""From a `Source` to packed matrices for the native decoder; an earlier start's packed file saves the packing."""
+"""Loads a `Source` into packed matrices for the native decoder, from the packed file of an earlier start if there is
+one."""
 
 from __future__ import annotations
 
@@ -23,11 +24,12 @@ _MATRICES = ("q", "k", "v", "out", "gate", "up", "down")
 _NORMS = ("attention_norm", "mlp_norm", "q_norm", "k_norm", "post_attention_norm", "post_mlp_norm")
 
 _TABLE_POSITIONS = 1 << 17
-"""Most rows of a rotary table in a packed file: 64 MiB for 128 dimensions, of which only those used become resident."""
+"""Most rows of a rotary table in a packed file: 64 MiB for 128 dimensions. Only the rows that are used become
+resident."""
 
 
 def unpackable_formats(source: Source) -> list[str]:
-    """The block formats of a GGUF file that cannot be packed; empty means `load_packed` takes the source.
+    """The block formats of a GGUF file that cannot be packed; `load_packed` accepts the source if there are none.
 
     Raises:
         ModelError: the file is damaged.
@@ -54,7 +56,7 @@ def load_packed(
         quantization: as in `octavo.models.quantization`.
         max_model_len: tokens of the longest sequence; None takes the model's own limit.
         progress: draw a progress bar on stderr while packing.
-        share: what of the model; None means all.
+        share: the part of the model to load; None means all.
 
     Returns:
         The spec of what was read, and the matrices.
@@ -68,7 +70,7 @@ def load_packed(
     half, rounding = dtype == "bfloat16" and _holds_float32(source), parse_rounding(quantization)
 
     def pack() -> Iterator[tuple[Part, Packed]]:
-        from octavo.models.packing import pack  # torch: 2 s that a later start saves
+        from octavo.models.packing import pack  # imports torch, 2 s, which a start with a packed file saves
 
         rows = min(spec.max_position_embeddings, _TABLE_POSITIONS)
         return pack(source, share, half=half, rounding=rounding, table_positions=rows, progress=progress)
@@ -79,7 +81,7 @@ def load_packed(
 
 
 def _holds_float32(source: Source) -> bool:
-    """Whether rounding may change the packed file; a directory's own type is not worth a look."""
+    """Whether the source may store float32 matrices, which bfloat16 would round; assumed for every directory."""
     if source.kind == "hf":
         return True
     return any(entry.format == "F32" and len(entry.shape) > 1 for entry in read_directory(source.path).values())
@@ -103,7 +105,7 @@ def _assemble(spec: ModelSpec, parts: dict[Part, Packed], positions: int, dtype:
         attention_scale=spec.attention_scale,
         attention_softcap=spec.attention_softcap,
         logit_softcap=spec.logit_softcap,
-        # transformers rounds the scale to the embedding's type before it multiplies; so do we
+        # as in transformers, the scale is rounded to the embedding's type before it multiplies
         embedding_scale=spec.embedding_scale if dtype == "float32" else _to_bfloat16(spec.embedding_scale),
     )
 
@@ -136,6 +138,6 @@ def _table(parts: dict[Part, Packed], index: int, rope: Rope, positions: int) ->
 
 
 def _to_bfloat16(value: float) -> float:
-    """Rounded to even."""
+    """`value` rounded to bfloat16, ties to even."""
     bits = int(np.float32(value).view(np.uint32))
     return float(np.uint32((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32))

@@ -1,10 +1,10 @@
-"""Which packed file belongs to a checkpoint, and how long it is kept.
+"""Finds the packed file of a checkpoint, and decides how long it is kept.
 
-A file's name says where the checkpoint lies, how it was packed, and in which version: hashed are the size and the times
-of its files (a write or a replacement changes one of them) and the code that packs. The layout is the same for every
-instruction set. Whenever a file is written, others go: all but the newest other version of the same checkpoint, those
-that no start has used for 30 days, and the least recently used ones until packed files take at most half of the disk
-space that would be free without them.
+A packed file's name is made of the checkpoint's path, the variant of packing, and a version: a hash over the size and
+times of the checkpoint's files (every write or replacement changes one of them) and over the code that packs. The
+layout is the same for every instruction set. Whenever a packed file is written, others are removed: all but the newest
+other version of the same checkpoint, those that no start has used for 30 days, and then the least recently used ones
+until packed files take at most half of the disk space that would be free without them.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from octavo_kernels.native.cache import cache_folder, lock, own_file, temporary_
 logger = logging.getLogger(__name__)
 
 SMALLEST = 1 << 24
-"""Bytes of the smallest checkpoint whose packed file is kept: a smaller one is packed in 0.1 s."""
+"""Smallest checkpoint, in bytes, whose packed file is kept: packing a smaller one takes only 0.1 s."""
 
 KEEP_DAYS = 30
 
 
 def cached(source: Source, pack: Callable[[], Iterable[tuple[Part, Packed]]], variant: str) -> dict[Part, Packed]:
-    """The parts of `pack()`, from the packed file of an earlier start where there is one.
+    """The parts that `pack()` yields, read from the packed file of an earlier start if there is one.
 
     Args:
-        source: what is packed.
-        pack: does it.
-        variant: a word for how, where one checkpoint can be packed in several ways.
+        source: the checkpoint.
+        pack: reads and packs the checkpoint.
+        variant: tells apart the ways in which one checkpoint can be packed.
 
-    Several processes may start at once: one packs, the others wait for its file. Where none can be written, the parts
+    If several processes start at once, one packs and the others wait for its file. If no file can be written, the parts
     are kept in memory, and a warning says why.
 
     Raises:
@@ -50,7 +50,7 @@ def cached(source: Source, pack: Callable[[], Iterable[tuple[Part, Packed]]], va
     size = sum(file.stat().st_size for file in _files(source))
     if size < SMALLEST:
         return dict(pack())
-    if cache_folder() == temporary_folder():  # often in memory, and there for good
+    if cache_folder() == temporary_folder():  # often a file system in memory, and nothing there is ever removed
         logger.warning("packed weights are not kept on disk: there is no cache folder")
         return dict(pack())
     folder = cache_folder() / "packed"
@@ -79,7 +79,7 @@ def _read(path: Path) -> dict[Part, Packed] | None:
         logger.warning("%s is damaged and made anew: %s", path, damage)
         return None
     with contextlib.suppress(OSError):  # a cache that was filled elsewhere may be read-only
-        path.touch()  # the time of its last use
+        path.touch()  # records the time of its last use
     return parts
 
 
@@ -91,13 +91,13 @@ def _write(path: Path, pack: Callable[[], Iterable[tuple[Part, Packed]]], size: 
 
 
 def _make_room(new: Path, size: int) -> None:
-    """Remove what the rules above name.
+    """Remove packed files by the rules in this module's docstring.
 
     Raises:
         OSError: even then there is no room for `size` bytes.
     """
     now, place = time.time(), new.name.rpartition("-")[0]
-    for abandoned in new.parent.glob("*.tmp"):  # by a process that was killed
+    for abandoned in new.parent.glob("*.tmp"):  # left behind by a process that was killed
         if now - abandoned.stat().st_mtime > 86_400:
             abandoned.unlink(missing_ok=True)
     files = sorted(new.parent.glob("*.packed"), key=lambda file: file.stat().st_mtime, reverse=True)
@@ -125,7 +125,7 @@ def _version(source: Source) -> str:
 
 def _identity(file: Path) -> tuple[int, ...]:
     status = file.stat()
-    # the time of the last change cannot be set back, as that of the last modification can
+    # ctime cannot be set back, as mtime can
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 

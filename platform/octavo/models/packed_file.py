@@ -1,4 +1,4 @@
-"""Packed tensors in one file, read by mapping it: replicas on one machine share its pages.
+"""A file of packed tensors, which is read by mapping it: replicas on one machine share its pages.
 
     tensors, each at a multiple of 64 bytes | directory, JSON | padding | footer: 64 bytes
 
@@ -38,7 +38,7 @@ class Damaged(Exception):
 
 
 def write_packed(path: Path, parts: Iterable[tuple[Part, Packed]]) -> None:
-    """Write a file of `parts`, of which only one is in memory at a time; it appears whole or not at all.
+    """Write `parts` to a file, with one part in memory at a time. The file appears complete or not at all.
 
     Raises:
         OSError: it cannot be written.
@@ -47,7 +47,7 @@ def write_packed(path: Path, parts: Iterable[tuple[Part, Packed]]) -> None:
     try:
         with temporary.open("w+b") as file:
             _write(file, parts)
-        temporary.chmod(0o644)  # whatever the umask: what others may write is not read
+        temporary.chmod(0o644)  # independent of the umask: a file that others can write is not read
         temporary.rename(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -102,12 +102,13 @@ def read_packed(path: Path) -> dict[Part, Packed]:
 
 
 def _map(file: IO[bytes]) -> mmap.mmap:
-    # All pages at once: 25,000 faults of SmolLM2's 98 MB, one by one, would cost more than reading them.
+    # MAP_POPULATE reads all pages at once: SmolLM2's 98 MB would cause 25,000 page faults, which take longer.
     return mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
 
 
 def _forget(memory: mmap.mmap, start: int, size: int) -> None:
-    """Unmap the whole pages of a table: those that are read come back, and most positions never are."""
+    """Drop the pages of a rotary table from memory: a page that is read is loaded again, and most positions never
+    are."""
     first, last = -(-start // mmap.PAGESIZE), (start + size) // mmap.PAGESIZE
     if last > first:
         memory.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)

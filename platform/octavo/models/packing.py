@@ -1,7 +1,7 @@
-"""From a checkpoint's tensors to packed ones, each in the format that the file stores it in, one at a time.
+"""Packs a checkpoint's tensors one at a time, each in the format in which the file stores it.
 
-Nothing is dequantised on the way: a GGUF file's blocks are moved into the packed layout bit for bit, and bf16, float16
-and float32 matrices keep their type (float32 becomes bfloat16 only where that was asked for).
+Nothing is dequantised: a GGUF file's blocks are moved into the packed layout bit for bit, and bfloat16, float16 and
+float32 matrices keep their type (float32 becomes bfloat16 only on request).
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from octavo_kernels.linear.quantized import QuantizedWeight
 def pack(
     source: Source, share: Share, *, half: bool, rounding: Rounding | None, table_positions: int, progress: bool
 ) -> Iterator[tuple[Part, Packed]]:
-    """Read a model's tensors one by one: a `PackedWeight` for a matrix, float32 for a vector.
+    """Read a model's tensors one by one: a matrix as a `PackedWeight`, a vector as float32.
 
     Args:
         source: a Hugging Face directory or a GGUF file.
-        share: what of each tensor is wanted.
+        share: the part of each tensor to read.
         half: round float32 matrices to bfloat16.
-        rounding: of kind "int", of the layers' matrices.
+        rounding: of kind "int", applied to the layers' matrices.
         table_positions: rows of the rotary tables, parts (i, "rotary", "table") in the order of `spec.ropes`.
         progress: draw a progress bar on stderr.
 
     Raises:
-        ModelError: the checkpoint is damaged, or does not hold what it should; some parts may have come by then.
+        ModelError: the checkpoint is damaged or incomplete; some parts may have been yielded before.
     """
     spec = share.whole
     naming = hf_naming(spec) if source.kind == "hf" else gguf_naming(spec)
     stored = read_safetensors(source.path, spec) if source.kind == "hf" else read_gguf(source.path)
     entries = read_directory(source.path) if source.kind == "gguf" else {}
-    # which tensors there must be does not depend on the type of the empty ones that this makes
+    # names and shapes of the tensors do not depend on the type of these placeholders
     by_name = {naming.stored_name(slot): slot for slot in slots(allocate(share.spec, torch.float32, _NOWHERE), share)}
     compare(by_name, stored)
     for i, rope in enumerate(spec.ropes):
@@ -59,7 +59,7 @@ def pack(
     for tensor in tqdm(stored, desc=f"Packing {source.name}", disable=not progress):
         slot = by_name[tensor.name]
         if share.rank and slot.kind == "bias" and slot.part in ("out", "down"):
-            continue  # the sum over ranks takes each bias once
+            continue  # the sum over ranks must include each bias once
         order = row_order(slot, naming, spec.head_dim)
         packed: Packed
         if slot.is_norm or slot.kind == "bias":
@@ -102,7 +102,7 @@ def _matrix(tensor: StoredTensor, slot: Slot, entry: Entry | None, *, half: bool
 
 def _packed(weight: QuantizedWeight, name: str) -> PackedWeight:
     try:
-        return PackedWeight.from_grouped(weight)  # type: ignore[arg-type]  # fp8 never comes here
+        return PackedWeight.from_grouped(weight)  # type: ignore[arg-type]  # fp8 is refused before
     except ValueError as error:
         raise ModelError(f"{name}: {error}") from error
 

@@ -1,14 +1,15 @@
-"""Tensor parallelism as the model sees it: the group of ranks, and each rank's share of the model.
+"""Tensor parallelism: the group of ranks, and each rank's share of the model.
 
-Every rank has whole query heads with the key-value heads that they need, some of the MLP's inner values, and some of
-the vocabulary. `q`, `k`, `v`, `gate`, `up`, the embedding and the head are cut by rows (a rank computes some outputs),
-`out` and `down` by columns (a rank has some inputs, and a sum over the ranks follows). So a rank runs a smaller
-`ModelSpec`, and sums after the embedding and after each layer's attention and MLP. Of a mixture every rank has some
-inner values of every expert: whatever the tokens choose, all ranks have equally much to do.
+Every rank has whole query heads with the key-value heads that they need, a part of the MLP's inner dimension and a part
+of the vocabulary. `q`, `k`, `v`, `gate`, `up`, the embedding and the head are cut by rows: a rank computes some of the
+outputs. `out` and `down` are cut by columns: a rank has some of the inputs, and the results are summed over the ranks.
+So a rank runs a smaller `ModelSpec`, with a sum over the ranks after the embedding and after each layer's attention and
+MLP. In a mixture of experts every rank has a part of every expert's inner dimension, so all ranks have equal work
+whichever experts the tokens choose.
 
-Heads that do not divide: with 3 key-value heads over 2 ranks one rank gets one and the other two, each with its query
-heads, and the MLP is cut the other way, so that both read equally many weights. With more ranks than key-value heads,
-ranks share one: each keeps a copy of it, and the query heads of its group are divided.
+Heads need not divide evenly: of 3 key-value heads on 2 ranks, one rank gets one and the other two, each with the query
+heads of its key-value heads, and the MLP is cut unevenly the other way, so that both read equally many weights. With
+more ranks than key-value heads, several ranks keep a copy of the same one and divide the query heads of its group.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LANES = 16
-"""Rows that the packed layout keeps side by side: the vocabulary is cut between them."""
+"""Rows that the packed layout interleaves: the vocabulary is cut at multiples of this."""
 
 
 class TPGroup:
-    """The ranks that share one model. This one is the group of a single rank, which has nothing to exchange.
+    """The ranks that share one model. This base class is a group of one rank, which exchanges nothing.
 
     Attributes:
         rank: of this process, from 0.
@@ -57,12 +58,13 @@ class Share:
     """One rank's part of a model.
 
     Attributes:
-        rank, size: whose it is, and of how many.
+        rank, size: the rank, and the number of ranks.
         whole: the model.
         spec: the smaller model that the rank runs.
-        query_heads, kv_heads, inner, vocab: which ones it has; `inner` of the MLP, or of each expert.
-        shared: which inner values of an MLP beside experts.
-        vocab_step: rows of the vocabulary that every rank but the last ones has.
+        query_heads, kv_heads, inner, vocab: indices that this rank has; `inner` are those of the MLP's, or each
+            expert's, inner dimension.
+        shared: the same for the shared expert's inner dimension.
+        vocab_step: rows of the vocabulary per rank; the last ranks may have fewer.
     """
 
     rank: int
@@ -103,7 +105,7 @@ def share_of(spec: ModelSpec, rank: int = 0, size: int = 1, unit: int = 1) -> Sh
 
     Args:
         spec: the whole model.
-        unit: columns of a quantised block, which a cut must not go through.
+        unit: columns of a quantised block; cuts are at multiples of it.
 
     Raises:
         ConfigError: so many ranks cannot share this model; the message says why and how many can.
@@ -129,7 +131,7 @@ def share_of(spec: ModelSpec, rank: int = 0, size: int = 1, unit: int = 1) -> Sh
 
 
 def split_heads(spec: ModelSpec, size: int) -> list[tuple[range, range]]:
-    """Each rank's query heads and the key-value heads that they need."""
+    """Each rank's query heads, and the key-value heads that these need."""
     num_kv, group = spec.num_kv_heads, spec.num_heads // spec.num_kv_heads
     if size <= num_kv:
         shares = [range(begin, end) for begin, end in pairwise(num_kv * i // size for i in range(size + 1))]
@@ -148,9 +150,9 @@ def split_heads(spec: ModelSpec, size: int) -> list[tuple[range, range]]:
 
 
 def _split_inner(spec: ModelSpec, heads: list[tuple[range, range]], unit: int) -> list[range]:
-    """Cut the MLP so that all ranks have equally many weights, whatever their attention has."""
+    """Cut the MLP's inner dimension so that all ranks have equally many weights, attention included."""
     size, inner = len(heads), spec.intermediate_size
-    # Rows of matrices in multiples of 64 keep every row aligned; it must not unbalance small models
+    # multiples of 64 keep every row aligned; for small models this must not unbalance the ranks
     unit = max(unit, 64 if inner >= 1024 * size else 1)
     each = (3 if spec.gated else 2) * max(1, spec.num_experts)  # rows and columns of hidden_size per inner value
     attention = [2 * spec.head_dim * (len(query) + len(kv)) for query, kv in heads]
@@ -165,7 +167,7 @@ def _split_inner(spec: ModelSpec, heads: list[tuple[range, range]], unit: int) -
 
 
 def _split_shared(inner: int, size: int, unit: int) -> list[range]:
-    """Cut the MLP beside experts evenly."""
+    """Cut the shared expert's inner dimension evenly."""
     unit = max(unit, 64 if inner >= 1024 * size else 1)
     cuts = [inner * i // (size * unit) * unit for i in range(size)] + [inner]
     if inner and any(begin >= end for begin, end in pairwise(cuts)):

@@ -1,7 +1,7 @@
-"""What `quantization` may be, and which quantised checkpoints are read (without torch).
+"""Valid `quantization` settings, and the quantised checkpoints that can be read (without torch).
 
-Weights are either stored quantised (GGUF's blocks, GPTQ, AWQ, compressed-tensors) and stay as they are, or they are
-rounded while they are loaded: the layers' matrices, not the embedding and the head.
+Weights that are stored quantised (GGUF's blocks, GPTQ, AWQ, compressed-tensors) stay as they are. Other weights can be
+rounded while they are loaded: the layers' matrices, but not the embedding and the head.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from octavo.errors import ConfigError, ModelError
 from octavo.model_files import reading
 
 STORED = ("gptq", "awq", "compressed-tensors")
-"""Values of `quantization_config.quant_method` in a Hugging Face config that are read."""
+"""Supported values of `quantization_config.quant_method` in a Hugging Face config."""
 
 ROUNDINGS = "int8, int4, either with -g32, -g64 or -g128, int4 with -sym, fp8, bitsandbytes-int8, bitsandbytes-nf4"
 
@@ -28,7 +28,7 @@ class Rounding:
     """How matrices are quantised while they are loaded.
 
     Attributes:
-        kind: "int" means codes with scales, as below.
+        kind: "int" means integer codes with scales, described by the fields below.
         group: columns that share a scale; None means a whole row.
         symmetric: without zero points.
     """
@@ -60,7 +60,7 @@ def check_setting(name: str | None, stored: str | None, model: str) -> None:
         model: its name.
 
     Raises:
-        ConfigError: they do not go together; the message lists what does.
+        ConfigError: they cannot be combined; the message lists valid settings.
     """
     is_rounding = parse_rounding(name) is not None
     if name in (None, stored) or (is_rounding and stored in (None, "gguf")):
@@ -76,7 +76,7 @@ def check_stored(config: Mapping[str, Any]) -> None:
     """Check a `quantization_config`.
 
     Raises:
-        ModelError: a kind that is not read; the message says which are.
+        ModelError: a kind that is not supported; the message lists those that are.
     """
     with reading("the config's quantization_config"):
         method = config.get("quant_method")
@@ -120,7 +120,7 @@ def _expect(method: str, what: str, found: object, supported: tuple[object, ...]
 
 
 def unpackable(rounding: Rounding | None, stored: Mapping[str, Any] | None, columns: list[int]) -> str | None:
-    """Why the native runner cannot take matrices that are quantised so, in words; None when it can.
+    """Why the native runner cannot run matrices quantised like this, as a clause; None if it can.
 
     Args:
         stored: `quantization_config`, checked.

@@ -1,4 +1,4 @@
-"""Rotary tables: from a `Rope` to the cos and sin of every position.
+"""Rotary tables: the cos and sin of every position for a `Rope`.
 
 The scalings are those of the papers named in `spec.py`, in the arithmetic (float32, same order) that transformers uses
 in `modeling_rope_utils.py`, so that angles agree to the last bit.
@@ -70,4 +70,4 @@ def _yarn_range(rope: Rope, scaling: YarnScaling) -> tuple[float, float]:
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.rotary_dim - 1)
-    return low, high + 0.001 if low == high else high  # a ramp of no width would divide by zero
+    return low, high + 0.001 if low == high else high  # a ramp of width 0 would divide by zero

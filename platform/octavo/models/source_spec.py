@@ -1,4 +1,4 @@
-"""From a `Source` to a `ModelSpec`, without its weights (and without torch)."""
+"""Reads the `ModelSpec` of a `Source` without its weights and without torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from octavo.source import Source
 
 
 def read_spec(source: Source) -> ModelSpec:
-    """What the model at `source` is, without its weights.
+    """The spec of the model at `source`.
 
     Raises:
         ModelError: a damaged config, or a model or setting that is not supported.
@@ -28,7 +28,7 @@ def read_spec(source: Source) -> ModelSpec:
 
 
 def read_share(source: Source, group: TPGroup) -> Share:
-    """What this rank has of the model at `source`.
+    """This rank's share of the model at `source`.
 
     Raises:
         ModelError: a damaged config, or a model or setting that is not supported.
@@ -43,9 +43,9 @@ def read_share(source: Source, group: TPGroup) -> Share:
 
 
 def cut_through_blocks(source: Source, share: Share) -> str | None:
-    """Where a cut goes through quantised blocks, which then have to be dequantised; None where none does.
+    """Where a cut between ranks goes through quantised blocks, which then have to be dequantised; None if no cut does.
 
-    The MLP is cut between them. Heads stay whole, and their edges may lie inside blocks.
+    The MLP is always cut between blocks. Attention is cut between heads, and a head may end inside a block.
     """
     edges = [heads.stop * share.whole.head_dim for heads, _ in split_heads(share.whole, share.size)]
     for values in _block_values(source) if share.size > 1 else []:
@@ -55,7 +55,7 @@ def cut_through_blocks(source: Source, share: Share) -> str | None:
 
 
 def _block_values(source: Source) -> list[int]:
-    """Columns of a block of every matrix in a layer; none where the source has no blocks."""
+    """For each matrix of the layers, columns of one quantised block; empty if the source has no blocks."""
     if source.kind != "gguf":
         return []
     entries = read_directory(source.path)
@@ -63,7 +63,7 @@ def _block_values(source: Source) -> list[int]:
 
 
 def check_loadable(source: Source, quantization: str | None, max_model_len: int | None) -> tuple[ModelSpec, int]:
-    """What the model is and how many positions it gets.
+    """Check a model and its settings; returns its spec and its number of positions.
 
     Raises:
         ModelError: a damaged config, or a model or setting that is not supported.
@@ -85,14 +85,14 @@ def _stored(source: Source) -> str | None:
 
 
 def _checked(source: Source) -> Config | None:
-    """How a directory's matrices are quantised, in a way that is read."""
+    """A directory's `quantization_config`, checked; None if its matrices are not quantised."""
     if config := quantization_config(read_config(source)):
         check_stored(config)
     return config or None
 
 
 def why_not_packed(source: Source, quantization: str | None, spec: ModelSpec) -> str | None:
-    """Why the native runner cannot take a model, or its share `spec`, of this kind or quantised so; None when it can.
+    """Why the native runner cannot run this model (or the share `spec` of it) with this quantization; None if it can.
 
     Raises:
         ModelError: a damaged config.
@@ -104,7 +104,7 @@ def why_not_packed(source: Source, quantization: str | None, spec: ModelSpec) ->
 
 
 def read_config(source: Source) -> Config:
-    """The model's config; a GGUF file's metadata in its words."""
+    """The model's config; of a GGUF file, its metadata as a Hugging Face config."""
     if source.kind == "gguf":
         return config_from_gguf(source.path)
     config = read_json(source.path / "config.json")

@@ -1,12 +1,12 @@
-"""`ModelSpec`: what a decoder-only transformer needs to run, as data.
+"""`ModelSpec`: a decoder-only transformer described as data.
 
 One decoder (`decoder.py`) runs every spec; a family (`families.py`) is a function that fills one in. A layer is
 
     x  = x + post_norm(attention(norm(x)))         post norms only where `post_norms`
     x  = x + post_norm(mlp(norm(x)))
 
-with RMS norms, rotary positions, grouped queries and a gated MLP; or layer norms, a slope per head in place of rotary
-positions, and a plain MLP; or a mixture of experts, gated MLPs of which a router picks some for each token.
+with RMS norms, rotary positions, grouped-query attention and a gated MLP. Variants: layer norms, ALiBi slopes instead
+of rotary positions, a plain MLP, or a mixture of experts (gated MLPs of which a router picks some for each token).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Activation = Literal["silu", "gelu_tanh", "gelu"]
 
 
 def check_numbers(record: Any) -> None:
-    """Raise `ModelError` where a number of a record is none, or not finite: configs hold all that JSON can."""
+    """Raise `ModelError` if a numeric field of a record is not a finite number: a config can contain any JSON value."""
     for field in fields(record):
         value, kind = getattr(record, field.name), str(field.type)
         values = value if kind.startswith("tuple") and isinstance(value, tuple) else (value,)
@@ -36,11 +36,11 @@ def check_numbers(record: Any) -> None:
 
 
 _LARGEST = 1e30
-"""Of a float: float32 holds it, and what it is multiplied with on the way."""
+"""Largest magnitude of a float: products with it still fit float32."""
 
 
 class Scaling:
-    """What the kinds below have in common: their numbers are numbers, and factors and lengths are above zero."""
+    """Base of the scalings below: checks that numbers are finite, and that factors and lengths are above zero."""
 
     __slots__ = ()
 
@@ -121,24 +121,26 @@ class ModelSpec:
         max_position_embeddings: most tokens of a sequence, prompt and output.
         norm_eps: of every norm.
         windows: per layer, how many tokens a query sees (itself included); None sees all before it.
-        local_rope: of layers with a window, where they differ from the others (Gemma 3); None means `rope` everywhere.
+        local_rope: rotary embedding of the layers with a window, if it differs (Gemma 3); None means `rope` everywhere.
         qk_norm: RMS norm over each head's query and key before rotation.
-        layer_norm: norms take the mean off first, and have no biases; not those of queries and keys.
-        gated: the MLP's activation is multiplied with a second projection.
-        alibi_slopes: per query head, what a key's score loses per position of distance (Press et al. 2022), or ().
+        layer_norm: norms subtract the mean first, and have no biases; the norms of queries and keys do not.
+        gated: the MLP's activation is multiplied by a second projection.
+        alibi_slopes: per query head, how much a key's score is lowered per position of distance (Press et al. 2022); ()
+            for none.
         post_norms: an RMS norm on each branch's output before it is added (Gemma 2 and 3).
         attention_scale: multiplies query-key products.
         attention_softcap, logit_softcap: c * tanh(x / c) on attention scores and on final logits.
         embedding_scale: multiplies token embeddings, not the tied output matrix.
         tied_embeddings: the output matrix is the embedding table.
         intermediate_size: of the MLP, or of each expert.
-        num_experts, experts_per_token: MLPs in a layer and how many a token goes through; 0 where there is one.
-        normalise_experts: the shares of a token's experts add up to 1; otherwise they are those among all experts.
-        shared_expert_size: of an MLP beside the experts that every token goes through, weighed by a gate; or 0.
+        num_experts, experts_per_token: number of experts in a layer, and of experts per token; 0 without a mixture.
+        normalise_experts: the weights of a token's chosen experts are normalised to add up to 1; otherwise they come
+            from the softmax over all experts.
+        shared_expert_size: inner width of the shared expert, which every token uses and a gate weights; 0 without one.
         eos_token_ids: any of these ends a sequence.
 
     Raises:
-        ModelError: on construction, when sizes contradict each other.
+        ModelError: on construction, if sizes contradict each other.
     """
 
     family: str
@@ -213,7 +215,7 @@ class ModelSpec:
 
     @property
     def ropes(self) -> tuple[Rope, ...]:
-        """The rotary embeddings that some layer uses, each once."""
+        """The different rotary embeddings that the layers use."""
         return tuple(dict.fromkeys(map(self.layer_rope, range(self.num_layers))))
 
     def layer_rope(self, layer: int) -> Rope:

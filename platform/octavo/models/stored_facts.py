@@ -1,8 +1,8 @@
-"""What the tensors of a checkpoint say about its model: where its config says otherwise, they are right.
+"""Facts about a model that its tensors show. Where the config says otherwise, the tensors win.
 
-Sizes are read off the shapes and take the place of the config's before a family builds its spec (`sizes`); whether
-there are biases, norms of queries and keys, and a head of its own is seen by the tensors that are there (`flags`). A
-config that asks for more layers than there are contradicts its file, as does one whose heads cannot be made to fit.
+`sizes` reads sizes from the tensors' shapes; they replace the config's before a family builds its spec. `flags` finds
+out whether there are biases, norms of queries and keys, and a separate output head. An error is raised if the config
+asks for more layers than the file has, or if no number or size of heads fits the shapes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Stored:
     """The tensors of a checkpoint by name.
 
     Attributes:
-        where: the name of what holds the config.
+        where: name of the file that holds the config, for messages.
         layer: prefix of a layer's tensors, with {} for its index.
         parts: part -> name.
     """
@@ -44,26 +44,27 @@ class Stored:
     parts: Mapping[str, str]
 
     def shape(self, part: str, *, rank: int = 2) -> tuple[int, ...] | None:
-        """Of a part's weight, in the first layer where it is one of a layer; None where there is none of that rank."""
+        """Shape of a part's weight (of a layer's part: in the first layer); None if there is none with `rank`
+        dimensions."""
         name = f"{self.parts.get(part)}.weight"
         entry = self.entries.get(name) or self.entries.get(self.layer.format(0) + name)
         return entry.shape if entry is not None and len(entry.shape) == rank else None
 
     def num_layers(self) -> int | None:
-        """How many there are; None where some are missing in between."""
+        """The number of layers; None if layers are missing in between."""
         pattern = re.compile(re.escape(self.layer).replace(r"\{\}", r"(\d{1,6})"))
         found = {int(match[1]) for match in map(pattern.match, self.entries) if match}
         return len(found) if found and max(found) == len(found) - 1 else None
 
     def biases(self, parts: tuple[str, ...]) -> list[str]:
-        """Names of the biases of some parts of the layers."""
+        """Names of the biases of these parts, in all layers."""
         ends = tuple(f"{self.parts[part]}.bias" for part in parts if part in self.parts)
-        first = self.layer.partition("{}")[0]  # Gemma 3's eyes have layers too, of other names
+        first = self.layer.partition("{}")[0]  # Gemma 3's vision model has layers too, with another prefix
         return [name for name in self.entries if ends and name.startswith(first) and name.endswith(ends)]
 
 
 def stored_facts(source: Source, model_type: object) -> Stored | None:
-    """The tensors of a source; None for a directory without weights, which random ones may run.
+    """The tensors of a source; None for a directory without weights, which can be run with random ones.
 
     Raises:
         ModelError: a file is damaged, or a shard is missing.
@@ -83,10 +84,10 @@ def stored_facts(source: Source, model_type: object) -> Stored | None:
 
 
 def sizes(config: Mapping[str, Any], stored: Stored) -> dict[str, int]:
-    """A Llama-like config's keys and values that the tensors have otherwise.
+    """Sizes that differ between the tensors and a Llama-like config: config key -> the tensors' value.
 
     Raises:
-        ModelError: they cannot be brought together; the message names both.
+        ModelError: they contradict each other; the message names both.
     """
     found: dict[str, int] = {}
     if embedding := stored.shape("embedding"):
@@ -107,7 +108,7 @@ def sizes(config: Mapping[str, Any], stored: Stored) -> dict[str, int]:
 
 
 def _heads(config: Mapping[str, Any], stored: Stored) -> dict[str, int]:
-    """The number of heads or their size, whichever one changed number makes the rest fit."""
+    """A corrected number of heads, or head size: the one change that makes the config fit the shapes."""
     query, key, norm = stored.shape("q"), stored.shape("k"), stored.shape("q_norm", rank=1)
     if query is None or key is None:
         return {}
@@ -131,7 +132,7 @@ def _heads(config: Mapping[str, Any], stored: Stored) -> dict[str, int]:
 
 
 def flags(spec: ModelSpec, stored: Stored) -> dict[str, Any]:
-    """Fields of a spec that the tensors have otherwise."""
+    """Fields of the spec whose value the tensors contradict, with the tensors' value."""
     found = {"tied_embeddings": spec.tied_embeddings and not _has_head(stored)}
     if spec.family != "mpt":
         found |= {flag: _has_bias(getattr(spec, flag), stored, parts) for flag, parts in _BIASES.items()}
@@ -144,7 +145,7 @@ def flags(spec: ModelSpec, stored: Stored) -> dict[str, Any]:
 
 
 def _has_bias(expected: bool, stored: Stored, parts: tuple[str, ...]) -> bool:
-    """Biases of zeros that nobody expects are none: AutoGPTQ writes such."""
+    """Whether these parts have biases. Unexpected ones that are all zero do not count: AutoGPTQ writes such."""
     names = stored.biases(parts)
     if expected or not names:
         return bool(names)
@@ -153,7 +154,7 @@ def _has_bias(expected: bool, stored: Stored, parts: tuple[str, ...]) -> bool:
 
 
 def _has_head(stored: Stored) -> bool:
-    """Whether there is a head that is not a copy of the embedding."""
+    """Whether there is an output head that is not a copy of the embedding."""
     name = stored.parts["lm_head"]
     head, embedding = (stored.entries.get(f"{x}.weight") for x in (name, stored.parts["embedding"]))
     if head is None or embedding is None:
@@ -162,7 +163,7 @@ def _has_head(stored: Stored) -> bool:
 
 
 def _chunks(entry: Entry, size: int = 1 << 22) -> Iterator[bytes]:
-    """A tensor's bytes in order, a few at a time."""
+    """A tensor's bytes in order, `size` at a time."""
     with entry.file.open("rb") as handle:
         handle.seek(entry.offset)
         for start in range(0, entry.num_bytes, size):
@@ -181,5 +182,5 @@ def _same_bytes(a: Entry, b: Entry, *_changed: int) -> bool:
 
 @functools.cache
 def _say(message: str) -> None:
-    """Once, though a start reads a model's spec several times."""
+    """Log a message once, although a start reads a model's spec several times."""
     logger.warning(message)

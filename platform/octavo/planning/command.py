@@ -1,4 +1,4 @@
-"""`octavo plan`. Importing this loads neither torch nor rich tables: the command imports what it needs when it runs."""
+"""`octavo plan`. Importing this module loads neither torch nor rich: the command imports what it needs when it runs."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Machines to plan for: memory, bandwidth and matrix rates of common GPUs, and of the CPU this runs on.
+"""Machines to plan for: memory, bandwidth and matrix rates of common GPUs and of this machine's CPU.
 
-Rates are for DENSE matrices. Since Ampere, NVIDIA's headlines (and AMD's since MI300) are for 2:4 structured sparsity,
-which no ordinary checkpoint has, and twice the dense rate; a footnote says so. Where a data sheet prints only the
-sparse figure, half of it stands here.
+Rates are for DENSE matrices. NVIDIA (since Ampere) and AMD (since MI300) advertise rates for 2:4 structured sparsity,
+which are twice the dense ones and which no ordinary checkpoint can use. Where a data sheet prints only the sparse
+figure, half of it is taken here.
 
-Memory is what the driver reports in MiB (`nvidia-smi`), less than the label where ECC takes its part. `link` is one
-direction of what joins the GPUs of one node: NVLink, Infinity Fabric, or PCIe.
+Memory is what the driver reports in MiB (`nvidia-smi`), which is less than advertised where ECC uses a part. `link` is
+one direction of the connection between the GPUs of a node: NVLink, Infinity Fabric or PCIe.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Machine:
 
     Attributes:
         memory: bytes.
-        bandwidth: of its memory, bytes per second.
-        rates: multiply-adds count as two; operations per second of dense matrices by type. A type that is missing is
-            not supported.
-        link: to its neighbours, bytes per second in one direction.
-        most: devices in one node, the largest tensor-parallel group to plan for.
-        overhead: bytes that no plan gets: an allowance for the driver's context, libraries and their workspaces.
-        source: where the figures are from.
+        bandwidth: memory bandwidth, bytes per second.
+        rates: operations per second with dense matrices, by type; a multiply-add counts as two. A missing type is not
+            supported.
+        link: bandwidth to the node's other devices, bytes per second in one direction.
+        most: devices in one node; no larger tensor-parallel group is planned for.
+        overhead: bytes that plans leave free: an allowance for the driver's context, libraries and their workspaces.
+        source: where the figures come from.
     """
 
     name: str
@@ -46,22 +46,22 @@ class Machine:
     link: float
     source: str
     most: int = 8
-    overhead: int = 768 * _MIB  # an allowance, not a measurement: contexts differ with driver and GPU
+    overhead: int = 768 * _MIB  # an assumption, not a measurement: contexts differ with driver and GPU
 
     @property
     def is_cpu(self) -> bool:
-        """Whether it is the CPU this runs on."""
+        """Whether it is this machine's CPU."""
         return self.name == "cpu"
 
     def rate(self, kind: str) -> float | None:
-        """Operations per second in this type, or None where the machine does not have it."""
+        """Operations per second in this type, or None if the machine does not support it."""
         return self.rates.get(kind)
 
 
 def _gpu(
     name: str, mib: int, gbps: float, half: float, single: float, link: float, source: str, **more: float
 ) -> Machine:
-    """Rates in tera-operations per second. `more`: fp8 and int8; bfloat16=0 where only float16 is fast."""
+    """Rates are in tera-operations per second; `more` holds fp8 and int8; bfloat16=0 if only float16 is fast."""
     rates = {"float32": single, "float16": half, "bfloat16": half} | more
     return Machine(
         name, mib * _MIB, gbps * 1e9, {k: v * 1e12 for k, v in rates.items() if v}, link * 1e9, f"NVIDIA {source}"
@@ -91,7 +91,7 @@ MACHINES = {machine.name: machine for machine in _GPUS}
 
 
 def find_machine(name: str) -> Machine:
-    """The machine of this name; "cpu" measures the one this runs on, which takes about a second.
+    """The machine of this name; "cpu" measures this machine, which takes about a second.
 
     Raises:
         ConfigError: unknown, naming the nearest that exists.
@@ -106,8 +106,8 @@ def find_machine(name: str) -> Machine:
 def this_cpu() -> Machine:
     """This machine: its memory (or its container's), and its bandwidth and matrix rates, measured now.
 
-    Bandwidth is that of a sum over 256 MiB, the rates those of a product of two 1024 x 1024 matrices; the best of
-    some tries each, since others may use the machine. On a busy one they come out low: plan on an idle one.
+    Bandwidth is measured by summing 256 MiB, rates by multiplying two 1024 x 1024 matrices. The best of several tries
+    counts, because other processes may use the machine; on a busy machine the figures are too low.
     """
     import torch
 
@@ -125,7 +125,7 @@ _CPU_OVERHEAD = 256 * _MIB  # Python, torch 2.13 and the engine's modules: 227 M
 
 
 def _best_seconds(work: Callable[[], object], budget: float = 0.3) -> float:
-    """The shortest of the runs that fit into `budget` seconds, at least two."""
+    """Seconds of the fastest run, of as many as fit into `budget` seconds, but at least two."""
     times: list[float] = []
     while len(times) < 2 or sum(times) < budget:
         begin = time.perf_counter()
@@ -135,7 +135,7 @@ def _best_seconds(work: Callable[[], object], budget: float = 0.3) -> float:
 
 
 def _memory() -> int:
-    """Bytes of memory, or the limit of the control group."""
+    """Bytes of memory, or the control group's limit if that is lower."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
     given = [int(text) for file in limits if file.is_file() and (text := file.read_text().strip()).isdigit()]

@@ -1,17 +1,17 @@
-"""A measured run beside the plan, and the cost model fitted to it.
+"""Compares a measured run with the plan, and fits a cost model to it.
 
-Two files are read. JSON with any of
+Two kinds of file can be read. JSON with any of
 
     {"steps":    [{"tokens": 512, "sequences": 1, "attended": 131328, "seconds": 0.21}, ...],
      "requests": [{"prompt_tokens": 100, "cached_tokens": 0, "output_tokens": 50,
                    "start": 0.0, "first_token": 0.31, "end": 1.4}, ...],
      "bytes":    {"weights": 538000000, "kv_per_token": 46080}}
 
-(times in seconds of one clock), or the load tester's record per request, one JSON object a line.
+(times in seconds of one clock), or the load tester's records, one JSON object per line and request.
 
-An engine's steps say what was in them. A client's request says it only where it ran alone, from its first byte to its
-last: then its first token took one step of its uncached prompt, and each further token one step of one token. Requests
-that overlap others are left out and counted.
+An engine's steps record what was in them. For a client's request this is known only if no other request overlapped it:
+then its first token took one step of its uncached prompt, and each further token one step of one token. Requests that
+overlap others are left out, and their number is reported.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FEATURES = ("step", "token", "sequence", "attended position")
 
 @dataclass(frozen=True, slots=True)
 class MeasuredStep:
-    """A step that ran: what was in it (as in `StepWork`) and how many seconds it took; `count` of them alike."""
+    """`count` equal steps that ran: the work in one (as in `StepWork`), and its seconds."""
 
     tokens: int
     sequences: int
@@ -41,12 +41,12 @@ class MeasuredStep:
 
     @property
     def is_decode(self) -> bool:
-        """Whether every sequence got one token."""
+        """Whether it computed one token per sequence."""
         return self.tokens == self.sequences
 
     @property
     def work(self) -> StepWork:
-        """What was in it; the context is not known, so the other terms of the fit explain everything."""
+        """Its work. The context is unknown and 0, so the fit attributes everything to the other terms."""
         return StepWork(self.tokens, self.sequences, self.attended, 0, has_prompts=not self.is_decode)
 
 
@@ -73,7 +73,7 @@ class MeasuredRun:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Steps of one kind: measured and at the roofline, in tokens per second of the time those steps took."""
+    """Measured speed of steps of one kind and their roofline, in tokens per second."""
 
     kind: str
     steps: int
@@ -82,20 +82,20 @@ class Speed:
 
     @property
     def share(self) -> float:
-        """Of the ceiling that was reached."""
+        """Share of the roofline that was reached."""
         return self.measured / self.ceiling
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A run beside its prediction.
+    """A measured run and its prediction.
 
     Attributes:
-        speeds: prefill and decode, where the run has such steps.
+        speeds: prefill and decode, if the run has such steps.
         bytes: what -> (predicted, measured).
-        coefficients: of the fitted cost model: seconds per step, token, sequence and attended position; None with
-            fewer than 8 steps, or with steps too much alike to tell any coefficient from another.
-        median_error: of the fitted model over the same steps, relative to their measured times.
+        coefficients: of the fitted cost model: seconds per step, token, sequence and attended position; None with fewer
+            than 8 steps, or if the steps are too similar to determine any coefficient.
+        median_error: median error of the fitted model on the same steps, relative to their measured times.
         left_out: requests that overlapped others, and prompts that took several steps.
     """
 
@@ -131,7 +131,7 @@ def read_run(file: Path) -> MeasuredRun:
 
 
 def compare(run: MeasuredRun, roofline: Roofline, chunk: int) -> Comparison:
-    """Put a run beside the roofline.
+    """Compare a run with the roofline.
 
     Args:
         chunk: most tokens of one step, `max_num_batched_tokens`; a longer prompt's time is that of several steps.
@@ -176,7 +176,7 @@ def _overlaps(request: MeasuredRequest, others: list[MeasuredRequest]) -> bool:
 
 
 def _steps(request: MeasuredRequest) -> list[MeasuredStep]:
-    """The steps of a request that ran alone: its prompt, and its further tokens at their mean context."""
+    """The steps of a request that ran alone: one for its prompt, and its further tokens at their mean context."""
     new, prompt = request.prompt_tokens - request.cached_tokens, request.prompt_tokens
     positions = attended(request.cached_tokens, new)
     steps = [MeasuredStep(new, 1, positions, request.first_token - request.start)]
@@ -203,8 +203,8 @@ def _speed(kind: str, steps: list[MeasuredStep], roofline: Roofline) -> Speed:
 
 
 def _fit(steps: list[MeasuredStep]) -> tuple[dict[str, float] | None, float | None]:
-    """The engine's own cost model, with every step remembered alike. With steps too much alike there is no one answer:
-    where each has one sequence, seconds per step and per sequence cannot be told apart."""
+    """Fit the engine's cost model with equal weight for all steps. Similar steps leave coefficients undetermined: if
+    each has one sequence, seconds per step and seconds per sequence cannot be told apart."""
     import numpy as np
 
     rows = np.array([(1, s.tokens, s.sequences, s.attended) for s in steps], float).reshape(-1, 4)

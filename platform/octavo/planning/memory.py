@@ -1,4 +1,4 @@
-"""Bytes: weights, KV per token, activations, and how many tokens the rest of a machine's memory holds."""
+"""Memory in bytes: weights, keys and values per token, and activations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from octavo.errors import ConfigError
 from octavo.planning.shape import Shape, Tensors
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "int8": 1}
-"""Of weights and activations the first three; of the KV cache all."""
+"""Types: the first three for weights and activations, all of them for the KV cache."""
 
 _MATRICES = ("linear", "expert", "head", "embedding")
 _NORM_BYTES = 4  # our loader keeps norms in float32
@@ -18,14 +18,14 @@ _NORM_BYTES = 4  # our loader keeps norms in float32
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How weights are held.
+    """How weights are stored in memory.
 
     Attributes:
-        bits: of one weight.
-        group: weights of a row that share a scale; None is the whole row.
-        group_bytes: of a group's scale and zero point.
-        roles: of the tensors that are held so.
-        compute: the type whose matrix rate counts, where activations are quantised too; None is the model's own.
+        bits: bits per weight.
+        group: weights of a row that share a scale; None means the whole row.
+        group_bytes: bytes of a group's scale and zero point.
+        roles: roles of the tensors that are quantised.
+        compute: the type in which matrices are multiplied if activations are quantised too; None means the model's own.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Quantization:
     compute: str | None = None
 
     def matrix_bytes(self, rows: int, columns: int) -> float:
-        """Of one matrix with its scales."""
+        """Bytes of one matrix with its scales."""
         groups = rows * math.ceil(columns / (self.group or columns))
         return rows * columns * self.bits / 8 + groups * self.group_bytes
 
@@ -45,7 +45,7 @@ _QUANTIZATIONS = {
     # LLM.int8() (Dettmers et al. 2022): a float32 scale per row
     "int8": Quantization("int8", 8, None, 4, compute="int8"),
     "fp8": Quantization("fp8", 8, None, 4, compute="fp8"),
-    # GPTQ and AWQ files as published: groups of 128 with a 16-bit scale and a 4-bit zero point
+    # as in published GPTQ and AWQ files: groups of 128 with a 16-bit scale and a 4-bit zero point
     "int4": Quantization("int4", 4, 128, 2.5),
     # QLoRA (Dettmers et al. 2023) without double quantisation: blocks of 64 with a float32 maximum
     "nf4": Quantization("nf4", 4, 64, 4),
@@ -53,7 +53,7 @@ _QUANTIZATIONS = {
 
 
 def find_quantization(name: str, shape: Shape) -> Quantization | None:
-    """The scheme of this name: none, int8, fp8, int4, nf4, gguf (a file's own blocks), or a GGUF block format.
+    """The scheme called `name`: none, int8, fp8, int4, nf4, gguf (a file's own blocks) or a GGUF block format.
 
     Raises:
         ConfigError: unknown, naming the nearest that exists; or "gguf" for a model that is no GGUF file.
@@ -82,18 +82,18 @@ def _block_formats() -> dict[str, float]:
 
 
 def legal_ranks(shape: Shape, ranks: int) -> bool:
-    """Whether the model can be cut into `ranks`: whole heads each, and key-value heads shared out or copied evenly."""
+    """Whether `ranks` can share the model: whole heads for each, and key-value heads divided or copied evenly."""
     heads, kv_heads = shape.num_heads, shape.num_kv_heads
     return heads % ranks == 0 and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """How one model is held: in which types, by how many ranks.
+    """How one model is stored: in which types, and by how many ranks.
 
     Attributes:
-        dtype: of activations, and of what is computed.
-        weight_dtype: of weights that are not quantised.
+        dtype: type of activations and of the computation.
+        weight_dtype: type of weights that are not quantised.
     """
 
     shape: Shape
@@ -104,21 +104,22 @@ class Holding:
     ranks: int
 
     def weight_bytes(self, *roles: str) -> float:
-        """Bytes of weights that one rank holds, of these roles (or of all)."""
+        """Bytes of one rank's weights with these roles (or with any)."""
         return sum(self._tensor_bytes(t) for t in self.shape.tensors if not roles or t.role in roles)
 
     def kv_bytes_per_token(self) -> int:
-        """2 (K and V) x layers x key-value heads of a rank x head size x bytes, and 4 for the scale of a head of
-        8 bits. A window saves nothing: our cache keeps every token of every layer."""
+        """2 (K and V) x layers x key-value heads of a rank x head size x bytes, plus 4 bytes per head for the scale of
+        an 8-bit cache. Sliding windows save nothing: the cache keeps every token of every layer."""
         heads = math.ceil(self.shape.num_kv_heads / self.ranks)
         head = self.shape.head_dim * DTYPE_BYTES[self.kv_dtype] + 4 * (self.kv_dtype in ("int8", "fp8"))
         return 2 * self.shape.num_layers * heads * head
 
     def activation_bytes(self, tokens: int, sequences: int, positions: int) -> int:
-        """Working memory of a rank for a step of this many tokens, and the rotary tables.
+        """Bytes of working memory of a rank for a step of this size, rotary tables included.
 
-        The residual and its norm (2 D per token), the widest moment of a layer beside them (q, k, v and what was
-        attended, or the MLP), and the logits of the rows that are sampled, in the model's type and in float32.
+        Counted are the residual and its norm (2 D per token), the largest set of a layer's tensors that exist at once
+        (q, k, v and attention's output, or the MLP's), and the logits of the sampled rows, in the model's type and in
+        float32.
         """
         shape = self.shape
         size = DTYPE_BYTES[self.dtype]

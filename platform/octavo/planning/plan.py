@@ -1,4 +1,4 @@
-"""The plan: what fits where, how much beside it, how fast at best, and for how much money."""
+"""The plan: what fits on which machines, with how much room for keys and values, at what best speed and price."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from octavo.planning.roofline import Roofline
 from octavo.planning.shape import Shape
 
 RULE_SHARE = 0.8
-"""Of a machine's memory for weights in the 80/20 rule of sizing guides; the rest is for KV and all else."""
+"""Share of memory for weights in the 80/20 rule of sizing guides; the rest is for the KV cache and everything else."""
 
 _DEFAULTS = EngineConfig()
 
@@ -23,8 +23,8 @@ class Wanted:
 
     Attributes:
         dtype: "auto" is float32 on a CPU and the checkpoint's own (or bfloat16) on a GPU.
-        quantization: see `memory.find_quantization`; "auto" is what our engine does: a GGUF file's own blocks on a CPU,
-            weights in `dtype` elsewhere.
+        quantization: see `memory.find_quantization`; "auto" is the engine's behaviour: a GGUF file's own blocks on a
+            CPU, weights in `dtype` elsewhere.
         kv_dtype: "auto" is the model's.
         tensor_parallel: ranks; None finds the fewest.
         max_model_len: tokens of the longest sequence; None is the model's own limit.
@@ -66,13 +66,14 @@ def _check_type(name: str, value: str, valid: list[str]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes of one rank, and what its KV room means.
+    """Memory of one rank, and how many tokens its KV cache holds.
 
     Attributes:
-        share: of the machine's memory that the weights take.
-        kv_room: left for keys and values: utilization x memory - overhead - weights, and never what activations need.
-        kv_tokens: that it holds, in whole blocks.
-        longest_context: tokens of one sequence alone, at most what was asked for.
+        share: share of the machine's memory that the weights take.
+        kv_room: bytes for keys and values: utilization x memory - overhead - weights, but never the memory that
+            activations need.
+        kv_tokens: tokens that fit into `kv_room`, in whole blocks.
+        longest_context: most tokens of a single sequence, up to the length asked for.
         full_length: sequences of the longest length asked for that fit at once.
         typical: requests of the typical length that fit at once.
     """
@@ -91,13 +92,13 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Ceilings from the roofline, tokens per second of the whole group of ranks.
+    """Upper bounds from the roofline, in tokens per second of the whole group of ranks.
 
     Attributes:
         batch: sequences at once in `decode_batch` and `output`.
         output: tokens generated in steady state by typical requests, their prefill included.
-        dollars_per_million: of output tokens; None without a price.
-        tokens_per_dollar: generated; None without a price.
+        dollars_per_million: price of a million output tokens; None without a price.
+        tokens_per_dollar: tokens generated per dollar; None without a price.
     """
 
     prefill: float
@@ -114,11 +115,11 @@ class Fit:
     """One model on one kind of machine.
 
     Attributes:
-        ranks: devices, as asked for or the fewest on which the wish fits (else the most that were tried).
+        ranks: number of devices: as asked for, or the fewest that suffice (or the most that were tried).
         fits: whether `concurrency` sequences of the longest length fit.
-        rule_ranks: the fewest devices that the 80/20 rule is content with; None if no group is.
-        rule: "agrees", "too lax" (it is content with fewer devices than the KV needs) or "too strict".
-        rates: None where the weights do not fit.
+        rule_ranks: the fewest devices that satisfy the 80/20 rule; None if none do.
+        rule: "agrees", "too lax" (it accepts fewer devices than the KV cache needs) or "too strict".
+        rates: None if the weights do not fit.
     """
 
     machine: str
@@ -136,10 +137,10 @@ def plan(shape: Shape, machine: Machine, wanted: Wanted, price: float | None = N
     """Fit a model to a machine.
 
     Args:
-        price: of one device for an hour.
+        price: dollars per device and hour.
 
     Raises:
-        ConfigError: a quantization or a number of ranks that the model cannot have.
+        ConfigError: a quantization or a number of ranks that does not suit the model.
     """
     groups = _groups(shape, machine, wanted)
     fitting = [ranks for ranks in groups if _fits(_memory(shape, machine, wanted, ranks), wanted)]
@@ -187,7 +188,7 @@ def hold(shape: Shape, machine: Machine, wanted: Wanted, ranks: int) -> Holding:
 
 
 def _weight_dtype(shape: Shape, machine: Machine, dtype: str) -> str:
-    """Our CPU engine leaves 16-bit weights as the checkpoint has them; elsewhere weights and activations agree."""
+    """The type of weights: the CPU engine keeps a checkpoint's 16-bit weights; elsewhere it is that of activations."""
     own = shape.dtype if shape.dtype in DTYPE_BYTES else dtype
     return own if machine.is_cpu and DTYPE_BYTES[own] < DTYPE_BYTES[dtype] else dtype
 
@@ -215,7 +216,7 @@ def _memory(shape: Shape, machine: Machine, wanted: Wanted, ranks: int) -> Memor
     limit = longest(shape, wanted)
     weights = holding.weight_bytes()
     activations = holding.activation_bytes(wanted.max_num_batched_tokens, wanted.max_num_seqs, limit)
-    # As the engine does it: KV gets what utilization leaves after the weights, and steps work in the rest.
+    # As in the engine: the KV cache gets what utilization leaves after the weights; steps use the remaining memory.
     usable = min(wanted.gpu_memory_utilization * machine.memory, machine.memory - activations)
     room = max(0.0, usable - machine.overhead - weights)
     per_token = holding.kv_bytes_per_token()
@@ -244,7 +245,7 @@ def _fits(memory: Memory, wanted: Wanted) -> bool:
 
 
 def _judge(rule: int | None, needed: int | None) -> str:
-    """What the 80/20 rule says beside what the sum of all parts says."""
+    """Compare the 80/20 rule with the exact sum of all parts."""
     if rule == needed:
         return "agrees"
     return "too lax" if needed is None or (rule is not None and rule < needed) else "too strict"

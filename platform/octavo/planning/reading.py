@@ -1,4 +1,4 @@
-"""From what a user names to a `Shape`, reading a config or a GGUF header and no weights."""
+"""Reads the `Shape` of a model from its config or GGUF header, without its weights."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def read_shape(model: str) -> Shape:
     """The shape of a model.
 
     Args:
-        model: a directory, a .gguf file, `package:MODULE/FILE`, a config.json, or a hub id, of which only the config
-            is fetched, and not even that where the local cache has it.
+        model: a directory, a .gguf file, `package:MODULE/FILE`, a config.json, or a hub id. Of a hub id only the config
+            is fetched, if it is not in the local cache.
 
     Raises:
-        ModelError: nothing usable is there, or an architecture that cannot be counted.
+        ModelError: nothing usable is there, or the architecture is unknown.
     """
     with reading(repr(model)):
         path = Path(model).expanduser()

@@ -1,4 +1,4 @@
-"""The plan in words and tables, for people; `as_json` for programs."""
+"""Prints the plan as text and tables; `as_json` returns it for programs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Planned:
 
 
 def show(planned: list[Planned], console: Console) -> None:
-    """Everything about one model, or one line for each of several."""
+    """Print everything about one model, or one line for each of several."""
     if len(planned) > 1:
         _print(_overview(planned), console)
         console.print(_OVERVIEW_NOTE)
@@ -50,7 +50,7 @@ def show(planned: list[Planned], console: Console) -> None:
 
 
 def show_comparison(comparison: Comparison, console: Console) -> None:
-    """A measured run beside its prediction."""
+    """Print a measured run and its prediction."""
     table = _table("Measured", "what", "steps", "predicted", "measured", "measured / predicted", left=1)
     for name, (predicted, size) in comparison.bytes.items():
         table.add_row(f"{name}, bytes", "", f"{predicted:,.0f}", f"{size:,}", f"{size / predicted:.3f}")
@@ -188,7 +188,7 @@ def _overview(planned: list[Planned]) -> Table:
 
 
 def _table(title: str, *columns: str, left: int) -> Table:
-    """A table without lines between columns; those after the first `left` are numbers."""
+    """A table without lines between columns; columns after the first `left` hold numbers."""
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for index, name in enumerate(columns):
         table.add_column(name, justify="left" if index < left else "right", no_wrap=True)
@@ -196,7 +196,7 @@ def _table(title: str, *columns: str, left: int) -> Table:
 
 
 def _print(table: Table, console: Console) -> None:
-    """Print a table as wide as it is: a cut number is worse than a long line."""
+    """Print a table at its full width: a truncated number is worse than a long line."""
     width, needed = console.width, Measurement.get(console, console.options.update(width=1000), table).maximum
     console.width = max(width, needed)
     console.print(table)

@@ -1,11 +1,11 @@
-"""How fast a step can be at best: the roofline (Williams et al. 2009) of its linear layers and of its attention.
+"""The least time of a step: the roofline (Williams et al. 2009) of its linear layers and of its attention.
 
     seconds = max(2 P T / F, W / B)  +  max(4 q A / F, K / B)  +  all-reduces
 
-with T tokens, P parameters that multiply a token, F dense operations per second, W bytes of weights read once per step,
-B memory bandwidth, A positions attended to over all layers, q the width of all query heads, K bytes of keys and values
-read and written (Pope et al. 2022, section 3). It is a ceiling: real engines add launches, sampling and scheduling and
-reach a share of both rates, which `--measured` shows.
+where T is tokens, P parameters that multiply a token, F dense operations per second, W bytes of weights read once per
+step, B memory bandwidth, A positions attended to over all layers, q the width of all query heads, and K bytes of keys
+and values read and written (Pope et al. 2022, section 3). Real engines are slower: they add launches, sampling and
+scheduling, and reach only a share of both rates. `--measured` shows that share.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from octavo.planning.shape import Shape
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """Ceilings of one model on one kind of machine."""
+    """Upper bounds on the speed of one model on one kind of machine."""
 
     holding: Holding
     machine: Machine
@@ -29,7 +29,7 @@ class Roofline:
 
         Args:
             tokens: computed in this step.
-            sequences: that they belong to; each is sampled once.
+            sequences: number of sequences they belong to; each is sampled once.
             attended: positions its tokens attend to, themselves included, summed over the tokens (as in `CostModel`).
         """
         return (
@@ -47,7 +47,7 @@ class Roofline:
         return seconds
 
     def decode_seconds(self, sequences: int, context: float) -> float:
-        """Least time of a step that gives each of `sequences`, all of this length, its next token."""
+        """Least time of a step that computes one token for each of `sequences`, all with this context."""
         return self.step_seconds(sequences, sequences, sequences * context)
 
     def _linear(self, tokens: int, sequences: int) -> float:
@@ -59,11 +59,11 @@ class Roofline:
         return max(operations / ranks / self._rate(), self._weights_read(tokens) / self.machine.bandwidth)
 
     def _weights_read(self, tokens: int) -> float:
-        """Bytes of a rank: all linear layers, the output matrix, and the experts that `tokens` tokens choose between
-        them: E (1 - (1 - k / E) ^ T) of E where each token takes k at random."""
+        """Bytes read by a rank: all linear layers, the output matrix, and the experts that at least one of the `tokens`
+        chooses: on average E (1 - (1 - k / E) ^ T) of E, if each token picks k at random."""
         shape, holding = self.holding.shape, self.holding
         touched = 1 - (1 - shape.experts_per_token / shape.num_experts) ** tokens
-        # a rank reads its rows of the output matrix also where it holds the whole table, tied to the embeddings
+        # a rank reads only its rows of the output matrix, even if it holds the whole table because of tied embeddings
         head = holding.weight_bytes("embedding") / holding.ranks if shape.tied_embeddings else 0.0
         fixed = holding.weight_bytes("linear", "router", "bias", "norm", "head")
         return fixed + head + touched * holding.weight_bytes("expert")
@@ -79,13 +79,14 @@ class Roofline:
         return max(operations / holding.ranks / rate, moved / self.machine.bandwidth)
 
     def _all_reduces(self, tokens: int) -> float:
-        """Two sums over ranks per layer, in rings: each moves 2 (N - 1) / N of the hidden states."""
+        """Seconds of two ring all-reduces per layer; each moves 2 (N - 1) / N of the hidden states."""
         shape, holding = self.holding.shape, self.holding
         size = tokens * shape.hidden_size * DTYPE_BYTES[holding.dtype]
         return 2 * shape.num_layers * 2 * (holding.ranks - 1) / holding.ranks * size / self.machine.link
 
     def _rate(self) -> float:
-        """Operations per second of the linear layers: weights alone in few bits are multiplied in the model's type."""
+        """Operations per second of the linear layers. If only weights are quantised, they multiply in the model's
+        type."""
         holding, machine = self.holding, self.machine
         quantized = holding.quantization.compute if holding.quantization else None
         own = machine.rate(holding.dtype) or machine.rates["float32"]
@@ -93,5 +94,5 @@ class Roofline:
 
 
 def _visible(shape: Shape, context: float) -> float:
-    """Share of the context that a token sees, over all layers: those with a window see its last tokens."""
+    """Share of the context that a token attends to, averaged over layers, of which some have a window."""
     return sum(min(1.0, (window or context) / context) for window in shape.windows) / shape.num_layers

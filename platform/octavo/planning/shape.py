@@ -1,8 +1,8 @@
-"""What a model is made of, for counting: its tensors by role, from a config and without weights.
+"""The tensors of a model by role, computed from its config without weights.
 
-Families that the decoder runs are counted from their `ModelSpec`; Falcon and BLOOM, which it does not run yet, from
-formulas of their own below. Notation: D hidden size, V vocabulary, I inner width of the MLP, H query heads, G
-key-value heads, d head size, E experts.
+For families that the decoder runs, they follow from the `ModelSpec`; for Falcon and BLOOM, which it does not run yet,
+from the formulas below. Notation: D hidden size, V vocabulary, I inner width of the MLP, H query heads, G key-value
+heads, d head size, E experts.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Cut = Literal["rows", "columns", "kv", "whole"]
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
-    """`copies` equal tensors of a model.
+    """A number of equal tensors of a model (`copies`).
 
     Attributes:
         rows: outputs.
         columns: inputs; 1 for a vector.
-        role: what it does. Linear layers and experts are what quantisation changes; norms are float32.
-        cut: what a tensor-parallel rank holds of it; "kv" are rows of key-value heads, of which a rank has at least
-            one.
+        role: what the tensor is for. Quantisation applies to linear layers and experts; norms are float32.
+        cut: which part of it a tensor-parallel rank holds; "kv" means rows of key-value heads, of which a rank has at
+            least one.
     """
 
     part: str
@@ -51,13 +51,13 @@ class Shape:
     """A model's sizes and tensors.
 
     Attributes:
-        max_positions: most tokens of a sequence that the model was made for.
+        max_positions: most tokens of a sequence.
         mlp_values: values per token that one MLP holds at once (gate, up and their product: 3 I).
-        windows: per layer, how many tokens a query sees; None is all before it.
-        position_bytes: of rotary tables, per position.
+        windows: per layer, how many tokens a query attends to; None means all before it.
+        position_bytes: bytes of rotary tables per position.
         runs: whether Octavo's decoder runs it today.
-        dtype: the checkpoint's own, where its config says.
-        stored_bits: bits per weight in a GGUF file, all its matrices together.
+        dtype: the checkpoint's own type, if its config names it.
+        stored_bits: mean bits per weight over all matrices of a GGUF file.
     """
 
     family: str
@@ -81,12 +81,12 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """All of them, tied matrices once."""
+        """Number of parameters; tied matrices count once."""
         return sum(tensor.parameters for tensor in self.tensors)
 
     @property
     def active_parameters(self) -> float:
-        """Those that one token is multiplied with or looked up in: fewer than all where experts are chosen."""
+        """Parameters used for one token; in a mixture of experts fewer than all."""
         idle = 1 - self.experts_per_token / self.num_experts
         return self.parameters - idle * sum(t.parameters for t in self.tensors if t.role == "expert")
 
@@ -95,7 +95,7 @@ def shape_of(config: Config, stored: Stored | None = None) -> Shape:
     """The shape of a Hugging Face config.
 
     Args:
-        stored: the tensors it describes, where they are at hand.
+        stored: the tensors that the config describes, if they are available.
 
     Raises:
         ModelError: an unknown architecture, or a config that lacks a size; the message names it.
@@ -160,7 +160,7 @@ def _mlp(spec: ModelSpec, inner: int) -> list[Tensors]:
 
 
 def _mixture(spec: ModelSpec) -> list[Tensors]:
-    """Routers and gates stay unquantised; of every expert a rank has a part."""
+    """Routers and gates stay unquantised; every rank has a part of every expert."""
     width, layers, copies = spec.hidden_size, spec.num_layers, spec.num_layers * spec.num_experts
     shared = [*_mlp(spec, spec.shared_expert_size), Tensors("shared_gate", 1, width, layers, "router")]
     return [
@@ -261,7 +261,7 @@ def _embeddings(vocab: int, width: int, tied: bool) -> list[Tensors]:
 
 
 def _linear(part: str, rows: int, columns: int, copies: int, cut: Cut, bias: bool = False) -> list[Tensors]:
-    """A linear layer. Its bias is cut with its rows; where the columns are cut, the sum over ranks gets it once."""
+    """A linear layer. Its bias is cut with its rows; if the columns are cut, one rank adds the whole bias."""
     weight = Tensors(part, rows, columns, copies, "linear", cut)
     whole: Cut = "whole" if cut == "columns" else cut
     return [weight, Tensors(f"{part}.bias", rows, 1, copies, "bias", whole)] if bias else [weight]

@@ -18,14 +18,14 @@ _NF4_GROUP = 64
 
 @dataclass(frozen=True, slots=True)
 class Int8Matrix:
-    """LLM.int8: rows of int8 codes; activations are quantised too, row by row, but for outlying columns."""
+    """LLM.int8: rows of int8 codes; activations are quantised too, row by row, except columns with outliers."""
 
     codes: Tensor  # [n, k] int8
     scale: Tensor  # [n] float32, the largest magnitude of each row
 
     @property
     def nbytes(self) -> int:
-        """Of everything stored."""
+        """Bytes of codes and scales."""
         return self.codes.nbytes + self.scale.nbytes
 
     def multiply(self, x: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Nf4Matrix:
 
     @property
     def nbytes(self) -> int:
-        """Of codes and scales."""
+        """Bytes of codes and scales."""
         return self.codes.nbytes + int(self.state.absmax.nbytes)
 
     def multiply(self, x: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Nf4Matrix:
 
 
 def quantize(weight: Tensor, kind: str) -> Int8Matrix | Nf4Matrix:
-    """[n, k] on the device that it is to be used on.
+    """Quantise a [n, k] matrix on its device.
 
     Raises:
         ConfigError: bitsandbytes is not installed.

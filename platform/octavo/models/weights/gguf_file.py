@@ -1,4 +1,4 @@
-"""Weights of a GGUF file: dequantised by the `gguf` package, or matrices in their blocks."""
+"""Reads a GGUF file's weights: dequantised by the `gguf` package, or as quantised blocks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHUNK_VALUES = 1 << 20
 
 
 def read_gguf(file: Path) -> list[StoredTensor]:
-    """The tensors of a GGUF file, but for the rotary scaling, which is part of the config.
+    """The tensors of a GGUF file, except rotary scaling factors, which are part of the config.
 
     Raises:
         ModelError: the file is damaged; while reading, a block format that `gguf` cannot dequantise.
@@ -43,7 +43,7 @@ def _read_weight(entry: Entry, rows: range | None, columns: range | None) -> Blo
 
 
 def read_rows(entry: Entry, rows: range | None = None, columns: range | None = None) -> Iterator[Tensor]:
-    """Values in float32 of some rows (None: all), a few at a time, of each some columns (None: all)."""
+    """Dequantised float32 values of some rows and columns (None: all), a few rows at a time."""
     values_per_row = int(np.prod(entry.shape[1:]))
     step = max(1, CHUNK_VALUES // values_per_row)
     rows = range(entry.shape[0]) if rows is None else rows
@@ -59,7 +59,8 @@ def read_rows(entry: Entry, rows: range | None = None, columns: range | None = N
 
 
 def read_blocks(entry: Entry, rows: range | None = None, columns: range | None = None) -> npt.NDArray[np.uint8]:
-    """Stored bytes of some rows (None: all): [rows, bytes of the columns]; cuts between columns are between blocks."""
+    """Stored bytes of some rows and columns (None: all): [rows, bytes]; columns must begin and end at a block's
+    edge."""
     rows = range(entry.shape[0]) if rows is None else rows
     # Not from a memory map: its pages would stay resident beside the weights.
     offset = entry.offset + rows.start * entry.row_bytes

@@ -1,7 +1,8 @@
-"""Where a model's weights lie: q, k and v in one matrix, gate and up in one, allocated once and filled in place.
+"""The layout of a model's weights in memory: q, k and v form one matrix, gate and up another. Weights are allocated
+once and filled in place.
 
-A tensor-parallel rank has the same layout for its smaller spec, and fills it with some rows or columns of what is
-stored (`octavo.models.parallel`).
+A tensor-parallel rank has the same layout for its smaller spec, and fills it with some of the stored rows or columns
+(`octavo.models.parallel`).
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ class Linear:
 
 @dataclass(slots=True)
 class Experts:
-    """A mixture of E experts: what decides between them, and all their matrices, one below the other."""
+    """A mixture of E experts: the router, and the experts' matrices stacked by rows."""
 
     router: Tensor  # [E, D]
     gate_up: Tensor | QuantizedWeight  # [E 2 I, D]
     down: Tensor | QuantizedWeight  # [E D, I]
-    shared_gate: Tensor | None  # [1, D]: how much of the shared expert a token gets
+    shared_gate: Tensor | None  # [1, D]: gate: weight of the shared expert for a token
 
     @property
     def nbytes(self) -> int:
@@ -53,8 +54,8 @@ class Experts:
 
 @dataclass(slots=True)
 class LayerWeights:
-    """One layer. Norm weights are float32; Gemma's stored `weight - 1` has its one back. With experts, the MLP is the
-    shared one, if any."""
+    """One layer. Norm weights are float32; the 1 that Gemma's checkpoints subtract is added back. In a mixture,
+    `gate_up` and `down` are the shared expert's, if it has one."""
 
     attention_norm: Tensor  # [D]
     qkv: Linear | QuantizedLinear  # [q_size + 2 kv_size, D]
@@ -76,7 +77,7 @@ class Weights:
     embedding: Tensor  # [V, D]
     layers: list[LayerWeights]
     final_norm: Tensor  # [D] float32
-    lm_head: Linear | QuantizedLinear  # [V, D]; over the embedding itself where they are tied
+    lm_head: Linear | QuantizedLinear  # [V, D]; the embedding itself if they are tied
 
     @property
     def num_bytes(self) -> int:
@@ -90,15 +91,15 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The final place of one stored tensor, or of a rank's part of it.
+    """The destination of one stored tensor, or of a rank's part of it.
 
     Attributes:
         part: "q", "attention_norm", "embedding", ...
         kind: "weight" or "bias".
         target: a view of all or some rows of a tensor of `Weights`.
         shape: of the whole stored tensor.
-        rows, columns: those of the stored tensor that go to `target`; None means all.
-        expert: which one of a mixture's.
+        rows, columns: rows and columns of the stored tensor that go to `target`; None means all.
+        expert: index of the expert in a mixture.
     """
 
     layer: int | None
@@ -116,11 +117,11 @@ class Slot:
 
 
 def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quantized: bool = False) -> Weights:
-    """Room for the weights of `spec`, not yet filled.
+    """Allocate the weights of `spec`, not yet filled.
 
     Args:
-        dtype: of all but the norms.
-        quantized: matrices of the layers and the head are on the meta device, for others to take their places.
+        dtype: of all weights but the norms.
+        quantized: put the matrices of the layers and the head on the meta device; `put_quantized` replaces them later.
     """
 
     def matrix(rows: int, columns: int) -> Tensor:
@@ -167,7 +168,7 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quant
 
 
 def slots(weights: Weights, share: Share) -> list[Slot]:
-    """The place of every tensor that a checkpoint of the whole model holds; `weights` are those of `share.spec`."""
+    """The destination of every tensor in a checkpoint of the whole model; `weights` belong to `share.spec`."""
     stored = _places(allocate(share.whole, torch.float32, torch.device("meta")), share.whole)
     return [_cut(mine, whole.shape, share) for mine, whole in zip(_places(weights, share.spec), stored, strict=True)]
 
@@ -220,11 +221,11 @@ def _expert_slots(index: int, experts: Experts | None, spec: ModelSpec) -> list[
 
 
 PartOfModel = tuple[int | None, str, int | None]
-"""A matrix by its layer, part and expert."""
+"""Identifies a matrix: layer, part and expert."""
 
 
 def put_quantized(weights: Weights, parts: dict[PartOfModel, Matrix]) -> None:
-    """Replace the matrices of the layers and the head by quantised ones, and take those out of `parts`.
+    """Replace the matrices of the layers and the head by quantised ones, which are removed from `parts`.
 
     Raises:
         ModelError: experts of one layer are quantised in different ways.
@@ -248,7 +249,7 @@ def put_quantized(weights: Weights, parts: dict[PartOfModel, Matrix]) -> None:
 
 
 def _linear_slots(index: int | None, linear: Linear | QuantizedLinear | None, rows: dict[str, int]) -> list[Slot]:
-    """The parts of one fused matrix, first rows first."""
+    """The slots of one fused matrix, in row order."""
     if linear is None:
         return []
     assert isinstance(linear, Linear)

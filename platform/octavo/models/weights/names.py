@@ -1,4 +1,4 @@
-"""What the formats call a tensor, and how they store it."""
+"""How checkpoint formats name and store each tensor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from octavo.models.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from octavo.models.weights.layout import Slot  # torch: 2 s that a look at the names does not take
+    from octavo.models.weights.layout import Slot  # imports torch, 2 s, which reading names does not need
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +18,10 @@ class Naming:
     Attributes:
         layer: prefix of a layer's tensors, with {} for its index.
         parts: part -> name, with {} for an expert's index.
-        norm_offset: added to stored norm weights. Gemma's checkpoints hold the weight less one; in GGUF files the
-            converter has added it already.
-        interleaved_rope: rows of q and k alternate between the two halves of a head, for rotation of neighbours.
-            llama.cpp's converter stores Llama so (`LlamaModel.permute` in convert_hf_to_gguf.py).
+        norm_offset: added to stored norm weights. Gemma's checkpoints store the weight minus 1; GGUF's converter adds
+            the 1 back.
+        interleaved_rope: rows of q and k alternate between the two halves of a head, because llama.cpp rotates
+            neighbouring values. Its converter stores Llama like this (`LlamaModel.permute` in convert_hf_to_gguf.py).
     """
 
     layer: str
@@ -36,10 +36,10 @@ class Naming:
 
 
 def hf_naming(spec: ModelSpec) -> Naming:
-    """Hugging Face's names, after the prefixes that `plain_name` takes off."""
+    """Hugging Face's names, without the prefixes that `plain_name` removes."""
     if spec.family == "mpt":
         return Naming("blocks.{}.", MPT_PARTS)
-    before_mlp = {"mlp_norm": "post_attention_layernorm"}  # so called where it is the only norm between the branches
+    before_mlp = {"mlp_norm": "post_attention_layernorm"}  # its name where attention has no norm of its own after it
     around_mlp = {
         "post_attention_norm": "post_attention_layernorm",
         "mlp_norm": "pre_feedforward_layernorm",
@@ -57,7 +57,7 @@ def gguf_naming(spec: ModelSpec) -> Naming:
 
 
 def plain_name(name: str) -> str:
-    """A tensor's name without what wraps the text model: `model.`, `language_model.model.`, ..."""
+    """A tensor's name without the prefixes of wrapping models: `model.`, `language_model.model.`, ..."""
     for prefix in ("transformer.", "language_model.", "model.", "language_model."):
         name = name.removeprefix(prefix)
     return name

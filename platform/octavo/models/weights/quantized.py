@@ -22,15 +22,16 @@ Matrix = Tensor | QuantizedWeight | Int8Matrix | Nf4Matrix
 
 @dataclass(slots=True)
 class QuantizedLinear:
-    """y = x W^T + b, W being several matrices one below the other: q, k and v, or gate and up."""
+    """y = x W^T + b, where W is several matrices stacked by rows: q, k and v, or gate and up."""
 
     parts: list[Matrix]
     bias: Tensor | None  # [out]
-    one_order: bool = False  # of summation, whatever the number of rows; bitsandbytes has none
+    one_order: bool = False  # one order of summation for any number of rows; not for bitsandbytes
 
     @classmethod
     def of(cls, parts: list[Matrix], bias: Tensor | None) -> QuantizedLinear:
-        """Parts of one kind become a single matrix: one product instead of several."""
+        """Build a layer; parts of one kind are joined into a single matrix, which takes one product instead of
+        several."""
         if all(isinstance(part, Tensor) for part in parts):
             return cls([torch.cat(parts)], bias)  # type: ignore[arg-type]
         if all(isinstance(part, QuantizedWeight) for part in parts):
@@ -40,7 +41,7 @@ class QuantizedLinear:
 
     @property
     def nbytes(self) -> int:
-        """Of the matrices."""
+        """Bytes of the matrices."""
         return sum(part.nbytes for part in self.parts)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -52,10 +53,10 @@ class QuantizedLinear:
 
 
 def stacked(parts: list[Matrix], layer: int) -> Tensor | QuantizedWeight:
-    """Experts' matrices one below the other.
+    """Stack the experts' matrices by rows.
 
     Raises:
-        ModelError: they are quantised in different ways, or in one that does not allow it; `layer` is whose.
+        ModelError: they are quantised in different ways, or in one that cannot be stacked; the message names `layer`.
     """
     (whole, *others) = QuantizedLinear.of(parts, None).parts
     if others or not isinstance(whole, Tensor | QuantizedWeight):
@@ -68,7 +69,7 @@ def round_matrix(weight: Tensor, rounding: Rounding, name: str) -> Matrix:
     """Quantise [n, k], on its device.
 
     Raises:
-        ConfigError: groups do not fit its columns; `name` is whose.
+        ConfigError: the columns are no multiple of the group; the message names the matrix `name`.
     """
     if rounding.kind == "fp8":
         return quantize_float8(weight)
@@ -78,7 +79,7 @@ def round_matrix(weight: Tensor, rounding: Rounding, name: str) -> Matrix:
 
 
 def round_grouped(weight: Tensor, rounding: Rounding, name: str) -> GroupedWeight:
-    """As `round_matrix`, to codes."""
+    """As `round_matrix`, to integer codes with scales."""
     columns = weight.shape[1]
     group = rounding.group or columns
     if columns % group:

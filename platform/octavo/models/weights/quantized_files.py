@@ -1,9 +1,9 @@
-"""Quantised tensors of a Hugging Face directory: several stored ones make a matrix.
+"""Quantised matrices of a Hugging Face directory, each of which is stored as several tensors.
 
 Layouts, of a matrix of n outputs and k inputs; codes lie in int32 words, lowest bits first:
 
 GPTQ (AutoGPTQ, GPTQModel): qweight [k / per word, n], qzeros [groups, n / per word], scales [groups, n], and g_idx [k],
-    the group of each input. Zero points are stored less one, but for "gptq_v2".
+    the group of each input. Zero points are stored minus 1, except in "gptq_v2".
 AWQ (AutoAWQ's "gemm"): qweight [k, n / 8], qzeros [groups, n / 8], scales [groups, n]; the eight outputs of a word lie
     in the order 0 2 4 6 1 3 5 7.
 compressed-tensors, packed: weight_packed [n, k / per word], weight_scale [n, groups], weight_zero_point
@@ -11,7 +11,7 @@ compressed-tensors, packed: weight_packed [n, k / per word], weight_scale [n, gr
 compressed-tensors, not packed: weight [n, k] int8 or float8_e4m3fn, weight_scale [n, groups], [n, 1] or [1],
     weight_zero_point int8.
 
-Activations stay unquantised, whatever the checkpoint says about them.
+Activations are never quantised, even if the checkpoint says so.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ _PARTS = {
                            "weight_shape"),
 }  # fmt: skip
 _NEEDED = {"gptq": "qweight", "awq": "qweight", "compressed-tensors": "weight_scale"}
-"""The part that shows that a matrix is quantised; the others of a checkpoint are not."""
+"""The tensor whose presence shows that a matrix is quantised."""
 
 _UNUSED = re.compile(r".*\.(input|output|q|k|v)_(scale|zero_point)$")
-"""Of activations and KV caches."""
+"""Scales of activations and KV caches, which are ignored."""
 
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Where in a word each of eight outputs lies."""
+"""Position in a word of each of eight outputs."""
 
 
 def join_quantized(stored: list[StoredTensor], config: Mapping[str, Any]) -> list[StoredTensor]:
-    """Put a checkpoint's quantised matrices together, each under its name NAME.weight.
+    """Join the tensors of each quantised matrix into one, named NAME.weight.
 
     Args:
         stored: all tensors.
@@ -99,7 +99,7 @@ def _joined(name: str, parts: Module, config: Mapping[str, Any]) -> StoredTensor
 
 
 Reader = tuple[tuple[int, int], Callable[[], QuantizedWeight]]
-"""A matrix's shape, known from the shapes of its parts, and how it is read."""
+"""A matrix's shape, derived from the shapes of its parts, and the function that reads it."""
 
 
 def _gptq(parts: Module, config: Mapping[str, Any]) -> Reader:
@@ -180,7 +180,7 @@ def _unpack(words: Tensor, bits: int, places: tuple[int, ...] | None = None) -> 
 
 
 def _zeros(zero: Tensor, bits: int) -> Tensor | None:
-    """As `GroupedWeight` has them: None where all are the middle."""
+    """Zero points as in `GroupedWeight`: None if all are the middle of the range."""
     if bool((zero == 2 ** (bits - 1)).all()):
         return None
     if int(zero.max()) > 255:
@@ -189,7 +189,7 @@ def _zeros(zero: Tensor, bits: int) -> Tensor | None:
 
 
 def _order(group_of: Tensor, k: int, groups: int) -> Tensor | None:
-    """The columns group by group; None where that is how they lie."""
+    """The order of columns that puts groups together; None if they lie so already."""
     if torch.equal(group_of.cpu().long(), torch.arange(k) // (k // groups)):
         return None
     if not bool((group_of.bincount(minlength=groups) == k // groups).all()):

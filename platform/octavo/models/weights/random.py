@@ -1,4 +1,4 @@
-"""Random weights in place of a checkpoint: to time a model of which only the config is there."""
+"""Random weights instead of a checkpoint, to time a model of which only the config is available."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SCALE = 0.02
 
 
 def read_random(places: list[Slot], naming: Naming, device: torch.device) -> list[StoredTensor]:
-    """What a checkpoint would hold for these places, made on `device` when it is read; norms are ones."""
+    """Tensors for these places, filled with random values on `device` when they are read; norms are ones."""
     return [_tensor(slot, naming, device) for slot in places]
 
 

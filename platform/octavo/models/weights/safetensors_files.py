@@ -1,4 +1,4 @@
-"""Weights of a Hugging Face directory: one safetensors file, or several with an index."""
+"""Reads the weights of a Hugging Face directory: one safetensors file, or several with an index."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from octavo.models.weights.stored import StoredTensor
 from octavo.safetensors_header import read_header, weight_files
 
 _UNUSED = re.compile(r"(vision_tower|multi_modal_projector)\.|.*\.rotary_emb\.inv_freq$")
-"""Gemma 3's eyes, and the frequencies that old Llama checkpoints store (the config says the same)."""
+"""Tensors that are skipped: Gemma 3's vision model, and the frequencies in old Llama checkpoints, which the config
+gives."""
 
 
 def read_safetensors(folder: Path, spec: ModelSpec) -> list[StoredTensor]:
-    """The tensors of a directory that a model of `spec` uses, quantised matrices put together from theirs.
+    """The tensors of a directory that a model of `spec` uses; the parts of each quantised matrix are joined.
 
     Raises:
         ModelError: no safetensors file, a shard is missing, or a file is damaged.
@@ -67,7 +68,7 @@ def _is_empty_bias(tensor: StoredTensor, spec: ModelSpec) -> bool:
 
 
 def _split_heads(tensor: StoredTensor) -> list[StoredTensor]:
-    """MPT's `Wqkv` as the three matrices it holds, one below the other; other tensors as they are."""
+    """MPT's `Wqkv` split into the three matrices that it stacks; other tensors as they are."""
     if not tensor.name.endswith(".Wqkv.weight"):
         return [tensor]
     size, columns = tensor.shape[0] // 3, tensor.shape[1]
@@ -96,7 +97,7 @@ def _read_headers(file: Path) -> list[StoredTensor]:
 
 
 def _read(file: Path, name: str, rows: range | None, columns: range | None) -> Iterator[Tensor]:
-    # Memory-mapped: nothing is held but the page cache, and the map goes with the file's handle.
+    # Memory-mapped: only the page cache holds data, and closing the file removes the map.
     with reading(file), safe_open(file, framework="pt", device="cpu") as tensors:
         tensor = tensors.get_tensor(name)
         tensor = tensor.float() if tensor.dtype == torch.float64 else tensor

@@ -1,8 +1,8 @@
-"""Filling a model's weights from a checkpoint, a few rows at a time.
+"""Fills a model's weights from a checkpoint, a few rows at a time.
 
-A format gives `StoredTensor`s: a name, a shape, and the rows in chunks. Names and shapes are compared with what the
-model needs before any row is read; then each chunk is converted straight into its final place, so that peak memory is
-the model's size and one chunk.
+Each format provides `StoredTensor`s: a name, a shape, and rows in chunks. Names and shapes are compared with what the
+model needs before any row is read. Then each chunk is converted directly into its destination, so peak memory is the
+model's size plus one chunk.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class StoredTensor:
         name: without the prefixes that differ between checkpoints of one family.
         shape: its logical shape.
         num_bytes: its size in the file.
-        read: reads some rows (None: all) in order, a few at a time, of each some columns (None: all); dequantised where
-            it is a quantised matrix.
+        read: reads some rows and columns (None: all), a few rows at a time, in order; a quantised matrix is
+            dequantised.
         quantized: reads a quantised matrix as it is; None for other tensors.
-        blocks: reads some rows and columns of a matrix of GGUF's blocks as they are, or gives None where a cut goes
-            through a block; None for other tensors.
+        blocks: reads some rows and columns of a matrix as GGUF blocks, or returns None if a cut goes through a block;
+            None for other tensors.
         dtype: of its values in a safetensors file.
     """
 
@@ -56,17 +56,16 @@ def fill(
     progress: bool,
     take: Callable[[StoredTensor, Slot, Tensor | None], None] | None = None,
 ) -> None:
-    """Copy every stored tensor to its place.
+    """Copy every stored tensor to its destination.
 
     Args:
         places: what the model needs.
         naming: how the checkpoint names and stores it.
-        stored: what the checkpoint holds, without the tensors that a model like this does not use.
+        stored: the checkpoint's tensors, without those that this kind of model does not use.
         head_dim: rows of one head in q and k.
         title: of the progress bar.
         progress: whether to draw it.
-        take: gets the tensors whose places are on the meta device, and where each of their stored rows belongs, where
-            that is not its own place.
+        take: called for tensors whose destination is on the meta device, with their slot and `row_order`.
 
     Raises:
         ModelError: tensors are missing, not expected, or of another shape; the message names them.
@@ -86,7 +85,7 @@ def fill(
 
 
 def compare(by_name: dict[str, Slot], stored: list[StoredTensor]) -> None:
-    """Check that a checkpoint holds what a model needs: stored name -> place.
+    """Check a checkpoint's tensors against `by_name`, the places a model needs by stored name.
 
     Raises:
         ModelError: tensors are missing, not expected, or of another shape; the message names them.
@@ -112,7 +111,7 @@ def _list(names: list[str], most: int = 8) -> str:
 
 
 def row_order(slot: Slot, naming: Naming, head_dim: int) -> Tensor | None:
-    """Where each stored row of a tensor belongs, where that is not its own place."""
+    """For each stored row of a tensor, the row it belongs to; None if every row is in its place."""
     interleaved = naming.interleaved_rope and slot.part in ("q", "k")
     return half_split_rows(len(slot.target), head_dim) if interleaved else None
 
@@ -132,6 +131,6 @@ def _copy(tensor: StoredTensor, slot: Slot, naming: Naming, rows: Tensor | None)
 
 
 def half_split_rows(num_rows: int, head_dim: int) -> Tensor:
-    """Where each stored row belongs: stored row 2 i + j of a head is its row i + j head_dim / 2."""
+    """For each stored row, the row it belongs to: stored row 2 i + j of a head is its row i + j head_dim / 2."""
     halves = torch.arange(num_rows).view(-1, 2, head_dim // 2)
     return halves.transpose(1, 2).reshape(-1)
