@@ -1,4 +1,4 @@
-"""The Serve application: every deployment is bound here, from one typed config."""
+"""Builds the Serve application: binds every deployment, from one typed config."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from octavo_serve.ray_private import versioned
 from octavo_serve.shard.shard import Shard
 
 HAND_OVER_SECONDS = 2.0
-"""What is left of a leaving shard's time when it hands its streams over; Serve takes 0.5 s of it before it says so."""
+"""Seconds before the end of `graceful_shutdown_timeout_s` at which a leaving shard hands its streams over. Serve uses
+up to 0.5 s of it before it tells the shard."""
 
 MAX_START_ATTEMPTS = 2
-"""Serve would try a constructor twenty times; a model that is missing stays missing."""
+"""Serve's default is twenty tries, but a missing model stays missing."""
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -34,7 +35,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     Raises:
         ConfigError: a setting is wrong.
     """
-    settings = load_settings(args).sealed()  # Serve keeps what it is given, and shows it
+    settings = load_settings(args).sealed()  # without keys in clear text: Serve stores its arguments and shows them
     shards = {model.name: _shard(model, settings) for model in settings.models}
     return _gateway(settings, shards)
 
@@ -59,7 +60,7 @@ def _shard(model: ModelSettings, settings: AppSettings) -> serve.Application:
 
 
 def _placement(model: ModelSettings) -> dict[str, Any]:
-    """A placement group for each shard of several ranks; the shard itself takes the first bundle."""
+    """Settings for a placement group per shard if it has several ranks; the shard itself uses the first bundle."""
     if model.tensor_parallel == 1:
         return {}
     bundles = [model.bundle] * model.tensor_parallel
@@ -67,7 +68,7 @@ def _placement(model: ModelSettings) -> dict[str, Any]:
 
 
 def _replicas(model: ModelSettings, settings: AppSettings) -> dict[str, Any]:
-    """Serve's settings for the number of shards; windows and delays are the policy's own, so Serve's are off."""
+    """Serve's settings for the number of shards. Our policy has its own windows and delays, so Serve's are off."""
     replicas = model.replicas
     if isinstance(replicas, int):
         return {"num_replicas": replicas}
@@ -89,7 +90,7 @@ def _replicas(model: ModelSettings, settings: AppSettings) -> dict[str, Any]:
 
 
 def _kept(model: ModelSettings, settings: AppSettings) -> list[Group]:
-    """What a model must leave to the others: their fewest shards, and the gateways."""
+    """Placement groups that a model must leave room for: the other models' fewest shards, and the gateways."""
     gateway = Group({"CPU": settings.gateway.num_cpus}, 1, "PACK")
     others = [other.group for other in settings.models if other is not model for _ in range(other.fewest_shards)]
     return [gateway] * settings.gateway.replicas + others

@@ -1,4 +1,4 @@
-"""Ports of this machine: free ones, and who holds one that is not."""
+"""Ports of this machine: finds free ones, and the process that uses a taken one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _LISTENS = "0A"
 
 
 def family(host: str) -> socket.AddressFamily:
-    """Of an address, or of a host's name."""
+    """The address family of an address or a host name."""
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def why_not(host: str, port: int) -> str | None:
-    """Why nothing can listen there, in words; None where it can."""
+    """Why nothing can listen there, as a clause; None if it is possible."""
     with socket.socket(family(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -33,7 +33,8 @@ def why_not(host: str, port: int) -> str | None:
 
 
 def holder_of(port: int) -> str | None:
-    """Who listens on a port, as well as this user can know; None when nobody does, or there is no /proc."""
+    """A description of the process that listens on a port, as far as this user may know; None if none does, or without
+    /proc."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError):
             for line in Path(table).read_text().splitlines()[1:]:
@@ -62,10 +63,10 @@ def _user(uid: int) -> str:
 
 
 def free_block(count: int, without: int = 0) -> int:
-    """The first of `count` ports in a row that nothing listens on now, below those that systems give out themselves.
+    """The first of `count` consecutive ports on which nothing listens now, below the range of ephemeral ports.
 
     Args:
-        without: a port that will be listened on.
+        without: a port to leave out, because something will listen on it.
     """
     while True:
         first = random.randrange(10_000, 32_000, count)
@@ -79,7 +80,8 @@ def free_block(count: int, without: int = 0) -> int:
 
 @lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens on an address; of other names than localhost nobody knows."""
+    """Whether only this machine can reach a server that listens on this address; False for names other than
+    localhost."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -88,7 +90,7 @@ def is_loopback(host: str) -> bool:
 
 
 def in_url(host: str, port: int) -> str:
-    """host:port, with the brackets that IPv6 needs."""
+    """host:port, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -1,6 +1,6 @@
-"""Everything that Octavo uses of Ray 2.60's private parts, and why; no other file does (`tests/test_layout.py`).
+"""All uses of Ray 2.60's private parts, with the reason for each. No other file uses any (`tests/test_layout.py`).
 
-A new version of Ray may change any of it without saying so: read this file beside its source first.
+A new version of Ray may change any of these without notice: before an upgrade, compare this file with Ray's source.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from octavo_serve.ports import in_url
 
 
 class _OwnVersion(DeploymentConfig):
-    """A deployment's config that keeps its version."""
+    """A deployment's config whose version cannot be overwritten."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if name != "version":
@@ -53,10 +53,10 @@ class _OwnVersion(DeploymentConfig):
 
 
 def versioned(deployment: serve.Deployment, *arguments: object) -> serve.Deployment:
-    """Give a deployment a version that only its own arguments change.
+    """Give a deployment a version that depends only on its own arguments.
 
-    Why: Serve (`build_serve_application`) writes one version into all deployments of an application, a hash of the
-    application's whole `args`: adding a model would restart the shards of all others and the gateway.
+    Why: Serve (`build_serve_application`) gives all deployments of an application one version, a hash of the
+        application's whole `args`, so adding a model would restart the gateway and the shards of all other models.
     """
     config = deployment._deployment_config
     config.version = hashlib.sha256(repr((__version__, *arguments)).encode()).hexdigest()[:16]
@@ -65,9 +65,10 @@ def versioned(deployment: serve.Deployment, *arguments: object) -> serve.Deploym
 
 
 def be_patient_with_proxies() -> None:
-    """Let Serve's proxies start as slowly as they like.
+    """Do not give up on Serve's proxies however slowly they start.
 
-    Why: Serve ends after 60 s, which a busy machine exceeds; `octavo serve --timeout` ends the wait.
+    Why: Serve gives up after 60 s, which is too short on a busy machine; `octavo serve --timeout` bounds the wait
+        instead.
     """
     api.HTTP_PROXY_TIMEOUT = 3600  # type: ignore[attr-defined]
 
@@ -75,7 +76,7 @@ def be_patient_with_proxies() -> None:
 def start_serve(options: Any) -> Any:
     """Connect to Serve on the cluster that this process is connected to, or start it there; returns its client.
 
-    Why: `serve.start` does not say which port the Serve that it found listens on.
+    Why: `serve.start` does not return the port on which an existing Serve listens.
 
     Args:
         options: a `ServeDeploySchema`.
@@ -90,13 +91,13 @@ def start_serve(options: Any) -> Any:
 def built(app: Any) -> serve.Application:
     """An application (a `ServeApplicationSchema`) as `serve run CONFIG` builds it.
 
-    Why: Serve's public ways with a config file replace all applications of earlier ones.
+    Why: Serve's public functions for config files replace all applications of earlier config files.
     """
     return api.call_user_app_builder_with_args_if_necessary(import_attr(app.import_path), app.args)
 
 
 async def http_host() -> str:
-    """The host that Serve's HTTP front listens on. Why: Serve tells nobody but its own proxies."""
+    """The host that Serve's HTTP front listens on. Why: Serve gives it only to its own proxies."""
     controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
     options = await controller.get_http_config.remote()
     return str(options.host)
@@ -110,9 +111,9 @@ class Replica:
     """A running replica, as Serve's controller lists it.
 
     Attributes:
-        name: no other replica has it, at any time.
-        capacity: most requests that it is to have at once.
-        metadata: what its `record_replica_metadata` has returned.
+        name: unique among all replicas of all times.
+        capacity: most requests that it may have at once.
+        metadata: the value returned by its `record_replica_metadata`.
         id: Serve's own.
     """
 
@@ -123,16 +124,16 @@ class Replica:
 
 
 class Deployment:
-    """The running replicas of a deployment, and Serve's count of the requests that wait for them and run there.
+    """A deployment's running replicas, and Serve's counts of requests that wait for them and run on them.
 
-    Why: a handle call tells its caller neither; a request that reaches its replica by another way must still count for
-    the autoscaler and in Serve's metrics. `LongPollClient` is how Serve's own routers, and Ray's LLM router, learn of
-    replicas; `RouterMetricsManager` is what a handle counts with, and pushes to the controller at once where a request
-    waits for the first replica. To be made and used in one event loop.
+    Why: a handle exposes neither, and requests that reach a replica without a handle must still be counted for the
+        autoscaler and in Serve's metrics. Serve's own routers and Ray's LLM router learn of replicas through
+        `LongPollClient`. Handles count with `RouterMetricsManager`, which reports to the controller at once if a
+        request waits for the first replica. Create and use this object in one event loop.
 
     Attributes:
-        name: of the deployment.
-        available: False once Serve has given it up.
+        name: the deployment's name.
+        available: False once Serve has given the deployment up.
     """
 
     def __init__(self, name: str, app: str) -> None:
@@ -159,7 +160,7 @@ class Deployment:
         self._poll = LongPollClient(controller, listeners, loop, f"octavo:{actor}:{name}")  # type: ignore[arg-type]
 
     def watch(self, listed: Callable[[list[Replica]], None]) -> None:
-        """Call `listed` with all running replicas soon, and then whenever anything of them or `available` changes."""
+        """Call `listed` with all running replicas, soon and then whenever a replica or `available` changes."""
         self._listed = listed
 
     def asked(self) -> None:
@@ -172,7 +173,7 @@ class Deployment:
             pass
 
     def queued(self, again: bool) -> AbstractContextManager[None]:
-        """A request waits for room within this; `again`: it did so before, for another replica."""
+        """Context in which a request waits for a replica; `again`: it has waited before, for another one."""
         return self._books.wrap_queued_request(again, self._replicas)
 
     def started(self, replica: Replica) -> None:
@@ -180,11 +181,11 @@ class Deployment:
         self._books.inc_num_running_requests_for_replica(replica.id)
 
     def ended(self, replica: Replica) -> None:
-        """A request that was sent to a replica does not run there any more."""
+        """A request that was sent to a replica no longer runs there."""
         self._books.dec_num_running_requests_for_replica(replica.id)
 
     async def close(self) -> None:
-        """Listen and report no more."""
+        """Stop listening and reporting."""
         self._poll.stop()
         self._listed = lambda replicas: None
         await self._books.shutdown()  # type: ignore[no-untyped-call]
@@ -204,16 +205,17 @@ def _replica(info: RunningReplicaInfo) -> Replica:
     return Replica(name, capacity, info.replica_metadata, info.replica_id)
 
 
-_REQUEST = RequestMetadata(request_id="", internal_request_id="")  # its route alone is looked at
+_REQUEST = RequestMetadata(request_id="", internal_request_id="")  # only its route is read
 
 
 # ---- who may call ---------------------------------------------------------------------------------------------------
 
 
 def keep_serve_at_home() -> None:
-    """Have the replica in this process listen for handle calls on its node's address.
+    """Make the replica in this process listen for handle calls only on its node's address.
 
-    To be called in the constructor of its class: the port is opened afterwards. Why: Serve listens on every address.
+    Call it in the constructor of the replica's class, because the port is opened afterwards. Why: Serve listens on
+    every address.
     """
     at_home = in_url(get_node_ip_address(), 0)  # type: ignore[no-untyped-call]
 
@@ -225,18 +227,18 @@ def keep_serve_at_home() -> None:
 
 
 def use_token() -> None:
-    """Have this process show the user's token when it connects, if there is one. Why: `ray start` alone does."""
+    """Make this process send the user's token when it connects, if there is one. Why: only `ray start` does so."""
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def process_is_open() -> bool:
-    """Whether the Ray process that this is takes calls of everybody. Why: nothing public says it."""
+    """Whether this Ray process accepts calls from anybody. Why: no public function tells."""
     raylet: Any = _raylet
     return bool(raylet.get_authentication_mode() == raylet.AuthenticationMode.DISABLED)
 
 
 def asks_who_we_are(gcs_address: str) -> bool:
-    """Whether a cluster refuses a caller without its token. Why: only a call without one can tell."""
+    """Whether a cluster refuses calls without its token. Why: only a call without a token can find out."""
     request = gcs_service_pb2.InternalKVExistsRequest(namespace=b"", key=b"octavo")  # type: ignore[attr-defined]
     with grpc.insecure_channel(gcs_address) as channel:
         store = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel)  # type: ignore[no-untyped-call]
@@ -251,20 +253,20 @@ def asks_who_we_are(gcs_address: str) -> bool:
 
 
 def grows_by_itself() -> bool:
-    """Whether the cluster brings nodes when they are asked for. Why: `ray.nodes` lists only those that are there."""
+    """Whether the cluster adds nodes on demand. Why: `ray.nodes` lists only those that exist."""
     return cluster_state.get_max_resources_from_cluster_config() is not None
 
 
 def session_folder() -> str:
-    """Ray's folder of this cluster on this node. Why: its place depends on how the cluster was started."""
+    """Ray's session folder of this cluster on this node. Why: its path depends on how the cluster was started."""
     folder: str = vars(worker)["_global_node"].get_session_dir_path()
     return folder
 
 
 class Raylet:
-    """This node's raylet, asked for worker processes before anybody needs them.
+    """This node's raylet, which can start worker processes before they are needed.
 
-    Why: Ray starts a process when an actor wants one, and that takes most of a small shard's start (`warm`).
+    Why: Ray starts a process only when an actor needs one, which takes most of a small shard's start time (`warm`).
     """
 
     def __init__(self) -> None:
@@ -274,7 +276,7 @@ class Raylet:
         self._service = NodeManagerServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def prestart_worker(self, keep_seconds: int, timeout: float) -> None:
-        """Start one process for any job, to live `keep_seconds` while it is idle."""
+        """Start one process for any job; Ray ends it after `keep_seconds` of idling."""
         python = common_pb2.Language.Value("PYTHON")  # type: ignore[attr-defined]
         request = node_manager_pb2.PrestartWorkersRequest(  # type: ignore[attr-defined]
             language=python, job_id=b"\xff" * 4, keep_alive_duration_secs=keep_seconds, num_workers=1

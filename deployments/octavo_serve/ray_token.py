@@ -1,4 +1,4 @@
-"""Ray's token: who has it may run code on the cluster, so nobody but its user may read it."""
+"""Ray's authentication token. Whoever has it may run code on the cluster, so only its user may read it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ UNAUTHENTICATED = (
 
 
 def token_file(environment: Mapping[str, str]) -> Path | None:
-    """Where Ray's processes find the token; None where it is in the environment itself.
+    """The file in which Ray's processes look for the token; None if the environment holds the token itself.
 
     These are the places, and their order, of Ray 2.60.
 
     Raises:
-        ConfigError: the user has no folder.
+        ConfigError: the user has no home folder.
     """
     if environment.get("RAY_AUTH_TOKEN"):
         return None
@@ -36,7 +36,7 @@ def token_file(environment: Mapping[str, str]) -> Path | None:
 
 
 def keep_token(environment: Mapping[str, str]) -> None:
-    """Make the token unless there is one, readable for its user alone: Ray itself makes it readable for everybody.
+    """Create the token if there is none, readable only by its user: Ray would make it readable by everybody.
 
     Raises:
         ConfigError: the file is another user's, or cannot be made.
@@ -66,7 +66,7 @@ def _keep(path: Path) -> None:
 
 
 def close_token(environment: Mapping[str, str]) -> None:
-    """Take from others the right to read a token that is this user's, where there is one."""
+    """Remove other users' permission to read this user's token file, if there is one."""
     with contextlib.suppress(OSError, ConfigError):
         if (path := token_file(environment)) is not None and path.stat().st_uid == os.geteuid():
             path.chmod(0o600)

@@ -1,7 +1,8 @@
-"""Who may ask, and what answers tell: keys, cache namespaces, priorities, disclosure. Knows no HTTP and no Ray.
+"""Access control: keys, cache namespaces, priorities, and what answers disclose. Knows no HTTP and no Ray.
 
-A key is kept as its SHA-256. Whoever can read this process's memory can try guesses against it, so keys should be
-random (32 bytes of `secrets.token_urlsafe`): a slow hash would cost every request and protect only weak ones.
+A key is stored as its SHA-256. Somebody who can read this process's memory could test guesses against the hash, so keys
+should be random (32 bytes of `secrets.token_urlsafe`). A slow hash would protect only weak keys, and cost time in every
+request.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ logger = logging.getLogger("ray.serve")
 LONGEST_KEY = 512
 """Characters."""
 LARGEST_FILE = 65_536
-"""Bytes of a file with keys."""
+"""Most bytes of a file with keys."""
 LOOK_SECONDS = 1.0
-"""Between two looks at whether a file with keys has changed: 2 us each, by a request, while requests come."""
+"""Seconds between two checks whether a file with keys has changed. A request does the check, in 2 us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,8 @@ class Caller:
     """Who sent a request.
 
     Attributes:
-        name: of the key; "" where there are no keys.
-        operator: sees what is withheld from others.
+        name: name of its key; "" if there are no keys.
+        operator: whether the caller sees what is withheld from others.
     """
 
     name: str = ""
@@ -42,7 +43,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class KnownKey:
-    """A key as it is kept: its holder, and its SHA-256 or the file that it is read from."""
+    """A stored key: its holder, and its SHA-256 or the file that holds it."""
 
     holder: Caller
     digest: bytes = b""
@@ -53,8 +54,8 @@ class Keys:
     """The keys of an application.
 
     Args:
-        known: at least one; a file that cannot be read opens nothing, and is looked at again.
-        clock: seconds.
+        known: at least one. While a key's file cannot be read, the key is not valid; the file is read again later.
+        clock: returns seconds.
     """
 
     def __init__(self, known: Iterable[KnownKey], clock: Callable[[], float] = time.monotonic) -> None:
@@ -67,11 +68,11 @@ class Keys:
 
     @property
     def names(self) -> list[str]:
-        """Of all holders, each once."""
+        """Names of all holders, each once."""
         return list(dict.fromkeys(key.holder.name for key in self._known))
 
     def holder(self, key: bytes) -> Caller | None:
-        """Whose key it is, compared with all of them in constant time; None for nobody's."""
+        """The holder of a key, which is compared with all keys in constant time; None if it is not valid."""
         self._refresh()
         if len(key) > LONGEST_KEY:
             return None
@@ -95,10 +96,10 @@ class Keys:
 
 
 def _state(file: Path) -> tuple[int, int, int] | None:
-    """What changes with a file's content, and with who may read it."""
+    """A value that changes whenever a file's content or permissions change."""
     try:
         found = file.expanduser().stat()
-    except (OSError, ValueError, RuntimeError):  # also a name that no file can have, or ~ of nobody
+    except (OSError, ValueError, RuntimeError):  # also for impossible file names, and ~ of an unknown user
         return None
     return found.st_ino, found.st_size, found.st_ctime_ns
 
@@ -114,17 +115,17 @@ def _digests(key: KnownKey) -> list[bytes]:
 
 
 def read_keys(file: Path) -> list[bytes]:
-    """The keys of a file, a line each; empty lines and those that begin with # are none.
+    """The keys of a file, one per line; empty lines and lines that begin with # are skipped.
 
     Raises:
-        ConfigError: it cannot be read or has no key, or a line cannot be one.
+        ConfigError: it cannot be read or has no key, or a line cannot be a key.
     """
     try:
         with file.expanduser().open("rb") as opened:
             content = opened.read(LARGEST_FILE + 1)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"the file {str(file)!r} with keys cannot be read: {error}") from None
-    lines = [line.strip() for line in content.removeprefix(BOM_UTF8).splitlines()]  # some editors begin with it
+    lines = [line.strip() for line in content.removeprefix(BOM_UTF8).splitlines()]  # some editors write a BOM first
     keys = [line for line in lines if line and not line.startswith(b"#")]
     if len(content) > LARGEST_FILE or any(not _is_key(key) for key in keys):
         raise ConfigError(
@@ -141,15 +142,15 @@ def _is_key(text: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What an application's settings say about access (see `octavo_serve.config.settings.AccessSettings`).
+    """An application's access settings (see `octavo_serve.config.settings.AccessSettings`).
 
     Attributes:
-        keys: None lets everybody in.
-        isolate_cache: each key has a cache namespace of its own.
-        priorities: least and most that a client's `priority` counts; None refuses it.
-        hosts: that the `Host` header may name beside loopback; None checks nothing.
-        origins: whose web pages may use the API.
-        disclose: answers tell of cache, shards and failures, whoever asks.
+        keys: None admits everybody.
+        isolate_cache: whether each key has a cache namespace of its own.
+        priorities: bounds of a client's `priority`; None refuses requests that set it.
+        hosts: values of the `Host` header that are accepted beside loopback; None accepts all.
+        origins: origins whose web pages may use the API.
+        disclose: whether answers tell every caller about cache, shards and failures.
     """
 
     keys: Keys | None = None
@@ -160,24 +161,24 @@ class Rules:
     disclose: bool = True
 
     def tells(self, caller: Caller | None) -> bool:
-        """Whether this caller's answers say what of them was cached, and where they came from."""
+        """Whether this caller's answers contain cached tokens and shard names."""
         return self.disclose or (caller is not None and caller.operator)
 
     def explains(self, caller: Caller | None) -> bool:
-        """Whether this caller hears why a model does not answer, which may name files of this machine."""
+        """Whether this caller is told why a model does not answer; the reason may name files of this machine."""
         return self.keys is None or (caller is not None and self.tells(caller))
 
     def cache_salt(self, caller: Caller, salt: str) -> str:
-        """The cache namespace of a request that asks for `salt`: of its key's own where keys are kept apart."""
+        """The cache namespace of a request with `salt`; inside its key's own one if keys are isolated."""
         if not self.isolate_cache:
             return salt
         return blake2b(f"{caller.name}\0{salt}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     def priority(self, asked: int) -> int:
-        """The priority that counts; who says none says 0, so that silence is no way past the bounds.
+        """The effective priority. A request without one has 0, which is put within the bounds too.
 
         Raises:
-            BadRequest: clients may not say one.
+            BadRequest: clients may not set a priority.
         """
         if self.priorities is not None:
             least, most = self.priorities
@@ -189,6 +190,6 @@ class Rules:
 
 @dataclass(slots=True)
 class Access:
-    """The rules that hold now; whoever has this sees new ones at once."""
+    """Holder of the current rules; replacing them takes effect everywhere at once."""
 
     rules: Rules = field(default_factory=Rules)

@@ -1,7 +1,7 @@
-"""What one request may hold at most: every bound of the API with its name and where it comes from.
+"""Bounds on one request: every bound of the API, with its name and its reason.
 
-The bounds of `octavo.request` (stop strings, biased tokens, log probabilities, 64-bit integers) hold for every sender
-and stand there. What depends on the model, such as the length of a prompt, is checked once its context is known.
+Bounds that hold for every sender of a request (stop strings, biased tokens, log probabilities, 64-bit integers) are in
+`octavo.request`. Bounds that depend on the model, such as a prompt's length, are checked once its context is known.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MAX_ROLE = 64
 """Characters of a message's role."""
 
 MAX_MESSAGES = 2**16
-"""Messages of a chat: each takes at least a few tokens, and contexts end at a million of them."""
+"""Messages of a chat. Each takes at least a few tokens, and contexts have at most a million tokens."""
 
 MAX_PARTS = 2**12
 """Parts of one message's content, and tool calls in it."""
@@ -39,42 +39,44 @@ MAX_CHOICES = 4096
 """Sequences of one request over all of its prompts."""
 
 MAX_PROMPT_VALUES = 2**21
-"""Log probabilities of prompt tokens in one answer: 20 each of 100,000 tokens; with `n`, 8,000 would be 21 M."""
+"""Log probabilities of prompt tokens in one answer: enough for 20 of each of 100,000 tokens. Without this bound, 8,000
+tokens with n=128 would be 21 million."""
 
 MAX_DEPTH = 64
-"""Levels of nesting anywhere in a body: far below what ends Python's recursion in a template."""
+"""Levels of nesting anywhere in a body: far below Python's recursion limit, which a template could reach."""
 
 UNKNOWN_CONTEXT = 2**17
-"""Tokens that the context of a model still loading is taken for."""
+"""Assumed context length, in tokens, of a model that is still loading."""
 
 MAX_FIELDS = 256
-"""Fields of a body: more than there are."""
+"""Fields of a body: more than any schema has."""
 
 MAX_FIELD_BYTES = 2**17
-"""Bytes of JSON of one field that is neither prompt, tokens, messages nor tools; 16 long stop strings take 98 KiB."""
+"""Bytes of JSON of one field other than prompt, tokens, messages and tools; 16 long stop strings take 98 KiB."""
 
 LARGE_BODY = 2**16
-"""Bytes from which a body is parsed beside the event loop; 64 KiB take 0.2 ms, a few when they are hostile."""
+"""Bytes from which a body is parsed in a thread; 64 KiB take 0.2 ms, or a few ms if they are hostile."""
 
 
 @dataclass(frozen=True, slots=True)
 class BodyBounds:
-    """What a body may hold at a context of so many tokens.
+    """Bounds of a body for models with a given context.
 
     Attributes:
-        context: of the served model that has the longest.
+        context: tokens of the longest context among the served models.
     """
 
     context: int = UNKNOWN_CONTEXT
 
     @property
     def num_bytes(self) -> int:
-        """32 per token, eight times English text and four times token ids, and 2 MiB for many prompts and for tools."""
+        """Most bytes: 32 per token, which is eight times English text and four times token ids, plus 2 MiB for many
+        prompts and for tools."""
         return 2 * 2**20 + 32 * self.context
 
     @property
     def structure(self) -> int:
-        """Brackets and keys, or commas, of which a text that fits the context holds about one per token at most.
+        """Most brackets and keys, and most commas. A text that fits the context has at most about one per token.
 
         Each costs up to 0.1 us to parse; a value in a list costs 0.01 us.
         """

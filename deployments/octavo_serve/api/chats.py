@@ -1,4 +1,4 @@
-"""Chats in the form that chat templates read, and the prompts that templates make of them."""
+"""Chats as chat templates read them, and their rendering to prompts."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Chat:
     """A chat, and how the prompt made of it ends (see `octavo.text.chat.render_chat`).
 
     Attributes:
-        variables: further ones of the template, as the client names them.
-        reasoning: those about reasoning; what the template does not read of them is refused.
+        variables: further template variables, with the client's names.
+        reasoning: template variables about reasoning; a request is refused if the template does not read them.
     """
 
     messages: Sequence[Message]
@@ -53,24 +53,24 @@ class Chat:
         return {"add_generation_prompt": not go_on if answer is None else answer, "continue_final_message": go_on}
 
     def unpacked(self) -> list[dict[str, Any]]:
-        """The messages as plain values; 4 us each."""
+        """The messages as plain dicts; 4 us each."""
         return [message.model_dump(exclude_unset=True) for message in self.messages]
 
     def check(self) -> None:
-        """Refuse what can be known to be wrong while the model loads; a long chat is looked at when it is rendered.
+        """Refuse errors that can be found while the model loads. A long chat is checked only when it is rendered.
 
         Raises:
-            BadRequest: a message is malformed, or two things contradict each other.
+            BadRequest: a message is malformed, or settings contradict each other.
         """
         if len(self.messages) <= FEW:
             check_chat(self.unpacked(), chat_template_kwargs=self.variables, **self.ending)
 
 
 async def render(chat: Chat, tokenizer: Tokenizer, threads: Threads) -> str:
-    """The prompt's text: usual templates of short chats in place, all others in `threads`.
+    """The prompt's text. Short chats with usual templates are rendered in place, all others in `threads`.
 
     Raises:
-        BadRequest: as `render_chat` does, or the template does not read what is asked about reasoning.
+        BadRequest: as `render_chat`, or if the template does not read the request's reasoning variables.
     """
     if chat.reasoning:
         check_template_reads(chat.reasoning, "".join(tokenizer.chat_templates.values()))
@@ -93,10 +93,10 @@ def _rendered(tokenizer: Tokenizer, chat: Chat, *, quickly: bool) -> str:
 
 
 def check_template_reads(variables: Mapping[str, Any], source: str) -> None:
-    """Refuse what a chat template does not read, unless it asks for nothing that would be different then.
+    """Refuse reasoning variables that the chat template does not read, unless they ask for the default behaviour.
 
     Raises:
-        BadRequest: the answer would be the same without it.
+        BadRequest: a variable would have no effect.
     """
     effort = variables.get("reasoning_effort", "medium")
     if effort != "medium" and "reasoning_effort" not in source:

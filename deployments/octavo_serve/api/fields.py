@@ -1,7 +1,7 @@
-"""Types of the fields that clients send: what they accept, their bounds, what the API's description says of them.
+"""Types of request fields: what they accept, their bounds, and their description in the API's schema.
 
-A field costs one error whatever its length: pydantic would otherwise make one per element and branch of a union, 4.7 s
-for 2 MB of nulls. Prompts are checked by msgspec, at 8 ns a token where pydantic takes 50.
+A wrong field costs one error whatever its length; by default pydantic makes one per element and union branch, 4.7 s for
+2 MB of nulls. msgspec checks prompts in 8 ns a token, for which pydantic takes 50.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from octavo_serve.api.bounds import (
 
 @dataclass(frozen=True, slots=True)
 class AtMost:
-    """Bounds a list or object, and ends its validation at the first error."""
+    """Bounds a list's or object's length, and stops its validation at the first error."""
 
     count: int
 
@@ -37,24 +37,24 @@ class AtMost:
 
 
 def _integral(value: object) -> object:
-    """2.0 is an integer in JSON."""
+    """Accept 2.0 as an integer, as JSON does."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _few(value: object) -> object:
-    """Options by name: nobody sends many, and each unknown one would cost an error of its own."""
+    """Bound the number of options in an object: each unknown one would cost an error of its own."""
     if isinstance(value, dict) and len(value) > MAX_OPTIONS:
         raise ValueError(f"an object with {len(value)} keys is too large: at most {MAX_OPTIONS} are accepted")
     return value
 
 
 def within(low: float, high: float, description: str | None = None) -> Any:
-    """An optional number; its range, which `octavo.request` checks and words, stands in the API's description."""
+    """An optional number. The range is only for the API's description: `octavo.request` checks it."""
     return Field(default=None, description=description, json_schema_extra={"minimum": low, "maximum": high})
 
 
 def only(*values: Any) -> Any:
-    """An optional field of which no other value is done; `refusals` words what is wrong with it."""
+    """An optional field of which only these values are supported; `refusals` refuses others."""
     return Field(default=None, json_schema_extra={"enum": [None, *values]})
 
 
@@ -85,7 +85,7 @@ def _token_ids(value: object) -> list[int]:
 
 
 def _prompt(value: object) -> object:
-    """The first element says what all must be."""
+    """Validate a prompt; the first element determines the type of all."""
     if isinstance(value, str):
         return value
     first = value[0] if isinstance(value, list) and value else 0
@@ -110,12 +110,12 @@ def _convert(value: object, kind: Any) -> Any:
 
 
 def _integers(values: list[Any]) -> list[Any]:
-    """2.0 as 2, in a list of ids or of lists of ids."""
+    """Floats such as 2.0 as integers, in a list of ids or of lists of ids."""
     return [_integers(value) if isinstance(value, list) else _integral(value) for value in values[:MAX_PROMPT_TOKENS]]
 
 
 def _plain(sentence: str) -> str:
-    """msgspec's sentence without its path into the list."""
+    """msgspec's message without the path into the list."""
     return sentence.partition(" - at `")[0].replace("`", "")
 
 
@@ -143,7 +143,7 @@ Part = Annotated[
         }
     ),
 ]
-"""A part of a message's content; `octavo.text.chat` reads it, and words what is wrong with it."""
+"""A part of a message's content; `octavo.text.chat` checks it."""
 
 SAYS_SOMETHING: dict[str, Any] = {
     "anyOf": [
@@ -154,14 +154,14 @@ SAYS_SOMETHING: dict[str, Any] = {
         },
     ]
 }
-"""A message has a content, or calls tools."""
+"""Schema rule: a message has a content, or calls tools."""
 
 
 # ── tools ──
 
 
 class Function(BaseModel):
-    """What a model may call; further keys go to the chat template as they are."""
+    """A function that a model may call; further keys go to the chat template unchanged."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -172,7 +172,7 @@ class Function(BaseModel):
 
 
 class Tool(BaseModel):
-    """A tool definition; the chat template gets it as it was sent."""
+    """A tool definition; the chat template gets it unchanged."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -184,7 +184,7 @@ _TOOL_NAME = re.compile(rf"[a-zA-Z0-9_-]{{1,{MAX_TOOL_NAME}}}")
 
 
 def _tools(value: object) -> object:
-    """Checked by hand, so that templates see the keys in the order in which they came."""
+    """Check tool definitions by hand, which keeps their keys in the order in which they were sent."""
     if not isinstance(value, list) or len(value) > MAX_TOOLS:
         raise ValueError(f"tools must be a list of at most {MAX_TOOLS} tool definitions")
     for position, tool in enumerate(value):
@@ -194,7 +194,7 @@ def _tools(value: object) -> object:
 
 
 def _wrong_tool(tool: object) -> str | None:
-    """What is wrong with a tool definition."""
+    """What is wrong with a tool definition; None if nothing is."""
     if not isinstance(tool, dict):
         return ' must be an object such as {"type": "function", "function": {"name": "..."}}'
     if tool.get("type") != "function":

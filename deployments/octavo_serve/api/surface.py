@@ -1,4 +1,4 @@
-"""What a protocol is to the core: a `Surface`. Each has a folder of its own below `octavo_serve.surfaces`.
+"""`Surface`: the core's interface to a protocol. Each protocol has a folder below `octavo_serve.surfaces`.
 
 body ── ask ──> Asked ── Service.job ──> Job ── generation.run ──> Begun, Piece, ... ── Writer ──> events, or answer
                                                                                           │
@@ -30,13 +30,13 @@ def to_json(value: Any) -> bytes:
 
 
 class Writer(ABC, Generic[A, E]):
-    """Turns what one request says into a protocol's events, or into its answer.
+    """Turns one request's stream into a protocol's events, or into its whole answer.
 
     Its methods may be called in a thread, one at a time.
 
     Attributes:
-        tells: whether the client may hear what was cached.
-        begun: by the prompt's number.
+        tells: whether the client may be told about cached tokens.
+        begun: prompt's number -> its `Begun`.
     """
 
     def __init__(self, job: Job, tells: bool) -> None:
@@ -45,7 +45,7 @@ class Writer(ABC, Generic[A, E]):
         self.begun: dict[int, Begun] = {}
 
     def events(self, element: Element) -> list[E]:
-        """What is sent because of it; may be nothing."""
+        """The events to send for an element; may be empty."""
         if isinstance(element, Piece):
             return self.piece(element)
         if isinstance(element, Begun):
@@ -54,29 +54,29 @@ class Writer(ABC, Generic[A, E]):
         return self.end()
 
     def answer(self, whole: Whole) -> A:
-        """The answer that is not streamed."""
+        """The whole answer, for a request that does not stream."""
         self.begun = whole.begun
         return self.whole(whole)
 
     def is_large(self, element: Element) -> bool:
-        """Whether `events`, and writing them as JSON, belongs into a thread; false where that is said nowhere."""
+        """Whether making an element's events and their JSON takes so long that it must run in a thread."""
         return False
 
     def begin(self, begun: Begun) -> list[E]:
-        """A prompt has begun."""
+        """Events for a prompt that has begun."""
         return []
 
     @abstractmethod
     def piece(self, piece: Piece) -> list[E]:
-        """More of a choice."""
+        """Events for a piece of a choice."""
 
     def end(self) -> list[E]:
-        """All have ended."""
+        """Events for the end of all choices."""
         return []
 
     @abstractmethod
     def whole(self, whole: Whole) -> A:
-        """As `answer`."""
+        """The answer, as in `answer`; `self.begun` is set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +84,9 @@ class Framing:
     """How a stream's events become bytes.
 
     Attributes:
-        frame: an event's bytes, from it and its JSON.
-        end: what follows the last event.
-        describe: the stream's schema, from those of an event and of an error (see `http.describe`).
+        frame: makes an event's bytes from the event and its JSON.
+        end: bytes after the last event.
+        describe: makes the stream's schema from the schemas of an event and of an error (see `http.describe`).
     """
 
     media_type: str
@@ -97,10 +97,10 @@ class Framing:
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """How a protocol says what went wrong.
+    """A protocol's error bodies.
 
     Attributes:
-        kind: the type that `body` makes.
+        kind: type of the bodies that `body` makes.
     """
 
     kind: type[Any]
@@ -109,17 +109,17 @@ class Errors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surface(Generic[B, A, E]):
-    """One protocol's way to ask a model for text.
+    """One protocol for requesting text from a model.
 
     Attributes:
-        path: of its HTTP method, POST.
-        summary: for the API's description.
-        body: what a request holds.
-        answers, events: types of an answer, and of an event of its stream.
-        streams: whether a body asks for a stream.
-        ask: what a body asks for.
-        writer: of one request's answer, and whether the client may hear what was cached.
-        large_json: writes an event or an answer in a thread, bit by bit.
+        path: its HTTP path; the method is POST.
+        summary: a line for the API's description.
+        body: type of a request's body.
+        answers, events: types of an answer, and of a stream's event.
+        streams: tells whether a body asks for a stream.
+        ask: turns a body into an `Asked`.
+        writer: makes the writer of a request; its last argument is the writer's `tells`.
+        large_json: writes large events and answers; it runs in a thread and lets other threads run in between.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""Prometheus metrics of one gateway; vLLM's names where the meaning is vLLM's."""
+"""Prometheus metrics of one gateway, with vLLM's names where the meaning is the same."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class _ShardsCollector(Collector):
 
 
 class _RoutersCollector(Collector):
-    """Turns what the gateway's routers know of the shards into samples."""
+    """Turns what the gateway's routers know about the shards into samples."""
 
     def __init__(self) -> None:
         self.of_model: Mapping[str, Router] = {}
@@ -117,11 +117,11 @@ _TELLING = {
     "vllm:prefix_cache_hits", "octavo:cached_blocks", "octavo:router_cached_tokens_error", "octavo:routed_requests",
     *_ROUTER_VIEWS,
 }  # fmt: skip
-"""Families that tell, to the token or block, what is cached, or a shard's name."""
+"""Metric families that reveal what is cached, to the token or block, or a shard's name."""
 
 
 class Telemetry:
-    """Counts what passes through one gateway; has its own registry, so that gateways in one process do not mix."""
+    """The metrics of one gateway. It has its own registry, so that gateways in one process stay apart."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -171,15 +171,15 @@ class Telemetry:
         self.registry.register(self._routers)
 
     def watch_routers(self, of_model: Mapping[str, Router]) -> None:
-        """Show these routers, by model, and no others."""
+        """Show exactly these routers, by model."""
         self._routers.of_model = of_model
 
     def moves_of(self, model: str) -> Callable[[str], None]:
-        """Counts one move of a request of this model, by its reason."""
+        """A function that counts one move of a request of this model to another shard, by reason."""
         return lambda reason: self.moves.labels(model, reason).inc()
 
     def request(self, model: str, prompt_tokens: int) -> RequestTimer:
-        """Start the clock of one request."""
+        """Start timing one request."""
         found = self._models.get(model)
         if found is None:
             found = self._models[model] = _OfModel(self, model)
@@ -187,7 +187,7 @@ class Telemetry:
         return RequestTimer(found)
 
     def render(self, shards: ShardStats, tells: bool = True) -> bytes:
-        """Everything in Prometheus' text format; where it does not tell, without cache contents and shards' names."""
+        """All metrics in Prometheus' text format; unless it `tells`, without cache contents and shard names."""
         self._shards.stats = shards if tells else {model: _numbered(found) for model, found in shards.items()}
         return generate_latest(self.registry if tells else _Untelling(self.registry))
 
@@ -197,7 +197,7 @@ def _numbered(shards: Sequence[tuple[str, EngineStats]]) -> list[tuple[str, Engi
 
 
 class _Untelling(Collector):
-    """A registry's metrics without those that tell."""
+    """A registry's metrics without the families that reveal cache contents or shard names."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
@@ -207,7 +207,7 @@ class _Untelling(Collector):
 
 
 class _OfModel:
-    """The metrics that every request counts in, of one model: to find one by its label takes 3 us."""
+    """One model's metrics that every request updates, kept here because a look-up by label takes 3 us."""
 
     def __init__(self, telemetry: Telemetry, model: str) -> None:
         self.prompt_tokens = telemetry.prompt_tokens.labels(model)
@@ -243,7 +243,7 @@ class RequestTimer:
         self._metrics.generation_tokens.inc(count)
 
     def placed(self, placement: Placement, cached_tokens: int) -> None:
-        """The first token of a routed request came: hold the router's predictions against it."""
+        """The first token of a routed request arrived: compare it with the router's predictions."""
         self._metrics.cached_error.observe(placement.cached_tokens - cached_tokens)
         self._metrics.first_token_error.observe(placement.first_token - (time.monotonic() - self._start))
 
@@ -252,5 +252,5 @@ class RequestTimer:
         self._metrics.success(reason).inc()
 
     def done(self) -> None:
-        """The whole request ended well."""
+        """The whole request ended without an error."""
         self._metrics.latency.observe(time.monotonic() - self._start)

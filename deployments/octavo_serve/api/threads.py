@@ -1,4 +1,4 @@
-"""A few threads for what would hold up the event loop: large bodies, long texts, slow templates, large answers."""
+"""A few threads for work that would block the event loop: large bodies, long texts, slow templates, large answers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ T = TypeVar("T")
 
 MAX_THREADS = 4
 MAX_WAITING = 256
-"""A text as long as a context of 8,192 tokens takes 5 to 20 ms: five seconds of work for one thread."""
+"""Functions that may run or wait. A text of 8,192 tokens takes 5 to 20 ms, so this is up to five seconds of work for
+one thread."""
 
 
 class Threads:
-    """Runs functions in threads, up to a limit.
+    """Runs functions in a bounded number of threads.
 
     Args:
-        threads: at once; they are started when there is something to do.
-        waiting: functions that may run or wait; one more is refused.
+        threads: most threads; each is started when it is first needed.
+        waiting: most functions that run or wait; one more is refused.
     """
 
     def __init__(self, threads: int = min(MAX_THREADS, os.cpu_count() or 1), waiting: int = MAX_WAITING) -> None:
@@ -33,7 +34,7 @@ class Threads:
         self._places = threading.BoundedSemaphore(waiting)
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `work` returns; a caller that is cancelled takes back what has not begun.
+        """Run `work` in a thread and return its result. If the caller is cancelled, work that has not begun is dropped.
 
         Raises:
             Overloaded: too many wait already.
@@ -47,5 +48,5 @@ class Threads:
         return await asyncio.wrap_future(future)
 
     async def finish(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The same for the end of a request that has its answer: it is never refused."""
+        """The same for writing an answer that exists already: it is never refused."""
         return await asyncio.wrap_future(self._pool.submit(work, *args, **kwargs))

@@ -1,4 +1,4 @@
-"""Long work on an event loop in short slices, so that everybody else has a turn in between."""
+"""Cuts long work on an event loop into short slices, so that other tasks run in between."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import asyncio
 import time
 
 SLICE = 0.002
-"""Seconds of work after which the others have their turn."""
+"""Seconds of work after which other tasks get a turn."""
 
 PIECES = 32
-"""Pieces of a stream that are written in one turn: at 20 to 50 us each, far cheaper to count than to time."""
+"""Most pieces of a stream written in one turn. A piece takes 20 to 50 us; counting them is far cheaper than timing."""
 
 
 class Turns:
-    """Tells how long the loop has been held; begins when it is made, and again after each turn of the others."""
+    """Measures how long the loop has been held, from its creation and again after each turn of other tasks."""
 
     __slots__ = ("_since",)
 
@@ -22,10 +22,10 @@ class Turns:
 
     @property
     def over(self) -> bool:
-        """Whether it is the others' turn; 0.1 us."""
+        """Whether other tasks should get a turn now; takes 0.1 us."""
         return time.perf_counter() - self._since > SLICE
 
     async def pause(self) -> None:
-        """Let the others have theirs."""
+        """Let other tasks run."""
         await asyncio.sleep(0)
         self._since = time.perf_counter()

@@ -1,4 +1,5 @@
-"""One sentence for what pydantic found wrong: the field, what it must be, the nearest valid key for a wrong one."""
+"""Turns pydantic's errors into one sentence: the field, what it must be, and the nearest valid key for an unknown
+one."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ _EXTRA = "extra_forbidden", "unexpected_keyword_argument"
 
 
 def explain(error: ValidationError, root: Any, where: str = "field") -> tuple[str, str | None]:
-    """What to change, and the dotted name of the field to change (None when it is the whole input).
+    """A sentence that says what to change, and the dotted name of the field (None for the whole input).
 
     Args:
         error: from validating something as `root`.
@@ -27,7 +28,7 @@ def explain(error: ValidationError, root: Any, where: str = "field") -> tuple[st
     problems = error.errors(include_url=False)
     problem = _most_telling(problems)
     extra, last = problem["type"] in _EXTRA, len(problem["loc"]) - 1
-    kept = [p for i, p in enumerate(problem["loc"]) if not _is_branch(p) or (extra and i == last)]  # it is the sender's
+    kept = [p for i, p in enumerate(problem["loc"]) if not _is_branch(p) or (extra and i == last)]  # a key, no branch
     path = [part[:80] if isinstance(part, str) else part for part in kept]
     name = ".".join(str(part) for part in path) or None
     if extra:
@@ -39,7 +40,7 @@ def explain(error: ValidationError, root: Any, where: str = "field") -> tuple[st
     )
     if problem["type"] == _MISSING:
         return f"{where} {name!r} is required", name
-    if problem["type"] == "value_error":  # raised by our own code: already a sentence, or the end of one
+    if problem["type"] == "value_error":  # raised by our own validators: a sentence, or the end of one
         inside = f" in {name}" if where == "setting" and name else ""
         sentence = str(problem["ctx"]["error"])
         return f"{name} {sentence}" if sentence.startswith("must be") else f"{sentence}{inside}", name
@@ -55,7 +56,8 @@ def explain(error: ValidationError, root: Any, where: str = "field") -> tuple[st
 
 
 def _most_telling(problems: list[Any]) -> Any:
-    """An unknown key; else what is wrong with the branch of a union that the value was meant for."""
+    """The error to report: an unknown key if there is one, else the error of the union branch that the value fits
+    best."""
     extra = next((found for found in problems if found["type"] in _EXTRA), None)
     first = problems[0]["loc"][:1]
     same = [found for found in problems if found["loc"][:1] == first]
@@ -63,7 +65,7 @@ def _most_telling(problems: list[Any]) -> Any:
 
 
 def _union(problems: list[Any], where: tuple[int | str, ...]) -> str | None:
-    """What a field with several possible types may be, when each of them was tried."""
+    """The types that a field may have, if pydantic tried several; None otherwise."""
     branch = next((i for i, part in enumerate(where) if _is_branch(part)), None)
     if branch is None:
         return None
@@ -73,7 +75,7 @@ def _union(problems: list[Any], where: tuple[int | str, ...]) -> str | None:
 
 
 def _short(value: object) -> str:
-    """A value in a few words, whatever its size: the text of a list of a million entries takes a second to make."""
+    """A value in a few words, whatever its size: the repr of a list of a million entries takes a second."""
     if isinstance(value, (list, dict)) and not _is_small(value):
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, int) and abs(value) >= 2**64:
@@ -83,7 +85,7 @@ def _short(value: object) -> str:
 
 
 def _is_small(value: list[Any] | dict[Any, Any]) -> bool:
-    """Few values, none of which is a container, a long text or an integer that Python would not print."""
+    """Whether it has few values, none of them a container, a long text or an integer that Python refuses to print."""
     if len(value) > 8:
         return False
     inner = [*value, *value.values()] if isinstance(value, dict) else value
@@ -116,7 +118,7 @@ def _names(kind: Any) -> list[str]:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """An annotation's plain types: through unions, lists and Annotated."""
+    """The plain types in an annotation, inside unions, lists and Annotated."""
     inner = get_args(annotation)
     return [member for arg in inner for member in _members(arg)] if inner else [annotation]
 

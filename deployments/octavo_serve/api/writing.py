@@ -1,4 +1,4 @@
-"""Runs writers without holding up the event loop: what is large is written in a thread."""
+"""Runs writers without blocking the event loop: large events and answers are written in a thread."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _put(writer: Writer[A, E], element: Element, put: Callable[[E], T]) -> list[
 async def write_answer(
     writer: Writer[A, E], whole: Whole, threads: Threads, put: Callable[[A], T], put_large: Callable[[A], T]
 ) -> T:
-    """The whole answer; as `write`."""
+    """The whole answer; arguments as for `write`."""
     job = writer.job
     choices = len(job.requests) * job.params.num_sequences
     if choices > MANY_CHOICES or job.is_large(job.prompt_tokens, whole.tokens):

@@ -36,7 +36,7 @@ def serve(
     dashboard: Annotated[bool, typer.Option(help="Start Ray's dashboard too (ten processes, 0.9 GB).")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's log while it runs.")] = False,
 ) -> None:
-    """Serve the models of CONFIG until Ctrl-C: `serve run CONFIG` with progress and an honest exit code."""
+    """Serve the models of CONFIG until Ctrl-C: like `serve run CONFIG`, with progress and a meaningful exit code."""
     from octavo_serve.command.serve_command import Options, run
 
     raise typer.Exit(run(Options(config, port, host, timeout, grace, address, fast, dashboard, verbose)))

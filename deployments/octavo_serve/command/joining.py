@@ -1,7 +1,9 @@
-"""On a Ray cluster that somebody else started: what is there stays as it is, and only what we brought is taken away.
+"""Serves on a Ray cluster that somebody else started: existing applications stay untouched, and only our own are
+removed at the end.
 
-Serve's own way with a config file is declarative: it deletes every application of an earlier config and replaces those
-of the same name. So a config's applications are run one by one, as from Python, once none of them is in the way.
+Serve's config files are declarative: deploying one deletes every application of an earlier config and replaces those of
+the same name. Therefore our applications are run one by one, as from Python, after a check that they do not collide
+with existing ones.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ from octavo.errors import ConfigError
 
 
 def collision(wanted: Sequence[Mapping[str, Any]], there: Mapping[str, str | None]) -> str | None:
-    """Why applications cannot be added to those that are there; None where they can.
+    """Why applications cannot be added to the existing ones; None if they can.
 
     Args:
         wanted: the config's applications.
-        there: name -> route prefix.
+        there: existing applications, name -> route prefix.
     """
     for app in wanted:
         name, route = app.get("name", "default"), app.get("route_prefix", "/")
@@ -72,9 +74,9 @@ def _target(app: Any) -> Any:
 
 
 def delete(apps: Sequence[str]) -> None:
-    """Take away what this command has brought."""
+    """Delete the applications that this command has added."""
     from ray import serve
 
     for app in apps:
-        with contextlib.suppress(Exception):  # it is gone, or the cluster is
+        with contextlib.suppress(Exception):  # the application or the cluster may be gone
             serve.delete(app, _blocking=False)

@@ -1,8 +1,8 @@
-"""The child process of `octavo serve`: starts Ray, does what `serve run CONFIG` does, and reports what becomes of it.
+"""The child process of `octavo serve`: starts Ray, does what `serve run CONFIG` does, and reports progress and result.
 
-It runs in a session of its own, so that the parent can end all of Ray's processes however this one ends, and ends all
-of them itself when the parent was killed. Reports are JSON lines on a pipe: {"phase": ...} while it starts, then one of
-{"running": Ray's address} or {"failed": reason}; {"say": ...} is for the user; {"drained": ...} answers SIGUSR1.
+It runs in a session of its own, so that the parent can end all of Ray's processes however this process ends. If the
+parent is killed, this process ends them itself. Reports are JSON lines on a pipe: {"phase": ...} while it starts, then
+one of {"running": Ray's address} or {"failed": reason}; {"say": ...} is for the user; {"drained": ...} answers SIGUSR1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BAD = "DEPLOY_FAILED", "UNHEALTHY"
 def main() -> None:
     arguments = _arguments()
     os.set_inheritable(arguments.events_fd, False)
-    brought: list[str] = []  # applications, to somebody else's cluster
+    brought: list[str] = []  # names of the applications added to somebody else's cluster
     end_with_reader(arguments.events_fd, arguments.config.parent, partial(joining.delete, brought))
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _serve(arguments: argparse.Namespace, report: Reporter) -> None:
-    """A cluster of our own."""
+    """Serve on a cluster of our own."""
     import ray
     from ray.serve import scripts
 
@@ -58,12 +58,12 @@ def _serve(arguments: argparse.Namespace, report: Reporter) -> None:
         try:
             scripts.run.main([str(arguments.config)], standalone_mode=False)
             break
-        except ray.exceptions.RayActorError:  # Serve has given up a proxy that is slow to start, for another one
+        except ray.exceptions.RayActorError:  # Serve has replaced a proxy that was slow to start
             time.sleep(1)
 
 
 def _join(arguments: argparse.Namespace, report: Reporter, brought: list[str]) -> None:
-    """Somebody else's cluster."""
+    """Serve on somebody else's cluster."""
     import ray
     import yaml
 
@@ -98,7 +98,7 @@ def _arguments() -> argparse.Namespace:
 
 
 class Reporter:
-    """Writes reports to the parent, each change once."""
+    """Writes a report to the parent if it differs from the last one."""
 
     def __init__(self, fd: int) -> None:
         self._pipe = os.fdopen(fd, "w", buffering=1)
@@ -111,7 +111,7 @@ class Reporter:
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
-    # Ray's own exit handler ends its processes; a drain through HAProxy would take 30 s
+    # Ray's exit handler ends its processes; draining through HAProxy would take 30 s
     sys.exit(0)
 
 
@@ -147,9 +147,10 @@ def _watch(report: Reporter, apps: list[str]) -> None:
 
 
 def for_drivers(address: str) -> str:
-    """What a driver on this machine says to find a cluster that listens on loopback alone.
+    """The RAY_ADDRESS with which drivers on this machine find a cluster that listens only on loopback.
 
-    Ray (2.60) takes 127.0.0.1 in RAY_ADDRESS for this machine's address in its network, and others for what they are.
+    Ray (2.60) replaces 127.0.0.1 in RAY_ADDRESS by this machine's network address; other spellings of loopback are
+    kept.
     """
     host, _, port = address.rpartition(":")
     loopback = "[::ffff:127.0.0.1]" if Path("/proc/net/if_inet6").exists() else "0.0.0.0"
@@ -157,7 +158,7 @@ def for_drivers(address: str) -> str:
 
 
 def _answers(app: Any) -> bool:
-    """Whether an application's entrance is up: ours then says itself how its models are."""
+    """Whether requests can reach an application. Our gateway then reports the state of its models itself."""
     gateway = app.deployments.get("gateway")
     return app.status == "RUNNING" or (gateway is not None and gateway.status == "HEALTHY")
 
@@ -170,20 +171,20 @@ def _failure(name: str, app: Any) -> str:
 
 
 async def _drain(report: Reporter, apps: list[str]) -> None:
-    """Have the gateways take no more requests, and say so once none runs."""
+    """Make the gateways refuse new requests, and report once none runs any more."""
     from ray import serve
 
-    handles = [serve.get_app_handle(app) for app in apps]  # with Serve's throughput settings they need an event loop
+    handles = [serve.get_app_handle(app) for app in apps]  # with Serve's throughput settings they need a loop
     while sum([await _running(handle) for handle in handles]):
         await asyncio.sleep(POLL_SECONDS)
     report(drained=True)
 
 
 async def _running(handle: Any) -> int:
-    """How many requests an application's gateways still run; another's application has none that we know of."""
+    """How many requests an application's gateways still run; 0 for applications that are not ours."""
     try:
         answers = await handle.broadcast("drain").results_async(timeout_s=5, return_exceptions=True)
-    except Exception:  # not heard in time
+    except Exception:  # no answer in time
         return 1
     return sum(answer for answer in answers if isinstance(answer, int))
 

@@ -1,7 +1,7 @@
-"""`octavo serve CONFIG`: starts the server in a child process, shows progress, waits for a real answer, ends it all.
+"""`octavo serve CONFIG`: starts the server in a child process, shows progress, waits for a real answer, and ends it.
 
-The child (`command.launch`) leads a session of its own. Every Ray process it starts stays in that session, so
-ending the session ends them, and no Ray process of anybody else is touched.
+The child (`command.launch`) leads a session of its own. Every Ray process that it starts stays in that session, so
+ending the session ends exactly these, and no other Ray process.
 """
 
 from __future__ import annotations
@@ -49,18 +49,19 @@ __all__ = ["Options", "end_session", "environment", "free_block", "run", "sessio
 
 END_SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 _PROGRESS = re.compile(r"(?:Loading|Packing) .*?:\s+(\d+)%\|")
-_READY = re.compile(r"(?:Engine|Shard) ready: .*")  # octavo.execution.local and octavo_serve.shard.start_up write these
+_READY = re.compile(r"(?:Engine|Shard) ready: .*")  # written by octavo.execution.local and octavo_serve.shard.start_up
 
 
 class StartError(Exception):
-    """The server cannot be started or has ended; the message says why."""
+    """The server cannot be started, or it has ended; the message says why."""
 
 
 class Interrupted(Exception):
     """Ctrl-C, SIGTERM or a closed terminal.
 
     Attributes:
-        drains: whether running streams may end first: what ends a service in an orderly way does not close terminals.
+        drains: whether running streams may end first. After a closed terminal they may not: a service manager sends
+            SIGTERM.
     """
 
     def __init__(self, signum: int) -> None:
@@ -86,13 +87,13 @@ def run(options: Options) -> int:
     """Serve until interrupted.
 
     Returns:
-        The exit code: 0 after Ctrl-C or SIGTERM when every model had answered; 1 when one had not (the others were
-        served) or nothing could be; 2 for a bad config; 130 after Ctrl-C before anything was served.
+        The exit code: 0 after Ctrl-C or SIGTERM if every model had answered; 1 if one had not (the others were served)
+        or none could be served; 2 for a bad config; 130 after Ctrl-C before anything was served.
     """
     console = Console(highlight=False)
     try:
         plan = read_plan(options.config, options.port, options.host)
-        if options.address is None:  # else the files are wherever the cluster's nodes are
+        if options.address is None:  # otherwise the files are on the cluster's nodes
             check_files(plan)
             keep_token(os.environ)
         check_tls(plan.http)
@@ -123,7 +124,7 @@ def run(options: Options) -> int:
 
 
 def notes(options: Options, plan: Plan) -> list[str]:
-    """What the user should know before the start."""
+    """Warnings and notes for the user before the start."""
     found = []
     if options.address is None and (elsewhere := os.environ.get("RAY_ADDRESS")):
         found.append(f"RAY_ADDRESS={elsewhere} is not followed, a cluster of its own is started: --address joins one.")
@@ -153,14 +154,14 @@ def _serve_until_told(server: Server, grace: float, console: Console) -> None:
 
 
 class Server:
-    """The child process, what it reports and the end of its log."""
+    """The child process, its reports and the end of its log."""
 
     def __init__(
         self, process: subprocess.Popen[str], reports: TextIO, timeout: float, console: Console, verbose: bool
     ) -> None:
         self.process = process
         self.started = time.monotonic()
-        self.loading = ""  # how far a shard is with its model
+        self.loading = ""  # a shard's progress in loading its model
         self._deadline = self.started + timeout
         self._timeout = timeout
         self._console, self._verbose = console, verbose
@@ -175,7 +176,7 @@ class Server:
         return time.monotonic() > self._deadline
 
     def report(self, wait: float) -> dict[str, Any]:
-        """The child's next report, or an empty one after `wait` seconds.
+        """The child's next report, or an empty one if there is none within `wait` seconds.
 
         Raises:
             StartError: it has ended, or the time to start is over.
@@ -188,13 +189,13 @@ class Server:
         return {}
 
     def drain(self, grace: float) -> None:
-        """Have no more requests taken and wait, at most so many seconds, until none runs."""
+        """Make the gateways refuse new requests, and wait until none runs, at most `seconds`."""
         self.process.send_signal(signal.SIGUSR1)
         over = time.monotonic() + grace
         while (rest := over - time.monotonic()) > 0 and self.process.poll() is None:
             with contextlib.suppress(queue.Empty):
                 if "drained" in self._reports.get(timeout=min(rest, 0.5)):
-                    time.sleep(min(rest, 0.5))  # for what was sent to pass HAProxy
+                    time.sleep(min(rest, 0.5))  # so that answers already sent get through HAProxy
                     return
 
     def check(self) -> None:
@@ -218,7 +219,7 @@ class Server:
                 self._say(ready[0])
 
     def _say(self, line: str) -> None:
-        # where nobody reads any more (rich then exits), the log is read on all the same: else the child waits for ever
+        # keep reading the log even if our own output is closed (rich then exits): otherwise the child would block
         with contextlib.suppress(OSError, SystemExit):
             self._console.print(line, markup=False, soft_wrap=True)
 
@@ -229,7 +230,7 @@ class Server:
 
 @contextlib.contextmanager
 def _server(options: Options, plan: Plan, console: Console) -> Iterator[Server]:
-    """Start the child; when the block is left, everything it started is gone."""
+    """Start the child. When the block is left, every process that it started has ended."""
     with tempfile.TemporaryDirectory(prefix="octavo-", dir=place_for_sockets()) as folder:
         env = environment(options, plan, Path(folder))
         fronted = options.address is None and env.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
@@ -260,9 +261,11 @@ def _server(options: Options, plan: Plan, console: Console) -> Iterator[Server]:
 
 
 def place_for_sockets() -> str:
-    """Where the server's folder is made: TMPDIR and the like, or /tmp where Unix sockets' names get too long below it.
+    """The parent of the server's folder: TMPDIR or similar, or /tmp if paths of Unix sockets below it would be too
+    long.
 
-    A name has at most 107 bytes. 96 follow the place: the folder, a node's id, and HAProxy's `admin.sock.PID.tmp`.
+    A socket's path has at most 107 bytes. 96 of them follow: the folder, a node's id, and HAProxy's
+    `admin.sock.PID.tmp`.
     """
     place = tempfile.gettempdir()
     return place if len(os.fsencode(place)) <= 107 - 96 else "/tmp"
@@ -271,31 +274,32 @@ def place_for_sockets() -> str:
 def environment(options: Options, plan: Plan, folder: Path) -> dict[str, str]:
     """The child's environment: Ray reads these when its first process starts, so they cannot be set later.
 
-    What the user has set stays as it is. On a cluster that is already running only the cluster's own settings count.
+    Variables that the user has set are kept. On a cluster that is already running, only the cluster's own settings
+    count.
     """
     settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
-    # Ray's processes step back behind all others (nice 15), for they may be batch work; somebody waits for ours
+    # Ray runs workers at nice 15, because they may be batch work; ours serve interactive requests
     settings["RAY_worker_niceness"] = "0"
-    settings["OCTAVO_HOST"] = plan.host  # who can reach the gateways: Serve may listen elsewhere, behind HAProxy
+    settings["OCTAVO_HOST"] = plan.host  # the address clients use: behind HAProxy, Serve listens on another one
     settings["OMP_WAIT_POLICY"] = "passive"  # torch's threads must not spin on cores that the gateway needs
     if options.address is None:
         settings[MODE] = "token"  # without it every user of the machine could run code as this one
         if (token := token_file(os.environ)) is not None:
-            settings["RAY_AUTH_TOKEN_PATH"] = str(token)  # Ray itself looks nowhere where HOME is not set
-        # Ray's own switch for machines that are to be clusters by themselves: all of it listens on 127.0.0.1
+            settings["RAY_AUTH_TOKEN_PATH"] = str(token)  # Ray itself finds no token if HOME is not set
+        # Ray's own switch for single-node clusters: everything listens on 127.0.0.1
         settings["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        # Ray's folder holds code that its processes run and the sockets they meet at, and is writable for everybody
+        # Ray's folder holds code that its processes run, and their sockets; by default everybody can write there
         settings["RAY_TMPDIR"] = str(folder)
         settings["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = MIDDLEWARES
         settings["RAY_preload_python_modules"] = (
-            "octavo_serve.shard.shard"  # imported before a process is needed: `warm`
+            "octavo_serve.shard.shard"  # imported when a worker starts, before a shard needs it: see `warm`
         )
-        # on a busy machine a proxy takes longer to start than the 5 s after which Serve starts another one instead, and
-        # to answer than the 10 s after which, three times in a row, Serve kills it and all connections with it
+        # Serve replaces a proxy that has not started after 5 s, and kills one, with all its connections, that has not
+        # answered within 10 s three times in a row: both happen on a busy machine
         settings |= {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
-        # Serve's controller looks at everything ten times a second, a third of what an idle cluster uses of a core, and
-        # each time it interrupts a model that computes on all cores. Shards were not seen to start later with this, but
-        # where their number follows the load, the controller decides it.
+        # Serve's controller runs its loop ten times a second, which is a third of an idle cluster's CPU time, and each
+        # time interrupts a model that computes on all cores. A slower loop was not seen to delay the start of shards.
+        # With autoscaling it stays fast, because the controller decides the number of shards.
         if not plan.scales:
             settings["RAY_SERVE_CONTROL_LOOP_INTERVAL_S"] = "0.25"
     if options.address is None and options.fast:
@@ -310,12 +314,12 @@ def environment(options: Options, plan: Plan, folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Raise `Interrupted` on each of the signals, but on SIGHUP under nohup."""
+    """Raise `Interrupted` on each of these signals, except on SIGHUP under nohup."""
     came: list[int] = []
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         came.append(signum)
-        if signum != signal.SIGTERM or len(came) > 1:  # nothing but the first SIGTERM's drain can be interrupted
+        if signum != signal.SIGTERM or len(came) > 1:  # only the drain after a first SIGTERM can be interrupted
             for each in END_SIGNALS:
                 signal.signal(each, signal.SIG_IGN)
         raise Interrupted(signum)
@@ -353,14 +357,14 @@ def wait_until_running(server: Server, show: Callable[[str], None], say: Callabl
 def await_answers(
     plan: Plan, server: Server, show: Callable[[str], None], say: Callable[[str], None]
 ) -> dict[str, str]:
-    """Wait until every model has answered a question or has failed, in any order.
+    """Wait until every model has answered a test request or has failed, in any order.
 
     Args:
-        show: takes what is being waited for.
-        say: takes what has happened.
+        show: called with what is being waited for.
+        say: called with what has happened.
 
     Returns:
-        Why, of each model that does not answer; those that still load when the time is over among them.
+        A sentence for each model that does not answer, including those still loading when the time is over.
 
     Raises:
         StartError: no model answers, or the child ended.
@@ -394,7 +398,7 @@ def await_answers(
 
 
 def _states(plan: Plan) -> dict[str, dict[str, Any]]:
-    """What the gateways say of their models, by label: nothing until Serve's proxies know them."""
+    """The gateways' reports on their models, by label; empty until Serve's proxies know the gateways."""
     said = {route: _health(plan, route) for route in {awaited.route for awaited in plan.awaited}}
     found = [(awaited.label, said[awaited.route].get(awaited.model)) for awaited in plan.awaited]
     return {label: state for label, state in found if state is not None}
@@ -421,7 +425,7 @@ def _trust(plan: Plan) -> ssl.SSLContext | bool:
 
 
 def _ask(plan: Plan, awaited: Awaited) -> str | None:
-    """Ask for a few tokens; returns what is wrong with the answer."""
+    """Request a few tokens; returns what is wrong with the answer, or None."""
     body = {"model": awaited.model, "prompt": QUESTION, "max_tokens": 4, "temperature": 0}
     url = f"{plan.base}{awaited.route}/v1/completions"
     try:
@@ -432,7 +436,7 @@ def _ask(plan: Plan, awaited: Awaited) -> str | None:
 
 
 class _Printer:
-    """Shows progress where there is no terminal: one line per phase."""
+    """Shows progress without a terminal: one line per phase."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -455,7 +459,7 @@ def _announce(console: Console, plan: Plan, ray: str, failed: dict[str, str], se
         f"\n[bold green]Serving[/] {', '.join(awaited.label for awaited in served)} "
         f"at [bold]{plan.url}/v1[/] after {seconds:.1f} s."
     )
-    key = "" if plan.key is None else '-H "Authorization: Bearer $KEY" '  # never its text: this may be a log
+    key = "" if plan.key is None else '-H "Authorization: Bearer $KEY" '  # not the key: this may be a log
     console.print("Ask it something:\n")
     trusted = f"--cacert {plan.http['ssl_certfile']} " if plan.http.get("ssl_certfile") else ""
     url = f"{plan.base}{served[0].route}/v1/chat/completions"

@@ -1,4 +1,4 @@
-"""The processes of a server: all are in one session, so ending the session ends them and nobody else's."""
+"""The processes of a server are all in one session: ending the session ends them and no others."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-LEAVE_SECONDS = 10.0  # for Ray to leave by itself: it takes 1 to 2 s
+LEAVE_SECONDS = 10.0  # time for Ray to exit by itself, which takes 1 to 2 s
 
 
 def end_session(process: subprocess.Popen[str]) -> None:
-    """End a session's leader and everything in the session: politely, then for certain."""
+    """End a session's leader and all its processes: with SIGTERM first, then with SIGKILL."""
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -30,7 +30,8 @@ def end_session(process: subprocess.Popen[str]) -> None:
 
 
 def kill_session(session: int) -> None:
-    """Kill every process of a session but this one, until none is left (one may start another meanwhile)."""
+    """Kill every process of a session except this one; repeat until none is left, because a process may start
+    others."""
     while left := [pid for pid in session_members(session) if pid != os.getpid()]:
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
@@ -39,7 +40,7 @@ def kill_session(session: int) -> None:
 
 
 def session_members(session: int) -> list[int]:
-    """Live processes of a session (Linux; elsewhere only its leader's process group is known)."""
+    """Live processes of a session (on Linux; elsewhere only those of its leader's process group)."""
     if not Path("/proc/self/stat").exists():
         return [session] if _alive(session) else []
     found = []
@@ -61,19 +62,19 @@ def _alive(pid: int) -> bool:
 
 
 def end_with_reader(pipe: int, folder: Path, before: Callable[[], object]) -> None:
-    """Watch a pipe that this session's leader writes to; once nobody reads it any more, nothing is left of the session.
+    """Watch a pipe that this session's leader writes to, and end the whole session once its reader is gone.
 
-    The reader is `octavo serve`, which ends the session itself: unless it was killed.
+    The reader is `octavo serve`. It normally ends the session itself, but cannot if it was killed.
 
     Args:
-        pipe: its writing end.
-        folder: removed in the end.
+        pipe: the writing end.
+        folder: removed at the end.
         before: called first.
     """
 
     def watch() -> None:
         poll = select.poll()
-        poll.register(pipe, 0)  # POLLERR, the end of the last reader, is always reported
+        poll.register(pipe, 0)  # POLLERR is always reported, when the last reader closes
         poll.poll()
         with contextlib.suppress(Exception):
             before()

@@ -1,4 +1,4 @@
-"""The config file of `octavo serve`: read, checked, and what the command must know of it."""
+"""Reads and checks the config file of `octavo serve`."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from octavo_serve.ports import here, in_url
 T = TypeVar("T")
 OUR_APP = "octavo_serve.app:build"
 DEFAULT_PORT = 8000
-DEFAULT_HOST = "127.0.0.1"  # Serve's own default in a config file is every interface
+DEFAULT_HOST = "127.0.0.1"  # in a config file Serve's own default is every interface
 START_KEY = "octavo-serve"
-"""Name of the key with which the command that starts the server asks whether it answers."""
+"""Name of the key with which `octavo serve` tests whether the server answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
-    """A model that must answer before the server has started.
+    """A model that must answer before the server counts as started.
 
     Attributes:
-        model: what requests call it.
-        route: of its application, "" for the root.
-        label: what it is called among the models of all applications.
+        model: its name in requests.
+        route: its application's route prefix; "" for the root.
+        label: its name in messages, unique over all applications.
     """
 
     model: str
@@ -53,7 +53,7 @@ class Awaited:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a config file asks for."""
+    """The content of a config file."""
 
     document: dict[str, Any]  # the file, with the host and the port that will be used
     apps: list[str]
@@ -61,11 +61,11 @@ class Plan:
     port: int
     awaited: list[Awaited]  # of all our applications
     settings: list[AppSettings]  # of our applications
-    key: str | None  # that opens all our applications that have keys
+    key: str | None  # a key that is valid in every one of our applications with keys
 
     @property
     def base(self) -> str:
-        """Where this machine reaches the server."""
+        """The server's URL for clients on this machine."""
         scheme = "https" if self.http.get("ssl_certfile") else "http"
         return f"{scheme}://{in_url(here(self.host), self.port)}"
 
@@ -77,35 +77,35 @@ class Plan:
 
     @property
     def url(self) -> str:
-        """The same of the first of our applications."""
+        """The URL of the first of our applications."""
         return f"{self.base}{self.route}"
 
     @property
     def route(self) -> str:
-        """Of the first of our applications, "" for the root."""
+        """Route prefix of the first of our applications; "" for the root."""
         return self.awaited[0].route
 
     @property
     def models(self) -> list[str]:
-        """What the models of all our applications are called."""
+        """Names of the models of all our applications."""
         return [model.label for model in self.awaited]
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of a request that the server answers."""
+        """Headers of a request that the server accepts."""
         return {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
 
     @property
     def scales(self) -> bool:
-        """Whether the load decides how many shards some model has."""
+        """Whether any model autoscales."""
         return any(isinstance(model.replicas, ReplicaRange) for found in self.settings for model in found.models)
 
 
 def read_plan(config: Path, port: int | None = None, host: str | None = None) -> Plan:
-    """Read and check a config file by itself; `check_files` looks at what it names.
+    """Read and check a config file alone; `check_files` checks the files that it names.
 
     Args:
-        port, host: listen here instead of where the file says.
+        port, host: listen here instead of at the file's port and host.
 
     Raises:
         ConfigError: it is missing or not valid; the message names what.
@@ -143,7 +143,7 @@ def read_plan(config: Path, port: int | None = None, host: str | None = None) ->
 
 
 def _checked(document: dict[str, Any]) -> Document:
-    """The document as Serve understands it, and no key that Serve would ignore."""
+    """Validate the document against Serve's schema; keys that Serve would ignore are errors."""
     try:
         checked = Document.model_validate(document)
     except ValidationError as error:
@@ -181,7 +181,7 @@ def _start_key(key: str) -> ApiKey:
 
 
 def _awaited(apps: Sequence[Application], settings: Sequence[AppSettings]) -> list[Awaited]:
-    """Every model of every application that has an address; several applications may have models of one name."""
+    """Every model of every application with a route; several applications may have models of the same name."""
     found = []
     for app, its in zip(apps, settings, strict=True):
         if app.route_prefix is not None:
@@ -193,7 +193,7 @@ def _awaited(apps: Sequence[Application], settings: Sequence[AppSettings]) -> li
 
 
 def find_files_beside(config: Path, arguments: dict[str, Any]) -> None:
-    """Make paths absolute that name files beside the config: what is none, such as a hub id, stays as it is."""
+    """Make paths of files beside the config absolute; anything else, such as a hub id, stays as it is."""
     models, keys = arguments.get("models"), arguments.get("api_keys")
     places = [(key, "file") for key in keys or ()] if isinstance(keys, list) else []
     for model in models if isinstance(models, list) else ():
@@ -219,10 +219,11 @@ def _exists(path: Path) -> bool:
 
 
 def check_files(plan: Plan) -> None:
-    """Look for what the config names on this machine, before anything starts; nothing is fetched or put together.
+    """Check before the start that the files which the config names are on this machine; nothing is fetched or
+    assembled.
 
     Raises:
-        ConfigError: one is missing, named with where the config says it; all of them, a line each.
+        ConfigError: files are missing; one line each, with the setting that names it.
     """
     problems = []
     for settings in plan.settings:
@@ -251,8 +252,8 @@ def _of_model(model: ModelSettings) -> list[str]:
 
 
 def _not_loadable(models: list[ModelSettings]) -> list[str]:
-    """Settings that a model's files contradict; and what is wrong with the models where nothing is right with any: one
-    that is broken is no reason not to serve the others."""
+    """Settings that a model's files contradict. What is wrong with the models themselves is included only if every
+    model is broken: otherwise the others can be served."""
     from octavo.models.parallel import TPGroup  # numpy
     from octavo.models.source_spec import check_loadable, read_share
 

@@ -1,4 +1,4 @@
-"""Whether shards can be placed at all: pure, for Ray itself waits for ever and says nothing."""
+"""Computes whether shards can be placed. Ray itself waits for ever without saying anything."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Resources = Mapping[str, float]
-"""Ray's names and amounts: {"CPU": 8, "GPU": 2}."""
+"""Amounts by Ray's names of resources: {"CPU": 8, "GPU": 2}."""
 
 Strategy = Literal["STRICT_PACK", "PACK", "SPREAD", "STRICT_SPREAD"]
 
@@ -17,9 +17,9 @@ class Group:
     """The placement group of one shard.
 
     Attributes:
-        bundle: what each rank asks for.
-        ranks: bundles.
-        strategy: STRICT_PACK puts all on one node, STRICT_SPREAD each on another; the rest is a wish.
+        bundle: resources of each rank.
+        ranks: number of ranks, each with one bundle.
+        strategy: STRICT_PACK puts all on one node, STRICT_SPREAD each on a different node; the others are preferences.
     """
 
     bundle: Resources
@@ -27,14 +27,14 @@ class Group:
     strategy: Strategy
 
 
-_UNLIMITED = 1_000_000  # bundles on a node, of one that asks for nothing
+_UNLIMITED = 1_000_000  # bundles per node if a bundle needs no resources
 
 
 def unplaceable(group: Group, shards: int, nodes: Sequence[Resources]) -> str | None:
-    """Why the cluster cannot hold so many shards even if nothing else ran on it; None where it can.
+    """Why the cluster could not hold this many shards even if nothing else ran on it; None if it could.
 
     Args:
-        shards: placement groups wanted at once.
+        shards: number of placement groups at once.
         nodes: what each node that is alive has in all.
     """
     room = [_bundles(node, group.bundle) for node in nodes]
@@ -48,10 +48,10 @@ def unplaceable(group: Group, shards: int, nodes: Sequence[Resources]) -> str | 
 
 
 def most_shards(group: Group, kept: Sequence[Group], nodes: Sequence[Resources]) -> int:
-    """How many shards fit beside what others are to have at all times.
+    """How many shards fit beside the placement groups in `kept`.
 
     Args:
-        kept: placement groups that come first, wherever they leave the most room.
+        kept: placement groups of others that must always fit; they are placed where they leave the most room.
         nodes: what each node that is alive has in all.
     """
     free = [dict(node) for node in nodes]
@@ -63,7 +63,7 @@ def most_shards(group: Group, kept: Sequence[Group], nodes: Sequence[Resources])
 
 
 def _best_nodes(nodes: Sequence[dict[str, float]], group: Group) -> list[dict[str, float]]:
-    """The node of each rank: of those with room, the one with the least of it; none where the group does not fit."""
+    """A node for each rank: the fullest nodes that have room; empty if the group does not fit."""
     room = sorted(
         ((bundles, i) for i, node in enumerate(nodes) if (bundles := _bundles(node, group.bundle))),
         key=lambda found: found[0],
@@ -77,14 +77,14 @@ def _best_nodes(nodes: Sequence[dict[str, float]], group: Group) -> list[dict[st
 
 
 def _bundles(node: Resources, bundle: Resources) -> int:
-    """How many such bundles fit on a node."""
-    # Ray counts in ten-thousandths; so do we, for 0.3 / 0.1 is less than 3
+    """How many of these bundles fit on a node."""
+    # count in ten-thousandths as Ray does, because 0.3 / 0.1 is less than 3 in floating point
     amounts = [(round(node.get(name, 0) * 10_000), round(each * 10_000)) for name, each in bundle.items() if each > 0]
     return min((has // each for has, each in amounts), default=_UNLIMITED)
 
 
 def _groups(room: list[int], group: Group) -> int:
-    """How many groups fit on nodes with room for so many bundles each."""
+    """How many groups fit on nodes that have room for `room[i]` bundles each."""
     if group.strategy == "STRICT_PACK":
         return sum(bundles // group.ranks for bundles in room)
     if group.strategy == "STRICT_SPREAD":

@@ -1,7 +1,7 @@
-"""What Serve (2.60) takes in a config file, by name and type: Serve itself ignores keys that it does not know.
+"""The keys that Serve (2.60) accepts in a config file, with their types. Serve itself ignores unknown keys.
 
-Its own schema (`ray.serve.schema.ServeDeploySchema`) is not used: to import it takes a second, and it says nothing of
-a misspelt key. A test holds this table against it.
+Serve's own schema (`ray.serve.schema.ServeDeploySchema`) is not used: importing it takes a second, and it does not
+report a misspelt key. A test compares these classes with it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Port = Annotated[int, Field(ge=1, le=65_535)]
 
 
 def _host(value: str) -> str:
-    """A name, or an address; one of digits and dots, or with a colon, is meant as an address."""
+    """A host name or an address; digits and dots alone, or anything with a colon, must be a valid address."""
     try:
         if not re.fullmatch(r"[A-Za-z0-9_.-]*[A-Za-z_-][A-Za-z0-9_.-]*", value):
             ip_address(value)
@@ -43,7 +43,7 @@ class HttpOptions(Settings):
 
 
 class GrpcOptions(Settings):
-    """The same for gRPC, which Octavo does not use."""
+    """The same for Serve's gRPC server, which Octavo does not use."""
 
     port: Port = 9000
     grpc_servicer_functions: list[str] = Field(default_factory=list)
@@ -59,7 +59,7 @@ def _level(value: int | str) -> int | str:
 
 
 class LoggingConfig(Settings):
-    """What Serve's processes log."""
+    """Logging of Serve's processes."""
 
     encoding: Literal["TEXT", "JSON"] = "TEXT"
     log_level: Annotated[int | str, AfterValidator(_level)] = "INFO"

@@ -1,4 +1,4 @@
-"""YAML as people write it in config files: what two readers may understand differently is an error, in a sentence."""
+"""Reads YAML config files; anything that two YAML readers may understand differently is an error in one sentence."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from octavo.errors import ConfigError
 
 LARGEST_FILE = 131_072
-"""Bytes. The largest config here has 2,500; PyYAML reads 100 to 200 of them per millisecond."""
+"""Most bytes of a file. The largest config here has 2,500; PyYAML reads 100 to 200 bytes per millisecond."""
 MOST_NODES = 100_000
-"""Values of a document with its aliases written out: nine lines of aliases can stand for 10^9."""
+"""Most values of a document with its aliases expanded: nine lines of aliases can expand to 10^9 values."""
 
 
 def read_yaml(path: Path) -> Any:
     """The one document of a YAML file.
 
     Raises:
-        ConfigError: it cannot be read, is no YAML, says a key twice, or is larger than a config.
+        ConfigError: it cannot be read, is not YAML, has a key twice, or exceeds the bounds above.
     """
     try:
         with path.open("rb") as opened:
@@ -58,10 +58,10 @@ def _where(mark: yaml.Mark | None) -> str:
 
 
 def _check(node: Node, sizes: dict[int, int]) -> int:
-    """How many values a node stands for with its aliases written out.
+    """The number of values in a node with its aliases expanded.
 
     Args:
-        sizes: by id of the nodes that were seen; 0 while their inside is looked at.
+        sizes: id of a visited node -> its size; 0 while the node's content is being counted.
     """
     if (known := sizes.get(id(node))) is not None:
         if not known:

@@ -1,7 +1,7 @@
-"""The adapter between Ray Serve's autoscaling and `octavo.scaling`: Ray's context there, plain numbers here.
+"""Adapts `octavo.scaling`, which works on plain numbers, to Ray Serve's autoscaling.
 
-Serve pickles this module into its controller and calls the policy in the control loop, ten times a second: nothing here
-may wait for anything.
+Serve pickles this module into its controller and calls the policy in its control loop, up to ten times a second, so
+nothing here may block.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from octavo_serve.controller.nodes import Nodes
 
 POLICY = "octavo_serve.controller.autoscaling:Autoscaler"
 REPORT_SECONDS = 0.5
-"""How often shards report; Serve's own default of ten seconds is longer than most bursts."""
+"""Seconds between two reports of a shard; Serve's default of ten seconds is longer than most bursts."""
 
 _STATE = "octavo"
 
@@ -29,7 +29,8 @@ class Autoscaler:
 
     Args:
         group: the fields of a shard's `octavo_serve.config.placement.Group`.
-        kept: the same of all that other models are to have at all times: a burst here leaves room for it.
+        kept: the same for every placement group that other models need at all times; a burst of this model leaves room
+            for them.
         targets: the fields of `octavo.scaling.policy.Targets`.
     """
 
@@ -40,7 +41,7 @@ class Autoscaler:
         self.group = Group(**group) if group else None
         self.kept = [Group(**each) for each in kept]
         self.nodes = Nodes()
-        self._counted: tuple[object, int] = (None, 0)  # nodes as they were found, and the shards that fit on them
+        self._counted: tuple[object, int] = (None, 0)  # the nodes, and the number of shards that fit on them
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         decision = decide(
@@ -64,7 +65,7 @@ class Autoscaler:
         return allowed, {_STATE: decision.state}
 
     def _room(self, now: float) -> int | None:
-        """Shards that the cluster can hold beside what others are to have; None where this is not known."""
+        """Shards that fit on the cluster beside the `kept` groups; None if the nodes are not known."""
         if self.group is None or (nodes := self.nodes.latest(now)) is None:
             return None
         if self._counted[0] is not nodes:
@@ -73,7 +74,7 @@ class Autoscaler:
 
 
 def loads(context: AutoscalingContext) -> list[ShardLoad]:
-    """The shards' latest reports; one that has not reported yet is left out."""
+    """The shards' latest reports, without shards that have not reported yet."""
     now = context.current_time or 0.0
     metrics = context.raw_metrics or {}
     names = [field.name for field in dataclasses.fields(ShardLoad) if field.name != "age"]

@@ -1,4 +1,4 @@
-"""What the cluster has, for a caller that must not wait."""
+"""The cluster's nodes, for callers that must not block."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from octavo_serve.config.placement import Resources
 from octavo_serve.ray_private import grows_by_itself
 
 PERIOD = 5.0
-"""Seconds between two looks."""
+"""Seconds between two queries."""
 
 
 class Nodes:
-    """What each node of the cluster has, asked for in a thread."""
+    """The resources of each node of the cluster, queried in a thread."""
 
     def __init__(self) -> None:
         self._known: list[Resources] | None = None
         self._asked = float("-inf")
 
     def latest(self, now: float) -> list[Resources] | None:
-        """What was found last; None until then, and on a cluster that grows by itself: there Ray brings nodes."""
+        """The nodes found last. None before the first answer, and on a cluster that adds nodes on demand."""
         if now - self._asked > PERIOD:
             self._asked = now
             threading.Thread(target=self._look, daemon=True).start()

@@ -1,4 +1,4 @@
-"""The end of a gateway: no more requests are taken while those that run come to their end."""
+"""The end of a gateway: new requests are refused while running ones finish."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ LEAVING = "this server is about to end and takes no more requests; ask another o
 
 
 class Drain:
-    """What all of a gateway's HTTP requests pass (ASGI middleware).
+    """ASGI middleware around all of a gateway's HTTP requests.
 
     Attributes:
-        running: requests whose answer has not been sent to its end.
-        begun: whether no more are taken. Each is answered with 503, /health too: a load balancer goes elsewhere then.
+        running: requests whose answer has not been sent completely.
+        begun: whether new requests are refused: with 503, /health too, so that a load balancer uses another gateway.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Drain:
         self.begun = False
 
     def around(self, app: ASGIApp) -> ASGIApp:
-        """The same application, counted and closed at the end."""
+        """The same application, with its requests counted, and refused once draining has begun."""
 
         async def counted(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http":

@@ -1,4 +1,4 @@
-"""Routes that tell of the server and its models: /version, /ping, /tokenizer_info, /openapi.json, /docs."""
+"""Routes about the server and its models: /version, /ping, /tokenizer_info, /openapi.json, /docs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from octavo_serve.http.schemas import TokenizerInfo
 
 
 def add_about(app: Starlette, service: Service, surfaces: tuple[Surface[Any, Any, Any], ...]) -> None:
-    """Add the routes; Starlette answers HEAD where there is a GET."""
+    """Add the routes; Starlette adds HEAD to every GET."""
 
     async def version(request: Request) -> Response:
         return json_reply({"version": __version__})
@@ -42,7 +42,8 @@ def add_about(app: Starlette, service: Service, surfaces: tuple[Surface[Any, Any
 
 
 async def _tokenizer_info(service: Service, name: str | None) -> TokenizerInfo:
-    """vLLM's form: what transformers would know, so its fast tokenizers' name, too."""
+    """vLLM's format, which describes the tokenizer as transformers would, so the class is that of its fast
+    tokenizers."""
     model = await service.models.served(name)
     tokenizer = model.tokenizer
     special: Any = dict(tokenizer.special_tokens)

@@ -43,11 +43,11 @@ class Backend(Protocol):
 
 
 ErrorsOf = Callable[[Scope], Errors]
-"""How to say what went wrong with a request: in the form of its path's protocol, else in OpenAI's."""
+"""The error format of a request's path: that of its protocol, otherwise OpenAI's."""
 
 
 class _App(Starlette):
-    """Starlette with the door outermost: also before what answers exceptions that nobody handles."""
+    """Starlette with the door as the outermost middleware, outside even the handler of unhandled exceptions."""
 
     def __init__(self, access: Access, telemetry: Telemetry, errors_of: ErrorsOf) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def http_app(
     """The gateway's ASGI application.
 
     Args:
-        access: who may ask; None lets everybody in and tells everything.
+        access: access rules; None admits everybody and discloses everything.
         surfaces: the protocols it speaks.
     """
     access = access or Access()
@@ -129,7 +129,7 @@ def _add_text(app: Starlette, service: Service) -> None:
 
 def _add_operations(app: Starlette, service: Service, backend: Backend, access: Access) -> None:
     async def health(request: Request) -> Response:
-        """What is known of each model, at once: 200 unless no model can answer. Without a key that is all it says."""
+        """The state of each model, without waiting: 200 unless no model can answer. Without a key, only this status."""
         entries = service.models.entries
         ready = [entry.status == "ready" for entry in entries.values()]
         status = "ok" if all(ready) else "degraded" if any(ready) else "unhealthy"
@@ -165,15 +165,15 @@ def _add_errors(app: Starlette, telemetry: Telemetry, errors_of: ErrorsOf) -> No
 
 
 def session_of(request: Request) -> str:
-    """What keeps a client's requests together, as its headers say; "" when they do not."""
+    """The session name from a request's headers; "" if they name none."""
     return request.headers.get("x-session-affinity") or request.headers.get("x-session-id") or ""
 
 
 async def body_of(request: Request, kind: type[B], service: Service) -> B:
-    """The validated body; a large one is parsed beside the event loop.
+    """The validated body; a large one is parsed in a thread.
 
     Raises:
-        BadRequest: it is wrong; BodyTooLarge when it is too large.
+        BadRequest: it is invalid; BodyTooLarge if it is too large.
     """
     bounds = service.bounds
     body = await read_body(request, service.limits.max_body_bytes or bounds.num_bytes)
@@ -200,13 +200,13 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 def admit(rules: Rules, request: Request, asked: Asked) -> bool:
-    """Hold a request to its headers and the rules: its session, cache namespace and priority.
+    """Apply headers and access rules to a request: its session, cache namespace and priority.
 
     Returns:
-        whether its answer tells of the cache.
+        whether its answer may tell about the cache.
 
     Raises:
-        BadRequest: it says what clients may not.
+        BadRequest: it sets something that clients may not set.
     """
     caller = request.scope.get(CALLER, Caller())
     asked.session = session_of(request) or asked.session

@@ -1,6 +1,6 @@
-"""What the API says of itself: /openapi.json, made from the models that validate requests, and /docs, a page of it.
+"""The API's description: /openapi.json, made from the models that validate requests, and /docs, an HTML page of it.
 
-The page is plain HTML: it loads nothing, so that it also works where there is no Internet.
+The page is plain HTML and loads nothing, so it works without Internet access.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Operation:
     """One method of one path.
 
     Attributes:
-        kinds: content type -> type of what a 200 holds; None is text.
-        stream: framing, and type of an event, of the other content that a 200 may have.
-        also: further statuses that answer the same.
+        kinds: content type -> type of a 200's body; None means text.
+        stream: framing and event type of the stream that a 200 may be instead.
+        also: further statuses with the same body.
         query, path: names of parameters.
-        says: the form of its errors.
+        says: format of its errors.
     """
 
     method: str
@@ -94,7 +94,7 @@ Surfaces = tuple[Surface[Any, Any, Any], ...]
 
 
 def operations(surfaces: Surfaces) -> list[Operation]:
-    """All there are: the surfaces', and those that are always there."""
+    """All operations: those of the surfaces, and the fixed ones."""
     generate = [
         Operation(
             "post",
@@ -139,7 +139,7 @@ def _document(surfaces: Surfaces) -> dict[str, Any]:
 
 
 def _schemas(operations: list[Operation]) -> tuple[dict[Any, Any], dict[str, Any]]:
-    """Type -> its schema, and the definitions that these refer to."""
+    """Type -> its schema, and the definitions to which the schemas refer."""
     kinds = list(dict.fromkeys(kind for operation in operations for kind in _kinds(operation) if kind is not None))
     inputs: list[Any] = [(str(i), "validation", TypeAdapter(kind)) for i, kind in enumerate(kinds)]
     found, shared = TypeAdapter.json_schemas(inputs, ref_template="#/components/schemas/{model}")
@@ -148,7 +148,7 @@ def _schemas(operations: list[Operation]) -> tuple[dict[Any, Any], dict[str, Any
 
 
 def _kinds(operation: Operation) -> Iterator[Any]:
-    """The types that an operation's description names."""
+    """The types in an operation's description."""
     yield operation.body
     yield from operation.kinds.values()
     yield operation.stream and operation.stream[1]
@@ -186,7 +186,7 @@ def _content(kind: Any, refs: dict[Any, Any]) -> dict[str, Any]:
 
 @cache
 def page(surfaces: Surfaces) -> bytes:
-    """The description as HTML."""
+    """The description as an HTML page."""
     document = _document(surfaces)
     parts = [part for operation in operations(surfaces) for part in _section(operation, document)]
     return (_HEAD + "\n".join(parts) + "</body></html>").encode()

@@ -1,4 +1,4 @@
-"""The door: what every HTTP request passes before the API, from its method, path and headers alone.
+"""The door: checks every HTTP request before the API sees it, by method, path and headers alone.
 
     Host      names this machine, where only it can reach the server: a web page whose name was pointed here does not
     CORS      web pages of the origins in the settings may read answers, errors too; a preflight needs no key
@@ -29,11 +29,11 @@ from octavo_serve.ports import is_loopback
 logger = logging.getLogger("ray.serve")
 
 CALLER = "octavo.caller"
-"""Key of the ASGI scope: the `Caller`; absent where /health is asked without a key."""
+"""Key in the ASGI scope for the `Caller`; absent if /health is requested without a key."""
 
 OPEN_PATH = "/health"
 LONGEST_HOST = 260
-"""Bytes of a `Host` header: a name has at most 253."""
+"""Most bytes of a `Host` header: a name has at most 253."""
 EXPOSED = ["retry-after", "www-authenticate", "x-request-id"]
 _KEY_HEADERS = frozenset({b"authorization", b"x-api-key"})
 _LOOKED_AT = _KEY_HEADERS | {b"host", b"origin", b"sec-fetch-site", b"content-type", b"access-control-request-method"}
@@ -42,13 +42,13 @@ _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::\d{0,5})?")
 
 @dataclass(slots=True)
 class Head:
-    """The headers that the door looks at."""
+    """The headers that the door reads."""
 
     hosts: list[bytes]
     keys: list[bytes]
     repeated: bool = False  # more than one Authorization, or more than one x-api-key
     origin: bytes | None = None
-    fetched: bool = False  # by a browser
+    fetched: bool = False  # sent by a browser
     content_type: bytes = b""
     preflight: bool = False
 
@@ -86,7 +86,7 @@ def _key(name: bytes, value: bytes) -> bytes | None:
 
 
 class Door:
-    """ASGI middleware in front of everything else, so that what goes wrong inside passes it on the way out, too."""
+    """The outermost ASGI middleware, so that error responses from inside pass through it too."""
 
     def __init__(
         self, app: ASGIApp, access: Access, telemetry: Telemetry, errors_of: Callable[[Scope], Errors]
@@ -112,7 +112,7 @@ class Door:
             await self.enter(rules, head, scope, receive, send)
 
     async def enter(self, rules: Rules, head: Head, scope: Scope, receive: Receive, send: Send) -> None:
-        """What is checked of requests that are no preflight."""
+        """Checks for requests other than preflights."""
         caller = caller_of(rules, head)
         is_open = path_of(scope) == OPEN_PATH
         refused = no_key(head) if caller is None and not is_open else None
@@ -133,7 +133,7 @@ class Door:
 
 @dataclass(frozen=True, slots=True)
 class _Inside:
-    """The rest of the way as an application of its own, for Starlette's CORS."""
+    """Everything inside the door as an ASGI application, for Starlette's CORS middleware."""
 
     door: Door
     rules: Rules
@@ -149,19 +149,19 @@ def _cors(rules: Rules, app: ASGIApp) -> ASGIApp:
         allow_origins=rules.origins,
         allow_methods=["GET", "HEAD", "POST"],
         allow_headers=["*"],
-        allow_private_network=True,  # a page of the Internet that asks a server of the local network
+        allow_private_network=True,  # a web page from the Internet that calls a server in the local network
         expose_headers=[*EXPOSED, *((SHARD, REASON, CACHED) if rules.disclose else ())],
     )
 
 
 def path_of(scope: Scope) -> str:
-    """A request's path as the API's own routes see it: below the prefix of the application."""
+    """A request's path as the API's routes see it: without the application's prefix."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
 
 
 def caller_of(rules: Rules, head: Head) -> Caller | None:
-    """Who asks; None for nobody who may."""
+    """The caller; None if the key is missing or not valid."""
     if rules.keys is None:
         return Caller()
     if head.repeated:
@@ -170,7 +170,7 @@ def caller_of(rules: Rules, head: Head) -> Caller | None:
 
 
 def no_key(head: Head) -> Failure:
-    """401: what is wrong with the key."""
+    """A 401 that says what is wrong with the key."""
     if head.repeated:
         message = "more than one key was sent in one header: send one"
     elif head.keys:
@@ -181,7 +181,7 @@ def no_key(head: Head) -> Failure:
 
 
 def wrong_host(rules: Rules, head: Head) -> Failure | None:
-    """403 for a `Host` that is not this server's: how a web page sees servers that only this machine can reach."""
+    """A 403 for a `Host` that is not this server's: DNS rebinding, by which a web page reaches a loopback server."""
     if rules.hosts is None or not head.hosts:
         return None
     one = len(head.hosts) == 1 and len(head.hosts[0]) <= LONGEST_HOST
@@ -194,13 +194,13 @@ def wrong_host(rules: Rules, head: Head) -> Failure | None:
 
 @lru_cache(maxsize=256)
 def host_name(value: bytes) -> str | None:
-    """The name or address in a `Host` header, in lower case; None where it is none."""
+    """The name or address in a `Host` header, in lower case; None if it is not valid."""
     found = _HOST.fullmatch(value.decode("latin-1").lower())
     return (found[1] or found[2].removesuffix(".")) if found else None
 
 
 def refused_preflight(rules: Rules, head: Head) -> Failure | None:
-    """403 for a browser that asks on behalf of a page that may not."""
+    """A 403 for a browser's request from a page of an origin that is not allowed."""
     if not head.preflight or "*" in rules.origins or (head.origin or b"").decode("latin-1") in rules.origins:
         return None
     return Failure(
@@ -209,7 +209,7 @@ def refused_preflight(rules: Rules, head: Head) -> Failure | None:
 
 
 def wrong_content(head: Head, method: str) -> Failure | None:
-    """415 for a body that a web page could have sent anywhere without asking."""
+    """A 415 for a content type that a web page can send to any server without a preflight."""
     if method not in ("POST", "PUT", "PATCH", "DELETE") or not head.fetched:
         return None
     kind = head.content_type.partition(b";")[0].strip().lower()

@@ -1,4 +1,4 @@
-"""Values and failures as HTTP responses in JSON, and the headers that say where an answer was made."""
+"""JSON responses for values and failures, and headers that say which shard made an answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def json_reply(value: Mapping[str, Any], status: int = 200) -> Response:
 
 
 def failure_reply(failure: Failure, errors: Errors) -> Response:
-    """What went wrong, in a protocol's form."""
+    """A failure in a protocol's error format."""
     return Response(to_json(errors.body(failure)), failure.status, failure.headers, media_type=JSON)
 
 

@@ -1,4 +1,4 @@
-"""What the routes about the server and its models answer."""
+"""Answers of the routes about the server and its models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing_extensions import TypedDict  # pydantic reads the standard one from 
 
 
 class TokenizerInfo(TypedDict):
-    """Answer of /tokenizer_info; the special tokens are there by their names, such as eos_token."""
+    """Answer of /tokenizer_info; special tokens are additional keys by their names, such as eos_token."""
 
     tokenizer_class: str
     chat_template: str | None
@@ -18,7 +18,7 @@ class TokenizerInfo(TypedDict):
 
 
 class ModelCard(TypedDict):
-    """One entry of /v1/models; what may be told of its state is there for operators."""
+    """One entry of /v1/models; path and reason are shown only to operators."""
 
     id: str
     object: Literal["model"]
@@ -40,7 +40,7 @@ class ModelList(TypedDict):
 
 
 class Health(TypedDict):
-    """Answer of /health; shards and models are there for operators."""
+    """Answer of /health; shards and models are shown only to operators."""
 
     status: Literal["ok", "degraded", "unhealthy"]
     shards: NotRequired[dict[str, int]]

@@ -1,4 +1,5 @@
-"""How the start of a shard was spent: the floor under every burst and every first request after zero."""
+"""Measures the phases of a shard's start: it bounds the reaction to a burst, and the first answer after scaling to
+zero."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from ray.serve import metrics
 from octavo_serve import IMPORTED_AT
 
 LONGEST_IMPORTS = 5.0
-"""Seconds; a process that has our modules for longer was kept ready (`shard.warm`): nobody waited for it."""
+"""Seconds. A process that imported our modules longer ago was kept warm (`shard.warm`): its start delayed nobody."""
 
 
 class StartUp:
@@ -25,15 +26,17 @@ class StartUp:
         self.phases = {} if self.warm else {"process": process, "imports": imports}
 
     def done(self, phase: str) -> None:
-        """A phase ends now; the next one begins."""
+        """End a phase; the next one begins."""
         now = time.monotonic()
         self.phases[phase] = now - self._last
         self._last = now
 
     def publish(self, shard: str, engine: object) -> None:
-        """Say it: the gauge `octavo_shard_start_seconds` among Ray's metrics, and lines that `octavo serve` shows.
+        """Publish the phases: the gauge `octavo_shard_start_seconds` in Ray's metrics, and log lines for `octavo
+        serve`.
 
-        They go past `sys.stderr`, which is Serve's log in a replica: it keeps lines until a thousand others have come.
+        The lines bypass `sys.stderr`: in a replica it is Serve's log, which holds lines back until there are a
+        thousand.
         """
         gauge = metrics.Gauge(
             "octavo_shard_start_seconds", description="Seconds of a shard's start, by phase.", tag_keys=("phase",)
@@ -49,7 +52,7 @@ class StartUp:
 
 
 def process_start() -> float:
-    """When this process began, on the monotonic clock; where there is no /proc, now."""
+    """Start time of this process on the monotonic clock; without /proc, the present time."""
     try:
         after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         since_boot = int(after_name[19]) / os.sysconf("SC_CLK_TCK")

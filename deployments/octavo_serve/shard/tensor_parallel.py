@@ -1,7 +1,7 @@
-"""A shard over several accelerators: the ranks beside it in its placement group.
+"""A shard over several accelerators: starts the other ranks in its placement group.
 
-The shard itself is rank 0 and holds bundle 0; ranks 1, 2, ... are actors in the other bundles. They go with the group,
-and the group goes with the shard.
+The shard itself is rank 0 and uses bundle 0; ranks 1, 2, ... are actors in the other bundles. Ray ends them with the
+placement group, and the group with the shard.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def launch() -> Launch:
-    """Ranks as actors in the placement group of the shard in this process."""
+    """Start ranks as actors in the placement group of the shard in this process."""
     from octavo.execution.ranks import Launch
 
     return Launch(RankActors, str(get_node_ip_address()))  # type: ignore[no-untyped-call]
@@ -35,7 +35,7 @@ class Rank:
         see_own_gpus_only()
 
     def serve(self, invitation: Invitation) -> None:
-        """Be a rank until rank 0 leaves."""
+        """Run a rank until rank 0 leaves."""
         from octavo.execution.ranks import serve_rank
 
         serve_rank(invitation)
@@ -49,26 +49,26 @@ class RankActors:
         if group is None or len(group.bundle_specs) != len(invitations) + 1:
             raise EngineDead(f"a shard of {len(invitations) + 1} ranks needs a placement group with a bundle for each")
         self._actors = [_start(group, invitation.rank) for invitation in invitations]
-        # futures: asking a Ray reference whether it is done blocks, and health checks run in an event loop
+        # futures, because asking a Ray reference whether it is done blocks, and health checks run on an event loop
         self._ends = [
             actor.serve.remote(invitation).future() for actor, invitation in zip(self._actors, invitations, strict=True)
         ]
 
     def ended(self) -> str | None:
-        """Which of them has ended and how, in words; None while all live."""
+        """Which rank has ended, and how; None while all are alive."""
         for rank, end in enumerate(self._ends, 1):
             if end.done():
                 return f"rank {rank} has ended: {end.exception() or 'rank 0 had left'}"
         return None
 
     def stop(self) -> None:
-        """End those that are left."""
+        """End the ranks that still run."""
         for actor in self._actors:
             ray.kill(actor)
 
 
 def _start(group: PlacementGroup, rank: int) -> Any:
-    """The actor of a rank in its bundle, of which it takes everything."""
+    """Start the actor of a rank with all resources of its bundle."""
     bundle = group.bundle_specs[rank]
     place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
     options: dict[str, Any] = {"num_cpus": bundle.get("CPU", 0), "num_gpus": bundle.get("GPU", 0)}
@@ -76,6 +76,7 @@ def _start(group: PlacementGroup, rank: int) -> Any:
 
 
 def see_own_gpus_only() -> None:
-    """Hide every GPU that Ray did not give to this process: one that asked for none would see all (Ray 2.60)."""
+    """Hide every GPU that Ray did not assign to this process: without this, an actor that requests none sees all (Ray
+    2.60)."""
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

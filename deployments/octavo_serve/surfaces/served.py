@@ -1,4 +1,4 @@
-"""The protocols that the gateway speaks: a folder each, and a line here."""
+"""The protocols that the gateway serves: each has a folder, and a line here."""
 
 from __future__ import annotations
 

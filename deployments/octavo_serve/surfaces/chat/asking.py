@@ -1,4 +1,4 @@
-"""What a chat's body asks for."""
+"""Turns a chat's body into an `Asked`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from octavo_serve.surfaces.openai.asking import check_stream, check_supported, g
 
 
 def ask(body: ChatRequest, limits: Limits) -> Asked:
-    """What is asked.
+    """Check a body and turn it into an `Asked`.
 
     Raises:
         BadRequest: a value is out of its range, two contradict each other, or something is not supported.
@@ -34,7 +34,7 @@ def ask(body: ChatRequest, limits: Limits) -> Asked:
         params=params,
         given=given,
         max_tokens=max_tokens,
-        add_special_tokens=bool(body.add_special_tokens),  # templates write them themselves
+        add_special_tokens=bool(body.add_special_tokens),  # chat templates write special tokens themselves
         priority=body.priority or 0,
         session=session_of(body),
         cache_salt=body.cache_salt or "",
@@ -68,7 +68,7 @@ def _chat(body: ChatRequest) -> Chat:
 
 
 def _reasoning(body: ChatRequest) -> dict[str, Any]:
-    """What the request asks of the chat template about reasoning, in the names that templates use; may be empty."""
+    """The request's reasoning settings as template variables, under the names that templates use; may be empty."""
     reasoning = body.reasoning or {}
     effort = body.reasoning_effort or reasoning.get("effort")
     enabled = body.thinking["type"] == "enabled" if body.thinking else reasoning.get("enabled")

@@ -29,7 +29,7 @@ class ChatRequest(SamplingBody):
     thinking: Options | None = Field(default=None, description='{"type": "enabled"}, for chat templates that read it.')
     reasoning: Options | None = Field(default=None, description='{"effort": ..., "enabled": ...}: the two above.')
 
-    # refused unless they ask for what is done anyway
+    # refused unless their value asks for the default behaviour
     parallel_tool_calls: bool | None = None
     verbosity: Name | None = only("medium")
     include_reasoning: bool | None = only(True)

@@ -20,7 +20,7 @@ from octavo_serve.surfaces.openai.writer import Names, OpenAIWriter, finite
 
 
 class ChatWriter(OpenAIWriter[ChatRequest, ChatCompletion, ChatChunk]):
-    """A stream is, for each choice, its role, then deltas of its text, then the reason why it ended.
+    """A stream has, for each choice, its role, then deltas of its text, then its finish reason.
 
     Raises:
         BadRequest: the answer would be too large.
@@ -85,7 +85,7 @@ class ChatWriter(OpenAIWriter[ChatRequest, ChatCompletion, ChatChunk]):
         return choice
 
     def _first_chunk(self, choice: int) -> ChatChunk:
-        """A choice's role; the first of all says what is known of the prompt, too."""
+        """The event with a choice's role; the first one also holds the prompt's log probabilities and token ids."""
         chunk = self._chunk([_delta(choice, {"role": "assistant", "content": ""})])
         if not self._started and self.body.return_token_ids:
             chunk["prompt_token_ids"] = self.job.requests[0].prompt_token_ids

@@ -1,4 +1,4 @@
-"""Log probabilities in the older form of /v1/completions."""
+"""Log probabilities in the older format of /v1/completions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def completion_logprobs(
     """Log probabilities of a run of tokens.
 
     Args:
-        logprobs: one entry per token; None for a first prompt token, which nothing predicts.
-        offsets: of the tokens in the choice's text.
+        logprobs: one entry per token; None for the first prompt token, which has none.
+        offsets: positions of the tokens in the choice's text, in characters.
     """
     both = list(zip(token_ids, logprobs, strict=True))
     return {
@@ -28,8 +28,8 @@ def completion_logprobs(
 def _by_text(chosen: int, entries: TokenLogprobs, names: Names) -> dict[str, float]:
     """Token text -> log probability, likeliest first.
 
-    Several tokens can have one text: parts of characters are all U+FFFD. It is that of the chosen token, else of the
-    likeliest; the others are called "token_id:ID", as in `TokenIdNames`.
+    Several tokens can have the same text: parts of characters are all U+FFFD. The text then stands for the chosen
+    token, or else for the likeliest; the others are named "token_id:ID", as in `TokenIdNames`.
     """
     falling = sorted(entries.items(), key=lambda item: -item[1].logprob)
     texts = {token_id: names.token_text(token_id) for token_id, _ in falling}
@@ -41,7 +41,7 @@ def _by_text(chosen: int, entries: TokenLogprobs, names: Names) -> dict[str, flo
 
 
 def joined_logprobs(parts: list[CompletionLogprobs]) -> CompletionLogprobs:
-    """The parts of one choice, end to end."""
+    """The log probabilities of one choice's parts, concatenated."""
     return {
         "tokens": [token for part in parts for token in part["tokens"]],
         "token_logprobs": [value for part in parts for value in part["token_logprobs"]],

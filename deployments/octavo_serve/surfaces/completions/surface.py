@@ -1,4 +1,4 @@
-"""OpenAI's completions: texts that go on."""
+"""OpenAI's text completions."""
 
 from __future__ import annotations
 

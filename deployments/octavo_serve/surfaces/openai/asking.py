@@ -1,4 +1,4 @@
-"""What chats and completions ask for in the same fields: sampling, streams, where a request belongs."""
+"""Fields that chats and completions share: sampling, streams, sessions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _SAME = frozenset({
     "seed", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens", "skip_special_tokens",
     "prompt_logprobs",
 })  # fmt: skip
-"""Fields that `SamplingParams` has, too, with the same meaning."""
+"""Fields that `SamplingParams` has too, with the same meaning."""
 
 
 def check_supported(body: SamplingBody, limits: Limits) -> None:
-    """Refuse what this server does not do, and more sequences than it allows.
+    """Refuse unsupported fields, and more sequences than allowed.
 
     Raises:
         BadRequest: naming the field.
@@ -32,7 +32,7 @@ def check_supported(body: SamplingBody, limits: Limits) -> None:
 
 
 def given_sampling(body: SamplingBody) -> dict[str, Any]:
-    """What the body says of sampling in the fields that both have, by the names of `SamplingParams`.
+    """The body's sampling fields, by the names of `SamplingParams`.
 
     Raises:
         BadRequest: a key of `logit_bias` is no token id.
@@ -41,7 +41,7 @@ def given_sampling(body: SamplingBody) -> dict[str, Any]:
     given: dict[str, Any] = {name: value for name in sent if (value := getattr(body, name)) is not None}
     if body.logit_bias:
         given["logit_bias"] = _logit_bias(body.logit_bias)
-    given["stop"] = body.stop or None  # an empty list or string asks for nothing
+    given["stop"] = body.stop or None  # an empty list or string means none
     given["best_of"] = body.best_of or None
     return given
 
@@ -53,7 +53,7 @@ def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
 
 
 def check_stream(body: SamplingBody, params: SamplingParams) -> None:
-    """Refuse what a stream cannot do, and what only a stream does.
+    """Refuse fields that a stream does not support, or that only a stream supports.
 
     Raises:
         BadRequest: naming the field.
@@ -65,12 +65,12 @@ def check_stream(body: SamplingBody, params: SamplingParams) -> None:
 
 
 def session_of(body: SamplingBody) -> str:
-    """What keeps a client's requests together where no header says it; "" when nothing does."""
+    """The session name from the body, used if no header names one; "" for none."""
     return body.prompt_cache_key or body.user or ""
 
 
 def check_prompt_values(values: int, body: SamplingBody) -> None:
-    """Refuse an answer that holds more log probabilities of its prompts than may be in memory at once."""
+    """Refuse an answer with more prompt log probabilities than may be in memory at once."""
     if values > MAX_PROMPT_VALUES:
         raise BadRequest(
             f"the answer would hold {values} log probabilities of prompt tokens; at most {MAX_PROMPT_VALUES} fit one: "

@@ -10,7 +10,7 @@ _TYPES = {429: "rate_limit_error", 503: "service_unavailable_error"}
 
 
 def error_body(failure: Failure) -> ErrorBody:
-    """What went wrong, in OpenAI's form."""
+    """A failure in OpenAI's error format."""
     kind = _TYPES.get(failure.status, "server_error" if failure.status >= 500 else "invalid_request_error")
     return {"error": ErrorDetail(message=failure.message, type=kind, param=failure.param, code=failure.code)}
 

@@ -29,10 +29,12 @@ FRAMING = Framing("text/event-stream", _frame, b"data: [DONE]\n\n", _describe)
 
 
 def to_json_in_slices(value: Any, *, into: bool = True) -> bytes:
-    """A large answer or event as JSON, in a thread: msgspec lets no other thread go on until it has written all of it.
+    """A large answer or event as JSON, for use in a thread. It is encoded in slices, because msgspec holds the GIL
+    until it has encoded a whole value.
 
     Args:
-        into: objects, and those in the list of choices, are written field by field, other lists 64 entries at a time.
+        into: write an object, and the objects in its list of choices, field by field; other lists are written 64
+            entries at a time.
     """
     if into and isinstance(value, Mapping):
         return b"{" + b",".join(_field(name, inner) for name, inner in value.items()) + b"}"

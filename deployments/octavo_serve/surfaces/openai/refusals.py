@@ -1,6 +1,6 @@
-"""Fields that ask for something this server does not do, and the sentence that says so.
+"""Unsupported fields, and the sentences that refuse them.
 
-A value that asks for what is done anyway, as clients send it by default, is no reason to refuse a request.
+A value that asks for the default behaviour is accepted, because clients send such values by default.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ RULES: dict[str, Callable[[Any], str | None]] = {
         "", sentence="suffix is not supported: these models continue text, they do not fill in the middle"
     ),
 }
-"""Field -> what is wrong with a value that is not null."""
+"""Field -> function that says what is wrong with a value other than null."""
 
 
 @cache
@@ -72,7 +72,7 @@ def _looked_at(kind: type[SamplingBody]) -> frozenset[str]:
 
 
 def refusal(body: SamplingBody) -> tuple[str, str] | None:
-    """The first field that is refused, and the sentence that says why; None when all is done as asked."""
+    """The first refused field, and a sentence that says why; None if every field is supported."""
     for name in sorted(body.model_fields_set & _looked_at(type(body))):
         value = getattr(body, name)
         if value is None:
@@ -86,7 +86,7 @@ def refusal(body: SamplingBody) -> tuple[str, str] | None:
 
 
 def _together(body: SamplingBody) -> tuple[str, str] | None:
-    """What is refused only beside another field."""
+    """Fields that are refused only together with another one."""
     if getattr(body, "parallel_tool_calls", None) is False and getattr(body, "tools", None):
         sentence = "parallel_tool_calls: false is not supported: the model decides how many calls it writes"
         return "parallel_tool_calls", sentence

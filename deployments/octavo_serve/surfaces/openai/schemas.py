@@ -1,8 +1,8 @@
-"""What OpenAI's chats and completions have in common, with vLLM's extensions.
+"""Schemas shared by OpenAI's chats and completions, with vLLM's extensions.
 
-Requests are pydantic models that know every field real clients send; a field they do not know is an error that names
-it, and so is one that asks for something this server does not do. Responses are plain typed dictionaries: they cross
-Serve handles and become JSON as they are. The API's description (`http.describe`) is made from both.
+Requests are pydantic models with every field that real clients send. An unknown field, or an unsupported value, is an
+error that names the field. Responses are plain typed dictionaries, which are sent through Serve handles and encoded as
+JSON unchanged. The API's description (`http.describe`) is made from both.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ class SamplingBody(Body):
     user: Name | None = Field(default=None, description="Keeps a user's requests together where no header does.")
     prompt_cache_key: Name | None = Field(default=None, description="The same as `user`, and before it.")
 
-    # labels: nothing to do, for nothing is stored
+    # labels: accepted and ignored, because nothing is stored
     metadata: Metadata | None = None
     safety_identifier: Name | None = None
 
-    # refused unless they ask for what is done anyway (see `refusals`)
+    # refused unless their value asks for the default behaviour (see `refusals`)
     store: bool | None = only(False)
     service_tier: Name | None = only("auto", "default")
     prompt_cache_retention: Name | None = only("in_memory", "in-memory")
@@ -112,7 +112,7 @@ class SamplingBody(Body):
 
     @property
     def wants_usage(self) -> bool:
-        """A stream ends with a usage chunk."""
+        """Whether a stream ends with a usage chunk."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 

@@ -1,4 +1,4 @@
-"""What chats and completions write alike: usage, tokens' names, log probabilities of prompts."""
+"""What the writers of chats and completions share: usage, token names, log probabilities of prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ R = TypeVar("R", bound=SamplingBody)
 
 
 class TokenIdNames:
-    """A tokenizer that calls each token "token_id:ID", as vLLM does where texts could be mistaken."""
+    """Names each token "token_id:ID", as vLLM does on request, because texts can be ambiguous."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -29,7 +29,7 @@ class TokenIdNames:
         return f"token_id:{token_id}"
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes it stands for."""
+        """The token's bytes."""
         return self._tokenizer.token_bytes(token_id)
 
 
@@ -40,8 +40,8 @@ class OpenAIWriter(Writer[A, E], Generic[R, A, E]):
     """Base of both writers.
 
     Attributes:
-        id, model, fingerprint: of the answer and of each of its events.
-        names: what log probabilities call tokens.
+        id, model, fingerprint: values in the answer and in each of its events.
+        names: names of tokens in log probabilities.
         sent: tokens in the events so far.
     """
 
@@ -65,7 +65,7 @@ class OpenAIWriter(Writer[A, E], Generic[R, A, E]):
 
     @abstractmethod
     def owed_prompt_tokens(self, piece: Piece) -> int:
-        """Of how many prompt tokens the next events of a piece's choice say the log probabilities."""
+        """Number of prompt tokens whose log probabilities the next events of a piece's choice contain."""
 
     def usage(self, completion_tokens: int) -> Usage:
         """Token counts."""
@@ -86,15 +86,15 @@ class OpenAIWriter(Writer[A, E], Generic[R, A, E]):
 
     @property
     def usage_so_far(self) -> Usage | None:
-        """What the `usage` of a stream's events before the last one holds: the tokens of the events up to it."""
+        """The `usage` of a stream's events before the last one: the tokens sent so far."""
         return self.usage(self.sent) if self._usage_so_far else None
 
     def says_something(self, piece: Piece) -> bool:
-        """Whether a client would miss a piece of a stream."""
+        """Whether a piece must be sent to the client."""
         return bool(piece.text or piece.logprobs or (self.body.return_token_ids and piece.token_ids))
 
     def prompt_logprobs(self, prompt: int) -> PromptLogprobs | None:
-        """vLLM's `prompt_logprobs`; None where they are not asked for."""
+        """vLLM's `prompt_logprobs`; None if they were not requested."""
         if self.body.prompt_logprobs is None:
             return None
         tokenizer = self.job.model.tokenizer
@@ -121,5 +121,5 @@ def fingerprint(model: str) -> str:
 
 
 def finite(logprob: float) -> float:
-    """JSON has no infinity; vLLM's stand-in for an impossible token."""
+    """Replace infinity, which JSON does not have, by vLLM's value for an impossible token."""
     return max(logprob, -9999.0)
