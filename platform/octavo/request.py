@@ -83,7 +83,8 @@ class SamplingParams:
         include_stop_str_in_output: keep the stop string in the text.
         ignore_eos: go on after the model's end tokens.
         min_tokens: no end token and no stop token before this many tokens.
-        max_tokens: most tokens to generate; None means as many as the context holds.
+        max_tokens: most tokens to generate; None means as many as the context holds. 0 computes the prompt and samples
+            nothing: its log probabilities, or a warm prefix cache, are all that is wanted.
         logprobs: alternatives per generated token, besides the sampled token itself; None means no log probabilities.
         prompt_logprobs: the same for prompt tokens; turns prefix-cache reads off for the request.
         skip_special_tokens: leave special tokens out of the text.
@@ -128,7 +129,7 @@ class SamplingParams:
         _number(self.repetition_penalty, "repetition_penalty", 0, 100, open_low=True)
         _number(self.min_tokens, "min_tokens", 0, INT64[1], integer=True)
         if self.max_tokens is not None:
-            _number(self.max_tokens, "max_tokens", 1, INT64[1], integer=True)
+            _number(self.max_tokens, "max_tokens", 0, INT64[1], integer=True)
             if self.min_tokens > self.max_tokens:
                 raise BadRequest(f"min_tokens ({self.min_tokens}) exceeds max_tokens ({self.max_tokens})", "min_tokens")
         if self.seed is not None:

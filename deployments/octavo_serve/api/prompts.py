@@ -64,7 +64,9 @@ def prepare(
 
 def _token_ids(tokenizer: Tokenizer, info: ModelInfo, prompt: Prompt, asked: Asked) -> list[int]:
     if not isinstance(prompt, str):
-        check_length(len(prompt), None, info.max_model_len, asked.param)  # before anything looks at each of them
+        check_length(
+            len(prompt), asked.max_tokens, info.max_model_len, asked.param
+        )  # before anything looks at each of them
         return prompt
     if not prompt:
         return _new_text(tokenizer)
@@ -124,10 +126,11 @@ def check_length(prompt_tokens: int, max_tokens: int | None, max_model_len: int,
     """Refuse a prompt, or a prompt with its `max_tokens`, that the model's context cannot hold."""
     if prompt_tokens == 0:
         raise BadRequest(f"{param} must not be empty", param)
-    if prompt_tokens >= max_model_len:
+    if prompt_tokens >= max_model_len + (max_tokens == 0):
         raise PromptTooLong(
-            f"the prompt has {prompt_tokens} tokens; this model's context of {max_model_len} tokens must hold it and "
-            "at least one more: shorten it",
+            f"the prompt has {prompt_tokens} tokens; this model's context of {max_model_len} tokens must hold it"
+            + ("" if max_tokens == 0 else " and at least one more")
+            + ": shorten it",
             param,
         )
     if max_tokens is not None and prompt_tokens + max_tokens > max_model_len:

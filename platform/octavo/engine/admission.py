@@ -32,7 +32,12 @@ def check_request(request: Request, limits: ModelLimits) -> None:
         raise BadRequest("the prompt is empty: it must have at least one token", "prompt")
     if not (min(prompt) >= 0 and max(prompt) < limits.vocab_size):
         raise BadRequest(f"prompt token ids must be in [0, {limits.vocab_size})", "prompt")
-    if len(prompt) >= limits.max_model_len:
+    if request.params.max_tokens == 0:
+        if len(prompt) > limits.max_model_len:
+            raise PromptTooLong(
+                f"the prompt has {len(prompt)} tokens; this model's context is {limits.max_model_len} tokens", "prompt"
+            )
+    elif len(prompt) >= limits.max_model_len:
         raise PromptTooLong(
             f"the prompt has {len(prompt)} tokens; this model's context is {limits.max_model_len} tokens "
             "and at least one must be left for the answer",
@@ -41,6 +46,13 @@ def check_request(request: Request, limits: ModelLimits) -> None:
     if request.emitted is not None:
         _check_emitted(request, limits)
     _check_tokens(request, limits)
+
+
+def most_tokens(request: Request, limits: ModelLimits) -> int:
+    """Most tokens that each sequence of a request may generate: what it asks for, or what the context leaves."""
+    room = limits.max_model_len - len(request.prompt_token_ids)
+    wanted = request.params.max_tokens
+    return room if wanted is None else min(wanted, room)
 
 
 def _check_tokens(request: Request, limits: ModelLimits) -> None:
@@ -56,9 +68,8 @@ def _check_tokens(request: Request, limits: ModelLimits) -> None:
 def _check_emitted(request: Request, limits: ModelLimits) -> None:
     emitted = request.emitted or []
     living = [tokens for tokens in emitted if tokens is not None]
-    room = limits.max_model_len - len(request.prompt_token_ids)
-    most = min(request.params.max_tokens or room, room)
-    if len(emitted) != request.params.num_sequences or not living or max(map(len, living)) >= most:
+    most = most_tokens(request, limits)
+    if len(emitted) != request.params.num_sequences or not living or max(map(len, living)) >= max(most, 1):
         raise BadRequest(
             f"emitted must have an entry for each of the {request.params.num_sequences} sequences, one of them a "
             f"list, and none as long as the {most} tokens asked for",

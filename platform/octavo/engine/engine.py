@@ -122,21 +122,23 @@ class Engine:
         plan = self.scheduler.schedule()
         works = [plan.work, *(step.work for step, _ in self._in_flight)]
         self.patience = sum(map(self._patience.seconds, works))
+        published = [plan.published, *(step.published for step, _ in self._in_flight)]
         try:
             if plan.entries:
                 wait = self.executor.launch(self._batches.build(plan))
                 self._in_flight.append((self.scheduler.advance(plan), wait))
                 if len(self._in_flight) < self.executor.max_in_flight:
-                    return []
+                    return plan.ended
             if not self._in_flight:
-                return []
+                return plan.ended
             step, wait = self._in_flight.popleft()
             result = wait()
         except BaseException:
-            self.pool.clear_cache()  # the plan published blocks that were perhaps never filled
+            for blocks in published:  # which were perhaps never filled
+                self.pool.unpublish(blocks)
             raise
         self._patience.observe(step.work.tokens, result.seconds)
-        updates = self.scheduler.commit(step, result)
+        updates = plan.ended + self.scheduler.commit(step, result)
         self._steps += 1
         self.generation_tokens += sum(len(update.token_ids) for update in updates)
         self._forget()

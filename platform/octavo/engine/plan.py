@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from octavo.cost_model import StepWork, attended
 from octavo.engine.sequence import Group, Sequence
+from octavo.request import SequenceUpdate
 
 _NOTHING = StepWork(0, 0, 0, 0, has_prompts=False)
 
@@ -18,11 +19,15 @@ class StepPlan:
     Attributes:
         entries: (sequence, tokens); the tokens follow those that the sequence has computed.
         copies: (source, target) blocks.
+        published: blocks that this step fills and that can be found already (`BlockPool.unpublish`, if it fails).
+        ended: of sequences that had nothing to compute.
         work: the step's content, as the cost model counts it.
     """
 
     entries: list[tuple[Sequence, int]] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
+    published: list[int] = field(default_factory=list)
+    ended: list[SequenceUpdate] = field(default_factory=list)
     work: StepWork = _NOTHING
 
     @property
@@ -34,7 +39,7 @@ class StepPlan:
 
         A prompt that becomes n sequences is sampled n times: `Sequence.width` rows.
         """
-        return ((i, seq) for i, (seq, count) in enumerate(self.entries) if count == seq.remaining)
+        return ((i, seq) for i, (seq, count) in enumerate(self.entries) if count == seq.remaining and seq.group.samples)
 
     def measure(self, *, has_prompts: bool) -> None:
         """Fill in `work`; the plan is complete and not launched."""
@@ -54,11 +59,15 @@ class InFlight:
     Attributes:
         work: as in `StepPlan`.
         rows: the sequence that each row's token belongs to.
+        complete: sequences that sample nothing and have computed all they know with this step.
+        published: as in `StepPlan`.
         prompt_logprobs: whose prompt tokens' log probabilities the step computes, and how many.
     """
 
     work: StepWork
     rows: list[Sequence]
+    complete: list[Sequence]
+    published: list[int]
     prompt_logprobs: list[tuple[Group, int]]
 
 

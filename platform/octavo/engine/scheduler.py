@@ -13,8 +13,10 @@ The others come late: one of them at a time joins the queue, behind the first re
 sequence lets one request go first, neither kind waits for long, and no place is kept free for either. They share the
 prompt's blocks.
 
-The chunk is bounded by `max_num_batched_tokens` and, with `target_itl` set, by the cost model: while sequences decode,
-a step must not take longer than that.
+The chunk is bounded by `max_num_batched_tokens` and, with `target_itl` set, by the cost model (`budget`).
+
+A sequence ends with the token that is its last, or, where its request samples nothing, once its prompt is computed or
+found in the cache.
 
 Blocks are taken on demand. When they run out, the last sequence in the order gives up all of its blocks and queues
 again; the prefix cache usually makes the recomputation cheap. The first in the order can always go on, because the pool
@@ -27,8 +29,9 @@ import itertools
 from collections.abc import Callable
 
 from octavo.config import EngineConfig
-from octavo.cost_model import CostModel, StepWork
+from octavo.cost_model import CostModel
 from octavo.engine.admission import ModelLimits, check_request
+from octavo.engine.budget import prompt_budget
 from octavo.engine.decisions import Decision, DecisionKind, DecisionLog
 from octavo.engine.load import Counters, num_filled_slots, shard_state
 from octavo.engine.plan import InFlight, StepPlan, num_prompt_logprobs
@@ -134,7 +137,7 @@ class Scheduler:
         """Decide the next step; blocks are taken here."""
         self._step += 1
         plan = StepPlan()
-        chunk = whole = self._chunk(self._running)
+        chunk = whole = prompt_budget(self._running, self.config, self.cost_model)
         preemptions = self.counters.preemptions
         place = 0
         while place < len(self._running):  # preemption shortens the list, from its end
@@ -142,13 +145,17 @@ class Scheduler:
             if seq.is_decoding:
                 if not seq.is_ending:
                     self._continue(seq, seq.remaining, plan)
+            elif not seq.remaining:
+                pass  # it samples nothing, and ends when the step under way is committed
             elif chunk > 0:
                 chunk -= self._continue(seq, min(seq.remaining, chunk), plan)
             else:
                 self._note("shrink", seq, "no budget left", need=seq.remaining)
             place += 1
         if self.counters.preemptions == preemptions:  # a preempted sequence must not come straight back in
-            while self._waiting and chunk > 0 and (count := self._admit(self._waiting[0], chunk, plan)):
+            while self._waiting and chunk > 0:
+                if (count := self._admit(self._waiting[0], chunk, plan)) is None:
+                    break
                 chunk -= count
         self._widen(plan)
         plan.measure(has_prompts=chunk < whole)
@@ -162,24 +169,6 @@ class Scheduler:
                 more = min(free, seq.group.request.params.num_sequences - 1)
                 seq.width = 1 + more
                 free -= more
-
-    def _chunk(self, running: list[Sequence]) -> int:
-        """Tokens that sequences which do not decode may share in the next step.
-
-        At least a block (or the whole budget if that is smaller): neither many decoding sequences nor a target that
-        cannot be met may stop prompts for ever.
-        """
-        decoding = [seq for seq in running if seq.is_decoding and not seq.is_ending]
-        budget = self.config.max_num_batched_tokens
-        least = min(self.config.block_size, budget)
-        chunk = max(budget - len(decoding), least)
-        if self.config.target_itl is None or not decoding:
-            return chunk
-        context = sum(seq.num_known for seq in decoding)  # each attends to all it knows
-        start = next((seq.num_computed for seq in running if not seq.is_decoding), 0)
-        without = StepWork(len(decoding), len(decoding), context, context, has_prompts=False)
-        within = self.cost_model.tokens_within(self.config.target_itl, without, start)
-        return chunk if within is None else min(chunk, max(within, least))
 
     def _continue(self, seq: Sequence, count: int, plan: StepPlan) -> int:
         """Take blocks for `count` tokens of a running sequence, preempting from the back; returns tokens scheduled."""
@@ -200,21 +189,21 @@ class Scheduler:
         it for all.
         """
         plan.entries.append((seq, count))
-        self._publish(seq, seq.num_computed + count)
+        if published := seq.publish(self.pool, seq.num_computed + count):
+            plan.published += published
 
-    def _publish(self, seq: Sequence, num_stored: int) -> None:
-        """Make the full blocks among the first `num_stored` tokens findable, as far as their values are known."""
-        num_stored = min(num_stored, len(seq.token_ids))
-        if num_stored // self.config.block_size > seq.table.num_published and self.config.enable_prefix_caching:
-            seq.table.publish(seq.hashes(self.config.block_size), num_stored)
-
-    def _admit(self, seq: Sequence, chunk: int, plan: StepPlan) -> int:
-        """Start the head of the queue; returns tokens scheduled, 0 when it has to wait."""
+    def _admit(self, seq: Sequence, chunk: int, plan: StepPlan) -> int | None:
+        """Start the head of the queue; returns tokens scheduled, None when it has to wait."""
         if self._places() <= 0:
             self._note("wait", seq, "no running place", running=len(self._running))
-            return 0
-        cached = self._match(seq)
+            return None
+        cached = seq.cached_blocks(self.pool)
         size = self.config.block_size
+        if len(cached) * size == seq.num_known:  # it samples nothing, and there is nothing to compute
+            seq.table, seq.num_computed = BlockTable(self.pool, cached), seq.num_known
+            self._account_cached(seq)
+            plan.ended += self._complete(seq)
+            return 0
         # All known tokens must fit, not only the first chunk, and 1 % of the pool must be left to the running
         # sequences: otherwise it would be preempted again at once.
         fresh = -(-seq.num_known // size) - len(cached)
@@ -222,7 +211,7 @@ class Scheduler:
         spare = self.pool.num_blocks // 100 if self._running else 0
         if fresh + idle + spare > self.pool.num_free:
             self._note("wait", seq, "no KV blocks", needed=fresh + spare, free=self.pool.num_free - idle)
-            return 0
+            return None
         self._waiting.leave(seq)
         seq.since = seq.since or self._clock()
         seq.table = BlockTable(self.pool, cached)
@@ -242,15 +231,6 @@ class Scheduler:
         """Sequences that could start beside those that run."""
         return self.config.max_num_seqs - len(self._running)
 
-    def _match(self, seq: Sequence) -> list[int]:
-        """Cached blocks of a prefix of the sequence; at least one token is left to compute, to sample from."""
-        full = (seq.num_known - 1) // self.config.block_size
-        lent = seq.lent_blocks(full, self.config.block_size) if seq.is_late else []
-        if seq.group.needs_every_position or not self.config.enable_prefix_caching:
-            return lent
-        found = self.pool.match(seq.hashes(self.config.block_size)[:full])
-        return max(found, lent, key=len)
-
     def _account_cached(self, seq: Sequence) -> None:
         group = seq.group
         if group.num_cached_tokens is None:
@@ -263,14 +243,17 @@ class Scheduler:
     def advance(self, plan: StepPlan) -> InFlight:
         """Advance the books of a launched step, whose tokens are still unknown, so that the next can be planned."""
         asked = [(seq.group, wanted) for seq, count in plan.entries if (wanted := num_prompt_logprobs(seq, count))]
-        sampled = [seq for _, seq in plan.sampled()]
+        sampled: list[Sequence] = []
+        complete: list[Sequence] = []
         for seq, count in plan.entries:
+            if count == seq.remaining:
+                (sampled if seq.group.samples else complete).append(seq)
             seq.num_computed += count
         rows = [each for seq in sampled for each in self._fork(seq)]
         for row, seq in enumerate(rows):
             seq.num_pending += 1
             seq.row = row
-        return InFlight(plan.work, rows, asked)
+        return InFlight(plan.work, rows, complete, plan.published, asked)
 
     def commit(self, step: InFlight, result: StepResult) -> list[SequenceUpdate]:
         """Apply the results of a step: append tokens, finish, free. Steps are committed in the order of their launch.
@@ -286,6 +269,9 @@ class Scheduler:
             seq.num_pending -= 1
             if not seq.ended:
                 updates.append(self._append(seq, tokens[row], result.logprobs.get(row)))
+        for seq in step.complete:
+            if not seq.ended:
+                updates += self._complete(seq)
         return updates
 
     def _fork(self, seq: Sequence) -> list[Sequence]:
@@ -315,10 +301,17 @@ class Scheduler:
         reason, update.stop_reason = seq.end_reason()
         if reason is None:
             if seq.num_pending:  # the next step stores this token, and may fill a block with it
-                self._publish(seq, seq.num_computed)
+                seq.publish(self.pool, seq.num_computed)
             return self._announce(seq, update)
         self._withdraw(seq)
         return self._finish(seq, reason, update)
+
+    def _complete(self, seq: Sequence) -> list[SequenceUpdate]:
+        """End a sequence that samples nothing, and those that would have started from its prompt."""
+        self._withdraw(seq)
+        request_id = seq.group.request.request_id
+        ending = seq.ending(self.pool)
+        return [self._finish(each, "length", SequenceUpdate(request_id, each.index, [])) for each in ending]
 
     def _take_prompt_logprobs(self, step: InFlight, result: StepResult) -> None:
         rows = iter(result.prompt_logprobs)
@@ -384,7 +377,7 @@ class Scheduler:
     def state(self) -> ShardState:
         """How busy the shard is; another thread may call it (it reads copies, a step old at most)."""
         running = self._running.copy()
-        chunk, cost = self._chunk(running), self.cost_model.published
+        chunk, cost = prompt_budget(running, self.config, self.cost_model), self.cost_model.published
         return shard_state(self.config, self.pool, running, self._waiting, self.counters, chunk=chunk, cost=cost)
 
     def num_filled_slots(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from octavo.block_hash import extend_chain, root_hash
-from octavo.engine.admission import ModelLimits
+from octavo.engine.admission import ModelLimits, most_tokens
 from octavo.engine.token_counts import TokenCounts
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
@@ -31,6 +31,8 @@ class Group:
     Attributes:
         arrival: (priority, number of arrival): the order in which requests run.
         max_tokens: the request's limit, or what the context leaves.
+        samples: whether a token is sampled where a sequence has computed all it knows. A request that does not sample
+            ends there.
         sequences: living sequences; one until the prompt is computed.
         num_made: sequences created so far, of the request's `num_sequences`.
         root: first parent of the block hashes: model and cache namespace.
@@ -57,6 +59,7 @@ class Group:
     num_cached_tokens: int | None = None
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     announced: bool = False
+    samples: bool = field(init=False)
     columns: tuple[float, int, float, float, int] = field(init=False)
     penalties: tuple[float, float, float] | None = None
     counts: TokenCounts | None = None
@@ -68,11 +71,10 @@ class Group:
     def of(cls, request: Request, limits: ModelLimits, arrival: tuple[int, int]) -> Group:
         """A request that has no sequences yet."""
         params = request.params
-        room = limits.max_model_len - len(request.prompt_token_ids)
         return cls(
             request=request,
             arrival=arrival,
-            max_tokens=min(params.max_tokens or room, room),
+            max_tokens=most_tokens(request, limits),
             end_token_ids=frozenset() if params.ignore_eos else limits.end_token_ids,
             stop_token_ids=frozenset(params.stop_token_ids),
             root=root_hash(limits.name, salt=request.cache_salt),
@@ -80,6 +82,7 @@ class Group:
 
     def __post_init__(self) -> None:
         params = self.request.params
+        self.samples = self.max_tokens > 0
         # best_of needs the sampled tokens' log probabilities to choose by
         without = 0 if params.num_sequences > params.n else -1
         logprobs = without if params.logprobs is None else params.logprobs
@@ -217,8 +220,12 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        """Whether only its newest token is to be computed: it gets that in every step, beside the prompts' chunk."""
-        return len(self.token_ids) + self.num_pending - self.num_computed == 1
+        """Whether all but its newest token, a sampled one, is computed: every step computes that and samples the next.
+
+        A prompt whose last token is left, or a resumed sequence, still prefills.
+        """
+        num_known = len(self.token_ids) + self.num_pending
+        return num_known - self.num_computed == 1 and num_known > self.num_prompt
 
     @property
     def is_late(self) -> bool:
@@ -272,6 +279,38 @@ class Sequence:
             since=self.since,
             chain=list(self.chain),
         )
+
+    def publish(self, pool: BlockPool, num_stored: int) -> list[int] | None:
+        """Publish the full blocks among the first `num_stored` tokens, as far as their values are known.
+
+        Returns:
+            as `BlockTable.publish`.
+        """
+        num_stored = min(num_stored, len(self.token_ids))
+        if num_stored // pool.block_size > self.table.num_published and pool.caching:
+            return self.table.publish(self.hashes(pool.block_size), num_stored)
+        return None
+
+    def cached_blocks(self, pool: BlockPool) -> list[int]:
+        """Cached blocks of a prefix of the sequence; a token is left to compute where one is sampled after it."""
+        full = (self.num_known - self.group.samples) // pool.block_size
+        lent = self.lent_blocks(full, pool.block_size) if self.is_late else []
+        if self.group.needs_every_position or not pool.caching:
+            return lent
+        found = pool.match(self.hashes(pool.block_size)[:full])
+        return max(found, lent, key=len)
+
+    def ending(self, pool: BlockPool) -> list[Sequence]:
+        """The sequences that end with this one, which samples nothing: all of its request, of which it is the first.
+
+        Those of a request that goes on from another shard exist already, and end one by one.
+        """
+        group = self.group
+        if not group.forked:
+            group.forked, group.num_made = True, group.request.params.num_sequences
+            group.sequences += [group.sequence(index, [], pool) for index in range(1, group.num_made)]
+            return list(group.sequences)
+        return [self]
 
     def siblings(self) -> list[Sequence]:
         """Fork the request's first sequence, whose prompt is complete, into its `width`; returns the new ones."""

@@ -79,9 +79,9 @@ class BlockPool:
         """Whether the block has an owner."""
         return self._references[block] > 0
 
-    def is_shared(self, block: int) -> bool:
-        """Whether the block has more than one owner."""
-        return self._references[block] > 1
+    def is_visible(self, block: int) -> bool:
+        """Whether others than one owner read the block, or can find it by its hash: it must not be written."""
+        return self._references[block] > 1 or self._hashes[block] is not None
 
     def match(self, chain: Sequence[bytes]) -> list[int]:
         """The blocks that hold the longest cached prefix of `chain` (not shared yet: see `share`)."""
@@ -93,21 +93,45 @@ class BlockPool:
             found.append(block)
         return found
 
-    def publish(self, blocks: Sequence[int], chain: Sequence[bytes], start: int, stop: int) -> None:
+    def publish(self, blocks: Sequence[int], chain: Sequence[bytes], start: int, stop: int) -> list[int]:
         """Make blocks start..stop of a sequence findable under their hashes.
 
         A hash that is published already keeps its first block; the later copy stays private to its owner.
+
+        Returns:
+            the blocks that were published.
         """
         if not self.caching:
-            return
-        stored = []
+            return []
+        published, stored = [], []
         for i in range(start, stop):
             if chain[i] not in self._index:
                 self._index[chain[i]] = blocks[i]
                 self._hashes[blocks[i]] = chain[i]
+                published.append(blocks[i])
                 stored.append(chain[i])
         if stored:
             self.events.append("stored", tuple(stored))
+        return published
+
+    def unpublish(self, blocks: Iterable[int]) -> None:
+        """Take blocks out of the hash index whose content was perhaps never written; owners keep them.
+
+        A block that is not published is left as it is.
+        """
+        removed = []
+        for block in blocks:
+            block_hash = self._hashes[block]
+            if block_hash is None:
+                continue
+            del self._index[block_hash]
+            self._hashes[block] = None
+            removed.append(block_hash)
+            if not self._references[block]:
+                del self._cached[block]
+                self._blank.append(block)
+        if removed:
+            self.events.append("removed", tuple(removed))
 
     def clear_cache(self) -> None:
         """Forget every published hash; owned blocks stay with their owners."""

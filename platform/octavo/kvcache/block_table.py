@@ -30,8 +30,8 @@ class BlockTable:
     def grow(self, write_from: int, num_tokens: int) -> list[tuple[int, int]] | None:
         """Make room to write the tokens [write_from, num_tokens).
 
-        The block that holds `write_from` is copied first if it is shared (copy on write; only the last, partly filled
-        block of a forked sequence can be).
+        The block that holds `write_from` is copied first if others can read it (copy on write): the last, partly filled
+        block of a forked sequence is shared, and that of a sequence which was shrunk may be published.
 
         Returns:
             The (source, target) block copies to make before writing; None when the pool has too few blocks, and then
@@ -39,7 +39,7 @@ class BlockTable:
         """
         size = self._pool.block_size
         first = write_from // size
-        copy = first < len(self.blocks) and self._pool.is_shared(self.blocks[first])
+        copy = first < len(self.blocks) and self._pool.is_visible(self.blocks[first])
         if not copy and num_tokens <= size * len(self.blocks):
             return []
         fresh = self._pool.take(-(-num_tokens // size) - len(self.blocks) + copy)
@@ -54,12 +54,28 @@ class BlockTable:
         self.blocks.extend(fresh)
         return copies
 
-    def publish(self, chain: Sequence[bytes], num_tokens: int) -> None:
-        """Publish the blocks that became full, `num_tokens` tokens being in the cache, or there before anyone reads."""
-        full = num_tokens // self._pool.block_size
-        if full > self.num_published:
-            self._pool.publish(self.blocks, chain, self.num_published, full)
-            self.num_published = full
+    def publish(self, chain: Sequence[bytes], num_tokens: int) -> list[int]:
+        """Publish the blocks that became full, `num_tokens` tokens being in the cache, or there before anyone reads.
+
+        Returns:
+            the blocks that the pool published; see `BlockPool.unpublish`.
+        """
+        start, full = self.num_published, num_tokens // self._pool.block_size
+        if full <= start:
+            return []
+        self.num_published = full
+        return self._pool.publish(self.blocks, chain, start, full)
+
+    def shrink(self, num_tokens: int) -> None:
+        """Keep the first `num_tokens` tokens; blocks that hold none of them are released.
+
+        The last block that is kept may be published, or shared: `grow` copies it before anything is written there.
+        """
+        size = self._pool.block_size
+        kept = -(-num_tokens // size)
+        self._pool.release(self.blocks[kept:])
+        del self.blocks[kept:]
+        self.num_published = min(self.num_published, num_tokens // size)
 
     def fork(self) -> BlockTable:
         """A second table over the same blocks."""

@@ -20,7 +20,8 @@ class BlockEvent:
 
     Attributes:
         sequence: counts up by one per event; a gap means events were lost.
-        kind: "stored" (blocks can be shared from now on), "removed" (evicted) or "cleared" (the whole cache).
+        kind: "stored" (blocks can be shared from now on), "removed" (evicted or unpublished) or "cleared" (the whole
+            cache).
         hashes: the block hashes concerned, in chain order for "stored"; empty for "cleared". A hash
             covers everything before it, so it needs no parent beside it.
     """

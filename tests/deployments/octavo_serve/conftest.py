@@ -99,6 +99,9 @@ class ScriptedClient:
             if self.error is not None:
                 raise self.error
             lines = [self._tokens(i, request) for i in range(request.params.num_sequences)]
+            if request.params.max_tokens == 0:
+                yield [self._made(request, i, [], "length", 0) for i in range(len(lines))]
+                return
             for step in range(max(map(len, lines))):
                 await asyncio.sleep(0)
                 if step == self.fail_after and self.late_error is not None:

@@ -12,7 +12,7 @@ from octavo.request import Request, SamplingParams
         ("n", 0), ("n", 1.5), ("n", True), ("n", 129), ("best_of", 0), ("temperature", -0.1), ("temperature", "hot"),
         ("temperature", float("nan")), ("top_k", -2), ("top_p", -0.1), ("top_p", 1.1), ("min_p", -1),
         ("presence_penalty", 2.1), ("frequency_penalty", -3), ("repetition_penalty", 0), ("min_tokens", -1),
-        ("max_tokens", 0), ("max_tokens", -5), ("max_tokens", float("inf")), ("seed", 2**64), ("logprobs", 21),
+        ("max_tokens", -5), ("max_tokens", float("inf")), ("seed", 2**64), ("logprobs", 21),
         ("prompt_logprobs", -1), ("logit_bias", {1: 101}), ("logit_bias", {-1: 1}), ("stop", ""), ("stop", ["a"] * 17),
         ("stop_token_ids", [-1]), ("stop", ["a" * 1025]), ("stop_token_ids", [1] * 1025), ("top_k", 2**63),
         ("min_tokens", 2**70), ("logit_bias", {2**31: 1}),

@@ -42,11 +42,11 @@ def ask(body: ChatRequest, limits: Limits) -> Asked:
 
 
 def _max_tokens(body: ChatRequest) -> int | None:
-    asked = body.max_completion_tokens
-    if asked is None:
-        return body.max_tokens
-    if asked < 1:
-        raise BadRequest(f"max_completion_tokens must be at least 1, got {asked}", "max_completion_tokens")
+    """A chat's answer has a message: 0, which completions take, is refused."""
+    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    asked: int | None = getattr(body, name)
+    if asked is not None and asked < 1:
+        raise BadRequest(f"{name} must be at least 1, got {asked}", name)
     return asked
 
 

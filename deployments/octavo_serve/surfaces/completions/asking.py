@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from octavo.errors import BadRequest
 from octavo.request import SamplingParams
 from octavo_serve.api.bounds import MAX_CHOICES, Limits
 from octavo_serve.api.jobs import Asked, Prompt
-from octavo_serve.api.pieces import Piece, Stage
 from octavo_serve.surfaces.completions.schemas import CompletionRequest
 from octavo_serve.surfaces.openai.asking import check_stream, check_supported, given_sampling, session_of
 
@@ -24,7 +22,8 @@ def ask(body: CompletionRequest, limits: Limits) -> Asked:
     given = given_sampling(body)
     if body.echo and body.logprobs is not None:
         given["prompt_logprobs"] = body.logprobs
-    params = SamplingParams(**given, max_tokens=_max_tokens(body), logprobs=body.logprobs)
+    max_tokens = 16 if body.max_tokens is None else body.max_tokens
+    params = SamplingParams(**given, max_tokens=max_tokens, logprobs=body.logprobs)
     check_stream(body, params)
     return Asked(
         kind="cmpl",
@@ -39,22 +38,7 @@ def ask(body: CompletionRequest, limits: Limits) -> Asked:
         session=session_of(body),
         cache_salt=body.cache_salt or "",
         echo=bool(body.echo),
-        stage=_no_tokens if body.max_tokens == 0 else None,
     )
-
-
-def _max_tokens(body: CompletionRequest) -> int:
-    return 16 if body.max_tokens is None else body.max_tokens or 1
-
-
-def _no_tokens() -> Stage:
-    """Where none are wanted, the engine generates one all the same: it is left out."""
-
-    def stage(piece: Piece) -> list[Piece]:
-        reason = piece.finish_reason and "length"
-        return [replace(piece, text="", token_ids=[], logprobs=None, finish_reason=reason, stop_reason=None)]
-
-    return stage
 
 
 def _prompts(body: CompletionRequest, limits: Limits) -> list[Prompt]:

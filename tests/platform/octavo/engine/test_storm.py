@@ -38,7 +38,7 @@ def storm(fake, seed: int, operations: int, **settings) -> dict[str, int]:
             n = rng.choice([1, 1, 1, 2, 4, 20])  # 20: more than there are places
             request = fake.request(
                 f"r{number}", prompt, rng.randrange(2**40), n=n, priority=rng.randrange(3),
-                max_tokens=rng.randrange(1, 60), cache_salt=rng.choice(["", "", "x"]),
+                max_tokens=max(0, rng.randrange(-8, 60)), cache_salt=rng.choice(["", "", "x"]),
             )  # fmt: skip
             try:
                 engine.add(request)

@@ -47,6 +47,24 @@ class Pool(RuleBasedStateMachine):
 
     @precondition(lambda self: self.tables)
     @rule(data=st.data())
+    def shrink(self, data):
+        """Then a sequence goes on otherwise: what others read stays as it is."""
+        table, tokens = data.draw(st.sampled_from(self.tables))
+        keep = data.draw(st.integers(0, len(tokens)))
+        table.shrink(keep)
+        del tokens[keep:]
+        assert len(table.blocks) == -(-keep // SIZE)
+
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data())
+    def unpublish(self, data):
+        table, _ = data.draw(st.sampled_from(self.tables))
+        blocks = list(table.blocks)
+        self.pool.unpublish(blocks)
+        assert not any(block in self.pool._index.values() for block in blocks)
+
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data())
     def fork(self, data):
         table, tokens = data.draw(st.sampled_from(self.tables))
         self.tables.append((table.fork(), list(tokens)))

@@ -38,7 +38,7 @@ REFUSED_COMPLETIONS = [
     ({"prompt": [[1], ["a"]]}, "prompt", "must be a string, .*: Expected int, got str"),
     ({"best_of": 2, "stream": True}, "best_of", "cannot be streamed"),
     ({"n": 2, "best_of": 1}, "best_of", "at least 2"),
-    ({"max_tokens": -1}, "max_tokens", "at least 1"),
+    ({"max_tokens": -1}, "max_tokens", "at least 0"),
 ]
 
 
