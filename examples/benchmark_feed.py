@@ -29,7 +29,7 @@ from octavo.routing.policy import Query
 from octavo.routing.router import Router, RoutingConfig
 from octavo_serve.gateway.link import Link
 from octavo_serve.shard.port import Port
-from octavo_serve.wire.channel import Address
+from octavo_serve.wire.messages import Address
 
 EVENTS, EVERY = 500, 0.02
 

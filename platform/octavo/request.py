@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import secrets
+import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -256,6 +258,75 @@ TokenLogprobs = dict[int, Logprob]
 """Token id -> its log probability: the token itself and the alternatives asked for."""
 
 
+def token_logprobs(token_ids: Sequence[int], logprobs: Sequence[float], rank: int) -> TokenLogprobs:
+    """vLLM's shape of one token's numbers.
+
+    Args:
+        token_ids, logprobs: the token itself, then the alternatives in falling order, which may repeat it.
+        rank: of the token itself.
+    """
+    entries = {token_ids[0]: Logprob(logprobs[0], rank)}
+    for place, (token, value) in enumerate(zip(token_ids[1:], logprobs[1:], strict=True), 1):
+        entries.setdefault(token, Logprob(value, place))
+    return entries
+
+
+@dataclass(slots=True)
+class PackedLogprobs:
+    """The log probabilities of a prompt in 8 bytes each (little-endian), where the objects that iterating makes of them
+    take 150: None for the first prompt token, which nothing predicts, then one entry per prompt token.
+
+    Attributes:
+        width: log probabilities of one token: its own and the alternatives.
+        token_ids: int32 [tokens, width]; the token itself, then the alternatives in falling order.
+        logprobs: float32 [tokens, width].
+        ranks: int32 [tokens], of the token itself.
+    """
+
+    width: int = 0
+    token_ids: bytearray = field(default_factory=bytearray)
+    logprobs: bytearray = field(default_factory=bytearray)
+    ranks: bytearray = field(default_factory=bytearray)
+
+    def add(self, token_ids: Sequence[int], logprobs: Sequence[float], rank: int) -> None:
+        """Add a token: as `token_logprobs`, with as many alternatives as the one before."""
+        self.width = len(token_ids)
+        self.token_ids += struct.pack(f"<{self.width}i", *token_ids)
+        self.logprobs += struct.pack(f"<{self.width}f", *logprobs)
+        self.ranks += struct.pack("<i", rank)
+
+    def extend(self, more: PackedLogprobs) -> None:
+        """Add the tokens of another part of the prompt."""
+        self.width = more.width
+        self.token_ids += more.token_ids
+        self.logprobs += more.logprobs
+        self.ranks += more.ranks
+
+    def parts(self, values: int) -> Iterator[PackedLogprobs]:
+        """The same in pieces of at most so many log probabilities, or of one token where it has more."""
+        tokens = max(1, values // max(1, self.width))
+        row, step = 4 * self.width, 4 * tokens
+        for first in range(0, len(self.ranks), step):
+            cut = slice(first // 4 * row, (first // 4 + tokens) * row)
+            yield PackedLogprobs(self.width, self.token_ids[cut], self.logprobs[cut], self.ranks[first : first + step])
+
+    @property
+    def num_values(self) -> int:
+        """Log probabilities in all."""
+        return len(self.logprobs) // 4
+
+    def __len__(self) -> int:
+        return 1 + len(self.ranks) // 4
+
+    def __iter__(self) -> Iterator[TokenLogprobs | None]:
+        yield None
+        if self.ranks:
+            token_ids = struct.iter_unpack(f"<{self.width}i", self.token_ids)
+            logprobs = struct.iter_unpack(f"<{self.width}f", self.logprobs)
+            for ids, values, (rank,) in zip(token_ids, logprobs, struct.iter_unpack("<i", self.ranks), strict=True):
+                yield token_logprobs(ids, values, rank)
+
+
 @dataclass(slots=True)
 class SequenceUpdate:
     """What one step did to one sequence of a request: engine to caller.
@@ -268,8 +339,7 @@ class SequenceUpdate:
         finish_reason: None while the sequence goes on.
         stop_reason: the token id that ended it, if a stop token did; for "error", the sentence that says why.
         num_cached_tokens: prompt tokens found in the prefix cache; on the request's first update only, 0 on all others.
-        prompt_logprobs: if asked for, on the request's first update only, whichever sequence that is of: None for the
-            first prompt token, then one entry per prompt token.
+        prompt_logprobs: if asked for, on the request's first update only, whichever sequence that is of.
         time: seconds on the engine's monotonic clock.
     """
 
@@ -281,7 +351,7 @@ class SequenceUpdate:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     num_cached_tokens: int = 0
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    prompt_logprobs: PackedLogprobs | None = None
     time: float = 0.0
 
 

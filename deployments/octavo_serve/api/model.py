@@ -8,23 +8,7 @@ from typing import Protocol
 
 from octavo.request import Placement, Request, SamplingParams, SequenceUpdate
 from octavo.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What a gateway must know about a model to validate and route requests.
-
-    Attributes:
-        hash_name: what the engine's block hashes start from.
-        max_model_len: tokens of one sequence, prompt and output.
-        vocab_size: rows of the model's output; token ids are below it.
-        block_size: tokens per KV block.
-    """
-
-    hash_name: str
-    max_model_len: int
-    vocab_size: int
-    block_size: int
+from octavo_serve.wire.messages import ModelInfo
 
 
 class ModelClient(Protocol):

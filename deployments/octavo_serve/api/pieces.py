@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from octavo.request import Placement, TokenLogprobs
+from octavo.request import PackedLogprobs, Placement, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +24,13 @@ class Begun:
         prompt: its number in the request.
         placement: where it was sent, and why; None where nothing routes.
         cached_tokens: prompt tokens that came from the prefix cache.
-        prompt_logprobs: when asked for; None for the first prompt token, then one entry per prompt token.
+        prompt_logprobs: when asked for.
     """
 
     prompt: int
     placement: Placement | None
     cached_tokens: int
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    prompt_logprobs: PackedLogprobs | None = None
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from octavo.errors import BadRequest, PromptTooLong
 from octavo.request import Request
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.api.jobs import Asked, Prompt
-from octavo_serve.api.model import ModelInfo
+from octavo_serve.wire.messages import ModelInfo
 
 LONG = 8192
 """Characters, or token ids, that are about 2 ms of work: the time of a few events on the loop."""

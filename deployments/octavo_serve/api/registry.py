@@ -14,7 +14,8 @@ from typing import Literal, TypedDict, Unpack
 from octavo.errors import BadRequest, ModelNotReady, UnknownModel
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.api.bounds import UNKNOWN_CONTEXT
-from octavo_serve.api.model import NO_DEFAULTS, Defaults, ModelClient, ModelInfo, ServedModel
+from octavo_serve.api.model import NO_DEFAULTS, Defaults, ModelClient, ServedModel
+from octavo_serve.wire.messages import ModelInfo
 
 RETRY_AFTER = 5.0
 """Seconds until a request to a loading model should try again: a small model loads in about that time."""

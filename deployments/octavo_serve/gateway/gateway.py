@@ -112,10 +112,9 @@ class Gateway:
     def _serve(self, model: ModelSettings, routing: RoutingConfig) -> _Served:
         """Look after a model from now on, in the background: nothing here waits for it."""
         deployment, app = deployment_name(model.name), serve.get_replica_context().app_name
-        handle: DeploymentHandle[Any] = serve.get_deployment_handle(deployment, app)
         shards = Deployment(deployment, app)
         picker = Picker(routing, shards)
-        client = ShardClient(handle, picker, Failover(), self.service.telemetry.moves_of(model.name))
+        client = ShardClient(picker, Failover(), self.service.telemetry.moves_of(model.name))
         shards.watch(client.listed)
         self.service.telemetry.at_shards.labels(model.name).set_function(client.num_running)
         entry = ModelEntry(model.name, int(time.time()), client, model.on_demand)

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 from octavo.block_hash import HASH_BYTES
 from octavo.engine.async_engine import Stream
+from octavo.engine.stats import EngineStats
 from octavo.errors import EngineDead
-from octavo.request import Request, SequenceUpdate
+from octavo.request import PackedLogprobs, Request, SequenceUpdate
 from octavo.routing.router import Router
 from octavo_serve.wire.challenge import Challenge
-from octavo_serve.wire.channel import (
+from octavo_serve.wire.channel import Channel
+from octavo_serve.wire.messages import (
     TO_GATEWAY,
     Abort,
     Address,
     Ask,
     Blocks,
-    Channel,
     Hello,
     Leaving,
+    Measure,
+    Measured,
+    PromptPart,
     Refusal,
     Report,
     Snapshot,
@@ -31,6 +36,7 @@ from octavo_serve.wire.channel import (
     Submit,
     ToGateway,
 )
+from octavo_serve.wire.parts import is_long, request_parts
 
 logger = logging.getLogger("ray.serve")
 
@@ -74,9 +80,11 @@ class Link:
         self._router: Router | None = None
         self._name = ""
         self._asked = -math.inf  # when for a snapshot
+        self._prompts: dict[str, PackedLogprobs] = {}  # by request: what has come before its first update
+        self._measured: asyncio.Future[EngineStats | None] | None = None
+        self._retired = False
         self._loop = asyncio.get_running_loop()
         self._silence = silence
-        self._silent = 0.0  # seconds since the last word, of those that this process was awake
         self._answered = asyncio.Event()
         challenge = Challenge(bytes.fromhex(address.secret), opens=True)
         self._channel = Channel(TO_GATEWAY, self._receive, self._lost, self._ask, challenge)
@@ -113,17 +121,52 @@ class Link:
 
     def submit(self, request: Request, stream: Stream) -> None:
         """Start a request, whose updates go into `stream`."""
-        self._channel.send(Submit(request))  # first: what cannot be encoded leaves no stream behind
-        self.streams[request.request_id] = stream
+        if is_long(request):
+            parts = request_parts(request)
+            self.streams[request.request_id] = stream
+            self._channel.send_in_parts(self._while_read(request.request_id, stream, parts))
+        else:
+            self._channel.send(Submit(request))  # first: what cannot be encoded leaves no stream behind
+            self.streams[request.request_id] = stream
         if self.gone:
             stream.failed(request.request_id, ShardGone(self.gone))
+
+    def _while_read(self, request_id: str, stream: Stream, parts: Iterator[bytes]) -> Iterator[bytes]:
+        for part in parts:
+            if self.streams.get(request_id) is not stream:
+                return
+            yield part
+
+    def forget(self, request_id: str) -> None:
+        """Nobody reads a request's stream any more."""
+        self.streams.pop(request_id, None)
+        self._prompts.pop(request_id, None)
+        if self._retired and not self.streams:
+            self.close()
+
+    def retire(self) -> None:
+        """End the connection once nothing runs over it any more."""
+        self._retired = True
+        if not self.streams:
+            self.close()
+
+    async def stats(self, seconds: float) -> EngineStats | None:
+        """The shard's statistics; None if it does not answer in time."""
+        if self.gone:
+            return None
+        if self._measured is None or self._measured.done():
+            self._measured = self._loop.create_future()
+            self._channel.send(Measure())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await asyncio.shield(self._measured)
+        return None
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or one of its sequences."""
         self._channel.send(Abort(request_id, index))
 
     def _receive(self, message: ToGateway) -> None:
-        self._silent = 0.0
         match message:
             case Step():
                 self._step(message.updates)
@@ -133,6 +176,12 @@ class Link:
                 if (stream := self.streams.get(message.request_id)) is not None:
                     error = message.error()
                     stream.failed(message.request_id, ShardGone("lost") if isinstance(error, EngineDead) else error)
+            case PromptPart():
+                if message.request_id in self.streams:
+                    self._prompts.setdefault(message.request_id, PackedLogprobs()).extend(message.logprobs)
+            case Measured():
+                if self._measured is not None and not self._measured.done():
+                    self._measured.set_result(message.stats)
             case Hello():
                 self.hello = message
                 self._answered.set()
@@ -144,6 +193,8 @@ class Link:
         for last, update in enumerate(updates, 1):  # a request's updates lie side by side
             if last == len(updates) or updates[last].request_id != update.request_id:
                 if (stream := self.streams.get(update.request_id)) is not None:
+                    if self._prompts and (packed := self._prompts.pop(update.request_id, None)) is not None:
+                        updates[first].prompt_logprobs = packed
                     stream.updated(updates[first:last])
                 first = last
 
@@ -175,6 +226,8 @@ class Link:
         if self.gone is None:
             self.gone = reason
             self._answered.set()
+            if self._measured is not None and not self._measured.done():
+                self._measured.set_result(None)
             self.on_end()
         for request_id, stream in self.streams.items():
             stream.failed(request_id, ShardGone(self.gone))
@@ -184,16 +237,14 @@ class Link:
         self._watching.cancel()
 
     async def _watch(self) -> None:
-        """Ask, and give a shard up that has fallen silent: a machine that is gone closes no connection.
-
-        A gateway that was stopped itself has not listened: what was said meanwhile has yet to be read.
-        """
+        """Ask, and give a shard up that has fallen silent: a machine that is gone closes no connection."""
         await self._answered.wait()
-        while self._silent < self._silence:
+        awake = 0.0
+        while self._channel.silent_for(awake) < self._silence:
             self._ask()
             before = time.monotonic()
             await asyncio.sleep(ASK_SECONDS)
-            self._silent += min(time.monotonic() - before, 2 * ASK_SECONDS)
+            awake = min(time.monotonic() - before, 2 * ASK_SECONDS)
         logger.error("A shard has not given a sign of life for %g s; its streams move", self._silence)
         self._channel.abort()
 

@@ -14,28 +14,25 @@ import functools
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from typing import Any
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
-from ray.serve.handle import DeploymentHandle
 
 from octavo.engine.async_engine import Stream
 from octavo.engine.stats import EngineStats
 from octavo.errors import EngineDead, OctavoError, Overloaded
 from octavo.request import Placement, Request, SequenceUpdate
-from octavo_serve.api.model import ModelInfo
 from octavo_serve.gateway.link import Link, MoveReason, ShardGone
 from octavo_serve.gateway.picker import Picked, Picker
 from octavo_serve.ray_private import Replica
-from octavo_serve.wire.channel import BEAT_SECONDS, Address
+from octavo_serve.wire.messages import BEAT_SECONDS, Address, ModelInfo
 
 logger = logging.getLogger("ray.serve")
 
 STATS_TIMEOUT = 2.0
-"""Seconds a shard may take to answer for /health and /metrics; its methods only read numbers."""
+"""Seconds a shard may take to answer for /health and /metrics."""
 
-FIRST_PAUSE, LAST_PAUSE = 0.1, 5.0
+FIRST_PAUSE, LAST_PAUSE = 0.1, 1.0
 """Seconds between attempts to reach a shard, at first and at most; each pause is twice the one before."""
 
 CLOSING_SECONDS = 1.0  # between two looks whether anything runs
@@ -64,20 +61,17 @@ class ShardClient:
     shard is not picked, and does not count as there.
 
     Args:
-        handle: of the shards' deployment.
-        picker: of its shards.
+        picker: of the model's shards.
         failover: limits.
         moved: told why, each time a request moves to another shard.
     """
 
     def __init__(
         self,
-        handle: DeploymentHandle[Any],
         picker: Picker,
         failover: Failover,
         moved: Callable[[MoveReason], None],
     ) -> None:
-        self._handle = handle
         self._picker = picker
         self.failover = failover
         self._moved = moved
@@ -101,14 +95,9 @@ class ShardClient:
 
     async def stats(self) -> list[tuple[str, EngineStats]]:
         """(shard name, statistics) of the shards that can be reached and answer in time."""
-        try:
-            answers = await self._handle.broadcast("stats").results_async(
-                timeout_s=STATS_TIMEOUT, return_exceptions=True
-            )
-        except (DeploymentUnavailableError, TimeoutError):
-            return []
-        found = [answer for answer in answers if not isinstance(answer, BaseException)]
-        return [(name, stats) for name, stats in found if name in self._picker.links]
+        links = dict(self._picker.links)
+        answers = await asyncio.gather(*(link.stats(STATS_TIMEOUT) for link in links.values()))
+        return [(name, stats) for name, stats in zip(links, answers, strict=True) if stats is not None]
 
     def num_running(self) -> int:
         """Requests that run at a shard or look for one."""
@@ -145,21 +134,29 @@ class ShardClient:
         while True:
             link = await Link.open(address, self.failover.silence)
             if link is not None and self._fits(link):
-                ended, since = asyncio.Event(), time.monotonic()
-                link.on_end = functools.partial(self._ended, name, link, ended)
-                while not ended.is_set():
-                    # again and again: it may have refused something and be well by now, or take more than before
-                    if self._fits(link):
-                        self._picker.join(self._there[name], link)
-                    with contextlib.suppress(TimeoutError):  # not `wait_for`: in 3.11 it loses a cancellation
-                        async with asyncio.timeout(BEAT_SECONDS):
-                            await ended.wait()
+                since = time.monotonic()
+                try:
+                    await self._offer(name, link)
+                finally:
+                    link.retire()
                 if link.gone == "left":
                     return
                 if time.monotonic() - since > LAST_PAUSE:
                     pause = FIRST_PAUSE
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)
+
+    async def _offer(self, name: str, link: Link) -> None:
+        """Let requests be sent to a shard until its link ends."""
+        ended = asyncio.Event()
+        link.on_end = functools.partial(self._ended, name, link, ended)
+        while not ended.is_set():
+            # again and again: it may have refused something and be well by now, or take more than before
+            if self._fits(link):
+                self._picker.join(self._there[name], link)
+            with contextlib.suppress(TimeoutError):  # not `wait_for`: in 3.11 it loses a cancellation
+                async with asyncio.timeout(BEAT_SECONDS):
+                    await ended.wait()
 
     def _fits(self, link: Link) -> bool:
         """Whether requests made for the other shards can run there; ends the link if not.
@@ -305,9 +302,9 @@ class _Run:
         """Whatever happened, this shard is done with the request: its place is free."""
         if (picked := self._picked) is None:
             return
-        picked.link.streams.pop(self.request.request_id, None)
         if self.living:
             picked.link.abort(self.request.request_id)
+        picked.link.forget(self.request.request_id)
         picked.ended(ran=self.ran)
         self._picked = None
 

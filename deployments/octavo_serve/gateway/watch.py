@@ -15,8 +15,9 @@ from ray import serve
 from octavo.engine.stats import EngineStats
 from octavo.source import Source, resolve_source
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
-from octavo_serve.api.model import NO_DEFAULTS, Defaults, ModelInfo
+from octavo_serve.api.model import NO_DEFAULTS, Defaults
 from octavo_serve.api.registry import ModelEntry
+from octavo_serve.wire.messages import ModelInfo
 
 logger = logging.getLogger("ray.serve")
 

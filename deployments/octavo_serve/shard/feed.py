@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from itertools import groupby
 from typing import Protocol
 
 from octavo.engine.engine import Engine
 from octavo.kvcache.events import BlockEvent
 from octavo.load import ShardState
-from octavo_serve.wire.channel import BEAT_SECONDS, Ask, Blocks, Report, Snapshot, ToGateway, encode
+from octavo.routing.index import Kind
+from octavo_serve.wire.messages import BEAT_SECONDS, Ask, Blocks, Report, Snapshot, ToGateway, encode
 
 FLUSH_SECONDS = 0.01
 """Shortest time between two messages about blocks: below the step of any but the smallest models."""
@@ -75,7 +76,8 @@ class Feed:
         self._flushed = time.monotonic()
         events = self._engine.pool.events.take()
         for _, run in groupby(enumerate(events), lambda pair: pair[1].sequence - pair[0]):
-            self._tell(_blocks([event for _, event in run]))  # more than one if the log overflowed
+            for message in _blocks([event for _, event in run]):  # more than one run if the log overflowed
+                self._tell(message)
         self._next = events[-1].sequence + 1 if events else self._next
 
     def answer(self, hearer: Hearer, ask: Ask) -> None:
@@ -130,5 +132,14 @@ class Feed:
                     hearer.send_encoded(encoded)
 
 
-def _blocks(events: list[BlockEvent]) -> Blocks:
-    return Blocks(events[0].sequence, [(event.kind, b"".join(event.hashes)) for event in events])
+def _blocks(events: list[BlockEvent]) -> Iterator[Blocks]:
+    """Events with consecutive numbers as messages of about PART hashes."""
+    changes: list[tuple[Kind, bytes]] = []
+    first, hashes = events[0].sequence, 0
+    for event in events:
+        if hashes >= PART:
+            yield Blocks(first, changes)
+            changes, first, hashes = [], event.sequence, 0
+        changes.append((event.kind, b"".join(event.hashes)))
+        hashes += len(event.hashes)
+    yield Blocks(first, changes)

@@ -5,27 +5,41 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
+from collections.abc import Iterator
 
 from octavo.engine.async_engine import AsyncEngine
 from octavo.errors import EngineDead
-from octavo.request import SequenceUpdate
-from octavo_serve.api.model import ModelInfo
+from octavo.request import PackedLogprobs, SequenceUpdate
 from octavo_serve.shard.feed import Feed
 from octavo_serve.wire.challenge import SECRET_BYTES, Challenge
-from octavo_serve.wire.channel import (
+from octavo_serve.wire.channel import Channel
+from octavo_serve.wire.messages import (
     BEAT_SECONDS,
     TO_SHARD,
     Abort,
     Address,
     Ask,
-    Channel,
     Hello,
     Leaving,
+    Measure,
+    Measured,
+    ModelInfo,
     Refusal,
     Step,
     Submit,
+    Tokens,
     ToShard,
+    encode,
 )
+from octavo_serve.wire.parts import PART_VALUES, Arriving, logprob_parts
+
+STEP = 256
+"""Updates in one message: 300 KiB where each has 20 log probabilities."""
+
+GATEWAY_SILENCE = 30.0
+"""A gateway's streams have moved after this long or wait where they are: to run them on for one that is gone costs
+places, to end them for one that was only stopped costs their prompts' computation."""
 
 FAREWELL_SECONDS = 1.0
 """For the last words to a gateway; below the time that Serve leaves after `patience` (`app.HAND_OVER_SECONDS`)."""
@@ -38,11 +52,13 @@ class Port:
     Args:
         name: of the shard.
         report_s: seconds between two reports of the load.
+        silence: seconds without a word after which a gateway is given up.
     """
 
-    def __init__(self, engine: AsyncEngine, name: str, report_s: float) -> None:
+    def __init__(self, engine: AsyncEngine, name: str, report_s: float, silence: float = GATEWAY_SILENCE) -> None:
         self.engine = engine
         self.name = name
+        self.silence = silence
         self.leaving = False
         self.secret = secrets.token_bytes(SECRET_BYTES)
         self.peers: dict[Channel, _Peer] = {}
@@ -71,7 +87,7 @@ class Port:
         self.leaving = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
-                while any(peer.open_sequences for peer in self.peers.values()):
+                while any(peer.open_sequences or peer.held for peer in self.peers.values()):
                     await asyncio.sleep(0.05)
         self.feed.close()
         if self._watching is not None:
@@ -107,12 +123,16 @@ class Port:
         return _Peer(self, asyncio.get_running_loop()).channel
 
     async def _watch(self) -> None:
-        """Leave the gateways when the engine does not live."""
+        """Leave the gateways when the engine does not live, and each that has fallen silent."""
+        awake = 0.0
         while True:
-            if not self.lives:
-                for channel in list(self.peers):
+            lives = self.lives
+            for channel in list(self.peers):
+                if not lives or channel.silent_for(awake) > self.silence:
                     channel.abort()
+            before = time.monotonic()
             await asyncio.sleep(BEAT_SECONDS)
+            awake = min(time.monotonic() - before, 2 * BEAT_SECONDS)
 
 
 class _Peer:
@@ -124,16 +144,47 @@ class _Peer:
             TO_SHARD, self._receive, self._lost, self._made, Challenge(port.secret, opens=False)
         )  # fmt: skip
         self.open_sequences: dict[str, int] = {}
+        self.held: dict[str, list[SequenceUpdate]] = {}  # by request: what is sent after its prompt's numbers
+        self._arriving = Arriving()
         self._port = port
 
     def updated(self, updates: list[SequenceUpdate]) -> None:
-        self.channel.send(Step(updates))
         for update in updates:
             if update.finish_reason is not None:
                 self._ended(update.request_id)
+            if (packed := update.prompt_logprobs) is not None and packed.num_values > PART_VALUES:
+                self._hold(update.request_id, packed)
+                update.prompt_logprobs = None
+        if self.held:
+            updates = self._not_held(updates)
+        for first in range(0, len(updates), STEP):
+            self.channel.send(Step(updates[first : first + STEP] if len(updates) > STEP else updates))
+
+    def _hold(self, request_id: str, packed: PackedLogprobs) -> None:
+        """Send a prompt's numbers in parts, and what else is said of the request after them."""
+        held = self.held[request_id] = []
+
+        def parts() -> Iterator[bytes]:
+            for part in logprob_parts(request_id, packed):
+                if self.held.get(request_id) is not held:  # nobody wants it any more
+                    return
+                yield part
+            if self.held.get(request_id) is held:
+                del self.held[request_id]
+                for first in range(0, len(held), STEP):
+                    yield encode(Step(held[first : first + STEP]))
+
+        self.channel.send_in_parts(parts())
+
+    def _not_held(self, updates: list[SequenceUpdate]) -> list[SequenceUpdate]:
+        for update in updates:
+            if (held := self.held.get(update.request_id)) is not None:
+                held.append(update)
+        return [update for update in updates if update.request_id not in self.held]
 
     def failed(self, request_id: str, error: Exception) -> None:
         self.open_sequences.pop(request_id, None)
+        self.held.pop(request_id, None)
         self.channel.send(Refusal.of(request_id, error))
 
     def _made(self) -> None:
@@ -154,13 +205,23 @@ class _Peer:
         match message:
             case Submit():
                 self._submit(message)
+            case Tokens():
+                self._arriving.add(message)
             case Abort():
-                self._port.engine.abort(message.request_id, message.index)
+                self._abort(message)
             case Ask():
                 self._port.feed.answer(self.channel, message)
+            case Measure():
+                self.channel.send(Measured(self._port.engine.stats()))
+
+    def _abort(self, message: Abort) -> None:
+        if message.index is None:
+            self.held.pop(message.request_id, None)
+            self._arriving.drop(message.request_id)
+        self._port.engine.abort(message.request_id, message.index)
 
     def _submit(self, message: Submit) -> None:
-        request = message.request
+        request = self._arriving.complete(message.request)
         if self._port.leaving:
             self.channel.send(Refusal.of(request.request_id, EngineDead("this shard is leaving")))
             return
@@ -177,3 +238,4 @@ class _Peer:
         for request_id in self.open_sequences:
             self._port.engine.abort(request_id)
         self.open_sequences.clear()
+        self.held.clear()

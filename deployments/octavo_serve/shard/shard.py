@@ -17,8 +17,6 @@ from ray.util import get_node_ip_address
 from octavo.config import EngineConfig
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.load_meter import LoadMeter
-from octavo.engine.stats import EngineStats
-from octavo_serve.api.model import ModelInfo
 from octavo_serve.config.settings import AccuracySettings
 from octavo_serve.ray_private import keep_serve_at_home
 from octavo_serve.shard.port import Port
@@ -53,7 +51,7 @@ def _settle(is_real: bool) -> None:
 
 
 class Shard:
-    """A model copy and its KV cache; requests come and tokens leave through its `Port`, all else by handle calls.
+    """A model copy and its KV cache; requests come and tokens leave through its `Port`.
 
     The engine steps in its own thread, so every method here only passes messages.
 
@@ -94,15 +92,6 @@ class Shard:
         start.publish(name, self.engine.engine.executor)
         keep_warm(warm)
         Thread(target=_settle, args=(config.rehearsal is None,), daemon=True).start()
-
-    async def describe(self) -> ModelInfo:
-        """What a gateway must know about the model to validate and route requests."""
-        return self.port.model
-
-    async def stats(self) -> tuple[str, EngineStats]:
-        """This shard's name and numbers; raises `EngineDead` like `check_health`."""
-        self.engine.check_health()
-        return serve.get_replica_context().replica_id.unique_id, self.engine.stats()
 
     async def check_health(self) -> None:
         """Raises `EngineDead` when the engine's thread died or is stuck; Serve then replaces the shard."""

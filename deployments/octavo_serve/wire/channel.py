@@ -1,25 +1,19 @@
 """The wire between a gateway and a shard: one TCP connection that carries all they say to each other.
 
-A gateway holds a connection to each shard. Both prove that they know the shard's secret (`challenge`), and the shard
-says `Hello`: who it is and what its model takes. Then
+A gateway holds a connection to each shard. Both prove that they know the shard's secret (`challenge`); then each sends
+`messages` behind their length. The secret is the shard's own, made when it starts: nothing about it is in a config, and
+who learns one shard's can speak to no other.
 
-    gateway   Submit, Abort; Ask, four times a second
-    shard     Step      what one engine step did to all of the gateway's sequences
-              Refusal   a request it does not take, or loses
-              Blocks    numbered changes of its prefix cache; Snapshot, in parts, to who asks for it
-              Report    its load when that changed, and an answer to each Ask; at least one a second
-              Leaving   before it goes
+What is large goes in parts (`parts`), each sent once those before it have left: what is sent meanwhile overtakes them.
+A peer is not waited for. One that leaves MAX_UNREAD bytes unread and reads nothing for STUCK_SECONDS is given up.
 
-Everything comes in order, so a gateway that sees its own Ask's time again has taken in all that was said before. The
-end of the connection is the end of the other side's interest: a shard then aborts what that gateway had sent, a gateway
-takes its streams elsewhere. A shard whose engine does not live ends its connections, and one that says nothing for
-`shard_silence_s` is gone: that is the only rule of liveness.
+The end of the connection is the end of the other side's interest: a shard then aborts what that gateway had sent, a
+gateway takes its streams elsewhere. A shard whose engine does not live ends its connections. One rule of liveness holds
+in both directions (`silent_for`): who says nothing for some seconds of the listener's waking time is gone.
 
 Why not a Serve handle call per request that streams its tokens: Serve sends every token of every request by itself,
 0.2 ms of CPU each, where a message for 64 sequences costs 0.1 ms at both ends together; and a killed process shows on
 a socket at once, on a handle call when Ray has found out (docs/serve_cost.md). Why not ZeroMQ: it hides just that end.
-
-Records are plain data: nothing that comes from the wire is executed. Messages are MessagePack behind their length.
 """
 
 from __future__ import annotations
@@ -27,156 +21,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import msgspec
 
-from octavo import errors
-from octavo.errors import OctavoError
-from octavo.load import ShardState
-from octavo.request import Request, SequenceUpdate
-from octavo.routing.index import Kind
-from octavo_serve.api.model import ModelInfo
 from octavo_serve.wire.challenge import Challenge, Stranger
+from octavo_serve.wire.messages import MAX_MESSAGE, ToGateway, ToShard, encode
 
 logger = logging.getLogger("ray.serve")
 
 MAX_UNREAD = 64 * 2**20
 """Bytes that may wait for a peer; one that then reads nothing for STUCK_SECONDS is given up. A token takes 200."""
 
+MOST_UNREAD = 4 * MAX_UNREAD
+"""Bytes that never wait, however fast the peer reads."""
+
 STUCK_SECONDS = 10.0
-
-MAX_MESSAGE = 256 * 2**20
-"""Bytes of one message; who announces a longer one is given up before it is read. The log probabilities of a prompt, of
-which a request may ask for `bounds.MAX_PROMPT_VALUES`, are one, and take up to 50 bytes each."""
-
-BEAT_SECONDS = 1.0
-"""Longest time between two messages of a shard whose engine lives."""
 
 _LENGTH = 4
 
 INTRODUCTION_SECONDS = 5.0  # a connection whose other side has not proved by then that it knows the secret is ended
-
-
-class Address(NamedTuple):
-    """Where a shard listens, and the secret that both ends must know (hexadecimal).
-
-    A shard tells it Serve as its metadata, and Serve the gateways: behind Ray's token.
-    """
-
-    host: str
-    port: int
-    secret: str
-
-    def as_metadata(self) -> dict[str, Any]:
-        """For Serve's `record_replica_metadata`."""
-        return self._asdict()
-
-    @classmethod
-    def of(cls, metadata: Mapping[str, Any]) -> Address:
-        return cls(metadata["host"], metadata["port"], metadata["secret"])
-
-
-class Submit(msgspec.Struct, tag=True):
-    """Run this request."""
-
-    request: Request
-
-
-class Abort(msgspec.Struct, tag=True):
-    """End a request, or one of its sequences; an id that is not known has just ended."""
-
-    request_id: str
-    index: int | None = None
-
-
-class Ask(msgspec.Struct, tag=True):
-    """A gateway is there.
-
-    Attributes:
-        time: of its clock; the answering Report brings it back.
-        snapshot: whether it needs one.
-    """
-
-    time: float
-    snapshot: bool = False
-
-
-class Hello(msgspec.Struct, tag=True):
-    """The shard's first message: its name, and what a request must keep to."""
-
-    shard: str
-    model: ModelInfo
-
-
-class Step(msgspec.Struct, tag=True):
-    """What one step did to the gateway's sequences."""
-
-    updates: list[SequenceUpdate]
-
-
-class Refusal(msgspec.Struct, tag=True):
-    """An error of `octavo.errors` ended the request, or kept it from starting."""
-
-    request_id: str
-    kind: str
-    arguments: tuple[str | float | None, ...]
-
-    @classmethod
-    def of(cls, request_id: str, error: Exception) -> Refusal:
-        if isinstance(error, OctavoError) and type(error) is getattr(errors, type(error).__name__, None):
-            return cls(request_id, type(error).__name__, error.args)
-        return cls(request_id, OctavoError.__name__, (f"{type(error).__name__}: {error}",))
-
-    def error(self) -> OctavoError:
-        """The error as it was raised."""
-        kind: type[OctavoError] = getattr(errors, self.kind, OctavoError)
-        return kind(*self.arguments)
-
-
-class Blocks(msgspec.Struct, tag=True):
-    """Changes of the prefix cache, `first` the number of the first; each a kind and the hashes, joined."""
-
-    first: int
-    changes: list[tuple[Kind, bytes]]
-
-
-class Snapshot(msgspec.Struct, tag=True):
-    """Part `index` of `count` of the prefix cache as it was at change number `sequence`."""
-
-    sequence: int
-    index: int
-    count: int
-    hashes: bytes
-
-
-class Report(msgspec.Struct, tag=True):
-    """The engine lives.
-
-    Attributes:
-        next: number of the next change there will be.
-        state: if it changed.
-        tickets: of requests that `state` counts for the first time.
-        echo: time of the Ask that this answers.
-    """
-
-    next: int
-    state: ShardState | None = None
-    tickets: list[str] = []
-    echo: float | None = None
-
-
-class Leaving(msgspec.Struct, tag=True):
-    """The shard is about to end: nothing more comes, what has not ended goes on elsewhere."""
-
-
-ToShard = Submit | Abort | Ask
-ToGateway = Hello | Step | Refusal | Blocks | Snapshot | Report | Leaving
-
-encode = msgspec.msgpack.Encoder().encode
-TO_SHARD: msgspec.msgpack.Decoder[ToShard] = msgspec.msgpack.Decoder(ToShard)
-TO_GATEWAY: msgspec.msgpack.Decoder[ToGateway] = msgspec.msgpack.Decoder(ToGateway)
 
 
 class Channel(asyncio.Protocol):
@@ -207,6 +73,9 @@ class Channel(asyncio.Protocol):
         self._buffer = bytearray()
         self._written = self._read = 0  # bytes, by this side and by the other
         self._progress = 0.0  # when the latter was seen to grow
+        self._in_parts: deque[Iterator[bytes]] = deque()  # a part of each in turn
+        self._has_room = True
+        self._silent = 0.0
 
     @property
     def unread(self) -> int:
@@ -228,12 +97,49 @@ class Channel(asyncio.Protocol):
             return
         self._write(message)
 
+    def send_in_parts(self, parts: Iterator[bytes]) -> None:
+        """Send encoded messages one by one, each once most of what was sent before it has left.
+
+        Args:
+            parts: asked for the next one only then; all that it gives are sent in its order.
+        """
+        self._in_parts.append(parts)
+        if len(self._in_parts) == 1:
+            self._send_part()
+
+    def _send_part(self) -> None:
+        while self._in_parts and self._has_room and self.is_open:
+            parts = self._in_parts.popleft()
+            if (part := next(parts, None)) is not None:
+                self._in_parts.append(parts)
+                self.send_encoded(part)
+                asyncio.get_running_loop().call_soon(self._send_part)  # others take their turn in between
+                return
+
+    def pause_writing(self) -> None:
+        """The transport holds as much as it should."""
+        self._has_room = False
+
+    def resume_writing(self) -> None:
+        """It has room again."""
+        self._has_room = True
+        self._send_part()
+
+    def silent_for(self, more: float) -> float:
+        """Seconds since the other side last said something, once `more` of them have passed.
+
+        Callers count in steps, each at most so long as they meant to sleep: a process that was stopped itself has not
+        listened, and what was said meanwhile has yet to be read.
+        """
+        self._silent += more
+        return self._silent
+
     def _is_stuck(self) -> bool:
-        """Whether the other side makes no progress, or is further behind than any message explains."""
+        """Whether the other side makes no progress, or is too far behind."""
         read, now = self._written - self.unread, time.monotonic()
         if read > self._read:
             self._read, self._progress = read, now
-        return now - self._progress > STUCK_SECONDS or self.unread > MAX_UNREAD + MAX_MESSAGE
+        return now - self._progress > STUCK_SECONDS or self.unread > MOST_UNREAD
 
     @property
     def is_open(self) -> bool:
@@ -267,9 +173,11 @@ class Channel(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._in_parts.clear()
         self._lost()
 
     def data_received(self, data: bytes) -> None:
+        self._silent = 0.0
         buffer = self._buffer
         buffer += data
         start = 0

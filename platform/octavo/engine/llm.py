@@ -212,7 +212,8 @@ class _Work:
     def output(self) -> RequestOutput:
         outputs = [line.output() for line in self._lines]
         params = self.request.params
-        prompt_logprobs = self._first.prompt_logprobs if self._first else None
+        packed = self._first.prompt_logprobs if self._first else None
+        prompt_logprobs = None if packed is None else list(packed)
         for entry in prompt_logprobs or ():
             if entry is not None:
                 fill_decoded(self._tokenizer, entry)

@@ -36,12 +36,12 @@ from octavo.engine.decisions import Decision, DecisionKind, DecisionLog
 from octavo.engine.load import Counters, num_filled_slots, shard_state
 from octavo.engine.plan import InFlight, StepPlan, num_prompt_logprobs
 from octavo.engine.queues import OrderedSequences, WaitingSequences
-from octavo.engine.sequence import LATE, Group, Sequence, token_logprobs
+from octavo.engine.sequence import LATE, Group, Sequence
 from octavo.errors import BadRequest, Overloaded
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
 from octavo.load import ShardState
-from octavo.request import FinishReason, Request, SequenceUpdate
+from octavo.request import FinishReason, PackedLogprobs, Request, SequenceUpdate
 from octavo.step import LogprobRow, StepResult
 
 _AHEAD = 2**62  # taken off the arrival of a resumed request: its reader is in the middle of the answer
@@ -238,7 +238,7 @@ class Scheduler:
             self.counters.prompt_tokens += seq.num_prompt
             self.counters.cached_tokens += group.num_cached_tokens
         if group.needs_every_position:
-            group.prompt_logprobs = [None]
+            group.prompt_logprobs = PackedLogprobs()
 
     def advance(self, plan: StepPlan) -> InFlight:
         """Advance the books of a launched step, whose tokens are still unknown, so that the next can be planned."""
@@ -316,7 +316,7 @@ class Scheduler:
     def _take_prompt_logprobs(self, step: InFlight, result: StepResult) -> None:
         rows = iter(result.prompt_logprobs)
         for group, count in step.prompt_logprobs:
-            group.prompt_logprobs += [token_logprobs(next(rows)) for _ in range(count)]
+            group.take_prompt_logprobs(itertools.islice(rows, count))
 
     def _announce(self, seq: Sequence, update: SequenceUpdate) -> SequenceUpdate:
         update.time = self._clock()

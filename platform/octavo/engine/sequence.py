@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +12,7 @@ from octavo.engine.admission import ModelLimits, most_tokens
 from octavo.engine.token_counts import TokenCounts
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
-from octavo.request import FinishReason, Logprob, Request, SequenceUpdate, TokenLogprobs
+from octavo.request import FinishReason, PackedLogprobs, Request, SequenceUpdate, token_logprobs
 from octavo.step import Float32, Int64, LogprobRow
 
 _MIX = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: spreads the seeds of a request's sequences over 64 bits
@@ -37,7 +38,7 @@ class Group:
         num_made: sequences created so far, of the request's `num_sequences`.
         root: first parent of the block hashes: model and cache namespace.
         forked: whether the first sequence has been forked into those that start with it.
-        prompt_logprobs: one entry per prompt token after the first, filled while the prompt is computed.
+        prompt_logprobs: if asked for, filled while the prompt is computed.
         announced: whether the first update was made; it alone carries the prompt's numbers.
         columns: temperature, top_k, top_p, min_p and number of logprobs (-1: none), as in a row of `SamplingRows`.
         penalties: presence, frequency and repetition, unless all are neutral.
@@ -57,7 +58,7 @@ class Group:
     num_made: int = 1
     forked: bool = False
     num_cached_tokens: int | None = None
-    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    prompt_logprobs: PackedLogprobs | None = None
     announced: bool = False
     samples: bool = field(init=False)
     columns: tuple[float, int, float, float, int] = field(init=False)
@@ -113,7 +114,13 @@ class Group:
         """Put the prompt's numbers into the request's first update, and no other: 20 logprobs of a token are 1 kB."""
         self.announced = True
         update.num_cached_tokens = self.num_cached_tokens or 0
-        update.prompt_logprobs = self.prompt_logprobs or None
+        update.prompt_logprobs, self.prompt_logprobs = self.prompt_logprobs, None
+
+    def take_prompt_logprobs(self, rows: Iterable[LogprobRow]) -> None:
+        """Add those of the next prompt tokens."""
+        assert self.prompt_logprobs is not None
+        for row in rows:
+            self.prompt_logprobs.add(row.token_ids, row.logprobs, row.rank)
 
     def start(self, pool: BlockPool) -> None:
         """Create the first sequence, or those that go on from tokens emitted by another shard."""
@@ -252,7 +259,7 @@ class Sequence:
             self.cumulative_logprob += logprobs.logprobs[0]
             update.cumulative_logprob = self.cumulative_logprob
             if self.group.request.params.logprobs is not None:
-                update.logprobs = [token_logprobs(logprobs)]
+                update.logprobs = [token_logprobs(logprobs.token_ids, logprobs.logprobs, logprobs.rank)]
         return update
 
     def end_reason(self) -> tuple[FinishReason | None, int | None]:
@@ -327,11 +334,3 @@ class Sequence:
         have = (other for other in self.group.sequences if other.num_computed >= size and other.table.blocks)
         lender = next(have, None)
         return [] if lender is None else list(lender.table.blocks[:full])
-
-
-def token_logprobs(row: LogprobRow) -> TokenLogprobs:
-    """vLLM's shape: the token itself with its rank, then the alternatives by rank."""
-    entries = {row.token_ids[0]: Logprob(row.logprobs[0], row.rank)}
-    for rank, (token, value) in enumerate(zip(row.token_ids[1:], row.logprobs[1:], strict=True), 1):
-        entries.setdefault(token, Logprob(value, rank))
-    return entries

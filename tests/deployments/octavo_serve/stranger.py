@@ -22,7 +22,7 @@ import msgspec
 from ray.core.generated.gcs_service_pb2 import InternalKVGetRequest, InternalKVPutRequest
 
 from octavo.request import Request, SamplingParams
-from octavo_serve.wire.channel import Ask, Submit
+from octavo_serve.wire.messages import Ask, Submit
 
 KEY = {"namespace": b"octavo-test", "key": b"stranger"}
 CALLS = {

@@ -121,5 +121,5 @@ class CompletionWriter(OpenAIWriter[CompletionRequest, Completion, Completion]):
             return None
         prompt, token_ids = self._prompt(choice), self._prompt_ids(choice)
         offsets = prompt_offsets(self.job.model.tokenizer, token_ids, self.job.prompt_texts[prompt])
-        entries = self.begun[prompt].prompt_logprobs or []
-        return completion_logprobs(token_ids, entries, self.names, offsets)
+        entries = self.begun[prompt].prompt_logprobs
+        return completion_logprobs(token_ids, list(entries or ()), self.names, offsets)

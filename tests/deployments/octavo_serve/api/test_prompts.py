@@ -9,8 +9,8 @@ from octavo.errors import BadRequest, PromptTooLong
 from octavo.request import SamplingParams
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.api.jobs import Asked
-from octavo_serve.api.model import ModelInfo
 from octavo_serve.api.prompts import check_characters, check_length, check_tokenized, is_long, prepare
+from octavo_serve.wire.messages import ModelInfo
 
 INFO = ModelInfo("tiny", max_model_len=256, vocab_size=49152, block_size=16)
 

@@ -15,7 +15,7 @@ from octavo.routing.router import RoutingConfig
 from octavo_serve.gateway.link import Link
 from octavo_serve.gateway.picker import Picker
 from octavo_serve.ray_private import Replica
-from octavo_serve.wire.channel import Address
+from octavo_serve.wire.messages import Address
 
 
 class Books:

@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from octavo_serve.api.model import ModelInfo
 from octavo_serve.api.registry import ModelEntry
 from octavo_serve.gateway import watch
 from octavo_serve.gateway.watch import State, last_error, load_text, watch_shards
+from octavo_serve.wire.messages import ModelInfo
 
 INFO = ModelInfo("h", 100, 50, 16)
 CLIENT: Any = object()

@@ -19,7 +19,7 @@ from octavo.routing.router import Router, RoutingConfig
 from octavo_serve.gateway.link import Link
 from octavo_serve.shard.feed import FEED_UNREAD, PART
 from octavo_serve.shard.port import Port
-from octavo_serve.wire.channel import Address
+from octavo_serve.wire.messages import Address
 
 MACHINE = Profile("test", Cost(1e-3, 1e-6, 0, 0, 0), 1, 16 * 20_000, 8192, ())
 

@@ -8,10 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from octavo.engine.async_engine import Stream
-from octavo.request import SequenceUpdate
 from octavo_serve.wire import channel
-from octavo_serve.wire.channel import Submit
+from octavo_serve.wire.messages import Submit
 
 NONCE_AND_PROOF = 4 + 64  # of the shard; it knows by then no more of the other side than that it speaks first
 
@@ -59,22 +57,54 @@ def test_who_says_nothing_is_sent_away(fleet: Any, monkeypatch: pytest.MonkeyPat
     assert fleet.run(scenario) == []
 
 
-def test_a_large_message_ends_no_connection(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The log probabilities of a long prompt are one message, longer than what may wait for who does not read."""
-    monkeypatch.setattr(channel, "MAX_UNREAD", 2**16)
-
+@pytest.mark.parametrize("length", [2**22 + 1, 2**32 - 1])
+def test_a_message_that_is_announced_too_long_is_not_waited_for(fleet: Any, length: int) -> None:
     async def scenario(client: Any) -> None:
         port = await fleet.add()
         await fleet.anybody()
         (link,) = fleet.links.values()
-        stream = Stream(asyncio.get_running_loop())
-        link.streams["large"] = stream
-        for peer in port.peers:
-            peer.send(channel.Step([SequenceUpdate("large", 0, list(range(2**22)))]))
+        link._channel._transport.write(length.to_bytes(4, "big"))
         async with asyncio.timeout(60):
-            (update,) = await stream.take()
-        assert len(update.token_ids) == 2**22
-        assert link.gone is None
+            while not link.gone:
+                await asyncio.sleep(0.01)
+        assert link._channel not in port.peers
+
+    fleet.run(scenario)
+
+
+def test_parts_wait_until_there_is_room_and_others_overtake_them(fleet: Any) -> None:
+    async def scenario(client: Any) -> None:
+        port = await fleet.add()
+        await fleet.anybody()
+        (peer,) = port.peers
+        sent: list[bytes] = []
+        peer._write = sent.append
+        peer.pause_writing()
+        peer.send_in_parts(iter([b"a1", b"a2", b"a3"]))
+        peer.send_in_parts(iter([b"b1"]))
+        peer.send_encoded(b"short")
+        assert sent == [b"short"]
+        peer.resume_writing()
+        peer.send_encoded(b"short")
+        while peer._in_parts:
+            await asyncio.sleep(0)
+        assert [each for each in sent if len(each) in (2, 5)] == [b"short", b"a1", b"short", b"b1", b"a2", b"a3"]
+        peer.abort()
+
+    fleet.run(scenario)
+
+
+def test_parts_end_with_their_connection(fleet: Any) -> None:
+    async def scenario(client: Any) -> None:
+        port = await fleet.add()
+        await fleet.anybody()
+        (peer,) = port.peers
+        peer.pause_writing()
+        peer.send_in_parts(iter([b"never"]))
+        peer.abort()
+        while port.peers:
+            await asyncio.sleep(0)
+        assert not peer._in_parts
 
     fleet.run(scenario)
 

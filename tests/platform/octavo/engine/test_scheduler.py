@@ -340,8 +340,9 @@ def test_prompt_logprobs_cover_every_position_and_skip_the_cache(fake):
         while engine.has_work:
             updates += engine.step()
     assert updates[0].num_cached_tokens == 0
-    assert updates[0].prompt_logprobs[0] is None
-    assert [list(entry) for entry in updates[0].prompt_logprobs[1:]] == [[t] for t in range(1, 30)]
+    first, *rest = updates[0].prompt_logprobs
+    assert first is None
+    assert [list(entry) for entry in rest] == [[t] for t in range(1, 30)]
 
 
 def test_a_full_queue_refuses_and_keeps_what_it_has(fake):

@@ -1,0 +1,202 @@
+"""What a gateway and a shard say to each other: plain records, MessagePack on the wire, nothing of which is executed.
+
+    gateway   Submit, for a long prompt after its Tokens; Abort
+              Ask, four times a second; Measure
+    shard     Hello     first of all: who it is, and what its model takes
+              Step      what one engine step did to all of the gateway's sequences; PromptPart before it
+              Refusal   a request it does not take, or loses
+              Blocks    numbered changes of its prefix cache; Snapshot, in parts, to who asks for it
+              Report    its load when that changed, and an answer to each Ask; at least one a second
+              Measured  its statistics, to who asks for them
+              Leaving   before it goes
+
+All but what is sent in parts comes in order, so a gateway that sees its own Ask's time again has taken in all that was
+said of the cache before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+
+from octavo import errors
+from octavo.engine.stats import EngineStats
+from octavo.errors import OctavoError
+from octavo.load import ShardState
+from octavo.request import PackedLogprobs, Request, SequenceUpdate
+from octavo.routing.index import Kind
+
+MAX_MESSAGE = 4 * 2**20
+"""Bytes of one message; who announces a longer one is given up before it is read. What can be larger goes in parts."""
+
+BEAT_SECONDS = 1.0
+"""Longest time between two messages of a shard whose engine lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a gateway must know about a model to validate and route requests.
+
+    Attributes:
+        hash_name: what the engine's block hashes start from.
+        max_model_len: tokens of one sequence, prompt and output.
+        vocab_size: rows of the model's output; token ids are below it.
+        block_size: tokens per KV block.
+    """
+
+    hash_name: str
+    max_model_len: int
+    vocab_size: int
+    block_size: int
+
+
+class Address(NamedTuple):
+    """Where a shard listens, and the secret that both ends must know (hexadecimal).
+
+    A shard tells it Serve as its metadata, and Serve the gateways: behind Ray's token.
+    """
+
+    host: str
+    port: int
+    secret: str
+
+    def as_metadata(self) -> dict[str, Any]:
+        """For Serve's `record_replica_metadata`."""
+        return self._asdict()
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> Address:
+        return cls(metadata["host"], metadata["port"], metadata["secret"])
+
+
+class Submit(msgspec.Struct, tag=True):
+    """Run this request."""
+
+    request: Request
+
+
+class Tokens(msgspec.Struct, tag=True):
+    """Part of a long request, which follows in a Submit that lacks these tokens.
+
+    Attributes:
+        sequence: whose emitted tokens they are; None: the prompt's.
+    """
+
+    request_id: str
+    sequence: int | None
+    token_ids: list[int]
+
+
+class Abort(msgspec.Struct, tag=True):
+    """End a request, or one of its sequences; an id that is not known has just ended."""
+
+    request_id: str
+    index: int | None = None
+
+
+class Ask(msgspec.Struct, tag=True):
+    """A gateway is there.
+
+    Attributes:
+        time: of its clock; the answering Report brings it back.
+        snapshot: whether it needs one.
+    """
+
+    time: float
+    snapshot: bool = False
+
+
+class Measure(msgspec.Struct, tag=True):
+    """A gateway wants the shard's statistics."""
+
+
+class Hello(msgspec.Struct, tag=True):
+    """The shard's first message: its name, and what a request must keep to."""
+
+    shard: str
+    model: ModelInfo
+
+
+class Step(msgspec.Struct, tag=True):
+    """What one step did to the gateway's sequences."""
+
+    updates: list[SequenceUpdate]
+
+
+class PromptPart(msgspec.Struct, tag=True):
+    """Part of the log probabilities of a prompt; the request's first update, which lacks them, comes after the last."""
+
+    request_id: str
+    logprobs: PackedLogprobs
+
+
+class Refusal(msgspec.Struct, tag=True):
+    """An error of `octavo.errors` ended the request, or kept it from starting."""
+
+    request_id: str
+    kind: str
+    arguments: tuple[str | float | None, ...]
+
+    @classmethod
+    def of(cls, request_id: str, error: Exception) -> Refusal:
+        if isinstance(error, OctavoError) and type(error) is getattr(errors, type(error).__name__, None):
+            return cls(request_id, type(error).__name__, error.args)
+        return cls(request_id, OctavoError.__name__, (f"{type(error).__name__}: {error}",))
+
+    def error(self) -> OctavoError:
+        """The error as it was raised."""
+        kind: type[OctavoError] = getattr(errors, self.kind, OctavoError)
+        return kind(*self.arguments)
+
+
+class Blocks(msgspec.Struct, tag=True):
+    """Changes of the prefix cache, `first` the number of the first; each a kind and the hashes, joined."""
+
+    first: int
+    changes: list[tuple[Kind, bytes]]
+
+
+class Snapshot(msgspec.Struct, tag=True):
+    """Part `index` of `count` of the prefix cache as it was at change number `sequence`."""
+
+    sequence: int
+    index: int
+    count: int
+    hashes: bytes
+
+
+class Report(msgspec.Struct, tag=True):
+    """The engine lives.
+
+    Attributes:
+        next: number of the next change there will be.
+        state: if it changed.
+        tickets: of requests that `state` counts for the first time.
+        echo: time of the Ask that this answers.
+    """
+
+    next: int
+    state: ShardState | None = None
+    tickets: list[str] = []
+    echo: float | None = None
+
+
+class Measured(msgspec.Struct, tag=True):
+    """Answers a Measure."""
+
+    stats: EngineStats
+
+
+class Leaving(msgspec.Struct, tag=True):
+    """The shard is about to end: nothing more comes, what has not ended goes on elsewhere."""
+
+
+ToShard = Submit | Tokens | Abort | Ask | Measure
+ToGateway = Hello | Step | PromptPart | Refusal | Blocks | Snapshot | Report | Measured | Leaving
+
+encode = msgspec.msgpack.Encoder().encode
+TO_SHARD: msgspec.msgpack.Decoder[ToShard] = msgspec.msgpack.Decoder(ToShard)
+TO_GATEWAY: msgspec.msgpack.Decoder[ToGateway] = msgspec.msgpack.Decoder(ToGateway)

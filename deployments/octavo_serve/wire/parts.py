@@ -1,0 +1,77 @@
+"""Long requests and long answers, cut into messages that each take a millisecond to read.
+
+Read as one message a prompt of a million tokens holds up an event loop for 43 ms, and the log probabilities that one
+answer may hold (`bounds.MAX_PROMPT_VALUES`) held up a gateway's for 4 s when they were objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from octavo.request import PackedLogprobs, Request
+from octavo_serve.wire.messages import PromptPart, Submit, Tokens, encode
+
+PART_TOKENS = 2**14
+"""Token ids in one message: 80 KiB, 0.7 ms."""
+
+PART_VALUES = 2**15
+"""Log probabilities in one message: 256 KiB."""
+
+
+def is_long(request: Request) -> bool:
+    """Whether a request goes in parts."""
+    emitted = sum(len(tokens) for tokens in request.emitted or () if tokens)
+    return len(request.prompt_token_ids) + emitted > PART_TOKENS
+
+
+def request_parts(request: Request) -> Iterator[bytes]:
+    """A request as encoded messages.
+
+    Raises:
+        OverflowError, UnicodeEncodeError: it cannot be encoded; at once, not when the parts are asked for.
+    """
+    emitted = request.emitted
+    rest: list[list[int] | None] | None = (
+        None if emitted is None else [None if tokens is None else [] for tokens in emitted]
+    )
+    last = encode(Submit(replace(request, prompt_token_ids=[], emitted=rest)))
+    return _request_parts(request, last)
+
+
+def _request_parts(request: Request, last: bytes) -> Iterator[bytes]:
+    for sequence, tokens in [(None, request.prompt_token_ids), *enumerate(request.emitted or ())]:
+        for first in range(0, len(tokens or ()), PART_TOKENS):
+            assert tokens is not None
+            yield encode(Tokens(request.request_id, sequence, tokens[first : first + PART_TOKENS]))
+    yield last
+
+
+def logprob_parts(request_id: str, logprobs: PackedLogprobs) -> Iterator[bytes]:
+    """A prompt's log probabilities as encoded messages."""
+    for part in logprobs.parts(PART_VALUES):
+        yield encode(PromptPart(request_id, part))
+
+
+class Arriving:
+    """The parts of requests that are not complete yet."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[str, dict[int | None, list[int]]] = {}
+
+    def add(self, part: Tokens) -> None:
+        """Keep a part."""
+        self._tokens.setdefault(part.request_id, {}).setdefault(part.sequence, []).extend(part.token_ids)
+
+    def drop(self, request_id: str) -> None:
+        """Forget a request: the rest will not come."""
+        self._tokens.pop(request_id, None)
+
+    def complete(self, request: Request) -> Request:
+        """The request with what came of it before."""
+        if (parts := self._tokens.pop(request.request_id, None)) is not None:
+            request.prompt_token_ids = parts.pop(None, []) + request.prompt_token_ids
+            for sequence, tokens in parts.items():
+                if sequence is not None and request.emitted is not None:
+                    request.emitted[sequence] = tokens + (request.emitted[sequence] or [])
+        return request

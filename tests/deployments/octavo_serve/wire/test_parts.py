@@ -1,0 +1,77 @@
+"""Long requests and answers in parts: what comes out is what went in, and no part is long."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octavo.request import PackedLogprobs, Request, SamplingParams
+from octavo_serve.wire import parts
+from octavo_serve.wire.messages import MAX_MESSAGE, TO_GATEWAY, TO_SHARD, PromptPart, Submit, Tokens
+from octavo_serve.wire.parts import PART_TOKENS, PART_VALUES, Arriving, is_long, logprob_parts, request_parts
+
+LENGTHS = st.sampled_from([0, 1, PART_TOKENS - 1, PART_TOKENS, PART_TOKENS + 1, 3 * PART_TOKENS])
+
+
+def arrived(request: Request, arriving: Arriving) -> Request:
+    for encoded in request_parts(request):
+        assert len(encoded) < MAX_MESSAGE
+        message = TO_SHARD.decode(encoded)
+        if isinstance(message, Submit):
+            return arriving.complete(message.request)
+        assert isinstance(message, Tokens)
+        arriving.add(message)
+    raise AssertionError("no Submit")
+
+
+@given(st.integers(1, 3 * PART_TOKENS), st.none() | st.lists(st.none() | LENGTHS, min_size=1, max_size=3))
+def test_a_request_arrives_as_it_was(prompt: int, emitted: list[int | None] | None) -> None:
+    tokens = None if emitted is None else [None if n is None else list(range(n)) for n in emitted]
+    request = Request(request_id="a", prompt_token_ids=list(range(prompt)), emitted=tokens, session="s")
+    arriving = Arriving()
+    assert arrived(request, arriving) == request
+    assert arriving._tokens == {}
+    assert is_long(request) == (prompt + sum(n or 0 for n in emitted or ()) > PART_TOKENS)
+
+
+def test_what_is_dropped_leaves_nothing_behind() -> None:
+    arriving = Arriving()
+    for name in ("kept", "dropped"):
+        arriving.add(Tokens(name, None, [1, 2]))
+    arriving.drop("dropped")
+    arriving.drop("unknown")
+    assert list(arriving._tokens) == ["kept"]
+    assert arriving.complete(Request(request_id="kept", prompt_token_ids=[3])).prompt_token_ids == [1, 2, 3]
+
+
+def test_what_cannot_be_encoded_is_said_before_the_first_part() -> None:
+    request = Request(request_id="a", prompt_token_ids=[1] * 2 * PART_TOKENS, params=SamplingParams())
+    request.params.top_k = 2**70
+    with pytest.raises(OverflowError):
+        request_parts(request)
+
+
+@given(st.integers(0, 40), st.integers(1, 21), st.integers(1, 100))
+def test_log_probabilities_arrive_as_they_were(tokens: int, width: int, part: int) -> None:
+    packed, joined = PackedLogprobs(), PackedLogprobs()
+    for token in range(tokens):
+        packed.add(range(token, token + width), [-0.5 * place for place in range(width)], token + 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "PART_VALUES", part)
+        for encoded in logprob_parts("a", packed):
+            message = TO_GATEWAY.decode(encoded)
+            assert isinstance(message, PromptPart)
+            assert message.logprobs.num_values <= max(part, width)
+            joined.extend(message.logprobs)
+    assert list(joined) == list(packed)
+    assert len(joined) == len(list(joined)) == tokens + 1
+
+
+def test_a_part_is_short() -> None:
+    packed = PackedLogprobs()
+    for token in range(PART_VALUES):
+        packed.add([2**31 - 1] * 2, [-0.1] * 2, token)
+    sizes = [len(part) for part in logprob_parts("a" * 64, packed)]
+    assert len(sizes) == 2
+    assert max(sizes) < 2**19
