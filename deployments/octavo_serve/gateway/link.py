@@ -42,6 +42,9 @@ logger = logging.getLogger("ray.serve")
 
 CONNECT_SECONDS = 3.0
 ASK_SECONDS = 0.25
+ANSWER_SECONDS = 1.25
+"""A shard that has said nothing for so long is not counted as there; it may still come back in time."""
+
 SNAPSHOT_SECONDS = 0.5
 """Shortest time between two wishes for a snapshot."""
 
@@ -149,6 +152,11 @@ class Link:
         self._retired = True
         if not self.streams:
             self.close()
+
+    @property
+    def answers(self) -> bool:
+        """Whether the shard has said something a moment ago: it answers each `Ask`."""
+        return self.gone is None and self._channel.silent_for(0) < ANSWER_SECONDS
 
     async def stats(self, seconds: float) -> EngineStats | None:
         """The shard's statistics; None if it does not answer in time."""

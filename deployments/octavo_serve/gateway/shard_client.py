@@ -99,6 +99,10 @@ class ShardClient:
         answers = await asyncio.gather(*(link.stats(STATS_TIMEOUT) for link in links.values()))
         return [(name, stats) for name, stats in zip(links, answers, strict=True) if stats is not None]
 
+    def num_answering(self) -> int:
+        """Shards that requests can be sent to and that have said something a moment ago."""
+        return sum(link.answers for link in self._picker.links.values())
+
     def num_running(self) -> int:
         """Requests that run at a shard or look for one."""
         return sum(bool(run.living) for run in self._runs.values())

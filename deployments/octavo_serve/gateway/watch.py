@@ -12,7 +12,6 @@ from typing import Protocol
 
 from ray import serve
 
-from octavo.engine.stats import EngineStats
 from octavo.source import Source, resolve_source
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
 from octavo_serve.api.model import NO_DEFAULTS, Defaults
@@ -21,8 +20,10 @@ from octavo_serve.wire.messages import ModelInfo
 
 logger = logging.getLogger("ray.serve")
 
+LOOK_SECONDS = 0.25
+"""Between two looks at a model's shards, which cost no message."""
 PERIOD = 1.0
-"""Seconds between two looks at a model's shards."""
+"""Seconds between two questions to Serve are half of this at least."""
 LAST_DELAY = 30.0
 """Seconds between later tries to load a tokenizer; the first ones come sooner."""
 
@@ -34,7 +35,7 @@ class Shards(Protocol):
 
     async def describe(self) -> ModelInfo: ...
 
-    async def stats(self) -> list[tuple[str, EngineStats]]: ...
+    def num_answering(self) -> int: ...
 
 
 async def load_text(
@@ -72,15 +73,16 @@ class State:
 
 
 async def watch_shards(
-    entry: ModelEntry, shards: Shards, state: Callable[[], Awaitable[State]], period: float = PERIOD
+    entry: ModelEntry, shards: Shards, state: Callable[[], Awaitable[State]], period: float = LOOK_SECONDS
 ) -> None:
-    """Count the shards that answer, for ever; when none does in time, go by what Serve says of them."""
+    """Count the shards that answer, for ever; when none does, find out from Serve why."""
     while True:
         try:
-            found = await shards.stats()
+            found = shards.num_answering()
             info = await shards.describe() if found else entry.info
-            seen = State(len(found)) if found else await state()
-            entry.update(info=info, shards=seen.running, shard_error=seen.error, note=seen.note)
+            seen = State() if found else await state()
+            note = seen.note or ("its shards do not answer" if seen.running else "")
+            entry.update(info=info, shards=found, shard_error=seen.error, note=note)
         except Exception as error:  # a shard died between two calls; the next look finds out
             entry.update(shards=0, note=f"its shards do not answer: {error}")
         await asyncio.sleep(period)
