@@ -12,6 +12,9 @@ from octavo_serve.api.model import ModelClient
 STARTS = 32
 """Requests sent on their way in one turn of the event loop."""
 
+MANY = 1024
+"""Updates that may wait here for a consumer that does not read; all others wait in their requests' streams."""
+
 
 class Arrivals:
     """Reads each request in a task of its own; used as the asynchronous generator that `ModelClient.generate` is."""
@@ -25,6 +28,7 @@ class Arrivals:
         self._placements: dict[str, Placement | None] = {}
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._room = asyncio.Event()
 
     def __aiter__(self) -> Arrivals:
         return self
@@ -40,6 +44,7 @@ class Arrivals:
             self._waiter = asyncio.get_running_loop().create_future()  # half of what an Event costs
             await self._waiter
         arrived, self._arrived = self._arrived, []
+        self._room.set()
         return arrived
 
     def placement(self, request_id: str) -> Placement | None:
@@ -72,6 +77,9 @@ class Arrivals:
                     self._placements[request.request_id] = self._client.placement(request.request_id)
                 self._arrived += updates
                 self._wake()
+                while len(self._arrived) > MANY:
+                    self._room.clear()
+                    await self._room.wait()
 
     def _ended(self, reader: asyncio.Task[None]) -> None:
         self._reading -= 1

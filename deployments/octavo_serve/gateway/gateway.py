@@ -32,6 +32,7 @@ from octavo_serve.api.service import Service
 from octavo_serve.api.telemetry import ShardStats, Telemetry
 from octavo_serve.config.placement import unplaceable
 from octavo_serve.config.settings import ModelSettings, deployment_name, load_settings
+from octavo_serve.gateway.backlog import Backlog
 from octavo_serve.gateway.drain import Drain
 from octavo_serve.gateway.picker import Picker
 from octavo_serve.gateway.shard_client import Failover, ShardClient
@@ -82,6 +83,7 @@ class Gateway:
         self._served: dict[str, _Served] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._drain = Drain()
+        self._backlog = Backlog()
         threading.Thread(target=_show_logs, name="octavo-logs", daemon=True).start()
         gc.freeze()  # 126,000 objects of modules, which each look at all objects went through: 75 ms with the loop held
 
@@ -114,7 +116,7 @@ class Gateway:
         deployment, app = deployment_name(model.name), serve.get_replica_context().app_name
         shards = Deployment(deployment, app)
         picker = Picker(routing, shards)
-        client = ShardClient(picker, Failover(), self.service.telemetry.moves_of(model.name))
+        client = ShardClient(picker, Failover(), self.service.telemetry.moves_of(model.name), self._backlog)
         shards.watch(client.listed)
         self.service.telemetry.at_shards.labels(model.name).set_function(client.num_running)
         entry = ModelEntry(model.name, int(time.time()), client, model.on_demand)

@@ -22,6 +22,7 @@ from octavo.engine.async_engine import Stream
 from octavo.engine.stats import EngineStats
 from octavo.errors import EngineDead, OctavoError, Overloaded
 from octavo.request import Placement, Request, SequenceUpdate
+from octavo_serve.gateway.backlog import FEW, Backlog
 from octavo_serve.gateway.link import Link, MoveReason, ShardGone
 from octavo_serve.gateway.picker import Picked, Picker
 from octavo_serve.ray_private import Replica
@@ -64,6 +65,7 @@ class ShardClient:
         picker: of the model's shards.
         failover: limits.
         moved: told why, each time a request moves to another shard.
+        backlog: of the gateway.
     """
 
     def __init__(
@@ -71,10 +73,12 @@ class ShardClient:
         picker: Picker,
         failover: Failover,
         moved: Callable[[MoveReason], None],
+        backlog: Backlog,
     ) -> None:
         self._picker = picker
         self.failover = failover
         self._moved = moved
+        self._backlog = backlog
         self._there: dict[str, Replica] = {}
         self._keeping: dict[str, asyncio.Task[None]] = {}
         self._runs: dict[str, _Run] = {}
@@ -186,7 +190,7 @@ class ShardClient:
             run.end(index)
 
     async def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
-        run = self._runs[request.request_id] = _Run(request, self._info)
+        run = self._runs[request.request_id] = _Run(request, self._info, self._backlog)
         deaths, deadline = 0, 0.0
         try:
             while True:
@@ -209,6 +213,7 @@ class ShardClient:
                     self._moved(gone.reason)
         finally:
             del self._runs[request.request_id]
+            self._backlog.taken(run)
 
     @contextlib.contextmanager
     def _patience(self) -> Iterator[None]:
@@ -222,7 +227,9 @@ class ShardClient:
         picked = await self._begin(run)
         try:
             while run.living or run.stream.holds_updates:
-                yield await run.stream.take()
+                updates = await run.stream.take()
+                self._backlog.taken(run)
+                yield updates
         except ShardGone:
             picked.gone()
             raise
@@ -266,6 +273,13 @@ class _Updates(Stream):
     def updated(self, updates: list[SequenceUpdate]) -> None:
         self._run.arrived(updates)
         super().updated(updates)
+        if len(self._updates) > FEW or updates[0].prompt_logprobs is not None:
+            self._run.backlog.add(self._run, updates)
+
+    def give_up(self) -> None:
+        """Let go of what waits; who takes next is told."""
+        self._updates.clear()
+        self.failed("", OctavoError("too much of the answer waited for a client that did not read it"))
 
 
 class _Run:
@@ -279,8 +293,9 @@ class _Run:
         stream: what comes from the shard that has it now.
     """
 
-    def __init__(self, request: Request, info: ModelInfo | None) -> None:
+    def __init__(self, request: Request, info: ModelInfo | None, backlog: Backlog) -> None:
         self.request = request
+        self.backlog = backlog
         self.info = info
         self.living = set(range(request.params.num_sequences))
         self.ran = False
@@ -311,6 +326,11 @@ class _Run:
         picked.link.forget(self.request.request_id)
         picked.ended(ran=self.ran)
         self._picked = None
+
+    def give_up(self) -> None:
+        """End the request: too much of it waits to be read."""
+        self.stream.give_up()
+        self.leave()
 
     def end(self, index: int) -> None:
         """The caller wants no more of a sequence; what has come of it already is not taken back."""
