@@ -219,6 +219,8 @@ class Request:
         emitted: of a request that goes on where another shard left it: for each of its sequences the tokens it has
             generated already, or None if it has ended. They count as its output, but no update repeats them, and
             neither prompt log probabilities nor cumulative sums come again.
+        alone: run it in steps of its own until it has told two tokens, or ended: it is suspected of having stopped the
+            engine it ran on. An update without tokens says when that begins.
         seed: of its random numbers, in [0, 2**64); `params.seed`, or drawn at random.
     """
 
@@ -231,6 +233,7 @@ class Request:
     session: str = ""
     placement: Placement | None = None
     emitted: list[list[int] | None] | None = None
+    alone: bool = False
     seed: int = -1
 
     def __post_init__(self) -> None:

@@ -89,6 +89,22 @@ def build_batch(plan: StepPlan) -> StepBatch:
     )
 
 
+def smallest_batch(block: int) -> StepBatch:
+    """One token of no request, stored in a block that nobody holds."""
+    one = np.ones(1, np.int32)
+    rows = SamplingRows(
+        token_index=one * 0,
+        temperature=np.zeros(1, np.float32),
+        top_k=one * 0,
+        top_p=np.ones(1, np.float32),
+        min_p=np.zeros(1, np.float32),
+        seed=np.zeros(1, np.uint64),
+        position=np.ones(1, np.int64),
+        num_logprobs=-one,
+    )
+    return StepBatch(one * 0, np.array([0, 1], np.int32), one, np.array([[block]], np.int32), [], rows)
+
+
 def _sources(sequences: list[Sequence], last: np.ndarray, num_tokens: int) -> Int32 | None:
     """`StepBatch.sources`; `last` has the flat index of each sequence's last token."""
     rows = np.array([seq.row if seq.num_pending else -1 for seq in sequences], np.int32)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
 
 from octavo.config import EngineConfig
 from octavo.cost_model import CostModel
 from octavo.engine.admission import ModelLimits
-from octavo.engine.batch import BatchBuilder
+from octavo.engine.batch import BatchBuilder, smallest_batch
+from octavo.engine.isolation import Isolation
 from octavo.engine.patience import LEAST, Patience
-from octavo.engine.plan import InFlight
+from octavo.engine.plan import InFlight, StepPlan
 from octavo.engine.scheduler import Scheduler
 from octavo.engine.stats import EngineStats
-from octavo.errors import ConfigError
+from octavo.errors import ConfigError, EngineDead
 from octavo.kvcache.block_pool import BlockPool
 from octavo.request import Request, SequenceUpdate
 from octavo.source import Source
@@ -26,8 +29,22 @@ if TYPE_CHECKING:
     from octavo.execution.executor import Executor, Wait
     from octavo.execution.ranks import Launch
 
+logger = logging.getLogger(__name__)
+
+TRIAL_TOKENS = 2
+"""Tokens that a suspect tells before it joins the others. One may have been lost with the shard that it is suspected of
+having stopped, where two steps are in flight; the next is what it stopped at."""
+
 MAX_TICKETS = 16384
 """Tickets kept for a reporter; a router that misses some counts those requests twice for a few seconds."""
+
+
+class _Step(NamedTuple):
+    """A step in flight."""
+
+    plan: StepPlan
+    books: InFlight
+    wait: Wait
 
 
 class Engine:
@@ -42,6 +59,7 @@ class Engine:
 
     Attributes:
         patience: seconds that `step` may take now before it counts as stuck; another thread may read it.
+        isolation: who runs apart, and why.
         tickets: routers' names of requests that `Scheduler.state` counts; whoever reports the state empties it.
     """
 
@@ -65,8 +83,11 @@ class Engine:
         self.pool = BlockPool(executor.num_blocks, config.block_size, caching=config.enable_prefix_caching)
         self.scheduler = Scheduler(config, self.limits, self.pool, CostModel(), clock)
         self._batches = BatchBuilder()
-        self._in_flight: deque[tuple[InFlight, Wait]] = deque()
+        self._in_flight: deque[_Step] = deque()
         self._steps = 0
+        self.isolation = Isolation()
+        self._reached: dict[str, dict[int, int]] = {}  # what those in a trial have computed once they have passed
+        self._errors: dict[str, Exception] = {}  # of those who raised alone
         self._patience = Patience(self.scheduler.cost_model)
         self.patience = LEAST
         self.generation_tokens = 0
@@ -104,12 +125,16 @@ class Engine:
     def add(self, request: Request) -> None:
         """Queue a request; see `Scheduler.add`."""
         self.scheduler.add(request)
+        if request.alone:
+            self.isolation.suspect(request.request_id)
         if request.placement is not None:
             self.tickets.append(request.placement.ticket)
 
     def abort(self, request_id: str, index: int | None = None) -> list[SequenceUpdate]:
         """End a request or one of its sequences; its blocks are free when this returns."""
         updates = self.scheduler.abort(request_id, index)
+        if not self.scheduler.sequences(request_id):
+            self.isolation.left(request_id)
         self._forget()
         return updates
 
@@ -118,30 +143,147 @@ class Engine:
 
         Where the executor takes two steps at once, step N + 1 is launched before the result of step N is waited for:
         updates are those of the previous step, and the first call returns none.
+
+        A request that makes its step raise ends with finish reason "error"; see `isolation`.
+
+        Raises:
+            Exception: what a step raised that no request explains; the engine is of no use any more.
         """
-        plan = self.scheduler.schedule()
-        works = [plan.work, *(step.work for step, _ in self._in_flight)]
+        if self.isolation.active:
+            return self._step_apart()
+        return self._run(self.scheduler.schedule(), self.executor.max_in_flight)
+
+    def _run(self, plan: StepPlan, depth: int) -> list[SequenceUpdate]:
+        """Launch a step, and commit the first of those in flight once they are `depth`."""
+        works = [plan.work, *(step.plan.work for step in self._in_flight)]
         self.patience = sum(map(self._patience.seconds, works))
-        published = [plan.published, *(step.published for step, _ in self._in_flight)]
-        try:
-            if plan.entries:
+        if plan.entries:
+            try:
                 wait = self.executor.launch(self._batches.build(plan))
-                self._in_flight.append((self.scheduler.advance(plan), wait))
-                if len(self._in_flight) < self.executor.max_in_flight:
-                    return plan.ended
-            if not self._in_flight:
+            except BaseException as error:
+                self._raised(plan, plan.reached(advanced=False), error)
                 return plan.ended
-            step, wait = self._in_flight.popleft()
-            result = wait()
-        except BaseException:
-            for blocks in published:  # which were perhaps never filled
-                self.pool.unpublish(blocks)
-            raise
-        self._patience.observe(step.work.tokens, result.seconds)
-        updates = plan.ended + self.scheduler.commit(step, result)
+            self._in_flight.append(_Step(plan, self.scheduler.advance(plan), wait))
+            if len(self._in_flight) < depth:
+                return plan.ended
+        return plan.ended + self._take_result()
+
+    def _take_result(self) -> list[SequenceUpdate]:
+        """Commit the first step in flight, if there is one."""
+        if not self._in_flight:
+            return []
+        step = self._in_flight.popleft()
+        try:
+            result = step.wait()
+        except BaseException as error:
+            self._raised(step.plan, step.plan.reached(advanced=True), error)
+            return []
+        self._patience.observe(step.plan.work.tokens, result.seconds)
+        updates = self.scheduler.commit(step.books, result)
         self._steps += 1
         self.generation_tokens += sum(len(update.token_ids) for update in updates)
         self._forget()
+        return updates
+
+    # ---- a step that raises -----------------------------------------------------------------------------------
+
+    def _raised(self, plan: StepPlan, reached: dict[str, dict[int, int]], error: BaseException) -> None:
+        """Undo what is in flight, and have those who were in the step run apart until the guilty are found.
+
+        Raises:
+            BaseException: the error, where trials would not help: a rank is gone, somebody interrupts.
+        """
+        steps, self._in_flight = self._in_flight, deque()
+        if isinstance(error, Exception) and not isinstance(error, EngineDead):
+            for step in steps:
+                with suppress(Exception):
+                    step.wait()
+        self.scheduler.roll_back([plan, *(step.plan for step in steps)])
+        self._batches.forget()
+        if isinstance(error, EngineDead) or not isinstance(error, Exception):
+            raise error
+        self.executor.check_health()
+        self._reached = reached
+        if not reached:  # all of them were aborted meanwhile
+            self._run_control()
+            return
+        logger.warning("a step of %d requests raised %r", len(reached), error)
+        if len(reached) == 1:
+            self._errors.update(dict.fromkeys(reached, error))
+        self.isolation.raised(list(reached))
+
+    def _step_apart(self) -> list[SequenceUpdate]:
+        """A step while somebody is suspected; see `isolation`."""
+        isolation = self.isolation
+        if self._in_flight:  # nothing runs beside a trial
+            return self._take_result()
+        if isolation.searching and not isolation.members:
+            return self._conclude()
+        if (suspect := isolation.begin()) is not None:
+            return [self._announce_trial(suspect)]
+        if isolation.members:
+            return self._try()
+        updates = self._run(self.scheduler.schedule(isolation.may_run), 1)
+        isolation.everybody_ran()
+        return updates
+
+    def _announce_trial(self, request_id: str) -> SequenceUpdate:
+        """Say that a suspect begins to run alone; what follows is the harm of nobody else."""
+        sequences = self.scheduler.sequences(request_id)
+        self._reached = {request_id: {seq.index: seq.num_known + TRIAL_TOKENS - 1 for seq in sequences}}
+        return SequenceUpdate(request_id, sequences[0].index, [], time=self.clock())
+
+    def _try(self) -> list[SequenceUpdate]:
+        """A step of a trial."""
+        isolation, members = self.isolation, list(self.isolation.members)
+        plan = self.scheduler.schedule(isolation.may_run)
+        while not plan.entries and not plan.ended:  # others have all places or blocks
+            assert self.scheduler.preempt_last(needed_by=members[0]), "nobody runs, and none of the trial can"
+            plan = self.scheduler.schedule(isolation.may_run)
+        updates = self._run(plan, 1)
+        for request_id in filter(self._has_passed, members):
+            isolation.passed(request_id)
+        return updates
+
+    def _has_passed(self, request_id: str) -> bool:
+        """Whether a request has done what it was tried for; of its sequences those count that run."""
+        sequences = self.scheduler.sequences(request_id)
+        running = [seq for seq in sequences if seq.table.blocks]
+        reached = self._reached.get(request_id, {})
+        return not sequences or (bool(running) and all(seq.num_computed >= reached.get(seq.index, 0) for seq in running))
+
+    def _conclude(self) -> list[SequenceUpdate]:
+        """End those who raised alone, if the model still computes."""
+        guilty, errors = self.isolation.conclude(self._steps), self._errors
+        self._errors = {}
+        if guilty:
+            self._run_control()
+        updates = []
+        for request_id in guilty:
+            logger.error("%s: its step raises without any other request in it", request_id, exc_info=errors[request_id])
+            kind = type(errors[request_id]).__name__
+            sentence = f"the model cannot run this request: its step raised {kind}; the server's log says more"
+            updates += self._fail(request_id, sentence)
+        self._forget()
+        return updates
+
+    def _run_control(self) -> None:
+        """A step of nobody; raises what it raises. An executor that fails here fails whoever asks it."""
+        while (blocks := self.pool.take(1)) is None:
+            self.scheduler.preempt_last(needed_by="a control step")
+        try:
+            self.executor.launch(smallest_batch(blocks[0]))()
+        finally:
+            self.pool.release(blocks)
+
+    def _fail(self, request_id: str, sentence: str) -> list[SequenceUpdate]:
+        """End a request with an error that says why: all of its sequences, also those that are not made yet."""
+        group = self.scheduler.sequences(request_id)[0].group
+        unmade = range(group.num_made, group.request.params.num_sequences)
+        updates = self.scheduler.abort(request_id, why="error")
+        updates += [SequenceUpdate(request_id, index, [], finish_reason="error") for index in unmade]
+        for update in updates:
+            update.stop_reason = sentence
         return updates
 
     def _forget(self) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from octavo.cost_model import StepWork, attended
 from octavo.engine.sequence import Group, Sequence
 from octavo.request import SequenceUpdate
+from octavo.step import StepResult
 
 _NOTHING = StepWork(0, 0, 0, 0, has_prompts=False)
 
@@ -29,6 +31,19 @@ class StepPlan:
     published: list[int] = field(default_factory=list)
     ended: list[SequenceUpdate] = field(default_factory=list)
     work: StepWork = _NOTHING
+
+    def reached(self, *, advanced: bool) -> dict[str, dict[int, int]]:
+        """What its living sequences have computed after the step: request id -> index -> tokens.
+
+        Args:
+            advanced: whether `Scheduler.advance` counts the step already.
+        """
+        reached: dict[str, dict[int, int]] = {}
+        for seq, count in self.entries:
+            if not seq.ended:
+                tokens = seq.num_computed + (0 if advanced else count)
+                reached.setdefault(seq.group.request.request_id, {})[seq.index] = tokens
+        return reached
 
     @property
     def num_tokens(self) -> int:
@@ -69,6 +84,12 @@ class InFlight:
     complete: list[Sequence]
     published: list[int]
     prompt_logprobs: list[tuple[Group, int]]
+
+    def take_prompt_logprobs(self, result: StepResult) -> None:
+        """Give the log probabilities of prompts to those who asked for them."""
+        rows = iter(result.prompt_logprobs)
+        for group, count in self.prompt_logprobs:
+            group.take_prompt_logprobs(islice(rows, count))
 
 
 def num_prompt_logprobs(seq: Sequence, count: int) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Callable, Iterable
 from operator import attrgetter
 
 from octavo.cost_model import attended
-from octavo.engine.sequence import Sequence
+from octavo.engine.sequence import Group, Sequence
+from octavo.kvcache.block_pool import BlockPool
 
 _ORDER = attrgetter("order")
 
@@ -55,6 +57,12 @@ class WaitingSequences(OrderedSequences):
             self._count(-tokens, -positions)
         return found
 
+    def head(self, may_run: Callable[[str], bool] | None) -> Sequence | None:
+        """The first of those that may run; None: all may."""
+        if may_run is None:
+            return self[0] if self else None
+        return next((seq for seq in self if may_run(seq.group.request.request_id)), None)
+
     def first(self, priority: int) -> Sequence | None:
         """The first of a priority that is not the late sequence of a request."""
         start = bisect.bisect_left(self, (priority,), key=_ORDER)
@@ -64,3 +72,14 @@ class WaitingSequences(OrderedSequences):
     def _count(self, tokens: int, positions: int) -> None:
         self.tokens += tokens
         self.attended += positions
+
+
+def requeue(
+    groups: Iterable[Group], running: OrderedSequences, waiting: WaitingSequences, pool: BlockPool
+) -> None:
+    """Have every sequence wait that has computed anything or is in a step, as if its step had never been."""
+    for group in groups:
+        for seq in group.sequences:
+            (running.leave(seq) or waiting.leave(seq))
+        for seq in group.reset(pool):
+            waiting.join(seq)

@@ -26,7 +26,7 @@ holds at least one sequence of `max_model_len`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from octavo.config import EngineConfig
 from octavo.cost_model import CostModel
@@ -35,7 +35,7 @@ from octavo.engine.budget import prompt_budget
 from octavo.engine.decisions import Decision, DecisionKind, DecisionLog
 from octavo.engine.load import Counters, num_filled_slots, shard_state
 from octavo.engine.plan import InFlight, StepPlan, num_prompt_logprobs
-from octavo.engine.queues import OrderedSequences, WaitingSequences
+from octavo.engine.queues import OrderedSequences, WaitingSequences, requeue
 from octavo.engine.sequence import LATE, Group, Sequence
 from octavo.errors import BadRequest, Overloaded
 from octavo.kvcache.block_pool import BlockPool
@@ -78,6 +78,7 @@ class Scheduler:
         self._arrivals = 0
         self._late = itertools.count(LATE)
         self._step = 0
+        self._published: list[int] = []  # blocks that the step in flight fills with a token drawn before it
 
     # ---- requests in ------------------------------------------------------------------------------------------
 
@@ -116,7 +117,7 @@ class Scheduler:
             raise BadRequest(f"request id {request.request_id!r} is already in use", "request_id")
         check_request(request, self.limits)
 
-    def abort(self, request_id: str, index: int | None = None) -> list[SequenceUpdate]:
+    def abort(self, request_id: str, index: int | None = None, why: FinishReason = "abort") -> list[SequenceUpdate]:
         """End a request, or one of its sequences, now; unknown ids are ignored (it may just have finished)."""
         group = self._groups.get(request_id)
         if group is None:
@@ -128,21 +129,28 @@ class Scheduler:
         updates = []
         for seq in [s for s in group.sequences if index is None or s.index == index]:
             self._withdraw(seq)
-            updates.append(self._finish(seq, "abort", SequenceUpdate(request_id, seq.index, [])))
+            updates.append(self._finish(seq, why, SequenceUpdate(request_id, seq.index, [])))
         return updates
 
     # ---- the step: schedule, advance, commit -------------------------------------------------------------------
 
-    def schedule(self) -> StepPlan:
-        """Decide the next step; blocks are taken here."""
+    def schedule(self, may_run: Callable[[str], bool] | None = None) -> StepPlan:
+        """Decide the next step; blocks are taken here.
+
+        Args:
+            may_run: whether a request may be in it; None: all may.
+        """
         self._step += 1
-        plan = StepPlan()
+        plan = StepPlan(published=self._published)
+        self._published = []
         chunk = whole = prompt_budget(self._running, self.config, self.cost_model)
         preemptions = self.counters.preemptions
         place = 0
         while place < len(self._running):  # preemption shortens the list, from its end
             seq = self._running[place]
-            if seq.is_decoding:
+            if may_run is not None and not may_run(seq.group.request.request_id):
+                pass
+            elif seq.is_decoding:
                 if not seq.is_ending:
                     self._continue(seq, seq.remaining, plan)
             elif not seq.remaining:
@@ -153,8 +161,8 @@ class Scheduler:
                 self._note("shrink", seq, "no budget left", need=seq.remaining)
             place += 1
         if self.counters.preemptions == preemptions:  # a preempted sequence must not come straight back in
-            while self._waiting and chunk > 0:
-                if (count := self._admit(self._waiting[0], chunk, plan)) is None:
+            while chunk > 0 and (head := self._waiting.head(may_run)) is not None:
+                if (count := self._admit(head, chunk, plan)) is None:
                     break
                 chunk -= count
         self._widen(plan)
@@ -174,7 +182,7 @@ class Scheduler:
         """Take blocks for `count` tokens of a running sequence, preempting from the back; returns tokens scheduled."""
         while (copies := seq.table.grow(seq.num_computed, seq.num_computed + count)) is None:
             victim = self._running[-1]
-            self._preempt(victim, needed_by=seq)
+            self._preempt(victim, needed_by=seq.group.request.request_id)
             if victim is seq:
                 return 0
         plan.copies.extend(copies)
@@ -262,7 +270,7 @@ class Scheduler:
         commit. Their blocks can be reused immediately: the new owner's first write is ordered after step N + 1.
         """
         self.cost_model.observe(step.work, result.seconds)
-        self._take_prompt_logprobs(step, result)
+        step.take_prompt_logprobs(result)
         updates = []
         tokens = result.token_ids.tolist()
         for row, seq in enumerate(step.rows):
@@ -301,7 +309,7 @@ class Scheduler:
         reason, update.stop_reason = seq.end_reason()
         if reason is None:
             if seq.num_pending:  # the next step stores this token, and may fill a block with it
-                seq.publish(self.pool, seq.num_computed)
+                self._published += seq.publish(self.pool, seq.num_computed) or ()
             return self._announce(seq, update)
         self._withdraw(seq)
         return self._finish(seq, reason, update)
@@ -313,11 +321,6 @@ class Scheduler:
         ending = seq.ending(self.pool)
         return [self._finish(each, "length", SequenceUpdate(request_id, each.index, [])) for each in ending]
 
-    def _take_prompt_logprobs(self, step: InFlight, result: StepResult) -> None:
-        rows = iter(result.prompt_logprobs)
-        for group, count in step.prompt_logprobs:
-            group.take_prompt_logprobs(itertools.islice(rows, count))
-
     def _announce(self, seq: Sequence, update: SequenceUpdate) -> SequenceUpdate:
         update.time = self._clock()
         if not seq.group.announced:
@@ -326,14 +329,27 @@ class Scheduler:
 
     # ---- leaving ----------------------------------------------------------------------------------------------
 
-    def _preempt(self, seq: Sequence, needed_by: Sequence) -> None:
+    def preempt_last(self, needed_by: str) -> bool:
+        """Take the place and the blocks of the last running sequence; False where none runs."""
+        if not self._running:
+            return False
+        self._preempt(self._running[-1], needed_by)
+        return True
+
+    def roll_back(self, plans: Iterable[StepPlan]) -> None:
+        """Undo steps that failed: nothing they did counts, and what runs or ran in them queues to be computed again."""
+        self.pool.unpublish([*self._published, *(block for plan in plans for block in plan.published)])
+        self._published = []
+        requeue(self._groups.values(), self._running, self._waiting, self.pool)
+
+    def _preempt(self, seq: Sequence, needed_by: str) -> None:
         self._running.leave(seq)
         held = len(seq.table.blocks)
         seq.table.free()
         seq.num_computed = 0
         self._waiting.join(seq)
         self.counters.preemptions += 1
-        self._note("preempt", seq, f"blocks needed by {needed_by.group.request.request_id}", held=held)
+        self._note("preempt", seq, f"blocks needed by {needed_by}", held=held)
 
     def _withdraw(self, seq: Sequence) -> None:
         """Take a sequence out of wherever it is, and its blocks with it."""
@@ -373,6 +389,11 @@ class Scheduler:
     def knows(self, request_id: str) -> bool:
         """Whether the request still has a living sequence."""
         return request_id in self._groups
+
+    def sequences(self, request_id: str) -> list[Sequence]:
+        """The living sequences of a request."""
+        group = self._groups.get(request_id)
+        return [] if group is None else group.sequences
 
     def state(self) -> ShardState:
         """How busy the shard is; another thread may call it (it reads copies, a step old at most)."""

@@ -117,10 +117,10 @@ class Group:
         update.prompt_logprobs, self.prompt_logprobs = self.prompt_logprobs, None
 
     def take_prompt_logprobs(self, rows: Iterable[LogprobRow]) -> None:
-        """Add those of the next prompt tokens."""
-        assert self.prompt_logprobs is not None
+        """Add those of the next prompt tokens; of a request that has ended meanwhile nobody wants them."""
         for row in rows:
-            self.prompt_logprobs.add(row.token_ids, row.logprobs, row.rank)
+            if self.prompt_logprobs is not None:
+                self.prompt_logprobs.add(row.token_ids, row.logprobs, row.rank)
 
     def start(self, pool: BlockPool) -> None:
         """Create the first sequence, or those that go on from tokens emitted by another shard."""
@@ -132,6 +132,21 @@ class Group:
         self.sequences = [
             self.sequence(index, tokens, pool) for index, tokens in enumerate(emitted) if tokens is not None
         ]
+
+    def reset(self, pool: BlockPool) -> list[Sequence]:
+        """Give up all that is computed and not told; returns the sequences, which wait and have computed nothing.
+
+        Where nothing was told of the request it starts again from its prompt: sequences that were forked in a step that
+        failed would lack the log probabilities which that step was to compute.
+        """
+        since = self.sequences[0].since
+        for seq in self.sequences:
+            seq.reset()
+        if not self.announced and self.request.emitted is None:
+            self.forked, self.num_made = False, 1
+            self.start(pool)
+            self.sequences[0].since = since
+        return self.sequences
 
     def sequence(self, index: int, output: list[int], pool: BlockPool) -> Sequence:
         """A sequence that has computed nothing."""
@@ -271,6 +286,12 @@ class Sequence:
             if token in group.stop_token_ids:
                 return "stop", token
         return ("length" if self.num_output >= group.max_tokens else None), None
+
+    def reset(self) -> None:
+        """Give up what is computed and what is being drawn; known tokens stay."""
+        self.table.free()
+        self.num_computed = self.num_pending = 0
+        self.width, self.row = 1, -1
 
     def fork(self, index: int) -> Sequence:
         """A sibling that shares everything computed so far."""

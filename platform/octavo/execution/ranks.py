@@ -180,10 +180,14 @@ class ParallelExecutor:
         """Begin a step on all ranks.
 
         Raises:
-            EngineDead: a rank is gone.
+            EngineDead: a rank is gone, or this one raised: the others may be in the middle of the step, and would take
+                the next step's sums for this one's.
         """
         self.others.send(_for_others(batch))
-        return self._own.launch(batch)
+        try:
+            return self._own.launch(batch)
+        except Exception as error:
+            raise EngineDead(f"rank 0 failed in the middle of a step: {error!r}") from error
 
     def check_health(self) -> None:
         """Raise EngineDead if a rank has ended or given no sign of life for some seconds."""

@@ -88,13 +88,27 @@ def test_a_failed_row_ends_alone(fake):
     assert engine.pool.num_owned == 0
 
 
+def test_a_request_may_leave_while_a_step_computes_its_prompts_log_probabilities(fake):
+    engine = fake.engine(async_scheduling=True)
+    engine.add(fake.request("gone", list(range(100)), prompt_logprobs=1))
+    engine.add(fake.request("stays", list(range(50)), prompt_logprobs=1, max_tokens=3))
+    engine.step()  # the chunk of 32 tokens is all of the first's, and its result has not been taken
+    engine.abort("gone")
+    told = []
+    while engine.has_work:
+        told += engine.step()
+    (first, *_) = told
+    assert len(list(first.prompt_logprobs)) == 50
+    assert len(told) == 3
+
+
 def test_what_breaks_in_the_other_thread_is_raised_here(fake):
     engine = fake.engine(async_scheduling=True)
     fake.model(engine).launch = None
     engine.add(fake.request("r", [1, 2], max_tokens=9))
-    engine.step()
     with pytest.raises(TypeError):
-        engine.step()
+        while True:
+            engine.step()
     assert engine.pool.num_cached == 0
 
 

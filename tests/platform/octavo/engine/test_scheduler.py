@@ -62,8 +62,8 @@ def test_a_step_that_fails_leaves_nothing_in_the_cache(fake):
     engine.add(fake.request("a", prompt, max_tokens=3))
     launch = engine.executor.launch
     engine.executor.launch = lambda batch: 1 / 0
-    with pytest.raises(ZeroDivisionError):
-        engine.step()
+    engine.step()
+    assert engine.pool.num_cached == 0
     engine.abort("a")
     engine.executor.launch = launch
     engine.add(fake.request("b", prompt, max_tokens=3))
