@@ -105,7 +105,7 @@ def test_preempted_it_starts_again_and_says_all(fake, ahead):
     said = updates(engine)
     assert engine.stats().counters.preemptions > 0
     found = {update.request_id: update.prompt_logprobs for update in said if update.prompt_logprobs}
-    assert {name: [next(iter(entry)) for entry in entries[1:]] for name, entries in found.items()} == {
+    assert {name: [next(iter(entry)) for entry in list(entries)[1:]] for name, entries in found.items()} == {
         f"r{i}": [*range(i + 1, i + 60)] for i in range(3)
     }
 
