@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from octavo.config import EngineConfig
 from octavo.engine.engine import Engine
+from octavo.engine.patience import Silence
 from octavo.engine.stats import EngineStats
 from octavo.errors import EngineDead, OctavoError
 from octavo.request import Request, SequenceUpdate
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from octavo.execution.ranks import Launch
 
 logger = logging.getLogger(__name__)
+
+_TRIAL_HAND_OVER = 1.0
+"""The same while a suspect runs alone (`isolation`): if the next step ends the process, what came before it must have
+been sent, or the wrong request is blamed."""
 
 _HAND_OVER = 0.001
 """Seconds that the engine waits for its listeners' loops to take a step's updates. Waiting gives up the interpreter, of
@@ -99,6 +104,7 @@ class AsyncEngine:
         self._listeners: dict[str, Listener] = {}
         self._error: BaseException | None = None
         self._beat = time.monotonic()
+        self._silence = Silence()
         self._audited = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="octavo-engine", daemon=True)
         self._thread.start()
@@ -150,11 +156,14 @@ class AsyncEngine:
         self._commands.put((request_id, index, None, None))
 
     def check_health(self) -> None:
-        """Raise EngineDead if the thread died, or a step takes far longer than it should (`engine.patience`)."""
+        """Raise EngineDead if the thread died, or a step takes far longer than it should (`engine.patience`).
+
+        To be called every second while somebody waits for the engine; of longer pauses a second counts.
+        """
         if self._error is not None or not self._thread.is_alive():
             raise EngineDead(f"the engine has stopped: {self._error!r}")
         self.engine.executor.check_health()
-        silent = time.monotonic() - self._beat
+        silent = self._silence.since(self._beat)
         if self.engine.has_work and silent > (patience := self.engine.patience):
             raise EngineDead(
                 f"the engine has not finished a step for {silent:.0f} s; it should have within {patience:.0f} s"
@@ -197,7 +206,7 @@ class AsyncEngine:
             self._beat = time.monotonic()
             return True
         finally:
-            _hand_over(news)
+            _hand_over(news, _HAND_OVER)
 
     def _carry_out(self, command: Command | None, news: News) -> bool:
         """Do what a caller asked for; False when told to close."""
@@ -222,14 +231,14 @@ class AsyncEngine:
         """Hand updates to their listeners: one call per listener and step, not per token."""
         news: News = {}
         self._sort(updates, news)
-        _hand_over(news)
+        _hand_over(news, _TRIAL_HAND_OVER if self.engine.isolation.active else _HAND_OVER)
 
     def _sort(self, updates: Iterable[SequenceUpdate], news: News) -> None:
         """Add updates to what their listeners are to be told; requests that have ended lose theirs."""
         ended: list[str] = []
         for update in updates:
             news.setdefault(self._listeners[update.request_id], []).append(update)
-            if update.finish_reason is not None and not self.engine.scheduler.knows(update.request_id):
+            if update.finish_reason is not None and not self.engine.scheduler.sequences(update.request_id):
                 ended.append(update.request_id)
         for request_id in ended:
             self._listeners.pop(request_id, None)
@@ -253,10 +262,10 @@ class AsyncEngine:
                 _call(command[3], command[3].failed, command[0], error)
 
 
-def _hand_over(news: News) -> None:
+def _hand_over(news: News, seconds: float) -> None:
     """Give listeners their updates, and wait a moment until they have them."""
     handed = [_begin_hand_over(listener, updates) for listener, updates in news.items()]
-    end = time.monotonic() + _HAND_OVER
+    end = time.monotonic() + seconds
     for taken in handed:
         taken.acquire(timeout=max(0.0, end - time.monotonic()))
 

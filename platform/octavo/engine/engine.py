@@ -15,7 +15,7 @@ from octavo.cost_model import CostModel
 from octavo.engine.admission import ModelLimits
 from octavo.engine.batch import BatchBuilder, smallest_batch
 from octavo.engine.isolation import Isolation
-from octavo.engine.patience import LEAST, Patience
+from octavo.engine.patience import FIRST, Patience
 from octavo.engine.plan import InFlight, StepPlan
 from octavo.engine.scheduler import Scheduler
 from octavo.engine.stats import EngineStats
@@ -89,7 +89,8 @@ class Engine:
         self._reached: dict[str, dict[int, int]] = {}  # what those in a trial have computed once they have passed
         self._errors: dict[str, Exception] = {}  # of those who raised alone
         self._patience = Patience(self.scheduler.cost_model)
-        self.patience = LEAST
+        self.patience = FIRST
+        self._ended = clock()  # the last step
         self.generation_tokens = 0
         self.tickets: deque[str] = deque(maxlen=MAX_TICKETS)
 
@@ -156,7 +157,8 @@ class Engine:
     def _run(self, plan: StepPlan, depth: int) -> list[SequenceUpdate]:
         """Launch a step, and commit the first of those in flight once they are `depth`."""
         works = [plan.work, *(step.plan.work for step in self._in_flight)]
-        self.patience = sum(map(self._patience.seconds, works))
+        idle = self.clock() - self._ended
+        self.patience = sum(self._patience.seconds(work, idle) for work in works)
         if plan.entries:
             try:
                 wait = self.executor.launch(self._batches.build(plan))
@@ -178,7 +180,8 @@ class Engine:
         except BaseException as error:
             self._raised(step.plan, step.plan.reached(advanced=True), error)
             return []
-        self._patience.observe(step.plan.work.tokens, result.seconds)
+        self._ended = self.clock()
+        self._patience.observe(step.plan.work, result.seconds)
         updates = self.scheduler.commit(step.books, result)
         self._steps += 1
         self.generation_tokens += sum(len(update.token_ids) for update in updates)
@@ -250,7 +253,8 @@ class Engine:
         sequences = self.scheduler.sequences(request_id)
         running = [seq for seq in sequences if seq.table.blocks]
         reached = self._reached.get(request_id, {})
-        return not sequences or (bool(running) and all(seq.num_computed >= reached.get(seq.index, 0) for seq in running))
+        there = all(seq.num_computed >= reached.get(seq.index, 0) for seq in running)
+        return not sequences or (bool(running) and there)
 
     def _conclude(self) -> list[SequenceUpdate]:
         """End those who raised alone, if the model still computes."""

@@ -2,7 +2,7 @@
 
 A step raises for all requests in it, and does not say which of them is to blame. So they are tried apart:
 
-    all 32 raised  ->  try 16: they raise   ->  try 8 of these: they pass  ->  the other 8 must be it: try 4 of these ...
+    all 32 raised  ->  try 16: they raise   ->  try 8 of these: they pass  ->  the other 8 hold it: try 4 of these ...
 
 A trial is a step with its members only, and repeats what they were about to do. Members that raise are split in two;
 where one half passes, the other is split without being tried as a whole. One poison among n takes at most 2 log2 n

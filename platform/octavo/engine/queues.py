@@ -74,12 +74,11 @@ class WaitingSequences(OrderedSequences):
         self.attended += positions
 
 
-def requeue(
-    groups: Iterable[Group], running: OrderedSequences, waiting: WaitingSequences, pool: BlockPool
-) -> None:
+def requeue(groups: Iterable[Group], running: OrderedSequences, waiting: WaitingSequences, pool: BlockPool) -> None:
     """Have every sequence wait that has computed anything or is in a step, as if its step had never been."""
     for group in groups:
         for seq in group.sequences:
-            (running.leave(seq) or waiting.leave(seq))
+            if not running.leave(seq):
+                waiting.leave(seq)
         for seq in group.reset(pool):
             waiting.join(seq)

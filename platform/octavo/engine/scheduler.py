@@ -209,7 +209,7 @@ class Scheduler:
         size = self.config.block_size
         if len(cached) * size == seq.num_known:  # it samples nothing, and there is nothing to compute
             seq.table, seq.num_computed = BlockTable(self.pool, cached), seq.num_known
-            self._account_cached(seq)
+            seq.group.admitted(seq, self.counters)
             plan.ended += self._complete(seq)
             return 0
         # All known tokens must fit, not only the first chunk, and 1 % of the pool must be left to the running
@@ -227,7 +227,7 @@ class Scheduler:
         count = min(seq.remaining, chunk)
         copies = seq.table.grow(seq.num_computed, seq.num_computed + count)
         assert copies == [], "cached blocks are full blocks, so admission never copies"
-        self._account_cached(seq)
+        seq.group.admitted(seq, self.counters)
         self._running.join(seq)
         self._plan(seq, count, plan)
         self._note("admit", seq, "fits", cached=seq.num_computed, tokens=count)
@@ -238,15 +238,6 @@ class Scheduler:
     def _places(self) -> int:
         """Sequences that could start beside those that run."""
         return self.config.max_num_seqs - len(self._running)
-
-    def _account_cached(self, seq: Sequence) -> None:
-        group = seq.group
-        if group.num_cached_tokens is None:
-            group.num_cached_tokens = min(seq.num_computed, seq.num_prompt)
-            self.counters.prompt_tokens += seq.num_prompt
-            self.counters.cached_tokens += group.num_cached_tokens
-        if group.needs_every_position:
-            group.prompt_logprobs = PackedLogprobs()
 
     def advance(self, plan: StepPlan) -> InFlight:
         """Advance the books of a launched step, whose tokens are still unknown, so that the next can be planned."""
@@ -385,10 +376,6 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether any sequence runs or waits."""
         return bool(self._running or self._waiting)
-
-    def knows(self, request_id: str) -> bool:
-        """Whether the request still has a living sequence."""
-        return request_id in self._groups
 
     def sequences(self, request_id: str) -> list[Sequence]:
         """The living sequences of a request."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
 from octavo.request import FinishReason, PackedLogprobs, Request, SequenceUpdate, token_logprobs
 from octavo.step import Float32, Int64, LogprobRow
+
+if TYPE_CHECKING:
+    from octavo.engine.load import Counters
 
 _MIX = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: spreads the seeds of a request's sequences over 64 bits
 
@@ -109,6 +113,15 @@ class Group:
     def needs_every_position(self) -> bool:
         """Whether the prompt is not complete and its log probabilities are asked for, which no cache holds."""
         return self.request.params.prompt_logprobs is not None and not self.forked
+
+    def admitted(self, seq: Sequence, counters: Counters) -> None:
+        """One of the sequences runs: note what the cache held of the prompt, and start its log probabilities."""
+        if self.num_cached_tokens is None:
+            self.num_cached_tokens = min(seq.num_computed, seq.num_prompt)
+            counters.prompt_tokens += seq.num_prompt
+            counters.cached_tokens += self.num_cached_tokens
+        if self.needs_every_position:
+            self.prompt_logprobs = PackedLogprobs()
 
     def announce(self, update: SequenceUpdate) -> None:
         """Put the prompt's numbers into the request's first update, and no other: 20 logprobs of a token are 1 kB."""

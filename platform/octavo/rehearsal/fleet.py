@@ -190,7 +190,7 @@ class Fleet:
             trip = self.trips[update.request_id]
             if trip.first_token is None:
                 trip.first_token, trip.cached = self.now, update.num_cached_tokens
-            if not shard.engine.scheduler.knows(update.request_id):
+            if not shard.engine.scheduler.sequences(update.request_id):
                 trip.finished = self.now
                 for router in self.routers:
                     router.completed(update.request_id)

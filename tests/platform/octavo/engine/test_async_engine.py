@@ -139,7 +139,6 @@ def test_a_dead_engine_says_so(fake):
 
 
 def test_a_stuck_engine_fails_its_health_check_and_a_slow_one_does_not(fake, monkeypatch):
-    monkeypatch.setattr("octavo.engine.patience.LEAST", 0.0)
     engine, go, begun = fake.engine(), threading.Event(), threading.Event()
     launch = engine.executor.launch
 
@@ -152,7 +151,7 @@ def test_a_stuck_engine_fails_its_health_check_and_a_slow_one_does_not(fake, mon
 
     async def main():
         for name, wait in (("slow", 60.0), ("stuck", 0.0)):  # seconds that the model is said to take per token
-            monkeypatch.setattr("octavo.engine.patience.Patience.seconds", lambda self, work, wait=wait: wait)
+            monkeypatch.setattr("octavo.engine.patience.Patience.seconds", lambda self, work, idle, wait=wait: wait)
             engine.executor.launch = hang
             begun.clear()
             task = asyncio.create_task(collect(running, fake.request(name, [1], max_tokens=1)))
