@@ -85,7 +85,6 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo_serve/shard/shard.py": "deployments/octavo_serve/test_serving.py",
     "octavo_serve/shard/tensor_parallel.py": "deployments/octavo_serve/test_cluster.py",
     # a stream, by what comes out of it
-    "octavo_serve/api/arrivals.py": "deployments/octavo_serve/api/test_generation.py",
     "octavo_serve/http/streams.py": "deployments/octavo_serve/http/test_app.py",
     "octavo_serve/surfaces/openai/schemas.py": "deployments/octavo_serve/http/test_describe.py",
     # parts of a measurement: by measuring the fake server, whose every time is known
