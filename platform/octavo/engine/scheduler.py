@@ -41,7 +41,7 @@ from octavo.errors import BadRequest, Overloaded
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
 from octavo.load import ShardState
-from octavo.request import FinishReason, PackedLogprobs, Request, SequenceUpdate
+from octavo.request import FinishReason, Request, SequenceUpdate
 from octavo.step import LogprobRow, StepResult
 
 _AHEAD = 2**62  # taken off the arrival of a resumed request: its reader is in the middle of the answer
