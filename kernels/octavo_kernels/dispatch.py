@@ -1,4 +1,4 @@
-"""Which back end an op gets, and the check that all ops share."""
+"""Chooses an op's back end; also holds the check that all ops share."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ def _has_triton() -> bool:
 
 
 def backend(reference: Op, *tensors: torch.Tensor, gpu: bool = True, cpu: bool = True) -> Op:
-    """What runs an op on these tensors: the function of its name in the op's `gpu.py` or `cpu.py`, or its reference.
+    """The function that runs an op on these tensors: the one of the same name in `gpu.py` or `cpu.py`, or the
+    reference.
 
     All of them have the reference's signature.
 
     Args:
         reference: the function in the op's `reference.py`.
-        tensors: what decides, on one device.
+        tensors: decide by their device and type; all are on one device.
         gpu, cpu: whether there is a Triton kernel, or native code, for this call.
     """
     if gpu and use_gpu(tensors[0]):
@@ -58,25 +59,25 @@ def use_gpu(x: torch.Tensor) -> bool:
 
 
 class GpuTraits(NamedTuple):
-    """What a launcher asks of the GPU it launches on."""
+    """Properties of a GPU that launchers need."""
 
     capability: tuple[int, int]
     multiprocessors: int
-    shared_memory: int  # bytes that one program may take
+    shared_memory: int  # bytes that one program may use
 
 
 @functools.cache
 def gpu_traits(device: torch.device) -> GpuTraits:
-    """Of a CUDA device; a small GPU's for the CPU, where Triton's interpreter runs."""
+    """The traits of a CUDA device; for the CPU, where Triton's interpreter runs, those of a small GPU."""
     if device.type != "cuda":
         return GpuTraits((8, 9), 4, 99 * 1024)
     found = torch.cuda.get_device_properties(device)
-    shared = getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block)  # AMD's has no such thing
+    shared = getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block)  # AMD's properties lack it
     return GpuTraits((found.major, found.minor), found.multi_processor_count, shared)
 
 
 def check_floats(**tensors: torch.Tensor) -> None:
-    """Raise ValueError unless all tensors have one device and one supported float type."""
+    """Raise ValueError unless all tensors are on one device and have one supported float type."""
     name, first = next(iter(tensors.items()))
     if first.dtype not in FLOATS:
         raise ValueError(f"{name} must be float32, bfloat16 or float16, got {first.dtype}")

@@ -1,4 +1,4 @@
-"""What the ops that touch the paged cache agree on: its types, its scales, and the check of both."""
+"""The types and scales of the paged cache, and their check, shared by all ops that use it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 from octavo_kernels.dispatch import check_floats
 
 KVScales = tuple[Tensor, Tensor]
-"""Of a cache of 8-bit codes: what a key's and a value's codes are multiplied with, two [N, B, Hk] float32."""
+"""Scales of an 8-bit cache, by which the codes of keys and of values are multiplied: two [N, B, Hk] float32."""
 
 LARGEST_CODE = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
-"""What the largest of a head's values becomes, by the type of the codes."""
+"""The code of a head's largest value, by the codes' type."""
 
 
 def check_caches(like: Tensor, k_cache: Tensor, v_cache: Tensor, kv_scales: KVScales | None) -> None:

@@ -1,4 +1,4 @@
-"""Gated activations of the MLP: the gate's half through a nonlinearity, times the other half (Shazeer 2020)."""
+"""Gated activations of the MLP: a nonlinearity of the gate's half, multiplied by the other half (Shazeer 2020)."""
 
 from __future__ import annotations
 

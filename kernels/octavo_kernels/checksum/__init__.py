@@ -1,4 +1,4 @@
-"""A checksum as fast as memory, for gigabytes of packed weights: it notices flipped, missing and moved words."""
+"""A checksum at memory speed, for gigabytes of packed weights. It detects changed, missing and moved words."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_bandwidth(arrays: Sequence[Array]) -> float:
     """Bytes per second that all threads together read from memory: the best pass over the first 256 MiB.
 
     Args:
-        arrays: what to read, contiguous each; from the caches where it fits into them.
+        arrays: contiguous arrays to read; if they fit into the caches, the caches' bandwidth is measured.
 
     Raises:
         BuildError: there is no native library.

@@ -11,7 +11,7 @@ MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 def checksum(data: Array) -> int:
-    """As `octavo_kernels.checksum.checksum`, a few megabytes at a time."""
+    """As `octavo_kernels.checksum.checksum`, computed a few megabytes at a time."""
     words, step, total = data.view(np.uint64), 1 << 20, 0
     for start in range(0, words.size, step):
         part = words[start : start + step]

@@ -1,7 +1,7 @@
-"""A whole step of a decoder in one native call: `NativeDecoder` (`cpu.cpp`).
+"""`NativeDecoder`: a whole step of a decoder in one native call (`cpu.cpp`).
 
-There is no reference here: `octavo.models.decoder` runs the same model over the other ops, and the tests compare the
-two.
+There is no reference in this folder: `octavo.models.decoder` runs the same models with the other ops, and the tests
+compare the two.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Type = Literal["float32", "bfloat16", "int8"]
-"""Of stored keys and values."""
+"""Types of stored keys and values."""
 
 _BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
@@ -34,7 +34,7 @@ Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 
 CELL = 16
-"""Positions that lie together in the cache; a block holds a whole number of cells."""
+"""Positions in a cell of the cache; a block is a whole number of cells."""
 
 MAX_HEAD_DIM = 1024
 
@@ -49,7 +49,7 @@ class PackedLinear:
     bias: Float32 | None = None  # [n]
 
     def words(self) -> list[int]:
-        """As `struct Matrix` of cpu.cpp has them."""
+        """The words of `struct Matrix` in records.h."""
         weight = self.weight
         return [CODES[weight.format], weight.n, weight.k, weight.data.ctypes.data, _address(self.bias)]
 
@@ -62,7 +62,7 @@ class PackedLayer:
     k: PackedLinear
     v: PackedLinear
     out: PackedLinear
-    gate: PackedLinear | None  # None: the activation of `up` goes down
+    gate: PackedLinear | None  # None for an MLP without a gate
     up: PackedLinear
     down: PackedLinear
     attention_norm: Float32  # [hidden]
@@ -72,10 +72,10 @@ class PackedLayer:
     post_attention_norm: Float32 | None  # [hidden]
     post_mlp_norm: Float32 | None  # [hidden]
     rotary: Float32  # [positions, rotary_dim], cos then sin
-    window: int | None  # positions a query sees; None means all
+    window: int | None  # positions that a query attends to; None means all
 
     def words(self, k_cache: int, v_cache: int) -> list[int]:
-        """As `struct Layer` of cpu.cpp has them."""
+        """The words of `struct Layer` in records.h."""
         matrices = (self.q, self.k, self.v, self.out, self.gate, self.up, self.down)
         norms = (self.attention_norm, self.mlp_norm, self.q_norm, self.k_norm, self.post_attention_norm,
                  self.post_mlp_norm)  # fmt: skip
@@ -89,7 +89,7 @@ class PackedLayer:
 
 @dataclass(frozen=True, slots=True)
 class PackedModel:
-    """A model in the form the native decoder runs."""
+    """A model's weights and settings for the native decoder."""
 
     embedding: PackedWeight  # [vocab, hidden]
     head: PackedLinear  # [vocab, hidden]
@@ -98,8 +98,8 @@ class PackedModel:
     query_heads: int
     kv_heads: int
     head_dim: int
-    activation: Literal["silu", "gelu_tanh", "gelu"]  # the last one without a gate, the others with it
-    layer_norm: bool  # norms take the mean off first, but for those of queries and keys
+    activation: Literal["silu", "gelu_tanh", "gelu"]  # the last one for MLPs without a gate, the others for gated ones
+    layer_norm: bool  # norms subtract the mean first, except those of queries and keys
     alibi_slopes: Float32 | None  # [query_heads]
     norm_eps: float
     attention_scale: float
@@ -109,7 +109,7 @@ class PackedModel:
 
     @property
     def matrices(self) -> list[PackedWeight]:
-        """Every matrix that a token is multiplied with; the embedding only where it is the head too."""
+        """Every matrix that multiplies a token; the embedding only if it is also the head."""
         layers = [
             linear.weight
             for layer in self.layers
@@ -120,12 +120,12 @@ class PackedModel:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of weights that a step reads, however many tokens it has."""
+        """Bytes of weights that a step reads, for any number of tokens."""
         return sum(weight.data.nbytes for weight in self.matrices)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all matrices, the embedding among them."""
+        """Bytes of all matrices, the embedding included."""
         untied = self.embedding.data.nbytes if self.embedding is not self.head.weight else 0
         return self.bytes_per_token + untied
 
@@ -135,7 +135,7 @@ class PackedModel:
         return 8 * self.bytes_per_token / sum(weight.n * weight.k for weight in self.matrices)
 
     def words(self, exact: bool, kv: PackedKV) -> list[int]:
-        """As `struct Model` of cpu.cpp has them."""
+        """The words of `struct Model` in records.h."""
         gate, eight_bits = 0 if self.activation == "silu" else 1, kv.dtype == "int8"
         bf16 = kv.dtype == "bfloat16" or (eight_bits and not exact)
         hidden, inner = self.embedding.k, self.layers[0].up.weight.n
@@ -147,7 +147,7 @@ class PackedModel:
         ]
 
     def numbers(self) -> list[float]:
-        """As `struct Numbers` of cpu.cpp has them."""
+        """The words of `struct Numbers` in records.h."""
         return [self.norm_eps, self.attention_scale, self.attention_softcap or 0, self.logit_softcap or 0,
                 self.embedding_scale]  # fmt: skip
 
@@ -180,7 +180,7 @@ class PackedKV:
         self._data = _untouched(num_blocks * self.block_bytes).reshape(num_blocks, self.block_bytes)
 
     def addresses(self, layer: int) -> tuple[int, int]:
-        """Where a layer's keys and values of block 0 begin."""
+        """Addresses of a layer's keys and values in block 0."""
         keys = self._data.ctypes.data + layer * self._layer_bytes
         return keys, keys + self._layer_bytes // 2
 
@@ -192,10 +192,10 @@ class PackedKV:
 
 
 def _untouched(size: int) -> npt.NDArray[np.uint8]:
-    """Zeroed memory that takes none until it is written, in huge pages where the system has them.
+    """Zeroed memory, which uses no physical memory until it is written, in huge pages if the system has them.
 
-    A block holds all layers, so that the blocks in use fill whole huge pages. Faulting 4 KiB pages in took a fifteenth
-    of the time of prompts that met fresh blocks.
+    A block holds all layers, so that the used blocks fill whole huge pages. With 4 KiB pages, page faults took a
+    fifteenth of the time of prompts in fresh blocks.
     """
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -215,11 +215,11 @@ def block_bytes(num_layers: int, block_size: int, kv_heads: int, head_dim: int, 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """How one rank's share of a model is joined with the others'.
+    """How one rank's results are combined with those of the other ranks.
 
     Attributes:
-        first_token: of the vocabulary, whose next rows are this rank's embedding and head.
-        sum: replaces float32 values by their sum over all ranks.
+        first_token: token of the first row of this rank's part of the embedding and the head.
+        sum: function that replaces float32 values by their sum over all ranks.
     """
 
     first_token: int
@@ -236,8 +236,8 @@ class NativeDecoder:
         library: the native library.
         model: its weights, which stay referenced.
         kv: the cache.
-        exact: multiply in float32 as if the weights were dequantised, instead of the fast way of each format.
-        ranks: where the model is one rank's share: how it is joined with the others'.
+        exact: multiply in float32 as if the weights were dequantised, instead of with each format's fast kernels.
+        ranks: set if the model is one rank's share.
     """
 
     def __init__(
@@ -247,7 +247,7 @@ class NativeDecoder:
         words = np.array(model.words(exact, kv), np.int64)
         self._library, self._keep = library, (model, kv)
         self._vocab, self._hidden = model.head.weight.n, model.embedding.k
-        self._logits = np.empty((0, self._vocab), np.float32)  # kept: fresh megabytes every step are page faults
+        self._logits = np.empty((0, self._vocab), np.float32)  # reused: fresh memory would cause page faults
         numbers = np.array(model.numbers(), np.float32)
         self._handle = library.call("decoder_new", words, numbers, np.array(layers, np.int64))
         self._finalizer = weakref.finalize(self, library.call, "decoder_free", self._handle)
@@ -272,14 +272,15 @@ class NativeDecoder:
 
         Args:
             token_ids, query_start, context_lens, block_tables: as in `octavo.step.StepBatch`, contiguous.
-            lines: flat tokens after which logits are wanted, none of them twice.
-            whole: also finish the other tokens, for `hidden` and `logits`. A prompt saves most of a layer without.
+            lines: flat tokens after which logits are computed; each at most once.
+            whole: also compute the last layer for the other tokens, which `hidden` and `logits` need. Without it, a
+                prompt saves most of that layer.
 
         Returns:
-            memory that the next step writes again.
+            an array that the next step overwrites.
 
         Raises:
-            whatever the sum over ranks raised.
+            the error that the sum over ranks raised.
         """
         if len(lines) > len(self._logits):
             self._logits = np.empty((2 * len(lines), self._vocab), np.float32)
@@ -291,7 +292,8 @@ class NativeDecoder:
         return out
 
     def _sum_over_ranks(self, address: int, count: int) -> None:
-        """Called by the library in the middle of a step; an exception cannot pass through it."""
+        """Called by the library during a step; an exception must not pass through C++, so it is kept and raised
+        later."""
         import torch
 
         assert self._ranks is not None

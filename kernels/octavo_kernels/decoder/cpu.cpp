@@ -1,10 +1,13 @@
 // A whole step of a decoder-only transformer in one call: embedding, layers, paged attention, final norm, logits.
 //
-// It composes the ops' functions inside one region, as phases: a new one wherever a thread reads what another wrote.
-// The matrices are cut by outputs, and what happens to a row of their input is a phase of its own (`Together`) or, of very
-// few tokens, done by every thread for itself (`Few`). With many tokens a phase is a run of them on their way from one
-// attention to the next (`Apart`): what lies between stays in the cache of the core that made it.
-// Activations are float32 between the matrices; each matrix takes them as its format wants (linear/cpu.h).
+// It calls the ops' functions inside one parallel region, in phases. A phase is the work between two barriers: a new
+// one begins wherever a thread reads what another one wrote. Between two attentions there are three strategies
+// (ways.h):
+//   SharedRows     one phase normalises and packs the input rows, the next multiplies; matrices are cut by outputs
+//   RedundantRows  at most 3 tokens: each thread packs all input rows itself, which saves the first of these phases
+//   RunPerThread   long prompts: one phase in which each thread takes a run of tokens through all matrices, so that
+//                  their activations stay in its core's cache
+// Activations are float32 between the matrices; each matrix packs them as its format requires (linear/cpu.h).
 #include <map>
 #include <memory>
 #include <vector>
@@ -29,17 +32,17 @@ class Decoder {
     std::map<int64_t, AttentionPlan> plans;  // by window
     Buffer residual_, qkv_, attended_, normed_, scratch_, partials_;
     Input head_input;
-    Workspace shared, last;  // of all threads; the second for the tokens that pass through the last layer's matrices
-    std::vector<std::unique_ptr<Workspace>> own;  // of each thread
-    std::vector<int64_t> slots;                   // per token, where its key and value go
+    Workspace shared, last;  // used by all threads; `last` for the tokens that pass through the last layer's matrices
+    std::vector<std::unique_ptr<Workspace>> own;  // one per thread
+    std::vector<int64_t> slots;                   // cache slot of each token's key and value
     int64_t num_tokens = 0, scratch_floats = 0;
     float *residual, *qkv, *attended, *normed, *scratch, *partials;
     const int32_t* token_ids;
-    int threads = 1;  // that the step's memory is laid out for
+    int threads = 1;  // for which the step's memory is laid out
     int64_t cuts = 1;
-    Tokens finished = {};  // that pass through the last layer's matrices, behind its attention
+    Tokens finished = {};  // those that pass through the last layer's matrices, after its attention
     Phases phases;
-    int64_t first_token = 0;  // of the embedding's rows, where a rank has a part of them
+    int64_t first_token = 0;  // token of the embedding's first row, if a rank has only some rows
     SumOverRanks sum_over_ranks = nullptr;
 
     bool exact() const { return model.exact != 0; }
@@ -57,13 +60,13 @@ class Decoder {
         else rms_norm_row(x, weight, numbers.eps, model.hidden, out);
     }
 
-    // to = from + a branch (post-normed where the model says so, in `room`). `to` may be `from`, `room` may be the branch.
+    // to = from + branch, post-normed into `room` if the model has post norms. `to` may be `from`, `room` the branch.
     void add_branch(const float* from, const float* branch, const float* post_norm, float* room, float* to) const {
         if (post_norm) norm(branch, post_norm, room), branch = room;
         add_row(branch, from, model.hidden, to);
     }
 
-    // The residual x is normed and becomes row `i` of the next matrices' input.
+    // Normalises the residual x and packs it as row `i` of the next matrices' input.
     void norm_and_pack(const float* x, const float* weight, float* normed_row, const Input& input, int64_t i) const {
         norm(x, weight, normed_row);
         input.pack(i, normed_row);
@@ -78,7 +81,7 @@ class Decoder {
             for (int64_t i = 0; i < model.hidden; ++i) to[i] *= numbers.embedding_scale;
     }
 
-    // One KV head of one token: norms, rotation, and the key and value into the cache.
+    // One KV head of one token: norms, rotation, and storing key and value.
     void rotate_and_store(const Layer& layer, int64_t token, int64_t head) {
         const AttentionPlan& plan = plans.at(layer.window);
         const int64_t group = model.query_heads / model.kv_heads, dim = model.head_dim;
@@ -96,11 +99,11 @@ class Decoder {
         store_packed_value(cache(layer), slots[token], head, value);
     }
 
-    Together together(int& cursor, Tokens tokens, Workspace& shared, Workspace& own) {
+    SharedRows shared_rows(int& cursor, Tokens tokens, Workspace& shared, Workspace& own) {
         return {phases, cursor, cuts, tokens, sum_over_ranks, shared, own, model.inner};
     }
 
-    // How many runs of tokens go apart; 0 where all go together.
+    // The number of runs for RunPerThread; 0 if the tokens are too few for it.
     int64_t runs_of(int64_t tokens) const {
         if (sum_over_ranks || tokens < threads * kLeastTokens) return 0;
         return ((tokens + kRunTokens - 1) / kRunTokens + threads - 1) / threads * threads;
@@ -113,8 +116,8 @@ class Decoder {
         way.sum(residual_of(first), count * model.hidden);
     }
 
-    // What token i of a way has in its residual after a layer's attention, and after the layer. Few tokens' residuals wait
-    // in their threads' own memory until nobody reads the old ones.
+    // The residual of the strategy's token i after a layer's attention, and after the layer. In RedundantRows it stays
+    // in each thread's own memory until no thread reads the previous residual any more.
     template <class Way>
     float* after_attention(const Way& way, const Layer& layer, int64_t i) const {
         const int64_t at = i * model.hidden;
@@ -130,7 +133,7 @@ class Decoder {
         return x;
     }
 
-    // Queries, and keys and values into the cache. `before`: the layer whose outcome is read, or null for the embedding.
+    // Computes queries, and stores keys and values. `before`: the layer whose output is the input, or null (embedding).
     template <class Way>
     void before_attention(const Layer* before, const Layer& layer, const Way& way) {
         const int64_t first = way.tokens.first, count = way.tokens.count, heads = model.kv_heads, hidden = model.hidden;
@@ -150,7 +153,7 @@ class Decoder {
         });
     }
 
-    // Few tokens' residuals take over what their threads have computed.
+    // RedundantRows: copies the residual that this thread computed in its own memory to the shared one.
     template <class Way>
     void settle(const Way& way, const Layer& layer, int64_t i) const {
         const float* x = after_layer(way, layer, i);
@@ -165,12 +168,12 @@ class Decoder {
                    partials);
         });
         if (!plan.merged_tokens.empty())
-            together(cursor, {}, shared, shared).each(int64_t(plan.merged_tokens.size()), [&](int64_t i) {
+            shared_rows(cursor, {}, shared, shared).each(int64_t(plan.merged_tokens.size()), [&](int64_t i) {
                 merge_splits(plan, i, cache(layer), partials, attended, q_size);
             });
     }
 
-    // Both branches of a layer, once its attention is done.
+    // The rest of a layer after its attention: output projection and MLP, each added to the residual.
     template <class Way>
     void finish_layer(const Layer& layer, const Way& way) {
         const int64_t count = way.tokens.count, hidden = model.hidden, inner = model.inner, stride = 2 * way.gate_width;
@@ -202,7 +205,7 @@ class Decoder {
         way.sum(shared.fed, count * hidden);
     }
 
-    // From after the attention of layer i - 1, or from the embedding, to that of layer i; after the last layer, to the end.
+    // Everything from the end of layer i - 1's attention (or the embedding) to layer i's attention (or the end).
     template <class Way>
     void go_to_attention(size_t i, const Way& way) {
         const Layer* before = i > 0 ? &layers[i - 1] : nullptr;
@@ -215,32 +218,32 @@ class Decoder {
     void run_layers(int& cursor, int thread) {
         for (size_t i = 0; i <= layers.size(); ++i) {
             const Tokens tokens = i < layers.size() ? Tokens{0, num_tokens, nullptr} : finished;
-            if (tokens.count == 0) break;  // a part of a prompt that nothing is drawn after
+            if (tokens.count == 0) break;  // part of a prompt after which nothing is sampled
             Workspace& w = i < layers.size() ? shared : last;
             if (const int64_t runs = runs_of(tokens.count)) {
-                run_apart(cursor, i, thread, tokens, runs);
+                run_per_thread(cursor, i, thread, tokens, runs);
             } else if (!sum_over_ranks && tokens.count <= kFewTokens) {
                 own[thread]->reserve(model, tokens.count, 0);
-                go_to_attention(i, Few{together(cursor, tokens, w, *own[thread])});
+                go_to_attention(i, RedundantRows{shared_rows(cursor, tokens, w, *own[thread])});
             } else {
-                go_to_attention(i, together(cursor, tokens, w, w));
+                go_to_attention(i, shared_rows(cursor, tokens, w, w));
             }
             if (i < layers.size()) attention(layers[i], cursor, thread);
         }
     }
 
-    void run_apart(int& cursor, size_t i, int thread, Tokens tokens, int64_t runs) {
+    void run_per_thread(int& cursor, size_t i, int thread, Tokens tokens, int64_t runs) {
         Workspace& w = *own[thread];
         phases.run(cursor, runs, [&](int64_t run) {
             const Tokens part = tokens.part(split(tokens.count, int(run), int(runs), 4));
             w.reserve(model, part.count, kRunBlocks * 16);
-            go_to_attention(i, Apart{part, w, w, kRunBlocks * 16});
+            go_to_attention(i, RunPerThread{part, w, w, kRunBlocks * 16});
         });
     }
 
-    // Logits after the tokens `lines`, from the residual that run_layers left.
+    // Logits after the tokens `lines`, from the residual that run_layers computed.
     void run_head(int& cursor, const int64_t* lines, int64_t count, float* logits) {
-        const Together way = together(cursor, {0, count, lines}, last, last);
+        const SharedRows way = shared_rows(cursor, {0, count, lines}, last, last);
         const auto prepare = [&](int64_t i) {
             norm_and_pack(residual_of(lines[i]), model.final_norm, normed + i * model.hidden, head_input, i);
         };
@@ -332,7 +335,7 @@ public:
         });
     }
 
-    // The residual stream after the last layer of the last step, which must have been whole; likewise for logits().
+    // The residual stream after the last layer of the last step, which must have had `whole` set; as for logits().
     void hidden(float* out) const { std::memcpy(out, residual, num_tokens * model.hidden * sizeof(float)); }
 
     void logits(const int64_t* lines, int64_t count, float* out) {
@@ -356,13 +359,13 @@ OCTAVO_API int64_t octavo_decoder_new(const void* model, const void* numbers, co
 
 OCTAVO_API void octavo_decoder_free(int64_t decoder) { delete (octavo::Decoder*)decoder; }
 
-// This model is one rank's share: its embedding begins with token `first_token`, and `sum` joins what the ranks compute.
+// The model is one rank's share: its embedding begins with token `first_token`, and `sum` adds up the ranks' results.
 OCTAVO_API void octavo_decoder_set_ranks(int64_t decoder, int64_t first_token, octavo::SumOverRanks sum) {
     ((octavo::Decoder*)decoder)->set_ranks(first_token, sum);
 }
 
-// Arrays as in octavo.step; lines: [count] flat tokens, none of them twice, after which logits [count, vocab] are wanted.
-// whole: whether the other tokens pass through the last layer, too.
+// Arrays as in octavo.step; lines: [count] different flat tokens after which logits [count, vocab] are computed.
+// whole: whether the other tokens pass through the last layer too.
 OCTAVO_API void octavo_decoder_step(int64_t decoder, const int32_t* token_ids, int64_t num_sequences,
                                     const int32_t* query_start, const int32_t* context_lens, const int32_t* tables,
                                     int64_t table_stride, int64_t whole, const int64_t* lines, int64_t count,

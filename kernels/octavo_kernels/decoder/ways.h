@@ -1,4 +1,4 @@
-// How a step's tokens go through the matrices: together, very few of them, or in runs apart.
+// Three strategies for taking a step's tokens through the matrices: SharedRows, RedundantRows, RunPerThread (cpu.cpp).
 #pragma once
 
 #include <algorithm>
@@ -22,7 +22,7 @@ class Buffer {
     int64_t bytes = 0;
 
 public:
-    // Room for `wanted` bytes, 64-byte aligned; what was in it is lost when it grows.
+    // Room for `wanted` bytes, 64-byte aligned; its content is lost when it grows.
     void* reserve(int64_t wanted) {
         if (wanted > bytes) {
             bytes = (wanted + wanted / 4 + 63) / 64 * 64;
@@ -35,7 +35,7 @@ public:
     float* floats(int64_t count) { return (float*)reserve(count * 4); }
 };
 
-// One input of several matrices, converted once into every form that one of them wants.
+// The input of several matrices, converted once into every form that any of them needs.
 class Input {
     Buffer buffers[3];
     Activations forms[3] = {};
@@ -59,28 +59,28 @@ public:
         for (int kind = 0; kind < 3; ++kind)
             if (wanted[kind]) pack_columns(forms[kind], row, x, columns);
     }
-    // The outputs of some blocks of 16; `out` takes the first.
+    // Computes the outputs of some blocks of 16; `out` receives the first.
     void multiply(const Matrix& w, bool exact, float* out, int64_t stride, Range blocks) const {
         const int kind = int(activation_kind(WeightFormat(w.format), exact));
         linear(w.packed(), forms[kind], out, stride, w.bias, blocks);
     }
 };
 
-// Tokens that a thread takes through the matrices at once, and the least for which that pays: each thread then reads all
-// weights. AMX unpacks weights anew for each run.
+// RunPerThread: most tokens of a run, and the fewest per thread for which it pays: each thread reads all weights.
+// Runs are longer with AMX, which unpacks the weights for each run.
 constexpr int64_t kRunTokens = OCTAVO_ISA >= 3 ? 256 : 48, kLeastTokens = 16;
-constexpr int64_t kRunBlocks = 24;  // of outputs at a time: 48 rows of gate and up take 144 KiB of the L2 cache
+constexpr int64_t kRunBlocks = 24;  // blocks of outputs at a time: 48 rows of gate and up take 144 KiB of the L2 cache
 
-// Norms and conversions of so few tokens cost less than another phase: about a microsecond each.
+// RedundantRows: up to this many tokens, norms and conversions (1 us each) cost less than another phase.
 constexpr int64_t kFewTokens = 3;
 
-// Adds up the values that all ranks of a model have at this point, in place.
+// Replaces values by their sum over all ranks of the model.
 using SumOverRanks = void (*)(float* values, int64_t count);
 
-// What lies between the matrices, for some tokens.
+// Memory for the activations between the matrices, for some tokens.
 struct Workspace {
     Input qkv_input, out_input, mlp_input, down_input;
-    float *attended, *fed, *normed, *residual;  // [tokens][hidden]; the first two: what attention and MLP add
+    float *attended, *fed, *normed, *residual;  // [tokens][hidden]; the first two: outputs of attention and MLP
     float* gate_up;                             // [tokens][2 x the gate's width]
 
     void reserve(const Model& model, int64_t tokens, int64_t gate_width) {
@@ -101,10 +101,10 @@ private:
 
 struct Product {
     const Matrix* matrix;
-    int64_t column;  // of its outputs, in a row of all
+    int64_t column;  // of its first output, in a row of all outputs
 };
 
-// Tokens that go through the matrices: consecutive ones of a step, or those that a list names.
+// Tokens that go through the matrices: consecutive ones of a step, or those in a list.
 struct Tokens {
     int64_t first, count;
     const int64_t* list;  // or null
@@ -115,7 +115,7 @@ struct Tokens {
 
 int64_t blocks_of(int64_t outputs) { return (outputs + 15) / 16; }
 
-// Matrices in units of a few blocks of outputs, so that a slow thread does not hold up the rest.
+// Cuts matrices into units of a few blocks of outputs, so that the others do not wait for a slow thread.
 class Units {
     const std::initializer_list<int64_t> outputs;
     const int64_t most, multiple;
@@ -131,7 +131,7 @@ public:
         for (const int64_t n : outputs) total += units(n);
         return total;
     }
-    // f(matrix, blocks) for one of them.
+    // Calls f(matrix, blocks) for one unit.
     template <class F>
     void run(int64_t unit, const F& f) const {
         for (size_t i = 0; i < outputs.size(); ++i) {
@@ -142,22 +142,22 @@ public:
     }
 };
 
-// What the ways have in common: multiply(outputs, prepare, f) calls prepare(i) for each token, which writes to `own`, then
-// f(matrix, blocks) for all blocks of the matrices with so many outputs, which writes to `shared`.
+// The interface of the strategies: multiply(outputs, prepare, f) calls prepare(i) for each token, which writes to
+// `own`, then f(matrix, blocks) for all blocks of matrices with these numbers of outputs, which writes to `shared`.
 
-// All tokens of a step; what happens to rows is shared out among the threads, as a phase of its own.
-struct Together {
+// One phase prepares the rows of all tokens, divided among the threads; the next multiplies.
+struct SharedRows {
     static constexpr bool few = false;
     Phases& phases;
     int& cursor;
-    int64_t cuts;  // units of a phase whose work can be cut anywhere
+    int64_t cuts;  // number of units of a phase whose work can be cut anywhere
     Tokens tokens;
     SumOverRanks sum_over_ranks;
     Workspace& shared;
-    Workspace& own;  // the same
+    Workspace& own;  // the same as `shared`
     int64_t gate_width;
 
-    // f(i) for i < count, some at a time.
+    // Calls f(i) for i < count, cut into units.
     template <class F>
     void each(int64_t count, const F& f) const {
         const int64_t units = std::min(count, cuts);
@@ -176,17 +176,17 @@ struct Together {
         const Units units(outputs, cuts, tokens.count);
         phases.run(cursor, units.count(), [&](int64_t unit) { units.run(unit, f); });
     }
-    // What this rank has computed of `values` becomes the whole.
+    // Adds up this rank's `values` with those of the others.
     void sum(float* values, int64_t count) const {
         if (sum_over_ranks) phases.run(cursor, 1, [&](int64_t) { sum_over_ranks(values, count); });
     }
     float* gate(int64_t column) const { return shared.gate_up + column; }
 };
 
-// The same for very few tokens: every thread that has a part in a product prepares all of its input for itself.
-struct Few : Together {
+// The same for very few tokens: each thread that computes a part of a product prepares all input rows itself.
+struct RedundantRows : SharedRows {
     static constexpr bool few = true;
-    using Together::multiply;
+    using SharedRows::multiply;
 
     template <class P, class F>
     void multiply(std::initializer_list<int64_t> outputs, const P& prepare, const F& f) const {
@@ -200,12 +200,12 @@ struct Few : Together {
     }
 };
 
-// A run of tokens, on one thread.
-struct Apart {
+// A run of tokens, which one thread takes through all matrices.
+struct RunPerThread {
     static constexpr bool few = false;
     Tokens tokens;
     Workspace& shared;
-    Workspace& own;  // the same
+    Workspace& own;  // the same as `shared`
     int64_t gate_width;
 
     template <class F>

@@ -1,4 +1,4 @@
-"""A linear layer in which a row's result has the same bits whatever the rows beside it."""
+"""A linear layer in which a row's result is bitwise independent of the other rows."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from octavo_kernels.fixed_linear import reference
 
 
 def fixed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b, summed in an order that depends on the weight's shape alone.
+    """x W^T + b, summed in an order that depends only on the weight's shape.
 
-    Libraries take another kernel, and with it another order of summation, for other numbers of rows.
+    Libraries choose different kernels, with different orders of summation, for different numbers of rows.
 
     Args:
         x: [T, K], its rows contiguous.

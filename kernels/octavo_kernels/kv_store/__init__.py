@@ -15,13 +15,13 @@ def kv_store(
 ) -> None:
     """Copy token t's key and value to cache slot `slots[t]`, that is block `slot // B` at offset `slot % B`.
 
-    A cache of 8 bits takes codes, and `kv_scales` what they are multiplied with (`reference.quantize`).
+    An 8-bit cache stores codes, and `kv_scales` the factors by which they are multiplied (`reference.quantize`).
 
     Args:
         k, v: [T, Hk, D]; may be strided views of a fused projection, with their last dimension contiguous.
         k_cache, v_cache: [N, B, Hk, D], contiguous, of the type of `k`, or of int8 or float8_e4m3fn with scales.
         slots: [T] int64, all different.
-        kv_scales: of keys and of values, [N, B, Hk] float32.
+        kv_scales: scales of keys and of values, [N, B, Hk] float32.
 
     Raises:
         ValueError: shapes, types or layouts do not fit.

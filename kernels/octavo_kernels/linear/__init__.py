@@ -1,9 +1,10 @@
-"""Linear layers whose weights stay in their own format: float32, float16, bf16, or GGUF's blocks of integer codes.
+"""Linear layers whose weights stay in the checkpoint's format: float32, float16, bf16, or GGUF's blocks of integer
+codes.
 
 On the CPU a weight is packed once, without loss, into a layout that the kernels read in order (`formats.h`). There are
-two ways to multiply with it. The exact one converts weights to float32 in registers and sums in float32. The fast one
-multiplies integer codes with activations that are quantised to 8 bits in groups of 32 (bf16 weights with activations
-rounded to bf16). In both, a row's result has the same bits whatever the batch around it.
+two kinds of product. The exact one converts weights to float32 in registers and sums in float32. The fast one
+multiplies integer codes by activations that are quantised to 8 bits in groups of 32, or bf16 weights by activations
+rounded to bf16. In both, a row's result is bitwise independent of the rest of the batch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from octavo_kernels.linear.grouped import GroupedWeight
 
 FORMATS = tuple(CODES)
-"""What a `PackedWeight` can hold, by GGUF's names (Z4 and Z8 are ours)."""
+"""Formats of a `PackedWeight`, by GGUF's names (Z4 and Z8 are our own)."""
 
 _NAMES = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
 
@@ -67,11 +68,12 @@ class PackedWeight:
         """Pack GGUF's blocks as they lie in the file.
 
         Args:
-            blocks: [N, bytes of a row] uint8; rows may be reordered or joined with others of the same format before.
+            blocks: [N, bytes of a row] uint8; rows may have been reordered, or joined with others of the same format,
+                before.
             gguf_type: GGUF's name of the format, for example "Q4_K".
 
         Raises:
-            ValueError: a format that is not covered, or rows that are no whole number of blocks.
+            ValueError: the format is not supported, or rows are not a whole number of blocks.
         """
         if gguf_type not in GROUPED:
             raise ValueError(f"GGUF's {gguf_type} is not one of the packed formats {', '.join(GROUPED)}")
@@ -89,7 +91,7 @@ class PackedWeight:
         """Pack codes with scales of 32, 64, ... columns: as Q4_0 or Q8_0, or with zero points as Z4 or Z8.
 
         Raises:
-            ValueError: a group is no whole number of 32 columns, or columns are not in their order.
+            ValueError: a group is not a multiple of 32 columns, or columns are reordered.
         """
         (n, k), groups = weight.shape, weight.scale.shape[1]
         if k // groups % GROUP or weight.order is not None:
@@ -107,11 +109,11 @@ class PackedWeight:
 
     @classmethod
     def empty(cls, name: str, n: int, k: int) -> PackedWeight:
-        """Room for a matrix of one of `FORMATS`, not yet filled."""
+        """Allocate a matrix in one of `FORMATS`, not yet filled."""
         return cls(name, n, k, np.empty(packed_shape(name, n, k), np.uint8))
 
     def rows(self, index: Tensor) -> Tensor:
-        """Some rows in float32 [len(index), k]: the embedding of tokens `index` (int64), without rounding."""
+        """Rows `index` (int64) in float32, [len(index), k], without rounding: a look-up of embeddings."""
         import torch
 
         from octavo_kernels.linear import reference
@@ -133,8 +135,8 @@ def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, *, exact
         x: [R, K] float32, bfloat16 or float16 on the CPU, rows contiguous.
         weight: [N, K].
         bias: [N] float32.
-        exact: weights as if dequantised, float32 throughout. Otherwise the fast way of the weight's format, the same
-            for float32 and float16 weights.
+        exact: multiply in float32 as if weights were dequantised. Otherwise use the format's fast kernel, which is the
+            same for float32 and float16 weights.
 
     Returns:
         [R, N] of `x`'s type.

@@ -1,10 +1,10 @@
-"""GGUF's blocks on any device: `BlockWeight`, codes in planes with the scales that the file has.
+"""`BlockWeight`: GGUF's blocks on any device, as planes of codes with the file's scales.
 
     weight[n, k] = scale (code - zero_code) + minimum
 
 For Q4_0 to Q8_0 scale and minimum are float16, one for 32 columns. The K formats store them as small integers, one for
-16 or 32 columns, times a float16 for 256. Nothing is rounded: what is stored are GGUF's own numbers in another order,
-and their 6-bit scales take a byte (Q4_K: 4.63 bits a weight instead of 4.5).
+16 or 32 columns, times a float16 for 256. Nothing is rounded: GGUF's own numbers are stored in another order. 6-bit
+scales take a byte (Q4_K: 4.63 bits a weight instead of 4.5).
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ class BlockWeight:
     """A matrix [n, k].
 
     Attributes:
-        zero_code: of weight zero where there are no minima.
-        low_bits: of a code's low part: 2, 4 or 8; a byte of `low` holds those of 4, 2 or 1 columns, lowest bits first.
+        zero_code: code of weight zero in formats without minima.
+        low_bits: bits of a code's low part: 2, 4 or 8. A byte of `low` holds the low parts of 4, 2 or 1 columns, lowest
+            bits first.
         low: [n, k low_bits / 8] uint8.
         scale: [n, groups] float16, or integers that `unit_scale` multiplies.
-        minimum: [n, groups] likewise, added; as integers times `unit_minimum`, and taken off.
+        minimum: [n, groups] float16, added; or integers that `unit_minimum` multiplies, subtracted.
         unit_scale, unit_minimum: [n, units] float16.
-        high_bits: of the rest of a code: 0, 1 or 2.
+        high_bits: bits of the rest of a code: 0, 1 or 2.
         high: [n, k high_bits / 8] uint8, likewise.
     """
 
@@ -50,7 +51,7 @@ class BlockWeight:
 
     @classmethod
     def from_blocks(cls, blocks: Array, gguf_type: str) -> BlockWeight:
-        """From rows as they lie in a file.
+        """Build from rows as they are stored in a file.
 
         Args:
             blocks: [n, bytes of a row] uint8.
@@ -92,7 +93,7 @@ class BlockWeight:
         return replace(self, **changed)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """[n, k], computed in float32: bit for bit what GGUF's definition of the format gives."""
+        """[n, k], computed in float32, bit for bit as GGUF defines the format."""
         codes = _unplane(self.low, self.low_bits)
         if self.high is not None:
             codes |= _unplane(self.high, self.high_bits) << self.low_bits
@@ -105,7 +106,7 @@ class BlockWeight:
 
 
 def joined_rows(parts: list[BlockWeight]) -> BlockWeight:
-    """Matrices of one format, one below the other."""
+    """Stack matrices of one format by rows."""
     tensors: dict[str, Any] = {name: torch.cat([x.tensors[name] for x in parts]) for name in parts[0].tensors}
     return replace(parts[0], **tensors)
 

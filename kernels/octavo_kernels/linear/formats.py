@@ -1,6 +1,6 @@
-"""The weight formats: what GGUF's blocks hold, taken apart into codes and scales.
+"""The weight formats: splits GGUF's blocks into codes and scales.
 
-Block layouts are those of ggml (`ggml-common.h`, and `gguf/quants.py`, which the tests compare with).
+Block layouts are those of ggml (`ggml-common.h`, and `gguf/quants.py`, with which the tests compare).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 LANES = 16
-"""Rows that lie side by side in the packed layout."""
+"""Rows that the packed layout interleaves."""
 GROUP = 32
-"""Columns of a group: those that share an activation's scale."""
+"""Columns of a group, which share an activation's scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,11 @@ class Grouped:
     Attributes:
         unit: columns of one block; K is a multiple of it.
         block_bytes: bytes of a block in GGUF.
-        bits: of a code.
-        zero: the code of weight zero where there are no minima.
+        bits: bits of a code.
+        zero: the code of weight zero in formats without minima.
         stored: type and number per block of each array that `split` returns beside the codes.
         split: blocks [rows, units, block_bytes] -> codes [rows, units, unit] and the stored arrays, without rounding.
-        scales: stored arrays -> scales and minima [rows, units, n], float32, one for every unit / n columns.
+        scales: stored arrays -> scales and minima [rows, units, n], float32; each is for unit / n columns.
     """
 
     unit: int
@@ -49,12 +49,12 @@ class Grouped:
 
 
 def _cut(blocks: Array, *sizes: int) -> list[Array]:
-    """The last dimension in pieces of these bytes."""
+    """Split the last dimension into pieces of these sizes, in bytes."""
     return np.split(blocks, np.cumsum(sizes[:-1]), axis=-1)
 
 
 def _halves(x: Array) -> Array:
-    """Bytes as the float16 bits that they are."""
+    """Bytes reinterpreted as float16."""
     return np.ascontiguousarray(x).view(np.uint16)
 
 
@@ -63,7 +63,8 @@ def _float(x: Array) -> Array:
 
 
 def _bits(x: Array, row: int, width: int) -> Array:
-    """Bytes hold several codes: the lowest bits of `row` bytes, then the next bits of the same bytes, ..."""
+    """Unpack bytes that hold several codes: first the lowest bits of `row` bytes, then the next bits of the same bytes,
+    ..."""
     rows = x.reshape(*x.shape[:-1], -1, 1, row)
     shifts = np.arange(0, 8, width, dtype=np.uint8)[:, None]
     return ((rows >> shifts) & np.uint8((1 << width) - 1)).reshape(*x.shape[:-1], -1)
@@ -171,7 +172,7 @@ def _scale_zero(stored: list[Array]) -> tuple[Array, Array | None]:
 
 
 def integer_scales(name: str, stored: list[Array]) -> tuple[Array, Array | None] | None:
-    """A K format's own scales and minima, before a unit's factors: [rows, units, n]; None for the other formats."""
+    """A K format's integer scales and minima, without a unit's factors: [rows, units, n]; None for other formats."""
     match name:
         case "Q2_K":
             return stored[1] & 15, stored[1] >> 4
@@ -217,10 +218,11 @@ GROUPED: dict[str, Grouped] = {
     "Z4": Grouped(32, 19, 4, 0, _Z, _split_z4, _scale_zero),
     "Z8": Grouped(32, 35, 8, 0, _Z, _split_z8, _scale_zero),
 }
-"""By GGUF's names. Z4 and Z8 are ours, for GPTQ, AWQ and the like: a float16 scale, a zero point of one byte, codes."""
+"""Integer formats by GGUF's names. Z4 and Z8 are our own, for GPTQ, AWQ and similar: a float16 scale, a zero point of
+one byte, codes."""
 
 FLOATS: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-"""Unquantised formats and the type that numpy knows them by."""
+"""Unquantised formats, and numpy's type for each."""
 
 CODES = {name: code for code, name in enumerate([*FLOATS, *GROUPED])}
 """A format's number in the C interface (`WeightFormat` in cpu.h)."""

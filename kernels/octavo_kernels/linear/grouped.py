@@ -1,11 +1,11 @@
-"""Weights as integer codes with a scale for every group of columns, on any device: `GroupedWeight`; and fp8.
+"""`GroupedWeight`: integer codes with a scale per group of columns, on any device; and `Float8Weight`.
 
-This is what GPTQ, AWQ and compressed-tensors files are turned into, and what weights are quantised to on load:
+GPTQ, AWQ and compressed-tensors files are converted to it, and weights are quantised to it on load:
 
     weight[n, k] = scale[n, k // group] (code[n, k] - zero[n, k // group])
 
-The CPU's kernels take it in groups of 32, with scales repeated (`PackedWeight.from_grouped`). Nothing is rounded there
-as long as scales are float16 numbers, which GPTQ's and AWQ's are; others are rounded to it, by at most 1 part in 2048.
+The CPU's kernels use groups of 32, with repeated scales (`PackedWeight.from_grouped`). Scales are stored as float16:
+GPTQ's and AWQ's are unchanged, others are rounded by at most 1 part in 2048.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class GroupedWeight:
         codes: [n, k] uint8, or for 4 bits [n, k / 2]: the code of column 2 j in the low half of byte j.
         scale: [n, groups] of a float type.
         zero: [n, groups] uint8; None means 2^(bits - 1) everywhere.
-        order: [k] int64: the matrix's column that each column here is (GPTQ's act-order groups columns by their
-            importance); None means its own.
+        order: [k] int64: for each stored column, its column in the matrix (GPTQ's act-order groups columns by
+            importance); None if they are the same.
     """
 
     bits: int
@@ -43,7 +43,7 @@ class GroupedWeight:
     def from_codes(
         cls, codes: Tensor, bits: int, scale: Tensor, zero: Tensor | None = None, order: Tensor | None = None
     ) -> GroupedWeight:
-        """From codes [n, k], one a byte.
+        """Build from codes [n, k], one per byte.
 
         Raises:
             ValueError: shapes do not fit each other.
@@ -79,13 +79,13 @@ class GroupedWeight:
         return replace(self, **moved)
 
     def unpacked(self) -> Tensor:
-        """Codes [n, k] uint8, columns as they are here."""
+        """Codes [n, k] uint8, columns as stored."""
         if self.bits == 8:
             return self.codes
         return torch.stack([self.codes & 15, self.codes >> 4], dim=-1).view(self.shape)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """[n, k], computed in float32, columns in the matrix's own order."""
+        """[n, k], computed in float32, columns in the matrix's order."""
         zero = 2.0 ** (self.bits - 1) if self.zero is None else self.zero.float().unsqueeze(-1)
         groups = self.unpacked().view(*self.scale.shape, -1).float()
         values = groups.sub_(zero).mul_(self.scale.float().unsqueeze(-1)).view(self.shape).to(dtype)
@@ -134,8 +134,8 @@ def quantize_grouped(weight: Tensor, bits: int, group: int, *, symmetric: bool) 
 
     Args:
         weight: [n, k] of a float type, k a multiple of `group`.
-        symmetric: one scale for both signs, largest magnitude to the largest code; else the codes span each group's
-            values (and zero), with a zero point.
+        symmetric: one scale for both signs, with the largest magnitude at the largest code; otherwise the codes span
+            each group's values and zero, with a zero point.
     """
     groups = weight.float().view(len(weight), -1, group)
     top = 2**bits - 1
@@ -152,7 +152,7 @@ def quantize_grouped(weight: Tensor, bits: int, group: int, *, symmetric: bool) 
 
 
 def quantize_float8(weight: Tensor) -> Float8Weight:
-    """e4m3, one scale per output: the largest magnitude to the largest code."""
+    """Quantise to e4m3 with one scale per output, which maps the largest magnitude to the largest code."""
     wide = weight.float()
     scale = (wide.abs().amax(-1, keepdim=True) / FLOAT8_MAX).clamp_(min=1e-30)
     return Float8Weight((wide / scale).to(torch.float8_e4m3fn), scale)

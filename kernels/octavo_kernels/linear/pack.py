@@ -1,8 +1,8 @@
-"""The packed layout of weights, in both directions; `formats.h` describes its bytes.
+"""Converts weights to the packed layout and back; `formats.h` describes its bytes.
 
 GGUF's blocks hold one row's codes and scales; the packed layout puts sixteen rows side by side, so that one vector
-instruction works on sixteen outputs. Nothing is rounded: codes and scales are moved, bit for bit. A packed matrix is as
-large as GGUF's, but for Q3_K (4 % more: its 6-bit scales become bytes) and for rows padded to sixteen.
+instruction works on sixteen outputs. Nothing is rounded: codes and scales are moved, bit for bit. A packed matrix has
+GGUF's size, except for Q3_K (4 % more, because its 6-bit scales become bytes) and the padding of rows to sixteen.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def packed_shape(name: str, n: int, k: int) -> tuple[int, int, int]:
 
 
 def pack_blocks(blocks: Array, name: str, out: Array) -> None:
-    """GGUF's rows [N, bytes] uint8 into `out`, which has the packed shape."""
+    """Pack GGUF's rows [N, bytes] uint8 into `out`, which has the packed shape."""
     form = GROUPED[name]
     rows = blocks.reshape(len(blocks), -1, form.block_bytes)
     step = max(1, CHUNK_VALUES // (rows.shape[1] * form.unit * LANES)) * LANES
@@ -41,7 +41,7 @@ def pack_blocks(blocks: Array, name: str, out: Array) -> None:
 
 
 def pack_floats(values: Array, name: str, out: Array) -> None:
-    """Rows [N, K] of one of `FLOATS` into `out`, which has the packed shape."""
+    """Pack rows [N, K] in one of `FLOATS` into `out`, which has the packed shape."""
     units = out.shape[1]
     step = max(1, CHUNK_VALUES // (units * GROUP * LANES))
     padded = np.zeros((step * LANES, units * GROUP), values.dtype)
@@ -49,7 +49,7 @@ def pack_floats(values: Array, name: str, out: Array) -> None:
         rows = values[block * LANES : (block + step) * LANES]
         padded[: len(rows), : values.shape[1]] = rows
         padded[len(rows) :] = 0
-        words = padded.view(np.uint32) if name == "BF16" else padded  # pairs of columns stay together
+        words = padded.view(np.uint32) if name == "BF16" else padded  # keeps pairs of columns together
         target = out[block : block + step]
         target[...] = _side_by_side(words.reshape(len(words), units, -1))[: len(target)]
 

@@ -1,4 +1,4 @@
-"""Activations times a quantised matrix of any kind, on any device: `quantized_linear`."""
+"""`quantized_linear`: activations times a quantised matrix of any kind, on any device."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def quantized_linear(
 ) -> Tensor:
     """`x W^T + bias`.
 
-    On a GPU codes become weights in registers, and sums are in float32. Elsewhere the matrix is dequantised to `x`'s
-    type for this product alone.
+    On a GPU, codes are converted to weights in registers, and sums are in float32. Elsewhere the matrix is dequantised
+    to `x`'s type for this product only.
 
     Args:
         x: [R, k].
         weight: [n, k].
         bias: [n] of a float type.
-        batch_invariant: on a GPU, a row's result has the same bits whatever the rows beside it: one tile for any number
-            of rows, which decoding pays for.
+        batch_invariant: on a GPU, make a row's result bitwise independent of the other rows: one tile shape serves any
+            number of rows, which makes decoding slower.
 
     Returns:
         [R, n] of `x`'s type.
@@ -53,7 +53,7 @@ def quantized_linear(
 
 
 def joined(weights: list[QuantizedWeight]) -> QuantizedWeight | None:
-    """Matrices one below the other as one; None where they are of different kinds."""
+    """Stack matrices by rows into one; None if they are of different kinds."""
     first, *rest = weights
     if any(_kind(other) != _kind(first) for other in rest) or getattr(first, "order", None) is not None:
         return None
@@ -62,19 +62,19 @@ def joined(weights: list[QuantizedWeight]) -> QuantizedWeight | None:
 
 
 def rows_of(weight: QuantizedWeight, rows: slice) -> QuantizedWeight:
-    """Some rows of a matrix whose columns are in their own order."""
+    """Some rows of a matrix whose columns are not reordered."""
     tensors: dict[str, Any] = {name: x[rows] for name, x in weight.tensors.items()}
     return replace(weight, **tensors)
 
 
 def _kind(weight: QuantizedWeight) -> tuple[object, ...]:
-    """What two matrices must have in common to be one: all but the number of rows."""
+    """The properties in which matrices must agree to be stacked: all but the number of rows."""
     plain = (getattr(weight, name, None) for name in ("bits", "zero_code", "low_bits", "high_bits"))
     return type(weight), *plain, {name: (x.shape[1:], x.dtype) for name, x in weight.tensors.items()}
 
 
 def has_even_groups(weight: QuantizedWeight) -> bool:
-    """Whether the columns that share a scale are a whole row or a power of two, which tiles can be cut into."""
+    """Whether a group of columns that shares a scale is a whole row or a power of two, as tiles require."""
     groups = weight.scale.shape[1]
     group = weight.shape[1] // groups
     return groups == 1 or (group >= 8 and group & (group - 1) == 0)

@@ -1,4 +1,4 @@
-"""Mixture of experts (Shazeer et al. 2017): each token goes to the few MLPs that a router picks for it."""
+"""Mixture of experts (Shazeer et al. 2017): a router picks a few MLPs for each token."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from octavo_kernels.linear.quantized import QuantizedWeight, has_even_groups
 from octavo_kernels.moe import reference
 
 ExpertWeights = Tensor | QuantizedWeight
-"""[E n, k]: all experts' matrices of n outputs, one below the other."""
+"""[E n, k]: all experts' matrices of n outputs, stacked by rows."""
 
 
 def route(scores: Tensor, num_chosen: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
-    """The likeliest experts of each token.
+    """Choose the likeliest experts of each token.
 
     Args:
         scores: [T, E], the router's logits.
-        num_chosen: experts of a token.
-        normalise: the chosen ones' shares add up to 1; otherwise they are those of the softmax over all.
+        num_chosen: experts per token.
+        normalise: normalise the chosen experts' shares to add up to 1; otherwise they come from the softmax over all
+            experts.
 
     Returns:
-        Shares [T, num_chosen] float32, largest first, and experts [T, num_chosen] int32; of equals the first.
+        Shares [T, num_chosen] float32, largest first, and experts [T, num_chosen] int32; among equal scores the first
+        expert wins.
 
     Raises:
         ValueError: there are not that many experts.
@@ -46,13 +48,13 @@ def moe(
 ) -> Tensor:
     """For each token the sum over its experts of `share * down(silu(gate) * up)`.
 
-    Nothing waits for the device or depends on which experts are chosen but values, so that a CUDA graph can hold it.
+    Nothing waits for the device, and shapes do not depend on the chosen experts, so a CUDA graph can capture it.
 
     Args:
         x: [T, D].
         shares: [T, K] float32.
         experts: [T, K] int32, below `num_experts`.
-        gate_up: [E 2 I, D], of each expert first the gate's rows, then those of `up`.
+        gate_up: [E 2 I, D]; for each expert first the gate's rows, then those of `up`.
         down: [E D, I].
         batch_invariant: on a GPU, as for `quantized_linear`.
 

@@ -40,7 +40,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
     "amx-emulated": _AVX512,
 }
 """Instruction sets, lowest first, and their compiler flags. A level's index is OCTAVO_ISA in the sources. The last one
-is for tests: what AMX does, computed by AVX-512."""
+is for tests: AMX emulated with AVX-512."""
 
 
 class BuildError(Exception):
@@ -52,7 +52,7 @@ class NoCompiler(BuildError):
 
 
 def library_path(level: str) -> Path:
-    """The compiled library of one of `LEVELS`, built now if it is not there yet.
+    """The compiled library of one of `LEVELS`; built if it does not exist yet.
 
     Raises:
         BuildError: there is no C++ compiler (`NoCompiler`), or it refuses the sources.
@@ -119,7 +119,7 @@ def _build(compiler: str, flags: tuple[str, ...], library: Path) -> None:
         list(pool.map(_run, commands))
         linked = Path(folder) / library.name
         _run([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(linked)])
-        linked.chmod(0o755)  # whatever the umask: what others may write is not loaded
+        linked.chmod(0o755)  # independent of the umask: a file that others can write is not loaded
         linked.rename(library)
     logger.info("compiled the CPU kernels in %.1f s", time.perf_counter() - begin)
 

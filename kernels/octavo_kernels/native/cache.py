@@ -1,9 +1,10 @@
-"""The folder for what is made once and loaded at every start: compiled libraries, packed weights, assembled models.
+"""The cache folder, for files that are made once and loaded at every start: compiled libraries, packed weights,
+assembled models.
 
-What lies there is run, or believed, so nobody but its user and root may be able to put something there: the folder and
-all above it belong to one of them, and no one else may write in them, but for a folder like /tmp, in which nobody can
-rename what is another's. In such a one the user has a subfolder. A folder that does not pass is not read, and one that
-cannot be written is given up where something must be written: then a folder in the temporary one takes its place.
+Its files are executed or trusted, so only its user and root may be able to write there. The folder and all its parents
+must belong to one of them and be writable by nobody else. The exception are parents with the sticky bit such as /tmp,
+where nobody can rename other users' files; below these the user gets a subfolder. An unsafe folder is not read. If the
+folder is unsafe, or cannot be written when something must be written, a folder in the temporary folder replaces it.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ _ROOT = 0
 
 
 def cache_folder() -> Path:
-    """$OCTAVO_CACHE, else octavo/ in the user's cache folder; the user's own subfolder where it is for all, and a
-    temporary folder, after one warning, where it is not safe. It may be one that cannot be written."""
+    """$OCTAVO_CACHE, or octavo/ in the user's cache folder. If everybody can write there, the user's subfolder of it;
+    if it is not safe, a temporary folder, after one warning. It may not be writable."""
     return _safe(os.environ.get("OCTAVO_CACHE"), os.environ.get("XDG_CACHE_HOME"), os.environ.get("HOME"))
 
 
 def with_cache(make: Callable[[Path], T]) -> T:
-    """What `make` makes of the cache folder; of a temporary one, after one warning, where that cannot be written.
+    """Call `make` with the cache folder; with a temporary one, after one warning, if that cannot be written.
 
     Raises:
-        what `make` raises; `OSError` where neither can be written.
+        what `make` raises; `OSError` if neither folder can be written.
     """
     folder = cache_folder()
     try:
@@ -49,7 +50,7 @@ def with_cache(make: Callable[[Path], T]) -> T:
 
 
 def own_file(file: Path) -> bool:
-    """Whether this is a file that nobody but its user and root can have written."""
+    """Whether only its user and root can have written this file."""
     with suppress(OSError):
         status = file.lstat()
         return stat.S_ISREG(status.st_mode) and _is_ours(status)
@@ -68,13 +69,13 @@ def lock(file: Path) -> Iterator[None]:
 def _safe(chosen: str | None, _xdg: str | None, _home: str | None) -> Path:
     try:
         folder = Path(chosen).absolute() if chosen else _users_own()
-        with suppress(OSError):  # it may be there and not be ours to write
+        with suppress(OSError):  # it may exist without being writable
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if _is_for_all(folder):
             folder = folder / f"octavo-{os.getuid()}"
             folder.mkdir(exist_ok=True, mode=0o700)
         _check(folder)
-    except (OSError, RuntimeError) as error:  # Path.home() raises the latter where there is no home
+    except (OSError, RuntimeError) as error:  # Path.home() raises RuntimeError if there is no home
         _warn(f"no cache folder ({error}): {temporary_folder()} takes its place")
         return temporary_folder()
     return folder
@@ -85,13 +86,13 @@ def _users_own() -> Path:
 
 
 def _is_for_all(folder: Path) -> bool:
-    """Whether everybody may write in it and nobody may rename what is another's, as in /tmp."""
+    """Whether everybody may create files in it but not rename those of others, as in /tmp."""
     mode = folder.stat().st_mode
     return bool(mode & stat.S_ISVTX) and bool(mode & 0o022)
 
 
 def _check(folder: Path) -> None:
-    """Raise unless only this user and root decide what is in a folder."""
+    """Raise unless only this user and root can change a folder's content."""
     real = folder.resolve(strict=True)
     if not real.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder")
@@ -109,7 +110,7 @@ def _is_ours(status: os.stat_result) -> bool:
 
 
 def _is_private(group: int) -> bool:
-    """Whether a group is root's or one that has only this user, as many systems give each user one."""
+    """Whether a group is root's, or the private group that many systems create for each user."""
     import grp
     import pwd
 
@@ -124,7 +125,7 @@ def _is_private(group: int) -> bool:
 
 @functools.cache
 def temporary_folder() -> Path:
-    """One for this user; where another has taken its name, one for this process."""
+    """A temporary folder for this user, or for this process if somebody else has taken the user's name."""
     folder = Path(tempfile.gettempdir()) / f"octavo-{os.getuid()}"
     with suppress(OSError):
         folder.mkdir(exist_ok=True, mode=0o700)
@@ -136,5 +137,5 @@ def temporary_folder() -> Path:
 
 @functools.cache
 def _warn(message: str) -> None:
-    """Once in a process."""
+    """Log a warning once per process."""
     logger.warning(message)

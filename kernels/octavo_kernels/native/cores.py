@@ -1,7 +1,8 @@
-"""How many cores a process may use: those it may run on, and no more than its control groups give it time for.
+"""How many cores a process may use, by its affinity and by its control groups' CPU quota.
 
-A container with a quota of two cores on a machine of 64 sees all 64. Threads beyond the quota are no gain: together
-they use it up early in each period of 100 ms, and all of them stand still for the rest of it, in the middle of a step.
+A container with a quota of two cores on a machine of 64 sees all 64. More threads than the quota do not help: together
+they use it up early in each period of 100 ms, and then all of them stop for the rest of the period, in the middle of a
+step.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ ROOT = Path("/")
 
 
 def available_cores() -> int:
-    """Cores that this process may use, at least one; a part of one that a quota leaves over is nobody's."""
+    """Number of cores that this process may use, at least one; a quota is rounded down to whole cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([cores, *map(int, _quotas())]))
 
 
 def _quotas() -> Iterator[float]:
-    """Cores' worth of time that each control group above this process grants, where one is limited."""
+    """The quota, in cores, of each of this process's control groups that has one."""
     for folder, form in _groups():
         try:
             yield from _read_v2(folder) if form == "cgroup2" else _read_v1(folder)
         except (OSError, ValueError, ArithmeticError):
-            continue  # a group outside this container, or a kernel built without quotas
+            continue  # a group outside this container, or a kernel without quotas
 
 
 def _read_v2(folder: Path) -> Iterator[float]:
@@ -43,7 +44,7 @@ def _read_v1(folder: Path) -> Iterator[float]:
 
 
 def _groups() -> Iterator[tuple[Path, str]]:
-    """Folders of this process's groups up to the top, and the type of their file system."""
+    """Folders of this process's control groups up to the root, and the type of their file system."""
     for line in _lines("proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
         mount = before.split()
@@ -53,7 +54,7 @@ def _groups() -> Iterator[tuple[Path, str]]:
         own = PurePosixPath(_own_group(form))
         root, place = map(_unescaped, mount[3:5])
         folder = ROOT / place.lstrip("/")
-        # Inside a container the path is often the machine's, of which only the end, or nothing, is mounted.
+        # Inside a container the path is often the host's, of which only the end, or nothing, is mounted.
         inner = own.relative_to(root) if own.is_relative_to(root) else PurePosixPath()
         for part in (inner, *inner.parents):
             yield folder / part, form

@@ -1,7 +1,7 @@
-"""The library that runs: picks the instruction set, loads it, tests it, calls its functions.
+"""Chooses an instruction set, loads and tests its library, and calls its functions.
 
-`OCTAVO_CPU_ISA=portable|avx2|avx512|amx` picks a lower set than the CPU has, `OCTAVO_CPU_ISA=reference` none: then the
-plain PyTorch kernels run.
+`OCTAVO_CPU_ISA=portable|avx2|avx512|amx` chooses a lower instruction set than the CPU has; `OCTAVO_CPU_ISA=reference`
+uses no library but the plain PyTorch kernels.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from octavo_kernels.native.cores import available_cores
 from octavo_kernels.native.trust import check, cpu_flags
 
 if TYPE_CHECKING:
-    from torch import Tensor  # 1.2 s that a process with a packed model does not spend
+    from torch import Tensor  # takes 1.2 s, which a process with a packed model saves
 
     Argument = Tensor | np.ndarray[Any, Any] | int | float | None
 
 logger = logging.getLogger(__name__)
 
 _TYPES = {"torch.float32": 0, "torch.bfloat16": 1}
-"""Types that the native ops take, and their codes in the C interface."""
+"""Types that the native ops support, and their codes in the C interface."""
 
 _CPU_FLAGS = {
     "portable": set(),
     "avx2": {"avx2", "fma", "f16c", "bmi2"},
     "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vbmi", "avx512_vnni", "avx512_bf16"},
     "amx": {"amx_tile", "amx_int8", "amx_bf16"},
-}  # beyond those of the level below
+}  # in addition to those of the level below
 
 _override: list[Library | None] = []
 
 _finding = threading.Lock()
-"""Two threads that each set the library up would each set how many threads it has, the second one at any time."""
+"""Serialises the set-up: a second thread would otherwise set the number of threads again at any time."""
 
 
 class Library:
@@ -85,7 +85,7 @@ class Library:
 
 
 def library() -> Library | None:
-    """The library for this CPU, compiled on first use; None (after one warning) where there cannot be one."""
+    """The library for this CPU, compiled on first use; None, after one warning, if there cannot be one."""
     if _override:
         return _override[-1]
     with _finding:
@@ -102,7 +102,7 @@ def call(function: str, *args: Argument) -> int:
 
 @contextmanager
 def use(chosen: Library | None) -> Iterator[None]:
-    """Within the block `library()` is this one, for tests and comparisons."""
+    """Make `library()` return this one inside the block, for tests and comparisons."""
     _override.append(chosen)
     try:
         yield
@@ -111,7 +111,7 @@ def use(chosen: Library | None) -> Iterator[None]:
 
 
 def supported_levels() -> list[str]:
-    """The instruction sets that this CPU has and its kernel lets programs use, lowest first."""
+    """The instruction sets that this CPU has and the operating system allows, lowest first."""
     flags, levels = cpu_flags(), []
     for level, needed in _CPU_FLAGS.items():
         if not needed <= flags or (level == "amx" and not _kernel_keeps_tiles()):
@@ -121,12 +121,13 @@ def supported_levels() -> list[str]:
 
 
 def use_cpu(*tensors: Tensor) -> bool:
-    """Whether these go to the native library: on the CPU, of a type it takes, and it is there."""
+    """Whether the native library runs an op on these tensors: they are on the CPU, of a supported type, and it
+    exists."""
     return all(x.device.type == "cpu" and str(x.dtype) in _TYPES for x in tensors) and library() is not None
 
 
 def type_code(x: Tensor) -> int:
-    """Of a tensor's type in the C interface."""
+    """The code of a tensor's type in the C interface."""
     return _TYPES[str(x.dtype)]
 
 
@@ -155,7 +156,7 @@ def _allowed_levels() -> list[str]:
 
 
 def _kernel_keeps_tiles() -> bool:
-    """Whether a process may ask for AMX's registers: Linux from 5.16 on; a sandbox may say no."""
+    """Whether a process may request AMX's registers: on Linux since 5.16, unless a sandbox forbids it."""
     arch_prctl, get_supported, tile_data = 158, 0x1021, 18
     features = ctypes.c_uint64()
     done = ctypes.CDLL(None).syscall(arch_prctl, get_supported, ctypes.byref(features))

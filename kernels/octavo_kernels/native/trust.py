@@ -1,8 +1,8 @@
-"""Whether a compiled library may be trusted on this CPU: its self-test, once, in a process of its own.
+"""Tests once, in a separate process, whether a compiled library works on this CPU.
 
-Kernels run on CPUs that nobody tried them on. A wrong result, an illegal instruction or a crash there ends a child
-process, not this one. The verdict lies beside the library, one file for each kind of CPU and kernel (the cache may be
-shared by several machines), and is read from then on.
+Kernels run on CPUs on which nobody has tried them. A wrong result, an illegal instruction or a crash in the self-test
+ends only the child process. The verdict is stored beside the library, in one file for each kind of CPU and
+operating-system kernel, because several machines may share the cache; later starts read it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def check(library: Path) -> None:
 
 
 def _run(library: Path) -> str:
-    """`_PASSED`, or why not."""
+    """`_PASSED`, or the reason for the failure."""
     command = [sys.executable, "-I", "-S", "-c", _TEST, str(library)]
     try:
         child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT)
@@ -71,7 +71,7 @@ def _read(file: Path) -> str | None:
 
 
 def _write(file: Path, text: str) -> None:
-    """At once: another process may be reading or writing the same. Other users may read root's."""
+    """Write a file atomically, because another process may read or write the same one. Other users may read root's."""
     with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as handle:
         handle.write(text)
         os.fchmod(handle.fileno(), 0o644)
@@ -80,14 +80,14 @@ def _write(file: Path, text: str) -> None:
 
 @functools.cache
 def _machine() -> str:
-    """A name for this kind of CPU, with the microcode and the kernel that run it."""
+    """A name for this kind of CPU, including its microcode and the running kernel."""
     lines = {key: value for key, value in _cpu_lines() if key in ("model name", "stepping", "microcode", "flags")}
     text = f"{platform.machine()} {platform.release()} {sorted(lines.items())}"
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def cpu_flags() -> set[str]:
-    """What the kernel says that the CPU can do, by /proc/cpuinfo's names; empty where there is none."""
+    """The CPU's features by /proc/cpuinfo's names; empty without that file."""
     return {flag for key, value in _cpu_lines() if key == "flags" for flag in value.split()}
 
 

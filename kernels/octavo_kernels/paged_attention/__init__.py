@@ -27,20 +27,20 @@ def paged_attention(
 ) -> Tensor:
     """Attention of every token of a step to its sequence's cached keys, its own included.
 
-    A step mixes prefill chunks and single decode tokens freely: sequence s has some tokens at the end of its context.
-    Query i sees key j of its sequence if `j <= i` and, with a window, `i - j < window`. Query head h reads KV head
-    `h // (Hq / Hk)`.
+    A step may mix prefill chunks and single decode tokens: each sequence's tokens are the last ones of its context.
+    Query i sees key j of its sequence if `j <= i` and, with a window, `i - j < window`. Query head h reads KV head `h
+    // (Hq / Hk)`.
 
     Args:
         q: [T, Hq, D].
         k_cache, v_cache: [N, B, Hk, D], contiguous, with this step's keys and values already stored.
         batch: the step's layout.
         scale: multiplies the scores (usually D ** -0.5).
-        window: positions a query sees, its own included; None means all.
+        window: positions that a query attends to, its own included; None means all.
         softcap: scores become `softcap * tanh(score / softcap)` after scaling and before masking (Gemma 2).
         alibi_slopes: [Hq] float32; head h's score of query i and key j loses `alibi_slopes[h] * (i - j)` after that
             (Press et al. 2022).
-        kv_scales: of a cache of codes, int8 or float8_e4m3fn, as `kv_store` wrote them.
+        kv_scales: scales of an int8 or float8_e4m3fn cache, as `kv_store` wrote them.
 
     Returns:
         [T, Hq, D], contiguous, of the type of `q`.

@@ -1,4 +1,4 @@
-"""`PagedBatch`: where a step's tokens lie in their sequences and in the paged cache."""
+"""`PagedBatch`: the positions of a step's tokens in their sequences and in the paged cache."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ class PagedBatch:
         block_size: tokens per block.
         max_query_len, max_context_len: over the sequences; on the host, so that no launch waits for the device.
         min_query_len: over the sequences, or 1.
-        split_keys: on a GPU, a token's attention is the same to the last bit in any batch and however its sequence was
-            cut into chunks, because keys are cut every so many (a multiple of 128, say 512); None: as is fastest.
+        split_keys: on a GPU, cut keys into splits of this many (a multiple of 128, such as 512). A token's attention is
+            then bitwise independent of the batch and of how its sequence was cut into chunks. None chooses the fastest
+            splits.
     """
 
     query_start: Tensor
@@ -76,7 +77,7 @@ class PagedBatch:
 
         def put(x: npt.NDArray[np.int64], dtype: npt.DTypeLike) -> Tensor:
             tensor = torch.from_numpy(np.ascontiguousarray(x, dtype))
-            # from pageable memory the copy would wait for what the device is doing
+            # from pageable memory the copy would wait for the device's queued work
             return tensor if torch.device(device).type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
         return cls(

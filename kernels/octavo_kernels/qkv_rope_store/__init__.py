@@ -1,4 +1,5 @@
-"""From a layer's fused projection to attention: split, norm, rotate, and store keys and values, in one pass."""
+"""Everything between a layer's fused projection and attention in one pass: split, norm, rotate, store keys and
+values."""
 
 from __future__ import annotations
 
@@ -33,13 +34,13 @@ def qkv_rope_store(
     """The same as `rms_norm`, `rotary_` and `kv_store` one after the other, each rounding its result.
 
     Args:
-        qkv: [T, (Hq + 2 Hk) D], contiguous: query heads, key heads, value heads. Written to, and of no use afterwards.
+        qkv: [T, (Hq + 2 Hk) D], contiguous: query heads, key heads, value heads. Overwritten.
         k_cache, v_cache: [N, B, Hk, D]; see `kv_store`.
-        slots: [T] int64, where each token's key and value go.
+        slots: [T] int64, cache slot of each token.
         positions: [T] int64, each below P.
         cos_sin: [P, rot_dim] float32, see `rotary_`; None for no rotation.
         norms: None for no norms.
-        kv_scales: of a cache of codes, see `kv_store`.
+        kv_scales: scales of an 8-bit cache, see `kv_store`.
 
     Returns:
         The queries [T, Hq, D].

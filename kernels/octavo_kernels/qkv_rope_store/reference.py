@@ -1,4 +1,4 @@
-"""QKV split, norm, rotation and KV store as the ops that they are."""
+"""QKV split, norm, rotation and KV store by calling the separate ops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draw tokens from logits: `reference.py` is the definition; in C++ and Triton without sorting them."""
+"""Sample tokens from logits. `reference.py` is the definition; the C++ and Triton versions do not sort."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sample(
 
     Args:
         logits: [L, V] float32, contiguous, on the CPU.
-        line: [R] which of the L each row draws from.
+        line: [R] index of each row's logits.
         temperature, top_k, top_p, min_p, seed, position: [R], as in `octavo.step.SamplingRows`.
 
     Returns:
@@ -54,11 +54,11 @@ def sample_tensors(
     seed: Tensor,
     position: Tensor,
 ) -> Tensor:
-    """One token per row. On a GPU: the same number of launches whatever is asked for, and nothing read back.
+    """One token per row. On a GPU the number of launches is fixed, and nothing is read back.
 
     Args:
         logits: [L, V] of a float type, rows contiguous.
-        line: [R] int64, which of the L each row draws from.
+        line: [R] int64 index of each row's logits.
         temperature, top_p, min_p: [R] float32, as in `octavo.step.SamplingRows`.
         top_k: [R] int32.
         seed: [R] int64, the bits of the unsigned number.
@@ -67,7 +67,7 @@ def sample_tensors(
     Returns:
         [R] int64; -1 where the largest logit is not finite.
     """
-    from octavo_kernels.dispatch import backend  # torch, which the native decoder does without
+    from octavo_kernels.dispatch import backend  # imports torch, which the native decoder does not need
     from octavo_kernels.sampling import reference
 
     run = backend(reference.sample, logits, cpu=False)

@@ -1,12 +1,12 @@
-"""Sampling in plain PyTorch, vectorised over rows; a row's token depends on nothing but the row.
+"""Sampling in plain PyTorch, vectorised over rows; a row's token depends only on the row.
 
-The order is vLLM's: temperature, min-p, top-k, top-p, draw. Filters are thresholds on the logits, so ties at the edge
-are kept whatever order a sort would give them. The draw inverts the cumulative distribution in vocabulary order with
-one counter-based uniform number per row.
+The order is vLLM's: temperature, min-p, top-k, top-p, draw. Filters are thresholds on the logits, so all ties at a
+threshold are kept, in any order of sorting. The draw inverts the cumulative distribution in vocabulary order with one
+counter-based uniform number per row.
 
 Random numbers are Philox4x32-10 of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), a pure
-function of (seed, position), never of call order. The same seed gives the same token at the same place of a sequence,
-whatever else is in the batch, and a stream that moves to another shard goes on exactly.
+function of (seed, position), never of call order. The same seed gives the same token at the same position of a
+sequence, independent of the batch, so a stream that moves to another shard continues exactly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 UInt64 = npt.NDArray[np.uint64]
 
-_CANDIDATES = 1024  # a nucleus almost always lies within these; topk of 1024 is 6x cheaper than sorting 49,152
+_CANDIDATES = 1024  # almost always contain the nucleus; a topk of 1024 is 6x cheaper than sorting 49,152
 _MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _WEYL = 0x9E3779B9, 0xBB67AE85  # key increments per round
 _LOW = np.uint64(0xFFFFFFFF)
@@ -41,7 +41,7 @@ def sample(
     random = [row for row, value in enumerate(temperature.tolist()) if value > 0]
     tokens = _draw(logits, *columns) if len(random) == len(logits) else logits.argmax(-1)
     if 0 < len(random) < len(logits):
-        index = torch.tensor(random, device=logits.device)  # a mask would be looked through for each column
+        index = torch.tensor(random, device=logits.device)  # a mask would be scanned for each column
         tokens[index] = _draw(logits[index], *(column[index] for column in columns))
     return torch.where(logits.amax(-1).isfinite(), tokens, -1)
 
@@ -60,11 +60,12 @@ def _draw(
     numbers = uniform(seed.cpu().numpy().view(np.uint64), position.cpu().numpy())
     point = torch.from_numpy(numbers).to(x.device)[:, None]
     found = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True).squeeze(-1)
-    return found.clamp(max=x.shape[-1] - 1)  # of a broken row, all of whose comparisons are false
+    return found.clamp(max=x.shape[-1] - 1)  # for rows with NaN, in which all comparisons are false
 
 
 def _threshold(x: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """The smallest logit [n, 1] that survives top-k and then top-p, per row; looked for among the largest first."""
+    """Per row, the smallest logit [n, 1] that survives top-k and then top-p; it is searched among the largest logits
+    first."""
     vocab = x.shape[-1]
     limit = torch.where(top_k > 0, top_k.clamp(max=vocab), vocab)
     size = min(vocab, max(_CANDIDATES, int((limit * (limit < vocab)).max()) + 1))
@@ -73,14 +74,14 @@ def _threshold(x: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
 
 
 def _threshold_among(x: Tensor, size: int, limit: Tensor, top_p: Tensor) -> tuple[Tensor, bool]:
-    """The same from the `size` largest logits, and whether they were enough for every row."""
+    """The same from the `size` largest logits, and whether these sufficed for every row."""
     top = x.topk(size, dim=-1).values
     by_k = top.gather(-1, (limit.clamp(max=size) - 1).to(torch.int64))
     kept = top.masked_fill(top < by_k, -torch.inf)
-    # Without top-k the nucleus is a share of the whole row, not of the candidates.
+    # Without top-k, top-p is a share of the whole row's probability, not of the candidates'.
     norm = torch.where(limit < x.shape[-1], kept.logsumexp(-1, keepdim=True), x.logsumexp(-1, keepdim=True))
     mass = (kept - norm).exp().cumsum(-1, dtype=torch.float64)
-    inside = (mass - (kept - norm).exp() < top_p) & kept.isfinite()  # the mass before a token is still below p
+    inside = (mass - (kept - norm).exp() < top_p) & kept.isfinite()  # the probability before a token is still below p
     count = inside.sum(-1, keepdim=True).clamp(min=1)
     whole = limit >= x.shape[-1]
     # With top-k they hold all of it once the last is below the k-th: ties count for the nucleus too
