@@ -135,7 +135,7 @@ def test_tests_mirror_the_sources() -> None:
 
 
 LINK = re.compile(r"\]\(([^)#\s]+)")
-NAMED = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|cpp|h|md|yaml|json|sh|html)|\.ci/\w+)`")
+NAMED = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|cpp|h|md|yaml|json|sh|html)|test_\w+\.py|\.ci/\w+)`")
 NO_FILES = {"platform/__init__.py", "kernels/octavo_kernels/OP/gpu.py"}  # one must not be, one stands for many
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
