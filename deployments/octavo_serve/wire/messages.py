@@ -29,7 +29,7 @@ from octavo.load import ShardState
 from octavo.request import PackedLogprobs, Request, SequenceUpdate
 from octavo.routing.index import Kind
 
-MAX_MESSAGE = 4 * 2**20
+MAX_MESSAGE = 2**20
 """Bytes of one message; who announces a longer one is given up before it is read. What can be larger goes in parts."""
 
 BEAT_SECONDS = 1.0
@@ -79,15 +79,17 @@ class Submit(msgspec.Struct, tag=True):
 
 
 class Tokens(msgspec.Struct, tag=True):
-    """Part of a long request, which follows in a Submit that lacks these tokens.
+    """Part of a long request, which follows in a Submit that lacks these tokens and hashes.
 
     Attributes:
         sequence: whose emitted tokens they are; None: the prompt's.
+        hashes: of the prompt's blocks.
     """
 
     request_id: str
     sequence: int | None
-    token_ids: list[int]
+    token_ids: list[int] = []
+    hashes: list[bytes] = []
 
 
 class Abort(msgspec.Struct, tag=True):

@@ -87,11 +87,11 @@ def test_of_a_long_prompt_whose_client_has_left_no_more_is_sent(fleet: Any, monk
         (link,) = fleet.links.values()
         (peer,) = port.peers.values()
         waiting = asyncio.create_task(fleet.said(client, fleet.request("a long one")))
-        while not peer._arriving._tokens:
+        while not peer._arriving._parts:
             await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait([waiting])
-        while peer._arriving._tokens or link._channel._in_parts:
+        while peer._arriving._parts or link._channel._in_parts:
             await asyncio.sleep(0)
         assert not port.engine._listeners
         assert not peer.open_sequences

@@ -57,7 +57,7 @@ def test_who_says_nothing_is_sent_away(fleet: Any, monkeypatch: pytest.MonkeyPat
     assert fleet.run(scenario) == []
 
 
-@pytest.mark.parametrize("length", [2**22 + 1, 2**32 - 1])
+@pytest.mark.parametrize("length", [channel.MAX_MESSAGE + 1, 2**32 - 1])
 def test_a_message_that_is_announced_too_long_is_not_waited_for(fleet: Any, length: int) -> None:
     async def scenario(client: Any) -> None:
         port = await fleet.add()

@@ -35,4 +35,4 @@ def test_an_error_of_an_unknown_kind_makes_no_other_class_than_ours() -> None:
 def test_a_step_is_no_longer_than_a_message_may_be() -> None:
     entries = [{token: Logprob(-12.3456789, token) for token in range(2**31 - 21, 2**31)}]
     update = SequenceUpdate("a" * 128, 0, [2**31 - 1], entries, cumulative_logprob=-1.5, time=1e6)
-    assert len(encode(Step([update] * STEP))) < MAX_MESSAGE / 4
+    assert len(encode(Step([update] * STEP))) < MAX_MESSAGE / 2

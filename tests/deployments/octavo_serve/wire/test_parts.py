@@ -25,13 +25,18 @@ def arrived(request: Request, arriving: Arriving) -> Request:
     raise AssertionError("no Submit")
 
 
-@given(st.integers(1, 3 * PART_TOKENS), st.none() | st.lists(st.none() | LENGTHS, min_size=1, max_size=3))
-def test_a_request_arrives_as_it_was(prompt: int, emitted: list[int | None] | None) -> None:
+@given(
+    st.integers(1, 3 * PART_TOKENS),
+    st.none() | st.lists(st.none() | LENGTHS, min_size=1, max_size=3),
+    st.none() | st.integers(0, 9000),
+)
+def test_a_request_arrives_as_it_was(prompt: int, emitted: list[int | None] | None, hashes: int | None) -> None:
     tokens = None if emitted is None else [None if n is None else list(range(n)) for n in emitted]
     request = Request(request_id="a", prompt_token_ids=list(range(prompt)), emitted=tokens, session="s")
+    request.block_hashes = None if hashes is None else [number.to_bytes(16, "big") for number in range(hashes)]
     arriving = Arriving()
     assert arrived(request, arriving) == request
-    assert arriving._tokens == {}
+    assert arriving._parts == {}
     assert is_long(request) == (prompt + sum(n or 0 for n in emitted or ()) > PART_TOKENS)
 
 
@@ -39,10 +44,11 @@ def test_what_is_dropped_leaves_nothing_behind() -> None:
     arriving = Arriving()
     for name in ("kept", "dropped"):
         arriving.add(Tokens(name, None, [1, 2]))
+        arriving.add(Tokens(name, None, [3]))
     arriving.drop("dropped")
     arriving.drop("unknown")
-    assert list(arriving._tokens) == ["kept"]
-    assert arriving.complete(Request(request_id="kept", prompt_token_ids=[3])).prompt_token_ids == [1, 2, 3]
+    assert list(arriving._parts) == ["kept"]
+    assert arriving.complete(Request(request_id="kept", prompt_token_ids=[])).prompt_token_ids == [1, 2, 3]
 
 
 def test_what_cannot_be_encoded_is_said_before_the_first_part() -> None:
