@@ -8,7 +8,8 @@ OctavoError
 ├── ModelError                  a checkpoint is missing, damaged or of an unsupported kind
 ├── Overloaded                  the waiting queue is full; `retry_after` says when to try again
 ├── ModelNotReady               the model is still loading (`retry_after` says when to try again) or has failed
-└── EngineDead                  the engine stopped; what was in flight is lost here
+└── EngineDead                  the engine stopped, or is stuck
+    └── EngineStopped           it did while it ran the request
 """
 
 
@@ -85,3 +86,7 @@ class ModelNotReady(OctavoError):
 
 class EngineDead(OctavoError):
     """The engine's thread has stopped; nothing more will come from this shard."""
+
+
+class EngineStopped(EngineDead):
+    """The engine stopped while this request ran there: what was in flight is lost, and the request may be to blame."""

@@ -220,7 +220,7 @@ class Request:
             generated already, or None if it has ended. They count as its output, but no update repeats them, and
             neither prompt log probabilities nor cumulative sums come again.
         alone: run it in steps of its own until it has told two tokens, or ended: it is suspected of having stopped the
-            engine it ran on. An update without tokens says when that begins.
+            engine it ran on. An update without tokens says when that begins, and another when it is over.
         seed: of its random numbers, in [0, 2**64); `params.seed`, or drawn at random.
     """
 

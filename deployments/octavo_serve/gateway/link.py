@@ -13,7 +13,7 @@ from typing import Literal
 from octavo.block_hash import HASH_BYTES
 from octavo.engine.async_engine import Stream
 from octavo.engine.stats import EngineStats
-from octavo.errors import EngineDead
+from octavo.errors import EngineDead, EngineStopped
 from octavo.request import PackedLogprobs, Request, SequenceUpdate
 from octavo.routing.router import Router
 from octavo_serve.wire.challenge import Challenge
@@ -48,14 +48,15 @@ ANSWER_SECONDS = 1.25
 SNAPSHOT_SECONDS = 0.5
 """Shortest time between two wishes for a snapshot."""
 
-MoveReason = Literal["lost", "left"]
+MoveReason = Literal["lost", "left", "refused"]
 
 
 class ShardGone(Exception):
     """The shard that ran a request no longer does.
 
     Attributes:
-        reason: "lost" (died, silent, its engine stopped) or "left" (it was told to end and hands over).
+        reason: "lost" (died, silent, its engine stopped), "left" (it was told to end and hands over) or "refused" (its
+            engine takes nothing now, and never ran the request).
     """
 
     def __init__(self, reason: MoveReason) -> None:
@@ -183,7 +184,10 @@ class Link:
             case Refusal():
                 if (stream := self.streams.get(message.request_id)) is not None:
                     error = message.error()
-                    stream.failed(message.request_id, ShardGone("lost") if isinstance(error, EngineDead) else error)
+                    if isinstance(error, EngineStopped):
+                        self.close()  # all that ran there has ended, and nothing more will come
+                    refused = isinstance(error, EngineDead)
+                    stream.failed(message.request_id, ShardGone("refused") if refused else error)
             case PromptPart():
                 if message.request_id in self.streams:
                     self._prompts.setdefault(message.request_id, PackedLogprobs()).extend(message.logprobs)

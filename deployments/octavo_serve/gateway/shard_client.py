@@ -23,8 +23,9 @@ from octavo.engine.stats import EngineStats
 from octavo.errors import EngineDead, OctavoError, Overloaded
 from octavo.request import Placement, Request, SequenceUpdate
 from octavo_serve.gateway.backlog import FEW, Backlog
-from octavo_serve.gateway.link import Link, MoveReason, ShardGone
+from octavo_serve.gateway.link import CONNECT_SECONDS, Link, MoveReason, ShardGone
 from octavo_serve.gateway.picker import Picked, Picker
+from octavo_serve.gateway.suspicion import Suspicion
 from octavo_serve.ray_private import Replica
 from octavo_serve.wire.messages import BEAT_SECONDS, Address, ModelInfo
 
@@ -46,7 +47,7 @@ class Failover:
 
     Attributes:
         timeout: seconds to wait for a shard that takes it.
-        moves: shards that may die under one request.
+        moves: shards that may die under one request, of those that it may have stopped.
         silence: seconds without a sign of life after which a shard counts as dead.
     """
 
@@ -131,6 +132,7 @@ class ShardClient:
         self._there = there = {replica.name: replica for replica in replicas if replica.metadata}
         for name in self._keeping.keys() - there.keys():
             self._keeping.pop(name).cancel()  # streams that run there end there
+            self._learn(name, Suspicion.died)
             self._picker.leave(name)
         for name in there.keys() - self._keeping.keys():
             self._keeping[name] = asyncio.create_task(self._keep(name))
@@ -141,6 +143,10 @@ class ShardClient:
         address, pause = Address.of(self._there[name].metadata), FIRST_PAUSE
         while True:
             link = await Link.open(address, self.failover.silence)
+            if link is not None:
+                self._learn(name, Suspicion.lives)
+            elif await _nobody_listens(address):
+                self._learn(name, Suspicion.died)
             if link is not None and self._fits(link):
                 since = time.monotonic()
                 try:
@@ -181,7 +187,16 @@ class ShardClient:
         link.close()
         return False
 
+    def _learn(self, name: str, fate: Callable[[Suspicion, str], None]) -> None:
+        """What has become of a shard that was lost."""
+        for run in self._runs.values():
+            fate(run.suspicion, name)
+
     def _ended(self, name: str, link: Link, ended: asyncio.Event) -> None:
+        if link.gone == "lost":
+            there = [run.suspicion for run in self._runs.values() if run.link is link]
+            for suspicion in there:
+                suspicion.loses(name, there, died=name not in self._keeping)
         self._picker.leave(name, link)
         ended.set()
 
@@ -191,7 +206,7 @@ class ShardClient:
 
     async def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
         run = self._runs[request.request_id] = _Run(request, self._info, self._backlog)
-        deaths, deadline = 0, 0.0
+        deadline, refused = 0.0, 0.0
         try:
             while True:
                 try:
@@ -206,14 +221,31 @@ class ShardClient:
                 except ShardGone as gone:
                     if not run.living:  # its caller has ended what was left of it
                         return
-                    deaths += gone.reason == "lost"
-                    if deaths > self.failover.moves:
-                        raise EngineDead(f"{deaths} shards died while they ran this request; it is given up") from None
+                    await self._check(run)
+                    if gone.reason == "refused":
+                        refused = refused or time.monotonic()
+                        if time.monotonic() - refused > self.failover.timeout:
+                            raise EngineDead("the shards of this model refuse; see the server's log") from None
+                    else:
+                        refused = 0.0
                     deadline = time.monotonic() + self.failover.timeout
                     self._moved(gone.reason)
         finally:
             del self._runs[request.request_id]
             self._backlog.taken(run)
+
+    async def _check(self, run: _Run) -> None:
+        """Raise what ends a request that stops shards; waits where it is not known yet whether they have died."""
+        suspicion, request_id = run.suspicion, run.request.request_id
+        end = time.monotonic() + self.failover.timeout
+        while suspicion.is_undecided and time.monotonic() < end:
+            await asyncio.sleep(PAUSE_SECONDS)
+        if suspicion.is_guilty or suspicion.is_undecided:
+            logger.error("%s: shards died twice while they ran nothing else; it is refused", request_id)
+            raise OctavoError(f"request {request_id} is refused: it stopped two engines that ran nothing else")
+        if suspicion.num_losses > self.failover.moves:
+            count = suspicion.num_losses
+            raise EngineDead(f"{count} shards died while they ran this request; it is given up")
 
     @contextlib.contextmanager
     def _patience(self) -> Iterator[None]:
@@ -271,6 +303,10 @@ class _Updates(Stream):
         return bool(self._updates)
 
     def updated(self, updates: list[SequenceUpdate]) -> None:
+        if self._run.suspicion.alone:
+            updates = self._run.told_of_trial(updates)
+        if not updates:
+            return
         self._run.arrived(updates)
         super().updated(updates)
         if len(self._updates) > FEW or updates[0].prompt_logprobs is not None:
@@ -291,6 +327,7 @@ class _Run:
         living: indices of the sequences that have not ended.
         ran: whether the shard that has it now has said anything of it.
         stream: what comes from the shard that has it now.
+        suspicion: whether it has stopped shards.
     """
 
     def __init__(self, request: Request, info: ModelInfo | None, backlog: Backlog) -> None:
@@ -299,6 +336,7 @@ class _Run:
         self.info = info
         self.living = set(range(request.params.num_sequences))
         self.ran = False
+        self.suspicion = Suspicion()
         self.stream: _Updates
         self._picked: Picked | None = None
         self._emitted: list[list[int]] = [[] for _ in self.living]
@@ -311,7 +349,10 @@ class _Run:
         if self._begun:
             emitted = [tokens if index in self.living else None for index, tokens in enumerate(self._emitted)]
             self._sums_before = list(self._sums)
-        self.request = dataclasses.replace(self.request, placement=picked.placement, emitted=emitted)
+        self.suspicion.enters()
+        self.request = dataclasses.replace(
+            self.request, placement=picked.placement, emitted=emitted, alone=self.suspicion.alone
+        )
         self.ran = False
         self.stream = _Updates(self)
         picked.link.submit(self.request, self.stream)
@@ -338,6 +379,21 @@ class _Run:
         if self._picked is not None:
             self._picked.link.abort(self.request.request_id, index)
 
+    @property
+    def link(self) -> Link | None:
+        """To the shard that has it now."""
+        return None if self._picked is None else self._picked.link
+
+    def told_of_trial(self, updates: list[SequenceUpdate]) -> list[SequenceUpdate]:
+        """Note when a run begins to be alone at its shard, and when that is over; returns the other updates."""
+        kept = []
+        for update in updates:
+            if update.token_ids or update.finish_reason is not None:
+                kept.append(update)
+            else:
+                self.suspicion.turns()
+        return kept
+
     def arrived(self, updates: list[SequenceUpdate]) -> None:
         """Note what came; of a request that has moved, make it what the unbroken run would have said.
 
@@ -356,6 +412,19 @@ class _Run:
                 self.living.discard(index)
         if not self.living:
             self.leave()
+
+
+async def _nobody_listens(address: Address) -> bool:
+    """Whether a shard has died: its machine says that the port is closed. A stopped process still accepts."""
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            _, writer = await asyncio.open_connection(address.host, address.port)
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    writer.close()
+    return False
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from octavo.config import EngineConfig
 from octavo.engine.engine import Engine
 from octavo.engine.patience import Silence
 from octavo.engine.stats import EngineStats
-from octavo.errors import EngineDead, OctavoError
+from octavo.errors import EngineDead, EngineStopped, OctavoError
 from octavo.request import Request, SequenceUpdate
 from octavo.source import resolve_source
 from octavo.text.tokenizer import load_tokenizer
@@ -249,10 +249,11 @@ class AsyncEngine:
             self._audited = time.monotonic()
 
     def _fail_all(self) -> None:
-        error = EngineDead(f"the engine has stopped: {self._error!r}")
+        stopped = EngineStopped(f"the engine has stopped: {self._error!r}")
         for request_id, listener in self._listeners.items():
-            _call(listener, listener.failed, request_id, error)
+            _call(listener, listener.failed, request_id, stopped)
         self._listeners.clear()
+        error = EngineDead(str(stopped))
         while True:  # requests that were queued but never taken in
             try:
                 command = self._commands.get_nowait()

@@ -223,18 +223,18 @@ class Engine:
         if isolation.searching and not isolation.members:
             return self._conclude()
         if (suspect := isolation.begin()) is not None:
-            return [self._announce_trial(suspect)]
+            sequences = self.scheduler.sequences(suspect)
+            self._reached = {suspect: {seq.index: seq.num_known + TRIAL_TOKENS - 1 for seq in sequences}}
+            return [self._notice(suspect)]
         if isolation.members:
             return self._try()
         updates = self._run(self.scheduler.schedule(isolation.may_run), 1)
         isolation.everybody_ran()
         return updates
 
-    def _announce_trial(self, request_id: str) -> SequenceUpdate:
-        """Say that a suspect begins to run alone; what follows is the harm of nobody else."""
-        sequences = self.scheduler.sequences(request_id)
-        self._reached = {request_id: {seq.index: seq.num_known + TRIAL_TOKENS - 1 for seq in sequences}}
-        return SequenceUpdate(request_id, sequences[0].index, [], time=self.clock())
+    def _notice(self, request_id: str) -> SequenceUpdate:
+        """Say that a suspect begins to run alone, or that this is over."""
+        return SequenceUpdate(request_id, self.scheduler.sequences(request_id)[0].index, [], time=self.clock())
 
     def _try(self) -> list[SequenceUpdate]:
         """A step of a trial."""
@@ -246,6 +246,8 @@ class Engine:
         updates = self._run(plan, 1)
         for request_id in filter(self._has_passed, members):
             isolation.passed(request_id)
+            if not isolation.searching and self.scheduler.sequences(request_id):
+                updates.append(self._notice(request_id))
         return updates
 
     def _has_passed(self, request_id: str) -> bool:

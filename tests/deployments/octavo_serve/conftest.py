@@ -7,6 +7,7 @@ start it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import re
 import shutil
@@ -325,6 +326,7 @@ class Fleet:
     def __init__(self) -> None:
         self.profile = Profile("counting", Cost(5e-3, 0, 0, 0, 0), 1024, 2**24, 4096, ())
         self.config = EngineConfig(max_num_seqs=16)
+        self.names = map(str, itertools.count(1))
         self.ports: list[Port] = []
         self.replicas: list[Replica] = []
         self.links: dict[str, Link] = {}
@@ -360,7 +362,7 @@ class Fleet:
     async def add(self) -> Port:
         executor = SimulatedExecutor(self.profile, self.config, range(1000), 1000)
         engine = Engine("counting", executor, self.config, end_token_ids=())
-        port = Port(AsyncEngine(engine), str(len(self.ports) + 1), report_s=0.02)
+        port = Port(AsyncEngine(engine), next(self.names), report_s=0.02)
         self.ports.append(port)
         address = await port.open("127.0.0.1")
         self.replicas.append(Replica(port.name, 8, address.as_metadata(), None))

@@ -10,7 +10,7 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 
 from octavo.config import EngineConfig
-from octavo.errors import BadRequest, EngineDead
+from octavo.errors import BadRequest, EngineDead, OctavoError
 from octavo_serve.gateway import shard_client
 from octavo_serve.gateway.shard_client import octavo_errors
 
@@ -187,7 +187,7 @@ def test_a_shard_that_refuses_for_a_moment_is_asked_again(fleet: Any, monkeypatc
         port.engine.submit = sometimes  # type: ignore[method-assign]
         assert len((await fleet.said(client, fleet.request()))[0]) == 40
 
-    assert fleet.run(scenario) == ["lost", "lost"]
+    assert fleet.run(scenario) == ["refused", "refused"]
 
 
 def test_a_client_that_leaves_ends_its_request_at_the_shard(fleet: Any) -> None:
@@ -284,3 +284,57 @@ def test_what_its_caller_has_ended_does_not_move(fleet: Any) -> None:
             waiting = asyncio.create_task(anext(stream, None))
 
     assert fleet.run(scenario) == []
+
+
+def poison_engine(port: Any, token: int) -> None:
+    """Steps with this token end the engine, as a process that dies would."""
+    executor = port.engine.engine.executor
+    launch = executor.launch
+
+    def look(batch: Any) -> Any:
+        if token in batch.token_ids:
+            raise EngineDead("the process is gone")
+        return launch(batch)
+
+    executor.launch = look
+
+
+async def replaced(fleet: Any, token: int) -> None:
+    """Shards that die are taken off the list and others come, as Serve does it."""
+    while True:
+        for port in list(fleet.ports):
+            if not port.lives:
+                fleet.ports.remove(port)
+                fleet.replicas[:] = [replica for replica in fleet.replicas if replica.name != port.name]
+                await port.leave(0)
+                poison_engine(await fleet.add(), token)
+        await asyncio.sleep(0.01)
+
+
+def test_a_request_that_stops_engines_is_refused_by_name_and_costs_nobody_a_token(
+    fleet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_client, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(shard_client, "LAST_PAUSE", 0.02)
+
+    async def scenario(client: Any) -> None:
+        names = [f"r{i}" for i in range(6)]
+        port = await fleet.add()
+        unbroken = await asyncio.gather(*(fleet.said(client, fleet.request(name, max_tokens=200)) for name in names))
+        said = {token for lines in unbroken for token in lines[0]}
+        poison = next(token for token in range(200, 1000) if token not in said)
+        poison_engine(port, poison)
+        serve = asyncio.create_task(replaced(fleet, poison))
+        readers = [asyncio.create_task(fleet.said(client, fleet.request(name, max_tokens=200))) for name in names]
+        while client.num_running() != len(names):
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
+        bad = fleet.request("bad")
+        bad.prompt_token_ids[-1] = poison
+        with pytest.raises(OctavoError, match="request bad is refused"):
+            await fleet.said(client, bad)
+        assert [await reader for reader in readers] == unbroken
+        serve.cancel()
+
+    moves = fleet.run(scenario, moves=2, timeout=60.0)
+    assert set(moves) <= {"lost", "refused"}

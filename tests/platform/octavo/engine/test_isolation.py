@@ -309,7 +309,7 @@ def test_a_suspect_says_when_its_trial_begins_and_runs_alone_until_two_tokens_ar
         if updates:
             steps.append([(update.request_id, len(update.token_ids)) for update in updates])
     begin = steps.index([("s", 0)])
-    assert steps[begin + 1 : begin + 3] == [[("s", 1)], [("s", 1)]]
+    assert steps[begin + 1 : begin + 3] == [[("s", 1)], [("s", 1), ("s", 0)]]
     assert not [step for step in steps[:begin] if "s" in dict(step)]
     assert steps.index([("t", 0)]) > begin + 3
     assert engine.pool.num_owned == 0
