@@ -8,6 +8,7 @@ import numpy as np
 
 from octavo.engine.plan import StepPlan, num_prompt_logprobs
 from octavo.engine.sequence import Sequence
+from octavo.engine.token_counts import TokenCounts
 from octavo.step import Int32, Penalties, SamplingRows, StepBatch
 
 _SPARE_BLOCKS = 8  # columns of a kept block table that its sequences can grow into
@@ -53,7 +54,7 @@ class BatchBuilder:
         rows = dataclasses.replace(last.sampling, position=known, penalties={}, logit_bias={}, banned={})
         for row, seq in enumerate(sequences):
             if seq.group.has_extras:
-                _add_extras(rows, row, seq)
+                _add_extras(rows, row, seq, seq.counts)
         return dataclasses.replace(
             last,
             token_ids=np.array([0 if seq.num_pending else seq.token_ids[-1] for seq in sequences], np.int32),
@@ -73,7 +74,8 @@ def build_batch(plan: StepPlan) -> StepBatch:
     tokens: list[int] = []
     for seq, count in entries:
         known = seq.token_ids[seq.num_computed : seq.num_computed + count]
-        tokens += known if len(known) == count else [*known, 0]  # the last one is being drawn
+        # what is not known is proposed, or a single token that the step before samples
+        tokens += known if len(known) == count else [*known, *plan.proposed.get(seq, (0,))]
     block_tables = np.zeros((len(entries), max(len(seq.table.blocks) for seq, _ in entries) + _SPARE_BLOCKS), np.int32)
     for i, (seq, _) in enumerate(entries):
         block_tables[i, : len(seq.table.blocks)] = seq.table.blocks
@@ -116,32 +118,65 @@ def _sources(sequences: list[Sequence], last: np.ndarray, num_tokens: int) -> In
 
 
 def _sampling_rows(plan: StepPlan, query_start: np.ndarray) -> SamplingRows:
-    """One row per token to draw; a prompt that becomes n sequences is drawn from n times."""
-    lines = [(i, seq, index) for i, seq in plan.sampled() for index in range(seq.index, seq.index + seq.width)]
-    columns = np.array([seq.group.columns for _, seq, _ in lines], np.float64).reshape(-1, 5).T
+    """One row per sampled token: n of a prompt that becomes n sequences, k + 1 where k tokens are proposed."""
+    rows_of = _rows_with_proposals if plan.proposed else _rows
+    laid_out = rows_of(plan, query_start.tolist())
+    columns = np.array([seq.group.columns for _, seq, _, _ in laid_out], np.float64).reshape(-1, 5).T
     rows = SamplingRows(
-        token_index=query_start[[i + 1 for i, _, _ in lines]] - 1,
+        token_index=np.array([place for place, _, _, _ in laid_out], np.int32),
         temperature=columns[0].astype(np.float32),
         top_k=columns[1].astype(np.int32),
         top_p=columns[2].astype(np.float32),
         min_p=columns[3].astype(np.float32),
-        seed=np.array([seq.group.seed_of(index) for _, seq, index in lines], np.uint64),
-        position=np.array([seq.num_known for _, seq, _ in lines], np.int64),
+        seed=np.array([seq.group.seed_of(index) for _, seq, index, _ in laid_out], np.uint64),
+        position=np.array([seq.num_known + ahead for _, seq, _, ahead in laid_out], np.int64),
         num_logprobs=columns[4].astype(np.int32),
     )
-    for row, (_, seq, _) in enumerate(lines):
+    counts = None
+    for row, (_, seq, _, ahead) in enumerate(laid_out):
         if seq.group.has_extras:
-            _add_extras(rows, row, seq)
+            counts = seq.counts if not ahead else _with_proposed(counts, plan.proposed[seq][ahead - 1], ahead)
+            _add_extras(rows, row, seq, counts, ahead)
     return rows
 
 
-def _add_extras(rows: SamplingRows, row: int, seq: Sequence) -> None:
+def _rows(plan: StepPlan, starts: list[int]) -> list[tuple[int, Sequence, int, int]]:
+    """(flat token, sequence, index of the sequence whose token it is, proposed tokens before that) of each row."""
+    return [
+        (starts[i + 1] - 1, seq, index, 0)
+        for i, seq in plan.sampled()
+        for index in range(seq.index, seq.index + seq.width)
+    ]
+
+
+def _rows_with_proposals(plan: StepPlan, starts: list[int]) -> list[tuple[int, Sequence, int, int]]:
+    """As `_rows`."""
+    return [
+        (starts[i + 1] - 1 - proposed + ahead, seq, index, ahead)
+        for i, seq in plan.sampled()
+        for index in range(seq.index, seq.index + seq.width)
+        for proposed in [len(plan.proposed.get(seq, ()))]
+        for ahead in range(proposed + 1)
+    ]
+
+
+def _with_proposed(counts: TokenCounts | None, token: int, ahead: int) -> TokenCounts | None:
+    """Counts with one more token, in a copy that the sequence's rows share; a row keeps what it was given."""
+    if counts is None:
+        return None
+    counts = counts.copy() if ahead == 1 else counts
+    counts.add(token)
+    return counts
+
+
+def _add_extras(rows: SamplingRows, row: int, seq: Sequence, counts: TokenCounts | None, ahead: int = 0) -> None:
+    """Bias, bans and penalties of a row whose token follows `ahead` proposed ones; `counts` has those counted."""
     group = seq.group
-    if group.penalties is not None and seq.counts is not None:
-        rows.penalties[row] = Penalties(*group.penalties, *seq.counts.now())
+    if group.penalties is not None and counts is not None:
+        rows.penalties[row] = Penalties(*group.penalties, *counts.now())
     if group.bias is not None:
         rows.logit_bias[row] = group.bias
-    if group.banned is not None and seq.num_known - seq.num_prompt < group.request.params.min_tokens:
+    if group.banned is not None and seq.num_known + ahead - seq.num_prompt < group.request.params.min_tokens:
         rows.banned[row] = group.banned
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
 from octavo.cost_model import StepWork, attended
 from octavo.engine.sequence import Group, Sequence
+from octavo.kvcache.block_pool import BlockPool
 from octavo.request import SequenceUpdate
 from octavo.step import StepResult
 
@@ -20,6 +21,7 @@ class StepPlan:
 
     Attributes:
         entries: (sequence, tokens); the tokens follow those that the sequence has computed.
+        proposed: tokens that this step verifies, of those sequences that have any (`octavo.engine.proposals`).
         copies: (source, target) blocks.
         published: blocks that this step fills and that can be found already (`BlockPool.unpublish`, if it fails).
         ended: of sequences that had nothing to compute.
@@ -27,6 +29,7 @@ class StepPlan:
     """
 
     entries: list[tuple[Sequence, int]] = field(default_factory=list)
+    proposed: dict[Sequence, list[int]] = field(default_factory=dict)
     copies: list[tuple[int, int]] = field(default_factory=list)
     published: list[int] = field(default_factory=list)
     ended: list[SequenceUpdate] = field(default_factory=list)
@@ -52,9 +55,44 @@ class StepPlan:
     def sampled(self) -> Iterator[tuple[int, Sequence]]:
         """(position in `entries`, sequence) of those whose next token is sampled, in row order.
 
-        A prompt that becomes n sequences is sampled n times: `Sequence.width` rows.
+        A prompt that becomes n sequences is sampled n times: `Sequence.width` rows. So is the newest token of a
+        sequence with k proposed ones, and each of those: k + 1 rows.
         """
-        return ((i, seq) for i, (seq, count) in enumerate(self.entries) if count == seq.remaining and seq.group.samples)
+        return ((i, seq) for i, (seq, count) in enumerate(self.entries) if count >= seq.remaining and seq.group.samples)
+
+    def add(self, seq: Sequence, count: int, pool: BlockPool) -> None:
+        """Put a sequence into the step and publish the blocks it fills there with known tokens.
+
+        A step stores the keys and values of all of its tokens before any of them attends. So a sequence that is
+        admitted later in this schedule may read those blocks: of many requests with one new prefix, the first computes
+        it for all.
+        """
+        self.entries.append((seq, count))
+        if published := seq.publish(pool, seq.num_computed + count):
+            self.published += published
+
+    def widen(self, free: int) -> None:
+        """Let n sequences start from a prompt that this step completes, as far as `free` places go."""
+        for _, seq in self.sampled() if free > 0 else ():
+            if not seq.group.forked:
+                more = min(free, seq.group.request.params.num_sequences - 1)
+                seq.width = 1 + more
+                free -= more
+
+    @property
+    def num_proposed(self) -> int:
+        return sum(map(len, self.proposed.values())) if self.proposed else 0
+
+    def give_rows(self, sequences: Iterable[Sequence]) -> list[tuple[int, Sequence]]:
+        """Count the tokens that are sampled of each sequence as known; returns `InFlight.rows`."""
+        rows, row = [], 0
+        for seq in sequences:
+            count = 1 + len(self.proposed.get(seq, ())) if self.proposed else 1
+            seq.num_pending += count
+            seq.row = row
+            rows.append((row, seq))
+            row += count
+        return rows
 
     def measure(self, *, has_prompts: bool) -> None:
         """Fill in `work`; the plan is complete and not launched."""
@@ -73,16 +111,16 @@ class InFlight:
 
     Attributes:
         work: as in `StepPlan`.
-        rows: the sequence that each row's token belongs to.
+        rows: (row, sequence) of the first token that is sampled of each sequence.
+        proposed: as in `StepPlan`; such a sequence has a row more for each token.
         complete: sequences that sample nothing and have computed all they know with this step.
-        published: as in `StepPlan`.
         prompt_logprobs: whose prompt tokens' log probabilities the step computes, and how many.
     """
 
     work: StepWork
-    rows: list[Sequence]
+    rows: list[tuple[int, Sequence]]
+    proposed: dict[Sequence, list[int]]
     complete: list[Sequence]
-    published: list[int]
     prompt_logprobs: list[tuple[Group, int]]
 
     def take_prompt_logprobs(self, result: StepResult) -> None:

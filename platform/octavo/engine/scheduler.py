@@ -35,6 +35,7 @@ from octavo.engine.budget import prompt_budget
 from octavo.engine.decisions import Decision, DecisionKind, DecisionLog
 from octavo.engine.load import Counters, num_filled_slots, shard_state
 from octavo.engine.plan import InFlight, StepPlan, num_prompt_logprobs
+from octavo.engine.proposals import Proposer, proposals
 from octavo.engine.queues import OrderedSequences, WaitingSequences, requeue
 from octavo.engine.sequence import LATE, Group, Sequence
 from octavo.errors import BadRequest, Overloaded
@@ -42,7 +43,7 @@ from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
 from octavo.load import ShardState
 from octavo.request import FinishReason, Request, SequenceUpdate
-from octavo.step import LogprobRow, StepResult
+from octavo.step import StepResult
 
 _AHEAD = 2**62  # taken off the arrival of a resumed request: its reader is in the middle of the answer
 
@@ -55,7 +56,12 @@ class Scheduler:
         limits: of the model.
         pool: the KV blocks; must hold at least one sequence of `max_model_len`.
         clock: monotonic seconds.
+
+    Attributes:
+        proposer: proposes tokens of decoding sequences, for a step to verify.
     """
+
+    proposer: Proposer | None = None
 
     def __init__(
         self,
@@ -141,8 +147,7 @@ class Scheduler:
             may_run: whether a request may be in it; None: all may.
         """
         self._step += 1
-        plan = StepPlan(published=self._published)
-        self._published = []
+        plan, self._published = StepPlan(published=self._published), []
         chunk = whole = prompt_budget(self._running, self.config, self.cost_model)
         preemptions = self.counters.preemptions
         place = 0
@@ -151,13 +156,14 @@ class Scheduler:
             if may_run is not None and not may_run(seq.group.request.request_id):
                 pass
             elif seq.is_decoding:
-                if not seq.is_ending:
-                    self._continue(seq, seq.remaining, plan)
-            elif not seq.remaining:
-                pass  # it samples nothing, and ends when the step under way is committed
-            elif chunk > 0:
+                if self.proposer is not None and self.proposer.follows(seq):
+                    proposed = self._propose(self.proposer, seq, chunk, plan)
+                    chunk, whole = chunk - proposed, whole - proposed
+                elif not seq.is_ending:
+                    self._continue(seq, 1, plan)
+            elif chunk > 0 and seq.remaining:
                 chunk -= self._continue(seq, min(seq.remaining, chunk), plan)
-            else:
+            elif seq.remaining:  # else it samples nothing, and ends when the step under way is committed
                 self._note("shrink", seq, "no budget left", need=seq.remaining)
             place += 1
         if self.counters.preemptions == preemptions:  # a preempted sequence must not come straight back in
@@ -165,18 +171,24 @@ class Scheduler:
                 if (count := self._admit(head, chunk, plan)) is None:
                     break
                 chunk -= count
-        self._widen(plan)
+        plan.widen(self._idle_places(plan))
         plan.measure(has_prompts=chunk < whole)
         return plan
 
-    def _widen(self, plan: StepPlan) -> None:
-        """Let n sequences start from a prompt that this step completes, as far as places are free and nobody waits."""
-        free = self._places() - len(self._waiting)
-        for _, seq in plan.sampled() if free > 0 else ():
-            if not seq.group.forked:
-                more = min(free, seq.group.request.params.num_sequences - 1)
-                seq.width = 1 + more
-                free -= more
+    def _propose(self, proposer: Proposer, seq: Sequence, chunk: int, plan: StepPlan) -> int:
+        """Plan a decoding sequence with what is proposed for it; returns how many tokens that is.
+
+        They take rows and blocks that nobody else needs in this step, and leave prompts a block of the chunk.
+        """
+        if seq.num_pending:
+            return 0  # what follows is proposed when its newest token is known
+        size = self.config.block_size
+        most = min(self._idle_places(plan), chunk - size, (self.pool.num_free - len(self._running) - 2) * size)
+        proposed = proposals(proposer, seq, most, self.limits.vocab_size)
+        if self._continue(seq, 1 + len(proposed), plan) and proposed:
+            plan.proposed[seq] = proposed
+            return len(proposed)
+        return 0
 
     def _continue(self, seq: Sequence, count: int, plan: StepPlan) -> int:
         """Take blocks for `count` tokens of a running sequence, preempting from the back; returns tokens scheduled."""
@@ -186,19 +198,8 @@ class Scheduler:
             if victim is seq:
                 return 0
         plan.copies.extend(copies)
-        self._plan(seq, count, plan)
+        plan.add(seq, count, self.pool)
         return count
-
-    def _plan(self, seq: Sequence, count: int, plan: StepPlan) -> None:
-        """Put a sequence into the step and publish the blocks it fills there.
-
-        A step stores the keys and values of all of its tokens before any of them attends. So a sequence that is
-        admitted later in this schedule may read those blocks: of many requests with one new prefix, the first computes
-        it for all.
-        """
-        plan.entries.append((seq, count))
-        if published := seq.publish(self.pool, seq.num_computed + count):
-            plan.published += published
 
     def _admit(self, seq: Sequence, chunk: int, plan: StepPlan) -> int | None:
         """Start the head of the queue; returns tokens scheduled, None when it has to wait."""
@@ -229,11 +230,15 @@ class Scheduler:
         assert copies == [], "cached blocks are full blocks, so admission never copies"
         seq.group.admitted(seq, self.counters)
         self._running.join(seq)
-        self._plan(seq, count, plan)
+        plan.add(seq, count, self.pool)
         self._note("admit", seq, "fits", cached=seq.num_computed, tokens=count)
         if seq.is_late:
             self._line_up(seq)
         return count
+
+    def _idle_places(self, plan: StepPlan) -> int:
+        """Places that neither those that run or wait nor proposed tokens take: a step has `max_num_seqs` rows."""
+        return self._places() - len(self._waiting) - plan.num_proposed
 
     def _places(self) -> int:
         """Sequences that could start beside those that run."""
@@ -245,14 +250,11 @@ class Scheduler:
         sampled: list[Sequence] = []
         complete: list[Sequence] = []
         for seq, count in plan.entries:
-            if count == seq.remaining:
+            if count >= seq.remaining:
                 (sampled if seq.group.samples else complete).append(seq)
             seq.num_computed += count
-        rows = [each for seq in sampled for each in self._fork(seq)]
-        for row, seq in enumerate(rows):
-            seq.num_pending += 1
-            seq.row = row
-        return InFlight(plan.work, rows, complete, plan.published, asked)
+        rows = plan.give_rows(each for seq in sampled for each in self._fork(seq))
+        return InFlight(plan.work, rows, plan.proposed, complete, asked)
 
     def commit(self, step: InFlight, result: StepResult) -> list[SequenceUpdate]:
         """Apply the results of a step: append tokens, finish, free. Steps are committed in the order of their launch.
@@ -263,11 +265,18 @@ class Scheduler:
         self.cost_model.observe(step.work, result.seconds)
         step.take_prompt_logprobs(result)
         updates = []
-        tokens = result.token_ids.tolist()
-        for row, seq in enumerate(step.rows):
-            seq.num_pending -= 1
-            if not seq.ended:
-                updates.append(self._append(seq, tokens[row], result.logprobs.get(row)))
+        tokens, logprobs = result.token_ids.tolist(), result.logprobs
+        for row, seq in step.rows:
+            proposed = step.proposed.get(seq) if step.proposed else None
+            seq.num_pending -= 1 if proposed is None else 1 + len(proposed)
+            if seq.ended:
+                continue
+            if proposed is None:
+                update = seq.append(tokens[row], logprobs.get(row))
+            else:
+                update = seq.verify(proposed, row, tokens, logprobs)
+                seq.publish(self.pool, seq.num_computed)  # what was proposed is certain now
+            updates.append(self._tell(seq, update))
         for seq in step.complete:
             if not seq.ended:
                 updates += self._complete(seq)
@@ -290,27 +299,20 @@ class Scheduler:
             first = self._waiting.first(group.arrival[0])
             self._waiting.join(group.late_sequence(before, first, next(self._late), self.pool))
 
-    def _append(self, seq: Sequence, token: int, logprobs: LogprobRow | None) -> SequenceUpdate:
-        if token < 0:
+    def _tell(self, seq: Sequence, update: SequenceUpdate) -> SequenceUpdate:
+        """Go on with a sequence that got tokens, or end it; returns the update that says so."""
+        if update.finish_reason is not None:
             self._withdraw(seq)
-            update = SequenceUpdate(seq.group.request.request_id, seq.index, [])
-            update.stop_reason = "the model produced values that are not finite for this request"
-            return self._finish(seq, "error", update)
-        update = seq.append(token, logprobs)
-        reason, update.stop_reason = seq.end_reason()
-        if reason is None:
-            if seq.num_pending:  # the next step stores this token, and may fill a block with it
-                self._published += seq.publish(self.pool, seq.num_computed) or ()
-            return self._announce(seq, update)
-        self._withdraw(seq)
-        return self._finish(seq, reason, update)
+            return self._finish(seq, update.finish_reason, update)
+        if seq.num_pending:  # the next step stores this token, and may fill a block with it
+            self._published += seq.publish(self.pool, seq.num_computed) or ()
+        return self._announce(seq, update)
 
     def _complete(self, seq: Sequence) -> list[SequenceUpdate]:
         """End a sequence that samples nothing, and those that would have started from its prompt."""
         self._withdraw(seq)
-        request_id = seq.group.request.request_id
-        ending = seq.ending(self.pool)
-        return [self._finish(each, "length", SequenceUpdate(request_id, each.index, [])) for each in ending]
+        ending, name = seq.ending(self.pool), seq.group.request.request_id
+        return [self._finish(each, "length", SequenceUpdate(name, each.index, [])) for each in ending]
 
     def _announce(self, seq: Sequence, update: SequenceUpdate) -> SequenceUpdate:
         update.time = self._clock()

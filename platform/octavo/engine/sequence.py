@@ -13,7 +13,7 @@ from octavo.engine.admission import ModelLimits, most_tokens
 from octavo.engine.token_counts import TokenCounts
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
-from octavo.request import FinishReason, PackedLogprobs, Request, SequenceUpdate, token_logprobs
+from octavo.request import PackedLogprobs, Request, SequenceUpdate, token_logprobs
 from octavo.step import Float32, Int64, LogprobRow
 
 if TYPE_CHECKING:
@@ -218,8 +218,9 @@ class Sequence:
         expected_cached: tokens that the cache is expected to hold while the sequence waits.
         width: rows in which its next token is sampled: its own, and one for each sequence that starts with it.
         since: when it first ran, in monotonic seconds; 0.0 before.
-        num_pending: sampled tokens whose values are not known yet.
-        row: of the step launched last, where the newest of those is sampled.
+        num_pending: sampled tokens whose values are not known yet. Where proposed tokens are verified, they are as many
+            as can be accepted, and the sequence is in no further step until it is known how many were.
+        row: of the step launched last, where the first of its tokens is sampled.
         ended: whether its last update has been made.
     """
 
@@ -278,27 +279,62 @@ class Sequence:
         return self.chain
 
     def append(self, token: int, logprobs: LogprobRow | None) -> SequenceUpdate:
-        """Add a sampled token; returns the update that tells of it."""
+        """Add a sampled token; returns the update that tells of it, and of the sequence's end if it is the last one.
+
+        Args:
+            token: -1 where the logits were not finite.
+        """
+        update = SequenceUpdate(self.group.request.request_id, self.index, [])
+        self._add(update, token, logprobs)
+        return update
+
+    def verify(
+        self, proposed: list[int], row: int, tokens: list[int], logprobs: dict[int, LogprobRow]
+    ) -> SequenceUpdate:
+        """Add sampled tokens while they are those proposed, and the next one; give back what the others computed.
+
+        Args:
+            row: of the token after the newest one; the rows of those after proposed tokens follow.
+            tokens, logprobs: of all rows, as in `StepResult`.
+        """
+        update = SequenceUpdate(self.group.request.request_id, self.index, [])
+        for place, guess in enumerate([*proposed, None], row):
+            self._add(update, tokens[place], logprobs.get(place))
+            if update.finish_reason is not None or tokens[place] != guess:
+                break
+        self.give_back(len(self.token_ids) - 1)
+        return update
+
+    def _add(self, update: SequenceUpdate, token: int, logprobs: LogprobRow | None) -> None:
+        group, params = self.group, self.group.request.params
+        if token < 0:
+            update.finish_reason = "error"
+            update.stop_reason = "the model produced values that are not finite for this request"
+            return
         self.token_ids.append(token)
+        update.token_ids.append(token)
         if self.counts is not None:
             self.counts.add(token)
-        update = SequenceUpdate(self.group.request.request_id, self.index, [token])
         if logprobs is not None:
             self.cumulative_logprob += logprobs.logprobs[0]
             update.cumulative_logprob = self.cumulative_logprob
-            if self.group.request.params.logprobs is not None:
-                update.logprobs = [token_logprobs(logprobs.token_ids, logprobs.logprobs, logprobs.rank)]
-        return update
-
-    def end_reason(self) -> tuple[FinishReason | None, int | None]:
-        """`finish_reason` and `stop_reason` if its newest token is its last; (None, None) while it goes on."""
-        group, token = self.group, self.token_ids[-1]
-        if self.num_output >= group.request.params.min_tokens:
+            if params.logprobs is not None:
+                update.logprobs = update.logprobs or []
+                update.logprobs.append(token_logprobs(logprobs.token_ids, logprobs.logprobs, logprobs.rank))
+        num_output = len(self.token_ids) - self.num_prompt
+        if num_output >= params.min_tokens:
             if token in group.end_token_ids:
-                return "stop", None
-            if token in group.stop_token_ids:
-                return "stop", token
-        return ("length" if self.num_output >= group.max_tokens else None), None
+                update.finish_reason = "stop"
+            elif token in group.stop_token_ids:
+                update.finish_reason, update.stop_reason = "stop", token
+        if update.finish_reason is None and num_output >= group.max_tokens:
+            update.finish_reason = "length"
+
+    def give_back(self, num_computed: int) -> None:
+        """Give up the keys and values of all but the first `num_computed` tokens; fewer may be computed by now."""
+        if num_computed < self.num_computed:
+            self.num_computed = num_computed
+            self.table.shrink(num_computed)
 
     def reset(self) -> None:
         """Give up what is computed and what is being drawn; known tokens stay."""

@@ -44,17 +44,16 @@ class PagedFake:
         sources, targets = [s for s, _ in batch.block_copies], [t for _, t in batch.block_copies]
         self.cache[targets] = self.cache[sources]
         size = self.cache.shape[1]
-        contexts = {}
         for s in range(batch.num_seqs):
             begin, end = batch.query_start[s], batch.query_start[s + 1]
             length = batch.context_lens[s]
             positions = np.arange(length - (end - begin), length)
             blocks = batch.block_tables[s]
             self.cache[blocks[positions // size], positions % size] = batch.token_ids[begin:end]
-            contexts[end - 1] = (blocks, length)
         tokens, logprobs = [], {}
         for row, index in enumerate(batch.sampling.token_index):
-            blocks, length = contexts[index]
+            s = np.searchsorted(batch.query_start, index, "right") - 1
+            blocks, length = batch.block_tables[s], batch.context_lens[s] - (batch.query_start[s + 1] - 1 - index)
             read = self.cache[blocks[: -(-length // size)]].reshape(-1)[:length]
             token = next_token(read, int(batch.sampling.seed[row]))
             tokens.append(-1 if int(read[-1]) in self.fail_tokens else token)

@@ -14,8 +14,12 @@ ENTRIES = st.lists(st.tuples(st.integers(0, 50), st.integers(1, 40), st.integers
 
 @given(ENTRIES)
 def test_work_is_the_sum_over_every_token(entries):
+    group = SimpleNamespace(samples=True)
     plan = StepPlan(
-        [(SimpleNamespace(num_computed=done, remaining=count + left), count) for done, count, left in entries]
+        [
+            (SimpleNamespace(num_computed=done, remaining=count + left, group=group), count)
+            for done, count, left in entries
+        ]
     )
     plan.measure(has_prompts=True)
     places = [range(done, done + count) for done, count, _ in entries]

@@ -1,0 +1,43 @@
+"""Several tokens of a decoding sequence in one step: somebody proposes them, sampling verifies them.
+
+    computed ... | newest | proposed 0 | proposed 1 | ... | proposed k - 1
+                    row 0      row 1        row 2             row k
+
+Each row samples the token that follows. Random numbers are counted by position, so a row samples what the plain run
+would, as long as all tokens before it are those of the plain run. So rows are kept up to and including the first whose
+token is not the one proposed there. What is kept is the plain run's output, whatever is proposed (in speculative
+decoding by Leviathan et al. 2023, a rejection rule takes the place of this comparison). Keys and values of refused
+tokens are given back.
+
+Proposals need the newest token. So a sequence that a proposer follows is not in two steps at once: it waits for the
+result of one before it is planned again.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from octavo.engine.sequence import Sequence
+
+
+class Proposer(Protocol):
+    """Guesses how sequences go on."""
+
+    def follows(self, seq: Sequence) -> bool:
+        """Whether it ever proposes anything for this sequence."""
+        ...
+
+    def propose(self, seq: Sequence, most: int) -> list[int]:
+        """Tokens that may follow `seq.token_ids`; all but the first `most` (at least 1) are ignored."""
+        ...
+
+
+def proposals(proposer: Proposer, seq: Sequence, most: int, vocab_size: int) -> list[int]:
+    """What is proposed for a sequence: at most `most` tokens, up to the first that does not exist.
+
+    The last token that a request may have is sampled, so fewer than its `max_tokens` leaves are proposed.
+    """
+    most = min(most, seq.group.max_tokens - seq.num_output - 1)
+    proposed = proposer.propose(seq, most)[:most] if most > 0 else []
+    wrong = (place for place, token in enumerate(proposed) if not 0 <= token < vocab_size)
+    return proposed[: next(wrong, most)]
