@@ -39,7 +39,7 @@ from octavo.execution.graphs import padded_sizes
 from octavo.request import Request
 from octavo.source import resolve_source
 from octavo.step import StepBatch, StepResult
-from octavo_kernels.bench import SIZES, Bench, Ceilings
+from octavo_kernels.timing import SIZES, Bench, Ceilings
 
 _COMMON = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5,

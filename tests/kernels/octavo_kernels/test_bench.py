@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from octavo_kernels import bench
+from octavo_kernels import bench, timing
 from octavo_kernels.native.library import Library, supported_levels, use
 
 
@@ -37,10 +37,10 @@ def test_a_case_that_fails_is_reported_and_the_others_go_on(monkeypatch):
         yield
 
     monkeypatch.setitem(bench.CASES, "broken", broken)
-    report = bench.run(["broken", "kv_store"], "cpu", bench.SIZES["tiny"], rounds=1, seconds=60)
+    report = bench.run(["broken", "kv_store"], "cpu", timing.SIZES["tiny"], rounds=1, seconds=60)
     assert [result.get("error") for result in report["results"]] == ["RuntimeError('no such instruction')", None, None]
 
 
 def test_nothing_begins_when_the_time_is_up():
-    report = bench.run(["kv_store", "rotary"], "cpu", bench.SIZES["tiny"], rounds=1, seconds=0)
+    report = bench.run(["kv_store", "rotary"], "cpu", timing.SIZES["tiny"], rounds=1, seconds=0)
     assert [result["error"] for result in report["results"]] == ["the time is up"] * 2
