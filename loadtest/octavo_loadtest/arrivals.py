@@ -1,7 +1,7 @@
-"""When requests are due. Every schedule is computed before the run, in seconds from its start, from a seed.
+"""Arrival times of requests. Every schedule is computed from a seed before the run, in seconds from its start.
 
-A sleep after each send would add the client's own overhead to every gap, and a slow client would offer less than it was
-asked for; an absolute schedule cannot drift.
+An absolute schedule cannot drift. Sleeping after each send would add the client's overhead to every gap, so a slow
+client would offer less load than intended.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Arrivals:
 
     @property
     def closed(self) -> bool:
-        """A new request waits for an old one to finish: there is no schedule to fall behind."""
+        """Whether a new request waits for an old one to finish (closed loop), so that there is no schedule."""
         return self.name in ("closed", "batch")
 
 
@@ -40,7 +40,7 @@ def parse(text: str) -> Arrivals:
     """Read `gamma:cv=2`.
 
     Raises:
-        LoadTestError: no such law, or a value that is no number.
+        LoadTestError: no such law, or a value that is not a number.
     """
     name, _, rest = text.partition(":")
     if name not in LAWS and name not in ("closed", "batch", "replay", "workload"):
@@ -80,8 +80,8 @@ def constant(count: int, rate: float, rng: Generator) -> Floats:
 def poisson(count: int, rate: float, rng: Generator, rescale: float = 0.0) -> Floats:
     """Independent exponential gaps.
 
-    rescale=1 stretches them so that the last arrival lands on count/rate, as `vllm bench serve` does: no rate noise,
-    but no Poisson process either.
+    rescale=1 scales them so that the last arrival is at count/rate, as `vllm bench serve` does. The rate then has no
+    noise, but the process is not Poisson any more.
     """
     at = np.cumsum(rng.exponential(1 / rate, count))
     return at * (count / rate / at[-1]) if rescale else at

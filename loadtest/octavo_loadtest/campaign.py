@@ -1,4 +1,4 @@
-"""Several runs against one server: repeats of a load, sweeps, the search for a capacity. Each ends as a document."""
+"""Several runs against one server: repeats of a load, sweeps, and the search for a capacity. Each yields a document."""
 
 from __future__ import annotations
 
@@ -83,17 +83,17 @@ class Campaign:
     # ---- documents
 
     def single(self, name: str, load: Load) -> Document:
-        """One load."""
+        """Run one load."""
         return {"kind": "load", "name": name, "points": [self.point(name, load.rate, load)]}
 
     def rates(self, name: str, load: Load, rates: Iterable[float], bound: Slo | None, gain: float) -> Document:
-        """Open-loop rates from low to high."""
+        """Run open loops with rates from low to high."""
         named = [(f"{rate:g}/s", rate, replace(load, rate=rate)) for rate in rates]
         document = self._sweep(name, "rate", named, bound, gain)
         return document | {"saturation": search.saturation_point(document["points"])}
 
     def concurrencies(self, name: str, load: Load, levels: Iterable[int], bound: Slo | None, gain: float) -> Document:
-        """Closed loops with more and more sessions at once."""
+        """Run closed loops with increasing numbers of concurrent sessions."""
         closed = load if load.arrivals else replace(load, arrivals="closed")
         named = [(f"{level} at once", float(level), replace(closed, concurrency=level)) for level in levels]
         return self._sweep(name, "concurrency", named, bound, gain)
@@ -113,7 +113,8 @@ class Campaign:
         return {"kind": "sweep", "over": over, "name": name, "points": points, "stopped": stopped}
 
     def capacity(self, name: str, load: Load, precision: float, most: int) -> Document:
-        """The highest rate under the first SLO; an unresolved probe is asked once more with twice the requests."""
+        """Find the highest rate that meets the first SLO. An undecided probe is repeated once with twice the
+        requests."""
         points: list[Point] = []
 
         def probe(rate: float) -> search.Probe:
@@ -145,7 +146,7 @@ def _file_name(name: str) -> str:
 
 
 def compare(named: list[tuple[str, Document]]) -> Document:
-    """Several documents side by side: one line each in the plots, all points in one table."""
+    """Join several documents for comparison: one line each in the plots, all points in one table."""
     points = [
         {**point, "name": name if len(document["points"]) == 1 else f"{name} {point['name']}"}
         for name, document in named

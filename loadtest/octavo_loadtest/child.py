@@ -1,4 +1,4 @@
-"""A server as a child process: started in a session of its own, waited for, and ended with all it started."""
+"""Runs a server as a child process in a session of its own, and ends it with all processes that it started."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GRACE = 30.0  # s to end by itself
 
 @contextlib.contextmanager
 def running(command: list[str], url: str, log: Path, timeout: float) -> Iterator[None]:
-    """Run a server until the block is left; the block begins when /v1/models answers.
+    """Run a server while the block runs; the block begins when /v1/models answers.
 
     Raises:
         LoadTestError: it cannot be started, ends, or does not answer in time; the message has the end of its log.

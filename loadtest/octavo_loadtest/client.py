@@ -1,9 +1,9 @@
-"""An HTTP/1.1 client whose only talent is to know when each byte arrived.
+"""An HTTP/1.1 client that records exactly when each byte arrived.
 
-The time is taken in the event loop's read callback, before anything is parsed; the reads are kept as they came, and
-who wants to know what they say parses them later and elsewhere. Nothing is retried, nothing is followed. A chunk costs
-32 us of CPU; httpx's raw stream costs 105 us, and 119 us with lines and JSON parsed (eight streams of 1000 chunks,
-Python 3.11): so much later are the others stamped when chunks come together.
+The time is taken in the event loop's read callback, before any parsing. Raw reads are kept, and parsed after the run in
+another place. There are no retries and no redirects. A chunk costs 32 us of CPU. httpx's raw stream costs 105 us, and
+119 us with lines and JSON parsed (eight streams of 1000 chunks, Python 3.11); chunks that arrive together would be
+stamped late by that much.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from octavo_loadtest.sse import Read
 
 
 class Broken(Exception):
-    """The connection ended, or said something that is not HTTP."""
+    """The connection ended, or its data is not HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def address(url: str) -> Address:
 
 @dataclass(slots=True)
 class Answer:
-    """A response as it came."""
+    """A response with the times of its reads."""
 
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
@@ -111,7 +111,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._now = perf_counter_ns()
         if self._done is None or self._done.done() or self._parser is None:
-            self.abort()  # nobody asked
+            self.abort()  # data without a request
             return
         if self.answer.first_byte is None:
             self.answer.first_byte = self._now
@@ -153,7 +153,7 @@ class Connection(asyncio.Protocol):
 
 
 class Client:
-    """Connections to one server: idle ones are used again, and there may be as many as there are requests."""
+    """A pool of connections to one server: idle ones are reused, and there can be one per request."""
 
     def __init__(self, server: Address, headers: dict[str, str], reuse: bool = True) -> None:
         self.server = server

@@ -1,4 +1,4 @@
-"""The lines that plots draw, thinned to what an eye can see: they travel in the JSON, so a report needs no records."""
+"""Data for plots, reduced to what is visible. It is stored in the JSON, so a report needs no records."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def curves(records: list[Record], measures: Measures, replicas: list[tuple[float
 
 
 def cumulative(values: Floats) -> list[list[float]]:
-    """[share, value] of a distribution; failed requests are missing at its top."""
+    """[share, value] of a distribution; failed requests are left out at its top."""
     known = np.sort(values[~np.isnan(values)])
     if not len(known):
         return []

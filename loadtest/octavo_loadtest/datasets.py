@@ -82,7 +82,7 @@ def _mooncake(path: Path, shape: Shape) -> Iterator[Talk]:
 
 
 def _sharegpt(path: Path, shape: Shape) -> Iterator[Talk]:
-    """A question and the length of the answer it got; questions are sent as they are."""
+    """A question with the length of its answer; questions are sent unchanged."""
     for i, row in enumerate(json.loads(path.read_text())):
         turns = [(turn["from"], turn["value"]) for turn in row["conversations"]]
         asks: list[Ask] = []
@@ -94,7 +94,7 @@ def _sharegpt(path: Path, shape: Shape) -> Iterator[Talk]:
 
 
 def _plain(path: Path, shape: Shape) -> Iterator[Talk]:
-    """`prompt` (text) or `input_length`, `max_tokens` or `output_length`, and `at` (s) or none."""
+    """Lines with `prompt` (text) or `input_length`, `max_tokens` or `output_length`, and optionally `at` (s)."""
     for i, row in enumerate(_lines(path)):
         output = shape.length(row.get("max_tokens") or row.get("output_length") or 128)
         if "prompt" in row:

@@ -1,4 +1,4 @@
-"""What can go wrong before and around a measurement. What goes wrong inside one is data: see `record.Record.error`."""
+"""Errors before and around a measurement. Errors inside one are data: see `record.Record.error`."""
 
 
 class LoadTestError(Exception):

@@ -1,7 +1,7 @@
-"""A server of OpenAI's API that only pretends: known delays, known faults, and a log of what it really did and when.
+"""A fake server of OpenAI's API with known delays and faults, and a log of what it did and when.
 
-It tests clients, this one first. Its times are of the same clock as the client's, so a test compares what a client saw
-with what was done, and not with what a busy machine was asked to do.
+It tests clients, first of all this load tester. It uses the client's clock, so a test compares what the client saw with
+what the server did, rather than with what a busy machine was supposed to do.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any
 
-BLOCK = 16  # tokens of a block of the pretended prefix cache
+BLOCK = 16  # tokens of a block of the simulated prefix cache
 
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """What it does. `every_*` = k: to each request whose number is k-1 modulo k (0: never)."""
+    """The server's behaviour. `every_*` = k applies to requests with number k-1 modulo k; 0 means never."""
 
     ttft: float = 0.02  # s from a free slot to the first token
     itl: float = 0.005  # s between tokens
@@ -40,7 +40,7 @@ class Behaviour:
 
 @dataclass(slots=True)
 class Served:
-    """What was done with one request. Times in ns of `perf_counter_ns`."""
+    """The log of one request. Times are in ns of `perf_counter_ns`."""
 
     name: str  # its X-Request-ID
     received: int
@@ -213,7 +213,7 @@ def _reply(writer: asyncio.StreamWriter, status: int, body: dict[str, Any], extr
 
 @contextmanager
 def running(behaviour: Behaviour) -> Iterator[FakeServer]:
-    """A fake server in a thread, on a free port of the loopback; gone when the block is left."""
+    """Run a fake server in a thread on a free loopback port, while the block runs."""
     fake = FakeServer(behaviour)
     loop = asyncio.new_event_loop()
     ready = threading.Event()

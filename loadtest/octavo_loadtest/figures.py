@@ -1,4 +1,4 @@
-"""The few figures by which runs are compared, and points: one setting, measured once or several times."""
+"""The figures by which runs are compared, and points: one setting, measured once or several times."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def lookup(summary: dict[str, Any], path: tuple[str, ...]) -> float:
         value = value.get(name) if isinstance(value, dict) else None
     if value is None:
         return math.nan
-    return float(value)  # "inf" is how JSON holds an infinite latency
+    return float(value)  # "inf" stands for an infinite latency in JSON
 
 
 def point(name: str, value: float, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _over(runs: list[dict[str, Any]], figure: Figure) -> list[float]:
 
 
 def missed(document: dict[str, Any]) -> list[str]:
-    """The SLOs that some run did not meet."""
+    """The SLOs that at least one run missed."""
     found = []
     for each in document["points"]:
         for run in each["runs"]:

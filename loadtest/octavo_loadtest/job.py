@@ -1,4 +1,4 @@
-"""What a sender process is told: plain records that cross to it by pickle. Imports nothing heavy, so it starts fast."""
+"""Plain records that are sent to the sender processes by pickle. Imports nothing heavy, so that they start fast."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Orders:
 
 @dataclass(slots=True)
 class Outcome:
-    """What happened to one request. Times in ns since the start of the run."""
+    """The outcome of one request. Times are in ns since the start of the run."""
 
     process: int
     session: str
@@ -74,7 +74,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class Pulse:
-    """What a sender says of itself every quarter of a second, and (final) at its end."""
+    """A sender's report about itself, every quarter of a second and (final) at its end."""
 
     process: int
     sent: int

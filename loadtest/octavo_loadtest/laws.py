@@ -15,7 +15,7 @@ Generator = np.random.Generator
 
 
 def draw(law: dict[str, Any], levels: Floats, count: int, rng: Generator) -> Floats:
-    """`count` values of a law. `levels` are the shares at which quantile tables are given.
+    """Draw `count` values from a law. `levels` are the shares at which quantile tables are given.
 
     Raises:
         LoadTestError: no such law.

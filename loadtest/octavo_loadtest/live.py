@@ -1,4 +1,4 @@
-"""What one sees while a load runs."""
+"""The display while a load runs."""
 
 from __future__ import annotations
 

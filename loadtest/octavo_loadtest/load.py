@@ -1,4 +1,4 @@
-"""One load, as a person asks for it: every option of the command line and of a config file, with its default."""
+"""One load: every option of the command line and of a config file, with its default."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ CURVES = ("rate", "concurrency")
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where requests go, and the command that starts it (none: it runs already)."""
+    """A server's URL, and the command that starts it (None: it runs already)."""
 
     name: str
     url: str
@@ -62,7 +62,7 @@ def read(path: Path) -> Config:
     """Read and check a config file.
 
     Raises:
-        LoadTestError: it is no YAML, or has something that makes no sense; the message names it.
+        LoadTestError: it is not YAML, or has an invalid setting; the message names it.
     """
     try:
         document = yaml.safe_load(path.read_text())

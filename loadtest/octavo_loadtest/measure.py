@@ -27,7 +27,7 @@ LEAD = 0.2  # s between the last sender's ready and the start of the run
 
 @dataclass(slots=True)
 class Senders:
-    """What the sending processes say of themselves, over a run."""
+    """Reports of the sending processes about themselves, over a run."""
 
     lags: list[float] = field(default_factory=list)  # s, every 20 ms of every process
     cpu_shares: list[float] = field(default_factory=list)  # of one core, by process
@@ -91,7 +91,8 @@ def measure(load: Load, target: Target, calibration: Calibration, observe: Obser
 
 
 def _orders(run: Run, everything: list[Session]) -> list[Orders]:
-    """Deal the sessions to the processes in turn, so each has the same mix and an even part of the rate."""
+    """Distribute the sessions over the processes in turn, so that each has the same mix and an equal part of the
+    rate."""
     load, law = run.load, run.arrivals
     count = 1 if law.name == "batch" else load.processes
     slots = [load.concurrency // count + (i < load.concurrency % count) for i in range(count)]
@@ -113,7 +114,7 @@ def _orders(run: Run, everything: list[Session]) -> list[Orders]:
 
 
 class _Processes:
-    """The senders, with a pipe to each. They are gone when the block is left."""
+    """The sender processes, with a pipe to each. They end when the block is left."""
 
     def __init__(self, shares: list[Orders]) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy our threads' locks

@@ -1,4 +1,4 @@
-"""From records to latencies, under the definition of one's choice.
+"""Computes latencies from records, under a chosen definition.
 
 s scheduled, a sent, f first and l last chunk with tokens, e end of the stream, n output tokens.
 """

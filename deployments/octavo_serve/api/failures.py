@@ -1,4 +1,4 @@
-"""From an exception to what every protocol says of it in its own form: a status, a sentence, what to change."""
+"""Turns an exception into a `Failure` (status, sentence, field), which each protocol writes in its own format."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class BodyTooLarge(BadRequest):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a request has no answer, or no more of it.
+    """Why a request failed, before or during its answer.
 
     Attributes:
-        status: of HTTP.
-        code: what kind of failure it is, more precisely than the status; None for the status' own kind.
-        param: the field that is wrong.
-        headers: of the response, besides its own.
+        status: HTTP status.
+        code: kind of failure, more precise than the status; None if the status says enough.
+        param: name of the wrong field, or None.
+        headers: additional response headers.
     """
 
     status: int
@@ -47,7 +47,7 @@ _KINDS: list[tuple[type[Exception], int, str | None]] = [
 
 
 def failure_of(error: Exception) -> Failure:
-    """What an exception tells the client; one that nobody raised on purpose is logged and its text stays here."""
+    """The `Failure` that a client is told. An unexpected exception is logged, and its text is not sent."""
     for kind, status, code in _KINDS:
         if isinstance(error, kind):
             retry_after: float | None = getattr(error, "retry_after", None)

@@ -1,4 +1,4 @@
-"""From what is asked to what runs: the two records that every protocol's requests become."""
+"""The two records that a request of any protocol becomes: `Asked`, then `Job`."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from octavo_serve.api.telemetry import Telemetry
 Prompt = str | list[int]
 
 MANY = 1000
-"""Log probabilities that take about a millisecond to put into an answer."""
+"""Number of log probabilities that take about a millisecond to write into an answer."""
 MANY_CHOICES = 64
-"""Choices that take about a millisecond to write."""
+"""Number of choices that take about a millisecond to write."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Asked:
-    """What a body asks for; a surface makes it before anything is waited for.
+    """What a body asks for. A surface makes it before the request waits for anything.
 
     Attributes:
-        kind: what the request's id begins with.
-        model: a name or an alias; None where there is only one.
-        content: prompts, or a chat of which the model's template makes one.
-        param: the field they came in, which errors name.
-        given: what the client says of sampling, by the names of `SamplingParams`; the model's defaults are the rest.
-        max_tokens: that the context must hold besides the prompt; None is whatever it leaves.
-        add_special_tokens: of the tokenizer, around prompts that are texts.
-        session: requests of one session stay together; "" is none.
-        echo: the prompts' texts are wanted, too.
-        stage: makes the stage of one choice; None passes pieces on as they are.
+        kind: prefix of the request's id.
+        model: a model's name or alias; None if there is only one.
+        content: prompts, or a chat that the model's template turns into one.
+        param: the field that held the content, for errors.
+        given: sampling settings in the body, by the names of `SamplingParams`; the model's defaults fill in the others.
+        max_tokens: tokens that the context must hold beside the prompt; None means as many as fit.
+        add_special_tokens: whether the tokenizer adds special tokens to prompts that are texts.
+        session: name of the session; its requests stay together. "" for none.
+        echo: whether the answer repeats the prompts.
+        stage: makes a `Stage` for each choice; None passes pieces on unchanged.
     """
 
     kind: str
@@ -58,9 +58,9 @@ class Job:
     Attributes:
         id: unique among requests in flight.
         created: seconds since 1970.
-        hash_name: of the model (see `ModelInfo`).
+        hash_name: the model's (see `ModelInfo`).
         requests: one per prompt, all with the same `params`.
-        prompt_texts: of the prompts, where they are to be echoed.
+        prompt_texts: texts of the prompts if they are echoed, otherwise empty.
     """
 
     id: str
@@ -75,11 +75,11 @@ class Job:
 
     @property
     def prompt_tokens(self) -> int:
-        """Of all prompts."""
+        """Tokens of all prompts."""
         return sum(len(request.prompt_token_ids) for request in self.requests)
 
     def is_large(self, prompt_tokens: int, tokens: int) -> bool:
-        """Whether what says the log probabilities of so many tokens takes too long to be written on the event loop."""
+        """Whether the log probabilities of this many tokens take too long to be written on the event loop."""
         params = self.params
         of_prompts = 0 if params.prompt_logprobs is None else prompt_tokens * (1 + params.prompt_logprobs)
         of_tokens = 0 if params.logprobs is None else tokens * (1 + params.logprobs)

@@ -1,4 +1,4 @@
-"""A served model as the gateway sees it: its tokenizer here, its shards behind a protocol."""
+"""A served model in the gateway: its tokenizer, and a protocol for its shards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ModelClient(Protocol):
     async def describe(self) -> ModelInfo: ...
 
     def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
-        """Stream a request's updates; what comes while the caller is busy waits and comes in one list.
+        """Stream a request's updates; updates that arrive while the caller is busy come in one list.
 
         Closing the stream aborts the request. A caller that does not read holds no place at a shard once all has come.
 
@@ -27,35 +27,35 @@ class ModelClient(Protocol):
         ...
 
     def placement(self, request_id: str) -> Placement | None:
-        """Where a request was sent whose stream is open; None before that, and without a router."""
+        """Where a request with an open stream was sent; None before it was sent, and without a router."""
         ...
 
     async def abort(self, request_id: str, index: int) -> None:
-        """End one sequence of a request that goes on."""
+        """End one sequence of a request; the others continue."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a request gets where it says nothing.
+    """Defaults for what a request leaves out.
 
     Attributes:
-        max_tokens: most tokens of a chat's answer; None is what the context holds.
-        sampling: names of `SamplingParams` -> values: what the model's makers recommend.
+        max_tokens: most tokens of a chat's answer; None means as many as the context holds.
+        sampling: recommended values by names of `SamplingParams`.
     """
 
     max_tokens: int | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
 
     def fill_in(self, params: SamplingParams, given: Mapping[str, object], room: int) -> None:
-        """Set what a request leaves open.
+        """Set the parameters that a request leaves out.
 
         Args:
-            given: what it says, by the names of `SamplingParams`.
-            room: tokens of the context beside the prompt.
+            given: parameters in the request, by the names of `SamplingParams`.
+            room: tokens that the context holds beside the prompt.
         """
         for name, value in self.sampling.items():
-            decided = name == "temperature" and given.get("top_p") == 0  # greedy already
+            decided = name == "temperature" and given.get("top_p") == 0  # top_p of 0 is greedy already
             if given.get(name) is None and not decided:
                 setattr(params, name, value)
         if params.max_tokens is None and self.max_tokens is not None:

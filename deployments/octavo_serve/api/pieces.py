@@ -1,11 +1,11 @@
-"""What one request says as it runs, in no protocol's words.
+"""The stream of a running request, independent of any protocol.
 
-A stream of lists, each of which holds what came since the consumer was last ready:
+It is a stream of lists. Each holds the elements that arrived since the consumer was last ready:
 
     [Begun, Piece]  [Piece]  [Piece, Piece]  ...  [Piece, Ended]
 
-`Begun` comes once per prompt, before its first piece. `Ended` comes once, in one list with the last pieces: both can be
-one message to the client.
+`Begun` comes once per prompt, before its first piece. `Ended` comes once, in the list of the last pieces, so that both
+can be one message to the client.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Begun:
 
     Attributes:
         prompt: its number in the request.
-        placement: where it was sent, and why; None where nothing routes.
+        placement: where it was sent, and why; None without a router.
         cached_tokens: prompt tokens that came from the prefix cache.
         prompt_logprobs: when asked for.
     """
@@ -35,14 +35,14 @@ class Begun:
 
 @dataclass(slots=True)
 class Piece:
-    """What came for one choice: text and the tokens it is made of.
+    """New output of one choice: text, and its tokens.
 
     Attributes:
         choice: number of the sequence: those of the first prompt, then those of the second, and so on.
         text: may be empty while characters or stop strings are still incomplete.
-        logprobs: one entry per token, when asked for.
+        logprobs: one entry per token, if requested.
         finish_reason: set on a choice's last piece.
-        cumulative_logprob: of the choice's tokens up to here; see `SequenceUpdate`.
+        cumulative_logprob: sum over the choice's tokens so far; see `SequenceUpdate`.
     """
 
     choice: int
@@ -62,19 +62,19 @@ class Ended:
 Element = Begun | Piece | Ended
 
 Stage = Callable[[Piece], Sequence[Piece]]
-"""What becomes of a piece between the generation and the writer; one for each choice, so it may keep things in mind.
+"""Transforms the pieces of one choice between generation and writer. Each choice has its own, so it may keep state.
 
-It may keep text back until a later piece, but not past the one with a `finish_reason`. The client is told of the tokens
-of what it returns, and `usage` counts them.
+It may hold text back until a later piece, but not beyond the one with a `finish_reason`. The client gets the tokens of
+the pieces that it returns, and `usage` counts them.
 """
 
 
 class Whole:
-    """All that a request said, for an answer that is not streamed.
+    """The complete output of a request, for an answer that is not streamed.
 
     Attributes:
-        begun: by the prompt's number, in the order in which they began.
-        tokens: generated, over all choices.
+        begun: prompt's number -> `Begun`, in the order in which prompts began.
+        tokens: number of generated tokens, over all choices.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Whole:
         self._choices: dict[int, tuple[Piece, list[str]]] = {}
 
     def add(self, elements: Sequence[Element]) -> None:
-        """Take in a list of the stream."""
+        """Add a list of the stream."""
         for element in elements:
             if isinstance(element, Piece):
                 self._add(element)

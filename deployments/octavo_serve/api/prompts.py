@@ -1,7 +1,7 @@
-"""From prompts to requests for the engine: tokenised, checked and hashed.
+"""Turns prompts into requests for the engine: tokenises, checks and hashes them.
 
-All of this is work of the CPU. `is_long` says when it is too much for an event loop, and a text's length is looked at
-before it is tokenised: 0.5 MB of digits are 0.8 s and 96 MB to a tokenizer.
+All of this is CPU work; `is_long` tells when it is too much for an event loop. A text's length is checked before it is
+tokenised, because 0.5 MB of digits take a tokenizer 0.8 s and 96 MB.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from octavo_serve.api.jobs import Asked, Prompt
 from octavo_serve.wire.messages import ModelInfo
 
 LONG = 8192
-"""Characters, or token ids, that are about 2 ms of work: the time of a few events on the loop."""
+"""Characters, or token ids, that take about 2 ms: as long as a few events on the loop."""
 CHARACTERS_PER_TOKEN = 256
-"""More than any token stands for, on average over a context; the longest in use are 128 spaces."""
+"""Characters per token that no text of a whole context exceeds on average; the longest tokens in use are 128 spaces."""
 USUAL_CHARACTERS_PER_TOKEN = 8
-"""A text of more than this for each token of the context is counted in pieces before it is tokenised as a whole."""
+"""Characters per token of the context above which a text is first counted in pieces, before it is tokenised whole."""
 PIECE = 2**14
 MAX_TOKENIZED = 2**18
-"""Characters that /tokenize takes, whatever the context: 0.4 s at worst."""
+"""Most characters for /tokenize, for any context: 0.4 s in the worst case."""
 
 
 def is_long(prompts: Sequence[Prompt]) -> bool:
-    """Whether `prepare` belongs into a thread."""
+    """Whether `prepare` must run in a thread."""
     return sum(map(len, prompts)) >= LONG
 
 
 def prepare(
     tokenizer: Tokenizer, info: ModelInfo, prompts: Sequence[Prompt], asked: Asked, request_id: str
 ) -> tuple[list[Request], list[str]]:
-    """One request per prompt, and the prompts' texts when they are echoed.
+    """One request per prompt, and the prompts' texts if they are echoed.
 
     Args:
-        request_id: unique; each request's is this and its number.
+        request_id: unique; each request's id is this and the prompt's number.
 
     Raises:
-        PromptTooLong: the context does not hold a prompt and what is asked for besides.
-        BadRequest: a prompt is empty, or holds a token id that is not in the vocabulary.
+        PromptTooLong: the context cannot hold a prompt and the tokens asked for.
+        BadRequest: a prompt is empty, or has a token id outside the vocabulary.
     """
     root = root_hash(info.hash_name, salt=asked.cache_salt)
     requests = []
@@ -64,9 +64,7 @@ def prepare(
 
 def _token_ids(tokenizer: Tokenizer, info: ModelInfo, prompt: Prompt, asked: Asked) -> list[int]:
     if not isinstance(prompt, str):
-        check_length(
-            len(prompt), asked.max_tokens, info.max_model_len, asked.param
-        )  # before anything looks at each of them
+        check_length(len(prompt), asked.max_tokens, info.max_model_len, asked.param)  # before any loop over the ids
         return prompt
     if not prompt:
         return _new_text(tokenizer)
@@ -75,7 +73,7 @@ def _token_ids(tokenizer: Tokenizer, info: ModelInfo, prompt: Prompt, asked: Ask
 
 
 def _new_text(tokenizer: Tokenizer) -> list[int]:
-    """What an empty prompt stands for: the token that begins a text, or else one that ends the text before."""
+    """Token ids of an empty prompt: the token that begins a text, or else one that ends the previous text."""
     begin = tokenizer.bos_token_id
     return [min(tokenizer.eos_token_ids) if begin is None else begin]
 
@@ -85,10 +83,10 @@ def _text(tokenizer: Tokenizer, prompt: Prompt) -> str:
 
 
 def check_characters(tokenizer: Tokenizer, text: str, max_model_len: int, param: str) -> None:
-    """Refuse a text that is certainly longer than the context, for less than tokenising it would cost.
+    """Refuse a text that is certainly longer than the context, without the cost of tokenising all of it.
 
-    A long text is tokenised in pieces until there are twice as many tokens as the context holds: where it is cut a few
-    may be too many, not every second one.
+    A long text is tokenised in pieces until there are twice as many tokens as the context holds. Cuts between pieces
+    add a few tokens, but never double their number.
     """
     if len(text) > max_model_len * CHARACTERS_PER_TOKEN:
         raise _too_long(max_model_len, param)
@@ -102,7 +100,7 @@ def check_characters(tokenizer: Tokenizer, text: str, max_model_len: int, param:
 
 
 def check_tokenized(text: str, max_model_len: int, param: str) -> None:
-    """Refuse what is too much for /tokenize, which may be asked for more than the context holds."""
+    """Refuse texts that are too long for /tokenize, which accepts more than the context holds."""
     most = max(MAX_TOKENIZED, max_model_len * USUAL_CHARACTERS_PER_TOKEN)
     if len(text) > most:
         raise BadRequest(f"the text has {len(text)} characters; at most {most} are tokenised at once: split it", param)
@@ -117,7 +115,7 @@ def _too_long(max_model_len: int, param: str) -> PromptTooLong:
 
 
 def check_token_ids(token_ids: list[int], vocab_size: int, param: str) -> None:
-    """Refuse ids the model does not know."""
+    """Refuse ids outside the model's vocabulary."""
     if token_ids and max(token_ids) >= vocab_size:
         raise BadRequest(f"token id {max(token_ids)} is not in the vocabulary of {vocab_size} tokens", param)
 

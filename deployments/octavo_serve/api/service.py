@@ -1,6 +1,6 @@
-"""The API's operations, whatever the protocol: from what is asked to a job, and from a job to its answer or events.
+"""The API's operations for any protocol: from `Asked` to a job, and from a job to its answer or events.
 
-HTTP and Python handle calls use the same surfaces, so both validate, route and answer alike.
+HTTP and Python handle calls use the same surfaces, so they validate, route and answer alike.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from octavo_serve.api.writing import write, write_answer
 T = TypeVar("T")
 
 MAX_PARSED = 2
-"""Large bodies that are parsed at a time, so that many of them leave the other cores alone."""
+"""Large bodies parsed at the same time; a bound, so that many of them leave the other cores free."""
 MAX_TEMPLATES = 64
-"""Templates that may be rendered, or wait, beside the event loop: a minute when none of them ends."""
+"""Templates that may be rendered or wait outside the event loop: a minute of work if none of them ends."""
 
 
 class Service:
-    """The API over the models one gateway serves."""
+    """The API for the models of one gateway."""
 
     def __init__(self, models: Registry, limits: Limits, telemetry: Telemetry) -> None:
         self.models = models
@@ -46,15 +46,15 @@ class Service:
         self.telemetry = telemetry
         self.threads = Threads()
         self.body_threads = Threads(MAX_PARSED)
-        self.template_threads = Threads(PROCESSES, MAX_TEMPLATES)  # one that does not end holds up no texts
+        self.template_threads = Threads(PROCESSES, MAX_TEMPLATES)  # so that a template without end does not delay texts
 
     @property
     def bounds(self) -> BodyBounds:
-        """What a body may hold now."""
+        """Bounds of a body, for the models served now."""
         return BodyBounds(self.models.longest_context)
 
     async def job(self, asked: Asked) -> Job:
-        """What is asked, checked against the model and ready to run; waits for a model that loads.
+        """Turn `asked` into a job, checked against its model; waits if the model is still loading.
 
         Raises:
             BadRequest, Overloaded, ModelNotReady, EngineDead.
@@ -68,7 +68,7 @@ class Service:
                 raise BadRequest("the model's chat template makes no prompt of these messages", asked.param)
             content = [text]
         info = await model.client.describe()
-        request_id = f"{asked.kind}-{secrets.token_hex(12)}"  # a client's own may be in use by another request
+        request_id = f"{asked.kind}-{secrets.token_hex(12)}"  # a client's own id may be in use by another request
         work = partial(prepare, model.tokenizer, info, content, asked, request_id)
         requests, texts = await self.threads.run(work) if is_long(content) else work()
         longest = max(len(request.prompt_token_ids) for request in requests)
@@ -103,7 +103,7 @@ class Service:
         return await write_answer(writer, await self.whole(writer.job), self.threads, _same, _same)
 
     async def events(self, surface: Surface[B, A, E], body: B) -> AsyncGenerator[E, None]:
-        """The same answer event by event; the first event is made when the first token is there."""
+        """The same answer event by event; the first event comes with the first token."""
         writer = surface.writer(body, await self.job(surface.ask(body, self.limits)), True)
         async with aclosing(run(writer.job)) as stream:
             async for elements in stream:

@@ -1,4 +1,4 @@
-"""What a completion's body asks for."""
+"""Turns a completion's body into an `Asked`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from octavo_serve.surfaces.openai.asking import check_stream, check_supported, g
 
 
 def ask(body: CompletionRequest, limits: Limits) -> Asked:
-    """What is asked.
+    """Check a body and turn it into an `Asked`.
 
     Raises:
         BadRequest: a value is out of its range, two contradict each other, or something is not supported.

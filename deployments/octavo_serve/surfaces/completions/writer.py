@@ -19,7 +19,7 @@ from octavo_serve.surfaces.openai.writer import OpenAIWriter
 
 
 class CompletionWriter(OpenAIWriter[CompletionRequest, Completion, Completion]):
-    """An event holds one choice; a choice's first one says what is asked of its prompt, too.
+    """An event holds one choice; a choice's first event also has what was requested about its prompt.
 
     Raises:
         BadRequest: the answer would be too large.
@@ -29,7 +29,7 @@ class CompletionWriter(OpenAIWriter[CompletionRequest, Completion, Completion]):
         super().__init__(body, job, tells)
         self._owes_prompt = bool(job.prompt_texts) or body.prompt_logprobs is not None
         self._started: set[int] = set()
-        self._offsets: dict[int, TextOffsets] = {}  # where the next token of a choice begins in its text
+        self._offsets: dict[int, TextOffsets] = {}  # choice -> where its next token begins in its text
         asked = (body.prompt_logprobs, body.logprobs if body.echo else None)
         per_token = sum(1 + count for count in asked if count is not None)
         check_prompt_values(job.prompt_tokens * per_token * body.sequences, body)
@@ -55,7 +55,7 @@ class CompletionWriter(OpenAIWriter[CompletionRequest, Completion, Completion]):
         return {**self._with(choices), "usage": self.usage(whole.tokens)}
 
     def _best(self, pieces: list[Piece]) -> list[Piece]:
-        """Of each prompt's sequences the `n` with the highest mean log probability, best first (see `choose_best`)."""
+        """For each prompt, its `n` sequences with the highest mean log probability, best first (see `choose_best`)."""
         n, generated = self.job.params.n, self.job.params.num_sequences
         if generated == n:
             return pieces
