@@ -1,4 +1,5 @@
-"""The whole run before it starts: who says what when, from one seed. The same load and seed give the same plan."""
+"""Plans a whole run before it starts: every request, its text and its time. The same load and seed give the same
+plan."""
 
 from __future__ import annotations
 
@@ -20,18 +21,18 @@ from octavo_loadtest.text import Calibration, Segment, render
 from octavo_loadtest.workloads import Ask, Shape, Talk, generate, preset
 
 Floats = NDArray[np.float64]
-_SPREAD = ("ramp", "step")  # laws whose shape stretches over all their arrivals
+_SPREAD = ("ramp", "step")  # laws whose shape spans all arrivals
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One request, before it has words."""
+    """One request, before its text is made."""
 
     index: int
     turn: int
     ask: Ask
     prompt_tokens: int  # with the history
-    cached_tokens: int  # shared with requests before it, in an endless cache
+    cached_tokens: int  # shared with earlier requests, in an unlimited cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def make(load: Load) -> Plan:
     """Plan a load.
 
     Raises:
-        LoadTestError: the workload, the arrivals and the limits do not go together.
+        LoadTestError: the workload, the arrivals and the limits contradict each other.
     """
     rng, rng_times = (np.random.default_rng(seed) for seed in np.random.SeedSequence(load.seed).spawn(2))
     law = arrivals_of(load)
@@ -76,7 +77,8 @@ def make(load: Load) -> Plan:
 
 
 def arrivals_of(load: Load) -> laws.Arrivals:
-    """The law a load asks for, or its workload's own: a file with times is replayed, `concurrency` alone is closed."""
+    """The load's arrival law, or its workload's own: a file with times is replayed, and `concurrency` alone means a
+    closed loop."""
     if load.arrivals:
         law = laws.parse(load.arrivals)
     elif load.concurrency:
@@ -107,7 +109,7 @@ def _talks(load: Load, law: laws.Arrivals, rng: np.random.Generator) -> Iterator
 
 
 def _expected(load: Load) -> int:
-    """More sessions than a duration can hold, bursts and all."""
+    """An upper bound on the sessions of a duration, bursts included."""
     return min(load.limit, int(load.rate * load.duration * 2) + 1000) if load.duration else load.limit
 
 
@@ -144,13 +146,13 @@ def _number(talks: list[Talk], at: Floats, limit: int) -> Iterator[PlannedSessio
 
 
 class Seen:
-    """All prompts so far as a tree of segments: what an endless prefix cache would hold."""
+    """All prompts so far as a tree of segments, which is the content of an unlimited prefix cache."""
 
     def __init__(self) -> None:
         self._longest: dict[tuple[int, str], int] = {}  # (node, key) -> tokens of the longest passage there
 
     def add(self, prompt: tuple[Segment, ...]) -> int:
-        """Add a prompt; returns how many of its first tokens were there already."""
+        """Add a prompt; returns how many of its leading tokens the tree held already."""
         node, shared, together = 0, 0, True
         for segment in prompt:
             place = (node, segment.key)
@@ -163,7 +165,7 @@ class Seen:
 
 
 def sessions(plan: Plan, salt: str, calibration: Calibration) -> list[Session]:
-    """The plan in words."""
+    """The plan as text."""
     return [_session(session, salt, calibration) for session in plan.sessions]
 
 

@@ -1,4 +1,4 @@
-"""Which plots a report has: of a single point its distributions and time lines, of several points their curves."""
+"""Chooses a report's plots: distributions and time lines for a single point, curves for several points."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def of_points(series: list[Series]) -> list[Chart]:
 
 
 def _against_tokens(series: list[Series]) -> list[Chart]:
-    """Hex-LLM's pair: what is offered in prompt tokens a second against what comes out, and how long a token takes."""
+    """Hex-LLM's pair of plots: throughput and time per token, over the offered prompt tokens per second."""
     return [
         _chart(
             "Throughput against offered tokens",
@@ -91,7 +91,7 @@ def _chart(
 
 def _points(series: Series, key_x: str, key_y: str) -> list[tuple[float, float, float]]:
     points = []
-    for point in sorted(series["points"], key=lambda each: float(each["value"])):  # throughput may fall again
+    for point in sorted(series["points"], key=lambda each: float(each["value"])):  # throughput may fall at high load
         x = point["value"] if key_x == "value" else _figure(point, key_x)[0]
         y, half = _figure(point, key_y)
         points.append((x, y, half))
@@ -107,7 +107,7 @@ def _figure(point: dict[str, Any], key: str) -> tuple[float, float]:
 
 
 def of_runs(named: list[tuple[str, dict[str, Any]]]) -> list[Chart]:
-    """Distributions of one or several runs over each other; with one run also its time lines."""
+    """Distributions of one or several runs in one chart each; for one run also its time lines."""
     charts = [
         _cdf("Time to first token", "ttft", named, log=True),
         _cdf("Time per output token", "tpot", named, log=False),

@@ -1,4 +1,4 @@
-"""What is kept of every request: raw facts with times, one JSON object a line. Every figure is derived from these.
+"""Records of requests: raw facts with times, one JSON object per line. Every figure is derived from them.
 
 Times are nanoseconds since the start of the run (`time.perf_counter_ns`, one clock for all processes of a machine).
 """
@@ -33,14 +33,14 @@ class Record:
     process: int
     planned_prompt_tokens: int
     planned_output_tokens: int
-    planned_cached_tokens: int  # of the prompt: what the workload means to share with earlier requests
+    planned_cached_tokens: int  # prompt tokens that the workload intends to share with earlier requests
     scheduled: int
-    sent: int  # before a connection was looked for; equal to the wait's end in the client
-    connected: int | None = None  # None: an open connection was used again
+    sent: int  # before a connection was requested, after any wait in the client
+    connected: int | None = None  # None: an open connection was reused
     first_byte: int | None = None
     end: int | None = None  # the last byte, or when it failed
     status: int | None = None
-    error: str | None = None  # None: a whole answer
+    error: str | None = None  # None: the answer is complete
     finish_reason: str | None = None
     done: bool = False  # [DONE] came
     usage: dict[str, Any] | None = None
@@ -57,7 +57,7 @@ class Record:
 
     @property
     def output_tokens(self) -> int:
-        """The server's count; where it gives none, the number of chunks with something in them."""
+        """The server's count, or without one the number of chunks that are not empty."""
         counted = _count(self.usage, "completion_tokens")
         return len(self.token_chunks) if counted is None else counted
 

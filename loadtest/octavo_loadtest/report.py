@@ -1,4 +1,4 @@
-"""Reports: one HTML page that needs nothing else, a Markdown table, JSON."""
+"""Writes reports: a self-contained HTML page, a Markdown table, and JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write(folder: Path, document: Document) -> Document:
 
 
 def last_line(document: Document, folder: Path) -> str:
-    """The result as one line of JSON: what a script reads."""
+    """The result as one line of JSON, for scripts."""
     points = [
         {"name": point["name"]} | {key: value[0] for key, value in point["figures"].items() if value[0] is not None}
         for point in document["points"]
@@ -47,12 +47,12 @@ def last_line(document: Document, folder: Path) -> str:
 
 
 def columns(points: list[dict[str, Any]]) -> list[Figure]:
-    """The columns that some point has a value for."""
+    """The columns for which at least one point has a value."""
     return [BY_KEY[key] for key in TABLE if any(point["figures"][key][0] is not None for point in points)]
 
 
 def cell(figure: Figure, value: list[Any]) -> str:
-    """12.3 ±0.4; a dash where too few requests stand behind it."""
+    """A cell such as 12.3 ±0.4; a dash if it is based on too few requests."""
     mean, half = value
     if mean is None:
         return "–"
@@ -118,7 +118,7 @@ def _capacity(found: dict[str, Any]) -> str:
 
 
 def html(document: Document) -> str:
-    """The page."""
+    """The HTML page."""
     series = document.get("series") or [document]
     points = document["points"]
     several = any(len(each["points"]) > 1 for each in series)

@@ -1,4 +1,4 @@
-"""How far to push a server: sweeps with stop rules, the capacity under an SLO, and where a curve bends."""
+"""Searches: sweeps with stop rules, the capacity under an SLO, and the bend of a curve."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def doubling(start: int, end: int) -> list[int]:
 
 
 def stop_reason(points: list[Point], bound: Slo | None, least_gain: float) -> str | None:
-    """Why a sweep need not go on: the latency bound is hit, or throughput stops rising; None to go on.
+    """Why a sweep can stop: the latency bound is exceeded, or throughput no longer rises; None to continue.
 
     The two rules of the sizing guides. The bound is held against the median of each measure in the last point.
     """
@@ -73,12 +73,12 @@ class Probe:
 
     rate: float
     verdict: str  # passed | failed | unresolved
-    met: bool  # by the observed share alone
+    met: bool  # judged by the observed share alone
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The highest rate that met the SLO and the lowest that did not; None where none was found."""
+    """The highest rate that met the SLO and the lowest that did not; None if there was none."""
 
     low: float | None
     high: float | None
@@ -92,7 +92,7 @@ class Capacity:
 def capacity(probe: Callable[[float], Probe], start: float, precision: float = 0.1, most: int = 12) -> Capacity:
     """Double the rate until the SLO is missed (or halve until it is met), then bisect to a relative `precision`.
 
-    An unresolved probe counts by its observed share, so that the search goes on; it is reported as such.
+    An unresolved probe is judged by its observed share, so that the search continues; it is reported as unresolved.
     """
     probes: list[Probe] = []
     low: float | None = None

@@ -1,7 +1,7 @@
-"""The process that sends. It waits, writes, and notes when bytes arrive; what they say is read by its parent.
+"""A sender process. It waits, sends, and records when bytes arrive; its parent parses them.
 
-Parsing here would delay the time stamps of other streams: a long answer takes milliseconds to parse. Only a session
-with another turn to come is read here, because the next prompt holds the answer.
+Parsing here would delay the time stamps of other streams: a long answer takes milliseconds to parse. Only answers of
+sessions with another turn are parsed here, because the next prompt contains the answer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Message = dict[str, str]
 
 
 def main(pipe: Pipe, orders: Orders) -> None:
-    """Entry point of the process: says ready, waits for the start time, runs, says what happened."""
+    """Entry point of the process: reports ready, waits for the start time, runs, reports outcomes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who then says stop
     gc.collect()
     gc.freeze()
@@ -70,7 +70,7 @@ class Sender:
         self._sent = self._finished = 0
 
     async def run(self, pipe: Pipe) -> None:
-        """Everything, until the last answer, the end of the drain, or the parent's word."""
+        """Run until the last answer, the end of the drain, or the parent's order to stop."""
         pulse = asyncio.create_task(self._pulse())
         stop = asyncio.Event()
         asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)
@@ -124,7 +124,7 @@ class Sender:
         history: list[Message] = []
         failed = False
         for turn in session.turns:
-            if failed:  # it was meant to happen, and the user did not get it
+            if failed:  # the turn was planned, and the user got no answer
                 self._report(Outcome(self._orders.process, session.name, turn.index, due, due), "earlier turn failed")
                 continue
             history.append({"role": "user", "content": turn.text})
@@ -200,7 +200,7 @@ class Sender:
             await asyncio.sleep(left / NS)
 
     async def _pulse(self) -> None:
-        """Notes how late the loop wakes up: while it is late, no byte is stamped either."""
+        """Records how late the event loop wakes up, because time stamps are late by as much."""
         lags: list[float] = []
         start, cpu = time.perf_counter(), time.process_time()
         try:

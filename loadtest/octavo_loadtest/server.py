@@ -1,4 +1,4 @@
-"""What is asked of a server outside any measurement: which model, how it counts tokens, how many replicas it has."""
+"""Queries to a server outside the measurement: its model, how it counts tokens, its number of replicas."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from octavo_loadtest.job import Session, Target
 from octavo_loadtest.sender import encode
 from octavo_loadtest.text import Calibration, passage
 
-SHORT, LONG = 16, 144  # words of the two prompts that tell how tokens are counted
+SHORT, LONG = 16, 144  # words of the two prompts that show how tokens are counted
 
 
 def find_model(url: str, headers: dict[str, str]) -> str:
@@ -41,10 +41,10 @@ async def _get(url: str, headers: dict[str, str], path: str) -> Answer:
 
 
 def prepare(target: Target) -> tuple[Target, Calibration]:
-    """Learn which optional fields the server takes and how it counts tokens: three short requests.
+    """Find out with three short requests which optional fields the server accepts and how it counts tokens.
 
     The fields that make answers long enough (`ignore_eos`) and count tokens per chunk (`continuous_usage_stats`) are
-    not in OpenAI's API: a server that refuses them is asked without.
+    not in OpenAI's API: a server that refuses them gets requests without them.
 
     Raises:
         LoadTestError: the server refuses a plain request too; the message has its answer.
@@ -112,7 +112,7 @@ def warm_up(target: Target, sessions: list[Session]) -> int:
 
 
 class ReplicaWatch:
-    """Asks /health once a second how many replicas there are, where the server tells (`{"shards": {MODEL: n}}`)."""
+    """Reads the number of replicas from /health once a second, if the server reports it (`{"shards": {MODEL: n}}`)."""
 
     def __init__(self, target: Target, origin: int) -> None:
         self.seen: list[tuple[float, int]] = []  # (s since the start of the run, replicas)

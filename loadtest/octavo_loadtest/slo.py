@@ -31,7 +31,7 @@ MEASURES = ("ttft", "visible", "tpot", "itl", "e2e", "normalized")
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """Bounds (s) by measure. A request is good when it was answered and keeps all of them."""
+    """Bounds (s) by measure. A request is good if it was answered and keeps all of them."""
 
     name: str
     bounds: dict[str, float]

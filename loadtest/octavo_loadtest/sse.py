@@ -14,7 +14,7 @@ Read = tuple[int, bytes]  # when it was read (ns), what
 
 @dataclass(slots=True)
 class Stream:
-    """What a stream said."""
+    """The content of a stream."""
 
     chunks: list[Chunk] = field(default_factory=list)
     text: str = ""
@@ -36,7 +36,7 @@ def events(reads: Iterable[Read]) -> Iterator[Read]:
 
 
 def parse(reads: Iterable[Read]) -> Stream:
-    """Read a whole stream. What is no JSON counts as an error of the server."""
+    """Parse a whole stream. Data that is not JSON counts as a server error."""
     stream = Stream()
     parts: list[str] = []
     for at, data in events(reads):

@@ -1,4 +1,4 @@
-"""The statistics behind every figure: small functions over arrays, no opinions about load tests."""
+"""The statistics behind every figure: small functions over arrays, independent of load tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _T95 = (
 def quantile(values: Floats, share: float) -> float:
     """The smallest value that at least `share` of all values do not exceed (NaN for none).
 
-    No interpolation: failures count as infinite, and half of infinity is no latency.
+    There is no interpolation, because failures count as infinite.
     """
     if not len(values):
         return math.nan
@@ -114,7 +114,7 @@ class Slope:
 
     @property
     def rises(self) -> bool:
-        """Above zero beyond doubt."""
+        """Whether the slope is above zero with 95 % confidence."""
         return self.value - self.margin > 0
 
 

@@ -16,7 +16,7 @@ from octavo_loadtest.text import Calibration
 
 
 def plain(value: Any) -> Any:
-    """JSON has no infinity and no NaN: "inf", and null."""
+    """Replace infinity and NaN, which JSON does not have, by "inf" and null."""
     if isinstance(value, dict):
         return {key: plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""One run as a dictionary: everything a report shows, derived from the records."""
+"""Summarises a run as a dictionary: everything that a report shows, derived from the records."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def counts(run: Run) -> dict[str, Any]:
 
 
 def offered(run: Run, measures: Measures) -> dict[str, float]:
-    """What the schedule asked for, by the time between its first and last arrival."""
+    """The offered load, over the time between the first and the last arrival."""
     due = np.sort(measures.scheduled)
     span = float(due[-1] - due[0]) if len(due) > 1 else 0.0
     share = (len(due) - 1) / len(due) / span if span else math.nan  # n arrivals have n-1 gaps
@@ -103,7 +103,8 @@ def offered(run: Run, measures: Measures) -> dict[str, float]:
 
 
 def latencies(measures: Measures) -> dict[str, Any]:
-    """Each measure from the schedule and from the send, as the definition has it (headline), and of answers alone."""
+    """Each measure from the schedule and from the send, by the chosen definition (headline), and of answered requests
+    only."""
     found: dict[str, Any] = {}
     for key in ("ttft", "visible", "e2e", "normalized"):
         found[key] = {origin: distribution(values[key]) for origin, values in measures.latency.items()}
@@ -141,7 +142,7 @@ def worst_tenth(values: Floats) -> float:
 
 
 def rates(records: list[Record], measures: Measures, window: tuple[float, float]) -> dict[str, float]:
-    """What was done in a window (s), by second."""
+    """Throughput in a window (s), per second."""
     start, end = window
     seconds = end - start
     if seconds <= 0:
@@ -173,7 +174,7 @@ def _mean_in_flight(measures: Measures, start: float, end: float) -> float:
 
 
 def attained(slo: Slo, measures: Measures, window: tuple[float, float], target: float) -> dict[str, Any]:
-    """How many of all sent requests kept an SLO. Failed ones did not."""
+    """How many of all sent requests met an SLO; failed ones did not."""
     headline = measures.headline()
     good = np.array([
         ok and slo.good({key: float(headline[key][i]) for key in headline}) for i, ok in enumerate(measures.ok)
@@ -230,7 +231,7 @@ def _pair(planned: list[float], realised: list[float]) -> dict[str, float]:
 
 
 def chunks(records: list[Record]) -> dict[str, Any]:
-    """How many tokens come together: with more than one, gaps between chunks are no gaps between tokens."""
+    """How many tokens a chunk holds: with more than one, gaps between chunks are not gaps between tokens."""
     tokens = np.array([tokens for record in records if record.ok for _, tokens in tokens_of_chunks(record)])
     exact = any(chunk.completion_tokens is not None for record in records for chunk in record.token_chunks)
     return {
@@ -241,7 +242,7 @@ def chunks(records: list[Record]) -> dict[str, Any]:
 
 
 def cache(run: Run) -> dict[str, Any]:
-    """Cached prompt tokens: what the workload means against what the server reports.
+    """Cached prompt tokens: what the workload intends and what the server reports.
 
     A block and the chat template may be shared by all prompts; what is reported beyond that and beyond the plan is
     contamination: two prompts were alike that should not have been.
@@ -261,7 +262,7 @@ def cache(run: Run) -> dict[str, Any]:
 
 
 def client(run: Run, measures: Measures) -> dict[str, float]:
-    """How the client itself did."""
+    """How the client itself performed."""
     lags = np.array(run.senders.lags)
     late = measures.sent - measures.scheduled
     return {
@@ -278,10 +279,11 @@ def client(run: Run, measures: Measures) -> dict[str, float]:
 
 
 def saturation(measures: Measures, start: float) -> dict[str, Any]:
-    """Do requests in flight and TTFT both rise from `start` (s) to the last arrival? Then the queue had no end.
+    """Whether requests in flight and TTFT both rise from `start` (s) to the last arrival: then the queue grew without
+    end.
 
-    A rise must be beyond doubt and as large as half of the mean: levels of successive seconds are not independent, so
-    the interval of the slope alone is too narrow.
+    A rise must be significant and at least half of the mean: successive seconds are not independent, so the slope's
+    interval alone is too narrow.
     """
     times, level = in_flight(measures.sent, measures.end)
     last = float(measures.sent.max())

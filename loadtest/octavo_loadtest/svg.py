@@ -1,4 +1,4 @@
-"""Line charts as SVG: enough for a load test, nothing to install, sharp at any size, and in the page's own colours."""
+"""Line charts as SVG: no dependency, sharp at any size, and in the page's colours."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart with its words. Points that are not finite, or not positive on a log axis, are left out."""
+    """A chart with its labels. Points that are not finite, or not positive on a log axis, are left out."""
 
     title: str
     x: str
@@ -68,7 +68,7 @@ def draw(chart: Chart) -> str:
     body = [_grid(chart, x, y), *(_marker(x, at, text) for at, text in chart.markers if x.low <= at <= x.high)]
     body += [_line(line, points, x, y) for line, points in lines]
     note = f"<p>{escape(chart.note)}</p>" if chart.note else ""
-    named = {line.name: line for line, _ in lines}  # several of one name are the same thing again
+    named = {line.name: line for line, _ in lines}  # lines with the same name share one entry
     legend = _legend([*named.values()]) if len(named) > 1 else ""
     head = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}">'
     caption = f"<figcaption>{escape(chart.title)}</figcaption>"

@@ -1,8 +1,8 @@
-"""Text of a wanted number of tokens, for a server whose tokenizer nobody knows.
+"""Makes text with a given number of tokens for a server with an unknown tokenizer.
 
-The words are short and common, so most tokenizers give each one token (with its space); how many tokens the server
-really counts is asked once before a run. A passage is a pure function of (salt, key): equal keys give equal words and
-different keys differ from the first words on, so a prefix cache can hit only where the workload means it.
+The words are short and common, so most tokenizers give each one token (with its space); the server's real count is
+queried once before a run. A passage is a pure function of (salt, key): equal keys give equal words and different keys
+differ from the first words on, so a prefix cache can hit only where the workload intends it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Lines that say whether a run can be believed. Each is good, warn or bad, and carries its numbers."""
+"""Verdicts on whether a run can be trusted. Each is good, warn or bad, and states its numbers."""
 
 from __future__ import annotations
 
