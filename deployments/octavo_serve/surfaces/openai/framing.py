@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from io import BytesIO
 from typing import Any
 
 from octavo_serve.api.surface import Framing, to_json
@@ -28,24 +29,37 @@ def _describe(event: Any, error: Any) -> dict[str, Any]:
 FRAMING = Framing("text/event-stream", _frame, b"data: [DONE]\n\n", _describe)
 
 
-def to_json_in_slices(value: Any, *, into: bool = True) -> bytes:
+def to_json_in_slices(value: Any) -> bytes:
     """A large answer or event as JSON, for use in a thread. It is encoded in slices, because msgspec holds the GIL
-    until it has encoded a whole value.
+    until it has encoded a whole value, and into one buffer: to join 64 MB of slices holds it for 140 ms.
 
-    Args:
-        into: write an object, and the objects in its list of choices, field by field; other lists are written 64
-            entries at a time.
+    An object is written field by field, and so are those in its list of choices; other lists are written 64 entries at
+    a time.
     """
+    out = BytesIO()
+    _write(out, value)
+    return out.getvalue()
+
+
+def _write(out: BytesIO, value: Any, *, into: bool = True) -> None:
     if into and isinstance(value, Mapping):
-        return b"{" + b",".join(_field(name, inner) for name, inner in value.items()) + b"}"
-    if isinstance(value, list) and len(value) > _SLICE:
-        slices = (value[start : start + _SLICE] for start in range(0, len(value), _SLICE))
-        return b"[" + b",".join(to_json(part)[1:-1] for part in slices) + b"]"
-    return to_json(value)
+        for number, (name, inner) in enumerate(value.items()):
+            out.write((b"," if number else b"{") + to_json(name) + b":")
+            if name == "choices":
+                _write_choices(out, inner)
+            else:
+                _write(out, inner, into=name == "logprobs")
+        out.write(b"}" if value else b"{}")
+    elif isinstance(value, list) and len(value) > _SLICE:
+        for start in range(0, len(value), _SLICE):
+            out.write((b"," if start else b"[") + to_json(value[start : start + _SLICE])[1:-1])
+        out.write(b"]")
+    else:
+        out.write(to_json(value))
 
 
-def _field(name: str, value: Any) -> bytes:
-    key = to_json(name) + b":"
-    if name == "choices":
-        return key + b"[" + b",".join(map(to_json_in_slices, value)) + b"]"
-    return key + to_json_in_slices(value, into=name == "logprobs")
+def _write_choices(out: BytesIO, choices: list[Any]) -> None:
+    for number, choice in enumerate(choices):
+        out.write(b"," if number else b"[")
+        _write(out, choice)
+    out.write(b"]" if choices else b"[]")
