@@ -25,6 +25,9 @@ HAND_OVER_SECONDS = 2.0
 """Seconds before the end of `graceful_shutdown_timeout_s` at which a leaving shard hands its streams over. Serve uses
 up to 0.5 s of it before it tells the shard."""
 
+GATEWAY_CHECK_SECONDS = 1.0
+"""Until Serve notices at the latest that a gateway has died; nobody is served before another has started."""
+
 MAX_START_ATTEMPTS = 2
 """Serve's default is twenty tries, but a missing model stays missing."""
 
@@ -102,6 +105,7 @@ def _gateway(settings: AppSettings, shards: dict[str, serve.Application]) -> ser
         num_replicas=settings.gateway.replicas,
         ray_actor_options={"num_cpus": settings.gateway.num_cpus},
         max_ongoing_requests=settings.gateway.max_ongoing_requests,
+        health_check_period_s=GATEWAY_CHECK_SECONDS,
         graceful_shutdown_wait_loop_s=0.5,
         max_constructor_retry_count=MAX_START_ATTEMPTS,
         user_config=settings.as_args(),

@@ -6,14 +6,17 @@ The router predicts where a request gets its first token soonest, admission how 
     a, b, c, d, e     seconds per step, token, sequence, attended and context position (`octavo.cost_model.Cost`)
 
     step              a + (b + c) * decoding + (d + e) * context      a step of the decoding sequences alone
+    full step         the same once all who are here decode, or as many of them as have places
     backlog seconds   steps * (step + c) + b * tokens + d * attended  to compute the backlog in tokens / chunk steps
     queue seconds     the same, and half a step where sequences decode: the rest of the one under way
-    wait seconds      step * (further steps until enough decoding sequences have ended to make room)
+    wait seconds      full step * (steps until enough sequences have ended to make room), less those of the backlog
     start seconds     wait seconds + queue seconds                    until a request that comes now begins
+    starts per second full / (mean_output * full step + full * prompt) that can begin in the long run
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -38,7 +41,7 @@ class ShardState:
         max_num_seqs: sequences that can run at once.
         blocks, blocks_free: KV blocks, and those that no sequence holds.
         block_size: tokens per block.
-        mean_output: tokens of an answer, averaged over those that ended; 0.0 before the first.
+        mean_output: tokens of an answer, averaged over those that ended of late.
         cost: the shard's own cost model; zeros until it has measured enough steps.
     """
 
@@ -94,22 +97,45 @@ class ShardState:
         return steps * (self.step_seconds + self.cost.sequence) + prompts
 
     def wait_seconds(self, tokens: int, sequences: int) -> float:
-        """Beyond the backlog's steps, until decoding sequences have left the places and blocks that are needed.
+        """Beyond the backlog's steps, until sequences have left the places and blocks that are needed.
 
-        They must do for what waits and for one more request. One of them ends every `mean_output / decoding` steps,
-        those in which the backlog is computed included.
+        They must do for what waits and for one more request. Once all places are taken, one of them is left every
+        `mean_output / full` steps, those in which the backlog is computed included.
 
         Args:
             tokens: of the request's prompt.
             sequences: that it becomes.
         """
-        if not self.decoding:
+        if not self.num_sequences:
             return 0.0
         places = self.num_sequences + sequences - self.max_num_seqs
         blocks = (self.backlog_tokens + tokens) / self.block_size - self.blocks_free
-        held = max(1.0, (self.blocks - self.blocks_free) / self.decoding)
-        steps = max(places, blocks / held) * self.mean_output / self.decoding
-        return max(0.0, steps - self.backlog_tokens / max(self.chunk, 1)) * self.step_seconds
+        running = max(1, self.num_running)
+        held = max(1.0, (self.blocks - self.blocks_free) / running)
+        steps = max(places / self._full, blocks / held / running) * self.mean_output
+        return max(0.0, steps * self._full_step_seconds - self.backlog_tokens / max(self.chunk, 1) * self.step_seconds)
+
+    @property
+    def _full(self) -> int:
+        """Sequences that decode once the backlog is computed; at least 1."""
+        return max(1, min(self.num_sequences, self.max_num_seqs))
+
+    @property
+    def _full_step_seconds(self) -> float:
+        cost, each = self.cost, self.context / self.decoding if self.decoding else 0.0
+        return cost.step + (cost.token + cost.sequence + (cost.attended + cost.context) * each) * self._full
+
+    def starts_per_second(self, tokens: float, places: int) -> float:
+        """Sequences that can begin in the long run, while none of the places stays free.
+
+        Args:
+            tokens: of a prompt, on average.
+            places: sequences that run at once, at least 1.
+        """
+        cost, context = self.cost, tokens + self.mean_output / 2
+        step = cost.step + (cost.token + cost.sequence + (cost.attended + cost.context) * context) * places
+        seconds = self.mean_output * step + places * self.prefill_seconds(tokens, tokens * tokens / 2)
+        return places / seconds if seconds > 0 else math.inf
 
     def start_seconds(self, tokens: int = 0, sequences: int = 1) -> float:
         """Until a request that comes now begins to be computed; arguments as of `wait_seconds`."""

@@ -50,8 +50,14 @@ def failure_of(error: Exception) -> Failure:
     """The `Failure` that a client is told. An unexpected exception is logged, and its text is not sent."""
     for kind, status, code in _KINDS:
         if isinstance(error, kind):
-            retry_after: float | None = getattr(error, "retry_after", None)
-            headers = {} if retry_after is None else {"Retry-After": str(max(1, math.ceil(retry_after)))}
+            headers = _when(getattr(error, "retry_after", None))
             return Failure(status, str(error), code, error.param if isinstance(error, BadRequest) else None, headers)
     logger.error("Unexpected error while serving a request", exc_info=error)
     return Failure(500, "internal server error; the server's log says more")
+
+
+def _when(seconds: float | None) -> dict[str, str]:
+    """Headers that say when to come again: the standard one in whole seconds, and OpenAI's."""
+    if seconds is None:
+        return {}
+    return {"Retry-After": str(max(1, math.ceil(seconds))), "retry-after-ms": str(max(1, math.ceil(1000 * seconds)))}

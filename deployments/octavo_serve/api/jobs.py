@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 from octavo.request import Request, SamplingParams
 from octavo_serve.api.chats import Chat
@@ -17,6 +18,7 @@ MANY = 1000
 """Number of log probabilities that take about a millisecond to write into an answer."""
 MANY_CHOICES = 64
 """Number of choices that take about a millisecond to write."""
+_KEPT = 1024  # characters or tokens of a request's beginning and end that its key is made of
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,6 +51,16 @@ class Asked:
     cache_salt: str = ""
     echo: bool = False
     stage: Callable[[], Stage] | None = None
+
+    def key(self) -> bytes:
+        """The same when the same request comes again, and another for next to all others: for a constant cost."""
+        content = self.content
+        chat = isinstance(content, Chat)
+        number = len(content.messages) if isinstance(content, Chat) else len(content)
+        last = content.messages[-1].content if isinstance(content, Chat) else content[-1]
+        ends = (last[:_KEPT], last[-_KEPT:], len(last)) if last else ()
+        text = repr((self.model, self.session, self.cache_salt, chat, number, ends))
+        return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,6 +15,17 @@ class ModelClient(Protocol):
     """The shards of one model."""
 
     async def describe(self) -> ModelInfo: ...
+
+    def admit(self, key: Callable[[], bytes]) -> None:
+        """Accept a request that is about to come, or refuse it at once.
+
+        Args:
+            key: names it, and the same when it comes again; asked for only where it matters.
+
+        Raises:
+            Overloaded, ModelNotReady: it would wait too long; with when to come again.
+        """
+        ...
 
     def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
         """Stream a request's updates; updates that arrive while the caller is busy come in one list.

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import secrets
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -18,7 +19,7 @@ from octavo_serve.api.model import NO_DEFAULTS, Defaults, ModelClient, ServedMod
 from octavo_serve.wire.messages import ModelInfo
 
 RETRY_AFTER = 5.0
-"""Seconds until a request to a loading model should try again: a small model loads in about that time."""
+"""Seconds until a request to a loading model should try again, as long as it has not loaded for longer than that."""
 
 Status = Literal["ready", "loading", "failed"]
 
@@ -65,6 +66,8 @@ class ModelEntry:
     note: str = ""
     defaults: Defaults = NO_DEFAULTS
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
+    _loading_since: float | None = None  # monotonic
+    _took: float | None = None  # seconds, the last time that it loaded
 
     def __post_init__(self) -> None:
         self.update()
@@ -89,13 +92,32 @@ class ModelEntry:
         """Set these fields, and wake the requests that wait for the model if it is ready or has failed now."""
         for name, value in facts.items():
             setattr(self, name, value)
+        now = time.monotonic()
         if self.status == "loading":
+            self._loading_since = now if self._loading_since is None else self._loading_since
             self._settled.clear()
-        else:
-            self._settled.set()
+            return
+        if self.status == "ready" and self._loading_since is not None:
+            self._took = now - self._loading_since
+        self._loading_since = None
+        self._settled.set()
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the model will have loaded, as the last time; None before it has once, or where it takes longer."""
+        if self._took is None or self._loading_since is None:
+            return None
+        left = self._took - (time.monotonic() - self._loading_since)
+        return left if left > 0 else None
+
+    @property
+    def _again(self) -> float:
+        """When to come again while it loads: nobody knows better than that it takes as long again as it has."""
+        loading = 0.0 if self._loading_since is None else time.monotonic() - self._loading_since
+        return self.seconds_left or max(RETRY_AFTER, loading)
 
     async def served(self, wait: float, explain: bool = True) -> ServedModel:
-        """The model once it is ready, which a request may wait for.
+        """The model once it is ready, which a request may wait for; at once an error where that would be for nothing.
 
         Args:
             explain: an error says why, which may name files of this machine.
@@ -103,7 +125,7 @@ class ModelEntry:
         Raises:
             ModelNotReady: it has failed, or still loads after `wait` seconds.
         """
-        if self.status == "loading":
+        if self.status == "loading" and (self.seconds_left or 0.0) <= wait:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._settled.wait()
@@ -113,7 +135,7 @@ class ModelEntry:
             why = f": {self.reason}" if explain else "; /health tells operators why"
             raise ModelNotReady(f"model {self.name!r} has failed{why}")
         why = f" ({self.reason})" if explain else ""
-        raise ModelNotReady(f"model {self.name!r} is still loading{why}; try again later", RETRY_AFTER)
+        raise ModelNotReady(f"model {self.name!r} is still loading{why}; try again later", self._again)
 
     def card(self, explain: bool = True) -> dict[str, object]:
         """The model's entry in /v1/models; where it does not `explain`, without its path and why it has failed."""

@@ -20,6 +20,7 @@ from octavo_serve.api.bounds import BodyBounds, Limits
 from octavo_serve.api.chats import Chat, render
 from octavo_serve.api.generation import run
 from octavo_serve.api.jobs import Asked, Job
+from octavo_serve.api.lateness import Lateness
 from octavo_serve.api.pieces import Whole
 from octavo_serve.api.prompts import is_long, prepare
 from octavo_serve.api.registry import Registry
@@ -44,6 +45,7 @@ class Service:
         self.models = models
         self.limits = limits
         self.telemetry = telemetry
+        self.lateness = Lateness()
         self.threads = Threads()
         self.body_threads = Threads(MAX_PARSED)
         self.template_threads = Threads(PROCESSES, MAX_TEMPLATES)  # so that a template without end does not delay texts
@@ -56,12 +58,16 @@ class Service:
     async def job(self, asked: Asked) -> Job:
         """Turn `asked` into a job, checked against its model; waits if the model is still loading.
 
+        One that would wait too long is refused before anything is rendered or tokenised.
+
         Raises:
             BadRequest, Overloaded, ModelNotReady, EngineDead.
         """
+        self.lateness.check()
         content = asked.content
         check = content.check if isinstance(content, Chat) else None
         model = await self.models.served(asked.model, asked.session, check)
+        model.client.admit(asked.key)
         if isinstance(content, Chat):
             text = await render(content, model.tokenizer, self.template_threads)
             if not text:

@@ -5,6 +5,9 @@ gateways and Serve's own proxy listen on the same address as the front. So Serve
 Ray starts as HAProxy puts the wanted address, with TLS where there is a certificate, into the front's line alone;
 metrics and statistics become sockets in the server's own folder. It starts nothing when a line is left that listens
 elsewhere. Ray writes the file anew before each start of HAProxy.
+
+HAProxy holds nothing back that the gateways would take: what may wait is theirs to say (`octavo.routing.admission`). It
+ends connections on which nothing moves.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import resource
 import shlex
 import ssl
 from collections.abc import Mapping
@@ -29,6 +33,15 @@ BEHIND = "127.0.0.1"
 """Where everything behind the front listens."""
 
 GATEWAY_PORTS = 100  # a host has far fewer gateways
+
+HEADER_SECONDS = 10
+"""Until a request's headers must have come; Ray sets no such limit, and HAProxy's own is none."""
+CLIENT_SECONDS = 300
+"""A client that neither sends of its body nor reads of its answer for so long is gone. Ray's default is an hour."""
+SERVER_SECONDS = 3600
+"""A gateway that says nothing for so long: an answer that is not streamed may take that."""
+FILES = 200
+"""Open files of HAProxy itself. It wants two more for each connection, and one for every two in case it splices."""
 
 OPEN = (
     "Everybody who can reach {address} can use these models: the config has no api_keys. "
@@ -115,9 +128,22 @@ def haproxy_settings(binary: str, folder: Path, http: Mapping[str, Any]) -> dict
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_HAPROXY_MAXCONN": str(most_connections()),
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(CLIENT_SECONDS),
+        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(SERVER_SECONDS),
         # nobody listens there: as a datagram to port 514, Ray's default, it would need a socket on every address
         "RAY_SERVE_HAPROXY_LOG_TARGET": str(folder / "log.sock"),
     }
+
+
+def most_connections() -> int:
+    """That HAProxy takes at once: above what gateways hold, as far as open files go.
+
+    Ray's 4,096 are less than what waits in 30 seconds at a few fast shards: beyond it nobody is refused, clients wait
+    in the system's queue of connections until they give up.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1024, min(100_000, (most - FILES) * 2 // 5)) if most != resource.RLIM_INFINITY else 100_000
 
 
 def _script(binary: str, folder: Path, port: int, inner: tuple[int, int], front: str) -> str:
@@ -125,6 +151,7 @@ def _script(binary: str, folder: Path, port: int, inner: tuple[int, int], front:
     places = {f"{BEHIND}:{port}": front, f":{inner[0]}": sockets[0], r"\*:" + str(inner[1]): sockets[1]}
     places[f"{BEHIND}:{port}"] += rf"\n    {_refusal_of_serves_own()}"
     edits = " ".join(f"-e {shlex.quote(f's|^ *bind {old}$|    bind {new}|')}" for old, new in places.items())
+    edits += " -e " + shlex.quote(rf"s|^defaults$|defaults\n    timeout http-request {HEADER_SECONDS}s|")
     ours = shlex.quote(f"^ *bind ({BEHIND}:|unix@|{_literal(front)}$)")
     return _WRAPPER.format(edits=edits, ours=ours, haproxy=shlex.quote(binary))
 

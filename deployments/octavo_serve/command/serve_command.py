@@ -297,6 +297,8 @@ def environment(options: Options, plan: Plan, folder: Path) -> dict[str, str]:
         # Serve replaces a proxy that has not started after 5 s, and kills one, with all its connections, that has not
         # answered within 10 s three times in a row: both happen on a busy machine
         settings |= {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60"}
+        # a killed HAProxy is replaced after three failed checks in a row: 30 s with Ray's ten between them
+        settings["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"] = "0.25"
         # Serve's controller runs its loop ten times a second, which is a third of an idle cluster's CPU time, and each
         # time interrupts a model that computes on all cores. A slower loop was not seen to delay the start of shards.
         # With autoscaling it stays fast, because the controller decides the number of shards.

@@ -184,6 +184,9 @@ class ModelSettings(Settings):
         max_ongoing_requests: requests that one gateway has at one shard, running and waiting; more wait in the gateway,
             where a shard that has just started finds them. By default `max_num_seqs` of them where the number of shards
             follows the load, and else as good as all.
+        max_queue_s: seconds that a request may wait before it begins; one that is predicted to wait longer is refused
+            with 429, and told when to come again (`octavo.routing.admission`).
+        max_queued_tokens: of prompts that may wait in a gateway and at the shards, about 40 bytes each in the gateway.
         health_check_period_s, health_check_timeout_s: how often and how long Serve asks a shard for its health.
         graceful_shutdown_timeout_s: how long a shard that leaves may take; its streams have all but the last two
             seconds to end, then they go on at another shard.
@@ -203,6 +206,8 @@ class ModelSettings(Settings):
     num_cpus: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     num_gpus: float = Field(default=0, ge=0, allow_inf_nan=False)
     max_ongoing_requests: Count | None = None
+    max_queue_s: Seconds = 30.0
+    max_queued_tokens: Count = 2**22
     health_check_period_s: Seconds = 5.0
     health_check_timeout_s: Seconds = 15.0
     graceful_shutdown_timeout_s: Seconds = 20.0
@@ -240,6 +245,11 @@ class ModelSettings(Settings):
     def fewest_shards(self) -> int:
         """Shards that the model has at all times."""
         return self.replicas if isinstance(self.replicas, int) else self.replicas.min
+
+    @property
+    def most_shards(self) -> int:
+        """Shards that the model has at most."""
+        return self.replicas if isinstance(self.replicas, int) else self.replicas.max
 
     @property
     def most_requests(self) -> int:

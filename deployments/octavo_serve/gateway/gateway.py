@@ -20,6 +20,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
+from octavo.routing.admission import QueueLimits
 from octavo.routing.router import RoutingConfig
 from octavo.source import Source
 from octavo.text.recommended import recommended_sampling
@@ -34,7 +35,7 @@ from octavo_serve.config.placement import unplaceable
 from octavo_serve.config.settings import ModelSettings, deployment_name, load_settings
 from octavo_serve.gateway.backlog import Backlog
 from octavo_serve.gateway.drain import Drain
-from octavo_serve.gateway.picker import Picker
+from octavo_serve.gateway.picker import Picker, QueueSettings
 from octavo_serve.gateway.shard_client import Failover, ShardClient
 from octavo_serve.gateway.watch import Deployments, load_text, watch_room, watch_shards
 from octavo_serve.http.app import http_app
@@ -84,11 +85,14 @@ class Gateway:
         self._closing: set[asyncio.Task[None]] = set()
         self._drain = Drain()
         self._backlog = Backlog()
+        self._watching: asyncio.Task[None] | None = None
         threading.Thread(target=_show_logs, name="octavo-logs", daemon=True).start()
         gc.freeze()  # 126,000 objects of modules, which each look at all objects went through: 75 ms with the loop held
 
     async def reconfigure(self, args: dict[str, Any]) -> None:
         """Serve these models from now on; those whose settings are the same go on as they are."""
+        if self._watching is None:
+            self._watching = asyncio.create_task(self.service.lateness.watch())
         settings = load_settings(args)
         rules = settings.rules(is_loopback(await _bind_host()))  # nothing below waits: requests see old or new, no mix
         old, self._served = self._served, {}
@@ -98,7 +102,10 @@ class Gateway:
                 self._served[model.name] = self._serve(model, settings.router.config)
             else:
                 self._served[model.name] = kept
-            self._served[model.name].picker.router.config = settings.router.config
+            picker = self._served[model.name].picker
+            picker.router.config = settings.router.config
+            limits = QueueLimits(model.max_queue_s, model.max_queued_tokens)
+            picker.queue = QueueSettings(limits, model.most_shards, settings.gateway.loading_wait_s)
         for gone in old.values():
             gone.close(self._closing)
         gateway, entries = settings.gateway, {name: served.entry for name, served in self._served.items()}

@@ -2,20 +2,28 @@
 
 Serve lists the shards (`ray_private.Deployment`), and those that can be reached join (`shard_client`); over the same
 link they say what they hold and how busy they are (`feed`); `octavo.routing` decides. A request that finds every shard
-full waits here, in order of arrival. Serve is told of all of them, for it scales by what waits and runs, but never
-asked: a handle call takes 0.8 ms of CPU at its two ends (docs/serve_cost.md), a decision less than a tenth of that.
+full waits here, in order of arrival; what would wait too long is refused before it is tokenised
+(`octavo.routing.admission`), and waits as long as it takes once it was accepted. Serve is told of all of them, for it
+scales by what waits and runs, but never asked: a handle call takes 0.8 ms of CPU at its two ends (docs/serve_cost.md),
+a decision less than a tenth of that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
-from octavo.errors import EngineDead
+from octavo.errors import EngineDead, ModelNotReady, Overloaded
+from octavo.load import ShardState
 from octavo.request import Placement, Request
+from octavo.routing.admission import UNLIMITED, Admission, Outlook, QueueLimits, Room, Waiting, outlook
 from octavo.routing.policy import Query
 from octavo.routing.router import Router, RoutingConfig
 from octavo_serve.gateway.link import Link
@@ -37,6 +45,21 @@ class Books(Protocol):
     def ended(self, replica: Replica) -> None: ...
 
     async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSettings:
+    """What may wait for a model, and what it can count on (see `octavo_serve.config.settings`).
+
+    Attributes:
+        limits: of the queue.
+        most_shards: that the model may have.
+        start_seconds: that a shard takes to come, until one has been seen to.
+    """
+
+    limits: QueueLimits = UNLIMITED
+    most_shards: int = 1
+    start_seconds: float = 30.0
 
 
 class Picked:
@@ -72,14 +95,20 @@ class Picker:
     Args:
         routing: how to decide.
         books: the shards' deployment.
+        queue: what may wait.
 
     Attributes:
         router: what is known of the shards.
+        admission: what decides who may wait.
+        took: seconds until a shard came, from when it was waited for; None before the first.
         links: to those that can be picked, by name.
     """
 
-    def __init__(self, routing: RoutingConfig, books: Books) -> None:
+    def __init__(self, routing: RoutingConfig, books: Books, queue: QueueSettings | None = None) -> None:
         self.router = Router(routing)
+        self.admission = Admission(UNLIMITED)
+        self.queue = queue or QueueSettings()
+        self.took: float | None = None
         self._books = books
         self.links: dict[str, Link] = {}
         self._replicas: dict[str, Replica] = {}
@@ -87,6 +116,98 @@ class Picker:
         self._first_list = asyncio.Event()
         self._turn = asyncio.Lock()  # those that wait for room take turns
         self._room = asyncio.Event()
+        self._waiting: Counter[str] = Counter()  # sequences and tokens that wait for room
+        self._wanted: float | None = None  # since when a shard has been waited for
+        self._came = False  # one of those that were waited for
+        self._seen: set[str] = set()  # shards that have joined at any time
+        self._state: ShardState | None = None  # of some shard, the last time that there was one
+        self._calling: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def queue(self) -> QueueSettings:
+        """What may wait; may change at any time."""
+        return self._queue
+
+    @queue.setter
+    def queue(self, queue: QueueSettings) -> None:
+        self._queue = queue
+        self.admission.limits = queue.limits
+
+    @property
+    def start_seconds(self) -> float:
+        """That a shard takes to come, from when it is waited for."""
+        return self._queue.start_seconds if self.took is None else self.took
+
+    def admit(self, key: Callable[[], bytes]) -> None:
+        """Accept a request that is about to come, or refuse it: it is not tokenised yet.
+
+        Args:
+            key: names it, and the same when it comes again.
+
+        Raises:
+            Overloaded: it would wait too long.
+            ModelNotReady: the same, and there is no shard yet.
+        """
+        if not self._first_list.is_set():
+            return
+        now = time.monotonic()
+        try:
+            self.admission.admit(self._outlook(now), key, now)
+        except Overloaded as error:
+            self._books.asked()
+            if self.links:
+                raise
+            if self._calling is None or self._calling.done():
+                self._calling = asyncio.create_task(self._call())  # it is what waits that brings a shard up
+            why = f"no shard is there, and one takes about {self.start_seconds:.0f} s to come"
+            raise ModelNotReady(why, error.retry_after) from None
+
+    def _outlook(self, now: float) -> Outlook:
+        shards = self.router.shards
+        tokens = self._waiting["tokens"] + sum(shards[name].backlog_tokens for name in self._replicas)
+        if not self._waiting["requests"] and tokens <= self._queue.limits.max_tokens:
+            for name, replica in self._replicas.items():  # in the usual case the first has room: a few microseconds
+                start = self.router.state_of(name, now).start_seconds
+                if self._running[name] < replica.capacity and start() <= self._queue.limits.max_seconds:
+                    return Outlook(0.0, 0.0, tokens)
+        rooms = [
+            Room(
+                state=self.router.state_of(name, now),
+                mine=shards[name].in_flight,
+                more=replica.capacity - self._running[name],
+            )
+            for name, replica in self._replicas.items()
+        ]
+        growth, soon = self._growth(now)
+        sequences, rate = self._waiting["sequences"], math.inf
+        if rooms:
+            self._state = rooms[0].state
+        elif self._state is not None and sequences:
+            prompt = self._waiting["tokens"] / sequences
+            rate = self._queue.most_shards * self._state.starts_per_second(prompt, self._state.max_num_seqs)
+        waiting = Waiting(sequences=sequences, tokens=self._waiting["tokens"], growth=growth, soon=soon, rate=rate)
+        return outlook(rooms, waiting)
+
+    def _growth(self, now: float) -> tuple[float, float]:
+        """Shards that there can be for each that is there, and seconds until the next.
+
+        One that has not come in twice its time is not counted on: the cluster may have no room for it.
+        """
+        waited = 0.0 if self._wanted is None else now - self._wanted
+        if self.links and (waited > 2 * self.start_seconds or self._queue.most_shards <= len(self.links)):
+            return 1.0, 0.0
+        soon = self.start_seconds - waited if waited < self.start_seconds else waited  # as long again as it has been
+        return self._queue.most_shards / max(1, len(self.links)), soon
+
+    async def _call(self) -> None:
+        self._want()
+        with contextlib.suppress(EngineDead):
+            await self.anybody()
+
+    def _want(self) -> None:
+        if self._wanted is None:
+            self._wanted, self._came = time.monotonic(), False
 
     async def pick(self, request: Request) -> Picked:
         """The shard that the router finds best; waits while none has room, or there is none.
@@ -98,7 +219,7 @@ class Picker:
             await self._first_list.wait()
         self._books.asked()
         candidates = self._with_room()
-        if not candidates or self._turn.locked():
+        if not candidates or self._turn.locked() or self._closed:
             candidates = await self._wait_for_room(request)
         placement = self._route(request, candidates)
         replica = self._replicas[placement.shard]
@@ -118,24 +239,45 @@ class Picker:
                 await self._news()
 
     async def close(self) -> None:
-        """Follow the shards no more."""
+        """Follow the shards no more; who waits is told so."""
+        self._closed = True
+        self.listed()
+        if self._calling is not None:
+            self._calling.cancel()
         await self._books.close()
 
     def _route(self, request: Request, names: list[str]) -> Placement:
         query = Query(len(request.prompt_token_ids), request.params.num_sequences, request.session)
         ticket, chain = request.request_id, request.block_hashes or []
-        choice = self.router.route(ticket, chain, query, names, time.monotonic())
+        within = self._queue.limits.max_seconds
+        choice = self.router.route(ticket, chain, query, names, time.monotonic(), within)
         return Placement(ticket, choice.order[0], choice.reason, choice.cached, choice.score.first_token)
 
     async def _wait_for_room(self, request: Request) -> list[str]:
-        with self._books.queued(again=request.emitted is not None):
-            async with self._turn:
-                while not (candidates := self._with_room()):
-                    await self._news()
-                return candidates
+        self._want()
+        size = {"requests": 1, "sequences": request.params.num_sequences, "tokens": len(request.prompt_token_ids)}
+        self._waiting.update(size)
+        try:
+            with self._books.queued(again=request.emitted is not None):
+                async with self._turn:
+                    while not (candidates := self._with_room()):
+                        await self._news()
+                    return candidates
+        finally:
+            self._waiting.subtract(size)
+            if self.links and not self._waiting["requests"]:
+                self._wanted = None
+
+    async def news(self, seconds: float) -> None:
+        """Wait until something has changed, or so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._news()
 
     async def _news(self) -> None:
         """Wait until something has changed."""
+        if self._closed:
+            raise EngineDead("this model is not served any more")
         if not self._books.available:
             raise EngineDead(f"{self._books.name} has failed; see the server's log")
         self._room.clear()
@@ -167,6 +309,12 @@ class Picker:
         self._replicas[name] = replica
         if self.links.get(name) is link:
             return
+        if self._wanted is not None and name not in self._seen:
+            now = time.monotonic()
+            if not self._came:  # the others were asked for later
+                self.took = now - self._wanted
+            self._came, self._wanted = True, now if self._waiting["requests"] else None
+        self._seen.add(name)
         self.links[name] = link
         self.router.join(name, time.monotonic())
         link.tell(self.router, name)

@@ -37,8 +37,10 @@ STATS_TIMEOUT = 2.0
 FIRST_PAUSE, LAST_PAUSE = 0.1, 1.0
 """Seconds between attempts to reach a shard, at first and at most; each pause is twice the one before."""
 
+LOOK_SECONDS = 0.05  # between two looks whether a lost shard has died
 CLOSING_SECONDS = 1.0  # between two looks whether anything runs
-PAUSE_SECONDS = 0.05  # before a request that moved asks again where all queues were full
+PAUSE_SECONDS = 1.0
+"""Before a request that moved asks again where all queues were full, unless a place gets free or a shard comes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,10 +95,15 @@ class ShardClient:
         """
         if self._info is None:
             with self._patience(), octavo_errors():
-                async with asyncio.timeout(self.failover.timeout):
+                async with asyncio.timeout(self._longest_wait):
                     await self._picker.anybody()
             assert self._info is not None
         return self._info
+
+    def admit(self, key: Callable[[], bytes]) -> None:
+        """Accept a request or refuse it; as `ModelClient.admit`."""
+        with octavo_errors():
+            self._picker.admit(key)
 
     async def stats(self) -> list[tuple[str, EngineStats]]:
         """(shard name, statistics) of the shards that can be reached and answer in time."""
@@ -217,7 +224,7 @@ class ShardClient:
                 except Overloaded:  # what was accepted once is not refused because its shard died
                     if time.monotonic() >= deadline:
                         raise
-                    await asyncio.sleep(PAUSE_SECONDS)
+                    await self._picker.news(PAUSE_SECONDS)
                 except ShardGone as gone:
                     if not run.living:  # its caller has ended what was left of it
                         return
@@ -239,7 +246,7 @@ class ShardClient:
         suspicion, request_id = run.suspicion, run.request.request_id
         end = time.monotonic() + self.failover.timeout
         while suspicion.is_undecided and time.monotonic() < end:
-            await asyncio.sleep(PAUSE_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
         if suspicion.is_guilty or suspicion.is_undecided:
             logger.error("%s: shards died twice while they ran nothing else; it is refused", request_id)
             raise OctavoError(f"request {request_id} is refused: it stopped two engines that ran nothing else")
@@ -247,12 +254,17 @@ class ShardClient:
             count = suspicion.num_losses
             raise EngineDead(f"{count} shards died while they ran this request; it is given up")
 
+    @property
+    def _longest_wait(self) -> float:
+        """Seconds for a shard to be there: twice what it took the last time, where that is longer than usual."""
+        return max(self.failover.timeout, 2 * (self._picker.took or 0.0))
+
     @contextlib.contextmanager
     def _patience(self) -> Iterator[None]:
         try:
             yield
         except TimeoutError:
-            seconds = self.failover.timeout
+            seconds = self._longest_wait
             raise EngineDead(f"no shard of this model was there for {seconds:g} s; see the server's log") from None
 
     async def _on_one_shard(self, run: _Run) -> AsyncGenerator[list[SequenceUpdate], None]:
@@ -275,7 +287,7 @@ class ShardClient:
             EngineDead: none was, for too long, or the deployment has failed.
         """
         with self._patience(), octavo_errors():
-            async with asyncio.timeout(self.failover.timeout):
+            async with asyncio.timeout(self._longest_wait):
                 picked = await self._picker.pick(run.request)
         try:
             if not run.living:  # its caller ended what was left of it while it looked for a shard

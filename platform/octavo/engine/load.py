@@ -12,6 +12,12 @@ from octavo.engine.sequence import Sequence
 from octavo.kvcache.block_pool import BlockPool
 from octavo.load import ShardState
 
+REMEMBERED = 512
+"""Sequences over which the length of answers is averaged: many enough for a mean, few enough to follow the users."""
+UNKNOWN_OUTPUT = 128.0
+"""Tokens of an answer, as long as next to none has ended."""
+FEW = 8
+
 
 @dataclass(slots=True)
 class Counters:
@@ -32,6 +38,27 @@ class Counters:
     cached_tokens: int = 0
     output_tokens: int = 0
     preemptions: int = 0
+    _lately: float = 0.0  # ended sequences, the earlier the less
+    _tokens_lately: float = 0.0
+
+    def ended(self, tokens: int, seconds: float) -> None:
+        """Count a sequence that has ended.
+
+        Args:
+            tokens: that it got.
+            seconds: that it ran.
+        """
+        self.finished += 1
+        self.finished_seconds += seconds
+        self.output_tokens += tokens
+        self._lately += 1 - self._lately / REMEMBERED
+        self._tokens_lately += tokens - self._tokens_lately / REMEMBERED
+
+    @property
+    def mean_output(self) -> float:
+        """Tokens of an answer, of late; of the first few ones only in part, for they may be a start-up's own test."""
+        missing = max(0.0, FEW - self._lately)
+        return (self._tokens_lately + missing * UNKNOWN_OUTPUT) / (self._lately + missing)
 
 
 def shard_state(
@@ -72,7 +99,7 @@ def shard_state(
         blocks=pool.num_blocks,
         blocks_free=pool.num_free,
         block_size=pool.block_size,
-        mean_output=counters.output_tokens / max(1, counters.finished),
+        mean_output=counters.mean_output,
         cost=cost,
     )
 

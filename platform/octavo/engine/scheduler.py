@@ -110,9 +110,10 @@ class Scheduler:
 
     def _check_queue(self, request: Request) -> None:
         limit = self.config.max_num_queued_requests
-        if len(self._waiting) - self._places() < limit:
+        if (over := len(self._waiting) - self._places() - limit) < 0:
             return
-        retry = max(1.0, self.state().start_seconds(len(request.prompt_token_ids), request.params.num_sequences))
+        # until as many of those that wait have begun as are too many
+        retry = self.state().start_seconds() * (over + 1) / (len(self._waiting) + 1)
         decided = self._step, self._clock(), request.request_id, 0
         self.decisions.add(Decision(*decided, "reject", "queue full", {"retry_after": retry}))
         raise Overloaded(f"{len(self._waiting)} requests are waiting; the queue holds {limit}", retry)
@@ -355,9 +356,7 @@ class Scheduler:
     def _finish(self, seq: Sequence, reason: FinishReason, update: SequenceUpdate) -> SequenceUpdate:
         group, seq.ended = seq.group, True
         group.sequences.remove(seq)
-        self.counters.finished += 1
-        self.counters.finished_seconds += self._clock() - seq.since if seq.since else 0.0
-        self.counters.output_tokens += seq.num_output
+        self.counters.ended(seq.num_output, self._clock() - seq.since if seq.since else 0.0)
         if not group.sequences:
             del self._groups[group.request.request_id]
         update.finish_reason = reason

@@ -9,7 +9,8 @@
     next     busy / (1 - busy)
 
 The first three are `octavo.load.ShardState`'s own predictions, from the cost model that the shard fitted to its
-measured steps: a slow shard says so itself. Together they are the time to the first token.
+measured steps: a slow shard says so itself. Together they are the time to the first token. A shard where the first two
+exceed the model's bound (`octavo.routing.admission`) is chosen only if all others are like it.
 
 `others` is what the request costs everybody else. Its uncached tokens delay each decoding sequence by their compute
 time (weighted by `stream_weight`). When prompts keep the shards busy for a share `busy` of the time, they also delay
@@ -83,6 +84,10 @@ class Candidate:
     state: ShardState
     stale: bool = False
 
+    def start_seconds(self, query: Query) -> float:
+        """Until the request begins to be computed there."""
+        return self.state.start_seconds(query.tokens, query.sequences)
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -92,6 +97,10 @@ class Score:
     queue: float
     own: float
     others: float
+
+    @property
+    def start(self) -> float:
+        return self.wait + self.queue
 
     @property
     def first_token(self) -> float:

@@ -86,6 +86,11 @@ class KnownShard:
     stale: bool = False
     decisions: Counter[Reason] = field(default_factory=Counter)
 
+    @property
+    def backlog_tokens(self) -> int:
+        """Tokens of prompts that are to be computed there, as far as is known."""
+        return self.tokens + (0 if self.state is None else self.state.backlog_tokens)
+
 
 @dataclass(slots=True, eq=False)
 class _Sent:
@@ -152,12 +157,21 @@ class Router:
 
     # ---- the decision -----------------------------------------------------------------------------------------
 
-    def route(self, ticket: str, chain: Sequence[bytes], query: Query, names: Sequence[str], now: float) -> Choice:
+    def route(
+        self,
+        ticket: str,
+        chain: Sequence[bytes],
+        query: Query,
+        names: Sequence[str],
+        now: float,
+        within: float = math.inf,
+    ) -> Choice:
         """Choose among the shards `names` and count the request there at once.
 
         Args:
             ticket: name of the request until `completed` is called with it; routing it again replaces the decision.
             chain: hashes of the prompt's full blocks.
+            within: seconds in which it is to begin: shards that let it wait longer are left out while others do not.
 
         Raises:
             ValueError: there is no shard.
@@ -171,6 +185,8 @@ class Router:
         start = self._turn % len(names)  # equally good shards take turns
         candidates = [self._candidate(name, chain, query, now) for name in [*names[start:], *names[:start]]]
         choice = POLICIES[self.config.policy](query, candidates, self.config.stream_weight)
+        if choice.score.start > within and (timely := [c for c in candidates if c.start_seconds(query) <= within]):
+            choice = POLICIES[self.config.policy](query, timely, self.config.stream_weight)
         self.shards[choice.order[0]].decisions[choice.reason] += 1
         if self.config.log_decisions:
             logger.info("%s goes to %s (%s)\n%s", ticket, choice.order[0], choice.reason,
@@ -186,21 +202,28 @@ class Router:
 
     def _candidate(self, name: str, chain: Sequence[bytes], query: Query, now: float) -> Candidate:
         shard = self.join(name, now)
+        state = self._state(name, shard, now)
+        if shard.stale:
+            return Candidate(name, 0, state, stale=True)
+        usable = (query.tokens - 1) // state.block_size  # an engine computes at least the last token
+        cached = matched(chain[:usable], shard.blocks.hashes, shard.coming) * state.block_size
+        return Candidate(name, cached, state)
+
+    def state_of(self, name: str, now: float) -> ShardState:
+        """How busy a shard is, what was sent there since its last report included."""
+        return self._state(name, self.join(name, now), now)
+
+    def _state(self, name: str, shard: KnownShard, now: float) -> ShardState:
         state = shard.state or UNKNOWN
         if not any(state.cost):
             state = replace(state, cost=self._others_cost())
         self._judge(name, shard, now)
         if shard.stale:
-            state = replace(
+            return replace(
                 state, decoding=shard.in_flight, context=0, prefilling=0, queued=0, backlog_tokens=shard.tokens,
                 backlog_attended=shard.attended, blocks_free=state.blocks,
             )  # fmt: skip
-            return Candidate(name, 0, state, stale=True)
-        if shard.sequences:
-            state = state.with_request(shard.sequences, shard.tokens, shard.attended)
-        usable = (query.tokens - 1) // state.block_size  # an engine computes at least the last token
-        cached = matched(chain[:usable], shard.blocks.hashes, shard.coming) * state.block_size
-        return Candidate(name, cached, state)
+        return state.with_request(shard.sequences, shard.tokens, shard.attended) if shard.sequences else state
 
     def _judge(self, name: str, shard: KnownShard, now: float) -> None:
         """Log once when a shard's reports stop, and when they resume."""

@@ -78,6 +78,7 @@ class ScriptedClient:
     Attributes:
         error: raised instead of the first update.
         fail_after: steps after which the stream raises `late_error`.
+        full: raised instead of accepting a request.
         opened, closed, aborted: what callers did.
     """
 
@@ -88,12 +89,17 @@ class ScriptedClient:
     error: Exception | None = None
     fail_after: int | None = None
     late_error: Exception | None = None
+    full: Exception | None = None
     opened: list[Request] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
     aborted: list[tuple[str, int]] = field(default_factory=list)
 
     async def describe(self) -> ModelInfo:
         return ModelInfo("scripted", max_model_len=256, vocab_size=self.tokenizer.vocab_size, block_size=16)
+
+    def admit(self, key: Callable[[], bytes]) -> None:
+        if self.full is not None:
+            raise self.full
 
     async def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
         self.opened.append(request)
@@ -257,6 +263,7 @@ def server() -> Iterator[Server]:
     folder = Path(tempfile.mkdtemp(prefix="oct"))  # short: Ray puts sockets with long names below it
     engine = {"max_num_seqs": 16, "kv_cache_bytes": 2**28, "threads": 1, "max_num_queued_requests": 48}
     model = {"name": "smollm2", "source": SOURCE, "replicas": 2, "engine": engine, "health_check_period_s": 1.0}
+    model["max_queue_s"] = 3600.0  # on a slow machine nothing is to be refused for its time alone
     config = folder / "config.yaml"
     application = {
         "name": "octavo",
@@ -330,6 +337,7 @@ class Fleet:
         self.ports: list[Port] = []
         self.replicas: list[Replica] = []
         self.links: dict[str, Link] = {}
+        self.took: float | None = None
         self.running: Counter[str] = Counter()
         self.ran: list[bool] = []
         self.backlog = Backlog()
@@ -426,6 +434,9 @@ class Fleet:
     async def anybody(self) -> None:
         while not self.links:
             await asyncio.sleep(0.01)
+
+    async def news(self, seconds: float) -> None:
+        await asyncio.sleep(0.01)
 
     def join(self, replica: Replica, link: Link) -> None:
         self.links[replica.name] = link

@@ -50,6 +50,21 @@ def test_places_are_left_while_the_backlog_is_computed() -> None:
     assert replace(full, backlog_tokens=12 * 512).wait_seconds(1, 1) == 0
 
 
+def test_a_burst_at_an_idle_shard_waits_for_the_places_that_it_takes_itself() -> None:
+    """Nobody decodes yet, but 64 of them soon will: the router must not take the rest for the next in line."""
+    burst = IDLE.with_request(64 + 128, 0, 0)
+    full = 0.010 + 64 * 3e-4
+    assert burst.wait_seconds(0, 1) == pytest.approx(129 / 64 * 100 * full)
+    assert IDLE.with_request(63, 0, 0).wait_seconds(0, 1) == 0
+
+
+def test_in_the_long_run_as_many_begin_as_end() -> None:
+    step = 0.010 + 40 * (3e-4 + 1.1e-7 * (1000 + 50))
+    seconds = 100 * step + 40 * (1000 * 1e-4 + 1000 * 1000 / 2 * 1e-8)
+    assert IDLE.starts_per_second(1000, 40) == pytest.approx(40 / seconds)
+    assert replace(IDLE, cost=NO_COST).starts_per_second(1000, 40) == float("inf")
+
+
 states = st.builds(
     replace, st.just(DECODING), decoding=st.integers(0, 64), prefilling=st.integers(0, 8), queued=st.integers(0, 99),
     backlog_tokens=st.integers(0, 10**6), backlog_attended=st.integers(0, 10**9), chunk=st.integers(1, 4096),

@@ -1,4 +1,4 @@
-"""When the log probabilities of a job are too many to be written on the event loop."""
+"""What a request is known by, and when a job's log probabilities are too many to be written on the event loop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from octavo.request import Request, SamplingParams
-from octavo_serve.api.jobs import MANY, Job
+from octavo_serve.api.chats import Chat, Message
+from octavo_serve.api.jobs import MANY, Asked, Job
 
 
 def job_of(prompt_lengths: list[int], **params: Any) -> Job:
@@ -16,6 +17,26 @@ def job_of(prompt_lengths: list[int], **params: Any) -> Job:
     prompts = [[1] * length for length in prompt_lengths]
     requests = [Request(request_id=f"r-{i}", prompt_token_ids=ids, params=sampling) for i, ids in enumerate(prompts)]
     return Job("r", 0, anything, "m", sampling, requests, [], None, anything)
+
+
+def key_of(content: Any, **other: Any) -> bytes:
+    return Asked(kind="c", model="m", content=content, param="prompt", params=SamplingParams(), **other).key()
+
+
+def chat_of(*contents: Any) -> Chat:
+    return Chat(messages=[Message(role="user", content=content) for content in contents])
+
+
+def test_a_request_is_known_again_and_told_from_others() -> None:
+    part: dict[str, Any] = {"type": "text", "text": "Hello"}
+    contents: list[Any] = [
+        ["Hello"], ["Hello", "Hello"], ["hello"], [""], [[1, 2, 3]], [[1, 2, 4]], ["x" * 5000], ["x" * 5001],
+        [[1] * 5000], chat_of("Hello"), chat_of("Well", "Hello"), chat_of([part]), chat_of(None),
+    ]  # fmt: skip
+    keys = {key_of(content) for content in contents}
+    assert keys == {key_of(content) for content in contents}
+    keys |= {key_of(["Hello"], session="s"), key_of(["Hello"], cache_salt="s"), key_of(["\ud800"])}
+    assert len(keys) == len(contents) + 3
 
 
 def test_prompt_tokens_are_those_of_all_prompts() -> None:

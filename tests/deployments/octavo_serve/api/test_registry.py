@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from typing import Any
 
 import pytest
 
 from octavo.errors import BadRequest, ModelNotReady, UnknownModel
-from octavo_serve.api.registry import ModelEntry, Registry, choose
+from octavo_serve.api.registry import RETRY_AFTER, ModelEntry, Registry, choose
 
 INFO: Any = type("Info", (), {"hash_name": "h", "max_model_len": 7})()
 TOKENIZER: Any = object()
@@ -69,6 +70,27 @@ def test_a_request_waits_for_a_model_that_loads(registry: Registry) -> None:
         return (await waiting).name
 
     assert asyncio.run(load()) == "c"
+
+
+def test_a_model_that_takes_longer_than_a_request_may_wait_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    entry, loop = ModelEntry("c", 2, CLIENT), asyncio.new_event_loop()
+
+    def refused(wait: float) -> float | None:
+        with pytest.raises(ModelNotReady) as error:
+            loop.run_until_complete(entry.served(wait))
+        return error.value.retry_after
+
+    assert refused(0.0) == RETRY_AFTER, "it has never loaded"
+    clock[0] += 60
+    assert refused(0.0) == 60, "as long again as it has taken"
+    clock[0] += 40
+    entry.update(tokenizer=TOKENIZER, info=INFO, shards=1)
+    entry.update(shards=0)
+    clock[0] += 20
+    assert refused(30.0) == 80, "it took a hundred the last time"
+    loop.close()
 
 
 def test_a_request_that_waits_learns_of_a_failure(registry: Registry) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
 
 from octavo.block_hash import hash_chain, root_hash
-from octavo.errors import BadRequest, PromptTooLong, UnknownModel
+from octavo.errors import BadRequest, Overloaded, PromptTooLong, UnknownModel
 from octavo_serve.api.body import parse
 from octavo_serve.api.model import Defaults
 from octavo_serve.api.service import Service
@@ -41,6 +42,21 @@ def test_limits_of_the_context(talk: Any) -> None:
         talk.complete("word", max_tokens=1000)
     with pytest.raises(BadRequest, match="not in the vocabulary"):
         talk.complete([10**6])
+
+
+def test_a_refused_request_is_not_tokenised(service: Service, talk: Any, client: Any) -> None:
+    encoded: list[str] = []
+    client.tokenizer.encode, encode = lambda text, **_: encoded.append(text), client.tokenizer.encode
+    try:
+        for refusing in (client, service.lateness):
+            client.full = Overloaded("full", 3.0) if refusing is client else None
+            service.lateness.seconds = 9.0 if refusing is service.lateness else 0.0
+            for ask in (talk.chat, partial(talk.complete, "word")):
+                with pytest.raises(Overloaded):
+                    ask()
+        assert encoded == []
+    finally:
+        client.tokenizer.encode = encode
 
 
 def test_what_takes_long_leaves_the_event_loop_alone(service: Service, talk: Any, client: Any) -> None:

@@ -26,6 +26,7 @@ from octavo_serve.command.front import (
     haproxy_binary,
     haproxy_settings,
     middlewares,
+    most_connections,
     trust,
     warning_without_keys,
 )
@@ -165,6 +166,17 @@ def test_tls_ends_at_the_front(tmp_path: Path, certificate: dict[str, str]) -> N
             get(url)
     assert (tmp_path / "front.pem").stat().st_mode & 0o077 == 0
     assert not [key for key in behind(http) if key.startswith("ssl_")]
+
+
+@needs_haproxy
+def test_headers_must_come_in_time_and_more_are_let_in_than_a_gateway_holds(tmp_path: Path) -> None:
+    http = {"host": "127.0.0.1", "port": free_block(1)}
+    settings = haproxy_settings(str(BINARY), tmp_path, http)
+    assert int(settings["RAY_SERVE_HAPROXY_MAXCONN"]) == most_connections() >= 1024
+    with front(tmp_path, http):
+        get(f"http://127.0.0.1:{http['port']}")
+        lines = (tmp_path / "haproxy.cfg").read_text().splitlines()
+    assert lines[lines.index("defaults") + 1].strip() == "timeout http-request 10s"
 
 
 @needs_haproxy

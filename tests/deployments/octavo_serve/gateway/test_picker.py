@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 
 import pytest
 
-from octavo.errors import EngineDead
+from octavo.cost_model import Cost
+from octavo.errors import EngineDead, ModelNotReady, Overloaded
+from octavo.load import ShardState
 from octavo.request import Request, SamplingParams
+from octavo.routing.admission import QueueLimits
 from octavo.routing.router import RoutingConfig
 from octavo_serve.gateway.link import Link
-from octavo_serve.gateway.picker import Picker
+from octavo_serve.gateway.picker import Picker, QueueSettings
 from octavo_serve.ray_private import Replica
 from octavo_serve.wire.messages import Address
 
@@ -235,3 +240,123 @@ def test_a_shard_that_may_take_more_from_now_on_wakes_who_waits() -> None:
         assert books.running == {"a": 2}
 
     run(scenario)
+
+
+BUSY = ShardState(
+    decoding=1, context=100, prefilling=0, queued=0, backlog_tokens=0, backlog_attended=0, chunk=512, max_num_seqs=1,
+    blocks=4096, blocks_free=2000, block_size=16, mean_output=100.0, cost=Cost(0.010, 0.0, 0.0, 0.0, 0.0),
+)  # fmt: skip
+"""One sequence a second."""
+
+
+def report(picker: Picker, name: str, state: ShardState = BUSY) -> None:
+    picker.router.heard(name, state, ["runs", "1"], time.monotonic())
+    picker.router.settle(time.monotonic())
+
+
+def full(picker: Picker, key: bytes = b"") -> float:
+    with pytest.raises((Overloaded, ModelNotReady)) as error:
+        picker.admit(lambda: key)
+    found = error.value.retry_after
+    assert found is not None
+    return found
+
+
+def test_what_waits_in_the_gateway_and_at_the_shard_is_bounded_in_seconds() -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        start(picker, "a", capacity=1)
+        report(picker, "a")
+        picker.queue = QueueSettings(QueueLimits(5.0))
+        picker.admit(lambda: b"")
+        await picker.pick(request("runs"))
+        waiting = [asyncio.create_task(picker.pick(request(f"w{i}"))) for i in range(9)]
+        await waits(books, 9)
+        report(picker, "a")
+        assert 4 < full(picker) < 8  # it would begin after about ten
+        report(picker, "a", replace(BUSY, queued=99))
+        picker.queue = QueueSettings(QueueLimits(5.0, 900 - 1))
+        assert full(picker, b"another") > 90
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        report(picker, "a", replace(BUSY, decoding=0, context=0))
+        picker.admit(lambda: b"")
+
+    run(scenario)
+
+
+def test_a_prompts_worth_of_tokens_is_bounded_too() -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        start(picker, "a")
+        picker.queue = QueueSettings(QueueLimits(1e9, 1000))
+        report(picker, "a", replace(BUSY, queued=5, backlog_tokens=1000))
+        picker.admit(lambda: b"")
+        report(picker, "a", replace(BUSY, queued=5, backlog_tokens=1001))
+        full(picker)
+
+    run(scenario)
+
+
+def test_a_start_that_takes_too_long_is_refused_and_still_brings_the_shard_up() -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        picker.queue = QueueSettings(QueueLimits(30.0), start_seconds=50.0)
+        assert full(picker, b"1") == pytest.approx(20.0, abs=1.0)
+        await waits(books, 1)  # Serve scales by what waits
+        full(picker, b"2")
+        await asyncio.sleep(0)
+        assert len(books.waiting) == 1
+        start(picker, "a")
+        await waits(books, 0)
+        assert picker.start_seconds < 50, "how long it took is known now"
+        picker.admit(lambda: b"2")
+
+    run(scenario)
+
+
+def test_a_model_that_may_grow_is_judged_by_the_shards_that_will_come() -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        start(picker, "a", capacity=1)
+        report(picker, "a")
+        await picker.pick(request("runs"))
+        waiting = [asyncio.create_task(picker.pick(request(f"w{i}"))) for i in range(40)]
+        await waits(books, 40)
+        report(picker, "a")
+        picker.queue = QueueSettings(QueueLimits(15.0))
+        assert full(picker) > 20
+        picker.queue = QueueSettings(QueueLimits(15.0), most_shards=8, start_seconds=5.0)
+        picker.admit(lambda: b"")
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+
+    run(scenario)
+
+
+def test_a_closed_picker_tells_who_waits_and_who_comes() -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        closed = Picker(RoutingConfig(), Books())
+        closed.listed()
+        waiting = asyncio.create_task(closed.pick(request("waits")))
+        await asyncio.sleep(0)
+        await closed.close()
+        for asked in (waiting, closed.pick(request("comes")), closed.anybody()):
+            with pytest.raises(EngineDead, match="not served any more"):
+                async with asyncio.timeout(60):
+                    await asked
+
+    run(scenario)
+
+
+def test_a_shard_that_would_keep_a_session_waiting_too_long_is_passed_over() -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        for name in "ab":
+            start(picker, name)
+        picker.queue = QueueSettings(QueueLimits(5.0))
+        home = (await picker.pick(request("1", session="alice"))).placement.shard
+        report(picker, home, replace(BUSY, queued=50))
+        assert (await picker.pick(request("2", session="alice"))).placement.shard != home
+        for name in "ab":
+            report(picker, name, replace(BUSY, queued=50))
+        assert (await picker.pick(request("3", session="alice"))).placement.shard == home
+
+    run(scenario, RoutingConfig(policy="session"))

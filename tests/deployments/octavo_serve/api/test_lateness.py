@@ -1,0 +1,35 @@
+"""A gateway whose loop is late refuses, and one held up once does not."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from octavo.errors import Overloaded
+from octavo_serve.api.lateness import LATE, Lateness
+
+
+def test_the_average_follows_the_loop() -> None:
+    async def held_up(times: int) -> Lateness:
+        lateness = Lateness()
+        watching = asyncio.create_task(lateness.watch())
+        for _ in range(times):
+            for _ in range(3):  # so that the next look is waited for
+                await asyncio.sleep(0)
+            time.sleep(0.2)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        watching.cancel()
+        return lateness
+
+    assert asyncio.run(held_up(3)).seconds > 0.03
+
+
+def test_a_late_loop_takes_nothing_new() -> None:
+    lateness = Lateness()
+    lateness.check()
+    lateness.seconds = 1.1 * LATE
+    with pytest.raises(Overloaded):
+        lateness.check()
