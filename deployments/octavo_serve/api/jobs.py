@@ -18,6 +18,8 @@ MANY = 1000
 """Number of log probabilities that take about a millisecond to write into an answer."""
 MANY_CHOICES = 64
 """Number of choices that take about a millisecond to write."""
+USUAL_TOKEN = 4
+"""Characters of a token in most languages."""
 _KEPT = 1024  # characters or tokens of a request's beginning and end that its key is made of
 
 
@@ -51,6 +53,14 @@ class Asked:
     cache_salt: str = ""
     echo: bool = False
     stage: Callable[[], Stage] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Prompts, and about how many tokens, before anything is tokenised."""
+        if isinstance(self.content, Chat):
+            return 1, sum(len(message.content or "") for message in self.content.messages) // USUAL_TOKEN
+        lengths = (len(prompt) // (USUAL_TOKEN if isinstance(prompt, str) else 1) for prompt in self.content)
+        return len(self.content), sum(lengths)
 
     def key(self) -> bytes:
         """The same when the same request comes again, and another for next to all others: for a constant cost."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,11 +17,13 @@ class ModelClient(Protocol):
 
     async def describe(self) -> ModelInfo: ...
 
-    def admit(self, key: Callable[[], bytes]) -> None:
-        """Accept a request that is about to come, or refuse it at once.
+    def admitted(self, key: Callable[[], bytes], prompts: int, tokens: int) -> AbstractContextManager[None]:
+        """Accept a request that is about to come, or refuse it at once; it is prepared within this.
 
         Args:
             key: names it, and the same when it comes again; asked for only where it matters.
+            prompts: of the request.
+            tokens: of these, about.
 
         Raises:
             Overloaded, ModelNotReady: it would wait too long; with when to come again.

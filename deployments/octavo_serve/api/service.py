@@ -67,18 +67,18 @@ class Service:
         content = asked.content
         check = content.check if isinstance(content, Chat) else None
         model = await self.models.served(asked.model, asked.session, check)
-        model.client.admit(asked.key)
-        if isinstance(content, Chat):
-            text = await render(content, model.tokenizer, self.template_threads)
-            if not text:
-                raise BadRequest("the model's chat template makes no prompt of these messages", asked.param)
-            content = [text]
-        info = await model.client.describe()
-        request_id = f"{asked.kind}-{secrets.token_hex(12)}"  # a client's own id may be in use by another request
-        work = partial(prepare, model.tokenizer, info, content, asked, request_id)
-        requests, texts = await self.threads.run(work) if is_long(content) else work()
-        longest = max(len(request.prompt_token_ids) for request in requests)
-        model.defaults.fill_in(asked.params, asked.given, info.max_model_len - longest)
+        with model.client.admitted(asked.key, *asked.size):
+            if isinstance(content, Chat):
+                text = await render(content, model.tokenizer, self.template_threads)
+                if not text:
+                    raise BadRequest("the model's chat template makes no prompt of these messages", asked.param)
+                content = [text]
+            info = await model.client.describe()
+            request_id = f"{asked.kind}-{secrets.token_hex(12)}"  # a client's own id may be in use elsewhere
+            work = partial(prepare, model.tokenizer, info, content, asked, request_id)
+            requests, texts = await self.threads.run(work) if is_long(content) else work()
+            longest = max(len(request.prompt_token_ids) for request in requests)
+            model.defaults.fill_in(asked.params, asked.given, info.max_model_len - longest)
         return Job(
             id=request_id,
             created=int(time.time()),

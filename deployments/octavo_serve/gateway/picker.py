@@ -15,11 +15,12 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from octavo.cost_model import attended
 from octavo.errors import EngineDead, ModelNotReady, Overloaded
 from octavo.load import ShardState
 from octavo.request import Placement, Request
@@ -117,6 +118,8 @@ class Picker:
         self._turn = asyncio.Lock()  # those that wait for room take turns
         self._room = asyncio.Event()
         self._waiting: Counter[str] = Counter()  # sequences and tokens that wait for room
+        self._coming: Counter[str] = Counter()  # prompts and tokens that were accepted and are being prepared
+        self._preparing = 0.0  # seconds that this takes, on average
         self._wanted: float | None = None  # since when a shard has been waited for
         self._came = False  # one of those that were waited for
         self._seen: set[str] = set()  # shards that have joined at any time
@@ -139,19 +142,32 @@ class Picker:
         """That a shard takes to come, from when it is waited for."""
         return self._queue.start_seconds if self.took is None else self.took
 
-    def admit(self, key: Callable[[], bytes]) -> None:
-        """Accept a request that is about to come, or refuse it: it is not tokenised yet.
+    @contextlib.contextmanager
+    def admitted(self, key: Callable[[], bytes], prompts: int, tokens: int) -> Iterator[None]:
+        """Accept a request that is about to come, or refuse it; it is prepared within this, and counts meanwhile.
 
         Args:
             key: names it, and the same when it comes again.
+            prompts: of the request.
+            tokens: of these, about.
 
         Raises:
             Overloaded: it would wait too long.
             ModelNotReady: the same, and there is no shard yet.
         """
+        start = time.monotonic()
+        self._admit(key, start)
+        size = {"prompts": prompts, "tokens": tokens}
+        self._coming.update(size)
+        try:
+            yield
+            self._preparing += 0.1 * (time.monotonic() - start - self._preparing)
+        finally:
+            self._coming.subtract(size)
+
+    def _admit(self, key: Callable[[], bytes], now: float) -> None:
         if not self._first_list.is_set():
             return
-        now = time.monotonic()
         try:
             self.admission.admit(self._outlook(now), key, now)
         except Overloaded as error:
@@ -166,14 +182,14 @@ class Picker:
     def _outlook(self, now: float) -> Outlook:
         shards = self.router.shards
         tokens = self._waiting["tokens"] + sum(shards[name].backlog_tokens for name in self._replicas)
-        if not self._waiting["requests"] and tokens <= self._queue.limits.max_tokens:
+        if not self._waiting["requests"] and not self._coming["prompts"] and tokens <= self._queue.limits.max_tokens:
             for name, replica in self._replicas.items():  # in the usual case the first has room: a few microseconds
                 start = self.router.state_of(name, now).start_seconds
                 if self._running[name] < replica.capacity and start() <= self._queue.limits.max_seconds:
                     return Outlook(0.0, 0.0, tokens)
         rooms = [
             Room(
-                state=self.router.state_of(name, now),
+                state=self._with_coming(self.router.state_of(name, now)),
                 mine=shards[name].in_flight,
                 more=replica.capacity - self._running[name],
             )
@@ -187,7 +203,17 @@ class Picker:
             prompt = self._waiting["tokens"] / sequences
             rate = self._queue.most_shards * self._state.starts_per_second(prompt, self._state.max_num_seqs)
         waiting = Waiting(sequences=sequences, tokens=self._waiting["tokens"], growth=growth, soon=soon, rate=rate)
-        return outlook(rooms, waiting)
+        found = outlook(rooms, waiting)
+        if self._coming["prompts"]:  # it will be prepared first, as they are
+            found = replace(found, ahead=found.ahead + self._preparing)
+        return found
+
+    def _with_coming(self, state: ShardState) -> ShardState:
+        """A shard with its part of those who were accepted and are still being prepared."""
+        if not (prompts := self._coming["prompts"]):
+            return state
+        sequences, tokens = -(-prompts // len(self._replicas)), self._coming["tokens"] // len(self._replicas)
+        return state.with_request(sequences, tokens, attended(0, tokens // sequences) * sequences)
 
     def _growth(self, now: float) -> tuple[float, float]:
         """Shards that there can be for each that is there, and seconds until the next.

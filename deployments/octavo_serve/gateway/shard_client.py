@@ -100,10 +100,11 @@ class ShardClient:
             assert self._info is not None
         return self._info
 
-    def admit(self, key: Callable[[], bytes]) -> None:
-        """Accept a request or refuse it; as `ModelClient.admit`."""
-        with octavo_errors():
-            self._picker.admit(key)
+    @contextlib.contextmanager
+    def admitted(self, key: Callable[[], bytes], prompts: int, tokens: int) -> Iterator[None]:
+        """Accept a request or refuse it; as `ModelClient.admitted`."""
+        with octavo_errors(), self._picker.admitted(key, prompts, tokens):
+            yield
 
     async def stats(self) -> list[tuple[str, EngineStats]]:
         """(shard name, statistics) of the shards that can be reached and answer in time."""

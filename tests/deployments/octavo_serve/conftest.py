@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,11 @@ class ScriptedClient:
     async def describe(self) -> ModelInfo:
         return ModelInfo("scripted", max_model_len=256, vocab_size=self.tokenizer.vocab_size, block_size=16)
 
-    def admit(self, key: Callable[[], bytes]) -> None:
+    @contextmanager
+    def admitted(self, key: Callable[[], bytes], prompts: int, tokens: int) -> Iterator[None]:
         if self.full is not None:
             raise self.full
+        yield
 
     async def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
         self.opened.append(request)

@@ -254,9 +254,14 @@ def report(picker: Picker, name: str, state: ShardState = BUSY) -> None:
     picker.router.settle(time.monotonic())
 
 
+def admit(picker: Picker, key: bytes = b"") -> None:
+    with picker.admitted(lambda: key, 1, 100):
+        pass
+
+
 def full(picker: Picker, key: bytes = b"") -> float:
     with pytest.raises((Overloaded, ModelNotReady)) as error:
-        picker.admit(lambda: key)
+        admit(picker, key)
     found = error.value.retry_after
     assert found is not None
     return found
@@ -267,7 +272,7 @@ def test_what_waits_in_the_gateway_and_at_the_shard_is_bounded_in_seconds() -> N
         start(picker, "a", capacity=1)
         report(picker, "a")
         picker.queue = QueueSettings(QueueLimits(5.0))
-        picker.admit(lambda: b"")
+        admit(picker)
         await picker.pick(request("runs"))
         waiting = [asyncio.create_task(picker.pick(request(f"w{i}"))) for i in range(9)]
         await waits(books, 9)
@@ -280,7 +285,19 @@ def test_what_waits_in_the_gateway_and_at_the_shard_is_bounded_in_seconds() -> N
             task.cancel()
         await asyncio.wait(waiting)
         report(picker, "a", replace(BUSY, decoding=0, context=0))
-        picker.admit(lambda: b"")
+        admit(picker)
+
+    run(scenario)
+
+
+def test_those_who_are_still_being_tokenised_are_ahead_too() -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        start(picker, "a")
+        report(picker, "a", replace(BUSY, decoding=0, context=0))
+        picker.queue = QueueSettings(QueueLimits(5.0))
+        with picker.admitted(lambda: b"1", 10, 1000):
+            assert 4 < full(picker) < 8
+        admit(picker)
 
     run(scenario)
 
@@ -290,7 +307,7 @@ def test_a_prompts_worth_of_tokens_is_bounded_too() -> None:
         start(picker, "a")
         picker.queue = QueueSettings(QueueLimits(1e9, 1000))
         report(picker, "a", replace(BUSY, queued=5, backlog_tokens=1000))
-        picker.admit(lambda: b"")
+        admit(picker)
         report(picker, "a", replace(BUSY, queued=5, backlog_tokens=1001))
         full(picker)
 
@@ -308,7 +325,7 @@ def test_a_start_that_takes_too_long_is_refused_and_still_brings_the_shard_up() 
         start(picker, "a")
         await waits(books, 0)
         assert picker.start_seconds < 50, "how long it took is known now"
-        picker.admit(lambda: b"2")
+        admit(picker, b"2")
 
     run(scenario)
 
@@ -324,7 +341,7 @@ def test_a_model_that_may_grow_is_judged_by_the_shards_that_will_come() -> None:
         picker.queue = QueueSettings(QueueLimits(15.0))
         assert full(picker) > 20
         picker.queue = QueueSettings(QueueLimits(15.0), most_shards=8, start_seconds=5.0)
-        picker.admit(lambda: b"")
+        admit(picker)
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)

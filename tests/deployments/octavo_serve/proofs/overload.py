@@ -28,11 +28,14 @@ import os
 import random
 import statistics
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
+import yaml
 from running import RunningServer, parser
 
 from octavo_serve.config.config_file import read_plan
@@ -47,6 +50,8 @@ def main() -> None:
     if options.sender is not None:
         print(json.dumps(asyncio.run(Sender(json.loads(options.sender)).run())))
         return
+    if options.rehearsal_speed is not None:
+        options.config = slower(options.config, options.rehearsal_speed)
     with RunningServer(options.config, options.port) as server:
         result = asyncio.run(prove(server, options))
     print(json.dumps(result))
@@ -63,8 +68,22 @@ def arguments() -> argparse.Namespace:
     options.add_argument("--returning", type=float, default=0.2, help="part of the refused clients that come again")
     options.add_argument("--words", type=int, default=1500, help="of a prompt")
     options.add_argument("--tokens", type=int, default=32, help="of an answer")
+    options.add_argument(
+        "--rehearsal-speed", type=float, help="of the config's shards: they bind then, not this machine"
+    )
     options.add_argument("--sender", help=argparse.SUPPRESS)  # what the process that sends is to do
     return options.parse_args()
+
+
+def slower(config: Path, speed: float) -> Path:
+    """The same config with its shards rehearsed at another speed."""
+    document = yaml.safe_load(config.read_text())
+    for application in document["applications"]:
+        for model in application["args"]["models"]:
+            model["engine"]["rehearsal_speed"] = speed
+    path = Path(tempfile.mkdtemp(prefix="oct"), config.name)
+    path.write_text(yaml.safe_dump(document))
+    return path
 
 
 async def prove(server: RunningServer, options: argparse.Namespace) -> dict[str, Any]:
