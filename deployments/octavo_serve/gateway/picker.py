@@ -118,7 +118,7 @@ class Picker:
         self._turn = asyncio.Lock()  # those that wait for room take turns
         self._room = asyncio.Event()
         self._waiting: Counter[str] = Counter()  # sequences and tokens that wait for room
-        self._coming: Counter[str] = Counter()  # prompts and tokens that were accepted and are being prepared
+        self._coming = self._coming_tokens = 0  # prompts that were accepted and are being prepared
         self._preparing = 0.0  # seconds that this takes, on average
         self._wanted: float | None = None  # since when a shard has been waited for
         self._came = False  # one of those that were waited for
@@ -157,13 +157,14 @@ class Picker:
         """
         start = time.monotonic()
         self._admit(key, start)
-        size = {"prompts": prompts, "tokens": tokens}
-        self._coming.update(size)
+        self._coming += prompts
+        self._coming_tokens += tokens
         try:
             yield
             self._preparing += 0.1 * (time.monotonic() - start - self._preparing)
         finally:
-            self._coming.subtract(size)
+            self._coming -= prompts
+            self._coming_tokens -= tokens
 
     def _admit(self, key: Callable[[], bytes], now: float) -> None:
         if not self._first_list.is_set():
@@ -182,7 +183,7 @@ class Picker:
     def _outlook(self, now: float) -> Outlook:
         shards = self.router.shards
         tokens = self._waiting["tokens"] + sum(shards[name].backlog_tokens for name in self._replicas)
-        if not self._waiting["requests"] and not self._coming["prompts"] and tokens <= self._queue.limits.max_tokens:
+        if not self._waiting["requests"] and not self._coming and tokens <= self._queue.limits.max_tokens:
             for name, replica in self._replicas.items():  # in the usual case the first has room: a few microseconds
                 start = self.router.state_of(name, now).start_seconds
                 if self._running[name] < replica.capacity and start() <= self._queue.limits.max_seconds:
@@ -204,15 +205,15 @@ class Picker:
             rate = self._queue.most_shards * self._state.starts_per_second(prompt, self._state.max_num_seqs)
         waiting = Waiting(sequences=sequences, tokens=self._waiting["tokens"], growth=growth, soon=soon, rate=rate)
         found = outlook(rooms, waiting)
-        if self._coming["prompts"]:  # it will be prepared first, as they are
+        if self._coming:  # it will be prepared first, as they are
             found = replace(found, ahead=found.ahead + self._preparing)
         return found
 
     def _with_coming(self, state: ShardState) -> ShardState:
         """A shard with its part of those who were accepted and are still being prepared."""
-        if not (prompts := self._coming["prompts"]):
+        if not self._coming:
             return state
-        sequences, tokens = -(-prompts // len(self._replicas)), self._coming["tokens"] // len(self._replicas)
+        sequences, tokens = -(-self._coming // len(self._replicas)), self._coming_tokens // len(self._replicas)
         return state.with_request(sequences, tokens, attended(0, tokens // sequences) * sequences)
 
     def _growth(self, now: float) -> tuple[float, float]:
