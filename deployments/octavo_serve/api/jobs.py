@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Any
 
 from octavo.request import Request, SamplingParams
 from octavo_serve.api.chats import Chat
@@ -63,13 +64,15 @@ class Asked:
         return len(self.content), sum(lengths)
 
     def key(self) -> bytes:
-        """The same when the same request comes again, and another for next to all others: for a constant cost."""
+        """Identifies the request when it comes again; nearly all others have other keys. The cost is constant."""
         content = self.content
         chat = isinstance(content, Chat)
-        number = len(content.messages) if isinstance(content, Chat) else len(content)
-        last = content.messages[-1].content if isinstance(content, Chat) else content[-1]
+        number, parts = len(content.messages) if isinstance(content, Chat) else len(content), 0
+        last: Any = content.messages[-1].content if isinstance(content, Chat) else content[-1]
+        if isinstance(last, list) and last and isinstance(last[-1], Mapping):  # parts of a message, each of any length
+            parts, last = len(last), str(last[-1].get("text") or "")
         ends = (last[:_KEPT], last[-_KEPT:], len(last)) if last else ()
-        text = repr((self.model, self.session, self.cache_salt, chat, number, ends))
+        text = repr((self.model, self.session, self.cache_salt, chat, number, parts, ends))
         return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 

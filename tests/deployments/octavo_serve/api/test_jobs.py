@@ -31,7 +31,8 @@ def test_a_request_is_known_again_and_told_from_others() -> None:
     part: dict[str, Any] = {"type": "text", "text": "Hello"}
     contents: list[Any] = [
         ["Hello"], ["Hello", "Hello"], ["hello"], [""], [[1, 2, 3]], [[1, 2, 4]], ["x" * 5000], ["x" * 5001],
-        [[1] * 5000], chat_of("Hello"), chat_of("Well", "Hello"), chat_of([part]), chat_of(None),
+        [[1] * 5000], chat_of("Hello"), chat_of("Well", "Hello"), chat_of([part]),
+        chat_of([part, part]), chat_of(None),
     ]  # fmt: skip
     keys = {key_of(content) for content in contents}
     assert keys == {key_of(content) for content in contents}
