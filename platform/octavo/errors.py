@@ -6,7 +6,7 @@ OctavoError
 │   └── UnknownModel            no such model here; the message lists those that are
 ├── ConfigError (ValueError)    a setting is wrong; the message names it and a valid value
 ├── ModelError                  a checkpoint is missing, damaged or of an unsupported kind
-├── Overloaded                  the waiting queue is full; `retry_after` says when to try again
+├── Overloaded                  it would wait too long, or a queue is full; `retry_after` says when to try again
 ├── ModelNotReady               the model is still loading (`retry_after` says when to try again) or has failed
 └── EngineDead                  the engine stopped, or is stuck
     └── EngineStopped           it did while it ran the request
@@ -51,11 +51,11 @@ class ModelError(OctavoError):
 
 
 class Overloaded(OctavoError):
-    """The waiting queue is full.
+    """A request would wait too long, or a queue is full.
 
     Args:
         message: what is full, with numbers.
-        retry_after: seconds after which a new try is likely to be accepted.
+        retry_after: seconds after which a new try will be accepted, as predicted.
     """
 
     def __init__(self, message: str, retry_after: float) -> None:

@@ -37,9 +37,9 @@ STATS_TIMEOUT = 2.0
 FIRST_PAUSE, LAST_PAUSE = 0.1, 1.0
 """Seconds between attempts to reach a shard, at first and at most; each pause is twice the one before."""
 
-LOOK_SECONDS = 0.05  # between two looks whether a lost shard has died
 CLOSING_SECONDS = 1.0  # between two looks whether anything runs
-PAUSE_SECONDS = 1.0
+PAUSE_SECONDS = 0.05  # between two looks whether a shard that took a request with it has died
+FULL_SECONDS = 1.0
 """Before a request that moved asks again where all queues were full, unless a place gets free or a shard comes."""
 
 
@@ -225,7 +225,7 @@ class ShardClient:
                 except Overloaded:  # what was accepted once is not refused because its shard died
                     if time.monotonic() >= deadline:
                         raise
-                    await self._picker.news(PAUSE_SECONDS)
+                    await self._picker.news(FULL_SECONDS)
                 except ShardGone as gone:
                     if not run.living:  # its caller has ended what was left of it
                         return
@@ -247,7 +247,7 @@ class ShardClient:
         suspicion, request_id = run.suspicion, run.request.request_id
         end = time.monotonic() + self.failover.timeout
         while suspicion.is_undecided and time.monotonic() < end:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS)
         if suspicion.is_guilty or suspicion.is_undecided:
             logger.error("%s: shards died twice while they ran nothing else; it is refused", request_id)
             raise OctavoError(f"request {request_id} is refused: it stopped two engines that ran nothing else")
