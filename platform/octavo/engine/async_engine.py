@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TRIAL_HAND_OVER = 1.0
-"""The same while a suspect runs alone (`isolation`): if the next step ends the process, what came before it must have
-been sent, or the wrong request is blamed."""
+"""The same after a step while somebody is suspected (`isolation`): if the next step ends the process, what came before
+it must have been sent, or the wrong request is blamed."""
 
 _HAND_OVER = 0.001
 """Seconds that the engine waits for its listeners' loops to take a step's updates. Waiting gives up the interpreter, of
@@ -185,7 +185,8 @@ class AsyncEngine:
         try:
             while self._take_commands():
                 if self.engine.has_work:
-                    self._deliver(self.engine.step())
+                    apart = self.engine.isolation.active
+                    self._deliver(self.engine.step(), _TRIAL_HAND_OVER if apart else _HAND_OVER)
                 else:
                     self._audit()
             self._error = EngineDead("the engine was closed")
@@ -227,11 +228,11 @@ class AsyncEngine:
         else:
             self._listeners[request.request_id] = listener
 
-    def _deliver(self, updates: Iterable[SequenceUpdate]) -> None:
+    def _deliver(self, updates: Iterable[SequenceUpdate], seconds: float) -> None:
         """Hand updates to their listeners: one call per listener and step, not per token."""
         news: News = {}
         self._sort(updates, news)
-        _hand_over(news, _TRIAL_HAND_OVER if self.engine.isolation.active else _HAND_OVER)
+        _hand_over(news, seconds)
 
     def _sort(self, updates: Iterable[SequenceUpdate], news: News) -> None:
         """Add updates to what their listeners are to be told; requests that have ended lose theirs."""

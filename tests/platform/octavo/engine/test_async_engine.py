@@ -103,6 +103,40 @@ def test_the_loop_has_each_step_before_the_next_begins(fake, monkeypatch):
     running.close()
 
 
+def test_what_a_suspect_says_has_been_taken_before_the_next_step(fake, monkeypatch):
+    monkeypatch.setattr("octavo.engine.async_engine._HAND_OVER", 0.0)
+    monkeypatch.setattr("octavo.engine.async_engine._TRIAL_HAND_OVER", 60.0)
+    running = AsyncEngine(fake.engine())
+    launch, taken, known = running.engine.executor.launch, [], []
+
+    class Listener:
+        def __init__(self):
+            self.loop, self.done = asyncio.get_running_loop(), asyncio.Event()
+
+        def updated(self, updates):
+            time.sleep(0.005)
+            taken.extend(len(update.token_ids) for update in updates)
+            if updates[0].finish_reason is not None:
+                self.done.set()
+
+    def look(batch):
+        known.append(list(taken))
+        return launch(batch)
+
+    running.engine.executor.launch = look
+
+    async def main():
+        suspect = fake.request("a", [1, 2, 3], max_tokens=5)
+        suspect.alone = True
+        listener = Listener()
+        running.submit(suspect, listener)
+        await listener.done.wait()
+
+    asyncio.run(main())
+    running.close()
+    assert known[:3] == [[0], [0, 1], [0, 1, 1, 0]]  # begins, a token, another and is no suspect any more
+
+
 def test_errors_reach_their_own_caller_only(fake, slow_engine):
     async def main():
         good = [asyncio.create_task(collect(slow_engine, fake.request(f"g{i}", [1], max_tokens=60))) for i in range(8)]
