@@ -45,7 +45,9 @@ class SamplingRows:
     Sparse features (penalties, bias, banned tokens, logprobs) list only the rows that use them.
     """
 
-    token_index: Int32  # [R] which flat token's logits to sample from; n sequences of one prompt share one
+    # [R] which flat token's logits to sample from. n sequences of one prompt share one; a sequence with k proposed
+    # tokens has k + 1 rows, one for its newest token and one for each of those
+    token_index: Int32
     temperature: Float32  # [R] 0 is greedy
     top_k: Int32  # [R] 0 keeps all
     top_p: Float32  # [R] 1 keeps all
@@ -60,7 +62,8 @@ class SamplingRows:
 
 @dataclass(slots=True)
 class StepBatch:
-    """One step: S sequences with T tokens in all, of which R rows are sampled."""
+    """One step: S sequences with T tokens in all, and R rows to sample; R is 0 where all T belong to unfinished prompts
+    or to requests that sample nothing."""
 
     token_ids: Int32  # [T] tokens to compute
     query_start: Int32  # [S + 1] where each sequence's tokens begin in token_ids
@@ -70,8 +73,8 @@ class StepBatch:
     sampling: SamplingRows
     # (flat token index, token id that follows it, alternatives) for each prompt token whose logprob was asked for
     prompt_logprobs: list[tuple[int, int, int]] = field(default_factory=list)
-    # [T] which row of the step before draws this token, -1 where token_ids has it; None: it has all of them. Such a
-    # token is the last of its sequence, and of the output that penalties of its row look at, which lacks it
+    # [T] for each token the row of the previous, still running step that samples it, or -1 where token_ids holds it;
+    # None: token_ids holds all. Only a sequence's last token can be missing. `sampling.penalties` do not count it yet.
     sources: Int32 | None = None
 
     @property
