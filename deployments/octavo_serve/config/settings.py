@@ -181,9 +181,9 @@ class ModelSettings(Settings):
         tensor_parallel: ranks that share one shard's model, each in a bundle of the shard's own placement group.
         placement_strategy: of that group: STRICT_PACK puts all ranks on one node.
         num_cpus, num_gpus: what Ray reserves per rank when it looks for a place; `engine.threads` says what is used.
-        max_ongoing_requests: requests that one gateway has at one shard, running and waiting; more wait in the gateway,
-            where a shard that has just started finds them. By default `max_num_seqs` of them where the number of shards
-            follows the load, and else as good as all.
+        max_ongoing_requests: most requests that one gateway has at one shard, running and waiting; more wait in the
+            gateway. Default: `max_num_seqs` with autoscaling, so that a new shard can take those that wait; otherwise
+            10,000, which is practically unlimited.
         max_queue_s: seconds that a request may wait before it begins; one that is predicted to wait longer is refused
             with 429, and told when to come again (`octavo.routing.admission`).
         max_queued_tokens: of prompts that may wait in a gateway and at the shards, about 40 bytes each in the gateway.

@@ -23,7 +23,7 @@ FEW = 32
 _UPDATE, _TOKEN, _LOGPROB = 400, 250, 190  # bytes in memory, measured; those of a token if it has log probabilities
 
 
-class Waiting(Protocol):
+class UnreadRequest(Protocol):
     """A request whose updates wait."""
 
     def give_up(self) -> None:
@@ -41,9 +41,9 @@ class Backlog:
     def __init__(self, limit: int = MAX_WAITING) -> None:
         self.bytes = 0
         self._limit = limit
-        self._waiting: dict[Waiting, int] = {}
+        self._waiting: dict[UnreadRequest, int] = {}
 
-    def add(self, request: Waiting, updates: Iterable[SequenceUpdate]) -> None:
+    def add(self, request: UnreadRequest, updates: Iterable[SequenceUpdate]) -> None:
         """More waits for the reader of a request."""
         size = sum(map(_size, updates))
         self._waiting[request] = self._waiting.get(request, 0) + size
@@ -54,7 +54,7 @@ class Backlog:
             self.taken(largest)
             largest.give_up()
 
-    def taken(self, request: Waiting) -> None:
+    def taken(self, request: UnreadRequest) -> None:
         """Nothing of a request waits any more."""
         self.bytes -= self._waiting.pop(request, 0)
 

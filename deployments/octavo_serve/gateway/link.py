@@ -23,15 +23,15 @@ from octavo_serve.wire.messages import (
     Abort,
     Address,
     Ask,
+    AskStatistics,
     Blocks,
     Hello,
     Leaving,
-    Measure,
-    Measured,
     PromptPart,
     Refusal,
     Report,
     Snapshot,
+    Statistics,
     Step,
     Submit,
     ToGateway,
@@ -165,7 +165,7 @@ class Link:
             return None
         if self._measured is None or self._measured.done():
             self._measured = self._loop.create_future()
-            self._channel.send(Measure())
+            self._channel.send(AskStatistics())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 return await asyncio.shield(self._measured)
@@ -191,7 +191,7 @@ class Link:
             case PromptPart():
                 if message.request_id in self.streams:
                     self._prompts.setdefault(message.request_id, PackedLogprobs()).extend(message.logprobs)
-            case Measured():
+            case Statistics():
                 if self._measured is not None and not self._measured.done():
                     self._measured.set_result(message.stats)
             case Hello():

@@ -20,15 +20,15 @@ from octavo_serve.wire.messages import (
     Abort,
     Address,
     Ask,
+    AskStatistics,
     Hello,
     Leaving,
-    Measure,
-    Measured,
     ModelInfo,
     Refusal,
+    RequestPart,
+    Statistics,
     Step,
     Submit,
-    Tokens,
     ToShard,
     encode,
 )
@@ -205,14 +205,14 @@ class _Peer:
         match message:
             case Submit():
                 self._submit(message)
-            case Tokens():
+            case RequestPart():
                 self._arriving.add(message)
             case Abort():
                 self._abort(message)
             case Ask():
                 self._port.feed.answer(self.channel, message)
-            case Measure():
-                self.channel.send(Measured(self._port.engine.stats()))
+            case AskStatistics():
+                self.channel.send(Statistics(self._port.engine.stats()))
 
     def _abort(self, message: Abort) -> None:
         if message.index is None:

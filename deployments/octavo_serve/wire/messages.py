@@ -1,13 +1,13 @@
 """What a gateway and a shard say to each other: plain records, MessagePack on the wire, nothing of which is executed.
 
-    gateway   Submit, for a long prompt after its Tokens; Abort
-              Ask, four times a second; Measure
+    gateway   Submit, after its RequestParts if it is long; Abort
+              Ask, four times a second; AskStatistics
     shard     Hello     first of all: who it is, and what its model takes
               Step      what one engine step did to all of the gateway's sequences; PromptPart before it
               Refusal   a request it does not take, or loses
               Blocks    numbered changes of its prefix cache; Snapshot, in parts, to who asks for it
               Report    its load when that changed, and an answer to each Ask; at least one a second
-              Measured  its statistics, to who asks for them
+              Statistics  the answer to AskStatistics
               Leaving   before it goes
 
 All but what is sent in parts comes in order, so a gateway that sees its own Ask's time again has taken in all that was
@@ -78,7 +78,7 @@ class Submit(msgspec.Struct, tag=True):
     request: Request
 
 
-class Tokens(msgspec.Struct, tag=True):
+class RequestPart(msgspec.Struct, tag=True):
     """Part of a long request, which follows in a Submit that lacks these tokens and hashes.
 
     Attributes:
@@ -111,7 +111,7 @@ class Ask(msgspec.Struct, tag=True):
     snapshot: bool = False
 
 
-class Measure(msgspec.Struct, tag=True):
+class AskStatistics(msgspec.Struct, tag=True):
     """A gateway wants the shard's statistics."""
 
 
@@ -186,8 +186,8 @@ class Report(msgspec.Struct, tag=True):
     echo: float | None = None
 
 
-class Measured(msgspec.Struct, tag=True):
-    """Answers a Measure."""
+class Statistics(msgspec.Struct, tag=True):
+    """The answer to AskStatistics."""
 
     stats: EngineStats
 
@@ -196,8 +196,8 @@ class Leaving(msgspec.Struct, tag=True):
     """The shard is about to end: nothing more comes, what has not ended goes on elsewhere."""
 
 
-ToShard = Submit | Tokens | Abort | Ask | Measure
-ToGateway = Hello | Step | PromptPart | Refusal | Blocks | Snapshot | Report | Measured | Leaving
+ToShard = Submit | RequestPart | Abort | Ask | AskStatistics
+ToGateway = Hello | Step | PromptPart | Refusal | Blocks | Snapshot | Report | Statistics | Leaving
 
 encode = msgspec.msgpack.Encoder().encode
 TO_SHARD: msgspec.msgpack.Decoder[ToShard] = msgspec.msgpack.Decoder(ToShard)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from octavo.request import PackedLogprobs, Request
-from octavo_serve.wire.messages import PromptPart, Submit, Tokens, encode
+from octavo_serve.wire.messages import PromptPart, RequestPart, Submit, encode
 
 PART_TOKENS = 2**14
 """Token ids in one message: 80 KiB, 0.7 ms."""
@@ -46,10 +46,10 @@ def _request_parts(request: Request, last: bytes) -> Iterator[bytes]:
     for sequence, tokens in [(None, request.prompt_token_ids), *enumerate(request.emitted or ())]:
         for first in range(0, len(tokens or ()), PART_TOKENS):
             assert tokens is not None
-            yield encode(Tokens(request.request_id, sequence, tokens[first : first + PART_TOKENS]))
+            yield encode(RequestPart(request.request_id, sequence, tokens[first : first + PART_TOKENS]))
     hashes = request.block_hashes or ()
     for first in range(0, len(hashes), PART_HASHES):
-        yield encode(Tokens(request.request_id, None, hashes=[*hashes[first : first + PART_HASHES]]))
+        yield encode(RequestPart(request.request_id, None, hashes=[*hashes[first : first + PART_HASHES]]))
     yield last
 
 
@@ -63,9 +63,9 @@ class Arriving:
     """The parts of requests that are not complete yet."""
 
     def __init__(self) -> None:
-        self._parts: dict[str, dict[int | None, Tokens]] = {}  # by request, then by sequence
+        self._parts: dict[str, dict[int | None, RequestPart]] = {}  # by request, then by sequence
 
-    def add(self, part: Tokens) -> None:
+    def add(self, part: RequestPart) -> None:
         """Keep a part."""
         known = self._parts.setdefault(part.request_id, {}).setdefault(part.sequence, part)
         if known is not part:

@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_TRIAL_HAND_OVER = 1.0
-"""The same after a step while somebody is suspected (`isolation`): if the next step ends the process, what came before
-it must have been sent, or the wrong request is blamed."""
-
 _HAND_OVER = 0.001
-"""Seconds that the engine waits for its listeners' loops to take a step's updates. Waiting gives up the interpreter, of
-which an engine with short steps leaves the loop nothing while there is work: 64 steps of 0.1 ms arrived as one."""
+"""Most seconds that the engine waits for its listeners' loops to take a step's updates. Waiting releases the GIL;
+without it very short steps starve the event loop (64 steps of 0.1 ms were delivered as one batch)."""
+
+_TRIAL_HAND_OVER = 1.0
+"""The same after a step of a trial (`isolation`). If the next step ends the process, the updates before it must have
+been sent, or the wrong request is blamed."""
+
 _AUDIT_EVERY = 10.0  # seconds between integrity checks of an idle engine; one takes 1 ms per 2,000 blocks
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from octavo.request import PackedLogprobs, Request, SamplingParams
 from octavo_serve.wire import parts
-from octavo_serve.wire.messages import MAX_MESSAGE, TO_GATEWAY, TO_SHARD, PromptPart, Submit, Tokens
+from octavo_serve.wire.messages import MAX_MESSAGE, TO_GATEWAY, TO_SHARD, PromptPart, RequestPart, Submit
 from octavo_serve.wire.parts import PART_TOKENS, PART_VALUES, Arriving, is_long, logprob_parts, request_parts
 
 LENGTHS = st.sampled_from([0, 1, PART_TOKENS - 1, PART_TOKENS, PART_TOKENS + 1, 3 * PART_TOKENS])
@@ -20,7 +20,7 @@ def arrived(request: Request, arriving: Arriving) -> Request:
         message = TO_SHARD.decode(encoded)
         if isinstance(message, Submit):
             return arriving.complete(message.request)
-        assert isinstance(message, Tokens)
+        assert isinstance(message, RequestPart)
         arriving.add(message)
     raise AssertionError("no Submit")
 
@@ -43,8 +43,8 @@ def test_a_request_arrives_as_it_was(prompt: int, emitted: list[int | None] | No
 def test_what_is_dropped_leaves_nothing_behind() -> None:
     arriving = Arriving()
     for name in ("kept", "dropped"):
-        arriving.add(Tokens(name, None, [1, 2]))
-        arriving.add(Tokens(name, None, [3]))
+        arriving.add(RequestPart(name, None, [1, 2]))
+        arriving.add(RequestPart(name, None, [3]))
     arriving.drop("dropped")
     arriving.drop("unknown")
     assert list(arriving._parts) == ["kept"]
