@@ -45,14 +45,15 @@ class Counters:
         """Count a sequence that has ended.
 
         Args:
-            tokens: that it got.
+            tokens: that it got; one without any says nothing of how long answers are.
             seconds: that it ran.
         """
         self.finished += 1
         self.finished_seconds += seconds
-        self.output_tokens += tokens
-        self._lately += 1 - self._lately / REMEMBERED
-        self._tokens_lately += tokens - self._tokens_lately / REMEMBERED
+        if tokens:
+            self.output_tokens += tokens
+            self._lately += 1 - self._lately / REMEMBERED
+            self._tokens_lately += tokens - self._tokens_lately / REMEMBERED
 
     @property
     def mean_output(self) -> float:
