@@ -73,6 +73,7 @@ class Link:
     Attributes:
         hello: who the shard is, and what its model takes; None until it is there.
         gone: why no more requests may be sent; None while they may.
+        dismissed: whether the shard answered when it was no longer wanted; what ends it then is no crash.
         on_end: called once, when `gone` is set.
     """
 
@@ -80,6 +81,7 @@ class Link:
         self.streams: dict[str, Stream] = {}
         self.hello: Hello | None = None
         self.gone: MoveReason | None = None
+        self.dismissed = False
         self.on_end: Callable[[], object] = lambda: None
         self._router: Router | None = None
         self._name = ""
@@ -151,6 +153,7 @@ class Link:
     def retire(self) -> None:
         """End the connection once nothing runs over it any more."""
         self._retired = True
+        self.dismissed = self.answers
         if not self.streams:
             self.close()
 

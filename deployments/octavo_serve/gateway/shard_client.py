@@ -25,7 +25,7 @@ from octavo.request import Placement, Request, SequenceUpdate
 from octavo_serve.gateway.backlog import FEW, Backlog
 from octavo_serve.gateway.link import CONNECT_SECONDS, Link, MoveReason, ShardGone
 from octavo_serve.gateway.picker import Picked, Picker
-from octavo_serve.gateway.suspicion import Suspicion
+from octavo_serve.gateway.suspicion import Deaths, Suspicion
 from octavo_serve.ray_private import Replica
 from octavo_serve.wire.messages import BEAT_SECONDS, Address, ModelInfo
 
@@ -85,6 +85,7 @@ class ShardClient:
         self._there: dict[str, Replica] = {}
         self._keeping: dict[str, asyncio.Task[None]] = {}
         self._runs: dict[str, _Run] = {}
+        self._deaths = Deaths()
         self._info: ModelInfo | None = None
 
     async def describe(self) -> ModelInfo:
@@ -152,6 +153,7 @@ class ShardClient:
         while True:
             link = await Link.open(address, self.failover.silence)
             if link is not None:
+                self._deaths.forget([name])
                 self._learn(name, Suspicion.lives)
             elif await _nobody_listens(address):
                 self._learn(name, Suspicion.died)
@@ -201,10 +203,12 @@ class ShardClient:
             fate(run.suspicion, name)
 
     def _ended(self, name: str, link: Link, ended: asyncio.Event) -> None:
-        if link.gone == "lost":
-            there = [run.suspicion for run in self._runs.values() if run.link is link]
-            for suspicion in there:
-                suspicion.loses(name, there, died=name not in self._keeping)
+        if link.gone == "lost" and not link.dismissed:
+            self._deaths.add(name)
+            runs = [run for run in self._runs.values() if run.link is link]
+            there = [run.suspicion for run in runs]
+            for run in runs:
+                run.suspicion.loses(name, there, run.told, died=name not in self._keeping)
         self._picker.leave(name, link)
         ended.set()
 
@@ -227,9 +231,9 @@ class ShardClient:
                         raise
                     await self._picker.news(FULL_SECONDS)
                 except ShardGone as gone:
+                    await self._check(run)
                     if not run.living:  # its caller has ended what was left of it
                         return
-                    await self._check(run)
                     if gone.reason == "refused":
                         refused = refused or time.monotonic()
                         if time.monotonic() - refused > self.failover.timeout:
@@ -246,14 +250,24 @@ class ShardClient:
         """Raise what ends a request that stops shards; waits where it is not known yet whether they have died."""
         suspicion, request_id = run.suspicion, run.request.request_id
         end = time.monotonic() + self.failover.timeout
-        while suspicion.is_undecided and time.monotonic() < end:
+        while run.living and suspicion.is_undecided(self._certain(run)) and time.monotonic() < end:
             await asyncio.sleep(PAUSE_SECONDS)
-        if suspicion.is_guilty or suspicion.is_undecided:
-            logger.error("%s: shards died twice while they ran nothing else; it is refused", request_id)
-            raise OctavoError(f"request {request_id} is refused: it stopped two engines that ran nothing else")
+        if not run.living:  # its caller has ended what was left of it
+            return
+        certain = self._certain(run)
+        if suspicion.is_guilty(certain):
+            names = ", ".join(suspicion.sole_losses)
+            logger.error("%s: shards died while they ran nothing else: %s; it is refused", request_id, names)
+            self._deaths.forget(suspicion.losses)
+            raise OctavoError(f"request {request_id} is refused: it stopped {certain} engines that ran nothing else")
+        if suspicion.is_undecided(certain):
+            raise EngineDead("shards that ran nothing but this request cannot be reached any more; it is given up")
         if suspicion.num_losses > self.failover.moves:
             count = suspicion.num_losses
             raise EngineDead(f"{count} shards died while they ran this request; it is given up")
+
+    def _certain(self, run: _Run) -> int:
+        return self._deaths.certain(run.suspicion, (other.suspicion for other in self._runs.values()))
 
     @property
     def _longest_wait(self) -> float:
@@ -391,6 +405,11 @@ class _Run:
         self.living.discard(index)
         if self._picked is not None:
             self._picked.link.abort(self.request.request_id, index)
+
+    @property
+    def told(self) -> dict[int, int]:
+        """Tokens that each of its living sequences has told."""
+        return {index: len(self._emitted[index]) for index in self.living}
 
     @property
     def link(self) -> Link | None:

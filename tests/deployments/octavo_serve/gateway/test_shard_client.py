@@ -338,3 +338,55 @@ def test_a_request_that_stops_engines_is_refused_by_name_and_costs_nobody_a_toke
 
     moves = fleet.run(scenario, moves=2, timeout=60.0)
     assert set(moves) <= {"lost", "refused"}
+
+
+def test_a_shard_that_serve_ends_makes_nobody_suspected(fleet: Any) -> None:
+    """Off the list while it answers, and killed later: with two such the only request there is not refused."""
+
+    async def scenario(client: Any) -> None:
+        ports = [await fleet.add() for _ in range(3)]
+        unbroken = await fleet.said(client, fleet.request())
+
+        def end(port: Any) -> None:
+            fleet.replicas[:] = [replica for replica in fleet.replicas if replica.name != port.name]
+            client.listed(list(fleet.replicas))
+            asyncio.get_running_loop().call_later(0.01, fleet.kill, port)
+
+        ends = {5: lambda: end(ports[0]), 15: lambda: end(ports[1])}
+        seen = []
+
+        async def look() -> None:
+            while True:
+                seen.extend(run.suspicion.alone for run in client._runs.values())
+                await asyncio.sleep(0)
+
+        looking = asyncio.create_task(look())
+        assert await fleet.said(client, fleet.request(), ends) == unbroken
+        looking.cancel()
+        assert not any(seen)
+
+    assert fleet.run(scenario) == ["lost", "lost"]
+
+
+def test_a_request_whose_caller_ends_it_while_its_shards_fate_is_unknown_waits_no_more(
+    fleet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(client: Any) -> None:
+        port = await fleet.add()
+        monkeypatch.setattr(client, "_certain", lambda run: 1)  # the loss of the first is enough
+
+        async def unknown(address: Any) -> bool:
+            return False
+
+        monkeypatch.setattr(shard_client, "_nobody_listens", unknown)
+        stream = client.generate(fleet.request("a", max_tokens=1000))
+        await anext(stream)
+        fleet.kill(port)
+        rest = asyncio.create_task(anext(stream, None))
+        while not client._runs["a"].suspicion.is_undecided(1):
+            await asyncio.sleep(0.01)
+        await client.abort("a", 0)
+        while await rest is not None:
+            rest = asyncio.create_task(anext(stream, None))
+
+    assert fleet.run(scenario, timeout=3600.0) == []
