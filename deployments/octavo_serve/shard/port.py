@@ -32,10 +32,10 @@ from octavo_serve.wire.messages import (
     ToShard,
     encode,
 )
-from octavo_serve.wire.parts import PART_VALUES, Arriving, logprob_parts
+from octavo_serve.wire.parts import PART_VALUES, Arriving, logprob_parts, steps
 
-STEP = 256
-"""Updates in one message: 300 KiB where each has 20 log probabilities."""
+FEW_UPDATES = 256
+"""Updates that are one message if they have no log probabilities: 130 KB at most."""
 
 GATEWAY_SILENCE = 30.0
 """A gateway's streams have moved after this long or wait where they are: to run them on for one that is gone costs
@@ -149,16 +149,22 @@ class _Peer:
         self._port = port
 
     def updated(self, updates: list[SequenceUpdate]) -> None:
+        long = len(updates) > FEW_UPDATES
         for update in updates:
             if update.finish_reason is not None:
                 self._ended(update.request_id)
+            if update.logprobs is not None or update.prompt_logprobs is not None:
+                long = True
             if (packed := update.prompt_logprobs) is not None and packed.num_values > PART_VALUES:
                 self._hold(update.request_id, packed)
                 update.prompt_logprobs = None
         if self.held:
             updates = self._not_held(updates)
-        for first in range(0, len(updates), STEP):
-            self.channel.send(Step(updates[first : first + STEP] if len(updates) > STEP else updates))
+        if long:
+            for step in steps(updates):
+                self.channel.send(step)
+        elif updates:
+            self.channel.send(Step(updates))
 
     def _hold(self, request_id: str, packed: PackedLogprobs) -> None:
         """Send a prompt's numbers in parts, and what else is said of the request after them."""
@@ -171,8 +177,7 @@ class _Peer:
                 yield part
             if self.held.get(request_id) is held:
                 del self.held[request_id]
-                for first in range(0, len(held), STEP):
-                    yield encode(Step(held[first : first + STEP]))
+                yield from map(encode, steps(held))
 
         self.channel.send_in_parts(parts())
 

@@ -32,6 +32,9 @@ from octavo.routing.index import Kind
 MAX_MESSAGE = 2**20
 """Bytes of one message; who announces a longer one is given up before it is read. What can be larger goes in parts."""
 
+MAX_SENTENCE = 2000
+"""Characters of an error's sentence: Python's own may print whole arrays."""
+
 BEAT_SECONDS = 1.0
 """Longest time between two messages of a shard whose engine lives."""
 
@@ -144,9 +147,11 @@ class Refusal(msgspec.Struct, tag=True):
 
     @classmethod
     def of(cls, request_id: str, error: Exception) -> Refusal:
+        kind, arguments = OctavoError.__name__, (f"{type(error).__name__}: {error}",)
         if isinstance(error, OctavoError) and type(error) is getattr(errors, type(error).__name__, None):
-            return cls(request_id, type(error).__name__, error.args)
-        return cls(request_id, OctavoError.__name__, (f"{type(error).__name__}: {error}",))
+            kind, arguments = type(error).__name__, error.args
+        short = (each[:MAX_SENTENCE] if isinstance(each, str) else each for each in arguments)
+        return cls(request_id, kind, tuple(short))
 
     def error(self) -> OctavoError:
         """The error as it was raised."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from octavo.request import PackedLogprobs, Request
-from octavo_serve.wire.messages import PromptPart, RequestPart, Submit, encode
+from octavo.request import PackedLogprobs, Request, SequenceUpdate
+from octavo_serve.wire.messages import PromptPart, RequestPart, Step, Submit, encode
 
 PART_TOKENS = 2**14
 """Token ids in one message: 80 KiB, 0.7 ms."""
@@ -20,6 +20,12 @@ PART_HASHES = 2**12
 
 PART_VALUES = 2**15
 """Log probabilities in one message: 256 KiB."""
+
+STEP_BYTES = 2**19
+"""Estimated bytes of one message of updates; an update that has more goes alone. 256 updates of one token with 20 log
+probabilities are below it."""
+
+_UPDATE, _TOKEN, _LOGPROB, _PACKED = 500, 5, 50, 12  # bytes on the wire, at most
 
 
 def is_long(request: Request) -> bool:
@@ -57,6 +63,25 @@ def logprob_parts(request_id: str, logprobs: PackedLogprobs) -> Iterator[bytes]:
     """A prompt's log probabilities as encoded messages."""
     for part in logprobs.parts(PART_VALUES):
         yield encode(PromptPart(request_id, part))
+
+
+def steps(updates: list[SequenceUpdate]) -> Iterator[Step]:
+    """Updates in messages of about STEP_BYTES at most."""
+    first = size = 0
+    for place, update in enumerate(updates):
+        more = _UPDATE
+        if update.logprobs is not None:
+            more += sum(_LOGPROB * len(entries) for entries in update.logprobs)
+        if len(update.token_ids) > 1:
+            more += _TOKEN * len(update.token_ids)
+        if update.prompt_logprobs is not None:
+            more += _PACKED * update.prompt_logprobs.num_values
+        if size and size + more > STEP_BYTES:
+            yield Step(updates[first:place])
+            first, size = place, 0
+        size += more
+    if updates:
+        yield Step(updates[first:] if first else updates)
 
 
 class Arriving:

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octavo.request import PackedLogprobs, Request, SamplingParams
+from octavo.request import Logprob, PackedLogprobs, Request, SamplingParams, SequenceUpdate
 from octavo_serve.wire import parts
-from octavo_serve.wire.messages import MAX_MESSAGE, TO_GATEWAY, TO_SHARD, PromptPart, RequestPart, Submit
-from octavo_serve.wire.parts import PART_TOKENS, PART_VALUES, Arriving, is_long, logprob_parts, request_parts
+from octavo_serve.wire.messages import MAX_MESSAGE, TO_GATEWAY, TO_SHARD, PromptPart, RequestPart, Submit, encode
+from octavo_serve.wire.parts import PART_TOKENS, PART_VALUES, Arriving, is_long, logprob_parts, request_parts, steps
 
 LENGTHS = st.sampled_from([0, 1, PART_TOKENS - 1, PART_TOKENS, PART_TOKENS + 1, 3 * PART_TOKENS])
 
@@ -81,3 +81,29 @@ def test_a_part_is_short() -> None:
     sizes = [len(part) for part in logprob_parts("a" * 64, packed)]
     assert len(sizes) == 2
     assert max(sizes) < 2**19
+
+
+@pytest.mark.parametrize(("count", "tokens", "width", "prompt"), [
+    (0, 1, 0, 0), (1, 1, 0, 0), (256, 1, 0, 0), (256, 1, 21, 0), (256, 6, 21, 0), (3000, 1, 0, 0), (20, 1, 0, 1500),
+    (1, 400, 21, 0), (3, 400, 21, 1500),
+])  # fmt: skip
+def test_the_updates_of_a_step_are_cut_where_a_message_would_be_too_long(
+    count: int, tokens: int, width: int, prompt: int
+) -> None:
+    packed = PackedLogprobs()
+    for token in range(prompt):
+        packed.add([token] * 21, [-1.5] * 21, 1)
+    entries = [{token: Logprob(-12.3456789, token) for token in range(2**31 - width, 2**31)}] * tokens
+    updates = [
+        SequenceUpdate(
+            "a" * 40, index, [2**31 - 1] * tokens, entries if width else None, -1.5, time=1e6,
+            finish_reason="error", stop_reason="s" * 200, prompt_logprobs=packed if prompt else None,
+        )
+        for index in range(count)
+    ]  # fmt: skip
+    messages = list(steps(updates))
+    assert [update for message in messages for update in message.updates] == updates
+    sizes = [len(encode(message)) for message in messages]
+    assert max(sizes, default=0) < MAX_MESSAGE
+    assert bool(messages) == bool(updates)
+    assert len(sizes) <= 1 + sum(sizes) // 2**17
