@@ -4,15 +4,21 @@
                  free, and what waits for any of them over the rate at which they all take new sequences
     accepted     ahead <= max_seconds, and the prompts that wait have at most max_tokens in sum
 
-Only what is ahead counts, not the request itself: an idle shard takes any prompt, however long that is. A model that
-can have more shards is judged by the sooner of two predictions: with the shards that are there, and with all of them
-after the time that a shard took to come.
+Only what is ahead counts, not the request itself: an idle shard takes any prompt, however long that is. Where fewer
+than `FEW` sequences per shard run or wait, the next one is accepted whatever is ahead of it: a machine that computes a
+prompt for a minute still serves a few clients, who would otherwise be refused because one other is served.
+
+A model that can have more shards is judged by the sooner of two predictions: with the shards that are there, and with
+all of them after the time that a shard took to come. The second holds only where no shard takes more from this gateway,
+for else the request is sent to one that is there.
 
 A refused request is told when there will be room, in a queue of those who were refused: each is told a time that is
 later by one request's share than that of the one before, so that they do not come back all at once. The share is
-multiplied by the part of the refused requests that do come back, as seen of late. One that comes back when it was told
-finds a queue that may be longer by `_RETURNING`, so that those who have just come do not take the places of those who
-were sent away. It is known by a key that is the same when it comes again.
+multiplied by the part of the refused requests that do come back, as seen of late. Nobody is told more than the shares
+of all who have been told and have not come yet, so that a flood of requests that never come back delays the others no
+longer than it takes to see that. One that comes back when it was told finds bounds that are larger by `_RETURNING`, so
+that those who have just come do not take the places of those who were sent away. It is known by a key that is the same
+when it comes again.
 
 One gateway decides by what it sees: the shards' reports count what all gateways have sent there. What waits in other
 gateways is guessed from their share of what runs.
@@ -20,12 +26,17 @@ gateways is guessed from their share of what runs.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from octavo.errors import Overloaded
 from octavo.load import ShardState
+
+FEW = 4
+"""Sequences per shard that may always be there: at a minute for each, the last is answered before the ten minutes after
+which OpenAI's SDKs give up."""
 
 _RETURNING = 1.25
 _EARLY = 0.05
@@ -108,11 +119,13 @@ class Outlook:
         ahead: seconds until a request that comes now begins.
         each: seconds by which every further one is later.
         tokens: of prompts that wait.
+        few: fewer than `FEW` sequences per shard run or wait.
     """
 
     ahead: float
     each: float
     tokens: int
+    few: bool = False
 
 
 def outlook(rooms: Sequence[Room], waiting: Waiting) -> Outlook:
@@ -135,10 +148,10 @@ def outlook(rooms: Sequence[Room], waiting: Waiting) -> Outlook:
     others = max(1.0, all_of_them / mine) if mine else 1.0  # gateways wait in proportion to what they have running
     queue = waiting.sequences * others
     now = min(room.start_seconds for room in rooms) + queue / rate
-    if waiting.growth > 1:
+    if waiting.growth > 1 and all(room.more <= 0 for room in rooms):
         left = max(0.0, queue - rate * waiting.soon)
         now = min(now, waiting.soon + left / (rate * waiting.growth))
-    return Outlook(now, 1 / rate, tokens)
+    return Outlook(now, 1 / rate, tokens, all_of_them + waiting.sequences < FEW * len(rooms))
 
 
 def _mean_prompt(state: ShardState) -> float:
@@ -157,7 +170,8 @@ class Admission:
 
     def __init__(self, limits: QueueLimits) -> None:
         self.limits = limits
-        self._told: dict[bytes, float] = {}  # key -> when it was told to come, the earliest first
+        self._told: dict[bytes, float] = {}  # key -> when it was told to come
+        self._order: list[tuple[float, bytes]] = []  # a heap of the same, and of those who have come meanwhile
         self._last = -math.inf  # of these times
         self._returning = 1.0  # part of those who were told a time that come again
 
@@ -180,7 +194,7 @@ class Admission:
         if due is not None and (over <= 0 or due - _EARLY <= now):
             del self._told[name]
             self._learn(1.0)
-            if found.ahead <= _RETURNING * self.limits.max_seconds and found.tokens <= self.limits.max_tokens:
+            if self._over(found, _RETURNING) <= 0:
                 return
             due = None
         if over <= 0:
@@ -189,25 +203,35 @@ class Admission:
             due = self._tell(name, found, now + over, now)
         raise Overloaded(self._why(found), due - now)
 
-    def _over(self, found: Outlook) -> float:
-        """Seconds until what is ahead is little enough."""
-        seconds = found.ahead - self.limits.max_seconds
-        if found.tokens > self.limits.max_tokens:
-            seconds = max(seconds, found.ahead * (1 - self.limits.max_tokens / found.tokens), 1e-3)
+    def _over(self, found: Outlook, times: float = 1.0) -> float:
+        """Seconds until what is ahead is little enough.
+
+        Args:
+            times: the bounds.
+        """
+        seconds = 0.0 if found.few else found.ahead - times * self.limits.max_seconds
+        if found.tokens > (most := times * self.limits.max_tokens):
+            seconds = max(seconds, found.ahead * (1 - most / found.tokens), 1e-3)
         return seconds
 
     def _tell(self, name: bytes, found: Outlook, earliest: float, now: float) -> float:
-        later = max(earliest, self._last) + found.each * self._returning
+        each = found.each * self._returning
+        later = min(max(earliest, self._last), earliest + each * len(self._told)) + each
         due = min(later, max(earliest, now + _LONGEST * self.limits.max_seconds))
         self._last = due
         if len(self._told) < _REMEMBERED:
             self._told[name] = due
+            heapq.heappush(self._order, (due, name))
+            if len(self._order) > 2 * len(self._told) + 64:  # most have come before their time
+                self._order = sorted((due, name) for name, due in self._told.items())
         return due
 
     def _forget(self, now: float) -> None:
-        while self._told and self._told[first := next(iter(self._told))] < now - _GRACE:
-            del self._told[first]
-            self._learn(0.0)
+        while self._order and self._order[0][0] < now - _GRACE:
+            due, name = heapq.heappop(self._order)
+            if self._told.get(name) == due:
+                del self._told[name]
+                self._learn(0.0)
 
     def _learn(self, came: float) -> None:
         self._returning += (came - self._returning) / 16

@@ -17,7 +17,7 @@ from octavo.load import ShardState
 from octavo.rehearsal.fleet import Fleet, Trip
 from octavo.rehearsal.simulated import load_profile
 from octavo.request import Request, SamplingParams
-from octavo.routing.admission import Admission, Outlook, QueueLimits, Room, Waiting, outlook
+from octavo.routing.admission import FEW, Admission, Outlook, QueueLimits, Room, Waiting, outlook
 from octavo.routing.router import RoutingConfig
 
 IDLE = ShardState(
@@ -73,6 +73,25 @@ def test_shards_that_will_come_are_counted_on_from_when_they_do() -> None:
     assert outlook([], none) == Outlook(4 + 32 / RATE, 1 / RATE, 3200)
 
 
+def test_shards_that_will_come_are_not_counted_on_for_what_is_sent_to_one_that_is_there() -> None:
+    growing = Waiting(growth=8.0, soon=5.0)
+    busy = replace(FULL, queued=1600)
+    assert outlook([room(busy, more=10_000)], growing).ahead > 90
+    assert outlook([room(busy)], growing).ahead == 5.0
+
+
+def test_a_few_are_accepted_whatever_is_ahead_of_them() -> None:
+    slow = replace(IDLE, prefilling=1, backlog_tokens=6000, cost=Cost(0.0, 0.010, 0.0, 0.0, 0.0))
+    admission = Admission(QueueLimits(10.0, 100_000))
+    found = outlook([room(slow, more=9)], Waiting(sequences=FEW - 2, tokens=200))
+    assert found.ahead > 50
+    admission.admit(found, lambda: b"few", 0.0)
+    assert refused(admission, outlook([room(slow, more=9)], Waiting(sequences=FEW - 1)), b"more", 0.0) > 40
+    outlook_of_two = outlook([room(slow, more=9), room(slow, more=9)], Waiting(sequences=FEW - 1))
+    admission.admit(outlook_of_two, lambda: b"two shards", 0.0)
+    refused(admission, replace(found, tokens=100_001), b"memory", 0.0)
+
+
 def test_seconds_and_tokens_bound_the_queue_and_nothing_is_asked_of_who_is_accepted() -> None:
     admission = Admission(QueueLimits(10.0, 1000))
     admission.admit(Outlook(10.0, 0.1, 1000), lambda: pytest.fail("nobody was refused yet"), 0.0)
@@ -95,6 +114,33 @@ def test_who_comes_back_when_told_goes_before_those_who_have_just_come() -> None
     admission.admit(busy, lambda: b"first", wait)
     refused(admission, busy, b"first", wait)  # one time only
     assert refused(admission, Outlook(14.0, 0.5, 0), b"newcomer", 100.0) > 4  # far too late: it is a newcomer again
+
+
+def test_who_comes_back_finds_more_tokens_too() -> None:
+    admission = Admission(QueueLimits(10.0, 1000))
+    busy = Outlook(10.0, 0.5, 1200)
+    wait = refused(admission, busy, b"first", 0.0)
+    refused(admission, busy, b"newcomer", wait)
+    admission.admit(busy, lambda: b"first", wait)
+
+
+def test_a_flood_that_does_not_come_back_delays_the_others_no_longer_than_it_takes_to_see_that() -> None:
+    admission, found = Admission(QueueLimits(10.0)), Outlook(11.0, 0.5, 0)
+    for number in range(1000):
+        refused(admission, found, number.to_bytes(2, "big"), number / 1000)
+    assert refused(admission, found, b"at first", 1.0) > 100
+    for second in range(2, 60):
+        last = refused(admission, found, b"%d" % second, float(second))
+    assert last < 10
+
+
+def test_who_comes_before_the_time_leaves_nothing_behind() -> None:
+    admission = Admission(QueueLimits(10.0))
+    for number in range(1000):
+        refused(admission, Outlook(100.0, 0.5, 0), number.to_bytes(2, "big"), 0.0)
+        admission.admit(Outlook(1.0, 0.5, 0), lambda number=number: number.to_bytes(2, "big"), 0.0)  # type: ignore[misc]
+    assert not admission._told
+    assert len(admission._order) < 100
 
 
 def test_those_who_do_not_come_back_hold_no_places() -> None:
