@@ -21,6 +21,9 @@ from octavo_serve.wire.messages import ModelInfo
 RETRY_AFTER = 5.0
 """Seconds until a request to a loading model should try again, as long as it has not loaded for longer than that."""
 
+MAX_WAITING_TOKENS = 2**22
+"""Of prompts that wait for one model that loads, about: they are texts, of 4 to 16 bytes for each token."""
+
 Status = Literal["ready", "loading", "failed"]
 
 
@@ -68,6 +71,7 @@ class ModelEntry:
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
     _loading_since: float | None = None  # monotonic
     _took: float | None = None  # seconds, the last time that it loaded
+    _waiting_tokens: int = 0
 
     def __post_init__(self) -> None:
         self.update()
@@ -116,19 +120,25 @@ class ModelEntry:
         loading = 0.0 if self._loading_since is None else time.monotonic() - self._loading_since
         return self.seconds_left or max(RETRY_AFTER, loading)
 
-    async def served(self, wait: float, explain: bool = True) -> ServedModel:
+    async def served(self, wait: float, explain: bool = True, tokens: int = 0) -> ServedModel:
         """The model once it is ready, which a request may wait for; at once an error where that would be for nothing.
 
         Args:
             explain: an error says why, which may name files of this machine.
+            tokens: of the request's prompts, about; only so many wait.
 
         Raises:
-            ModelNotReady: it has failed, or still loads after `wait` seconds.
+            ModelNotReady: it has failed, or still loads after `wait` seconds, or too much waits for it.
         """
-        if self.status == "loading" and (self.seconds_left or 0.0) <= wait:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await self._settled.wait()
+        room = not self._waiting_tokens or self._waiting_tokens + tokens <= MAX_WAITING_TOKENS
+        if self.status == "loading" and (self.seconds_left or 0.0) <= wait and room:
+            self._waiting_tokens += tokens
+            try:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await self._settled.wait()
+            finally:
+                self._waiting_tokens -= tokens
         if self.tokenizer is not None and self.status == "ready":
             return ServedModel(self.name, self.created, self.tokenizer, self.client, self.defaults)
         if self.status == "failed":
@@ -183,7 +193,11 @@ class Registry:
         return any(entry.status == "ready" for entry in self.entries.values())
 
     async def served(
-        self, name: str | None, session: str = "", before_waiting: Callable[[], object] | None = None
+        self,
+        name: str | None,
+        session: str = "",
+        before_waiting: Callable[[], object] | None = None,
+        tokens: int = 0,
     ) -> ServedModel:
         """The model a request gets.
 
@@ -191,15 +205,16 @@ class Registry:
             name: of a model or an alias; None is fine where there is only one model.
             session: requests with the same one get the same model of an alias; "" is every request for itself.
             before_waiting: called first where the model is still loading.
+            tokens: of the request's prompts, about.
 
         Raises:
             UnknownModel: there is none; the message lists those there are.
-            ModelNotReady: it has failed, or does not come up in time.
+            ModelNotReady: it has failed, does not come up in time, or too much waits for it.
         """
         entry = self.find(name, session)
         if before_waiting is not None and entry.status == "loading":
             before_waiting()
-        return await entry.served(self.wait, self.explain)
+        return await entry.served(self.wait, self.explain, tokens)
 
     def find(self, name: str | None, session: str = "") -> ModelEntry:
         """The entry a request gets, ready or not; as `served`."""

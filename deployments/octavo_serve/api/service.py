@@ -66,8 +66,9 @@ class Service:
         self.lateness.check()
         content = asked.content
         check = content.check if isinstance(content, Chat) else None
-        model = await self.models.served(asked.model, asked.session, check)
-        with model.client.admitted(asked.key, *asked.size):
+        sequences, tokens = asked.size
+        model = await self.models.served(asked.model, asked.session, check, tokens)
+        with model.client.admitted(asked.key, sequences, tokens):
             if isinstance(content, Chat):
                 text = await render(content, model.tokenizer, self.template_threads)
                 if not text:

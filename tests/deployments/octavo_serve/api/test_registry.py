@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from octavo.errors import BadRequest, ModelNotReady, UnknownModel
-from octavo_serve.api.registry import RETRY_AFTER, ModelEntry, Registry, choose
+from octavo_serve.api.registry import MAX_WAITING_TOKENS, RETRY_AFTER, ModelEntry, Registry, choose
 
 INFO: Any = type("Info", (), {"hash_name": "h", "max_model_len": 7})()
 TOKENIZER: Any = object()
@@ -70,6 +70,27 @@ def test_a_request_waits_for_a_model_that_loads(registry: Registry) -> None:
         return (await waiting).name
 
     assert asyncio.run(load()) == "c"
+
+
+def test_only_so_many_tokens_wait_for_a_model_that_loads(registry: Registry) -> None:
+    async def flood() -> None:
+        registry.wait = 60.0
+        waiting = asyncio.create_task(registry.served("c", tokens=2 * MAX_WAITING_TOKENS))
+        await asyncio.sleep(0)
+        with pytest.raises(ModelNotReady, match="still loading") as error:
+            async with asyncio.timeout(30):
+                await registry.served("c", tokens=1)
+        assert error.value.retry_after == RETRY_AFTER
+        registry.entries["c"].update(tokenizer=TOKENIZER, info=INFO, shards=1)
+        await waiting
+        registry.entries["c"].update(shards=0)
+        waiting = asyncio.create_task(registry.served("c", tokens=1))
+        await asyncio.sleep(0)
+        assert not waiting.done(), "nothing of the others is left"
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+    asyncio.run(flood())
 
 
 def test_a_model_that_takes_longer_than_a_request_may_wait_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
