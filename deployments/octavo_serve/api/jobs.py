@@ -57,11 +57,12 @@ class Asked:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Prompts, and about how many tokens, before anything is tokenised."""
+        """Sequences that it becomes, and about how many tokens its prompts have, before anything is tokenised."""
+        count = self.params.num_sequences
         if isinstance(self.content, Chat):
-            return 1, sum(len(message.content or "") for message in self.content.messages) // USUAL_TOKEN
+            return count, sum(_characters(message.content) for message in self.content.messages) // USUAL_TOKEN
         lengths = (len(prompt) // (USUAL_TOKEN if isinstance(prompt, str) else 1) for prompt in self.content)
-        return len(self.content), sum(lengths)
+        return count * len(self.content), sum(lengths)
 
     def key(self) -> bytes:
         """Identifies the request when it comes again; nearly all others have other keys. The cost is constant."""
@@ -74,6 +75,13 @@ class Asked:
         ends = (last[:_KEPT], last[-_KEPT:], len(last)) if last else ()
         text = repr((self.model, self.session, self.cache_salt, chat, number, parts, ends))
         return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _characters(content: Any) -> int:
+    """Characters of a message's content: a text, or parts that hold one each."""
+    if isinstance(content, list):
+        return sum(len(str(part.get("text") or "")) for part in content if isinstance(part, Mapping))
+    return len(content or "")
 
 
 @dataclass(slots=True)

@@ -17,13 +17,13 @@ class ModelClient(Protocol):
 
     async def describe(self) -> ModelInfo: ...
 
-    def admitted(self, key: Callable[[], bytes], prompts: int, tokens: int) -> AbstractContextManager[None]:
+    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int) -> AbstractContextManager[None]:
         """Accept a request that is about to come, or refuse it at once; it is prepared within this.
 
         Args:
             key: names it, and the same when it comes again; asked for only where it matters.
-            prompts: of the request.
-            tokens: of these, about.
+            sequences: that it becomes.
+            tokens: of its prompts, about.
 
         Raises:
             Overloaded, ModelNotReady: it would wait too long; with when to come again.

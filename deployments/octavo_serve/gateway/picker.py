@@ -118,7 +118,7 @@ class Picker:
         self._turn = asyncio.Lock()  # those that wait for room take turns
         self._room = asyncio.Event()
         self._waiting: Counter[str] = Counter()  # sequences and tokens that wait for room
-        self._coming = self._coming_tokens = 0  # prompts that were accepted and are being prepared
+        self._coming = self._coming_tokens = 0  # sequences that were accepted and are being prepared
         self._preparing = 0.0  # seconds that this takes, on average
         self._wanted: float | None = None  # since when a shard has been waited for
         self._came = False  # one of those that were waited for
@@ -143,13 +143,13 @@ class Picker:
         return self._queue.start_seconds if self.took is None else self.took
 
     @contextlib.contextmanager
-    def admitted(self, key: Callable[[], bytes], prompts: int, tokens: int) -> Iterator[None]:
+    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int) -> Iterator[None]:
         """Accept a request that is about to come, or refuse it; it is prepared within this, and counts meanwhile.
 
         Args:
             key: names it, and the same when it comes again.
-            prompts: of the request.
-            tokens: of these, about.
+            sequences: that it becomes.
+            tokens: of its prompts, about.
 
         Raises:
             Overloaded: it would wait too long.
@@ -157,13 +157,15 @@ class Picker:
         """
         start = time.monotonic()
         self._admit(key, start)
-        self._coming += prompts
+        self._coming += sequences
         self._coming_tokens += tokens
+        there = bool(self.links)  # else it waits for the first shard within this
         try:
             yield
-            self._preparing += 0.1 * (time.monotonic() - start - self._preparing)
+            if there:
+                self._preparing += 0.1 * (time.monotonic() - start - self._preparing)
         finally:
-            self._coming -= prompts
+            self._coming -= sequences
             self._coming_tokens -= tokens
 
     def _admit(self, key: Callable[[], bytes], now: float) -> None:
@@ -197,13 +199,16 @@ class Picker:
             for name, replica in self._replicas.items()
         ]
         growth, soon = self._growth(now)
-        sequences, rate = self._waiting["sequences"], math.inf
+        sequences, tokens, rate = self._waiting["sequences"], self._waiting["tokens"], math.inf
         if rooms:
             self._state = rooms[0].state
-        elif self._state is not None and sequences:
-            prompt = self._waiting["tokens"] / sequences
-            rate = self._queue.most_shards * self._state.starts_per_second(prompt, self._state.max_num_seqs)
-        waiting = Waiting(sequences=sequences, tokens=self._waiting["tokens"], growth=growth, soon=soon, rate=rate)
+        else:
+            sequences, tokens = sequences + self._coming, tokens + self._coming_tokens
+            if self._state is not None and sequences:
+                rate = self._queue.most_shards * self._state.starts_per_second(
+                    tokens / sequences, self._state.max_num_seqs
+                )
+        waiting = Waiting(sequences=sequences, tokens=tokens, growth=growth, soon=soon, rate=rate)
         found = outlook(rooms, waiting)
         if self._coming:  # it will be prepared first, as they are
             found = replace(found, ahead=found.ahead + self._preparing)

@@ -102,9 +102,9 @@ class ShardClient:
         return self._info
 
     @contextlib.contextmanager
-    def admitted(self, key: Callable[[], bytes], prompts: int, tokens: int) -> Iterator[None]:
+    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int) -> Iterator[None]:
         """Accept a request or refuse it; as `ModelClient.admitted`."""
-        with octavo_errors(), self._picker.admitted(key, prompts, tokens):
+        with octavo_errors(), self._picker.admitted(key, sequences, tokens):
             yield
 
     async def stats(self) -> list[tuple[str, EngineStats]]:

@@ -98,7 +98,7 @@ class ScriptedClient:
         return ModelInfo("scripted", max_model_len=256, vocab_size=self.tokenizer.vocab_size, block_size=16)
 
     @contextmanager
-    def admitted(self, key: Callable[[], bytes], prompts: int, tokens: int) -> Iterator[None]:
+    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int) -> Iterator[None]:
         if self.full is not None:
             raise self.full
         yield

@@ -40,6 +40,18 @@ def test_a_request_is_known_again_and_told_from_others() -> None:
     assert len(keys) == len(contents) + 3
 
 
+def test_a_request_counts_as_the_sequences_and_about_the_tokens_that_it_becomes() -> None:
+    part: dict[str, Any] = {"type": "text", "text": "x" * 4000}
+
+    def size(content: Any, **params: Any) -> tuple[int, int]:
+        return Asked(kind="c", model="m", content=content, param="prompt", params=SamplingParams(**params)).size
+
+    assert size(["x" * 4000, [1] * 10], n=3) == (6, 1010)
+    assert size(["x"], n=1, best_of=5) == (5, 0)
+    assert size(chat_of("x" * 400, None)) == (1, 100)
+    assert size(chat_of([part, part], "x" * 4000), n=2) == (2, 3000)
+
+
 def test_prompt_tokens_are_those_of_all_prompts() -> None:
     assert job_of([3, 4]).prompt_tokens == 7
 

@@ -15,7 +15,7 @@ from octavo.cost_model import Cost
 from octavo.errors import EngineDead, ModelNotReady, Overloaded
 from octavo.load import ShardState
 from octavo.request import Request, SamplingParams
-from octavo.routing.admission import QueueLimits
+from octavo.routing.admission import FEW, QueueLimits
 from octavo.routing.router import RoutingConfig
 from octavo_serve.gateway.link import Link
 from octavo_serve.gateway.picker import Picker, QueueSettings
@@ -298,6 +298,52 @@ def test_those_who_are_still_being_tokenised_are_ahead_too() -> None:
         with picker.admitted(lambda: b"1", 10, 1000):
             assert 4 < full(picker) < 8
         admit(picker)
+
+    run(scenario)
+
+
+def test_the_wait_for_a_first_shard_is_not_taken_for_the_time_that_prompts_are_prepared_in() -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        picker.queue = QueueSettings(QueueLimits(5.0), start_seconds=1.0)
+        with picker.admitted(lambda: b"1", 1, 100):
+            picker._preparing = 0.0
+            await asyncio.sleep(0.02)
+            start(picker, "a")
+        assert picker._preparing == 0.0
+        with picker.admitted(lambda: b"2", 1, 100):
+            await asyncio.sleep(0.02)
+        assert picker._preparing > 0.0
+
+    run(scenario)
+
+
+def test_what_waits_for_a_first_shard_is_bounded_in_tokens() -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        picker.queue = QueueSettings(QueueLimits(30.0, 1000), start_seconds=10.0)
+        with picker.admitted(lambda: b"1", 1, 5000):  # alone, it may be of any length
+            assert full(picker, b"2") > 5
+        admit(picker, b"3")
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("capacity", [1, 8])
+def test_a_shard_that_is_very_slow_still_serves_a_few(capacity: int) -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        start(picker, "a", capacity)
+        picker.queue = QueueSettings(QueueLimits(30.0))
+        slow = replace(BUSY, decoding=0, context=0, max_num_seqs=8, cost=Cost(0.010, 0.010, 0.0, 0.0, 0.0))
+        waiting = []
+        for number in range(FEW):  # each computes its prompt for a minute
+            report(picker, "a", slow)
+            admit(picker, b"%d" % number)
+            long = replace(request(f"long {number}"), prompt_token_ids=[1] * 6000)
+            waiting.append(asyncio.create_task(picker.pick(long)))
+            await asyncio.sleep(0)
+        assert full(picker, b"more") > 100
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
 
     run(scenario)
 
