@@ -6,6 +6,7 @@ HTTP and Python handle calls use the same surfaces, so they validate, route and 
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -26,7 +27,7 @@ from octavo_serve.api.prompts import is_long, prepare
 from octavo_serve.api.registry import Registry
 from octavo_serve.api.surface import A, E, Surface
 from octavo_serve.api.telemetry import Telemetry
-from octavo_serve.api.threads import Threads
+from octavo_serve.api.threads import MAX_THREADS, Threads
 from octavo_serve.api.turns import PIECES
 from octavo_serve.api.writing import write, write_answer
 
@@ -34,6 +35,8 @@ T = TypeVar("T")
 
 MAX_PARSED = 2
 """Large bodies parsed at the same time; a bound, so that many of them leave the other cores free."""
+PROMPT_NICE = 5
+"""Of the threads that tokenise long prompts: the event loop goes first where more wants to run than there are cores."""
 MAX_TEMPLATES = 64
 """Templates that may be rendered or wait outside the event loop: a minute of work if none of them ends."""
 
@@ -47,6 +50,7 @@ class Service:
         self.telemetry = telemetry
         self.lateness = Lateness()
         self.threads = Threads()
+        self.prompt_threads = Threads(max(1, min(MAX_THREADS, (os.cpu_count() or 1) - 1)), nice=PROMPT_NICE)
         self.body_threads = Threads(MAX_PARSED)
         self.template_threads = Threads(PROCESSES, MAX_TEMPLATES)  # so that a template without end does not delay texts
 
@@ -77,7 +81,7 @@ class Service:
             info = await model.client.describe()
             request_id = f"{asked.kind}-{secrets.token_hex(12)}"  # a client's own id may be in use elsewhere
             work = partial(prepare, model.tokenizer, info, content, asked, request_id)
-            requests, texts = await self.threads.run(work) if is_long(content) else work()
+            requests, texts = await self.prompt_threads.finish(work) if is_long(content) else work()
             longest = max(len(request.prompt_token_ids) for request in requests)
             model.defaults.fill_in(asked.params, asked.given, info.max_model_len - longest)
         return Job(

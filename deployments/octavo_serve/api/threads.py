@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +27,13 @@ class Threads:
     Args:
         threads: most threads; each is started when it is first needed.
         waiting: most functions that run or wait; one more is refused.
+        nice: by how much they stand back behind the process's other threads, where the system can tell them apart.
     """
 
-    def __init__(self, threads: int = min(MAX_THREADS, os.cpu_count() or 1), waiting: int = MAX_WAITING) -> None:
-        self._pool = ThreadPoolExecutor(threads, "octavo-text")
+    def __init__(
+        self, threads: int = min(MAX_THREADS, os.cpu_count() or 1), waiting: int = MAX_WAITING, nice: int = 0
+    ) -> None:
+        self._pool = ThreadPoolExecutor(threads, "octavo-text", _stand_back, (nice,))
         self._most = waiting
         self._places = threading.BoundedSemaphore(waiting)
 
@@ -48,5 +52,10 @@ class Threads:
         return await asyncio.wrap_future(future)
 
     async def finish(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The same for writing an answer that exists already: it is never refused."""
+        """The same for what was accepted already, or is the answer of what was: it is never refused."""
         return await asyncio.wrap_future(self._pool.submit(work, *args, **kwargs))
+
+
+def _stand_back(nice: int) -> None:
+    if nice and sys.platform == "linux":  # elsewhere a priority is a process's
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + nice)

@@ -30,6 +30,9 @@ from octavo.routing.router import Router, RoutingConfig
 from octavo_serve.gateway.link import Link
 from octavo_serve.ray_private import Replica
 
+LONG_PROMPT = 2048
+"""Tokens from which a prompt waits for a thread that prepares it (`octavo_serve.api.prompts.is_long`)."""
+
 
 class Books(Protocol):
     """What a picker needs of `octavo_serve.ray_private.Deployment`."""
@@ -119,7 +122,7 @@ class Picker:
         self._room = asyncio.Event()
         self._waiting: Counter[str] = Counter()  # sequences and tokens that wait for room
         self._coming = self._coming_tokens = 0  # sequences that were accepted and are being prepared
-        self._preparing = 0.0  # seconds that this takes, on average
+        self._preparing = 0.0  # seconds that each of their tokens delays the next request, on average
         self._wanted: float | None = None  # since when a shard has been waited for
         self._came = False  # one of those that were waited for
         self._seen: set[str] = set()  # shards that have joined at any time
@@ -159,11 +162,13 @@ class Picker:
         self._admit(key, start)
         self._coming += sequences
         self._coming_tokens += tokens
-        there = bool(self.links)  # else it waits for the first shard within this
+        learns = tokens >= LONG_PROMPT and bool(self.links)  # without a shard it waits for the first one
+        ahead = self._coming_tokens
         try:
             yield
-            if there:
-                self._preparing += 0.1 * (time.monotonic() - start - self._preparing)
+            if learns:
+                each = (time.monotonic() - start) / ahead
+                self._preparing += 0.1 * (each - self._preparing) if self._preparing else each
         finally:
             self._coming -= sequences
             self._coming_tokens -= tokens
@@ -210,9 +215,7 @@ class Picker:
                 )
         waiting = Waiting(sequences=sequences, tokens=tokens, growth=growth, soon=soon, rate=rate)
         found = outlook(rooms, waiting)
-        if self._coming:  # it will be prepared first, as they are
-            found = replace(found, ahead=found.ahead + self._preparing)
-        return found
+        return replace(found, ahead=max(found.ahead, self._preparing * self._coming_tokens))  # both go on at once
 
     def _with_coming(self, state: ShardState) -> ShardState:
         """A shard with its part of those who were accepted and are still being prepared."""

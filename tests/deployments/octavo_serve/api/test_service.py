@@ -68,11 +68,11 @@ def test_what_takes_long_leaves_the_event_loop_alone(service: Service, talk: Any
             return await super().run(work, *args, **kwargs)
 
         async def finish(self, work: Any, *args: Any, **kwargs: Any) -> Any:
-            beside.append(work.__name__)
+            beside.append(getattr(work, "func", work).__name__)
             return await super().finish(work, *args, **kwargs)
 
     talk.chat()  # which compiles the template
-    service.threads = service.template_threads = Noting()
+    service.threads = service.prompt_threads = service.template_threads = Noting()
     talk.chat(logprobs=True, max_tokens=3)
     talk.complete(["a", "b"], echo=True)
     assert beside == []

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 
 import pytest
@@ -18,6 +20,17 @@ def test_results_and_errors_come_back() -> None:
         with pytest.raises(ZeroDivisionError):
             await threads.run(divmod, 7, 0)
         assert await threads.run(threading.current_thread) is not threading.current_thread()
+
+    asyncio.run(run())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a priority is a process's")
+def test_they_stand_back_behind_the_event_loop() -> None:
+    async def run() -> None:
+        mine = os.getpriority(os.PRIO_PROCESS, 0)
+        assert await Threads(nice=3).run(os.getpriority, os.PRIO_PROCESS, 0) == mine + 3
+        assert await Threads().run(os.getpriority, os.PRIO_PROCESS, 0) == mine
+        assert os.getpriority(os.PRIO_PROCESS, 0) == mine
 
     asyncio.run(run())
 

@@ -305,14 +305,27 @@ def test_those_who_are_still_being_tokenised_are_ahead_too() -> None:
 def test_the_wait_for_a_first_shard_is_not_taken_for_the_time_that_prompts_are_prepared_in() -> None:
     async def scenario(picker: Picker, books: Books) -> None:
         picker.queue = QueueSettings(QueueLimits(5.0), start_seconds=1.0)
-        with picker.admitted(lambda: b"1", 1, 100):
-            picker._preparing = 0.0
+        with picker.admitted(lambda: b"1", 1, 5000):
             await asyncio.sleep(0.02)
             start(picker, "a")
         assert picker._preparing == 0.0
-        with picker.admitted(lambda: b"2", 1, 100):
-            await asyncio.sleep(0.02)
-        assert picker._preparing > 0.0
+
+    run(scenario)
+
+
+def test_prompts_that_are_prepared_more_slowly_than_shards_take_them_are_ahead_too() -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        for name in "abcdefgh":
+            start(picker, name)
+            report(picker, name, replace(BUSY, decoding=0, context=0, max_num_seqs=64))
+        with picker.admitted(lambda: b"", 1, 5000):
+            await asyncio.sleep(0.05)  # 10 us per token
+        with contextlib.ExitStack() as others:
+            for _ in range(200):
+                others.enter_context(picker.admitted(lambda: b"", 1, 5000))
+            picker.queue = QueueSettings(QueueLimits(5.0))
+            assert full(picker) >= 4.9
+        admit(picker)
 
     run(scenario)
 
