@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from octavo.execution.kv_storage import KVStorage
-from octavo.models.decoder import Decoder, StepContext
+from octavo.models.decoder import Decoder
 from octavo.models.load import load_model
+from octavo.models.step_context import StepContext
 from octavo.source import resolve_source
 from octavo_kernels import dispatch
 from octavo_kernels.paged_attention import PagedBatch

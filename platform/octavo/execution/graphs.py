@@ -17,7 +17,7 @@ from torch import Tensor
 
 from octavo.execution.kv_storage import KVStorage
 from octavo.execution.transfer import to_device
-from octavo.models.decoder import StepContext
+from octavo.models.step_context import StepContext
 from octavo.step import StepBatch
 from octavo_kernels.paged_attention import PagedBatch
 

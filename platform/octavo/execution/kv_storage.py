@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from octavo.execution.transfer import to_device
-from octavo.models.decoder import KVCache
 from octavo.models.spec import ModelSpec
+from octavo.models.step_context import KVCache
 from octavo_kernels.kv_cache import LARGEST_CODE
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.models.decoder import Decoder, KVCache, StepContext
+from octavo.models.decoder import Decoder
 from octavo.models.spec import ModelSpec
+from octavo.models.step_context import KVCache, StepContext
 from octavo.step import Int32
 from octavo_kernels.decoder import CELL, NativeDecoder, PackedKV, PackedModel, Type
 from octavo_kernels.linear import PackedWeight, linear

@@ -21,9 +21,10 @@ from octavo.execution.parallel import join_vocabulary
 from octavo.execution.parts import TorchParts
 from octavo.execution.sampler import Drawn, begin_sample, prompt_logprobs
 from octavo.execution.transfer import fetch, to_device
-from octavo.models.decoder import Decoder, StepContext
+from octavo.models.decoder import Decoder
 from octavo.models.load import load_model
 from octavo.models.parallel import Share, TPGroup
+from octavo.models.step_context import StepContext
 from octavo.source import Source
 from octavo.step import Int64, LogprobRow, StepBatch, StepResult
 from octavo_kernels.dispatch import gpu_traits

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,37 +12,14 @@ from octavo.errors import ConfigError
 from octavo.models.parallel import Share, TPGroup
 from octavo.models.rope import cos_sin_table
 from octavo.models.spec import Activation, Rope
+from octavo.models.step_context import StepContext
 from octavo.models.weights.bitsandbytes import Int8Matrix, Nf4Matrix
-from octavo.models.weights.layout import Experts, LayerWeights, Linear, Weights
+from octavo.models.weights.layout import LayerWeights, Linear, Weights
 from octavo_kernels.activation import gelu_mul, silu_mul
-from octavo_kernels.fixed_linear import fixed_linear
-from octavo_kernels.kv_cache import KVScales
-from octavo_kernels.moe import moe, route
-from octavo_kernels.paged_attention import PagedBatch, paged_attention
+from octavo_kernels.moe import route
+from octavo_kernels.paged_attention import paged_attention
 from octavo_kernels.qkv_rope_store import HeadNorms, qkv_rope_store
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm
-
-
-class KVCache(NamedTuple):
-    """One layer's keys and values, N blocks of B tokens."""
-
-    k: Tensor  # [N, B, Hk, D] of the model's type, or int8 or float8_e4m3fn codes
-    v: Tensor  # likewise
-    scales: KVScales | None = None  # of codes
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StepContext:
-    """What every layer is given of a step beside the residual stream; what is to be known per token or row goes here.
-
-    Attributes:
-        layout: which sequence and position each token has, and where its keys and values go.
-        kv: one cache per layer, written in place.
-    """
-
-    layout: PagedBatch
-    kv: Sequence[KVCache]
-
 
 _ACTIVATIONS: dict[tuple[Activation, bool], Callable[[Tensor], Tensor]] = {
     ("silu", True): silu_mul,
@@ -81,7 +56,6 @@ class Decoder:
         self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=self.dtype).item()
         self._activation = _ACTIVATIONS[spec.activation, spec.gated]
         self._slopes = torch.tensor(spec.alibi_slopes, device=self.device) if spec.alibi_slopes else None
-        self._multiply: Callable[[Tensor, Tensor], Tensor] = F.linear
         self.split_keys: int | None = None
         ropes = [spec.layer_rope(layer) for layer in range(spec.num_layers)]
         tables: dict[Rope, Tensor] = {
@@ -97,13 +71,15 @@ class Decoder:
         Raises:
             ConfigError: for weights that bitsandbytes multiplies.
         """
-        self._multiply, self.split_keys = fixed_linear, 512
-        layers = [(x.qkv, x.out, x.gate_up, x.down) for x in self.weights.layers]
-        for linear in [self.weights.lm_head, *(x for layer in layers for x in layer if x is not None)]:
+        self.split_keys = 512
+        for linear in self.weights.linears:
             parts = [] if isinstance(linear, Linear) else linear.parts
             if any(isinstance(part, Int8Matrix | Nf4Matrix) for part in parts):
                 raise ConfigError("batch_invariant is not for bitsandbytes: use quantization 'int8' or 'int4'")
             linear.one_order = True
+        for layer in self.weights.layers:
+            if layer.experts is not None:
+                layer.experts.one_order = True
 
     @torch.no_grad()
     def forward(self, token_ids: Tensor, context: StepContext) -> Tensor:
@@ -134,8 +110,11 @@ class Decoder:
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
-        """[R, D] rows of `forward`'s result -> [R, V] float32, V being this rank's part of the vocabulary."""
-        scores = self.weights.lm_head(hidden).float()
+        """[R, D] rows of `forward`'s result -> [R, V] float32, V being this rank's part of the vocabulary.
+
+        The head has no context: its rows are not a step's tokens.
+        """
+        scores = self.weights.lm_head.multiply(hidden).float()
         cap = self.spec.logit_softcap
         return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
 
@@ -163,7 +142,7 @@ class Decoder:
         branch = self._attention(index, layer, normed, context)
         branch = self._post_norm(branch, layer.post_attention_norm)
         normed, residual = self._add_norm(branch, residual, layer.mlp_norm)
-        return self._post_norm(self._mlp(layer, normed), layer.post_mlp_norm), residual
+        return self._post_norm(self._mlp(layer, normed, context), layer.post_mlp_norm), residual
 
     def _post_norm(self, branch: Tensor, weight: Tensor | None) -> Tensor:
         return branch if weight is None else self._norm(branch, weight)
@@ -186,7 +165,7 @@ class Decoder:
             norms = HeadNorms(layer.q_norm, layer.k_norm, spec.norm_eps)
         table = self._rope_tables[index] if spec.layer_rope(index).rotary_dim else None
         where = kv.k, kv.v, layout.slots, layout.positions
-        q = qkv_rope_store(layer.qkv(x), *where, cos_sin=table, norms=norms, kv_scales=kv.scales)
+        q = qkv_rope_store(layer.qkv(x, context), *where, cos_sin=table, norms=norms, kv_scales=kv.scales)
         attended = paged_attention(
             q,
             kv.k,
@@ -198,24 +177,23 @@ class Decoder:
             alibi_slopes=self._slopes,
             kv_scales=kv.scales,
         )
-        return self.group.all_reduce(layer.out(attended.flatten(1)))
+        return self.group.all_reduce(layer.out(attended.flatten(1), context))
 
-    def _mlp(self, layer: LayerWeights, x: Tensor) -> Tensor:
-        return self.group.all_reduce(
-            self._dense(layer, x) if layer.experts is None else self._mixture(layer, layer.experts, x)
-        )
+    def _mlp(self, layer: LayerWeights, x: Tensor, context: StepContext) -> Tensor:
+        compute = self._dense if layer.experts is None else self._mixture
+        return self.group.all_reduce(compute(layer, x, context))
 
-    def _dense(self, layer: LayerWeights, x: Tensor) -> Tensor:
+    def _dense(self, layer: LayerWeights, x: Tensor, context: StepContext) -> Tensor:
         assert layer.gate_up is not None
         assert layer.down is not None
-        return layer.down(self._activation(layer.gate_up(x)))
+        return layer.down(self._activation(layer.gate_up(x, context)), context)
 
-    def _mixture(self, layer: LayerWeights, experts: Experts, x: Tensor) -> Tensor:
-        spec, one_order = self.spec, self.split_keys is not None
-        scores = self._multiply(x, experts.router)
+    def _mixture(self, layer: LayerWeights, x: Tensor, context: StepContext) -> Tensor:
+        spec, experts = self.spec, layer.experts
+        assert experts is not None
+        scores = experts.router(x, context)
         shares, chosen = route(scores, spec.experts_per_token, normalise=spec.normalise_experts)
-        weights = experts.gate_up, experts.down
-        mixed = moe(x, shares, chosen, *weights, spec.num_experts, batch_invariant=one_order)
+        mixed = experts(x, shares, chosen, context)
         if experts.shared_gate is None:
             return mixed
-        return mixed + self._multiply(x, experts.shared_gate).sigmoid() * self._dense(layer, x)
+        return mixed + experts.shared_gate(x, context).sigmoid() * self._dense(layer, x, context)

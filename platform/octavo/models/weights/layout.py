@@ -15,14 +15,20 @@ from torch.nn import functional as F  # noqa: N812
 
 from octavo.models.parallel import Share
 from octavo.models.spec import ModelSpec
+from octavo.models.step_context import StepContext
 from octavo.models.weights.quantized import Matrix, QuantizedLinear, stacked
 from octavo_kernels.fixed_linear import fixed_linear
 from octavo_kernels.linear.quantized import QuantizedWeight
+from octavo_kernels.moe import moe
 
 
 @dataclass(slots=True)
 class Linear:
-    """y = x W^T + b."""
+    """y = x W^T + b.
+
+    Calls take the step's context, so that a matrix that differs from token to token, an adapter's, can stand in its
+    place; this one does not need it.
+    """
 
     weight: Tensor  # [out, in]
     bias: Tensor | None  # [out]
@@ -33,7 +39,12 @@ class Linear:
         """Of the matrix."""
         return self.weight.nbytes
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, context: StepContext) -> Tensor:
+        """[T, in] of the tokens that `context` describes -> [T, out]."""
+        return self.multiply(x)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """[R, in] of any rows -> [R, out]."""
         return (fixed_linear if self.one_order else F.linear)(x, self.weight, self.bias)
 
 
@@ -41,15 +52,26 @@ class Linear:
 class Experts:
     """A mixture of E experts: the router, and the experts' matrices stacked by rows."""
 
-    router: Tensor  # [E, D]
+    router: Linear  # [E, D]
     gate_up: Tensor | QuantizedWeight  # [E 2 I, D]
     down: Tensor | QuantizedWeight  # [E D, I]
-    shared_gate: Tensor | None  # [1, D]: gate: weight of the shared expert for a token
+    shared_gate: Linear | None  # [1, D]: weight of the shared expert for a token
+    count: int  # E
+    one_order: bool = False  # as in `Linear`
 
     @property
     def nbytes(self) -> int:
-        """Of the matrices."""
-        return self.router.nbytes + self.gate_up.nbytes + self.down.nbytes
+        """Of the experts' matrices."""
+        return self.gate_up.nbytes + self.down.nbytes
+
+    def __call__(self, x: Tensor, shares: Tensor, chosen: Tensor, context: StepContext) -> Tensor:
+        """[T, D] of a step's tokens -> for each the sum of its chosen experts' outputs [T, D].
+
+        Args:
+            shares, chosen: [T, K] as from `route`.
+            context: of the same tokens.
+        """
+        return moe(x, shares, chosen, self.gate_up, self.down, self.count, batch_invariant=self.one_order)
 
 
 @dataclass(slots=True)
@@ -80,13 +102,22 @@ class Weights:
     lm_head: Linear | QuantizedLinear  # [V, D]; the embedding itself if they are tied
 
     @property
+    def linears(self) -> list[Linear | QuantizedLinear]:
+        """Every matrix but the embedding and the experts'; the head is the first."""
+        found: list[Linear | QuantizedLinear | None] = [self.lm_head]
+        for layer in self.layers:
+            found += [layer.qkv, layer.out, layer.gate_up, layer.down]
+            if layer.experts is not None:
+                found += [layer.experts.router, layer.experts.shared_gate]
+        return [linear for linear in found if linear is not None]
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of all matrices."""
         tied = isinstance(self.lm_head, Linear) and self.lm_head.weight is self.embedding
-        untied = [] if tied else [self.lm_head]
-        parts = [(x.qkv, x.out, x.gate_up, x.down, x.experts) for x in self.layers]
-        matrices = [part for layer in parts for part in layer if part is not None]
-        return sum(x.nbytes for x in [self.embedding, *untied, *matrices])
+        linears = self.linears[1:] if tied else self.linears
+        experts = [x.experts for x in self.layers if x.experts is not None]
+        return sum(x.nbytes for x in [self.embedding, *linears, *experts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +172,11 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quant
 
     def experts() -> Experts:
         return Experts(
-            router=matrix(count, width),
+            router=Linear(matrix(count, width), None),
             gate_up=inner_matrix(count * 2 * spec.intermediate_size, width),
             down=inner_matrix(count * width, spec.intermediate_size),
-            shared_gate=matrix(1, width) if inner else None,
+            shared_gate=Linear(matrix(1, width), None) if inner else None,
+            count=count,
         )
 
     def layer() -> LayerWeights:
@@ -210,9 +242,9 @@ def _expert_slots(index: int, experts: Experts | None, spec: ModelSpec) -> list[
         return []
     assert isinstance(experts.gate_up, Tensor)
     assert isinstance(experts.down, Tensor)
-    places = [_slot(index, "router", "weight", experts.router)]
+    places = [_slot(index, "router", "weight", experts.router.weight)]
     if experts.shared_gate is not None:
-        places.append(_slot(index, "shared_gate", "weight", experts.shared_gate))
+        places.append(_slot(index, "shared_gate", "weight", experts.shared_gate.weight))
     inputs = experts.gate_up.view(2 * spec.num_experts, spec.intermediate_size, spec.hidden_size)
     for expert, down in enumerate(experts.down.view(spec.num_experts, spec.hidden_size, -1)):
         matrices = {"expert_gate": inputs[2 * expert], "expert_up": inputs[2 * expert + 1], "expert_down": down}
@@ -242,7 +274,7 @@ def put_quantized(weights: Weights, parts: dict[PartOfModel, Matrix]) -> None:
         if layer.gate_up is not None and layer.down is not None:
             layer.gate_up, layer.down = linear(i, layer.gate_up, "gate", "up"), linear(i, layer.down, "down")
         if layer.experts is not None:
-            count = range(len(layer.experts.router))
+            count = range(layer.experts.count)
             gate_up = [parts.pop((i, part, expert)) for expert in count for part in ("expert_gate", "expert_up")]
             layer.experts.gate_up = stacked(gate_up, i)
             layer.experts.down = stacked([parts.pop((i, "expert_down", expert)) for expert in count], i)

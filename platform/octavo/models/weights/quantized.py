@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from octavo.errors import ConfigError, ModelError
 from octavo.models.quantization import Rounding
+from octavo.models.step_context import StepContext
 from octavo.models.weights import bitsandbytes
 from octavo.models.weights.bitsandbytes import Int8Matrix, Nf4Matrix
 from octavo_kernels.fixed_linear import fixed_linear
@@ -44,7 +45,12 @@ class QuantizedLinear:
         """Bytes of the matrices."""
         return sum(part.nbytes for part in self.parts)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, context: StepContext) -> Tensor:
+        """As `Linear`."""
+        return self.multiply(x)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """As `Linear.multiply`."""
         if len(self.parts) == 1 and isinstance(self.parts[0], QuantizedWeight):
             return quantized_linear(x, self.parts[0], self.bias, batch_invariant=self.one_order)
         products = [_multiply(x, part, one_order=self.one_order) for part in self.parts]

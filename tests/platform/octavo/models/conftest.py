@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from octavo.models.decoder import Decoder, KVCache, StepContext
+from octavo.models.decoder import Decoder
+from octavo.models.step_context import KVCache, StepContext
 from octavo_kernels.paged_attention import PagedBatch
 
 BLOCK = 4
@@ -44,8 +45,12 @@ class PagedRun:
         contexts = np.array([self.computed[row] for row in rows], np.int32)
         layout = PagedBatch.build(starts, contexts, self.tables[rows], BLOCK, self.decoder.device)
         tokens = torch.tensor([token for row in rows for token in chunks[row]], device=self.decoder.device)
-        logits = self.decoder.logits(self.decoder.forward(tokens, StepContext(layout, self.kv))).cpu()
+        logits = self.decoder.logits(self.decoder.forward(tokens, self.context(layout, rows, lens))).cpu()
         return dict(zip(rows, logits.split(lens), strict=True))
+
+    def context(self, layout: PagedBatch, rows: list[int], lens: list[int]) -> StepContext:
+        """Of a step with `lens` tokens of the sequences `rows`."""
+        return StepContext(layout, self.kv)
 
     def all_logits(self, sequences: list[list[int]], seed: int = 0) -> list[torch.Tensor]:
         """Logits at every position, computed in steps of random chunks from a random choice of sequences."""

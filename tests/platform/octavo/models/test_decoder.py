@@ -1,11 +1,15 @@
 """Every family against transformers: ragged steps over the paged cache, logits and greedy continuations."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 
 from octavo.errors import ConfigError
 from octavo.models.load import load_model
+from octavo.models.step_context import StepContext
+from octavo.models.weights.layout import Experts
 from octavo.source import resolve_source
 
 
@@ -89,3 +93,55 @@ def test_one_order_of_sums_is_refused_where_there_is_none(tiny_model):
     decoder = load(tiny_model("llama2"), quantization="bitsandbytes-nf4")
     with pytest.raises(ConfigError, match="not for bitsandbytes"):
         decoder.keep_one_order()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdaptedContext(StepContext):
+    adapted: torch.Tensor  # [T, 1] 1 for the tokens of sequences with the adapter, else 0
+
+
+class AdaptedLinear:
+    """A matrix W with a low-rank change B A for some tokens."""
+
+    def __init__(self, base):
+        rows, columns = base.weight.shape
+        self.base, self.a, self.b = base, torch.randn(2, columns) / columns**0.5, torch.randn(rows, 2) / 4
+
+    def __call__(self, x, context):
+        return self.base(x, context) + context.adapted * (x @ self.a.T @ self.b.T)
+
+
+class AdaptedExperts(Experts):
+    """Experts whose outputs count twice for some tokens."""
+
+    def __call__(self, x, shares, chosen, context):
+        return super().__call__(x, shares, chosen, context) * (1 + context.adapted)
+
+
+@pytest.mark.parametrize("name", ["llama_biases", "mpt", "qwen2_moe"])
+def test_every_matrix_of_a_layer_can_tell_which_tokens_it_multiplies(tiny_model, paged_run, sequences, name):
+    """Sequences with and without an adapter in one batch, by nothing but other matrices and a context that knows more:
+    each gets what a decoder with its weights alone gives."""
+
+    class Run(paged_run):
+        def context(self, layout, rows, lens):
+            adapted = torch.tensor(rows).repeat_interleave(torch.tensor(lens)) % 2
+            return AdaptedContext(layout, self.kv, adapted[:, None])
+
+    plain, mixed, merged = (load(tiny_model(name)) for _ in range(3))
+    torch.manual_seed(0)
+    for layer, twin in zip(mixed.weights.layers, merged.weights.layers, strict=True):
+        for one, other in [(layer, twin), (layer.experts, twin.experts)]:
+            for part in ("qkv", "out", "gate_up", "down", "router", "shared_gate"):
+                if hasattr(getattr(one, part, None), "weight"):
+                    setattr(one, part, adapted := AdaptedLinear(getattr(one, part)))
+                    getattr(other, part).weight += adapted.b @ adapted.a
+        if layer.experts is not None:
+            old = layer.experts
+            layer.experts = AdaptedExperts(old.router, old.gate_up, old.down, old.shared_gate, old.count)
+            twin.experts.down *= 2
+    ours = Run(mixed, len(sequences), 80).all_logits(sequences)
+    without, within = (paged_run(decoder, len(sequences), 80).all_logits(sequences) for decoder in (plain, merged))
+    for i, logits in enumerate(ours):
+        torch.testing.assert_close(logits, (within if i % 2 else without)[i], atol=1e-4, rtol=1e-4)
+        assert (within[i] - without[i]).abs().max() > 0.1
