@@ -269,21 +269,21 @@ def _hand_over(news: News, seconds: float) -> None:
     """Give listeners their updates, and wait a moment until they have them."""
     handed = [_begin_hand_over(listener, updates) for listener, updates in news.items()]
     end = time.monotonic() + seconds
-    for taken in handed:
-        taken.acquire(timeout=max(0.0, end - time.monotonic()))
+    for delivered in handed:
+        delivered.acquire(timeout=max(0.0, end - time.monotonic()))
 
 
 def _begin_hand_over(listener: Listener, updates: list[SequenceUpdate]) -> threading.Lock:
     """Give a listener its updates; the lock is held until it has taken them."""
-    taken = threading.Lock()
-    taken.acquire()
+    delivered = threading.Lock()
+    delivered.acquire()
 
     def take() -> None:
         listener.updated(updates)
-        taken.release()
+        delivered.release()
 
     _call(listener, take)
-    return taken
+    return delivered
 
 
 def _call(listener: Listener, method: Callable[..., None], *arguments: Any) -> None:

@@ -191,26 +191,26 @@ class _Work:
         self.metrics = RequestMetrics(0.0)
         self._prompt = prompt
         self._tokenizer = tokenizer
-        self._lines = [SequenceText(tokenizer, params, ids, i) for i in range(params.num_sequences)]
+        self._texts = [SequenceText(tokenizer, params, ids, i) for i in range(params.num_sequences)]
         self._first: SequenceUpdate | None = None
 
     def take(self, update: SequenceUpdate) -> bool:
         """Take in an update; True when a stop string ended the sequence and the engine must end it too."""
-        line = self._lines[update.index]
+        text = self._texts[update.index]
         if self._first is None:
             self._first = update
             self.metrics.first_token_time = update.time
-        line.push(update)
+        text.push(update)
         if self.finished:
             self.metrics.finished_time = update.time
-        return line.stopped and update.finish_reason is None
+        return text.stopped and update.finish_reason is None
 
     @property
     def finished(self) -> bool:
-        return all(line.finish_reason is not None for line in self._lines)
+        return all(text.finish_reason is not None for text in self._texts)
 
     def output(self) -> RequestOutput:
-        outputs = [line.output() for line in self._lines]
+        outputs = [text.output() for text in self._texts]
         params = self.request.params
         packed = self._first.prompt_logprobs if self._first else None
         prompt_logprobs = None if packed is None else list(packed)
