@@ -264,15 +264,15 @@ class NativeDecoder:
         query_start: Int32,
         context_lens: Int32,
         block_tables: Int32,
-        lines: Int64,
+        token_index: Int64,
         *,
         whole: bool = True,
     ) -> Float32:
-        """One step: keys and values of all tokens are stored, logits [len(lines), vocab] computed.
+        """One step: keys and values of all tokens are stored, logits [len(token_index), vocab] computed.
 
         Args:
             token_ids, query_start, context_lens, block_tables: as in `octavo.step.StepBatch`, contiguous.
-            lines: flat tokens after which logits are computed; each at most once.
+            token_index: flat tokens after which logits are computed; each at most once.
             whole: also compute the last layer for the other tokens, which `hidden` and `logits` need. Without it, a
                 prompt saves most of that layer.
 
@@ -282,11 +282,13 @@ class NativeDecoder:
         Raises:
             the error that the sum over ranks raised.
         """
-        if len(lines) > len(self._logits):
-            self._logits = np.empty((2 * len(lines), self._vocab), np.float32)
-        out = self._logits[: len(lines)]
+        if len(token_index) > len(self._logits):
+            self._logits = np.empty((2 * len(token_index), self._vocab), np.float32)
+        out = self._logits[: len(token_index)]
         sequences = len(context_lens), query_start, context_lens, block_tables, block_tables.shape[1]
-        self._library.call("decoder_step", self._handle, token_ids, *sequences, whole, lines, len(lines), out)
+        self._library.call(
+            "decoder_step", self._handle, token_ids, *sequences, whole, token_index, len(token_index), out
+        )
         if self._failed:
             raise self._failed.pop()
         return out
@@ -311,10 +313,10 @@ class NativeDecoder:
         self._library.call("decoder_hidden", self._handle, out)
         return out
 
-    def logits(self, lines: Int64) -> Float32:
+    def logits(self, token_index: Int64) -> Float32:
         """Logits after other tokens of the last step (`whole`)."""
-        out = np.empty((len(lines), self._vocab), np.float32)
-        self._library.call("decoder_logits", self._handle, lines, len(lines), out)
+        out = np.empty((len(token_index), self._vocab), np.float32)
+        self._library.call("decoder_logits", self._handle, token_index, len(token_index), out)
         return out
 
 

@@ -241,11 +241,11 @@ class Decoder {
         });
     }
 
-    // Logits after the tokens `lines`, from the residual that run_layers computed.
-    void run_head(int& cursor, const int64_t* lines, int64_t count, float* logits) {
-        const SharedRows way = shared_rows(cursor, {0, count, lines}, last, last);
+    // Logits after the tokens `token_index`, from the residual that run_layers computed.
+    void run_head(int& cursor, const int64_t* token_index, int64_t count, float* logits) {
+        const SharedRows way = shared_rows(cursor, {0, count, token_index}, last, last);
         const auto prepare = [&](int64_t i) {
-            norm_and_pack(residual_of(lines[i]), model.final_norm, normed + i * model.hidden, head_input, i);
+            norm_and_pack(residual_of(token_index[i]), model.final_norm, normed + i * model.hidden, head_input, i);
         };
         way.multiply({model.vocab}, prepare, [&](size_t, Range blocks) {
             head_input.multiply(model.head, exact(), logits + blocks.begin * 16, model.vocab, blocks);
@@ -315,11 +315,11 @@ public:
 
     void set_ranks(int64_t first, SumOverRanks sum) { first_token = first, sum_over_ranks = sum; }
 
-    void step(const int32_t* tokens, const Sequences& sequences, bool whole, const int64_t* lines, int64_t count,
+    void step(const int32_t* tokens, const Sequences& sequences, bool whole, const int64_t* token_index, int64_t count,
               float* logits) {
         num_tokens = sequences.query_start[sequences.count];
         token_ids = tokens;
-        finished = whole ? Tokens{0, num_tokens, nullptr} : Tokens{0, count, lines};
+        finished = whole ? Tokens{0, num_tokens, nullptr} : Tokens{0, count, token_index};
         for (const Layer& layer : layers) plans[layer.window];
         for (auto& [window, plan] : plans) plan.build(sequences, window, model.query_heads, cache(layers[0]));
         phases.reset();
@@ -331,20 +331,20 @@ public:
         join(threads, [&](int thread) {
             int cursor = 0;
             run_layers(cursor, thread);
-            if (count) run_head(cursor, lines, count, logits);
+            if (count) run_head(cursor, token_index, count, logits);
         });
     }
 
     // The residual stream after the last layer of the last step, which must have had `whole` set; as for logits().
     void hidden(float* out) const { std::memcpy(out, residual, num_tokens * model.hidden * sizeof(float)); }
 
-    void logits(const int64_t* lines, int64_t count, float* out) {
+    void logits(const int64_t* token_index, int64_t count, float* out) {
         normed = normed_.floats(count * model.hidden);
         head_input.reserve(count, model.hidden);
         phases.reset();
         join(threads, [&](int) {
             int cursor = 0;
-            run_head(cursor, lines, count, out);
+            run_head(cursor, token_index, count, out);
         });
     }
 };
@@ -364,21 +364,21 @@ OCTAVO_API void octavo_decoder_set_ranks(int64_t decoder, int64_t first_token, o
     ((octavo::Decoder*)decoder)->set_ranks(first_token, sum);
 }
 
-// Arrays as in octavo.step; lines: [count] different flat tokens after which logits [count, vocab] are computed.
+// Arrays as in octavo.step; token_index: [count] different flat tokens after which logits [count, vocab] are computed.
 // whole: whether the other tokens pass through the last layer too.
 OCTAVO_API void octavo_decoder_step(int64_t decoder, const int32_t* token_ids, int64_t num_sequences,
                                     const int32_t* query_start, const int32_t* context_lens, const int32_t* tables,
-                                    int64_t table_stride, int64_t whole, const int64_t* lines, int64_t count,
+                                    int64_t table_stride, int64_t whole, const int64_t* token_index, int64_t count,
                                     float* logits) {
     using namespace octavo;
     const Sequences sequences{num_sequences, query_start, context_lens, tables, table_stride};
-    ((Decoder*)decoder)->step(token_ids, sequences, whole != 0, lines, count, logits);
+    ((Decoder*)decoder)->step(token_ids, sequences, whole != 0, token_index, count, logits);
 }
 
 // [tokens of the last step, hidden] before the final norm.
 OCTAVO_API void octavo_decoder_hidden(int64_t decoder, float* out) { ((octavo::Decoder*)decoder)->hidden(out); }
 
 // Logits after other tokens of the last step.
-OCTAVO_API void octavo_decoder_logits(int64_t decoder, const int64_t* lines, int64_t count, float* logits) {
-    ((octavo::Decoder*)decoder)->logits(lines, count, logits);
+OCTAVO_API void octavo_decoder_logits(int64_t decoder, const int64_t* token_index, int64_t count, float* logits) {
+    ((octavo::Decoder*)decoder)->logits(token_index, count, logits);
 }

@@ -11,7 +11,7 @@ OCTAVO_API int64_t octavo_decoder_new(const void* model, const void* numbers, co
 OCTAVO_API void octavo_decoder_free(int64_t decoder);
 OCTAVO_API void octavo_decoder_step(int64_t decoder, const int32_t* token_ids, int64_t num_sequences,
                                     const int32_t* query_start, const int32_t* context_lens, const int32_t* tables,
-                                    int64_t table_stride, int64_t whole, const int64_t* lines, int64_t count,
+                                    int64_t table_stride, int64_t whole, const int64_t* token_index, int64_t count,
                                     float* logits);
 
 namespace octavo {
@@ -211,9 +211,9 @@ public:
         const int32_t starts[] = {0, to - from, int32_t(ids.size())}, contexts[] = {to, int32_t(kShort)};
         int32_t tables[2][kBlocks - 1] = {};
         for (int32_t i = 0; i < kBlocks - 1; ++i) tables[0][i] = kBlocks - 1 - i;  // scattered; block 0 is the other's
-        const int64_t lines[] = {to - from - 1, int64_t(ids.size()) - 1};
+        const int64_t token_index[] = {to - from - 1, int64_t(ids.size()) - 1};
         Floats logits(2 * kVocab);
-        octavo_decoder_step(decoder, ids.data(), 2, starts, contexts, tables[0], kBlocks - 1, 0, lines, 2,
+        octavo_decoder_step(decoder, ids.data(), 2, starts, contexts, tables[0], kBlocks - 1, 0, token_index, 2,
                             logits.data());
         return logits;
     }

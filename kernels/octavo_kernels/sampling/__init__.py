@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def sample(
     logits: Tensor | npt.NDArray[np.float32],
-    line: npt.NDArray[np.int64],
+    logits_row: npt.NDArray[np.int64],
     temperature: npt.NDArray[np.float32],
     top_k: npt.NDArray[np.int32],
     top_p: npt.NDArray[np.float32],
@@ -27,7 +27,7 @@ def sample(
 
     Args:
         logits: [L, V] float32, contiguous, on the CPU.
-        line: [R] index of each row's logits.
+        logits_row: [R] index of each row's logits.
         temperature, top_k, top_p, min_p, seed, position: [R], as in `octavo.step.SamplingRows`.
 
     Returns:
@@ -36,17 +36,17 @@ def sample(
     Raises:
         BuildError: there is no native library.
     """
-    out = np.empty(len(line), np.int64)
+    out = np.empty(len(logits_row), np.int64)
     types = (np.int64, np.float32, np.int32, np.float32, np.float32, np.uint64, np.int64)
-    values = (line, temperature, top_k, top_p, min_p, seed, position)
+    values = (logits_row, temperature, top_k, top_p, min_p, seed, position)
     arrays: list[npt.NDArray[Any]] = [np.ascontiguousarray(x, t) for x, t in zip(values, types, strict=True)]
-    call("sample", logits, logits.shape[1], len(line), *arrays, out)
+    call("sample", logits, logits.shape[1], len(logits_row), *arrays, out)
     return out
 
 
 def sample_tensors(
     logits: Tensor,
-    line: Tensor,
+    logits_row: Tensor,
     temperature: Tensor,
     top_k: Tensor,
     top_p: Tensor,
@@ -58,7 +58,7 @@ def sample_tensors(
 
     Args:
         logits: [L, V] of a float type, rows contiguous.
-        line: [R] int64 index of each row's logits.
+        logits_row: [R] int64 index of each row's logits.
         temperature, top_p, min_p: [R] float32, as in `octavo.step.SamplingRows`.
         top_k: [R] int32.
         seed: [R] int64, the bits of the unsigned number.
@@ -71,4 +71,4 @@ def sample_tensors(
     from octavo_kernels.sampling import reference
 
     run = backend(reference.sample, logits, cpu=False)
-    return run(logits, line, temperature, top_k, top_p, min_p, seed, position)
+    return run(logits, logits_row, temperature, top_k, top_p, min_p, seed, position)

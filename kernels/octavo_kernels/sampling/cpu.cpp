@@ -189,8 +189,8 @@ int64_t sample_row(const float* logits, int64_t vocab, const SamplingRow& row, S
 
 }  // namespace octavo
 
-// One token per row: out[r] is drawn from logits[line[r]], [lines, vocab]; the other arrays are [rows].
-OCTAVO_API void octavo_sample(const float* logits, int64_t vocab, int64_t rows, const int64_t* line,
+// One token per row: out[r] is drawn from logits[logits_row[r]], [L, vocab]; the other arrays are [rows].
+OCTAVO_API void octavo_sample(const float* logits, int64_t vocab, int64_t rows, const int64_t* logits_row,
                               const float* temperature, const int32_t* top_k, const float* top_p, const float* min_p,
                               const uint64_t* seed, const int64_t* position, int64_t* out) {
     using namespace octavo;
@@ -199,7 +199,7 @@ OCTAVO_API void octavo_sample(const float* logits, int64_t vocab, int64_t rows, 
         const Range part = split(rows, thread, threads);
         for (int64_t r = part.begin; r < part.end; ++r) {
             const SamplingRow row{temperature[r], top_k[r], top_p[r], min_p[r], seed[r], position[r]};
-            out[r] = sample_row(logits + line[r] * vocab, vocab, row, scratch);
+            out[r] = sample_row(logits + logits_row[r] * vocab, vocab, row, scratch);
         }
     });
 }

@@ -41,10 +41,10 @@ def _key(x):
 
 
 @triton.jit
-def _peaks_kernel(logits_ptr, line_ptr, peak_ptr, place_ptr, vocab, stride, CHUNK: tl.constexpr):
+def _peaks_kernel(logits_ptr, logits_row_ptr, peak_ptr, place_ptr, vocab, stride, CHUNK: tl.constexpr):
     row, chunk = tl.program_id(0), tl.program_id(1)
     token = chunk * CHUNK + tl.arange(0, CHUNK)
-    base = logits_ptr + tl.load(line_ptr + row).to(tl.int64) * stride
+    base = logits_ptr + tl.load(logits_row_ptr + row).to(tl.int64) * stride
     logits = tl.load(base + token, mask=token < vocab, other=float("-inf")).to(tl.float32)
     broken = tl.max((logits != logits).to(tl.int32), axis=0) > 0
     peak = tl.max(logits, axis=0)
@@ -70,7 +70,7 @@ def _is_broken(peak):
 
 @triton.jit
 def _weights_kernel(
-    logits_ptr, line_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr,
+    logits_ptr, logits_row_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr,
     peak_ptr, sum_ptr, count_ptr, likely_ptr, x_ptr, token_ptr,
     vocab, stride, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
@@ -80,7 +80,7 @@ def _weights_kernel(
     if (temperature <= 0) | _is_broken(peak):
         return
     token = chunk * CHUNK + tl.arange(0, CHUNK)
-    base = logits_ptr + tl.load(line_ptr + row).to(tl.int64) * stride
+    base = logits_ptr + tl.load(logits_row_ptr + row).to(tl.int64) * stride
     x = _scaled(base, token, vocab, peak, temperature, tl.load(min_p_ptr + row))
     weight = tl.exp(x).to(tl.float64)
     place = row * chunks + chunk
@@ -154,7 +154,7 @@ def _list_all(logits_ptr, x_ptr, token_ptr, vocab, peak, temperature, min_p, CHU
 
 @triton.jit
 def _draw_kernel(
-    logits_ptr, line_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, position_ptr,
+    logits_ptr, logits_row_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, position_ptr,
     peak_ptr, place_ptr, sum_ptr, count_ptr, likely_ptr, x_ptr, token_ptr, out_ptr,
     vocab, stride, chunks, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
@@ -175,7 +175,7 @@ def _draw_kernel(
     top_k, top_p, min_p = tl.load(top_k_ptr + row), tl.load(top_p_ptr + row), tl.load(min_p_ptr + row)
     sums = tl.load(sum_ptr + row * chunks + chunk, mask=is_chunk, other=0.0)
     total = tl.sum(sums, axis=0)
-    base = logits_ptr + tl.load(line_ptr + row).to(tl.int64) * stride
+    base = logits_ptr + tl.load(logits_row_ptr + row).to(tl.int64) * stride
     # Philox4x32-10 with the position as counter and the seed as key: 53 bits of its first two words
     first, second, _, _ = tl.randint4x(tl.load(seed_ptr + row), tl.load(position_ptr + row))
     bits = (first.to(tl.uint32, bitcast=True).to(tl.uint64) << 32) | second.to(tl.uint32, bitcast=True).to(tl.uint64)
@@ -224,7 +224,7 @@ def _draw_kernel(
 
 def sample(
     logits: Tensor,
-    line: Tensor,
+    logits_row: Tensor,
     temperature: Tensor,
     top_k: Tensor,
     top_p: Tensor,
@@ -232,7 +232,7 @@ def sample(
     seed: Tensor,
     position: Tensor,
 ) -> Tensor:
-    rows, vocab = len(line), logits.shape[1]
+    rows, vocab = len(logits_row), logits.shape[1]
     chunks = triton.cdiv(vocab, CHUNK)
 
     def room(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -245,13 +245,13 @@ def sample(
     out = room(rows, dtype=torch.int64)
     constants = {"CHUNK": CHUNK, "CHUNKS": triton.next_power_of_2(chunks), "num_warps": 8}
     filters = top_k, top_p, min_p
-    _peaks_kernel[rows, chunks](logits, line, peaks, places, vocab, logits.stride(0), CHUNK=CHUNK, num_warps=8)
+    _peaks_kernel[rows, chunks](logits, logits_row, peaks, places, vocab, logits.stride(0), CHUNK=CHUNK, num_warps=8)
     _weights_kernel[rows, chunks](
-        logits, line, temperature, *filters, peaks, sums, counts, likely, x, tokens,
+        logits, logits_row, temperature, *filters, peaks, sums, counts, likely, x, tokens,
         vocab, logits.stride(0), **constants,
     )  # fmt: skip
     _draw_kernel[rows,](
-        logits, line, temperature, *filters, seed, position, peaks, places, sums, counts, likely, x, tokens, out,
+        logits, logits_row, temperature, *filters, seed, position, peaks, places, sums, counts, likely, x, tokens, out,
         vocab, logits.stride(0), chunks, **constants,
     )  # fmt: skip
     return out

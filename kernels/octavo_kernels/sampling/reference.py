@@ -27,7 +27,7 @@ _32 = np.uint64(32)
 
 def sample(
     logits: Tensor,
-    line: Tensor,
+    logits_row: Tensor,
     temperature: Tensor,
     top_k: Tensor,
     top_p: Tensor,
@@ -35,8 +35,8 @@ def sample(
     seed: Tensor,
     position: Tensor,
 ) -> Tensor:
-    if line.tolist() != [*range(len(logits))]:
-        logits = logits[line]
+    if logits_row.tolist() != [*range(len(logits))]:
+        logits = logits[logits_row]
     columns = temperature, top_k, top_p, min_p, seed, position
     random = [row for row, value in enumerate(temperature.tolist()) if value > 0]
     tokens = _draw(logits, *columns) if len(random) == len(logits) else logits.argmax(-1)

@@ -21,7 +21,7 @@ from octavo.config import EngineConfig
 from octavo.errors import ModelError
 from octavo.execution.capacity import CPU_KV_BYTES, num_kv_blocks, num_positions
 from octavo.execution.executor import Wait, finished
-from octavo.execution.treatment import treat
+from octavo.execution.treatment import apply_treatment
 from octavo.models.packed import load_packed, unpackable_formats
 from octavo.models.parallel import Share, TPGroup
 from octavo.models.source_spec import cut_through_blocks, why_not_packed
@@ -83,10 +83,10 @@ class NativeExecutor:
         """Run a step here and now."""
         begin = time.perf_counter()
         # The n sequences of one prompt are drawn from the same logits: compute those once.
-        places, line = np.unique(batch.sampling.token_index, return_inverse=True)
+        places, logits_row = np.unique(batch.sampling.token_index, return_inverse=True)
         logits = self._joined(self._step(batch, places.astype(np.int64)))
         nothing = np.zeros(0, np.int64), dict[int, LogprobRow]()
-        tokens, logprobs = nothing if logits is None else _sample(logits, line, batch.sampling)
+        tokens, logprobs = nothing if logits is None else _sample(logits, logits_row, batch.sampling)
         return finished(StepResult(tokens, logprobs, self._prompt_logprobs(batch), time.perf_counter() - begin))
 
     def logits(self, batch: StepBatch) -> torch.Tensor:
@@ -118,11 +118,11 @@ class NativeExecutor:
             f"this machine {rate / 1e9:.1f} GB/s: at most {rate / model.bytes_per_token:.0f} tokens/s for one stream"
         )
 
-    def _step(self, batch: StepBatch, lines: Int64) -> npt.NDArray[np.float32]:
+    def _step(self, batch: StepBatch, token_index: Int64) -> npt.NDArray[np.float32]:
         self._kv.copy(batch.block_copies)
         arrays = (batch.token_ids, batch.query_start, batch.context_lens, batch.block_tables)
         ids, starts, contexts, tables = (np.ascontiguousarray(x, np.int32) for x in arrays)
-        return self._decoder.step(ids, starts, contexts, tables, lines, whole=bool(batch.prompt_logprobs))
+        return self._decoder.step(ids, starts, contexts, tables, token_index, whole=bool(batch.prompt_logprobs))
 
     def _joined(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
         if self._group.size == 1:
@@ -149,12 +149,12 @@ class NativeExecutor:
 
 
 def _sample(
-    logits: npt.NDArray[np.float32], line: npt.NDArray[np.int64], rows: SamplingRows
+    logits: npt.NDArray[np.float32], logits_row: npt.NDArray[np.int64], rows: SamplingRows
 ) -> tuple[Int64, dict[int, LogprobRow]]:
-    """As `sampler.sample`; row r is drawn from logits[line[r]], which the next step overwrites anyway."""
+    """As `sampler.sample`; row r is drawn from logits[logits_row[r]], which the next step overwrites anyway."""
     options = rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seed, rows.position
-    undo = treat(logits, line, rows) if rows.logit_bias or rows.banned or rows.penalties else None
-    tokens = sample(logits, line, *options)
+    undo = apply_treatment(logits, logits_row, rows) if rows.logit_bias or rows.banned or rows.penalties else None
+    tokens = sample(logits, logits_row, *options)
     if not (rows.num_logprobs >= 0).any():
         return tokens, {}
     if undo is not None:
@@ -163,7 +163,7 @@ def _sample(
 
     from octavo.execution.sampler import sampled_logprobs
 
-    return tokens, sampled_logprobs(torch.from_numpy(logits), line, tokens, rows.num_logprobs)
+    return tokens, sampled_logprobs(torch.from_numpy(logits), logits_row, tokens, rows.num_logprobs)
 
 
 # ---- loading --------------------------------------------------------------------------------------------------------

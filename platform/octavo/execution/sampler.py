@@ -48,7 +48,7 @@ def begin_sample(logits: Tensor, rows: SamplingRows, unlisted: Tensor | None = N
     Returns:
         token ids [R] on the device, and what waits for both results.
     """
-    treated = treat(logits, rows, unlisted)
+    treated = _treated(logits, rows, unlisted)
     tokens = _tokens(treated, rows)
     if treated is not logits:  # a penalty turns an infinite logit into the largest finite one
         tokens = tokens.masked_fill(~torch.isfinite(logits.amax(-1)), -1)
@@ -60,9 +60,9 @@ def _begin_fetch(logits: Tensor, tokens: Tensor, counts: np.ndarray) -> Drawn:
     if not len(asked):
         ids_only = fetch(tokens)
         return lambda: (ids_only()[0].astype(np.int64, copy=False), {})
-    lines = to_device(asked, logits.device)
-    picked = logits if len(asked) == len(logits) else logits[lines]
-    wait = fetch(tokens, *_numbers(picked, tokens[lines].clamp(min=0), int(counts.max())))
+    places = to_device(asked, logits.device)
+    picked = logits if len(asked) == len(logits) else logits[places]
+    wait = fetch(tokens, *_numbers(picked, tokens[places].clamp(min=0), int(counts.max())))
 
     def finish() -> tuple[Int64, dict[int, LogprobRow]]:
         ids, *numbers = wait()
@@ -75,14 +75,14 @@ def _begin_fetch(logits: Tensor, tokens: Tensor, counts: np.ndarray) -> Drawn:
 
 
 def _tokens(logits: Tensor, rows: SamplingRows) -> Tensor:
-    seed, line = rows.seed.view(np.int64), np.arange(len(logits))
+    seed, each = rows.seed.view(np.int64), np.arange(len(logits))
     if logits.is_cpu:
-        columns = (line, rows.temperature, rows.top_k, rows.top_p, rows.min_p, seed, rows.position)
+        columns = (each, rows.temperature, rows.top_k, rows.top_p, rows.min_p, seed, rows.position)
         return sample_tensors(logits, *(torch.from_numpy(column) for column in columns))
     # Two copies to the device, not seven
-    lines, seeds, positions, top_k = to_device(np.stack([line, seed, rows.position, rows.top_k]), logits.device)
+    logits_row, seeds, positions, top_k = to_device(np.stack([each, seed, rows.position, rows.top_k]), logits.device)
     temperature, top_p, min_p = to_device(np.stack([rows.temperature, rows.top_p, rows.min_p]), logits.device)
-    return sample_tensors(logits, lines, temperature, top_k.int(), top_p, min_p, seeds, positions)
+    return sample_tensors(logits, logits_row, temperature, top_k.int(), top_p, min_p, seeds, positions)
 
 
 def logprob_rows(logits: Tensor, tokens: list[int], counts: list[int]) -> list[LogprobRow]:
@@ -125,23 +125,23 @@ def prompt_logprobs(
     return rows
 
 
-def sampled_logprobs(logits: Tensor, line: Int64, ids: Int64, counts: np.ndarray) -> dict[int, LogprobRow]:
-    """Log probabilities of the rows that ask; row r was drawn from logits[line[r]]."""
+def sampled_logprobs(logits: Tensor, logits_row: Int64, ids: Int64, counts: np.ndarray) -> dict[int, LogprobRow]:
+    """Log probabilities of the rows that ask; row r was drawn from logits[logits_row[r]]."""
     wanted = np.flatnonzero((counts >= 0) & (ids >= 0))
     if not len(wanted):
         return {}
-    picked = logits[to_device(line[wanted], logits.device)]
+    picked = logits[to_device(logits_row[wanted], logits.device)]
     result = logprob_rows(picked, ids[wanted].tolist(), counts[wanted].tolist())
     return dict(zip(wanted.tolist(), result, strict=True))
 
 
-def treat(logits: Tensor, rows: SamplingRows, unlisted: Tensor | None = None) -> Tensor:
-    """Bias, bans and penalties of the rows that have them; `unlisted` as for `begin_sample`."""
+def _treated(logits: Tensor, rows: SamplingRows, unlisted: Tensor | None = None) -> Tensor:
+    """The logits after bias, bans and penalties of the rows that have them; `unlisted` as for `begin_sample`."""
     if not (rows.logit_bias or rows.banned or rows.penalties):
         return logits
     logits = logits.clone()
     if logits.is_cpu and unlisted is None:
-        treatment.treat(logits.numpy(), np.arange(len(logits)), rows)
+        treatment.apply_treatment(logits.numpy(), np.arange(len(logits)), rows)
     else:
-        tensor_treatment.treat(logits, rows, unlisted)
+        tensor_treatment.apply_treatment(logits, rows, unlisted)
     return logits

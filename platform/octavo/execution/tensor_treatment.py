@@ -32,8 +32,12 @@ class _Places:
     factors: Float32  # [3, rows with penalties] presence, frequency, repetition
 
 
-def treat(logits: Tensor, rows: SamplingRows, unlisted: Tensor | None = None) -> None:
-    """Treat logits [R, V] in place; `unlisted` as for `octavo.execution.sampler.begin_sample`."""
+def apply_treatment(logits: Tensor, rows: SamplingRows, unlisted: Tensor | None = None) -> None:
+    """Apply the treatment of all rows to logits [R, V], in place.
+
+    Args:
+        unlisted: as for `octavo.execution.sampler.begin_sample`.
+    """
     vocab, flat = logits.shape[1], logits.view(-1)
     places = _lay_out(rows, vocab)
     bias, banned, counted = (to_device(x, flat.device) for x in (places.bias, places.banned, places.counted))
@@ -70,9 +74,9 @@ def _penalise(flat: Tensor, places: _Places, counted: Tensor, vocab: int, unlist
     if unlisted is None:
         _write_penalties(flat, counted, of_rows[:, row], counts)
         return
-    lines = to_device(places.rows, device)
-    is_there = unlisted[lines] >= 0
-    last = lines * vocab + unlisted[lines].clamp(min=0)
+    rows = to_device(places.rows, device)
+    is_there = unlisted[rows] >= 0
+    last = rows * vocab + unlisted[rows].clamp(min=0)
     again = (counted == last[row]) & is_there[row]
     is_new = is_there.int().index_add(0, row, -again.int()) > 0
     _write_penalties(flat, counted, of_rows[:, row], counts + again)

@@ -96,13 +96,13 @@ class TorchExecutor:
         begun = time.perf_counter()
         hidden = self._forward(batch)
         # The n sequences of one prompt are drawn from the same logits: compute those once.
-        places, row_of = np.unique(batch.sampling.token_index, return_inverse=True)
+        places, logits_row = np.unique(batch.sampling.token_index, return_inverse=True)
         logits = self._logits(self._take(hidden, places))
         prompt = prompt_logprobs(
             batch.prompt_logprobs,
             lambda rows: self._logits(self._take(hidden, np.array(rows))),
         )
-        drawn = self._draw(logits, row_of, batch) if logits is not None and len(row_of) else self._end()
+        drawn = self._draw(logits, logits_row, batch) if logits is not None and len(logits_row) else self._end()
 
         def wait() -> StepResult:
             tokens, logprobs = drawn()
@@ -121,12 +121,12 @@ class TorchExecutor:
         decoder = self._decoder
         return join_vocabulary(decoder.logits(hidden), decoder.share, decoder.group)
 
-    def _draw(self, logits: Tensor, row_of: np.ndarray, batch: StepBatch) -> Drawn:
+    def _draw(self, logits: Tensor, logits_row: np.ndarray, batch: StepBatch) -> Drawn:
         unlisted = None
         if batch.sources is not None and batch.sampling.penalties:
             sources = to_device(batch.sources[batch.sampling.token_index], self._device)
             unlisted = torch.where(sources >= 0, self._drawn[sources.clamp(min=0)], -1)
-        tokens, wait = begin_sample(self._take(logits, row_of), batch.sampling, unlisted)
+        tokens, wait = begin_sample(self._take(logits, logits_row), batch.sampling, unlisted)
         self._drawn[: len(tokens)].copy_(tokens)
         return wait
 

@@ -17,12 +17,12 @@ LARGEST = np.finfo(np.float32).max
 """What a penalty makes of a logit is at most this: 10 / 1e-38 would be infinite, and then no draw is defined."""
 
 
-def treat(logits: Float32, line: Int64, rows: SamplingRows) -> Callable[[], None]:
-    """Treat logits [L, V] in place.
+def apply_treatment(logits: Float32, logits_row: Int64, rows: SamplingRows) -> Callable[[], None]:
+    """Apply the treatment of all rows to logits [L, V], in place.
 
     Args:
-        line: [R] whose logits each row is drawn from. Rows that share a line are treated alike: they are a request's
-            sequences, of which nothing has been drawn.
+        logits_row: [R] which of the L each row is drawn from. Rows that share one are treated alike: they are a
+            request's sequences, of which nothing has been drawn.
 
     Returns:
         what puts the model's own values back.
@@ -33,12 +33,12 @@ def treat(logits: Float32, line: Int64, rows: SamplingRows) -> Callable[[], None
         changes.append((row, tokens, own))
         row[tokens] = to
 
-    for place, (tokens, added) in {line[row]: bias for row, bias in rows.logit_bias.items()}.items():
+    for place, (tokens, added) in {logits_row[row]: bias for row, bias in rows.logit_bias.items()}.items():
         own = logits[place][tokens]
         change(logits[place], tokens, own, own + added)
-    for place, tokens in {line[row]: banned for row, banned in rows.banned.items()}.items():
+    for place, tokens in {logits_row[row]: banned for row, banned in rows.banned.items()}.items():
         change(logits[place], tokens, logits[place][tokens], np.full(len(tokens), -np.inf, np.float32))
-    for place, counted in {line[row]: found for row, found in rows.penalties.items()}.items():
+    for place, counted in {logits_row[row]: found for row, found in rows.penalties.items()}.items():
         own = logits[place][counted.tokens]
         change(logits[place], counted.tokens, own, penalised(own, counted))
 

@@ -33,12 +33,12 @@ def rows(count: int, **columns: Any) -> SamplingRows:
 def kernel(gpu, device, monkeypatch) -> Callable[..., list[int]]:
     """Chunks of 256 tokens: vocabularies of several chunks, the last one not full, stay small."""
 
-    def draw(logits: torch.Tensor, r: SamplingRows, line: torch.Tensor | None = None) -> list[int]:
+    def draw(logits: torch.Tensor, r: SamplingRows, logits_row: torch.Tensor | None = None) -> list[int]:
         module = gpu("sampling")
         monkeypatch.setattr(module, "CHUNK", 256)
         columns = (r.temperature, r.top_k, r.top_p, r.min_p, r.seed.view(np.int64), r.position)
-        line = torch.arange(len(logits)) if line is None else line
-        tensors = (x.to(device) for x in (logits, line, *map(torch.from_numpy, columns)))
+        logits_row = torch.arange(len(logits)) if logits_row is None else logits_row
+        tensors = (x.to(device) for x in (logits, logits_row, *map(torch.from_numpy, columns)))
         return module.sample(*tensors).tolist()
 
     return draw
@@ -81,8 +81,8 @@ def test_broken_rows_are_marked_and_greedy_takes_the_first_of_equals(kernel) -> 
 
 
 def test_rows_may_share_logits(kernel) -> None:
-    logits, r, line = torch.randn(2, 300) * 2, rows(4, top_p=[1, 0.9, 1, 0.9]), torch.tensor([1, 0, 1, 1])
-    assert kernel(logits, r, line) == sample(logits[line], r)[0].tolist()
+    logits, r, logits_row = torch.randn(2, 300) * 2, rows(4, top_p=[1, 0.9, 1, 0.9]), torch.tensor([1, 0, 1, 1])
+    assert kernel(logits, r, logits_row) == sample(logits[logits_row], r)[0].tolist()
 
 
 def test_the_torch_sampler_calls_it_on_a_gpu(gpu, device, monkeypatch) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from octavo.engine.token_counts import TokenCounts
 from octavo.execution import tensor_treatment
-from octavo.execution.treatment import treat
+from octavo.execution.treatment import apply_treatment
 from octavo.step import Penalties, SamplingRows
 
 VOCAB = 40
@@ -62,8 +62,8 @@ def test_both_do_what_is_defined_and_the_native_one_puts_it_back(wanted, seed):
     rows, own = sparse(wanted), logits.copy()
     want = by_definition(logits, wanted)
     theirs = logits.copy()
-    tensor_treatment.treat(torch.from_numpy(theirs), rows)
-    undo = treat(logits, np.arange(len(wanted)), rows)
+    tensor_treatment.apply_treatment(torch.from_numpy(theirs), rows)
+    undo = apply_treatment(logits, np.arange(len(wanted)), rows)
     assert logits.tobytes() == theirs.tobytes() == want.tobytes()
     assert not np.isnan(logits).any()
     undo()
@@ -78,14 +78,14 @@ def test_a_token_that_only_the_device_knows_counts_like_any_other(wanted, last):
         for (bias, banned, penalties), token in zip(wanted, last, strict=False)
     ]
     told = logits.clone()
-    tensor_treatment.treat(logits, sparse(listed))
-    tensor_treatment.treat(told, sparse(wanted), torch.tensor(last[: len(wanted)]))
+    tensor_treatment.apply_treatment(logits, sparse(listed))
+    tensor_treatment.apply_treatment(told, sparse(wanted), torch.tensor(last[: len(wanted)]))
     assert told.numpy().tobytes() == logits.numpy().tobytes()
 
 
-def test_rows_of_one_line_are_treated_once():
+def test_rows_that_share_logits_are_treated_once():
     logits = np.zeros((2, VOCAB), np.float32)
     row = ({3: 1.0}, set(), ((0.5, 0.0, 1.0), [], [3]))
-    treat(logits, np.array([1, 1, 0]), sparse([row, row, ({}, set(), None)]))
+    apply_treatment(logits, np.array([1, 1, 0]), sparse([row, row, ({}, set(), None)]))
     assert logits[1, 3] == pytest.approx(0.5)
     assert not logits[0].any()

@@ -60,8 +60,8 @@ class NativeRun:
         tokens = np.array([token for row in rows for token in chunks[row]], np.int32)
         contexts = np.array([self.computed[row] for row in rows], np.int32)
         if last_only:
-            lines = (starts[1:] - 1).astype(np.int64)
-            logits = self.decoder.step(tokens, starts, contexts, self.tables[rows], lines, whole=False)
+            token_index = (starts[1:] - 1).astype(np.int64)
+            logits = self.decoder.step(tokens, starts, contexts, self.tables[rows], token_index, whole=False)
             return dict(zip(rows, logits.copy(), strict=True))
         logits = self.decoder.step(tokens, starts, contexts, self.tables[rows], np.arange(len(tokens)))
         return {row: logits[starts[i] : starts[i + 1]].copy() for i, row in enumerate(rows)}
