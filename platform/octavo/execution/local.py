@@ -32,6 +32,9 @@ def load_local(
     share = read_share(source, group)
     device = find_device(config.device)
     native = _native_library(source, config, share) if device == "cpu" else None
+    if not group.smallest(native is not None) and native is not None:  # the two sum over ranks in different places
+        logger.warning("%s runs on the slower torch runner: another rank does", source.name)
+        native = None
     executor: LocalExecutor
     if native is not None:
         executor = load_native(native, source, config, share, group, progress=progress)

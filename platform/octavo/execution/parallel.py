@@ -53,6 +53,7 @@ class DistributedGroup(TPGroup):
     ) -> None:
         self.rank, self.size = rank, size
         self._store, self._check = store, check
+        self._num_asked = 0
         gloo: Any = ProcessGroupGloo  # torch's stubs know little of it
         options = gloo._Options()
         options._timeout = TIMEOUT
@@ -76,8 +77,9 @@ class DistributedGroup(TPGroup):
         return parts or None
 
     def smallest(self, value: int) -> int:
-        """The smallest of all ranks' values; to be called once, when the weights are loaded, however long that took."""
-        keys = [f"value of rank {rank}" for rank in range(self.size)]
+        """The smallest of all ranks' values, for which each waits while the others load, however long that takes."""
+        self._num_asked += 1
+        keys = [f"value {self._num_asked} of rank {rank}" for rank in range(self.size)]
         try:
             self._store.set(keys[self.rank], str(value))
             while not self._store.check(keys):

@@ -49,7 +49,7 @@ class TPGroup:
         return [x]
 
     def smallest(self, value: int) -> int:
-        """The smallest of all ranks' values."""
+        """The smallest of all ranks' values; all ranks ask equally often, and in the same order."""
         return value
 
 

@@ -13,11 +13,17 @@ from typing import Any
 import pytest
 
 from octavo import LLM, SamplingParams
+from octavo.config import EngineConfig
+from octavo.engine.batch import smallest_batch
 from octavo.errors import ConfigError, EngineDead, ModelError
-from octavo.execution import ranks
+from octavo.execution import local, ranks
 from octavo.execution.executor import LocalExecutor
 from octavo.execution.local import load_local
-from octavo.execution.ranks import Invitation, ParallelExecutor, serve_rank
+from octavo.execution.native_executor import why_not_native
+from octavo.execution.ranks import Invitation, ParallelExecutor, load_parallel, serve_rank
+from octavo.execution.torch_executor import TorchExecutor
+from octavo.models.parallel import Share
+from octavo.source import Source, resolve_source
 from octavo_kernels.native import library
 
 PROMPTS = [list(range(3, 40)), [7], list(range(200, 250)), [5, 4, 3]]
@@ -108,6 +114,32 @@ def test_what_a_rank_fails_with_is_raised(
     monkeypatch.setattr(ranks, "load_local", picky)
     with pytest.raises(ModelError, match="no room on this rank"):
         LLM(str(tiny_model("llama3")), tensor_parallel_size=2, progress=False)
+
+
+def test_steps_in_which_nothing_is_sampled(as_threads: None, tiny_model: Callable[[str], Path]) -> None:
+    """All ranks compute the same sums and gather the same logits in them: none."""
+    folder, none = tiny_model("smollm2"), SamplingParams(max_tokens=0)
+    assert tokens(generate(folder, 2, none)) == [[[]]] * len(PROMPTS)
+    assert tokens(generate(folder, 2, max_num_batched_tokens=16)) == tokens(generate(folder, 1))
+
+
+def test_where_one_rank_cannot_run_natively_none_does(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[[str], Path]
+) -> None:
+    """The native decoder and torch's sum over ranks in different places: each would wait for the other's sums."""
+
+    def picky(source: Source, config: EngineConfig, share: Share) -> str | None:
+        return "it is rank 1" if share.rank == 1 else why_not_native(source, config, share)
+
+    monkeypatch.setattr(ranks, "RankProcesses", RankThreads)
+    monkeypatch.setattr(local, "why_not_native", picky)
+    source = resolve_source(str(tiny_model("smollm2")))
+    executor = load_parallel(source, EngineConfig(tensor_parallel_size=2, kv_cache_bytes=2**20))
+    try:
+        assert isinstance(executor._own, TorchExecutor)
+        assert executor.launch(smallest_batch(0))().seconds > 0
+    finally:
+        executor.close()
 
 
 @pytest.fixture
