@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,7 +119,7 @@ class Suspicion:
             loss.died = True
 
     @property
-    def losses(self) -> Collection[str]:
+    def losses(self) -> AbstractSet[str]:
         """Shards that it may have stopped."""
         return self._losses.keys()
 
