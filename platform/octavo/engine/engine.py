@@ -251,11 +251,15 @@ class Engine:
         return updates
 
     def _has_passed(self, request_id: str) -> bool:
-        """Whether a request has done what it was tried for; of its sequences those count that run."""
+        """Whether a request has done what it was tried for.
+
+        All of its sequences that were in the step which raised have to. Of a suspect's, those that find a place.
+        """
         sequences = self.scheduler.sequences(request_id)
         running = [seq for seq in sequences if seq.table.blocks]
+        tried = sequences if self.isolation.searching or self.scheduler.num_places() else running
         reached = self._reached.get(request_id, {})
-        there = all(seq.num_computed >= reached.get(seq.index, 0) for seq in running)
+        there = all(seq.num_computed >= reached.get(seq.index, 0) for seq in tried)
         return not sequences or (bool(running) and there)
 
     def _conclude(self) -> list[SequenceUpdate]:

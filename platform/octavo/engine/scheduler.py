@@ -110,7 +110,7 @@ class Scheduler:
 
     def _check_queue(self, request: Request) -> None:
         limit = self.config.max_num_queued_requests
-        if (over := len(self._waiting) - self._places() - limit) < 0:
+        if (over := len(self._waiting) - self.num_places() - limit) < 0:
             return
         # until as many of those that wait have begun as are too many
         retry = self.state().start_seconds() * (over + 1) / (len(self._waiting) + 1)
@@ -204,7 +204,7 @@ class Scheduler:
 
     def _admit(self, seq: Sequence, chunk: int, plan: StepPlan) -> int | None:
         """Start the head of the queue; returns tokens scheduled, None when it has to wait."""
-        if self._places() <= 0:
+        if self.num_places() <= 0:
             self._note("wait", seq, "no running place", running=len(self._running))
             return None
         cached = seq.cached_blocks(self.pool)
@@ -239,9 +239,9 @@ class Scheduler:
 
     def _idle_places(self, plan: StepPlan) -> int:
         """Places that neither those that run or wait nor proposed tokens take: a step has `max_num_seqs` rows."""
-        return self._places() - len(self._waiting) - plan.num_proposed
+        return self.num_places() - len(self._waiting) - plan.num_proposed
 
-    def _places(self) -> int:
+    def num_places(self) -> int:
         """Sequences that could start beside those that run."""
         return self.config.max_num_seqs - len(self._running)
 

@@ -194,6 +194,27 @@ def test_a_poison_ends_alone_and_the_others_are_told_what_they_would_be(fake, co
     assert {key: told[key] for key in ends} == ends
 
 
+@pytest.mark.parametrize(
+    ("prompt", "budget", "n", "caching"), [(1, 2, 3, True), (1, 2, 5, True), (1, 4, 5, True), (1, 8, 3, False)]
+)
+def test_a_trial_is_not_over_before_all_sequences_of_the_failed_step_have_run(fake, prompt, budget, n, caching):
+    """The last of n sequences is poisoned, and the budget of the trial's first steps ends before it."""
+    numbers = [*range(500, 500 + prompt)]
+    lines = [fake.expected(numbers, 12, (3 + i * 0x9E3779B97F4A7C15) % 2**64) for i in range(n)]
+    others = [fake.expected([7, 8, 9], 30, seed) for seed in range(3)]
+    harmless = {*numbers, 7, 8, 9, *(token for line in [*lines[:-1], *others] for token in line)}
+    place = next(place for place in range(3, 11) if lines[-1][place] not in harmless)
+    engine = fake.engine(num_blocks=100, max_num_batched_tokens=budget, enable_prefix_caching=caching)
+    poisoned(fake, engine, {lines[-1][place]})
+    for seed in range(3):
+        engine.add(fake.request(f"r{seed}", [7, 8, 9], seed=seed, max_tokens=30))
+    engine.add(fake.request("poison", numbers, seed=3, n=n, max_tokens=12))
+    said, ends = tell(engine)
+    assert [said[f"r{seed}", 0] for seed in range(3)] == others
+    assert ends["poison", n - 1][0] == "error"
+    assert said["poison", n - 1] == lines[-1][: place + 1]
+
+
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(["launch", "wait"]), st.booleans(), st.booleans())
 def test_random_poison_in_random_batches(fake, seed, at, ahead, caching):
