@@ -186,8 +186,8 @@ class AsyncEngine:
         try:
             while self._take_commands():
                 if self.engine.has_work:
-                    apart = self.engine.isolation.active
-                    self._deliver(self.engine.step(), _TRIAL_HAND_OVER if apart else _HAND_OVER)
+                    trying = self.engine.isolation.trying
+                    self._deliver(self.engine.step(), _TRIAL_HAND_OVER if trying else _HAND_OVER)
                 else:
                     self._audit()
             self._error = EngineDead("the engine was closed")

@@ -206,6 +206,7 @@ class Engine:
         if isinstance(error, EngineDead) or not isinstance(error, Exception):
             raise error
         self.executor.check_health()
+        newcomers = [name for name in reached if not self.scheduler.sequences(name)[0].group.announced]
         self._reached = reached
         if not reached:  # all of them were aborted meanwhile
             self._run_control()
@@ -213,7 +214,7 @@ class Engine:
         logger.warning("a step of %d requests raised %r", len(reached), error)
         if len(reached) == 1:
             self._errors.update(dict.fromkeys(reached, error))
-        self.isolation.raised(list(reached))
+        self.isolation.raised(list(reached), newcomers)
 
     def _step_apart(self) -> list[SequenceUpdate]:
         """A step while somebody is suspected; see `isolation`."""
@@ -228,8 +229,9 @@ class Engine:
             return [self._notice(suspect)]
         if isolation.members:
             return self._try()
+        isolation.take_turns(self.scheduler.running_requests())
         updates = self._run(self.scheduler.schedule(isolation.may_run), 1)
-        isolation.everybody_ran()
+        isolation.everybody_ran(self._steps)
         return updates
 
     def _notice(self, request_id: str) -> SequenceUpdate:

@@ -265,8 +265,7 @@ class Scheduler:
         """
         self.cost_model.observe(step.work, result.seconds)
         step.take_prompt_logprobs(result)
-        updates = []
-        tokens, logprobs = result.token_ids.tolist(), result.logprobs
+        updates, tokens, logprobs = list[SequenceUpdate](), result.token_ids.tolist(), result.logprobs
         for row, seq in step.rows:
             proposed = step.proposed.get(seq) if step.proposed else None
             seq.num_pending -= 1 if proposed is None else 1 + len(proposed)
@@ -325,10 +324,9 @@ class Scheduler:
 
     def preempt_last(self, needed_by: str) -> bool:
         """Take the place and the blocks of the last running sequence; False where none runs."""
-        if not self._running:
-            return False
-        self._preempt(self._running[-1], needed_by)
-        return True
+        if runs := bool(self._running):
+            self._preempt(self._running[-1], needed_by)
+        return runs
 
     def roll_back(self, plans: Iterable[StepPlan]) -> None:
         """Undo steps that failed: nothing they did counts, and what runs or ran in them queues to be computed again."""
@@ -337,13 +335,12 @@ class Scheduler:
         requeue(self._groups.values(), self._running, self._waiting, self.pool)
 
     def _preempt(self, seq: Sequence, needed_by: str) -> None:
+        self._note("preempt", seq, f"blocks needed by {needed_by}", held=len(seq.table.blocks))
         self._running.leave(seq)
-        held = len(seq.table.blocks)
         seq.table.free()
         seq.num_computed = 0
         self._waiting.join(seq)
         self.counters.preemptions += 1
-        self._note("preempt", seq, f"blocks needed by {needed_by}", held=held)
 
     def _withdraw(self, seq: Sequence) -> None:
         """Take a sequence out of wherever it is, and its blocks with it."""
@@ -377,6 +374,10 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether any sequence runs or waits."""
         return bool(self._running or self._waiting)
+
+    def running_requests(self) -> list[str]:
+        """Ids of the requests that run."""
+        return list(dict.fromkeys(seq.group.request.request_id for seq in self._running))
 
     def sequences(self, request_id: str) -> list[Sequence]:
         """The living sequences of a request."""

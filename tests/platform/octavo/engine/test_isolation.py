@@ -10,14 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from octavo.engine.isolation import UNEXPLAINED, Isolation, Unexplained
+from octavo.engine.isolation import CALM_STEPS, UNEXPLAINED, Isolation, Unexplained
 from octavo.errors import EngineDead
 
 
-def search(isolation: Isolation, ids: list[str], poison: set[str], leaves: dict[int, str] | None = None):
+def search(isolation: Isolation, ids: list[str], poison: set[str], leaves: dict[int, str] | None = None, newcomers=()):
     """Run the trials after a step of `ids` raised; returns the guilty and the number of trials."""
     trials = 0
-    isolation.raised(ids)
+    isolation.raised(ids, newcomers)
     while isolation.members:
         trials += 1
         if (leaver := (leaves or {}).get(trials)) is not None:
@@ -31,7 +31,7 @@ def search(isolation: Isolation, ids: list[str], poison: set[str], leaves: dict[
             for member in members:
                 isolation.passed(member)
     guilty = isolation.conclude(trials)
-    assert not isolation.active
+    assert not isolation.trying
     return guilty, trials
 
 
@@ -43,7 +43,28 @@ def test_one_poison_among_many_is_found_in_few_trials(count):
         guilty, trials = search(Isolation(), ids, {ids[place]})
         assert guilty == [ids[place]]
         most = max(most, trials)
-    assert most <= 2 * math.ceil(math.log2(count)) + 1
+    assert most <= 2 * math.ceil(math.log2(count)) + 2
+
+
+@pytest.mark.parametrize("count", [2, 3, 32, 256])
+def test_a_newcomer_is_found_in_three_trials(count):
+    ids = [f"r{i}" for i in range(count)]
+    for new in (ids[0], ids[count // 2], ids[-1]):
+        guilty, trials = search(Isolation(), ids, {new}, newcomers={new})
+        assert guilty == [new]
+        assert trials == 3  # itself, again, and the others
+        guilty, _ = search(Isolation(), ids, {ids[1]}, newcomers={new})
+        assert guilty == [ids[1]]
+
+
+def test_who_raises_alone_only_once_is_not_guilty():
+    isolation = Isolation()
+    isolation.raised(["a", "b"])
+    isolation.raised(isolation.members[:1])
+    assert isolation.members == ["a"]
+    isolation.passed("a")
+    isolation.passed("b")
+    assert isolation.conclude(0) == []
 
 
 @given(st.integers(1, 40), st.data())
@@ -52,7 +73,7 @@ def test_exactly_the_poisons_are_found(count, data):
     poison = data.draw(st.sets(st.sampled_from(ids), min_size=1))
     guilty, trials = search(Isolation(), ids, poison)
     assert sorted(guilty) == sorted(poison)
-    assert trials <= 2 * count
+    assert trials <= 3 * count
 
 
 @given(st.integers(1, 20), st.data())
@@ -65,15 +86,45 @@ def test_who_leaves_in_the_middle_is_not_found_and_nobody_else_is_blamed(count, 
     assert poison - set(leaves.values()) <= set(guilty)
 
 
-def test_steps_that_raise_for_nobody_are_borne_a_few_times():
+def test_after_a_search_that_finds_nobody_fewer_run_together_and_take_turns():
+    isolation, ids = Isolation(), [f"r{i}" for i in range(9)]
+    assert search(isolation, ids, set())[0] == []
+    assert isolation.crowd == 4
+    turns = []
+    for step in range(6):
+        isolation.take_turns(ids)
+        turns.append([name for name in ids if isolation.may_run(name)])
+        assert not isolation.may_run("waits")
+        isolation.everybody_ran(step)
+    assert turns == 2 * [ids[:4], ids[4:8], [*ids[:3], ids[8]]]  # places that are left are taken
+    isolation.take_turns(ids[:3])
+    assert [name for name in ("waits", "waits too") if isolation.may_run(name)] == ["waits"]
+    search(isolation, ids[:4], set())
+    assert isolation.crowd == 2
+    isolation.everybody_ran(CALM_STEPS)
+    assert isolation.active
+    isolation.everybody_ran(99 + CALM_STEPS)
+    assert not isolation.active
+
+
+def test_who_alone_raises_now_and_then_is_guilty_after_some_times():
     isolation = Isolation()
+    search(isolation, ["a", "b"], set())
     for _ in range(UNEXPLAINED - 1):
-        assert search(isolation, ["a", "b", "c"], set())[0] == []
+        assert search(isolation, ["a"], set())[0] == []
+    assert search(isolation, ["a"], set())[0] == ["a"]
+    assert not isolation.active
+
+
+def test_a_machine_whose_steps_raise_now_and_then_whoever_is_in_them():
+    isolation = Isolation()
+    for name in "ab":
+        search(isolation, [name], set())
     search(isolation, ["a", "b", "c"], {"b"})  # one with a reason starts the count anew
-    for _ in range(UNEXPLAINED - 1):
-        search(isolation, ["a", "b"], set())
+    for name in "ab":
+        search(isolation, [name], set())
     with pytest.raises(Unexplained):
-        search(isolation, ["a", "b"], set())
+        search(isolation, ["a"], set())
 
 
 def test_suspects_take_turns_with_everybody():
@@ -88,7 +139,7 @@ def test_suspects_take_turns_with_everybody():
             isolation.passed(begun)
         else:
             assert isolation.may_run("x")
-            isolation.everybody_ran()
+            isolation.everybody_ran(0)
         turns.append(begun)
     assert turns == ["a", None, "b", None, "c"]
 
@@ -153,7 +204,7 @@ def tell(engine, ends=None):
         engine.check_integrity()
     assert not engine.has_work
     assert engine.pool.num_owned == 0
-    assert not engine.isolation.active
+    assert not engine.isolation.trying
     return said, ends
 
 
@@ -273,23 +324,47 @@ def test_a_device_that_is_broken_stops_the_engine_and_ends_no_request(fake):
     assert not ends
 
 
-def test_steps_that_fail_only_together_stop_the_engine_after_a_while(fake):
-    engine = fake.engine()
+@pytest.mark.parametrize("ahead", [False, True])
+def test_where_steps_fail_only_with_many_in_them_fewer_run_together(fake, ahead):
+    engine = fake.engine(async_scheduling=ahead)
     model = fake.model(engine)
-    launch = model.launch
+    launch, failed = model.launch, []
 
     def small(batch):
         if batch.num_seqs > 2:
+            failed.append(batch.num_seqs)
             raise MemoryError
         return launch(batch)
 
     model.launch = small
-    for i in range(8):
-        engine.add(fake.request(f"r{i}", [i], max_tokens=500))
-    ends = {}
-    with pytest.raises(Unexplained):
-        tell(engine, ends)
-    assert not ends
+    for i in range(12):
+        engine.add(fake.request(f"r{i}", [i], seed=i, max_tokens=100))
+    said, _ = tell(engine)
+    assert said == {(f"r{i}", 0): fake.expected([i], 100, i) for i in range(12)}
+    assert len(failed) < 20
+
+
+@pytest.mark.parametrize("every", [2, 3, 5])
+@pytest.mark.parametrize("at", ["launch", "wait"])
+def test_a_poison_that_raises_now_and_then_is_found_in_smaller_and_smaller_steps(fake, every, at):
+    engine = fake.engine(num_blocks=900, max_num_seqs=16)
+    model = fake.model(engine)
+    launch, times = model.launch, itertools.count(1)
+
+    def look(batch):
+        if 13 in batch.sampling.seed and next(times) % every == 0:
+            if at == "launch":
+                raise Poison
+            return lambda: launch(batch) and 1 / 0
+        return launch(batch)
+
+    model.launch = look
+    for i in range(16):
+        engine.add(fake.request(f"r{i}", [i], seed=i, max_tokens=200))
+    said, ends = tell(engine)
+    assert ends["r13", 0][0] == "error"
+    for i in {*range(16)} - {13}:
+        assert said[f"r{i}", 0] == fake.expected([i], 200, i)
 
 
 def test_a_lost_rank_is_nobodys_fault(fake):

@@ -113,7 +113,7 @@ def storm(fake, seed, operations, **settings):
             break
         step()
     assert not engine.has_work
-    assert not engine.isolation.active
+    assert not engine.isolation.trying
     assert engine.pool.num_owned == 0
     for request in asked.values():
         name = request.request_id
