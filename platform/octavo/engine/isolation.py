@@ -7,13 +7,14 @@ A step raises for all requests in it, and does not say which of them is to blame
 A trial is a step with its members only, and repeats what they were about to do. Members that raise are split in two;
 where one half passes, the other is split without being tried as a whole. One poison among n takes at most 2 log2 n
 trials, where each request alone would take n. Both halves are tried, so several poisons are found in one search. Those
-that ran for the first time are tried first: poison in a prompt takes three trials, however many others run.
+that ran for the first time are tried first: poison in a prompt takes two trials, however many others run.
 
-Who raises in a step of its own is tried again, and guilty if that raises too. When nobody is, the fault needs many
-requests at once, or comes and goes, and all go on. From then on a step has at most half as many requests as the one
-that raised; they take turns (`crowd`). So a fault of size is avoided, and one that comes and goes is followed into
-smaller and smaller steps. Who raises alone UNEXPLAINED times is guilty; if these are not one and the same, the fault is
-the machine's. After CALM_STEPS without such a search all run together again.
+Who raises in a step of its own is guilty, if it has never run without raising. Others are tried once more first. When
+nobody is guilty, the fault needs many requests at once, or comes and goes, and all go on. From then on a step has at
+most half as many requests as the one that raised, and they take turns (`crowd`). So a fault of size is avoided, and one
+that comes and goes is followed into smaller and smaller steps, until one request is alone. If that raises UNEXPLAINED
+times it is guilty; if several requests raise so, the fault is the machine's, and the engine stops. After CALM_STEPS
+without such a search all run together again.
 
 A request may also come as a suspect (`Request.alone`), because its last shard died. It has a trial of its own before it
 joins the others. Between two such trials there is a step for everybody else: with many suspects the others run at half
@@ -63,7 +64,7 @@ class Isolation:
         self._turn: set[str] = set()  # who runs in the next step, where there is a limit
         self._next = 0  # place among those that run of the first who has not had a turn
         self._first: list[str] = []  # who was in the step that began the search
-        self._again = ""  # who raised alone and is tried again
+        self._again: list[str] = []  # who is guilty if it raises alone once more
         self._trials: list[_Trial] = []
         self._suspects: dict[str, None] = {}  # in order of arrival
         self._guilty: list[str] = []
@@ -85,7 +86,7 @@ class Isolation:
         """
         self.active = self.trying = True
         if not self.searching:
-            self.searching, self._first, self._again = True, list(request_ids), ""
+            self.searching, self._first, self._again = True, list(request_ids), list(newcomers)
         if not self._trials:
             first = [request_id for request_id in request_ids if request_id in newcomers]
             if 0 < len(first) < len(request_ids):
@@ -96,11 +97,11 @@ class Isolation:
         trial = self._trials.pop()
         self._try(trial.rest)
         self._try([member for member in trial.members if member not in request_ids])
-        if len(request_ids) == 1 and (self._again == request_ids[0] or self._first == request_ids):
+        if len(request_ids) == 1 and (request_ids[0] in self._again or self._first == request_ids):
             self._guilty += request_ids
             self._next_trial(blame_rest=False)
         elif len(request_ids) == 1:
-            self._again = request_ids[0]
+            self._again += request_ids
             self._try(request_ids)
         else:
             self._split(list(request_ids))
