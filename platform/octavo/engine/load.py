@@ -110,7 +110,8 @@ def num_filled_slots(running: Items[Sequence], pool: BlockPool) -> int:
     size, empty = pool.block_size, dict[int, int]()
     for seq in running:
         # All blocks before the last one are full. Sequences that have just been forked share that one.
-        blocks, capacity = seq.table.blocks, size * len(seq.table.blocks)
-        if capacity > seq.num_computed:
-            empty[blocks[seq.num_computed // size]] = capacity - seq.num_computed
+        blocks, computed = seq.table.blocks[:], seq.num_computed  # the engine's thread may shrink the table meanwhile
+        capacity = size * len(blocks)
+        if capacity > computed:
+            empty[blocks[computed // size]] = capacity - computed
     return pool.num_owned * size - sum(empty.values())

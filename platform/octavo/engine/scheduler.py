@@ -103,8 +103,8 @@ class Scheduler:
         self.counters.arrived += request.params.num_sequences
         arrival = self._arrivals - (_AHEAD if resumed else 0)
         group = Group.of(request, self.limits, (request.priority, arrival))
-        self._groups[request.request_id] = group
         group.start(self.pool)
+        self._groups[request.request_id] = group
         for seq in group.sequences:
             self._waiting.join(seq)
 

@@ -7,7 +7,7 @@ import weakref
 import pytest
 
 from octavo.engine.async_engine import AsyncEngine
-from octavo.errors import BadRequest, EngineDead, Overloaded
+from octavo.errors import BadRequest, EngineDead, OctavoError, Overloaded
 
 
 @pytest.fixture(params=[False, True])
@@ -150,6 +150,18 @@ def test_errors_reach_their_own_caller_only(fake, slow_engine):
         return [len((await task)[0]) for task in good]
 
     assert asyncio.run(main()) == [60] * 8
+
+
+def test_a_request_that_cannot_be_laid_out_ends_alone(fake, slow_engine):
+    async def main():
+        other = asyncio.create_task(collect(slow_engine, fake.request("other", [1, 2], max_tokens=30)))
+        bad = fake.request("bad", [1, 2], max_tokens=30, logit_bias={1: 2.0})
+        bad.params.logit_bias = {1: "two"}
+        with pytest.raises(OctavoError, match="cannot be taken in: ValueError"):
+            await collect(slow_engine, bad)
+        assert (await collect(slow_engine, fake.request("bad", [1, 2], max_tokens=30))) == await other
+
+    asyncio.run(main())
 
 
 def test_a_dead_engine_says_so(fake):

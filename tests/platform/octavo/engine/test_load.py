@@ -3,8 +3,10 @@
 import pytest
 
 from octavo.cost_model import Cost, StepWork, attended
-from octavo.engine.load import UNKNOWN_OUTPUT
+from octavo.engine.load import UNKNOWN_OUTPUT, num_filled_slots
 from octavo.errors import Overloaded
+from octavo.kvcache.block_pool import BlockPool
+from octavo.kvcache.block_table import BlockTable
 
 
 def test_the_state_counts_who_decodes_who_prefills_and_who_queues(fake):
@@ -61,3 +63,20 @@ def test_a_refused_request_is_told_what_the_router_and_the_autoscaler_are_told(f
         engine.add(fake.request("one more", [1] * 900))
     start = engine.scheduler.state().start_seconds()
     assert refused.value.retry_after == start / 10 > 1, "one of the nine that wait must have begun"
+
+
+def test_slots_are_counted_while_the_engine_gives_blocks_back():
+    """Another thread counts; in the middle of it proposed tokens are refused, and their blocks released."""
+    pool = BlockPool(9, 4)
+
+    class Shrinks:
+        def __init__(self):
+            self.table = BlockTable(pool)
+            self.table.grow(0, 30)
+
+        @property
+        def num_computed(self):
+            self.table.shrink(3)
+            return 29
+
+    assert 0 <= num_filled_slots([Shrinks()], pool) <= pool.num_blocks * pool.block_size
