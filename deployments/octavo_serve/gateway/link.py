@@ -45,6 +45,11 @@ ASK_SECONDS = 0.25
 ANSWER_SECONDS = 1.25
 """A shard that has said nothing for so long is not counted as there; it may still come back in time."""
 
+SOON_SECONDS = 0.05
+"""That newer statistics are waited for; /metrics is to answer within 0.1 s."""
+OLD_SECONDS = 2.0
+"""Age from which statistics are not given any more."""
+
 SNAPSHOT_SECONDS = 0.5
 """Shortest time between two wishes for a snapshot."""
 
@@ -88,6 +93,8 @@ class Link:
         self._asked = -math.inf  # when for a snapshot
         self._prompts: dict[str, PackedLogprobs] = {}  # by request: what has come before its first update
         self._measured: asyncio.Future[EngineStats | None] | None = None
+        self._stats: EngineStats | None = None  # the last that were said
+        self._stats_at = -math.inf
         self._retired = False
         self._loop = asyncio.get_running_loop()
         self._silence = silence
@@ -163,16 +170,25 @@ class Link:
         return self.gone is None and self._channel.silent_for(0) < ANSWER_SECONDS
 
     async def stats(self, seconds: float) -> EngineStats | None:
-        """The shard's statistics; None if it does not answer in time."""
+        """The shard's statistics; None if it does not answer in time.
+
+        From the first time on it is asked for them every second, so that they need not be waited for where it is busy
+        and answers late.
+        """
         if self.gone:
             return None
+        measured = self._measure()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds if self._stats is None else min(seconds, SOON_SECONDS)):
+                return await asyncio.shield(measured)
+        return self._stats if time.monotonic() - self._stats_at < OLD_SECONDS else None
+
+    def _measure(self) -> asyncio.Future[EngineStats | None]:
+        """Ask for statistics, unless that is under way."""
         if self._measured is None or self._measured.done():
             self._measured = self._loop.create_future()
             self._channel.send(AskStatistics())
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                return await asyncio.shield(self._measured)
-        return None
+        return self._measured
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or one of its sequences."""
@@ -195,6 +211,7 @@ class Link:
                 if message.request_id in self.streams:
                     self._prompts.setdefault(message.request_id, PackedLogprobs()).extend(message.logprobs)
             case Statistics():
+                self._stats, self._stats_at = message.stats, time.monotonic()
                 if self._measured is not None and not self._measured.done():
                     self._measured.set_result(message.stats)
             case Hello():
@@ -258,6 +275,8 @@ class Link:
         while self._channel.silent_for(awake) < self._silence:
             self._ask()
             before = time.monotonic()
+            if self._measured is not None and before - self._stats_at > OLD_SECONDS / 2:  # somebody reads them
+                self._measure()
             await asyncio.sleep(ASK_SECONDS)
             awake = min(time.monotonic() - before, 2 * ASK_SECONDS)
         logger.error("A shard has not given a sign of life for %g s; its streams move", self._silence)

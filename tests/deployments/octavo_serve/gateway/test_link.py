@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from octavo_serve.gateway.link import OLD_SECONDS
 from octavo_serve.wire import parts
 
 
@@ -123,6 +124,22 @@ def test_a_shard_that_does_not_say_its_statistics_in_time_is_not_waited_for(flee
         (link,) = fleet.links.values()
         assert await link.stats(0) is None
         assert await link.stats(60) is not None
+
+    fleet.run(scenario)
+
+
+def test_a_shard_that_says_its_statistics_late_has_the_last_ones(fleet: Any) -> None:
+    async def scenario(client: Any) -> None:
+        await fleet.add()
+        await fleet.anybody()
+        (link,) = fleet.links.values()
+        last = await link.stats(60)
+        link._channel.send = lambda message: None  # type: ignore[method-assign]
+        async with asyncio.timeout(50):
+            assert await link.stats(60) is last
+        link._stats_at -= OLD_SECONDS
+        async with asyncio.timeout(50):
+            assert await link.stats(60) is None
 
     fleet.run(scenario)
 
