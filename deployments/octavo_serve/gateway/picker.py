@@ -195,34 +195,30 @@ class Picker:
                 start = self.router.state_of(name, now).start_seconds
                 if self._running[name] < replica.capacity and start() <= self._queue.limits.max_seconds:
                     return Outlook(0.0, 0.0, tokens)
+        sequences, tokens, rate = self._waiting["sequences"], self._waiting["tokens"], math.inf
+        coming = coming_tokens = 0  # to each shard
+        if self._with_room():
+            count = len(self._replicas)
+            coming, coming_tokens = -(-self._coming // count), self._coming_tokens // count
+        else:  # who is being prepared will wait here
+            sequences, tokens = sequences + self._coming, tokens + self._coming_tokens
         rooms = [
             Room(
-                state=self._with_coming(self.router.state_of(name, now)),
-                mine=shards[name].in_flight,
+                state=_with(self.router.state_of(name, now), coming, coming_tokens),
+                mine=shards[name].in_flight + coming,
                 more=replica.capacity - self._running[name],
             )
             for name, replica in self._replicas.items()
         ]
         growth, soon = self._growth(now)
-        sequences, tokens, rate = self._waiting["sequences"], self._waiting["tokens"], math.inf
         if rooms:
             self._state = rooms[0].state
-        else:
-            sequences, tokens = sequences + self._coming, tokens + self._coming_tokens
-            if self._state is not None and sequences:
-                rate = self._queue.most_shards * self._state.starts_per_second(
-                    tokens / sequences, self._state.max_num_seqs
-                )
+        elif self._state is not None and sequences:
+            prompt = tokens / sequences
+            rate = self._queue.most_shards * self._state.starts_per_second(prompt, self._state.max_num_seqs)
         waiting = Waiting(sequences=sequences, tokens=tokens, growth=growth, soon=soon, rate=rate)
         found = outlook(rooms, waiting)
         return replace(found, ahead=max(found.ahead, self._preparing * self._coming_tokens))  # both go on at once
-
-    def _with_coming(self, state: ShardState) -> ShardState:
-        """A shard with its part of those who were accepted and are still being prepared."""
-        if not self._coming:
-            return state
-        sequences, tokens = -(-self._coming // len(self._replicas)), self._coming_tokens // len(self._replicas)
-        return state.with_request(sequences, tokens, attended(0, tokens // sequences) * sequences)
 
     def _growth(self, now: float) -> tuple[float, float]:
         """Shards that there can be for each that is there, and seconds until the next.
@@ -361,3 +357,10 @@ class Picker:
             self.links.pop(name).tell(None, name)
             del self._replicas[name]
             self.router.leave(name)
+
+
+def _with(state: ShardState, sequences: int, tokens: int) -> ShardState:
+    """A shard with more in its queue, none of which is cached."""
+    if not sequences:
+        return state
+    return state.with_request(sequences, tokens, attended(0, tokens // sequences) * sequences)

@@ -46,7 +46,7 @@ _GRACE = 5.0
 _LONGEST = 20.0
 """Times `max_seconds` that anybody is told to stay away, at most."""
 _REMEMBERED = 10_000
-"""Refused requests, about 150 bytes each."""
+"""Refused requests, about 300 bytes each."""
 
 
 @dataclass(frozen=True, slots=True)

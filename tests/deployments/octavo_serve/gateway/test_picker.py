@@ -408,6 +408,34 @@ def test_a_model_that_may_grow_is_judged_by_the_shards_that_will_come() -> None:
     run(scenario)
 
 
+def test_while_a_shard_is_lost_the_others_are_bounded_as_before() -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        picker.queue = QueueSettings(QueueLimits(15.0), most_shards=2, start_seconds=10.0)
+        start(picker, "a", capacity=10_000)
+        report(picker, "a", replace(BUSY, queued=99))
+        assert full(picker) > 50
+
+    run(scenario)
+
+
+def test_those_who_are_being_prepared_will_wait_too_where_all_shards_are_full() -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        start(picker, "a", capacity=1)
+        report(picker, "a", replace(BUSY, max_num_seqs=100))
+        picker.queue = QueueSettings(QueueLimits(30.0))
+        await picker.pick(request("here"))
+        waiting = [asyncio.create_task(picker.pick(request(f"w{i}"))) for i in range(20)]
+        await waits(books, 20)
+        admit(picker)
+        with picker.admitted(lambda: b"", 20, 2000):
+            assert 5 < full(picker) < 20
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+
+    run(scenario)
+
+
 def test_a_closed_picker_tells_who_waits_and_who_comes() -> None:
     async def scenario(picker: Picker, books: Books) -> None:
         closed = Picker(RoutingConfig(), Books())
