@@ -34,7 +34,7 @@ CALLER = "octavo.caller"
 OPEN_PATH = "/health"
 LONGEST_HOST = 260
 """Most bytes of a `Host` header: a name has at most 253."""
-EXPOSED = ["retry-after", "www-authenticate", "x-request-id"]
+EXPOSED = ["retry-after", "retry-after-ms", "www-authenticate", "x-request-id"]
 _KEY_HEADERS = frozenset({b"authorization", b"x-api-key"})
 _LOOKED_AT = _KEY_HEADERS | {b"host", b"origin", b"sec-fetch-site", b"content-type", b"access-control-request-method"}
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::\d{0,5})?")
