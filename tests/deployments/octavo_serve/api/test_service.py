@@ -11,9 +11,12 @@ import pytest
 from octavo.block_hash import hash_chain, root_hash
 from octavo.errors import BadRequest, Overloaded, PromptTooLong, UnknownModel
 from octavo_serve.api.body import parse
+from octavo_serve.api.jobs import Job
 from octavo_serve.api.model import Defaults
 from octavo_serve.api.service import Service
 from octavo_serve.api.threads import Threads
+from octavo_serve.surfaces.completions.schemas import CompletionRequest
+from octavo_serve.surfaces.completions.surface import COMPLETIONS
 from octavo_serve.surfaces.tokens.operations import detokenize, tokenize
 from octavo_serve.surfaces.tokens.schemas import DetokenizeRequest, TokenizeRequest
 
@@ -93,6 +96,16 @@ def test_what_takes_long_leaves_the_event_loop_alone(service: Service, talk: Any
     asyncio.run(detokenize(service, parse(DetokenizeRequest, {"tokens": [5] * 10_000})))
     asyncio.run(tokenize(service, parse(TokenizeRequest, {"prompt": "7" * 10_000})))
     assert beside == ["_detokenized", "_tokens"]
+
+
+def test_what_was_accepted_is_not_refused_while_it_is_prepared(service: Service) -> None:
+    service.threads = service.prompt_threads = Threads(1, waiting=1)
+    body = parse(CompletionRequest, {"prompt": ["word " * 220] * 8})  # long together
+
+    async def prepare() -> list[Job]:
+        return await asyncio.gather(*(service.job(COMPLETIONS.ask(body, service.limits)) for _ in range(5)))
+
+    assert [len(job.requests) for job in asyncio.run(prepare())] == [8] * 5
 
 
 def test_a_template_that_does_not_end_is_one_sentence(talk: Any, client: Any) -> None:
