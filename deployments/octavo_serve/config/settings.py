@@ -185,7 +185,7 @@ class ModelSettings(Settings):
             gateway. Default: `max_num_seqs` with autoscaling, so that a new shard can take those that wait; otherwise
             10,000, which is practically unlimited.
         max_queue_s: seconds that a request may wait before it begins; one that is predicted to wait longer is refused
-            with 429, and told when to come again (`octavo.routing.admission`).
+            with 429, and told when to come again; fewer than four per shard always may (`octavo.routing.admission`).
         max_queued_tokens: of prompts that may wait in a gateway and at the shards, about 40 bytes each in the gateway.
         health_check_period_s, health_check_timeout_s: how often and how long Serve asks a shard for its health.
         graceful_shutdown_timeout_s: how long a shard that leaves may take; its streams have all but the last two
