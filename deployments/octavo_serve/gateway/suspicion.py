@@ -42,8 +42,8 @@ CALM_SECONDS = 300.0
 """A death is forgotten after so long."""
 
 CLEARED_WEIGHT = 4
-"""So many deaths of which a trial has cleared a request weigh as much as one, where deaths are counted that it may have
-caused: a fault that comes and goes passes trials, and must not stop shards for ever."""
+"""A request that has passed the place at which a shard died has most likely not stopped it, but its fault may come and
+go. So that it does not stop shards for ever, so many such deaths count as one that it may have caused."""
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ class Suspicion:
         self.alone = False
         self.phase: Literal["together", "waiting", "alone"] = "together"
         self._losses: dict[str, _Loss] = {}  # by shard
-        self._cleared: set[str] = set()  # shards that it has not stopped, as a trial showed
+        self._cleared: set[str] = set()  # shards that died at a place which it has passed since
 
     def enters(self) -> None:
         """It is sent to a shard."""
@@ -102,9 +102,10 @@ class Suspicion:
         only = all(other is self for other in others)
         if self.phase != "alone":
             told = {}
-        for loss in self._losses.values():
+        for other, loss in list(self._losses.items()):
             if told and loss.told and all(count > loss.told.get(index, 0) for index, count in told.items()):
-                loss.sole = False  # it has passed that place
+                self._cleared.add(other)  # it has passed that place
+                del self._losses[other]
         self.alone = True
         self._losses[shard] = _Loss(self.phase == "alone" or only, died, told)
 

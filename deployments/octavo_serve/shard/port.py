@@ -38,8 +38,8 @@ FEW_UPDATES = 256
 """Updates that are one message if they have no log probabilities: 130 KB at most."""
 
 GATEWAY_SILENCE = 30.0
-"""A gateway's streams have moved after this long or wait where they are: to run them on for one that is gone costs
-places, to end them for one that was only stopped costs their prompts' computation."""
+"""Seconds without a word after which a gateway counts as gone. Until then the requests of one that is gone take places
+here for nothing. But if one was only stopped and its requests were ended, their prompts would be computed again."""
 
 FAREWELL_SECONDS = 1.0
 """For the last words to a gateway; below the time that Serve leaves after `patience` (`app.HAND_OVER_SECONDS`)."""

@@ -1,7 +1,7 @@
 """Long requests and long answers, cut into messages that each take a millisecond to read.
 
-Read as one message a prompt of a million tokens holds up an event loop for 43 ms, and the log probabilities that one
-answer may hold (`bounds.MAX_PROMPT_VALUES`) held up a gateway's for 4 s when they were objects.
+A prompt of a million tokens takes an event loop 43 ms to read if it is one message. The most log probabilities that one
+answer may hold (`bounds.MAX_PROMPT_VALUES`) took 4 s, as objects in one message.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TRIAL_TOKENS = 2
-"""Tokens that a suspect tells before it joins the others. One may have been lost with the shard that it is suspected of
-having stopped, where two steps are in flight; the next is what it stopped at."""
+"""Tokens that a suspect tells before it joins the others. With two steps in flight its last shard may have computed one
+token more than the gateway heard of; the step that stopped it was then the one for the second token from here."""
 
 MAX_TICKETS = 16384
 """Tickets kept for a reporter; a router that misses some counts those requests twice for a few seconds."""
