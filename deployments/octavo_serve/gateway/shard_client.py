@@ -40,7 +40,7 @@ FIRST_PAUSE, LAST_PAUSE = 0.1, 1.0
 CLOSING_SECONDS = 1.0  # between two looks whether anything runs
 PAUSE_SECONDS = 0.05  # between two looks whether a shard that took a request with it has died
 FULL_SECONDS = 1.0
-"""Where all queues are full, a request that moved asks again after so long, or when a place gets free or a shard comes."""
+"""Where all queues are full, a request that moved asks again after so long, or when a place or a shard comes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

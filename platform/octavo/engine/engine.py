@@ -267,6 +267,7 @@ class Engine:
     def _conclude(self) -> list[SequenceUpdate]:
         """End those who raised alone, if the model still computes."""
         guilty, errors = self.isolation.conclude(self._steps), self._errors
+        guilty = [name for name in guilty if self.scheduler.sequences(name)]  # a trial may have been its last step
         self._errors = {}
         if guilty:
             self._run_control()

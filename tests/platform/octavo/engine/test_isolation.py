@@ -367,6 +367,27 @@ def test_a_poison_that_raises_now_and_then_is_found_in_smaller_and_smaller_steps
         assert said[f"r{i}", 0] == fake.expected([i], 200, i)
 
 
+def test_a_request_that_ends_in_the_trial_that_would_make_it_guilty(fake):
+    """Its steps raise every other time, so each trial passes; the third is of its last step."""
+    engine = fake.engine()
+    model = fake.model(engine)
+    launch, times = model.launch, itertools.count()
+
+    def look(batch):
+        if next(times) % 2 == 0:
+            raise Poison
+        return launch(batch)
+
+    model.launch = look
+    engine.add(fake.request("a", [1, 2], max_tokens=UNEXPLAINED))
+    assert fake.run(engine) == {"a": {0: fake.expected([1, 2], UNEXPLAINED)}}
+    assert engine.isolation.searching
+    model.launch = launch
+    engine.add(fake.request("b", [3], max_tokens=5))
+    said, ends = tell(engine)
+    assert said == {("b", 0): fake.expected([3], 5)}
+
+
 def test_a_lost_rank_is_nobodys_fault(fake):
     engine = fake.engine()
 
