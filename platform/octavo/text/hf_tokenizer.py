@@ -42,6 +42,7 @@ def read_hf(folder: Path) -> TokenizerParts:
             None if bos is None else backend.token_to_id(bos),
             named,
             _chat_templates(folder, config),
+            config.get("response_template"),
         )
 
 

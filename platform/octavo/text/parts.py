@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
@@ -16,3 +17,4 @@ class TokenizerParts:
     bos_token_id: int | None
     special_tokens: dict[str, str]  # "bos_token" -> "<s>" and so on: variables of the chat template
     chat_templates: dict[str, str]  # "default", "tool_use", ... -> Jinja source
+    response_template: Any = None  # how answers are to be read, where the model's files say

@@ -36,6 +36,8 @@ class Tokenizer:
         bos_token_id: the token that begins a text, if the model has one.
         special_tokens: names such as "bos_token" -> text: variables of the chat template.
         chat_templates: names -> Jinja source; "default" is the usual one.
+        response_template: how the model's answers are to be read (see `octavo.text.responses`), as its files have it.
+        added_tokens: texts of the tokens that are not made of others -> ids.
         is_byte_level: each token is a string of bytes and texts are their concatenation, read as UTF-8.
     """
 
@@ -47,6 +49,8 @@ class Tokenizer:
         self.special_tokens: Mapping[str, str] = parts.special_tokens
         self.chat_templates: Mapping[str, str] = parts.chat_templates
         added = parts.backend.get_added_tokens_decoder()
+        self.response_template = parts.response_template
+        self.added_tokens: Mapping[str, int] = {token.content: token_id for token_id, token in added.items()}
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._steps = list(_decoder_steps(parts.backend))
         self.is_byte_level = [step["type"] for step in self._steps] == ["ByteLevel"]
