@@ -38,6 +38,7 @@ class Chat:
     Attributes:
         variables: further template variables, with the client's names.
         reasoning: template variables about reasoning; a request is refused if the template does not read them.
+        one_call: an answer calls one tool at most.
     """
 
     messages: Sequence[Message]
@@ -46,6 +47,7 @@ class Chat:
     reasoning: Mapping[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
+    one_call: bool = False
 
     @property
     def ending(self) -> dict[str, bool]:

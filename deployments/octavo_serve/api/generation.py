@@ -120,7 +120,8 @@ class _Running:
         request, tokenizer, params = prompt.request, self._job.model.tokenizer, self._job.params
         count, prompt_ids = params.num_sequences, request.prompt_token_ids
         prompt.sequences_left = count
-        prompt.sequences = [SequenceText(tokenizer, params, prompt_ids, index) for index in range(count)]
+        marks = self._job.marks
+        prompt.sequences = [SequenceText(tokenizer, params, prompt_ids, index, marks) for index in range(count)]
         placement = (self._arrivals or self._job.model.client).placement(request.request_id)
         if placement is not None:
             self.timer.placed(placement, first.num_cached_tokens)

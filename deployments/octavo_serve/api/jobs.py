@@ -38,7 +38,8 @@ class Asked:
         add_special_tokens: whether the tokenizer adds special tokens to prompts that are texts.
         session: name of the session; its requests stay together. "" for none.
         echo: whether the answer repeats the prompts.
-        stage: makes a `Stage` for each choice; None passes pieces on unchanged.
+        stage: makes a `Stage` for each choice; None passes pieces on unchanged. A chat whose answers are read (see
+            `reading`) gets another in its place.
     """
 
     kind: str
@@ -94,6 +95,7 @@ class Job:
         hash_name: the model's (see `ModelInfo`).
         requests: one per prompt, all with the same `params`.
         prompt_texts: texts of the prompts if they are echoed, otherwise empty.
+        marks: what stands for tokens in the pieces' texts, for the stage.
     """
 
     id: str
@@ -105,6 +107,7 @@ class Job:
     prompt_texts: list[str]
     stage: Callable[[], Stage] | None
     telemetry: Telemetry
+    marks: Mapping[int, str] | None = None
 
     @property
     def prompt_tokens(self) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from octavo.request import Placement, Request, SamplingParams, SequenceUpdate
+from octavo.text.responses.families import AUTO
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.wire.messages import ModelInfo
 
@@ -56,10 +57,12 @@ class Defaults:
     Attributes:
         max_tokens: most tokens of a chat's answer; None means as many as the context holds.
         sampling: recommended values by names of `SamplingParams`.
+        response_template: how a chat's answers are read (see `octavo.text.responses.families.template_of`).
     """
 
     max_tokens: int | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
+    response_template: str = AUTO
 
     def fill_in(self, params: SamplingParams, given: Mapping[str, object], room: int) -> None:
         """Set the parameters that a request leaves out.

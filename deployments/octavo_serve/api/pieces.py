@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from octavo.request import PackedLogprobs, Placement, TokenLogprobs
 
@@ -34,6 +35,22 @@ class Begun:
 
 
 @dataclass(slots=True)
+class CallPart:
+    """More of a call of a tool.
+
+    Attributes:
+        index: of the call in its choice.
+        name, id: where the call begins; "" in what follows.
+        arguments: JSON, or a part of it.
+    """
+
+    index: int
+    name: str = ""
+    id: str = ""
+    arguments: str = ""
+
+
+@dataclass(slots=True)
 class Piece:
     """New output of one choice: text, and its tokens.
 
@@ -43,6 +60,8 @@ class Piece:
         logprobs: one entry per token, if requested.
         finish_reason: set on a choice's last piece.
         cumulative_logprob: sum over the choice's tokens so far; see `SequenceUpdate`.
+        reasoning: what a stage told from the text, and so are `calls`.
+        reasoning_tokens: of those so far, how many are reasoning beyond what earlier pieces said.
     """
 
     choice: int
@@ -52,6 +71,9 @@ class Piece:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     cumulative_logprob: float = 0.0
+    reasoning: str = ""
+    calls: Sequence[CallPart] = ()
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +97,14 @@ class Whole:
     Attributes:
         begun: prompt's number -> `Begun`, in the order in which prompts began.
         tokens: number of generated tokens, over all choices.
+        reasoning_tokens: number of those that are reasoning.
     """
 
     def __init__(self) -> None:
         self.begun: dict[int, Begun] = {}
         self.tokens = 0
-        self._choices: dict[int, tuple[Piece, list[str]]] = {}
+        self.reasoning_tokens = 0
+        self._choices: dict[int, _Choice] = {}
 
     def add(self, elements: Sequence[Element]) -> None:
         """Add a list of the stream."""
@@ -92,20 +116,44 @@ class Whole:
 
     def choices(self) -> list[Piece]:
         """Each choice as one piece, in order."""
-        found = [self._choices[choice] for choice in sorted(self._choices)]
-        return [replace(piece, text="".join(texts)) for piece, texts in found]
+        return [self._choices[choice].whole() for choice in sorted(self._choices)]
 
     def _add(self, piece: Piece) -> None:
         self.tokens += len(piece.token_ids)
-        if piece.choice not in self._choices:
-            logprobs = None if piece.logprobs is None else list(piece.logprobs)
-            own = replace(piece, token_ids=list(piece.token_ids), logprobs=logprobs)
-            self._choices[piece.choice] = own, [piece.text]
-            return
-        known, texts = self._choices[piece.choice]
-        texts.append(piece.text)
+        self.reasoning_tokens += piece.reasoning_tokens
+        if (choice := self._choices.get(piece.choice)) is None:
+            self._choices[piece.choice] = _Choice(piece)
+        else:
+            choice.add(piece)
+
+
+class _Choice:
+    """One choice's pieces, put together at the end."""
+
+    def __init__(self, first: Piece) -> None:
+        logprobs = None if first.logprobs is None else list(first.logprobs)
+        self._piece = replace(first, token_ids=list(first.token_ids), logprobs=logprobs)
+        self._texts = [first.text]
+        self._reasoning = [first.reasoning]
+        self._calls = list(first.calls)
+
+    def add(self, piece: Piece) -> None:
+        known = self._piece
+        self._texts.append(piece.text)
+        if piece.reasoning:
+            self._reasoning.append(piece.reasoning)
+        if piece.calls:
+            self._calls += piece.calls
         known.token_ids += piece.token_ids
         if known.logprobs is not None:
             known.logprobs += piece.logprobs or ()
         known.finish_reason, known.stop_reason = piece.finish_reason, piece.stop_reason
         known.cumulative_logprob = piece.cumulative_logprob
+
+    def whole(self) -> Piece:
+        calls: list[CallPart] = []
+        for _, parts in groupby(self._calls, lambda part: part.index):
+            first, *more = parts
+            arguments = "".join([first.arguments, *(part.arguments for part in more)])
+            calls.append(replace(first, arguments=arguments))
+        return replace(self._piece, text="".join(self._texts), reasoning="".join(self._reasoning), calls=tuple(calls))

@@ -24,6 +24,7 @@ from octavo_serve.api.jobs import Asked, Job
 from octavo_serve.api.lateness import Lateness
 from octavo_serve.api.pieces import Whole
 from octavo_serve.api.prompts import is_long, prepare
+from octavo_serve.api.reading import reading_of
 from octavo_serve.api.registry import Registry
 from octavo_serve.api.surface import A, E, Surface
 from octavo_serve.api.telemetry import Telemetry
@@ -72,11 +73,13 @@ class Service:
         check = content.check if isinstance(content, Chat) else None
         sequences, tokens = asked.size
         model = await self.models.served(asked.model, asked.session, check, tokens)
+        reading = None
         with model.client.admitted(asked.key, sequences, tokens):
             if isinstance(content, Chat):
                 text = await render(content, model.tokenizer, self.template_threads)
                 if not text:
                     raise BadRequest("the model's chat template makes no prompt of these messages", asked.param)
+                reading = reading_of(content, model, text)
                 content = [text]
             info = await model.client.describe()
             request_id = f"{asked.kind}-{secrets.token_hex(12)}"  # a client's own id may be in use elsewhere
@@ -92,8 +95,9 @@ class Service:
             params=asked.params,
             requests=requests,
             prompt_texts=texts,
-            stage=asked.stage,
+            stage=asked.stage if reading is None else reading.stage,
             telemetry=self.telemetry,
+            marks=None if reading is None else reading.marks,
         )
 
     async def whole(self, job: Job) -> Whole:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import re
 from hashlib import blake2b, sha256
@@ -28,6 +29,7 @@ from octavo.models.quantization import ROUNDINGS, STORED, parse_rounding
 from octavo.routing.policy import PolicyName
 from octavo.routing.router import RoutingConfig
 from octavo.scaling.policy import Targets
+from octavo.text.responses.families import AUTO, NAMES, NONE
 from octavo_serve.api.access import Caller, Keys, KnownKey, Rules
 from octavo_serve.api.validation import explain
 from octavo_serve.config.placement import Group, Strategy
@@ -134,6 +136,15 @@ def _alias(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _response_template(name: str) -> str:
+    known = [AUTO, NONE, *NAMES]
+    if name in known:
+        return name
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    raise ValueError(f"{name!r} is no response template; {hint}")
+
+
 class AccuracySettings(Settings):
     """What a shard must show before it serves (`octavo.evaluation.gate`; `octavo evaluate` measures the same).
 
@@ -177,6 +188,8 @@ class ModelSettings(Settings):
         generation_config: "auto" takes the sampling that the model's makers recommend (temperature, top_p, top_k,
             min_p, repetition_penalty) where a request leaves it open; "none" does not.
         override_generation_config: the same five, in place of what the model's files say.
+        response_template: how reasoning and calls are told from content in a chat's answers: "auto" is the model's own
+            template, or the built-in one of its family; a name is that built-in one; "none" tells nothing.
         replicas: shards; a number, or bounds between which their number follows the load.
         tensor_parallel: ranks that share one shard's model, each in a bundle of the shard's own placement group.
         placement_strategy: of that group: STRICT_PACK puts all ranks on one node.
@@ -200,6 +213,7 @@ class ModelSettings(Settings):
     default_max_tokens: Count | None = 4096
     generation_config: Literal["auto", "none"] = "auto"
     override_generation_config: SamplingDefaults = Field(default_factory=SamplingDefaults)
+    response_template: Annotated[str, AfterValidator(_response_template)] = AUTO
     replicas: Replicas = 1
     tensor_parallel: Count = 1
     placement_strategy: Strategy = "STRICT_PACK"
@@ -263,9 +277,9 @@ class ModelSettings(Settings):
         return isinstance(self.replicas, ReplicaRange) and self.replicas.min == 0
 
     @property
-    def defaults(self) -> tuple[int | None, str, SamplingDefaults]:
+    def defaults(self) -> tuple[int | None, str, SamplingDefaults, str]:
         """What decides about requests that leave something open."""
-        return self.default_max_tokens, self.generation_config, self.override_generation_config
+        return self.default_max_tokens, self.generation_config, self.override_generation_config, self.response_template
 
     def same_engine(self, other: ModelSettings) -> bool:
         """Whether shards of one serve the other as they are."""

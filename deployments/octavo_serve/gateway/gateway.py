@@ -194,7 +194,7 @@ def _defaults(model: ModelSettings, source: Source) -> Defaults:
     """What requests get where they leave something open: as the config says, else as the model's makers recommend."""
     recommended = recommended_sampling(source) if model.generation_config == "auto" else {}
     override = model.override_generation_config.model_dump(exclude_none=True)
-    return Defaults(model.default_max_tokens, recommended | override)
+    return Defaults(model.default_max_tokens, recommended | override, model.response_template)
 
 
 def _no_room(model: ModelSettings) -> str | None:

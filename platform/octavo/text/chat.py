@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from octavo.errors import BadRequest
+from octavo.text.default_form import in_default_form, knows_tools
 from octavo.text.template import QUICK_TEXT, NotQuick, Template, compiled, fits, is_compiled
 from octavo.text.template_process import render_apart
 from octavo.text.template_values import Arguments, OnePart, TemplateMessage
@@ -46,7 +47,7 @@ def render_chat(
     Args:
         messages: OpenAI's: {"role": any string, "content": string, None or text parts, ...}. The role "developer" is
             rendered as "system" by templates that do not mention it.
-        tools: OpenAI's tool definitions, for templates that know them.
+        tools: OpenAI's tool definitions; where the template does not know any, they are written in the default form.
         add_generation_prompt: end with the header of the assistant's turn.
         continue_final_message: leave the last message open, so that the model continues it.
         chat_template_kwargs: further variables of the template, such as `enable_thinking`.
@@ -63,6 +64,9 @@ def render_chat(
     if quickly and not (small and is_compiled(source)):
         raise NotQuick
     template = compiled(source)
+    _check_messages(messages)
+    if tools and not knows_tools(source):
+        messages = in_default_form(messages, tools)
     chat = _plain_messages(messages, template)
     variables: dict[str, Any] = {
         **tokenizer.special_tokens,
@@ -97,6 +101,7 @@ def check_chat(
     """
     _check_ending(add_generation_prompt, continue_final_message)
     _checked_kwargs(chat_template_kwargs or {})
+    _check_messages(messages)
     _plain_messages(messages, compiled("{{ messages }}"))
 
 
@@ -133,9 +138,12 @@ def _checked_kwargs(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
 # ── messages ──
 
 
-def _plain_messages(messages: Sequence[Mapping[str, Any]], template: Template) -> list[TemplateMessage]:
+def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence) or not messages:
         raise BadRequest("messages must be a list of at least one message", "messages")
+
+
+def _plain_messages(messages: Sequence[Mapping[str, Any]], template: Template) -> list[TemplateMessage]:
     return [_plain_message(message, f"messages[{i}]", template) for i, message in enumerate(messages)]
 
 

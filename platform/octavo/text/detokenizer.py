@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import codecs
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from octavo.text.tokenizer import Tokenizer
@@ -40,13 +40,19 @@ class IncrementalDetokenizer:
         tokenizer: whose tokens they are.
         prompt_token_ids: prompt that the sequence continues; only its last tokens are used.
         skip_special_tokens: leave special tokens out.
+        marks: token id -> the text to write for it, special or not.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int] = (), skip_special_tokens: bool = True
+        self,
+        tokenizer: Tokenizer,
+        prompt_token_ids: Sequence[int] = (),
+        skip_special_tokens: bool = True,
+        marks: Mapping[int, str] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
+        self._marks = marks
         if tokenizer.is_byte_level:
             self._pieces: _Pieces = _Bytes(tokenizer)
         else:
@@ -54,6 +60,8 @@ class IncrementalDetokenizer:
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Add tokens; returns the text that is final and was not returned before."""
+        if self._marks:
+            return "".join(map(self._marked, token_ids))
         return "".join(self._pieces.push(token_id) for token_id in self._shown(token_ids))
 
     def finish(self) -> str:
@@ -64,6 +72,11 @@ class IncrementalDetokenizer:
     def held_characters(self) -> int:
         """Number of whole characters in the text still held back."""
         return self._pieces.held_characters
+
+    def _marked(self, token_id: int) -> str:
+        if (mark := (self._marks or {}).get(token_id)) is not None:
+            return self._pieces.finish() + mark
+        return "".join(map(self._pieces.push, self._shown([token_id])))
 
     def _has_text(self, prompt_token_ids: Sequence[int]) -> bool:
         return next(iter(self._shown(reversed(prompt_token_ids))), None) is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from octavo.request import CompletionOutput, FinishReason, SamplingParams, SequenceUpdate, TokenLogprobs
 from octavo.text.detokenizer import IncrementalDetokenizer
@@ -18,6 +18,9 @@ class SequenceText:
     the text, unless `include_stop_str_in_output` is set. Stop strings are looked for after `min_tokens` tokens; the
     token that completes one is the last in `token_ids` and `logprobs`. All of this is as in vLLM.
 
+    Args:
+        marks: token id -> what stands for the token in the text (see `IncrementalDetokenizer`).
+
     Attributes:
         token_ids: all tokens so far.
         logprobs: one entry per token, with `decoded_token` filled in, or None when not asked for.
@@ -29,7 +32,12 @@ class SequenceText:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, params: SamplingParams, prompt_token_ids: Sequence[int] = (), index: int = 0
+        self,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        prompt_token_ids: Sequence[int] = (),
+        index: int = 0,
+        marks: Mapping[int, str] | None = None,
     ) -> None:
         self.index = index
         self.token_ids: list[int] = []
@@ -42,7 +50,7 @@ class SequenceText:
         self._tokenizer = tokenizer
         self._min_tokens = params.min_tokens
         self._include_stop = params.include_stop_str_in_output
-        self._detokenizer = IncrementalDetokenizer(tokenizer, prompt_token_ids, params.skip_special_tokens)
+        self._detokenizer = IncrementalDetokenizer(tokenizer, prompt_token_ids, params.skip_special_tokens, marks)
         self._stops = StopStrings(params.stop_strings, params.include_stop_str_in_output)
 
     def push(self, update: SequenceUpdate) -> str:

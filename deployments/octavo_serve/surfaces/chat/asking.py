@@ -64,6 +64,7 @@ def _chat(body: ChatRequest) -> Chat:
         reasoning=_reasoning(body),
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=bool(body.continue_final_message),
+        one_call=body.parallel_tool_calls is False,
     )
 
 

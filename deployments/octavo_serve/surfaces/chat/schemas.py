@@ -29,10 +29,11 @@ class ChatRequest(SamplingBody):
     thinking: Options | None = Field(default=None, description='{"type": "enabled"}, for chat templates that read it.')
     reasoning: Options | None = Field(default=None, description='{"effort": ..., "enabled": ...}: the two above.')
 
+    include_reasoning: bool | None = Field(default=None, description="False leaves reasoning out of the answer.")
+    parallel_tool_calls: bool | None = Field(default=None, description="False keeps only the first call.")
+
     # refused unless their value asks for the default behaviour
-    parallel_tool_calls: bool | None = None
     verbosity: Name | None = only("medium")
-    include_reasoning: bool | None = only(True)
     modalities: Annotated[list[Name], AtMost(8)] | None = only(list[str](), ["text"])
     echo: Refused
     chat_template: Refused
@@ -61,10 +62,24 @@ class ChatLogprobs(TypedDict):
     refusal: None
 
 
+class CalledFunction(TypedDict):
+    name: str
+    arguments: str
+
+
+class ToolCall(TypedDict):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class AssistantMessage(TypedDict):
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    reasoning_content: NotRequired[str]
+    reasoning: NotRequired[str]
+    tool_calls: NotRequired[list[ToolCall]]
 
 
 class ChatChoice(TypedDict):
@@ -91,9 +106,24 @@ class ChatCompletion(TypedDict):
     prompt_token_ids: NotRequired[list[int]]
 
 
+class FunctionDelta(TypedDict):
+    name: NotRequired[str]
+    arguments: str
+
+
+class ToolCallDelta(TypedDict):
+    index: int
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+    function: FunctionDelta
+
+
 class Delta(TypedDict):
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
+    reasoning_content: NotRequired[str]
+    reasoning: NotRequired[str]
+    tool_calls: NotRequired[list[ToolCallDelta]]
 
 
 class ChunkChoice(TypedDict):

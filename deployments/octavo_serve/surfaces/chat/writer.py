@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from octavo_serve.api.jobs import Job
-from octavo_serve.api.pieces import Piece, Whole
+from octavo_serve.api.pieces import CallPart, Piece, Whole
 from octavo_serve.surfaces.chat.schemas import (
+    AssistantMessage,
     ChatChoice,
     ChatChunk,
     ChatCompletion,
@@ -12,7 +13,9 @@ from octavo_serve.surfaces.chat.schemas import (
     ChatRequest,
     ChunkChoice,
     Delta,
+    FunctionDelta,
     TokenLogprob,
+    ToolCallDelta,
     TopLogprob,
 )
 from octavo_serve.surfaces.openai.asking import check_prompt_values
@@ -20,7 +23,7 @@ from octavo_serve.surfaces.openai.writer import Names, OpenAIWriter, finite
 
 
 class ChatWriter(OpenAIWriter[ChatRequest, ChatCompletion, ChatChunk]):
-    """A stream has, for each choice, its role, then deltas of its text, then its finish reason.
+    """A stream has, for each choice, its role, then deltas of what it says, then its finish reason.
 
     Raises:
         BadRequest: the answer would be too large.
@@ -29,6 +32,7 @@ class ChatWriter(OpenAIWriter[ChatRequest, ChatCompletion, ChatChunk]):
     def __init__(self, body: ChatRequest, job: Job, tells: bool) -> None:
         super().__init__(body, job, tells)
         self._started: set[int] = set()
+        self._tells_reasoning = body.include_reasoning is not False
         if body.prompt_logprobs is not None:
             check_prompt_values(job.prompt_tokens * (1 + body.prompt_logprobs), body)
 
@@ -40,8 +44,9 @@ class ChatWriter(OpenAIWriter[ChatRequest, ChatCompletion, ChatChunk]):
         if piece.choice not in self._started:
             chunks.append(self._first_chunk(piece.choice))
         self.sent += len(piece.token_ids)
-        if self.says_something(piece):
-            delta = _delta(piece.choice, {"content": piece.text})
+        self.reasoned += piece.reasoning_tokens
+        if (said := self._said(piece)) or self.says_something(piece):
+            delta = _delta(piece.choice, said or {"content": piece.text})
             delta["logprobs"] = self._logprobs(piece)
             if self.body.return_token_ids:
                 delta["token_ids"] = piece.token_ids
@@ -54,7 +59,7 @@ class ChatWriter(OpenAIWriter[ChatRequest, ChatCompletion, ChatChunk]):
         return chunks
 
     def end(self) -> list[ChatChunk]:
-        return [{**self._chunk([]), "usage": self.usage(self.sent)}] if self.body.wants_usage else []
+        return [{**self._chunk([]), "usage": self.usage(self.sent, self.reasoned)}] if self.body.wants_usage else []
 
     def whole(self, whole: Whole) -> ChatCompletion:
         answer: ChatCompletion = {
@@ -63,7 +68,7 @@ class ChatWriter(OpenAIWriter[ChatRequest, ChatCompletion, ChatChunk]):
             "created": self.job.created,
             "model": self.model,
             "choices": [self._choice(piece) for piece in whole.choices()],
-            "usage": self.usage(whole.tokens),
+            "usage": self.usage(whole.tokens, whole.reasoning_tokens),
             "system_fingerprint": self.fingerprint,
             "service_tier": None,
             "prompt_logprobs": self.prompt_logprobs(0),
@@ -75,7 +80,7 @@ class ChatWriter(OpenAIWriter[ChatRequest, ChatCompletion, ChatChunk]):
     def _choice(self, piece: Piece) -> ChatChoice:
         choice: ChatChoice = {
             "index": piece.choice,
-            "message": {"role": "assistant", "content": piece.text, "refusal": None},
+            "message": self._message(piece),
             "logprobs": self._logprobs(piece),
             "finish_reason": piece.finish_reason,
             "stop_reason": piece.stop_reason,
@@ -83,6 +88,24 @@ class ChatWriter(OpenAIWriter[ChatRequest, ChatCompletion, ChatChunk]):
         if self.body.return_token_ids:
             choice["token_ids"] = piece.token_ids
         return choice
+
+    def _message(self, piece: Piece) -> AssistantMessage:
+        message: AssistantMessage = {"role": "assistant", "content": piece.text, "refusal": None}
+        if piece.reasoning and self._tells_reasoning:
+            message["reasoning_content"] = message["reasoning"] = piece.reasoning
+        if piece.calls:
+            message["content"] = piece.text or None
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in piece.calls
+            ]
+        return message
+
+    def _said(self, piece: Piece) -> Delta | None:
+        """What a piece says beside content."""
+        if piece.reasoning and self._tells_reasoning:
+            return {"reasoning_content": piece.reasoning, "reasoning": piece.reasoning}
+        return {"tool_calls": [_call_delta(call) for call in piece.calls]} if piece.calls else None
 
     def _first_chunk(self, choice: int) -> ChatChunk:
         """The event with a choice's role; the first one also holds the prompt's log probabilities and token ids."""
@@ -113,6 +136,13 @@ class ChatWriter(OpenAIWriter[ChatRequest, ChatCompletion, ChatChunk]):
 
 def _delta(choice: int, delta: Delta) -> ChunkChoice:
     return {"index": choice, "delta": delta, "logprobs": None, "finish_reason": None}
+
+
+def _call_delta(call: CallPart) -> ToolCallDelta:
+    if not call.name:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function: FunctionDelta = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}
 
 
 def chat_logprobs(piece: Piece, names: Names, top: int) -> ChatLogprobs:

@@ -47,7 +47,6 @@ RULES: dict[str, Callable[[Any], str | None]] = {
     "reasoning": _reasoning,
     "length_penalty": _one_of(0, 1, sentence="length_penalty belongs to beam search, which is not supported"),
     "verbosity": _one_of("medium", sentence='verbosity must be "medium": the models here know no other'),
-    "include_reasoning": _one_of(True, sentence="include_reasoning must be true: reasoning is a part of the text"),
     "modalities": _one_of([], ["text"], sentence='modalities: only the modality "text" is supported'),
     "functions": _one_of([], sentence="functions and function_call are deprecated; send tools and tool_choice"),
     "function_call": _one_of(
@@ -87,9 +86,6 @@ def refusal(body: SamplingBody) -> tuple[str, str] | None:
 
 def _together(body: SamplingBody) -> tuple[str, str] | None:
     """Fields that are refused only together with another one."""
-    if getattr(body, "parallel_tool_calls", None) is False and getattr(body, "tools", None):
-        sentence = "parallel_tool_calls: false is not supported: the model decides how many calls it writes"
-        return "parallel_tool_calls", sentence
     if body.spaces_between_special_tokens and body.skip_special_tokens is False:
         sentence = "spaces_between_special_tokens: true is not supported: special tokens are written as they are"
         return "spaces_between_special_tokens", sentence

@@ -43,6 +43,7 @@ class OpenAIWriter(Writer[A, E], Generic[R, A, E]):
         id, model, fingerprint: values in the answer and in each of its events.
         names: names of tokens in log probabilities.
         sent: tokens in the events so far.
+        reasoned: those of them that are reasoning.
     """
 
     def __init__(self, body: R, job: Job, tells: bool) -> None:
@@ -54,6 +55,7 @@ class OpenAIWriter(Writer[A, E], Generic[R, A, E]):
         tokenizer = job.model.tokenizer
         self.names: Names = TokenIdNames(tokenizer) if body.return_tokens_as_token_ids else tokenizer
         self.sent = 0
+        self.reasoned = 0
         self._prompt_tokens = job.prompt_tokens
         self._says_logprobs = job.params.logprobs is not None or job.params.prompt_logprobs is not None
         self._usage_so_far = body.stream_options is not None and bool(body.stream_options.continuous_usage_stats)
@@ -67,7 +69,7 @@ class OpenAIWriter(Writer[A, E], Generic[R, A, E]):
     def owed_prompt_tokens(self, piece: Piece) -> int:
         """Number of prompt tokens whose log probabilities the next events of a piece's choice contain."""
 
-    def usage(self, completion_tokens: int) -> Usage:
+    def usage(self, completion_tokens: int, reasoning_tokens: int = 0) -> Usage:
         """Token counts."""
         prompt_tokens = self._prompt_tokens
         cached_tokens = sum(begun.cached_tokens for begun in self.begun.values())
@@ -77,7 +79,7 @@ class OpenAIWriter(Writer[A, E], Generic[R, A, E]):
             "total_tokens": prompt_tokens + completion_tokens,
             "prompt_tokens_details": {"cached_tokens": cached_tokens} if self.tells else None,
             "completion_tokens_details": {
-                "reasoning_tokens": 0,
+                "reasoning_tokens": reasoning_tokens,
                 "audio_tokens": 0,
                 "accepted_prediction_tokens": 0,
                 "rejected_prediction_tokens": 0,
@@ -87,7 +89,7 @@ class OpenAIWriter(Writer[A, E], Generic[R, A, E]):
     @property
     def usage_so_far(self) -> Usage | None:
         """The `usage` of a stream's events before the last one: the tokens sent so far."""
-        return self.usage(self.sent) if self._usage_so_far else None
+        return self.usage(self.sent, self.reasoned) if self._usage_so_far else None
 
     def says_something(self, piece: Piece) -> bool:
         """Whether a piece must be sent to the client."""

@@ -25,7 +25,7 @@ _FOLDER = Path(__file__).parent / "builtin"
 NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.json")))
 """Of the built-in templates."""
 AUTO, NONE = "auto", "none"
-DEFAULT_FORM = "hermes"
+DEFAULT_FORM = "default form"
 """How calls are written by models whose chat template does not say (see `octavo.text.default_form`)."""
 
 
@@ -86,7 +86,8 @@ def template_of(tokenizer: Tokenizer, name: str = AUTO) -> BoundTemplate | None:
     """How a model's answers are read; None where they are text and nothing else.
 
     Args:
-        name: of a built-in template; "none" reads nothing; "auto" is the model's own template, or its family's.
+        name: of a built-in template; "none" reads nothing; "auto" is the model's own template, or its family's. Of
+            these, what reasoning opens with is looked for only if the model knows it: others' content may spell it.
     """
     known = _bound.setdefault(tokenizer, {})
     if name not in known:
@@ -100,17 +101,18 @@ def _made(tokenizer: Tokenizer, name: str) -> BoundTemplate | None:
             return BoundTemplate(load_template(tokenizer.response_template), tokenizer.added_tokens)
         except TemplateError as error:
             logger.warning("the model's own response_template is not used: %s", error)
-    name = family(tokenizer) if name == AUTO else name
+    if name in NAMES:
+        return BoundTemplate(builtin(name), tokenizer.added_tokens)
+    name = {AUTO: family(tokenizer), DEFAULT_FORM: "hermes"}.get(name, NONE)
     if name == NONE:
         return None
-    template = builtin(name)
-    model = _spelled(tokenizer)
+    template, model = builtin(name), _spelled(tokenizer)
     fields = tuple(field for field in template.fields if field.role != "reasoning" or _reasons(field, model))
     return BoundTemplate(replace(template, fields=fields), tokenizer.added_tokens)
 
 
 def _reasons(field: Field, model: _Spelled) -> bool:
-    """Whether a model knows what a field of reasoning opens with, so that others' content is not taken for it."""
+    """Whether a model knows what a field of reasoning opens with."""
     return any(model.has(text) for text in _texts(field.opening))
 
 

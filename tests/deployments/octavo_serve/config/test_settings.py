@@ -36,6 +36,8 @@ WRONG = [
     ),
     ({"models": [{**MODEL, "engine": {"device": "cud"}}]}, "device must be auto, cpu, cuda or cuda:NUMBER, got 'cud'"),
     ({"models": [{**MODEL, "engine": {1: 2}}]}, "unknown setting '1'"),
+    ({"models": [{**MODEL, "response_template": "mistrl"}]}, "no response template; did you mean 'mistral'?"),
+    ({"models": [{**MODEL, "response_template": "?"}]}, "no response template; known are auto, none, deepseek_dsml"),
     ({"models": [{**MODEL, "engine": None}]}, "models.0.engine must be a mapping of keys to values, got None"),
     ({"models": [{**MODEL, "num_gpus": float("inf")}]}, "models.0.num_gpus must be a finite number"),
     ({"models": ["a"]}, "models.0 must be a mapping of keys to values, got 'a'"),

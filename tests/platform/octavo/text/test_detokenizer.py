@@ -122,6 +122,20 @@ def test_sentencepiece_space_after_a_long_run_of_bytes(sentencepiece):
     assert "".join(pieces(sentencepiece, ids)) == sentencepiece.decode(ids) == text
 
 
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_marked_token_is_its_mark_between_whole_texts(tokenizer, skip):
+    before, after = (
+        tokenizer.encode("so\u00e9", add_special_tokens=False),
+        tokenizer.encode("x", add_special_tokens=False),
+    )
+    marked = before[0]
+    expected = "".join(pieces(tokenizer, before[1:], skip)) + "\ud800"
+    detokenizer = IncrementalDetokenizer(tokenizer, [], skip, {marked: "\ud800"})
+    found = detokenizer.push([*before[1:], marked])
+    assert found == expected
+    assert (detokenizer.push(after) + detokenizer.finish()).strip() == "x"
+
+
 @given(prompt=st.text(min_size=1, max_size=10).filter(str.strip), text=st.text(max_size=20))
 def test_output_goes_on_from_the_prompt(sentencepiece, prompt, text):
     start, ids = (sentencepiece.encode(t, add_special_tokens=False) for t in (prompt, text))

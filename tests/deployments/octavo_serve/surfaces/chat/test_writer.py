@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from octavo.errors import BadRequest
+from octavo_serve.api.model import Defaults
 
 
 def test_chat(talk: Any, client: Any) -> None:
@@ -95,3 +96,87 @@ def test_token_ids_of_characters_that_are_not_whole_are_not_lost(talk: Any, clie
     chunks = talk.chat_events(return_token_ids=True)
     ids = [token for chunk in chunks for c in chunk["choices"] for token in c.get("token_ids", ())]
     assert ids[:-1] == client.tokenizer.encode("Brücke 🌉 橋")
+
+
+LOOK_UP = {
+    "type": "function",
+    "function": {"name": "look_up", "parameters": {"properties": {"a": {"type": "integer"}}}},
+}
+CALLS = '<tool_call>\n{"name": "look_up", "arguments": {"a": 1}}\n</tool_call>'
+
+
+def joined(chunks: list[Any]) -> dict[str, Any]:
+    """A stream's message, put together as OpenAI's SDKs do."""
+    message: dict[str, Any] = {"content": "", "tool_calls": []}
+    for chunk in chunks:
+        delta = chunk["choices"][0]["delta"]
+        message["content"] += delta.get("content", "")
+        for part in delta.get("tool_calls", ()):
+            if part["index"] == len(message["tool_calls"]):
+                message["tool_calls"].append({"id": part["id"], "type": part["type"], "function": part["function"]})
+            else:
+                message["tool_calls"][part["index"]]["function"]["arguments"] += part["function"]["arguments"]
+    return message
+
+
+def test_calls_are_told_from_content_in_answers_and_streams(talk: Any, client: Any) -> None:
+    """The model's template knows no tools: they are written in the default form, and read in it."""
+    client.texts = ["Let me look.\n" + CALLS + "\n" + CALLS]
+    (choice,) = talk.chat(tools=[LOOK_UP])["choices"]
+    calls = choice["message"]["tool_calls"]
+    prompt = client.tokenizer.decode(client.opened[0].prompt_token_ids)
+    assert '"name": "look_up"' in prompt
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", "Let me look.")
+    assert [call["function"] for call in calls] == [{"name": "look_up", "arguments": '{"a": 1}'}] * 2
+    assert {call["type"] for call in calls} == {"function"}
+    chunks = talk.chat_events(tools=[LOOK_UP])
+    streamed = joined(chunks)
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    assert streamed["content"] == "Let me look."
+    assert [call["function"] for call in streamed["tool_calls"]] == [call["function"] for call in calls]
+    assert len({call["id"] for call in [*calls, *streamed["tool_calls"]]}) == 4
+
+
+def test_a_call_alone_has_no_content(talk: Any, client: Any) -> None:
+    client.texts = [CALLS + CALLS]
+    message = talk.chat(tools=[LOOK_UP], parallel_tool_calls=False)["choices"][0]["message"]
+    assert (message["content"], len(message["tool_calls"])) == (None, 1)
+
+
+def test_what_a_call_returned_goes_back(talk: Any, client: Any) -> None:
+    client.texts = [CALLS]
+    message = talk.chat(tools=[LOOK_UP])["choices"][0]["message"]
+    client.texts = ["It is 2."]
+    for result in ("two", [{"type": "text", "text": "two"}]):
+        turn = [{"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": result}]
+        messages = [{"role": "user", "content": "Look"}, message | {"reasoning_content": "Hm."}, *turn]
+        answer = talk.chat(tools=[LOOK_UP], messages=messages)["choices"][0]
+        assert (answer["message"], answer["finish_reason"]) == (
+            {"role": "assistant", "content": "It is 2.", "refusal": None},
+            "stop",
+        )
+        prompt = client.tokenizer.decode(client.opened[-1].prompt_token_ids)
+        assert '{"name": "look_up", "arguments": {"a": 1}}' in prompt
+        assert "<tool_response>\ntwo\n</tool_response>" in prompt
+
+
+def test_no_call_without_tools_or_where_none_is_wanted(talk: Any, client: Any) -> None:
+    client.texts = [CALLS]
+    for asked in ({}, {"tools": [LOOK_UP], "tool_choice": "none"}):
+        (choice,) = talk.chat(**asked)["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == (CALLS, "stop")
+
+
+def test_reasoning_is_told_from_content(talk: Any, client: Any, service: Any) -> None:
+    entry = service.models.find(None)
+    entry.defaults = Defaults(response_template="glm")
+    client.texts = ["<think>Hm.</think>\nYes."]
+    answer = talk.chat()
+    said = {"content": "Yes.", "reasoning_content": "Hm.", "reasoning": "Hm."}
+    assert answer["choices"][0]["message"] == {"role": "assistant", "refusal": None} | said
+    assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] > 0
+    deltas = [chunk["choices"][0]["delta"] for chunk in talk.chat_events()]
+    assert {name: "".join(delta.get(name, "") for delta in deltas) for name in said} == said
+    hidden = talk.chat(include_reasoning=False)["choices"][0]["message"]
+    assert hidden == {"role": "assistant", "refusal": None, "content": "Yes."}
+    assert not any("reasoning" in chunk["choices"][0]["delta"] for chunk in talk.chat_events(include_reasoning=False))

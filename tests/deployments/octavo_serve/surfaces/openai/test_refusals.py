@@ -29,13 +29,11 @@ REFUSED: list[dict[str, Any]] = [
     {"thinking": {}, "reasoning": {"max_tokens": 5}},
     {"length_penalty": 2.0},
     {"verbosity": "low"},
-    {"include_reasoning": False},
     {"modalities": ["audio"]},
     {"functions": [{"name": "f"}]},
     {"function_call": {"name": "f"}},
     {"tool_choice": "required"},
     {"tool_choice": {"type": "function", "function": {"name": "look_up"}}, "tools": [TOOL]},
-    {"parallel_tool_calls": False, "tools": [TOOL]},
     {"spaces_between_special_tokens": True, "skip_special_tokens": False},
     {"stream_options": {"include_obfuscation": True}, "stream": True},
     {"prediction": {"type": "content", "content": "x"}},
@@ -56,7 +54,8 @@ def test_what_is_not_done_is_refused(extra: dict[str, Any]) -> None:
 HARMLESS: list[dict[str, Any]] = [
     {"store": False, "service_tier": "auto", "parallel_tool_calls": True, "tools": [TOOL]},
     {"service_tier": "default", "metadata": {"a": "b"}, "user": "u", "safety_identifier": "s"},
-    {"parallel_tool_calls": False},  # no tools: there is no call at all
+    {"parallel_tool_calls": False, "tools": [TOOL]},
+    {"include_reasoning": False},
     {"spaces_between_special_tokens": True},  # special tokens are not shown
     {"verbosity": "medium", "modalities": ["text"], "include_reasoning": True, "length_penalty": 1.0},
     {"response_format": {"type": "text"}, "prediction": None, "audio": None, "functions": [], "function_call": "none"},
