@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,12 @@ class Call:
     name: str
     arguments: str
     id: str = ""
+
+
+_WRONG = (
+    ValueError, TypeError, LookupError, AttributeError, SyntaxError, ArithmeticError, RecursionError, MemoryError,
+)  # fmt: skip
+"""What comes of reading whatever a model wrote."""
 
 
 class Body:
@@ -72,8 +79,8 @@ class Body:
             else:
                 made = [_filled(self._field.transform, {**captures, "content": value})]
             return [_call(part) for part in made] or None
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError):
-            return None  # whatever a model wrote
+        except _WRONG:
+            return None
 
     def _marked(self, text: str) -> str:
         return self._marks.get(text, text)
@@ -113,7 +120,9 @@ class Body:
         body = plain(body, self._names).strip()
         if len(body) > MAX_PYTHON:
             raise ValueError("too long")
-        tree = ast.parse(body, mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a backslash that hides nothing is the model's affair
+            tree = ast.parse(body, mode="eval").body
         calls = tree.elts if isinstance(tree, ast.List) else [tree]
         return [_python_call(call) for call in calls]
 
@@ -279,7 +288,7 @@ def _unescaped(text: str) -> str:
 
 
 def _python_call(node: ast.expr) -> dict[str, Any]:
-    if not isinstance(node, ast.Call) or node.args:
+    if not isinstance(node, ast.Call) or node.args or not isinstance(node.func, ast.Name | ast.Attribute):
         raise ValueError("not a call with keywords")
     return {
         "name": ast.unparse(node.func),

@@ -140,3 +140,13 @@ def test_flags_of_tokenizer_json_without_a_list_in_the_config(tiny_tokenizer_dir
     described["added_tokens"].append({"id": 400, **token("<tool>", special=special)})
     path.write_text(json.dumps(described))
     assert_as_in_transformers(write(folder, files))
+
+
+def test_a_response_template_is_read_as_it_is(tiny_tokenizer_dir, tmp_path):
+    template = {"fields": {"content": {}}}
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_tokenizer_dir, folder)
+    assert load(folder).response_template is None
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | {"response_template": template}))
+    assert load(folder).response_template == template

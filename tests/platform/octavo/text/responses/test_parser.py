@@ -179,6 +179,33 @@ def test_what_is_no_call_is_content(text: str) -> None:
     assert read("hermes", [text], tokens=False) == Message(content=text)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[now(", "[now(a=)]", "[now(a=1/0)]", "[now(a=b)]", "[now(1)]", "[now()() ]", "[now(a=1e999)]", "[now(**x)",
+        "[now(a={1:2}.x)]", "[now(a=" + "[" * 300, "[now(a=" + "(" * 99 + ")]", "[now(a='\\d')", "[now(a=" + "-" * 9999,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("rest", ["", "<|python_end|> and on"])
+def test_python_that_is_no_call_is_content(body: str, rest: str) -> None:
+    text = "<|python_start|>" + body + rest
+    assert read("pythonic", [text], tokens=False) == Message(content=text)
+
+
+def test_a_backslash_in_python_s_form_is_the_model_s_affair() -> None:
+    assert read("pythonic", ["[look_up(what='\\d')]"]).parsed == [("look_up", {"what": "\\d"})]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(data=st.data())
+@settings(max_examples=40)
+def test_a_spoilt_message_raises_nothing(name: str, data: st.DataObject) -> None:
+    text = in_tokens(name, written(name))
+    begin = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(begin, min(len(text), begin + 6)))
+    read(name, [text[:begin] + data.draw(st.text("\"'\\{}[](),:=<1e\0", max_size=3)) + text[end:]])
+
+
 def test_a_long_call_goes_on_as_it_comes_and_is_a_call_when_it_is_cut() -> None:
     parser = ResponseParser(bound("hermes", tokens=False), properties(TOOLS), new_id=lambda: "id")
     begun = '<tool_call>\n{"name": "look_up", "arguments": {"what": "' + "x" * HOLD
