@@ -246,10 +246,14 @@ def schema_types(schema: Any) -> list[str]:
     if not isinstance(schema, Mapping):
         return []
     declared = schema.get("type")
-    found = [declared] if isinstance(declared, str) else [t for t in declared or [] if isinstance(t, str)]
-    for choice in [*(schema.get("anyOf") or []), *(schema.get("oneOf") or [])][:64]:
-        found += [t for t in schema_types(choice) if t not in found]
+    found = [declared] if isinstance(declared, str) else [kind for kind in _listed(declared) if isinstance(kind, str)]
+    for choice in [*_listed(schema.get("anyOf")), *_listed(schema.get("oneOf"))]:
+        found += [kind for kind in schema_types(choice) if kind not in found]
     return found
+
+
+def _listed(value: Any) -> list[Any]:
+    return value[:64] if isinstance(value, list) else []
 
 
 _PYTHON = {"True": True, "False": False, "None": None}
