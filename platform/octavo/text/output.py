@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from octavo.request import CompletionOutput, FinishReason, SamplingParams, SequenceUpdate, TokenLogprobs
 from octavo.text.detokenizer import IncrementalDetokenizer
+from octavo.text.responses.patterns import marked
 from octavo.text.stop import StopStrings
 from octavo.text.tokenizer import Tokenizer
 
@@ -51,7 +52,10 @@ class SequenceText:
         self._min_tokens = params.min_tokens
         self._include_stop = params.include_stop_str_in_output
         self._detokenizer = IncrementalDetokenizer(tokenizer, prompt_token_ids, params.skip_special_tokens, marks)
-        self._stops = StopStrings(params.stop_strings, params.include_stop_str_in_output)
+        self._asked = {stop: stop for stop in params.stop_strings}  # what is looked for -> what was asked for
+        if marks and self._asked:
+            self._asked |= _marked_stops(tokenizer, params, marks)
+        self._stops = StopStrings(tuple(self._asked), params.include_stop_str_in_output)
 
     def push(self, update: SequenceUpdate) -> str:
         """Apply an update. Returns the new text that is final: never half a character or half a stop string."""
@@ -101,7 +105,7 @@ class SequenceText:
         text, stop = self._stops.push(text, search=len(self.token_ids) > self._min_tokens)
         if stop is not None:
             self.stopped = True
-            self.finish_reason, self.stop_reason = "stop", stop
+            self.finish_reason, self.stop_reason = "stop", self._asked[stop]
         return text
 
     def _finish(self, reason: FinishReason, stop_reason: int | str | None) -> str:
@@ -114,6 +118,19 @@ class SequenceText:
         if update.logprobs is not None:
             dropped = zip(update.token_ids[kept:], update.logprobs[kept:], strict=True)
             self.cumulative_logprob -= sum(logprobs[token_id].logprob for token_id, logprobs in dropped)
+
+
+def _marked_stops(tokenizer: Tokenizer, params: SamplingParams, marks: Mapping[int, str]) -> dict[str, str]:
+    """Stop strings as they read where marks stand for the tokens in them -> the strings.
+
+    Hidden tokens have no text. A stop string that ends within a token's text is not found there.
+    """
+    shown = {
+        text: marks[token_id]
+        for text, token_id in tokenizer.added_tokens.items()
+        if token_id in marks and not (params.skip_special_tokens and tokenizer.is_special(token_id))
+    }
+    return {marked(stop, shown): stop for stop in params.stop_strings}
 
 
 def fill_decoded(tokenizer: Tokenizer, logprobs: TokenLogprobs) -> TokenLogprobs:

@@ -142,3 +142,17 @@ def test_a_service_s_plain_chat_has_no_stage(service: Any) -> None:
     assert (plain.stage, plain.marks) == (None, None)
     with_tools = asyncio.run(service.job(CHAT.ask(parse(ChatRequest, body | {"tools": [LOOK_UP]}), service.limits)))
     assert with_tools.stage is not None
+
+
+@pytest.mark.parametrize("stop", ["</think>", "g</think>\nan", "ought", "<think>"])
+def test_a_stop_string_may_hold_a_marker(stop: str) -> None:
+    reading = reading_of(chat(), served(), "")
+    assert reading is not None
+    ids = TOKENIZER.encode("<think>thought g</think>\nanswer", add_special_tokens=False)
+    plain = SequenceText(TOKENIZER, SamplingParams(stop=[stop]))
+    marked = SequenceText(TOKENIZER, SamplingParams(stop=[stop]), marks=reading.marks)
+    for token_id in ids:
+        plain.push(SequenceUpdate("r", 0, [token_id]))
+        marked.push(SequenceUpdate("r", 0, [token_id]))
+    assert plain.stopped == marked.stopped
+    assert (plain.stop_reason, plain.token_ids) == (marked.stop_reason, marked.token_ids)

@@ -384,7 +384,7 @@ def test_a_request_that_ends_in_the_trial_that_would_make_it_guilty(fake):
     assert engine.isolation.searching
     model.launch = launch
     engine.add(fake.request("b", [3], max_tokens=5))
-    said, ends = tell(engine)
+    said, _ = tell(engine)
     assert said == {("b", 0): fake.expected([3], 5)}
 
 
