@@ -35,6 +35,7 @@ from octavo_serve.config.placement import unplaceable
 from octavo_serve.config.settings import ModelSettings, deployment_name, load_settings
 from octavo_serve.gateway.backlog import Backlog
 from octavo_serve.gateway.drain import Drain
+from octavo_serve.gateway.garbage import collect
 from octavo_serve.gateway.picker import Picker, QueueSettings
 from octavo_serve.gateway.shard_client import Failover, ShardClient
 from octavo_serve.gateway.watch import Deployments, load_text, watch_room, watch_shards
@@ -85,14 +86,15 @@ class Gateway:
         self._closing: set[asyncio.Task[None]] = set()
         self._drain = Drain()
         self._backlog = Backlog()
-        self._watching: asyncio.Task[None] | None = None
+        self._watching: list[asyncio.Task[None]] = []
         threading.Thread(target=_show_logs, name="octavo-logs", daemon=True).start()
         gc.freeze()  # 126,000 objects of modules, which each look at all objects went through: 75 ms with the loop held
 
     async def reconfigure(self, args: dict[str, Any]) -> None:
         """Serve these models from now on; those whose settings are the same go on as they are."""
-        if self._watching is None:
-            self._watching = asyncio.create_task(self.service.lateness.watch())
+        if not self._watching:
+            watches = self.service.lateness.watch(), collect(self._num_running)
+            self._watching = [asyncio.create_task(watch) for watch in watches]
         settings = load_settings(args)
         rules = settings.rules(is_loopback(await _bind_host()))  # nothing below waits: requests see old or new, no mix
         old, self._served = self._served, {}
@@ -142,7 +144,10 @@ class Gateway:
     async def drain(self) -> int:
         """Take no more HTTP requests; returns how many requests still run, those of handles among them."""
         self._drain.begun = True
-        return self._drain.running + sum(served.client.num_running() for served in self._served.values())
+        return self._drain.running + self._num_running()
+
+    def _num_running(self) -> int:
+        return sum(served.client.num_running() for served in self._served.values())
 
     async def chat(self, request: ChatRequest | Mapping[str, Any]) -> ChatCompletion:
         """Answer a chat; `request` has the fields of /v1/chat/completions."""
