@@ -10,11 +10,12 @@ and /metrics are asked four times a second. Another process sends, so that this 
 
 The time told to a client that returns is held to the moment at which there was room for it:
 
-    truth = accepted - refused + (first token - accepted - alone - max_queue_s)        all moments of this client
+    truth = accepted - refused + (first token - accepted - alone - longest)        all moments of this client
+    longest = max_queue_s, or what max_queued_tokens take at the capacity, where that is less
 
-A client that is accepted at once when it returns, and whose first token then comes `max_queue_s` later (and `alone`,
-what it takes on an idle server), was told the very moment. One whose token comes sooner could have come sooner, and one
-that is refused again should have been told later. Told times are compared in whole seconds, as the header has them.
+A client that is accepted at once when it returns, and whose first token then comes `longest` later (and `alone`, what
+it takes on an idle server), was told the very moment. One whose token comes sooner could have come sooner, and one that
+is refused again should have been told later. Told times are compared in whole seconds, as the header has them.
 
 The last line is JSON.
 """
@@ -104,7 +105,8 @@ async def prove(server: RunningServer, options: argparse.Namespace) -> dict[str,
     watches = await watch(server, sending)
     sent = await sending
     goodput = rate(sent["ended"], FILLING * options.seconds, options.seconds)
-    told = honesty(sent, model.max_queue_s + first_token)
+    longest = min(model.max_queue_s, model.max_queued_tokens / (capacity * options.words))  # a word is about a token
+    told = honesty(sent, longest + first_token)
     result = {
         "capacity": round(capacity, 2), "offered": round(options.times * capacity, 2), "goodput": round(goodput, 2),
         "goodput_share": round(goodput / capacity, 3), "sent": sent["sent"], "accepted": len(sent["ended"]),
