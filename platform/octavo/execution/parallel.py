@@ -81,7 +81,7 @@ class DistributedGroup(TPGroup):
         self._num_asked += 1
         keys = [f"value {self._num_asked} of rank {rank}" for rank in range(self.size)]
         try:
-            self._store.set(keys[self.rank], str(value))
+            self._store.set(keys[self.rank], f"{value:d}")  # True is 1
             while not self._store.check(keys):
                 self._check()
                 time.sleep(0.02)
