@@ -14,6 +14,8 @@ PERIOD = 0.05
 """Seconds between two looks."""
 WEIGHT = 0.1
 """Of a look in the average: one that finds the loop held for a second changes nothing."""
+LONGEST = 1.0
+"""Seconds of lateness that one look counts at most: a process that was stopped for 15 s has no more to do than before."""
 LATE = 0.3
 """Seconds by which the loop may be late on average."""
 AGAIN = 1.0
@@ -36,7 +38,7 @@ class Lateness:
         while True:
             due = loop.time() + PERIOD
             await asyncio.sleep(PERIOD)
-            self.seconds += WEIGHT * (loop.time() - due - self.seconds)
+            self.seconds += WEIGHT * (min(loop.time() - due, LONGEST) - self.seconds)
 
     def check(self) -> None:
         """Refuse a request that has just come, where there is too much to do.

@@ -33,3 +33,18 @@ def test_a_late_loop_takes_nothing_new() -> None:
     lateness.seconds = 1.1 * LATE
     with pytest.raises(Overloaded):
         lateness.check()
+
+
+def test_a_process_that_was_stopped_has_no_more_to_do_than_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stopped() -> Lateness:
+        lateness, loop = Lateness(), asyncio.get_running_loop()
+        watching = asyncio.create_task(lateness.watch())
+        await asyncio.sleep(0)
+        now = loop.time()
+        monkeypatch.setattr(loop, "time", lambda: now + 15.0)
+        while not lateness.seconds:
+            await asyncio.sleep(0)
+        watching.cancel()
+        return lateness
+
+    asyncio.run(stopped()).check()
