@@ -15,7 +15,7 @@ PERIOD = 0.05
 WEIGHT = 0.1
 """Of a look in the average: one that finds the loop held for a second changes nothing."""
 LONGEST = 1.0
-"""Seconds of lateness that one look counts at most: a process that was stopped for 15 s has no more to do than before."""
+"""Seconds of lateness that one look counts at most: a process that was stopped for 15 s has no more to do for it."""
 LATE = 0.3
 """Seconds by which the loop may be late on average."""
 AGAIN = 1.0
