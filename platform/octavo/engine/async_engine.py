@@ -33,6 +33,10 @@ _TRIAL_HAND_OVER = 1.0
 """The same after a step of a trial (`isolation`). If the next step ends the process, the updates before it must have
 been sent, or the wrong request is blamed."""
 
+_SOON, _GATHER = 0.001, 0.0003
+"""Seconds: where a request comes so soon after the engine became idle, the engine waits so long for others to run with
+it. Otherwise each request would have a step and a message of its own where steps take next to no time."""
+
 _AUDIT_EVERY = 10.0  # seconds between integrity checks of an idle engine; one takes 1 ms per 2,000 blocks
 
 
@@ -200,9 +204,13 @@ class AsyncEngine:
     def _take_commands(self) -> bool:
         """Carry out what callers asked for; sleeps while there is nothing to do. False when told to close."""
         news: News = {}
+        gathers, since = not self.engine.has_work, time.monotonic()
         try:
             while self._carry_out(self._commands.get(block=not self.engine.has_work and not news), news):
                 self._beat = time.monotonic()
+                if gathers and self.engine.has_work and self._beat - since < _SOON:
+                    time.sleep(_GATHER)
+                gathers = False
             return False
         except queue.Empty:
             self._beat = time.monotonic()

@@ -3,9 +3,11 @@ import gc
 import threading
 import time
 import weakref
+from types import SimpleNamespace
 
 import pytest
 
+from octavo.engine import async_engine
 from octavo.engine.async_engine import AsyncEngine
 from octavo.errors import BadRequest, EngineDead, OctavoError, Overloaded
 
@@ -135,6 +137,47 @@ def test_what_a_suspect_says_has_been_taken_before_the_next_step(fake, monkeypat
     asyncio.run(main())
     running.close()
     assert known[:3] == [[0], [0, 1], [0, 1, 1, 0]]  # begins, a token, another and is no suspect any more
+
+
+@pytest.mark.parametrize("idle", [0.0, 1.0])
+def test_requests_that_keep_coming_run_together(fake, monkeypatch, idle):
+    """Who comes right after the engine became idle waits for others; who comes to one that has been idle does not."""
+    engine = fake.engine()
+    clock, came = [0.0], []
+
+    def sleep(seconds):
+        came.append(seconds)
+        running.submit(fake.request("second", [3, 4], max_tokens=1), listener)
+
+    class Listener:
+        loop = None
+
+        def updated(self, updates):
+            pass
+
+        def failed(self, request_id, error):
+            raise AssertionError
+
+    listener = Listener()
+    listener.loop = asyncio.new_event_loop()
+    monkeypatch.setattr(async_engine, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    monkeypatch.setattr(AsyncEngine, "_run", lambda self: None)
+    running = AsyncEngine(engine)
+    running._thread.join()
+    monkeypatch.setattr(running, "check_health", lambda: None)
+    running.submit(fake.request("first", [1, 2], max_tokens=1), listener)
+    carry_out = running._carry_out
+
+    def later(command, news):
+        clock[0] += idle
+        return carry_out(command, news)
+
+    monkeypatch.setattr(running, "_carry_out", later)
+    assert running._take_commands()
+    engine.step()
+    assert fake.model(engine).batches[0].num_seqs == (2 if not idle else 1)
+    assert len(came) == (not idle)
+    listener.loop.close()
 
 
 def test_errors_reach_their_own_caller_only(fake, slow_engine):
