@@ -23,8 +23,8 @@ from typing import Any, Final, Literal
 
 MAX_SPAN = 256
 """Characters a delimiter may have."""
-MAX_PROGRAM = 2000
-"""Instructions of one pattern."""
+MAX_PROGRAM = 512
+"""Instructions of one pattern, each of which may look at each character; the longest built-in one has 208."""
 MAX_DEPTH = 20
 """Of nested groups."""
 
@@ -73,6 +73,7 @@ class Pattern:
     def __init__(self, node: Node, names: Mapping[str, str]) -> None:
         self._names = names
         self._code: list[Node] = []
+        self._emitted = 0
         node = _with_marks(node, {text: mark for mark, text in names.items()})
         self._emit(node)
         self._code.append(("match",))
@@ -151,7 +152,8 @@ class Pattern:
         return kind == "any" or (kind == "char" and bool(what == char))
 
     def _emit(self, node: Node) -> None:
-        if len(self._code) > MAX_PROGRAM:
+        self._emitted += 1  # counted too, for what is empty makes no code however often it is repeated
+        if max(len(self._code), self._emitted // 4) > MAX_PROGRAM:
             raise PatternError("the pattern is too large")
         kind = node[0]
         if kind in ("char", "any", "start", "end"):

@@ -117,3 +117,9 @@ def test_a_tag_is_what_is_before_and_after_its_value() -> None:
     assert (Pattern(before, {}).literal, Pattern(after, {}).literal) == ("<a>", "</a>")
     with pytest.raises(PatternError, match="no group"):
         split_at_group(parse("<a>"), "value")
+
+
+@pytest.mark.parametrize("source", ["a(){999}{999}{999}", "a(?:(?:){900}){900}{900}", "a(?:b{999}){999}"])
+def test_what_repeats_without_end_is_refused_at_once(source: str) -> None:
+    with pytest.raises(PatternError, match="too large"):
+        Pattern(parse(source), {})
