@@ -14,7 +14,7 @@ from itertools import groupby
 from octavo.text.default_form import knows_tools
 from octavo.text.responses.bound import BoundTemplate
 from octavo.text.responses.families import DEFAULT_FORM, NONE, template_of
-from octavo.text.responses.parser import Part, ResponseParser, properties
+from octavo.text.responses.parser import MessagePart, ResponseParser, properties
 from octavo_serve.api.chats import Chat
 from octavo_serve.api.model import ServedModel
 from octavo_serve.api.pieces import CallPart, Piece, Stage
@@ -95,7 +95,7 @@ class ReadingStage:
         pieces[-1].finish_reason, pieces[-1].stop_reason = reason, piece.stop_reason
         return pieces
 
-    def _read(self, text: str) -> tuple[list[Part], int]:
+    def _read(self, text: str) -> tuple[list[MessagePart], int]:
         """What a text says, and how many tokens of reasoning ended with it."""
         parts, reasoned, begin = [], 0, 0
         for mark in _MARK.finditer(text):
@@ -122,11 +122,11 @@ _MARK = re.compile("[\ud800-\udbff]")
 _KINDS = {"content": "content", "reasoning": "reasoning", "call": "calls", "arguments": "calls"}
 
 
-def _kind(part: Part) -> str:
+def _kind(part: MessagePart) -> str:
     return _KINDS[part.kind]
 
 
-def _piece(piece: Piece, kind: str, parts: list[Part]) -> Piece:
+def _piece(piece: Piece, kind: str, parts: list[MessagePart]) -> Piece:
     """A piece that says the parts, without what only one of the pieces made of one holds."""
     own = Piece(piece.choice, "", [], None if piece.logprobs is None else [])
     own.cumulative_logprob = piece.cumulative_logprob
@@ -140,7 +140,7 @@ def _piece(piece: Piece, kind: str, parts: list[Part]) -> Piece:
     return own
 
 
-def _joined(parts: list[Part]) -> list[CallPart]:
+def _joined(parts: list[MessagePart]) -> list[CallPart]:
     """A part for each call, with its name where it begins."""
     calls: dict[int, CallPart] = {}
     for part in parts:

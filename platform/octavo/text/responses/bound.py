@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from octavo.text.responses.patterns import Finder, Node, Pattern, PatternError, marked
 from octavo.text.responses.template import ResponseTemplate, TemplateError
-from octavo.text.responses.values import Body
+from octavo.text.responses.values import CallBody
 
 FIRST_MARK = 0xD800
 MAX_MARKS = 0x400
@@ -47,7 +47,9 @@ class BoundTemplate:
             self._openings = [(f.name, self._pattern(f.opening)) for f in template.fields if f.opening is not None]
             self._closings = {f.name: self._pattern(f.closing) for f in template.fields if f.closing is not None}
             self.bodies = {
-                f.name: Body(f, self._closings.get(f.name), self.names) for f in template.fields if f.role == "calls"
+                f.name: CallBody(f, self._closings.get(f.name), self.names)
+                for f in template.fields
+                if f.role == "calls"
             }
             self._anchor = None if template.anchor is None else Finder([("", Pattern(template.anchor, {}))])
         except PatternError as error:

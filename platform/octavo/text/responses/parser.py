@@ -19,7 +19,7 @@ from typing import Any, Literal
 from octavo.text.responses.bound import BoundTemplate
 from octavo.text.responses.patterns import Finder, Match, plain
 from octavo.text.responses.template import Field
-from octavo.text.responses.values import Body, Call, Schemas
+from octavo.text.responses.values import Call, CallBody, Schemas
 
 HOLD = 512
 """Characters of a call that are waited for before it is believed."""
@@ -33,7 +33,7 @@ _ESCAPES = {quote: re.compile(rf"\\.|\\|{quote}", re.DOTALL) for quote in "\"'"}
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class MessagePart:
     """More of a message.
 
     Attributes:
@@ -78,7 +78,7 @@ class ResponseParser:
         self._new_id = new_id
         self._one_call = one_call
         self._outside = template.outside(calls=schemas is not None)
-        self._parts: list[Part] = []
+        self._parts: list[MessagePart] = []
         self._buffer = ""
         self._begun = False
         self._field: Field | None = None
@@ -94,13 +94,13 @@ class ResponseParser:
         """Whether what comes next is reasoning, as far as is known."""
         return self._field is not None and self._field.role == "reasoning"
 
-    def push(self, text: str) -> list[Part]:
+    def push(self, text: str) -> list[MessagePart]:
         """Take in more text, in which marks stand for tokens; returns what is final because of it."""
         self._buffer += text
         self._advance(final=False)
         return self._taken()
 
-    def finish(self, *, cut: bool = False) -> list[Part]:
+    def finish(self, *, cut: bool = False) -> list[MessagePart]:
         """The rest, where no more text comes.
 
         Args:
@@ -116,7 +116,7 @@ class ResponseParser:
         self._say("content", self._content.end())
         return self._taken()
 
-    def _taken(self) -> list[Part]:
+    def _taken(self) -> list[MessagePart]:
         parts, self._parts = self._parts, []
         return parts
 
@@ -183,7 +183,7 @@ class ResponseParser:
 
     def _say(self, kind: Literal["content", "reasoning", "arguments"], text: str) -> None:
         if text:
-            self._parts.append(Part(kind, text, max(0, self.calls - 1)))
+            self._parts.append(MessagePart(kind, text, max(0, self.calls - 1)))
 
     # ── calls ──
 
@@ -269,7 +269,7 @@ class ResponseParser:
         if self._one_call and self.calls > 0:
             return
         self.calls += 1
-        self._parts.append(Part("call", call.name, self.calls - 1, call.id or self._new_id()))
+        self._parts.append(MessagePart("call", call.name, self.calls - 1, call.id or self._new_id()))
         self._say("arguments", call.arguments)
 
 
@@ -285,7 +285,7 @@ class _OpenCall:
         is_bare: nothing but its own form tells it from content.
     """
 
-    def __init__(self, field: Field, captures: Mapping[str, str], body: Body, opened: str) -> None:
+    def __init__(self, field: Field, captures: Mapping[str, str], body: CallBody, opened: str) -> None:
         self.field = field
         self.captures = dict(captures)
         self.body = body

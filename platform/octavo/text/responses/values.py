@@ -41,7 +41,7 @@ _WRONG = (
 """What comes of reading whatever a model wrote."""
 
 
-class Body:
+class CallBody:
     """How the bodies of one field are read.
 
     Args:
