@@ -64,9 +64,9 @@ def deploy() -> Any:
     from octavo.config import EngineConfig
     from octavo.request import Request, SamplingParams
     from octavo.routing.router import RoutingConfig
-    from octavo_serve.gateway.backlog import Backlog
     from octavo_serve.gateway.picker import Picker
     from octavo_serve.gateway.shard_client import Failover, ShardClient
+    from octavo_serve.gateway.unread import Unread
     from octavo_serve.ray_private import Deployment
     from octavo_serve.shard.shard import Shard
 
@@ -88,7 +88,7 @@ def deploy() -> Any:
             if self.client is None:
                 shards = Deployment(DEPLOYMENT, APP)
                 picker = Picker(RoutingConfig(), shards)
-                self.client = ShardClient(picker, Failover(), lambda reason: None, Backlog())
+                self.client = ShardClient(picker, Failover(), lambda reason: None, Unread())
                 shards.watch(self.client.listed)
             client = self.client
             numbers = iter(range(REQUESTS))

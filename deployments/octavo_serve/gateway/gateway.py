@@ -33,11 +33,11 @@ from octavo_serve.api.service import Service
 from octavo_serve.api.telemetry import ShardStats, Telemetry
 from octavo_serve.config.placement import unplaceable
 from octavo_serve.config.settings import ModelSettings, deployment_name, load_settings
-from octavo_serve.gateway.backlog import Backlog
 from octavo_serve.gateway.drain import Drain
 from octavo_serve.gateway.garbage import collect
 from octavo_serve.gateway.picker import Picker, QueueSettings
 from octavo_serve.gateway.shard_client import Failover, ShardClient
+from octavo_serve.gateway.unread import Unread
 from octavo_serve.gateway.watch import Deployments, load_text, watch_room, watch_shards
 from octavo_serve.http.app import http_app
 from octavo_serve.ports import is_loopback
@@ -85,7 +85,7 @@ class Gateway:
         self._served: dict[str, _Served] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._drain = Drain()
-        self._backlog = Backlog()
+        self._unread = Unread()
         self._watching: list[asyncio.Task[None]] = []
         threading.Thread(target=_show_logs, name="octavo-logs", daemon=True).start()
         gc.freeze()  # 126,000 objects of modules, which each look at all objects went through: 75 ms with the loop held
@@ -125,7 +125,7 @@ class Gateway:
         deployment, app = deployment_name(model.name), serve.get_replica_context().app_name
         shards = Deployment(deployment, app)
         picker = Picker(routing, shards)
-        client = ShardClient(picker, Failover(), self.service.telemetry.moves_of(model.name), self._backlog)
+        client = ShardClient(picker, Failover(), self.service.telemetry.moves_of(model.name), self._unread)
         shards.watch(client.listed)
         self.service.telemetry.at_shards.labels(model.name).set_function(client.num_running)
         entry = ModelEntry(model.name, int(time.time()), client, model.on_demand)

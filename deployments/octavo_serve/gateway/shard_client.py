@@ -22,10 +22,10 @@ from octavo.engine.async_engine import Stream
 from octavo.engine.stats import EngineStats
 from octavo.errors import EngineDead, OctavoError, Overloaded
 from octavo.request import Placement, Request, SequenceUpdate
-from octavo_serve.gateway.backlog import FEW, Backlog
 from octavo_serve.gateway.link import CONNECT_SECONDS, Link, MoveReason, ShardGone
 from octavo_serve.gateway.picker import Picked, Picker
 from octavo_serve.gateway.suspicion import Deaths, Suspicion
+from octavo_serve.gateway.unread import FEW, Unread
 from octavo_serve.ray_private import Replica
 from octavo_serve.wire.messages import BEAT_SECONDS, Address, ModelInfo
 
@@ -68,7 +68,7 @@ class ShardClient:
         picker: of the model's shards.
         failover: limits.
         moved: told why, each time a request moves to another shard.
-        backlog: of the gateway.
+        unread: what waits in the gateway for clients that do not read.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class ShardClient:
         picker: Picker,
         failover: Failover,
         moved: Callable[[MoveReason], None],
-        backlog: Backlog,
+        unread: Unread,
     ) -> None:
         self._picker = picker
         self.failover = failover
         self._moved = moved
-        self._backlog = backlog
+        self._unread = unread
         self._there: dict[str, Replica] = {}
         self._keeping: dict[str, asyncio.Task[None]] = {}
         self._runs: dict[str, _Run] = {}
@@ -217,7 +217,7 @@ class ShardClient:
             run.end(index)
 
     async def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
-        run = self._runs[request.request_id] = _Run(request, self._info, self._backlog)
+        run = self._runs[request.request_id] = _Run(request, self._info, self._unread)
         deadline, refused = 0.0, 0.0
         try:
             while True:
@@ -244,7 +244,7 @@ class ShardClient:
                     self._moved(gone.reason)
         finally:
             del self._runs[request.request_id]
-            self._backlog.taken(run)
+            self._unread.taken(run)
 
     async def _check(self, run: _Run) -> None:
         """Raise what ends a request that stops shards; waits where it is not known yet whether they have died."""
@@ -287,7 +287,7 @@ class ShardClient:
         try:
             while run.living or run.stream.holds_updates:
                 updates = await run.stream.take()
-                self._backlog.taken(run)
+                self._unread.taken(run)
                 yield updates
         except ShardGone:
             picked.gone()
@@ -337,7 +337,7 @@ class _Updates(Stream):
         self._run.arrived(updates)
         super().updated(updates)
         if len(self._updates) > FEW or updates[0].prompt_logprobs is not None:
-            self._run.backlog.add(self._run, updates)
+            self._run.unread.add(self._run, updates)
 
     def give_up(self) -> None:
         """Let go of what waits; who takes next is told."""
@@ -357,9 +357,9 @@ class _Run:
         suspicion: whether it has stopped shards.
     """
 
-    def __init__(self, request: Request, info: ModelInfo | None, backlog: Backlog) -> None:
+    def __init__(self, request: Request, info: ModelInfo | None, unread: Unread) -> None:
         self.request = request
-        self.backlog = backlog
+        self.unread = unread
         self.info = info
         self.living = set(range(request.params.num_sequences))
         self.ran = False

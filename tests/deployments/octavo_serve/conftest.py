@@ -51,9 +51,9 @@ from octavo_serve.api.service import Service
 from octavo_serve.api.surface import Surface
 from octavo_serve.api.telemetry import ShardStats, Telemetry
 from octavo_serve.command.serve_command import free_block, session_members
-from octavo_serve.gateway.backlog import Backlog
 from octavo_serve.gateway.link import Link
 from octavo_serve.gateway.shard_client import Failover, ShardClient
+from octavo_serve.gateway.unread import Unread
 from octavo_serve.ray_private import Replica
 from octavo_serve.shard.port import Port
 from octavo_serve.surfaces.chat.schemas import ChatRequest
@@ -329,7 +329,7 @@ class Fleet:
         links: by which they can be reached now.
         running: requests by shard.
         ran: of each request that ended, whether its shard had said anything of it.
-        backlog: of the client.
+        unread: of the client.
     """
 
     def __init__(self) -> None:
@@ -342,7 +342,7 @@ class Fleet:
         self.took: float | None = None
         self.running: Counter[str] = Counter()
         self.ran: list[bool] = []
-        self.backlog = Backlog()
+        self.unread = Unread()
         self.tell: Callable[[list[Replica]], None] = lambda replicas: None
 
     def run(self, scenario: Callable[[ShardClient], Awaitable[None]], **failover: Any) -> list[str]:
@@ -351,13 +351,13 @@ class Fleet:
 
         async def main() -> None:
             limits = Failover(**{"timeout": 5.0, **failover})
-            client = ShardClient(self, limits, moves.append, self.backlog)  # type: ignore[arg-type]
+            client = ShardClient(self, limits, moves.append, self.unread)  # type: ignore[arg-type]
             self.tell = client.listed
             try:
                 await scenario(client)
                 await self.everything_is_free()
                 assert client._runs == {}
-                assert self.backlog.bytes == 0
+                assert self.unread.bytes == 0
                 assert not any(self.running.values())
             finally:
                 await client.close()

@@ -26,9 +26,9 @@ from octavo.engine.async_engine import AsyncEngine
 from octavo.errors import EngineDead, OctavoError
 from octavo.request import Placement, Request, SamplingParams
 from octavo_kernels.native import library
-from octavo_serve.gateway.backlog import Backlog
 from octavo_serve.gateway.link import Link
 from octavo_serve.gateway.shard_client import Failover, ShardClient
+from octavo_serve.gateway.unread import Unread
 from octavo_serve.ray_private import Replica
 from octavo_serve.shard.port import Port
 
@@ -141,7 +141,7 @@ def main() -> None:
 
 async def prove(options: argparse.Namespace) -> dict[str, Any]:
     shards = Shards(options.runner)
-    client = ShardClient(shards, Failover(), lambda reason: None, Backlog())  # type: ignore[arg-type]
+    client = ShardClient(shards, Failover(), lambda reason: None, Unread())  # type: ignore[arg-type]
     await shards.open(client)
     rng = random.Random(options.seed)
     innocents = [innocent(rng, number, options.tokens) for number in range(options.streams)]

@@ -9,7 +9,7 @@ import pytest
 
 from octavo.errors import OctavoError
 from octavo.request import Logprob, PackedLogprobs, SequenceUpdate
-from octavo_serve.gateway.backlog import Backlog
+from octavo_serve.gateway.unread import Unread
 
 
 class Request:
@@ -21,22 +21,22 @@ class Request:
 
 
 def test_the_request_for_which_the_most_waits_is_ended() -> None:
-    backlog, quick, slow, slowest = Backlog(limit=10_000), Request(), Request(), Request()
-    backlog.add(slow, [SequenceUpdate("slow", 0, [1])])
+    unread, quick, slow, slowest = Unread(limit=10_000), Request(), Request(), Request()
+    unread.add(slow, [SequenceUpdate("slow", 0, [1])])
     for _ in range(100):
-        backlog.add(quick, [SequenceUpdate("quick", 0, [1])])
-        backlog.taken(quick)
+        unread.add(quick, [SequenceUpdate("quick", 0, [1])])
+        unread.taken(quick)
     assert not quick.ended
     while not slowest.ended:
-        backlog.add(slowest, [SequenceUpdate("slowest", 0, [1])])
+        unread.add(slowest, [SequenceUpdate("slowest", 0, [1])])
     assert not slow.ended
-    backlog.taken(slow)
-    backlog.taken(slow)
-    assert backlog.bytes == 0
+    unread.taken(slow)
+    unread.taken(slow)
+    assert unread.bytes == 0
 
 
 def test_log_probabilities_count() -> None:
-    plain, rich, prompt = Backlog(), Backlog(), Backlog()
+    plain, rich, prompt = Unread(), Unread(), Unread()
     plain.add(Request(), [SequenceUpdate("a", 0, [1])])
     rich.add(Request(), [SequenceUpdate("a", 0, [1], [{token: Logprob(-1.0, 1) for token in range(21)}])])
     packed = PackedLogprobs()
@@ -48,7 +48,7 @@ def test_log_probabilities_count() -> None:
 
 def test_a_client_that_does_not_read_loses_its_request_before_others_lose_anything(fleet: Any) -> None:
     async def scenario(client: Any) -> None:
-        fleet.backlog._limit = 50_000
+        fleet.unread._limit = 50_000
         await fleet.add()
         asked = fleet.request("does not read", n=2, max_tokens=1000)
         async with fleet.reading(client, asked) as stream:
@@ -56,7 +56,7 @@ def test_a_client_that_does_not_read_loses_its_request_before_others_lose_anythi
             reader = asyncio.create_task(fleet.said(client, fleet.request("reads", max_tokens=200)))
             while any(run.stream.error is None for run in client._runs.values() if run.request.request_id != "reads"):
                 await asyncio.sleep(0.01)
-            assert fleet.backlog.bytes == 0
+            assert fleet.unread.bytes == 0
             with pytest.raises(OctavoError, match="did not read"):
                 async for _ in stream:
                     pass

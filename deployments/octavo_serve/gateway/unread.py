@@ -31,7 +31,7 @@ class UnreadRequest(Protocol):
         ...
 
 
-class Backlog:
+class Unread:
     """Counts what waits.
 
     Args:
