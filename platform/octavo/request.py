@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from octavo.constraint import Grammar, StructuredOutputs, Thinking
 from octavo.errors import BadRequest
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -90,6 +91,12 @@ class SamplingParams:
         logprobs: alternatives per generated token, besides the sampled token itself; None means no log probabilities.
         prompt_logprobs: the same for prompt tokens; turns prefix-cache reads off for the request.
         skip_special_tokens: leave special tokens out of the text.
+        allowed_token_ids: no other token is drawn.
+        bad_words: texts that do not appear in the output.
+        structured_outputs: what the text must be. The text layer makes `grammar` of it.
+        grammar: what the tokens must match (see `octavo.constraint`).
+        thinking: a budget for what comes before the answer.
+        bad_token_ids: sequences of tokens of which none is completed; the text layer makes them of `bad_words`.
 
     Raises:
         BadRequest: on construction, naming the parameter that is wrong.
@@ -115,6 +122,12 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] = field(default_factory=list)
+    structured_outputs: StructuredOutputs | None = None
+    grammar: Grammar | None = None
+    thinking: Thinking | None = None
+    bad_token_ids: list[list[int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _number(self.n, "n", 1, MAX_N, integer=True)

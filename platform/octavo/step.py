@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
+Uint32 = npt.NDArray[np.uint32]
 Float32 = npt.NDArray[np.float32]
 
 
@@ -58,6 +59,9 @@ class SamplingRows:
     penalties: dict[int, Penalties] = field(default_factory=dict)  # by row
     logit_bias: dict[int, tuple[Int64, Float32]] = field(default_factory=dict)  # row -> token ids, and what they get
     banned: dict[int, Int64] = field(default_factory=dict)  # row -> token ids that must not be drawn (min_tokens)
+    # [M, ceil(V / 32)] the tokens that each of M rows may draw, a bit each, the lowest bit of a word first; None: all
+    masks: Uint32 | None = None
+    masked: Int32 | None = None  # [M] whose masks they are, rising
 
 
 @dataclass(slots=True)

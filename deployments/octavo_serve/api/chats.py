@@ -39,6 +39,9 @@ class Chat:
         variables: further template variables, with the client's names.
         reasoning: template variables about reasoning; a request is refused if the template does not read them.
         one_call: an answer calls one tool at most.
+        must_call: an answer calls a tool.
+        callable_tools: names of those that may be called; None: all of them.
+        thinking_budget: tokens that the model may think; None: as many as it likes.
     """
 
     messages: Sequence[Message]
@@ -48,6 +51,9 @@ class Chat:
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     one_call: bool = False
+    must_call: bool = False
+    callable_tools: frozenset[str] | None = None
+    thinking_budget: int | None = None
 
     @property
     def ending(self) -> dict[str, bool]:
