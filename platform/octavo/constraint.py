@@ -63,6 +63,7 @@ class StructuredOutputs:
 
     Attributes:
         json: a JSON schema.
+        strict: what is not implemented of the schema is refused, not ignored.
         json_object: any JSON object.
         regex: a regular expression that the whole text matches.
         choice: the text is one of these.
@@ -72,6 +73,7 @@ class StructuredOutputs:
     """
 
     json: dict[str, Any] | bool | str | None = None
+    strict: bool = False
     json_object: bool | None = None
     regex: str | None = None
     choice: list[str] | None = None
