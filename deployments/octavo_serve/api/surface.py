@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -101,10 +101,16 @@ class Errors:
 
     Attributes:
         kind: type of the bodies that `body` makes.
+        statuses: HTTP statuses that the protocol has for others.
     """
 
     kind: type[Any]
     body: Callable[[Failure], Mapping[str, Any]]
+    statuses: Mapping[int, int] = field(default_factory=dict, hash=False)
+
+    def status(self, status: int) -> int:
+        """The protocol's own HTTP status for one of the core's."""
+        return self.statuses.get(status, status)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

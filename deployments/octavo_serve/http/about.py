@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from octavo import __version__
+from octavo_serve.api.operation import Operation
 from octavo_serve.api.service import Service
 from octavo_serve.api.surface import Surface
 from octavo_serve.http.describe import openapi, page
@@ -16,7 +17,9 @@ from octavo_serve.http.replies import json_reply
 from octavo_serve.http.schemas import TokenizerInfo
 
 
-def add_about(app: Starlette, service: Service, surfaces: tuple[Surface[Any, Any, Any], ...]) -> None:
+def add_about(
+    app: Starlette, service: Service, surfaces: tuple[Surface[Any, Any, Any], ...], operations: tuple[Operation, ...]
+) -> None:
     """Add the routes; Starlette adds HEAD to every GET."""
 
     async def version(request: Request) -> Response:
@@ -29,10 +32,10 @@ def add_about(app: Starlette, service: Service, surfaces: tuple[Surface[Any, Any
         return json_reply(await _tokenizer_info(service, request.query_params.get("model")))
 
     async def description(request: Request) -> Response:
-        return Response(openapi(surfaces), media_type="application/json")
+        return Response(openapi(surfaces, operations), media_type="application/json")
 
     async def docs(request: Request) -> Response:
-        return Response(page(surfaces), media_type="text/html; charset=utf-8")
+        return Response(page(surfaces, operations), media_type="text/html; charset=utf-8")
 
     app.add_route("/version", version, methods=["GET"])
     app.add_route("/ping", ping, methods=["GET", "POST"])

@@ -10,14 +10,15 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Scope
 
-from octavo.errors import OctavoError
-from octavo_serve.api.access import Access, Caller, Rules
+from octavo.errors import BadRequest, OctavoError
+from octavo_serve.api.access import Access, Caller
 from octavo_serve.api.body import B, parse
-from octavo_serve.api.bounds import LARGE_BODY
+from octavo_serve.api.bounds import LARGE_BODY, MAX_NAME
 from octavo_serve.api.failures import BodyTooLarge, Failure, failure_of
-from octavo_serve.api.jobs import Asked
+from octavo_serve.api.operation import Call, Operation, Query, read_query
 from octavo_serve.api.service import Service
 from octavo_serve.api.surface import Errors, Surface, to_json
 from octavo_serve.api.telemetry import ShardStats, Telemetry
@@ -27,9 +28,7 @@ from octavo_serve.http.door import CALLER, Door, path_of
 from octavo_serve.http.replies import JSON, failure_reply, json_reply, routing_headers
 from octavo_serve.http.streams import event_stream
 from octavo_serve.surfaces.openai.errors import ERRORS
-from octavo_serve.surfaces.served import SURFACES
-from octavo_serve.surfaces.tokens.operations import detokenize, tokenize
-from octavo_serve.surfaces.tokens.schemas import DetokenizeRequest, TokenizeRequest
+from octavo_serve.surfaces.served import OPERATIONS, SURFACES
 
 METRICS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -62,43 +61,59 @@ def http_app(
     backend: Backend,
     access: Access | None = None,
     surfaces: tuple[Surface[Any, Any, Any], ...] = SURFACES,
+    operations: tuple[Operation, ...] = OPERATIONS,
 ) -> Starlette:
     """The gateway's ASGI application.
 
     Args:
         access: access rules; None admits everybody and discloses everything.
-        surfaces: the protocols it speaks.
+        surfaces, operations: the protocols it speaks.
     """
     access = access or Access()
-    errors_by_path = {surface.path: surface.errors for surface in surfaces}
-
-    def errors_of(scope: Scope) -> Errors:
-        return errors_by_path.get(path_of(scope), ERRORS)
-
+    errors_of = _errors_by_path(*surfaces, *operations)
     app = _App(access, service.telemetry, errors_of)
     for surface in surfaces:
         _add_surface(app, surface, service, access)
+    for operation in operations:
+        _add_operation(app, operation, service, access)
     _add_models(app, service, access)
-    _add_text(app, service)
-    _add_operations(app, service, backend, access)
-    add_about(app, service, surfaces)
+    _add_state(app, service, backend, access)
+    add_about(app, service, surfaces, operations)
     _add_errors(app, service.telemetry, errors_of)
     return app
 
 
+def _errors_by_path(*served: Surface[Any, Any, Any] | Operation) -> ErrorsOf:
+    formats = {compile_path(one.path)[0]: one.errors for one in served}
+
+    def errors_of(scope: Scope) -> Errors:
+        path = path_of(scope)
+        return next((errors for pattern, errors in formats.items() if pattern.match(path)), ERRORS)
+
+    return errors_of
+
+
 def _add_surface(app: Starlette, surface: Surface[Any, Any, Any], service: Service, access: Access) -> None:
     async def generate(request: Request) -> Response:
-        body = await body_of(request, surface.body, service)
-        asked = surface.ask(body, service.limits)
-        tells = admit(access.rules, request, asked)
-        writer = surface.writer(body, await service.job(asked), tells)
-        if surface.streams(body):
+        call = await call_of(request, service, access, surface.body)
+        asked = call.admit(surface.ask(call.body, service.limits))
+        writer = surface.writer(call.body, await service.job(asked), call.tells)
+        if surface.streams(call.body):
             return await event_stream(surface, writer, service)
         whole = await service.whole(writer.job)
         answer = await write_answer(writer, whole, service.threads, put=to_json, put_large=surface.large_json)
-        return Response(answer, headers=routing_headers(whole.begun.values()) if tells else None, media_type=JSON)
+        headers = routing_headers(whole.begun.values()) if writer.tells else None
+        return Response(answer, headers=headers, media_type=JSON)
 
     app.add_route(surface.path, generate, methods=["POST"])
+
+
+def _add_operation(app: Starlette, operation: Operation, service: Service, access: Access) -> None:
+    async def perform(request: Request) -> Response:
+        call = await call_of(request, service, access, operation.body, operation.query)
+        return json_reply(await operation.run(service, call))
+
+    app.add_route(operation.path, perform, methods=[operation.method])  # HEAD where there is GET
 
 
 def _add_models(app: Starlette, service: Service, access: Access) -> None:
@@ -114,20 +129,7 @@ def _add_models(app: Starlette, service: Service, access: Access) -> None:
     app.add_route("/v1/models/{name:path}", model, methods=["GET"])
 
 
-def _add_text(app: Starlette, service: Service) -> None:
-    async def to_tokens(request: Request) -> Response:
-        body = await body_of(request, TokenizeRequest, service)
-        return json_reply(await tokenize(service, body))
-
-    async def to_text(request: Request) -> Response:
-        body = await body_of(request, DetokenizeRequest, service)
-        return json_reply(await detokenize(service, body))
-
-    app.add_route("/tokenize", to_tokens, methods=["POST"])
-    app.add_route("/detokenize", to_text, methods=["POST"])
-
-
-def _add_operations(app: Starlette, service: Service, backend: Backend, access: Access) -> None:
+def _add_state(app: Starlette, service: Service, backend: Backend, access: Access) -> None:
     async def health(request: Request) -> Response:
         """The state of each model, without waiting: 200 unless no model can answer. Without a key, only this status."""
         entries = service.models.entries
@@ -164,9 +166,39 @@ def _add_errors(app: Starlette, telemetry: Telemetry, errors_of: ErrorsOf) -> No
     app.add_exception_handler(Exception, on_error)
 
 
-def session_of(request: Request) -> str:
-    """The session name from a request's headers; "" if they name none."""
-    return request.headers.get("x-session-affinity") or request.headers.get("x-session-id") or ""
+async def call_of(
+    request: Request,
+    service: Service,
+    access: Access,
+    body: type[Any] | None = None,
+    query: type[Query] | None = None,
+) -> Call:
+    """A request as the core knows it: its body and parameters are validated, its headers read.
+
+    Raises:
+        BadRequest: naming what is wrong.
+    """
+    path = {name: str(value) for name, value in request.path_params.items()}
+    if name := next((name for name, value in path.items() if len(value) > MAX_NAME), None):
+        raise BadRequest(f"{name} has more than {MAX_NAME} characters", name)
+    headers = request.headers
+    return Call(
+        query=read_query(query, _query_of(request)) if query else None,
+        body=await body_of(request, body, service) if body else None,
+        path=path,
+        caller=request.scope.get(CALLER, Caller()),
+        rules=access.rules,
+        session=headers.get("x-session-affinity") or headers.get("x-session-id") or "",
+    )
+
+
+def _query_of(request: Request) -> dict[str, str | list[str]]:
+    """Query parameters by name: a list of those that come several times, or whose name ends with []."""
+    found: dict[str, str | list[str]] = {}
+    for name in request.query_params:
+        values = request.query_params.getlist(name)
+        found[name.removesuffix("[]")] = values if name.endswith("[]") or len(values) > 1 else values[0]
+    return found
 
 
 async def body_of(request: Request, kind: type[B], service: Service) -> B:
@@ -197,19 +229,3 @@ async def read_body(request: Request, limit: int) -> bytes:
         if len(body) > limit:
             raise BodyTooLarge(f"the body has more than the accepted {limit} bytes")
     return bytes(body)
-
-
-def admit(rules: Rules, request: Request, asked: Asked) -> bool:
-    """Apply headers and access rules to a request: its session, cache namespace and priority.
-
-    Returns:
-        whether its answer may tell about the cache.
-
-    Raises:
-        BadRequest: it sets something that clients may not set.
-    """
-    caller = request.scope.get(CALLER, Caller())
-    asked.session = session_of(request) or asked.session
-    asked.priority = rules.priority(asked.priority)
-    asked.cache_salt = rules.cache_salt(caller, asked.cache_salt)
-    return rules.tells(caller)

@@ -6,20 +6,22 @@ The page is plain HTML and loads nothing, so it works without Internet access.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from html import escape
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from octavo import __version__
+from octavo_serve.api.bounds import MAX_NAME
+from octavo_serve.api.operation import Operation, Query
 from octavo_serve.api.surface import Errors, Framing, Surface
 from octavo_serve.http.replies import JSON
 from octavo_serve.http.schemas import Health, ModelCard, ModelList, TokenizerInfo, Version
 from octavo_serve.surfaces.openai.errors import ERRORS
-from octavo_serve.surfaces.tokens.schemas import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 
 TEXT = "text/plain"
 HTML = "text/html"
@@ -43,14 +45,14 @@ _WITH_MODEL = (400, 404, 413, 429, 503)
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class Described:
     """One method of one path.
 
     Attributes:
         kinds: content type -> type of a 200's body; None means text.
         stream: framing and event type of the stream that a 200 may be instead.
         also: further statuses with the same body.
-        query, path: names of parameters.
+        query: type of the query parameters.
         says: format of its errors.
     """
 
@@ -61,68 +63,82 @@ class Operation:
     body: type[Any] | None = None
     errors: tuple[int, ...] = ()
     also: tuple[int, ...] = ()
-    query: tuple[str, ...] = ()
-    path: tuple[str, ...] = ()
+    query: type[Query] | None = None
     stream: tuple[Framing, Any] | None = None
     says: Errors = ERRORS
 
 
+class _OfModel(Query):
+    model: str | None = Field(default=None, min_length=1)
+
+
 _OTHERS = (
-    Operation("get", "/v1/models", "The models served here", {JSON: ModelList}),
-    Operation("get", "/v1/models/{name}", "One model", {JSON: ModelCard}, errors=(404,), path=("name",)),
-    Operation("post", "/tokenize", "Token ids of a prompt or a chat", {JSON: Tokens}, TokenizeRequest, _WITH_MODEL),
-    Operation("post", "/detokenize", "The text of token ids", {JSON: Detokenized}, DetokenizeRequest, _WITH_MODEL),
-    Operation(
+    Described("get", "/v1/models", "The models served here", {JSON: ModelList}),
+    Described("get", "/v1/models/{name}", "One model", {JSON: ModelCard}, errors=(404,)),
+    Described(
         "get",
         "/tokenizer_info",
         "A model's special tokens and chat template",
         {JSON: TokenizerInfo},
         errors=(400, 404, 503),
-        query=("model",),
+        query=_OfModel,
     ),
-    Operation("get", "/health", "What can answer; 503 when no model can", {JSON: Health}, also=(503,)),
-    Operation("get", "/ping", "200 when a model can answer, else 503", {}, also=(503,)),
-    Operation("post", "/ping", "The same", {}, also=(503,)),
-    Operation("get", "/metrics", "Metrics in Prometheus' text format", {TEXT: None}),
-    Operation("get", "/version", "Octavo's version", {JSON: Version}),
-    Operation("get", "/openapi.json", "This description", {JSON: dict[str, Any]}),
-    Operation("get", "/docs", "This description as a page", {HTML: None}),
+    Described("get", "/health", "What can answer; 503 when no model can", {JSON: Health}, also=(503,)),
+    Described("get", "/ping", "200 when a model can answer, else 503", {}, also=(503,)),
+    Described("post", "/ping", "The same", {}, also=(503,)),
+    Described("get", "/metrics", "Metrics in Prometheus' text format", {TEXT: None}),
+    Described("get", "/version", "Octavo's version", {JSON: Version}),
+    Described("get", "/openapi.json", "This description", {JSON: dict[str, Any]}),
+    Described("get", "/docs", "This description as a page", {HTML: None}),
 )
 
 
 Surfaces = tuple[Surface[Any, Any, Any], ...]
+Operations = tuple[Operation, ...]
 
 
-def operations(surfaces: Surfaces) -> list[Operation]:
-    """All operations: those of the surfaces, and the fixed ones."""
-    generate = [
-        Operation(
+def described(surfaces: Surfaces, operations: Operations) -> list[Described]:
+    """Everything that is served: the protocols, and what is always there."""
+    streamed = [
+        Described(
             "post",
-            surface.path,
-            surface.summary,
-            {JSON: surface.answers},
-            surface.body,
+            one.path,
+            one.summary,
+            {JSON: one.answers},
+            one.body,
             _WITH_MODEL,
-            stream=(surface.framing, surface.events),
-            says=surface.errors,
+            stream=(one.framing, one.events),
+            says=one.errors,
         )
-        for surface in surfaces
+        for one in surfaces
     ]
-    return [*generate, *_OTHERS]
+    others = [
+        Described(
+            one.method.lower(),
+            one.path.replace(":path}", "}"),
+            one.summary,
+            {JSON: one.answers},
+            one.body,
+            _WITH_MODEL,
+            query=one.query,
+            says=one.errors,
+        )
+        for one in operations
+    ]
+    return [*streamed, *others, *_OTHERS]
 
 
 @cache
-def openapi(surfaces: Surfaces) -> bytes:
+def openapi(surfaces: Surfaces, operations: Operations) -> bytes:
     """The API's description: OpenAPI 3.1, as JSON."""
-    return json.dumps(_document(surfaces)).encode()
+    return json.dumps(_document(described(surfaces, operations))).encode()
 
 
-def _document(surfaces: Surfaces) -> dict[str, Any]:
-    found = operations(surfaces)
+def _document(found: list[Described]) -> dict[str, Any]:
     refs, schemas = _schemas(found)
     paths: dict[str, dict[str, Any]] = {}
     for operation in found:
-        paths.setdefault(operation.where, {})[operation.method] = _described(operation, refs)
+        paths.setdefault(operation.where, {})[operation.method] = _of_operation(operation, refs)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Octavo", "version": __version__, "description": "OpenAI's API with vLLM's extensions."},
@@ -138,16 +154,16 @@ def _document(surfaces: Surfaces) -> dict[str, Any]:
     }
 
 
-def _schemas(operations: list[Operation]) -> tuple[dict[Any, Any], dict[str, Any]]:
+def _schemas(found: list[Described]) -> tuple[dict[Any, Any], dict[str, Any]]:
     """Type -> its schema, and the definitions to which the schemas refer."""
-    kinds = list(dict.fromkeys(kind for operation in operations for kind in _kinds(operation) if kind is not None))
+    kinds = list(dict.fromkeys(kind for operation in found for kind in _kinds(operation) if kind is not None))
     inputs: list[Any] = [(str(i), "validation", TypeAdapter(kind)) for i, kind in enumerate(kinds)]
-    found, shared = TypeAdapter.json_schemas(inputs, ref_template="#/components/schemas/{model}")
-    by_kind = {kind: found[str(i), "validation"] for i, kind in enumerate(kinds)}
+    schemas, shared = TypeAdapter.json_schemas(inputs, ref_template="#/components/schemas/{model}")
+    by_kind = {kind: schemas[str(i), "validation"] for i, kind in enumerate(kinds)}
     return by_kind, shared.get("$defs", {})
 
 
-def _kinds(operation: Operation) -> Iterator[Any]:
+def _kinds(operation: Described) -> Iterator[Any]:
     """The types in an operation's description."""
     yield operation.body
     yield from operation.kinds.values()
@@ -155,7 +171,7 @@ def _kinds(operation: Operation) -> Iterator[Any]:
     yield operation.says.kind
 
 
-def _described(operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
+def _of_operation(operation: Described, refs: dict[Any, Any]) -> dict[str, Any]:
     content = {name: {"schema": _content(kind, refs)} for name, kind in operation.kinds.items()}
     if operation.stream is not None:
         framing, event = operation.stream
@@ -163,18 +179,26 @@ def _described(operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": operation.summary} | ({"content": content} if content else {})
     responses = {str(status): answer for status in (200, *operation.also)}
     for status in sorted((*_ALWAYS, *operation.errors)):
-        described = {"description": STATUSES[status], "content": {JSON: {"schema": refs[operation.says.kind]}}}
-        responses.setdefault(str(status), described)
+        failed = {"description": STATUSES[status], "content": {JSON: {"schema": refs[operation.says.kind]}}}
+        responses.setdefault(str(operation.says.status(status)), failed)
     found: dict[str, Any] = {"summary": operation.summary, "responses": responses}
     if operation.body is not None:
         found["requestBody"] = {"required": True, "content": {JSON: {"schema": refs[operation.body]}}}
-    names = [(name, "query", False) for name in operation.query] + [(name, "path", True) for name in operation.path]
-    if names:
-        found["parameters"] = [
-            {"name": name, "in": place, "required": required, "schema": {"type": "string", "minLength": 1}}
-            for name, place, required in names
-        ]
+    if parameters := [*_in_path(operation.where), *_in_query(operation.query)]:
+        found["parameters"] = parameters
     return found
+
+
+def _in_path(where: str) -> Iterator[dict[str, Any]]:
+    for name in re.findall(r"{(\w+)}", where):
+        schema = {"type": "string", "minLength": 1, "maxLength": MAX_NAME}
+        yield {"name": name, "in": "path", "required": True, "schema": schema}
+
+
+def _in_query(kind: type[Query] | None) -> Iterator[dict[str, Any]]:
+    schema = kind.model_json_schema() if kind else {}
+    for name, field in schema.get("properties", {}).items():
+        yield {"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": field}
 
 
 def _content(kind: Any, refs: dict[Any, Any]) -> dict[str, Any]:
@@ -185,10 +209,11 @@ def _content(kind: Any, refs: dict[Any, Any]) -> dict[str, Any]:
 
 
 @cache
-def page(surfaces: Surfaces) -> bytes:
+def page(surfaces: Surfaces, operations: Operations) -> bytes:
     """The description as an HTML page."""
-    document = _document(surfaces)
-    parts = [part for operation in operations(surfaces) for part in _section(operation, document)]
+    found = described(surfaces, operations)
+    document = _document(found)
+    parts = [part for operation in found for part in _section(operation, document)]
     return (_HEAD + "\n".join(parts) + "</body></html>").encode()
 
 
@@ -201,21 +226,21 @@ table {{ border-collapse: collapse; width: 100% }} td {{ border-top: 1px solid #
 """
 
 
-def _section(operation: Operation, document: dict[str, Any]) -> Iterator[str]:
+def _section(operation: Described, document: dict[str, Any]) -> Iterator[str]:
     yield f"<h2><code>{operation.method.upper()} {escape(operation.where)}</code></h2>"
     yield f"<p>{escape(operation.summary)}.</p>"
-    described = document["paths"][operation.where][operation.method]
+    shown = document["paths"][operation.where][operation.method]
     if operation.body is not None:
-        schema = _resolved(described["requestBody"]["content"][JSON]["schema"], document)
+        schema = _resolved(shown["requestBody"]["content"][JSON]["schema"], document)
         yield "<details><summary>Body</summary><table>"
         yield from (_row(name, field, schema) for name, field in schema["properties"].items())
         yield "</table></details>"
-    for name, content in described["responses"]["200"].get("content", {}).items():
-        shown = json.dumps(_resolved(content["schema"], document), indent=2)
-        yield f"<details><summary>200, {name}</summary><pre>{escape(shown)}</pre></details>"
+    for name, content in shown["responses"]["200"].get("content", {}).items():
+        text = json.dumps(_resolved(content["schema"], document), indent=2)
+        yield f"<details><summary>200, {name}</summary><pre>{escape(text)}</pre></details>"
     errors = "".join(
         f"<tr><td>{status}</td><td>{escape(answer['description'])}</td></tr>"
-        for status, answer in described["responses"].items()
+        for status, answer in shown["responses"].items()
         if status != "200"
     )
     yield f"<details><summary>Other answers</summary><table>{errors}</table></details>"

@@ -147,7 +147,7 @@ def _cors(rules: Rules, app: ASGIApp) -> ASGIApp:
     return CORSMiddleware(
         app,
         allow_origins=rules.origins,
-        allow_methods=["GET", "HEAD", "POST"],
+        allow_methods=["GET", "HEAD", "POST", "DELETE"],
         allow_headers=["*"],
         allow_private_network=True,  # a web page from the Internet that calls a server in the local network
         expose_headers=[*EXPOSED, *((SHARD, REASON, CACHED) if rules.disclose else ())],

@@ -23,7 +23,8 @@ def json_reply(value: Mapping[str, Any], status: int = 200) -> Response:
 
 def failure_reply(failure: Failure, errors: Errors) -> Response:
     """A failure in a protocol's error format."""
-    return Response(to_json(errors.body(failure)), failure.status, failure.headers, media_type=JSON)
+    status = errors.status(failure.status)
+    return Response(to_json(errors.body(failure)), status, failure.headers, media_type=JSON)
 
 
 def routing_headers(begun: Iterable[Begun]) -> dict[str, str]:

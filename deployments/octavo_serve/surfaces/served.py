@@ -1,11 +1,14 @@
-"""The protocols that the gateway serves: each has a folder, and a line here."""
+"""The protocols that the gateway serves: each has a folder, and lines here."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from octavo_serve.api.operation import Operation
 from octavo_serve.api.surface import Surface
 from octavo_serve.surfaces.chat.surface import CHAT
 from octavo_serve.surfaces.completions.surface import COMPLETIONS
+from octavo_serve.surfaces.tokens.operations import DETOKENIZE, TOKENIZE
 
 SURFACES: tuple[Surface[Any, Any, Any], ...] = (CHAT, COMPLETIONS)
+OPERATIONS: tuple[Operation, ...] = (TOKENIZE, DETOKENIZE)

@@ -7,17 +7,20 @@ from functools import partial
 from octavo.errors import BadRequest
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.api.chats import Chat, render
+from octavo_serve.api.operation import Call, Operation
 from octavo_serve.api.prompts import check_token_ids, check_tokenized, is_long
 from octavo_serve.api.service import Service
+from octavo_serve.surfaces.openai.errors import ERRORS
 from octavo_serve.surfaces.tokens.schemas import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 
 
-async def tokenize(service: Service, body: TokenizeRequest) -> Tokens:
+async def tokenize(service: Service, call: Call) -> Tokens:
     """A prompt's or a chat's token ids.
 
     Raises:
         BadRequest, Overloaded, ModelNotReady, EngineDead.
     """
+    body: TokenizeRequest = call.body
     if (body.prompt is None) == (body.messages is None):
         raise BadRequest("send either prompt or messages", "prompt")
     chat = _chat(body)
@@ -32,12 +35,13 @@ async def tokenize(service: Service, body: TokenizeRequest) -> Tokens:
     return await service.threads.run(work) if is_long([text]) else work()
 
 
-async def detokenize(service: Service, body: DetokenizeRequest) -> Detokenized:
+async def detokenize(service: Service, call: Call) -> Detokenized:
     """The text of token ids.
 
     Raises:
         BadRequest, Overloaded, ModelNotReady, EngineDead.
     """
+    body: DetokenizeRequest = call.body
     model = await service.models.served(body.model)
     vocab_size = (await model.client.describe()).vocab_size
     work = partial(_detokenized, model.tokenizer, body.tokens, vocab_size)
@@ -69,3 +73,23 @@ def _tokens(tokenizer: Tokenizer, text: str, special: bool, texts: bool, max_mod
 def _detokenized(tokenizer: Tokenizer, token_ids: list[int], vocab_size: int) -> Detokenized:
     check_token_ids(token_ids, vocab_size, "tokens")
     return {"prompt": tokenizer.decode(token_ids, skip_special_tokens=False)}
+
+
+TOKENIZE = Operation(
+    method="POST",
+    path="/tokenize",
+    summary="Token ids of a prompt or a chat",
+    body=TokenizeRequest,
+    answers=Tokens,
+    run=tokenize,
+    errors=ERRORS,
+)
+DETOKENIZE = Operation(
+    method="POST",
+    path="/detokenize",
+    summary="The text of token ids",
+    body=DetokenizeRequest,
+    answers=Detokenized,
+    run=detokenize,
+    errors=ERRORS,
+)

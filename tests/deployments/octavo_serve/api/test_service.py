@@ -13,6 +13,7 @@ from octavo.errors import BadRequest, Overloaded, PromptTooLong, UnknownModel
 from octavo_serve.api.body import parse
 from octavo_serve.api.jobs import Job
 from octavo_serve.api.model import Defaults
+from octavo_serve.api.operation import Call
 from octavo_serve.api.service import Service
 from octavo_serve.api.threads import Threads
 from octavo_serve.surfaces.completions.schemas import CompletionRequest
@@ -93,8 +94,8 @@ def test_what_takes_long_leaves_the_event_loop_alone(service: Service, talk: Any
     talk.chat_events(messages=[{"role": "user", "content": "word " * 200}], prompt_logprobs=5)
     assert beside == ["_put_answer", "_put", "_put"]
     beside.clear()
-    asyncio.run(detokenize(service, parse(DetokenizeRequest, {"tokens": [5] * 10_000})))
-    asyncio.run(tokenize(service, parse(TokenizeRequest, {"prompt": "7" * 10_000})))
+    asyncio.run(detokenize(service, Call(body=parse(DetokenizeRequest, {"tokens": [5] * 10_000}))))
+    asyncio.run(tokenize(service, Call(body=parse(TokenizeRequest, {"prompt": "7" * 10_000}))))
     assert beside == ["_detokenized", "_tokens"]
 
 
@@ -169,7 +170,7 @@ def test_messages_are_checked_before_anything_waits_for_a_model(
     with pytest.raises(BadRequest):
         talk.chat(**wrong)
     with pytest.raises(BadRequest):
-        asyncio.run(tokenize(service, parse(TokenizeRequest, {"messages": HELLO["messages"]} | wrong)))
+        asyncio.run(tokenize(service, Call(body=parse(TokenizeRequest, {"messages": HELLO["messages"]} | wrong))))
 
 
 SAMPLING = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1}

@@ -16,10 +16,10 @@ from octavo.errors import OctavoError
 from octavo_serve.api.bounds import Limits
 from octavo_serve.api.service import Service
 from octavo_serve.http.app import http_app
-from octavo_serve.http.describe import Operation, openapi, operations, page
-from octavo_serve.surfaces.served import SURFACES
+from octavo_serve.http.describe import Described, described, openapi, page
+from octavo_serve.surfaces.served import OPERATIONS, SURFACES
 
-OPERATIONS = operations(SURFACES)
+DESCRIBED = described(SURFACES, OPERATIONS)
 EXAMPLES = 40
 
 
@@ -30,13 +30,13 @@ def api(service: Service, backend: Any) -> Any:
 
 
 @pytest.mark.parametrize("mode", GenerationMode, ids=lambda mode: mode.value)
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: f"{operation.method} {operation.where}")
-def test_every_answer_is_as_described(api: Any, operation: Operation, mode: GenerationMode) -> None:
-    described = api[operation.where][operation.method.upper()]
+@pytest.mark.parametrize("operation", DESCRIBED, ids=lambda operation: f"{operation.method} {operation.where}")
+def test_every_answer_is_as_described(api: Any, operation: Described, mode: GenerationMode) -> None:
+    served = api[operation.where][operation.method.upper()]
     if mode is GenerationMode.NEGATIVE and operation.body is None and not operation.query:
         return  # nothing that could be wrong
 
-    @given(case=described.as_strategy(generation_mode=mode))
+    @given(case=served.as_strategy(generation_mode=mode))
     @settings(max_examples=EXAMPLES if operation.body else 5, deadline=None, suppress_health_check=list(HealthCheck))
     def check(case: Any) -> None:
         if mode is GenerationMode.POSITIVE and isinstance(case.body, dict) and "model" in case.body:
@@ -70,13 +70,13 @@ def test_every_event_is_as_described(
 
 
 def test_every_route_is_described(service: Service, backend: Any) -> None:
-    described = {(operation.method.upper(), operation.where) for operation in OPERATIONS}
+    told = {(operation.method.upper(), operation.where) for operation in DESCRIBED}
     served = {
         (method, route.path.replace(":path}", "}"))
         for route in http_app(service, backend).routes
         for method in route.methods - {"HEAD"}
     }
-    assert described == served
+    assert told == served
 
 
 class _Links(HTMLParser):
@@ -92,10 +92,10 @@ class _Links(HTMLParser):
 
 def test_the_page_loads_nothing_and_names_every_field() -> None:
     links = _Links()
-    links.feed(page(SURFACES).decode())
+    links.feed(page(SURFACES, OPERATIONS).decode())
     assert links.loaded == ["openapi.json"]
     assert not {"script", "link", "img", "iframe"} & set(links.tags)
-    schemas = json.loads(openapi(SURFACES))["components"]["schemas"]
+    schemas = json.loads(openapi(SURFACES, OPERATIONS))["components"]["schemas"]
     for kind in ("ChatRequest", "CompletionRequest", "TokenizeRequest", "DetokenizeRequest"):
         for name in schemas[kind]["properties"]:
-            assert f"<code>{name}</code>" in page(SURFACES).decode()
+            assert f"<code>{name}</code>" in page(SURFACES, OPERATIONS).decode()

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import httpx
 import pytest
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from octavo.errors import EngineDead, OctavoError
@@ -19,11 +20,12 @@ from octavo_serve.api.body import Body, parse
 from octavo_serve.api.bounds import Limits
 from octavo_serve.api.failures import Failure
 from octavo_serve.api.jobs import Asked
+from octavo_serve.api.operation import Call, Names, Operation, Query
 from octavo_serve.api.pieces import Begun, Piece, Whole
 from octavo_serve.api.service import Service
 from octavo_serve.api.surface import Errors, Framing, Surface, Writer
 from octavo_serve.http.app import http_app
-from octavo_serve.surfaces.served import SURFACES
+from octavo_serve.surfaces.served import OPERATIONS, SURFACES
 
 # ---- a protocol with named events, a usage at the start, no [DONE], and errors of its own ----
 
@@ -89,6 +91,25 @@ TELL = Surface(
     framing=Framing("text/event-stream", frame, b"", lambda event, wrong: {"anyOf": [event, wrong]}),
 )
 
+
+class Which(Query):
+    limit: int = 3
+    include: Names = Field(default_factory=list)
+
+
+async def look(service: Service, call: Call) -> Told:
+    included = ",".join(call.query.include)
+    return {"text": f"{call.path['name']} {call.query.limit} {included} {call.caller.name}", "cached": int(call.tells)}
+
+
+async def forget(service: Service, call: Call) -> Told:
+    return {"text": "", "cached": None}
+
+
+WRONG = Errors(Wrong, error, {429: 529, 404: 410})
+LOOK = Operation(method="GET", path="/tell/{name}", summary="Look", query=Which, answers=Told, run=look, errors=WRONG)
+FORGET = Operation(method="DELETE", path="/tell/{name}", summary="Forget", answers=Told, run=forget, errors=WRONG)
+
 Send = Callable[..., httpx.Response]
 
 
@@ -100,7 +121,7 @@ def access() -> Access:
 @pytest.fixture
 def send(service: Service, backend: Any, access: Access) -> Send:
     async def run(method: str, path: str, **sent: Any) -> httpx.Response:
-        app = http_app(service, backend, access, (*SURFACES, TELL))
+        app = http_app(service, backend, access, (*SURFACES, TELL), (*OPERATIONS, LOOK, FORGET))
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             return await http.request(method, path, **sent)
@@ -146,3 +167,28 @@ def test_its_description(send: Send) -> None:
     assert {"Question", "Told", "Event", "Wrong"} <= described["components"]["schemas"].keys()
     assert responses["429"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Wrong"}
     assert responses["200"]["content"].keys() == {"application/json", "text/event-stream"}
+
+
+def test_its_operations(send: Send, access: Access) -> None:
+    asked = send("GET", "/tell/this", params={"limit": "7", "include[]": ["a", "b"]})
+    assert asked.json() == {"text": "this 7 a,b ", "cached": 1}
+    assert send("DELETE", "/tell/this?beta=true").json() == {"text": "", "cached": None}
+    wrong = send("GET", "/tell/this", params={"limt": "7"})
+    assert (wrong.status_code, wrong.json()) == (
+        400,
+        {"wrong": "400: unknown query parameter 'limt': did you mean 'limit'?"},
+    )
+    assert send("GET", "/tell/" + "x" * 513).status_code == 400
+    assert (send("POST", "/tell/this").status_code, list(send("POST", "/tell/this").json())) == (405, ["wrong"])
+    access.rules = Rules(Keys([KnownKey(Caller("alice"), sha256(b"sk").digest())]), disclose=False)
+    assert list(send("GET", "/tell/this").json()) == ["wrong"]
+    answer = send("GET", "/tell/this", headers={"x-api-key": "sk"})
+    assert answer.json() == {"text": "this 3  alice", "cached": 0}
+
+
+def test_its_operations_are_described(send: Send) -> None:
+    described = send("GET", "/openapi.json").json()["paths"]["/tell/{name}"]
+    parameters = {(one["name"], one["in"], one["required"]) for one in described["get"]["parameters"]}
+    assert parameters == {("name", "path", True), ("limit", "query", False), ("include", "query", False)}
+    assert {"410", "529"} <= described["delete"]["responses"].keys()
+    assert not {"404", "429"} & described["delete"]["responses"].keys()

@@ -10,6 +10,7 @@ import pytest
 from octavo.errors import BadRequest
 from octavo_serve.api.body import parse
 from octavo_serve.api.bounds import Limits
+from octavo_serve.api.operation import Call
 from octavo_serve.api.service import Service
 from octavo_serve.api.surface import Surface
 from octavo_serve.surfaces.chat.surface import CHAT
@@ -95,7 +96,7 @@ def test_keys_that_clients_read_are_there(service: Service, talk: Any) -> None:
     assert completion["choices"][0]["prompt_logprobs"] is None
     everything = [answer, completion, *talk.chat_events(), *talk.completion_events()]
     assert len({found["system_fingerprint"] for found in everything}) == 1
-    found: Any = asyncio.run(tokenize(service, parse(TokenizeRequest, {"prompt": "Hello"})))
+    found: Any = asyncio.run(tokenize(service, Call(body=parse(TokenizeRequest, {"prompt": "Hello"}))))
     assert found["token_strs"] is None
 
 

@@ -1,0 +1,110 @@
+"""`Operation`: a request that is answered without a stream, of any protocol; `api.surface` has those that are not.
+
+method, path, body, query ── http ──> Call ── run ──> the answer
+failure ── errors ──> the protocol's error
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from octavo.config import unknown_key
+from octavo.errors import BadRequest
+from octavo_serve.api.access import Caller, Rules
+from octavo_serve.api.bounds import MAX_FIELDS, MAX_NAME, MAX_OPTIONS
+from octavo_serve.api.fields import AtMost, Name
+from octavo_serve.api.jobs import Asked
+from octavo_serve.api.service import Service
+from octavo_serve.api.surface import Errors
+from octavo_serve.api.validation import explain
+
+
+class Query(BaseModel):
+    """Base of query parameters: texts become the fields' types; an unknown one is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+Q = TypeVar("Q", bound=Query)
+
+Names = Annotated[
+    list[Name], AtMost(MAX_OPTIONS), BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+]
+"""A query parameter that may come several times, as `name=a&name=b` or `name[]=a&name[]=b`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request, validated.
+
+    Attributes:
+        body: of the operation's type; None where it takes none.
+        query: of the operation's type; None where it reads none.
+        path: the path's parameters by name, MAX_NAME characters each at most.
+        session: from the headers; "" for none.
+    """
+
+    body: Any = None
+    query: Any = None
+    path: Mapping[str, str] = field(default_factory=dict)
+    caller: Caller = field(default_factory=Caller)
+    rules: Rules = field(default_factory=Rules)
+    session: str = ""
+
+    @property
+    def tells(self) -> bool:
+        """Whether the answer may tell about the cache."""
+        return self.rules.tells(self.caller)
+
+    def admit(self, asked: Asked) -> Asked:
+        """Apply headers and access rules to what is asked: its session, cache namespace and priority.
+
+        Raises:
+            BadRequest: it sets something that clients may not set.
+        """
+        asked.session = self.session or asked.session
+        asked.priority = self.rules.priority(asked.priority)
+        asked.cache_salt = self.rules.cache_salt(self.caller, asked.cache_salt)
+        return asked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One method of one path.
+
+    Attributes:
+        path: may have parameters, such as "/v1/models/{name:path}".
+        summary: a line for the API's description.
+        answers: type of the answer.
+        run: makes the answer.
+        body: type of a request's body; None where there is none.
+        query: type of the query parameters, whose fields are flat; None where they are not looked at.
+    """
+
+    method: Literal["GET", "POST", "DELETE"]
+    path: str
+    summary: str
+    answers: type[Any]
+    run: Callable[[Service, Call], Awaitable[Mapping[str, Any]]]
+    errors: Errors
+    body: type[Any] | None = None
+    query: type[Query] | None = None
+
+
+def read_query(kind: type[Q], values: Mapping[str, str | list[str]]) -> Q:
+    """The query parameters of a request.
+
+    Raises:
+        BadRequest: naming the one that is wrong, missing or unknown.
+    """
+    if len(values) > MAX_FIELDS:
+        name = next(str(name)[:MAX_NAME] for name in values if name not in kind.model_fields)
+        raise BadRequest(unknown_key(name, list(kind.model_fields), "query parameter"), name)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise BadRequest(*explain(error, kind, "query parameter")) from None

@@ -1,0 +1,64 @@
+"""Requests that are answered without a stream: their query parameters, and what access rules make of them."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import Field
+
+from octavo.errors import BadRequest
+from octavo.request import SamplingParams
+from octavo_serve.api.access import Caller, Rules
+from octavo_serve.api.jobs import Asked
+from octavo_serve.api.operation import Call, Names, Query, read_query
+
+
+class Page(Query):
+    after: str | None = None
+    limit: int = Field(default=20, ge=1, le=100)
+    full: bool = False
+    include: Names = Field(default_factory=list)
+
+
+def test_texts_become_values() -> None:
+    found = read_query(Page, {"limit": "7", "full": "true", "include": "a"})
+    assert (found.after, found.limit, found.full, found.include) == (None, 7, True, ["a"])
+    assert read_query(Page, {"include": ["a", "b"]}).include == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("values", "param"),
+    [
+        ({"limit": "0"}, "limit"),
+        ({"limit": "many"}, "limit"),
+        ({"full": "perhaps"}, "full"),
+        ({"limit": ["1", "2"]}, "limit"),
+        ({"include": "x" * 513}, "include.0"),
+        ({"include": ["x"] * 100}, "include"),
+        ({"lmit": "3"}, "lmit"),
+        ({f"x{i}": "3" for i in range(1000)}, "x0"),
+    ],
+)
+def test_a_wrong_parameter_is_named(values: dict[str, str | list[str]], param: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        read_query(Page, values)
+    assert caught.value.param == param
+
+
+def _asked(**given: object) -> Asked:
+    asked = Asked(kind="x", model=None, content=["a"], param="prompt", params=SamplingParams())
+    for name, value in given.items():
+        setattr(asked, name, value)
+    return asked
+
+
+def test_access_rules_apply() -> None:
+    rules = Rules(isolate_cache=True, priorities=(0, 5), disclose=False)
+    call = Call(caller=Caller("alice"), rules=rules, session="header")
+    asked = call.admit(_asked(session="body", priority=9, cache_salt="s"))
+    assert (asked.session, asked.priority) == ("header", 5)
+    assert asked.cache_salt == rules.cache_salt(Caller("alice"), "s") != "s"
+    assert not call.tells
+    assert Call(caller=Caller("root", operator=True), rules=rules).tells
+    assert Call().admit(_asked(session="body", cache_salt="s")).session == "body"
+    with pytest.raises(BadRequest, match="priority"):
+        Call().admit(_asked(priority=1))
