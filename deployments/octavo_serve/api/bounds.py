@@ -32,6 +32,12 @@ MAX_METADATA = 16
 MAX_OPTIONS = 64
 """Entries of `chat_template_kwargs` and of other objects whose keys are options."""
 
+MAX_ALLOWED_TOKENS = 2**14
+"""Entries of `allowed_token_ids`; the bytes of a field hold about as many."""
+
+MAX_BAD_WORDS = 256
+"""Entries of `bad_words`; each is tokenised twice."""
+
 MAX_PROMPT_TOKENS = 2**20
 """Token ids of one prompt, before the model and its shorter context are known."""
 

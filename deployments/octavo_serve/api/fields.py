@@ -14,8 +14,12 @@ import msgspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, PlainValidator
 from pydantic_core import CoreSchema
 
+from octavo.constraint import MAX_GRAMMAR
 from octavo.request import INT64, MAX_LOGIT_BIAS, MAX_STOP, MAX_STOP_LENGTH, MAX_STOP_TOKEN_IDS, MAX_TOKEN_ID
+from octavo.text.grammars.sources import MAX_CHOICES
 from octavo_serve.api.bounds import (
+    MAX_ALLOWED_TOKENS,
+    MAX_BAD_WORDS,
     MAX_METADATA,
     MAX_NAME,
     MAX_OPTIONS,
@@ -70,6 +74,42 @@ LogitBias = Annotated[dict[_BiasedId, _Bias], AtMost(MAX_LOGIT_BIAS)]
 StopTokenIds = Annotated[list[TokenId], AtMost(MAX_STOP_TOKEN_IDS)]
 StopString = Annotated[str, Field(max_length=MAX_STOP_LENGTH)]
 Stop = Annotated[StopString | Annotated[list[StopString], AtMost(MAX_STOP)], Field(union_mode="left_to_right")]
+
+
+# ── what an answer must be ──
+
+GrammarText = Annotated[str, Field(max_length=MAX_GRAMMAR)]
+Schema = Annotated[dict[str, Any] | GrammarText, Field(union_mode="left_to_right")]
+"""A JSON schema, or its text."""
+Choices = Annotated[list[GrammarText], AtMost(MAX_CHOICES)]
+AllowedTokenIds = Annotated[list[TokenId], AtMost(MAX_ALLOWED_TOKENS)]
+BadWords = Annotated[list[Annotated[str, Field(min_length=1, max_length=MAX_NAME)]], AtMost(MAX_BAD_WORDS)]
+
+_OBJECT: dict[str, Any] = {"type": "object"}
+_JSON_SCHEMA = {
+    "type": "object",
+    "required": ["schema"],
+    "properties": {"name": {"type": "string"}, "schema": _OBJECT, "strict": {"type": ["boolean", "null"]}},
+}
+RESPONSE_FORMAT: dict[str, Any] = {
+    "required": ["type"],
+    "properties": {
+        "type": {"enum": ["text", "json_object", "json_schema", "structural_tag"]},
+        "json_schema": _JSON_SCHEMA,
+    },
+}
+"""Schema of OpenAI's `response_format`."""
+STRUCTURED: dict[str, Any] = {
+    "properties": {
+        "json": {"type": ["object", "string", "null"]},
+        "json_object": {"type": ["boolean", "null"]},
+        "regex": {"type": ["string", "null"]},
+        "choice": {"type": ["array", "null"], "items": {"type": "string"}},
+        "grammar": {"type": ["string", "null"], "description": "Lark, or llama.cpp's GBNF."},
+        "structural_tag": {"type": ["object", "string", "null"]},
+    },
+}
+"""Schema of vLLM's `structured_outputs`: one of these."""
 
 
 # ── prompts ──

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TypeVar
 
 from octavo.errors import BadRequest
+from octavo.text.grammars.constrained import constrained, is_constrained
 from octavo.text.template_process import PROCESSES
 from octavo_serve.api.body import B
 from octavo_serve.api.bounds import BodyBounds, Limits
@@ -81,6 +82,8 @@ class Service:
                     raise BadRequest("the model's chat template makes no prompt of these messages", asked.param)
                 reading = reading_of(content, model, text)
                 content = [text]
+            if is_constrained(asked.params):
+                asked.params = await self.threads.finish(constrained, asked.params, model.tokenizer)
             info = await model.client.describe()
             request_id = f"{asked.kind}-{secrets.token_hex(12)}"  # a client's own id may be in use elsewhere
             work = partial(prepare, model.tokenizer, info, content, asked, request_id)

@@ -15,6 +15,7 @@ from octavo.errors import BadRequest
 from octavo.request import Request, RequestMetrics, RequestOutput, SamplingParams, SequenceUpdate
 from octavo.source import resolve_source
 from octavo.text.chat import render_chat
+from octavo.text.grammars.constrained import constrained, is_constrained
 from octavo.text.output import SequenceText, choose_best, fill_decoded
 from octavo.text.recommended import recommended_sampling
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
@@ -141,6 +142,8 @@ class LLM:
         return None, ids
 
     def _request(self, ids: list[int], params: SamplingParams, priority: int) -> Request:
+        if is_constrained(params):
+            params = constrained(params, self.tokenizer)
         request = Request(request_id=str(next(self._ids)), prompt_token_ids=ids, params=params, priority=priority)
         self.engine.scheduler.check(request)
         return request

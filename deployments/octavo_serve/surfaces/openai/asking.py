@@ -9,6 +9,7 @@ from octavo.request import SamplingParams
 from octavo_serve.api.bounds import MAX_PROMPT_VALUES, Limits
 from octavo_serve.surfaces.openai.refusals import refusal
 from octavo_serve.surfaces.openai.schemas import SamplingBody
+from octavo_serve.surfaces.openai.structured import structured_outputs
 
 _SAME = frozenset({
     "n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
@@ -42,6 +43,9 @@ def given_sampling(body: SamplingBody) -> dict[str, Any]:
     if body.logit_bias:
         given["logit_bias"] = _logit_bias(body.logit_bias)
     given["stop"] = body.stop or None  # an empty list or string means none
+    given["allowed_token_ids"] = body.allowed_token_ids or None
+    given["bad_words"] = body.bad_words or []
+    given["structured_outputs"] = structured_outputs(body)
     given["best_of"] = body.best_of or None
     return given
 

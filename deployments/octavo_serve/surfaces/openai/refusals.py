@@ -16,13 +16,6 @@ def _one_of(*harmless: object, sentence: str) -> Callable[[Any], str | None]:
     return lambda value: None if value in harmless else sentence
 
 
-def _response_format(value: Mapping[str, Any]) -> str | None:
-    kind = value.get("type")
-    if not value or kind == "text":
-        return None
-    return f'response_format {kind!r:.80} is not supported yet; use {{"type": "text"}}'
-
-
 def _thinking(value: Mapping[str, Any]) -> str | None:
     if not value or value in ({"type": "enabled"}, {"type": "disabled"}):
         return None
@@ -42,7 +35,6 @@ RULES: dict[str, Callable[[Any], str | None]] = {
     "prompt_cache_retention": _one_of(
         "in_memory", "in-memory", sentence='prompt_cache_retention must be "in_memory": the cache is not kept longer'
     ),
-    "response_format": _response_format,
     "thinking": _thinking,
     "reasoning": _reasoning,
     "length_penalty": _one_of(0, 1, sentence="length_penalty belongs to beam search, which is not supported"),

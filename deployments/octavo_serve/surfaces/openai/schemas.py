@@ -17,13 +17,20 @@ from octavo_serve.api.body import Body
 from octavo_serve.api.bounds import MAX_MESSAGES
 from octavo_serve.api.chats import Message
 from octavo_serve.api.fields import (
+    RESPONSE_FORMAT,
+    STRUCTURED,
+    AllowedTokenIds,
     AtMost,
+    BadWords,
+    Choices,
     Few,
+    GrammarText,
     Integer,
     LogitBias,
     Metadata,
     Name,
     Options,
+    Schema,
     Stop,
     StopTokenIds,
     only,
@@ -82,6 +89,18 @@ class SamplingBody(Body):
     user: Name | None = Field(default=None, description="Keeps a user's requests together where no header does.")
     prompt_cache_key: Name | None = Field(default=None, description="The same as `user`, and before it.")
 
+    # what the answer must be: one of these (see `structured`)
+    response_format: Annotated[Options, Field(json_schema_extra=RESPONSE_FORMAT)] | None = None
+    structured_outputs: Annotated[Options, Field(json_schema_extra=STRUCTURED)] | None = None
+    guided_json: Schema | None = Field(default=None, description="`structured_outputs.json`.")
+    guided_regex: GrammarText | None = Field(default=None, description="`structured_outputs.regex`.")
+    guided_choice: Choices | None = Field(default=None, description="`structured_outputs.choice`.")
+    guided_grammar: GrammarText | None = Field(default=None, description="`structured_outputs.grammar`.")
+    grammar: GrammarText | None = Field(default=None, description="As llama.cpp's: GBNF, or Lark.")
+    json_schema: Schema | None = Field(default=None, description="As llama.cpp's.")
+    allowed_token_ids: AllowedTokenIds | None = Field(default=None, description="No other token is drawn.")
+    bad_words: BadWords | None = Field(default=None, description="Texts that do not appear in the answer.")
+
     # labels: accepted and ignored, because nothing is stored
     metadata: Metadata | None = None
     safety_identifier: Name | None = None
@@ -90,17 +109,9 @@ class SamplingBody(Body):
     store: bool | None = only(False)
     service_tier: Name | None = only("auto", "default")
     prompt_cache_retention: Name | None = only("in_memory", "in-memory")
-    response_format: Options | None = None
     length_penalty: float | None = only(0, 1)
     vllm_xargs: Refused
-    structured_outputs: Refused
-    guided_json: Refused
-    guided_regex: Refused
-    guided_choice: Refused
-    guided_grammar: Refused
     use_beam_search: Refused
-    allowed_token_ids: Refused
-    bad_words: Refused
     logits_processors: Refused
     truncate_prompt_tokens: Refused
     kv_transfer_params: Refused

@@ -68,11 +68,14 @@ REFUSED_CHATS = [
     ({"messages": "hello"}, "messages", "valid list"),
     ({"messages": [{"content": "x"}]}, "messages.0.role", "required"),
     ({"messages": [{"role": "user", "content": 7}]}, "messages.0.content", "must be str or"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "not supported yet"),
+    ({"response_format": {"type": "xml"}}, "response_format.type", "must be"),
     ({"tool_choice": "required"}, "tool_choice", "not supported yet"),
     ({"functions": [{"name": "f"}]}, "functions", "send tools"),
     ({"modalities": ["text", "audio"]}, "modalities", "only the modality"),
-    ({"guided_json": {}, "guided_choice": ["a"]}, "guided_choice", "not supported"),
+    ({"guided_json": {"type": "object"}, "guided_choice": ["a"]}, "guided_choice", "exclude each other"),
+    ({"guided_choice": "a"}, "guided_choice", "valid list"),
+    ({"bad_words": ["a"] * 257}, "bad_words", "at most 256 entries"),
+    ({"allowed_token_ids": [-1]}, "allowed_token_ids.0", "greater than or equal to 0"),
 ]
 
 

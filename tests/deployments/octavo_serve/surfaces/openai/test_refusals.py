@@ -24,7 +24,6 @@ REFUSED: list[dict[str, Any]] = [
     {"store": True},
     {"service_tier": "flex"},
     {"prompt_cache_retention": "24h"},
-    {"response_format": {"type": "json_schema", "json_schema": {}}},
     {"thinking": {"type": "enabled", "budget_tokens": 1024}},
     {"thinking": {}, "reasoning": {"max_tokens": 5}},
     {"length_penalty": 2.0},
