@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, PlainValidator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, PlainValidator
 from pydantic_core import CoreSchema
 
 from octavo.constraint import MAX_GRAMMAR
@@ -78,7 +78,14 @@ Stop = Annotated[StopString | Annotated[list[StopString], AtMost(MAX_STOP)], Fie
 
 # ── what an answer must be ──
 
-GrammarText = Annotated[str, Field(max_length=MAX_GRAMMAR)]
+
+def _grammar_text(text: str) -> str:
+    if len(text) > MAX_GRAMMAR:
+        raise ValueError(f"must have at most {MAX_GRAMMAR} characters")
+    return text
+
+
+GrammarText = Annotated[str, AfterValidator(_grammar_text)]  # a maxLength would make testers send megabytes
 Schema = Annotated[dict[str, Any] | GrammarText, Field(union_mode="left_to_right")]
 """A JSON schema, or its text."""
 Choices = Annotated[list[GrammarText], AtMost(MAX_CHOICES)]

@@ -15,7 +15,7 @@ from octavo_serve.surfaces.completions.schemas import CompletionRequest
 from octavo_serve.surfaces.openai.asking import check_supported
 from octavo_serve.surfaces.openai.refusals import RULES
 from octavo_serve.surfaces.openai.schemas import NOT_SUPPORTED
-from octavo_serve.surfaces.served import SURFACES
+from octavo_serve.surfaces.served import OPERATIONS, SURFACES
 
 HELLO: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
@@ -86,4 +86,4 @@ def test_every_value_that_the_description_allows_is_accepted_and_no_other(kind: 
             if value not in allowed:
                 with pytest.raises(BadRequest, match=name.partition("_")[0]):
                     check_supported(parse(kind, needed | {name: value}), Limits())
-    assert openapi(SURFACES)
+    assert openapi(SURFACES, OPERATIONS)
