@@ -28,6 +28,7 @@ import octavo_kernels.qkv_rope_store.bench
 import octavo_kernels.rms_norm.bench
 import octavo_kernels.rotary.bench
 import octavo_kernels.sampling.bench
+import octavo_kernels.token_mask.bench
 from octavo_kernels.native.library import library
 from octavo_kernels.timing import SIZES, Bench, Case, Measured, Size
 
@@ -41,6 +42,7 @@ CASES: dict[str, Callable[[Bench], Iterator[Case]]] = {
     "linear": octavo_kernels.linear.bench.cases,
     "moe": octavo_kernels.moe.bench.cases,
     "sampling": octavo_kernels.sampling.bench.cases,
+    "token_mask": octavo_kernels.token_mask.bench.cases,
 }
 """Cases by op."""
 

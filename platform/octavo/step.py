@@ -63,6 +63,11 @@ class SamplingRows:
     masks: Uint32 | None = None
     masked: Int32 | None = None  # [M] whose masks they are, rising
 
+    @property
+    def are_treated(self) -> bool:
+        """Whether anything changes logits before a token is drawn from them."""
+        return bool(self.logit_bias or self.banned or self.penalties) or self.masks is not None
+
 
 @dataclass(slots=True)
 class StepBatch:

@@ -1,6 +1,6 @@
 """Logits -> tokens and log probabilities, vectorised over rows; what a row gets depends on nothing but the row.
 
-The order of treatment is vLLM's: bias and bans, penalties, then what `octavo_kernels.sampling` does.
+The order of treatment is vLLM's: masks, bias and bans, penalties, then what `octavo_kernels.sampling` does.
 
 Log probabilities are those of the model itself (before any treatment), as in vLLM's default and OpenAI's API.
 """
@@ -136,8 +136,8 @@ def sampled_logprobs(logits: Tensor, logits_row: Int64, ids: Int64, counts: np.n
 
 
 def _treated(logits: Tensor, rows: SamplingRows, unlisted: Tensor | None = None) -> Tensor:
-    """The logits after bias, bans and penalties of the rows that have them; `unlisted` as for `begin_sample`."""
-    if not (rows.logit_bias or rows.banned or rows.penalties):
+    """The logits after the treatment of the rows that have one; `unlisted` as for `begin_sample`."""
+    if not rows.are_treated:
         return logits
     logits = logits.clone()
     if logits.is_cpu and unlisted is None:

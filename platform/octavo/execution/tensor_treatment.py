@@ -1,4 +1,4 @@
-"""Bias, bans and penalties on any device, as `octavo.execution.treatment` defines them.
+"""Masks, bias, bans and penalties on any device, as `octavo.execution.treatment` defines them.
 
 All rows of a step are laid out together: the number of launches does not depend on how many there are, nor is anything
 read back.
@@ -16,6 +16,7 @@ from torch import Tensor
 from octavo.execution.transfer import to_device
 from octavo.execution.treatment import LARGEST
 from octavo.step import Float32, Int64, SamplingRows
+from octavo_kernels.token_mask import mask_tensors_
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,9 @@ def apply_treatment(logits: Tensor, rows: SamplingRows, unlisted: Tensor | None 
         unlisted: as for `octavo.execution.sampler.begin_sample`.
     """
     vocab, flat = logits.shape[1], logits.view(-1)
+    if rows.masks is not None and rows.masked is not None:
+        masked = to_device(rows.masked.astype(np.int64), flat.device)
+        mask_tensors_(logits, masked, to_device(rows.masks.view(np.int32), flat.device))
     places = _lay_out(rows, vocab)
     bias, banned, counted = (to_device(x, flat.device) for x in (places.bias, places.banned, places.counted))
     flat.index_add_(0, bias, to_device(places.added, flat.device))

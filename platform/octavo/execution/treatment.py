@@ -1,6 +1,6 @@
-"""Bias, bans and penalties, written into logits at the few places where they change something.
+"""Masks, bias, bans and penalties, written into logits at the places where they change something.
 
-The order is vLLM's: bias, bans, penalties. This is done in numpy, for logits on a CPU;
+The order is vLLM's: masks, bias, bans, penalties. This is done in numpy, for logits on a CPU;
 `octavo.execution.tensor_treatment` does the same on any device, bit for bit. A row costs some microseconds, and 13 ns
 per token that its penalties count.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from octavo.step import Float32, Int64, Penalties, SamplingRows
+from octavo_kernels.token_mask import mask_tokens_
 
 LARGEST = np.finfo(np.float32).max
 """What a penalty makes of a logit is at most this: 10 / 1e-38 would be infinite, and then no draw is defined."""
@@ -25,7 +26,7 @@ def apply_treatment(logits: Float32, logits_row: Int64, rows: SamplingRows) -> C
             request's sequences, of which nothing has been drawn.
 
     Returns:
-        what puts the model's own values back.
+        what puts the model's own values back in the rows whose log probabilities are asked for.
     """
     changes: list[tuple[Float32, Int64, Float32]] = []
 
@@ -33,6 +34,7 @@ def apply_treatment(logits: Float32, logits_row: Int64, rows: SamplingRows) -> C
         changes.append((row, tokens, own))
         row[tokens] = to
 
+    own_rows = _mask(logits, logits_row, rows)
     for place, (tokens, added) in {logits_row[row]: bias for row, bias in rows.logit_bias.items()}.items():
         own = logits[place][tokens]
         change(logits[place], tokens, own, own + added)
@@ -45,8 +47,23 @@ def apply_treatment(logits: Float32, logits_row: Int64, rows: SamplingRows) -> C
     def undo() -> None:
         for own, tokens, values in reversed(changes):
             own[tokens] = values
+        for place, values in own_rows.items():
+            logits[place] = values
 
     return undo
+
+
+def _mask(logits: Float32, logits_row: Int64, rows: SamplingRows) -> dict[int, Float32]:
+    """Apply the masks; by place in `logits`, the own values of those whose log probabilities are asked for."""
+    if rows.masks is None or rows.masked is None:
+        return {}
+    places, masks = logits_row[rows.masked], rows.masks
+    own = {place: logits[place].copy() for place in places[rows.num_logprobs[rows.masked] >= 0].tolist()}
+    _, first = np.unique(places, return_index=True)
+    if len(first) < len(places):
+        places, masks = places[first], masks[first]
+    mask_tokens_(logits, places, masks)
+    return own
 
 
 def penalised(own: Float32, counted: Penalties) -> Float32:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from octavo import LLM, SamplingParams
 from octavo.errors import ConfigError
-from octavo.execution.native_executor import NativeExecutor
+from octavo.execution.native_executor import NativeExecutor, _sample
 from octavo.execution.sampler import sample
 from octavo.execution.torch_executor import TorchExecutor
 from octavo.step import SamplingRows
@@ -175,6 +175,31 @@ def test_native_draws_are_the_samplers(native, vocab, spread, steps, seed, **fil
     logits = (logits * steps).round() / steps if steps else logits
     ours, theirs = both(logits, rows(32, seed, **filters))
     assert (ours != theirs).sum() <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    vocab=st.integers(1, 3000),
+    allowed=st.integers(0, 40),
+    seed=st.integers(0, 2**20),
+    temperature=st.sampled_from([0.0, 0.7, 5.0]),
+    top_k=st.sampled_from([0, 1, 5, 1500]),
+    top_p=st.sampled_from([1.0, 0.99, 0.5]),
+    min_p=st.sampled_from([0.0, 0.01, 0.5]),
+)
+def test_masked_rows_are_drawn_alike(native, vocab, allowed, seed, **filters) -> None:
+    """The tokens of the torch sampler and of the native one, with few tokens that are allowed, or none."""
+    logits = torch.randn(16, vocab, generator=torch.Generator().manual_seed(seed)) * 3
+    r = rows(16, seed, **filters)
+    bits = np.zeros((16, -(-vocab // 32) * 32), np.uint8)
+    chosen = np.random.default_rng(seed).integers(0, vocab, (16, allowed))
+    np.put_along_axis(bits, chosen, 1, axis=1)
+    r.masks, r.masked = np.packbits(bits, axis=1, bitorder="little").view(np.uint32), np.arange(16, dtype=np.int32)
+    theirs = sample(logits, r)[0]
+    ours = _sample(logits.numpy(), np.arange(16), r)[0]
+    assert (ours != theirs).sum() <= 1
+    assert all(token in row for token, row in zip(ours.tolist(), chosen.tolist(), strict=True) if allowed)
+    assert allowed or (ours == -1).all()
 
 
 def test_native_sampling_of_broken_rows(native):

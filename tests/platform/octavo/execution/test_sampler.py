@@ -15,7 +15,9 @@ from octavo.step import Penalties, SamplingRows
 def rows(count: int, seed: int = 0, **columns) -> SamplingRows:
     base = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "num_logprobs": -1}
     kinds = {"top_k": np.int32, "num_logprobs": np.int32}
-    sparse = {name: columns.pop(name) for name in ("penalties", "logit_bias", "banned") if name in columns}
+    sparse = {
+        name: columns.pop(name) for name in ("penalties", "logit_bias", "banned", "masks", "masked") if name in columns
+    }
     values = {
         name: np.broadcast_to(np.asarray(columns.get(name, default), kinds.get(name, np.float32)), count).copy()
         for name, default in base.items()
@@ -110,6 +112,25 @@ def test_bias_bans_and_penalties_touch_their_own_row_only():
     assert torch.equal(logits, before)
 
 
+def test_a_mask_leaves_what_it_allows_and_an_empty_one_marks_its_row():
+    logits = torch.randn(4, 70)
+    masks = np.zeros((3, 3), np.uint32)
+    masks[0, 1], masks[2, 2] = 1 << 5 | 1 << 9, 1
+    before = logits.clone()
+    masked = {"masks": masks, "masked": np.array([0, 1, 3], np.int32)}
+    free = sample(logits, rows(4))[0]
+    for filters in FILTERS:
+        wanted = rows(4, num_logprobs=2, **filters, **masked)
+        tokens, logprobs = sample(logits, wanted)
+        assert tokens[0] in (37, 41)
+        assert (tokens[1], tokens[3]) == (-1, 64)
+        assert sorted(logprobs) == [0, 2, 3]
+        own = logits[3].log_softmax(-1)
+        assert logprobs[3].logprobs == pytest.approx([own[64].item(), *own.topk(2).values.tolist()], abs=1e-5)
+    assert sample(logits, rows(4, **masked))[0][2] == free[2]
+    assert torch.equal(logits, before)
+
+
 def test_a_row_that_is_not_finite_is_marked_and_harms_no_other():
     logits = torch.randn(3, 20)
     want = sample(logits, rows(3))[0].tolist()
@@ -149,6 +170,7 @@ def test_nothing_waits_for_the_device_before_the_end(temperature):
     wanted = rows(
         3, temperature=temperature, min_p=0.1, num_logprobs=[2, -1, 0], logit_bias={0: bias({3: 1.0})},
         banned={1: np.array([4])}, penalties={2: penalties(0.5, 0.5, 1.2, [1, 2], [3])},
+        masks=np.full((2, 1), 0x0FFFFF80, np.uint32), masked=np.array([1, 2], np.int32),
     )  # fmt: skip
     logits, unlisted = torch.randn(3, 30), torch.tensor([-1, -1, 7])
     with NoWaiting():

@@ -1,4 +1,4 @@
-"""Bias, bans and penalties by numpy, by torch and by their definition."""
+"""Masks, bias, bans and penalties by numpy, by torch and by their definition."""
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from octavo.step import Penalties, SamplingRows
 VOCAB = 40
 TOKENS = st.lists(st.integers(0, VOCAB - 1), max_size=60)
 FACTORS = st.tuples(st.floats(-2, 2), st.floats(-2, 2), st.sampled_from([1.0, 1.3, 0.7, 100.0, 1e-38, 2.0**-126]))
+ALLOWED = st.none() | st.sets(st.integers(0, VOCAB - 1))
 ROW = st.tuples(
     st.dictionaries(st.integers(0, VOCAB - 1), st.floats(-100, 100), max_size=9),
     st.sets(st.integers(0, VOCAB - 1), max_size=9),
@@ -37,8 +38,17 @@ def sparse(wanted) -> SamplingRows:
     return rows
 
 
-def by_definition(logits, wanted):
-    """One token after the other, in float32 like both."""
+def add_masks(rows, allowed, words=-(-VOCAB // 32)) -> None:
+    """`allowed`: by row the tokens that may be drawn, or None for all."""
+    masked = [row for row, tokens in enumerate(allowed) if tokens is not None]
+    rows.masks, rows.masked = np.zeros((len(masked), words), np.uint32), np.array(masked, np.int32)
+    for mask, row in zip(rows.masks, masked, strict=True):
+        for token in allowed[row]:
+            mask[token // 32] |= np.uint32(1 << token % 32)
+
+
+def by_definition(logits, wanted, allowed=()):
+    """One token after the other, in float32 like both. Masks come last here, and first in both."""
     out = logits.copy()
     for row, (bias, banned, penalties) in zip(out, wanted, strict=True):
         for token, added in bias.items():
@@ -53,14 +63,24 @@ def by_definition(logits, wanted):
             with np.errstate(all="ignore"):
                 x = x / r if x > 0 else x * r
             row[token] = min(x - (f * count + p * np.float32(count > 0)), np.finfo(np.float32).max)
+    for row, tokens in enumerate(allowed):
+        if tokens is not None:
+            out[row, [token for token in range(VOCAB) if token not in tokens]] = -np.inf
     return out
 
 
-@given(wanted=st.lists(ROW, min_size=1, max_size=4), seed=st.integers(0, 2**32 - 1))
-def test_both_do_what_is_defined_and_the_native_one_puts_it_back(wanted, seed):
+@given(
+    wanted=st.lists(ROW, min_size=1, max_size=4),
+    allowed=st.none() | st.lists(ALLOWED, min_size=4, max_size=4),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_both_do_what_is_defined_and_the_native_one_puts_it_back(wanted, allowed, seed):
     logits = np.random.default_rng(seed).normal(0, 4, (len(wanted), VOCAB)).astype(np.float32)
     rows, own = sparse(wanted), logits.copy()
-    want = by_definition(logits, wanted)
+    allowed = [] if allowed is None else allowed[: len(wanted)]
+    if allowed:
+        add_masks(rows, allowed)
+    want = by_definition(logits, wanted, allowed)
     theirs = logits.copy()
     tensor_treatment.apply_treatment(torch.from_numpy(theirs), rows)
     undo = apply_treatment(logits, np.arange(len(wanted)), rows)
@@ -89,3 +109,26 @@ def test_rows_that_share_logits_are_treated_once():
     apply_treatment(logits, np.array([1, 1, 0]), sparse([row, row, ({}, set(), None)]))
     assert logits[1, 3] == pytest.approx(0.5)
     assert not logits[0].any()
+
+
+def test_rows_that_share_logits_share_the_mask_and_only_those_asked_for_are_put_back():
+    logits = np.random.default_rng(0).normal(0, 4, (3, VOCAB)).astype(np.float32)
+    rows, own = sparse([({}, set(), None)] * 4), logits.copy()
+    add_masks(rows, [{1, 39}, {1, 39}, {2}, None])
+    rows.num_logprobs[:] = [0, 0, -1, -1]
+    undo = apply_treatment(logits, np.array([2, 2, 0, 1]), rows)
+    assert [np.flatnonzero(row > -np.inf).tolist() for row in logits] == [[2], [*range(VOCAB)], [1, 39]]
+    undo()
+    assert logits[1:].tobytes() == own[1:].tobytes()
+
+
+@pytest.mark.parametrize("words", [1, 3])
+def test_a_mask_may_be_shorter_or_longer_than_the_vocabulary(words):
+    logits = np.zeros((1, VOCAB), np.float32)
+    rows = sparse([({}, set(), None)])
+    rows.masks, rows.masked = np.full((1, words), 2**32 - 1, np.uint32), np.zeros(1, np.int32)
+    theirs = torch.zeros(1, VOCAB)
+    tensor_treatment.apply_treatment(theirs, rows)
+    apply_treatment(logits, np.zeros(1, np.int64), rows)
+    assert logits.tobytes() == theirs.numpy().tobytes()
+    assert np.isfinite(logits).sum() == min(VOCAB, 32 * words)
