@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from octavo.engine.constrained import fill_masks
 from octavo.engine.plan import StepPlan, num_prompt_logprobs
 from octavo.engine.sequence import Sequence
 from octavo.engine.token_counts import TokenCounts
@@ -29,6 +30,7 @@ class BatchBuilder:
         """The batch of a plan; see `octavo.step` for the picture."""
         sequences = [seq for seq, _ in plan.entries]
         again = self._batch is not None and sequences == self._sequences and plan.num_tokens == len(sequences)
+        again = again and not plan.work.has_prompts  # a sequence may compute one of several forced tokens
         batch = (self._next(plan) if again else None) or build_batch(plan)
         decoding = batch.num_tokens == len(batch.sampling.token_index) == len(sequences)
         self._sequences = sequences if decoding else []
@@ -51,10 +53,17 @@ class BatchBuilder:
                     return None
                 last.block_tables[row, : len(blocks)] = blocks
         known = np.array([seq.num_known for seq in sequences], np.int64)
-        rows = dataclasses.replace(last.sampling, position=known, penalties={}, logit_bias={}, banned={})
+        rows = dataclasses.replace(
+            last.sampling, position=known, penalties={}, logit_bias={}, banned={}, masks=None, masked=None
+        )
+        constrained = []
         for row, seq in enumerate(sequences):
             if seq.group.has_extras:
                 _add_extras(rows, row, seq, seq.counts)
+                if seq.constraint is not None:
+                    constrained.append((row, seq))
+        if constrained:
+            fill_masks(rows, constrained)
         return dataclasses.replace(
             last,
             token_ids=np.array([0 if seq.num_pending else seq.token_ids[-1] for seq in sequences], np.int32),
@@ -132,11 +141,15 @@ def _sampling_rows(plan: StepPlan, query_start: np.ndarray) -> SamplingRows:
         position=np.array([seq.num_known + ahead for _, seq, _, ahead in laid_out], np.int64),
         num_logprobs=columns[4].astype(np.int32),
     )
-    counts = None
+    counts, constrained = None, []
     for row, (_, seq, _, ahead) in enumerate(laid_out):
         if seq.group.has_extras:
             counts = seq.counts if not ahead else _with_proposed(counts, plan.proposed[seq][ahead - 1], ahead)
             _add_extras(rows, row, seq, counts, ahead)
+            if seq.constraint is not None:
+                constrained.append((row, seq))
+    if constrained:
+        fill_masks(rows, constrained)
     return rows
 
 
@@ -176,8 +189,13 @@ def _add_extras(rows: SamplingRows, row: int, seq: Sequence, counts: TokenCounts
         rows.penalties[row] = Penalties(*group.penalties, *counts.now())
     if group.bias is not None:
         rows.logit_bias[row] = group.bias
+    if seq.constraint is not None and seq.constraint.needs_mask:
+        return  # its mask bans
+    if seq.constraint is not None and (banned := seq.constraint.banned(seq.token_ids, seq.num_prompt)):
+        rows.banned[row] = np.array(sorted(banned), np.int64)
     if group.banned is not None and seq.num_known + ahead - seq.num_prompt < group.request.params.min_tokens:
-        rows.banned[row] = group.banned
+        others = rows.banned.get(row)
+        rows.banned[row] = group.banned if others is None else np.union1d(others, group.banned)
 
 
 def _prompt_logprobs(plan: StepPlan, query_start: np.ndarray) -> list[tuple[int, int, int]]:
@@ -186,4 +204,8 @@ def _prompt_logprobs(plan: StepPlan, query_start: np.ndarray) -> list[tuple[int,
         k = seq.group.request.params.prompt_logprobs
         asked = range(num_prompt_logprobs(seq, count))
         wanted += [(start + j, seq.token_ids[seq.num_computed + j + 1], k or 0) for j in asked]
+        if seq.untold is not None:
+            k = max(0, seq.group.columns[4])
+            forced = seq.untold.wanted(seq.num_computed, count)
+            wanted += [(start + index - 1 - seq.num_computed, seq.token_ids[index], k) for index in forced]
     return wanted

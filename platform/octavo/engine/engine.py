@@ -11,21 +11,27 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from octavo.config import EngineConfig
+from octavo.constraint import Grammar
 from octavo.cost_model import CostModel
 from octavo.engine.admission import ModelLimits
 from octavo.engine.batch import BatchBuilder, smallest_batch
+from octavo.engine.constrained import Rules
 from octavo.engine.isolation import Isolation
 from octavo.engine.patience import FIRST, Patience
 from octavo.engine.plan import InFlight, StepPlan
 from octavo.engine.scheduler import Scheduler
 from octavo.engine.stats import EngineStats
-from octavo.errors import ConfigError, EngineDead
+from octavo.errors import BadRequest, ConfigError, EngineDead
 from octavo.kvcache.block_pool import BlockPool
 from octavo.request import Request, SequenceUpdate
 from octavo.source import Source
+from octavo.text.grammars.compiler import Compiler
+from octavo.text.grammars.tokens import Vocabulary
 from octavo.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
     from octavo.execution.executor import Executor, Wait
     from octavo.execution.ranks import Launch
 
@@ -56,8 +62,10 @@ class Engine:
         end_token_ids: tokens that end a sequence unless a request says `ignore_eos`; those that the model cannot draw
             do nothing.
         clock: monotonic seconds.
+        tokenizer: of the model; None: no grammars.
 
     Attributes:
+        compiler: of grammars.
         patience: seconds that `step` may take now before it counts as stuck; another thread may read it.
         isolation: who runs apart, and why.
         tickets: routers' names of requests that `Scheduler.state` counts; whoever reports the state empties it.
@@ -70,6 +78,7 @@ class Engine:
         config: EngineConfig,
         end_token_ids: Iterable[int],
         clock: Callable[[], float] = time.monotonic,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         self.config = config
         self.clock = clock
@@ -80,6 +89,8 @@ class Engine:
             _max_model_len(config, executor.spec.max_position_embeddings, executor.num_blocks),
             frozenset(token for token in end_token_ids if 0 <= token < executor.spec.vocab_size),
         )
+        vocabulary = None if tokenizer is None else Vocabulary(tokenizer, executor.spec.vocab_size)
+        self.compiler = None if vocabulary is None else Compiler(vocabulary)
         self.pool = BlockPool(executor.num_blocks, config.block_size, caching=config.enable_prefix_caching)
         self.scheduler = Scheduler(config, self.limits, self.pool, CostModel(), clock)
         self._batches = BatchBuilder()
@@ -121,15 +132,29 @@ class Engine:
             from octavo.execution.load import load_executor
 
             executor = load_executor(source, config, progress=progress, launch=launch)
-        return cls(source.name, executor, config, tokenizer.eos_token_ids)
+        return cls(source.name, executor, config, tokenizer.eos_token_ids, tokenizer=tokenizer)
 
-    def add(self, request: Request) -> None:
-        """Queue a request; see `Scheduler.add`."""
-        self.scheduler.add(request)
+    def add(self, request: Request, matcher: LLMatcher | None = None) -> None:
+        """Queue a request; see `Scheduler.add`.
+
+        Args:
+            matcher: of its grammar, from `compiler`; None: the grammar is compiled here and now.
+        """
+        params = request.params
+        if params.grammar is not None and matcher is None:
+            matcher = self.compile(params.grammar)
+        ends = self.limits.end_token_ids.union(params.stop_token_ids)
+        self.scheduler.add(request, Rules.of(params, self.compiler, matcher, ends, self.limits.vocab_size))
         if request.alone:
             self.isolation.suspect(request.request_id)
         if request.placement is not None:
             self.tickets.append(request.placement.ticket)
+
+    def compile(self, grammar: Grammar) -> LLMatcher:
+        """Compile a grammar, or find it; see `Compiler.compile`."""
+        if self.compiler is None:
+            raise BadRequest(f"{grammar.param} needs a tokenizer, and this engine has none", grammar.param)
+        return self.compiler.compile(grammar)
 
     def abort(self, request_id: str, index: int | None = None) -> list[SequenceUpdate]:
         """End a request or one of its sequences; its blocks are free when this returns."""

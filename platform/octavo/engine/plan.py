@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 from octavo.cost_model import StepWork, attended
-from octavo.engine.sequence import Group, Sequence
+from octavo.engine.sequence import Sequence
 from octavo.kvcache.block_pool import BlockPool
 from octavo.request import SequenceUpdate
-from octavo.step import StepResult
+from octavo.step import LogprobRow, StepResult
+
+Take = Callable[[Iterable[LogprobRow]], None]
+"""Takes log probabilities in."""
 
 _NOTHING = StepWork(0, 0, 0, 0, has_prompts=False)
 
@@ -114,20 +118,30 @@ class InFlight:
         rows: (row, sequence) of the first token that is sampled of each sequence.
         proposed: as in `StepPlan`; such a sequence has a row more for each token.
         complete: sequences that sample nothing and have computed all they know with this step.
-        prompt_logprobs: whose prompt tokens' log probabilities the step computes, and how many.
+        scores: who takes log probabilities of known tokens that the step computes, and how many.
     """
 
     work: StepWork
     rows: list[tuple[int, Sequence]]
     proposed: dict[Sequence, list[int]]
     complete: list[Sequence]
-    prompt_logprobs: list[tuple[Group, int]]
+    scores: list[tuple[Take, int]]
 
-    def take_prompt_logprobs(self, result: StepResult) -> None:
-        """Give the log probabilities of prompts to those who asked for them."""
+    def take_scores(self, result: StepResult) -> None:
+        """Give the log probabilities of known tokens to those who asked for them."""
         rows = iter(result.prompt_logprobs)
-        for group, count in self.prompt_logprobs:
-            group.take_prompt_logprobs(islice(rows, count))
+        for take, count in self.scores:
+            take(islice(rows, count))
+
+
+def scores_of(seq: Sequence, count: int) -> list[tuple[Take, int]]:
+    """`InFlight.scores` of a sequence that computes its next `count` tokens: of its prompt, and of forced tokens."""
+    asked: list[tuple[Take, int]] = []
+    if wanted := num_prompt_logprobs(seq, count):
+        asked.append((seq.group.take_prompt_logprobs, wanted))
+    if seq.untold is not None and (forced := seq.untold.wanted(seq.num_computed, count)):
+        asked.append((partial(seq.untold.take, forced.start), len(forced)))
+    return asked
 
 
 def num_prompt_logprobs(seq: Sequence, count: int) -> int:

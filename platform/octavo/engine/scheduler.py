@@ -32,9 +32,10 @@ from octavo.config import EngineConfig
 from octavo.cost_model import CostModel
 from octavo.engine.admission import ModelLimits, check_request
 from octavo.engine.budget import prompt_budget
+from octavo.engine.constrained import Rules
 from octavo.engine.decisions import Decision, DecisionKind, DecisionLog
 from octavo.engine.load import Counters, num_filled_slots, shard_state
-from octavo.engine.plan import InFlight, StepPlan, num_prompt_logprobs
+from octavo.engine.plan import InFlight, StepPlan, Take, scores_of
 from octavo.engine.proposals import Proposer, proposals
 from octavo.engine.queues import OrderedSequences, WaitingSequences, requeue
 from octavo.engine.sequence import LATE, Group, Sequence
@@ -88,8 +89,11 @@ class Scheduler:
 
     # ---- requests in ------------------------------------------------------------------------------------------
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, rules: Rules | None = None) -> None:
         """Queue a request.
+
+        Args:
+            rules: what its tokens must keep to.
 
         Raises:
             BadRequest: it can never run here.
@@ -102,7 +106,7 @@ class Scheduler:
         self._arrivals += 1
         self.counters.arrived += request.params.num_sequences
         arrival = self._arrivals - (_AHEAD if resumed else 0)
-        group = Group.of(request, self.limits, (request.priority, arrival))
+        group = Group.of(request, self.limits, (request.priority, arrival), rules)
         group.start(self.pool)
         self._groups[request.request_id] = group
         for seq in group.sequences:
@@ -154,14 +158,18 @@ class Scheduler:
         place = 0
         while place < len(self._running):  # preemption shortens the list, from its end
             seq = self._running[place]
-            if may_run is not None and not may_run(seq.group.request.request_id):
+            apart = may_run is not None and not may_run(seq.group.request.request_id)
+            if apart or (seq.constraint is not None and seq.is_held):
                 pass
             elif seq.is_decoding:
-                if self.proposer is not None and self.proposer.follows(seq):
+                if self.proposer is not None and seq.constraint is None and self.proposer.follows(seq):
                     proposed = self._propose(self.proposer, seq, chunk, plan)
                     chunk, whole = chunk - proposed, whole - proposed
                 elif not seq.is_ending:
                     self._continue(seq, 1, plan)
+            elif seq.untold is None and seq.constraint is not None and seq.num_output and seq.remaining:
+                # forced tokens: one at least, as for those that decode
+                chunk -= self._continue(seq, min(seq.remaining, max(chunk, 1)), plan)
             elif chunk > 0 and seq.remaining:
                 chunk -= self._continue(seq, min(seq.remaining, chunk), plan)
             elif seq.remaining:  # else it samples nothing, and ends when the step under way is committed
@@ -204,6 +212,9 @@ class Scheduler:
 
     def _admit(self, seq: Sequence, chunk: int, plan: StepPlan) -> int | None:
         """Start the head of the queue; returns tokens scheduled, None when it has to wait."""
+        if seq.is_held:
+            self._note("wait", seq, "a token is not known yet")
+            return None
         if self.num_places() <= 0:
             self._note("wait", seq, "no running place", running=len(self._running))
             return None
@@ -247,10 +258,12 @@ class Scheduler:
 
     def advance(self, plan: StepPlan) -> InFlight:
         """Advance the books of a launched step, whose tokens are still unknown, so that the next can be planned."""
-        asked = [(seq.group, wanted) for seq, count in plan.entries if (wanted := num_prompt_logprobs(seq, count))]
+        asked: list[tuple[Take, int]] = []
         sampled: list[Sequence] = []
         complete: list[Sequence] = []
         for seq, count in plan.entries:
+            if seq.untold is not None or seq.group.needs_every_position:
+                asked += scores_of(seq, count)
             if count >= seq.remaining:
                 (sampled if seq.group.samples else complete).append(seq)
             seq.num_computed += count
@@ -264,12 +277,15 @@ class Scheduler:
         commit. Their blocks can be reused immediately: the new owner's first write is ordered after step N + 1.
         """
         self.cost_model.observe(step.work, result.seconds)
-        step.take_prompt_logprobs(result)
+        step.take_scores(result)
         updates, tokens, logprobs = list[SequenceUpdate](), result.token_ids.tolist(), result.logprobs
         for row, seq in step.rows:
             proposed = step.proposed.get(seq) if step.proposed else None
             seq.num_pending -= 1 if proposed is None else 1 + len(proposed)
             if seq.ended:
+                continue
+            if seq.constraint is not None:
+                updates += [self._tell(seq, each) for each in seq.take(tokens[row], logprobs.get(row))]
                 continue
             if proposed is None:
                 update = seq.append(tokens[row], logprobs.get(row))

@@ -10,7 +10,9 @@ import numpy as np
 
 from octavo.block_hash import extend_chain, root_hash
 from octavo.engine.admission import ModelLimits, most_tokens
+from octavo.engine.constrained import Constraint, Rules
 from octavo.engine.token_counts import TokenCounts
+from octavo.engine.untold import Untold
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
 from octavo.request import PackedLogprobs, Request, SequenceUpdate, token_logprobs
@@ -49,7 +51,8 @@ class Group:
         counts: the token counts that penalties start from: the prompt's.
         bias: token ids and what is added to their logits.
         banned: token ids that must not be drawn before `min_tokens`, sorted.
-        has_extras: whether rows have penalties, biases or banned tokens.
+        rules: what its tokens must keep to, if that is anything.
+        has_extras: whether rows have penalties, biases, banned tokens or masks.
     """
 
     request: Request
@@ -64,6 +67,7 @@ class Group:
     num_cached_tokens: int | None = None
     prompt_logprobs: PackedLogprobs | None = None
     announced: bool = False
+    rules: Rules | None = None
     samples: bool = field(init=False)
     columns: tuple[float, int, float, float, int] = field(init=False)
     penalties: tuple[float, float, float] | None = None
@@ -73,7 +77,7 @@ class Group:
     has_extras: bool = field(init=False)
 
     @classmethod
-    def of(cls, request: Request, limits: ModelLimits, arrival: tuple[int, int]) -> Group:
+    def of(cls, request: Request, limits: ModelLimits, arrival: tuple[int, int], rules: Rules | None = None) -> Group:
         """A request that has no sequences yet."""
         params = request.params
         return cls(
@@ -83,6 +87,7 @@ class Group:
             end_token_ids=frozenset() if params.ignore_eos else limits.end_token_ids,
             stop_token_ids=frozenset(params.stop_token_ids),
             root=root_hash(limits.name, salt=request.cache_salt),
+            rules=rules,
         )
 
     def __post_init__(self) -> None:
@@ -107,7 +112,8 @@ class Group:
             self.bias = np.array([*params.logit_bias], np.int64), np.array([*params.logit_bias.values()], np.float32)
         if params.min_tokens and (banned := self.end_token_ids | self.stop_token_ids):
             self.banned = np.array(sorted(banned), np.int64)
-        self.has_extras = any(extra is not None for extra in (self.penalties, self.bias, self.banned))
+        extras = (self.penalties, self.bias, self.banned, self.rules)
+        self.has_extras = any(extra is not None for extra in extras)
 
     @property
     def needs_every_position(self) -> bool:
@@ -167,7 +173,7 @@ class Group:
         if counts is not None:
             for token in output:
                 counts.add(token)
-        return Sequence(
+        seq = Sequence(
             self,
             index,
             request.prompt_token_ids + output,
@@ -178,6 +184,9 @@ class Group:
             expected_cached=0 if request.placement is None else request.placement.cached_tokens,
             chain=list(request.block_hashes or ()),
         )
+        if self.rules is not None and self.samples:
+            seq.constrain(self.rules)
+        return seq
 
     def late_sequence(self, before: Sequence, first: Sequence | None, number: int, pool: BlockPool) -> Sequence:
         """The next of the request's sequences, one that found no place when its prompt was complete.
@@ -222,6 +231,9 @@ class Sequence:
             as can be accepted, and the sequence is in no further step until it is known how many were.
         row: of the step launched last, where the first of its tokens is sampled.
         ended: whether its last update has been made.
+        constraint: what its next token must keep to.
+        untold: tokens that no update has told.
+        is_void: whether the token that is being drawn does not count.
     """
 
     group: Group
@@ -240,6 +252,9 @@ class Sequence:
     num_pending: int = 0
     row: int = -1
     ended: bool = False
+    constraint: Constraint | None = None
+    untold: Untold | None = None
+    is_void: bool = False
 
     @property
     def num_known(self) -> int:
@@ -273,6 +288,12 @@ class Sequence:
         """Whether the last token it may have is being sampled."""
         return self.num_pending > 0 and self.num_known - self.num_prompt >= self.group.max_tokens
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it is in no further step until the token that is being drawn is known."""
+        constraint = self.constraint
+        return self.num_pending > 0 and constraint is not None and (self.is_void or constraint.is_active)
+
     def hashes(self, block_size: int) -> list[bytes]:
         """The hash chain over all full blocks of known tokens."""
         extend_chain(self.chain, self.group.root, self.token_ids, block_size)
@@ -284,7 +305,7 @@ class Sequence:
         Args:
             token: -1 where the logits were not finite.
         """
-        update = SequenceUpdate(self.group.request.request_id, self.index, [])
+        update = self._update()
         self._add(update, token, logprobs)
         return update
 
@@ -297,13 +318,98 @@ class Sequence:
             row: of the token after the newest one; the rows of those after proposed tokens follow.
             tokens, logprobs: of all rows, as in `StepResult`.
         """
-        update = SequenceUpdate(self.group.request.request_id, self.index, [])
+        update = self._update()
         for place, guess in enumerate([*proposed, None], row):
             self._add(update, tokens[place], logprobs.get(place))
             if update.finish_reason is not None or tokens[place] != guess:
                 break
         self.give_back(len(self.token_ids) - 1)
         return update
+
+    def constrain(self, rules: Rules) -> None:
+        """Have its tokens keep to rules: those it has, and those that are forced before any is drawn."""
+        self.constraint = Constraint(rules)
+        so_far = self.token_ids[: self.num_prompt]
+        for token in self.token_ids[self.num_prompt :]:
+            so_far.append(token)
+            self.constraint.push(so_far, self.num_prompt)
+        first, update = len(self.token_ids), self._update()
+        self._end_or_go_on(update)
+        self._force(update)
+        if update.token_ids or update.finish_reason is not None:
+            self.untold = Untold(update, first, len(update.token_ids) if self.is_scored else 0)
+
+    def take(self, token: int, logprobs: LogprobRow | None) -> list[SequenceUpdate]:
+        """As `append`, of a sequence with a constraint: the tokens that are forced then come with it.
+
+        Where their log probabilities are asked for, the update waits until a step has computed them.
+        """
+        constraint = self.constraint
+        assert constraint is not None
+        if self.is_void:
+            self.is_void = False
+            known = len(self.token_ids)
+            self.give_back(min(known, known if self.untold is None else self.untold.next) - 1)
+            return []
+        updates = []
+        if self.untold is not None:
+            updates.append(self.untold.told(self.cumulative_logprob, self._score))
+            self.untold = None
+            if updates[0].finish_reason is not None:
+                return updates
+        update = self._update()
+        if token >= 0 and constraint.error is not None:
+            update.finish_reason, update.stop_reason = "error", constraint.error
+        else:
+            self._add(update, token, logprobs)
+        first = len(self.token_ids)
+        self._force(update)
+        if self.is_scored and (forced := len(self.token_ids) - first):
+            self.untold = Untold(update, first, forced)
+        else:
+            updates.append(update)
+        waits = self.untold is not None or update.finish_reason is None
+        if self.num_pending and waits and self._decides_next(constraint, len(self.token_ids) > first):
+            self.is_void = True
+        return updates
+
+    def _decides_next(self, constraint: Constraint, forced: bool) -> bool:
+        """Whether what is being drawn without its constraint does not count."""
+        return forced or constraint.is_active or bool(constraint.banned(self.token_ids, self.num_prompt))
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether log probabilities of its tokens are needed."""
+        return self.group.columns[4] >= 0
+
+    def _force(self, update: SequenceUpdate) -> None:
+        """Add what its constraint leaves no choice about."""
+        constraint = self.constraint
+        assert constraint is not None
+        while update.finish_reason is None and (tokens := constraint.forced()):
+            for token in tokens:
+                if update.finish_reason is None:
+                    self._add(update, token, None)
+
+    def _update(self) -> SequenceUpdate:
+        return SequenceUpdate(self.group.request.request_id, self.index, [])
+
+    def _end_or_go_on(self, update: SequenceUpdate) -> None:
+        """End where the constraint says so."""
+        if self.constraint is None:
+            return
+        if self.constraint.error is not None:
+            update.finish_reason, update.stop_reason = "error", self.constraint.error
+        elif self.constraint.complete:
+            update.finish_reason = "stop"
+
+    def _score(self, update: SequenceUpdate, row: LogprobRow) -> None:
+        """Note the log probability of an update's next token."""
+        self.cumulative_logprob += row.logprobs[0]
+        update.cumulative_logprob = self.cumulative_logprob
+        if self.group.request.params.logprobs is not None:
+            update.logprobs = update.logprobs or []
+            update.logprobs.append(token_logprobs(row.token_ids, row.logprobs, row.rank))
 
     def _add(self, update: SequenceUpdate, token: int, logprobs: LogprobRow | None) -> None:
         group, params = self.group, self.group.request.params
@@ -316,17 +422,17 @@ class Sequence:
         if self.counts is not None:
             self.counts.add(token)
         if logprobs is not None:
-            self.cumulative_logprob += logprobs.logprobs[0]
-            update.cumulative_logprob = self.cumulative_logprob
-            if params.logprobs is not None:
-                update.logprobs = update.logprobs or []
-                update.logprobs.append(token_logprobs(logprobs.token_ids, logprobs.logprobs, logprobs.rank))
+            self._score(update, logprobs)
+        if self.constraint is not None:
+            self.constraint.push(self.token_ids, self.num_prompt)
         num_output = len(self.token_ids) - self.num_prompt
         if num_output >= params.min_tokens:
             if token in group.end_token_ids:
                 update.finish_reason = "stop"
             elif token in group.stop_token_ids:
                 update.finish_reason, update.stop_reason = "stop", token
+        if update.finish_reason is None and self.constraint is not None:
+            self._end_or_go_on(update)
         if update.finish_reason is None and num_output >= group.max_tokens:
             update.finish_reason = "length"
 
@@ -341,6 +447,7 @@ class Sequence:
         self.table.free()
         self.num_computed = self.num_pending = 0
         self.width, self.row = 1, -1
+        self.is_void = False
 
     def fork(self, index: int) -> Sequence:
         """A sibling that shares everything computed so far."""
@@ -355,6 +462,8 @@ class Sequence:
             num_computed=self.num_computed,
             since=self.since,
             chain=list(self.chain),
+            constraint=self.constraint and self.constraint.copy(),
+            untold=self.untold and self.untold.of(index),
         )
 
     def publish(self, pool: BlockPool, num_stored: int) -> list[int] | None:
@@ -370,7 +479,10 @@ class Sequence:
 
     def cached_blocks(self, pool: BlockPool) -> list[int]:
         """Cached blocks of a prefix of the sequence; a token is left to compute where one is sampled after it."""
-        full = (self.num_known - self.group.samples) // pool.block_size
+        known = self.num_known - self.group.samples
+        if self.untold is not None and not self.untold.is_complete:
+            known = min(known, self.untold.next - 1)
+        full = known // pool.block_size
         lent = self.lent_blocks(full, pool.block_size) if self.is_late else []
         if self.group.needs_every_position or not pool.caching:
             return lent

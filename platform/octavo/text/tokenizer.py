@@ -118,6 +118,10 @@ class Tokenizer:
         piece = self._backend.id_to_token(token_id)
         return piece is not None and _fallback_byte(piece) is not None
 
+    def to_json(self) -> str:
+        """All of it but the names of its end tokens, as a tokenizer.json."""
+        return str(self._backend.to_str())
+
     def token_id(self, piece: str) -> int | None:
         """The id of a vocabulary entry, spelled as the vocabulary spells it."""
         found: int | None = self._backend.token_to_id(piece)

@@ -13,7 +13,7 @@ from octavo.engine.engine import Engine
 from octavo.execution.background import BackgroundExecutor
 from octavo.execution.executor import Wait, finished
 from octavo.request import Request, SamplingParams
-from octavo.step import LogprobRow, StepBatch, StepResult
+from octavo.step import LogprobRow, SamplingRows, StepBatch, StepResult
 
 VOCAB = 1000
 
@@ -21,6 +21,17 @@ VOCAB = 1000
 def next_token(tokens, seed: int = 0) -> int:
     """The token this model says after `tokens`; depends on every one of them."""
     return zlib.crc32(np.asarray(tokens, np.int32).tobytes(), seed & 0xFFFFFFFF) % VOCAB
+
+
+def nearest(token: int, rows: SamplingRows, row: int) -> int:
+    """The first token from `token` on, in a circle, that a row may draw."""
+    allowed = np.ones(VOCAB, bool)
+    if rows.masked is not None and rows.masks is not None and row in rows.masked:
+        mask = rows.masks[rows.masked.tolist().index(row)]
+        allowed = np.unpackbits(mask.view(np.uint8), bitorder="little")[:VOCAB].astype(bool)
+    if row in rows.banned:
+        allowed[rows.banned[row]] = False
+    return token if allowed[token] else int((np.flatnonzero(np.roll(allowed, -token))[0] + token) % VOCAB)
 
 
 class PagedFake:
@@ -56,21 +67,23 @@ class PagedFake:
             blocks, length = batch.block_tables[s], batch.context_lens[s] - (batch.query_start[s + 1] - 1 - index)
             read = self.cache[blocks[: -(-length // size)]].reshape(-1)[:length]
             token = next_token(read, int(batch.sampling.seed[row]))
+            token = nearest(token, batch.sampling, row)
             tokens.append(-1 if int(read[-1]) in self.fail_tokens else token)
             if batch.sampling.num_logprobs[row] >= 0:
                 logprobs[row] = LogprobRow([token], [-float(token) / VOCAB], 1)
-        prompt = [LogprobRow([token], [-1.0], 1) for _, token, _ in batch.prompt_logprobs]
+        prompt = [LogprobRow([token], [-float(token) / VOCAB], 1) for _, token, _ in batch.prompt_logprobs]
         return finished(StepResult(np.array(tokens, np.int64), logprobs, prompt, 1e-3))
 
     def close(self) -> None:
         pass
 
 
-def make_engine(num_blocks: int = 64, **settings) -> Engine:
+def make_engine(num_blocks: int = 64, *, tokenizer=None, **settings) -> Engine:
     config = EngineConfig(**{"block_size": 4, "max_num_seqs": 8, "max_num_batched_tokens": 32, **settings})
     model = PagedFake(num_blocks, config.block_size)
     executor = BackgroundExecutor(model) if config.async_scheduling else model
-    return Engine("fake", executor, config, end_token_ids=())
+    ends = () if tokenizer is None else tokenizer.eos_token_ids
+    return Engine("fake", executor, config, end_token_ids=ends, tokenizer=tokenizer)
 
 
 def model_of(engine: Engine) -> PagedFake:

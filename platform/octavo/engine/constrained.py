@@ -1,0 +1,381 @@
+"""What the next token of a sequence must keep to: its grammar, its budget for thinking, lists of tokens.
+
+    free ── what begins it ──> in the grammar ── it is complete ──> the end, or free again
+
+A grammar that waits for its beginning costs nothing. In it a row has a mask, and what it leaves no choice about is
+*forced*: such tokens are known without being sampled, and the scheduler sees a short prompt to compute. Tokens of a
+forced text are those of the tokenizer's own tokenization; the last of them are left to the model where other tokens
+could begin there (llguidance's docs/fast_forward.md).
+
+All of a sequence's state follows from its tokens. So a sequence that goes on elsewhere replays them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from octavo.constraint import Grammar, Thinking
+from octavo.request import SamplingParams
+from octavo.step import Int64, SamplingRows, Uint32
+from octavo.text.grammars.compiler import Compiler, told
+from octavo.text.grammars.whitespace import WhitespaceRun
+
+if TYPE_CHECKING:
+    from llguidance import LLExecutor, LLMatcher
+
+    from octavo.engine.sequence import Sequence
+
+FORCING = True
+"""Whether forced tokens are known tokens; tests and proofs turn it off. Then masks of one token say the same."""
+
+_ENDED_WELL = ("NoExtension", "EndOfSentence")
+
+
+def is_constrained(params: SamplingParams) -> bool:
+    """Whether a request needs any of this."""
+    return bool(
+        params.grammar is not None
+        or params.thinking is not None
+        or params.allowed_token_ids is not None
+        or params.bad_token_ids
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rules:
+    """What all sequences of a request must keep to.
+
+    Attributes:
+        matcher: of the grammar, at its beginning.
+        blank: mask of white space alone, where the grammar is JSON.
+        allowed: mask of `allowed_token_ids`.
+        bad: sequences of tokens that are not completed.
+        ends: tokens that are not drawn before `min_tokens`, where others can be.
+        token_bytes: the text of a token.
+        greedy: tokens of a text.
+        discard: called where a matcher failed.
+        words: of a mask.
+    """
+
+    grammar: Grammar | None
+    matcher: LLMatcher | None
+    thinking: Thinking | None
+    blank: Uint32 | None
+    allowed: Uint32 | None
+    bad: tuple[tuple[int, ...], ...]
+    ends: Int64 | None
+    min_tokens: int
+    token_bytes: Callable[[int], bytes]
+    greedy: Callable[[bytes], list[int]]
+    discard: Callable[[], None]
+    words: int
+
+    @classmethod
+    def of(
+        cls,
+        params: SamplingParams,
+        compiler: Compiler | None,
+        matcher: LLMatcher | None,
+        ends: Iterable[int],
+        vocab_size: int,
+    ) -> Rules | None:
+        """Those of a request; None where any token may follow any other."""
+        if not is_constrained(params):
+            return None
+        grammar, allowed = params.grammar, None
+        blank: Uint32 | None = None
+        discard: Callable[[], None] = _nothing
+        token_bytes: Callable[[int], bytes] = _no_bytes
+        greedy: Callable[[bytes], list[int]] = _no_tokens
+        if compiler is not None:
+            token_bytes = compiler.vocabulary.tokenizer.token_bytes
+            if grammar is not None:
+                greedy = compiler.vocabulary.tokens_of
+                blank = compiler.vocabulary.blank() if grammar.is_json else None
+                discard = lambda: compiler.discard(grammar)  # noqa: E731
+        if params.allowed_token_ids is not None:
+            allowed = mask_of(params.allowed_token_ids, vocab_size)
+        return cls(
+            grammar=grammar,
+            matcher=matcher,
+            thinking=params.thinking,
+            blank=blank,
+            allowed=allowed,
+            bad=tuple(map(tuple, params.bad_token_ids)),
+            ends=np.array(sorted(ends), np.int64) if params.min_tokens else None,
+            min_tokens=params.min_tokens,
+            token_bytes=token_bytes,
+            greedy=greedy,
+            discard=discard,
+            words=-(-vocab_size // 32),
+        )
+
+
+class Constraint:
+    """Where one sequence is in its rules.
+
+    Attributes:
+        matcher: of the grammar, once it has begun.
+        error: why the sequence cannot go on.
+        complete: whether it ends here.
+    """
+
+    __slots__ = ("_in_thought", "_left", "_run", "_tail", "complete", "error", "matcher", "rules")
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.matcher: LLMatcher | None = None
+        self.error: str | None = None
+        self.complete = False
+        self._run: WhitespaceRun | None = None
+        self._tail = b""
+        thinking, grammar = rules.thinking, rules.grammar
+        self._left = 0 if thinking is None else thinking.budget
+        self._in_thought = thinking is not None and not thinking.open_tokens
+        if grammar is not None and not grammar.after_tokens and not grammar.after_texts:
+            self._begin()
+            self._look_at_end()
+
+    def copy(self) -> Constraint:
+        """The same, to go its own way."""
+        other = Constraint.__new__(Constraint)
+        for name in self.__slots__:
+            setattr(other, name, getattr(self, name))
+        other.matcher = self.matcher and self.matcher.deep_copy()
+        other._run = self._run and self._run.copy()
+        return other
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the grammar has begun: the next token depends on all before it."""
+        return self.matcher is not None
+
+    @property
+    def needs_mask(self) -> bool:
+        """Whether rows of the sequence have a mask."""
+        return self.matcher is not None or self.rules.allowed is not None
+
+    def push(self, output: list[int], start: int = 0) -> None:
+        """Take in the newest token.
+
+        Args:
+            output: tokens that end with it.
+            start: those from there on were generated.
+        """
+        token = output[-1]
+        data = self.rules.token_bytes(token)
+        self._tail = (self._tail + data)[-1024:]
+        if self.matcher is not None:
+            self._consume(token, data)
+        elif self.rules.grammar is not None and not self.complete:
+            self._look_for_beginning(self.rules.grammar, token, data)
+        if self.rules.thinking is not None:
+            self._think(self.rules.thinking, output, start)
+
+    def forced(self) -> list[int]:
+        """Tokens that follow whatever the model says; they are to be pushed before the next call."""
+        thinking = self.rules.thinking
+        if self.error is not None or self.complete:
+            return []
+        if thinking is not None and self._in_thought and self._left <= 0 and self._takes(thinking.close):
+            self._in_thought = False
+            return list(thinking.close)
+        if self.matcher is not None and FORCING:
+            return self.matcher.compute_ff_tokens()
+        return []
+
+    def banned(self, output: list[int], start: int) -> list[int]:
+        """Tokens that would complete a sequence that is not to be; `output` and `start` as in `push`."""
+        room = len(output) - start
+        return [
+            bad[-1] for bad in self.rules.bad if len(bad) - 1 <= room and _ends_with(output, bad[:-1])
+        ]  # fmt: skip
+
+    def fail(self, sentence: str) -> None:
+        """Have the sequence end with an error."""
+        self.error = self.error or sentence
+
+    def check_matcher(self) -> None:
+        """Look whether making its mask failed."""
+        if self.matcher is not None and self.matcher.is_error():
+            self._failed("cannot go on with its grammar", self.matcher.get_error())
+
+    def narrow(self, mask: Uint32, output: list[int], start: int) -> None:
+        """Take from a mask what is not for the grammar to say; a mask that becomes empty is an error."""
+        rules = self.rules
+        if rules.allowed is not None:
+            mask &= rules.allowed
+        if banned := self.banned(output, start):
+            _clear(mask, np.array(banned, np.int64))
+        if not mask.any():
+            self.fail("no token is left to draw: the grammar, allowed_token_ids and bad_words exclude each other")
+            mask[:] = 2**32 - 1
+            return
+        if self._run is not None and self._run.is_too_long and rules.blank is not None:
+            _keep_some(mask, mask & ~rules.blank)
+        if rules.ends is not None and len(output) - start < rules.min_tokens:
+            without = mask.copy()
+            _clear(without, rules.ends)
+            _keep_some(mask, without)
+
+    # ---- one token --------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        assert self.rules.matcher is not None, "a grammar comes with its matcher"
+        self.matcher = self.rules.matcher.deep_copy()
+        self._run = None if self.rules.blank is None else WhitespaceRun()
+        self._tail = b""
+
+    def _look_for_beginning(self, grammar: Grammar, token: int, data: bytes) -> None:
+        if token in grammar.after_tokens:
+            self._begin()
+            self._look_at_end()
+            return
+        for text in grammar.after_texts:
+            wanted = text.encode()
+            place = self._tail.rfind(wanted, max(0, len(self._tail) - len(data) - len(wanted) + 1))
+            if place >= 0 and self._begin_with(self._tail[place + len(wanted) :]):
+                return
+
+    def _begin_with(self, rest: bytes) -> bool:
+        """Begin where a token has more than the text that begins the grammar; False where that does not fit."""
+        before = self._tail
+        self._begin()
+        assert self.matcher is not None
+        if rest and not self._push_text(self.matcher, rest):
+            self.matcher, self._run, self._tail = None, None, before
+            return False
+        self._look_at_end()
+        return True
+
+    def _push_text(self, matcher: LLMatcher, text: bytes) -> bool:
+        if self._run is not None:
+            self._run.push(text)
+        tokens = self.rules.greedy(text)
+        return matcher.try_consume_tokens(tokens) == len(tokens)
+
+    def _consume(self, token: int, data: bytes) -> None:
+        assert self.matcher is not None
+        if not self.matcher.consume_token(token):
+            self._failed("cannot go on with its grammar", self.matcher.get_error())
+            return
+        if self._run is not None:
+            self._run.push(data)
+        self._look_at_end()
+
+    def _look_at_end(self) -> None:
+        """Whether the grammar is complete, or has failed."""
+        if self.matcher is None or not self.matcher.is_stopped():
+            return
+        if self.matcher.is_error() or self.matcher.stop_reason() not in _ENDED_WELL:
+            self._failed("cannot go on with its grammar", self.matcher.get_error() or self.matcher.stop_reason())
+            return
+        self.complete = self.rules.grammar is None or not self.rules.grammar.again
+        self.matcher, self._run, self._tail = None, None, b""
+
+    def _failed(self, what: str, message: str) -> None:
+        self.rules.discard()
+        self.fail(f"this sequence {what}: {told(message)}")
+        self.matcher = None
+
+    # ---- thinking ---------------------------------------------------------------------------------------------
+
+    def _think(self, thinking: Thinking, output: list[int], start: int) -> None:
+        if not self._in_thought:
+            opened = thinking.open_tokens
+            self._in_thought = bool(opened) and len(output) - start >= len(opened) and _ends_with(output, opened)
+            return
+        self._left -= 1
+        if self._is_closed(thinking, output):
+            self._in_thought = False
+
+    def _is_closed(self, thinking: Thinking, output: list[int]) -> bool:
+        text = b"".join(map(self.rules.token_bytes, thinking.close)).strip()
+        return _ends_with(output, thinking.close) or (bool(text) and self._tail.rstrip().endswith(text))
+
+    def _takes(self, tokens: tuple[int, ...]) -> bool:
+        """Whether the grammar, if it has begun, lets these follow."""
+        return self.matcher is None or self.matcher.validate_tokens(list(tokens)) == len(tokens)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _no_bytes(token: int) -> bytes:
+    return b""
+
+
+def _no_tokens(text: bytes) -> list[int]:
+    return []
+
+
+def _ends_with(tokens: list[int], end: tuple[int, ...]) -> bool:
+    return not end or tokens[-len(end) :] == list(end)
+
+
+# ---- masks --------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _threads() -> LLExecutor:
+    from llguidance import LLExecutor
+
+    return LLExecutor(max(1, min(8, os.cpu_count() or 1)))
+
+
+def mask_of(tokens: Iterable[int], size: int) -> Uint32:
+    """A mask that allows these tokens of a vocabulary."""
+    bits = np.zeros(-(-size // 32) * 32, np.uint8)
+    bits[np.array([*tokens], np.int64)] = 1
+    return np.packbits(bits, bitorder="little").view(np.uint32)
+
+
+def fill_masks(rows: SamplingRows, constrained: list[tuple[int, Sequence]]) -> None:
+    """Make the masks of rows, all at once.
+
+    Args:
+        constrained: (row, sequence) of sequences with a constraint. One may have several rows, one after the other:
+            then other sequences start from it.
+    """
+    wanted = [(row, seq) for row, seq in constrained if seq.constraint is not None and seq.constraint.needs_mask]
+    if not wanted:
+        return
+    words = _rules(wanted[0][1]).words
+    masks = np.full((len(wanted), words), 2**32 - 1, np.uint32)
+    owners: dict[Sequence, int] = {}
+    jobs = []
+    for place, (_, seq) in enumerate(wanted):
+        constraint = seq.constraint
+        if owners.setdefault(seq, place) == place and constraint is not None and constraint.matcher is not None:
+            jobs.append((constraint.matcher, place))
+    if jobs:
+        _threads().unsafe_compute_mask_ptr(jobs, masks.ctypes.data, 4 * words, len(wanted))
+    for place, (_, seq) in enumerate(wanted):
+        if (owner := owners[seq]) != place:
+            masks[place] = masks[owner]
+        elif seq.constraint is not None:
+            seq.constraint.check_matcher()
+            seq.constraint.narrow(masks[place], seq.token_ids, seq.num_prompt)
+    rows.masks, rows.masked = masks, np.array([row for row, _ in wanted], np.int32)
+
+
+def _rules(seq: Sequence) -> Rules:
+    assert seq.constraint is not None
+    return seq.constraint.rules
+
+
+def _clear(mask: Uint32, tokens: Int64) -> None:
+    np.bitwise_and.at(mask, tokens // 32, ~(np.uint32(1) << (tokens % 32).astype(np.uint32)))
+
+
+def _keep_some(mask: Uint32, narrower: Uint32) -> None:
+    """Take the narrower one, unless it is empty."""
+    if narrower.any():
+        mask[:] = narrower

@@ -1,0 +1,91 @@
+"""A tokenizer's vocabulary as llguidance needs it: the bytes of each token, in a trie.
+
+It is built once, at the first grammar: 0.6 s and 36 MB for SmolLM2's 49,152 tokens. Texts that a grammar forces are
+tokenized by it as well, in Rust and without the GIL: a callback into Python could wait for the GIL while whoever holds
+it waits for a matcher.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer as Backend
+
+from octavo.errors import ModelError
+from octavo.step import Uint32
+from octavo.text.grammars.whitespace import whitespace_tokens
+from octavo.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
+
+class Vocabulary:
+    """What masks are made over.
+
+    Args:
+        tokenizer: the model's.
+        size: of the model's logits; tokens that the tokenizer does not have are never allowed.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, size: int) -> None:
+        self.tokenizer = tokenizer
+        self.size = size
+        self._built: LLTokenizer | None = None
+        self._blank: Uint32 | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def words(self) -> int:
+        """32-bit words of a mask."""
+        return -(-self.size // 32)
+
+    def trie(self) -> LLTokenizer:
+        """llguidance's view of it; the first call builds it.
+
+        Raises:
+            ModelError: the tokenizer is of a kind whose tokens are no bytes, or has no end token.
+        """
+        with self._lock:
+            if self._built is None:
+                self._built = _build(self.tokenizer, self.size)
+                self._blank = whitespace_tokens(self.tokenizer, self.size)
+            return self._built
+
+    def blank(self) -> Uint32:
+        """Mask of the tokens that are white space alone."""
+        self.trie()
+        assert self._blank is not None
+        return self._blank
+
+    def tokens_of(self, text: bytes) -> list[int]:
+        """Some tokens whose bytes are the text."""
+        return self.trie().tokenize_bytes(text)
+
+
+def _build(tokenizer: Tokenizer, size: int) -> LLTokenizer:
+    from llguidance import LLTokenizer
+
+    ends = sorted(token for token in tokenizer.eos_token_ids if token < min(size, tokenizer.vocab_size))
+    if not ends:
+        raise ModelError("this model's tokenizer has no end token, which a grammar's end needs")
+    if tokenizer.vocab_size > size:
+        raise ModelError(f"this model's tokenizer has {tokenizer.vocab_size} tokens, its logits only {size}")
+    try:
+        return LLTokenizer(_with_special(tokenizer, ends), n_vocab=size, eos_token=list(ends))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # pyo3 raises a panic as a BaseException
+        raise ModelError(f"grammars do not work with this model's tokenizer: {error}") from None
+
+
+def _with_special(tokenizer: Tokenizer, ends: list[int]) -> str:
+    """The tokenizer's JSON; end tokens are special there, so that no text contains them."""
+    text = tokenizer.to_json()
+    plain = [token for token in ends if not tokenizer.is_special(token)]
+    if not plain:
+        return text
+    backend = Backend.from_str(text)
+    backend.add_special_tokens([backend.id_to_token(token) for token in plain])
+    return str(backend.to_str())

@@ -1,0 +1,72 @@
+"""Endless white space in JSON ends: models like to go on with line breaks where a grammar allows them for ever."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from octavo.step import Uint32
+from octavo.text.tokenizer import Tokenizer
+
+MOST = 16
+"""Bytes of white space in a row outside of strings after which more is not allowed: indentation of eight levels."""
+
+_BLANK = b" \t\r\n"
+_INTERESTING = re.compile(rb'["\\]')
+
+
+@dataclass(slots=True)
+class WhitespaceRun:
+    """Follows the bytes of a JSON text.
+
+    Attributes:
+        run: bytes of white space in a row, outside of strings.
+    """
+
+    run: int = 0
+    _in_string: bool = False
+    _escaped: bool = False
+
+    def push(self, data: bytes) -> None:
+        """Go on by a token's bytes."""
+        start = 0
+        for match in _INTERESTING.finditer(data):
+            self._plain(data[start : match.start()])
+            start = match.end()
+            self.run = 0
+            if self._escaped:
+                self._escaped = False
+            elif match.group() == b'"':
+                self._in_string = not self._in_string
+            else:
+                self._escaped = self._in_string
+        self._plain(data[start:])
+
+    def copy(self) -> WhitespaceRun:
+        """The same, to go its own way."""
+        return replace(self)
+
+    @property
+    def is_too_long(self) -> bool:
+        """Whether white space alone may not follow."""
+        return self.run >= MOST
+
+    def _plain(self, data: bytes) -> None:
+        """Bytes without quotes and backslashes."""
+        if not data:
+            return
+        self._escaped = False
+        if not self._in_string:
+            rest = len(data) - len(data.rstrip(_BLANK))
+            self.run = self.run + rest if rest == len(data) else rest
+
+
+def whitespace_tokens(tokenizer: Tokenizer, size: int) -> Uint32:
+    """A mask of the tokens that are white space and nothing else, as in `octavo.step.SamplingRows.masks`."""
+    bits = np.zeros(-(-size // 32) * 32, np.uint8)
+    for token in range(min(size, tokenizer.vocab_size)):
+        data = tokenizer.token_bytes(token)
+        bits[token] = bool(data) and not data.strip(_BLANK) and not tokenizer.is_special(token)
+    return np.packbits(bits, bitorder="little").view(np.uint32)

@@ -1,0 +1,202 @@
+"""Grammars, budgets for thinking and lists of tokens: the same tokens however a request is scheduled."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import jsonschema
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from octavo.constraint import Grammar, Thinking
+from octavo.engine import constrained
+from octavo.errors import BadRequest
+from octavo.request import Request, SamplingParams
+from octavo.text.parts import TokenizerParts
+from octavo.text.tokenizer import Tokenizer
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "first_name": {"enum": ["Ada", "Grace"]},
+        "year_of_birth": {"type": "integer", "minimum": 1000, "maximum": 9999},
+        "languages": {"type": "array", "items": {"enum": ["fr", "de"]}, "maxItems": 3},
+    },
+    "required": ["first_name", "year_of_birth", "languages"],
+    "additionalProperties": False,
+}
+JSON = Grammar(source=json.dumps({"grammars": [{"json_schema": SCHEMA}]}), is_json=True)
+REGEX = r"(yes|no|maybe), (the|this) [a-c]{2,4} is done"
+LARK = Grammar(source=f"start: /{REGEX}/")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """A byte-level BPE of 600 tokens."""
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<|end|>", "<|stop|>", "<think>", "</think>", "<call>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    text = json.dumps({"first_name": "Ada", "year_of_birth": 1815, "languages": ["fr", "de", "en"]})
+    backend.train_from_iterator([text, "yes, the abc is done", "no, this is done, maybe the others are"] * 9, trainer)
+    return Tokenizer(TokenizerParts(backend, frozenset({0, 1}), None, {}, {}))
+
+
+@pytest.fixture
+def say(fake, tokenizer):
+    """Runs requests; returns what is told of each sequence: tokens, text, finish reason and log probabilities."""
+
+    def run(*requests: Request, abort=None, before=None, **options):
+        engine = fake.engine(tokenizer=tokenizer, **{"num_blocks": 400, "max_num_batched_tokens": 64, **options})
+        if before is not None:
+            before(engine)
+        for request in requests:
+            engine.add(request)
+        told = {}
+        for _ in range(5000):
+            if not engine.has_work:
+                break
+            for update in engine.step():
+                seen = told.setdefault((update.request_id, update.index), Told())
+                seen.take(update)
+            engine.check_integrity()
+        assert not engine.has_work
+        assert engine.pool.num_owned == 0
+        for seen in told.values():
+            seen.text = tokenizer.decode(seen.tokens)
+        run.engine = engine
+        return told
+
+    return run
+
+
+class Told:
+    def __init__(self) -> None:
+        self.tokens, self.updates, self.logprobs = [], [], []
+        self.finish = self.stop = None
+        self.cumulative, self.text = 0.0, ""
+
+    def take(self, update) -> None:
+        assert self.finish is None
+        self.updates.append(list(update.token_ids))
+        self.tokens += update.token_ids
+        self.logprobs += update.logprobs or []
+        self.finish, self.stop = update.finish_reason, update.stop_reason
+        self.cumulative = update.cumulative_logprob
+
+    def __eq__(self, other) -> bool:
+        return self.all == other.all
+
+    @property
+    def all(self):
+        return self.tokens, self.finish, self.stop, self.logprobs, round(self.cumulative, 6)
+
+    def __repr__(self) -> str:
+        return repr((self.text, self.updates, self.finish, self.stop))
+
+
+def request(name: str, seed: int = 0, emitted=None, prompt=(1, 2, 3), **params) -> Request:
+    return Request(
+        request_id=name,
+        prompt_token_ids=list(prompt),
+        params=SamplingParams(**{"seed": seed, "max_tokens": 80, **params}),
+        emitted=emitted,
+    )
+
+
+def check_json(told: Told) -> None:
+    assert told.finish in ("stop", "length"), told
+    if told.finish == "stop":
+        jsonschema.validate(json.loads(told.text), SCHEMA)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_text_matches_its_grammar(say, seed):
+    told = say(request("j", seed, grammar=JSON), request("r", seed, grammar=LARK), request("f", seed, max_tokens=9))
+    check_json(told["j", 0])
+    assert told["r", 0].finish == "stop"
+    assert re.fullmatch(REGEX, told["r", 0].text)
+    assert told["f", 0].finish == "length"
+
+
+@pytest.mark.parametrize("kind", [JSON, LARK])
+def test_forcing_changes_nothing_but_the_number_of_steps(say, fake, monkeypatch, kind):
+    with_forcing = say(request("r", 3, grammar=kind))
+    steps = len(fake.model(say.engine).batches)
+    monkeypatch.setattr(constrained, "FORCING", False)
+    assert say(request("r", 3, grammar=kind)) == with_forcing
+    assert steps < len(fake.model(say.engine).batches)
+    assert max(map(len, with_forcing["r", 0].updates)) > 1
+
+
+KINDS = [
+    {"grammar": JSON}, {"grammar": LARK}, {}, {"grammar": JSON, "n": 3}, {"grammar": LARK, "logprobs": 1},
+    {"grammar": JSON, "logprobs": 0, "n": 2}, {"grammar": JSON, "best_of": 3, "n": 1},
+    {"grammar": Grammar(source="start: /[a-z]{3} ok\\./", after_tokens=(4,), again=True), "logit_bias": {}},
+    {"grammar": Grammar(source="start: /[a-z]{3} ok\\./", after_texts=("e",))},
+    {"thinking": Thinking(budget=7, close=(3,))}, {"thinking": Thinking(budget=5, open_tokens=(2,), close=(10, 3, 11))},
+    {"grammar": Grammar(source=LARK.source, after_tokens=(3,)), "thinking": Thinking(budget=3, close=(3,))},
+    {"allowed_token_ids": [20, 21, 22, 30]}, {"bad_token_ids": [[i] for i in range(0, 999, 2)] + [[5, 7], [9, 11, 13]]},
+    {"grammar": JSON, "max_tokens": 7}, {"grammar": JSON, "max_tokens": 2, "n": 2}, {"grammar": LARK, "min_tokens": 30},
+    {"grammar": JSON, "prompt_logprobs": 1, "logprobs": 0}, {"grammar": JSON, "presence_penalty": 1.0},
+    {"grammar": JSON, "max_tokens": 3, "logprobs": 2},
+]  # fmt: skip
+
+
+def requests_of_all_kinds(seed: int) -> list[Request]:
+    return [
+        request(f"r{i}", seed + i, prompt=[*range(50, 50 + 3 * (i % 5)), i + 1], **kind) for i, kind in enumerate(KINDS)
+    ]
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**20),
+    ahead=st.booleans(),
+    blocks=st.sampled_from([40, 400]),
+    chunk=st.sampled_from([4, 64]),
+    caching=st.booleans(),
+    places=st.sampled_from([3, 20]),
+)
+def test_tokens_do_not_know_how_they_were_scheduled(say, seed, ahead, blocks, chunk, caching, places):
+    requests = requests_of_all_kinds(seed)
+    alone = {}
+    for each in requests:
+        alone |= say(each)
+    together = say(
+        *requests, num_blocks=blocks, async_scheduling=ahead, max_num_batched_tokens=chunk,
+        enable_prefix_caching=caching, max_num_seqs=places, max_model_len=140,
+    )  # fmt: skip
+    assert together == alone
+    for (name, _), told in alone.items():
+        assert told.finish != "error", told
+        kind = KINDS[int(name[1:])]
+        if kind.get("grammar") is JSON:
+            check_json(told)
+        if kind.get("logprobs") is not None:
+            assert len(told.logprobs) == len(told.tokens)
+            assert all(token in entry for token, entry in zip(told.tokens, told.logprobs, strict=True))
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)))
+def test_it_goes_on_elsewhere_from_any_update(say, kind):
+    whole = say(request("r", 11, **KINDS[kind]))
+    longest = max(len(told.updates) for told in whole.values())
+    for cut in range(1, longest):
+        emitted = [
+            None if len(told.updates) <= cut else sum(told.updates[:cut], [])
+            for _, told in sorted(whole.items())
+        ]  # fmt: skip
+        rest = say(request("r", 11, emitted=emitted, **{**KINDS[kind], "prompt_logprobs": None}))
+        for (name, index), told in rest.items():
+            assert emitted[index] + told.tokens == whole[name, index].tokens
+            assert told.finish == whole[name, index].finish
