@@ -14,7 +14,6 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from octavo.constraint import Grammar, Thinking
 from octavo.engine import constrained
-from octavo.errors import BadRequest
 from octavo.request import Request, SamplingParams
 from octavo.text.parts import TokenizerParts
 from octavo.text.tokenizer import Tokenizer
@@ -193,7 +192,7 @@ def test_it_goes_on_elsewhere_from_any_update(say, kind):
     longest = max(len(told.updates) for told in whole.values())
     for cut in range(1, longest):
         emitted = [
-            None if len(told.updates) <= cut else sum(told.updates[:cut], [])
+            None if len(told.updates) <= cut else [token for tokens in told.updates[:cut] for token in tokens]
             for _, told in sorted(whole.items())
         ]  # fmt: skip
         rest = say(request("r", 11, emitted=emitted, **{**KINDS[kind], "prompt_logprobs": None}))
