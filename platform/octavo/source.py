@@ -5,6 +5,8 @@ owner/name                  the same, fetched by huggingface_hub (where there is
 path/to/model.gguf          one GGUF file: weights, tokenizer and chat template
 package:MODULE/FILE         a file or directory inside an installed package (or split over several, see `package_file`);
                             the package is not imported
+package:MODEL{1..6}/part{01..06}.bin#sha256=64_HEX_DIGITS
+                            one GGUF file in parts, one in each of several packages; joined once, in the cache folder
 
 A file name may be followed by the checksum that the file must have: path/to/model.gguf#sha256=64_HEX_DIGITS. For the
 quickstart's model it is built in and always checked.
@@ -49,7 +51,7 @@ def resolve_source(name: str) -> Source:
         ModelError: there is nothing usable, or its checksum differs; the message says what was looked for.
     """
     name, wanted = _split_sum(name)
-    path = package_file(name.removeprefix(PACKAGE)) if name.startswith(PACKAGE) else _place(name)
+    path = package_file(name.removeprefix(PACKAGE), wanted) if name.startswith(PACKAGE) else _place(name)
     source = _local(name, path) or Source(name, _from_hub(name), "hf")
     if wanted is not None:
         _verify(source, wanted)
@@ -79,9 +81,9 @@ def check_source(name: str) -> Source | None:
     Raises:
         ModelError: nothing usable is there, or a hub id is not in the cache and may not be fetched.
     """
-    name, _ = _split_sum(name)
+    name, wanted = _split_sum(name)
     if name.startswith(PACKAGE):
-        found = find_package_file(name.removeprefix(PACKAGE))
+        found = find_package_file(name.removeprefix(PACKAGE), wanted)
         return _local(name, found) if isinstance(found, Path) else None
     source = _local(name, _place(name))
     if source is None and _offline() and not _in_cache(name):

