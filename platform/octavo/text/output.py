@@ -50,7 +50,9 @@ class SequenceText:
         self._pieces: list[str] = []
         self._tokenizer = tokenizer
         self._min_tokens = params.min_tokens
-        self._include_stop = params.include_stop_str_in_output
+        ends = () if params.ignore_eos else tokenizer.eos_token_ids
+        # a grammar that is complete ends a text without one of these
+        self._silent = frozenset(() if params.include_stop_str_in_output else (*ends, *params.stop_token_ids))
         self._detokenizer = IncrementalDetokenizer(tokenizer, prompt_token_ids, params.skip_special_tokens, marks)
         self._asked = {stop: stop for stop in params.stop_strings}  # what is looked for -> what was asked for
         if marks and self._asked:
@@ -62,11 +64,10 @@ class SequenceText:
         if self.finish_reason is not None:
             return ""
         self.cumulative_logprob = update.cumulative_logprob
-        silent_end = update.finish_reason == "stop" and not self._include_stop
         delta = ""
         for position, token_id in enumerate(update.token_ids):
             self._append(token_id, update, position)
-            if silent_end and position == len(update.token_ids) - 1:
+            if token_id in self._silent and update.finish_reason == "stop" and position == len(update.token_ids) - 1:
                 break
             delta += self._through_stops(self._detokenizer.push([token_id]))
             if self.stopped:

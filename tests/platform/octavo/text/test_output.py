@@ -50,6 +50,12 @@ def test_the_end_token_counts_but_has_no_text(byte_level):
         assert (found.finish_reason, found.stop_reason) == ("stop", None)
 
 
+def test_a_text_that_a_grammar_ends_keeps_its_last_token(byte_level):
+    found = sequence(byte_level)
+    found.push(update(ids_of(byte_level, '{"a": 1}'), "stop"))
+    assert found.text == '{"a": 1}'
+
+
 def test_a_stop_token_has_text_only_where_asked_for(byte_level):
     ids = ids_of(byte_level, "hi!")
     for include, text in ((False, "hi"), (True, "hi!")):
