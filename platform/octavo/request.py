@@ -36,6 +36,12 @@ MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIAS = 1024
 """Most tokens with a bias; OpenAI takes 300."""
 
+MAX_ALLOWED = 2**16
+"""Most entries of `allowed_token_ids`."""
+
+MAX_BAD, MAX_BAD_LENGTH = 1024, 64
+"""Most bad words; tokens of the sequences that they become, of which a word has up to two."""
+
 MAX_TOKEN_ID = 2**31 - 1
 """No vocabulary is larger."""
 
@@ -157,6 +163,22 @@ class SamplingParams:
             self._check_logit_bias(self.logit_bias)
         if self.stop is not None or self.stop_token_ids != []:
             self._check_stop()
+        if self.allowed_token_ids is not None or self.bad_words or self.bad_token_ids:
+            self._check_lists()
+
+    def _check_lists(self) -> None:
+        allowed, words, bad = self.allowed_token_ids, self.bad_words, self.bad_token_ids
+        if allowed is not None and not (isinstance(allowed, list) and 0 < len(allowed) <= MAX_ALLOWED):
+            raise BadRequest(f"allowed_token_ids must be 1 to {MAX_ALLOWED} token ids", "allowed_token_ids")
+        for token in allowed or ():
+            _number(token, "allowed_token_ids", 0, MAX_TOKEN_ID, integer=True)
+        right = isinstance(words, list) and len(words) <= MAX_BAD
+        if not right or not all(isinstance(word, str) and 0 < len(word) <= MAX_STOP_LENGTH for word in words):
+            raise BadRequest(
+                f"bad_words must be at most {MAX_BAD} texts of 1 to {MAX_STOP_LENGTH} characters", "bad_words"
+            )
+        if len(bad) > 2 * MAX_BAD or not all(0 < len(ids) <= MAX_BAD_LENGTH for ids in bad):
+            raise BadRequest(f"a bad word has more than {MAX_BAD_LENGTH} tokens: make it shorter", "bad_words")
 
     def _check_logit_bias(self, bias: dict[int, float]) -> None:
         if not isinstance(bias, dict) or len(bias) > MAX_LOGIT_BIAS:

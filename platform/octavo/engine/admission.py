@@ -60,6 +60,14 @@ def _check_tokens(request: Request, limits: ModelLimits) -> None:
     for name, ids in (("logit_bias", params.logit_bias or ()), ("stop_token_ids", params.stop_token_ids)):
         if any(token >= limits.vocab_size for token in ids):
             raise BadRequest(f"{name} token ids must be in [0, {limits.vocab_size})", name)
+    bad = (token for ids in params.bad_token_ids for token in ids)
+    thinking = params.thinking
+    marks = () if thinking is None else (*thinking.open_tokens, *thinking.close)
+    for name, ids in (("allowed_token_ids", params.allowed_token_ids or ()), ("bad_words", bad), ("thinking", marks)):
+        if any(not 0 <= token < limits.vocab_size for token in ids):
+            raise BadRequest(f"{name} token ids must be in [0, {limits.vocab_size})", name)
+    if thinking is not None and (not thinking.close or thinking.budget < 0):
+        raise BadRequest("thinking must have a budget of at least 0, and tokens that close it", "thinking")
     ends = frozenset() if params.ignore_eos else limits.end_token_ids
     if params.min_tokens and len(ends.union(params.stop_token_ids)) >= limits.vocab_size:
         raise BadRequest("min_tokens leaves nothing to draw, for every token is a stop token: list fewer", "min_tokens")

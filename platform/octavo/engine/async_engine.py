@@ -9,18 +9,22 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from octavo.config import EngineConfig
+from octavo.constraint import Grammar
 from octavo.engine.engine import Engine
 from octavo.engine.patience import Silence
 from octavo.engine.stats import EngineStats
 from octavo.errors import EngineDead, EngineStopped, OctavoError
 from octavo.request import Request, SequenceUpdate
 from octavo.source import resolve_source
+from octavo.text.grammars.compiler import Compiled, Compiler
 from octavo.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
     from octavo.execution.ranks import Launch
 
 logger = logging.getLogger(__name__)
@@ -61,8 +65,9 @@ class Listener(Protocol):
 News = dict[Listener, list[SequenceUpdate]]
 """What each listener is to be told."""
 
-Command = tuple[str, int | None, Request | None, Listener | None]
-"""A request's id, and with it an index or None to abort that, or the request itself and its listener."""
+Command: TypeAlias = "tuple[str, int | None, Request | None, Listener | None, LLMatcher | None]"
+"""A request's id, and with it an index or None to abort that, or the request itself, its listener and what its grammar
+was compiled to."""
 
 
 @dataclass(slots=True, eq=False)
@@ -106,6 +111,7 @@ class AsyncEngine:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._compiling = Compiling(self._commands.put)
         self._listeners: dict[str, Listener] = {}
         self._error: BaseException | None = None
         self._beat = time.monotonic()
@@ -150,15 +156,22 @@ class AsyncEngine:
     def submit(self, request: Request, listener: Listener) -> None:
         """Run a request and tell the listener of it; may be called from any thread.
 
+        One with a grammar that is not known comes into the queue when that is compiled. Others pass it meanwhile.
+
         Raises:
             EngineDead: the engine has stopped or is stuck.
         """
         self.check_health()
-        self._commands.put((request.request_id, None, request, listener))
+        grammar, compiler = request.params.grammar, self.engine.compiler
+        if grammar is None or compiler is None:
+            self._commands.put((request.request_id, None, request, listener, None))
+        else:
+            self._compiling.begin(compiler, grammar, request, listener)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or one of its n sequences, before the next step; may be called from any thread."""
-        self._commands.put((request_id, index, None, None))
+        self._compiling.drop(request_id, index)
+        self._commands.put((request_id, index, None, None, None))
 
     def check_health(self) -> None:
         """Raise EngineDead if the thread died, or a step takes far longer than it should (`engine.patience`).
@@ -222,16 +235,16 @@ class AsyncEngine:
         """Do what a caller asked for; False when told to close."""
         if command is None:
             return False
-        request_id, index, request, listener = command
+        request_id, index, request, listener, matcher = command
         if request is None or listener is None:
             self._sort(self.engine.abort(request_id, index), news)
         else:
-            self._add(request, listener)
+            self._add(request, listener, matcher)
         return True
 
-    def _add(self, request: Request, listener: Listener) -> None:
+    def _add(self, request: Request, listener: Listener, matcher: LLMatcher | None) -> None:
         try:
-            self.engine.add(request)
+            self.engine.add(request, matcher)
         except OctavoError as error:
             _call(listener, listener.failed, request.request_id, error)
         except Exception as error:  # a fault of ours that this request brings to light is not the others' end
@@ -272,9 +285,61 @@ class AsyncEngine:
             try:
                 command = self._commands.get_nowait()
             except queue.Empty:
+                self._compiling.fail_all(error)
                 return
             if command is not None and command[3] is not None:
                 _call(command[3], command[3].failed, command[0], error)
+
+
+class Compiling:
+    """Requests whose grammars are being compiled; nothing of the engine waits for them.
+
+    Args:
+        put: takes a request that can run.
+    """
+
+    def __init__(self, put: Callable[[Command], None]) -> None:
+        self._put = put
+        self._lock = threading.Lock()
+        self._requests: dict[str, tuple[Request, Listener]] = {}
+        self._stopped: Exception | None = None
+
+    def begin(self, compiler: Compiler, grammar: Grammar, request: Request, listener: Listener) -> None:
+        """Pass a request on once its grammar is compiled, or tell its listener what is wrong."""
+        if (found := compiler.find(grammar)) is not None:
+            self._put((request.request_id, None, request, listener, found))
+            return
+        with self._lock:
+            self._requests[request.request_id] = request, listener
+        try:
+            compiler.submit(grammar, lambda compiled: self._end(request, compiled))
+        except OctavoError as error:
+            self._end(request, error)
+
+    def drop(self, request_id: str, index: int | None) -> None:
+        """Somebody aborts a request, or one of its sequences."""
+        with self._lock:
+            if index is None:
+                self._requests.pop(request_id, None)
+
+    def fail_all(self, error: Exception) -> None:
+        """The engine has stopped: tell those that still wait, and those to come."""
+        with self._lock:
+            self._stopped, waiting, self._requests = error, self._requests, {}
+        for request_id, (_, listener) in waiting.items():
+            _call(listener, listener.failed, request_id, error)
+
+    def _end(self, request: Request, compiled: Compiled) -> None:
+        with self._lock:
+            known, listener = self._requests.get(request.request_id, (None, None))
+            if known is not request or listener is None:  # aborted, or it came again
+                return
+            del self._requests[request.request_id]
+            failed = compiled if isinstance(compiled, OctavoError) else self._stopped
+            if failed is None:
+                self._put((request.request_id, None, request, listener, compiled))  # type: ignore[arg-type]
+                return
+        _call(listener, listener.failed, request.request_id, failed)
 
 
 def _hand_over(news: News, seconds: float) -> None:

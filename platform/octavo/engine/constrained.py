@@ -57,6 +57,7 @@ class Rules:
         allowed: mask of `allowed_token_ids`.
         bad: sequences of tokens that are not completed.
         ends: tokens that are not drawn before `min_tokens`, where others can be.
+        marks: tokens among those that close the thinking which are no text: each of them closes it.
         token_bytes: the text of a token.
         greedy: tokens of a text.
         discard: called where a matcher failed.
@@ -71,6 +72,7 @@ class Rules:
     bad: tuple[tuple[int, ...], ...]
     ends: Int64 | None
     min_tokens: int
+    marks: frozenset[int]
     token_bytes: Callable[[int], bytes]
     greedy: Callable[[bytes], list[int]]
     discard: Callable[[], None]
@@ -84,16 +86,22 @@ class Rules:
         matcher: LLMatcher | None,
         ends: Iterable[int],
         vocab_size: int,
-    ) -> Rules | None:
-        """Those of a request; None where any token may follow any other."""
-        if not is_constrained(params):
-            return None
+    ) -> Rules:
+        """Those of a request.
+
+        Args:
+            compiler: of the model's grammars; None where there are none.
+            matcher: of the request's grammar.
+            ends: tokens that end a sequence.
+        """
         grammar, allowed = params.grammar, None
         blank: Uint32 | None = None
         discard: Callable[[], None] = _nothing
         token_bytes: Callable[[int], bytes] = _no_bytes
         greedy: Callable[[bytes], list[int]] = _no_tokens
+        added: set[int] = set()
         if compiler is not None:
+            added = set(compiler.vocabulary.tokenizer.added_tokens.values())
             token_bytes = compiler.vocabulary.tokenizer.token_bytes
             if grammar is not None:
                 greedy = compiler.vocabulary.tokens_of
@@ -110,6 +118,7 @@ class Rules:
             bad=tuple(map(tuple, params.bad_token_ids)),
             ends=np.array(sorted(ends), np.int64) if params.min_tokens else None,
             min_tokens=params.min_tokens,
+            marks=frozenset(added.intersection(() if params.thinking is None else params.thinking.close)),
             token_bytes=token_bytes,
             greedy=greedy,
             discard=discard,
@@ -296,6 +305,9 @@ class Constraint:
             self._in_thought = False
 
     def _is_closed(self, thinking: Thinking, output: list[int]) -> bool:
+        """Whether the model has closed it: with the marker alone, or with the same text."""
+        if self.rules.marks:
+            return output[-1] in self.rules.marks
         text = b"".join(map(self.rules.token_bytes, thinking.close)).strip()
         return _ends_with(output, thinking.close) or (bool(text) and self._tail.rstrip().endswith(text))
 

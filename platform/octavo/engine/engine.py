@@ -15,7 +15,7 @@ from octavo.constraint import Grammar
 from octavo.cost_model import CostModel
 from octavo.engine.admission import ModelLimits
 from octavo.engine.batch import BatchBuilder, smallest_batch
-from octavo.engine.constrained import Rules
+from octavo.engine.constrained import Rules, is_constrained
 from octavo.engine.isolation import Isolation
 from octavo.engine.patience import FIRST, Patience
 from octavo.engine.plan import InFlight, StepPlan
@@ -140,15 +140,20 @@ class Engine:
         Args:
             matcher: of its grammar, from `compiler`; None: the grammar is compiled here and now.
         """
-        params = request.params
-        if params.grammar is not None and matcher is None:
-            matcher = self.compile(params.grammar)
-        ends = self.limits.end_token_ids.union(params.stop_token_ids)
-        self.scheduler.add(request, Rules.of(params, self.compiler, matcher, ends, self.limits.vocab_size))
+        rules = self._rules(request, matcher) if is_constrained(request.params) else None
+        self.scheduler.add(request, rules)
         if request.alone:
             self.isolation.suspect(request.request_id)
         if request.placement is not None:
             self.tickets.append(request.placement.ticket)
+
+    def _rules(self, request: Request, matcher: LLMatcher | None) -> Rules:
+        self.scheduler.check(request)
+        params, limits = request.params, self.limits
+        if params.grammar is not None and matcher is None:
+            matcher = self.compile(params.grammar)
+        ends = (frozenset() if params.ignore_eos else limits.end_token_ids).union(params.stop_token_ids)
+        return Rules.of(params, self.compiler, matcher, ends, limits.vocab_size)
 
     def compile(self, grammar: Grammar) -> LLMatcher:
         """Compile a grammar, or find it; see `Compiler.compile`."""

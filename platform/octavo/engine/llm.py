@@ -146,6 +146,8 @@ class LLM:
             params = constrained(params, self.tokenizer)
         request = Request(request_id=str(next(self._ids)), prompt_token_ids=ids, params=params, priority=priority)
         self.engine.scheduler.check(request)
+        if params.grammar is not None:
+            self.engine.compile(params.grammar)  # kept for when it runs
         return request
 
     def _run(self, work: list[_Work], use_tqdm: bool) -> list[RequestOutput]:

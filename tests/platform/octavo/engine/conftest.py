@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from octavo.config import EngineConfig
 from octavo.engine.engine import Engine
@@ -14,6 +17,8 @@ from octavo.execution.background import BackgroundExecutor
 from octavo.execution.executor import Wait, finished
 from octavo.request import Request, SamplingParams
 from octavo.step import LogprobRow, SamplingRows, StepBatch, StepResult
+from octavo.text.parts import TokenizerParts
+from octavo.text.tokenizer import Tokenizer
 
 VOCAB = 1000
 
@@ -130,3 +135,20 @@ def fake():
         VOCAB=VOCAB,
         PagedFake=PagedFake,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A byte-level BPE of 600 tokens."""
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<|end|>", "<|stop|>", "<think>", "</think>", "<call>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    text = json.dumps({"first_name": "Ada", "year_of_birth": 1815, "languages": ["fr", "de", "en"]})
+    backend.train_from_iterator([text, "yes, the abc is done", "no, this is done, maybe the others are"] * 9, trainer)
+    return Tokenizer(TokenizerParts(backend, frozenset({0, 1}), None, {}, {}))

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from octavo.constraint import Grammar
 from octavo.engine import async_engine
 from octavo.engine.async_engine import AsyncEngine
 from octavo.errors import BadRequest, EngineDead, OctavoError, Overloaded
@@ -309,3 +310,93 @@ def test_an_idle_engine_holds_no_request(fake):
     running.close()
     gc.collect()
     assert gone() is None
+
+
+GRAMMAR = Grammar(source="start: /(yes|no), it is/")
+
+
+@pytest.fixture
+def grammar_engine(fake, tiny_tokenizer):
+    running = AsyncEngine(fake.engine(tokenizer=tiny_tokenizer, max_num_batched_tokens=64))
+    yield running
+    running.close()
+
+
+def test_a_request_waits_for_its_grammar_and_nobody_waits_for_it(fake, grammar_engine, monkeypatch):
+    compiler, held = grammar_engine.engine.compiler, []
+    submit = compiler.submit
+    monkeypatch.setattr(compiler, "submit", lambda grammar, done: held.append((grammar, done)))
+
+    async def main():
+        late = asyncio.create_task(collect(grammar_engine, fake.request("late", [1, 2], grammar=GRAMMAR)))
+        await asyncio.sleep(0)
+        quick = await collect(grammar_engine, fake.request("quick", [1, 2], max_tokens=5))
+        assert quick[0] == fake.expected([1, 2], 5)
+        assert not late.done()
+        submit(*held[0])
+        assert (await late)[0]
+        again = collect(grammar_engine, fake.request("again", [1, 2], grammar=GRAMMAR))
+        assert await again == late.result()
+        assert len(held) == 1
+
+    asyncio.run(main())
+
+
+def test_a_wrong_grammar_is_one_requests_error(fake, grammar_engine):
+    async def main():
+        wrong = collect(grammar_engine, fake.request("wrong", [1], grammar=Grammar(source="start: (", param="grammar")))
+        right = collect(grammar_engine, fake.request("right", [1], grammar=GRAMMAR))
+        return await asyncio.gather(wrong, right, return_exceptions=True)
+
+    error, tokens = asyncio.run(main())
+    assert isinstance(error, BadRequest)
+    assert error.param == "grammar"
+    assert tokens[0]
+
+
+def test_a_request_that_is_aborted_while_its_grammar_compiles_never_runs(fake, grammar_engine, monkeypatch):
+    held = []
+    submit = grammar_engine.engine.compiler.submit
+    monkeypatch.setattr(grammar_engine.engine.compiler, "submit", lambda grammar, done: held.append((grammar, done)))
+
+    async def main():
+        task = asyncio.create_task(collect(grammar_engine, fake.request("a", [1], grammar=GRAMMAR)))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.sleep(0)
+        done = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def end(compiled):
+            held[0][1](compiled)
+            loop.call_soon_threadsafe(done.set)
+
+        submit(held[0][0], end)
+        await done.wait()
+        await collect(grammar_engine, fake.request("b", [1], max_tokens=2))
+        assert grammar_engine.stats().counters.arrived == 1
+
+    asyncio.run(main())
+
+
+def test_too_many_grammars_at_once_are_refused(fake, grammar_engine, monkeypatch):
+    monkeypatch.setattr("octavo.text.grammars.compiler.QUEUED", 0)
+
+    async def main():
+        with pytest.raises(Overloaded, match="grammars"):
+            await collect(grammar_engine, fake.request("a", [1], grammar=GRAMMAR))
+
+    asyncio.run(main())
+
+
+def test_those_that_wait_for_a_grammar_hear_of_the_engines_end(fake, grammar_engine, monkeypatch):
+    monkeypatch.setattr(grammar_engine.engine.compiler, "submit", lambda grammar, done: None)
+
+    async def main():
+        task = asyncio.create_task(collect(grammar_engine, fake.request("a", [1], grammar=GRAMMAR)))
+        await asyncio.sleep(0.01)
+        grammar_engine._commands.put(None)
+        with pytest.raises(EngineDead):
+            await task
+
+    asyncio.run(main())

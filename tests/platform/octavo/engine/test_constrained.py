@@ -9,14 +9,11 @@ import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from octavo.constraint import Grammar, Thinking
 from octavo.engine import constrained
+from octavo.errors import BadRequest
 from octavo.request import Request, SamplingParams
-from octavo.text.parts import TokenizerParts
-from octavo.text.tokenizer import Tokenizer
 
 SCHEMA = {
     "type": "object",
@@ -33,29 +30,12 @@ REGEX = r"(yes|no|maybe), (the|this) [a-c]{2,4} is done"
 LARK = Grammar(source=f"start: /{REGEX}/")
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    """A byte-level BPE of 600 tokens."""
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=["<|end|>", "<|stop|>", "<think>", "</think>", "<call>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    text = json.dumps({"first_name": "Ada", "year_of_birth": 1815, "languages": ["fr", "de", "en"]})
-    backend.train_from_iterator([text, "yes, the abc is done", "no, this is done, maybe the others are"] * 9, trainer)
-    return Tokenizer(TokenizerParts(backend, frozenset({0, 1}), None, {}, {}))
-
-
 @pytest.fixture
-def say(fake, tokenizer):
+def say(fake, tiny_tokenizer):
     """Runs requests; returns what is told of each sequence: tokens, text, finish reason and log probabilities."""
 
     def run(*requests: Request, abort=None, before=None, **options):
-        engine = fake.engine(tokenizer=tokenizer, **{"num_blocks": 400, "max_num_batched_tokens": 64, **options})
+        engine = fake.engine(tokenizer=tiny_tokenizer, **{"num_blocks": 400, "max_num_batched_tokens": 64, **options})
         if before is not None:
             before(engine)
         for request in requests:
@@ -71,7 +51,7 @@ def say(fake, tokenizer):
         assert not engine.has_work
         assert engine.pool.num_owned == 0
         for seen in told.values():
-            seen.text = tokenizer.decode(seen.tokens)
+            seen.text = tiny_tokenizer.decode(seen.tokens)
         run.engine = engine
         return told
 
@@ -199,3 +179,94 @@ def test_it_goes_on_elsewhere_from_any_update(say, kind):
         for (name, index), told in rest.items():
             assert emitted[index] + told.tokens == whole[name, index].tokens
             assert told.finish == whole[name, index].finish
+
+
+def test_thinking_stops_at_its_budget(say):
+    for budget in (0, 1, 6):
+        told = say(request("r", 5, thinking=Thinking(budget=budget, close=(10, 3)), bad_token_ids=[[3]]))["r", 0]
+        assert told.tokens[budget : budget + 2] == [10, 3]
+        assert 3 not in told.tokens[:budget]
+
+
+def test_a_model_that_closes_its_thinking_itself_is_left_alone(say):
+    told = say(request("r", 5, thinking=Thinking(budget=40, close=(10, 3)), allowed_token_ids=[3, 20]))["r", 0]
+    assert 3 in told.tokens[:40]
+    assert 10 not in told.tokens
+
+
+def test_a_grammar_begins_after_thinking(say):
+    grammar = Grammar(source=LARK.source, after_tokens=(3,))
+    told = say(request("r", 5, thinking=Thinking(budget=9, close=(3,)), grammar=grammar, bad_token_ids=[[3]]))["r", 0]
+    assert told.tokens.index(3) == 9
+    assert re.fullmatch(REGEX, say.engine.compiler.vocabulary.tokenizer.decode(told.tokens[10:]))
+
+
+def test_a_grammar_begins_again_and_again(say, tiny_tokenizer):
+    grammar = Grammar(source='start: "<" /[a-c]{2}/ ">"', after_tokens=(4,), again=True)
+    params = {"allowed_token_ids": [4, 20, *range(5, 600)], "max_tokens": 400, "logit_bias": None}
+    text = ""
+    for seed in range(20):
+        told = say(request("r", seed, grammar=grammar, **params), async_scheduling=bool(seed % 2))["r", 0]
+        pieces = tiny_tokenizer.decode(told.tokens, skip_special_tokens=False).split("<call>")
+        assert all(re.match(r"<[a-c]{2}>", piece) for piece in pieces[1:-1])
+        text += "<call>".join(pieces)
+    assert text.count("<call>") > 3
+
+
+def test_bad_words_are_not_completed(say):
+    free = say(request("r", 1))["r", 0].tokens
+    bad = [[free[0]], free[3:5], free[6:9]]
+    told = say(request("r", 1, bad_token_ids=bad))["r", 0].tokens
+    assert all(told[i : i + len(ids)] != ids for ids in bad for i in range(len(told)))
+    assert say(request("r", 1, bad_token_ids=bad), async_scheduling=True)["r", 0].tokens == told
+
+
+def test_what_excludes_itself_ends_one_request(say):
+    impossible = request("x", 2, grammar=LARK, allowed_token_ids=[0, 5])
+    told = say(impossible, request("r", 2, grammar=LARK), request("f", 2, max_tokens=5))
+    assert told["x", 0].finish == "error"
+    assert "no token is left" in told["x", 0].stop
+    assert told["r", 0].finish == "stop"
+    assert told["f", 0].finish == "length"
+
+
+def test_an_end_token_waits_for_min_tokens_where_it_can(say):
+    any_letters = Grammar(source="start: /[a-z]*/")
+    told = say(request("r", 2, grammar=any_letters, min_tokens=12, max_tokens=40))["r", 0]
+    assert len(told.tokens) >= 12
+    assert say(request("r", 2, grammar=Grammar(source='start: "a"'), min_tokens=12))["r", 0].tokens
+
+
+def test_endless_white_space_ends(say, tiny_tokenizer):
+    blank = [token for token in range(600) if not tiny_tokenizer.token_bytes(token).strip(b" \t\r\n")]
+    allowed = [
+        *blank,
+        *(token for token in range(600) if tiny_tokenizer.token_bytes(token).startswith((b"[", b"]", b"1", b","))),
+    ]
+    grammar = Grammar(
+        source=json.dumps({"grammars": [{"json_schema": {"type": "array", "items": {"const": 1}}}]}), is_json=True
+    )
+    bias = {"allowed_token_ids": allowed, "max_tokens": 60}
+    told = say(*(request(f"r{seed}", seed, grammar=grammar, **bias) for seed in range(8)))
+    longest = max(len(run) for each in told.values() for run in re.findall(r"[ \t\r\n]+", each.text + " "))
+    assert longest < 16 + max(len(tiny_tokenizer.token_bytes(token)) for token in blank)
+
+
+@pytest.mark.parametrize(
+    ("params", "sentence"),
+    [
+        ({"grammar": Grammar(source="start: (", param="grammar")}, "grammar: .*line 1"),
+        ({"grammar": Grammar(source='{"grammars": [{"json_schema": {"type": "strin"}}]}')}, "strin"),
+        ({"allowed_token_ids": [1000]}, "allowed_token_ids token ids"),
+        ({"thinking": Thinking(budget=4, close=())}, "tokens that close"),
+        ({"bad_token_ids": [[2000]]}, "bad_words"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_runs(say, params, sentence):
+    with pytest.raises(BadRequest, match=sentence):
+        say(request("r", **params))
+
+
+def test_an_engine_without_a_tokenizer_refuses_grammars(fake):
+    with pytest.raises(BadRequest, match="tokenizer"):
+        fake.engine().add(request("r", grammar=LARK))

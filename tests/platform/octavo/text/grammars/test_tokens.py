@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from llguidance import LLMatcher
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
+
+from octavo.errors import ModelError
+from octavo.text.grammars.tokens import Vocabulary
+from octavo.text.parts import TokenizerParts
+from octavo.text.tokenizer import Tokenizer
+
+
+@pytest.fixture(params=["byte_level", "sentencepiece", "smollm2"])
+def tokenizer(request) -> Tokenizer:
+    return request.getfixturevalue(request.param)
+
+
+def allowed(matcher: LLMatcher) -> list[int]:
+    return np.flatnonzero(np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")).tolist()
+
+
+def test_its_tokens_are_the_tokenizers(tokenizer):
+    trie = Vocabulary(tokenizer, tokenizer.vocab_size + 77).trie()
+    assert trie.vocab_size == tokenizer.vocab_size + 77
+    assert trie.is_canonical
+    assert set(trie.eos_tokens) == tokenizer.eos_token_ids
+    for token in range(tokenizer.vocab_size):
+        if not trie.is_special_token(token):
+            assert trie.decode_bytes([token]) == tokenizer.token_bytes(token)
+    assert all(trie.is_special_token(token) for token in range(tokenizer.vocab_size) if tokenizer.is_special(token))
+
+
+def test_texts_are_cut_as_the_tokenizer_cuts_them(tokenizer):
+    vocabulary = Vocabulary(tokenizer, tokenizer.vocab_size)
+    for text in (
+        "Hello world",
+        " hello",
+        '{"name": "Gr\u00f6\u00dfe", "n": [1, 22, 333]}',
+        "\u65e5\u672c\u8a9e",
+        "\n\n x",
+    ):
+        assert b"".join(map(tokenizer.token_bytes, vocabulary.tokens_of(text.encode()))) == text.encode()
+        if tokenizer.is_byte_level:
+            assert vocabulary.tokens_of(text.encode()) == tokenizer.encode(text, add_special_tokens=False)
+
+
+def test_special_tokens_and_padding_match_no_text(tokenizer):
+    size = tokenizer.vocab_size + 40
+    matcher = LLMatcher(Vocabulary(tokenizer, size).trie(), "start: /(.|\\n)*/")
+    found = set(allowed(matcher))
+    ends = tokenizer.eos_token_ids
+    assert ends <= found
+    assert not any(tokenizer.is_special(token) for token in found - ends)
+    assert max(found) < tokenizer.vocab_size
+
+
+def test_an_end_token_that_is_no_special_token_is_no_text(byte_level):
+    backend = Backend.from_str(byte_level.to_json())
+    end = byte_level.encode("e", add_special_tokens=False)[0]
+    tokenizer = Tokenizer(TokenizerParts(backend, frozenset({end}), None, {}, {}))
+    assert not tokenizer.is_special(end)
+    matcher = LLMatcher(Vocabulary(tokenizer, tokenizer.vocab_size).trie(), 'start: "x" /[a-z]/ "y"')
+    assert matcher.consume_tokens(tokenizer.encode("x", add_special_tokens=False))
+    assert end not in allowed(matcher)
+
+
+@pytest.mark.parametrize(
+    ("ends", "size", "sentence"), [(frozenset(), 400, "no end token"), (frozenset({1}), 40, "its logits only 40")]
+)
+def test_tokenizers_that_do_not_fit_are_refused(byte_level, ends, size, sentence):
+    tokenizer = Tokenizer(TokenizerParts(Backend.from_str(byte_level.to_json()), ends, None, {}, {}))
+    with pytest.raises(ModelError, match=sentence):
+        Vocabulary(tokenizer, size).trie()
+
+
+def test_a_tokenizer_of_words_is_refused():
+    backend = Backend(models.WordLevel({"a": 0, "</s>": 1}, unk_token="a"))
+    tokenizer = Tokenizer(TokenizerParts(backend, frozenset({1}), None, {}, {}))
+    with pytest.raises(ModelError, match="do not work with this model's tokenizer"):
+        Vocabulary(tokenizer, 2).trie()
+
+
+def test_it_is_built_once(byte_level):
+    vocabulary = Vocabulary(byte_level, byte_level.vocab_size)
+    assert vocabulary.trie() is vocabulary.trie()
+    assert vocabulary.blank() is vocabulary.blank()
