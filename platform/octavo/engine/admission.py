@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from octavo.errors import BadRequest, PromptTooLong
@@ -57,13 +59,15 @@ def most_tokens(request: Request, limits: ModelLimits) -> int:
 
 def _check_tokens(request: Request, limits: ModelLimits) -> None:
     params = request.params
-    for name, ids in (("logit_bias", params.logit_bias or ()), ("stop_token_ids", params.stop_token_ids)):
-        if any(token >= limits.vocab_size for token in ids):
-            raise BadRequest(f"{name} token ids must be in [0, {limits.vocab_size})", name)
-    bad = (token for ids in params.bad_token_ids for token in ids)
     thinking = params.thinking
-    marks = () if thinking is None else (*thinking.open_tokens, *thinking.close)
-    for name, ids in (("allowed_token_ids", params.allowed_token_ids or ()), ("bad_words", bad), ("thinking", marks)):
+    given: list[tuple[str, Iterable[int]]] = [
+        ("logit_bias", params.logit_bias or ()),
+        ("stop_token_ids", params.stop_token_ids),
+        ("allowed_token_ids", params.allowed_token_ids or ()),
+        ("bad_words", itertools.chain.from_iterable(params.bad_token_ids)),
+        ("thinking", () if thinking is None else thinking.open_tokens + thinking.close),
+    ]
+    for name, ids in given:
         if any(not 0 <= token < limits.vocab_size for token in ids):
             raise BadRequest(f"{name} token ids must be in [0, {limits.vocab_size})", name)
     if thinking is not None and (not thinking.close or thinking.budget < 0):

@@ -1,15 +1,16 @@
 """Compiles grammars beside everything else: few threads, bounded work, bounded memory.
 
 A usual schema takes 1 ms and is kept, so that the next request with it takes none. What a hostile one can take is
-bounded by its length (`octavo.constraint.MAX_GRAMMAR`) and by llguidance's limits on the work of a compile and of a
-mask. Deeply nested grammars recurse, so the threads have large stacks. The first mask is made here, too: a grammar
-whose masks exceed the limits is refused before it runs.
+bounded by its length (`octavo.constraint.MAX_GRAMMAR`), by llguidance's limits on the work of a compile and of a mask,
+and by two numbers that these limits forget (`cost`). Deeply nested grammars recurse, so the threads have large stacks.
+The first mask is made here, too: a grammar whose masks are beyond limits, or slow, is refused before it runs.
 """
 
 from __future__ import annotations
 
 import re
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from functools import cache
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from octavo.constraint import Grammar
 from octavo.errors import BadRequest, OctavoError, Overloaded
+from octavo.text.grammars.cost import check_cost
 from octavo.text.grammars.tokens import Vocabulary
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ _STACK = 2**28
 
 _BASE_BYTES, _BYTES_PER_CHARACTER = 2**16, 64
 """Memory of a compiled grammar: what it has at least, and what its text adds."""
+
+SLOW_MASK = 0.1
+"""Seconds of CPU for the first mask; usual ones take 20 us."""
 
 _MESSAGE = 300
 """Characters of llguidance's message that a client is told."""
@@ -135,10 +140,13 @@ class Compiler:
     def _make(self, grammar: Grammar) -> LLMatcher:
         from llguidance import LLMatcher
 
+        check_cost(grammar)
         matcher = LLMatcher(self.vocabulary.trie(), grammar.source, log_level=0, limits=_limits())
         if not matcher.is_error():
-            first = matcher.deep_copy()
+            first, begin = matcher.deep_copy(), time.thread_time()
             first.compute_bitmask()
+            if time.thread_time() - begin > SLOW_MASK:
+                raise BadRequest(f"{grammar.param} is too complex: a token takes too long to check", grammar.param)
             if not first.is_error():
                 return matcher
             matcher = first
@@ -156,13 +164,13 @@ class Compiler:
 
 @cache
 def _limits() -> LLParserLimits:
-    """Half of the work that llguidance allows by default for a mask, a fifth of the memory."""
+    """Of what llguidance allows by default a third for a compile, a seventh for a mask, and a fifth of the memory."""
     from llguidance import LLParserLimits
 
     return LLParserLimits(
         max_items_in_row=2_000,
-        initial_lexer_fuel=1_000_000,
-        step_lexer_fuel=200_000,
+        initial_lexer_fuel=300_000,
+        step_lexer_fuel=30_000,
         step_max_items=20_000,
         max_lexer_states=50_000,
         max_grammar_size=200_000,

@@ -54,7 +54,7 @@ def test_copies_go_their_own_way(compiler, byte_level):
         (schema({"type": "string", "pattern": "(?=a)b"}), "look-around"),
         (schema(False), "schema is false"),
         (Grammar(source='{"grammars": 5}'), "expected a sequence"),
-        (Grammar(source=""), ""),
+        (Grammar(source=""), "^structured_outputs: "),
     ],
 )
 def test_what_is_wrong_is_told_in_a_line(compiler, grammar, sentence):
@@ -74,17 +74,21 @@ NESTED: dict = {"type": "integer"}
 for _ in range(60):
     NESTED = {"type": "object", "properties": {"a": NESTED}, "required": ["a"]}
 
+PATTERNS = {f"p{i}": {"type": "string", "pattern": "^a{1,50}b*$"} for i in range(2000)}
+PRODUCT = [{"anyOf": [{"properties": {f"p{i}{j}": {"const": j}}} for j in range(6)]} for i in range(8)]
 HOSTILE = {
-    "a chain of rules": "\n".join([f"r{i}: r{i + 1} r{i + 1} | \"a\"" for i in range(3000)] + ['r3000: "b"', "start: r0"]),
+    "a chain of rules": "\n".join([*(f'r{i}: r{i + 1} r{i + 1} | "a"' for i in range(3000)), 'r3000: "b"\nstart: r0']),
     "parentheses": "start: " + "(" * 60_000 + '"a"' + ")" * 60_000,
     "parentheses in an expression": "start: /" + "(" * 60_000 + "a" + ")" * 60_000 + "/",
     "many choices": "start: " + " | ".join(f'"{i:05d}x"' for i in range(15_000)),
-    "a chain of terminals": "\n".join([f'T{i}: T{i + 1} "x"' for i in range(12_000)] + ['T12000: "b"', "start: T0"]),
-    "doubling terminals": "\n".join([f"T{i}: T{i + 1} T{i + 1}" for i in range(1000)] + ['T1000: "b"', "start: T0"]),
+    "a chain of terminals": "\n".join([*(f'T{i}: T{i + 1} "x"' for i in range(12_000)), 'T12000: "b"', "start: T0"]),
+    "doubling terminals": "\n".join([*(f"T{i}: T{i + 1} T{i + 1}" for i in range(40)), 'T40: "b"', "start: T0"]),
+    "a long text of terminals": "\n".join([*(f"T{i}: T{i + 1} T{i + 1}" for i in range(20)), 'T20: "b"', "start: T0"]),
     "a long expression": "start: /" + "a?" * 60_000 + "/",
     "repeated repetition": "start: /((a|b){1,1000}){1,1000}/",
-    "many patterns": schema({"properties": {f"p{i}": {"type": "string", "pattern": "^a{1,50}b*$"} for i in range(4000)}}),
-    "schemas of all of them": schema({"allOf": [{"anyOf": [{"properties": {f"p{i}{j}": {"const": j}}} for j in range(6)]} for i in range(8)]}),
+    "many patterns": schema({"properties": PATTERNS}),
+    "schemas of all of them": schema({"allOf": PRODUCT}),
+    "a long pattern": schema({"type": "string", "pattern": "a?" * 60_000}),
 }  # fmt: skip
 
 

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from octavo.constraint import Grammar
+from octavo.errors import BadRequest
+from octavo.text.grammars.cost import check_cost
+
+LONG = "a?" * 3000
+TERMINALS = "\n".join(f'T{i}: "x"' for i in range(300))
+
+
+def of(schema) -> str:
+    return json.dumps({"grammars": [{"json_schema": schema}]})
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        f"start: /{LONG}/",
+        f"start: r\nr: %json {{}} | /{LONG}/",
+        'start: %json {"items": [{"pattern": "' + LONG + '"}]}',
+        of({"properties": {"a": {"pattern": LONG}}}),
+        of({"anyOf": [{"patternProperties": {LONG: {}}}]}),
+        json.dumps({"grammars": [{"lark_grammar": f"start: /{LONG}/"}]}),
+    ],
+)
+def test_long_expressions_are_found_wherever_they_are(source):
+    with pytest.raises(BadRequest, match=r"a regular expression of 600\d characters; at most 4096"):
+        check_cost(Grammar(source=source))
+
+
+@pytest.mark.parametrize("source", [TERMINALS, json.dumps({"grammars": [{"lark_grammar": TERMINALS}]})])
+def test_terminals_are_counted(source):
+    with pytest.raises(BadRequest, match="grammar has 300 terminals"):
+        check_cost(Grammar(source=source, param="grammar"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'start: %json {"description": "either/or ' + LONG + ' and/or"}',
+        of({"description": f"/{LONG}/", "properties": {"pattern": {"type": "string"}}}),
+        "start: %json {broken",
+        "{broken",
+        "{" * 5000,
+        '{"grammars": 5}',
+        '{"grammars": [5, {"lark_grammar": 5, "json_schema": 5}]}',
+        "",
+    ],
+)
+def test_all_else_is_left_to_the_compiler(source):
+    check_cost(Grammar(source=source))
