@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -40,6 +40,9 @@ class Asked:
         echo: whether the answer repeats the prompts.
         stage: makes a `Stage` for each choice; None passes pieces on unchanged. A chat whose answers are read (see
             `reading`) gets another in its place.
+        known: token ids that the prompt may begin with, the best first: of earlier turns, as they were computed. The
+            first whose text begins the prompt's text is used.
+        context: what the surface keeps for its writer.
     """
 
     kind: str
@@ -55,6 +58,8 @@ class Asked:
     cache_salt: str = ""
     echo: bool = False
     stage: Callable[[], Stage] | None = None
+    known: Sequence[list[int]] = ()
+    context: Any = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -96,6 +101,7 @@ class Job:
         requests: one per prompt, all with the same `params`.
         prompt_texts: texts of the prompts if they are echoed, otherwise empty.
         marks: what stands for tokens in the pieces' texts, for the stage.
+        context: see `Asked`.
     """
 
     id: str
@@ -108,6 +114,7 @@ class Job:
     stage: Callable[[], Stage] | None
     telemetry: Telemetry
     marks: Mapping[int, str] | None = None
+    context: Any = None
 
     @property
     def prompt_tokens(self) -> int:

@@ -69,7 +69,24 @@ def _token_ids(tokenizer: Tokenizer, info: ModelInfo, prompt: Prompt, asked: Ask
     if not prompt:
         return _new_text(tokenizer)
     check_characters(tokenizer, prompt, info.max_model_len, asked.param)
+    for known in asked.known:
+        if known and max(known) < info.vocab_size and (token_ids := _going_on(tokenizer, prompt, known)) is not None:
+            return token_ids
     return tokenizer.encode(prompt, add_special_tokens=asked.add_special_tokens)
+
+
+def _going_on(tokenizer: Tokenizer, text: str, known: list[int]) -> list[int] | None:
+    """Token ids of a text that begin with the known ones; None if these do not begin it.
+
+    Earlier turns are so found in the cache token by token, although their text alone may give other tokens: a model
+    does not write as its tokenizer cuts.
+    """
+    begin = tokenizer.decode(known, skip_special_tokens=False)
+    if not text.startswith(begin):
+        return None
+    token_ids = known + tokenizer.encode(text[len(begin) :], add_special_tokens=False)
+    same = tokenizer.decode(token_ids, skip_special_tokens=False) == text  # some tokenizers put a space before a text
+    return token_ids if same else None
 
 
 def _new_text(tokenizer: Tokenizer) -> list[int]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from octavo.errors import BadRequest
 from octavo.text.grammars.constrained import constrained, is_constrained
@@ -26,8 +26,9 @@ from octavo_serve.api.lateness import Lateness
 from octavo_serve.api.pieces import Whole
 from octavo_serve.api.prompts import is_long, prepare
 from octavo_serve.api.reading import reading_of
+from octavo_serve.api.records import Records
 from octavo_serve.api.registry import Registry
-from octavo_serve.api.surface import A, E, Surface
+from octavo_serve.api.surface import A, E, Surface, Writer
 from octavo_serve.api.telemetry import Telemetry
 from octavo_serve.api.threads import MAX_THREADS, Threads
 from octavo_serve.api.turns import PIECES
@@ -47,6 +48,7 @@ class Service:
     """The API for the models of one gateway."""
 
     def __init__(self, models: Registry, limits: Limits, telemetry: Telemetry) -> None:
+        self.records = Records()
         self.models = models
         self.limits = limits
         self.telemetry = telemetry
@@ -101,12 +103,13 @@ class Service:
             stage=asked.stage if reading is None else reading.stage,
             telemetry=self.telemetry,
             marks=None if reading is None else reading.marks,
+            context=asked.context,
         )
 
-    async def whole(self, job: Job) -> Whole:
-        """Run a job to its end."""
-        whole = Whole()
-        async with aclosing(run(job)) as stream:
+    async def whole(self, writer: Writer[Any, Any]) -> Whole:
+        """Run a writer's job to its end."""
+        whole = writer.gathered()
+        async with aclosing(run(writer.job)) as stream:
             async for elements in stream:
                 whole.add(elements)
         return whole
@@ -118,7 +121,7 @@ class Service:
             BadRequest, Overloaded, ModelNotReady, EngineDead.
         """
         writer = surface.writer(body, await self.job(surface.ask(body, self.limits)), True)
-        return await write_answer(writer, await self.whole(writer.job), self.threads, _same, _same)
+        return await write_answer(writer, await self.whole(writer), self.threads, _same, _same)
 
     async def events(self, surface: Surface[B, A, E], body: B) -> AsyncGenerator[E, None]:
         """The same answer event by event; the first event comes with the first token."""

@@ -8,9 +8,9 @@ failure ── errors ──> the protocol's error                          fram
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
@@ -19,6 +19,10 @@ from octavo_serve.api.bounds import Limits
 from octavo_serve.api.failures import Failure
 from octavo_serve.api.jobs import Asked, Job
 from octavo_serve.api.pieces import Begun, Element, Piece, Whole
+
+if TYPE_CHECKING:
+    from octavo_serve.api.operation import Call
+    from octavo_serve.api.service import Service
 
 A = TypeVar("A", bound=Mapping[str, Any])
 E = TypeVar("E", bound=Mapping[str, Any])
@@ -52,6 +56,18 @@ class Writer(ABC, Generic[A, E]):
             self.begun[element.prompt] = element
             return self.begin(element)
         return self.end()
+
+    def gathered(self) -> Whole:
+        """What the output of a request that does not stream is added to."""
+        return Whole()
+
+    async def settle(self) -> None:
+        """Awaited once all events, or the answer, are written, before the last of them is sent."""
+        return
+
+    def failed(self, failure: Failure) -> list[E] | None:
+        """The last events of a stream that has begun and cannot go on; None: the protocol's error is its last event."""
+        return None
 
     def answer(self, whole: Whole) -> A:
         """The whole answer, for a request that does not stream."""
@@ -124,6 +140,8 @@ class Surface(Generic[B, A, E]):
         answers, events: types of an answer, and of a stream's event.
         streams: tells whether a body asks for a stream.
         ask: turns a body into an `Asked`.
+        recall: completes what was asked with what is kept of the caller's earlier requests. Its second argument is the
+            caller's name. None: nothing is.
         writer: makes the writer of a request; its last argument is the writer's `tells`.
         large_json: writes large events and answers; it runs in a thread and lets other threads run in between.
     """
@@ -139,3 +157,15 @@ class Surface(Generic[B, A, E]):
     errors: Errors
     framing: Framing
     large_json: Callable[[Any], bytes] = to_json
+    recall: Callable[[Service, str, B, Asked], Awaitable[None]] | None = None
+
+    async def asked(self, service: Service, call: Call) -> Asked:
+        """What a request asks for, with what is kept of earlier ones.
+
+        Raises:
+            BadRequest, Overloaded.
+        """
+        asked = call.admit(self.ask(call.body, service.limits))
+        if self.recall is not None:
+            await self.recall(service, call.caller.name, call.body, asked)
+        return asked

@@ -96,12 +96,12 @@ def _errors_by_path(*served: Surface[Any, Any, Any] | Operation) -> ErrorsOf:
 def _add_surface(app: Starlette, surface: Surface[Any, Any, Any], service: Service, access: Access) -> None:
     async def generate(request: Request) -> Response:
         call = await call_of(request, service, access, surface.body)
-        asked = call.admit(surface.ask(call.body, service.limits))
-        writer = surface.writer(call.body, await service.job(asked), call.tells)
+        writer = surface.writer(call.body, await service.job(await surface.asked(service, call)), call.tells)
         if surface.streams(call.body):
             return await event_stream(surface, writer, service)
-        whole = await service.whole(writer.job)
+        whole = await service.whole(writer)
         answer = await write_answer(writer, whole, service.threads, put=to_json, put_large=surface.large_json)
+        await writer.settle()
         headers = routing_headers(whole.begun.values()) if writer.tells else None
         return Response(answer, headers=headers, media_type=JSON)
 

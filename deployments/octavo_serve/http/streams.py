@@ -68,6 +68,7 @@ class _Chunks:
         written = await write(self._writer, now, self._service.threads, self._frame, self._frame_large)
         self.ended = isinstance(now[-1], Ended)
         if self.ended:
+            await self._writer.settle()
             written.append(self.surface.framing.end)
         return b"".join(written)
 
@@ -76,7 +77,9 @@ class _Chunks:
         failure = failure_of(error)
         self._service.telemetry.errors.labels(failure.status).inc()
         self.ended = True
-        return self._frame(self.surface.errors.body(failure)) + self.surface.framing.end
+        events = self._writer.failed(failure)
+        last = [self.surface.errors.body(failure)] if events is None else events
+        return b"".join(map(self._frame, last)) + self.surface.framing.end
 
     def _frame(self, event: Event) -> bytes:
         return self.surface.framing.frame(event, to_json(event))

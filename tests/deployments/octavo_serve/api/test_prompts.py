@@ -91,3 +91,19 @@ def test_lengths() -> None:
         check_length(10, 7, 16, "prompt")
     with pytest.raises(PromptTooLong, match="shorten it"):
         check_length(16, None, 16, "prompt")
+
+
+def test_a_prompt_goes_on_from_known_tokens(tokenizer: Tokenizer) -> None:
+    text = "Paris. And Rome?"
+    usual = tokenizer.encode(text, add_special_tokens=False)
+    known = [tokenizer.encode(c, add_special_tokens=False)[0] for c in "Paris."]
+    for begins, expected in (
+        ([known], known + tokenizer.encode(" And Rome?", add_special_tokens=False)),
+        ([[*known, 0], known], known + tokenizer.encode(" And Rome?", add_special_tokens=False)),
+        ([[*known, 0]], usual),
+        ([[]], usual),
+        ([[tokenizer.vocab_size]], usual),
+    ):
+        asking = asked(known=begins, add_special_tokens=False)
+        (request,), _ = prepare(tokenizer, INFO, [text], asking, "x")
+        assert request.prompt_token_ids == expected

@@ -1,0 +1,276 @@
+"""`Records`: what a gateway keeps of requests between them, in one sqlite file with a bound in bytes and in time.
+
+A record belongs to the caller whose request made it, and is found by that caller alone. Several gateways may use one
+file: each operation is a transaction of its own. Records are found again after a restart if the file has a path;
+without one it is a private temporary file that ends with the process.
+
+All of sqlite's work runs in one thread per gateway. Values are bytes that this module does not look into.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import sqlite3
+import tempfile
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from octavo.errors import BadRequest, OctavoError, Overloaded
+
+T = TypeVar("T")
+
+MAX_WAITING = 1024
+"""Operations that may run or wait; each takes well below a millisecond."""
+OVERHEAD = 512
+"""Bytes of a record beside what it holds: its row, its place in the index, the rest of its last page."""
+EVICTED = 64
+"""Records that are looked at in one go when room is made."""
+BUSY_SECONDS = 5.0
+"""How long an operation waits for that of another gateway."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS records (
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, used REAL NOT NULL, size INTEGER NOT NULL, previous TEXT,
+    body BLOB NOT NULL, extra BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS by_use ON records (used, size);
+CREATE TABLE IF NOT EXISTS totals (id INTEGER PRIMARY KEY CHECK (id = 0), size INTEGER NOT NULL);
+INSERT OR IGNORE INTO totals VALUES (0, 0);
+CREATE TRIGGER IF NOT EXISTS added AFTER INSERT ON records BEGIN UPDATE totals SET size = size + new.size; END;
+CREATE TRIGGER IF NOT EXISTS removed AFTER DELETE ON records BEGIN UPDATE totals SET size = size - old.size; END;
+CREATE TABLE IF NOT EXISTS secret (id INTEGER PRIMARY KEY CHECK (id = 0), value BLOB NOT NULL);
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What is kept under an id.
+
+    Attributes:
+        owner: name of the caller that it belongs to.
+        previous: id of the record that it goes on from; None for none.
+        body, extra: its content; `extra` is left out where a chain is read.
+    """
+
+    id: str
+    owner: str
+    previous: str | None = None
+    body: bytes
+    extra: bytes = b""
+
+    @property
+    def size(self) -> int:
+        """Bytes that it is counted with."""
+        return OVERHEAD + len(self.body) + len(self.extra)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSettings:
+    """Where records are, and for how long.
+
+    Attributes:
+        path: of the file; None for a private temporary one.
+        max_bytes: of all records; those that were not used for longest go first.
+        ttl_s: seconds after its last use after which a record is gone.
+    """
+
+    path: Path | None = None
+    max_bytes: int = 2**28
+    ttl_s: float = 30 * 86400.0
+
+
+class Records:
+    """The records of one application, as one gateway sees them. Nothing is opened before it is needed.
+
+    Args:
+        clock: seconds since 1970.
+    """
+
+    def __init__(self, settings: RecordSettings | None = None, clock: Callable[[], float] = time.time) -> None:
+        self.settings = settings or RecordSettings()
+        self._clock = clock
+        self._pool = ThreadPoolExecutor(1, "octavo-records")
+        self._waiting = 0
+        self._opened: tuple[Path | None, sqlite3.Connection] | None = None
+        self._secret: bytes | None = None
+
+    async def put(self, record: Record, *, replaces: bool = False) -> bool:
+        """Keep a record, and make room for it.
+
+        Args:
+            replaces: only if there is one under its id, which goes.
+
+        Returns:
+            whether it is kept.
+
+        Raises:
+            BadRequest: it is larger than all records may be together.
+            Overloaded: too many operations wait.
+        """
+        if record.size > self.settings.max_bytes:
+            raise BadRequest(
+                f"the response has {record.size} bytes; this server keeps {self.settings.max_bytes} in all: "
+                "send store: false",
+                "store",
+            )
+        return await self._run(_put, record, self.settings.max_bytes, self._clock(), replaces)
+
+    async def get(self, owner: str, record_id: str) -> Record | None:
+        """A record; None if there is none of this owner."""
+        return await self._run(_get, owner, record_id, self._clock(), self.settings.ttl_s)
+
+    async def chain(self, owner: str, record_id: str, most: int, most_bytes: int) -> list[Record]:
+        """A record and those that it goes on from, the last first; only the first has its `extra`.
+
+        It ends early at what is gone. All of them count as used now.
+
+        Raises:
+            BadRequest: they are more than `most`, or have more bytes.
+        """
+        return await self._run(_chain, owner, record_id, (most, most_bytes), self._clock(), self.settings.ttl_s)
+
+    async def delete(self, owner: str, record_id: str) -> bool:
+        """Remove a record; returns whether there was one."""
+        return await self._run(_delete, owner, record_id)
+
+    async def secret(self) -> bytes:
+        """32 random bytes, the same for everybody who uses the file."""
+        if self._secret is None:
+            self._secret = await self._run(_secret)
+        return self._secret
+
+    async def _run(self, work: Callable[..., T], *args: object) -> T:
+        if self._waiting >= MAX_WAITING:
+            raise Overloaded(f"{MAX_WAITING} requests wait for stored responses already", retry_after=1.0)
+        self._waiting += 1
+        future = asyncio.get_running_loop().run_in_executor(self._pool, partial(self._perform, work, *args))
+        future.add_done_callback(self._ended)
+        return await asyncio.shield(future)
+
+    def _ended(self, _: object) -> None:
+        self._waiting -= 1
+
+    def _perform(self, work: Callable[..., T], *args: object) -> T:
+        try:
+            connection = self._connection()
+            with connection:
+                connection.execute("BEGIN IMMEDIATE")
+                return work(connection, *args)
+        except sqlite3.Error as error:
+            raise OctavoError(f"the file of stored responses cannot be used: {error}") from error
+
+    def _connection(self) -> sqlite3.Connection:
+        """The open file; another one after its path has changed."""
+        path = self.settings.path
+        if self._opened is None or self._opened[0] != path:
+            if self._opened is not None:
+                self._opened[1].close()
+            self._secret = None
+            self._opened = path, _open(path or _private(self))
+        return self._opened[1]
+
+
+def _private(owner: object) -> Path:
+    """A new file that is removed with its folder when `owner` or the process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="octavo-records-")
+    weakref.finalize(owner, folder.cleanup)
+    return Path(folder.name) / "records.sqlite"
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        path.chmod(0o600)  # sqlite gives the files beside it the same
+    except OSError as error:
+        raise OctavoError(f"the file of stored responses cannot be used: {error}") from error
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA secure_delete = ON")
+    connection.executescript(_TABLES)
+    return connection
+
+
+# ── operations, each in a transaction ──
+
+
+def _put(connection: sqlite3.Connection, record: Record, max_bytes: int, now: float, replaces: bool) -> bool:
+    found = connection.execute("DELETE FROM records WHERE id = ? AND owner = ?", (record.id, record.owner))
+    if replaces and not found.rowcount:
+        return False
+    _make_room(connection, max_bytes - record.size)
+    values = record.id, record.owner, now, record.size, record.previous, record.body, record.extra
+    connection.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+    return True
+
+
+def _make_room(connection: sqlite3.Connection, most: int) -> None:
+    """Remove what was not used for longest until all records have at most so many bytes."""
+    while (total := connection.execute("SELECT size FROM totals").fetchone()[0]) > most:
+        oldest = connection.execute("SELECT rowid, size FROM records ORDER BY used LIMIT ?", (EVICTED,)).fetchall()
+        for row, size in oldest:
+            connection.execute("DELETE FROM records WHERE rowid = ?", (row,))
+            total -= size
+            if total <= most:
+                return
+
+
+def _forget(connection: sqlite3.Connection, now: float, ttl: float) -> None:
+    connection.execute("DELETE FROM records WHERE used < ?", (now - ttl,))
+
+
+def _get(connection: sqlite3.Connection, owner: str, record_id: str, now: float, ttl: float) -> Record | None:
+    _forget(connection, now, ttl)
+    row = connection.execute(
+        "SELECT previous, body, extra FROM records WHERE id = ? AND owner = ?", (record_id, owner)
+    ).fetchone()
+    if row is None:
+        return None
+    _touch(connection, record_id, now)
+    return Record(id=record_id, owner=owner, previous=row[0], body=row[1], extra=row[2])
+
+
+def _touch(connection: sqlite3.Connection, record_id: str, now: float) -> None:
+    connection.execute("UPDATE records SET used = ? WHERE id = ?", (now, record_id))
+
+
+def _chain(
+    connection: sqlite3.Connection, owner: str, record_id: str, most: tuple[int, int], now: float, ttl: float
+) -> list[Record]:
+    _forget(connection, now, ttl)
+    found: list[Record] = []
+    size, next_id = 0, record_id
+    while next_id is not None:
+        extra = "extra" if not found else "x''"
+        row = connection.execute(
+            f"SELECT previous, body, {extra} FROM records WHERE id = ? AND owner = ?", (next_id, owner)
+        ).fetchone()
+        if row is None:
+            break
+        found.append(Record(id=next_id, owner=owner, previous=row[0], body=row[1], extra=row[2]))
+        size += len(row[1])
+        if len(found) > most[0] or size > most[1]:
+            raise BadRequest("the conversation is too long to go on from: begin another one", "previous_response_id")
+        _touch(connection, next_id, now)
+        next_id = row[0]
+    return found
+
+
+def _delete(connection: sqlite3.Connection, owner: str, record_id: str) -> bool:
+    found = connection.execute("DELETE FROM records WHERE id = ? AND owner = ?", (record_id, owner))
+    return bool(found.rowcount)
+
+
+def _secret(connection: sqlite3.Connection) -> bytes:
+    connection.execute("INSERT OR IGNORE INTO secret VALUES (0, ?)", (secrets.token_bytes(32),))
+    value: bytes = connection.execute("SELECT value FROM secret").fetchone()[0]
+    return value
