@@ -8,7 +8,8 @@ from octavo_serve.api.operation import Operation
 from octavo_serve.api.surface import Surface
 from octavo_serve.surfaces.chat.surface import CHAT
 from octavo_serve.surfaces.completions.surface import COMPLETIONS
+from octavo_serve.surfaces.responses.surface import RESPONSES
 from octavo_serve.surfaces.tokens.operations import DETOKENIZE, TOKENIZE
 
-SURFACES: tuple[Surface[Any, Any, Any], ...] = (CHAT, COMPLETIONS)
+SURFACES: tuple[Surface[Any, Any, Any], ...] = (CHAT, COMPLETIONS, RESPONSES)
 OPERATIONS: tuple[Operation, ...] = (TOKENIZE, DETOKENIZE)
