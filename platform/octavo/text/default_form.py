@@ -31,8 +31,14 @@ def knows_tools(source: str) -> bool:
 
 
 def in_default_form(messages: Sequence[Any], tools: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """At least one message, with tools, calls and results as text; what is malformed is left for others to refuse."""
+    """At least one message, with tools, calls and results as text; what is malformed is left for others to refuse.
+
+    Args:
+        tools: may be empty: then there is only what was called before.
+    """
     plain = [_plain(message) for message in messages]
+    if not tools:
+        return plain
     text = _INTRODUCTION.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
     first = plain[0]
     if isinstance(first, Mapping) and first.get("role") in ("system", "developer"):

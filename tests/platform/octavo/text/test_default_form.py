@@ -37,6 +37,13 @@ def test_calls_and_results_are_texts() -> None:
     assert result == {"role": "user", "content": "<tool_response>\n2\n</tool_response>"}
 
 
+def test_without_tools_there_is_only_what_was_called() -> None:
+    assert in_default_form([USER, {"role": "tool", "content": "2"}], []) == [
+        USER,
+        {"role": "user", "content": "<tool_response>\n2\n</tool_response>"},
+    ]
+
+
 def test_what_is_malformed_is_left_for_others_to_refuse() -> None:
     messages = ["x", {"role": "assistant", "tool_calls": "none"}]
     assert in_default_form(messages, [TOOL])[1:] == messages
