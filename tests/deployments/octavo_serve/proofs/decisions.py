@@ -1,0 +1,162 @@
+"""Decisions on a running server: the same bits at any load, and the time beside chats that ask the same.
+
+    python tests/deployments/octavo_serve/proofs/decisions.py configs/quickstart.yaml
+
+Every round has a state of its own, so that nothing of an earlier one is in the cache. A chat call has the prompt that a
+question has, and asks for one token with its log probability.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+from running import RunningServer, parser
+
+from octavo_serve.surfaces.decisions.labels import YES_NO, Labels
+from octavo_serve.surfaces.decisions.questions import Question
+
+WORDS = [
+    "order",
+    "payment",
+    "refund",
+    "support",
+    "invoice",
+    "ticket",
+    "delivery",
+    "answer",
+    "customer",
+    "charge",
+    "week",
+    "money",
+    "late",
+    "again",
+]
+ALONE = 4
+"""Chat calls that compute a state of their own; their time is taken times the number of questions."""
+
+
+def state_of(tokens: int, rng: random.Random) -> str:
+    """A text of about so many tokens."""
+    return " ".join(rng.choice(WORDS) for _ in range(tokens)) + "."
+
+
+def questions_of(count: int) -> list[dict[str, Any]]:
+    return [{"type": "predicate", "instructions": f"The text says {WORDS[i % 14]} number {i}."} for i in range(count)]
+
+
+class Client:
+    def __init__(self, http: httpx.AsyncClient, model: str) -> None:
+        self._http = http
+        self._model = model
+
+    async def decide(self, state: str, questions: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+        body = {"model": self._model, "input": state, "questions": questions, **fields}
+        answer = await self._http.post("/v1/decisions", json=body)
+        answer.raise_for_status()
+        found: dict[str, Any] = answer.json()
+        return found
+
+    async def chat(self, state: str, question: dict[str, Any], max_tokens: int = 1) -> None:
+        asked = Question("predicate", "questions", question["instructions"])
+        labels = Labels(YES_NO, ())
+        content = f"{state}\n\n{asked.head(labels)}{asked.text(labels)}"
+        body = {"model": self._model, "messages": [{"role": "user", "content": content}], "max_tokens": max_tokens}
+        answer = await self._http.post("/v1/chat/completions", json={**body, "logprobs": True, "top_logprobs": 5})
+        answer.raise_for_status()
+
+    async def talk(self, stop: asyncio.Event, rng: random.Random) -> None:
+        """One stream after the other."""
+        while not stop.is_set():
+            await self.chat(state_of(rng.randint(10, 200), rng), {"instructions": "Why?"}, rng.randint(1, 40))
+
+
+async def timed(work: Callable[[], Awaitable[Any]]) -> tuple[float, Any]:
+    begin = time.monotonic()
+    result = await work()
+    return time.monotonic() - begin, result
+
+
+async def same_bits(client: Client, options: argparse.Namespace, rng: random.Random) -> bool:
+    """Whether answers are the same bits in all these cases."""
+    state, questions = state_of(options.tokens // 4, rng), questions_of(options.questions)
+    first = (await client.decide(state, questions))["answers"]
+    found = {
+        "again, from the cache": (await client.decide(state, questions))["answers"],
+        "with nothing of the cache": (await client.decide(state, questions, prompt_cache_options={"mode": "explicit"}))[
+            "answers"
+        ],
+        "in another order": (await client.decide(state, questions[::-1]))["answers"][::-1],
+        "the first three alone": [(await client.decide(state, [q]))["answers"][0] for q in questions[:3]],
+    }
+    stop = asyncio.Event()
+    streams = [asyncio.create_task(client.talk(stop, random.Random(i))) for i in range(options.streams)]
+    await asyncio.sleep(1)
+    for name, fields in {"": {}, ", with nothing of the cache": {"prompt_cache_options": {"mode": "explicit"}}}.items():
+        beside = (await client.decide(state, questions, **fields))["answers"]
+        found[f"beside {options.streams} streams{name}"] = beside
+    stop.set()
+    await asyncio.gather(*streams)
+    for name, answers in found.items():
+        print(f"{name:60} {'the same bits' if answers == first[: len(answers)] else 'OTHER BITS'}")
+    return all(answers == first[: len(answers)] for answers in found.values())
+
+
+async def times(client: Client, options: argparse.Namespace, rng: random.Random) -> None:
+    """The seconds of one decision, and of as many chat calls as it has questions."""
+    questions = questions_of(options.questions)
+    for _ in range(options.rounds):
+        state = state_of(options.tokens, rng)
+        seconds, told = await timed(lambda state=state: client.decide(state, questions))
+        print(
+            f"\n{len(questions)} questions, {told['usage']['input_tokens']} tokens: {seconds:.2f} s, from the cache "
+            f"{(await timed(lambda state=state: client.decide(state, questions)))[0]:.2f} s"
+        )
+        state = state_of(options.tokens, rng)
+        every, _ = await timed(lambda state=state: asyncio.gather(*(client.chat(state, q) for q in questions)))
+        print(f"as chat calls, all at once: {every:.2f} s, {every / seconds:.1f}x")
+
+        async def one_by_one(state: str = state_of(options.tokens, rng)) -> None:
+            for question in questions:
+                await client.chat(state, question)
+
+        turns, _ = await timed(one_by_one)
+        print(f"one after the other: {turns:.2f} s, {turns / seconds:.1f}x")
+
+        async def alone() -> None:
+            for question in questions[:ALONE]:
+                await client.chat(state_of(options.tokens, rng), question)
+
+        own = (await timed(alone))[0] * len(questions) / ALONE
+        print(f"each with a state to compute ({ALONE} measured): {own:.2f} s, {own / seconds:.1f}x")
+
+
+async def prove(server: RunningServer, options: argparse.Namespace) -> bool:
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=server.url, timeout=600, limits=limits) as http:
+        client, rng = Client(http, server.model.name), random.Random(options.seed)
+        same = await same_bits(client, options, rng)
+        await times(client, options, rng)
+    return same
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--questions", type=int, default=100)
+    options.add_argument("--tokens", type=int, default=4000, help="of the state, about")
+    options.add_argument("--streams", type=int, default=64, help="that run beside the decision")
+    options.add_argument("--rounds", type=int, default=1, help="of the measurement")
+    asked = options.parse_args()
+    with RunningServer(asked.config, asked.port) as server:
+        same = asyncio.run(prove(server, asked))
+    sys.exit(0 if same else "probabilities depend on the load")
+
+
+if __name__ == "__main__":
+    main()
