@@ -146,7 +146,7 @@ class ScriptedClient:
             request.request_id,
             index,
             token_ids,
-            logprobs=None if params.logprobs is None else [_entries(t, params.logprobs) for t in token_ids],
+            logprobs=_logprobs(token_ids, params),
             cumulative_logprob=-(step + 1.0) * (index + 1),
             finish_reason=reason,
             num_cached_tokens=self.cached_tokens if step == 0 else 0,
@@ -156,6 +156,13 @@ class ScriptedClient:
                 else None
             ),
         )
+
+
+def _logprobs(token_ids: list[int], params: SamplingParams) -> list[TokenLogprobs] | None:
+    named = {token_id: Logprob(-1.0 - i, 0) for i, token_id in enumerate(params.logprob_token_ids or ())}
+    if params.logprobs is None and not named:
+        return None
+    return [named | _entries(token_id, params.logprobs or 0) for token_id in token_ids]
 
 
 def _entries(token_id: int, alternatives: int) -> TokenLogprobs:
