@@ -22,6 +22,7 @@ import torch
 import octavo_kernels.activation.bench
 import octavo_kernels.kv_store.bench
 import octavo_kernels.linear.bench
+import octavo_kernels.log_norm.bench
 import octavo_kernels.moe.bench
 import octavo_kernels.paged_attention.bench
 import octavo_kernels.qkv_rope_store.bench
@@ -43,6 +44,7 @@ CASES: dict[str, Callable[[Bench], Iterator[Case]]] = {
     "moe": octavo_kernels.moe.bench.cases,
     "sampling": octavo_kernels.sampling.bench.cases,
     "token_mask": octavo_kernels.token_mask.bench.cases,
+    "log_norm": octavo_kernels.log_norm.bench.cases,
 }
 """Cases by op."""
 

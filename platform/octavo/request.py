@@ -33,6 +33,9 @@ MAX_STOP_LENGTH = 1024
 MAX_STOP_TOKEN_IDS = 1024
 """Most token ids that end a sequence besides the model's own."""
 
+MAX_LOGPROB_TOKEN_IDS = 1024
+"""Most token ids whose log probabilities a request may ask for by name."""
+
 MAX_LOGIT_BIAS = 1024
 """Most tokens with a bias; OpenAI takes 300."""
 
@@ -95,7 +98,9 @@ class SamplingParams:
         max_tokens: most tokens to generate; None means as many as the context holds. 0 computes the prompt and samples
             nothing: its log probabilities, or a warm prefix cache, are all that is wanted.
         logprobs: alternatives per generated token, besides the sampled token itself; None means no log probabilities.
-        prompt_logprobs: the same for prompt tokens; turns prefix-cache reads off for the request.
+        logprob_token_ids: up to MAX_LOGPROB_TOKEN_IDS token ids whose log probabilities are told for each generated
+            token, beside the sampled token's own and the alternatives that `logprobs` asks for.
+        prompt_logprobs: the same as `logprobs` for prompt tokens; turns prefix-cache reads off for the request.
         skip_special_tokens: leave special tokens out of the text.
         allowed_token_ids: no other token is drawn.
         bad_words: texts that do not appear in the output.
@@ -126,6 +131,7 @@ class SamplingParams:
     min_tokens: int = 0
     max_tokens: int | None = 16
     logprobs: int | None = None
+    logprob_token_ids: list[int] | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     allowed_token_ids: list[int] | None = None
@@ -159,6 +165,8 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _number(getattr(self, name), name, 0, MAX_LOGPROBS, integer=True)
+        if self.logprob_token_ids is not None:
+            self._check_logprob_token_ids(self.logprob_token_ids)
         if self.logit_bias is not None:
             self._check_logit_bias(self.logit_bias)
         if self.stop is not None or self.stop_token_ids != []:
@@ -179,6 +187,15 @@ class SamplingParams:
             )
         if len(bad) > 2 * MAX_BAD or not all(0 < len(ids) <= MAX_BAD_LENGTH for ids in bad):
             raise BadRequest(f"a bad word has more than {MAX_BAD_LENGTH} tokens: make it shorter", "bad_words")
+
+    def _check_logprob_token_ids(self, ids: list[int]) -> None:
+        name = "logprob_token_ids"
+        if not isinstance(ids, list) or len(ids) > MAX_LOGPROB_TOKEN_IDS:
+            raise BadRequest(f"{name} must be at most {MAX_LOGPROB_TOKEN_IDS} token ids", name)
+        for token in ids:
+            _number(token, name, 0, MAX_TOKEN_ID, integer=True)
+        if not (self.structured_outputs is self.grammar is self.thinking is None):
+            raise BadRequest(f"{name} are not told for tokens that a grammar or a budget decides: leave one out", name)
 
     def _check_logit_bias(self, bias: dict[int, float]) -> None:
         if not isinstance(bias, dict) or len(bias) > MAX_LOGIT_BIAS:
@@ -201,6 +218,13 @@ class SamplingParams:
             raise BadRequest(f"stop_token_ids must be at most {MAX_STOP_TOKEN_IDS} token ids", "stop_token_ids")
         for token in self.stop_token_ids:
             _number(token, "stop_token_ids", 0, MAX_TOKEN_ID, integer=True)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Log probabilities of each generated token besides its own; None means none at all."""
+        if self.logprobs is None and self.logprob_token_ids is None:
+            return None
+        return (self.logprobs or 0) + len(self.logprob_token_ids or ())
 
     @property
     def num_sequences(self) -> int:
@@ -283,7 +307,7 @@ class Logprob:
 
     Attributes:
         logprob: natural logarithm.
-        rank: 1 for the most likely token.
+        rank: 1 for the most likely token; 0 of a token that was asked for by name, whose rank nobody counts.
         decoded_token: the token's text, filled in by the text layer.
     """
 
@@ -296,16 +320,19 @@ TokenLogprobs = dict[int, Logprob]
 """Token id -> its log probability: the token itself and the alternatives asked for."""
 
 
-def token_logprobs(token_ids: Sequence[int], logprobs: Sequence[float], rank: int) -> TokenLogprobs:
+def token_logprobs(token_ids: Sequence[int], logprobs: Sequence[float], rank: int, named: int = 0) -> TokenLogprobs:
     """vLLM's shape of one token's numbers.
 
     Args:
-        token_ids, logprobs: the token itself, then the alternatives in falling order, which may repeat it.
+        token_ids, logprobs: the token itself, then the alternatives in falling order, which may repeat it, then those
+            that were asked for by name, which may repeat both.
         rank: of the token itself.
+        named: how many were asked for by name.
     """
     entries = {token_ids[0]: Logprob(logprobs[0], rank)}
+    ranked = len(token_ids) - named
     for place, (token, value) in enumerate(zip(token_ids[1:], logprobs[1:], strict=True), 1):
-        entries.setdefault(token, Logprob(value, place))
+        entries.setdefault(token, Logprob(value, place if place < ranked else 0))
     return entries
 
 

@@ -59,6 +59,7 @@ class SamplingRows:
     penalties: dict[int, Penalties] = field(default_factory=dict)  # by row
     logit_bias: dict[int, tuple[Int64, Float32]] = field(default_factory=dict)  # row -> token ids, and what they get
     banned: dict[int, Int64] = field(default_factory=dict)  # row -> token ids that must not be drawn (min_tokens)
+    named: dict[int, Int64] = field(default_factory=dict)  # row -> token ids whose log probabilities it asks for, too
     # [M, ceil(V / 32)] the tokens that each of M rows may draw, a bit each, the lowest bit of a word first; None: all
     masks: Uint32 | None = None
     masked: Int32 | None = None  # [M] whose masks they are, rising
@@ -97,11 +98,13 @@ class StepBatch:
 
 @dataclass(slots=True)
 class LogprobRow:
-    """Log probabilities of one position: the token itself first, then the alternatives in falling order."""
+    """Log probabilities of one position: the token itself first, then the alternatives in falling order, then those
+    that were asked for by name."""
 
     token_ids: list[int]
     logprobs: list[float]
     rank: int  # of token_ids[0]; 1 is the most likely
+    named: int = 0  # how many were asked for by name
 
 
 @dataclass(slots=True)

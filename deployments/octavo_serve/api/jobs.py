@@ -125,5 +125,5 @@ class Job:
         """Whether the log probabilities of this many tokens take too long to be written on the event loop."""
         params = self.params
         of_prompts = 0 if params.prompt_logprobs is None else prompt_tokens * (1 + params.prompt_logprobs)
-        of_tokens = 0 if params.logprobs is None else tokens * (1 + params.logprobs)
+        of_tokens = 0 if params.num_logprobs is None else tokens * (1 + params.num_logprobs)
         return of_prompts + of_tokens > MANY

@@ -7,7 +7,7 @@ namespace octavo {
 namespace {
 
 constexpr float kNone = -std::numeric_limits<float>::infinity();
-constexpr int64_t kChunk = 512;  // weights summed at a time while looking for the drawn one
+constexpr int64_t kChunk = 512;  // weights summed at a time; of a row with a mask most chunks have none
 constexpr float kLikely = -12.f;  // scaled logits above it hold nearly all of a nucleus: tried first
 
 // Philox4x32-10 (Salmon et al. 2011), its first two words as a number in [0, 1) with 53 bits, as in reference.py.
@@ -60,12 +60,21 @@ int64_t find(const float* logits, int64_t vocab, float value) {
     return i;
 }
 
-// to[i] = (logits[i] - peak) / temperature; weights[i] = e^to[i], 0 below `lowest`. Returns the sum of the weights.
-double weigh(const float* logits, int64_t vocab, float peak, float temperature, float lowest, float* to,
-             float* weights) {
+bool is_empty(const float* logits, int64_t count) {
+    int64_t i = 0;
+    while (i < count && logits[i] == kNone) ++i;
+    return i == count;
+}
+
+// to[i] = (logits[i] - peak) / temperature; weights[i] = e^to[i], 0 below `lowest`; `chunks` lists those with any weight,
+// and others need not be written. Returns the sum of the weights.
+double weigh(const float* logits, int64_t vocab, float peak, float temperature, float lowest, float* to, float* weights,
+             std::vector<int64_t>& chunks) {
     double total = 0;
+    chunks.clear();
     for (int64_t begin = 0; begin < vocab; begin += kChunk) {
         const int64_t end = std::min(vocab, begin + kChunk);
+        if (is_empty(logits + begin, end - begin)) continue;
         Vec part = {};
         for (int64_t i = begin; i < end; i += kLanes) {
             Vec x = (load_part(logits + i, end - i) - splat(peak)) / splat(temperature);
@@ -77,21 +86,28 @@ double weigh(const float* logits, int64_t vocab, float peak, float temperature, 
             store_part(weights + i, weight, end - i);
             part = part + weight;
         }
-        total += sum(part);
+        const float mass = sum(part);
+        total += mass;
+        if (mass != 0) chunks.push_back(begin);
     }
     return total;
 }
 
-// Values of x that are at least `lowest`, in no particular order.
-void collect(const float* x, int64_t count, float lowest, std::vector<float>& to) {
-    to.clear();
-    for (int64_t i = 0; i < count; i += kLanes) {
-        const int64_t lanes = std::min<int64_t>(kLanes, count - i);
-        bool any = false;
-        for (int64_t lane = 0; lane < lanes; ++lane) any |= x[i + lane] >= lowest;
-        if (!any) continue;
-        for (int64_t lane = 0; lane < lanes; ++lane)
-            if (x[i + lane] >= lowest) to.push_back(x[i + lane]);
+// Values in the chunks that are at least `lowest`, in no particular order.
+void collect(SamplingScratch& scratch, float lowest) {
+    const float* x = scratch.scaled.data();
+    const int64_t vocab = int64_t(scratch.scaled.size());
+    scratch.candidates.clear();
+    for (const int64_t begin : scratch.chunks) {
+        const int64_t end = std::min(vocab, begin + kChunk);
+        for (int64_t i = begin; i < end; i += kLanes) {
+            const int64_t lanes = std::min<int64_t>(kLanes, end - i);
+            bool any = false;
+            for (int64_t lane = 0; lane < lanes; ++lane) any |= x[i + lane] >= lowest;
+            if (!any) continue;
+            for (int64_t lane = 0; lane < lanes; ++lane)
+                if (x[i + lane] >= lowest) scratch.candidates.push_back(x[i + lane]);
+        }
     }
 }
 
@@ -130,18 +146,18 @@ float reach(const std::vector<float>& x, double goal, Amount amount) {
 }
 
 // The smallest scaled logit that survives top-k and then top-p.
-float find_threshold(const std::vector<float>& scaled, double total, const SamplingRow& row,
-                     std::vector<float>& candidates) {
-    const int64_t vocab = int64_t(scaled.size());
+float find_threshold(SamplingScratch& scratch, double total, const SamplingRow& row) {
+    std::vector<float>& candidates = scratch.candidates;
+    const int64_t vocab = int64_t(scratch.scaled.size());
     const bool by_count = row.top_k > 0 && row.top_k < vocab;
     if (!by_count && row.top_p >= 1) return kNone;
-    collect(scaled.data(), vocab, kLikely, candidates);
+    collect(scratch, kLikely);
     const auto mass = [](float x) { return double(std::exp(x)); };
     double likely = 0;
     if (!by_count)
         for (const float x : candidates) likely += mass(x);
     if (by_count ? int64_t(candidates.size()) < row.top_k : likely < row.top_p * total)
-        collect(scaled.data(), vocab, std::numeric_limits<float>::lowest(), candidates);
+        collect(scratch, std::numeric_limits<float>::lowest());
     float threshold = kNone;
     if (by_count) {
         threshold = reach(candidates, row.top_k, [](float) { return 1.0; });
@@ -154,18 +170,45 @@ float find_threshold(const std::vector<float>& scaled, double total, const Sampl
     return reach(candidates, row.top_p * total, mass);
 }
 
+// Takes the weights below the threshold away, and chunks without any off the list.
+void drop(SamplingScratch& scratch, float threshold) {
+    const float* scaled = scratch.scaled.data();
+    float* weights = scratch.weights.data();
+    const int64_t vocab = int64_t(scratch.scaled.size());
+    size_t kept = 0;
+    for (const int64_t begin : scratch.chunks) {
+        const int64_t end = std::min(vocab, begin + kChunk);
+        bool any = false;
+        for (int64_t i = begin; i < end; ++i) {
+            weights[i] = scaled[i] < threshold ? 0 : weights[i];
+            any |= weights[i] != 0;
+        }
+        if (any) scratch.chunks[kept++] = begin;
+    }
+    scratch.chunks.resize(kept);
+}
+
 // The first index at which the running sum of the weights passes `point` of the whole.
-int64_t draw(const float* weights, int64_t vocab, double point) {
+int64_t draw(SamplingScratch& scratch, double point) {
+    if (scratch.chunks.empty()) return -1;
+    const float* weights = scratch.weights.data();
+    const int64_t vocab = int64_t(scratch.weights.size());
     double total = 0;
-    for (int64_t i = 0; i < vocab; ++i) total += weights[i];
+    scratch.before.clear();
+    for (const int64_t begin : scratch.chunks) {
+        scratch.before.push_back(total);
+        for (int64_t i = begin; i < std::min(vocab, begin + kChunk); ++i) total += weights[i];
+    }
     const double goal = point * total;
-    double running = 0;
+    size_t chunk = scratch.chunks.size() - 1;  // the last one at whose begin the goal is not passed
+    while (chunk > 0 && scratch.before[chunk] > goal) --chunk;
+    double running = scratch.before[chunk];
     int64_t last = 0;
-    for (int64_t i = 0; i < vocab; ++i) {
+    for (int64_t i = scratch.chunks[chunk]; i < std::min(vocab, scratch.chunks[chunk] + kChunk); ++i) {
         if (weights[i] == 0) continue;
         running += weights[i];
         last = i;
-        if (running > goal) return i;
+        if (running > goal) break;
     }
     return last;
 }
@@ -178,13 +221,12 @@ int64_t sample_row(const float* logits, int64_t vocab, const SamplingRow& row, S
     if (row.temperature <= 0) return find(logits, vocab, peak.value);
     scratch.scaled.resize(vocab);
     scratch.weights.resize(vocab);
-    float* weights = scratch.weights.data();
     const float lowest = row.min_p > 0 ? std::log(row.min_p) : kNone;
-    const double total = weigh(logits, vocab, peak.value, row.temperature, lowest, scratch.scaled.data(), weights);
-    const float threshold = find_threshold(scratch.scaled, total, row, scratch.candidates);
-    if (threshold > kNone)
-        for (int64_t i = 0; i < vocab; ++i) weights[i] = scratch.scaled[i] < threshold ? 0 : weights[i];
-    return draw(weights, vocab, uniform(row.seed, uint64_t(row.position)));
+    const double total = weigh(logits, vocab, peak.value, row.temperature, lowest, scratch.scaled.data(),
+                               scratch.weights.data(), scratch.chunks);
+    const float threshold = find_threshold(scratch, total, row);
+    if (threshold > kNone) drop(scratch, threshold);
+    return draw(scratch, uniform(row.seed, uint64_t(row.position)));
 }
 
 }  // namespace octavo

@@ -18,6 +18,8 @@ struct SamplingRow {
 
 struct SamplingScratch {
     std::vector<float> scaled, weights, candidates;
+    std::vector<int64_t> chunks;  // where those with any weight begin: what else there is adds nothing to any sum
+    std::vector<double> before;   // of each of those, the sum of all weights before it
 };
 
 // The token, or -1 where the largest logit is not finite.

@@ -63,6 +63,7 @@ def _check_tokens(request: Request, limits: ModelLimits) -> None:
     given: list[tuple[str, Iterable[int]]] = [
         ("logit_bias", params.logit_bias or ()),
         ("stop_token_ids", params.stop_token_ids),
+        ("logprob_token_ids", params.logprob_token_ids or ()),
         ("allowed_token_ids", params.allowed_token_ids or ()),
         ("bad_words", itertools.chain.from_iterable(params.bad_token_ids)),
         ("thinking", () if thinking is None else thinking.open_tokens + thinking.close),

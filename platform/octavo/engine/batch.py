@@ -54,7 +54,7 @@ class BatchBuilder:
                 last.block_tables[row, : len(blocks)] = blocks
         known = np.array([seq.num_known for seq in sequences], np.int64)
         rows = dataclasses.replace(
-            last.sampling, position=known, penalties={}, logit_bias={}, banned={}, masks=None, masked=None
+            last.sampling, position=known, penalties={}, logit_bias={}, banned={}, named={}, masks=None, masked=None
         )
         constrained = []
         for row, seq in enumerate(sequences):
@@ -183,8 +183,10 @@ def _with_proposed(counts: TokenCounts | None, token: int, ahead: int) -> TokenC
 
 
 def _add_extras(rows: SamplingRows, row: int, seq: Sequence, counts: TokenCounts | None, ahead: int = 0) -> None:
-    """Bias, bans and penalties of a row whose token follows `ahead` proposed ones; `counts` has those counted."""
+    """What a row has beside its columns, its token following `ahead` proposed ones; `counts` has those counted."""
     group = seq.group
+    if group.named is not None:
+        rows.named[row] = group.named
     if group.penalties is not None and counts is not None:
         rows.penalties[row] = Penalties(*group.penalties, *counts.now())
     if group.bias is not None:

@@ -51,8 +51,9 @@ class Group:
         counts: the token counts that penalties start from: the prompt's.
         bias: token ids and what is added to their logits.
         banned: token ids that must not be drawn before `min_tokens`, sorted.
+        named: token ids whose log probabilities are asked for by name.
         rules: what its tokens must keep to, if that is anything.
-        has_extras: whether rows have penalties, biases, banned tokens or masks.
+        has_extras: whether rows have penalties, biases, banned or named tokens, or masks.
     """
 
     request: Request
@@ -74,6 +75,7 @@ class Group:
     counts: TokenCounts | None = None
     bias: tuple[Int64, Float32] | None = None
     banned: Int64 | None = None
+    named: Int64 | None = None
     has_extras: bool = field(init=False)
 
     @classmethod
@@ -95,7 +97,7 @@ class Group:
         self.samples = self.max_tokens > 0
         # best_of needs the sampled tokens' log probabilities to choose by
         without = 0 if params.num_sequences > params.n else -1
-        logprobs = without if params.logprobs is None else params.logprobs
+        logprobs = without if params.num_logprobs is None else params.logprobs or 0
         top_k = min(max(params.top_k, 0), 2**31 - 1)
         temperature = max(params.temperature, _LEAST) if params.temperature else 0.0
         self.columns = (temperature, top_k, params.top_p, params.min_p, logprobs)
@@ -112,7 +114,9 @@ class Group:
             self.bias = np.array([*params.logit_bias], np.int64), np.array([*params.logit_bias.values()], np.float32)
         if params.min_tokens and (banned := self.end_token_ids | self.stop_token_ids):
             self.banned = np.array(sorted(banned), np.int64)
-        extras = (self.penalties, self.bias, self.banned, self.rules)
+        if params.logprob_token_ids:
+            self.named = np.array(params.logprob_token_ids, np.int64)
+        extras = (self.penalties, self.bias, self.banned, self.named, self.rules)
         self.has_extras = any(extra is not None for extra in extras)
 
     @property
@@ -407,9 +411,9 @@ class Sequence:
         """Note the log probability of an update's next token."""
         self.cumulative_logprob += row.logprobs[0]
         update.cumulative_logprob = self.cumulative_logprob
-        if self.group.request.params.logprobs is not None:
+        if self.group.request.params.num_logprobs is not None:
             update.logprobs = update.logprobs or []
-            update.logprobs.append(token_logprobs(row.token_ids, row.logprobs, row.rank))
+            update.logprobs.append(token_logprobs(row.token_ids, row.logprobs, row.rank, row.named))
 
     def _add(self, update: SequenceUpdate, token: int, logprobs: LogprobRow | None) -> None:
         group, params = self.group, self.group.request.params

@@ -6,7 +6,7 @@ rounded to bf16, and a GGUF file's integer codes with activations quantised to 8
 sequence's logits have the same bits whatever else is in the step, however its prompt is cut into chunks, and on any
 number of threads.
 
-Torch is loaded only for log probabilities, for ranks, and to take the model apart.
+Torch is loaded only for alternatives with their log probabilities, for ranks, and to take the model apart.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from octavo.config import EngineConfig
 from octavo.errors import ModelError
 from octavo.execution.capacity import CPU_KV_BYTES, num_kv_blocks, num_positions
 from octavo.execution.executor import Wait, finished
+from octavo.execution.plain_logprobs import logprobs_without_alternatives
 from octavo.execution.treatment import apply_treatment
 from octavo.models.packed import load_packed, unpackable_formats
 from octavo.models.parallel import Share, TPGroup
@@ -159,11 +160,13 @@ def _sample(
         return tokens, {}
     if undo is not None:
         undo()
+    if rows.num_logprobs.max() == 0:
+        return tokens, logprobs_without_alternatives(logits, logits_row, tokens, rows)
     import torch
 
     from octavo.execution.sampler import sampled_logprobs
 
-    return tokens, sampled_logprobs(torch.from_numpy(logits), logits_row, tokens, rows.num_logprobs)
+    return tokens, sampled_logprobs(torch.from_numpy(logits), logits_row, tokens, rows)
 
 
 # ---- loading --------------------------------------------------------------------------------------------------------

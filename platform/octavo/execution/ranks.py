@@ -330,7 +330,9 @@ def _connection(sock: socket.socket) -> Connection[Any, Any]:
 
 def _for_others(batch: StepBatch) -> StepBatch:
     """Without what only the rank that draws the tokens needs: penalties and masks are long."""
-    sampling = dataclasses.replace(batch.sampling, penalties={}, logit_bias={}, banned={}, masks=None, masked=None)
+    sampling = dataclasses.replace(
+        batch.sampling, penalties={}, logit_bias={}, banned={}, named={}, masks=None, masked=None
+    )
     return dataclasses.replace(batch, sampling=sampling)
 
 

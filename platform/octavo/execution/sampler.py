@@ -16,10 +16,12 @@ from torch import Tensor
 from octavo.execution import tensor_treatment, treatment
 from octavo.execution.transfer import fetch, to_device
 from octavo.step import Int64, LogprobRow, SamplingRows
+from octavo_kernels.log_norm import log_norm_tensors
 from octavo_kernels.sampling import sample_tensors
 
 _LOGIT_ROWS = 256  # prompt positions whose logits exist at once: 256 x 256k x 4 B = 256 MiB for the largest vocabulary
 
+_NONE = np.zeros(0, np.int64)
 
 Drawn = Callable[[], tuple[Int64, dict[int, LogprobRow]]]
 """Waits for a step's tokens and log probabilities, as `sample` returns them."""
@@ -52,21 +54,21 @@ def begin_sample(logits: Tensor, rows: SamplingRows, unlisted: Tensor | None = N
     tokens = _tokens(treated, rows)
     if treated is not logits:  # a penalty turns an infinite logit into the largest finite one
         tokens = tokens.masked_fill(~torch.isfinite(logits.amax(-1)), -1)
-    return tokens, _begin_fetch(logits, tokens, rows.num_logprobs)
+    return tokens, _begin_fetch(logits, tokens, rows)
 
 
-def _begin_fetch(logits: Tensor, tokens: Tensor, counts: np.ndarray) -> Drawn:
+def _begin_fetch(logits: Tensor, tokens: Tensor, rows: SamplingRows) -> Drawn:
+    counts = rows.num_logprobs
     asked = np.flatnonzero(counts >= 0)
     if not len(asked):
         ids_only = fetch(tokens)
         return lambda: (ids_only()[0].astype(np.int64, copy=False), {})
-    places = to_device(asked, logits.device)
-    picked = logits if len(asked) == len(logits) else logits[places]
-    wait = fetch(tokens, *_numbers(picked, tokens[places].clamp(min=0), int(counts.max())))
+    places, named = to_device(asked, logits.device), [rows.named.get(row, _NONE) for row in asked.tolist()]
+    wait = fetch(tokens, *_numbers(logits, places, tokens[places].clamp(min=0), int(counts.max()), named))
 
     def finish() -> tuple[Int64, dict[int, LogprobRow]]:
         ids, *numbers = wait()
-        lists = _rows(ids[asked].tolist(), numbers, counts[asked].tolist())
+        lists = _rows(ids[asked].tolist(), numbers, counts[asked].tolist(), named)
         return ids.astype(np.int64, copy=False), {
             row: entry for row, entry in zip(asked.tolist(), lists, strict=True) if ids[row] >= 0
         }
@@ -87,24 +89,49 @@ def _tokens(logits: Tensor, rows: SamplingRows) -> Tensor:
 
 def logprob_rows(logits: Tensor, tokens: list[int], counts: list[int]) -> list[LogprobRow]:
     """Log probabilities under `logits` [R, V] of one token per row and of the `counts` likeliest ones beside it."""
-    chosen = to_device(np.array(tokens, np.int64), logits.device)
-    return _rows(tokens, fetch(*_numbers(logits, chosen, max(counts, default=0)))(), counts)
+    places, named = np.arange(len(tokens)), [_NONE] * len(tokens)
+    return _logprob_rows(logits, places, np.array(tokens, np.int64), counts, named)
 
 
-def _numbers(logits: Tensor, chosen: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of one token per row its log probability and rank [R], and of the likeliest [R, count] the values and ids."""
-    norm = logits.logsumexp(-1, keepdim=True)
-    own = logits.gather(-1, chosen[:, None])
-    ranks = 1 + (logits > own).sum(-1)
-    top = logits.topk(min(max(1, count), logits.shape[-1]), dim=-1)
-    return (own - norm).squeeze(-1), ranks, top.values - norm, top.indices
+def _logprob_rows(
+    logits: Tensor, places: Int64, tokens: Int64, counts: list[int], named: Sequence[Int64]
+) -> list[LogprobRow]:
+    """As `logprob_rows`; row r is of logits[places[r]]."""
+    where, chosen = to_device(places, logits.device), to_device(tokens, logits.device)
+    numbers = _numbers(logits, where, chosen, max(counts, default=0), named)
+    return _rows(tokens.tolist(), fetch(*numbers)(), counts, named)
 
 
-def _rows(tokens: list[int], numbers: Sequence[np.ndarray], counts: list[int]) -> list[LogprobRow]:
-    own, ranks, values, ids = (column.tolist() for column in numbers)
+def _numbers(
+    logits: Tensor, places: Tensor, chosen: Tensor, count: int, named: Sequence[Int64]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Of one token per row its log probability and rank [R], of the likeliest [R, count] the values and ids, and of
+    those asked for by name [R, most of a row] the values.
+
+    A row's bits are the same in any company: `log_norm_tensors` sums row by row, and all else is a single operation.
+    """
+    norms, ranks = log_norm_tensors(logits, places, chosen)
+    own = logits[places, chosen] - norms
+    width = max(map(len, named), default=0)
+    padded = np.zeros((len(named), width), np.int64)
+    for row, ids in zip(padded, named, strict=True):
+        row[: len(ids)] = ids
+    asked = logits[places[:, None], to_device(padded, logits.device)] - norms[:, None]
+    if not count:
+        return own, ranks, logits.new_empty(len(places), 0), places.new_empty(len(places), 0), asked
+    top = logits[places].topk(min(count, logits.shape[-1]), dim=-1)
+    return own, ranks, top.values - norms[:, None], top.indices, asked
+
+
+def _rows(
+    tokens: list[int], numbers: Sequence[np.ndarray], counts: list[int], named: Sequence[Int64]
+) -> list[LogprobRow]:
+    own, ranks, values, ids, asked = (column.tolist() for column in numbers)
     return [
-        LogprobRow([token, *others[:k]], [value, *tops[:k]], rank)
-        for token, value, rank, tops, others, k in zip(tokens, own, ranks, values, ids, counts, strict=True)
+        LogprobRow([token, *others[:k], *names.tolist()], [value, *tops[:k], *more[: len(names)]], rank, len(names))
+        for token, value, rank, tops, others, k, names, more in zip(
+            tokens, own, ranks, values, ids, counts, named, asked, strict=True
+        )
     ]
 
 
@@ -125,13 +152,13 @@ def prompt_logprobs(
     return rows
 
 
-def sampled_logprobs(logits: Tensor, logits_row: Int64, ids: Int64, counts: np.ndarray) -> dict[int, LogprobRow]:
+def sampled_logprobs(logits: Tensor, logits_row: Int64, ids: Int64, rows: SamplingRows) -> dict[int, LogprobRow]:
     """Log probabilities of the rows that ask; row r was drawn from logits[logits_row[r]]."""
-    wanted = np.flatnonzero((counts >= 0) & (ids >= 0))
+    wanted = np.flatnonzero((rows.num_logprobs >= 0) & (ids >= 0))
     if not len(wanted):
         return {}
-    picked = logits[to_device(logits_row[wanted], logits.device)]
-    result = logprob_rows(picked, ids[wanted].tolist(), counts[wanted].tolist())
+    named = [rows.named.get(row, _NONE) for row in wanted.tolist()]
+    result = _logprob_rows(logits, logits_row[wanted], ids[wanted], rows.num_logprobs[wanted].tolist(), named)
     return dict(zip(wanted.tolist(), result, strict=True))
 
 

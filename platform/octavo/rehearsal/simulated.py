@@ -222,7 +222,7 @@ class SimulatedExecutor:
         for row, banned in rows.banned.items():
             tokens[row] = self._allowed(int(tokens[row]), banned)
         logprobs = {
-            row: self._logprobs(int(tokens[row]), int(rows.num_logprobs[row]))
+            row: self._logprobs(int(tokens[row]), int(rows.num_logprobs[row]), rows.named.get(row))
             for row in np.flatnonzero(rows.num_logprobs >= 0).tolist()
         }
         prompt = [self._logprobs(token, count) for _, token, count in batch.prompt_logprobs]
@@ -237,11 +237,13 @@ class SimulatedExecutor:
         allowed = following[~np.isin(following, banned)]
         return int(allowed[0]) if len(allowed) else token
 
-    def _logprobs(self, token: int, count: int) -> LogprobRow:
+    def _logprobs(self, token: int, count: int, named: Int64 | None = None) -> LogprobRow:
         others = [other % self.spec.vocab_size for other in range(token + 1, token + count)]
         ids = [token, *([token] if count else []), *others]
         values = [_LOG_HALF * place for place in range(1, count + 1)]
-        return LogprobRow(ids, [_LOG_HALF, *values], 1)
+        asked = [] if named is None else named.tolist()
+        far = [_LOG_HALF * (1 + (other - token) % self.spec.vocab_size) for other in asked]
+        return LogprobRow([*ids, *asked], [_LOG_HALF, *values, *far], 1, len(asked))
 
 
 def readable_tokens(tokenizer: Tokenizer) -> list[int]:

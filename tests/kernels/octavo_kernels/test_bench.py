@@ -25,6 +25,7 @@ def test_every_op_is_measured_beside_its_rivals(tmp_path, capsys):
         "linear_Q4_1",
         "moe",
         "token_mask",
+        "log_norm",
     } <= ops
     for result in report["results"]:
         assert result["microseconds"] > 0

@@ -73,15 +73,16 @@ def linear(n: int, k: int, dtype: torch.dtype) -> None:
     launch("fixed_linear", "fixed_linear", torch.zeros(3, k, dtype=dtype), torch.zeros(n, k, dtype=dtype))
 
 
-def masks() -> None:
-    where, bits = torch.zeros(3, dtype=torch.int64), torch.zeros(3, 4748, dtype=torch.int32)
-    launch("token_mask", "mask_tokens_", torch.zeros(3, 151_936), where, bits)
+def vocabularies() -> None:
+    logits, where, bits = torch.zeros(3, 151_936), torch.zeros(3, dtype=torch.int64), torch.zeros(3, 4748).int()
+    launch("token_mask", "mask_tokens_", logits, where, bits)
+    launch("log_norm", "log_norms", logits, where, where)
 
 
 LAUNCHES: dict[str, Callable[[], object]] = {
     "rows, bfloat16": lambda: norms_and_gates(BF16),
     "rows, float32": lambda: norms_and_gates(torch.float32),
-    "token masks": masks,
+    "vocabularies": vocabularies,
     "qkv, bfloat16": lambda: qkv(BF16),
     "qkv, int8 cache": lambda: qkv(BF16, INT8),
     "qkv, float8 cache": lambda: qkv(BF16, FLOAT8),
@@ -110,7 +111,7 @@ LAUNCHES: dict[str, Callable[[], object]] = {
 TESTED = {
     80: ["qkv, int8 cache", "decode of 128", "chunk of 128", "decode of 128, float16, int8 cache"],
     90: [
-        "rows, bfloat16", "token masks", "qkv, float8 cache", "decode of 128", "decode of 128, float8 cache",
+        "rows, bfloat16", "vocabularies", "qkv, float8 cache", "decode of 128", "decode of 128, float8 cache",
         "chunk of 128",
         "chunk of 128, batch-invariant", "chunk of 256, window, soft cap",
     ],

@@ -25,6 +25,7 @@ def test_emitted_tokens_must_be_what_a_shard_could_have_said(fake, emitted):
         ([1], {"min_tokens": 2, "stop_token_ids": list(range(1000))}, "nothing to draw"),
         ([1], {"logit_bias": {1000: 1.0}}, "logit_bias"),
         ([1], {"stop_token_ids": [1000]}, "stop_token_ids"),
+        ([1], {"logprob_token_ids": [1000]}, "logprob_token_ids"),
     ],
 )
 def test_what_can_never_run_is_refused(fake, prompt, params, error):

@@ -13,7 +13,8 @@ from octavo.execution.background import with_tokens
 from octavo_kernels.native import library
 
 KINDS = [{}, {"n": 3}, {"presence_penalty": 1.0, "repetition_penalty": 1.2}, {"logit_bias": {5: 1.0}},
-         {"min_tokens": 8, "stop_token_ids": list(range(0, 1000, 25))}, {"logprobs": 2}, {"prompt_logprobs": 1},
+         {"min_tokens": 8, "stop_token_ids": list(range(0, 1000, 25))}, {"logprobs": 2},
+         {"logprob_token_ids": [5, 9]}, {"prompt_logprobs": 1},
          {"stop_token_ids": list(range(0, 1000, 40))}]  # fmt: skip
 
 

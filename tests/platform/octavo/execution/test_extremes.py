@@ -37,6 +37,7 @@ PARAMS = st.fixed_dictionaries({}, optional={
     "min_tokens": st.sampled_from([0, 1, 3]),
     "max_tokens": st.integers(3, 4),
     "logprobs": st.none() | st.integers(0, MAX_LOGPROBS),
+    "logprob_token_ids": st.none() | st.lists(TOKEN, max_size=9),
     "prompt_logprobs": st.none() | st.integers(0, MAX_LOGPROBS),
 })  # fmt: skip
 

@@ -80,6 +80,28 @@ def test_logprobs_are_those_of_the_torch_runner(native, tiny_model):
                     assert [e.logprob for e in x.values()] == pytest.approx([y[t].logprob for t in x], abs=1e-4)
 
 
+@pytest.mark.parametrize("alternatives", [None, 2])
+def test_named_logprobs_have_the_same_bits_at_any_load(native, tiny_model, alternatives):
+    """What guarantees it: a row's logits have (the module says so), and a row's norm is summed in an order of its own
+    (`octavo_kernels.log_norm`). In other steps, other chunks, other companies, and with the prompt in the cache."""
+    params = SamplingParams(temperature=0.0, max_tokens=2, logprob_token_ids=[3, 299, 8], logprobs=alternatives)
+    options = {"max_num_batched_tokens": 32, "max_num_seqs": 4}
+    together, alone = engine(tiny_model("llama2"), native), engine(tiny_model("llama2"), native, **options)
+    first, again = (
+        [out.outputs[0].logprobs for out in together.generate(PROMPTS, params, use_tqdm=False)] for _ in "12"
+    )
+    one_by_one = [alone.generate([prompt], params, use_tqdm=False)[0].outputs[0].logprobs for prompt in PROMPTS]
+    together.close()
+    assert first == again == one_by_one
+    assert all({3, 299, 8} <= set(token) for line in first for token in line)
+    theirs = generate(engine(tiny_model("llama2"), None), params)
+    for line, other in zip(first, theirs, strict=True):
+        for token, same in zip(line, other.outputs[0].logprobs, strict=True):
+            assert {i: x.rank for i, x in token.items()} == {i: x.rank for i, x in same.items()}
+            assert [x.logprob for x in token.values()] == pytest.approx([same[i].logprob for i in token], abs=1e-4)
+    alone.close()
+
+
 @pytest.mark.parametrize(
     ("options", "reason"), [({"dtype": "float16"}, "dtype is float16"), ({"block_size": 8}, "block_size is 8")]
 )

@@ -16,7 +16,9 @@ def rows(count: int, seed: int = 0, **columns) -> SamplingRows:
     base = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "num_logprobs": -1}
     kinds = {"top_k": np.int32, "num_logprobs": np.int32}
     sparse = {
-        name: columns.pop(name) for name in ("penalties", "logit_bias", "banned", "masks", "masked") if name in columns
+        name: columns.pop(name)
+        for name in ("penalties", "logit_bias", "banned", "named", "masks", "masked")
+        if name in columns
     }
     values = {
         name: np.broadcast_to(np.asarray(columns.get(name, default), kinds.get(name, np.float32)), count).copy()
@@ -153,6 +155,21 @@ def test_logprobs_are_the_models_own_with_rank_and_alternatives():
     assert logprob_rows(logits[:1], [7], [0])[0].token_ids == [7]
 
 
+def test_tokens_asked_for_by_name_come_last_and_treatment_does_not_touch_them():
+    logits = torch.randn(4, 300)
+    own = logits.log_softmax(-1)
+    named = {0: np.array([299, 0, 5]), 2: np.array([7])}
+    wanted = rows(4, num_logprobs=[0, 1, 2, -1], named=named, banned={0: np.array([5]), 2: np.array([7])})
+    tokens, found = sample(logits, wanted)
+    assert sorted(found) == [0, 1, 2]
+    for row, entry in found.items():
+        names = named.get(row, np.zeros(0)).tolist()
+        top = own[row].topk(row).indices.tolist()
+        assert entry.token_ids == [tokens[row], *top, *names]
+        assert entry.named == len(names)
+        assert entry.logprobs == pytest.approx(own[row, torch.tensor(entry.token_ids).long()].tolist(), abs=1e-5)
+
+
 class NoWaiting(TorchDispatchMode):
     """Raises where an operation would wait for the values on a device."""
 
@@ -170,7 +187,7 @@ def test_nothing_waits_for_the_device_before_the_end(temperature):
     wanted = rows(
         3, temperature=temperature, min_p=0.1, num_logprobs=[2, -1, 0], logit_bias={0: bias({3: 1.0})},
         banned={1: np.array([4])}, penalties={2: penalties(0.5, 0.5, 1.2, [1, 2], [3])},
-        masks=np.full((2, 1), 0x0FFFFF80, np.uint32), masked=np.array([1, 2], np.int32),
+        named={2: np.array([1, 9])}, masks=np.full((2, 1), 0x0FFFFF80, np.uint32), masked=np.array([1, 2], np.int32),
     )  # fmt: skip
     logits, unlisted = torch.randn(3, 30), torch.tensor([-1, -1, 7])
     with NoWaiting():
