@@ -194,7 +194,7 @@ class SamplingParams:
             raise BadRequest(f"{name} must be at most {MAX_LOGPROB_TOKEN_IDS} token ids", name)
         for token in ids:
             _number(token, name, 0, MAX_TOKEN_ID, integer=True)
-        if not (self.structured_outputs is self.grammar is self.thinking is None):
+        if any(each is not None for each in (self.structured_outputs, self.grammar, self.thinking)):
             raise BadRequest(f"{name} are not told for tokens that a grammar or a budget decides: leave one out", name)
 
     def _check_logit_bias(self, bias: dict[int, float]) -> None:
