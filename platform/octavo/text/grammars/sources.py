@@ -137,7 +137,12 @@ def regex_rule(pattern: Any, param: str) -> Rule:
     if not isinstance(pattern, str) or not pattern or len(pattern) > MAX_REGEX:
         raise BadRequest(f"{param} must be a regular expression of 1 to {MAX_REGEX} characters", param)
     _check_unicode(pattern, param)
-    return Rule(f"/(?:{_SLASH.sub(_escaped, pattern)})/")
+    return Rule(regex(f"(?:{pattern})"))
+
+
+def regex(pattern: str) -> str:
+    """A regular expression as Lark spells it."""
+    return f"/{_SLASH.sub(_escaped, pattern)}/"
 
 
 def choice_rule(choices: Any, param: str) -> Rule:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from octavo.text.responses.bound import BoundTemplate
 from octavo.text.responses.patterns import Finder, Match, plain
+from octavo.text.responses.schemas import choices, resolved
 from octavo.text.responses.template import Field
 from octavo.text.responses.values import Call, CallBody, Schemas
 
@@ -409,6 +410,16 @@ def properties(functions: Iterable[Mapping[str, Any]]) -> Schemas:
     found = {}
     for function in functions:
         parameters = function.get("parameters")
-        listed = parameters.get("properties") if isinstance(parameters, Mapping) else None
-        found[str(function["name"])] = listed if isinstance(listed, Mapping) else {}
+        root = parameters if isinstance(parameters, Mapping) else {}
+        listed = resolved(root, root).get("properties")
+        known = listed if isinstance(listed, Mapping) else {}
+        found[str(function["name"])] = {name: _typed(schema, root) for name, schema in known.items()}
     return found
+
+
+def _typed(schema: Any, root: Mapping[str, Any]) -> Any:
+    """A schema that says its types at its top."""
+    if not isinstance(schema, Mapping) or isinstance(schema.get("type"), str):
+        return schema
+    kinds = [choice["type"] for choice in choices(schema, root) if isinstance(choice.get("type"), str)]
+    return {"type": list(dict.fromkeys(kinds))} if kinds else schema

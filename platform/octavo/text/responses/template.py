@@ -5,7 +5,8 @@ has what opens it, what closes it, and how to read what is between. The same rec
 an opening with the name's place in it, the form of the arguments, a closing.
 
 Beyond that format, for what models need that it does not have: the content `pythonic`, a group `kind` of xml-inline's
-`tag_pattern` (whether a value is a text: "true", "string", or JSON), and `call_ids` (see `ResponseTemplate`).
+`tag_pattern` (whether a value is a text: "true", "string", or JSON), `call_ids` (see `ResponseTemplate`), and `written`
+(by a field's name, how a model writes it where patterns allow several ways; see `octavo.text.grammars`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _ROLES: dict[str, Role] = {
     "reasoning_content": "reasoning",
     "tool_calls": "calls",
 }
-_KEYS = {"version", "defaults", "fields", "start_anchor", "start_anchor_pattern", "call_ids"}
+_KEYS = {"version", "defaults", "fields", "start_anchor", "start_anchor_pattern", "call_ids", "written"}
 _FIELD_KEYS = {
     "open", "open_pattern", "close", "close_pattern", "content", "content_args", "repeats", "optional", "transform",
     "transform_each",
@@ -48,6 +49,7 @@ class Field:
         closing: None where only the end of the message closes it.
         content: how to read it: "text", or one of `json`, `xml-inline` and `pythonic` where it holds calls.
         transform: what a call is made of, and of each element of its value where `each`.
+        written: how a model writes it, for grammars.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Field:
     args: Mapping[str, Any]
     transform: Any
     each: bool
+    written: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,10 @@ def load_template(spec: Any) -> ResponseTemplate:
     fields = spec.get("fields")
     if not isinstance(fields, Mapping) or not 0 < len(fields) <= MAX_FIELDS:
         raise TemplateError(f"fields must hold 1 to {MAX_FIELDS} fields")
-    found = tuple(_field(str(name), field) for name, field in fields.items())
+    written = spec.get("written", {})
+    if not isinstance(written, Mapping) or not all(isinstance(form, Mapping) for form in written.values()):
+        raise TemplateError("written must be an object of objects")
+    found = tuple(_field(str(name), field, written.get(name, {})) for name, field in fields.items())
     try:
         anchor = _delimiter(spec, "start_anchor")
     except PatternError as error:
@@ -106,7 +112,7 @@ def load_template(spec: Any) -> ResponseTemplate:
     )
 
 
-def _field(name: str, spec: Any) -> Field:
+def _field(name: str, spec: Any, written: Mapping[str, Any]) -> Field:
     if not isinstance(spec, Mapping):
         raise TemplateError(f"{name} must be an object")
     if unknown := set(spec) - _FIELD_KEYS:
@@ -126,7 +132,15 @@ def _field(name: str, spec: Any) -> Field:
     except PatternError as error:
         raise TemplateError(f"{name}: {error}") from error
     return Field(
-        name, role, opening, closing, content, args, spec.get("transform"), bool(spec.get("transform_each", False))
+        name,
+        role,
+        opening,
+        closing,
+        content,
+        args,
+        spec.get("transform"),
+        bool(spec.get("transform_each", False)),
+        written,
     )
 
 

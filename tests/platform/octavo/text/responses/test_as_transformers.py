@@ -128,4 +128,5 @@ def builtin_spec(name: str) -> dict[str, Any]:
 
     spec: dict[str, Any] = json.loads((families._FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     spec.pop("call_ids", None)
+    spec.pop("written", None)
     return spec

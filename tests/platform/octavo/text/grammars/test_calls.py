@@ -1,0 +1,115 @@
+"""What a grammar of calls accepts is read as calls whose arguments their schemas allow, in every family's form."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octavo.errors import BadRequest
+from octavo.text.grammars.calls import CallableTool
+from octavo.text.grammars.sources import lark
+from octavo.text.responses.families import NAMES
+
+Tools = list[dict[str, Any]]
+Models = Callable[[str, bool], Any]
+
+
+def check(calls: list[tuple[str, Any]], tools: Tools) -> None:
+    for called, arguments in calls:
+        jsonschema.validate(arguments, next(tool["parameters"] for tool in tools if tool["name"] == called))
+
+
+TAGS = {"deepseek_dsml", "glm", "kimi_k3"}
+"""Families whose tags are tokens: if they were spelled, a JSON string in them could spell their end."""
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"), [(name, tokens) for name in NAMES for tokens in (True, False) if tokens or name not in TAGS]
+)
+@settings(max_examples=10)
+@given(seed=st.integers(0, 2**32))
+def test_what_the_grammar_accepts_is_read_as_calls(
+    model: Models, tools: Tools, callable_tools: list[CallableTool], name: str, tokens: bool, seed: int
+) -> None:
+    many, family = bool(seed % 2), model(name, tokens)
+    text = family.sample(lark(family.calls.calls(callable_tools, many=many)), random.Random(seed))
+    if text is None:
+        return
+    calls, content = family.read(text, tools)
+    assert calls, text
+    assert content.strip() == "", text
+    assert many or len(calls) == 1
+    check(calls, tools)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=5)
+@given(seed=st.integers(0, 2**32))
+def test_what_follows_a_call_s_beginning_completes_it(
+    model: Models, tools: Tools, callable_tools: list[CallableTool], name: str, seed: int
+) -> None:
+    family = model(name, True)
+    begun = family.calls.begun(callable_tools, many=bool(seed % 2))
+    if begun is None:
+        assert name == "llama3_json"  # whose calls are JSON, as answers may be
+        return
+    tokens, texts, rule = begun
+    trigger = texts[0] if texts else next(text for text, i in family.template_ids.items() if i == tokens[0])
+    rest = family.sample(lark(rule), random.Random(seed))
+    if rest is None:
+        return
+    form = family.calls.written
+    assert form is not None
+    whole = form.begin + form.open
+    calls, content = family.read(whole[: whole.index(trigger)] + trigger + rest, tools)
+    assert calls, rest
+    assert content.strip() == ""
+    check(calls, tools)
+
+
+def test_a_template_that_tells_how_calls_are_written_needs_no_more(
+    own_model: Any, tools: Tools, callable_tools: list[CallableTool]
+) -> None:
+    spec = {
+        "fields": {
+            "tool_calls": {
+                "open_pattern": r"<call>\s*(?P<name>\w+)\(", "close": ")</call>", "repeats": True, "content": "json",
+                "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
+            },
+            "content": {},
+        }
+    }  # fmt: skip
+    own = own_model(spec, tokens=True)
+    made = lark(own.calls.calls(callable_tools, many=False))
+    assert own.accepts(made, "<call>now({})</call>")
+    assert own.read("<call>now({})</call>", tools)[0] == [("now", {})]
+    assert not own.accepts(made, "<call>later({})</call>")
+
+
+def test_a_template_that_does_not_tell_refuses_to_force_a_call(
+    own_model: Any, callable_tools: list[CallableTool]
+) -> None:
+    spec = {"fields": {"tool_calls": {"open_pattern": r"<call \d+>", "content": "json"}, "content": {}}}
+    own = own_model(spec, tokens=False)
+    with pytest.raises(BadRequest, match="is not known here"):
+        own.calls.calls(callable_tools, many=True)
+    assert own.calls.begun(callable_tools, many=True) is None
+
+
+@pytest.mark.parametrize("name", ["gemma", "qwen3_xml"])
+def test_a_strict_tool_is_refused_what_its_form_cannot_keep(model: Models, name: str) -> None:
+    odd = {"type": "object", "properties": {"a": {"type": "string", "format": "date"}}}
+    for strict in (False, True):
+        tool = CallableTool(name="f", parameters=odd, strict=strict, param="tools.0.function.parameters")
+        if not strict:
+            assert model(name, True).calls.calls([tool], many=False)
+            continue
+        with pytest.raises(BadRequest, match="'format' cannot be kept to") as caught:
+            model(name, True).calls.calls([tool], many=False)
+        assert caught.value.param == "tools.0.function.parameters"
