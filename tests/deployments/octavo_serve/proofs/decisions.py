@@ -13,7 +13,7 @@ import asyncio
 import random
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any
 
 import httpx
@@ -38,8 +38,8 @@ WORDS = [
     "late",
     "again",
 ]
-ALONE = 4
-"""Chat calls that compute a state of their own; their time is taken times the number of questions."""
+ALONE = 2
+"""Chat calls that are measured where each computes its state."""
 
 
 def state_of(tokens: int, rng: random.Random) -> str:
@@ -77,9 +77,9 @@ class Client:
             await self.chat(state_of(rng.randint(10, 200), rng), {"instructions": "Why?"}, rng.randint(1, 40))
 
 
-async def timed(work: Callable[[], Awaitable[Any]]) -> tuple[float, Any]:
+async def timed(work: Awaitable[Any]) -> tuple[float, Any]:
     begin = time.monotonic()
-    result = await work()
+    result = await work
     return time.monotonic() - begin, result
 
 
@@ -104,7 +104,7 @@ async def same_bits(client: Client, options: argparse.Namespace, rng: random.Ran
     stop.set()
     await asyncio.gather(*streams)
     for name, answers in found.items():
-        print(f"{name:60} {'the same bits' if answers == first[: len(answers)] else 'OTHER BITS'}")
+        print(f"{name:60} {'the same bits' if answers == first[: len(answers)] else 'OTHER BITS'}", flush=True)
     return all(answers == first[: len(answers)] for answers in found.values())
 
 
@@ -113,35 +113,54 @@ async def times(client: Client, options: argparse.Namespace, rng: random.Random)
     questions = questions_of(options.questions)
     for _ in range(options.rounds):
         state = state_of(options.tokens, rng)
-        seconds, told = await timed(lambda state=state: client.decide(state, questions))
-        print(
-            f"\n{len(questions)} questions, {told['usage']['input_tokens']} tokens: {seconds:.2f} s, from the cache "
-            f"{(await timed(lambda state=state: client.decide(state, questions)))[0]:.2f} s"
-        )
-        state = state_of(options.tokens, rng)
-        every, _ = await timed(lambda state=state: asyncio.gather(*(client.chat(state, q) for q in questions)))
-        print(f"as chat calls, all at once: {every:.2f} s, {every / seconds:.1f}x")
+        seconds, told = await timed(client.decide(state, questions))
+        say(f"\n{len(questions)} questions, {told['usage']['input_tokens']} tokens", seconds, seconds)
+        say("the same again, from the cache", (await timed(client.decide(state, questions)))[0], seconds)
+        for name in options.chats:
+            say(
+                name,
+                await CHATS[name](client, [state_of(options.tokens, rng) for _ in range(ALONE)], questions),
+                seconds,
+            )
 
-        async def one_by_one(state: str = state_of(options.tokens, rng)) -> None:
-            for question in questions:
-                await client.chat(state, question)
 
-        turns, _ = await timed(one_by_one)
-        print(f"one after the other: {turns:.2f} s, {turns / seconds:.1f}x")
+async def in_turn(client: Client, states: list[str], questions: list[dict[str, Any]]) -> float:
+    """Seconds of chat calls about one state, one after the other: all but the first find it in the cache."""
 
-        async def alone() -> None:
-            for question in questions[:ALONE]:
-                await client.chat(state_of(options.tokens, rng), question)
+    async def work() -> None:
+        for question in questions:
+            await client.chat(states[0], question)
 
-        own = (await timed(alone))[0] * len(questions) / ALONE
-        print(f"each with a state to compute ({ALONE} measured): {own:.2f} s, {own / seconds:.1f}x")
+    return (await timed(work()))[0]
+
+
+async def together(client: Client, states: list[str], questions: list[dict[str, Any]]) -> float:
+    """Seconds of chat calls about one state that are sent at once."""
+    return (await timed(asyncio.gather(*(client.chat(states[0], question) for question in questions))))[0]
+
+
+async def alone(client: Client, states: list[str], questions: list[dict[str, Any]]) -> float:
+    """Seconds of chat calls that find nothing in the cache, of which as many are measured as there are states."""
+
+    async def work() -> None:
+        for state, question in zip(states, questions, strict=False):
+            await client.chat(state, question)
+
+    return (await timed(work()))[0] * len(questions) / len(states)
+
+
+CHATS = {"in turn": in_turn, "together": together, "alone": alone}
+
+
+def say(name: str, seconds: float, decision: float) -> None:
+    print(f"{name:60} {seconds:8.2f} s {seconds / decision:8.2f}x", flush=True)
 
 
 async def prove(server: RunningServer, options: argparse.Namespace) -> bool:
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=server.url, timeout=600, limits=limits) as http:
         client, rng = Client(http, server.model.name), random.Random(options.seed)
-        same = await same_bits(client, options, rng)
+        same = not options.bits or await same_bits(client, options, rng)
         await times(client, options, rng)
     return same
 
@@ -152,6 +171,8 @@ def main() -> None:
     options.add_argument("--tokens", type=int, default=4000, help="of the state, about")
     options.add_argument("--streams", type=int, default=64, help="that run beside the decision")
     options.add_argument("--rounds", type=int, default=1, help="of the measurement")
+    options.add_argument("--chats", nargs="*", choices=CHATS, default=list(CHATS), help="which chats to measure")
+    options.add_argument("--no-bits", dest="bits", action="store_false", help="measure alone")
     asked = options.parse_args()
     with RunningServer(asked.config, asked.port) as server:
         same = asyncio.run(prove(server, asked))
