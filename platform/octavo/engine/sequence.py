@@ -309,7 +309,7 @@ class Sequence:
         Args:
             token: -1 where the logits were not finite.
         """
-        update = self._update()
+        update = SequenceUpdate(self.group.request.request_id, self.index, [])
         self._add(update, token, logprobs)
         return update
 
