@@ -121,7 +121,8 @@ def schema_text(schema: Mapping[str, Any] | bool, param: str, *, strict: bool = 
     check_size(schema, param)
     if not isinstance(schema, bool):
         own = {key: value for key, value in schema.items() if key != "x-guidance"}  # options are ours to set
-        schema = own if strict else {"x-guidance": {"lenient": True}, **own}
+        # last: the library moves the last key to where it took its options out, which changes the properties' order
+        schema = own if strict else {**own, "x-guidance": {"lenient": True}}
     try:
         return json.dumps(schema, allow_nan=False)
     except (ValueError, TypeError) as error:

@@ -54,6 +54,14 @@ def test_only_a_strict_schema_must_be_implemented_as_a_whole(accepts: Accepts) -
         accepts(grammar(StructuredOutputs(json=unknown, strict=True)).source, '"x"')
 
 
+def test_properties_come_in_the_schemas_order_whatever_stands_beside_them(accepts: Accepts) -> None:
+    """MaskBench's o75096, shortened."""
+    names = {"type": "object", "required": ["b"], "properties": {"b": {"type": "string"}, "a": {"type": "string"}}}
+    one_of = [{"properties": {"a": {"enum": ["x"]}}}, {"required": ["c"], "properties": {"a": {"enum": ["y"]}}}]
+    source = grammar(StructuredOutputs(json={**names, "oneOf": one_of})).source
+    assert accepts(source, '{"b": "", "a": "x"}')
+
+
 def test_a_grammar_of_json_says_so_and_names_its_field() -> None:
     made = grammar(StructuredOutputs(json=PERSON, param="response_format.json_schema.schema"))
     assert (made.is_json, made.param) == (True, "response_format.json_schema.schema")
