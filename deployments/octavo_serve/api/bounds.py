@@ -35,6 +35,9 @@ MAX_OPTIONS = 64
 MAX_ALLOWED_TOKENS = 2**14
 """Entries of `allowed_token_ids`; the bytes of a field hold about as many."""
 
+MAX_THINKING = 2**24
+"""Tokens of a budget for thinking, before the model and its context are known."""
+
 MAX_BAD_WORDS = 256
 """Entries of `bad_words`; each is tokenised twice."""
 

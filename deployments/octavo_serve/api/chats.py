@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from octavo.errors import BadRequest
 from octavo.text.chat import check_chat, render_chat
+from octavo.text.responses.families import template_of
 from octavo.text.template import QUICK_TEXT, NotQuick, fits
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.api.bounds import MAX_PARTS, MAX_ROLE
@@ -42,6 +43,7 @@ class Chat:
         must_call: an answer calls a tool.
         callable_tools: names of those that may be called; None: all of them.
         thinking_budget: tokens that the model may think; None: as many as it likes.
+        thinking_param: the request's field that says so, for errors.
     """
 
     messages: Sequence[Message]
@@ -54,6 +56,7 @@ class Chat:
     must_call: bool = False
     callable_tools: frozenset[str] | None = None
     thinking_budget: int | None = None
+    thinking_param: str = "thinking"
 
     @property
     def ending(self) -> dict[str, bool]:
@@ -81,7 +84,8 @@ async def render(chat: Chat, tokenizer: Tokenizer, threads: Threads) -> str:
         BadRequest: as `render_chat`, or if the template does not read the request's reasoning variables.
     """
     if chat.reasoning:
-        check_template_reads(chat.reasoning, "".join(tokenizer.chat_templates.values()))
+        reasons = (template := template_of(tokenizer)) is not None and template.reasons
+        check_template_reads(chat.reasoning, "".join(tokenizer.chat_templates.values()), reasons=reasons)
     work = partial(_rendered, tokenizer, chat)
     if len(chat.messages) <= FEW and fits([(m.content, m.model_extra) for m in chat.messages], QUICK_TEXT):
         with contextlib.suppress(NotQuick):
@@ -100,14 +104,22 @@ def _rendered(tokenizer: Tokenizer, chat: Chat, *, quickly: bool) -> str:
     )
 
 
-def check_template_reads(variables: Mapping[str, Any], source: str) -> None:
+EFFORTS: Mapping[str, float] = {"minimal": 0.1, "low": 0.25, "medium": 0.5, "high": 0.75, "xhigh": 0.9}
+"""Of a model that thinks but whose chat template reads no efforts: the share of an answer's tokens that the thinking
+may take, by the effort."""
+
+
+def check_template_reads(variables: Mapping[str, Any], source: str, *, reasons: bool = False) -> None:
     """Refuse reasoning variables that the chat template does not read, unless they ask for the default behaviour.
+
+    Args:
+        reasons: the model thinks, so that an effort can be a budget.
 
     Raises:
         BadRequest: a variable would have no effect.
     """
     effort = variables.get("reasoning_effort", "medium")
-    if effort != "medium" and "reasoning_effort" not in source:
+    if effort != "medium" and "reasoning_effort" not in source and not (reasons and effort in EFFORTS):
         raise BadRequest("this model has no reasoning effort to choose: leave it out", "reasoning_effort")
     if variables.get("thinking") and "thinking" not in source:
         raise BadRequest("this model's thinking cannot be switched on: leave it out", "thinking")

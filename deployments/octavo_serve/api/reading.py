@@ -33,17 +33,23 @@ class Reading:
     stage: Callable[[], Stage]
 
 
-def reading_of(chat: Chat, model: ServedModel, prompt: str) -> Reading | None:
-    """How answers to a chat are read; None where they are content and nothing else.
-
-    Args:
-        prompt: what the model's template made of the chat.
-    """
+def template_for(chat: Chat, model: ServedModel) -> BoundTemplate | None:
+    """How answers to a chat are written; None where they are content and nothing else."""
     name = model.defaults.response_template
     if chat.tools and name != NONE and not _renders_tools(model):
         name = DEFAULT_FORM
     template = template_of(model.tokenizer, name)
-    if template is None or not (chat.tools or template.reasons):
+    return template if template is not None and (chat.tools or template.reasons) else None
+
+
+def reading_of(chat: Chat, template: BoundTemplate | None, prompt: str) -> Reading | None:
+    """How answers to a chat are read; None where they are content and nothing else.
+
+    Args:
+        template: see `template_for`.
+        prompt: what the model's template made of the chat.
+    """
+    if template is None:
         return None
     schemas = properties(tool["function"] for tool in chat.tools) if chat.tools else None
     new_id = _short_id if template.call_ids == "short" else _new_id

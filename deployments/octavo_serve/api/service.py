@@ -15,17 +15,17 @@ from functools import partial
 from typing import Any, TypeVar
 
 from octavo.errors import BadRequest
-from octavo.text.grammars.constrained import constrained, is_constrained
 from octavo.text.template_process import PROCESSES
 from octavo_serve.api.body import B
 from octavo_serve.api.bounds import BodyBounds, Limits
 from octavo_serve.api.chats import Chat, render
+from octavo_serve.api.constraining import constrain, constrains
 from octavo_serve.api.generation import run
 from octavo_serve.api.jobs import Asked, Job
 from octavo_serve.api.lateness import Lateness
 from octavo_serve.api.pieces import Whole
 from octavo_serve.api.prompts import is_long, prepare
-from octavo_serve.api.reading import reading_of
+from octavo_serve.api.reading import reading_of, template_for
 from octavo_serve.api.records import Records
 from octavo_serve.api.registry import Registry
 from octavo_serve.api.surface import A, E, Surface, Writer
@@ -73,19 +73,21 @@ class Service:
         """
         self.lateness.check()
         content = asked.content
-        check = content.check if isinstance(content, Chat) else None
+        chat = content if isinstance(content, Chat) else None
+        check = None if chat is None else chat.check
         sequences, tokens = asked.size
         model = await self.models.served(asked.model, asked.session, check, tokens)
-        reading = None
+        reading, template, text = None, None, ""
         with model.client.admitted(asked.key, sequences, tokens):
             if isinstance(content, Chat):
                 text = await render(content, model.tokenizer, self.template_threads)
                 if not text:
                     raise BadRequest("the model's chat template makes no prompt of these messages", asked.param)
-                reading = reading_of(content, model, text)
+                template = template_for(content, model)
+                reading = reading_of(content, template, text)
                 content = [text]
-            if is_constrained(asked.params):
-                asked.params = await self.threads.finish(constrained, asked.params, model.tokenizer)
+            if constrains(asked.params, chat):
+                asked.params = await self.threads.finish(constrain, asked.params, chat, model, template, text)
             info = await model.client.describe()
             request_id = f"{asked.kind}-{secrets.token_hex(12)}"  # a client's own id may be in use elsewhere
             work = partial(prepare, model.tokenizer, info, content, asked, request_id)

@@ -6,10 +6,11 @@ from typing import Any
 
 from octavo.errors import BadRequest
 from octavo.request import SamplingParams
-from octavo_serve.api.bounds import Limits
+from octavo_serve.api.bounds import MAX_THINKING, Limits
 from octavo_serve.api.chats import Chat
 from octavo_serve.api.jobs import Asked
 from octavo_serve.surfaces.chat.schemas import ChatRequest
+from octavo_serve.surfaces.chat.tools import choice_of
 from octavo_serve.surfaces.openai.asking import check_stream, check_supported, given_sampling, session_of
 
 
@@ -57,22 +58,53 @@ def _logprobs(body: ChatRequest) -> int | None:
 
 
 def _chat(body: ChatRequest) -> Chat:
+    choice = choice_of(body.tool_choice, body.tools or ())
+    budget, budget_param = _budget(body)
     return Chat(
         messages=body.messages,
-        tools=None if body.tool_choice == "none" else body.tools,
+        tools=None if choice.none else body.tools,
         variables=body.chat_template_kwargs,
         reasoning=_reasoning(body),
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=bool(body.continue_final_message),
-        one_call=body.parallel_tool_calls is False,
+        one_call=body.parallel_tool_calls is False or choice.named,
+        must_call=choice.must_call,
+        callable_tools=choice.callable_tools,
+        thinking_budget=budget,
+        thinking_param=budget_param,
     )
+
+
+_BUDGETS = ("thinking_token_budget", "thinking.budget_tokens", "reasoning.max_tokens")
+
+
+def _budget(body: ChatRequest) -> tuple[int | None, str]:
+    """Tokens that the model may think, and the field that says so.
+
+    Raises:
+        BadRequest: it is no number of at least 0, or two fields say it.
+    """
+    values = (
+        body.thinking_token_budget,
+        (body.thinking or {}).get("budget_tokens"),
+        (body.reasoning or {}).get("max_tokens"),
+    )
+    given = [(value, name) for value, name in zip(values, _BUDGETS, strict=True) if value is not None]
+    if len(given) > 1:
+        raise BadRequest(f"{given[0][1]} and {given[1][1]} exclude each other: send one of them", given[1][1])
+    for value, name in given:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_THINKING:
+            raise BadRequest(
+                f"{name} must be an integer of at least 0 and at most {MAX_THINKING}, got {value!r:.40}", name
+            )
+    return given[0] if given else (None, "thinking")
 
 
 def _reasoning(body: ChatRequest) -> dict[str, Any]:
     """The request's reasoning settings as template variables, under the names that templates use; may be empty."""
     reasoning = body.reasoning or {}
     effort = body.reasoning_effort or reasoning.get("effort")
-    enabled = body.thinking["type"] == "enabled" if body.thinking else reasoning.get("enabled")
+    enabled = body.thinking.get("type") == "enabled" if body.thinking else reasoning.get("enabled")
     enabled = False if effort == "none" else enabled
     variables = {} if effort in (None, "none") else {"reasoning_effort": effort}
     return variables if enabled is None else variables | {"enable_thinking": enabled, "thinking": enabled}

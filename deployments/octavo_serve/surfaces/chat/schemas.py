@@ -8,6 +8,7 @@ from pydantic import Field
 from typing_extensions import TypedDict  # pydantic reads the standard one from Python 3.12 on
 
 from octavo.request import INT64, MAX_LOGPROBS
+from octavo_serve.api.bounds import MAX_THINKING
 from octavo_serve.api.fields import AtMost, Integer, Name, Options, Tools, only, within
 from octavo_serve.surfaces.openai.schemas import Messages, PromptLogprobs, Refused, SamplingBody, Usage
 
@@ -21,16 +22,24 @@ class ChatRequest(SamplingBody):
     max_tokens: Integer | None = within(1, INT64[1])
     max_completion_tokens: Integer | None = within(1, INT64[1], "Wins over max_tokens.")
     tools: Tools | None = None
-    tool_choice: Annotated[str | Options, Field(union_mode="left_to_right")] | None = only("none", "auto")
+    tool_choice: Annotated[Name | Options, Field(union_mode="left_to_right")] | None = Field(
+        default=None,
+        description='"auto", "none", "required", {"type": "function", "function": {"name": ...}}, or "allowed_tools".',
+    )
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: Options | None = Field(default=None, description="Further variables of the chat template.")
     reasoning_effort: Name | None = Field(default=None, description="For chat templates that read it.")
-    thinking: Options | None = Field(default=None, description='{"type": "enabled"}, for chat templates that read it.')
-    reasoning: Options | None = Field(default=None, description='{"effort": ..., "enabled": ...}: the two above.')
+    thinking: Options | None = Field(
+        default=None, description='{"type": "enabled", "budget_tokens": ...}, or "disabled".'
+    )
+    reasoning: Options | None = Field(
+        default=None, description='{"effort": ..., "enabled": ..., "max_tokens": ...}: the two above.'
+    )
+    thinking_token_budget: Integer | None = within(0, MAX_THINKING, "Tokens that the model may think.")
 
     include_reasoning: bool | None = Field(default=None, description="False leaves reasoning out of the answer.")
-    parallel_tool_calls: bool | None = Field(default=None, description="False keeps only the first call.")
+    parallel_tool_calls: bool | None = Field(default=None, description="False: one call at most.")
 
     # refused unless their value asks for the default behaviour
     verbosity: Name | None = only("medium")

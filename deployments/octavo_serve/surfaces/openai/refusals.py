@@ -17,16 +17,17 @@ def _one_of(*harmless: object, sentence: str) -> Callable[[Any], str | None]:
 
 
 def _thinking(value: Mapping[str, Any]) -> str | None:
-    if not value or value in ({"type": "enabled"}, {"type": "disabled"}):
+    kinds = ("enabled", "disabled", "adaptive")
+    if not value or (value.get("type") in kinds and not value.keys() - {"type", "budget_tokens"}):
         return None
-    return 'thinking must be {"type": "enabled"} or {"type": "disabled"}: a budget of tokens is not supported'
+    return 'thinking must be {"type": "enabled"}, with "budget_tokens" or without, or {"type": "disabled"}'
 
 
 def _reasoning(value: Mapping[str, Any]) -> str | None:
-    known = {"effort": str, "enabled": bool}
+    known = {"effort": str, "enabled": bool, "max_tokens": int}
     if all(name in known and isinstance(value[name], (known[name], type(None))) for name in value):
         return None
-    return 'reasoning may hold "effort", a string, and "enabled", true or false; no more is supported'
+    return 'reasoning may hold "effort", a string, "max_tokens", and "enabled", true or false; no more is supported'
 
 
 RULES: dict[str, Callable[[Any], str | None]] = {
@@ -43,9 +44,6 @@ RULES: dict[str, Callable[[Any], str | None]] = {
     "functions": _one_of([], sentence="functions and function_call are deprecated; send tools and tool_choice"),
     "function_call": _one_of(
         "none", "auto", sentence="functions and function_call are deprecated; send tools and tool_choice"
-    ),
-    "tool_choice": _one_of(
-        "none", "auto", sentence='tool_choice must be "none" or "auto"; forcing a call is not supported yet'
     ),
     "suffix": _one_of(
         "", sentence="suffix is not supported: these models continue text, they do not fill in the middle"

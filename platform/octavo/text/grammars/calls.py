@@ -79,6 +79,7 @@ class CallGrammar:
         self._ids = {text: token for token, mark in template.marks.items() if (text := template.names[mark])}
         self._tokens = re.compile("|".join(map(re.escape, sorted(self._ids, key=len, reverse=True))) or "(?!)")
         self._ends = ends
+        self._texts: dict[str, tuple[int, str]] = {}
         self._field = next((field for field in template.fields.values() if field.role == "calls"), None)
         self.written = None if self._field is None else _written(self._field)
 
@@ -153,11 +154,13 @@ class CallGrammar:
     def _choice(self, form: Written, tools: Sequence[CallableTool]) -> tuple[str, str]:
         """The right side of a rule for a call of one of the tools, and the rules that it refers to."""
         choices, rules = [], []
+        self._texts = {}
         for number, tool in enumerate(tools):
             arguments, more = self._arguments(form, tool, number)
             opening = self._filled(form.open.replace("{name}", tool.name))
             rules.append(f"call_{number}: {opening} {arguments} {self._filled(form.close)}\n{more}")
             choices.append(f"call_{number}")
+        rules += [rule for _, rule in self._texts.values()]
         return " | ".join(choices), "".join(rules)
 
     def _filled(self, text: str) -> str:
@@ -214,11 +217,7 @@ class CallGrammar:
             rule = f"{name}_{number}"
             kind = (form.kinds or {}).get("string" if value.is_text else "", "")
             opening = self._opened(before.replace("{kind}", kind), key)
-            rest = (
-                f"({value.right}) {self._filled(after)}"
-                if value.right
-                else self._text(form, writer, rule, value, after)
-            )
+            rest = f"({value.right}) {self._filled(after)}" if value.right else self._text(form, value, after)
             writer.rules.append(f"{rule}: {opening} {rest}\n")
             choices.append(rule)
         return f"({' | '.join(choices)})"
@@ -229,21 +228,25 @@ class CallGrammar:
         before, _, after = text.partition("{key}")
         return f"{self._filled(before)} /[A-Za-z_][A-Za-z0-9_.-]{{0,63}}/ {self._filled(after)}"
 
-    def _text(self, form: Written, writer: Arguments, rule: str, value: RawValue, after: str) -> str:
+    def _text(self, form: Written, value: RawValue, after: str) -> str:
         """A free text and what ends it: a token, which no text holds, or the first place where it is spelled."""
         token = self._tokens.search(after)
         apart = [regex(source) for source in form.apart if not self._tokens.search(source)]
-        name = f"{rule}_text".upper()
         if token is not None and "{" not in after[: token.start()]:
             head, rest = after[: token.start()], f"{self.spelled(token[0])} {self._filled(after[token.end() :])}"
-            writer.rules.append(f"{name}: {_without(value.pattern, apart)} {literal(head) if head else ''}\n")
-            return f"{name} {rest}"
+            text = f"{_without(value.pattern, apart)} {literal(head) if head else ''}"
+            return f"{self._shared('TEXT', text)} {rest}"
         end = _TAG.match(after)
         head = after if end is None else end[0]
         if value.pattern:
             apart.append(regex(re.escape(head)))
-        writer.rules.append(f"{rule}_ended[lazy]: {name} {literal(head)}\n{name}: {_without(value.pattern, apart)}\n")
-        return f"{rule}_ended {self._filled(after[len(head) :])}"
+        name = self._shared("TEXT", _without(value.pattern, apart))
+        return f"{self._shared('ended', f'{name} {literal(head)}', '[lazy]')} {self._filled(after[len(head) :])}"
+
+    def _shared(self, name: str, right: str, options: str = "") -> str:
+        """The name of a rule, one for all that have the same right side: grammars may have few terminals."""
+        number = self._texts.setdefault(right, (len(self._texts), f"{name}_{len(self._texts)}{options}: {right}\n"))[0]
+        return f"{name}_{number}"
 
 
 _TAG = re.compile(r"[^<{]*<[^>{]*>")

@@ -7,12 +7,13 @@ comes between the thinking and the rest.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from octavo.constraint import Grammar, StructuredOutputs, Thinking
+from octavo.constraint import MAX_GRAMMAR, Grammar, StructuredOutputs, Thinking
 from octavo.errors import BadRequest
 from octavo.text.grammars.calls import CallableTool, CallGrammar, shortest
+from octavo.text.grammars.sound import is_sound
 from octavo.text.grammars.sources import Rule, lark, rule
 from octavo.text.responses.bound import BoundTemplate
 from octavo.text.responses.parser import ResponseParser
@@ -75,7 +76,7 @@ class MessageGrammar:
                     'send one of them, or tool_choice: "none"',
                     wanted.param,
                 )
-            calls = self._calls.calls(tools, many=many)
+            calls = self._calls.calls(self._kept(tools), many=many)
             made = Rule(
                 f"({made.text}) | ({calls.text})", made.grammars, made.terminals + calls.terminals, is_json=made.is_json
             )
@@ -89,7 +90,9 @@ class MessageGrammar:
         Raises:
             BadRequest: how the model writes calls is not known, or a schema is refused.
         """
-        made = self._calls.calls(tools, many=many)
+        if not tools:
+            raise BadRequest("tool_choice demands a call, but there are no tools to call", "tool_choice")
+        made = self._calls.calls(self._kept(tools), many=many)
         return Grammar(source=lark(self._thought(made)), param=tools[0].param)
 
     def begun(self, tools: Sequence[CallableTool], *, many: bool) -> Grammar | None:
@@ -98,12 +101,14 @@ class MessageGrammar:
         Raises:
             BadRequest: a schema is refused.
         """
-        found = self._calls.begun(tools, many=many)
+        found = self._calls.begun(self._kept(tools), many=many)
         if found is None:
             return None
         tokens, texts, made = found
+        if len(source := lark(made)) > MAX_GRAMMAR and not any(tool.strict for tool in tools):
+            return None
         return Grammar(
-            source=lark(made),
+            source=source,
             after_tokens=tokens,
             after_texts=texts,
             again=many,
@@ -119,6 +124,14 @@ class MessageGrammar:
         return Thinking(budget=budget, open_tokens=begin, close=close)
 
     # ── parts ──
+
+    def _kept(self, tools: Sequence[CallableTool]) -> list[CallableTool]:
+        """The tools, those that are not strict without schemas that the library does not take: a client that has such
+        a tool among others can still use them all."""
+        return [tool if tool.strict or self._is_sound(tool) else replace(tool, parameters=None) for tool in tools]
+
+    def _is_sound(self, tool: CallableTool) -> bool:
+        return self._calls.written is None or is_sound(lark(self._calls.calls([tool], many=False)))
 
     def _content(self, made: Rule) -> Rule:
         """An answer with what opens and closes the content of a message."""

@@ -20,7 +20,8 @@ from octavo.text.tokenizer import Tokenizer
 from octavo_serve.api.chats import Chat, Message
 from octavo_serve.api.model import Defaults, ServedModel
 from octavo_serve.api.pieces import CallPart, Piece, Whole
-from octavo_serve.api.reading import Reading, reading_of
+from octavo_serve.api.reading import Reading, template_for
+from octavo_serve.api.reading import reading_of as read_by
 
 LOOK_UP = {"type": "function", "function": {"name": "look_up", "parameters": {"properties": {}}}}
 MARKERS = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
@@ -40,6 +41,10 @@ TOKENIZER = letters()
 
 def served(tokenizer: Tokenizer = TOKENIZER, name: str = "auto") -> ServedModel:
     return ServedModel("m", 0, tokenizer, None, Defaults(response_template=name))  # type: ignore[arg-type]  # unused
+
+
+def reading_of(chat: Chat, model: ServedModel, prompt: str) -> Reading | None:
+    return read_by(chat, template_for(chat, model), prompt)
 
 
 def chat(tools: list[Any] | None = None, **options: Any) -> Chat:

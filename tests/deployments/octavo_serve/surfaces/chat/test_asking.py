@@ -11,6 +11,7 @@ import pytest
 from octavo.errors import BadRequest
 from octavo_serve.api.body import parse
 from octavo_serve.api.bounds import Limits
+from octavo_serve.api.chats import Chat
 from octavo_serve.api.service import Service
 from octavo_serve.surfaces.chat.asking import ask
 from octavo_serve.surfaces.chat.schemas import ChatRequest
@@ -69,7 +70,9 @@ REFUSED_CHATS = [
     ({"messages": [{"content": "x"}]}, "messages.0.role", "required"),
     ({"messages": [{"role": "user", "content": 7}]}, "messages.0.content", "must be str or"),
     ({"response_format": {"type": "xml"}}, "response_format.type", "must be"),
-    ({"tool_choice": "required"}, "tool_choice", "not supported yet"),
+    ({"tool_choice": "required"}, "tool_choice", "needs tools"),
+    ({"thinking": {"type": "enabled", "budget_tokens": -1}}, "thinking.budget_tokens", "at least 0"),
+    ({"thinking_token_budget": 3, "reasoning": {"max_tokens": 4}}, "reasoning.max_tokens", "exclude each other"),
     ({"functions": [{"name": "f"}]}, "functions", "send tools"),
     ({"modalities": ["text", "audio"]}, "modalities", "only the modality"),
     ({"guided_json": {"type": "object"}, "guided_choice": ["a"]}, "guided_choice", "exclude each other"),
@@ -136,3 +139,19 @@ def test_what_is_asked_of_reasoning_reaches_the_template(
     names = ("reasoning_effort", "enable_thinking", "thinking")
     expected = "|".join(str(variables.get(name, "")) for name in names)
     assert client.tokenizer.decode(client.opened[-1].prompt_token_ids) == expected
+
+
+def test_a_choice_of_tools_and_a_budget_reach_the_chat() -> None:
+    tools = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
+    named = {"type": "function", "function": {"name": "f"}}
+    content = ask(parse(ChatRequest, HELLO | {"tools": tools, "tool_choice": named}), LIMITS).content
+    assert isinstance(content, Chat)
+    assert (content.must_call, content.one_call, content.callable_tools) == (True, True, frozenset("f"))
+    for extra, param in (
+        ({"thinking": {"type": "enabled", "budget_tokens": 7}}, "thinking.budget_tokens"),
+        ({"thinking_token_budget": 7}, "thinking_token_budget"),
+        ({"reasoning": {"max_tokens": 7}}, "reasoning.max_tokens"),
+    ):
+        content = ask(parse(ChatRequest, HELLO | extra), LIMITS).content
+        assert isinstance(content, Chat)
+        assert (content.thinking_budget, content.thinking_param) == (7, param)
