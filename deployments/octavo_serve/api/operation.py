@@ -6,7 +6,7 @@ failure ── errors ──> the protocol's error
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -72,6 +72,14 @@ class Call:
         return asked
 
 
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """An answer that comes in chunks."""
+
+    media_type: str
+    chunks: AsyncGenerator[bytes, None]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
     """One method of one path.
@@ -89,7 +97,7 @@ class Operation:
     path: str
     summary: str
     answers: type[Any]
-    run: Callable[[Service, Call], Awaitable[Mapping[str, Any]]]
+    run: Callable[[Service, Call], Awaitable[Mapping[str, Any] | Streamed]]
     errors: Errors
     body: type[Any] | None = None
     query: type[Query] | None = None

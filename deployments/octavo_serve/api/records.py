@@ -39,7 +39,7 @@ BUSY_SECONDS = 5.0
 _TABLES = """
 CREATE TABLE IF NOT EXISTS records (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, used REAL NOT NULL, size INTEGER NOT NULL, previous TEXT,
-    body BLOB NOT NULL, extra BLOB NOT NULL
+    body BLOB NOT NULL, extra BLOB NOT NULL, alive REAL NOT NULL
 );
 CREATE INDEX IF NOT EXISTS by_use ON records (used, size);
 CREATE TABLE IF NOT EXISTS totals (id INTEGER PRIMARY KEY CHECK (id = 0), size INTEGER NOT NULL);
@@ -58,6 +58,7 @@ class Record:
         owner: name of the caller that it belongs to.
         previous: id of the record that it goes on from; None for none.
         body, extra: its content; `extra` is left out where a chain is read.
+        alive: when whoever still works on it last said so; in seconds since 1970, and 0 where nobody does.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Record:
     previous: str | None = None
     body: bytes
     extra: bytes = b""
+    alive: float = 0.0
 
     @property
     def size(self) -> int:
@@ -90,13 +92,13 @@ class RecordSettings:
 class Records:
     """The records of one application, as one gateway sees them. Nothing is opened before it is needed.
 
-    Args:
+    Attributes:
         clock: seconds since 1970.
     """
 
     def __init__(self, settings: RecordSettings | None = None, clock: Callable[[], float] = time.time) -> None:
         self.settings = settings or RecordSettings()
-        self._clock = clock
+        self.clock = clock
         self._pool = ThreadPoolExecutor(1, "octavo-records")
         self._waiting = 0
         self._opened: tuple[Path | None, sqlite3.Connection] | None = None
@@ -121,11 +123,11 @@ class Records:
                 "send store: false",
                 "store",
             )
-        return await self._run(_put, record, self.settings.max_bytes, self._clock(), replaces)
+        return await self._run(_put, record, self.settings.max_bytes, self.clock(), replaces)
 
     async def get(self, owner: str, record_id: str) -> Record | None:
         """A record; None if there is none of this owner."""
-        return await self._run(_get, owner, record_id, self._clock(), self.settings.ttl_s)
+        return await self._run(_get, owner, record_id, self.clock(), self.settings.ttl_s)
 
     async def chain(self, owner: str, record_id: str, most: int, most_bytes: int) -> list[Record]:
         """A record and those that it goes on from, the last first; only the first has its `extra`.
@@ -135,11 +137,15 @@ class Records:
         Raises:
             BadRequest: they are more than `most`, or have more bytes.
         """
-        return await self._run(_chain, owner, record_id, (most, most_bytes), self._clock(), self.settings.ttl_s)
+        return await self._run(_chain, owner, record_id, (most, most_bytes), self.clock(), self.settings.ttl_s)
 
     async def delete(self, owner: str, record_id: str) -> bool:
         """Remove a record; returns whether there was one."""
         return await self._run(_delete, owner, record_id)
+
+    async def live(self, owner: str, record_id: str) -> bytes | None:
+        """Say that somebody works on a record; returns its body, and None if it is gone."""
+        return await self._run(_live, owner, record_id, self.clock())
 
     async def secret(self) -> bytes:
         """32 random bytes, the same for everybody who uses the file."""
@@ -209,7 +215,7 @@ def _put(connection: sqlite3.Connection, record: Record, max_bytes: int, now: fl
         return False
     _make_room(connection, max_bytes - record.size)
     values = record.id, record.owner, now, record.size, record.previous, record.body, record.extra
-    connection.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+    connection.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*values, record.alive))
     return True
 
 
@@ -231,12 +237,19 @@ def _forget(connection: sqlite3.Connection, now: float, ttl: float) -> None:
 def _get(connection: sqlite3.Connection, owner: str, record_id: str, now: float, ttl: float) -> Record | None:
     _forget(connection, now, ttl)
     row = connection.execute(
-        "SELECT previous, body, extra FROM records WHERE id = ? AND owner = ?", (record_id, owner)
+        "SELECT previous, body, extra, alive FROM records WHERE id = ? AND owner = ?", (record_id, owner)
     ).fetchone()
     if row is None:
         return None
     _touch(connection, record_id, now)
-    return Record(id=record_id, owner=owner, previous=row[0], body=row[1], extra=row[2])
+    return Record(id=record_id, owner=owner, previous=row[0], body=row[1], extra=row[2], alive=row[3])
+
+
+def _live(connection: sqlite3.Connection, owner: str, record_id: str, now: float) -> bytes | None:
+    where = "WHERE id = ? AND owner = ?"
+    connection.execute(f"UPDATE records SET alive = ?, used = ? {where}", (now, now, record_id, owner))
+    row = connection.execute(f"SELECT body FROM records {where}", (record_id, owner)).fetchone()
+    return None if row is None else bytes(row[0])
 
 
 def _touch(connection: sqlite3.Connection, record_id: str, now: float) -> None:

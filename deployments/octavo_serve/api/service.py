@@ -20,6 +20,7 @@ from octavo_serve.api.body import B
 from octavo_serve.api.bounds import BodyBounds, Limits
 from octavo_serve.api.chats import Chat, render
 from octavo_serve.api.constraining import constrain, constrains
+from octavo_serve.api.detached import Detached
 from octavo_serve.api.generation import run
 from octavo_serve.api.jobs import Asked, Job
 from octavo_serve.api.lateness import Lateness
@@ -48,10 +49,11 @@ class Service:
     """The API for the models of one gateway."""
 
     def __init__(self, models: Registry, limits: Limits, telemetry: Telemetry) -> None:
-        self.records = Records()
         self.models = models
         self.limits = limits
         self.telemetry = telemetry
+        self.records = Records()
+        self.detached = Detached()
         self.lateness = Lateness()
         self.threads = Threads()
         self.prompt_threads = Threads(max(1, min(MAX_THREADS, (os.cpu_count() or 1) - 1)), nice=PROMPT_NICE)

@@ -21,7 +21,7 @@ from octavo_serve.api.jobs import Asked, Job
 from octavo_serve.api.pieces import Begun, Element, Piece, Whole
 
 if TYPE_CHECKING:
-    from octavo_serve.api.operation import Call
+    from octavo_serve.api.operation import Call, Streamed
     from octavo_serve.api.service import Service
 
 A = TypeVar("A", bound=Mapping[str, Any])
@@ -142,6 +142,8 @@ class Surface(Generic[B, A, E]):
         ask: turns a body into an `Asked`.
         recall: completes what was asked with what is kept of the caller's earlier requests. Its second argument is the
             caller's name. None: nothing is.
+        detach: lets a request run without its client, if that is what it asks for, and returns what the client gets at
+            once; None for others. None: no request does.
         writer: makes the writer of a request; its last argument is the writer's `tells`.
         large_json: writes large events and answers; it runs in a thread and lets other threads run in between.
     """
@@ -158,6 +160,7 @@ class Surface(Generic[B, A, E]):
     framing: Framing
     large_json: Callable[[Any], bytes] = to_json
     recall: Callable[[Service, str, B, Asked], Awaitable[None]] | None = None
+    detach: Callable[[Service, B, Writer[A, E]], Awaitable[A | Streamed | None]] | None = None
 
     async def asked(self, service: Service, call: Call) -> Asked:
         """What a request asks for, with what is kept of earlier ones.

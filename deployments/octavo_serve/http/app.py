@@ -25,7 +25,7 @@ from octavo_serve.api.telemetry import ShardStats, Telemetry
 from octavo_serve.api.writing import write_answer
 from octavo_serve.http.about import add_about
 from octavo_serve.http.door import CALLER, Door, path_of
-from octavo_serve.http.replies import JSON, failure_reply, json_reply, routing_headers
+from octavo_serve.http.replies import JSON, answer_reply, failure_reply, json_reply, routing_headers
 from octavo_serve.http.streams import event_stream
 from octavo_serve.surfaces.openai.errors import ERRORS
 from octavo_serve.surfaces.served import OPERATIONS, SURFACES
@@ -97,6 +97,8 @@ def _add_surface(app: Starlette, surface: Surface[Any, Any, Any], service: Servi
     async def generate(request: Request) -> Response:
         call = await call_of(request, service, access, surface.body)
         writer = surface.writer(call.body, await service.job(await surface.asked(service, call)), call.tells)
+        if surface.detach is not None and (at_once := await surface.detach(service, call.body, writer)) is not None:
+            return answer_reply(at_once)
         if surface.streams(call.body):
             return await event_stream(surface, writer, service)
         whole = await service.whole(writer)
@@ -111,7 +113,7 @@ def _add_surface(app: Starlette, surface: Surface[Any, Any, Any], service: Servi
 def _add_operation(app: Starlette, operation: Operation, service: Service, access: Access) -> None:
     async def perform(request: Request) -> Response:
         call = await call_of(request, service, access, operation.body, operation.query)
-        return json_reply(await operation.run(service, call))
+        return answer_reply(await operation.run(service, call))
 
     app.add_route(operation.path, perform, methods=[operation.method])  # HEAD where there is GET
 

@@ -5,20 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from octavo_serve.api.failures import Failure
+from octavo_serve.api.operation import Streamed
 from octavo_serve.api.pieces import Begun
 from octavo_serve.api.surface import Errors, to_json
 
 JSON = "application/json"
 
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 SHARD, REASON, CACHED = "x-octavo-shard", "x-octavo-route-reason", "x-octavo-cached-tokens"
 
 
 def json_reply(value: Mapping[str, Any], status: int = 200) -> Response:
     """A response that holds `value`."""
     return Response(to_json(value), status, media_type=JSON)
+
+
+def answer_reply(answer: Mapping[str, Any] | Streamed) -> Response:
+    """A response that holds an operation's answer."""
+    if not isinstance(answer, Streamed):
+        return json_reply(answer)
+    return StreamingResponse(answer.chunks, headers=STREAM_HEADERS, media_type=answer.media_type)
 
 
 def failure_reply(failure: Failure, errors: Errors) -> Response:

@@ -17,7 +17,7 @@ from octavo_serve.api.service import Service
 from octavo_serve.api.surface import Surface, Writer, to_json
 from octavo_serve.api.turns import PIECES
 from octavo_serve.api.writing import write
-from octavo_serve.http.replies import routing_headers
+from octavo_serve.http.replies import STREAM_HEADERS, routing_headers
 
 Event = Mapping[str, Any]
 
@@ -100,7 +100,7 @@ class _EventStream(Response):
         self.status_code = 200
         self.media_type = chunks.surface.framing.media_type
         self.background = None
-        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
+        self.init_headers({**STREAM_HEADERS, **headers})
         self._chunks = chunks
         self._first = first
 

@@ -76,9 +76,36 @@ async def recall(service: Service, owner: str, body: ResponsesRequest, asked: As
     if SEALED in (body.include or ()):
         turn.seal = partial(seal, await service.records.secret(), owner)
     past = await complete(service, owner, body, asked.content, turn)
-    if past.tokens is not None:
-        prompt, answer = past.tokens.prompt, past.tokens.answer
-        asked.known = [prompt + answer, prompt + answer[:-1], prompt]
+    asked.known = known_of(past)
+
+
+def known_of(past: Past) -> list[list[int]]:
+    """Token ids that a prompt may begin with: the last turn's, with its answer, without what ended it, without it."""
+    if past.tokens is None:
+        return []
+    prompt, answer = past.tokens.prompt, past.tokens.answer
+    return [prompt + answer, prompt + answer[:-1], prompt]
+
+
+async def items_of(service: Service, owner: str, response_id: str) -> list[dict[str, Any]]:
+    """The items that a response was made of, the first one first: earlier turns as far as they are kept, its own input.
+
+    Raises:
+        NotKept: there is no such response of this caller.
+    """
+    records = await service.records.chain(owner, response_id, MAX_CHAIN, 4 * service.bounds.num_bytes)
+    if not records:
+        raise not_found(response_id)
+    return await service.threads.run(_items_of, records)
+
+
+def _items_of(records: Sequence[Record]) -> list[dict[str, Any]]:
+    last, *earlier = records
+    items: list[dict[str, Any]] = []
+    for record in reversed(earlier):
+        kept = _kept(record.body)
+        items += [*kept.input, *kept.response["output"]]
+    return items + _kept(last.body).input
 
 
 async def complete(service: Service, owner: str, body: TurnBody, chat: Any, turn: Turn) -> Past:

@@ -55,8 +55,9 @@ class ResponseWriter(Writer[Response, ResponseEvent]):
         return isinstance(element, Piece) and self.job.is_large(0, len(element.token_ids))
 
     def begin(self, begun: Begun) -> list[ResponseEvent]:
-        self.say("response.created", response=self._snapshot())
-        self.say("response.in_progress", response=self._snapshot())
+        self.response["status"] = "in_progress"
+        self.say("response.created", response=self.now())
+        self.say("response.in_progress", response=self.now())
         return self._taken()
 
     def piece(self, piece: Piece) -> list[ResponseEvent]:
@@ -87,7 +88,19 @@ class ResponseWriter(Writer[Response, ResponseEvent]):
     async def settle(self) -> None:
         if self.turn.records is not None:
             tokens = Tokens(self.job.requests[0].prompt_token_ids, self.token_ids)
-            await self.turn.records.put(record_of(self.turn, self.response, tokens))
+            record = record_of(self.turn, self.response, tokens)
+            await self.turn.records.put(record, replaces=self.response["background"])
+
+    def now(self) -> Response:
+        """The response as it is now."""
+        return {**self.response, "output": list(self.response["output"])}
+
+    def cancelled(self) -> None:
+        """It was cancelled."""
+        if self._open is not None:
+            self._close("incomplete")
+        self._end_with("cancelled")
+        self._taken()
 
     def failed(self, failure: Failure) -> list[ResponseEvent]:
         """The last event of a stream that cannot go on."""
@@ -110,10 +123,6 @@ class ResponseWriter(Writer[Response, ResponseEvent]):
     def _taken(self) -> list[ResponseEvent]:
         events, self._events = self._events, []
         return events
-
-    def _snapshot(self) -> Response:
-        """The response as it is now: events may be written after it has changed."""
-        return {**self.response, "output": list(self.response["output"])}
 
     # ── items ──
 
@@ -407,7 +416,7 @@ def _response(body: ResponsesRequest, job: Job, turn: Turn) -> Response:
         "object": "response",
         "created_at": job.created,
         "completed_at": None,
-        "status": "in_progress",
+        "status": "queued" if body.background else "in_progress",
         "background": bool(body.background),
         "error": None,
         "incomplete_details": None,

@@ -116,6 +116,19 @@ def test_a_record_is_replaced_only_where_there_is_one() -> None:
     assert len(found.body) == 2
 
 
+def test_whoever_works_on_a_record_says_so() -> None:
+    clock = Clock()
+    records = Records(clock=clock)
+    assert run(records.live("alice", "a")) is None
+    run(records.put(record("a", size=2)))
+    clock.now += 5
+    assert run(records.live("alice", "a")) == b"xx"
+    assert run(records.live("bob", "a")) is None
+    found = run(records.get("alice", "a"))
+    assert found is not None
+    assert found.alive == clock.now
+
+
 def test_a_file_that_cannot_be_used_is_an_error_of_the_server(tmp_path: Path) -> None:
     (tmp_path / "records.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(OctavoError, match="cannot be used"):

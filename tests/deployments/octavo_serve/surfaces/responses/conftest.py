@@ -16,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from octavo_serve.api.access import Access, Caller, Keys, KnownKey, Rules
 from octavo_serve.api.service import Service
+from octavo_serve.api.telemetry import Telemetry
 from octavo_serve.http.app import http_app
 
 _EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
@@ -45,6 +46,22 @@ def _assert_same(sent: Any, read: Any) -> None:
         assert sent == read
 
 
+def events_of(text: str, first: int = 0) -> list[dict[str, Any]]:
+    """A stream's events, each checked; the first has this number."""
+    *parts, done, rest = text.split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    events = []
+    for number, part in enumerate(parts, first):
+        name, _, data = part.partition("\ndata: ")
+        event = json.loads(data)
+        assert name == f"event: {event['type']}"
+        assert event["sequence_number"] == number
+        with warnings.catch_warnings(action="error"):
+            _assert_same(event, _EVENT.validate_python(event, strict=True))
+        events.append(event)
+    return events
+
+
 @dataclass
 class Api:
     """Sends requests to one application; all of its state goes on from one to the next."""
@@ -52,6 +69,15 @@ class Api:
     service: Service
     backend: Any
     access: Access = field(default_factory=Access)
+
+    checked = staticmethod(checked)
+    events_of = staticmethod(events_of)
+
+    def other(self) -> Api:
+        """Another gateway of the same application."""
+        service = Service(self.service.models, self.service.limits, Telemetry())
+        service.records.settings = self.service.records.settings
+        return Api(service, self.backend, self.access)
 
     def send(self, method: str, path: str, key: str = "", **sent: Any) -> httpx.Response:
         return asyncio.run(self.request(method, path, key, **sent))
@@ -81,22 +107,6 @@ class Api:
         assert answer.status_code == 400, answer.text
         error = answer.json()["error"]
         return error["message"], error["param"]
-
-
-def events_of(text: str) -> list[dict[str, Any]]:
-    """A stream's events, each checked."""
-    *parts, done, rest = text.split("\n\n")
-    assert (done, rest) == ("data: [DONE]", "")
-    events = []
-    for number, part in enumerate(parts):
-        name, _, data = part.partition("\ndata: ")
-        event = json.loads(data)
-        assert name == f"event: {event['type']}"
-        assert event["sequence_number"] == number
-        with warnings.catch_warnings(action="error"):
-            _assert_same(event, _EVENT.validate_python(event, strict=True))
-        events.append(event)
-    return events
 
 
 @pytest.fixture
