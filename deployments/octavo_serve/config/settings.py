@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import os
 import re
+from collections.abc import Callable
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_type_hints
@@ -31,6 +32,7 @@ from octavo.routing.router import RoutingConfig
 from octavo.scaling.policy import Targets
 from octavo.text.responses.families import AUTO, NAMES, NONE
 from octavo_serve.api.access import Caller, Keys, KnownKey, Rules
+from octavo_serve.api.records import RecordSettings
 from octavo_serve.api.validation import explain
 from octavo_serve.config.placement import Group, Strategy
 
@@ -301,6 +303,10 @@ class GatewaySettings(Settings):
         max_failovers: shards that may die under one request before it is given up.
         shard_silence_s: without a sign of life for so long a shard counts as dead; shards give one every second.
         loading_wait_s: how long a request for a model that is still loading waits before it is answered with 503.
+        responses_store: file of the responses that clients let the server store (see docs/responses.md), on the disk of
+            a gateway's node; None: a temporary file, which ends with the gateway, or where there are several with Ray.
+        responses_store_bytes: of all stored responses; those that were not used for longest go first.
+        responses_ttl_s: seconds after its last use after which a response is gone.
     """
 
     replicas: Count = 1
@@ -313,6 +319,20 @@ class GatewaySettings(Settings):
     max_failovers: Annotated[int, Field(ge=0)] = 5
     shard_silence_s: Seconds = 10.0
     loading_wait_s: float = Field(default=30.0, ge=0)
+    responses_store: Annotated[str, Field(min_length=1)] | None = None
+    responses_store_bytes: Annotated[int, Field(ge=2**20, le=2**40)] = 2**28
+    responses_ttl_s: Annotated[float, Field(gt=0, le=30 * 86400)] = 30 * 86400.0
+
+    def records(self, shared: Callable[[], Path]) -> RecordSettings:
+        """Where responses are stored, and for how long.
+
+        Args:
+            shared: names a file that all gateways of a node use, where they are several and none is named.
+        """
+        path = None if self.responses_store is None else Path(self.responses_store).expanduser()
+        if path is None and self.replicas > 1:
+            path = shared()
+        return RecordSettings(path, self.responses_store_bytes, self.responses_ttl_s)
 
 
 class RouterSettings(Settings):

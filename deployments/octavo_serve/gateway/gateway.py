@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -41,7 +43,7 @@ from octavo_serve.gateway.unread import Unread
 from octavo_serve.gateway.watch import Deployments, load_text, watch_room, watch_shards
 from octavo_serve.http.app import http_app
 from octavo_serve.ports import is_loopback
-from octavo_serve.ray_private import Deployment, http_host, keep_serve_at_home, process_is_open
+from octavo_serve.ray_private import Deployment, http_host, keep_serve_at_home, process_is_open, session_folder
 from octavo_serve.ray_token import UNAUTHENTICATED, close_token
 from octavo_serve.surfaces.chat.schemas import ChatChunk, ChatCompletion, ChatRequest
 from octavo_serve.surfaces.chat.surface import CHAT
@@ -118,6 +120,7 @@ class Gateway:
             served.client.failover = failover
         self.service.telemetry.watch_routers({name: served.picker.router for name, served in self._served.items()})
         self.access.rules = rules
+        self.service.records.settings = gateway.records(_shared_file)
         self.service.limits = Limits(gateway.max_body_bytes, gateway.max_prompts, gateway.max_n)
 
     def _serve(self, model: ModelSettings, routing: RoutingConfig) -> _Served:
@@ -206,6 +209,12 @@ def _no_room(model: ModelSettings) -> str | None:
     """Why the cluster cannot hold the model's shards, whatever else runs there."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     return unplaceable(model.group, max(1, model.fewest_shards), nodes)
+
+
+def _shared_file() -> Path:
+    """A file of this application that all of its gateways on this node find."""
+    app = blake2b(serve.get_replica_context().app_name.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return Path(session_folder()) / f"octavo-responses-{app}.sqlite"
 
 
 def _show_logs() -> None:

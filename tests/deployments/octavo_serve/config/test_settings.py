@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,3 +166,16 @@ def test_no_two_models_share_a_deployment(one: str, other: str) -> None:
 def test_names_that_differ_in_a_separator_are_two_models() -> None:
     assert deployment_name("org/m") != deployment_name("org-m") != deployment_name("org:m")
     assert deployment_name(deployment_name("org/m").removeprefix("shards-")) != deployment_name("org/m")
+
+
+def test_where_responses_are_stored() -> None:
+    shared = Path("/shared/file")
+
+    def path(**gateway: Any) -> Path | None:
+        return load_settings({"models": [MODEL], "gateway": gateway}).gateway.records(lambda: shared).path
+
+    assert (path(), path(replicas=2)) == (None, shared)
+    assert path(replicas=2, responses_store="/a/b") == path(responses_store="/a/b") == Path("/a/b")
+    for name, wrong in (("responses_store", ""), ("responses_store_bytes", 1000), ("responses_ttl_s", 31 * 86400)):
+        with pytest.raises(ConfigError, match=f"gateway.{name}"):
+            load_settings({"models": [MODEL], "gateway": {name: wrong}})
