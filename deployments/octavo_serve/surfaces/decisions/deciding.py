@@ -21,7 +21,7 @@ from octavo_serve.api.service import Service
 from octavo_serve.api.telemetry import RequestTimer
 from octavo_serve.surfaces.decisions.forks import Fork, Forks, forks_of
 from octavo_serve.surfaces.decisions.probabilities import softmax
-from octavo_serve.surfaces.decisions.questions import Question
+from octavo_serve.surfaces.decisions.questions import Question, Questions
 from octavo_serve.surfaces.decisions.state import framed
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class Decided:
     written_tokens: int
 
 
-async def decide(service: Service, asked: Asked, questions: Sequence[Question]) -> Decided:
+async def decide(service: Service, asked: Asked, questions: Questions) -> Decided:
     """Answer questions about one state.
 
     Args:
@@ -63,15 +63,14 @@ async def decide(service: Service, asked: Asked, questions: Sequence[Question]) 
     service.lateness.check()
     chat = asked.content
     assert isinstance(chat, Chat)
-    characters = sum(len(q.instructions) + sum(len(x.text) + len(x.description) for x in q.options) for q in questions)
-    tokens = asked.size[1] + characters // USUAL_TOKEN
+    tokens = asked.size[1] + questions.characters // USUAL_TOKEN
     model = await service.models.served(asked.model, asked.session, chat.check, tokens)
-    with model.client.admitted(_key(asked, questions), len(questions), tokens):
+    with model.client.admitted(_key(asked, questions.each), len(questions.each), tokens):
         frame = await framed(chat, model.tokenizer, service.template_threads)
         info = await model.client.describe()
         request_id = f"{asked.kind}-{secrets.token_hex(12)}"
-        work = partial(forks_of, model.tokenizer, info, frame, questions, asked, request_id)
-        long = is_long([frame.before]) or characters >= MANY_CHARACTERS
+        work = partial(forks_of, model.tokenizer, info, frame, questions.each, asked, request_id)
+        long = is_long([frame.before]) or questions.characters >= MANY_CHARACTERS
         forks = await service.prompt_threads.finish(work) if long else work()
     return await _Deciding(model, forks, service.telemetry.request(model.name, forks.prompt_tokens)).run()
 
@@ -84,7 +83,9 @@ def _key(asked: Asked, questions: Sequence[Question]) -> Callable[[], bytes]:
     """As `Asked.key`, and other questions have another."""
 
     def key() -> bytes:
-        return blake2b(repr((asked.key(), len(questions), questions[-1])).encode("utf-8", "replace")).digest()[:16]
+        last = questions[-1]
+        text = repr((asked.key(), len(questions), last.instructions[:MANY_CHARACTERS], len(last.options)))
+        return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
     return key
 
@@ -97,6 +98,7 @@ class _Deciding:
         self._forks = forks
         self._timer = timer
         self._places = asyncio.Semaphore(FAN_OUT)
+        self._making = asyncio.Lock()
         self._cached: int | None = None  # what the first prompt of all found
         self._errors: list[OctavoError] = []
 
@@ -140,7 +142,10 @@ class _Deciding:
 
     async def _fork(self, fork: Fork, name: str) -> list[float]:
         async with self._places:
-            update = await self._last_update(self._forks.request(fork, name))
+            async with self._making:  # one in a turn of the event loop: a long prompt takes a part of a millisecond
+                request = self._forks.request(fork, name)
+                await asyncio.sleep(0)
+            update = await self._last_update(request)
         if self._cached is None:
             self._cached = update.num_cached_tokens
         assert update.logprobs

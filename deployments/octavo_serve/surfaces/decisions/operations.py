@@ -10,7 +10,7 @@ from octavo_serve.api.operation import Call, Operation
 from octavo_serve.api.service import Service
 from octavo_serve.surfaces.decisions.deciding import Decided, decide
 from octavo_serve.surfaces.decisions.probabilities import best, choice_confidence, expected_level, score_confidence
-from octavo_serve.surfaces.decisions.questions import Question, of_openai
+from octavo_serve.surfaces.decisions.questions import Questions, of_openai
 from octavo_serve.surfaces.decisions.schemas import (
     Answer,
     Choice,
@@ -31,11 +31,12 @@ async def decisions(service: Service, call: Call) -> Decision:
         OctavoError: no question could be answered.
     """
     body: DecisionRequest = call.body
-    asked, questions = ask(body)
-    return answer(body, await decide(service, call.admit(asked), questions), call.tells)
+    asked, questions = await service.body_threads.run(ask, body)
+    decided = await decide(service, call.admit(asked), questions)
+    return await service.threads.finish(answer, body, decided, call.tells)
 
 
-def ask(body: DecisionRequest) -> tuple[Asked, list[Question]]:
+def ask(body: DecisionRequest) -> tuple[Asked, Questions]:
     """What a body asks for.
 
     Raises:

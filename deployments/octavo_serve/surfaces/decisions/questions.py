@@ -94,13 +94,32 @@ _HEADS: dict[Kind, str] = {
 """Fixed text comes before the question's own, so that it is computed once for all questions of a kind."""
 
 
-def of_openai(asked: Sequence[Predicate | Choice | Score]) -> list[Question]:
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """The questions of a request.
+
+    Attributes:
+        characters: of all they say; counted once, beside the event loop.
+    """
+
+    each: list[Question]
+    characters: int
+
+
+def together(each: list[Question]) -> Questions:
+    """The questions of a request."""
+    options = (option for question in each for option in question.options)
+    count = sum(len(option.text) + len(option.description) for option in options)
+    return Questions(each, count + sum(len(question.instructions) for question in each))
+
+
+def of_openai(asked: Sequence[Predicate | Choice | Score]) -> Questions:
     """The questions of a body of /v1/decisions.
 
     Raises:
         BadRequest: one has no text, an empty option, or the same option twice.
     """
-    return [_of_openai(question, f"questions[{number}]") for number, question in enumerate(asked)]
+    return together([_of_openai(question, f"questions[{number}]") for number, question in enumerate(asked)])
 
 
 def _of_openai(asked: Predicate | Choice | Score, param: str) -> Question:

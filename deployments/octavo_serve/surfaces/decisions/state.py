@@ -16,7 +16,7 @@ import msgspec
 from octavo.errors import BadRequest
 from octavo.text.default_form import in_default_form, knows_tools
 from octavo.text.tokenizer import Tokenizer
-from octavo_serve.api.chats import Chat, Message, render
+from octavo_serve.api.chats import FEW, Chat, Message, render
 from octavo_serve.api.threads import Threads
 from octavo_serve.surfaces.decisions.schemas import (
     AssistantMessage,
@@ -99,7 +99,11 @@ async def framed(chat: Chat, tokenizer: Tokenizer, threads: Threads) -> Frame:
         BadRequest: as `render`, or the template does not keep what the last message says.
     """
     mark = f"QUESTION{secrets.token_hex(8)}"
-    marked = Chat(messages=_with_question(_written(chat.messages, tokenizer), mark), variables=chat.variables)
+    if len(chat.messages) > FEW:
+        messages = await threads.run(_marked, chat.messages, tokenizer, mark)
+    else:
+        messages = _marked(chat.messages, tokenizer, mark)
+    marked = Chat(messages=messages, variables=chat.variables)
     before, found, after = (await render(marked, tokenizer, threads)).partition(mark)
     if not found or mark in after:
         raise BadRequest("the model's chat template does not write the last message as it is", "input")
@@ -114,8 +118,9 @@ def _written(messages: Sequence[Message], tokenizer: Tokenizer) -> Sequence[Mess
     return [Message.model_validate(message) for message in plain]
 
 
-def _with_question(messages: Sequence[Message], question: str) -> list[Message]:
-    last = messages[-1]
+def _marked(messages: Sequence[Message], tokenizer: Tokenizer, mark: str) -> list[Message]:
+    """The messages with a mark where the question will be."""
+    *others, last = _written(messages, tokenizer)
     if last.role == "user":
-        return [*messages[:-1], last.model_copy(update={"content": f"{last.content or ''}{_BREAK}{question}"})]
-    return [*messages, Message(role="user", content=question)]
+        return [*others, last.model_copy(update={"content": f"{last.content or ''}{_BREAK}{mark}"})]
+    return [*others, last, Message(role="user", content=mark)]

@@ -8,7 +8,7 @@ from octavo_serve.api.operation import Call, Operation
 from octavo_serve.api.service import Service
 from octavo_serve.surfaces.decisions.deciding import Decided, decide
 from octavo_serve.surfaces.decisions.probabilities import best, choice_confidence, expected_level, score_confidence
-from octavo_serve.surfaces.decisions.questions import YES_OR_NO, Option, Question
+from octavo_serve.surfaces.decisions.questions import YES_OR_NO, Option, Question, Questions, together
 from octavo_serve.surfaces.decisions.state import chat_of
 from octavo_serve.surfaces.decisions.systemone_schemas import (
     LabelAnswer,
@@ -32,11 +32,12 @@ async def system_one(service: Service, call: Call) -> SystemOneAnswer:
         OctavoError: no question could be answered.
     """
     body: SystemOneRequest = call.body
-    asked, questions = ask(body)
-    return answer(body, questions, await decide(service, call.admit(asked), questions), call.tells)
+    asked, questions = await service.body_threads.run(ask, body)
+    decided = await decide(service, call.admit(asked), questions)
+    return await service.threads.finish(answer, body, questions, decided, call.tells)
 
 
-def ask(body: SystemOneRequest) -> tuple[Asked, list[Question]]:
+def ask(body: SystemOneRequest) -> tuple[Asked, Questions]:
     """What a body asks for.
 
     Raises:
@@ -44,7 +45,7 @@ def ask(body: SystemOneRequest) -> tuple[Asked, list[Question]]:
     """
     chat = chat_of(json_text(body.state, "state"))
     asked = Asked(kind="systemone", model=body.model, content=chat, param="state", params=SamplingParams(max_tokens=1))
-    return asked, [_question(question, f"questions.{name}") for name, question in body.questions.items()]
+    return asked, together([_question(question, f"questions.{name}") for name, question in body.questions.items()])
 
 
 def _question(asked: Noul | LabelledChoice | Rubric, param: str) -> Question:
@@ -63,13 +64,13 @@ def _question(asked: Noul | LabelledChoice | Rubric, param: str) -> Question:
     return Question("score", param, instructions, levels)
 
 
-def answer(body: SystemOneRequest, questions: list[Question], decided: Decided, tells: bool) -> SystemOneAnswer:
+def answer(body: SystemOneRequest, questions: Questions, decided: Decided, tells: bool) -> SystemOneAnswer:
     """The answer to a body.
 
     Args:
         tells: whether the client may be told about the cache.
     """
-    found = zip(body.questions, questions, decided.probabilities, strict=True)
+    found = zip(body.questions, questions.each, decided.probabilities, strict=True)
     answered = {name: _answer(question, p) for name, question, p in found if p is not None}
     told: SystemOneAnswer = {
         "model": decided.model,

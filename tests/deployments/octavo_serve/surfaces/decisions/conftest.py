@@ -35,6 +35,7 @@ class Opinionated:
         full: raised instead of accepting a request.
         sizes: (sequences, tokens) of the requests that came.
         opened: in this order.
+        turns: of the event loop, that a request takes.
         most: requests that ran at once.
     """
 
@@ -46,6 +47,7 @@ class Opinionated:
     nan: str | None = None
     sizes: list[tuple[int, int]] = field(default_factory=list)
     opened: list[Request] = field(default_factory=list)
+    turns: int = 1
     running: int = 0
     most: int = 0
 
@@ -65,7 +67,8 @@ class Opinionated:
         self.running += 1
         self.most = max(self.most, self.running)
         try:
-            await asyncio.sleep(0)
+            for _ in range(self.turns):
+                await asyncio.sleep(0)
             yield [self._update(request)]
         finally:
             self.running -= 1

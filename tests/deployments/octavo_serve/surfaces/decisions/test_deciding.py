@@ -76,6 +76,7 @@ def test_many_options_take_a_letter_and_a_digit(ask: Any, client: Any) -> None:
 
 def test_400_questions(ask: Any, client: Any) -> None:
     questions = [POLITE | {"name": f"{i}", "instructions": f"Statement {i}"} for i in range(400)]
+    client.turns = 2 * FAN_OUT
     told = ask.decisions(*questions)
     assert [answer["name"] for answer in told["answers"]] == [f"{i}" for i in range(400)]
     assert len({answer["probability"] for answer in told["answers"]}) == 400

@@ -1,4 +1,4 @@
-"""A question's probabilities are the same bits at any load, in any company, from the cache or not: with a real engine."""
+"""A question's probabilities are the same bits at any load, in any company, cached or not: with a real engine."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo_serve.surfaces.decisions.probabilities import (
@@ -16,10 +16,11 @@ from octavo_serve.surfaces.decisions.probabilities import (
     softmax,
 )
 
-LOGPROBS = st.lists(st.floats(-1000, 0), min_size=1, max_size=255)
+LOGPROBS = st.lists(st.floats(-1000, 0), min_size=1, max_size=30)
 
 
 @given(LOGPROBS)
+@settings(max_examples=40)
 def test_probabilities_are_a_distribution_in_the_order_of_the_log_probabilities(logprobs: list[float]) -> None:
     found = softmax(logprobs)
     assert found is not None

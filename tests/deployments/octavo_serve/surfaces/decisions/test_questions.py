@@ -16,7 +16,7 @@ AB = Labels(("A", "B"), (1, 2))
 
 
 def read(*questions: Any) -> list[Question]:
-    return of_openai(parse(DecisionRequest, {"input": "x", "questions": list(questions)}).questions)
+    return of_openai(parse(DecisionRequest, {"input": "x", "questions": list(questions)}).questions).each
 
 
 def test_options_stand_beside_their_labels() -> None:
