@@ -12,7 +12,7 @@ from hashlib import blake2b
 from typing import TypeVar
 
 from octavo.errors import BadRequest, EngineDead, ModelNotReady, OctavoError, Overloaded
-from octavo.request import Request, SequenceUpdate
+from octavo.request import Placement, Request, SequenceUpdate
 from octavo_serve.api.chats import Chat
 from octavo_serve.api.jobs import USUAL_TOKEN, Asked
 from octavo_serve.api.model import ServedModel
@@ -106,9 +106,7 @@ class _Deciding:
         forks = self._forks
         for step, prefixes in enumerate(forks.shared):
             requests = [forks.prefix_request(prefix, f"prefix-{step}-{i}") for i, prefix in enumerate(prefixes)]
-            told = await _all(self._last_update(request) for request in requests)
-            if not step:
-                self._cached = told[0].num_cached_tokens
+            await _all(self._last_update(request) for request in requests)
         found = await _all(self._answered(number) for number in range(len(forks.labels)))
         if self._errors and not any(found):
             raise self._errors[0]
@@ -146,8 +144,6 @@ class _Deciding:
                 request = self._forks.request(fork, name)
                 await asyncio.sleep(0)
             update = await self._last_update(request)
-        if self._cached is None:
-            self._cached = update.num_cached_tokens
         assert update.logprobs
         entries = update.logprobs[0]
         return [entries[token_id].logprob for token_id in fork.candidates]
@@ -161,10 +157,16 @@ class _Deciding:
                     if update.finish_reason == "error":
                         raise OctavoError(str(update.stop_reason))
                     if update.finish_reason is not None:
-                        if (placement := client.placement(request.request_id)) is not None:
-                            self._timer.placed(placement, update.num_cached_tokens)
+                        self._came(client.placement(request.request_id), update)
                         return update
         raise EngineDead("the shard's stream ended before the request did")
+
+    def _came(self, placement: Placement | None, update: SequenceUpdate) -> None:
+        """Compare the first of all prompts with what the router predicted: later ones have waited for others."""
+        if self._cached is None:
+            self._cached = update.num_cached_tokens
+            if placement is not None:
+                self._timer.placed(placement, update.num_cached_tokens)
 
 
 async def _all(work: Iterable[Coroutine[None, None, T]]) -> list[T]:
