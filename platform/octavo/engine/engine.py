@@ -125,9 +125,9 @@ class Engine:
         """
         executor: Executor
         if config.rehearsal is not None:  # it needs no model's code
-            from octavo.rehearsal.simulated import SimulatedExecutor
+            from octavo.rehearsal.scripted import load_rehearsal
 
-            executor = SimulatedExecutor.load(config, tokenizer)
+            executor = load_rehearsal(config, tokenizer)
         else:
             from octavo.execution.load import load_executor
 

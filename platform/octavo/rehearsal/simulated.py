@@ -34,6 +34,7 @@ from octavo.text.tokenizer import Tokenizer
 
 PROFILES = Path(__file__).with_name("profiles")
 
+_OPTIONAL = ("script",)
 _KEYS = "source", "seconds", "kv_bytes_per_token", "kv_cache_bytes", "max_model_len"
 _NUM_WORDS = 4096
 _LOG_HALF = math.log(0.5)
@@ -45,6 +46,7 @@ class Profile:
 
     Attributes:
         source: a sentence per number that says where it comes from.
+        script: what is said in place of made-up words (see `octavo.rehearsal.scripted`), as it stands in the file.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Profile:
     kv_cache_bytes: int
     max_model_len: int
     source: tuple[str, ...]
+    script: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ def load_profile(name: str) -> Profile:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"the profile {name!r} cannot be read: {error}") from None
     where = f"the profile {name!r}"
-    _check_keys(document, _KEYS, where)
+    _check_keys(document, _KEYS, where, _OPTIONAL)
     _check_keys(document["seconds"], Cost._fields, f"'seconds' of {where}")
     source = document["source"]
     return Profile(
@@ -93,15 +96,16 @@ def load_profile(name: str) -> Profile:
         _whole(document, "kv_cache_bytes", where),
         _whole(document, "max_model_len", where),
         tuple(map(str, source if isinstance(source, list) else [source])),
+        document.get("script"),
     )
 
 
-def _check_keys(document: Any, keys: Sequence[str], where: str) -> None:
+def _check_keys(document: Any, keys: Sequence[str], where: str, optional: Sequence[str] = ()) -> None:
     if not isinstance(document, dict):
         raise ConfigError(f"{where} must hold {', '.join(keys)}")
     for key in document:
-        if key not in keys:
-            raise ConfigError(f"{where}: {unknown_key(str(key), list(keys))}")
+        if key not in (*keys, *optional):
+            raise ConfigError(f"{where}: {unknown_key(str(key), [*keys, *optional])}")
     if missing := [key for key in keys if key not in document]:
         raise ConfigError(f"{where} lacks {', '.join(missing)}")
 
@@ -168,16 +172,6 @@ class SimulatedExecutor:
         self._due = -math.inf  # when the last step ended by the schedule
         self._last = 0.0  # its seconds
         self._ends: set[tuple[int, int]] = set()  # its sequences: (first block, tokens in the cache)
-
-    @classmethod
-    def load(cls, config: EngineConfig, tokenizer: Tokenizer) -> SimulatedExecutor:
-        """The executor for `config.rehearsal`, which draws words of a model's tokenizer.
-
-        Raises:
-            ConfigError: the profile cannot be used.
-        """
-        profile = load_profile(str(config.rehearsal))
-        return cls(profile, config, readable_tokens(tokenizer), tokenizer.vocab_size)
 
     def __str__(self) -> str:
         return f"rehearsal of {self.profile.name} at speed {self.speed:g}"
