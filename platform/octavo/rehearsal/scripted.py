@@ -141,6 +141,7 @@ class ScriptedExecutor(SimulatedExecutor):
         for token in self._candidates(rest):
             if allowed is None or allowed[token]:
                 return token
+        assert allowed is not None, "without a mask the first candidate is said"
         return int(np.flatnonzero(allowed)[0])
 
     def _candidates(self, rest: str) -> Iterator[int]:
