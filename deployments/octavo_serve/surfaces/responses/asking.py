@@ -10,7 +10,7 @@ from typing import Any
 from octavo.constraint import StructuredOutputs
 from octavo.errors import BadRequest
 from octavo.request import SamplingParams
-from octavo_serve.api.bounds import Limits
+from octavo_serve.api.bounds import MAX_THINKING, Limits
 from octavo_serve.api.chats import Chat
 from octavo_serve.api.jobs import Asked
 from octavo_serve.api.records import Records
@@ -95,9 +95,11 @@ def chat_of(body: TurnBody, tools: Tools) -> Chat:
         tools=tools.chat if choice.tools and tools.chat else None,
         variables=body.chat_template_kwargs,
         reasoning=_reasoning(body),
-        one_call=body.parallel_tool_calls is False,
+        one_call=body.parallel_tool_calls is False or choice.one_call,
         must_call=choice.must_call,
         callable_tools=choice.callable_tools,
+        thinking_budget=body.reasoning.max_tokens if body.reasoning is not None else None,
+        thinking_param="reasoning.max_tokens",
     )
 
 
@@ -134,6 +136,9 @@ def _check_reasoning(body: TurnBody) -> None:
     reasoning = body.reasoning
     if reasoning is None:
         return
+    if reasoning.max_tokens is not None and not 0 <= reasoning.max_tokens <= MAX_THINKING:
+        sentence = f"reasoning.max_tokens must be at least 0 and at most {MAX_THINKING}, got {reasoning.max_tokens}"
+        raise BadRequest(sentence, "reasoning.max_tokens")
     for name, known in _REASONING.items():
         if (value := getattr(reasoning, name)) not in (None, *known):
             raise BadRequest(

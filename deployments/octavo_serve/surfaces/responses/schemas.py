@@ -12,7 +12,7 @@ from typing_extensions import TypedDict  # pydantic reads the standard one from 
 
 from octavo.request import INT64, MAX_LOGPROBS
 from octavo_serve.api.body import Body
-from octavo_serve.api.bounds import MAX_MESSAGES, MAX_TOOLS
+from octavo_serve.api.bounds import MAX_MESSAGES, MAX_THINKING, MAX_TOOLS
 from octavo_serve.api.fields import AtMost, Few, Integer, Metadata, Name, Options, Stop, only, within
 from octavo_serve.surfaces.openai.schemas import Refused
 from octavo_serve.surfaces.responses.items import checked_items
@@ -51,6 +51,7 @@ class Reasoning(Body):
         default=None, description="With auto, concise or detailed the reasoning comes as its item's summary."
     )
     generate_summary: Name | None = Field(default=None, description="The old name of summary.")
+    max_tokens: Integer | None = within(0, MAX_THINKING, "Most tokens of the reasoning.")
     context: Name | None = only("auto")
     mode: Name | None = only("standard")
 

@@ -173,9 +173,10 @@ def _shown(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What may, or must, be called; the fields are those of `Chat`."""
+    """What may, or must, be called; `one_call` and what follows are as in `Chat`."""
 
     tools: bool = True
+    one_call: bool = False
     must_call: bool = False
     callable_tools: frozenset[str] | None = None
 
@@ -198,7 +199,7 @@ def choice_of(value: str | Mapping[str, Any] | None, tools: Tools) -> Choice:
         if kind == "allowed_tools":
             return _allowed(value, tools)
         if kind in ("function", "custom"):
-            return Choice(must_call=True, callable_tools=_named(value, tools))
+            return Choice(one_call=True, must_call=True, callable_tools=_named(value, tools))
     raise BadRequest(
         'tool_choice must be "none", "auto", "required", or an object of type function, custom or allowed_tools',
         "tool_choice",

@@ -58,7 +58,7 @@ def test_the_choice_of_tools() -> None:
     assert chat(**tools, tool_choice="required").must_call
     for kind, name in (("function", "look_up"), ("custom", "apply_patch")):
         found = chat(**tools, tool_choice={"type": kind, "name": name})
-        assert (found.must_call, found.callable_tools) == (True, {name})
+        assert (found.one_call, found.must_call, found.callable_tools) == (True, True, {name})
     for mode in ("auto", "required"):
         found = chat(**tools, tool_choice={"type": "allowed_tools", "mode": mode, "tools": [LOOK_UP]})
         assert (found.must_call, found.callable_tools) == (mode == "required", {"look_up"})
@@ -68,7 +68,7 @@ def test_the_choice_of_tools() -> None:
 def test_reasoning_is_for_the_template() -> None:
     assert chat(reasoning={"effort": "low", "summary": "auto"}).reasoning == {"reasoning_effort": "low"}
     assert chat(reasoning={"effort": "none"}).reasoning == {"enable_thinking": False, "thinking": False}
-    assert chat(reasoning={}).reasoning == {}
+    assert (chat(reasoning={}).reasoning, chat(reasoning={"max_tokens": 9}).thinking_budget) == ({}, 9)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,8 @@ def test_reasoning_is_for_the_template() -> None:
         ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema", "must be a JSON schema"),
         ({"text": {"form": 1}}, "text.form", "format"),
         ({"reasoning": {"effort": "huge"}}, "reasoning.effort", "xhigh"),
+        ({"reasoning": {"max_tokens": -1}}, "reasoning.max_tokens", "at least 0"),
+        ({"reasoning": {"max_tokens": 9}}, "reasoning.max_tokens", "does not think"),
         ({"reasoning": {"summary": "long"}}, "reasoning.summary", "auto"),
         ({"include": ["all"]}, "include", "reasoning.encrypted_content"),
         ({"top_logprobs": 2}, "top_logprobs", "include"),
