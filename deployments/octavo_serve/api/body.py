@@ -46,7 +46,7 @@ def parse(kind: type[B], body: bytes | Mapping[str, Any], bounds: BodyBounds = _
 
 _decode = msgspec.json.Decoder().decode
 _split = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_LONG = "messages", "tools", "input", "instructions", "questions", "state"
+_LONG = "messages", "tools", "input", "instructions", "questions", "state", "system"
 _FLAT = "prompt", "tokens"
 """Fields whose own type bounds their nesting."""
 

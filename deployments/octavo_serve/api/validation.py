@@ -30,11 +30,12 @@ def explain(error: ValidationError, root: Any, where: str = "field") -> tuple[st
     extra, last = problem["type"] in _EXTRA, len(problem["loc"]) - 1
     kept = [p for i, p in enumerate(problem["loc"]) if not _is_branch(p) or (extra and i == last)]  # a key, no branch
     path = [part[:80] if isinstance(part, str) else part for part in kept]
-    name = ".".join(str(part) for part in path) or None
+    shown = _without_tags(root, path)
+    name = ".".join(shown) or None
     if extra:
-        parent = ".".join(str(part) for part in path[:-1])
+        parent = ".".join(shown[:-1])
         inside = f" in {parent}" if parent else ""
-        return unknown_key(str(path[-1]), valid_keys(root, path[:-1]), where) + inside, name
+        return unknown_key(shown[-1], valid_keys(root, path[:-1]), where) + inside, name
     whole, mapping = (
         ("the body", "an object") if where == "field" else ("what args holds", "a mapping of keys to values")
     )
@@ -61,17 +62,23 @@ def _most_telling(problems: list[Any]) -> Any:
     extra = next((found for found in problems if found["type"] in _EXTRA), None)
     first = problems[0]["loc"][:1]
     same = [found for found in problems if found["loc"][:1] == first]
-    return extra or next((found for found in same if not found["type"].endswith("_type")), problems[0])
+    inside = next((found for found in same if len(found["loc"]) > len(problems[0]["loc"]) + 1), problems[0])
+    return extra or next((found for found in same if not found["type"].endswith("_type")), inside)
 
 
 def _union(problems: list[Any], where: tuple[int | str, ...]) -> str | None:
     """The types that a field may have, if pydantic tried several; None otherwise."""
     branch = next((i for i, part in enumerate(where) if _is_branch(part)), None)
-    if branch is None:
+    if branch is None or len(where) > branch + 2:  # what is wrong lies further inside
         return None
     tried = [problem["loc"][branch] for problem in problems if problem["loc"][:branch] == where[:branch]]
-    kinds = dict.fromkeys(str(kind).replace("constrained-", "") for kind in tried)
+    kinds = dict.fromkeys(_short_kind(str(kind)) for kind in tried)
     return f"must be {' or '.join(kinds)}" if len(kinds) > 1 else None
+
+
+def _short_kind(kind: str) -> str:
+    """A branch without the names of validators and classes."""
+    return kind.partition("[")[0] if "-" in kind.partition("[")[2] else kind.replace("constrained-", "")
 
 
 def _short(value: object) -> str:
@@ -101,8 +108,30 @@ def valid_keys(root: Any, path: Sequence[int | str]) -> list[str]:
     """Names of the keys that are valid at `path` below a model."""
     kinds = [root]
     for part in path:
-        kinds = [inner for kind in kinds for inner in (_members(kind) if isinstance(part, int) else _field(kind, part))]
+        kinds = _inside(kinds, part)
     return sorted({name for kind in kinds for name in _names(kind)})
+
+
+def _without_tags(root: Any, path: Sequence[int | str]) -> list[str]:
+    """A path as clients know it: pydantic puts the tag of a union, such as a block's `type`, into it."""
+    kinds, shown = [root], []
+    for part in path:
+        if not _tagged(kinds, part):
+            shown.append(str(part))
+        kinds = _inside(kinds, part)
+    return shown
+
+
+def _inside(kinds: list[Any], part: int | str) -> list[Any]:
+    return _tagged(kinds, part) or [
+        inner for kind in kinds for inner in (_members(kind) if isinstance(part, int) else _field(kind, part))
+    ]
+
+
+def _tagged(kinds: list[Any], part: int | str) -> list[Any]:
+    """Those of several models whose `type` is `part`."""
+    found = [kind for kind in kinds if part in _field(kind, "type")]
+    return found if len(found) < len(kinds) else []
 
 
 def _is_branch(part: int | str) -> bool:

@@ -10,9 +10,11 @@ from octavo_serve.surfaces.chat.surface import CHAT
 from octavo_serve.surfaces.completions.surface import COMPLETIONS
 from octavo_serve.surfaces.decisions.operations import DECISIONS
 from octavo_serve.surfaces.decisions.systemone import SYSTEM_ONE
+from octavo_serve.surfaces.messages.counting import COUNT
+from octavo_serve.surfaces.messages.surface import MESSAGES
 from octavo_serve.surfaces.responses.operations import OPERATIONS as OF_RESPONSES
 from octavo_serve.surfaces.responses.surface import RESPONSES
 from octavo_serve.surfaces.tokens.operations import DETOKENIZE, TOKENIZE
 
-SURFACES: tuple[Surface[Any, Any, Any], ...] = (CHAT, COMPLETIONS, RESPONSES)
-OPERATIONS: tuple[Operation, ...] = (DECISIONS, SYSTEM_ONE, TOKENIZE, DETOKENIZE, *OF_RESPONSES)
+SURFACES: tuple[Surface[Any, Any, Any], ...] = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
+OPERATIONS: tuple[Operation, ...] = (COUNT, DECISIONS, SYSTEM_ONE, TOKENIZE, DETOKENIZE, *OF_RESPONSES)

@@ -69,6 +69,14 @@ def test_every_event_is_as_described(
     assert ("not a number" in answer.text) == (fail_after is not None)
 
 
+@pytest.mark.parametrize("fail_after", [None, 1], ids=["whole", "with an error"])
+def test_every_event_of_messages_is_as_described(api: Any, client: Any, fail_after: int | None) -> None:
+    client.fail_after, client.late_error = fail_after, OctavoError("the token was not a number")
+    body = {"model": "tiny", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+    answer = api["/v1/messages"]["POST"].Case(body=body).call_and_validate()
+    assert ("event: error\n" in answer.text) == (fail_after is not None)
+
+
 def test_every_route_is_described(service: Service, backend: Any) -> None:
     told = {(operation.method.upper(), operation.where) for operation in DESCRIBED}
     served = {
@@ -96,6 +104,6 @@ def test_the_page_loads_nothing_and_names_every_field() -> None:
     assert links.loaded == ["openapi.json"]
     assert not {"script", "link", "img", "iframe"} & set(links.tags)
     schemas = json.loads(openapi(SURFACES, OPERATIONS))["components"]["schemas"]
-    for kind in ("ChatRequest", "CompletionRequest", "TokenizeRequest", "DetokenizeRequest"):
+    for kind in ("ChatRequest", "CompletionRequest", "TokenizeRequest", "DetokenizeRequest", "MessagesRequest"):
         for name in schemas[kind]["properties"]:
             assert f"<code>{name}</code>" in page(SURFACES, OPERATIONS).decode()

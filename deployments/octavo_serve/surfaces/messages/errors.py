@@ -1,0 +1,27 @@
+"""The Messages API's error body."""
+
+from __future__ import annotations
+
+from octavo_serve.api.failures import Failure
+from octavo_serve.api.surface import Errors
+from octavo_serve.surfaces.messages.answers import ErrorBody
+
+OVERLOADED = 529
+_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "overloaded_error",
+}
+
+
+def error_body(failure: Failure) -> ErrorBody:
+    """A failure in the Messages API's error format. Clients compact a conversation where "prompt is too long"."""
+    kind = _KINDS.get(failure.status, "api_error" if failure.status >= 500 else "invalid_request_error")
+    too_long = failure.code == "context_length_exceeded"
+    message = f"prompt is too long: {failure.message}" if too_long else failure.message
+    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": None}
+
+
+ERRORS = Errors(ErrorBody, error_body, {429: OVERLOADED})
