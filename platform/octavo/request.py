@@ -186,7 +186,11 @@ class SamplingParams:
                 f"bad_words must be at most {MAX_BAD} texts of 1 to {MAX_STOP_LENGTH} characters", "bad_words"
             )
         if len(bad) > 2 * MAX_BAD or not all(0 < len(ids) <= MAX_BAD_LENGTH for ids in bad):
-            raise BadRequest(f"a bad word has more than {MAX_BAD_LENGTH} tokens: make it shorter", "bad_words")
+            raise BadRequest(
+                f"bad_words become {len(bad)} sequences of up to {max(map(len, bad))} tokens; at most {2 * MAX_BAD} of "
+                f"1 to {MAX_BAD_LENGTH} are taken",
+                "bad_words",
+            )
 
     def _check_logprob_token_ids(self, ids: list[int]) -> None:
         name = "logprob_token_ids"

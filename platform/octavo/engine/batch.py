@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from octavo.engine.constrained import fill_masks
+from octavo.engine.constrained import banned, fill_masks
 from octavo.engine.plan import StepPlan, num_prompt_logprobs
 from octavo.engine.sequence import Sequence
 from octavo.engine.token_counts import TokenCounts
@@ -191,13 +191,16 @@ def _add_extras(rows: SamplingRows, row: int, seq: Sequence, counts: TokenCounts
         rows.penalties[row] = Penalties(*group.penalties, *counts.now())
     if group.bias is not None:
         rows.logit_bias[row] = group.bias
-    if seq.constraint is not None and seq.constraint.needs_mask:
+    if seq.constraint is None:
+        bans = None
+    elif seq.constraint.needs_mask:
         return  # its mask bans
-    if seq.constraint is not None and (banned := seq.constraint.banned(seq.token_ids, seq.num_prompt)):
-        rows.banned[row] = np.array(sorted(banned), np.int64)
+    else:
+        bans = banned(seq)
     if group.banned is not None and seq.num_known + ahead - seq.num_prompt < group.request.params.min_tokens:
-        others = rows.banned.get(row)
-        rows.banned[row] = group.banned if others is None else np.union1d(others, group.banned)
+        bans = group.banned if bans is None else np.union1d(bans, group.banned)
+    if bans is not None and len(bans):
+        rows.banned[row] = bans
 
 
 def _prompt_logprobs(plan: StepPlan, query_start: np.ndarray) -> list[tuple[int, int, int]]:

@@ -55,7 +55,8 @@ class Rules:
         matcher: of the grammar, at its beginning.
         blank: mask of white space alone, where the grammar is JSON.
         allowed: mask of `allowed_token_ids`.
-        bad: sequences of tokens that are not completed.
+        never: tokens that are not drawn.
+        bad: sequences of two tokens and more that are not completed, by their last token but one.
         ends: tokens that are not drawn before `min_tokens`, where others can be.
         marks: tokens among those that close the thinking which are no text: each of them closes it.
         token_bytes: the text of a token.
@@ -69,7 +70,8 @@ class Rules:
     thinking: Thinking | None
     blank: Uint32 | None
     allowed: Uint32 | None
-    bad: tuple[tuple[int, ...], ...]
+    never: Int64
+    bad: dict[int, list[tuple[int, ...]]]
     ends: Int64 | None
     min_tokens: int
     marks: frozenset[int]
@@ -115,7 +117,8 @@ class Rules:
             thinking=params.thinking,
             blank=blank,
             allowed=allowed,
-            bad=tuple(map(tuple, params.bad_token_ids)),
+            never=np.unique([ids[0] for ids in params.bad_token_ids if len(ids) == 1]).astype(np.int64),
+            bad=_by_token_before(params.bad_token_ids),
             ends=np.array(sorted(ends), np.int64) if params.min_tokens else None,
             min_tokens=params.min_tokens,
             marks=frozenset(added.intersection(() if params.thinking is None else params.thinking.close)),
@@ -202,9 +205,8 @@ class Constraint:
     def banned(self, output: list[int], start: int) -> list[int]:
         """Tokens that would complete a sequence that is not to be; `output` and `start` as in `push`."""
         room = len(output) - start
-        return [
-            bad[-1] for bad in self.rules.bad if len(bad) - 1 <= room and _ends_with(output, bad[:-1])
-        ]  # fmt: skip
+        may_end = self.rules.bad.get(output[-1], ()) if room > 0 else ()
+        return [bad[-1] for bad in may_end if len(bad) - 1 <= room and _ends_with(output, bad[:-1])]
 
     def fail(self, sentence: str) -> None:
         """Have the sequence end with an error."""
@@ -215,20 +217,24 @@ class Constraint:
         if self.matcher is not None and self.matcher.is_error():
             self._failed("cannot go on with its grammar", self.matcher.get_error())
 
-    def narrow(self, mask: Uint32, output: list[int], start: int) -> None:
-        """Take from a mask what is not for the grammar to say; a mask that becomes empty is an error."""
+    def narrow(self, mask: Uint32, banned: Int64, num_output: int) -> None:
+        """Take from a mask what is not for the grammar to say; a mask that becomes empty is an error.
+
+        Args:
+            banned: tokens that are not drawn here.
+            num_output: tokens generated so far.
+        """
         rules = self.rules
         if rules.allowed is not None:
             mask &= rules.allowed
-        if banned := self.banned(output, start):
-            _clear(mask, np.array(banned, np.int64))
+        _clear(mask, banned)
         if not mask.any():
             self.fail("no token is left to draw: the grammar, allowed_token_ids and bad_words exclude each other")
             mask[:] = 2**32 - 1
             return
         if self._run is not None and self._run.is_too_long and rules.blank is not None:
             _keep_some(mask, mask & ~rules.blank)
-        if rules.ends is not None and len(output) - start < rules.min_tokens:
+        if rules.ends is not None and num_output < rules.min_tokens:
             without = mask.copy()
             _clear(without, rules.ends)
             _keep_some(mask, without)
@@ -316,6 +322,14 @@ class Constraint:
         return self.matcher is None or self.matcher.validate_tokens(list(tokens)) == len(tokens)
 
 
+def _by_token_before(sequences: Iterable[list[int]]) -> dict[int, list[tuple[int, ...]]]:
+    found: dict[int, list[tuple[int, ...]]] = {}
+    for ids in sequences:
+        if len(ids) > 1:
+            found.setdefault(ids[-2], []).append(tuple(ids))
+    return found
+
+
 def _nothing() -> None:
     pass
 
@@ -374,8 +388,22 @@ def fill_masks(rows: SamplingRows, constrained: list[tuple[int, Sequence]]) -> N
             masks[place] = masks[owner]
         elif seq.constraint is not None:
             seq.constraint.check_matcher()
-            seq.constraint.narrow(masks[place], seq.token_ids, seq.num_prompt)
+            seq.constraint.narrow(masks[place], banned(seq), seq.num_known - seq.num_prompt)
     rows.masks, rows.masked = masks, np.array([row for row, _ in wanted], np.int32)
+
+
+def banned(seq: Sequence) -> Int64:
+    """Tokens that a sequence does not draw next, because of bad words.
+
+    What a token that is not known yet excludes, it excludes when it is known (`Sequence.is_void`).
+    """
+    constraint = seq.constraint
+    if constraint is None:
+        return np.zeros(0, np.int64)
+    never = constraint.rules.never
+    if seq.num_pending or not (found := constraint.banned(seq.token_ids, seq.num_prompt)):
+        return never
+    return np.union1d(never, np.array(found, np.int64))
 
 
 def _rules(seq: Sequence) -> Rules:

@@ -198,6 +198,8 @@ class Engine:
             self._in_flight.append(_Step(plan, self.scheduler.advance(plan), wait))
             if len(self._in_flight) < depth:
                 return plan.ended
+        else:
+            self._batches.forget()  # a sequence that was held out may have other blocks in the next step
         return plan.ended + self._take_result()
 
     def _take_result(self) -> list[SequenceUpdate]:

@@ -59,3 +59,22 @@ def test_a_seed_of_minus_one_is_none():
     seeds = {Request(request_id="a", prompt_token_ids=[1], params=SamplingParams(seed=-1)).seed for _ in range(3)}
     assert len(seeds) == 3
     assert Request(request_id="a", prompt_token_ids=[1], params=SamplingParams(seed=-2)).seed == 2**64 - 2
+
+
+@pytest.mark.parametrize(
+    ("param", "value"),
+    [
+        ("allowed_token_ids", []), ("allowed_token_ids", [1.5]), ("allowed_token_ids", [1] * 70_000),
+        ("bad_words", ["a"] * 1025), ("bad_words", [""]), ("bad_words", ["a" * 1025]), ("bad_words", "a"),
+    ],
+)  # fmt: skip
+def test_lists_of_tokens_and_words_are_bounded(param, value):
+    with pytest.raises(BadRequest) as raised:
+        SamplingParams(**{param: value})
+    assert raised.value.param == param
+
+
+@pytest.mark.parametrize("ids", [[[]], [[1] * 65], [[1]] * 3000])
+def test_what_bad_words_become_is_bounded(ids):
+    with pytest.raises(BadRequest, match="bad_words become"):
+        SamplingParams(bad_token_ids=ids)
