@@ -7,7 +7,7 @@ import re
 
 import jsonschema
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from octavo import LLM
@@ -39,22 +39,31 @@ def say(fake, tiny_tokenizer):
         engine = fake.engine(tokenizer=tiny_tokenizer, **{"num_blocks": 400, "max_num_batched_tokens": 64, **options})
         for request in requests:
             engine.add(request)
-        told = {}
-        for _ in range(5000):
-            if not engine.has_work:
-                break
-            for update in engine.step():
-                seen = told.setdefault((update.request_id, update.index), Told())
-                seen.take(update)
-        assert not engine.has_work
-        engine.check_integrity()
-        assert engine.pool.num_owned == 0
+        told = drain(engine)
         for seen in told.values():
             seen.text = tiny_tokenizer.decode(seen.tokens)
         run.engine = engine
         return told
 
+    run.tokenizer = tiny_tokenizer
     return run
+
+
+def take_step(engine, told: dict[tuple[str, int], Told]) -> None:
+    for update in engine.step():
+        told.setdefault((update.request_id, update.index), Told()).take(update)
+
+
+def drain(engine, told=None) -> dict[tuple[str, int], Told]:
+    told = {} if told is None else told
+    for _ in range(5000):
+        if not engine.has_work:
+            break
+        take_step(engine, told)
+    assert not engine.has_work
+    engine.check_integrity()
+    assert engine.pool.num_owned == 0
+    return told
 
 
 class Told:
@@ -142,7 +151,8 @@ def requests_of_all_kinds(seed: int) -> list[Request]:
 ALONE: dict[int, dict] = {}
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(seed=0, ahead=True, blocks=400, chunk=64, caching=True, places=20)  # the blocks of one held out change
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2),
     ahead=st.booleans(),
@@ -169,6 +179,35 @@ def test_tokens_do_not_know_how_they_were_scheduled(say, seed, ahead, blocks, ch
         if kind.get("logprobs") is not None:
             assert len(told.logprobs) == len(told.tokens)
             assert all(token in entry for token, entry in zip(told.tokens, told.logprobs, strict=True))
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_step_that_raises_takes_nothing_from_the_others(say, fake, ahead):
+    requests = requests_of_all_kinds(1)
+    quiet = say(*requests, async_scheduling=ahead, max_num_seqs=40)
+    engine = fake.engine(
+        400, tokenizer=say.tokenizer, max_num_batched_tokens=64, max_num_seqs=40, async_scheduling=ahead
+    )
+    launch = fake.model(engine).launch
+    poison = min(set(range(700, 999)) - {token for seen in quiet.values() for token in seen.tokens})
+
+    def raising(batch):
+        if poison in batch.token_ids:
+            raise RuntimeError("a step fails")
+        return launch(batch)
+
+    fake.model(engine).launch = raising
+    for each in requests:
+        engine.add(each)
+    told: dict[tuple[str, int], Told] = {}
+    take_step(engine, told)
+    take_step(engine, told)
+    engine.add(request("poison", prompt=[5, 6, poison], max_tokens=30))
+    told = drain(engine, told)
+    assert told.pop(("poison", 0)).finish == "error"
+    for seen in told.values():
+        seen.text = ""
+    assert told == quiet
 
 
 @pytest.mark.parametrize("kind", range(len(KINDS)))
