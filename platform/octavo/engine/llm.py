@@ -117,7 +117,9 @@ class LLM:
         """
         chats = [messages] if not messages or isinstance(messages[0], dict) else messages  # no message: refused below
         prompts: list[Prompt] = []
-        for chat in chats:
+        given = _per_prompt(sampling_params or self.get_default_sampling_params(), len(chats), "sampling_params")
+        all_params = []
+        for chat, params in zip(chats, given, strict=True):
             text = render_chat(
                 self.tokenizer,
                 chat,  # type: ignore[arg-type]  # narrowed by the line above, which mypy cannot follow
@@ -127,7 +129,8 @@ class LLM:
                 chat_template_kwargs=chat_template_kwargs,
             )
             prompts.append(self.tokenizer.encode(text, add_special_tokens=False))
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+            all_params.append(constrained(params, self.tokenizer, text) if is_constrained(params) else params)
+        return self.generate(prompts, all_params, use_tqdm=use_tqdm)
 
     def close(self) -> None:
         """Give up the model and its memory."""
@@ -142,8 +145,7 @@ class LLM:
         return None, ids
 
     def _request(self, ids: list[int], params: SamplingParams, priority: int) -> Request:
-        if is_constrained(params):
-            params = constrained(params, self.tokenizer)
+        params = constrained(params, self.tokenizer) if is_constrained(params) else params
         request = Request(request_id=str(next(self._ids)), prompt_token_ids=ids, params=params, priority=priority)
         self.engine.scheduler.check(request)
         if params.grammar is not None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from octavo.constraint import Grammar, StructuredOutputs
 from octavo.request import SamplingParams
+from octavo.text.grammars.messages import MessageGrammar
 from octavo.text.grammars.sources import grammar
+from octavo.text.responses.families import template_of
 from octavo.text.tokenizer import Tokenizer
 
 
@@ -15,8 +18,11 @@ def is_constrained(params: SamplingParams) -> bool:
     return params.structured_outputs is not None or bool(params.bad_words)
 
 
-def constrained(params: SamplingParams, tokenizer: Tokenizer) -> SamplingParams:
+def constrained(params: SamplingParams, tokenizer: Tokenizer, chat: str | None = None) -> SamplingParams:
     """A copy that holds what an engine follows. CPU work: up to 0.2 s (see `sources.rule`).
+
+    Args:
+        chat: the prompt, if the model's chat template made it: a model that thinks does so before it answers.
 
     Raises:
         BadRequest: a grammar is malformed or too large.
@@ -25,9 +31,17 @@ def constrained(params: SamplingParams, tokenizer: Tokenizer) -> SamplingParams:
     return replace(
         params,
         structured_outputs=None,
-        grammar=params.grammar if wanted is None else grammar(wanted),
+        bad_words=[],
+        grammar=params.grammar if wanted is None else _answer(wanted, tokenizer, chat),
         bad_token_ids=[*params.bad_token_ids, *bad_token_ids(tokenizer, params.bad_words)],
     )
+
+
+def _answer(wanted: StructuredOutputs, tokenizer: Tokenizer, chat: str | None) -> Grammar:
+    template = None if chat is None else template_of(tokenizer)
+    if template is None or not template.reasons:
+        return grammar(wanted)
+    return MessageGrammar(template, tokenizer.eos_token_ids, chat or "").answer(wanted)
 
 
 def bad_token_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[list[int]]:

@@ -14,10 +14,11 @@ from typing import Any
 
 from octavo.constraint import MAX_GRAMMAR, Grammar, StructuredOutputs
 from octavo.errors import BadRequest
+from octavo.text.grammars.cost import MAX_EXPRESSION
 
 MAX_CHOICES = 4096
 """Texts to choose from."""
-MAX_REGEX = 2**14
+MAX_REGEX = MAX_EXPRESSION - len("/(?:)/")
 """Characters of a regular expression."""
 MAX_GBNF = 2**15
 """Characters of a grammar in llama.cpp's form, and MAX_RULES its rules: they take the conversion, which is Python and
