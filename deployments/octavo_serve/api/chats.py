@@ -39,6 +39,7 @@ class Chat:
     Attributes:
         variables: further template variables, with the client's names.
         reasoning: template variables about reasoning; a request is refused if the template does not read them.
+        custom: names of the tools that are custom ones -> the format of their input, if they have one.
         one_call: an answer calls one tool at most.
         must_call: an answer calls a tool.
         callable_tools: names of those that may be called; None: all of them.
@@ -52,6 +53,7 @@ class Chat:
     reasoning: Mapping[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
+    custom: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
     one_call: bool = False
     must_call: bool = False
     callable_tools: frozenset[str] | None = None

@@ -14,6 +14,7 @@ from octavo.text.grammars.constrained import constrained, is_constrained
 from octavo.text.grammars.messages import MessageGrammar
 from octavo.text.responses.bound import BoundTemplate
 from octavo_serve.api.chats import EFFORTS, Chat
+from octavo_serve.api.custom_tools import parameters
 from octavo_serve.api.model import ServedModel
 
 USUAL_TOKENS = 4096
@@ -69,16 +70,21 @@ def callable_tools(chat: Chat) -> list[CallableTool]:
     for number, tool in enumerate(chat.tools or ()):
         function = tool["function"]
         if chat.callable_tools is None or function["name"] in chat.callable_tools:
-            param = f"tools.{number}.function.parameters"
-            found.append(
-                CallableTool(
-                    name=function["name"],
-                    parameters=_mapping(function.get("parameters")),
-                    strict=bool(function.get("strict")),
-                    param=param,
-                )
-            )
+            found.append(_callable(function, number, chat))
     return found
+
+
+def _callable(function: Mapping[str, Any], number: int, chat: Chat) -> CallableTool:
+    name = function["name"]
+    if name in chat.custom:
+        param = f"tools.{number}.custom.format"
+        return CallableTool(name=name, parameters=parameters(chat.custom[name], param), strict=True, param=param)
+    return CallableTool(
+        name=name,
+        parameters=_mapping(function.get("parameters")),
+        strict=bool(function.get("strict")),
+        param=f"tools.{number}.function.parameters",
+    )
 
 
 def _mapping(value: Any) -> Mapping[str, Any] | None:

@@ -27,6 +27,7 @@ from octavo_serve.api.bounds import (
     MAX_TOOL_NAME,
     MAX_TOOLS,
 )
+from octavo_serve.api.custom_tools import wrong_format
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +220,19 @@ class Function(BaseModel):
 
 
 class Tool(BaseModel):
-    """A tool definition; the chat template gets it unchanged."""
+    """A tool definition; the chat template gets a function unchanged."""
 
     model_config = ConfigDict(extra="allow")
 
     type: str = Field(pattern="^function$")
     function: Function
+
+
+class CustomTool(BaseModel):
+    """A tool whose input is a text."""
+
+    type: str = Field(pattern="^custom$")
+    custom: dict[str, Any] = Field(description="name, description, format: text, or a grammar as a regex.")
 
 
 _TOOL_NAME = re.compile(rf"[a-zA-Z0-9_-]{{1,{MAX_TOOL_NAME}}}")
@@ -244,18 +252,20 @@ def _wrong_tool(tool: object) -> str | None:
     """What is wrong with a tool definition; None if nothing is."""
     if not isinstance(tool, dict):
         return ' must be an object such as {"type": "function", "function": {"name": "..."}}'
-    if tool.get("type") != "function":
-        return '.type must be "function", the only kind of tool there is here'
-    function = tool.get("function")
+    form = tool.get("type")
+    if form not in ("function", "custom"):
+        return '.type must be "function" or "custom": there is no other kind of tool here'
+    function = tool.get(form)
     if not isinstance(function, dict):
-        return ".function must be an object with a name"
+        return f".{form} must be an object with a name"
     name = function.get("name")
     if not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
-        return f".function.name must be 1 to {MAX_TOOL_NAME} letters, digits, underscores or dashes"
+        return f".{form}.name must be 1 to {MAX_TOOL_NAME} letters, digits, underscores or dashes"
     for key, kind, article in _FUNCTION_KEYS:
         if not isinstance(function.get(key), (kind, type(None))):
-            return f".function.{key} must be {article}"
-    return None
+            return f".{form}.{key} must be {article}"
+    wrong = wrong_format(function.get("format")) if form == "custom" else None
+    return wrong and f".custom{wrong}"
 
 
 _FUNCTION_KEYS = (
@@ -264,5 +274,5 @@ _FUNCTION_KEYS = (
     ("strict", bool, "true or false"),
 )
 
-_ToolList = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
+_ToolList = Annotated[list[Tool | CustomTool], Field(max_length=MAX_TOOLS)]
 Tools = Annotated[list[dict[str, Any]], PlainValidator(_tools, json_schema_input_type=_ToolList)]

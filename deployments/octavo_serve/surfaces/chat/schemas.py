@@ -82,13 +82,24 @@ class ToolCall(TypedDict):
     function: CalledFunction
 
 
+class CustomInput(TypedDict):
+    name: str
+    input: str
+
+
+class CustomToolCall(TypedDict):
+    id: str
+    type: Literal["custom"]
+    custom: CustomInput
+
+
 class AssistantMessage(TypedDict):
     role: Literal["assistant"]
     content: str | None
     refusal: None
     reasoning_content: NotRequired[str]
     reasoning: NotRequired[str]
-    tool_calls: NotRequired[list[ToolCall]]
+    tool_calls: NotRequired[list[ToolCall | CustomToolCall]]
 
 
 class ChatChoice(TypedDict):
@@ -127,12 +138,21 @@ class ToolCallDelta(TypedDict):
     function: FunctionDelta
 
 
+class CustomToolCallDelta(TypedDict):
+    """A call of a custom tool; it comes as a whole."""
+
+    index: int
+    id: str
+    type: Literal["custom"]
+    custom: CustomInput
+
+
 class Delta(TypedDict):
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
     reasoning_content: NotRequired[str]
     reasoning: NotRequired[str]
-    tool_calls: NotRequired[list[ToolCallDelta]]
+    tool_calls: NotRequired[list[ToolCallDelta | CustomToolCallDelta]]
 
 
 class ChunkChoice(TypedDict):

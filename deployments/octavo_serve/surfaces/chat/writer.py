@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from octavo_serve.api.custom_tools import input_of
 from octavo_serve.api.jobs import Job
 from octavo_serve.api.pieces import CallPart, Piece, Whole
 from octavo_serve.surfaces.chat.schemas import (
@@ -12,12 +15,17 @@ from octavo_serve.surfaces.chat.schemas import (
     ChatLogprobs,
     ChatRequest,
     ChunkChoice,
+    CustomInput,
+    CustomToolCall,
+    CustomToolCallDelta,
     Delta,
     FunctionDelta,
     TokenLogprob,
+    ToolCall,
     ToolCallDelta,
     TopLogprob,
 )
+from octavo_serve.surfaces.chat.tools import custom_tools
 from octavo_serve.surfaces.openai.asking import check_prompt_values
 from octavo_serve.surfaces.openai.writer import Names, OpenAIWriter, finite
 
@@ -32,6 +40,8 @@ class ChatWriter(OpenAIWriter[ChatRequest, ChatCompletion, ChatChunk]):
     def __init__(self, body: ChatRequest, job: Job, tells: bool) -> None:
         super().__init__(body, job, tells)
         self._started: set[int] = set()
+        self._custom = custom_tools(body.tools or ())
+        self._held: dict[int, CallPart] = {}  # by choice, the call of a custom tool that has begun
         self._tells_reasoning = body.include_reasoning is not False
         if body.prompt_logprobs is not None:
             check_prompt_values(job.prompt_tokens * (1 + body.prompt_logprobs), body)
@@ -45,7 +55,10 @@ class ChatWriter(OpenAIWriter[ChatRequest, ChatCompletion, ChatChunk]):
             chunks.append(self._first_chunk(piece.choice))
         self.sent += len(piece.token_ids)
         self.reasoned += piece.reasoning_tokens
-        if (said := self._said(piece)) or self.says_something(piece):
+        said = self._said(piece)
+        if whole := self._whole_custom(piece):
+            said = {**(said or {"content": piece.text}), "tool_calls": [*whole, *(said or {}).get("tool_calls", [])]}
+        if said or self.says_something(piece):
             delta = _delta(piece.choice, said or {"content": piece.text})
             delta["logprobs"] = self._logprobs(piece)
             if self.body.return_token_ids:
@@ -95,17 +108,40 @@ class ChatWriter(OpenAIWriter[ChatRequest, ChatCompletion, ChatChunk]):
             message["reasoning_content"] = message["reasoning"] = piece.reasoning
         if piece.calls:
             message["content"] = piece.text or None
-            message["tool_calls"] = [
-                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for call in piece.calls
-            ]
+            message["tool_calls"] = [self._call(call) for call in piece.calls]
         return message
 
+    def _call(self, call: CallPart) -> ToolCall | CustomToolCall:
+        if call.name in self._custom:
+            return {"id": call.id, "type": "custom", "custom": _custom(call)}
+        return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
     def _said(self, piece: Piece) -> Delta | None:
-        """What a piece says beside content."""
+        """What a piece says beside content and calls of custom tools."""
         if piece.reasoning and self._tells_reasoning:
             return {"reasoning_content": piece.reasoning, "reasoning": piece.reasoning}
-        return {"tool_calls": [_call_delta(call) for call in piece.calls]} if piece.calls else None
+        held = self._held.get(piece.choice)
+        told = [
+            call
+            for call in piece.calls
+            if call.name not in self._custom and (call.name or held is None or call.index != held.index)
+        ]
+        return {"tool_calls": [_call_delta(call) for call in told]} if told else None
+
+    def _whole_custom(self, piece: Piece) -> list[CustomToolCallDelta]:
+        """The calls of custom tools that are whole with a piece: their input is known at their end."""
+        whole: list[CallPart] = []
+        for part in piece.calls if self._custom else ():
+            held = self._held.get(piece.choice)
+            if part.name and held is not None:
+                whole.append(self._held.pop(piece.choice))
+            if part.name in self._custom:
+                self._held[piece.choice] = replace(part)
+            elif not part.name and held is not None and held.index == part.index:
+                held.arguments += part.arguments
+        if piece.finish_reason is not None and piece.choice in self._held:
+            whole.append(self._held.pop(piece.choice))
+        return [{"index": call.index, "id": call.id, "type": "custom", "custom": _custom(call)} for call in whole]
 
     def _first_chunk(self, choice: int) -> ChatChunk:
         """The event with a choice's role; the first one also holds the prompt's log probabilities and token ids."""
@@ -143,6 +179,10 @@ def _call_delta(call: CallPart) -> ToolCallDelta:
         return {"index": call.index, "function": {"arguments": call.arguments}}
     function: FunctionDelta = {"name": call.name, "arguments": call.arguments}
     return {"index": call.index, "id": call.id, "type": "function", "function": function}
+
+
+def _custom(call: CallPart) -> CustomInput:
+    return {"name": call.name, "input": input_of(call.arguments)}
 
 
 def chat_logprobs(piece: Piece, names: Names, top: int) -> ChatLogprobs:

@@ -65,7 +65,7 @@ def test_keys_of_logit_bias_are_token_ids(key: str) -> None:
     [
         ("f", r"tools\[0\] must be an object"),
         ({}, r"tools\[0\].type must be"),
-        ({"type": "custom", "custom": {}}, r"tools\[0\].type must be"),
+        ({"type": "web_search"}, r"tools\[0\].type must be"),
         ({"type": "function"}, "function must be an object"),
         ({"type": "function", "function": {}}, "name must be"),
         ({"type": "function", "function": {"name": ""}}, "name must be"),

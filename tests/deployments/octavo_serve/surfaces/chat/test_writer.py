@@ -143,6 +143,21 @@ def test_a_call_alone_has_no_content(talk: Any, client: Any) -> None:
     assert (message["content"], len(message["tool_calls"])) == (None, 1)
 
 
+def test_the_input_of_a_custom_tool_is_a_text_and_comes_as_a_whole(talk: Any, client: Any) -> None:
+    run = {"type": "custom", "custom": {"name": "run"}}
+    long = "x" * 600  # what is longer than a parser holds back comes in parts
+    custom = f'<tool_call>\n{{"name": "run", "arguments": {{"input": "a\\n{long}"}}}}\n</tool_call>'
+    client.texts = [f"So:\n{custom}\n{CALLS}\n{custom}"]
+    message = talk.chat(tools=[run, LOOK_UP])["choices"][0]["message"]
+    chunks = talk.chat_events(tools=[run, LOOK_UP])
+    deltas = [delta for chunk in chunks for delta in chunk["choices"][0]["delta"].get("tool_calls", [])]
+    for calls in (message["tool_calls"], [delta for delta in deltas if delta.get("type")]):
+        assert [call["type"] for call in calls] == ["custom", "function", "custom"]
+        assert [calls[at]["custom"] for at in (0, 2)] == [{"name": "run", "input": f"a\n{long}"}] * 2
+    assert sum(delta["type"] == "custom" for delta in deltas if "type" in delta) == 2
+    assert message["content"] == "So:"
+
+
 def test_what_a_call_returned_goes_back(talk: Any, client: Any) -> None:
     client.texts = [CALLS]
     message = talk.chat(tools=[LOOK_UP])["choices"][0]["message"]
