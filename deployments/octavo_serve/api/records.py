@@ -33,6 +33,8 @@ OVERHEAD = 512
 """Bytes of a record beside what it holds: its row, its place in the index, the rest of its last page."""
 EVICTED = 64
 """Records that are looked at in one go when room is made."""
+USE_SECONDS = 1.0
+"""Seconds after which a record's use is noted again: each note is a page to write."""
 BUSY_SECONDS = 5.0
 """How long an operation waits for that of another gateway."""
 
@@ -253,7 +255,7 @@ def _live(connection: sqlite3.Connection, owner: str, record_id: str, now: float
 
 
 def _touch(connection: sqlite3.Connection, record_id: str, now: float) -> None:
-    connection.execute("UPDATE records SET used = ? WHERE id = ?", (now, record_id))
+    connection.execute("UPDATE records SET used = ? WHERE id = ? AND used < ?", (now, record_id, now - USE_SECONDS))
 
 
 def _chain(
