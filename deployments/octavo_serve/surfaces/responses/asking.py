@@ -26,6 +26,8 @@ _SAMPLING = (
     "stop",
 )  # fmt: skip
 """Fields that `SamplingParams` has too, with the same meaning."""
+VERBOSITIES = {"low": "Keep your answers short.", "medium": "", "high": "Answer in detail."}
+"""`text.verbosity` -> what the instructions say of it: the models here have no other way to know."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,6 +105,12 @@ def chat_of(body: TurnBody, tools: Tools) -> Chat:
     )
 
 
+def instructions_of(body: TurnBody) -> str | None:
+    """The instructions, with what the verbosity adds to them."""
+    verbosity = VERBOSITIES[(body.text.verbosity if body.text is not None else None) or "medium"]
+    return "\n\n".join(filter(None, [body.instructions, verbosity])) or None
+
+
 # ── refusals ──
 
 _ONLY: Mapping[str, tuple[tuple[object, ...], str]] = {
@@ -127,8 +135,8 @@ def check_supported(body: TurnBody) -> None:
             raise BadRequest(f"{name} is not supported", name)
         if value is not None and name in _ONLY and value not in _ONLY[name][0]:
             raise BadRequest(_ONLY[name][1], name)
-    if body.text is not None and body.text.verbosity not in (None, "medium"):
-        raise BadRequest('text.verbosity must be "medium": the models here know no other', "text.verbosity")
+    if body.text is not None and body.text.verbosity not in (None, *VERBOSITIES):
+        raise BadRequest(f"text.verbosity must be one of {', '.join(VERBOSITIES)}", "text.verbosity")
     _check_reasoning(body)
 
 

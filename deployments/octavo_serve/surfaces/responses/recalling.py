@@ -15,7 +15,7 @@ from octavo_serve.api.failures import NotKept
 from octavo_serve.api.jobs import Asked
 from octavo_serve.api.records import Record, Records
 from octavo_serve.api.service import Service
-from octavo_serve.surfaces.responses.asking import SEALED, Turn
+from octavo_serve.surfaces.responses.asking import SEALED, Turn, instructions_of
 from octavo_serve.surfaces.responses.items import Item, kind_of, messages_of, usual
 from octavo_serve.surfaces.responses.schemas import Response, ResponsesRequest, TurnBody
 from octavo_serve.surfaces.responses.sealing import seal, unseal
@@ -118,7 +118,7 @@ async def complete(service: Service, owner: str, body: TurnBody, chat: Any, turn
     if not isinstance(given, str) and any(kind_of(item) == "item_reference" for item in given):
         given = await _resolved(service.records, owner, given)
     secret = await service.records.secret() if _is_sealed(past.items, given) else b""
-    work = partial(_messages, body.instructions, past.items, given, partial(unseal, secret, owner))
+    work = partial(_messages, instructions_of(body), past.items, given, partial(unseal, secret, owner))
     few = isinstance(given, str) or len(given) + len(past.items) <= FEW
     turn.items, chat.messages = work() if few else await service.threads.run(work)
     return past

@@ -40,7 +40,7 @@ class TextOptions(Body):
     """
 
     format: Options | None = None
-    verbosity: Name | None = only("medium")
+    verbosity: Name | None = Field(default=None, description="low and high add a sentence to the instructions.")
 
 
 class Reasoning(Body):

@@ -152,13 +152,15 @@ def _in_chat(name: str, tool: Mapping[str, Any]) -> dict[str, Any]:
         kept = {key: tool[key] for key in ("description", "parameters", "strict") if tool.get(key) is not None}
         return {"type": "function", "function": {"name": name, **kept}}
     form = tool.get("format") or {}
-    described = [
-        tool.get("description") or "",
-        f"{INPUT} is a text in this form:\n{form['definition']}" if form else "",
-    ]
-    parameters = {"type": "object", "properties": {INPUT: {"type": "string"}}, "required": [INPUT]}
-    described_as = {"description": "\n\n".join(filter(None, described)), "parameters": parameters}
-    return {"type": "function", "function": {"name": name, **described_as}}
+    wanted = {"type": "string"}
+    described = [tool.get("description")]
+    if form.get("syntax") == "regex":
+        wanted["pattern"] = f"^(?:{form['definition']})$"
+    elif form.get("syntax") == "lark":
+        described.append(f"{INPUT} is a text in this form:\n{form['definition']}")
+    parameters = {"type": "object", "properties": {INPUT: wanted}, "required": [INPUT], "additionalProperties": False}
+    description = "\n\n".join(filter(None, described))
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 
 
 def _shown(tool: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from octavo_serve.surfaces.responses.schemas import (
     ResponsesRequest,
     ResponseUsage,
     Status,
+    TextOptions,
     TokenLogprob,
     TopLogprob,
 )
@@ -409,7 +410,7 @@ class _CustomCall(_Call):
 
 def _response(body: ResponsesRequest, job: Job, turn: Turn) -> Response:
     """The response before anything of it has come."""
-    params, form = job.params, body.text.format if body.text is not None else None
+    params, text = job.params, body.text or TextOptions()
     reasoning = body.reasoning
     return {
         "id": turn.id,
@@ -439,7 +440,7 @@ def _response(body: ResponsesRequest, job: Job, turn: Turn) -> Response:
         "top_p": params.top_p,
         "presence_penalty": params.presence_penalty,
         "frequency_penalty": params.frequency_penalty,
-        "text": {"format": form or {"type": "text"}, "verbosity": "medium"},
+        "text": {"format": text.format or {"type": "text"}, "verbosity": text.verbosity or "medium"},
         "tool_choice": body.tool_choice or "auto",
         "tools": turn.tools.shown,
         "top_logprobs": body.top_logprobs or 0,

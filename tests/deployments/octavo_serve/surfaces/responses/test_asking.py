@@ -65,6 +65,12 @@ def test_the_choice_of_tools() -> None:
     assert chat(**tools, parallel_tool_calls=False).one_call
 
 
+def test_verbosity_is_for_the_model(api: Any, client: Any) -> None:
+    answer = api.create(text={"verbosity": "low"}, instructions="Be kind.")
+    assert answer["text"]["verbosity"] == "low"
+    assert "Be kind.\n\nKeep your answers short." in client.tokenizer.decode(client.opened[-1].prompt_token_ids)
+
+
 def test_reasoning_is_for_the_template() -> None:
     assert chat(reasoning={"effort": "low", "summary": "auto"}).reasoning == {"reasoning_effort": "low"}
     assert chat(reasoning={"effort": "none"}).reasoning == {"enable_thinking": False, "thinking": False}
@@ -76,7 +82,7 @@ def test_reasoning_is_for_the_template() -> None:
     [
         ({"truncation": "auto"}, "truncation", "nothing is dropped"),
         ({"service_tier": "flex"}, "service_tier", "one tier"),
-        ({"text": {"verbosity": "low"}}, "text.verbosity", "medium"),
+        ({"text": {"verbosity": "huge"}}, "text.verbosity", "medium"),
         ({"text": {"format": {"type": "grammar"}}}, "text.format.type", "json_schema"),
         ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema", "must be a JSON schema"),
         ({"text": {"form": 1}}, "text.form", "format"),
