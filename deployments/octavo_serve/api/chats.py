@@ -45,6 +45,7 @@ class Chat:
         callable_tools: names of those that may be called; None: all of them.
         thinking_budget: tokens that the model may think; None: as many as it likes.
         thinking_param: the request's field that says so, for errors.
+        must_think: a model that does not think refuses a budget; otherwise it spends none of it.
     """
 
     messages: Sequence[Message]
@@ -59,6 +60,7 @@ class Chat:
     callable_tools: frozenset[str] | None = None
     thinking_budget: int | None = None
     thinking_param: str = "thinking"
+    must_think: bool = True
 
     @property
     def ending(self) -> dict[str, bool]:

@@ -94,9 +94,10 @@ def _mapping(value: Any) -> Mapping[str, Any] | None:
 def _budget(chat: Chat, params: SamplingParams, model: ServedModel, template: BoundTemplate) -> int | None:
     """Tokens for the thinking: those asked for, or an effort's share where the chat template does not read efforts."""
     if chat.thinking_budget is not None:
-        if not template.reasons:
-            _refuse(chat)
-        return chat.thinking_budget
+        if template.reasons:
+            return chat.thinking_budget
+        _refuse_budget(chat)
+        return None
     effort = str(chat.reasoning.get("reasoning_effort"))
     if not template.reasons or effort not in EFFORTS or _reads_efforts(model):
         return None
@@ -111,5 +112,9 @@ def _refuse(chat: Chat) -> None:
     """Refuse what a model cannot do whose answers are content and nothing else."""
     if chat.must_call:
         raise BadRequest("this model's answers are not read for calls, so none can be forced", "tool_choice")
-    if chat.thinking_budget is not None:
+    _refuse_budget(chat)
+
+
+def _refuse_budget(chat: Chat) -> None:
+    if chat.thinking_budget is not None and chat.must_think:
         raise BadRequest("this model does not think before it answers: leave the budget out", chat.thinking_param)

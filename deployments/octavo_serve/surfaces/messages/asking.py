@@ -61,6 +61,7 @@ def chat_of(body: PromptBody) -> Chat:
         must_call=kind in ("any", "tool"),
         callable_tools=frozenset({str(choice.name)}) if choice and kind == "tool" else None,
         thinking_budget=body.thinking.budget_tokens if body.thinking and body.thinking.type == "enabled" else None,
+        must_think=False,
     )
 
 

@@ -134,6 +134,9 @@ def test_what_a_model_cannot_do_is_refused() -> None:
         made(chat(NOW, must_call=True), served(response_template="none"))
     with pytest.raises(BadRequest, match="no tools to call"):
         made(chat(must_call=True))
+    assert made(chat(thinking_budget=9, must_think=False), served(PLAIN)).thinking is None
+    tools = chat(NOW, must_call=True, thinking_budget=9, must_think=False)
+    assert made(tools, served(PLAIN)).grammar is not None
 
 
 def test_what_asks_for_nothing_costs_nothing() -> None:
