@@ -14,12 +14,14 @@ from typing import Any
 
 from octavo_serve.surfaces.chat.schemas import ChatRequest
 from octavo_serve.surfaces.completions.schemas import CompletionRequest
+from octavo_serve.surfaces.messages.schemas import MessagesRequest
 from octavo_serve.surfaces.tokens.schemas import DetokenizeRequest, TokenizeRequest
 
 HOST = b"Host: 127.0.0.1\r\n"
 PATHS = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
+    "/v1/messages": MessagesRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
 }
@@ -56,6 +58,7 @@ def valid(rng: random.Random, model: str, path: str) -> dict[str, Any]:
     return {
         "/v1/chat/completions": {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 1},
         "/v1/completions": {"model": model, "prompt": text, "max_tokens": 1},
+        "/v1/messages": {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 1},
         "/tokenize": {"model": model, "prompt": text},
         "/detokenize": {"model": model, "tokens": [1, 2, 3]},
     }[path]

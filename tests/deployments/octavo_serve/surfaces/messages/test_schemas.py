@@ -104,3 +104,33 @@ def test_the_sentence_says_what_to_change(wrong: dict[str, Any], sentence: str) 
 def test_a_long_system_prompt_is_accepted() -> None:
     body = json.dumps(HI | {"system": [{"type": "text", "text": "word " * 50_000}]}).encode()
     assert len(parse(MessagesRequest, body).conversation.messages) == 2
+
+
+def test_what_claude_code_sends() -> None:
+    """The fields of version 2.1.328, with other texts."""
+    ephemeral = {"type": "ephemeral"}
+    header = {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1.328.b7f; cc_entrypoint=sdk-cli;"}
+    user = [
+        {"type": "text", "text": "<system-reminder>\nIt is late.\n</system-reminder>"},
+        {"type": "text", "text": "Hi"},
+    ]
+    environment = {"type": "text", "text": "You are at home.", "cache_control": ephemeral}
+    body = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": user}, {"role": "system", "content": [environment]}],
+        "system": [header, {"type": "text", "text": "You are an agent.", "cache_control": ephemeral}],
+        "tools": [
+            {"name": "Read", "description": "Reads.", "input_schema": {"type": "object"}},
+            {"name": "Later", "description": "", "input_schema": {"type": "object"}, "defer_loading": True},
+        ],
+        "metadata": {"user_id": json.dumps({"device_id": "8" * 64, "account_uuid": "", "session_id": "7" * 36})},
+        "max_tokens": 32000,
+        "thinking": {"type": "adaptive", "display": "omitted"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        "output_config": {"effort": "high"},
+        "stream": True,
+    }
+    read = parse(MessagesRequest, json.dumps(body).encode()).conversation
+    assert [message.role for message in read.messages] == ["system", "user"]
+    assert read.messages[0].content == "You are an agent."
+    assert [tool["function"]["name"] for tool in read.tools] == ["Read"]
