@@ -142,8 +142,9 @@ def _is_branch(part: int | str) -> bool:
 
 def _names(kind: Any) -> list[str]:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return list(kind.model_fields)
-    return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+        return [field.alias or name for name, field in kind.model_fields.items()]
+    known = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    return [field.name for field in dataclasses.fields(kind)] if known else []
 
 
 def _members(annotation: Any) -> list[Any]:

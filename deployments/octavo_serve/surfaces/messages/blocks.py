@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 
 from octavo_serve.api.body import Body
 from octavo_serve.api.bounds import MAX_OPTIONS, MAX_PARTS
-from octavo_serve.api.fields import AtMost, Name, Options
+from octavo_serve.api.fields import AtMost, Few, Name, Options
 
 _NO_IMAGES = "the models here read text only"
 _NO_SERVER_TOOLS = "this server runs no tools: leave out what another server's tools did"
@@ -131,7 +131,7 @@ class ToolAdditionBlock(Body):
     """Shows a tool with `defer_loading` to the model from now on."""
 
     type: Literal["tool_addition"]
-    tool: ToolReference
+    tool: Annotated[ToolReference, Few]
     cache_control: CacheControl = None
 
 
@@ -139,7 +139,7 @@ class ToolRemovalBlock(Body):
     """Shows a tool no longer."""
 
     type: Literal["tool_removal"]
-    tool: ToolReference
+    tool: Annotated[ToolReference, Few]
     cache_control: CacheControl = None
 
 

@@ -42,7 +42,7 @@ class OutputConfig(Body):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
         default=None, description="For chat templates that read `reasoning_effort`; others answer as always."
     )
-    format: OutputFormat | None = None
+    format: Annotated[OutputFormat, Few] | None = None
     task_budget: Any = refused()
 
 
@@ -122,7 +122,7 @@ class PromptBody(Body):
     """
 
     model: Name
-    messages: Annotated[list[Message], AtMost(MAX_MESSAGES), Field(min_length=1)]
+    messages: Annotated[list[Annotated[Message, Few]], AtMost(MAX_MESSAGES), Field(min_length=1)]
     system: System | None = None
     tools: Annotated[list[OwnTool], AtMost(MAX_TOOLS)] | None = None
     tool_choice: Annotated[ToolChoice, Few] | None = None
