@@ -68,7 +68,7 @@ def chat_of(asked: str | Sequence[Item]) -> Chat:
             content, name = text_of(item.output, param), names[item.call_id]
             messages.append({"role": "tool", "tool_call_id": item.call_id, "name": name, "content": content})
         else:
-            messages.append({"role": item.role, "content": text_of(item.content, param)})
+            _add_message(messages, item.role, text_of(item.content, param))
             if isinstance(item, AssistantMessage) and item.phase is not None:
                 messages[-1]["phase"] = item.phase
     return _chat(messages)
@@ -76,6 +76,14 @@ def chat_of(asked: str | Sequence[Item]) -> Chat:
 
 def _chat(messages: Sequence[dict[str, Any]]) -> Chat:
     return Chat(messages=[Message.model_validate(message) for message in messages], variables=_NO_THINKING)
+
+
+def _add_message(messages: list[dict[str, Any]], role: str, content: str) -> None:
+    """Add a message. Two of a user are one: many templates want users and assistants in turn."""
+    if role == "user" and messages and messages[-1]["role"] == "user":
+        messages[-1]["content"] += _BREAK + content
+    else:
+        messages.append({"role": role, "content": content})
 
 
 def _add_call(messages: list[dict[str, Any]], item: FunctionCall | CustomCall) -> str:

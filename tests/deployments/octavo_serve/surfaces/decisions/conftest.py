@@ -35,6 +35,7 @@ class Opinionated:
         full: raised instead of accepting a request.
         sizes: (sequences, tokens) of the requests that came.
         opened: in this order.
+        favourite: number of the label that it likes best.
         turns: of the event loop, that a request takes.
         most: requests that ran at once.
     """
@@ -47,6 +48,7 @@ class Opinionated:
     nan: str | None = None
     sizes: list[tuple[int, int]] = field(default_factory=list)
     opened: list[Request] = field(default_factory=list)
+    favourite: int | None = None
     turns: int = 1
     running: int = 0
     most: int = 0
@@ -86,11 +88,13 @@ class Opinionated:
             )
         candidates = request.params.logprob_token_ids
         assert candidates is not None
-        nan = self.nan is not None and self.nan in text
-        entries = {
-            i: Logprob(float("nan") if nan else self.opinion(request.prompt_token_ids, i), 1) for i in candidates
-        }
-        logprobs = [{0: Logprob(-0.1, 1), **entries}]
+        values = [self.opinion(request.prompt_token_ids, candidate) for candidate in candidates]
+        if self.favourite is not None:
+            values[self.favourite] = 0.0
+        if self.nan is not None and self.nan in text:
+            values[-1] = float("nan")
+        said = {candidate: Logprob(value, 0) for candidate, value in zip(candidates, values, strict=True)}
+        logprobs = [{0: Logprob(-0.1, 1), **said}]
         return SequenceUpdate(
             request.request_id, 0, [0], logprobs, finish_reason="length", num_cached_tokens=self.cached_tokens
         )

@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 from openai import AsyncOpenAI, BadRequestError, RateLimitError
+from openai.lib.decisions_tool_runner import AsyncDecisionsToolRunner
 from openai.types import Decision as TheirDecision
 
 from octavo.errors import Overloaded
@@ -102,3 +103,33 @@ def test_the_sdk_asks_over_http(service: Service, backend: Any, client: Any) -> 
     assert [answer.type for answer in told.answers] == ["predicate", "choice", "score"]
     assert told.model == "tiny"
     assert (refused.param, refused.status_code) == ("questions", 400)
+
+
+def test_the_sdks_own_agent_loop_takes_the_answers(service: Service, backend: Any, client: Any) -> None:
+    acted = []
+
+    async def act() -> str:
+        acted.append("refund")
+        client.favourite = 1  # done
+        return "done"
+
+    async def observe() -> str:
+        return "A refund is asked for."
+
+    async def candidates(seen: Any) -> list[Any]:
+        done = {"id": "done", "description": "Nothing is left to do.", "done": True}
+        return [{"id": "refund", "description": "Pay it back.", "execute": act}, done]
+
+    async def verify(seen: Any) -> bool:
+        return bool(acted)
+
+    async def run() -> Any:
+        http = httpx2.AsyncClient(transport=httpx2.ASGITransport(http_app(service, backend)))
+        async with AsyncOpenAI(base_url="http://test/v1", api_key="none", http_client=http, max_retries=0) as sdk:
+            runner = AsyncDecisionsToolRunner(observe=observe, candidates=candidates, verify=verify)
+            return await runner.run(sdk, {"model": "tiny", "input": "Help the customer."})
+
+    client.favourite = 0  # the first option
+    result = asyncio.run(run())
+    assert (result["status"], result["completed_candidate_ids"]) == ("verified", ["refund"])
+    assert result["decisions"][0].answers[0].choice == "refund"

@@ -60,6 +60,13 @@ def test_calls_belong_to_the_message_before_them() -> None:
     ]
 
 
+def test_two_messages_of_a_user_are_one() -> None:
+    talk = [{"role": "system", "content": "Be fair."}, *({"role": "user", "content": x} for x in "abc")]
+    assert chat(talk)[1:] == [{"role": "user", "content": "a\n\nb\n\nc"}]
+    apart = [{"role": role, "content": "x"} for role in ("user", "assistant", "user", "assistant", "assistant")]
+    assert chat(apart) == apart
+
+
 def test_an_output_needs_its_call() -> None:
     for items in ([OUTPUT], [OUTPUT, CALL], [CALL, OUTPUT | {"call_id": "other"}]):
         with pytest.raises(BadRequest, match=r"input\[\d\].call_id '\w+' is of no call before it"):
