@@ -54,14 +54,14 @@ class _Words:
 
 
 def test_words_or_digits_may_be_missing() -> None:
-    alphabet: Any = Alphabet(_Words(" No"), "assistant:")  # type: ignore[arg-type]
+    alphabet: Any = Alphabet(_Words(" No"), "assistant:")
     assert alphabet.predicate().texts == ("A", "B")
     assert alphabet.score(3).texts == ("A", "B", "C")
 
 
 def test_a_tokenizer_without_letters_is_refused() -> None:
     with pytest.raises(BadRequest, match="no tokens for the letters"):
-        Alphabet(_Words(" Q"), "assistant:")  # type: ignore[arg-type]
+        Alphabet(_Words(" Q"), "assistant:")
 
 
 def test_too_many_options(tokenizer: Tokenizer) -> None:

@@ -99,17 +99,17 @@ def test_a_template_that_knows_tools_gets_calls_as_they_are() -> None:
         "{% set x = tools %}{% for m in messages %}{{ m.role }}({{ m.tool_calls[0].function.name if m.tool_calls }}"
         "{{ m.content }}){% endfor %}!"
     )
-    found = frame([CALL, OUTPUT], known)  # type: ignore[arg-type]
+    found = frame([CALL, OUTPUT], known)
     assert found.before == "assistant(look)tool(a.txt)user("
     assert found.after == ")!"
 
 
 def test_thinking_is_switched_off() -> None:
     thinker = Templated("{{ messages[0].content }}{{ '' if enable_thinking else '<think></think>' }}")
-    assert frame("Hi", thinker).after == "<think></think>"  # type: ignore[arg-type]
+    assert frame("Hi", thinker).after == "<think></think>"
 
 
 @pytest.mark.parametrize("template", ["{{ messages[0].role }}", "{{ messages[0].content * 2 }}"])
 def test_a_template_that_changes_messages_is_refused(template: str) -> None:
     with pytest.raises(BadRequest, match="does not write the last message"):
-        frame("Hi", Templated(template))  # type: ignore[arg-type]
+        frame("Hi", Templated(template))
