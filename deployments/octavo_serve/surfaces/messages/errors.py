@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from octavo_serve.api.failures import Failure
 from octavo_serve.api.surface import Errors
 from octavo_serve.surfaces.messages.answers import ErrorBody
@@ -14,13 +16,16 @@ _KINDS = {
     413: "request_too_large",
     429: "overloaded_error",
 }
+_SCHEMA = re.compile(r"\b(tools\.\d+)\.function\.parameters")
+"""A tool's schema as chats name it."""
 
 
 def error_body(failure: Failure) -> ErrorBody:
     """A failure in the Messages API's error format. Clients compact a conversation where "prompt is too long"."""
     kind = _KINDS.get(failure.status, "api_error" if failure.status >= 500 else "invalid_request_error")
     too_long = failure.code == "context_length_exceeded"
-    message = f"prompt is too long: {failure.message}" if too_long else failure.message
+    message = _SCHEMA.sub(r"\1.input_schema", failure.message)
+    message = f"prompt is too long: {message}" if too_long else message
     return {"type": "error", "error": {"type": kind, "message": message}, "request_id": None}
 
 

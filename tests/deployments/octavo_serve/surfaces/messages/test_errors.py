@@ -37,3 +37,8 @@ def test_a_body_that_is_too_large_and_other_refusals() -> None:
 def test_clients_know_a_prompt_that_is_too_long() -> None:
     failure = Failure(400, "the prompt has 9 tokens", "context_length_exceeded")
     assert error_body(failure)["error"]["message"] == "prompt is too long: the prompt has 9 tokens"
+
+
+def test_a_tools_schema_has_the_name_that_clients_know() -> None:
+    body = error_body(Failure(400, "tools.3.function.parameters.type is wrong"))
+    assert body["error"]["message"] == "tools.3.input_schema.type is wrong"
