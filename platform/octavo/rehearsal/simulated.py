@@ -29,7 +29,7 @@ from octavo.config import EngineConfig, unknown_key
 from octavo.cost_model import Cost, StepWork, attended
 from octavo.errors import ConfigError
 from octavo.execution.executor import LocalExecutor, Wait, finished
-from octavo.step import Int64, LogprobRow, StepBatch, StepResult
+from octavo.step import Int64, LogprobRow, StepBatch, StepResult, Uint32
 from octavo.text.tokenizer import Tokenizer
 
 PROFILES = Path(__file__).with_name("profiles")
@@ -213,6 +213,9 @@ class SimulatedExecutor:
     def _result(self, batch: StepBatch, seconds: float) -> StepResult:
         rows = batch.sampling
         tokens = self._words[_mix(batch.token_ids[rows.token_index], rows.position) % len(self._words)]
+        if rows.masked is not None and rows.masks is not None:
+            for row, mask in zip(rows.masked.tolist(), rows.masks, strict=True):
+                tokens[row] = _masked(int(tokens[row]), mask)
         for row, banned in rows.banned.items():
             tokens[row] = self._allowed(int(tokens[row]), banned)
         logprobs = {
@@ -238,6 +241,12 @@ class SimulatedExecutor:
         asked = [] if named is None else named.tolist()
         far = [_LOG_HALF * (1 + (other - token) % self.spec.vocab_size) for other in asked]
         return LogprobRow([*ids, *asked], [_LOG_HALF, *values, *far], 1, len(asked))
+
+
+def _masked(token: int, mask: Uint32) -> int:
+    """The token, or the next one, in a circle, that the mask allows."""
+    allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+    return int(allowed[np.searchsorted(allowed, token) % len(allowed)]) if len(allowed) else token
 
 
 def readable_tokens(tokenizer: Tokenizer) -> list[int]:

@@ -206,6 +206,18 @@ def test_the_async_engine_runs_on_it():
     assert asyncio.run(text()) == 5
 
 
+def test_masks_are_kept_to(make):
+    engine = make()
+    engine.add(request("a", [1, 2, 3], max_tokens=20, allowed_token_ids=[3, 150, 333]))
+    engine.add(request("b", [1, 2, 3], max_tokens=20))
+    told: dict[str, set[int]] = {"a": set(), "b": set()}
+    while engine.has_work:
+        for update in engine.step():
+            told[update.request_id].update(update.token_ids)
+    assert told["a"] <= {3, 150, 333}
+    assert len(told["b"]) > 3
+
+
 WITHOUT_TORCH = f"""
 import sys
 from pathlib import Path
