@@ -30,6 +30,9 @@ THREADS = 2
 QUEUED = 256
 """Compiles that may wait."""
 
+IDLE = 30.0
+"""Seconds that a thread waits for more before it ends."""
+
 CACHED_BYTES = 2**26
 """Memory of kept grammars, estimated."""
 
@@ -83,7 +86,7 @@ class Compiler:
             if len(self._waiting) >= QUEUED:
                 raise Overloaded(f"{len(self._waiting)} grammars wait to be compiled; at most {QUEUED} may", 1.0)
             self._waiting.append((grammar, done))
-            if not self._idle and len(self._threads) < THREADS:
+            if len(self._waiting) > self._idle and len(self._threads) < THREADS:
                 self._threads.append(_begin(self._work))
             self._changed.notify()
 
@@ -120,7 +123,10 @@ class Compiler:
             with self._changed:
                 self._idle += 1
                 while not self._waiting:
-                    self._changed.wait()
+                    if not self._changed.wait(IDLE) and not self._waiting:
+                        self._idle -= 1
+                        self._threads.remove(threading.current_thread())
+                        return
                 self._idle -= 1
                 grammar, done = self._waiting.popleft()
             done(self._compiled(grammar))

@@ -141,3 +141,12 @@ def test_few_threads_and_a_short_queue(compiler, monkeypatch):
     assert len(running) == module.THREADS
     begin.set()
     assert ended.wait(60)
+
+
+def test_idle_threads_end_and_come_again(compiler, monkeypatch):
+    monkeypatch.setattr(module, "IDLE", 0.001)
+    for i in range(3):
+        compiler.compile(Grammar(source=f'start: "again{i}"'))
+        for thread in list(compiler._threads):
+            thread.join(60)
+        assert not compiler._threads
