@@ -14,7 +14,7 @@ from octavo.text.grammars.constrained import constrained, is_constrained
 from octavo.text.grammars.messages import MessageGrammar
 from octavo.text.responses.bound import BoundTemplate
 from octavo_serve.api.chats import EFFORTS, Chat
-from octavo_serve.api.custom_tools import parameters
+from octavo_serve.api.custom_tools import lark_of, parameters
 from octavo_serve.api.model import ServedModel
 
 USUAL_TOKENS = 4096
@@ -78,7 +78,10 @@ def _callable(function: Mapping[str, Any], number: int, chat: Chat) -> CallableT
     name = function["name"]
     if name in chat.custom:
         param = f"tools.{number}.custom.format"
-        return CallableTool(name=name, parameters=parameters(chat.custom[name], param), strict=True, param=param)
+        form = chat.custom[name]
+        return CallableTool(
+            name=name, parameters=parameters(form), input_grammar=lark_of(form), strict=True, param=param
+        )
     return CallableTool(
         name=name,
         parameters=_mapping(function.get("parameters")),

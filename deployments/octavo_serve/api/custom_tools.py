@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from octavo.errors import BadRequest
-
 INPUT = "input"
 """The one parameter of the function."""
 
@@ -33,21 +31,17 @@ def as_function(name: str, description: str | None, form: Mapping[str, Any] | No
     return {"type": "function", "function": {"name": name, **described}}
 
 
-def parameters(form: Mapping[str, Any] | None, param: str) -> dict[str, Any]:
-    """The schema that the function's arguments must fit.
+def lark_of(form: Mapping[str, Any] | None) -> str:
+    """The grammar in Lark that the input must match; "" if there is none."""
+    grammar = _grammar(form or {})
+    return str(grammar["definition"]) if grammar.get("syntax") == "lark" else ""
 
-    Raises:
-        BadRequest: the grammar is Lark, which stands in no string of JSON.
-    """
+
+def parameters(form: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The schema that the function's arguments must fit, as far as a schema can say it."""
     text: dict[str, Any] = {"type": "string"}
     grammar = _grammar(form or {})
-    if grammar.get("syntax") == "lark":
-        raise BadRequest(
-            f'{param}: a grammar in Lark is not kept to in a call here: send a "regex", or the grammar in the '
-            "description and a format of text",
-            param,
-        )
-    if grammar:
+    if grammar.get("syntax") == "regex":
         text["pattern"] = f"^(?:{grammar['definition']})$"
     return {"type": "object", "properties": {INPUT: text}, "required": [INPUT], "additionalProperties": False}
 

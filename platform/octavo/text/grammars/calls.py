@@ -20,6 +20,7 @@ from typing import Any
 
 from octavo.errors import BadRequest
 from octavo.text.grammars.arguments import ANY_TEXT, PYTHON, Arguments, RawValue, Style
+from octavo.text.grammars.quoted import quoted
 from octavo.text.grammars.sources import Rule, literal, regex, schema_text
 from octavo.text.responses.bound import BoundTemplate
 from octavo.text.responses.patterns import Node, parse
@@ -38,12 +39,14 @@ class CallableTool:
 
     Attributes:
         parameters: the JSON schema of its arguments.
+        input_grammar: Lark of the one argument that a custom tool has, a text; "" for any other tool.
         strict: what is not implemented of it is refused.
         param: the request's field that holds it, for errors.
     """
 
     name: str
     parameters: Mapping[str, Any] | None = None
+    input_grammar: str = ""
     strict: bool = False
     param: str = "tools"
 
@@ -80,6 +83,7 @@ class CallGrammar:
         self._tokens = re.compile("|".join(map(re.escape, sorted(self._ids, key=len, reverse=True))) or "(?!)")
         self._ends = ends
         self._texts: dict[str, tuple[int, str]] = {}
+        self._grammars: list[tuple[str, str]] = []
         self._field = next((field for field in template.fields.values() if field.role == "calls"), None)
         self.written = None if self._field is None else _written(self._field)
 
@@ -95,7 +99,7 @@ class CallGrammar:
         if many and not form.alone:
             text += f" ({self.spelled(form.between)} call)*"
         text += f" {self.spelled(form.end)}"
-        return Rule(text, terminals=f"call: {choice}\n{rules}")
+        return Rule(text, tuple(self._grammars), f"call: {choice}\n{rules}")
 
     def begun(
         self, tools: Sequence[CallableTool], *, many: bool
@@ -112,12 +116,11 @@ class CallGrammar:
             rest = replace(form, begin=form.begin[at + len(form.trigger) :])
             choice, rules = self._choice(rest, tools)
             more = f"({self.spelled(form.between)} call)*" if many else ""
-            rule = Rule(
-                f"{self.spelled(rest.begin)} call {more} {self.spelled(form.end)}", terminals=f"call: {choice}\n{rules}"
-            )
+            text = f"{self.spelled(rest.begin)} call {more} {self.spelled(form.end)}"
+            rule = Rule(text, tuple(self._grammars), f"call: {choice}\n{rules}")
         else:
             choice, rules = self._choice(replace(form, open=form.open.partition(form.trigger)[2]), tools)
-            rule = Rule("call", terminals=f"call: {choice}\n{rules}")
+            rule = Rule("call", tuple(self._grammars), f"call: {choice}\n{rules}")
         token = self._ids.get(form.trigger)
         return ((), (form.trigger,), rule) if token is None else ((token,), (), rule)
 
@@ -154,7 +157,7 @@ class CallGrammar:
     def _choice(self, form: Written, tools: Sequence[CallableTool]) -> tuple[str, str]:
         """The right side of a rule for a call of one of the tools, and the rules that it refers to."""
         choices, rules = [], []
-        self._texts = {}
+        self._texts, self._grammars = {}, []
         for number, tool in enumerate(tools):
             arguments, more = self._arguments(form, tool, number)
             opening = self._filled(form.open.replace("{name}", tool.name))
@@ -168,6 +171,8 @@ class CallGrammar:
 
     def _arguments(self, form: Written, tool: CallableTool, number: int) -> tuple[str, str]:
         assert self._field is not None
+        if tool.input_grammar:
+            return self._input(tool, number), ""
         schema = dict(tool.parameters or {})
         if "type" not in schema:
             schema = {"type": "object", **schema}
@@ -189,6 +194,21 @@ class CallGrammar:
         else:
             right = writer.value(schema)
         return right, "".join(writer.rules)
+
+    def _input(self, tool: CallableTool, number: int) -> str:
+        """The argument of a custom tool, in a string."""
+        assert self._field is not None
+        if self._field.content == "xml-inline" or self._field.args:
+            raise BadRequest(
+                f"{tool.param}: a grammar in Lark is not kept to in the form in which this model writes calls; send an "
+                "expression, or the grammar in the description",
+                tool.param,
+            )
+        name = f"input_{number}"
+        self._grammars.append((name, quoted(tool.input_grammar, tool.param)))
+        if self._field.content == "pythonic":
+            return f"{literal('input=' + chr(34))} @{name} {literal(chr(34))}"
+        return f"{literal('{' + chr(34) + 'input' + chr(34) + ': ' + chr(34))} @{name} {literal(chr(34) + '}')}"
 
     def _style(self) -> Style:
         assert self._field is not None

@@ -78,7 +78,10 @@ class MessageGrammar:
                 )
             calls = self._calls.calls(self._kept(tools), many=many)
             made = Rule(
-                f"({made.text}) | ({calls.text})", made.grammars, made.terminals + calls.terminals, is_json=made.is_json
+                f"({made.text}) | ({calls.text})",
+                made.grammars + calls.grammars,
+                made.terminals + calls.terminals,
+                is_json=made.is_json,
             )
         if self.state == "open":
             return self._after_thinking(made, wanted.param)

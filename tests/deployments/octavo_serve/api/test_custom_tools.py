@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from octavo.errors import BadRequest
-from octavo_serve.api.custom_tools import as_function, input_of, parameters, wrong_format
+from octavo_serve.api.custom_tools import as_function, input_of, lark_of, parameters, wrong_format
 
 REGEX = {"syntax": "regex", "definition": "[a-z]+"}
 LARK = {"syntax": "lark", "definition": "start: A"}
@@ -26,17 +25,17 @@ def test_a_format_is_of_either_api(form: Any, right: bool) -> None:
 
 @pytest.mark.parametrize("form", [OF_CHATS, OF_RESPONSES])
 def test_an_expression_binds_the_input_and_is_told_to_the_model(form: dict[str, Any]) -> None:
-    schema = parameters(form, "tools.0.custom.format")
+    schema = parameters(form)
     assert schema["properties"]["input"] == {"type": "string", "pattern": "^(?:[a-z]+)$"}
     assert "[a-z]+" in as_function("run", "Runs it.", form)["function"]["description"]
-    assert parameters(None, "")["properties"]["input"] == {"type": "string"}
+    assert parameters(None)["properties"]["input"] == {"type": "string"}
     assert as_function("run", None, None)["function"]["description"] == ""
 
 
-def test_lark_is_refused_by_its_field() -> None:
-    with pytest.raises(BadRequest, match="not kept to") as caught:
-        parameters({"type": "grammar", "grammar": LARK}, "tools.0.custom.format")
-    assert caught.value.param == "tools.0.custom.format"
+def test_lark_is_no_schema() -> None:
+    form = {"type": "grammar", "grammar": LARK}
+    assert (lark_of(form), lark_of(OF_CHATS), lark_of(None)) == ("start: A", "", "")
+    assert parameters(form)["properties"]["input"] == {"type": "string"}
 
 
 def test_the_input_is_a_text_whatever_the_model_wrote() -> None:

@@ -113,3 +113,26 @@ def test_a_strict_tool_is_refused_what_its_form_cannot_keep(model: Models, name:
         with pytest.raises(BadRequest, match="'format' cannot be kept to") as caught:
             model(name, True).calls.calls([tool], many=False)
         assert caught.value.param == "tools.0.function.parameters"
+
+
+@pytest.mark.parametrize("name", ["hermes", "mistral", "deepseek_v31", "gpt_oss", "pythonic", "granite"])
+def test_the_input_of_a_custom_tool_keeps_to_its_grammar(model: Models, name: str) -> None:
+    grammar = 'start: line+\nline: "+" /(.*)/ LF\n%import common.LF\n'
+    tool = CallableTool(name="run", input_grammar=grammar, strict=True)
+    family = model(name, True)
+    source = lark(family.calls.calls([tool], many=False))
+    tools = [{"name": "run", "parameters": {"type": "object", "properties": {"input": {"type": "string"}}}}]
+    for seed in range(4):
+        text = family.sample(source, random.Random(seed))
+        if text is not None:
+            ((called, arguments),), _ = family.read(text, tools)
+            assert called == "run"
+            assert all(line.startswith("+") for line in arguments["input"].removesuffix("\n").split("\n"))
+            break
+    else:
+        pytest.fail("no text ended")
+
+
+def test_a_form_of_tags_takes_no_grammar_of_an_input(model: Models) -> None:
+    with pytest.raises(BadRequest, match="not kept to in the form"):
+        model("qwen3_xml", True).calls.calls([CallableTool(name="run", input_grammar="start: A")], many=False)
