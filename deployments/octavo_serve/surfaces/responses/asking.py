@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +13,10 @@ from octavo.request import SamplingParams
 from octavo_serve.api.bounds import MAX_THINKING, Limits
 from octavo_serve.api.chats import Chat
 from octavo_serve.api.jobs import Asked
-from octavo_serve.api.records import Records
 from octavo_serve.surfaces.openai.schemas import NOT_SUPPORTED
 from octavo_serve.surfaces.openai.structured import json_schema
 from octavo_serve.surfaces.responses.items import Item
-from octavo_serve.surfaces.responses.schemas import EFFORTS, INCLUDABLE, ResponsesRequest, TurnBody
+from octavo_serve.surfaces.responses.schemas import EFFORTS, INCLUDABLE, Response, ResponsesRequest, TurnBody
 from octavo_serve.surfaces.responses.tools import Tools, choice_of, tools_of
 
 SEALED, LOGPROBS = INCLUDABLE[-2:]
@@ -39,7 +38,7 @@ class Turn:
         tools: those of the request.
         items: its input, in the usual form.
         owner: the caller's name.
-        records: where it is stored; None where it is not.
+        keep: stores it; its arguments are the response, and the token ids of prompt and answer. None: it is not stored.
         seal: makes an `encrypted_content`; None where none is asked for.
     """
 
@@ -47,7 +46,7 @@ class Turn:
     tools: Tools
     items: list[Item] = field(default_factory=list)
     owner: str = ""
-    records: Records | None = None
+    keep: Callable[[Response, list[int], list[int]], Awaitable[None]] | None = None
     seal: Callable[[str], str] | None = None
 
     @property

@@ -29,7 +29,7 @@ from octavo_serve.api.writing import write
 from octavo_serve.surfaces.openai.errors import ERRORS
 from octavo_serve.surfaces.openai.framing import to_json_in_slices
 from octavo_serve.surfaces.responses.framing import FRAMING
-from octavo_serve.surfaces.responses.recalling import Kept, kept_of, not_found, record_of
+from octavo_serve.surfaces.responses.recalling import Kept, decoded, not_found, record_of
 from octavo_serve.surfaces.responses.schemas import Response, ResponseEvent, ResponsesRequest
 from octavo_serve.surfaces.responses.writer import ResponseWriter
 
@@ -144,7 +144,7 @@ async def current(service: Service, owner: str, response_id: str) -> dict[str, A
     record = await service.records.get(owner, response_id)
     if record is None:
         raise not_found(response_id)
-    kept = msgspec.json.decode(record.body, type=Kept)
+    kept = await decoded(service, record)
     if kept.response["status"] in RUNNING and service.records.clock() - record.alive > DEAD_SECONDS:
         error = {"code": "server_error", "message": "the server that ran it has ended", "param": None}
         kept.response |= {"status": "failed", "error": error}
@@ -159,7 +159,7 @@ async def follow(service: Service, owner: str, response_id: str, after: int) -> 
     """
     run = service.detached.find(owner, response_id)
     if run is None or not run.logs or run.lost:
-        await kept_of(service.records, owner, response_id)
+        await current(service, owner, response_id)
         raise BadRequest(
             "only responses that were created with background and stream can be streamed again, for a while: fetch it "
             "without stream",
@@ -185,7 +185,7 @@ async def cancel(service: Service, owner: str, response_id: str) -> dict[str, An
         return dict(run.state.now())
     record = await service.records.get(owner, response_id)
     if record is not None:
-        kept = msgspec.json.decode(record.body, type=Kept)
+        kept = await decoded(service, record)
         kept.response["status"] = "cancelled"
         await service.records.put(_changed(record, kept), replaces=True)
     return found | {"status": "cancelled"}

@@ -10,10 +10,12 @@ from typing import Any
 import msgspec
 
 from octavo.errors import BadRequest
+from octavo_serve.api.bounds import LARGE_BODY
 from octavo_serve.api.chats import FEW, Chat
 from octavo_serve.api.failures import NotKept
 from octavo_serve.api.jobs import Asked
-from octavo_serve.api.records import Record, Records
+from octavo_serve.api.prompts import LONG
+from octavo_serve.api.records import Record
 from octavo_serve.api.service import Service
 from octavo_serve.surfaces.responses.asking import SEALED, Turn, instructions_of
 from octavo_serve.surfaces.responses.items import Item, kind_of, messages_of, usual
@@ -72,7 +74,7 @@ async def recall(service: Service, owner: str, body: ResponsesRequest, asked: As
         Overloaded: too many requests wait for what is kept.
     """
     turn: Turn = asked.context
-    turn.owner, turn.records = owner, None if body.store is False else service.records
+    turn.owner, turn.keep = owner, None if body.store is False else partial(_keep, service, turn)
     if SEALED in (body.include or ()):
         turn.seal = partial(seal, await service.records.secret(), owner)
     past = await complete(service, owner, body, asked.content, turn)
@@ -116,7 +118,7 @@ async def complete(service: Service, owner: str, body: TurnBody, chat: Any, turn
         past = await _past(service, owner, body.previous_response_id)
     given: str | Sequence[Item] = body.input if body.input is not None else []
     if not isinstance(given, str) and any(kind_of(item) == "item_reference" for item in given):
-        given = await _resolved(service.records, owner, given)
+        given = await _resolved(service, owner, given)
     secret = await service.records.secret() if _is_sealed(past.items, given) else b""
     work = partial(_messages, instructions_of(body), past.items, given, partial(unseal, secret, owner))
     few = isinstance(given, str) or len(given) + len(past.items) <= FEW
@@ -167,21 +169,23 @@ def _gone(response_id: str) -> BadRequest:
     )
 
 
-async def _resolved(records: Records, owner: str, given: Sequence[Item]) -> list[Item]:
+async def _resolved(service: Service, owner: str, given: Sequence[Item]) -> list[Item]:
     """The items with those that references name; an item's id tells whose output it is of."""
-    known: dict[str, Kept | None] = {}
+    known: dict[str, list[dict[str, Any]]] = {}
     found: list[Item] = []
+    size, most = 0, 4 * service.bounds.num_bytes
     for item in given:
         if kind_of(item) != "item_reference":
             found.append(item)
             continue
         key = str(item["id"]).partition("_")[2].partition("_")[0]
         if key not in known:
-            record = await records.get(owner, f"resp_{key}")
-            known[key] = None if record is None else _kept(record.body)
-        kept = known[key]
-        output: list[Item] = kept.response["output"] if kept is not None else []
-        named = next((one for one in output if one["id"] == item["id"]), None)
+            record = await service.records.get(owner, f"resp_{key}")
+            size += 0 if record is None else len(record.body)
+            if len(known) >= MAX_CHAIN or size > most:
+                raise BadRequest("input refers to items of too many responses: send the items themselves", "input")
+            known[key] = [] if record is None else (await decoded(service, record)).response["output"]
+        named = next((one for one in known[key] if one["id"] == item["id"]), None)
         if named is None:
             raise BadRequest(
                 f"input refers to the item {str(item['id'])[:80]!r}, which is not kept here: send the item itself",
@@ -189,6 +193,20 @@ async def _resolved(records: Records, owner: str, given: Sequence[Item]) -> list
             )
         found.append(named)
     return found
+
+
+async def decoded(service: Service, record: Record) -> Kept:
+    """What a record holds; a large one is read in a thread."""
+    if len(record.body) < LARGE_BODY:
+        return _kept(record.body)
+    return await service.threads.run(_kept, record.body)
+
+
+async def _keep(service: Service, turn: Turn, response: Response, prompt: list[int], answer: list[int]) -> None:
+    """Store a response that has ended."""
+    work = partial(record_of, turn, response, Tokens(prompt, answer))
+    record = await service.threads.finish(work) if len(prompt) + len(answer) >= LONG else work()
+    await service.records.put(record, replaces=response["background"])
 
 
 def record_of(turn: Turn, response: Response, tokens: Tokens | None) -> Record:
@@ -201,15 +219,3 @@ def record_of(turn: Turn, response: Response, tokens: Tokens | None) -> Record:
         body=msgspec.json.encode(kept),
         extra=b"" if tokens is None else msgspec.json.encode(tokens),
     )
-
-
-async def kept_of(records: Records, owner: str, response_id: str) -> Kept:
-    """What is stored under an id.
-
-    Raises:
-        NotKept: nothing of this caller.
-    """
-    record = await records.get(owner, response_id)
-    if record is None:
-        raise not_found(response_id)
-    return _kept(record.body)

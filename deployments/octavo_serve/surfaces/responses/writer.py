@@ -14,7 +14,6 @@ from octavo_serve.api.pieces import Begun, CallPart, Element, Piece, Whole
 from octavo_serve.api.surface import Writer
 from octavo_serve.surfaces.openai.writer import finite
 from octavo_serve.surfaces.responses.asking import Turn
-from octavo_serve.surfaces.responses.recalling import Tokens, record_of
 from octavo_serve.surfaces.responses.schemas import (
     ContentPart,
     EventType,
@@ -53,7 +52,9 @@ class ResponseWriter(Writer[Response, ResponseEvent]):
         self._top = job.params.logprobs
 
     def is_large(self, element: object) -> bool:
-        return isinstance(element, Piece) and self.job.is_large(0, len(element.token_ids))
+        if isinstance(element, Piece) and element.finish_reason is None:
+            return self.job.is_large(0, len(element.token_ids))
+        return self.job.is_large(0, len(self.token_ids))  # the last events say all of it again
 
     def begin(self, begun: Begun) -> list[ResponseEvent]:
         self.response["status"] = "in_progress"
@@ -87,10 +88,8 @@ class ResponseWriter(Writer[Response, ResponseEvent]):
         return self.response
 
     async def settle(self) -> None:
-        if self.turn.records is not None:
-            tokens = Tokens(self.job.requests[0].prompt_token_ids, self.token_ids)
-            record = record_of(self.turn, self.response, tokens)
-            await self.turn.records.put(record, replaces=self.response["background"])
+        if self.turn.keep is not None:
+            await self.turn.keep(self.response, self.job.requests[0].prompt_token_ids, self.token_ids)
 
     def now(self) -> Response:
         """The response as it is now."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from octavo_serve.api.model import Defaults
+from octavo_serve.surfaces.responses import recalling
 
 LOOK_UP = {"type": "function", "name": "look_up", "parameters": {"properties": {"a": {"type": "integer"}}}}
 CALL = '<tool_call>\n{"name": "look_up", "arguments": {"a": 1}}\n</tool_call>'
@@ -92,6 +93,13 @@ def test_an_item_is_referred_to(api: Any, client: Any) -> None:
     assert prompt(client).index("Hello") < prompt(client).index("Paris.") < prompt(client).index("Again")
     for wrong in ("msg_0_0", "x", item["id"] + "1"):
         assert "which is not kept here" in api.refused([{"type": "item_reference", "id": wrong}])[0]
+
+
+def test_references_are_bounded(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [{"type": "item_reference", "id": api.create()["output"][0]["id"]} for _ in range(2)]
+    monkeypatch.setattr(recalling, "MAX_CHAIN", 1)
+    assert "too many responses" in api.refused(items)[0]
+    api.create([items[0], items[0]])
 
 
 def test_sealed_reasoning_goes_back_to_the_template(api: Any, client: Any, service: Any) -> None:
