@@ -136,6 +136,9 @@ KINDS = [
     {"grammar": JSON, "max_tokens": 7}, {"grammar": JSON, "max_tokens": 2, "n": 2}, {"grammar": LARK, "min_tokens": 30},
     {"grammar": JSON, "prompt_logprobs": 1, "logprobs": 0}, {"grammar": JSON, "presence_penalty": 1.0},
     {"grammar": JSON, "max_tokens": 3, "logprobs": 2}, {"allowed_token_ids": [0, 1, 20], "min_tokens": 7},
+    {"thinking": Thinking(budget=4, close=(10, 3, 11)), "logprobs": 1, "n": 2},
+    {"thinking": Thinking(budget=6, close=(10, 3, 11)), "logprobs": 0, "max_tokens": 8},
+    {"grammar": Grammar(source='start: "it is " /[a-c]/ " done"', after_texts=("a", "e", "i")), "logprobs": 0},
     {"allowed_token_ids": [20, 21, 22], "bad_token_ids": [[20, 21], [21, 21, 22], [22, 20]]},
     {"grammar": Grammar(source="start: /[a-z]{2}!/", after_texts=("a", "b"), again=True), "min_tokens": 30},
     {"bad_token_ids": [[i, j] for i in range(0, 999, 3) for j in range(0, 999, 180)], "min_tokens": 9},
@@ -152,7 +155,7 @@ ALONE: dict[int, dict] = {}
 
 
 @example(seed=0, ahead=True, blocks=400, chunk=64, caching=True, places=20)  # the blocks of one held out change
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2),
     ahead=st.booleans(),
@@ -214,7 +217,7 @@ def test_a_step_that_raises_takes_nothing_from_the_others(say, fake, ahead):
 def test_it_goes_on_elsewhere_from_any_update(say, kind):
     whole = say(request("r", 11, **KINDS[kind]))
     longest = max(len(told.updates) for told in whole.values())
-    for cut in sorted({*range(1, min(6, longest)), *range(6, longest, 9)}):
+    for cut in sorted({*range(1, min(4, longest)), *range(4, longest, 15)}):
         emitted = [
             None if len(told.updates) <= cut else [token for tokens in told.updates[:cut] for token in tokens]
             for _, told in sorted(whole.items())
@@ -249,12 +252,12 @@ def test_a_grammar_begins_again_and_again(say, tiny_tokenizer):
     grammar = Grammar(source='start: "<" /[a-c]{2}/ ">"', after_tokens=(4,), again=True)
     params = {"allowed_token_ids": [4, 20, *range(5, 600)], "max_tokens": 400, "logit_bias": None}
     text = ""
-    for seed in range(8):
+    for seed in range(4):
         told = say(request("r", seed, grammar=grammar, **params), async_scheduling=bool(seed % 2))["r", 0]
         pieces = tiny_tokenizer.decode(told.tokens, skip_special_tokens=False).split("<call>")
         assert all(re.match(r"<[a-c]{2}>", piece) for piece in pieces[1:-1])
         text += "<call>".join(pieces)
-    assert text.count("<call>") > 3
+    assert text.count("<call>") > 1
 
 
 def test_bad_words_are_not_completed(say):
