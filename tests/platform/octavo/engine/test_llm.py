@@ -1,10 +1,12 @@
 import json
+import re
 import shutil
 
 import pytest
 import torch
 
 from octavo import LLM, SamplingParams
+from octavo.constraint import StructuredOutputs
 from octavo.errors import BadRequest, ConfigError, ModelError
 
 
@@ -141,6 +143,30 @@ def test_bad_input_is_refused_before_anything_runs(llm, prompts, params, message
     assert llm.engine.stats().steps == steps
     with pytest.raises(BadRequest, match="2 entries for 1 prompts"):
         llm.generate(["x"], [SamplingParams()] * 2, use_tqdm=False)
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["text", "chat"])
+def test_what_is_written_keeps_to_its_form(llm, chat):
+    forms = [{"regex": "[a-c]{3}-[0-9]"}, {"choice": ["yes", "no"]}, {"grammar": 'root ::= "x" [0-9] [0-9] "!"'}]
+    schema = {
+        "type": "object",
+        "properties": {"n": {"enum": [1, 22]}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    params = [
+        SamplingParams(max_tokens=60, seed=i, structured_outputs=StructuredOutputs(**form))
+        for i, form in enumerate([*forms, {"json": schema}])
+    ]
+    asked = [[{"role": "user", "content": "Hi"}]] * 4 if chat else ["Hi"] * 4
+    outputs = (llm.chat if chat else llm.generate)(asked, params, use_tqdm=False)
+    texts = [output.outputs[0].text for output in outputs]
+    assert re.fullmatch("[a-c]{3}-[0-9]", texts[0])
+    assert texts[1] in ("yes", "no")
+    assert re.fullmatch("x[0-9]{2}!", texts[2])
+    assert json.loads(texts[3])["n"] in (1, 22)
+    assert {output.outputs[0].finish_reason for output in outputs} == {"stop"}
+    assert params[0].grammar is None  # it is the caller's
 
 
 def test_a_queue_shorter_than_the_batch_is_fed_as_it_empties(tiny_model):
