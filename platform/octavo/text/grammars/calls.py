@@ -8,7 +8,8 @@ A template's patterns allow several ways to write a call. The one that the model
 `open` has the call's name at `{name}`, and `{number}` and `{line}` stand for digits and an optional line break. In tags
 `argument` is written for each, with `{key}`, `{kind}` and `{value}`; `kinds` has what stands for `{kind}` by a type's
 name, or for all others by "", and a text holds none of what `apart` matches. `trigger` is what tells that a call has
-begun; `alone` says that a message has one call. Tokens of the model stand as their ids.
+begun; `alone` says that a message has one call; `spaced`, that chat templates write arguments as `json.dumps` does, so
+that all between keys and values is forced. Tokens of the model stand as their ids.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Written:
     kinds: Mapping[str, str] | None = None
     apart: Sequence[str] = ()
     alone: bool = False
+    spaced: bool = False
 
 
 class CallGrammar:
@@ -177,7 +179,7 @@ class CallGrammar:
         if "type" not in schema:
             schema = {"type": "object", **schema}
         if self._field.content == "json" and not self._field.args:
-            return f"%json {schema_text(schema, tool.param, strict=tool.strict)}", ""
+            return f"%json {schema_text(schema, tool.param, strict=tool.strict, spaced=form.spaced)}", ""
         schema_text(schema, tool.param)  # its size
         style = self._style()
         writer = Arguments(f"t{number}", schema, tool.param, strict=tool.strict, style=style)
@@ -312,10 +314,10 @@ def _written(field: Field) -> Written | None:
     if field.content == "pythonic":
         return Written("{name}(", f"{opening}[", ")", ", ", f"]{closing}", trigger=_trigger(opening))
     if field.each:
-        return Written(_MEMBER, f"{opening}[", "}", ", ", f"]{closing}", trigger=_trigger(opening))
+        return Written(_MEMBER, f"{opening}[", "}", ", ", f"]{closing}", trigger=_trigger(opening), spaced=True)
     function = field.transform.get("function") if isinstance(field.transform, Mapping) else None
     if function == "{content}":
-        return Written(opening + _MEMBER, close="}" + closing, trigger=_trigger(opening))
+        return Written(opening + _MEMBER, close="}" + closing, trigger=_trigger(opening), spaced=True)
     if function == {"name": "{name}", "arguments": "{content}"} and named:
         return Written(opening, close=closing, trigger=_trigger(opening))
     return None

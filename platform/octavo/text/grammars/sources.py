@@ -117,13 +117,21 @@ def json_rule(schema: Any, param: str, *, strict: bool = False) -> Rule:
     return Rule(f"%json {schema_text(schema, param, strict=strict)}", is_json=True)
 
 
-def schema_text(schema: Mapping[str, Any] | bool, param: str, *, strict: bool = False) -> str:
-    """A JSON schema as text, with the library's options in it. Arguments and errors as `json_rule`."""
+_SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+def schema_text(schema: Mapping[str, Any] | bool, param: str, *, strict: bool = False, spaced: bool = False) -> str:
+    """A JSON schema as text, with the library's options in it. Arguments and errors as `json_rule`.
+
+    Args:
+        spaced: a space after each comma and colon and no other white space, as Python's `json.dumps` writes.
+    """
     check_size(schema, param)
     if not isinstance(schema, bool):
         own = {key: value for key, value in schema.items() if key != "x-guidance"}  # options are ours to set
+        options = ({} if strict else {"lenient": True}) | (_SPACED if spaced else {})
         # last: the library moves the last key to where it took its options out, which changes the properties' order
-        schema = own if strict else {**own, "x-guidance": {"lenient": True}}
+        schema = {**own, "x-guidance": options} if options else own
     try:
         return json.dumps(schema, allow_nan=False)
     except (ValueError, TypeError) as error:
