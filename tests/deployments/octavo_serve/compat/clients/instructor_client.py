@@ -24,7 +24,7 @@ def case(mode: str) -> Callable[[], None]:
     def asked() -> None:
         given = {"model": MODEL, "messages": user(PERSON), "response_model": Person, "max_retries": 0}
         said = instructor.from_openai(client, mode=Mode[mode]).create(**given)
-        check(said == Person(name="Ada Lovelace", born=1815), said)
+        check(said.name == "Ada Lovelace" and said.born == 1815, said)
 
     asked.__name__ = mode
     return asked
