@@ -1,0 +1,91 @@
+"""A model that uses tools, with the OpenAI SDK: the usual loop, against `make serve CONFIG=configs/tools.yaml`.
+
+python examples/tools.py "What is 1234 times 5678?"
+
+A model of half a billion parameters writes its calls as it likes when it is free to. So the first turn asks for a call
+(`required`: whatever it says is a call whose arguments fit). Two short examples show it how to answer from a result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+from openai import OpenAI, pydantic_function_tool
+from pydantic import BaseModel
+
+
+class Weather(BaseModel):
+    """Get the weather in a city now."""
+
+    city: str
+
+
+class Multiply(BaseModel):
+    """Multiply two numbers."""
+
+    a: int
+    b: int
+
+
+def weather(city: str) -> str:
+    """From a table, where others ask a service."""
+    return {"Paris": "14 degrees, rain", "Cairo": "31 degrees, sunny"}.get(city, "unknown")
+
+
+def multiply(a: int, b: int) -> str:
+    return str(a * b)
+
+
+FUNCTIONS: dict[str, Callable[..., str]] = {"weather": weather, "multiply": multiply}
+TOOLS = [pydantic_function_tool(Weather, name="weather"), pydantic_function_tool(Multiply, name="multiply")]
+
+
+def shown(question: str, name: str, arguments: dict[str, Any], result: str, answer: str) -> list[dict[str, Any]]:
+    """A question that was answered before, as an example."""
+    call = {"id": name, "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+    return [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": name, "content": result},
+        {"role": "assistant", "content": answer},
+    ]
+
+
+OSLO = "It is snowing in Oslo, at 3 degrees."
+EXAMPLES = shown("What is the weather in Oslo?", "weather", {"city": "Oslo"}, "3 degrees, snow", OSLO)
+EXAMPLES += shown("How much is 12 times 5?", "multiply", {"a": 12, "b": 5}, "60", "12 times 5 is 60.")
+
+
+def ask(client: OpenAI, question: str) -> str | None:
+    """Let the model call tools until it answers."""
+    messages: list[Any] = [*EXAMPLES, {"role": "user", "content": question}]
+    for choice in ("required", "auto", "none"):
+        chat = client.chat.completions.create(
+            model="qwen2.5-coder-0.5b", messages=messages, tools=TOOLS, tool_choice=choice, temperature=0
+        )
+        message = chat.choices[0].message
+        if not message.tool_calls:
+            return message.content
+        messages.append(message)
+        for call in message.tool_calls:
+            result = FUNCTIONS[call.function.name](**json.loads(call.function.arguments))
+            print(f"{call.function.name}({call.function.arguments}) = {result}")
+            messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("questions", nargs="*", default=["What is the weather in Paris?", "What is 1234 times 5678?"])
+    parser.add_argument("--url", default="http://127.0.0.1:8000/v1")
+    arguments = parser.parse_args()
+    client = OpenAI(base_url=arguments.url, api_key="none")
+    for question in arguments.questions:
+        print(f"> {question}\n{ask(client, question)}")
+
+
+if __name__ == "__main__":
+    main()
