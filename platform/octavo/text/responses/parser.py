@@ -30,6 +30,7 @@ MAX_SPACES = 1024
 _MEMBER = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"\\\ud800-\udfff]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 
 
+_FENCE = re.compile("```(?:json)?")
 _ESCAPES = {quote: re.compile(rf"\\.|\\|{quote}", re.DOTALL) for quote in "\"'"}
 
 
@@ -283,7 +284,7 @@ class _OpenCall:
         undecided: it is shorter than HOLD.
         arguments: where the arguments are, once it is believed.
         ignored: it is one too many.
-        is_bare: nothing but its own form tells it from content.
+        is_bare: nothing but its own form, or a fence of Markdown, tells it from content.
     """
 
     def __init__(self, field: Field, captures: Mapping[str, str], body: CallBody, opened: str) -> None:
@@ -291,7 +292,7 @@ class _OpenCall:
         self.captures = dict(captures)
         self.body = body
         self.opened = opened
-        self.is_bare = not opened.strip()
+        self.is_bare = not _FENCE.sub("", opened).strip()
         self.texts: list[str] = []
         self.length = 0
         self.quote: tuple[str, bool] | None = None

@@ -25,6 +25,7 @@ CALLS = [("look_up", {"what": 'caf\u00e9 "b" </x> {', "n": 3}), ("now", {})]
 
 WRITTEN = {
     "hermes": "<think>\nHm.\n</think>\n\nSo:\n<tool_call>\n{A}\n</tool_call>\n<tool_call>\n{B}\n</tool_call>",
+    "qwen2_coder": "So:\n```json\n{A}\n```\n<tool_call>\n{B}\n</tool_call>",
     "qwen3_xml": "<think>\nHm.\n</think>\n\nSo:\n<tool_call>\n<function=look_up>\n<parameter=what>\n{W}\n</parameter>\n"
     "<parameter=n>\n3\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>",
     "llama3_json": "So:<|python_tag|>{A}; {B}",
@@ -280,3 +281,10 @@ def test_time_is_linear_in_what_a_model_emits(monkeypatch: pytest.MonkeyPatch) -
                 read(name, [in_tokens(name, bit)] * size)
                 seen.append(counts[0])
             assert seen[1] <= 6 * seen[0] + 600, (name, bit, seen)
+
+
+def test_json_between_fences_is_a_call_only_of_a_tool() -> None:
+    text = '```json\n{"name": "Tom", "arguments": {}}\n```'
+    assert read("qwen2_coder", list(text), tokens=False) == Message(text)
+    message = read("qwen2_coder", list(text.replace("Tom", "now")), tokens=False)
+    assert (message.content, message.parsed) == ("", [("now", {})])
