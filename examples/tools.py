@@ -43,26 +43,15 @@ FUNCTIONS: dict[str, Callable[..., str]] = {"weather": weather, "multiply": mult
 TOOLS = [pydantic_function_tool(Weather, name="weather"), pydantic_function_tool(Multiply, name="multiply")]
 
 
-def shown(question: str, name: str, arguments: dict[str, Any], result: str, answer: str) -> list[dict[str, Any]]:
-    """A question that was answered before, as an example."""
-    call = {"id": name, "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
-    return [
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": name, "content": result},
-        {"role": "assistant", "content": answer},
-    ]
-
-
-OSLO = "It is snowing in Oslo, at 3 degrees."
-EXAMPLES = shown("What is the weather in Oslo?", "weather", {"city": "Oslo"}, "3 degrees, snow", OSLO)
-EXAMPLES += shown("How much is 12 times 5?", "multiply", {"a": 12, "b": 5}, "60", "12 times 5 is 60.")
+SYSTEM = "You are a helpful assistant. When a tool has given a result, answer the user in one plain sentence."
 
 
 def ask(client: OpenAI, question: str) -> str | None:
-    """Let the model call tools until it answers."""
-    messages: list[Any] = [*EXAMPLES, {"role": "user", "content": question}]
-    for choice in ("required", "auto", "none"):
+    """Let the model call tools, then answer from what they said."""
+    messages: list[Any] = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
+    while True:
+        # a model this small calls on and on while it sees the tools; larger ones need no "none"
+        choice = "auto" if len(messages) == 2 else "none"
         chat = client.chat.completions.create(
             model="qwen2.5-coder-0.5b", messages=messages, tools=TOOLS, tool_choice=choice, temperature=0
         )
@@ -74,7 +63,6 @@ def ask(client: OpenAI, question: str) -> str | None:
             result = FUNCTIONS[call.function.name](**json.loads(call.function.arguments))
             print(f"{call.function.name}({call.function.arguments}) = {result}")
             messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
-    return None
 
 
 def main() -> None:

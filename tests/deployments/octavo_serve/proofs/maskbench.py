@@ -146,6 +146,8 @@ class Orders:
 
     def consume(self, matcher: LLMatcher | None, data: Any) -> LLMatcher | None:
         """A matcher after the instance; None where no order is found."""
+        if matcher is None:
+            return None
         if isinstance(data, dict):
             return self._members(self._take(matcher, "{"), data)
         if not isinstance(data, list):
@@ -156,7 +158,7 @@ class Orders:
         return self._take(matcher, "]")
 
     def _members(self, matcher: LLMatcher | None, left: dict[str, Any], comma: str = "") -> LLMatcher | None:
-        if not left:
+        if matcher is None or not left:
             return self._take(matcher, "}")
         for key, value in left.items():
             after = self.consume(self._take(matcher, f"{comma}{json.dumps(key, ensure_ascii=False)}: "), value)
