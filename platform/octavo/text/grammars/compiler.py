@@ -87,7 +87,7 @@ class Compiler:
                 raise Overloaded(f"{len(self._waiting)} grammars wait to be compiled; at most {QUEUED} may", 1.0)
             self._waiting.append((grammar, done))
             if len(self._waiting) > self._idle and len(self._threads) < THREADS:
-                self._threads.append(_begin(self._work))
+                self._threads.append(deep_thread(self._work))
             self._changed.notify()
 
     def compile(self, grammar: Grammar) -> LLMatcher:
@@ -147,7 +147,7 @@ class Compiler:
         from llguidance import LLMatcher
 
         check_cost(grammar)
-        matcher = LLMatcher(self.vocabulary.trie(), grammar.source, log_level=0, limits=_limits())
+        matcher = LLMatcher(self.vocabulary.trie(), grammar.source, log_level=0, limits=limits())
         if not matcher.is_error():
             first, begin = matcher.deep_copy(), time.thread_time()
             first.compute_bitmask()
@@ -169,7 +169,7 @@ class Compiler:
 
 
 @cache
-def _limits() -> LLParserLimits:
+def limits() -> LLParserLimits:
     """Of what llguidance allows by default a third for a compile, half for a mask (7 ms), and a fifth of the memory."""
     from llguidance import LLParserLimits
 
@@ -191,7 +191,8 @@ def _bytes_of(grammar: Grammar) -> int:
 _begin_lock = threading.Lock()
 
 
-def _begin(work: Callable[[], None]) -> threading.Thread:
+def deep_thread(work: Callable[[], None]) -> threading.Thread:
+    """Begin a thread in which grammars may be compiled: in one with a usual stack, a deep one ends the process."""
     with _begin_lock:
         before = threading.stack_size(_STACK)
         try:

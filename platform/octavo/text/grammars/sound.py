@@ -7,6 +7,7 @@ from hashlib import blake2b
 
 from octavo.constraint import Grammar
 from octavo.errors import BadRequest
+from octavo.text.grammars.compiler import deep_thread, limits
 from octavo.text.grammars.cost import check_cost
 
 MAX_KNOWN = 4096
@@ -33,5 +34,11 @@ def _compiles(source: str) -> bool:
         check_cost(Grammar(source=source))
     except BadRequest:
         return False
-    wrong, _ = LLMatcher.validate_grammar_with_warnings(source)
-    return not wrong
+    sound: list[bool] = []
+
+    def look() -> None:
+        wrong, _ = LLMatcher.validate_grammar_with_warnings(source, limits=limits())
+        sound.append(not wrong)
+
+    deep_thread(look).join()
+    return any(sound)

@@ -39,8 +39,23 @@ def test_terminals_are_counted(source):
 
 
 @pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {f"k{i}": {"multipleOf": 9973 + i} for i in range(100)}},
+        {"allOf": [{"multipleOf": divisor} for divisor in (97, 89, 83)]},
+        {"multipleOf": 10**4000 + 1},
+    ],
+)
+def test_divisors_are_counted(schema):
+    with pytest.raises(BadRequest, match=r"values of multipleOf that take \d+ states; at most 32768"):
+        check_cost(Grammar(source=of(schema)))
+
+
+@pytest.mark.parametrize(
     "source",
     [
+        of({"properties": {f"k{i}": {"multipleOf": divisor} for i, divisor in enumerate((0.01, 1000000, 7, 11, 2.5))}}),
+        of({"multipleOf": "a", "items": {"multipleOf": 1e999}, "not": {"multipleOf": -1}}),
         'start: %json {"description": "either/or ' + LONG + ' and/or"}',
         of({"description": f"/{LONG}/", "properties": {"pattern": {"type": "string"}}}),
         "start: %json {broken",
