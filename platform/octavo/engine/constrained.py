@@ -190,8 +190,12 @@ class Constraint:
         if self.rules.thinking is not None:
             self._think(self.rules.thinking, output, start)
 
-    def forced(self) -> list[int]:
-        """Tokens that follow whatever the model says; they are to be pushed before the next call."""
+    def forced(self, output: list[int], start: int) -> list[int]:
+        """Tokens that follow whatever the model says; they are to be pushed before the next call.
+
+        Args:
+            output, start: as in `push`.
+        """
         thinking = self.rules.thinking
         if self.error is not None or self.complete:
             return []
@@ -199,7 +203,7 @@ class Constraint:
             self._in_thought = False
             return list(thinking.close)
         if self.matcher is not None and FORCING:
-            return self.matcher.compute_ff_tokens()
+            return self._permitted(self.matcher.compute_ff_tokens(), output[start:])
         return []
 
     def banned(self, output: list[int], start: int) -> list[int]:
@@ -316,6 +320,18 @@ class Constraint:
             return output[-1] in self.rules.marks
         text = b"".join(map(self.rules.token_bytes, thinking.close)).strip()
         return _ends_with(output, thinking.close) or (bool(text) and self._tail.rstrip().endswith(text))
+
+    def _permitted(self, tokens: list[int], output: list[int]) -> list[int]:
+        """Those before the first that `allowed_token_ids` or bad words exclude: there the mask says what may follow."""
+        rules = self.rules
+        if rules.allowed is None and not len(rules.never) and not rules.bad:
+            return tokens
+        for place, token in enumerate(tokens):
+            shut_out = rules.allowed is not None and not int(rules.allowed[token // 32]) >> token % 32 & 1
+            if shut_out or token in rules.never or token in self.banned(output, 0):
+                return tokens[:place]
+            output.append(token)
+        return tokens
 
     def _takes(self, tokens: tuple[int, ...]) -> bool:
         """Whether the grammar, if it has begun, lets these follow."""

@@ -390,7 +390,7 @@ class Sequence:
         """Add what its constraint leaves no choice about."""
         constraint = self.constraint
         assert constraint is not None
-        while update.finish_reason is None and (tokens := constraint.forced()):
+        while update.finish_reason is None and (tokens := constraint.forced(self.token_ids, self.num_prompt)):
             for token in tokens:
                 if update.finish_reason is None:
                     self._add(update, token, None)

@@ -277,6 +277,19 @@ def test_what_excludes_itself_ends_one_request(say):
     assert told["f", 0].finish == "length"
 
 
+@pytest.mark.parametrize("forcing", [True, False])
+def test_what_is_forced_keeps_to_the_lists_of_tokens(say, monkeypatch, forcing):
+    monkeypatch.setattr(constrained, "FORCING", forcing)
+    hello = say.tokenizer.encode("hello", add_special_tokens=False)
+    grammar = Grammar(source='start: "my, hello" /[ab]/')
+    whole = say(request("r", grammar=grammar))["r", 0].tokens
+    for lists in ({"bad_token_ids": [hello]}, {"allowed_token_ids": [0, *set(whole) - set(hello[1:])]}):
+        told = say(request("r", grammar=grammar, **lists))["r", 0]
+        assert told.finish == "error"
+        assert told.tokens == whole[: len(told.tokens)] != []
+    assert say(request("r", grammar=grammar, allowed_token_ids=whole))["r", 0].tokens == whole
+
+
 def test_an_end_token_waits_for_min_tokens_where_it_can(say):
     any_letters = Grammar(source="start: /[a-z]*/")
     told = say(request("r", 2, grammar=any_letters, min_tokens=12, max_tokens=40))["r", 0]
