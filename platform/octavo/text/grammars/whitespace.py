@@ -58,6 +58,8 @@ class WhitespaceRun:
         if not data:
             return
         self._escaped = False
+        if b"\n" in data:  # a string has none: what came before was no JSON, but a thought with one quote
+            self._in_string = False
         if not self._in_string:
             rest = len(data) - len(data.rstrip(_BLANK))
             self.run = self.run + rest if rest == len(data) else rest

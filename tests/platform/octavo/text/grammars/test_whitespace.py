@@ -51,6 +51,14 @@ def test_sixteen_bytes_are_too_long():
     assert not copy.is_too_long
 
 
+def test_a_thought_with_one_quote_does_not_turn_strings_inside_out():
+    follower = WhitespaceRun()
+    follower.push(b'it is 5" long.</think>\n{"a":' + b" " * MOST)
+    assert follower.is_too_long
+    follower.push(b'"' + b" " * MOST)
+    assert not follower.is_too_long
+
+
 def test_tokens_of_white_space_alone(byte_level):
     tokenizer = byte_level
     mask = whitespace_tokens(tokenizer, 450)
