@@ -17,7 +17,7 @@ class Grammar:
 
     Attributes:
         source: in llguidance's own forms: Lark, or a JSON object with "grammars".
-        is_json: the text is JSON, or ends with it: white space outside of strings is bounded.
+        is_json: the text is JSON, or has it: white space outside of strings is bounded.
         after_tokens, after_texts: the grammar begins after any of these tokens, or where the generated text ends with
             any of these texts; both empty: at once.
         again: where it is complete, text is free until it begins again; False: the sequence ends there.

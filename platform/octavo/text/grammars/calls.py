@@ -101,7 +101,7 @@ class CallGrammar:
         if many and not form.alone:
             text += f" ({self.spelled(form.between)} call)*"
         text += f" {self.spelled(form.end)}"
-        return Rule(text, tuple(self._grammars), f"call: {choice}\n{rules}")
+        return Rule(text, tuple(self._grammars), f"call: {choice}\n{rules}", is_json=self._writes_json())
 
     def begun(
         self, tools: Sequence[CallableTool], *, many: bool
@@ -119,10 +119,10 @@ class CallGrammar:
             choice, rules = self._choice(rest, tools)
             more = f"({self.spelled(form.between)} call)*" if many else ""
             text = f"{self.spelled(rest.begin)} call {more} {self.spelled(form.end)}"
-            rule = Rule(text, tuple(self._grammars), f"call: {choice}\n{rules}")
+            rule = Rule(text, tuple(self._grammars), f"call: {choice}\n{rules}", is_json=self._writes_json())
         else:
             choice, rules = self._choice(replace(form, open=form.open.partition(form.trigger)[2]), tools)
-            rule = Rule("call", tuple(self._grammars), f"call: {choice}\n{rules}")
+            rule = Rule("call", tuple(self._grammars), f"call: {choice}\n{rules}", is_json=self._writes_json())
         token = self._ids.get(form.trigger)
         return ((), (form.trigger,), rule) if token is None else ((token,), (), rule)
 
@@ -168,6 +168,9 @@ class CallGrammar:
         rules += [rule for _, rule in self._texts.values()]
         return " | ".join(choices), "".join(rules)
 
+    def _writes_json(self) -> bool:
+        return self._field is not None and self._field.content == "json" and not self._field.args
+
     def _filled(self, text: str) -> str:
         return " ".join(_FIXED.get(part) or self.spelled(part) for part in _HOLE.split(text) if part)
 
@@ -178,7 +181,7 @@ class CallGrammar:
         schema = dict(tool.parameters or {})
         if "type" not in schema:
             schema = {"type": "object", **schema}
-        if self._field.content == "json" and not self._field.args:
+        if self._writes_json():
             return f"%json {schema_text(schema, tool.param, strict=tool.strict, spaced=form.spaced)}", ""
         schema_text(schema, tool.param)  # its size
         style = self._style()

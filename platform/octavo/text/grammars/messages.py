@@ -96,7 +96,7 @@ class MessageGrammar:
         if not tools:
             raise BadRequest("tool_choice demands a call, but there are no tools to call", "tool_choice")
         made = self._calls.calls(self._kept(tools), many=many)
-        return Grammar(source=lark(self._thought(made)), param=tools[0].param)
+        return Grammar(source=lark(self._thought(made)), is_json=made.is_json, param=tools[0].param)
 
     def begun(self, tools: Sequence[CallableTool], *, many: bool) -> Grammar | None:
         """Calls as soon as the model begins one; None where that cannot be told.
@@ -112,6 +112,7 @@ class MessageGrammar:
             return None
         return Grammar(
             source=source,
+            is_json=made.is_json,
             after_tokens=tokens,
             after_texts=texts,
             again=many,

@@ -88,7 +88,7 @@ def test_a_forced_call_comes_behind_thinking(message: Message, callable_tools: l
     assert family.accepts(grammar.source, f"{opened}Hm.</think>\n\n{CALL}")
     assert family.accepts(grammar.source, CALL) == (made.state == "may open")
     assert not family.accepts(grammar.source, f"{opened}Hm.</think>")
-    assert not grammar.is_json
+    assert grammar.is_json
 
 
 def test_harmony_s_channels(message: Message, tools: list[Any], callable_tools: list[Any]) -> None:
@@ -116,4 +116,8 @@ def test_calls_begin_where_their_marker_is(message: Message, callable_tools: lis
     once = made.begun(callable_tools, many=False)
     assert once is not None
     assert not once.again
+    assert grammar.is_json  # white space between its parts is bounded, too
+    tags = message("qwen3_xml")[1].begun(callable_tools, many=True)
+    assert tags is not None
+    assert not tags.is_json  # that of a text in tags is its own
     assert message("llama3_json")[1].begun(callable_tools, many=True) is None
