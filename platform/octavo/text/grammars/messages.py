@@ -83,8 +83,8 @@ class MessageGrammar:
                 made.terminals + calls.terminals,
                 is_json=made.is_json,
             )
-        if self.state == "open":
-            return self._after_thinking(made, wanted.param)
+        if self.state == "open" and (closing := self._closing_token()) is not None:
+            return self._after_thinking(made, closing, wanted.param)
         return Grammar(source=lark(self._thought(made)), is_json=made.is_json, param=wanted.param)
 
     def forced(self, tools: Sequence[CallableTool], *, many: bool) -> Grammar:
@@ -164,20 +164,17 @@ class MessageGrammar:
             return f"THOUGHT? {close} {after}", ""
         return f"thought {after}", f"thought[lazy]: THOUGHT {close}\n"
 
-    def _after_thinking(self, made: Rule, param: str) -> Grammar:
-        """A grammar that begins where the thinking is closed."""
+    def _closing_token(self) -> int | None:
+        """The token that closes the thinking. Where it is only spelled, a token could close it and go on."""
+        return None if self._marks is None else self._calls.token(self._marks.close)
+
+    def _after_thinking(self, made: Rule, closing: int, param: str) -> Grammar:
+        """A grammar that begins where a token closes the thinking."""
         assert self._marks is not None
-        token = self._calls.token(self._marks.close)
         source = Rule(
             f"{self._calls.spelled(self._marks.after)} GAP? ({made.text})", made.grammars, made.terminals + _THOUGHT
         )
-        return Grammar(
-            source=lark(source),
-            is_json=made.is_json,
-            after_tokens=() if token is None else (token,),
-            after_texts=() if token is not None else (self._marks.close,),
-            param=param,
-        )
+        return Grammar(source=lark(source), is_json=made.is_json, after_tokens=(closing,), param=param)
 
 
 def _marks(template: BoundTemplate) -> _Marks | None:

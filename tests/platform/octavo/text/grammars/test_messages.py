@@ -41,16 +41,21 @@ def test_an_answer_may_come_behind_thinking(message: Message, tokens: bool) -> N
         assert not family.accepts(grammar.source, text), text
 
 
-@pytest.mark.parametrize("tokens", [True, False], ids=["tokens", "spelled"])
-def test_where_the_prompt_opened_the_thinking_the_grammar_begins_behind_it(message: Message, tokens: bool) -> None:
-    family, made = message("hermes", PROMPT + "<think>\n", tokens=tokens)
+def test_where_the_prompt_opened_the_thinking_the_grammar_begins_behind_it(message: Message) -> None:
+    family, made = message("hermes", PROMPT + "<think>\n")
     grammar = made.answer(WANTED)
     assert made.state == "open"
-    assert (
-        (grammar.after_tokens == (family.template_ids["</think>"],)) if tokens else grammar.after_texts == ("</think>",)
-    )
+    assert grammar.after_tokens == (family.template_ids["</think>"],)
     assert family.accepts(grammar.source, '\n\n{"a": 1}')
     assert not family.accepts(grammar.source, 'Hm.</think>{"a": 1}')
+
+
+def test_where_a_text_closes_the_thinking_the_grammar_holds_it_too(message: Message) -> None:
+    family, made = message("hermes", PROMPT + "<think>\n", tokens=False)
+    grammar = made.answer(WANTED)
+    assert (made.state, grammar.after_tokens, grammar.after_texts) == ("open", (), ())
+    assert family.accepts(grammar.source, 'Hm.</think>\n\n{"a": 1}')
+    assert not family.accepts(grammar.source, "Hm.</think>.")  # which a token's end may be
 
 
 def test_thinking_that_the_prompt_closed_does_not_come_again(message: Message) -> None:
