@@ -127,15 +127,17 @@ def schema_text(schema: Mapping[str, Any] | bool, param: str, *, strict: bool = 
         spaced: a space after each comma and colon and no other white space, as Python's `json.dumps` writes.
     """
     check_size(schema, param)
-    if not isinstance(schema, bool):
-        own = {key: value for key, value in schema.items() if key != "x-guidance"}  # options are ours to set
-        options = ({} if strict else {"lenient": True}) | (_SPACED if spaced else {})
-        # last: the library moves the last key to where it took its options out, which changes the properties' order
-        schema = {**own, "x-guidance": options} if options else own
     try:
-        return json.dumps(schema, allow_nan=False)
+        if isinstance(schema, bool):
+            return json.dumps(schema)
+        own = {key: value for key, value in schema.items() if key != "x-guidance"}  # options are ours to set
+        text = json.dumps(own, allow_nan=False)
     except (ValueError, TypeError) as error:
         raise BadRequest(f"{param} must be JSON: {error!s:.200}", param) from None
+    escapes = {} if _CONTROL.search(text) else {"json_allowed_escapes": _ESCAPES}
+    options = {"lenient": not strict} | escapes | (_SPACED if spaced else {})
+    # last: the library moves the last key to where it took its options out, which changes the properties' order
+    return f'{text[:-1]}{", " if own else ""}"x-guidance": {json.dumps(options)}}}'
 
 
 def regex_rule(pattern: Any, param: str) -> Rule:
@@ -255,6 +257,10 @@ def _check_unicode(text: str, param: str) -> None:
         raise BadRequest(f"{param} must be Unicode: it has half of a surrogate pair", param)
 
 
+_ESCAPES = 'nrbtf\\"'
+r"""What may follow a backslash in a string, where the schema spells no control character: not `u`. Beside a declared
+property "a" the library takes `"\u0061"` for an additional one."""
+_CONTROL = re.compile(r"\\u00[01]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _START = re.compile(r"\s*(%llguidance\b|\??start\b[^:\"'/]*:(?!:=))")
 _SLASH = re.compile(r"\\.|/", re.DOTALL)

@@ -54,6 +54,16 @@ def test_only_a_strict_schema_must_be_implemented_as_a_whole(accepts: Accepts) -
         accepts(grammar(StructuredOutputs(json=unknown, strict=True)).source, '"x"')
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_declared_property_cannot_be_spelled_as_another_one(accepts: Accepts, strict: bool) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}}
+    source = grammar(StructuredOutputs(json=schema, strict=strict)).source
+    assert accepts(source, '{"a": "x\\n", "b": 2}')
+    assert not accepts(source, r'{"\u0061": 2}')
+    control = grammar(StructuredOutputs(json={"enum": ["\x01", "b"]}, strict=strict)).source
+    assert accepts(control, r'"\u0001"')
+
+
 def test_properties_come_in_the_schemas_order_whatever_stands_beside_them(accepts: Accepts) -> None:
     """MaskBench's o75096, shortened."""
     names = {"type": "object", "required": ["b"], "properties": {"b": {"type": "string"}, "a": {"type": "string"}}}
