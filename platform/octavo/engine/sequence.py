@@ -411,7 +411,8 @@ class Sequence:
         """Note the log probability of an update's next token."""
         self.cumulative_logprob += row.logprobs[0]
         update.cumulative_logprob = self.cumulative_logprob
-        if self.group.request.params.num_logprobs is not None:
+        params = self.group.request.params
+        if params.num_logprobs is not None or params.stop_strings:  # tokens after a stop string are taken off the sum
             update.logprobs = update.logprobs or []
             update.logprobs.append(token_logprobs(row.token_ids, row.logprobs, row.rank, row.named))
 

@@ -50,6 +50,7 @@ class SequenceText:
         self._pieces: list[str] = []
         self._tokenizer = tokenizer
         self._min_tokens = params.min_tokens
+        self._tells_logprobs = params.num_logprobs is not None
         ends = () if params.ignore_eos else tokenizer.eos_token_ids
         # a grammar that is complete ends a text without one of these
         self._silent = frozenset(() if params.include_stop_str_in_output else (*ends, *params.stop_token_ids))
@@ -98,7 +99,7 @@ class SequenceText:
 
     def _append(self, token_id: int, update: SequenceUpdate, position: int) -> None:
         self.token_ids.append(token_id)
-        if update.logprobs is not None:
+        if update.logprobs is not None and self._tells_logprobs:
             self.logprobs = self.logprobs or []
             self.logprobs.append(fill_decoded(self._tokenizer, update.logprobs[position]))
 

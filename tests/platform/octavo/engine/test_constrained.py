@@ -15,6 +15,7 @@ from octavo.constraint import Grammar, Thinking
 from octavo.engine import constrained
 from octavo.errors import BadRequest
 from octavo.request import Request, SamplingParams
+from octavo.text.output import SequenceText
 
 SCHEMA = {
     "type": "object",
@@ -266,6 +267,27 @@ def test_bad_words_are_not_completed(say):
     told = say(request("r", 1, bad_token_ids=bad))["r", 0].tokens
     assert all(told[i : i + len(ids)] != ids for ids in bad for i in range(len(told)))
     assert say(request("r", 1, bad_token_ids=bad), async_scheduling=True)["r", 0].tokens == told
+
+
+@pytest.mark.parametrize("forcing", [True, False])
+def test_best_of_does_not_count_what_comes_after_a_stop_string(fake, tiny_tokenizer, monkeypatch, forcing):
+    monkeypatch.setattr(constrained, "FORCING", forcing)
+    grammar = Grammar(source='start: /[ab]{1,3}/ " then a constant" /[xyz]/')
+    asked = request("r", 4, grammar=grammar, best_of=2, stop=["then"])
+    engine = fake.engine(400, tokenizer=tiny_tokenizer)
+    engine.add(asked)
+    texts, rows = [SequenceText(tiny_tokenizer, asked.params, index=i) for i in range(2)], [[], []]
+    while engine.has_work:
+        for update in engine.step():
+            rows[update.index] += update.logprobs
+            texts[update.index].push(update)
+            if texts[update.index].stopped and update.finish_reason is None:
+                engine.abort("r", update.index)
+    for text, entries in zip(texts, rows, strict=True):
+        kept = [entry[token].logprob for token, entry in zip(text.token_ids, entries, strict=False)]
+        assert text.cumulative_logprob == pytest.approx(sum(kept))
+        assert text.logprobs is None
+        assert "then" not in text.text
 
 
 def test_what_excludes_itself_ends_one_request(say):
