@@ -46,6 +46,11 @@ def parameters(form: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"type": "object", "properties": {INPUT: text}, "required": [INPUT], "additionalProperties": False}
 
 
+def arguments_of(given: Any) -> str:
+    """The arguments of a call, of the text that a client gives back; `input_of` undoes it."""
+    return json.dumps({INPUT: given}, ensure_ascii=False)
+
+
 def input_of(arguments: str) -> str:
     """The text in the arguments of a call; they themselves where a model wrote something else."""
     try:

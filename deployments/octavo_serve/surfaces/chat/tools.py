@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from octavo.errors import BadRequest
 from octavo_serve.api.bounds import MAX_TOOLS
 from octavo_serve.api.chats import Message
-from octavo_serve.api.custom_tools import INPUT, as_function
+from octavo_serve.api.custom_tools import arguments_of, as_function
 
 _FORMS = '"auto", "none", "required", {"type": "function", "function": {"name": ...}} or {"type": "allowed_tools", ...}'
 
@@ -106,5 +105,5 @@ def _as_function_call(call: Any) -> Any:
     custom = call.get("custom") if isinstance(call, Mapping) and call.get("type") == "custom" else None
     if not isinstance(custom, Mapping):
         return call
-    function = {"name": custom.get("name"), "arguments": json.dumps({INPUT: custom.get("input")}, ensure_ascii=False)}
+    function = {"name": custom.get("name"), "arguments": arguments_of(custom.get("input"))}
     return {"id": call.get("id"), "type": "function", "function": function}

@@ -7,7 +7,6 @@ What an answer's `output` holds is in the usual form already.
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,8 @@ from typing import Any
 from octavo.errors import BadRequest
 from octavo_serve.api.bounds import MAX_MESSAGES, MAX_NAME, MAX_PARTS
 from octavo_serve.api.chats import Message
-from octavo_serve.surfaces.responses.tools import INPUT, full_name
+from octavo_serve.api.custom_tools import arguments_of
+from octavo_serve.surfaces.responses.tools import full_name
 
 Item = Mapping[str, Any]
 
@@ -220,13 +220,10 @@ def _said(item: Item, unsealed: Callable[[str], str]) -> dict[str, Any] | None:
         sealed = item.get("encrypted_content")
         parts = item.get("content") or item["summary"]
         return {"reasoning_content": unsealed(sealed) if sealed else "\n".join(part["text"] for part in parts)}
-    if kind == "function_call":
-        function = {"name": full_name(item["name"], item.get("namespace") or ""), "arguments": item["arguments"]}
+    if kind in ("function_call", "custom_tool_call"):
+        arguments = item["arguments"] if kind == "function_call" else arguments_of(item["input"])
+        function = {"name": full_name(item["name"], item.get("namespace") or ""), "arguments": arguments}
         return {"tool_calls": [{"id": item["call_id"], "type": "function", "function": function}]}
-    if kind == "custom_tool_call":
-        arguments = json.dumps({INPUT: item["input"]}, ensure_ascii=False)
-        custom = {"name": full_name(item["name"], item.get("namespace") or ""), "arguments": arguments}
-        return {"tool_calls": [{"id": item["call_id"], "type": "function", "function": custom}]}
     return None
 
 

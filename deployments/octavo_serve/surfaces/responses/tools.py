@@ -9,14 +9,13 @@ from typing import Any
 
 from octavo.errors import BadRequest
 from octavo_serve.api.bounds import MAX_TOOL_NAME, MAX_TOOLS
+from octavo_serve.api.custom_tools import as_function, wrong_format
 
 _NAME = re.compile(rf"[a-zA-Z0-9_-]{{1,{MAX_TOOL_NAME}}}")
 LEFT_OUT = frozenset({"web_search", "web_search_2025_08_26", "web_search_preview", "image_generation", "tool_search"})
 """Tools that agents send to whatever server: it would have to run them, and cannot. The model is not told of them, and
 the answer's `tools` does not name them."""
 _JOINT = "__"
-INPUT = "input"
-"""The one parameter of the function that a custom tool is for the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +37,13 @@ class Tools:
     """The tools of a request.
 
     Attributes:
-        chat: their definitions, as a `Chat` takes them.
+        chat, custom: their definitions, and the formats of the custom ones, as a `Chat` takes them.
         known: by the names that the model knows.
         shown: as the answer gives them back.
     """
 
     chat: list[dict[str, Any]]
+    custom: dict[str, Mapping[str, Any] | None]
     known: Mapping[str, Known]
     shown: list[dict[str, Any]]
 
@@ -82,7 +82,7 @@ def _wrong(tool: object, *, inner: bool = False) -> str | None:
         if not isinstance(tool.get(key), (wanted, type(None))):
             return f".{key} must be {article}"
     if kind == "custom":
-        return _wrong_format(tool.get("format"))
+        return wrong_format(tool.get("format"))
     return _wrong_namespace(tool) if kind == "namespace" else None
 
 
@@ -91,16 +91,6 @@ _KEYS = (
     ("parameters", dict, "an object, a JSON schema"),
     ("strict", bool, "true or false"),
 )
-
-
-def _wrong_format(value: Any) -> str | None:
-    if value is None or value == {"type": "text"}:
-        return None
-    if not isinstance(value, dict) or value.get("type") != "grammar":
-        return '.format must be {"type": "text"} or {"type": "grammar", "syntax": ..., "definition": ...}'
-    if value.get("syntax") not in ("lark", "regex") or not isinstance(value.get("definition"), str):
-        return '.format must have a syntax, "lark" or "regex", and a definition'
-    return None
 
 
 def _wrong_namespace(tool: Mapping[str, Any]) -> str | None:
@@ -116,7 +106,7 @@ def tools_of(given: Sequence[Mapping[str, Any]]) -> Tools:
     Raises:
         BadRequest: two have one name, none is left, or a namespace makes a name too long.
     """
-    found = Tools([], known := {}, [])
+    found = Tools([], {}, known := {}, [])
     for full, one, tool in _flat(given):
         if full in known:
             raise BadRequest(f"tools holds two tools that are called {full!r}: give each its own name", "tools")
@@ -124,6 +114,8 @@ def tools_of(given: Sequence[Mapping[str, Any]]) -> Tools:
             raise BadRequest(f"the name {full!r} of a namespace's tool is longer than {MAX_TOOL_NAME}", "tools")
         known[full] = one
         found.chat.append(_in_chat(full, tool))
+        if one.custom:
+            found.custom[full] = tool.get("format")
     if given and not known:
         kinds = ", ".join(sorted({str(tool["type"]) for tool in given}))
         raise BadRequest(f"tools holds nothing that can be called here ({kinds}): leave it out", "tools")
@@ -148,19 +140,10 @@ def _flat(given: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Known, Mapp
 
 
 def _in_chat(name: str, tool: Mapping[str, Any]) -> dict[str, Any]:
-    if tool["type"] == "function":
-        kept = {key: tool[key] for key in ("description", "parameters", "strict") if tool.get(key) is not None}
-        return {"type": "function", "function": {"name": name, **kept}}
-    form = tool.get("format") or {}
-    wanted = {"type": "string"}
-    described = [tool.get("description")]
-    if form.get("syntax") == "regex":
-        wanted["pattern"] = f"^(?:{form['definition']})$"
-    elif form.get("syntax") == "lark":
-        described.append(f"{INPUT} is a text in this form:\n{form['definition']}")
-    parameters = {"type": "object", "properties": {INPUT: wanted}, "required": [INPUT], "additionalProperties": False}
-    description = "\n\n".join(filter(None, described))
-    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+    if tool["type"] == "custom":
+        return as_function(name, tool.get("description"), tool.get("format"))
+    kept = {key: tool[key] for key in ("description", "parameters", "strict") if tool.get(key) is not None}
+    return {"type": "function", "function": {"name": name, **kept}}
 
 
 def _shown(tool: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
+from octavo_serve.api.custom_tools import input_of
 from octavo_serve.api.failures import Failure
 from octavo_serve.api.jobs import Job
 from octavo_serve.api.pieces import Begun, CallPart, Element, Piece, Whole
@@ -28,7 +28,7 @@ from octavo_serve.surfaces.responses.schemas import (
     TokenLogprob,
     TopLogprob,
 )
-from octavo_serve.surfaces.responses.tools import INPUT, Known
+from octavo_serve.surfaces.responses.tools import Known
 
 
 class ResponseWriter(Writer[Response, ResponseEvent]):
@@ -385,23 +385,14 @@ class _CustomCall(_Call):
         self.texts.append(arguments)
 
     def item(self, status: ItemStatus) -> OutputItem:
-        given = "" if status == "in_progress" else self._input
+        given = "" if status == "in_progress" else input_of(self.text)
         return {**self.named("custom_tool_call", status), "input": given}
 
     def end(self, status: ItemStatus) -> OutputItem:
-        given = self._input
+        given = input_of(self.text)
         self.say("response.custom_tool_call_input.delta", delta=given)
         self.say("response.custom_tool_call_input.done", input=given)
         return self.item(status)
-
-    @property
-    def _input(self) -> str:
-        text = self.text
-        try:
-            given = json.loads(text)[INPUT]
-        except (ValueError, KeyError, TypeError):
-            return text
-        return given if isinstance(given, str) else text
 
 
 # ── the response ──

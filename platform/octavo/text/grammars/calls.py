@@ -14,6 +14,7 @@ that all between keys and values is forced. Tokens of the model stand as their i
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from typing import Any
 
 from octavo.errors import BadRequest
 from octavo.text.grammars.arguments import ANY_TEXT, PYTHON, Arguments, RawValue, Style
-from octavo.text.grammars.quoted import quoted
+from octavo.text.grammars.quoted import may_hold, quoted
 from octavo.text.grammars.sources import Rule, literal, regex, schema_text
 from octavo.text.responses.bound import BoundTemplate
 from octavo.text.responses.patterns import Node, parse
@@ -30,6 +31,8 @@ from octavo.text.responses.template import Field
 _MEMBER = '{"name": "{name}", "arguments": '
 _HOLE = re.compile(r"(\{(?:name|number|line|key|kind|value)\})")
 _FIXED = {"{number}": "/[0-9]{1,3}/", "{line}": '("\\n")?'}
+_INPUT = "input"
+"""The one parameter of a custom tool."""
 SHORT_TRIGGER = 5
 """Characters of a text, at least, that tells that a call has begun."""
 
@@ -176,8 +179,8 @@ class CallGrammar:
 
     def _arguments(self, form: Written, tool: CallableTool, number: int) -> tuple[str, str]:
         assert self._field is not None
-        if tool.input_grammar:
-            return self._input(tool, number), ""
+        if tool.input_grammar and (bound := self._input(form, tool, number)):
+            return bound, ""
         schema = dict(tool.parameters or {})
         if "type" not in schema:
             schema = {"type": "object", **schema}
@@ -200,20 +203,34 @@ class CallGrammar:
             right = writer.value(schema)
         return right, "".join(writer.rules)
 
-    def _input(self, tool: CallableTool, number: int) -> str:
-        """The argument of a custom tool, in a string."""
+    def _input(self, form: Written, tool: CallableTool, number: int) -> str:
+        """The argument of a custom tool; "" where it could take the text that ends it as its own."""
         assert self._field is not None
-        if self._field.content == "xml-inline" or self._field.args:
-            raise BadRequest(
-                f"{tool.param}: a grammar in Lark is not kept to in the form in which this model writes calls; send an "
-                "expression, or the grammar in the description",
-                tool.param,
-            )
-        name = f"input_{number}"
-        self._grammars.append((name, quoted(tool.input_grammar, tool.param)))
+        name, grammar, style = f"input_{number}", tool.input_grammar, self._style()
+        if self._field.content == "xml-inline":
+            opening, _, after = form.argument.partition("{value}")
+            kind = (form.kinds or {}).get("string", "")
+            before, ending = self._opened(opening.replace("{kind}", kind), _INPUT), self._filled(after)
+            if not self._tokens.match(after) and may_hold(grammar, after):
+                return ""
+        else:
+            quote = style.quote or literal('"')
+            before, ending = f"{literal(self._before_input(style))} {quote}", quote
+            if self._field.content != "pythonic":
+                ending += f" {literal('}')}"
+            if style.quote is None:
+                grammar = quoted(grammar, tool.param)
+            elif style.quote[0] != "<" and may_hold(grammar, json.loads(style.quote)):
+                return ""
+        self._grammars.append((name, grammar))
+        return f"{before} @{name} {ending}"
+
+    def _before_input(self, style: Style) -> str:
+        assert self._field is not None
         if self._field.content == "pythonic":
-            return f"{literal('input=' + chr(34))} @{name} {literal(chr(34))}"
-        return f"{literal('{' + chr(34) + 'input' + chr(34) + ': ' + chr(34))} @{name} {literal(chr(34) + '}')}"
+            return f"{_INPUT}="
+        key = _INPUT if style.bare_keys else f'"{_INPUT}"'
+        return "{" + key + (style.colon if self._field.args else ": ")
 
     def _style(self) -> Style:
         assert self._field is not None

@@ -62,6 +62,33 @@ def quoted(grammar: str, param: str) -> str:
     return "".join(found)
 
 
+def may_hold(grammar: str, ending: str) -> bool:
+    """Whether a terminal of a grammar may match a text with the first two characters of an ending in it.
+
+    A lexer takes as much as it can: such a terminal goes on over the ending, and never stops. The answer may be a yes
+    where it is a no.
+    """
+    for part in _PARTS.finditer(grammar):
+        text = part[0]
+        if part.lastgroup == "regex" and all(_matches(text, char) for char in ending[:2]):
+            return True
+    return False
+
+
+def _matches(text: str, char: str) -> bool:
+    """Whether an atom of an expression, which stands between slashes, matches a character."""
+    end = text.rindex("/")
+    flags = re.DOTALL if "s" in text[end:] or "(?s:" in text else 0
+    try:
+        return any(re.fullmatch(atom, char, flags) for atom in _ATOM.findall(text[1:end]) if _is_class(atom))
+    except re.error:
+        return True
+
+
+def _is_class(atom: str) -> bool:
+    return atom[0] in "[\\" or (len(atom) == 1 and atom not in "()|*+?^${}")
+
+
 def _literal(text: str, param: str) -> str:
     try:
         value = json.loads(text)

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from llguidance import LLMatcher, LLTokenizer
 
 from octavo_serve.wire.messages import ModelInfo
 
-CALL = (
-    '<tool_call>\n{"name": "apply_patch", "arguments": {"input": "*** Begin Patch\\n*** End Patch\\n"}}\n</tool_call>'
-)
+EMPTY = "*** Begin Patch\n*** End Patch\n"
+CALL = f'<tool_call>\n{{"name": "apply_patch", "arguments": {{"input": {json.dumps(EMPTY)}}}}}\n</tool_call>'
+PATCH = r"""
+start: begin_patch hunk+ end_patch
+begin_patch: "*** Begin Patch" LF
+end_patch: "*** End Patch" LF?
+
+hunk: add_hunk | delete_hunk | update_hunk
+add_hunk: "*** Add File: " filename LF add_line+
+delete_hunk: "*** Delete File: " filename LF
+update_hunk: "*** Update File: " filename LF change_move? change?
+
+filename: /(.+)/
+add_line: "+" /(.*)/ LF -> line
+
+change_move: "*** Move to: " filename LF
+change: (change_context | change_line)+ eof_line?
+change_context: ("@@" | "@@ " /(.+)/) LF
+change_line: ("+" | "-" | " ") /(.*)/ LF
+eof_line: "*** End of File" LF
+
+%import common.LF
+"""
 TOOLS: list[dict[str, Any]] = [
     {
         "type": "function",
@@ -28,7 +50,7 @@ TOOLS: list[dict[str, Any]] = [
         "type": "custom",
         "name": "apply_patch",
         "description": "Edits files. Do not wrap the patch in JSON.",
-        "format": {"type": "grammar", "syntax": "lark", "definition": 'start: "*** Begin Patch" /(.|\\n)*/'},
+        "format": {"type": "grammar", "syntax": "lark", "definition": PATCH},
     },
     {"type": "web_search", "external_web_access": False},
     {"type": "tool_search", "execution": "client", "description": "Finds tools.", "parameters": {"type": "object"}},
@@ -90,6 +112,24 @@ def test_a_turn_that_patches_and_the_next(api: Any, client: Any) -> None:
     last = api.stream([*ITEMS, thought, given, output], **BODY)[-1]["response"]
     assert last["output"][0]["content"][0]["text"] == "Done."
     assert "Success." in client.tokenizer.decode(client.opened[-1].prompt_token_ids)
+
+
+def test_a_patch_keeps_to_its_grammar(api: Any, client: Any) -> None:
+    client.texts = [CALL]
+    api.stream(ITEMS, **BODY | {"tool_choice": {"type": "custom", "name": "apply_patch"}})
+    tokenizer, asked = client.tokenizer, client.opened[-1]
+    trie = LLTokenizer(tokenizer.to_json(), n_vocab=tokenizer.vocab_size)
+
+    def takes(text: str) -> bool:
+        matcher, ids = LLMatcher(trie, asked.params.grammar.source), tokenizer.encode(text, add_special_tokens=False)
+        return bool(matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting())
+
+    patch = '*** Begin Patch\n*** Update File: a "b".py\n@@ def f():\n-\told\n+new\\n\n*** End Patch\n'
+    whole = CALL.replace(json.dumps(EMPTY), json.dumps(patch))
+    assert takes(whole)
+    assert not takes(CALL)  # a patch without a hunk
+    assert not takes(whole.replace("*** End Patch", "--- End Patch"))
+    assert "*** Move to: " in tokenizer.decode(asked.prompt_token_ids)  # the model is told the grammar, too
 
 
 def test_an_output_schema(api: Any, client: Any) -> None:

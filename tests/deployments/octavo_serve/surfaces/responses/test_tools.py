@@ -20,16 +20,14 @@ def test_a_function_is_one_of_the_chat() -> None:
     assert found.known == {"look_up": Known("look_up")}
 
 
-def test_a_custom_tool_is_a_function_with_a_text() -> None:
-    def function(form: Any) -> Any:
-        (tool,) = tools_of([{"type": "custom", "name": "g", "description": "d", "format": form}]).chat
-        return tool["function"]
-
-    assert function(None)["parameters"]["properties"] == {"input": {"type": "string"}}
-    lark = function({"type": "grammar", "syntax": "lark", "definition": "start: X"})
-    assert lark["description"].endswith("start: X")
-    regex = function({"type": "grammar", "syntax": "regex", "definition": "a|b"})
-    assert regex["parameters"]["properties"]["input"]["pattern"] == "^(?:a|b)$"
+def test_a_custom_tool_is_a_function_with_a_text_that_keeps_to_its_format() -> None:
+    form = {"type": "grammar", "syntax": "lark", "definition": "start: X"}
+    space = SPACE | {"tools": [{"type": "custom", "name": "h"}]}
+    found = tools_of([{"type": "custom", "name": "g", "description": "d", "format": form}, space, LOOK_UP])
+    assert found.custom == {"g": form, "mcp__files__h": None}
+    function = found.chat[0]["function"]
+    assert function["parameters"]["properties"] == {"input": {"type": "string"}}
+    assert function["description"].endswith("start: X")
 
 
 def test_a_namespace_is_its_tools() -> None:
