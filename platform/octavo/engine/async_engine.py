@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -17,10 +18,12 @@ from octavo.engine.engine import Engine
 from octavo.engine.patience import Silence
 from octavo.engine.stats import EngineStats
 from octavo.errors import EngineDead, EngineStopped, OctavoError
+from octavo.models.source_spec import read_spec
 from octavo.request import Request, SequenceUpdate
-from octavo.source import resolve_source
+from octavo.source import Source, resolve_source
 from octavo.text.grammars.compiler import Compiled, Compiler
-from octavo.text.tokenizer import load_tokenizer
+from octavo.text.grammars.tokens import Vocabulary
+from octavo.text.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -126,11 +129,19 @@ class AsyncEngine:
     ) -> AsyncEngine:
         """Load a model and start its thread; `launch` as in `Engine.load`.
 
+        What grammars need of its tokenizer is made beside that: later it would pause streams for as long.
+
         Raises:
             ModelError, ConfigError: it cannot be loaded, or not with these settings.
         """
         found = resolve_source(source)
-        return cls(Engine.load(found, config, load_tokenizer(found), progress=progress, launch=launch))
+        tokenizer = load_tokenizer(found)
+        with ThreadPoolExecutor(1, "octavo-vocabulary") as beside:
+            made = beside.submit(_vocabulary, found, tokenizer) if config.rehearsal is None else None
+            engine = Engine.load(found, config, tokenizer, progress=progress, launch=launch)
+            if made is not None and made.result().size == engine.limits.vocab_size:
+                engine.compiler = Compiler(made.result())
+        return cls(engine)
 
     async def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
         """Run a request; yields lists of updates until all of its sequences have ended.
@@ -289,6 +300,13 @@ class AsyncEngine:
                 return
             if command is not None and command[3] is not None:
                 _call(command[3], command[3].failed, command[0], error)
+
+
+def _vocabulary(source: Source, tokenizer: Tokenizer) -> Vocabulary:
+    """A model's, with what takes long done."""
+    vocabulary = Vocabulary(tokenizer, read_spec(source).vocab_size)
+    vocabulary.prepare()
+    return vocabulary
 
 
 class Compiling:

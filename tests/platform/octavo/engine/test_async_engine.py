@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from octavo.config import EngineConfig
 from octavo.constraint import Grammar
 from octavo.engine import async_engine
 from octavo.engine.async_engine import AsyncEngine
 from octavo.errors import BadRequest, EngineDead, OctavoError, Overloaded
+from octavo.text.grammars import tokens
 
 
 @pytest.fixture(params=[False, True])
@@ -313,6 +315,17 @@ def test_an_idle_engine_holds_no_request(fake):
 
 
 GRAMMAR = Grammar(source="start: /(yes|no), it is/")
+
+
+def test_what_grammars_need_of_the_vocabulary_is_made_before_anything_runs(tiny_model, monkeypatch):
+    running = AsyncEngine.load(str(tiny_model("qwen2")), EngineConfig(kv_cache_bytes=2**22, threads=1))
+    try:
+        vocabulary = running.engine.compiler.vocabulary
+        assert vocabulary.size == running.engine.limits.vocab_size
+        monkeypatch.setattr(tokens, "_build", lambda *of: pytest.fail("it is built again"))
+        assert vocabulary.blank().any()
+    finally:
+        running.close()
 
 
 @pytest.fixture

@@ -78,8 +78,21 @@ def test_tokenizers_that_do_not_fit_are_refused(byte_level, ends, size, sentence
 def test_a_tokenizer_of_words_is_refused():
     backend = Backend(models.WordLevel({"a": 0, "</s>": 1}, unk_token="a"))
     tokenizer = Tokenizer(TokenizerParts(backend, frozenset({1}), None, {}, {}))
-    with pytest.raises(ModelError, match="do not work with this model's tokenizer"):
-        Vocabulary(tokenizer, 2).trie()
+    vocabulary = Vocabulary(tokenizer, 2)
+    for _ in range(2):
+        with pytest.raises(ModelError, match="do not work with this model's tokenizer"):
+            vocabulary.trie()
+    assert vocabulary.prepare() is vocabulary.prepare()
+
+
+def test_tokens_of_white_space_alone(tokenizer):
+    vocabulary = Vocabulary(tokenizer, tokenizer.vocab_size + 40)
+    bits = np.unpackbits(vocabulary.blank().view(np.uint8), bitorder="little")
+    assert len(bits) == 32 * vocabulary.words
+    texts = map(tokenizer.token_bytes, range(tokenizer.vocab_size))
+    blank = [i for i, text in enumerate(texts) if text and not text.strip(b" \t\r\n") and not tokenizer.is_special(i)]
+    assert np.flatnonzero(bits).tolist() == blank
+    assert {b" ", b"\n"} <= {tokenizer.token_bytes(token) for token in blank}
 
 
 def test_it_is_built_once(byte_level):

@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octavo.text.grammars.whitespace import MOST, WhitespaceRun, whitespace_tokens
+from octavo.text.grammars.whitespace import MOST, WhitespaceRun
 
 VALUES = st.recursive(
     st.none() | st.integers() | st.text(st.sampled_from('a "\\\n\t{}')),
@@ -57,13 +56,3 @@ def test_a_thought_with_one_quote_does_not_turn_strings_inside_out():
     assert follower.is_too_long
     follower.push(b'"' + b" " * MOST)
     assert not follower.is_too_long
-
-
-def test_tokens_of_white_space_alone(byte_level):
-    tokenizer = byte_level
-    mask = whitespace_tokens(tokenizer, 450)
-    bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
-    assert len(mask) == 15
-    found = {tokenizer.token_bytes(int(token)) for token in np.flatnonzero(bits)}
-    assert {b" ", b"\n", b"\t", b"\r"} <= found
-    assert not any(text.strip() for text in found)
