@@ -106,11 +106,11 @@ class Records:
         self._opened: tuple[Path | None, sqlite3.Connection] | None = None
         self._secret: bytes | None = None
 
-    async def put(self, record: Record, *, replaces: bool = False) -> bool:
+    async def put(self, record: Record, *, replaces: bool | bytes = False) -> bool:
         """Keep a record, and make room for it.
 
         Args:
-            replaces: only if there is one under its id, which goes.
+            replaces: only if there is one under its id, which goes; if it is bytes, one with this body.
 
         Returns:
             whether it is kept.
@@ -211,9 +211,13 @@ def _open(path: Path) -> sqlite3.Connection:
 # ── operations, each in a transaction ──
 
 
-def _put(connection: sqlite3.Connection, record: Record, max_bytes: int, now: float, replaces: bool) -> bool:
-    found = connection.execute("DELETE FROM records WHERE id = ? AND owner = ?", (record.id, record.owner))
-    if replaces and not found.rowcount:
+def _put(connection: sqlite3.Connection, record: Record, max_bytes: int, now: float, replaces: bool | bytes) -> bool:
+    where, named = "id = ? AND owner = ?", (record.id, record.owner)
+    if isinstance(replaces, bytes):
+        found = connection.execute(f"DELETE FROM records WHERE {where} AND body = ?", (*named, replaces))
+    else:
+        found = connection.execute(f"DELETE FROM records WHERE {where}", named)
+    if replaces is not False and not found.rowcount:
         return False
     _make_room(connection, max_bytes - record.size)
     values = record.id, record.owner, now, record.size, record.previous, record.body, record.extra

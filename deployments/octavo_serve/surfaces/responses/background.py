@@ -20,7 +20,7 @@ from octavo_serve.api.detached import Run
 from octavo_serve.api.failures import failure_of
 from octavo_serve.api.generation import run as run_job
 from octavo_serve.api.operation import Streamed
-from octavo_serve.api.pieces import Ended
+from octavo_serve.api.pieces import Begun, Ended
 from octavo_serve.api.records import Record
 from octavo_serve.api.service import Service
 from octavo_serve.api.surface import Writer, to_json
@@ -100,6 +100,8 @@ async def _written(service: Service, run: Run) -> None:
                 if number % PIECES == 0:
                     await asyncio.sleep(0)
                 said = await write(writer, [element], service.threads, _framed, _framed_large)
+                if isinstance(element, Begun):
+                    await _say_begun(service, run)
                 if isinstance(element, Ended):
                     await writer.settle()
                 for event in said:
@@ -112,6 +114,21 @@ def _framed(event: ResponseEvent) -> bytes:
 
 def _framed_large(event: ResponseEvent) -> bytes:
     return FRAMING.frame(event, to_json_in_slices(event))
+
+
+async def _say_begun(service: Service, run: Run) -> None:
+    """Store that it is no longer queued, which other gateways tell."""
+    turn = run.state.turn
+    with suppress(OctavoError):  # its file is busy: then they say that it is queued
+        record = await service.records.get(turn.owner, turn.id)
+        if record is not None and (kept := await decoded(service, record)).response["status"] == "queued":
+            await _put_status(service, record, kept, "in_progress")
+
+
+async def _put_status(service: Service, record: Record, kept: Kept, status: str) -> bool:
+    """Change what a record says of its response, unless it says something else by now."""
+    kept.response["status"] = status
+    return await service.records.put(replace(record, body=msgspec.json.encode(kept)), replaces=record.body)
 
 
 async def _beat(service: Service, run: Run) -> None:
@@ -132,19 +149,25 @@ async def _beat(service: Service, run: Run) -> None:
 # ── from other requests ──
 
 
+async def _stored(service: Service, owner: str, response_id: str) -> tuple[Record, Kept]:
+    record = await service.records.get(owner, response_id)
+    if record is None:
+        raise not_found(response_id)
+    return record, await decoded(service, record)
+
+
 async def current(service: Service, owner: str, response_id: str) -> dict[str, Any]:
     """A response as it is now.
 
     Raises:
         NotKept: there is none of this caller.
     """
+    record, kept = await _stored(service, owner, response_id)
     run = service.detached.find(owner, response_id)
     if run is not None and not run.ended:
+        if kept.response["status"] == "cancelled":  # at another gateway
+            await service.detached.cancel(run)
         return dict(run.state.now())
-    record = await service.records.get(owner, response_id)
-    if record is None:
-        raise not_found(response_id)
-    kept = await decoded(service, record)
     if kept.response["status"] in RUNNING and service.records.clock() - record.alive > DEAD_SECONDS:
         error = {"code": "server_error", "message": "the server that ran it has ended", "param": None}
         kept.response |= {"status": "failed", "error": error}
@@ -161,8 +184,8 @@ async def follow(service: Service, owner: str, response_id: str, after: int) -> 
     if run is None or not run.logs or run.lost:
         await current(service, owner, response_id)
         raise BadRequest(
-            "only responses that were created with background and stream can be streamed again, for a while: fetch it "
-            "without stream",
+            "only responses that were created with background and stream can be streamed again, for a while, and by "
+            "the gateway that runs them: fetch it without stream",
             "stream",
         )
     return Streamed(FRAMING.media_type, _followed(run, after))
@@ -183,16 +206,10 @@ async def cancel(service: Service, owner: str, response_id: str) -> dict[str, An
     if run is not None:
         await service.detached.cancel(run)
         return dict(run.state.now())
-    record = await service.records.get(owner, response_id)
-    if record is not None:
-        kept = await decoded(service, record)
-        kept.response["status"] = "cancelled"
-        await service.records.put(_changed(record, kept), replaces=True)
-    return found | {"status": "cancelled"}
-
-
-def _changed(record: Record, kept: Kept) -> Record:
-    return replace(record, body=msgspec.json.encode(kept))
+    while True:  # until nothing changes it meanwhile: it begins once, and ends once
+        record, kept = await _stored(service, owner, response_id)
+        if kept.response["status"] not in RUNNING or await _put_status(service, record, kept, "cancelled"):
+            return kept.response
 
 
 async def delete(service: Service, owner: str, response_id: str) -> None:

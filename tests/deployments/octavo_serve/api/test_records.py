@@ -114,6 +114,9 @@ def test_a_record_is_replaced_only_where_there_is_one() -> None:
     found = run(records.get("alice", "a"))
     assert found is not None
     assert len(found.body) == 2
+    assert not run(records.put(record("a", size=3), replaces=b"x"))
+    assert run(records.get("alice", "a")) == found
+    assert run(records.put(record("a", size=3), replaces=found.body))
 
 
 def test_whoever_works_on_a_record_says_so() -> None:

@@ -86,12 +86,29 @@ def test_it_is_cancelled_or_deleted_at_another_gateway(
         for method, path in (("POST", "/cancel"), ("DELETE", "")):
             first = (await api.request("POST", "/v1/responses", json=BODY)).json()
             await until(api, first["id"], "in_progress")
-            assert await status(other, first["id"]) in background.RUNNING
+            await until(other, first["id"], "in_progress")
             assert (await other.request(method, f"/v1/responses/{first['id']}{path}")).status_code == 200
             async with asyncio.timeout(20):
                 while api.service.detached.find("", first["id"]) is not None:
                     await asyncio.sleep(0.005)
         assert len(client.closed) == 2
+
+    asyncio.run(perform())
+
+
+def test_what_another_gateway_cancelled_is_cancelled_at_once(
+    api: Any, client: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    api.service.records.settings = RecordSettings(tmp_path / "records.sqlite")
+    other = api.other()
+
+    async def perform() -> None:
+        Held(client, monkeypatch)
+        first = (await api.request("POST", "/v1/responses", json=BODY)).json()
+        await until(other, first["id"], "in_progress")
+        assert (await other.request("POST", f"/v1/responses/{first['id']}/cancel")).json()["status"] == "cancelled"
+        assert await status(api, first["id"]) == "cancelled"
+        assert len(client.closed) == 1
 
     asyncio.run(perform())
 
