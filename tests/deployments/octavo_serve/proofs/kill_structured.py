@@ -116,7 +116,8 @@ async def prove(server: RunningServer, options: argparse.Namespace) -> dict[str,
         for (kind, _), choices in zip(asked, unbroken, strict=True):
             for choice in choices:
                 check(kind, choice)
-        print("unbroken:", *(choice for choices in unbroken for choice in choices), sep="\n", flush=True)
+        for (kind, _), choices in zip(asked, unbroken, strict=True):
+            print(kind, *(choice | {"scores": len(choice["scores"])} for choice in choices), flush=True)
         seen: Counter[str] = Counter()
         over = asyncio.Event()
         clients = [
@@ -139,7 +140,7 @@ def requests() -> list[tuple[str, Body]]:
     schema = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
     tools = [tool("weather", {"city": TEXT}), tool("person", PERSON["properties"]), tool("now", {})]
     named = {"type": "function", "function": {"name": "person"}}
-    few, many = ({"response_format": schema, "thinking": {"type": "enabled", "budget_tokens": n}} for n in BUDGETS)
+    few, many = ({"response_format": schema, "thinking_token_budget": n} for n in BUDGETS)
     think = {"role": "user", "content": "Think about Grace Hopper."}
     kinds: list[tuple[str, Body]] = [
         ("json", {**user("Describe Ada Lovelace."), "response_format": schema}),

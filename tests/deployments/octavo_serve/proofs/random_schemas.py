@@ -41,7 +41,7 @@ def main() -> None:
     options.add_argument("--results", type=Path, required=True)
     options.add_argument("--model", default=MODEL)
     options.add_argument("--count", type=int, default=2000)
-    options.add_argument("--tokens", type=int, default=250, help="max_tokens")
+    options.add_argument("--tokens", type=int, default=200, help="max_tokens")
     options.add_argument("--batch", type=int, default=64, help="requests at once")
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--minutes", type=float, default=1e9)
