@@ -59,6 +59,7 @@ class Rules:
         bad: sequences of two tokens and more that are not completed, by their last token but one.
         ends: tokens that are not drawn before `min_tokens`, where others can be.
         marks: tokens among those that close the thinking which are no text: each of them closes it.
+        reads_text: whether a text begins the grammar or closes the thinking, wherever tokens cut it.
         token_bytes: the text of a token.
         greedy: tokens of a text.
         discard: called where a matcher failed.
@@ -75,6 +76,7 @@ class Rules:
     ends: Int64 | None
     min_tokens: int
     marks: frozenset[int]
+    reads_text: bool
     token_bytes: Callable[[int], bytes]
     greedy: Callable[[bytes], list[int]]
     discard: Callable[[], None]
@@ -121,7 +123,8 @@ class Rules:
             bad=_by_token_before(params.bad_token_ids),
             ends=np.array(sorted(ends), np.int64) if params.min_tokens else None,
             min_tokens=params.min_tokens,
-            marks=frozenset(added.intersection(() if params.thinking is None else params.thinking.close)),
+            marks=(marks := frozenset(added.intersection(() if params.thinking is None else params.thinking.close))),
+            reads_text=bool(grammar and grammar.after_texts) or (params.thinking is not None and not marks),
             token_bytes=token_bytes,
             greedy=greedy,
             discard=discard,
@@ -182,7 +185,8 @@ class Constraint:
         """
         token = output[-1]
         data = self.rules.token_bytes(token)
-        self._tail = (self._tail + data)[-1024:]
+        if self.rules.reads_text:
+            self._tail = (self._tail + data)[-1024:]
         if self.matcher is not None:
             self._consume(token, data)
         elif self.rules.grammar is not None and not self.complete:
@@ -221,21 +225,20 @@ class Constraint:
         if self.matcher is not None and self.matcher.is_error():
             self._failed("cannot go on with its grammar", self.matcher.get_error())
 
-    def narrow(self, mask: Uint32, banned: Int64, num_output: int) -> None:
-        """Take from a mask what is not for the grammar to say; a mask that becomes empty is an error.
+    def exclude(self, mask: Uint32, banned: Int64) -> None:
+        """Take from a mask the tokens that are not drawn here, whatever the grammar says; it may become empty."""
+        if self.rules.allowed is not None:
+            mask &= self.rules.allowed
+        if len(banned):
+            _clear(mask, banned)
+
+    def prefer(self, mask: Uint32, num_output: int) -> None:
+        """Take from a mask, unless it becomes empty, more white space, and the end before `min_tokens`.
 
         Args:
-            banned: tokens that are not drawn here.
             num_output: tokens generated so far.
         """
         rules = self.rules
-        if rules.allowed is not None:
-            mask &= rules.allowed
-        _clear(mask, banned)
-        if not mask.any():
-            self.fail("no token is left to draw: the grammar, allowed_token_ids and bad_words exclude each other")
-            mask[:] = 2**32 - 1
-            return
         if self._run is not None and self._run.is_too_long and rules.blank is not None:
             _keep_some(mask, mask & ~rules.blank)
         if rules.ends is not None and num_output < rules.min_tokens:
@@ -392,20 +395,34 @@ def fill_masks(rows: SamplingRows, constrained: list[tuple[int, Sequence]]) -> N
     words = _rules(wanted[0][1]).words
     masks = np.full((len(wanted), words), 2**32 - 1, np.uint32)
     owners: dict[Sequence, int] = {}
-    jobs = []
+    jobs, owned = [], []
     for place, (_, seq) in enumerate(wanted):
         constraint = seq.constraint
-        if owners.setdefault(seq, place) == place and constraint is not None and constraint.matcher is not None:
-            jobs.append((constraint.matcher, place))
+        if owners.setdefault(seq, place) == place and constraint is not None:
+            owned.append((masks[place], seq, constraint))
+            if constraint.matcher is not None:
+                jobs.append((constraint.matcher, place))
     if jobs:
         _threads().unsafe_compute_mask_ptr(jobs, masks.ctypes.data, 4 * words, len(wanted))
+    for mask, seq, constraint in owned:
+        constraint.check_matcher()
+        constraint.exclude(mask, banned(seq))
+    some = masks.any(axis=1)
     for place, (_, seq) in enumerate(wanted):
-        if (owner := owners[seq]) != place:
-            masks[place] = masks[owner]
-        elif seq.constraint is not None:
-            seq.constraint.check_matcher()
-            seq.constraint.narrow(masks[place], banned(seq), seq.num_known - seq.num_prompt)
+        if owners[seq] == place and not some[place]:
+            _rules_out_all(seq, masks[place])
+    for mask, seq, constraint in owned:
+        constraint.prefer(mask, seq.num_known - seq.num_prompt)
+    if len(owned) < len(wanted):
+        masks = masks[[owners[seq] for _, seq in wanted]]
     rows.masks, rows.masked = masks, np.array([row for row, _ in wanted], np.int32)
+
+
+def _rules_out_all(seq: Sequence, mask: Uint32) -> None:
+    """Have a sequence end whose mask is empty; what it draws meanwhile is of no account."""
+    assert seq.constraint is not None
+    seq.constraint.fail("no token is left to draw: the grammar, allowed_token_ids and bad_words exclude each other")
+    mask[:] = 2**32 - 1
 
 
 def banned(seq: Sequence) -> Int64:

@@ -20,6 +20,11 @@ from octavo.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
+_TEXT = r'[^"\\\x00-\x1F\x7F]'
+SLICES = [r"[\x20\x0A\x0D\x09]+", *(f"{_TEXT}{{1,{most}}}" for most in (2, 4, 7, 10, 14, 20, 30)), f"{_TEXT}+"]
+"""Sets of tokens that llguidance takes into a mask as a whole. It has fewer by default; then each mask within a string
+that has a `maxLength` takes ten times as long."""
+
 
 class Vocabulary:
     """What masks are made over.
@@ -83,7 +88,7 @@ def _build(tokenizer: Tokenizer, size: int) -> LLTokenizer:
     if tokenizer.vocab_size > size:
         raise ModelError(f"this model's tokenizer has {tokenizer.vocab_size} tokens, its logits only {size}")
     try:
-        return LLTokenizer(_with_special(tokenizer, ends), n_vocab=size, eos_token=list(ends))
+        return LLTokenizer(_with_special(tokenizer, ends), n_vocab=size, eos_token=list(ends), slices=SLICES)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # pyo3 raises a panic as a BaseException
