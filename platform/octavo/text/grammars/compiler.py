@@ -8,6 +8,7 @@ The first mask is made here, too: a grammar whose masks are beyond limits, or sl
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 import time
@@ -42,6 +43,9 @@ _STACK = 2**28
 _BASE_BYTES, _BYTES_PER_CHARACTER = 2**16, 64
 """Memory of a compiled grammar: what it has at least, and what its text adds."""
 
+APART = 1024
+"""Grammars of which it is remembered that a sequence failed."""
+
 SLOW_MASK = 0.1
 """Seconds of CPU for the first mask; usual ones take 20 us."""
 
@@ -63,6 +67,7 @@ class Compiler:
         self.vocabulary = vocabulary
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
         self._bytes = 0
+        self._apart: OrderedDict[bytes, None] = OrderedDict()
         self._waiting: deque[tuple[Grammar, Callable[[Compiled], None]]] = deque()
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
@@ -113,8 +118,15 @@ class Compiler:
         return results[0]
 
     def discard(self, grammar: Grammar) -> None:
-        """Forget a grammar: one of its copies failed, and copies share what they have found out."""
+        """Share a grammar no longer: one of its copies failed.
+
+        Copies share the lexer's states, and where those are too many all copies fail. So from now on each request has
+        a matcher of its own.
+        """
         with self._changed:
+            self._apart[_digest(grammar)] = None
+            if len(self._apart) > APART:
+                self._apart.popitem(last=False)
             if self._kept.pop(grammar.source, None) is not None:
                 self._bytes -= _bytes_of(grammar)
 
@@ -160,6 +172,8 @@ class Compiler:
 
     def _keep(self, grammar: Grammar, matcher: LLMatcher) -> None:
         with self._changed:
+            if self._apart and _digest(grammar) in self._apart:
+                return
             if grammar.source not in self._kept:
                 self._bytes += _bytes_of(grammar)
             self._kept[grammar.source] = matcher
@@ -182,6 +196,10 @@ def limits() -> LLParserLimits:
         max_grammar_size=200_000,
         verbose_errors=False,
     )
+
+
+def _digest(grammar: Grammar) -> bytes:
+    return hashlib.blake2b(grammar.source.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def _bytes_of(grammar: Grammar) -> int:

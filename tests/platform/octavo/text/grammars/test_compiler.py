@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 
 import pytest
+from llguidance import LLParserLimits
 
 from octavo.constraint import Grammar
 from octavo.errors import BadRequest, Overloaded
@@ -31,9 +33,6 @@ def test_a_grammar_is_compiled_once(compiler):
     assert compiler.find(grammar) is None
     matcher = compiler.compile(grammar)
     assert compiler.compile(Grammar(source="start: /[a-z]+/", again=True)) is matcher
-    compiler.discard(grammar)
-    compiler.discard(grammar)
-    assert compiler.compile(grammar) is not matcher
 
 
 def test_copies_go_their_own_way(compiler, byte_level):
@@ -42,6 +41,38 @@ def test_copies_go_their_own_way(compiler, byte_level):
     assert one.consume_tokens(byte_level.encode("a", add_special_tokens=False))
     assert other.consume_tokens(byte_level.encode("c", add_special_tokens=False))
     assert not matcher.is_error()
+
+
+def test_what_one_sequence_failed_of_other_requests_do_not_share(compiler, byte_level, monkeypatch):
+    few = LLParserLimits(max_lexer_states=100, verbose_errors=False)
+    monkeypatch.setattr(module, "_limits", lambda: few)
+    grammar = Grammar(source="start: /(a|b)*a(a|b){12}c/")
+    text = "".join(random.Random(1).choices("ab", k=300))
+    matcher, letters = compiler.compile(grammar), byte_level.encode(text, add_special_tokens=False)
+    hostile = matcher.deep_copy()
+    assert not all(hostile.compute_bitmask() and hostile.consume_token(token) for token in letters)
+    assert "too many states" in hostile.get_error()
+    copy = matcher.deep_copy()
+    copy.compute_bitmask()
+    assert copy.is_error()  # copies do share
+    for _ in range(2):
+        compiler.discard(grammar)
+    one, other = compiler.compile(grammar), compiler.compile(grammar)
+    assert one is not other
+    assert compiler.find(grammar) is None
+    assert one.compute_bitmask() == other.compute_bitmask()
+    assert not one.is_error()
+
+
+def test_only_so_many_failures_are_remembered(compiler, monkeypatch):
+    monkeypatch.setattr(module, "APART", 2)
+    grammars = [Grammar(source=f'start: "b{i}"') for i in range(3)]
+    for grammar in grammars:
+        compiler.discard(grammar)
+        compiler.compile(grammar)
+    assert [compiler.find(grammar) is not None for grammar in grammars] == [False, False, False]
+    compiler.compile(grammars[0])
+    assert compiler.find(grammars[0]) is not None
 
 
 @pytest.mark.parametrize(
