@@ -407,9 +407,9 @@ def fill_masks(rows: SamplingRows, constrained: list[tuple[int, Sequence]]) -> N
     for mask, seq, constraint in owned:
         constraint.check_matcher()
         constraint.exclude(mask, banned(seq))
-    some = masks.any(axis=1)
+    empty = set(np.flatnonzero(~np.any(masks, axis=1)).tolist())
     for place, (_, seq) in enumerate(wanted):
-        if owners[seq] == place and not some[place]:
+        if owners[seq] == place and place in empty:
             _rules_out_all(seq, masks[place])
     for mask, seq, constraint in owned:
         constraint.prefer(mask, seq.num_known - seq.num_prompt)
