@@ -13,10 +13,11 @@ All of a sequence's state follows from its tokens. So a sequence that goes on el
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -31,8 +32,22 @@ if TYPE_CHECKING:
 
     from octavo.engine.sequence import Sequence
 
+P, T = ParamSpec("P"), TypeVar("T")
+
 FORCING = True
 """Whether forced tokens are known tokens; tests and proofs turn it off. Then masks of one token say the same."""
+
+SUSPECT = 0.01
+"""Seconds for a step's masks after which it is found out whose take long: then they are made one by one."""
+
+SUSPECTED = 2
+"""Tokens that a suspect is looked at for; a slow one keeps it a suspect."""
+
+SLOW_TOKEN = 0.005
+"""Seconds of CPU that checking a token may take on average; a usual one takes 50 us."""
+
+SLOW_SEQUENCE = 0.1
+"""Seconds that a sequence may take beyond that, all its tokens together, before it ends: the others wait meanwhile."""
 
 _ENDED_WELL = ("NoExtension", "EndOfSentence")
 
@@ -139,15 +154,18 @@ class Constraint:
         matcher: of the grammar, once it has begun.
         error: why the sequence cannot go on.
         complete: whether it ends here.
+        suspect: tokens whose CPU is measured, and whose masks are made apart.
     """
 
-    __slots__ = ("_in_thought", "_left", "_run", "_tail", "complete", "error", "matcher", "rules")
+    __slots__ = ("_debt", "_in_thought", "_left", "_run", "_tail", "complete", "error", "matcher", "rules", "suspect")
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self.matcher: LLMatcher | None = None
         self.error: str | None = None
         self.complete = False
+        self.suspect = 0
+        self._debt = 0.0
         self._run: WhitespaceRun | None = None
         self._tail = b""
         thinking, grammar = rules.thinking, rules.grammar
@@ -206,9 +224,9 @@ class Constraint:
         if thinking is not None and self._in_thought and self._left <= 0 and self._takes(thinking.close):
             self._in_thought = False
             return list(thinking.close)
-        if self.matcher is not None and FORCING:
-            return self._permitted(self.matcher.compute_ff_tokens(), output[start:])
-        return []
+        if self.matcher is None or not FORCING:
+            return []
+        return self._permitted(self._timed(self.matcher.compute_ff_tokens), output[start:])
 
     def banned(self, output: list[int], start: int) -> list[int]:
         """Tokens that would complete a sequence that is not to be; `output` and `start` as in `push`."""
@@ -219,6 +237,13 @@ class Constraint:
     def fail(self, sentence: str) -> None:
         """Have the sequence end with an error."""
         self.error = self.error or sentence
+
+    def make_mask(self, address: int, size: int) -> float:
+        """Make its grammar's mask in this thread, of so many bytes; returns the seconds of CPU that took."""
+        matcher, before = self.matcher, self._debt
+        assert matcher is not None
+        self._timed(matcher.unsafe_compute_mask_ptr, address, size)
+        return self._debt - before
 
     def check_matcher(self) -> None:
         """Look whether making its mask failed."""
@@ -283,13 +308,34 @@ class Constraint:
         return matcher.try_consume_tokens(tokens) == len(tokens)
 
     def _consume(self, token: int, data: bytes) -> None:
-        assert self.matcher is not None
-        if not self.matcher.consume_token(token):
-            self._failed("cannot go on with its grammar", self.matcher.get_error())
+        matcher = self.matcher
+        assert matcher is not None
+        self._debt = max(0.0, self._debt - SLOW_TOKEN)
+        consumed = self._timed(matcher.consume_token, token)
+        self.suspect = max(0, self.suspect - 1)
+        if not consumed:
+            self._failed("cannot go on with its grammar", matcher.get_error())
             return
         if self._run is not None:
             self._run.push(data)
         self._look_at_end()
+
+    def _timed(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """Do something with the matcher. A sequence that takes too much CPU ends.
+
+        Wall time, which costs nothing to read, would blame it for what others do on the machine. It makes suspects.
+        """
+        clock = time.thread_time if self.suspect else time.perf_counter
+        begin = clock()
+        result = work(*arguments, **named)
+        seconds = clock() - begin
+        if self.suspect:
+            self._debt += seconds
+            if self._debt > SLOW_SEQUENCE:
+                self.fail("this sequence's grammar is too complex: its tokens take too long to check")
+        if seconds > SLOW_TOKEN:
+            self.suspect = SUSPECTED
+        return result
 
     def _look_at_end(self) -> None:
         """Whether the grammar is complete, or has failed."""
@@ -395,15 +441,15 @@ def fill_masks(rows: SamplingRows, constrained: list[tuple[int, Sequence]]) -> N
     words = _rules(wanted[0][1]).words
     masks = np.full((len(wanted), words), 2**32 - 1, np.uint32)
     owners: dict[Sequence, int] = {}
-    jobs, owned = [], []
+    owned, places = [], []
     for place, (_, seq) in enumerate(wanted):
         constraint = seq.constraint
         if owners.setdefault(seq, place) == place and constraint is not None:
             owned.append((masks[place], seq, constraint))
             if constraint.matcher is not None:
-                jobs.append((constraint.matcher, place))
-    if jobs:
-        _threads().unsafe_compute_mask_ptr(jobs, masks.ctypes.data, 4 * words, len(wanted))
+                places.append((constraint, place))
+    if places:
+        _make_masks(places, masks)
     for mask, seq, constraint in owned:
         constraint.check_matcher()
         constraint.exclude(mask, banned(seq))
@@ -416,6 +462,25 @@ def fill_masks(rows: SamplingRows, constrained: list[tuple[int, Sequence]]) -> N
     if len(owned) < len(wanted):
         masks = masks[[owners[seq] for _, seq in wanted]]
     rows.masks, rows.masked = masks, np.array([row for row, _ in wanted], np.int32)
+
+
+def _make_masks(places: list[tuple[Constraint, int]], masks: Uint32) -> None:
+    """Have the grammars fill their rows: in threads, but for those that seem to take long."""
+    address, size, left = masks.ctypes.data, 4 * masks.shape[1], SLOW_SEQUENCE
+    together = []
+    for constraint, place in places:
+        if constraint.suspect and left > 0:
+            left -= constraint.make_mask(address + place * size, size)
+        else:
+            together.append((constraint, place))
+    if not together:
+        return
+    begin = time.perf_counter()
+    jobs = [(constraint.matcher, place) for constraint, place in together]
+    _threads().unsafe_compute_mask_ptr(jobs, address, size, len(masks))  # type: ignore[arg-type]
+    if time.perf_counter() - begin > SUSPECT:
+        for constraint, _ in together:
+            constraint.suspect = SUSPECTED
 
 
 def _rules_out_all(seq: Sequence, mask: Uint32) -> None:

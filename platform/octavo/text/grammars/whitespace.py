@@ -34,6 +34,9 @@ class WhitespaceRun:
 
     def push(self, data: bytes) -> None:
         """Go on by a token's bytes."""
+        if b'"' not in data and b"\\" not in data:
+            self._plain(data)
+            return
         start = 0
         for match in _INTERESTING.finditer(data):
             self._plain(data[start : match.start()])

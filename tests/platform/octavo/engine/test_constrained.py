@@ -47,6 +47,7 @@ def say(fake, tiny_tokenizer):
         return told
 
     run.tokenizer = tiny_tokenizer
+    run.letters = lambda text: tiny_tokenizer.encode(text, add_special_tokens=False)
     return run
 
 
@@ -310,6 +311,33 @@ def test_what_is_forced_keeps_to_the_lists_of_tokens(say, monkeypatch, forcing):
         assert told.finish == "error"
         assert told.tokens == whole[: len(told.tokens)] != []
     assert say(request("r", grammar=grammar, allowed_token_ids=whole))["r", 0].tokens == whole
+
+
+def chain(length: int) -> Grammar:
+    """Each token of it takes milliseconds."""
+    rules = [f'r{i}: r{i + 1} | "a" r{i + 1} "c"' for i in range(length)]
+    return Grammar(source="\n".join(["start: r0", *rules, f'r{length}: "b"']))
+
+
+@pytest.mark.parametrize("suspect", [0.0, 1e9])
+def test_a_grammar_whose_tokens_take_long_ends_one_request(say, monkeypatch, suspect):
+    monkeypatch.setattr(constrained, "SUSPECT", suspect)  # where nobody is suspected, reading tokens tells
+    monkeypatch.setattr(constrained, "SLOW_TOKEN", 0.0005)
+    monkeypatch.setattr(constrained, "SLOW_SEQUENCE", 0.01)
+    others = [request("r", 2, grammar=LARK), request("j", 2, grammar=JSON), request("f", 2, max_tokens=5)]
+    slow = request("s", 2, grammar=chain(400), max_tokens=200, allowed_token_ids=say.letters("a"))
+    told = say(slow, *others)
+    assert told["s", 0].finish == "error"
+    assert "too complex" in told["s", 0].stop
+    assert told["r", 0].finish == "stop"
+    check_json(told["j", 0])
+
+
+def test_a_busy_machine_ends_nobody(say, monkeypatch):
+    quiet = say(request("r", 2, grammar=LARK), request("j", 2, grammar=JSON))
+    clock = iter(range(10**6))
+    monkeypatch.setattr(constrained.time, "perf_counter", lambda: next(clock))
+    assert say(request("r", 2, grammar=LARK), request("j", 2, grammar=JSON)) == quiet
 
 
 def test_an_end_token_waits_for_min_tokens_where_it_can(say):
