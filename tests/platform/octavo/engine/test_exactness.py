@@ -6,10 +6,14 @@ the same as comparing two greedy runs, at a fiftieth of the cost.
 
 from __future__ import annotations
 
+import json
+
+import jsonschema
 import pytest
 import torch
 
 from octavo import LLM, SamplingParams
+from octavo.constraint import Grammar
 from octavo.source import resolve_source
 from octavo_kernels.native import library
 
@@ -137,3 +141,31 @@ def test_seeded_sampling_does_not_know_its_batch(llm):
     together = tokens(llm.generate(PROMPTS, params, use_tqdm=False))
     for i in (0, 7, 16):
         assert tokens(llm.generate(PROMPTS[i], params[i], use_tqdm=False)) == [together[i]]
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "year_of_birth": {"type": "integer"},
+        "occupation": {"enum": ["writer", "mathematician"]},
+    },
+    "required": ["name", "year_of_birth", "occupation"],
+    "additionalProperties": False,
+}
+
+
+def test_it_says_json_and_what_is_forced_has_its_log_probabilities(llm):
+    grammar = Grammar(source=json.dumps({"grammars": [{"json_schema": PERSON}]}), is_json=True)
+    params = [SamplingParams(temperature=heat, seed=1, max_tokens=60, grammar=grammar, logprobs=1) for heat in (0, 1)]
+    chat = [{"role": "user", "content": "Who was Ada Lovelace? Answer in JSON."}]
+    for answer in llm.chat([chat, chat], params, use_tqdm=False):
+        said = answer.outputs[0]
+        assert said.finish_reason == "stop"
+        jsonschema.validate(json.loads(said.text), PERSON)
+        prompt = answer.prompt_token_ids + said.token_ids
+        again = llm.generate(prompt, SamplingParams(max_tokens=1, prompt_logprobs=1), use_tqdm=False)[0]
+        told = again.prompt_logprobs[len(answer.prompt_token_ids) :]
+        for token, mine, theirs in zip(said.token_ids, said.logprobs, told, strict=True):
+            assert mine[token].logprob == pytest.approx(theirs[token].logprob, abs=1e-4)
+            assert mine[token].rank == theirs[token].rank

@@ -26,7 +26,8 @@ def test_its_tokens_are_the_tokenizers(tokenizer):
     assert trie.vocab_size == tokenizer.vocab_size + 77
     assert trie.is_canonical
     assert set(trie.eos_tokens) == tokenizer.eos_token_ids
-    for token in range(tokenizer.vocab_size):
+    few = max(1, tokenizer.vocab_size // 5000)
+    for token in range(0, tokenizer.vocab_size, few):
         if not trie.is_special_token(token):
             assert trie.decode_bytes([token]) == tokenizer.token_bytes(token)
     assert all(trie.is_special_token(token) for token in range(tokenizer.vocab_size) if tokenizer.is_special(token))
