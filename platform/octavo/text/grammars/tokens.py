@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as Backend
 from octavo.errors import ModelError
 from octavo.step import Uint32
 from octavo.text.grammars.whitespace import whitespace_tokens
+from octavo.text.responses.families import template_of
 from octavo.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -96,11 +97,20 @@ def _build(tokenizer: Tokenizer, size: int) -> LLTokenizer:
 
 
 def _with_special(tokenizer: Tokenizer, ends: list[int]) -> str:
-    """The tokenizer's JSON; end tokens are special there, so that no text contains them."""
-    text = tokenizer.to_json()
-    plain = [token for token in ends if not tokenizer.is_special(token)]
+    """The tokenizer's JSON; end tokens and those that its response template reads are special: no text contains them.
+
+    llguidance takes added tokens as text, unless they are special or look like <this>.
+    """
+    text, template = tokenizer.to_json(), template_of(tokenizer)
+    read = [] if template is None else [t for t in template.marks if not _stays(tokenizer.token_text(t))]
+    plain = [token for token in sorted({*ends, *read}) if not tokenizer.is_special(token)]
     if not plain:
         return text
     backend = Backend.from_str(text)
     backend.add_special_tokens([backend.id_to_token(token) for token in plain])
     return str(backend.to_str())
+
+
+def _stays(text: str) -> bool:
+    """Whether a token stays what it is: <this> is no text to llguidance anyway, and a blank one is text to grammars."""
+    return not text.strip() or (text[0] == "<" and text[-1] == ">")

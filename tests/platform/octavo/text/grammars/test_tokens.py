@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from llguidance import LLMatcher
+from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as Backend
-from tokenizers import models
 
 from octavo.errors import ModelError
 from octavo.text.grammars.tokens import Vocabulary
@@ -65,6 +65,15 @@ def test_an_end_token_that_is_no_special_token_is_no_text(byte_level):
     matcher = LLMatcher(Vocabulary(tokenizer, tokenizer.vocab_size).trie(), 'start: "x" /[a-z]/ "y"')
     assert matcher.consume_tokens(tokenizer.encode("x", add_special_tokens=False))
     assert end not in allowed(matcher)
+
+
+def test_tokens_that_a_response_template_reads_are_no_text(byte_level):
+    backend = Backend.from_str(byte_level.to_json())
+    backend.add_tokens([AddedToken(text, special=False) for text in ("｜DSML｜", "｜else｜")])
+    tokenizer = Tokenizer(TokenizerParts(backend, byte_level.eos_token_ids, None, {}, {}))
+    matcher = LLMatcher(Vocabulary(tokenizer, tokenizer.vocab_size).trie(), "start: /.*/")
+    assert tokenizer.added_tokens["｜DSML｜"] not in allowed(matcher)
+    assert tokenizer.added_tokens["｜else｜"] in allowed(matcher)
 
 
 @pytest.mark.parametrize(
