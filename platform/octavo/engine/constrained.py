@@ -476,8 +476,8 @@ def _make_masks(places: list[tuple[Constraint, int]], masks: Uint32) -> None:
     if not together:
         return
     begin = time.perf_counter()
-    jobs = [(constraint.matcher, place) for constraint, place in together]
-    _threads().unsafe_compute_mask_ptr(jobs, address, size, len(masks))  # type: ignore[arg-type]
+    jobs = [(matcher, place) for constraint, place in together if (matcher := constraint.matcher) is not None]
+    _threads().unsafe_compute_mask_ptr(jobs, address, size, len(masks))
     if time.perf_counter() - begin > SUSPECT:
         for constraint, _ in together:
             constraint.suspect = SUSPECTED
