@@ -159,7 +159,7 @@ def say(name: str, seconds: float, decision: float) -> None:
 async def prove(server: RunningServer, options: argparse.Namespace) -> bool:
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=server.url, timeout=600, limits=limits) as http:
-        client, rng = Client(http, server.model.name), random.Random(options.seed)
+        client, rng = Client(http, server.model), random.Random(options.seed)
         same = not options.bits or await same_bits(client, options, rng)
         await times(client, options, rng)
     return same
