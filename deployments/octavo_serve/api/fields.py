@@ -232,7 +232,7 @@ class CustomTool(BaseModel):
     """A tool whose input is a text."""
 
     type: str = Field(pattern="^custom$")
-    custom: dict[str, Any] = Field(description="name, description, format: text, or a grammar as a regex.")
+    custom: dict[str, Any] = Field(description="name, description, format: text, or a grammar as a regex or in Lark.")
 
 
 _TOOL_NAME = re.compile(rf"[a-zA-Z0-9_-]{{1,{MAX_TOOL_NAME}}}")

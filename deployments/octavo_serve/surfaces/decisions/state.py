@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from octavo.errors import BadRequest
 from octavo.text.default_form import in_default_form, knows_tools
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.api.chats import FEW, Chat, Message, render
+from octavo_serve.api.custom_tools import arguments_of
 from octavo_serve.api.threads import Threads
 from octavo_serve.surfaces.decisions.schemas import (
     AssistantMessage,
@@ -89,10 +88,7 @@ def _add_message(messages: list[dict[str, Any]], role: str, content: str) -> Non
 def _add_call(messages: list[dict[str, Any]], item: FunctionCall | CustomCall) -> str:
     """Add a call to the assistant's message before it, or to one of its own; returns the name of what is called."""
     name = f"{item.namespace}.{item.name}" if item.namespace else item.name
-    if isinstance(item, FunctionCall):
-        arguments = item.arguments
-    else:
-        arguments = msgspec.json.encode({"input": item.input}).decode()
+    arguments = item.arguments if isinstance(item, FunctionCall) else arguments_of(item.input)
     call = {"id": item.call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
     if not messages or messages[-1]["role"] != "assistant":
         messages.append({"role": "assistant", "content": None})

@@ -31,7 +31,7 @@ def _reasoning(value: Mapping[str, Any]) -> str | None:
 
 
 RULES: dict[str, Callable[[Any], str | None]] = {
-    "store": _one_of(False, sentence="store is not supported: nothing is kept here; leave it out"),
+    "store": _one_of(False, sentence="store must be false: what is stored is /v1/responses' alone"),
     "service_tier": _one_of("auto", "default", sentence='service_tier must be "auto" or "default": there is one tier'),
     "prompt_cache_retention": _one_of(
         "in_memory", "in-memory", sentence='prompt_cache_retention must be "in_memory": the cache is not kept longer'

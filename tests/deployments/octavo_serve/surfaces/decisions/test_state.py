@@ -51,7 +51,7 @@ def test_calls_belong_to_the_message_before_them() -> None:
                 {
                     "id": "d",
                     "type": "function",
-                    "function": {"name": "os.sh", "arguments": '{"input":"echo \\"x\\""}'},
+                    "function": {"name": "os.sh", "arguments": '{"input": "echo \\"x\\""}'},
                 },
             ],
         },
