@@ -134,6 +134,7 @@ def test_tests_mirror_the_sources() -> None:
     assert [test for test in TESTED_UNDER_ANOTHER_NAME.values() if not (ROOT / "tests" / test).exists()] == []
 
 
+CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#\s]+)")
 NAMED = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|cpp|h|md|yaml|json|sh|html)|test_\w+\.py|\.ci/\w+)`")
 NO_FILES = {"platform/__init__.py", "kernels/octavo_kernels/OP/gpu.py"}  # one must not be, one stands for many
@@ -144,7 +145,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 def test_every_file_that_a_page_names_is_there(page: Path) -> None:
     """Links from where the page lies; paths in backquotes from the root, a package or a folder of tests."""
     text = page.read_text()
-    links = [link for link in LINK.findall(text) if "://" not in link]
+    links = [link for link in LINK.findall(CODE.sub("", text)) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
     tops = [path for path in ROOT.iterdir() if path.is_dir() and path.name not in (".venv", ".git")]
     files = {f"/{path.relative_to(ROOT)}" for top in tops for path in top.rglob("*.*")}
