@@ -40,6 +40,7 @@ class Chat:
         variables: further template variables, with the client's names.
         reasoning: template variables about reasoning; a request is refused if the template does not read them.
         custom: names of the tools that are custom ones -> the format of their input, if they have one.
+        tool_fields: names of tools -> the request's field with their schema or format, for errors; a chat's by default.
         one_call: an answer calls one tool at most.
         must_call: an answer calls a tool.
         callable_tools: names of those that may be called; None: all of them.
@@ -55,6 +56,7 @@ class Chat:
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     custom: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    tool_fields: Mapping[str, str] = field(default_factory=dict)
     one_call: bool = False
     must_call: bool = False
     callable_tools: frozenset[str] | None = None

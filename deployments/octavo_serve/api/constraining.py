@@ -77,7 +77,7 @@ def callable_tools(chat: Chat) -> list[CallableTool]:
 def _callable(function: Mapping[str, Any], number: int, chat: Chat) -> CallableTool:
     name = function["name"]
     if name in chat.custom:
-        param = f"tools.{number}.custom.format"
+        param = chat.tool_fields.get(name, f"tools.{number}.custom.format")
         form = chat.custom[name]
         return CallableTool(
             name=name, parameters=parameters(form), input_grammar=lark_of(form), strict=True, param=param
@@ -86,7 +86,7 @@ def _callable(function: Mapping[str, Any], number: int, chat: Chat) -> CallableT
         name=name,
         parameters=_mapping(function.get("parameters")),
         strict=bool(function.get("strict")),
-        param=f"tools.{number}.function.parameters",
+        param=chat.tool_fields.get(name, f"tools.{number}.function.parameters"),
     )
 
 

@@ -97,6 +97,7 @@ def chat_of(body: TurnBody, tools: Tools) -> Chat:
         variables=body.chat_template_kwargs,
         reasoning=_reasoning(body),
         custom=tools.custom,
+        tool_fields=tools.fields,
         one_call=body.parallel_tool_calls is False or choice.one_call,
         must_call=choice.must_call,
         callable_tools=choice.callable_tools,

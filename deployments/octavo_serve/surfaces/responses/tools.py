@@ -37,13 +37,15 @@ class Tools:
     """The tools of a request.
 
     Attributes:
-        chat, custom: their definitions, and the formats of the custom ones, as a `Chat` takes them.
+        chat, custom, fields: their definitions, the formats of the custom ones, and where each is in the request, as a
+            `Chat` takes them.
         known: by the names that the model knows.
         shown: as the answer gives them back.
     """
 
     chat: list[dict[str, Any]]
     custom: dict[str, Mapping[str, Any] | None]
+    fields: dict[str, str]
     known: Mapping[str, Known]
     shown: list[dict[str, Any]]
 
@@ -106,14 +108,15 @@ def tools_of(given: Sequence[Mapping[str, Any]]) -> Tools:
     Raises:
         BadRequest: two have one name, none is left, or a namespace makes a name too long.
     """
-    found = Tools([], {}, known := {}, [])
-    for full, one, tool in _flat(given):
+    found = Tools([], {}, {}, known := {}, [])
+    for place, full, one, tool in _flat(given):
         if full in known:
             raise BadRequest(f"tools holds two tools that are called {full!r}: give each its own name", "tools")
         if len(full) > MAX_TOOL_NAME:
             raise BadRequest(f"the name {full!r} of a namespace's tool is longer than {MAX_TOOL_NAME}", "tools")
         known[full] = one
         found.chat.append(_in_chat(full, tool))
+        found.fields[full] = f"{place}.{'format' if one.custom else 'parameters'}"
         if one.custom:
             found.custom[full] = tool.get("format")
     if given and not known:
@@ -128,15 +131,16 @@ def full_name(name: str, namespace: str) -> str:
     return f"{namespace.removesuffix(_JOINT)}{_JOINT}{name}" if namespace else name
 
 
-def _flat(given: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Known, Mapping[str, Any]]]:
-    for tool in given:
+def _flat(given: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, Known, Mapping[str, Any]]]:
+    """Each tool with its place in the body, and the name by which the model knows it."""
+    for number, tool in enumerate(given):
+        name, place = str(tool["name"]) if tool["type"] not in LEFT_OUT else "", f"tools.{number}"
         if tool["type"] == "namespace":
-            space = str(tool["name"])
-            for one in tool["tools"]:
-                name = str(one["name"])
-                yield full_name(name, space), Known(name, space, one["type"] == "custom"), one
+            for inner, one in enumerate(tool["tools"]):
+                known = Known(str(one["name"]), name, one["type"] == "custom")
+                yield f"{place}.tools.{inner}", full_name(known.name, name), known, one
         elif tool["type"] not in LEFT_OUT:
-            yield str(tool["name"]), Known(str(tool["name"]), custom=tool["type"] == "custom"), tool
+            yield place, name, Known(name, custom=tool["type"] == "custom"), tool
 
 
 def _in_chat(name: str, tool: Mapping[str, Any]) -> dict[str, Any]:

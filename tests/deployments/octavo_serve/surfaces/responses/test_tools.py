@@ -73,3 +73,12 @@ def test_what_is_no_tool_is_refused(api: Any, tool: Any, sentence: str) -> None:
     message, param = api.refused(tools=[tool])
     assert message.startswith(sentence)
     assert param == "tools"
+
+
+def test_a_grammar_that_cannot_be_kept_to_is_refused_where_it_stands(api: Any) -> None:
+    odd = {"type": "custom", "name": "g", "format": {"type": "grammar", "syntax": "lark", "definition": "start: @x"}}
+    assert api.refused(tools=[{"type": "web_search"}, odd], tool_choice="required")[1] == "tools.1.format"
+    message, param = api.refused(tools=[LOOK_UP, SPACE | {"tools": [odd]}], tool_choice="required")
+    assert param == "tools.1.tools.0.format"
+    assert message.startswith(param)
+    assert tools_of([SPACE]).fields == {"mcp__files__look_up": "tools.0.tools.0.parameters"}
