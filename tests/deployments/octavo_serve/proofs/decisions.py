@@ -58,7 +58,12 @@ class Client:
 
     async def decide(self, state: str, questions: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
         body = {"model": self._model, "input": state, "questions": questions, **fields}
-        answer = await self._http.post("/v1/decisions", json=body)
+        return await self._answer("/v1/decisions", body)
+
+    async def _answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """What a request is answered, which is sent again where there was no room for it."""
+        while (answer := await self._http.post(path, json=body)).status_code == 429:
+            await asyncio.sleep(float(answer.headers["retry-after"]))
         answer.raise_for_status()
         found: dict[str, Any] = answer.json()
         return found
@@ -68,8 +73,7 @@ class Client:
         labels = Labels(YES_NO, ())
         content = f"{state}\n\n{asked.head(labels)}{asked.text(labels)}"
         body = {"model": self._model, "messages": [{"role": "user", "content": content}], "max_tokens": max_tokens}
-        answer = await self._http.post("/v1/chat/completions", json={**body, "logprobs": True, "top_logprobs": 5})
-        answer.raise_for_status()
+        await self._answer("/v1/chat/completions", {**body, "logprobs": True, "top_logprobs": 5})
 
     async def talk(self, stop: asyncio.Event, rng: random.Random) -> None:
         """One stream after the other."""
@@ -87,25 +91,26 @@ async def same_bits(client: Client, options: argparse.Namespace, rng: random.Ran
     """Whether answers are the same bits in all these cases."""
     state, questions = state_of(options.tokens // 4, rng), questions_of(options.questions)
     first = (await client.decide(state, questions))["answers"]
-    found = {
-        "again, from the cache": (await client.decide(state, questions))["answers"],
-        "with nothing of the cache": (await client.decide(state, questions, prompt_cache_options={"mode": "explicit"}))[
-            "answers"
-        ],
-        "in another order": (await client.decide(state, questions[::-1]))["answers"][::-1],
-        "the first three alone": [(await client.decide(state, [q]))["answers"][0] for q in questions[:3]],
-    }
+    same = []
+
+    def compare(name: str, answers: list[Any]) -> None:
+        same.append(answers == first[: len(answers)])
+        print(f"{name:60} {'the same bits' if same[-1] else 'OTHER BITS'}", flush=True)
+
+    fresh = {"prompt_cache_options": {"mode": "explicit"}}
+    compare("again, from the cache", (await client.decide(state, questions))["answers"])
+    compare("with nothing of the cache", (await client.decide(state, questions, **fresh))["answers"])
+    compare("in another order", (await client.decide(state, questions[::-1]))["answers"][::-1])
+    compare("the first three alone", [(await client.decide(state, [q]))["answers"][0] for q in questions[:3]])
     stop = asyncio.Event()
     streams = [asyncio.create_task(client.talk(stop, random.Random(i))) for i in range(options.streams)]
     await asyncio.sleep(1)
-    for name, fields in {"": {}, ", with nothing of the cache": {"prompt_cache_options": {"mode": "explicit"}}}.items():
-        beside = (await client.decide(state, questions, **fields))["answers"]
-        found[f"beside {options.streams} streams{name}"] = beside
+    beside = f"beside {options.streams} streams"
+    compare(beside, (await client.decide(state, questions))["answers"])
+    compare(f"{beside}, with nothing of the cache", (await client.decide(state, questions, **fresh))["answers"])
     stop.set()
     await asyncio.gather(*streams)
-    for name, answers in found.items():
-        print(f"{name:60} {'the same bits' if answers == first[: len(answers)] else 'OTHER BITS'}", flush=True)
-    return all(answers == first[: len(answers)] for answers in found.values())
+    return all(same)
 
 
 async def times(client: Client, options: argparse.Namespace, rng: random.Random) -> None:
