@@ -181,7 +181,8 @@ class LLM:
 
     def _take(self, update: SequenceUpdate, running: dict[str, _Work]) -> bool:
         """Give an update to its request; True when that request has ended."""
-        item = running[update.request_id]
+        if (item := running.get(update.request_id)) is None:
+            return False  # a stop string ended it in the update before: one step may make two of a sequence
         if item.take(update):
             self.engine.abort(update.request_id, update.index)
         if item.finished:

@@ -90,7 +90,7 @@ def main() -> None:
 
 def config(folder: Path, model: str) -> Path:
     """Write the config of a server with two shards; returns its path."""
-    engine: dict[str, Any] = {"max_num_seqs": 16, "kv_cache_bytes": 2**26, "max_model_len": 2048, "threads": 1}
+    engine: dict[str, Any] = {"max_num_seqs": 16, "kv_cache_bytes": 2**27, "max_model_len": 2048, "threads": 1}
     if model == "scripted":
         profile = {
             "source": ["made up: it must be slow enough to be killed in the middle"],

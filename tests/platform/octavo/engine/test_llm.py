@@ -169,6 +169,17 @@ def test_what_is_written_keeps_to_its_form(llm, chat):
     assert params[0].grammar is None  # it is the caller's
 
 
+def test_a_stop_string_may_end_a_text_before_the_last_update_of_a_step(llm):
+    wanted = StructuredOutputs(regex="[ab] then a constant [xyz]{9}")
+    params = [SamplingParams(structured_outputs=wanted, stop="then", max_tokens=40, logprobs=k) for k in (0, None)]
+    scored, plain = (output.outputs[0] for output in llm.generate(["x", "x"], params, use_tqdm=False))
+    assert scored.text in ("a ", "b ")
+    assert (scored.finish_reason, scored.stop_reason) == ("stop", "then")
+    assert len(scored.logprobs) == len(scored.token_ids)
+    assert plain.text in ("a ", "b ")
+    assert len(plain.token_ids) == len(scored.token_ids)
+
+
 def test_a_queue_shorter_than_the_batch_is_fed_as_it_empties(tiny_model):
     llm = LLM(
         str(tiny_model("qwen3")), dtype="float32", kv_cache_bytes=2**22, max_num_queued_requests=2, progress=False
