@@ -112,7 +112,7 @@ def config(folder: Path, model: str) -> Path:
 async def prove(server: RunningServer, options: argparse.Namespace) -> dict[str, Any]:
     async with httpx.AsyncClient(base_url=server.url, timeout=600, limits=httpx.Limits(max_connections=100)) as client:
         asked = requests()
-        unbroken = [await answer(client, body) for _, body in asked]
+        unbroken = await asyncio.gather(*(answer(client, body) for _, body in asked))
         for (kind, _), choices in zip(asked, unbroken, strict=True):
             for choice in choices:
                 check(kind, choice)
