@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -46,8 +46,9 @@ SUSPECTED = 2
 SLOW_TOKEN = 0.005
 """Seconds of CPU that checking a token may take on average; a usual one takes 50 us."""
 
-SLOW_SEQUENCE = 0.1
-"""Seconds that a sequence may take beyond that, all its tokens together, before it ends: the others wait meanwhile."""
+SLOW_REQUEST = 0.1
+"""Seconds that a request may take beyond that, all tokens of its sequences together, before these end: all others wait
+meanwhile."""
 
 _ENDED_WELL = ("NoExtension", "EndOfSentence")
 
@@ -60,6 +61,13 @@ def is_constrained(params: SamplingParams) -> bool:
         or params.allowed_token_ids is not None
         or params.bad_token_ids
     )
+
+
+@dataclass(slots=True)
+class Debt:
+    """Seconds of CPU that a request's tokens took to check, beyond SLOW_TOKEN each."""
+
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,6 +87,7 @@ class Rules:
         greedy: tokens of a text.
         discard: called where a matcher failed.
         words: of a mask.
+        debt: of all of them together.
     """
 
     grammar: Grammar | None
@@ -96,6 +105,7 @@ class Rules:
     greedy: Callable[[bytes], list[int]]
     discard: Callable[[], None]
     words: int
+    debt: Debt = field(default_factory=Debt)
 
     @classmethod
     def of(
@@ -157,7 +167,7 @@ class Constraint:
         suspect: tokens whose CPU is measured, and whose masks are made apart.
     """
 
-    __slots__ = ("_debt", "_in_thought", "_left", "_run", "_tail", "complete", "error", "matcher", "rules", "suspect")
+    __slots__ = ("_in_thought", "_left", "_run", "_tail", "complete", "error", "matcher", "rules", "suspect")
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
@@ -165,7 +175,6 @@ class Constraint:
         self.error: str | None = None
         self.complete = False
         self.suspect = 0
-        self._debt = 0.0
         self._run: WhitespaceRun | None = None
         self._tail = b""
         thinking, grammar = rules.thinking, rules.grammar
@@ -240,10 +249,11 @@ class Constraint:
 
     def make_mask(self, address: int, size: int) -> float:
         """Make its grammar's mask in this thread, of so many bytes; returns the seconds of CPU that took."""
-        matcher, before = self.matcher, self._debt
+        matcher, debt = self.matcher, self.rules.debt
+        before = debt.seconds
         assert matcher is not None
         self._timed(matcher.unsafe_compute_mask_ptr, address, size)
-        return self._debt - before
+        return debt.seconds - before
 
     def check_matcher(self) -> None:
         """Look whether making its mask failed."""
@@ -310,7 +320,7 @@ class Constraint:
     def _consume(self, token: int, data: bytes) -> None:
         matcher = self.matcher
         assert matcher is not None
-        self._debt = max(0.0, self._debt - SLOW_TOKEN)
+        self.rules.debt.seconds = max(0.0, self.rules.debt.seconds - SLOW_TOKEN)
         consumed = self._timed(matcher.consume_token, token)
         self.suspect = max(0, self.suspect - 1)
         if not consumed:
@@ -330,8 +340,8 @@ class Constraint:
         result = work(*arguments, **named)
         seconds = clock() - begin
         if self.suspect:
-            self._debt += seconds
-            if self._debt > SLOW_SEQUENCE:
+            self.rules.debt.seconds += seconds
+            if self.rules.debt.seconds > SLOW_REQUEST:
                 self.fail("this sequence's grammar is too complex: its tokens take too long to check")
         if seconds > SLOW_TOKEN:
             self.suspect = SUSPECTED
@@ -466,7 +476,7 @@ def fill_masks(rows: SamplingRows, constrained: list[tuple[int, Sequence]]) -> N
 
 def _make_masks(places: list[tuple[Constraint, int]], masks: Uint32) -> None:
     """Have the grammars fill their rows: in threads, but for those that seem to take long."""
-    address, size, left = masks.ctypes.data, 4 * masks.shape[1], SLOW_SEQUENCE
+    address, size, left = masks.ctypes.data, 4 * masks.shape[1], SLOW_REQUEST
     together = []
     for constraint, place in places:
         if constraint.suspect and left > 0:

@@ -40,8 +40,9 @@ CACHED_BYTES = 2**26
 _STACK = 2**28
 """Bytes of a thread's stack, of which the system gives what is touched: a chain of 12,000 rules recurses."""
 
-_BASE_BYTES, _BYTES_PER_CHARACTER = 2**16, 64
-"""Memory of a compiled grammar: what it has at least, and what its text adds."""
+_BASE_BYTES, _BYTES_PER_CHARACTER, _BYTES_PER_SECOND = 2**16, 64, 2**26
+"""Memory of a compiled grammar: what it has at least, what its text adds, and what the CPU time of its compile tells of
+states that were found: 102 characters with a `multipleOf` of 32,749 take 0.3 s and 15 MB."""
 
 APART = 1024
 """Grammars of which it is remembered that a sequence failed."""
@@ -65,7 +66,7 @@ class Compiler:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
-        self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[LLMatcher, int]] = OrderedDict()  # with its bytes
         self._bytes = 0
         self._apart: OrderedDict[bytes, None] = OrderedDict()
         self._waiting: deque[tuple[Grammar, Callable[[Compiled], None]]] = deque()
@@ -77,9 +78,10 @@ class Compiler:
         """The matcher of a grammar that is kept."""
         with self._changed:
             found = self._kept.get(grammar.source)
-            if found is not None:
-                self._kept.move_to_end(grammar.source)
-            return found
+            if found is None:
+                return None
+            self._kept.move_to_end(grammar.source)
+            return found[0]
 
     def submit(self, grammar: Grammar, done: Callable[[Compiled], None]) -> None:
         """Compile in a thread, which calls `done`.
@@ -127,8 +129,8 @@ class Compiler:
             self._apart[_digest(grammar)] = None
             if len(self._apart) > APART:
                 self._apart.popitem(last=False)
-            if self._kept.pop(grammar.source, None) is not None:
-                self._bytes -= _bytes_of(grammar)
+            if (found := self._kept.pop(grammar.source, None)) is not None:
+                self._bytes -= found[1]
 
     def _work(self) -> None:
         while True:
@@ -147,12 +149,14 @@ class Compiler:
         try:
             if (found := self.find(grammar)) is not None:
                 return found
+            self.vocabulary.trie()
+            begin = time.thread_time()
             matcher = self._make(grammar)
         except OctavoError as error:
             return error
         except Exception as error:
             return OctavoError(f"the grammar cannot be compiled: {type(error).__name__}")
-        self._keep(grammar, matcher)
+        self._keep(grammar, matcher, time.thread_time() - begin)
         return matcher
 
     def _make(self, grammar: Grammar) -> LLMatcher:
@@ -170,16 +174,17 @@ class Compiler:
             matcher = first
         raise BadRequest(f"{grammar.param}: {told(matcher.get_error())}", grammar.param)
 
-    def _keep(self, grammar: Grammar, matcher: LLMatcher) -> None:
+    def _keep(self, grammar: Grammar, matcher: LLMatcher, seconds: float) -> None:
+        size = _BASE_BYTES + _BYTES_PER_CHARACTER * len(grammar.source) + int(_BYTES_PER_SECOND * seconds)
         with self._changed:
             if self._apart and _digest(grammar) in self._apart:
                 return
-            if grammar.source not in self._kept:
-                self._bytes += _bytes_of(grammar)
-            self._kept[grammar.source] = matcher
+            _, before = self._kept.pop(grammar.source, (None, 0))
+            self._kept[grammar.source] = matcher, size
+            self._bytes += size - before
             while self._bytes > CACHED_BYTES and len(self._kept) > 1:
-                source, _ = self._kept.popitem(last=False)
-                self._bytes -= _BASE_BYTES + _BYTES_PER_CHARACTER * len(source)
+                _, (_, size) = self._kept.popitem(last=False)
+                self._bytes -= size
 
 
 @cache
@@ -200,10 +205,6 @@ def limits() -> LLParserLimits:
 
 def _digest(grammar: Grammar) -> bytes:
     return hashlib.blake2b(grammar.source.encode(errors="surrogatepass"), digest_size=16).digest()
-
-
-def _bytes_of(grammar: Grammar) -> int:
-    return _BASE_BYTES + _BYTES_PER_CHARACTER * len(grammar.source)
 
 
 _begin_lock = threading.Lock()

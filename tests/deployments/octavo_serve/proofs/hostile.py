@@ -18,6 +18,7 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -204,13 +205,16 @@ async def attack_all(options: argparse.Namespace) -> dict[str, Any]:
 class Attackers:
     """Hostile clients.
 
+    Args:
+        draw: makes the next request.
+
     Attributes:
         answers: status -> how many, and "closed", "no answer" (for a request that was whole).
         bad: the kinds and answers of those with a 5xx or no answer.
     """
 
-    def __init__(self, port: int, model: str, seed: int) -> None:
-        self._port, self._model = port, model
+    def __init__(self, port: int, model: str, seed: int, draw: Callable[[random.Random, str], Attack] = attack) -> None:
+        self._port, self._model, self._draw = port, model, draw
         self._rng = random.Random(seed)
         self.answers: Counter[str] = Counter()
         self.bad: list[str] = []
@@ -221,7 +225,7 @@ class Attackers:
         async def client() -> None:
             for number in numbers:
                 await asyncio.sleep(max(0.0, start + number / rate - time.monotonic()))
-                await self._one(attack(self._rng, self._model))
+                await self._one(self._draw(self._rng, self._model))
                 if number % 1000 == 999:
                     print(f"{number + 1} hostile requests, {dict(self.answers)}", file=sys.stderr, flush=True)
 

@@ -322,7 +322,7 @@ def chain(length: int) -> Grammar:
 def test_a_grammar_whose_tokens_take_long_ends_one_request(say, monkeypatch, suspect):
     monkeypatch.setattr(constrained, "SUSPECT", suspect)  # where nobody is suspected, reading tokens tells
     monkeypatch.setattr(constrained, "SLOW_TOKEN", 0.0005)
-    monkeypatch.setattr(constrained, "SLOW_SEQUENCE", 0.01)
+    monkeypatch.setattr(constrained, "SLOW_REQUEST", 0.01)
     others = [request("r", 2, grammar=LARK), request("j", 2, grammar=JSON), request("f", 2, max_tokens=5)]
     slow = request("s", 2, grammar=chain(400), max_tokens=200, allowed_token_ids=say.letters("a"))
     told = say(slow, *others)

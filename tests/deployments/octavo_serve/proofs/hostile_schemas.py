@@ -1,0 +1,157 @@
+"""Hostile schemas, grammars and tools beside healthy streams: nobody but the sender may notice.
+
+    python tests/deployments/octavo_serve/proofs/hostile_schemas.py CONFIG --requests 10000
+
+As `hostile`, with the requests of `hostile_schema_requests`: they are chats, completions, responses and messages, whole
+and in good form, and wrong in what they say of their answers. Eight clients read streams alone and beside them; one
+more asks now and then for an answer of a schema that nobody has sent before. No healthy stream may fail, no gap of one
+may be longer than twice the 99th percentile alone, no answer may be a 5xx, no process may be replaced. Exit code 1 if
+any of that fails. The last line of the output is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+sys.path.insert(0, str(Path(__file__).parent))
+import hostile_schema_requests
+from hostile import Attackers, Healthy, expected_texts, percentiles
+from running import RunningServer, parser
+
+NEW_EVERY = 1.0
+"""Seconds between two new schemas of a healthy client."""
+
+
+def main() -> None:
+    options = arguments()
+    if options.attack_port:
+        os.nice(10)  # they share a machine with the server, and are not what is measured
+        attackers = Attackers(options.attack_port, options.model, options.seed, hostile_schema_requests.attack)
+        print(json.dumps(asyncio.run(attackers.run(options.requests, options.clients, options.rate))))
+        return
+    with RunningServer(options.config, options.port) as server:
+        result = asyncio.run(prove(server, options))
+    print(json.dumps(result))
+    sys.exit(1 if complaints(result) else 0)
+
+
+def arguments() -> argparse.Namespace:
+    options = parser(__doc__)
+    options.add_argument("--requests", type=int, default=10_000)
+    options.add_argument("--clients", type=int, default=32, help="hostile ones at once")
+    options.add_argument("--rate", type=float, default=10.0, help="hostile requests per second, at most")
+    options.add_argument("--tokens", type=int, default=60, help="of each healthy stream")
+    options.add_argument("--alone", type=float, default=30.0, help="seconds of the streams alone, before and after")
+    options.add_argument("--attack-port", type=int, help=argparse.SUPPRESS)  # of the process that attacks
+    options.add_argument("--model", help=argparse.SUPPRESS)
+    return options.parse_args()
+
+
+def complaints(result: dict[str, Any]) -> list[str]:
+    """What went wrong."""
+    found = {
+        "a healthy stream failed": result["healthy_failures"] > 0 or result["new_schemas"]["failures"] > 0,
+        "a 5xx": any(code >= "500" and code.isdigit() for code in result["answers"]),
+        "a complete request had no answer": result["answers"].get("no answer", 0) > 0,
+        "a gap was longer than twice the p99 alone": result["long_gaps"] > 0,
+        "a process was replaced": result["replaced"] > 0,
+    }
+    return [name for name, wrong in found.items() if wrong]
+
+
+async def prove(server: RunningServer, options: argparse.Namespace) -> dict[str, Any]:
+    expected = await expected_texts(server.url, server.model, options.tokens)
+    healthy, new = Healthy(server.url, server.model, options.tokens, expected), NewSchemas(server)
+    await new.run(1)  # the tokens' bytes are laid out at the first grammar, which is no part of this
+    alone_before = await healthy.run_for(options.alone)
+    new_alone = await new.run(20)
+    before, memory = sorted(pid for pid, _ in server.replicas()), [resident_mb(server)]
+    start = time.monotonic()
+    attacking = asyncio.create_task(attack(server, options))
+    asking = asyncio.create_task(new.run_until(attacking))
+    gaps = await healthy.run_until(attacking)
+    seconds = time.monotonic() - start
+    # before and after, for a machine with other work is not the same all the time
+    alone_after = await healthy.run_for(options.alone)
+    alone, during = percentiles(alone_before + alone_after), percentiles(gaps)
+    memory.append(resident_mb(server))
+    after = sorted(pid for pid, _ in server.replicas())
+    result = {
+        "requests": options.requests, "rate": options.rate, "seconds": round(seconds),
+        "healthy_streams": healthy.finished, "healthy_failures": len(healthy.failures),
+        "p50_alone_ms": alone[0], "p50_ms": during[0], "p99_alone_ms": alone[1], "p99_ms": during[1],
+        "longest_alone_ms": round(1000 * max(alone_before + alone_after), 1), "longest_ms": round(1000 * max(gaps), 1),
+        "gaps": len(gaps), "long_gaps": sum(gap > 2 * alone[1] / 1000 for gap in gaps),
+        "new_schemas": {"alone_ms": percentiles(new_alone), "ms": percentiles(await asking), "failures": new.failures},
+        "resident_mb": memory, "replaced": len(set(before) ^ set(after)), **await attacking,
+    }  # fmt: skip
+    print(*healthy.failures[:5], *complaints(result), sep="\n", flush=True)
+    return result
+
+
+async def attack(server: RunningServer, options: argparse.Namespace) -> dict[str, Any]:
+    """All hostile requests, from a process of their own; what came back."""
+    command = [sys.executable, __file__, str(options.config), "--attack-port", str(server.port)]
+    command += ["--model", server.model]
+    for name in ("requests", "clients", "rate", "seed"):
+        command += [f"--{name}", str(getattr(options, name))]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, limit=2**24)
+    found: dict[str, Any] = json.loads((await process.communicate())[0])
+    return found
+
+
+class NewSchemas:
+    """A healthy client whose every schema is new.
+
+    Attributes:
+        failures: answers that were none.
+    """
+
+    def __init__(self, server: RunningServer) -> None:
+        self._server = server
+        self._count = 0
+        self.failures = 0
+
+    async def run(self, count: int) -> list[float]:
+        """Ask so often; seconds to each answer's first token."""
+        async with httpx.AsyncClient(base_url=self._server.url, timeout=120) as client:
+            return [await self._ask(client) for _ in range(count)]
+
+    async def run_until(self, end: asyncio.Task[Any]) -> list[float]:
+        """Ask now and then until then."""
+        found: list[float] = []
+        while not end.done():
+            found += await self.run(1)
+            await asyncio.wait([end], timeout=NEW_EVERY)
+        return found
+
+    async def _ask(self, client: httpx.AsyncClient) -> float:
+        self._count += 1
+        schema = {"type": "object", "properties": {f"name_{self._count}": {"type": "string"}}}
+        body = {"model": self._server.model, "prompt": "JSON: ", "max_tokens": 1, "guided_json": schema}
+        start = time.monotonic()
+        answer = await client.post("/v1/completions", json=body)
+        self.failures += answer.status_code != 200
+        return time.monotonic() - start
+
+
+def resident_mb(server: RunningServer) -> dict[str, int]:
+    """MB of each replica, by deployment; memory that it shares with others counts in full."""
+    found: Counter[str] = Counter()
+    for pid, command in server.replicas():
+        found[command.partition(".")[0]] += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 // 2**20
+    return dict(found)
+
+
+if __name__ == "__main__":
+    main()
