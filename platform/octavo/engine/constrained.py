@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from octavo.engine.sequence import Sequence
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 FORCING = True
 """Whether forced tokens are known tokens; tests and proofs turn it off. Then masks of one token say the same."""

@@ -45,7 +45,7 @@ def test_copies_go_their_own_way(compiler, byte_level):
 
 def test_what_one_sequence_failed_of_other_requests_do_not_share(compiler, byte_level, monkeypatch):
     few = LLParserLimits(max_lexer_states=100, verbose_errors=False)
-    monkeypatch.setattr(module, "_limits", lambda: few)
+    monkeypatch.setattr(module, "limits", lambda: few)
     grammar = Grammar(source="start: /(a|b)*a(a|b){12}c/")
     text = "".join(random.Random(1).choices("ab", k=300))
     matcher, letters = compiler.compile(grammar), byte_level.encode(text, add_special_tokens=False)
@@ -136,6 +136,7 @@ def test_hostile_grammars_are_refused_or_run(compiler, name):
 
 def test_old_grammars_are_forgotten(compiler, monkeypatch):
     monkeypatch.setattr(module, "CACHED_BYTES", 3 * 2**16 + 2**14)
+    monkeypatch.setattr(module, "_BYTES_PER_SECOND", 0)
     grammars = [Grammar(source=f'start: "a{i}"') for i in range(5)]
     for grammar in grammars:
         compiler.compile(grammar)

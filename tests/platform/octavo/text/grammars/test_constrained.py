@@ -36,4 +36,4 @@ def test_a_chat_s_answer_may_come_behind_thinking(byte_level: Tokenizer) -> None
         for chat in (None, "Hi", "<|im_start|>assistant\n<think>")
     }
     assert [grammar and "<think>" in grammar.source for grammar in made.values()] == [False, True, False]
-    assert [grammar and grammar.after_texts for grammar in made.values()] == [(), (), ("</think>",)]
+    assert [grammar and grammar.after_texts for grammar in made.values()] == [(), (), ()]
