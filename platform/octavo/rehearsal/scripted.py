@@ -121,7 +121,8 @@ class ScriptedExecutor(SimulatedExecutor):
         for row, index in enumerate(batch.sampling.token_index.tolist()):
             said = self._next(self._sequence(batch, index), masks.get(row))
             if (logprobs := result.logprobs.get(row)) is not None:
-                logprobs.token_ids[:2] = [said] * min(2, len(logprobs.token_ids))
+                ranked = min(2, len(logprobs.token_ids) - logprobs.named)
+                logprobs.token_ids[:ranked] = [said] * ranked
             result.token_ids[row] = said
         return result
 

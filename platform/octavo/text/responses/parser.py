@@ -30,6 +30,7 @@ MAX_SPACES = 1024
 _MEMBER = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"\\\ud800-\udfff]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 
 
+_ARGUES = re.compile(r'"(?:arguments|parameters)"\s*:')
 _FENCE = re.compile("```(?:json)?")
 _ESCAPES = {quote: re.compile(rf"\\.|\\|{quote}", re.DOTALL) for quote in "\"'"}
 
@@ -252,7 +253,9 @@ class ResponseParser:
         captures = {**call.captures, **(match.groups if match else {})}
         incomplete = match is None and cut and self._template.closes(call.field.name)
         calls = None if incomplete else call.body.calls(body, captures, self._schemas)
-        if calls is not None and call.is_bare and any(made.name not in self._schemas for made in calls):
+        known = calls is not None and all(made.name in self._schemas for made in calls)
+        argues = call.field.content != "json" or _ARGUES.search(body) is not None
+        if call.is_bare and not (known and argues):
             calls = None  # it could be an answer in JSON
         if calls is None:
             if match is None and (not body.strip() or (cut and self.calls)):
