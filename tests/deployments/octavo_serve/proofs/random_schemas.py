@@ -114,12 +114,13 @@ class Model:
 
 
 class Walker:
-    """No model: tokens are drawn from the masks, half of them the shortest of six, so that texts end."""
+    """No model: tokens are drawn from the masks, often such that close something, so that texts end."""
 
     def __init__(self, name: str) -> None:
         self._tokenizer = load_tokenizer(resolve_source(name))
         compiler = Compiler(Vocabulary(self._tokenizer, self._tokenizer.vocab_size))
         self.compile = compiler.compile
+        self._closing = {token for text in '"}]' for token in self._tokenizer.encode(text, add_special_tokens=False)}
 
     def say(self, wanted: list[Grammar], tokens: int, seeds: list[int]) -> list[Said]:
         """As `Model.say`."""
@@ -143,8 +144,8 @@ class Walker:
     def _draw(self, matcher: LLMatcher, rng: random.Random) -> int:
         mask = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         allowed = np.flatnonzero(np.unpackbits(mask, bitorder="little")).tolist()
-        few = rng.choices(allowed, k=rng.choice([1, 6]))
-        return int(min(few, key=lambda token: len(self._tokenizer.token_bytes(token))))
+        closing = sorted(self._closing.intersection(allowed))
+        return int(rng.choice(closing if closing and rng.random() < 0.5 else allowed))
 
     def _said(self, ids: list[int], end: str) -> Said:
         return Said(b"".join(map(self._tokenizer.token_bytes, ids)).decode(errors="replace"), len(ids), end)
