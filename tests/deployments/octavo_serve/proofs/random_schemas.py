@@ -184,7 +184,7 @@ def judged(schema: Schema, answer: Said, *, strict: bool) -> dict[str, Any]:
     if answer.end == "length":
         return {**line, "verdict": "length"}
     if answer.end != "stop":
-        return {**line, "verdict": "wrong", "why": answer.end, "text": answer.text, "schema": schema}
+        return {**line, "verdict": "failed", "why": answer.end, "text": answer.text, "schema": schema}
     verdict, why = verdict_on(schema, answer.text, strict=strict)
     if verdict == "valid":
         return {**line, "verdict": verdict}
@@ -217,9 +217,18 @@ def verdict_on(schema: Schema, text: str, *, strict: bool) -> tuple[str, str]:
     if not problems:
         return "valid", ""
     why = "; ".join(sorted({_place(problem) for problem in problems}))
-    if not strict and all(IGNORED.intersection(map(str, problem.schema_path)) for problem in problems):
+    if not strict and all(ignores(schema, problem.schema_path) for problem in problems):
         return "ignored keyword", why
     return ("validators disagree" if jsonschema_accepts(schema, value) else "wrong"), why
+
+
+def ignores(schema: Any, path: list[Any]) -> bool:
+    """Whether a keyword that may be ignored is on the way to a part of a schema, or in it."""
+    for part in path:
+        if part in IGNORED:
+            return True
+        schema = schema[int(part) if isinstance(schema, list) else part]
+    return any(f'"{keyword}": ' in json.dumps(schema) for keyword in IGNORED)
 
 
 def jsonschema_accepts(schema: Schema, value: Any) -> bool:
@@ -263,7 +272,7 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-VERDICTS = "valid", "length", "refused", "ignored keyword", "validators disagree", "no validator", "wrong"
+VERDICTS = "valid", "length", "refused", "ignored keyword", "validators disagree", "no validator", "failed", "wrong"
 
 
 # ---- made-up schemas ------------------------------------------------------------------------------------------------
