@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Any
+
+import msgspec
 
 from octavo.constraint import Grammar
 from octavo.errors import BadRequest
@@ -16,6 +21,9 @@ from octavo.text.responses.bound import BoundTemplate
 from octavo_serve.api.chats import EFFORTS, Chat
 from octavo_serve.api.custom_tools import lark_of, parameters
 from octavo_serve.api.model import ServedModel
+
+MAX_MADE = 64
+"""Grammars of tools that are kept; each has at most `octavo.constraint.MAX_GRAMMAR` characters."""
 
 USUAL_TOKENS = 4096
 """Tokens of an answer of which an effort is a share, where neither the request nor the model's settings bound it."""
@@ -56,7 +64,7 @@ def constrain(
     elif wanted is not None:
         grammar = message.answer(wanted, tools, many=not chat.one_call)
     elif tools:
-        grammar = message.begun(tools, many=not chat.one_call)
+        grammar = _begun(message, template, tools, many=not chat.one_call)
     params = dataclasses.replace(params, structured_outputs=None, grammar=grammar)
     budget = _budget(chat, params, model, template)
     if budget is not None:
@@ -88,6 +96,33 @@ def _callable(function: Mapping[str, Any], number: int, chat: Chat) -> CallableT
         strict=bool(function.get("strict")),
         param=chat.tool_fields.get(name, f"tools.{number}.function.parameters"),
     )
+
+
+def _begun(
+    message: MessageGrammar, template: BoundTemplate, tools: list[CallableTool], *, many: bool
+) -> Grammar | None:
+    """As `MessageGrammar.begun`, or what was made before: a chat has the same tools turn after turn.
+
+    20 of them take 24 ms in which no other thread runs.
+    """
+    try:
+        key = template, blake2b(msgspec.json.encode(tools)).digest(), many
+    except UnicodeEncodeError:  # half of a surrogate pair: whoever makes the grammar refuses it
+        return message.begun(tools, many=many)
+    with _lock:
+        if key in _made:
+            _made.move_to_end(key)
+            return _made[key]
+    grammar = message.begun(tools, many=many)
+    with _lock:
+        _made[key] = grammar
+        if len(_made) > MAX_MADE:
+            _made.popitem(last=False)
+    return grammar
+
+
+_made: OrderedDict[tuple[BoundTemplate, bytes, bool], Grammar | None] = OrderedDict()
+_lock = threading.Lock()
 
 
 def _mapping(value: Any) -> Mapping[str, Any] | None:

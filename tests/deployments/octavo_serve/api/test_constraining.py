@@ -145,3 +145,12 @@ def test_what_asks_for_nothing_costs_nothing() -> None:
     assert constrains(SamplingParams(bad_words=["a"]), None)
     assert made(chat(), bad_words=["a"]).bad_token_ids
     assert constrain(SamplingParams(structured_outputs=WANTED), None, served(), None, "").grammar is not None
+
+
+def test_the_same_tools_make_a_grammar_once() -> None:
+    first = made(chat(NOW, LOOK_UP)).grammar
+    assert first is not None
+    assert made(chat(NOW, LOOK_UP)).grammar is first
+    assert made(chat(NOW, LOOK_UP, one_call=True)).grammar is not first
+    assert made(chat(LOOK_UP, NOW)).grammar is not first
+    assert made(chat(NOW, LOOK_UP), served(PLAIN)).grammar is not first

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types.responses import ResponseItem
 from pydantic import TypeAdapter
@@ -44,6 +44,7 @@ def chat(given: Any, instructions: str | None = None) -> list[dict[str, Any]]:
     return [message.model_dump(exclude_unset=True) for message in messages_of(instructions, usual(given), str)]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a loaded machine draws slowly
 @given(items)
 def test_the_usual_form_is_stable_and_is_what_sdks_list(given: list[dict[str, Any]]) -> None:
     form = usual(checked_items(given))
@@ -53,6 +54,7 @@ def test_the_usual_form_is_stable_and_is_what_sdks_list(given: list[dict[str, An
         _ITEM.validate_python(item, strict=True)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a loaded machine draws slowly
 @given(items)
 def test_no_text_is_lost(given: list[dict[str, Any]]) -> None:
     said = str(chat(given))
