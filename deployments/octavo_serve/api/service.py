@@ -41,6 +41,8 @@ MAX_PARSED = 2
 """Large bodies parsed at the same time; a bound, so that many of them leave the other cores free."""
 PROMPT_NICE = 5
 """Of the threads that tokenise long prompts: the event loop goes first where more wants to run than there are cores."""
+MAX_GRAMMARS = 2
+"""Requests whose grammars are made at the same time; 128 new tools take 1.8 s."""
 MAX_TEMPLATES = 64
 """Templates that may be rendered or wait outside the event loop: a minute of work if none of them ends."""
 
@@ -57,6 +59,7 @@ class Service:
         self.lateness = Lateness()
         self.threads = Threads()
         self.prompt_threads = Threads(max(1, min(MAX_THREADS, (os.cpu_count() or 1) - 1)), nice=PROMPT_NICE)
+        self.grammar_threads = Threads(MAX_GRAMMARS, nice=PROMPT_NICE)  # so that many tools hold up no answer
         self.body_threads = Threads(MAX_PARSED)
         self.template_threads = Threads(PROCESSES, MAX_TEMPLATES)  # so that a template without end does not delay texts
 
@@ -89,7 +92,7 @@ class Service:
                 reading = reading_of(content, template, text)
                 content = [text]
             if constrains(asked.params, chat):
-                asked.params = await self.threads.finish(constrain, asked.params, chat, model, template, text)
+                asked.params = await self.grammar_threads.run(constrain, asked.params, chat, model, template, text)
             info = await model.client.describe()
             request_id = f"{asked.kind}-{secrets.token_hex(12)}"  # a client's own id may be in use elsewhere
             work = partial(prepare, model.tokenizer, info, content, asked, request_id)
