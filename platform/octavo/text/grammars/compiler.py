@@ -189,13 +189,13 @@ class Compiler:
 
 @cache
 def limits() -> LLParserLimits:
-    """Of what llguidance allows by default a third for a compile, half for a mask (7 ms), and a fifth of the memory."""
+    """Of what llguidance allows by default a third for a compile, all for a mask (14 ms), and a fifth of the memory."""
     from llguidance import LLParserLimits
 
     return LLParserLimits(
         max_items_in_row=2_000,
         initial_lexer_fuel=300_000,
-        step_lexer_fuel=100_000,
+        step_lexer_fuel=200_000,
         step_max_items=20_000,
         max_lexer_states=50_000,
         max_grammar_size=200_000,
