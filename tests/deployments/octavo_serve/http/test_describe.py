@@ -20,7 +20,7 @@ from octavo_serve.http.describe import Described, described, openapi, page
 from octavo_serve.surfaces.served import OPERATIONS, SURFACES
 
 DESCRIBED = described(SURFACES, OPERATIONS)
-EXAMPLES = 16
+EXAMPLES = 10
 
 
 @pytest.fixture
