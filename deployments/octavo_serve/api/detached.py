@@ -18,7 +18,7 @@ MAX_ENDED = 1024
 
 
 @dataclass(eq=False, slots=True)
-class Run:
+class DetachedRun:
     """One of them.
 
     Attributes:
@@ -81,10 +81,12 @@ class Detached:
     """All of a gateway's, by their keys."""
 
     def __init__(self) -> None:
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[str, DetachedRun] = {}
         self._bytes = 0
 
-    def start(self, key: str, owner: str, state: Any, work: Callable[[Run], Awaitable[None]], *, logs: bool) -> Run:
+    def start(
+        self, key: str, owner: str, state: Any, work: Callable[[DetachedRun], Awaitable[None]], *, logs: bool
+    ) -> DetachedRun:
         """Begin one.
 
         Raises:
@@ -92,11 +94,11 @@ class Detached:
         """
         if sum(not run.ended for run in self._runs.values()) >= MAX_RUNNING:
             raise Overloaded(f"{MAX_RUNNING} requests run in the background here already", retry_after=10.0)
-        run = self._runs[key] = Run(owner, state, logs, self)
+        run = self._runs[key] = DetachedRun(owner, state, logs, self)
         run.task = asyncio.create_task(self._performed(key, run, work))
         return run
 
-    async def _performed(self, key: str, run: Run, work: Callable[[Run], Awaitable[None]]) -> None:
+    async def _performed(self, key: str, run: DetachedRun, work: Callable[[DetachedRun], Awaitable[None]]) -> None:
         try:
             await work(run)
         finally:
@@ -105,12 +107,12 @@ class Detached:
                 self._runs.pop(key, None)
             self._tidy()
 
-    def find(self, owner: str, key: str) -> Run | None:
+    def find(self, owner: str, key: str) -> DetachedRun | None:
         """The caller's run with this key, while it runs or its log is there."""
         run = self._runs.get(key)
         return run if run is not None and run.owner == owner else None
 
-    async def cancel(self, run: Run) -> None:
+    async def cancel(self, run: DetachedRun) -> None:
         """End one, and wait until it has ended."""
         if run.task is not None and not run.task.done():
             run.task.cancel()
@@ -123,7 +125,7 @@ class Detached:
             self._bytes -= run.lose()
             del self._runs[key]
 
-    def grown(self, run: Run, size: int) -> None:
+    def grown(self, run: DetachedRun, size: int) -> None:
         """A log has grown: make room, by its own loss if nothing else helps."""
         self._bytes += size
         if self._bytes > MAX_LOG_BYTES:

@@ -72,7 +72,7 @@ class Debt:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rules:
+class RequestRules:
     """What all sequences of a request must keep to.
 
     Attributes:
@@ -116,7 +116,7 @@ class Rules:
         matcher: LLMatcher | None,
         ends: Iterable[int],
         vocab_size: int,
-    ) -> Rules:
+    ) -> RequestRules:
         """Those of a request.
 
         Args:
@@ -170,7 +170,7 @@ class Constraint:
 
     __slots__ = ("_in_thought", "_left", "_run", "_tail", "complete", "error", "matcher", "rules", "suspect")
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: RequestRules) -> None:
         self.rules = rules
         self.matcher: LLMatcher | None = None
         self.error: str | None = None
@@ -515,7 +515,7 @@ def banned(seq: Sequence) -> Int64:
     return np.union1d(never, np.array(found, np.int64))
 
 
-def _rules(seq: Sequence) -> Rules:
+def _rules(seq: Sequence) -> RequestRules:
     assert seq.constraint is not None
     return seq.constraint.rules
 

@@ -15,7 +15,7 @@ from octavo.constraint import Grammar
 from octavo.cost_model import CostModel
 from octavo.engine.admission import ModelLimits
 from octavo.engine.batch import BatchBuilder, smallest_batch
-from octavo.engine.constrained import Rules, is_constrained
+from octavo.engine.constrained import RequestRules, is_constrained
 from octavo.engine.isolation import Isolation
 from octavo.engine.patience import FIRST, Patience
 from octavo.engine.plan import InFlight, StepPlan
@@ -147,13 +147,13 @@ class Engine:
         if request.placement is not None:
             self.tickets.append(request.placement.ticket)
 
-    def _rules(self, request: Request, matcher: LLMatcher | None) -> Rules:
+    def _rules(self, request: Request, matcher: LLMatcher | None) -> RequestRules:
         self.scheduler.check(request)
         params, limits = request.params, self.limits
         if params.grammar is not None and matcher is None:
             matcher = self.compile(params.grammar)
         ends = (frozenset() if params.ignore_eos else limits.end_token_ids).union(params.stop_token_ids)
-        return Rules.of(params, self.compiler, matcher, ends, limits.vocab_size)
+        return RequestRules.of(params, self.compiler, matcher, ends, limits.vocab_size)
 
     def compile(self, grammar: Grammar) -> LLMatcher:
         """Compile a grammar, or find it; see `Compiler.compile`."""

@@ -32,7 +32,7 @@ from octavo.config import EngineConfig
 from octavo.cost_model import CostModel
 from octavo.engine.admission import ModelLimits, check_request
 from octavo.engine.budget import prompt_budget
-from octavo.engine.constrained import Rules
+from octavo.engine.constrained import RequestRules
 from octavo.engine.decisions import Decision, DecisionKind, DecisionLog
 from octavo.engine.load import Counters, num_filled_slots, shard_state
 from octavo.engine.plan import InFlight, StepPlan, Take, scores_of
@@ -89,7 +89,7 @@ class Scheduler:
 
     # ---- requests in ------------------------------------------------------------------------------------------
 
-    def add(self, request: Request, rules: Rules | None = None) -> None:
+    def add(self, request: Request, rules: RequestRules | None = None) -> None:
         """Queue a request.
 
         Args:

@@ -10,7 +10,7 @@ import numpy as np
 
 from octavo.block_hash import extend_chain, root_hash
 from octavo.engine.admission import ModelLimits, most_tokens
-from octavo.engine.constrained import Constraint, Rules
+from octavo.engine.constrained import Constraint, RequestRules
 from octavo.engine.token_counts import TokenCounts
 from octavo.engine.untold import Untold
 from octavo.kvcache.block_pool import BlockPool
@@ -68,7 +68,7 @@ class Group:
     num_cached_tokens: int | None = None
     prompt_logprobs: PackedLogprobs | None = None
     announced: bool = False
-    rules: Rules | None = None
+    rules: RequestRules | None = None
     samples: bool = field(init=False)
     columns: tuple[float, int, float, float, int] = field(init=False)
     penalties: tuple[float, float, float] | None = None
@@ -79,7 +79,9 @@ class Group:
     has_extras: bool = field(init=False)
 
     @classmethod
-    def of(cls, request: Request, limits: ModelLimits, arrival: tuple[int, int], rules: Rules | None = None) -> Group:
+    def of(
+        cls, request: Request, limits: ModelLimits, arrival: tuple[int, int], rules: RequestRules | None = None
+    ) -> Group:
         """A request that has no sequences yet."""
         params = request.params
         return cls(
@@ -330,7 +332,7 @@ class Sequence:
         self.give_back(len(self.token_ids) - 1)
         return update
 
-    def constrain(self, rules: Rules) -> None:
+    def constrain(self, rules: RequestRules) -> None:
         """Have its tokens keep to rules: those it has, and those that are forced before any is drawn."""
         self.constraint = Constraint(rules)
         so_far = self.token_ids[: self.num_prompt]

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from octavo.errors import BadRequest, OctavoError, Overloaded
-from octavo_serve.api.detached import Run
+from octavo_serve.api.detached import DetachedRun
 from octavo_serve.api.failures import failure_of
 from octavo_serve.api.generation import run as run_job
 from octavo_serve.api.operation import Streamed
@@ -60,7 +60,7 @@ async def detach(
     return Streamed(FRAMING.media_type, _followed(run, 0)) if body.stream else now
 
 
-async def _followed(run: Run, after: int) -> AsyncGenerator[bytes, None]:
+async def _followed(run: DetachedRun, after: int) -> AsyncGenerator[bytes, None]:
     """A run's events as a stream; one that cannot go on ends with an error."""
     try:
         async with aclosing(run.follow(after)) as chunks:
@@ -72,7 +72,7 @@ async def _followed(run: Run, after: int) -> AsyncGenerator[bytes, None]:
     yield FRAMING.end
 
 
-async def _perform(service: Service, run: Run) -> None:
+async def _perform(service: Service, run: DetachedRun) -> None:
     """Run a response to its end, whatever that is, and store it."""
     writer: ResponseWriter = run.state
     beat = asyncio.create_task(_beat(service, run))
@@ -92,7 +92,7 @@ async def _perform(service: Service, run: Run) -> None:
         beat.cancel()
 
 
-async def _written(service: Service, run: Run) -> None:
+async def _written(service: Service, run: DetachedRun) -> None:
     writer: ResponseWriter = run.state
     async with aclosing(run_job(writer.job)) as stream:
         async for elements in stream:
@@ -116,7 +116,7 @@ def _framed_large(event: ResponseEvent) -> bytes:
     return FRAMING.frame(event, to_json_in_slices(event))
 
 
-async def _say_begun(service: Service, run: Run) -> None:
+async def _say_begun(service: Service, run: DetachedRun) -> None:
     """Store that it is no longer queued, which other gateways tell."""
     turn = run.state.turn
     with suppress(OctavoError):  # its file is busy: then they say that it is queued
@@ -131,7 +131,7 @@ async def _put_status(service: Service, record: Record, kept: Kept, status: str)
     return await service.records.put(replace(record, body=msgspec.json.encode(kept)), replaces=record.body)
 
 
-async def _beat(service: Service, run: Run) -> None:
+async def _beat(service: Service, run: DetachedRun) -> None:
     """Say again and again that the response is worked on, until it was cancelled or deleted elsewhere."""
     turn = run.state.turn
     while True:

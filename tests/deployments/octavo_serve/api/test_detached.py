@@ -8,10 +8,10 @@ import pytest
 
 from octavo.errors import OctavoError, Overloaded
 from octavo_serve.api import detached
-from octavo_serve.api.detached import Detached, Run
+from octavo_serve.api.detached import Detached, DetachedRun
 
 
-async def read(run: Run, after: int = 0) -> bytes:
+async def read(run: DetachedRun, after: int = 0) -> bytes:
     return b"".join([chunk async for chunk in run.follow(after)])
 
 
@@ -19,7 +19,7 @@ def test_everybody_reads_all_of_it_from_anywhere() -> None:
     async def perform() -> None:
         runs, go = Detached(), asyncio.Event()
 
-        async def work(run: Run) -> None:
+        async def work(run: DetachedRun) -> None:
             run.say(b"a")
             await go.wait()
             run.say(b"b")
@@ -45,7 +45,7 @@ def test_what_is_cancelled_has_ended() -> None:
     async def perform() -> None:
         runs, ended = Detached(), []
 
-        async def work(run: Run) -> None:
+        async def work(run: DetachedRun) -> None:
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
@@ -68,11 +68,11 @@ def test_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     async def perform() -> None:
         runs = Detached()
 
-        async def says(run: Run) -> None:
+        async def says(run: DetachedRun) -> None:
             for _ in range(8):
                 run.say(b"x")
 
-        async def says_more(run: Run) -> None:
+        async def says_more(run: DetachedRun) -> None:
             await says(run)
             await says(run)
 
