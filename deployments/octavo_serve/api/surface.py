@@ -33,6 +33,11 @@ def to_json(value: Any) -> bytes:
     return msgspec.json.encode(value)
 
 
+def named_frame(event: Mapping[str, Any], json: bytes) -> bytes:
+    """A server-sent event that is named by its type."""
+    return b"event: " + str(event.get("type", "error")).encode() + b"\ndata: " + json + b"\n\n"
+
+
 class Writer(ABC, Generic[A, E]):
     """Turns one request's stream into a protocol's events, or into its whole answer.
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from octavo_serve.api.surface import Framing, Surface
+from octavo_serve.api.surface import Framing, Surface, named_frame
 from octavo_serve.surfaces.messages.answers import Event, Message
 from octavo_serve.surfaces.messages.asking import ask
 from octavo_serve.surfaces.messages.errors import ERRORS
 from octavo_serve.surfaces.messages.schemas import MessagesRequest
 from octavo_serve.surfaces.messages.writer import MessagesWriter
-
-
-def _frame(event: Mapping[str, Any], json: bytes) -> bytes:
-    return b"event: " + str(event["type"]).encode() + b"\ndata: " + json + b"\n\n"
 
 
 def _describe(event: Any, error: Any) -> dict[str, Any]:
@@ -38,5 +33,5 @@ MESSAGES: Surface[MessagesRequest, Message, Event] = Surface(
     ask=ask,
     writer=MessagesWriter,
     errors=ERRORS,
-    framing=Framing("text/event-stream", _frame, b"", _describe),
+    framing=Framing("text/event-stream", named_frame, b"", _describe),
 )

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from octavo_serve.api.surface import Framing
-
-
-def _frame(event: Mapping[str, Any], json: bytes) -> bytes:
-    return b"event: " + str(event.get("type", "error")).encode() + b"\ndata: " + json + b"\n\n"
+from octavo_serve.api.surface import Framing, named_frame
 
 
 def _describe(event: Any, error: Any) -> dict[str, Any]:
@@ -26,4 +21,4 @@ def _describe(event: Any, error: Any) -> dict[str, Any]:
     }
 
 
-FRAMING = Framing("text/event-stream", _frame, b"data: [DONE]\n\n", _describe)
+FRAMING = Framing("text/event-stream", named_frame, b"data: [DONE]\n\n", _describe)
