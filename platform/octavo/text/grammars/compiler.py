@@ -224,6 +224,8 @@ def deep_thread(work: Callable[[], None]) -> threading.Thread:
 
 def told(message: str) -> str:
     """llguidance's message in one line, without the state and the grammar that it prints after it."""
+    if message.startswith("NoExtension"):
+        return "no text keeps to it"
     message = message.partition("\n<state>")[0].partition("\n<non-verbose")[0]
     message, _, _ = message.partition("; following special tokens are available")
     where = re.match(r"(?:at )?(\d+)\((\d+)\): ", message)
