@@ -16,7 +16,7 @@ from typing import Literal
 from octavo.constraint import Grammar, StructuredOutputs, Thinking
 from octavo.errors import BadRequest
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "abort", "error", "refused"]
 
 MAX_LOGPROBS = 20
 """Most alternatives per token that a request may ask for (OpenAI's own limit)."""
@@ -406,7 +406,8 @@ class SequenceUpdate:
         logprobs: one entry per token of `token_ids`, or None when not asked for.
         cumulative_logprob: sum over all tokens of the sequence so far; 0.0 unless logprobs or best_of were asked for.
         finish_reason: None while the sequence goes on.
-        stop_reason: the token id that ended it, if a stop token did; for "error", the sentence that says why.
+        stop_reason: the token id that ended it, if a stop token did; for "error" and "refused", the
+            sentence that says why: the model failed, or the request's own rules leave it no way to go on.
         num_cached_tokens: prompt tokens found in the prefix cache; on the request's first update only, 0 on all others.
         prompt_logprobs: if asked for, on the request's first update only, whichever sequence that is of.
         time: seconds on the engine's monotonic clock.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
-from octavo.errors import EngineDead, OctavoError
+from octavo.errors import BadRequest, EngineDead, OctavoError
 from octavo.request import Request, SequenceUpdate
 from octavo.text.output import SequenceText
 from octavo_serve.api.arrivals import Arrivals
@@ -99,6 +99,8 @@ class _Running:
             prompt = self._prompts[update.request_id]
             if update.finish_reason == "error":
                 raise OctavoError(str(update.stop_reason))
+            if update.finish_reason == "refused":
+                raise BadRequest(str(update.stop_reason))
             if not prompt.sequences:
                 elements.append(self._begin(prompt, update))
             sequence = prompt.sequences[update.index]

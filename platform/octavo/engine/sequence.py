@@ -365,7 +365,7 @@ class Sequence:
                 return updates
         update = self._update()
         if token >= 0 and constraint.error is not None:
-            update.finish_reason, update.stop_reason = "error", constraint.error
+            update.finish_reason, update.stop_reason = "refused", constraint.error
         else:
             self._add(update, token, logprobs)
         first = len(self.token_ids)
@@ -405,7 +405,7 @@ class Sequence:
         if self.constraint is None:
             return
         if self.constraint.error is not None:
-            update.finish_reason, update.stop_reason = "error", self.constraint.error
+            update.finish_reason, update.stop_reason = "refused", self.constraint.error
         elif self.constraint.complete:
             update.finish_reason = "stop"
 

@@ -143,6 +143,19 @@ def test_a_stream_that_ends_before_its_request_is_an_error(service: Service, cli
             asyncio.run(run_all(service, prompt))
 
 
+@pytest.mark.parametrize(("reason", "error"), [("error", OctavoError), ("refused", BadRequest)])
+def test_who_is_to_blame_for_a_sequence_that_cannot_go_on(
+    service: Service, client: Any, reason: Any, error: Any
+) -> None:
+    async def broken(request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
+        yield [SequenceUpdate(request.request_id, 0, [70], finish_reason=reason, stop_reason="it cannot")]
+
+    client.generate = broken
+    with pytest.raises(OctavoError, match="it cannot") as raised:
+        asyncio.run(run_all(service, "Hello"))
+    assert type(raised.value) is error
+
+
 def test_a_stop_string_ends_a_request(talk: Any, client: Any) -> None:
     client.texts = ["Paris is the capital of France."]
     answer = talk.chat(stop=[" capital"])

@@ -16,6 +16,8 @@ from hostile_requests import Attack, post, to_json
 Draw = Callable[[random.Random], Any]
 
 MAX_TOKENS = 4
+MAX_PROMPT = 1500
+"""Characters of a request's tools: a prompt holds them, and a long prompt is what any client may ask for."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -26,6 +28,14 @@ def attack(rng: random.Random, model: str) -> Attack:
     body |= {"stream": rng.random() < 0.3}
     text = body.pop("raw", None)
     return Attack(kind, [post(path, to_json(body) if text is None else text)])
+
+
+def ordinary(rng: random.Random, model: str) -> Attack:
+    """One request that nothing is wrong with; a third of them have a prompt as long as that of tools."""
+    length = MAX_PROMPT if rng.random() < 0.3 else 20
+    words = " ".join(rng.choice(("say", "tell", "what", "is", "the", "sea")) for _ in range(length // 4))
+    body = _chat(model) | {"messages": [{"role": "user", "content": words}], "stream": rng.random() < 0.3}
+    return Attack("ordinary", [post("/v1/chat/completions", to_json(body))])
 
 
 # ── where it is put ──
@@ -56,13 +66,13 @@ def _in_schema(rng: random.Random, model: str, schema: Any) -> tuple[str, dict[s
                 },
             ),
             ("/v1/messages", chat | {"output_config": {"format": {"type": "json_schema", "schema": schema}}}),
-            *_in_tools(rng, model, schema),
+            *(_in_tools(rng, model, schema) if len(json.dumps(schema)) <= MAX_PROMPT else ()),
         )
     )
 
 
 def _in_tools(rng: random.Random, model: str, schema: Any) -> list[tuple[str, dict[str, Any]]]:
-    count = rng.choice((1, 1, 3, 20))
+    count = min(rng.choice((1, 1, 3, 20)), max(1, MAX_PROMPT // len(json.dumps(schema))))
     functions = [{"name": f"f{i}", "parameters": schema, "strict": rng.random() < 0.2} for i in range(count)]
     chosen = rng.choice(("auto", "required"))
     tools = [{"type": "function", "function": function} for function in functions]

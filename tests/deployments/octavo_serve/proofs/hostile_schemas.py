@@ -3,10 +3,11 @@
     python tests/deployments/octavo_serve/proofs/hostile_schemas.py CONFIG --requests 10000
 
 As `hostile`, with the requests of `hostile_schema_requests`: they are chats, completions, responses and messages, whole
-and in good form, and wrong in what they say of their answers. Eight clients read streams alone and beside them; one
-more asks now and then for an answer of a schema that nobody has sent before. No healthy stream may fail, no gap of one
-may be longer than twice the 99th percentile alone, no answer may be a 5xx, no process may be replaced. Exit code 1 if
-any of that fails. The last line of the output is JSON.
+and in good form, and wrong in what they say of their answers. Eight clients read streams beside them, and before and
+after beside as many ordinary requests, whose prompts are as long: any newcomer's prompt holds up streams, as long as
+`target_itl` lets it. One more client asks now and then for an answer of a schema that nobody has sent before. No
+healthy stream may fail, no gap of one may be longer than twice the 99th percentile beside ordinary requests, no answer
+may be a 5xx, no process may be replaced. Exit code 1 if any of that fails. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def main() -> None:
     options = arguments()
     if options.attack_port:
         os.nice(10)  # they share a machine with the server, and are not what is measured
-        attackers = Attackers(options.attack_port, options.model, options.seed, hostile_schema_requests.attack)
+        draw = hostile_schema_requests.ordinary if options.ordinary else hostile_schema_requests.attack
+        attackers = Attackers(options.attack_port, options.model, options.seed, draw)
         print(json.dumps(asyncio.run(attackers.run(options.requests, options.clients, options.rate))))
         return
     with RunningServer(options.config, options.port) as server:
@@ -51,9 +53,10 @@ def arguments() -> argparse.Namespace:
     options.add_argument("--clients", type=int, default=32, help="hostile ones at once")
     options.add_argument("--rate", type=float, default=10.0, help="hostile requests per second, at most")
     options.add_argument("--tokens", type=int, default=60, help="of each healthy stream")
-    options.add_argument("--alone", type=float, default=30.0, help="seconds of the streams alone, before and after")
+    options.add_argument("--alone", type=float, default=30.0, help="seconds beside ordinary requests, before and after")
     options.add_argument("--attack-port", type=int, help=argparse.SUPPRESS)  # of the process that attacks
     options.add_argument("--model", help=argparse.SUPPRESS)
+    options.add_argument("--ordinary", action="store_true", help=argparse.SUPPRESS)
     return options.parse_args()
 
 
@@ -63,7 +66,7 @@ def complaints(result: dict[str, Any]) -> list[str]:
         "a healthy stream failed": result["healthy_failures"] > 0 or result["new_schemas"]["failures"] > 0,
         "a 5xx": any(code >= "500" and code.isdigit() for code in result["answers"]),
         "a complete request had no answer": result["answers"].get("no answer", 0) > 0,
-        "a gap was longer than twice the p99 alone": result["long_gaps"] > 0,
+        "a gap was longer than twice the p99 beside ordinary requests": result["long_gaps"] > 0,
         "a process was replaced": result["replaced"] > 0,
     }
     return [name for name, wrong in found.items() if wrong]
@@ -73,16 +76,16 @@ async def prove(server: RunningServer, options: argparse.Namespace) -> dict[str,
     expected = await expected_texts(server.url, server.model, options.tokens)
     healthy, new = Healthy(server.url, server.model, options.tokens, expected), NewSchemas(server)
     await new.run(1)  # the tokens' bytes are laid out at the first grammar, which is no part of this
-    alone_before = await healthy.run_for(options.alone)
+    alone_before = await beside_ordinary(server, options, healthy)
     new_alone = await new.run(20)
     before, memory = sorted(pid for pid, _ in server.replicas()), [resident_mb(server)]
     start = time.monotonic()
-    attacking = asyncio.create_task(attack(server, options))
+    attacking = asyncio.create_task(attack(server, options, options.requests))
     asking = asyncio.create_task(new.run_until(attacking))
     gaps = await healthy.run_until(attacking)
     seconds = time.monotonic() - start
     # before and after, for a machine with other work is not the same all the time
-    alone_after = await healthy.run_for(options.alone)
+    alone_after = await beside_ordinary(server, options, healthy)
     alone, during = percentiles(alone_before + alone_after), percentiles(gaps)
     memory.append(resident_mb(server))
     after = sorted(pid for pid, _ in server.replicas())
@@ -99,11 +102,17 @@ async def prove(server: RunningServer, options: argparse.Namespace) -> dict[str,
     return result
 
 
-async def attack(server: RunningServer, options: argparse.Namespace) -> dict[str, Any]:
-    """All hostile requests, from a process of their own; what came back."""
+async def beside_ordinary(server: RunningServer, options: argparse.Namespace, healthy: Healthy) -> list[float]:
+    """The gaps beside ordinary requests."""
+    count = round(options.alone * options.rate)
+    return await healthy.run_until(asyncio.create_task(attack(server, options, count, "--ordinary")))
+
+
+async def attack(server: RunningServer, options: argparse.Namespace, count: int, *more: str) -> dict[str, Any]:
+    """So many requests, from a process of their own; what came back."""
     command = [sys.executable, __file__, str(options.config), "--attack-port", str(server.port)]
-    command += ["--model", server.model]
-    for name in ("requests", "clients", "rate", "seed"):
+    command += ["--model", server.model, "--requests", str(count), *more]
+    for name in ("clients", "rate", "seed"):
         command += [f"--{name}", str(getattr(options, name))]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, limit=2**24)
     found: dict[str, Any] = json.loads((await process.communicate())[0])

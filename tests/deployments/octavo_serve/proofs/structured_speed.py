@@ -45,7 +45,7 @@ PERSON = {
     "properties": {
         "full_name": {"type": "string", "maxLength": 40},
         "occupation": {"type": "string", "maxLength": 40},
-        "date_of_birth": {"type": "string", "pattern": "[0-9]{4}-[0-9]{2}-[0-9]{2}"},
+        "date_of_birth": {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"},
         "nationality": {"enum": ["British", "American", "Dutch", "French", "German"]},
         "is_still_alive": {"type": "boolean"},
         "number_of_publications": {"type": "integer", "minimum": 0, "maximum": 500},
