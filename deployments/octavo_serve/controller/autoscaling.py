@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ class Autoscaler:
             running=context.current_num_replicas,
             target=context.target_num_replicas,
             held=context.total_queued_requests,
-            targets=self.targets,
+            targets=self._targets(context),
             state=context.policy_state.get(_STATE, ScalingState()),
         )
         room = self._room(context.current_time or 0.0)
@@ -63,6 +64,11 @@ class Autoscaler:
                 context.deployment_name, context.target_num_replicas, wanted, decision.reason, decision.demand,
             )  # fmt: skip
         return allowed, {_STATE: decision.state}
+
+    def _targets(self, context: AutoscalingContext) -> Targets:
+        """With a lower bound nothing goes to zero: `zero_after` must not hasten what `down_after` says."""
+        lowest = context.capacity_adjusted_min_replicas
+        return dataclasses.replace(self.targets, zero_after=math.inf) if lowest else self.targets
 
     def _room(self, now: float) -> int | None:
         """Shards that fit on the cluster beside the `kept` groups; None if the nodes are not known."""

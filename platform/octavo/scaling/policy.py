@@ -14,8 +14,8 @@ never causes the next, and one busy shard among idle ones is left to the router.
 
 Up: to ceil(demand) at once; by one more while even the best shard's first token is late. Down: to the highest
 ceil(demand) of the last `down_after` seconds, so that noise around a whole number does not add and remove shards in
-turn. To zero: after `zero_after` seconds without any demand. Lower and upper bounds are applied by the caller (Ray
-applies its own around a policy).
+turn. To zero: after `zero_after` seconds without any work, however long `down_after` is. Lower and upper bounds are
+applied by the caller (Ray applies its own around a policy).
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class Targets:
         kv_utilization: share of KV blocks that may be held.
         ttft: one more shard is asked for while every shard predicts its first token later than this.
         down_after: demand must have been lower for this long before shards leave.
-        zero_after: seconds without any demand before the last shard leaves.
+        zero_after: seconds without a request before all shards leave; `down_after` does not lengthen it, but after a
+            high load the averaged rates take up to ten seconds to fall.
         stale_after: a report older than this is not believed.
     """
 
@@ -92,12 +93,14 @@ class ScalingState:
 
     Attributes:
         peaks: (time, shards wanted) in falling order of the second: the sliding maximum over `down_after` seconds.
-        quiet_since: time since which there has been no sequence and no demand; None while there is one.
+        quiet_since: time since which there has been no sequence and nothing has come; None while there is one.
+        demand: of the last decision.
         held: requests that no shard had accepted, averaged over `RATE_SECONDS`, and the time of that average.
     """
 
     peaks: tuple[tuple[float, int], ...] = ()
     quiet_since: float | None = None
+    demand: float = 0.0
     held: tuple[float, float] = (0.0, 0.0)
 
 
@@ -161,13 +164,18 @@ def decide(
     queue = _averaged(state.held, held, now)
     growth = (held - queue[0]) / RATE_SECONDS  # per second: the derivative, averaged as arrivals at shards are
     demand, reason = _demand(believed, len(shards) / max(1, len(believed)), held, growth, targets)
-    quiet = demand < _QUIET and not held and not any(shard.sequences for shard in believed)
-    wanted = 0 if quiet else math.ceil(demand - 1e-9)
+    idle = not held and not any(shard.sequences for shard in believed)
+    wanted = 0 if idle and demand < _QUIET else math.ceil(demand - 1e-9)
     if wanted <= target == running == len(believed) and _late(believed, targets):
         wanted, reason = target + 1, "first token"
-    quiet_since = None if not quiet else now if state.quiet_since is None else state.quiet_since
     peaks = _with_peak(state.peaks or ((now, target),), now, wanted, targets.down_after)
-    return _settled(wanted, reason, demand, target, now, targets, ScalingState(peaks, quiet_since, queue))
+    after = ScalingState(peaks, _quiet_since(state, now, demand) if idle else None, demand, queue)
+    return _settled(wanted, reason, demand, target, now, targets, after)
+
+
+def _quiet_since(state: ScalingState, now: float, demand: float) -> float:
+    """Since when no shard has had a sequence: rates that rise betray one that came and went between two reports."""
+    return now if state.quiet_since is None or demand > state.demand else state.quiet_since
 
 
 def _late(shards: Sequence[ShardLoad], targets: Targets) -> bool:
@@ -224,9 +232,9 @@ def _settled(
 ) -> ScalingDecision:
     if wanted >= target and wanted > 0:
         return ScalingDecision(wanted, reason, demand, state)
-    replicas = min(target, state.peaks[0][1])
-    if replicas == 0 and (state.quiet_since is None or now - state.quiet_since < targets.zero_after):
-        replicas = min(target, 1)
+    quiet = 0.0 if state.quiet_since is None else now - state.quiet_since
+    over = wanted == 0 and quiet >= targets.zero_after
+    replicas = 0 if over else min(target, max(1, state.peaks[0][1]))
     if replicas > wanted:
         reason = "kept"
     elif replicas == 0:

@@ -62,6 +62,16 @@ def test_requests_that_wait_for_a_shard_bring_one() -> None:
     assert Autoscaler()(context({}))[0] == 0
 
 
+def test_zero_after_does_not_hasten_a_model_that_keeps_a_shard() -> None:
+    idle = dataclasses.replace(BUSY, seconds_arriving=0.0, sequences=0.0, arrivals=0.0, kv_use=0.0)
+    for lowest, shards in {0: 0, 1: 4}.items():
+        policy, state = Autoscaler(zero_after=2.0), dict[str, Any]()
+        for second in (0, 3):
+            bounds = {"capacity_adjusted_min_replicas": lowest, "target_num_replicas": 4, "policy_state": state}
+            found, state = policy(context({"a": idle}, **bounds, current_time=NOW + second))
+        assert found == shards
+
+
 def test_a_burst_leaves_room_for_what_others_are_to_have(monkeypatch: pytest.MonkeyPatch) -> None:
     shard = {"bundle": {"GPU": 1.0}, "ranks": 1, "strategy": "STRICT_PACK"}
     busy = dataclasses.replace(BUSY, sequences=99.0)

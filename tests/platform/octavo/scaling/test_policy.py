@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from dataclasses import dataclass, field, replace
 
@@ -91,13 +92,19 @@ def test_capacity() -> None:
 
 
 def run(
-    shards: list[ShardLoad], seconds: int, *, target: int, state: ScalingState, start: float = 0.0
+    shards: list[ShardLoad],
+    seconds: int,
+    *,
+    target: int,
+    state: ScalingState,
+    start: float = 0.0,
+    targets: Targets = TARGETS,
 ) -> tuple[int, ScalingState, list[int]]:
     """The same reports, decision after decision, with as many shards as were asked for."""
     history = []
     for tenth in range(10 * seconds):
         now = start + tenth / 10
-        decision = decide(shards, now=now, running=target, target=target, held=0, targets=TARGETS, state=state)
+        decision = decide(shards, now=now, running=target, target=target, held=0, targets=targets, state=state)
         target, state = decision.replicas, decision.state
         history.append(target)
     return target, state, history
@@ -136,6 +143,31 @@ def test_to_zero_after_quiet_and_not_before() -> None:
     first = {replicas: history.index(replicas) / 10 for replicas in (1, 0)}
     assert first[1] == pytest.approx(TARGETS.down_after, abs=0.2)
     assert first[0] == pytest.approx(TARGETS.zero_after, abs=0.2)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_to_zero_when_it_is_said_even_if_down_takes_longer(shards: int) -> None:
+    targets = Targets(zero_after=6.0)
+    busy = [replace(STEADY, sequences=10.0)] * shards
+    target, state, _ = run(busy, 5, target=shards, state=ScalingState(), targets=targets)
+    _, _, history = run([IDLE] * shards, 30, target=target, state=state, start=5, targets=targets)
+    assert targets.down_after == 20.0
+    assert history[:59] == [target] * 59
+    assert history[61:] == [0] * (300 - 61)
+
+
+def test_what_came_and_went_between_two_reports_is_work() -> None:
+    """Seen by its rate alone, which then decays: the time to zero begins with it, not where its rate has gone."""
+    state, target, gone = ScalingState(), 1, None
+    for tenth in range(300):
+        rate = math.exp((30 - tenth) / 20) if tenth >= 30 else 0.0
+        decision = decide(
+            [replace(IDLE, seconds_arriving=rate / 20)], now=tenth / 10, running=1, target=target, held=0,
+            targets=Targets(zero_after=6.0), state=state,
+        )  # fmt: skip
+        target, state = decision.replicas, decision.state
+        gone = tenth / 10 if target == 0 and gone is None else gone
+    assert gone == pytest.approx(3 + 6, abs=0.2)
 
 
 loads = st.builds(
