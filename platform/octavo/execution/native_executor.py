@@ -110,13 +110,15 @@ class NativeExecutor:
     def _describe(self) -> str:
         """The family and what bounds its speed: instructions, threads, bits, bytes of a step, the bandwidth now."""
         native, model = self._native, self._model
-        rate = read_bandwidth([weight.data for weight in model.matrices])
+        rates = read_bandwidth([weight.data for weight in model.matrices])
+        slow, fast = (rate / model.bytes_per_token for rate in rates)
         mode = "exact float32" if self._exact else "bfloat16, and 8-bit activations for quantised weights"
         keys = "" if self._kv.dtype == self._dtype else f"keys and values in {self._kv.dtype}, "
         return (
             f"{self.spec.family} on cpu ({native.level}, {native.threads} threads) in {mode}, {keys}"
             f"{model.bits_per_weight:.1f} bits per weight; a step reads {model.bytes_per_token / 1e6:.1f} MB, "
-            f"this machine {rate / 1e9:.1f} GB/s: at most {rate / model.bytes_per_token:.0f} tokens/s for one stream"
+            f"this machine now {rates[0] / 1e9:.0f} to {rates[1] / 1e9:.0f} GB/s: one stream gets at most "
+            f"{slow:.0f} to {fast:.0f} tokens/s"
         )
 
     def _step(self, batch: StepBatch, token_index: Int64) -> npt.NDArray[np.float32]:
