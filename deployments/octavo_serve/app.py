@@ -59,7 +59,7 @@ def _shard(model: ModelSettings, settings: AppSettings) -> serve.Application:
     arguments = (model.source, model.rank_engine, settings.router.report_s, model.accuracy)
     patience = max(0.0, model.graceful_shutdown_timeout_s - HAND_OVER_SECONDS)
     warm = model.replicas.warm if isinstance(model.replicas, ReplicaRange) else 0
-    return versioned(deployment, *arguments).bind(*arguments, patience, warm)
+    return versioned(deployment, *arguments).bind(model.name, *arguments, patience, warm)
 
 
 def _placement(model: ModelSettings) -> dict[str, Any]:

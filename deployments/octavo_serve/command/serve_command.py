@@ -19,8 +19,9 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -39,6 +40,7 @@ from octavo_serve.command.front import (
     trust,
     warning_without_keys,
 )
+from octavo_serve.command.ready import ReadyShards
 from octavo_serve.command.session import end_session, session_members
 from octavo_serve.config.config_file import Awaited, Plan, check_files, read_plan
 from octavo_serve.ports import free_block, why_not
@@ -49,7 +51,6 @@ __all__ = ["Options", "end_session", "environment", "free_block", "run", "sessio
 
 END_SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 _PROGRESS = re.compile(r"(?:Loading|Packing) .*?:\s+(\d+)%\|")
-_READY = re.compile(r"(?:Engine|Shard) ready: .*")  # written by octavo.execution.local and octavo_serve.shard.start_up
 
 
 class StartError(Exception):
@@ -116,6 +117,7 @@ def run(options: Options) -> int:
                 _announce(console, plan, ray, failed, time.monotonic() - server.started)
                 _serve_until_told(server, options.grace, console)
     except Interrupted:
+        _say(console, "Stopped")
         return code
     except StartError as error:
         console.print("[bold red]Not serving:[/]", end=" ")
@@ -150,6 +152,12 @@ def _serve_until_told(server: Server, grace: float, console: Console) -> None:
         raise
 
 
+def _say(console: Console, line: str) -> None:
+    """Print a line, if anybody is left to read it: the log must be read on and the server ended (rich would exit)."""
+    with contextlib.suppress(OSError, SystemExit):
+        console.print(line, markup=False, soft_wrap=True)
+
+
 # ---- the child --------------------------------------------------------------------------------------------------
 
 
@@ -157,7 +165,13 @@ class Server:
     """The child process, its reports and the end of its log."""
 
     def __init__(
-        self, process: subprocess.Popen[str], reports: TextIO, timeout: float, console: Console, verbose: bool
+        self,
+        process: subprocess.Popen[str],
+        reports: TextIO,
+        timeout: float,
+        console: Console,
+        verbose: bool,
+        shards: Mapping[str, int],
     ) -> None:
         self.process = process
         self.started = time.monotonic()
@@ -165,6 +179,7 @@ class Server:
         self._deadline = self.started + timeout
         self._timeout = timeout
         self._console, self._verbose = console, verbose
+        self.ready = ReadyShards(shards, partial(_say, console))
         self._tail: deque[str] = deque(maxlen=30)
         self._reports: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         for target, stream in ((self._read_log, process.stdout), (self._read_reports, reports)):
@@ -214,14 +229,9 @@ class Server:
             elif line.strip():
                 self._tail.append(line.rstrip())
             if self._verbose:
-                self._say(line.rstrip())
-            elif (ready := _READY.search(line)) is not None:
-                self._say(ready[0])
-
-    def _say(self, line: str) -> None:
-        # keep reading the log even if our own output is closed (rich then exits): otherwise the child would block
-        with contextlib.suppress(OSError, SystemExit):
-            self._console.print(line, markup=False, soft_wrap=True)
+                _say(self._console, line.rstrip())
+            else:
+                self.ready.read(line.rstrip())
 
     def _read_reports(self, stream: TextIO) -> None:
         for line in stream:
@@ -254,9 +264,14 @@ def _server(options: Options, plan: Plan, console: Console) -> Iterator[Server]:
             start_new_session=True,
         )
         os.close(theirs)
+        server = Server(process, os.fdopen(ours), options.timeout, console, options.verbose, plan.first_shards)
         try:
-            yield Server(process, os.fdopen(ours), options.timeout, console, options.verbose)
+            yield server
+        except Interrupted:
+            _say(console, "Stopping")
+            raise
         finally:
+            server.ready.close()
             end_session(process)
 
 

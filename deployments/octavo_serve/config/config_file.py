@@ -96,6 +96,12 @@ class Plan:
         return {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
 
     @property
+    def first_shards(self) -> dict[str, int]:
+        """Shards that each model starts with, by its name; those of one name count together."""
+        models = [model for found in self.settings for model in found.models]
+        return {name: sum(m.first_shards for m in models if m.name == name) for name in {m.name for m in models}}
+
+    @property
     def scales(self) -> bool:
         """Whether any model autoscales."""
         return any(isinstance(model.replicas, ReplicaRange) for found in self.settings for model in found.models)

@@ -102,11 +102,15 @@ class ReplicaRange(Settings):
         """What the autoscaling policy is made with."""
         return self.model_dump(exclude={"min", "max", "initial", "warm"})
 
+    @property
+    def first(self) -> int:
+        """Shards to start with."""
+        return self.min if self.initial is None else self.initial
+
     @model_validator(mode="after")
     def _bounds_are_in_order(self) -> Self:
-        initial = self.min if self.initial is None else self.initial
-        if not self.min <= initial <= self.max:
-            raise ValueError(f"min {self.min}, initial {initial} and max {self.max} must be in this order")
+        if not self.min <= self.first <= self.max:
+            raise ValueError(f"min {self.min}, initial {self.first} and max {self.max} must be in this order")
         return self
 
 
@@ -261,6 +265,11 @@ class ModelSettings(Settings):
     def fewest_shards(self) -> int:
         """Shards that the model has at all times."""
         return self.replicas if isinstance(self.replicas, int) else self.replicas.min
+
+    @property
+    def first_shards(self) -> int:
+        """Shards that the model starts with."""
+        return self.replicas if isinstance(self.replicas, int) else self.replicas.first
 
     @property
     def most_shards(self) -> int:

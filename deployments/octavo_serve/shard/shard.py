@@ -56,6 +56,7 @@ class Shard:
     The engine steps in its own thread, so every method here only passes messages.
 
     Args:
+        model: its name in requests, for the log.
         report_s: seconds between two reports to the routers.
         accuracy: what the engine must show first, if anything.
         patience: seconds that streams may take to end when the shard is told to leave; the rest is handed over.
@@ -64,6 +65,7 @@ class Shard:
 
     def __init__(
         self,
+        model: str,
         source: str,
         config: EngineConfig,
         report_s: float,
@@ -89,7 +91,7 @@ class Shard:
         self.port = Port(self.engine, name, report_s)
         self.patience = patience
         start.done("network")
-        start.publish(name, self.engine.engine.executor)
+        start.publish(model, self.engine.engine.executor)
         keep_warm(warm)
         Thread(target=_settle, args=(config.rehearsal is None,), daemon=True).start()
 

@@ -31,9 +31,9 @@ class StartUp:
         self.phases[phase] = now - self._last
         self._last = now
 
-    def publish(self, shard: str, engine: object) -> None:
+    def publish(self, model: str, engine: object) -> None:
         """Publish the phases: the gauge `octavo_shard_start_seconds` in Ray's metrics, and log lines for `octavo
-        serve`.
+        serve` (`octavo_serve.command.ready` reads them).
 
         The lines bypass `sys.stderr`: in a replica it is Serve's log, which holds lines back until there are a
         thousand.
@@ -43,7 +43,8 @@ class StartUp:
         )
         for phase, seconds in self.phases.items():
             gauge.set(seconds, tags={"phase": phase})
-        os.write(2, f"Engine ready: {engine}\nShard ready: {shard}: {self}\n".encode())
+        name = model if model.isprintable() else repr(model)
+        os.write(2, f"Engine ready: {name}: {engine}\nShard ready: {name}: {self}\n".encode(errors="replace"))
 
     def __str__(self) -> str:
         spent = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in self.phases.items())

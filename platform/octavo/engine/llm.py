@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
@@ -33,7 +34,7 @@ class LLM:
 
     Args:
         model: a directory, a .gguf file, `package:MODULE/FILE` or a hub id (see `octavo.source`).
-        progress: show a bar while the weights load.
+        progress: show a bar while the weights load, and what runs them.
         settings: fields of `EngineConfig`: dtype, quantization, max_model_len, max_num_seqs, kv_cache_bytes, threads,
             tensor_parallel_size, ...
 
@@ -49,6 +50,8 @@ class LLM:
         self._recommended = recommended_sampling(source)
         self.engine = Engine.load(source, config, self.tokenizer, progress=progress)
         self._ids = itertools.count()
+        if progress:
+            tqdm.write(f"Engine ready: {source.name}: {self.engine.executor}", file=sys.stderr)
 
     def __repr__(self) -> str:
         limits, pool = self.engine.limits, self.engine.pool

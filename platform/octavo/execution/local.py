@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
-
-from tqdm import tqdm
 
 from octavo.config import EngineConfig
 from octavo.execution.device import find_device, limit_torch
@@ -43,8 +40,6 @@ def load_local(
 
         executor = load_torch(source, config, device, share, group, progress=progress)
     logger.info("%s: %s, %d KV blocks", source.name, executor, executor.num_blocks)
-    if progress:
-        tqdm.write(f"Engine ready: {source.name}: {executor}", file=sys.stderr)  # `octavo serve` shows it
     return executor
 
 

@@ -194,6 +194,7 @@ def test_an_end_while_starting_leaves_nothing(how: str, code: int, tmp_path: Pat
     assert folder.is_dir()
     process.send_signal(getattr(signal, how))
     assert process.wait(60) == code
+    assert process.stdout.read().endswith("Stopping\nStopped\n") == (how != "SIGKILL")
     process.stdout.close()
     deadline = time.monotonic() + 30
     while (left := _marked(mark)) and time.monotonic() < deadline:
@@ -217,13 +218,13 @@ def _marked(mark: str) -> list[str]:
 
 
 def test_an_engines_own_line_is_shown_and_nothing_else() -> None:
-    log = "print('(Shard pid=1) noise'); print('(Shard pid=1) Engine ready: m.gguf: llama on cpu')"
+    log = "print('(Shard pid=1) noise'); print('(Shard pid=1) Engine ready: m: llama on cpu')"
     shown, deadline = io.StringIO(), time.monotonic() + 60
     with subprocess.Popen([sys.executable, "-c", log], stdout=subprocess.PIPE, text=True) as child:
-        Server(child, io.StringIO(), 60, Console(file=shown), verbose=False)
+        Server(child, io.StringIO(), 60, Console(file=shown), verbose=False, shards={})
         while not shown.getvalue().endswith("\n") and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert shown.getvalue() == "Engine ready: m.gguf: llama on cpu\n"
+    assert shown.getvalue() == "Engine ready: m: llama on cpu\n"
 
 
 @pytest.mark.ray

@@ -77,7 +77,7 @@ def child() -> Iterator[Server]:
     """A child that runs and says nothing."""
     command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
     with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as process:
-        yield Server(process, io.StringIO(), 60, Console(file=io.StringIO()), verbose=False)
+        yield Server(process, io.StringIO(), 60, Console(file=io.StringIO()), verbose=False, shards={})
         _end(process)
 
 
@@ -121,10 +121,10 @@ def test_a_terminal_that_is_gone_does_not_stop_the_child() -> None:
         def write(self, text: str) -> int:
             raise OSError(errno.EIO, "Input/output error")
 
-    command = [sys.executable, "-c", "for _ in range(9000): print('Shard ready: one of many')"]
+    command = [sys.executable, "-c", "for _ in range(9000): print('Shard ready: m: 1.00 s')"]
     before = set(threading.enumerate())
     with subprocess.Popen(command, stdout=-1, text=True) as process:
-        Server(process, io.StringIO(), 60, Console(file=Gone()), verbose=False)
+        Server(process, io.StringIO(), 60, Console(file=Gone()), verbose=False, shards={})
         readers = set(threading.enumerate()) - before
         try:
             assert process.wait(60) == 0

@@ -268,6 +268,13 @@ def test_certificates_and_files_with_keys_are_looked_for(tmp_path: Path) -> None
 # ---- what the command learns -------------------------------------------------------------------------------------
 
 
+def test_shards_of_one_name_count_together(tmp_path: Path) -> None:
+    scaled = MODEL | {"name": "s", "replicas": {"min": 0, "max": 4, "initial": 2}}
+    first = app(args={"models": [MODEL | {"replicas": 3}, scaled]})
+    plan = read_plan(write(tmp_path, first, app(name="b", route_prefix="/b")))
+    assert plan.first_shards == {"m": 4, "s": 2}
+
+
 def test_every_model_of_every_application_is_asked(tmp_path: Path) -> None:
     other = {"name": "other", "import_path": "elsewhere:app", "route_prefix": "/other", "args": {"models": 3}}
     plan = read_plan(write(tmp_path, app(), app(name="b", route_prefix="/b"), other))

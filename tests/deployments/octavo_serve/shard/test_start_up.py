@@ -49,7 +49,7 @@ def test_it_is_said_in_the_log_and_as_a_metric(
     start.done("model")
     start.publish("abc", "an engine")
     assert found == {("octavo_shard_start_seconds", phase): seconds for phase, seconds in start.phases.items()}
-    assert capfd.readouterr().err == f"Engine ready: an engine\nShard ready: abc: {start}\n"
+    assert capfd.readouterr().err == f"Engine ready: abc: an engine\nShard ready: abc: {start}\n"
 
 
 def test_a_process_knows_when_it_began() -> None:
