@@ -9,8 +9,10 @@ from octavo.config import EngineConfig
 from octavo.errors import ConfigError, ModelError
 from octavo.evaluation.divergence import Divergence, cut, greedy_divergence, measure
 from octavo.evaluation.layers import layer_errors
+from octavo.execution.device import find_device
 from octavo.execution.executor import LocalExecutor
 from octavo.execution.local import load_local
+from octavo.models.quantization import STORED
 from octavo.models.source_spec import read_spec
 from octavo.source import Source
 from octavo.text.tokenizer import load_tokenizer
@@ -105,6 +107,12 @@ def evaluate(
         return judge(model, source, exact, reference, windows, settings, layers=layers, progress=progress)
     finally:
         model.close()
+
+
+def compares_with_itself(source: Source, config: EngineConfig, reference: Source) -> bool:
+    """Whether the model, as it would be served, is the very reference: then nothing can differ."""
+    exact = config.dtype == "float32" or (config.dtype == "auto" and find_device(config.device) == "cpu")
+    return exact and source.name == reference.name and config.quantization in (None, "gguf", *STORED)
 
 
 def judge(

@@ -22,7 +22,7 @@ def run(text):
     def call(*arguments):
         given = ["--text", text, "--tokens", "300", "--window", "64", *arguments]
         result = CliRunner().invoke(app, [str(argument) for argument in given])
-        return result.exit_code, result.stdout or result.stderr
+        return result.exit_code, result.output
 
     return call
 
@@ -32,6 +32,8 @@ def test_within_the_bound(run, tiny_model):
     assert code == 0, output
     for part in ("bfloat16", "float32", "295 positions in windows of 64", "perplexity", "first differs after"):
         assert part in output
+    assert output.count("tokens/s") <= 1  # the engine's sentence, where the native code says one
+    assert "with itself" not in output
     assert output.splitlines()[-1].endswith("is within the bound of 0.1")
 
 
@@ -45,8 +47,10 @@ def test_over_the_bound(run, tiny_model, scaled):
 
 def test_json_has_every_figure(run, tiny_model):
     code, output = run(tiny_model("llama2"), "--json", "--layers")
-    found = json.loads(output)
+    said, found = output.splitlines()[0], json.loads(output.splitlines()[-1])
     assert code == 0
+    assert "in float32 with itself" in said
+    assert "--dtype bfloat16" in said
     assert found["divergence"]["mean_kl"] == 0
     assert found["greedy"] == [None] * 4
     assert list(found["layers"]) == ["the embedding", "layer 0", "layer 1", "layer 2", "the head"]
@@ -65,7 +69,7 @@ def test_json_has_every_figure(run, tiny_model):
 def test_bad_input_is_one_sentence(run, tiny_model, arguments, message):
     code, output = run(*(tiny_model("llama2") if part == "MODEL" else part for part in arguments))
     assert code == 2
-    assert output.startswith("Error: ")
+    assert output.splitlines()[-1].startswith("Error: ")
     assert message in output
 
 
