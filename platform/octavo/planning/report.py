@@ -42,6 +42,8 @@ def show(planned: list[Planned], console: Console) -> None:
         console.print(_OVERVIEW_NOTE)
         return
     (one,) = planned
+    if (here := _here(one)) is not None:
+        console.print(here, highlight=False, soft_wrap=True)
     console.print(_title(one))
     _print(_memory_table(one), console)
     _print(_rate_table(one), console)
@@ -94,6 +96,29 @@ def _plan_json(one: Planned) -> dict[str, Any]:
             for machine, fit in zip(one.machines, one.fits, strict=True)
         ],
     }  # fmt: skip
+
+
+def _here(one: Planned) -> str | None:
+    """What the whole plan says of this machine; None if it is not among those that were asked about."""
+    found = next((fit for machine, fit in zip(one.machines, one.fits, strict=True) if machine.is_cpu), None)
+    if found is None:
+        return None
+    weights, tokens, rates = _bytes(found.memory.weights), found.memory.kv_tokens, found.rates
+    if not found.fits or rates is None:
+        return f"[bold]This machine's CPU: no[/] ({weights} of weights, {tokens:,} KV tokens). {_smallest(one)}"
+    return (
+        f"[bold]This machine's CPU: yes[/], {weights} of weights and {tokens:,} KV tokens; at most "
+        f"{_figure(rates.decode_alone)} tokens/s for one stream, {_figure(rates.decode_batch)} for {rates.batch}."
+    )
+
+
+def _smallest(one: Planned) -> str:
+    memory = {machine.name: machine.memory for machine in one.machines}
+    fitting = [fit for fit in one.fits if fit.fits]
+    if not fitting:
+        return "No machine that was asked about holds it."
+    best = min(fitting, key=lambda fit: fit.ranks * memory[fit.machine])
+    return f"The smallest that holds it: {best.ranks} x {best.machine}."
 
 
 def _title(one: Planned) -> str:

@@ -43,6 +43,16 @@ def test_one_model(run):
         assert part in text
 
 
+def test_it_leads_with_this_machine(run, files):
+    _, text = run(SMOLLM2, "--gpu", "cpu")
+    assert text.startswith("This machine's CPU: yes, ")
+    assert " tokens/s for one stream, " in text.splitlines()[0]
+    _, text = run(files["meta-llama/Meta-Llama-3-8B"], "--gpu", "cpu", "--gpu", "l4", "--max-model-len", 4096,
+                  "--concurrency", 10**6)  # fmt: skip
+    assert text.startswith("This machine's CPU: no ")
+    assert text.splitlines()[0].endswith("No machine that was asked about holds it.")
+
+
 def test_several_models_and_precisions_get_a_line_each(run, files):
     precisions = ["--quantization", "none", "--quantization", "int8", "--quantization", "int4"]
     code, text = run(*files.values(), *precisions, "--gpu", "l4", "--gpu", "h100")
