@@ -1,7 +1,7 @@
 """A batch job on the same Ray cluster: many prompts through the gateway's handle, no HTTP.
 
-    octavo serve configs/quickstart.yaml                    # says what to put for RAY_ADDRESS
-    RAY_ADDRESS=... python examples/batch_job.py prompts.txt > answers.jsonl
+    .venv/bin/octavo serve configs/quickstart.yaml                    # says what to put for RAY_ADDRESS
+    RAY_ADDRESS=... .venv/bin/python examples/batch_job.py prompts.txt > answers.jsonl
 
 Validation, routing and batching are those of the HTTP API: the engine batches whatever is in flight. With several
 models served, --model says which one; an alias works too.

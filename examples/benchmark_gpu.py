@@ -1,8 +1,8 @@
 """How near to its hardware the engine runs on a GPU, and what Hugging Face does beside it.
 
-    python examples/benchmark_gpu.py --out results                    all parts, both models: about 20 minutes
-    python examples/benchmark_gpu.py --parts decode,prefill --models 8b
-    python examples/benchmark_gpu.py --tiny --device cpu              a model of two small layers, in seconds
+    .venv/bin/python examples/benchmark_gpu.py --out results                    all parts, both models: about 20 minutes
+    .venv/bin/python examples/benchmark_gpu.py --parts decode,prefill --models 8b
+    .venv/bin/python examples/benchmark_gpu.py --tiny --device cpu              a model of two small layers, in seconds
 
 Models of Llama 3's shapes are made on the device with random weights. Decoding is held against the bandwidth, prompts
 against the matrix rate, both measured in the same run; 256 requests with lengths like ShareGPT's are given to this

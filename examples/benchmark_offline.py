@@ -1,6 +1,6 @@
 """Offline tokens per second beside Hugging Face `generate`, interleaved, each engine in a process of its own.
 
-    python examples/benchmark_offline.py [MODEL.gguf | package:MODULE/FILE.gguf] [--dtype float32] [--rounds 3]
+    .venv/bin/python examples/benchmark_offline.py [MODEL.gguf | package:MODULE/FILE.gguf] [--rounds 3]
 
 Both get the same token ids, greedy, no end of sequence, and as many threads as the machine has cores. The last line of
 the output is JSON.

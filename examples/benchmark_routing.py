@@ -1,7 +1,7 @@
 """Routing policies on a production trace, interleaved: on a real server of rehearsal shards, or in simulated time.
 
-    python examples/benchmark_routing.py serve mooncake_conversation.jsonl     # octavo serve and HTTP
-    python examples/benchmark_routing.py simulate mooncake_conversation.jsonl  # engines and routers alone, no clock
+    .venv/bin/python examples/benchmark_routing.py serve mooncake_conversation.jsonl     # over HTTP
+    .venv/bin/python examples/benchmark_routing.py simulate mooncake_conversation.jsonl  # no HTTP, no clock
 
 The trace is Mooncake's (https://github.com/kvcache-ai/Mooncake): arrivals, lengths, and hashes of blocks of 512 tokens.
 Equal hashes become equal tokens and different ones differ, so prefixes are shared exactly as they were. All lengths

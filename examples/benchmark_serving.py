@@ -1,6 +1,6 @@
 """What serving costs over HTTP: Ray Serve's stock path, plain `serve run` of ours, `octavo serve`, and no server.
 
-    python examples/benchmark_serving.py [--rounds 3] [--ways stock,run,octavo] [--models nothing,h100,smollm2]
+    .venv/bin/python examples/benchmark_serving.py [--rounds 3] [--ways stock,octavo] [--models nothing,smollm2]
 
 The ways take turns, each with a server of its own. `stock` is what Ray Serve's documentation shows: FastAPI, a handle
 call that streams, Serve's proxy, one item per token; its shard runs the same engine. `nothing` is a rehearsal whose

@@ -1,6 +1,6 @@
 """What a request costs between gateway and shard: by a streaming handle call of Ray Serve, and over Octavo's channel.
 
-    python examples/serve_cost.py [--rounds 3]
+    .venv/bin/python examples/serve_cost.py [--rounds 3]
 
 One gateway process, one shard whose model costs nothing (a rehearsal profile of zeros), 64 requests at once; the two
 ways take turns. CPU milliseconds per request at both ends, which is what bounds a machine's throughput; they include

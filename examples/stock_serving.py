@@ -2,7 +2,7 @@
 
 FastAPI, a handle call that streams, one item per token, Serve's proxy. The engine is the same.
 
-    python examples/stock_serving.py CONFIG.yaml      # serves the config's first model, until it is ended
+    .venv/bin/python examples/stock_serving.py CONFIG.yaml      # serves the config's first model, until it is ended
 """
 
 import json

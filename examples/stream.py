@@ -1,7 +1,7 @@
 """A streamed chat from Python on the same Ray cluster, no HTTP.
 
-octavo serve configs/quickstart.yaml                    # says what to put for RAY_ADDRESS
-RAY_ADDRESS=... python examples/stream.py "Tell me about paper sizes." --model smollm2-135m
+.venv/bin/octavo serve configs/quickstart.yaml                    # says what to put for RAY_ADDRESS
+RAY_ADDRESS=... .venv/bin/python examples/stream.py "Tell me about paper sizes." --model smollm2-135m
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
     ray.init(address="auto", namespace="serve", log_to_driver=False)
     gateway = serve.get_app_handle("octavo").options(stream=True)
     messages = [{"role": "user", "content": arguments.question}]
-    request = {"model": arguments.model, "messages": messages, "max_tokens": arguments.max_tokens}
+    request = {"model": arguments.model, "messages": messages, "max_tokens": arguments.max_tokens, "temperature": 0}
     for chunk in gateway.chat_stream.remote(request):
         for choice in chunk["choices"]:
             print(choice["delta"].get("content", ""), end="", flush=True)
