@@ -135,4 +135,5 @@ def _from_hub(name: str) -> Path:
         patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a dozen kinds; all mean "not to be had"
-        raise ModelError(f"{name!r} is not a local path and could not be fetched from the hub: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{name!r} is not a local path and could not be fetched from the hub: {reason}") from error

@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from octavo import __version__
+from octavo.errors import ConfigError
 from octavo.evaluation.command import evaluate
 from octavo.planning.command import plan
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"octavo {__version__}")
+        raise typer.Exit
+
+
+def _list_settings(wanted: bool) -> None:
+    if wanted:
+        from octavo_serve.command.settings_table import show
+
+        show()
+        raise typer.Exit
+
+
 @app.callback()
-def _octavo() -> None:
+def _octavo(
+    version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say it.")] = False,
+) -> None:
     """Open language models, served on Ray with a paged-KV engine of their own."""
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})
 def serve(
-    config: Annotated[Path, typer.Argument(help="A Serve config file, such as configs/quickstart.yaml.")],
+    context: typer.Context,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG|MODEL] [--SETTING VALUE]...",
+            help="A Serve config file, or a model: a hub id, a directory, a .gguf file or package:MODULE/FILE; the "
+            "quickstart's if it is left out. With a model, every setting of a config is a flag: see --settings.",
+        ),
+    ] = None,
     port: Annotated[int | None, typer.Option(help="Listen here instead of the config's port.")] = None,
     host: Annotated[
         str | None, typer.Option(help="Listen on this address, such as 0.0.0.0, instead of the config's or 127.0.0.1.")
@@ -35,11 +60,28 @@ def serve(
     ] = True,
     dashboard: Annotated[bool, typer.Option(help="Start Ray's dashboard too (ten processes, 0.9 GB).")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's log while it runs.")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", "--dry-run", help="Check and print the config, ready to save, and end.")
+    ] = False,
+    settings: Annotated[
+        bool, typer.Option("--settings", callback=_list_settings, is_eager=True, help="List every setting, and end.")
+    ] = False,
 ) -> None:
-    """Serve the models of CONFIG until Ctrl-C: like `serve run CONFIG`, with progress and a meaningful exit code."""
+    """Serve a model, or the models of CONFIG, until Ctrl-C, with progress and a meaningful exit code.
+
+    A CONFIG is what `serve run CONFIG` takes. For a MODEL the config that it stands for is printed, ready to save.
+    """
+    from octavo_serve.command.from_model import asked_for
     from octavo_serve.command.serve_command import Options, run
 
-    raise typer.Exit(run(Options(config, port, host, timeout, grace, address, fast, dashboard, verbose)))
+    known = [name for option in context.command.params for name in option.opts if name.startswith("--")]
+    try:
+        config, document = asked_for(words or [], known, host, port)
+    except ConfigError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from error
+    options = Options(config, port, host, timeout, grace, address, fast, dashboard, verbose, document)
+    raise typer.Exit(run(options, only_print=print_config))
 
 
 app.command()(plan)

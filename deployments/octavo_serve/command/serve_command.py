@@ -7,6 +7,7 @@ ending the session ends exactly these, and no other Ray process.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import queue
@@ -29,8 +30,10 @@ from typing import Any, TextIO
 import httpx
 import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from octavo.errors import ConfigError
+from octavo_serve.command.from_model import as_yaml, fetch
 from octavo_serve.command.front import (
     MIDDLEWARES,
     behind,
@@ -42,7 +45,7 @@ from octavo_serve.command.front import (
 )
 from octavo_serve.command.ready import ReadyShards
 from octavo_serve.command.session import end_session, session_members
-from octavo_serve.config.config_file import Awaited, Plan, check_files, read_plan
+from octavo_serve.config.config_file import Awaited, Plan, check_files, make_plan, read_plan
 from octavo_serve.ports import free_block, why_not
 from octavo_serve.ray_token import MODE, keep_token, token_file
 
@@ -71,7 +74,12 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The command's options; see `octavo serve --help`."""
+    """The command's options; see `octavo serve --help`.
+
+    Attributes:
+        config: the file; what messages call the model where there is none.
+        document: the config, where it was made from a model's name and flags.
+    """
 
     config: Path
     port: int | None = None
@@ -82,10 +90,24 @@ class Options:
     fast: bool = True
     dashboard: bool = False
     verbose: bool = False
+    document: dict[str, Any] | None = None
+
+    def plan(self) -> Plan:
+        """The config, read and checked.
+
+        Raises:
+            ConfigError: it is not valid.
+        """
+        if self.document is None:
+            return read_plan(self.config, self.port, self.host)
+        return make_plan(copy.deepcopy(self.document), self.config, self.port, self.host)
 
 
-def run(options: Options) -> int:
+def run(options: Options, only_print: bool = False) -> int:
     """Serve until interrupted.
+
+    Args:
+        only_print: check and print the config, and serve nothing.
 
     Returns:
         The exit code: 0 after Ctrl-C or SIGTERM if every model had answered; 1 if one had not (the others were served)
@@ -93,13 +115,20 @@ def run(options: Options) -> int:
     """
     console = Console(highlight=False)
     try:
-        plan = read_plan(options.config, options.port, options.host)
+        plan = options.plan()
         if options.address is None:  # otherwise the files are on the cluster's nodes
             check_files(plan)
-            keep_token(os.environ)
         check_tls(plan.http)
+        if only_print:
+            print_config(options, console)
+            return 0
+        if options.document is not None:
+            print_config(options, console, style="dim")
+            fetch(options.document, console.print)
+        if options.address is None:
+            keep_token(os.environ)
     except ConfigError as error:
-        console.print(f"[bold red]{options.config}[/]: {error}", soft_wrap=True)
+        console.print(f"[bold red]{escape(str(options.config))}[/]: {escape(str(error))}", soft_wrap=True)
         return 2
     for note in notes(options, plan):
         console.print(note, markup=False, soft_wrap=True)
@@ -123,6 +152,12 @@ def run(options: Options) -> int:
         console.print("[bold red]Not serving:[/]", end=" ")
         console.print(str(error), markup=False, soft_wrap=True)
     return 1
+
+
+def print_config(options: Options, console: Console, style: str | None = None) -> None:
+    """Print the config file, or the one that a model's name and flags stand for."""
+    text = options.config.read_text() if options.document is None else as_yaml(options.document)
+    console.print(text.rstrip(), style=style, markup=False, soft_wrap=True)
 
 
 def notes(options: Options, plan: Plan) -> list[str]:

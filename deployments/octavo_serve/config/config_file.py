@@ -116,7 +116,15 @@ def read_plan(config: Path, port: int | None = None, host: str | None = None) ->
     Raises:
         ConfigError: it is missing or not valid; the message names what.
     """
-    document = read_yaml(config)
+    return make_plan(read_yaml(config), config, port, host)
+
+
+def make_plan(document: Any, config: Path, port: int | None = None, host: str | None = None) -> Plan:
+    """The same from a document, which becomes the plan's own; files are looked for beside `config`.
+
+    Raises:
+        ConfigError: it is not valid; the message names what.
+    """
     if not isinstance(document, dict) or not document:
         raise ConfigError("a config needs a list of applications; see configs/quickstart.yaml")
     asked_for = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
