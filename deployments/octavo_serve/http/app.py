@@ -25,6 +25,7 @@ from octavo_serve.api.telemetry import ShardStats, Telemetry
 from octavo_serve.api.writing import write_answer
 from octavo_serve.http.about import add_about
 from octavo_serve.http.door import CALLER, Door, path_of
+from octavo_serve.http.pages import add_pages
 from octavo_serve.http.replies import JSON, answer_reply, failure_reply, json_reply, routing_headers
 from octavo_serve.http.streams import event_stream
 from octavo_serve.surfaces.openai.errors import ERRORS
@@ -79,6 +80,7 @@ def http_app(
     _add_models(app, service, access)
     _add_state(app, service, backend, access)
     add_about(app, service, surfaces, operations)
+    add_pages(app)
     _add_errors(app, service.telemetry, errors_of)
     return app
 

@@ -2,7 +2,7 @@
 
     Host      names this machine, where only it can reach the server: a web page whose name was pointed here does not
     CORS      web pages of the origins in the settings may read answers, errors too; a preflight needs no key
-    key       `Authorization: Bearer KEY` or `x-api-key: KEY`; for everything but /health
+    key       `Authorization: Bearer KEY` or `x-api-key: KEY`; for everything but /health and pages
     content   a web page says that its body is JSON: a form or a plain text needs no preflight, so any page can send one
 
 Plain ASGI: see docs/access.md for what it costs.
@@ -23,13 +23,14 @@ from octavo_serve.api.access import Access, Caller, Rules
 from octavo_serve.api.failures import Failure
 from octavo_serve.api.surface import Errors
 from octavo_serve.api.telemetry import Telemetry
+from octavo_serve.http.pages import is_page
 from octavo_serve.http.replies import CACHED, REASON, SHARD, failure_reply
 from octavo_serve.ports import is_loopback
 
 logger = logging.getLogger("ray.serve")
 
 CALLER = "octavo.caller"
-"""Key in the ASGI scope for the `Caller`; absent if /health is requested without a key."""
+"""Key in the ASGI scope for the `Caller`; absent if /health or a page is requested without a key."""
 
 OPEN_PATH = "/health"
 LONGEST_HOST = 260
@@ -114,7 +115,8 @@ class Door:
     async def enter(self, rules: Rules, head: Head, scope: Scope, receive: Receive, send: Send) -> None:
         """Checks for requests other than preflights."""
         caller = caller_of(rules, head)
-        is_open = path_of(scope) == OPEN_PATH
+        path = path_of(scope)
+        is_open = path == OPEN_PATH or is_page(scope["method"], path)
         refused = no_key(head) if caller is None and not is_open else None
         if (refused := refused or wrong_content(head, scope["method"])) is not None:
             await self._refuse(refused, scope, receive, send)

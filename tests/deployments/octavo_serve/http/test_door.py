@@ -110,11 +110,12 @@ def test_a_key_opens(send: Send, access: Access, headers: dict[str, str]) -> Non
 
 
 @pytest.mark.parametrize("path", [
-    "/metrics", "/v1/models", "/v1/models/tiny", "/docs", "/openapi.json", "/ping", "/version", "/", "/nowhere",
-    "/health/", "//health", "/health/x", "/v1/%2e%2e/health", "/HEALTH", "/v1/models?api_key=sk-alice",
+    "/metrics", "/v1/models", "/v1/models/tiny", "/docs", "/openapi.json", "/ping", "/version", "/pages", "/nowhere",
+    "/health/", "http://localhost:8000//health", "/health/x", "/v1/%2e%2e/health", "/HEALTH",
+    "/v1/models?api_key=sk-alice",
 ])  # fmt: skip
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST", "DELETE"])
-def test_everything_but_health_is_guarded(send: Send, access: Access, method: str, path: str) -> None:
+def test_everything_but_health_and_pages_is_guarded(send: Send, access: Access, method: str, path: str) -> None:
     access.rules = Rules(TWO)
     assert send(method, path).status_code == 401
 
