@@ -403,6 +403,7 @@ class SequenceUpdate:
     Attributes:
         request_id, index: which sequence (index < `num_sequences`).
         token_ids: tokens generated since the last update of this sequence.
+        num_forced: how many of them, the last ones, were known without being sampled: a grammar left no choice.
         logprobs: one entry per token of `token_ids`, or None when not asked for.
         cumulative_logprob: sum over all tokens of the sequence so far; 0.0 unless logprobs or best_of were asked for.
         finish_reason: None while the sequence goes on.
@@ -422,6 +423,7 @@ class SequenceUpdate:
     stop_reason: int | str | None = None
     num_cached_tokens: int = 0
     prompt_logprobs: PackedLogprobs | None = None
+    num_forced: int = 0
     time: float = 0.0
 
 

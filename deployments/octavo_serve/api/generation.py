@@ -7,8 +7,8 @@ larger pieces.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from octavo.errors import BadRequest, EngineDead, OctavoError
 from octavo.request import Request, SequenceUpdate
@@ -68,6 +68,7 @@ class _Growing:
 
     sequence: SequenceText
     first_token: int
+    forced: bool
     texts: list[str] = field(default_factory=list)
 
 
@@ -89,11 +90,14 @@ class _Running:
         self._stages: dict[int, Stage] = {}
 
     async def taken(self, updates: list[SequenceUpdate]) -> list[Element]:
-        """What the updates say, with at most one piece per choice and stage, in the order of first appearance."""
+        """What the updates say, with at most one piece per choice and stage, in the order of first appearance.
+
+        A job that tells origins has one for each run of tokens of one origin.
+        """
         turns = Turns() if len(updates) > FEW else None
         elements: list[Element] = []
         growing: dict[int, _Growing] = {}
-        for update in updates:
+        for update in apart(updates) if self._job.tells_origins else updates:
             if turns is not None and turns.over:
                 await turns.pause()
             prompt = self._prompts[update.request_id]
@@ -107,8 +111,12 @@ class _Running:
             if sequence.finish_reason is not None:
                 continue  # ended here by a stop string while the engine was a step ahead
             choice = prompt.first_choice + update.index
-            if (grown := growing.get(choice)) is None:
-                grown = growing[choice] = _Growing(sequence, len(sequence.token_ids))
+            forced = self._job.tells_origins and update.num_forced > 0
+            if (grown := growing.get(choice)) is not None and grown.forced != forced:
+                elements += self._pieces(choice, grown)
+                grown = None
+            if grown is None:
+                grown = growing[choice] = _Growing(sequence, len(sequence.token_ids), forced)
             grown.texts.append(sequence.push(update))
             if sequence.finish_reason is not None:
                 await self._ended(prompt, sequence, by_itself=update.finish_reason is not None)
@@ -150,6 +158,7 @@ class _Running:
             sequence.stop_reason,
             sequence.cumulative_logprob,
         )
+        piece.forced_tokens = len(piece.token_ids) if grown.forced else 0
         self.timer.tokens(choice, len(piece.token_ids))
         if piece.finish_reason is not None:
             self.timer.finished(piece.finish_reason)
@@ -158,3 +167,16 @@ class _Running:
         if (stage := self._stages.get(choice)) is None:
             stage = self._stages[choice] = self._job.stage()
         return stage(piece)
+
+
+def apart(updates: Iterable[SequenceUpdate]) -> Iterator[SequenceUpdate]:
+    """The same updates, with sampled tokens and forced ones never in one."""
+    for update in updates:
+        sampled = len(update.token_ids) - update.num_forced
+        if not update.num_forced or not sampled:
+            yield update
+            continue
+        ids, logprobs = update.token_ids, update.logprobs
+        first = logprobs and logprobs[:sampled]
+        yield replace(update, token_ids=ids[:sampled], logprobs=first, num_forced=0, finish_reason=None)
+        yield replace(update, token_ids=ids[sampled:], logprobs=logprobs and logprobs[sampled:])

@@ -42,6 +42,7 @@ class Asked:
             `reading`) gets another in its place.
         known: token ids that the prompt may begin with, the best first: of earlier turns, as they were computed. The
             first whose text begins the prompt's text is used.
+        tells_origins: whether the answer tells sampled tokens from forced ones.
         context: what the surface keeps for its writer.
     """
 
@@ -59,6 +60,7 @@ class Asked:
     echo: bool = False
     stage: Callable[[], Stage] | None = None
     known: Sequence[list[int]] = ()
+    tells_origins: bool = False
     context: Any = None
 
     @property
@@ -101,7 +103,7 @@ class Job:
         requests: one per prompt, all with the same `params`.
         prompt_texts: texts of the prompts if they are echoed, otherwise empty.
         marks: what stands for tokens in the pieces' texts, for the stage.
-        context: see `Asked`.
+        tells_origins, context: see `Asked`.
     """
 
     id: str
@@ -114,6 +116,7 @@ class Job:
     stage: Callable[[], Stage] | None
     telemetry: Telemetry
     marks: Mapping[int, str] | None = None
+    tells_origins: bool = False
     context: Any = None
 
     @property

@@ -62,6 +62,7 @@ class Piece:
         cumulative_logprob: sum over the choice's tokens so far; see `SequenceUpdate`.
         reasoning: what a stage told from the text, and so are `calls`.
         reasoning_tokens: of those so far, how many are reasoning beyond what earlier pieces said.
+        forced_tokens: of its tokens, how many were known without being sampled; all or none where a job tells origins.
     """
 
     choice: int
@@ -74,6 +75,7 @@ class Piece:
     reasoning: str = ""
     calls: Sequence[CallPart] = ()
     reasoning_tokens: int = 0
+    forced_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,7 @@ class _Choice:
         if piece.calls:
             self._calls += piece.calls
         known.token_ids += piece.token_ids
+        known.forced_tokens += piece.forced_tokens
         if known.logprobs is not None:
             known.logprobs += piece.logprobs or ()
         known.finish_reason, known.stop_reason = piece.finish_reason, piece.stop_reason

@@ -98,6 +98,7 @@ class ReadingStage:
         pieces = [_piece(piece, kind, list(group)) for kind, group in groupby(parts, _kind)]
         pieces = pieces or [_piece(piece, "content", [])]
         pieces[0].token_ids, pieces[0].logprobs, pieces[0].reasoning_tokens = piece.token_ids, piece.logprobs, reasoned
+        pieces[0].forced_tokens = piece.forced_tokens
         pieces[-1].finish_reason, pieces[-1].stop_reason = reason, piece.stop_reason
         return pieces
 

@@ -110,6 +110,7 @@ class Service:
             stage=asked.stage if reading is None else reading.stage,
             telemetry=self.telemetry,
             marks=None if reading is None else reading.marks,
+            tells_origins=asked.tells_origins,
             context=asked.context,
         )
 

@@ -392,10 +392,12 @@ class Sequence:
         """Add what its constraint leaves no choice about."""
         constraint = self.constraint
         assert constraint is not None
+        sampled = len(update.token_ids)
         while update.finish_reason is None and (tokens := constraint.forced(self.token_ids, self.num_prompt)):
             for token in tokens:
                 if update.finish_reason is None:
                     self._add(update, token, None)
+        update.num_forced = len(update.token_ids) - sampled
 
     def _update(self) -> SequenceUpdate:
         return SequenceUpdate(self.group.request.request_id, self.index, [])

@@ -79,6 +79,7 @@ class ScriptedClient:
         error: raised instead of the first update.
         fail_after: steps after which the stream raises `late_error`.
         full: raised instead of accepting a request.
+        forces: all tokens but the first are said to be forced.
         opened, closed, aborted: what callers did.
     """
 
@@ -90,6 +91,7 @@ class ScriptedClient:
     fail_after: int | None = None
     late_error: Exception | None = None
     full: Exception | None = None
+    forces: bool = False
     opened: list[Request] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
     aborted: list[tuple[str, int]] = field(default_factory=list)
@@ -150,6 +152,7 @@ class ScriptedClient:
             cumulative_logprob=-(step + 1.0) * (index + 1),
             finish_reason=reason,
             num_cached_tokens=self.cached_tokens if step == 0 else 0,
+            num_forced=len(token_ids) if self.forces and step else 0,
             prompt_logprobs=(
                 _packed(prompt, params.prompt_logprobs)
                 if params.prompt_logprobs is not None and step == 0 and index == 0

@@ -39,6 +39,7 @@ def ask(body: ChatRequest, limits: Limits) -> Asked:
         priority=body.priority or 0,
         session=session_of(body),
         cache_salt=body.cache_salt or "",
+        tells_origins=bool(body.return_token_origins),
     )
 
 

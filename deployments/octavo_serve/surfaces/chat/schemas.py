@@ -40,6 +40,10 @@ class ChatRequest(SamplingBody):
 
     include_reasoning: bool | None = Field(default=None, description="False leaves reasoning out of the answer.")
     parallel_tool_calls: bool | None = Field(default=None, description="False: one call at most.")
+    return_token_origins: bool | None = Field(
+        default=None,
+        description="Octavo's own: how many tokens were sampled, how many forced; a chunk has one kind.",
+    )
 
     # refused unless their value asks for the default behaviour
     verbosity: Name | None = only("medium")
@@ -102,6 +106,13 @@ class AssistantMessage(TypedDict):
     tool_calls: NotRequired[list[ToolCall | CustomToolCall]]
 
 
+class TokenOrigins(TypedDict):
+    """Tokens by where they came from; forced ones were known without being sampled: a grammar left no choice."""
+
+    sampled: int
+    forced: int
+
+
 class ChatChoice(TypedDict):
     index: int
     message: AssistantMessage
@@ -109,6 +120,7 @@ class ChatChoice(TypedDict):
     finish_reason: str | None
     stop_reason: int | str | None
     token_ids: NotRequired[list[int]]
+    token_origins: NotRequired[TokenOrigins]
 
 
 class ChatCompletion(TypedDict):
@@ -162,6 +174,7 @@ class ChunkChoice(TypedDict):
     finish_reason: str | None
     stop_reason: NotRequired[int | str | None]
     token_ids: NotRequired[list[int]]
+    token_origins: NotRequired[TokenOrigins]
 
 
 class ChatChunk(TypedDict):

@@ -21,6 +21,7 @@ from octavo_serve.surfaces.chat.schemas import (
     Delta,
     FunctionDelta,
     TokenLogprob,
+    TokenOrigins,
     ToolCall,
     ToolCallDelta,
     TopLogprob,
@@ -63,6 +64,8 @@ class ChatWriter(OpenAIWriter[ChatRequest, ChatCompletion, ChatChunk]):
             delta["logprobs"] = self._logprobs(piece)
             if self.body.return_token_ids:
                 delta["token_ids"] = piece.token_ids
+            if self.job.tells_origins:
+                delta["token_origins"] = _origins(piece)
             chunks.append(self._chunk([delta]))
         if piece.finish_reason is not None:
             last = _delta(piece.choice, {})
@@ -100,6 +103,8 @@ class ChatWriter(OpenAIWriter[ChatRequest, ChatCompletion, ChatChunk]):
         }
         if self.body.return_token_ids:
             choice["token_ids"] = piece.token_ids
+        if self.job.tells_origins:
+            choice["token_origins"] = _origins(piece)
         return choice
 
     def _message(self, piece: Piece) -> AssistantMessage:
@@ -168,6 +173,10 @@ class ChatWriter(OpenAIWriter[ChatRequest, ChatCompletion, ChatChunk]):
 
     def _logprobs(self, piece: Piece) -> ChatLogprobs | None:
         return None if piece.logprobs is None else chat_logprobs(piece, self.names, self.job.params.logprobs or 0)
+
+
+def _origins(piece: Piece) -> TokenOrigins:
+    return {"sampled": len(piece.token_ids) - piece.forced_tokens, "forced": piece.forced_tokens}
 
 
 def _delta(choice: int, delta: Delta) -> ChunkChoice:

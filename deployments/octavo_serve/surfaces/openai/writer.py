@@ -93,7 +93,8 @@ class OpenAIWriter(Writer[A, E], Generic[R, A, E]):
 
     def says_something(self, piece: Piece) -> bool:
         """Whether a piece must be sent to the client."""
-        return bool(piece.text or piece.logprobs or (self.body.return_token_ids and piece.token_ids))
+        tells_tokens = self.body.return_token_ids or self.job.tells_origins
+        return bool(piece.text or piece.logprobs or (tells_tokens and piece.token_ids))
 
     def prompt_logprobs(self, prompt: int) -> PromptLogprobs | None:
         """vLLM's `prompt_logprobs`; None if they were not requested."""

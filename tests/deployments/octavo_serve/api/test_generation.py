@@ -78,6 +78,38 @@ def test_what_came_together_is_one_piece_of_each_choice(service: Service, client
     assert pieces == [(1, [70, 72, 74], "length"), (0, [71, 73], "length")]
 
 
+def test_forced_tokens_are_told_apart_where_a_job_wants_that(service: Service, client: Any) -> None:
+    async def some_forced(request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
+        def update(index: int, ids: list[int], forced: int, reason: FinishReason | None = None) -> SequenceUpdate:
+            return SequenceUpdate(request.request_id, index, ids, finish_reason=reason, num_forced=forced)
+
+        yield [update(0, [70], 1), update(0, [71, 72, 73], 2), update(1, [80], 0), update(0, [74], 0)]
+        yield [update(1, [81], 0, "stop"), update(0, [75, 76], 1, "stop")]
+
+    async def pieces(tells: bool) -> list[tuple[int, list[int], int, str | None]]:
+        body = parse(ChatRequest, HELLO | {"n": 2, "return_token_origins": tells})
+        job = await service.job(CHAT.ask(body, Limits()))
+        async with aclosing(run(job)) as stream:
+            said = [element async for elements in stream for element in elements]
+        return [(e.choice, e.token_ids, e.forced_tokens, e.finish_reason) for e in said if isinstance(e, Piece)]
+
+    client.generate = some_forced
+    assert [piece for piece in asyncio.run(pieces(True)) if piece[0] == 0] == [
+        (0, [70], 1, None),
+        (0, [71], 0, None),
+        (0, [72, 73], 2, None),
+        (0, [74], 0, None),
+        (0, [75], 0, None),
+        (0, [76], 1, "stop"),
+    ]
+    assert asyncio.run(pieces(False)) == [
+        (0, [70, 71, 72, 73, 74], 0, None),
+        (1, [80], 0, None),
+        (1, [81], 0, "stop"),
+        (0, [75, 76], 0, "stop"),
+    ]
+
+
 def test_a_stage_stands_between_the_pieces_and_who_writes_them(service: Service, client: Any) -> None:
     def in_pairs() -> Stage:
         """Keeps every other piece of a choice back until the next."""

@@ -70,6 +70,7 @@ def drain(engine, told=None) -> dict[tuple[str, int], Told]:
 class Told:
     def __init__(self) -> None:
         self.tokens, self.updates, self.logprobs = [], [], []
+        self.sampled = 0
         self.finish = self.stop = None
         self.cumulative, self.text = 0.0, ""
 
@@ -78,6 +79,7 @@ class Told:
         self.updates.append(list(update.token_ids))
         self.tokens += update.token_ids
         self.logprobs += update.logprobs or []
+        self.sampled += len(update.token_ids) - update.num_forced
         self.finish, self.stop = update.finish_reason, update.stop_reason
         self.cumulative = update.cumulative_logprob
 
@@ -124,6 +126,7 @@ def test_forcing_changes_nothing_but_the_number_of_steps(say, fake, monkeypatch,
     assert say(request("r", 3, grammar=kind)) == with_forcing
     assert steps < len(fake.model(say.engine).batches)
     assert max(map(len, with_forcing["r", 0].updates)) > 1
+    assert with_forcing["r", 0].sampled == steps < len(with_forcing["r", 0].tokens)
 
 
 KINDS = [

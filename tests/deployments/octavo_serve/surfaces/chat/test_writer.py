@@ -98,6 +98,17 @@ def test_token_ids_of_characters_that_are_not_whole_are_not_lost(talk: Any, clie
     assert ids[:-1] == client.tokenizer.encode("Brücke 🌉 橋")
 
 
+def test_origins_of_tokens_are_told_where_they_are_asked_for(talk: Any, client: Any) -> None:
+    client.forces = True
+    origins = {"sampled": 1, "forced": 2}
+    assert talk.chat(return_token_origins=True)["choices"][0]["token_origins"] == origins
+    told = [c.get("token_origins") for chunk in talk.chat_events(return_token_origins=True) for c in chunk["choices"]]
+    told = [each for each in told if each]
+    assert all(0 in each.values() for each in told)
+    assert {kind: sum(each[kind] for each in told) for kind in origins} == origins
+    assert "token_origins" not in talk.chat()["choices"][0]
+
+
 LOOK_UP = {
     "type": "function",
     "function": {"name": "look_up", "parameters": {"properties": {"a": {"type": "integer"}}}},
