@@ -15,7 +15,7 @@ import heapq
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from octavo.cost_model import Cost, attended
@@ -56,6 +56,22 @@ class RoutingConfig:
     stale_after_s: float = 2.0
     max_blocks_per_shard: int = 500_000
     log_decisions: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A decision and what it was made of: enough to redo it by hand.
+
+    Attributes:
+        candidates: every shard that was looked at.
+        stream_weight: as `RoutingConfig` has it.
+    """
+
+    ticket: str
+    query: Query
+    candidates: Sequence[Candidate]
+    choice: Choice
+    stream_weight: float
 
 
 @dataclass(slots=True, eq=False)
@@ -107,10 +123,15 @@ class _Sent:
 
 
 class Router:
-    """Decides for the shards of one model."""
+    """Decides for the shards of one model.
+
+    Attributes:
+        told: called with each decision; None while nobody wants to know.
+    """
 
     def __init__(self, config: RoutingConfig) -> None:
         self.config = config
+        self.told: Callable[[Decision], None] | None = None
         self.shards: dict[str, KnownShard] = {}
         self._sent: dict[str, _Sent] = {}  # by ticket, oldest first
         self._unconfirmed: deque[tuple[str, _Sent]] = deque()
@@ -191,6 +212,8 @@ class Router:
         if self.config.log_decisions:
             logger.info("%s goes to %s (%s)\n%s", ticket, choice.order[0], choice.reason,
                         explain(query, candidates, self.config.stream_weight))  # fmt: skip
+        if self.told is not None:
+            self.told(Decision(ticket, query, candidates, choice, self.config.stream_weight))
         self._count(ticket, chain, query, choice, now)
         self._note_busy(candidates, now)
         return choice

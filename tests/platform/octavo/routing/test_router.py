@@ -9,8 +9,8 @@ import pytest
 
 from octavo.cost_model import Cost
 from octavo.load import ShardState
-from octavo.routing.policy import Choice, Query
-from octavo.routing.router import UNCONFIRMED_SECONDS, Router, RoutingConfig
+from octavo.routing.policy import Choice, Query, score
+from octavo.routing.router import UNCONFIRMED_SECONDS, Decision, Router, RoutingConfig
 
 IDLE = ShardState(
     decoding=0, context=0, prefilling=0, queued=0, backlog_tokens=0, backlog_attended=0, chunk=512, max_num_seqs=64,
@@ -235,3 +235,16 @@ def test_a_prefix_stays_with_a_late_holder_only_while_the_fleet_is_busy() -> Non
     assert asked("busy", 30.0, a=late, b=idle, c=idle, d=idle) == "prefix"
     assert asked("nothing since", 90.0, **dict.fromkeys(NAMES, idle)) == "prefix"
     assert asked("quiet", 90.0, a=late, b=idle, c=idle, d=idle) == "spread"
+
+
+def test_who_listens_is_told_what_a_decision_was_made_of() -> None:
+    made, told = router(), list[Decision]()
+    made.told = told.append
+    choice = route(made, "1", chain(1))
+    made.told = None
+    route(made, "2", chain(1))
+    (decision,) = told
+    assert (decision.ticket, decision.choice, decision.query.tokens) == ("1", choice, 1000)
+    assert {shard.name for shard in decision.candidates} == set(NAMES)
+    best = min(decision.candidates, key=lambda shard: score(decision.query, shard, shard.cached, 0.01).total)
+    assert best.name == choice.order[0]
