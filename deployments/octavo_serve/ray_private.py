@@ -24,6 +24,7 @@ from ray._private.grpc_utils import init_grpc_channel
 from ray._private.state import state as cluster_state
 from ray.core.generated import common_pb2, gcs_service_pb2, gcs_service_pb2_grpc, node_manager_pb2
 from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.serve._private import api, replica
 from ray.serve._private.common import (
     DeploymentHandleSource,
@@ -206,6 +207,21 @@ def _replica(info: RunningReplicaInfo) -> Replica:
 
 
 _REQUEST = RequestMetadata(request_id="", internal_request_id="")  # only its route is read
+
+
+def keep(key: str, value: bytes) -> None:
+    """Keep a value for all processes of the cluster, instead of the one before it; blocks for about a millisecond.
+
+    Why: what Serve's controller alone knows, such as why it scales, is in nothing that it tells replicas; an actor for
+        it would be a process of 100 MB.
+    """
+    _internal_kv_put(key, value, namespace="octavo")  # type: ignore[no-untyped-call]
+
+
+def kept(key: str) -> bytes | None:
+    """The value kept last; None if there is none. Blocks as `keep` does."""
+    value: bytes | None = _internal_kv_get(key, namespace="octavo")  # type: ignore[no-untyped-call]
+    return value
 
 
 # ---- who may call ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from ray.serve.config import AutoscalingContext
 
 from octavo.scaling.policy import ScalingState, ShardLoad, Targets, decide
 from octavo_serve.config.placement import Group, most_shards
+from octavo_serve.controller.journal import Journal
 from octavo_serve.controller.nodes import Nodes
 
 POLICY = "octavo_serve.controller.autoscaling:Autoscaler"
@@ -42,19 +43,21 @@ class Autoscaler:
         self.group = Group(**group) if group else None
         self.kept = [Group(**each) for each in kept]
         self.nodes = Nodes()
+        self.journal = Journal()
         self._counted: tuple[object, int] = (None, 0)  # the nodes, and the number of shards that fit on them
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+        now = context.current_time or 0.0
         decision = decide(
             loads(context),
-            now=context.current_time or 0.0,
+            now=now,
             running=context.current_num_replicas,
             target=context.target_num_replicas,
             held=context.total_queued_requests,
             targets=self._targets(context),
             state=context.policy_state.get(_STATE, ScalingState()),
         )
-        room = self._room(context.current_time or 0.0)
+        room = self._room(now)
         allowed = decision.replicas if room is None else min(decision.replicas, room)
         wanted = min(max(allowed, context.capacity_adjusted_min_replicas),
                      context.capacity_adjusted_max_replicas)  # fmt: skip
@@ -63,6 +66,8 @@ class Autoscaler:
                 "%s: %d -> %d shards (%s; demand is %.2f shards)",
                 context.deployment_name, context.target_num_replicas, wanted, decision.reason, decision.demand,
             )  # fmt: skip
+        where = context.app_name, context.deployment_name
+        self.journal.add(where, now, context.target_num_replicas, wanted, context.current_num_replicas, decision)
         return allowed, {_STATE: decision.state}
 
     def _targets(self, context: AutoscalingContext) -> Targets:
