@@ -141,6 +141,11 @@ class Picker:
         self.admission.limits = queue.limits
 
     @property
+    def num_waiting(self) -> tuple[int, int]:
+        """Requests that wait here for room at a shard, and the tokens of their prompts."""
+        return self._waiting["requests"], self._waiting["tokens"]
+
+    @property
     def start_seconds(self) -> float:
         """That a shard takes to come, from when it is waited for."""
         return self._queue.start_seconds if self.took is None else self.took

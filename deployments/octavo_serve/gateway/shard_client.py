@@ -113,6 +113,10 @@ class ShardClient:
         answers = await asyncio.gather(*(link.stats(STATS_TIMEOUT) for link in links.values()))
         return [(name, stats) for name, stats in zip(links, answers, strict=True) if stats is not None]
 
+    def listed_shards(self) -> list[tuple[Replica, Link | None]]:
+        """The shards that Serve lists, each with the link over which requests are sent there, if there is one now."""
+        return [(replica, self._picker.links.get(name)) for name, replica in self._there.items()]
+
     def num_answering(self) -> int:
         """Shards that requests can be sent to and that have said something a moment ago."""
         return sum(link.answers for link in self._picker.links.values())

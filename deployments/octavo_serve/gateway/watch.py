@@ -6,8 +6,8 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ray import serve
@@ -65,11 +65,12 @@ def _text(source: str, defaults: Callable[[Source], Defaults]) -> tuple[Tokenize
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Serve's view of a deployment: running replicas, why it failed, what it is waiting for."""
+    """Serve's view of a deployment: running replicas, why it failed, what it waits for, all replicas by state."""
 
     running: int = 0
     error: str = ""
     note: str = ""
+    replicas: Mapping[str, int] = field(default_factory=dict)
 
 
 async def watch_shards(
@@ -111,12 +112,15 @@ class Deployments:
         self._answer: asyncio.Task[dict[str, State]] | None = None
 
     async def state(self, deployment: str) -> State:
+        return (await self.states()).get(deployment, State(note="its shards are about to be deployed"))
+
+    async def states(self) -> Mapping[str, State]:
+        """Of all deployments, by their names."""
         now = time.monotonic()
         if self._answer is None or now - self._asked > PERIOD / 2:
             self._asked = now
             self._answer = asyncio.create_task(asyncio.to_thread(deployment_states, self._app))
-        waiting = State(note="its shards are about to be deployed")
-        return (await asyncio.shield(self._answer)).get(deployment, waiting)
+        return await asyncio.shield(self._answer)
 
 
 def deployment_states(app: str) -> dict[str, State]:
@@ -126,8 +130,9 @@ def deployment_states(app: str) -> dict[str, State]:
     for name, deployment in application.deployments.items() if application else ():
         said = last_error(deployment.message)
         failed = deployment.status == "DEPLOY_FAILED"  # UNHEALTHY: a shard has died, and Serve is replacing it
-        running = sum(count for state, count in deployment.replica_states.items() if state == "RUNNING")
-        found[name] = State(running, said if failed else "", "" if failed else said or "its shards are starting")
+        replicas = {state.value: count for state, count in deployment.replica_states.items() if count}
+        note = "" if failed else said or "its shards are starting"
+        found[name] = State(replicas.get("RUNNING", 0), said if failed else "", note, replicas)
     return found
 
 

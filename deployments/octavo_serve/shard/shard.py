@@ -92,6 +92,7 @@ class Shard:
         self.patience = patience
         start.done("network")
         start.publish(model, self.engine.engine.executor)
+        self.start = start
         keep_warm(warm)
         Thread(target=_settle, args=(config.rehearsal is None,), daemon=True).start()
 
@@ -101,7 +102,7 @@ class Shard:
 
     async def record_replica_metadata(self) -> dict[str, Any]:
         """What gateways learn of this shard once, when it is ready."""
-        return (await self.port.open(self.host)).as_metadata()
+        return (await self.port.open(self.host)).as_metadata() | {"start": self.start.as_metadata()}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the autoscaler learns twice a second."""

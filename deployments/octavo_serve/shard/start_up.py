@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from ray.serve import metrics
 
@@ -45,6 +46,10 @@ class StartUp:
             gauge.set(seconds, tags={"phase": phase})
         name = model if model.isprintable() else repr(model)
         os.write(2, f"Engine ready: {name}: {engine}\nShard ready: {name}: {self}\n".encode(errors="replace"))
+
+    def as_metadata(self) -> dict[str, Any]:
+        """For gateways: the phases, and whether they began in a process that was ready."""
+        return {"phases": {phase: round(seconds, 2) for phase, seconds in self.phases.items()}, "warm": self.warm}
 
     def __str__(self) -> str:
         spent = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in self.phases.items())

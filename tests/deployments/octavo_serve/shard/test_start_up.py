@@ -22,6 +22,8 @@ def test_the_phases_add_up_to_the_time_since_the_process_began(monkeypatch: pyte
     assert start.phases["model"] >= 0.02
     assert sum(start.phases.values()) == pytest.approx(time.monotonic() - process_start(), abs=0.1)
     assert str(start).startswith(f"{sum(start.phases.values()):.2f} s after its process began (process ")
+    told = start.as_metadata()
+    assert told == {"phases": {phase: round(seconds, 2) for phase, seconds in start.phases.items()}, "warm": False}
 
 
 def test_nobody_waited_for_a_process_that_was_kept_ready(monkeypatch: pytest.MonkeyPatch) -> None:
