@@ -29,15 +29,18 @@ from octavo.text.recommended import recommended_sampling
 from octavo_serve.api.access import Access
 from octavo_serve.api.body import parse
 from octavo_serve.api.bounds import Limits
+from octavo_serve.api.fleet import Fleet
 from octavo_serve.api.model import Defaults
 from octavo_serve.api.registry import ModelEntry, Registry
 from octavo_serve.api.service import Service
 from octavo_serve.api.telemetry import ShardStats, Telemetry
 from octavo_serve.config.placement import unplaceable
-from octavo_serve.config.settings import ModelSettings, deployment_name, load_settings
-from octavo_serve.gateway.drain import Drain
+from octavo_serve.config.settings import ModelSettings, ReplicaRange, deployment_name, load_settings
+from octavo_serve.gateway.drain import LEAVING, Drain
+from octavo_serve.gateway.fleet import GatewayFleet
 from octavo_serve.gateway.garbage import collect
 from octavo_serve.gateway.picker import Picker, QueueSettings
+from octavo_serve.gateway.scaling import ScalingReader
 from octavo_serve.gateway.shard_client import Failover, ShardClient
 from octavo_serve.gateway.unread import Unread
 from octavo_serve.gateway.watch import Deployments, load_text, watch_room, watch_shards
@@ -49,6 +52,7 @@ from octavo_serve.surfaces.chat.schemas import ChatChunk, ChatCompletion, ChatRe
 from octavo_serve.surfaces.chat.surface import CHAT
 from octavo_serve.surfaces.completions.schemas import Completion, CompletionRequest
 from octavo_serve.surfaces.completions.surface import COMPLETIONS
+from octavo_serve.wire.scaling import scaling_key
 
 logger = logging.getLogger("ray.serve")
 
@@ -85,6 +89,8 @@ class Gateway:
         self.access = Access()
         self._deployments = Deployments(serve.get_replica_context().app_name)
         self._served: dict[str, _Served] = {}
+        self._scaling = ScalingReader(self._scaling_keys, partial(setattr, self.service, "scaling"))
+        self._fleet = self._watched()
         self._closing: set[asyncio.Task[None]] = set()
         self._drain = Drain()
         self._unread = Unread()
@@ -139,14 +145,32 @@ class Gateway:
         ]
         return _Served(model, entry, picker, client, tasks)
 
+    def _watched(self) -> Fleet:
+        name = serve.get_replica_context().replica_id.unique_id
+        source = GatewayFleet(
+            name,
+            served=lambda: self._served,
+            stats=self.shard_stats,
+            scaling=lambda: self.service.scaling,
+            deployed=self._deployments.states,
+            on_leave=lambda: self._fleet.end("a gateway is about to end, perhaps this one"),
+        )
+        return Fleet(source)
+
+    def _scaling_keys(self) -> dict[str, str]:
+        app, served = serve.get_replica_context().app_name, self._served.items()
+        scale = [name for name, one in served if isinstance(one.model.replicas, ReplicaRange)]
+        return {name: scaling_key(app, deployment_name(name)) for name in scale}
+
     def __serve_build_asgi_app__(self) -> Starlette:
-        app = http_app(self.service, self, self.access)
+        app = http_app(self.service, self, self.access, fleet=self._fleet)
         app.add_middleware(self._drain.around)
         return app
 
     async def drain(self) -> int:
         """Take no more HTTP requests; returns how many requests still run, those of handles among them."""
         self._drain.begun = True
+        self._fleet.end(LEAVING, over=True)
         return self._drain.running + self._num_running()
 
     def _num_running(self) -> int:
@@ -173,8 +197,9 @@ class Gateway:
                 yield chunk
 
     async def shard_stats(self) -> ShardStats:
-        """Statistics of every shard that answers, by model."""
+        """Statistics of every shard that answers, by model; also reads what the autoscaler says now."""
         clients = {name: served.client for name, served in self._served.items()}
+        await self._scaling.refresh()
         found = await asyncio.gather(*(client.stats() for client in clients.values()))
         return dict(zip(clients, found, strict=True))
 

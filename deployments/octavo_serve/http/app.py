@@ -18,6 +18,7 @@ from octavo_serve.api.access import Access, Caller
 from octavo_serve.api.body import B, parse
 from octavo_serve.api.bounds import LARGE_BODY, MAX_NAME
 from octavo_serve.api.failures import BodyTooLarge, Failure, failure_of
+from octavo_serve.api.fleet import Fleet
 from octavo_serve.api.operation import Call, Operation, Query, read_query
 from octavo_serve.api.service import Service
 from octavo_serve.api.surface import Errors, Surface, to_json
@@ -25,6 +26,7 @@ from octavo_serve.api.telemetry import ShardStats, Telemetry
 from octavo_serve.api.writing import write_answer
 from octavo_serve.http.about import add_about
 from octavo_serve.http.door import CALLER, Door, path_of
+from octavo_serve.http.fleet import add_fleet
 from octavo_serve.http.pages import add_pages
 from octavo_serve.http.replies import JSON, answer_reply, failure_reply, json_reply, routing_headers
 from octavo_serve.http.streams import event_stream
@@ -63,12 +65,14 @@ def http_app(
     access: Access | None = None,
     surfaces: tuple[Surface[Any, Any, Any], ...] = SURFACES,
     operations: tuple[Operation, ...] = OPERATIONS,
+    fleet: Fleet | None = None,
 ) -> Starlette:
     """The gateway's ASGI application.
 
     Args:
         access: access rules; None admits everybody and discloses everything.
         surfaces, operations: the protocols it speaks.
+        fleet: what those who watch are told; None: nobody can.
     """
     access = access or Access()
     errors_of = _errors_by_path(*surfaces, *operations)
@@ -79,6 +83,8 @@ def http_app(
         _add_operation(app, operation, service, access)
     _add_models(app, service, access)
     _add_state(app, service, backend, access)
+    if fleet is not None:
+        add_fleet(app, fleet, access)
     add_about(app, service, surfaces, operations)
     add_pages(app)
     _add_errors(app, service.telemetry, errors_of)
