@@ -21,7 +21,7 @@ from starlette.responses import Response
 
 FOLDER = Path(__file__).parent.parent / "pages"
 
-PAGES = {"/": "playground.html"}
+PAGES = {"/": "playground.html", "/fleet": "fleet.html"}
 """Path -> the file that is shown there."""
 
 TYPES = {

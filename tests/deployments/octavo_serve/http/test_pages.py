@@ -95,7 +95,7 @@ def test_below_a_prefix(send: Send, access: Access) -> None:
 
 # ---- what the files hold --------------------------------------------------------------------------------------------
 
-LOADED = re.compile(r"""(?:\b(?:src|href)=|\bfrom |\bimport )["']([^"'#]+)["']""")
+LOADED = re.compile(r"""(?:\bsrc=|<link\b[^>]*\bhref=|\bfrom |\bimport )["']([^"'#]+)["']""")  # <a href> loads nothing
 ADDRESS = re.compile(r"\b(?:https?|wss?|ftp):\\?/\\?/[\w.-]+")
 OWN = sorted(path for path in FOLDER.rglob("*") if path.is_file() and "vendor" not in path.parts)
 
