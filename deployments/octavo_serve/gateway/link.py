@@ -49,6 +49,8 @@ SOON_SECONDS = 0.05
 """That newer statistics are waited for; /metrics is to answer within 0.1 s."""
 OLD_SECONDS = 2.0
 """Age from which statistics are not given any more."""
+UNREAD_SECONDS = 120.0
+"""After so long without a reader statistics are asked for no more; between two scrapes of /metrics it is a minute."""
 
 SNAPSHOT_SECONDS = 0.5
 """Shortest time between two wishes for a snapshot."""
@@ -94,7 +96,7 @@ class Link:
         self._prompts: dict[str, PackedLogprobs] = {}  # by request: what has come before its first update
         self._measured: asyncio.Future[EngineStats | None] | None = None
         self._stats: EngineStats | None = None  # the last that were said
-        self._stats_at = -math.inf
+        self._stats_at = self._read_at = -math.inf
         self._retired = False
         self._loop = asyncio.get_running_loop()
         self._silence = silence
@@ -172,11 +174,12 @@ class Link:
     async def stats(self, seconds: float) -> EngineStats | None:
         """The shard's statistics; None if it does not answer in time.
 
-        From the first time on it is asked for them every second, so that they need not be waited for where it is busy
-        and answers late.
+        From the first time on it is asked for them every second, while somebody reads them, so that they need not be
+        waited for where it is busy and answers late.
         """
         if self.gone:
             return None
+        self._read_at = time.monotonic()
         measured = self._measure()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds if self._stats is None else min(seconds, SOON_SECONDS)):
@@ -275,7 +278,9 @@ class Link:
         while self._channel.silent_for(awake) < self._silence:
             self._ask()
             before = time.monotonic()
-            if self._measured is not None and before - self._stats_at > OLD_SECONDS / 2:  # somebody reads them
+            if before - self._read_at > UNREAD_SECONDS:
+                self._measured = self._stats = None
+            elif before - self._stats_at > OLD_SECONDS / 2:
                 self._measure()
             await asyncio.sleep(ASK_SECONDS)
             awake = min(time.monotonic() - before, 2 * ASK_SECONDS)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from octavo_serve.gateway.link import OLD_SECONDS
+from octavo_serve.gateway.link import OLD_SECONDS, UNREAD_SECONDS
 from octavo_serve.wire import parts
 
 
@@ -140,6 +140,21 @@ def test_a_shard_that_says_its_statistics_late_has_the_last_ones(fleet: Any) -> 
         link._stats_at -= OLD_SECONDS
         async with asyncio.timeout(50):
             assert await link.stats(60) is None
+
+    fleet.run(scenario)
+
+
+def test_statistics_that_nobody_reads_any_more_are_not_asked_for(fleet: Any) -> None:
+    async def scenario(client: Any) -> None:
+        await fleet.add()
+        await fleet.anybody()
+        (link,) = fleet.links.values()
+        assert await link.stats(60) is not None
+        link._read_at -= UNREAD_SECONDS
+        async with asyncio.timeout(50):
+            while link._stats is not None:
+                await asyncio.sleep(0.01)
+        assert await link.stats(60) is not None
 
     fleet.run(scenario)
 
