@@ -215,12 +215,12 @@ def keep(key: str, value: bytes) -> None:
     Why: what Serve's controller alone knows, such as why it scales, is in nothing that it tells replicas; an actor for
         it would be a process of 100 MB.
     """
-    _internal_kv_put(key, value, namespace="octavo")  # type: ignore[no-untyped-call]
+    _internal_kv_put(key, value, namespace="octavo")
 
 
 def kept(key: str) -> bytes | None:
     """The value kept last; None if there is none. Blocks as `keep` does."""
-    value: bytes | None = _internal_kv_get(key, namespace="octavo")  # type: ignore[no-untyped-call]
+    value: bytes | None = _internal_kv_get(key, namespace="octavo")
     return value
 
 

@@ -66,7 +66,7 @@ class Autoscaler:
                 "%s: %d -> %d shards (%s; demand is %.2f shards)",
                 context.deployment_name, context.target_num_replicas, wanted, decision.reason, decision.demand,
             )  # fmt: skip
-        where = context.app_name, context.deployment_name
+        where = context.app_name or "", context.deployment_name
         self.journal.add(where, now, context.target_num_replicas, wanted, context.current_num_replicas, decision)
         return allowed, {_STATE: decision.state}
 

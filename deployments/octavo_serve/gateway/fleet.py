@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -23,6 +25,8 @@ from octavo_serve.gateway.shard_client import ShardClient
 from octavo_serve.gateway.watch import State as Deployed
 from octavo_serve.ray_private import Replica
 from octavo_serve.wire.scaling import Scaling
+
+logger = logging.getLogger("ray.serve")
 
 SERVE_SECONDS = 3.0
 """Between two questions to Serve: how many replicas start and stop."""
@@ -67,6 +71,7 @@ class GatewayFleet:
         self._told: Told | None = None
         self._states: Mapping[str, Deployed] = {}
         self._asked = float("-inf")
+        self._asking: asyncio.Task[None] | None = None
 
     def listen(self, told: Told | None) -> None:
         """Hear of each routing decision from now on; None: no more."""
@@ -82,7 +87,7 @@ class GatewayFleet:
         served = self._served()
         self._attach(served)
         stats = await self._stats()
-        await self._ask_serve()
+        self._ask_serve()
         scaling = self._scaling()
         return {
             "at": round(time.time(), 1),
@@ -96,19 +101,25 @@ class GatewayFleet:
             "scaling": {name: msgspec.to_builtins(scaling[name]) for name in served if name in scaling},
         }
 
-    async def _ask_serve(self) -> None:
+    def _ask_serve(self) -> None:
+        """What Serve says is for the next look: its controller may be slow, or gone."""
         now = time.monotonic()
-        if now - self._asked < SERVE_SECONDS:
-            return
-        self._asked = now
-        before, self._states = self._states, await self._deployed()
+        if now - self._asked >= SERVE_SECONDS and (self._asking is None or self._asking.done()):
+            self._asked = now
+            self._asking = asyncio.create_task(self._hear_serve())
+
+    async def _hear_serve(self) -> None:
+        before = self._states
+        try:
+            self._states = await self._deployed()
+        except Exception as error:  # whatever ails the controller; what it said last is shown
+            logger.info("Serve does not say how many replicas start and stop: %s", error)
         if _stopping(self._states) > _stopping(before):
             self._on_leave()
 
     def _model(self, one: Served) -> dict[str, Any]:
         entry, replicas = one.entry, one.model.replicas
         least, most = (replicas.min, replicas.max) if isinstance(replicas, ReplicaRange) else (replicas, replicas)
-        waiting, waiting_tokens = one.picker.num_waiting
         return _known({
             "status": entry.status,
             "reason": entry.reason,
@@ -118,9 +129,7 @@ class GatewayFleet:
             "least": least,
             "most": most,
             "replicas": self._states.get(deployment_name(entry.name), Deployed()).replicas,
-            "requests": one.client.num_running(),
-            "waiting": waiting,
-            "waiting_tokens": waiting_tokens,
+            "waiting": one.picker.num_waiting,
         })  # fmt: skip
 
 
@@ -157,16 +166,12 @@ def _numbers(known: KnownShard | None, stats: EngineStats | None) -> dict[str, A
     """A shard's load from its last report, and its counters where it answered."""
     state = stats.state if stats is not None else known.state if known is not None else None
     found: dict[str, Any] = {} if state is None else _load(state)
-    if known is not None:
-        found |= {"index_blocks": len(known.blocks.hashes), "in_flight": known.in_flight}
     if stats is not None:
         found |= {
             "blocks_cached": stats.blocks_cached,
             "prompt_tokens": stats.counters.prompt_tokens,
             "cached_tokens": stats.counters.cached_tokens,
             "generated_tokens": stats.generation_tokens,
-            "finished": stats.counters.finished,
-            "preemptions": stats.counters.preemptions,
         }
     return found
 
@@ -177,14 +182,10 @@ def _load(state: ShardState) -> dict[str, Any]:
         "prefilling": state.prefilling,
         "queued": state.queued,
         "places": state.max_num_seqs,
-        "context": state.context,
-        "backlog_tokens": state.backlog_tokens,
         "start_seconds": round(state.start_seconds(), 3),
         "step_seconds": _short(state.step_seconds),
         "blocks": state.blocks,
         "blocks_free": state.blocks_free,
-        "block_size": state.block_size,
-        "mean_output": round(state.mean_output),
         "cost": {name: _short(seconds) for name, seconds in state.cost._asdict().items()},
     }
 

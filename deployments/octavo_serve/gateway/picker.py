@@ -141,9 +141,9 @@ class Picker:
         self.admission.limits = queue.limits
 
     @property
-    def num_waiting(self) -> tuple[int, int]:
-        """Requests that wait here for room at a shard, and the tokens of their prompts."""
-        return self._waiting["requests"], self._waiting["tokens"]
+    def num_waiting(self) -> int:
+        """Requests that wait here for room at a shard."""
+        return self._waiting["requests"]
 
     @property
     def start_seconds(self) -> float:

@@ -4,9 +4,10 @@ import { Chart, bar, clock, count, drawBlocks, make, seconds, share, short } fro
 import { Feed, merged } from "./fleet_feed.js";
 
 const KEY = "octavo.key"; // in the session's storage, as the playground has it
-const SPAN = 300; // s of history
+const SPAN = 300, FIRST_SPAN = 60; // s of history, and of it that are drawn while there is less
 const RATE_SECONDS = 5, HITS_SECONDS = 60; // over which tokens per second and hit rates are measured
 const ROWS = 14, CHANGES = 20;
+const LEAVING = 120; // s that a shard may take to end its streams once fewer are wanted
 const HIDDEN = 60_000; // ms after which a page that nobody sees lets go of the stream
 
 const ROUTED = {
@@ -28,8 +29,13 @@ const SCALED = {
   quiet: "there is no work",
   stale: "no shard's report is recent enough to change anything",
 };
+const DECIDES = { // where it is not this sum
+  least_loaded: "The policy least_loaded goes by these sums as if nothing were cached.",
+  round_robin: "The policy round_robin does not go by these sums.",
+  session: "The policy session goes by the session's name, where there is one.",
+};
 const PHASES = ["process", "imports", "model", "accuracy", "network"];
-const DECISION_STATES = { stale: "warn", silent: "bad", unreachable: "bad", loading: "warn", failed: "bad" };
+const TONES = { stale: "warn", silent: "bad", unreachable: "bad", loading: "warn", failed: "bad" };
 
 const at = (id) => document.getElementById(id);
 
@@ -91,10 +97,18 @@ function update(state, before = known) {
     if (before && !before.shards[name]) note(shard.model, `shard ${name} came`, startOf(shard));
   }
   for (const [name, shard] of Object.entries(before?.shards ?? {})) {
-    if (!state.shards[name]) note(shard.model, `shard ${name} is gone`, "Serve does not list it any more");
+    if (!state.shards[name]) note(shard.model, `shard ${name} is gone`, whyGone(shard.model));
   }
   for (const name of counters.keys()) if (!state.shards[name]) counters.delete(name);
   for (const name of Object.keys(state.models)) remember(name);
+}
+
+/** Gateways are not told why a shard ends: what is known is whether fewer were asked for. */
+function whyGone(model) {
+  const fewer = known.scaling[model]?.changes.findLast((one) => one.after < one.before && one.at > known.at - LEAVING);
+  return fewer
+    ? `the autoscaler asked for fewer at ${clock(fewer.at)}`
+    : "the autoscaler did not ask for fewer: it was lost, or is being replaced; the server's log tells which";
 }
 
 function note(model, what, why) {
@@ -206,41 +220,42 @@ function set(element, text) {
 
 function pill(element, status) {
   set(element, status);
-  element.className = `pill ${DECISION_STATES[status] ?? ""}`;
+  element.className = `pill ${TONES[status] ?? ""}`;
 }
 
 function modelView(name) {
-  const status = make("span", { class: "pill" }), count_ = make("span", { class: "soft" });
+  const status = make("span", { class: "pill" }), bounds = make("span", { class: "soft" });
   const why = make("p", { class: "soft" }), title = make("h3", {}, name);
   const charts = [
-    new Chart("Shards", SPAN),
-    new Chart("Running + waiting", SPAN),
-    new Chart("Tokens per second", SPAN),
+    new Chart("Shards"),
+    new Chart("Running + waiting"),
+    new Chart("Tokens per second"),
   ];
   const numbers = make("p", { class: "soft" });
-  const element = make("article", { class: "card model" }, make("header", {}, title, status, count_), why,
+  const element = make("article", { class: "card model" }, make("header", {}, title, status, bounds), why,
     make("div", { class: "charts" }, ...charts.map((chart) => chart.element)), numbers);
   const fields = [(one) => [one.shards], (one) => [one.running, one.waiting], (one) => [one.tokens]];
   const refresh = () => {
     const model = known.models[name], points = history.get(name);
     pill(status, model.status);
-    set(count_, shardCount(model));
+    set(bounds, shardCount(model));
     set(why, model.reason ?? "");
     why.hidden = !model.reason;
     set(numbers, modelNumbers(name, model));
+    const first = Math.min(points[0].at, known.at - FIRST_SPAN);
     charts.forEach((chart, i) => chart.draw(points.map((one) => {
       const [value, second] = fields[i](one);
       return { at: one.at, value, second };
-    }), known.at));
+    }), first, known.at));
   };
   return { element, draw: refresh };
 }
 
 function shardCount(model) {
-  const bounds = model.least === model.most ? `${model.most}` : `${model.least} to ${model.most}`;
+  const range = model.least === model.most ? `${model.most}` : `${model.least} to ${model.most}`;
   const states = Object.entries(model.replicas).filter(([state]) => state !== "RUNNING");
   const others = states.map(([state, number]) => `, ${number} ${state.toLowerCase()}`).join("");
-  return `${model.shards} of ${bounds} shards${others}`;
+  return `${model.shards} of ${range} shards${others}`;
 }
 
 function modelNumbers(name, model) {
@@ -271,7 +286,7 @@ function shardView(name) {
     ]);
     const used = (shard.blocks ?? 0) - (shard.blocks_free ?? 0), kept = shard.blocks_cached ?? 0;
     const text = shard.blocks === undefined ? "Its blocks are not known" : `${count(used)} in use, ${count(kept)} cached, ` +
-      `${count(shard.blocks_free - kept)} free of ${count(shard.blocks)} blocks`;
+      `${count(shard.blocks_free - kept)} free`;
     set(blocks, text);
     canvas.setAttribute("aria-label", text);
     drawBlocks(canvas, used, kept, shard.blocks);
@@ -315,7 +330,8 @@ function drawFormula(decision) {
     `${count(decision.cached)} expected in its cache; first token expected after ${seconds(decision.first_token)}.`;
   const most = Math.max(...decision.candidates.map((one) => one.total));
   at("formula").querySelector("tbody").replaceChildren(...decision.candidates.flatMap((one) => candidateRows(one, decision, most)));
-  at("formula-more").textContent = decision.more ? `and ${decision.more} more shards that would cost more` : "";
+  const policy = known.models[decision.model]?.policy ?? "prefix_affinity";
+  at("formula-more").textContent = (decision.more ? `And ${decision.more} more shards. ` : "") + (DECIDES[policy] ?? "");
 }
 
 function candidateRows(one, decision, most) {
@@ -332,11 +348,11 @@ function candidateRows(one, decision, most) {
 function drawScaling() {
   const now = Object.keys(known.models).map((name) => make("li", {}, scalingNow(name)));
   if (textOf(now) !== at("scaling-now").textContent) at("scaling-now").replaceChildren(...now);
-  const decided_ = Object.entries(known.scaling).flatMap(([model, scaling]) => scaling.changes.map((one) => ({
+  const asked = Object.entries(known.scaling).flatMap(([model, scaling]) => scaling.changes.map((one) => ({
     at: one.at, model, what: `${one.before} → ${one.after} shards`,
     why: `${one.reason}: ${SCALED[one.reason] ?? ""} (demand ${one.demand} shards${one.met ? "" : "; max, or the cluster, allows no more"})`,
   })));
-  const all = [...decided_, ...changes].sort((a, b) => b.at - a.at).slice(0, CHANGES);
+  const all = [...asked, ...changes].sort((a, b) => b.at - a.at).slice(0, CHANGES);
   const rows = all.map((one) => make("tr", {}, make("td", { class: "mono" }, clock(one.at)), make("td", {}, one.model),
     make("td", {}, one.what), make("td", { class: "text" }, one.why)));
   at("changes").hidden = !rows.length;
@@ -351,7 +367,7 @@ function scalingNow(name) {
   if (model.least === model.most) return `${name}: always ${model.most} ${model.most === 1 ? "shard" : "shards"}, as the config says.`;
   if (!scaling) return `${name}: between ${model.least} and ${model.most} shards; no decision has been heard of yet.`;
   return `${name}: ${scaling.wanted} wanted, ${scaling.running} running; demand is ${scaling.demand} shards ` +
-    `(${scaling.reason}: ${SCALED[scaling.reason] ?? ""}), as of ${clock(scaling.decided_at)}.`;
+    `(${scaling.reason}: ${SCALED[scaling.reason] ?? ""}), as of ${clock(scaling.askedat)}.`;
 }
 
 function startOf(shard) {

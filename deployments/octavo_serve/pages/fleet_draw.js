@@ -37,10 +37,10 @@ export const clock = (at) => new Date(1000 * at).toLocaleTimeString([], { hour12
 
 const WIDTH = 300, HEIGHT = 48;
 
-/** A line over the last `span` seconds; `second`, if given, is drawn on top of it as a sum. */
+/** A line over time; `second`, if given, is drawn on top of it as a sum. */
 export class Chart {
-  constructor(title, span, unit = "") {
-    Object.assign(this, { title, span, unit });
+  constructor(title) {
+    this.title = title;
     this.now = make("strong");
     this.most = make("span");
     this.picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
@@ -53,11 +53,11 @@ export class Chart {
     this.element = make("figure", { class: "chart" }, make("figcaption", {}, label, this.most), this.picture);
   }
 
-  /** points: [{at, value, second}], oldest first. */
-  draw(points, until) {
+  /** points: [{at, value, second}], oldest first; drawn from `since` on. */
+  draw(points, since, until) {
     const [area, base, line, second] = this.parts;
     const most = Math.max(1, ...points.map((point) => point.value + (point.second ?? 0)));
-    const x = (at) => (WIDTH * (1 - (until - at) / this.span)).toFixed(1);
+    const x = (at) => ((WIDTH * (at - since)) / (until - since)).toFixed(1);
     const y = (value) => (HEIGHT - 1 - (HEIGHT - 4) * (value / most)).toFixed(1);
     const path = (value) => points.map((point, i) => `${i ? "L" : "M"}${x(point.at)} ${y(value(point))}`).join("");
     const drawn = path((point) => point.value);
@@ -69,7 +69,7 @@ export class Chart {
   }
 
   #say(last, most) {
-    const now = last ? `${short(last.value)}${last.second ? ` + ${short(last.second)}` : ""}${this.unit}` : "–";
+    const now = last ? `${short(last.value)}${last.second ? ` + ${short(last.second)}` : ""}` : "–";
     this.now.textContent = now;
     this.most.textContent = `up to ${short(most)}`;
     this.picture.setAttribute("aria-label", `${this.title} over the last minutes: now ${now}, at most ${short(most)}`);
@@ -96,6 +96,7 @@ export function drawBlocks(canvas, used, cached, total) {
   for (let cell = 0; cell < cells; cell++) {
     const x = (cell % columns) * (CELL + GAP), y = Math.floor(cell / columns) * (CELL + GAP);
     context.fillStyle = cell < filled ? inUse : cell < known ? inCache : free;
+    context.globalAlpha = cell >= filled && cell < known ? 0.6 : 1;
     context.fillRect(x, y, CELL, CELL);
     if (cell >= known) {
       context.strokeStyle = line;

@@ -72,6 +72,13 @@ class Seen:
     def _leaves(self) -> None:
         self.left += 1
 
+    async def look_twice(self) -> Mapping[str, Any]:
+        """What is seen once Serve has answered, which is asked beside a look."""
+        await self.source.look()
+        assert self.source._asking is not None
+        await self.source._asking
+        return await self.source.look()
+
     async def shard(self, **fields: Any) -> dict[str, Any]:
         """The view of the first shard, once it shows these."""
         async with asyncio.timeout(10):
@@ -140,7 +147,7 @@ def test_a_model_and_what_scales_it(fleet: Any) -> None:
     async def scenario(seen: Seen) -> None:
         seen.deployed = {"gateway": Deployed(2), "shard-m": Deployed(1, replicas={"RUNNING": 1, "STARTING": 3})}
         seen.scaling = {"m": SCALING, "another application's": SCALING}
-        found = json.loads(json.dumps(await seen.source.look()))
+        found = json.loads(json.dumps(await seen.look_twice()))
         assert (found["gateway"], found["gateways"]) == ("gate", 2)
         model = found["models"]["m"]
         assert (model["least"], model["most"], model["status"]) == (1, 8, "loading")
@@ -167,10 +174,9 @@ def test_decisions_are_heard_while_somebody_listens(fleet: Any) -> None:
 
 def test_a_gateway_that_stops_is_told_once(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(seen: Seen) -> None:
-        await seen.source.look()
-        seen.deployed = {"gateway": Deployed(1, replicas={"RUNNING": 1, "STOPPING": 1})}
-        for _ in range(3):
-            await seen.source.look()
+        for replicas in ({"RUNNING": 2}, {"RUNNING": 1, "STOPPING": 1}, {"RUNNING": 1, "STOPPING": 1}):
+            seen.deployed = {"gateway": Deployed(2, replicas=replicas)}
+            await seen.look_twice()
         assert seen.left == 1
 
     monkeypatch.setattr(gateway_fleet, "SERVE_SECONDS", 0.0)
