@@ -29,6 +29,7 @@ class Counters:
         prompt_tokens, cached_tokens: prompt tokens of admitted requests, and how many of them the cache held.
         output_tokens: of the ended sequences.
         preemptions: of sequences.
+        step_seconds, predicted_seconds: what steps took, and what the cost model had said; of those since it is ready.
     """
 
     arrived: int = 0
@@ -38,8 +39,15 @@ class Counters:
     cached_tokens: int = 0
     output_tokens: int = 0
     preemptions: int = 0
+    step_seconds: float = 0.0
+    predicted_seconds: float = 0.0
     _lately: float = 0.0  # ended sequences, the earlier the less
     _tokens_lately: float = 0.0
+
+    def stepped(self, seconds: float, predicted: float) -> None:
+        """Count a step that the cost model had predicted."""
+        self.step_seconds += seconds
+        self.predicted_seconds += predicted
 
     def ended(self, tokens: int, seconds: float) -> None:
         """Count a sequence that has ended.

@@ -276,6 +276,8 @@ class Scheduler:
         Step N + 1 may already be running with sequences that finish here; its tokens for them are discarded at its
         commit. Their blocks can be reused immediately: the new owner's first write is ordered after step N + 1.
         """
+        if self.cost_model.ready:
+            self.counters.stepped(result.seconds, self.cost_model.predict(step.work))
         self.cost_model.observe(step.work, result.seconds)
         step.take_scores(result)
         updates, tokens, logprobs = list[SequenceUpdate](), result.token_ids.tolist(), result.logprobs

@@ -51,6 +51,19 @@ def test_counters(fake):
     assert counters.arrived == 4, "a snapshot does not change"
 
 
+def test_steps_are_held_against_what_the_cost_model_had_said(fake):
+    engine = fake.engine()
+    engine.add(fake.request("a", list(range(5)), max_tokens=4))
+    fake.run(engine)
+    counters = engine.stats().counters
+    assert (counters.step_seconds, counters.predicted_seconds) == (0, 0), "it has not seen enough steps"
+    engine.add(fake.request("b", list(range(5)), max_tokens=40))
+    fake.run(engine)
+    counters = engine.stats().counters
+    assert counters.step_seconds > 0
+    assert counters.predicted_seconds == pytest.approx(counters.step_seconds, rel=0.5)
+
+
 def test_a_refused_request_is_told_what_the_router_and_the_autoscaler_are_told(fake):
     engine = fake.engine(num_blocks=2000, max_num_seqs=1, max_num_queued_requests=8)
     cost = Cost(0.05, 1e-3, 1e-3, 1e-6, 1e-6)
