@@ -7,6 +7,7 @@ larger pieces.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -45,6 +46,9 @@ async def run(job: Job) -> AsyncGenerator[list[Element], None]:
                 yield elements
         else:
             raise EngineDead("the shard's stream ended before the request did")
+    except (GeneratorExit, asyncio.CancelledError):
+        running.timer.finished("abort")
+        raise
     finally:
         await updates_of.aclose()
     running.timer.done()
@@ -81,7 +85,7 @@ class _Running:
     """
 
     def __init__(self, job: Job, arrivals: Arrivals | None) -> None:
-        self.timer = job.telemetry.request(job.model.name, job.prompt_tokens)
+        self.timer = job.telemetry.request(job.model.name, job.prompt_tokens, job.operation)
         self.prompts_left = len(job.requests)
         self._job = job
         self._arrivals = arrivals

@@ -11,7 +11,7 @@ from octavo.request import Request, SamplingParams
 from octavo_serve.api.chats import Chat
 from octavo_serve.api.model import ServedModel
 from octavo_serve.api.pieces import Stage
-from octavo_serve.api.telemetry import Telemetry
+from octavo_serve.api.telemetry import Operation, Telemetry
 
 Prompt = str | list[int]
 
@@ -118,6 +118,7 @@ class Job:
     marks: Mapping[int, str] | None = None
     tells_origins: bool = False
     context: Any = None
+    operation: Operation = "text_completion"
 
     @property
     def prompt_tokens(self) -> int:

@@ -27,10 +27,12 @@ class Lateness:
 
     Attributes:
         seconds: of late, on average.
+        refused: requests, since the start.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self.refused = 0
 
     async def watch(self) -> None:
         """Look for ever."""
@@ -47,4 +49,5 @@ class Lateness:
             Overloaded: there is.
         """
         if self.seconds > LATE:
+            self.refused += 1
             raise Overloaded("more requests come than this gateway can read: try again later", AGAIN)

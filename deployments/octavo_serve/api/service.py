@@ -23,7 +23,6 @@ from octavo_serve.api.constraining import constrain, constrains
 from octavo_serve.api.detached import Detached
 from octavo_serve.api.generation import run
 from octavo_serve.api.jobs import Asked, Job
-from octavo_serve.api.lateness import Lateness
 from octavo_serve.api.pieces import Whole
 from octavo_serve.api.prompts import is_long, prepare
 from octavo_serve.api.reading import reading_of, template_for
@@ -62,7 +61,7 @@ class Service:
         self.scaling: dict[str, Scaling] = {}
         self.records = Records()
         self.detached = Detached()
-        self.lateness = Lateness()
+        self.lateness = telemetry.lateness
         self.threads = Threads()
         self.prompt_threads = Threads(max(1, min(MAX_THREADS, (os.cpu_count() or 1) - 1)), nice=PROMPT_NICE)
         self.grammar_threads = Threads(MAX_GRAMMARS, nice=PROMPT_NICE)  # so that many tools hold up no answer
@@ -118,6 +117,7 @@ class Service:
             marks=None if reading is None else reading.marks,
             tells_origins=asked.tells_origins,
             context=asked.context,
+            operation="text_completion" if chat is None else "chat",
         )
 
     async def whole(self, writer: Writer[Any, Any]) -> Whole:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -33,7 +33,7 @@ from octavo_serve.api.fleet import Fleet
 from octavo_serve.api.model import Defaults
 from octavo_serve.api.registry import ModelEntry, Registry
 from octavo_serve.api.service import Service
-from octavo_serve.api.telemetry import ShardStats, Telemetry
+from octavo_serve.api.telemetry import ModelState, ShardStats, Telemetry, Watched
 from octavo_serve.config.placement import unplaceable
 from octavo_serve.config.settings import ModelSettings, ReplicaRange, deployment_name, load_settings
 from octavo_serve.gateway.drain import LEAVING, Drain
@@ -111,7 +111,7 @@ class Gateway:
             if kept is None or not kept.model.same_engine(model) or kept.model.defaults != model.defaults:
                 self._served[model.name] = self._serve(model, settings.router.config)
             else:
-                self._served[model.name] = kept
+                self._served[model.name] = replace(kept, model=model)
             picker = self._served[model.name].picker
             picker.router.config = settings.router.config
             limits = QueueLimits(model.max_queue_s, model.max_queued_tokens)
@@ -124,7 +124,8 @@ class Gateway:
         failover = Failover(gateway.failover_timeout_s, gateway.max_failovers, gateway.shard_silence_s)
         for served in self._served.values():
             served.client.failover = failover
-        self.service.telemetry.watch_routers({name: served.picker.router for name, served in self._served.items()})
+        watched = {name: Watched(served.picker.router, served.state) for name, served in self._served.items()}
+        self.service.telemetry.models = watched
         self.access.rules = rules
         self.service.records.settings = gateway.records(_shared_file)
         self.service.limits = Limits(gateway.max_body_bytes, gateway.max_prompts, gateway.max_n)
@@ -136,7 +137,6 @@ class Gateway:
         picker = Picker(routing, shards)
         client = ShardClient(picker, Failover(), self.service.telemetry.moves_of(model.name), self._unread)
         shards.watch(client.listed)
-        self.service.telemetry.at_shards.labels(model.name).set_function(client.num_running)
         entry = ModelEntry(model.name, int(time.time()), client, model.on_demand)
         tasks = [
             asyncio.create_task(load_text(entry, model.source, partial(_defaults, model))),
@@ -213,6 +213,21 @@ class _Served:
     picker: Picker
     client: ShardClient
     tasks: list[asyncio.Task[None]]
+
+    def state(self) -> ModelState:
+        """What is known of the model now."""
+        picker = self.picker
+        return ModelState(
+            status=self.entry.status,
+            shards=self.entry.shards,
+            least=self.model.fewest_shards,
+            most=self.model.most_shards,
+            running=self.client.num_running(),
+            waiting=picker.waiting,
+            queue_seconds=picker.queue_seconds(),
+            queue_limit=picker.queue.limits.max_seconds,
+            refused=picker.refused,
+        )
 
     def close(self, closing: set[asyncio.Task[None]]) -> None:
         """Take no more requests; `closing` keeps the task that waits for those that run."""

@@ -27,6 +27,7 @@ from octavo.request import Placement, Request
 from octavo.routing.admission import UNLIMITED, Admission, Outlook, QueueLimits, Room, Waiting, outlook
 from octavo.routing.policy import Query
 from octavo.routing.router import Router, RoutingConfig
+from octavo_serve.api.telemetry import Cause
 from octavo_serve.gateway.link import Link
 from octavo_serve.ray_private import Replica
 
@@ -104,6 +105,7 @@ class Picker:
     Attributes:
         router: what is known of the shards.
         admission: what decides who may wait.
+        refused: requests, by cause.
         took: seconds until a shard came, from when it was waited for; None before the first.
         links: to those that can be picked, by name.
     """
@@ -120,6 +122,7 @@ class Picker:
         self._first_list = asyncio.Event()
         self._turn = asyncio.Lock()  # those that wait for room take turns
         self._room = asyncio.Event()
+        self.refused: Counter[Cause] = Counter()
         self._waiting: Counter[str] = Counter()  # sequences and tokens that wait for room
         self._coming = self._coming_tokens = 0  # sequences that were accepted and are being prepared
         self._preparing = 0.0  # seconds that each of their tokens delays the next request, on average
@@ -185,6 +188,7 @@ class Picker:
             self.admission.admit(self._outlook(now), key, now)
         except Overloaded as error:
             self._books.asked()
+            self.refused["queue" if self.links else "starting"] += 1
             if self.links:
                 raise
             if self._calling is None or self._calling.done():
@@ -200,6 +204,10 @@ class Picker:
                 start = self.router.state_of(name, now).start_seconds
                 if self._running[name] < replica.capacity and start() <= self._queue.limits.max_seconds:
                     return Outlook(0.0, 0.0, tokens)
+        return self._full_outlook(now)
+
+    def _full_outlook(self, now: float) -> Outlook:
+        shards = self.router.shards
         sequences, tokens, rate = self._waiting["sequences"], self._waiting["tokens"], math.inf
         coming = coming_tokens = 0  # to each shard
         if self._with_room():
@@ -244,6 +252,15 @@ class Picker:
     def _want(self) -> None:
         if self._wanted is None:
             self._wanted, self._came = time.monotonic(), False
+
+    @property
+    def waiting(self) -> int:
+        """Requests that no shard has taken yet."""
+        return self._waiting["requests"]
+
+    def queue_seconds(self) -> float:
+        """Until a request that comes now begins, as predicted: what admission compares with its limit."""
+        return self._full_outlook(time.monotonic()).ahead
 
     async def pick(self, request: Request) -> Picked:
         """The shard that the router finds best; waits while none has room, or there is none.

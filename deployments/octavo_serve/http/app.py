@@ -17,6 +17,7 @@ from octavo.errors import BadRequest, OctavoError
 from octavo_serve.api.access import Access, Caller
 from octavo_serve.api.body import B, parse
 from octavo_serve.api.bounds import LARGE_BODY, MAX_NAME
+from octavo_serve.api.exposition import render
 from octavo_serve.api.failures import BodyTooLarge, Failure, failure_of
 from octavo_serve.api.fleet import Fleet
 from octavo_serve.api.operation import Call, Operation, Query, read_query
@@ -153,7 +154,8 @@ def _add_state(app: Starlette, service: Service, backend: Backend, access: Acces
 
     async def metrics(request: Request) -> Response:
         tells = access.rules.tells(request.scope.get(CALLER))
-        return Response(service.telemetry.render(await backend.shard_stats(), tells), media_type=METRICS_TEXT)
+        text = await render(service.telemetry, await backend.shard_stats(), tells)
+        return Response(text, media_type=METRICS_TEXT)
 
     app.add_route("/health", health, methods=["GET"])
     app.add_route("/metrics", metrics, methods=["GET"])
@@ -162,7 +164,7 @@ def _add_state(app: Starlette, service: Service, backend: Backend, access: Acces
 def _add_errors(app: Starlette, telemetry: Telemetry, errors_of: ErrorsOf) -> None:
     async def on_error(request: Request, error: Exception) -> Response:
         failure = failure_of(error)
-        telemetry.errors.labels(failure.status).inc()
+        telemetry.failed(failure.status, failure.code)
         return failure_reply(failure, errors_of(request.scope))
 
     async def on_http_error(request: Request, error: Exception) -> Response:

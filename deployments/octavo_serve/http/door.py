@@ -124,12 +124,12 @@ class Door:
         if caller is not None:
             scope[CALLER] = caller
             if rules.keys is not None:
-                self._telemetry.by_key.labels(caller.name).inc()
+                self._telemetry.by_key[caller.name] += 1
                 logger.info("%s %.200r by the key %s", scope["method"], scope["path"], caller.name)
         await self._app(scope, receive, send)
 
     async def _refuse(self, refused: Failure, scope: Scope, receive: Receive, send: Send) -> None:
-        self._telemetry.errors.labels(refused.status).inc()
+        self._telemetry.failed(refused.status, refused.code)
         await failure_reply(refused, self._errors_of(scope))(scope, receive, send)
 
 

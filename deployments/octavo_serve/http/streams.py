@@ -75,7 +75,7 @@ class _Chunks:
     def failed(self, error: Exception) -> bytes:
         """The last chunk of a stream that has begun and cannot go on."""
         failure = failure_of(error)
-        self._service.telemetry.errors.labels(failure.status).inc()
+        self._service.telemetry.failed(failure.status, failure.code)
         self.ended = True
         events = self._writer.failed(failure)
         last = [self.surface.errors.body(failure)] if events is None else events

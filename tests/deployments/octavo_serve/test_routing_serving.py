@@ -39,8 +39,8 @@ def index_is_right(server: Any) -> bool:
     except httpx.HTTPError:
         return False
     values = dict(line.rsplit(" ", 1) for line in lines if line and line[0] != "#")
-    known = {key.split("{")[1]: value for key, value in values.items() if key.startswith("octavo:router_index_blocks{")}
-    held = {key.split("{")[1]: value for key, value in values.items() if key.startswith("octavo:cached_blocks{")}
+    known = {key.split("{")[1]: value for key, value in values.items() if key.startswith("octavo_router_index_blocks{")}
+    held = {key.split("{")[1]: value for key, value in values.items() if key.startswith("octavo_cached_blocks{")}
     return bool(held) and known == held and sum(map(float, held.values())) > 0
 
 

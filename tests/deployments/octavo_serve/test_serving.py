@@ -200,7 +200,7 @@ def test_streams_side_by_side_use_both_shards(server: Any) -> None:
         reader.join()
     assert len(texts) == 24
     lines = httpx.get(f"{server.url}/metrics").text.splitlines()
-    steps = [float(line.rpartition(" ")[2]) for line in lines if line.startswith("octavo:shard_steps_total{")]
+    steps = [float(line.rpartition(" ")[2]) for line in lines if line.startswith("octavo_shard_steps_total{")]
     assert len(steps) == 2
     assert min(steps) > 10
 
@@ -260,7 +260,7 @@ def test_streams_survive_their_shards(server: Any) -> None:
     for reader in readers:
         reader.join()
     assert [answers[0], answers[1], answers[2]] == [*unbroken, unbroken[1]]
-    assert server.metric("octavo:stream_moves_total") >= 1
+    assert server.metric("octavo_stream_moves_total") >= 1
     server.wait_for("vllm:num_requests_running", 0, seconds=10)
 
 

@@ -72,7 +72,7 @@ async def decide(service: Service, asked: Asked, questions: Questions) -> Decide
         work = partial(forks_of, model.tokenizer, info, frame, questions.each, asked, request_id)
         long = is_long([frame.before]) or questions.characters >= MANY_CHARACTERS
         forks = await service.prompt_threads.finish(work) if long else work()
-    return await _Deciding(model, forks, service.telemetry.request(model.name, forks.prompt_tokens)).run()
+    return await _Deciding(model, forks, service.telemetry.request(model.name, forks.prompt_tokens, "chat")).run()
 
 
 MANY_CHARACTERS = 2048

@@ -83,7 +83,7 @@ async def _perform(service: Service, run: DetachedRun) -> None:
         await writer.settle()
     except Exception as error:
         failure = failure_of(error)
-        service.telemetry.errors.labels(failure.status).inc()
+        service.telemetry.failed(failure.status, failure.code)
         for event in writer.failed(failure):
             run.say(FRAMING.frame(event, to_json(event)))
         with suppress(Exception):

@@ -1,64 +1,79 @@
-"""The shards' numbers under vLLM's names."""
+"""What is counted of a request, from its first token to its last."""
 
 from __future__ import annotations
 
-from octavo.cost_model import Cost
-from octavo.engine.load import Counters
-from octavo.engine.stats import EngineStats
-from octavo.load import ShardState
-from octavo.routing.policy import Query
-from octavo.routing.router import Router, RoutingConfig
-from octavo_serve.api.telemetry import Telemetry
+import pytest
 
-STATE = ShardState(
-    decoding=2, context=300, prefilling=1, queued=2, backlog_tokens=500, backlog_attended=60_000, chunk=1024,
-    max_num_seqs=64, blocks=100, blocks_free=75, block_size=16, mean_output=7.0, cost=Cost(0.01, 1e-3, 0.0, 0.0, 0.0),
-)  # fmt: skip
-STATS = EngineStats(
-    state=STATE,
-    counters=Counters(prompt_tokens=1000, cached_tokens=600, preemptions=1),
-    blocks_cached=10,
-    filled_slots=390,
-    generation_tokens=50,
-    steps=20,
-)
+from octavo.request import Placement
+from octavo_serve.api import telemetry as module
+from octavo_serve.api.telemetry import Tally, Telemetry
 
 
-def test_shards_are_told_apart() -> None:
-    lines = Telemetry().render({"m": [("a", STATS), ("b", STATS)]}).decode().splitlines()
-    for line in (
-        'vllm:num_requests_running{engine="a",model_name="m"} 3.0',
-        'vllm:num_requests_waiting{engine="b",model_name="m"} 2.0',
-        'vllm:kv_cache_usage_perc{engine="a",model_name="m"} 0.25',
-        'vllm:prefix_cache_queries_total{engine="a",model_name="m"} 1000.0',
-        'vllm:prefix_cache_hits_total{engine="b",model_name="m"} 600.0',
-        'vllm:num_preemptions_total{engine="a",model_name="m"} 1.0',
-        f'octavo:seconds_of_work{{engine="a",model_name="m"}} {STATE.backlog_seconds}',
-    ):
-        assert line in lines
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which the test sets."""
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
 
 
-def test_tokens_that_arrive_together_share_their_time() -> None:
+def test_a_requests_times(clock: list[float]) -> None:
     telemetry = Telemetry()
-    timer = telemetry.request("m", prompt_tokens=7)
-    for count in (1, 4):
-        timer.tokens(0, count)
+    timer = telemetry.request("m", 7, "chat")
+    for choice, count, later in ((0, 1, 0.5), (1, 1, 0.0), (0, 4, 0.4), (1, 4, 0.0)):
+        clock[0] += later
+        timer.tokens(choice, count)
     timer.finished("length")
     timer.done()
-    lines = telemetry.render({}).decode().splitlines()
-    assert 'vllm:inter_token_latency_seconds_count{model_name="m"} 4.0' in lines
-    assert 'vllm:generation_tokens_total{model_name="m"} 5.0' in lines
-    assert 'vllm:prompt_tokens_total{model_name="m"} 7.0' in lines
+    tally = telemetry.tallies["m", "chat"]
+    assert (tally.prompt_tokens, tally.generation_tokens, dict(tally.finished)) == (7, 10, {"length": 1})
+    assert tally.first_token.sum == pytest.approx(0.5)
+    assert tally.each_token.cumulative(()) == [8], "tokens that arrive together share the time since the last arrival"
+    assert tally.each_token.sum == pytest.approx(0.8)
+    assert tally.duration.sum == pytest.approx(0.9)
+    assert tally.decoding.sum == pytest.approx(0.4)
+    assert tally.mean_token.sum == pytest.approx(0.1), "four tokens of each sequence after its first, in 0.4 s"
+    assert (tally.prompt.sum, tally.generated.sum) == (7, 10)
 
 
-def test_what_routers_know_is_shown() -> None:
-    router, telemetry = Router(RoutingConfig()), Telemetry()
-    router.join("a", 0.0)
-    router.route("1", [b"x"], Query(100), ["a"], 0.0)
-    telemetry.watch_routers({"tiny": router})
-    text = telemetry.render({}).decode()
-    assert 'octavo:routed_requests_total{engine="a",model_name="tiny",reason="load"} 1.0' in text
-    assert 'octavo:router_index_blocks{engine="a",model_name="tiny"} 0.0' in text
-    assert 'octavo:router_stale{engine="a",model_name="tiny"} 0.0' in text
-    telemetry.watch_routers({})
-    assert "tiny" not in telemetry.render({}).decode()
+def test_a_request_without_tokens_has_no_times_of_tokens() -> None:
+    telemetry = Telemetry()
+    timer = telemetry.request("m", 7)
+    timer.tokens(0, 0)
+    timer.done()
+    tally = telemetry.tallies["m", "text_completion"]
+    seen = [each.cumulative(()) for each in (tally.first_token, tally.decoding, tally.mean_token, tally.duration)]
+    assert seen == [[0], [0], [0], [1]]
+
+
+def test_predictions_are_held_against_what_came(clock: list[float]) -> None:
+    telemetry = Telemetry()
+    timer = telemetry.request("m", 100)
+    clock[0] += 0.25
+    timer.placed(Placement("ticket", "a", "load", cached_tokens=48, first_token=0.75), cached_tokens=32)
+    tally = telemetry.tallies["m", "text_completion"]
+    assert (tally.cached_error.sum, tally.first_token_error.sum) == (16, pytest.approx(0.5))
+
+
+def test_tallies_add_up(clock: list[float]) -> None:
+    telemetry = Telemetry()
+    for operation in ("chat", "text_completion"):
+        timer = telemetry.request("m", 5, operation)  # type: ignore[arg-type]
+        clock[0] += 1.0
+        timer.tokens(0, 1)
+        timer.finished("stop")
+        timer.done()
+    both = Tally()
+    for tally in telemetry.tallies.values():
+        both.add(tally)
+    assert (both.prompt_tokens, both.generation_tokens, both.finished["stop"]) == (10, 2, 2)
+    assert both.first_token.sum == both.duration.sum == 2.0
+
+
+def test_moves_and_errors_are_counted_by_what_they_are() -> None:
+    telemetry = Telemetry()
+    telemetry.moves_of("m")("lost")
+    telemetry.failed(429, "overloaded")
+    telemetry.failed(500, None)
+    assert dict(telemetry.moves) == {("m", "lost"): 1}
+    assert dict(telemetry.errors) == {(429, "overloaded"): 1, (500, ""): 1}

@@ -175,8 +175,8 @@ def test_the_name_is_in_the_metrics_and_the_log_and_the_key_is_not(
         send("POST", CHAT, json=HELLO, headers=bearer("sk-eve"))
     assert [record.getMessage() for record in caplog.records] == [f"POST {CHAT!r} by the key alice"]
     metrics = send("GET", "/metrics", headers=bearer("sk-bob")).text
-    assert 'octavo:key_requests_total{key="alice"} 1.0' in metrics
-    assert 'octavo:request_errors_total{status="401"} 1.0' in metrics
+    assert 'octavo_key_requests_total{key="alice"} 1.0' in metrics
+    assert 'octavo_request_errors_total{code="invalid_api_key",status="401"} 1.0' in metrics
     assert "sk-" not in caplog.text + metrics
 
 

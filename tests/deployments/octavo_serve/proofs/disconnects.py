@@ -29,8 +29,8 @@ LEFT = {
     "running": "vllm:num_requests_running",
     "waiting": "vllm:num_requests_waiting",
     "kv_usage": "vllm:kv_cache_usage_perc",
-    "at_gateway": "octavo:requests_at_shards",
-    "at_router": "octavo:router_in_flight",
+    "at_gateway": "octavo_requests_at_shards",
+    "at_router": "octavo_router_in_flight",
 }
 
 

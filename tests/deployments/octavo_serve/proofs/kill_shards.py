@@ -59,7 +59,7 @@ async def prove(server: RunningServer, options: argparse.Namespace) -> dict[str,
         killed = await kill(server, options)
         over.set()
         await asyncio.gather(*clients)
-        moved = await metric(client, "octavo:stream_moves_total")
+        moved = await metric(client, "octavo_stream_moves_total")
         left = await metric(client, "vllm:num_requests_running")
     right = seen.pop("right", 0)
     return {"kills": killed, "seconds": round(time.monotonic() - start), "answers": right + sum(seen.values()),

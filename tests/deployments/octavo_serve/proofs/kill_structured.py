@@ -127,7 +127,7 @@ async def prove(server: RunningServer, options: argparse.Namespace) -> dict[str,
         killed = await kill(server, options)
         over.set()
         await asyncio.gather(*clients)
-        moved = await metric(client, "octavo:stream_moves_total")
+        moved = await metric(client, "octavo_stream_moves_total")
         left = await metric(client, "vllm:num_requests_running")
     right = {kind: seen.pop(kind, 0) for kind in ("json", "call", "thought")}
     answers = sum(right.values()) + sum(seen.values())

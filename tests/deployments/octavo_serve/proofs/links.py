@@ -78,16 +78,16 @@ async def prove(server: RunningServer, options: argparse.Namespace) -> dict[str,
         moves = {}
         cuts = await cut(server, options, rng)
         late["cuts"] = await until_health_says(client, server.model, all_shards)
-        moves["cuts"] = await metric(client, "octavo:stream_moves_total")
+        moves["cuts"] = await metric(client, "octavo_stream_moves_total")
         with stopped(rng.choice(server.shards())):
             late["shard stops"] = await until_health_says(client, server.model, all_shards - 1)
             await asyncio.sleep(options.stop_shard)
         late["shard goes on"] = await until_health_says(client, server.model, all_shards)
-        moves["shard"] = await metric(client, "octavo:stream_moves_total") - moves["cuts"]
+        moves["shard"] = await metric(client, "octavo_stream_moves_total") - moves["cuts"]
         with stopped(rng.choice(gateways(server))):
             await asyncio.sleep(options.stop_gateway)
         late["gateway goes on"] = await until_health_says(client, server.model, all_shards)
-        moves["gateway"] = await metric(client, "octavo:stream_moves_total") - moves["shard"] - moves["cuts"]
+        moves["gateway"] = await metric(client, "octavo_stream_moves_total") - moves["shard"] - moves["cuts"]
         over.set()
         await asyncio.gather(*clients)
         left = await all_ended(client)
