@@ -3,6 +3,9 @@
 A library's folder is named by a hash of the sources, the flags and the compiler's version, so a changed source or
 compiler makes a new one. Several processes may start at once: one compiles under a file lock, the others wait and find
 the library; it appears by an atomic rename.
+
+A container's image brings its libraries instead of a compiler: `python -m octavo_kernels.native.build FOLDER LEVEL ...`
+makes them, and `OCTAVO_KERNELS=FOLDER` names them. They are taken while sources and flags are the same.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,13 +62,33 @@ def library_path(level: str) -> Path:
     Raises:
         BuildError: there is no C++ compiler (`NoCompiler`), or it refuses the sources.
     """
+    flags = _flags(level)
+    if (brought := os.environ.get("OCTAVO_KERNELS")) and own_file(library := _prebuilt(Path(brought), level)):
+        return library
     compiler = find_compiler()
-    flags = (*_COMMON, *LEVELS[level], f"-DOCTAVO_ISA={list(LEVELS).index(level)}", f"-I{ROOT}")
-    place = Path("native") / _key(compiler, flags) / f"octavo-{level}.so"
+    place = Path("native") / _key(_version(compiler), flags) / f"octavo-{level}.so"
     try:
         return with_cache(lambda folder: _built(compiler, flags, folder / place))
     except OSError as error:
         raise BuildError(f"there is no place for the compiled CPU kernels: {error}") from error
+
+
+def prebuild(folder: Path, levels: Sequence[str]) -> None:
+    """Compile libraries of these instruction sets, which this CPU need not have, into a folder for `OCTAVO_KERNELS`.
+
+    Raises:
+        BuildError: as `library_path`.
+    """
+    for level in levels:
+        _built(find_compiler(), _flags(level), _prebuilt(folder, level))
+
+
+def _prebuilt(folder: Path, level: str) -> Path:
+    return folder / _key("prebuilt", _flags(level)) / f"octavo-{level}.so"
+
+
+def _flags(level: str) -> tuple[str, ...]:
+    return *_COMMON, *LEVELS[level], f"-DOCTAVO_ISA={list(LEVELS).index(level)}", f"-I{ROOT}"
 
 
 def _built(compiler: str, flags: tuple[str, ...], library: Path) -> Path:
@@ -94,8 +119,8 @@ def sources() -> list[Path]:
     return sorted(ROOT.glob("*/*.cpp"))
 
 
-def _key(compiler: str, flags: tuple[str, ...]) -> str:
-    digest = hashlib.sha256(_version(compiler).encode())
+def _key(version: str, flags: tuple[str, ...]) -> str:
+    digest = hashlib.sha256(version.encode())
     digest.update("\0".join(flags).encode())
     for file in [*sources(), *sorted(ROOT.glob("*/*.h"))]:
         digest.update(f"\0{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
@@ -134,3 +159,7 @@ def _run(command: list[str]) -> str:
     if result.returncode:
         raise BuildError(f"{' '.join(command)} failed:\n{result.stderr.strip()}")
     return result.stdout
+
+
+if __name__ == "__main__":
+    prebuild(Path(sys.argv[1]), sys.argv[2:])

@@ -91,6 +91,24 @@ def test_a_missing_compiler_is_named(monkeypatch) -> None:
     build.find_compiler.cache_clear()
 
 
+def test_a_library_that_was_brought_needs_no_compiler(tmp_path, monkeypatch) -> None:
+    """It is taken while the sources are those it was compiled from; a changed one needs the compiler."""
+    source = tmp_path / "src" / "op" / "cpu.cpp"
+    source.parent.mkdir(parents=True)
+    source.write_text('extern "C" int f() { return 7; }\n')
+    monkeypatch.setattr(build, "ROOT", tmp_path / "src")
+    monkeypatch.setenv("OCTAVO_KERNELS", str(tmp_path / "brought"))
+    try:
+        build.prebuild(tmp_path / "brought", ["portable"])
+    except NoCompiler:
+        pytest.skip("no C++ compiler")
+    monkeypatch.setattr(build, "find_compiler", lambda: pytest.fail("it looked for a compiler"))
+    assert build.library_path("portable").is_relative_to(tmp_path / "brought")
+    source.write_text('extern "C" int f() { return 8; }\n')
+    with pytest.raises(pytest.fail.Exception):
+        build.library_path("portable")
+
+
 def test_what_does_not_compile_says_why(tmp_path, monkeypatch) -> None:
     (tmp_path / "op").mkdir()
     (tmp_path / "op" / "cpu.cpp").write_text("int broken( {\n")
