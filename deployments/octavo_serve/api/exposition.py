@@ -17,6 +17,7 @@ from prometheus_client.utils import floatToGoString
 from octavo import __version__
 from octavo.engine.stats import EngineStats
 from octavo.routing.router import KnownShard
+from octavo_serve.api.failures import ANSWERS
 from octavo_serve.api.histogram import Histogram
 from octavo_serve.api.registry import Status
 from octavo_serve.api.telemetry import (
@@ -179,7 +180,7 @@ async def render(telemetry: Telemetry, shards: ShardStats, tells: bool = True) -
     """
     turns, text = Turns(), bytearray()
     for metric in list(_families(telemetry, shards, tells)):
-        text += generate_latest(_One(metric))  # type: ignore[arg-type]
+        text += generate_latest(_One(metric))
         if turns.over:
             await turns.pause()
     return bytes(text)
@@ -196,9 +197,12 @@ class _One(NamedTuple):
 
 def _families(telemetry: Telemetry, shards: ShardStats, tells: bool) -> Iterator[Metric]:
     named = shards if tells else {model: _numbered(found) for model, found in shards.items()}
-    of_gateway = (_of_gateway, _of_requests, _of_models, _of_routers)
-    found = (metric for families in of_gateway for metric in families(telemetry))
-    for metric in (*found, *_of_shards(named), *_PROCESS.collect()):
+    of_gateway = [*_of_gateway(telemetry), *_of_requests(telemetry), *_of_models(telemetry), *_of_routers(telemetry),
+                  *_PROCESS.collect()]  # fmt: skip
+    if telemetry.gateway:
+        for sample in (sample for metric in of_gateway for sample in metric.samples):
+            sample.labels["gateway"] = telemetry.gateway
+    for metric in (*of_gateway, *_of_shards(named)):
         if tells or metric.name not in _TELLING:
             yield metric
 
@@ -322,7 +326,7 @@ def _of_gateway(telemetry: Telemetry) -> Iterator[Metric]:
     build = _GAUGE("octavo_build_info", "1, with the version.", labels=["version"])
     build.add_metric([__version__], 1)
     errors = _COUNTER("octavo_request_errors", "Requests that ended in an error.", labels=["status", "code"])
-    for (status, code), count in telemetry.errors.items():
+    for (status, code), count in (dict.fromkeys(ANSWERS, 0) | telemetry.errors).items():
         errors.add_metric([str(status), code], count)
     by_key = _COUNTER("octavo_key_requests", "Requests by API key.", labels=["key"])
     for key, count in telemetry.by_key.items():

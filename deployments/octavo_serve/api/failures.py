@@ -49,6 +49,8 @@ _KINDS: list[tuple[type[Exception], int, str | None]] = [
     (EngineDead, 503, "engine_dead"),
     (OctavoError, 500, None),
 ]
+ANSWERS = [(status, code or "") for _, status, code in _KINDS]
+"""Statuses and codes of the errors that Octavo raises on purpose; "" where the status says enough."""
 
 
 def failure_of(error: Exception) -> Failure:

@@ -143,6 +143,7 @@ class Telemetry:
     """The counts of one gateway.
 
     Attributes:
+        gateway: its name, where there are others; Prometheus then tells their counts apart.
         tallies: by model and kind of request.
         errors: requests that ended in an error, by status and code.
         by_key: requests by API key.
@@ -154,6 +155,7 @@ class Telemetry:
     """
 
     def __init__(self) -> None:
+        self.gateway = ""
         self.tallies: dict[tuple[str, Operation], Tally] = {}
         self.errors: Counter[tuple[int, str]] = Counter()
         self.by_key: Counter[str] = Counter()

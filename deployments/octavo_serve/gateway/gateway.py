@@ -126,6 +126,8 @@ class Gateway:
             served.client.failover = failover
         watched = {name: Watched(served.picker.router, served.state) for name, served in self._served.items()}
         self.service.telemetry.models = watched
+        name = serve.get_replica_context().replica_id.unique_id
+        self.service.telemetry.gateway = name if gateway.replicas > 1 else ""
         self.access.rules = rules
         self.service.records.settings = gateway.records(_shared_file)
         self.service.limits = Limits(gateway.max_body_bytes, gateway.max_prompts, gateway.max_n)

@@ -147,6 +147,15 @@ def test_what_routers_know_is_shown(telemetry: Telemetry) -> None:
     assert not any(name.startswith(("octavo_router_index", "octavo_shards")) for name, *_ in samples(telemetry, {}))
 
 
+def test_gateways_are_told_apart_where_there_are_several(telemetry: Telemetry) -> None:
+    telemetry.gateway = "g"
+    found = samples(telemetry, {"m": [("a", STATS)]})
+    assert found["vllm:generation_tokens_total", "g", "m"] == 5
+    assert found["vllm:time_to_first_token_seconds_bucket", "g", "+Inf", "m"] == 1
+    assert found["octavo_gateway_lateness_seconds", "g"] == 0
+    assert found["vllm:num_requests_running", "a", "m"] == 3, "any gateway says the same of a shard"
+
+
 def test_what_caches_hold_and_shards_are_called_is_withheld(telemetry: Telemetry) -> None:
     shards = {"m": [("secret-b", STATS), ("secret-a", STATS)]}
     text = asyncio.run(render(telemetry, shards, tells=False)).decode()
