@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 
 import pytest
 from prometheus_client.metrics_core import Metric
@@ -17,6 +16,7 @@ from octavo.routing.policy import Query
 from octavo.routing.router import Router, RoutingConfig
 from octavo_serve.api.exposition import render
 from octavo_serve.api.telemetry import ModelState, Telemetry, Watched
+from octavo_serve.wire.scaling import Scaling
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def metrics_text() -> str:
     router.join("s", 0.0)
     router.route("1", [b"x"], Query(100), ["s"], 0.0)
     telemetry.models = {"m": Watched(router, lambda: model)}
-    telemetry.scaling = {"m": SimpleNamespace(wanted=1, demand=0.4, counts={"load": 2})}
+    telemetry.scaling = {"m": Scaling(0.0, 1, 1, "load", 0.4, {"load": 2})}
     telemetry.by_key["alice"] += 1
     timer = telemetry.request("m", 7, "chat")
     timer.tokens(0, 1)

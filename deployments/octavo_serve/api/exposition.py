@@ -30,12 +30,12 @@ from octavo_serve.api.telemetry import (
     VLLM_DURATION,
     Cause,
     ModelState,
-    Scaled,
     ShardStats,
     Tally,
     Telemetry,
 )
 from octavo_serve.api.turns import Turns
+from octavo_serve.wire.scaling import Scaling
 
 _MOVES = "lost", "left", "refused"
 _OUTCOMES = "exported", "failed", "dropped"
@@ -262,7 +262,7 @@ def _of_models(telemetry: Telemetry) -> Iterator[Metric]:
     yield refused
 
 
-def _of_scaling(states: Mapping[str, ModelState], scaling: Mapping[str, Scaled]) -> Iterator[Metric]:
+def _of_scaling(states: Mapping[str, ModelState], scaling: Mapping[str, Scaling]) -> Iterator[Metric]:
     """What the autoscaler decided; a model without one wants what its settings say."""
     wanted = _GAUGE("octavo_shards_wanted", "Shards that the model is to have now.", labels=_MODEL)
     demand = _GAUGE("octavo_scaling_demand_shards", "Shards that the present load takes.", labels=_MODEL)

@@ -33,7 +33,6 @@ from octavo_serve.api.telemetry import Telemetry
 from octavo_serve.api.threads import MAX_THREADS, Threads
 from octavo_serve.api.turns import PIECES
 from octavo_serve.api.writing import write, write_answer
-from octavo_serve.wire.scaling import Scaling
 
 T = TypeVar("T")
 
@@ -48,17 +47,12 @@ MAX_TEMPLATES = 64
 
 
 class Service:
-    """The API for the models of one gateway.
-
-    Attributes:
-        scaling: what the autoscaler said last, by model, of those that scale; as fresh as who looks at it asks for.
-    """
+    """The API for the models of one gateway."""
 
     def __init__(self, models: Registry, limits: Limits, telemetry: Telemetry) -> None:
         self.models = models
         self.limits = limits
         self.telemetry = telemetry
-        self.scaling: dict[str, Scaling] = {}
         self.records = Records()
         self.detached = Detached()
         self.lateness = telemetry.lateness

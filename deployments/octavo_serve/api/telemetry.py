@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Literal, Protocol
+from typing import Literal
 
 from octavo.engine.stats import EngineStats
 from octavo.request import Placement
@@ -17,6 +17,7 @@ from octavo.routing.router import Router
 from octavo_serve.api.histogram import Histogram
 from octavo_serve.api.lateness import Lateness
 from octavo_serve.api.registry import Status
+from octavo_serve.wire.scaling import Scaling
 
 ShardStats = Mapping[str, Sequence[tuple[str, EngineStats]]]
 """Model name -> (shard name, its statistics) for each shard that answered."""
@@ -120,25 +121,6 @@ class Watched:
     state: Callable[[], ModelState]
 
 
-class Scaled(Protocol):
-    """What the autoscaler decided about a model.
-
-    Attributes:
-        wanted: shards to have now.
-        demand: of the present load, in shards.
-        counts: changes of `wanted`, by reason.
-    """
-
-    @property
-    def wanted(self) -> int: ...
-
-    @property
-    def demand(self) -> float: ...
-
-    @property
-    def counts(self) -> Mapping[str, int]: ...
-
-
 class Telemetry:
     """The counts of one gateway.
 
@@ -150,7 +132,7 @@ class Telemetry:
         moves: requests that went on at another shard, by model and reason.
         spans: of traced requests, by what became of them.
         models: that are served now.
-        scaling: of models whose number of shards follows the load, as far as it is known.
+        scaling: what the autoscaler said last, by model, of those that scale; as fresh as who looks at it asks for.
         lateness: of the gateway's event loop.
     """
 
@@ -162,7 +144,7 @@ class Telemetry:
         self.moves: Counter[tuple[str, str]] = Counter()
         self.spans: Counter[str] = Counter()
         self.models: Mapping[str, Watched] = {}
-        self.scaling: Mapping[str, Scaled] = {}
+        self.scaling: Mapping[str, Scaling] = {}
         self.lateness = Lateness()
 
     def failed(self, status: int, code: str | None) -> None:

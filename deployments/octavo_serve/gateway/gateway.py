@@ -89,7 +89,7 @@ class Gateway:
         self.access = Access()
         self._deployments = Deployments(serve.get_replica_context().app_name)
         self._served: dict[str, _Served] = {}
-        self._scaling = ScalingReader(self._scaling_keys, partial(setattr, self.service, "scaling"))
+        self._scaling = ScalingReader(self._scaling_keys, partial(setattr, self.service.telemetry, "scaling"))
         self._fleet = self._watched()
         self._closing: set[asyncio.Task[None]] = set()
         self._drain = Drain()
@@ -153,7 +153,7 @@ class Gateway:
             name,
             served=lambda: self._served,
             stats=self.shard_stats,
-            scaling=lambda: self.service.scaling,
+            scaling=lambda: self.service.telemetry.scaling,
             deployed=self._deployments.states,
             on_leave=lambda: self._fleet.end("a gateway is about to end, perhaps this one"),
         )

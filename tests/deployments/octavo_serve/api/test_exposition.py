@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from octavo.routing.policy import Query
 from octavo.routing.router import Router, RoutingConfig
 from octavo_serve.api.exposition import render
 from octavo_serve.api.telemetry import ModelState, ShardStats, Telemetry, Watched
+from octavo_serve.wire.scaling import Scaling
 
 STATE = ShardState(
     decoding=2, context=300, prefilling=1, queued=2, backlog_tokens=500, backlog_attended=60_000, chunk=1024,
@@ -132,7 +132,7 @@ def test_the_state_of_a_model(telemetry: Telemetry) -> None:
 
 def test_what_the_autoscaler_decided(telemetry: Telemetry) -> None:
     assert samples(telemetry, {})["octavo_shards_wanted", "m"] == 1, "as the settings say, where none decides"
-    telemetry.scaling = {"m": SimpleNamespace(wanted=3, demand=2.4, counts={"load": 2, "kv": 1})}
+    telemetry.scaling = {"m": Scaling(0.0, 3, 2, "load", 2.4, {"load": 2, "kv": 1})}
     found = samples(telemetry, {})
     assert (found["octavo_shards_wanted", "m"], found["octavo_scaling_demand_shards", "m"]) == (3, 2.4)
     assert found["octavo_scaling_decisions_total", "m", "load"] == 2
