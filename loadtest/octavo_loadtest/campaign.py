@@ -12,6 +12,7 @@ from rich.console import Console
 
 from octavo_loadtest import search, store
 from octavo_loadtest.curves import curves
+from octavo_loadtest.errors import Interrupted, LoadTestError
 from octavo_loadtest.figures import BY_KEY, point
 from octavo_loadtest.job import Target
 from octavo_loadtest.live import LiveView
@@ -26,6 +27,8 @@ from octavo_loadtest.text import Calibration
 
 Document = dict[str, Any]
 Point = dict[str, Any]
+INTERRUPTED = "interrupted"
+"""Why a document's campaign stopped, if Ctrl-C did it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +62,36 @@ class Campaign:
         self._console = console
 
     def point(self, name: str, value: float, load: Load) -> Point:
-        """Measure one setting `repeats` times, each with a fresh seed and salt."""
+        """Measure one setting `repeats` times, each with a fresh seed and salt.
+
+        Raises:
+            Interrupted: with what was measured until then.
+        """
         summaries = []
+        whole = True
         for repeat in range(self._judging.repeats):
             title = name if self._judging.repeats == 1 else f"{name} ({repeat + 1} of {self._judging.repeats})"
-            with LiveView(self._console, title) as view:
-                run = measure(reseed(load, repeat), self._target, self._calibration, view)
-            store.save(self._folder / _file_name(f"{name}-{repeat + 1}"), run)
-            summaries.append(store.plain(summary_of(run, self._judging)))
-            if run.interrupted:
+            run = self._measured(title, reseed(load, repeat))
+            whole = run is not None and not run.interrupted
+            if run is not None:
+                store.save(self._folder / _file_name(f"{name}-{repeat + 1}"), run)
+                summaries += [store.plain(summary_of(run, self._judging))] if run.records else []
+            if not whole:
                 break
-        found: Point = store.plain(point(name, value, summaries))
-        self._say(found)
-        return found
+        points: list[Point] = [store.plain(point(name, value, summaries))] if summaries else []
+        for found in points:
+            self._say(found)
+        if not whole:
+            raise Interrupted(points)
+        return points[0]
+
+    def _measured(self, title: str, load: Load) -> Run | None:
+        """None: it was interrupted before it began."""
+        try:
+            with LiveView(self._console, title) as view:
+                return measure(load, self._target, self._calibration, view)
+        except KeyboardInterrupt:
+            return None
 
     def _say(self, found: Point) -> None:
         keys = ("output_tokens_overall", "ttft_p50", "ttft_p90", "tpot_p50", "failed")
@@ -84,12 +104,17 @@ class Campaign:
 
     def single(self, name: str, load: Load) -> Document:
         """Run one load."""
-        return {"kind": "load", "name": name, "points": [self.point(name, load.rate, load)]}
+        try:
+            return {"kind": "load", "name": name, "points": [self.point(name, load.rate, load)]}
+        except Interrupted as interrupted:
+            return cut_short({"kind": "load", "name": name, "points": interrupted.points})
 
     def rates(self, name: str, load: Load, rates: Iterable[float], bound: Slo | None, gain: float) -> Document:
         """Run open loops with rates from low to high."""
         named = [(f"{rate:g}/s", rate, replace(load, rate=rate)) for rate in rates]
         document = self._sweep(name, "rate", named, bound, gain)
+        if document["stopped"] == INTERRUPTED:
+            return document
         return document | {"saturation": search.saturation_point(document["points"])}
 
     def concurrencies(self, name: str, load: Load, levels: Iterable[int], bound: Slo | None, gain: float) -> Document:
@@ -104,10 +129,12 @@ class Campaign:
         points: list[Point] = []
         stopped = None
         for i, (title, value, load) in enumerate(loads):
-            points.append(self.point(title, value, reseed(load, 100 * i)))
+            try:
+                points.append(self.point(title, value, reseed(load, 100 * i)))
+            except Interrupted as interrupted:
+                points += interrupted.points
+                return cut_short({"kind": "sweep", "over": over, "name": name, "points": points})
             stopped = search.stop_reason(points, bound, gain)
-            if points[-1]["runs"][-1]["counts"]["interrupted"]:
-                stopped = "interrupted"
             if stopped is not None:
                 break
         return {"kind": "sweep", "over": over, "name": name, "points": points, "stopped": stopped}
@@ -127,14 +154,30 @@ class Campaign:
                 asked = replace(asked, requests=2 * asked.limit if asked.requests else 0, duration=2 * asked.duration)
             return search.Probe(rate, slo["verdict"], slo["met"])
 
-        found = search.capacity(probe, load.rate, precision, most)
+        document = {"kind": "capacity", "over": "rate", "name": name, "points": points}
+        try:
+            found = search.capacity(probe, load.rate, precision, most)
+        except Interrupted as interrupted:
+            points += interrupted.points
+            return cut_short(document)
         capacity = {
             "slo": self._judging.slos[0].name,
             "low": found.low,
             "high": found.high,
             "unresolved": list(found.unresolved),
         }
-        return {"kind": "capacity", "over": "rate", "name": name, "points": points, "capacity": capacity}
+        return document | {"capacity": capacity}
+
+
+def cut_short(document: Document) -> Document:
+    """The document of an interrupted campaign.
+
+    Raises:
+        LoadTestError: it has no points.
+    """
+    if not document["points"]:
+        raise LoadTestError("interrupted before any answer came: there is nothing to report")
+    return document | {"stopped": INTERRUPTED}
 
 
 def _probe_name(rate: float, attempt: int) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from octavo_loadtest import matrix, report, search, slo, store, workloads
-from octavo_loadtest.campaign import Campaign, Document, Judging, compare, summary_of
+from octavo_loadtest.campaign import INTERRUPTED, Campaign, Document, Judging, compare, summary_of
 from octavo_loadtest.errors import LoadTestError
 from octavo_loadtest.figures import missed, point
 from octavo_loadtest.job import Target
@@ -31,7 +32,7 @@ HELP = {
     "workload": "A preset (see `workloads`) or a file: ShareGPT JSON, Mooncake JSONL, Azure CSV, JSONL.",
     "arrivals": "closed, batch, constant, poisson, gamma:cv=2, onoff, ramp, step, rates:0=1,30=4, replay. "
     "Default: the workload's own.",
-    "rate": "Sessions a second.",
+    "rate": "Sessions a second, not requests: a session of a chat workload has several.",
     "concurrency": "Closed loop: sessions at once. With other arrivals: requests in flight at most; waiting counts.",
     "requests": "Stop after so many requests (default 100, or as many as --duration holds).",
     "duration": "Stop after so many seconds of arrivals.",
@@ -93,12 +94,18 @@ def _option(name: str, default: Any) -> inspect.Parameter:
 
 
 def _or_exit(action: Callable[[], T]) -> T:
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what there is is kept then too
     try:
         return action()
+    except KeyboardInterrupt:
+        out.print("Interrupted before anything was measured")
+        raise typer.Exit(130) from None
     except LoadTestError as error:
         out.print("[bold red]Cannot run:[/]", end=" ")
         out.print(str(error), markup=False, soft_wrap=True)
         raise typer.Exit(2) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # ---- commands that send -------------------------------------------------------------------------------------------
@@ -109,7 +116,7 @@ def _or_exit(action: Callable[[], T]) -> T:
 def load(common: Common, load: Load) -> None:
     """Send one load and report."""
     name = common.name or f"{load.workload} at {'concurrency ' if load.concurrency else ''}" + (
-        str(load.concurrency) if load.concurrency else f"{load.rate:g}/s"
+        str(load.concurrency) if load.concurrency else f"{load.rate:g} sessions/s"
     )
     _campaign(common, "load", lambda campaign: campaign.single(name, load))
 
@@ -215,7 +222,11 @@ def _finish(document: Document, folder: Path, judge: bool = True) -> None:
     if len(document["points"]) == 1:
         _print_verdicts(document["points"][0]["runs"][-1])
     out.print(f"Report: {folder / 'report.html'}", markup=False, soft_wrap=True)
+    if document.get("stopped") == INTERRUPTED:
+        out.print("Interrupted: the report holds what was measured until then.")
     print(report.last_line(document, folder), flush=True)
+    if document.get("stopped") == INTERRUPTED:
+        raise typer.Exit(130)
     if judge and missed(document):
         out.print(f"SLO missed: {'; '.join(missed(document))}", style="bold red", markup=False)
         raise typer.Exit(1)
@@ -251,7 +262,7 @@ def compare_(
 
 @app.command("report")
 def report_(
-    runs: Annotated[list[Path], typer.Argument(help="Folders with records.jsonl: repeats of one load.")],
+    runs: Annotated[list[Path], typer.Argument(help="What `load --out` wrote, or single runs in it.")],
     definitions: Annotated[str, typer.Option(help="octavo, vllm, guidellm or mlperf.")] = "octavo",
     slos: Annotated[list[str] | None, typer.Option("--slo", help="As in `load`.")] = None,
     attainment: Annotated[float, typer.Option(help="Share of requests that must keep an SLO.")] = 0.99,
@@ -264,16 +275,28 @@ def report_(
         if definitions not in DEFINITIONS:
             raise LoadTestError(f"no definitions called {definitions!r}; there are {', '.join(DEFINITIONS)}")
         judging = Judging([slo.parse(text) for text in slos or ()], attainment, definitions, price)
-        summaries = [store.plain(summary_of(store.read(path), judging)) for path in runs]
+        found = [path for folder in runs for path in store.runs_of(folder)]
         name = f"{runs[0].name} by {definitions}'s definitions"
-        return {"kind": "load", "name": name, "points": [point(name, 0.0, summaries)]}
+        points = [point(title, 0.0, made) for title, made in _by_load(found, judging).items()]
+        return {"kind": "load", "name": name, "points": points}
 
     _finish(_or_exit(act), folder or _new_folder("report"))
 
 
+def _by_load(runs: list[Path], judging: Judging) -> dict[str, list[dict[str, Any]]]:
+    """Summaries by load, repeats of one together: they differ in the seed alone."""
+    names: dict[Load, str] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in runs:
+        run = store.read(path)
+        name = names.setdefault(replace(run.load, seed=0), path.name)
+        found.setdefault(name, []).append(store.plain(summary_of(run, judging)))
+    return found
+
+
 @app.command("timeline")
 def timeline_(
-    runs: Annotated[list[Path], typer.Argument(help="Folders with records.jsonl, such as REPORT/runs/...")],
+    runs: Annotated[list[Path], typer.Argument(help="What `load --out` wrote, or single runs in it.")],
     names: Annotated[str, typer.Option(help="Their names, separated by commas.")] = "",
     burst: Annotated[str, typer.Option(help="START,END (s) of the burst; default: what `step` arrivals say.")] = "",
     title: Annotated[str, typer.Option(help="Of the page.")] = "A burst",
@@ -284,15 +307,16 @@ def timeline_(
     from octavo_loadtest import timeline
 
     def act() -> list[timeline.Timeline]:
-        titles = names.split(",") if names else [path.name for path in runs]
-        if len(titles) != len(runs):
-            raise LoadTestError(f"{len(runs)} runs need as many names, not {len(titles)}")
+        found = [path for folder in runs for path in store.runs_of(folder)]
+        titles = names.split(",") if names else [path.name for path in found]
+        if len(titles) != len(found):
+            raise LoadTestError(f"{len(found)} runs need as many names, not {len(titles)}")
         try:
             bounds = tuple(float(each) for each in burst.split(",")) if burst else None
             between = None if bounds is None else (bounds[0], bounds[1])
         except (ValueError, IndexError):
             raise LoadTestError(f"--burst is START,END in seconds, not {burst!r}") from None
-        lines = [timeline.of_run(store.read(path), name, between) for path, name in zip(runs, titles, strict=True)]
+        lines = [timeline.of_run(store.read(path), name, between) for path, name in zip(found, titles, strict=True)]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "timeline.html").write_text(timeline.html(lines, title))
         if image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from types import TracebackType
 
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from octavo_loadtest.measure import Run
 from octavo_loadtest.metrics import NS, token_gaps
+from octavo_loadtest.plan import Plan
 from octavo_loadtest.record import Record
 from octavo_loadtest.stats import quantile
 
@@ -41,6 +43,8 @@ class LiveView:
     def __call__(self, run: Run, now: float) -> None:
         if time.monotonic() < self._next:
             return
+        if self._next == 0.0 and run.plan is not None:
+            self._console.print(f"{self._title}: {announced(run.plan)}", markup=False, soft_wrap=True)
         self._next = time.monotonic() + (0.5 if self._live is not None else 10.0)
         if self._live is not None:
             self._live.update(self._render(run, now), refresh=True)
@@ -56,16 +60,47 @@ class LiveView:
         return Group(Text(self._title, style="bold"), bar, table)
 
 
+def announced(plan: Plan) -> str:
+    """What is going to be sent: requests, the sessions that they belong to, the time that this takes."""
+    load, sessions = plan.load, len(plan.sessions)
+    of = f" in {sessions} sessions" if sessions != plan.requests else ""
+    if not plan.arrivals.closed:
+        return f"{plan.requests} requests{of}; the last session begins after {spoken(plan.sessions[-1].at)}"
+    until = f", for {spoken(load.duration)}" if load.duration else ""
+    asked = f"up to {plan.requests}" if load.duration else str(plan.requests)
+    return f"{asked} requests{of}, {load.concurrency or 'a batch of'} sessions at once{until}"
+
+
+def left(run: Run, now: float) -> float | None:
+    """Seconds to the last answer, as far as they can be told; None: nothing is known yet.
+
+    The pace so far says it. Arrivals that are still to come, and the end of the drain, bound it.
+    """
+    finished, load = len(run.records), run.load
+    pace = now / finished * max(0, run.planned - finished) if finished else math.inf
+    if run.arrivals.closed:
+        end = load.duration - now if load.duration else math.inf
+        found = min(pace, end)
+    else:
+        coming = run.plan.sessions[-1].at - now if run.plan is not None else 0.0
+        found = max(coming, min(pace, coming + load.drain))
+    return max(0.0, found) if math.isfinite(found) else None
+
+
+def spoken(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
 def _rows(run: Run, recent: list[Record], now: float) -> dict[str, str]:
     sent = sum(run.senders.sent.values())
     window = max(min(now, RECENT), 0.1)
     tokens = sum(record.output_tokens for record in recent)
     failed = sum(not record.ok for record in run.records)
     return {
-        "time": f"{now:.0f} s",
+        "time": f"{now:.0f} s" + ("" if (rest := left(run, now)) is None else f", about {spoken(rest)} left"),
         "requests": f"{sent} sent, {len(run.records)} finished of {run.planned}",
         "in flight": str(max(0, sent - len(run.records))),
-        "rate": f"{'closed loop' if run.arrivals.closed else f'{run.load.rate:g}/s offered'}, "
+        "rate": f"{'closed loop' if run.arrivals.closed else f'{run.load.rate:g} sessions/s offered'}, "
         f"{sent / max(now, 1):.2f}/s sent, {len(recent) / window:.2f}/s finished, {tokens / window:.0f} tokens/s",
         "TTFT": _percentiles(_ttft(recent)),
         "between tokens": _percentiles([gap for record in recent for gap in token_gaps(record).tolist()]),
@@ -76,7 +111,7 @@ def _rows(run: Run, recent: list[Record], now: float) -> dict[str, str]:
 
 def _line(run: Run, now: float) -> str:
     rows = _rows(run, [record for record in run.records if (record.end or 0) / NS > now - RECENT], now)
-    return f"{now:.0f} s, {rows['requests']}, {rows['in flight']} in flight, TTFT {rows['TTFT']}"
+    return f"{rows['time']}, {rows['requests']}, {rows['in flight']} in flight, TTFT {rows['TTFT']}"
 
 
 def _ttft(records: list[Record]) -> list[float]:

@@ -27,10 +27,12 @@ import yaml
 from rich.console import Console
 
 from octavo_loadtest import child, load, slo
-from octavo_loadtest.campaign import Campaign, Document, Judging
-from octavo_loadtest.errors import LoadTestError
+from octavo_loadtest.campaign import Campaign, Document, Judging, cut_short
+from octavo_loadtest.errors import Interrupted, LoadTestError
 from octavo_loadtest.job import Target
+from octavo_loadtest.live import spoken
 from octavo_loadtest.metrics import DEFINITIONS
+from octavo_loadtest.plan import make
 from octavo_loadtest.server import find_model, prepare
 
 CURVES = ("rate", "concurrency")
@@ -129,33 +131,57 @@ def _judging(document: dict[str, Any]) -> Judging:
 def run(config: Config, folder: Path, console: Console) -> Document:
     """Everything the config asks for, as one document."""
     folder.mkdir(parents=True, exist_ok=True)
+    console.print(announced(config), markup=False, soft_wrap=True)
     series: list[Document] = []
-    for i, server in enumerate(config.servers):
-        if server.command:
-            console.print(f"Starting {' '.join(server.command)}", markup=False, soft_wrap=True)
-        with _started(server, folder / f"server-{i + 1}.log"):
-            series += _curves(config, server, folder / f"server-{i + 1}", console)
+    try:
+        for i, server in enumerate(config.servers):
+            if server.command:
+                console.print(f"Starting {' '.join(server.command)}", markup=False, soft_wrap=True)
+            with _started(server, folder / f"server-{i + 1}.log"):
+                _curves(config, server, folder / f"server-{i + 1}", console, series)
+    except (Interrupted, KeyboardInterrupt):
+        return cut_short(_document(config, series))
+    return _document(config, series)
+
+
+def _document(config: Config, series: list[Document]) -> Document:
+    series = [each for each in series if each["points"]]
     points = [
         {**point, "name": f"{each['name']} {point['name']}".strip()} for each in series for point in each["points"]
     ]
     return {"kind": "matrix", "over": config.over, "name": config.name, "points": points, "series": series}
 
 
+def announced(config: Config) -> str:
+    """How many runs there will be, and how long they take at least."""
+    loads = [each for points in config.loads.values() for each in points]
+    plans = [make(each) for each in loads]
+    seconds = sum(each.load.duration if each.arrivals.closed else each.sessions[-1].at for each in plans)
+    runs = len(loads) * len(config.servers) * config.judging.repeats
+    return (
+        f"{config.name}: {runs} runs on {len(config.servers)} servers, one after the other; arrivals alone take "
+        f"{spoken(seconds * len(config.servers) * config.judging.repeats)}"
+    )
+
+
 def _started(server: Server, log: Path) -> AbstractContextManager[None]:
     return child.running(server.command, server.url, log, server.timeout) if server.command else nullcontext()
 
 
-def _curves(config: Config, server: Server, folder: Path, console: Console) -> list[Document]:
+def _curves(config: Config, server: Server, folder: Path, console: Console, series: list[Document]) -> None:
+    """Measure one server, and add a curve to `series` for each of its loads as its points come."""
     options = {"model": "", **config.target}
     target = Target(server.url, **options)
     target, calibration = prepare(target if target.model else replace(target, model=find_model(server.url, {})))
-    found = []
     for name, loads in config.loads.items():
         title = f"{server.name}: {name}" if len(config.servers) > 1 else name
         campaign = Campaign(target, calibration, config.judging, folder / name.replace("/", "-"), console)
-        points = []
+        points: list[dict[str, Any]] = []
+        series.append({"kind": "sweep", "over": config.over, "name": title, "points": points})
         for each in loads:
             value = getattr(each, config.over) if config.over in CURVES else 0
-            points.append(campaign.point(f"{value:g}" if config.over in CURVES else "", value, each))
-        found.append({"kind": "sweep", "over": config.over, "name": title, "points": points})
-    return found
+            try:
+                points.append(campaign.point(f"{value:g}" if config.over in CURVES else "", value, each))
+            except Interrupted as interrupted:
+                points += interrupted.points
+                raise

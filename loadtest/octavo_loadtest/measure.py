@@ -65,7 +65,8 @@ Observer = Callable[[Run, float], None]  # the run so far, and seconds since it 
 
 
 def measure(load: Load, target: Target, calibration: Calibration, observe: Observer | None = None) -> Run:
-    """Send a load and wait for the last answer. Ctrl-C ends it early and keeps what there is.
+    """Send a load and wait for the last answer. Ctrl-C ends it early and keeps what there is; a second one does not
+    wait for the senders' last words.
 
     Raises:
         LoadTestError: the load makes no sense, or a sender died.
@@ -85,6 +86,8 @@ def measure(load: Load, target: Target, calibration: Calibration, observe: Obser
             _collect(run, processes, turns, origin, observe)
         finally:
             watch.stop()
+    if run.interrupted:  # the server is not to blame for what was cut
+        run.records = [record for record in run.records if not (record.error or "").startswith(sender.UNFINISHED)]
     run.replicas = watch.seen
     run.records.sort(key=lambda record: record.index)
     return run
@@ -185,7 +188,7 @@ def _collect(
                 observe(run, (time.perf_counter_ns() - origin) / 1e9)
         except KeyboardInterrupt:
             if run.interrupted:
-                raise
+                return
             run.interrupted = True
             processes.stop()
 

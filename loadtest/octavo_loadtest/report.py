@@ -33,14 +33,21 @@ def write(folder: Path, document: Document) -> Document:
 def last_line(document: Document, folder: Path) -> str:
     """The result as one line of JSON, for scripts."""
     points = [
-        {"name": point["name"]} | {key: value[0] for key, value in point["figures"].items() if value[0] is not None}
+        {"name": point["name"], **_judged([point])}
+        | {key: value[0] for key, value in point["figures"].items() if value[0] is not None}
         for point in document["points"]
     ]
     extra = {key: document[key] for key in ("stopped", "capacity", "saturation") if key in document}
-    slos = [slo for point in document["points"] for run in point["runs"] for slo in run["slos"]]
-    met = {"slo_met": all(slo["met"] for slo in slos)} if slos else {}
     head = {"kind": document["kind"], "name": document["name"], "report": str(folder / "report.html")}
-    return store.dumps({**head, **met, **extra, "points": points})
+    return store.dumps({**head, **_judged(document["points"]), **extra, "points": points})
+
+
+def _judged(points: list[dict[str, Any]]) -> dict[str, Any]:
+    """Whether all SLOs were met, in the words of the verdicts; nothing where none was asked for."""
+    slos = [slo for point in points for run in point["runs"] for slo in run["slos"]]
+    found = {slo["verdict"] for slo in slos}
+    worst = next((verdict for verdict in ("failed", "unresolved", "passed") if verdict in found), None)
+    return {"slo_met": all(slo["met"] for slo in slos), "slo_verdict": worst} if slos else {}
 
 
 # ---- tables -------------------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ from octavo_loadtest.sse import parse
 TICK = 0.02  # s between two looks at the event loop's lag
 PULSE_TICKS = 12
 NS = 1_000_000_000
+UNFINISHED = "unfinished"
+"""How the error of a request begins that had no whole answer when the run ended."""
 
 Message = dict[str, str]
 
@@ -163,7 +165,7 @@ class Sender:
         except Broken as problem:
             error = f"broken: {problem}"
         except asyncio.CancelledError:
-            self._report(outcome, "unfinished: the run was over")
+            self._report(outcome, f"{UNFINISHED}: the run was over")
             raise
         self._report(outcome, error)
         return outcome

@@ -81,6 +81,20 @@ def read(folder: Path) -> Run:
         raise LoadTestError(f"{folder} holds no run: {error}") from None
 
 
+def runs_of(folder: Path) -> list[Path]:
+    """The runs in a folder that `load`, `sweep` or `run` wrote, or the folder itself if it is a run.
+
+    Raises:
+        LoadTestError: there is none.
+    """
+    if (folder / "meta.json").exists():
+        return [folder]
+    found = sorted(file.parent for file in folder.rglob("meta.json"))
+    if not found:
+        raise LoadTestError(f"{folder} holds no run: neither it nor a folder in it has a meta.json")
+    return found
+
+
 def read_document(path: Path) -> dict[str, Any]:
     """A report.json, or the one in a folder.
 

@@ -57,6 +57,8 @@ def _whole(summary: dict[str, Any]) -> dict[str, str]:
     planned, sent = summary["counts"]["planned"], summary["counts"]["sent"]
     if sent >= planned:
         return _line("good", "plan", f"all {planned} requests were sent")
+    if summary["counts"]["interrupted"]:
+        return _line("warn", "plan", f"interrupted after {sent} of {planned} requests")
     return _line("warn", "plan", f"{sent} of {planned} requests were due before the end; --drain waits longer")
 
 
@@ -143,7 +145,10 @@ def _slos(summary: dict[str, Any]) -> list[dict[str, str]]:
     lines = []
     for slo in summary["slos"]:
         low, high = slo["interval"]
-        text = f"{slo['share']:.1%} of requests ({low:.1%} to {high:.1%}), {slo['target']:.0%} asked: {slo['verdict']}"
+        text = f"{'met' if slo['met'] else 'missed'}: {slo['share']:.1%} of requests, {slo['target']:.0%} asked; "
+        sure = f"{slo['verdict']}, {low:.1%} to {high:.1%} with 95 % confidence"
+        unsure = f"{slo['verdict']}: so few requests say {low:.1%} to {high:.1%}"
+        text += unsure if slo["verdict"] == "unresolved" else sure
         level = {"passed": "good", "failed": "bad"}.get(slo["verdict"], "warn" if slo["met"] else "bad")
         lines.append(_line(level, f"SLO {slo['name']}", text))
     return lines

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +41,51 @@ LOAD = ["--scale", "0.02", "--requests", "20", "--warmup", "1"]
 
 def test_load_compare_and_report(tmp_path: Path) -> None:
     with running(Behaviour(itl=0.001)) as fake:
-        code, line, _ = call("load", fake.url, *LOAD, "--rate", "40", "--slo", "ttft=9", "--out", "a", folder=tmp_path)
-        assert (code, line["slo_met"]) == (0, True)
+        code, line, said = call(
+            "load", fake.url, *LOAD, "--rate", "40", "--slo", "ttft=9", "--out", "a", folder=tmp_path
+        )
+        assert (code, line["slo_met"], line["slo_verdict"]) == (0, True, "unresolved")
+        assert "met: 100.0% of requests, 99% asked; unresolved" in said
         code, line, said = call(
             "load", fake.url, *LOAD, "--rate", "40", "--slo", "ttft=0.001", "--out", "b", folder=tmp_path
         )
         assert (code, line["slo_met"]) == (1, False)
         assert "SLO missed" in said
+        assert "missed: 0.0% of requests, 99% asked; failed" in said
     a, b, c, d = (str(tmp_path / name) for name in "abcd")
     code, line, _ = inside("compare", a, b, "--names", "before,after", "--out", c)
     assert [point["name"] for point in line["points"]] == ["before", "after"]
-    run = next(path.name for path in (tmp_path / "a").iterdir() if path.is_dir())
-    code, line, _ = inside("report", f"{a}/{run}", "--definitions", "guidellm", "--out", d)
-    assert code == 0
+    run = next(path for path in (tmp_path / "a").iterdir() if path.is_dir())
+    whole, single = (inside("report", str(given), "--definitions", "guidellm", "--out", d) for given in (a, run))
+    assert whole[0] == 0
+    assert whole[1]["points"] == single[1]["points"]
     assert {"report.html", "report.md", "report.json"} <= {path.name for path in (tmp_path / "d").iterdir()}
+    code, _, said = inside("report", d)
+    assert (code, "holds no run" in said) == (2, True)
+
+
+def test_an_interrupted_run_leaves_what_it_has(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "octavo_loadtest", "load"]
+    with running(Behaviour(ttft=0.001, itl=0.0)) as fake:
+        load = [*LOAD[:2], "--requests", "4000", "--rate", "40", "--warmup", "0", "--slo", "ttft=9", "--out", "a"]
+        process = subprocess.Popen(
+            [*command, fake.url, *load], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        deadline = time.monotonic() + 60
+        while len(fake.log) < 20 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=60)
+    line = json.loads(printed.splitlines()[-1])
+    assert process.returncode == 130
+    assert "4000 requests; the last session begins after" in said
+    assert (line["stopped"], line["slo_met"], line["points"][0]["failed"]) == ("interrupted", True, 0)
+    assert f"interrupted after {len(read(tmp_path / 'a'))} of 4000 requests" in said
+
+
+def read(folder: Path) -> list[str]:
+    (records,) = folder.glob("*/records.jsonl")
+    return records.read_text().splitlines()
 
 
 def test_run_starts_a_server_and_leaves_none(tmp_path: Path) -> None:
@@ -72,6 +105,7 @@ def test_run_starts_a_server_and_leaves_none(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     code, line, said = call("run", "config.yaml", "--out", "out", folder=tmp_path)
     assert code == 0, said
+    assert "a matrix: 4 runs on 1 servers, one after the other; arrivals alone take 1 s" in said
     names = [point["name"] for point in line["points"]]
     assert names == ["balanced 30", "balanced 60", "prefill-heavy 30", "prefill-heavy 60"]
     with socket.socket() as probe, pytest.raises(ConnectionRefusedError):

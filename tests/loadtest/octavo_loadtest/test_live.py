@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from octavo_loadtest.arrivals import Arrivals
 from octavo_loadtest.job import Pulse, Target
-from octavo_loadtest.live import LiveView
+from octavo_loadtest.live import LiveView, announced, left
 from octavo_loadtest.load import Load
 from octavo_loadtest.measure import Run
+from octavo_loadtest.plan import make
 from octavo_loadtest.record import Chunk, Record
 from octavo_loadtest.text import Calibration
 
@@ -31,8 +33,30 @@ def test_the_view_shows_rates_and_percentiles() -> None:
     with LiveView(Console(file=out, force_terminal=True, width=100), "a title") as view:
         view(run_so_far(), 1.0)
     shown = out.getvalue()
-    for piece in ("a title", "5 sent, 2 finished of 10", "3/s offered", "p50 400.0 ms", "p50 20.0 ms", "2.0 ms late"):
+    for piece in (
+        "a title",
+        "5 sent, 2 finished of 10",
+        "3 sessions/s offered",
+        "1 s, about 4 s left",
+        "p50 400.0 ms",
+        "p50 20.0 ms",
+        "2.0 ms late",
+    ):
         assert piece in shown, piece
+
+
+def test_what_comes_is_said_first_and_what_is_left_by_the_pace() -> None:
+    talks = make(Load(workload="chat-sharegpt", scale=0.1, rate=2, requests=60))
+    assert announced(talks).startswith(f"60 requests in {len(talks.sessions)} sessions; the last session begins after")
+    closed = make(Load(arrivals="closed", concurrency=4, requests=300, duration=200))
+    assert announced(closed) == "up to 300 requests, 4 sessions at once, for 3 min"
+    run = run_so_far()
+    assert left(run, 10.0) == 40.0  # two of ten in ten seconds
+    run.plan = talks
+    assert left(run, 1.0) == pytest.approx(max(talks.sessions[-1].at - 1.0, 4.0))
+    run.records = []
+    run.arrivals = Arrivals("closed")
+    assert left(run, 10.0) is None
 
 
 def test_a_pipe_gets_a_line_now_and_then() -> None:
