@@ -39,11 +39,11 @@ EACH_TOKEN = (
 )  # fmt: skip
 """vLLM's, and three below them: small models are quicker. OpenTelemetry's are among them."""
 OTEL_DURATION = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
-VLLM_DURATION = (
+DURATION = tuple(sorted({*OTEL_DURATION,
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
     1920.0, 7680.0,
-)  # fmt: skip
-DURATION = tuple(sorted({*OTEL_DURATION, *VLLM_DURATION}))
+}))  # fmt: skip
+"""vLLM's, which begin at 0.3 s, and OpenTelemetry's: a small model's requests are over by then."""
 TOKENS = tuple(float(digit * 10**power) for power in range(6) for digit in (1, 2, 5))
 """Of a request's prompts or answers; vLLM's, up to half a million."""
 CACHED_ERROR = (-8192.0, -1024.0, -128.0, -16.0, -1.0, 0.0, 16.0, 128.0, 1024.0, 8192.0)
