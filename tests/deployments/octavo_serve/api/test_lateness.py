@@ -33,6 +33,7 @@ def test_a_late_loop_takes_nothing_new() -> None:
     lateness.seconds = 1.1 * LATE
     with pytest.raises(Overloaded):
         lateness.check()
+    assert lateness.refused == 1
 
 
 def test_a_process_that_was_stopped_has_no_more_to_do_than_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -278,6 +278,8 @@ def test_what_waits_in_the_gateway_and_at_the_shard_is_bounded_in_seconds() -> N
         await waits(books, 9)
         report(picker, "a")
         assert 4 < full(picker) < 8  # it would begin after about ten
+        assert (picker.waiting, picker.refused) == (9, {"queue": 1})
+        assert 9 < picker.queue_seconds() < 13
         report(picker, "a", replace(BUSY, queued=99))
         picker.queue = QueueSettings(QueueLimits(5.0, 900 - 1))
         assert full(picker, b"another") > 90
@@ -377,6 +379,7 @@ def test_a_start_that_takes_too_long_is_refused_and_still_brings_the_shard_up() 
     async def scenario(picker: Picker, books: Books) -> None:
         picker.queue = QueueSettings(QueueLimits(30.0), start_seconds=50.0)
         assert full(picker, b"1") == pytest.approx(20.0, abs=1.0)
+        assert picker.refused == {"starting": 1}
         await waits(books, 1)  # Serve scales by what waits
         full(picker, b"2")
         await asyncio.sleep(0)
