@@ -53,6 +53,22 @@ def test_a_job_says_where_it_runs_then_its_pieces_then_that_it_has_ended(service
     assert client.closed == [client.opened[0].request_id]
 
 
+@pytest.mark.parametrize("leaves", [True, False])
+def test_who_leaves_is_counted(service: Service, client: Any, leaves: bool) -> None:
+    async def some() -> None:
+        job = await service.job(COMPLETIONS.ask(parse(CompletionRequest, {"prompt": "Hello"}), Limits()))
+        async with aclosing(run(job)) as stream:
+            async for _ in stream:
+                if leaves:
+                    break
+
+    client.texts = ["One two three."]
+    asyncio.run(some())
+    tally = service.telemetry.tallies["tiny", "text_completion"]
+    assert dict(tally.finished) == ({"abort": 1} if leaves else {"stop": 1})
+    assert tally.duration.cumulative(()) == [0 if leaves else 1]
+
+
 def test_each_prompt_begins_before_its_first_piece_and_all_end_together(service: Service, client: Any) -> None:
     client.texts = ["One.", "Two, three."]
     said = [element for elements in asyncio.run(run_all(service, ["a", "b", "c"], n=2)) for element in elements]
