@@ -412,6 +412,8 @@ class SequenceUpdate:
         num_cached_tokens: prompt tokens found in the prefix cache; on the request's first update only, 0 on all others.
         prompt_logprobs: if asked for, on the request's first update only, whichever sequence that is of.
         time: seconds on the engine's monotonic clock.
+        prefill: seconds from when the request first ran here to this update; on its first update only, None on all
+            others and where it did not run.
     """
 
     request_id: str
@@ -425,6 +427,7 @@ class SequenceUpdate:
     prompt_logprobs: PackedLogprobs | None = None
     num_forced: int = 0
     time: float = 0.0
+    prefill: float | None = None
 
 
 @dataclass(slots=True)

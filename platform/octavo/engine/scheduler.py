@@ -336,6 +336,7 @@ class Scheduler:
         update.time = self._clock()
         if not seq.group.announced:
             seq.group.announce(update)
+            update.prefill = update.time - seq.since if seq.since else None
         return update
 
     # ---- leaving ----------------------------------------------------------------------------------------------

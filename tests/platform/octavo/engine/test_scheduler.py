@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from octavo.cost_model import CostModel, StepWork
@@ -28,6 +30,21 @@ def test_running_streams_get_their_token_and_prompts_a_block_however_small_the_b
         engine.add(fake.request(f"r{i}", [i] * 4, max_tokens=30))
     fake.run(engine)
     assert max(batch.num_seqs for batch in fake.model(engine).batches) == 8
+
+
+def test_the_first_update_says_how_long_the_prompt_took_to_compute(fake):
+    """Not how long it waited: the second request waits for the first, whose place it takes."""
+    engine = fake.engine(max_num_seqs=1)
+    now = itertools.count(1)
+    engine.scheduler._clock = lambda: float(next(now))
+    for name in ("first", "second"):
+        engine.add(fake.request(name, list(range(41)), max_tokens=9))
+    updates = [update for _ in range(40) for update in engine.step()]
+    for name in ("first", "second"):
+        told = [update.prefill for update in updates if update.request_id == name]
+        assert told[0] is not None
+        assert 0 < told[0] < 9
+        assert told[1:] == [None] * 8
 
 
 def test_a_warm_prefix_is_not_computed_again(fake):
