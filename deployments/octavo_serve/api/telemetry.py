@@ -159,6 +159,10 @@ class Telemetry:
 
         return moved
 
+    def count_spans(self, outcome: str, number: int) -> None:
+        """Count spans that were exported or failed to be, in the exporter's thread, or were dropped, in ours."""
+        self.spans[outcome] += number
+
     def request(self, model: str, prompt_tokens: int, operation: Operation = "text_completion") -> RequestTimer:
         """Start timing one request."""
         tally = self.tallies.get((model, operation))
