@@ -61,9 +61,9 @@ sanitize: .venv/.test
 	@touch $@
 
 .venv/.test: .venv/.serve
-	$(PIP) -e '.[serve,test]'
+	$(PIP) -e '.[serve,otel,test]'
 	@touch $@
 
 .venv/.check: .venv/.serve
-	$(PIP) -e '.[serve,test,check]'
+	$(PIP) -e '.[serve,otel,test,check]'
 	@touch $@ .venv/.test

@@ -86,6 +86,8 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo_serve/shard/tensor_parallel.py": "deployments/octavo_serve/test_cluster.py",
     # a stream, by what comes out of it
     "octavo_serve/http/streams.py": "deployments/octavo_serve/http/test_app.py",
+    "octavo_serve/http/traced.py": "deployments/octavo_serve/gateway/test_spans.py",
+    "octavo_serve/api/genai.py": "deployments/octavo_serve/gateway/test_spans.py",
     "octavo_serve/surfaces/openai/schemas.py": "deployments/octavo_serve/http/test_describe.py",
     # parts of a measurement: by measuring the fake server, whose every time is known
     "octavo_loadtest/curves.py": "loadtest/octavo_loadtest/test_campaign.py",
@@ -181,8 +183,9 @@ def test_private_ray_is_reached_from_one_file() -> None:
     assert [file.name for file in files if private.search(file.read_text())] == ["ray_private.py"]
 
 
-def test_the_gateway_loads_no_torch() -> None:
-    assert python("import sys, octavo_serve.app; print('torch' in sys.modules)") == "False"
+def test_the_gateway_loads_no_torch_and_no_exporter_of_traces() -> None:
+    loaded = python("import sys, octavo_serve.app; print({'torch', 'opentelemetry.exporter.otlp'} & {*sys.modules})")
+    assert loaded == "set()"
 
 
 def test_the_command_line_is_light() -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from octavo.errors import BadRequest, EngineDead, OctavoError
 from octavo.request import Request, SequenceUpdate
 from octavo.text.output import SequenceText
+from octavo_serve.api import genai
 from octavo_serve.api.arrivals import Arrivals
 from octavo_serve.api.jobs import Job
 from octavo_serve.api.pieces import Begun, Element, Ended, Piece, Stage
@@ -51,6 +52,7 @@ async def run(job: Job) -> AsyncGenerator[list[Element], None]:
         raise
     finally:
         await updates_of.aclose()
+        running.tell_trace()
     running.timer.done()
     yield [*elements, Ended()]
 
@@ -92,6 +94,13 @@ class _Running:
         count = job.params.num_sequences
         self._prompts = {request.request_id: _Prompt(i, i * count, request) for i, request in enumerate(job.requests)}
         self._stages: dict[int, Stage] = {}
+        self._cached_tokens = 0
+        genai.runs(job)
+
+    def tell_trace(self) -> None:
+        """What has come of the job, if it is traced."""
+        sequences = (sequence for prompt in self._prompts.values() for sequence in prompt.sequences)
+        genai.answered(sequences, self._cached_tokens)
 
     async def taken(self, updates: list[SequenceUpdate]) -> list[Element]:
         """What the updates say, with at most one piece per choice and stage, in the order of first appearance.
@@ -136,6 +145,7 @@ class _Running:
         prompt.sequences_left = count
         marks = self._job.marks
         prompt.sequences = [SequenceText(tokenizer, params, prompt_ids, index, marks) for index in range(count)]
+        self._cached_tokens += first.num_cached_tokens
         placement = (self._arrivals or self._job.model.client).placement(request.request_id)
         if placement is not None:
             self.timer.placed(placement, first.num_cached_tokens)

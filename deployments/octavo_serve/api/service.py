@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from octavo.errors import BadRequest
 from octavo.text.template_process import PROCESSES
+from octavo_serve.api import genai
 from octavo_serve.api.body import B
 from octavo_serve.api.bounds import BodyBounds, Limits
 from octavo_serve.api.chats import Chat, render
@@ -31,6 +32,7 @@ from octavo_serve.api.registry import Registry
 from octavo_serve.api.surface import A, E, Surface, Writer
 from octavo_serve.api.telemetry import Telemetry
 from octavo_serve.api.threads import MAX_THREADS, Threads
+from octavo_serve.api.tracing import Tracer
 from octavo_serve.api.turns import PIECES
 from octavo_serve.api.writing import write, write_answer
 
@@ -47,12 +49,17 @@ MAX_TEMPLATES = 64
 
 
 class Service:
-    """The API for the models of one gateway."""
+    """The API for the models of one gateway.
+
+    Attributes:
+        tracer: of requests; None: none is traced.
+    """
 
     def __init__(self, models: Registry, limits: Limits, telemetry: Telemetry) -> None:
         self.models = models
         self.limits = limits
         self.telemetry = telemetry
+        self.tracer: Tracer | None = None
         self.records = Records()
         self.detached = Detached()
         self.lateness = telemetry.lateness
@@ -75,6 +82,7 @@ class Service:
         Raises:
             BadRequest, Overloaded, ModelNotReady, EngineDead.
         """
+        genai.asks(asked)
         self.lateness.check()
         content = asked.content
         chat = content if isinstance(content, Chat) else None

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from octavo_serve.api.access import read_keys
 from octavo_serve.api.validation import explain
 from octavo_serve.config.serve_schema import Application, Document
 from octavo_serve.config.settings import (
+    NO_EXPORTER,
     ApiKey,
     AppSettings,
     ModelSettings,
@@ -241,6 +243,8 @@ def check_files(plan: Plan) -> None:
     """
     problems = []
     for settings in plan.settings:
+        if settings.gateway.traces is not None and not _has_exporter():
+            problems.append(NO_EXPORTER)
         for key in settings.api_keys:
             problems += _problem("", read_keys, Path(key.file)) if key.file else []
         for model in settings.models:
@@ -250,6 +254,13 @@ def check_files(plan: Plan) -> None:
     problems = problems or _not_loadable([model for settings in plan.settings for model in settings.models])
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _has_exporter() -> bool:
+    try:
+        return find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _of_model(model: ModelSettings) -> list[str]:

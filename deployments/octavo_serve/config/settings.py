@@ -297,6 +297,24 @@ class ModelSettings(Settings):
         return (self.source, self.rank_engine, self.on_demand) == (other.source, other.rank_engine, other.on_demand)
 
 
+NO_EXPORTER = "gateway.traces needs OpenTelemetry's exporter: pip install 'octavo[otel]'"
+
+
+class TraceSettings(Settings):
+    """Spans of each request, sent to a collector by OTLP over HTTP; see docs/traces.md. Needs the extra `otel`.
+
+    Attributes:
+        endpoint: the collector's base URL, such as http://127.0.0.1:4318; None: as OTEL_EXPORTER_OTLP_ENDPOINT says.
+        sample: part of the requests that are traced, of those whose caller has not decided it; None: as
+            OTEL_TRACES_SAMPLER says, which is all.
+        service: what the collector knows the gateways as; None: as OTEL_SERVICE_NAME says, or "octavo".
+    """
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")] | None = None
+    sample: Annotated[float, Field(ge=0, le=1)] | None = None
+    service: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+
+
 class GatewaySettings(Settings):
     """The HTTP and handle ingress.
 
@@ -316,6 +334,7 @@ class GatewaySettings(Settings):
             a gateway's node; None: a temporary file, which ends with the gateway, or where there are several with Ray.
         responses_store_bytes: of all stored responses; those that were not used for longest go first.
         responses_ttl_s: seconds after its last use after which a response is gone.
+        traces: of requests; None makes none.
     """
 
     replicas: Count = 1
@@ -331,6 +350,7 @@ class GatewaySettings(Settings):
     responses_store: Annotated[str, Field(min_length=1)] | None = None
     responses_store_bytes: Annotated[int, Field(ge=2**20, le=2**40)] = 2**28
     responses_ttl_s: Annotated[float, Field(gt=0, le=30 * 86400)] = 30 * 86400.0
+    traces: TraceSettings | None = None
 
     def records(self, shared: Callable[[], Path]) -> RecordSettings:
         """Where responses are stored, and for how long.

@@ -22,6 +22,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
+from octavo.errors import ConfigError
 from octavo.routing.admission import QueueLimits
 from octavo.routing.router import RoutingConfig
 from octavo.source import Source
@@ -34,8 +35,16 @@ from octavo_serve.api.model import Defaults
 from octavo_serve.api.registry import ModelEntry, Registry
 from octavo_serve.api.service import Service
 from octavo_serve.api.telemetry import ModelState, ShardStats, Telemetry, Watched
+from octavo_serve.api.tracing import Tracer
 from octavo_serve.config.placement import unplaceable
-from octavo_serve.config.settings import ModelSettings, ReplicaRange, deployment_name, load_settings
+from octavo_serve.config.settings import (
+    NO_EXPORTER,
+    ModelSettings,
+    ReplicaRange,
+    TraceSettings,
+    deployment_name,
+    load_settings,
+)
 from octavo_serve.gateway.drain import LEAVING, Drain
 from octavo_serve.gateway.fleet import GatewayFleet
 from octavo_serve.gateway.garbage import collect
@@ -94,6 +103,7 @@ class Gateway:
         self._closing: set[asyncio.Task[None]] = set()
         self._drain = Drain()
         self._unread = Unread()
+        self._traces: TraceSettings | None = None
         self._watching: list[asyncio.Task[None]] = []
         threading.Thread(target=_show_logs, name="octavo-logs", daemon=True).start()
         gc.freeze()  # 126,000 objects of modules, which each look at all objects went through: 75 ms with the loop held
@@ -128,9 +138,19 @@ class Gateway:
         self.service.telemetry.models = watched
         name = serve.get_replica_context().replica_id.unique_id
         self.service.telemetry.gateway = name if gateway.replicas > 1 else ""
+        self._trace(gateway.traces)
         self.access.rules = rules
         self.service.records.settings = gateway.records(_shared_file)
         self.service.limits = Limits(gateway.max_body_bytes, gateway.max_prompts, gateway.max_n)
+
+    def _trace(self, settings: TraceSettings | None) -> None:
+        """Trace requests by these settings from now on; what was traced before is sent beside the loop."""
+        if settings == self._traces:
+            return
+        old, new = self.service.tracer, _tracer(settings, self.service.telemetry)
+        self._traces, self.service.tracer = settings, new
+        if old is not None:
+            threading.Thread(target=old.close, name="octavo-traces", daemon=True).start()
 
     def _serve(self, model: ModelSettings, routing: RoutingConfig) -> _Served:
         """Look after a model from now on, in the background: nothing here waits for it."""
@@ -245,6 +265,16 @@ def _defaults(model: ModelSettings, source: Source) -> Defaults:
     recommended = recommended_sampling(source) if model.generation_config == "auto" else {}
     override = model.override_generation_config.model_dump(exclude_none=True)
     return Defaults(model.default_max_tokens, recommended | override, model.response_template)
+
+
+def _tracer(settings: TraceSettings | None, telemetry: Telemetry) -> Tracer | None:
+    if settings is None or os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return None
+    try:
+        from octavo_serve.gateway.spans import Spans
+    except ImportError:
+        raise ConfigError(NO_EXPORTER) from None
+    return Spans(settings, telemetry.count_spans)
 
 
 def _no_room(model: ModelSettings) -> str | None:

@@ -22,6 +22,7 @@ from octavo.engine.async_engine import Stream
 from octavo.engine.stats import EngineStats
 from octavo.errors import EngineDead, OctavoError, Overloaded
 from octavo.request import Placement, Request, SequenceUpdate
+from octavo_serve.api.tracing import Course, course
 from octavo_serve.gateway.link import CONNECT_SECONDS, Link, MoveReason, ShardGone
 from octavo_serve.gateway.picker import Picked, Picker
 from octavo_serve.gateway.suspicion import Deaths, Suspicion
@@ -221,7 +222,7 @@ class ShardClient:
             run.end(index)
 
     async def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
-        run = self._runs[request.request_id] = _Run(request, self._info, self._unread)
+        run = self._runs[request.request_id] = _Run(request, self._info, self._unread, course())
         deadline, refused = 0.0, 0.0
         try:
             while True:
@@ -235,6 +236,7 @@ class ShardClient:
                         raise
                     await self._picker.news(FULL_SECONDS)
                 except ShardGone as gone:
+                    run.moves(gone.reason)
                     await self._check(run)
                     if not run.living:  # its caller has ended what was left of it
                         return
@@ -361,8 +363,9 @@ class _Run:
         suspicion: whether it has stopped shards.
     """
 
-    def __init__(self, request: Request, info: ModelInfo | None, unread: Unread) -> None:
+    def __init__(self, request: Request, info: ModelInfo | None, unread: Unread, course: Course | None) -> None:
         self.request = request
+        self._course = course
         self.unread = unread
         self.info = info
         self.living = set(range(request.params.num_sequences))
@@ -388,6 +391,27 @@ class _Run:
         self.stream = _Updates(self)
         picked.link.submit(self.request, self.stream)
         self._picked = picked
+        if self._course is not None:
+            self._trace_placement(self._course, picked.placement)
+
+    def _trace_placement(self, course: Course, placement: Placement) -> None:
+        course.say(
+            shard=placement.shard,
+            route_reason=placement.reason,
+            predicted_cached_tokens=placement.cached_tokens,
+            predicted_first_token_seconds=placement.first_token,
+        )
+        if self.request.emitted is not None:
+            course.say(resumed_tokens=sum(map(len, self._emitted)))
+        course.enter("queue")
+        course.say(shard=placement.shard)
+
+    def moves(self, reason: MoveReason) -> None:
+        """Its shard has it no longer: what follows is the search for another."""
+        if self._course is not None and self.living:
+            self._course.fail(reason)
+            self._course.enter("failover")
+            self._course.say(failover_reason=reason)
 
     def leave(self) -> None:
         """Whatever happened, this shard is done with the request: its place is free."""
@@ -395,6 +419,8 @@ class _Run:
             return
         if self.living:
             picked.link.abort(self.request.request_id)
+        elif self._course is not None:
+            self._course.enter("respond")
         picked.link.forget(self.request.request_id)
         picked.ended(ran=self.ran)
         self._picked = None
@@ -436,6 +462,8 @@ class _Run:
         Once all has come the shard's place is free, whether somebody takes it or not.
         """
         moved = self.request.emitted is not None
+        if self._course is not None and not self.ran:
+            self._course.began(updates[0].prefill)
         self._begun = self.ran = True
         for update in updates:
             index = update.index

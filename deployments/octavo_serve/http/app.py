@@ -31,6 +31,7 @@ from octavo_serve.http.fleet import add_fleet
 from octavo_serve.http.pages import add_pages
 from octavo_serve.http.replies import JSON, answer_reply, failure_reply, json_reply, routing_headers
 from octavo_serve.http.streams import event_stream
+from octavo_serve.http.traced import Traced, tell_failure
 from octavo_serve.surfaces.openai.errors import ERRORS
 from octavo_serve.surfaces.served import OPERATIONS, SURFACES
 
@@ -50,14 +51,15 @@ ErrorsOf = Callable[[Scope], Errors]
 
 
 class _App(Starlette):
-    """Starlette with the door as the outermost middleware, outside even the handler of unhandled exceptions."""
+    """Starlette with the door outside even the handler of unhandled exceptions, and traces outside the door."""
 
-    def __init__(self, access: Access, telemetry: Telemetry, errors_of: ErrorsOf) -> None:
+    def __init__(self, service: Service, access: Access, errors_of: ErrorsOf, traced: frozenset[str]) -> None:
         super().__init__()
-        self._door = partial(Door, access=access, telemetry=telemetry, errors_of=errors_of)
+        self._door = partial(Door, access=access, telemetry=service.telemetry, errors_of=errors_of)
+        self._traced = partial(Traced, service=service, paths=traced)
 
     def build_middleware_stack(self) -> ASGIApp:
-        return self._door(super().build_middleware_stack())
+        return self._traced(self._door(super().build_middleware_stack()))
 
 
 def http_app(
@@ -77,7 +79,8 @@ def http_app(
     """
     access = access or Access()
     errors_of = _errors_by_path(*surfaces, *operations)
-    app = _App(access, service.telemetry, errors_of)
+    traced = [surface.path for surface in surfaces] + [one.path for one in operations if one.method == "POST"]
+    app = _App(service, access, errors_of, frozenset(traced))
     for surface in surfaces:
         _add_surface(app, surface, service, access)
     for operation in operations:
@@ -165,6 +168,7 @@ def _add_errors(app: Starlette, telemetry: Telemetry, errors_of: ErrorsOf) -> No
     async def on_error(request: Request, error: Exception) -> Response:
         failure = failure_of(error)
         telemetry.failed(failure.status, failure.code)
+        tell_failure(failure)
         return failure_reply(failure, errors_of(request.scope))
 
     async def on_http_error(request: Request, error: Exception) -> Response:

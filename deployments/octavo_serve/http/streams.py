@@ -18,6 +18,7 @@ from octavo_serve.api.surface import Surface, Writer, to_json
 from octavo_serve.api.turns import PIECES
 from octavo_serve.api.writing import write
 from octavo_serve.http.replies import STREAM_HEADERS, routing_headers
+from octavo_serve.http.traced import tell_failure
 
 Event = Mapping[str, Any]
 
@@ -76,6 +77,7 @@ class _Chunks:
         """The last chunk of a stream that has begun and cannot go on."""
         failure = failure_of(error)
         self._service.telemetry.failed(failure.status, failure.code)
+        tell_failure(failure)
         self.ended = True
         events = self._writer.failed(failure)
         last = [self.surface.errors.body(failure)] if events is None else events

@@ -440,6 +440,10 @@ class Fleet:
 
     # what a client asks of its picker
 
+    @contextmanager
+    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int) -> Iterator[None]:
+        yield
+
     def listed(self) -> None:
         pass
 

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.errors import ConfigError
+from octavo_serve.config import config_file
 from octavo_serve.config.config_file import START_KEY, Awaited, check_files, read_plan
 from octavo_serve.config.settings import load_settings
 
@@ -329,3 +330,12 @@ def test_a_hash_opens_for_whoever_knows_the_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_configs_of_this_repository_pass(config: Path) -> None:
     assert read_plan(config).awaited
+
+
+def test_traces_without_their_extra_are_refused_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = read_plan(write(tmp_path, app(args={"models": [MODEL], "gateway": {"traces": {}}})))
+    monkeypatch.setattr(config_file, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'octavo\[otel\]'"):
+        check_files(plan)

@@ -179,3 +179,18 @@ def test_where_responses_are_stored() -> None:
     for name, wrong in (("responses_store", ""), ("responses_store_bytes", 1000), ("responses_ttl_s", 31 * 86400)):
         with pytest.raises(ConfigError, match=f"gateway.{name}"):
             load_settings({"models": [MODEL], "gateway": {name: wrong}})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"endpoint": "127.0.0.1:4318"}, "endpoint"),
+        ({"endpoint": "http://a b"}, "endpoint"),
+        ({"sample": 1.5}, "sample"),
+        ({"service": ""}, "service"),
+        ({"prompts": True}, "prompts"),
+    ],
+)
+def test_traces_that_are_set_wrong(wrong: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        load_settings({"models": [MODEL], "gateway": {"traces": wrong}})
