@@ -35,7 +35,8 @@ def parse(kind: type[B], body: bytes | Mapping[str, Any], bounds: BodyBounds = _
         BadRequest: naming the field that is wrong, missing or unknown.
     """
     fields = fields_of(body, bounds)
-    if len(fields) > len(kind.model_fields):  # with fewer, pydantic names the unknown one, and makes one error for each
+    closed = kind.model_config["extra"] == "forbid"
+    if closed and len(fields) > len(kind.model_fields):  # with fewer, pydantic finds it, and makes one error for each
         name = next(str(name)[:MAX_NAME] for name in fields if name not in kind.model_fields)
         raise BadRequest(unknown_key(name, list(kind.model_fields), "field"), name)
     try:
@@ -46,7 +47,7 @@ def parse(kind: type[B], body: bytes | Mapping[str, Any], bounds: BodyBounds = _
 
 _decode = msgspec.json.Decoder().decode
 _split = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_LONG = "messages", "tools", "input", "instructions", "questions", "state", "system"
+_LONG = "messages", "tools", "input", "inputs", "text_input", "instructions", "questions", "state", "system"
 _FLAT = "prompt", "tokens"
 """Fields whose own type bounds their nesting."""
 

@@ -36,6 +36,7 @@ class Asked:
         given: sampling settings in the body, by the names of `SamplingParams`; the model's defaults fill in the others.
         max_tokens: tokens that the context must hold beside the prompt; None means as many as fit.
         add_special_tokens: whether the tokenizer adds special tokens to prompts that are texts.
+        truncate: of each prompt only so many tokens are read, the last ones; None: all.
         session: name of the session; its requests stay together. "" for none.
         echo: whether the answer repeats the prompts.
         stage: makes a `Stage` for each choice; None passes pieces on unchanged. A chat whose answers are read (see
@@ -54,6 +55,7 @@ class Asked:
     given: Mapping[str, object] = field(default_factory=dict)
     max_tokens: int | None = None
     add_special_tokens: bool = True
+    truncate: int | None = None
     priority: int = 0
     session: str = ""
     cache_salt: str = ""

@@ -46,7 +46,7 @@ def prepare(
     root = root_hash(info.hash_name, salt=asked.cache_salt)
     requests = []
     for position, prompt in enumerate(prompts):
-        token_ids = _token_ids(tokenizer, info, prompt, asked)
+        token_ids = _token_ids(tokenizer, info, prompt, asked)[-(asked.truncate or 0) :]
         check_token_ids(token_ids, info.vocab_size, asked.param)
         check_length(len(token_ids), asked.max_tokens, info.max_model_len, asked.param)
         request = Request(

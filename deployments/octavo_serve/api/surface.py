@@ -8,14 +8,14 @@ failure ── errors ──> the protocol's error                          fram
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
 from octavo_serve.api.body import B
-from octavo_serve.api.bounds import Limits
+from octavo_serve.api.bounds import BodyBounds, Limits
 from octavo_serve.api.failures import Failure
 from octavo_serve.api.jobs import Asked, Job
 from octavo_serve.api.pieces import Begun, Element, Piece, Whole
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from octavo_serve.api.operation import Call, Streamed
     from octavo_serve.api.service import Service
 
-A = TypeVar("A", bound=Mapping[str, Any])
+A = TypeVar("A", bound=Mapping[str, Any] | Sequence[Mapping[str, Any]])
 E = TypeVar("E", bound=Mapping[str, Any])
 
 
@@ -33,9 +33,23 @@ def to_json(value: Any) -> bytes:
     return msgspec.json.encode(value)
 
 
+def plain_frame(event: Mapping[str, Any], json: bytes) -> bytes:
+    """A server-sent event without a name."""
+    return b"data: " + json + b"\n\n"
+
+
 def named_frame(event: Mapping[str, Any], json: bytes) -> bytes:
     """A server-sent event that is named by its type."""
     return b"event: " + str(event.get("type", "error")).encode() + b"\ndata: " + json + b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An answer's bytes."""
+
+    content: bytes
+    media_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Writer(ABC, Generic[A, E]):
@@ -79,6 +93,10 @@ class Writer(ABC, Generic[A, E]):
         self.begun = whole.begun
         return self.whole(whole)
 
+    def encoded(self, answer: A, to_json: Callable[[Any], bytes]) -> Encoded:
+        """An answer's bytes; JSON, where the protocol knows nothing else."""
+        return Encoded(to_json(answer))
+
     def is_large(self, element: Element) -> bool:
         """Whether making an element's events and their JSON takes so long that it must run in a thread."""
         return False
@@ -116,6 +134,33 @@ class Framing:
     describe: Callable[[Any, Any], dict[str, Any]]
 
 
+def _describe_plain(event: Any, error: Any) -> dict[str, Any]:
+    data = {"contentMediaType": "application/json", "contentSchema": {"anyOf": [event, error]}}
+    return {
+        "type": "object",
+        "description": "Server-sent events such as this. An error after the first event is an event, too.",
+        "properties": {"data": {"type": "string", **data}},
+        "required": ["data"],
+    }
+
+
+PLAIN = Framing("text/event-stream", plain_frame, b"", _describe_plain)
+"""Events without names, and nothing after the last one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Raw(Generic[B]):
+    """Bodies that hold more than JSON; a writer's `encoded` makes such answers.
+
+    Attributes:
+        media_type: of both.
+        read: makes the validated body from headers and bytes. It runs in a thread where there are many.
+    """
+
+    media_type: str
+    read: Callable[[Mapping[str, str], bytes, BodyBounds], B]
+
+
 @dataclass(frozen=True, slots=True)
 class Errors:
     """A protocol's error bodies.
@@ -139,30 +184,37 @@ class Surface(Generic[B, A, E]):
     """One protocol for requesting text from a model.
 
     Attributes:
-        path: its HTTP path; the method is POST.
+        path: its HTTP path, which may have parameters, such as "/models/{model:path}"; the method is POST.
         summary: a line for the API's description.
         body: type of a request's body.
-        answers, events: types of an answer, and of a stream's event.
+        answers, events: types of an answer, and of a stream's event. None: every answer is a stream, or none is.
         streams: tells whether a body asks for a stream.
+        model_of: the model that a path's parameters name, which the body then does not; None: the path names none.
+        raw: bodies and answers that are not JSON alone; None: all are.
         ask: turns a body into an `Asked`.
         recall: completes what was asked with what is kept of the caller's earlier requests. Its second argument is the
             caller's name. None: nothing is.
         detach: lets a request run without its client, if that is what it asks for, and returns what the client gets at
             once; None for others. None: no request does.
         writer: makes the writer of a request; its last argument is the writer's `tells`.
+        fails_in_stream: what is wrong with a request for a stream is an event, with status 200: for clients that read
+            nothing else.
         large_json: writes large events and answers; it runs in a thread and lets other threads run in between.
     """
 
     path: str
     summary: str
     body: type[B]
-    answers: type[A]
-    events: type[E]
+    answers: type[A] | None
+    events: type[E] | None
     streams: Callable[[B], bool]
     ask: Callable[[B, Limits], Asked]
     writer: Callable[[B, Job, bool], Writer[A, E]]
     errors: Errors
-    framing: Framing
+    framing: Framing = PLAIN
+    model_of: Callable[[Mapping[str, str]], str] | None = None
+    raw: Raw[B] | None = None
+    fails_in_stream: bool = False
     large_json: Callable[[Any], bytes] = to_json
     recall: Callable[[Service, str, B, Asked], Awaitable[None]] | None = None
     detach: Callable[[Service, B, Writer[A, E]], Awaitable[A | Streamed | None]] | None = None
@@ -174,6 +226,8 @@ class Surface(Generic[B, A, E]):
             BadRequest, Overloaded.
         """
         asked = call.admit(self.ask(call.body, service.limits))
+        if self.model_of is not None:
+            asked.model = self.model_of(call.path)
         if self.recall is not None:
             await self.recall(service, call.caller.name, call.body, asked)
         return asked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -22,15 +23,15 @@ from octavo_serve.api.failures import BodyTooLarge, Failure, failure_of
 from octavo_serve.api.fleet import Fleet
 from octavo_serve.api.operation import Call, Operation, Query, read_query
 from octavo_serve.api.service import Service
-from octavo_serve.api.surface import Errors, Surface, to_json
+from octavo_serve.api.surface import A, Encoded, Errors, Raw, Surface, Writer, to_json
 from octavo_serve.api.telemetry import ShardStats, Telemetry
 from octavo_serve.api.writing import write_answer
 from octavo_serve.http.about import add_about
 from octavo_serve.http.door import CALLER, Door, path_of
 from octavo_serve.http.fleet import add_fleet
 from octavo_serve.http.pages import add_pages
-from octavo_serve.http.replies import JSON, answer_reply, failure_reply, json_reply, routing_headers
-from octavo_serve.http.streams import event_stream
+from octavo_serve.http.replies import answer_reply, failure_reply, json_reply, routing_headers
+from octavo_serve.http.streams import event_stream, failed_stream
 from octavo_serve.http.traced import Traced, tell_failure
 from octavo_serve.surfaces.openai.errors import ERRORS
 from octavo_serve.surfaces.served import OPERATIONS, SURFACES
@@ -96,7 +97,8 @@ def http_app(
 
 
 def _errors_by_path(*served: Surface[Any, Any, Any] | Operation) -> ErrorsOf:
-    formats = {compile_path(one.path)[0]: one.errors for one in served}
+    # a route's parameter matches no line break: such a path is not found, which is said in its protocol's format
+    formats = {re.compile(compile_path(one.path)[0].pattern, re.DOTALL): one.errors for one in served}
 
     def errors_of(scope: Scope) -> Errors:
         path = path_of(scope)
@@ -107,19 +109,32 @@ def _errors_by_path(*served: Surface[Any, Any, Any] | Operation) -> ErrorsOf:
 
 def _add_surface(app: Starlette, surface: Surface[Any, Any, Any], service: Service, access: Access) -> None:
     async def generate(request: Request) -> Response:
-        call = await call_of(request, service, access, surface.body)
+        call = await call_of(request, service, access, surface.body, raw=surface.raw)
+        try:
+            return await answer_to(call)
+        except Exception as error:
+            if surface.fails_in_stream and surface.streams(call.body):
+                return failed_stream(surface, error, service.telemetry)
+            raise
+
+    async def answer_to(call: Call) -> Response:
         writer = surface.writer(call.body, await service.job(await surface.asked(service, call)), call.tells)
         if surface.detach is not None and (at_once := await surface.detach(service, call.body, writer)) is not None:
             return answer_reply(at_once)
         if surface.streams(call.body):
             return await event_stream(surface, writer, service)
         whole = await service.whole(writer)
-        answer = await write_answer(writer, whole, service.threads, put=to_json, put_large=surface.large_json)
+        put, put_large = partial(_encoded, writer, to_json), partial(_encoded, writer, surface.large_json)
+        answer = await write_answer(writer, whole, service.threads, put, put_large)
         await writer.settle()
-        headers = routing_headers(whole.begun.values()) if writer.tells else None
-        return Response(answer, headers=headers, media_type=JSON)
+        headers = routing_headers(whole.begun.values()) if writer.tells else {}
+        return Response(answer.content, headers={**headers, **answer.headers}, media_type=answer.media_type)
 
     app.add_route(surface.path, generate, methods=["POST"])
+
+
+def _encoded(writer: Writer[A, Any], json: Callable[[Any], bytes], answer: A) -> Encoded:
+    return writer.encoded(answer, json)
 
 
 def _add_operation(app: Starlette, operation: Operation, service: Service, access: Access) -> None:
@@ -188,6 +203,7 @@ async def call_of(
     access: Access,
     body: type[Any] | None = None,
     query: type[Query] | None = None,
+    raw: Raw[Any] | None = None,
 ) -> Call:
     """A request as the core knows it: its body and parameters are validated, its headers read.
 
@@ -200,7 +216,7 @@ async def call_of(
     headers = request.headers
     return Call(
         query=read_query(query, _query_of(request)) if query else None,
-        body=await body_of(request, body, service) if body else None,
+        body=await body_of(request, body, service, raw) if body else None,
         path=path,
         caller=request.scope.get(CALLER, Caller()),
         rules=access.rules,
@@ -217,7 +233,7 @@ def _query_of(request: Request) -> dict[str, str | list[str]]:
     return found
 
 
-async def body_of(request: Request, kind: type[B], service: Service) -> B:
+async def body_of(request: Request, kind: type[B], service: Service, raw: Raw[B] | None = None) -> B:
     """The validated body; a large one is parsed in a thread.
 
     Raises:
@@ -225,9 +241,8 @@ async def body_of(request: Request, kind: type[B], service: Service) -> B:
     """
     bounds = service.bounds
     body = await read_body(request, service.limits.max_body_bytes or bounds.num_bytes)
-    if len(body) < LARGE_BODY:
-        return parse(kind, body, bounds)
-    return await service.body_threads.run(parse, kind, body, bounds)
+    read = partial(parse, kind) if raw is None else partial(raw.read, request.headers)
+    return read(body, bounds) if len(body) < LARGE_BODY else await service.body_threads.run(read, body, bounds)
 
 
 async def read_body(request: Request, limit: int) -> bytes:

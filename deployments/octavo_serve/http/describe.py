@@ -53,6 +53,7 @@ class Described:
         stream: framing and event type of the stream that a 200 may be instead.
         also: further statuses with the same body.
         query: type of the query parameters.
+        raw: another content type of its body.
         says: format of its errors.
     """
 
@@ -65,6 +66,7 @@ class Described:
     also: tuple[int, ...] = ()
     query: type[Query] | None = None
     stream: tuple[Framing, Any] | None = None
+    raw: str | None = None
     says: Errors = ERRORS
 
 
@@ -102,12 +104,13 @@ def described(surfaces: Surfaces, operations: Operations) -> list[Described]:
     streamed = [
         Described(
             "post",
-            one.path,
+            one.path.replace(":path}", "}"),
             one.summary,
-            {JSON: one.answers},
+            _kinds_of(one),
             one.body,
             _WITH_MODEL,
-            stream=(one.framing, one.events),
+            stream=None if one.events is None else (one.framing, one.events),
+            raw=None if one.raw is None else one.raw.media_type,
             says=one.errors,
         )
         for one in surfaces
@@ -126,6 +129,11 @@ def described(surfaces: Surfaces, operations: Operations) -> list[Described]:
         for one in operations
     ]
     return [*streamed, *others, *_OTHERS]
+
+
+def _kinds_of(surface: Surface[Any, Any, Any]) -> dict[str, Any]:
+    found = {} if surface.answers is None else {JSON: surface.answers}
+    return found if surface.raw is None else {**found, surface.raw.media_type: None}
 
 
 @cache
@@ -183,7 +191,8 @@ def _of_operation(operation: Described, refs: dict[Any, Any]) -> dict[str, Any]:
         responses.setdefault(str(operation.says.status(status)), failed)
     found: dict[str, Any] = {"summary": operation.summary, "responses": responses}
     if operation.body is not None:
-        found["requestBody"] = {"required": True, "content": {JSON: {"schema": refs[operation.body]}}}
+        bodies = {JSON: {"schema": refs[operation.body]}} | ({operation.raw: {}} if operation.raw else {})
+        found["requestBody"] = {"required": True, "content": bodies}
     if parameters := [*_in_path(operation.where), *_in_query(operation.query)]:
         found["parameters"] = parameters
     return found

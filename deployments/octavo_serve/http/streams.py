@@ -15,6 +15,7 @@ from octavo_serve.api.generation import run
 from octavo_serve.api.pieces import Element, Ended
 from octavo_serve.api.service import Service
 from octavo_serve.api.surface import Surface, Writer, to_json
+from octavo_serve.api.telemetry import Telemetry
 from octavo_serve.api.turns import PIECES
 from octavo_serve.api.writing import write
 from octavo_serve.http.replies import STREAM_HEADERS, routing_headers
@@ -35,6 +36,15 @@ async def event_stream(surface: Surface[Any, Any, Any], writer: Writer[Any, Any]
         raise
     headers = routing_headers(writer.begun.values()) if writer.tells else {}
     return _EventStream(chunks, first, headers)
+
+
+def failed_stream(surface: Surface[Any, Any, Any], error: Exception, telemetry: Telemetry) -> Response:
+    """A stream whose only event is an error."""
+    failure = failure_of(error)
+    telemetry.errors.labels(failure.status).inc()
+    body = surface.errors.body(failure)
+    event = surface.framing.frame(body, to_json(body)) + surface.framing.end
+    return Response(event, headers={**STREAM_HEADERS, **failure.headers}, media_type=surface.framing.media_type)
 
 
 class _Chunks:

@@ -6,13 +6,9 @@ from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
-from octavo_serve.api.surface import Framing, to_json
+from octavo_serve.api.surface import Framing, plain_frame, to_json
 
 _SLICE = 64
-
-
-def _frame(event: Mapping[str, Any], json: bytes) -> bytes:
-    return b"data: " + json + b"\n\n"
 
 
 def _describe(event: Any, error: Any) -> dict[str, Any]:
@@ -26,7 +22,7 @@ def _describe(event: Any, error: Any) -> dict[str, Any]:
     }
 
 
-FRAMING = Framing("text/event-stream", _frame, b"data: [DONE]\n\n", _describe)
+FRAMING = Framing("text/event-stream", plain_frame, b"data: [DONE]\n\n", _describe)
 
 
 def to_json_in_slices(value: Any) -> bytes:
@@ -48,7 +44,7 @@ def _write(out: BytesIO, value: Any, *, into: bool = True) -> None:
             if name == "choices":
                 _write_choices(out, inner)
             else:
-                _write(out, inner, into=name == "logprobs")
+                _write(out, inner, into=name in ("logprobs", "details"))
         out.write(b"}" if value else b"{}")
     elif isinstance(value, list) and len(value) > _SLICE:
         for start in range(0, len(value), _SLICE):
