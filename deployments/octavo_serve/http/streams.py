@@ -41,7 +41,8 @@ async def event_stream(surface: Surface[Any, Any, Any], writer: Writer[Any, Any]
 def failed_stream(surface: Surface[Any, Any, Any], error: Exception, telemetry: Telemetry) -> Response:
     """A stream whose only event is an error."""
     failure = failure_of(error)
-    telemetry.errors.labels(failure.status).inc()
+    telemetry.failed(failure.status, failure.code)
+    tell_failure(failure)
     body = surface.errors.body(failure)
     event = surface.framing.frame(body, to_json(body)) + surface.framing.end
     return Response(event, headers={**STREAM_HEADERS, **failure.headers}, media_type=surface.framing.media_type)
