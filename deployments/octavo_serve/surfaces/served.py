@@ -14,7 +14,12 @@ from octavo_serve.surfaces.messages.counting import COUNT
 from octavo_serve.surfaces.messages.surface import MESSAGES
 from octavo_serve.surfaces.responses.operations import OPERATIONS as OF_RESPONSES
 from octavo_serve.surfaces.responses.surface import RESPONSES
+from octavo_serve.surfaces.tgi.info import INFO
+from octavo_serve.surfaces.tgi.surface import SURFACES as FOR_TGI
 from octavo_serve.surfaces.tokens.operations import DETOKENIZE, TOKENIZE
 
-SURFACES: tuple[Surface[Any, Any, Any], ...] = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
-OPERATIONS: tuple[Operation, ...] = (COUNT, DECISIONS, SYSTEM_ONE, TOKENIZE, DETOKENIZE, *OF_RESPONSES)
+SURFACES: tuple[Surface[Any, Any, Any], ...] = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, *FOR_TGI)
+OPERATIONS: tuple[Operation, ...] = (
+    *(COUNT, DECISIONS, SYSTEM_ONE, TOKENIZE, DETOKENIZE, INFO),
+    *OF_RESPONSES,
+)
