@@ -10,6 +10,8 @@ from octavo_serve.surfaces.chat.surface import CHAT
 from octavo_serve.surfaces.completions.surface import COMPLETIONS
 from octavo_serve.surfaces.decisions.operations import DECISIONS
 from octavo_serve.surfaces.decisions.systemone import SYSTEM_ONE
+from octavo_serve.surfaces.kserve.operations import OPERATIONS as OF_KSERVE
+from octavo_serve.surfaces.kserve.surface import SURFACES as FOR_KSERVE
 from octavo_serve.surfaces.messages.counting import COUNT
 from octavo_serve.surfaces.messages.surface import MESSAGES
 from octavo_serve.surfaces.responses.operations import OPERATIONS as OF_RESPONSES
@@ -18,8 +20,9 @@ from octavo_serve.surfaces.tgi.info import INFO
 from octavo_serve.surfaces.tgi.surface import SURFACES as FOR_TGI
 from octavo_serve.surfaces.tokens.operations import DETOKENIZE, TOKENIZE
 
-SURFACES: tuple[Surface[Any, Any, Any], ...] = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, *FOR_TGI)
+SURFACES: tuple[Surface[Any, Any, Any], ...] = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, *FOR_TGI, *FOR_KSERVE)
 OPERATIONS: tuple[Operation, ...] = (
     *(COUNT, DECISIONS, SYSTEM_ONE, TOKENIZE, DETOKENIZE, INFO),
     *OF_RESPONSES,
+    *OF_KSERVE,
 )

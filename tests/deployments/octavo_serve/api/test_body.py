@@ -12,6 +12,7 @@ from octavo_serve.api.body import fields_of, parse
 from octavo_serve.api.bounds import MAX_DEPTH, BodyBounds
 from octavo_serve.surfaces.chat.schemas import ChatRequest
 from octavo_serve.surfaces.completions.schemas import CompletionRequest
+from octavo_serve.surfaces.kserve.schemas import GenerateRequest, InferRequest
 from octavo_serve.surfaces.tokens.schemas import DetokenizeRequest
 
 BOUNDS = BodyBounds(8192)
@@ -126,6 +127,19 @@ HOSTILE: dict[str, tuple[Any, bytes, str]] = {
     "two objects": (ChatRequest, b"{}{}", "not valid JSON"),
     "nothing": (ChatRequest, b"", "not valid JSON"),
     "a list": (ChatRequest, b"[]", "must be a JSON object"),
+    "tensors": (InferRequest, filled(b'{"inputs":[', b"1,", b"1]}"), "inputs holds more than"),
+    "tensors of 80 kB": (InferRequest, b'{"inputs":[' + b"{}," * 25_000 + b"{}]}", "inputs.0.name' is required"),
+    "a shape": (InferRequest, filled(b'{"inputs":[{"shape":[', b"1,", b"1]}]}"), "inputs holds more than"),
+    "fields that are parameters": (
+        GenerateRequest,
+        b'{"text_input":1,' + b",".join(b'"k%d":1' % i for i in range(60_000)) + b"}",
+        "text_input must be",
+    ),
+    "parameters": (
+        GenerateRequest,
+        b'{"text_input":"a","parameters":{' + b",".join(b'"k%d":1' % i for i in range(8_000)) + b"}}",
+        "parameters must have at most 64 entries",
+    ),
 }
 
 
