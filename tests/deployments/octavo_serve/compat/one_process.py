@@ -79,7 +79,7 @@ def recorded(app: Any, folder: Path) -> Any:
             if body and not message.get("more_body"):
                 headers = {name.decode(): value.decode() for name, value in scope["headers"]}
                 agent = headers.get("user-agent", "")
-                line = {"path": scope["path"], "agent": agent, "body": json.loads(bytes(body))}
+                line = {"path": scope["path"], "agent": agent} | _told(bytes(body), headers)
                 (folder / f"{next(numbers):04}.json").write_text(json.dumps(line, indent=1))
                 body.clear()
             return message
@@ -87,6 +87,14 @@ def recorded(app: Any, folder: Path) -> Any:
         await app(scope, received, send)
 
     return recording
+
+
+def _told(body: bytes, headers: dict[str, str]) -> dict[str, Any]:
+    """A body as it is written down: JSON, and the bytes that may follow it."""
+    length = headers.get("inference-header-content-length")
+    if length is None:
+        return {"body": json.loads(body)}
+    return {"body": json.loads(body[: int(length)]), "bytes": body[int(length) :].decode("latin-1")}
 
 
 def main() -> None:

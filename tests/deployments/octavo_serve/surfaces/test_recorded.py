@@ -20,6 +20,7 @@ from octavo_serve.wire.messages import ModelInfo
 
 RECORDED = Path(__file__).parents[1] / "compat" / "recorded"
 LAST = {
+    "/": '"generated_text":"',
     "/v1/chat/completions": "data: [DONE]",
     "/v1/responses": '"type":"response.completed"',
     "/v1/messages": '"type":"message_stop"',
@@ -45,7 +46,7 @@ def test_what_a_client_sends_is_answered(file: Path, client: Any, backend: Any) 
         app = http_app(Service(Registry([entry]), Limits(), Telemetry()), backend, Access())
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
             asked = json.loads(file.read_text())
-            return [(one, await http.post(one["path"], json=one["body"])) for one in asked]
+            return [(one, await http.post(one["path"], **sent(one))) for one in asked]
 
     for one, answer in asyncio.run(send()):
         path, body = one["path"].partition("?")[0], one["body"]
@@ -54,6 +55,20 @@ def test_what_a_client_sends_is_answered(file: Path, client: Any, backend: Any) 
             assert LAST[path] in "".join(answer.text.split("\n\n")[-3:]), answer.text
         elif path.endswith("count_tokens"):
             assert answer.json()["input_tokens"] > 0
+        elif path == "/":
+            assert answer.json()[0]["generated_text"].endswith("Paris.")
+        elif path.endswith("/infer"):
+            assert b"text_output" in answer.content
+            assert ("inference-header-content-length" in answer.headers) == ("bytes" in one)
         else:
             name, kind = WHOLE[path]
             assert answer.json()[name] == kind
+
+
+def sent(one: Any) -> dict[str, Any]:
+    """A body, and the bytes that follow its JSON if there are any."""
+    if "bytes" not in one:
+        return {"json": one["body"]}
+    head = json.dumps(one["body"]).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    return {"content": head + one["bytes"].encode("latin-1"), "headers": headers}

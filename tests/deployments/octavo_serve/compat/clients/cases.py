@@ -24,6 +24,14 @@ def user(text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": text}]
 
 
+def prompt(text: str) -> str:
+    """A question as the scripted model's template writes it, for protocols without chats."""
+    return f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+
+
+ASKED = prompt(CAPITAL)
+
+
 def check(told: bool, *found: Any) -> None:
     """As assert, which says what was found."""
     if not told:
