@@ -14,7 +14,10 @@ from typing import Any
 
 from octavo_serve.surfaces.chat.schemas import ChatRequest
 from octavo_serve.surfaces.completions.schemas import CompletionRequest
+from octavo_serve.surfaces.kserve.schemas import GenerateRequest as TritonRequest
+from octavo_serve.surfaces.kserve.schemas import InferRequest
 from octavo_serve.surfaces.messages.schemas import MessagesRequest
+from octavo_serve.surfaces.tgi.schemas import GenerateRequest
 from octavo_serve.surfaces.tokens.schemas import DetokenizeRequest, TokenizeRequest
 
 HOST = b"Host: 127.0.0.1\r\n"
@@ -24,6 +27,9 @@ PATHS = {
     "/v1/messages": MessagesRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
+    "/generate": GenerateRequest,
+    "/v2/models/{model}/infer": InferRequest,
+    "/v2/models/{model}/generate": TritonRequest,
 }
 
 
@@ -55,12 +61,16 @@ def attack(rng: random.Random, model: str) -> Attack:
 def valid(rng: random.Random, model: str, path: str) -> dict[str, Any]:
     """A small request that would be answered."""
     text = f"request {rng.randrange(10**6)}"
+    tensor = {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": [text]}
     return {
         "/v1/chat/completions": {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 1},
         "/v1/completions": {"model": model, "prompt": text, "max_tokens": 1},
         "/v1/messages": {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 1},
         "/tokenize": {"model": model, "prompt": text},
         "/detokenize": {"model": model, "tokens": [1, 2, 3]},
+        "/generate": {"model": model, "inputs": text, "parameters": {"max_new_tokens": 1}},
+        "/v2/models/{model}/infer": {"inputs": [tensor], "parameters": {"max_tokens": 1}},
+        "/v2/models/{model}/generate": {"text_input": text, "max_tokens": 1},
     }[path]
 
 
@@ -168,6 +178,10 @@ def _nested(rng: random.Random) -> _Raw:
     return _Raw(opening * depth + "1" + (closing * depth if rng.random() < 0.8 else ""))
 
 
+def _of(path: str, model: str) -> str:
+    return path.replace("{model}", model)
+
+
 def _field(rng: random.Random, path: str) -> str:
     return rng.choice([*PATHS[path].model_fields, "unknown", "", "__class__", "messages[0]"])
 
@@ -182,7 +196,7 @@ def _with(body: dict[str, Any], name: str, value: Any) -> bytes:
 def _field_of(kind: str, draw: Callable[[random.Random], Any]) -> Callable[[random.Random, str], Attack]:
     def make(rng: random.Random, model: str) -> Attack:
         path = rng.choice(list(PATHS))
-        return Attack(kind, [post(path, _with(valid(rng, model, path), _field(rng, path), draw(rng)))])
+        return Attack(kind, [post(_of(path, model), _with(valid(rng, model, path), _field(rng, path), draw(rng)))])
 
     return make
 
@@ -195,7 +209,7 @@ def _wrong_fields(rng: random.Random, model: str) -> Attack:
         body[_field(rng, path)] = None if isinstance(value, _Raw) else value
     if isinstance(body.get("max_tokens"), int) and body["max_tokens"] > 1:
         body["max_tokens"] = 1
-    return Attack("wrong fields", [post(path, to_json(body))])
+    return Attack("wrong fields", [post(_of(path, model), to_json(body))])
 
 
 def _broken_json(rng: random.Random, model: str) -> Attack:
@@ -216,7 +230,7 @@ def _broken_json(rng: random.Random, model: str) -> Attack:
             lambda: whole.replace(b":", b": " + b" " * 100_000),
         )
     )()
-    return Attack("broken JSON", [post(path, body)])
+    return Attack("broken JSON", [post(_of(path, model), body)])
 
 
 def _messages(rng: random.Random, model: str) -> Attack:
