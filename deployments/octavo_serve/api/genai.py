@@ -20,7 +20,7 @@ def asks(asked: Asked) -> None:
     operation = "chat" if isinstance(asked.content, Chat) else "text_completion"
     trace.attributes |= {"gen_ai.operation.name": operation, "gen_ai.provider.name": "octavo"}
     if asked.model is not None:
-        trace.attributes["gen_ai.request.model"] = asked.model
+        trace.attributes["gen_ai.request.model"] = asked.model.encode("utf-8", "replace").decode()
 
 
 def runs(job: Job) -> None:

@@ -12,6 +12,8 @@ from octavo_serve.api.service import Service
 from octavo_serve.api.tracing import CURRENT, Trace, Tracer
 from octavo_serve.http.door import LONGEST_HOST, path_of
 
+LONGEST_ID = 128
+"""Characters of a request's id."""
 CANCELLED = 499
 """Status of a request whose client left before there was an answer, as web servers log it."""
 
@@ -34,11 +36,12 @@ class Traced:
         self._service = service
         self._paths = paths
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if (tracer := self._service.tracer) is None or (trace := self._begin(tracer, scope)) is None:
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
+        return self._run(tracer, trace, scope, receive, send)
 
+    async def _run(self, tracer: Tracer, trace: Trace, scope: Scope, receive: Receive, send: Send) -> None:
         def noting(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 trace.status = message["status"]
@@ -68,15 +71,21 @@ class Traced:
                 "http.route": path,
                 "url.path": path,
                 "url.scheme": scope.get("scheme", "http"),
-                **_server(scope["headers"]),
+                **_named(scope["headers"]),
             }
         return trace
 
 
-def _server(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str | int]:
-    """The server as the client named it."""
-    host = next((value for name, value in headers if name == b"host" and len(value) <= LONGEST_HOST), b"")
-    name, colon, port = host.decode("latin-1").rpartition(":")
-    if colon and port.isdecimal() and int(port) < 2**16:
-        return {"server.address": name.strip("[]"), "server.port": int(port)}
-    return {"server.address": host.decode("latin-1")} if host else {}
+def _named(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str | int]:
+    """The request's id, as in logs, and the server as the client named it."""
+    found: dict[str, str | int] = {}
+    for name, value in headers:
+        if name == b"x-request-id":
+            found["octavo.request_id"] = value[:LONGEST_ID].decode("latin-1")
+        elif name == b"host":
+            host, colon, port = value[:LONGEST_HOST].decode("latin-1").rpartition(":")
+            if colon and port.isdecimal() and int(port) < 2**16:
+                found |= {"server.address": host.strip("[]"), "server.port": int(port)}
+            else:
+                found["server.address"] = value[:LONGEST_HOST].decode("latin-1")
+    return found

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from octavo.errors import BadRequest, EngineDead, ModelNotReady, OctavoError, Overloaded
 from octavo.request import Placement, Request, SequenceUpdate
+from octavo_serve.api import genai
 from octavo_serve.api.chats import Chat
 from octavo_serve.api.jobs import USUAL_TOKEN, Asked
 from octavo_serve.api.model import ServedModel
@@ -60,6 +61,7 @@ async def decide(service: Service, asked: Asked, questions: Questions) -> Decide
         BadRequest, Overloaded, ModelNotReady, EngineDead.
         OctavoError: no question could be answered.
     """
+    genai.asks(asked)
     service.lateness.check()
     chat = asked.content
     assert isinstance(chat, Chat)
