@@ -59,6 +59,16 @@ class Collector:
             assert self._news.wait_for(lambda: len(self._whole()) >= count, seconds), f"{len(self._whole())} traces"
             return self._whole()
 
+    def trace(self, trace_id: str, seconds: float = 20) -> list[Span]:
+        """The whole trace of this id, once it is there."""
+
+        def found() -> list[Span]:
+            return next((spans for spans in self._whole() if spans[0].trace == trace_id), [])
+
+        with self._news:
+            assert self._news.wait_for(found, seconds), f"no trace {trace_id}"
+            return found()
+
     def _whole(self) -> list[list[Span]]:
         roots = [span for span in self._spans if span.name.startswith("POST ")]
         whole = []
@@ -113,3 +123,15 @@ def _span(span: Any) -> Span:
 def _value(value: Any) -> Any:
     kind = value.WhichOneof("value")
     return [_value(each) for each in value.array_value.values] if kind == "array_value" else getattr(value, kind)
+
+
+def main() -> None:
+    """Print the URL of a collector that throws away what it takes, until it is ended."""
+    with collecting() as collector:
+        collector.take = lambda body: None  # type: ignore[method-assign]
+        print(collector.url, flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
