@@ -125,18 +125,25 @@ OVERVIEW: Rows = [
               "the engine refused to go on.", "reqps",
               {"{{model_name}} {{finished_reason}}":
                rate("vllm:request_success_total", "model_name, finished_reason", MODEL)}, stacked=True),
+    ]),
+    ("Where a request's time goes", [
+        latency("In the queue", "From the request that was read until its prompt is begun to be computed: more shards "
+                "shorten it.", "vllm:request_queue_time_seconds", ((1, "yellow"),)),
+        latency("Computing the prompt", "From there to the first token: long prompts that no cache holds, and the "
+                "streams that run beside them.", "vllm:request_prefill_time_seconds"),
+        Panel("Queue, prompt and answer", "Averages, one above the other.", "s",
+              {f"{OF_MODEL} queue": mean("vllm:request_queue_time_seconds"),
+               f"{OF_MODEL} prompt": mean("vllm:request_prefill_time_seconds"),
+               f"{OF_MODEL} answer": mean("vllm:request_decode_time_seconds")}, stacked=True),
         Panel("Tokens of a request", "Half of the requests have fewer.", "short",
               {f"{OF_MODEL} prompt": quantile(0.5, "vllm:request_prompt_tokens", "model_name"),
-               f"{OF_MODEL} answer": quantile(0.5, "vllm:request_generation_tokens", "model_name")}),
-        Panel("Where a request's time goes", "Averages: until the first token, and from there to the last.", "s",
-              {f"{OF_MODEL} first token": mean("vllm:time_to_first_token_seconds"),
-               f"{OF_MODEL} decode": mean("vllm:request_decode_time_seconds")}),
+               f"{OF_MODEL} answer": quantile(0.5, "vllm:request_generation_tokens", "model_name")}, width=12),
         Panel("Time per token of a request", "Its time after the first token over its tokens: what OpenTelemetry calls "
               "time per output token.", "s",
               {f"{{{{gen_ai_request_model}}}} {{{{gen_ai_operation_name}}}} p{round(100 * q)}":
                quantile(q, "gen_ai_server_time_per_output_token_seconds",
                         "gen_ai_request_model, gen_ai_operation_name",
-                        f'{SERVER},gen_ai_request_model=~"$model"') for q in (0.5, 0.95)}),
+                        f'{SERVER},gen_ai_request_model=~"$model"') for q in (0.5, 0.95)}, width=12),
     ]),
     ("Refused and failed", [
         Panel("Refused, by cause", "Answered with 429 or 503 and when to come again. queue: it would have waited "

@@ -40,6 +40,7 @@ def metrics_text() -> str:
     timer = telemetry.request("m", 7, "chat")
     timer.tokens(0, 1)
     timer.tokens(0, 1)
+    timer.began(0.1)
     timer.finished("stop")
     timer.done()
     return asyncio.run(render(telemetry, {"m": [("s", stats)]})).decode()

@@ -149,6 +149,8 @@ class _Running:
         placement = (self._arrivals or self._job.model.client).placement(request.request_id)
         if placement is not None:
             self.timer.placed(placement, first.num_cached_tokens)
+        if first.prefill is not None:
+            self.timer.began(first.prefill)
         return Begun(prompt.number, placement, first.num_cached_tokens, first.prompt_logprobs)
 
     async def _ended(self, prompt: _Prompt, sequence: SequenceText, *, by_itself: bool) -> None:

@@ -59,6 +59,8 @@ class Tally:
         first_token, each_token: seconds; the second between two tokens of a sequence.
         mean_token: seconds from the first to the last token over the tokens after the first, per request.
         duration: seconds from a request that was read to its last token.
+        queued: seconds from a request that was read until its prompt was begun to be computed.
+        prefilling: seconds from there to its first token.
         decoding: seconds from the first token to the last.
         prompt, generated: tokens per request.
     """
@@ -70,6 +72,8 @@ class Tally:
     each_token: Histogram = field(default_factory=lambda: Histogram(EACH_TOKEN))
     mean_token: Histogram = field(default_factory=lambda: Histogram(EACH_TOKEN))
     duration: Histogram = field(default_factory=lambda: Histogram(DURATION))
+    queued: Histogram = field(default_factory=lambda: Histogram(DURATION))
+    prefilling: Histogram = field(default_factory=lambda: Histogram(DURATION))
     decoding: Histogram = field(default_factory=lambda: Histogram(DURATION))
     prompt: Histogram = field(default_factory=lambda: Histogram(TOKENS))
     generated: Histogram = field(default_factory=lambda: Histogram(TOKENS))
@@ -197,6 +201,12 @@ class RequestTimer:
         self._last[choice] = now
         self._tokens += count
         self._tally.generation_tokens += count
+
+    def began(self, prefill: float) -> None:
+        """The first news of a prompt arrived, which its shard had begun to compute so many seconds before."""
+        waited = time.monotonic() - self._start - prefill
+        self._tally.queued.observe(max(0.0, waited))
+        self._tally.prefilling.observe(prefill)
 
     def placed(self, placement: Placement, cached_tokens: int) -> None:
         """The first token of a routed request arrived: compare it with the router's predictions."""

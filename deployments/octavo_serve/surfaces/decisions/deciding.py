@@ -169,6 +169,8 @@ class _Deciding:
             self._cached = update.num_cached_tokens
             if placement is not None:
                 self._timer.placed(placement, update.num_cached_tokens)
+            if update.prefill is not None:
+                self._timer.began(update.prefill)
 
 
 async def _all(work: Iterable[Coroutine[None, None, T]]) -> list[T]:

@@ -55,6 +55,15 @@ def test_predictions_are_held_against_what_came(clock: list[float]) -> None:
     assert (tally.cached_error.sum, tally.first_token_error.sum) == (16, pytest.approx(0.5))
 
 
+def test_the_queue_is_what_a_shard_did_not_compute(clock: list[float]) -> None:
+    telemetry = Telemetry()
+    timer = telemetry.request("m", 100)
+    clock[0] += 0.75
+    timer.began(0.5)
+    tally = telemetry.tallies["m", "text_completion"]
+    assert (tally.queued.sum, tally.prefilling.sum) == (pytest.approx(0.25), 0.5)
+
+
 def test_tallies_add_up(clock: list[float]) -> None:
     telemetry = Telemetry()
     for operation in ("chat", "text_completion"):
