@@ -104,11 +104,11 @@ class Prometheus:
             "--log.level=error",
         ]
         self._process = subprocess.Popen(command)
-        end = time.monotonic() + 30
-        while not self._is_up():
-            assert self._process.poll() is None, "Prometheus has ended"
-            assert time.monotonic() < end, "Prometheus does not reach the server"
-            time.sleep(0.1)
+        try:
+            self._wait(time.monotonic() + 60)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -116,9 +116,16 @@ class Prometheus:
         self._process.terminate()
         self._process.wait()
 
-    def _is_up(self) -> bool:
+    def _wait(self, end: float) -> None:
+        """Until it has read the server's metrics."""
+        while not self._is_ready() or not any(value == 1 for _, value in self.query('up{job="octavo"}')):
+            assert self._process.poll() is None, "Prometheus has ended"
+            assert time.monotonic() < end, "Prometheus does not reach the server"
+            time.sleep(0.1)
+
+    def _is_ready(self) -> bool:
         try:
-            return any(value == 1 for _, value in self.query('up{job="octavo"}'))
+            return self._client.get("/status/runtimeinfo").status_code == 200
         except httpx.TransportError:
             return False
 

@@ -37,11 +37,10 @@ WORDS = ["sea", "stone", "wind", "river", "light", "house", "garden", "bread", "
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--port", type=int, help="where the server is to listen")
     options.add_argument("--seconds", type=float, default=30.0, help="of load")
     asked = options.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="octp"))
-    (folder / "config.yaml").write_text(yaml.safe_dump(config(asked.port)))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config()))
     with RunningServer(folder / "config.yaml", None) as server, Prometheus(
         server.url, folder, key=KEYS["prometheus"]
     ) as prometheus:  # fmt: skip
@@ -52,7 +51,7 @@ def main() -> None:
     sys.exit(0 if happened and not result["empty"] and not result["rules_in_error"] else 1)
 
 
-def config(port: int | None) -> dict[str, Any]:
+def config() -> dict[str, Any]:
     models = [
         model("steady", replicas=2),
         model("grows", replicas={"min": 1, "max": 3, "warm": 2, "ttft": 0.5, "down_after": 4.0}),
@@ -60,8 +59,7 @@ def config(port: int | None) -> dict[str, Any]:
     ]
     keys = [{"name": name, "key": key, "operator": name == "prometheus"} for name, key in KEYS.items()]
     application = {"name": "octavo", "import_path": "octavo_serve.app:build", "route_prefix": "/"}
-    return {"http_options": {"host": "127.0.0.1"} | ({"port": port} if port else {}),
-            "applications": [application | {"args": {"models": models, "api_keys": keys}}]}  # fmt: skip
+    return {"applications": [application | {"args": {"models": models, "api_keys": keys}}]}
 
 
 def model(name: str, **settings: Any) -> dict[str, Any]:
