@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from typing import Any
 
@@ -21,7 +20,7 @@ from octavo_serve.api.service import Service
 from octavo_serve.command.serve_command import free_block
 from octavo_serve.http.app import http_app
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 
@@ -58,105 +57,81 @@ class Scripted:
         return {**about, "models": {"tiny": MODEL}, "shards": shards, "scaling": {"tiny": SCALING}}
 
 
-class Site:
-    """A server of the page, in a thread of its own."""
-
-    def __init__(self, service: Service, backend: Any) -> None:
-        self.access = Access()
-        self.port = free_block(1)
-        self.loop = asyncio.new_event_loop()
-        self.fleet = Fleet(Scripted(), period=0.1)
-        app = http_app(service, backend, self.access, fleet=self.fleet)
-        self._server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_level="critical", lifespan="off"))
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.run_until_complete(self._server.serve())
-        self.loop.close()
-
-    def call(self, function: Callable[[], object]) -> None:
-        self.loop.call_soon_threadsafe(function)
-
-    def close(self) -> None:
-        self.call(lambda: self.fleet.end("the test is over", over=True))
-        self._server.should_exit = True
-        self._thread.join()
+async def see(service: Service, backend: Any, scenario: Callable[[Any, Fleet, Access], Awaitable[None]]) -> None:
+    """A scenario with a narrow, dark page, its server in the same event loop; an error of the page fails it."""
+    access, fleet, port = Access(), Fleet(Scripted(), period=0.1), free_block(1)
+    app = http_app(service, backend, access, fleet=fleet)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical", lifespan="off"))
+    serving = asyncio.create_task(server.serve())
+    try:
+        async with playwright.async_playwright() as started:
+            browser = await started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            page = await browser.new_page(viewport={"width": 400, "height": 800}, color_scheme="dark")
+            wrong: list[str] = []
+            page.on("pageerror", lambda error: wrong.append(str(error)))
+            page.set_default_timeout(20_000)
+            playwright.expect.set_options(timeout=20_000)
+            await page.goto(f"http://localhost:{port}/fleet")
+            await scenario(page, fleet, access)
+            await browser.close()
+            assert wrong == []
+    finally:
+        fleet.end("the test is over", over=True)
+        server.should_exit = True
+        await serving
 
 
-@pytest.fixture
-def site(service: Service, backend: Any) -> Iterator[Site]:
-    site = Site(service, backend)
-    yield site
-    site.close()
+def test_what_is_drawn(service: Service, backend: Any) -> None:
+    async def scenario(page: Any, fleet: Fleet, access: Access) -> None:
+        expect = playwright.expect
+        await expect(page.get_by_role("status")).to_have_text("Live from gateway gate, one of 2")
+        await expect(page.get_by_text("1 of 1 to 4 shards, 1 starting")).to_be_visible()
+        await expect(page.get_by_role("img", name="40 in use, 25 cached, 35 free")).to_have_count(2)
+        await expect(page.get_by_role("img", name=re.compile("^Tokens per second.*now [1-9]"))).to_be_visible()
+        await expect(page.locator("#changes tbody")).to_contain_text("1 → 2 shards")
+        await expect(page.locator("#changes tbody")).to_contain_text("shard def came")
+        await expect(page.locator("#scaling-now")).to_contain_text("2 wanted, 1 running; demand is 1.2 shards")
+        await expect(page.locator("#costs tbody tr")).to_have_count(2)
+        await page.locator("#decisions button").nth(1).press("Enter")
+        await expect(page.locator("#formula tbody .best")).to_have_count(1)
+        await expect(page.get_by_role("button", name="Follow the latest")).to_be_visible()
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 400
+        colours = "(c) => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
+        assert await page.locator("canvas").first.evaluate(colours) > 4
+        await expect(page.locator("body")).to_have_css("background-color", "rgb(25, 26, 27)")
+
+    asyncio.run(see(service, backend, scenario))
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+def test_it_asks_for_a_key_and_says_when_one_will_not_do(service: Service, backend: Any) -> None:
+    async def scenario(page: Any, fleet: Fleet, access: Access) -> None:
+        expect = playwright.expect
+        known = [KnownKey(Caller(name, name == "ops"), sha256(name.encode()).digest()) for name in ("alice", "ops")]
+        access.rules = Rules(Keys(known), disclose=False)
+        await page.reload()
+        await expect(page.locator("#gate-why")).to_contain_text("An API key is needed")
+        for key, said in (("nonsense", "not one of this server's"), ("alice", "operator: true")):
+            await expect(page.locator("#view")).to_be_hidden()
+            await page.get_by_label("API key of an operator").fill(key)
+            await page.keyboard.press("Enter")
+            await expect(page.locator("#gate-why")).to_contain_text(said)
+        await page.get_by_label("API key of an operator").fill("ops")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("status")).to_contain_text("Live")
+        await page.reload()
+        await expect(page.get_by_role("status")).to_contain_text("Live")
+        assert await page.evaluate("Object.keys(localStorage).length") == 0
+
+    asyncio.run(see(service, backend, scenario))
 
 
-@pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    """A page whose errors are the test's."""
-    context = browser.new_context(viewport={"width": 400, "height": 800}, color_scheme="dark")
-    page, wrong = context.new_page(), list[str]()
-    page.set_default_timeout(10_000)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    yield page
-    context.close()
-    assert wrong == []
+def test_it_says_that_it_was_cut_off_and_comes_back(service: Service, backend: Any) -> None:
+    async def scenario(page: Any, fleet: Fleet, access: Access) -> None:
+        expect = playwright.expect
+        await expect(page.locator("article.shard").first).to_be_visible()
+        fleet.end("a gateway is about to end")
+        await expect(page.get_by_role("status")).to_contain_text("a gateway is about to end. Next try in")
+        await expect(page.locator("article.shard").first).to_be_visible()
+        await expect(page.get_by_role("status")).to_contain_text("Live")
 
-
-def test_what_is_drawn(site: Site, page: Any) -> None:
-    see = playwright.expect
-    page.goto(f"http://localhost:{site.port}/fleet")
-    see(page.get_by_role("status")).to_have_text("Live from gateway gate, one of 2")
-    see(page.get_by_text("1 of 1 to 4 shards, 1 starting")).to_be_visible()
-    see(page.get_by_role("img", name="40 in use, 25 cached, 35 free")).to_have_count(2)
-    see(page.get_by_role("img", name=re.compile("^Tokens per second.*now [1-9]"))).to_be_visible()
-    changes = page.locator("#changes tbody")
-    see(changes).to_contain_text("1 → 2 shards")
-    see(changes).to_contain_text("shard def came")
-    see(page.locator("#scaling-now")).to_contain_text("2 wanted, 1 running; demand is 1.2 shards")
-    see(page.locator("#costs tbody tr")).to_have_count(2)
-    page.locator("#decisions button").nth(1).press("Enter")
-    see(page.locator("#formula tbody .best")).to_have_count(1)
-    see(page.get_by_role("button", name="Follow the latest")).to_be_visible()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400
-    cells = "(canvas) => new Set(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data).size"
-    assert page.locator("canvas").first.evaluate(cells) > 4
-    see(page.locator("body")).to_have_css("background-color", "rgb(25, 26, 27)")
-
-
-def test_it_asks_for_a_key_and_says_when_one_will_not_do(site: Site, page: Any) -> None:
-    see = playwright.expect
-    known = [KnownKey(Caller(name, name == "ops"), sha256(name.encode()).digest()) for name in ("alice", "ops")]
-    site.access.rules = Rules(Keys(known), disclose=False)
-    page.goto(f"http://localhost:{site.port}/fleet")
-    for key, said in (("nonsense", "not one of this server's"), ("alice", "operator: true")):
-        see(page.locator("#view")).to_be_hidden()
-        page.get_by_label("API key of an operator").fill(key)
-        page.keyboard.press("Enter")
-        see(page.locator("#gate-why")).to_contain_text(said)
-    page.get_by_label("API key of an operator").fill("ops")
-    page.keyboard.press("Enter")
-    see(page.get_by_role("status")).to_contain_text("Live")
-    page.reload()
-    see(page.get_by_role("status")).to_contain_text("Live")
-    assert page.evaluate("Object.keys(localStorage).length") == 0
-
-
-def test_it_says_that_it_was_cut_off_and_comes_back(site: Site, page: Any) -> None:
-    see = playwright.expect
-    page.goto(f"http://localhost:{site.port}/fleet")
-    see(page.locator("article.shard").first).to_be_visible()
-    site.call(lambda: site.fleet.end("a gateway is about to end"))
-    see(page.get_by_role("status")).to_contain_text("a gateway is about to end. Next try in")
-    see(page.locator("article.shard").first).to_be_visible()
-    page.get_by_role("button", name="Now").click()
-    see(page.get_by_role("status")).to_contain_text("Live")
+    asyncio.run(see(service, backend, scenario))
