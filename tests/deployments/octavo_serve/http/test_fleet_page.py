@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
 from collections.abc import Awaitable, Callable
@@ -21,7 +22,8 @@ from octavo_serve.command.serve_command import free_block
 from octavo_serve.http.app import http_app
 
 playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = os.environ.get("OCTAVO_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+ALONE = [] if os.geteuid() else ["--no-sandbox"]  # root has no sandbox
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 
 COST = {"step": 0.01, "token": 1e-5, "sequence": 1e-4, "attended": 0.0, "context": 1e-9}
@@ -65,7 +67,7 @@ async def see(service: Service, backend: Any, scenario: Callable[[Any, Fleet, Ac
     serving = asyncio.create_task(server.serve())
     try:
         async with playwright.async_playwright() as started:
-            browser = await started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            browser = await started.chromium.launch(executable_path=CHROMIUM, args=ALONE)
             page = await browser.new_page(viewport={"width": 400, "height": 800}, color_scheme="dark")
             wrong: list[str] = []
             page.on("pageerror", lambda error: wrong.append(str(error)))
