@@ -81,6 +81,7 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo_kernels/decoder/__init__.py": "platform/octavo/models/test_packed.py",
     "octavo/planning/report.py": "platform/octavo/planning/test_command.py",
     # needs Serve, a replica's context and other processes: tested where these run
+    "octavo_serve/command/chat/talk.py": "deployments/octavo_serve/command/chat/test_offline.py",
     "octavo_serve/gateway/gateway.py": "deployments/octavo_serve/test_multi_model.py",
     "octavo_serve/shard/shard.py": "deployments/octavo_serve/test_serving.py",
     "octavo_serve/shard/tensor_parallel.py": "deployments/octavo_serve/test_cluster.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -10,6 +11,12 @@ from octavo import __version__
 from octavo.errors import ConfigError
 from octavo.evaluation.command import evaluate
 from octavo.planning.command import plan
+
+Url = Annotated[str, typer.Argument(metavar="[URL]", help="The server; http://127.0.0.1:8000 by default.")]
+Key = Annotated[str | None, typer.Option(help="Its key. Default: $OCTAVO_API_KEY, or $OPENAI_API_KEY with a URL.")]
+
+_EXTRA = "ray", "starlette", "pydantic", "msgspec", "prometheus_client"
+"""Packages of the extra `serve`, without which plan, evaluate and chat work."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -84,12 +91,66 @@ def serve(
     raise typer.Exit(run(options, only_print=print_config))
 
 
+@app.command(context_settings={"ignore_unknown_options": True})
+def chat(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL|URL] [--SETTING VALUE]...",
+            help="A model to load in this process, with the engine's settings as flags, or an OpenAI-compatible "
+            "server. Left out: the server on this machine's port 8000 if there is one, else the quickstart's model.",
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Which of a server's models; its first by default.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    api_key: Key = None,
+) -> None:
+    """Talk with a model in the terminal, or answer the one question that comes through a pipe."""
+    from octavo_serve.command.chat.command import chat as run
+
+    raise typer.Exit(run(words or [], api_key, model, system))
+
+
+@app.command()
+def models(url: Url = "", api_key: Key = None) -> None:
+    """List what a server serves."""
+    from octavo_serve.command.looking import models as run
+
+    raise typer.Exit(run(url, api_key))
+
+
+@app.command()
+def status(
+    url: Url = "",
+    api_key: Key = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again and again, until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+) -> None:
+    """Show a server's models and shards with their load."""
+    from octavo_serve.command.looking import status as run
+
+    raise typer.Exit(run(url, api_key, watch, every))
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False) -> None:
+    """Say what this machine can do and what is missing, each with a remedy; exits with 0 if the quickstart can work."""
+    from octavo_serve.command.doctor import run
+
+    raise typer.Exit(run(as_json))
+
+
 app.command()(plan)
 app.command()(evaluate)
 
 
 def main() -> None:
-    app()
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in _EXTRA:
+            raise
+        sys.exit(f"{error.name} is not installed: pip install 'octavo[serve]'")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from octavo.errors import ConfigError, ModelError
 from octavo.source import PACKAGE, SUM, check_source, resolve_source
 from octavo_serve.command.flags import read_words
 from octavo_serve.command.machine import num_gpus
+from octavo_serve.command.packaged import quickstart
 from octavo_serve.config.config_file import DEFAULT_HOST, DEFAULT_PORT, OUR_APP, find_files_beside
 from octavo_serve.config.reference import Path as Place
 from octavo_serve.config.yaml_file import read_yaml
@@ -26,12 +27,6 @@ def is_config(name: str) -> bool:
     """Whether this names a config file and no model."""
     path = Path(name)
     return path.suffix in _CONFIGS or (path.is_file() and path.suffix not in _MODELS)
-
-
-def quickstart() -> Path:
-    """The quickstart's config: inside the package in a wheel, which takes it from `configs`, else in the checkout."""
-    inside = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
-    return inside if inside.exists() else Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 
 
 def asked_for(
