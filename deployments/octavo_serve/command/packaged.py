@@ -1,4 +1,4 @@
-"""Files of the repository that a wheel carries inside the package."""
+"""Files of the repository that the package carries with it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import yaml
 
 
 def quickstart() -> Path:
-    """The quickstart's config: in a wheel, which takes it from `configs`, inside the package; else in the checkout."""
-    inside = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
-    return inside if inside.exists() else Path(__file__).parents[3] / "configs" / "quickstart.yaml"
+    """The quickstart's config. In a checkout it is a link to that of `configs`, which a wheel holds a copy of."""
+    return Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 
 
 def quickstart_model() -> dict[str, Any]:

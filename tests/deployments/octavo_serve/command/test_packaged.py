@@ -10,5 +10,5 @@ ROOT = Path(__file__).parents[4]
 
 
 def test_in_a_checkout_it_is_that_of_configs() -> None:
-    assert quickstart() == ROOT / "configs" / "quickstart.yaml"
+    assert quickstart().resolve() == ROOT / "configs" / "quickstart.yaml"
     assert quickstart_model()["name"] == "smollm2-135m"
