@@ -105,7 +105,8 @@ def _here(one: Planned) -> str | None:
         return None
     weights, tokens, rates = _bytes(found.memory.weights), found.memory.kv_tokens, found.rates
     if not found.fits or rates is None:
-        return f"[bold]This machine's CPU: no[/] ({weights} of weights, {tokens:,} KV tokens). {_smallest(one)}"
+        asked = f"{one.wanted.concurrency:,} x {longest(one.shape, one.wanted):,} are asked for"
+        return f"[bold]This machine's CPU: no[/], {weights} of weights, {tokens:,} KV tokens; {asked}. {_smallest(one)}"
     return (
         f"[bold]This machine's CPU: yes[/], {weights} of weights and {tokens:,} KV tokens; at most "
         f"{_figure(rates.decode_alone)} tokens/s for one stream, {_figure(rates.decode_batch)} for {rates.batch}."

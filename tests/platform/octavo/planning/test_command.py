@@ -49,7 +49,7 @@ def test_it_leads_with_this_machine(run, files):
     assert " tokens/s for one stream, " in text.splitlines()[0]
     _, text = run(files["meta-llama/Meta-Llama-3-8B"], "--gpu", "cpu", "--gpu", "l4", "--max-model-len", 4096,
                   "--concurrency", 10**6)  # fmt: skip
-    assert text.startswith("This machine's CPU: no ")
+    assert text.startswith("This machine's CPU: no, ")
     assert text.splitlines()[0].endswith("No machine that was asked about holds it.")
 
 
