@@ -12,7 +12,7 @@ from rich.console import Console
 
 from octavo_loadtest import search, store
 from octavo_loadtest.curves import curves
-from octavo_loadtest.errors import Interrupted, LoadTestError
+from octavo_loadtest.errors import LoadTestError
 from octavo_loadtest.figures import BY_KEY, point
 from octavo_loadtest.job import Target
 from octavo_loadtest.live import LiveView
@@ -29,6 +29,13 @@ Document = dict[str, Any]
 Point = dict[str, Any]
 INTERRUPTED = "interrupted"
 """Why a document's campaign stopped, if Ctrl-C did it."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM; `points` holds the setting that was being measured, if anything came of it."""
+
+    def __init__(self, points: list[Point]) -> None:
+        self.points = points
 
 
 @dataclass(frozen=True, slots=True)

@@ -222,10 +222,11 @@ def _finish(document: Document, folder: Path, judge: bool = True) -> None:
     if len(document["points"]) == 1:
         _print_verdicts(document["points"][0]["runs"][-1])
     out.print(f"Report: {folder / 'report.html'}", markup=False, soft_wrap=True)
-    if document.get("stopped") == INTERRUPTED:
+    interrupted = document.get("stopped") == INTERRUPTED
+    if interrupted:
         out.print("Interrupted: the report holds what was measured until then.")
     print(report.last_line(document, folder), flush=True)
-    if document.get("stopped") == INTERRUPTED:
+    if interrupted:
         raise typer.Exit(130)
     if judge and missed(document):
         out.print(f"SLO missed: {'; '.join(missed(document))}", style="bold red", markup=False)
@@ -275,22 +276,23 @@ def report_(
         if definitions not in DEFINITIONS:
             raise LoadTestError(f"no definitions called {definitions!r}; there are {', '.join(DEFINITIONS)}")
         judging = Judging([slo.parse(text) for text in slos or ()], attainment, definitions, price)
-        found = [path for folder in runs for path in store.runs_of(folder)]
         name = f"{runs[0].name} by {definitions}'s definitions"
-        points = [point(title, 0.0, made) for title, made in _by_load(found, judging).items()]
+        points = [point(title, 0.0, made) for title, made in _by_load(runs, judging).items()]
         return {"kind": "load", "name": name, "points": points}
 
     _finish(_or_exit(act), folder or _new_folder("report"))
 
 
-def _by_load(runs: list[Path], judging: Judging) -> dict[str, list[dict[str, Any]]]:
-    """Summaries by load, repeats of one together: they differ in the seed alone."""
-    names: dict[Load, str] = {}
+def _by_load(given: list[Path], judging: Judging) -> dict[str, list[dict[str, Any]]]:
+    """Summaries by load, repeats together: of one folder, or named singly, and alike but for the seed."""
+    names: dict[tuple[Load, Path], str] = {}
     found: dict[str, list[dict[str, Any]]] = {}
-    for path in runs:
-        run = store.read(path)
-        name = names.setdefault(replace(run.load, seed=0), path.name)
-        found.setdefault(name, []).append(store.plain(summary_of(run, judging)))
+    for folder in given:
+        for path in store.runs_of(folder):
+            run = store.read(path)
+            beside = Path() if path == folder else path.parent
+            name = names.setdefault((replace(run.load, seed=0), beside), str(path.relative_to(folder.parent)))
+            found.setdefault(name, []).append(store.plain(summary_of(run, judging)))
     return found
 
 

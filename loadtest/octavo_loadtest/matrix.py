@@ -27,8 +27,8 @@ import yaml
 from rich.console import Console
 
 from octavo_loadtest import child, load, slo
-from octavo_loadtest.campaign import Campaign, Document, Judging, cut_short
-from octavo_loadtest.errors import Interrupted, LoadTestError
+from octavo_loadtest.campaign import Campaign, Document, Interrupted, Judging, cut_short
+from octavo_loadtest.errors import LoadTestError
 from octavo_loadtest.job import Target
 from octavo_loadtest.live import spoken
 from octavo_loadtest.metrics import DEFINITIONS

@@ -58,7 +58,9 @@ def test_load_compare_and_report(tmp_path: Path) -> None:
     run = next(path for path in (tmp_path / "a").iterdir() if path.is_dir())
     whole, single = (inside("report", str(given), "--definitions", "guidellm", "--out", d) for given in (a, run))
     assert whole[0] == 0
-    assert whole[1]["points"] == single[1]["points"]
+    assert whole[1]["points"] == [single[1]["points"][0] | {"name": f"a/{run.name}"}]
+    both = inside("report", a, b, "--out", d)[1]["points"]
+    assert len(both) == 2  # one load, but of two folders
     assert {"report.html", "report.md", "report.json"} <= {path.name for path in (tmp_path / "d").iterdir()}
     code, _, said = inside("report", d)
     assert (code, "holds no run" in said) == (2, True)
