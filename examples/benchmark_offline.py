@@ -48,6 +48,8 @@ def compare(arguments: argparse.Namespace) -> None:
     }
     rates: dict[str, dict[int, list[float]]] = {name: {n: [] for n in STREAMS} for name in children}
     rss = {}
+    print(f"1 + {arguments.rounds} rounds; the first, which does not count, says how long each takes", flush=True)
+    begin = time.monotonic()
     for seed in range(arguments.rounds + 1):  # the first round warms up
         for streams in STREAMS:
             for name, child in children.items():
@@ -58,6 +60,9 @@ def compare(arguments: argparse.Namespace) -> None:
                 rss[name] = answer["rss_mb"]
                 if seed:
                     rates[name][streams].append(answer["tokens_per_second"])
+        if not seed:
+            seconds = arguments.rounds * (time.monotonic() - begin)
+            print(f"{arguments.rounds} rounds to come, about {seconds / 60:.1f} minutes", flush=True)
     for child in children.values():
         child.communicate()
     report(arguments, {n: {k: statistics.median(v) for k, v in r.items()} for n, r in rates.items()}, rss)

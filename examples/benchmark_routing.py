@@ -53,9 +53,17 @@ def main() -> None:
     arguments = parser.parse_args()
     run = served if arguments.how == "serve" else simulated
     results: dict[str, list[dict[str, Any]]] = {}
+    policies = arguments.policies.split(",")
+    if arguments.how == "serve":
+        each = 40 + max(at(row, arguments) for row in rows(arguments))  # a start, an end, and the arrivals
+        print(f"about {arguments.rounds * len(policies) * each / 60:.0f} minutes", flush=True)
+    begin = time.monotonic()
     for number in range(arguments.rounds):
-        for policy in arguments.policies.split(","):
+        for policy in policies:
             found = run(policy, arguments, number)
+            if not results:
+                rest = (arguments.rounds * len(policies) - 1) * (time.monotonic() - begin)
+                print(f"{rest / 60:.1f} minutes left, if the rest is as fast as the first", flush=True)
             results.setdefault(policy, []).append(found)
             print(f"{policy:16}", *(f"{name} {found[name]:.3f}" for name in COLUMNS), flush=True)
     together = {policy: joined(found) for policy, found in results.items()}

@@ -62,6 +62,7 @@ def main() -> None:
     if arguments.offline:
         offline(arguments.offline)
         return
+    print(f"about {minutes(arguments):.0f} minutes", flush=True)
     rows: dict[tuple[str, int, int, str], list[dict[str, float]]] = {}
     for number in range(arguments.rounds):
         for model in arguments.models.split(","):
@@ -73,6 +74,16 @@ def main() -> None:
                         print(model, streams, tokens, way, {k: round(v, 4) for k, v in found.items()}, flush=True)
     report({key: {name: statistics.median(row.get(name, 0.0) for row in found) for name in found[0]}
             for key, found in rows.items()})  # fmt: skip
+
+
+def minutes(arguments: argparse.Namespace) -> float:
+    """Of all of it: 20 s for each server's start and end, 10 s for a batch of the real model."""
+    ways = len(arguments.ways.split(","))
+    seconds = 0.0
+    for model in arguments.models.split(","):
+        each = 10.0 if model == "smollm2" else arguments.seconds
+        seconds += (ways + (model == "smollm2")) * (20 + each * len(LOADS[model]))
+    return arguments.rounds * seconds / 60
 
 
 # ---- figures -------------------------------------------------------------------------------------------------------
