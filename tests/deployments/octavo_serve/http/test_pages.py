@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import tomllib
 from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
@@ -116,3 +117,14 @@ def test_no_file_names_another_server_or_holds_a_script_itself(path: Any) -> Non
 
 def test_every_file_is_served_and_known_by_its_kind() -> None:
     assert [path.name for path in OWN if path.suffix not in TYPES] == []
+
+
+def test_libraries_are_those_that_are_named_byte_for_byte() -> None:
+    vendor = FOLDER / "vendor"
+    libraries = tomllib.loads((vendor / "vendor.toml").read_text())["library"]
+    for each in libraries:
+        assert sha256((vendor / each["file"]).read_bytes()).hexdigest() == each["sha256"]
+        assert each["integrity"].startswith("sha512-")
+        assert each["licence"]
+    named = {each["file"] for each in libraries} | {name for each in libraries for name in each["notices"]}
+    assert {path.name for path in vendor.iterdir()} == named | {"vendor.toml"}

@@ -1,0 +1,73 @@
+"""Takes the pictures of the playground in docs/images, of a server that runs.
+
+    octavo serve configs/quickstart.yaml
+    python tests/deployments/octavo_serve/pages/screenshots.py http://127.0.0.1:8000/
+
+What a model says differs from machine to machine, if only in its figures: look at them afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import sync_playwright
+
+FOLDER = Path(__file__).parents[4] / "docs" / "images"
+WIDE, NARROW = {"width": 1200, "height": 800}, {"width": 400, "height": 780}
+
+
+def ask(page: Any, text: str) -> None:
+    page.get_by_label("Message", exact=True).fill(text)
+    page.keyboard.press("Enter")
+    page.locator(".turn.assistant:last-of-type.growing").wait_for()
+    page.locator(".turn.assistant:last-of-type:not(.growing)").wait_for()
+
+
+def talk(page: Any) -> None:
+    """Two turns: the second finds the first in the prefix cache."""
+    page.get_by_label("System prompt").fill("You are a helpful teacher. Answer briefly, with an example.")
+    page.get_by_label("Temperature").fill("0")
+    page.locator("summary", has_text="Length").click()
+    page.get_by_label("Most tokens").fill("220")
+    ask(page, "What is a list comprehension in Python? Show one line of code.")
+    ask(page, "What is a dictionary? Show a short example.")
+
+
+def city(page: Any) -> None:
+    """An answer that a schema writes most of."""
+    page.locator("summary", has_text="Form of the answer").click()
+    page.get_by_label("The answer is").select_option("json_schema")
+    page.locator("#fields").get_by_role("button", name="Insert an example").first.click()
+    ask(page, "Tell me about Paris.")
+
+
+def main(url: str) -> None:
+    FOLDER.mkdir(exist_ok=True)
+    path = os.environ.get("OCTAVO_CHROMIUM") or shutil.which("chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=[] if os.geteuid() else ["--no-sandbox"])
+        for name, size, scheme, scene in (
+            ("playground", WIDE, "light", talk),
+            ("playground-dark", WIDE, "dark", talk),
+            ("playground-forced", WIDE, "light", city),
+            ("playground-narrow", NARROW, "light", talk),
+        ):
+            page = browser.new_page(viewport=size, color_scheme=scheme)
+            page.set_default_timeout(120_000)
+            page.goto(url)
+            page.locator("#model option").first.wait_for(state="attached")
+            page.keyboard.press("Control+,")
+            scene(page)
+            if size is NARROW:
+                page.keyboard.press("Escape")
+            page.screenshot(path=FOLDER / f"{name}.png")
+            page.close()
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
