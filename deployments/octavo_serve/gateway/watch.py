@@ -130,7 +130,8 @@ def deployment_states(app: str) -> dict[str, State]:
     for name, deployment in application.deployments.items() if application else ():
         said = last_error(deployment.message)
         failed = deployment.status == "DEPLOY_FAILED"  # UNHEALTHY: a shard has died, and Serve is replacing it
-        replicas = {state.value: count for state, count in deployment.replica_states.items() if count}
+        # Serve says its enumeration, whose members are texts, or the texts themselves
+        replicas = {str.__str__(state): count for state, count in deployment.replica_states.items() if count}
         note = "" if failed else said or "its shards are starting"
         found[name] = State(replicas.get("RUNNING", 0), said if failed else "", note, replicas)
     return found

@@ -3,11 +3,14 @@ from __future__ import annotations
 import asyncio
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+from ray.serve._private.common import ReplicaState
 
 from octavo_serve.api.registry import ModelEntry
 from octavo_serve.gateway import watch
-from octavo_serve.gateway.watch import State, last_error, load_text, watch_shards
+from octavo_serve.gateway.watch import State, deployment_states, last_error, load_text, watch_shards
 from octavo_serve.wire.messages import ModelInfo
 
 INFO = ModelInfo("h", 100, 50, 16)
@@ -84,3 +87,17 @@ octavo.errors.ModelError: no model at '/x'
 def test_the_last_error_of_a_traceback() -> None:
     assert last_error(TRACEBACK) == "octavo.errors.ModelError: no model at '/x'"
     assert last_error("no trace of a traceback\n") == "no trace of a traceback"
+
+
+def test_replicas_are_counted_by_state_however_serve_says_it(monkeypatch: Any) -> None:
+    for running, stopping in (("RUNNING", "STOPPING"), (ReplicaState.RUNNING, ReplicaState.STOPPING)):
+        deployment = SimpleNamespace(
+            message="", status="HEALTHY", replica_states={running: 2, stopping: 1, "STARTING": 0}
+        )
+        application = SimpleNamespace(deployments={"shard-m": deployment})
+        monkeypatch.setattr(
+            watch.serve, "status", lambda found=application: SimpleNamespace(applications={"octavo": found})
+        )
+        state = deployment_states("octavo")["shard-m"]
+        assert (state.running, state.replicas) == (2, {"RUNNING": 2, "STOPPING": 1})
+        assert [str(name) for name in state.replicas] == ["RUNNING", "STOPPING"]
