@@ -2,8 +2,8 @@
 
 import { Chart, bar, clock, count, drawBlocks, make, seconds, share, short } from "./fleet_draw.js";
 import { Feed, merged } from "./fleet_feed.js";
+import { headers, keep } from "./key.js";
 
-const KEY = "octavo.key"; // in the session's storage, as the playground has it
 const SPAN = 300, FIRST_SPAN = 60; // s of history, and of it that are drawn while there is less
 const RATE_SECONDS = 5, HITS_SECONDS = 60; // over which tokens per second and hit rates are measured
 const ROWS = 14, CHANGES = 20;
@@ -50,7 +50,7 @@ const models = new Map(), shards = new Map(); // what is on the page, by name
 
 // ---- the stream -----------------------------------------------------------------------------------------------------
 
-const feed = new Feed("fleet/events", () => sessionStorage.getItem(KEY) ?? "", {
+const feed = new Feed("fleet/events", headers, {
   event(event) {
     if (event.type === "state") begin(event);
     if (event.type === "change") update(merged(known, event.patch));
@@ -276,6 +276,7 @@ function shardView(name) {
     const shard = known.shards[name], { cached, prompt } = hits([name]);
     pill(status, shard.status);
     set(model, Object.keys(known.models).length > 1 ? shard.model : "");
+    model.title = model.textContent;
     numbers.show([
       shard.places === undefined ? "–" : `${running(shard)} of ${shard.places}`,
       count(shard.queued),
@@ -367,7 +368,7 @@ function scalingNow(name) {
   if (model.least === model.most) return `${name}: always ${model.most} ${model.most === 1 ? "shard" : "shards"}, as the config says.`;
   if (!scaling) return `${name}: between ${model.least} and ${model.most} shards; no decision has been heard of yet.`;
   return `${name}: ${scaling.wanted} wanted, ${scaling.running} running; demand is ${scaling.demand} shards ` +
-    `(${scaling.reason}: ${SCALED[scaling.reason] ?? ""}), as of ${clock(scaling.askedat)}.`;
+    `(${scaling.reason}: ${SCALED[scaling.reason] ?? ""}), as of ${clock(scaling.decided_at)}.`;
 }
 
 function startOf(shard) {
@@ -401,7 +402,7 @@ function phases(start, shard, longest) {
 
 at("gate-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem(KEY, at("key").value.trim());
+  keep(at("key").value.trim());
   at("key").value = "";
   feed.connect();
 });

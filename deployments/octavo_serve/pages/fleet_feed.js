@@ -41,11 +41,11 @@ async function sentence(response) {
 /**
  * Follows the stream, and comes back when it ends. One page has one.
  *
- * told: { event(event), refused(status, why), away(why, seconds) }; key: () => the key or "".
+ * told: { event(event), refused(status, why), away(why, seconds) }; headers: () => what goes with each try.
  */
 export class Feed {
-  constructor(url, key, told) {
-    Object.assign(this, { url, key, told, pause: 1, timer: 0, silence: 0, connection: null });
+  constructor(url, headers, told) {
+    Object.assign(this, { url, headers, told, pause: 1, timer: 0, silence: 0, connection: null });
   }
 
   /** Connects now; whatever was there before ends. */
@@ -54,8 +54,7 @@ export class Feed {
     const connection = (this.connection = new AbortController());
     let why = "the stream has ended";
     try {
-      const headers = this.key() ? { Authorization: `Bearer ${this.key()}` } : {};
-      const response = await fetch(this.url, { headers, cache: "no-store", signal: connection.signal });
+      const response = await fetch(this.url, { headers: this.headers(), cache: "no-store", signal: connection.signal });
       if (response.status === 401 || response.status === 403) {
         this.told.refused(response.status, await sentence(response));
         return;
