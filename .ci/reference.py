@@ -83,6 +83,10 @@ PROTOCOLS = {
     "/v1/messages": "[messages.md](messages.md)",
     "/v1/decisions": "[decisions.md](decisions.md)",
     "/v1/systemone": "[decisions.md](decisions.md)",
+    "/v2": "[kserve.md](kserve.md)",
+    "/generate": "[tgi.md](tgi.md)",
+    "/models": "[tgi.md](tgi.md)",
+    "/info": "[tgi.md](tgi.md)",
     "/metrics": "[monitoring.md](monitoring.md)",
     "/fleet": "[fleet.md](fleet.md)",
 }
