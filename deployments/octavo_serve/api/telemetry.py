@@ -46,8 +46,9 @@ DURATION = tuple(sorted({*OTEL_DURATION,
 """vLLM's, which begin at 0.3 s, and OpenTelemetry's: a small model's requests are over by then."""
 TOKENS = tuple(float(digit * 10**power) for power in range(6) for digit in (1, 2, 5))
 """Of a request's prompts or answers; vLLM's, up to half a million."""
-CACHED_ERROR = (-8192.0, -1024.0, -128.0, -16.0, -1.0, 0.0, 16.0, 128.0, 1024.0, 8192.0)
-FIRST_TOKEN_ERROR = (-10.0, -1.0, -0.3, -0.1, -0.03, -0.01, 0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0)
+CACHED_ERROR = (-8192.0, -1024.0, -128.0, -16.0, -0.01, 0.0, 16.0, 128.0, 1024.0, 8192.0)
+"""Tokens. 0 has a bucket to itself, or a quantile of predictions that are all right would lie between -1 and 0."""
+FIRST_TOKEN_ERROR = (-10.0, -3.0, -1.0, -0.3, -0.1, -0.03, -0.01, 0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 @dataclass(slots=True, eq=False)
