@@ -344,10 +344,10 @@ def options(panel: Panel) -> dict[str, Any]:
         return {"colorMode": "value", "graphMode": "area", "reduceOptions": {"calcs": ["lastNotNull"]}}
     if panel.kind == "state-timeline":
         return {"showValue": "auto", "legend": {"displayMode": "list", "placement": "bottom"}}
-    return {
-        "legend": {"displayMode": "table", "placement": "bottom", "calcs": ["mean", "max", "lastNotNull"]},
-        "tooltip": {"mode": "multi", "sort": "desc"},
-    }
+    wide = panel.width > 8
+    legend = {"displayMode": "table" if wide else "list", "placement": "right" if wide else "bottom",
+              "calcs": ["mean", "max", "lastNotNull"] if wide else []}  # fmt: skip
+    return {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}}
 
 
 def drawn(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
