@@ -121,8 +121,8 @@ OVERVIEW: Rows = [
               {OF_MODEL: rate("vllm:generation_tokens_total", "model_name", MODEL)}, stacked=True),
         Panel("Prompt tokens per second", "Tokens that came in prompts, cached ones among them.", "short",
               {OF_MODEL: rate("vllm:prompt_tokens_total", "model_name", MODEL)}, stacked=True),
-        Panel("Sequences that ended, by reason", "stop: by itself; length: max_tokens; abort: its client left; error: "
-              "the engine refused to go on.", "reqps",
+        Panel("Sequences that ended, by reason", "stop: by itself; length: max_tokens; abort: its client left; error, "
+              "refused: the engine could not go on, or would not.", "reqps",
               {"{{model_name}} {{finished_reason}}":
                rate("vllm:request_success_total", "model_name, finished_reason", MODEL)}, stacked=True),
     ]),

@@ -16,6 +16,7 @@ from prometheus_client.utils import floatToGoString
 
 from octavo import __version__
 from octavo.engine.stats import EngineStats
+from octavo.request import FinishReason
 from octavo.routing.router import KnownShard
 from octavo_serve.api.failures import ANSWERS
 from octavo_serve.api.histogram import Histogram
@@ -39,7 +40,6 @@ from octavo_serve.wire.scaling import Scaling
 
 _MOVES = "lost", "left", "refused"
 _OUTCOMES = "exported", "failed", "dropped"
-_ENDS = "stop", "length", "abort", "error"
 _MODEL = ["model_name"]
 _SHARD = [*_MODEL, "engine"]
 _OTEL = ["gen_ai_request_model", "gen_ai_operation_name", "gen_ai_provider_name"]
@@ -294,7 +294,7 @@ def _of_requests(telemetry: Telemetry) -> Iterator[Metric]:
     for model, tally in models.items():
         prompts.add_metric([model], tally.prompt_tokens)
         tokens.add_metric([model], tally.generation_tokens)
-        for end in _ENDS:
+        for end in get_args(FinishReason):
             ends.add_metric([model, end], tally.finished[end])
         for reason in _MOVES:
             moves.add_metric([model, reason], telemetry.moves[model, reason])

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from octavo.errors import BadRequest, EngineDead, OctavoError
-from octavo.request import Request, SequenceUpdate
+from octavo.request import FinishReason, Request, SequenceUpdate
 from octavo.text.output import SequenceText
 from octavo_serve.api import genai
 from octavo_serve.api.arrivals import Arrivals
@@ -22,6 +22,7 @@ from octavo_serve.api.turns import Turns
 
 FEW = 8
 """Updates that are taken in without a look at the clock, which costs a tenth of one."""
+_FAILED: dict[FinishReason, type[OctavoError]] = {"error": OctavoError, "refused": BadRequest}
 
 
 async def run(job: Job) -> AsyncGenerator[list[Element], None]:
@@ -114,10 +115,9 @@ class _Running:
             if turns is not None and turns.over:
                 await turns.pause()
             prompt = self._prompts[update.request_id]
-            if update.finish_reason == "error":
-                raise OctavoError(str(update.stop_reason))
-            if update.finish_reason == "refused":
-                raise BadRequest(str(update.stop_reason))
+            if (reason := update.finish_reason) is not None and reason in _FAILED:
+                self.timer.finished(reason)
+                raise _FAILED[reason](str(update.stop_reason))
             if not prompt.sequences:
                 elements.append(self._begin(prompt, update))
             sequence = prompt.sequences[update.index]

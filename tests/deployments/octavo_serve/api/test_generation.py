@@ -69,6 +69,19 @@ def test_who_leaves_is_counted(service: Service, client: Any, leaves: bool) -> N
     assert tally.duration.cumulative(()) == [0 if leaves else 1]
 
 
+@pytest.mark.parametrize(("reason", "error"), [("error", OctavoError), ("refused", BadRequest)])
+def test_a_sequence_that_fails_fails_its_job_and_is_counted(
+    service: Service, client: Any, reason: FinishReason, error: type[Exception]
+) -> None:
+    async def fails(request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
+        yield [SequenceUpdate(request.request_id, 0, [], finish_reason=reason, stop_reason="because")]
+
+    client.generate = fails
+    with pytest.raises(error, match="because"):
+        asyncio.run(run_all(service))
+    assert dict(service.telemetry.tallies["tiny", "text_completion"].finished) == {reason: 1}
+
+
 def test_each_prompt_begins_before_its_first_piece_and_all_end_together(service: Service, client: Any) -> None:
     client.texts = ["One.", "Two, three."]
     said = [element for elements in asyncio.run(run_all(service, ["a", "b", "c"], n=2)) for element in elements]
