@@ -135,22 +135,23 @@ class Prometheus:
         assert answer["status"] == "success", f"{expression}: {answer['error']}"
         return [(series["metric"], float(series["value"][1])) for series in answer["data"]["result"]]
 
-    def seen(self, expression: str) -> list[tuple[dict[str, str], list[float]]]:
-        """(labels, numbers) of everything that an expression has given so far; what is not a number is left out."""
+    def seen(self, expression: str) -> list[tuple[dict[str, str], dict[float, float]]]:
+        """(labels, value by time) of everything that an expression has given so far; numbers alone, by the second."""
         end = time.time()
         span = {"query": expression, "start": end - 600, "end": end, "step": 1}
         answer = self._client.get("/query_range", params=span).json()
         assert answer["status"] == "success", f"{expression}: {answer['error']}"
-        found = [
-            (series["metric"], [float(text) for _, text in series["values"]]) for series in answer["data"]["result"]
-        ]
-        numbers = [(labels, [value for value in values if not math.isnan(value)]) for labels, values in found]
-        return [(labels, values) for labels, values in numbers if values]
+        found = [(series["metric"], _numbers(series["values"])) for series in answer["data"]["result"]]
+        return [(labels, values) for labels, values in found if values]
 
     def most(self, expression: str) -> float | None:
         """The largest number that an expression has given so far; None where it gave none."""
-        return max((max(values) for _, values in self.seen(expression)), default=None)
+        return max((max(values.values()) for _, values in self.seen(expression)), default=None)
 
     def rules(self) -> list[dict[str, Any]]:
         """What Prometheus says of each rule: health, last error, alerts."""
         return [rule for group in self._client.get("/rules").json()["data"]["groups"] for rule in group["rules"]]
+
+
+def _numbers(points: list[tuple[float, str]]) -> dict[float, float]:
+    return {at: value for at, text in points if not math.isnan(value := float(text))}

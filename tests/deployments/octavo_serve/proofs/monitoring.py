@@ -38,6 +38,7 @@ WORDS = ["sea", "stone", "wind", "river", "light", "house", "garden", "bread", "
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seconds", type=float, default=30.0, help="of load")
+    options.add_argument("--pictures", type=Path, help="a folder for pictures of the dashboards")
     asked = options.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="octp"))
     (folder / "config.yaml").write_text(yaml.safe_dump(config()))
@@ -46,6 +47,9 @@ def main() -> None:
     ) as prometheus:  # fmt: skip
         answers = asyncio.run(load(server, asked.seconds))
         result = judged(prometheus) | {"answers": dict(answers)}
+        if asked.pictures is not None:
+            for name in ("overview", "shards", "router", "autoscaling"):
+                draw(prometheus, name, asked.pictures / f"{name}.png")
     print(json.dumps(result))
     happened = result["moves"] and result["refused"] and result["most_shards_of_grows"] > 1 and result["decisions"]
     sys.exit(0 if happened and not result["empty"] and not result["rules_in_error"] else 1)
@@ -129,11 +133,42 @@ def judged(prometheus: Prometheus) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def shown(query: Query, found: list[tuple[dict[str, str], list[float]]]) -> str:
+def shown(query: Query, found: list[tuple[dict[str, str], dict[float, float]]]) -> str:
     """What Grafana's legend would say: each line's name, its least and its most."""
-    lines = [f"{named(query.legend, labels)}: {written(min(values), query.unit)} to {written(max(values), query.unit)}"
-             for labels, values in found]  # fmt: skip
+    lines = [
+        f"{named(query.legend, labels)}: {written(min(values.values()), query.unit)} to "
+        f"{written(max(values.values()), query.unit)}"
+        for labels, values in found
+    ]
     return "; ".join(lines[:4]) + (f"; and {len(lines) - 4} more" if len(lines) > 4 else "") or "NO DATA"
+
+
+def draw(prometheus: Prometheus, dashboard: str, file: Path) -> None:
+    """A dashboard's lines as a picture: not as beautiful as Grafana's, but what they say."""
+    from matplotlib import pyplot
+
+    panels: dict[str, list[Query]] = {}
+    for query in queries():
+        if query.where.startswith(f"{dashboard} / ") and query.legend:
+            panels.setdefault(query.where.split(" / ")[1], []).append(query)
+    figure, axes = pyplot.subplots(-(-len(panels) // 3), 3, figsize=(18, 3 * -(-len(panels) // 3)), squeeze=False)
+    for axis, (title, asked) in zip(axes.flat, panels.items(), strict=False):
+        for query in asked:
+            for labels, values in prometheus.seen(query.expression):
+                factor = 100 if query.unit == "percentunit" else 1
+                drawn = [value * factor for value in values.values()]
+                axis.plot([*values], drawn, lw=1, label=named(query.legend, labels))
+        axis.set_title(f"{title} ({UNITS.get(asked[0].unit, asked[0].unit)})", fontsize=9)
+        axis.tick_params(labelsize=7, labelbottom=False)
+        if axis.lines:
+            axis.legend(fontsize=5, loc="upper left", ncols=2)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.axis("off")
+    figure.tight_layout()
+    figure.savefig(file, dpi=80)
+
+
+UNITS = {"short": "", "percentunit": "%", "reqps": "per s", "cps": "per s"}
 
 
 def named(legend: str, labels: dict[str, str]) -> str:
