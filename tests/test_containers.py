@@ -45,6 +45,16 @@ def test_whatever_is_copied_is_there_and_is_sent_to_the_builder() -> None:
     assert {source.partition("/")[0] for source in copied} == sent
 
 
+def test_links_of_the_packages_lead_to_what_the_wheel_is_built_beside() -> None:
+    copied = set[str]()
+    for name, *words in instructions():
+        if name == "RUN" and "wheel" in words:
+            break
+        copied |= set(words[:-1]) if name == "COPY" else set()
+    links = [path for folder in copied for path in (ROOT / folder).rglob("*") if path.is_symlink()]
+    assert {path.resolve().relative_to(ROOT).parts[0] for path in links} <= copied
+
+
 def test_images_run_as_a_number_that_is_not_root() -> None:
     values = dict(words[0].split("=", 1) for name, *words in instructions() if name == "ARG" and "=" in words[0])
     for user in (words[0] for name, *words in instructions() if name == "USER"):
@@ -181,6 +191,13 @@ def test_a_stop_waits_for_running_requests() -> None:
     service = document()["services"]["octavo"]
     grace = float(service["command"][service["command"].index("--grace") + 1])
     assert grace + 10 < float(service["stop_grace_period"].removesuffix("s"))
+
+
+def test_what_is_mounted_from_the_repository_is_there() -> None:
+    volumes = [volume for service in document()["services"].values() for volume in service["volumes"]]
+    mounted = [volume.partition(":")[0] for volume in volumes if volume.startswith("./")]
+    assert len(mounted) == 4
+    assert [path for path in mounted if not (ROOT / path).exists()] == []
 
 
 def test_prometheus_asks_this_server_with_its_key() -> None:
