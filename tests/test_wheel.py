@@ -53,9 +53,20 @@ def test_the_version_is_said_in_one_way(wheel: Path) -> None:
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
-EXTRAS_OF = {"octavo": ["gpu"], "octavo_kernels": ["gpu"], "octavo_serve": ["serve"], "octavo_loadtest": ["loadtest"]}
+EXTRAS_OF = {
+    "octavo": ["gpu"],
+    "octavo_kernels": ["gpu"],
+    "octavo_serve": ["serve", "otel"],
+    "octavo_loadtest": ["loadtest"],
+}
 """Extras without which a package does less, or nothing."""
-IMPORTED_AS = {"pyyaml": "yaml", "huggingface-hub": "huggingface_hub", "prometheus-client": "prometheus_client"}
+IMPORTED_AS = {
+    "pyyaml": "yaml",
+    "huggingface-hub": "huggingface_hub",
+    "prometheus-client": "prometheus_client",
+    "opentelemetry-sdk": "opentelemetry",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+}
 COMES_WITH = {"pydantic": {"pydantic_core", "typing_extensions"}, "ray": {"grpc"}}
 
 
@@ -85,7 +96,7 @@ def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
     for package, needed in EXTRAS_OF.items():
         used |= (names := imported(package))
         assert names <= provided([*base, *(each for extra in needed for each in extras[extra])]), package
-    declared = provided([*base, *(each for extra in ("serve", "gpu", "loadtest") for each in extras[extra])])
+    declared = provided([*base, *(each for extra in ("serve", "otel", "gpu", "loadtest") for each in extras[extra])])
     assert declared - used <= set().union(*COMES_WITH.values())
 
 

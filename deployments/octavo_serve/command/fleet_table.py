@@ -60,7 +60,7 @@ def _by_shard(metrics: str) -> dict[Shard, dict[str, float]]:
     found: dict[Shard, dict[str, float]] = {}
     for name, inside, value in _SAMPLE.findall(metrics):
         labels = dict(_LABEL.findall(inside))
-        if "engine" in labels and len(labels) == 2:
+        if "engine" in labels:
             shard = labels.get("model_name", ""), labels["engine"]
             found.setdefault(shard, {})[name.replace(":", "_")] = float(value)
     return found
@@ -112,7 +112,7 @@ def _cells(values: Mapping[str, float], earlier: Mapping[str, float], seconds: f
     yield f"{hits / asked:.0%}" if asked and hits is not None else ""
     made = "octavo_shard_generation_tokens_total"
     yield f"{max(0.0, values[made] - earlier[made]) / seconds:.0f}" if made in values and made in earlier else ""
-    yield shown("octavo_seconds_of_work", "{:.1f} s")
+    yield shown("octavo_backlog_seconds", "{:.1f} s")
 
 
 def _table(*names: str) -> Table:

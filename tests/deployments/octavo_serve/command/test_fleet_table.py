@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import io
 import re
@@ -9,6 +10,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
+from octavo_serve.api.exposition import render
 from octavo_serve.api.telemetry import Telemetry
 from octavo_serve.command import fleet_table
 from octavo_serve.command.fleet_table import Sight, models_table, seen, shards_table
@@ -31,7 +33,7 @@ def metrics(tokens: int) -> str:
         "vllm:prefix_cache_queries_total": 1000,
         "vllm:prefix_cache_hits_total": 600,
         "octavo_shard_generation_tokens_total": tokens,
-        "octavo_seconds_of_work": 1.25,
+        "octavo_backlog_seconds": 1.25,
     }
     return "\n".join(f'{name}{{engine="a",model_name="big"}} {float(value)}' for name, value in values.items())
 
@@ -66,7 +68,7 @@ def test_what_has_another_form_is_left_out() -> None:
 
 
 def test_the_metrics_it_shows_are_those_that_gateways_have() -> None:
-    there = Telemetry().render({}).decode().replace(":", "_")
+    there = asyncio.run(render(Telemetry(), {})).decode().replace(":", "_")
     names = re.findall(r'"((?:vllm|octavo)_\w+)"', inspect.getsource(fleet_table))
     assert len(names) == 7
     assert [name for name in names if f"# HELP {name} " not in there] == []
