@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo import LLM, SamplingParams
+from octavo.constraint import StructuredOutputs
 from octavo.errors import ConfigError
 from octavo.execution.native_executor import NativeExecutor, _sample
 from octavo.execution.sampler import sample
@@ -22,6 +23,12 @@ from octavo_kernels.native.build import NoCompiler
 from octavo_kernels.native.library import Library, library, supported_levels, use
 from octavo_kernels.sampling import sample as native_sample
 
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 5}, "size": {"enum": ["small", "large"]}},
+    "required": ["name", "size"],
+    "additionalProperties": False,
+}
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 PROMPTS = [list(range(n, 2 * n)) for n in (1, 5, 17, 40, 100)]
 
@@ -57,10 +64,12 @@ def tokens(outputs):
     {"temperature": 0.0, "presence_penalty": 1.0, "repetition_penalty": 1.3, "min_tokens": 10},
     {"temperature": 0.8, "top_p": 0.9, "top_k": 30, "seed": 7, "n": 3},
     {"temperature": 1.0, "min_p": 0.05, "seed": 1, "logit_bias": {65: 5.0}},
-], ids=str)  # fmt: skip
+    {"temperature": 1.2, "seed": 3, "n": 2, "structured_outputs": StructuredOutputs(json=PERSON), "min_tokens": 1,
+     "max_tokens": 48},
+], ids=["greedy", "penalties", "top", "bias", "grammar"])  # fmt: skip
 @pytest.mark.parametrize("name", ["llama3", "gemma3"])
 def test_float32_tokens_are_those_of_the_torch_runner(native, tiny_model, name, params):
-    params = SamplingParams(max_tokens=24, ignore_eos="min_tokens" not in params, **params)
+    params = SamplingParams(**{"max_tokens": 24, "ignore_eos": "min_tokens" not in params} | params)
     ours, theirs = engine(tiny_model(name), native), engine(tiny_model(name), None)
     assert isinstance(ours.engine.executor, NativeExecutor)
     assert isinstance(theirs.engine.executor, TorchExecutor)

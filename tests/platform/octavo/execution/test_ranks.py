@@ -14,6 +14,7 @@ import pytest
 
 from octavo import LLM, SamplingParams
 from octavo.config import EngineConfig
+from octavo.constraint import StructuredOutputs
 from octavo.engine.batch import smallest_batch
 from octavo.errors import ConfigError, EngineDead, ModelError
 from octavo.execution import local, ranks
@@ -96,6 +97,16 @@ def test_sampling_and_log_probabilities(as_threads: None, tiny_model: Callable[[
     for mine, theirs in zip(two, one, strict=True):
         for a, b in zip(mine.prompt_logprobs[1:], theirs.prompt_logprobs[1:], strict=True):
             assert [e.logprob for e in a.values()] == pytest.approx([b[t].logprob for t in a], abs=1e-4)
+
+
+def test_what_a_grammar_leaves_to_choose(as_threads: None, tiny_model: Callable[[str], Path]) -> None:
+    schema = {"type": "array", "items": {"enum": ["one", "two", "three"]}, "minItems": 2, "maxItems": 4}
+    params = SamplingParams(
+        temperature=1.2, seed=3, n=2, max_tokens=48, structured_outputs=StructuredOutputs(json=schema)
+    )
+    one, two = (generate(tiny_model("qwen3"), size, params) for size in (1, 2))
+    assert tokens(two) == tokens(one)
+    assert len({line.text for output in one for line in output.outputs}) > 1
 
 
 def test_too_many_ranks(as_threads: None, tiny_model: Callable[[str], Path]) -> None:
