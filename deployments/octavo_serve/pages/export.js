@@ -10,7 +10,7 @@ const OPENAI = new Set([
 export function curl(body, base, keyed) {
   const key = keyed ? ` \\\n  -H "Authorization: Bearer $OCTAVO_API_KEY"` : "";
   const data = JSON.stringify(plain(body), null, 2).replaceAll("'", "'\\''");
-  return `curl ${base}chat/completions${key} \\\n  -H 'Content-Type: application/json' \\\n  -d '${data}'\n`;
+  return `curl -N ${base}chat/completions${key} \\\n  -H 'Content-Type: application/json' \\\n  -d '${data}'\n`;
 }
 
 /** The request as Python. */

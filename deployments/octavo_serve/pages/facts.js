@@ -11,7 +11,7 @@ const REASONS = {
   session: "requests of one session stay together",
 };
 const FINISH = {
-  length: "cut at the most tokens",
+  length: "cut at max tokens",
   stopped: "stopped by you",
   tool_calls: "waits for a tool",
   content_filter: "filtered",

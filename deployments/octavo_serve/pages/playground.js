@@ -60,6 +60,7 @@ function showChats() {
 }
 
 function remove(kept) {
+  if (kept.id === state.at) stop();
   state.chats = state.chats.filter((each) => each !== kept);
   if (kept.id === state.at) open(null);
   else save(state);
@@ -343,6 +344,7 @@ function start() {
   setUp(() => { notice(""); loadModels(); });
   document.addEventListener("keydown", onKey);
   input.addEventListener("keydown", onInputKey);
+  if (!CSS.supports("field-sizing", "content")) input.rows = 3;
   const on = (id, kind, listener) => byId(id).addEventListener(kind, listener);
   on("composer", "submit", (event) => { event.preventDefault(); send(); });
   on("stop", "click", stop);

