@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
 
 import pytest
-from pydantic import BaseModel
 
-from octavo.config import EngineConfig
+from octavo.errors import ConfigError
 from octavo_serve.command.cli import app
-from octavo_serve.config.settings import AppSettings, ModelSettings
+from octavo_serve.command.flags import flags, read_words
+from octavo_serve.config.reference import settings
 from octavo_serve.http.describe import described
 from octavo_serve.surfaces.chat.schemas import ChatRequest
 from octavo_serve.surfaces.completions.schemas import CompletionRequest
@@ -24,22 +21,16 @@ from octavo_serve.surfaces.served import OPERATIONS, SURFACES
 from octavo_serve.surfaces.tokens.schemas import TokenizeRequest
 
 PAGE = (Path(__file__).parents[1] / "docs" / "coming_from.md").read_text()
-ROWS = [re.split(r"(?<!\\)\|", line)[1:3] for line in PAGE.splitlines() if re.match(r"\| [^|]*`", line)]
+
+
+def rows(text: str) -> list[list[str]]:
+    """Theirs and ours of each row that names something."""
+    return [line.split("|")[1:3] for line in text.splitlines() if re.match(r"\| [^|]*`", line)]
+
+
+ROWS = rows(PAGE)
 NAMED = sorted({name for _, ours in ROWS for name in re.findall(r"`([^`]+)`", ours)})
 OTHERS = {".gguf"}  # the end of a file's name
-
-
-def settings(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Names of settings, those in others with a dot."""
-    for name, field in kind.model_fields.items():
-        yield prefix + name
-        for inner in _members(field.annotation):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                yield from settings(inner, "" if inner is ModelSettings else f"{prefix}{name}.")
-
-
-def _members(annotation: Any) -> list[Any]:
-    return [annotation] if not get_args(annotation) else [m for arg in get_args(annotation) for m in _members(arg)]
 
 
 def fields() -> set[str]:
@@ -50,8 +41,7 @@ def fields() -> set[str]:
 
 
 KNOWN = {
-    *settings(AppSettings),
-    *(f"engine.{field.name}" for field in dataclasses.fields(EngineConfig)),
+    *(".".join(setting.path).removeprefix("models.") for setting in settings()),
     *fields(),
     *(one.where for one in described(SURFACES, OPERATIONS)),
     *(f"octavo {command.name or command.callback.__name__}" for command in app.registered_commands if command.callback),
@@ -76,6 +66,20 @@ def test_what_the_page_calls_refused_is(name: str) -> None:
     assert refusal(ChatRequest(messages=[{"role": "user", "content": "Hi"}], **{name: 1})) is not None
 
 
+OF_VLLM = rows(PAGE[PAGE.index("## vLLM") : PAGE.index("## TGI")])
+FLAGS = [(flag, "`" in ours) for theirs, ours in OF_VLLM for flag in re.findall(r"`--([a-z-]+)", theirs)]
+
+
+@pytest.mark.parametrize(("flag", "done"), FLAGS)
+def test_a_flag_of_vllm_is_taken_or_refused_in_words(flag: str, done: bool) -> None:
+    if flag.replace("-", "_") in flags():
+        assert done
+    else:
+        with pytest.raises(ConfigError, match=f"there is no --{flag}: "):
+            read_words([f"--{flag}", "1"])
+
+
 def test_the_page_was_read() -> None:
     assert len(NAMED) > 60
     assert len(ROWS) > 60
+    assert len(FLAGS) > 20

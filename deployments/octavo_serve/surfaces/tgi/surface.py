@@ -48,7 +48,7 @@ COMPAT: Surface[CompatRequest, list[Generation], StreamEvent] = Surface(
 )
 COMPAT_OF_MODEL: Surface[CompatRequest, list[Generation], StreamEvent] = Surface(
     path="/models/{model:path}",
-    summary="The same of one of several models",
+    summary="TGI: the same of one of several models",
     body=CompatRequest,
     answers=list[Generation],
     events=StreamEvent,
