@@ -8,6 +8,7 @@ larger pieces.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,9 +17,12 @@ from octavo.request import FinishReason, Request, SequenceUpdate
 from octavo.text.output import SequenceText
 from octavo_serve.api import genai
 from octavo_serve.api.arrivals import Arrivals
+from octavo_serve.api.failures import failure_of
 from octavo_serve.api.jobs import Job
 from octavo_serve.api.pieces import Begun, Element, Ended, Piece, Stage
 from octavo_serve.api.turns import Turns
+
+logger = logging.getLogger("ray.serve")
 
 FEW = 8
 """Updates that are taken in without a look at the clock, which costs a tenth of one."""
@@ -50,6 +54,10 @@ async def run(job: Job) -> AsyncGenerator[list[Element], None]:
             raise EngineDead("the shard's stream ended before the request did")
     except (GeneratorExit, asyncio.CancelledError):
         running.timer.finished("abort")
+        raise
+    except OctavoError as error:
+        if (status := failure_of(error).status) >= 500:
+            logger.warning("%s: %d: %s", job.id, status, error)
         raise
     finally:
         await updates_of.aclose()

@@ -10,6 +10,7 @@ text; no attribute holds one.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 from contextvars import ContextVar
@@ -148,6 +149,15 @@ class Tracer(Protocol):
 
 CURRENT: ContextVar[Trace | None] = ContextVar("octavo_trace", default=None)
 """That of the request which runs."""
+
+
+class TraceIds(logging.Filter):
+    """Adds the ids of a traced request to the lines that are logged for it; filters nothing."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if (trace := CURRENT.get()) is not None:
+            record.trace_id, record.span_id = trace.ids
+        return True
 
 
 def course() -> Course | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -67,6 +67,10 @@ def serve(
     ] = True,
     dashboard: Annotated[bool, typer.Option(help="Start Ray's dashboard too (ten processes, 0.9 GB).")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's log while it runs.")] = False,
+    log_format: Annotated[
+        Literal["text", "json"] | None,
+        typer.Option(help="Of these lines and Serve's logs, instead of the config's logging_config."),
+    ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", "--dry-run", help="Check and print the config, ready to save, and end.")
     ] = False,
@@ -87,7 +91,7 @@ def serve(
     except ConfigError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from error
-    options = Options(config, port, host, timeout, grace, address, fast, dashboard, verbose, document)
+    options = Options(config, port, host, timeout, grace, address, fast, dashboard, verbose, document, log_format)
     raise typer.Exit(run(options, only_print=print_config))
 
 

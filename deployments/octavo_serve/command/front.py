@@ -60,6 +60,14 @@ NOT_FOR_CLIENTS = {
     }
 }
 
+LONGEST_REQUEST_ID = 128
+BOUND_REQUEST_ID = (
+    "http-request del-header x-request-id unless { req.fhdr_cnt(x-request-id) 1 } "
+    f"{{ req.fhdr(x-request-id),length 1:{LONGEST_REQUEST_ID} }} "
+    "{ req.fhdr(x-request-id) -m reg ^[A-Za-z0-9._:+/=@-]*$ }"
+)
+"""HAProxy's rule for the id that a request brings, which logs and answers repeat: Serve gives others one."""
+
 MIDDLEWARES = "octavo_serve.command.front:middlewares"
 
 _WRAPPER = """#!/bin/sh
@@ -149,7 +157,7 @@ def most_connections() -> int:
 def _script(binary: str, folder: Path, port: int, inner: tuple[int, int], front: str) -> str:
     sockets = [f"unix@{folder}/haproxy-{name}.sock mode 600" for name in ("metrics", "stats")]
     places = {f"{BEHIND}:{port}": front, f":{inner[0]}": sockets[0], r"\*:" + str(inner[1]): sockets[1]}
-    places[f"{BEHIND}:{port}"] += rf"\n    {_refusal_of_serves_own()}"
+    places[f"{BEHIND}:{port}"] += rf"\n    {_refusal_of_serves_own()}\n    {BOUND_REQUEST_ID}"
     edits = " ".join(f"-e {shlex.quote(f's|^ *bind {old}$|    bind {new}|')}" for old, new in places.items())
     edits += " -e " + shlex.quote(rf"s|^defaults$|defaults\n    timeout http-request {HEADER_SECONDS}s|")
     ours = shlex.quote(f"^ *bind ({BEHIND}:|unix@|{_literal(front)}$)")

@@ -43,6 +43,7 @@ from octavo_serve.command.front import (
     trust,
     warning_without_keys,
 )
+from octavo_serve.command.json_lines import console as console_of
 from octavo_serve.command.ready import ReadyShards
 from octavo_serve.command.session import end_session, session_members
 from octavo_serve.config.config_file import Awaited, Plan, check_files, make_plan, read_plan
@@ -79,6 +80,7 @@ class Options:
     Attributes:
         config: the file; what messages call the model where there is none.
         document: the config, where it was made from a model's name and flags.
+        log_format: "text" or "json", of this command's lines and of Serve's logs; None: as the config says.
     """
 
     config: Path
@@ -91,6 +93,7 @@ class Options:
     dashboard: bool = False
     verbose: bool = False
     document: dict[str, Any] | None = None
+    log_format: str | None = None
 
     def plan(self) -> Plan:
         """The config, read and checked.
@@ -99,8 +102,13 @@ class Options:
             ConfigError: it is not valid.
         """
         if self.document is None:
-            return read_plan(self.config, self.port, self.host)
-        return make_plan(copy.deepcopy(self.document), self.config, self.port, self.host)
+            plan = read_plan(self.config, self.port, self.host)
+        else:
+            plan = make_plan(copy.deepcopy(self.document), self.config, self.port, self.host)
+        if self.log_format is not None:
+            logging_config = plan.document.get("logging_config") or {}
+            plan.document["logging_config"] = logging_config | {"encoding": self.log_format.upper()}
+        return plan
 
 
 def run(options: Options, only_print: bool = False) -> int:
@@ -113,9 +121,11 @@ def run(options: Options, only_print: bool = False) -> int:
         The exit code: 0 after Ctrl-C or SIGTERM if every model had answered; 1 if one had not (the others were served)
         or none could be served; 2 for a bad config; 130 after Ctrl-C before anything was served.
     """
-    console = Console(highlight=False)
+    console = console_of(options.log_format == "json" and not only_print)
     try:
         plan = options.plan()
+        if plan.logs_json and not only_print:
+            console = console_of(True)
         if options.address is None:  # otherwise the files are on the cluster's nodes
             check_files(plan)
         check_tls(plan.http)
@@ -123,7 +133,8 @@ def run(options: Options, only_print: bool = False) -> int:
             print_config(options, console)
             return 0
         if options.document is not None:
-            print_config(options, console, style="dim")
+            if not plan.logs_json:
+                print_config(options, console, style="dim")
             fetch(options.document, console.print)
         if options.address is None:
             keep_token(os.environ)

@@ -93,6 +93,11 @@ class Plan:
         return [model.label for model in self.awaited]
 
     @property
+    def logs_json(self) -> bool:
+        """Whether the logs are JSON."""
+        return (self.document.get("logging_config") or {}).get("encoding") == "JSON"
+
+    @property
     def headers(self) -> dict[str, str]:
         """Headers of a request that the server accepts."""
         return {} if self.key is None else {"Authorization": f"Bearer {self.key}"}

@@ -35,7 +35,7 @@ from octavo_serve.api.model import Defaults
 from octavo_serve.api.registry import ModelEntry, Registry
 from octavo_serve.api.service import Service
 from octavo_serve.api.telemetry import ModelState, ShardStats, Telemetry, Watched
-from octavo_serve.api.tracing import Tracer
+from octavo_serve.api.tracing import TraceIds, Tracer
 from octavo_serve.config.placement import unplaceable
 from octavo_serve.config.settings import (
     NO_EXPORTER,
@@ -54,6 +54,7 @@ from octavo_serve.gateway.shard_client import Failover, ShardClient
 from octavo_serve.gateway.unread import Unread
 from octavo_serve.gateway.watch import Deployments, load_text, watch_room, watch_shards
 from octavo_serve.http.app import http_app
+from octavo_serve.logs import take_in_engine
 from octavo_serve.ports import is_loopback
 from octavo_serve.ray_private import Deployment, http_host, keep_serve_at_home, process_is_open, session_folder
 from octavo_serve.ray_token import UNAUTHENTICATED, close_token
@@ -87,6 +88,8 @@ class Gateway:
 
     def __init__(self, shards: dict[str, DeploymentHandle[Any]]) -> None:
         keep_serve_at_home()
+        take_in_engine()
+        logger.addFilter(TraceIds())
         if off := [what for name, what in FAST.items() if os.environ.get(name) != "1"]:
             logger.warning("Slower than it could be, for these are off: %s. `octavo serve` sets them.", ", ".join(off))
         if process_is_open():

@@ -248,6 +248,7 @@ class ShardClient:
                         refused = 0.0
                     deadline = time.monotonic() + self.failover.timeout
                     self._moved(gone.reason)
+                    logger.info("%s looks for another shard: %s", request.request_id, gone.reason)
         finally:
             del self._runs[request.request_id]
             self._unread.taken(run)
@@ -427,6 +428,8 @@ class _Run:
 
     def give_up(self) -> None:
         """End the request: too much of it waits to be read."""
+        name = self.request.request_id
+        logger.warning("%s: its client does not read what waits for it; it is ended", name, extra={"request_id": name})
         self.stream.give_up()
         self.leave()
 

@@ -6,13 +6,10 @@ said waits here. So much may wait for all clients together; beyond that the requ
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import Protocol
 
 from octavo.request import SequenceUpdate
-
-logger = logging.getLogger("ray.serve")
 
 MAX_WAITING = 256 * 2**20
 """Bytes, for all clients of a gateway."""
@@ -50,7 +47,6 @@ class Unread:
         self.bytes += size
         while self.bytes > self._limit:
             largest = max(self._waiting, key=self._waiting.__getitem__)
-            logger.warning("A client does not read: %d bytes wait for it; its request is ended", self._waiting[largest])
             self.taken(largest)
             largest.give_up()
 

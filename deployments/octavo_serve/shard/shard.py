@@ -18,6 +18,7 @@ from octavo.config import EngineConfig
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.load_meter import LoadMeter
 from octavo_serve.config.settings import AccuracySettings
+from octavo_serve.logs import take_in_engine
 from octavo_serve.ray_private import keep_serve_at_home
 from octavo_serve.shard.port import Port
 from octavo_serve.shard.start_up import StartUp
@@ -75,6 +76,7 @@ class Shard:
     ) -> None:
         sys.setswitchinterval(SWITCH_SECONDS)
         keep_serve_at_home()
+        take_in_engine()
         start = StartUp()
         context = serve.get_replica_context()
         speed = config.speed_of_shard(context.rank.rank)

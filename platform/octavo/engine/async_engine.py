@@ -259,7 +259,8 @@ class AsyncEngine:
         except OctavoError as error:
             _call(listener, listener.failed, request.request_id, error)
         except Exception as error:  # a fault of ours that this request brings to light is not the others' end
-            logger.exception("%s: cannot be taken in", request.request_id)
+            named = {"request_id": request.request_id}
+            logger.exception("%s: cannot be taken in", request.request_id, extra=named)
             sentence = f"this request cannot be taken in: {type(error).__name__}; the server's log says more"
             _call(listener, listener.failed, request.request_id, OctavoError(sentence))
         else:

@@ -305,7 +305,12 @@ class Engine:
             self._run_control()
         updates = []
         for request_id in guilty:
-            logger.error("%s: its step raises without any other request in it", request_id, exc_info=errors[request_id])
+            logger.error(
+                "%s: its step raises without any other request in it",
+                request_id,
+                exc_info=errors[request_id],
+                extra={"request_id": request_id},
+            )
             kind = type(errors[request_id]).__name__
             sentence = f"the model cannot run this request: its step raised {kind}; the server's log says more"
             updates += self._fail(request_id, sentence)

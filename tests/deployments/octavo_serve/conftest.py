@@ -240,11 +240,12 @@ def backend() -> OneShard:
 
 @dataclass
 class Server:
-    """A running `octavo serve` with one model, "smollm2", on two shards."""
+    """A running `octavo serve` with one model, "smollm2", on two shards, whose logs are JSON."""
 
     url: str
     environment: dict[str, str]
     sessions: list[int]  # of its processes
+    logs: Path
 
     def metric(self, name: str) -> float:
         """A metric's sum over the shards."""
@@ -282,7 +283,8 @@ def server() -> Iterator[Server]:
         "import_path": "octavo_serve.app:build",
         "args": {"models": [model], "disclose": True},
     }
-    config.write_text(yaml.safe_dump({"applications": [application]}))
+    logging = {"encoding": "JSON", "logs_dir": str(folder / "logs")}
+    config.write_text(yaml.safe_dump({"applications": [application], "logging_config": logging}))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     log = folder / "log.txt"
@@ -307,7 +309,7 @@ def server() -> Iterator[Server]:
         assert children
         address = re.search(r"RAY_ADDRESS=(\S+)", log.read_text())
         assert address
-        yield Server(f"http://127.0.0.1:{port}", environment | {"RAY_ADDRESS": address[1]}, children)
+        yield Server(f"http://127.0.0.1:{port}", environment | {"RAY_ADDRESS": address[1]}, children, folder / "logs")
     finally:
         process.send_signal(signal.SIGINT)
         code = process.wait(60)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,34 @@ def asked(url: str, body: dict[str, Any]) -> list[str]:
     answer = httpx.post(f"{url}/v1/completions", json=body, timeout=200)
     assert answer.status_code == 200, answer.text
     return [choice["text"] for choice in answer.json()["choices"]]
+
+
+def test_each_line_about_a_request_names_it(server: Any) -> None:
+    """As the client named it, or as the server did where the name was none that a log should hold."""
+    mine, *made = (named(server.url, name) for name in ("mine-1", "x" * 129, "a b", "\x1b[31m"))
+    assert (mine, [len(name) for name in made]) == ("mine-1", [36, 36, 36])
+    lines: list[dict[str, Any]] = []
+    for _ in range(100):  # a log shows a line after a second at the latest
+        time.sleep(0.1)
+        logs = [path.read_text() for path in server.logs.glob("replica*.log")]
+        lines = [json.loads(line) for log in logs for line in log.splitlines()]
+        if {mine, *made} <= {line.get("request_id") for line in lines}:
+            break
+    assert {mine, *made} <= {line.get("request_id") for line in lines}
+    asked = [line["message"] for line in lines if line.get("request_id") == mine]
+    assert [message.partition(" 200 ")[0] for message in asked] == ["POST /v1/completions"]
+    about = [line for line in lines if "POST" in line["message"] or "cmpl-" in line["message"]]
+    assert [line for line in about if not line.get("request_id")] == []
+    moved = [line for line in about if "looks for another shard" in line["message"]]
+    assert len(moved) >= server.metric("octavo_stream_moves_total") >= 1
+
+
+def named(url: str, name: str) -> str:
+    """The id that a request has which was sent with this one."""
+    body = {"model": "smollm2", "prompt": "One", "max_tokens": 1}
+    answer = httpx.post(f"{url}/v1/completions", json=body, headers={"x-request-id": name.encode()}, timeout=60)
+    assert answer.status_code == 200
+    return str(answer.headers["x-request-id"])
 
 
 HANDLE_CALLS = """
