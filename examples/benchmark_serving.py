@@ -160,7 +160,9 @@ def prompts(seed: str) -> Iterator[str]:
         yield "".join(rng.choices(WORDS, k=PROMPT_WORDS))
 
 
-def load(port: int, streams: int, tokens: int, seed: str, seconds: float, most: int) -> tuple[list[Answer], float]:
+def load(
+    port: int, streams: int, tokens: int, seed: str, seconds: float, most: int, head: bytes = HEAD
+) -> tuple[list[Answer], float]:
     """Ask in a closed loop for so long, or `most` times; returns the answers and the seconds they took.
 
     One thread, one `epoll`, no parsing but counting events, so that little is taken from the server's cores.
@@ -175,7 +177,7 @@ def load(port: int, streams: int, tokens: int, seed: str, seconds: float, most: 
         body = json.dumps({"model": "m", "prompt": next(texts), "max_tokens": tokens, "stream": True,
                            "ignore_eos": True, "temperature": 0}).encode()  # fmt: skip
         running[each.fileno()] = Answer(time.perf_counter())
-        each.sendall(HEAD + b"%d\r\n\r\n" % len(body) + body)
+        each.sendall(head + b"%d\r\n\r\n" % len(body) + body)
 
     for _ in range(streams):
         each = socket.create_connection(("127.0.0.1", port))
