@@ -22,7 +22,7 @@ from rich.padding import Padding
 
 from octavo.errors import OctavoError
 from octavo.source import check_source
-from octavo_kernels.native.build import BuildError, find_compiler
+from octavo_kernels.native.build import BuildError, brought, find_compiler
 from octavo_kernels.native.cache import cache_folder, temporary_folder
 from octavo_kernels.native.cores import available_cores
 from octavo_kernels.native.library import supported_levels
@@ -135,6 +135,9 @@ def _cpu() -> Iterator[Check]:
 
 
 def _compiler() -> Iterator[Check]:
+    if (library := brought(supported_levels()[-1])) is not None:
+        yield Check("C++ compiler", "ok", f"not needed: {library} is there")
+        return
     try:
         yield Check("C++ compiler", "ok", f"{find_compiler()}; the first start compiles the CPU kernels, once")
     except BuildError as error:

@@ -17,7 +17,7 @@ from octavo_serve.ports import is_loopback
 HERE = "http://127.0.0.1:8000"
 """Where `octavo serve` listens if nobody says otherwise."""
 LARGEST = 2**24
-"""Bytes of an answer that is read as a whole: /metrics of a thousand shards has a tenth of it."""
+"""Bytes of an answer, or of an event, that is read as a whole: /metrics of a thousand shards has a tenth of it."""
 _SECONDS = httpx.Timeout(600, connect=10)  # until the first token and between two of them
 
 
@@ -77,7 +77,7 @@ class Remote:
             RemoteError: as above, also in the middle of a stream.
         """
         with self._asked("POST", path, body, failing=False) as answer:
-            for line in answer.iter_lines():
+            for line in _lines(answer):
                 name, _, data = line.partition(":")
                 if name == "data" and data.strip() == "[DONE]":
                     return
@@ -106,6 +106,15 @@ def _body(answer: httpx.Response) -> bytes:
         if len(found) > LARGEST:
             raise RemoteError(f"{answer.url} answers with more than {LARGEST} bytes")
     return bytes(found)
+
+
+def _lines(answer: httpx.Response) -> Iterator[str]:
+    rest = b""
+    for chunk in answer.iter_bytes():
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode(errors="replace") for line in whole)
+        if len(rest) > LARGEST:
+            raise RemoteError(f"{answer.url} streams a line of more than {LARGEST} bytes")
 
 
 def _event(data: str) -> Any:

@@ -62,10 +62,9 @@ def library_path(level: str) -> Path:
     Raises:
         BuildError: there is no C++ compiler (`NoCompiler`), or it refuses the sources.
     """
-    flags = _flags(level)
-    if (brought := os.environ.get("OCTAVO_KERNELS")) and own_file(library := _prebuilt(Path(brought), level)):
+    if (library := brought(level)) is not None:
         return library
-    compiler = find_compiler()
+    compiler, flags = find_compiler(), _flags(level)
     place = Path("native") / _key(_version(compiler), flags) / f"octavo-{level}.so"
     try:
         return with_cache(lambda folder: _built(compiler, flags, folder / place))
@@ -81,6 +80,12 @@ def prebuild(folder: Path, levels: Sequence[str]) -> None:
     """
     for level in levels:
         _built(find_compiler(), _flags(level), _prebuilt(folder, level))
+
+
+def brought(level: str) -> Path | None:
+    """The library of this instruction set that `OCTAVO_KERNELS` names, if there is one that fits the sources."""
+    folder = os.environ.get("OCTAVO_KERNELS")
+    return library if folder and own_file(library := _prebuilt(Path(folder), level)) else None
 
 
 def _prebuilt(folder: Path, level: str) -> Path:
