@@ -2,6 +2,8 @@
 
     .venv/bin/python examples/benchmark_offline.py [MODEL.gguf | package:MODULE/FILE.gguf] [--rounds 3]
 
+A round takes one to three minutes on two cores; one more, which does not count, comes first.
+
 Both get the same token ids, greedy, no end of sequence, and as many threads as the machine has cores. The last line of
 the output is JSON.
 """

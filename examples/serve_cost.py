@@ -1,6 +1,6 @@
 """What a request costs between gateway and shard: by a streaming handle call of Ray Serve, and over Octavo's channel.
 
-    .venv/bin/python examples/serve_cost.py [--rounds 3]
+    .venv/bin/python examples/serve_cost.py [--rounds 3]        # 20 s
 
 One gateway process, one shard whose model costs nothing (a rehearsal profile of zeros), 64 requests at once; the two
 ways take turns. CPU milliseconds per request at both ends, which is what bounds a machine's throughput; they include
@@ -123,7 +123,7 @@ def deploy() -> Any:
     config = EngineConfig(rehearsal=str(profile), max_num_seqs=256)
     shard = serve.deployment(name=DEPLOYMENT, ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=10_000)(
         BothWays
-    ).bind(SOURCE, config, report_s=0.1, accuracy=None, patience=1.0, warm=0)
+    ).bind("m", SOURCE, config, report_s=0.1, accuracy=None, patience=1.0, warm=0)
     gateway = serve.deployment(ray_actor_options={"num_cpus": 0.1})(Gateway).bind(shard)
     handle = serve.run(gateway, name=APP, route_prefix=None)
     handle._init(_run_router_in_separate_loop=True)
