@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--model", help="needed where several are served")
     parser.add_argument("--max-tokens", type=int, default=64)
     arguments = parser.parse_args()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(address="auto", namespace="serve", log_to_driver=False)
     gateway = serve.get_app_handle("octavo")
     prompts = arguments.prompts.read_text().splitlines() if arguments.prompts else ["What is the capital of France?"]

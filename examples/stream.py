@@ -7,6 +7,7 @@ RAY_ADDRESS=... .venv/bin/python examples/stream.py "Tell me about paper sizes."
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 
 # what `octavo serve` starts takes no job without its user's token; Ray looks at this when it is imported
@@ -22,6 +23,7 @@ def main() -> None:
     parser.add_argument("--model", help="needed where several are served")
     parser.add_argument("--max-tokens", type=int, default=256)
     arguments = parser.parse_args()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init(address="auto", namespace="serve", log_to_driver=False)
     gateway = serve.get_app_handle("octavo").options(stream=True)
     messages = [{"role": "user", "content": arguments.question}]
