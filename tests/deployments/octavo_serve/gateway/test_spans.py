@@ -13,6 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from octavo.errors import BadRequest, EngineDead, OctavoError, Overloaded
 from octavo_serve.api.bounds import Limits
@@ -30,6 +32,9 @@ SECRET = "the prompt that nobody may read"
 PROMPT = [7, 8, 9] * 11
 CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED, NOT_SAMPLED = (f"00-{CALLER[0]}-{CALLER[1]}-{flags}" for flags in ("01", "00"))
+
+
+PARENTS = st.from_regex(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?", fullmatch=True)
 
 
 @pytest.fixture
@@ -230,6 +235,24 @@ def test_who_is_traced(
 
     asyncio.run(main())
     assert len(collector.traces(traced)) == traced
+
+
+@given(st.lists(st.tuples(st.sampled_from([b"traceparent", b"tracestate"]), st.binary(max_size=600) | PARENTS)))
+def test_any_header_is_taken_or_ignored(quiet: Spans, headers: list[tuple[bytes, bytes]]) -> None:
+    trace = quiet.begin("POST /", headers)
+    if trace is not None:
+        trace.finish()
+        quiet.take(trace)
+
+
+@pytest.fixture(scope="module")
+def quiet() -> Iterator[Spans]:
+    """Sends nothing: its queue has no room for a request's two spans."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "1")
+        spans = Spans(TraceSettings(endpoint="http://127.0.0.1:9"), lambda outcome, number: None)
+    yield spans
+    spans.close()
 
 
 def test_the_environment_says_what_the_config_does_not(
