@@ -18,6 +18,7 @@ from octavo import __version__
 from octavo.engine.stats import EngineStats
 from octavo.request import FinishReason
 from octavo.routing.router import KnownShard
+from octavo.scaling.policy import Reason
 from octavo_serve.api.failures import ANSWERS
 from octavo_serve.api.histogram import Histogram
 from octavo_serve.api.registry import Status
@@ -279,7 +280,7 @@ def _of_scaling(states: Mapping[str, ModelState], scaling: Mapping[str, Scaling]
         wanted.add_metric([model], state.least if decided is None else decided.wanted)
         if decided is not None:
             demand.add_metric([model], decided.demand)
-            for reason, count in decided.counts.items():
+            for reason, count in (dict.fromkeys(get_args(Reason), 0) | decided.counts).items():
                 decisions.add_metric([model, reason], count)
     yield from (wanted, demand, decisions)
 

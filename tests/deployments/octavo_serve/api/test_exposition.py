@@ -135,7 +135,8 @@ def test_what_the_autoscaler_decided(telemetry: Telemetry) -> None:
     telemetry.scaling = {"m": Scaling(0.0, 3, 2, "load", 2.4, {"load": 2, "kv": 1})}
     found = samples(telemetry, {})
     assert (found["octavo_shards_wanted", "m"], found["octavo_scaling_demand_shards", "m"]) == (3, 2.4)
-    assert found["octavo_scaling_decisions_total", "m", "load"] == 2
+    decisions = [found["octavo_scaling_decisions_total", "m", reason] for reason in ("load", "kv", "first token")]
+    assert decisions == [2, 1, 0]
 
 
 def test_what_routers_know_is_shown(telemetry: Telemetry) -> None:
