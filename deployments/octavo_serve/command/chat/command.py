@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -84,6 +85,8 @@ def _listens() -> bool:
 def _offline(words: Sequence[str], progress: bool) -> Model:
     from octavo_serve.command.chat.offline import OfflineModel
 
+    if progress:
+        _tell_of_compiling()
     if not words:
         return OfflineModel(**_quickstart(), progress=progress)
     from octavo_serve.command.flags import read_words
@@ -96,6 +99,13 @@ def _offline(words: Sequence[str], progress: bool) -> Model:
         found = _quickstart()
         return OfflineModel(**(found | {"engine": found["engine"] | engine}), progress=progress)
     return OfflineModel(said.what, engine, progress=progress)
+
+
+def _tell_of_compiling() -> None:
+    """Half a minute, the first time: what says so is else heard by those alone who read logs."""
+    logger = logging.getLogger("octavo_kernels.native.build")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(logging.StreamHandler())
 
 
 def _quickstart() -> dict[str, Any]:

@@ -58,6 +58,7 @@ class Answer:
 
     def __enter__(self) -> Answer:
         if self._console.is_terminal:
+            self._live.update(Text("...", style="dim"))
             self._live.start()
         return self
 
