@@ -1,5 +1,6 @@
 """A model that uses tools, with the OpenAI SDK: the usual loop, against `make serve CONFIG=configs/tools.yaml`.
 
+.venv/bin/pip install -c constraints.txt openai
 .venv/bin/python examples/tools.py "What is 1234 times 5678?"
 
 A model of half a billion parameters writes its calls as it likes when it is free to. So the first turn asks for a call
