@@ -66,7 +66,7 @@ function codeBlock(block) {
   const language = [...(inner?.classList ?? [])].find((name) => name.startsWith("language-"))?.slice(9) ?? "";
   const text = block.textContent;
   const copying = button("Copy", (event) => copy(text, event.currentTarget), { ariaLabel: `Copy this code` });
-  const head = el("div", { className: "code-head" }, el("span", {}, language), copying);
+  const head = el("div", { className: "code-head" }, el("span", {}, language || "text"), copying);
   const body = el("pre", { tabIndex: 0 }, ...block.childNodes);
   return el("div", { className: "code" }, head, body);
 }

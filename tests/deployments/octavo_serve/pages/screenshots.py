@@ -25,18 +25,23 @@ WIDE, NARROW = {"width": 1200, "height": 820}, {"width": 400, "height": 780}
 def ask(page: Any, text: str) -> None:
     page.get_by_label("Message", exact=True).fill(text)
     page.keyboard.press("Enter")
+    complete(page)
+
+
+def complete(page: Any) -> None:
     page.locator(".turn.assistant:last-of-type.growing").wait_for()
     page.locator(".turn.assistant:last-of-type:not(.growing)").wait_for()
 
 
 def talk(page: Any) -> None:
-    """Two turns: the second finds the first in the prefix cache."""
+    """An answer and another one, whose prompt is in the prefix cache."""
     page.get_by_label("System prompt").fill("You are a helpful teacher. Answer briefly, with an example.")
     page.get_by_label("Temperature").fill("0")
     page.locator("summary", has_text="Length").click()
     page.get_by_label("Max tokens").fill("220")
-    ask(page, "What is a list in Python?")
     ask(page, "What is a list comprehension in Python? Show one line of code.")
+    page.get_by_role("button", name="Regenerate").click()
+    complete(page)
     page.locator("#settings").evaluate("(side) => side.scrollTo(0, 0)")
 
 

@@ -19,6 +19,7 @@ from octavo.source import resolve_source
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
 from octavo_serve.api.access import Access, Caller, Keys, KnownKey, Rules
 from octavo_serve.api.bounds import Limits
+from octavo_serve.api.model import Defaults
 from octavo_serve.api.registry import ModelEntry, Registry
 from octavo_serve.api.service import Service
 from octavo_serve.api.telemetry import ShardStats, Telemetry
@@ -71,7 +72,7 @@ class Speaker:
 
 
 class Site:
-    """A server: two models and an alias of one speaker."""
+    """A server: two models and an alias of one speaker. What "large" thinks is told from what it says."""
 
     def __init__(self, speaker: Speaker) -> None:
         self.speaker = speaker
@@ -81,6 +82,7 @@ class Site:
             ModelEntry(name, 1_700_000_000, speaker, tokenizer=speaker.tokenizer, info=info, shards=1)
             for name in ("tiny", "large")
         ]
+        entries[1].update(defaults=Defaults(response_template="hermes"))
         registry = Registry()
         registry.configure({entry.name: entry for entry in entries}, {"chat": {"large": 1.0}}, 0.0, True)
         app = http_app(Service(registry, Limits(), Telemetry()), speaker, self.access)
@@ -289,6 +291,18 @@ def test_tokens_are_coloured_by_who_wrote_them(site: Site, visit: Any) -> None:
     assert "1 sampled," in last.locator(".facts").inner_text()
 
 
+def test_reasoning_is_folded(site: Site, visit: Any) -> None:
+    site.speaker.reset("<think>I wonder.</think>Because.")
+    page = visit(site.url)
+    page.get_by_label("Model", exact=True).select_option("large")
+    ask(page, "Why?")
+    last = answer(page)
+    assert last.locator(".said").inner_text() == "Because."
+    assert last.get_by_text("I wonder.").is_hidden()
+    last.get_by_text("Reasoning").click()
+    assert last.get_by_text("I wonder.").is_visible()
+
+
 HOSTILE = """<script>window.ran = 1</script><img src=x onerror="window.ran = 2"><svg onload="window.ran = 3"></svg>
 
 [a](javascript:window.ran=4) [b](data:text/html,<script>window.ran=5</script>) [ok](https://example.com/)
@@ -303,15 +317,17 @@ HOSTILE = """<script>window.ran = 1</script><img src=x onerror="window.ran = 2">
 
 
 def test_what_a_model_says_runs_nothing_and_loads_nothing(site: Site, visit: Any) -> None:
-    site.speaker.reset(HOSTILE)
+    site.speaker.reset(f"<think>{HOSTILE}</think>{HOSTILE}")
     page = visit(site.url)
+    page.get_by_label("Model", exact=True).select_option("large")
     ask(page, HOSTILE)
     last = answer(page)
     last.get_by_role("link", name="ok").wait_for()
     for link in last.get_by_role("link").all():
         assert (link.get_attribute("href") or "").startswith("https://")
         assert "noopener" in (link.get_attribute("rel") or "")
-    assert page.locator(".said :is(script, img, svg, iframe, style, form, [onerror], [onclick], [style])").count() == 0
+    what_acts = "script, img, svg, iframe, style, form, [onerror], [onclick], [style]"
+    assert page.locator(f":is(.said, .thought) :is({what_acts})").count() == 0
     page.wait_for_timeout(50)
     assert page.evaluate("window.ran") is None
 
