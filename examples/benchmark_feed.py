@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--chain", type=int, default=512, help="blocks of a prompt")
     parser.add_argument("--shards", type=int, default=8)
     arguments = parser.parse_args()
+    print("about 15 seconds", flush=True)
     found = {
         "decision_us": decision(arguments.shards, arguments.chain) * 1e6,
         "bytes_per_block": memory(arguments.blocks),

@@ -85,6 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=540, help="after which no new part begins")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"))
     options = parser.parse_args(arguments)
+    print(f"{options.seconds / 60:.0f} minutes and the part that runs then, at most", flush=True)
     begin = time.monotonic()
     size = SIZES["tiny" if options.tiny else "cpu" if options.device == "cpu" else "gpu"]
     dtype = torch.float32 if options.device == "cpu" else torch.bfloat16
