@@ -152,9 +152,10 @@ def main() -> None:
     try:
         app()
     except ModuleNotFoundError as error:
-        if str(error.name).partition(".")[0] not in _EXTRA:
+        package = str(error.name).partition(".")[0]
+        if package not in _EXTRA:
             raise
-        sys.exit(f"{error.name} is not installed: pip install 'octavo[serve]'")
+        sys.exit(f"{package} is not installed: pip install 'octavo[serve]'")
 
 
 if __name__ == "__main__":

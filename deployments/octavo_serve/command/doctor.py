@@ -181,8 +181,8 @@ def _port() -> Iterator[Check]:
 
 
 def _haproxy() -> Iterator[Check]:
-    if version("ray") is None:
-        return
+    if version("ray") is None or version("starlette") is None:
+        return  # said already
     from octavo_serve.command.front import haproxy_binary
 
     found = haproxy_binary()

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from octavo.errors import ConfigError, OctavoError
+from octavo.errors import BadRequest, ConfigError, OctavoError
 from octavo_serve.command.chat.talk import Model
 from octavo_serve.command.chat.terminal import Conversation, converse
 from octavo_serve.command.packaged import quickstart_model
@@ -32,6 +32,7 @@ def chat(words: Sequence[str], key: str | None, model: str | None, system: str |
     typed = sys.stdin.isatty()
     console, problems = Console(highlight=False), Console(stderr=True, highlight=False)
     try:
+        question = "" if typed else _piped()
         talker = _model(words, key, model, problems, progress=typed)
     except OctavoError as error:
         problems.print(clean(str(error)), style="red", markup=False, soft_wrap=True)
@@ -41,12 +42,19 @@ def chat(words: Sequence[str], key: str | None, model: str | None, system: str |
     conversation = Conversation(talker, console, problems, system)
     try:
         if not typed:
-            return 0 if conversation.ask(sys.stdin.read(_MOST_PIPED).strip()) else 1
+            return 0 if conversation.ask(question) else 1
         console.print(f"{clean(talker.name)}: /help says what can be done, Ctrl-D leaves", style="dim", markup=False)
         converse(conversation)
     finally:
         talker.close()
     return 0
+
+
+def _piped() -> str:
+    question = sys.stdin.read(_MOST_PIPED).strip()
+    if not question:
+        raise BadRequest("no question comes through the pipe")
+    return question
 
 
 def _model(words: Sequence[str], key: str | None, name: str | None, problems: Console, progress: bool) -> Model:

@@ -52,6 +52,13 @@ def test_help_needs_nothing() -> None:
     assert "serve" in octavo("--help").stdout
 
 
+def test_a_missing_extra_is_named() -> None:
+    code = "import sys; sys.modules['starlette'] = None; sys.argv = ['octavo', 'serve']"
+    code += "; from octavo_serve.command.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
+    assert (done.returncode, done.stderr) == (1, "starlette is not installed: pip install 'octavo[serve]'\n")
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

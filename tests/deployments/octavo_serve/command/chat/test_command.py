@@ -31,6 +31,7 @@ def test_one_question_gets_one_plain_answer(serving, client, piped) -> None:
         assert (code, out) == (1, "")
         assert "unknown model 'other'" in err
         assert "leave out --dtype float32" in piped(url, "--dtype", "float32")[2]
+        assert piped(url, question=" \n") == (1, "", "no question comes through the pipe\n")
     assert piped(url)[0] == 1
 
 
