@@ -120,7 +120,8 @@ def test_haproxy_is_started_as_octavo_serve_starts_it(tmp_path: Path) -> None:
     config = tmp_path / "haproxy.cfg"
     waits = "".join(f"    timeout {name} 5s\n" for name in ("connect", "client", "server"))
     config.write_text(f"defaults\n    mode http\n{waits}frontend a\n    bind unix@{tmp_path}/a.sock\n")
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "RAY_SERVE_HAPROXY_BINARY_PATH": str(CONTAINERS / "haproxy")}
     command = [CONTAINERS / "haproxy", "-c", "-f", config]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
