@@ -7,6 +7,7 @@ import gc
 import logging
 import logging.handlers
 import os
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -274,9 +275,10 @@ def _tracer(settings: TraceSettings | None, telemetry: Telemetry) -> Tracer | No
     if settings is None or os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
     try:
-        from octavo_serve.gateway.spans import Spans
+        from octavo_serve.gateway.spans import SWITCH_SECONDS, Spans
     except ImportError:
         raise ConfigError(NO_EXPORTER) from None
+    sys.setswitchinterval(SWITCH_SECONDS)
     return Spans(settings, telemetry.count_spans)
 
 
