@@ -13,7 +13,8 @@ export function keep(value) {
   else sessionStorage.removeItem(NAME);
 }
 
-/** Headers of a request to the API. */
+/** Headers of a request to the API. The key as UTF-8: `fetch` throws where a header has another character. */
 export function headers(others = {}) {
-  return key() ? { ...others, Authorization: `Bearer ${key()}` } : { ...others };
+  const bytes = String.fromCharCode(...new TextEncoder().encode(key()));
+  return bytes ? { ...others, Authorization: `Bearer ${bytes}` } : { ...others };
 }

@@ -10,7 +10,7 @@ import { askKey, setUp, showExport, showHelp } from "./dialogs.js";
 import { button, el } from "./dom.js";
 import { editor, results, turn, AnswerView } from "./message.js";
 import { asked, form, showForm, WrongField } from "./settings.js";
-import { load, save } from "./store.js";
+import { load, move, save, watch } from "./store.js";
 import { Tree } from "./tree.js";
 
 const IDEAS = [
@@ -64,6 +64,14 @@ function remove(kept) {
   state.chats = state.chats.filter((each) => each !== kept);
   if (kept.id === state.at) open(null);
   else save(state);
+  showChats();
+}
+
+/** What another tab keeps is kept here too; otherwise the one that writes last would drop the chats of the other. */
+function takeOver(theirs) {
+  if (!state.keeps) return;
+  if (theirs) state.chats = theirs.chats;
+  else state.keeps = byId("keeps").checked = false;
   showChats();
 }
 
@@ -357,7 +365,8 @@ function start() {
   on("shade", "click", closeSides);
   on("model", "change", (event) => { state.model = event.target.value; showModel(); save(state); });
   on("system", "input", (event) => { state.system = event.target.value; save(state); });
-  on("keeps", "change", (event) => { state.keeps = event.target.checked; save(state); });
+  on("keeps", "change", (event) => { state.keeps = event.target.checked; move(state); showChats(); });
+  watch(takeOver);
   on("reset", "click", () => { state.values = {}; state.system = ""; showSettings(); save(state); });
   byId("ideas").append(...IDEAS.map((idea) => button(idea, () => { input.value = idea; send(); }, { className: "idea" })));
   showSettings();

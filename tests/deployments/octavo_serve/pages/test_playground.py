@@ -234,6 +234,37 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(site: Site, visit: Any) -> None
     page.visit.errors.clear()  # 401, twice
 
 
+def test_a_key_that_no_header_can_hold_as_it_is_is_refused_as_others_are(site: Site, visit: Any) -> None:
+    site.access.rules = KEYED
+    page = visit(site.url)
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Key", exact=True).fill("sk-alice\u2026")
+    page.keyboard.press("Enter")
+    page.get_by_text("the API key is not one of this server's").wait_for()
+    page.visit.errors.clear()  # 401, twice
+
+
+def test_tabs_that_keep_chats_keep_each_others(site: Site, visit: Any) -> None:
+    first, kept = visit(site.url), "JSON.parse(localStorage['octavo.playground'])?.chats.map((each) => each.title)"
+    second, other = first.context.new_page(), first.context.new_page()
+    for page in (second, other):
+        page.goto(site.url)
+    for page, text in ((first, "One"), (second, "Two")):
+        page.get_by_label("Keep chats in this browser").check()
+        ask(page, text)
+        answer(page)
+    ask(other, "Three")  # in a tab that keeps nothing
+    answer(other)
+    assert first.evaluate(kept) == ["Two", "One"]
+    first.get_by_role("button", name="Two", exact=True).wait_for()
+    ask(first, "One more")
+    answer(first)
+    assert first.evaluate(kept) == ["One", "Two"]
+    first.get_by_label("Keep chats in this browser").uncheck()
+    second.locator("#keeps:not(:checked)").wait_for()
+    assert first.evaluate("localStorage.length") == 0
+
+
 def test_an_edit_and_another_answer_stand_beside_what_was_there(site: Site, visit: Any) -> None:
     site.speaker.reset("One.", "Two.", "Three.")
     page = visit(site.url)
