@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import re
+import subprocess
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
@@ -361,6 +363,36 @@ def test_what_a_model_says_runs_nothing_and_loads_nothing(site: Site, visit: Any
     assert page.locator(f":is(.said, .thought) :is({what_acts})").count() == 0
     page.wait_for_timeout(50)
     assert page.evaluate("window.ran") is None
+
+
+def test_exported_programs_say_what_was_said_whatever_that_was(site: Site, visit: Any) -> None:
+    said = "It's '\x7f\x7f\x7f; echo pasted #\n$(id) `id` ! \\ \\' \" \x9b31m \u202e gnp.exe \u2028 \U0001f600 \ud800"
+    body = {"model": "tiny", "messages": [{"role": "user", "content": said}], "top_k": 3, "note": None, "it's": True}
+    make = """async (body) => {
+        const { curl, python } = await import("/pages/export.js");
+        return [curl, python].map((each) => each(body, "http://x/v1/", true));
+    }"""
+    curl, python = visit(site.url).evaluate(make, json.loads(json.dumps(body)))
+    for text in (curl, python):
+        assert not re.search("[\x7f-\x9f\u202e\u2028]", text)
+    shell = ["bash", "-c", 'curl() { printf %s "${@: -1}"; }\n' + curl]
+    assert json.loads(subprocess.run(shell, capture_output=True, text=True, check=True).stdout) == body
+    calls = [node for node in ast.walk(ast.parse(python)) if isinstance(node, ast.Call)]
+    (create,) = [{each.arg: each.value for each in call.keywords} for call in calls if len(call.keywords) > 2]
+    assert ast.literal_eval(create["messages"]) == body["messages"]
+    assert ast.literal_eval(create["extra_body"]) == {"top_k": 3, "note": None, "it's": True}
+
+
+def test_code_that_would_take_seconds_to_colour_is_shown_plain(site: Site, visit: Any) -> None:
+    coloured = """async ([text, language]) => {
+        const shown = (await import('/pages/markdown.js')).code(text, language);
+        return [shown.textContent.includes(text), shown.querySelectorAll("[class^=hljs]").length > 0];
+    }"""
+    page = visit(site.url)
+    assert page.evaluate(coloured, ["x = 1\n" * 3000, "python"]) == [True, True]
+    assert page.evaluate(coloured, ["x = 1\n" * 4000, "python"]) == [True, False]
+    assert page.evaluate(coloured, ["0" * 15_000, "python"]) == [True, False]
+    assert page.evaluate(coloured, ["`a" * 150_000, "json"]) == [True, False]  # more runs than a call has arguments
 
 
 def test_the_policy_holds_even_where_a_sanitiser_fails(site: Site, visit: Any) -> None:
