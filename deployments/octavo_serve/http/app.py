@@ -54,7 +54,7 @@ ErrorsOf = Callable[[Scope], Errors]
 class _App(Starlette):
     """Starlette with the door outside even the handler of unhandled exceptions, and traces outside the door."""
 
-    def __init__(self, service: Service, access: Access, errors_of: ErrorsOf, traced: frozenset[str]) -> None:
+    def __init__(self, service: Service, access: Access, errors_of: ErrorsOf, traced: list[str]) -> None:
         super().__init__()
         self._door = partial(Door, access=access, telemetry=service.telemetry, errors_of=errors_of)
         self._traced = partial(Traced, service=service, paths=traced)
@@ -81,7 +81,7 @@ def http_app(
     access = access or Access()
     errors_of = _errors_by_path(*surfaces, *operations)
     traced = [surface.path for surface in surfaces] + [one.path for one in operations if one.method == "POST"]
-    app = _App(service, access, errors_of, frozenset(traced))
+    app = _App(service, access, errors_of, traced)
     for surface in surfaces:
         _add_surface(app, surface, service, access)
     for operation in operations:

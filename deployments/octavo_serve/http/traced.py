@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterable
 
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo_serve.api.failures import Failure
@@ -14,6 +15,8 @@ from octavo_serve.http.door import LONGEST_HOST, path_of
 
 LONGEST_ID = 128
 """Characters of a request's id."""
+LONGEST_PATH = 1024
+"""Characters of a path; a model's name in it has half as many."""
 CANCELLED = 499
 """Status of a request whose client left before there was an answer, as web servers log it."""
 
@@ -28,13 +31,14 @@ class Traced:
     """ASGI middleware.
 
     Args:
-        paths: whose POST requests are traced.
+        paths: whose POST requests are traced, as routes have them: "/models/{model:path}".
     """
 
-    def __init__(self, app: ASGIApp, service: Service, paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, service: Service, paths: Iterable[str]) -> None:
         self._app = app
         self._service = service
-        self._paths = paths
+        self._plain = frozenset(path for path in paths if "{" not in path)
+        self._patterns = [compile_path(path)[:2] for path in paths if "{" in path]
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if (tracer := self._service.tracer) is None or (trace := self._begin(tracer, scope)) is None:
@@ -62,18 +66,27 @@ class Traced:
             tracer.take(trace)
 
     def _begin(self, tracer: Tracer, scope: Scope) -> Trace | None:
-        if scope["type"] != "http" or scope["method"] != "POST" or (path := path_of(scope)) not in self._paths:
+        if scope["type"] != "http" or scope["method"] != "POST":
             return None
-        trace = tracer.begin(f"POST {path}", scope["headers"])
+        path = path_of(scope)
+        if (route := self._route(path)) is None:
+            return None
+        trace = tracer.begin(f"POST {route}", scope["headers"])
         if trace is not None:
             trace.attributes |= {
                 "http.request.method": "POST",
-                "http.route": path,
-                "url.path": path,
+                "http.route": route,
+                "url.path": path[:LONGEST_PATH],
                 "url.scheme": scope.get("scheme", "http"),
                 **_named(scope["headers"]),
             }
         return trace
+
+    def _route(self, path: str) -> str | None:
+        """The route that a path takes, without the values of its parameters; None: it is not traced."""
+        if path in self._plain:
+            return path
+        return next((route for pattern, route in self._patterns if pattern.match(path)), None)
 
 
 def _named(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str | int]:

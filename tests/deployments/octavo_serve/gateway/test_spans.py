@@ -255,6 +255,27 @@ def quiet() -> Iterator[Spans]:
     spans.close()
 
 
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/models/tiny", "/models/{model}"),
+        ("/v2/models/a/b/generate", "/v2/models/{model}/generate"),
+        ("/v2/models/tiny/versions/1/infer", "/v2/models/{model}/versions/{version}/infer"),
+    ],
+)
+def test_a_route_names_the_span_whatever_model_the_path_names(
+    service: Service, backend: Any, collector: Collector, path: str, route: str
+) -> None:
+    async def main() -> None:
+        async with asking(service, backend, endpoint=collector.url) as http:
+            await http.post(path, json={})
+
+    asyncio.run(main())
+    (trace,) = collector.traces(1)
+    found = trace[0].attributes
+    assert (trace[0].name, found["http.route"], found["url.path"]) == (f"POST {route}", route, path)
+
+
 def test_the_environment_says_what_the_config_does_not(
     service: Service, backend: Any, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
