@@ -13,7 +13,7 @@ from rich.text import Text
 from octavo_serve.command.plain_text import clean
 
 _SAMPLE = re.compile(r"^(\w[\w:]*)\{(.*)\} (\S+)", re.MULTILINE)
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_LABEL = re.compile(r'\b(\w++)="((?:[^"\\]|\\.)*+)"')  # in a time that grows with the text, whatever that is
 _COLOURS = {"ready": "green", "loading": "yellow", "ok": "green", "degraded": "yellow"}
 
 Shard = tuple[str, str]
@@ -60,10 +60,17 @@ def _by_shard(metrics: str) -> dict[Shard, dict[str, float]]:
     found: dict[Shard, dict[str, float]] = {}
     for name, inside, value in _SAMPLE.findall(metrics):
         labels = dict(_LABEL.findall(inside))
-        if "engine" in labels:
+        if "engine" in labels and (number := _number(value)) is not None:
             shard = labels.get("model_name", ""), labels["engine"]
-            found.setdefault(shard, {})[name.replace(":", "_")] = float(value)
+            found.setdefault(shard, {})[name.replace(":", "_")] = number
     return found
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def models_table(sight: Sight) -> Table:

@@ -39,7 +39,7 @@ class Remote:
     def __init__(self, url: str = "", key: str | None = None) -> None:
         self.url = (url or HERE).rstrip("/").removesuffix("/v1").rstrip("/")
         key = key or os.environ.get("OCTAVO_API_KEY") or (os.environ.get("OPENAI_API_KEY") if url else None)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {"Authorization": _bearer(key)} if key else {}
         try:
             near = is_loopback(httpx.URL(self.url).host)
             self._client = httpx.Client(headers=headers, timeout=_SECONDS, trust_env=not near)  # no proxy to ourselves
@@ -97,6 +97,14 @@ class Remote:
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise RemoteError(f"{self.url}: {str(error) or type(error).__name__}") from None
+
+
+def _bearer(key: str) -> bytes:
+    """A header. Only what cannot be one is refused here: the client's own complaint would show the key."""
+    key = key.strip()  # of an environment file whose lines end as on Windows
+    if clean(key) != key or "\n" in key:
+        raise RemoteError("the API key holds a control character: it was not copied as it is")
+    return f"Bearer {key}".encode("utf-8", "surrogateescape")
 
 
 def _body(answer: httpx.Response) -> bytes:

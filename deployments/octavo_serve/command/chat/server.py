@@ -67,4 +67,4 @@ def _delta(event: Any) -> dict[str, Any]:
 def _tokens(event: Any) -> int:
     usage = event.get("usage") if isinstance(event, dict) else None
     found = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    return found if isinstance(found, int) else 0
+    return found if isinstance(found, int) and 0 < found < 2**31 else 0  # more than that nobody has counted

@@ -65,6 +65,8 @@ def test_shards_with_their_rates() -> None:
 def test_what_has_another_form_is_left_out() -> None:
     for strange in (None, [], {"data": [1]}, {"data": None}, "text"):
         assert len(shown(models_table(sight(0, strange, strange, "a{b=\n\x00")))) == 1
+    assert sight(0, text='a{engine="x"} much\nb{engine="y"} 2').samples == {("", "y"): {"b": 2.0}}
+    assert sight(0, text="a{" + "b" * 10**6 + "} 1").samples == {}  # at once; the square of it would be an hour
 
 
 def test_the_metrics_it_shows_are_those_that_gateways_have() -> None:

@@ -45,6 +45,15 @@ def test_openais_key_goes_only_where_a_url_was_given(monkeypatch: pytest.MonkeyP
     assert Remote(HERE)._client.headers["authorization"] == "Bearer secret"
 
 
+def test_a_key_is_sent_as_it_was_meant_and_never_shown(serving) -> None:
+    with serving(key="sésame") as url:
+        assert models(url, "sésame\r\n")
+        for key in ("ses\rame", "ses\name", "ses\x1b[31mame"):
+            with pytest.raises(RemoteError, match="holds a control character") as refused:
+                models(url, key)
+            assert "ses" not in str(refused.value)
+
+
 def test_what_is_refused_is_said_in_the_servers_words(serving) -> None:
     body = {"model": "tiny", "temperature": "hot", "messages": []}
     with serving() as url, contextlib.closing(Remote(url)) as remote:

@@ -49,6 +49,7 @@ def test_a_server_without_models_is_refused(models: Any) -> None:
 def test_reasoning_has_two_names_and_what_is_strange_is_passed_over() -> None:
     deltas = [{"reasoning": "hm"}, {"reasoning_content": "so", "content": "4"}, {"content": 4}, {"content": ""}]
     events = [1, {}, {"choices": []}, {"choices": [{"delta": None}]}, {"usage": {"completion_tokens": "many"}}]
+    events += [{"usage": {"completion_tokens": number}} for number in (-1, 10**400)]
     events += [{"choices": [{"delta": delta}]} for delta in deltas]
     model = ServedModel(Strange({"data": [{"id": "a"}, {}, 7]}, events))
     assert [(piece.text, piece.thought) for piece in model.answer([], {})] == [("hm", True), ("so", True), ("4", False)]
