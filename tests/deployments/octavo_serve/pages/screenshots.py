@@ -29,7 +29,6 @@ def ask(page: Any, text: str) -> None:
 
 
 def complete(page: Any) -> None:
-    page.locator(".turn.assistant:last-of-type.growing").wait_for()
     page.locator(".turn.assistant:last-of-type:not(.growing)").wait_for()
 
 
