@@ -19,9 +19,9 @@ export function turn(node, place, actions) {
     el(
       "div",
       { className: "actions" },
-      versions(node, place, actions),
       button("Copy", (event) => copy(node.content, event.currentTarget)),
       button("Edit", () => actions.edit(node, body)),
+      versions(node, place, actions),
     ),
   );
 }
@@ -91,11 +91,11 @@ export class AnswerView {
       this.update();
     });
     return [
-      versions(node, place, actions),
       button("Copy", (event) => copy(node.content, event.currentTarget)),
       button("Edit", () => actions.edit(node, this.content)),
       button("Regenerate", () => actions.again(node)),
       this.toggle,
+      versions(node, place, actions),  // last: the others stay where the pointer is
     ];
   }
 

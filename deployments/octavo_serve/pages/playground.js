@@ -84,6 +84,7 @@ const actions = {
 };
 
 function show() {
+  const held = heldButton();
   const path = tree.path();
   const shown = path.map((node) => (running?.node === node ? running.view.element : turn(node, tree.place(node), actions)));
   byId("turns").replaceChildren(...shown, ...asksForResults(path.at(-1)));
@@ -92,6 +93,23 @@ function show() {
   byId("stop").hidden = running === null;
   showChats();
   toEnd();
+  if (document.activeElement === document.body) focusAgain(held);
+}
+
+/** The button of a turn that has the focus, as far as it can be found again when the turns are made anew. */
+function heldButton() {
+  const held = document.activeElement;
+  const place = [...byId("turns").children].indexOf(held.closest(".turn"));
+  return { place, name: held.ariaLabel ?? held.textContent };
+}
+
+/** Give the focus to the same button, to another of its group if it is off now, or to the input. */
+function focusAgain({ place, name }) {
+  const buttons = [...(byId("turns").children[place]?.querySelectorAll(".actions button:enabled") ?? [])];
+  const same = buttons.find((each) => (each.ariaLabel ?? each.textContent) === name);
+  const found = same ?? (name.endsWith("version") ? buttons.at(-1) : null);
+  if (found) found.focus();
+  else if (matchMedia("(hover: hover)").matches) input.focus();  // elsewhere it would bring up the keyboard
 }
 
 function asksForResults(last) {

@@ -283,8 +283,9 @@ def test_an_edit_and_another_answer_stand_beside_what_was_there(site: Site, visi
     assert "First question" not in site.speaker.prompts[2]
     mine = page.locator(".turn.user")
     assert "2 / 2" in mine.inner_text()
-    mine.get_by_role("button", name="Earlier version").click()
+    mine.get_by_role("button", name="Earlier version").press("Enter")
     assert "First question" in mine.inner_text()
+    assert page.evaluate("document.activeElement.ariaLabel") == "Later version"  # no earlier one is left
     assert "Two." in answer(page).inner_text()
     answer(page).get_by_role("button", name="Earlier version").click()
     assert "One." in answer(page).inner_text()
