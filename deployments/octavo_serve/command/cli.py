@@ -107,12 +107,16 @@ def chat(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Which of a server's models; its first by default.")] = None,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A sampling parameter, as temperature=0. Repeat for more."),
+    ] = None,
     api_key: Key = None,
 ) -> None:
     """Talk with a model in the terminal, or answer the one question that comes through a pipe."""
     from octavo_serve.command.chat.command import chat as run
 
-    raise typer.Exit(run(words or [], api_key, model, system))
+    raise typer.Exit(run(words or [], api_key, model, system, set_ or []))
 
 
 @app.command()

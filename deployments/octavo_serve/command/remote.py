@@ -39,7 +39,7 @@ class Remote:
     def __init__(self, url: str = "", key: str | None = None) -> None:
         self.url = (url or HERE).rstrip("/").removesuffix("/v1").rstrip("/")
         key = key or os.environ.get("OCTAVO_API_KEY") or (os.environ.get("OPENAI_API_KEY") if url else None)
-        headers = {"Authorization": _bearer(key)} if key else {}
+        headers = {b"Authorization": _bearer(key)} if key else {}
         try:
             near = is_loopback(httpx.URL(self.url).host)
             self._client = httpx.Client(headers=headers, timeout=_SECONDS, trust_env=not near)  # no proxy to ourselves

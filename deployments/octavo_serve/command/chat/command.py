@@ -19,12 +19,15 @@ _MOST_PIPED = 2**24
 """Characters of a question from a pipe; no context holds more."""
 
 
-def chat(words: Sequence[str], key: str | None, model: str | None, system: str | None) -> int:
+def chat(
+    words: Sequence[str], key: str | None, model: str | None, system: str | None, settings: Sequence[str] = ()
+) -> int:
     """Talk until Ctrl-D, or answer the one question that comes through a pipe.
 
     Args:
         words: a model or a URL, and settings of the engine.
         model: a server's model.
+        settings: sampling parameters as NAME=VALUE.
 
     Returns:
         The exit code: 0, or 1 where the model cannot be had or a piped question got no answer.
@@ -40,6 +43,9 @@ def chat(words: Sequence[str], key: str | None, model: str | None, system: str |
     except KeyboardInterrupt:
         return 130
     conversation = Conversation(talker, console, problems, system)
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        conversation.set(name, value)
     try:
         if not typed:
             return 0 if conversation.ask(question) else 1

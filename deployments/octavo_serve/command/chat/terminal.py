@@ -90,6 +90,16 @@ class Conversation:
         else:
             self.said.pop()
 
+    def set(self, name: str, value: str) -> None:
+        """Ask with a sampling parameter from now on, as JSON or as a text; with its default for an empty one."""
+        if not value:
+            self.settings.pop(name, None)
+            return
+        try:
+            self.settings[name] = json.loads(value)
+        except ValueError:
+            self.settings[name] = value
+
     def command(self, line: str) -> None:
         """Do what a line that begins with a slash says."""
         name, _, rest = line.partition(" ")
@@ -119,12 +129,7 @@ class Conversation:
 
     def _set(self, rest: str) -> None:
         name, _, value = rest.partition(" ")
-        if value.strip():
-            with contextlib.suppress(ValueError):  # else it is a text
-                value = json.loads(value)
-            self.settings[name] = value
-        else:
-            self.settings.pop(name, None)
+        self.set(name, value.strip())
         self._note(", ".join(f"{key} {value}" for key, value in self.settings.items()) or "the model's defaults")
 
     def _clear(self, rest: str) -> None:

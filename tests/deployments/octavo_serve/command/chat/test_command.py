@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import pytest
 
@@ -14,9 +15,9 @@ from octavo_serve.command.chat.command import chat
 def piped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Asks through a pipe: exit code, output, errors."""
 
-    def ask(*words: str, question: str = "Hello", key: str | None = None, model: str | None = None):
+    def ask(*words: str, question: str = "Hello", model: str | None = None, settings: Sequence[str] = ()):
         monkeypatch.setattr("sys.stdin", io.StringIO(question))
-        code = chat(words, key, model, None)
+        code = chat(words, None, model, None, settings)
         return code, *capsys.readouterr()
 
     return ask
@@ -26,7 +27,8 @@ def test_one_question_gets_one_plain_answer(serving, client, piped) -> None:
     client.texts = ["**Paris**\x1b[2J"]
     with serving() as url:
         assert piped(url) == (0, "**Paris**[2J\n", "")
-        assert piped(url, model="tiny")[0] == 0
+        assert piped(url, model="tiny", settings=["temperature=0.5", "stop=end"])[0] == 0
+        assert (client.opened[-1].params.temperature, client.opened[-1].params.stop) == (0.5, ["end"])
         code, out, err = piped(url, model="other")
         assert (code, out) == (1, "")
         assert "unknown model 'other'" in err
