@@ -43,12 +43,14 @@ class Call:
 
     Attributes:
         body: of the operation's type; None where it takes none.
+        large: it was so long that it was parsed in a thread.
         query: of the operation's type; None where it reads none.
         path: the path's parameters by name, MAX_NAME characters each at most.
         session: from the headers; "" for none.
     """
 
     body: Any = None
+    large: bool = False
     query: Any = None
     path: Mapping[str, str] = field(default_factory=dict)
     caller: Caller = field(default_factory=Caller)

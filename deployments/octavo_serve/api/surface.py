@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
+from octavo.errors import BadRequest
 from octavo_serve.api.body import B
 from octavo_serve.api.bounds import BodyBounds, Limits
 from octavo_serve.api.failures import Failure
@@ -225,9 +226,21 @@ class Surface(Generic[B, A, E]):
         Raises:
             BadRequest, Overloaded.
         """
-        asked = call.admit(self.ask(call.body, service.limits))
+        asked = call.admit(await self._ask(service, call))
         if self.model_of is not None:
-            asked.model = self.model_of(call.path)
+            asked.model = self._named(self.model_of(call.path), asked.model)
         if self.recall is not None:
             await self.recall(service, call.caller.name, call.body, asked)
         return asked
+
+    async def _ask(self, service: Service, call: Call) -> Asked:
+        """`ask`; of a long body in a thread too, for it validates what types do not: 2 MB of it took KServe's 90 ms."""
+        if call.large:
+            return await service.body_threads.finish(self.ask, call.body, service.limits)
+        return self.ask(call.body, service.limits)
+
+    @staticmethod
+    def _named(by_path: str, by_body: str | None) -> str:
+        if by_body not in (None, by_path):
+            raise BadRequest(f"the path names the model {by_path!r:.80}, the body {by_body!r:.80}", "model")
+        return by_path

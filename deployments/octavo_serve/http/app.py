@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -208,15 +208,17 @@ async def call_of(
     """A request as the core knows it: its body and parameters are validated, its headers read.
 
     Raises:
-        BadRequest: naming what is wrong.
+        BadRequest: naming what is wrong; BodyTooLarge if the body is too large.
     """
     path = {name: str(value) for name, value in request.path_params.items()}
     if name := next((name for name, value in path.items() if len(value) > MAX_NAME), None):
         raise BadRequest(f"{name} has more than {MAX_NAME} characters", name)
-    headers = request.headers
+    headers, limit = request.headers, service.limits.max_body_bytes or service.bounds.num_bytes
+    content = await read_body(request, limit) if body else b""
     return Call(
         query=read_query(query, _query_of(request)) if query else None,
-        body=await body_of(request, body, service, raw) if body else None,
+        body=await body_of(content, headers, body, service, raw) if body else None,
+        large=len(content) >= LARGE_BODY,
         path=path,
         caller=request.scope.get(CALLER, Caller()),
         rules=access.rules,
@@ -233,16 +235,17 @@ def _query_of(request: Request) -> dict[str, str | list[str]]:
     return found
 
 
-async def body_of(request: Request, kind: type[B], service: Service, raw: Raw[B] | None = None) -> B:
+async def body_of(
+    content: bytes, headers: Mapping[str, str], kind: type[B], service: Service, raw: Raw[B] | None = None
+) -> B:
     """The validated body; a large one is parsed in a thread.
 
     Raises:
-        BadRequest: it is invalid; BodyTooLarge if it is too large.
+        BadRequest: it is invalid.
     """
     bounds = service.bounds
-    body = await read_body(request, service.limits.max_body_bytes or bounds.num_bytes)
-    read = partial(parse, kind) if raw is None else partial(raw.read, request.headers)
-    return read(body, bounds) if len(body) < LARGE_BODY else await service.body_threads.run(read, body, bounds)
+    read = partial(parse, kind) if raw is None else partial(raw.read, headers)
+    return read(content, bounds) if len(content) < LARGE_BODY else await service.body_threads.run(read, content, bounds)
 
 
 async def read_body(request: Request, limit: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from octavo_serve.api.operation import Call, Names, Operation, Query
 from octavo_serve.api.pieces import Begun, Piece, Whole
 from octavo_serve.api.service import Service
 from octavo_serve.api.surface import Errors, Framing, Surface, Writer
+from octavo_serve.http import app
 from octavo_serve.http.app import http_app
 from octavo_serve.surfaces.served import OPERATIONS, SURFACES
 
@@ -65,7 +67,11 @@ class Teller(Writer[Told, Event]):
         return {"text": piece.text, "cached": whole.begun[0].cached_tokens if self.tells else None}
 
 
+asked_in: list[threading.Thread] = []
+
+
 def ask(body: Question, limits: Limits) -> Asked:
+    asked_in.append(threading.current_thread())
     params = SamplingParams(max_tokens=8)
     return Asked(kind="told", model=None, content=[body.text], param="text", params=params)
 
@@ -121,8 +127,8 @@ def access() -> Access:
 @pytest.fixture
 def send(service: Service, backend: Any, access: Access) -> Send:
     async def run(method: str, path: str, **sent: Any) -> httpx.Response:
-        app = http_app(service, backend, access, (*SURFACES, TELL), (*OPERATIONS, LOOK, FORGET))
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        served = http_app(service, backend, access, (*SURFACES, TELL), (*OPERATIONS, LOOK, FORGET))
+        transport = httpx.ASGITransport(served, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             return await http.request(method, path, **sent)
 
@@ -159,6 +165,14 @@ def test_its_errors(send: Send, client: Any, access: Access) -> None:
     access.rules = Rules(Keys([KnownKey(Caller("alice"), sha256(b"sk").digest())]))
     assert send("POST", "/tell", json={"text": "Hello"}).json()["wrong"].startswith("401: an API key is needed")
     assert "error" in send("POST", "/v1/completions", json={"prompt": "Hello"}).json()
+
+
+def test_what_a_long_body_asks_for_is_found_out_beside_the_loop(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "LARGE_BODY", 100)
+    asked_in.clear()
+    for text in ("Hello", "Hello" * 20):
+        assert send("POST", "/tell", json={"text": text}).status_code == 200
+    assert [thread is threading.main_thread() for thread in asked_in] == [True, False]
 
 
 def test_its_description(send: Send) -> None:

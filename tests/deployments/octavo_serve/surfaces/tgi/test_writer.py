@@ -126,6 +126,8 @@ def test_errors(post: Any, client: Any) -> None:
     unknown = post("/models/other/one", {"inputs": "Hi"})
     assert (unknown.status_code, unknown.json()["error_type"]) == (404, "not_found")
     assert post("/generate", {"inputs": "Hi", "model": "other"}).status_code == 404
+    two = post("/models/tiny", {"inputs": "Hi", "model": "other"})
+    assert (two.status_code, two.json()["error"]) == (422, "the path names the model 'tiny', the body 'other'")
     client.error = EngineDead("gone")
     assert post("/generate", {"inputs": "Hi"}).json() == {"error": "gone", "error_type": "generation"}
     client.error, client.late_error, client.fail_after = None, OctavoError("not a number"), 1
