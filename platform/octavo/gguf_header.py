@@ -148,10 +148,10 @@ def _check_places(entries: list[Entry], size: int) -> None:
     end = 0
     for entry in sorted(entries, key=lambda entry: entry.offset):
         if entry.offset < end:
-            raise ValueError(f"its tensor {entry.name} lies over another one")
+            raise ValueError(f"its tensor {entry.name!r} lies over another one")
         end = entry.offset + entry.num_bytes
         if end > size:
-            raise ValueError(f"it ends before its tensor {entry.name}")
+            raise ValueError(f"it ends before its tensor {entry.name!r}")
 
 
 @contextmanager

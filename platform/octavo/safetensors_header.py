@@ -78,9 +78,9 @@ def _entry(file: Path, name: str, entry: Any, base: int) -> Entry:
     shape, (begin, end), dtype = tuple(entry["shape"]), entry["data_offsets"], entry["dtype"]
     sizes = [*shape, begin, end]
     if dtype not in BITS or any(type(size) is not int or size < 0 for size in sizes):
-        raise ModelError(f"{file} is damaged: its tensor {name} is of type {dtype!r} and shape {list(shape)}")
+        raise ModelError(f"{file} is damaged: its tensor {name!r} is of type {dtype!r} and shape {list(shape)}")
     if end - begin != -(-math.prod(shape) * BITS[dtype] // 8):
-        raise ModelError(f"{file} is damaged: its tensor {name} of shape {list(shape)} has {end - begin} bytes")
+        raise ModelError(f"{file} is damaged: its tensor {name!r} of shape {list(shape)} has {end - begin} bytes")
     return Entry(file, name, shape, dtype, base + begin, end - begin)
 
 
@@ -88,7 +88,7 @@ def _check_places(file: Path, entries: list[Entry], begin: int, size: int) -> No
     """Check that the tensors follow each other without gaps up to the end of the file."""
     for entry in sorted(entries, key=lambda entry: (entry.offset, entry.num_bytes)):
         if entry.offset != begin:
-            raise ModelError(f"{file} is damaged: its tensor {entry.name} does not begin where the one before ends")
+            raise ModelError(f"{file} is damaged: its tensor {entry.name!r} does not begin where the one before ends")
         begin += entry.num_bytes
     if begin != size:
         raise ModelError(f"{file} is damaged: its tensors end at byte {begin}, the file at {size}")

@@ -11,6 +11,7 @@ from octavo import __version__
 from octavo.errors import ConfigError
 from octavo.evaluation.command import evaluate
 from octavo.planning.command import plan
+from octavo_serve.command.plain_text import clean
 
 Url = Annotated[str, typer.Argument(metavar="[URL]", help="The server; http://127.0.0.1:8000 by default.")]
 Key = Annotated[str | None, typer.Option(help="Its key. Default: $OCTAVO_API_KEY, or $OPENAI_API_KEY with a URL.")]
@@ -89,7 +90,7 @@ def serve(
     try:
         config, document = asked_for(words or [], known, host, port)
     except ConfigError as error:
-        typer.echo(f"Error: {error}", err=True)
+        typer.echo(f"Error: {clean(str(error))}", err=True)
         raise typer.Exit(2) from error
     options = Options(config, port, host, timeout, grace, address, fast, dashboard, verbose, document, log_format)
     raise typer.Exit(run(options, only_print=print_config))

@@ -31,6 +31,8 @@ import httpx
 import yaml
 from rich.console import Console
 from rich.markup import escape
+from rich.status import Status
+from rich.text import Text
 
 from octavo.errors import ConfigError
 from octavo_serve.command.from_model import as_yaml, fetch
@@ -44,6 +46,7 @@ from octavo_serve.command.front import (
     warning_without_keys,
 )
 from octavo_serve.command.json_lines import console as console_of
+from octavo_serve.command.plain_text import clean
 from octavo_serve.command.ready import ReadyShards
 from octavo_serve.command.session import end_session, session_members
 from octavo_serve.config.config_file import Awaited, Plan, check_files, make_plan, read_plan
@@ -135,11 +138,11 @@ def run(options: Options, only_print: bool = False) -> int:
         if options.document is not None:
             if not plan.logs_json:
                 print_config(options, console, style="dim")
-            fetch(options.document, console.print)
+            fetch(options.document, partial(_say, console))
         if options.address is None:
             keep_token(os.environ)
     except ConfigError as error:
-        console.print(f"[bold red]{escape(str(options.config))}[/]: {escape(str(error))}", soft_wrap=True)
+        console.print(f"[bold red]{escape(str(options.config))}[/]: {escape(clean(str(error)))}", soft_wrap=True)
         return 2
     for note in notes(options, plan):
         console.print(note, markup=False, soft_wrap=True)
@@ -149,10 +152,11 @@ def run(options: Options, only_print: bool = False) -> int:
             if options.address is None and (taken := why_not(plan.host, plan.port)):
                 raise StartError(f"{taken}: stop what listens there or pass --port")
             with _server(options, plan, console) as server:
+                say = partial(_say, console)
                 with console.status("Starting") as status:
-                    show = status.update if console.is_terminal else _Printer(console)
-                    ray = wait_until_running(server, show, console.print)
-                    failed = await_answers(plan, server, show, console.print)
+                    show = partial(_show, status) if console.is_terminal else _Printer(say)
+                    ray = wait_until_running(server, show, say)
+                    failed = await_answers(plan, server, show, say)
                 code = 1 if failed else 0
                 _announce(console, plan, ray, failed, time.monotonic() - server.started)
                 _serve_until_told(server, options.grace, console)
@@ -161,7 +165,7 @@ def run(options: Options, only_print: bool = False) -> int:
         return code
     except StartError as error:
         console.print("[bold red]Not serving:[/]", end=" ")
-        console.print(str(error), markup=False, soft_wrap=True)
+        console.print(clean(str(error)), markup=False, soft_wrap=True)
     return 1
 
 
@@ -199,9 +203,12 @@ def _serve_until_told(server: Server, grace: float, console: Console) -> None:
 
 
 def _say(console: Console, line: str) -> None:
-    """Print a line, if anybody is left to read it: the log must be read on and the server ended (rich would exit)."""
+    """Print a line, if anybody is left to read it: the log must be read on and the server ended (rich would exit).
+
+    What stands in it, such as a model's name or a file's own words, is neither markup nor an escape sequence.
+    """
     with contextlib.suppress(OSError, SystemExit):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(clean(line), markup=False, soft_wrap=True)
 
 
 # ---- the child --------------------------------------------------------------------------------------------------
@@ -498,17 +505,21 @@ def _ask(plan: Plan, awaited: Awaited) -> str | None:
     return None if answer.status_code == 200 else f"it answers {answer.status_code}: {answer.text}"
 
 
+def _show(status: Status, text: str) -> None:
+    status.update(Text(clean(text)))
+
+
 class _Printer:
     """Shows progress without a terminal: one line per phase."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
         self._last = ""
 
     def __call__(self, text: str) -> None:
         phase = text.partition(":")[0]
         if phase != self._last:
-            self._console.print(phase)
+            self._say(phase)
             self._last = phase
 
 
@@ -516,10 +527,10 @@ def _announce(console: Console, plan: Plan, ray: str, failed: dict[str, str], se
     served = [awaited for awaited in plan.awaited if awaited.label not in failed]
     question = {"model": served[0].model, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
     for model, reason in failed.items():
-        console.print(f"[bold red]Not serving[/] {model}:", end=" ")
-        console.print(reason, markup=False, soft_wrap=True)
+        console.print(f"[bold red]Not serving[/] {escape(clean(model))}:", end=" ")
+        console.print(clean(reason), markup=False, soft_wrap=True)
     console.print(
-        f"\n[bold green]Serving[/] {', '.join(awaited.label for awaited in served)} "
+        f"\n[bold green]Serving[/] {escape(clean(', '.join(awaited.label for awaited in served)))} "
         f"at [bold]{plan.url}/v1[/] after {seconds:.1f} s."
     )
     key = "" if plan.key is None else '-H "Authorization: Bearer $KEY" '  # not the key: this may be a log

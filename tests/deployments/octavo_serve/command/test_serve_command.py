@@ -21,9 +21,12 @@ from octavo_serve.command.serve_command import (
     Options,
     Server,
     StartError,
+    _say,
+    _show,
     await_answers,
     environment,
     place_for_sockets,
+    run,
 )
 from octavo_serve.config.config_file import Plan, read_plan
 
@@ -154,3 +157,36 @@ def test_ray_finds_the_token_without_home(tmp_path: Path, monkeypatch: pytest.Mo
     options = Options(config, fast=False)
     child = environment(options, read_plan(config, None, None), tmp_path)
     assert child["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / ".ray" / "auth_token")
+
+
+HOSTILE = "a\x1b]0;title\x07\x1b[2J[/tmp/it]"
+
+
+def test_a_damaged_file_says_nothing_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = json.dumps({HOSTILE: {"dtype": "F9", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    models = [{"name": "m", "source": str(tmp_path)}]
+    application = {
+        "name": "a",
+        "route_prefix": "/",
+        "import_path": "octavo_serve.app:build",
+        "args": {"models": models},
+    }
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"applications": [application]}))
+    assert run(Options(config)) == 2
+    said = capsys.readouterr().out
+    assert ("is damaged: its tensor" in said, "[/tmp/it]" in said, "\x1b" in said) == (True, True, False)
+
+
+def test_what_a_model_waits_for_is_neither_markup_nor_an_escape_sequence() -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=200)
+    status = console.status("Starting")
+    _show(status, f"Loading m: {HOSTILE}")
+    console.print(status.renderable)
+    _say(console, HOSTILE)
+    loading, line, _ = file.getvalue().split("\n")
+    assert loading.endswith("Loading m: a]0;title[2J[/tmp/it]")
+    assert line == "a]0;title[2J[/tmp/it]"
