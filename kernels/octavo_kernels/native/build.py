@@ -126,7 +126,7 @@ def sources() -> list[Path]:
 
 def _key(version: str, flags: tuple[str, ...]) -> str:
     digest = hashlib.sha256(version.encode())
-    digest.update("\0".join(flags).encode())
+    digest.update("\0".join(flag for flag in flags if not flag.startswith("-I")).encode())
     for file in [*sources(), *sorted(ROOT.glob("*/*.h"))]:
         digest.update(f"\0{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
