@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,10 @@ import pytest
 from hypothesis import settings
 
 settings.register_profile("fuzz", max_examples=int(os.environ.get("OCTAVO_FUZZ_EXAMPLES", "3000")), deadline=None)
+
+# In a shell's background these are ignored, and so they would be in all that the tests start and end by them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # torch's threads would spin while they wait, which on shared cores takes them from whoever has work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
