@@ -6,7 +6,8 @@ const MOST_CHATS = 50;
 /** What was kept; null if there is nothing, or nothing that can be read. */
 export function load() {
   try {
-    return JSON.parse(sessionStorage.getItem(NAME) ?? localStorage.getItem(NAME));
+    const found = JSON.parse(sessionStorage.getItem(NAME) ?? localStorage.getItem(NAME));
+    return found.chats.every((each) => each.nodes[0].children) ? found : null;
   } catch {
     return null;
   }

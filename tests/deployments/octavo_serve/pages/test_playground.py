@@ -267,6 +267,15 @@ def test_tabs_that_keep_chats_keep_each_others(site: Site, visit: Any) -> None:
     assert first.evaluate("localStorage.length") == 0
 
 
+@pytest.mark.parametrize("kept", ['{"chats": null}', '{"at": "a", "chats": [{"id": "a", "nodes": []}]}'])
+def test_what_was_kept_and_cannot_be_read_is_as_if_it_were_not_there(site: Site, visit: Any, kept: str) -> None:
+    page = visit(site.url)
+    page.evaluate("(kept) => sessionStorage.setItem('octavo.playground', kept)", kept)
+    page.reload()
+    ask(page, "Hi")
+    assert answer(page).locator(".said").inner_text() == "Hello."
+
+
 def test_an_edit_and_another_answer_stand_beside_what_was_there(site: Site, visit: Any) -> None:
     site.speaker.reset("One.", "Two.", "Three.")
     page = visit(site.url)
