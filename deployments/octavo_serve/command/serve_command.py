@@ -12,6 +12,7 @@ import json
 import os
 import queue
 import re
+import shlex
 import signal
 import ssl
 import subprocess
@@ -538,7 +539,7 @@ def _announce(console: Console, plan: Plan, ray: str, failed: dict[str, str], se
     trusted = f"--cacert {plan.http['ssl_certfile']} " if plan.http.get("ssl_certfile") else ""
     url = f"{plan.base}{served[0].route}/v1/chat/completions"
     console.print(
-        f"  curl {trusted}{url} {key}-H 'Content-Type: application/json' -d '{json.dumps(question)}'",
+        f"  curl {trusted}{url} {key}-H 'Content-Type: application/json' -d {shlex.quote(json.dumps(question))}",
         markup=False,
         soft_wrap=True,
     )

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from octavo_serve.command.serve_command import (
     Options,
     Server,
     StartError,
+    _announce,
     _say,
     _show,
     await_answers,
@@ -109,6 +111,17 @@ def test_each_model_of_each_application_is_asked_with_the_starts_own_key(
     monkeypatch.setattr(Gateways, "key", asked.key)
     assert await_answers(asked, child, said.append, said.append) == {"two (b)": "no such file"}
     assert [line.partition(" answers")[0] for line in said if "answers" in line] == ["one (a)", "one (b)"]
+
+
+def test_the_command_that_is_shown_asks_the_model_whatever_it_is_called(tmp_path: Path) -> None:
+    file, served = io.StringIO(), plan(tmp_path, 8000)
+    name = "it's $(id) [/b]"
+    served = replace(served, awaited=[replace(served.awaited[0], model=name, label=name)])
+    _announce(Console(file=file, width=200), served, "ray", {}, 1.0)
+    assert f"Serving {name} at" in file.getvalue()
+    (command,) = [line for line in file.getvalue().splitlines() if line.startswith("  curl")]
+    shell = ["bash", "-c", 'curl() { printf %s "${@: -1}"; }\n' + command]
+    assert json.loads(subprocess.run(shell, capture_output=True, check=True).stdout)["model"] == name
 
 
 def test_a_child_that_ends_ends_the_wait(tmp_path: Path, port: int, child: Server) -> None:
