@@ -124,7 +124,7 @@ def deploy() -> Any:
     config = EngineConfig(rehearsal=str(profile), max_num_seqs=256)
     shard = serve.deployment(name=DEPLOYMENT, ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=10_000)(
         BothWays
-    ).bind("m", SOURCE, config, report_s=0.1, accuracy=None, patience=1.0, warm=0)
+    ).bind("m", SOURCE, config, report_s=0.1, accuracy=None, warm=0)
     gateway = serve.deployment(ray_actor_options={"num_cpus": 0.1})(Gateway).bind(shard)
     handle = serve.run(gateway, name=APP, route_prefix=None)
     handle._init(_run_router_in_separate_loop=True)

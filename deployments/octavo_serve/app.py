@@ -55,11 +55,11 @@ def _shard(model: ModelSettings, settings: AppSettings) -> serve.Application:
         graceful_shutdown_timeout_s=model.graceful_shutdown_timeout_s,
         graceful_shutdown_wait_loop_s=0.5,
         max_constructor_retry_count=MAX_START_ATTEMPTS,
+        user_config={"patience": max(0.0, model.graceful_shutdown_timeout_s - HAND_OVER_SECONDS)},
     )(Shard)
     arguments = (model.source, model.rank_engine, settings.router.report_s, model.accuracy)
-    patience = max(0.0, model.graceful_shutdown_timeout_s - HAND_OVER_SECONDS)
     warm = model.replicas.warm if isinstance(model.replicas, ReplicaRange) else 0
-    return versioned(deployment, *arguments).bind(model.name, *arguments, patience, warm)
+    return versioned(deployment, *arguments).bind(model.name, *arguments, warm)
 
 
 def _placement(model: ModelSettings) -> dict[str, Any]:

@@ -60,7 +60,6 @@ class Shard:
         model: its name in requests, for the log.
         report_s: seconds between two reports to the routers.
         accuracy: what the engine must show first, if anything.
-        patience: seconds that streams may take to end when the shard is told to leave; the rest is handed over.
         warm: processes to keep ready on this node for further shards.
     """
 
@@ -71,7 +70,6 @@ class Shard:
         config: EngineConfig,
         report_s: float,
         accuracy: AccuracySettings | None,
-        patience: float,
         warm: int,
     ) -> None:
         sys.setswitchinterval(SWITCH_SECONDS)
@@ -91,12 +89,21 @@ class Shard:
         name = context.replica_id.unique_id
         self.host = str(get_node_ip_address())  # type: ignore[no-untyped-call]
         self.port = Port(self.engine, name, report_s)
-        self.patience = patience
+        self.patience = 0.0
         start.done("network")
         start.publish(model, self.engine.engine.executor)
         self.start = start
         keep_warm(warm)
         Thread(target=_settle, args=(config.rehearsal is None,), daemon=True).start()
+
+    def reconfigure(self, settings: dict[str, float]) -> None:
+        """Serve calls this at the start, and where a changed config changes what follows without a restart.
+
+        Args:
+            settings: `patience`: seconds that streams may take to end when the shard is told to leave; the rest is
+                handed over.
+        """
+        self.patience = settings["patience"]
 
     async def check_health(self) -> None:
         """Raises `EngineDead` when the engine's thread died or is stuck; Serve then replaces the shard."""

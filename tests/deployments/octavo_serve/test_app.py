@@ -56,7 +56,7 @@ def test_a_model_that_scales_leaves_the_others_and_the_gateways_their_places() -
 def test_a_leaving_shard_hands_over_before_serve_ends_it() -> None:
     timeout = "graceful_shutdown_timeout_s"
     _, shards = shards_of({"name": "a", timeout: 10.0}, {"name": "b", timeout: 1.0})
-    patience = {name: shard.init_args[-2] for name, shard in shards.items()}
+    patience = {name: shard._deployment_config.user_config["patience"] for name, shard in shards.items()}
     assert patience == {"a": 10.0 - HAND_OVER_SECONDS, "b": 0.0}
 
 
