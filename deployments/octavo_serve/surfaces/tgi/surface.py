@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from octavo_serve.api.surface import Surface
 from octavo_serve.surfaces.openai.framing import to_json_in_slices
 from octavo_serve.surfaces.tgi.asking import ask, ask_compat, ask_stream
@@ -46,18 +48,10 @@ COMPAT: Surface[CompatRequest, list[Generation], StreamEvent] = Surface(
     fails_in_stream=True,
     large_json=lambda answer: b"[" + b",".join(map(to_json_in_slices, answer)) + b"]",
 )
-COMPAT_OF_MODEL: Surface[CompatRequest, list[Generation], StreamEvent] = Surface(
+COMPAT_OF_MODEL = replace(
+    COMPAT,
     path="/models/{model:path}",
-    summary="TGI: the same of one of several models",
-    body=CompatRequest,
-    answers=list[Generation],
-    events=StreamEvent,
-    streams=COMPAT.streams,
-    ask=ask_compat,
+    summary="The same of one of several models",
     model_of=lambda path: path["model"],
-    writer=CompatWriter,
-    errors=ERRORS,
-    fails_in_stream=True,
-    large_json=COMPAT.large_json,
 )
 SURFACES = (GENERATE, GENERATE_STREAM, COMPAT, COMPAT_OF_MODEL)
