@@ -1,4 +1,4 @@
-"""`ModelSpec`: a decoder-only transformer described as data.
+"""`ModelSpec`: a transformer described as data.
 
 One decoder (`decoder.py`) runs every spec; a family (`families.py`) is a function that fills one in. A layer is
 
@@ -7,6 +7,7 @@ One decoder (`decoder.py`) runs every spec; a family (`families.py`) is a functi
 
 with RMS norms, rotary positions, grouped-query attention and a gated MLP. Variants: layer norms, ALiBi slopes instead
 of rotary positions, a plain MLP, or a mixture of experts (gated MLPs of which a router picks some for each token).
+Encoders are the same record with an `EncoderSpec`, and run in `encoder.py`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from octavo.errors import ModelError
+from octavo.models.encoder_spec import EncoderSpec, HeadSpec
 
-Activation = Literal["silu", "gelu_tanh", "gelu"]
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu"]
 
 
 def check_numbers(record: Any) -> None:
@@ -114,16 +116,18 @@ class Rope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """One decoder-only transformer.
+    """One transformer: a decoder unless it has an `encoder`.
 
     Attributes:
         family: the name it goes by in `families.py`.
         max_position_embeddings: most tokens of a sequence, prompt and output.
         norm_eps: of every norm.
-        windows: per layer, how many tokens a query sees (itself included); None sees all before it.
+        windows: per layer, how many tokens a query sees (itself included); None sees all before it. In encoders a query
+            sees those that are less than the window away, before and after it; None sees all.
         local_rope: rotary embedding of the layers with a window, if it differs (Gemma 3); None means `rope` everywhere.
         qk_norm: RMS norm over each head's query and key before rotation.
-        layer_norm: norms subtract the mean first, and have no biases; the norms of queries and keys do not.
+        layer_norm: norms subtract the mean first; the norms of queries and keys do not.
+        norm_bias: layer norms have biases (encoders alone).
         gated: the MLP's activation is multiplied by a second projection.
         alibi_slopes: per query head, how much a key's score is lowered per position of distance (Press et al. 2022); ()
             for none.
@@ -138,6 +142,9 @@ class ModelSpec:
             from the softmax over all experts.
         shared_expert_size: inner width of the shared expert, which every token uses and a gate weights; 0 without one.
         eos_token_ids: any of these ends a sequence.
+        encoder: what makes it an encoder, whose texts are computed whole and leave no keys and values.
+        head: what follows pooling; None: nothing does.
+        generates: it has logits for a next token. Otherwise there is no output matrix, and `tied_embeddings` is true.
 
     Raises:
         ModelError: on construction, if sizes contradict each other.
@@ -176,6 +183,10 @@ class ModelSpec:
     experts_per_token: int = 0
     normalise_experts: bool = False
     shared_expert_size: int = 0
+    norm_bias: bool = False
+    encoder: EncoderSpec | None = None
+    head: HeadSpec | None = None
+    generates: bool = True
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -199,6 +210,10 @@ class ModelSpec:
             raise ModelError(f"a token goes through {self.experts_per_token} of {self.num_experts} experts")
         if self.num_experts and (self.activation != "silu" or not self.gated or self.mlp_bias):
             raise ModelError("experts that are not gated SiLU MLPs without biases are not supported")
+        if self.head is not None and self.head.layers[0].columns != self.hidden_size:
+            raise ModelError(f"the head takes {self.head.layers[0].columns} values, and states have {self.hidden_size}")
+        if self.encoder is not None and (self.generates or self.num_experts or self.qk_norm or self.post_norms):
+            raise ModelError("encoders that generate, or have experts, q/k norms or post norms, are not supported")
         for rope in (self.rope, self.local_rope or self.rope):
             if rope.rotary_dim % 2 or not 0 <= rope.rotary_dim <= self.head_dim:
                 raise ModelError(f"rotary positions over {rope.rotary_dim} of {self.head_dim} dimensions per head")
