@@ -90,6 +90,7 @@ def _holds_float32(source: Source) -> bool:
 def _assemble(spec: ModelSpec, parts: dict[Part, Packed], positions: int, dtype: str) -> PackedModel:
     tables = {rope: _table(parts, i, rope, positions) for i, rope in enumerate(spec.ropes)}
     embedding = _weight(parts, None, "embedding")
+    assert spec.activation != "relu"  # of encoders alone
     return PackedModel(
         embedding=embedding,
         head=PackedLinear(embedding if spec.tied_embeddings else _weight(parts, None, "lm_head")),
