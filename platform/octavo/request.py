@@ -15,6 +15,7 @@ from typing import Literal
 
 from octavo.constraint import Grammar, StructuredOutputs, Thinking
 from octavo.errors import BadRequest
+from octavo.pooling import Pooling
 
 FinishReason = Literal["stop", "length", "abort", "error", "refused"]
 
@@ -282,6 +283,7 @@ class Request:
         emitted: of a request that goes on where another shard left it: for each of its sequences the tokens it has
             generated already, or None if it has ended. They count as its output, but no update repeats them, and
             neither prompt log probabilities nor cumulative sums come again.
+        pooling: what it wants in place of tokens: it samples nothing, and of `params` only n = 1 is allowed.
         alone: run it in steps of its own until it has told two tokens, or ended: it is suspected of having stopped the
             engine it ran on. An update without tokens says when that begins, and another when it is over.
         seed: of its random numbers, in [0, 2**64); `params.seed`, or drawn at random.
@@ -298,6 +300,7 @@ class Request:
     emitted: list[list[int] | None] | None = None
     alone: bool = False
     seed: int = -1
+    pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
         # SamplingParams may be shared by many requests: the drawn seed belongs to the request.
@@ -414,6 +417,8 @@ class SequenceUpdate:
         time: seconds on the engine's monotonic clock.
         prefill: seconds from when the request first ran here to this update; on its first update only, None on all
             others and where it did not run.
+        pooled: the vector, or the logits of the classes, that the request wanted in place of tokens: float32,
+            little-endian, neither cut nor normalised; on the last update, whose finish reason is "stop".
     """
 
     request_id: str
@@ -428,6 +433,7 @@ class SequenceUpdate:
     num_forced: int = 0
     time: float = 0.0
     prefill: float | None = None
+    pooled: bytes | None = None
 
 
 @dataclass(slots=True)

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from octavo.pooling import Method, Task
+
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Uint32 = npt.NDArray[np.uint32]
@@ -70,6 +72,25 @@ class SamplingRows:
         return bool(self.logit_bias or self.banned or self.penalties) or self.masks is not None
 
 
+@dataclass(frozen=True, slots=True)
+class PooledRow:
+    """One sequence of a step whose prompt wants a vector.
+
+    Attributes:
+        row: of the sequence in the step.
+        start: position of the first of its tokens in this step; 0 begins it, also where it has been begun before.
+        is_last: whether the step computes the last token of the prompt, and so the vector.
+        second: as in `octavo.pooling.Pooling`: a position in the prompt.
+    """
+
+    row: int
+    start: int
+    is_last: bool
+    task: Task
+    method: Method
+    second: int | None = None
+
+
 @dataclass(slots=True)
 class StepBatch:
     """One step: S sequences with T tokens in all, and R rows to sample; R is 0 where all T belong to unfinished prompts
@@ -86,6 +107,7 @@ class StepBatch:
     # [T] for each token the row of the previous, still running step that samples it, or -1 where token_ids holds it;
     # None: token_ids holds all. Only a sequence's last token can be missing. `sampling.penalties` do not count it yet.
     sources: Int32 | None = None
+    pooled: list[PooledRow] = field(default_factory=list)  # the sequences that want a vector
 
     @property
     def num_tokens(self) -> int:
@@ -115,3 +137,6 @@ class StepResult:
     logprobs: dict[int, LogprobRow]  # row -> log probabilities, for rows that asked
     prompt_logprobs: list[LogprobRow]  # one per StepBatch.prompt_logprobs
     seconds: float  # measured duration, for the cost model
+    # row of the sequence -> vector after the final norm and the checkpoint's dense layers, neither cut nor normalised, or
+    # logits of the classes; one for each `PooledRow.is_last`. One that is not finite fails its request alone
+    pooled: dict[int, Float32] = field(default_factory=dict)

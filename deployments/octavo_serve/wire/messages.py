@@ -17,8 +17,8 @@ said of the cache before.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -26,6 +26,7 @@ from octavo import errors
 from octavo.engine.stats import EngineStats
 from octavo.errors import OctavoError
 from octavo.load import ShardState
+from octavo.pooling import PoolingInfo, Task
 from octavo.request import PackedLogprobs, Request, SequenceUpdate
 from octavo.routing.index import Kind
 
@@ -48,12 +49,16 @@ class ModelInfo:
         max_model_len: tokens of one sequence, prompt and output.
         vocab_size: rows of the model's output; token ids are below it.
         block_size: tokens per KV block.
+        tasks: what requests may want of it; one without "generate" keeps no prefix cache, and needs no block hashes.
+        pooling: what its checkpoint says of vectors.
     """
 
     hash_name: str
     max_model_len: int
     vocab_size: int
     block_size: int
+    tasks: tuple[Task | Literal["generate"], ...] = ("generate",)
+    pooling: PoolingInfo = field(default_factory=PoolingInfo)
 
 
 class Address(NamedTuple):
