@@ -137,6 +137,6 @@ class StepResult:
     logprobs: dict[int, LogprobRow]  # row -> log probabilities, for rows that asked
     prompt_logprobs: list[LogprobRow]  # one per StepBatch.prompt_logprobs
     seconds: float  # measured duration, for the cost model
-    # row of the sequence -> vector after the final norm and the checkpoint's dense layers, neither cut nor normalised, or
-    # logits of the classes; one for each `PooledRow.is_last`. One that is not finite fails its request alone
+    # row of the sequence -> vector after the final norm and the checkpoint's dense layers, neither cut nor normalised,
+    # or logits of the classes; one for each `PooledRow.is_last`. One that is not finite fails its request alone
     pooled: dict[int, Float32] = field(default_factory=dict)
