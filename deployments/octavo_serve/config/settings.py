@@ -41,6 +41,17 @@ Seconds = Annotated[float, Field(gt=0)]
 LONGEST_NAME = 80
 """Characters of a model's name that go into its deployment's: names of log files hold 255 bytes, and more than that."""
 
+
+def _visible(name: str) -> str:
+    """A name as people see it: line ends and marks of direction would forge a terminal's or a page's lines."""
+    hidden = next((character for character in name if not character.isprintable()), None)
+    if hidden is not None:
+        raise ValueError(f"a name must not hold U+{ord(hidden):04X}, which cannot be seen")
+    return name
+
+
+ModelName = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_visible)]
+
 _FIELDS: dict[str, Any] = {
     field.name: (get_type_hints(EngineConfig)[field.name], field.default) for field in dataclasses.fields(EngineConfig)
 }
@@ -134,7 +145,7 @@ class Alias(Settings):
         weight: this model's part of the requests, relative to the others of the same alias.
     """
 
-    name: str = Field(min_length=1)
+    name: ModelName
     weight: float = Field(default=1.0, gt=0)
 
 
@@ -211,7 +222,7 @@ class ModelSettings(Settings):
             seconds to end, then they go on at another shard.
     """
 
-    name: str = Field(min_length=1)
+    name: ModelName
     aliases: list[Annotated[Alias, BeforeValidator(_alias)]] = Field(default_factory=list)
     source: str = Field(min_length=1)
     engine: Engine = Field(default_factory=EngineConfig)
