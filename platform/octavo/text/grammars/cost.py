@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -25,26 +26,75 @@ MAX_DIVISORS = 2**15
 """Of a schema's `multipleOf`, the digits as an integer: the sum of all, or where schemas are merged their least common
 multiple. A number takes a state per remainder, and 20 us a state: 100 of 10,000 each took 19 s."""
 
+MAX_LIGHT = 2**14
+"""Characters of a light grammar; 100,000 take 20 ms whatever they say."""
+
+_LIGHT_EXPRESSION, _LIGHT_TERMINALS, _LIGHT_DIVISORS, _LIGHT_PATTERNS = 512, 32, 1_000, 8
+"""Of a light grammar, what is counted here. A text that must match 13 patterns at once takes 48 ms until it is
+refused, whatever the fuel."""
+
 _EXPRESSION = re.compile(r"/(?:[^/\\\n]|\\.)*/")
 _TERMINAL = re.compile(r"^[ \t]*_?[A-Z][A-Z0-9_]*[ \t]*(?:\[[^\]\n]*\])?[ \t]*:", re.MULTILINE)
 _INLINE = re.compile(r"%json\s*(?=[{\[tf])")
 _PATTERNS = ("pattern", "rx", "regex")
 
 
-def check_cost(grammar: Grammar) -> None:
-    """Raise BadRequest for what would keep a compile's thread for long."""
-    longest = terminals = divisors = 0
-    for lark, schema in _parts(grammar.source):
-        longest = max(longest, *(len(found[0]) for found in _EXPRESSION.finditer(lark)), *_patterns(schema), 0)
-        terminals += len(_TERMINAL.findall(lark))
-        divisors += _states(schema)
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What of a grammar makes its compile long.
+
+    Attributes:
+        length: characters of it.
+        expression: characters of its longest regular expression.
+        terminals: of Lark.
+        divisors: states of its `multipleOf`.
+        patterns: expressions of a schema that merges others, where a text may have to match all of them.
+    """
+
+    length: int
+    expression: int
+    terminals: int
+    divisors: int
+    patterns: int
+
+    @property
+    def is_light(self) -> bool:
+        """Whether with little fuel a compile surely ends within some milliseconds."""
+        return (
+            self.length <= MAX_LIGHT
+            and self.expression <= _LIGHT_EXPRESSION
+            and self.terminals <= _LIGHT_TERMINALS
+            and self.divisors <= _LIGHT_DIVISORS
+            and self.patterns <= _LIGHT_PATTERNS
+        )
+
+
+def check_cost(grammar: Grammar) -> Cost:
+    """What a grammar costs.
+
+    Raises:
+        BadRequest: it would keep a compile's thread for long.
+    """
+    cost = _cost(grammar.source)
     for count, most, what in (
-        (longest, MAX_EXPRESSION, "a regular expression of {} characters"),
-        (terminals, MAX_TERMINALS, "{} terminals"),
-        (divisors, MAX_DIVISORS, "values of multipleOf that take {} states"),
+        (cost.expression, MAX_EXPRESSION, "a regular expression of {} characters"),
+        (cost.terminals, MAX_TERMINALS, "{} terminals"),
+        (cost.divisors, MAX_DIVISORS, "values of multipleOf that take {} states"),
     ):
         if count > most:
             raise BadRequest(f"{grammar.param} has {what.format(count)}; at most {most} are taken", grammar.param)
+    return cost
+
+
+def _cost(source: str) -> Cost:
+    longest = terminals = divisors = merged = 0
+    for lark, schema in _parts(source):
+        patterns = list(_patterns(schema))
+        longest = max(longest, *(len(found[0]) for found in _EXPRESSION.finditer(lark)), *patterns, 0)
+        terminals += len(_TERMINAL.findall(lark))
+        divisors += _states(schema)
+        merged += len(patterns) if _merges(schema) else 0
+    return Cost(len(source), longest, terminals, divisors, merged)
 
 
 def _parts(source: str) -> Iterator[tuple[str, Any]]:
@@ -88,17 +138,21 @@ def _patterns(schema: Any) -> Iterator[int]:
 
 def _states(schema: Any) -> int:
     """States that the divisors of a schema's numbers take."""
-    divisors, merges = [], False
+    divisors = []
     for value in _objects(schema):
-        merges = merges or "allOf" in value or "$ref" in value
         divisor = value.get("multipleOf")
         if isinstance(divisor, int | float) and 0 < divisor < math.inf:
             digits = "".join(map(str, Decimal(repr(divisor)).as_tuple().digits))
             divisors.append(int(digits.rstrip("0")))
     found = sum(divisors)
-    if merges and found <= MAX_DIVISORS:
+    if len(divisors) > 1 and found <= MAX_DIVISORS and _merges(schema):
         found = max(found, math.lcm(*divisors))
     return min(found, 10**9)
+
+
+def _merges(schema: Any) -> bool:
+    """Whether a value of it may have to keep to several of its parts at once."""
+    return any("allOf" in value or "$ref" in value for value in _objects(schema))
 
 
 def _objects(schema: Any) -> Iterator[dict[str, Any]]:

@@ -7,8 +7,9 @@ from hashlib import blake2b
 
 from octavo.constraint import Grammar
 from octavo.errors import BadRequest
-from octavo.text.grammars.compiler import deep_thread, limits
+from octavo.text.grammars.compiler import limits
 from octavo.text.grammars.cost import check_cost
+from octavo.text.grammars.lanes import deep_thread
 
 MAX_KNOWN = 4096
 """Grammars that are remembered, by 16 bytes each."""

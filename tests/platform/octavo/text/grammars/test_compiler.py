@@ -11,6 +11,7 @@ from octavo.constraint import Grammar
 from octavo.errors import BadRequest, Overloaded
 from octavo.text.grammars import compiler as module
 from octavo.text.grammars.compiler import Compiler, told
+from octavo.text.grammars.cost import MAX_LIGHT
 from octavo.text.grammars.tokens import Vocabulary
 
 
@@ -46,6 +47,7 @@ def test_copies_go_their_own_way(compiler, byte_level):
 def test_what_one_sequence_failed_of_other_requests_do_not_share(compiler, byte_level, monkeypatch):
     few = LLParserLimits(max_lexer_states=100, verbose_errors=False)
     monkeypatch.setattr(module, "limits", lambda: few)
+    monkeypatch.setattr(module, "light_limits", lambda: few)
     grammar = Grammar(source="start: /(a|b)*a(a|b){12}c/")
     text = "".join(random.Random(1).choices("ab", k=300))
     matcher, letters = compiler.compile(grammar), byte_level.encode(text, add_special_tokens=False)
@@ -143,42 +145,78 @@ def test_old_grammars_are_forgotten(compiler, monkeypatch):
     assert [compiler.find(grammar) is not None for grammar in grammars] == [False, False, True, True, True]
 
 
-def test_few_threads_and_a_short_queue(compiler, monkeypatch):
-    monkeypatch.setattr(module, "QUEUED", 3)
-    begin, done, many = threading.Event(), [], threading.Event()
-    make, running = compiler._make, []
+LONG = {
+    "a long text": Grammar(source="start: /a/ // " + "x" * MAX_LIGHT),
+    "many states": schema({"type": "integer", "multipleOf": 2003}),
+    "more fuel": schema({"required": [f"name_{i}" for i in range(1000)]}),
+    "an error": Grammar(source="start: b"),
+}
+"""What is not compiled in the quick lane."""
 
-    def slowly(grammar):
-        running.append(grammar)
-        if len(running) == module.THREADS:
-            many.set()
-        assert begin.wait(60)
-        return make(grammar)
 
-    monkeypatch.setattr(compiler, "_make", slowly)
-    ended = threading.Event()
+@pytest.fixture
+def within(compiler, monkeypatch):
+    """Limits that grammars were compiled within, and an event that those in the slow lane wait for once they begin."""
+    made, let_go, make = [], threading.Event(), compiler._make
 
-    def take(result):
-        done.append(result)
-        if len(done) == module.THREADS + 3:
-            ended.set()
+    def watched(grammar, limits):
+        made.append(limits)
+        assert limits is module.light_limits() or let_go.wait(60)
+        return make(grammar, limits)
 
-    for i in range(module.THREADS):
-        compiler.submit(Grammar(source=f'start: "t{i}"'), take)
-    assert many.wait(60)
-    for i in range(3):
-        compiler.submit(Grammar(source=f'start: "q{i}"'), take)
-    with pytest.raises(Overloaded, match="3 grammars wait"):
-        compiler.submit(Grammar(source='start: "x"'), take)
-    assert len(running) == module.THREADS
-    begin.set()
+    monkeypatch.setattr(compiler, "_make", watched)
+    yield made, let_go
+    let_go.set()
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_what_takes_long_delays_nothing_light(compiler, within, name):
+    made, let_go = within
+    ended, results = threading.Event(), []
+    compiler.submit(LONG[name], lambda result: (results.append(result), ended.set()))
+    compiler.compile(Grammar(source='start: "light"'))
+    assert not results
+    let_go.set()
     assert ended.wait(60)
+    assert module.limits() in made
+    assert isinstance(results[0], BadRequest) is (name == "an error")
 
 
-def test_idle_threads_end_and_come_again(compiler, monkeypatch):
-    monkeypatch.setattr(module, "IDLE", 0.001)
-    for i in range(3):
-        compiler.compile(Grammar(source=f'start: "again{i}"'))
-        for thread in list(compiler._threads):
-            thread.join(60)
-        assert not compiler._threads
+def test_light_grammars_take_the_quick_lane_alone(compiler, within):
+    compiler.compile(schema({"properties": {"a": {"type": "string", "pattern": "^[a-z]{1,20}$"}}, "required": ["a"]}))
+    assert within[0] == [module.light_limits()]
+
+
+def test_only_so_many_that_take_long_may_wait(compiler, within):
+    made, let_go = within
+    compiler._slow._places = 0
+    with pytest.raises(Overloaded, match="grammars that take long to compile wait; at most 0 may"):
+        compiler.compile(LONG["many states"])
+    with pytest.raises(Overloaded, match="take long"):
+        compiler.compile(LONG["a long text"])
+    compiler.compile(Grammar(source='start: "light"'))
+    assert made == [module.light_limits()] * 2
+    assert not let_go.is_set()
+
+
+SAME = [
+    {"type": "object", "properties": {"a": {"type": "string", "maxLength": 9}, "b": {"type": "integer"}}},
+    {"type": "array", "items": {"anyOf": [{"enum": ["x", "yy"]}, {"type": "number", "multipleOf": 7}]}},
+    {"type": "string", "pattern": "^[a-z]+(-[0-9]{2})*$"},
+]
+
+
+@pytest.mark.parametrize("of", SAME)
+def test_fuel_changes_no_matcher(compiler, of):
+    quick, slow = (compiler._make(schema(of), limits) for limits in (module.light_limits(), module.limits()))
+    choose = random.Random(1)
+    for _ in range(60):
+        mask = quick.compute_bitmask()
+        assert mask == slow.compute_bitmask()
+        assert quick.compute_ff_tokens() == slow.compute_ff_tokens()
+        token = choose.choice([i for i in range(8 * len(mask)) if mask[i // 8] >> i % 8 & 1])
+        assert quick.consume_token(token)
+        assert slow.consume_token(token)
+        if quick.is_stopped():
+            break
+    assert quick.is_stopped() == slow.is_stopped()

@@ -68,3 +68,24 @@ def test_divisors_are_counted(schema):
 )
 def test_all_else_is_left_to_the_compiler(source):
     check_cost(Grammar(source=source))
+
+
+MERGED = {"allOf": [{"pattern": f".*{letter}.*"} for letter in "abcdefghi"]}
+
+
+@pytest.mark.parametrize(
+    ("source", "light"),
+    [
+        ('start: "a"', True),
+        (of({"properties": {f"p{i}": {"pattern": "^a+$"} for i in range(40)}}), True),
+        (of({"type": "integer", "multipleOf": 1000}), True),
+        ('start: "' + "a" * 2**14 + '"', False),
+        (f"start: /{'a?' * 300}/", False),
+        ("\n".join(f'T{i}: "x"' for i in range(33)), False),
+        (of({"type": "integer", "multipleOf": 1001}), False),
+        (of(MERGED), False),
+        (of({"allOf": MERGED["allOf"][1:]}), True),
+    ],
+)
+def test_light_ones_are_told_from_others(source, light):
+    assert check_cost(Grammar(source=source)).is_light is light
