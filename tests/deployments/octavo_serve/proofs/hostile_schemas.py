@@ -5,9 +5,11 @@
 As `hostile`, with the requests of `hostile_schema_requests`: they are chats, completions, responses and messages, whole
 and in good form, and wrong in what they say of their answers. Eight clients read streams beside them, and before and
 after beside as many ordinary requests, whose prompts are as long: any newcomer's prompt holds up streams, as long as
-`target_itl` lets it. One more client asks now and then for an answer of a schema that nobody has sent before. No
-healthy stream may fail, no gap of one may be longer than twice the 99th percentile beside ordinary requests, no answer
-may be a 5xx, no process may be replaced. Exit code 1 if any of that fails. The last line of the output is JSON.
+`target_itl` lets it. One more client asks now and then for a token of a schema that nobody has sent before, and then
+for one without a schema: alone, beside ordinary requests and beside hostile ones, the second says what of the first's
+wait is the server's load and not its grammar. No healthy stream may fail, no gap of one may be longer than twice the
+99th percentile beside ordinary requests, no answer may be a 5xx, no process may be replaced. Exit code 1 if any of that
+fails. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import hostile_schema_requests
 from hostile import Attackers, Healthy, expected_texts, percentiles
 from running import RunningServer, parser
 
-NEW_EVERY = 1.0
+NEW_EVERY = 0.5
 """Seconds between two new schemas of a healthy client."""
 
 
@@ -74,10 +76,9 @@ def complaints(result: dict[str, Any]) -> list[str]:
 
 async def prove(server: RunningServer, options: argparse.Namespace) -> dict[str, Any]:
     expected = await expected_texts(server.url, server.model, options.tokens)
-    healthy, new = Healthy(server.url, server.model, options.tokens, expected), NewSchemas(server)
-    await new.run(1)  # the tokens' bytes are laid out at the first grammar, which is no part of this
-    alone_before = await beside_ordinary(server, options, healthy)
-    new_alone = await new.run(20)
+    healthy, new = Healthy(server.url, server.model, options.tokens, expected), Newcomer(server)
+    alone = await new.run(20)
+    alone_before, ordinary = await beside_ordinary(server, options, healthy, new)
     before, memory = sorted(pid for pid, _ in server.replicas()), [resident_mb(server)]
     start = time.monotonic()
     attacking = asyncio.create_task(attack(server, options, options.requests))
@@ -85,27 +86,33 @@ async def prove(server: RunningServer, options: argparse.Namespace) -> dict[str,
     gaps = await healthy.run_until(attacking)
     seconds = time.monotonic() - start
     # before and after, for a machine with other work is not the same all the time
-    alone_after = await beside_ordinary(server, options, healthy)
-    alone, during = percentiles(alone_before + alone_after), percentiles(gaps)
+    alone_after, later = await beside_ordinary(server, options, healthy, new)
+    usual, during = percentiles(alone_before + alone_after), percentiles(gaps)
     memory.append(resident_mb(server))
     after = sorted(pid for pid, _ in server.replicas())
     result = {
         "requests": options.requests, "rate": options.rate, "seconds": round(seconds),
         "healthy_streams": healthy.finished, "healthy_failures": len(healthy.failures),
-        "p50_alone_ms": alone[0], "p50_ms": during[0], "p99_alone_ms": alone[1], "p99_ms": during[1],
+        "p50_alone_ms": usual[0], "p50_ms": during[0], "p99_alone_ms": usual[1], "p99_ms": during[1],
         "longest_alone_ms": round(1000 * max(alone_before + alone_after), 1), "longest_ms": round(1000 * max(gaps), 1),
-        "gaps": len(gaps), "long_gaps": sum(gap > 2 * alone[1] / 1000 for gap in gaps),
-        "new_schemas": {"alone_ms": percentiles(new_alone), "ms": percentiles(await asking), "failures": new.failures},
+        "gaps": len(gaps), "long_gaps": sum(gap > 2 * usual[1] / 1000 for gap in gaps),
+        "new_schemas": {
+            "alone_ms": waits(alone), "beside_ordinary_ms": waits(ordinary + later),
+            "ms": waits(await asking), "failures": new.failures,
+        },
         "resident_mb": memory, "replaced": len(set(before) ^ set(after)), **await attacking,
     }  # fmt: skip
     print(*healthy.failures[:5], *complaints(result), sep="\n", flush=True)
     return result
 
 
-async def beside_ordinary(server: RunningServer, options: argparse.Namespace, healthy: Healthy) -> list[float]:
-    """The gaps beside ordinary requests."""
-    count = round(options.alone * options.rate)
-    return await healthy.run_until(asyncio.create_task(attack(server, options, count, "--ordinary")))
+async def beside_ordinary(
+    server: RunningServer, options: argparse.Namespace, healthy: Healthy, new: Newcomer
+) -> tuple[list[float], list[Waited]]:
+    """The gaps beside ordinary requests, and what a newcomer waits."""
+    attacking = asyncio.create_task(attack(server, options, round(options.alone * options.rate), "--ordinary"))
+    asking = asyncio.create_task(new.run_until(attacking))
+    return await healthy.run_until(attacking), await asking
 
 
 async def attack(server: RunningServer, options: argparse.Namespace, count: int, *more: str) -> dict[str, Any]:
@@ -119,7 +126,16 @@ async def attack(server: RunningServer, options: argparse.Namespace, count: int,
     return found
 
 
-class NewSchemas:
+Waited = tuple[float, float]
+"""Seconds to a token of a new schema, and of none."""
+
+
+def waits(found: list[Waited]) -> dict[str, list[float]]:
+    """Median and 99th percentile in ms, with a schema and without."""
+    return {name: percentiles([each[i] for each in found]) for i, name in enumerate(("schema", "none"))}
+
+
+class Newcomer:
     """A healthy client whose every schema is new.
 
     Attributes:
@@ -131,22 +147,24 @@ class NewSchemas:
         self._count = 0
         self.failures = 0
 
-    async def run(self, count: int) -> list[float]:
-        """Ask so often; seconds to each answer's first token."""
+    async def run(self, count: int) -> list[Waited]:
+        """Ask so often, with a schema and without."""
         async with httpx.AsyncClient(base_url=self._server.url, timeout=120) as client:
-            return [await self._ask(client) for _ in range(count)]
+            return [(await self._ask(client, self._new()), await self._ask(client, None)) for _ in range(count)]
 
-    async def run_until(self, end: asyncio.Task[Any]) -> list[float]:
+    async def run_until(self, end: asyncio.Task[Any]) -> list[Waited]:
         """Ask now and then until then."""
-        found: list[float] = []
+        found: list[Waited] = []
         while not end.done():
             found += await self.run(1)
             await asyncio.wait([end], timeout=NEW_EVERY)
         return found
 
-    async def _ask(self, client: httpx.AsyncClient) -> float:
+    def _new(self) -> dict[str, Any]:
         self._count += 1
-        schema = {"type": "object", "properties": {f"name_{self._count}": {"type": "string"}}}
+        return {"type": "object", "properties": {f"name_{self._count}": {"type": "string"}}}
+
+    async def _ask(self, client: httpx.AsyncClient, schema: dict[str, Any] | None) -> float:
         body = {"model": self._server.model, "prompt": "JSON: ", "max_tokens": 1, "guided_json": schema}
         start = time.monotonic()
         answer = await client.post("/v1/completions", json=body)
