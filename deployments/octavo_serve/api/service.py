@@ -15,6 +15,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from octavo.errors import BadRequest
+from octavo.request import SamplingParams
+from octavo.text.grammars.brief import TakesLong, briefly
+from octavo.text.responses.bound import BoundTemplate
 from octavo.text.template_process import PROCESSES
 from octavo_serve.api import genai
 from octavo_serve.api.body import B
@@ -24,6 +27,7 @@ from octavo_serve.api.constraining import constrain, constrains
 from octavo_serve.api.detached import Detached
 from octavo_serve.api.generation import run
 from octavo_serve.api.jobs import Asked, Job
+from octavo_serve.api.model import ServedModel
 from octavo_serve.api.pieces import Whole
 from octavo_serve.api.prompts import is_long, prepare
 from octavo_serve.api.reading import reading_of, template_for
@@ -43,7 +47,9 @@ MAX_PARSED = 2
 PROMPT_NICE = 5
 """Of the threads that tokenise long prompts: the event loop goes first where more wants to run than there are cores."""
 MAX_GRAMMARS = 2
-"""Requests whose grammars are made at the same time; 128 new tools take 1.8 s."""
+"""Requests whose grammars are made at the same time."""
+MAX_SLOW_GRAMMARS = 16
+"""Requests whose grammars take long to make and may run or wait, one after the other: 1,024 new tools take 1 to 5 s."""
 MAX_TEMPLATES = 64
 """Templates that may be rendered or wait outside the event loop: a minute of work if none of them ends."""
 
@@ -65,7 +71,8 @@ class Service:
         self.lateness = telemetry.lateness
         self.threads = Threads()
         self.prompt_threads = Threads(max(1, min(MAX_THREADS, (os.cpu_count() or 1) - 1)), nice=PROMPT_NICE)
-        self.grammar_threads = Threads(MAX_GRAMMARS, nice=PROMPT_NICE)  # so that many tools hold up no answer
+        self.grammar_threads = Threads(MAX_GRAMMARS, nice=PROMPT_NICE)  # so that tools hold up no answer
+        self.slow_grammar_threads = Threads(1, MAX_SLOW_GRAMMARS, nice=PROMPT_NICE)  # and many tools no other grammar
         self.body_threads = Threads(MAX_PARSED)
         self.template_threads = Threads(PROCESSES, MAX_TEMPLATES)  # so that a template without end does not delay texts
 
@@ -99,7 +106,7 @@ class Service:
                 reading = reading_of(content, template, text)
                 content = [text]
             if constrains(asked.params, chat):
-                asked.params = await self.grammar_threads.run(constrain, asked.params, chat, model, template, text)
+                asked.params = await self._constrained(asked.params, chat, model, template, text)
             info = await model.client.describe()
             request_id = f"{asked.kind}-{secrets.token_hex(12)}"  # a client's own id may be in use elsewhere
             work = partial(prepare, model.tokenizer, info, content, asked, request_id)
@@ -121,6 +128,16 @@ class Service:
             context=asked.context,
             operation="text_completion" if chat is None else "chat",
         )
+
+    async def _constrained(
+        self, params: SamplingParams, chat: Chat | None, model: ServedModel, template: BoundTemplate | None, text: str
+    ) -> SamplingParams:
+        """`constrain` beside the loop: those that take long one after the other, so that no other waits for them."""
+        work = partial(constrain, params, chat, model, template, text)
+        try:
+            return await self.grammar_threads.run(briefly, work)
+        except TakesLong:
+            return await self.slow_grammar_threads.run(work)
 
     async def whole(self, writer: Writer[Any, Any]) -> Whole:
         """Run a writer's job to its end."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from octavo.constraint import MAX_GRAMMAR, Grammar, StructuredOutputs
 from octavo.errors import BadRequest
+from octavo.text.grammars.brief import TakesLong, is_brief
 from octavo.text.grammars.cost import MAX_EXPRESSION
 
 MAX_CHOICES = 4096
@@ -24,6 +25,8 @@ MAX_GBNF = 2**15
 """Characters of a grammar in llama.cpp's form, and MAX_RULES its rules: they take the conversion, which is Python and
 visits each rule for each, 0.2 s."""
 MAX_RULES = 256
+BRIEF_GBNF = 2**12
+"""Characters that are converted `briefly`."""
 MAX_DEPTH = 100
 """Levels of a schema: the library takes 128."""
 
@@ -204,6 +207,8 @@ def _from_gbnf(text: str, param: str) -> str:
     """Lark of GBNF; the conversion recurses, and visits each rule for each."""
     if len(text) > MAX_GBNF or text.count("::=") > MAX_RULES:
         raise BadRequest(f"{param}: GBNF may have {MAX_GBNF} characters and {MAX_RULES} rules; send Lark", param)
+    if len(text) > BRIEF_GBNF and is_brief():
+        raise TakesLong
     from llguidance.gbnf_to_lark import gbnf_to_lark
 
     try:

@@ -99,6 +99,22 @@ def test_what_takes_long_leaves_the_event_loop_alone(service: Service, talk: Any
     assert beside == ["_detokenized", "_tokens"]
 
 
+def test_grammars_that_take_long_are_made_apart(service: Service, talk: Any) -> None:
+    slow: list[Any] = []
+
+    class Noting(Threads):
+        async def run(self, work: Any, *args: Any, **kwargs: Any) -> Any:
+            slow.append(work.args[0].structured_outputs.grammar)
+            return await super().run(work, *args, **kwargs)
+
+    service.slow_grammar_threads = Noting(1)
+    long = "root ::= " + " | ".join(f'"word {i}"' for i in range(500))
+    talk.complete("word", guided_json={"type": "integer"})
+    assert slow == []
+    talk.complete("word", guided_grammar=long)
+    assert slow == [long]
+
+
 def test_what_was_accepted_is_not_refused_while_it_is_prepared(service: Service) -> None:
     service.threads = service.prompt_threads = Threads(1, waiting=1)
     body = parse(CompletionRequest, {"prompt": ["word " * 220] * 8})  # long together
