@@ -12,6 +12,7 @@ nothing else. Flat token order is sequence after sequence:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +73,13 @@ class SamplingRows:
         return bool(self.logit_bias or self.banned or self.penalties) or self.masks is not None
 
 
+@dataclass(slots=True)
+class SoFar:
+    """Of a prompt that takes several steps: its first state, or the sum of its states. It is the executor's own."""
+
+    value: npt.NDArray[Any] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class PooledRow:
     """One sequence of a step whose prompt wants a vector.
@@ -81,6 +89,7 @@ class PooledRow:
         start: position of the first of its tokens in this step; 0 begins it, also where it has been begun before.
         is_last: whether the step computes the last token of the prompt, and so the vector.
         second: as in `octavo.pooling.Pooling`: a position in the prompt.
+        so_far: where an executor that takes prompts in chunks keeps what it needs of the earlier ones.
     """
 
     row: int
@@ -89,6 +98,7 @@ class PooledRow:
     task: Task
     method: Method
     second: int | None = None
+    so_far: SoFar = field(default_factory=SoFar)
 
 
 @dataclass(slots=True)

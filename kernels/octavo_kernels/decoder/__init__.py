@@ -266,6 +266,7 @@ class NativeDecoder:
         block_tables: Int32,
         token_index: Int64,
         *,
+        kept: Int64 | None = None,
         whole: bool = True,
     ) -> Float32:
         """One step: keys and values of all tokens are stored, logits [len(token_index), vocab] computed.
@@ -273,6 +274,7 @@ class NativeDecoder:
         Args:
             token_ids, query_start, context_lens, block_tables: as in `octavo.step.StepBatch`, contiguous.
             token_index: flat tokens after which logits are computed; each at most once.
+            kept: other flat tokens, each at most once, whose `states` are wanted.
             whole: also compute the last layer for the other tokens, which `hidden` and `logits` need. Without it, a
                 prompt saves most of that layer.
 
@@ -285,9 +287,20 @@ class NativeDecoder:
         if len(token_index) > len(self._logits):
             self._logits = np.empty((2 * len(token_index), self._vocab), np.float32)
         out = self._logits[: len(token_index)]
+        count = len(token_index)
+        if kept is not None:
+            token_index = np.concatenate([token_index, kept])
         sequences = len(context_lens), query_start, context_lens, block_tables, block_tables.shape[1]
         self._library.call(
-            "decoder_step", self._handle, token_ids, *sequences, whole, token_index, len(token_index), out
+            "decoder_step",
+            self._handle,
+            token_ids,
+            *sequences,
+            whole,
+            token_index,
+            count,
+            len(token_index) - count,
+            out,
         )
         if self._failed:
             raise self._failed.pop()
@@ -311,6 +324,12 @@ class NativeDecoder:
         """[num_tokens, hidden] of the last step (`whole`): the residual stream before the final norm."""
         out = np.empty((num_tokens, self._hidden), np.float32)
         self._library.call("decoder_hidden", self._handle, out)
+        return out
+
+    def states(self, token_index: Int64) -> Float32:
+        """[len(token_index), hidden] after the final norm, of tokens that the last step kept."""
+        out = np.empty((len(token_index), self._hidden), np.float32)
+        self._library.call("decoder_states", self._handle, token_index, len(token_index), out)
         return out
 
     def logits(self, token_index: Int64) -> Float32:

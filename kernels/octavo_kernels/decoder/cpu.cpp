@@ -316,10 +316,10 @@ public:
     void set_ranks(int64_t first, SumOverRanks sum) { first_token = first, sum_over_ranks = sum; }
 
     void step(const int32_t* tokens, const Sequences& sequences, bool whole, const int64_t* token_index, int64_t count,
-              float* logits) {
+              int64_t kept, float* logits) {
         num_tokens = sequences.query_start[sequences.count];
         token_ids = tokens;
-        finished = whole ? Tokens{0, num_tokens, nullptr} : Tokens{0, count, token_index};
+        finished = whole ? Tokens{0, num_tokens, nullptr} : Tokens{0, count + kept, token_index};
         for (const Layer& layer : layers) plans[layer.window];
         for (auto& [window, plan] : plans) plan.build(sequences, window, model.query_heads, cache(layers[0]));
         phases.reset();
@@ -337,6 +337,11 @@ public:
 
     // The residual stream after the last layer of the last step, which must have had `whole` set; as for logits().
     void hidden(float* out) const { std::memcpy(out, residual, num_tokens * model.hidden * sizeof(float)); }
+
+    void states(const int64_t* token_index, int64_t count, float* out) const {
+        for (int64_t i = 0; i < count; ++i)
+            norm(residual_of(token_index[i]), model.final_norm, out + i * model.hidden);
+    }
 
     void logits(const int64_t* token_index, int64_t count, float* out) {
         normed = normed_.floats(count * model.hidden);
@@ -364,19 +369,25 @@ OCTAVO_API void octavo_decoder_set_ranks(int64_t decoder, int64_t first_token, o
     ((octavo::Decoder*)decoder)->set_ranks(first_token, sum);
 }
 
-// Arrays as in octavo.step; token_index: [count] different flat tokens after which logits [count, vocab] are computed.
+// Arrays as in octavo.step; token_index: [count + kept] different flat tokens. After the first `count` logits
+// [count, vocab] are computed; octavo_decoder_states() gives the states of the others.
 // whole: whether the other tokens pass through the last layer too.
 OCTAVO_API void octavo_decoder_step(int64_t decoder, const int32_t* token_ids, int64_t num_sequences,
                                     const int32_t* query_start, const int32_t* context_lens, const int32_t* tables,
                                     int64_t table_stride, int64_t whole, const int64_t* token_index, int64_t count,
-                                    float* logits) {
+                                    int64_t kept, float* logits) {
     using namespace octavo;
     const Sequences sequences{num_sequences, query_start, context_lens, tables, table_stride};
-    ((Decoder*)decoder)->step(token_ids, sequences, whole != 0, token_index, count, logits);
+    ((Decoder*)decoder)->step(token_ids, sequences, whole != 0, token_index, count, kept, logits);
 }
 
 // [tokens of the last step, hidden] before the final norm.
 OCTAVO_API void octavo_decoder_hidden(int64_t decoder, float* out) { ((octavo::Decoder*)decoder)->hidden(out); }
+
+// [count, hidden] of some tokens of the last step, after the final norm.
+OCTAVO_API void octavo_decoder_states(int64_t decoder, const int64_t* token_index, int64_t count, float* out) {
+    ((octavo::Decoder*)decoder)->states(token_index, count, out);
+}
 
 // Logits after other tokens of the last step.
 OCTAVO_API void octavo_decoder_logits(int64_t decoder, const int64_t* token_index, int64_t count, float* logits) {

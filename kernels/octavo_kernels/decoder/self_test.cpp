@@ -12,7 +12,7 @@ OCTAVO_API void octavo_decoder_free(int64_t decoder);
 OCTAVO_API void octavo_decoder_step(int64_t decoder, const int32_t* token_ids, int64_t num_sequences,
                                     const int32_t* query_start, const int32_t* context_lens, const int32_t* tables,
                                     int64_t table_stride, int64_t whole, const int64_t* token_index, int64_t count,
-                                    float* logits);
+                                    int64_t kept, float* logits);
 
 namespace octavo {
 namespace {
@@ -213,7 +213,7 @@ public:
         for (int32_t i = 0; i < kBlocks - 1; ++i) tables[0][i] = kBlocks - 1 - i;  // scattered; block 0 is the other's
         const int64_t token_index[] = {to - from - 1, int64_t(ids.size()) - 1};
         Floats logits(2 * kVocab);
-        octavo_decoder_step(decoder, ids.data(), 2, starts, contexts, tables[0], kBlocks - 1, 0, token_index, 2,
+        octavo_decoder_step(decoder, ids.data(), 2, starts, contexts, tables[0], kBlocks - 1, 0, token_index, 2, 0,
                             logits.data());
         return logits;
     }

@@ -26,12 +26,20 @@ class Shape(Protocol):
     @property
     def max_position_embeddings(self) -> int: ...
 
+    @property
+    def encoder(self) -> object | None:
+        """Not None: it takes whole prompts, and stores no keys and values."""
+        ...
+
+    @property
+    def generates(self) -> bool: ...
+
 
 class Executor(Protocol):
     """Runs steps; knows nothing of requests.
 
     Attributes:
-        num_blocks: KV blocks it has room for.
+        num_blocks: KV blocks it has room for; of an encoder it says nothing.
         max_in_flight: steps that may be launched before the result of the first is waited for. 1: `launch` returns
             when the step has ended. 2: the next step can be planned and laid out while one runs.
     """

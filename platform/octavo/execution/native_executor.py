@@ -22,6 +22,7 @@ from octavo.errors import ModelError
 from octavo.execution.capacity import CPU_KV_BYTES, num_kv_blocks, num_positions
 from octavo.execution.executor import Wait, finished
 from octavo.execution.plain_logprobs import logprobs_without_alternatives
+from octavo.execution.pooling import pool, pooled_tokens
 from octavo.execution.treatment import apply_treatment
 from octavo.models.packed import load_packed, unpackable_formats
 from octavo.models.parallel import Share, TPGroup
@@ -85,10 +86,13 @@ class NativeExecutor:
         begin = time.perf_counter()
         # The n sequences of one prompt are drawn from the same logits: compute those once.
         places, logits_row = np.unique(batch.sampling.token_index, return_inverse=True)
-        logits = self._joined(self._step(batch, places.astype(np.int64)))
+        kept = pooled_tokens(batch) if batch.pooled else None
+        logits = self._joined(self._step(batch, places.astype(np.int64), kept))
+        pooled = {} if kept is None else pool(batch, self._decoder.states(kept))
         nothing = np.zeros(0, np.int64), dict[int, LogprobRow]()
         tokens, logprobs = nothing if logits is None else _sample(logits, logits_row, batch.sampling)
-        return finished(StepResult(tokens, logprobs, self._prompt_logprobs(batch), time.perf_counter() - begin))
+        prompt = self._prompt_logprobs(batch)
+        return finished(StepResult(tokens, logprobs, prompt, time.perf_counter() - begin, pooled))
 
     def logits(self, batch: StepBatch) -> torch.Tensor:
         """As in `LocalExecutor`."""
@@ -121,11 +125,12 @@ class NativeExecutor:
             f"{slow:.0f} to {fast:.0f} tokens/s"
         )
 
-    def _step(self, batch: StepBatch, token_index: Int64) -> npt.NDArray[np.float32]:
+    def _step(self, batch: StepBatch, token_index: Int64, kept: Int64 | None = None) -> npt.NDArray[np.float32]:
         self._kv.copy(batch.block_copies)
         arrays = (batch.token_ids, batch.query_start, batch.context_lens, batch.block_tables)
         ids, starts, contexts, tables = (np.ascontiguousarray(x, np.int32) for x in arrays)
-        return self._decoder.step(ids, starts, contexts, tables, token_index, whole=bool(batch.prompt_logprobs))
+        whole = bool(batch.prompt_logprobs)
+        return self._decoder.step(ids, starts, contexts, tables, token_index, kept=kept, whole=whole)
 
     def _joined(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
         if self._group.size == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Self
 
 import numpy as np
@@ -19,6 +20,7 @@ from octavo.execution.kv_storage import KVStorage, bytes_per_block
 from octavo.execution.memory import CudaMemory, kv_cache_bytes, largest_batch, measure
 from octavo.execution.parallel import join_vocabulary
 from octavo.execution.parts import TorchParts
+from octavo.execution.pooling import pool, pooled_tokens
 from octavo.execution.sampler import Drawn, begin_sample, prompt_logprobs
 from octavo.execution.transfer import fetch, to_device
 from octavo.models.decoder import Decoder
@@ -26,7 +28,7 @@ from octavo.models.load import load_model
 from octavo.models.parallel import Share, TPGroup
 from octavo.models.step_context import StepContext
 from octavo.source import Source
-from octavo.step import Int64, LogprobRow, StepBatch, StepResult
+from octavo.step import Float32, Int64, LogprobRow, StepBatch, StepResult
 from octavo_kernels.dispatch import gpu_traits
 from octavo_kernels.paged_attention import PagedBatch
 
@@ -103,11 +105,13 @@ class TorchExecutor:
             lambda rows: self._logits(self._take(hidden, np.array(rows))),
         )
         drawn = self._draw(logits, logits_row, batch) if logits is not None and len(logits_row) else self._end()
+        pooled = self._pool(hidden, batch) if batch.pooled else dict[int, Float32]
 
         def wait() -> StepResult:
             tokens, logprobs = drawn()
+            vectors = pooled()
             begin, self._ended = max(begun, self._ended), time.perf_counter()
-            return StepResult(tokens, logprobs, prompt, self._ended - begin)
+            return StepResult(tokens, logprobs, prompt, self._ended - begin, vectors)
 
         return wait
 
@@ -120,6 +124,11 @@ class TorchExecutor:
         """Of the whole vocabulary; None on a rank that does not sample."""
         decoder = self._decoder
         return join_vocabulary(decoder.logits(hidden), decoder.share, decoder.group)
+
+    def _pool(self, hidden: Tensor, batch: StepBatch) -> Callable[[], dict[int, Float32]]:
+        """Begin to copy the states that vectors are made of; what is returned waits for them."""
+        states = fetch(self._take(hidden, pooled_tokens(batch)).float())
+        return lambda: pool(batch, states()[0].astype(np.float32, copy=False))
 
     def _draw(self, logits: Tensor, logits_row: np.ndarray, batch: StepBatch) -> Drawn:
         unlisted = None
