@@ -71,7 +71,14 @@ class Port:
         """What a gateway must know about the model to validate and route requests."""
         engine = self.engine.engine
         limits = engine.limits
-        return ModelInfo(limits.name, limits.max_model_len, limits.vocab_size, engine.config.block_size)
+        return ModelInfo(
+            limits.name,
+            limits.max_model_len,
+            limits.vocab_size,
+            engine.config.block_size,
+            limits.tasks,
+            limits.pooling,
+        )
 
     async def open(self, host: str) -> Address:
         """Listen on one of this machine's addresses, at a port that the system chooses."""
@@ -153,7 +160,7 @@ class _Peer:
         for update in updates:
             if update.finish_reason is not None:
                 self._ended(update.request_id)
-            if update.logprobs is not None or update.prompt_logprobs is not None:
+            if update.logprobs is not None or update.prompt_logprobs is not None or update.pooled is not None:
                 long = True
             if (packed := update.prompt_logprobs) is not None and packed.num_values > PART_VALUES:
                 self._hold(update.request_id, packed)

@@ -58,7 +58,7 @@ class ModelInfo:
     vocab_size: int
     block_size: int
     tasks: tuple[Task | Literal["generate"], ...] = ("generate",)
-    pooling: PoolingInfo = field(default_factory=PoolingInfo)
+    pooling: PoolingInfo = field(default_factory=lambda: PoolingInfo(tasks=()))
 
 
 class Address(NamedTuple):

@@ -74,6 +74,8 @@ def steps(updates: list[SequenceUpdate]) -> Iterator[Step]:
             more += sum(_LOGPROB * len(entries) for entries in update.logprobs)
         if len(update.token_ids) > 1:
             more += _TOKEN * len(update.token_ids)
+        if update.pooled is not None:
+            more += len(update.pooled)
         if update.prompt_logprobs is not None:
             more += _PACKED * update.prompt_logprobs.num_values
         if size and size + more > STEP_BYTES:

@@ -10,7 +10,7 @@ from octavo.engine.constrained import banned, fill_masks
 from octavo.engine.plan import StepPlan, num_prompt_logprobs
 from octavo.engine.sequence import Sequence
 from octavo.engine.token_counts import TokenCounts
-from octavo.step import Int32, Penalties, SamplingRows, StepBatch
+from octavo.step import Int32, Penalties, PooledRow, SamplingRows, SoFar, StepBatch
 
 _SPARE_BLOCKS = 8  # columns of a kept block table that its sequences can grow into
 
@@ -97,6 +97,7 @@ def build_batch(plan: StepPlan) -> StepBatch:
         block_copies=plan.copies,
         sampling=_sampling_rows(plan, query_start),
         prompt_logprobs=_prompt_logprobs(plan, query_start),
+        pooled=[_pooled_row(row, *entry) for row, entry in enumerate(entries) if entry[0].group.method is not None],
     )
 
 
@@ -201,6 +202,15 @@ def _add_extras(rows: SamplingRows, row: int, seq: Sequence, counts: TokenCounts
         bans = group.banned if bans is None else np.union1d(bans, group.banned)
     if bans is not None and len(bans):
         rows.banned[row] = bans
+
+
+def _pooled_row(row: int, seq: Sequence, count: int) -> PooledRow:
+    pooling, method = seq.group.request.pooling, seq.group.method
+    assert pooling is not None
+    assert method is not None
+    seq.so_far = seq.so_far or SoFar()
+    is_last = count >= seq.remaining
+    return PooledRow(row, seq.num_computed, is_last, pooling.task, method, pooling.second, seq.so_far)
 
 
 def _prompt_logprobs(plan: StepPlan, query_start: np.ndarray) -> list[tuple[int, int, int]]:

@@ -23,6 +23,7 @@ from octavo.engine.scheduler import Scheduler
 from octavo.engine.stats import EngineStats
 from octavo.errors import BadRequest, ConfigError, EngineDead
 from octavo.kvcache.block_pool import BlockPool
+from octavo.pooling import PoolingInfo
 from octavo.request import Request, SequenceUpdate
 from octavo.source import Source
 from octavo.text.grammars.compiler import Compiler
@@ -63,8 +64,10 @@ class Engine:
             do nothing.
         clock: monotonic seconds.
         tokenizer: of the model; None: no grammars.
+        pooling: how the model makes vectors; None: it makes none.
 
     Attributes:
+        config: as given, but for an encoder (`encoder_config`).
         compiler: of grammars.
         patience: seconds that `step` may take now before it counts as stuck; another thread may read it.
         isolation: who runs apart, and why.
@@ -79,19 +82,28 @@ class Engine:
         end_token_ids: Iterable[int],
         clock: Callable[[], float] = time.monotonic,
         tokenizer: Tokenizer | None = None,
+        pooling: PoolingInfo | None = None,
     ) -> None:
+        spec, num_blocks = executor.spec, executor.num_blocks
+        pooling = pooling or PoolingInfo(tasks=())
+        if spec.encoder is not None:
+            config = encoder_config(config, spec.max_position_embeddings, pooling, executor.max_in_flight)
+            num_blocks = 2 * config.max_num_seqs  # a number for each prompt, and as many to spare
         self.config = config
         self.clock = clock
         self.executor = executor
         self.limits = ModelLimits(
             name,
-            executor.spec.vocab_size,
-            _max_model_len(config, executor.spec.max_position_embeddings, executor.num_blocks),
-            frozenset(token for token in end_token_ids if 0 <= token < executor.spec.vocab_size),
+            spec.vocab_size,
+            _max_model_len(config, spec.max_position_embeddings, num_blocks),
+            frozenset(token for token in end_token_ids if 0 <= token < spec.vocab_size),
+            tasks=("generate", *pooling.tasks) if spec.generates else pooling.tasks,
+            pooling=pooling,
+            takes_whole=spec.encoder is not None,
         )
         vocabulary = None if tokenizer is None else Vocabulary(tokenizer, executor.spec.vocab_size)
         self.compiler = None if vocabulary is None else Compiler(vocabulary)
-        self.pool = BlockPool(executor.num_blocks, config.block_size, caching=config.enable_prefix_caching)
+        self.pool = BlockPool(num_blocks, config.block_size, caching=config.enable_prefix_caching)
         self.scheduler = Scheduler(config, self.limits, self.pool, CostModel(), clock)
         self._batches = BatchBuilder()
         self._in_flight: deque[_Step] = deque()
@@ -126,13 +138,15 @@ class Engine:
         executor: Executor
         if config.rehearsal is not None:  # it needs no model's code
             from octavo.rehearsal.scripted import load_rehearsal
+            from octavo.rehearsal.simulated import POOLING
 
-            executor = load_rehearsal(config, tokenizer)
+            executor, pooling = load_rehearsal(config, tokenizer), POOLING
         else:
-            from octavo.execution.load import load_executor
+            from octavo.execution.load import load_executor, load_pooling
 
             executor = load_executor(source, config, progress=progress, launch=launch)
-        return cls(source.name, executor, config, tokenizer.eos_token_ids, tokenizer=tokenizer)
+            pooling = load_pooling(source)
+        return cls(source.name, executor, config, tokenizer.eos_token_ids, tokenizer=tokenizer, pooling=pooling)
 
     def add(self, request: Request, matcher: LLMatcher | None = None) -> None:
         """Queue a request; see `Scheduler.add`.
@@ -365,6 +379,24 @@ class Engine:
         """Give up the model."""
         self.executor.close()
         self._in_flight.clear()
+
+
+def encoder_config(config: EngineConfig, positions: int, pooling: PoolingInfo, max_in_flight: int) -> EngineConfig:
+    """An encoder's settings: tokens alone bound a step, and each prompt has one block, which holds nothing.
+
+    Args:
+        positions: tokens of a prompt at most; its makers may say fewer.
+        max_in_flight: steps whose prompts hold their places.
+    """
+    if (wanted := config.max_model_len or min(positions, pooling.max_tokens or positions)) > positions:
+        raise ConfigError(f"max_model_len is {wanted}, but this model holds {positions} tokens: lower max_model_len")
+    return dataclasses.replace(
+        config,
+        max_model_len=wanted,
+        max_num_seqs=max_in_flight * config.max_num_batched_tokens,
+        block_size=wanted,
+        enable_prefix_caching=False,
+    )
 
 
 def _max_model_len(config: EngineConfig, of_model: int, num_blocks: int) -> int:

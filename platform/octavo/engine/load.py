@@ -49,16 +49,17 @@ class Counters:
         self.step_seconds += seconds
         self.predicted_seconds += predicted
 
-    def ended(self, tokens: int, seconds: float) -> None:
+    def ended(self, tokens: int, seconds: float, *, generates: bool = True) -> None:
         """Count a sequence that has ended.
 
         Args:
             tokens: that it got; one without any says nothing of how long answers are.
             seconds: that it ran.
+            generates: whether it was to get any; one that wants a vector holds its place for no token.
         """
         self.finished += 1
         self.finished_seconds += seconds
-        if tokens:
+        if tokens or not generates:
             self.output_tokens += tokens
             self._lately += 1 - self._lately / REMEMBERED
             self._tokens_lately += tokens - self._tokens_lately / REMEMBERED

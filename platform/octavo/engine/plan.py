@@ -118,6 +118,7 @@ class InFlight:
         rows: (row, sequence) of the first token that is sampled of each sequence.
         proposed: as in `StepPlan`; such a sequence has a row more for each token.
         complete: sequences that sample nothing and have computed all they know with this step.
+        pooled: (row in the step, sequence) of those whose vector it computes.
         scores: who takes log probabilities of known tokens that the step computes, and how many.
     """
 
@@ -125,6 +126,7 @@ class InFlight:
     rows: list[tuple[int, Sequence]]
     proposed: dict[Sequence, list[int]]
     complete: list[Sequence]
+    pooled: list[tuple[int, Sequence]]
     scores: list[tuple[Take, int]]
 
     def take_scores(self, result: StepResult) -> None:

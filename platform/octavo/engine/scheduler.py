@@ -16,7 +16,11 @@ prompt's blocks.
 The chunk is bounded by `max_num_batched_tokens` and, with `target_itl` set, by the cost model (`budget`).
 
 A sequence ends with the token that is its last, or, where its request samples nothing, once its prompt is computed or
-found in the cache.
+found in the cache. One that wants a vector ends with it: its last token is always computed.
+
+An encoder (`ModelLimits.takes_whole`) computes a prompt in one step: those that wait are admitted while the budget
+holds all of the head, and a prompt that is longer than any budget runs alone. Nothing of it is kept, so its blocks are
+numbers without memory, one for each prompt.
 
 Blocks are taken on demand. When they run out, the last sequence in the order gives up all of its blocks and queues
 again; the prefix cache usually makes the recomputation cheap. The first in the order can always go on, because the pool
@@ -233,11 +237,14 @@ class Scheduler:
         if fresh + idle + spare > self.pool.num_free:
             self._note("wait", seq, "no KV blocks", needed=fresh + spare, free=self.pool.num_free - idle)
             return None
+        count = seq.num_known if self.limits.takes_whole else min(seq.num_known - len(cached) * size, chunk)
+        if count > chunk and plan.entries:  # one that is longer than any budget runs alone
+            self._note("wait", seq, "no budget left", need=count)
+            return None
         self._waiting.leave(seq)
         seq.since = seq.since or self._clock()
         seq.table = BlockTable(self.pool, cached)
         seq.num_computed = len(cached) * size
-        count = min(seq.remaining, chunk)
         copies = seq.table.grow(seq.num_computed, seq.num_computed + count)
         assert copies == [], "cached blocks are full blocks, so admission never copies"
         seq.group.admitted(seq, self.counters)
@@ -261,14 +268,18 @@ class Scheduler:
         asked: list[tuple[Take, int]] = []
         sampled: list[Sequence] = []
         complete: list[Sequence] = []
-        for seq, count in plan.entries:
+        pooled: list[tuple[int, Sequence]] = []
+        for row, (seq, count) in enumerate(plan.entries):
             if seq.untold is not None or seq.group.needs_every_position:
                 asked += scores_of(seq, count)
             if count >= seq.remaining:
-                (sampled if seq.group.samples else complete).append(seq)
+                if seq.group.method is not None:
+                    pooled.append((row, seq))
+                else:
+                    (sampled if seq.group.samples else complete).append(seq)
             seq.num_computed += count
         rows = plan.give_rows(each for seq in sampled for each in self._fork(seq))
-        return InFlight(plan.work, rows, plan.proposed, complete, asked)
+        return InFlight(plan.work, rows, plan.proposed, complete, pooled, asked)
 
     def commit(self, step: InFlight, result: StepResult) -> list[SequenceUpdate]:
         """Apply the results of a step: append tokens, finish, free. Steps are committed in the order of their launch.
@@ -298,6 +309,9 @@ class Scheduler:
         for seq in step.complete:
             if not seq.ended:
                 updates += self._complete(seq)
+        for row, seq in step.pooled:
+            if not seq.ended:
+                updates.append(self._tell(seq, seq.pooled(result.pooled[row])))
         return updates
 
     def _fork(self, seq: Sequence) -> list[Sequence]:
@@ -372,7 +386,8 @@ class Scheduler:
     def _finish(self, seq: Sequence, reason: FinishReason, update: SequenceUpdate) -> SequenceUpdate:
         group, seq.ended = seq.group, True
         group.sequences.remove(seq)
-        self.counters.ended(seq.num_output, self._clock() - seq.since if seq.since else 0.0)
+        seconds = self._clock() - seq.since if seq.since else 0.0
+        self.counters.ended(seq.num_output, seconds, generates=group.method is None)
         if not group.sequences:
             del self._groups[group.request.request_id]
         update.finish_reason = reason

@@ -15,8 +15,9 @@ from octavo.engine.token_counts import TokenCounts
 from octavo.engine.untold import Untold
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
+from octavo.pooling import Method
 from octavo.request import PackedLogprobs, Request, SequenceUpdate, token_logprobs
-from octavo.step import Float32, Int64, LogprobRow
+from octavo.step import Float32, Int64, LogprobRow, SoFar
 
 if TYPE_CHECKING:
     from octavo.engine.load import Counters
@@ -26,6 +27,8 @@ _MIX = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: spreads the seeds of a reques
 _LEAST = 2.0**-126
 """The smallest normal float32. Smaller temperatures and repetition penalties are raised to it: they draw the same
 tokens, and zeros would make NaNs of 0/0 and -inf * 0."""
+
+_NOT_FINITE = "the model produced values that are not finite for this request"
 
 LATE = 2**20
 """Late sequences are counted from here in the last part of `Sequence.order`; below it is the index in the request."""
@@ -40,6 +43,7 @@ class Group:
         max_tokens: the request's limit, or what the context leaves.
         samples: whether a token is sampled where a sequence has computed all it knows. A request that does not sample
             ends there.
+        method: how the vector that it wants is made of its prompt's states; None where it wants tokens.
         sequences: living sequences; one until the prompt is computed.
         num_made: sequences created so far, of the request's `num_sequences`.
         root: first parent of the block hashes: model and cache namespace.
@@ -69,6 +73,7 @@ class Group:
     prompt_logprobs: PackedLogprobs | None = None
     announced: bool = False
     rules: RequestRules | None = None
+    method: Method | None = None
     samples: bool = field(init=False)
     columns: tuple[float, int, float, float, int] = field(init=False)
     penalties: tuple[float, float, float] | None = None
@@ -92,6 +97,7 @@ class Group:
             stop_token_ids=frozenset(params.stop_token_ids),
             root=root_hash(limits.name, salt=request.cache_salt),
             rules=rules,
+            method=None if request.pooling is None else limits.pooling.method,
         )
 
     def __post_init__(self) -> None:
@@ -125,6 +131,11 @@ class Group:
     def needs_every_position(self) -> bool:
         """Whether the prompt is not complete and its log probabilities are asked for, which no cache holds."""
         return self.request.params.prompt_logprobs is not None and not self.forked
+
+    @property
+    def needs_first_state(self) -> bool:
+        """Whether its vector is made of states of all positions, or of the first, which no cache holds."""
+        return self.method is not None and self.method != "last"
 
     def admitted(self, seq: Sequence, counters: Counters) -> None:
         """One of the sequences runs: note what the cache held of the prompt, and start its log probabilities."""
@@ -240,6 +251,7 @@ class Sequence:
         constraint: what its next token must keep to.
         untold: tokens that no update has told.
         is_void: whether the token that is being drawn does not count.
+        so_far: of its vector, if it wants one.
     """
 
     group: Group
@@ -261,6 +273,7 @@ class Sequence:
     constraint: Constraint | None = None
     untold: Untold | None = None
     is_void: bool = False
+    so_far: SoFar | None = None
 
     @property
     def num_known(self) -> int:
@@ -313,6 +326,15 @@ class Sequence:
         """
         update = SequenceUpdate(self.group.request.request_id, self.index, [])
         self._add(update, token, logprobs)
+        return update
+
+    def pooled(self, vector: Float32) -> SequenceUpdate:
+        """End with the vector that was asked for."""
+        update = self._update()
+        if np.isfinite(vector).all():
+            update.finish_reason, update.pooled = "stop", vector.astype("<f4", copy=False).tobytes()
+        else:
+            update.finish_reason, update.stop_reason = "error", _NOT_FINITE
         return update
 
     def verify(
@@ -424,7 +446,7 @@ class Sequence:
         group, params = self.group, self.group.request.params
         if token < 0:
             update.finish_reason = "error"
-            update.stop_reason = "the model produced values that are not finite for this request"
+            update.stop_reason = _NOT_FINITE
             return
         self.token_ids.append(token)
         update.token_ids.append(token)
@@ -487,13 +509,16 @@ class Sequence:
         return None
 
     def cached_blocks(self, pool: BlockPool) -> list[int]:
-        """Cached blocks of a prefix of the sequence; a token is left to compute where one is sampled after it."""
-        known = self.num_known - self.group.samples
+        """Cached blocks of a prefix of the sequence.
+
+        A token is left to compute where one is sampled after it, or where its state is wanted.
+        """
+        known = self.num_known - (self.group.samples or self.group.method is not None)
         if self.untold is not None and not self.untold.is_complete:
             known = min(known, self.untold.next - 1)
         full = known // pool.block_size
         lent = self.lent_blocks(full, pool.block_size) if self.is_late else []
-        if self.group.needs_every_position or not pool.caching:
+        if self.group.needs_every_position or self.group.needs_first_state or not pool.caching:
             return lent
         found = pool.match(self.hashes(pool.block_size)[:full])
         return max(found, lent, key=len)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from octavo.config import EngineConfig
+from octavo.models.source_spec import read_spec
+from octavo.pooling import PoolingInfo
 from octavo.source import Source
 
 if TYPE_CHECKING:
@@ -41,3 +43,8 @@ def load_executor(
 
         return BackgroundExecutor(executor)
     return executor
+
+
+def load_pooling(source: Source) -> PoolingInfo:
+    """How a model makes vectors."""
+    return PoolingInfo(dimensions=read_spec(source).hidden_size)

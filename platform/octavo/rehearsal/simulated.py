@@ -29,8 +29,12 @@ from octavo.config import EngineConfig, unknown_key
 from octavo.cost_model import Cost, StepWork, attended
 from octavo.errors import ConfigError
 from octavo.execution.executor import LocalExecutor, Wait, finished
-from octavo.step import Int64, LogprobRow, StepBatch, StepResult, Uint32
+from octavo.pooling import PoolingInfo
+from octavo.step import Float32, Int64, LogprobRow, PooledRow, StepBatch, StepResult, Uint32
 from octavo.text.tokenizer import Tokenizer
+
+POOLING = PoolingInfo(dimensions=64)
+"""Of every rehearsal: a made-up vector depends on the prompt's last token and its length alone."""
 
 PROFILES = Path(__file__).with_name("profiles")
 
@@ -64,6 +68,8 @@ class SimulatedSpec:
 
     vocab_size: int
     max_position_embeddings: int
+    encoder: None = None
+    generates: bool = True
 
 
 def load_profile(name: str) -> Profile:
@@ -223,7 +229,8 @@ class SimulatedExecutor:
             for row in np.flatnonzero(rows.num_logprobs >= 0).tolist()
         }
         prompt = [self._logprobs(token, count) for _, token, count in batch.prompt_logprobs]
-        return StepResult(tokens, logprobs, prompt, seconds)
+        pooled = {each.row: _vector(batch, each) for each in batch.pooled if each.is_last}
+        return StepResult(tokens, logprobs, prompt, seconds, pooled)
 
     def _allowed(self, token: int, banned: Int64) -> int:
         """The token, or the next word after it that is not banned (the token itself when all are)."""
@@ -241,6 +248,13 @@ class SimulatedExecutor:
         asked = [] if named is None else named.tolist()
         far = [_LOG_HALF * (1 + (other - token) % self.spec.vocab_size) for other in asked]
         return LogprobRow([*ids, *asked], [_LOG_HALF, *values, *far], 1, len(asked))
+
+
+def _vector(batch: StepBatch, pooled: PooledRow) -> Float32:
+    """A made-up vector, with values in [-1, 1)."""
+    last = batch.token_ids[batch.query_start[pooled.row + 1] - 1]
+    places = np.arange(POOLING.dimensions, dtype=np.int64) + int(batch.context_lens[pooled.row]) * POOLING.dimensions
+    return (_mix(np.full(POOLING.dimensions, last), places) / 2**30 - 1).astype(np.float32)
 
 
 def _masked(token: int, mask: Uint32) -> int:

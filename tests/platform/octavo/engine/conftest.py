@@ -15,6 +15,8 @@ from octavo.config import EngineConfig
 from octavo.engine.engine import Engine
 from octavo.execution.background import BackgroundExecutor
 from octavo.execution.executor import Wait, finished
+from octavo.execution.pooling import pool, pooled_tokens
+from octavo.pooling import PoolingInfo
 from octavo.request import Request, SamplingParams
 from octavo.step import LogprobRow, SamplingRows, StepBatch, StepResult
 from octavo.text.parts import TokenizerParts
@@ -26,6 +28,11 @@ VOCAB = 1000
 def next_token(tokens, seed: int = 0) -> int:
     """The token this model says after `tokens`; depends on every one of them."""
     return zlib.crc32(np.asarray(tokens, np.int32).tobytes(), seed & 0xFFFFFFFF) % VOCAB
+
+
+def state(tokens) -> np.ndarray:
+    """This model's state after `tokens`, which depends on every one of them."""
+    return np.random.default_rng(zlib.crc32(np.asarray(tokens, np.int32).tobytes())).normal(size=5).astype(np.float32)
 
 
 def nearest(token: int, rows: SamplingRows, row: int) -> int:
@@ -46,7 +53,9 @@ class PagedFake:
     local = None
 
     def __init__(self, num_blocks: int, block_size: int, max_model_len: int = 4096) -> None:
-        self.spec = SimpleNamespace(vocab_size=VOCAB, max_position_embeddings=max_model_len)
+        self.spec = SimpleNamespace(
+            vocab_size=VOCAB, max_position_embeddings=max_model_len, encoder=None, generates=True
+        )
         self.num_blocks = num_blocks
         self.cache = np.full((num_blocks, block_size), -1, np.int32)
         self.batches: list[StepBatch] = []
@@ -77,18 +86,63 @@ class PagedFake:
             if batch.sampling.num_logprobs[row] >= 0:
                 logprobs[row] = LogprobRow([token], [-float(token) / VOCAB], 1)
         prompt = [LogprobRow([token], [-float(token) / VOCAB], 1) for _, token, _ in batch.prompt_logprobs]
-        return finished(StepResult(np.array(tokens, np.int64), logprobs, prompt, 1e-3))
+        return finished(StepResult(np.array(tokens, np.int64), logprobs, prompt, 1e-3, self._pooled(batch)))
+
+    def _pooled(self, batch: StepBatch) -> dict[int, np.ndarray]:
+        states = []
+        for index in pooled_tokens(batch).tolist():
+            s = np.searchsorted(batch.query_start, index, "right") - 1
+            length = batch.context_lens[s] - (batch.query_start[s + 1] - 1 - index)
+            read = self.cache[batch.block_tables[s]].reshape(-1)[:length]
+            states.append(np.full(5, np.nan, np.float32) if int(read[-1]) in self.fail_tokens else state(read))
+        return pool(batch, np.array(states, np.float32).reshape(-1, 5))
 
     def close(self) -> None:
         pass
 
 
-def make_engine(num_blocks: int = 64, *, tokenizer=None, **settings) -> Engine:
+class WholeFake:
+    """An encoder: it refuses steps that hold a part of a text."""
+
+    max_in_flight = 1
+    local = None
+    num_blocks = 0
+
+    def __init__(self, positions: int = 100) -> None:
+        self.spec = SimpleNamespace(vocab_size=VOCAB, max_position_embeddings=positions, encoder="yes", generates=False)
+        self.batches: list[StepBatch] = []
+
+    def check_health(self) -> None:
+        pass
+
+    def launch(self, batch: StepBatch) -> Wait:
+        self.batches.append(batch)
+        assert np.diff(batch.query_start).tolist() == batch.context_lens.tolist()
+        assert [(row.row, row.start, row.is_last) for row in batch.pooled] == [
+            (i, 0, True) for i in range(batch.num_seqs)
+        ]
+        texts = np.split(batch.token_ids, batch.query_start[1:-1])
+        nothing = np.zeros(0, np.int64)
+        return finished(StepResult(nothing, {}, [], 1e-3, {i: state(text) for i, text in enumerate(texts)}))
+
+    def close(self) -> None:
+        pass
+
+
+def make_encoder(positions: int = 100, *, max_tokens: int | None = None, **settings) -> Engine:
+    config = EngineConfig(**{"max_num_batched_tokens": 32, **settings})
+    model = WholeFake(positions)
+    executor = BackgroundExecutor(model) if config.async_scheduling else model
+    info = PoolingInfo(method="mean", dimensions=5, max_tokens=max_tokens)
+    return Engine("fake", executor, config, end_token_ids=(), pooling=info)
+
+
+def make_engine(num_blocks: int = 64, *, tokenizer=None, pooling=None, **settings) -> Engine:
     config = EngineConfig(**{"block_size": 4, "max_num_seqs": 8, "max_num_batched_tokens": 32, **settings})
     model = PagedFake(num_blocks, config.block_size)
     executor = BackgroundExecutor(model) if config.async_scheduling else model
     ends = () if tokenizer is None else tokenizer.eos_token_ids
-    return Engine("fake", executor, config, end_token_ids=ends, tokenizer=tokenizer)
+    return Engine("fake", executor, config, end_token_ids=ends, tokenizer=tokenizer, pooling=pooling)
 
 
 def model_of(engine: Engine) -> PagedFake:
@@ -128,6 +182,8 @@ def fake():
     """The fake model's parts, for tests in this folder (which cannot import each other)."""
     return SimpleNamespace(
         engine=make_engine,
+        encoder=make_encoder,
+        state=state,
         model=model_of,
         request=make_request,
         expected=expected_tokens,
