@@ -68,19 +68,34 @@ class Tokenizer:
             BadRequest: the text is not valid Unicode (it holds a lone surrogate).
             ModelError: the model's pre-tokenizer pattern fails on this text, or a token it needs is missing.
         """
+        ids: list[int] = self._encoded(text, text, add_special_tokens).ids
+        return ids
+
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], int]:
+        """Token ids of two texts that a model reads together, as transformers' `tokenizer([(first, second)])`: with special
+        tokens before, between and after them; and the index of the second text's first token.
+
+        Raises:
+            BadRequest, ModelError: as `encode`.
+        """
+        found = self._encoded(first + second, (first, second), True)
+        of = found.sequence_ids  # None for a special token
+        empty = len(of) - (bool(of) and of[-1] is None)
+        return found.ids, of.index(1) if 1 in of else empty
+
+    def _encoded(self, checked: str, given: str | tuple[str, str], add_special_tokens: bool) -> Any:
         try:
-            text.encode()
+            checked.encode()
         except UnicodeEncodeError as error:
             raise BadRequest(
                 f"the text is not valid Unicode: character {error.start} is half of a surrogate pair"
             ) from None
         # unlike `encode`, the batch call releases the GIL and computes no character offsets
         try:
-            ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+            return self._backend.encode_batch_fast([given], add_special_tokens=add_special_tokens)[0]
         except BaseException:
             with reading("the model's tokenizer"):  # not around it: that would cost 1 us each time
                 raise
-        return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; no spaces are cleaned up.

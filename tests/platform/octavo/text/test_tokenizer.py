@@ -213,3 +213,32 @@ def test_text_loads_nothing_slow():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("kind", ["BertProcessing", "RobertaProcessing", "TemplateProcessing", None])
+def test_pairs_as_in_transformers(kind, tiny_tokenizer_dir, tmp_path):
+    stored = json.loads((tiny_tokenizer_dir / "tokenizer.json").read_text())
+    name, token_id = next((name, i) for name, i in stored["model"]["vocab"].items())
+    ends: dict[str, Any] = {"type": kind, "sep": [name, token_id], "cls": [name, token_id]}
+    piece = {"SpecialToken": {"id": name, "type_id": 0}}
+    first, second = ({"Sequence": {"id": text, "type_id": kind}} for kind, text in enumerate("AB"))
+    template = {
+        "type": kind,
+        "single": [piece, first],
+        "pair": [piece, first, piece, piece, second],
+        "special_tokens": {name: {"id": name, "ids": [token_id], "tokens": [name]}},
+    }
+    more = {"RobertaProcessing": {"trim_offsets": True, "add_prefix_space": False}}.get(str(kind), {})
+    stored["post_processor"] = None if kind is None else template if kind == "TemplateProcessing" else ends | more
+    folder = copy_with(tiny_tokenizer_dir, tmp_path / "pairs", tokenizer=stored)
+    ours, theirs = load(folder), hugging_face(folder)
+    for a, b in (("Hello there", "world"), ("Hello", ""), ("", "world"), ("", "")):
+        ids, start = ours.encode_pair(a, b)
+        read = theirs([(a, b)])  # alone it takes an empty second text for none
+        assert ids == read.input_ids[0]
+        of = read.sequence_ids(0)
+        assert of[start:].count(1) == of.count(1)
+        assert of[:start].count(0) == of.count(0)
+        assert not b or of[start] == 1
+    with pytest.raises(BadRequest, match="not valid Unicode"):
+        ours.encode_pair("a", "\ud800")
