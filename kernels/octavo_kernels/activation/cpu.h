@@ -36,12 +36,29 @@ inline void gelu_row(const float* x, int64_t count, float* out) {
     for (int64_t i = 0; i < count; i += kLanes) store_part(out + i, exact_gelu(load_part(x + i, count - i)), count - i);
 }
 
-enum class Gate : int64_t { silu, gelu };
+enum class Gate : int64_t { silu, gelu, exact_gelu, relu };
+
+// Calls f with the function of `kind`.
+template <class F>
+void with_function(Gate kind, const F& f) {
+    switch (kind) {
+        case Gate::silu: return f([](Vec x) { return silu(x); });
+        case Gate::gelu: return f([](Vec x) { return gelu(x); });
+        case Gate::exact_gelu: return f([](Vec x) { return exact_gelu(x); });
+        case Gate::relu: return f([](Vec x) { return max(x, Vec{}); });
+    }
+}
 
 template <class T>
 void gate_row(Gate kind, const T* gate, const T* up, int64_t count, T* out) {
-    if (kind == Gate::silu) gate_row(gate, up, count, out, [](Vec x) { return silu(x); });
-    else gate_row(gate, up, count, out, [](Vec x) { return gelu(x); });
+    with_function(kind, [&](const auto& function) { gate_row(gate, up, count, out, function); });
+}
+
+// out[i] = f(x[i]) for i < count.
+inline void activate_row(Gate kind, const float* x, int64_t count, float* out) {
+    with_function(kind, [&](const auto& function) {
+        for (int64_t i = 0; i < count; i += kLanes) store_part(out + i, function(load_part(x + i, count - i)), count - i);
+    });
 }
 
 }  // namespace octavo

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "activation/cpu.h"
+#include "decoder/records.h"
 #include "decoder/ways.h"
 #include "paged_attention/cpu.h"
 #include "rms_norm/cpu.h"
@@ -28,6 +29,7 @@ class Decoder {
     const Numbers numbers;
     const std::vector<Layer> layers;
     const int64_t q_size, kv_size, qkv_size;
+    const Widths widths;
 
     std::map<int64_t, AttentionPlan> plans;  // by window
     Buffer residual_, qkv_, attended_, normed_, scratch_, partials_;
@@ -56,7 +58,7 @@ class Decoder {
     float* residual_of(int64_t token) const { return residual + token * model.hidden; }
 
     void norm(const float* x, const float* weight, float* out) const {
-        if (model.layer_norm) layer_norm_row(x, weight, numbers.eps, model.hidden, out);
+        if (model.layer_norm) layer_norm_row(x, weight, nullptr, numbers.eps, model.hidden, out);
         else rms_norm_row(x, weight, numbers.eps, model.hidden, out);
     }
 
@@ -223,7 +225,7 @@ class Decoder {
             if (const int64_t runs = runs_of(tokens.count)) {
                 run_per_thread(cursor, i, thread, tokens, runs);
             } else if (!sum_over_ranks && tokens.count <= kFewTokens) {
-                own[thread]->reserve(model, tokens.count, 0);
+                own[thread]->reserve(widths, tokens.count, 0);
                 go_to_attention(i, RedundantRows{shared_rows(cursor, tokens, w, *own[thread])});
             } else {
                 go_to_attention(i, shared_rows(cursor, tokens, w, w));
@@ -236,7 +238,7 @@ class Decoder {
         Workspace& w = *own[thread];
         phases.run(cursor, runs, [&](int64_t run) {
             const Tokens part = tokens.part(split(tokens.count, int(run), int(runs), 4));
-            w.reserve(model, part.count, kRunBlocks * 16);
+            w.reserve(widths, part.count, kRunBlocks * 16);
             go_to_attention(i, RunPerThread{part, w, w, kRunBlocks * 16});
         });
     }
@@ -283,8 +285,8 @@ class Decoder {
         attended = attended_.floats(num_tokens * q_size);
         scratch = scratch_.floats(threads * scratch_floats);
         partials = partials_.floats(partial);
-        shared.reserve(model, runs_of(num_tokens) ? 0 : num_tokens, model.inner);
-        last.reserve(model, runs_of(finished.count) ? 0 : finished.count, model.inner);
+        shared.reserve(widths, runs_of(num_tokens) ? 0 : num_tokens, model.inner);
+        last.reserve(widths, runs_of(finished.count) ? 0 : finished.count, model.inner);
         while (int(own.size()) < threads) own.push_back(new_workspace());
     }
 
@@ -307,7 +309,7 @@ class Decoder {
 public:
     Decoder(const Model& m, const Numbers& n, const Layer* l)
         : model(m), numbers(n), layers(l, l + m.num_layers), q_size(m.query_heads * m.head_dim),
-          kv_size(m.kv_heads * m.head_dim), qkv_size(q_size + 2 * kv_size),
+          kv_size(m.kv_heads * m.head_dim), qkv_size(q_size + 2 * kv_size), widths{m.hidden, q_size, m.inner},
           phases(kPhasesPerLayer * m.num_layers + kOtherPhases) {
         want_inputs(shared), want_inputs(last);
         head_input.add(model.head, exact());

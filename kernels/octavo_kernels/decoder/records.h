@@ -1,17 +1,9 @@
 // What Python passes: records of 64-bit words (decoder/__init__.py writes them in this order).
 #pragma once
 
-#include "linear/cpu.h"
+#include "linear/input.h"
 
 namespace octavo {
-
-struct Matrix {
-    int64_t format, n, k;
-    const uint8_t* data;
-    const float* bias;  // or null
-
-    PackedMatrix packed() const { return {WeightFormat(format), n, k, data}; }
-};
 
 struct Layer {
     Matrix q, k, v, out, gate, up, down;                   // gate has no data where the MLP has no gate

@@ -2,69 +2,11 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
 
-#include "decoder/records.h"
-#include "linear/cpu.h"
+#include "linear/input.h"
 
 namespace octavo {
 namespace {
-
-// ---- memory that grows ----------------------------------------------------------------------------------------------
-
-struct Free {
-    void operator()(void* p) const { std::free(p); }
-};
-
-class Buffer {
-    std::unique_ptr<void, Free> memory;
-    int64_t bytes = 0;
-
-public:
-    // Room for `wanted` bytes, 64-byte aligned; its content is lost when it grows.
-    void* reserve(int64_t wanted) {
-        if (wanted > bytes) {
-            bytes = (wanted + wanted / 4 + 63) / 64 * 64;
-            memory.reset();
-            memory.reset(std::aligned_alloc(64, bytes));
-            if (!memory) std::abort();
-        }
-        return memory.get();
-    }
-    float* floats(int64_t count) { return (float*)reserve(count * 4); }
-};
-
-// The input of several matrices, converted once into every form that any of them needs.
-class Input {
-    Buffer buffers[3];
-    Activations forms[3] = {};
-    bool wanted[3] = {};
-
-public:
-    void add(const Matrix& w, bool exact) { wanted[int(activation_kind(WeightFormat(w.format), exact))] = true; }
-
-    void reserve(int64_t rows, int64_t k) {
-        for (int kind = 0; kind < 3; ++kind) {
-            if (!wanted[kind]) continue;
-            const int64_t bytes = activation_bytes(ActivationKind(kind), rows, k);
-            forms[kind] = {ActivationKind(kind), rows, k, (uint8_t*)buffers[kind].reserve(bytes)};
-        }
-    }
-    void pack(int64_t row, const float* x) const {
-        for (int kind = 0; kind < 3; ++kind)
-            if (wanted[kind]) pack_row(forms[kind], row, x);
-    }
-    void pack(int64_t row, const float* x, Range columns) const {
-        for (int kind = 0; kind < 3; ++kind)
-            if (wanted[kind]) pack_columns(forms[kind], row, x, columns);
-    }
-    // Computes the outputs of some blocks of 16; `out` receives the first.
-    void multiply(const Matrix& w, bool exact, float* out, int64_t stride, Range blocks) const {
-        const int kind = int(activation_kind(WeightFormat(w.format), exact));
-        linear(w.packed(), forms[kind], out, stride, w.bias, blocks);
-    }
-};
 
 // RunPerThread: most tokens of a run, and the fewest per thread for which it pays: each thread reads all weights.
 // Runs are longer with AMX, which unpacks the weights for each run.
@@ -77,22 +19,27 @@ constexpr int64_t kFewTokens = 3;
 // Replaces values by their sum over all ranks of the model.
 using SumOverRanks = void (*)(float* values, int64_t count);
 
+// Values of a token's state, of its query heads, and between the MLP's matrices.
+struct Widths {
+    int64_t hidden, heads, inner;
+};
+
 // Memory for the activations between the matrices, for some tokens.
 struct Workspace {
     Input qkv_input, out_input, mlp_input, down_input;
     float *attended, *fed, *normed, *residual;  // [tokens][hidden]; the first two: outputs of attention and MLP
     float* gate_up;                             // [tokens][2 x the gate's width]
 
-    void reserve(const Model& model, int64_t tokens, int64_t gate_width) {
-        attended = attended_.floats(tokens * model.hidden);
-        fed = fed_.floats(tokens * model.hidden);
+    void reserve(const Widths& widths, int64_t tokens, int64_t gate_width) {
+        attended = attended_.floats(tokens * widths.hidden);
+        fed = fed_.floats(tokens * widths.hidden);
         gate_up = gate_up_.floats(tokens * 2 * gate_width);
-        normed = normed_.floats(tokens * model.hidden);
-        residual = residual_.floats(tokens * model.hidden);
-        qkv_input.reserve(tokens, model.hidden);
-        out_input.reserve(tokens, model.query_heads * model.head_dim);
-        mlp_input.reserve(tokens, model.hidden);
-        down_input.reserve(tokens, model.inner);
+        normed = normed_.floats(tokens * widths.hidden);
+        residual = residual_.floats(tokens * widths.hidden);
+        qkv_input.reserve(tokens, widths.hidden);
+        out_input.reserve(tokens, widths.heads);
+        mlp_input.reserve(tokens, widths.hidden);
+        down_input.reserve(tokens, widths.inner);
     }
 
 private:

@@ -1,14 +1,9 @@
 // Where the cells of a cache lie, and how keys and values are read from them.
 #pragma once
 
-#include <algorithm>
-
-#include "paged_attention/cpu.h"
+#include "paged_attention/rows.h"
 
 namespace octavo {
-
-template <class T>
-constexpr int64_t kPerWord = 4 / sizeof(T);
 
 inline int64_t slot_of(const Sequences& s, int64_t sequence, int64_t position, int64_t block_size) {
     return s.tables[sequence * s.table_stride + position / block_size] * block_size + position % block_size;
@@ -51,17 +46,6 @@ template <class T>
 int64_t value_index(int64_t place, int64_t d, int64_t padded) {
     return (place / kPerWord<T> * padded + d) * kPerWord<T> + place % kPerWord<T>;
 }
-
-// The keys and values of a split, wherever its cells lie, and what 8-bit ones are multiplied with.
-struct Split {
-    int64_t key, cells;  // its first position, and how many cells of it hold keys
-    int64_t cell_bytes;  // of keys, as of values
-    const float* k[kSplit / kCell];
-    const float* v[kSplit / kCell];
-    bool scaled;
-    alignas(64) float k_scales[kSplit];
-    alignas(64) float v_scales[kSplit];
-};
 
 OCTAVO_INLINE void store_weights(float* p, Vec v) { store(p, v); }
 OCTAVO_INLINE void store_weights(bf16* p, Vec v) {

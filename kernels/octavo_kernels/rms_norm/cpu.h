@@ -26,20 +26,21 @@ void rms_norm_row(const T* x, const float* weight, float eps, int64_t dim, T* ou
         store_part(out + i, load_part(x + i, dim - i) * scale * load_part(weight + i, dim - i), dim - i);
 }
 
-// out = (x - mean) / sqrt(variance + eps) * weight; out may be x.
-inline void layer_norm_row(const float* x, const float* weight, float eps, int64_t dim, float* out) {
-    Vec total = {};
-    for (int64_t i = 0; i < dim; i += kLanes) total = total + load_part(x + i, dim - i);
-    const Vec mean = splat(sum(total) / float(dim));
-    for (int64_t i = 0; i < dim; i += kLanes) store_part(out + i, load_part(x + i, dim - i) - mean, dim - i);
-    rms_norm_row(out, weight, eps, dim, out);
-}
-
 // total = x + residual, rounded to T; total may be either of them.
 template <class T>
 void add_row(const T* x, const T* residual, int64_t dim, T* total) {
     for (int64_t i = 0; i < dim; i += kLanes)
         store_part(total + i, load_part(x + i, dim - i) + load_part(residual + i, dim - i), dim - i);
+}
+
+// out = (x - mean) / sqrt(variance + eps) * weight + bias; out may be x, bias null.
+inline void layer_norm_row(const float* x, const float* weight, const float* bias, float eps, int64_t dim, float* out) {
+    Vec total = {};
+    for (int64_t i = 0; i < dim; i += kLanes) total = total + load_part(x + i, dim - i);
+    const Vec mean = splat(sum(total) / float(dim));
+    for (int64_t i = 0; i < dim; i += kLanes) store_part(out + i, load_part(x + i, dim - i) - mean, dim - i);
+    rms_norm_row(out, weight, eps, dim, out);
+    if (bias) add_row(out, bias, dim, out);
 }
 
 }  // namespace octavo
