@@ -47,6 +47,12 @@ MAX_PROMPT_TOKENS = 2**20
 MAX_CHOICES = 4096
 """Sequences of one request over all of its prompts."""
 
+MAX_TEXTS = 10_000
+"""Texts of one request that wants vectors, scores or classes; OpenAI takes 2,048."""
+
+TEXT_BYTES = 1600
+"""Bytes of JSON of one of many texts, on average: 300 tokens of English, and 250 as ids."""
+
 MAX_PROMPT_VALUES = 2**21
 """Log probabilities of prompt tokens in one answer: enough for 20 of each of 100,000 tokens. Without this bound, 8,000
 tokens with n=128 would be 21 million."""
@@ -73,23 +79,25 @@ class BodyBounds:
 
     Attributes:
         context: tokens of the longest context among the served models.
+        texts: that a body may hold, each of TEXT_BYTES on average.
     """
 
     context: int = UNKNOWN_CONTEXT
+    texts: int = 0
 
     @property
     def num_bytes(self) -> int:
         """Most bytes: 32 per token, which is eight times English text and four times token ids, plus 2 MiB for many
         prompts and for tools."""
-        return 2 * 2**20 + 32 * self.context
+        return 2 * 2**20 + 32 * self.context + TEXT_BYTES * self.texts
 
     @property
     def structure(self) -> int:
-        """Most brackets and keys, and most commas. A text that fits the context has at most about one per token.
+        """Most brackets and keys, and most commas. A text has at most about one per token.
 
         Each costs up to 0.1 us to parse; a value in a list costs 0.01 us.
         """
-        return 2**16 + self.context
+        return 2**16 + self.context + TEXT_BYTES // 10 * self.texts
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from octavo.text.output import SequenceText
 from octavo_serve.api.chats import Chat
 from octavo_serve.api.jobs import Asked, Job
+from octavo_serve.api.telemetry import Operation
 from octavo_serve.api.tracing import CURRENT, Value
 
 MOST_CHOICES = 128
@@ -15,12 +16,28 @@ MOST_CHOICES = 128
 
 def asks(asked: Asked) -> None:
     """Tell the trace of the request which runs what is asked for."""
+    begins("chat" if isinstance(asked.content, Chat) else "text_completion", asked.model)
+
+
+def begins(operation: Operation, model: str | None) -> None:
+    """Tell the trace of the request which runs what kind of request it is, and which model it names."""
     if (trace := CURRENT.get()) is None:
         return
-    operation = "chat" if isinstance(asked.content, Chat) else "text_completion"
     trace.attributes |= {"gen_ai.operation.name": operation, "gen_ai.provider.name": "octavo"}
-    if asked.model is not None:
-        trace.attributes["gen_ai.request.model"] = asked.model.encode("utf-8", "replace").decode()
+    if model is not None:
+        trace.attributes["gen_ai.request.model"] = model.encode("utf-8", "replace").decode()
+
+
+def pools(request_id: str, model: str, prompt_tokens: int) -> None:
+    """Tell it that texts begin to run of which no tokens are made."""
+    if (trace := CURRENT.get()) is None:
+        return
+    trace.attributes.setdefault("gen_ai.request.model", model)
+    trace.attributes |= {
+        "gen_ai.response.id": request_id,
+        "gen_ai.response.model": model,
+        "gen_ai.usage.input_tokens": prompt_tokens,
+    }
 
 
 def runs(job: Job) -> None:

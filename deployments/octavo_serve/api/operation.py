@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -17,7 +17,7 @@ from octavo.errors import BadRequest
 from octavo_serve.api.access import Caller, Rules
 from octavo_serve.api.bounds import MAX_FIELDS, MAX_NAME, MAX_OPTIONS
 from octavo_serve.api.fields import AtMost, Name
-from octavo_serve.api.jobs import Asked
+from octavo_serve.api.listing import Listing
 from octavo_serve.api.service import Service
 from octavo_serve.api.surface import Errors
 from octavo_serve.api.validation import explain
@@ -29,7 +29,16 @@ class Query(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class Wants(Protocol):
+    """What headers and access rules have a say in."""
+
+    session: str
+    priority: int
+    cache_salt: str
+
+
 Q = TypeVar("Q", bound=Query)
+W = TypeVar("W", bound=Wants)
 
 Names = Annotated[
     list[Name], AtMost(MAX_OPTIONS), BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
@@ -62,7 +71,7 @@ class Call:
         """Whether the answer may tell about the cache."""
         return self.rules.tells(self.caller)
 
-    def admit(self, asked: Asked) -> Asked:
+    def admit(self, asked: W) -> W:
         """Apply headers and access rules to what is asked: its session, cache namespace and priority.
 
         Raises:
@@ -93,16 +102,18 @@ class Operation:
         run: makes the answer.
         body: type of a request's body; None where there is none.
         query: type of the query parameters, whose fields are flat; None where they are not looked at.
+        many: a body holds many texts, and may have as many bytes as these take.
     """
 
     method: Literal["GET", "POST", "DELETE"]
     path: str
     summary: str
     answers: type[Any]
-    run: Callable[[Service, Call], Awaitable[Mapping[str, Any] | Streamed]]
+    run: Callable[[Service, Call], Awaitable[Mapping[str, Any] | Streamed | Listing]]
     errors: Errors
     body: type[Any] | None = None
     query: type[Query] | None = None
+    many: bool = False
 
 
 def read_query(kind: type[Q], values: Mapping[str, str | list[str]]) -> Q:

@@ -100,20 +100,27 @@ def _text(tokenizer: Tokenizer, prompt: Prompt) -> str:
 
 
 def check_characters(tokenizer: Tokenizer, text: str, max_model_len: int, param: str) -> None:
-    """Refuse a text that is certainly longer than the context, without the cost of tokenising all of it.
-
-    A long text is tokenised in pieces until there are twice as many tokens as the context holds. Cuts between pieces
-    add a few tokens, but never double their number.
-    """
-    if len(text) > max_model_len * CHARACTERS_PER_TOKEN:
+    """Refuse a text that is certainly longer than the context, without the cost of tokenising all of it."""
+    if exceeds(tokenizer, text, max_model_len):
         raise _too_long(max_model_len, param)
-    if len(text) <= max_model_len * USUAL_CHARACTERS_PER_TOKEN:
-        return
+
+
+def exceeds(tokenizer: Tokenizer, text: str, most: int) -> bool:
+    """Whether a text certainly has more than `most` tokens, without the cost of tokenising all of it.
+
+    A long text is tokenised in pieces until there are twice as many tokens. Cuts between pieces add a few tokens, but
+    never double their number.
+    """
+    if len(text) <= most * USUAL_CHARACTERS_PER_TOKEN:
+        return False
+    if len(text) > most * CHARACTERS_PER_TOKEN:
+        return True
     found = 0
     for start in range(0, len(text), PIECE):
         found += len(tokenizer.encode(text[start : start + PIECE], add_special_tokens=False))
-        if found > 2 * max_model_len:
-            raise _too_long(max_model_len, param)
+        if found > 2 * most:
+            return True
+    return False
 
 
 def check_tokenized(text: str, max_model_len: int, param: str) -> None:

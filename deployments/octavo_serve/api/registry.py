@@ -157,6 +157,7 @@ class ModelEntry:
             "root": self.info.hash_name if self.info and explain else None,
             "parent": None,
             "max_model_len": self.info.max_model_len if self.info else None,
+            "tasks": list(self.info.tasks) if self.info else None,
             "status": self.status,
             "reason": self.reason if explain else None,
         }

@@ -15,13 +15,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 from octavo.errors import BadRequest
+from octavo.pooled import check_task
 from octavo.request import SamplingParams
 from octavo.text.grammars.brief import TakesLong, briefly
 from octavo.text.responses.bound import BoundTemplate
 from octavo.text.template_process import PROCESSES
 from octavo_serve.api import genai
 from octavo_serve.api.body import B
-from octavo_serve.api.bounds import BodyBounds, Limits
+from octavo_serve.api.bounds import MAX_TEXTS, BodyBounds, Limits
 from octavo_serve.api.chats import Chat, render
 from octavo_serve.api.constraining import constrain, constrains
 from octavo_serve.api.detached import Detached
@@ -81,6 +82,11 @@ class Service:
         """Bounds of a body, for the models served now."""
         return BodyBounds(self.models.longest_context)
 
+    @property
+    def bounds_of_many(self) -> BodyBounds:
+        """The same of a body that holds many texts."""
+        return BodyBounds(self.models.longest_context, MAX_TEXTS)
+
     async def job(self, asked: Asked) -> Job:
         """Turn `asked` into a job, checked against its model; waits if the model is still loading.
 
@@ -98,6 +104,8 @@ class Service:
         model = await self.models.served(asked.model, asked.session, check, tokens)
         reading, template, text = None, None, ""
         with model.client.admitted(asked.key, sequences, tokens):
+            info = await model.client.describe()
+            check_task("generate", info.tasks, model.name)
             if isinstance(content, Chat):
                 text = await render(content, model.tokenizer, self.template_threads)
                 if not text:
@@ -107,7 +115,6 @@ class Service:
                 content = [text]
             if constrains(asked.params, chat):
                 asked.params = await self._constrained(asked.params, chat, model, template, text)
-            info = await model.client.describe()
             request_id = f"{asked.kind}-{secrets.token_hex(12)}"  # a client's own id may be in use elsewhere
             work = partial(prepare, model.tokenizer, info, content, asked, request_id)
             requests, texts = await self.prompt_threads.finish(work) if is_long(content) else work()

@@ -22,8 +22,8 @@ from octavo_serve.wire.scaling import Scaling
 ShardStats = Mapping[str, Sequence[tuple[str, EngineStats]]]
 """Model name -> (shard name, its statistics) for each shard that answered."""
 
-Operation = Literal["chat", "text_completion"]
-"""What OpenTelemetry calls what a request asks for."""
+Operation = Literal["chat", "text_completion", "embeddings", "rerank", "classify"]
+"""What OpenTelemetry calls what a request asks for; it has no names for the last two."""
 
 Cause = Literal["queue", "starting"]
 """Why a model's request was refused: it would wait too long, or beside too many tokens; no shard is there yet."""

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Scope
 from octavo.errors import BadRequest, OctavoError
 from octavo_serve.api.access import Access, Caller
 from octavo_serve.api.body import B, parse
-from octavo_serve.api.bounds import LARGE_BODY, MAX_NAME
+from octavo_serve.api.bounds import LARGE_BODY, MAX_NAME, BodyBounds
 from octavo_serve.api.exposition import render
 from octavo_serve.api.failures import BodyTooLarge, Failure, failure_of
 from octavo_serve.api.fleet import Fleet
@@ -139,7 +139,7 @@ def _encoded(writer: Writer[A, Any], json: Callable[[Any], bytes], answer: A) ->
 
 def _add_operation(app: Starlette, operation: Operation, service: Service, access: Access) -> None:
     async def perform(request: Request) -> Response:
-        call = await call_of(request, service, access, operation.body, operation.query)
+        call = await call_of(request, service, access, operation.body, operation.query, many=operation.many)
         return answer_reply(await operation.run(service, call))
 
     app.add_route(operation.path, perform, methods=[operation.method])  # HEAD where there is GET
@@ -204,8 +204,13 @@ async def call_of(
     body: type[Any] | None = None,
     query: type[Query] | None = None,
     raw: Raw[Any] | None = None,
+    *,
+    many: bool = False,
 ) -> Call:
     """A request as the core knows it: its body and parameters are validated, its headers read.
+
+    Args:
+        many: the body may hold many texts.
 
     Raises:
         BadRequest: naming what is wrong; BodyTooLarge if the body is too large.
@@ -213,11 +218,12 @@ async def call_of(
     path = {name: str(value) for name, value in request.path_params.items()}
     if name := next((name for name, value in path.items() if len(value) > MAX_NAME), None):
         raise BadRequest(f"{name} has more than {MAX_NAME} characters", name)
-    headers, limit = request.headers, service.limits.max_body_bytes or service.bounds.num_bytes
+    bounds = service.bounds_of_many if many else service.bounds
+    headers, limit = request.headers, service.limits.max_body_bytes or bounds.num_bytes
     content = await read_body(request, limit) if body else b""
     return Call(
         query=read_query(query, _query_of(request)) if query else None,
-        body=await body_of(content, headers, body, service, raw) if body else None,
+        body=await body_of(content, headers, body, service, bounds, raw) if body else None,
         large=len(content) >= LARGE_BODY,
         path=path,
         caller=request.scope.get(CALLER, Caller()),
@@ -236,14 +242,18 @@ def _query_of(request: Request) -> dict[str, str | list[str]]:
 
 
 async def body_of(
-    content: bytes, headers: Mapping[str, str], kind: type[B], service: Service, raw: Raw[B] | None = None
+    content: bytes,
+    headers: Mapping[str, str],
+    kind: type[B],
+    service: Service,
+    bounds: BodyBounds,
+    raw: Raw[B] | None = None,
 ) -> B:
     """The validated body; a large one is parsed in a thread.
 
     Raises:
         BadRequest: it is invalid.
     """
-    bounds = service.bounds
     read = partial(parse, kind) if raw is None else partial(raw.read, headers)
     return read(content, bounds) if len(content) < LARGE_BODY else await service.body_threads.run(read, content, bounds)
 

@@ -8,6 +8,7 @@ from typing import Any
 from starlette.responses import Response, StreamingResponse
 
 from octavo_serve.api.failures import Failure
+from octavo_serve.api.listing import Listing
 from octavo_serve.api.operation import Streamed
 from octavo_serve.api.pieces import Begun
 from octavo_serve.api.surface import Errors, to_json
@@ -23,8 +24,12 @@ def json_reply(value: Mapping[str, Any], status: int = 200) -> Response:
     return Response(to_json(value), status, media_type=JSON)
 
 
-def answer_reply(answer: Mapping[str, Any] | Streamed) -> Response:
+def answer_reply(answer: Mapping[str, Any] | Streamed | Listing) -> Response:
     """A response that holds an operation's answer."""
+    if isinstance(answer, Listing):
+        if not answer.is_large:
+            return Response(to_json(answer.whole()), media_type=JSON)
+        return StreamingResponse(answer.chunks(), media_type=JSON)
     if not isinstance(answer, Streamed):
         return json_reply(answer)
     return StreamingResponse(answer.chunks, headers=STREAM_HEADERS, media_type=answer.media_type)

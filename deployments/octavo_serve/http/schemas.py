@@ -27,6 +27,7 @@ class ModelCard(TypedDict):
     root: str | None
     parent: None
     max_model_len: int | None
+    tasks: list[Literal["generate", "embed", "classify"]] | None
     status: Literal["ready", "loading", "failed"]
     reason: str | None
     alias_of: NotRequired[dict[str, float]]

@@ -10,6 +10,7 @@ from octavo_serve.surfaces.chat.surface import CHAT
 from octavo_serve.surfaces.completions.surface import COMPLETIONS
 from octavo_serve.surfaces.decisions.operations import DECISIONS
 from octavo_serve.surfaces.decisions.systemone import SYSTEM_ONE
+from octavo_serve.surfaces.embeddings.operations import EMBEDDINGS
 from octavo_serve.surfaces.kserve.operations import OPERATIONS as OF_KSERVE
 from octavo_serve.surfaces.kserve.surface import SURFACES as FOR_KSERVE
 from octavo_serve.surfaces.messages.counting import COUNT
@@ -22,7 +23,7 @@ from octavo_serve.surfaces.tokens.operations import DETOKENIZE, TOKENIZE
 
 SURFACES: tuple[Surface[Any, Any, Any], ...] = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, *FOR_TGI, *FOR_KSERVE)
 OPERATIONS: tuple[Operation, ...] = (
-    *(COUNT, DECISIONS, SYSTEM_ONE, TOKENIZE, DETOKENIZE, INFO),
+    *(COUNT, DECISIONS, SYSTEM_ONE, TOKENIZE, DETOKENIZE, INFO, EMBEDDINGS),
     *OF_RESPONSES,
     *OF_KSERVE,
 )

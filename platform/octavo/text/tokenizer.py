@@ -72,8 +72,8 @@ class Tokenizer:
         return ids
 
     def encode_pair(self, first: str, second: str) -> tuple[list[int], int]:
-        """Token ids of two texts that a model reads together, as transformers' `tokenizer([(first, second)])`: with special
-        tokens before, between and after them; and the index of the second text's first token.
+        """Token ids of two texts that a model reads together, special tokens around them included, and the index of the
+        second text's first token; as transformers' `tokenizer([(first, second)])`.
 
         Raises:
             BadRequest, ModelError: as `encode`.

@@ -20,10 +20,12 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import yaml
 
@@ -31,6 +33,7 @@ from octavo.config import EngineConfig
 from octavo.cost_model import Cost
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.engine import Engine
+from octavo.pooling import PoolingInfo
 from octavo.rehearsal.simulated import Profile, SimulatedExecutor
 from octavo.request import (
     FinishReason,
@@ -178,6 +181,89 @@ def _packed(prompt: list[int], alternatives: int) -> PackedLogprobs:
     for token_id in prompt[1:]:
         packed.add([token_id + i for i in range(width)], [-0.5 - i for i in range(width)], 1)
     return packed
+
+
+@dataclass
+class Pooler:
+    """A `ModelClient` of a model that samples nothing: what it makes of a text depends on its token ids alone.
+
+    Attributes:
+        error: raised where a text holds this token.
+        full: raised instead of accepting a request.
+        turns: of the event loop, that a text takes.
+        opened: in this order.
+        most: requests that ran at once.
+    """
+
+    tokenizer: Tokenizer
+    info: ModelInfo
+    error: tuple[int, Exception] | None = None
+    full: Exception | None = None
+    turns: int = 1
+    opened: list[Request] = field(default_factory=list)
+    running: int = 0
+    most: int = 0
+
+    async def describe(self) -> ModelInfo:
+        return self.info
+
+    @contextmanager
+    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int) -> Iterator[None]:
+        key()
+        if self.full is not None:
+            raise self.full
+        yield
+
+    async def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
+        self.opened.append(request)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            for _ in range(self.turns):
+                await asyncio.sleep(0)
+            if self.error is not None and self.error[0] in request.prompt_token_ids:
+                raise self.error[1]
+            yield [self._update(request)]
+        finally:
+            self.running -= 1
+
+    def _update(self, request: Request) -> SequenceUpdate:
+        name, wanted = request.request_id, request.params.logprob_token_ids
+        values = self.values(request)
+        if wanted is None:
+            return SequenceUpdate(name, 0, [], finish_reason="stop", pooled=values.tobytes())
+        said = {token_id: Logprob(float(value), 0) for token_id, value in zip(wanted, values, strict=False)}
+        return SequenceUpdate(name, 0, [0], [said], finish_reason="length")
+
+    def values(self, request: Request) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """As many as the model's vectors have, or it has classes."""
+        pooling, info = request.pooling, self.info.pooling
+        count = len(info.labels) if pooling is not None and pooling.task == "classify" else info.dimensions
+        text = repr((request.prompt_token_ids, None if pooling is None else pooling.second))
+        seed = int.from_bytes(blake2b(text.encode(), digest_size=4).digest())
+        return np.random.default_rng(seed).standard_normal(count).astype("<f4")
+
+    def texts(self) -> list[str]:
+        """What it was asked about."""
+        return [self.tokenizer.decode(r.prompt_token_ids, skip_special_tokens=False) for r in self.opened]
+
+    def placement(self, request_id: str) -> Placement | None:
+        return None
+
+    async def abort(self, request_id: str, index: int) -> None:
+        raise AssertionError("nothing is left to abort")
+
+
+@pytest.fixture
+def pooler(tokenizer: Tokenizer) -> Pooler:
+    info = PoolingInfo(dimensions=8, matryoshka=(2, 4), max_tokens=64, prompts={"query": "ask: "})
+    return Pooler(tokenizer, ModelInfo("pooled", 256, tokenizer.vocab_size, 16, ("embed",), info))
+
+
+@pytest.fixture
+def pooling(pooler: Pooler) -> Service:
+    entry = ModelEntry("tiny", 1_700_000_000, pooler, tokenizer=pooler.tokenizer, info=pooler.info, shards=1)
+    return Service(Registry([entry]), Limits(), Telemetry())
 
 
 class Talk:

@@ -12,6 +12,7 @@ from hashlib import blake2b
 from typing import TypeVar
 
 from octavo.errors import BadRequest, EngineDead, ModelNotReady, OctavoError, Overloaded
+from octavo.pooled import check_task
 from octavo.request import Placement, Request, SequenceUpdate
 from octavo_serve.api import genai
 from octavo_serve.api.chats import Chat
@@ -68,8 +69,9 @@ async def decide(service: Service, asked: Asked, questions: Questions) -> Decide
     tokens = asked.size[1] + questions.characters // USUAL_TOKEN
     model = await service.models.served(asked.model, asked.session, chat.check, tokens)
     with model.client.admitted(_key(asked, questions.each), len(questions.each), tokens):
-        frame = await framed(chat, model.tokenizer, service.template_threads)
         info = await model.client.describe()
+        check_task("generate", info.tasks, model.name)
+        frame = await framed(chat, model.tokenizer, service.template_threads)
         request_id = f"{asked.kind}-{secrets.token_hex(12)}"
         work = partial(forks_of, model.tokenizer, info, frame, questions.each, asked, request_id)
         long = is_long([frame.before]) or questions.characters >= MANY_CHARACTERS

@@ -9,8 +9,9 @@ import pytest
 
 from octavo.errors import BadRequest, ModelNotReady, UnknownModel
 from octavo_serve.api.registry import MAX_WAITING_TOKENS, RETRY_AFTER, ModelEntry, Registry, choose
+from octavo_serve.wire.messages import ModelInfo
 
-INFO: Any = type("Info", (), {"hash_name": "h", "max_model_len": 7})()
+INFO = ModelInfo("h", max_model_len=7, vocab_size=9, block_size=16)
 TOKENIZER: Any = object()
 CLIENT: Any = object()
 

@@ -84,3 +84,8 @@ class Posts:
 @pytest.fixture
 def post(service: Service, backend: Any) -> Posts:
     return Posts(service, backend)
+
+
+@pytest.fixture
+def ask_pooling(pooling: Service, backend: Any) -> Posts:
+    return Posts(pooling, backend)

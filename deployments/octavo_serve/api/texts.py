@@ -1,0 +1,182 @@
+"""Texts of which vectors, scores or classes are wanted, as token ids: all are checked before any of them runs.
+
+All of this is CPU work; `octavo_serve.api.pooling` does it beside the event loop, a slice of the texts at a time.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+from octavo.errors import BadRequest, PromptTooLong
+from octavo.text.tokenizer import Tokenizer
+from octavo_serve.api.prompts import CHARACTERS_PER_TOKEN, check_token_ids, exceeds
+from octavo_serve.wire.messages import ModelInfo
+
+S = TypeVar("S", str, list[int])
+
+
+class Pair(NamedTuple):
+    """Two texts that a model reads together: what is asked, and what may answer it."""
+
+    first: str
+    second: str
+
+
+Text = str | list[int] | Pair
+"""Token ids are taken as they are; special tokens are put around the others."""
+
+
+class Encoded(NamedTuple):
+    """A text's token ids; of a pair, the index of the second one's first token.
+
+    An array: 10,000 texts of 256 tokens are 10 MB of it, and 90 MB as a list.
+    """
+
+    token_ids: array[int]
+    second: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """How texts are made to fit.
+
+    Attributes:
+        most: tokens of a text that are read; None: all, and one that is too long is refused; -1: as many as the model
+            reads.
+        keeps_end: the last tokens are read, not the first.
+        most_of_second: tokens of a pair's second text that are read. -1 and None as above.
+    """
+
+    most: int | None = None
+    keeps_end: bool = False
+    most_of_second: int | None = None
+
+
+NO_CUT = Cut()
+
+
+def longest(info: ModelInfo) -> int:
+    """Tokens of a text that a model reads, special tokens included."""
+    return min(info.max_model_len, info.pooling.max_tokens or info.max_model_len)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoder:
+    """Makes token ids of one request's texts.
+
+    Attributes:
+        name: of a text in errors, by its number, such as "input[3]".
+        param: the field that holds them.
+        hint: what to do about a text that is too long.
+    """
+
+    tokenizer: Tokenizer
+    info: ModelInfo
+    name: Callable[[int], str]
+    param: str
+    cut: Cut = NO_CUT
+    add_special_tokens: bool = True
+    hint: str = "shorten it, or send truncate_prompt_tokens: -1"
+
+    def encode(self, texts: Sequence[Text], first: int = 0) -> list[Encoded]:
+        """The token ids of some of the texts.
+
+        Args:
+            first: number of the first of them.
+
+        Raises:
+            PromptTooLong, BadRequest: naming the text.
+        """
+        return [self._encode(text, number) for number, text in enumerate(texts, first)]
+
+    def _encode(self, text: Text, number: int) -> Encoded:
+        try:
+            if isinstance(text, Pair):
+                return self._pair(text, number)
+            ids = self._text(text, number) if isinstance(text, str) else self._ids(text, number)
+        except BadRequest as error:
+            if error.param is not None:
+                raise
+            raise BadRequest(f"{self.name(number)}: {error}", self.param) from None
+        return Encoded(array("i", ids))
+
+    def _text(self, text: str, number: int) -> list[int]:
+        if not text:
+            raise BadRequest(f"{self.name(number)} must not be an empty text", self.param)
+        most = self._most(self.cut.most)
+        if self.cut.most is not None:
+            text = self._end(text, most * CHARACTERS_PER_TOKEN)
+        elif exceeds(self.tokenizer, text, most):
+            raise self._too_long(number, f"more than {most}", most)
+        ids = self.tokenizer.encode(text, self.add_special_tokens)
+        if len(ids) <= most:
+            return self._some(ids, number)
+        if self.cut.most is None:
+            raise self._too_long(number, f"{len(ids)}", most)
+        before, after = _special(self.tokenizer) if self.add_special_tokens else (0, 0)
+        room = self._room(most, before + after)
+        return [*ids[:before], *self._end(ids[before : len(ids) - after], room), *ids[len(ids) - after :]]
+
+    def _ids(self, ids: list[int], number: int) -> list[int]:
+        most = self._most(self.cut.most)
+        if len(ids) > most and self.cut.most is None:
+            raise self._too_long(number, f"{len(ids)}", most)
+        ids = self._end(ids, most)
+        check_token_ids(ids, self.info.vocab_size, self.param)
+        return self._some(ids, number)
+
+    def _pair(self, pair: Pair, number: int) -> Encoded:
+        most, cut = self._most(self.cut.most), self.cut
+        limited = cut.most is not None or cut.most_of_second is not None
+        for text in pair[: 1 if limited else 2]:
+            if exceeds(self.tokenizer, text, most):
+                raise self._too_long(number, f"more than {most}", most)
+        text = self._end(pair.second, most * CHARACTERS_PER_TOKEN) if limited else pair.second
+        ids, second = self.tokenizer.encode_pair(pair.first, text)
+        after = _special(self.tokenizer)[1]
+        room, has = most - second - after, len(ids) - second - after
+        if cut.most_of_second not in (None, -1):
+            room = min(room, cut.most_of_second or 0)
+        if has > room:
+            if not limited or room < 1:
+                raise self._too_long(number, f"{len(ids)}", most)
+            ids = [*ids[:second], *self._end(ids[second : second + has], room), *ids[second + has :]]
+        return Encoded(array("i", ids), second)
+
+    def _most(self, asked: int | None) -> int:
+        model = longest(self.info)
+        return model if asked in (None, -1) else min(asked or 0, model)
+
+    def _room(self, most: int, special: int) -> int:
+        if most <= special:
+            raise BadRequest(
+                f"{most} tokens hold nothing beside the {special} special tokens of this model: ask for more of each "
+                "text",
+                self.param,
+            )
+        return most - special
+
+    def _end(self, sequence: S, count: int) -> S:
+        return sequence[-count:] if self.cut.keeps_end else sequence[:count]
+
+    def _some(self, ids: list[int], number: int) -> list[int]:
+        if not ids:
+            raise BadRequest(f"{self.name(number)} has no tokens", self.param)
+        return ids
+
+    def _too_long(self, number: int, tokens: str, most: int) -> PromptTooLong:
+        return PromptTooLong(
+            f"{self.name(number)} has {tokens} tokens; this model reads at most {most} of a text: {self.hint}",
+            self.param,
+        )
+
+
+def _special(tokenizer: Tokenizer) -> tuple[int, int]:
+    """How many special tokens a tokenizer puts before a text and after it."""
+    plain, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
+    more = len(whole) - len(plain)
+    before = next((i for i in range(more + 1) if whole[i : i + len(plain)] == plain), 0)
+    return before, more - before

@@ -1,0 +1,90 @@
+"""Many texts of one request: refused together, run a bounded number at a time, counted once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from octavo.block_hash import hash_chain, root_hash
+from octavo.errors import BadRequest, Overloaded
+from octavo.request import SequenceUpdate
+from octavo_serve.api import pooling as module
+from octavo_serve.api.bounds import MAX_TEXTS
+from octavo_serve.api.pooling import Asking, Pooled, accepted, check_number, pooled
+from octavo_serve.api.service import Service
+
+
+def run(service: Service, texts: Any, **fields: Any) -> Pooled:
+    asking = Asking(**{"kind": "embd", "operation": "embeddings", "model": None, "param": "input", **fields})
+
+    async def main() -> Pooled:
+        async with accepted(service, asking, texts) as ready:
+            encoded = await ready.encoded(texts)
+        return await pooled(ready, encoded, "embed")
+
+    return asyncio.run(main())
+
+
+def test_values_are_in_order_and_counted(pooling: Service, pooler: Any) -> None:
+    found = run(pooling, ["a", "b c", [5, 6, 7]], priority=3, session="s")
+    assert found.values == [pooler.values(request).tobytes() for request in pooler.opened]
+    assert found.prompt_tokens == 6
+    assert {(one.priority, one.session) for one in pooler.opened} == {(3, "s")}
+    tally = pooling.telemetry.tallies["tiny", "embeddings"]
+    assert (tally.prompt_tokens, dict(tally.finished), tally.generation_tokens) == (6, {"stop": 3}, 0)
+    times = tally.duration, tally.first_token, tally.each_token
+    assert [each.cumulative(()) for each in times] == [[1], [0], [0]]
+
+
+def test_only_a_model_that_caches_gets_hashes(pooling: Service, pooler: Any) -> None:
+    ids = list(range(40))
+    run(pooling, [ids])
+    assert pooler.opened[0].block_hashes == []
+    pooler.info = type(pooler.info)(*_fields(pooler.info), tasks=("generate", "embed"), pooling=pooler.info.pooling)
+    run(pooling, [ids], cache_salt="x")
+    assert pooler.opened[1].block_hashes == hash_chain(root_hash("pooled", salt="x"), ids, 16)
+
+
+def _fields(info: Any) -> tuple[Any, ...]:
+    return info.hash_name, info.max_model_len, info.vocab_size, info.block_size
+
+
+def test_many_texts_are_encoded_in_slices_by_a_thread(
+    pooling: Service, pooler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LONG", 10)
+    monkeypatch.setattr(module, "SLICE", 12)
+    texts = ["Hello there"] * 5 + ["one", "two", "three", ""]
+    with pytest.raises(BadRequest, match=r"input\[8\] must not be an empty text"):
+        run(pooling, texts)
+    assert pooler.opened == []
+    run(pooling, texts[:-1])
+    assert pooler.texts() == texts[:-1]
+
+
+def test_what_does_not_come_in(pooling: Service, pooler: Any) -> None:
+    pooler.full = Overloaded("full", 1.0)
+    with pytest.raises(Overloaded):
+        run(pooling, ["a"])
+    pooler.full = None
+    pooling.lateness.seconds = 1.0
+    with pytest.raises(Overloaded, match="more requests come than this gateway can read"):
+        run(pooling, ["a"])
+    for count, sentence in ((0, "input must not be empty"), (MAX_TEXTS + 1, "one request may hold 10000")):
+        with pytest.raises(BadRequest, match=sentence):
+            check_number(count, "input")
+    check_number(MAX_TEXTS, "input")
+
+
+def test_an_engines_error_is_raised(pooling: Service, pooler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failed(request: Any) -> SequenceUpdate:
+        return SequenceUpdate(request.request_id, 0, [], finish_reason="error", stop_reason="not a number")
+
+    monkeypatch.setattr(pooler, "_update", failed)
+    with pytest.raises(Exception, match="not a number"):
+        run(pooling, ["a", "b"])
+    monkeypatch.setattr(pooler, "_update", lambda request: SequenceUpdate(request.request_id, 0, []))
+    with pytest.raises(Exception, match="stream ended before"):
+        run(pooling, ["a"])

@@ -1,0 +1,109 @@
+"""Texts become token ids that fit the model, or a sentence that says which does not."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from octavo.errors import BadRequest, PromptTooLong
+from octavo.pooling import PoolingInfo
+from octavo_serve.api.texts import Cut, Encoder, longest
+from octavo_serve.wire.messages import ModelInfo
+
+
+class Letters:
+    """One token a letter, from 10 on; 1 begins a text, 2 ends it, and stands twice between two."""
+
+    vocab_size = 1000
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        ids = [ord(char) for char in text]
+        return [1, *ids, 2] if add_special_tokens else ids
+
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], int]:
+        ids = [*self.encode(first), 2]
+        return [*ids, *self.encode(second)[1:]], len(ids)
+
+
+INFO = ModelInfo("h", 12, 1000, 16, ("embed",), PoolingInfo(max_tokens=8))
+
+
+def encoder(**fields: Any) -> Encoder:
+    tokenizer: Any = Letters()
+    return Encoder(**{"tokenizer": tokenizer, "info": INFO, "name": "input[{}]".format, "param": "input", **fields})
+
+
+def ids_of(text: Any, **fields: Any) -> list[int]:
+    (found,) = encoder(**fields).encode([text])
+    return found.token_ids.tolist()
+
+
+def letters(text: str) -> list[int]:
+    return [ord(char) for char in text]
+
+
+def test_a_text_and_token_ids() -> None:
+    assert ids_of("abc") == [1, *letters("abc"), 2]
+    assert ids_of("abc", add_special_tokens=False) == letters("abc")
+    assert ids_of([5, 6]) == [5, 6]
+    assert longest(INFO) == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "cut", "ids"),
+    [
+        ("abcdefgh", Cut(most=-1), [1, *letters("abcdef"), 2]),
+        ("abcdefgh", Cut(most=100), [1, *letters("abcdef"), 2]),
+        ("abcdefgh", Cut(most=5), [1, *letters("abc"), 2]),
+        ("abcdefgh", Cut(most=5, keeps_end=True), [1, *letters("fgh"), 2]),
+        ("ab", Cut(most=5), [1, *letters("ab"), 2]),
+        ("a" * 100_000, Cut(most=-1), [1, *letters("aaaaaa"), 2]),
+        ([5, 6, 7], Cut(most=2), [5, 6]),
+        ([5, 6, 7], Cut(most=2, keeps_end=True), [6, 7]),
+    ],
+)
+def test_what_is_left_of_a_long_text(text: Any, cut: Cut, ids: list[int]) -> None:
+    """As transformers cuts it: the special tokens stay."""
+    assert ids_of(text, cut=cut) == ids
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("abcdefgh", r"input\[1\] has 10 tokens; this model reads at most 8 of a text: shorten it, or send trunc"),
+        ("a" * 100, r"input\[1\] has more than 8 tokens"),
+        ("a" * 10_000, r"input\[1\] has more than 8 tokens"),
+        ([5] * 9, r"input\[1\] has 9 tokens"),
+    ],
+)
+def test_a_text_that_is_too_long_is_named(text: Any, sentence: str) -> None:
+    with pytest.raises(PromptTooLong, match=sentence) as caught:
+        encoder().encode(["a", text])
+    assert caught.value.param == "input"
+
+
+@pytest.mark.parametrize(
+    ("text", "cut", "sentence"),
+    [
+        ("", Cut(), r"input\[1\] must not be an empty text"),
+        ([], Cut(), r"input\[1\] has no tokens"),
+        ([1000], Cut(), "token id 1000 is not in the vocabulary"),
+        ("abcdefgh", Cut(most=2), "2 tokens hold nothing beside the 2 special tokens of this model"),
+        ("abc", Cut(most=0), "0 tokens hold nothing"),
+    ],
+)
+def test_a_text_that_nothing_can_be_made_of(text: Any, cut: Cut, sentence: str) -> None:
+    with pytest.raises(BadRequest, match=sentence):
+        encoder(cut=cut).encode(["a", text])
+
+
+def test_errors_without_a_field_get_the_texts_name() -> None:
+    def refuse(text: str, add_special_tokens: bool = True) -> list[int]:
+        raise BadRequest("the text is not valid Unicode")
+
+    broken: Any = SimpleNamespace(encode=refuse)
+    with pytest.raises(BadRequest, match=r"input\[0\]: the text is not valid Unicode") as caught:
+        encoder(tokenizer=broken).encode(["a"])
+    assert caught.value.param == "input"
