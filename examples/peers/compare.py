@@ -34,13 +34,13 @@ TICKS = os.sysconf("SC_CLK_TCK")
 class Child:
     """An engine in a process of its own."""
 
-    def __init__(self, entry: dict[str, Any], threads: int, log: Path) -> None:
+    def __init__(self, entry: dict[str, Any], threads: int, log: Path, script: str = "engines.py") -> None:
         self.name, self.entry = entry["name"], entry
         python, *arguments = [os.path.expandvars(word) for word in entry["command"]]
         environment = {key: os.path.expandvars(value) for key, value in entry.get("environment", {}).items()}
         begin = time.monotonic()
         self._process = subprocess.Popen(
-            [python, str(HERE / "engines.py"), *arguments, "--threads", str(threads)],
+            [python, str(HERE / script), *arguments, "--threads", str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log.open("w"),
