@@ -14,10 +14,14 @@ from typing import Any
 
 URL = os.environ.get("COMPAT_URL", "http://127.0.0.1:8000")
 MODEL = os.environ.get("COMPAT_MODEL", "scripted")
+EMBEDDER = os.environ.get("COMPAT_EMBEDDER", "minilm")
 CAPITAL, WEATHER, PERSON = "What is the capital of France?", "What is the weather in Paris?", "Describe Ada Lovelace."
 RESULT = "14 degrees, rain"
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOL = {"type": "function", "function": {"name": "weather", "description": "The weather.", "parameters": SCHEMA}}
+
+DOCUMENTS = ["Cats sleep for most of the day.", "Paris is the capital of France.", "Bread is made of flour."]
+"""The second answers CAPITAL."""
 
 
 def user(text: str) -> list[dict[str, Any]]:
@@ -36,6 +40,14 @@ def check(told: bool, *found: Any) -> None:
     """As assert, which says what was found."""
     if not told:
         raise AssertionError(" ".join(map(repr, found)))
+
+
+def check_near(query: list[float], documents: list[list[float]], dimensions: int = 384) -> None:
+    """Vectors of length 1, of which CAPITAL's is nearest to the second of DOCUMENTS."""
+    check({len(vector) for vector in (query, *documents)} == {dimensions}, len(query))
+    check(abs(sum(value * value for value in query) - 1) < 1e-3, query)
+    near = [sum(a * b for a, b in zip(query, document, strict=True)) for document in documents]
+    check(len(near) == 3 and near[1] == max(near), near)
 
 
 def run(client: str, package: str, *cases: Callable[[], Any]) -> None:

@@ -1,11 +1,11 @@
-"""LangChain's ChatOpenAI."""
+"""LangChain's ChatOpenAI and OpenAIEmbeddings."""
 
 from __future__ import annotations
 
-from cases import CAPITAL, MODEL, PERSON, RESULT, URL, WEATHER, check, run
+from cases import CAPITAL, DOCUMENTS, EMBEDDER, MODEL, PERSON, RESULT, URL, WEATHER, check, check_near, run
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
 
 GIVEN = {"model": MODEL, "base_url": f"{URL}/v1", "api_key": "none", "max_retries": 0, "timeout": 60}
@@ -58,9 +58,17 @@ def responses() -> None:
     check("Paris" in said.text, said)
 
 
+def embeddings() -> None:
+    # no counting of tokens before: that would fetch a vocabulary of OpenAI's
+    embedder = OpenAIEmbeddings(**GIVEN | {"model": EMBEDDER}, check_embedding_ctx_length=False)
+    check_near(embedder.embed_query(CAPITAL), embedder.embed_documents(DOCUMENTS))
+    shorter = OpenAIEmbeddings(**GIVEN | {"model": EMBEDDER}, check_embedding_ctx_length=False, dimensions=128)
+    check_near(shorter.embed_query(CAPITAL), shorter.embed_documents(DOCUMENTS), 128)
+
+
 run(
     "langchain",
     "langchain-openai",
     *(chat, stream, bind_tools),
-    *(structured_json_schema, structured_function_calling, structured_json_mode, responses),
+    *(structured_json_schema, structured_function_calling, structured_json_mode, responses, embeddings),
 )

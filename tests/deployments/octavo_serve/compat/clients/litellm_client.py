@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import litellm
-from cases import CAPITAL, MODEL, PERSON, TOOL, URL, WEATHER, check, run, user
+from cases import CAPITAL, DOCUMENTS, EMBEDDER, MODEL, PERSON, TOOL, URL, WEATHER, check, check_near, run, user
 from pydantic import BaseModel
 
 OPENAI = {"model": f"hosted_vllm/{MODEL}", "api_base": f"{URL}/v1", "api_key": "none", "num_retries": 0}
@@ -46,4 +46,18 @@ def messages() -> None:
     check("Paris" in said.choices[0].message.content, said)
 
 
-run("litellm", "litellm", chat, stream, tools, structured, responses, messages)
+def embedding() -> None:
+    for provider in ("hosted_vllm", "openai"):
+        asked = OPENAI | {"model": f"{provider}/{EMBEDDER}"}
+        query, *documents = [item["embedding"] for item in litellm.embedding(**asked, input=[CAPITAL, *DOCUMENTS]).data]
+        check_near(query, documents)
+
+
+def rerank() -> None:
+    for provider, base in (("hosted_vllm", f"{URL}/v1"), ("cohere", URL), ("jina_ai", f"{URL}/v1")):
+        asked = {"model": f"{provider}/{EMBEDDER}", "api_base": base, "api_key": "none", "num_retries": 0}
+        said = litellm.rerank(**asked, query=CAPITAL, documents=DOCUMENTS, top_n=2)
+        check(next(result["index"] for result in said.results) == 1 and len(said.results) == 2, provider, said)
+
+
+run("litellm", "litellm", chat, stream, tools, structured, responses, messages, embedding, rerank)

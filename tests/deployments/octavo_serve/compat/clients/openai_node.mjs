@@ -2,7 +2,7 @@
 import OpenAI from "openai";
 import { zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
 import { z } from "zod";
-import { CAPITAL, MODEL, PERSON, RESULT, SCHEMA, URL, WEATHER, check, run } from "./cases.mjs";
+import { CAPITAL, DOCUMENTS, EMBEDDER, MODEL, PERSON, RESULT, SCHEMA, URL, WEATHER, check, checkNear, run } from "./cases.mjs";
 
 const client = new OpenAI({ baseURL: `${URL}/v1`, apiKey: "none", maxRetries: 0, timeout: 60_000 });
 const Person = z.object({ name: z.string(), born: z.number() });
@@ -57,5 +57,17 @@ await run("openai-node", "openai", {
     input.push(...first.output, { type: "function_call_output", call_id: call.call_id, output: RESULT });
     const said = await client.responses.create({ model: MODEL, input, tools: [flat], store: false });
     check(said.output_text.includes("14 degrees"), said);
+  },
+  async embeddings() {
+    const said = await client.embeddings.create({ model: EMBEDDER, input: [CAPITAL, ...DOCUMENTS] });
+    const [query, ...documents] = said.data.map((item) => item.embedding);
+    checkNear(query, documents);
+    check(said.usage.total_tokens > 20, said.usage);
+  },
+  async embeddings_float() {
+    const asked = { model: EMBEDDER, encoding_format: "float", dimensions: 128 };
+    const said = await client.embeddings.create({ ...asked, input: CAPITAL });
+    const documents = await client.embeddings.create({ ...asked, input: DOCUMENTS });
+    checkNear(said.data[0].embedding, documents.data.map((item) => item.embedding), 128);
   },
 });

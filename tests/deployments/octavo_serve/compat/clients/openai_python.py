@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import json
 
-from cases import CAPITAL, MODEL, PERSON, RESULT, SCHEMA, TOOL, URL, WEATHER, check, run, user
+from cases import (
+    CAPITAL,
+    DOCUMENTS,
+    EMBEDDER,
+    MODEL,
+    PERSON,
+    RESULT,
+    SCHEMA,
+    TOOL,
+    URL,
+    WEATHER,
+    check,
+    check_near,
+    run,
+    user,
+)
 from openai import OpenAI, pydantic_function_tool
 from pydantic import BaseModel
 
@@ -100,9 +115,31 @@ def responses_tools() -> None:
     check("14 degrees" in said.output_text, said)
 
 
+def embeddings() -> None:
+    said = client.embeddings.create(model=EMBEDDER, input=[CAPITAL, *DOCUMENTS])
+    query, *documents = [item.embedding for item in said.data]
+    check_near(query, documents)
+    check(said.usage.total_tokens > 20 and [item.index for item in said.data] == [0, 1, 2, 3], said.usage)
+
+
+def embeddings_float() -> None:
+    asked = {"model": EMBEDDER, "encoding_format": "float", "dimensions": 128}
+    said = client.embeddings.create(**asked, input=CAPITAL)
+    documents = [item.embedding for item in client.embeddings.create(**asked, input=DOCUMENTS).data]
+    check_near(said.data[0].embedding, documents, 128)
+
+
+def embeddings_of_tokens() -> None:
+    one, two = [101, 3000, 102], [101, 7592, 102]
+    first = client.embeddings.create(model=EMBEDDER, input=one).data
+    both = client.embeddings.create(model=EMBEDDER, input=[one, two]).data
+    check(len(first) == 1 and first[0].embedding == both[0].embedding != both[1].embedding)
+
+
 run(
     "openai-python",
     "openai",
     *(chat, stream, parse, parse_streamed, tool_loop, tools_streamed, tools_parsed, tools_forced),
     *(responses_create, responses_stream, responses_parse, responses_tools),
+    *(embeddings, embeddings_float, embeddings_of_tokens),
 )
