@@ -393,7 +393,7 @@ def test_a_request_that_is_aborted_while_its_grammar_compiles_never_runs(fake, g
 
 
 def test_too_many_grammars_at_once_are_refused(fake, grammar_engine, monkeypatch):
-    monkeypatch.setattr("octavo.text.grammars.compiler.QUEUED", 0)
+    monkeypatch.setattr(grammar_engine.engine.compiler._quick, "_places", 0)
 
     async def main():
         with pytest.raises(Overloaded, match="grammars"):
