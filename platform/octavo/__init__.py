@@ -9,16 +9,26 @@ if TYPE_CHECKING:
     from octavo.config import EngineConfig as EngineConfig
     from octavo.constraint import StructuredOutputs as StructuredOutputs
     from octavo.engine.llm import LLM as LLM
+    from octavo.engine.llm_pooling import PoolingParams as PoolingParams
     from octavo.request import RequestOutput as RequestOutput
     from octavo.request import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "EngineConfig", "RequestOutput", "SamplingParams", "StructuredOutputs", "__version__"]
+__all__ = [
+    "LLM",
+    "EngineConfig",
+    "PoolingParams",
+    "RequestOutput",
+    "SamplingParams",
+    "StructuredOutputs",
+    "__version__",
+]
 
 # Loaded on first use, so that `import octavo.routing` in a gateway or a controller loads no torch.
 _HOMES = {
     "LLM": "octavo.engine.llm",
     "EngineConfig": "octavo.config",
+    "PoolingParams": "octavo.engine.llm_pooling",
     "RequestOutput": "octavo.request",
     "SamplingParams": "octavo.request",
     "StructuredOutputs": "octavo.constraint",

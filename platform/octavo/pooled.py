@@ -6,6 +6,8 @@ same bits whatever else was asked with it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -44,6 +46,37 @@ def check_dimensions(dimensions: int | None, info: PoolingInfo) -> None:
     if info.matryoshka and dimensions not in (*info.matryoshka, info.dimensions):
         lengths = ", ".join(map(str, info.matryoshka))
         raise BadRequest(f"dimensions must be one that this model was trained for: {lengths}", "dimensions")
+
+
+def check_prompt(name: str | None, info: PoolingInfo) -> str:
+    """The text that goes before texts.
+
+    Args:
+        name: of one of the model's prompts; None: the one that its makers say, or none.
+
+    Raises:
+        BadRequest: the model has no such prompt.
+    """
+    name = name or info.default_prompt
+    if name is not None and name not in info.prompts:
+        known = f"it has {', '.join(map(repr, info.prompts))}" if info.prompts else "it has none"
+        raise BadRequest(f"this model has no prompt {name!r:.80}: {known}", "prompt_name")
+    return "" if name is None else info.prompts[name]
+
+
+def truncated(ids: list[int], most: int | None, is_special: Callable[[int], bool]) -> list[int]:
+    """A text's first tokens, and the special ones that end it.
+
+    Args:
+        most: tokens to keep, at least 1; None: all.
+        is_special: of the tokenizer.
+    """
+    if most is None or len(ids) <= most:
+        return ids
+    first = len(ids)
+    while first > len(ids) - most + 1 and is_special(ids[first - 1]):
+        first -= 1
+    return ids[: most - len(ids) + first] + ids[first:]
 
 
 def vector(

@@ -77,7 +77,7 @@ def _check_pooling(request: Request) -> None:
         raise BadRequest(f"a prompt has one vector, and n is {params.num_sequences}: leave it at 1", "n")
     if params.prompt_logprobs is not None or params.grammar is not None:
         raise BadRequest("a vector comes without tokens: leave prompt_logprobs and grammars out", "prompt_logprobs")
-    if second is not None and not 0 < second < len(request.prompt_token_ids):
+    if second is not None and not 0 <= second <= len(request.prompt_token_ids):
         raise BadRequest("the second text of a pair must begin inside of the prompt", "prompt")
 
 

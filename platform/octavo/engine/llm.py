@@ -6,13 +6,28 @@ import itertools
 import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
 from octavo.config import EngineConfig
 from octavo.engine.engine import Engine
+from octavo.engine.llm_pooling import (
+    ClassificationOutput,
+    ClassificationRequestOutput,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    PooledWork,
+    PoolingOutput,
+    PoolingParams,
+    PoolingRequestOutput,
+    ScoringOutput,
+    ScoringRequestOutput,
+    pairs,
+)
 from octavo.errors import BadRequest
+from octavo.pooled import check_prompt, cosine, score_task, truncated
+from octavo.pooling import Pooling, Task
 from octavo.request import Request, RequestMetrics, RequestOutput, SamplingParams, SequenceUpdate
 from octavo.source import resolve_source
 from octavo.text.chat import render_chat
@@ -30,7 +45,7 @@ Prompt = str | list[int] | dict[str, list[int]]
 
 
 class LLM:
-    """A model to generate text with, in this process.
+    """A model to generate text or make vectors with, in this process.
 
     Args:
         model: a directory, a .gguf file, `package:MODULE/FILE` or a hub id (see `octavo.source`).
@@ -90,13 +105,12 @@ class LLM:
         inputs = [self._tokens(prompt) for prompt in _as_list(prompts)]
         params = _per_prompt(sampling_params or self.get_default_sampling_params(), len(inputs), "sampling_params")
         priorities = _per_prompt(priority or 0, len(inputs), "priority")
-        return self._run(
-            [
-                _Work(self._request(ids, p, rank), text, self.tokenizer)
-                for (text, ids), p, rank in zip(inputs, params, priorities, strict=True)
-            ],
-            use_tqdm,
-        )
+        work = [
+            _Work(self._request(ids, p, rank), text, self.tokenizer)
+            for (text, ids), p, rank in zip(inputs, params, priorities, strict=True)
+        ]
+        self._run(work, use_tqdm)
+        return [item.output() for item in work]
 
     def chat(
         self,
@@ -135,6 +149,75 @@ class LLM:
             all_params.append(constrained(params, self.tokenizer, text) if is_constrained(params) else params)
         return self.generate(prompts, all_params, use_tqdm=use_tqdm)
 
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        prompt_name: str | None = None,
+        use_tqdm: bool = True,
+    ) -> list[EmbeddingRequestOutput]:
+        """The vectors of texts.
+
+        Args:
+            prompts: as in `generate`.
+            pooling_params: one for all, or one per prompt.
+            prompt_name: of the text that the model's makers put before texts of a kind ("query", "document"); None:
+                what they put before every text, if anything. Token ids get nothing before them.
+
+        Raises:
+            BadRequest: a prompt or a parameter is wrong, or this model makes no vectors.
+            OctavoError: the model failed on a text.
+        """
+        pooled = self._pool("embed", self._named(prompts, prompt_name), pooling_params, use_tqdm)
+        return [each.of(EmbeddingOutput(each.outputs.data.tolist())) for each in pooled]
+
+    def classify(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[ClassificationRequestOutput]:
+        """What a model with a head says of texts, a value for each class; arguments and errors as of `embed`."""
+        pooled = self._pool("classify", _as_list(prompts), pooling_params, use_tqdm)
+        return [each.of(ClassificationOutput(each.outputs.data.tolist())) for each in pooled]
+
+    def encode(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        pooling_task: Task | None = None,
+        use_tqdm: bool = True,
+    ) -> list[PoolingRequestOutput[PoolingOutput]]:
+        """As `embed` or `classify`, in arrays and with nothing before texts; None: what the model does."""
+        task = pooling_task or ("embed" if "embed" in self.engine.limits.tasks else "classify")
+        return self._pool(task, _as_list(prompts), pooling_params, use_tqdm)
+
+    def score(
+        self,
+        data_1: str | Sequence[str],
+        data_2: str | Sequence[str],
+        *,
+        pooling_params: PoolingParams | None = None,
+        use_tqdm: bool = True,
+    ) -> list[ScoringRequestOutput]:
+        """How well texts go together: one with each of many, or many one by one.
+
+        A model whose head has one class reads both texts at once; of any other it is the cosine of their vectors.
+
+        Raises:
+            BadRequest, OctavoError: as `embed`.
+        """
+        texts, params = pairs(data_1, data_2), pooling_params or PoolingParams()
+        if score_task(self.engine.limits.pooling) == "embed":
+            return self._compare(texts, params, use_tqdm)
+        inputs = [self.tokenizer.encode_pair(*pair) for pair in texts]
+        work = [self._pooled_work("classify", ids, params, second) for ids, second in inputs]
+        self._run(work, use_tqdm)
+        return [each.of(ScoringOutput(float(each.outputs.data[0]))) for each in (item.output() for item in work)]
+
     def close(self) -> None:
         """Give up the model and its memory."""
         self.engine.close()
@@ -155,8 +238,49 @@ class LLM:
             self.engine.compile(params.grammar)  # kept for when it runs
         return request
 
-    def _run(self, work: list[_Work], use_tqdm: bool) -> list[RequestOutput]:
-        waiting, running = deque(work), dict[str, _Work]()
+    def _named(self, prompts: Prompt | Sequence[Prompt], name: str | None) -> Sequence[Prompt]:
+        """Prompts, with the model's own text before those that are texts."""
+        before = check_prompt(name, self.engine.limits.pooling)
+        return [before + prompt if isinstance(prompt, str) else prompt for prompt in _as_list(prompts)]
+
+    def _pool(
+        self,
+        task: Task,
+        prompts: Sequence[Prompt],
+        params: PoolingParams | Sequence[PoolingParams] | None,
+        use_tqdm: bool,
+    ) -> list[PoolingRequestOutput[PoolingOutput]]:
+        inputs = [self._tokens(prompt)[1] for prompt in prompts]
+        given = _per_prompt(params or PoolingParams(), len(inputs), "pooling_params")
+        work = [self._pooled_work(task, ids, each) for ids, each in zip(inputs, given, strict=True)]
+        self._run(work, use_tqdm)
+        return [item.output() for item in work]
+
+    def _pooled_work(self, task: Task, ids: list[int], params: PoolingParams, second: int | None = None) -> PooledWork:
+        limits = self.engine.limits
+        ids = truncated(ids, params.most_tokens(limits.pooling, limits.max_model_len), self.tokenizer.is_special)
+        pooling = Pooling(task, None if second is None else min(second, len(ids)))  # a cut may leave nothing of it
+        request = Request(request_id=str(next(self._ids)), prompt_token_ids=ids, pooling=pooling)
+        self.engine.scheduler.check(request)
+        return PooledWork(request, params, limits.pooling)
+
+    def _compare(
+        self, texts: list[tuple[str, str]], params: PoolingParams, use_tqdm: bool
+    ) -> list[ScoringRequestOutput]:
+        """The cosines of pairs of texts, each different text computed once."""
+        different = list(dict.fromkeys(text for pair in texts for text in pair))
+        outputs = dict(zip(different, self._pool("embed", different, [params] * len(different), use_tqdm), strict=True))
+        scored = []
+        for first, second in texts:
+            one, other = outputs[first], outputs[second]
+            output = one.of(ScoringOutput(cosine(one.outputs.data, other.outputs.data)))
+            output.prompt_token_ids = one.prompt_token_ids + other.prompt_token_ids
+            scored.append(output)
+        return scored
+
+    def _run(self, work: Sequence[Work], use_tqdm: bool) -> None:
+        """Have the engine do all of it."""
+        waiting, running = deque(work), dict[str, Work]()
         before = self.engine.generation_tokens
         try:
             with tqdm(total=len(work), desc="Generating", unit="request", disable=not use_tqdm) as bar:
@@ -171,18 +295,17 @@ class LLM:
             for request_id in running:  # on an exception or Ctrl-C: nothing may stay behind
                 self.engine.abort(request_id)
         self.engine.check_integrity()
-        return [item.output() for item in work]
 
-    def _submit(self, waiting: deque[_Work], running: dict[str, _Work]) -> None:
+    def _submit(self, waiting: deque[Work], running: dict[str, Work]) -> None:
         """Hand over as many requests as the engine's queue takes."""
         room = self.engine.config.max_num_queued_requests - self.engine.scheduler.num_waiting
         for _ in range(min(room, len(waiting))):
             item = waiting.popleft()
-            item.metrics.arrival_time = self.engine.clock()
+            item.begin(self.engine.clock())
             self.engine.add(item.request)
             running[item.request.request_id] = item
 
-    def _take(self, update: SequenceUpdate, running: dict[str, _Work]) -> bool:
+    def _take(self, update: SequenceUpdate, running: dict[str, Work]) -> bool:
         """Give an update to its request; True when that request has ended."""
         if (item := running.get(update.request_id)) is None:
             return False  # a stop string ended it in the update before: one step may make two of a sequence
@@ -191,6 +314,19 @@ class LLM:
         if item.finished:
             del running[update.request_id]
         return item.finished
+
+
+class Work(Protocol):
+    """What `_run` has the engine do."""
+
+    request: Request
+
+    @property
+    def finished(self) -> bool: ...
+
+    def begin(self, time: float) -> None: ...
+
+    def take(self, update: SequenceUpdate) -> bool: ...
 
 
 class _Work:
@@ -204,6 +340,10 @@ class _Work:
         self._tokenizer = tokenizer
         self._texts = [SequenceText(tokenizer, params, ids, i) for i in range(params.num_sequences)]
         self._first: SequenceUpdate | None = None
+
+    def begin(self, time: float) -> None:
+        """It is in the engine's queue, at a time of the engine's clock."""
+        self.metrics.arrival_time = time
 
     def take(self, update: SequenceUpdate) -> bool:
         """Take in an update; True when a stop string ended the sequence and the engine must end it too."""

@@ -148,7 +148,7 @@ def test_aborted_ones_leave_nothing(fake):
     [
         ({"params": SamplingParams(n=2)}, "n is 2"),
         ({"params": SamplingParams(prompt_logprobs=1)}, "without tokens"),
-        ({"pooling": Pooling("embed", 3)}, "inside of the prompt"),
+        ({"pooling": Pooling("embed", 4)}, "inside of the prompt"),
         (
             {"pooling": Pooling("classify")},
             r"fake cannot score and classify .* can generate text .* or make embeddings",
