@@ -160,3 +160,88 @@ def randomize(model: Any) -> None:
 def tiny_name(request: pytest.FixtureRequest) -> str:
     """Every name that `tiny_model` takes, one test each."""
     return str(request.param)
+
+
+_ENCODER = {
+    "vocab_size": VOCAB_SIZE, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "max_position_embeddings": 130, "layer_norm_eps": 1e-5,
+}  # fmt: skip
+_ROBERTA = {"max_position_embeddings": 132, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+_MODERNBERT = dict.fromkeys(("pad_token_id", "bos_token_id", "cls_token_id"), 0) | {
+    "eos_token_id": 2,
+    "sep_token_id": 2,
+}
+TINY_ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("Bert", {}),
+    "roberta": ("Roberta", _ROBERTA | {"type_vocab_size": 1}),
+    "xlm-roberta": ("XLMRoberta", _ROBERTA | {"type_vocab_size": 1, "hidden_act": "gelu_new"}),
+    "mpnet": ("MPNet", _ROBERTA),
+    "distilbert": ("DistilBert", {"dim": 64, "hidden_dim": 96, "n_layers": 3, "n_heads": 4, "activation": "relu"}),
+    "nomic_bert": ("NomicBert", {}),
+    "modernbert": ("ModernBert", _MODERNBERT | {"num_hidden_layers": 5, "local_attention": 10}),
+    "modernbert_biases": ("ModernBert", _MODERNBERT | {
+        "local_attention": 6, "attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True,
+        "classifier_pooling": "mean"}),
+}  # fmt: skip
+"""Name -> the prefix of its transformers classes and how its config differs from `_ENCODER`."""
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny_encoder(name, classes=0)` -> a Hugging Face directory of that entry above, with a tokenizer of its kind.
+
+    With `classes` it is a classifier.
+    """
+    folders: dict[tuple[str, int], Path] = {}
+
+    def get(name: str, classes: int = 0) -> Path:
+        if (name, classes) not in folders:
+            folder = folders[name, classes] = tmp_path_factory.mktemp(name)
+            _build_encoder(name, classes).save_pretrained(folder)
+            write_encoder_tokenizer(folder, name)
+        return folders[name, classes]
+
+    return get
+
+
+def _build_encoder(name: str, classes: int) -> Any:
+    import transformers
+
+    prefix, differences = TINY_ENCODERS[name]
+    labels = {"num_labels": classes} if classes else {}
+    config = getattr(transformers, f"{prefix}Config")(**_ENCODER | differences | labels)
+    model = getattr(transformers, f"{prefix}{'ForSequenceClassification' if classes else 'Model'}")(config)
+    randomize(model)
+    return model
+
+
+def write_encoder_tokenizer(folder: Path, name: str) -> None:
+    """WordPiece of single letters for BERT and its like, bytes for RoBERTa and ModernBERT, Unigram for XLM-R."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    wordpiece = name in ("bert", "mpnet", "distilbert", "nomic_bert")
+    first = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] if wordpiece else ["<s>", "<pad>", "</s>", "<unk>"]
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()] + list("äöüßé漢字")
+    if wordpiece:
+        pieces = first + letters + [f"##{letter}" for letter in letters]
+        tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer()
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    elif name == "xlm-roberta":
+        scored = [(piece, 0.0) for piece in first] + [
+            (piece, -3.0 - i / 100) for i, piece in enumerate(["▁", *letters])
+        ]
+        tokenizer = Tokenizer(models.Unigram([*scored, ("▁the", -2.0), ("ing", -2.5)], unk_id=3))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    else:
+        pieces = first + sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    begin, end = (first[2], first[3]) if wordpiece else (first[0], first[2])
+    pair = f"{begin}:0 $A:0 {end}:0 $B:1 {end}:1" if wordpiece else f"{begin} $A {end} {end} $B {end}"
+    tokenizer.add_special_tokens(first)
+    special = [(token, tokenizer.token_to_id(token)) for token in (begin, end)]
+    tokenizer.post_processor = processors.TemplateProcessing(f"{begin} $A {end}", pair, special)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "cls_token": begin, "sep_token": end}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -72,9 +72,12 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo/execution/torch_executor.py": "platform/octavo/execution/test_graphs.py",
     "octavo/execution/transfer.py": "platform/octavo/execution/test_sampler.py",
     # from a file to weights: held against transformers, model by model
+    "octavo/models/encoder_spec.py": "platform/octavo/models/test_encoder_families.py",
     "octavo/models/packing.py": "platform/octavo/models/test_packed.py",
     "octavo/models/source_spec.py": "platform/octavo/models/test_load.py",
     "octavo/models/spec.py": "platform/octavo/models/test_families.py",
+    "octavo/models/weights/encoder_layout.py": "platform/octavo/models/test_encoder.py",
+    "octavo/models/weights/encoder_names.py": "platform/octavo/models/test_encoder_families.py",
     "octavo/models/weights/bitsandbytes.py": "platform/octavo/models/test_quantization.py",
     "octavo/models/weights/layout.py": "platform/octavo/models/test_parallel.py",
     "octavo/models/weights/quantized.py": "platform/octavo/models/test_quantization.py",

@@ -16,11 +16,9 @@ The parts of its weights, by the names that slots and packed parts have; those o
     attention_norm, mlp_norm   weight, bias [D]       (layer) without biases unless `ModelSpec.norm_bias`
     q, k, v, out, gate, up, down   weight, bias       (layer) as a decoder's
     final_norm          weight, bias [D]              only where norms are first
-    head.N              weight [rows, columns], bias [rows]    of the head's layer N, counted from 0
-    head.N.norm         weight, bias [rows]
 
 An encoder has no `lm_head`. In packed form the layers' matrices and `embedding` are `PackedWeight`s, and everything
-else is float32.
+else is float32. A head is no part of these: `head.py` reads and runs it.
 """
 
 from __future__ import annotations
@@ -69,20 +67,22 @@ class EncoderSpec:
         return self.norm_first
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class DenseSpec:
     """One layer of a head: norm(activation(x W^T + b)).
 
     Attributes:
         rows, columns: of W.
-        norm: a layer norm at the end, with `ModelSpec.norm_eps`; it has a bias where `ModelSpec.norm_bias` says so.
+        stored: name of W and b in the checkpoint, without ".weight" and ".bias"; FOLDER/NAME in a file of their own.
+        norm: name of a layer norm at the end, with `ModelSpec.norm_eps`; None where there is none.
     """
 
     rows: int
     columns: int
+    stored: str
     bias: bool = True
     activation: DenseActivation = "identity"
-    norm: bool = False
+    norm: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +107,9 @@ class HeadSpec:
     def size(self) -> int:
         """Values of the result."""
         return self.layers[-1].rows
+
+    @property
+    def stored(self) -> frozenset[str]:
+        """Names of all its tensors in the checkpoint."""
+        names = [name for layer in self.layers for name in (layer.stored, layer.norm) if name is not None]
+        return frozenset(f"{name}.{kind}" for name in names for kind in ("weight", "bias"))

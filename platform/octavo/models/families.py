@@ -1,4 +1,4 @@
-"""Families as data: from a checkpoint's config to a `ModelSpec`.
+"""Families as data: from a checkpoint's config to a `ModelSpec`. Encoders are in `encoder_families.py`.
 
 A family is a table of defaults for the settings that its config leaves out, and a short function that says how it
 differs from Llama. `gguf_config.py` translates GGUF metadata into a Hugging Face config first, so both formats are read
@@ -17,6 +17,8 @@ from typing import Any
 
 from octavo.errors import ModelError
 from octavo.model_files import reading
+from octavo.models.encoder_families import encoder_from_config, encoder_types, is_classifier, is_encoder, num_labels
+from octavo.models.encoder_spec import DenseSpec, HeadSpec
 from octavo.models.quantization import check_stored
 from octavo.models.spec import (
     Activation,
@@ -41,14 +43,17 @@ def spec_from_config(config: Config, stored: Stored | None = None) -> ModelSpec:
         stored: the tensors it describes, which win over the config where both differ; None uses the config alone.
 
     Raises:
-        ModelError: unknown model type, a setting the decoder does not cover, or one that contradicts the tensors; the
+        ModelError: unknown model type, a setting that is not covered, or one that contradicts the tensors; the
             message names it.
     """
     with reading("the model's config"):
         config = _text_config(config)
         model_type = config.get("model_type")
+        if is_encoder(model_type):
+            check_sizes(config)
+            return encoder_from_config(config, stored)
         if not isinstance(model_type, str) or model_type not in _FAMILIES:
-            supported = ", ".join(sorted([*_FAMILIES, "gemma3"]))
+            supported = ", ".join(sorted([*_FAMILIES, *encoder_types(), "gemma3"]))
             raise ModelError(f"models of type {model_type!r} are not supported; supported types are {supported}")
         build, defaults = _FAMILIES[model_type]
         config = _DEFAULTS | defaults | {k: v for k, v in config.items() if v is not None or k not in _NEVER_NONE}
@@ -56,7 +61,18 @@ def spec_from_config(config: Config, stored: Stored | None = None) -> ModelSpec:
             config |= sizes(config, stored)
         _refuse_unsupported(config)
         spec = build(config)
+        if is_classifier(config):
+            return _classifier(spec, config, stored)
         return spec if stored is None else replace(spec, **flags(spec, stored))
+
+
+def _classifier(spec: ModelSpec, config: Config, stored: Stored | None) -> ModelSpec:
+    """A decoder with classes of a text in place of logits of a next token."""
+    found = None if stored is None else stored.entries.get("score.weight")
+    classes = num_labels(config) if found is None else found.shape[0]
+    head = HeadSpec((DenseSpec(classes, spec.hidden_size, "score", bias=False),))
+    spec = replace(spec, tied_embeddings=True, generates=False, head=head)
+    return spec if stored is None else replace(spec, **flags(spec, stored) | {"tied_embeddings": True})
 
 
 def llama(config: Config, **differences: Any) -> ModelSpec:
@@ -211,7 +227,7 @@ _NEVER_NONE = frozenset(_DEFAULTS) | {"max_position_embeddings", "vocab_size", "
 _LARGEST = (
     dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer"), 10_000)
     | dict.fromkeys(("num_attention_heads", "n_heads", "n_head", "num_experts", "num_local_experts"), 1 << 20)
-    | dict.fromkeys(("sliding_window", "max_position_embeddings", "max_seq_len"), 1 << 31)
+    | dict.fromkeys(("sliding_window", "max_position_embeddings", "max_seq_len", "max_trained_positions"), 1 << 31)
 )
 """Largest accepted values of a config's sizes: a config must not ask for more memory than any real model needs, nor for
 positions that the kernels' integers cannot hold."""
@@ -325,7 +341,7 @@ def _refuse_unsupported(config: Config) -> None:
     if quantized := quantization_config(config):
         check_stored(quantized)
     if config.get("use_bidirectional_attention"):
-        raise ModelError("use_bidirectional_attention is set: only causal models generate text")
+        raise ModelError("use_bidirectional_attention is set, which is not supported in decoders")
 
 
 def _activation(config: Config) -> Activation:

@@ -42,6 +42,15 @@ _OPTIONAL = {
     "rope_theta": "rope.freq_base",
     "rope_local_base_freq": "rope.freq_base_swa",
 }
+_ENCODER_TYPES = {"bert": "bert", "nomic-bert": "nomic_bert"}
+_ENCODER_KEYS = {
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "intermediate_size": "feed_forward_length",
+    "max_position_embeddings": "context_length",
+    "layer_norm_eps": "attention.layer_norm_epsilon",
+}
 _NEUTRAL = {"alpha": (0.0,), "yarn_log_multiplier": (0.0,), "yarn_ext_factor": (1.0, -1.0), "yarn_attn_factor": (1.0,)}
 """Unsupported settings of rope.scaling, and the values at which they have no effect."""
 
@@ -67,6 +76,10 @@ class Metadata:
             return value[0]
         return value
 
+    def own_list(self, key: str) -> list[Any]:
+        """An architecture's key that holds a list; [] without it."""
+        return list(self.get(f"{self.architecture}.{key}") or [])
+
 
 def config_from_gguf(file: Path) -> Config:
     """A config for `families.spec_from_config`.
@@ -79,8 +92,10 @@ def config_from_gguf(file: Path) -> Config:
 
 
 def _config(meta: Metadata) -> Config:
+    if meta.architecture in _ENCODER_TYPES:
+        return _encoder(meta)
     if meta.architecture not in _MODEL_TYPES:
-        supported = ", ".join(sorted(_MODEL_TYPES))
+        supported = ", ".join(sorted([*_MODEL_TYPES, *_ENCODER_TYPES]))
         raise ModelError(f"GGUF architecture {meta.architecture!r} is not supported; supported ones are {supported}")
     _refuse_unsupported(meta)
     config = {name: _required(meta, key) for name, key in _REQUIRED.items()}
@@ -92,6 +107,22 @@ def _config(meta: Metadata) -> Config:
     config.setdefault("rope_theta", 10_000.0)
     config |= _rope(meta, config) | _attention(meta, config)
     return config
+
+
+def _encoder(meta: Metadata) -> Config:
+    """BERT's config, also for RoBERTa and XLM-R: the converter drops the rows before a text's first position."""
+    if meta.own("attention.causal"):
+        raise ModelError(f"{meta.architecture}.attention.causal is set, which is not supported in encoders")
+    config = {name: _required(meta, key) for name, key in _ENCODER_KEYS.items()} | {"position_offset": 0}
+    if "token_types.weight" not in meta.tensors:
+        config["type_vocab_size"] = 0
+    if (theta := meta.own("rope.freq_base")) is not None:
+        config["rope_theta"] = theta
+    if "cls.output.weight" in meta.tensors:
+        config["architectures"] = ["BertForSequenceClassification"]
+        labels = meta.own_list("classifier.output_labels")
+        config["id2label"] = {str(i): label for i, label in enumerate(labels)}
+    return config | {"model_type": _ENCODER_TYPES[meta.architecture]}
 
 
 def _required(meta: Metadata, key: str) -> Any:

@@ -1,18 +1,21 @@
-"""From a `Source` to a `Decoder`."""
+"""From a `Source` to a `Decoder` or an `Encoder`."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from octavo.config import DType, LoadFormat
 from octavo.models.decoder import Decoder
+from octavo.models.encoder import Encoder
 from octavo.models.families import Config, quantization_config
 from octavo.models.parallel import Share, TPGroup, share_of
 from octavo.models.quantization import Rounding, parse_rounding
 from octavo.models.source_spec import check_loadable, read_config
+from octavo.models.spec import ModelSpec
+from octavo.models.weights.encoder_layout import allocate_encoder, encoder_slots, put_quantized_layers
 from octavo.models.weights.gguf_file import read_gguf
 from octavo.models.weights.layout import PartOfModel, Slot, allocate, put_quantized, slots
 from octavo.models.weights.names import gguf_naming, hf_naming
@@ -60,37 +63,12 @@ def load_model(
         ConfigError: a quantization that is not supported, or more positions than the model has.
     """
     spec, positions = check_loadable(source, quantization, max_model_len)
-    config = read_config(source)
     share = share or share_of(spec)
-    rounding = parse_rounding(quantization)
-    if keep_blocks is None:
-        keep_blocks = torch.device(device).type != "cpu"
-    keep_blocks = keep_blocks and source.kind == "gguf" and rounding is None
-    is_quantized = keep_blocks or rounding is not None or quantization_config(config) is not None
-    weights = allocate(share.spec, _torch_dtype(dtype, device, config), torch.device(device), quantized=is_quantized)
-    naming = hf_naming(spec) if source.kind == "hf" else gguf_naming(spec)
+    how = _How.of(source, dtype, device, quantization, keep_blocks)
+    weights = allocate(share.spec, how.dtype, torch.device(device), quantized=how.is_quantized)
     places = slots(weights, share)
-    if load_format == "dummy":
-        stored = read_random(places, naming, weights.embedding.device)
-    else:
-        stored = read_safetensors(source.path, spec) if source.kind == "hf" else read_gguf(source.path)
-    title = f"Loading {source.name}"
-    parts: dict[PartOfModel, Matrix] = {}
-
-    def take(tensor: StoredTensor, slot: Slot, rows: Tensor | None) -> None:
-        blocks = _blocks(tensor, slot, rows) if keep_blocks else None
-        parts[slot.layer, slot.part, slot.expert] = (
-            _matrix(tensor, slot, rows, rounding, weights.embedding)
-            if blocks is None
-            else blocks.to(weights.embedding.device)
-        )
-
-    if keep_blocks and spec.tied_embeddings:  # the embedding is dequantised, the head keeps the blocks
-        table = next(tensor for tensor in stored if tensor.name == naming.stored_name(places[0]))
-        if table.blocks is not None:
-            take(table, replace(places[0], part="lm_head"), None)
-    fill(places, naming, stored, spec.head_dim, title=title, progress=progress, take=take)
-    if is_quantized:
+    parts = _read(source, spec, places, how, load_format=load_format, progress=progress)
+    if how.is_quantized:
         put_quantized(weights, parts)
     if share.rank:  # the sum over ranks must include each bias once
         for layer in weights.layers:
@@ -98,6 +76,77 @@ def load_model(
             if layer.down is not None:
                 layer.down.bias = None
     return Decoder(share, weights, positions, group or TPGroup())
+
+
+def load_encoder(
+    source: Source,
+    *,
+    dtype: DType = "auto",
+    device: str = "cpu",
+    quantization: str | None = None,
+    max_model_len: int | None = None,
+    load_format: LoadFormat = "auto",
+    keep_blocks: bool | None = None,
+    progress: bool = False,
+) -> Encoder:
+    """The same for an encoder, which runs on one rank.
+
+    Raises:
+        ModelError, ConfigError: as above.
+    """
+    spec, positions = check_loadable(source, quantization, max_model_len)
+    how = _How.of(source, dtype, device, quantization, keep_blocks)
+    weights = allocate_encoder(spec, how.dtype, torch.device(device), quantized=how.is_quantized)
+    parts = _read(source, spec, encoder_slots(weights, spec), how, load_format=load_format, progress=progress)
+    if how.is_quantized:
+        put_quantized_layers(weights, parts)
+    return Encoder(spec, weights, positions)
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """In which form weights are kept."""
+
+    dtype: torch.dtype
+    rounding: Rounding | None
+    keep_blocks: bool
+    is_quantized: bool
+
+    @classmethod
+    def of(cls, source: Source, dtype: DType, device: str, quantization: str | None, keep_blocks: bool | None) -> _How:
+        config, rounding = read_config(source), parse_rounding(quantization)
+        if keep_blocks is None:
+            keep_blocks = torch.device(device).type != "cpu"
+        keep_blocks = keep_blocks and source.kind == "gguf" and rounding is None
+        is_quantized = keep_blocks or rounding is not None or quantization_config(config) is not None
+        return cls(_torch_dtype(dtype, device, config), rounding, keep_blocks, is_quantized)
+
+
+def _read(
+    source: Source, spec: ModelSpec, places: list[Slot], how: _How, *, load_format: LoadFormat, progress: bool
+) -> dict[PartOfModel, Matrix]:
+    """Fill `places` from a checkpoint; what is on the meta device comes back as quantised matrices."""
+    naming = hf_naming(spec) if source.kind == "hf" else gguf_naming(spec)
+    embedding = places[0].target
+    if load_format == "dummy":
+        stored = read_random(places, naming, embedding.device)
+    else:
+        stored = read_safetensors(source.path, spec) if source.kind == "hf" else read_gguf(source.path, spec)
+    parts: dict[PartOfModel, Matrix] = {}
+
+    def take(tensor: StoredTensor, slot: Slot, rows: Tensor | None) -> None:
+        blocks = _blocks(tensor, slot, rows) if how.keep_blocks else None
+        parts[slot.layer, slot.part, slot.expert] = (
+            _matrix(tensor, slot, rows, how.rounding, embedding) if blocks is None else blocks.to(embedding.device)
+        )
+
+    if how.keep_blocks and spec.generates and spec.tied_embeddings:  # the embedding is dequantised, the head keeps them
+        table = next(tensor for tensor in stored if tensor.name == naming.stored_name(places[0]))
+        if table.blocks is not None:
+            take(table, replace(places[0], part="lm_head"), None)
+    title = f"Loading {source.name}"
+    fill(places, naming, stored, spec.head_dim, title=title, progress=progress, take=take)
+    return parts
 
 
 def _blocks(tensor: StoredTensor, slot: Slot, rows: Tensor | None) -> BlockWeight | None:

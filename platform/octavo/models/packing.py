@@ -14,11 +14,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from octavo.errors import ModelError
-from octavo.gguf_header import Entry, read_directory
+from octavo.gguf_header import Entry
 from octavo.models.packed_file import Packed, Part
 from octavo.models.parallel import Share
 from octavo.models.quantization import Rounding
 from octavo.models.rope import cos_sin_table
+from octavo.models.weights.encoder_layout import allocate_encoder, encoder_slots
+from octavo.models.weights.fused import gguf_entries
 from octavo.models.weights.gguf_file import read_blocks, read_gguf
 from octavo.models.weights.layout import Slot, allocate, slots
 from octavo.models.weights.names import Naming, gguf_naming, hf_naming
@@ -34,7 +36,7 @@ from octavo_kernels.linear.quantized import QuantizedWeight
 def pack(
     source: Source, share: Share, *, half: bool, rounding: Rounding | None, table_positions: int, progress: bool
 ) -> Iterator[tuple[Part, Packed]]:
-    """Read a model's tensors one by one: a matrix as a `PackedWeight`, a vector as float32.
+    """Read a model's tensors one by one, but its head's: a matrix as a `PackedWeight`, what is small as float32.
 
     Args:
         source: a Hugging Face directory or a GGUF file.
@@ -49,10 +51,9 @@ def pack(
     """
     spec = share.whole
     naming = hf_naming(spec) if source.kind == "hf" else gguf_naming(spec)
-    stored = read_safetensors(source.path, spec) if source.kind == "hf" else read_gguf(source.path)
-    entries = read_directory(source.path) if source.kind == "gguf" else {}
-    # names and shapes of the tensors do not depend on the type of these placeholders
-    by_name = {naming.stored_name(slot): slot for slot in slots(allocate(share.spec, torch.float32, _NOWHERE), share)}
+    stored = read_safetensors(source.path, spec) if source.kind == "hf" else read_gguf(source.path, spec)
+    entries = gguf_entries(source.path, spec.family) if source.kind == "gguf" else {}
+    by_name = {naming.stored_name(slot): slot for slot in _places(share)}
     compare(by_name, stored)
     for i, rope in enumerate(spec.ropes):
         yield (i, "rotary", "table"), cos_sin_table(rope, table_positions).numpy()
@@ -62,7 +63,7 @@ def pack(
             continue  # the sum over ranks must include each bias once
         order = row_order(slot, naming, spec.head_dim)
         packed: Packed
-        if slot.is_norm or slot.kind == "bias":
+        if slot.is_float32:
             packed = _vector(tensor, slot, naming, order)
         elif rounding is not None and slot.layer is not None:
             values = _values(tensor, slot, order).float()
@@ -70,6 +71,13 @@ def pack(
         else:
             packed = _matrix(tensor, slot, entries.get(tensor.name), half=half, order=order)
         yield (slot.layer, slot.part, slot.kind), packed
+
+
+def _places(share: Share) -> list[Slot]:
+    # names and shapes of the tensors do not depend on the type of these placeholders
+    if share.spec.encoder is not None:
+        return encoder_slots(allocate_encoder(share.spec, torch.float32, _NOWHERE), share.spec)
+    return slots(allocate(share.spec, torch.float32, _NOWHERE), share)
 
 
 _NOWHERE = torch.device("meta")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from octavo.errors import ConfigError
 from octavo.gguf_header import read_directory
@@ -11,8 +12,9 @@ from octavo.models.families import Config, quantization_config, spec_from_config
 from octavo.models.gguf_config import config_from_gguf
 from octavo.models.parallel import Share, TPGroup, share_of, split_heads
 from octavo.models.quantization import check_setting, check_stored, parse_rounding, unpackable
+from octavo.models.sentence_modules import dense_head, sentence_modules
 from octavo.models.spec import ModelSpec
-from octavo.models.stored_facts import stored_facts
+from octavo.models.stored_facts import Stored, stored_facts
 from octavo.source import Source
 
 
@@ -24,7 +26,21 @@ def read_spec(source: Source) -> ModelSpec:
     """
     with reading(source.path):
         config = read_config(source)
-        return spec_from_config(config, stored_facts(source, config.get("model_type")))
+        modules = sentence_modules(source)
+        if modules:  # they follow the model itself, whatever head it was trained with
+            config["architectures"] = []
+        stored = stored_facts(source, config.get("model_type"))
+        spec = _without_output(spec_from_config(config, stored), config, stored, is_embedder=bool(modules))
+        return replace(spec, head=spec.head or dense_head(modules))
+
+
+def _without_output(spec: ModelSpec, config: Config, stored: Stored | None, *, is_embedder: bool) -> ModelSpec:
+    """The same, generating nothing, for a decoder that was stored without an output matrix because it is to embed."""
+    bare = is_embedder or any(str(name).endswith("Model") for name in config.get("architectures") or [])
+    if spec.tied_embeddings or stored is None or not bare:
+        return spec
+    has_output = any(name.startswith(f"{stored.parts['lm_head']}.") for name in stored.entries)
+    return spec if has_output else replace(spec, tied_embeddings=True, generates=False)
 
 
 def read_share(source: Source, group: TPGroup) -> Share:

@@ -18,6 +18,7 @@ from typing import Any
 from octavo import gguf_header, safetensors_header
 from octavo.errors import ModelError
 from octavo.models.spec import ModelSpec
+from octavo.models.weights.encoder_names import ENCODER_NAMES, GGUF_ENCODER_PARTS
 from octavo.models.weights.names import GGUF_PARTS, HF_PARTS, MPT_PARTS, plain_name
 from octavo.source import Source
 
@@ -69,8 +70,10 @@ def stored_facts(source: Source, model_type: object) -> Stored | None:
     Raises:
         ModelError: a file is damaged, or a shard is missing.
     """
+    is_encoder = isinstance(model_type, str) and model_type in ENCODER_NAMES
     if source.kind == "gguf":
-        return Stored(f"the metadata of {source.path}", gguf_header.read_directory(source.path), "blk.{}.", GGUF_PARTS)
+        parts = GGUF_ENCODER_PARTS if is_encoder else GGUF_PARTS
+        return Stored(f"the metadata of {source.path}", gguf_header.read_directory(source.path), "blk.{}.", parts)
     if not any(source.path.glob("*.safetensors")):
         return None
     files = safetensors_header.weight_files(source.path)
@@ -80,6 +83,8 @@ def stored_facts(source: Source, model_type: object) -> Stored | None:
     where = str(source.path / "config.json")
     if model_type == "mpt":
         return Stored(where, entries, "blocks.{}.", MPT_PARTS)
+    if is_encoder:
+        return Stored(where, entries, *ENCODER_NAMES[str(model_type)])
     return Stored(where, entries, "layers.{}.", HF_PARTS)
 
 
@@ -89,6 +94,26 @@ def sizes(config: Mapping[str, Any], stored: Stored) -> dict[str, int]:
     Raises:
         ModelError: they contradict each other; the message names both.
     """
+    found = _plain_sizes(config, stored)
+    return _differing(config, found | _heads({**config, **found}, stored), stored.where)
+
+
+def encoder_sizes(config: Mapping[str, Any], stored: Stored) -> dict[str, int]:
+    """The same of an encoder's config.
+
+    Raises:
+        ModelError: as above.
+    """
+    found = _plain_sizes(config, stored)
+    if down := stored.shape("down"):  # gate and up may be stored as one
+        found["intermediate_size"] = down[1]
+    for part, key in (("position_embedding", "max_position_embeddings"), ("type_embedding", "type_vocab_size")):
+        if table := stored.shape(part):
+            found[key] = table[0]
+    return _differing(config, found, stored.where)
+
+
+def _plain_sizes(config: Mapping[str, Any], stored: Stored) -> dict[str, int]:
     found: dict[str, int] = {}
     if embedding := stored.shape("embedding"):
         found["vocab_size"], found["hidden_size"] = embedding
@@ -100,11 +125,14 @@ def sizes(config: Mapping[str, Any], stored: Stored) -> dict[str, int]:
         raise ModelError(
             f"{stored.where} says {config['num_hidden_layers']} layers, and the checkpoint holds {layers} of them"
         )
-    found = {key: size for key, size in found.items() if config.get(key) != size}
-    found |= _heads({**config, **found}, stored)
-    for key, size in found.items():
-        _say(f"{stored.where} says {key} {config.get(key)}, and the weights {size}: the weights are right")
     return found
+
+
+def _differing(config: Mapping[str, Any], found: dict[str, int], where: str) -> dict[str, int]:
+    changed = {key: size for key, size in found.items() if config.get(key) != size}
+    for key, size in changed.items():
+        _say(f"{where} says {key} {config.get(key)}, and the weights {size}: the weights are right")
+    return changed
 
 
 def _heads(config: Mapping[str, Any], stored: Stored) -> dict[str, int]:

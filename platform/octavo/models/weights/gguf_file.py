@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from octavo.errors import ModelError
-from octavo.gguf_header import Entry, read_directory
+from octavo.gguf_header import Entry
 from octavo.model_files import reading
+from octavo.models.spec import ModelSpec
+from octavo.models.weights.fused import gguf_entries
 from octavo.models.weights.stored import StoredTensor
 from octavo_kernels.linear.blocks import BlockWeight
 from octavo_kernels.linear.formats import GROUPED
@@ -22,13 +24,15 @@ CHUNK_VALUES = 1 << 20
 """Values dequantised at a time. gguf's numpy code makes several float32 copies of them: 4 MiB each."""
 
 
-def read_gguf(file: Path) -> list[StoredTensor]:
-    """The tensors of a GGUF file, except rotary scaling factors, which are part of the config.
+def read_gguf(file: Path, spec: ModelSpec) -> list[StoredTensor]:
+    """The tensors of a GGUF file that a model of `spec` uses, except its head's, and rotary scaling factors, which are
+    part of the config.
 
     Raises:
         ModelError: the file is damaged; while reading, a block format that `gguf` cannot dequantise.
     """
-    return [_stored(entry) for name, entry in read_directory(file).items() if name != "rope_freqs.weight"]
+    unused = {"rope_freqs.weight"} | (set() if spec.head is None else spec.head.stored)
+    return [_stored(entry) for name, entry in gguf_entries(file, spec.family).items() if name not in unused]
 
 
 def _stored(entry: Entry) -> StoredTensor:

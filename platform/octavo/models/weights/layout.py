@@ -120,6 +120,9 @@ class Weights:
         return sum(x.nbytes for x in [self.embedding, *linears, *experts])
 
 
+_TABLES = ("position_embedding", "type_embedding", "relative_bias")
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """The destination of one stored tensor, or of a rank's part of it.
@@ -146,6 +149,11 @@ class Slot:
     def is_norm(self) -> bool:
         return self.part.endswith("norm")
 
+    @property
+    def is_float32(self) -> bool:
+        """Whether it keeps that type in a packed model: all but matrices that are multiplied, and the vocabulary's."""
+        return self.is_norm or self.kind == "bias" or self.part in _TABLES
+
 
 def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quantized: bool = False) -> Weights:
     """Allocate the weights of `spec`, not yet filled.
@@ -162,7 +170,8 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quant
         return torch.empty(rows, columns, dtype=dtype, device="meta" if quantized else device)
 
     def linear(rows: int, columns: int, bias: bool) -> Linear:
-        return Linear(inner_matrix(rows, columns), torch.empty(rows, dtype=dtype, device=device) if bias else None)
+        place = torch.device("meta") if quantized else device
+        return new_linear(rows, columns, bias=bias, dtype=dtype, device=device, place=place)
 
     def norm(size: int) -> Tensor:
         return torch.empty(size, dtype=torch.float32, device=device)
@@ -199,6 +208,14 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quant
     return Weights(embedding, [layer() for _ in range(spec.num_layers)], norm(width), Linear(head, None))
 
 
+def new_linear(
+    rows: int, columns: int, *, bias: bool, dtype: torch.dtype, device: torch.device, place: torch.device
+) -> Linear:
+    """A layer, not yet filled, with its matrix at `place`."""
+    matrix = torch.empty(rows, columns, dtype=dtype, device=place)
+    return Linear(matrix, torch.empty(rows, dtype=dtype, device=device) if bias else None)
+
+
 def slots(weights: Weights, share: Share) -> list[Slot]:
     """The destination of every tensor in a checkpoint of the whole model; `weights` belong to `share.spec`."""
     stored = _places(allocate(share.whole, torch.float32, torch.device("meta")), share.whole)
@@ -212,11 +229,11 @@ def _cut(slot: Slot, shape: tuple[int, ...], share: Share) -> Slot:
 
 def _places(weights: Weights, spec: ModelSpec) -> list[Slot]:
     places = [
-        _slot(None, "embedding", "weight", weights.embedding),
-        _slot(None, "final_norm", "weight", weights.final_norm),
+        slot_of(None, "embedding", "weight", weights.embedding),
+        slot_of(None, "final_norm", "weight", weights.final_norm),
     ]
     if not spec.tied_embeddings:
-        places += _linear_slots(None, weights.lm_head, {"lm_head": spec.vocab_size})
+        places += linear_slots(None, weights.lm_head, {"lm_head": spec.vocab_size})
     for index, layer in enumerate(weights.layers):
         places += _layer_slots(index, layer, spec)
     return places
@@ -226,15 +243,15 @@ def _layer_slots(index: int, layer: LayerWeights, spec: ModelSpec) -> list[Slot]
     inner = spec.shared_expert_size if spec.num_experts else spec.intermediate_size
     heads = {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
     places = [
-        *_linear_slots(index, layer.qkv, heads),
-        *_linear_slots(index, layer.out, {"out": spec.hidden_size}),
-        *_linear_slots(index, layer.gate_up, dict.fromkeys(("gate", "up") if spec.gated else ("up",), inner)),
-        *_linear_slots(index, layer.down, {"down": spec.hidden_size}),
+        *linear_slots(index, layer.qkv, heads),
+        *linear_slots(index, layer.out, {"out": spec.hidden_size}),
+        *linear_slots(index, layer.gate_up, dict.fromkeys(("gate", "up") if spec.gated else ("up",), inner)),
+        *linear_slots(index, layer.down, {"down": spec.hidden_size}),
         *_expert_slots(index, layer.experts, spec),
     ]
     norms = ("attention_norm", "mlp_norm", "q_norm", "k_norm", "post_attention_norm", "post_mlp_norm")
     present = [(name, getattr(layer, name)) for name in norms if getattr(layer, name) is not None]
-    return places + [_slot(index, name, "weight", norm) for name, norm in present]
+    return places + [slot_of(index, name, "weight", norm) for name, norm in present]
 
 
 def _expert_slots(index: int, experts: Experts | None, spec: ModelSpec) -> list[Slot]:
@@ -242,13 +259,13 @@ def _expert_slots(index: int, experts: Experts | None, spec: ModelSpec) -> list[
         return []
     assert isinstance(experts.gate_up, Tensor)
     assert isinstance(experts.down, Tensor)
-    places = [_slot(index, "router", "weight", experts.router.weight)]
+    places = [slot_of(index, "router", "weight", experts.router.weight)]
     if experts.shared_gate is not None:
-        places.append(_slot(index, "shared_gate", "weight", experts.shared_gate.weight))
+        places.append(slot_of(index, "shared_gate", "weight", experts.shared_gate.weight))
     inputs = experts.gate_up.view(2 * spec.num_experts, spec.intermediate_size, spec.hidden_size)
     for expert, down in enumerate(experts.down.view(spec.num_experts, spec.hidden_size, -1)):
         matrices = {"expert_gate": inputs[2 * expert], "expert_up": inputs[2 * expert + 1], "expert_down": down}
-        places += [replace(_slot(index, part, "weight", x), expert=expert) for part, x in matrices.items()]
+        places += [replace(slot_of(index, part, "weight", x), expert=expert) for part, x in matrices.items()]
     return places
 
 
@@ -280,19 +297,20 @@ def put_quantized(weights: Weights, parts: dict[PartOfModel, Matrix]) -> None:
             layer.experts.down = stacked([parts.pop((i, "expert_down", expert)) for expert in count], i)
 
 
-def _linear_slots(index: int | None, linear: Linear | QuantizedLinear | None, rows: dict[str, int]) -> list[Slot]:
-    """The slots of one fused matrix, in row order."""
+def linear_slots(index: int | None, linear: Linear | QuantizedLinear | None, rows: dict[str, int]) -> list[Slot]:
+    """The slots of one fused matrix, in row order, given each part's rows."""
     if linear is None:
         return []
     assert isinstance(linear, Linear)
     places, start = [], 0
     for part, size in rows.items():
-        places.append(_slot(index, part, "weight", linear.weight[start : start + size]))
+        places.append(slot_of(index, part, "weight", linear.weight[start : start + size]))
         if linear.bias is not None:
-            places.append(_slot(index, part, "bias", linear.bias[start : start + size]))
+            places.append(slot_of(index, part, "bias", linear.bias[start : start + size]))
         start += size
     return places
 
 
-def _slot(layer: int | None, part: str, kind: str, target: Tensor) -> Slot:
+def slot_of(layer: int | None, part: str, kind: str, target: Tensor) -> Slot:
+    """The slot of one whole tensor."""
     return Slot(layer, part, kind, target, tuple(target.shape))

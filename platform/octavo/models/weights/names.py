@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from octavo.models.spec import ModelSpec
+from octavo.models.weights.encoder_names import ENCODER_NAMES, GGUF_ENCODER_PARTS, plain_encoder_name
 
 if TYPE_CHECKING:
     from octavo.models.weights.layout import Slot  # imports torch, 2 s, which reading names does not need
@@ -37,6 +38,8 @@ class Naming:
 
 def hf_naming(spec: ModelSpec) -> Naming:
     """Hugging Face's names, without the prefixes that `plain_name` removes."""
+    if spec.encoder is not None:
+        return Naming(*ENCODER_NAMES[spec.family])
     if spec.family == "mpt":
         return Naming("blocks.{}.", MPT_PARTS)
     before_mlp = {"mlp_norm": "post_attention_layernorm"}  # its name where attention has no norm of its own after it
@@ -53,11 +56,14 @@ def hf_naming(spec: ModelSpec) -> Naming:
 
 def gguf_naming(spec: ModelSpec) -> Naming:
     """GGUF's names."""
+    if spec.encoder is not None:
+        return Naming("blk.{}.", GGUF_ENCODER_PARTS)
     return Naming("blk.{}.", GGUF_PARTS, interleaved_rope=spec.family in ("llama", "mistral"))
 
 
 def plain_name(name: str) -> str:
-    """A tensor's name without the prefixes of wrapping models: `model.`, `language_model.model.`, ..."""
+    """A tensor's name without the prefixes of wrapping models: `model.`, `bert.`, ..."""
+    name = plain_encoder_name(name)
     for prefix in ("transformer.", "language_model.", "model.", "language_model."):
         name = name.removeprefix(prefix)
     return name

@@ -16,6 +16,8 @@ from octavo.errors import ModelError
 from octavo.model_files import read_json, reading
 from octavo.models.families import quantization_config
 from octavo.models.spec import ModelSpec
+from octavo.models.weights.encoder_names import UNUSED_BY_ENCODERS
+from octavo.models.weights.fused import fused_names
 from octavo.models.weights.names import plain_name
 from octavo.models.weights.quantized_files import join_quantized
 from octavo.models.weights.stored import StoredTensor
@@ -36,10 +38,12 @@ def read_safetensors(folder: Path, spec: ModelSpec) -> list[StoredTensor]:
         tensors = [tensor for file in weight_files(folder) for tensor in _read_headers(file)]
         if quantized := quantization_config(read_json(folder / "config.json")):
             tensors = join_quantized(tensors, quantized)
-        tensors = [part for tensor in tensors for part in _split_heads(tensor)]
+        tensors = [part for tensor in tensors for part in _split(tensor, spec.family)]
         tensors = [tensor for tensor in tensors if not _is_empty_bias(tensor, spec)]
-        unused = {"lm_head.weight"} if spec.tied_embeddings else set()
-        tensors = [tensor for tensor in tensors if tensor.name not in unused and not _UNUSED.match(tensor.name)]
+        unused = set() if spec.head is None else set(spec.head.stored)
+        unused |= {"lm_head.weight"} if spec.tied_embeddings else set()
+        skipped = _UNUSED if spec.encoder is None else UNUSED_BY_ENCODERS
+        tensors = [tensor for tensor in tensors if tensor.name not in unused and not skipped.match(tensor.name)]
         _refuse_codes(tensors)
         return tensors
 
@@ -67,11 +71,12 @@ def _is_empty_bias(tensor: StoredTensor, spec: ModelSpec) -> bool:
     )
 
 
-def _split_heads(tensor: StoredTensor) -> list[StoredTensor]:
-    """MPT's `Wqkv` split into the three matrices that it stacks; other tensors as they are."""
-    if not tensor.name.endswith(".Wqkv.weight"):
+def _split(tensor: StoredTensor, family: str) -> list[StoredTensor]:
+    """The parts of a tensor that stacks several, such as MPT's `Wqkv`; other tensors as they are."""
+    names = fused_names(tensor.name, family)
+    if not names or tensor.shape[0] % len(names):
         return [tensor]
-    size, columns = tensor.shape[0] // 3, tensor.shape[1]
+    size, columns = tensor.shape[0] // len(names), tensor.shape[1:]
 
     def part(i: int) -> Callable[[range | None, range | None], Iterator[Tensor]]:
         def read(rows: range | None, columns: range | None) -> Iterator[Tensor]:
@@ -80,12 +85,9 @@ def _split_heads(tensor: StoredTensor) -> list[StoredTensor]:
 
         return read
 
-    stem = tensor.name.removesuffix("Wqkv.weight")
     return [
-        replace(
-            tensor, name=f"{stem}{name}.weight", shape=(size, columns), num_bytes=tensor.num_bytes // 3, read=part(i)
-        )
-        for i, name in enumerate("qkv")
+        replace(tensor, name=name, shape=(size, *columns), num_bytes=tensor.num_bytes // len(names), read=part(i))
+        for i, name in enumerate(names)
     ]
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from octavo.errors import ModelError
+from octavo.models.families import spec_from_config
 from octavo.models.load import load_model
 from octavo.models.packed import load_packed
 from octavo.models.parallel import TPGroup
@@ -110,7 +111,7 @@ def test_every_block_format_is_read_in_chunks_of_rows(tmp_path, monkeypatch, qua
     monkeypatch.setattr(gguf_file, "CHUNK_VALUES", 3 * 512)
     kind = gguf.GGMLQuantizationType[quant]
     file = write_random_tensor(tmp_path / "one.gguf", kind, rows=7, columns=512)
-    (tensor,) = gguf_file.read_gguf(file)
+    (tensor,) = gguf_file.read_gguf(file, spec_from_config({"model_type": "llama"}))
     chunks = list(tensor.read(None, None))
     assert tensor.shape == (7, 512)
     assert [len(chunk) for chunk in chunks] == [3, 3, 1]
@@ -120,7 +121,7 @@ def test_every_block_format_is_read_in_chunks_of_rows(tmp_path, monkeypatch, qua
 
 def test_a_format_that_gguf_cannot_dequantise_is_named(tmp_path):
     file = write_random_tensor(tmp_path / "one.gguf", gguf.GGMLQuantizationType.I16, rows=2, columns=32)
-    (tensor,) = gguf_file.read_gguf(file)
+    (tensor,) = gguf_file.read_gguf(file, spec_from_config({"model_type": "llama"}))
     with pytest.raises(ModelError, match="I16"):
         list(tensor.read(None, None))
 
