@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from octavo.config import EngineConfig
+from octavo.errors import ConfigError
+from octavo.models.pooling_facts import read_pooling
 from octavo.models.source_spec import read_spec
 from octavo.pooling import PoolingInfo
 from octavo.source import Source
@@ -30,7 +32,13 @@ def load_executor(
         ModelError, ConfigError: it cannot be loaded, or not with these settings.
     """
     executor: Executor
-    if config.tensor_parallel_size > 1:
+    if read_spec(source).encoder is not None:
+        from octavo.execution.local import load_local_encoder
+
+        if config.tensor_parallel_size > 1:
+            raise ConfigError(f"tensor_parallel_size must be 1 for {source.name!r}: an encoder is not cut")
+        executor = load_local_encoder(source, config, progress=progress)
+    elif config.tensor_parallel_size > 1:
         from octavo.execution.ranks import load_parallel
 
         executor = load_parallel(source, config, launch, progress=progress)
@@ -46,5 +54,9 @@ def load_executor(
 
 
 def load_pooling(source: Source) -> PoolingInfo:
-    """How a model makes vectors."""
-    return PoolingInfo(dimensions=read_spec(source).hidden_size)
+    """How a model makes vectors.
+
+    Raises:
+        ModelError: a damaged checkpoint, or a way of pooling that is not supported.
+    """
+    return read_pooling(source, read_spec(source))

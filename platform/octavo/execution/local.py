@@ -6,7 +6,7 @@ import logging
 
 from octavo.config import EngineConfig
 from octavo.execution.device import find_device, limit_torch
-from octavo.execution.executor import LocalExecutor
+from octavo.execution.executor import Executor, LocalExecutor
 from octavo.execution.native_executor import load_native, why_not_native
 from octavo.models.parallel import Share, TPGroup
 from octavo.models.source_spec import read_share
@@ -40,6 +40,21 @@ def load_local(
 
         executor = load_torch(source, config, device, share, group, progress=progress)
     logger.info("%s: %s, %d KV blocks", source.name, executor, executor.num_blocks)
+    return executor
+
+
+def load_local_encoder(source: Source, config: EngineConfig, *, progress: bool = False) -> Executor:
+    """Load an encoder into this process.
+
+    Raises:
+        ModelError, ConfigError: it cannot be loaded, or not with these settings.
+    """
+    from octavo.execution.encoder_executor import load_torch_encoder
+
+    device = find_device(config.device)
+    limit_torch(config.threads or available_cores())
+    executor = load_torch_encoder(source, config, device, progress=progress)
+    logger.info("%s: %s", source.name, executor)
     return executor
 
 

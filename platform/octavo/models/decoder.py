@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from octavo.errors import ConfigError
 from octavo.models.parallel import Share, TPGroup
 from octavo.models.rope import cos_sin_table
 from octavo.models.spec import Activation, Rope
 from octavo.models.step_context import StepContext
-from octavo.models.weights.bitsandbytes import Int8Matrix, Nf4Matrix
-from octavo.models.weights.layout import LayerWeights, Linear, Weights
+from octavo.models.weights.layout import LayerWeights, Weights, keep_one_order
 from octavo_kernels.activation import gelu_mul, silu_mul
 from octavo_kernels.moe import route
 from octavo_kernels.paged_attention import paged_attention
@@ -72,11 +70,7 @@ class Decoder:
             ConfigError: for weights that bitsandbytes multiplies.
         """
         self.split_keys = 512
-        for linear in self.weights.linears:
-            parts = [] if isinstance(linear, Linear) else linear.parts
-            if any(isinstance(part, Int8Matrix | Nf4Matrix) for part in parts):
-                raise ConfigError("batch_invariant is not for bitsandbytes: use quantization 'int8' or 'int4'")
-            linear.one_order = True
+        keep_one_order(self.weights.linears)
         for layer in self.weights.layers:
             if layer.experts is not None:
                 layer.experts.one_order = True

@@ -18,6 +18,7 @@ from octavo.models.relative_positions import relative_buckets
 from octavo.models.rope import cos_sin_table
 from octavo.models.spec import Activation, ModelSpec, Rope
 from octavo.models.weights.encoder_layout import EncoderLayer, EncoderWeights, Norm
+from octavo.models.weights.layout import keep_one_order
 
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -93,11 +94,13 @@ class Encoder:
 
         On a GPU matrix products have one order of summation for any number of rows. No library on a CPU does that:
         there texts run one by one.
+
+        Raises:
+            ConfigError: on a GPU, for weights that bitsandbytes multiplies.
         """
         self._one_order = True
         if self.device.type != "cpu":
-            for linear in self.weights.linears:
-                linear.one_order = True
+            keep_one_order(self.weights.linears)
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, texts: Texts) -> Tensor:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from octavo.errors import ConfigError
 from octavo.models.parallel import Share
 from octavo.models.spec import ModelSpec
 from octavo.models.step_context import StepContext
+from octavo.models.weights.bitsandbytes import Int8Matrix, Nf4Matrix
 from octavo.models.weights.quantized import Matrix, QuantizedLinear, stacked
 from octavo_kernels.fixed_linear import fixed_linear
 from octavo_kernels.linear.quantized import QuantizedWeight
@@ -267,6 +269,19 @@ def _expert_slots(index: int, experts: Experts | None, spec: ModelSpec) -> list[
         matrices = {"expert_gate": inputs[2 * expert], "expert_up": inputs[2 * expert + 1], "expert_down": down}
         places += [replace(slot_of(index, part, "weight", x), expert=expert) for part, x in matrices.items()]
     return places
+
+
+def keep_one_order(linears: list[Linear | QuantizedLinear]) -> None:
+    """From now on, sum these products in an order that has nothing to do with how many rows there are.
+
+    Raises:
+        ConfigError: for weights that bitsandbytes multiplies.
+    """
+    for linear in linears:
+        parts = [] if isinstance(linear, Linear) else linear.parts
+        if any(isinstance(part, Int8Matrix | Nf4Matrix) for part in parts):
+            raise ConfigError("batch_invariant is not for bitsandbytes: use quantization 'int8' or 'int4'")
+        linear.one_order = True
 
 
 PartOfModel = tuple[int | None, str, int | None]
