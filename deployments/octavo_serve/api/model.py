@@ -58,11 +58,13 @@ class Defaults:
         max_tokens: most tokens of a chat's answer; None means as many as the context holds.
         sampling: recommended values by names of `SamplingParams`.
         response_template: how a chat's answers are read (see `octavo.text.responses.families.template_of`).
+        yes_no: documents are ranked by the model's answer to whether they meet a query.
     """
 
     max_tokens: int | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
     response_template: str = AUTO
+    yes_no: bool = False
 
     def fill_in(self, params: SamplingParams, given: Mapping[str, object], room: int) -> None:
         """Set the parameters that a request leaves out.

@@ -108,7 +108,7 @@ class Operation:
     method: Literal["GET", "POST", "DELETE"]
     path: str
     summary: str
-    answers: type[Any]
+    answers: Any
     run: Callable[[Service, Call], Awaitable[Mapping[str, Any] | Streamed | Listing]]
     errors: Errors
     body: type[Any] | None = None

@@ -33,6 +33,9 @@ from octavo_serve.wire.messages import ModelInfo
 
 T = TypeVar("T")
 
+Encode = Callable[[Sequence[Text], int], list[Encoded]]
+"""Makes token ids of some texts, given the number of the first of them."""
+
 WINDOW = 256
 """Texts of one request that run or wait at shards at once: enough for two steps of short ones."""
 STARTS = 16
@@ -77,19 +80,21 @@ class Accepted:
     model: ServedModel
     info: ModelInfo
 
-    async def encoded(self, texts: Sequence[Text]) -> list[Encoded]:
+    async def encoded(self, texts: Sequence[Text], encode: Encode | None = None) -> list[Encoded]:
         """The token ids of all texts; of many in a thread, a slice after the other, so that others get their turn.
+
+        Args:
+            encode: makes them; None: the model's tokenizer alone does.
 
         Raises:
             PromptTooLong, BadRequest: naming the first text that is wrong.
         """
-        encoder = self.encoder
+        encode = encode or self.encoder.encode
         if sum(map(_length, texts)) < LONG:
-            return encoder.encode(texts)
+            return encode(texts, 0)
         made: list[Encoded] = []
         while len(made) < len(texts):
-            work = partial(encoder.encode, _slice(texts, len(made)), len(made))
-            made += await self.service.prompt_threads.finish(work)
+            made += await self.service.prompt_threads.finish(encode, _slice(texts, len(made)), len(made))
         return made
 
     @property
@@ -164,11 +169,12 @@ class Pooled:
 
     Attributes:
         id: of the request.
+        model: its name.
         values: by text, as `SequenceUpdate.pooled`.
     """
 
     id: str
-    model: ServedModel
+    model: str
     info: ModelInfo
     prompt_tokens: int
     values: list[bytes]
@@ -187,7 +193,7 @@ async def pooled(ready: Accepted, texts: Sequence[Encoded], task: Task) -> Poole
         return window.request(number, text.token_ids.tolist(), _NOTHING, Pooling(task, text.second))
 
     values = await window.run(len(texts), request, _pooled)
-    return Pooled(window.id, ready.model, ready.info, window.prompt_tokens, values)
+    return Pooled(window.id, ready.model.name, ready.info, window.prompt_tokens, values)
 
 
 _NOTHING = SamplingParams(max_tokens=0)

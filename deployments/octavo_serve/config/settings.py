@@ -207,6 +207,8 @@ class ModelSettings(Settings):
         override_generation_config: the same five, in place of what the model's files say.
         response_template: how reasoning and calls are told from content in a chat's answers: "auto" is the model's own
             template, or the built-in one of its family; a name is that built-in one; "none" tells nothing.
+        ranker: how a model of text ranks documents: by its "yes_no" to each, or by the angle of its "vectors"; "auto"
+            is the former where the source's name has "reranker" in it.
         replicas: shards; a number, or bounds between which their number follows the load.
         tensor_parallel: ranks that share one shard's model, each in a bundle of the shard's own placement group.
         placement_strategy: of that group: STRICT_PACK puts all ranks on one node.
@@ -231,6 +233,7 @@ class ModelSettings(Settings):
     generation_config: Literal["auto", "none"] = "auto"
     override_generation_config: SamplingDefaults = Field(default_factory=SamplingDefaults)
     response_template: Annotated[str, AfterValidator(_response_template)] = AUTO
+    ranker: Literal["auto", "yes_no", "vectors"] = "auto"
     replicas: Replicas = 1
     tensor_parallel: Count = 1
     placement_strategy: Strategy = "STRICT_PACK"
@@ -299,9 +302,10 @@ class ModelSettings(Settings):
         return isinstance(self.replicas, ReplicaRange) and self.replicas.min == 0
 
     @property
-    def defaults(self) -> tuple[int | None, str, SamplingDefaults, str]:
+    def defaults(self) -> tuple[object, ...]:
         """What decides about requests that leave something open."""
-        return self.default_max_tokens, self.generation_config, self.override_generation_config, self.response_template
+        sampling = self.default_max_tokens, self.generation_config, self.override_generation_config
+        return *sampling, self.response_template, self.ranker
 
     def same_engine(self, other: ModelSettings) -> bool:
         """Whether shards of one serve the other as they are."""

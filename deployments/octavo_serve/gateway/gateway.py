@@ -268,7 +268,8 @@ def _defaults(model: ModelSettings, source: Source) -> Defaults:
     """What requests get where they leave something open: as the config says, else as the model's makers recommend."""
     recommended = recommended_sampling(source) if model.generation_config == "auto" else {}
     override = model.override_generation_config.model_dump(exclude_none=True)
-    return Defaults(model.default_max_tokens, recommended | override, model.response_template)
+    yes_no = model.ranker == "yes_no" or (model.ranker == "auto" and "reranker" in model.source.lower())
+    return Defaults(model.default_max_tokens, recommended | override, model.response_template, yes_no)
 
 
 def _tracer(settings: TraceSettings | None, telemetry: Telemetry) -> Tracer | None:

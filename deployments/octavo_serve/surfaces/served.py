@@ -15,8 +15,12 @@ from octavo_serve.surfaces.kserve.operations import OPERATIONS as OF_KSERVE
 from octavo_serve.surfaces.kserve.surface import SURFACES as FOR_KSERVE
 from octavo_serve.surfaces.messages.counting import COUNT
 from octavo_serve.surfaces.messages.surface import MESSAGES
+from octavo_serve.surfaces.rerank.operations import OPERATIONS as OF_RERANK
 from octavo_serve.surfaces.responses.operations import OPERATIONS as OF_RESPONSES
 from octavo_serve.surfaces.responses.surface import RESPONSES
+from octavo_serve.surfaces.scoring.classify import OPERATIONS as OF_CLASSES
+from octavo_serve.surfaces.scoring.score import OPERATIONS as OF_SCORES
+from octavo_serve.surfaces.tei.operations import OPERATIONS as OF_TEI
 from octavo_serve.surfaces.tgi.info import INFO
 from octavo_serve.surfaces.tgi.surface import SURFACES as FOR_TGI
 from octavo_serve.surfaces.tokens.operations import DETOKENIZE, TOKENIZE
@@ -24,6 +28,7 @@ from octavo_serve.surfaces.tokens.operations import DETOKENIZE, TOKENIZE
 SURFACES: tuple[Surface[Any, Any, Any], ...] = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, *FOR_TGI, *FOR_KSERVE)
 OPERATIONS: tuple[Operation, ...] = (
     *(COUNT, DECISIONS, SYSTEM_ONE, TOKENIZE, DETOKENIZE, INFO, EMBEDDINGS),
+    *(*OF_RERANK, *OF_SCORES, *OF_CLASSES, *OF_TEI),
     *OF_RESPONSES,
     *OF_KSERVE,
 )

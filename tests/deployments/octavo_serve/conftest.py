@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -242,6 +242,11 @@ class Pooler:
         text = repr((request.prompt_token_ids, None if pooling is None else pooling.second))
         seed = int.from_bytes(blake2b(text.encode(), digest_size=4).digest())
         return np.random.default_rng(seed).standard_normal(count).astype("<f4")
+
+    def becomes(self, *tasks: Any, **pooling: Any) -> None:
+        """A model for these tasks, with this in its `PoolingInfo`."""
+        kinds = tuple(task for task in tasks if task != "generate")
+        self.info = replace(self.info, tasks=tasks, pooling=replace(self.info.pooling, tasks=kinds, **pooling))
 
     def texts(self) -> list[str]:
         """What it was asked about."""

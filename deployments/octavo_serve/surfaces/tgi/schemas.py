@@ -144,3 +144,34 @@ class Info(TypedDict):
     version: str
     sha: None
     docker_label: None
+
+
+class PooledBy(TypedDict):
+    pooling: Literal["cls", "mean", "last"]
+
+
+class Classes(TypedDict):
+    id2label: dict[str, str]
+    label2id: dict[str, int]
+
+
+class ModelType(TypedDict, total=False):
+    """One of these."""
+
+    embedding: PooledBy
+    reranker: Classes
+    classifier: Classes
+
+
+class PoolingModelInfo(TypedDict):
+    """Answer of /info about a model that writes no text, as Text Embeddings Inference's."""
+
+    model_id: str
+    model_sha: None
+    model_type: ModelType
+    max_input_length: int
+    max_client_batch_size: int
+    auto_truncate: Literal[False]
+    version: str
+    sha: None
+    docker_label: None

@@ -5,22 +5,39 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from octavo.pooled import Float32
 from octavo_serve.api.listing import Listing
-from octavo_serve.api.pooling import Pooled
 from octavo_serve.surfaces.vectors.fields import usage
 
 
-def as_list(found: Pooled, count: int, entry: Callable[[int], Any], weight: int) -> Listing:
+class Answered(Protocol):
+    """What is told of every request."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def prompt_tokens(self) -> int: ...
+
+
+def as_list(found: Answered, count: int, entry: Callable[[int], Any], weight: int) -> Listing:
     """A list of `count` entries under `data`, with who made it and what it took; the rest as of `Listing`."""
     return Listing(
         count=count,
         entry=entry,
         weight=weight,
         name="data",
-        before={"id": found.id, "object": "list", "created": int(time.time()), "model": found.model.name},
+        before={
+            "id": found.id,
+            "object": "list",
+            "created": int(time.time()),
+            "model": found.model,
+        },
         after={"usage": usage(found.prompt_tokens)},
     )
 

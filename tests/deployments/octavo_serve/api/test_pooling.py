@@ -42,13 +42,9 @@ def test_only_a_model_that_caches_gets_hashes(pooling: Service, pooler: Any) -> 
     ids = list(range(40))
     run(pooling, [ids])
     assert pooler.opened[0].block_hashes == []
-    pooler.info = type(pooler.info)(*_fields(pooler.info), tasks=("generate", "embed"), pooling=pooler.info.pooling)
+    pooler.becomes("generate", "embed")
     run(pooling, [ids], cache_salt="x")
     assert pooler.opened[1].block_hashes == hash_chain(root_hash("pooled", salt="x"), ids, 16)
-
-
-def _fields(info: Any) -> tuple[Any, ...]:
-    return info.hash_name, info.max_model_len, info.vocab_size, info.block_size
 
 
 def test_many_texts_are_encoded_in_slices_by_a_thread(

@@ -9,7 +9,7 @@ import pytest
 
 from octavo.errors import BadRequest, PromptTooLong
 from octavo.pooling import PoolingInfo
-from octavo_serve.api.texts import Cut, Encoder, longest
+from octavo_serve.api.texts import Cut, Encoder, Pair, longest
 from octavo_serve.wire.messages import ModelInfo
 
 
@@ -107,3 +107,39 @@ def test_errors_without_a_field_get_the_texts_name() -> None:
     with pytest.raises(BadRequest, match=r"input\[0\]: the text is not valid Unicode") as caught:
         encoder(tokenizer=broken).encode(["a"])
     assert caught.value.param == "input"
+
+
+def pair(first: str, second: str, **cut: Any) -> tuple[list[int], int | None]:
+    (found,) = encoder(info=PAIRS, cut=Cut(**cut), name="documents[{}]".format).encode([Pair(first, second)])
+    return found.token_ids.tolist(), found.second
+
+
+PAIRS = ModelInfo("h", 12, 1000, 16, ("classify",), PoolingInfo(max_tokens=10))
+
+
+@pytest.mark.parametrize(
+    ("cut", "kept"),
+    [
+        ({"most_of_second": -1}, "cdef"),
+        ({"most_of_second": 2}, "cd"),
+        ({"most_of_second": 2, "keeps_end": True}, "hi"),
+        ({"most": -1}, "cdef"),
+        ({"most": 8}, "cd"),
+        ({"most": 8, "most_of_second": 1}, "c"),
+    ],
+)
+def test_of_a_pair_the_second_text_is_cut(cut: Any, kept: str) -> None:
+    assert pair("ab", "cdefghi", **cut) == ([1, *letters("ab"), 2, 2, *letters(kept), 2], 5)
+
+
+def test_pairs_that_are_refused() -> None:
+    assert pair("ab", "cdef") == ([1, *letters("ab"), 2, 2, *letters("cdef"), 2], 5)
+    assert pair("ab", "") == ([1, *letters("ab"), 2, 2, 2], 5)
+    for first, second, cut in (
+        ("ab", "cdefg", {}),
+        ("abcdefgh", "c", {"most_of_second": -1}),
+        ("a" * 5000, "c", {"most": -1}),
+        ("a", "c" * 5000, {}),
+    ):
+        with pytest.raises(PromptTooLong, match=r"documents\[0\] has (more than )?\d+ tokens; .* at most 10 of a text"):
+            pair(first, second, **cut)

@@ -19,7 +19,7 @@ def test_numbers_and_their_bytes() -> None:
 
 
 def test_a_list(pooling: Any) -> None:
-    model: Any = pooling.models.entries["tiny"]
-    told = as_list(Pooled("embd-1", model, model.info, 5, []), 2, lambda i: i, 1).whole()
+    info = pooling.models.entries["tiny"].info
+    told = as_list(Pooled("embd-1", "tiny", info, 5, []), 2, lambda i: i, 1).whole()
     assert (told["id"], told["object"], told["model"], told["data"]) == ("embd-1", "list", "tiny", [0, 1])
     assert told["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
