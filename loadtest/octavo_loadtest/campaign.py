@@ -101,7 +101,17 @@ class Campaign:
             return None
 
     def _say(self, found: Point) -> None:
-        keys = ("output_tokens_overall", "ttft_p50", "ttft_p90", "tpot_p50", "failed")
+        wanted = (
+            "requests",
+            "output_tokens_overall",
+            "ttft_p50",
+            "ttft_p90",
+            "tpot_p50",
+            "e2e_p50",
+            "e2e_p99",
+            "failed",
+        )
+        keys = [key for key in wanted if found["figures"][key][0] is not None]
         parts = [f"{BY_KEY[key].title} {cell(BY_KEY[key], found['figures'][key])} {BY_KEY[key].unit}" for key in keys]
         self._console.print(
             f"{found['name']}: {', '.join(part.strip() for part in parts)}", markup=False, soft_wrap=True

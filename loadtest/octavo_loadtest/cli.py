@@ -19,7 +19,7 @@ from octavo_loadtest import matrix, report, search, slo, store, workloads
 from octavo_loadtest.campaign import INTERRUPTED, Campaign, Document, Judging, compare, summary_of
 from octavo_loadtest.errors import LoadTestError
 from octavo_loadtest.figures import missed, point
-from octavo_loadtest.job import Target
+from octavo_loadtest.job import PATHS, Target
 from octavo_loadtest.load import Load
 from octavo_loadtest.metrics import DEFINITIONS
 from octavo_loadtest.server import find_model, prepare
@@ -53,9 +53,11 @@ class Common:
 
     url: Annotated[str, typer.Argument(help="The server, such as http://127.0.0.1:8000.")]
     model: Annotated[str, typer.Option(help="Default: the first that /v1/models lists.")] = ""
-    api: Annotated[str, typer.Option(help="chat or completions.")] = "chat"
+    api: Annotated[str, typer.Option(help="chat, completions or embeddings.")] = "chat"
     key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="Bearer token.")] = ""
-    body: Annotated[str, typer.Option(help="JSON that goes into every request.")] = '{"temperature": 0}'
+    body: Annotated[
+        str, typer.Option(help='JSON that goes into every request; {"temperature": 0} where text is asked for.')
+    ] = ""
     timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 600.0
     new_connections: Annotated[bool, typer.Option("--new-connections", help="A connection for each request.")] = False
     slos: Annotated[
@@ -201,10 +203,11 @@ def _judging(common: Common) -> Judging:
 
 
 def _target(common: Common) -> Target:
-    if common.api not in ("chat", "completions"):
-        raise LoadTestError(f"--api is chat or completions, not {common.api!r}")
+    if common.api not in PATHS:
+        raise LoadTestError(f"--api is one of {', '.join(PATHS)}, not {common.api!r}")
+    default = "{}" if common.api == "embeddings" else '{"temperature": 0}'
     try:
-        body = json.loads(common.body)
+        body = json.loads(common.body or default)
     except ValueError as error:
         raise LoadTestError(f"--body is no JSON: {error}") from None
     headers = {"Authorization": f"Bearer {common.key}"} if common.key else {}

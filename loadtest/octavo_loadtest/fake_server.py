@@ -22,7 +22,7 @@ BLOCK = 16  # tokens of a block of the simulated prefix cache
 class Behaviour:
     """The server's behaviour. `every_*` = k applies to requests with number k-1 modulo k; 0 means never."""
 
-    ttft: float = 0.02  # s from a free slot to the first token
+    ttft: float = 0.02  # s from a free slot to the first token, or to vectors
     itl: float = 0.005  # s between tokens
     coalesce: int = 1  # tokens in one chunk (the first token comes alone)
     slots: int = 0  # requests served at once, the others wait; 0: no limit
@@ -97,6 +97,8 @@ class FakeServer:
         usage = {"prompt_tokens": len(prompt), "completion_tokens": 0}
         if self.behaviour.cache:
             usage |= {"prompt_tokens_details": {"cached_tokens": self._cached(prompt)}}  # type: ignore[dict-item]
+        if path.endswith("/embeddings"):
+            return await self._embed(writer, served, usage)
         if not asked.get("stream"):
             choice = {"index": 0, "message": {"content": "word"}, "text": "word", "finish_reason": "length"}
             _reply(writer, 200, {"choices": [choice], "usage": usage | {"completion_tokens": 1}})
@@ -111,6 +113,18 @@ class FakeServer:
             return True
         async with self._slots:
             return await self._stream(writer, path.endswith("/chat/completions"), asked, usage, served)
+
+    async def _embed(self, writer: asyncio.StreamWriter, served: Served, usage: dict[str, Any]) -> bool:
+        served.fault = self._fault(served)
+        if served.fault == "reject":
+            _reply(writer, 429, {"error": {"message": "busy"}}, "Retry-After: 1\r\n")
+            return True
+        async with self._slots:
+            await self._pause(self.behaviour.ttft)
+            self.log += [served] if served.name else []
+            served.wrote.append(perf_counter_ns())
+            _reply(writer, 200, {"data": [{"index": 0, "embedding": [1.0, 0.0]}], "usage": usage}, "X-Fake: 1\r\n")
+        return True
 
     async def _stream(
         self, writer: asyncio.StreamWriter, chat: bool, asked: dict[str, Any], usage: dict[str, Any], served: Served
@@ -182,7 +196,7 @@ def _prompt(asked: dict[str, Any], overhead: int) -> list[str]:
     """One token a word, and the template's."""
     if "messages" in asked:
         return ["<template>"] * overhead + " ".join(_words(m["content"]) for m in asked["messages"]).split()
-    return str(asked.get("prompt", "")).split()
+    return str(asked.get("input") or asked.get("prompt", "")).split()
 
 
 def _words(content: Any) -> str:

@@ -38,6 +38,7 @@ FIGURES = (
     Figure("gap_p99", "gap p99", "ms", ("latency", "gaps", "answered_only", "p99"), 1e3),
     Figure("e2e_p50", "E2E p50", "ms", ("latency", "e2e", "headline", "p50"), 1e3, 0),
     Figure("e2e_p90", "E2E p90", "ms", ("latency", "e2e", "headline", "p90"), 1e3, 0),
+    Figure("e2e_p99", "E2E p99", "ms", ("latency", "e2e", "headline", "p99"), 1e3, 0),
     Figure("normalized_mean", "normalized", "ms/tok", ("latency", "normalized", "headline", "mean"), 1e3),
     Figure("cached", "cached", "tok", ("cache", "reported"), digits=0),
     Figure("failed", "failed", "", ("counts", "failed"), digits=0),

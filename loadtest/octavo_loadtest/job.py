@@ -7,6 +7,9 @@ from typing import Any
 
 from octavo_loadtest.client import Answer
 
+PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "embeddings": "/v1/embeddings"}
+"""What can be asked, by name. An embedding is one text; its answer is whole, and has no tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -35,11 +38,15 @@ class Target:
 
     url: str
     model: str
-    api: str = "chat"  # chat | completions
+    api: str = "chat"  # of PATHS
     headers: dict[str, str] = field(default_factory=dict)
     body: dict[str, Any] = field(default_factory=dict)  # goes into every request
     reuse_connections: bool = True
     timeout: float = 600.0  # s for one request, from when it is sent
+
+    @property
+    def path(self) -> str:
+        return PATHS[self.api]
 
 
 @dataclass(frozen=True, slots=True)

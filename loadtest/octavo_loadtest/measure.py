@@ -19,7 +19,7 @@ from octavo_loadtest.load import Load
 from octavo_loadtest.plan import Plan, make, sessions
 from octavo_loadtest.record import Record
 from octavo_loadtest.server import ReplicaWatch, warm_up
-from octavo_loadtest.sse import parse
+from octavo_loadtest.sse import Read, Stream, parse, parse_embeddings
 from octavo_loadtest.text import Calibration
 
 LEAD = 0.2  # s between the last sender's ready and the start of the run
@@ -179,7 +179,7 @@ def _collect(
                 message = _receive(pipe)
                 if isinstance(message, Outcome):
                     turn, planned = turns[message.index]
-                    run.records.append(to_record(message, turn, planned, origin))
+                    run.records.append(to_record(message, turn, planned, origin, run.target.api))
                 elif isinstance(message, Pulse):
                     run.senders.hear(message)
                     if message.final:
@@ -193,7 +193,7 @@ def _collect(
             processes.stop()
 
 
-def to_record(outcome: Outcome, turn: int, planned: Turn, origin: int) -> Record:
+def to_record(outcome: Outcome, turn: int, planned: Turn, origin: int, api: str = "chat") -> Record:
     """Read what came back."""
     answer = outcome.answer
     record = Record(
@@ -214,14 +214,14 @@ def to_record(outcome: Outcome, turn: int, planned: Turn, origin: int) -> Record
         headers={k: v for k, v in answer.headers.items() if k.startswith("x-") or k == "retry-after"},
     )
     if answer.status == 200:
-        _read_stream(record, outcome, origin)
+        _read_answer(record, outcome, origin, parse_embeddings if api == "embeddings" else parse)
     elif answer.reads:
         record.error = f"{outcome.error}: {answer.body[:200].decode(errors='replace')}"
     return record
 
 
-def _read_stream(record: Record, outcome: Outcome, origin: int) -> None:
-    stream = parse([(at - origin, data) for at, data in outcome.answer.reads])
+def _read_answer(record: Record, outcome: Outcome, origin: int, read: Callable[[list[Read]], Stream]) -> None:
+    stream = read([(at - origin, data) for at, data in outcome.answer.reads])
     record.chunks, record.usage = stream.chunks, stream.usage
     record.finish_reason, record.done = stream.finish_reason, stream.done
     if record.error is None and stream.error is not None:

@@ -107,6 +107,9 @@ def derive(records: list[Record], definition: Definition) -> Measures:
     for origin in ("from_schedule", "from_sent"):
         rows = [_measure(record, definition, origin == "from_schedule") for record in records]
         measures.latency[origin] = {key: np.array([row[key] for row in rows]) for key in _KEYS}
+        for values in measures.latency[origin].values():
+            if measures.ok.any() and np.isnan(values[measures.ok]).all():
+                values[:] = math.nan  # what no answer has, such as an embedding's first token, failures have not either
     gaps = [token_gaps(record) for record in records if record.ok]
     measures.gaps = np.concatenate(gaps) if gaps else np.empty(0)
     return measures

@@ -8,14 +8,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from octavo_loadtest import plots, store
+from octavo_loadtest import documents, plots, store
 from octavo_loadtest.figures import BY_KEY, Figure
 from octavo_loadtest.svg import draw
 
 Document = dict[str, Any]
 TABLE = (
     "offered", "requests", "prompt_tokens", "output_tokens", "ttft_p50", "ttft_p90", "ttft_p99", "tpot_p50", "tpot_p90",
-    "gap_p99", "normalized_mean", "e2e_p50", "attainment", "goodput", "failed", "tokens_per_dollar",
+    "gap_p99", "normalized_mean", "e2e_p50", "e2e_p99", "attainment", "goodput", "failed", "tokens_per_dollar",
 )  # fmt: skip
 _MARK = {"good": "✓", "warn": "!", "bad": "✗"}
 
@@ -82,6 +82,9 @@ def markdown(document: Document) -> str:
     for point in points:
         lines += ["", f"**{point['name']}**", ""]
         lines += [f"- {_MARK[v['level']]} {v['name']}: {v['text']}" for v in point["runs"][-1]["verdicts"]]
+        if rows := documents.table(point["runs"][-1]):
+            head, *rest = [f"| {' | '.join(row)} |" for row in rows]
+            lines += ["", head, "|" + "---|" * len(rows[0]), *rest]
     return "\n".join(lines) + "\n"
 
 
@@ -106,7 +109,8 @@ def facts(document: Document) -> list[str]:
 
 def _saturation(found: dict[str, Any]) -> str:
     kept, knee = found["last_rate_kept"], found["knee_requests_per_s"]
-    sentence = f"Peak {found['peak_output_tokens_per_s']:.1f} output tokens/s"
+    ((what, peak),) = [(key.split("_")[1:-2], value) for key, value in found.items() if key.startswith("peak_")]
+    sentence = f"Peak {peak:.1f} {' '.join(what)}/s"
     sentence += f"; the last rate kept up with was {kept:g}/s" if kept is not None else "; no rate was kept up with"
     return sentence + (f"; the curve bends at {knee:.2f} requests/s." if knee is not None else ".")
 
@@ -139,6 +143,7 @@ def html(document: Document) -> str:
         _table(document),
         _section("Curves", [draw(chart) for chart in charts]),
         _section("Distributions" if several else "The run", [draw(chart) for chart in single]),
+        *(_by_length(point) for point in points),
         *(_verdicts(point, len(points) == 1) for point in points),
         _details(document),
     ]
@@ -158,7 +163,8 @@ def _series(document: Document) -> plots.Series:
 
 
 def _tiles(point: dict[str, Any]) -> str:
-    keys = ("requests", "output_tokens", "ttft_p50", "tpot_p50", "e2e_p50", "failed")
+    wanted = ("requests", "output_tokens", "ttft_p50", "tpot_p50", "e2e_p50", "e2e_p99", "failed")
+    keys = [key for key in wanted if point["figures"][key][0] is not None]
     tiles = "".join(
         f'<div class="tile"><b>{cell(BY_KEY[key], point["figures"][key])}</b>'
         f"<span>{BY_KEY[key].title} {f'({BY_KEY[key].unit})' if BY_KEY[key].unit else ''}</span></div>"
@@ -184,6 +190,16 @@ def _table(document: Document) -> str:
 def _section(title: str, figures: list[str]) -> str:
     drawn = "".join(figures)
     return f'<h2>{title}</h2><div class="figures">{drawn}</div>' if drawn else ""
+
+
+def _by_length(point: dict[str, Any]) -> str:
+    rows = documents.table(point["runs"][-1])
+    if not rows:
+        return ""
+    head, *rest = ["".join(f"<td>{escape(each)}</td>" for each in row) for row in rows]
+    body = "".join(f"<tr>{row}</tr>" for row in rest)
+    title = f"By length of the text {escape(point['name'])}"
+    return f'<h2>{title}</h2><div class="wide"><table><tr>{head.replace("td>", "th>")}</tr>{body}</table></div>'
 
 
 def _verdicts(point: dict[str, Any], opened: bool) -> str:

@@ -40,12 +40,14 @@ def stop_reason(points: list[Point], bound: Slo | None, least_gain: float) -> st
     if len(points) > 1:
         best = max(_throughput(point) for point in points[:-1])
         if _throughput(last) < best * (1 + least_gain):
-            return f"throughput stopped rising: {_throughput(last):.1f} tok/s at {last['name']} after {best:.1f}"
+            return f"throughput stopped rising: {_throughput(last):.1f}/s at {last['name']} after {best:.1f}"
     return None
 
 
 def _throughput(point: Point) -> float:
-    return float(point["figures"]["output_tokens"][0])
+    """Output tokens a second, or requests where answers have none; NaN where nothing was answered."""
+    values = [point["figures"][key][0] for key in ("output_tokens", "requests")]
+    return float(next((value for value in values if value is not None), math.nan))
 
 
 def saturation_point(points: list[Point]) -> dict[str, Any]:
@@ -60,9 +62,10 @@ def saturation_point(points: list[Point]) -> dict[str, Any]:
         and not any(run["saturation"]["rising"] for run in point["runs"])
     ]
     order = np.argsort(offered)
+    what = "requests" if points[0]["figures"]["output_tokens"][0] is None else "output_tokens"
     return {
         "last_rate_kept": max(kept, default=None),
-        "peak_output_tokens_per_s": float(np.nanmax(tokens)),
+        f"peak_{what}_per_s": float(np.nanmax(tokens)),
         "knee_requests_per_s": knee(offered[order], done[order]) if np.isfinite(done).all() else None,
     }
 

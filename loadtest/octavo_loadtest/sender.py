@@ -66,7 +66,6 @@ class Sender:
         self._outbox = outbox
         target = orders.target
         self._client = Client(address(target.url), target.headers, target.reuse_connections)
-        self._path = "/v1/chat/completions" if target.api == "chat" else "/v1/completions"
         cap = orders.concurrency if orders.concurrency and not orders.closed else None
         self._slots = asyncio.Semaphore(cap) if cap else None
         self._sent = self._finished = 0
@@ -142,7 +141,7 @@ class Sender:
     def _render(self, turn: Turn, history: list[Message]) -> bytes:
         target = self._orders.target
         return self._client.request(
-            "POST", self._path, encode(target, history, turn.output_tokens), f"X-Request-ID: load-{turn.index}\r\n"
+            "POST", target.path, encode(target, history, turn.output_tokens), f"X-Request-ID: load-{turn.index}\r\n"
         )
 
     async def _request(self, session: Session, turn: Turn, due: int, request: bytes) -> Outcome:
@@ -234,10 +233,14 @@ def _text(outcome: Outcome) -> str:
 
 
 def encode(target: Target, history: list[Message], output_tokens: int) -> bytes:
-    """The JSON body of one streamed request."""
-    if target.api == "chat":
-        prompt: dict[str, Any] = {"messages": history}
+    """The JSON body of one request: streamed, if it asks for text."""
+    text = "\n".join(message["content"] for message in history)
+    asked: dict[str, Any] = {"max_tokens": output_tokens, "stream": True}
+    if target.api == "embeddings":
+        asked = {"input": text, "encoding_format": "base64"}
+    elif target.api == "chat":
+        asked["messages"] = history
     else:
-        prompt = {"prompt": "\n".join(message["content"] for message in history)}
-    body = {"model": target.model, **prompt, "max_tokens": output_tokens, "stream": True, **target.body}
+        asked["prompt"] = text
+    body = {"model": target.model, **asked, **target.body}
     return json.dumps(body, separators=(",", ":")).encode()

@@ -54,12 +54,16 @@ def prepare(target: Target) -> tuple[Target, Calibration]:
 
 async def _prepare(target: Target) -> tuple[Target, Calibration]:
     streaming: dict[str, Any] = {"include_usage": True}
-    wishes: list[dict[str, Any]] = [
-        {"ignore_eos": True, "stream_options": {**streaming, "continuous_usage_stats": True}},
-        {"ignore_eos": True, "stream_options": streaming},
-        {"stream_options": streaming},
-        {},
-    ]
+    wishes: list[dict[str, Any]] = (
+        [{}]
+        if target.api == "embeddings"
+        else [
+            {"ignore_eos": True, "stream_options": {**streaming, "continuous_usage_stats": True}},
+            {"ignore_eos": True, "stream_options": streaming},
+            {"stream_options": streaming},
+            {},
+        ]
+    )
     client = Client(address(target.url), target.headers)
     salt = secrets.token_hex(8)
     try:
@@ -81,13 +85,13 @@ async def _prepare(target: Target) -> tuple[Target, Calibration]:
 
 async def _ask(client: Client, target: Target, salt: str, words: int) -> Answer:
     body = json.loads(encode(target, [{"role": "user", "content": passage(salt, "calibrate", words)}], 1))
-    path = "/v1/chat/completions" if target.api == "chat" else "/v1/completions"
-    return await client.fetch("POST", path, json.dumps(body).encode(), target.timeout)
+    return await client.fetch("POST", target.path, json.dumps(body).encode(), target.timeout)
 
 
 async def _count(client: Client, target: Target, salt: str, words: int) -> int | None:
-    plain = replace(target, body={key: value for key, value in target.body.items() if key != "stream_options"})
-    answer = await _ask(client, replace(plain, body={**plain.body, "stream": False}), salt, words)
+    whole = {} if target.api == "embeddings" else {"stream": False}
+    body = {key: value for key, value in target.body.items() if key != "stream_options"} | whole
+    answer = await _ask(client, replace(target, body=body), salt, words)
     try:
         return int(json.loads(answer.body)["usage"]["prompt_tokens"])
     except (ValueError, KeyError, TypeError):
@@ -99,11 +103,10 @@ def warm_up(target: Target, sessions: list[Session]) -> int:
 
     async def run() -> int:
         client = Client(address(target.url), target.headers)
-        path = "/v1/chat/completions" if target.api == "chat" else "/v1/completions"
         bodies = [
             encode(target, [{"role": "user", "content": s.turns[0].text}], s.turns[0].output_tokens) for s in sessions
         ]
-        tasks = [client.fetch("POST", path, body, target.timeout) for body in bodies]
+        tasks = [client.fetch("POST", target.path, body, target.timeout) for body in bodies]
         answers = await asyncio.gather(*tasks, return_exceptions=True)
         client.close()
         return sum(isinstance(answer, Answer) and answer.status == 200 for answer in answers)

@@ -1,4 +1,4 @@
-"""Server-sent events of OpenAI's streams: raw reads in, chunks with times out."""
+"""Answers of OpenAI's API: raw reads in, chunks with times out; or embeddings, which come whole."""
 
 from __future__ import annotations
 
@@ -50,6 +50,20 @@ def parse(reads: Iterable[Read]) -> Stream:
             continue
         parts.append(_take(stream, at, body))
     stream.text = "".join(parts)
+    return stream
+
+
+def parse_embeddings(reads: Iterable[Read]) -> Stream:
+    """Read a whole answer with vectors; one without any is a server error."""
+    stream, data = Stream(), b"".join(data for _, data in reads)
+    try:
+        body = json.loads(data)
+        stream.usage, vectors = body.get("usage"), [item["embedding"] for item in body["data"]]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        vectors = []
+    if not vectors or not all(vectors):
+        stream.error = f"no embeddings: {data[:80]!r}"
+    stream.done, stream.finish_reason = True, "stop"
     return stream
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo_loadtest import documents
 from octavo_loadtest import load as loads
 from octavo_loadtest.measure import Run
 from octavo_loadtest.metrics import (
@@ -62,6 +63,8 @@ def summarize(
         "saturation": saturation(measures, window[0]),
         "replicas": run.replicas,
     }
+    if run.target.api == "embeddings":
+        documents.add(summary, run.records, measures)
     if price:
         summary["cost"] = cost(summary["throughput"]["steady"]["output_tokens_per_s"], price)
     summary["verdicts"] = judge(summary)
@@ -279,8 +282,8 @@ def client(run: Run, measures: Measures) -> dict[str, float]:
 
 
 def saturation(measures: Measures, start: float) -> dict[str, Any]:
-    """Whether requests in flight and TTFT both rise from `start` (s) to the last arrival: then the queue grew without
-    end.
+    """Whether requests in flight and TTFT (E2E, where there is none) both rise from `start` (s) to the last arrival:
+    then the queue grew without end.
 
     A rise must be significant and at least half of the mean: successive seconds are not independent, so the slope's
     interval alone is too narrow.
@@ -290,6 +293,7 @@ def saturation(measures: Measures, start: float) -> dict[str, Any]:
     grid = np.linspace(start, last, 30)
     held = level[np.clip(np.searchsorted(times, grid, side="right") - 1, 0, None)]
     waits = measures.latency["from_schedule"]["ttft"]
+    waits = measures.latency["from_schedule"]["e2e"] if np.isnan(waits).all() else waits
     kept = measures.ok & ~np.isnan(waits) & (measures.scheduled >= start)
     flying, waiting = slope(grid, held), slope(measures.scheduled[kept], waits[kept])
     span = last - start

@@ -13,7 +13,8 @@ LENGTH_BOUND = 0.05  # of the planned length
 
 def judge(summary: dict[str, Any]) -> list[dict[str, str]]:
     """All verdicts on a summary."""
-    checks = (_client, _schedule, _whole, _steady, _warmup, _cache, _failures, _lengths, _chunks, _enough, _queue)
+    answers = (_prompts,) if summary["target"]["api"] == "embeddings" else (_cache, _lengths, _chunks)
+    checks = (_client, _schedule, _whole, _steady, _warmup, _failures, *answers, _enough, _queue)
     return [check(summary) for check in checks] + _slos(summary)
 
 
@@ -113,6 +114,15 @@ def _lengths(summary: dict[str, Any]) -> dict[str, str]:
     return _line("good" if off <= LENGTH_BOUND else "warn", "lengths", numbers)
 
 
+def _prompts(summary: dict[str, Any]) -> dict[str, str]:
+    prompt = summary["lengths"]["prompt"]
+    if math.isnan(prompt["planned_mean"]):
+        return _line("warn", "lengths", "the server does not say how many tokens a text had")
+    off = abs(prompt["realised_mean"] / prompt["planned_mean"] - 1)
+    numbers = f"texts of {prompt['realised_mean']:.0f} tokens, {prompt['planned_mean']:.0f} planned (mean)"
+    return _line("good" if off <= LENGTH_BOUND else "warn", "lengths", numbers)
+
+
 def _chunks(summary: dict[str, Any]) -> dict[str, str]:
     chunks = summary["chunks"]
     mean = chunks["tokens_per_chunk_mean"]
@@ -136,7 +146,7 @@ def _queue(summary: dict[str, Any]) -> dict[str, str]:
         return _line("good", "queue", "closed loop: the load waits for the server")
     if summary["saturation"]["rising"]:
         return _line(
-            "warn", "queue", "requests in flight and TTFT rose through the whole run: the server was overloaded"
+            "warn", "queue", "requests in flight and waiting rose through the whole run: the server was overloaded"
         )
     return _line("good", "queue", "did not grow through the run")
 
