@@ -1,5 +1,7 @@
 """Builds a tokenizer from GGUF metadata: byte-level BPE ("gpt2") and SentencePiece BPE ("llama", Gemma included).
 
+Those of encoders are in `gguf_encoder_tokenizer.py`.
+
 Follows transformers' converter (integrations/gguf/gguf_tokenizer_mapping.py), against which the tests compare, and
 llama.cpp (llama-vocab.cpp) for what the converter leaves out: the pre-tokenizer's defaults, control tokens outside the
 byte alphabet (DeepSeek's), the end tokens of a turn.
@@ -22,6 +24,7 @@ from tokenizers.processors import TemplateProcessing
 from octavo.errors import ModelError
 from octavo.gguf_header import read_metadata
 from octavo.model_files import reading
+from octavo.text.gguf_encoder_tokenizer import encoder_parts
 from octavo.text.parts import TokenizerParts
 from octavo.text.pre_tokenizer import pre_tokenizer, splitting
 
@@ -77,8 +80,10 @@ def read_gguf(path: Path) -> TokenizerParts:
 
 def _parts(path: Path, metadata: dict[str, Any]) -> TokenizerParts:
     model, tokens = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.tokens")
+    if model in ("bert", "t5") and tokens:
+        return encoder_parts(metadata)
     if model not in ("gpt2", "llama") or not tokens:
-        raise ModelError(f"{path} holds a tokenizer of kind {model!r}; supported are 'gpt2' and 'llama'")
+        raise ModelError(f"{path} holds a tokenizer of kind {model!r}; supported are 'gpt2', 'llama', 'bert' and 't5'")
     tokens = metadata["tokenizer.ggml.tokens"] = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]
     # broken UTF-8, of which several tokens may be alike once it is read, is no token that a text can be cut into
     if twice := [token for token, count in Counter(tokens).items() if count > 1 and "\ufffd" not in token]:

@@ -68,31 +68,41 @@ class Tokenizer:
             BadRequest: the text is not valid Unicode (it holds a lone surrogate).
             ModelError: the model's pre-tokenizer pattern fails on this text, or a token it needs is missing.
         """
-        ids: list[int] = self._encoded(text, text, add_special_tokens).ids
+        ids: list[int] = self._encoded([text], add_special_tokens)[0].ids
         return ids
 
-    def encode_pair(self, first: str, second: str) -> tuple[list[int], int]:
-        """Token ids of two texts that a model reads together, special tokens around them included, and the index of the
-        second text's first token; as transformers' `tokenizer([(first, second)])`.
+    def encode_pair(self, first: str, second: str, most: int | None = None) -> tuple[list[int], int]:
+        """Token ids of two texts that a model reads together, as transformers' `tokenizer([(first, second)])`: with
+        special tokens before, between and after them; and the index of the second text's first token.
+
+        Args:
+            most: tokens to keep, special ones included; None: all. The longer text is cut to the other's length, then
+                both alike ("longest_first", which cross encoders are asked with).
 
         Raises:
             BadRequest, ModelError: as `encode`.
         """
-        found = self._encoded(first + second, (first, second), True)
+        one, other = self._encoded([first, second], add_special_tokens=False)
+        if most is not None:
+            room = max(0, most - self._backend.num_special_tokens_to_add(True))
+            for encoding, length in zip((one, other), longest_first(len(one), len(other), room), strict=True):
+                encoding.truncate(length)
+        found = self._backend.post_process(one, other)
         of = found.sequence_ids  # None for a special token
         empty = len(of) - (bool(of) and of[-1] is None)
         return found.ids, of.index(1) if 1 in of else empty
 
-    def _encoded(self, checked: str, given: str | tuple[str, str], add_special_tokens: bool) -> Any:
-        try:
-            checked.encode()
-        except UnicodeEncodeError as error:
-            raise BadRequest(
-                f"the text is not valid Unicode: character {error.start} is half of a surrogate pair"
-            ) from None
+    def _encoded(self, texts: list[str], add_special_tokens: bool) -> list[Any]:
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise BadRequest(
+                    f"the text is not valid Unicode: character {error.start} is half of a surrogate pair"
+                ) from None
         # unlike `encode`, the batch call releases the GIL and computes no character offsets
         try:
-            return self._backend.encode_batch_fast([given], add_special_tokens=add_special_tokens)[0]
+            return list(self._backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens))
         except BaseException:
             with reading("the model's tokenizer"):  # not around it: that would cost 1 us each time
                 raise
@@ -154,6 +164,17 @@ class Tokenizer:
             elif step["type"] == "Metaspace":
                 piece = piece.replace(step["replacement"], " ")
         return piece.encode()
+
+
+def longest_first(one: int, other: int, room: int) -> tuple[int, int]:
+    """The lengths to which two texts are cut for `room` tokens, as the `tokenizers` library does it."""
+    if one + other <= room:
+        return one, other
+    short, long = sorted((one, other))
+    long = short if short > room else max(short, room - short)
+    if short + long > room:
+        short, long = room // 2, room - room // 2
+    return (long, short) if one > other else (short, long)
 
 
 def _decoder_steps(backend: Any) -> Iterator[dict[str, Any]]:

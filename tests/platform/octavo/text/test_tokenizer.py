@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -242,3 +243,17 @@ def test_pairs_as_in_transformers(kind, tiny_tokenizer_dir, tmp_path):
         assert not b or of[start] == 1
     with pytest.raises(BadRequest, match="not valid Unicode"):
         ours.encode_pair("a", "\ud800")
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta"])
+def test_pairs_are_cut_as_in_transformers(tiny_encoder, kind):
+    ours, theirs = load(tiny_encoder(kind)), hugging_face(tiny_encoder(kind))
+    texts = ["", "a", "abc de", "the longer of the two texts by far", "x" * 40]
+    for first, second in itertools.product(texts, texts):
+        for most in (4, 5, 9, 16, 17, 60):
+            ids, start = ours.encode_pair(first, second, most)
+            read = theirs([(first, second)], truncation="longest_first", max_length=most)
+            assert ids == read.input_ids[0], (first, second, most)
+            assert read.sequence_ids(0)[:start].count(1) == 0
+            assert read.sequence_ids(0)[start:].count(0) == 0
+        assert ours.encode_pair(first, second) == ours.encode_pair(first, second, 1000)
