@@ -73,6 +73,7 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo/execution/transfer.py": "platform/octavo/execution/test_sampler.py",
     # from a file to weights: held against transformers, model by model
     "octavo/models/encoder_spec.py": "platform/octavo/models/test_encoder_families.py",
+    "octavo/models/packed_encoder.py": "platform/octavo/execution/test_native_encoder.py",
     "octavo/models/packing.py": "platform/octavo/models/test_packed.py",
     "octavo/models/source_spec.py": "platform/octavo/models/test_load.py",
     "octavo/models/spec.py": "platform/octavo/models/test_families.py",

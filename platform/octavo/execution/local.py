@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 
 from octavo.config import EngineConfig
 from octavo.execution.device import find_device, limit_torch
 from octavo.execution.executor import Executor, LocalExecutor
+from octavo.execution.native_encoder import load_native_encoder, why_not_native_encoder
 from octavo.execution.native_executor import load_native, why_not_native
-from octavo.models.parallel import Share, TPGroup
+from octavo.models.parallel import TPGroup
 from octavo.models.source_spec import read_share
 from octavo.source import Source
 from octavo_kernels.native.cores import available_cores
@@ -28,7 +31,7 @@ def load_local(
     group = group or TPGroup()
     share = read_share(source, group)
     device = find_device(config.device)
-    native = _native_library(source, config, share) if device == "cpu" else None
+    native = _native_library(source, config, partial(why_not_native, share=share)) if device == "cpu" else None
     if not group.smallest(native is not None) and native is not None:  # the two sum over ranks in different places
         logger.warning("%s runs on the slower torch runner: another rank does", source.name)
         native = None
@@ -44,26 +47,32 @@ def load_local(
 
 
 def load_local_encoder(source: Source, config: EngineConfig, *, progress: bool = False) -> Executor:
-    """Load an encoder into this process.
+    """Load an encoder into this process: native code on a CPU that covers it, else torch.
 
     Raises:
         ModelError, ConfigError: it cannot be loaded, or not with these settings.
     """
-    from octavo.execution.encoder_executor import load_torch_encoder
-
     device = find_device(config.device)
-    limit_torch(config.threads or available_cores())
-    executor = load_torch_encoder(source, config, device, progress=progress)
+    native = _native_library(source, config, why_not_native_encoder) if device == "cpu" else None
+    executor: Executor
+    if native is not None:
+        executor = load_native_encoder(native, source, config, progress=progress)
+    else:
+        from octavo.execution.encoder_executor import load_torch_encoder
+
+        executor = load_torch_encoder(source, config, device, progress=progress)
     logger.info("%s: %s", source.name, executor)
     return executor
 
 
-def _native_library(source: Source, config: EngineConfig, share: Share) -> Library | None:
+def _native_library(
+    source: Source, config: EngineConfig, why_not: Callable[[Source, EngineConfig], str | None]
+) -> Library | None:
     """What runs the model on this CPU, if that covers all of it; all CPU libraries get their threads."""
     threads = config.threads or available_cores()
     limit_torch(threads)
     native = library()
-    reason = "there is no native library" if native is None else why_not_native(source, config, share)
+    reason = "there is no native library" if native is None else why_not(source, config)
     if native is None or reason:
         logger.warning("%s runs on the slower torch runner: %s", source.name, reason)
         return None

@@ -67,17 +67,29 @@ def load_packed(
     """
     spec, positions = check_loadable(source, quantization, max_model_len)
     share = share or share_of(spec)
+    parts = packed_parts(source, share, dtype, quantization, progress=progress)
+    return share.spec, _assemble(share.spec, parts, positions, dtype)
+
+
+def packed_parts(
+    source: Source, share: Share, dtype: Literal["float32", "bfloat16"], quantization: str | None, *, progress: bool
+) -> dict[Part, Packed]:
+    """A model's tensors in packed form, but its head's; as `load_packed`.
+
+    Raises:
+        ModelError: the checkpoint is damaged.
+    """
     half, rounding = dtype == "bfloat16" and _holds_float32(source), parse_rounding(quantization)
 
     def pack() -> Iterator[tuple[Part, Packed]]:
         from octavo.models.packing import pack  # imports torch, 2 s, which a start with a packed file saves
 
-        rows = min(spec.max_position_embeddings, _TABLE_POSITIONS)
+        rows = min(share.whole.max_position_embeddings, _TABLE_POSITIONS)
         return pack(source, share, half=half, rounding=rounding, table_positions=rows, progress=progress)
 
     rank = f"-{share.rank}of{share.size}" if share.size > 1 else ""
     variant = f"{quantization if rounding else 'stored'}{'-half' if half else ''}{rank}"
-    return share.spec, _assemble(share.spec, cached(source, pack, variant), positions, dtype)
+    return cached(source, pack, variant)
 
 
 def _holds_float32(source: Source) -> bool:
@@ -88,12 +100,12 @@ def _holds_float32(source: Source) -> bool:
 
 
 def _assemble(spec: ModelSpec, parts: dict[Part, Packed], positions: int, dtype: str) -> PackedModel:
-    tables = {rope: _table(parts, i, rope, positions) for i, rope in enumerate(spec.ropes)}
-    embedding = _weight(parts, None, "embedding")
+    tables = rotary_tables(spec, parts, positions)
+    embedding = packed_weight(parts, None, "embedding")
     assert spec.activation != "relu"  # of encoders alone
     return PackedModel(
         embedding=embedding,
-        head=PackedLinear(embedding if spec.tied_embeddings else _weight(parts, None, "lm_head")),
+        head=PackedLinear(embedding if spec.tied_embeddings else packed_weight(parts, None, "lm_head")),
         final_norm=parts[None, "final_norm", "weight"],  # type: ignore[arg-type]
         layers=[_layer(parts, i, tables[spec.layer_rope(i)], spec.windows[i]) for i in range(spec.num_layers)],
         query_heads=spec.num_heads,
@@ -112,20 +124,31 @@ def _assemble(spec: ModelSpec, parts: dict[Part, Packed], positions: int, dtype:
 
 
 def _layer(parts: dict[Part, Packed], index: int, rotary: Array, window: int | None) -> PackedLayer:
-    linears = {
-        name: PackedLinear(_weight(parts, index, name), parts.get((index, name, "bias")))  # type: ignore[arg-type]
-        if (index, name, "weight") in parts
-        else None  # no gate
-        for name in _MATRICES
-    }
+    linears = packed_linears(parts, index)
     norms = {name: parts.get((index, name, "weight")) for name in _NORMS}
     return PackedLayer(**linears, **norms, rotary=rotary, window=window)  # type: ignore[arg-type]
 
 
-def _weight(parts: dict[Part, Packed], layer: int | None, part: str) -> PackedWeight:
+def packed_linears(parts: dict[Part, Packed], layer: int) -> dict[str, PackedLinear | None]:
+    """A layer's matrices by their names; None for the gate of an MLP without one."""
+    return {
+        name: PackedLinear(packed_weight(parts, layer, name), parts.get((layer, name, "bias")))  # type: ignore[arg-type]
+        if (layer, name, "weight") in parts
+        else None
+        for name in _MATRICES
+    }
+
+
+def packed_weight(parts: dict[Part, Packed], layer: int | None, part: str) -> PackedWeight:
+    """A matrix of a layer, or (None) of the whole model."""
     weight = parts[layer, part, "weight"]
     assert isinstance(weight, PackedWeight)
     return weight
+
+
+def rotary_tables(spec: ModelSpec, parts: dict[Part, Packed], positions: int) -> dict[Rope, Array]:
+    """Of each of a model's ropes, for so many positions."""
+    return {rope: _table(parts, i, rope, positions) for i, rope in enumerate(spec.ropes)}
 
 
 def _table(parts: dict[Part, Packed], index: int, rope: Rope, positions: int) -> Array:
