@@ -103,8 +103,7 @@ def test_what_the_native_code_does_not_cover_runs_on_torch(tiny_encoder, caplog)
     folder = tiny_encoder("bert")
     source, texts = resolve_source(str(folder)), random_texts()
     executors = [
-        load_local_encoder(source, EngineConfig(device="cpu", dtype=dtype))
-        for dtype in ("float32", "float16")
+        load_local_encoder(source, EngineConfig(device="cpu", dtype=dtype)) for dtype in ("float32", "float16")
     ]
     assert "dtype is float16" in caplog.text
     if library() is not None:
