@@ -34,7 +34,7 @@ from octavo.cost_model import Cost
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.engine import Engine
 from octavo.pooling import PoolingInfo
-from octavo.rehearsal.simulated import Profile, SimulatedExecutor
+from octavo.rehearsal.simulated import POOLING, Profile, SimulatedExecutor
 from octavo.request import (
     FinishReason,
     Logprob,
@@ -474,7 +474,7 @@ class Fleet:
 
     async def add(self) -> Port:
         executor = SimulatedExecutor(self.profile, self.config, range(1000), 1000)
-        engine = Engine("counting", executor, self.config, end_token_ids=())
+        engine = Engine("counting", executor, self.config, end_token_ids=(), pooling=POOLING)
         port = Port(AsyncEngine(engine), next(self.names), report_s=0.02)
         self.ports.append(port)
         address = await port.open("127.0.0.1")

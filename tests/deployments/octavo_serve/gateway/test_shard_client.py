@@ -11,6 +11,8 @@ from ray.exceptions import ActorUnavailableError
 
 from octavo.config import EngineConfig
 from octavo.errors import BadRequest, EngineDead, OctavoError
+from octavo.pooling import Pooling
+from octavo.request import Request
 from octavo_serve.gateway import shard_client
 from octavo_serve.gateway.shard_client import octavo_errors
 from octavo_serve.gateway.suspicion import CLEARED_WEIGHT
@@ -74,6 +76,28 @@ def test_a_stream_moves_without_a_gap_or_a_repeat(fleet: Any, params: Any) -> No
         assert all(len(tokens) == 40 for tokens in unbroken.values())
 
     assert fleet.run(scenario) == ["lost", "lost"]
+
+
+def test_a_text_whose_shard_dies_gets_its_vector_from_another(fleet: Any) -> None:
+    async def vector(client: Any, name: str) -> bytes:
+        asked = Request(request_id=name, prompt_token_ids=[5, *range(900)] * 4, pooling=Pooling("embed"))
+        async with fleet.reading(client, asked) as stream:
+            said = [update async for updates in stream for update in updates]
+        assert [(update.token_ids, update.finish_reason) for update in said] == [([], "stop")]
+        return said[0].pooled
+
+    async def scenario(client: Any) -> None:
+        first = await fleet.add()
+        assert first.model.tasks == ("generate", "embed")
+        moved = asyncio.create_task(vector(client, "moved"))
+        while not first.engine.engine.pool.num_owned:
+            await asyncio.sleep(0.001)
+        fleet.kill(first)
+        await fleet.add()
+        assert await moved == await vector(client, "unbroken")
+        assert len(moved.result()) == 4 * first.model.pooling.dimensions
+
+    assert fleet.run(scenario) == ["lost"]
 
 
 def test_a_stream_waits_for_a_shard_that_replaces_the_last(fleet: Any) -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octavo.pooling import Pooling
 from octavo.request import Logprob, PackedLogprobs, Request, SamplingParams, SequenceUpdate
 from octavo_serve.wire import parts
 from octavo_serve.wire.messages import MAX_MESSAGE, TO_GATEWAY, TO_SHARD, PromptPart, RequestPart, Submit, encode
@@ -33,6 +34,7 @@ def arrived(request: Request, arriving: Arriving) -> Request:
 def test_a_request_arrives_as_it_was(prompt: int, emitted: list[int | None] | None, hashes: int | None) -> None:
     tokens = None if emitted is None else [None if n is None else list(range(n)) for n in emitted]
     request = Request(request_id="a", prompt_token_ids=list(range(prompt)), emitted=tokens, session="s")
+    request.pooling = Pooling("classify", 1) if prompt % 2 else None
     request.block_hashes = None if hashes is None else [number.to_bytes(16, "big") for number in range(hashes)]
     arriving = Arriving()
     assert arrived(request, arriving) == request
@@ -107,3 +109,14 @@ def test_the_updates_of_a_step_are_cut_where_a_message_would_be_too_long(
     assert max(sizes, default=0) < MAX_MESSAGE
     assert bool(messages) == bool(updates)
     assert len(sizes) <= 1 + sum(sizes) // 2**17
+
+
+@given(st.lists(st.sampled_from([0, 4, 3000, 2**14, 2**20 - 1000]), max_size=60))
+def test_vectors_arrive_as_they_were_in_messages_that_are_not_too_long(sizes: list[int]) -> None:
+    updates = [
+        SequenceUpdate(str(i), 0, [], finish_reason="stop", pooled=bytes([i]) * size) for i, size in enumerate(sizes)
+    ]
+    encoded = [encode(step) for step in steps(updates)]
+    assert all(len(each) < MAX_MESSAGE for each in encoded)
+    assert [update for each in encoded for update in TO_GATEWAY.decode(each).updates] == updates  # type: ignore[union-attr]
+    assert len(encoded) <= 1 + sum(sizes) // 2**18
