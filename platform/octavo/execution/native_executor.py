@@ -22,8 +22,9 @@ from octavo.errors import ModelError
 from octavo.execution.capacity import CPU_KV_BYTES, num_kv_blocks, num_positions
 from octavo.execution.executor import Wait, finished
 from octavo.execution.plain_logprobs import logprobs_without_alternatives
-from octavo.execution.pooling import pool, pooled_tokens
+from octavo.execution.pooling import Head, pool, pooled_tokens
 from octavo.execution.treatment import apply_treatment
+from octavo.models.head import read_head
 from octavo.models.packed import load_packed, unpackable_formats
 from octavo.models.parallel import Share, TPGroup
 from octavo.models.source_spec import cut_through_blocks, why_not_packed
@@ -50,18 +51,27 @@ class NativeExecutor:
         exact: the mode.
         share: what of the whole model it is.
         group: the ranks that have the other shares.
+        head: what follows pooling, if anything does.
     """
 
     max_in_flight: int = 1
 
     def __init__(
-        self, native: Library, model: PackedModel, kv: PackedKV, share: Share, group: TPGroup, *, exact: bool
+        self,
+        native: Library,
+        model: PackedModel,
+        kv: PackedKV,
+        share: Share,
+        group: TPGroup,
+        *,
+        exact: bool,
+        head: Head | None = None,
     ) -> None:
         self.spec = share.whole
         self.num_blocks = kv.num_blocks
         self.block_size = kv.block_size
         self._native, self._model, self._kv = native, model, kv
-        self._share, self._group, self._exact = share, group, exact
+        self._share, self._group, self._exact, self._head = share, group, exact, head
         ranks = Ranks(share.vocab.start, group.all_reduce) if group.size > 1 else None
         self._decoder = NativeDecoder(native, model, kv, exact=exact, ranks=ranks)
         self._description = self._describe()
@@ -88,7 +98,7 @@ class NativeExecutor:
         places, logits_row = np.unique(batch.sampling.token_index, return_inverse=True)
         kept = pooled_tokens(batch) if batch.pooled else None
         logits = self._joined(self._step(batch, places.astype(np.int64), kept))
-        pooled = {} if kept is None else pool(batch, self._decoder.states(kept))
+        pooled = {} if kept is None else pool(batch, self._decoder.states(kept), self._head)
         nothing = np.zeros(0, np.int64), dict[int, LogprobRow]()
         tokens, logprobs = nothing if logits is None else _sample(logits, logits_row, batch.sampling)
         prompt = self._prompt_logprobs(batch)
@@ -222,4 +232,5 @@ def load_native(
     except (OSError, OverflowError) as error:
         size = num_blocks * block
         raise ModelError(f"no memory for a KV cache of {size} bytes ({error}): lower kv_cache_bytes") from None
-    return NativeExecutor(native, model, kv, share, group, exact=dtype == "float32")
+    head = read_head(source, share.whole)
+    return NativeExecutor(native, model, kv, share, group, exact=dtype == "float32", head=head)

@@ -20,10 +20,11 @@ from octavo.execution.kv_storage import KVStorage, bytes_per_block
 from octavo.execution.memory import CudaMemory, kv_cache_bytes, largest_batch, measure
 from octavo.execution.parallel import join_vocabulary
 from octavo.execution.parts import TorchParts
-from octavo.execution.pooling import pool, pooled_tokens
+from octavo.execution.pooling import Head, pool, pooled_tokens
 from octavo.execution.sampler import Drawn, begin_sample, prompt_logprobs
 from octavo.execution.transfer import fetch, to_device
 from octavo.models.decoder import Decoder
+from octavo.models.head import read_head
 from octavo.models.load import load_model
 from octavo.models.parallel import Share, TPGroup
 from octavo.models.step_context import StepContext
@@ -43,13 +44,15 @@ class TorchExecutor:
         decoder: decides the device.
         config: block size, KV type, and the most tokens drawn in a step.
         num_blocks: of its KV cache.
+        head: what follows pooling, if anything does.
 
     Raises:
         ModelError: there is no memory for the cache.
     """
 
-    def __init__(self, decoder: Decoder, config: EngineConfig, num_blocks: int) -> None:
+    def __init__(self, decoder: Decoder, config: EngineConfig, num_blocks: int, head: Head | None = None) -> None:
         self.spec = decoder.share.whole
+        self._head = head
         self.num_blocks = num_blocks
         self.block_size = config.block_size
         self._decoder = decoder
@@ -128,7 +131,7 @@ class TorchExecutor:
     def _pool(self, hidden: Tensor, batch: StepBatch) -> Callable[[], dict[int, Float32]]:
         """Begin to copy the states that vectors are made of; what is returned waits for them."""
         states = fetch(self._take(hidden, pooled_tokens(batch)).float())
-        return lambda: pool(batch, states()[0].astype(np.float32, copy=False))
+        return lambda: pool(batch, states()[0].astype(np.float32, copy=False), self._head)
 
     def _draw(self, logits: Tensor, logits_row: np.ndarray, batch: StepBatch) -> Drawn:
         unlisted = None
@@ -206,7 +209,8 @@ def load_torch(
     decoder = _load_decoder(source, config, device, share, group, progress)
     if config.batch_invariant:
         decoder.keep_one_order()
-    executor = TorchExecutor(decoder, config, _num_blocks(decoder, config))
+    head = read_head(source, share.whole, dummy=config.load_format == "dummy")
+    executor = TorchExecutor(decoder, config, _num_blocks(decoder, config), head)
     if device != "cpu" and group.size == 1 and not config.enforce_eager:
         slots = executor.num_blocks * config.block_size
         executor.use_graphs(min(config.max_model_len or share.whole.max_position_embeddings, slots), cuda_capture())

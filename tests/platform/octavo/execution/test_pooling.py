@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from octavo import LLM, SamplingParams
+from octavo import LLM, PoolingParams, SamplingParams
 from octavo.engine.engine import Engine
+from octavo.errors import BadRequest
 from octavo.execution.pooling import pool, pooled_tokens
 from octavo.pooling import Pooling, PoolingInfo
 from octavo.request import Request
@@ -62,6 +64,30 @@ def test_states_are_those_of_transformers(tiny_model, name, method, native):
         wanted = states[-1] if method == "last" else states.mean(0)
         torch.testing.assert_close(torch.from_numpy(np.frombuffer(pooled, "<f4").copy()), wanted, atol=1e-4, rtol=1e-4)
     engine.close()
+
+
+@NATIVE
+def test_a_decoder_with_a_head_says_what_transformers_says(tiny_model, tmp_path, native):
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(tiny_model("qwen3"))
+    config.num_labels, config.pad_token_id = 3, 0
+    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
+    model.save_pretrained(tmp_path)
+    for file in tiny_model("qwen3").glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    with use(library() if native else None):
+        llm = LLM(str(tmp_path), dtype="float32", kv_cache_bytes=2**23, max_num_batched_tokens=16, progress=False)
+    logits = llm.classify(PROMPTS, pooling_params=PoolingParams(use_activation=False), use_tqdm=False)
+    probabilities = llm.classify(PROMPTS, use_tqdm=False)
+    for prompt, raw, output in zip(PROMPTS, logits, probabilities, strict=True):
+        with torch.inference_mode():
+            wanted = model(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt))).logits[0]
+        torch.testing.assert_close(torch.tensor(raw.outputs.probs), wanted, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(torch.tensor(output.outputs.probs), wanted.softmax(0), atol=1e-4, rtol=1e-4)
+    with pytest.raises(BadRequest, match="cannot generate text: it can"):
+        llm.generate([[1]], use_tqdm=False)
+    llm.close()
 
 
 @pytest.fixture(scope="module")
