@@ -116,6 +116,18 @@ class Operation:
     many: bool = False
 
 
+async def answered(operation: Operation, service: Service, body: Any) -> Any:
+    """An operation's answer to who calls it by a handle, with nothing but a body.
+
+    Raises:
+        BadRequest, Overloaded, ModelNotReady, EngineDead.
+    """
+    answer = await operation.run(service, Call(body=body))
+    if not isinstance(answer, Listing):
+        return answer
+    return await service.threads.finish(answer.whole) if answer.is_large else answer.whole()
+
+
 def read_query(kind: type[Q], values: Mapping[str, str | list[str]]) -> Q:
     """The query parameters of a request.
 

@@ -33,6 +33,7 @@ from octavo_serve.api.body import parse
 from octavo_serve.api.bounds import Limits
 from octavo_serve.api.fleet import Fleet
 from octavo_serve.api.model import Defaults
+from octavo_serve.api.operation import Operation, answered
 from octavo_serve.api.registry import ModelEntry, Registry
 from octavo_serve.api.service import Service
 from octavo_serve.api.telemetry import ModelState, ShardStats, Telemetry, Watched
@@ -63,6 +64,13 @@ from octavo_serve.surfaces.chat.schemas import ChatChunk, ChatCompletion, ChatRe
 from octavo_serve.surfaces.chat.surface import CHAT
 from octavo_serve.surfaces.completions.schemas import Completion, CompletionRequest
 from octavo_serve.surfaces.completions.surface import COMPLETIONS
+from octavo_serve.surfaces.embeddings.operations import EMBEDDINGS
+from octavo_serve.surfaces.embeddings.schemas import EmbeddingList, EmbeddingRequest
+from octavo_serve.surfaces.rerank.operations import V1 as RERANK
+from octavo_serve.surfaces.rerank.schemas import Reranked, RerankRequest
+from octavo_serve.surfaces.scoring.classify import CLASSIFY
+from octavo_serve.surfaces.scoring.schemas import Classifications, ClassifyRequest, ScoreRequest, Scores
+from octavo_serve.surfaces.scoring.score import SCORE
 from octavo_serve.wire.scaling import scaling_key
 
 logger = logging.getLogger("ray.serve")
@@ -222,6 +230,29 @@ class Gateway:
             async for chunk in chunks:
                 yield chunk
 
+    async def embed(self, request: EmbeddingRequest | Mapping[str, Any]) -> EmbeddingList:
+        """Vectors of texts; `request` has the fields of /v1/embeddings."""
+        answer: EmbeddingList = await self._answered(EMBEDDINGS, request)
+        return answer
+
+    async def rerank(self, request: RerankRequest | Mapping[str, Any]) -> Reranked:
+        """Documents ordered by a query; `request` has the fields of /v1/rerank."""
+        answer: Reranked = await self._answered(RERANK, request)
+        return answer
+
+    async def score(self, request: ScoreRequest | Mapping[str, Any]) -> Scores:
+        """How well texts answer texts; `request` has the fields of /score."""
+        answer: Scores = await self._answered(SCORE, request)
+        return answer
+
+    async def classify(self, request: ClassifyRequest | Mapping[str, Any]) -> Classifications:
+        """The classes of texts; `request` has the fields of /classify."""
+        answer: Classifications = await self._answered(CLASSIFY, request)
+        return answer
+
+    async def _answered(self, operation: Operation, request: Any) -> Any:
+        return await answered(operation, self.service, _parsed(operation.body, request))
+
     async def shard_stats(self) -> ShardStats:
         """Statistics of every shard that answers, by model; also reads what the autoscaler says now."""
         clients = {name: served.client for name, served in self._served.items()}
@@ -309,5 +340,5 @@ async def _bind_host() -> str:
     return os.environ.get("OCTAVO_HOST") or await http_host()
 
 
-def _parsed(kind: type[Any], request: Any) -> Any:
+def _parsed(kind: Any, request: Any) -> Any:
     return request if isinstance(request, kind) else parse(kind, request)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+
 import pytest
 from pydantic import Field
 
@@ -9,7 +12,10 @@ from octavo.errors import BadRequest
 from octavo.request import SamplingParams
 from octavo_serve.api.access import Caller, Rules
 from octavo_serve.api.jobs import Asked
-from octavo_serve.api.operation import Call, Names, Query, read_query
+from octavo_serve.api.listing import CHUNK, Listing
+from octavo_serve.api.operation import Call, Names, Operation, Query, answered, read_query
+from octavo_serve.api.service import Service
+from octavo_serve.surfaces.openai.errors import ERRORS
 
 
 class Page(Query):
@@ -62,3 +68,17 @@ def test_access_rules_apply() -> None:
     assert Call().admit(_asked(session="body", cache_salt="s")).session == "body"
     with pytest.raises(BadRequest, match="priority"):
         Call().admit(_asked(priority=1))
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_handle_gets_whole_answers(service: Service, large: bool) -> None:
+    async def run(service: Service, call: Call) -> Listing:
+        return Listing(count=2, entry=lambda i: i + call.body, weight=CHUNK if large else 1, name="data")
+
+    listed = Operation(method="POST", path="/", summary="", answers=dict, run=run, errors=ERRORS)
+    assert asyncio.run(answered(listed, service, 3)) == {"data": [3, 4]}
+
+    async def told(service: Service, call: Call) -> dict[str, int]:
+        return {"told": call.body}
+
+    assert asyncio.run(answered(replace(listed, run=told), service, 3)) == {"told": 3}

@@ -39,7 +39,8 @@ class InProcess:
         self.service = Service(Registry([entry]), Limits(), Telemetry())
 
     async def describe(self) -> ModelInfo:
-        return ModelInfo("tiny", max_model_len=512, vocab_size=259, block_size=BLOCK)
+        limits = self.engine.engine.limits
+        return ModelInfo("tiny", 512, vocab_size=259, block_size=BLOCK, tasks=limits.tasks, pooling=limits.pooling)
 
     @contextmanager
     def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int) -> Iterator[None]:
