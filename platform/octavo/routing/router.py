@@ -145,7 +145,9 @@ class Router:
 
     def join(self, name: str, now: float) -> KnownShard:
         """Add a shard; it is assumed idle, with an empty cache, until its first report."""
-        return self.shards.setdefault(name, KnownShard(ShardBlocks(self.config.max_blocks_per_shard), now))
+        if (shard := self.shards.get(name)) is None:  # to make one takes 10 us, and every decision asks for each shard
+            shard = self.shards[name] = KnownShard(ShardBlocks(self.config.max_blocks_per_shard), now)
+        return shard
 
     def leave(self, name: str) -> None:
         """Forget a shard."""
