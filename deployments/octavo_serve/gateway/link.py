@@ -141,7 +141,7 @@ class Link:
             self.streams[request.request_id] = stream
             self._channel.send_in_parts(self._while_read(request.request_id, stream, parts))
         else:
-            self._channel.send(Submit(request))  # first: what cannot be encoded leaves no stream behind
+            self._channel.send_soon(Submit(request))  # first: what cannot be encoded leaves no stream behind
             self.streams[request.request_id] = stream
         if self.gone:
             stream.failed(request.request_id, ShardGone(self.gone))

@@ -120,3 +120,30 @@ def test_a_gateway_that_reads_nothing_is_given_up(fleet: Any, monkeypatch: pytes
                 await asyncio.sleep(0.01)
 
     fleet.run(scenario, silence=1000.0)
+
+
+def test_requests_of_one_turn_go_in_one_write_and_an_abort_behind_them(fleet: Any) -> None:
+    async def scenario(client: Any) -> None:
+        await fleet.add()
+        await fleet.anybody()
+        (link,) = fleet.links.values()
+        sent, write = [], link._channel._write
+
+        def counting(payload: bytes) -> None:
+            sent.append((len(payload), len(link._channel._soon)))
+            write(payload)
+
+        link._channel._write = counting
+        requests = [fleet.request(str(number), max_tokens=0) for number in range(20)]
+        await asyncio.gather(*(fleet.said(client, request) for request in requests))
+        assert sum(waiting > 0 for _, waiting in sent) == 1
+
+        stream = client.generate(fleet.request("leaves"))
+        task = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0)
+        task.cancel()  # in the turn in which it was sent
+        await asyncio.wait([task])
+        await stream.aclose()
+        await fleet.everything_is_free()  # the shard has heard of it first and then that it is over
+
+    assert fleet.run(scenario) == []
