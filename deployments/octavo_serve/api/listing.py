@@ -25,14 +25,14 @@ class Listing:
         count: of the list's entries.
         entry: makes one.
         weight: what an entry takes to make and write, in numbers.
-        name: of the field that holds the list; "": the answer is the list.
+        at: names of the field that holds the list, and of those inside it; (): the answer is the list.
         before, after: the other fields.
     """
 
     count: int
     entry: Callable[[int], Any]
     weight: int = 1
-    name: str = ""
+    at: tuple[str, ...] = ()
     before: Mapping[str, Any] = field(default_factory=dict)
     after: Mapping[str, Any] = field(default_factory=dict)
 
@@ -43,8 +43,10 @@ class Listing:
 
     def whole(self) -> Any:
         """All of it."""
-        entries = [self.entry(number) for number in range(self.count)]
-        return {**self.before, self.name: entries, **self.after} if self.name else entries
+        found: Any = [self.entry(number) for number in range(self.count)]
+        for name in reversed(self.at[1:]):
+            found = {name: found}
+        return {**self.before, self.at[0]: found, **self.after} if self.at else found
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The same as JSON."""
@@ -57,11 +59,12 @@ class Listing:
         yield self._close()
 
     def _open(self) -> bytes:
-        if not self.name:
+        if not self.at:
             return b"["
-        return to_json(self.before)[:-1] + (b"," if self.before else b"") + to_json(self.name) + b":["
+        inside = b":{".join(map(to_json, self.at))
+        return to_json(self.before)[:-1] + (b"," if self.before else b"") + inside + b":["
 
     def _close(self) -> bytes:
-        if not self.name:
+        if not self.at:
             return b"]"
-        return b"]" + (b"," if self.after else b"") + to_json(self.after)[1:]
+        return b"]" + b"}" * (len(self.at) - 1) + (b"," if self.after else b"") + to_json(self.after)[1:]

@@ -137,11 +137,19 @@ async def accepted(service: Service, asking: Asking, texts: Sequence[Text]) -> A
     service.lateness.check()
     characters = sum(map(_length, texts))
     tokens = characters // (1 if isinstance(texts[0], list) else USUAL_TOKEN)
-    model = await service.models.served(asking.model, asking.session, tokens=tokens)
+    model = await service.models.served(asking.model, asking.session, tokens=tokens, tasks=_TASKS[asking.operation])
     at_once = min(len(texts), WINDOW)  # the others wait here, in nobody's way
     key = partial(_key, asking, texts, characters)
     with model.client.admitted(key, at_once, tokens * at_once // len(texts)):
         yield Accepted(service, asking, model, await model.client.describe())
+
+
+_TASKS: dict[Operation, tuple[Task, ...]] = {
+    "embeddings": ("embed",),
+    "rerank": ("embed", "classify"),
+    "classify": ("classify",),
+}
+"""What a model must do for a request that names none."""
 
 
 def check_number(count: int, param: str) -> None:

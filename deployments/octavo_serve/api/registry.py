@@ -7,7 +7,7 @@ import contextlib
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal, TypedDict, Unpack
@@ -91,6 +91,10 @@ class ModelEntry:
         if self.status == "ready":
             return self.no_room or None
         return self.note or ("its shards are starting" if self.tokenizer else "its tokenizer is being loaded")
+
+    def may(self, tasks: Collection[str]) -> bool:
+        """Whether the model does one of these, as far as is known."""
+        return not tasks or self.info is None or any(task in self.info.tasks for task in tasks)
 
     def update(self, **facts: Unpack[Facts]) -> None:
         """Set these fields, and wake the requests that wait for the model if it is ready or has failed now."""
@@ -199,35 +203,45 @@ class Registry:
         session: str = "",
         before_waiting: Callable[[], object] | None = None,
         tokens: int = 0,
+        tasks: Collection[str] = (),
     ) -> ServedModel:
         """The model a request gets.
 
         Args:
-            name: of a model or an alias; None is fine where there is only one model.
+            name: of a model or an alias; None is fine where there is only one model that can do it.
             session: requests with the same one get the same model of an alias; "" is every request for itself.
             before_waiting: called first where the model is still loading.
             tokens: of the request's prompts, about.
+            tasks: the model is to do one of these; any, if there are none.
 
         Raises:
             UnknownModel: there is none; the message lists those there are.
             ModelNotReady: it has failed, does not come up in time, or too much waits for it.
         """
-        entry = self.find(name, session)
+        entry = self.find(name, session, tasks)
         if before_waiting is not None and entry.status == "loading":
             before_waiting()
         return await entry.served(self.wait, self.explain, tokens)
 
-    def find(self, name: str | None, session: str = "") -> ModelEntry:
+    def find(self, name: str | None, session: str = "", tasks: Collection[str] = ()) -> ModelEntry:
         """The entry a request gets, ready or not; as `served`."""
-        if name is None and len(self.entries) == 1:
-            return next(iter(self.entries.values()))
         if name is None:
+            able = [entry for entry in self.entries.values() if entry.may(tasks)] or [*self.entries.values()]
+            if len(able) == 1:
+                return able[0]
             raise BadRequest(f"model is required; served here: {self._names()}", "model")
         if name in self.entries:
             return self.entries[name]
         if weights := self._alive(name):
             return self.entries[choose(weights, session or secrets.token_hex(8))]
         raise UnknownModel(f"model {name!r:.80} does not exist; served here: {self._names()}", "model")
+
+    def writes(self, name: str | None) -> bool:
+        """Whether the model of this name writes text, or any where there is no name, as far as is known."""
+        try:
+            return self.find(name, tasks=("generate",)).may(("generate",))
+        except BadRequest:
+            return True
 
     def cards(self, explain: bool = True) -> list[dict[str, object]]:
         """/v1/models: every model, then every alias."""

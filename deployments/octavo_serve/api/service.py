@@ -101,7 +101,7 @@ class Service:
         chat = content if isinstance(content, Chat) else None
         check = None if chat is None else chat.check
         sequences, tokens = asked.size
-        model = await self.models.served(asked.model, asked.session, check, tokens)
+        model = await self.models.served(asked.model, asked.session, check, tokens, ("generate",))
         reading, template, text = None, None, ""
         with model.client.admitted(asked.key, sequences, tokens):
             info = await model.client.describe()

@@ -22,7 +22,7 @@ from octavo_serve.api.jobs import Asked, Job
 from octavo_serve.api.pieces import Begun, Element, Piece, Whole
 
 if TYPE_CHECKING:
-    from octavo_serve.api.operation import Call, Streamed
+    from octavo_serve.api.operation import Call, Operation, Streamed
     from octavo_serve.api.service import Service
 
 A = TypeVar("A", bound=Mapping[str, Any] | Sequence[Mapping[str, Any]])
@@ -195,6 +195,7 @@ class Surface(Generic[B, A, E]):
         ask: turns a body into an `Asked`.
         recall: completes what was asked with what is kept of the caller's earlier requests. Its second argument is the
             caller's name. None: nothing is.
+        instead: answers requests for a model that writes no text; None: they are told that it does not.
         detach: lets a request run without its client, if that is what it asks for, and returns what the client gets at
             once; None for others. None: no request does.
         writer: makes the writer of a request; its last argument is the writer's `tells`.
@@ -219,6 +220,7 @@ class Surface(Generic[B, A, E]):
     large_json: Callable[[Any], bytes] = to_json
     recall: Callable[[Service, str, B, Asked], Awaitable[None]] | None = None
     detach: Callable[[Service, B, Writer[A, E]], Awaitable[A | Streamed | None]] | None = None
+    instead: Operation | None = None
 
     async def asked(self, service: Service, call: Call) -> Asked:
         """What a request asks for, with what is kept of earlier ones.

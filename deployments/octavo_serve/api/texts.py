@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from octavo.errors import BadRequest, PromptTooLong
+from octavo.pooled import truncated
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.api.prompts import CHARACTERS_PER_TOKEN, check_token_ids, exceeds
 from octavo_serve.wire.messages import ModelInfo
@@ -112,13 +113,9 @@ class Encoder:
         elif exceeds(self.tokenizer, text, most):
             raise self._too_long(number, f"more than {most}", most)
         ids = self.tokenizer.encode(text, self.add_special_tokens)
-        if len(ids) <= most:
-            return self._some(ids, number)
-        if self.cut.most is None:
+        if len(ids) > most and self.cut.most is None:
             raise self._too_long(number, f"{len(ids)}", most)
-        before, after = _special(self.tokenizer) if self.add_special_tokens else (0, 0)
-        room = self._room(most, before + after)
-        return [*ids[:before], *self._end(ids[before : len(ids) - after], room), *ids[len(ids) - after :]]
+        return self._some(self._cut(ids, most), number)
 
     def _ids(self, ids: list[int], number: int) -> list[int]:
         most = self._most(self.cut.most)
@@ -136,28 +133,25 @@ class Encoder:
                 raise self._too_long(number, f"more than {most}", most)
         text = self._end(pair.second, most * CHARACTERS_PER_TOKEN) if limited else pair.second
         ids, second = self.tokenizer.encode_pair(pair.first, text)
-        after = _special(self.tokenizer)[1]
-        room, has = most - second - after, len(ids) - second - after
+        part, room = ids[second:], most - second
+        special = next((n for n, token in enumerate(reversed(part)) if not self.tokenizer.is_special(token)), len(part))
         if cut.most_of_second not in (None, -1):
-            room = min(room, cut.most_of_second or 0)
-        if has > room:
-            if not limited or room < 1:
-                raise self._too_long(number, f"{len(ids)}", most)
-            ids = [*ids[:second], *self._end(ids[second : second + has], room), *ids[second + has :]]
-        return Encoded(array("i", ids), second)
+            room = min(room, special + (cut.most_of_second or 0))
+        if len(part) > room and (not limited or room <= special):
+            raise self._too_long(number, f"{len(ids)}", most)
+        return Encoded(array("i", [*ids[:second], *self._cut(part, room)]), second)
 
     def _most(self, asked: int | None) -> int:
         model = longest(self.info)
+        if asked == 0:
+            raise BadRequest("of a text at least one token is read: ask for more, or for -1, which is all that fit")
         return model if asked in (None, -1) else min(asked or 0, model)
 
-    def _room(self, most: int, special: int) -> int:
-        if most <= special:
-            raise BadRequest(
-                f"{most} tokens hold nothing beside the {special} special tokens of this model: ask for more of each "
-                "text",
-                self.param,
-            )
-        return most - special
+    def _cut(self, ids: list[int], most: int) -> list[int]:
+        """The first or last tokens of a text, and the special ones around it."""
+        if not self.cut.keeps_end:
+            return truncated(ids, most, self.tokenizer.is_special)
+        return truncated(ids[::-1], most, self.tokenizer.is_special)[::-1]
 
     def _end(self, sequence: S, count: int) -> S:
         return sequence[-count:] if self.cut.keeps_end else sequence[:count]
@@ -172,11 +166,3 @@ class Encoder:
             f"{self.name(number)} has {tokens} tokens; this model reads at most {most} of a text: {self.hint}",
             self.param,
         )
-
-
-def _special(tokenizer: Tokenizer) -> tuple[int, int]:
-    """How many special tokens a tokenizer puts before a text and after it."""
-    plain, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
-    more = len(whole) - len(plain)
-    before = next((i for i in range(more + 1) if whole[i : i + len(plain)] == plain), 0)
-    return before, more - before

@@ -109,6 +109,8 @@ def _errors_by_path(*served: Surface[Any, Any, Any] | Operation) -> ErrorsOf:
 
 def _add_surface(app: Starlette, surface: Surface[Any, Any, Any], service: Service, access: Access) -> None:
     async def generate(request: Request) -> Response:
+        if (instead := surface.instead) is not None and not service.models.writes(request.path_params.get("model")):
+            return await _performed(request, instead, service, access)
         call = await call_of(request, service, access, surface.body, raw=surface.raw)
         try:
             return await answer_to(call)
@@ -139,10 +141,14 @@ def _encoded(writer: Writer[A, Any], json: Callable[[Any], bytes], answer: A) ->
 
 def _add_operation(app: Starlette, operation: Operation, service: Service, access: Access) -> None:
     async def perform(request: Request) -> Response:
-        call = await call_of(request, service, access, operation.body, operation.query, many=operation.many)
-        return answer_reply(await operation.run(service, call))
+        return await _performed(request, operation, service, access)
 
     app.add_route(operation.path, perform, methods=[operation.method])  # HEAD where there is GET
+
+
+async def _performed(request: Request, operation: Operation, service: Service, access: Access) -> Response:
+    call = await call_of(request, service, access, operation.body, operation.query, many=operation.many)
+    return answer_reply(await operation.run(service, call))
 
 
 def _add_models(app: Starlette, service: Service, access: Access) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from octavo_serve.api.operation import Operation
@@ -10,6 +11,7 @@ from octavo_serve.surfaces.chat.surface import CHAT
 from octavo_serve.surfaces.completions.surface import COMPLETIONS
 from octavo_serve.surfaces.decisions.operations import DECISIONS
 from octavo_serve.surfaces.decisions.systemone import SYSTEM_ONE
+from octavo_serve.surfaces.embeddings.cohere import COHERE
 from octavo_serve.surfaces.embeddings.operations import EMBEDDINGS
 from octavo_serve.surfaces.kserve.operations import OPERATIONS as OF_KSERVE
 from octavo_serve.surfaces.kserve.surface import SURFACES as FOR_KSERVE
@@ -21,13 +23,15 @@ from octavo_serve.surfaces.responses.surface import RESPONSES
 from octavo_serve.surfaces.scoring.classify import OPERATIONS as OF_CLASSES
 from octavo_serve.surfaces.scoring.score import OPERATIONS as OF_SCORES
 from octavo_serve.surfaces.tei.operations import OPERATIONS as OF_TEI
+from octavo_serve.surfaces.tei.root import ROOT
 from octavo_serve.surfaces.tgi.info import INFO
-from octavo_serve.surfaces.tgi.surface import SURFACES as FOR_TGI
+from octavo_serve.surfaces.tgi.surface import COMPAT, COMPAT_OF_MODEL, GENERATE, GENERATE_STREAM
 from octavo_serve.surfaces.tokens.operations import DETOKENIZE, TOKENIZE
 
+FOR_TGI = GENERATE, GENERATE_STREAM, replace(COMPAT, instead=ROOT), replace(COMPAT_OF_MODEL, instead=ROOT)
 SURFACES: tuple[Surface[Any, Any, Any], ...] = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, *FOR_TGI, *FOR_KSERVE)
 OPERATIONS: tuple[Operation, ...] = (
-    *(COUNT, DECISIONS, SYSTEM_ONE, TOKENIZE, DETOKENIZE, INFO, EMBEDDINGS),
+    *(COUNT, DECISIONS, SYSTEM_ONE, TOKENIZE, DETOKENIZE, INFO, EMBEDDINGS, COHERE),
     *(*OF_RERANK, *OF_SCORES, *OF_CLASSES, *OF_TEI),
     *OF_RESPONSES,
     *OF_KSERVE,

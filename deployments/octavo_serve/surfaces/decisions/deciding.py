@@ -67,7 +67,7 @@ async def decide(service: Service, asked: Asked, questions: Questions) -> Decide
     chat = asked.content
     assert isinstance(chat, Chat)
     tokens = asked.size[1] + questions.characters // USUAL_TOKEN
-    model = await service.models.served(asked.model, asked.session, chat.check, tokens)
+    model = await service.models.served(asked.model, asked.session, chat.check, tokens, ("generate",))
     with model.client.admitted(_key(asked, questions.each), len(questions.each), tokens):
         info = await model.client.describe()
         check_task("generate", info.tasks, model.name)

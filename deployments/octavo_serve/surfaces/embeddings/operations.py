@@ -15,7 +15,7 @@ from octavo_serve.api.service import Service
 from octavo_serve.api.texts import Text
 from octavo_serve.surfaces.embeddings.schemas import Embedding, EmbeddingList, EmbeddingRequest
 from octavo_serve.surfaces.openai.errors import ERRORS
-from octavo_serve.surfaces.vectors.prompts import prompt_of, prompted
+from octavo_serve.surfaces.vectors.prompts import prompted
 from octavo_serve.surfaces.vectors.texts import named, texts_of
 from octavo_serve.surfaces.vectors.writing import as_list, written
 
@@ -36,8 +36,8 @@ async def embeddings(service: Service, call: Call) -> Listing:
         check_dimensions(body.dimensions, ready.info.pooling)
         if body.input is None:
             ready, texts = await _chat(ready, body)
-        prompt = prompt_of(ready.info.pooling, body.prompt_name, body.input_type)
-        encoded = await ready.encoded(prompted(texts, prompt, "input"))
+        texts = prompted(texts, ready.info.pooling, "input", body.prompt_name, body.input_type)
+        encoded = await ready.encoded(texts)
     return _answer(body, await pooled(ready, encoded, "embed"))
 
 

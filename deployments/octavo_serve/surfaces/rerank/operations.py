@@ -61,7 +61,7 @@ async def rerank(service: Service, call: Call, version: str = "1") -> Listing:
         count=len(order),
         entry=entry,
         weight=_weight(body.documents if repeats else ()),
-        name="results",
+        at=("results",),
         before={"id": found.id, "object": "list", "model": found.model},
         after={"meta": meta, "usage": usage(found.prompt_tokens)},
     )

@@ -17,7 +17,7 @@ from octavo_serve.surfaces.tei.schemas import (
     SimilarityParameters,
     SimilarityRequest,
 )
-from octavo_serve.surfaces.vectors.prompts import prompt_of, prompted
+from octavo_serve.surfaces.vectors.prompts import prompted
 from octavo_serve.surfaces.vectors.ranking import Ranking, prepared
 from octavo_serve.surfaces.vectors.texts import named, texts_of
 
@@ -37,8 +37,7 @@ async def embed(service: Service, call: Call) -> Listing:
     async with accepted(service, call.admit(asking), texts) as ready:
         check_task("embed", ready.info.tasks, ready.model.name)
         check_dimensions(body.dimensions, ready.info.pooling)
-        prompt = prompt_of(ready.info.pooling, body.prompt_name)
-        encoded = await ready.encoded(prompted(texts, prompt, "inputs"))
+        encoded = await ready.encoded(prompted(texts, ready.info.pooling, "inputs", body.prompt_name))
     found = await pooled(ready, encoded, "embed")
     info, normalise = found.info.pooling, body.normalize is not False
 
@@ -102,8 +101,7 @@ async def similarity(service: Service, call: Call) -> Listing:
     names = [("inputs.source_sentence", f"inputs.sentences[{number}]") for number in count]
     async with accepted(service, call.admit(asking), [source, *sentences]) as ready:
         check_task("embed", ready.info.tasks, ready.model.name)
-        prompt = prompt_of(ready.info.pooling, parameters.prompt_name)
-        first, *others = prompted([source, *sentences], prompt, "inputs")
+        first, *others = prompted([source, *sentences], ready.info.pooling, "inputs", parameters.prompt_name)
         run = await prepared(ready, Ranking(pairs=[Pair(str(first), str(other)) for other in others], names=names))
     found = await run()
     return Listing(count=len(sentences), entry=found.scores.__getitem__)

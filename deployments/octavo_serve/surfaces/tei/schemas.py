@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, PlainValidator
+from pydantic import ConfigDict, Field, PlainValidator
 from typing_extensions import TypedDict  # pydantic reads the standard one from Python 3.12 on
 
 from octavo_serve.api.body import Body
@@ -110,6 +110,15 @@ class PredictRequest(TEIBody):
 
     inputs: Annotated[Sequences, PlainValidator(_sequences, json_schema_input_type=_Described)]
     raw_scores: bool | None = None
+
+
+class AnyRequest(Body):
+    """Body of TEI's path of a model, whatever the model does."""
+
+    flat: ClassVar[tuple[str, ...]] = ("inputs", "texts")
+    model_config = ConfigDict(extra="allow")
+
+    inputs: Any = None
 
 
 class Prediction(TypedDict):

@@ -54,4 +54,3 @@ COMPAT_OF_MODEL = replace(
     summary="The same of one of several models",
     model_of=lambda path: path["model"],
 )
-SURFACES = (GENERATE, GENERATE_STREAM, COMPAT, COMPAT_OF_MODEL)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from octavo.errors import BadRequest
+from octavo.pooled import check_prompt
 from octavo.pooling import PoolingInfo
 from octavo_serve.api.texts import Text
 
@@ -31,25 +32,26 @@ def prompt_of(info: PoolingInfo, name: str | None = None, kind: InputType | None
     Raises:
         BadRequest: there is no prompt of this name.
     """
-    prompts = info.prompts
-    if name is not None:
-        if name not in prompts:
-            there = f"it has {', '.join(prompts)}" if prompts else "it has none"
-            raise BadRequest(f"this model has no prompt {name!r:.80}: {there}", "prompt_name")
-        return prompts[name]
-    if kind is not None:
+    if name is None and kind is not None:
+        prompts = info.prompts
         return next((prompts[each] for each in _SAME.get(kind, (kind,)) if each in prompts), "")
-    return "" if info.default_prompt is None else prompts.get(info.default_prompt, "")
+    return check_prompt(name, info)
 
 
-def prompted(texts: Sequence[Text], prompt: str, param: str) -> Sequence[Text]:
-    """The texts with a prompt before each.
+def prompted(
+    texts: Sequence[Text], info: PoolingInfo, param: str, name: str | None = None, kind: InputType | None = None
+) -> Sequence[Text]:
+    """The texts with a prompt before each, as `prompt_of` says; token ids are taken as they are.
+
+    Args:
+        param: the field that holds them.
 
     Raises:
-        BadRequest: one of them is token ids.
+        BadRequest: there is no such prompt, or one is asked for and the texts are token ids.
     """
-    if not prompt:
+    prompt, ids = prompt_of(info, name, kind), not all(isinstance(text, str) for text in texts)
+    if not prompt or (ids and name is None and kind is None):
         return texts
-    if not all(isinstance(text, str) for text in texts):
+    if ids:
         raise BadRequest("a prompt is put before texts, not before token ids: send texts", param)
     return [f"{prompt}{text}" if text else "" for text in texts]  # an empty text stays one, and is refused

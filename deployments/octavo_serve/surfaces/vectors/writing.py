@@ -31,7 +31,7 @@ def as_list(found: Answered, count: int, entry: Callable[[int], Any], weight: in
         count=count,
         entry=entry,
         weight=weight,
-        name="data",
+        at=("data",),
         before={
             "id": found.id,
             "object": "list",

@@ -18,11 +18,11 @@ def chunks(listing: Listing) -> list[bytes]:
     return asyncio.run(collect())
 
 
-@pytest.mark.parametrize("name", ["", "data"])
+@pytest.mark.parametrize("at", [(), ("data",), ("data", "float")])
 @pytest.mark.parametrize("count", [0, 1, 7])
 @pytest.mark.parametrize("around", [{}, {"before": {"id": "a"}, "after": {"usage": {"n": 1}}}])
-def test_chunks_are_the_whole(name: str, count: int, around: dict[str, Any]) -> None:
-    listing = Listing(count=count, entry=lambda i: [i, "ä"], weight=CHUNK // 3, name=name, **around)
+def test_chunks_are_the_whole(at: tuple[str, ...], count: int, around: dict[str, Any]) -> None:
+    listing = Listing(count=count, entry=lambda i: [i, "ä"], weight=CHUNK // 3, at=at, **around)
     assert json.loads(b"".join(chunks(listing))) == listing.whole()
     assert len(chunks(listing)) == 2 + -(-count // 3)
 

@@ -73,7 +73,7 @@ def test_access_rules_apply() -> None:
 @pytest.mark.parametrize("large", [False, True])
 def test_a_handle_gets_whole_answers(service: Service, large: bool) -> None:
     async def run(service: Service, call: Call) -> Listing:
-        return Listing(count=2, entry=lambda i: i + call.body, weight=CHUNK if large else 1, name="data")
+        return Listing(count=2, entry=lambda i: i + call.body, weight=CHUNK if large else 1, at=("data",))
 
     listed = Operation(method="POST", path="/", summary="", answers=dict, run=run, errors=ERRORS)
     assert asyncio.run(answered(listed, service, 3)) == {"data": [3, 4]}

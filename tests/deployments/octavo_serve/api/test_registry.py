@@ -151,3 +151,15 @@ def test_cards(registry: Registry) -> None:
     assert cards["split"] == cards["a"] | {"id": "split", "alias_of": {"a": 3.0, "b": 1.0}}
     with pytest.raises(UnknownModel):
         registry.card("d")
+
+
+def test_a_request_that_names_no_model_gets_the_only_one_that_can(registry: Registry) -> None:
+    del registry.entries["c"]
+    registry.entries["b"].info = ModelInfo("h", 7, 9, 16, ("embed",))
+    assert registry.find(None, tasks=("generate",)).name == "a"
+    assert registry.find(None, tasks=("embed", "classify")).name == "b"
+    for tasks in ((), ("classify",), ("generate", "embed")):
+        with pytest.raises(BadRequest, match="model is required"):
+            registry.find(None, tasks=tasks)
+    assert (registry.writes("a"), registry.writes("b"), registry.writes(None)) == (True, False, True)
+    assert registry.writes("nobody")

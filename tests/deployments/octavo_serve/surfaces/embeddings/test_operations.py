@@ -82,7 +82,7 @@ def test_texts_that_are_too_long(ask_pooling: Any, pooler: Any) -> None:
         ({"input": [10**9]}, "token id 1000000000 is not in the vocabulary of 49152 tokens"),
         ({}, "send either input or messages"),
         ({"input": ["a"] * (MAX_TEXTS + 1)}, "input holds 10001 texts; one request may hold 10000: send several"),
-        ({"input": "a", "prompt_name": "other"}, "this model has no prompt 'other': it has query"),
+        ({"input": "a", "prompt_name": "other"}, "this model has no prompt 'other': it has 'query'"),
         ({"input": [1], "prompt_name": "query"}, "a prompt is put before texts, not before token ids: send texts"),
         ({"input": {"a": 1}}, "input must be a string, a list of strings, a list of token ids or a list of such lists"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format must be 'float' or 'base64', got 'int8'"),

@@ -16,14 +16,15 @@ def test_names_and_kinds() -> None:
     assert prompt_of(INFO, None, "search_document") == prompt_of(INFO, None, "document") == "p: "
     assert prompt_of(INFO, None, "clustering") == ""
     assert (prompt_of(INFO), prompt_of(PoolingInfo())) == ("o: ", "")
-    with pytest.raises(BadRequest, match="no prompt 'x': it has query, passage, other"):
+    with pytest.raises(BadRequest, match="no prompt 'x': it has 'query', 'passage', 'other'"):
         prompt_of(INFO, "x")
     with pytest.raises(BadRequest, match="no prompt 'x': it has none"):
         prompt_of(PoolingInfo(), "x")
 
 
 def test_before_texts_alone() -> None:
-    assert prompted(["a", ""], "q: ", "input") == ["q: a", ""]
-    assert prompted([[1]], "", "input") == [[1]]
+    assert prompted(["a", ""], INFO, "input", "query") == ["q: a", ""]
+    assert prompted(["a"], INFO, "input") == ["o: a"]
+    assert prompted([[1]], INFO, "input") == [[1]]
     with pytest.raises(BadRequest, match="send texts"):
-        prompted(["a", [1]], "q: ", "input")
+        prompted([[1]], INFO, "input", "query")
