@@ -75,7 +75,7 @@ def _number(text: str) -> float | None:
 
 def models_table(sight: Sight) -> Table:
     """What is served: models, then the names that stand for some of them."""
-    table = _table("model", "state", "context", "shards", "")
+    table = _table("model", "state", "context", "shards", "does", "")
     for card in sight.cards:
         name, state = str(card.get("id", "")), str(card.get("status") or "")
         stands_for = ", ".join(map(str, _mapping(card.get("alias_of"))))
@@ -86,6 +86,7 @@ def models_table(sight: Sight) -> Table:
             _plain(state, _COLOURS.get(state, "red")),
             f"{length:,}" if isinstance(length, int) else "",
             "" if stands_for else str(sight.shards.get(name, "")),
+            _plain(", ".join(map(str, tasks)) if isinstance(tasks := card.get("tasks"), list) else ""),
             _plain(note),
         )
     return table

@@ -109,7 +109,9 @@ class Holding:
 
     def kv_bytes_per_token(self) -> int:
         """2 (K and V) x layers x key-value heads of a rank x head size x bytes, plus 4 bytes per head for the scale of
-        an 8-bit cache. Sliding windows save nothing: the cache keeps every token of every layer."""
+        an 8-bit cache. Sliding windows save nothing: the cache keeps every token of every layer. Encoders keep none."""
+        if self.shape.encoder:
+            return 0
         heads = math.ceil(self.shape.num_kv_heads / self.ranks)
         head = self.shape.head_dim * DTYPE_BYTES[self.kv_dtype] + 4 * (self.kv_dtype in ("int8", "fp8"))
         return 2 * self.shape.num_layers * heads * head
@@ -125,7 +127,7 @@ class Holding:
         size = DTYPE_BYTES[self.dtype]
         attention = (2 * shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
         widest = math.ceil(max(attention, shape.mlp_values) / self.ranks) + shape.hidden_size
-        logits = min(sequences, tokens) * shape.vocab_size * (size + 4)
+        logits = min(sequences, tokens) * shape.vocab_size * (size + 4) if shape.generates else 0
         return tokens * (2 * shape.hidden_size + widest) * size + logits + positions * shape.position_bytes
 
     def _tensor_bytes(self, tensor: Tensors) -> float:

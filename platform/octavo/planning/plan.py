@@ -76,6 +76,8 @@ class Memory:
         longest_context: most tokens of a single sequence, up to the length asked for.
         full_length: sequences of the longest length asked for that fit at once.
         typical: requests of the typical length that fit at once.
+
+    Encoders keep no keys and values: `kv_room` is what is left over, and the last two are texts of one step.
     """
 
     weights: float
@@ -95,17 +97,21 @@ class Rates:
     """Upper bounds from the roofline, in tokens per second of the whole group of ranks.
 
     Attributes:
-        batch: sequences at once in `decode_batch` and `output`.
-        output: tokens generated in steady state by typical requests, their prefill included.
-        dollars_per_million: price of a million output tokens; None without a price.
-        tokens_per_dollar: tokens generated per dollar; None without a price.
+        texts: prompts a second of which only a vector is wanted, in full steps.
+        batch: sequences at once in `decode_batch` and `output`, or texts in a step of a model that generates none.
+        decode_alone, decode_batch: None for a model that generates no text.
+        output: tokens generated in steady state by typical requests, their prefill included; None as before.
+        dollars_per_million: price of a million output tokens, or of a million prompt tokens where there are none; None
+            without a price.
+        tokens_per_dollar: tokens generated (or read) per dollar; None without a price.
     """
 
     prefill: float
-    decode_alone: float
+    texts: float
+    decode_alone: float | None
     batch: int
-    decode_batch: float
-    output: float
+    decode_batch: float | None
+    output: float | None
     dollars_per_million: float | None
     tokens_per_dollar: float | None
 
@@ -143,7 +149,8 @@ def plan(shape: Shape, machine: Machine, wanted: Wanted, price: float | None = N
         ConfigError: a quantization or a number of ranks that does not suit the model.
     """
     groups = _groups(shape, machine, wanted)
-    fitting = [ranks for ranks in groups if _fits(_memory(shape, machine, wanted, ranks), wanted)]
+    needed = 1 if shape.encoder else wanted.concurrency
+    fitting = [ranks for ranks in groups if _memory(shape, machine, wanted, ranks).full_length >= needed]
     ranks = fitting[0] if fitting else groups[-1]
     memory = _memory(shape, machine, wanted, ranks)
     content = [n for n in groups if _memory(shape, machine, wanted, n).share <= RULE_SHARE]
@@ -220,7 +227,9 @@ def _memory(shape: Shape, machine: Machine, wanted: Wanted, ranks: int) -> Memor
     usable = min(wanted.gpu_memory_utilization * machine.memory, machine.memory - activations)
     room = max(0.0, usable - machine.overhead - weights)
     per_token = holding.kv_bytes_per_token()
-    tokens = int(room / (per_token * wanted.block_size)) * wanted.block_size
+    block = per_token * wanted.block_size
+    # an encoder's texts need room in a step alone; one that is longer than a step's tokens runs by itself
+    tokens = int(room / block) * wanted.block_size if block else max(wanted.max_num_batched_tokens, limit) * (room > 0)
     return Memory(
         weights=weights,
         activations=activations,
@@ -228,20 +237,16 @@ def _memory(shape: Shape, machine: Machine, wanted: Wanted, ranks: int) -> Memor
         kv_per_token=per_token,
         share=weights / machine.memory,
         kv_room=room,
-        kv_tokens=tokens,
+        kv_tokens=tokens if block else 0,
         longest_context=min(limit, tokens),
         full_length=tokens // _blocks(limit, wanted),
-        typical=tokens // _blocks(wanted.input_tokens + wanted.output_tokens, wanted),
+        typical=tokens // _blocks(wanted.input_tokens + (wanted.output_tokens if shape.generates else 0), wanted),
     )
 
 
 def _blocks(tokens: int, wanted: Wanted) -> int:
     """Token slots of the blocks that a sequence of this length owns."""
     return -(-tokens // wanted.block_size) * wanted.block_size
-
-
-def _fits(memory: Memory, wanted: Wanted) -> bool:
-    return memory.full_length >= wanted.concurrency
 
 
 def _judge(rule: int | None, needed: int | None) -> str:
@@ -256,17 +261,37 @@ def _rates(roofline: Roofline, memory: Memory, wanted: Wanted, price: float | No
         return None
     batch = min(memory.typical, wanted.max_num_seqs)
     prompt, answer = wanted.input_tokens, wanted.output_tokens
+    texts = max(1, wanted.max_num_batched_tokens // prompt)
+    texts_rate = texts / roofline.texts_seconds(texts, prompt)
+    hourly = None if price is None else price * roofline.holding.ranks
+    if not roofline.holding.shape.generates:
+        return Rates(
+            prefill=texts_rate * prompt,
+            texts=texts_rate,
+            decode_alone=None,
+            batch=texts,
+            decode_batch=None,
+            output=None,
+            **_money(hourly, texts_rate * prompt),
+        )
     prefill = roofline.prefill_seconds(prompt, wanted.max_num_batched_tokens)
     context = prompt + (answer + 1) / 2  # mean over the answer
     step = roofline.decode_seconds(batch, context)
     output = batch * answer / (batch * prefill + answer * step)
-    hourly = None if price is None else price * roofline.holding.ranks
     return Rates(
         prefill=prompt / prefill,
+        texts=texts_rate,
         decode_alone=1 / roofline.decode_seconds(1, context),
         batch=batch,
         decode_batch=batch / step,
         output=output,
-        dollars_per_million=None if hourly is None else hourly / 3600 / output * 1e6,
-        tokens_per_dollar=None if hourly is None or hourly == 0 else output * 3600 / hourly,
+        **_money(hourly, output),
     )
+
+
+def _money(hourly: float | None, rate: float) -> dict[str, float | None]:
+    """Of tokens that come at `rate` (1/s) from devices that cost `hourly` dollars an hour together."""
+    return {
+        "dollars_per_million": None if hourly is None else hourly / 3600 / rate * 1e6,
+        "tokens_per_dollar": None if not hourly else rate * 3600 / hourly,
+    }

@@ -104,9 +104,14 @@ def _here(one: Planned) -> str | None:
     if found is None:
         return None
     weights, tokens, rates = _bytes(found.memory.weights), found.memory.kv_tokens, found.rates
+    if one.shape.encoder and (not found.fits or rates is None):
+        return f"[bold]This machine's CPU: no[/], {weights} of weights do not fit. {_smallest(one)}"
     if not found.fits or rates is None:
         asked = f"{one.wanted.concurrency:,} x {longest(one.shape, one.wanted):,} are asked for"
         return f"[bold]This machine's CPU: no[/], {weights} of weights, {tokens:,} KV tokens; {asked}. {_smallest(one)}"
+    if rates.decode_alone is None or rates.decode_batch is None:
+        speed = f"{_figure(rates.texts)} texts of {one.wanted.input_tokens} tokens a second"
+        return f"[bold]This machine's CPU: yes[/], {weights} of weights; at most {speed}."
     return (
         f"[bold]This machine's CPU: yes[/], {weights} of weights and {tokens:,} KV tokens; at most "
         f"{_figure(rates.decode_alone)} tokens/s for one stream, {_figure(rates.decode_batch)} for {rates.batch}."
@@ -126,12 +131,15 @@ def _title(one: Planned) -> str:
     shape, whole = one.shape, one.whole
     active = f", {shape.active_parameters / 1e9:.2f} B active" if shape.num_experts > 1 else ""
     limit = longest(shape, one.wanted)
+    kv = (
+        f"KV {_bytes(whole.kv_bytes_per_token())} per token ({whole.kv_dtype}), "
+        f"{_bytes(whole.kv_bytes_per_token() * limit)} for {limit:,} tokens"
+    )
     return (
         f"[bold]{escape(one.model)}[/bold]: {shape.family}, {_count(shape.parameters)} parameters{active}, "
         f"{shape.num_layers} layers, {shape.num_heads} heads on {shape.num_kv_heads} with keys and values\n"
         f"weights {_bytes(whole.weight_bytes())} ({_precision(whole)}), "
-        f"KV {_bytes(whole.kv_bytes_per_token())} per token ({whole.kv_dtype}), "
-        f"{_bytes(whole.kv_bytes_per_token() * limit)} for {limit:,} tokens"
+        + (f"no keys and values: an encoder, texts of up to {limit:,} tokens" if shape.encoder else kv)
     )
 
 
@@ -156,6 +164,8 @@ def _memory_table(one: Planned) -> Table:
 
 def _rate_table(one: Planned) -> Table:
     wanted = one.wanted
+    if not one.shape.generates:
+        return _text_table(one)
     priced = any(fit.rates and fit.rates.dollars_per_million is not None for fit in one.fits)
     money = ["$ / M", "out / $"] if priced else []
     title = f"Ceilings in tokens/s (requests of {wanted.input_tokens} + {wanted.output_tokens} tokens)"
@@ -164,7 +174,7 @@ def _rate_table(one: Planned) -> Table:
         if (rates := fit.rates) is None:
             continue
         figures = [rates.prefill, rates.decode_alone, rates.batch, rates.decode_batch, rates.output]
-        row = [f"{fit.ranks} x {fit.machine}", *(_figure(value) for value in figures)]
+        row = [f"{fit.ranks} x {fit.machine}", *(_figure(value) for value in figures if value is not None)]
         if priced:
             row.append("-" if rates.dollars_per_million is None else f"{rates.dollars_per_million:.3f}")
             row.append("-" if rates.tokens_per_dollar is None else _count(rates.tokens_per_dollar))
@@ -172,10 +182,23 @@ def _rate_table(one: Planned) -> Table:
     return table
 
 
+def _text_table(one: Planned) -> Table:
+    """Of a model that generates nothing."""
+    title = f"Ceilings for texts of {one.wanted.input_tokens} tokens"
+    table = _table(title, "machine", "tokens/s", "texts/s", "in a step", "$ / M tokens", left=1)
+    for fit in one.fits:
+        if (rates := fit.rates) is not None:
+            price = "-" if rates.dollars_per_million is None else f"{rates.dollars_per_million:.2g}"
+            figures = [_figure(value) for value in (rates.prefill, rates.texts, rates.batch)]
+            table.add_row(f"{fit.ranks} x {fit.machine}", *figures, price)
+    return table
+
+
 def _notes(one: Planned) -> list[str]:
     limit = longest(one.shape, one.wanted)
+    where = "a step holds" if one.shape.encoder else "fit at once"
     notes = [
-        f"full, typical: sequences of {limit:,} tokens and typical requests that fit at once. 80/20: what the rule of "
+        f"full, typical: sequences of {limit:,} tokens and typical requests that {where}. 80/20: what the rule of "
         "thumb says, where it differs.",
         "Rates are ceilings, for dense matrices (headlines are often for sparse ones, twice as high): --measured shows "
         "the share that an engine reaches.",

@@ -46,6 +46,11 @@ class Roofline:
             seconds += self.step_seconds(size, 1, size * start + size * (size + 1) / 2)
         return seconds
 
+    def texts_seconds(self, texts: float, length: int) -> float:
+        """Least time of a step over so many whole texts of `length` tokens, of which only states are wanted."""
+        seen = length if self.holding.shape.encoder else (length + 1) / 2
+        return self.step_seconds(round(texts * length), round(texts), texts * length * seen)
+
     def decode_seconds(self, sequences: int, context: float) -> float:
         """Least time of a step that computes one token for each of `sequences`, all with this context."""
         return self.step_seconds(sequences, sequences, sequences * context)
@@ -55,7 +60,8 @@ class Roofline:
         multiplied: float = sum(t.parameters for t in shape.tensors if t.role in ("linear", "router"))
         experts = sum(t.parameters for t in shape.tensors if t.role == "expert")
         multiplied += experts * shape.experts_per_token / shape.num_experts
-        operations = 2 * (multiplied * tokens + shape.vocab_size * shape.hidden_size * sequences)
+        logits = shape.vocab_size * shape.hidden_size * sequences if shape.generates else 0
+        operations = 2 * (multiplied * tokens + logits)
         return max(operations / ranks / self._rate(), self._weights_read(tokens) / self.machine.bandwidth)
 
     def _weights_read(self, tokens: int) -> float:
@@ -64,7 +70,8 @@ class Roofline:
         shape, holding = self.holding.shape, self.holding
         touched = 1 - (1 - shape.experts_per_token / shape.num_experts) ** tokens
         # a rank reads only its rows of the output matrix, even if it holds the whole table because of tied embeddings
-        head = holding.weight_bytes("embedding") / holding.ranks if shape.tied_embeddings else 0.0
+        tied = shape.tied_embeddings and shape.generates
+        head = holding.weight_bytes("embedding") / holding.ranks if tied else 0.0
         fixed = holding.weight_bytes("linear", "router", "bias", "norm", "head")
         return fixed + head + touched * holding.weight_bytes("expert")
 
@@ -94,5 +101,8 @@ class Roofline:
 
 
 def _visible(shape: Shape, context: float) -> float:
-    """Share of the context that a token attends to, averaged over layers, of which some have a window."""
-    return sum(min(1.0, (window or context) / context) for window in shape.windows) / shape.num_layers
+    """Share of the context that a token attends to, averaged over layers, of which some have a window (in encoders on
+    both sides)."""
+    sides = 2 if shape.encoder else 1
+    seen = [min(context, sides * window) if window else context for window in shape.windows]
+    return sum(seen) / context / shape.num_layers

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from octavo.errors import ModelError
 from octavo.model_files import reading
+from octavo.models.encoder_spec import DenseSpec, EncoderSpec
 from octavo.models.families import Config, check_sizes, spec_from_config
 from octavo.models.spec import ModelSpec
 from octavo.models.stored_facts import Stored
@@ -55,7 +56,9 @@ class Shape:
         mlp_values: values per token that one MLP holds at once (gate, up and their product: 3 I).
         windows: per layer, how many tokens a query attends to; None means all before it.
         position_bytes: bytes of rotary tables per position.
-        runs: whether Octavo's decoder runs it today.
+        runs: whether Octavo runs it today.
+        encoder: its texts are computed whole, all tokens see each other, and no keys and values are kept.
+        generates: it has logits for a next token; otherwise vectors and classes are all that it makes.
         dtype: the checkpoint's own type, if its config names it.
         stored_bits: mean bits per weight over all matrices of a GGUF file.
     """
@@ -76,6 +79,8 @@ class Shape:
     experts_per_token: int = 1
     position_bytes: int = 0
     runs: bool = True
+    encoder: bool = False
+    generates: bool = True
     dtype: str | None = None
     stored_bits: float | None = None
 
@@ -121,13 +126,16 @@ def _of_spec(spec: ModelSpec, dtype: str | None) -> Shape:
     at_once = inner * max(1, spec.experts_per_token) + spec.shared_expert_size
     ropes = {spec.layer_rope(layer) for layer in range(layers)}
     norms = 4 if spec.post_norms else 2
+    norm = (2 if spec.norm_bias else 1) * width
     tensors = [
         *_embeddings(spec.vocab_size, width, spec.tied_embeddings),
         *_linear("q", spec.q_size, width, layers, "rows", spec.qkv_bias),
         *_linear("kv", 2 * spec.kv_size, width, layers, "kv", spec.qkv_bias),
         *_linear("out", width, spec.q_size, layers, "columns", spec.out_bias),
         *(_mixture(spec) if spec.num_experts else _mlp(spec, inner)),
-        Tensors("norms", width, 1, norms * layers + 1, "norm"),
+        Tensors("norms", norm, 1, norms * layers + (_other_norms(spec.encoder) if spec.encoder else 1), "norm"),
+        *_tables(spec),
+        *(part for layer in (spec.head.layers if spec.head else ()) for part in _dense(layer, spec.norm_bias)),
     ]
     if spec.qk_norm:
         tensors.append(Tensors("qk_norms", spec.head_dim, 1, 2 * layers, "norm"))
@@ -147,8 +155,32 @@ def _of_spec(spec: ModelSpec, dtype: str | None) -> Shape:
         num_experts=max(1, spec.num_experts),
         experts_per_token=max(1, spec.experts_per_token),
         position_bytes=sum(4 * rope.rotary_dim for rope in ropes),
+        encoder=spec.encoder is not None,
+        generates=spec.generates,
         dtype=dtype,
     )
+
+
+def _other_norms(encoder: EncoderSpec) -> int:
+    """Beside the two of each layer."""
+    return encoder.embedding_norm + encoder.has_final_norm - (not encoder.first_norm)
+
+
+def _tables(spec: ModelSpec) -> list[Tensors]:
+    """What an encoder adds to embeddings or to attention scores, in float32 as norms are."""
+    if (encoder := spec.encoder) is None:
+        return []
+    rows = encoder.positions + encoder.token_types
+    tables = [Tensors("positions", rows, spec.hidden_size, 1, "norm")] if rows else []
+    biases = [Tensors("relative_bias", encoder.buckets, spec.num_heads, 1, "norm")] if encoder.buckets else []
+    return tables + biases
+
+
+def _dense(layer: DenseSpec, norm_bias: bool) -> list[Tensors]:
+    """A layer of the head, in float32; it is small, and runs once a text."""
+    vectors = layer.rows * (layer.bias + (layer.norm is not None) * (1 + norm_bias))
+    parts = Tensors("dense", layer.rows, layer.columns, 1, "norm"), Tensors("dense.vectors", vectors, 1, 1, "norm")
+    return [part for part in parts if part.rows]
 
 
 def _mlp(spec: ModelSpec, inner: int) -> list[Tensors]:

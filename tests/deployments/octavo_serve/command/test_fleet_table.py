@@ -17,7 +17,7 @@ from octavo_serve.command.fleet_table import Sight, models_table, seen, shards_t
 
 CARDS = {
     "data": [
-        {"id": "big", "status": "ready", "max_model_len": 8192},
+        {"id": "big", "status": "ready", "max_model_len": 8192, "tasks": ["generate", "embed"]},
         {"id": "bad\x1b[31m", "status": "failed", "reason": "no such\nfile"},
         {"id": "small", "alias_of": {"big": 1.0}, "max_model_len": 8192},
     ]
@@ -50,7 +50,7 @@ def sight(at: float, models: Any = CARDS, health: Any = HEALTH, text: str = "") 
 
 def test_models_aliases_and_reasons() -> None:
     assert shown(models_table(sight(0)))[1:] == [
-        "big ready 8,192 2",
+        "big ready 8,192 2 generate, embed",
         "bad[31m failed no such file",
         "small 8,192 alias of big",
     ]

@@ -43,6 +43,17 @@ def test_one_model(run):
         assert part in text
 
 
+def test_an_encoder(run, tmp_path):
+    sizes = {"vocab_size": 100, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "max_position_embeddings": 64}  # fmt: skip
+    (tmp_path / "bert.json").write_text(json.dumps({"model_type": "bert", **sizes}))
+    code, text = run(tmp_path / "bert.json", "--gpu", "cpu", "--gpu", "l4", "--price", "1", "--input-tokens", "32")
+    assert code == 0
+    for part in ("CPU: yes, ", " texts of 32 tokens a second", "an encoder, texts of up to 64 tokens", "texts/s"):
+        assert part in text
+    assert "decode" not in text
+
+
 def test_it_leads_with_this_machine(run, files):
     _, text = run(SMOLLM2, "--gpu", "cpu")
     assert text.startswith("This machine's CPU: yes, ")

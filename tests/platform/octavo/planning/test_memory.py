@@ -8,7 +8,8 @@ import torch
 
 from octavo.errors import ConfigError
 from octavo.execution.kv_storage import KVStorage, bytes_per_block
-from octavo.models.load import load_model
+from octavo.models.head import read_head
+from octavo.models.load import load_encoder, load_model
 from octavo.models.packed import load_packed
 from octavo.models.rope import cos_sin_table
 from octavo.planning.memory import Holding, find_quantization, legal_ranks
@@ -43,6 +44,25 @@ def test_weights_of_every_family(tiny_name, tiny_model, dtype):
     decoder = load_model(resolve_source(str(tiny_model(tiny_name))), dtype=dtype)
     predicted = holding(read_shape(str(tiny_model(tiny_name))), dtype).weight_bytes()
     assert predicted == resident(decoder.weights)
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.parametrize("name", ["bert", "mpnet", "modernbert", "modernbert_biases"])
+def test_weights_of_encoders_and_heads(name, classes, tiny_encoder):
+    source = resolve_source(str(tiny_encoder(name, classes)))
+    encoder, shape = load_encoder(source), read_shape(str(source.path))
+    head = read_head(source, encoder.spec)
+    arrays = (
+        [array for layer in head._layers for array in vars_of(layer) if isinstance(array, np.ndarray)] if head else []
+    )
+    predicted = holding(shape, "float32")
+    assert predicted.weight_bytes() == resident(encoder.weights) + sum(array.nbytes for array in arrays)
+    assert predicted.kv_bytes_per_token() == 0
+    assert (shape.encoder, shape.generates) == (True, False)
+
+
+def vars_of(record):
+    return [getattr(record, name) for name in type(record).__slots__]
 
 
 def stored(kv):

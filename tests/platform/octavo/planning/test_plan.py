@@ -185,3 +185,30 @@ def test_bad_wishes(wrong, message):
 def test_heads_that_cannot_be_shared(llama_8b):
     with pytest.raises(ConfigError, match="32 query heads and 8 key-value heads cannot be shared evenly"):
         plan(llama_8b, MACHINES["h100"], Wanted(tensor_parallel=3))
+
+
+MINILM = {"model_type": "bert", "vocab_size": 30_522, "hidden_size": 384, "intermediate_size": 1536,
+          "num_hidden_layers": 6, "num_attention_heads": 12, "max_position_embeddings": 512,
+          "type_vocab_size": 2}  # fmt: skip
+
+
+def test_an_encoder_needs_no_room_for_keys_and_values():
+    shape = shape_of(MINILM)
+    assert shape.parameters == 22_565_376  # all-MiniLM-L6-v2's without its pooler, which sentence-transformers drops
+    small = replace(MACHINES["l4"], memory=2 * GIB)
+    fit = plan(shape, small, Wanted(dtype="float32", input_tokens=128, concurrency=64), price=1.0)
+    memory, rates = fit.memory, fit.rates
+    assert (fit.fits, memory.kv_per_token, memory.kv_tokens) == (True, 0, 0)
+    assert (memory.typical, memory.full_length, memory.longest_context) == (8, 2, 512)
+    assert (rates.decode_alone, rates.decode_batch, rates.output) == (None, None, None)
+    assert rates.texts * 128 == pytest.approx(rates.prefill)
+    assert rates.dollars_per_million == pytest.approx(1 / 3600 / rates.prefill * 1e6)
+    assert not plan(shape, replace(small, memory=small.overhead), Wanted()).fits
+
+
+def test_long_texts_cost_an_encoder_more_than_their_tokens():
+    """Attention grows with the square: a token costs 21 MFLOP in linear layers, and 4 x 384 x 6 for each it sees."""
+    machine = replace(MACHINES["l4"], bandwidth=1e15)  # arithmetic alone
+    short, long = (plan(shape_of(MINILM), machine, Wanted(input_tokens=n)).rates.prefill for n in (16, 512))
+    linear = 2 * 10_616_832
+    assert short / long == pytest.approx((linear + 4 * 384 * 6 * 512) / (linear + 4 * 384 * 6 * 16), rel=1e-3)
