@@ -1,4 +1,4 @@
-"""The API and an engine in one process, without Ray: starts in two seconds, for work on the clients' scripts.
+"""The API and its engines in one process, without Ray: starts in two seconds, for work on the clients' scripts.
 
     python tests/deployments/octavo_serve/compat/one_process.py --port 8000 [--record FOLDER]
     python tests/deployments/octavo_serve/compat/run.py --port 8000
@@ -44,9 +44,8 @@ class Local:
         self._engine = engine
 
     async def describe(self) -> ModelInfo:
-        limits = self._engine.engine.limits
-        block_size = self._engine.engine.config.block_size
-        return ModelInfo(limits.name, limits.max_model_len, limits.vocab_size, block_size)
+        limits, block_size = self._engine.engine.limits, self._engine.engine.config.block_size
+        return ModelInfo(limits.name, limits.max_model_len, limits.vocab_size, block_size, limits.tasks, limits.pooling)
 
     @contextmanager
     def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int) -> Iterator[None]:
@@ -97,18 +96,28 @@ def _told(body: bytes, headers: dict[str, str]) -> dict[str, Any]:
     return {"body": json.loads(body[: int(length)]), "bytes": body[int(length) :].decode("latin-1")}
 
 
+def loaded(model: dict[str, Any]) -> Local:
+    """An engine as scripted.yaml describes it."""
+    settings = dict(model["engine"])
+    if "rehearsal" in settings:
+        settings["rehearsal"] = str(HERE / settings["rehearsal"])
+    return Local(AsyncEngine.load(model["source"], EngineConfig(**settings)))
+
+
+def entry(model: dict[str, Any], local: Local) -> ModelEntry:
+    tokenizer, info = load_tokenizer(resolve_source(model["source"])), asyncio.run(local.describe())
+    return ModelEntry(model["name"], int(time.time()), local, tokenizer=tokenizer, info=info, shards=1)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--port", type=int, default=8000)
     options.add_argument("--record", type=Path)
     chosen = options.parse_args()
-    (model,) = yaml.safe_load((HERE / "scripted.yaml").read_text())["applications"][0]["args"]["models"]
-    source = resolve_source(model["source"])
-    settings = model["engine"] | {"rehearsal": str(HERE / model["engine"]["rehearsal"])}
-    local = Local(AsyncEngine.load(model["source"], EngineConfig(**settings)))
-    info = asyncio.run(local.describe())
-    entry = ModelEntry(model["name"], int(time.time()), local, tokenizer=load_tokenizer(source), info=info, shards=1)
-    app: Any = http_app(Service(Registry([entry]), Limits(), Telemetry()), local, Access())
+    models = yaml.safe_load((HERE / "scripted.yaml").read_text())["applications"][0]["args"]["models"]
+    engines = [loaded(model) for model in models]
+    entries = [entry(model, engine) for model, engine in zip(models, engines, strict=True)]
+    app: Any = http_app(Service(Registry(entries), Limits(), Telemetry()), engines[0], Access())
     uvicorn.run(recorded(app, chosen.record) if chosen.record else app, port=chosen.port, log_level="warning")
 
 

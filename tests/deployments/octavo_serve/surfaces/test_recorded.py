@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from octavo_serve.api.access import Access
@@ -25,6 +29,8 @@ LAST = {
     "/v1/responses": '"type":"response.completed"',
     "/v1/messages": '"type":"message_stop"',
 }
+POOLED = {"/v1/embeddings": "data", "/v1/rerank": "results", "/v2/rerank": "results"}
+"""What only a model that samples nothing is asked for, and where its answer has a list."""
 WHOLE = {
     "/v1/chat/completions": ("object", "chat.completion"),
     "/v1/responses": ("object", "response"),
@@ -33,7 +39,8 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("file", sorted(RECORDED.glob("*.json")), ids=lambda file: file.stem)
-def test_what_a_client_sends_is_answered(file: Path, client: Any, backend: Any) -> None:
+def test_what_a_client_sends_is_answered(file: Path, client: Any, backend: Any, pooling: Service, pooler: Any) -> None:
+    pooler.becomes("embed", dimensions=384, matryoshka=())
     info = ModelInfo("scripted", max_model_len=32768, vocab_size=client.tokenizer.vocab_size, block_size=16)
 
     async def describe() -> ModelInfo:
@@ -43,10 +50,9 @@ def test_what_a_client_sends_is_answered(file: Path, client: Any, backend: Any) 
     entry = ModelEntry("tiny", 1_700_000_000, client, tokenizer=client.tokenizer, info=info, shards=1)
 
     async def send() -> list[tuple[Any, httpx.Response]]:
-        app = http_app(Service(Registry([entry]), Limits(), Telemetry()), backend, Access())
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
-            asked = json.loads(file.read_text())
-            return [(one, await http.post(one["path"], **sent(one))) for one in asked]
+        asked, service = json.loads(file.read_text()), Service(Registry([entry]), Limits(), Telemetry())
+        async with posting(service, backend) as writes, posting(pooling, backend) as pools:
+            return [(one, await (pools if one["path"] in POOLED else writes)(one)) for one in asked]
 
     for one, answer in asyncio.run(send()):
         path, body = one["path"].partition("?")[0], one["body"]
@@ -55,6 +61,8 @@ def test_what_a_client_sends_is_answered(file: Path, client: Any, backend: Any) 
             assert LAST[path] in "".join(answer.text.split("\n\n")[-3:]), answer.text
         elif path.endswith("count_tokens"):
             assert answer.json()["input_tokens"] > 0
+        elif path in POOLED:
+            check_pooled(path, body, answer.json())
         elif path == "/":
             assert answer.json()[0]["generated_text"].endswith("Paris.")
         elif path.endswith("/infer"):
@@ -63,6 +71,33 @@ def test_what_a_client_sends_is_answered(file: Path, client: Any, backend: Any) 
         else:
             name, kind = WHOLE[path]
             assert answer.json()[name] == kind
+
+
+@asynccontextmanager
+async def posting(service: Service, backend: Any) -> AsyncIterator[Callable[[Any], Awaitable[httpx.Response]]]:
+    """Sends recorded requests to a server."""
+    transport = httpx.ASGITransport(http_app(service, backend, Access()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        yield lambda one: http.post(one["path"], **sent(one))
+
+
+def check_pooled(path: str, body: Any, answer: Any) -> None:
+    """A vector for each text, in the encoding asked for; a score for each document, the best first."""
+    items = answer[POOLED[path]]
+    if path == "/v1/embeddings":
+        texts = body["input"] if isinstance(body["input"], list) and not isinstance(body["input"][0], int) else [None]
+        assert [item["index"] for item in items] == list(range(len(texts)))
+        found = [item["embedding"] for item in items]
+        if body.get("encoding_format") == "base64":
+            found = [np.frombuffer(base64.b64decode(text), "<f4") for text in found]
+        assert {len(vector) for vector in found} == {body.get("dimensions", 384)}
+        assert answer["usage"]["total_tokens"] >= len(texts)
+        return
+    scores = [item["relevance_score"] for item in items]
+    assert scores == sorted(scores, reverse=True)
+    assert len(scores) == body.get("top_n", len(body["documents"]))
+    for item in items if body.get("return_documents") else ():
+        assert item["document"] == {"text": body["documents"][item["index"]]}
 
 
 def sent(one: Any) -> dict[str, Any]:
