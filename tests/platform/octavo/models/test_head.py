@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from octavo.errors import ModelError
 from octavo.models.encoder_spec import DenseSpec
 from octavo.models.head import Dense, Head, read_head
+from octavo.models.load import load_model
 from octavo.models.source_spec import read_spec
 from octavo.source import resolve_source
 
@@ -71,3 +72,35 @@ def test_what_is_missing_or_of_another_shape_is_named(tiny_encoder, tmp_path):
         save_file(kept, tmp_path / "model.safetensors")
         with pytest.raises(ModelError, match=named):
             read_head(resolve_source(str(tmp_path)), spec)
+
+
+def save_decoder(folder, kind, **config):
+    import transformers
+
+    common = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16,
+              "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0,
+              "tie_word_embeddings": False}  # fmt: skip
+    model = getattr(transformers, kind)(transformers.Qwen3Config(**common | config)).eval()
+    model.save_pretrained(folder)
+    return model, resolve_source(str(folder))
+
+
+def test_a_decoders_classes_are_those_of_transformers(tmp_path, paged_run):
+    model, source = save_decoder(tmp_path, "Qwen3ForSequenceClassification", num_labels=3)
+    spec = read_spec(source)
+    assert (spec.generates, spec.tied_embeddings) == (False, True)
+    head, decoder = read_head(source, spec), load_model(source)
+    decoder.logits = lambda hidden: hidden.float()  # there are none: what `paged_run` collects are the states
+    tokens = list(range(5, 40))
+    (states,) = paged_run(decoder, 1, 64).all_logits([tokens])
+    with torch.no_grad():
+        expected = model(torch.tensor([tokens])).logits
+    assert head is not None
+    torch.testing.assert_close(torch.from_numpy(head(states[-1:].numpy())), expected, atol=1e-5, rtol=0)
+
+
+def test_a_decoder_stored_without_an_output_matrix_only_embeds(tmp_path):
+    _, source = save_decoder(tmp_path, "Qwen3Model")
+    spec = read_spec(source)
+    assert (spec.generates, spec.tied_embeddings, spec.head) == (False, True, None)
+    assert load_model(source).weights.lm_head.weight.shape == (300, 64)
