@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 from octavo.errors import BadRequest, PromptTooLong
 from octavo.pooled import truncated
 from octavo.text.tokenizer import Tokenizer
-from octavo_serve.api.prompts import CHARACTERS_PER_TOKEN, check_token_ids, exceeds
+from octavo_serve.api.prompts import CHARACTERS_PER_TOKEN, PIECE, check_token_ids, exceeds
 from octavo_serve.wire.messages import ModelInfo
 
 S = TypeVar("S", str, list[int])
@@ -110,7 +110,7 @@ class Encoder:
         most = self._most(self.cut.most)
         if self.cut.most is not None:
             text = self._end(text, most * CHARACTERS_PER_TOKEN)
-        elif exceeds(self.tokenizer, text, most):
+        elif self._exceeds(text, most):
             raise self._too_long(number, f"more than {most}", most)
         ids = self.tokenizer.encode(text, self.add_special_tokens)
         if len(ids) > most and self.cut.most is None:
@@ -129,7 +129,7 @@ class Encoder:
         most, cut = self._most(self.cut.most), self.cut
         limited = cut.most is not None or cut.most_of_second is not None
         for text in pair[: 1 if limited else 2]:
-            if exceeds(self.tokenizer, text, most):
+            if self._exceeds(text, most):
                 raise self._too_long(number, f"more than {most}", most)
         text = self._end(pair.second, most * CHARACTERS_PER_TOKEN) if limited else pair.second
         ids, second = self.tokenizer.encode_pair(pair.first, text)
@@ -140,6 +140,10 @@ class Encoder:
         if len(part) > room and (not limited or room <= special):
             raise self._too_long(number, f"{len(ids)}", most)
         return Encoded(array("i", [*ids[:second], *self._cut(part, room)]), second)
+
+    def _exceeds(self, text: str, most: int) -> bool:
+        """Whether a text has more tokens; of one that is not very long they are counted later, and told."""
+        return len(text) > PIECE and exceeds(self.tokenizer, text, most)
 
     def _most(self, asked: int | None) -> int:
         model = longest(self.info)
