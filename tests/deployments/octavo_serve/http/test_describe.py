@@ -47,6 +47,23 @@ def test_every_answer_is_as_described(api: Any, operation: Described, mode: Gene
     check()
 
 
+@pytest.mark.parametrize("where", [one.path for one in OPERATIONS if one.many])
+def test_every_answer_about_many_texts_is_as_described(pooling: Service, pooler: Any, backend: Any, where: str) -> None:
+    pooler.becomes("embed", "classify", labels=("best",), matryoshka=())
+    served = schemathesis.openapi.from_asgi("/openapi.json", http_app(pooling, backend))[where]["POST"]
+    answered = []
+
+    @given(case=served.as_strategy(generation_mode=GenerationMode.POSITIVE))
+    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+    def check(case: Any) -> None:
+        if "model" in case.body:
+            case.body["model"] = "tiny"
+        answered.append(case.call_and_validate(excluded_checks=[positive_data_acceptance]).status_code)
+
+    check()
+    assert set(answered) <= {200, 400, 422}
+
+
 @pytest.mark.parametrize("fail_after", [None, 1], ids=["whole", "with an error"])
 @pytest.mark.parametrize("asked", [{}, {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}])
 @pytest.mark.parametrize(
