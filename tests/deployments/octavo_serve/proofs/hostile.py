@@ -175,7 +175,8 @@ class Healthy:
                 self.failures.append(f"stream {number}: {text!r} instead of {self._expected[number]!r}")
 
     async def _stream(self, client: httpx.AsyncClient, number: int) -> str:
-        body = {"model": self._model, "prompt": PROMPTS[number], "max_tokens": self._tokens, "temperature": 0,
+        prompt = PROMPTS[number % len(PROMPTS)]
+        body = {"model": self._model, "prompt": prompt, "max_tokens": self._tokens, "temperature": 0,
                 "ignore_eos": True, "stream": True}  # fmt: skip
         text, last = "", None
         async with client.stream("POST", "/v1/completions", json=body) as answer:
