@@ -4,9 +4,9 @@
     .venv/bin/python examples/ray_data_embed.py texts.txt --out vectors            # Parquet: text, embedding
     RAY_ADDRESS=... .venv/bin/python examples/ray_data_embed.py texts.txt --application octavo --model all-minilm-l6-v2
 
-Without --application every actor loads the model, as many of them as --actors says, each with --threads cores; the pool
-is what scales over a cluster (RAY_ADDRESS). With it the actors only ask: the application's shards embed, and share their
-cores with everybody who asks them. A text's vector has the same bits whatever is in a batch beside it.
+Without --application every actor loads the model, as many of them as --actors says, each with --threads cores; the
+pool is what scales over a cluster (RAY_ADDRESS). With it the actors only ask: the application's shards embed, and share
+their cores with everybody who asks them. A text's vector has the same bits whatever is in a batch beside it.
 """
 
 from __future__ import annotations
