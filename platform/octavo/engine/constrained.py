@@ -38,6 +38,11 @@ T = TypeVar("T")
 FORCING = True
 """Whether forced tokens are known tokens; tests and proofs turn it off. Then masks of one token say the same."""
 
+ALONE = 0.002
+"""Seconds for a step's masks after which threads share what is left. Usual rows take 5 us each, and waking threads takes
+more than they save: of 64 streams' masks 17 us a row without, 28 with (the least of nine rounds; 23 and 77 on a busy
+machine)."""
+
 SUSPECT = 0.01
 """Seconds for a step's masks after which it is found out whose take long: then they are made one by one."""
 
@@ -476,7 +481,7 @@ def fill_masks(rows: SamplingRows, constrained: list[tuple[int, Sequence]]) -> N
 
 
 def _make_masks(places: list[tuple[Constraint, int]], masks: Uint32) -> None:
-    """Have the grammars fill their rows: in threads, but for those that seem to take long."""
+    """Have the grammars fill their rows: in this thread, in many where it takes long, and apart those that seem to."""
     address, size, left = masks.ctypes.data, 4 * masks.shape[1], SLOW_REQUEST
     together = []
     for constraint, place in places:
@@ -488,7 +493,11 @@ def _make_masks(places: list[tuple[Constraint, int]], masks: Uint32) -> None:
         return
     begin = time.perf_counter()
     jobs = [(matcher, place) for constraint, place in together if (matcher := constraint.matcher) is not None]
-    _threads().unsafe_compute_mask_ptr(jobs, address, size, len(masks))
+    for done, (matcher, place) in enumerate(jobs):
+        if time.perf_counter() - begin > ALONE:
+            _threads().unsafe_compute_mask_ptr(jobs[done:], address, size, len(masks))
+            break
+        matcher.unsafe_compute_mask_ptr(address + place * size, size)
     if time.perf_counter() - begin > SUSPECT:
         for constraint, _ in together:
             constraint.suspect = SUSPECTED
