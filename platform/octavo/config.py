@@ -29,10 +29,12 @@ class EngineConfig:
         quantization: None keeps the checkpoint's weights as they are.
         load_format: "auto" reads the checkpoint; "dummy" takes random weights (torch runner only): it times a model of
             which only the config is available.
-        max_model_len: most tokens of one sequence, prompt and output; None takes the model's own limit.
-        max_num_seqs: most sequences in one step.
+        max_model_len: most tokens of one sequence, prompt and output; None takes the model's own limit, and for an
+            encoder the one that its makers say for texts, where that is lower.
+        max_num_seqs: most sequences in one step; an encoder's steps are bounded by max_num_batched_tokens alone.
         max_num_batched_tokens: tokens in one step; a longer prompt is computed in chunks. Every running stream gets its
-            token, and prefill at least one block, even where that exceeds this limit.
+            token, and prefill at least one block, even where that exceeds this limit. An encoder computes a longer text
+            in a step of its own.
         target_itl: most seconds between two tokens of a running stream. Prefill chunks are shortened until the cost
             model predicts no more; None means every step may use all of max_num_batched_tokens.
         max_num_queued_requests: requests that may wait beyond those that can start at once; one more is refused with

@@ -137,7 +137,8 @@ class AsyncEngine:
         found = resolve_source(source)
         tokenizer = load_tokenizer(found)
         with ThreadPoolExecutor(1, "octavo-vocabulary") as beside:
-            made = beside.submit(_vocabulary, found, tokenizer) if config.rehearsal is None else None
+            generates = config.rehearsal is None and read_spec(found).generates
+            made = beside.submit(_vocabulary, found, tokenizer) if generates else None
             engine = Engine.load(found, config, tokenizer, progress=progress, launch=launch)
             if made is not None and made.result().size == engine.limits.vocab_size:
                 engine.compiler = Compiler(made.result())

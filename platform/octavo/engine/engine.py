@@ -63,7 +63,7 @@ class Engine:
         end_token_ids: tokens that end a sequence unless a request says `ignore_eos`; those that the model cannot draw
             do nothing.
         clock: monotonic seconds.
-        tokenizer: of the model; None: no grammars.
+        tokenizer: of the model, for grammars; None: there are none.
         pooling: how the model makes vectors; None: it makes none.
 
     Attributes:
@@ -101,7 +101,7 @@ class Engine:
             pooling=pooling,
             takes_whole=spec.encoder is not None,
         )
-        vocabulary = None if tokenizer is None else Vocabulary(tokenizer, executor.spec.vocab_size)
+        vocabulary = Vocabulary(tokenizer, spec.vocab_size) if tokenizer is not None and spec.generates else None
         self.compiler = None if vocabulary is None else Compiler(vocabulary)
         self.pool = BlockPool(num_blocks, config.block_size, caching=config.enable_prefix_caching)
         self.scheduler = Scheduler(config, self.limits, self.pool, CostModel(), clock)

@@ -127,6 +127,25 @@ def test_a_broken_state_in_an_early_chunk_is_not_forgotten(fake):
     assert run(engine)["r"].finish_reason == "error"
 
 
+@AHEAD
+def test_one_whose_steps_raise_ends_alone(fake, ahead):
+    engine = fake.engine(pooling=PoolingInfo(dimensions=5), async_scheduling=ahead)
+    launch = fake.model(engine).launch
+
+    def poisoned(batch):
+        if 666 in batch.token_ids:
+            raise RuntimeError("poison")
+        return launch(batch)
+
+    fake.model(engine).launch = poisoned
+    prompts = {f"r{i}": [i, 666] if i == 3 else [i] * 9 for i in range(8)}
+    for name, prompt in prompts.items():
+        engine.add(request(name, prompt, alone=name == "r5"))
+    ended = run(engine)
+    assert {name for name, update in ended.items() if update.finish_reason == "error"} == {"r3"}
+    assert all(ended[name].pooled == expected(fake, "last", prompts[name]) for name in prompts if name != "r3")
+
+
 def test_one_that_moves_from_another_shard_runs_again(fake):
     engine = fake.engine(pooling=PoolingInfo(dimensions=5))
     engine.add(request("r", [1, 2, 3], emitted=[[]]))
