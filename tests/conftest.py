@@ -243,5 +243,11 @@ def write_encoder_tokenizer(folder: Path, name: str) -> None:
     special = [(token, tokenizer.token_to_id(token)) for token in (begin, end)]
     tokenizer.post_processor = processors.TemplateProcessing(f"{begin} $A {end}", pair, special)
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "cls_token": begin, "sep_token": end}
+    padding = first[0] if wordpiece else first[1]
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "cls_token": begin,
+        "sep_token": end,
+        "pad_token": padding,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -23,6 +23,8 @@ from octavo.source import Source
 
 Activation = Literal["sigmoid", "softmax", "identity"]
 
+_SENTENCES = "config_sentence_transformers.json"
+_OLDEST = "sbert_ce_default_activation_function"
 _GGUF_METHODS: dict[int, Method] = {1: "mean", 2: "cls", 3: "last", 4: "cls"}
 """By `pooling_type`; 4 is a ranker."""
 
@@ -52,7 +54,7 @@ def _of_sentences(
     source: Source, spec: ModelSpec, config: Mapping[str, Any], modules: list[SentenceModule]
 ) -> PoolingInfo:
     _check_case(source)
-    settings = read_optional(source.path / "config_sentence_transformers.json")
+    settings = read_optional(source.path / _SENTENCES)
     prompts = {str(name): str(text) for name, text in (settings.get("prompts") or {}).items()}
     default = settings.get("default_prompt_name")
     return PoolingInfo(
@@ -79,7 +81,8 @@ def _method(pooling: SentenceModule) -> Method:
     config = pooling.config
     prefix = "pooling_mode_"
     flags = [key.removeprefix(prefix) for key, value in config.items() if key.startswith(prefix) and value is True]
-    modes = flags or [config.get("pooling_mode", "mean")]
+    own = config.get("pooling_mode", "mean")
+    modes = flags or (own if isinstance(own, list) else [own])
     if len(modes) != 1 or modes[0] not in _MODES:
         raise ModelError(f"{pooling.folder} pools by {modes}; supported is one of cls, mean and lasttoken")
     if config.get("include_prompt") is False:
@@ -101,14 +104,16 @@ def _of_classes(source: Source, spec: ModelSpec, config: Mapping[str, Any]) -> P
         normalise=False,
         max_tokens=_max_tokens(source, spec),
         labels=labels,
-        activation=_activation(config, spec.head.size),
+        activation=_activation(source, config, spec.head.size),
     )
 
 
-def _activation(config: Mapping[str, Any], classes: int) -> Activation:
+def _activation(source: Source, config: Mapping[str, Any], classes: int) -> Activation:
     """As sentence-transformers' cross encoders say, else by the problem's type, else by the number of classes."""
-    own = (config.get("sentence_transformers") or {}).get("activation_fn")
-    named = str(own or config.get("sbert_ce_default_activation_function") or "").rpartition(".")[2].lower()
+    newest = read_optional(source.path / _SENTENCES) if source.kind == "hf" else {}
+    places = newest, config.get("sentence_transformers") or {}, {"activation_fn": config.get(_OLDEST)}
+    own = next((place["activation_fn"] for place in places if place.get("activation_fn")), "")
+    named = str(own).rpartition(".")[2].lower()
     if named:
         if named not in ("sigmoid", "softmax", "identity"):
             raise ModelError(

@@ -13,6 +13,7 @@ from octavo.models.encoder_spec import DenseActivation, DenseSpec, HeadSpec
 from octavo.source import Source
 
 _SUPPORTED = ("Transformer", "Pooling", "Dense", "Normalize")
+_CROSS_ENCODERS = (["Transformer"], ["Transformer", "LogitScore"])
 _ACTIVATIONS: dict[str, DenseActivation] = {
     "Identity": "identity",
     "Tanh": "tanh",
@@ -22,6 +23,10 @@ _ACTIVATIONS: dict[str, DenseActivation] = {
     "Sigmoid": "sigmoid",
 }
 """torch's classes."""
+
+
+_VECTOR = "sentence_embedding"
+"""What sentence-transformers calls the result of pooling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,8 @@ class SentenceModule:
 
 
 def sentence_modules(source: Source) -> list[SentenceModule]:
-    """The modules in order; [] for a checkpoint that is not sentence-transformers'.
+    """The modules in order; [] for a checkpoint that is not sentence-transformers', and for a cross encoder, which is a
+    model with its own head, or a decoder whose logits of "yes" and "no" are read.
 
     Raises:
         ModelError: a damaged file, a module outside the checkpoint, or a kind of module that is not supported.
@@ -49,7 +55,10 @@ def sentence_modules(source: Source) -> list[SentenceModule]:
     if source.kind != "hf" or not file.is_file():
         return []
     with reading(file):
-        modules = [_module(source.path, entry) for entry in json.loads(read_text(file))]
+        entries = json.loads(read_text(file))
+        if [_kind(entry) for entry in entries] in _CROSS_ENCODERS:
+            return []
+        modules = [_module(source.path, entry) for entry in entries]
     kinds = [module.kind for module in modules]
     middle = kinds[2:-1] if kinds[-1:] == ["Normalize"] else kinds[2:]
     if kinds[:2] != ["Transformer", "Pooling"] or set(middle) - {"Dense"}:
@@ -59,8 +68,12 @@ def sentence_modules(source: Source) -> list[SentenceModule]:
     return modules
 
 
+def _kind(entry: dict[str, Any]) -> str:
+    return str(entry["type"]).rpartition(".")[2]
+
+
 def _module(folder: Path, entry: dict[str, Any]) -> SentenceModule:
-    kind, path = str(entry["type"]).rpartition(".")[2], str(entry["path"])
+    kind, path = _kind(entry), str(entry["path"])
     if kind not in _SUPPORTED:
         raise ModelError(f"modules.json asks for {entry['type']}, which is not supported, only {', '.join(_SUPPORTED)}")
     if kind == "Transformer" and path:
@@ -85,6 +98,9 @@ def _dense(module: SentenceModule) -> DenseSpec:
     name = str(module.config.get("activation_function") or "Tanh").rpartition(".")[2]
     if name not in _ACTIVATIONS:
         raise ModelError(f"{module.folder} has the activation {name!r}; supported are {', '.join(_ACTIVATIONS)}")
+    names = {module.config.get(key, _VECTOR) for key in ("module_input_name", "module_output_name")}
+    if module.config.get("use_residual") or names != {_VECTOR}:
+        raise ModelError(f"{module.folder} is no layer after pooling without a residual, which alone is supported")
     rows, columns = module.config["out_features"], module.config["in_features"]
     bias = bool(module.config.get("bias", True))
     return DenseSpec(rows, columns, f"{module.folder}/linear", bias, _ACTIVATIONS[name])

@@ -85,6 +85,7 @@ def test_ways_of_pooling(tiny_encoder, changed, pooling, method):
         ({"pooling_mode_max_tokens": True}, "max_tokens"),
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "'cls_token', 'mean_tokens'"),
         ({"pooling_mode": "weightedmean"}, "weightedmean"),
+        ({"pooling_mode": ["cls", "mean"]}, "'cls', 'mean'"),
         ({"pooling_mode": "mean", "include_prompt": False}, "include_prompt"),
     ],
 )
@@ -119,6 +120,13 @@ def test_classes(tiny_encoder, changed, config, activation):
     assert info.tasks == ("classify",)
     assert (info.method, info.dimensions, info.normalise) == ("mean", 3, False)
     assert (info.labels, info.activation) == (("no", "yes", "maybe"), activation)
+
+
+def test_cross_encoders_of_today_say_their_activation_beside_the_config(tiny_encoder, changed):
+    """As sentence-transformers 6.2 saves them."""
+    said = {"model_type": "CrossEncoder", "activation_fn": "torch.nn.modules.linear.Identity"}
+    files = {"modules.json": modules("Transformer"), "config_sentence_transformers.json": said}
+    assert changed(tiny_encoder("bert", classes=1), files).activation == "identity"
 
 
 def test_one_class_is_a_score(tiny_encoder, changed):

@@ -67,6 +67,19 @@ def test_other_modules_are_named(tmp_path, kinds, named):
         sentence_modules(write_modules(tmp_path, *kinds))
 
 
+@pytest.mark.parametrize("kinds", [("Transformer",), ("Transformer", "LogitScore")])
+def test_cross_encoders_are_models_like_others(tmp_path, kinds):
+    assert sentence_modules(write_modules(tmp_path, *kinds)) == []
+
+
+@pytest.mark.parametrize("more", [{"use_residual": True}, {"module_output_name": "scores"}])
+def test_other_dense_layers_are_refused(tmp_path, more):
+    dense = {"in_features": 4, "out_features": 4, "activation_function": "torch.nn.modules.linear.Identity"}
+    modules = sentence_modules(write_modules(tmp_path, "Transformer", "Pooling", "Dense", Dense=dense | more))
+    with pytest.raises(ModelError, match="2_Dense is no layer after pooling"):
+        dense_head(modules)
+
+
 @pytest.mark.parametrize("path", ["../other", "..", "/etc", "a/b"])
 def test_modules_are_in_the_checkpoint(tmp_path, path):
     source = write_modules(tmp_path, "Transformer", "Pooling")
