@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
+from urllib.parse import quote
 
 import httpx
 import yaml
@@ -495,15 +496,32 @@ def _trust(plan: Plan) -> ssl.SSLContext | bool:
     return trust(certificate) if certificate else True
 
 
+_POOLING = "/pooling"  # of models without text, whatever they do
+_FEW: dict[str, Any] = {"max_tokens": 4, "temperature": 0}
+
+
 def _ask(plan: Plan, awaited: Awaited) -> str | None:
-    """Request a few tokens; returns what is wrong with the answer, or None."""
-    body = {"model": awaited.model, "prompt": QUESTION, "max_tokens": 4, "temperature": 0}
-    url = f"{plan.base}{awaited.route}/v1/completions"
+    """Request a few tokens, or a vector; returns what is wrong with the answer, or None."""
+    path, body = _POOLING, {"model": awaited.model, "input": QUESTION}
+    if _writes(plan, awaited):
+        path, body = "/v1/completions", {"model": awaited.model, "prompt": QUESTION, **_FEW}
+    url = f"{plan.base}{awaited.route}{path}"
     try:
         answer = httpx.post(url, json=body, headers=plan.headers, timeout=600, trust_env=False, verify=_trust(plan))
     except httpx.TransportError as error:
         return f"it does not answer: {error}"
     return None if answer.status_code == 200 else f"it answers {answer.status_code}: {answer.text}"
+
+
+def _writes(plan: Plan, awaited: Awaited) -> bool:
+    """Whether a model writes text; assumed where it does not say."""
+    url = f"{plan.base}{awaited.route}/v1/models/{quote(awaited.model)}"
+    try:
+        answer = httpx.get(url, headers=plan.headers, timeout=60, trust_env=False, verify=_trust(plan))
+        tasks = answer.json()["tasks"]
+    except (httpx.TransportError, ValueError, KeyError, TypeError):
+        return True
+    return tasks is None or "generate" in tasks
 
 
 def _show(status: Status, text: str) -> None:
@@ -526,7 +544,11 @@ class _Printer:
 
 def _announce(console: Console, plan: Plan, ray: str, failed: dict[str, str], seconds: float) -> None:
     served = [awaited for awaited in plan.awaited if awaited.label not in failed]
-    question = {"model": served[0].model, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
+    shown = next((awaited for awaited in served if _writes(plan, awaited)), None)
+    path, question = _POOLING, dict[str, Any](model=served[0].model, input=QUESTION)
+    if shown is not None:
+        chat = [{"role": "user", "content": QUESTION}]
+        path, question = "/v1/chat/completions", {"model": shown.model, "messages": chat, "temperature": 0}
     for model, reason in failed.items():
         console.print(f"[bold red]Not serving[/] {escape(clean(model))}:", end=" ")
         console.print(clean(reason), markup=False, soft_wrap=True)
@@ -537,7 +559,7 @@ def _announce(console: Console, plan: Plan, ray: str, failed: dict[str, str], se
     key = "" if plan.key is None else '-H "Authorization: Bearer $KEY" '  # not the key: this may be a log
     console.print("Ask it something:\n")
     trusted = f"--cacert {plan.http['ssl_certfile']} " if plan.http.get("ssl_certfile") else ""
-    url = f"{plan.base}{served[0].route}/v1/chat/completions"
+    url = f"{plan.base}{(shown or served[0]).route}{path}"
     console.print(
         f"  curl {trusted}{url} {key}-H 'Content-Type: application/json' -d {shlex.quote(json.dumps(question))}",
         markup=False,

@@ -46,11 +46,15 @@ class Gateways(BaseHTTPRequestHandler):
             self._answer(200, {"status": "ok"} | ({"models": models} if models else {}))
         elif self.path == "/b/health":
             failed = {"status": "failed", "reason": "no such file"}
-            self._answer(200, {"models": {"one": {"status": "ready", "reason": None}, "two": failed}})
+            ready = {"status": "ready", "reason": None}
+            self._answer(200, {"models": {"one": ready, "two": failed, "vectors": ready}})
+        else:
+            self._answer(200, {"tasks": ["embed"]} if self.path == "/b/v1/models/vectors" else {})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        known = (self.path, body["model"]) in (("/v1/completions", "one"), ("/b/v1/completions", "one"))
+        asked = self.path, body["model"]
+        known = asked in (("/v1/completions", "one"), ("/b/v1/completions", "one"), ("/b/pooling", "vectors"))
         self._answer(200 if known and (self._has_key() or self.path.startswith("/b")) else 401, {})
 
     def _has_key(self) -> bool:
@@ -98,7 +102,7 @@ def plan(folder: Path, port: int) -> Plan:
         return {"name": name, "route_prefix": route, "import_path": "octavo_serve.app:build", "args": arguments}
 
     keys = [{"name": "alice", "key": "sk-alice"}]
-    apps = [application("a", "/", "one", api_keys=keys), application("b", "/b", "one", "two")]
+    apps = [application("a", "/", "one", api_keys=keys), application("b", "/b", "one", "two", "vectors")]
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump({"http_options": {"host": "127.0.0.1", "port": port}, "applications": apps}))
     return read_plan(path)
@@ -110,7 +114,11 @@ def test_each_model_of_each_application_is_asked_with_the_starts_own_key(
     asked, said = plan(tmp_path, port), list[str]()
     monkeypatch.setattr(Gateways, "key", asked.key)
     assert await_answers(asked, child, said.append, said.append) == {"two (b)": "no such file"}
-    assert [line.partition(" answers")[0] for line in said if "answers" in line] == ["one (a)", "one (b)"]
+    assert [line.partition(" answers")[0] for line in said if "answers" in line] == [
+        "one (a)",
+        "one (b)",
+        "vectors (b)",
+    ]
 
 
 def test_the_command_that_is_shown_asks_the_model_whatever_it_is_called(tmp_path: Path) -> None:
@@ -122,6 +130,14 @@ def test_the_command_that_is_shown_asks_the_model_whatever_it_is_called(tmp_path
     (command,) = [line for line in file.getvalue().splitlines() if line.startswith("  curl")]
     shell = ["bash", "-c", 'curl() { printf %s "${@: -1}"; }\n' + command]
     assert json.loads(subprocess.run(shell, capture_output=True, check=True).stdout)["model"] == name
+
+
+def test_a_model_without_text_is_shown_how_it_is_asked(tmp_path: Path, port: int) -> None:
+    file, served = io.StringIO(), plan(tmp_path, port)
+    _announce(Console(file=file, width=200), replace(served, awaited=served.awaited[-1:]), "ray", {}, 1.0)
+    (command,) = [line for line in file.getvalue().splitlines() if line.startswith("  curl")]
+    assert f"{port}/b/pooling " in command
+    assert '"model": "vectors", "input": ' in command
 
 
 def test_a_child_that_ends_ends_the_wait(tmp_path: Path, port: int, child: Server) -> None:
