@@ -29,8 +29,8 @@ LAST = {
     "/v1/responses": '"type":"response.completed"',
     "/v1/messages": '"type":"message_stop"',
 }
-POOLED = {"/v1/embeddings": "data", "/v1/rerank": "results", "/v2/rerank": "results"}
-"""What only a model that samples nothing is asked for, and where its answer has a list."""
+POOLED = ("/v1/embeddings", "/v1/rerank", "/v2/rerank", "/v2/embed", "/models/tiny")
+"""What only a model that samples nothing is asked for."""
 WHOLE = {
     "/v1/chat/completions": ("object", "chat.completion"),
     "/v1/responses": ("object", "response"),
@@ -82,21 +82,35 @@ async def posting(service: Service, backend: Any) -> AsyncIterator[Callable[[Any
 
 
 def check_pooled(path: str, body: Any, answer: Any) -> None:
-    """A vector for each text, in the encoding asked for; a score for each document, the best first."""
-    items = answer[POOLED[path]]
-    if path == "/v1/embeddings":
-        texts = body["input"] if isinstance(body["input"], list) and not isinstance(body["input"][0], int) else [None]
-        assert [item["index"] for item in items] == list(range(len(texts)))
-        found = [item["embedding"] for item in items]
-        if body.get("encoding_format") == "base64":
-            found = [np.frombuffer(base64.b64decode(text), "<f4") for text in found]
-        assert {len(vector) for vector in found} == {body.get("dimensions", 384)}
-        assert answer["usage"]["total_tokens"] >= len(texts)
-        return
-    scores = [item["relevance_score"] for item in items]
+    if path.endswith("/rerank"):
+        check_ranked(body, answer["results"])
+    elif path == "/v1/embeddings":
+        check_embedded(body, answer)
+    elif path == "/v2/embed":
+        assert [len(vector) for vector in answer["embeddings"]["float"]] == [384] * len(body["texts"])
+    elif isinstance(body["inputs"], dict):
+        assert len(answer) == len(body["inputs"]["sentences"])
+    else:
+        assert {len(vector) for vector in answer} == {384}
+
+
+def check_embedded(body: Any, answer: Any) -> None:
+    """A vector for each text, in the encoding asked for."""
+    texts = body["input"] if isinstance(body["input"], list) and not isinstance(body["input"][0], int) else [None]
+    found = [item["embedding"] for item in answer["data"]]
+    if body.get("encoding_format") == "base64":
+        found = [np.frombuffer(base64.b64decode(text), "<f4") for text in found]
+    assert [len(vector) for vector in found] == [body.get("dimensions", 384)] * len(texts)
+    assert [item["index"] for item in answer["data"]] == list(range(len(texts)))
+    assert answer["usage"]["total_tokens"] >= len(texts)
+
+
+def check_ranked(body: Any, results: Any) -> None:
+    """A score for each document, the best first."""
+    scores = [item["relevance_score"] for item in results]
     assert scores == sorted(scores, reverse=True)
     assert len(scores) == body.get("top_n", len(body["documents"]))
-    for item in items if body.get("return_documents") else ():
+    for item in results if body.get("return_documents") else ():
         assert item["document"] == {"text": body["documents"][item["index"]]}
 
 
