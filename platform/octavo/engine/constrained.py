@@ -39,9 +39,9 @@ FORCING = True
 """Whether forced tokens are known tokens; tests and proofs turn it off. Then masks of one token say the same."""
 
 ALONE = 0.002
-"""Seconds for a step's masks after which threads share what is left. Usual rows take 5 us each, and waking threads takes
-more than they save: of 64 streams' masks 17 us a row without, 28 with (the least of nine rounds; 23 and 77 on a busy
-machine)."""
+"""Seconds for a step's masks after which threads share what is left. Usual rows take 5 us each, and waking threads
+takes more than they save: of 64 streams' masks 17 us a row without, 28 with (the least of nine rounds; 23 and 77 on a
+busy machine)."""
 
 SUSPECT = 0.01
 """Seconds for a step's masks after which it is found out whose take long: then they are made one by one."""
