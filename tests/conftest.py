@@ -112,6 +112,44 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     return get
 
 
+class AdapterFolder(type(Path())):  # type: ignore[misc]
+    """A folder that knows its model's."""
+
+    base: Path
+
+
+@pytest.fixture(scope="session")
+def make_adapter(
+    tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., AdapterFolder]:
+    """`make_adapter(name, rank=4, seed=0, **config)` -> a folder as PEFT writes it: random changes of every matrix."""
+
+    def make(name: str, rank: int = 4, seed: int = 0, dtype: Any = None, **config: Any) -> AdapterFolder:
+        folder = AdapterFolder(tmp_path_factory.mktemp("adapter"))
+        folder.base = tiny_model(name)
+        write_adapter(folder, folder.base, rank, seed, dtype, **config)
+        return folder
+
+    return make
+
+
+def write_adapter(folder: Path, base: Path, rank: int, seed: int, dtype: Any = None, **config: Any) -> None:
+    """An adapter of a tiny model, with alpha 12."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    random, tensors = torch.Generator().manual_seed(seed), {}
+    for name, weight in load_file(base / "model.safetensors").items():
+        if name.endswith("_proj.weight"):
+            stem, (rows, columns) = f"base_model.model.{name.removesuffix('.weight')}", weight.shape
+            tensors[f"{stem}.lora_A.weight"] = torch.randn(rank, columns, generator=random) / columns**0.5
+            tensors[f"{stem}.lora_B.weight"] = torch.randn(rows, rank, generator=random) * 0.02
+    save_file({name: tensor.to(dtype or torch.float32) for name, tensor in tensors.items()},
+              folder / "adapter_model.safetensors")  # fmt: skip
+    written = {"peft_type": "LORA", "r": rank, "lora_alpha": 12, "bias": "none", "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(written | config))
+
+
 def write_tokenizer(folder: Path) -> None:
     """A tokenizer whose ids below 256 are bytes, and the ChatML template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -76,6 +76,7 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo/models/packed_encoder.py": "platform/octavo/execution/test_native_encoder.py",
     "octavo/models/packing.py": "platform/octavo/models/test_packed.py",
     "octavo/models/source_spec.py": "platform/octavo/models/test_load.py",
+    "octavo/models/weights/adapted.py": "platform/octavo/models/test_adapters.py",
     "octavo/models/spec.py": "platform/octavo/models/test_families.py",
     "octavo/models/weights/encoder_layout.py": "platform/octavo/models/test_encoder.py",
     "octavo/models/weights/encoder_names.py": "platform/octavo/models/test_encoder_families.py",

@@ -266,6 +266,21 @@ class Placement:
     first_token: float
 
 
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter as a request names it.
+
+    Attributes:
+        name: what callers call it.
+        digest: hash of its contents. Block hashes start from it, so other contents under one name share no block.
+        path: of its folder or file as a shard sees it; what lies there must still have that digest.
+    """
+
+    name: str
+    digest: str
+    path: str
+
+
 @dataclass(slots=True, kw_only=True)
 class Request:
     """One prompt on its way to an engine. Plain and picklable: this is what the gateway sends to a shard.
@@ -276,6 +291,7 @@ class Request:
         params: how to sample; its `seed` is filled in here when it was None.
         priority: lower runs first (vLLM's meaning); equal priorities run in order of arrival.
         cache_salt: cache namespace; requests share cached blocks only within one salt.
+        adapter: which it is computed with; None: the model as it is. Cached blocks are shared within one adapter.
         block_hashes: the prompt's chain from `block_hash.hash_chain`, when the sender computed it for routing;
             the engine computes it otherwise.
         session: requests of one session stay together under the routing policy "session".
@@ -294,6 +310,7 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     priority: int = 0
     cache_salt: str = ""
+    adapter: Adapter | None = None
     block_hashes: list[bytes] | None = None
     session: str = ""
     placement: Placement | None = None
@@ -301,6 +318,11 @@ class Request:
     alone: bool = False
     seed: int = -1
     pooling: Pooling | None = None
+
+    @property
+    def adapter_digest(self) -> str:
+        """Of its adapter, as `block_hash.root_hash` takes it; "" without one."""
+        return "" if self.adapter is None else self.adapter.digest
 
     def __post_init__(self) -> None:
         # SamplingParams may be shared by many requests: the drawn seed belongs to the request.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from octavo_kernels.linear import PackedWeight
 from octavo_kernels.linear.formats import CODES
+from octavo_kernels.lora.packed import PackedAdapter
 from octavo_kernels.native.library import Library
 
 if TYPE_CHECKING:
@@ -268,6 +269,7 @@ class NativeDecoder:
         *,
         kept: Int64 | None = None,
         whole: bool = True,
+        adapters: Sequence[PackedAdapter | None] | None = None,
     ) -> Float32:
         """One step: keys and values of all tokens are stored, logits [len(token_index), vocab] computed.
 
@@ -277,6 +279,7 @@ class NativeDecoder:
             kept: other flat tokens, each at most once, whose `states` are wanted.
             whole: also compute the last layer for the other tokens, which `hidden` and `logits` need. Without it, a
                 prompt saves most of that layer.
+            adapters: of each sequence; None: none has one.
 
         Returns:
             an array that the next step overwrites.
@@ -291,6 +294,9 @@ class NativeDecoder:
         if kept is not None:
             token_index = np.concatenate([token_index, kept])
         sequences = len(context_lens), query_start, context_lens, block_tables, block_tables.shape[1]
+        addresses = np.array([0 if adapter is None else adapter.address for adapter in adapters or ()], np.int64)
+        if len(addresses):
+            self._library.call("decoder_adapt", self._handle, addresses)
         self._library.call(
             "decoder_step",
             self._handle,

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "activation/cpu.h"
+#include "decoder/adapters.h"
 #include "decoder/records.h"
 #include "decoder/ways.h"
 #include "paged_attention/cpu.h"
@@ -22,7 +23,7 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t kPhasesPerLayer = 13, kOtherPhases = 6;
+constexpr int64_t kPhasesPerLayer = 17, kOtherPhases = 6;
 
 class Decoder {
     const Model model;
@@ -44,6 +45,8 @@ class Decoder {
     int64_t cuts = 1;
     Tokens finished = {};  // those that pass through the last layer's matrices, after its attention
     Phases phases;
+    const int64_t* adapting = nullptr;               // of the next step: an Adapter or null for each of its sequences
+    std::vector<const Adapter*> adapters;            // of each token; empty where none has one
     int64_t first_token = 0;  // token of the embedding's first row, if a rank has only some rows
     SumOverRanks sum_over_ranks = nullptr;
 
@@ -72,6 +75,29 @@ class Decoder {
     void norm_and_pack(const float* x, const float* weight, float* normed_row, const Input& input, int64_t i) const {
         norm(x, weight, normed_row);
         input.pack(i, normed_row);
+    }
+
+    // Products of one input, with what adapters add: A x has a phase between those of `way.multiply`.
+    template <class Way, class P, class F>
+    void multiply(const Way& way, const Layer& layer, Site site, std::initializer_list<int64_t> outputs,
+                  const P& prepare, const F& f) const {
+        if (way.shared.adapters.none()) return way.multiply(outputs, prepare, f);
+        way.each(way.tokens.count, prepare);
+        multiply(way, layer, site, outputs, f);
+    }
+    template <class Way, class F>
+    void multiply(const Way& way, const Layer& layer, Site site, std::initializer_list<int64_t> outputs,
+                  const F& f) const {
+        const StepAdapters& adapters = way.shared.adapters;
+        const int64_t at = &layer - layers.data();
+        if (!adapters.none())
+            way.each(adapters.units(at, site), [&](int64_t unit) { adapters.project(at, site, exact(), unit); });
+        way.multiply(outputs, f);
+    }
+
+    template <class Way>
+    void adapt(const Way& way, const Layer& layer, Part part, float* out, int64_t stride, Range blocks) const {
+        way.shared.adapters.add(&layer - layers.data(), part, exact(), out, stride, blocks);
     }
 
     void embed(int64_t token) {
@@ -144,10 +170,12 @@ class Decoder {
         const auto prepare = [&](int64_t i) {
             const float* x = before ? after_layer(way, *before, i) : residual_of(first + i);
             norm_and_pack(x, layer.attention_norm, own.normed + i * hidden, own.qkv_input, i);
+            way.shared.adapters.pack(kQkvSite, i, own.normed + i * hidden);
         };
-        way.multiply({q_size, kv_size, kv_size}, prepare, [&](size_t i, Range blocks) {
+        multiply(way, layer, kQkvSite, {q_size, kv_size, kv_size}, prepare, [&](size_t i, Range blocks) {
             float* to = qkv + first * qkv_size + products[i].column + blocks.begin * 16;
             own.qkv_input.multiply(*products[i].matrix, exact(), to, qkv_size, blocks);
+            adapt(way, layer, Part(kQ + i), to, qkv_size, blocks);
         });
         way.each(count * heads, [&](int64_t i) {
             rotate_and_store(layer, first + i / heads, i % heads);
@@ -180,29 +208,38 @@ class Decoder {
     void finish_layer(const Layer& layer, const Way& way) {
         const int64_t count = way.tokens.count, hidden = model.hidden, inner = model.inner, stride = 2 * way.gate_width;
         const Workspace &shared = way.shared, &own = way.own;
-        const auto pack_attended = [&](int64_t i) { own.out_input.pack(i, attended + way.tokens[i] * q_size); };
-        way.multiply({hidden}, pack_attended, [&](size_t, Range blocks) {
+        const auto pack_attended = [&](int64_t i) {
+            own.out_input.pack(i, attended + way.tokens[i] * q_size);
+            shared.adapters.pack(kOutSite, i, attended + way.tokens[i] * q_size);
+        };
+        multiply(way, layer, kOutSite, {hidden}, pack_attended, [&](size_t, Range blocks) {
             own.out_input.multiply(layer.out, exact(), shared.attended + blocks.begin * 16, hidden, blocks);
+            adapt(way, layer, kOut, shared.attended + blocks.begin * 16, hidden, blocks);
         });
         way.sum(shared.attended, count * hidden);
         const auto prepare = [&](int64_t i) {
             const float* x = after_attention(way, layer, i);
             norm_and_pack(x, layer.mlp_norm, own.normed + i * hidden, own.mlp_input, i);
+            shared.adapters.pack(kMlpSite, i, own.normed + i * hidden);
         };
-        way.multiply({inner}, prepare, [&](size_t, Range blocks) {
+        multiply(way, layer, kMlpSite, {inner}, prepare, [&](size_t, Range blocks) {
             const Range columns{blocks.begin * 16, std::min(blocks.end * 16, inner)};
             float *gate = way.gate(columns.begin), *up = gate + way.gate_width;
             if (layer.gate.data) own.mlp_input.multiply(layer.gate, exact(), gate, stride, blocks);
             own.mlp_input.multiply(layer.up, exact(), up, stride, blocks);
+            adapt(way, layer, kGate, gate, stride, blocks);
+            adapt(way, layer, kUp, up, stride, blocks);
             for (int64_t i = 0; i < count; ++i) {
                 float *row = gate + i * stride, *values = row + way.gate_width;
                 if (layer.gate.data) gate_row(Gate(model.gate), row, values, columns.end - columns.begin, values);
                 else gelu_row(values, columns.end - columns.begin, values);
                 shared.down_input.pack(i, values, columns);
+                shared.adapters.pack(kDownSite, i, values, columns);
             }
         });
-        way.multiply({hidden}, [&](size_t, Range blocks) {
+        multiply(way, layer, kDownSite, {hidden}, [&](size_t, Range blocks) {
             shared.down_input.multiply(layer.down, exact(), shared.fed + blocks.begin * 16, hidden, blocks);
+            adapt(way, layer, kDown, shared.fed + blocks.begin * 16, hidden, blocks);
         });
         way.sum(shared.fed, count * hidden);
     }
@@ -224,7 +261,7 @@ class Decoder {
             Workspace& w = i < layers.size() ? shared : last;
             if (const int64_t runs = runs_of(tokens.count)) {
                 run_per_thread(cursor, i, thread, tokens, runs);
-            } else if (!sum_over_ranks && tokens.count <= kFewTokens) {
+            } else if (!sum_over_ranks && tokens.count <= kFewTokens && w.adapters.none()) {
                 own[thread]->reserve(widths, tokens.count, 0);
                 go_to_attention(i, RedundantRows{shared_rows(cursor, tokens, w, *own[thread])});
             } else {
@@ -239,6 +276,7 @@ class Decoder {
         phases.run(cursor, runs, [&](int64_t run) {
             const Tokens part = tokens.part(split(tokens.count, int(run), int(runs), 4));
             w.reserve(widths, part.count, kRunBlocks * 16);
+            w.adapters.build(part, adapters, widths, exact());
             go_to_attention(i, RunPerThread{part, w, w, kRunBlocks * 16});
         });
     }
@@ -272,6 +310,13 @@ class Decoder {
             }
     }
 
+    void find_adapters(const Sequences& s) {
+        adapters.assign(adapting ? num_tokens : 0, nullptr);
+        for (int64_t i = 0; adapting && i < s.count; ++i)
+            std::fill(&adapters[s.query_start[i]], adapters.data() + s.query_start[i + 1], (const Adapter*)adapting[i]);
+        adapting = nullptr;
+    }
+
     void reserve() {
         cuts = threads == 1 ? 1 : 4 * threads;
         scratch_floats = 0;
@@ -285,8 +330,12 @@ class Decoder {
         attended = attended_.floats(num_tokens * q_size);
         scratch = scratch_.floats(threads * scratch_floats);
         partials = partials_.floats(partial);
-        shared.reserve(widths, runs_of(num_tokens) ? 0 : num_tokens, model.inner);
-        last.reserve(widths, runs_of(finished.count) ? 0 : finished.count, model.inner);
+        const Tokens all{0, runs_of(num_tokens) ? 0 : num_tokens, nullptr};
+        const Tokens ends{0, runs_of(finished.count) ? 0 : finished.count, finished.list};
+        for (auto [w, tokens] : {std::pair{&shared, all}, std::pair{&last, ends}}) {
+            w->reserve(widths, tokens.count, model.inner);
+            w->adapters.build(tokens, adapters, widths, exact());
+        }
         while (int(own.size()) < threads) own.push_back(new_workspace());
     }
 
@@ -315,6 +364,8 @@ public:
         head_input.add(model.head, exact());
     }
 
+    void adapt(const int64_t* of_sequences) { adapting = of_sequences; }
+
     void set_ranks(int64_t first, SumOverRanks sum) { first_token = first, sum_over_ranks = sum; }
 
     void step(const int32_t* tokens, const Sequences& sequences, bool whole, const int64_t* token_index, int64_t count,
@@ -326,6 +377,7 @@ public:
         for (auto& [window, plan] : plans) plan.build(sequences, window, model.query_heads, cache(layers[0]));
         phases.reset();
         find_slots(sequences);
+        find_adapters(sequences);
         threads = num_threads();
         reserve();
         normed = normed_.floats(count * model.hidden);
@@ -369,6 +421,11 @@ OCTAVO_API void octavo_decoder_free(int64_t decoder) { delete (octavo::Decoder*)
 // The model is one rank's share: its embedding begins with token `first_token`, and `sum` adds up the ranks' results.
 OCTAVO_API void octavo_decoder_set_ranks(int64_t decoder, int64_t first_token, octavo::SumOverRanks sum) {
     ((octavo::Decoder*)decoder)->set_ranks(first_token, sum);
+}
+
+// Gives the next step's sequences the adapters at these addresses (lora/packed.py), null for none.
+OCTAVO_API void octavo_decoder_adapt(int64_t decoder, const int64_t* adapters) {
+    ((octavo::Decoder*)decoder)->adapt(adapters);
 }
 
 // Arrays as in octavo.step; token_index: [count + kept] different flat tokens. After the first `count` logits

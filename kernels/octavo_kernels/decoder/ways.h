@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "decoder/adapters.h"
+#include "decoder/tokens.h"
 #include "linear/input.h"
 
 namespace octavo {
@@ -19,14 +21,10 @@ constexpr int64_t kFewTokens = 3;
 // Replaces values by their sum over all ranks of the model.
 using SumOverRanks = void (*)(float* values, int64_t count);
 
-// Values of a token's state, of its query heads, and between the MLP's matrices.
-struct Widths {
-    int64_t hidden, heads, inner;
-};
-
 // Memory for the activations between the matrices, for some tokens.
 struct Workspace {
     Input qkv_input, out_input, mlp_input, down_input;
+    StepAdapters adapters;
     float *attended, *fed, *normed, *residual;  // [tokens][hidden]; the first two: outputs of attention and MLP
     float* gate_up;                             // [tokens][2 x the gate's width]
 
@@ -50,17 +48,6 @@ struct Product {
     const Matrix* matrix;
     int64_t column;  // of its first output, in a row of all outputs
 };
-
-// Tokens that go through the matrices: consecutive ones of a step, or those in a list.
-struct Tokens {
-    int64_t first, count;
-    const int64_t* list;  // or null
-
-    int64_t operator[](int64_t i) const { return list ? list[first + i] : first + i; }
-    Tokens part(Range range) const { return {first + range.begin, range.end - range.begin, list}; }
-};
-
-int64_t blocks_of(int64_t outputs) { return (outputs + 15) / 16; }
 
 // Cuts matrices into units of a few blocks of outputs, so that the others do not wait for a slow thread.
 class Units {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +20,13 @@ class KVCache(NamedTuple):
     scales: KVScales | None = None  # of codes
 
 
+class AdaptedTokens(NamedTuple):
+    """Tokens of a step that go through one adapter."""
+
+    matrices: Mapping[tuple[int, str], tuple[Tensor, Tensor]]  # by layer and part: A [rank, in], B [out, rank]
+    tokens: Tensor  # [N] their indices
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StepContext:
     """What every layer, and every matrix in it, is given of a step beside the activations of its T tokens.
@@ -27,7 +34,9 @@ class StepContext:
     Attributes:
         layout: which sequence and position each token has, and where its keys and values go.
         kv: one cache per layer, written in place.
+        adapters: those that any token has.
     """
 
     layout: PagedBatch
     kv: Sequence[KVCache]
+    adapters: Sequence[AdaptedTokens] = ()

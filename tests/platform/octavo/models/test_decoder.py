@@ -95,7 +95,7 @@ def test_one_order_of_sums_is_refused_where_there_is_none(tiny_model):
         decoder.keep_one_order()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class AdaptedContext(StepContext):
     adapted: torch.Tensor  # [T, 1] 1 for the tokens of sequences with the adapter, else 0
 
@@ -126,7 +126,7 @@ def test_every_matrix_of_a_layer_can_tell_which_tokens_it_multiplies(tiny_model,
     class Run(paged_run):
         def context(self, layout, rows, lens):
             adapted = torch.tensor(rows).repeat_interleave(torch.tensor(lens)) % 2
-            return AdaptedContext(layout, self.kv, adapted[:, None])
+            return AdaptedContext(layout, self.kv, adapted=adapted[:, None])
 
     plain, mixed, merged = (load(tiny_model(name)) for _ in range(3))
     torch.manual_seed(0)

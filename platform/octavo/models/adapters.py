@@ -1,0 +1,281 @@
+"""Reads LoRA adapters (Hu et al. 2021) as PEFT stores them: `adapter_config.json` and `adapter_model.safetensors`.
+
+An adapter adds (x A^T) B^T s to what some matrices of the layers compute. Whatever it would change beside that is
+refused: half an adapter answers wrongly without saying so. What is read was hashed before in the same bytes, so a
+digest stands for exactly these weights. No torch: a native start does without it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+
+from octavo.errors import ModelError
+from octavo.model_files import reading
+from octavo.models.parallel import Share
+from octavo.models.spec import ModelSpec
+from octavo.models.weights.fused import fused_names
+from octavo.models.weights.names import hf_naming, plain_name
+
+Float32 = npt.NDArray[np.float32]
+
+PARTS = ("q", "k", "v", "out", "gate", "up", "down")
+"""The matrices of a layer that an adapter may change."""
+
+MAX_RANK = 256
+
+MAX_FILE = 2**32
+"""Bytes of an adapter's file; rank 256 on all matrices of an 8 B model takes 1.3 GB in bf16."""
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+Place = tuple[int, str]
+"""Layer and part."""
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """What is added to one matrix: y += (x A^T) B^T."""
+
+    a: Float32  # [rank, in]
+    b: Float32  # [out, rank], times the adapter's scale
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """An adapter's files as they were read, once."""
+
+    path: Path
+    config: bytes
+    weights: bytes
+
+    @property
+    def digest(self) -> str:
+        whole = blake2b(len(self.config).to_bytes(8, "little"), digest_size=16)
+        whole.update(self.config)
+        whole.update(self.weights)
+        return whole.hexdigest()
+
+
+def adapter_digest(path: Path) -> str:
+    """The hash of an adapter's contents.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    return _read_files(path).digest
+
+
+def read_adapter(path: Path, share: Share, digest: str | None = None) -> dict[Place, LowRank]:
+    """An adapter's matrices, or a rank's part of them.
+
+    Args:
+        share: what of the model it is for.
+        digest: what it must have; None: any.
+
+    Raises:
+        ModelError: it is damaged, has changed, does not fit the model, or changes more than matrices of its layers.
+    """
+    files = _read_files(path)
+    if digest is not None and files.digest != digest:
+        raise ModelError(f"the adapter at {path} has changed since it was loaded: load it again")
+    if share.whole.encoder is not None:
+        raise ModelError("adapters of encoders are not supported")
+    with reading(path):
+        config = _checked_config(files)
+        tensors = dict(_tensors(files))
+        return {
+            place: _cut(low, place[1], share)
+            for module, a, b in _pairs(tensors, path)
+            for place, low in _fitted(module, a, b * _scale(config, module, len(a)), share.whole)
+        }
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def _read_files(path: Path) -> _Files:
+    with reading(path):
+        if not (path / _WEIGHTS).is_file():
+            pickled = (path / "adapter_model.bin").exists()
+            why = ": adapter_model.bin is a pickle, which can run code; save it as safetensors" if pickled else ""
+            raise ModelError(f"{path} holds no {_WEIGHTS}{why}")
+        for name in (_CONFIG, _WEIGHTS):
+            if not (path / name).is_file():
+                raise ModelError(f"{path} holds no {name}")
+            if (size := (path / name).stat().st_size) > MAX_FILE:
+                raise ModelError(f"{path / name} has {size} bytes; an adapter's file may have {MAX_FILE}")
+        return _Files(path, (path / _CONFIG).read_bytes(), (path / _WEIGHTS).read_bytes())
+
+
+def _checked_config(files: _Files) -> dict[str, Any]:
+    """The config, of an adapter that is all here.
+
+    Raises:
+        ModelError: it says that the adapter changes something else, or in another way.
+    """
+    config = json.loads(files.config)
+    if not isinstance(config, dict):
+        raise ModelError(f"{files.path / _CONFIG} is not a JSON object")
+    if config.get("peft_type") != "LORA":
+        raise ModelError(f"the adapter is of type {config.get('peft_type')!r:.40}; only LORA is supported")
+    for name, what in _REFUSED.items():
+        if config.get(name):
+            raise ModelError(f"the adapter has {name}: {what} are not supported; train it without")
+    if config.get("bias", "none") != "none":
+        raise ModelError(f"the adapter has bias {config['bias']!r:.40}: biases are not supported; train it with 'none'")
+    if isinstance(begin := config.get("init_lora_weights"), str) and begin.lower() not in _PLAIN_BEGINNINGS:
+        raise ModelError(
+            f"the adapter has init_lora_weights {begin!r:.40}, which changes the model's own weights: convert it to a "
+            "plain adapter (PEFT's path_initial_model_for_weight_conversion)"
+        )
+    return config
+
+
+_REFUSED = {
+    "use_dora": "DoRA's magnitudes",
+    "modules_to_save": "whole matrices beside the low-rank ones",
+    "lora_bias": "biases",
+    "fan_in_fan_out": "transposed matrices",
+    "trainable_token_indices": "changed embeddings",
+    "target_parameters": "changes of bare parameters",
+    "layer_replication": "repeated layers",
+    "alora_invocation_tokens": "adapters that begin in the middle of a text",
+    "use_qalora": "pooled inputs",
+    "use_bdlora": "block-diagonal matrices",
+}
+"""What a config may say that the weights alone do not mean, and what that is."""
+
+_PLAIN_BEGINNINGS = ("gaussian", "eva", "orthogonal")
+
+
+def _tensors(files: _Files) -> Iterator[tuple[str, Float32]]:
+    """The tensors by name, in float32."""
+    for name, tensor in safetensors.deserialize(files.weights):  # type: ignore[no-untyped-call]
+        yield name, _as_float32(tensor["data"], tensor["dtype"], name).reshape(tensor["shape"])
+
+
+def _as_float32(data: bytes, dtype: str, name: str) -> Float32:
+    if dtype == "F32":
+        return np.frombuffer(data, np.float32)
+    if dtype == "F16":
+        return np.frombuffer(data, np.float16).astype(np.float32)
+    if dtype == "BF16":
+        return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
+    raise ModelError(f"{name} is stored as {dtype}; an adapter's matrices are F32, F16 or BF16")
+
+
+# ---- from stored names to places -------------------------------------------------------------------------------------
+
+_NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
+
+
+def _pairs(tensors: dict[str, Float32], path: Path) -> Iterator[tuple[str, Float32, Float32]]:
+    """(module, A, B) of every matrix that is changed.
+
+    Raises:
+        ModelError: a tensor is something else, or its other half is missing.
+    """
+    halves: dict[str, dict[str, Float32]] = {}
+    for name, tensor in tensors.items():
+        if (found := _NAME.fullmatch(name)) is None:
+            raise ModelError(f"the adapter holds {name:.200}: only lora_A and lora_B of linear layers are supported")
+        halves.setdefault(found[1], {})[found[2]] = tensor
+    if not halves:
+        raise ModelError(f"{path} holds no tensors")
+    for module, pair in halves.items():
+        if len(pair) != 2:
+            raise ModelError(f"the adapter has only one of lora_A and lora_B of {module:.200}")
+        a, b = pair["A"], pair["B"]
+        if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
+            raise ModelError(f"lora_A and lora_B of {module:.200} are {list(a.shape)} and {list(b.shape)}")
+        if not 1 <= len(a) <= MAX_RANK:
+            raise ModelError(f"the rank of {module:.200} is {len(a)}; it must be 1 to {MAX_RANK}")
+        yield module, a, b
+
+
+def _scale(config: dict[str, Any], module: str, rank: int) -> float:
+    alpha = config.get("lora_alpha", 8)
+    for name, value in (config.get("alpha_pattern") or {}).items():
+        if not re.fullmatch(r"[\w.]+", name):
+            raise ModelError(f"alpha_pattern names modules by the expression {name!r:.80}: plain names are supported")
+        if module == name or module.endswith(f".{name}"):
+            alpha = value
+            break
+    if type(alpha) not in (int, float) or not math.isfinite(alpha):
+        raise ModelError(f"lora_alpha is {alpha!r:.40}, which is not a number")
+    return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
+
+
+def _fitted(module: str, a: Float32, b: Float32, spec: ModelSpec) -> Iterator[tuple[Place, LowRank]]:
+    """The places of a module, several where it is stored stacked by rows.
+
+    Raises:
+        ModelError: the model has no such matrix, or one of another shape.
+    """
+    places = _places(spec).get(plain_name(module))
+    if places is None:
+        raise ModelError(
+            f"the adapter changes {module:.200}, which is no matrix of this model's layers that an adapter may change "
+            f"({', '.join(part for part in PARTS)}); embeddings, heads and experts are not supported"
+        )
+    sizes = [_shape(spec, part) for _, part in places]
+    rows, columns = sum(size for size, _ in sizes), sizes[0][1]
+    if a.shape[1] != columns or len(b) != rows:
+        raise ModelError(
+            f"the adapter changes {module:.200} from {a.shape[1]} to {len(b)} values, and the model's goes from "
+            f"{columns} to {rows}: it was made for another model"
+        )
+    start = 0
+    for place, (size, _) in zip(places, sizes, strict=True):
+        yield place, LowRank(a, b[start : start + size])
+        start += size
+
+
+def _places(spec: ModelSpec) -> dict[str, list[Place]]:
+    """By the plain name of a module."""
+    naming = hf_naming(spec)
+    names = {part: naming.parts[part] for part in PARTS if part in naming.parts and _shape(spec, part)[0]}
+    found = {naming.layer.format(i) + name: [(i, part)] for i in range(spec.num_layers) for part, name in names.items()}
+    for i in range(spec.num_layers):
+        for stacked in ("attn.Wqkv", "mlp.Wi"):
+            parts = [found.get(part) for part in _unstacked(naming.layer.format(i) + stacked, spec.family)]
+            if parts and None not in parts:
+                found[naming.layer.format(i) + stacked] = [place for part in parts if part for place in part]
+    return found
+
+
+def _unstacked(module: str, family: str) -> list[str]:
+    return [name.removesuffix(".weight") for name in fused_names(f"{module}.weight", family)]
+
+
+def _shape(spec: ModelSpec, part: str) -> tuple[int, int]:
+    """Rows and columns of a layer's matrix; 0 rows of one that it does not have."""
+    inner = spec.shared_expert_size if spec.num_experts else spec.intermediate_size
+    return {
+        "q": (spec.q_size, spec.hidden_size),
+        "k": (spec.kv_size, spec.hidden_size),
+        "v": (spec.kv_size, spec.hidden_size),
+        "out": (spec.hidden_size, spec.q_size),
+        "gate": (inner if spec.gated else 0, spec.hidden_size),
+        "up": (inner, spec.hidden_size),
+        "down": (spec.hidden_size if inner else 0, inner),
+    }[part]
+
+
+def _cut(low: LowRank, part: str, share: Share) -> LowRank:
+    """A rank's part: B is cut where the matrix is cut by rows, A where it is cut by columns."""
+    rows, columns = share.part(part)
+    a = low.a if columns is None else low.a[:, columns.start : columns.stop]
+    b = low.b if rows is None else low.b[rows.start : rows.stop]
+    return LowRank(a, b)

@@ -1,0 +1,209 @@
+"""Adapters as PEFT stores them, on both decoders: against transformers with the change merged into its weights."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from octavo.errors import ModelError
+from octavo.models.adapters import adapter_digest, read_adapter
+from octavo.models.load import load_model
+from octavo.models.packed import load_packed
+from octavo.models.parallel import share_of
+from octavo.models.source_spec import read_spec
+from octavo.models.step_context import AdaptedTokens, StepContext
+from octavo.models.weights.adapted import on_device, take_adapters
+from octavo.source import resolve_source
+from octavo_kernels.decoder import NativeDecoder, PackedKV
+from octavo_kernels.lora.packed import PackedAdapter
+from octavo_kernels.native.library import library
+
+FAMILIES = ["llama3", "llama_biases", "smollm2", "qwen2", "qwen3", "gemma3"]
+
+
+def merged_logits(reference, model, folder, scale, sequences):
+    """transformers' logits with W + s B A in place of W."""
+    theirs = reference(model)
+    changes, modules = load_file(folder / "adapter_model.safetensors"), dict(theirs.model.named_modules())
+    with torch.no_grad():
+        for name, a in changes.items():
+            if ".lora_A." in name:
+                module = modules[name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")]
+                module.weight += scale * changes[name.replace("lora_A", "lora_B")].float() @ a.float()
+    return [theirs.logits(tokens) for tokens in sequences]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_equal_transformers_with_the_change_in_its_weights(
+    tiny_model, make_adapter, paged_run, reference, sequences, name
+):
+    model, folder = tiny_model(name), make_adapter(name, rank=5, use_rslora=name == "qwen2")
+    scale = 12 / 5**0.5 if name == "qwen2" else 12 / 5
+    expected = merged_logits(reference, model, folder, scale, sequences)
+    plain = reference(model).logits(sequences[0])
+    assert (expected[0] - plain).abs().max() > 0.3  # it does change something
+    on_torch, native = torch_logits(model, folder, paged_run, sequences), native_logits(model, folder, sequences)
+    for i, logits in enumerate(expected):
+        torch.testing.assert_close(on_torch[i], logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(native[i], logits, atol=1e-4, rtol=0)
+
+
+def torch_logits(model, folder, paged_run, sequences):
+    decoder = load_model(resolve_source(str(model)))
+    share = share_of(decoder.spec)
+    matrices = on_device(read_adapter(folder, share), decoder.device)
+    take_adapters(decoder.weights, decoder.spec)
+
+    class Run(paged_run):
+        def context(self, layout, rows, lens):
+            return StepContext(layout, self.kv, [AdaptedTokens(matrices, torch.arange(sum(lens)))])
+
+    return Run(decoder, len(sequences), 80).all_logits(sequences)
+
+
+def packed(folder, spec, *, exact=True):
+    layers = [{} for _ in range(spec.num_layers)]
+    for (layer, part), low in read_adapter(folder, share_of(spec)).items():
+        layers[layer][part] = low.a, low.b
+    return PackedAdapter(layers, exact=exact)
+
+
+class NativeSteps:
+    """Sequences with adapters on the native decoder; prompts in the chunks that a caller wants."""
+
+    def __init__(self, model, dtype="float32", most=40):
+        self.spec, packed = load_packed(resolve_source(str(model)), dtype=dtype, max_model_len=80)
+        kv = PackedKV(self.spec.num_layers, 5 * most, 16, self.spec.num_kv_heads, self.spec.head_dim, dtype)
+        self.decoder = NativeDecoder(library(), packed, kv, exact=dtype == "float32")
+
+    def step(self, chunks, adapters):
+        """chunks: (tokens, how many came before, which blocks of five); gives the logits of each."""
+        lens = [len(tokens) for tokens, _, _ in chunks]
+        starts = np.cumsum([0, *lens]).astype(np.int32)
+        contexts = np.array([before + len(tokens) for tokens, before, _ in chunks], np.int32)
+        tables = np.array([range(5 * place, 5 * place + 5) for _, _, place in chunks], np.int32)
+        flat = np.array([token for tokens, _, _ in chunks for token in tokens], np.int32)
+        logits = self.decoder.step(flat, starts, contexts, tables, np.arange(len(flat)), adapters=adapters)
+        return [torch.from_numpy(logits[a:b].copy()) for a, b in pairwise(starts)]
+
+
+def native_logits(model, folder, sequences):
+    steps = NativeSteps(model)
+    adapter = packed(folder, steps.spec)
+    chunks = [(tokens, 0, place) for place, tokens in enumerate(sequences)]
+    return steps.step(chunks, [adapter] * len(sequences))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bits_do_not_depend_on_what_is_beside_a_sequence(tiny_model, make_adapter, dtype):
+    """Two adapters and the base in one step, a prompt of many rows, one that is cut: the same bits as alone."""
+    model = tiny_model("smollm2")
+    folders = [make_adapter("smollm2", rank=rank, seed=rank) for rank in (3, 16)]
+    beside, alone = NativeSteps(model, dtype), NativeSteps(model, dtype)
+    ways = [None, *(packed(folder, beside.spec, exact=dtype == "float32") for folder in folders)]
+    random = np.random.default_rng(3)
+    prompts = [random.integers(0, 256, length).tolist() for length in (70, 9, 1, 33, 70, 2, 75)]
+    adapters = [ways[i % 3] for i in range(len(prompts))]
+    mixed = beside.step([(tokens, 0, i) for i, tokens in enumerate(prompts)], adapters)
+    after = beside.step([([7], len(tokens), i) for i, tokens in enumerate(prompts)], adapters)
+    for i, (tokens, adapter) in enumerate(zip(prompts, adapters, strict=True)):
+        cut = len(tokens) // 2
+        first = alone.step([(tokens[:cut], 0, i)], [adapter]) if cut else []
+        (rest,) = alone.step([(tokens[cut:], cut, i)], None if adapter is None else [adapter])
+        assert torch.equal(torch.cat([*first, rest]), mixed[i])
+        assert torch.equal(alone.step([([7], len(tokens), i)], [adapter])[0], after[i])
+    assert not torch.equal(*(beside.step([(prompts[0], 0, 0)], [way])[0] for way in ways[:2]))
+
+
+def test_an_adapter_is_its_contents(make_adapter):
+    one, same, other = (make_adapter("llama3", seed=seed) for seed in (1, 1, 2))
+    assert adapter_digest(one) == adapter_digest(same) != adapter_digest(other)
+    spec = read_spec(resolve_source(str(one.base)))
+    read_adapter(one, share_of(spec), adapter_digest(one))
+    with pytest.raises(ModelError, match="has changed since it was loaded"):
+        read_adapter(other, share_of(spec), adapter_digest(one))
+
+
+@pytest.mark.parametrize("cut", ["rows", "columns"])
+def test_a_rank_gets_what_its_matrices_are_cut_to(make_adapter, cut):
+    folder = make_adapter("llama3")
+    spec = read_spec(resolve_source(str(folder.base)))
+    whole = read_adapter(folder, share_of(spec))
+    halves = [read_adapter(folder, share_of(spec, rank, 2)) for rank in (0, 1)]
+    for (layer, part), low in whole.items():
+        a, b = zip(*((half[layer, part].a, half[layer, part].b) for half in halves), strict=True)
+        is_cut_by_columns = part in ("out", "down")
+        if cut == "columns" and is_cut_by_columns:
+            np.testing.assert_array_equal(np.concatenate(a, 1), low.a)
+            np.testing.assert_array_equal(b[0], low.b)
+        if cut == "rows" and not is_cut_by_columns:
+            np.testing.assert_array_equal(np.concatenate(b), low.b)
+            np.testing.assert_array_equal(a[0], low.a)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"use_dora": True}, "DoRA's magnitudes are not supported"),
+        ({"modules_to_save": ["lm_head"]}, "whole matrices beside the low-rank ones"),
+        ({"bias": "lora_only"}, "biases are not supported"),
+        ({"peft_type": "IA3"}, "only LORA is supported"),
+        ({"alora_invocation_tokens": [1]}, "begin in the middle of a text"),
+        ({"init_lora_weights": "pissa"}, "changes the model's own weights"),
+        ({"alpha_pattern": {"q_proj|k_proj": 3}}, "plain names are supported"),
+        ({"lora_alpha": "much"}, "not a number"),
+    ],
+)
+def test_what_would_answer_wrongly_is_refused(make_adapter, change, sentence):
+    folder = make_adapter("llama3", **change)
+    with pytest.raises(ModelError, match=sentence):
+        read_adapter(folder, share_of(read_spec(resolve_source(str(folder.base)))))
+
+
+def test_what_does_not_fit_is_refused(tiny_model, make_adapter, tmp_path):
+    folder = make_adapter("llama3")
+    other = share_of(read_spec(resolve_source(str(tiny_model("llama_biases")))))
+    with pytest.raises(ModelError, match="it was made for another model"):
+        read_adapter(folder, other)
+    own = share_of(read_spec(resolve_source(str(folder.base))))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    broken = {
+        "changes lm_head, which is no matrix": {
+            "base_model.model.lm_head.lora_A.weight": torch.ones(2, 64),
+            "base_model.model.lm_head.lora_B.weight": torch.ones(300, 2),
+        },
+        "only one of lora_A and lora_B": dict([next(iter(tensors.items()))]),
+        "only lora_A and lora_B of linear": {"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(2, 2)},
+        "the rank of .* must be 1 to 256": {
+            "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(257, 64),
+            "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight": torch.ones(64, 257),
+        },
+    }  # fmt: skip
+    for sentence, content in broken.items():
+        save_file(content, folder / "adapter_model.safetensors")
+        with pytest.raises(ModelError, match=sentence):
+            read_adapter(folder, own)
+    (folder / "adapter_model.safetensors").write_bytes(b"x" * 40)
+    with pytest.raises(ModelError, match="is damaged or cannot be read"):
+        read_adapter(folder, own)
+    (tmp_path / "adapter_model.bin").touch()
+    with pytest.raises(ModelError, match="is a pickle"):
+        adapter_digest(tmp_path)
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(ModelError, match=r"holds no adapter_config\.json"):
+        adapter_digest(tmp_path)
+
+
+def test_patterns_give_matrices_ranks_and_alphas_of_their_own(make_adapter):
+    folder = make_adapter("llama3", rank=4, alpha_pattern={"q_proj": 8}, dtype=torch.bfloat16)
+    found = read_adapter(folder, share_of(read_spec(resolve_source(str(folder.base)))))
+    stored = load_file(folder / "adapter_model.safetensors")
+    for part, module, alpha in [("q", "self_attn.q_proj", 8), ("down", "mlp.down_proj", 12)]:
+        b = stored[f"base_model.model.model.layers.1.{module}.lora_B.weight"].float().numpy()
+        np.testing.assert_allclose(found[1, part].b, b * alpha / 4, rtol=1e-6)
+    assert json.loads((folder / "adapter_config.json").read_text())["r"] == 4
