@@ -118,6 +118,7 @@ class StepBatch:
     # None: token_ids holds all. Only a sequence's last token can be missing. `sampling.penalties` do not count it yet.
     sources: Int32 | None = None
     pooled: list[PooledRow] = field(default_factory=list)  # the sequences that want a vector
+    adapters: list[str] | None = None  # [S] digests of their adapters, "" for none; None: none has one
 
     @property
     def num_tokens(self) -> int:

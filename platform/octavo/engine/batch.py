@@ -97,6 +97,7 @@ def build_batch(plan: StepPlan) -> StepBatch:
         block_copies=plan.copies,
         sampling=_sampling_rows(plan, query_start),
         prompt_logprobs=_prompt_logprobs(plan, query_start),
+        adapters=_adapters([seq for seq, _ in entries]),
         pooled=[_pooled_row(row, *entry) for row, entry in enumerate(entries) if entry[0].group.method is not None],
     )
 
@@ -115,6 +116,12 @@ def smallest_batch(block: int) -> StepBatch:
         num_logprobs=-one,
     )
     return StepBatch(one * 0, np.array([0, 1], np.int32), one, np.array([[block]], np.int32), [], rows)
+
+
+def _adapters(sequences: list[Sequence]) -> list[str] | None:
+    """`StepBatch.adapters`."""
+    digests = [seq.group.request.adapter_digest for seq in sequences]
+    return digests if any(digests) else None
 
 
 def _sources(sequences: list[Sequence], last: np.ndarray, num_tokens: int) -> Int32 | None:

@@ -46,7 +46,7 @@ class Group:
         method: how the vector that it wants is made of its prompt's states; None where it wants tokens.
         sequences: living sequences; one until the prompt is computed.
         num_made: sequences created so far, of the request's `num_sequences`.
-        root: first parent of the block hashes: model and cache namespace.
+        root: first parent of the block hashes: model, adapter and cache namespace.
         forked: whether the first sequence has been forked into those that start with it.
         prompt_logprobs: if asked for, filled while the prompt is computed.
         announced: whether the first update was made; it alone carries the prompt's numbers.
@@ -95,7 +95,7 @@ class Group:
             max_tokens=most_tokens(request, limits),
             end_token_ids=frozenset() if params.ignore_eos else limits.end_token_ids,
             stop_token_ids=frozenset(params.stop_token_ids),
-            root=root_hash(limits.name, salt=request.cache_salt),
+            root=root_hash(limits.name, request.adapter_digest, request.cache_salt),
             rules=rules,
             method=None if request.pooling is None else limits.pooling.method,
         )

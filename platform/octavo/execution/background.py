@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from octavo.execution.executor import Executor, LocalExecutor, Shape, Wait
+from octavo.request import Adapter
 from octavo.step import Int64, Penalties, StepBatch, StepResult
 
 
@@ -47,6 +48,14 @@ class BackgroundExecutor:
         """As in `Executor`."""
         kept = dataclasses.replace(batch, block_tables=batch.block_tables.copy())  # the next batch changes it in place
         return self._thread.submit(self._run, kept).result
+
+    def load_adapter(self, adapter: Adapter) -> int:
+        """As in `Executor`."""
+        return self.executor.load_adapter(adapter)
+
+    def drop_adapter(self, digest: str) -> None:
+        """As in `Executor`: after the steps that were launched."""
+        self._thread.submit(self.executor.drop_adapter, digest)
 
     def check_health(self) -> None:
         """As in `Executor`."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.config import EngineConfig
-from octavo.errors import ModelError
+from octavo.errors import ConfigError, ModelError
 from octavo.execution.executor import Wait, finished
 from octavo.execution.transfer import to_device
 from octavo.models.encoder import Encoder, Texts
@@ -17,6 +17,7 @@ from octavo.models.head import Head, read_head
 from octavo.models.load import load_encoder
 from octavo.models.source_spec import read_spec
 from octavo.models.spec import ModelSpec
+from octavo.request import Adapter
 from octavo.source import Source
 from octavo.step import Float32, StepBatch, StepResult
 
@@ -51,6 +52,13 @@ class EncoderExecutor:
         vectors = self._vectors(batch) if batch.pooled else {}
         seconds = time.perf_counter() - started
         return finished(StepResult(np.zeros(0, np.int64), {}, [], seconds, vectors))
+
+    def load_adapter(self, adapter: Adapter) -> int:
+        """As in `Executor`: encoders take none."""
+        raise ConfigError(f"adapter {adapter.name!r} cannot be loaded: adapters of encoders are not supported")
+
+    def drop_adapter(self, digest: str) -> None:
+        """There is none."""
 
     def check_health(self) -> None:
         """As in `Executor`: there is nothing that could break apart from this process."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from octavo.request import Adapter
 from octavo.step import StepBatch, StepResult
 
 if TYPE_CHECKING:
@@ -60,6 +61,19 @@ class Executor(Protocol):
 
         The batch's arrays may change once this returns.
         """
+        ...
+
+    def load_adapter(self, adapter: Adapter) -> int:
+        """Read an adapter's files, for steps to name its digest; returns its bytes. May run in a thread beside steps.
+
+        Raises:
+            ModelError: it cannot be read, has changed, or is not for this model.
+            ConfigError: it cannot run with these settings.
+        """
+        ...
+
+    def drop_adapter(self, digest: str) -> None:
+        """Forget an adapter; steps that were launched before may still use it."""
         ...
 
     def check_health(self) -> None:

@@ -12,6 +12,7 @@ Torch is loaded only for alternatives with their log probabilities, for ranks, a
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
@@ -24,14 +25,17 @@ from octavo.execution.executor import Wait, finished
 from octavo.execution.plain_logprobs import logprobs_without_alternatives
 from octavo.execution.pooling import Head, pool, pooled_tokens
 from octavo.execution.treatment import apply_treatment
+from octavo.models.adapters import read_adapter
 from octavo.models.head import read_head
 from octavo.models.packed import load_packed, unpackable_formats
 from octavo.models.parallel import Share, TPGroup
 from octavo.models.source_spec import cut_through_blocks, why_not_packed
+from octavo.request import Adapter
 from octavo.source import Source
-from octavo.step import Int64, LogprobRow, SamplingRows, StepBatch, StepResult
+from octavo.step import Float32, Int64, LogprobRow, SamplingRows, StepBatch, StepResult
 from octavo_kernels.checksum import read_bandwidth
 from octavo_kernels.decoder import CELL, NativeDecoder, PackedKV, PackedModel, Ranks, Type, block_bytes
+from octavo_kernels.lora.packed import PackedAdapter
 from octavo_kernels.native.library import Library
 from octavo_kernels.sampling import sample
 
@@ -74,6 +78,7 @@ class NativeExecutor:
         self._share, self._group, self._exact, self._head = share, group, exact, head
         ranks = Ranks(share.vocab.start, group.all_reduce) if group.size > 1 else None
         self._decoder = NativeDecoder(native, model, kv, exact=exact, ranks=ranks)
+        self._adapters: dict[str, PackedAdapter] = {}
         self._description = self._describe()
 
     @property
@@ -110,6 +115,19 @@ class NativeExecutor:
 
         return torch.from_numpy(self._step(batch, np.arange(batch.num_tokens))).clone()  # the next step writes there
 
+    def load_adapter(self, adapter: Adapter) -> int:
+        """As in `Executor`."""
+        found = read_adapter(Path(adapter.path), self._share, adapter.digest)
+        layers: list[dict[str, tuple[Float32, Float32]]] = [{} for _ in range(self.spec.num_layers)]
+        for (layer, part), low in found.items():
+            layers[layer][part] = low.a, low.b
+        packed = self._adapters[adapter.digest] = PackedAdapter(layers, exact=self._exact)
+        return packed.num_bytes
+
+    def drop_adapter(self, digest: str) -> None:
+        """As in `Executor`."""
+        self._adapters.pop(digest, None)
+
     def check_health(self) -> None:
         """Nothing here can break by itself."""
 
@@ -140,7 +158,9 @@ class NativeExecutor:
         arrays = (batch.token_ids, batch.query_start, batch.context_lens, batch.block_tables)
         ids, starts, contexts, tables = (np.ascontiguousarray(x, np.int32) for x in arrays)
         whole = bool(batch.prompt_logprobs)
-        return self._decoder.step(ids, starts, contexts, tables, token_index, kept=kept, whole=whole)
+        named = batch.adapters
+        adapters = None if named is None else [self._adapters[digest] if digest else None for digest in named]
+        return self._decoder.step(ids, starts, contexts, tables, token_index, kept=kept, whole=whole, adapters=adapters)
 
     def _joined(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
         if self._group.size == 1:

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
@@ -28,11 +29,12 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from octavo.config import EngineConfig
-from octavo.errors import ConfigError, EngineDead, OctavoError
+from octavo.errors import ConfigError, EngineDead, ModelError, OctavoError
 from octavo.execution.executor import LocalExecutor, Wait
 from octavo.execution.local import load_local
 from octavo.execution.parallel import DistributedGroup
 from octavo.models.spec import ModelSpec
+from octavo.request import Adapter
 from octavo.source import Source
 from octavo.step import StepBatch
 from octavo_kernels.native.cores import available_cores
@@ -85,6 +87,21 @@ class _Setup:
     store_port: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A rank has loaded an adapter, or says why it cannot."""
+
+    digest: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Drop:
+    """Every rank is to forget an adapter."""
+
+    digest: str
+
+
 class OtherRanks:
     """Rank 0's connections to the others, and their processes.
 
@@ -97,6 +114,8 @@ class OtherRanks:
         self.processes = processes
         self._links = links
         self._heard = [0.0] * len(links)
+        self._loaded: dict[str, list[str]] = {}  # what each rank said of an adapter: nothing, or what is wrong
+        self._sending = threading.Lock()  # adapters are loaded beside steps
         self._reading = threading.Lock()  # two readers of one link would each get a part of a message
         self.forgive()
 
@@ -111,8 +130,9 @@ class OtherRanks:
         """
         data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         try:
-            for link in self._links:
-                link.send_bytes(data)
+            with self._sending:
+                for link in self._links:
+                    link.send_bytes(data)
         except OSError as error:
             self.listen()
             raise EngineDead(f"a rank is gone: {error}") from error
@@ -142,9 +162,26 @@ class OtherRanks:
                         said = link.recv()
                         if isinstance(said, Exception):
                             raise said
+                        if isinstance(said, _Loaded):
+                            self._loaded.setdefault(said.digest, []).append(said.error)
                         self._heard[index] = time.monotonic()
                 except (EOFError, ConnectionError) as error:
                     raise EngineDead(f"rank {index + 1} is gone") from error
+
+    def load_adapter(self, adapter: Adapter) -> None:
+        """Have every rank load an adapter, and wait until all have.
+
+        Raises:
+            ModelError: one cannot.
+            EngineDead: one is gone.
+        """
+        self._loaded.pop(adapter.digest, None)
+        self.send(adapter)
+        while len(self._loaded.get(adapter.digest, ())) < len(self._links):
+            time.sleep(0.002)
+            self.check_alive()
+        if errors := [error for error in self._loaded.pop(adapter.digest) if error]:
+            raise ModelError(errors[0])
 
     def close(self) -> None:
         """Let them end."""
@@ -188,6 +225,17 @@ class ParallelExecutor:
             return self._own.launch(batch)
         except Exception as error:
             raise EngineDead(f"rank 0 failed in the middle of a step: {error!r}") from error
+
+    def load_adapter(self, adapter: Adapter) -> int:
+        """As in `Executor`; bytes on this rank."""
+        size = self._own.load_adapter(adapter)
+        self.others.load_adapter(adapter)
+        return size
+
+    def drop_adapter(self, digest: str) -> None:
+        """As in `Executor`."""
+        self.others.send(_Drop(digest))
+        self._own.drop_adapter(digest)
 
     def check_health(self) -> None:
         """Raise EngineDead if a rank has ended or given no sign of life for some seconds."""
@@ -284,8 +332,27 @@ def _serve(link: Connection[Any, Any], invitation: Invitation, own_host: str, sp
     group = DistributedGroup(store, invitation.rank, size, config.device, own_host)
     executor = load_local(setup.source, config, group=group)
     threading.Thread(target=_pulse, args=(link, speaking), daemon=True).start()
+    loading = ThreadPoolExecutor(1, "octavo-adapters")
     while True:
-        executor.launch(pickle.loads(link.recv_bytes()))()
+        message = pickle.loads(link.recv_bytes())
+        if isinstance(message, Adapter):
+            loading.submit(_load_adapter, executor, message, link, speaking)
+        elif isinstance(message, _Drop):
+            executor.drop_adapter(message.digest)
+        else:
+            executor.launch(message)()
+
+
+def _load_adapter(
+    executor: LocalExecutor, adapter: Adapter, link: Connection[Any, Any], speaking: threading.Lock
+) -> None:
+    error = ""
+    try:
+        executor.load_adapter(adapter)
+    except Exception as raised:
+        error = str(raised)
+    with contextlib.suppress(OSError), speaking:
+        link.send(_Loaded(adapter.digest, error))
 
 
 def _pulse(link: Connection[Any, Any], speaking: threading.Lock) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -23,11 +24,14 @@ from octavo.execution.parts import TorchParts
 from octavo.execution.pooling import Head, pool, pooled_tokens
 from octavo.execution.sampler import Drawn, begin_sample, prompt_logprobs
 from octavo.execution.transfer import fetch, to_device
+from octavo.models.adapters import Place, read_adapter
 from octavo.models.decoder import Decoder
 from octavo.models.head import read_head
 from octavo.models.load import load_model
 from octavo.models.parallel import Share, TPGroup
-from octavo.models.step_context import StepContext
+from octavo.models.step_context import AdaptedTokens, StepContext
+from octavo.models.weights.adapted import on_device, take_adapters
+from octavo.request import Adapter
 from octavo.source import Source
 from octavo.step import Float32, Int64, LogprobRow, StepBatch, StepResult
 from octavo_kernels.dispatch import gpu_traits
@@ -63,6 +67,7 @@ class TorchExecutor:
         self.max_in_flight = 2 if is_ahead else 1
         self._drawn = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=self._device)
         self._graphs: DecodeGraphs | None = None
+        self._adapters: dict[str, dict[Place, tuple[Tensor, Tensor]]] = {}
         self._ended = 0.0  # when the last result was there
 
     @property
@@ -84,6 +89,20 @@ class TorchExecutor:
         split_keys = self._decoder.split_keys
         inputs = DecodeInputs(self._drawn, self._kv, width, self.block_size, split_keys)
         self._graphs = DecodeGraphs(self._decoder.forward, inputs, capture)
+
+    def load_adapter(self, adapter: Adapter) -> int:
+        """As in `Executor`."""
+        decoder = self._decoder
+        if decoder.split_keys is not None:
+            raise ConfigError("adapters are not computed batch-invariantly on a GPU: leave batch_invariant off")
+        matrices = on_device(read_adapter(Path(adapter.path), decoder.share, adapter.digest), decoder.device)
+        take_adapters(decoder.weights, decoder.spec)
+        self._adapters[adapter.digest] = matrices
+        return sum(tensor.nbytes for pair in matrices.values() for tensor in pair)
+
+    def drop_adapter(self, digest: str) -> None:
+        """As in `Executor`."""
+        self._adapters.pop(digest, None)
 
     def check_health(self) -> None:
         """Nothing here can break by itself."""
@@ -160,7 +179,8 @@ class TorchExecutor:
 
     def _forward(self, batch: StepBatch) -> Tensor:
         self._kv.copy(batch.block_copies)
-        hidden = None if self._graphs is None else self._graphs.run(batch)
+        with_graph = self._graphs is not None and batch.adapters is None
+        hidden = self._graphs.run(batch) if self._graphs is not None and with_graph else None
         if hidden is not None:
             return hidden
         tokens = to_device(batch.token_ids, self._device)
@@ -170,7 +190,16 @@ class TorchExecutor:
 
     def _context(self, batch: StepBatch) -> StepContext:
         arrays = batch.query_start, batch.context_lens, batch.block_tables, self.block_size
-        return StepContext(PagedBatch.build(*arrays, self._device, self._decoder.split_keys), self._kv.layers)
+        layout = PagedBatch.build(*arrays, self._device, self._decoder.split_keys)
+        return StepContext(layout, self._kv.layers, self._adapted(batch) if batch.adapters else ())
+
+    def _adapted(self, batch: StepBatch) -> list[AdaptedTokens]:
+        """The tokens of each adapter of a step."""
+        of_tokens = np.repeat(np.array(batch.adapters), np.diff(batch.query_start))
+        return [
+            AdaptedTokens(self._adapters[digest], to_device(np.flatnonzero(of_tokens == digest), self._device))
+            for digest in dict.fromkeys(filter(None, batch.adapters or ()))
+        ]
 
 
 def _kv_dtype(decoder: Decoder, config: EngineConfig) -> torch.dtype:

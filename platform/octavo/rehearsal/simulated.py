@@ -30,6 +30,7 @@ from octavo.cost_model import Cost, StepWork, attended
 from octavo.errors import ConfigError
 from octavo.execution.executor import LocalExecutor, Wait, finished
 from octavo.pooling import PoolingInfo
+from octavo.request import Adapter
 from octavo.step import Float32, Int64, LogprobRow, PooledRow, StepBatch, StepResult, Uint32
 from octavo.text.tokenizer import Tokenizer
 
@@ -201,6 +202,13 @@ class SimulatedExecutor:
         has_prompts = batch.num_tokens > batch.num_seqs
         work = StepWork(batch.num_tokens, batch.num_seqs, positions, int(context.sum()), has_prompts)
         return self.profile.cost.seconds(work) / self.speed
+
+    def load_adapter(self, adapter: Adapter) -> int:
+        """As in `Executor`: any takes no room and changes nothing."""
+        return 0
+
+    def drop_adapter(self, digest: str) -> None:
+        """As in `Executor`."""
 
     def check_health(self) -> None:
         """Nothing can break."""
