@@ -14,12 +14,14 @@ from typing import Literal
 import numpy as np
 
 from octavo.config import EngineConfig
+from octavo.errors import ConfigError
 from octavo.execution.executor import Wait, finished
 from octavo.models.head import Head, read_head
 from octavo.models.packed import unpackable_formats
 from octavo.models.packed_encoder import load_packed_encoder
 from octavo.models.source_spec import read_spec, why_not_packed
 from octavo.models.spec import ModelSpec
+from octavo.request import Adapter
 from octavo.source import Source
 from octavo.step import Float32, Int32, PooledRow, StepBatch, StepResult
 from octavo_kernels.encoder import METHODS, NativeEncoder, PackedEncoder
@@ -60,6 +62,13 @@ class NativeEncoderExecutor:
         begin = time.perf_counter()
         vectors = self._vectors(batch) if batch.pooled else {}
         return finished(StepResult(np.zeros(0, np.int64), {}, [], time.perf_counter() - begin, vectors))
+
+    def load_adapter(self, adapter: Adapter) -> int:
+        """As in `Executor`: encoders take none."""
+        raise ConfigError(f"adapter {adapter.name!r} cannot be loaded: adapters of encoders are not supported")
+
+    def drop_adapter(self, digest: str) -> None:
+        """There is none."""
 
     def check_health(self) -> None:
         """As in `Executor`: there is nothing that could break apart from this process."""
