@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from octavo.config import EngineConfig as EngineConfig
     from octavo.constraint import StructuredOutputs as StructuredOutputs
     from octavo.engine.llm import LLM as LLM
+    from octavo.engine.llm import LoRARequest as LoRARequest
     from octavo.engine.llm_pooling import PoolingParams as PoolingParams
     from octavo.request import RequestOutput as RequestOutput
     from octavo.request import SamplingParams as SamplingParams
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "EngineConfig",
+    "LoRARequest",
     "PoolingParams",
     "RequestOutput",
     "SamplingParams",
@@ -28,6 +30,7 @@ __all__ = [
 _HOMES = {
     "LLM": "octavo.engine.llm",
     "EngineConfig": "octavo.config",
+    "LoRARequest": "octavo.engine.llm",
     "PoolingParams": "octavo.engine.llm_pooling",
     "RequestOutput": "octavo.request",
     "SamplingParams": "octavo.request",

@@ -52,6 +52,8 @@ class EngineConfig:
             chunks its prompt was cut into and of what the cache held. Every sum then has one fixed order, which makes
             matrix products slower. Not available with several ranks or with bitsandbytes. The native CPU runner always
             works this way.
+        lora_bytes: memory of LoRA adapters, beside which one more may be loading; those that no request uses make room
+            for others. Without adapters nothing is taken.
         threads: CPU threads; None takes one per core that the process may use, by its affinity and its control group's
             quota.
         tensor_parallel_size: ranks that share the model.
@@ -78,6 +80,7 @@ class EngineConfig:
     async_scheduling: bool | None = None
     enforce_eager: bool = False
     batch_invariant: bool = False
+    lora_bytes: int = 2**28
     threads: int | None = None
     tensor_parallel_size: int = 1
     device: str = "auto"
@@ -86,12 +89,12 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         at_least_one = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_queued_requests",
-                        "block_size", "kv_cache_bytes", "threads", "tensor_parallel_size")  # fmt: skip
+                        "block_size", "kv_cache_bytes", "lora_bytes", "threads", "tensor_parallel_size")  # fmt: skip
         for name in at_least_one:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
-            if value is not None and value >= (most := 1 << (63 if name == "kv_cache_bytes" else 31)):
+            if value is not None and value >= (most := 1 << (63 if name.endswith("bytes") else 31)):
                 raise ConfigError(f"{name} must be below {most}")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError(f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")

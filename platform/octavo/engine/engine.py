@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from octavo.config import EngineConfig
 from octavo.constraint import Grammar
 from octavo.cost_model import CostModel
+from octavo.engine.adapters import Adapters
 from octavo.engine.admission import ModelLimits
 from octavo.engine.batch import BatchBuilder, smallest_batch
 from octavo.engine.constrained import RequestRules, is_constrained
@@ -21,7 +22,7 @@ from octavo.engine.patience import FIRST, Patience
 from octavo.engine.plan import InFlight, StepPlan
 from octavo.engine.scheduler import Scheduler
 from octavo.engine.stats import EngineStats
-from octavo.errors import BadRequest, ConfigError, EngineDead
+from octavo.errors import BadRequest, ConfigError, EngineDead, OctavoError
 from octavo.kvcache.block_pool import BlockPool
 from octavo.pooling import PoolingInfo
 from octavo.request import Request, SequenceUpdate
@@ -71,6 +72,7 @@ class Engine:
         compiler: of grammars.
         patience: seconds that `step` may take now before it counts as stuck; another thread may read it.
         isolation: who runs apart, and why.
+        adapters: that are loaded, and the requests that wait for one.
         tickets: routers' names of requests that `Scheduler.state` counts; whoever reports the state empties it.
     """
 
@@ -105,6 +107,7 @@ class Engine:
         self.compiler = None if vocabulary is None else Compiler(vocabulary)
         self.pool = BlockPool(num_blocks, config.block_size, caching=config.enable_prefix_caching)
         self.scheduler = Scheduler(config, self.limits, self.pool, CostModel(), clock)
+        self.adapters = Adapters(executor, config.lora_bytes, config.max_num_queued_requests)
         self._batches = BatchBuilder()
         self._in_flight: deque[_Step] = deque()
         self._steps = 0
@@ -149,11 +152,22 @@ class Engine:
         return cls(source.name, executor, config, tokenizer.eos_token_ids, tokenizer=tokenizer, pooling=pooling)
 
     def add(self, request: Request, matcher: LLMatcher | None = None) -> None:
-        """Queue a request; see `Scheduler.add`.
+        """Queue a request, or have it wait for its adapter; see `Scheduler.add`.
 
         Args:
             matcher: of its grammar, from `compiler`; None: the grammar is compiled here and now.
         """
+        if request.adapter is not None and not self.adapters.hold(request):
+            self.scheduler.check(request)
+            self.adapters.wait_for(request, matcher)
+            return
+        try:
+            self._add(request, matcher)
+        except BaseException:
+            self.adapters.release(request.request_id)
+            raise
+
+    def _add(self, request: Request, matcher: LLMatcher | None) -> None:
         rules = self._rules(request, matcher) if is_constrained(request.params) else None
         self.scheduler.add(request, rules)
         if request.alone:
@@ -177,7 +191,13 @@ class Engine:
 
     def abort(self, request_id: str, index: int | None = None) -> list[SequenceUpdate]:
         """End a request or one of its sequences; its blocks are free when this returns."""
+        waits = self.adapters.waiting.get(request_id)
+        if waits is not None and (index is None or waits.request.params.num_sequences == 1):
+            self.adapters.drop(request_id)
+            return [SequenceUpdate(request_id, 0, [], finish_reason="abort", time=self.clock())]
         updates = self.scheduler.abort(request_id, index)
+        if self.adapters.in_use:
+            self._let_go(updates)
         if not self.scheduler.sequences(request_id):
             self.isolation.left(request_id)
         self._forget()
@@ -194,9 +214,40 @@ class Engine:
         Raises:
             Exception: what a step raised that no request explains; the engine is of no use any more.
         """
+        updates = self._let_in() if self.adapters.waiting else []
         if self.isolation.active:
-            return self._step_apart()
-        return self._run(self.scheduler.schedule(), self.executor.max_in_flight)
+            updates += self._step_apart()
+        else:
+            updates += self._run(self.scheduler.schedule(), self.executor.max_in_flight)
+        if self.adapters.in_use:
+            self._let_go(updates)
+        return updates
+
+    def _let_in(self) -> list[SequenceUpdate]:
+        """Queue those whose adapters have come; what happened to those for whom that failed."""
+        if not self.scheduler.has_work and not self._in_flight:
+            self.adapters.pause()
+        updates: list[SequenceUpdate] = []
+
+        def fail(request: Request, sentence: str) -> None:
+            for index in range(request.params.num_sequences):
+                updates.append(SequenceUpdate(request.request_id, index, [], finish_reason="error", time=self.clock()))
+                updates[-1].stop_reason = sentence
+
+        for request, matcher in self.adapters.arrived(fail):
+            try:
+                self._add(request, matcher)
+            except OctavoError as error:  # the queue has filled up meanwhile
+                self.adapters.release(request.request_id)
+                fail(request, str(error))
+        return updates
+
+    def _let_go(self, updates: Iterable[SequenceUpdate]) -> None:
+        """Give up the adapters of requests that have ended."""
+        for update in updates:
+            name = update.request_id
+            if update.finish_reason is not None and name in self.adapters and not self.scheduler.sequences(name):
+                self.adapters.release(name)
 
     def _run(self, plan: StepPlan, depth: int) -> list[SequenceUpdate]:
         """Launch a step, and commit the first of those in flight once they are `depth`."""
@@ -357,7 +408,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
-        return self.scheduler.has_work or bool(self._in_flight)
+        return self.scheduler.has_work or bool(self._in_flight) or bool(self.adapters.waiting)
 
     def stats(self) -> EngineStats:
         """Gauges and counters, now."""
@@ -377,6 +428,7 @@ class Engine:
 
     def close(self) -> None:
         """Give up the model."""
+        self.adapters.close()
         self.executor.close()
         self._in_flight.clear()
 

@@ -6,6 +6,8 @@ import itertools
 import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
@@ -26,9 +28,10 @@ from octavo.engine.llm_pooling import (
     pairs,
 )
 from octavo.errors import BadRequest
+from octavo.models.adapters import adapter_digest
 from octavo.pooled import check_prompt, cosine, score_task, truncated
 from octavo.pooling import Pooling, Task
-from octavo.request import Request, RequestMetrics, RequestOutput, SamplingParams, SequenceUpdate
+from octavo.request import Adapter, Request, RequestMetrics, RequestOutput, SamplingParams, SequenceUpdate
 from octavo.source import resolve_source
 from octavo.text.chat import render_chat
 from octavo.text.grammars.constrained import constrained, is_constrained
@@ -42,6 +45,28 @@ T = TypeVar("T")
 
 Prompt = str | list[int] | dict[str, list[int]]
 """A text, token ids, or `{"prompt_token_ids": [...]}` as vLLM spells them."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoRARequest:
+    """An adapter for `LLM.generate`, in vLLM's words.
+
+    Attributes:
+        lora_int_id: means nothing here: an adapter is what its files hold when `generate` is called.
+        lora_path: of its folder.
+    """
+
+    lora_name: str
+    lora_int_id: int
+    lora_path: str
+
+    def adapter(self) -> Adapter:
+        """With the hash of its files now.
+
+        Raises:
+            ModelError: there are none.
+        """
+        return Adapter(self.lora_name, adapter_digest(Path(self.lora_path)), self.lora_path)
 
 
 class LLM:
@@ -87,6 +112,7 @@ class LLM:
         *,
         use_tqdm: bool = True,
         priority: Sequence[int] | None = None,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
     ) -> list[RequestOutput]:
         """Generate for all prompts at once.
 
@@ -95,19 +121,23 @@ class LLM:
             sampling_params: one for all, or one per prompt; `get_default_sampling_params` when None.
             use_tqdm: show a progress bar with tokens per second.
             priority: one per prompt; lower runs first.
+            lora_request: the adapter of all prompts, or one or None per prompt.
 
         Returns:
             One output per prompt, in the order of the prompts.
 
         Raises:
             BadRequest: a prompt or a parameter is wrong; nothing has been generated then.
+            ModelError: there is no such adapter. One that does not fit the model ends its requests with "error".
         """
         inputs = [self._tokens(prompt) for prompt in _as_list(prompts)]
         params = _per_prompt(sampling_params or self.get_default_sampling_params(), len(inputs), "sampling_params")
         priorities = _per_prompt(priority or 0, len(inputs), "priority")
+        wanted = list(_per_prompt(lora_request, len(inputs), "lora_request"))
+        adapters = {each: each.adapter() for each in dict.fromkeys(wanted) if each is not None}
         work = [
-            _Work(self._request(ids, p, rank), text, self.tokenizer)
-            for (text, ids), p, rank in zip(inputs, params, priorities, strict=True)
+            _Work(self._request(ids, p, rank, adapters.get(lora) if lora else None), text, self.tokenizer)
+            for (text, ids), p, rank, lora in zip(inputs, params, priorities, wanted, strict=True)
         ]
         self._run(work, use_tqdm)
         return [item.output() for item in work]
@@ -122,6 +152,7 @@ class LLM:
         continue_final_message: bool = False,
         tools: Sequence[dict[str, Any]] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
     ) -> list[RequestOutput]:
         """Generate the next message of one conversation, or of many.
 
@@ -147,7 +178,7 @@ class LLM:
             )
             prompts.append(self.tokenizer.encode(text, add_special_tokens=False))
             all_params.append(constrained(params, self.tokenizer, text) if is_constrained(params) else params)
-        return self.generate(prompts, all_params, use_tqdm=use_tqdm)
+        return self.generate(prompts, all_params, use_tqdm=use_tqdm, lora_request=lora_request)
 
     def embed(
         self,
@@ -230,9 +261,11 @@ class LLM:
             raise BadRequest(f"a prompt must be a string or a list of token ids, got {prompt!r:.80}", "prompts")
         return None, ids
 
-    def _request(self, ids: list[int], params: SamplingParams, priority: int) -> Request:
+    def _request(self, ids: list[int], params: SamplingParams, priority: int, adapter: Adapter | None) -> Request:
         params = constrained(params, self.tokenizer) if is_constrained(params) else params
-        request = Request(request_id=str(next(self._ids)), prompt_token_ids=ids, params=params, priority=priority)
+        request = Request(
+            request_id=str(next(self._ids)), prompt_token_ids=ids, params=params, priority=priority, adapter=adapter
+        )
         self.engine.scheduler.check(request)
         if params.grammar is not None:
             self.engine.compile(params.grammar)  # kept for when it runs
@@ -298,7 +331,8 @@ class LLM:
 
     def _submit(self, waiting: deque[Work], running: dict[str, Work]) -> None:
         """Hand over as many requests as the engine's queue takes."""
-        room = self.engine.config.max_num_queued_requests - self.engine.scheduler.num_waiting
+        queued = self.engine.scheduler.num_waiting + len(self.engine.adapters.waiting)
+        room = self.engine.config.max_num_queued_requests - queued
         for _ in range(min(room, len(waiting))):
             item = waiting.popleft()
             item.begin(self.engine.clock())

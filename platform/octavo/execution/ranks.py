@@ -87,21 +87,6 @@ class _Setup:
     store_port: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """A rank has loaded an adapter, or says why it cannot."""
-
-    digest: str
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Drop:
-    """Every rank is to forget an adapter."""
-
-    digest: str
-
-
 class OtherRanks:
     """Rank 0's connections to the others, and their processes.
 
@@ -162,8 +147,8 @@ class OtherRanks:
                         said = link.recv()
                         if isinstance(said, Exception):
                             raise said
-                        if isinstance(said, _Loaded):
-                            self._loaded.setdefault(said.digest, []).append(said.error)
+                        if said is not None:  # of an adapter: its digest, and what is wrong with it
+                            self._loaded.setdefault(said[0], []).append(said[1])
                         self._heard[index] = time.monotonic()
                 except (EOFError, ConnectionError) as error:
                     raise EngineDead(f"rank {index + 1} is gone") from error
@@ -229,12 +214,16 @@ class ParallelExecutor:
     def load_adapter(self, adapter: Adapter) -> int:
         """As in `Executor`; bytes on this rank."""
         size = self._own.load_adapter(adapter)
-        self.others.load_adapter(adapter)
+        try:
+            self.others.load_adapter(adapter)
+        except ModelError:
+            self.drop_adapter(adapter.digest)
+            raise
         return size
 
     def drop_adapter(self, digest: str) -> None:
         """As in `Executor`."""
-        self.others.send(_Drop(digest))
+        self.others.send(digest)
         self._own.drop_adapter(digest)
 
     def check_health(self) -> None:
@@ -337,8 +326,8 @@ def _serve(link: Connection[Any, Any], invitation: Invitation, own_host: str, sp
         message = pickle.loads(link.recv_bytes())
         if isinstance(message, Adapter):
             loading.submit(_load_adapter, executor, message, link, speaking)
-        elif isinstance(message, _Drop):
-            executor.drop_adapter(message.digest)
+        elif isinstance(message, str):
+            executor.drop_adapter(message)
         else:
             executor.launch(message)()
 
@@ -352,7 +341,7 @@ def _load_adapter(
     except Exception as raised:
         error = str(raised)
     with contextlib.suppress(OSError), speaking:
-        link.send(_Loaded(adapter.digest, error))
+        link.send((adapter.digest, error))
 
 
 def _pulse(link: Connection[Any, Any], speaking: threading.Lock) -> None:
