@@ -9,20 +9,22 @@ Closing, or an error of one text, ends all that still run.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from typing import TypeVar
 
 from octavo.block_hash import hash_chain, root_hash
-from octavo.errors import BadRequest, EngineDead, OctavoError
+from octavo.errors import BadRequest, EngineDead, OctavoError, Overloaded
 from octavo.pooling import Pooling, Task
 from octavo.request import Request, SamplingParams, SequenceUpdate
 from octavo_serve.api import genai
 from octavo_serve.api.bounds import MAX_TEXTS
+from octavo_serve.api.failures import failure_of
 from octavo_serve.api.jobs import USUAL_TOKEN
 from octavo_serve.api.model import ServedModel
 from octavo_serve.api.prompts import LONG
@@ -31,6 +33,8 @@ from octavo_serve.api.telemetry import Operation, RequestTimer
 from octavo_serve.api.texts import NO_CUT, Cut, Encoded, Encoder, Pair, Text
 from octavo_serve.wire.messages import ModelInfo
 
+logger = logging.getLogger("ray.serve")
+
 T = TypeVar("T")
 
 Encode = Callable[[Sequence[Text], int], list[Encoded]]
@@ -38,6 +42,10 @@ Encode = Callable[[Sequence[Text], int], list[Encoded]]
 
 WINDOW = 256
 """Texts of one request that run or wait at shards at once: enough for two steps of short ones."""
+WINDOWS = 1024
+"""The same of all requests for one model, which take turns: a shard's queue holds four gateways' (`EngineConfig`)."""
+MOST_HELD = 2**28
+"""Characters, or token ids, of the texts that a gateway holds: the largest bodies of sixteen clients."""
 STARTS = 16
 """Texts sent on their way in one turn of the event loop: 2 ms."""
 SLICE = 2**16
@@ -136,12 +144,24 @@ async def accepted(service: Service, asking: Asking, texts: Sequence[Text]) -> A
     genai.begins(asking.operation, asking.model)
     service.lateness.check()
     characters = sum(map(_length, texts))
+    if characters >= LONG and service.held_texts + characters > MOST_HELD:
+        raise Overloaded("more texts are being worked on here than fit: try again later", 1.0)
     tokens = characters // (1 if isinstance(texts[0], list) else USUAL_TOKEN)
     model = await service.models.served(asking.model, asking.session, tokens=tokens, tasks=_TASKS[asking.operation])
     at_once = min(len(texts), WINDOW)  # the others wait here, in nobody's way
     key = partial(_key, asking, texts, characters)
-    with model.client.admitted(key, at_once, tokens * at_once // len(texts)):
+    with _held(service, characters), model.client.admitted(key, at_once, tokens * at_once // len(texts)):
         yield Accepted(service, asking, model, await model.client.describe())
+
+
+@contextmanager
+def _held(service: Service, characters: int) -> Iterator[None]:
+    """Count a request's texts for as long as they are held."""
+    service.held_texts += characters
+    try:
+        yield
+    finally:
+        service.held_texts -= characters
 
 
 _TASKS: dict[Operation, tuple[Task, ...]] = {
@@ -230,7 +250,6 @@ class Window:
     cached_tokens: int = 0
     _root: bytes = b""
     _timer: RequestTimer = field(init=False)
-    _places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(WINDOW))
     _begun: bool = False
 
     def __post_init__(self) -> None:
@@ -262,27 +281,43 @@ class Window:
         found: list[T | None] = [None] * count
 
         async def one(number: int) -> None:
-            try:
-                found[number] = read(await self._update(request(number)))
-            finally:
-                self._places.release()
+            found[number] = read(await self._update(request(number)))
 
         try:
-            async with asyncio.TaskGroup() as group:
-                for number in range(count):
-                    await self._places.acquire()
-                    task = group.create_task(one(number))
-                    if number == 0 and self.first_alone:
-                        await asyncio.wait([task])
-                    elif number % STARTS == 0:
-                        await asyncio.sleep(0)
+            with _held(self.ready.service, self.prompt_tokens * USUAL_TOKEN):
+                async with asyncio.TaskGroup() as group:
+                    await self._start(group, count, one)
         except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            error = errors.exceptions[0]
+            if isinstance(error, OctavoError) and (status := failure_of(error).status) >= 500:
+                logger.warning("%s: %d: %s", self.id, status, error)
+            raise error from None
         except asyncio.CancelledError:
             self._timer.finished("abort")
             raise
         self._timer.done()
         return found  # type: ignore[return-value]
+
+    async def _start(
+        self, group: asyncio.TaskGroup, count: int, one: Callable[[int], Coroutine[None, None, None]]
+    ) -> None:
+        """Start all, each once there is a place for it."""
+        mine = asyncio.Semaphore(WINDOW)
+        all_requests = self.ready.service.windows.setdefault(self.ready.model.name, asyncio.Semaphore(WINDOWS))
+
+        def ended(task: asyncio.Task[None]) -> None:  # also one that was cancelled before it began
+            all_requests.release()
+            mine.release()
+
+        for number in range(count):
+            await mine.acquire()
+            await all_requests.acquire()
+            task = group.create_task(one(number))
+            task.add_done_callback(ended)
+            if number == 0 and self.first_alone:
+                await asyncio.wait([task])
+            elif number % STARTS == 0:
+                await asyncio.sleep(0)
 
     async def _update(self, request: Request) -> SequenceUpdate:
         client = self.ready.model.client

@@ -60,6 +60,8 @@ class Service:
 
     Attributes:
         tracer: of requests; None: none is traced.
+        held_texts: characters of the texts that are held now of requests with many (see `pooling`).
+        windows: by model, places of such texts that run or wait at shards.
     """
 
     def __init__(self, models: Registry, limits: Limits, telemetry: Telemetry) -> None:
@@ -67,6 +69,8 @@ class Service:
         self.limits = limits
         self.telemetry = telemetry
         self.tracer: Tracer | None = None
+        self.held_texts = 0
+        self.windows: dict[str, asyncio.Semaphore] = {}
         self.records = Records()
         self.detached = Detached()
         self.lateness = telemetry.lateness

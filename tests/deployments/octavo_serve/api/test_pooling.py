@@ -84,3 +84,50 @@ def test_an_engines_error_is_raised(pooling: Service, pooler: Any, monkeypatch: 
     monkeypatch.setattr(pooler, "_update", lambda request: SequenceUpdate(request.request_id, 0, []))
     with pytest.raises(Exception, match="stream ended before"):
         run(pooling, ["a"])
+
+
+def test_texts_that_are_held_are_bounded(pooling: Service, pooler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_HELD", 20_000)
+    monkeypatch.setattr(module, "LONG", 100)
+    texts, held = [list(range(50))] * 300, list[int]()
+    whole = pooler.generate
+
+    def generate(request: Any) -> Any:
+        held.append(pooling.held_texts)
+        return whole(request)
+
+    monkeypatch.setattr(pooler, "generate", generate)
+    run(pooling, texts)
+    assert (set(held), pooling.held_texts) == ({4 * 300 * 50}, 0)
+    pooling.held_texts = 10_000
+    with pytest.raises(Overloaded, match="more texts are being worked on here than fit"):
+        run(pooling, texts)
+    run(pooling, ["a"])  # few are no burden
+    assert pooling.held_texts == 10_000
+
+
+def test_requests_share_the_places_of_their_model(
+    pooling: Service, pooler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WINDOWS", 40)
+    pooler.turns = 200
+    asking = Asking(kind="embd", operation="embeddings", model=None, param="input")
+
+    async def one(texts: Any) -> Pooled:
+        async with accepted(pooling, asking, texts) as ready:
+            encoded = await ready.encoded(texts)
+        return await pooled(ready, encoded, "embed")
+
+    async def main() -> None:
+        large = [asyncio.create_task(one(["a"] * 5000)) for _ in range(3)]
+        while pooler.running < 40:
+            await asyncio.sleep(0)
+        await one(["b"])  # takes its turn among the others
+        for task in large:
+            assert not task.done()
+            task.cancel()
+        await asyncio.wait(large)
+        assert pooler.most == 40
+        assert pooling.windows["tiny"]._value == 40  # whatever had begun or not
+
+    asyncio.run(main())
