@@ -287,5 +287,6 @@ def write_encoder_tokenizer(folder: Path, name: str) -> None:
         "cls_token": begin,
         "sep_token": end,
         "pad_token": padding,
+        "model_input_names": ["input_ids", *(["token_type_ids"] if wordpiece else []), "attention_mask"],
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

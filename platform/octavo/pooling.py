@@ -21,8 +21,8 @@ class Pooling:
     """What a request wants in place of tokens.
 
     Attributes:
-        second: of a pair of texts, index of the second one's first token; None where there is one text. Encoders with
-            token types give those from here on type 1.
+        second: index of the first token of type 1: of a pair of texts, where the second one begins. None where there
+            is one text, or the model's tokenizer gives both the same type.
     """
 
     task: Task

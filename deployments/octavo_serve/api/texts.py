@@ -31,7 +31,7 @@ Text = str | list[int] | Pair
 
 
 class Encoded(NamedTuple):
-    """A text's token ids; of a pair, the index of the second one's first token.
+    """A text's token ids; of a pair, the index of the second one's first token where that one has a type of its own.
 
     An array: 10,000 texts of 256 tokens are 10 MB of it, and 90 MB as a list.
     """
@@ -139,7 +139,8 @@ class Encoder:
             room = min(room, special + (cut.most_of_second or 0))
         if len(part) > room and (not limited or room <= special):
             raise self._too_long(number, f"{len(ids)}", most)
-        return Encoded(array("i", [*ids[:second], *self._cut(part, room)]), second)
+        typed = second if self.tokenizer.has_types else None
+        return Encoded(array("i", [*ids[:second], *self._cut(part, room)]), typed)
 
     def _exceeds(self, text: str, most: int) -> bool:
         """Whether a text has more tokens; of one that is not very long they are counted later, and told."""

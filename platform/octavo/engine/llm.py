@@ -244,8 +244,10 @@ class LLM:
         texts, params = pairs(data_1, data_2), pooling_params or PoolingParams()
         if score_task(self.engine.limits.pooling) == "embed":
             return self._compare(texts, params, use_tqdm)
-        inputs = [self.tokenizer.encode_pair(*pair) for pair in texts]
-        work = [self._pooled_work("classify", ids, params, second) for ids, second in inputs]
+        limits, typed = self.engine.limits, self.tokenizer.has_types
+        most = params.most_tokens(limits.pooling, limits.max_model_len)
+        inputs = [self.tokenizer.encode_pair(*pair, most) for pair in texts]
+        work = [self._pooled_work("classify", ids, params, second if typed else None) for ids, second in inputs]
         self._run(work, use_tqdm)
         return [each.of(ScoringOutput(float(each.outputs.data[0]))) for each in (item.output() for item in work)]
 
@@ -292,7 +294,7 @@ class LLM:
     def _pooled_work(self, task: Task, ids: list[int], params: PoolingParams, second: int | None = None) -> PooledWork:
         limits = self.engine.limits
         ids = truncated(ids, params.most_tokens(limits.pooling, limits.max_model_len), self.tokenizer.is_special)
-        pooling = Pooling(task, None if second is None else min(second, len(ids)))  # a cut may leave nothing of it
+        pooling = Pooling(task, second)
         request = Request(request_id=str(next(self._ids)), prompt_token_ids=ids, pooling=pooling)
         self.engine.scheduler.check(request)
         return PooledWork(request, params, limits.pooling)

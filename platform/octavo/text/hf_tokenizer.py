@@ -43,6 +43,7 @@ def read_hf(folder: Path) -> TokenizerParts:
             named,
             _chat_templates(folder, config),
             config.get("response_template"),
+            "token_type_ids" in config.get("model_input_names", ["token_type_ids"]),
         )
 
 

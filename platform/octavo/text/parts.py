@@ -18,3 +18,4 @@ class TokenizerParts:
     special_tokens: dict[str, str]  # "bos_token" -> "<s>" and so on: variables of the chat template
     chat_templates: dict[str, str]  # "default", "tool_use", ... -> Jinja source
     response_template: Any = None  # how answers are to be read, where the model's files say
+    has_types: bool = True  # models are given the token types that the backend finds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from octavo.errors import BadRequest
@@ -51,6 +52,7 @@ class Tokenizer:
         added = parts.backend.get_added_tokens_decoder()
         self.response_template = parts.response_template
         self.added_tokens: Mapping[str, int] = {token.content: token_id for token_id, token in added.items()}
+        self._takes_types = parts.has_types
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._steps = list(_decoder_steps(parts.backend))
         self.is_byte_level = [step["type"] for step in self._steps] == ["ByteLevel"]
@@ -91,6 +93,13 @@ class Tokenizer:
         of = found.sequence_ids  # None for a special token
         empty = len(of) - (bool(of) and of[-1] is None)
         return found.ids, of.index(1) if 1 in of else empty
+
+    @cached_property
+    def has_types(self) -> bool:
+        """Whether a pair's second text is of another token type than the first: BERT's is, XLM-R's is not, and a model
+        of either architecture may have been trained with the other's tokenizer."""
+        one, other = self._encoded(["a", "b"], add_special_tokens=False)
+        return self._takes_types and 1 in self._backend.post_process(one, other).type_ids
 
     def _encoded(self, texts: list[str], add_special_tokens: bool) -> list[Any]:
         for text in texts:

@@ -17,6 +17,7 @@ class Letters:
     """One token a letter, from 10 on; 1 begins a text, 2 ends it, and stands twice between two."""
 
     vocab_size = 1000
+    has_types = True
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         ids = [ord(char) for char in text]

@@ -56,19 +56,19 @@ def test_each_row_is_pooled_in_its_own_way(tiny_encoder):
 
 
 def test_a_cross_encoder_scores_pairs_as_transformers_does(tiny_encoder):
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     folder = tiny_encoder("bert", classes=1)
-    llm = LLM(str(folder))
-    pairs = [("a query", "a document"), ("a query", "another, longer than the first one"), ("a query", "")]
-    scores = [output.outputs.score for output in llm.score(*map(list, zip(*pairs, strict=True)))]
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    llm, cut = LLM(str(folder)), PoolingParams(truncate_prompt_tokens=-1)
+    pairs = [("a query", "a document"), ("a query", "another, longer than the first one"), ("a query", ""),
+             ("a query " * 20, "a document " * 15), ("a query", "a document " * 15)]  # fmt: skip
+    scores = [each.outputs.score for each in llm.score(*map(list, zip(*pairs, strict=True)), pooling_params=cut)]
+    model, tokenizer = (kind.from_pretrained(folder) for kind in (AutoModelForSequenceClassification, AutoTokenizer))
     expected = []
-    for first, second in pairs:
-        ids, start = llm.tokenizer.encode_pair(first, second)
-        types = torch.tensor([[int(i >= start) for i in range(len(ids))]])
+    for pair in pairs:
+        read = tokenizer([pair], truncation="longest_first", max_length=130, return_tensors="pt")
         with torch.no_grad():
-            expected.append(model(torch.tensor([ids]), token_type_ids=types).logits.sigmoid().item())
+            expected.append(model.eval()(**read).logits.sigmoid().item())
     np.testing.assert_allclose(scores, expected, atol=1e-5)
     llm.close()
 

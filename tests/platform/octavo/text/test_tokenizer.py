@@ -257,3 +257,10 @@ def test_pairs_are_cut_as_in_transformers(tiny_encoder, kind):
             assert read.sequence_ids(0)[:start].count(1) == 0
             assert read.sequence_ids(0)[start:].count(0) == 0
         assert ours.encode_pair(first, second) == ours.encode_pair(first, second, 1000)
+    assert ours.has_types == (kind == "bert")
+
+
+def test_a_model_that_takes_no_token_types_gets_none(tiny_encoder, tmp_path):
+    stored = {"model_input_names": ["input_ids", "attention_mask"]}
+    folder = copy_with(tiny_encoder("bert"), tmp_path / "untyped", tokenizer_config=stored)
+    assert not load(folder).has_types
