@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from octavo.models.relative_positions import relative_buckets
 from octavo.models.rope import cos_sin_table
 from octavo.models.spec import Activation, ModelSpec, Rope
+from octavo.models.text_attention import Group, attend, attend_group, groups_of, padded
 from octavo.models.weights.encoder_layout import EncoderLayer, EncoderWeights, Norm
 from octavo.models.weights.layout import keep_one_order
 
@@ -26,9 +27,6 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
-
-_QUERIES = 256
-"""Queries of a layer with a window that are computed together: their keys are these and a window before and after."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +63,16 @@ class Texts:
         return Texts([0, end - begin], [self.seconds[index]])
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What every layer is given of a step beside the activations of its T tokens."""
+
+    texts: Texts
+    positions: Tensor  # [T] in their texts
+    bias: Tensor | None  # [H, longest text, longest text]
+    groups: list[Group]  # [] where texts attend one by one
+
+
 class Encoder:
     """A model ready to run.
 
@@ -84,7 +92,7 @@ class Encoder:
         self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
         self._encoder = spec.encoder
         self._activation = _ACTIVATIONS[spec.activation]
-        self._one_order = False
+        self._one_order, self._grouped = False, self.device.type != "cpu"
         self._tables: dict[Rope, Tensor] = {
             rope: cos_sin_table(rope, num_positions).to(self.device) for rope in spec.ropes if rope.rotary_dim
         }
@@ -98,7 +106,7 @@ class Encoder:
         Raises:
             ConfigError: on a GPU, for weights that bitsandbytes multiplies.
         """
-        self._one_order = True
+        self._one_order, self._grouped = True, False
         if self.device.type != "cpu":
             keep_one_order(self.weights.linears)
 
@@ -108,30 +116,32 @@ class Encoder:
         if self._one_order and self.device.type == "cpu" and len(texts.seconds) > 1:
             parts = zip(texts.ranges, range(len(texts.seconds)), strict=True)
             return torch.cat([self.forward(tokens[begin:end], texts.alone(i)) for (begin, end), i in parts])
-        positions = torch.tensor(texts.positions, device=self.device)
-        bias = self._relative_bias(max(end - begin for begin, end in texts.ranges))
-        x = self._embed(tokens, positions, texts)
+        step = self._step(texts)
+        x = self._embed(tokens, step)
         for index, layer in enumerate(self.weights.layers):
-            x = self._layer(index, layer, x, positions, texts, bias)
+            x = self._layer(index, layer, x, step)
         return self._norm(x, self.weights.final_norm)
 
-    def _embed(self, tokens: Tensor, positions: Tensor, texts: Texts) -> Tensor:
+    def _step(self, texts: Texts) -> _Step:
+        positions = torch.tensor(texts.positions, device=self.device)
+        bias = self._relative_bias(padded(max(end - begin for begin, end in texts.ranges)))
+        return _Step(texts, positions, bias, groups_of(texts.ranges, self.device) if self._grouped else [])
+
+    def _embed(self, tokens: Tensor, step: _Step) -> Tensor:
         weights, encoder = self.weights, self._encoder
         x = F.embedding(tokens, weights.embedding).float()
         if weights.type_embedding is not None:
-            types = torch.tensor(texts.types, device=self.device).clamp_(max=encoder.token_types - 1)
+            types = torch.tensor(step.texts.types, device=self.device).clamp_(max=encoder.token_types - 1)
             x = x + F.embedding(types, weights.type_embedding)
         if weights.position_embedding is not None:
-            x = x + F.embedding(positions + encoder.position_offset, weights.position_embedding)
+            x = x + F.embedding(step.positions + encoder.position_offset, weights.position_embedding)
         return self._norm(x, weights.embedding_norm).to(self.dtype)
 
-    def _layer(
-        self, index: int, layer: EncoderLayer, x: Tensor, positions: Tensor, texts: Texts, bias: Tensor | None
-    ) -> Tensor:
+    def _layer(self, index: int, layer: EncoderLayer, x: Tensor, step: _Step) -> Tensor:
         if self._encoder.norm_first:
-            x = x + self._attention(index, layer, self._norm(x, layer.attention_norm), positions, texts, bias)
+            x = x + self._attention(index, layer, self._norm(x, layer.attention_norm), step)
             return x + self._mlp(layer, self._norm(x, layer.mlp_norm))
-        x = self._norm(x + self._attention(index, layer, x, positions, texts, bias), layer.attention_norm)
+        x = self._norm(x + self._attention(index, layer, x, step), layer.attention_norm)
         return self._norm(x + self._mlp(layer, x), layer.mlp_norm)
 
     def _norm(self, x: Tensor, norm: Norm | None) -> Tensor:
@@ -146,39 +156,26 @@ class Encoder:
             return layer.down.multiply(self._activation(gate) * up)
         return layer.down.multiply(self._activation(inner))
 
-    def _attention(
-        self, index: int, layer: EncoderLayer, x: Tensor, positions: Tensor, texts: Texts, bias: Tensor | None
-    ) -> Tensor:
+    def _attention(self, index: int, layer: EncoderLayer, x: Tensor, step: _Step) -> Tensor:
         spec = self.spec
         qkv = layer.qkv.multiply(x).view(len(x), 3, spec.num_heads, spec.head_dim)
         table = self._tables.get(spec.layer_rope(index))
         if table is not None:
-            qkv = torch.cat([_rotated(qkv[:, :2], table[positions]), qkv[:, 2:]], dim=1)
-        attended = torch.cat([self._attend(qkv[begin:end], spec.windows[index], bias) for begin, end in texts.ranges])
-        return layer.out.multiply(attended)
+            qkv = torch.cat([_rotated(qkv[:, :2], table[step.positions]), qkv[:, 2:]], dim=1)
+        return layer.out.multiply(self._attended(qkv, spec.windows[index], step))
 
-    def _attend(self, qkv: Tensor, window: int | None, bias: Tensor | None) -> Tensor:
-        """One text's [L, 3, H, head_dim] -> [L, H head_dim]."""
-        q, k, v = qkv.permute(1, 2, 0, 3)[:, None]  # [1, H, L, head_dim] each
-        length, scale = len(qkv), self.spec.attention_scale
-        if window is None or length <= window:
-            mask = None if bias is None else bias[:, :length, :length].to(q.dtype)
-            attended = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
-        else:
-            attended = torch.cat([self._window(q, k, v, begin, window) for begin in range(0, length, _QUERIES)], dim=2)
-        return attended[0].transpose(0, 1).reshape(length, -1)
-
-    def _window(self, q: Tensor, k: Tensor, v: Tensor, begin: int, window: int) -> Tensor:
-        """Some of a text's queries over the keys that are less than a window away from one of them."""
-        end = min(begin + _QUERIES, q.shape[2])
-        first, last = max(0, begin - window + 1), min(q.shape[2], end + window - 1)
-        queries, keys = torch.arange(begin, end, device=q.device), torch.arange(first, last, device=q.device)
-        mask = (queries[:, None] - keys).abs() < window
-        k, v = k[:, :, first:last], v[:, :, first:last]
-        return F.scaled_dot_product_attention(q[:, :, begin:end], k, v, mask, scale=self.spec.attention_scale)
+    def _attended(self, qkv: Tensor, window: int | None, step: _Step) -> Tensor:
+        """[T, 3, H, head_dim] -> [T, H head_dim]."""
+        how = window, step.bias, self.spec.attention_scale
+        if not step.groups:
+            return torch.cat([attend(qkv[begin:end], *how) for begin, end in step.texts.ranges])
+        attended = torch.empty_like(qkv[:, 0]).flatten(1)
+        for group in step.groups:
+            attended[group.tokens[group.is_real]] = attend_group(qkv, group, *how)
+        return attended
 
     def _relative_bias(self, length: int) -> Tensor | None:
-        """[H, L, L] to be added to the scores of the longest text; of a shorter one, its upper left corner."""
+        """[H, L, L] to be added to the scores of a text of this length; of a shorter one, its upper left corner."""
         if self.weights.relative_bias is None:
             return None
         buckets = relative_buckets(self._encoder, np.arange(1 - length, length))

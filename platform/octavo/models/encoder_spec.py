@@ -28,6 +28,9 @@ from typing import Literal
 
 from octavo.errors import ModelError
 
+_LARGEST = 1 << 20
+"""Most values that a layer of a head takes or gives."""
+
 DenseActivation = Literal["identity", "tanh", "relu", "gelu", "gelu_tanh", "silu", "sigmoid"]
 
 
@@ -97,8 +100,8 @@ class HeadSpec:
 
     def __post_init__(self) -> None:
         sizes = [layer.rows for layer in self.layers] + [layer.columns for layer in self.layers]
-        if not sizes or any(type(size) is not int or size < 1 for size in sizes):
-            raise ModelError(f"the head's sizes are {str(sizes)[:80]}: they must be whole numbers above 0")
+        if not sizes or any(type(size) is not int or not 0 < size <= _LARGEST for size in sizes):
+            raise ModelError(f"the head's sizes are {str(sizes)[:80]}: they must be whole numbers of 1 to {_LARGEST}")
         for before, after in zip(self.layers, self.layers[1:], strict=False):
             if before.rows != after.columns:
                 raise ModelError(f"a layer of the head has {before.rows} rows, the next one {after.columns} columns")

@@ -150,7 +150,8 @@ def test_heads_of_classifiers():
         (BERT | {"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'"),
         (BERT | {"hidden_act": "mish"}, "activation 'mish'"),
         (BERT | {"num_attention_heads": 7}, "768 values cannot be divided among 7"),
-        (BERT | {"type_vocab_size": -1}, "token_types is -1"),
+        (BERT | {"type_vocab_size": -1}, "type_vocab_size is -1, which no model has"),
+        (BERT | {"type_vocab_size": 1 << 40}, "type_vocab_size is 1099511627776, which no model has"),
         (BERT | {"max_position_embeddings": 0}, "max_position_embeddings is 0"),
         (BERT | {"num_hidden_layers": 10**15}, "num_hidden_layers is 1000000000000000"),
         (BERT | {"embedding_size": 128}, "embedding_size"),
@@ -171,7 +172,8 @@ def test_what_is_not_supported_is_named(config, named):
     ("layers", "named"),
     [
         ((), "head's sizes are"),
-        ((DenseSpec(0, 3, "a"),), "whole numbers above 0"),
+        ((DenseSpec(0, 3, "a"),), "whole numbers of 1 to"),
+        ((DenseSpec(1 << 40, 3, "a"),), "whole numbers of 1 to"),
         ((DenseSpec(2, 3, "a"), DenseSpec(1, 3, "b")), "2 rows, the next one 3 columns"),
     ],
 )
