@@ -248,7 +248,7 @@ class LLM:
         most = params.most_tokens(limits.pooling, limits.max_model_len)
         inputs = [self.tokenizer.encode_pair(*pair, most) for pair in texts]
         work = [self._pooled_work("classify", ids, params, second if typed else None) for ids, second in inputs]
-        self._run(work, use_tqdm)
+        self._run(work, use_tqdm, "Scoring")
         return [each.of(ScoringOutput(float(each.outputs.data[0]))) for each in (item.output() for item in work)]
 
     def close(self) -> None:
@@ -263,7 +263,9 @@ class LLM:
             raise BadRequest(f"a prompt must be a string or a list of token ids, got {prompt!r:.80}", "prompts")
         return None, ids
 
-    def _request(self, ids: list[int], params: SamplingParams, priority: int, adapter: Adapter | None) -> Request:
+    def _request(
+        self, ids: list[int], params: SamplingParams, priority: int, adapter: Adapter | None = None
+    ) -> Request:
         params = constrained(params, self.tokenizer) if is_constrained(params) else params
         request = Request(
             request_id=str(next(self._ids)), prompt_token_ids=ids, params=params, priority=priority, adapter=adapter
@@ -288,7 +290,7 @@ class LLM:
         inputs = [self._tokens(prompt)[1] for prompt in prompts]
         given = _per_prompt(params or PoolingParams(), len(inputs), "pooling_params")
         work = [self._pooled_work(task, ids, each) for ids, each in zip(inputs, given, strict=True)]
-        self._run(work, use_tqdm)
+        self._run(work, use_tqdm, "Pooling")
         return [item.output() for item in work]
 
     def _pooled_work(self, task: Task, ids: list[int], params: PoolingParams, second: int | None = None) -> PooledWork:
@@ -313,18 +315,18 @@ class LLM:
             scored.append(output)
         return scored
 
-    def _run(self, work: Sequence[Work], use_tqdm: bool) -> None:
+    def _run(self, work: Sequence[Work], use_tqdm: bool, doing: str = "Generating") -> None:
         """Have the engine do all of it."""
         waiting, running = deque(work), dict[str, Work]()
         before = self.engine.generation_tokens
         try:
-            with tqdm(total=len(work), desc="Generating", unit="request", disable=not use_tqdm) as bar:
+            with tqdm(total=len(work), desc=doing, unit="request", disable=not use_tqdm) as bar:
                 while waiting or running:
                     self._submit(waiting, running)
                     for update in self.engine.step():
                         if self._take(update, running):
-                            tokens = self.engine.generation_tokens - before
-                            bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} token/s")
+                            if tokens := self.engine.generation_tokens - before:
+                                bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} token/s")
                             bar.update()
         finally:
             for request_id in running:  # on an exception or Ctrl-C: nothing may stay behind
