@@ -7,11 +7,16 @@ The router predicts where a request gets its first token soonest, admission how 
 
     step              a + (b + c) * decoding + (d + e) * context      a step of the decoding sequences alone
     full step         the same once all who are here decode, or as many of them as have places
-    backlog seconds   steps * (step + c) + b * tokens + d * attended  to compute the backlog in tokens / chunk steps
+    backlog seconds   steps * step + c * max(steps, prompts) + b * tokens + d * attended
+                                                                      to compute the backlog in tokens / chunk steps
     queue seconds     the same, and half a step where sequences decode: the rest of the one under way
     wait seconds      full step * (steps until enough sequences have ended to make room), less those of the backlog
     start seconds     wait seconds + queue seconds                    until a request that comes now begins
-    starts per second full / (mean_output * full step + full * prompt) that can begin in the long run
+    starts per second full / (mean_output * full step + full * (prompt + c) + a * steps beyond mean_output)
+                                                                      that can begin in the long run
+
+Prompts ride in the steps of those that decode. Where few or none do, as at an encoder, whose texts get no token, their
+steps are theirs alone: a fit to steps that are all full cannot tell what a step costs from what its tokens do.
 """
 
 from __future__ import annotations
@@ -94,7 +99,7 @@ class ShardState:
     def _backlog_seconds(self, more_steps: float) -> float:
         steps = self.backlog_tokens / max(self.chunk, 1) + more_steps
         prompts = self.prefill_seconds(self.backlog_tokens, self.backlog_attended)
-        return steps * (self.step_seconds + self.cost.sequence) + prompts
+        return steps * self.step_seconds + self.cost.sequence * max(steps, self.prefilling + self.queued) + prompts
 
     def wait_seconds(self, tokens: int, sequences: int) -> float:
         """Beyond the backlog's steps, until sequences have left the places and blocks that are needed.
@@ -134,7 +139,9 @@ class ShardState:
         """
         cost, context = self.cost, tokens + self.mean_output / 2
         step = cost.step + (cost.token + cost.sequence + (cost.attended + cost.context) * context) * places
-        seconds = self.mean_output * step + places * self.prefill_seconds(tokens, tokens * tokens / 2)
+        own_steps = max(0.0, places * tokens / max(self.chunk, 1) - self.mean_output)
+        prompt = self.prefill_seconds(tokens, tokens * tokens / 2) + cost.sequence
+        seconds = self.mean_output * step + places * prompt + own_steps * cost.step
         return places / seconds if seconds > 0 else math.inf
 
     def start_seconds(self, tokens: int = 0, sequences: int = 1) -> float:

@@ -60,9 +60,17 @@ def test_a_burst_at_an_idle_shard_waits_for_the_places_that_it_takes_itself() ->
 
 def test_in_the_long_run_as_many_begin_as_end() -> None:
     step = 0.010 + 40 * (3e-4 + 1.1e-7 * (1000 + 50))
-    seconds = 100 * step + 40 * (1000 * 1e-4 + 1000 * 1000 / 2 * 1e-8)
+    seconds = 100 * step + 40 * (1000 * 1e-4 + 1000 * 1000 / 2 * 1e-8 + 2e-4)
     assert IDLE.starts_per_second(1000, 40) == pytest.approx(40 / seconds)
     assert replace(IDLE, cost=NO_COST).starts_per_second(1000, 40) == float("inf")
+
+
+@pytest.mark.parametrize("cost", [Cost(0.060, 0, 0, 0, 0), Cost(0, 1e-4, 0, 0, 0), Cost(0, 0, 1e-3, 0, 0)])
+def test_an_encoder_does_as_much_as_its_steps_whatever_they_were_fitted_to(cost: Cost) -> None:
+    """All of its steps have 60 texts of 10 tokens and take 60 ms; nothing says which of these costs it."""
+    encoder = replace(IDLE, mean_output=0.0, chunk=600, max_num_seqs=1024, cost=cost)
+    assert encoder.starts_per_second(10, 1024) == pytest.approx(1000)
+    assert encoder.with_request(120, 1200, 0).backlog_seconds == pytest.approx(0.120)
 
 
 states = st.builds(
