@@ -168,6 +168,10 @@ class Rules:
         """Whether this caller is told why a model does not answer; the reason may name files of this machine."""
         return self.keys is None or (caller is not None and self.tells(caller))
 
+    def operates(self, caller: Caller) -> bool:
+        """Whether this caller may change what is served."""
+        return caller.operator or (self.keys is None and self.disclose)
+
     def cache_salt(self, caller: Caller, salt: str) -> str:
         """The cache namespace of a request with `salt`; inside its key's own one if keys are isolated."""
         if not self.isolate_cache:

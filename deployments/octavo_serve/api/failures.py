@@ -15,6 +15,10 @@ class BodyTooLarge(BadRequest):
     """The request's body exceeds the gateway's `max_body_bytes`."""
 
 
+class Forbidden(BadRequest):
+    """This caller may not do that."""
+
+
 class NotKept(BadRequest):
     """Nothing of this caller is stored under the id that the request names."""
 
@@ -42,6 +46,7 @@ _KINDS: list[tuple[type[Exception], int, str | None]] = [
     (PromptTooLong, 400, "context_length_exceeded"),
     (UnknownModel, 404, "model_not_found"),
     (BodyTooLarge, 413, "body_too_large"),
+    (Forbidden, 403, None),
     (NotKept, 404, "not_found"),
     (BadRequest, 400, None),
     (Overloaded, 429, "overloaded"),

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from octavo.request import Placement, Request, SamplingParams, SequenceUpdate
+from octavo.request import Adapter, Placement, Request, SamplingParams, SequenceUpdate
 from octavo.text.responses.families import AUTO
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.wire.messages import ModelInfo
@@ -93,3 +93,9 @@ class ServedModel:
     tokenizer: Tokenizer
     client: ModelClient
     defaults: Defaults = NO_DEFAULTS
+    adapter: Adapter | None = None  # that its requests are computed with; `name` is the adapter's then
+
+    @property
+    def digest(self) -> str:
+        """Of the adapter, as `block_hash.root_hash` takes it."""
+        return "" if self.adapter is None else self.adapter.digest

@@ -256,7 +256,7 @@ class Window:
         asking, info = self.ready.asking, self.ready.info
         self.id = f"{asking.kind}-{secrets.token_hex(12)}"
         if "generate" in info.tasks:
-            self._root = root_hash(info.hash_name, salt=asking.cache_salt)
+            self._root = root_hash(info.hash_name, self.ready.model.digest, asking.cache_salt)
         telemetry, name = self.ready.service.telemetry, self.ready.model.name
         self._timer = telemetry.request(name, self.prompt_tokens, asking.operation)
         genai.pools(self.id, name, self.prompt_tokens)
@@ -270,6 +270,7 @@ class Window:
             params=params,
             priority=asking.priority,
             cache_salt=asking.cache_salt,
+            adapter=self.ready.model.adapter,
             block_hashes=hash_chain(self._root, token_ids, info.block_size) if self._root else [],
             session=asking.session,
             seed=0,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from octavo.block_hash import hash_chain, root_hash
 from octavo.errors import BadRequest, PromptTooLong
-from octavo.request import Request
+from octavo.request import Adapter, Request
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.api.jobs import Asked, Prompt
 from octavo_serve.wire.messages import ModelInfo
@@ -32,18 +32,24 @@ def is_long(prompts: Sequence[Prompt]) -> bool:
 
 
 def prepare(
-    tokenizer: Tokenizer, info: ModelInfo, prompts: Sequence[Prompt], asked: Asked, request_id: str
+    tokenizer: Tokenizer,
+    info: ModelInfo,
+    prompts: Sequence[Prompt],
+    asked: Asked,
+    request_id: str,
+    adapter: Adapter | None = None,
 ) -> tuple[list[Request], list[str]]:
     """One request per prompt, and the prompts' texts if they are echoed.
 
     Args:
         request_id: unique; each request's id is this and the prompt's number.
+        adapter: that the requests are computed with.
 
     Raises:
         PromptTooLong: the context cannot hold a prompt and the tokens asked for.
         BadRequest: a prompt is empty, or has a token id outside the vocabulary.
     """
-    root = root_hash(info.hash_name, salt=asked.cache_salt)
+    root = root_hash(info.hash_name, "" if adapter is None else adapter.digest, asked.cache_salt)
     requests = []
     for position, prompt in enumerate(prompts):
         token_ids = _token_ids(tokenizer, info, prompt, asked)[-(asked.truncate or 0) :]
@@ -56,6 +62,7 @@ def prepare(
             priority=asked.priority,
             session=asked.session,
             cache_salt=asked.cache_salt,
+            adapter=adapter,
         )
         request.block_hashes = hash_chain(root, token_ids, info.block_size)
         requests.append(request)

@@ -14,6 +14,7 @@ from typing import Literal, TypedDict, Unpack
 
 from octavo.errors import BadRequest, ModelNotReady, UnknownModel
 from octavo.text.tokenizer import Tokenizer
+from octavo_serve.api.adapters import Adapters
 from octavo_serve.api.bounds import UNKNOWN_CONTEXT
 from octavo_serve.api.model import NO_DEFAULTS, Defaults, ModelClient, ServedModel
 from octavo_serve.wire.messages import ModelInfo
@@ -173,6 +174,7 @@ class Registry:
     Attributes:
         wait: seconds a request may wait for a model that loads.
         explain: errors say why a model does not answer.
+        adapters: of the models.
     """
 
     def __init__(self, entries: Iterable[ModelEntry] = (), wait: float = 0.0) -> None:
@@ -180,6 +182,7 @@ class Registry:
         self.aliases: dict[str, dict[str, float]] = {}
         self.wait = wait
         self.explain = True
+        self.adapters = Adapters()
 
     def configure(
         self, entries: Mapping[str, ModelEntry], aliases: Mapping[str, dict[str, float]], wait: float, explain: bool
@@ -208,7 +211,7 @@ class Registry:
         """The model a request gets.
 
         Args:
-            name: of a model or an alias; None is fine where there is only one model that can do it.
+            name: of a model, an alias or an adapter; None is fine where there is only one model that can do it.
             session: requests with the same one get the same model of an alias; "" is every request for itself.
             before_waiting: called first where the model is still loading.
             tokens: of the request's prompts, about.
@@ -221,10 +224,13 @@ class Registry:
         entry = self.find(name, session, tasks)
         if before_waiting is not None and entry.status == "loading":
             before_waiting()
-        return await entry.served(self.wait, self.explain, tokens)
+        served = await entry.served(self.wait, self.explain, tokens)
+        if (adapted := self.adapters.entries.get(name or "")) is not None:
+            served.name, served.adapter = adapted.name, adapted.ready(self.explain)
+        return served
 
     def find(self, name: str | None, session: str = "", tasks: Collection[str] = ()) -> ModelEntry:
-        """The entry a request gets, ready or not; as `served`."""
+        """The entry a request gets, ready or not; of an adapter its model's; as `served`."""
         if name is None:
             able = [entry for entry in self.entries.values() if entry.may(tasks)] or [*self.entries.values()]
             if len(able) == 1:
@@ -232,6 +238,8 @@ class Registry:
             raise BadRequest(f"model is required; served here: {self._names()}", "model")
         if name in self.entries:
             return self.entries[name]
+        if (adapted := self.adapters.entries.get(name)) is not None:
+            return self.entries[adapted.parent]
         if weights := self._alive(name):
             return self.entries[choose(weights, session or secrets.token_hex(8))]
         raise UnknownModel(f"model {name!r:.80} does not exist; served here: {self._names()}", "model")
@@ -244,9 +252,9 @@ class Registry:
             return True
 
     def cards(self, explain: bool = True) -> list[dict[str, object]]:
-        """/v1/models: every model, then every alias."""
+        """/v1/models: every model, then every alias, then every adapter."""
         models = [entry.card(explain) for entry in self.entries.values()]
-        return models + [self.card(alias, explain) for alias in self.aliases]
+        return models + [self.card(name, explain) for name in (*self.aliases, *self.adapters.entries)]
 
     def card(self, name: str, explain: bool = True) -> dict[str, object]:
         """One entry of /v1/models; an alias shows the model with the largest weight and says what it stands for.
@@ -254,13 +262,15 @@ class Registry:
         Raises:
             UnknownModel: there is none.
         """
+        if name not in self.entries and (adapted := self.adapters.entries.get(name)) is not None:
+            return adapted.card(self.entries[adapted.parent].card(explain), explain)
         if name not in self.aliases:
             return self.find(name).card(explain)
         weights = self.aliases[name]
         return self.entries[max(weights, key=weights.__getitem__)].card(explain) | {"id": name, "alias_of": weights}
 
     def _names(self) -> str:
-        return ", ".join([*self.entries, *self.aliases])
+        return ", ".join([*self.entries, *self.aliases, *self.adapters.entries])
 
     def _alive(self, alias: str) -> Mapping[str, float]:
         """The alias's models that are ready; if none is, those that have not failed; if all have, all."""

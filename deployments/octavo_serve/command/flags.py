@@ -37,7 +37,9 @@ _NOT_HERE = {
     "enable_chunked_prefill": "prompts are always computed in chunks; --max-num-batched-tokens says of how many tokens",
     "pipeline_parallel_size": "models are split by --tensor-parallel-size alone",
     "chat_template": "a model's own template is used",
-    "enable_lora": "LoRA adapters are not done yet",
+    "enable_lora": "adapters need no switch: --lora names them",
+    "max_lora_rank": "any rank up to 256 is taken: --lora-bytes bounds their memory",
+    "max_loras": "as many adapters share a step as there are: --lora-bytes bounds their memory",
     "speculative_config": "speculative decoding is not done yet",
 }
 """Flags of vLLM's that people will type, and what to say."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.util import find_spec
@@ -221,12 +221,19 @@ def find_files_beside(config: Path, arguments: dict[str, Any]) -> None:
         if isinstance(model, dict):
             places += [(model, "source"), (model.get("engine"), "rehearsal")]
             places += [(model.get("accuracy"), name) for name in ("text", "reference")]
+            places += [(model.get("lora"), name) for name in _keys(model.get("lora"))]
+            places += [(model.get("lora_folders"), index) for index in _keys(model.get("lora_folders"))]
     for where, name in places:
-        written = where.get(name) if isinstance(where, dict) else None
+        written = where[name] if name in _keys(where) else None
         if isinstance(written, str) and written:
             file, mark, wanted = written.partition(SUM)
             if file and _exists(path := config.absolute().parent / file):
                 where[name] = f"{path}{mark}{wanted}"
+
+
+def _keys(value: object) -> Collection[Any]:
+    """Of a mapping, or the indices of a list; none of anything else."""
+    return value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
 
 
 def _exists(path: Path) -> bool:
@@ -274,6 +281,10 @@ def _of_model(model: ModelSettings) -> list[str]:
     if model.accuracy is not None:
         found += _missing(model.accuracy.text, f"{whose}accuracy.text")
         found += _problem(whose, check_source, model.accuracy.reference) if model.accuracy.reference else []
+    for name, path in model.lora.items():
+        found += _missing(path, f"{whose}lora.{name}")
+    for path in model.lora_folders:
+        found += _missing(path, f"{whose}lora_folders")
     if model.engine.rehearsal is not None:
         from octavo.rehearsal.simulated import load_profile  # numpy
 

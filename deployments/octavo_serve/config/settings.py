@@ -207,6 +207,9 @@ class ModelSettings(Settings):
         override_generation_config: the same five, in place of what the model's files say.
         response_template: how reasoning and calls are told from content in a chat's answers: "auto" is the model's own
             template, or the built-in one of its family; a name is that built-in one; "none" tells nothing.
+        lora: adapters that are served beside the model, each by its own name: name: folder (see docs/lora.md); gateways
+            and shards read it under this path.
+        lora_folders: where adapters may lie that operators load while the server runs; none: nowhere.
         ranker: how a model of text ranks documents: by its "yes_no" to each, or by the angle of its "vectors"; "auto"
             is the former where the source's name has "reranker" in it.
         replicas: shards; a number, or bounds between which their number follows the load.
@@ -233,6 +236,8 @@ class ModelSettings(Settings):
     generation_config: Literal["auto", "none"] = "auto"
     override_generation_config: SamplingDefaults = Field(default_factory=SamplingDefaults)
     response_template: Annotated[str, AfterValidator(_response_template)] = AUTO
+    lora: dict[ModelName, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
+    lora_folders: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     ranker: Literal["auto", "yes_no", "vectors"] = "auto"
     replicas: Replicas = 1
     tensor_parallel: Count = 1
@@ -555,7 +560,15 @@ class AppSettings(AccessSettings):
             for alias in aliases:
                 if alias in names or aliases.count(alias) > 1:
                     raise ValueError(f"{alias!r} is a model's name or twice an alias of {model.name!r}")
+        self._check_adapters({*names, *self.aliases})
         return self
+
+    def _check_adapters(self, taken: set[str]) -> None:
+        for model in self.models:
+            for name in model.lora:
+                if name in taken:
+                    raise ValueError(f"the adapter {name!r} of {model.name!r} has the name of something else")
+                taken.add(name)
 
     def sealed(self) -> AppSettings:
         """The same settings without a secret in them; see `ApiKey.sealed`.

@@ -29,6 +29,7 @@ from octavo.routing.router import RoutingConfig
 from octavo.source import Source
 from octavo.text.recommended import recommended_sampling
 from octavo_serve.api.access import Access
+from octavo_serve.api.adapters import AdapterSettings
 from octavo_serve.api.body import parse
 from octavo_serve.api.bounds import Limits
 from octavo_serve.api.fleet import Fleet
@@ -143,6 +144,8 @@ class Gateway:
         gateway, entries = settings.gateway, {name: served.entry for name, served in self._served.items()}
         explain = rules.keys is None or rules.disclose
         self.service.models.configure(entries, settings.aliases, gateway.loading_wait_s, explain)
+        of_models = {model.name: _adapters(model) for model in settings.models}
+        self.service.models.adapters.configure(of_models, alone=gateway.replicas == 1)
         failover = Failover(gateway.failover_timeout_s, gateway.max_failovers, gateway.shard_silence_s)
         for served in self._served.values():
             served.client.failover = failover
@@ -301,6 +304,10 @@ def _defaults(model: ModelSettings, source: Source) -> Defaults:
     override = model.override_generation_config.model_dump(exclude_none=True)
     yes_no = model.ranker == "yes_no" or (model.ranker == "auto" and "reranker" in model.source.lower())
     return Defaults(model.default_max_tokens, recommended | override, model.response_template, yes_no)
+
+
+def _adapters(model: ModelSettings) -> AdapterSettings:
+    return AdapterSettings(model.source, model.lora, tuple(model.lora_folders))
 
 
 def _tracer(settings: TraceSettings | None, telemetry: Telemetry) -> Tracer | None:

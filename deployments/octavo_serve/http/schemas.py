@@ -25,7 +25,7 @@ class ModelCard(TypedDict):
     created: int
     owned_by: str
     root: str | None
-    parent: None
+    parent: str | None
     max_model_len: int | None
     tasks: list[Literal["generate", "embed", "classify"]] | None
     status: Literal["ready", "loading", "failed"]

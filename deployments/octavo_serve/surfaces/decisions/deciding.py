@@ -73,7 +73,7 @@ async def decide(service: Service, asked: Asked, questions: Questions) -> Decide
         check_task("generate", info.tasks, model.name)
         frame = await framed(chat, model.tokenizer, service.template_threads)
         request_id = f"{asked.kind}-{secrets.token_hex(12)}"
-        work = partial(forks_of, model.tokenizer, info, frame, questions.each, asked, request_id)
+        work = partial(forks_of, model.tokenizer, info, frame, questions.each, asked, request_id, model.adapter)
         long = is_long([frame.before]) or questions.characters >= MANY_CHARACTERS
         forks = await service.prompt_threads.finish(work) if long else work()
     return await _Deciding(model, forks, service.telemetry.request(model.name, forks.prompt_tokens, "chat")).run()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from octavo.block_hash import extend_chain, hash_chain, root_hash
 from octavo.errors import BadRequest
-from octavo.request import Request, SamplingParams
+from octavo.request import Adapter, Request, SamplingParams
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.api.jobs import Asked
 from octavo_serve.api.prompts import check_characters, check_length, check_token_ids
@@ -72,6 +72,7 @@ class Forks:
     heads: list[Prefix]
     suffixes: list[list[int]]
     labels: list[Labels]
+    adapter: Adapter | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -122,12 +123,19 @@ class Forks:
             priority=self.asked.priority,
             session=self.asked.session or self.request_id,
             cache_salt=self.asked.cache_salt,
+            adapter=self.adapter,
             block_hashes=chain,
         )
 
 
 def forks_of(
-    tokenizer: Tokenizer, info: ModelInfo, frame: Frame, questions: Sequence[Question], asked: Asked, request_id: str
+    tokenizer: Tokenizer,
+    info: ModelInfo,
+    frame: Frame,
+    questions: Sequence[Question],
+    asked: Asked,
+    request_id: str,
+    adapter: Adapter | None = None,
 ) -> Forks:
     """Tokenise the state and the questions. This is CPU work.
 
@@ -138,7 +146,8 @@ def forks_of(
     alphabet = alphabet_of(tokenizer, frame.after)
     labels = [question.labels(alphabet) for question in questions]
     _check_number(labels)
-    root, size = root_hash(info.hash_name, salt=asked.cache_salt), info.block_size
+    root = root_hash(info.hash_name, "" if adapter is None else adapter.digest, asked.cache_salt)
+    size = info.block_size
     check_characters(tokenizer, frame.before, info.max_model_len, asked.param)
     token_ids = tokenizer.encode(frame.before, add_special_tokens=False)
     check_token_ids(token_ids, info.vocab_size, asked.param)
@@ -157,7 +166,7 @@ def forks_of(
         check_length(len(head.token_ids) + len(suffix), 1 + bool(its.members), info.max_model_len, question.param)
         heads.append(head)
         suffixes.append(suffix)
-    return Forks(request_id, asked, root, size, state, heads, suffixes, labels)
+    return Forks(request_id, asked, root, size, state, heads, suffixes, labels, adapter)
 
 
 def _check_number(labels: Sequence[Labels]) -> None:

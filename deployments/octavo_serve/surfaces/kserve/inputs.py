@@ -24,7 +24,7 @@ BINARY = "binary_data_output"
 _REFUSED = {
     "image": "image is not supported: the models here read text",
     "embedding_request": "embedding_request is not supported: the models here write text",
-    "lora_name": "lora_name is not supported: there are no adapters here",
+    "lora_name": "lora_name is not taken: an adapter is asked for by its own name, in the model's place",
 }
 
 

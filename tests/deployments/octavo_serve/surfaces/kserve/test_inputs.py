@@ -71,7 +71,7 @@ def test_shapes() -> None:
         ([tensor("sampling_parameters", 1)], "sampling_parameters must be one text"),
         ([tensor("sampling_parameters", "{")], "sampling_parameters must be a JSON object"),
         ([tensor("sampling_parameters", "\ud800")], "sampling_parameters must be a JSON object"),
-        ([tensor("sampling_parameters", '{"lora_name": "mine"}')], "there are no adapters"),
+        ([tensor("sampling_parameters", '{"lora_name": "mine"}')], "an adapter is asked for by its own name"),
     ],
 )
 def test_inputs_that_are_refused(given: list[dict[str, Any]], says: str) -> None:
@@ -88,7 +88,7 @@ def test_inputs_that_are_refused(given: list[dict[str, Any]], says: str) -> None
         ({"outputs": [{"name": "text_output", "parameters": {"classification": 1}}]}, "classification of an output"),
         ({"outputs": [{"name": "text_output", "parameters": {"binary_data": 1}}]}, "binary_data must be true or false"),
         ({"parameters": {"binary_data_output": "yes"}}, "binary_data_output must be true or false"),
-        ({"parameters": {"lora_name": "mine"}}, "there are no adapters"),
+        ({"parameters": {"lora_name": "mine"}}, "an adapter is asked for by its own name"),
         ({"inputs": []}, "text_input is required"),
     ],
 )
