@@ -19,6 +19,7 @@ from octavo.models.packed_file import Packed, Part
 from octavo.models.parallel import Share
 from octavo.models.quantization import Rounding
 from octavo.models.rope import cos_sin_table
+from octavo.models.spec import ModelSpec
 from octavo.models.weights.encoder_layout import allocate_encoder, encoder_slots
 from octavo.models.weights.fused import gguf_entries
 from octavo.models.weights.gguf_file import read_blocks, read_gguf
@@ -42,7 +43,7 @@ def pack(
         source: a Hugging Face directory or a GGUF file.
         share: the part of each tensor to read.
         half: round float32 matrices to bfloat16.
-        rounding: of kind "int", applied to the layers' matrices.
+        rounding: of kind "int", applied to the layers' matrices (see `_is_rounded`).
         table_positions: rows of the rotary tables, parts (i, "rotary", "table") in the order of `spec.ropes`.
         progress: draw a progress bar on stderr.
 
@@ -65,12 +66,21 @@ def pack(
         packed: Packed
         if slot.is_float32:
             packed = _vector(tensor, slot, naming, order)
-        elif rounding is not None and slot.layer is not None:
+        elif rounding is not None and _is_rounded(slot, spec):
             values = _values(tensor, slot, order).float()
             packed = PackedWeight.from_grouped(round_grouped(values, rounding, tensor.name))
         else:
             packed = _matrix(tensor, slot, entries.get(tensor.name), half=half, order=order)
         yield (slot.layer, slot.part, slot.kind), packed
+
+
+def _is_rounded(slot: Slot, spec: ModelSpec) -> bool:
+    """Whether a rounding applies to a matrix: those of layers, but for the value projections of encoders.
+
+    Nothing evens out their errors: with all-MiniLM-L6-v2 in int8-g32, the lowest cosine to float32 over 2,412 texts is
+    0.9991 without rounding them and 0.9981 with it, for 1 % of the time.
+    """
+    return slot.layer is not None and not (spec.encoder is not None and slot.part == "v")
 
 
 def _places(share: Share) -> list[Slot]:

@@ -10,6 +10,7 @@ from octavo.config import EngineConfig
 from octavo.execution.encoder_executor import load_torch_encoder
 from octavo.execution.local import load_local_encoder
 from octavo.execution.native_encoder import NativeEncoderExecutor, load_native_encoder, why_not_native_encoder
+from octavo.models.packed_encoder import load_packed_encoder
 from octavo.source import resolve_source
 from octavo.step import PooledRow, SamplingRows, StepBatch
 from octavo_kernels.native.library import library
@@ -83,7 +84,7 @@ def test_classes_equal_transformers(tiny_encoder, name):
 
 @pytest.mark.parametrize(("options", "least"), [
     ({"dtype": "bfloat16"}, 0.999),
-    ({"dtype": "bfloat16", "quantization": "int8"}, 0.998),
+    ({"dtype": "bfloat16", "quantization": "int8"}, 0.999),
     ({"dtype": "bfloat16", "quantization": "int8-g32"}, 0.999),
     ({"dtype": "float32", "quantization": "int8-g32"}, 0.9995),
     ({"dtype": "bfloat16", "quantization": "int4"}, 0.9),
@@ -97,6 +98,13 @@ def test_fewer_bits_stay_close_and_keep_bits_in_any_batch(tiny_encoder, options,
     assert not np.isclose(found, exact, rtol=1e-4).all()
     for i, text in enumerate(texts):
         assert np.array_equal(vectors(executor, step([text]))[0], found[i])
+
+
+def test_value_projections_are_not_rounded(tiny_encoder):
+    source = resolve_source(str(tiny_encoder("bert")))
+    _, model = load_packed_encoder(source, dtype="bfloat16", quantization="int8-g32")
+    assert {layer.v.weight.format for layer in model.layers} == {"BF16"}
+    assert {layer.k.weight.format for layer in model.layers} == {"Q8_0"}
 
 
 def test_what_the_native_code_does_not_cover_runs_on_torch(tiny_encoder, caplog):
