@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import AsyncIterator
 from typing import Any
 
 # what `octavo serve` starts takes no job without its user's token; Ray looks at this when it is imported
@@ -45,10 +46,10 @@ class Application:
 
         self._gateway, self._model = serve.get_app_handle(application), model
 
-    def __call__(self, batch: Batch) -> Batch:
+    async def __call__(self, batch: Batch) -> AsyncIterator[Batch]:
         request = {"model": self._model, "input": [str(text) for text in batch["text"]]}
-        items = self._gateway.embed.remote(request).result()["data"]
-        return batch | {"embedding": np.array([item["embedding"] for item in items], np.float32)}
+        items = (await self._gateway.embed.remote(request))["data"]
+        yield batch | {"embedding": np.array([item["embedding"] for item in items], np.float32)}
 
 
 def main() -> None:

@@ -90,6 +90,7 @@ class Engine:
         pooling = pooling or PoolingInfo(tasks=())
         if spec.encoder is not None:
             config = encoder_config(config, spec.max_position_embeddings, pooling, executor.max_in_flight)
+            pooling = dataclasses.replace(pooling, max_tokens=config.max_model_len)  # a setting may say more
             num_blocks = 2 * config.max_num_seqs  # a number for each prompt, and as many to spare
         self.config = config
         self.clock = clock

@@ -235,6 +235,7 @@ def test_an_encoder_refuses_what_it_is_not_for(fake):
         engine.add(fake.request("r", [1]))
     with pytest.raises(PromptTooLong, match="50 tokens"):
         engine.add(request("r", [1] * 51))
-    assert fake.encoder(max_tokens=50, max_model_len=80).limits.max_model_len == 80
+    limits = fake.encoder(max_tokens=50, max_model_len=80).limits
+    assert (limits.max_model_len, limits.pooling.max_tokens) == (80, 80)
     with pytest.raises(ConfigError, match="holds 100 tokens"):
         fake.encoder(max_model_len=101)
