@@ -22,6 +22,8 @@ def sample(
     min_p: npt.NDArray[np.float32],
     seed: npt.NDArray[np.uint64],
     position: npt.NDArray[np.int64],
+    masks: npt.NDArray[np.uint32] | None = None,
+    masked: npt.NDArray[np.int32] | None = None,
 ) -> npt.NDArray[np.int64]:
     """One token per row.
 
@@ -29,6 +31,8 @@ def sample(
         logits: [L, V] float32, contiguous, on the CPU.
         logits_row: [R] index of each row's logits.
         temperature, top_k, top_p, min_p, seed, position: [R], as in `octavo.step.SamplingRows`.
+        masks, masked: [M, W] and [M], as there. They are read beside the logits: what would be drawn from logits that
+            `token_mask` has written to is drawn, and chunks of which no token is allowed are not read.
 
     Returns:
         [R] token ids; -1 where the largest logit is not finite.
@@ -40,7 +44,13 @@ def sample(
     types = (np.int64, np.float32, np.int32, np.float32, np.float32, np.uint64, np.int64)
     values = (logits_row, temperature, top_k, top_p, min_p, seed, position)
     arrays: list[npt.NDArray[Any]] = [np.ascontiguousarray(x, t) for x, t in zip(values, types, strict=True)]
-    call("sample", logits, logits.shape[1], len(logits_row), *arrays, out)
+    own = None
+    if masks is not None and masked is not None:
+        own = np.full(len(logits_row), -1, np.int32)
+        own[masked] = np.arange(len(masked), dtype=np.int32)
+        masks = np.ascontiguousarray(masks)
+    words = 0 if masks is None else masks.shape[1]
+    call("sample", logits, logits.shape[1], len(logits_row), *arrays, own, masks, words, out)
     return out
 
 

@@ -24,60 +24,106 @@ double uniform(uint64_t seed, uint64_t position) {
     return double((uint64_t(c[0]) << 32 | c[1]) >> 11) * 0x1p-53;
 }
 
+// A row of logits of which all tokens may be drawn.
+struct Free {
+    const float* logits;
+
+    float at(int64_t i) const { return logits[i]; }
+    Vec part(int64_t i, int64_t count) const { return load_part(logits + i, count); }
+    bool is_empty(int64_t begin, int64_t end) const {
+        while (begin < end && logits[begin] == kNone) ++begin;
+        return begin == end;
+    }
+};
+
+// One whose tokens may be drawn where their bit is set; to all that reads it the others are -inf, whatever they are.
+struct Masked {
+    const float* logits;
+    const uint32_t* mask;
+    int64_t words;  // of the mask; tokens beyond are barred
+
+    uint32_t bits(int64_t i) const { return i >> 5 < words ? mask[i >> 5] >> (i & 31) : 0; }
+    float at(int64_t i) const { return bits(i) & 1 ? logits[i] : kNone; }
+    Vec part(int64_t i, int64_t count) const {  // i is a multiple of kLanes: all is in one word
+#if OCTAVO_ISA >= 2
+        const uint32_t there = count >= kLanes ? ~0u : (1u << count) - 1;
+        return (Vec)_mm512_mask_loadu_ps((__m512)splat(kNone), __mmask16(bits(i) & there), logits + i);
+#else
+        IVec set;
+        for (int lane = 0; lane < kLanes; ++lane) set[lane] = int32_t(1u << lane);
+        set &= splat_int(int32_t(bits(i)));
+        return set != 0 ? load_part(logits + i, count) : splat(kNone);
+#endif
+    }
+    bool is_empty(int64_t begin, int64_t end) const {  // of a chunk: it begins with a word
+        uint32_t any = 0;
+        for (int64_t w = begin / 32; w < std::min(words, (end + 31) / 32); ++w) any |= mask[w];
+        return !any;
+    }
+};
+
 struct Peak {
     float value;
     bool finite;
 };
 
-Peak find_peak(const float* logits, int64_t vocab) {
+template <class Row>
+Peak find_peak(const Row& row, int64_t vocab) {
     Vec top = splat(kNone);
     IVec bad = {};
-    int64_t i = 0;
-    for (; i + kLanes <= vocab; i += kLanes) {
-        const Vec v = load(logits + i);
-        bad |= v != v;
-        top = max(v, top);
-    }
-    float peak = max(top);
+    float peak = kNone;
     bool nan = false;
-    for (int lane = 0; lane < kLanes; ++lane) nan |= bad[lane] != 0;
-    for (; i < vocab; ++i) {
-        nan |= logits[i] != logits[i];
-        peak = logits[i] > peak ? logits[i] : peak;
+    for (int64_t begin = 0; begin < vocab; begin += kChunk) {
+        const int64_t end = std::min(vocab, begin + kChunk);
+        if (row.is_empty(begin, end)) continue;
+        int64_t i = begin;
+        for (; i + kLanes <= end; i += kLanes) {
+            const Vec v = row.part(i, kLanes);
+            bad |= v != v;
+            top = max(v, top);
+        }
+        for (; i < end; ++i) {
+            const float x = row.at(i);
+            nan |= x != x;
+            peak = x > peak ? x : peak;
+        }
     }
+    peak = std::max(peak, max(top));
+    for (int lane = 0; lane < kLanes; ++lane) nan |= bad[lane] != 0;
     return {peak, !nan && std::isfinite(peak)};
 }
 
-int64_t find(const float* logits, int64_t vocab, float value) {
-    int64_t i = 0;
-    for (; i + kLanes <= vocab; i += kLanes) {
-        const IVec same = load(logits + i) == splat(value);
-        int32_t any = 0;
-        for (int lane = 0; lane < kLanes; ++lane) any |= same[lane];
-        if (any) break;
+template <class Row>
+int64_t find(const Row& row, int64_t vocab, float value) {
+    for (int64_t begin = 0; begin < vocab; begin += kChunk) {
+        const int64_t end = std::min(vocab, begin + kChunk);
+        if (row.is_empty(begin, end)) continue;
+        int64_t i = begin;
+        for (; i + kLanes <= end; i += kLanes) {
+            const IVec same = row.part(i, kLanes) == splat(value);
+            int32_t any = 0;
+            for (int lane = 0; lane < kLanes; ++lane) any |= same[lane];
+            if (any) break;
+        }
+        while (i < end && row.at(i) != value) ++i;
+        if (i < end) return i;
     }
-    while (i < vocab && logits[i] != value) ++i;
-    return i;
-}
-
-bool is_empty(const float* logits, int64_t count) {
-    int64_t i = 0;
-    while (i < count && logits[i] == kNone) ++i;
-    return i == count;
+    return vocab;
 }
 
 // to[i] = (logits[i] - peak) / temperature; weights[i] = e^to[i], 0 below `lowest`; `chunks` lists those with any weight,
 // and others need not be written. Returns the sum of the weights.
-double weigh(const float* logits, int64_t vocab, float peak, float temperature, float lowest, float* to, float* weights,
+template <class Row>
+double weigh(const Row& row, int64_t vocab, float peak, float temperature, float lowest, float* to, float* weights,
              std::vector<int64_t>& chunks) {
     double total = 0;
     chunks.clear();
     for (int64_t begin = 0; begin < vocab; begin += kChunk) {
         const int64_t end = std::min(vocab, begin + kChunk);
-        if (is_empty(logits + begin, end - begin)) continue;
+        if (row.is_empty(begin, end)) continue;
         Vec part = {};
         for (int64_t i = begin; i < end; i += kLanes) {
-            Vec x = (load_part(logits + i, end - i) - splat(peak)) / splat(temperature);
+            Vec x = (row.part(i, end - i) - splat(peak)) / splat(temperature);
             if (end - i < kLanes)
                 for (int lane = int(end - i); lane < kLanes; ++lane) x[lane] = kNone;
             x = x < splat(lowest) ? splat(kNone) : x;
@@ -213,34 +259,43 @@ int64_t draw(SamplingScratch& scratch, double point) {
     return last;
 }
 
-}  // namespace
-
-int64_t sample_row(const float* logits, int64_t vocab, const SamplingRow& row, SamplingScratch& scratch) {
-    const Peak peak = find_peak(logits, vocab);
+template <class Row>
+int64_t sample(const Row& from, int64_t vocab, const SamplingRow& row, SamplingScratch& scratch) {
+    const Peak peak = find_peak(from, vocab);
     if (!peak.finite) return -1;
-    if (row.temperature <= 0) return find(logits, vocab, peak.value);
+    if (row.temperature <= 0) return find(from, vocab, peak.value);
     scratch.scaled.resize(vocab);
     scratch.weights.resize(vocab);
     const float lowest = row.min_p > 0 ? std::log(row.min_p) : kNone;
-    const double total = weigh(logits, vocab, peak.value, row.temperature, lowest, scratch.scaled.data(),
+    const double total = weigh(from, vocab, peak.value, row.temperature, lowest, scratch.scaled.data(),
                                scratch.weights.data(), scratch.chunks);
     const float threshold = find_threshold(scratch, total, row);
     if (threshold > kNone) drop(scratch, threshold);
     return draw(scratch, uniform(row.seed, uint64_t(row.position)));
 }
 
+}  // namespace
+
+int64_t sample_row(const float* logits, int64_t vocab, const SamplingRow& row, SamplingScratch& scratch) {
+    if (row.mask) return sample(Masked{logits, row.mask, row.words}, vocab, row, scratch);
+    return sample(Free{logits}, vocab, row, scratch);
+}
+
 }  // namespace octavo
 
-// One token per row: out[r] is drawn from logits[logits_row[r]], [L, vocab]; the other arrays are [rows].
+// One token per row: out[r] is drawn from logits[logits_row[r]], [L, vocab], of the tokens whose bit is set in
+// masks[mask[r]], [M, words], the lowest bit of a word first; where mask[r] is -1, of all. The other arrays are [rows].
 OCTAVO_API void octavo_sample(const float* logits, int64_t vocab, int64_t rows, const int64_t* logits_row,
                               const float* temperature, const int32_t* top_k, const float* top_p, const float* min_p,
-                              const uint64_t* seed, const int64_t* position, int64_t* out) {
+                              const uint64_t* seed, const int64_t* position, const int32_t* mask, const uint32_t* masks,
+                              int64_t words, int64_t* out) {
     using namespace octavo;
     parallel_if(rows * vocab >= 1 << 15, [&](int thread, int threads) {
         SamplingScratch scratch;
         const Range part = split(rows, thread, threads);
         for (int64_t r = part.begin; r < part.end; ++r) {
-            const SamplingRow row{temperature[r], top_k[r], top_p[r], min_p[r], seed[r], position[r]};
+            const uint32_t* own = masks && mask[r] >= 0 ? masks + mask[r] * words : nullptr;
+            const SamplingRow row{temperature[r], top_k[r], top_p[r], min_p[r], seed[r], position[r], own, words};
             out[r] = sample_row(logits + logits_row[r] * vocab, vocab, row, scratch);
         }
     });

@@ -14,6 +14,8 @@ struct SamplingRow {
     float top_p, min_p;
     uint64_t seed;
     int64_t position;  // with the seed, the counter of the random number
+    const uint32_t* mask = nullptr;  // a bit per token that may be drawn; none: all may
+    int64_t words = 0;               // of the mask; tokens beyond may not
 };
 
 struct SamplingScratch {

@@ -41,6 +41,18 @@ SelfTest self_test("sampling", [] {
             const int64_t token = sample_row(logits.data(), vocab, row, scratch);
             if (token < 0 || token >= vocab || !may_draw(logits, row, token)) return false;
         }
+    std::vector<uint32_t> mask(31);  // of 992 tokens
+    for (uint32_t& word : mask) word = (state = state * 1664525u + 1013904223u) % 3 ? 0 : state;
+    std::vector<float> barred = logits;
+    for (int64_t i = 0; i < vocab; ++i)
+        if (i >= 992 || !(mask[size_t(i / 32)] >> i % 32 & 1)) barred[size_t(i)] = -std::numeric_limits<float>::infinity();
+    for (const float temperature : {0.f, 0.7f})
+        for (int64_t position = 0; position < 8; ++position) {
+            SamplingRow row{temperature, 40, 0.9f, 0, 7, position};
+            const int64_t want = sample_row(barred.data(), vocab, row, scratch);
+            row.mask = mask.data(), row.words = 31;
+            if (want < 0 || sample_row(logits.data(), vocab, row, scratch) != want) return false;
+        }
     logits[17] = std::numeric_limits<float>::quiet_NaN();
     return sample_row(logits.data(), vocab, {1, 0, 1, 0, 7, 0}, scratch) == -1;
 });

@@ -192,7 +192,7 @@ def _sample(
     """As `sampler.sample`; row r is drawn from logits[logits_row[r]], which the next step overwrites anyway."""
     options = rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seed, rows.position
     undo = apply_treatment(logits, logits_row, rows) if rows.are_treated else None
-    tokens = sample(logits, logits_row, *options)
+    tokens = sample(logits, logits_row, *options, rows.masks, rows.masked)
     if not (rows.num_logprobs >= 0).any():
         return tokens, {}
     if undo is not None:

@@ -168,6 +168,7 @@ def _treated(logits: Tensor, rows: SamplingRows, unlisted: Tensor | None = None)
         return logits
     logits = logits.clone()
     if logits.is_cpu and unlisted is None:
+        treatment.apply_masks(logits.numpy(), rows)
         treatment.apply_treatment(logits.numpy(), np.arange(len(logits)), rows)
     else:
         tensor_treatment.apply_treatment(logits, rows, unlisted)

@@ -1,8 +1,9 @@
-"""Masks, bias, bans and penalties, written into logits at the places where they change something.
+"""Bias, bans and penalties, written into logits at the places where they change something.
 
-The order is vLLM's: masks, bias, bans, penalties. This is done in numpy, for logits on a CPU;
-`octavo.execution.tensor_treatment` does the same on any device, bit for bit. A row costs some microseconds, and 13 ns
-per token that its penalties count.
+The order is vLLM's: masks, bias, bans, penalties. What a mask forbids stays so whatever comes after it. So whoever
+draws may read the masks then (`octavo_kernels.sampling.sample`), and nothing is written for them. This is done in
+numpy, for logits on a CPU; `octavo.execution.tensor_treatment` does the same on any device, bit for bit, and writes
+masks. A row costs some microseconds, and 13 ns per token that its penalties count.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ LARGEST = np.finfo(np.float32).max
 
 
 def apply_treatment(logits: Float32, logits_row: Int64, rows: SamplingRows) -> Callable[[], None]:
-    """Apply the treatment of all rows to logits [L, V], in place.
+    """Apply the treatment of all rows but their masks to logits [L, V], in place.
 
     Args:
         logits_row: [R] which of the L each row is drawn from. Rows that share one are treated alike: they are a
@@ -34,7 +35,6 @@ def apply_treatment(logits: Float32, logits_row: Int64, rows: SamplingRows) -> C
         changes.append((row, tokens, own))
         row[tokens] = to
 
-    own_rows = _mask(logits, logits_row, rows)
     for place, (tokens, added) in {logits_row[row]: bias for row, bias in rows.logit_bias.items()}.items():
         own = logits[place][tokens]
         change(logits[place], tokens, own, own + added)
@@ -47,23 +47,14 @@ def apply_treatment(logits: Float32, logits_row: Int64, rows: SamplingRows) -> C
     def undo() -> None:
         for own, tokens, values in reversed(changes):
             own[tokens] = values
-        for place, values in own_rows.items():
-            logits[place] = values
 
     return undo
 
 
-def _mask(logits: Float32, logits_row: Int64, rows: SamplingRows) -> dict[int, Float32]:
-    """Apply the masks; by place in `logits`, the own values of those whose log probabilities are asked for."""
-    if rows.masks is None or rows.masked is None:
-        return {}
-    places, masks = logits_row[rows.masked], rows.masks
-    own = {place: logits[place].copy() for place in places[rows.num_logprobs[rows.masked] >= 0].tolist()}
-    _, first = np.unique(places, return_index=True)
-    if len(first) < len(places):
-        places, masks = places[first], masks[first]
-    mask_tokens_(logits, places, masks)
-    return own
+def apply_masks(logits: Float32, rows: SamplingRows) -> None:
+    """Write -inf to what the masks of rows forbid in logits [R, V], for those who do not read masks as they draw."""
+    if rows.masks is not None and rows.masked is not None:
+        mask_tokens_(logits, rows.masked.astype(np.int64), rows.masks)
 
 
 def penalised(own: Float32, counted: Penalties) -> Float32:

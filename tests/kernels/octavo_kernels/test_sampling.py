@@ -8,10 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from octavo.execution.sampler import sample
 from octavo.step import SamplingRows
 from octavo_kernels import dispatch
+from octavo_kernels.native.build import NoCompiler
+from octavo_kernels.native.library import Library, supported_levels, use
+from octavo_kernels.sampling import sample as native_sample
+from octavo_kernels.token_mask import mask_tokens_
 
 
 def rows(count: int, **columns: Any) -> SamplingRows:
@@ -109,3 +115,50 @@ def test_the_kernels_compile_for_a_hopper(compile_launches) -> None:
     (kernels,) = compile_launches(__file__, 90).values()
     assert len(kernels) == 3
     assert all(kernel.spilled == 0 for kernel in kernels)
+
+
+@pytest.fixture(scope="module", params=supported_levels())
+def native(request: pytest.FixtureRequest) -> Library:
+    try:
+        return Library(request.param)
+    except NoCompiler:
+        pytest.skip("no C++ compiler")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    vocab=st.integers(1, 3000),
+    words=st.integers(1, 95),
+    share=st.sampled_from([0.0, 0.001, 0.5, 1.0]),
+    temperature=st.sampled_from([0.0, 0.7, 5.0]),
+    top_k=st.sampled_from([0, 1, 50]),
+    top_p=st.sampled_from([1.0, 0.9]),
+    min_p=st.sampled_from([0.0, 0.05]),
+    seed=st.integers(0, 2**20),
+)
+def test_masks_that_are_read_draw_what_masks_that_are_written_do(
+    native: Library, vocab: int, words: int, share: float, seed: int, **filters: Any
+) -> None:
+    """Bit by bit the same sums: every token is the same, with whatever logits where it is forbidden."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 3, (9, vocab)).astype(np.float32)
+    bits = (random.random((7, 32 * words)) < share).astype(np.uint8)
+    masks = np.packbits(bits, axis=1, bitorder="little").view(np.uint32)
+    masked = np.array([0, 2, 3, 4, 6, 7, 8], np.int32)
+    written, r = logits.copy(), rows(9, **filters)
+    r.seed += np.uint64(seed)
+    options = r.temperature, r.top_k, r.top_p, r.min_p, r.seed, r.position
+    with use(native):
+        mask_tokens_(written, masked.astype(np.int64), masks)
+        for row in (2, 6):
+            logits[row, written[row] == -np.inf] = random.choice([np.nan, np.inf, -np.inf])
+        want = native_sample(written, np.arange(9), *options)
+        assert native_sample(logits, np.arange(9), *options, masks, masked).tolist() == want.tolist()
+
+
+def test_rows_that_share_logits_have_masks_of_their_own(native: Library) -> None:
+    r, logits = rows(3, temperature=0.0), np.array([[1, 2, 3, 4]], np.float32)
+    options = r.temperature, r.top_k, r.top_p, r.min_p, r.seed, r.position
+    masks, masked = np.array([[0b0101], [0b0010]], np.uint32), np.array([0, 2], np.int32)
+    with use(native):
+        assert native_sample(logits, np.zeros(3, np.int64), *options, masks, masked).tolist() == [2, 3, 1]
