@@ -47,6 +47,10 @@ class EngineConfig:
         async_scheduling: plan and prepare a step while the previous one runs. A stop string is then noticed one step
             late, and the surplus token is discarded. None means true on a GPU and false on a CPU, whose cores are busy
             computing the step.
+        speculation: guess tokens from what a sequence, and recent answers in its cache namespace, said before, and
+            verify several in one step. No token changes. How many are guessed follows from what they cost and how often
+            they were right, and mostly that is none (docs/speculation.md). None means true unless `async_scheduling` is
+            on.
         enforce_eager: run decode steps on a GPU without CUDA graphs.
         batch_invariant: make a token's logits on a GPU bitwise independent of the other sequences in its step, of the
             chunks its prompt was cut into and of what the cache held. Every sum then has one fixed order, which makes
@@ -78,6 +82,7 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.9
     enable_prefix_caching: bool = True
     async_scheduling: bool | None = None
+    speculation: bool | None = None
     enforce_eager: bool = False
     batch_invariant: bool = False
     lora_bytes: int = 2**28
@@ -106,6 +111,8 @@ class EngineConfig:
             raise ConfigError(f"load_format must be auto or dummy, got {self.load_format!r}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:NUMBER, got {self.device!r}")
+        if not isinstance(self.speculation, bool | None):
+            raise ConfigError(f"speculation must be true, false or null, got {self.speculation!r}")
         if self.target_itl is not None and not self.target_itl > 0:
             raise ConfigError(f"target_itl must be more than 0 seconds, got {self.target_itl!r}")
         if not 0 < self.gpu_memory_utilization <= 1:

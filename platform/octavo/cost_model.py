@@ -42,7 +42,7 @@ class StepWork(NamedTuple):
 
     Attributes:
         tokens: computed in the step.
-        sequences: number of sequences these tokens belong to.
+        sequences: number of sequences these tokens belong to, and of proposed tokens, which have rows of logits, too.
         attended: positions that the tokens attend to, summed over the tokens (see the function `attended`).
         context: positions in the cache after the step, summed over the sequences.
         has_prompts: whether any sequence computes prompt tokens.

@@ -68,6 +68,11 @@ _OF_SHARDS = (
     _OfShard(_COUNTER, "vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.",
              lambda s: s.counters.cached_tokens),
     _OfShard(_COUNTER, "vllm:num_preemptions", "Sequences preempted.", lambda s: s.counters.preemptions),
+    _OfShard(_COUNTER, "vllm:spec_decode_num_drafts", "Times that tokens were guessed for a sequence and checked.",
+             lambda s: s.counters.drafts),
+    _OfShard(_COUNTER, "vllm:spec_decode_num_draft_tokens", "Tokens guessed.", lambda s: s.counters.proposed),
+    _OfShard(_COUNTER, "vllm:spec_decode_num_accepted_tokens", "Guessed tokens that were right.",
+             lambda s: sum(s.counters.accepted)),
     _OfShard(_GAUGE, "octavo_kv_blocks", "KV blocks of the shard.", lambda s: s.state.blocks),
     _OfShard(_GAUGE, "octavo_cached_blocks", "KV blocks that no request holds and any may reuse.",
              lambda s: s.blocks_cached),
@@ -171,7 +176,8 @@ _OF_OTEL = (
 """From gen-ai-metrics.md of OpenTelemetry's semantic conventions, with its buckets; of requests without an error."""
 
 _TELLING = {
-    "vllm:prefix_cache_hits", "octavo_cached_blocks", "octavo_router_cached_tokens_error", "octavo_routed_requests",
+    "vllm:prefix_cache_hits", "vllm:spec_decode_num_accepted_tokens", "vllm:spec_decode_num_accepted_tokens_per_pos",
+    "octavo_cached_blocks", "octavo_router_cached_tokens_error", "octavo_routed_requests",
     *(metric.name for metric in _OF_ROUTERS),
 }  # fmt: skip
 """Metric families that reveal what is cached, to the token or block, or a shard's name."""
@@ -228,6 +234,12 @@ def _of_shards(stats: ShardStats) -> Iterator[Metric]:
         for labels, found in samples:
             family.add_metric(labels, metric.value(found))
         yield family
+    right = _COUNTER("vllm:spec_decode_num_accepted_tokens_per_pos", "Guessed tokens that were right, by their place.",
+                     labels=[*_SHARD, "position"])  # fmt: skip
+    for labels, found in samples:
+        for position, count in enumerate(found.counters.accepted):
+            right.add_metric([*labels, str(position)], count)
+    yield right
 
 
 def _of_routers(telemetry: Telemetry) -> Iterator[Metric]:

@@ -40,7 +40,7 @@ _NOT_HERE = {
     "enable_lora": "adapters need no switch: --lora names them",
     "max_lora_rank": "any rank up to 256 is taken: --lora-bytes bounds their memory",
     "max_loras": "as many adapters share a step as there are: --lora-bytes bounds their memory",
-    "speculative_config": "speculative decoding is not done yet",
+    "speculative_config": "tokens are guessed from the text alone, without a second model; --speculation sets whether",
 }
 """Flags of vLLM's that people will type, and what to say."""
 

@@ -21,6 +21,7 @@ from octavo.engine.isolation import Isolation
 from octavo.engine.patience import FIRST, Patience
 from octavo.engine.plan import InFlight, StepPlan
 from octavo.engine.scheduler import Scheduler
+from octavo.engine.speculation import Speculation
 from octavo.engine.stats import EngineStats
 from octavo.errors import BadRequest, ConfigError, EngineDead, OctavoError
 from octavo.kvcache.block_pool import BlockPool
@@ -109,6 +110,9 @@ class Engine:
         self.pool = BlockPool(num_blocks, config.block_size, caching=config.enable_prefix_caching)
         self.scheduler = Scheduler(config, self.limits, self.pool, CostModel(), clock)
         self.adapters = Adapters(executor, config.lora_bytes, config.max_num_queued_requests)
+        if _speculates(config, executor):
+            in_flight = executor.max_in_flight
+            self.scheduler.proposer = Speculation(self.scheduler.cost_model, config.max_num_seqs, in_flight)
         self._batches = BatchBuilder()
         self._in_flight: deque[_Step] = deque()
         self._steps = 0
@@ -416,7 +420,7 @@ class Engine:
         scheduler = self.scheduler
         return EngineStats(
             state=scheduler.state(),
-            counters=dataclasses.replace(scheduler.counters),
+            counters=scheduler.counters.copy(),
             blocks_cached=self.pool.num_cached,
             filled_slots=scheduler.num_filled_slots(),
             generation_tokens=self.generation_tokens,
@@ -450,6 +454,13 @@ def encoder_config(config: EngineConfig, positions: int, pooling: PoolingInfo, m
         block_size=wanted,
         enable_prefix_caching=False,
     )
+
+
+def _speculates(config: EngineConfig, executor: Executor) -> bool:
+    """Whether tokens are guessed: those of a rehearsal say nothing of a model's."""
+    if config.rehearsal is not None or executor.spec.encoder is not None:
+        return False
+    return executor.max_in_flight == 1 if config.speculation is None else config.speculation
 
 
 def _max_model_len(config: EngineConfig, of_model: int, num_blocks: int) -> int:

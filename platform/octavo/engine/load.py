@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from octavo.config import EngineConfig
 from octavo.cost_model import Cost, attended
@@ -29,6 +29,8 @@ class Counters:
         prompt_tokens, cached_tokens: prompt tokens of admitted requests, and how many of them the cache held.
         output_tokens: of the ended sequences.
         preemptions: of sequences.
+        drafts, proposed: times that tokens were proposed for a sequence and verified, and how many tokens.
+        accepted: how many of them were right, by their place among those proposed at once.
         step_seconds, predicted_seconds: what steps took, and what the cost model had said; of those since it is ready.
     """
 
@@ -39,6 +41,9 @@ class Counters:
     cached_tokens: int = 0
     output_tokens: int = 0
     preemptions: int = 0
+    drafts: int = 0
+    proposed: int = 0
+    accepted: list[int] = field(default_factory=list)
     step_seconds: float = 0.0
     predicted_seconds: float = 0.0
     _lately: float = 0.0  # ended sequences, the earlier the less
@@ -48,6 +53,18 @@ class Counters:
         """Count a step that the cost model had predicted."""
         self.step_seconds += seconds
         self.predicted_seconds += predicted
+
+    def verified(self, right: int, proposed: int) -> None:
+        """Count proposed tokens of a sequence, the first `right` of which were the model's own."""
+        self.drafts += 1
+        self.proposed += proposed
+        self.accepted += [0] * (right - len(self.accepted))
+        for place in range(right):
+            self.accepted[place] += 1
+
+    def copy(self) -> Counters:
+        """As they are now."""
+        return replace(self, accepted=list(self.accepted))
 
     def ended(self, tokens: int, seconds: float, *, generates: bool = True) -> None:
         """Count a sequence that has ended.

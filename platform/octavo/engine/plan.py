@@ -26,6 +26,7 @@ class StepPlan:
     Attributes:
         entries: (sequence, tokens); the tokens follow those that the sequence has computed.
         proposed: tokens that this step verifies, of those sequences that have any (`octavo.engine.proposals`).
+        num_proposed: how many these are.
         copies: (source, target) blocks.
         published: blocks that this step fills and that can be found already (`BlockPool.unpublish`, if it fails).
         ended: of sequences that had nothing to compute.
@@ -34,6 +35,7 @@ class StepPlan:
 
     entries: list[tuple[Sequence, int]] = field(default_factory=list)
     proposed: dict[Sequence, list[int]] = field(default_factory=dict)
+    num_proposed: int = 0
     copies: list[tuple[int, int]] = field(default_factory=list)
     published: list[int] = field(default_factory=list)
     ended: list[SequenceUpdate] = field(default_factory=list)
@@ -83,16 +85,13 @@ class StepPlan:
                 seq.width = 1 + more
                 free -= more
 
-    @property
-    def num_proposed(self) -> int:
-        return sum(map(len, self.proposed.values())) if self.proposed else 0
-
     def give_rows(self, sequences: Iterable[Sequence]) -> list[tuple[int, Sequence]]:
         """Count the tokens that are sampled of each sequence as known; returns `InFlight.rows`."""
         rows, row = [], 0
         for seq in sequences:
             count = 1 + len(self.proposed.get(seq, ())) if self.proposed else 1
             seq.num_pending += count
+            seq.is_verifying = count > 1
             seq.row = row
             rows.append((row, seq))
             row += count
@@ -106,7 +105,7 @@ class StepPlan:
             in_cache = seq.num_computed + count
             context += in_cache
             positions += in_cache if count == 1 else attended(seq.num_computed, count)
-        self.work = StepWork(tokens, len(self.entries), positions, context, has_prompts)
+        self.work = StepWork(tokens, len(self.entries) + self.num_proposed, positions, context, has_prompts)
 
 
 @dataclass(slots=True)

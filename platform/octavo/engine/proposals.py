@@ -9,8 +9,8 @@ token is not the one proposed there. What is kept is the plain run's output, wha
 decoding by Leviathan et al. 2023, a rejection rule takes the place of this comparison). Keys and values of refused
 tokens are given back.
 
-Proposals need the newest token. So a sequence that a proposer follows is not in two steps at once: it waits for the
-result of one before it is planned again.
+Proposals need the newest token. So a sequence is not in two steps at once while a proposer follows it: it waits for the
+result of one before it is planned again. A proposer is asked for each step anew.
 """
 
 from __future__ import annotations
@@ -23,12 +23,24 @@ from octavo.engine.sequence import Sequence
 class Proposer(Protocol):
     """Guesses how sequences go on."""
 
+    def begin(self, running: list[Sequence]) -> bool:
+        """Whether anything may be proposed in the step that is planned now; else it is asked nothing more."""
+        ...
+
     def follows(self, seq: Sequence) -> bool:
-        """Whether it ever proposes anything for this sequence."""
+        """Whether it is to be asked for this sequence. Where its newest token is not known, it then waits for that."""
         ...
 
     def propose(self, seq: Sequence, most: int) -> list[int]:
         """Tokens that may follow `seq.token_ids`; all but the first `most` (at least 1) are ignored."""
+        ...
+
+    def verified(self, seq: Sequence, right: int, proposed: int) -> None:
+        """Of so many tokens that were proposed, so many were right; the one after those was wrong."""
+        ...
+
+    def ended(self, seq: Sequence) -> None:
+        """The sequence is gone."""
         ...
 
 

@@ -159,15 +159,16 @@ class Scheduler:
         plan, self._published = StepPlan(published=self._published), []
         chunk = whole = prompt_budget(self._running, self.config, self.cost_model)
         preemptions = self.counters.preemptions
+        proposer = self.proposer if self.proposer is not None and self.proposer.begin(self._running) else None
         place = 0
         while place < len(self._running):  # preemption shortens the list, from its end
             seq = self._running[place]
             apart = may_run is not None and not may_run(seq.group.request.request_id)
-            if apart or (seq.constraint is not None and seq.is_held):
+            if apart or seq.is_verifying or (seq.constraint is not None and seq.is_held):
                 pass
             elif seq.is_decoding:
-                if self.proposer is not None and seq.constraint is None and self.proposer.follows(seq):
-                    proposed = self._propose(self.proposer, seq, chunk, plan)
+                if proposer is not None and seq.constraint is None and proposer.follows(seq):
+                    proposed = self._propose(proposer, seq, chunk, plan)
                     chunk, whole = chunk - proposed, whole - proposed
                 elif not seq.is_ending:
                     self._continue(seq, 1, plan)
@@ -200,6 +201,7 @@ class Scheduler:
         proposed = proposals(proposer, seq, most, self.limits.vocab_size)
         if self._continue(seq, 1 + len(proposed), plan) and proposed:
             plan.proposed[seq] = proposed
+            plan.num_proposed += len(proposed)
             return len(proposed)
         return 0
 
@@ -305,6 +307,7 @@ class Scheduler:
             else:
                 update = seq.verify(proposed, row, tokens, logprobs)
                 seq.publish(self.pool, seq.num_computed)  # what was proposed is certain now
+                self._verified(seq, proposed, update.token_ids)
             updates.append(self._tell(seq, update))
         for seq in step.complete:
             if not seq.ended:
@@ -313,6 +316,12 @@ class Scheduler:
             if not seq.ended:
                 updates.append(self._tell(seq, seq.pooled(result.pooled[row])))
         return updates
+
+    def _verified(self, seq: Sequence, proposed: list[int], told: list[int]) -> None:
+        right = sum(map(int.__eq__, proposed, told))  # only the last one told can be another
+        self.counters.verified(right, len(proposed))
+        if self.proposer is not None:
+            self.proposer.verified(seq, right, len(proposed))
 
     def _fork(self, seq: Sequence) -> list[Sequence]:
         """The sequences that continue from here: when a prompt is complete, as many as the plan has rows for."""
@@ -385,6 +394,8 @@ class Scheduler:
 
     def _finish(self, seq: Sequence, reason: FinishReason, update: SequenceUpdate) -> SequenceUpdate:
         group, seq.ended = seq.group, True
+        if self.proposer is not None:
+            self.proposer.ended(seq)
         group.sequences.remove(seq)
         seconds = self._clock() - seq.since if seq.since else 0.0
         self.counters.ended(seq.num_output, seconds, generates=group.method is None)

@@ -21,6 +21,7 @@ from octavo.step import Float32, Int64, LogprobRow, SoFar
 
 if TYPE_CHECKING:
     from octavo.engine.load import Counters
+    from octavo.engine.speculation import Followed
 
 _MIX = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: spreads the seeds of a request's sequences over 64 bits
 
@@ -245,13 +246,15 @@ class Sequence:
         width: rows in which its next token is sampled: its own, and one for each sequence that starts with it.
         since: when it first ran, in monotonic seconds; 0.0 before.
         num_pending: sampled tokens whose values are not known yet. Where proposed tokens are verified, they are as many
-            as can be accepted, and the sequence is in no further step until it is known how many were.
+            as can be accepted.
+        is_verifying: whether it is in no further step until it is known how many proposed tokens were right.
         row: of the step launched last, where the first of its tokens is sampled.
         ended: whether its last update has been made.
         constraint: what its next token must keep to.
         untold: tokens that no update has told.
         is_void: whether the token that is being drawn does not count.
         so_far: of its vector, if it wants one.
+        followed: what a proposer keeps of it.
     """
 
     group: Group
@@ -268,12 +271,14 @@ class Sequence:
     since: float = 0.0
     chain: list[bytes] = field(default_factory=list)
     num_pending: int = 0
+    is_verifying: bool = False
     row: int = -1
     ended: bool = False
     constraint: Constraint | None = None
     untold: Untold | None = None
     is_void: bool = False
     so_far: SoFar | None = None
+    followed: Followed | None = None
 
     @property
     def num_known(self) -> int:
@@ -309,7 +314,9 @@ class Sequence:
 
     @property
     def is_held(self) -> bool:
-        """Whether it is in no further step until the token that is being drawn is known."""
+        """Whether it is in no further step until the tokens that are being drawn are known."""
+        if self.is_verifying:
+            return True
         constraint = self.constraint
         return self.num_pending > 0 and constraint is not None and (self.is_void or constraint.is_active)
 
@@ -346,7 +353,7 @@ class Sequence:
             row: of the token after the newest one; the rows of those after proposed tokens follow.
             tokens, logprobs: of all rows, as in `StepResult`.
         """
-        update = self._update()
+        update, self.is_verifying = self._update(), False
         for place, guess in enumerate([*proposed, None], row):
             self._add(update, tokens[place], logprobs.get(place))
             if update.finish_reason is not None or tokens[place] != guess:
@@ -478,7 +485,7 @@ class Sequence:
         self.table.free()
         self.num_computed = self.num_pending = 0
         self.width, self.row = 1, -1
-        self.is_void = False
+        self.is_void = self.is_verifying = False
 
     def fork(self, index: int) -> Sequence:
         """A sibling that shares everything computed so far."""

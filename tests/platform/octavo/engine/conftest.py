@@ -60,6 +60,8 @@ class PagedFake:
         self.cache = np.full((num_blocks, block_size), -1, np.int32)
         self.batches: list[StepBatch] = []
         self.fail_tokens: set[int] = set()  # last tokens for which the logits are "not finite"
+        self.parrot: int | None = None  # of how many tokens, of these few, what it says depends; None: of all
+        self.seconds_each = 0.0  # of a token; a step takes a millisecond more
 
     def check_health(self) -> None:
         pass
@@ -80,13 +82,21 @@ class PagedFake:
             s = np.searchsorted(batch.query_start, index, "right") - 1
             blocks, length = batch.block_tables[s], batch.context_lens[s] - (batch.query_start[s + 1] - 1 - index)
             read = self.cache[blocks[: -(-length // size)]].reshape(-1)[:length]
-            token = next_token(read, int(batch.sampling.seed[row]))
+            token = self.said(read, int(batch.sampling.seed[row]))
             token = nearest(token, batch.sampling, row)
             tokens.append(-1 if int(read[-1]) in self.fail_tokens else token)
             if batch.sampling.num_logprobs[row] >= 0:
                 logprobs[row] = LogprobRow([token], [-float(token) / VOCAB], 1)
         prompt = [LogprobRow([token], [-float(token) / VOCAB], 1) for _, token, _ in batch.prompt_logprobs]
-        return finished(StepResult(np.array(tokens, np.int64), logprobs, prompt, 1e-3, self._pooled(batch)))
+        seconds = 1e-3 + self.seconds_each * batch.num_tokens
+        return finished(StepResult(np.array(tokens, np.int64), logprobs, prompt, seconds, self._pooled(batch)))
+
+    def said(self, tokens, seed: int) -> int:
+        if self.parrot is None:
+            return next_token(tokens, seed)
+        if len(tokens) % 19 == seed % 19:
+            return next_token(tokens, seed) % self.parrot
+        return next_token(tokens[-2:]) % self.parrot
 
     def _pooled(self, batch: StepBatch) -> dict[int, np.ndarray]:
         states = []

@@ -31,8 +31,17 @@ class Guesser:
         self._truth, self._right, self._most, self._every = truth, right, most, every
         self._rng = random.Random(seed)
 
+    def begin(self, running: list[Sequence]) -> bool:
+        return True
+
     def follows(self, seq: Sequence) -> bool:
         return seq.index % self._every == 0
+
+    def verified(self, seq: Sequence, right: int, proposed: int) -> None:
+        assert 0 <= right <= proposed
+
+    def ended(self, seq: Sequence) -> None:
+        assert seq.ended
 
     def propose(self, seq: Sequence, most: int) -> list[int]:
         assert not seq.num_pending
@@ -182,14 +191,11 @@ def test_penalties_of_a_row_count_what_is_proposed_before_it(fake):
     (seq,) = engine.scheduler._groups["r"].sequences
     first = seq.token_ids[-1]
 
-    class Fixed:
-        def follows(self, seq):
-            return True
-
+    class Fixed(Guesser):
         def propose(self, seq, most):
             return [7, 41, 41]
 
-    engine.scheduler.proposer = Fixed()
+    engine.scheduler.proposer = Fixed(of_fake(fake), 1.0, 3)
     plan = engine.scheduler.schedule()
     rows = build_batch(plan).sampling
     counted = [dict(zip(p.tokens.tolist(), p.counts.tolist(), strict=True)) for p in rows.penalties.values()]
