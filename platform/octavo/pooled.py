@@ -110,7 +110,7 @@ def cosine(first: Float32, second: Float32) -> float:
     """The cosine of the angle between two vectors; 0.0 where one has no length."""
     a, b = first.astype(np.float64), second.astype(np.float64)
     lengths = np.sqrt(np.sum(a * a)) * np.sqrt(np.sum(b * b))
-    return float(np.sum(a * b) / lengths) if lengths else 0.0
+    return float(np.clip(np.sum(a * b) / lengths, -1.0, 1.0)) if lengths else 0.0  # rounding may leave the range
 
 
 def score_task(info: PoolingInfo) -> Task:
