@@ -4,6 +4,7 @@
 // A row's bits depend on its text alone: rows are taken together from the text's first token on.
 #pragma once
 
+#include "linear/input.h"
 #include "paged_attention/cells.h"
 
 namespace octavo::encoder {

@@ -18,7 +18,7 @@ namespace octavo::encoder {
 namespace {
 
 constexpr int64_t kPhasesPerLayer = 9, kOtherPhases = 4;
-constexpr int64_t kChunkTokens = OCTAVO_ISA >= 3 ? 256 : 96;  // that Alone takes through the matrices together
+constexpr int64_t kChunkTokens = OCTAVO_ISA >= 3 ? 256 : 192;  // that Alone takes through the matrices together
 constexpr int64_t kAttentionTokens = 16 * kRows;              // of an item, where threads share a text's attention
 
 enum class Method : int32_t { cls, mean, last };
