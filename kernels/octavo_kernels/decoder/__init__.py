@@ -7,10 +7,8 @@ compare the two.
 from __future__ import annotations
 
 import ctypes
-import mmap
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +19,7 @@ from octavo_kernels.linear import PackedWeight
 from octavo_kernels.linear.formats import CODES
 from octavo_kernels.lora.packed import PackedAdapter
 from octavo_kernels.native.library import Library
+from octavo_kernels.native.memory import untouched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -178,7 +177,8 @@ class PackedKV:
         self.block_size = block_size
         self.block_bytes = block_bytes(num_layers, block_size, kv_heads, head_dim, dtype)
         self._layer_bytes = self.block_bytes // num_layers
-        self._data = _untouched(num_blocks * self.block_bytes).reshape(num_blocks, self.block_bytes)
+        # a block holds all layers, so that the used blocks fill whole huge pages
+        self._data = untouched(num_blocks * self.block_bytes).reshape(num_blocks, self.block_bytes)
 
     def addresses(self, layer: int) -> tuple[int, int]:
         """Addresses of a layer's keys and values in block 0."""
@@ -190,19 +190,6 @@ class PackedKV:
         if pairs:
             sources, targets = zip(*pairs, strict=True)
             self._data[list(targets)] = self._data[list(sources)]
-
-
-def _untouched(size: int) -> npt.NDArray[np.uint8]:
-    """Zeroed memory, which uses no physical memory until it is written, in huge pages if the system has them.
-
-    A block holds all layers, so that the used blocks fill whole huge pages. With 4 KiB pages, page faults took a
-    fifteenth of the time of prompts in fresh blocks.
-    """
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel built without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8)
 
 
 def block_bytes(num_layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: Type) -> int:

@@ -32,6 +32,8 @@ namespace {
 
 constexpr int64_t kRowsTogether = 64;  // of one adapter: more are several pieces of work for the threads
 
+constexpr size_t kManyGroups = 4;
+
 // Some rows of one adapter.
 struct AdapterRows {
     const Adapter* adapter;
@@ -82,6 +84,12 @@ class StepAdapters {
         return fresh;
     }
 
+    void project_rows(int64_t layer, Site site, bool exact, const StepAdapters& packed, size_t g) const {
+        const Matrix& a = groups[g]->adapter->layers[layer].a[site];
+        if (a.n)
+            packed.groups[g]->inputs[site].multiply(a, exact, groups[g]->low, groups[g]->stride, {0, blocks_of(a.n)});
+    }
+
 public:
     // of: each token's adapter or null; empty where no token has one.
     void build(const Tokens& tokens, const std::vector<const Adapter*>& of, const Widths& widths, bool exact) {
@@ -108,13 +116,15 @@ public:
         if (used && places[row].first >= 0) groups[places[row].first]->inputs[site].pack(places[row].second, x, columns);
     }
 
-    // A x in units of 16 rows of A: f(unit) for unit < units() does them all.
+    // A x in units() pieces: of some rows each, or where those are few of 16 rows of A.
     int64_t units(int64_t layer, Site site) const {
+        if (used >= kManyGroups) return int64_t(used);
         int64_t count = 0;
         for (size_t g = 0; g < used; ++g) count += blocks_of(groups[g]->adapter->layers[layer].a[site].n);
         return count;
     }
     void project(int64_t layer, Site site, bool exact, int64_t unit) const {
+        if (used >= kManyGroups) return project_rows(layer, site, exact, *this, unit);
         for (size_t g = 0; g < used; ++g) {
             const Matrix& a = groups[g]->adapter->layers[layer].a[site];
             if (unit < blocks_of(a.n))
@@ -123,6 +133,10 @@ public:
             unit -= blocks_of(a.n);
         }
     }
+    // All of it, of inputs that lie in `packed`, which was built for the same tokens.
+    void project(int64_t layer, Site site, bool exact, const StepAdapters& packed) const {
+        for (size_t g = 0; g < used; ++g) project_rows(layer, site, exact, packed, g);
+    }
 
     // Adds B (A x) to the outputs `blocks` of a matrix, of which `out` takes the first.
     void add(int64_t layer, Part part, bool exact, float* out, int64_t stride, Range blocks) const {
@@ -130,10 +144,18 @@ public:
             const AdapterRows& group = *groups[g];
             const LowRank& b = group.adapter->layers[layer].b[part];
             if (!b.rank) continue;
-            size_t row = 0;
-            for (; row + 8 <= group.rows.size(); row += 8) group.add<8>(b, exact, out, stride, blocks, row);
-            for (; row + 2 <= group.rows.size(); row += 2) group.add<2>(b, exact, out, stride, blocks, row);
-            for (; row < group.rows.size(); ++row) group.add<1>(b, exact, out, stride, blocks, row);
+            for (size_t row = 0; row < group.rows.size(); row += 8) {
+                switch (std::min<size_t>(8, group.rows.size() - row)) {
+                    case 1: group.add<1>(b, exact, out, stride, blocks, row); break;
+                    case 2: group.add<2>(b, exact, out, stride, blocks, row); break;
+                    case 3: group.add<3>(b, exact, out, stride, blocks, row); break;
+                    case 4: group.add<4>(b, exact, out, stride, blocks, row); break;
+                    case 5: group.add<5>(b, exact, out, stride, blocks, row); break;
+                    case 6: group.add<6>(b, exact, out, stride, blocks, row); break;
+                    case 7: group.add<7>(b, exact, out, stride, blocks, row); break;
+                    default: group.add<8>(b, exact, out, stride, blocks, row);
+                }
+            }
         }
     }
 };

@@ -46,6 +46,7 @@ void add_low_rank(const LowRank& b, bool exact, const float* const (&x)[ROWS], f
     LowRankInput<ROWS> input;
     input.set(b, exact, x);
     const int64_t steps = exact ? b.rank : (b.rank + 1) / 2;
+    constexpr int64_t ahead = 4096;  // bytes: what comes next lies next, in B and after it
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
         const uint8_t* weights = b.data + block * steps * 64;
         const int64_t at = (block - blocks.begin) * 16, count = std::min<int64_t>(16, b.n - block * 16);
@@ -57,6 +58,7 @@ void add_low_rank(const LowRank& b, bool exact, const float* const (&x)[ROWS], f
             acc[r] = load_floats(count < 16 ? ends[r] : y[r] + at);
         }
         for (int64_t i = 0; i < steps; ++i, weights += 64) {
+            __builtin_prefetch(weights + ahead, 0, 2);
             if (exact) {
                 const Floats column = load_floats(reinterpret_cast<const float*>(weights));
 #pragma GCC unroll 8

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from octavo_kernels.linear import PackedWeight
-from octavo_kernels.linear.formats import CODES, LANES
-from octavo_kernels.linear.pack import pack_floats
+from octavo_kernels.linear.formats import CODES, GROUP, LANES
+from octavo_kernels.linear.pack import pack_floats, packed_shape
+from octavo_kernels.native.memory import untouched
 
 Float32 = npt.NDArray[np.float32]
 
@@ -23,6 +24,9 @@ Pair = tuple[Float32, Float32]
 class PackedAdapter:
     """A and B of all layers; read-only, so steps may use it while others are loaded.
 
+    They lie one after the other as a step reads them, in huge pages where the system has them: a row alone reads all of
+    them, and from places of their own, in small pages, it took three times as long.
+
     Args:
         layers: each layer's changed matrices.
         exact: keep float32; otherwise they are rounded to bfloat16, as activations are where they meet.
@@ -33,16 +37,30 @@ class PackedAdapter:
 
     def __init__(self, layers: Sequence[Mapping[str, Pair]], *, exact: bool) -> None:
         self._exact = exact
-        self._keep: list[npt.NDArray[np.generic]] = []
-        self._widest = 0
+        self.num_bytes = sum(self._size(layer) for layer in layers)
+        self._data = untouched(self.num_bytes)
+        self._used = self._widest = 0
         words = [word for layer in layers for word in self._layer(layer)]
         self._words = np.array([self._widest, *words], np.int64)
-        self.num_bytes = sum(array.nbytes for array in self._keep)
 
     @property
     def address(self) -> int:
         """Of `struct Adapter`."""
         return self._words.ctypes.data
+
+    def _size(self, layer: Mapping[str, Pair]) -> int:
+        """Bytes of a layer."""
+        value, together = (4, 1) if self._exact else (2, 2)
+        ranks = [sum(len(layer[part][0]) for part in site if part in layer) for site in SITES]
+        columns = [next((layer[part][0].shape[1] for part in site if part in layer), 0) for site in SITES]
+        first = sum(_up(rank, LANES) * _up(k, GROUP) for rank, k in zip(ranks, columns, strict=True))
+        second = sum(_up(len(b), LANES) * _up(len(a), together) for a, b in layer.values())
+        return value * (first + second)
+
+    def _take(self, size: int) -> npt.NDArray[np.uint8]:
+        """The next bytes."""
+        self._used += size
+        return self._data[self._used - size : self._used]
 
     def _layer(self, layer: Mapping[str, Pair]) -> list[int]:
         """The words of `struct AdapterLayer`."""
@@ -62,10 +80,11 @@ class PackedAdapter:
         """The words of `struct Matrix`: A's one below the other."""
         rows = np.ascontiguousarray(np.concatenate(matrices), np.float32)
         self._widest = max(self._widest, len(rows))
-        packed = PackedWeight.empty("F32" if self._exact else "BF16", *rows.shape)
-        pack_floats(rows if self._exact else to_bfloat16(rows), packed.format, packed.data)
-        self._keep.append(packed.data)
-        return [CODES[packed.format], packed.n, packed.k, packed.data.ctypes.data, 0]
+        name = "F32" if self._exact else "BF16"
+        shape = packed_shape(name, *rows.shape)
+        data = self._take(math.prod(shape)).reshape(shape)
+        pack_floats(rows if self._exact else to_bfloat16(rows), name, data)
+        return [CODES[name], *rows.shape, data.ctypes.data, 0]
 
     def _columns(self, b: Float32) -> int:
         """The address of B in blocks of 16 outputs, column after column or pair after pair."""
@@ -75,8 +94,13 @@ class PackedAdapter:
         padded[:rows, :rank] = b
         values = padded if self._exact else to_bfloat16(padded)
         blocks = values.reshape(-1, LANES, values.shape[1] // together, together).transpose(0, 2, 1, 3)
-        self._keep.append(np.ascontiguousarray(blocks))
-        return self._keep[-1].ctypes.data
+        data = self._take(values.nbytes)
+        data.view(values.dtype).reshape(blocks.shape)[...] = blocks
+        return data.ctypes.data
+
+
+def _up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
 
 
 def to_bfloat16(x: Float32) -> npt.NDArray[np.uint16]:

@@ -99,6 +99,14 @@ def native_logits(model, folder, sequences):
     return steps.step(chunks, [adapter] * len(sequences))
 
 
+def test_a_gguf_file_takes_the_adapters_of_its_directory(tiny_model, make_adapter, write_gguf, tmp_path, sequences):
+    """Its rows of q and k alternate between the halves of a head; what is read of it does not."""
+    model, folder = tiny_model("llama3"), make_adapter("llama3")
+    converted = write_gguf(model, tmp_path / "model.gguf")
+    for ours, same in zip(*(native_logits(each, folder, sequences) for each in (converted, model)), strict=True):
+        torch.testing.assert_close(ours, same, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bits_do_not_depend_on_what_is_beside_a_sequence(tiny_model, make_adapter, dtype):
     """Two adapters and the base in one step, a prompt of many rows, one that is cut: the same bits as alone."""
