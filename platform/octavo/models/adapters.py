@@ -1,4 +1,5 @@
-"""Reads LoRA adapters (Hu et al. 2021) as PEFT stores them: `adapter_config.json` and `adapter_model.safetensors`.
+"""Reads LoRA adapters (Hu et al. 2021) as PEFT stores them, `adapter_config.json` and `adapter_model.safetensors`, and
+llama.cpp's (`gguf_adapter`).
 
 An adapter adds (x A^T) B^T s to what some matrices of the layers compute. Whatever it would change beside that is
 refused: half an adapter answers wrongly without saying so. What is read was hashed before in the same bytes, so a
@@ -22,6 +23,7 @@ import safetensors
 
 from octavo.errors import ModelError
 from octavo.model_files import reading
+from octavo.models.gguf_adapter import read_gguf_adapter
 from octavo.models.parallel import Share
 from octavo.models.spec import ModelSpec
 from octavo.models.weights.fused import fused_names
@@ -92,13 +94,24 @@ def read_adapter(path: Path, share: Share, digest: str | None = None) -> dict[Pl
     if share.whole.encoder is not None:
         raise ModelError("adapters of encoders are not supported")
     with reading(path):
-        config = _checked_config(files)
-        tensors = dict(_tensors(files))
-        return {
-            place: _cut(low, place[1], share)
-            for module, a, b in _pairs(tensors, path)
-            for place, low in _fitted(module, a, b * _scale(config, module, len(a)), share.whole)
-        }
+        found = _of_gguf if path.suffix == ".gguf" else _of_peft
+        return {place: _cut(low, place[1], share) for place, low in found(files, share.whole)}
+
+
+def _of_peft(files: _Files, spec: ModelSpec) -> Iterator[tuple[Place, LowRank]]:
+    config, places = _checked_config(files), _places(spec)
+    for module, a, b in _pairs(dict(_tensors(files)), files.path):
+        yield from _fitted(module, places.get(plain_name(module)), a, b * _scale(config, module, len(a)), spec)
+
+
+def _of_gguf(files: _Files, spec: ModelSpec) -> Iterator[tuple[Place, LowRank]]:
+    for place, a, b in read_gguf_adapter(files.path, files.weights, spec, _as_float32):
+        name = f"{place[1]} of layer {place[0]}"
+        _check_pair(name, a, b)
+        own = place[0] < spec.num_layers and _shape(spec, place[1])[0] if place[1] in PARTS else 0
+        yield from _fitted(name, [place] if own else None, a, b, spec)
+    if _read_files(files.path).weights != files.weights:  # the header was read after them
+        raise ModelError(f"{files.path} changed while it was read: load it again")
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -106,6 +119,8 @@ def read_adapter(path: Path, share: Share, digest: str | None = None) -> dict[Pl
 
 def _read_files(path: Path) -> _Files:
     with reading(path):
+        if path.suffix == ".gguf":
+            return _read_gguf(path)
         if not (path / _WEIGHTS).is_file():
             pickled = (path / "adapter_model.bin").exists()
             why = ": adapter_model.bin is a pickle, which can run code; save it as safetensors" if pickled else ""
@@ -116,6 +131,12 @@ def _read_files(path: Path) -> _Files:
             if (size := (path / name).stat().st_size) > MAX_FILE:
                 raise ModelError(f"{path / name} has {size} bytes; an adapter's file may have {MAX_FILE}")
         return _Files(path, (path / _CONFIG).read_bytes(), (path / _WEIGHTS).read_bytes())
+
+
+def _read_gguf(path: Path) -> _Files:
+    if not path.is_file() or path.stat().st_size > MAX_FILE:
+        raise ModelError(f"{path} is no file of at most {MAX_FILE} bytes")
+    return _Files(path, b"", path.read_bytes())
 
 
 def _checked_config(files: _Files) -> dict[str, Any]:
@@ -196,12 +217,15 @@ def _pairs(tensors: dict[str, Float32], path: Path) -> Iterator[tuple[str, Float
     for module, pair in halves.items():
         if len(pair) != 2:
             raise ModelError(f"the adapter has only one of lora_A and lora_B of {module:.200}")
-        a, b = pair["A"], pair["B"]
-        if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
-            raise ModelError(f"lora_A and lora_B of {module:.200} are {list(a.shape)} and {list(b.shape)}")
-        if not 1 <= len(a) <= MAX_RANK:
-            raise ModelError(f"the rank of {module:.200} is {len(a)}; it must be 1 to {MAX_RANK}")
-        yield module, a, b
+        _check_pair(module, pair["A"], pair["B"])
+        yield module, pair["A"], pair["B"]
+
+
+def _check_pair(module: str, a: Float32, b: Float32) -> None:
+    if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
+        raise ModelError(f"lora_A and lora_B of {module:.200} are {list(a.shape)} and {list(b.shape)}")
+    if not 1 <= len(a) <= MAX_RANK:
+        raise ModelError(f"the rank of {module:.200} is {len(a)}; it must be 1 to {MAX_RANK}")
 
 
 def _scale(config: dict[str, Any], module: str, rank: int) -> float:
@@ -217,13 +241,14 @@ def _scale(config: dict[str, Any], module: str, rank: int) -> float:
     return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
 
 
-def _fitted(module: str, a: Float32, b: Float32, spec: ModelSpec) -> Iterator[tuple[Place, LowRank]]:
-    """The places of a module, several where it is stored stacked by rows.
+def _fitted(
+    module: str, places: list[Place] | None, a: Float32, b: Float32, spec: ModelSpec
+) -> Iterator[tuple[Place, LowRank]]:
+    """What is added at the places of a module, several where it is stored stacked by rows.
 
     Raises:
         ModelError: the model has no such matrix, or one of another shape.
     """
-    places = _places(spec).get(plain_name(module))
     if places is None:
         raise ModelError(
             f"the adapter changes {module:.200}, which is no matrix of this model's layers that an adapter may change "

@@ -1,0 +1,78 @@
+"""Reads LoRA adapters in llama.cpp's format (its convert_lora_to_gguf.py): one GGUF file, two matrices per change."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.errors import ModelError
+from octavo.gguf_header import Entry, read_directory, read_metadata, split_files
+from octavo.models.spec import ModelSpec
+from octavo.models.weights.names import GGUF_PARTS, gguf_naming
+
+Float32 = npt.NDArray[np.float32]
+
+_NAME = re.compile(r"blk\.(\d+)\.(\w+)\.weight\.lora_([ab])")
+
+
+def read_gguf_adapter(
+    file: Path, data: bytes, spec: ModelSpec, as_float32: Callable[[bytes, str, str], Float32]
+) -> Iterator[tuple[tuple[int, str], Float32, Float32]]:
+    """(Layer and part, A, B times the scale) of every matrix that is changed.
+
+    Args:
+        data: the file's bytes, which are what is read of its tensors.
+        as_float32: bytes, their type and the tensor's name to values.
+
+    Raises:
+        ModelError: it is something else, or is for another kind of model.
+    """
+    if split_files(file) != [file]:
+        raise ModelError(f"{file} is one of several files: an adapter is one")
+    alpha = _alpha(file, read_metadata(file))
+    parts = {name: part for part, name in GGUF_PARTS.items()}
+    halves: dict[tuple[int, str], dict[str, Float32]] = {}
+    for name, entry in read_directory(file).items():
+        found = _NAME.fullmatch(name)
+        if found is None or found[2] not in parts:
+            raise ModelError(f"the adapter holds {name:.200}: only matrices of the layers may be changed")
+        halves.setdefault((int(found[1]), parts[found[2]]), {})[found[3]] = _values(entry, data, as_float32)
+    for place, pair in halves.items():
+        if len(pair) != 2:
+            raise ModelError(f"the adapter has only one of lora_a and lora_b of {place[1]} in layer {place[0]}")
+        b = pair["b"] * (alpha / len(pair["a"]) if alpha else 1.0)
+        yield place, pair["a"], _in_halves(b, spec) if _interleaved(place[1], spec) else b
+
+
+def _alpha(file: Path, metadata: dict[str, Any]) -> float:
+    if metadata.get("general.type") != "adapter" or metadata.get("adapter.type") != "lora":
+        raise ModelError(f"{file} is no LoRA adapter")
+    if metadata.get("adapter.alora.invocation_tokens"):
+        raise ModelError("the adapter begins in the middle of a text: activated adapters are not supported")
+    alpha = metadata.get("adapter.lora.alpha", 0.0)
+    if type(alpha) not in (int, float) or not math.isfinite(alpha):
+        raise ModelError(f"adapter.lora.alpha is {alpha!r:.40}, which is not a number")
+    return float(alpha)
+
+
+def _values(entry: Entry, data: bytes, as_float32: Callable[[bytes, str, str], Float32]) -> Float32:
+    part = data[entry.offset : entry.offset + entry.num_bytes]
+    return as_float32(part, entry.format, entry.name).reshape(entry.shape)
+
+
+def _interleaved(part: str, spec: ModelSpec) -> bool:
+    return part in ("q", "k") and gguf_naming(spec).interleaved_rope
+
+
+def _in_halves(b: Float32, spec: ModelSpec) -> Float32:
+    """Rows that alternate between the two halves of a head, one half after the other."""
+    if len(b) % spec.head_dim:
+        raise ModelError(f"lora_b has {len(b)} rows, no whole heads of {spec.head_dim}: it was made for another model")
+    heads = b.reshape(-1, spec.head_dim // 2, 2, b.shape[1])
+    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(b.shape)

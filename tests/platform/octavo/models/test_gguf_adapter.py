@@ -1,0 +1,68 @@
+"""llama.cpp's adapters: the same change as PEFT's of the same weights."""
+
+from __future__ import annotations
+
+import json
+
+import gguf
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from octavo.errors import ModelError
+from octavo.models.adapters import adapter_digest, read_adapter
+from octavo.models.parallel import share_of
+from octavo.models.source_spec import read_spec
+from octavo.source import resolve_source
+
+
+def convert(folder, file, architecture, **metadata):
+    """As convert_lora_to_gguf.py: B's rows of Llama's q and k are permuted as the model's own."""
+    writer = gguf.GGUFWriter(file, architecture)
+    for key, value in ({"general.type": "adapter", "adapter.type": "lora"} | metadata).items():
+        writer.add_string(key, value)
+    writer.add_float32("adapter.lora.alpha", 12.0)
+    config = json.loads((folder.base / "config.json").read_text())
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
+    for name, values in load_file(folder / "adapter_model.safetensors").items():
+        module, half, _ = name.removeprefix("base_model.model.").rsplit(".", 2)
+        if architecture == "llama" and half == "lora_B" and module.endswith(("q_proj", "k_proj")):
+            heads = values.reshape(-1, 2, head_dim // 2, values.shape[1])
+            values = np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(values.shape)
+        writer.add_tensor(f"{names.get_name(module)}.weight.{half.lower()}", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+@pytest.mark.parametrize(("name", "architecture"), [("llama3", "llama"), ("gemma3", "gemma3")])
+def test_it_is_what_peft_stores(make_adapter, tmp_path, name, architecture):
+    folder = make_adapter(name)
+    file = convert(folder, tmp_path / "adapter.gguf", architecture)
+    share = share_of(read_spec(resolve_source(str(folder.base))))
+    theirs, ours = read_adapter(folder, share), read_adapter(file, share, adapter_digest(file))
+    assert ours.keys() == theirs.keys()
+    for place, low in theirs.items():
+        np.testing.assert_array_equal(ours[place].a, low.a)
+        np.testing.assert_allclose(ours[place].b, low.b, rtol=1e-6)
+
+
+def test_what_is_no_adapter_of_this_model_is_refused(make_adapter, tiny_model, write_gguf, tmp_path):
+    folder = make_adapter("llama3")
+    share = share_of(read_spec(resolve_source(str(folder.base))))
+    other = share_of(read_spec(resolve_source(str(tiny_model("llama_biases")))))
+    with pytest.raises(ModelError, match="no LoRA adapter"):
+        read_adapter(write_gguf(folder.base, tmp_path / "model.gguf"), share)
+    with pytest.raises(ModelError, match="no LoRA adapter"):
+        read_adapter(convert(folder, tmp_path / "a.gguf", "llama", **{"adapter.type": "control"}), share)
+    with pytest.raises(ModelError, match="it was made for another model"):
+        read_adapter(convert(folder, tmp_path / "b.gguf", "llama"), other)
+    (tmp_path / "c.gguf").write_bytes(b"GGUF" + b"\0" * 50)
+    with pytest.raises(ModelError):
+        read_adapter(tmp_path / "c.gguf", share)
+    with pytest.raises(ModelError, match="is no file"):
+        adapter_digest(tmp_path / "d.gguf")
