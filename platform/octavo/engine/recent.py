@@ -18,7 +18,7 @@ _AT_ONCE = 512
 _LEAST, _MOST = 2 * GRAM, 4096
 """Tokens of an output that is kept, and how many of its last ones are."""
 
-_PRIOR = (0.3, 0.4, 0.5, 0.6, 0.7, 0.85)
+_PRIOR = (0.5, 0.5, 0.65, 0.75, 0.85, 0.95)
 """Chance that a guessed token is right where the match before it is of 3, 4, 5, 7, 11, 19 tokens or more."""
 
 KINDS = 2 * len(_PRIOR)
@@ -43,10 +43,10 @@ class Chances:
         self._forgetting = forgetting
         self._right, self._tried = [0.0] * KINDS, [0.0] * KINDS
 
-    def learn(self, kind: int, right: int, tried: int) -> None:
-        """Count verified tokens: those after the first wrong one say nothing and are not among them."""
+    def learn(self, kind: int, *, right: bool) -> None:
+        """Count a verified token, those before which were right."""
         self._right[kind] = self._right[kind] * self._forgetting + right
-        self._tried[kind] = self._tried[kind] * self._forgetting + tried
+        self._tried[kind] = self._tried[kind] * self._forgetting + 1
 
     def of(self, kind: int, prior: float, weight: float) -> float:
         """The chance that a token is right; `prior` counts as `weight` tokens."""
@@ -57,16 +57,16 @@ class Namespace:
     """One cache namespace; nothing of it is used in another."""
 
     def __init__(self) -> None:
-        self._chances = Chances(0.98)
+        self._chances = Chances(0.99)
         self._texts = [SuffixIndex(array("i"), _TOKENS)]
 
     def chance(self, kind: int) -> float:
         """The chance that a guessed token of a kind is right."""
         return self._chances.of(kind, _PRIOR[kind % len(_PRIOR)], 8)
 
-    def learn(self, kind: int, right: int, tried: int) -> None:
+    def learn(self, kind: int, *, right: bool) -> None:
         """As in `Chances`."""
-        self._chances.learn(kind, right, tried)
+        self._chances.learn(kind, right=right)
 
     def add(self, output: list[int]) -> None:
         """Keep an output; the oldest ones make room."""

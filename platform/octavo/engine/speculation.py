@@ -3,8 +3,8 @@
 Where the last tokens of a sequence occurred earlier, what followed there is proposed (Saxena 2023's prompt lookup;
 Oliaro et al. 2024's suffix decoding). It is free: no model runs. How many tokens is decided for each sequence and step:
 
-    chance      that a proposed token is right, by the length of the match: measured in this sequence, and before that
-                in its namespace
+    chance      that a proposed token is right, by the length of the match up to it: measured in this sequence, and
+                before that in its namespace
     row         seconds that one more proposed token makes a step longer, by the cost model
     price       seconds that a token takes without: a step of what decodes now, by the tokens it yields
 
@@ -19,6 +19,7 @@ only where the guesses that could follow are worth a step.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple, Self
 
 from octavo.cost_model import CostModel, StepWork
 from octavo.engine.recent import Chances, Namespace, Namespaces, kind_of
@@ -31,7 +32,7 @@ MOST_INDEXED = 2**20
 MOST_PROPOSED = 32
 """Tokens of one sequence in one step."""
 
-_MARGIN = 1.1
+_MARGIN = 1.25
 """What a token must be worth, in rows: costs and chances are estimates."""
 
 _AT_ONCE = 4096
@@ -39,6 +40,9 @@ _AT_ONCE = 4096
 
 _PROBE_AFTER = 64
 """Steps, or guesses of a sequence, that are not worth a row between two that are tried all the same."""
+
+_PRICED_EVERY = 8
+"""Steps after which it is looked at again what a token costs, if as many run."""
 
 _WORTH_WAITING = 1.5
 """Tokens that a sequence must be expected to gain where it leaves a step out."""
@@ -53,19 +57,17 @@ class Followed:
         match: the text that went on as it does, if any, with the place in it and the length of the match.
         patience: tokens until it is looked at again.
         misses: looks in a row that found nothing worth a row.
-        kind: of what was proposed last.
     """
 
     own: SuffixIndex
     namespace: Namespace
-    chances: Chances = field(default_factory=lambda: Chances(0.9))
+    chances: Chances = field(default_factory=lambda: Chances(0.95))
     known: int = 0
     match: SuffixIndex | None = None
     place: int = 0
     length: int = 0
     patience: int = 0
     misses: int = 0
-    kind: int = 0
 
     def look(self, tokens: list[int]) -> None:
         """Find what the sequence repeats, or go on in it."""
@@ -93,10 +95,21 @@ class Followed:
         if not self.length:
             self.match = None
 
-    def chance(self) -> float:
-        """That the next token is the one that followed before."""
-        self.kind = kind_of(self.length, recent=self.match is not self.own)
-        return self.chances.of(self.kind, self.namespace.chance(self.kind), 4)
+    def kind(self, ahead: int) -> int:
+        """Of the guess that follows `ahead` right ones."""
+        return kind_of(self.length + ahead, recent=self.match is not self.own)
+
+    def chance(self, ahead: int) -> float:
+        """That the guess after `ahead` right ones is right."""
+        kind = self.kind(ahead)
+        return self.chances.of(kind, self.namespace.chance(kind), 4)
+
+    def learn(self, right: int, proposed: int) -> None:
+        """Learn from guesses of which the first `right` were right; those after the first wrong one say nothing."""
+        for ahead in range(min(right + 1, proposed)):
+            kind = self.kind(ahead)
+            self.chances.learn(kind, right=ahead < right)
+            self.namespace.learn(kind, right=ahead < right)
 
     def guesses(self, count: int) -> list[int]:
         """The next tokens; a text that ends with its own beginning goes on with it."""
@@ -108,6 +121,30 @@ class Followed:
         """Nothing was worth a row: look less often."""
         self.misses += 1
         self.patience = 1 << min(3, self.misses >> 5)
+
+
+class _Plain(NamedTuple):
+    """A step without guesses.
+
+    Attributes:
+        running: sequences that have places.
+        tokens: that it yields.
+        seconds: that these take; prompts in the step make them no dearer.
+        context: tokens that one of them attends to, on average.
+    """
+
+    running: int
+    tokens: int
+    seconds: float
+    context: float
+
+    @classmethod
+    def of(cls, running: list[Sequence], cost_model: CostModel) -> Self:
+        """The step of those among `running` that decode."""
+        known = [seq.num_known for seq in running if seq.is_decoding]
+        count, context = len(known), sum(known)
+        seconds = cost_model.predict(StepWork(count, count, context, context, has_prompts=False))
+        return cls(len(running), count, seconds, context / max(1, count))
 
 
 class Speculation:
@@ -124,22 +161,24 @@ class Speculation:
         self._most_indexed = max(4096, MOST_INDEXED // max_num_seqs)
         self._in_flight = in_flight
         self._namespaces = Namespaces()
-        self._running: list[Sequence] = []
-        self._tokens = self._seconds = 0.0  # of the step; 0: not asked for yet
+        self._plain = _Plain(0, 0, 0.0, 0.0)
+        self._steps = 0  # since that was looked at
+        self._tokens = self._seconds = 0.0  # of the step, with what is proposed in it
         self._shut = 0  # steps in a row in which even a certain token was not worth a row
         self._probes = False  # whether the next guess is verified whatever it is worth
 
     def begin(self, running: list[Sequence]) -> bool:
         """As in `Proposer`."""
-        cost = self._cost_model.published
-        self._running, self._tokens = running, 0.0
-        row = cost.token + cost.sequence
-        if row * len(running) * _MARGIN < cost.step + row * len(running):
-            self._shut = 0
-        else:
-            self._shut += self._cost_model.ready
+        if not self._cost_model.ready:
+            return False
+        self._steps += 1
+        if self._steps >= _PRICED_EVERY or self._plain.running != len(running):
+            self._plain, self._steps = _Plain.of(running, self._cost_model), 0
+        self._tokens, self._seconds = self._plain.tokens, self._plain.seconds
+        pays = self._seconds > self._row(self._plain.context) * self._tokens
+        self._shut = 0 if pays else self._shut + 1
         self._probes = self._shut > 0
-        return self._cost_model.ready and self._shut % _PROBE_AFTER == 0
+        return self._tokens > 0 and self._shut % _PROBE_AFTER == 0
 
     def follows(self, seq: Sequence) -> bool:
         """As in `Proposer`."""
@@ -159,12 +198,12 @@ class Speculation:
         if state.match is None:
             state.missed()
             return []
-        count = self._worth(state.chance(), min(most, MOST_PROPOSED), seq.num_known)
+        count = self._worth(state, min(most, MOST_PROPOSED), seq.num_known)
         if not count:
             state.missed()
             if state.misses % _PROBE_AFTER and not self._probes:
                 return []
-            count = 1
+            count = 4 if self._probes else 1  # a step whose rows were all alike says little of what one more costs
         self._probes = False  # one sequence is enough
         return state.guesses(count)
 
@@ -172,9 +211,7 @@ class Speculation:
         """As in `Proposer`."""
         state = seq.followed
         assert state is not None, "something was proposed for it"
-        tried = right + (right < proposed)
-        state.chances.learn(state.kind, right, tried)
-        state.namespace.learn(state.kind, right, tried)
+        state.learn(right, proposed)
         if right:
             state.misses = 0
 
@@ -188,27 +225,26 @@ class Speculation:
         most = min(self._most_indexed, seq.num_prompt + seq.group.max_tokens)
         return Followed(SuffixIndex(seq.token_ids, most), self._namespaces.of(seq.group.root))
 
-    def _worth(self, chance: float, most: int, context: int) -> int:
-        """How many tokens are worth a row each, the earlier ones being right, beside what was proposed before."""
-        if not self._tokens:
-            self._price()
+    def _row(self, context: float) -> float:
+        """What one more row must be worth, in seconds.
+
+        Args:
+            context: tokens that it attends to.
+        """
         cost = self._cost_model.published
-        row = (cost.token + cost.sequence + cost.attended * context) * _MARGIN
-        tokens, seconds, gained, right, count = self._tokens, self._seconds, 0.0, chance, 0
+        return (cost.token + cost.sequence + cost.attended * context) * _MARGIN
+
+    def _worth(self, state: Followed, most: int, context: int) -> int:
+        """How many tokens are worth a row each, the earlier ones being right, beside what was proposed before."""
+        row, right, count, gained = self._row(context), state.chance(0), 0, 0.0
+        tokens, seconds = self._tokens, self._seconds
         while count < most and right * seconds > row * tokens:
             count, gained, tokens, seconds = count + 1, gained + right, tokens + right, seconds + row
-            right *= chance
+            right *= state.chance(count)
         if self._in_flight > 1 and gained < 1:  # the step that it leaves out costs a token
             return 0
         self._tokens, self._seconds = tokens, seconds
         return count
-
-    def _price(self) -> None:
-        """What the step is without proposals; prompts in it make its tokens no dearer."""
-        decoding = [seq for seq in self._running if seq.is_decoding]
-        context = sum(seq.num_known for seq in decoding)
-        self._tokens = len(decoding)
-        self._seconds = self._cost_model.predict(StepWork(len(decoding), len(decoding), context, context, False))
 
     def _is_worth_waiting(self, seq: Sequence, state: Followed) -> bool:
         """Whether the guesses after a token that is not known yet, if they are right, are worth a step."""
@@ -216,11 +252,11 @@ class Speculation:
         if state.match is None:
             state.missed()
             return False
-        chance, gained, right = state.chance(), 0.0, 1.0
-        for _ in range(MOST_PROPOSED // 2):
-            right *= chance
+        right, gained = state.chance(0), 0.0
+        for ahead in range(1, MOST_PROPOSED // 2):
+            right *= state.chance(ahead)
             gained += right
-        worth = chance * gained > _WORTH_WAITING
+        worth = gained > _WORTH_WAITING
         if not worth:
             state.missed()
         return worth

@@ -25,7 +25,7 @@ STATE = ShardState(
 )  # fmt: skip
 STATS = EngineStats(
     state=STATE,
-    counters=Counters(prompt_tokens=1000, cached_tokens=600, preemptions=1),
+    counters=Counters(prompt_tokens=1000, cached_tokens=600, preemptions=1, drafts=4, proposed=9, accepted=[3, 2]),
     blocks_cached=10,
     filled_slots=390,
     generation_tokens=50,
@@ -72,6 +72,11 @@ def test_shards_are_told_apart() -> None:
         ("vllm:prefix_cache_queries_total", "a", "m"): 1000,
         ("vllm:prefix_cache_hits_total", "b", "m"): 600,
         ("vllm:num_preemptions_total", "a", "m"): 1,
+        ("vllm:spec_decode_num_drafts_total", "a", "m"): 4,
+        ("vllm:spec_decode_num_draft_tokens_total", "a", "m"): 9,
+        ("vllm:spec_decode_num_accepted_tokens_total", "b", "m"): 5,
+        ("vllm:spec_decode_num_accepted_tokens_per_pos_total", "b", "m", "0"): 3,
+        ("vllm:spec_decode_num_accepted_tokens_per_pos_total", "b", "m", "1"): 2,
         ("octavo_backlog_seconds", "a", "m"): STATE.backlog_seconds,
         ("octavo_start_seconds", "a", "m"): STATE.start_seconds(),
     }
