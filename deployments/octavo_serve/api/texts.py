@@ -46,7 +46,7 @@ class Cut:
 
     Attributes:
         most: tokens of a text that are read; None: all, and one that is too long is refused; -1: as many as the model
-            reads.
+            reads. Of a pair, the longer text is cut first.
         keeps_end: the last tokens are read, not the first.
         most_of_second: tokens of a pair's second text that are read. -1 and None as above.
     """
@@ -127,6 +127,9 @@ class Encoder:
 
     def _pair(self, pair: Pair, number: int) -> Encoded:
         most, cut = self._most(self.cut.most), self.cut
+        if cut.most is not None and cut.most_of_second is None and not cut.keeps_end:
+            one, other = (text[: most * CHARACTERS_PER_TOKEN] for text in pair)
+            return self._typed(*self.tokenizer.encode_pair(one, other, most))
         limited = cut.most is not None or cut.most_of_second is not None
         for text in pair[: 1 if limited else 2]:
             if self._exceeds(text, most):
@@ -139,8 +142,10 @@ class Encoder:
             room = min(room, special + (cut.most_of_second or 0))
         if len(part) > room and (not limited or room <= special):
             raise self._too_long(number, f"{len(ids)}", most)
-        typed = second if self.tokenizer.has_types else None
-        return Encoded(array("i", [*ids[:second], *self._cut(part, room)]), typed)
+        return self._typed([*ids[:second], *self._cut(part, room)], second)
+
+    def _typed(self, ids: list[int], second: int) -> Encoded:
+        return Encoded(array("i", ids), second if self.tokenizer.has_types else None)
 
     def _exceeds(self, text: str, most: int) -> bool:
         """Whether a text has more tokens; of one that is not very long they are counted later, and told."""

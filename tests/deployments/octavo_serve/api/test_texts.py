@@ -9,6 +9,7 @@ import pytest
 
 from octavo.errors import BadRequest, PromptTooLong
 from octavo.pooling import PoolingInfo
+from octavo.text.tokenizer import longest_first
 from octavo_serve.api.texts import Cut, Encoder, Pair, longest
 from octavo_serve.wire.messages import ModelInfo
 
@@ -26,7 +27,10 @@ class Letters:
     def is_special(self, token_id: int) -> bool:
         return token_id in (1, 2)
 
-    def encode_pair(self, first: str, second: str) -> tuple[list[int], int]:
+    def encode_pair(self, first: str, second: str, most: int | None = None) -> tuple[list[int], int]:
+        if most is not None:
+            one, other = longest_first(len(first), len(second), most - 4)
+            first, second = first[:one], second[:other]
         ids = [*self.encode(first), 2]
         return [*ids, *self.encode(second)[1:]], len(ids)
 
@@ -129,10 +133,16 @@ PAIRS = ModelInfo("h", 12, 1000, 16, ("classify",), PoolingInfo(max_tokens=10))
         ({"most": -1}, "cdef"),
         ({"most": 8}, "cd"),
         ({"most": 8, "most_of_second": 1}, "c"),
+        ({"most": 8, "keeps_end": True}, "hi"),
     ],
 )
 def test_of_a_pair_the_second_text_is_cut(cut: Any, kept: str) -> None:
     assert pair("ab", "cdefghi", **cut) == ([1, *letters("ab"), 2, 2, *letters(kept), 2], 5)
+
+
+def test_the_longer_text_is_cut_first() -> None:
+    assert pair("abcdefgh", "ij", most=-1)[0] == [1, *letters("abcd"), 2, 2, *letters("ij"), 2]
+    assert pair("abcdefgh", "ijklmnop", most=8)[0] == [1, *letters("ab"), 2, 2, *letters("ij"), 2]
 
 
 def test_pairs_that_are_refused() -> None:
@@ -141,7 +151,7 @@ def test_pairs_that_are_refused() -> None:
     for first, second, cut in (
         ("ab", "cdefg", {}),
         ("abcdefgh", "c", {"most_of_second": -1}),
-        ("a" * 5000, "c", {"most": -1}),
+        ("a" * 5000, "c", {"most": -1, "most_of_second": -1}),
         ("a", "c" * 5000, {}),
     ):
         with pytest.raises(PromptTooLong, match=r"documents\[0\] has (more than )?\d+ tokens; .* at most 10 of a text"):

@@ -33,7 +33,8 @@ def test_many_vectors(ask_pooling: Any, pooler: Any) -> None:
     assert many[1499] == ask_pooling("/embed", {"inputs": texts[1499]}).json()[0]
 
 
-def test_predict(ask_pooling: Any, pooler: Any) -> None:
+def test_predict(ask_pooling: Any, pooler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooler.tokenizer, "has_types", True)
     pooler.becomes("classify", labels=("good", "bad"), activation="softmax")
     alone = ask_pooling("/predict", {"inputs": "Hello"}).json()
     assert [one["label"] for one in alone] in (["good", "bad"], ["bad", "good"])
