@@ -14,6 +14,7 @@ from octavo_serve.api import pooling as module
 from octavo_serve.api.bounds import MAX_TEXTS
 from octavo_serve.api.pooling import Asking, Pooled, accepted, check_number, pooled
 from octavo_serve.api.service import Service
+from octavo_serve.api.tracing import CURRENT, Trace
 
 
 def run(service: Service, texts: Any, **fields: Any) -> Pooled:
@@ -131,3 +132,15 @@ def test_requests_share_the_places_of_their_model(
         assert pooling.windows["tiny"]._value == 40  # whatever had begun or not
 
     asyncio.run(main())
+
+
+def test_a_traced_request_says_what_it_is(pooling: Service) -> None:
+    trace = Trace("POST /v1/embeddings", ("1", "2"), None)
+    token = CURRENT.set(trace)
+    try:
+        found = run(pooling, ["a", "b c"])
+    finally:
+        CURRENT.reset(token)
+    told = {name.removeprefix("gen_ai."): value for name, value in trace.attributes.items()}
+    assert (told["operation.name"], told["response.model"]) == ("embeddings", "tiny")
+    assert (told["response.id"], told["usage.input_tokens"]) == (found.id, 3)
