@@ -113,10 +113,12 @@ __attribute__((noinline)) void store_group(ActivationKind kind, const Place& at,
     } else if (kind == ActivationKind::bf16) {
 #if OCTAVO_ISA >= 3
         bf16* to = reinterpret_cast<bf16*>(at.tile) + (group * at.height + at.row) * GROUP;
-        for (int i = 0; i < GROUP; ++i) to[i] = to_bf16(x[i]);
+        for (int i = 0; i < GROUP; i += kLanes) store(to + i, load(x + i));
 #else
+        bf16 values[GROUP];
+        for (int i = 0; i < GROUP; i += kLanes) store(values + i, load(x + i));
         bf16* to = reinterpret_cast<bf16*>(at.tile) + (group * GROUP * at.height + 2 * at.row);
-        for (int i = 0; i < GROUP; ++i) to[i / 2 * 2 * at.height + i % 2] = to_bf16(x[i]);
+        for (int i = 0; i < GROUP; i += 2) std::memcpy(to + i * at.height, values + i, 4);
 #endif
     } else {
         float* to = reinterpret_cast<float*>(at.tile) + group * GROUP * at.height + at.row;

@@ -32,10 +32,9 @@ template <int ROWS> struct LowRankInput {
                 for (int64_t i = 0; i < b.rank; ++i) std::memcpy(&words[i][r], from + i, 4);
                 continue;
             }
-            for (int64_t i = 0; i < b.rank; i += 2) {
-                const uint32_t odd = i + 1 < b.rank ? to_bf16(from[i + 1]).bits : 0;
-                words[i / 2][r] = odd << 16 | to_bf16(from[i]).bits;
-            }
+            bf16 values[kMaxRank + kLanes];
+            for (int64_t i = 0; i < b.rank; i += kLanes) store(values + i, load_part(from + i, b.rank - i));
+            for (int64_t i = 0; i < b.rank; i += 2) std::memcpy(&words[i / 2][r], values + i, 4);
         }
     }
 };
@@ -50,11 +49,11 @@ void add_low_rank(const LowRank& b, bool exact, const float* const (&x)[ROWS], f
     for (int64_t block = blocks.begin; block < blocks.end; ++block) {
         const uint8_t* weights = b.data + block * steps * 64;
         const int64_t at = (block - blocks.begin) * 16, count = std::min<int64_t>(16, b.n - block * 16);
-        float ends[ROWS][16] = {};  // where the last block has fewer outputs
+        float ends[ROWS][16];  // where the last block has fewer outputs
         Floats acc[ROWS];
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
-            if (count < 16) std::memcpy(ends[r], y[r] + at, count * 4);
+            if (count < 16) std::fill_n(ends[r], 16, 0.f), std::memcpy(ends[r], y[r] + at, count * 4);
             acc[r] = load_floats(count < 16 ? ends[r] : y[r] + at);
         }
         for (int64_t i = 0; i < steps; ++i, weights += 64) {
