@@ -53,7 +53,7 @@ def read_pooling(source: Source, spec: ModelSpec) -> PoolingInfo:
 def _of_sentences(
     source: Source, spec: ModelSpec, config: Mapping[str, Any], modules: list[SentenceModule]
 ) -> PoolingInfo:
-    _check_case(source)
+    _check_texts(source)
     settings = read_optional(source.path / _SENTENCES)
     prompts = {str(name): str(text) for name, text in (settings.get("prompts") or {}).items()}
     default = settings.get("default_prompt_name")
@@ -68,9 +68,16 @@ def _of_sentences(
     )
 
 
-def _check_case(source: Source) -> None:
-    """Raise `ModelError` for `do_lower_case` where it would change anything: most such tokenizers do it themselves."""
-    if not read_optional(source.path / "sentence_bert_config.json").get("do_lower_case"):
+def _check_texts(source: Source) -> None:
+    """Raise `ModelError` for what would be done to a text before the tokenizer reads it: sentence-transformers 6 puts it
+    into the chat template where a checkpoint says "message", and older ones make it lower case."""
+    settings = read_optional(source.path / "sentence_bert_config.json")
+    if "message" in (settings.get("modality_config") or {}):
+        raise ModelError(
+            "sentence_bert_config.json asks for texts as messages of a chat, which is not supported: take 'message' "
+            "out of its modality_config to embed texts as they are"
+        )
+    if not settings.get("do_lower_case"):
         return
     normalizer = json.dumps(read_json(source.path / "tokenizer.json").get("normalizer"))
     if '"Lowercase"' not in normalizer and '"lowercase": true' not in normalizer:

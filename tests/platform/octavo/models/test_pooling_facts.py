@@ -105,6 +105,18 @@ def test_lower_case_is_refused_where_the_tokenizer_does_not_make_it(tiny_encoder
         changed(tiny_encoder("roberta"), files)
 
 
+def test_texts_in_chat_templates_are_refused(tiny_encoder, changed):
+    """As sentence-transformers 6.2 saves a model whose tokenizer has a chat template."""
+    text = {"method": "forward", "method_output_name": "last_hidden_state"}
+    files = {
+        "modules.json": modules("Transformer", "Pooling"),
+        "1_Pooling/config.json": {"pooling_mode": "mean"},
+        "sentence_bert_config.json": {"modality_config": {"text": text, "message": text | {"format": "flat"}}},
+    }
+    with pytest.raises(ModelError, match="texts as messages of a chat"):
+        changed(tiny_encoder("bert"), files)
+
+
 @pytest.mark.parametrize(
     ("config", "activation"),
     [
