@@ -69,8 +69,8 @@ def _of_sentences(
 
 
 def _check_texts(source: Source) -> None:
-    """Raise `ModelError` for what would be done to a text before the tokenizer reads it: sentence-transformers 6 puts it
-    into the chat template where a checkpoint says "message", and older ones make it lower case."""
+    """Raise `ModelError` for what would be done to a text before the tokenizer reads it: sentence-transformers 6 puts
+    it into the chat template where a checkpoint says "message", and older ones make it lower case."""
     settings = read_optional(source.path / "sentence_bert_config.json")
     if "message" in (settings.get("modality_config") or {}):
         raise ModelError(
