@@ -342,6 +342,14 @@ def test_a_busy_machine_ends_nobody(say, monkeypatch):
     assert say(request("r", 2, grammar=LARK), request("j", 2, grammar=JSON)) == quiet
 
 
+def test_masks_that_threads_share_are_those_that_one_makes(say, monkeypatch):
+    told = []
+    for alone in (-1.0, 1e9):
+        monkeypatch.setattr(constrained, "ALONE", alone)
+        told.append(say(request("r", 4, grammar=LARK), request("j", 4, grammar=JSON)))
+    assert told[0] == told[1]
+
+
 def test_an_end_token_waits_for_min_tokens_where_it_can(say):
     any_letters = Grammar(source="start: /[a-z]*/")
     told = say(request("r", 2, grammar=any_letters, min_tokens=12, max_tokens=40))["r", 0]
