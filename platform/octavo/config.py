@@ -49,8 +49,8 @@ class EngineConfig:
             computing the step.
         speculation: guess tokens from what a sequence, and recent answers in its cache namespace, said before, and
             verify several in one step. No token changes. How many are guessed follows from what they cost and how often
-            they were right, and mostly that is none (docs/speculation.md). None means true unless `async_scheduling` is
-            on.
+            they were right, and mostly that is none (docs/speculation.md). None means true for the native CPU runner
+            without `async_scheduling`: elsewhere the last bits of a token's logits depend on what is computed with it.
         enforce_eager: run decode steps on a GPU without CUDA graphs.
         batch_invariant: make a token's logits on a GPU bitwise independent of the other sequences in its step, of the
             chunks its prompt was cut into and of what the cache held. Every sum then has one fixed order, which makes

@@ -460,7 +460,8 @@ def _speculates(config: EngineConfig, executor: Executor) -> bool:
     """Whether tokens are guessed: those of a rehearsal say nothing of a model's."""
     if config.rehearsal is not None or executor.spec.encoder is not None:
         return False
-    return executor.max_in_flight == 1 if config.speculation is None else config.speculation
+    unseen = executor.batch_invariant and executor.max_in_flight == 1  # no bit of a token's logits changes
+    return unseen if config.speculation is None else config.speculation
 
 
 def _max_model_len(config: EngineConfig, of_model: int, num_blocks: int) -> int:

@@ -28,6 +28,7 @@ class BackgroundExecutor:
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
         self.num_blocks = executor.num_blocks
+        self.batch_invariant = executor.batch_invariant
         self._thread = ThreadPoolExecutor(1, "octavo-steps")
         self._drawn: Int64 = np.zeros(0, np.int64)  # by the step that ran last
 

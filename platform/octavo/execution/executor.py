@@ -43,10 +43,12 @@ class Executor(Protocol):
         num_blocks: KV blocks it has room for; of an encoder it says nothing.
         max_in_flight: steps that may be launched before the result of the first is waited for. 1: `launch` returns
             when the step has ended. 2: the next step can be planned and laid out while one runs.
+        batch_invariant: whether a token's logits have the same bits whatever else is in its step.
     """
 
     num_blocks: int
     max_in_flight: int
+    batch_invariant: bool
 
     @property
     def spec(self) -> Shape: ...

@@ -40,6 +40,7 @@ class NativeEncoderExecutor:
 
     num_blocks = 1
     max_in_flight = 1
+    batch_invariant = True
     local = None
 
     def __init__(

@@ -59,6 +59,7 @@ class NativeExecutor:
     """
 
     max_in_flight: int = 1
+    batch_invariant: bool = True
 
     def __init__(
         self,

@@ -65,6 +65,7 @@ class TorchExecutor:
         self._description = _describe(decoder, config)
         is_ahead = self._device != "cpu" and decoder.group.size == 1 and config.async_scheduling is not False
         self.max_in_flight = 2 if is_ahead else 1
+        self.batch_invariant = decoder.split_keys is not None
         self._drawn = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=self._device)
         self._graphs: DecodeGraphs | None = None
         self._adapters: dict[str, dict[Place, tuple[Tensor, Tensor]]] = {}

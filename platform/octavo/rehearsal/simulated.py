@@ -153,6 +153,7 @@ class SimulatedExecutor:
     """
 
     max_in_flight: int = 1
+    batch_invariant: bool = True
     local: LocalExecutor | None = None
 
     def __init__(

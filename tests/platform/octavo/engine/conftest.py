@@ -50,6 +50,7 @@ class PagedFake:
     """An executor whose cache stores token ids: a wrong block, a missed copy or an early reuse changes its answers."""
 
     max_in_flight = 1
+    batch_invariant = True
     local = None
 
     def __init__(self, num_blocks: int, block_size: int, max_model_len: int = 4096) -> None:
@@ -115,6 +116,7 @@ class WholeFake:
     """An encoder: it refuses steps that hold a part of a text."""
 
     max_in_flight = 1
+    batch_invariant = True
     local = None
     num_blocks = 0
 
