@@ -49,7 +49,7 @@ PROMPT_NICE = 5
 """Of the threads that tokenise long prompts: the event loop goes first where more wants to run than there are cores."""
 MAX_GRAMMARS = 2
 """Requests whose grammars are made at the same time."""
-MAX_SLOW_GRAMMARS = 16
+MAX_SLOW_GRAMMARS = 32
 """Requests whose grammars take long to make and may run or wait, one after the other: 1,024 new tools take 1 to 5 s."""
 MAX_TEMPLATES = 64
 """Templates that may be rendered or wait outside the event loop: a minute of work if none of them ends."""
