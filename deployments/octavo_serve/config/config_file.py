@@ -281,10 +281,9 @@ def _of_model(model: ModelSettings) -> list[str]:
     if model.accuracy is not None:
         found += _missing(model.accuracy.text, f"{whose}accuracy.text")
         found += _problem(whose, check_source, model.accuracy.reference) if model.accuracy.reference else []
-    for name, path in model.lora.items():
-        found += _missing(path, f"{whose}lora.{name}")
-    for path in model.lora_folders:
-        found += _missing(path, f"{whose}lora_folders")
+    places = {f"lora.{name}": path for name, path in model.lora.items()}
+    places |= {f"lora_folders: {path}": path for path in model.lora_folders}
+    found += [f"{whose}{name}: there is no {path!r}" for name, path in places.items() if not _exists(Path(path))]
     if model.engine.rehearsal is not None:
         from octavo.rehearsal.simulated import load_profile  # numpy
 

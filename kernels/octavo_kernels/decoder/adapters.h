@@ -84,10 +84,9 @@ class StepAdapters {
         return fresh;
     }
 
-    void project_rows(int64_t layer, Site site, bool exact, const StepAdapters& packed, size_t g) const {
-        const Matrix& a = groups[g]->adapter->layers[layer].a[site];
-        if (a.n)
-            packed.groups[g]->inputs[site].multiply(a, exact, groups[g]->low, groups[g]->stride, {0, blocks_of(a.n)});
+    static void project_rows(const AdapterRows& group, int64_t layer, Site site, bool exact) {
+        const Matrix& a = group.adapter->layers[layer].a[site];
+        if (a.n) group.inputs[site].multiply(a, exact, group.low, group.stride, {0, blocks_of(a.n)});
     }
 
 public:
@@ -124,7 +123,7 @@ public:
         return count;
     }
     void project(int64_t layer, Site site, bool exact, int64_t unit) const {
-        if (used >= kManyGroups) return project_rows(layer, site, exact, *this, unit);
+        if (used >= kManyGroups) return project_rows(*groups[unit], layer, site, exact);
         for (size_t g = 0; g < used; ++g) {
             const Matrix& a = groups[g]->adapter->layers[layer].a[site];
             if (unit < blocks_of(a.n))
@@ -132,10 +131,6 @@ public:
                                                         {unit, unit + 1});
             unit -= blocks_of(a.n);
         }
-    }
-    // All of it, of inputs that lie in `packed`, which was built for the same tokens.
-    void project(int64_t layer, Site site, bool exact, const StepAdapters& packed) const {
-        for (size_t g = 0; g < used; ++g) project_rows(layer, site, exact, packed, g);
     }
 
     // Adds B (A x) to the outputs `blocks` of a matrix, of which `out` takes the first.

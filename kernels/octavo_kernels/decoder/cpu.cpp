@@ -77,30 +77,22 @@ class Decoder {
         input.pack(i, normed_row);
     }
 
-    // Products of one input, with what adapters add: A x has a phase between those of `way.multiply`, but for few tokens,
-    // where each thread computes it for itself.
+    // Products of one input, with what adapters add: A x has a phase between those of `way.multiply`. (That each thread
+    // computes it for itself, as RedundantRows do, took longer for a single row.)
     template <class Way, class P, class F>
     void multiply(const Way& way, const Layer& layer, Site site, std::initializer_list<int64_t> outputs,
                   const P& prepare, const F& f) const {
-        const StepAdapters &own = way.own.adapters, &shared = way.shared.adapters;
-        if (shared.none()) return way.multiply(outputs, prepare, f);
+        const StepAdapters& adapters = way.shared.adapters;
+        if (adapters.none()) return way.multiply(outputs, prepare, f);
         const int64_t at = &layer - layers.data();
-        if constexpr (Way::few) {
-            const StepAdapters& packed = site == kDownSite ? shared : own;
-            const auto prepare_and_project = [&](int64_t i) {
-                prepare(i);
-                if (i + 1 == way.tokens.count) own.project(at, site, exact(), packed);
-            };
-            return way.multiply(outputs, prepare_and_project, f);
-        }
         if (site != kDownSite) way.each(way.tokens.count, prepare);
-        way.each(shared.units(at, site), [&](int64_t unit) { shared.project(at, site, exact(), unit); });
+        way.each(adapters.units(at, site), [&](int64_t unit) { adapters.project(at, site, exact(), unit); });
         way.multiply(outputs, f);
     }
 
     template <class Way>
     void adapt(const Way& way, const Layer& layer, Part part, float* out, int64_t stride, Range blocks) const {
-        way.own.adapters.add(&layer - layers.data(), part, exact(), out, stride, blocks);
+        way.shared.adapters.add(&layer - layers.data(), part, exact(), out, stride, blocks);
     }
 
     void embed(int64_t token) {
@@ -173,7 +165,7 @@ class Decoder {
         const auto prepare = [&](int64_t i) {
             const float* x = before ? after_layer(way, *before, i) : residual_of(first + i);
             norm_and_pack(x, layer.attention_norm, own.normed + i * hidden, own.qkv_input, i);
-            own.adapters.pack(kQkvSite, i, own.normed + i * hidden);
+            way.shared.adapters.pack(kQkvSite, i, own.normed + i * hidden);
         };
         multiply(way, layer, kQkvSite, {q_size, kv_size, kv_size}, prepare, [&](size_t i, Range blocks) {
             float* to = qkv + first * qkv_size + products[i].column + blocks.begin * 16;
@@ -213,7 +205,7 @@ class Decoder {
         const Workspace &shared = way.shared, &own = way.own;
         const auto pack_attended = [&](int64_t i) {
             own.out_input.pack(i, attended + way.tokens[i] * q_size);
-            own.adapters.pack(kOutSite, i, attended + way.tokens[i] * q_size);
+            shared.adapters.pack(kOutSite, i, attended + way.tokens[i] * q_size);
         };
         multiply(way, layer, kOutSite, {hidden}, pack_attended, [&](size_t, Range blocks) {
             own.out_input.multiply(layer.out, exact(), shared.attended + blocks.begin * 16, hidden, blocks);
@@ -223,7 +215,7 @@ class Decoder {
         const auto prepare = [&](int64_t i) {
             const float* x = after_attention(way, layer, i);
             norm_and_pack(x, layer.mlp_norm, own.normed + i * hidden, own.mlp_input, i);
-            own.adapters.pack(kMlpSite, i, own.normed + i * hidden);
+            shared.adapters.pack(kMlpSite, i, own.normed + i * hidden);
         };
         multiply(way, layer, kMlpSite, {inner}, prepare, [&](size_t, Range blocks) {
             const Range columns{blocks.begin * 16, std::min(blocks.end * 16, inner)};
@@ -266,9 +258,8 @@ class Decoder {
             Workspace& w = i < layers.size() ? shared : last;
             if (const int64_t runs = runs_of(tokens.count)) {
                 run_per_thread(cursor, i, thread, tokens, runs);
-            } else if (!sum_over_ranks && tokens.count <= kFewTokens) {
+            } else if (!sum_over_ranks && tokens.count <= kFewTokens && w.adapters.none()) {
                 own[thread]->reserve(widths, tokens.count, 0);
-                own[thread]->adapters.build(tokens, adapters, widths, exact());
                 go_to_attention(i, RedundantRows{shared_rows(cursor, tokens, w, *own[thread])});
             } else {
                 go_to_attention(i, shared_rows(cursor, tokens, w, w));

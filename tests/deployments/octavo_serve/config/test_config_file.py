@@ -201,6 +201,8 @@ MISSING: list[tuple[dict[str, Any], str]] = [
     ({"source": "config.yaml"}, "is neither a .gguf file nor a directory"),
     ({"engine": {"rehearsal": "llama-8b-h1000"}}, "model 'm': no rehearsal profile 'llama-8b-h1000'"),
     ({"engine": {"rehearsal": "no.yaml"}}, "model 'm': no rehearsal profile 'no.yaml'"),
+    ({"lora": {"a": "no folder"}}, "model 'm': lora.a: there is no 'no folder'"),
+    ({"lora_folders": ["no folder"]}, "model 'm': lora_folders: no folder: there is no 'no folder'"),
     ({"accuracy": {"max_kl": 1.0, "text": "no.txt"}}, "model 'm': accuracy.text: there is no file 'no.txt'"),
     ({"accuracy": {"max_kl": 1.0, "text": "config.yaml", "reference": "/no"}}, "model 'm': no model at '/no'"),
 ]
