@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
-from octavo.cost_model import CostModel, StepWork
+from octavo.cost_model import NO_COST, CostModel, StepWork
 from octavo.engine.recent import Chances, Namespace, Namespaces, kind_of
 from octavo.engine.sequence import Sequence
 from octavo.engine.suffix import LONGEST, SuffixIndex, continuation
@@ -161,7 +161,7 @@ class Speculation:
         self._most_indexed = max(4096, MOST_INDEXED // max_num_seqs)
         self._in_flight = in_flight
         self._namespaces = Namespaces()
-        self._plain = _Plain(0, 0, 0.0, 0.0)
+        self._plain, self._cost = _Plain(0, 0, 0.0, 0.0), NO_COST
         self._steps = 0  # since that was looked at
         self._tokens = self._seconds = 0.0  # of the step, with what is proposed in it
         self._shut = 0  # steps in a row in which even a certain token was not worth a row
@@ -172,8 +172,10 @@ class Speculation:
         if not self._cost_model.ready:
             return False
         self._steps += 1
-        if self._steps >= _PRICED_EVERY or self._plain.running != len(running):
+        plain = self._plain
+        if self._steps >= _PRICED_EVERY or plain.running != len(running) or not plain.tokens:
             self._plain, self._steps = _Plain.of(running, self._cost_model), 0
+            self._cost = self._cost_model.published
         self._tokens, self._seconds = self._plain.tokens, self._plain.seconds
         pays = self._seconds > self._row(self._plain.context) * self._tokens
         self._shut = 0 if pays else self._shut + 1
@@ -231,7 +233,7 @@ class Speculation:
         Args:
             context: tokens that it attends to.
         """
-        cost = self._cost_model.published
+        cost = self._cost
         return (cost.token + cost.sequence + cost.attended * context) * _MARGIN
 
     def _worth(self, state: Followed, most: int, context: int) -> int:
