@@ -32,8 +32,10 @@ MOST_INDEXED = 2**20
 MOST_PROPOSED = 32
 """Tokens of one sequence in one step."""
 
-_MARGIN = 1.25
-"""What a token must be worth, in rows: costs and chances are estimates."""
+_MARGIN = 1.5
+"""What a token must be worth, in rows. Costs and chances are estimates, and a sequence that gets ahead of others saves
+their steps nothing. The slowest of 16 simulated loads, of 1 to 64 streams, had 0.995 of the plain rate; with 1.1, 0.987.
+"""
 
 _AT_ONCE = 4096
 """Tokens of a sequence that are indexed in one step: 0.7 ms."""
