@@ -437,7 +437,7 @@ class Fleet:
 
     def __init__(self) -> None:
         self.profile = Profile("counting", Cost(5e-3, 0, 0, 0, 0), 1024, 2**24, 4096, ())
-        self.config = EngineConfig(max_num_seqs=16)
+        self.config = EngineConfig(max_num_seqs=16, speculation=False)  # it would hurry those that say the same again
         self.names = map(str, itertools.count(1))
         self.ports: list[Port] = []
         self.replicas: list[Replica] = []

@@ -184,7 +184,7 @@ def test_a_shard_of_another_model_is_asked_only_when_the_others_are_gone(
         monkeypatch.setattr(shard_client, "LAST_PAUSE", 0.1)
         old = await fleet.add()
         assert (await client.describe()).block_size == 16
-        fleet.config = EngineConfig(max_num_seqs=16, block_size=32)
+        fleet.config = EngineConfig(max_num_seqs=16, block_size=32, speculation=False)
         await fleet.add()
         waiting = client.generate(fleet.request("made for the old one", max_tokens=2000))
         await anext(waiting)
