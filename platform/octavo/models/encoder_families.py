@@ -111,6 +111,8 @@ def modernbert(config: Config, **differences: Any) -> ModelSpec:
     """Norms first, rotary positions with a base for each kind of layer, windows in most layers, a gated MLP."""
     layers, every = config["num_hidden_layers"], config["global_attn_every_n_layers"]
     types = config.get("layer_types") or ["sliding_attention" if i % every else "full_attention" for i in range(layers)]
+    if unknown := set(types) - {"full_attention", "sliding_attention"}:
+        raise ModelError(f"layers of type {', '.join(sorted(unknown))} are not supported")
     window = config["local_attention"] // 2 + 1
     head_dim = config["hidden_size"] // config["num_attention_heads"]
     bases = config.get("rope_parameters") or {}
