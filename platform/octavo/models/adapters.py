@@ -94,8 +94,13 @@ def read_adapter(path: Path, share: Share, digest: str | None = None) -> dict[Pl
     if share.whole.encoder is not None:
         raise ModelError("adapters of encoders are not supported")
     with reading(path):
-        found = _of_gguf if path.suffix == ".gguf" else _of_peft
-        return {place: _cut(low, place[1], share) for place, low in found(files, share.whole)}
+        changes = _of_gguf if path.suffix == ".gguf" else _of_peft
+        found: dict[Place, LowRank] = {}
+        for place, low in changes(files, share.whole):
+            if place in found:  # stored under two names, or alone and stacked
+                raise ModelError(f"the adapter changes {place[1]} of layer {place[0]} twice")
+            found[place] = _cut(low, place[1], share)
+        return found
 
 
 def _of_peft(files: _Files, spec: ModelSpec) -> Iterator[tuple[Place, LowRank]]:
@@ -211,7 +216,10 @@ def _pairs(tensors: dict[str, Float32], path: Path) -> Iterator[tuple[str, Float
     for name, tensor in tensors.items():
         if (found := _NAME.fullmatch(name)) is None:
             raise ModelError(f"the adapter holds {name:.200}: only lora_A and lora_B of linear layers are supported")
-        halves.setdefault(found[1], {})[found[2]] = tensor
+        pair = halves.setdefault(found[1], {})
+        if found[2] in pair:
+            raise ModelError(f"the adapter holds lora_{found[2]} of {found[1]:.200} under two names")
+        pair[found[2]] = tensor
     if not halves:
         raise ModelError(f"{path} holds no tensors")
     for module, pair in halves.items():

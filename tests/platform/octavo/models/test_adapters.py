@@ -187,6 +187,10 @@ def test_what_does_not_fit_is_refused(tiny_model, make_adapter, tmp_path):
         },
         "only one of lora_A and lora_B": dict([next(iter(tensors.items()))]),
         "only lora_A and lora_B of linear": {"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(2, 2)},
+        "lora_. of .* under two names": tensors
+        | {name.removeprefix("base_model.model."): tensor.clone() for name, tensor in tensors.items()},
+        r"changes \w+ of layer \d twice": tensors
+        | {name.replace(".model.layers", ".layers"): tensor.clone() for name, tensor in tensors.items()},
         "the rank of .* must be 1 to 256": {
             "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(257, 64),
             "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight": torch.ones(64, 257),
