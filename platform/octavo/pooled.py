@@ -32,7 +32,7 @@ def check_task(task: str, tasks: tuple[str, ...], name: str) -> None:
         name: of the model.
     """
     if task not in tasks:
-        what = _CAN[task].partition(" (")[0]
+        what = _CAN.get(task, f"do {task!r:.40}").partition(" (")[0]
         can = " or ".join(_CAN[each] for each in tasks) or "do nothing that is known here"
         raise BadRequest(f"{name} cannot {what}: it can {can}", "model")
 

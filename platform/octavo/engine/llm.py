@@ -420,6 +420,8 @@ class _Work:
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     if isinstance(prompts, (str, dict)):
         return [prompts]
+    if not isinstance(prompts, Sequence):
+        raise BadRequest(f"prompts must be a text, token ids or a list of them, got {prompts!r:.80}", "prompts")
     if prompts and isinstance(prompts[0], int):
         return [list(prompts)]  # type: ignore[arg-type]  # ids all through, or `_tokens` says what is wrong
     return prompts  # type: ignore[return-value]  # a str, list or dict per entry, or `_tokens` says so

@@ -85,6 +85,14 @@ def test_scores_without_a_head_are_cosines(llm):
 def test_a_model_without_a_head_does_not_classify(llm):
     with pytest.raises(BadRequest, match="cannot score and classify"):
         llm.classify("one", use_tqdm=False)
+    with pytest.raises(BadRequest, match="cannot do 'token_embed': it can "):
+        llm.encode("one", pooling_task="token_embed", use_tqdm=False)
+
+
+@pytest.mark.parametrize("prompts", [5, None, np.array([1, 2]), iter(["one"])])
+def test_what_holds_no_prompts_is_named(llm, prompts):
+    with pytest.raises(BadRequest, match="prompts must be a text, token ids or a list"):
+        llm.embed(prompts, use_tqdm=False)
 
 
 def test_pairs_are_one_with_many_or_one_by_one():
