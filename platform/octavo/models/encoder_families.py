@@ -18,6 +18,9 @@ Config = dict[str, Any]
 
 _CLASSIFIER = "ForSequenceClassification"
 
+_MOST_POSITIONS = 1 << 20
+"""Of a text: a table of rotary positions has a row for each, and no pool of blocks bounds it as in decoders."""
+
 
 def is_encoder(model_type: object) -> bool:
     """Whether a config's `model_type` is one of the families below."""
@@ -46,7 +49,10 @@ def encoder_from_config(config: Config, stored: Stored | None) -> ModelSpec:
     config |= {} if stored is None else encoder_sizes(config, stored)
     _refuse_unsupported(config)
     head = _head(family.head, config, stored) if is_classifier(config) else None
-    return family.build(config, head=head)
+    spec = family.build(config, head=head)
+    if spec.max_position_embeddings > _MOST_POSITIONS:
+        raise ModelError(f"max_position_embeddings is {spec.max_position_embeddings}, which no encoder has")
+    return spec
 
 
 def bert(config: Config, **differences: Any) -> ModelSpec:

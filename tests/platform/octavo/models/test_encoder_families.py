@@ -161,6 +161,7 @@ def test_heads_of_classifiers():
         ({"model_type": "nomic_bert", "prenorm": True}, "prenorm True"),
         ({"model_type": "modernbert", "rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "'yarn'"),
         ({"model_type": "modernbert", "layer_types": ["chunked_attention"] * 22}, "chunked_attention"),
+        ({"model_type": "modernbert", "max_position_embeddings": 10**9}, "1000000000, which no encoder has"),
         ({"model_type": "electra"}, "'electra' are not supported; supported types are .*bert, camembert"),
     ],
 )
