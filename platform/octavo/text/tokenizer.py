@@ -82,11 +82,14 @@ class Tokenizer:
                 both alike ("longest_first", which cross encoders are asked with).
 
         Raises:
-            BadRequest, ModelError: as `encode`.
+            BadRequest, ModelError: as `encode`; `most` leaves no token for one of the texts, which would then be scored
+                unread.
         """
         one, other = self._encoded([first, second], add_special_tokens=False)
         if most is not None:
-            room = max(0, most - self._backend.num_special_tokens_to_add(True))
+            special: int = self._backend.num_special_tokens_to_add(True)
+            if (room := most - special) < 2:
+                raise BadRequest(f"two texts read together take {special} special tokens: keep at least {special + 2}")
             for encoding, length in zip((one, other), longest_first(len(one), len(other), room), strict=True):
                 encoding.truncate(length)
         found = self._backend.post_process(one, other)
