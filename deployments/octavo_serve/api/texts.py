@@ -58,6 +58,9 @@ class Cut:
 
 NO_CUT = Cut()
 
+_SPARSE = 8
+"""A text may hold so many times fewer tokens than any usual one does, where it is to be cut."""
+
 
 def longest(info: ModelInfo) -> int:
     """Tokens of a text that a model reads, special tokens included."""
@@ -109,7 +112,7 @@ class Encoder:
             raise BadRequest(f"{self.name(number)} must not be an empty text", self.param)
         most = self._most(self.cut.most)
         if self.cut.most is not None:
-            text = self._end(text, most * CHARACTERS_PER_TOKEN)
+            text = self._enough(text, most, number)
         elif self._exceeds(text, most):
             raise self._too_long(number, f"more than {most}", most)
         ids = self.tokenizer.encode(text, self.add_special_tokens)
@@ -128,13 +131,13 @@ class Encoder:
     def _pair(self, pair: Pair, number: int) -> Encoded:
         most, cut = self._most(self.cut.most), self.cut
         if cut.most is not None and cut.most_of_second is None and not cut.keeps_end:
-            one, other = (text[: most * CHARACTERS_PER_TOKEN] for text in pair)
+            one, other = (self._enough(text, most, number) for text in pair)
             return self._typed(*self.tokenizer.encode_pair(one, other, most))
         limited = cut.most is not None or cut.most_of_second is not None
         for text in pair[: 1 if limited else 2]:
             if self._exceeds(text, most):
                 raise self._too_long(number, f"more than {most}", most)
-        text = self._end(pair.second, most * CHARACTERS_PER_TOKEN) if limited else pair.second
+        text = self._enough(pair.second, most, number) if limited else pair.second
         ids, second = self.tokenizer.encode_pair(pair.first, text)
         part, room = ids[second:], most - second
         special = next((n for n, token in enumerate(reversed(part)) if not self.tokenizer.is_special(token)), len(part))
@@ -146,6 +149,17 @@ class Encoder:
 
     def _typed(self, ids: list[int], second: int) -> Encoded:
         return Encoded(array("i", ids), second if self.tokenizer.has_types else None)
+
+    def _enough(self, text: str, most: int, number: int) -> str:
+        """As much of a text as holds so many tokens. Some of it may be none: WordPiece has no token for spaces, and a
+        single one for a word of 100 characters."""
+        for characters in (most * CHARACTERS_PER_TOKEN, _SPARSE * most * CHARACTERS_PER_TOKEN):
+            part = self._end(text, characters)
+            if len(part) == len(text) or len(self.tokenizer.encode(part, add_special_tokens=False)) >= most:
+                return part
+        raise BadRequest(
+            f"{self.name(number)} has less than {most} tokens in {characters} characters: shorten it", self.param
+        )
 
     def _exceeds(self, text: str, most: int) -> bool:
         """Whether a text has more tokens; of one that is not very long they are counted later, and told."""

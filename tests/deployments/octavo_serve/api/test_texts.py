@@ -10,6 +10,7 @@ import pytest
 from octavo.errors import BadRequest, PromptTooLong
 from octavo.pooling import PoolingInfo
 from octavo.text.tokenizer import longest_first
+from octavo_serve.api.prompts import CHARACTERS_PER_TOKEN
 from octavo_serve.api.texts import Cut, Encoder, Pair, longest
 from octavo_serve.wire.messages import ModelInfo
 
@@ -156,3 +157,21 @@ def test_pairs_that_are_refused() -> None:
     ):
         with pytest.raises(PromptTooLong, match=r"documents\[0\] has (more than )?\d+ tokens; .* at most 10 of a text"):
             pair(first, second, **cut)
+
+
+class Words(Letters):
+    """Spaces are no tokens, as in WordPiece."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return super().encode(text.replace(" ", ""), add_special_tokens)
+
+
+def test_what_is_no_token_does_not_push_a_text_out() -> None:
+    words: Any = Words()
+    cut, gap = Cut(most=3), " " * 3 * CHARACTERS_PER_TOKEN
+    assert ids_of(gap + "abc", cut=cut, tokenizer=words) == [1, *letters("a"), 2]
+    assert ids_of("abc" + gap, cut=Cut(most=3, keeps_end=True), tokenizer=words) == [1, *letters("c"), 2]
+    (pair,) = encoder(cut=Cut(most_of_second=2), tokenizer=words).encode([Pair("a", gap * 3 + "bcd")])
+    assert pair.token_ids.tolist() == [1, *letters("a"), 2, 2, *letters("bc"), 2]
+    with pytest.raises(BadRequest, match=r"input\[0\] has less than 3 tokens in 6144 characters: shorten it"):
+        ids_of(gap * 8 + "abc", cut=cut, tokenizer=words)
