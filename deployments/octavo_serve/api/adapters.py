@@ -131,6 +131,8 @@ class Adapters:
         """
         if not self.alone:
             raise BadRequest("several gateways serve these models: name adapters in the config, which reaches them all")
+        if not name.isprintable():
+            raise BadRequest("lora_name must not hold what cannot be seen", "lora_name")
         found = self._parent(parent)
         known = self.entries.get(name)
         if name in taken or (known is not None and known.parent != found):

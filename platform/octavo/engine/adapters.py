@@ -29,6 +29,10 @@ _PAUSE = 0.005
 """Seconds that an engine with nothing else to do waits for an adapter before it looks for new requests."""
 
 
+_REMEMBERED = 1024
+"""Adapters of which it is remembered that they take more than the budget."""
+
+
 class Waiting(NamedTuple):
     """A request whose adapter is not there yet, and what its grammar was compiled to."""
 
@@ -61,6 +65,7 @@ class Adapters:
         self._most_waiting = most_waiting
         self._sizes: dict[str, int] = {}  # of those that are loaded, by digest; used longest ago first
         self._users: dict[str, str] = {}  # request -> digest
+        self._too_large: dict[str, str] = {}  # digest -> sentence: nobody else's adapter waits for one again
         self._loading: Loading | None = None
         self._thread: ThreadPoolExecutor | None = None
         self.waiting: dict[str, Waiting] = {}
@@ -92,9 +97,12 @@ class Adapters:
         """Have a request wait until its adapter is loaded.
 
         Raises:
-            BadRequest: one of this id waits already.
+            BadRequest: one of this id waits already, or the adapter is known to be too large.
             Overloaded: too many wait.
         """
+        assert request.adapter is not None
+        if (sentence := self._too_large.get(request.adapter.digest)) is not None:
+            raise BadRequest(sentence, "model")
         if request.request_id in self.waiting:
             raise BadRequest(f"request id {request.request_id!r} is already in use", "request_id")
         if len(self.waiting) >= self._most_waiting:
@@ -153,10 +161,17 @@ class Adapters:
             return f"adapter {adapter.name!r} cannot be loaded: {type(error).__name__}; the server's log says more"
         if size > self._budget:
             self._executor.drop_adapter(adapter.digest)
-            return f"adapter {adapter.name!r} takes {size} bytes, and lora_bytes is {self._budget}: raise it"
+            return self._refuse(adapter, size)
         self._sizes[adapter.digest] = size
         self._make_room(adapter.digest)
         return ""
+
+    def _refuse(self, adapter: Adapter, size: int) -> str:
+        while len(self._too_large) >= _REMEMBERED:
+            del self._too_large[next(iter(self._too_large))]
+        sentence = f"adapter {adapter.name!r} takes {size} bytes, and lora_bytes is {self._budget}: raise it"
+        self._too_large[adapter.digest] = sentence
+        return sentence
 
     def _make_room(self, newest: str) -> None:
         used = set(self._users.values()) | {newest}

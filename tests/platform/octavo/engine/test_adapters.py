@@ -224,6 +224,8 @@ def test_what_is_in_use_stays_and_newcomers_wait():
 def test_one_too_large_or_broken_is_refused():
     adapters = Adapters(loader := Loader(), 20, 2)
     assert "lora_bytes is 20: raise it" in take(adapters, wants("big", "21"))
+    with pytest.raises(BadRequest, match="raise it"):  # it is not read again
+        adapters.wait_for(wants("big", "21"), None)
     assert "RuntimeError" in take(adapters, wants("odd", "bad"))
     assert loader.loaded == []
     assert take(adapters, wants("small")) is None
