@@ -232,10 +232,11 @@ class _Waits:
     """An executor whose steps take so many seconds of nobody's time."""
 
     max_in_flight: int = 1
+    batch_invariant = False
     local = None
 
     def __init__(self, vocab_size: int, seconds: float) -> None:
-        self.spec = SimpleNamespace(vocab_size=vocab_size, max_position_embeddings=8192)
+        self.spec = SimpleNamespace(vocab_size=vocab_size, max_position_embeddings=8192, encoder=None, generates=True)
         self.num_blocks = 40_000
         self._seconds = seconds
 

@@ -68,5 +68,5 @@ def test_what_waits_and_what_is_held() -> None:
     assert load.sequences == 10
     assert load.kv_use == pytest.approx(0.75)
     assert load.capacity == pytest.approx((0.02 - 0.01) / 6e-4)
-    assert load.seconds_waiting == state.backlog_seconds == pytest.approx(2 * (0.01 + 3 * 6e-4 + 5e-4) + 0.2048)
+    assert load.seconds_waiting == state.backlog_seconds == pytest.approx(2 * (0.01 + 3 * 6e-4) + 7 * 5e-4 + 0.2048)
     assert load.first_token == state.start_seconds()  # nothing has ended yet, so nobody knows how long places are held
