@@ -8,7 +8,8 @@
                   longer than free text's, which is less than nothing where masks leave few tokens
     first token   of requests with schemas that are new, from 3 to 200 properties, beside requests without one
 
-Free text answers the same prompts, goes on after the model's end token, and gets as many tokens as the JSON has. Exit
+Free text answers the same prompts, goes on after the model's end token, and gets as many tokens as the JSON has. There
+is no speculation: rounds say the same again, and free text would be guessed. Exit
 code 1 where a bar is missed. The last line of the output is JSON.
 """
 
@@ -94,7 +95,8 @@ def main() -> None:
     options.add_argument("--schemas", type=int, default=100, help="new ones, for the first token")
     options.add_argument("--parts", default="json,tools,masks,first_token")
     given = options.parse_args()
-    llm = LLM(given.model, device="cpu", max_num_seqs=STREAMS, max_model_len=2048, progress=False)
+    options = {"max_num_seqs": STREAMS, "max_model_len": 2048, "speculation": False}
+    llm = LLM(given.model, device="cpu", **options, progress=False)
     parts: dict[str, Callable[[], dict[str, float]]] = {
         "json": lambda: one_stream(llm, given.rounds, "Describe {} as JSON.", json_of(PERSON)),
         "tools": lambda: one_stream(llm, given.rounds, "Call a tool for {}.", json_of({"anyOf": TOOLS})),
