@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import pty
@@ -97,6 +98,14 @@ class Terminal:
                 self.said += os.read(self.screen, 65536).decode(errors="replace")
         before, _, self.said = self.said.partition(words)
         return before + words
+
+    def interrupt(self, words: str) -> str:
+        """Ctrl-C until it says this: `input` sleeps on where one came just before it began to wait."""
+        for _ in range(11):
+            self.type("\x03")
+            with contextlib.suppress(AssertionError):
+                return self.until(words, 5)
+        return self.until(words, 5)
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def poisoned(model, tokens, rng):
 
 def storm(fake, seed, operations, **settings):
     rng = random.Random(seed)
-    bad = {rng.randrange(fake.VOCAB) for _ in range(rng.randrange(12))}
+    bad = {rng.randrange(1, fake.VOCAB) for _ in range(rng.randrange(12))}  # not 0: the token of the control step
     engine = fake.engine(
         num_blocks=rng.choice([30, 60, 150]), max_model_len=120, max_num_seqs=rng.choice([1, 2, 4, 16]),
         max_num_batched_tokens=rng.choice([3, 8, 32, 200]), max_num_queued_requests=30,

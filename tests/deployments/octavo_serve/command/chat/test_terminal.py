@@ -48,8 +48,7 @@ def test_questions_commands_and_leaving(serving, terminal, client, tmp_path: Pat
         chat.type('"""two\nlines"""\n')
         chat.until(" tokens, the first after")
         chat.until(">>> ")
-        chat.type("\x03")  # at a question it drops the line
-        chat.until(">>> ")
+        chat.interrupt(">>> ")  # at a question it drops the line
         chat.type("\x04")
         assert chat.process.wait(20) == 0
     first, second = client.opened
