@@ -303,6 +303,7 @@ class Request:
         alone: run it in steps of its own until it has told two tokens, or ended: it is suspected of having stopped the
             engine it ran on. An update without tokens says when that begins, and another when it is over.
         seed: of its random numbers, in [0, 2**64); `params.seed`, or drawn at random.
+        asker: who wants it, as far as the sender knows: askers take turns where new grammars are compiled.
     """
 
     request_id: str
@@ -318,6 +319,7 @@ class Request:
     alone: bool = False
     seed: int = -1
     pooling: Pooling | None = None
+    asker: str = ""
 
     @property
     def adapter_digest(self) -> str:

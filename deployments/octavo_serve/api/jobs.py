@@ -37,6 +37,7 @@ class Asked:
         max_tokens: tokens that the context must hold beside the prompt; None means as many as fit.
         add_special_tokens: whether the tokenizer adds special tokens to prompts that are texts.
         truncate: of each prompt only so many tokens are read, the last ones; None: all.
+        asker: see `Call`.
         session: name of the session; its requests stay together. "" for none.
         echo: whether the answer repeats the prompts.
         stage: makes a `Stage` for each choice; None passes pieces on unchanged. A chat whose answers are read (see
@@ -59,6 +60,7 @@ class Asked:
     priority: int = 0
     session: str = ""
     cache_salt: str = ""
+    asker: str = ""
     echo: bool = False
     stage: Callable[[], Stage] | None = None
     known: Sequence[list[int]] = ()

@@ -35,6 +35,7 @@ class Wants(Protocol):
     session: str
     priority: int
     cache_salt: str
+    asker: str
 
 
 Q = TypeVar("Q", bound=Query)
@@ -56,6 +57,7 @@ class Call:
         query: of the operation's type; None where it reads none.
         path: the path's parameters by name, MAX_NAME characters each at most.
         session: from the headers; "" for none.
+        asker: whose turn it is when the request's comes; "" where nobody can tell.
     """
 
     body: Any = None
@@ -65,6 +67,7 @@ class Call:
     caller: Caller = field(default_factory=Caller)
     rules: Rules = field(default_factory=Rules)
     session: str = ""
+    asker: str = ""
 
     @property
     def tells(self) -> bool:
@@ -72,7 +75,7 @@ class Call:
         return self.rules.tells(self.caller)
 
     def admit(self, asked: W) -> W:
-        """Apply headers and access rules to what is asked: its session, cache namespace and priority.
+        """Apply headers and access rules to what is asked: its session, cache namespace, priority and asker.
 
         Raises:
             BadRequest: it sets something that clients may not set.
@@ -80,6 +83,7 @@ class Call:
         asked.session = self.session or asked.session
         asked.priority = self.rules.priority(asked.priority)
         asked.cache_salt = self.rules.cache_salt(self.caller, asked.cache_salt)
+        asked.asker = self.asker
         return asked
 
 

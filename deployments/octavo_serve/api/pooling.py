@@ -63,7 +63,7 @@ class Asking:
         model: a model's name or alias; None if there is only one.
         param: the field that holds the texts, for errors.
         name: of a text in errors, by its number; None: the field and the number.
-        session, priority, cache_salt: as of `Asked`.
+        session, priority, cache_salt, asker: as of `Asked`.
     """
 
     kind: str
@@ -77,6 +77,7 @@ class Asking:
     session: str = ""
     priority: int = 0
     cache_salt: str = ""
+    asker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +276,7 @@ class Window:
             session=asking.session,
             seed=0,
             pooling=pooling,
+            asker=asking.asker,
         )
 
     async def run(self, count: int, request: Callable[[int], Request], read: Callable[[SequenceUpdate], T]) -> list[T]:

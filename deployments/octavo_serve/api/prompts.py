@@ -63,6 +63,7 @@ def prepare(
             session=asked.session,
             cache_salt=asked.cache_salt,
             adapter=adapter,
+            asker=asked.asker,
         )
         request.block_hashes = hash_chain(root, token_ids, info.block_size)
         requests.append(request)

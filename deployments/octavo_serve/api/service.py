@@ -36,7 +36,7 @@ from octavo_serve.api.records import Records
 from octavo_serve.api.registry import Registry
 from octavo_serve.api.surface import A, E, Surface, Writer
 from octavo_serve.api.telemetry import Telemetry
-from octavo_serve.api.threads import MAX_THREADS, Threads
+from octavo_serve.api.threads import MAX_THREADS, MAX_WAITING, FairThreads, Threads
 from octavo_serve.api.tracing import Tracer
 from octavo_serve.api.turns import PIECES
 from octavo_serve.api.writing import write, write_answer
@@ -76,8 +76,12 @@ class Service:
         self.lateness = telemetry.lateness
         self.threads = Threads()
         self.prompt_threads = Threads(max(1, min(MAX_THREADS, (os.cpu_count() or 1) - 1)), nice=PROMPT_NICE)
-        self.grammar_threads = Threads(MAX_GRAMMARS, nice=PROMPT_NICE)  # so that tools hold up no answer
-        self.slow_grammar_threads = Threads(1, MAX_SLOW_GRAMMARS, nice=PROMPT_NICE)  # and many tools no other grammar
+        self.grammar_threads = FairThreads(  # so that tools hold up no answer
+            MAX_GRAMMARS, MAX_WAITING, "requests whose tools or schemas are new here", PROMPT_NICE
+        )
+        self.slow_grammar_threads = FairThreads(  # and many tools no other grammar
+            1, MAX_SLOW_GRAMMARS, "requests with many new tools", PROMPT_NICE
+        )
         self.body_threads = Threads(MAX_PARSED)
         self.template_threads = Threads(PROCESSES, MAX_TEMPLATES)  # so that a template without end does not delay texts
 
@@ -118,7 +122,7 @@ class Service:
                 reading = reading_of(content, template, text)
                 content = [text]
             if constrains(asked.params, chat):
-                asked.params = await self._constrained(asked.params, chat, model, template, text)
+                asked.params = await self._constrained(asked, chat, model, template, text)
             request_id = f"{asked.kind}-{secrets.token_hex(12)}"  # a client's own id may be in use elsewhere
             work = partial(prepare, model.tokenizer, info, content, asked, request_id, model.adapter)
             requests, texts = await self.prompt_threads.finish(work) if is_long(content) else work()
@@ -141,14 +145,14 @@ class Service:
         )
 
     async def _constrained(
-        self, params: SamplingParams, chat: Chat | None, model: ServedModel, template: BoundTemplate | None, text: str
+        self, asked: Asked, chat: Chat | None, model: ServedModel, template: BoundTemplate | None, text: str
     ) -> SamplingParams:
         """`constrain` beside the loop: those that take long one after the other, so that no other waits for them."""
-        work = partial(constrain, params, chat, model, template, text)
+        work = partial(constrain, asked.params, chat, model, template, text)
         try:
-            return await self.grammar_threads.run(briefly, work)
+            return await self.grammar_threads.run(asked.asker, briefly, work)
         except TakesLong:
-            return await self.slow_grammar_threads.run(work)
+            return await self.slow_grammar_threads.run(asked.asker, work)
 
     async def whole(self, writer: Writer[Any, Any]) -> Whole:
         """Run a writer's job to its end."""

@@ -7,10 +7,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
 from octavo.errors import Overloaded
+from octavo.text.grammars.lanes import Lane
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,6 +56,48 @@ class Threads:
     async def finish(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The same for what was accepted already, or is the answer of what was: it is never refused."""
         return await asyncio.wrap_future(self._pool.submit(work, *args, **kwargs))
+
+
+class FairThreads:
+    """Runs functions in a few threads, in which askers take turns (see `octavo.text.grammars.lanes`).
+
+    Args:
+        threads: most threads.
+        waiting: most functions that may wait.
+        what: those are, for the error.
+        nice: as of `Threads`.
+    """
+
+    def __init__(self, threads: int, waiting: int, what: str, nice: int = 0) -> None:
+        self._lane: Lane[tuple[Future[Any], Callable[[], Any]]] = Lane(
+            _work, _refuse, threads=threads, waiting=waiting, what=what, nice=nice
+        )
+
+    async def run(self, asker: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `work` in a thread when it is the asker's turn; as `Threads.run`.
+
+        Raises:
+            Overloaded: too many wait, most of them this asker's.
+        """
+        future: Future[T] = Future()
+        self._lane.put((future, partial(work, *args, **kwargs)), asker)
+        return await asyncio.wrap_future(future)
+
+
+def _work(waiting: tuple[Future[Any], Callable[[], Any]]) -> None:
+    future, work = waiting
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def _refuse(waiting: tuple[Future[Any], Callable[[], Any]], error: Overloaded) -> None:
+    future, _ = waiting
+    if future.set_running_or_notify_cancel():
+        future.set_exception(error)
 
 
 def _stand_back(nice: int) -> None:

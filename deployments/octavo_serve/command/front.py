@@ -27,6 +27,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo.errors import ConfigError
+from octavo_serve.http.askers import ADDRESS
 from octavo_serve.ports import free_block, in_url, is_loopback
 
 BEHIND = "127.0.0.1"
@@ -67,6 +68,9 @@ BOUND_REQUEST_ID = (
     "{ req.fhdr(x-request-id) -m reg ^[A-Za-z0-9._:+/=@-]*$ }"
 )
 """HAProxy's rule for the id that a request brings, which logs and answers repeat: Serve gives others one."""
+
+TELL_ADDRESS = f"http-request set-header {ADDRESS} %[src]"
+"""HAProxy's rule that tells a gateway where a connection comes from, whatever the client says of it."""
 
 MIDDLEWARES = "octavo_serve.command.front:middlewares"
 
@@ -157,7 +161,7 @@ def most_connections() -> int:
 def _script(binary: str, folder: Path, port: int, inner: tuple[int, int], front: str) -> str:
     sockets = [f"unix@{folder}/haproxy-{name}.sock mode 600" for name in ("metrics", "stats")]
     places = {f"{BEHIND}:{port}": front, f":{inner[0]}": sockets[0], r"\*:" + str(inner[1]): sockets[1]}
-    places[f"{BEHIND}:{port}"] += rf"\n    {_refusal_of_serves_own()}\n    {BOUND_REQUEST_ID}"
+    places[f"{BEHIND}:{port}"] += rf"\n    {_refusal_of_serves_own()}\n    {BOUND_REQUEST_ID}\n    {TELL_ADDRESS}"
     edits = " ".join(f"-e {shlex.quote(f's|^ *bind {old}$|    bind {new}|')}" for old, new in places.items())
     edits += " -e " + shlex.quote(rf"s|^defaults$|defaults\n    timeout http-request {HEADER_SECONDS}s|")
     ours = shlex.quote(f"^ *bind ({BEHIND}:|unix@|{_literal(front)}$)")

@@ -27,6 +27,7 @@ from octavo_serve.api.surface import A, Encoded, Errors, Raw, Surface, Writer, t
 from octavo_serve.api.telemetry import ShardStats, Telemetry
 from octavo_serve.api.writing import write_answer
 from octavo_serve.http.about import add_about
+from octavo_serve.http.askers import asker_of
 from octavo_serve.http.door import CALLER, Door, path_of
 from octavo_serve.http.fleet import add_fleet
 from octavo_serve.http.pages import add_pages
@@ -225,6 +226,7 @@ async def call_of(
     if name := next((name for name, value in path.items() if len(value) > MAX_NAME), None):
         raise BadRequest(f"{name} has more than {MAX_NAME} characters", name)
     bounds = service.bounds_of_many if many else service.bounds
+    caller = request.scope.get(CALLER, Caller())
     headers, limit = request.headers, service.limits.max_body_bytes or bounds.num_bytes
     content = await read_body(request, limit) if body else b""
     return Call(
@@ -232,7 +234,8 @@ async def call_of(
         body=await body_of(content, headers, body, service, bounds, raw) if body else None,
         large=len(content) >= LARGE_BODY,
         path=path,
-        caller=request.scope.get(CALLER, Caller()),
+        caller=caller,
+        asker=asker_of(caller, request),
         rules=access.rules,
         session=headers.get("x-session-affinity") or headers.get("x-session-id") or "",
     )

@@ -332,7 +332,7 @@ class Compiling:
         with self._lock:
             self._requests[request.request_id] = request, listener
         try:
-            compiler.submit(grammar, lambda compiled: self._end(request, compiled))
+            compiler.submit(grammar, lambda compiled: self._end(request, compiled), request.asker)
         except OctavoError as error:
             self._end(request, error)
 

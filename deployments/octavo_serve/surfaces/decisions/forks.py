@@ -125,6 +125,7 @@ class Forks:
             cache_salt=self.asked.cache_salt,
             adapter=self.adapter,
             block_hashes=chain,
+            asker=self.asked.asker,
         )
 
 

@@ -66,6 +66,7 @@ def test_access_rules_apply() -> None:
     assert not call.tells
     assert Call(caller=Caller("root", operator=True), rules=rules).tells
     assert Call().admit(_asked(session="body", cache_salt="s")).session == "body"
+    assert Call(asker="alice").admit(_asked()).asker == "alice"
     with pytest.raises(BadRequest, match="priority"):
         Call().admit(_asked(priority=1))
 

@@ -15,7 +15,7 @@ from octavo_serve.api.jobs import Job
 from octavo_serve.api.model import Defaults
 from octavo_serve.api.operation import Call
 from octavo_serve.api.service import Service
-from octavo_serve.api.threads import Threads
+from octavo_serve.api.threads import FairThreads, Threads
 from octavo_serve.surfaces.completions.schemas import CompletionRequest
 from octavo_serve.surfaces.completions.surface import COMPLETIONS
 from octavo_serve.surfaces.tokens.operations import detokenize, tokenize
@@ -102,12 +102,12 @@ def test_what_takes_long_leaves_the_event_loop_alone(service: Service, talk: Any
 def test_grammars_that_take_long_are_made_apart(service: Service, talk: Any) -> None:
     slow: list[Any] = []
 
-    class Noting(Threads):
-        async def run(self, work: Any, *args: Any, **kwargs: Any) -> Any:
+    class Noting(FairThreads):
+        async def run(self, asker: str, work: Any, *args: Any, **kwargs: Any) -> Any:
             slow.append(work.args[0].structured_outputs.grammar)
-            return await super().run(work, *args, **kwargs)
+            return await super().run(asker, work, *args, **kwargs)
 
-    service.slow_grammar_threads = Noting(1)
+    service.slow_grammar_threads = Noting(1, 1, "requests")
     long = "root ::= " + " | ".join(f'"word {i}"' for i in range(500))
     talk.complete("word", guided_json={"type": "integer"})
     assert slow == []

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from octavo.errors import Overloaded
-from octavo_serve.api.threads import Threads
+from octavo_serve.api.threads import FairThreads, Threads
 
 PATIENCE = 60.0  # a test that fails leaves its threads waiting, and Python waits for those
 
@@ -50,5 +50,32 @@ def test_more_than_may_wait_are_refused_and_places_come_back() -> None:
         await asyncio.sleep(0)
         gate.set()
         assert [await first, await third, await last] == [True, True, True]
+
+    asyncio.run(run())
+
+
+def test_askers_take_turns_in_fair_threads() -> None:
+    async def run() -> None:
+        threads, gate, begun = FairThreads(1, 2, "requests"), threading.Event(), asyncio.Event()
+        loop, order = asyncio.get_running_loop(), list[str]()
+
+        def begin() -> bool:
+            loop.call_soon_threadsafe(begun.set)
+            return gate.wait(PATIENCE)
+
+        running = asyncio.create_task(threads.run("busy", begin))
+        await begun.wait()
+        first, cancelled = (asyncio.create_task(threads.run("busy", order.append, f"busy {i}")) for i in range(2))
+        await asyncio.sleep(0)
+        other = asyncio.create_task(threads.run("other", order.append, "other"))
+        with pytest.raises(Overloaded, match="2 requests wait"):
+            await cancelled  # it made place
+        first.cancel()
+        gate.set()
+        assert await running
+        await other
+        with pytest.raises(ZeroDivisionError):
+            await threads.run("busy", divmod, 7, 0)
+        assert order == ["other"]
 
     asyncio.run(run())

@@ -30,6 +30,7 @@ from octavo_serve.command.front import (
     trust,
     warning_without_keys,
 )
+from octavo_serve.http.askers import ADDRESS
 from octavo_serve.ports import free_block, in_url
 
 BINARY = haproxy_binary()
@@ -40,6 +41,8 @@ needs_haproxy = pytest.mark.skipif(BINARY is None, reason="Ray brings HAProxy on
 class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200)
+        for told in self.headers.get_all(ADDRESS, []):
+            self.send_header("told", told)
         self.end_headers()
         self.wfile.write(b"behind")
 
@@ -138,6 +141,17 @@ def test_what_serve_would_answer_without_a_key_is_not_for_clients(tmp_path: Path
         for path in ("/-/routes", "/-/healthz", "/-/routes?x=1", "/%2d/routes", "/-/ROUTES"):
             answer = httpx.get(url + path, timeout=30, trust_env=False)
             assert (answer.status_code, answer.json()) == (404, NOT_FOR_CLIENTS), path
+
+
+@needs_haproxy
+def test_a_gateway_is_told_the_address_whatever_the_client_says(tmp_path: Path) -> None:
+    http = {"host": "127.0.0.1", "port": free_block(1)}
+    url = f"http://127.0.0.1:{http['port']}/"
+    with front(tmp_path, http):
+        get(url)
+        made_up = [(ADDRESS, "192.0.2.1"), (ADDRESS.upper(), "192.0.2.2")]
+        answer = httpx.get(url, headers=made_up, timeout=30, trust_env=False)
+    assert answer.headers.get_list("told") == ["127.0.0.1"]
 
 
 @pytest.mark.parametrize(("fronted", "passes"), [("1", {"/-/healthz", "/x"}), ("0", {"/x"})])

@@ -65,6 +65,15 @@ def bearer(key: str) -> dict[str, str]:
 
 # ---- keys ---------------------------------------------------------------------------------------------------------
 
+
+def test_whose_turn_a_grammar_takes_follows_from_the_key(send: Send, access: Access, client: Any) -> None:
+    access.rules = Rules(keys=TWO)
+    send("POST", CHAT, json=HELLO, headers=bearer("sk-alice"))
+    access.rules = Rules()
+    send("POST", CHAT, json=HELLO, headers={"x-octavo-address": "192.0.2.1"})
+    assert [request.asker for request in client.opened] == ["alice", "192.0.2.1"]
+
+
 REFUSED: list[Any] = [
     {},
     bearer("sk-eve"),

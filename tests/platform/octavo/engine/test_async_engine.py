@@ -338,7 +338,7 @@ def grammar_engine(fake, tiny_tokenizer):
 def test_a_request_waits_for_its_grammar_and_nobody_waits_for_it(fake, grammar_engine, monkeypatch):
     compiler, held = grammar_engine.engine.compiler, []
     submit = compiler.submit
-    monkeypatch.setattr(compiler, "submit", lambda grammar, done: held.append((grammar, done)))
+    monkeypatch.setattr(compiler, "submit", lambda grammar, done, asker: held.append((grammar, done)))
 
     async def main():
         late = asyncio.create_task(collect(grammar_engine, fake.request("late", [1, 2], grammar=GRAMMAR)))
@@ -368,9 +368,9 @@ def test_a_wrong_grammar_is_one_requests_error(fake, grammar_engine):
 
 
 def test_a_request_that_is_aborted_while_its_grammar_compiles_never_runs(fake, grammar_engine, monkeypatch):
-    held = []
-    submit = grammar_engine.engine.compiler.submit
-    monkeypatch.setattr(grammar_engine.engine.compiler, "submit", lambda grammar, done: held.append((grammar, done)))
+    compiler, held = grammar_engine.engine.compiler, []
+    submit = compiler.submit
+    monkeypatch.setattr(compiler, "submit", lambda grammar, done, asker: held.append((grammar, done)))
 
     async def main():
         task = asyncio.create_task(collect(grammar_engine, fake.request("a", [1], grammar=GRAMMAR)))
@@ -402,8 +402,18 @@ def test_too_many_grammars_at_once_are_refused(fake, grammar_engine, monkeypatch
     asyncio.run(main())
 
 
+def test_a_grammar_waits_for_its_askers_turn(fake, grammar_engine, monkeypatch):
+    askers = []
+    submit = grammar_engine.engine.compiler.submit
+    monkeypatch.setattr(grammar_engine.engine.compiler, "submit", lambda *all: (askers.append(all[2]), submit(*all)))
+    request = fake.request("a", [1], grammar=GRAMMAR)
+    request.asker = "alice"
+    asyncio.run(collect(grammar_engine, request))
+    assert askers == ["alice"]
+
+
 def test_those_that_wait_for_a_grammar_hear_of_the_engines_end(fake, grammar_engine, monkeypatch):
-    monkeypatch.setattr(grammar_engine.engine.compiler, "submit", lambda grammar, done: None)
+    monkeypatch.setattr(grammar_engine.engine.compiler, "submit", lambda grammar, done, asker: None)
 
     async def main():
         task = asyncio.create_task(collect(grammar_engine, fake.request("a", [1], grammar=GRAMMAR)))
