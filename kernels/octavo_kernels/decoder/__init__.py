@@ -55,16 +55,58 @@ class PackedLinear:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedExpert:
+    """One gated MLP of a mixture."""
+
+    gate: PackedLinear
+    up: PackedLinear
+    down: PackedLinear
+
+    @property
+    def weights(self) -> list[PackedWeight]:
+        """Its matrices."""
+        return [self.gate.weight, self.up.weight, self.down.weight]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMixture:
+    """A router and the experts that it chooses from."""
+
+    router: PackedLinear  # [experts, hidden]
+    experts: list[PackedExpert]
+    experts_per_token: int
+    scoring: Literal["softmax", "sigmoid"]
+    normalise: bool  # a token's shares add up to 1, before they are scaled
+    scale: Float32  # [1]
+    groups: int  # of experts, of which `kept_groups` are kept before experts are chosen; 0: no such choice
+    kept_groups: int
+    choice_bias: Float32 | None  # [experts] added to the scores for the choice alone
+    shared_gate: PackedLinear | None  # [1, hidden] whose sigmoid is the shared expert's share; None: it is 1
+
+    def words(self) -> list[int]:
+        """The words of `struct Mixture` in mixture.h."""
+        matrices = [part for expert in self.experts for part in (expert.gate, expert.up, expert.down)]
+        return [
+            *(len(self.experts), self.experts_per_token, self.scoring == "sigmoid", self.normalise),
+            *(self.groups, self.kept_groups, _address(self.scale), _address(self.choice_bias)),
+            *self.router.words(),
+            *(self.shared_gate.words() if self.shared_gate else [0] * 5),
+            *(word for matrix in matrices for word in matrix.words()),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
 class PackedLayer:
-    """One layer; norms, biases and the rotary table are float32."""
+    """One layer; norms, biases and the rotary table are float32. With a mixture, gate, up and down are the shared
+    expert's, if it has one."""
 
     q: PackedLinear
     k: PackedLinear
     v: PackedLinear
     out: PackedLinear
     gate: PackedLinear | None  # None for an MLP without a gate
-    up: PackedLinear
-    down: PackedLinear
+    up: PackedLinear | None  # None where only a mixture's experts follow
+    down: PackedLinear | None
     attention_norm: Float32  # [hidden]
     mlp_norm: Float32  # [hidden]
     q_norm: Float32 | None  # [head_dim]
@@ -73,9 +115,10 @@ class PackedLayer:
     post_mlp_norm: Float32 | None  # [hidden]
     rotary: Float32  # [positions, rotary_dim], cos then sin
     window: int | None  # positions that a query attends to; None means all
+    mixture: PackedMixture | None = None
 
-    def words(self, k_cache: int, v_cache: int) -> list[int]:
-        """The words of `struct Layer` in records.h."""
+    def words(self, k_cache: int, v_cache: int, mixture: Int64 | None) -> list[int]:
+        """The words of `struct Layer` in records.h, with those of its mixture."""
         matrices = (self.q, self.k, self.v, self.out, self.gate, self.up, self.down)
         norms = (self.attention_norm, self.mlp_norm, self.q_norm, self.k_norm, self.post_attention_norm,
                  self.post_mlp_norm)  # fmt: skip
@@ -83,8 +126,16 @@ class PackedLayer:
             *(word for matrix in matrices for word in (matrix.words() if matrix else [0] * 5)),
             *map(_address, norms),
             *(_address(self.rotary), self.rotary.shape[1], self.window or _NO_WINDOW),
-            *(k_cache, v_cache),
+            *(k_cache, v_cache, 0 if mixture is None else mixture.ctypes.data),
         ]
+
+    @property
+    def linears(self) -> list[PackedLinear]:
+        """Its matrices, but for those of experts."""
+        found = [self.q, self.k, self.v, self.out, self.gate, self.up, self.down]
+        if self.mixture is not None:
+            found += [self.mixture.router, self.mixture.shared_gate]
+        return [linear for linear in found if linear is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,35 +161,40 @@ class PackedModel:
     @property
     def matrices(self) -> list[PackedWeight]:
         """Every matrix that multiplies a token; the embedding only if it is also the head."""
-        layers = [
-            linear.weight
-            for layer in self.layers
-            for linear in (layer.q, layer.k, layer.v, layer.out, layer.gate, layer.up, layer.down)
-            if linear is not None
-        ]
-        return [*layers, self.head.weight]
+        return [*(linear.weight for layer in self.layers for linear in layer.linears), *self._experts, self.head.weight]
+
+    @property
+    def _experts(self) -> list[PackedWeight]:
+        mixtures = [layer.mixture for layer in self.layers if layer.mixture is not None]
+        return [weight for mixture in mixtures for expert in mixture.experts for weight in expert.weights]
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of weights that a step reads, for any number of tokens."""
-        return sum(weight.data.nbytes for weight in self.matrices)
+        """Bytes of weights that a step of one token reads; one of more tokens reads more only of a mixture's
+        experts."""
+        idle = 0
+        for mixture in [layer.mixture for layer in self.layers if layer.mixture is not None]:
+            one = sum(weight.data.nbytes for weight in mixture.experts[0].weights)
+            idle += (len(mixture.experts) - mixture.experts_per_token) * one
+        return sum(weight.data.nbytes for weight in self.matrices) - idle
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all matrices, the embedding included."""
         untied = self.embedding.data.nbytes if self.embedding is not self.head.weight else 0
-        return self.bytes_per_token + untied
+        return sum(weight.data.nbytes for weight in self.matrices) + untied
 
     @property
     def bits_per_weight(self) -> float:
         """Stored bits, scales included, per weight of the matrices."""
-        return 8 * self.bytes_per_token / sum(weight.n * weight.k for weight in self.matrices)
+        matrices = self.matrices
+        return 8 * sum(weight.data.nbytes for weight in matrices) / sum(weight.n * weight.k for weight in matrices)
 
     def words(self, exact: bool, kv: PackedKV) -> list[int]:
         """The words of `struct Model` in records.h."""
         gate, eight_bits = 0 if self.activation == "silu" else 1, kv.dtype == "int8"
         bf16 = kv.dtype == "bfloat16" or (eight_bits and not exact)
-        hidden, inner = self.embedding.k, self.layers[0].up.weight.n
+        hidden, inner = self.embedding.k, max(layer.up.weight.n if layer.up else 0 for layer in self.layers)
         return [
             *(hidden, self.query_heads, self.kv_heads, self.head_dim, inner, self.embedding.n),
             *(gate, exact, bf16, eight_bits, kv.block_size, kv.block_bytes, len(self.layers), self.layer_norm),
@@ -231,9 +287,10 @@ class NativeDecoder:
     def __init__(
         self, library: Library, model: PackedModel, kv: PackedKV, *, exact: bool, ranks: Ranks | None = None
     ) -> None:
-        layers = [layer.words(*kv.addresses(i)) for i, layer in enumerate(model.layers)]
+        mixtures = [layer.mixture and np.array(layer.mixture.words(), np.int64) for layer in model.layers]
+        layers = [layer.words(*kv.addresses(i), mixtures[i]) for i, layer in enumerate(model.layers)]
         words = np.array(model.words(exact, kv), np.int64)
-        self._library, self._keep = library, (model, kv)
+        self._library, self._keep = library, (model, kv, mixtures)
         self._vocab, self._hidden = model.head.weight.n, model.embedding.k
         self._logits = np.empty((0, self._vocab), np.float32)  # reused: fresh memory would cause page faults
         numbers = np.array(model.numbers(), np.float32)

@@ -6,7 +6,7 @@
 //   SharedRows     one phase normalises and packs the input rows, the next multiplies; matrices are cut by outputs
 //   RedundantRows  at most 3 tokens: each thread packs all input rows itself, which saves the first of these phases
 //   RunPerThread   long prompts: one phase in which each thread takes a run of tokens through all matrices, so that
-//                  their activations stay in its core's cache
+//                  their activations stay in its core's cache; not of mixtures, which would have few rows per expert
 // Activations are float32 between the matrices; each matrix packs them as its format requires (linear/cpu.h).
 #include <map>
 #include <memory>
@@ -23,7 +23,7 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t kPhasesPerLayer = 17, kOtherPhases = 6;
+constexpr int64_t kPhasesPerLayer = 22, kOtherPhases = 6;
 
 class Decoder {
     const Model model;
@@ -47,6 +47,7 @@ class Decoder {
     Phases phases;
     const int64_t* adapting = nullptr;               // of the next step: an Adapter or null for each of its sequences
     std::vector<const Adapter*> adapters;            // of each token; empty where none has one
+    const Mixture* const mixture;  // of the first layer that has one, or null; those of all layers are alike
     int64_t first_token = 0;  // token of the embedding's first row, if a rank has only some rows
     SumOverRanks sum_over_ranks = nullptr;
 
@@ -128,7 +129,7 @@ class Decoder {
 
     // The number of runs for RunPerThread; 0 if the tokens are too few for it.
     int64_t runs_of(int64_t tokens) const {
-        if (sum_over_ranks || tokens < threads * kLeastTokens) return 0;
+        if (sum_over_ranks || mixture || tokens < threads * kLeastTokens) return 0;
         return ((tokens + kRunTokens - 1) / kRunTokens + threads - 1) / threads * threads;
     }
 
@@ -201,7 +202,7 @@ class Decoder {
     // The rest of a layer after its attention: output projection and MLP, each added to the residual.
     template <class Way>
     void finish_layer(const Layer& layer, const Way& way) {
-        const int64_t count = way.tokens.count, hidden = model.hidden, inner = model.inner, stride = 2 * way.gate_width;
+        const int64_t count = way.tokens.count, hidden = model.hidden;
         const Workspace &shared = way.shared, &own = way.own;
         const auto pack_attended = [&](int64_t i) {
             own.out_input.pack(i, attended + way.tokens[i] * q_size);
@@ -217,28 +218,135 @@ class Decoder {
             norm_and_pack(x, layer.mlp_norm, own.normed + i * hidden, own.mlp_input, i);
             shared.adapters.pack(kMlpSite, i, own.normed + i * hidden);
         };
-        multiply(way, layer, kMlpSite, {inner}, prepare, [&](size_t, Range blocks) {
-            const Range columns{blocks.begin * 16, std::min(blocks.end * 16, inner)};
-            float *gate = way.gate(columns.begin), *up = gate + way.gate_width;
-            if (layer.gate.data) own.mlp_input.multiply(layer.gate, exact(), gate, stride, blocks);
-            own.mlp_input.multiply(layer.up, exact(), up, stride, blocks);
-            adapt(way, layer, kGate, gate, stride, blocks);
-            adapt(way, layer, kUp, up, stride, blocks);
-            for (int64_t i = 0; i < count; ++i) {
-                float *row = gate + i * stride, *values = row + way.gate_width;
-                if (layer.gate.data) gate_row(Gate(model.gate), row, values, columns.end - columns.begin, values);
-                else gelu_row(values, columns.end - columns.begin, values);
-                shared.down_input.pack(i, values, columns);
-                shared.adapters.pack(kDownSite, i, values, columns);
-            }
-        });
-        const auto fed = [&](size_t, Range blocks) {
-            shared.down_input.multiply(layer.down, exact(), shared.fed + blocks.begin * 16, hidden, blocks);
-            adapt(way, layer, kDown, shared.fed + blocks.begin * 16, hidden, blocks);
-        };
-        if (shared.adapters.none()) way.multiply({hidden}, fed);
-        else multiply(way, layer, kDownSite, {hidden}, [](int64_t) {}, fed);
+        if (layer.mixture) mix(layer, *layer.mixture, way, prepare);
+        else feed(layer, way, prepare);
         way.sum(shared.fed, count * hidden);
+    }
+
+    template <class Way, class P>
+    void feed(const Layer& layer, const Way& way, const P& prepare) const {
+        const Input& between = way.shared.down_input;
+        multiply(way, layer, kMlpSite, {layer.up.n}, prepare,
+                 [&](size_t, Range blocks) { feed_in(layer, way, between, blocks); });
+        multiply_down(layer, way, [&](size_t, Range blocks) { feed_out(layer, way, between, blocks); });
+    }
+
+    // Some columns between the matrices of an MLP.
+    template <class Way>
+    void feed_in(const Layer& layer, const Way& way, const Input& between, Range blocks) const {
+        const Range columns{blocks.begin * 16, std::min(blocks.end * 16, layer.up.n)};
+        const int64_t stride = 2 * way.gate_width;
+        float *gate = way.gate(columns.begin), *up = gate + way.gate_width;
+        if (layer.gate.data) way.own.mlp_input.multiply(layer.gate, exact(), gate, stride, blocks);
+        way.own.mlp_input.multiply(layer.up, exact(), up, stride, blocks);
+        adapt(way, layer, kGate, gate, stride, blocks);
+        adapt(way, layer, kUp, up, stride, blocks);
+        for (int64_t i = 0; i < way.tokens.count; ++i) {
+            float *row = gate + i * stride, *values = row + way.gate_width;
+            if (layer.gate.data) gate_row(Gate(model.gate), row, values, columns.end - columns.begin, values);
+            else gelu_row(values, columns.end - columns.begin, values);
+            between.pack(i, values, columns);
+            way.shared.adapters.pack(kDownSite, i, values, columns);
+        }
+    }
+
+    template <class Way, class F>
+    void multiply_down(const Layer& layer, const Way& way, const F& f) const {
+        if (way.shared.adapters.none()) way.multiply({model.hidden}, f);
+        else multiply(way, layer, kDownSite, {model.hidden}, [](int64_t) {}, f);
+    }
+
+    template <class Way>
+    void feed_out(const Layer& layer, const Way& way, const Input& between, Range blocks) const {
+        float* to = way.shared.fed + blocks.begin * 16;
+        between.multiply(layer.down, exact(), to, model.hidden, blocks);
+        adapt(way, layer, kDown, to, model.hidden, blocks);
+    }
+
+    // The mixture of a layer in place of its MLP. Router, shared expert and its gate are multiplied together;
+    // RedundantRows find each token's experts in every thread, the other strategies once.
+    template <class Way, class P>
+    void mix(const Layer& layer, const Mixture& m, const Way& way, const P& prepare) const {
+        const int64_t count = way.tokens.count, stride = m.count + 1;
+        const StepExperts& shared = way.shared.experts;
+        StepExperts& own = way.own.experts;
+        int64_t prepared = Way::few ? 0 : count;  // rows, by this thread
+        const auto prepare_next = [&](int64_t i) { prepare(i), prepared += Way::few; };
+        const auto score = [&](size_t i, Range blocks) {
+            float* scores = shared.scores + blocks.begin * 16;
+            if (blocks.begin == blocks.end) return;
+            if (i == 0) way.own.mlp_input.multiply(m.router, true, scores, stride, blocks);
+            else if (i == 1) feed_in(layer, way, way.shared.shared_input, blocks);
+            else way.own.mlp_input.multiply(m.shared_gate, true, scores + m.count, stride, blocks);
+        };
+        multiply(way, layer, kMlpSite, {m.router.n, layer.up.n, m.shared_gate.n}, prepare_next, score);
+        const auto choose = [&](int64_t i) { own.plan.choose(m, shared.scores + i * stride, i); };
+        const auto sort = [&] { own.plan.sort(m, count); };
+        const auto place = [&](int64_t row) {
+            const Range rows = own.plan.groups[own.plan.group[row]].rows;
+            own.inputs.part(rows).pack(row - rows.begin, way.own.normed + own.plan.token[row] * model.hidden);
+        };
+        bool sorted = !Way::few, placed = !Way::few;
+        if constexpr (!Way::few) way.each(count, choose), way.once(sort), way.each(count * m.chosen, place);
+        const auto find = [&] {
+            for (int64_t i = 0; !sorted && i < count; ++i) choose(i);
+            if (!sorted) sort();
+            sorted = true;
+        };
+        const int64_t together = blocks_together(count * m.chosen / m.count);
+        way.share([&](int64_t unit, int64_t units) {
+            find();
+            while (prepared < count) prepare_next(prepared);
+            for (int64_t row = 0; !placed && row < count * m.chosen; ++row) place(row);
+            placed = true;
+            own.plan.slice(blocks_of(m.experts[0].up.n), unit, units, together,
+                           [&](const Group& group, Range blocks) { expert_in(m, own, shared, group, blocks); });
+        });
+        multiply_down(layer, way, [&](size_t, Range blocks) {
+            find();
+            if (layer.up.data) feed_out(layer, way, way.shared.shared_input, blocks);
+            experts_out(m, own.plan, way.shared, layer.up.data != nullptr, count, blocks);
+        });
+    }
+
+    // As feed_in() for the rows of one expert.
+    void expert_in(const Mixture& m, const StepExperts& own, const StepExperts& shared, const Group& group,
+                   Range blocks) const {
+        thread_local Buffer room;
+        const Expert& expert = m.experts[group.expert];
+        const Forms input = own.inputs.part(group.rows), between = shared.between.part(group.rows);
+        const Range columns{blocks.begin * 16, std::min(blocks.end * 16, expert.up.n)};
+        const int64_t rows = group.rows.end - group.rows.begin, width = columns.end - columns.begin;
+        float *gate = room.floats(2 * rows * width), *up = gate + rows * width;
+        input.multiply(expert.gate, exact(), gate, width, blocks);
+        input.multiply(expert.up, exact(), up, width, blocks);
+        for (int64_t i = 0; i < rows; ++i) {
+            gate_row(Gate(model.gate), gate + i * width, up + i * width, width, up + i * width);
+            between.pack(i, up + i * width, columns);
+        }
+    }
+
+    // Some columns of the sum over each token's experts, added in the order of the experts to the shared expert's.
+    void experts_out(const Mixture& m, const Plan& plan, const Workspace& shared, bool has_shared, int64_t count,
+                     Range blocks) const {
+        thread_local Buffer room;
+        const int64_t begin = blocks.begin * 16, width = std::min(blocks.end * 16, model.hidden) - begin;
+        for (int64_t i = 0; i < count; ++i) {
+            float* to = shared.fed + i * model.hidden + begin;
+            if (!has_shared) std::fill_n(to, width, 0.f);
+            else if (m.shared_gate.data) scale_row(shared.experts.shared_share(m, i), width, to);
+        }
+        for (const Group& group : plan.groups) {
+            const int64_t rows = group.rows.end - group.rows.begin;
+            float* products = room.floats(rows * width);
+            shared.experts.between.part(group.rows)
+                .multiply(m.experts[group.expert].down, exact(), products, width, blocks);
+            for (int64_t i = 0; i < rows; ++i) {
+                const int64_t row = group.rows.begin + i;
+                add_scaled_row(products + i * width, plan.share[row], width,
+                               shared.fed + plan.token[row] * model.hidden + begin);
+            }
+        }
     }
 
     // Everything from the end of layer i - 1's attention (or the embedding) to layer i's attention (or the end).
@@ -260,6 +368,7 @@ class Decoder {
                 run_per_thread(cursor, i, thread, tokens, runs);
             } else if (!sum_over_ranks && tokens.count <= kFewTokens && w.adapters.none()) {
                 own[thread]->reserve(widths, tokens.count, 0);
+                if (mixture) own[thread]->experts.reserve(*mixture, tokens.count);
                 go_to_attention(i, RedundantRows{shared_rows(cursor, tokens, w, *own[thread])});
             } else {
                 go_to_attention(i, shared_rows(cursor, tokens, w, w));
@@ -297,6 +406,20 @@ class Decoder {
         });
     }
 
+    // Values between the matrices of the MLPs of layers without a mixture, or else of shared experts.
+    int64_t inner_of(bool in_mixture) const {
+        int64_t found = 0;
+        for (const Layer& layer : layers)
+            if ((layer.mixture != nullptr) == in_mixture) found = layer.up.n;
+        return found || in_mixture ? found : inner_of(true);
+    }
+
+    const Mixture* first_mixture() const {
+        for (const Layer& layer : layers)
+            if (layer.mixture) return layer.mixture;
+        return nullptr;
+    }
+
     void find_slots(const Sequences& s) {
         slots.resize(num_tokens);
         for (int64_t i = 0; i < s.count; ++i)
@@ -331,6 +454,7 @@ class Decoder {
         const Tokens ends{0, runs_of(finished.count) ? 0 : finished.count, finished.list};
         for (auto [w, tokens] : {std::pair{&shared, all}, std::pair{&last, ends}}) {
             w->reserve(widths, tokens.count, model.inner);
+            if (mixture) w->experts.reserve(*mixture, tokens.count);
             w->adapters.build(tokens, adapters, widths, exact());
         }
         while (int(own.size()) < threads) own.push_back(new_workspace());
@@ -339,10 +463,13 @@ class Decoder {
     void want_inputs(Workspace& w) const {
         for (const Layer& layer : layers) {
             for (const Matrix* m : {&layer.q, &layer.k, &layer.v}) w.qkv_input.add(*m, exact());
-            if (layer.gate.data) w.mlp_input.add(layer.gate, exact());
-            w.mlp_input.add(layer.up, exact());
             w.out_input.add(layer.out, exact());
-            w.down_input.add(layer.down, exact());
+            if (layer.gate.data) w.mlp_input.add(layer.gate, exact());
+            if (layer.up.data) w.mlp_input.add(layer.up, exact());
+            if (layer.up.data) (layer.mixture ? w.shared_input : w.down_input).add(layer.down, exact());
+            if (!layer.mixture) continue;
+            w.mlp_input.add(layer.mixture->router, true);  // it decides in full precision
+            w.experts.add(*layer.mixture, exact());
         }
     }
 
@@ -355,8 +482,9 @@ class Decoder {
 public:
     Decoder(const Model& m, const Numbers& n, const Layer* l)
         : model(m), numbers(n), layers(l, l + m.num_layers), q_size(m.query_heads * m.head_dim),
-          kv_size(m.kv_heads * m.head_dim), qkv_size(q_size + 2 * kv_size), widths{m.hidden, q_size, m.inner},
-          phases(kPhasesPerLayer * m.num_layers + kOtherPhases) {
+          kv_size(m.kv_heads * m.head_dim), qkv_size(q_size + 2 * kv_size),
+          widths{m.hidden, q_size, inner_of(false), inner_of(true)},
+          phases(kPhasesPerLayer * m.num_layers + kOtherPhases), mixture(first_mixture()) {
         want_inputs(shared), want_inputs(last);
         head_input.add(model.head, exact());
     }

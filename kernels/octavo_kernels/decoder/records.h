@@ -5,6 +5,8 @@
 
 namespace octavo {
 
+struct Mixture;
+
 struct Layer {
     Matrix q, k, v, out, gate, up, down;                   // gate has no data where the MLP has no gate
     const float *attention_norm, *mlp_norm;
@@ -13,6 +15,7 @@ struct Layer {
     const float* rotary;                                   // [positions][rotary_dim]
     int64_t rotary_dim, window;
     void *k_cache, *v_cache;
+    const Mixture* mixture;  // or null; gate, up and down are then the shared expert's, if there is one (mixture.h)
 };
 
 struct Model {

@@ -6,9 +6,9 @@
 namespace octavo {
 namespace {
 
-// Values of a token's state, of its query heads, and between the MLP's matrices.
+// Values of a token's state, of its query heads, and between the matrices of the MLP and of a mixture's shared expert.
 struct Widths {
-    int64_t hidden, heads, inner;
+    int64_t hidden, heads, inner, shared;
 };
 
 // Tokens that go through the matrices: consecutive ones of a step, or those in a list.

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "decoder/adapters.h"
+#include "decoder/mixture.h"
 #include "decoder/tokens.h"
 #include "linear/input.h"
 
@@ -23,8 +24,9 @@ using SumOverRanks = void (*)(float* values, int64_t count);
 
 // Memory for the activations between the matrices, for some tokens.
 struct Workspace {
-    Input qkv_input, out_input, mlp_input, down_input;
+    Input qkv_input, out_input, mlp_input, down_input, shared_input;  // the last: of a shared expert's last matrix
     StepAdapters adapters;
+    StepExperts experts;
     float *attended, *fed, *normed, *residual;  // [tokens][hidden]; the first two: outputs of attention and MLP
     float* gate_up;                             // [tokens][2 x the gate's width]
 
@@ -38,6 +40,7 @@ struct Workspace {
         out_input.reserve(tokens, widths.heads);
         mlp_input.reserve(tokens, widths.hidden);
         down_input.reserve(tokens, widths.inner);
+        shared_input.reserve(tokens, widths.shared);
     }
 
 private:
@@ -110,6 +113,15 @@ struct SharedRows {
         const Units units(outputs, cuts, tokens.count);
         phases.run(cursor, units.count(), [&](int64_t unit) { units.run(unit, f); });
     }
+    // Calls f(unit, units) for as many units as threads can share.
+    template <class F>
+    void share(const F& f) const {
+        phases.run(cursor, cuts, [&](int64_t unit) { f(unit, cuts); });
+    }
+    template <class F>
+    void once(const F& f) const {
+        phases.run(cursor, 1, [&](int64_t) { f(); });
+    }
     // Adds up this rank's `values` with those of the others.
     void sum(float* values, int64_t count) const {
         if (sum_over_ranks) phases.run(cursor, 1, [&](int64_t) { sum_over_ranks(values, count); });
@@ -158,6 +170,14 @@ struct RunPerThread {
             for (int64_t block = 0; block < blocks; block += kRunBlocks)
                 f(i, Range{block, std::min(block + kRunBlocks, blocks)});
         }
+    }
+    template <class F>
+    void share(const F& f) const {
+        f(0, 1);
+    }
+    template <class F>
+    void once(const F& f) const {
+        f();
     }
     void sum(float*, int64_t) const {}
     float* gate(int64_t) const { return shared.gate_up; }

@@ -40,21 +40,12 @@ public:
 };
 
 // The input of several matrices, converted once into every form that any of them needs.
-class Input {
-    Buffer buffers[3];
+class Forms {
+protected:
     Activations forms[3] = {};
     bool wanted[3] = {};
 
 public:
-    void add(const Matrix& w, bool exact) { wanted[int(activation_kind(WeightFormat(w.format), exact))] = true; }
-
-    void reserve(int64_t rows, int64_t k) {
-        for (int kind = 0; kind < 3; ++kind) {
-            if (!wanted[kind]) continue;
-            const int64_t bytes = activation_bytes(ActivationKind(kind), rows, k);
-            forms[kind] = {ActivationKind(kind), rows, k, (uint8_t*)buffers[kind].reserve(bytes)};
-        }
-    }
     void pack(int64_t row, const float* x) const {
         for (int kind = 0; kind < 3; ++kind)
             if (wanted[kind]) pack_row(forms[kind], row, x);
@@ -67,6 +58,32 @@ public:
     void multiply(const Matrix& w, bool exact, float* out, int64_t stride, Range blocks) const {
         const int kind = int(activation_kind(WeightFormat(w.format), exact));
         linear(w.packed(), forms[kind], out, stride, w.bias, blocks);
+    }
+    // Some rows as an input of their own: packed and multiplied apart from the others.
+    Forms part(Range rows) const {
+        Forms some = *this;
+        for (Activations& form : some.forms) {
+            if (!form.data) continue;
+            form.rows = rows.end - rows.begin;
+            form.data += activation_bytes(form.kind, rows.begin, form.k);
+        }
+        return some;
+    }
+};
+
+// The same with its memory.
+class Input : public Forms {
+    Buffer buffers[3];
+
+public:
+    void add(const Matrix& w, bool exact) { wanted[int(activation_kind(WeightFormat(w.format), exact))] = true; }
+
+    void reserve(int64_t rows, int64_t k) {
+        for (int kind = 0; kind < 3; ++kind) {
+            if (!wanted[kind]) continue;
+            const int64_t bytes = activation_bytes(ActivationKind(kind), rows, k);
+            forms[kind] = {ActivationKind(kind), rows, k, (uint8_t*)buffers[kind].reserve(bytes)};
+        }
     }
 };
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from octavo.gguf_header import read_directory
 from octavo.models.packed_cache import cached
-from octavo.models.packed_file import Packed, Part
+from octavo.models.packed_file import Packed, Part, expert_part
 from octavo.models.parallel import Share, share_of
 from octavo.models.quantization import parse_rounding
 from octavo.models.source_spec import check_loadable
 from octavo.models.spec import ModelSpec, Rope
 from octavo.source import Source
-from octavo_kernels.decoder import PackedLayer, PackedLinear, PackedModel
+from octavo_kernels.decoder import PackedExpert, PackedLayer, PackedLinear, PackedMixture, PackedModel
 from octavo_kernels.linear import FORMATS, PackedWeight
 from octavo_kernels.linear.formats import Array
 
@@ -107,7 +107,7 @@ def _assemble(spec: ModelSpec, parts: dict[Part, Packed], positions: int, dtype:
         embedding=embedding,
         head=PackedLinear(embedding if spec.tied_embeddings else packed_weight(parts, None, "lm_head")),
         final_norm=parts[None, "final_norm", "weight"],  # type: ignore[arg-type]
-        layers=[_layer(parts, i, tables[spec.layer_rope(i)], spec.windows[i]) for i in range(spec.num_layers)],
+        layers=[_layer(parts, i, tables[spec.layer_rope(i)], spec) for i in range(spec.num_layers)],
         query_heads=spec.num_heads,
         kv_heads=spec.num_kv_heads,
         head_dim=spec.head_dim,
@@ -123,20 +123,44 @@ def _assemble(spec: ModelSpec, parts: dict[Part, Packed], positions: int, dtype:
     )
 
 
-def _layer(parts: dict[Part, Packed], index: int, rotary: Array, window: int | None) -> PackedLayer:
+def _layer(parts: dict[Part, Packed], index: int, rotary: Array, spec: ModelSpec) -> PackedLayer:
     linears = packed_linears(parts, index)
     norms = {name: parts.get((index, name, "weight")) for name in _NORMS}
-    return PackedLayer(**linears, **norms, rotary=rotary, window=window)  # type: ignore[arg-type]
+    mixture = _mixture(parts, index, spec) if (index, "router", "weight") in parts else None
+    return PackedLayer(**linears, **norms, rotary=rotary, window=spec.windows[index], mixture=mixture)  # type: ignore[arg-type]
+
+
+def _mixture(parts: dict[Part, Packed], layer: int, spec: ModelSpec) -> PackedMixture:
+    router = _packed_linear(parts, layer, "router")
+    assert router is not None
+    return PackedMixture(
+        router=router,
+        experts=[_expert(parts, layer, expert) for expert in range(spec.num_experts)],
+        experts_per_token=spec.experts_per_token,
+        scoring="softmax",
+        normalise=spec.normalise_experts,
+        scale=np.ones(1, np.float32),
+        groups=0,
+        kept_groups=0,
+        choice_bias=None,
+        shared_gate=_packed_linear(parts, layer, "shared_gate"),
+    )
+
+
+def _expert(parts: dict[Part, Packed], layer: int, expert: int) -> PackedExpert:
+    names = (expert_part(f"expert_{part}", expert) for part in ("gate", "up", "down"))
+    return PackedExpert(*(_packed_linear(parts, layer, name) for name in names))  # type: ignore[arg-type]
 
 
 def packed_linears(parts: dict[Part, Packed], layer: int) -> dict[str, PackedLinear | None]:
-    """A layer's matrices by their names; None for the gate of an MLP without one."""
-    return {
-        name: PackedLinear(packed_weight(parts, layer, name), parts.get((layer, name, "bias")))  # type: ignore[arg-type]
-        if (layer, name, "weight") in parts
-        else None
-        for name in _MATRICES
-    }
+    """A layer's matrices by their names; None for those that it does not have."""
+    return {name: _packed_linear(parts, layer, name) for name in _MATRICES}
+
+
+def _packed_linear(parts: dict[Part, Packed], layer: int, name: str) -> PackedLinear | None:
+    if (layer, name, "weight") not in parts:
+        return None
+    return PackedLinear(packed_weight(parts, layer, name), parts.get((layer, name, "bias")))  # type: ignore[arg-type]
 
 
 def packed_weight(parts: dict[Part, Packed], layer: int | None, part: str) -> PackedWeight:

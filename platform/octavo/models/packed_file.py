@@ -23,7 +23,7 @@ from octavo_kernels.linear.formats import Array
 from octavo_kernels.linear.pack import packed_shape
 
 Part = tuple[int | None, str, str]
-"""A tensor's layer, part and kind, as in `weights.layout.Slot`."""
+"""A tensor's layer, part and kind, as in `weights.layout.Slot`; an expert's number is a part of its part."""
 
 Packed = PackedWeight | Array
 """A matrix, or a float32 array."""
@@ -31,6 +31,11 @@ Packed = PackedWeight | Array
 _ALIGNMENT = 64
 _FOOTER = struct.Struct("<QQQ32s8s")  # start and length of the directory, checksum, padding, magic
 _MAGIC = b"octavo-1"
+
+
+def expert_part(part: str, expert: int) -> str:
+    """The part of one of a mixture's experts."""
+    return f"{part}.{expert}"
 
 
 class Damaged(Exception):

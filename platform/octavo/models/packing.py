@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from octavo.errors import ModelError
 from octavo.gguf_header import Entry
-from octavo.models.packed_file import Packed, Part
+from octavo.models.packed_file import Packed, Part, expert_part
 from octavo.models.parallel import Share
 from octavo.models.quantization import Rounding
 from octavo.models.rope import cos_sin_table
@@ -70,17 +70,21 @@ def pack(
             values = _values(tensor, slot, order).float()
             packed = PackedWeight.from_grouped(round_grouped(values, rounding, tensor.name))
         else:
-            packed = _matrix(tensor, slot, entries.get(tensor.name), half=half, order=order)
-        yield (slot.layer, slot.part, slot.kind), packed
+            half_too = half and slot.part not in ROUTING
+            packed = _matrix(tensor, slot, entries.get(tensor.name), half=half_too, order=order)
+        part = slot.part if slot.expert is None else expert_part(slot.part, slot.expert)
+        yield (slot.layer, part, slot.kind), packed
 
 
 def _is_rounded(slot: Slot, spec: ModelSpec) -> bool:
-    """Whether a rounding applies to a matrix: those of layers, but for the value projections of encoders.
+    """Whether a rounding applies to a matrix: those of layers, but for a mixture's router and the value projections of
+    encoders.
 
     Nothing evens out their errors: with all-MiniLM-L6-v2 in int8-g32, the lowest cosine to float32 over 2,412 texts is
     0.9991 without rounding them and 0.9981 with it, for 1 % of the time.
     """
-    return slot.layer is not None and not (spec.encoder is not None and slot.part == "v")
+    kept = slot.part in ROUTING or (spec.encoder is not None and slot.part == "v")
+    return slot.layer is not None and not kept
 
 
 def _places(share: Share) -> list[Slot]:
@@ -91,6 +95,9 @@ def _places(share: Share) -> list[Slot]:
 
 
 _NOWHERE = torch.device("meta")
+
+ROUTING = ("router", "shared_gate")
+"""Matrices that decide where tokens go, and are never rounded."""
 
 
 def _vector(tensor: StoredTensor, slot: Slot, naming: Naming, order: Tensor | None) -> Array:

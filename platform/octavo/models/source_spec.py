@@ -113,10 +113,9 @@ def why_not_packed(source: Source, quantization: str | None, spec: ModelSpec) ->
     Raises:
         ModelError: a damaged config.
     """
-    if spec.num_experts:
-        return "the native runner has no mixture of experts"
     stored = None if source.kind == "gguf" else _checked(source)
-    return unpackable(parse_rounding(quantization), stored, [spec.hidden_size, spec.q_size, spec.intermediate_size])
+    columns = [spec.hidden_size, spec.q_size, spec.intermediate_size, spec.shared_expert_size]
+    return unpackable(parse_rounding(quantization), stored, columns)
 
 
 def read_config(source: Source) -> Config:

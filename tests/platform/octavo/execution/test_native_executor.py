@@ -122,11 +122,11 @@ def test_what_is_not_covered_runs_on_torch_and_says_so(native, tiny_model, caplo
     llm.close()
 
 
-def test_a_family_that_is_not_covered_runs_on_torch(native, tiny_model, caplog):
-    with caplog.at_level(logging.WARNING):
-        llm = engine(tiny_model("mixtral"), native)
-    assert ["no mixture of experts" in record.message for record in caplog.records] == [True]
-    assert [len(line) for output in tokens(generate(llm, GREEDY)) for line in output] == [24] * len(PROMPTS)
+def test_a_mixture_of_experts_runs_natively(native, tiny_model):
+    """With a shared expert."""
+    ours, theirs = engine(tiny_model("qwen2_moe"), native), engine(tiny_model("qwen2_moe"), None)
+    assert isinstance(ours.engine.executor, NativeExecutor)
+    assert tokens(generate(ours, GREEDY)) == tokens(generate(theirs, GREEDY))
 
 
 def test_a_cache_of_another_type(native, tiny_model):
