@@ -46,6 +46,9 @@ MAX_ALLOWED = 2**16
 MAX_BAD, MAX_BAD_LENGTH = 1024, 64
 """Most bad words; tokens of the sequences that they become, of which a word has up to two."""
 
+MAX_PREDICTED = 2**14
+"""Most tokens of what an output is expected to hold; what a prediction has beyond them is not looked at."""
+
 MAX_TOKEN_ID = 2**31 - 1
 """No vocabulary is larger."""
 
@@ -304,6 +307,7 @@ class Request:
             engine it ran on. An update without tokens says when that begins, and another when it is over.
         seed: of its random numbers, in [0, 2**64); `params.seed`, or drawn at random.
         asker: who wants it, as far as the sender knows: askers take turns where new grammars are compiled.
+        predicted: tokens that its output is expected to hold; they change how fast it comes, and nothing of it.
     """
 
     request_id: str
@@ -320,6 +324,7 @@ class Request:
     seed: int = -1
     pooling: Pooling | None = None
     asker: str = ""
+    predicted: list[int] | None = None
 
     @property
     def adapter_digest(self) -> str:
@@ -431,6 +436,8 @@ class SequenceUpdate:
         request_id, index: which sequence (index < `num_sequences`).
         token_ids: tokens generated since the last update of this sequence.
         num_forced: how many of them, the last ones, were known without being sampled: a grammar left no choice.
+        num_accepted, num_rejected: tokens of `Request.predicted` that the step verified and kept, and those that it
+            computed in vain.
         logprobs: one entry per token of `token_ids`, or None when not asked for.
         cumulative_logprob: sum over all tokens of the sequence so far; 0.0 unless logprobs or best_of were asked for.
         finish_reason: None while the sequence goes on.
@@ -458,6 +465,8 @@ class SequenceUpdate:
     time: float = 0.0
     prefill: float | None = None
     pooled: bytes | None = None
+    num_accepted: int = 0
+    num_rejected: int = 0
 
 
 @dataclass(slots=True)

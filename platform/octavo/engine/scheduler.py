@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterable
 from octavo.config import EngineConfig
 from octavo.cost_model import CostModel
 from octavo.engine.admission import ModelLimits, check_request
+from octavo.engine.behind import checked, may_guess
 from octavo.engine.budget import prompt_budget
 from octavo.engine.constrained import RequestRules
 from octavo.engine.decisions import Decision, DecisionKind, DecisionLog
@@ -160,6 +161,8 @@ class Scheduler:
         chunk = whole = prompt_budget(self._running, self.config, self.cost_model)
         preemptions = self.counters.preemptions
         proposer = self.proposer if self.proposer is not None and self.proposer.begin(self._running) else None
+        if may_run is not None:  # who raises is found among those that compute what they must and no more
+            proposer = None
         place = 0
         while place < len(self._running):  # preemption shortens the list, from its end
             seq = self._running[place]
@@ -167,7 +170,7 @@ class Scheduler:
             if apart or seq.is_verifying or (seq.constraint is not None and seq.is_held):
                 pass
             elif seq.is_decoding:
-                if proposer is not None and seq.constraint is None and proposer.follows(seq):
+                if proposer is not None and may_guess(seq) and proposer.follows(seq):
                     proposed = self._propose(proposer, seq, chunk, plan)
                     chunk, whole = chunk - proposed, whole - proposed
                 elif not seq.is_ending:
@@ -199,6 +202,9 @@ class Scheduler:
         size = self.config.block_size
         most = min(self._idle_places(plan), chunk - size, (self.pool.num_free - len(self._running) - 2) * size)
         proposed = proposals(proposer, seq, most, self.limits.vocab_size)
+        if proposed and seq.constraint is not None:
+            proposed, plan.behind[seq], seconds = checked(seq, wanted := proposed)
+            proposer.checked(seconds / len(wanted))
         if self._continue(seq, 1 + len(proposed), plan) and proposed:
             plan.proposed[seq] = proposed
             plan.num_proposed += len(proposed)
@@ -299,7 +305,7 @@ class Scheduler:
             seq.num_pending -= 1 if proposed is None else 1 + len(proposed)
             if seq.ended:
                 continue
-            if seq.constraint is not None:
+            if seq.constraint is not None and proposed is None:
                 updates += [self._tell(seq, each) for each in seq.take(tokens[row], logprobs.get(row))]
                 continue
             if proposed is None:
@@ -307,7 +313,7 @@ class Scheduler:
             else:
                 update = seq.verify(proposed, row, tokens, logprobs)
                 seq.publish(self.pool, seq.num_computed)  # what was proposed is certain now
-                self._verified(seq, proposed, update.token_ids)
+                self._verified(seq, proposed, update)
             updates.append(self._tell(seq, update))
         for seq in step.complete:
             if not seq.ended:
@@ -317,11 +323,13 @@ class Scheduler:
                 updates.append(self._tell(seq, seq.pooled(result.pooled[row])))
         return updates
 
-    def _verified(self, seq: Sequence, proposed: list[int], told: list[int]) -> None:
-        right = sum(map(int.__eq__, proposed, told))  # only the last one told can be another
-        self.counters.verified(right, len(proposed))
-        if self.proposer is not None:
-            self.proposer.verified(seq, right, len(proposed))
+    def _verified(self, seq: Sequence, proposed: list[int], update: SequenceUpdate) -> None:
+        drawn = update.token_ids[: len(update.token_ids) - update.num_forced]
+        right = sum(map(int.__eq__, proposed, drawn))  # only the last one drawn can be another
+        origin = "text" if self.proposer is None else self.proposer.verified(seq, right, len(proposed))
+        self.counters.verified(right, len(proposed), origin)
+        if origin == "predicted":
+            update.num_accepted, update.num_rejected = right, len(proposed) - right
 
     def _fork(self, seq: Sequence) -> list[Sequence]:
         """The sequences that continue from here: when a prompt is complete, as many as the plan has rows for."""
@@ -372,8 +380,11 @@ class Scheduler:
 
     def roll_back(self, plans: Iterable[StepPlan]) -> None:
         """Undo steps that failed: nothing they did counts, and what runs or ran in them queues to be computed again."""
+        plans = list(plans)
         self.pool.unpublish([*self._published, *(block for plan in plans for block in plan.published)])
         self._published = []
+        if self.proposer is not None:
+            self.proposer.raised(seq for plan in plans for seq in plan.proposed)
         requeue(self._groups.values(), self._running, self._waiting, self.pool)
 
     def _preempt(self, seq: Sequence, needed_by: str) -> None:

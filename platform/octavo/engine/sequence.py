@@ -349,16 +349,22 @@ class Sequence:
     ) -> SequenceUpdate:
         """Add sampled tokens while they are those proposed, and the next one; give back what the others computed.
 
+        The tokens that are forced then come with them.
+
         Args:
             row: of the token after the newest one; the rows of those after proposed tokens follow.
             tokens, logprobs: of all rows, as in `StepResult`.
         """
         update, self.is_verifying = self._update(), False
-        for place, guess in enumerate([*proposed, None], row):
+        if tokens[row] >= 0 and self.constraint is not None:
+            self._end_or_go_on(update)
+        for place, guess in enumerate([*proposed, None] if update.finish_reason is None else (), row):
             self._add(update, tokens[place], logprobs.get(place))
             if update.finish_reason is not None or tokens[place] != guess:
                 break
         self.give_back(len(self.token_ids) - 1)
+        if self.constraint is not None:
+            self._force(update)
         return update
 
     def constrain(self, rules: RequestRules) -> None:
