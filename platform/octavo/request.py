@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from octavo.beams import BeamSearch
 from octavo.constraint import Grammar, StructuredOutputs, Thinking
 from octavo.errors import BadRequest
 from octavo.pooling import Pooling
@@ -112,6 +113,7 @@ class SamplingParams:
         grammar: what the tokens must match (see `octavo.constraint`).
         thinking: a budget for what comes before the answer.
         bad_token_ids: sequences of tokens of which none is completed; the text layer makes them of `bad_words`.
+        beams: search for the likeliest texts in place of sampling: the `n` best come, the best first, when all is done.
 
     Raises:
         BadRequest: on construction, naming the parameter that is wrong.
@@ -144,6 +146,7 @@ class SamplingParams:
     grammar: Grammar | None = None
     thinking: Thinking | None = None
     bad_token_ids: list[list[int]] = field(default_factory=list)
+    beams: BeamSearch | None = None
 
     def __post_init__(self) -> None:
         _number(self.n, "n", 1, MAX_N, integer=True)
@@ -177,6 +180,22 @@ class SamplingParams:
             self._check_stop()
         if self.allowed_token_ids is not None or self.bad_words or self.bad_token_ids:
             self._check_lists()
+        if self.beams is not None:
+            self._check_beams(self.beams)
+
+    def _check_beams(self, beams: BeamSearch) -> None:
+        if self.n > beams.width:
+            raise BadRequest(f"n is {self.n}, and {beams.width} beams end in so many texts at most: lower n", "n")
+        neutral = {"best_of": (None,), "temperature": (0, 1), "top_k": (-1, 0), "top_p": (1,), "min_p": (0,)}
+        neutral["thinking"] = (None,)
+        for name, values in neutral.items():
+            if (value := getattr(self, name)) not in values:
+                raise BadRequest(
+                    f"beam search samples nothing: leave {name} out, or at {values[0]} (it is {value!r:.80})", name
+                )
+        if self.max_tokens == 0:
+            raise BadRequest("max_tokens is 0, which leaves nothing to search: raise it", "max_tokens")
+        self.temperature = 0.0
 
     def _check_lists(self) -> None:
         allowed, words, bad = self.allowed_token_ids, self.bad_words, self.bad_token_ids
@@ -238,6 +257,11 @@ class SamplingParams:
     def num_sequences(self) -> int:
         """Sequences to generate (`best_of`, or `n`)."""
         return self.best_of or self.n
+
+    @property
+    def num_places(self) -> int:
+        """Sequences that run at once."""
+        return self.num_sequences if self.beams is None else self.beams.width
 
     @property
     def has_penalties(self) -> bool:

@@ -55,7 +55,15 @@ class BatchBuilder:
                 last.block_tables[row, : len(blocks)] = blocks
         known = np.array([seq.num_known for seq in sequences], np.int64)
         rows = dataclasses.replace(
-            last.sampling, position=known, penalties={}, logit_bias={}, banned={}, named={}, masks=None, masked=None
+            last.sampling,
+            position=known,
+            penalties={},
+            logit_bias={},
+            banned={},
+            named={},
+            masks=None,
+            masked=None,
+            beams={},
         )
         constrained = []
         for row, seq in enumerate(sequences):
@@ -213,6 +221,8 @@ def _add_extras(
         behind: what it keeps to after them, where the sequence keeps to something.
     """
     group = seq.group
+    if group.beams is not None:
+        rows.beams[row] = group.beams.num_candidates
     if group.named is not None:
         rows.named[row] = group.named
     if group.penalties is not None and counts is not None:

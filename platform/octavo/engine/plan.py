@@ -84,7 +84,7 @@ class StepPlan:
         """Let n sequences start from a prompt that this step completes, as far as `free` places go."""
         for _, seq in self.sampled() if free > 0 else ():
             if not seq.group.forked:
-                more = min(free, seq.group.request.params.num_sequences - 1)
+                more = min(free, seq.group.num_starting - 1)
                 seq.width = 1 + more
                 free -= more
 
@@ -94,7 +94,7 @@ class StepPlan:
         for seq in sequences:
             count = 1 + len(self.proposed.get(seq, ())) if self.proposed else 1
             seq.num_pending += count
-            seq.is_verifying = count > 1
+            seq.is_verifying = count > 1 or seq.group.beams is not None
             seq.row = row
             rows.append((row, seq))
             row += count
