@@ -287,7 +287,7 @@ class NativeDecoder:
     def __init__(
         self, library: Library, model: PackedModel, kv: PackedKV, *, exact: bool, ranks: Ranks | None = None
     ) -> None:
-        mixtures = [layer.mixture and np.array(layer.mixture.words(), np.int64) for layer in model.layers]
+        mixtures = [None if x.mixture is None else np.array(x.mixture.words(), np.int64) for x in model.layers]
         layers = [layer.words(*kv.addresses(i), mixtures[i]) for i, layer in enumerate(model.layers)]
         words = np.array(model.words(exact, kv), np.int64)
         self._library, self._keep = library, (model, kv, mixtures)
