@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import secrets
 import struct
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -301,11 +302,28 @@ class Adapter:
         name: what callers call it.
         digest: hash of its contents. Block hashes start from it, so other contents under one name share no block.
         path: of its folder or file as a shard sees it; what lies there must still have that digest.
+        invocation: token ids that it begins at (aLoRA); empty: it is there from the first token on.
     """
 
     name: str
     digest: str
     path: str
+    invocation: tuple[int, ...] = ()
+
+    def begins_at(self, prompt: Sequence[int]) -> int | None:
+        """Position of the first token of a prompt that it changes; None where nothing invokes it.
+
+        As PEFT and llama.cpp have it: the first token of the last place where the prompt invokes it. What is generated
+        after a prompt moves nothing.
+        """
+        if not self.invocation:
+            return 0
+        tokens, wanted = array("q", prompt), array("q", self.invocation)
+        whole, part, width = tokens.tobytes(), wanted.tobytes(), tokens.itemsize
+        place = whole.rfind(part)
+        while place > 0 and place % width:  # bytes of two tokens
+            place = whole.rfind(part, 0, place + len(part) - 1)
+        return None if place < 0 or place % width else place // width
 
 
 @dataclass(slots=True, kw_only=True)
@@ -318,7 +336,8 @@ class Request:
         params: how to sample; its `seed` is filled in here when it was None.
         priority: lower runs first (vLLM's meaning); equal priorities run in order of arrival.
         cache_salt: cache namespace; requests share cached blocks only within one salt.
-        adapter: which it is computed with; None: the model as it is. Cached blocks are shared within one adapter.
+        adapter: which it is computed with; None: the model as it is. Cached blocks are shared within one adapter, and
+            those before it begins with the model itself.
         block_hashes: the prompt's chain from `block_hash.hash_chain`, when the sender computed it for routing;
             the engine computes it otherwise.
         session: requests of one session stay together under the routing policy "session".
@@ -352,7 +371,7 @@ class Request:
 
     @property
     def adapter_digest(self) -> str:
-        """Of its adapter, as `block_hash.root_hash` takes it; "" without one."""
+        """Of its adapter; "" without one."""
         return "" if self.adapter is None else self.adapter.digest
 
     def __post_init__(self) -> None:

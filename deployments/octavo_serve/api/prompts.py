@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from octavo.block_hash import hash_chain, root_hash
+from octavo.block_hash import Origin, hash_chain
 from octavo.errors import BadRequest, PromptTooLong
 from octavo.request import MAX_PREDICTED, Adapter, Request
 from octavo.text.tokenizer import Tokenizer
@@ -50,7 +50,6 @@ def prepare(
         BadRequest: a prompt is empty, or has a token id outside the vocabulary.
     """
     predicted = _predicted(tokenizer, asked.prediction) if asked.prediction else None
-    root = root_hash(info.hash_name, "" if adapter is None else adapter.digest, asked.cache_salt)
     requests = []
     for position, prompt in enumerate(prompts):
         token_ids = _token_ids(tokenizer, info, prompt, asked)[-(asked.truncate or 0) :]
@@ -67,7 +66,8 @@ def prepare(
             asker=asked.asker,
             predicted=predicted,
         )
-        request.block_hashes = hash_chain(root, token_ids, info.block_size)
+        root, turn = Origin.of(info.hash_name, adapter, asked.cache_salt, token_ids)
+        request.block_hashes = hash_chain(root, token_ids, info.block_size, turn)
         requests.append(request)
     return requests, [_text(tokenizer, prompt) for prompt in prompts] if asked.echo else []
 

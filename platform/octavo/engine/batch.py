@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from octavo.engine.activation import adapter_of
 from octavo.engine.behind import Behind, add_masks
 from octavo.engine.constrained import banned, fill_masks
 from octavo.engine.plan import StepPlan, num_prompt_logprobs
@@ -129,7 +130,7 @@ def smallest_batch(block: int) -> StepBatch:
 
 def _adapters(sequences: list[Sequence]) -> list[str] | None:
     """`StepBatch.adapters`."""
-    digests = [seq.group.request.adapter_digest for seq in sequences]
+    digests = [adapter_of(seq) for seq in sequences]
     return digests if any(digests) else None
 
 

@@ -164,10 +164,13 @@ class Engine:
         Args:
             matcher: of its grammar, from `compiler`; None: the grammar is compiled here and now.
         """
-        if request.adapter is not None and not self.adapters.hold(request):
+        if request.adapter is not None:
             self.scheduler.check(request)
-            self.adapters.wait_for(request, matcher)
-            return
+            if request.adapter.begins_at(request.prompt_token_ids) is None:  # nothing invokes it
+                request = dataclasses.replace(request, adapter=None)
+            elif not self.adapters.hold(request):
+                self.adapters.wait_for(request, matcher)
+                return
         try:
             self._add(request, matcher)
         except BaseException:

@@ -29,7 +29,7 @@ from octavo.engine.llm_pooling import (
     pairs,
 )
 from octavo.errors import BadRequest, OctavoError
-from octavo.models.adapters import adapter_digest
+from octavo.models.adapters import find_adapter
 from octavo.pooled import check_prompt, cosine, score_task, truncated
 from octavo.pooling import Pooling, Task
 from octavo.request import Adapter, Request, RequestMetrics, RequestOutput, SamplingParams, SequenceUpdate
@@ -67,7 +67,7 @@ class LoRARequest:
         Raises:
             ModelError: there are none.
         """
-        return Adapter(self.lora_name, adapter_digest(Path(self.lora_path)), self.lora_path)
+        return find_adapter(self.lora_name, Path(self.lora_path))
 
 
 class LLM:

@@ -37,6 +37,7 @@ from collections.abc import Callable, Iterable
 
 from octavo.config import EngineConfig
 from octavo.cost_model import CostModel
+from octavo.engine.activation import one_way
 from octavo.engine.admission import ModelLimits, check_request
 from octavo.engine.beam import Beams, Turn, blocks_wanted, check_beams, too_wide
 from octavo.engine.behind import checked, may_guess
@@ -225,6 +226,7 @@ class Scheduler:
 
     def _continue(self, seq: Sequence, count: int, plan: StepPlan) -> int:
         """Take blocks for `count` tokens of a running sequence, preempting from the back; returns tokens scheduled."""
+        count = one_way(seq, count)
         while (copies := seq.table.grow(seq.num_computed, seq.num_computed + count)) is None:
             victim = self._running[-1]
             self._preempt(victim, needed_by=seq.group.request.request_id)
@@ -286,6 +288,7 @@ class Scheduler:
         seq.since = seq.since or self._clock()
         seq.table = BlockTable(self.pool, cached)
         seq.num_computed = len(cached) * size
+        count = one_way(seq, count)
         copies = seq.table.grow(seq.num_computed, seq.num_computed + count)
         assert copies == [], "cached blocks are full blocks, so admission never copies"
         seq.group.admitted(seq, self.counters)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from octavo.block_hash import extend_chain, root_hash
+from octavo.block_hash import Origin, extend_chain
 from octavo.engine.admission import ModelLimits, most_tokens
 from octavo.engine.constrained import Constraint, RequestRules
 from octavo.engine.token_counts import TokenCounts
@@ -48,7 +48,7 @@ class Group:
         method: how the vector that it wants is made of its prompt's states; None where it wants tokens.
         sequences: living sequences; one until the prompt is computed.
         num_made: sequences created so far, of the request's `num_sequences`.
-        root: first parent of the block hashes: model, adapter and cache namespace.
+        origin: what the block hashes start from: model, adapter and cache namespace.
         forked: whether the first sequence has been forked into those that start with it.
         prompt_logprobs: if asked for, filled while the prompt is computed.
         announced: whether the first update was made; it alone carries the prompt's numbers.
@@ -68,7 +68,7 @@ class Group:
     max_tokens: int
     end_token_ids: frozenset[int]
     stop_token_ids: frozenset[int]
-    root: bytes
+    origin: Origin
     sequences: list[Sequence] = field(default_factory=list)
     num_made: int = 1
     forked: bool = False
@@ -104,7 +104,7 @@ class Group:
             max_tokens=most_tokens(request, limits),
             end_token_ids=frozenset() if params.ignore_eos else limits.end_token_ids,
             stop_token_ids=frozenset(params.stop_token_ids),
-            root=root_hash(limits.name, request.adapter_digest, request.cache_salt),
+            origin=Origin.of(limits.name, request.adapter, request.cache_salt, request.prompt_token_ids),
             rules=rules,
             beams=beams,
             method=None if request.pooling is None else limits.pooling.method,
@@ -341,7 +341,8 @@ class Sequence:
 
     def hashes(self, block_size: int) -> list[bytes]:
         """The hash chain over all full blocks of known tokens."""
-        extend_chain(self.chain, self.group.root, self.token_ids, block_size)
+        root, turn = self.group.origin
+        extend_chain(self.chain, root, self.token_ids, block_size, turn)
         return self.chain
 
     def append(self, token: int, logprobs: LogprobRow | None) -> SequenceUpdate:

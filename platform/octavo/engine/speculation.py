@@ -260,12 +260,12 @@ class Speculation:
     def ended(self, seq: Sequence) -> None:
         """As in `Proposer`."""
         if seq.num_output:
-            self._namespaces.of(seq.group.root).add(seq.token_ids[seq.num_prompt :])
+            self._namespaces.of(seq.group.origin.root).add(seq.token_ids[seq.num_prompt :])
         seq.followed = None
 
     def _follow(self, seq: Sequence) -> Followed:
         most = min(self._most_indexed, seq.num_prompt + seq.group.max_tokens)
-        state = Followed(SuffixIndex(seq.token_ids, most), self._namespaces.of(seq.group.root))
+        state = Followed(SuffixIndex(seq.token_ids, most), self._namespaces.of(seq.group.origin.root))
         if text := seq.group.request.predicted:
             siblings = (other.followed for other in seq.group.sequences if other.followed is not None)
             shared = next(siblings, None)
