@@ -33,6 +33,7 @@ holds at least one sequence of `max_model_len`.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from octavo.config import EngineConfig
@@ -499,9 +500,12 @@ class Scheduler:
             if self.proposer is not None:
                 self.proposer.ended(seq)
         seconds = self._clock() - beams[0].since if beams[0].since else 0.0
+        told = Counter[int]()
         for update in updates:
-            self.counters.ended(len(update.token_ids), seconds)
-            self._note("finish", beams[0], update.finish_reason or "", tokens=len(update.token_ids))
+            told[update.index] += len(update.token_ids)
+            if update.finish_reason is not None:
+                self.counters.ended(told[update.index], seconds)
+                self._note("finish", beams[0], update.finish_reason, tokens=told[update.index])
         return [self._announce(beams[0], update) for update in updates]
 
     def _note(self, kind: DecisionKind, seq: Sequence, reason: str, **numbers: float) -> None:
