@@ -32,6 +32,10 @@ _OPTIONAL = {
     "final_logit_softcapping": "final_logit_softcapping",
     "rope_theta": "rope.freq_base",
     "rope_local_base_freq": "rope.freq_base_swa",
+    "num_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
 }
 _ENCODER_TYPES = {"bert": "bert", "nomic-bert": "nomic_bert"}
 _ENCODER_KEYS = {
@@ -91,8 +95,6 @@ def _encoder(meta: Metadata) -> Config:
 
 
 def _refuse_unsupported(meta: Metadata) -> None:
-    if meta.own("expert_count"):
-        raise ModelError(f"mixture-of-experts models of architecture {meta.architecture!r} are not supported")
     if any("rope_factors_" in name for name in meta.tensors):
         raise ModelError("rope scaling 'longrope' (rope_factors tensors) is not supported")
 

@@ -123,7 +123,8 @@ def _plain_sizes(config: Mapping[str, Any], stored: Stored) -> dict[str, int]:
     found: dict[str, int] = {}
     if embedding := stored.shape("embedding"):
         found["vocab_size"], found["hidden_size"] = embedding
-    if up := stored.shape("up"):
+    mixture = config.get("num_experts") or config.get("num_local_experts")
+    if (up := stored.shape("up")) and not mixture:  # or else it is a shared expert's
         found["intermediate_size"] = up[0]
     if layers := stored.num_layers():
         found["num_hidden_layers"] = layers

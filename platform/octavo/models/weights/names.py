@@ -17,6 +17,8 @@ from octavo.models.weights.encoder_names import ENCODER_NAMES, ENCODER_STACKS, G
 if TYPE_CHECKING:
     from octavo.models.weights.layout import Slot  # imports torch, 2 s, which reading names does not need
 
+MLP_PARTS = ("gate", "up", "down")
+
 
 @dataclass(frozen=True, slots=True)
 class Naming:
@@ -24,11 +26,12 @@ class Naming:
 
     Attributes:
         layer: prefix of a layer's tensors, with {} for its index.
-        parts: part -> name, with {} for an expert's index.
+        parts: part -> name, with {} for an expert's index; "part.kind" -> name with its kind.
         stacks: name of a matrix that holds several parts -> which.
         norm_offset: added to stored norm weights.
         interleaved: of each head of queries and keys, how many of the first values are stored in the order 0, n / 2,
             1, n / 2 + 1, ... because the format's own code rotates neighbours; 0 where none are.
+        dense_layers, dense: layers of a mixture without experts, and how they name their MLP.
     """
 
     layer: str
@@ -36,11 +39,20 @@ class Naming:
     stacks: Mapping[str, Stack] = field(default_factory=dict)
     norm_offset: float = 0.0
     interleaved: int = 0
+    dense_layers: tuple[int, ...] = ()
+    dense: Mapping[str, str] = field(default_factory=dict)
 
     def stored_name(self, slot: Slot) -> str:
         """The name of a slot's tensor in the checkpoint."""
         prefix = "" if slot.layer is None else self.layer.format(slot.layer)
-        return f"{prefix}{self.parts[slot.part].format(slot.expert)}.{slot.kind}"
+        if (whole := self.parts.get(f"{slot.part}.{slot.kind}")) is not None:
+            return prefix + whole
+        return f"{prefix}{self.part_name(slot.part, slot.layer).format(slot.expert)}.{slot.kind}"
+
+    def part_name(self, part: str, layer: int | None) -> str:
+        """What a layer's part is called, with {} for an expert's index."""
+        own = self.dense if layer in self.dense_layers and part in MLP_PARTS else self.parts
+        return own[part]
 
     def stack_of(self, name: str) -> tuple[list[tuple[str, str]], Stack] | None:
         """(part, name) of the tensors that a weight or bias stacks, and how; None where it is one tensor alone."""
@@ -58,7 +70,8 @@ def hf_naming(spec: ModelSpec) -> Naming:
         return Naming(*ENCODER_NAMES[spec.family], ENCODER_STACKS)
     names = FAMILIES[spec.family].names
     interleaved = spec.rope.rotary_dim if names.interleaved else 0
-    return Naming(names.layer, hf_parts(FAMILIES[spec.family]), names.stacks, names.norm_offset, interleaved)
+    parts, dense = hf_parts(FAMILIES[spec.family]), (spec.dense_layers, USUAL_PARTS)
+    return Naming(names.layer, parts, names.stacks, names.norm_offset, interleaved, *dense)
 
 
 def hf_parts(family: Family) -> dict[str, str]:
@@ -73,7 +86,8 @@ def gguf_naming(spec: ModelSpec) -> Naming:
     gguf = FAMILIES[spec.family].gguf
     assert gguf is not None, "its config came from such a file"
     interleaved = spec.rope.rotary_dim if gguf.interleaved else 0
-    return Naming("blk.{}.", gguf_parts(FAMILIES[spec.family]), GGUF_STACKS | dict(gguf.stacks), 0.0, interleaved)
+    parts, dense = gguf_parts(FAMILIES[spec.family]), (spec.dense_layers, GGUF_PARTS)
+    return Naming("blk.{}.", parts, GGUF_STACKS | dict(gguf.stacks), 0.0, interleaved, *dense)
 
 
 def gguf_parts(family: Family) -> dict[str, str]:

@@ -114,7 +114,7 @@ def gguf_or_folder(tiny_model: Callable[[str], Path], write_gguf: Any, tmp_path:
 
 @pytest.mark.parametrize(("name", "quant", "size"), [
     *((name, "none", size) for name in ("llama3", "llama_biases", "smollm2", "mpt") for size in (2, 4)),
-    *((name, "none", size) for name in ("mixtral", "qwen2_moe") for size in (2, 4)),
+    *((name, "none", size) for name in ("qwen2_moe", "qwen3_moe_dense") for size in (2, 4)),
     *(("llama3", quant, size) for quant in ("F16", "Q4_0", "Q8_0") for size in (2, 3)),
 ])  # fmt: skip
 def test_a_rank_loads_its_rows_and_columns(
