@@ -70,6 +70,29 @@ TINY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name -> the prefix of its transformers classes and how its config differs from `_COMMON`."""
 
 _OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt_oss": (
+        "GptOss",
+        {
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "sliding_window": 12,
+            "head_dim": 24,
+            "num_hidden_layers": 4,
+        },
+    ),
+    "glm4_moe": (
+        "Glm4Moe",
+        {
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 1.8,
+            "use_qk_norm": True,
+            "attention_bias": True,
+        },
+    ),
     "qwen3_moe_dense": ("Qwen3Moe", _EXPERTS | {"mlp_only_layers": [1], "norm_topk_prob": True}),
     "mpt": ("Mpt", {"hidden_size": 72, "num_attention_heads": 6, "max_seq_len": 512, "layer_norm_epsilon": 1e-3}),
 }
@@ -178,6 +201,9 @@ def randomize(model: Any) -> None:
                 weight.add_(0.3 * noise)
             else:
                 weight.copy_(noise * (1.0 if weight.ndim == 1 or "embed" in name else weight.shape[-1] ** -0.5))
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):
+                buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
 
 
 @pytest.fixture(params=sorted(TINY_MODELS))

@@ -131,7 +131,8 @@ def expert_fields(config: Config) -> Fields:
 def _dense_layers(config: Config) -> tuple[int, ...]:
     """Layers without experts."""
     named, step = config.get("mlp_only_layers") or (), config.get("decoder_sparse_step") or 1
-    return tuple(i for i in range(config["num_hidden_layers"]) if i in named or (i + 1) % step)
+    first = config.get("first_k_dense_replace") or 0
+    return tuple(i for i in range(config["num_hidden_layers"]) if i < first or i in named or (i + 1) % step)
 
 
 def alibi_slopes(heads: int, steepest: float = 8) -> tuple[float, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octavo.models.families import gemma, llama, mixtral, mpt, qwen
+from octavo.models.families import gemma, glm, gpt_oss, llama, mixtral, mpt, qwen
 from octavo.models.families.record import Family
 
 RECORDS: tuple[Family, ...] = (
@@ -10,6 +10,8 @@ RECORDS: tuple[Family, ...] = (
     *mixtral.FAMILIES,
     *qwen.FAMILIES,
     *gemma.FAMILIES,
+    *glm.FAMILIES,
+    *gpt_oss.FAMILIES,
     *mpt.FAMILIES,
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -107,7 +108,11 @@ def plain_name(name: str) -> str:
     name = plain_encoder_name(name)
     for prefix in ("transformer.", "language_model.", "model.", "language_model.", *_PREFIXES):
         name = name.removeprefix(prefix)
-    return name
+    return _BARE.sub(lambda found: f"{found[1]}.{found[2] or 'weight'}", name)
+
+
+_BARE = re.compile(r"(\.experts\.\w+_proj)(?:_(bias))?$")
+"""Matrices of all experts, and their biases, whose names do not say which they are."""
 
 
 _PREFIXES = tuple(dict.fromkeys(family.names.prefix for family in RECORDS if family.names.prefix))
