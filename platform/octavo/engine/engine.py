@@ -19,6 +19,7 @@ from octavo.engine.batch import BatchBuilder, smallest_batch
 from octavo.engine.beam import Beams
 from octavo.engine.constrained import RequestRules, is_constrained
 from octavo.engine.isolation import Isolation
+from octavo.engine.masks import begin_masks
 from octavo.engine.patience import FIRST, Patience
 from octavo.engine.plan import InFlight, StepPlan
 from octavo.engine.scheduler import Scheduler
@@ -295,6 +296,7 @@ class Engine:
         self._ended = self.clock()
         self._patience.observe(step.plan.work, result.seconds)
         updates = self.scheduler.commit(step.books, result)
+        begin_masks(seq for _, seq in step.books.rows)
         self._steps += 1
         self.generation_tokens += sum(len(update.token_ids) for update in updates)
         self._forget()
