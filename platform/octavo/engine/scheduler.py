@@ -172,8 +172,9 @@ class Scheduler:
         plan, self._published = StepPlan(published=self._published), []
         chunk = whole = prompt_budget(self._running, self.config, self.cost_model)
         preemptions = self.counters.preemptions
-        proposer = self.proposer if self.proposer is not None and self.proposer.begin(self._running) else None
-        if may_run is not None:  # who raises is found among those that compute what they must and no more
+        # who raises is found among those that compute what they must and no more
+        proposer = self.proposer if may_run is None else None
+        if proposer is not None and not proposer.begin(self._running, self._room_of(plan, chunk)):
             proposer = None
         place = 0
         while place < len(self._running):  # preemption shortens the list, from its end
@@ -213,9 +214,7 @@ class Scheduler:
         """
         if seq.num_pending:
             return 0  # what follows is proposed when its newest token is known
-        size = self.config.block_size
-        most = min(self._idle_places(plan), chunk - size, (self.pool.num_free - len(self._running) - 2) * size)
-        proposed = proposals(proposer, seq, most, self.limits.vocab_size)
+        proposed = proposals(proposer, seq, self._room_of(plan, chunk), self.limits.vocab_size)
         if proposed and seq.constraint is not None:
             proposed, plan.behind[seq], seconds = checked(seq, wanted := proposed)
             proposer.checked(seconds / len(wanted))
@@ -224,6 +223,11 @@ class Scheduler:
             plan.num_proposed += len(proposed)
             return len(proposed)
         return 0
+
+    def _room_of(self, plan: StepPlan, chunk: int) -> int:
+        """Tokens that may still be proposed in a step."""
+        size = self.config.block_size
+        return min(self._idle_places(plan), chunk - size, (self.pool.num_free - len(self._running) - 2) * size)
 
     def _continue(self, seq: Sequence, count: int, plan: StepPlan) -> int:
         """Take blocks for `count` tokens of a running sequence, preempting from the back; returns tokens scheduled."""
@@ -545,3 +549,5 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Prove that every block has exactly the owners it counts (`BlockPool.check_integrity`)."""
         self.pool.check_integrity([seq.table.blocks for seq in self._running])
+        if self.proposer is not None:
+            self.proposer.check_integrity()
