@@ -119,7 +119,7 @@ class Guesser:
     def __init__(self, plain):
         self.plain, self.random = plain, random.Random(0)
 
-    def begin(self, running):
+    def begin(self, running, room):
         return True
 
     def follows(self, seq):
@@ -129,6 +129,9 @@ class Guesser:
         return "text"
 
     def checked(self, seconds):
+        pass
+
+    def check_integrity(self):
         pass
 
     def ended(self, seq):
