@@ -134,6 +134,9 @@ class Guesser:
     def check_integrity(self):
         pass
 
+    def close(self):
+        pass
+
     def ended(self, seq):
         pass
 
