@@ -343,7 +343,8 @@ class _Updates(Stream):
             return
         self._run.arrived(updates)
         super().updated(updates)
-        if len(self._updates) > FEW or updates[0].prompt_logprobs is not None:
+        first = updates[0]  # beams are told many tokens at a time
+        if len(self._updates) > FEW or first.prompt_logprobs is not None or len(first.token_ids) > FEW:
             self._run.unread.add(self._run, updates)
 
     def give_up(self) -> None:

@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from octavo.config import EngineConfig
-from octavo.engine.beam_stops import StopTexts
+from octavo.engine.admission import ModelLimits, most_tokens
+from octavo.engine.beam_stops import WINDOW, StopTexts
 from octavo.errors import BadRequest
 from octavo.kvcache.block_pool import BlockPool
-from octavo.request import FinishReason, Request, SamplingParams, SequenceUpdate, TokenLogprobs, token_logprobs
+from octavo.request import FinishReason, Request, SequenceUpdate, TokenLogprobs, token_logprobs
 from octavo.step import Candidates, LogprobRow, StepResult
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
 
 PART_TOKENS, PART_VALUES = 2**14, 2**12
 """Tokens of an update, and log probabilities where it has any: a text is told at once, and may be of any length."""
+
+
+MAX_TOLD = 2**14
+"""Log probabilities that a beam holds until the end, at most: 2.5 MB."""
 
 
 class End(NamedTuple):
@@ -64,6 +69,7 @@ class _Next:
         row: of the beam in the step.
         place: of the token among the beam's candidates.
         constraint: of the beam, with the token; None where it has none.
+        text_end: see `StopTexts`; "" without stop strings.
     """
 
     beam: Sequence
@@ -72,6 +78,7 @@ class _Next:
     token: int
     total: np.float32
     constraint: Constraint | None = None
+    text_end: str = ""
 
 
 @dataclass(slots=True)
@@ -130,6 +137,7 @@ class Beams:
         """Forget all of it but how many blocks it needs."""
         self._complete: list[_Text] = []
         self._told: dict[Sequence, _Told] = {}
+        self._text_ends: dict[Sequence, str] = {}
 
     def step(self, rows: list[tuple[int, Sequence]], result: StepResult, error: str) -> Turn:
         """Go on with what a step says of all beams.
@@ -185,22 +193,25 @@ class Beams:
         """Why the text ends with this token; "refused" where its constraint does not take it."""
         beam, token = each.beam, each.token
         group, params = beam.group, self._request.params
-        output = [*beam.token_ids[beam.num_prompt :], token]
-        if len(output) >= params.min_tokens:
+        count = beam.num_output + 1
+        if count >= params.min_tokens:
             if token in group.end_token_ids:
                 return End("stop")
             if token in group.stop_token_ids:
                 return End("stop", token)
         if beam.constraint is not None:
             each.constraint = beam.constraint.copy()
-            each.constraint.push([*beam.token_ids, token], beam.num_prompt)
+            each.constraint.push([token])
             if each.constraint.error is not None:
                 return End("refused")
             if each.constraint.complete:
                 return End("stop")
-        if self._stops is not None and (stop := self._stops.found(output)) is not None:
-            return End("stop", stop)
-        return End("length") if len(output) >= group.max_tokens else None
+        if self._stops is not None:
+            last = [*beam.token_ids[beam.num_prompt :][-WINDOW:], token]
+            each.text_end, stop = self._stops.push(self._text_ends.get(beam, ""), last, count)
+            if stop is not None:
+                return End("stop", stop)
+        return End("length") if count >= group.max_tokens else None
 
     def _text(self, each: _Next, end: End, result: StepResult) -> _Text:
         beam = each.beam
@@ -230,16 +241,18 @@ class Beams:
         used = {beam.order[2] for beam in ways}
         slots = (slot for slot in range(self.width) if slot not in used)
         told: dict[Sequence, _Told] = {}
+        text_ends: dict[Sequence, str] = {}
         for beam, nexts in ways.items():
             beam.constraint = None  # each way has its own
             forks = [_fork(beam, next(slots)) for _ in nexts[1:]]
             for seq, each in zip([beam, *forks], nexts, strict=True):
+                text_ends[seq] = each.text_end
                 if (telling := self._telling(each, result)) is not None:
                     told[seq] = telling
             for seq, each in zip([beam, *forks], nexts, strict=True):
                 _advance(seq, each)
             turn.new += forks
-        self._told = told
+        self._told, self._text_ends = told, text_ends
         return turn
 
     # ---- what is told -----------------------------------------------------------------------------------------
@@ -290,9 +303,21 @@ class Beams:
         return [index for index in range(self._request.params.n) if emitted is None or emitted[index] is not None]
 
 
-def check_beams(params: SamplingParams, config: EngineConfig) -> None:
-    """Raise BadRequest if there are more beams than places."""
-    if params.beams is not None and params.beams.width > config.max_num_seqs:
+def check_beams(request: Request, limits: ModelLimits, config: EngineConfig) -> None:
+    """Raise BadRequest if there are more beams than places, or they would hold too much."""
+    params = request.params
+    if params.beams is None:
+        return
+    if (
+        params.num_logprobs is not None
+        and (held := most_tokens(request, limits) * (1 + params.num_logprobs)) > MAX_TOLD
+    ):
+        raise BadRequest(
+            f"each beam would hold up to {held} log probabilities until the search ends, and at most {MAX_TOLD} are "
+            "taken: lower max_tokens, or ask for fewer of them",
+            "logprobs",
+        )
+    if params.beams.width > config.max_num_seqs:
         raise BadRequest(
             f"beam_width is {params.beams.width}, and this engine runs {config.max_num_seqs} sequences at once: "
             "lower it, or raise max_num_seqs",

@@ -140,7 +140,7 @@ class Scheduler:
         if request.request_id in self._groups:
             raise BadRequest(f"request id {request.request_id!r} is already in use", "request_id")
         check_request(request, self.limits)
-        check_beams(request.params, self.config)
+        check_beams(request, self.limits, self.config)
 
     def abort(self, request_id: str, index: int | None = None, why: FinishReason = "abort") -> list[SequenceUpdate]:
         """End a request, or one of its sequences, now; unknown ids are ignored (it may just have finished)."""

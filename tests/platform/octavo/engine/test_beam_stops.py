@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 
 from octavo import BeamSearchParams, SamplingParams
-from octavo.engine.beam_stops import StopTexts
+from octavo.engine.beam_stops import WINDOW, StopTexts
 from octavo.errors import BadRequest
+from octavo.request import SequenceUpdate
+from octavo.text.output import SequenceText
 
 
 def test_texts_end_with_stop_strings(tiny_llm):
@@ -22,12 +24,20 @@ def test_texts_end_with_stop_strings(tiny_llm):
         assert each.stop_reason in (None, *stops)
 
 
-def test_one_over_several_tokens_is_found_by_its_last_one_alone(tiny_llm):
-    ids = tiny_llm.tokenizer.encode("x" * 100 + "über Bord")
-    stops = StopTexts.of(SamplingParams(stop=["über", "Bord"]), tiny_llm.tokenizer, [1])
-    assert [stops.found(ids[:end]) for end in range(100, len(ids) + 1)].count("über") == 1
-    assert stops.found(ids) == "Bord"
-    assert stops.found([*ids, ids[0]]) is None
+@pytest.mark.parametrize("stop", [["über", "Bord"], ["x", "xxxxü"], ["üb", "ü"], ["nowhere"]])
+@pytest.mark.parametrize("min_tokens", [0, 4])
+def test_they_are_found_where_the_text_layer_finds_them(tiny_llm, stop, min_tokens):
+    params = SamplingParams(stop=stop, min_tokens=min_tokens)
+    ids = tiny_llm.tokenizer.encode("x" * 9 + "über Bord" * 5)
+    stops, text, end = StopTexts.of(params, tiny_llm.tokenizer, [1]), SequenceText(tiny_llm.tokenizer, params), ""
+    for count in range(1, len(ids) + 1):
+        end, found = stops.push(end, ids[max(0, count - WINDOW) : count], count)
+        text.push(SequenceUpdate("a", 0, ids[count - 1 : count]))
+        assert found == text.stop_reason
+        assert len(end) <= max(map(len, stop))
+        if found is not None:
+            break
+    assert (found is None) == (stop == ["nowhere"])
 
 
 def test_nothing_reads_them_without_a_tokenizer():

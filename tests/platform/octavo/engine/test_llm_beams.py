@@ -70,6 +70,7 @@ def test_an_adapter_changes_the_texts_as_it_does_without_beams(make_adapter):
         ({"beams": BeamSearch(2), "top_p": 0.9}, "leave top_p out"),
         ({"beams": BeamSearch(2), "best_of": 2}, "leave best_of out"),
         ({"beams": BeamSearch(2), "max_tokens": 0}, "leaves nothing to search"),
+        ({"beams": BeamSearch(2), "max_tokens": 400, "logprob_token_ids": [*range(50)]}, "hold up to 20400 log prob"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tiny_llm, given, sentence):

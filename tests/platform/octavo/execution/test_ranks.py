@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from octavo import LLM, SamplingParams
+from octavo import LLM, BeamSearch, SamplingParams
 from octavo.config import EngineConfig
 from octavo.constraint import StructuredOutputs
 from octavo.engine.batch import smallest_batch
@@ -107,6 +107,16 @@ def test_what_a_grammar_leaves_to_choose(as_threads: None, tiny_model: Callable[
     one, two = (generate(tiny_model("qwen3"), size, params) for size in (1, 2))
     assert tokens(two) == tokens(one)
     assert len({line.text for output in one for line in output.outputs}) > 1
+
+
+def test_beams(as_threads: None, tiny_model: Callable[[str], Path]) -> None:
+    params = SamplingParams(beams=BeamSearch(3, early_stopping="never"), n=3, max_tokens=8, repetition_penalty=1.2)
+    one, two = (generate(tiny_model("mistral"), size, params) for size in (1, 2))
+    assert tokens(two) == tokens(one)
+    assert tokens(generate(tiny_model("mistral"), 2, params, async_scheduling=True)) == tokens(one)
+    for mine, theirs in zip(two, one, strict=True):
+        sums = [line.cumulative_logprob for line in theirs.outputs]
+        assert [line.cumulative_logprob for line in mine.outputs] == pytest.approx(sums, abs=1e-4)
 
 
 def test_too_many_ranks(as_threads: None, tiny_model: Callable[[str], Path]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
+from octavo.beams import BeamSearch
 from octavo.config import EngineConfig
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.engine import Engine
@@ -216,6 +217,18 @@ def test_masks_are_kept_to(make):
             told[update.request_id].update(update.token_ids)
     assert told["a"] <= {3, 150, 333}
     assert len(told["b"]) > 3
+
+
+def test_a_search_finds_texts_of_its_words(make):
+    engine = make()
+    engine.add(request("a", [1, 2, 3], max_tokens=9, n=3, beams=BeamSearch(4)))
+    engine.add(request("b", [1, 2, 3], max_tokens=9, beams=BeamSearch(4), allowed_token_ids=[150, 333]))
+    found = drain(engine)
+    assert len({tuple(update.token_ids) for update in found["a"]}) == 3
+    sums = [update.cumulative_logprob for update in found["a"]]
+    assert sums == sorted(sums, reverse=True)
+    assert {token for update in found["a"] for token in update.token_ids} <= set(WORDS)
+    assert set(tokens(found["b"])) <= {150, 333}
 
 
 WITHOUT_TORCH = f"""
