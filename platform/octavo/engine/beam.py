@@ -308,10 +308,8 @@ def check_beams(request: Request, limits: ModelLimits, config: EngineConfig) -> 
     params = request.params
     if params.beams is None:
         return
-    if (
-        params.num_logprobs is not None
-        and (held := most_tokens(request, limits) * (1 + params.num_logprobs)) > MAX_TOLD
-    ):
+    each = 0 if params.num_logprobs is None else 1 + params.num_logprobs
+    if (held := each * most_tokens(request, limits)) > MAX_TOLD:
         raise BadRequest(
             f"each beam would hold up to {held} log probabilities until the search ends, and at most {MAX_TOLD} are "
             "taken: lower max_tokens, or ask for fewer of them",

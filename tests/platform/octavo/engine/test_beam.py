@@ -159,6 +159,19 @@ def test_it_takes_as_many_places_as_it_has_beams(fake):
     assert max(rows) == 6  # four beams and two others
 
 
+@pytest.mark.parametrize("target_itl", [None, 1e-3])
+def test_streams_beside_a_search_get_a_token_in_every_step(fake, target_itl):
+    engine = fake.engine(1024, max_num_seqs=40, max_num_batched_tokens=64, target_itl=target_itl)
+    for i in range(32):
+        engine.add(fake.request(f"{i}", [i + 1], max_tokens=30))
+    engine.step()
+    engine.add(request_of(fake, beams=BeamSearch(8, 1.0, "never"), max_tokens=20))
+    for _ in range(29):
+        told = [update.request_id for update in engine.step() if update.request_id != "beams"]
+        assert sorted(told) == sorted(map(str, range(32)))
+    assert not engine.has_work
+
+
 def test_the_prompts_blocks_are_held_once(fake):
     engine = fake.engine(256)
     engine.add(fake.request("long", [3] * 200, beams=BeamSearch(8), max_tokens=8))
