@@ -125,6 +125,8 @@ class ScriptedExecutor(SimulatedExecutor):
                 ranked = min(2, len(logprobs.token_ids) - logprobs.named)
                 logprobs.token_ids[:ranked] = [said] * ranked
             result.token_ids[row] = said
+            if row in result.candidates:
+                result.candidates[row] = self._following(said, row, batch.sampling)
         return result
 
     def _sequence(self, batch: StepBatch, index: int) -> Int32:

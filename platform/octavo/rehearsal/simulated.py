@@ -245,8 +245,8 @@ class SimulatedExecutor:
     def _following(self, token: int, row: int, rows: SamplingRows) -> Candidates:
         """The token, and where nothing says what may be drawn the words after it, each half as likely."""
         free = row not in rows.banned and (rows.masked is None or row not in rows.masked)
-        start = int(np.flatnonzero(self._words == token)[0]) if free else 0
-        ids = np.roll(self._words, -start)[: rows.beams[row]].astype(np.int64) if free else np.array([token])
+        others = np.roll(self._words, -int(np.argmax(self._words == token)))[: rows.beams[row] if free else 0]
+        ids = np.array([token, *others[others != token].tolist()], np.int64)[: rows.beams[row]]
         ranks = np.arange(1, len(ids) + 1)
         scores = (_LOG_HALF * ranks).astype(np.float32)
         return Candidates(ids, scores, scores, ranks)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
+from octavo.beams import BeamSearch
 from octavo.config import EngineConfig
 from octavo.engine.engine import Engine
 from octavo.errors import ConfigError
@@ -75,6 +76,10 @@ def test_it_says_what_is_written_for_the_latest_turn(engine: Engine, tokenizer: 
         assert say(engine, tokenizer, *prompts) == [WEATHER, "It rains.", "Hello."]
     assert say(engine, tokenizer, asked("Hi"), n=3) == ["Hello."] * 3
     assert say(engine, tokenizer, asked("Hi"), max_tokens=1) == ["Hello"]
+
+
+def test_the_best_beam_says_it_too(engine: Engine, tokenizer: Tokenizer) -> None:
+    assert say(engine, tokenizer, asked("rain"), beams=BeamSearch(3)) == ["It rains."]
 
 
 def test_characters_of_several_tokens_are_said(engine: Engine, tokenizer: Tokenizer) -> None:
