@@ -83,6 +83,23 @@ def test_n_and_seed(sdk: openai.OpenAI) -> None:
     assert ask() == first
 
 
+def test_beam_search_whole_and_streamed(sdk: openai.OpenAI) -> None:
+    wanted: Any = {"model": "smollm2", "messages": FRANCE, "n": 2, "max_tokens": 9, "logprobs": True}
+    extra = {"beam_width": 4, "length_penalty": 0.0, "early_stopping": "never"}
+    answer = sdk.chat.completions.create(**wanted, extra_body=extra)
+    sums = [sum(entry.logprob for entry in choice.logprobs.content) for choice in answer.choices if choice.logprobs]
+    assert sums == sorted(sums, reverse=True)
+    texts = {choice.index: choice.message.content for choice in answer.choices}
+    assert len(set(texts.values())) == 2
+    streamed = {0: "", 1: ""}
+    for chunk in sdk.chat.completions.create(**wanted, stream=True, extra_body=extra):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+    assert streamed == texts
+    with pytest.raises(openai.BadRequestError, match="beam_width is 100, and this engine runs"):
+        sdk.chat.completions.create(**wanted, extra_body={"beam_width": 100})
+
+
 def test_a_repeated_prompt_finds_the_shard_that_has_it(sdk: openai.OpenAI) -> None:
     """With two shards and no affinity half of these would miss."""
     for topic in ("rivers", "bridges", "harbours", "lighthouses", "canals"):
