@@ -189,7 +189,8 @@ class Compiler:
         is_quick = within is light_limits()
         if not check_cost(grammar).is_light and is_quick:
             return None
-        matcher = LLMatcher(self.vocabulary.trie(), grammar.source, log_level=0, limits=within)
+        source = self.vocabulary.by_ids(grammar.source)
+        matcher = LLMatcher(self.vocabulary.trie(), source, log_level=0, limits=within)
         if not matcher.is_error():
             first, begin = matcher.deep_copy(), time.thread_time()
             first.compute_bitmask()

@@ -7,8 +7,12 @@ without the GIL: a callback into Python could wait for the GIL while whoever hol
 
 from __future__ import annotations
 
+import json
+import re
+import secrets
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Container
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer as Backend
 
@@ -25,6 +29,10 @@ _TEXT = r'[^"\\\x00-\x1F\x7F]'
 SLICES = [r"[\x20\x0A\x0D\x09]+", *(f"{_TEXT}{{1,{most}}}" for most in (2, 4, 7, 10, 14, 20, 30)), f"{_TEXT}+"]
 """Sets of tokens that llguidance takes into a mask as a whole. It has fewer by default; then each mask within a string
 that has a `maxLength` takes ten times as long."""
+
+
+_NAME = re.compile(r'//[^\n]*|"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)+/|(?P<name><[^<>\[\]\s"/]+>)')
+"""What a grammar in Lark has of comments, literals and expressions, and the names of tokens between them."""
 
 
 class Vocabulary:
@@ -75,6 +83,25 @@ class Vocabulary:
         assert self._blank is not None
         return self._blank
 
+    def by_ids(self, source: str) -> str:
+        """A grammar whose tokens are told by their ids: llguidance knows none of them by its name (`_unspellable`)."""
+        if "<" not in source:
+            return source
+        if not source.lstrip().startswith("{"):
+            return _NAME.sub(self._by_id, source)
+        try:
+            given = json.loads(source)
+        except (ValueError, RecursionError):
+            return source
+        for each in given["grammars"]:
+            if "lark_grammar" in each:
+                each["lark_grammar"] = _NAME.sub(self._by_id, each["lark_grammar"])
+        return json.dumps(given)
+
+    def _by_id(self, found: re.Match[str]) -> str:
+        token = self.tokenizer.added_tokens.get(found["name"] or "")
+        return found[0] if token is None else f"<[{token}]>"
+
     def tokens_of(self, text: bytes) -> list[int]:
         """Some tokens whose bytes are the text."""
         return self.trie().tokenize_bytes(text)
@@ -89,7 +116,12 @@ def _build(tokenizer: Tokenizer, size: int) -> LLTokenizer:
     if tokenizer.vocab_size > size:
         raise ModelError(f"this model's tokenizer has {tokenizer.vocab_size} tokens, its logits only {size}")
     try:
-        return LLTokenizer(_with_special(tokenizer, ends), n_vocab=size, eos_token=list(ends), slices=SLICES)
+        return LLTokenizer(
+            _unspellable(_with_special(tokenizer, ends), tokenizer.added_tokens),
+            n_vocab=size,
+            eos_token=list(ends),
+            slices=SLICES,
+        )
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # pyo3 raises a panic as a BaseException
@@ -109,6 +141,28 @@ def _with_special(tokenizer: Tokenizer, ends: list[int]) -> str:
     backend = Backend.from_str(text)
     backend.add_special_tokens([backend.id_to_token(token) for token in plain])
     return str(backend.to_str())
+
+
+def _unspellable(text: str, added: Container[str]) -> str:
+    """A tokenizer's JSON in which no text has the tokens that are none: their names get a part that nobody knows.
+
+    What a grammar forces is tokenized, and `{"const": "<|im_end|>"}` would become the token of that name.
+
+    Args:
+        added: names of the tokens that are not made of others; others' names are parts of merges.
+    """
+    made: dict[str, Any] = json.loads(text)
+    salt, names = secrets.token_hex(8), dict[str, str]()
+    for token in made["added_tokens"]:
+        content: str = token["content"]
+        if content in added and (token["special"] or (content[:1] == "<" and content[-1:] == ">")):
+            token["content"] = names[content] = f"{content[:-1]}{salt}{content[-1:]}"
+    vocab = made["model"]["vocab"]
+    if isinstance(vocab, dict):
+        made["model"]["vocab"] = {names.get(name, name): token for name, token in vocab.items()}
+    else:
+        made["model"]["vocab"] = [[names.get(name, name), score] for name, score in vocab]
+    return json.dumps(made)
 
 
 def _stays(text: str) -> bool:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,14 +209,23 @@ class Attackers:
 
     Args:
         draw: makes the next request.
+        addresses: of this machine's loopback from which they come, in turns.
 
     Attributes:
         answers: status -> how many, and "closed", "no answer" (for a request that was whole).
         bad: the kinds and answers of those with a 5xx or no answer.
     """
 
-    def __init__(self, port: int, model: str, seed: int, draw: Callable[[random.Random, str], Attack] = attack) -> None:
+    def __init__(
+        self,
+        port: int,
+        model: str,
+        seed: int,
+        draw: Callable[[random.Random, str], Attack] = attack,
+        addresses: Sequence[str] = ("127.0.0.1",),
+    ) -> None:
         self._port, self._model, self._draw = port, model, draw
+        self._addresses = itertools.cycle(addresses)
         self._rng = random.Random(seed)
         self.answers: Counter[str] = Counter()
         self.bad: list[str] = []
@@ -246,7 +256,8 @@ class Attackers:
 
     async def _converse(self, one: Attack) -> str:
         """The last status of the connection, or how it ended."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        source = next(self._addresses), 0
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port, local_addr=source)
         try:
             await self._send(writer, one)
             received = await self._receive(reader, one)

@@ -7,9 +7,12 @@ and in good form, and wrong in what they say of their answers. Eight clients rea
 after beside as many ordinary requests, whose prompts are as long: any newcomer's prompt holds up streams, as long as
 `target_itl` lets it. One more client asks now and then for a token of a schema that nobody has sent before, and then
 for one without a schema: alone, beside ordinary requests and beside hostile ones, the second says what of the first's
-wait is the server's load and not its grammar. No healthy stream may fail, no gap of one may be longer than twice the
+wait is the server's load and not its grammar. Hostile requests come from `--askers` addresses of the loopback that are
+not the healthy clients': askers take turns where grammars are compiled. With 0 they come from the same. No healthy
+stream may fail, no gap of one may be longer than twice the
 99th percentile beside ordinary requests, no answer may be a 5xx, no process may be replaced. Exit code 1 if any of that
-fails. The last line of the output is JSON.
+fails. The last line but one of the output is the verdict, the last one JSON. It takes 19 minutes; 1,500 requests take
+four and a half. On a machine with other work gaps of all kinds say nothing.
 """
 
 from __future__ import annotations
@@ -40,13 +43,16 @@ def main() -> None:
     if options.attack_port:
         os.nice(10)  # they share a machine with the server, and are not what is measured
         draw = hostile_schema_requests.ordinary if options.ordinary else hostile_schema_requests.attack
-        attackers = Attackers(options.attack_port, options.model, options.seed, draw)
+        addresses = [f"127.0.1.{1 + i}" for i in range(options.askers)] or ["127.0.0.1"]
+        attackers = Attackers(options.attack_port, options.model, options.seed, draw, addresses)
         print(json.dumps(asyncio.run(attackers.run(options.requests, options.clients, options.rate))))
         return
     with RunningServer(options.config, options.port) as server:
         result = asyncio.run(prove(server, options))
+    wrong = complaints(result)
+    print(f"FAILED: {'; '.join(wrong)}" if wrong else f"PASSED: {options.requests} hostile requests, nobody noticed")
     print(json.dumps(result))
-    sys.exit(1 if complaints(result) else 0)
+    sys.exit(1 if wrong else 0)
 
 
 def arguments() -> argparse.Namespace:
@@ -56,6 +62,7 @@ def arguments() -> argparse.Namespace:
     options.add_argument("--rate", type=float, default=10.0, help="hostile requests per second, at most")
     options.add_argument("--tokens", type=int, default=60, help="of each healthy stream")
     options.add_argument("--alone", type=float, default=30.0, help="seconds beside ordinary requests, before and after")
+    options.add_argument("--askers", type=int, default=1, help="addresses that hostile requests come from, up to 250")
     options.add_argument("--attack-port", type=int, help=argparse.SUPPRESS)  # of the process that attacks
     options.add_argument("--model", help=argparse.SUPPRESS)
     options.add_argument("--ordinary", action="store_true", help=argparse.SUPPRESS)
@@ -98,11 +105,12 @@ async def prove(server: RunningServer, options: argparse.Namespace) -> dict[str,
         "gaps": len(gaps), "long_gaps": sum(gap > 2 * usual[1] / 1000 for gap in gaps),
         "new_schemas": {
             "alone_ms": waits(alone), "beside_ordinary_ms": waits(ordinary + later),
-            "ms": waits(await asking), "failures": new.failures,
+            "ms": waits(found := await asking), "failures": new.failures,
+            "later_ms": percentiles([max(0.0, schema - none) for schema, none in found]),
         },
         "resident_mb": memory, "replaced": len(set(before) ^ set(after)), **await attacking,
     }  # fmt: skip
-    print(*healthy.failures[:5], *complaints(result), sep="\n", flush=True)
+    print(*healthy.failures[:5], sep="\n", flush=True)
     return result
 
 
@@ -119,7 +127,7 @@ async def attack(server: RunningServer, options: argparse.Namespace, count: int,
     """So many requests, from a process of their own; what came back."""
     command = [sys.executable, __file__, str(options.config), "--attack-port", str(server.port)]
     command += ["--model", server.model, "--requests", str(count), *more]
-    for name in ("clients", "rate", "seed"):
+    for name in ("clients", "rate", "seed", "askers"):
         command += [f"--{name}", str(getattr(options, name))]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, limit=2**24)
     found: dict[str, Any] = json.loads((await process.communicate())[0])

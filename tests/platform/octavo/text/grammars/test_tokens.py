@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from llguidance import LLMatcher
@@ -55,6 +57,36 @@ def test_special_tokens_and_padding_match_no_text(tokenizer):
     assert ends <= found
     assert not any(tokenizer.is_special(token) for token in found - ends)
     assert max(found) < tokenizer.vocab_size
+
+
+def test_a_text_that_spells_a_token_is_a_text(tokenizer):
+    vocabulary = Vocabulary(tokenizer, tokenizer.vocab_size)
+    for name, token in tokenizer.added_tokens.items():
+        if not vocabulary.trie().is_special_token(token):
+            continue
+        text = f'"{name}" x'
+        ids = vocabulary.tokens_of(text.encode())
+        assert token not in ids
+        assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
+        matcher = LLMatcher(vocabulary.trie(), f"start: {json.dumps(text)}")
+        while not matcher.is_accepting():
+            (forced,) = allowed(matcher)
+            assert forced != token
+            assert matcher.consume_token(forced)
+
+
+def test_a_grammar_may_name_tokens(smollm2):
+    vocabulary = Vocabulary(smollm2, smollm2.vocab_size)
+    start, end = (smollm2.added_tokens[name] for name in ("<|im_start|>", "<|im_end|>"))
+    text = 'start: <|im_start|> A /<|im_end|>/ // <|im_end|>\nA: "<|im_end|>" <|im_end|> <[7]> <|nope|>\n'
+    by_ids = f'start: <[{start}]> A /<|im_end|>/ // <|im_end|>\nA: "<|im_end|>" <[{end}]> <[7]> <|nope|>\n'
+    assert vocabulary.by_ids(text) == by_ids
+    nested = {"grammars": [{"lark_grammar": text}, {"json_schema": {"const": "<|im_end|>"}}]}
+    assert json.loads(vocabulary.by_ids(json.dumps(nested)))["grammars"] == [
+        {"lark_grammar": by_ids},
+        nested["grammars"][1],
+    ]
+    assert vocabulary.by_ids("{<") == "{<"
 
 
 def test_an_end_token_that_is_no_special_token_is_no_text(byte_level):
