@@ -160,6 +160,8 @@ def _unspellable(text: str, added: Container[str]) -> str:
     vocab = made["model"]["vocab"]
     if isinstance(vocab, dict):
         made["model"]["vocab"] = {names.get(name, name): token for name, token in vocab.items()}
+        if merges := made["model"].get("merges"):
+            made["model"]["merges"] = [[a, b] for a, b in merges if names.keys().isdisjoint((a, b, a + b))]
     else:
         made["model"]["vocab"] = [[names.get(name, name), score] for name, score in vocab]
     return json.dumps(made)

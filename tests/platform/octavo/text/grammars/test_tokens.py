@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from llguidance import LLMatcher
-from tokenizers import AddedToken, models
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from octavo.errors import ModelError
@@ -73,6 +73,17 @@ def test_a_text_that_spells_a_token_is_a_text(tokenizer):
             (forced,) = allowed(matcher)
             assert forced != token
             assert matcher.consume_token(forced)
+
+
+def test_a_token_that_its_model_could_put_together_is_no_text():
+    pieces = ["<", ">", "e", "<e", "<e>"]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    backend = Backend(models.BPE(vocab, merges=[("<", "e"), ("<e", ">")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_tokens(["<e>"])
+    vocabulary = Vocabulary(Tokenizer(TokenizerParts(backend, frozenset({4}), None, {}, {})), 5)
+    assert vocabulary.tokens_of(b"<e><") == [3, 1, 0]
 
 
 def test_a_grammar_may_name_tokens(smollm2):
