@@ -131,8 +131,8 @@ def schema_text(schema: Mapping[str, Any] | bool, param: str, *, strict: bool = 
     """
     check_size(schema, param)
     try:
-        if isinstance(schema, bool):
-            return json.dumps(schema)
+        if isinstance(schema, bool):  # as objects: of `(%json true)` the library reads the parenthesis, too
+            schema = {} if schema else {"allOf": [False]}
         own = {key: value for key, value in schema.items() if key != "x-guidance"}  # options are ours to set
         text = json.dumps(own, allow_nan=False)
     except (ValueError, TypeError) as error:

@@ -78,11 +78,13 @@ def test_a_grammar_of_json_says_so_and_names_its_field() -> None:
     assert not grammar(StructuredOutputs(regex="a")).is_json
 
 
-@pytest.mark.parametrize("wanted", [{"regex": "b+"}, {"grammar": LARK}, {"grammar": GBNF}, {"choice": ["ab"]}])
+@pytest.mark.parametrize(
+    "wanted", [{"regex": "b+"}, {"grammar": LARK}, {"grammar": GBNF}, {"choice": ["ab"]}, {"json": True}]
+)
 def test_a_rule_stands_behind_others(accepts: Accepts, wanted: dict[str, Any]) -> None:
     made = rule(StructuredOutputs(**wanted))
-    source = lark(Rule(f'"so: " {made.text}', made.grammars, made.terminals))
-    text = {"regex": "bb", "grammar": "a1,b", "choice": "ab"}[next(iter(wanted))]
+    source = lark(Rule(f'"so: " ({made.text})', made.grammars, made.terminals))
+    text = {"regex": "bb", "grammar": "a1,b", "choice": "ab", "json": "1"}[next(iter(wanted))]
     assert accepts(source, f"so: {text}")
     assert not accepts(source, text)
 
