@@ -2,7 +2,8 @@
 
 A request whose adapter is cold waits here, before it comes into the scheduler's queue, while a thread reads the files;
 nobody else waits for that. An adapter that requests use stays. Of the others, those that were used longest ago go when
-all together take more than the budget.
+all together take more than the budget. Where those in use fill it, who wants another waits until one of them is not
+used any more; after MOST_PASSED who came later and found theirs loaded, newcomers wait as well until it is let in.
 
 The thread loads one adapter at a time, and the next only where those in use leave room, so that memory holds at most
 the budget and one adapter more. All else here runs in the engine's thread.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,6 +31,10 @@ logger = logging.getLogger(__name__)
 _PAUSE = 0.005
 """Seconds that an engine with nothing else to do waits for an adapter before it looks for new requests."""
 
+
+MOST_PASSED = 16
+"""Requests that may overtake one for whose adapter there is no room: adapters that are asked for all the time would
+keep it out for ever."""
 
 _REMEMBERED = 1024
 """Adapters of which it is remembered that they take more than the budget."""
@@ -75,6 +80,7 @@ class Adapters:
         self._too_large: dict[str, str] = {}  # digest -> sentence: nobody else's adapter waits for one again
         self._loading: Loading | None = None
         self._thread: ThreadPoolExecutor | None = None
+        self._passed = 0  # who overtook those that wait, for want of room, since the last adapter came
         self.waiting: dict[str, Waiting] = {}
         self.loaded = LoadedAdapters()
 
@@ -88,7 +94,16 @@ class Adapters:
         return bool(self._users)
 
     def hold(self, request: Request) -> bool:
-        """Keep a request's adapter until `release`; False where it is not loaded."""
+        """Keep a newcomer's adapter until `release`; False where it has to wait (`wait_for`)."""
+        if not self.waiting:
+            self._passed = 0
+        if self._passed >= MOST_PASSED or not self._hold(request):
+            return False
+        self._passed += bool(self.waiting) and self._is_full
+        return True
+
+    def _hold(self, request: Request) -> bool:
+        """False where it is not loaded."""
         assert request.adapter is not None
         digest = request.adapter.digest
         if digest not in self._sizes:
@@ -137,11 +152,11 @@ class Adapters:
             EngineDead: a rank died over it.
         """
         if self._loading is not None and self._loading.size.done():
-            loaded, self._loading = self._loading, None
+            loaded, self._loading, self._passed = self._loading, None, 0
             if sentence := self._keep(loaded):
                 for each in self._waiting_for(loaded.adapter.digest):
                     failed(self.waiting.pop(each.request.request_id).request, sentence)
-        ready = [each for each in self.waiting.values() if self.hold(each.request)]
+        ready = list(self._ready())
         for each in ready:
             del self.waiting[each.request.request_id]
         self._begin()
@@ -151,6 +166,14 @@ class Adapters:
         """Wait for the thread."""
         if self._thread is not None:
             self._thread.shutdown()
+
+    def _ready(self) -> Iterator[Waiting]:
+        """Those whose adapters are loaded; in order alone where enough have overtaken."""
+        for each in self.waiting.values():
+            if self._hold(each.request):
+                yield each
+            elif self._passed >= MOST_PASSED:
+                return
 
     def _waiting_for(self, digest: str) -> list[Waiting]:
         return [each for each in self.waiting.values() if each.request.adapter_digest == digest]
@@ -195,13 +218,17 @@ class Adapters:
             del self._sizes[digest]
             self._executor.drop_adapter(digest)
 
+    @property
+    def _is_full(self) -> bool:
+        """Whether those in use leave no room."""
+        return sum(self._sizes[digest] for digest in set(self._users.values())) >= self._budget
+
     def _begin(self) -> None:
         """Load for the request that has waited longest, unless those in use leave no room."""
-        used = sum(self._sizes[digest] for digest in set(self._users.values()))
-        if self._loading is not None or not self.waiting or used >= self._budget:
+        wanted = (each.request.adapter for each in self.waiting.values())
+        adapter = next((each for each in wanted if each is not None and each.digest not in self._sizes), None)
+        if self._loading is not None or adapter is None or self._is_full:
             return
-        adapter = next(iter(self.waiting.values())).request.adapter
-        assert adapter is not None
         self._thread = self._thread or ThreadPoolExecutor(1, "octavo-adapters")
         size = self._thread.submit(self._executor.load_adapter, adapter)
         self._loading = Loading(adapter, time.monotonic(), size)

@@ -10,7 +10,7 @@ import pytest
 
 from octavo import LLM, LoRARequest, SamplingParams
 from octavo.constraint import StructuredOutputs
-from octavo.engine.adapters import Adapters
+from octavo.engine.adapters import MOST_PASSED, Adapters
 from octavo.engine.batch import build_batch
 from octavo.errors import BadRequest, ModelError, Overloaded
 from octavo.request import Adapter, Request
@@ -219,6 +219,30 @@ def test_what_is_in_use_stays_and_newcomers_wait():
         adapters.pause()
     assert [each.request for each in ready] == late
     assert loader.loaded == ["b", "c"]
+
+
+def test_adapters_that_are_asked_for_all_the_time_keep_nobody_out():
+    adapters = Adapters(loader := Loader(), 20, 99)
+    running = [wants("a"), wants("b")]
+    assert [take(adapters, request) for request in running] == [None, None]
+    adapters.wait_for(cold := wants("c"), None)
+    for _ in range(MOST_PASSED):  # each goes when the next has come
+        gone, running[0] = running[0], wants("a")
+        assert adapters.hold(running[0])
+        adapters.release(gone.request_id)
+    assert adapters.arrived(pytest.fail) == []
+    late = [wants("a"), wants("b")]
+    for request in late:
+        assert not adapters.hold(request)
+        adapters.wait_for(request, None)
+    assert adapters.arrived(pytest.fail) == []
+    adapters.release(running[0].request_id)
+    ready = []
+    while len(ready) < 2:
+        ready += adapters.arrived(pytest.fail)
+        adapters.pause()
+    assert [each.request for each in ready] == [cold, late[1]]  # whoever has the adapter that made room waits in turn
+    assert (loader.loaded, list(adapters.waiting)) == (["b", "c"], [late[0].request_id])
 
 
 def test_one_too_large_or_broken_is_refused():
