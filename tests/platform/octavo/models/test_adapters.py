@@ -56,26 +56,25 @@ def assert_equals_peft(model, folder, paged_run, reference, sequences, *ways, **
             torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
 
+MODULES = {"mixtral": ATTENTION, "qwen2_moe": ATTENTION + SHARED_EXPERT, "qwen3_moe": ATTENTION}
+"""Where they are not all of every layer."""
+
+
 def test_logits_are_those_of_peft(tiny_model, tiny_name, tmp_path, paged_run, reference, sequences):
-    config = {"target_modules": ATTENTION + MLP} | ({"use_rslora": True} if tiny_name.startswith("qwen") else {})
-    config["rank_pattern"] = {"k_proj": 3, "down_proj": 16}
+    config = {"target_modules": MODULES.get(tiny_name, ATTENTION + MLP), "use_rslora": tiny_name.startswith("qwen")}
+    config["rank_pattern"] = {"k_proj": 3, "o_proj": 16}
     config["alpha_pattern"] = {"v_proj": 20, "1.self_attn.q_proj": 4}
     assert_equals_peft(tiny_model(tiny_name), tmp_path, paged_run, reference, sequences, native_logits, **config)
 
 
-@pytest.mark.parametrize(
-    ("name", "modules"),
-    [
-        ("mpt", ["Wqkv", "out_proj", "up_proj", "down_proj"]),
-        ("mixtral", ATTENTION),
-        ("qwen2_moe", ATTENTION + SHARED_EXPERT),
-        ("qwen3_moe", ATTENTION),
-    ],
-)
-def test_logits_of_other_families_are_those_of_peft(
-    tiny_model, tmp_path, paged_run, reference, sequences, name, modules
-):
-    assert_equals_peft(tiny_model(name), tmp_path, paged_run, reference, sequences, target_modules=modules)
+def test_logits_with_sinks_are_those_of_peft(tiny_model, tmp_path, paged_run, reference, sequences):
+    model = tiny_model("gpt_oss")
+    assert_equals_peft(model, tmp_path, paged_run, reference, sequences, native_logits, target_modules=ATTENTION)
+
+
+def test_logits_of_stacked_matrices_are_those_of_peft(tiny_model, tmp_path, paged_run, reference, sequences):
+    modules = ["Wqkv", "out_proj", "up_proj", "down_proj"]
+    assert_equals_peft(tiny_model("mpt"), tmp_path, paged_run, reference, sequences, target_modules=modules)
 
 
 def torch_logits(paged_run, model, folder, sequences):
