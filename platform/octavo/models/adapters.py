@@ -119,7 +119,7 @@ def read_adapter(path: Path, share: Share, digest: str | None = None) -> dict[Pl
         for place, low in changes(files, share.whole):
             if place in found:  # stored under two names, or alone and stacked
                 raise ModelError(f"the adapter changes {place[1]} of layer {place[0]} twice")
-            found[place] = _cut(low, place[1], share)
+            found[place] = _cut(low, place, share)
         return found
 
 
@@ -136,7 +136,7 @@ def _of_gguf(files: _Files, spec: ModelSpec) -> Iterator[tuple[Place, LowRank]]:
     for place, a, b in read_gguf_adapter(files.path, files.weights, spec, _as_float32):
         name = f"{place[1]} of layer {place[0]}"
         _check_pair(name, a, b)
-        own = place[0] < spec.num_layers and _shape(spec, place[1])[0] if place[1] in PARTS else 0
+        own = _shape(spec, place)[0] if place[0] < spec.num_layers and place[1] in PARTS else 0
         yield from _fitted(name, [(place, [range(own)])] if own else None, a, b, spec)
     if _read_files(files.path).weights != files.weights:  # the header was read after them
         raise ModelError(f"{files.path} changed while it was read: load it again")
@@ -289,7 +289,7 @@ def _fitted(
             f"the adapter changes {module:.200}, which is no matrix of this model's layers that an adapter may change "
             f"({', '.join(part for part in PARTS)}); embeddings, heads and experts are not supported"
         )
-    rows, columns = sum(len(run) for _, runs in places for run in runs), _shape(spec, places[0][0][1])[1]
+    rows, columns = sum(len(run) for _, runs in places for run in runs), _shape(spec, places[0][0])[1]
     if a.shape[1] != columns or len(b) != rows:
         raise ModelError(
             f"the adapter changes {module:.200} from {a.shape[1]} to {len(b)} values, and the model's goes from "
@@ -305,21 +305,20 @@ _Rows = tuple[Place, list[range]]
 
 def _places(spec: ModelSpec) -> dict[str, list[_Rows]]:
     """By the plain name of a module."""
-    if spec.dense_layers:
-        raise ModelError("adapters of models in which only some layers have experts are not supported")
-    naming, sizes = hf_naming(spec), {part: _shape(spec, part)[0] for part in PARTS}
-    found: dict[str, list[_Rows]] = {}
+    naming, found = hf_naming(spec), dict[str, list[_Rows]]()
     for i in range(spec.num_layers):
-        layer = naming.layer.format(i)
-        found |= {layer + naming.parts[part]: [((i, part), [range(size)])] for part, size in sizes.items() if size}
+        layer, sizes = naming.layer.format(i), {part: _shape(spec, (i, part))[0] for part in PARTS}
+        for part in (part for part, size in sizes.items() if size):
+            found[layer + naming.part_name(part, i)] = [((i, part), [range(sizes[part])])]
         for name, stack in naming.stacks.items():
             found[layer + name] = [((i, part), runs) for part, runs in stacked_rows(stack, spec).items()]
     return found
 
 
-def _shape(spec: ModelSpec, part: str) -> tuple[int, int]:
+def _shape(spec: ModelSpec, place: Place) -> tuple[int, int]:
     """Rows and columns of a layer's matrix; 0 rows of one that it does not have."""
-    inner = spec.shared_expert_size if spec.num_experts else spec.intermediate_size
+    layer, part = place
+    inner = spec.mlp_size(layer)
     return {
         "q": (spec.q_size, spec.hidden_size),
         "k": (spec.kv_size, spec.hidden_size),
@@ -331,9 +330,10 @@ def _shape(spec: ModelSpec, part: str) -> tuple[int, int]:
     }[part]
 
 
-def _cut(low: LowRank, part: str, share: Share) -> LowRank:
+def _cut(low: LowRank, place: Place, share: Share) -> LowRank:
     """A rank's part: B is cut where the matrix is cut by rows, A where it is cut by columns."""
-    rows, columns = share.part(part)
+    layer, part = place
+    rows, columns = share.part(part, layer)
     a = low.a if columns is None else low.a[:, columns.start : columns.stop]
     b = low.b if rows is None else low.b[rows.start : rows.stop]
     return LowRank(a, b)

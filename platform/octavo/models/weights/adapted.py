@@ -60,8 +60,8 @@ def take_adapters(weights: Weights, spec: ModelSpec) -> None:
     """
     if isinstance(cast(object, weights.layers[0].qkv), Adapted):
         return
-    inner = spec.shared_expert_size if spec.num_experts else spec.intermediate_size
     for i, layer in enumerate(weights.layers):
+        inner = spec.mlp_size(i)
         layer.qkv = _adapted(layer.qkv, i, {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size})
         layer.out = _adapted(layer.out, i, {"out": spec.hidden_size})
         if layer.gate_up is not None and layer.down is not None:
