@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, NamedTuple
 
+from octavo.engine.stats import AdapterStats
 from octavo.errors import BadRequest, EngineDead, OctavoError, Overloaded
 from octavo.load import MOST_TOLD, LoadedAdapters
 from octavo.request import Adapter, Request
@@ -80,6 +81,7 @@ class Adapters:
         self._too_large: dict[str, str] = {}  # digest -> sentence: nobody else's adapter waits for one again
         self._loading: Loading | None = None
         self._thread: ThreadPoolExecutor | None = None
+        self._loads = 0
         self._passed = 0  # who overtook those that wait, for want of room, since the last adapter came
         self.waiting: dict[str, Waiting] = {}
         self.loaded = LoadedAdapters()
@@ -162,6 +164,10 @@ class Adapters:
         self._begin()
         return ready
 
+    def stats(self) -> AdapterStats:
+        """Counts, now; another thread may call it."""
+        return AdapterStats(len(self._sizes), self._loads, len(self.waiting))
+
     def close(self) -> None:
         """Wait for the thread."""
         if self._thread is not None:
@@ -195,6 +201,7 @@ class Adapters:
             return self._refuse(adapter, size)
         self._sizes[adapter.digest] = size
         self._make_room(adapter.digest)
+        self._loads += 1
         self._tell(time.monotonic() - loaded.since)
         return ""
 

@@ -447,6 +447,7 @@ class Engine:
             filled_slots=scheduler.num_filled_slots(),
             generation_tokens=self.generation_tokens,
             steps=self._steps,
+            adapters=self.adapters.stats(),
         )
 
     def check_integrity(self) -> None:

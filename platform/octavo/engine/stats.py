@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from octavo.engine.load import Counters
 from octavo.load import ShardState
+
+
+class AdapterStats(NamedTuple):
+    """Of LoRA adapters.
+
+    Attributes:
+        loaded: that are in memory.
+        loads: that were read, again where others had put them out.
+        waiting: requests whose adapter is not there yet.
+    """
+
+    loaded: int = 0
+    loads: int = 0
+    waiting: int = 0
+
+
+NO_ADAPTERS = AdapterStats()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +37,7 @@ class EngineStats:
         filled_slots: token slots that hold a token, of those in blocks that sequences hold.
         generation_tokens: sampled tokens.
         steps: count.
+        adapters: of LoRA.
     """
 
     state: ShardState
@@ -27,6 +46,7 @@ class EngineStats:
     filled_slots: int
     generation_tokens: int
     steps: int
+    adapters: AdapterStats = NO_ADAPTERS
 
     @property
     def owned_slots(self) -> int:
