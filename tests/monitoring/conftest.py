@@ -26,7 +26,7 @@ def metrics_text() -> str:
         decoding=1, context=9, prefilling=0, queued=1, backlog_tokens=5, backlog_attended=6, chunk=8, max_num_seqs=4,
         blocks=10, blocks_free=7, block_size=16, mean_output=7.0, cost=Cost(0.01, 1e-3, 0.0, 0.0, 0.0),
     )  # fmt: skip
-    counters = Counters(accepted=[1])
+    counters = Counters(accepted=[1], by_origin={"text": (2, 1)})
     stats = EngineStats(state=state, counters=counters, blocks_cached=1, filled_slots=9, generation_tokens=5, steps=2)
     model = ModelState(
         status="ready", shards=1, least=1, most=2, running=1, waiting=0, queue_seconds=0.1, queue_limit=30.0,
