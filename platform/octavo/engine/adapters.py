@@ -99,7 +99,8 @@ class Adapters:
         """Keep a newcomer's adapter until `release`; False where it has to wait (`wait_for`)."""
         if not self.waiting:
             self._passed = 0
-        if self._passed >= MOST_PASSED or not self._hold(request):
+        lines_up = self._passed >= MOST_PASSED or request.request_id in self.waiting
+        if lines_up or not self._hold(request):
             return False
         self._passed += bool(self.waiting) and self._is_full
         return True

@@ -210,6 +210,8 @@ def test_what_is_in_use_stays_and_newcomers_wait():
         adapters.wait_for(wants("c"), None)
     with pytest.raises(BadRequest, match="already in use"):
         adapters.wait_for(late[0], None)
+    twin = Request(request_id=late[0].request_id, prompt_token_ids=[1], adapter=held[0].adapter)
+    assert not adapters.hold(twin)  # what one of the two lets go would be the other's
     assert adapters.arrived(pytest.fail) == []
     assert loader.loaded == ["a", "b"]
     adapters.release(held[0].request_id)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from octavo.block_hash import hash_chain, root_hash
+from octavo.block_hash import Origin, hash_chain, root_hash
 from octavo.errors import BadRequest
-from octavo.request import SamplingParams
+from octavo.request import Adapter, SamplingParams
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.api.jobs import Asked
 from octavo_serve.surfaces.decisions.forks import Forks, forks_of
@@ -19,10 +19,12 @@ YES = Question("predicate", "questions[0]", "It is long.")
 MANY = Question("choice", "questions[1]", "Which?", tuple(Option(f"o{i}") for i in range(35)))
 
 
-def forks(tokenizer: Tokenizer, *questions: Question, before: str = FRAME.before) -> Forks:
+def forks(
+    tokenizer: Tokenizer, *questions: Question, before: str = FRAME.before, adapter: Adapter | None = None
+) -> Forks:
     asked = Asked(kind="d", model=None, content=["x"], param="input", params=SamplingParams(), cache_salt="s")
     info = ModelInfo("m", max_model_len=2048, vocab_size=tokenizer.vocab_size, block_size=16)
-    return forks_of(tokenizer, info, Frame(before, FRAME.after), questions, asked, "d-1")
+    return forks_of(tokenizer, info, Frame(before, FRAME.after), questions, asked, "d-1", adapter)
 
 
 def test_a_prompt_is_the_state_and_the_question(tokenizer: Tokenizer) -> None:
@@ -41,6 +43,19 @@ def test_hashes_are_those_of_the_whole_prompt(tokenizer: Tokenizer) -> None:
     prefixes = [found.prefix_request(prefix, "p") for prefix in (found.state, *found.heads)]
     for request in (*prefixes, found.request(found.first(0), "0"), found.request(found.seconds(1)[3], "1")):
         assert request.block_hashes == hash_chain(root_hash("m", salt="s"), request.prompt_token_ids, 16)
+
+
+def test_an_adapter_that_begins_late_leaves_what_is_shared_to_the_model(tokenizer: Tokenizer) -> None:
+    plain = forks(tokenizer, YES)
+    fork = plain.first(0)
+    late = Adapter("late", "digest", "", tuple(fork.token_ids[:9]))
+    found = forks(tokenizer, YES, adapter=late)
+    own, theirs = (each.request(fork, "0") for each in (plain, found))
+    root, turn = Origin.of("m", late, "s", theirs.prompt_token_ids)
+    assert theirs.block_hashes == hash_chain(root, theirs.prompt_token_ids, 16, turn)
+    shared = len(found.state.chain)
+    assert theirs.block_hashes[:shared] == own.block_hashes[:shared] == found.state.chain
+    assert own.block_hashes[-1] != theirs.block_hashes[-1]
 
 
 def test_labels_of_two_tokens_fork_after_the_first(tokenizer: Tokenizer) -> None:
