@@ -296,7 +296,8 @@ def _fitted(
             f"{columns} to {rows}: it was made for another model"
         )
     for place, runs in places:
-        yield place, LowRank(a, np.concatenate([b[run.start : run.stop] for run in runs]))
+        parts = [b[run.start : run.stop] for run in runs]
+        yield place, LowRank(a, parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
 _Rows = tuple[Place, list[range]]

@@ -30,11 +30,11 @@ from typing import Any
 import httpx
 import numpy as np
 import yaml
-from running import RunningServer, parser
+from running import RunningServer, metric, parser
 from safetensors.numpy import save_file
 
-from octavo.models.adapters import find_adapter, read_adapter
-from octavo.models.parallel import share_of
+from octavo import LLM
+from octavo.models.adapters import find_adapter
 from octavo.models.source_spec import read_spec
 from octavo.models.spec import ModelSpec
 from octavo.source import resolve_source
@@ -84,8 +84,7 @@ def write(config: Path, folder: Path, count: int, room: int, rank: int) -> Path:
     for number, name in enumerate(["x", "y", *names]):
         make(folder / name, spec, rank, number if number < 2 else None, folder / "x")
     model |= {"lora": {name: str(folder / name) for name in names}, "lora_folders": [str(folder)]}
-    size = size_of(folder / "x", spec, model["engine"].get("dtype"))
-    model["engine"] |= {"lora_bytes": int((room + 0.5) * size)}
+    model["engine"] |= {"lora_bytes": int((room + 0.5) * size_of(folder / "x", model))}
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(document))
     return path
@@ -109,10 +108,12 @@ def make(folder: Path, spec: ModelSpec, rank: int, seed: int | None, like: Path)
     save_file(tensors, weights)
 
 
-def size_of(folder: Path, spec: ModelSpec, dtype: str | None) -> int:
-    """Bytes of an adapter in a shard's memory, about."""
-    found = read_adapter(folder, share_of(spec), find_adapter("x", folder).digest)
-    return sum(low.a.size + low.b.size for low in found.values()) * (2 if dtype == "bfloat16" else 4)
+def size_of(folder: Path, model: dict[str, Any]) -> int:
+    """Bytes of an adapter in a shard's memory."""
+    llm = LLM(model["source"], progress=False, **model["engine"])
+    size = llm.engine.executor.load_adapter(find_adapter("x", folder))
+    llm.close()
+    return size
 
 
 # ── what is asked ──
@@ -129,19 +130,22 @@ async def prove(server: RunningServer, options: Any) -> dict[str, Any]:
                     await first_token(http, name, options.tokens)
                 asked = [drawn.choice(some) for _ in range(options.requests // options.rounds)]
                 took[kind] += await due(http, asked, options.rate, options.tokens, drawn)
+        loaded = await metric(http, "octavo_adapters_loaded")
         alone = [await cold(http, name, options.tokens) for name in names[options.room : options.room + 20]]
         stale, answers, cached = await reload(http, options)
     seconds = {kind: quantiles(values) for kind, values in took.items()}
     result = {
         "first_token_ms": seconds, "times": round(seconds["any"][1] / seconds["resident"][1], 2),
-        "cold_alone_ms": quantiles(alone), "answers": answers, "stale": stale, "cached_tokens": cached,
+        "cold_alone_ms": quantiles(alone), "loaded": loaded, "answers": answers, "stale": stale,
+        "cached_tokens": cached,
     }  # fmt: skip
-    return result | {"complaints": complaints(result)}
+    return result | {"complaints": complaints(result, options.room)}
 
 
-def complaints(result: dict[str, Any]) -> list[str]:
+def complaints(result: dict[str, Any], room: int) -> list[str]:
     """What is not as it should be."""
     found = {
+        "more adapters are loaded than there is room for": result["loaded"] > room,
         "p99 of the first token with cold adapters above twice that with loaded ones": result["times"] > 2,
         "a stale answer": result["stale"] > 0,
         "nothing came from the cache while names were loaded again": result["cached_tokens"] == 0,
