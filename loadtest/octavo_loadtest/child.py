@@ -7,20 +7,24 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from octavo_loadtest.errors import LoadTestError
-from octavo_loadtest.server import find_model
+from octavo_loadtest.errors import LoadTestError, Refused
 
+T = TypeVar("T")
 GRACE = 30.0  # s to end by itself
 
 
 @contextlib.contextmanager
-def running(command: list[str], url: str, log: Path, timeout: float) -> Iterator[None]:
-    """Run a server while the block runs; the block begins when /v1/models answers.
+def running(command: list[str], log: Path, timeout: float, ask: Callable[[], T]) -> Iterator[T]:
+    """Run a server while the block runs, which begins when `ask` no longer raises, and gets what it returned.
+
+    What is asked should be a real answer: a server lists its models before it can run one.
 
     Raises:
+        Refused: `ask` raised it: the server answers, and never as it should.
         LoadTestError: it cannot be started, ends, or does not answer in time; the message has the end of its log.
     """
     with log.open("w") as output:
@@ -31,23 +35,23 @@ def running(command: list[str], url: str, log: Path, timeout: float) -> Iterator
         except OSError as error:
             raise LoadTestError(f"{command[0]} cannot be started: {error}") from None
         try:
-            _wait(process, url, log, timeout)
-            yield
+            yield _wait(process, log, timeout, ask)
         finally:
             _end(process)
 
 
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path, timeout: float) -> None:
+def _wait(process: subprocess.Popen[bytes], log: Path, timeout: float, ask: Callable[[], T]) -> T:
     deadline = time.monotonic() + timeout
     while True:
         if process.poll() is not None:
             raise LoadTestError(f"the server ended with exit code {process.returncode}:\n{_tail(log)}")
         try:
-            find_model(url, {})
-            return
-        except LoadTestError:
+            return ask()
+        except Refused:
+            raise
+        except LoadTestError as error:
             if time.monotonic() > deadline:
-                raise LoadTestError(f"{url} does not answer after {timeout:g} s:\n{_tail(log)}") from None
+                raise LoadTestError(f"no answer after {timeout:g} s ({error}):\n{_tail(log)}") from None
             time.sleep(0.25)
 
 

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from octavo_loadtest import matrix, report, search, slo, store, workloads
+from octavo_loadtest import keys, matrix, report, search, slo, store, workloads
 from octavo_loadtest.campaign import INTERRUPTED, Campaign, Document, Judging, compare, summary_of
 from octavo_loadtest.errors import LoadTestError
 from octavo_loadtest.figures import missed, point
@@ -55,7 +55,12 @@ class Common:
     url: Annotated[str, typer.Argument(help="The server, such as http://127.0.0.1:8000.")]
     model: Annotated[str, typer.Option(help="Default: the first that /v1/models lists.")] = ""
     api: Annotated[str, typer.Option(help="chat, completions or embeddings.")] = "chat"
-    key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="Bearer token.")] = ""
+    send_key: Annotated[
+        keys.Sending,
+        typer.Option(
+            help=f"Send the key in {keys.VARIABLE} as a bearer token; safely: over https or to this machine alone."
+        ),
+    ] = "never"
     body: Annotated[
         str, typer.Option(help='JSON that goes into every request; {"temperature": 0} where text is asked for.')
     ] = ""
@@ -215,7 +220,7 @@ def _target(common: Common) -> Target:
         body = json.loads(common.body or default)
     except ValueError as error:
         raise LoadTestError(f"--body is no JSON: {error}") from None
-    headers = {"Authorization": f"Bearer {common.key}"} if common.key else {}
+    headers = keys.headers(common.url, common.send_key)
     model = common.model or find_model(common.url, headers)
     return Target(common.url, model, common.api, headers, body, not common.new_connections, common.timeout)
 

@@ -123,7 +123,13 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._now = perf_counter_ns()
+        if exc is None and self._until_close():
+            self._finish(None)
         self._finish(Broken(f"connection lost: {exc}" if exc else "connection closed before the answer's end"))
+
+    def _until_close(self) -> bool:
+        """Whether an answer has begun whose body ends where the connection does, as HTTP/1.0 has it."""
+        return bool(self.answer.status) and not {"content-length", "transfer-encoding"} & set(self.answer.headers)
 
     # ---- called by the parser
 

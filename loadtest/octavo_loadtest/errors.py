@@ -3,3 +3,7 @@
 
 class LoadTestError(Exception):
     """The load cannot be run as asked; the message says what to change."""
+
+
+class Refused(LoadTestError):
+    """A server answers, and will not do what is asked of it: waiting for it does not help."""

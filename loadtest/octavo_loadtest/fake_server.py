@@ -24,18 +24,24 @@ class Behaviour:
 
     ttft: float = 0.02  # s from a free slot to the first token, or to vectors
     itl: float = 0.005  # s between tokens
-    coalesce: int = 1  # tokens in one chunk (the first token comes alone)
+    coalesce: int = 1  # tokens in one chunk
+    first: int = 1  # tokens in the first chunk
     slots: int = 0  # requests served at once, the others wait; 0: no limit
     role_chunk: bool = True  # an empty chunk as soon as a slot is free, as vLLM sends
     every_reject: int = 0  # HTTP 429
     every_truncated: int = 0  # the connection closes in the middle of a stream
     every_error_event: int = 0  # an `error` event after HTTP 200
     every_short: int = 0  # stops after half of the tokens
+    every_empty: int = 0  # ends as it should, without a token
     stall_at: float = 0.0  # s after the first request: for `stall_for` seconds nothing is sent
     stall_for: float = 0.0
     overhead: int = 10  # tokens of the chat template
     cache: bool = False  # count cached tokens, in blocks of 16
     strict: bool = False  # refuse what is not in OpenAI's API, as OpenAI does
+    usage: bool = True  # say how many tokens there were, where that is asked for
+    loading: int = 0  # so many requests get a 503, for the model is not there yet
+    key: str = ""  # a bearer token that requests must have; "": none
+    replicas: tuple[int | None, ...] = ()  # what /health says one look after the other, then the last; None: nothing
 
 
 @dataclass(slots=True)
@@ -59,6 +65,7 @@ class FakeServer:
         self.url = ""
         self._slots = asyncio.Semaphore(behaviour.slots or 1_000_000)
         self._start = 0
+        self._looks = self._asked = 0
         self._blocks: set[int] = set()
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> asyncio.Server:
@@ -77,7 +84,9 @@ class FakeServer:
                 headers = dict(_header(line) for line in head.split("\r\n")[1:] if line)
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 name = headers.get("x-request-id", "")
-                if not await self._answer(writer, method, path, body, Served(name, received)):
+                if self.behaviour.key and headers.get("authorization") != f"Bearer {self.behaviour.key}":
+                    _reply(writer, 401, {"error": {"message": "no such key"}})
+                elif not await self._answer(writer, method, path, body, Served(name, received)):
                     return
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             return  # the client has left, or the server ends
@@ -86,8 +95,15 @@ class FakeServer:
 
     async def _answer(self, writer: asyncio.StreamWriter, method: str, path: str, body: bytes, served: Served) -> bool:
         """Answer one request; False ends the connection."""
+        if path == "/health":
+            self._say_health(writer)
+            return True
         if method == "GET":
             _reply(writer, 200, {"object": "list", "data": [{"id": "fake", "object": "model"}]})
+            return True
+        self._asked += 1
+        if self._asked <= self.behaviour.loading:
+            _reply(writer, 503, {"error": {"message": "the model is loading"}})
             return True
         asked = json.loads(body)
         if self.behaviour.strict and "ignore_eos" in asked:
@@ -114,6 +130,13 @@ class FakeServer:
         async with self._slots:
             return await self._stream(writer, path.endswith("/chat/completions"), asked, usage, served)
 
+    def _say_health(self, writer: asyncio.StreamWriter) -> None:
+        counts = self.behaviour.replicas
+        count = counts[min(self._looks, len(counts) - 1)] if counts else None
+        self._looks += 1
+        body: dict[str, Any] = {"status": "ok"} | ({} if count is None else {"shards": {"fake": count}})
+        _reply(writer, 200, body)
+
     async def _embed(self, writer: asyncio.StreamWriter, served: Served, usage: dict[str, Any]) -> bool:
         served.fault = self._fault(served)
         if served.fault == "reject":
@@ -135,8 +158,8 @@ class FakeServer:
         )
         if self.behaviour.role_chunk and chat:
             _event(writer, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
-        tokens = served.tokens // 2 if served.fault == "short" else served.tokens
-        for size in _sizes(tokens, self.behaviour.coalesce):
+        tokens = {"short": served.tokens // 2, "empty": 0}.get(served.fault or "", served.tokens)
+        for size in _sizes(tokens, self.behaviour.first, self.behaviour.coalesce):
             await self._pause(self.behaviour.itl * size if served.sent_tokens else self.behaviour.ttft)
             served.sent_tokens += size
             if served.fault in ("truncated", "error_event") and served.sent_tokens > tokens // 2:
@@ -145,14 +168,14 @@ class FakeServer:
                 return False
             text = " word" * size
             chunk: dict[str, Any] = {"choices": [{"index": 0, "delta": {"content": text}} if chat else {"text": text}]}
-            if options.get("continuous_usage_stats"):
+            if options.get("continuous_usage_stats") and self.behaviour.usage:
                 chunk["usage"] = {**usage, "completion_tokens": served.sent_tokens}
             served.wrote.append(perf_counter_ns())
             _event(writer, chunk)
             await writer.drain()
         reason = "stop" if served.fault == "short" else "length"
         _event(writer, {"choices": [{"index": 0, "delta": {}, "text": "", "finish_reason": reason}]})
-        if options.get("include_usage"):
+        if options.get("include_usage") and self.behaviour.usage:
             _event(writer, {"choices": [], "usage": {**usage, "completion_tokens": served.sent_tokens}})
         _chunk(writer, b"data: [DONE]\n\n")
         writer.write(b"0\r\n\r\n")
@@ -171,7 +194,7 @@ class FakeServer:
         digits = served.name.rpartition("-")[2]
         if not digits.isdigit():
             return None
-        for name in ("reject", "truncated", "error_event", "short"):
+        for name in ("reject", "truncated", "error_event", "short", "empty"):
             every = getattr(self.behaviour, f"every_{name}")
             if every and int(digits) % every == every - 1:
                 return str(name)
@@ -205,9 +228,11 @@ def _words(content: Any) -> str:
     return str(content)
 
 
-def _sizes(tokens: int, coalesce: int) -> Iterator[int]:
-    yield 1
-    for start in range(1, tokens, coalesce):
+def _sizes(tokens: int, first: int, coalesce: int) -> Iterator[int]:
+    """Tokens of each chunk."""
+    if tokens:
+        yield min(first, tokens)
+    for start in range(first, tokens, coalesce):
         yield min(coalesce, tokens - start)
 
 

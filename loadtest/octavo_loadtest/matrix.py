@@ -21,12 +21,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from rich.console import Console
 
-from octavo_loadtest import child, load, slo
+from octavo_loadtest import child, keys, load, slo
 from octavo_loadtest.campaign import Campaign, Document, Interrupted, Judging, cut_short
 from octavo_loadtest.errors import LoadTestError
 from octavo_loadtest.job import Target
@@ -34,8 +34,10 @@ from octavo_loadtest.live import spoken
 from octavo_loadtest.metrics import DEFINITIONS
 from octavo_loadtest.plan import make
 from octavo_loadtest.server import find_model, prepare
+from octavo_loadtest.text import Calibration
 
 CURVES = ("rate", "concurrency")
+Prepared = tuple[Target, Calibration]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Config:
     over: str
     judging: Judging
     target: dict[str, Any] = field(default_factory=dict)  # model, api, body, timeout
+    send_key: keys.Sending = "never"
 
 
 def read(path: Path) -> Config:
@@ -74,6 +77,9 @@ def read(path: Path) -> Config:
         raise LoadTestError(f"{path} should be a mapping with `server` and `load`")
     known = {"name", "server", "servers", "load", "matrix", "slo", "attainment", "repeats", "price", "definitions"}
     target = {key: document.pop(key) for key in ("model", "api", "body", "timeout") if key in document}
+    sending = document.pop("send_key", "never")
+    if sending not in get_args(keys.Sending):
+        raise LoadTestError(f"{path}: send_key is one of {', '.join(get_args(keys.Sending))}, not {sending!r}")
     if unknown := set(document) - known:
         raise LoadTestError(f"{path}: no such key: {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
     axes = {key: value if isinstance(value, list) else [value] for key, value in document.get("matrix", {}).items()}
@@ -85,6 +91,7 @@ def read(path: Path) -> Config:
         next((axis for axis in CURVES if axis in axes), "run"),
         _judging(document),
         target,
+        sending,
     )
 
 
@@ -137,8 +144,8 @@ def run(config: Config, folder: Path, console: Console) -> Document:
         for i, server in enumerate(config.servers):
             if server.command:
                 console.print(f"Starting {' '.join(server.command)}", markup=False, soft_wrap=True)
-            with _started(server, folder / f"server-{i + 1}.log"):
-                _curves(config, server, folder / f"server-{i + 1}", console, series)
+            with _started(config, server, folder / f"server-{i + 1}.log") as prepared:
+                _curves(config, server, prepared, folder / f"server-{i + 1}", console, series)
     except (Interrupted, KeyboardInterrupt):
         return cut_short(_document(config, series))
     return _document(config, series)
@@ -164,15 +171,22 @@ def announced(config: Config) -> str:
     )
 
 
-def _started(server: Server, log: Path) -> AbstractContextManager[None]:
-    return child.running(server.command, server.url, log, server.timeout) if server.command else nullcontext()
+def _started(config: Config, server: Server, log: Path) -> AbstractContextManager[Prepared]:
+    """A server that has answered a request of the kind that it will get."""
+    target = Target(server.url, **{"model": "", **config.target}, headers=keys.headers(server.url, config.send_key))
+
+    def ask() -> Prepared:
+        model = target.model or find_model(server.url, target.headers)
+        return prepare(replace(target, model=model))
+
+    return child.running(server.command, log, server.timeout, ask) if server.command else nullcontext(ask())
 
 
-def _curves(config: Config, server: Server, folder: Path, console: Console, series: list[Document]) -> None:
+def _curves(
+    config: Config, server: Server, prepared: Prepared, folder: Path, console: Console, series: list[Document]
+) -> None:
     """Measure one server, and add a curve to `series` for each of its loads as its points come."""
-    options = {"model": "", **config.target}
-    target = Target(server.url, **options)
-    target, calibration = prepare(target if target.model else replace(target, model=find_model(server.url, {})))
+    target, calibration = prepared
     for name, loads in config.loads.items():
         title = f"{server.name}: {name}" if len(config.servers) > 1 else name
         campaign = Campaign(target, calibration, config.judging, folder / name.replace("/", "-"), console)

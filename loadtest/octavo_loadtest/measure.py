@@ -257,8 +257,8 @@ def _fault(stream: Stream, embedded: bool) -> str | None:
     """Why an answer that came over HTTP to its end is none."""
     if stream.error is not None:
         return f"stream: {stream.error}"
-    if not stream.done or stream.finish_reason is None:
-        return "truncated: the stream ended without " + ("a finish_reason" if stream.done else "[DONE]")
+    if stream.finish_reason is None:
+        return "truncated: the stream ended without a finish_reason"
     if not embedded and not any(chunk.kind in TOKEN_KINDS for chunk in stream.chunks):
         return "empty: the answer has no token"
     return None

@@ -11,11 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from octavo_loadtest.client import Answer, Client, address
-from octavo_loadtest.errors import LoadTestError
+from octavo_loadtest.errors import LoadTestError, Refused
 from octavo_loadtest.job import Session, Target
 from octavo_loadtest.sender import encode
 from octavo_loadtest.text import Calibration, passage
 
+NOT_YET = (404, 408, 425, 429)  # statuses of a server that may answer later, as those from 500 on
 SHORT, LONG = 16, 144  # words of the two prompts that show how tokens are counted
 
 
@@ -47,7 +48,8 @@ def prepare(target: Target) -> tuple[Target, Calibration]:
     not in OpenAI's API: a server that refuses them gets requests without them.
 
     Raises:
-        LoadTestError: the server refuses a plain request too; the message has its answer.
+        Refused: the server refuses a plain request too, and will; the message has its answer.
+        LoadTestError: it does not answer, or not yet.
     """
     return asyncio.run(_prepare(target))
 
@@ -72,7 +74,8 @@ async def _prepare(target: Target) -> tuple[Target, Calibration]:
             if (answer := await _ask(client, wished, salt, SHORT)).status != 400 and answer.status != 422:
                 break
         if answer.status != 200:
-            raise LoadTestError(f"{target.url} answers {answer.status}: {answer.body[:300].decode(errors='replace')}")
+            kind = LoadTestError if answer.status in NOT_YET or answer.status >= 500 else Refused
+            raise kind(f"{target.url} answers {answer.status}: {answer.body[:300].decode(errors='replace')}")
         few = await _count(client, wished, salt + "a", SHORT)
         many = await _count(client, wished, salt + "b", LONG)
     finally:
@@ -114,6 +117,7 @@ def warm_up(target: Target, sessions: list[Session]) -> int:
     return asyncio.run(run())
 
 
+EVERY = 1.0  # s between looks at /health
 LOOK = 2.0  # s until a look at /health is given up
 LOOKS = 3  # that fail, before the first that does not, until the server is held to have no such page
 
@@ -132,6 +136,10 @@ class ReplicaWatch:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
     def stop(self) -> list[tuple[float, int | None]]:
         """End the watch; returns what was seen, nothing where the server has no such page."""
         self._stop.set()
@@ -141,7 +149,7 @@ class ReplicaWatch:
     def _watch(self) -> None:
         ended = False
         while not ended and not (len(self.seen) >= LOOKS and self._absent()):
-            ended = self._stop.wait(1.0 if self.seen else 0.0)
+            ended = self._stop.wait(EVERY if self.seen else 0.0)
             count = self._count()
             self.seen.append(((time.perf_counter_ns() - self._origin) / 1e9, count))
 
@@ -150,7 +158,8 @@ class ReplicaWatch:
 
     def _count(self) -> int | None:
         try:
-            shards = json.loads(asyncio.run(_get(self._target.url, {}, "/health", LOOK)).body)["shards"]
+            answer = asyncio.run(_get(self._target.url, self._target.headers, "/health", LOOK))
+            shards = json.loads(answer.body)["shards"]
             return int(shards[self._target.model] if self._target.model in shards else sum(shards.values()))
         except (LoadTestError, ValueError, KeyError, TypeError):
             return None

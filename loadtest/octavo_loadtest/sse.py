@@ -58,6 +58,8 @@ def events(reads: Iterable[Read]) -> Iterator[Read]:
         for event in whole:
             if payload := _payload(event):
                 yield at, payload
+    if _payload(rest.strip()) == b"[DONE]":  # some end without the empty line
+        yield at, b"[DONE]"
 
 
 def _payload(event: bytes) -> bytes:

