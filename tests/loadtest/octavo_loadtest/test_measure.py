@@ -66,8 +66,8 @@ def test_first_token_and_gaps_are_exact(plain: tuple[Run, FakeServer]) -> None:
         itl_off.append(measures.latency["from_sent"]["itl"][i] - gap)
     assert len(ttft_off) == 60
     assert min(ttft_off) > 0  # two trips over the loopback
-    assert np.median(ttft_off) < 0.002
-    assert np.median(np.abs(itl_off)) < 0.002
+    assert np.median(ttft_off) < 0.01
+    assert np.median(np.abs(itl_off)) < 0.01
 
 
 def test_every_token_is_there(plain: tuple[Run, FakeServer]) -> None:
