@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from octavo.config import DType, LoadFormat
+from octavo.errors import ModelError
 from octavo.models.decoder import Decoder
 from octavo.models.encoder import Encoder
 from octavo.models.families.record import Config
@@ -138,7 +139,7 @@ def _read(
     parts: dict[PartOfModel, Matrix] = {}
 
     def take(tensor: StoredTensor, slot: Slot, rows: Tensor | None) -> None:
-        blocks = _blocks(tensor, slot, rows) if how.keep_blocks else None
+        blocks = _blocks(tensor, slot, rows) if how.keep_blocks or source.kind == "hf" else None
         parts[slot.layer, slot.part, slot.expert] = (
             _matrix(tensor, slot, rows, how.rounding, embedding) if blocks is None else blocks.to(embedding.device)
         )
@@ -154,8 +155,14 @@ def _read(
 
 def _blocks(tensor: StoredTensor, slot: Slot, rows: Tensor | None) -> BlockWeight | None:
     """A matrix as GGUF blocks; None if it is stored in another way, or a rank's cut goes through a block."""
-    blocks = None if tensor.blocks is None else tensor.blocks(slot.rows, slot.columns)
-    return blocks if blocks is None or rows is None else blocks.take_rows(rows.argsort())
+    stored = None if tensor.blocks is None else tensor.blocks(slot.rows, slot.columns)
+    if stored is None:
+        return None
+    try:
+        blocks = BlockWeight.from_blocks(stored, tensor.format)
+    except ValueError as error:
+        raise ModelError(f"{tensor.name}: {error}") from None
+    return blocks if rows is None else blocks.take_rows(rows.argsort())
 
 
 def _matrix(tensor: StoredTensor, slot: Slot, rows: Tensor | None, rounding: Rounding | None, like: Tensor) -> Matrix:

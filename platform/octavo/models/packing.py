@@ -115,6 +115,8 @@ def _matrix(tensor: StoredTensor, slot: Slot, entry: Entry | None, *, half: bool
     if entry is not None and entry.format in GROUPED:
         blocks = read_blocks(entry, slot.rows, slot.columns)
         return PackedWeight.from_blocks(_reordered(blocks, order), entry.format)
+    if entry is None and tensor.blocks is not None and (stored := tensor.blocks(slot.rows, slot.columns)) is not None:
+        return PackedWeight.from_blocks(_reordered(stored, order), tensor.format)
     if tensor.quantized is not None:
         return _packed(tensor.quantized(), tensor.name)
     values = _floats(entry, slot) if entry is not None else torch.cat(list(tensor.read(slot.rows, slot.columns)))

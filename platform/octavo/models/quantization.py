@@ -14,7 +14,7 @@ from typing import Any, Literal
 from octavo.errors import ConfigError, ModelError
 from octavo.model_files import reading
 
-STORED = ("gptq", "awq", "compressed-tensors")
+STORED = ("gptq", "awq", "compressed-tensors", "mxfp4")
 """Supported values of `quantization_config.quant_method` in a Hugging Face config."""
 
 ROUNDINGS = "int8, int4, either with -g32, -g64 or -g128, int4 with -sym, fp8, bitsandbytes-int8, bitsandbytes-nf4"
@@ -83,7 +83,9 @@ def check_stored(config: Mapping[str, Any]) -> None:
         if method not in STORED:
             kinds = f"{', '.join(STORED)}, GGUF and unquantised safetensors"
             raise ModelError(f"the checkpoint is quantised ({method}), which is not supported; supported are {kinds}")
-        {"gptq": _check_gptq, "awq": _check_awq, "compressed-tensors": _check_compressed}[method](config)
+        checks = {"gptq": _check_gptq, "awq": _check_awq, "compressed-tensors": _check_compressed}
+        if method in checks:
+            checks[method](config)
         for group in [config] if method != "compressed-tensors" else _compressed_weights(config):
             if type(group.get("group_size") or 0) is not int:
                 raise ModelError(f"quantization_config says group_size {group['group_size']!r}, which is no number")

@@ -77,7 +77,7 @@ def _block_values(source: Source) -> list[int]:
     if source.kind != "gguf":
         return []
     entries = read_directory(source.path)
-    return [entry.block_values for name, entry in entries.items() if name.startswith("blk.") and len(entry.shape) == 2]
+    return [entry.block_values for name, entry in entries.items() if name.startswith("blk.") and len(entry.shape) > 1]
 
 
 def check_loadable(source: Source, quantization: str | None, max_model_len: int | None) -> tuple[ModelSpec, int]:
@@ -116,7 +116,7 @@ def why_not_packed(source: Source, quantization: str | None, spec: ModelSpec) ->
         ModelError: a damaged config.
     """
     stored = None if source.kind == "gguf" else _checked(source)
-    columns = [spec.hidden_size, spec.q_size, spec.intermediate_size, spec.shared_expert_size]
+    columns = [spec.hidden_size, spec.q_size, spec.intermediate_size, spec.shared_expert_size, spec.dense_size]
     return unpackable(parse_rounding(quantization), stored, columns)
 
 

@@ -18,8 +18,7 @@ from octavo.models.spec import ModelSpec
 from octavo.models.weights.fused import gguf_entries
 from octavo.models.weights.names import gguf_naming
 from octavo.models.weights.stored import StoredTensor
-from octavo_kernels.linear.blocks import BlockWeight
-from octavo_kernels.linear.formats import GROUPED
+from octavo_kernels.linear.formats import GROUPED, Array
 
 CHUNK_VALUES = 1 << 20
 """Values dequantised at a time. gguf's numpy code makes several float32 copies of them: 4 MiB each."""
@@ -38,14 +37,15 @@ def read_gguf(file: Path, spec: ModelSpec) -> list[StoredTensor]:
 
 
 def _stored(entry: Entry) -> StoredTensor:
-    blocks = partial(_read_weight, entry) if entry.format in GROUPED and len(entry.shape) == 2 else None
-    return StoredTensor(entry.name, entry.shape, entry.num_bytes, partial(read_rows, entry), blocks=blocks)
+    blocks = partial(_whole_blocks, entry) if entry.format in GROUPED and len(entry.shape) == 2 else None
+    read = partial(read_rows, entry)
+    return StoredTensor(entry.name, entry.shape, entry.num_bytes, read, blocks=blocks, format=entry.format)
 
 
-def _read_weight(entry: Entry, rows: range | None, columns: range | None) -> BlockWeight | None:
+def _whole_blocks(entry: Entry, rows: range | None, columns: range | None) -> Array | None:
     if columns is not None and (columns.start % entry.block_values or columns.stop % entry.block_values):
         return None
-    return BlockWeight.from_blocks(read_blocks(entry, rows, columns), entry.format)
+    return read_blocks(entry, rows, columns)
 
 
 def read_rows(entry: Entry, rows: range | None = None, columns: range | None = None) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -18,10 +19,12 @@ from octavo.models.families.settings import quantization_config
 from octavo.models.spec import ModelSpec
 from octavo.models.weights.encoder_names import UNUSED_BY_ENCODERS
 from octavo.models.weights.fused import check_rows, experts_of, name_of, some_of, stacked_rows
+from octavo.models.weights.mxfp4 import join_mxfp4
 from octavo.models.weights.names import Naming, hf_naming, plain_name
 from octavo.models.weights.quantized_files import join_quantized
 from octavo.models.weights.stored import StoredTensor
 from octavo.safetensors_header import read_header, weight_files
+from octavo_kernels.linear.formats import Array
 from octavo_kernels.linear.quantized import QuantizedWeight, rows_of
 
 _UNUSED = re.compile(r"(vision_tower|multi_modal_projector)\.|.*\.rotary_emb\.inv_freq$")
@@ -38,7 +41,8 @@ def read_safetensors(folder: Path, spec: ModelSpec) -> list[StoredTensor]:
     with reading(folder):
         tensors = [tensor for file in weight_files(folder) for tensor in _read_headers(file)]
         if quantized := quantization_config(read_json(folder / "config.json")):
-            tensors = join_quantized(tensors, quantized)
+            join = join_mxfp4 if quantized["quant_method"] == "mxfp4" else partial(join_quantized, config=quantized)
+            tensors = join(tensors)
         naming = hf_naming(spec)
         tensors = [part for tensor in tensors for part in _split(tensor, naming, spec)]
         tensors = [tensor for tensor in tensors if not _is_empty_bias(tensor, spec)]
@@ -54,7 +58,8 @@ _WEIGHTS = ("F16", "BF16", "F32", "F64")
 
 
 def _refuse_codes(tensors: list[StoredTensor]) -> None:
-    codes = [tensor for tensor in tensors if tensor.quantized is None and tensor.dtype not in _WEIGHTS]
+    bare = [tensor for tensor in tensors if tensor.quantized is None and tensor.blocks is None]
+    codes = [tensor for tensor in bare if tensor.dtype not in _WEIGHTS]
     if codes:
         raise ModelError(
             f"{codes[0].name} is stored as {codes[0].dtype}: codes without scales, which are no weights; "
@@ -94,11 +99,19 @@ def _expert(tensor: StoredTensor, index: int, *, transposed: bool) -> StoredTens
         values = torch.cat(list(tensor.read(range(index, index + 1), None)))[0]
         yield _cut(values.mT if transposed and values.ndim == 2 else values, rows, columns)
 
+    def blocks(rows: range | None, columns: range | None) -> Array | None:
+        assert tensor.blocks is not None
+        if columns is not None and len(columns) < shape[-1]:
+            return None
+        values = tensor.blocks(range(index, index + 1), None)
+        return values if values is None or rows is None else values[rows.start : rows.stop : rows.step]
+
     return replace(
         tensor,
         shape=shape[::-1] if transposed else shape,
         num_bytes=tensor.num_bytes // tensor.shape[0],
         read=read,
+        blocks=None if tensor.blocks is None else blocks,
     )
 
 
@@ -114,6 +127,11 @@ def _part(tensor: StoredTensor, name: str, rows: list[range]) -> StoredTensor:
         assert tensor.quantized is not None
         return rows_of(tensor.quantized(), torch.tensor([row for run in rows for row in run]))
 
+    def blocks(wanted: range | None, columns: range | None) -> Array | None:
+        assert tensor.blocks is not None
+        found = [tensor.blocks(run, columns) for run in some_of(rows, wanted or range(size))]
+        return None if any(run is None for run in found) else np.concatenate(found)  # type: ignore[arg-type]
+
     return replace(
         tensor,
         name=name,
@@ -121,6 +139,7 @@ def _part(tensor: StoredTensor, name: str, rows: list[range]) -> StoredTensor:
         num_bytes=tensor.num_bytes * size // tensor.shape[0],
         read=read,
         quantized=None if tensor.quantized is None else quantized,
+        blocks=None if tensor.blocks is None else blocks,
     )
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from octavo.errors import ModelError
 from octavo.models.weights.layout import Slot
 from octavo.models.weights.names import Naming, halves_order
-from octavo_kernels.linear.blocks import BlockWeight
+from octavo_kernels.linear.formats import Array
 from octavo_kernels.linear.quantized import QuantizedWeight
 
 
@@ -32,8 +32,9 @@ class StoredTensor:
         read: reads some rows and columns (None: all), a few rows at a time, in order; a quantised matrix is
             dequantised.
         quantized: reads a quantised matrix as it is; None for other tensors.
-        blocks: reads some rows and columns of a matrix as GGUF blocks, or returns None if a cut goes through a block;
-            None for other tensors.
+        blocks: reads some rows and columns of a matrix as GGUF's blocks, [rows, bytes], or returns None if a cut goes
+            through a block; None for other tensors.
+        format: GGUF's name of the blocks.
         dtype: of its values in a safetensors file.
     """
 
@@ -42,7 +43,8 @@ class StoredTensor:
     num_bytes: int
     read: Callable[[range | None, range | None], Iterator[Tensor]]
     quantized: Callable[[], QuantizedWeight] | None = None
-    blocks: Callable[[range | None, range | None], BlockWeight | None] | None = None
+    blocks: Callable[[range | None, range | None], Array | None] | None = None
+    format: str = ""
     dtype: str = "F32"
 
 

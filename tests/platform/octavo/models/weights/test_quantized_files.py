@@ -262,7 +262,7 @@ def test_matrices_that_were_left_alone(write, reference, paged_run, sequences):
         (_scheme("float-quantized", type="float", num_bits=8, strategy="block"), "strategy of float8 weights block"),
         (_scheme("pack-quantized", **_PACKED, num_bits=4) | {"sparsity_config": {"format": "sparse-24-bitmask"}},
          "sparse-24-bitmask"),
-        ({"quant_method": "quip"}, r"quantised \(quip\).* supported are gptq, awq, compressed-tensors, GGUF"),
+        ({"quant_method": "quip"}, r"quantised \(quip\).* supported are gptq, awq, compressed-tensors, mxfp4, GGUF"),
     ],
 )  # fmt: skip
 def test_what_is_not_read_is_named(tiny_model, tmp_path, config, message):
