@@ -66,10 +66,6 @@ TINY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None}),
     "qwen2_moe": ("Qwen2Moe", _EXPERTS | {"shared_expert_intermediate_size": 56}),
     "qwen3_moe": ("Qwen3Moe", _EXPERTS | {"norm_topk_prob": True, "head_dim": 24}),
-}  # fmt: skip
-"""Name -> the prefix of its transformers classes and how its config differs from `_COMMON`."""
-
-_OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_oss": (
         "GptOss",
         {
@@ -78,6 +74,7 @@ _OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
             "sliding_window": 12,
             "head_dim": 24,
             "num_hidden_layers": 4,
+            "rope_parameters": _YARN_ROPE | {"factor": 8.0, "truncate": False},
         },
     ),
     "glm4_moe": (
@@ -93,6 +90,10 @@ _OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_bias": True,
         },
     ),
+}  # fmt: skip
+"""Name -> the prefix of its transformers classes and how its config differs from `_COMMON`."""
+
+_OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe_dense": ("Qwen3Moe", _EXPERTS | {"mlp_only_layers": [1], "norm_topk_prob": True}),
     "mpt": ("Mpt", {"hidden_size": 72, "num_attention_heads": 6, "max_seq_len": 512, "layer_norm_epsilon": 1e-3}),
 }

@@ -115,7 +115,7 @@ def sequences() -> list[list[int]]:
 
 
 _GGUF_ARCHITECTURES = {"gemma3_text": "gemma3", "mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe",
-                       "qwen3_moe": "qwen3moe"}  # fmt: skip
+                       "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "glm4_moe": "glm4moe"}  # fmt: skip
 
 
 def _write_metadata(writer: Any, config: dict[str, Any], head_dim: int) -> None:
@@ -128,11 +128,12 @@ def _write_metadata(writer: Any, config: dict[str, Any], head_dim: int) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
-    writer.add_rope_dimension_count(head_dim)
+    rope = config["rope_parameters"]
+    writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1)))
     writer.add_vocab_size(config["vocab_size"])
     writer.add_bos_token_id(config["bos_token_id"])
     writer.add_eos_token_id(config["eos_token_id"])
-    if config["model_type"] in ("mistral", "gemma2", "gemma3_text"):
+    if config["model_type"] in ("mistral", "gemma2", "gemma3_text", "gpt_oss"):
         writer.add_sliding_window(config["sliding_window"])
     if config["model_type"] in ("gemma2", "gemma3_text"):
         writer.add_attention_scale(config["query_pre_attn_scalar"] ** -0.5)
@@ -145,7 +146,7 @@ def _write_metadata(writer: Any, config: dict[str, Any], head_dim: int) -> None:
 
 
 def _write_mixture(writer: Any, config: dict[str, Any]) -> None:
-    experts = config.get("num_local_experts") or config.get("num_experts")
+    experts = config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts")
     if not experts:
         return
     writer.add_expert_count(experts)
@@ -154,13 +155,27 @@ def _write_mixture(writer: Any, config: dict[str, Any]) -> None:
         writer.add_expert_feed_forward_length(inner)
     if shared := config.get("shared_expert_intermediate_size"):
         writer.add_expert_shared_feed_forward_length(shared)
+    if dense := config.get("first_k_dense_replace"):
+        writer.add_leading_dense_block_count(dense)
+        writer.add_expert_shared_count(config["n_shared_experts"])
+        writer.add_expert_weights_scale(config["routed_scaling_factor"])
+        writer.add_expert_weights_norm(config["norm_topk_prob"])
+        writer.add_expert_group_count(config["n_group"])
+        writer.add_expert_group_used_count(config["topk_group"])
 
 
 def _with_stacked_experts(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """One tensor of all experts' matrices in place of theirs, under the names that the converter gives them."""
     found: dict[str, Any] = {}
     for key, values in tensors.items():
-        if one := re.fullmatch(r"model\.(layers\.\d+\.)(.+)\.experts\.(\d+)\.(.+)", key):
+        key = key.replace("e_score_correction_bias", "e_score_correction.bias")
+        if one := re.fullmatch(r"(.+\.experts)\.(gate_up|down)_proj(_bias)?", key):
+            rows, kind = values if one[3] else values.swapaxes(1, 2), ".bias" if one[3] else ".weight"
+            parts = (
+                {"gate_proj": rows[:, ::2], "up_proj": rows[:, 1::2]} if one[2] == "gate_up" else {"down_proj": rows}
+            )
+            found |= {f"{one[1]}.{part}{kind}": np.ascontiguousarray(x) for part, x in parts.items()}
+        elif one := re.fullmatch(r"model\.(layers\.\d+\.)(.+)\.experts\.(\d+)\.(.+)", key):
             prefix = f"{one[1]}feed_forward" if one[2] == "block_sparse_moe" else f"model.{one[1]}mlp"
             found.setdefault(f"{prefix}.experts.{one[4]}", {})[int(one[3])] = values
         else:
@@ -222,12 +237,13 @@ def write_gguf(folder: Path, file: Path, quant: str = "F32", **options: Any) -> 
     names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
     for key, values in _with_stacked_experts(load_file(folder / "model.safetensors")).items():
         stored = names.get_name(key, try_suffixes=(".weight", ".bias"))
+        stored += "" if stored.endswith((".weight", ".bias")) else ".weight"
         if name == "llama" and (".q_proj." in key or ".k_proj." in key):
             heads = config["num_attention_heads" if ".q_proj." in key else "num_key_value_heads"]
             values = _permute(values, heads)
         if name.startswith("gemma") and key.endswith("norm.weight"):
             values = values + 1
-        if values.ndim == 1 or quant == "F32" or "ffn_gate_inp" in stored:
+        if values.ndim == 1 or quant == "F32" or "ffn_gate_inp" in stored or stored.endswith("bias"):
             writer.add_tensor(stored, values)
         else:
             writer.add_tensor(stored, gguf.quants.quantize(values, kind), raw_dtype=kind)

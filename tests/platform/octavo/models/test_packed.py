@@ -177,8 +177,10 @@ def test_tokens_that_nothing_is_drawn_after_may_skip_the_last_layer(native, tiny
         assert all(np.array_equal(found[i], expected[i][-1]) for i in ends)
 
 
-@pytest.mark.parametrize("quant", QUANTIZED)
-@pytest.mark.parametrize("name", ["llama3", "gemma3", "mixtral"])
+@pytest.mark.parametrize(
+    ("name", "quant"),
+    [*((name, quant) for name in ("llama3", "gemma3", "mixtral") for quant in QUANTIZED), ("gpt_oss", "MXFP4")],
+)
 def test_gguf_blocks_are_multiplied_as_they_are(
     best, tiny_model, write_gguf, paged_run, long_sequences, tmp_path, name, quant
 ):

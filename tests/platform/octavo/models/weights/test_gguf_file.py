@@ -32,7 +32,7 @@ def test_float32_file_equals_the_safetensors(tiny_model, tiny_name, write_gguf, 
     for left, right in zip(*runs, strict=True):
         torch.testing.assert_close(left, right, atol=1e-4, rtol=0)
     # Real numbers went through float32, Llama 3's rope scaling through its factors
-    real = ("norm_eps", "attention_scale", "rope")
+    real = ("norm_eps", "attention_scale", "rope", "expert_scale")
     same = dataclasses.replace(ours.spec, **{name: getattr(theirs.spec, name) for name in real})
     assert same == theirs.spec
     assert ours.spec.norm_eps == pytest.approx(theirs.spec.norm_eps)
