@@ -53,7 +53,8 @@ def gguf_entries(file: Path, naming: Naming, spec: ModelSpec) -> Mapping[str, En
     Raises:
         ModelError: the file is damaged.
     """
-    parts = [part for entry in read_directory(file).values() for part in _split(entry, naming, spec)]
+    stored = [entry for entry in read_directory(file).values() if not naming.is_behind(entry.name, spec.num_layers)]
+    parts = [part for entry in stored for part in _split(entry, naming, spec)]
     return {part.name: part for part in parts}
 
 

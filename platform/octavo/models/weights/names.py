@@ -55,6 +55,12 @@ class Naming:
         own = self.dense if layer in self.dense_layers and part in MLP_PARTS else self.parts
         return own[part]
 
+    def is_behind(self, name: str, layers: int) -> bool:
+        """Whether a tensor is of a layer behind the last: one that guesses further tokens."""
+        first, _, rest = self.layer.partition("{}")
+        index = name.removeprefix(first).partition(rest)[0]
+        return name.startswith(first) and index.isascii() and index.isdigit() and int(index) >= layers
+
     def stack_of(self, name: str) -> tuple[list[tuple[str, str]], Stack] | None:
         """(part, name) of the tensors that a weight or bias stacks, and how; None where it is one tensor alone."""
         stem, _, kind = name.rpartition(".")

@@ -44,6 +44,7 @@ def read_safetensors(folder: Path, spec: ModelSpec) -> list[StoredTensor]:
             join = join_mxfp4 if quantized["quant_method"] == "mxfp4" else partial(join_quantized, config=quantized)
             tensors = join(tensors)
         naming = hf_naming(spec)
+        tensors = [tensor for tensor in tensors if not naming.is_behind(tensor.name, spec.num_layers)]
         tensors = [part for tensor in tensors for part in _split(tensor, naming, spec)]
         tensors = [tensor for tensor in tensors if not _is_empty_bias(tensor, spec)]
         unused = set() if spec.head is None else set(spec.head.stored)

@@ -157,3 +157,21 @@ def test_damaged_and_absent_files(tiny_model, tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text("{")
     with pytest.raises(ModelError, match=r"index\.json"):
         load(tmp_path)
+
+
+def test_layers_that_guess_further_tokens_are_left_out(tiny_model, copy):
+    """GLM-4.5 has one behind its last layer; its config counts it apart."""
+
+    def add(tensors):
+        tensors |= {
+            "model.layers.3.eh_proj.weight": torch.zeros(64, 128),
+            "model.layers.3.enorm.weight": torch.ones(64),
+        }
+
+    folder = copy("glm4_moe", add)
+    assert load(folder).spec.num_layers == 3
+    assert_equal_weights(load(folder), load(tiny_model("glm4_moe")))
+    settings = json.loads((folder / "config.json").read_text()) | {"num_nextn_predict_layers": 0}
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match=r"lacks layers\.3"):
+        load(folder)
