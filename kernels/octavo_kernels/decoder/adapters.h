@@ -24,41 +24,49 @@ struct AdapterLayer {
 };
 
 struct Adapter {
-    int64_t widest;  // most rows of any `a`
+    int64_t widest;  // most places of the packed A x of an input
     AdapterLayer layers[1];
 };
 
 namespace {
 
-constexpr size_t kRowsTogether = 64;  // of one adapter: more are several pieces of work for the threads
-
-// Some rows of one adapter.
-struct AdapterRows {
+// Some rows of one adapter: as many as share a load of its weights.
+struct AdapterPiece {
     const Adapter* adapter;
-    std::vector<int64_t> rows;
+    const int64_t* rows;
+    int64_t count;
 
+    // low: A x of all rows, packed.
     template <ActivationKind KIND, int ROWS>
-    void project(const LowA& a, int64_t block, const Activations& x, float* low, int64_t stride, size_t row) const {
-        for (; row + ROWS <= rows.size(); row += ROWS) {
-            float* to[ROWS];
-            for (int r = 0; r < ROWS; ++r) to[r] = low + rows[row + r] * stride;
-            packed::project<KIND, ROWS>(a, block, x, &rows[row], to);
+    void project(const AdapterLayer& layer, Site site, const Activations& x, float* low, int64_t stride) const {
+        float sums[ROWS][packed::kMaxStacked];
+        packed::project<KIND, ROWS>(layer.a[site], x, rows, sums);
+        for (int part = 0; part < kParts; ++part) {
+            const LowB& b = layer.b[part];
+            if (kSiteOf[part] != site || !b.rank) continue;
+            for (int r = 0; r < ROWS; ++r)
+                packed::pack_low<KIND>(b.rank, sums[r] + b.offset, low + rows[r] * stride + b.place * packed::kPlace);
         }
-        if constexpr (ROWS > 1) project<KIND, ROWS / 2>(a, block, x, low, stride, row);
     }
 
     template <ActivationKind KIND, int ROWS>
-    void expand(const LowB& b, const float* low, int64_t low_stride, float* out, int64_t stride, Range blocks,
-                size_t row) const {
-        for (; row + ROWS <= rows.size(); row += ROWS) {
-            const float* x[ROWS];
-            float* y[ROWS];
-            for (int r = 0; r < ROWS; ++r) x[r] = low + rows[row + r] * low_stride, y[r] = out + rows[row + r] * stride;
-            packed::expand<KIND, ROWS>(b, x, y, blocks);
+    void expand(const LowB& b, const float* low, int64_t low_stride, float* out, int64_t stride, Range blocks) const {
+        const float* x[ROWS];
+        float* y[ROWS];
+        for (int r = 0; r < ROWS; ++r) {
+            x[r] = low + rows[r] * low_stride + b.place * packed::kPlace;
+            y[r] = out + rows[r] * stride;
         }
-        if constexpr (ROWS > 1) expand<KIND, ROWS / 2>(b, low, low_stride, out, stride, blocks, row);
+        packed::expand<KIND, ROWS>(b, x, y, blocks);
     }
 };
+
+// Calls f with the number of rows as a constant.
+template <int ROWS = packed::kRowsBeside, class F> void with_rows(int64_t count, const F& f) {
+    if constexpr (ROWS > 1)
+        if (count < ROWS) return with_rows<ROWS - 1>(count, f);
+    f(std::integral_constant<int, ROWS>());
+}
 
 // Calls f with a constant.
 template <class F> void with_kind(int64_t kind, const F& f) {
@@ -70,60 +78,75 @@ template <class F> void with_kind(int64_t kind, const F& f) {
 }
 
 class StepAdapters {
-    std::vector<AdapterRows> groups;  // memory stays for later steps
+    struct Rows {
+        const Adapter* adapter;
+        std::vector<int64_t> rows;
+    };
+    std::vector<Rows> groups;  // memory stays for later steps
     size_t used = 0;
+    std::vector<AdapterPiece> pieces;
 
-    AdapterRows& group_of(const Adapter* adapter) {
+    Rows& rows_of(const Adapter* adapter) {
         for (size_t g = used; g-- > 0;)
-            if (groups[g].adapter == adapter && groups[g].rows.size() < kRowsTogether) return groups[g];
+            if (groups[g].adapter == adapter) return groups[g];
         if (used == groups.size()) groups.emplace_back();
-        AdapterRows& fresh = groups[used++];
+        Rows& fresh = groups[used++];
         fresh.adapter = adapter;
         fresh.rows.clear();
         return fresh;
     }
 
+    // Pieces of about equally many rows.
+    void cut(const Rows& group) {
+        const int64_t count = int64_t(group.rows.size()), parts = (count - 1) / packed::kRowsBeside + 1;
+        for (int64_t i = 0; i < parts; ++i) {
+            const Range part = split(count, int(i), int(parts));
+            pieces.push_back({group.adapter, group.rows.data() + part.begin, part.end - part.begin});
+        }
+    }
+
 public:
-    int64_t stride = 0;  // of the rows of `low`, which holds A x of one site
+    int64_t stride = 0;  // floats of a row of `low`, which holds A x of one site, packed
 
     // of: each token's adapter or null; empty where no token has one.
     void build(const Tokens& tokens, const std::vector<const Adapter*>& of) {
         used = 0;
         stride = 0;
+        pieces.clear();
         if (of.empty()) return;
         for (int64_t i = 0; i < tokens.count; ++i)
-            if (const Adapter* adapter = of[tokens[i]]) group_of(adapter).rows.push_back(i);
-        for (size_t g = 0; g < used; ++g) stride = std::max(stride, blocks_of(groups[g].adapter->widest) * 16);
+            if (const Adapter* adapter = of[tokens[i]]) rows_of(adapter).rows.push_back(i);
+        for (size_t g = 0; g < used; ++g) {
+            cut(groups[g]);
+            stride = std::max(stride, groups[g].adapter->widest * packed::kPlace);
+        }
     }
 
     bool none() const { return used == 0; }
 
-    // A x in units() pieces: of 16 rows of an adapter's A each.
-    int64_t units(int64_t layer, Site site) const {
-        int64_t count = 0;
-        for (size_t g = 0; g < used; ++g) count += blocks_of(groups[g].adapter->layers[layer].a[site].n);
-        return count;
-    }
+    // A x in units() pieces.
+    int64_t units() const { return int64_t(pieces.size()); }
+
     void project(int64_t layer, Site site, const Input& input, float* low, int64_t unit) const {
-        for (size_t g = 0; g < used; ++g) {
-            const LowA& a = groups[g].adapter->layers[layer].a[site];
-            if (unit < blocks_of(a.n))
-                return with_kind(a.kind, [&](auto kind) {
-                    const Activations& x = input.form(kind);
-                    groups[g].project<kind, packed::kRowsBeside>(a, unit, x, low, stride, 0);
-                });
-            unit -= blocks_of(a.n);
-        }
+        const AdapterPiece& piece = pieces[unit];
+        const AdapterLayer& changed = piece.adapter->layers[layer];
+        if (!changed.a[site].n) return;
+        with_kind(changed.a[site].kind, [&](auto kind) {
+            with_rows(piece.count, [&](auto rows) {
+                piece.project<kind, rows>(changed, site, input.form(kind), low, stride);
+            });
+        });
     }
 
     // Adds B (A x) to the outputs `blocks` of a matrix, of which `out` takes the first; `to`: its rows' stride.
     void add(int64_t layer, Part part, const float* low, float* out, int64_t to, Range blocks) const {
-        for (size_t g = 0; g < used; ++g) {
-            const AdapterLayer& changed = groups[g].adapter->layers[layer];
-            const LowB& b = changed.b[part];
-            if (!b.rank) continue;
+        for (const AdapterPiece& piece : pieces) {
+            const AdapterLayer& changed = piece.adapter->layers[layer];
+            if (!changed.b[part].rank) continue;
             with_kind(changed.a[kSiteOf[part]].kind, [&](auto kind) {
-                groups[g].expand<kind, packed::kRowsBeside>(b, low, stride, out, to, blocks, 0);
+                with_rows(piece.count, [&](auto rows) {
+                    piece.expand<kind, rows>(changed.b[part], low, stride, out, to, blocks);
+                });
             });
         }
     }

@@ -78,21 +78,26 @@ class Decoder {
         input.pack(i, normed_row);
     }
 
-    // Products of one input, with what adapters add (`adapt`): A x comes before them.
+    // Products of one input, with what adapters add (`product`): A x comes before them.
     template <class Way, class P, class F>
     void multiply(const Way& way, const Layer& layer, Site site, std::initializer_list<int64_t> outputs,
                   const Input& input, const P& prepare, const F& f) const {
         const StepAdapters& adapters = way.shared.adapters;
         if (adapters.none()) return way.multiply(outputs, prepare, f);
         const int64_t at = &layer - layers.data();
-        way.multiply(outputs, prepare, adapters.units(at, site), [&](int64_t unit) {
+        way.multiply(outputs, prepare, adapters.units(), [&](int64_t unit) {
             adapters.project(at, site, input, way.own.low, unit);
         }, f);
     }
 
+    // Some outputs of a layer's matrix, with what adapters add.
     template <class Way>
-    void adapt(const Way& way, const Layer& layer, Part part, float* out, int64_t stride, Range blocks) const {
-        way.shared.adapters.add(&layer - layers.data(), part, way.own.low, out, stride, blocks);
+    void product(const Way& way, const Layer& layer, Part part, const Matrix& matrix, const Input& input, float* out,
+                 int64_t stride, Range blocks) const {
+        const StepAdapters& adapters = way.shared.adapters;
+        const int64_t at = &layer - layers.data();
+        input.multiply(matrix, exact(), out, stride, blocks);
+        adapters.add(at, part, way.own.low, out, stride, blocks);
     }
 
     void embed(int64_t token) {
@@ -168,8 +173,7 @@ class Decoder {
         };
         multiply(way, layer, kQkvSite, {q_size, kv_size, kv_size}, own.qkv_input, prepare, [&](size_t i, Range blocks) {
             float* to = qkv + first * qkv_size + products[i].column + blocks.begin * 16;
-            own.qkv_input.multiply(*products[i].matrix, exact(), to, qkv_size, blocks);
-            adapt(way, layer, Part(kQ + i), to, qkv_size, blocks);
+            product(way, layer, Part(kQ + i), *products[i].matrix, own.qkv_input, to, qkv_size, blocks);
         });
         way.each(count * heads, [&](int64_t i) {
             rotate_and_store(layer, first + i / heads, i % heads);
@@ -206,8 +210,7 @@ class Decoder {
             own.out_input.pack(i, attended + way.tokens[i] * q_size);
         };
         multiply(way, layer, kOutSite, {hidden}, own.out_input, pack_attended, [&](size_t, Range blocks) {
-            own.out_input.multiply(layer.out, exact(), shared.attended + blocks.begin * 16, hidden, blocks);
-            adapt(way, layer, kOut, shared.attended + blocks.begin * 16, hidden, blocks);
+            product(way, layer, kOut, layer.out, own.out_input, shared.attended + blocks.begin * 16, hidden, blocks);
         });
         way.sum(shared.attended, count * hidden);
         const auto prepare = [&](int64_t i) {
@@ -233,10 +236,8 @@ class Decoder {
         const Range columns{blocks.begin * 16, std::min(blocks.end * 16, layer.up.n)};
         const int64_t stride = 2 * way.gate_width;
         float *gate = way.gate(columns.begin), *up = gate + way.gate_width;
-        if (layer.gate.data) way.own.mlp_input.multiply(layer.gate, exact(), gate, stride, blocks);
-        way.own.mlp_input.multiply(layer.up, exact(), up, stride, blocks);
-        adapt(way, layer, kGate, gate, stride, blocks);
-        adapt(way, layer, kUp, up, stride, blocks);
+        if (layer.gate.data) product(way, layer, kGate, layer.gate, way.own.mlp_input, gate, stride, blocks);
+        product(way, layer, kUp, layer.up, way.own.mlp_input, up, stride, blocks);
         for (int64_t i = 0; i < way.tokens.count; ++i) {
             float *row = gate + i * stride, *values = row + way.gate_width;
             if (layer.gate.data) gate_row(Gate(model.gate), row, values, columns.end - columns.begin, values);
@@ -248,18 +249,16 @@ class Decoder {
     template <class Way, class F>
     void multiply_down(const Layer& layer, const Way& way, const Input& between, const F& f) const {
         const StepAdapters& adapters = way.shared.adapters;
-        const int64_t at = &layer - layers.data(), projections = adapters.units(at, kDownSite);
-        if (projections == 0) return way.multiply({model.hidden}, f);
-        way.multiply({model.hidden}, projections, [&](int64_t unit) {
+        if (adapters.none()) return way.multiply({model.hidden}, f);
+        const int64_t at = &layer - layers.data();
+        way.multiply({model.hidden}, adapters.units(), [&](int64_t unit) {
             adapters.project(at, kDownSite, between, way.own.low, unit);
         }, f);
     }
 
     template <class Way>
     void feed_out(const Layer& layer, const Way& way, const Input& between, Range blocks) const {
-        float* to = way.shared.fed + blocks.begin * 16;
-        between.multiply(layer.down, exact(), to, model.hidden, blocks);
-        adapt(way, layer, kDown, to, model.hidden, blocks);
+        product(way, layer, kDown, layer.down, between, way.shared.fed + blocks.begin * 16, model.hidden, blocks);
     }
 
     // The mixture of a layer in place of its MLP. Router, shared expert and its gate are multiplied together;

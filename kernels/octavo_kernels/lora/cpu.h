@@ -22,14 +22,15 @@ struct LowA {
     const uint8_t* data;
 };
 struct LowB {
-    int64_t rank, offset, n;  // offset: of its A x among those of the matrices with the same input
+    int64_t rank, offset, place, n;  // where its A x begins among those of its input; where it is packed, in `kPlace`s
     const uint8_t* data;
 };
 
 namespace packed {
 namespace {
 
-constexpr int64_t kMaxRank = 256;
+constexpr int64_t kMaxRank = 256, kMaxStacked = 3 * kMaxRank;
+constexpr int64_t kPlace = GROUP;  // floats of room for 32 numbers of a packed A x
 constexpr int kRowsBeside = REGISTER_ROWS < 4 ? REGISTER_ROWS : 4;  // that share a load of weights
 constexpr int64_t kNext = 4096;  // bytes: what comes next lies next, in a matrix and after it
 
@@ -106,92 +107,83 @@ OCTAVO_INLINE void project_rows(const uint8_t* unit, int64_t groups, const Place
     }
 }
 
-// Outputs 16 block .. 16 block + 15 of A x of some rows; to[r] takes all outputs of row r.
+// A x of some rows.
 template <ActivationKind KIND, int ROWS>
-void project(const LowA& a, int64_t block, const Activations& input, const int64_t* rows, float* const (&to)[ROWS]) {
+void project(const LowA& a, const Activations& input, const int64_t* rows, float (&to)[ROWS][kMaxStacked]) {
     Place x[ROWS];
-    Floats acc[ROWS];
-    for (int r = 0; r < ROWS; ++r) x[r] = place_of(input, rows[r]), acc[r] = no_floats();
-    const int64_t groups = groups_of(a.k);
-    project_rows<KIND, ROWS>(a.data + block * groups * unit_bytes_of<KIND>(), groups, x, acc);
-    for (int r = 0; r < ROWS; ++r) store_floats(to[r] + block * LANES, acc[r]);
+    for (int r = 0; r < ROWS; ++r) x[r] = place_of(input, rows[r]);
+    const int64_t groups = groups_of(a.k), bytes = groups * unit_bytes_of<KIND>();
+    for (int64_t block = 0; block < blocks_of(a.n); ++block) {
+        Floats acc[ROWS];
+        for (int r = 0; r < ROWS; ++r) acc[r] = no_floats();
+        project_rows<KIND, ROWS>(a.data + block * bytes, groups, x, acc);
+        for (int r = 0; r < ROWS; ++r) store_floats(to[r] + block * LANES, acc[r]);
+    }
 }
 
-// A x of one row as B takes it.
-template <ActivationKind KIND> struct LowRow {
-    uint32_t words[kMaxRank];
-
-    void set(const LowB& b, const float* x) {
-        if constexpr (KIND == ActivationKind::f32) {
-            std::memcpy(words, x, b.rank * 4);
-        } else {
-            bf16 values[kMaxRank + kLanes];
-            for (int64_t i = 0; i < b.rank; i += kLanes) store(values + i, load_part(x + i, b.rank - i));
-            std::memcpy(words, values, (b.rank + 1) / 2 * 4);
-        }
-    }
-};
-
-template <> struct LowRow<ActivationKind::int8> {
-    Group8 groups[kMaxRank / GROUP];
-
-    void set(const LowB& b, const float* x) {
-        for (int64_t i = 0; i < b.rank; i += GROUP) {
+// Packs the A x of one row as B takes it.
+template <ActivationKind KIND> void pack_low(int64_t rank, const float* x, float* to) {
+    if constexpr (KIND == ActivationKind::f32) {
+        std::memcpy(to, x, rank * 4);
+    } else if constexpr (KIND == ActivationKind::bf16) {
+        for (int64_t i = 0; i < rank; i += kLanes) store((bf16*)to + i, load_part(x + i, rank - i));
+    } else {
+        for (int64_t i = 0; i < rank; i += GROUP) {
             float values[GROUP] = {};
-            std::memcpy(values, x + i, std::min<int64_t>(GROUP, b.rank - i) * 4);
-            quantize(values, groups[i / GROUP]);
+            std::memcpy(values, x + i, std::min<int64_t>(GROUP, rank - i) * 4);
+            quantize(values, ((Group8*)to)[i / GROUP]);
         }
     }
-};
+}
 
-template <ActivationKind KIND> int64_t block_bytes_of(const LowB& b) {
-    if constexpr (KIND == ActivationKind::f32) return b.rank * 64;
-    if constexpr (KIND == ActivationKind::bf16) return (b.rank + 1) / 2 * 64;
+int64_t block_bytes_of(ActivationKind kind, const LowB& b) {
+    if (kind == ActivationKind::f32) return b.rank * 64;
+    if (kind == ActivationKind::bf16) return (b.rank + 1) / 2 * 64;
     return (b.rank + GROUP - 1) / GROUP * 32 + (b.rank + 3) / 4 * 64;
 }
 
 // Sixteen outputs of B times ROWS rows.
 template <ActivationKind KIND, int ROWS>
-OCTAVO_INLINE void expand_rows(const LowB& b, const uint8_t* weights, const LowRow<KIND> (&x)[ROWS],
+OCTAVO_INLINE void expand_rows(const LowB& b, const uint8_t* weights, const float* const (&x)[ROWS],
                                Floats (&acc)[ROWS]) {
     if constexpr (KIND == ActivationKind::int8) {
         for (int64_t first = 0; first < b.rank; first += GROUP) {
             const int64_t steps = (std::min<int64_t>(GROUP, b.rank - first) + 3) / 4;
             const Group8* groups[ROWS];
-            for (int r = 0; r < ROWS; ++r) groups[r] = &x[r].groups[first / GROUP];
-            add_codes<ROWS>(weights, steps, groups, acc);
+            for (int r = 0; r < ROWS; ++r) groups[r] = (const Group8*)x[r] + first / GROUP;
+            if (steps == 4) add_codes<ROWS>(weights, 4, groups, acc);  // rank 16: unrolled
+            else add_codes<ROWS>(weights, steps, groups, acc);
             weights += 32 + 64 * steps;
         }
     } else {
         const int64_t words = KIND == ActivationKind::bf16 ? (b.rank + 1) / 2 : b.rank;
         for (int64_t i = 0; i < words; ++i) {
             uint32_t word[ROWS];
-            for (int r = 0; r < ROWS; ++r) word[r] = x[r].words[i];
+            for (int r = 0; r < ROWS; ++r) std::memcpy(&word[r], x[r] + i, 4);
             add_words<KIND, ROWS>(weights + 64 * i, word, acc);
         }
     }
 }
 
-// Adds B (A x) to the outputs `blocks` of ROWS rows, of which y takes those of the first block. low: A x.
+// Adds B (A x) to the outputs `blocks` of ROWS rows, of which y takes those of the first block. x: A x, packed.
 template <ActivationKind KIND, int ROWS>
-void expand(const LowB& b, const float* const (&low)[ROWS], float* const (&y)[ROWS], Range blocks) {
-    LowRow<KIND> x[ROWS];
-    for (int r = 0; r < ROWS; ++r) x[r].set(b, low[r] + b.offset);
-    const uint8_t* weights = b.data + blocks.begin * block_bytes_of<KIND>(b);
-    for (int64_t block = blocks.begin; block < blocks.end; ++block, weights += block_bytes_of<KIND>(b)) {
-        const int64_t at = (block - blocks.begin) * LANES, count = std::min<int64_t>(LANES, b.n - block * LANES);
-        float ends[ROWS][LANES] = {};  // where the last block has fewer outputs
-        Floats acc[ROWS];
-        for (int r = 0; r < ROWS; ++r) {
-            if (count < LANES) std::memcpy(ends[r], y[r] + at, count * 4);
-            acc[r] = load_floats(count < LANES ? ends[r] : y[r] + at);
-        }
+void expand(const LowB& b, const float* const (&x)[ROWS], float* const (&y)[ROWS], Range blocks) {
+    const int64_t bytes = block_bytes_of(KIND, b);
+    const uint8_t* weights = b.data + blocks.begin * bytes;
+    const Range whole{blocks.begin, std::min(blocks.end, b.n / LANES)};
+    Floats acc[ROWS];
+    for (int64_t block = blocks.begin; block < whole.end; ++block, weights += bytes) {
+        const int64_t at = (block - blocks.begin) * LANES;
+        for (int r = 0; r < ROWS; ++r) acc[r] = load_floats(y[r] + at);
         expand_rows<KIND, ROWS>(b, weights, x, acc);
-        for (int r = 0; r < ROWS; ++r) {
-            store_floats(count < LANES ? ends[r] : y[r] + at, acc[r]);
-            if (count < LANES) std::memcpy(y[r] + at, ends[r], count * 4);
-        }
+        for (int r = 0; r < ROWS; ++r) store_floats(y[r] + at, acc[r]);
     }
+    if (whole.end == blocks.end) return;
+    const int64_t at = (whole.end - blocks.begin) * LANES, count = b.n - whole.end * LANES;
+    float ends[ROWS][LANES] = {};  // the last block has fewer outputs
+    for (int r = 0; r < ROWS; ++r) std::memcpy(ends[r], y[r] + at, count * 4), acc[r] = load_floats(ends[r]);
+    expand_rows<KIND, ROWS>(b, weights, x, acc);
+    for (int r = 0; r < ROWS; ++r) store_floats(ends[r], acc[r]), std::memcpy(y[r] + at, ends[r], count * 4);
 }
 
 }  // namespace

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -61,8 +60,7 @@ class PackedAdapter:
         self._data = untouched(self.num_bytes)
         self._used = 0
         words = [word for records, matrices in packed for word in self._placed(records, matrices)]
-        widest = max((record.rows for records, _ in packed for record in records[: len(SITES)]), default=0)
-        self._words = np.array([widest, *words], np.int64)
+        self._words = np.array([max(map(_places, layers), default=0), *words], np.int64)
 
     @property
     def address(self) -> int:
@@ -72,7 +70,7 @@ class PackedAdapter:
     def _placed(self, records: list[_Record], matrices: list[Bytes]) -> list[int]:
         """The words of `struct AdapterLayer`."""
         places = [self._place(matrix) for matrix in matrices]
-        return [word for *numbers, index in records for word in (*numbers, 0 if index is None else places[index])]
+        return [word for *numbers, index in records for word in (*numbers, 0 if index < 0 else places[index])]
 
     def _place(self, matrix: Bytes) -> int:
         """Copies it behind those before; its address."""
@@ -82,30 +80,34 @@ class PackedAdapter:
         return place.ctypes.data
 
 
-class _Record(NamedTuple):
-    """Words of `struct LowA` (kind, rows, columns) or `struct LowB` (rank, offset, rows), and which matrix is meant."""
+_Record = tuple[int, ...]
+"""Words of `struct LowA` or `struct LowB`, but for the last one: which of the layer's matrices it is, or -1."""
 
-    first: int = 0
-    rows: int = 0
-    last: int = 0
-    matrix: int | None = None
+
+def _places(layer: Mapping[str, Pair]) -> int:
+    """The most room that the packed products of an input's A's take, in groups of 32."""
+    return max(sum(_groups(layer[part][0]) for part in site if part in layer) for site in SITES)
+
+
+def _groups(a: Float32) -> int:
+    return -(-len(a) // GROUP)
 
 
 def _layer(layer: Mapping[str, Pair], kinds: Sequence[Kind]) -> tuple[list[_Record], list[Bytes]]:
     """A layer's records, those of A first, and the matrices, in the order in which a step reads them."""
     first, second, matrices = list[_Record](), list[_Record](), list[Bytes]()
     for kind, site in zip(kinds, SITES, strict=True):
-        offset, present = 0, [layer[part][0] for part in site if part in layer]
-        first.append(_Record(kind, *_shape(present), len(matrices)) if present else _Record())
+        offset, place, present = 0, 0, [layer[part][0] for part in site if part in layer]
+        first.append((kind, *_shape(present), len(matrices)) if present else (0, 0, 0, -1))
         matrices += [_blocks(np.concatenate(present), kind, GROUP)] if present else []
         for part in site:
             if part not in layer:
-                second.append(_Record())
+                second.append((0, 0, 0, 0, -1))
                 continue
-            rows, rank = layer[part][1].shape
-            second.append(_Record(rank, offset, rows, len(matrices)))
-            matrices.append(_blocks(layer[part][1], kind, _TOGETHER[kind]))
-            offset += rank
+            a, b = layer[part]
+            second.append((len(a), offset, place, len(b), len(matrices)))
+            matrices.append(_blocks(b, kind, _TOGETHER[kind]))
+            offset, place = offset + len(a), place + _groups(a)
     return first + second, matrices
 
 

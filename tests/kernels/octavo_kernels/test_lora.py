@@ -24,8 +24,8 @@ def test_bytes_are_those_of_the_ranks_alone(kind, expected):
     layer = {"q": pair(64, 5), "k": pair(32, 5), "v": pair(32, 5)}
     packed = PackedAdapter([layer, {}], [[kind] * 4] * 2)
     assert packed.num_bytes == expected
-    assert len(packed._words) == 1 + 2 * (4 * 4 + 7 * 4)
-    assert packed._words[0] == 15
+    assert len(packed._words) == 1 + 2 * (4 * 4 + 7 * 5)
+    assert packed._words[0] == 3
 
 
 def test_codes_are_within_half_a_step_of_what_they_stand_for():
