@@ -172,7 +172,7 @@ def settings_page() -> str:
 
 
 _HEAD = "| setting | is | default | |\n|---|---|---|---|"
-_WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
+_WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "mapping", type(None): "null"}
 
 
 def _kind(setting: Setting, groups: dict[tuple[str, ...], Any]) -> str:

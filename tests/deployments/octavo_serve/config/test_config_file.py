@@ -138,7 +138,12 @@ WHOLE = {
                     MODEL
                     | {
                         "aliases": ["chat", {"name": "other", "weight": 2.0}],
-                        "engine": {"dtype": "float32", "rehearsal": "llama-8b-h100", "rehearsal_speed": [1.0]},
+                        "engine": {
+                            "dtype": "float32",
+                            "rehearsal": "llama-8b-h100",
+                            "rehearsal_speed": [1.0],
+                            "speculation": {"draft": "d.gguf"},
+                        },
                         "accuracy": {"max_kl": 1.0, "text": "t.txt", "reference": "org/model"},
                         "replicas": {"min": 0, "max": 2, "ttft": 1.0},
                     }
@@ -201,6 +206,7 @@ MISSING: list[tuple[dict[str, Any], str]] = [
     ({"source": "config.yaml"}, "is neither a .gguf file nor a directory"),
     ({"engine": {"rehearsal": "llama-8b-h1000"}}, "model 'm': no rehearsal profile 'llama-8b-h1000'"),
     ({"engine": {"rehearsal": "no.yaml"}}, "model 'm': no rehearsal profile 'no.yaml'"),
+    ({"engine": {"speculation": {"draft": "m"}}}, "model 'm': speculation.draft: no model at 'm'"),
     ({"lora": {"a": "no folder"}}, "model 'm': lora.a: there is no 'no folder'"),
     ({"lora_folders": ["no folder"]}, "model 'm': lora_folders: no folder: there is no 'no folder'"),
     ({"accuracy": {"max_kl": 1.0, "text": "no.txt"}}, "model 'm': accuracy.text: there is no file 'no.txt'"),

@@ -19,7 +19,7 @@ from octavo.execution.background import BackgroundExecutor
 from octavo.execution.executor import Wait, finished
 from octavo.execution.pooling import pool, pooled_tokens
 from octavo.pooling import PoolingInfo
-from octavo.request import Request, SamplingParams
+from octavo.request import Adapter, Request, SamplingParams
 from octavo.step import Candidates, LogprobRow, SamplingRows, StepBatch, StepResult
 from octavo.text.parts import TokenizerParts
 from octavo.text.tokenizer import Tokenizer
@@ -97,7 +97,8 @@ class PagedFake:
             s = np.searchsorted(batch.query_start, index, "right") - 1
             blocks, length = batch.block_tables[s], batch.context_lens[s] - (batch.query_start[s + 1] - 1 - index)
             read = self.cache[blocks[: -(-length // size)]].reshape(-1)[:length]
-            token = self.said(read, int(batch.sampling.seed[row]))
+            adapter = zlib.crc32((batch.adapters[s] if batch.adapters else "").encode())
+            token = self.said(read, int(batch.sampling.seed[row]) ^ adapter)
             token = nearest(token, batch.sampling, row)
             tokens.append(-1 if int(read[-1]) in self.fail_tokens else token)
             if row in batch.sampling.beams:
@@ -125,6 +126,12 @@ class PagedFake:
             read = self.cache[batch.block_tables[s]].reshape(-1)[:length]
             states.append(np.full(5, np.nan, np.float32) if int(read[-1]) in self.fail_tokens else state(read))
         return pool(batch, np.array(states, np.float32).reshape(-1, 5))
+
+    def load_adapter(self, adapter: Adapter) -> int:
+        return 1
+
+    def drop_adapter(self, digest: str) -> None:
+        pass
 
     def close(self) -> None:
         self.closed = True
@@ -167,10 +174,12 @@ def make_encoder(positions: int = 100, *, max_tokens: int | None = None, **setti
     return Engine("fake", executor, config, end_token_ids=(), pooling=info)
 
 
-def make_drafter(num_blocks: int = 400, *, astray: int = 0, seconds: float = 1e-5, **settings) -> Drafter:
+def make_drafter(
+    num_blocks: int = 400, *, astray: int = 0, seconds: float = 1e-5, parrot: int | None = None, **settings
+) -> Drafter:
     """A draft model that is right but for every `astray`-th token, and takes so long for a pass."""
     model = PagedFake(num_blocks, 4)
-    model.astray, model.seconds = astray, seconds
+    model.astray, model.seconds, model.parrot = astray, seconds, parrot
     drafter = Drafter(model, 4, **settings)
     drafter.measure()
     return drafter
@@ -192,7 +201,7 @@ def model_of(engine: Engine) -> PagedFake:
 
 
 def make_request(request_id: str, prompt: list[int], seed: int = 0, **params) -> Request:
-    extra = {k: params.pop(k) for k in ("priority", "cache_salt") if k in params}
+    extra = {k: params.pop(k) for k in ("priority", "cache_salt", "adapter", "predicted") if k in params}
     return Request(request_id=request_id, prompt_token_ids=prompt, params=SamplingParams(seed=seed, **params), **extra)
 
 

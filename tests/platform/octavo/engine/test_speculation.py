@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import pytest
@@ -9,13 +10,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from octavo import LLM, SamplingParams
+from octavo.constraint import Grammar
 from octavo.cost_model import CostModel, StepWork
 from octavo.engine.speculation import Speculation
 from octavo.errors import ConfigError
+from octavo.request import Adapter
 
+TEXT = Grammar(source='start: /[a-g]{3,60}/ "abc, the others are done" /[0-9]+/')
 KINDS = [{}, {"n": 3}, {"logprobs": 2}, {"prompt_logprobs": 1}, {"stop_token_ids": [5]}, {"n": 2, "logprobs": 0},
          {"min_tokens": 9, "stop_token_ids": [5, 6]}, {"repetition_penalty": 1.2, "frequency_penalty": 0.3},
-         {"cache_salt": "a"}, {"cache_salt": "b", "n": 2}, {"priority": 1}]  # fmt: skip
+         {"cache_salt": "a"}, {"cache_salt": "b", "n": 2}, {"priority": 1}, {"grammar": TEXT, "n": 2},
+         {"n": 2, "adapter": Adapter("a", "f0", "/")}, {"grammar": TEXT, "logprobs": 0},
+         {"predicted": [3, 5] * 40, "n": 2}, {"bad_token_ids": [[3], [5, 7]]}]  # fmt: skip
+EXAMPLES = int(os.environ.get("OCTAVO_SCHEDULES", "40"))
 
 
 def parrot(fake, tokens: int = 12, seconds_each: float = 0.0, **config):
@@ -70,7 +77,7 @@ def requests_of(fake, rng: random.Random, count: int) -> list:
     return made
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**20),
     ahead=st.booleans(),
@@ -79,14 +86,20 @@ def requests_of(fake, rng: random.Random, count: int) -> list:
     chunk=st.sampled_from([9, 64]),
     tokens=st.sampled_from([3, 12]),
     seconds_each=st.sampled_from([0.0, 2e-4]),
+    drafts=st.sampled_from([None, {"astray": 0}, {"astray": 4}, {"astray": 4, "num_blocks": 40}]),
 )
-def test_no_schedule_changes_an_answer(fake, seed, ahead, num_blocks, caching, chunk, tokens, seconds_each):
+def test_no_schedule_changes_an_answer(
+    fake, tiny_tokenizer, seed, ahead, num_blocks, caching, chunk, tokens, seconds_each, drafts
+):
     world = {"num_blocks": num_blocks, "enable_prefix_caching": caching, "max_num_batched_tokens": chunk}
+    world["tokenizer"] = tiny_tokenizer
+    drafter = drafts and fake.drafter(parrot=tokens, caching=caching, **drafts)
     rng = random.Random(seed)
     aborts = [(rng.randrange(60), f"r{rng.randrange(9)}") for _ in range(2)]
     asked = [requests_of(fake, random.Random(seed), 9) for _ in range(2)]
     theirs = told(parrot(fake, tokens, seconds_each, speculation=False, **world), asked[0], aborts)
-    ours = told(parrot(fake, tokens, seconds_each, speculation=True, async_scheduling=ahead, **world), asked[1], aborts)
+    own = {"speculation": True, "async_scheduling": ahead, "drafter": drafter}
+    ours = told(parrot(fake, tokens, seconds_each, **own, **world), asked[1], aborts)
     gone = {name for _, name in aborts}  # they end after as many tokens as they had
     assert answers(ours, gone) == answers(theirs, gone)
 
