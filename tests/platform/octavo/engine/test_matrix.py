@@ -140,6 +140,9 @@ class Guesser:
     def ended(self, seq):
         pass
 
+    def close(self):
+        pass
+
     def propose(self, seq, most):
         said = self.plain[seq.group.request.request_id, seq.index][0][seq.num_output :][:4]
         return [token if self.random.random() < 0.8 else 3 for token in said]
