@@ -106,6 +106,11 @@ class Followed:
             self.chances.learn(kind, right=ahead < right)
             self.namespace.learn(kind, right=ahead < right)
 
+    def was_wrong(self, ahead: int) -> None:
+        """Learn that the guess after `ahead` others cannot be, or is of no use."""
+        self.chances.learn(self.kind(ahead), right=False)
+        self.namespace.learn(self.kind(ahead), right=False)
+
     def guesses(self, count: int) -> list[int]:
         """The next tokens; a text that ends with its own beginning goes on with it."""
         if self.match is None:

@@ -50,8 +50,12 @@ class Proposer(Protocol):
         """
         ...
 
-    def checked(self, seconds: float) -> None:
-        """What it took to make ready a token that was proposed where a grammar holds."""
+    def checked(self, seq: Sequence, kept: int, proposed: int, seconds: float) -> None:
+        """Of so many tokens that were proposed where a grammar holds, it lets the first `kept` be verified.
+
+        Args:
+            seconds: that it took to find out.
+        """
         ...
 
     def raised(self, sequences: Iterable[Sequence]) -> None:

@@ -217,7 +217,7 @@ class Scheduler:
         proposed = proposals(proposer, seq, self._room_of(plan, chunk), self.limits.vocab_size)
         if proposed and seq.constraint is not None:
             proposed, plan.behind[seq], seconds = checked(seq, wanted := proposed)
-            proposer.checked(seconds / len(wanted))
+            proposer.checked(seq, len(proposed), len(wanted), seconds)
         if self._continue(seq, 1 + len(proposed), plan) and proposed:
             plan.proposed[seq] = proposed
             plan.num_proposed += len(proposed)

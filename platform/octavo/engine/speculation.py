@@ -160,9 +160,11 @@ class Speculation:
             state.misses = 0
         return state.origin
 
-    def checked(self, seconds: float) -> None:
+    def checked(self, seq: Sequence, kept: int, proposed: int, seconds: float) -> None:
         """As in `Proposer`."""
-        self._checking += (seconds - self._checking) / 16
+        self._checking += (seconds / proposed - self._checking) / 16
+        if kept < proposed and seq.followed is not None:
+            seq.followed.was_wrong(kept)
 
     def raised(self, sequences: Iterable[Sequence]) -> None:
         """As in `Proposer`."""

@@ -220,7 +220,8 @@ class Knows:
     def verified(self, seq, right: int, proposed: int):
         return "text"
 
-    def checked(self, seconds: float) -> None:
+    def checked(self, seq, kept: int, proposed: int, seconds: float) -> None:
+        assert 0 <= kept <= proposed
         assert seconds >= 0
 
     def raised(self, sequences) -> None:

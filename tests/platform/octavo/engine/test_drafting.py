@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from octavo.constraint import Grammar
+
 
 def run(fake, drafter, *prompts, before=(), **options):
     """Steps, tokens and the engine of requests, after others that taught what steps cost."""
@@ -65,6 +67,15 @@ def test_no_pass_is_run_where_passes_or_rows_are_dear(fake, seconds, each, most)
         engine.add(fake.request(f"r{i}", [i], max_tokens=100))
     fake.run(engine)
     assert len(drafter.executor.batches) - passes <= most
+
+
+def test_a_draft_that_its_grammar_forbids_is_left_alone(fake, tiny_tokenizer):
+    drafter = fake.drafter(seconds=1e-4)  # right but for the grammar
+    engine = fake.engine(drafter=drafter, speculation=True, num_blocks=400, tokenizer=tiny_tokenizer)
+    passes = len(drafter.executor.batches)
+    engine.add(fake.request("r", [1, 2], max_tokens=200, grammar=Grammar(source="start: /[a-z]{300}/")))
+    fake.run(engine)
+    assert 0 < len(drafter.executor.batches) - passes < 60  # 495 where what is forbidden teaches nothing
 
 
 def test_a_draft_model_that_raises_is_given_up(fake, caplog):

@@ -128,7 +128,7 @@ class Guesser:
     def verified(self, seq, right, proposed):
         return "text"
 
-    def checked(self, seconds):
+    def checked(self, seq, kept, proposed, seconds):
         pass
 
     def check_integrity(self):

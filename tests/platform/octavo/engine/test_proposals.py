@@ -42,7 +42,8 @@ class Guesser:
         assert 0 <= right <= proposed
         return "text"
 
-    def checked(self, seconds: float) -> None:
+    def checked(self, seq, kept: int, proposed: int, seconds: float) -> None:
+        assert 0 <= kept <= proposed
         assert seconds >= 0
 
     def raised(self, sequences) -> None:
