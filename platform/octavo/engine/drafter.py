@@ -21,11 +21,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from octavo.config import EngineConfig
 from octavo.cost_model import CostModel, StepWork, attended
 from octavo.engine.sequence import Sequence
+from octavo.errors import ConfigError
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
+from octavo.source import Source, resolve_source
 from octavo.step import SamplingRows, StepBatch
+from octavo.text.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from octavo.execution.executor import Executor
@@ -210,6 +214,33 @@ class Drafter:
     def _publish(self, seq: Sequence, kept: _Kept) -> None:
         if self.pool.caching and kept.known // self.pool.block_size > kept.table.num_published:
             kept.table.publish(seq.hashes(self.pool.block_size), kept.known)
+
+
+def load_drafter(source: Source, config: EngineConfig, tokenizer: Tokenizer) -> tuple[Drafter, EngineConfig]:
+    """Load the draft model that the settings name, and measure it.
+
+    Args:
+        source, tokenizer: of the model that it drafts for.
+
+    Returns:
+        it, and the settings with which that model is to be loaded.
+
+    Raises:
+        ModelError, ConfigError: it cannot be loaded, or has another tokenizer.
+    """
+    from octavo.execution.load import load_draft
+
+    assert config.draft is not None
+    draft = resolve_source(config.draft)
+    if (piece := tokenizer.differs_at(load_tokenizer(draft))) is not None:
+        raise ConfigError(
+            f"speculation.draft {draft.name!r} has another tokenizer than {source.name!r}: {piece!r} is not the same "
+            "token; use a smaller model of the same family"
+        )
+    executor, left = load_draft(source, draft, config)
+    drafter = Drafter(executor, config.block_size, caching=config.enable_prefix_caching)
+    drafter.measure()
+    return drafter, left
 
 
 def _work(lags: Many[int], positions: int, context: int) -> StepWork:

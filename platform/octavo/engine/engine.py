@@ -18,8 +18,7 @@ from octavo.engine.admission import ModelLimits
 from octavo.engine.batch import BatchBuilder, smallest_batch
 from octavo.engine.beam import Beams
 from octavo.engine.constrained import RequestRules, is_constrained
-from octavo.engine.draft_loading import load_drafter
-from octavo.engine.drafter import Drafter
+from octavo.engine.drafter import Drafter, load_drafter
 from octavo.engine.drafting import Drafting
 from octavo.engine.isolation import Isolation
 from octavo.engine.masks import begin_masks

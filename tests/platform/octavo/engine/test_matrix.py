@@ -134,9 +134,6 @@ class Guesser:
     def check_integrity(self):
         pass
 
-    def close(self):
-        pass
-
     def ended(self, seq):
         pass
 
