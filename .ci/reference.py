@@ -1,4 +1,5 @@
-"""Writes docs/settings.md and docs/endpoints.md from the code. `make docs` runs it; tests/test_docs.py compares.
+"""Writes settings.md, endpoints.md and models.md of docs/ from the code. `make docs` runs it; tests/test_docs.py
+compares.
 
 .venv/bin/python .ci/reference.py
 """
@@ -10,6 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from octavo.models.encoder_families import encoder_types
+from octavo.models.families.supported import supported
 from octavo_serve.config.reference import Setting, settings
 from octavo_serve.http.app import http_app
 from octavo_serve.http.describe import STATUSES, Described, described
@@ -40,6 +43,18 @@ applications:
 ```
 
 This page is written from the settings' classes (`make docs`). `null` is YAML's word for what the texts call None.
+"""
+
+MODELS = """# All models
+
+**When do I look here?** Before a model is downloaded: which families run, on what, and from which files. **How?** Look
+for the `model_type` of the model's `config.json`, or for `general.architecture` of its GGUF file.
+
+Both runners run every family: the native one on CPUs in C++, torch on CPUs and GPUs. Safetensors are read of all
+families, also quantised by GPTQ, AWQ and compressed-tensors ([quantization.md](quantization.md)). A setting of a config
+that a family does not know and that would change what it computes is refused by its name.
+
+This page is written from the families' records in `octavo/models/families` (`make docs`).
 """
 
 HEADS = {
@@ -127,7 +142,18 @@ def main() -> None:
 
 def pages() -> dict[str, str]:
     """Name of a page -> its text."""
-    return {"settings.md": settings_page(), "endpoints.md": endpoints_page()}
+    return {"settings.md": settings_page(), "endpoints.md": endpoints_page(), "models.md": models_page()}
+
+
+# ---- models --------------------------------------------------------------------------------------------------------
+
+
+def models_page() -> str:
+    rows = [f"| {one.title} | `{one.model_type}` | {f'`{one.gguf}`' if one.gguf else ''} |" for one in supported()]
+    head = "| models | `model_type` | GGUF |\n|---|---|---|"
+    encoders = ", ".join(f"`{name}`" for name in encoder_types())
+    note = f"Encoders, which make vectors and classes of texts ([embeddings.md](embeddings.md)): {encoders}."
+    return "\n".join([MODELS, head, *rows, "", note, ""])
 
 
 # ---- settings ------------------------------------------------------------------------------------------------------

@@ -61,9 +61,9 @@ def joined(weights: list[QuantizedWeight]) -> QuantizedWeight | None:
     return replace(first, **tensors)
 
 
-def rows_of(weight: QuantizedWeight, rows: slice) -> QuantizedWeight:
-    """Some rows of a matrix whose columns are not reordered."""
-    tensors: dict[str, Any] = {name: x[rows] for name, x in weight.tensors.items()}
+def rows_of(weight: QuantizedWeight, rows: slice | Tensor) -> QuantizedWeight:
+    """Some rows of a matrix: a slice, or [n] int64."""
+    tensors: dict[str, Any] = {name: x if name == "order" else x[rows] for name, x in weight.tensors.items()}
     return replace(weight, **tensors)
 
 

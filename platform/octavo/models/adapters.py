@@ -26,8 +26,8 @@ from octavo.model_files import reading
 from octavo.models.gguf_adapter import read_gguf_adapter
 from octavo.models.parallel import Share
 from octavo.models.spec import ModelSpec
-from octavo.models.weights.fused import fused_names
-from octavo.models.weights.names import hf_naming, plain_name
+from octavo.models.weights.fused import stacked_rows
+from octavo.models.weights.names import halves_order, hf_naming, plain_name
 
 Float32 = npt.NDArray[np.float32]
 
@@ -104,9 +104,12 @@ def read_adapter(path: Path, share: Share, digest: str | None = None) -> dict[Pl
 
 
 def _of_peft(files: _Files, spec: ModelSpec) -> Iterator[tuple[Place, LowRank]]:
-    config, places = _checked_config(files), _places(spec)
+    config, places, interleaved = _checked_config(files), _places(spec), hf_naming(spec).interleaved
     for module, a, b in _pairs(dict(_tensors(files)), files.path):
-        yield from _fitted(module, places.get(plain_name(module)), a, b * _scale(config, module, len(a)), spec)
+        scaled = b * _scale(config, module, len(a))
+        for place, low in _fitted(module, places.get(plain_name(module)), a, scaled, spec):
+            order = halves_order(len(low.b), spec.head_dim, interleaved) if place[1] in ("q", "k") else slice(None)
+            yield place, LowRank(low.a, low.b[order])
 
 
 def _of_gguf(files: _Files, spec: ModelSpec) -> Iterator[tuple[Place, LowRank]]:
@@ -114,7 +117,7 @@ def _of_gguf(files: _Files, spec: ModelSpec) -> Iterator[tuple[Place, LowRank]]:
         name = f"{place[1]} of layer {place[0]}"
         _check_pair(name, a, b)
         own = place[0] < spec.num_layers and _shape(spec, place[1])[0] if place[1] in PARTS else 0
-        yield from _fitted(name, [place] if own else None, a, b, spec)
+        yield from _fitted(name, [(place, [range(own)])] if own else None, a, b, spec)
     if _read_files(files.path).weights != files.weights:  # the header was read after them
         raise ModelError(f"{files.path} changed while it was read: load it again")
 
@@ -250,7 +253,7 @@ def _scale(config: dict[str, Any], module: str, rank: int) -> float:
 
 
 def _fitted(
-    module: str, places: list[Place] | None, a: Float32, b: Float32, spec: ModelSpec
+    module: str, places: list[_Rows] | None, a: Float32, b: Float32, spec: ModelSpec
 ) -> Iterator[tuple[Place, LowRank]]:
     """What is added at the places of a module, several where it is stored stacked by rows.
 
@@ -262,34 +265,30 @@ def _fitted(
             f"the adapter changes {module:.200}, which is no matrix of this model's layers that an adapter may change "
             f"({', '.join(part for part in PARTS)}); embeddings, heads and experts are not supported"
         )
-    sizes = [_shape(spec, part) for _, part in places]
-    rows, columns = sum(size for size, _ in sizes), sizes[0][1]
+    rows, columns = sum(len(run) for _, runs in places for run in runs), _shape(spec, places[0][0][1])[1]
     if a.shape[1] != columns or len(b) != rows:
         raise ModelError(
             f"the adapter changes {module:.200} from {a.shape[1]} to {len(b)} values, and the model's goes from "
             f"{columns} to {rows}: it was made for another model"
         )
-    start = 0
-    for place, (size, _) in zip(places, sizes, strict=True):
-        yield place, LowRank(a, b[start : start + size])
-        start += size
+    for place, runs in places:
+        yield place, LowRank(a, np.concatenate([b[run.start : run.stop] for run in runs]))
 
 
-def _places(spec: ModelSpec) -> dict[str, list[Place]]:
+_Rows = tuple[Place, list[range]]
+"""A matrix, and the rows of a module that are its."""
+
+
+def _places(spec: ModelSpec) -> dict[str, list[_Rows]]:
     """By the plain name of a module."""
-    naming = hf_naming(spec)
-    names = {part: naming.parts[part] for part in PARTS if part in naming.parts and _shape(spec, part)[0]}
-    found = {naming.layer.format(i) + name: [(i, part)] for i in range(spec.num_layers) for part, name in names.items()}
+    naming, sizes = hf_naming(spec), {part: _shape(spec, part)[0] for part in PARTS}
+    found: dict[str, list[_Rows]] = {}
     for i in range(spec.num_layers):
-        for stacked in ("attn.Wqkv", "mlp.Wi"):
-            parts = [found.get(part) for part in _unstacked(naming.layer.format(i) + stacked, spec.family)]
-            if parts and None not in parts:
-                found[naming.layer.format(i) + stacked] = [place for part in parts if part for place in part]
+        layer = naming.layer.format(i)
+        found |= {layer + naming.parts[part]: [((i, part), [range(size)])] for part, size in sizes.items() if size}
+        for name, stack in naming.stacks.items():
+            found[layer + name] = [((i, part), runs) for part, runs in stacked_rows(stack, spec).items()]
     return found
-
-
-def _unstacked(module: str, family: str) -> list[str]:
-    return [name.removesuffix(".weight") for name in fused_names(f"{module}.weight", family)]
 
 
 def _shape(spec: ModelSpec, part: str) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """Families of encoders: from a checkpoint's config to a `ModelSpec`, and the heads of classifiers.
 
-As in `families.py`, a family is a table of defaults and a short function that says how it differs from BERT.
+A family is a table of defaults and a short function that says how it differs from BERT.
 """
 
 from __future__ import annotations

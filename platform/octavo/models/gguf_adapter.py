@@ -14,7 +14,7 @@ import numpy.typing as npt
 from octavo.errors import ModelError
 from octavo.gguf_header import Entry, read_directory, read_metadata, split_files
 from octavo.models.spec import ModelSpec
-from octavo.models.weights.names import GGUF_PARTS, gguf_naming
+from octavo.models.weights.names import gguf_naming, halves_order
 
 Float32 = npt.NDArray[np.float32]
 
@@ -36,7 +36,8 @@ def read_gguf_adapter(
     if split_files(file) != [file]:
         raise ModelError(f"{file} is one of several files: an adapter is one")
     alpha = _alpha(file, read_metadata(file))
-    parts = {name: part for part, name in GGUF_PARTS.items()}
+    naming = gguf_naming(spec)
+    parts = {name: part for part, name in naming.parts.items()}
     halves: dict[tuple[int, str], dict[str, Float32]] = {}
     for name, entry in read_directory(file).items():
         found = _NAME.fullmatch(name)
@@ -47,7 +48,8 @@ def read_gguf_adapter(
         if len(pair) != 2:
             raise ModelError(f"the adapter has only one of lora_a and lora_b of {place[1]} in layer {place[0]}")
         b = pair["b"] * (alpha / len(pair["a"]) if alpha else 1.0)
-        yield place, pair["a"], _in_halves(b, spec) if _interleaved(place[1], spec) else b
+        interleaved = naming.interleaved if place[1] in ("q", "k") else 0
+        yield place, pair["a"], _in_halves(b, spec.head_dim, interleaved) if interleaved else b
 
 
 def _alpha(file: Path, metadata: dict[str, Any]) -> float:
@@ -66,13 +68,8 @@ def _values(entry: Entry, data: bytes, as_float32: Callable[[bytes, str, str], F
     return as_float32(part, entry.format, entry.name).reshape(entry.shape)
 
 
-def _interleaved(part: str, spec: ModelSpec) -> bool:
-    return part in ("q", "k") and gguf_naming(spec).interleaved_rope
-
-
-def _in_halves(b: Float32, spec: ModelSpec) -> Float32:
+def _in_halves(b: Float32, head_dim: int, interleaved: int) -> Float32:
     """Rows that alternate between the two halves of a head, one half after the other."""
-    if len(b) % spec.head_dim:
-        raise ModelError(f"lora_b has {len(b)} rows, no whole heads of {spec.head_dim}: it was made for another model")
-    heads = b.reshape(-1, spec.head_dim // 2, 2, b.shape[1])
-    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(b.shape)
+    if len(b) % head_dim:
+        raise ModelError(f"lora_b has {len(b)} rows, no whole heads of {head_dim}: it was made for another model")
+    return b[halves_order(len(b), head_dim, interleaved)]

@@ -1,4 +1,4 @@
-"""Translates GGUF metadata into a Hugging Face config, so that `families.py` reads both formats.
+"""Translates GGUF metadata into a Hugging Face config, so that families read both formats.
 
 Keys are those of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; missing values get llama.cpp's defaults
 (`llama-model.cpp`, `load_hparams`).
@@ -8,23 +8,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from octavo.errors import ModelError
-from octavo.gguf_header import read_directory, read_metadata
 from octavo.model_files import reading
-from octavo.models.families import Config
-
-_MODEL_TYPES = {
-    "llama": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "gemma": "gemma",
-    "gemma2": "gemma2",
-    "gemma3": "gemma3_text",
-}
+from octavo.models.families.record import Config
+from octavo.models.families.table import ARCHITECTURES
+from octavo.models.gguf_metadata import Metadata
 
 _REQUIRED = {
     "hidden_size": "embedding_length",
@@ -55,34 +46,8 @@ _NEUTRAL = {"alpha": (0.0,), "yarn_log_multiplier": (0.0,), "yarn_ext_factor": (
 """Unsupported settings of rope.scaling, and the values at which they have no effect."""
 
 
-class Metadata:
-    """A GGUF file's header: `meta.get("general.name")`, and `meta.own("block_count")` for `{arch}.block_count`."""
-
-    def __init__(self, file: Path) -> None:
-        self._values = read_metadata(file)
-        self.tensors = read_directory(file)
-        self.architecture = self.get("general.architecture")
-
-    def get(self, key: str) -> Any:
-        """The value, or None if the file does not have it."""
-        return self._values.get(key)
-
-    def own(self, key: str) -> Any:
-        """The value of an architecture's key, or None. A list with one value per layer must hold equal values."""
-        value = self.get(f"{self.architecture}.{key}")
-        if isinstance(value, list) and key != "attention.sliding_window_pattern":
-            if len(set(value)) != 1:
-                raise ModelError(f"{self.architecture}.{key} differs between layers, which is not supported")
-            return value[0]
-        return value
-
-    def own_list(self, key: str) -> list[Any]:
-        """An architecture's key that holds a list; [] without it."""
-        return list(self.get(f"{self.architecture}.{key}") or [])
-
-
 def config_from_gguf(file: Path) -> Config:
-    """A config for `families.spec_from_config`.
+    """A config for `spec_from_config`.
 
     Raises:
         ModelError: a damaged file, an unknown architecture, a missing key, or a setting that is not supported.
@@ -94,26 +59,26 @@ def config_from_gguf(file: Path) -> Config:
 def _config(meta: Metadata) -> Config:
     if meta.architecture in _ENCODER_TYPES:
         return _encoder(meta)
-    if meta.architecture not in _MODEL_TYPES:
-        supported = ", ".join(sorted([*_MODEL_TYPES, *_ENCODER_TYPES]))
+    family = ARCHITECTURES.get(meta.architecture)
+    if family is None or family.gguf is None:
+        supported = ", ".join(sorted([*ARCHITECTURES, *_ENCODER_TYPES]))
         raise ModelError(f"GGUF architecture {meta.architecture!r} is not supported; supported ones are {supported}")
     _refuse_unsupported(meta)
-    config = {name: _required(meta, key) for name, key in _REQUIRED.items()}
+    config = {name: meta.required(key) for name, key in _REQUIRED.items()}
     config |= {name: value for name, key in _OPTIONAL.items() if (value := meta.own(key)) is not None}
     config |= _from_tensors(meta) | _tokens(meta)
-    config["model_type"] = _MODEL_TYPES[meta.architecture]
+    config["model_type"] = family.model_type
     config["head_dim"] = _head_dim(meta, config)
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
     config.setdefault("rope_theta", 10_000.0)
-    config |= _rope(meta, config) | _attention(meta, config)
-    return config
+    return config | _rope(meta, config) | family.gguf.config(meta, config)
 
 
 def _encoder(meta: Metadata) -> Config:
     """BERT's config, also for RoBERTa and XLM-R: the converter drops the rows before a text's first position."""
     if meta.own("attention.causal"):
         raise ModelError(f"{meta.architecture}.attention.causal is set, which is not supported in encoders")
-    config = {name: _required(meta, key) for name, key in _ENCODER_KEYS.items()} | {"position_offset": 0}
+    config = {name: meta.required(key) for name, key in _ENCODER_KEYS.items()} | {"position_offset": 0}
     if "token_types.weight" not in meta.tensors:
         config["type_vocab_size"] = 0
     if (theta := meta.own("rope.freq_base")) is not None:
@@ -123,12 +88,6 @@ def _encoder(meta: Metadata) -> Config:
         labels = meta.own_list("classifier.output_labels")
         config["id2label"] = {str(i): label for i, label in enumerate(labels)}
     return config | {"model_type": _ENCODER_TYPES[meta.architecture]}
-
-
-def _required(meta: Metadata, key: str) -> Any:
-    if (value := meta.own(key)) is None:
-        raise ModelError(f"the GGUF file lacks {meta.architecture}.{key}")
-    return value
 
 
 def _refuse_unsupported(meta: Metadata) -> None:
@@ -170,8 +129,6 @@ def _tokens(meta: Metadata) -> Config:
 def _rope(meta: Metadata, config: Config) -> Config:
     head_dim = config["head_dim"]
     rotary_dim = meta.own("rope.dimension_count") or head_dim
-    if meta.architecture == "llama" and rotary_dim != head_dim:
-        raise ModelError(f"rotary positions over {rotary_dim} of {head_dim} dimensions in a llama GGUF")
     scaling = _rope_scaling(meta, config)
     if "rope_freqs.weight" in meta.tensors:
         scaling = _with_factors(meta, scaling, rotary_dim)
@@ -224,24 +181,3 @@ def _with_factors(meta: Metadata, scaling: Config, rotary_dim: int) -> Config:
     if not all(0 < factor < math.inf for factor in factors):
         raise ModelError(f"rope_freqs.weight does not hold {count} positive divisors")
     return {"rope_type": "factors", "factors": factors}
-
-
-def _attention(meta: Metadata, config: Config) -> Config:
-    if meta.architecture == "llama" and config.get("sliding_window"):
-        return {"model_type": "mistral"}
-    if meta.architecture not in ("gemma2", "gemma3"):
-        return {}
-    if meta.architecture == "gemma3":
-        _required(meta, "attention.sliding_window")  # for Gemma 2 the family has a default
-    # The 27B models scale by hidden size / heads instead of the head size; the number of layers identifies them.
-    largest = (meta.architecture, config["num_hidden_layers"]) in (("gemma2", 46), ("gemma3", 62))
-    width = config["hidden_size"] // config["num_attention_heads"] if largest else config["head_dim"]
-    scale = meta.own("attention.scale")
-    return {"query_pre_attn_scalar": scale**-2 if scale else width} | _window_pattern(meta)
-
-
-def _window_pattern(meta: Metadata) -> Config:
-    pattern = meta.own("attention.sliding_window_pattern")
-    if isinstance(pattern, list):
-        return {"layer_types": ["sliding_attention" if local else "full_attention" for local in pattern]}
-    return {} if pattern is None else {"sliding_window_pattern": pattern}

@@ -10,7 +10,8 @@ from torch import Tensor
 from octavo.config import DType, LoadFormat
 from octavo.models.decoder import Decoder
 from octavo.models.encoder import Encoder
-from octavo.models.families import Config, quantization_config
+from octavo.models.families.record import Config
+from octavo.models.families.settings import quantization_config
 from octavo.models.parallel import Share, TPGroup, share_of
 from octavo.models.quantization import Rounding, parse_rounding
 from octavo.models.source_spec import check_loadable, read_config

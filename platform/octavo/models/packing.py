@@ -53,7 +53,7 @@ def pack(
     spec = share.whole
     naming = hf_naming(spec) if source.kind == "hf" else gguf_naming(spec)
     stored = read_safetensors(source.path, spec) if source.kind == "hf" else read_gguf(source.path, spec)
-    entries = gguf_entries(source.path, spec.family) if source.kind == "gguf" else {}
+    entries = gguf_entries(source.path, naming, spec) if source.kind == "gguf" else {}
     by_name = {naming.stored_name(slot): slot for slot in _places(share)}
     compare(by_name, stored)
     for i, rope in enumerate(spec.ropes):

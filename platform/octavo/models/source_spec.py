@@ -8,7 +8,9 @@ from dataclasses import replace
 from octavo.errors import ConfigError
 from octavo.gguf_header import read_directory
 from octavo.model_files import read_json, read_optional, reading
-from octavo.models.families import Config, quantization_config, spec_from_config, token_ids
+from octavo.models.families.reading import spec_from_config
+from octavo.models.families.record import Config
+from octavo.models.families.settings import quantization_config, token_ids
 from octavo.models.gguf_config import config_from_gguf
 from octavo.models.parallel import Share, TPGroup, share_of, split_heads
 from octavo.models.quantization import check_setting, check_stored, parse_rounding, unpackable

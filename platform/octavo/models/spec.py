@@ -1,6 +1,6 @@
 """`ModelSpec`: a transformer described as data.
 
-One decoder (`decoder.py`) runs every spec; a family (`families.py`) is a function that fills one in. A layer is
+One decoder (`decoder.py`) runs every spec; a family (a record in `families`) says how one is filled in. A layer is
 
     x  = x + post_norm(attention(norm(x)))         post norms only where `post_norms`
     x  = x + post_norm(mlp(norm(x)))
@@ -119,7 +119,7 @@ class ModelSpec:
     """One transformer: a decoder unless it has an `encoder`.
 
     Attributes:
-        family: the name it goes by in `families.py`.
+        family: the name it goes by in `families`.
         max_position_embeddings: most tokens of a sequence, prompt and output.
         norm_eps: of every norm.
         windows: per layer, how many tokens a query sees (itself included); None sees all before it. In encoders a query

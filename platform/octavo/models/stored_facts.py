@@ -17,9 +17,11 @@ from typing import Any
 
 from octavo import gguf_header, safetensors_header
 from octavo.errors import ModelError
+from octavo.models.families.record import GGUF_STACKS, Stack
+from octavo.models.families.table import family_of
 from octavo.models.spec import ModelSpec
-from octavo.models.weights.encoder_names import ENCODER_NAMES, GGUF_ENCODER_PARTS
-from octavo.models.weights.names import GGUF_PARTS, HF_PARTS, MPT_PARTS, plain_name
+from octavo.models.weights.encoder_names import ENCODER_NAMES, ENCODER_STACKS, GGUF_ENCODER_PARTS
+from octavo.models.weights.names import gguf_parts, hf_parts, plain_name
 from octavo.source import Source
 
 logger = logging.getLogger(__name__)
@@ -37,12 +39,14 @@ class Stored:
         where: name of the file that holds the config, for messages.
         layer: prefix of a layer's tensors, with {} for its index.
         parts: part -> name.
+        stacks: name of a matrix that holds several parts -> which.
     """
 
     where: str
     entries: Mapping[str, Entry]
     layer: str
     parts: Mapping[str, str]
+    stacks: Mapping[str, Stack]
 
     def shape(self, part: str, *, rank: int = 2) -> tuple[int, ...] | None:
         """Shape of a part's weight (of a layer's part: in the first layer); None if there is none with `rank`
@@ -59,7 +63,9 @@ class Stored:
 
     def biases(self, parts: tuple[str, ...]) -> list[str]:
         """Names of the biases of these parts, in all layers."""
-        ends = tuple(f"{self.parts[part]}.bias" for part in parts if part in self.parts)
+        own = [self.parts[part] for part in parts if part in self.parts]
+        stacks = [name for name, stack in self.stacks.items() if set(stack.parts) & set(parts)]
+        ends = tuple(f"{name}.bias" for name in own + stacks)
         first = self.layer.partition("{}")[0]  # Gemma 3's vision model has layers too, with another prefix
         return [name for name in self.entries if ends and name.startswith(first) and name.endswith(ends)]
 
@@ -70,10 +76,12 @@ def stored_facts(source: Source, model_type: object) -> Stored | None:
     Raises:
         ModelError: a file is damaged, or a shard is missing.
     """
-    is_encoder = isinstance(model_type, str) and model_type in ENCODER_NAMES
+    family = family_of(model_type)
     if source.kind == "gguf":
-        parts = GGUF_ENCODER_PARTS if is_encoder else GGUF_PARTS
-        return Stored(f"the metadata of {source.path}", gguf_header.read_directory(source.path), "blk.{}.", parts)
+        parts = GGUF_ENCODER_PARTS if family is None else gguf_parts(family)
+        stacks = GGUF_STACKS | dict(family.gguf.stacks if family is not None and family.gguf is not None else {})
+        where = f"the metadata of {source.path}"
+        return Stored(where, gguf_header.read_directory(source.path), "blk.{}.", parts, stacks)
     if not any(source.path.glob("*.safetensors")):
         return None
     files = safetensors_header.weight_files(source.path)
@@ -81,11 +89,9 @@ def stored_facts(source: Source, model_type: object) -> Stored | None:
         plain_name(name): entry for file in files for name, entry in safetensors_header.read_header(file).items()
     }
     where = str(source.path / "config.json")
-    if model_type == "mpt":
-        return Stored(where, entries, "blocks.{}.", MPT_PARTS)
-    if is_encoder:
-        return Stored(where, entries, *ENCODER_NAMES[str(model_type)])
-    return Stored(where, entries, "layers.{}.", HF_PARTS)
+    if family is not None:
+        return Stored(where, entries, family.names.layer, hf_parts(family), family.names.stacks)
+    return Stored(where, entries, *ENCODER_NAMES.get(str(model_type), ("", {})), ENCODER_STACKS)
 
 
 def sizes(config: Mapping[str, Any], stored: Stored) -> dict[str, int]:
@@ -131,7 +137,8 @@ def _plain_sizes(config: Mapping[str, Any], stored: Stored) -> dict[str, int]:
 def _differing(config: Mapping[str, Any], found: dict[str, int], where: str) -> dict[str, int]:
     changed = {key: size for key, size in found.items() if config.get(key) != size}
     for key, size in changed.items():
-        _say(f"{where} says {key} {config.get(key)}, and the weights {size}: the weights are right")
+        if config.get(key) is not None:
+            _say(f"{where} says {key} {config[key]}, and the weights {size}: the weights are right")
     return changed
 
 
@@ -162,10 +169,9 @@ def _heads(config: Mapping[str, Any], stored: Stored) -> dict[str, int]:
 def flags(spec: ModelSpec, stored: Stored) -> dict[str, Any]:
     """Fields of the spec whose value the tensors contradict, with the tensors' value."""
     found = {"tied_embeddings": spec.tied_embeddings and not _has_head(stored)}
-    if spec.family != "mpt":
-        found |= {flag: _has_bias(getattr(spec, flag), stored, parts) for flag, parts in _BIASES.items()}
-        norms = stored.shape("q_norm", rank=1), stored.shape("k_norm", rank=1)
-        found["qk_norm"] = spec.qk_norm or norms == ((spec.head_dim,),) * 2
+    found |= {flag: _has_bias(getattr(spec, flag), stored, parts) for flag, parts in _BIASES.items()}
+    norms = stored.shape("q_norm", rank=1), stored.shape("k_norm", rank=1)
+    found["qk_norm"] = spec.qk_norm or norms == ((spec.head_dim,),) * 2
     changed = {flag: value for flag, value in found.items() if value != getattr(spec, flag)}
     for flag, value in changed.items():
         _say(f"{stored.where} says {flag} {not value}, and the weights {value}: the weights are right")

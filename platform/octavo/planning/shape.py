@@ -14,7 +14,9 @@ from typing import Any, Literal
 from octavo.errors import ModelError
 from octavo.model_files import reading
 from octavo.models.encoder_spec import DenseSpec, EncoderSpec
-from octavo.models.families import Config, check_sizes, spec_from_config
+from octavo.models.families.reading import spec_from_config
+from octavo.models.families.record import Config
+from octavo.models.families.settings import check_sizes
 from octavo.models.spec import ModelSpec
 from octavo.models.stored_facts import Stored
 

@@ -1,4 +1,4 @@
-"""Builds a tokenizer from GGUF metadata: byte-level BPE ("gpt2") and SentencePiece BPE ("llama", Gemma included).
+"""Builds a tokenizer from GGUF metadata: byte-level BPE ("gpt2") and SentencePiece BPE ("llama").
 
 Those of encoders are in `gguf_encoder_tokenizer.py`.
 
@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
+from tokenizers import AddedToken, decoders, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
@@ -191,39 +191,35 @@ def _in_byte_alphabet(token: str) -> str:
 
 
 def _sentencepiece(metadata: Mapping[str, Any]) -> tuple[Backend, bool]:
-    gemma = str(metadata.get("general.architecture", "")).startswith("gemma")
-    tokens = metadata["tokenizer.ggml.tokens"]
-    if gemma:
-        tokens = [_respell(token) for token in tokens]
+    stored = metadata["tokenizer.ggml.tokens"]
+    tokens = _respelled(stored)
     vocab = {token: index for index, token in enumerate(tokens)}
     merges = _listed_merges(metadata)
     if merges is None:
-        # Gemma's scores do not follow its merge order; the order of its vocabulary does
-        scores = [-float(i) for i in range(len(tokens))] if gemma else metadata.get("tokenizer.ggml.scores")
+        # scores of files that spell runs of spaces do not follow the order of merges; that of the vocabulary does
+        scores = metadata.get("tokenizer.ggml.scores") if tokens == stored else [-float(i) for i in range(len(tokens))]
         if scores is None or len(scores) != len(tokens):
             raise ModelError("this GGUF file's SentencePiece tokenizer has neither merges nor a score for every token")
         merges = merges_from_scores(vocab, dict(zip(tokens, scores, strict=True)))
     unknown = _token_id(metadata, "unknown")
     unk_token = None if unknown is None else tokens[unknown]
     backend = _backend(vocab, merges, fuse_unk=True, byte_fallback=True, unk_token=unk_token)
-    prefix = not gemma and bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
-    _set_spaces(backend, prefix=prefix, split=gemma)
+    _set_spaces(backend, prefix=bool(metadata.get("tokenizer.ggml.add_space_prefix", True)))
     return backend, True
 
 
-def _respell(token: str) -> str:
-    """Gemma's files hold runs of spaces as such, while the merges know them as runs of U+2581."""
-    return "▁" * len(token) if " " in token and not token.strip() else token
+def _respelled(tokens: list[str]) -> list[str]:
+    """llama.cpp's converter writes runs of spaces that the vocabulary's author added as such, while the merges know
+    them as runs of U+2581."""
+    known = set(tokens)
+    spelled = ["▁" * len(token) if " " in token and not token.strip() else token for token in tokens]
+    return [new if new not in known else old for old, new in zip(tokens, spelled, strict=True)]
 
 
-def _set_spaces(backend: Backend, *, prefix: bool, split: bool) -> None:
+def _set_spaces(backend: Backend, *, prefix: bool) -> None:
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    if split:
-        backend.normalizer = normalizers.Replace(" ", "▁")
-        backend.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
-    else:
-        scheme = "first" if prefix else "never"
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+    scheme = "first" if prefix else "never"
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
     backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from octavo.models.families.record import Stack
+
 _BERT = {
     "embedding": "embeddings.word_embeddings",
     "position_embedding": "embeddings.position_embeddings",
@@ -70,6 +72,9 @@ ENCODER_NAMES: dict[str, tuple[str, dict[str, str]]] = {
     "nomic_bert": ("layers.{}.", _NOMIC),
 }
 """Family -> prefix of a layer's tensors, with {} for its index, and part -> name."""
+
+ENCODER_STACKS = {"attn.Wqkv": Stack(("q", "k", "v")), "mlp.Wi": Stack(("gate", "up"))}
+"""Matrices of several parts, in any of these families."""
 
 GGUF_ENCODER_PARTS = {
     "embedding": "token_embd",

@@ -16,6 +16,7 @@ from octavo.gguf_header import Entry
 from octavo.model_files import reading
 from octavo.models.spec import ModelSpec
 from octavo.models.weights.fused import gguf_entries
+from octavo.models.weights.names import gguf_naming
 from octavo.models.weights.stored import StoredTensor
 from octavo_kernels.linear.blocks import BlockWeight
 from octavo_kernels.linear.formats import GROUPED
@@ -32,7 +33,8 @@ def read_gguf(file: Path, spec: ModelSpec) -> list[StoredTensor]:
         ModelError: the file is damaged; while reading, a block format that `gguf` cannot dequantise.
     """
     unused = {"rope_freqs.weight"} | (set() if spec.head is None else spec.head.stored)
-    return [_stored(entry) for name, entry in gguf_entries(file, spec.family).items() if name not in unused]
+    entries = gguf_entries(file, gguf_naming(spec), spec)
+    return [_stored(entry) for name, entry in entries.items() if name not in unused]
 
 
 def _stored(entry: Entry) -> StoredTensor:

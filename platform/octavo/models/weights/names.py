@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
+from octavo.models.families.record import GGUF_PARTS, GGUF_STACKS, USUAL_PARTS, Family, Stack
+from octavo.models.families.table import FAMILIES, RECORDS
 from octavo.models.spec import ModelSpec
-from octavo.models.weights.encoder_names import ENCODER_NAMES, GGUF_ENCODER_PARTS, plain_encoder_name
+from octavo.models.weights.encoder_names import ENCODER_NAMES, ENCODER_STACKS, GGUF_ENCODER_PARTS, plain_encoder_name
 
 if TYPE_CHECKING:
     from octavo.models.weights.layout import Slot  # imports torch, 2 s, which reading names does not need
@@ -19,115 +25,75 @@ class Naming:
     Attributes:
         layer: prefix of a layer's tensors, with {} for its index.
         parts: part -> name, with {} for an expert's index.
-        norm_offset: added to stored norm weights. Gemma's checkpoints store the weight minus 1; GGUF's converter adds
-            the 1 back.
-        interleaved_rope: rows of q and k alternate between the two halves of a head, because llama.cpp rotates
-            neighbouring values. Its converter stores Llama like this (`LlamaModel.permute` in convert_hf_to_gguf.py).
+        stacks: name of a matrix that holds several parts -> which.
+        norm_offset: added to stored norm weights.
+        interleaved: of each head of queries and keys, how many of the first values are stored in the order 0, n / 2,
+            1, n / 2 + 1, ... because the format's own code rotates neighbours; 0 where none are.
     """
 
     layer: str
-    parts: dict[str, str]
+    parts: Mapping[str, str]
+    stacks: Mapping[str, Stack] = field(default_factory=dict)
     norm_offset: float = 0.0
-    interleaved_rope: bool = False
+    interleaved: int = 0
 
     def stored_name(self, slot: Slot) -> str:
         """The name of a slot's tensor in the checkpoint."""
         prefix = "" if slot.layer is None else self.layer.format(slot.layer)
         return f"{prefix}{self.parts[slot.part].format(slot.expert)}.{slot.kind}"
 
+    def stack_of(self, name: str) -> tuple[list[tuple[str, str]], Stack] | None:
+        """(part, name) of the tensors that a weight or bias stacks, and how; None where it is one tensor alone."""
+        stem, _, kind = name.rpartition(".")
+        for own, stack in self.stacks.items():
+            if stem == own or stem.endswith(f".{own}"):
+                prefix = stem.removesuffix(own)
+                return [(part, f"{prefix}{self.parts[part]}.{kind}") for part in stack.parts], stack
+        return None
+
 
 def hf_naming(spec: ModelSpec) -> Naming:
     """Hugging Face's names, without the prefixes that `plain_name` removes."""
     if spec.encoder is not None:
-        return Naming(*ENCODER_NAMES[spec.family])
-    if spec.family == "mpt":
-        return Naming("blocks.{}.", MPT_PARTS)
-    before_mlp = {"mlp_norm": "post_attention_layernorm"}  # its name where attention has no norm of its own after it
-    around_mlp = {
-        "post_attention_norm": "post_attention_layernorm",
-        "mlp_norm": "pre_feedforward_layernorm",
-        "post_mlp_norm": "post_feedforward_layernorm",
-    }
-    offset = 1.0 if spec.family.startswith("gemma") else 0.0
-    experts = _MIXTRAL_EXPERTS if spec.family == "mixtral" else _QWEN_EXPERTS if spec.num_experts else {}
-    norms = around_mlp if spec.post_norms else before_mlp
-    return Naming("layers.{}.", HF_PARTS | norms | experts, norm_offset=offset)
+        return Naming(*ENCODER_NAMES[spec.family], ENCODER_STACKS)
+    names = FAMILIES[spec.family].names
+    interleaved = spec.rope.rotary_dim if names.interleaved else 0
+    return Naming(names.layer, hf_parts(FAMILIES[spec.family]), names.stacks, names.norm_offset, interleaved)
+
+
+def hf_parts(family: Family) -> dict[str, str]:
+    """Part -> Hugging Face's name of it."""
+    return USUAL_PARTS | dict(family.names.parts)
 
 
 def gguf_naming(spec: ModelSpec) -> Naming:
     """GGUF's names."""
     if spec.encoder is not None:
-        return Naming("blk.{}.", GGUF_ENCODER_PARTS)
-    return Naming("blk.{}.", GGUF_PARTS, interleaved_rope=spec.family in ("llama", "mistral"))
+        return Naming("blk.{}.", GGUF_ENCODER_PARTS, GGUF_STACKS)
+    gguf = FAMILIES[spec.family].gguf
+    assert gguf is not None, "its config came from such a file"
+    interleaved = spec.rope.rotary_dim if gguf.interleaved else 0
+    return Naming("blk.{}.", gguf_parts(FAMILIES[spec.family]), GGUF_STACKS | dict(gguf.stacks), 0.0, interleaved)
+
+
+def gguf_parts(family: Family) -> dict[str, str]:
+    """Part -> GGUF's name of it."""
+    return GGUF_PARTS | dict({} if family.gguf is None else family.gguf.parts)
+
+
+def halves_order(rows: int, head_dim: int, interleaved: int) -> npt.NDArray[np.int64]:
+    """For each row of queries or keys in two halves, the row at which an interleaved one is stored."""
+    places = np.arange(rows).reshape(-1, head_dim)
+    turned = places[:, :interleaved].reshape(len(places), -1, 2).swapaxes(1, 2).reshape(len(places), -1)
+    return np.concatenate([turned, places[:, interleaved:]], axis=1).reshape(-1)
 
 
 def plain_name(name: str) -> str:
     """A tensor's name without the prefixes of wrapping models: `model.`, `bert.`, ..."""
     name = plain_encoder_name(name)
-    for prefix in ("transformer.", "language_model.", "model.", "language_model."):
+    for prefix in ("transformer.", "language_model.", "model.", "language_model.", *_PREFIXES):
         name = name.removeprefix(prefix)
     return name
 
 
-HF_PARTS = {
-    "embedding": "embed_tokens",
-    "final_norm": "norm",
-    "lm_head": "lm_head",
-    "attention_norm": "input_layernorm",
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "out": "self_attn.o_proj",
-    "q_norm": "self_attn.q_norm",
-    "k_norm": "self_attn.k_norm",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
-_MIXTRAL_EXPERTS = {
-    "router": "block_sparse_moe.gate",
-    "expert_gate": "block_sparse_moe.experts.{}.w1",
-    "expert_up": "block_sparse_moe.experts.{}.w3",
-    "expert_down": "block_sparse_moe.experts.{}.w2",
-}
-_QWEN_EXPERTS = {
-    "router": "mlp.gate",
-    "expert_gate": "mlp.experts.{}.gate_proj",
-    "expert_up": "mlp.experts.{}.up_proj",
-    "expert_down": "mlp.experts.{}.down_proj",
-    "gate": "mlp.shared_expert.gate_proj",
-    "up": "mlp.shared_expert.up_proj",
-    "down": "mlp.shared_expert.down_proj",
-    "shared_gate": "mlp.shared_expert_gate",
-}
-MPT_PARTS = {
-    "embedding": "wte",
-    "lm_head": "lm_head",
-    "final_norm": "norm_f",
-    "attention_norm": "norm_1",
-    "q": "attn.q",
-    "k": "attn.k",
-    "v": "attn.v",
-    "out": "attn.out_proj",
-    "mlp_norm": "norm_2",
-    "up": "ffn.up_proj",
-    "down": "ffn.down_proj",
-}
-GGUF_PARTS = {
-    "embedding": "token_embd",
-    "final_norm": "output_norm",
-    "lm_head": "output",
-    "attention_norm": "attn_norm",
-    "q": "attn_q",
-    "k": "attn_k",
-    "v": "attn_v",
-    "out": "attn_output",
-    "q_norm": "attn_q_norm",
-    "k_norm": "attn_k_norm",
-    "post_attention_norm": "post_attention_norm",
-    "mlp_norm": "ffn_norm",
-    "gate": "ffn_gate",
-    "up": "ffn_up",
-    "down": "ffn_down",
-    "post_mlp_norm": "post_ffw_norm",
-}
+_PREFIXES = tuple(dict.fromkeys(family.names.prefix for family in RECORDS if family.names.prefix))

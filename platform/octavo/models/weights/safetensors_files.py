@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,14 +14,15 @@ from torch import Tensor
 
 from octavo.errors import ModelError
 from octavo.model_files import read_json, reading
-from octavo.models.families import quantization_config
+from octavo.models.families.settings import quantization_config
 from octavo.models.spec import ModelSpec
 from octavo.models.weights.encoder_names import UNUSED_BY_ENCODERS
-from octavo.models.weights.fused import fused_names
-from octavo.models.weights.names import plain_name
+from octavo.models.weights.fused import some_of, stacked_rows, total_rows
+from octavo.models.weights.names import Naming, hf_naming, plain_name
 from octavo.models.weights.quantized_files import join_quantized
 from octavo.models.weights.stored import StoredTensor
 from octavo.safetensors_header import read_header, weight_files
+from octavo_kernels.linear.quantized import QuantizedWeight, rows_of
 
 _UNUSED = re.compile(r"(vision_tower|multi_modal_projector)\.|.*\.rotary_emb\.inv_freq$")
 """Tensors that are skipped: Gemma 3's vision model, and the frequencies in old Llama checkpoints, which the config
@@ -38,7 +39,8 @@ def read_safetensors(folder: Path, spec: ModelSpec) -> list[StoredTensor]:
         tensors = [tensor for file in weight_files(folder) for tensor in _read_headers(file)]
         if quantized := quantization_config(read_json(folder / "config.json")):
             tensors = join_quantized(tensors, quantized)
-        tensors = [part for tensor in tensors for part in _split(tensor, spec.family)]
+        naming = hf_naming(spec)
+        tensors = [part for tensor in tensors for part in _split(tensor, naming, spec)]
         tensors = [tensor for tensor in tensors if not _is_empty_bias(tensor, spec)]
         unused = set() if spec.head is None else set(spec.head.stored)
         unused |= {"lm_head.weight"} if spec.tied_embeddings else set()
@@ -71,24 +73,37 @@ def _is_empty_bias(tensor: StoredTensor, spec: ModelSpec) -> bool:
     )
 
 
-def _split(tensor: StoredTensor, family: str) -> list[StoredTensor]:
-    """The parts of a tensor that stacks several, such as MPT's `Wqkv`; other tensors as they are."""
-    names = fused_names(tensor.name, family)
-    if not names or tensor.shape[0] % len(names):
+def _split(tensor: StoredTensor, naming: Naming, spec: ModelSpec) -> list[StoredTensor]:
+    """The parts of a tensor that stacks several, such as q, k and v; other tensors as they are."""
+    if (found := naming.stack_of(tensor.name)) is None:
         return [tensor]
-    size, columns = tensor.shape[0] // len(names), tensor.shape[1:]
+    names, stack = found
+    rows = stacked_rows(stack, spec)
+    if total_rows(rows) != tensor.shape[0]:
+        raise ModelError(f"{tensor.name} has {tensor.shape[0]} rows instead of {total_rows(rows)}")
+    return [_part(tensor, name, rows[part]) for part, name in names]
 
-    def part(i: int) -> Callable[[range | None, range | None], Iterator[Tensor]]:
-        def read(rows: range | None, columns: range | None) -> Iterator[Tensor]:
-            rows = rows or range(size)
-            return tensor.read(range(i * size + rows.start, i * size + rows.stop), columns)
 
-        return read
+def _part(tensor: StoredTensor, name: str, rows: list[range]) -> StoredTensor:
+    """Some of a tensor's rows, as a tensor of its own."""
+    size = sum(map(len, rows))
 
-    return [
-        replace(tensor, name=name, shape=(size, *columns), num_bytes=tensor.num_bytes // len(names), read=part(i))
-        for i, name in enumerate(names)
-    ]
+    def read(wanted: range | None, columns: range | None) -> Iterator[Tensor]:
+        for run in some_of(rows, wanted or range(size)):
+            yield from tensor.read(run, columns)
+
+    def quantized() -> QuantizedWeight:
+        assert tensor.quantized is not None
+        return rows_of(tensor.quantized(), torch.cat([torch.arange(run.start, run.stop) for run in rows]))
+
+    return replace(
+        tensor,
+        name=name,
+        shape=(size, *tensor.shape[1:]),
+        num_bytes=tensor.num_bytes * size // tensor.shape[0],
+        read=read,
+        quantized=None if tensor.quantized is None else quantized,
+    )
 
 
 def _read_headers(file: Path) -> list[StoredTensor]:

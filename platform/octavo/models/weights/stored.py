@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from octavo.errors import ModelError
 from octavo.models.weights.layout import Slot
-from octavo.models.weights.names import Naming
+from octavo.models.weights.names import Naming, halves_order
 from octavo_kernels.linear.blocks import BlockWeight
 from octavo_kernels.linear.quantized import QuantizedWeight
 
@@ -112,8 +112,10 @@ def _list(names: list[str], most: int = 8) -> str:
 
 def row_order(slot: Slot, naming: Naming, head_dim: int) -> Tensor | None:
     """For each stored row of a tensor, the row it belongs to; None if every row is in its place."""
-    interleaved = naming.interleaved_rope and slot.part in ("q", "k")
-    return half_split_rows(len(slot.target), head_dim) if interleaved else None
+    if not naming.interleaved or slot.part not in ("q", "k"):
+        return None
+    order = halves_order(len(slot.target), head_dim, naming.interleaved)
+    return torch.from_numpy(order).argsort()
 
 
 def _copy(tensor: StoredTensor, slot: Slot, naming: Naming, rows: Tensor | None) -> None:
@@ -128,9 +130,3 @@ def _copy(tensor: StoredTensor, slot: Slot, naming: Naming, rows: Tensor | None)
         start = end
     if slot.is_norm:
         slot.target.add_(naming.norm_offset)
-
-
-def half_split_rows(num_rows: int, head_dim: int) -> Tensor:
-    """For each stored row, the row it belongs to: stored row 2 i + j of a head is its row i + j head_dim / 2."""
-    halves = torch.arange(num_rows).view(-1, 2, head_dim // 2)
-    return halves.transpose(1, 2).reshape(-1)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from octavo.errors import ModelError
 from octavo.models.encoder import Texts
 from octavo.models.encoder_spec import DenseSpec, EncoderSpec, HeadSpec
-from octavo.models.families import spec_from_config
+from octavo.models.families.reading import spec_from_config
 from octavo.models.load import load_encoder
 from octavo.models.packing import pack
 from octavo.models.parallel import share_of

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from octavo.errors import ModelError
-from octavo.models.families import spec_from_config
+from octavo.models.families.reading import spec_from_config
 from octavo.models.gguf_config import config_from_gguf
 from octavo.models.spec import FactorScaling, LinearScaling, Rope, YarnScaling
 

@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gguf
 import numpy as np
 import pytest
 
-from octavo.models.weights.fused import fused_names, gguf_entries
+from octavo.errors import ModelError
+from octavo.models.families.reading import spec_from_config
+from octavo.models.families.record import GGUF_PARTS, GGUF_STACKS, Stack
+from octavo.models.weights.fused import gguf_entries, some_of, stacked_rows, total_rows
 from octavo.models.weights.gguf_file import read_rows
+from octavo.models.weights.names import Naming
+
+QKV, GATED = Stack(("q", "k", "v")), Stack(("gate", "up"))
+SPEC = spec_from_config({"model_type": "llama", "hidden_size": 64, "intermediate_size": 40, "num_hidden_layers": 1,
+                         "num_attention_heads": 4, "num_key_value_heads": 2})  # fmt: skip
+
+
+def test_rows_of_each_part():
+    assert stacked_rows(QKV, SPEC) == {"q": [range(64)], "k": [range(64, 96)], "v": [range(96, 128)]}
+    assert stacked_rows(GATED, SPEC) == {"gate": [range(40)], "up": [range(40, 80)]}
+    grouped = stacked_rows(replace(QKV, grouped=True), SPEC)
+    assert grouped["q"] == [range(32), range(64, 96)]
+    assert grouped["v"] == [range(48, 64), range(112, 128)]
+    assert total_rows(grouped) == 128
 
 
 @pytest.mark.parametrize(
-    ("name", "family", "parts"),
+    ("wanted", "found"),
     [
-        ("layers.3.attn.Wqkv.weight", "modernbert", ["attn.q", "attn.k", "attn.v"]),
-        ("layers.3.mlp.Wi.bias", "modernbert", ["mlp.gate", "mlp.up"]),
-        ("layers.3.attn.Wqkv.weight", "nomic_bert", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
-        ("layers.3.attn.Wo.weight", "modernbert", []),
+        (range(64), [range(32), range(64, 96)]),
+        (range(16, 48), [range(16, 32), range(64, 80)]),
+        (range(40, 41), [range(72, 73)]),
     ],
 )
-def test_names(name, family, parts):
-    assert fused_names(name, family) == [f"layers.3.{part}.{name.rpartition('.')[2]}" for part in parts]
+def test_a_rank_s_rows_of_a_part(wanted, found):
+    assert list(some_of([range(32), range(64, 96)], wanted)) == found
+
+
+def test_names():
+    naming = Naming("layers.{}.", {"q": "attn.q", "k": "attn.k", "v": "attn.v"}, {"attn.Wqkv": QKV})
+    parts = [("q", "layers.3.attn.q.bias"), ("k", "layers.3.attn.k.bias"), ("v", "layers.3.attn.v.bias")]
+    assert naming.stack_of("layers.3.attn.Wqkv.bias") == (parts, QKV)
+    assert naming.stack_of("layers.3.attn.Wo.weight") is None
+    assert naming.stack_of("layers.3.cross_attn.Wqkv.weight") is None
 
 
 def test_rows_of_a_gguf_file_go_to_their_parts(tmp_path):
@@ -34,9 +60,12 @@ def test_rows_of_a_gguf_file_go_to_their_parts(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    entries = gguf_entries(tmp_path / "m.gguf", "nomic_bert")
+    naming = Naming("blk.{}.", GGUF_PARTS, GGUF_STACKS)
+    entries = gguf_entries(tmp_path / "m.gguf", naming, replace(SPEC, num_heads=2))
     for i, part in enumerate("qkv"):
         rows = np.concatenate([chunk.numpy() for chunk in read_rows(entries[f"blk.0.attn_{part}.weight"])])
         np.testing.assert_allclose(rows, values[32 * i : 32 * i + 32], atol=0.02)
         (vector,) = read_rows(entries[f"blk.0.attn_{part}.bias"])
         assert np.array_equal(vector.numpy(), bias[32 * i : 32 * i + 32])
+    with pytest.raises(ModelError, match="96 rows instead of 128"):
+        gguf_entries(tmp_path / "m.gguf", naming, SPEC)

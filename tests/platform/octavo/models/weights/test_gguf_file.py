@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from octavo.errors import ModelError
-from octavo.models.families import spec_from_config
+from octavo.models.families.reading import spec_from_config
 from octavo.models.load import load_model
 from octavo.models.packed import load_packed
 from octavo.models.parallel import TPGroup

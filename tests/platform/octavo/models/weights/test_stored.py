@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from octavo.errors import ModelError
 from octavo.models.load import load_model
-from octavo.models.weights.stored import half_split_rows
 from octavo.source import resolve_source
 
 
@@ -42,12 +39,3 @@ def reshape(tensors):
 def test_tensors_that_do_not_fit_are_named(copy, change, named):
     with pytest.raises(ModelError, match=named):
         load(copy("llama2", change))
-
-
-@given(st.integers(1, 4), st.integers(1, 8))
-def test_neighbouring_rows_go_to_the_two_halves_of_their_head(heads, half):
-    rows = half_split_rows(heads * 2 * half, 2 * half).tolist()
-    assert sorted(rows) == list(range(heads * 2 * half))
-    for stored, row in enumerate(rows):
-        head, place = divmod(stored, 2 * half)
-        assert row == head * 2 * half + place // 2 + (place % 2) * half

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from octavo.errors import ModelError
-from octavo.models.families import spec_from_config
+from octavo.models.families.reading import spec_from_config
 from octavo.models.spec import LinearScaling, Llama3Scaling, Rope
 
 CLASSES = {
@@ -189,7 +189,8 @@ def test_first_gemma_configs_say_gelu_and_mean_tanh():
         ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope scaling 'longrope'"),
         ({"rope_parameters": {"rope_type": "mrope", "rope_theta": 1e4}}, "rope scaling 'mrope'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
-        ({"hidden_act": "relu"}, "activation 'relu'"),
+        ({"hidden_act": "mish"}, "activation 'mish'"),
+        ({"logit_scale": 0.5}, "logit_scale 0.5 is not supported in models of type 'llama'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "GPTQ"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"num_key_value_heads": 5}, "32 query heads.*5 key-value"),

@@ -1,0 +1,156 @@
+"""`Family`: all that is known of a family of decoders, in one record.
+
+Configs, tensors and GGUF files are read by what stands here; nothing else names a family. `settings.py` reads what all
+configs have in common; a record says how it differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from octavo.models.gguf_metadata import Metadata
+
+Config = dict[str, Any]
+"""A `config.json`, or GGUF metadata translated into one."""
+
+Fields = dict[str, Any]
+"""Of a `ModelSpec`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What one stored matrix (and its bias) holds the rows of.
+
+    Attributes:
+        parts: whose rows, in order.
+        grouped: for each key-value head the rows of its query heads, of the key and of the value, instead of all
+            queries, all keys, all values.
+    """
+
+    parts: tuple[str, ...]
+    grouped: bool = False
+
+
+USUAL_PARTS = {
+    "embedding": "embed_tokens",
+    "final_norm": "norm",
+    "lm_head": "lm_head",
+    "attention_norm": "input_layernorm",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "out": "self_attn.o_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+    "mlp_norm": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+"""Part -> what most families' checkpoints call it."""
+
+POST_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "post_mlp_norm": "post_feedforward_layernorm",
+}
+"""The same where norms follow the branches."""
+
+GGUF_PARTS = {
+    "embedding": "token_embd",
+    "final_norm": "output_norm",
+    "lm_head": "output",
+    "attention_norm": "attn_norm",
+    "q": "attn_q",
+    "k": "attn_k",
+    "v": "attn_v",
+    "out": "attn_output",
+    "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm",
+    "post_attention_norm": "post_attention_norm",
+    "mlp_norm": "ffn_norm",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+    "post_mlp_norm": "post_ffw_norm",
+}
+"""What GGUF calls it."""
+
+GGUF_STACKS = {"attn_qkv": Stack(("q", "k", "v"))}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """How Hugging Face's checkpoints of a family name and store its tensors.
+
+    Attributes:
+        layer: prefix of a layer's tensors, with {} for its index.
+        parts: part -> name, with {} for an expert's index; where they differ from `USUAL_PARTS`. Parts of a stack
+            need one too, which no tensor has.
+        stacks: name -> what is stored under it.
+        norm_offset: added to stored norm weights.
+        interleaved: neighbouring values of a head turn together, and not those of its two halves.
+        prefix: of the model within the checkpoint, beside those that are common (`weights/names.py`).
+    """
+
+    layer: str = "layers.{}."
+    parts: Mapping[str, str] = field(default_factory=dict)
+    stacks: Mapping[str, Stack] = field(default_factory=dict)
+    norm_offset: float = 0.0
+    interleaved: bool = False
+    prefix: str = ""
+
+
+def _nothing(_meta: Metadata, _config: Config) -> Config:
+    return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gguf:
+    """How GGUF files hold a family.
+
+    Attributes:
+        architecture: as the file names it. Of several families with one architecture the first is taken.
+        config: the file's metadata and the config as far as it is known -> what else the family's config says. It may
+            name another `model_type`.
+        interleaved: as in `Names`. llama.cpp rotates neighbouring values in some architectures; where the checkpoint
+            does not, its converter moves rows (`permute` in convert_hf_to_gguf.py).
+        parts, stacks: as in `Names`, where they differ from `GGUF_PARTS` and `GGUF_STACKS`.
+    """
+
+    architecture: str
+    config: Callable[[Metadata, Config], Config] = _nothing
+    interleaved: bool = False
+    parts: Mapping[str, str] = field(default_factory=dict)
+    stacks: Mapping[str, Stack] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One family.
+
+    Attributes:
+        model_type: what configs call it.
+        title: names of models that people know, for the documentation.
+        fields: a config, complete with defaults -> the fields of `ModelSpec` in which it differs from what
+            `settings.decoder_fields` makes of it.
+        defaults: settings that a config may leave out, as transformers does. A setting that stands here is one that
+            the family reads.
+        keys: own name of a setting -> the name that `settings.decoder_fields` reads.
+        only: settings that change what is computed -> the values that are supported.
+        gguf: None where GGUF files do not hold it, or llama.cpp does not run it.
+        outer: types of configs of which it is the `text_config`.
+    """
+
+    model_type: str
+    title: str
+    fields: Callable[[Config], Fields] = lambda _config: {}
+    defaults: Config = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    only: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    names: Names = Names()
+    gguf: Gguf | None = None
+    outer: tuple[str, ...] = ()

@@ -1,0 +1,28 @@
+"""Every family there is."""
+
+from __future__ import annotations
+
+from octavo.models.families import gemma, llama, mixtral, mpt, qwen
+from octavo.models.families.record import Family
+
+RECORDS: tuple[Family, ...] = (
+    *llama.FAMILIES,
+    *mixtral.FAMILIES,
+    *qwen.FAMILIES,
+    *gemma.FAMILIES,
+    *mpt.FAMILIES,
+)
+
+FAMILIES = {family.model_type: family for family in RECORDS}
+"""By `model_type`."""
+
+OUTER = {outer: family for family in RECORDS for outer in family.outer}
+"""By the type of a config that holds a family's as its `text_config`."""
+
+ARCHITECTURES = {family.gguf.architecture: family for family in reversed(RECORDS) if family.gguf is not None}
+"""By GGUF's name; the first of several."""
+
+
+def family_of(model_type: object) -> Family | None:
+    """The family of configs of a type; None where it is none of decoders."""
+    return FAMILIES.get(model_type) or OUTER.get(model_type) if isinstance(model_type, str) else None
