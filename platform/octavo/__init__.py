@@ -6,10 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from octavo.beams import BeamSearch as BeamSearch
     from octavo.config import EngineConfig as EngineConfig
     from octavo.constraint import StructuredOutputs as StructuredOutputs
     from octavo.engine.llm import LLM as LLM
     from octavo.engine.llm import LoRARequest as LoRARequest
+    from octavo.engine.llm_beams import BeamSearchParams as BeamSearchParams
     from octavo.engine.llm_pooling import PoolingParams as PoolingParams
     from octavo.request import RequestOutput as RequestOutput
     from octavo.request import SamplingParams as SamplingParams
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "LLM",
+    "BeamSearch",
+    "BeamSearchParams",
     "EngineConfig",
     "LoRARequest",
     "PoolingParams",
@@ -29,6 +33,8 @@ __all__ = [
 # Loaded on first use, so that `import octavo.routing` in a gateway or a controller loads no torch.
 _HOMES = {
     "LLM": "octavo.engine.llm",
+    "BeamSearch": "octavo.beams",
+    "BeamSearchParams": "octavo.engine.llm_beams",
     "EngineConfig": "octavo.config",
     "LoRARequest": "octavo.engine.llm",
     "PoolingParams": "octavo.engine.llm_pooling",

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import secrets
 import struct
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from octavo.beams import BeamSearch
 from octavo.constraint import Grammar, StructuredOutputs, Thinking
 from octavo.errors import BadRequest
 from octavo.pooling import Pooling
@@ -45,6 +47,9 @@ MAX_ALLOWED = 2**16
 
 MAX_BAD, MAX_BAD_LENGTH = 1024, 64
 """Most bad words; tokens of the sequences that they become, of which a word has up to two."""
+
+MAX_PREDICTED = 2**14
+"""Most tokens of what an output is expected to hold; what a prediction has beyond them is not looked at."""
 
 MAX_TOKEN_ID = 2**31 - 1
 """No vocabulary is larger."""
@@ -109,6 +114,7 @@ class SamplingParams:
         grammar: what the tokens must match (see `octavo.constraint`).
         thinking: a budget for what comes before the answer.
         bad_token_ids: sequences of tokens of which none is completed; the text layer makes them of `bad_words`.
+        beams: search for the likeliest texts in place of sampling: the `n` best come, the best first, when all is done.
 
     Raises:
         BadRequest: on construction, naming the parameter that is wrong.
@@ -141,6 +147,7 @@ class SamplingParams:
     grammar: Grammar | None = None
     thinking: Thinking | None = None
     bad_token_ids: list[list[int]] = field(default_factory=list)
+    beams: BeamSearch | None = None
 
     def __post_init__(self) -> None:
         _number(self.n, "n", 1, MAX_N, integer=True)
@@ -174,6 +181,22 @@ class SamplingParams:
             self._check_stop()
         if self.allowed_token_ids is not None or self.bad_words or self.bad_token_ids:
             self._check_lists()
+        if self.beams is not None:
+            self._check_beams(self.beams)
+
+    def _check_beams(self, beams: BeamSearch) -> None:
+        if self.n > beams.width:
+            raise BadRequest(f"n is {self.n}, and {beams.width} beams end in so many texts at most: lower n", "n")
+        neutral = {"best_of": (None,), "temperature": (0, 1), "top_k": (-1, 0), "top_p": (1,), "min_p": (0,)}
+        neutral["thinking"] = (None,)
+        for name, values in neutral.items():
+            if (value := getattr(self, name)) not in values:
+                raise BadRequest(
+                    f"beam search samples nothing: leave {name} out, or at {values[0]} (it is {value!r:.80})", name
+                )
+        if self.max_tokens == 0:
+            raise BadRequest("max_tokens is 0, which leaves nothing to search: raise it", "max_tokens")
+        self.temperature = 0.0
 
     def _check_lists(self) -> None:
         allowed, words, bad = self.allowed_token_ids, self.bad_words, self.bad_token_ids
@@ -237,6 +260,11 @@ class SamplingParams:
         return self.best_of or self.n
 
     @property
+    def num_places(self) -> int:
+        """Sequences that run at once."""
+        return self.num_sequences if self.beams is None else self.beams.width
+
+    @property
     def has_penalties(self) -> bool:
         """Whether any penalty differs from its neutral value."""
         return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0, 0, 1)
@@ -274,11 +302,28 @@ class Adapter:
         name: what callers call it.
         digest: hash of its contents. Block hashes start from it, so other contents under one name share no block.
         path: of its folder or file as a shard sees it; what lies there must still have that digest.
+        invocation: token ids that it begins at (aLoRA); empty: it is there from the first token on.
     """
 
     name: str
     digest: str
     path: str
+    invocation: tuple[int, ...] = ()
+
+    def begins_at(self, prompt: Sequence[int]) -> int | None:
+        """Position of the first token of a prompt that it changes; None where nothing invokes it.
+
+        As PEFT and llama.cpp have it: the first token of the last place where the prompt invokes it. What is generated
+        after a prompt moves nothing.
+        """
+        if not self.invocation:
+            return 0
+        tokens, wanted = array("q", prompt), array("q", self.invocation)
+        whole, part, width = tokens.tobytes(), wanted.tobytes(), tokens.itemsize
+        place = whole.rfind(part)
+        while place > 0 and place % width:  # bytes of two tokens
+            place = whole.rfind(part, 0, place + len(part) - 1)
+        return None if place < 0 or place % width else place // width
 
 
 @dataclass(slots=True, kw_only=True)
@@ -291,7 +336,8 @@ class Request:
         params: how to sample; its `seed` is filled in here when it was None.
         priority: lower runs first (vLLM's meaning); equal priorities run in order of arrival.
         cache_salt: cache namespace; requests share cached blocks only within one salt.
-        adapter: which it is computed with; None: the model as it is. Cached blocks are shared within one adapter.
+        adapter: which it is computed with; None: the model as it is. Cached blocks are shared within one adapter, and
+            those before it begins with the model itself.
         block_hashes: the prompt's chain from `block_hash.hash_chain`, when the sender computed it for routing;
             the engine computes it otherwise.
         session: requests of one session stay together under the routing policy "session".
@@ -304,6 +350,7 @@ class Request:
             engine it ran on. An update without tokens says when that begins, and another when it is over.
         seed: of its random numbers, in [0, 2**64); `params.seed`, or drawn at random.
         asker: who wants it, as far as the sender knows: askers take turns where new grammars are compiled.
+        predicted: tokens that its output is expected to hold; they change how fast it comes, and nothing of it.
     """
 
     request_id: str
@@ -320,10 +367,11 @@ class Request:
     seed: int = -1
     pooling: Pooling | None = None
     asker: str = ""
+    predicted: list[int] | None = None
 
     @property
     def adapter_digest(self) -> str:
-        """Of its adapter, as `block_hash.root_hash` takes it; "" without one."""
+        """Of its adapter; "" without one."""
         return "" if self.adapter is None else self.adapter.digest
 
     def __post_init__(self) -> None:
@@ -431,6 +479,8 @@ class SequenceUpdate:
         request_id, index: which sequence (index < `num_sequences`).
         token_ids: tokens generated since the last update of this sequence.
         num_forced: how many of them, the last ones, were known without being sampled: a grammar left no choice.
+        num_accepted, num_rejected: tokens of `Request.predicted` that the step verified and kept, and those that it
+            computed in vain.
         logprobs: one entry per token of `token_ids`, or None when not asked for.
         cumulative_logprob: sum over all tokens of the sequence so far; 0.0 unless logprobs or best_of were asked for.
         finish_reason: None while the sequence goes on.
@@ -458,6 +508,8 @@ class SequenceUpdate:
     time: float = 0.0
     prefill: float | None = None
     pooled: bytes | None = None
+    num_accepted: int = 0
+    num_rejected: int = 0
 
 
 @dataclass(slots=True)

@@ -66,6 +66,7 @@ class SamplingRows:
     # [M, ceil(V / 32)] the tokens that each of M rows may draw, a bit each, the lowest bit of a word first; None: all
     masks: Uint32 | None = None
     masked: Int32 | None = None  # [M] whose masks they are, rising
+    beams: dict[int, int] = field(default_factory=dict)  # row -> how many `Candidates` it wants; what it draws is void
 
     @property
     def are_treated(self) -> bool:
@@ -141,6 +142,20 @@ class LogprobRow:
 
 
 @dataclass(slots=True)
+class Candidates:
+    """The tokens that may follow a beam, the best first.
+
+    A score is a log probability after the request's treatment, which here changes log probabilities, not logits, and
+    after which nothing is normalised again: as in transformers' beam search. Those of -inf are left out.
+    """
+
+    token_ids: Int64  # [K]
+    scores: Float32  # [K], falling
+    logprobs: Float32  # [K] the model's own
+    ranks: Int64  # [K] by these; 1 is the most likely
+
+
+@dataclass(slots=True)
 class StepResult:
     """What a step produced."""
 
@@ -151,3 +166,4 @@ class StepResult:
     # row of the sequence -> vector after the final norm and the checkpoint's dense layers, neither cut nor normalised,
     # or logits of the classes; one for each `PooledRow.is_last`. One that is not finite fails its request alone
     pooled: dict[int, Float32] = field(default_factory=dict)
+    candidates: dict[int, Candidates] = field(default_factory=dict)  # row -> what may follow, of `SamplingRows.beams`

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from octavo.errors import BadRequest, ModelError, ModelNotReady, UnknownModel
-from octavo.models.adapters import adapter_digest, read_adapter
+from octavo.models.adapters import find_adapter, read_adapter
 from octavo.models.parallel import share_of
 from octavo.models.source_spec import read_spec
 from octavo.request import Adapter
@@ -198,6 +198,6 @@ def _checked(name: str, path: str, source: str) -> Adapter:
     Raises:
         ModelError: they are not.
     """
-    digest = adapter_digest(Path(path))
-    read_adapter(Path(path), share_of(read_spec(resolve_source(source))), digest)
-    return Adapter(name, digest, path)
+    adapter = find_adapter(name, Path(path))
+    read_adapter(Path(path), share_of(read_spec(resolve_source(source))), adapter.digest)
+    return adapter

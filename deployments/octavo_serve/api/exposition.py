@@ -240,6 +240,14 @@ def _of_shards(stats: ShardStats) -> Iterator[Metric]:
         for position, count in enumerate(found.counters.accepted):
             right.add_metric([*labels, str(position)], count)
     yield right
+    guessed = _COUNTER("octavo_guessed_tokens", "Tokens guessed, by where from.", labels=[*_SHARD, "origin"])
+    kept = _COUNTER("octavo_guessed_tokens_right", "Guessed tokens that were right, by where from.",
+                    labels=[*_SHARD, "origin"])  # fmt: skip
+    for labels, found in samples:
+        for origin, (count, were_right) in found.counters.by_origin.items():
+            guessed.add_metric([*labels, origin], count)
+            kept.add_metric([*labels, origin], were_right)
+    yield from (guessed, kept)
 
 
 def _of_routers(telemetry: Telemetry) -> Iterator[Metric]:

@@ -131,6 +131,8 @@ class _Running:
             sequence = prompt.sequences[update.index]
             if sequence.finish_reason is not None:
                 continue  # ended here by a stop string while the engine was a step ahead
+            self._job.accepted += update.num_accepted
+            self._job.rejected += update.num_rejected
             choice = prompt.first_choice + update.index
             forced = self._job.tells_origins and update.num_forced > 0
             if (grown := growing.get(choice)) is not None and grown.forced != forced:
@@ -203,4 +205,6 @@ def apart(updates: Iterable[SequenceUpdate]) -> Iterator[SequenceUpdate]:
         ids, logprobs = update.token_ids, update.logprobs
         first = logprobs and logprobs[:sampled]
         yield replace(update, token_ids=ids[:sampled], logprobs=first, num_forced=0, finish_reason=None)
-        yield replace(update, token_ids=ids[sampled:], logprobs=logprobs and logprobs[sampled:])
+        rest = replace(update, token_ids=ids[sampled:], logprobs=logprobs and logprobs[sampled:])
+        rest.num_accepted = rest.num_rejected = 0
+        yield rest

@@ -45,6 +45,7 @@ class Asked:
         known: token ids that the prompt may begin with, the best first: of earlier turns, as they were computed. The
             first whose text begins the prompt's text is used.
         tells_origins: whether the answer tells sampled tokens from forced ones.
+        prediction: what much of the answer is expected to be; "" for nothing.
         context: what the surface keeps for its writer.
     """
 
@@ -65,6 +66,7 @@ class Asked:
     stage: Callable[[], Stage] | None = None
     known: Sequence[list[int]] = ()
     tells_origins: bool = False
+    prediction: str = ""
     context: Any = None
 
     @property
@@ -108,6 +110,7 @@ class Job:
         prompt_texts: texts of the prompts if they are echoed, otherwise empty.
         marks: what stands for tokens in the pieces' texts, for the stage.
         tells_origins, context: see `Asked`.
+        accepted, rejected: tokens of the prediction so far that were verified and kept, and those computed in vain.
     """
 
     id: str
@@ -123,6 +126,8 @@ class Job:
     tells_origins: bool = False
     context: Any = None
     operation: Operation = "text_completion"
+    accepted: int = 0
+    rejected: int = 0
 
     @property
     def prompt_tokens(self) -> int:

@@ -94,8 +94,3 @@ class ServedModel:
     client: ModelClient
     defaults: Defaults = NO_DEFAULTS
     adapter: Adapter | None = None  # that its requests are computed with; `name` is the adapter's then
-
-    @property
-    def digest(self) -> str:
-        """Of the adapter, as `block_hash.root_hash` takes it."""
-        return "" if self.adapter is None else self.adapter.digest

@@ -18,7 +18,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import TypeVar
 
-from octavo.block_hash import hash_chain, root_hash
+from octavo.block_hash import Origin, hash_chain
 from octavo.errors import BadRequest, EngineDead, OctavoError, Overloaded
 from octavo.pooling import Pooling, Task
 from octavo.request import Request, SamplingParams, SequenceUpdate
@@ -249,22 +249,19 @@ class Window:
     first_alone: bool = False
     id: str = ""
     cached_tokens: int = 0
-    _root: bytes = b""
     _timer: RequestTimer = field(init=False)
     _begun: bool = False
 
     def __post_init__(self) -> None:
-        asking, info = self.ready.asking, self.ready.info
+        asking = self.ready.asking
         self.id = f"{asking.kind}-{secrets.token_hex(12)}"
-        if "generate" in info.tasks:
-            self._root = root_hash(info.hash_name, self.ready.model.digest, asking.cache_salt)
         telemetry, name = self.ready.service.telemetry, self.ready.model.name
         self._timer = telemetry.request(name, self.prompt_tokens, asking.operation)
         genai.pools(self.id, name, self.prompt_tokens)
 
     def request(self, number: int, token_ids: list[int], params: SamplingParams, pooling: Pooling | None) -> Request:
         """The request of one text."""
-        asking, info = self.ready.asking, self.ready.info
+        asking = self.ready.asking
         return Request(
             request_id=f"{self.id}-{number}",
             prompt_token_ids=token_ids,
@@ -272,12 +269,21 @@ class Window:
             priority=asking.priority,
             cache_salt=asking.cache_salt,
             adapter=self.ready.model.adapter,
-            block_hashes=hash_chain(self._root, token_ids, info.block_size) if self._root else [],
+            block_hashes=self._chain(token_ids),
             session=asking.session,
             seed=0,
             pooling=pooling,
             asker=asking.asker,
         )
+
+    def _chain(self, token_ids: list[int]) -> list[bytes]:
+        """Hashes of a text's blocks; none where no cache holds any."""
+        info = self.ready.info
+        if "generate" not in info.tasks:
+            return []
+        adapter, salt = self.ready.model.adapter, self.ready.asking.cache_salt
+        root, turn = Origin.of(info.hash_name, adapter, salt, token_ids)
+        return hash_chain(root, token_ids, info.block_size, turn)
 
     async def run(self, count: int, request: Callable[[int], Request], read: Callable[[SequenceUpdate], T]) -> list[T]:
         """What `read` makes of each request's update, in order."""

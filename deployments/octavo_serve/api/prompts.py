@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from octavo.block_hash import hash_chain, root_hash
+from octavo.block_hash import Origin, hash_chain
 from octavo.errors import BadRequest, PromptTooLong
-from octavo.request import Adapter, Request
+from octavo.request import MAX_PREDICTED, Adapter, Request
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.api.jobs import Asked, Prompt
 from octavo_serve.wire.messages import ModelInfo
@@ -49,7 +49,7 @@ def prepare(
         PromptTooLong: the context cannot hold a prompt and the tokens asked for.
         BadRequest: a prompt is empty, or has a token id outside the vocabulary.
     """
-    root = root_hash(info.hash_name, "" if adapter is None else adapter.digest, asked.cache_salt)
+    predicted = _predicted(tokenizer, asked.prediction) if asked.prediction else None
     requests = []
     for position, prompt in enumerate(prompts):
         token_ids = _token_ids(tokenizer, info, prompt, asked)[-(asked.truncate or 0) :]
@@ -64,8 +64,10 @@ def prepare(
             cache_salt=asked.cache_salt,
             adapter=adapter,
             asker=asked.asker,
+            predicted=predicted,
         )
-        request.block_hashes = hash_chain(root, token_ids, info.block_size)
+        root, turn = Origin.of(info.hash_name, adapter, asked.cache_salt, token_ids)
+        request.block_hashes = hash_chain(root, token_ids, info.block_size, turn)
         requests.append(request)
     return requests, [_text(tokenizer, prompt) for prompt in prompts] if asked.echo else []
 
@@ -81,6 +83,11 @@ def _token_ids(tokenizer: Tokenizer, info: ModelInfo, prompt: Prompt, asked: Ask
         if known and max(known) < info.vocab_size and (token_ids := _going_on(tokenizer, prompt, known)) is not None:
             return token_ids
     return tokenizer.encode(prompt, add_special_tokens=asked.add_special_tokens)
+
+
+def _predicted(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of the beginning of what an answer is expected to be; MAX_FIELD_BYTES bounds the text."""
+    return tokenizer.encode(text, add_special_tokens=False)[:MAX_PREDICTED]
 
 
 def _going_on(tokenizer: Tokenizer, text: str, known: list[int]) -> list[int] | None:

@@ -125,7 +125,9 @@ class Service:
                 asked.params = await self._constrained(asked, chat, model, template, text)
             request_id = f"{asked.kind}-{secrets.token_hex(12)}"  # a client's own id may be in use elsewhere
             work = partial(prepare, model.tokenizer, info, content, asked, request_id, model.adapter)
-            requests, texts = await self.prompt_threads.finish(work) if is_long(content) else work()
+            requests, texts = (
+                await self.prompt_threads.finish(work) if is_long([*content, asked.prediction]) else work()
+            )
             longest = max(len(request.prompt_token_ids) for request in requests)
             model.defaults.fill_in(asked.params, asked.given, info.max_model_len - longest)
         return Job(

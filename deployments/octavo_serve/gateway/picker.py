@@ -300,7 +300,7 @@ class Picker:
         await self._books.close()
 
     def _route(self, request: Request, names: list[str]) -> Placement:
-        query = Query(len(request.prompt_token_ids), request.params.num_sequences, request.session)
+        query = Query(len(request.prompt_token_ids), request.params.num_places, request.session)
         ticket, chain = request.request_id, request.block_hashes or []
         within = self._queue.limits.max_seconds
         choice = self.router.route(ticket, chain, query, names, time.monotonic(), within)
@@ -308,7 +308,7 @@ class Picker:
 
     async def _wait_for_room(self, request: Request) -> list[str]:
         self._want()
-        size = {"requests": 1, "sequences": request.params.num_sequences, "tokens": len(request.prompt_token_ids)}
+        size = {"requests": 1, "sequences": request.params.num_places, "tokens": len(request.prompt_token_ids)}
         self._waiting.update(size)
         try:
             with self._books.queued(again=request.emitted is not None):

@@ -20,6 +20,15 @@ OCTAVO_INLINE void gate_row(const T* gate, const T* up, int64_t count, T* out, F
         store_part(out + i, f(load_part(gate + i, count - i)) * load_part(up + i, count - i), count - i);
 }
 
+// gpt-oss's form: both are clamped, and 1 is added to `up`.
+inline void clamped_gate_row(const float* gate, const float* up, float limit, int64_t count, float* out) {
+    const Vec high = splat(limit), low = splat(-limit);
+    for (int64_t i = 0; i < count; i += kLanes) {
+        const Vec x = min(high, load_part(gate + i, count - i)), y = max(low, min(high, load_part(up + i, count - i)));
+        store_part(out + i, (y + splat(1.f)) * (x * sigmoid(splat(1.702f) * x)), count - i);
+    }
+}
+
 // x times the normal distribution's integral up to x, to 1e-7 |x| (Abramowitz and Stegun 7.1.26).
 OCTAVO_INLINE Vec exact_gelu(Vec x) {
     const Vec size = max(x, -x) * splat(0.70710678118654752f), t = splat(1.f) / fma(splat(0.3275911f), size, splat(1.f));

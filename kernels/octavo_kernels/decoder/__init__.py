@@ -77,7 +77,7 @@ class PackedMixture:
     experts_per_token: int
     scoring: Literal["softmax", "sigmoid"]
     normalise: bool  # a token's shares add up to 1, before they are scaled
-    scale: Float32  # [1]
+    numbers: Float32  # [2] what multiplies the shares, and what bounds the activations (0: nothing)
     groups: int  # of experts, of which `kept_groups` are kept before experts are chosen; 0: no such choice
     kept_groups: int
     choice_bias: Float32 | None  # [experts] added to the scores for the choice alone
@@ -88,7 +88,7 @@ class PackedMixture:
         matrices = [part for expert in self.experts for part in (expert.gate, expert.up, expert.down)]
         return [
             *(len(self.experts), self.experts_per_token, self.scoring == "sigmoid", self.normalise),
-            *(self.groups, self.kept_groups, _address(self.scale), _address(self.choice_bias)),
+            *(self.groups, self.kept_groups, _address(self.numbers), _address(self.choice_bias)),
             *self.router.words(),
             *(self.shared_gate.words() if self.shared_gate else [0] * 5),
             *(word for matrix in matrices for word in matrix.words()),
@@ -116,6 +116,7 @@ class PackedLayer:
     rotary: Float32  # [positions, rotary_dim], cos then sin
     window: int | None  # positions that a query attends to; None means all
     mixture: PackedMixture | None = None
+    sinks: Float32 | None = None  # [query_heads]
 
     def words(self, k_cache: int, v_cache: int, mixture: Int64 | None) -> list[int]:
         """The words of `struct Layer` in records.h, with those of its mixture."""
@@ -126,7 +127,7 @@ class PackedLayer:
             *(word for matrix in matrices for word in (matrix.words() if matrix else [0] * 5)),
             *map(_address, norms),
             *(_address(self.rotary), self.rotary.shape[1], self.window or _NO_WINDOW),
-            *(k_cache, v_cache, 0 if mixture is None else mixture.ctypes.data),
+            *(k_cache, v_cache, 0 if mixture is None else mixture.ctypes.data, _address(self.sinks)),
         ]
 
     @property
@@ -287,7 +288,7 @@ class NativeDecoder:
     def __init__(
         self, library: Library, model: PackedModel, kv: PackedKV, *, exact: bool, ranks: Ranks | None = None
     ) -> None:
-        mixtures = [layer.mixture and np.array(layer.mixture.words(), np.int64) for layer in model.layers]
+        mixtures = [None if x.mixture is None else np.array(x.mixture.words(), np.int64) for x in model.layers]
         layers = [layer.words(*kv.addresses(i), mixtures[i]) for i, layer in enumerate(model.layers)]
         words = np.array(model.words(exact, kv), np.int64)
         self._library, self._keep = library, (model, kv, mixtures)

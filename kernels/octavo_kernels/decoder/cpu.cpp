@@ -188,14 +188,14 @@ class Decoder {
 
     void attention(const Layer& layer, int& cursor, int thread) {
         const AttentionPlan& plan = plans.at(layer.window);
-        const AttentionParams params{numbers.attention_scale, numbers.attention_softcap, model.slopes};
+        const AttentionParams params{numbers.attention_scale, numbers.attention_softcap, model.slopes, layer.sinks};
         phases.run(cursor, int64_t(plan.items.size()), [&](int64_t item) {
             attend(plan, item, cache(layer), params, qkv, qkv_size, attended, q_size, scratch + thread * scratch_floats,
                    partials);
         });
         if (!plan.merged_tokens.empty())
             shared_rows(cursor, {}, shared, shared).each(int64_t(plan.merged_tokens.size()), [&](int64_t i) {
-                merge_splits(plan, i, cache(layer), partials, attended, q_size);
+                merge_splits(plan, i, cache(layer), params, partials, attended, q_size);
             });
     }
 
@@ -321,8 +321,10 @@ class Decoder {
         input.multiply(expert.gate, exact(), gate, width, blocks);
         input.multiply(expert.up, exact(), up, width, blocks);
         for (int64_t i = 0; i < rows; ++i) {
-            gate_row(Gate(model.gate), gate + i * width, up + i * width, width, up + i * width);
-            between.pack(i, up + i * width, columns);
+            float *row = gate + i * width, *values = up + i * width;
+            if (m.numbers[1] > 0) clamped_gate_row(row, values, m.numbers[1], width, values);
+            else gate_row(Gate(model.gate), row, values, width, values);
+            between.pack(i, values, columns);
         }
     }
 

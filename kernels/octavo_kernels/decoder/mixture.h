@@ -25,7 +25,7 @@ struct Mixture {
     int64_t count, chosen;      // experts, and experts per token
     int64_t scoring, normalise;
     int64_t groups, kept_groups;     // experts come in groups, of which the best are kept first; 0: they do not
-    const float* scale;         // [1], multiplies the shares
+    const float* numbers;       // what multiplies the shares, and what bounds the activations (gpt-oss) or 0
     const float* choice_bias;   // [count] added to the scores for the choice alone, or null
     Matrix router;
     Matrix shared_gate;         // one output, whose sigmoid is the share of the layer's own MLP; no data: it is 1
@@ -113,7 +113,7 @@ public:
         }
         float sum = 0;
         for (int64_t i = 0; i < m.chosen; ++i) sum += weights[at * m.chosen + i] = probabilities[mine[i]];
-        const float factor = m.normalise ? *m.scale / sum : *m.scale;
+        const float factor = m.normalise ? m.numbers[0] / sum : m.numbers[0];
         for (int64_t i = 0; i < m.chosen; ++i) weights[at * m.chosen + i] *= factor;
     }
 

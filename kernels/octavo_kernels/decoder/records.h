@@ -16,6 +16,7 @@ struct Layer {
     int64_t rotary_dim, window;
     void *k_cache, *v_cache;
     const Mixture* mixture;  // or null; gate, up and down are then the shared expert's, if there is one (mixture.h)
+    const float* sinks;      // [query_heads], or null
 };
 
 struct Model {

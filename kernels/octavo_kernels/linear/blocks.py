@@ -114,8 +114,8 @@ def joined_rows(parts: list[BlockWeight]) -> BlockWeight:
 def _from_blocks(gguf_type: str, blocks: Array) -> BlockWeight:
     form = GROUPED[gguf_type]
     codes, stored = form.split(blocks.reshape(len(blocks), -1, form.block_bytes))
-    codes = codes.reshape(len(blocks), -1)
-    (_, low_bits), *rest = PARTS[form.bits]
+    codes = form.codes(codes.reshape(len(blocks), -1))
+    (_, low_bits), *rest = PARTS[5 if form.values else form.bits]
     scales: list[Any] = _scales(gguf_type, stored)
     weight = BlockWeight(form.zero, low_bits, _plane(codes, 0, low_bits), *scales)
     return replace(weight, high_bits=rest[0][1], high=_plane(codes, *rest[0])) if rest else weight
@@ -123,10 +123,24 @@ def _from_blocks(gguf_type: str, blocks: Array) -> BlockWeight:
 
 def _scales(gguf_type: str, stored: list[Array]) -> list[Tensor | None]:
     """The scales and minima of a row, then those of units."""
-    factors = stored[0].view(np.float16)
+    form = GROUPED[gguf_type]
+    factors = _float16(form.scales(stored)[0]) if form.values else stored[0].view(np.float16)
     unit = [_row(factors[..., i]) if i < factors.shape[-1] else None for i in range(2)]
     integers = integer_scales(gguf_type, stored)
     return unit if integers is None else [*(None if x is None else _row(x) for x in integers), *unit]
+
+
+def _float16(powers: Array) -> Array:
+    """Powers of two, which are float16 from 2^-24 to 2^15.
+
+    Raises:
+        ValueError: they are not.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        halves = powers.astype(np.float16)
+    if (halves.astype(np.float32) != powers).any():
+        raise ValueError("scales of MXFP4 blocks are no float16")
+    return halves
 
 
 def _row(x: Array) -> Tensor:

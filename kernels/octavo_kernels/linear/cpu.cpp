@@ -230,7 +230,7 @@ bool agrees(WeightFormat format, bool exact) {
 }
 
 SelfTest self_test("linear", [] {
-    for (int32_t format = 0; format <= int32_t(WeightFormat::z8); ++format) {
+    for (int32_t format = 0; format <= int32_t(WeightFormat::mxfp4); ++format) {
         if (!agrees(WeightFormat(format), true) || !agrees(WeightFormat(format), false)) return false;
     }
     return true;

@@ -17,7 +17,7 @@ enum class WeightFormat : int32_t {
     f32 = 0, f16 = 1, bf16 = 2,
     q4_0 = 3, q4_1 = 4, q5_0 = 5, q5_1 = 6, q8_0 = 7,
     q2_k = 8, q3_k = 9, q4_k = 10, q5_k = 11, q6_k = 12,
-    z4 = 13, z8 = 14,
+    z4 = 13, z8 = 14, mxfp4 = 15,
 };
 
 // How a matrix wants its activations. f32: as they are. bf16: rounded to it. int8: groups of 32 with a scale each.

@@ -95,8 +95,10 @@ struct Group : Scales {
 };
 
 // What all grouped formats share. ZERO_BITS: log2 of the zero point, -1 where codes are unsigned.
-template <int BITS_, int ZERO_BITS_, int GROUPS_, int SCALE_BYTES_, int HALVES_, bool HAS_MIN_> struct Grouped {
-    using Codes = typename CodesOf<BITS_>::type;
+template <int BITS_, int ZERO_BITS_, int GROUPS_, int SCALE_BYTES_, int HALVES_, bool HAS_MIN_,
+          class Codes_ = typename CodesOf<BITS_>::type>
+struct Grouped {
+    using Codes = Codes_;
     static constexpr int BITS = BITS_, ZERO_BITS = ZERO_BITS_, GROUPS = GROUPS_, HALVES = HALVES_;
     static constexpr bool HAS_MIN = HAS_MIN_;
     static constexpr int unit_columns = GROUPS * GROUP;
@@ -168,6 +170,20 @@ struct Q2K : Grouped<2, -1, 8, 320, 2, true> {
     }
 };
 
+// Twice the values of four-bit floats (1 sign, 2 exponent, 1 mantissa), plus 16.
+struct Floats4 {
+    static constexpr uint8_t codes[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4};
+    static constexpr int bytes = Planes4::bytes;
+    template <int I> static OCTAVO_INLINE Bytes step(const uint8_t* p) { return look_up(codes, Planes4::step<I>(p)); }
+};
+
+// MXFP4: four-bit floats with powers of two as scales, of which the exponent is stored.
+struct Mxfp4 : Grouped<5, 4, 1, 16, 1, false, Floats4> {
+    static OCTAVO_INLINE void read_scales(const uint8_t* unit, int, Scales& group) {
+        group.scale[0] = mul(as_floats(int_left<23>(load_uint8s(unit))), all_floats(0.5f));  // of twice the values
+    }
+};
+
 // The `index`-th group of a unit as 32 x 16 floats, columns first: exactly GGUF's dequantised values.
 template <class Format> OCTAVO_INLINE const float* decode(const uint8_t* unit, int index, float* buffer) {
     Group group;
@@ -234,6 +250,7 @@ template <class F> auto with_format(WeightFormat format, F&& f) {
         case WeightFormat::q6_k: return f(SymmetricK<6>{});
         case WeightFormat::z4: return f(WithZero<4>{});
         case WeightFormat::z8: return f(WithZero<8>{});
+        case WeightFormat::mxfp4: return f(Mxfp4{});
         default: return f(Float32{});
     }
 }

@@ -32,6 +32,7 @@ class Grouped:
         stored: type and number per block of each array that `split` returns beside the codes.
         split: blocks [rows, units, block_bytes] -> codes [rows, units, unit] and the stored arrays, without rounding.
         scales: stored arrays -> scales and minima [rows, units, n], float32; each is for unit / n columns.
+        values: what a stored code stands for, where that is not the code itself.
     """
 
     unit: int
@@ -41,6 +42,11 @@ class Grouped:
     stored: tuple[tuple[type[np.generic], int], ...]
     split: Callable[[Array], tuple[Array, list[Array]]]
     scales: Callable[[list[Array]], tuple[Array, Array | None]]
+    values: tuple[int, ...] = ()
+
+    def codes(self, stored: Array) -> Array:
+        """What stored codes stand for, uint8."""
+        return np.array(self.values, np.uint8)[stored] if self.values else stored
 
     @property
     def packed_bytes(self) -> int:
@@ -110,6 +116,11 @@ def _split_z8(blocks: Array) -> tuple[Array, list[Array]]:
     return q, [_halves(d), zero]
 
 
+def _split_mxfp4(blocks: Array) -> tuple[Array, list[Array]]:
+    exponent, q = _cut(blocks, 1, 16)
+    return _bits(q, 16, 4), [exponent]
+
+
 def _split_q2_k(blocks: Array) -> tuple[Array, list[Array]]:
     scales, q, dm = _cut(blocks, 16, 64, 4)
     return _bits(q, 32, 2), [_halves(dm), scales]
@@ -171,6 +182,10 @@ def _scale_zero(stored: list[Array]) -> tuple[Array, Array | None]:
     return scale, -(scale * stored[1])
 
 
+def _scales_mxfp4(stored: list[Array]) -> tuple[Array, Array | None]:
+    return (stored[0].astype(np.uint32) << 23).view(np.float32) * np.float32(0.5), None
+
+
 def integer_scales(name: str, stored: list[Array]) -> tuple[Array, Array | None] | None:
     """A K format's integer scales and minima, without a unit's factors: [rows, units, n]; None for other formats."""
     match name:
@@ -204,6 +219,9 @@ _D, _DM = (np.uint16, 1), (np.uint16, 2)
 _Z = (_D, (np.uint8, 1))
 _K2, _K3, _K4 = (_DM, (np.uint8, 16)), (_D, (np.uint8, 16)), (_DM, (np.uint8, 12))
 
+FLOATS4 = (16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4)
+"""Of MXFP4's codes, four-bit floats: twice their values, plus 16."""
+
 GROUPED: dict[str, Grouped] = {
     "Q4_0": Grouped(32, 18, 4, 8, (_D,), _split_q4_0, _scale),
     "Q4_1": Grouped(32, 20, 4, 0, (_DM,), _split_q4_1, _scale_min),
@@ -217,6 +235,7 @@ GROUPED: dict[str, Grouped] = {
     "Q6_K": Grouped(256, 210, 6, 32, _K3, _split_q6_k, _scaled_scale),
     "Z4": Grouped(32, 19, 4, 0, _Z, _split_z4, _scale_zero),
     "Z8": Grouped(32, 35, 8, 0, _Z, _split_z8, _scale_zero),
+    "MXFP4": Grouped(32, 17, 4, 16, ((np.uint8, 1),), _split_mxfp4, _scales_mxfp4, FLOATS4),
 }
 """Integer formats by GGUF's names. Z4 and Z8 are our own, for GPTQ, AWQ and similar: a float16 scale, a zero point of
 one byte, codes."""

@@ -72,7 +72,7 @@ def unpack_blocks(data: Array, name: str, n: int) -> tuple[Array, Array, Array |
         end = start + LANES * count * np.dtype(kind).itemsize
         stored.append(_apart(data[:, :, start:end], kind))
         start = end
-    codes = _codes(data[:, :, start:], form)
+    codes = form.codes(_codes(data[:, :, start:], form))
     scale, minimum = form.scales(stored)
     return codes[:n], _flat(scale)[:n], None if minimum is None else _flat(minimum)[:n]
 

@@ -43,6 +43,10 @@ OCTAVO_INLINE Bytes load_bytes(const void* p) { return _mm512_loadu_si512(p); }
 OCTAVO_INLINE Bytes all_bytes(uint8_t x) { return _mm512_set1_epi8(char(x)); }
 OCTAVO_INLINE Bytes byte_and(Bytes a, Bytes b) { return _mm512_and_si512(a, b); }
 OCTAVO_INLINE Bytes byte_or(Bytes a, Bytes b) { return _mm512_or_si512(a, b); }
+// For each byte (below 16) the one at that place of `table`.
+OCTAVO_INLINE Bytes look_up(const uint8_t* table, Bytes x) {
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table)), x);
+}
 template <int N> OCTAVO_INLINE Bytes bits_right(Bytes x) { return _mm512_srli_epi16(x, N); }
 template <int N> OCTAVO_INLINE Bytes bits_left(Bytes x) { return _mm512_slli_epi16(x, N); }
 
@@ -102,6 +106,10 @@ OCTAVO_INLINE Bytes load_bytes(const void* p) { return {load_half_of(p, 0), load
 OCTAVO_INLINE Bytes all_bytes(uint8_t x) { return {_mm256_set1_epi8(char(x)), _mm256_set1_epi8(char(x))}; }
 OCTAVO_INLINE Bytes byte_and(Bytes x, Bytes y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
 OCTAVO_INLINE Bytes byte_or(Bytes x, Bytes y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+OCTAVO_INLINE Bytes look_up(const uint8_t* table, Bytes x) {
+    const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
+    return {_mm256_shuffle_epi8(both, x.a), _mm256_shuffle_epi8(both, x.b)};
+}
 template <int N> OCTAVO_INLINE Bytes bits_right(Bytes x) { return {_mm256_srli_epi16(x.a, N), _mm256_srli_epi16(x.b, N)}; }
 template <int N> OCTAVO_INLINE Bytes bits_left(Bytes x) { return {_mm256_slli_epi16(x.a, N), _mm256_slli_epi16(x.b, N)}; }
 
@@ -196,6 +204,10 @@ OCTAVO_INLINE Bytes load_bytes(const void* p) {
 OCTAVO_INLINE Bytes all_bytes(uint8_t x) { return x - Bytes{}; }
 OCTAVO_INLINE Bytes byte_and(Bytes x, Bytes y) { return x & y; }
 OCTAVO_INLINE Bytes byte_or(Bytes x, Bytes y) { return x | y; }
+OCTAVO_INLINE Bytes look_up(const uint8_t* table, Bytes x) {
+    for (int i = 0; i < 64; ++i) x[i] = table[x[i]];
+    return x;
+}
 template <int N> OCTAVO_INLINE Bytes bits_right(Bytes x) { return (Bytes)((Ints)x >> N); }
 template <int N> OCTAVO_INLINE Bytes bits_left(Bytes x) { return (Bytes)((Ints)x << N); }
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from octavo_kernels.activation.gpu import silu_mul
 from octavo_kernels.linear.gpu import Tile, accumulate, operands, tile_for
 from octavo_kernels.linear.quantized import QuantizedWeight
+from octavo_kernels.moe.reference import activate
 
 _PAIRS = 1024
 """Looked at in one go while sorting."""
@@ -86,7 +87,7 @@ def _sort_kernel(
 
 @triton.jit
 def _grouped_kernel(
-    x_ptr, out_ptr, sorted_ptr, tile_expert_ptr, n, k, x_stride,
+    x_ptr, out_ptr, bias_ptr, sorted_ptr, tile_expert_ptr, n, k, x_stride,
     low_ptr, high_ptr, scale_ptr, zero_ptr, minimum_ptr, unit_scale_ptr, unit_minimum_ptr,
     GROUP: tl.constexpr, UNIT: tl.constexpr, ZERO: tl.constexpr,
     LOW_BITS: tl.constexpr, HIGH_BITS: tl.constexpr, FLOAT8: tl.constexpr,
@@ -107,6 +108,8 @@ def _grouped_kernel(
         low_ptr, high_ptr, scale_ptr, zero_ptr, minimum_ptr, unit_scale_ptr, unit_minimum_ptr,
         GROUP, UNIT, ZERO, LOW_BITS, HIGH_BITS, FLOAT8, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
+    if bias_ptr is not None:
+        total += tl.load(bias_ptr + row).to(tl.float32)[None, :]
     place = pair.to(tl.int64)[:, None] * n + column[None, :]
     tl.store(out_ptr + place, total, mask=(pair >= 0)[:, None] & (column < n)[None, :])
 
@@ -158,6 +161,8 @@ def moe(
     down: Tensor | QuantizedWeight,
     num_experts: int,
     *,
+    biases: tuple[Tensor, Tensor] | None = None,
+    limit: float | None = None,
     batch_invariant: bool = False,
 ) -> Tensor:
     x = x if x.stride(1) == 1 else x.contiguous()
@@ -165,8 +170,10 @@ def moe(
     # By the mean of an expert's rows: most of a larger tile would be empty
     tile = tile_for(triton.cdiv(tokens * chosen, num_experts), x.dtype, batch_invariant=batch_invariant)
     listed, tile_expert = sort_by_expert(experts.contiguous(), num_experts, tile.m)
-    hidden = silu_mul(_product(x, gate_up, listed, tile_expert, num_experts, tile, chosen))
-    results = _product(hidden, down, listed, tile_expert, num_experts, tile, 1)
+    first, last = biases or (None, None)
+    gates = _product(x, gate_up, first, listed, tile_expert, num_experts, tile, chosen)
+    hidden = silu_mul(gates) if limit is None else activate(gates, limit)
+    results = _product(hidden, down, last, listed, tile_expert, num_experts, tile, 1)
     out = torch.empty_like(x)
     block = min(1024, triton.next_power_of_2(width))
     _combine_kernel[(tokens, triton.cdiv(width, block))](
@@ -178,6 +185,7 @@ def moe(
 def _product(
     x: Tensor,
     weight: Tensor | QuantizedWeight,
+    bias: Tensor | None,
     listed: Tensor,
     tile_expert: Tensor,
     num_experts: int,
@@ -189,7 +197,7 @@ def _product(
     n = total // num_experts
     out = torch.empty(len(x) * pairs_per_row, n, dtype=x.dtype, device=x.device)
     _grouped_kernel[(triton.cdiv(n, tile.n), len(tile_expert))](
-        x, out, listed, tile_expert, n, k, x.stride(0), **operands(weight),
+        x, out, bias, listed, tile_expert, n, k, x.stride(0), **operands(weight),
         PAIRS_PER_ROW=pairs_per_row, BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

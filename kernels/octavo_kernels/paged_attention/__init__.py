@@ -23,6 +23,7 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
     kv_scales: KVScales | None = None,
 ) -> Tensor:
     """Attention of every token of a step to its sequence's cached keys, its own included.
@@ -40,6 +41,8 @@ def paged_attention(
         softcap: scores become `softcap * tanh(score / softcap)` after scaling and before masking (Gemma 2).
         alibi_slopes: [Hq] float32; head h's score of query i and key j loses `alibi_slopes[h] * (i - j)` after that
             (Press et al. 2022).
+        sinks: [Hq] float32; head h's weights add up to less than 1, as if there were a key of this score whose value is
+            0 (gpt-oss).
         kv_scales: scales of an int8 or float8_e4m3fn cache, as `kv_store` wrote them.
 
     Returns:
@@ -53,9 +56,9 @@ def paged_attention(
         raise ValueError(f"window must be at least 1, got {window}")
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap must be more than 0, got {softcap}")
-    if alibi_slopes is not None and (alibi_slopes.shape != q.shape[1:2] or alibi_slopes.dtype != torch.float32):
-        shape = tuple(alibi_slopes.shape)
-        raise ValueError(f"alibi_slopes must be [{q.shape[1]}] float32, got {shape} {alibi_slopes.dtype}")
+    for name, given in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
+        if given is not None and (given.shape != q.shape[1:2] or given.dtype != torch.float32):
+            raise ValueError(f"{name} must be [{q.shape[1]}] float32, got {tuple(given.shape)} {given.dtype}")
     run = backend(reference.paged_attention, q, cpu=kv_scales is None)
     return run(
         q,
@@ -66,6 +69,7 @@ def paged_attention(
         window=window,
         softcap=softcap,
         alibi_slopes=alibi_slopes,
+        sinks=sinks,
         kv_scales=kv_scales,
     )
 

@@ -69,7 +69,8 @@ void attend_item(const AttentionPlan& plan, const AttentionItem& item, const KvC
             std::memcpy(to, all.sums, shape.padded * sizeof(float));
             to[shape.padded] = *all.weight, to[shape.padded + 1] = *all.highest;
         } else {
-            write_row(all.sums, *all.weight, dim, out + token * out_stride + head * dim);
+            const float weight = with_sink(*all.weight, *all.highest, params.sinks, head);
+            write_row(all.sums, weight, dim, out + token * out_stride + head * dim);
         }
     }
 }
@@ -179,8 +180,8 @@ void attend(const AttentionPlan& plan, int64_t item, const KvCache& cache, const
 }
 
 template <class Q>
-void merge_splits(const AttentionPlan& plan, int64_t index, const KvCache& cache, const float* partials, Q* out,
-                  int64_t out_stride) {
+void merge_splits(const AttentionPlan& plan, int64_t index, const KvCache& cache, const AttentionParams& params,
+                  const float* partials, Q* out, int64_t out_stride) {
     const int64_t padded = cache.padded_dim(), entry = padded + 2, token = plan.merged_tokens[index];
     const int64_t count = plan.positions[token] / kSplit - plan.first_split[token] + 1;
     std::vector<float> sums(padded);
@@ -191,6 +192,7 @@ void merge_splits(const AttentionPlan& plan, int64_t index, const KvCache& cache
             const float* from = partials + ((plan.first_partial[token] + split) * plan.query_heads + head) * entry;
             merge_row({sums.data(), &weight, &highest}, from, from[padded], from[padded + 1], padded);
         }
+        weight = with_sink(weight, highest, params.sinks, head);
         write_row(sums.data(), weight, cache.dim, out + token * out_stride + head * cache.dim);
     }
 }
@@ -199,8 +201,10 @@ template void attend<float>(const AttentionPlan&, int64_t, const KvCache&, const
                             int64_t, float*, int64_t, float*, float*);
 template void attend<bf16>(const AttentionPlan&, int64_t, const KvCache&, const AttentionParams&, const bf16*, int64_t,
                            bf16*, int64_t, float*, float*);
-template void merge_splits<float>(const AttentionPlan&, int64_t, const KvCache&, const float*, float*, int64_t);
-template void merge_splits<bf16>(const AttentionPlan&, int64_t, const KvCache&, const float*, bf16*, int64_t);
+template void merge_splits<float>(const AttentionPlan&, int64_t, const KvCache&, const AttentionParams&, const float*,
+                                  float*, int64_t);
+template void merge_splits<bf16>(const AttentionPlan&, int64_t, const KvCache&, const AttentionParams&, const float*,
+                                 bf16*, int64_t);
 
 namespace {
 
@@ -219,7 +223,7 @@ void run_op(const AttentionPlan& plan, const KvCache& cache, const AttentionPara
                    partials.data());
         });
         phases.run(cursor, int64_t(plan.merged_tokens.size()), [&](int64_t i) {
-            merge_splits(plan, i, cache, partials.data(), out, out_stride);
+            merge_splits(plan, i, cache, params, partials.data(), out, out_stride);
         });
     });
 }
@@ -228,19 +232,20 @@ void run_op(const AttentionPlan& plan, const KvCache& cache, const AttentionPara
 }  // namespace octavo
 
 // q: [tokens, query_heads, dim] with a token stride in values; caches: plain [blocks, block_size, kv_heads, dim];
-// out: contiguous. type: 0 float, 1 bf16, of q, caches and out. window, softcap: 0 for none; slopes: [query_heads] or
-// null.
+// out: contiguous. type: 0 float, 1 bf16, of q, caches and out. window, softcap: 0 for none; slopes, sinks: [query_heads]
+// or null.
 OCTAVO_API void octavo_paged_attention(int64_t type, const void* q, int64_t q_stride, int64_t query_heads,
                                        const void* k_cache, const void* v_cache, int64_t block_size, int64_t kv_heads,
                                        int64_t dim, int64_t num_sequences, const int32_t* query_start,
                                        const int32_t* context_lens, const int32_t* tables, int64_t table_stride,
-                                       float scale, int64_t window, float softcap, const float* slopes, void* out) {
+                                       float scale, int64_t window, float softcap, const float* slopes, const float* sinks,
+                                       void* out) {
     using namespace octavo;
     const KvCache cache{type == 1, KvForm::plain, block_size, kv_heads, dim, 0, k_cache, v_cache};
     AttentionPlan plan;
     plan.build({num_sequences, query_start, context_lens, tables, table_stride}, window ? window : int64_t(1) << 40,
                query_heads, cache);
-    const AttentionParams params{scale, softcap, slopes};
+    const AttentionParams params{scale, softcap, slopes, sinks};
     if (type == 0) run_op(plan, cache, params, (const float*)q, q_stride, (float*)out);
     else run_op(plan, cache, params, (const bf16*)q, q_stride, (bf16*)out);
 }

@@ -78,6 +78,7 @@ struct AttentionParams {
     float scale;
     float softcap;        // 0: none
     const float* slopes;  // [query_heads]: what a key's score loses per position of distance (ALiBi); or null
+    const float* sinks = nullptr;  // [query_heads]: score of a key whose value is 0, which every row sees; or null
 };
 
 // Floats of scratch that one thread needs, and that all share for partial results.
@@ -91,8 +92,8 @@ void attend(const AttentionPlan& plan, int64_t item, const KvCache& cache, const
 
 // Once all items are done: the output of one of the plan's merged_tokens.
 template <class Q>
-void merge_splits(const AttentionPlan& plan, int64_t index, const KvCache& cache, const float* partials, Q* out,
-                  int64_t out_stride);
+void merge_splits(const AttentionPlan& plan, int64_t index, const KvCache& cache, const AttentionParams& params,
+                  const float* partials, Q* out, int64_t out_stride);
 
 // Write one token's key or value of one head (dim values) into a packed cache.
 void store_packed_key(const KvCache& cache, int64_t slot, int64_t head, const float* key);

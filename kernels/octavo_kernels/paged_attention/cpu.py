@@ -19,6 +19,7 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
     kv_scales: None = None,
 ) -> Tensor:
     _, heads, dim = q.shape
@@ -28,6 +29,6 @@ def paged_attention(
     starts, contexts, tables = (x.contiguous() for x in (batch.query_start, batch.context_lens, batch.block_tables))
     layout = len(contexts), starts, contexts, tables, tables.shape[1]
     caches = k_cache, v_cache, block_size, kv_heads, dim
-    options = float(scale), window or 0, softcap or 0.0, alibi_slopes
+    options = float(scale), window or 0, softcap or 0.0, alibi_slopes, sinks
     call("paged_attention", type_code(q), rows, rows.stride(0), heads, *caches, *layout, *options, out)
     return out

@@ -204,7 +204,12 @@ def _load_rows(
 
 
 @triton.jit
-def _store_rows(out_ptr, out, total, token, head, real, HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+def _store_rows(
+    out_ptr, out, largest, total, sinks_ptr, token, head, real,
+    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    if sinks_ptr is not None:
+        total += tl.exp2(tl.load(sinks_ptr + head) * LOG2_E - largest)
     column = tl.arange(0, BLOCK_D)
     offset = (token[:, None] * HEADS + head[:, None]) * DIM + column[None, :]
     tl.store(out_ptr + offset, out / total[:, None], mask=real[:, None] & (column < DIM)[None, :])
@@ -224,6 +229,7 @@ def _decode_kernel(
     context_lens_ptr,
     block_tables_ptr,
     slopes_ptr,  # or None
+    sinks_ptr,  # or None
     stride_token,
     stride_head,
     stride_table,
@@ -270,7 +276,7 @@ def _decode_kernel(
     )  # fmt: skip
     real = row < num_queries * GROUP
     if ONE_SPLIT:
-        _store_rows(out_ptr, out, total, token, head, real, KV_HEADS * GROUP, DIM, BLOCK_D)
+        _store_rows(out_ptr, out, largest, total, sinks_ptr, token, head, real, KV_HEADS * GROUP, DIM, BLOCK_D)
     else:
         place = ((sequence.to(tl.int64) * KV_HEADS + kv_head) * max_rows + row) * max_splits + split
         column = tl.arange(0, BLOCK_D)
@@ -286,6 +292,7 @@ def _merge_kernel(
     sums_ptr,
     query_start_ptr,
     context_lens_ptr,
+    sinks_ptr,  # or None
     max_rows,
     max_splits,
     GROUP: tl.constexpr,
@@ -323,7 +330,7 @@ def _merge_kernel(
             largest, total, out = _fold(largest, total, out, split_largest, split_total, split_out)
     token = (first_token + row // GROUP).to(tl.int64) + one
     head = kv_head * GROUP + row % GROUP + one
-    _store_rows(out_ptr, out, total, token, head, one == 0, KV_HEADS * GROUP, DIM, BLOCK_D)
+    _store_rows(out_ptr, out, largest, total, sinks_ptr, token, head, one == 0, KV_HEADS * GROUP, DIM, BLOCK_D)
 
 
 @triton.jit
@@ -350,6 +357,7 @@ def _chunk_kernel(
     context_lens_ptr,
     block_tables_ptr,
     slopes_ptr,  # or None
+    sinks_ptr,  # or None
     num_sequences,
     stride_token,
     stride_head,
@@ -417,7 +425,7 @@ def _chunk_kernel(
             KV_HEADS, DIM, BLOCK_SIZE, WINDOW, True, PRECISION, BLOCK_N, BLOCK_D,
         )  # fmt: skip
     real = row < num_queries * GROUP
-    _store_rows(out_ptr, out, total, token, head, real, KV_HEADS * GROUP, DIM, BLOCK_D)
+    _store_rows(out_ptr, out, largest, total, sinks_ptr, token, head, real, KV_HEADS * GROUP, DIM, BLOCK_D)
 
 
 class _Tile(NamedTuple):
@@ -439,6 +447,7 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
     kv_scales: KVScales | None = None,
 ) -> Tensor:
     if k_cache.dtype == torch.float8_e4m3fn and gpu_traits(q.device).capability < (8, 9):
@@ -449,7 +458,7 @@ def paged_attention(
     k_scales, v_scales = kv_scales or (None, None)
     out = torch.empty((tokens, heads, dim), dtype=q.dtype, device=q.device)
     arrays = q, k_cache, v_cache, k_scales, v_scales, out
-    layout = batch.query_start, batch.context_lens, batch.block_tables, alibi_slopes
+    layout = batch.query_start, batch.context_lens, batch.block_tables, alibi_slopes, sinks
     strides = q.stride(0), q.stride(1), batch.block_tables.stride(0)
     # exp2 for exp: everything is scaled by log2(e); a soft cap's argument is not
     factors = (scale * LOG2_E.value, None) if softcap is None else (scale / softcap, softcap * LOG2_E.value)
@@ -475,7 +484,7 @@ def paged_attention(
         if splits > 1:
             unroll = min(8, triton.next_power_of_2(splits))
             _merge_kernel[rows, kv_heads, shape[0]](
-                out, partial, sums, *layout[:2], rows, splits, **same,
+                out, partial, sums, *layout[:2], sinks, rows, splits, **same,
                 BLOCK_N=decode.keys, UNROLL=unroll, num_warps=4 if block_d > 64 else 1,
             )  # fmt: skip
     if batch.max_query_len * group > decode_rows:

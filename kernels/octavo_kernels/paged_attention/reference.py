@@ -149,12 +149,13 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
     kv_scales: KVScales | None = None,
 ) -> Tensor:
     plan = plan_of(batch, window)
     k_scales, v_scales = kv_scales or (None, None)
     caches = (k_cache, k_scales), (v_cache, v_scales)
-    done = [_attend(q, *caches, part, scale, softcap, alibi_slopes) for part in plan.passes]
+    done = [_attend(q, *caches, part, scale, softcap, alibi_slopes, sinks) for part in plan.passes]
     return torch.cat(done).index_select(0, plan.order).to(q.dtype)
 
 
@@ -166,6 +167,7 @@ def _attend(
     scale: float,
     softcap: float | None,
     alibi_slopes: Tensor | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """One pass: [n * Q, Hq, D] float32, padding included. The caches are values, or codes and scales."""
     n, num_queries = part.queries.shape
@@ -186,10 +188,21 @@ def _attend(
         slopes = alibi_slopes.view(kv_heads, -1).repeat_interleave(num_queries, 1)[:, :, None]
         bias = bias - slopes * part.distance.repeat(1, 1, heads // kv_heads, 1)
     keys, values = gather(*k_cache), gather(*v_cache)
-    if softcap is None:
+    if softcap is None and sinks is None:
         out = F.scaled_dot_product_attention(rows, keys, values, attn_mask=bias, scale=scale)
     else:
-        scores = torch.matmul(rows, keys.transpose(2, 3)).mul_(scale / softcap).tanh_().mul_(softcap).add_(bias)
-        out = torch.matmul(scores.softmax(-1), values)
+        scores = torch.matmul(rows, keys.transpose(2, 3)).mul_(scale)
+        if softcap is not None:
+            scores = scores.div_(softcap).tanh_().mul_(softcap)
+        out = torch.matmul(_softmax(scores.add_(bias), sinks, num_queries), values)
     out = out.view(n, kv_heads, heads // kv_heads, num_queries, dim).permute(0, 3, 1, 2, 4)
     return out.reshape(n * num_queries, heads, dim)
+
+
+def _softmax(scores: Tensor, sinks: Tensor | None, num_queries: int) -> Tensor:
+    """Weights of scores [n, Hk, G * Q, L], less what a head's sink [Hk * G] takes of them."""
+    if sinks is None:
+        return scores.softmax(-1)
+    kv_heads = scores.shape[1]
+    extra = sinks.view(1, kv_heads, -1, 1).repeat_interleave(num_queries, 2).expand(len(scores), -1, -1, 1)
+    return torch.cat([scores, extra], -1).softmax(-1)[..., :-1]

@@ -82,8 +82,6 @@ void weigh_columns(const Split& split, Range cells, int64_t column, const float*
         }
 }
 
-constexpr float kLog2e = 1.44269504088896341f;
-
 // 2^x; 0 for -infinity, and NaN for NaN. The polynomials are minimax fits of 2^r for r in [0, 1], exact at 0: to 2 ulp, or
 // (short) to 9e-5, which is little beside bf16's rounding.
 template <bool kShort = false>

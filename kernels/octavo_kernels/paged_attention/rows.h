@@ -75,6 +75,13 @@ inline void clear(Rows rows, int64_t count, int64_t padded) {
     std::fill(rows.highest, rows.highest + count, kNone);
 }
 
+constexpr float kLog2e = 1.44269504088896341f;
+
+// The weights' sum of a row, whose scores are powers of two, with that of its head's sink.
+inline float with_sink(float weight, float highest, const float* sinks, int64_t head) {
+    return sinks ? weight + std::exp2(sinks[head] * kLog2e - highest) : weight;
+}
+
 template <class Q>
 void write_row(const float* sums, float weight, int64_t dim, Q* out) {
     const Vec share = splat(1.f / weight);

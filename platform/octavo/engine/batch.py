@@ -6,11 +6,13 @@ import dataclasses
 
 import numpy as np
 
+from octavo.engine.activation import adapter_of
+from octavo.engine.behind import Behind, add_masks
 from octavo.engine.constrained import banned, fill_masks
 from octavo.engine.plan import StepPlan, num_prompt_logprobs
 from octavo.engine.sequence import Sequence
 from octavo.engine.token_counts import TokenCounts
-from octavo.step import Int32, Penalties, PooledRow, SamplingRows, SoFar, StepBatch
+from octavo.step import Int32, Penalties, PooledRow, SamplingRows, SoFar, StepBatch, Uint32
 
 _SPARE_BLOCKS = 8  # columns of a kept block table that its sequences can grow into
 
@@ -54,7 +56,15 @@ class BatchBuilder:
                 last.block_tables[row, : len(blocks)] = blocks
         known = np.array([seq.num_known for seq in sequences], np.int64)
         rows = dataclasses.replace(
-            last.sampling, position=known, penalties={}, logit_bias={}, banned={}, named={}, masks=None, masked=None
+            last.sampling,
+            position=known,
+            penalties={},
+            logit_bias={},
+            banned={},
+            named={},
+            masks=None,
+            masked=None,
+            beams={},
         )
         constrained = []
         for row, seq in enumerate(sequences):
@@ -120,7 +130,7 @@ def smallest_batch(block: int) -> StepBatch:
 
 def _adapters(sequences: list[Sequence]) -> list[str] | None:
     """`StepBatch.adapters`."""
-    digests = [seq.group.request.adapter_digest for seq in sequences]
+    digests = [adapter_of(seq) for seq in sequences]
     return digests if any(digests) else None
 
 
@@ -149,15 +159,21 @@ def _sampling_rows(plan: StepPlan, query_start: np.ndarray) -> SamplingRows:
         position=np.array([seq.num_known + ahead for _, seq, _, ahead in laid_out], np.int64),
         num_logprobs=columns[4].astype(np.int32),
     )
-    counts, constrained = None, []
+    counts, constrained, behind = None, list[tuple[int, Sequence]](), list[tuple[int, Uint32]]()
     for row, (_, seq, _, ahead) in enumerate(laid_out):
         if seq.group.has_extras:
             counts = seq.counts if not ahead else _with_proposed(counts, plan.proposed[seq][ahead - 1], ahead)
-            _add_extras(rows, row, seq, counts, ahead)
-            if seq.constraint is not None:
+            if seq.constraint is None or not ahead:
+                _add_extras(rows, row, seq, counts, ahead)
+            else:
+                _add_extras(rows, row, seq, counts, ahead, keeps := plan.behind[seq][ahead - 1])
+                behind += [] if keeps.mask is None else [(row, keeps.mask)]
+            if seq.constraint is not None and not ahead:
                 constrained.append((row, seq))
     if constrained:
         fill_masks(rows, constrained)
+    if behind:
+        add_masks(rows, behind)
     return rows
 
 
@@ -190,9 +206,24 @@ def _with_proposed(counts: TokenCounts | None, token: int, ahead: int) -> TokenC
     return counts
 
 
-def _add_extras(rows: SamplingRows, row: int, seq: Sequence, counts: TokenCounts | None, ahead: int = 0) -> None:
-    """What a row has beside its columns, its token following `ahead` proposed ones; `counts` has those counted."""
+def _add_extras(
+    rows: SamplingRows,
+    row: int,
+    seq: Sequence,
+    counts: TokenCounts | None,
+    ahead: int = 0,
+    behind: Behind | None = None,
+) -> None:
+    """What a row has beside its columns.
+
+    Args:
+        counts: of tokens, those proposed before it included.
+        ahead: proposed tokens before it.
+        behind: what it keeps to after them, where the sequence keeps to something.
+    """
     group = seq.group
+    if group.beams is not None:
+        rows.beams[row] = group.beams.num_candidates
     if group.named is not None:
         rows.named[row] = group.named
     if group.penalties is not None and counts is not None:
@@ -201,10 +232,10 @@ def _add_extras(rows: SamplingRows, row: int, seq: Sequence, counts: TokenCounts
         rows.logit_bias[row] = group.bias
     if seq.constraint is None:
         bans = None
-    elif seq.constraint.needs_mask:
+    elif seq.constraint.needs_mask if behind is None else behind.mask is not None:
         return  # its mask bans
     else:
-        bans = banned(seq)
+        bans = banned(seq) if behind is None else behind.banned
     if group.banned is not None and seq.num_known + ahead - seq.num_prompt < group.request.params.min_tokens:
         bans = group.banned if bans is None else np.union1d(bans, group.banned)
     if bans is not None and len(bans):

@@ -249,6 +249,10 @@ class Constraint:
         may_end = self.rules.bad.get(output[-1], ()) if room > 0 else ()
         return [bad[-1] for bad in may_end if len(bad) - 1 <= room and _ends_with(output, bad[:-1])]
 
+    def permits(self, token: int) -> bool:
+        """Whether its grammar, if it has begun, lets a token follow; lists of tokens are not looked at."""
+        return self._takes((token,))
+
     def fail(self, sentence: str) -> None:
         """Have the sequence end with an error."""
         self.error = self.error or sentence

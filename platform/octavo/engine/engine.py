@@ -16,6 +16,7 @@ from octavo.cost_model import CostModel
 from octavo.engine.adapters import Adapters
 from octavo.engine.admission import ModelLimits
 from octavo.engine.batch import BatchBuilder, smallest_batch
+from octavo.engine.beam import Beams
 from octavo.engine.constrained import RequestRules, is_constrained
 from octavo.engine.isolation import Isolation
 from octavo.engine.patience import FIRST, Patience
@@ -26,7 +27,7 @@ from octavo.engine.stats import EngineStats
 from octavo.errors import BadRequest, ConfigError, EngineDead, OctavoError
 from octavo.kvcache.block_pool import BlockPool
 from octavo.pooling import PoolingInfo
-from octavo.request import Request, SequenceUpdate
+from octavo.request import Request, SamplingParams, SequenceUpdate
 from octavo.source import Source
 from octavo.text.grammars.compiler import Compiler
 from octavo.text.grammars.tokens import Vocabulary
@@ -106,6 +107,7 @@ class Engine:
             takes_whole=spec.encoder is not None,
         )
         vocabulary = Vocabulary(tokenizer, spec.vocab_size) if tokenizer is not None and spec.generates else None
+        self._tokenizer = tokenizer
         self.compiler = None if vocabulary is None else Compiler(vocabulary)
         self.pool = BlockPool(num_blocks, config.block_size, caching=config.enable_prefix_caching)
         self.scheduler = Scheduler(config, self.limits, self.pool, CostModel(), clock)
@@ -162,10 +164,13 @@ class Engine:
         Args:
             matcher: of its grammar, from `compiler`; None: the grammar is compiled here and now.
         """
-        if request.adapter is not None and not self.adapters.hold(request):
+        if request.adapter is not None:
             self.scheduler.check(request)
-            self.adapters.wait_for(request, matcher)
-            return
+            if request.adapter.begins_at(request.prompt_token_ids) is None:  # nothing invokes it
+                request = dataclasses.replace(request, adapter=None)
+            elif not self.adapters.hold(request):
+                self.adapters.wait_for(request, matcher)
+                return
         try:
             self._add(request, matcher)
         except BaseException:
@@ -174,7 +179,7 @@ class Engine:
 
     def _add(self, request: Request, matcher: LLMatcher | None) -> None:
         rules = self._rules(request, matcher) if is_constrained(request.params) else None
-        self.scheduler.add(request, rules)
+        self.scheduler.add(request, rules, self._beams(request) if request.params.beams is not None else None)
         if request.alone:
             self.isolation.suspect(request.request_id)
         if request.placement is not None:
@@ -182,11 +187,16 @@ class Engine:
 
     def _rules(self, request: Request, matcher: LLMatcher | None) -> RequestRules:
         self.scheduler.check(request)
-        params, limits = request.params, self.limits
+        params = request.params
         if params.grammar is not None and matcher is None:
             matcher = self.compile(params.grammar)
-        ends = (frozenset() if params.ignore_eos else limits.end_token_ids).union(params.stop_token_ids)
-        return RequestRules.of(params, self.compiler, matcher, ends, limits.vocab_size)
+        return RequestRules.of(params, self.compiler, matcher, self._ends(params), self.limits.vocab_size)
+
+    def _ends(self, params: SamplingParams) -> frozenset[int]:
+        return (frozenset() if params.ignore_eos else self.limits.end_token_ids).union(params.stop_token_ids)
+
+    def _beams(self, request: Request) -> Beams:
+        return Beams(request, self._ends(request.params), self._tokenizer)
 
     def compile(self, grammar: Grammar) -> LLMatcher:
         """Compile a grammar, or find it; see `Compiler.compile`."""
@@ -399,7 +409,7 @@ class Engine:
     def _fail(self, request_id: str, sentence: str) -> list[SequenceUpdate]:
         """End a request with an error that says why: all of its sequences, also those that are not made yet."""
         group = self.scheduler.sequences(request_id)[0].group
-        unmade = range(group.num_made, group.request.params.num_sequences)
+        unmade = range(group.num_made, group.num_starting)
         updates = self.scheduler.abort(request_id, why="error")
         updates += [SequenceUpdate(request_id, index, [], finish_reason="error") for index in unmade]
         for update in updates:

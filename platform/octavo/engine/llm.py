@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from octavo.config import EngineConfig
 from octavo.engine.engine import Engine
+from octavo.engine.llm_beams import BeamSearchOutput, BeamSearchParams, beam_output
 from octavo.engine.llm_pooling import (
     ClassificationOutput,
     ClassificationRequestOutput,
@@ -27,8 +28,8 @@ from octavo.engine.llm_pooling import (
     ScoringRequestOutput,
     pairs,
 )
-from octavo.errors import BadRequest
-from octavo.models.adapters import adapter_digest
+from octavo.errors import BadRequest, OctavoError
+from octavo.models.adapters import find_adapter
 from octavo.pooled import check_prompt, cosine, score_task, truncated
 from octavo.pooling import Pooling, Task
 from octavo.request import Adapter, Request, RequestMetrics, RequestOutput, SamplingParams, SequenceUpdate
@@ -66,7 +67,7 @@ class LoRARequest:
         Raises:
             ModelError: there are none.
         """
-        return Adapter(self.lora_name, adapter_digest(Path(self.lora_path)), self.lora_path)
+        return find_adapter(self.lora_name, Path(self.lora_path))
 
 
 class LLM:
@@ -179,6 +180,34 @@ class LLM:
             prompts.append(self.tokenizer.encode(text, add_special_tokens=False))
             all_params.append(constrained(params, self.tokenizer, text) if is_constrained(params) else params)
         return self.generate(prompts, all_params, use_tqdm=use_tqdm, lora_request=lora_request)
+
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: BeamSearchParams,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
+        use_tqdm: bool = False,
+    ) -> list[BeamSearchOutput]:
+        """The likeliest texts that follow each prompt, as transformers' `generate(num_beams=...)` finds them.
+
+        Args:
+            prompts, lora_request: as in `generate`.
+
+        Returns:
+            One output per prompt, in the order of the prompts.
+
+        Raises:
+            BadRequest: as `generate`; or more beams than `max_num_seqs`.
+            OctavoError: a search ended without an answer: its rules leave fewer texts than beams, or the KV cache is
+                too small for so many.
+        """
+        listed = _as_list(prompts)
+        found = self.generate(listed, params.sampling(), use_tqdm=use_tqdm, lora_request=lora_request)
+        for each in found:
+            if each.outputs[0].finish_reason in ("error", "refused"):
+                raise OctavoError(str(each.outputs[0].stop_reason))
+        loras = _per_prompt(lora_request, len(found), "lora_request")
+        return [beam_output(each, params, lora, self.tokenizer) for each, lora in zip(found, loras, strict=True)]
 
     def embed(
         self,

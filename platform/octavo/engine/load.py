@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from octavo.config import EngineConfig
 from octavo.cost_model import Cost, attended
 from octavo.engine.queues import WaitingSequences
+from octavo.engine.recent import Origin
 from octavo.engine.sequence import Sequence
 from octavo.kvcache.block_pool import BlockPool
 from octavo.load import ShardState
@@ -31,6 +32,7 @@ class Counters:
         preemptions: of sequences.
         drafts, proposed: times that tokens were proposed for a sequence and verified, and how many tokens.
         accepted: how many of them were right, by their place among those proposed at once.
+        by_origin: how many were proposed and how many right, by where they came from.
         step_seconds, predicted_seconds: what steps took, and what the cost model had said; of those since it is ready.
     """
 
@@ -44,6 +46,7 @@ class Counters:
     drafts: int = 0
     proposed: int = 0
     accepted: list[int] = field(default_factory=list)
+    by_origin: dict[Origin, tuple[int, int]] = field(default_factory=dict)
     step_seconds: float = 0.0
     predicted_seconds: float = 0.0
     _lately: float = 0.0  # ended sequences, the earlier the less
@@ -54,8 +57,10 @@ class Counters:
         self.step_seconds += seconds
         self.predicted_seconds += predicted
 
-    def verified(self, right: int, proposed: int) -> None:
+    def verified(self, right: int, proposed: int, origin: Origin) -> None:
         """Count proposed tokens of a sequence, the first `right` of which were the model's own."""
+        before = self.by_origin.get(origin, (0, 0))
+        self.by_origin[origin] = before[0] + proposed, before[1] + right
         self.drafts += 1
         self.proposed += proposed
         self.accepted += [0] * (right - len(self.accepted))
@@ -64,7 +69,7 @@ class Counters:
 
     def copy(self) -> Counters:
         """As they are now."""
-        return replace(self, accepted=list(self.accepted))
+        return replace(self, accepted=list(self.accepted), by_origin=dict(self.by_origin))
 
     def ended(self, tokens: int, seconds: float, *, generates: bool = True) -> None:
         """Count a sequence that has ended.

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import islice
 
 from octavo.cost_model import StepWork, attended
+from octavo.engine.behind import Behind
 from octavo.engine.sequence import Sequence
 from octavo.kvcache.block_pool import BlockPool
 from octavo.request import SequenceUpdate
@@ -27,6 +28,7 @@ class StepPlan:
         entries: (sequence, tokens); the tokens follow those that the sequence has computed.
         proposed: tokens that this step verifies, of those sequences that have any (`octavo.engine.proposals`).
         num_proposed: how many these are.
+        behind: what the rows behind them keep to, of sequences that keep to something.
         copies: (source, target) blocks.
         published: blocks that this step fills and that can be found already (`BlockPool.unpublish`, if it fails).
         ended: of sequences that had nothing to compute.
@@ -36,6 +38,7 @@ class StepPlan:
     entries: list[tuple[Sequence, int]] = field(default_factory=list)
     proposed: dict[Sequence, list[int]] = field(default_factory=dict)
     num_proposed: int = 0
+    behind: dict[Sequence, list[Behind]] = field(default_factory=dict)
     copies: list[tuple[int, int]] = field(default_factory=list)
     published: list[int] = field(default_factory=list)
     ended: list[SequenceUpdate] = field(default_factory=list)
@@ -81,7 +84,7 @@ class StepPlan:
         """Let n sequences start from a prompt that this step completes, as far as `free` places go."""
         for _, seq in self.sampled() if free > 0 else ():
             if not seq.group.forked:
-                more = min(free, seq.group.request.params.num_sequences - 1)
+                more = min(free, seq.group.num_starting - 1)
                 seq.width = 1 + more
                 free -= more
 
@@ -91,7 +94,7 @@ class StepPlan:
         for seq in sequences:
             count = 1 + len(self.proposed.get(seq, ())) if self.proposed else 1
             seq.num_pending += count
-            seq.is_verifying = count > 1
+            seq.is_verifying = count > 1 or seq.group.beams is not None
             seq.row = row
             rows.append((row, seq))
             row += count

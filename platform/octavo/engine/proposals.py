@@ -15,8 +15,10 @@ result of one before it is planned again. A proposer is asked for each step anew
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
+from octavo.engine.recent import Origin
 from octavo.engine.sequence import Sequence
 
 
@@ -35,8 +37,20 @@ class Proposer(Protocol):
         """Tokens that may follow `seq.token_ids`; all but the first `most` (at least 1) are ignored."""
         ...
 
-    def verified(self, seq: Sequence, right: int, proposed: int) -> None:
-        """Of so many tokens that were proposed, so many were right; the one after those was wrong."""
+    def verified(self, seq: Sequence, right: int, proposed: int) -> Origin:
+        """Of so many tokens that were proposed, so many were right, and the one after those was wrong.
+
+        Returns:
+            where they came from.
+        """
+        ...
+
+    def checked(self, seconds: float) -> None:
+        """What it took to make ready a token that was proposed where a grammar holds."""
+        ...
+
+    def raised(self, sequences: Iterable[Sequence]) -> None:
+        """A step that verified tokens of these raised: nothing more is proposed for them."""
         ...
 
     def ended(self, seq: Sequence) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
+from typing import Literal, get_args
 
 from octavo.engine.suffix import GRAM, LONGEST, SuffixIndex
 
@@ -21,13 +22,18 @@ _LEAST, _MOST = 2 * GRAM, 4096
 _PRIOR = (0.5, 0.5, 0.65, 0.75, 0.85, 0.95)
 """Chance that a guessed token is right where the match before it is of 3, 4, 5, 7, 11, 19 tokens or more."""
 
-KINDS = 2 * len(_PRIOR)
-"""Kinds of guesses: by the length of the match, in the sequence itself and in recent outputs."""
+Origin = Literal["text", "recent", "predicted"]
+"""Where a guess comes from: the sequence itself, recent outputs, what its request says of its answer."""
+
+ORIGINS: tuple[Origin, ...] = get_args(Origin)
+
+KINDS = len(ORIGINS) * len(_PRIOR)
+"""Kinds of guesses: by the length of the match, from each origin."""
 
 
-def kind_of(length: int, *, recent: bool) -> int:
+def kind_of(length: int, origin: Origin) -> int:
     """The kind of a guess after a match."""
-    return (min(length, LONGEST) - GRAM).bit_length() + (len(_PRIOR) if recent else 0)
+    return (min(length, LONGEST) - GRAM).bit_length() + len(_PRIOR) * ORIGINS.index(origin)
 
 
 class Chances:

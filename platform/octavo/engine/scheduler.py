@@ -15,6 +15,9 @@ prompt's blocks.
 
 The chunk is bounded by `max_num_batched_tokens` and, with `target_itl` set, by the cost model (`budget`).
 
+The beams of a search (`beam`) are in the same steps, and take as many places as it may have. One that loses its blocks
+takes all others with it: the search begins again, once there are more blocks than it had.
+
 A sequence ends with the token that is its last, or, where its request samples nothing, once its prompt is computed or
 found in the cache. One that wants a vector ends with it: its last token is always computed.
 
@@ -34,7 +37,10 @@ from collections.abc import Callable, Iterable
 
 from octavo.config import EngineConfig
 from octavo.cost_model import CostModel
+from octavo.engine.activation import one_way
 from octavo.engine.admission import ModelLimits, check_request
+from octavo.engine.beam import Beams, Turn, blocks_wanted, check_beams, too_wide
+from octavo.engine.behind import checked, may_guess
 from octavo.engine.budget import prompt_budget
 from octavo.engine.constrained import RequestRules
 from octavo.engine.decisions import Decision, DecisionKind, DecisionLog
@@ -42,7 +48,7 @@ from octavo.engine.load import Counters, num_filled_slots, shard_state
 from octavo.engine.plan import InFlight, StepPlan, Take, scores_of
 from octavo.engine.proposals import Proposer, proposals
 from octavo.engine.queues import OrderedSequences, WaitingSequences, requeue
-from octavo.engine.sequence import LATE, Group, Sequence
+from octavo.engine.sequence import LATE, NOT_FINITE, Group, Sequence
 from octavo.errors import BadRequest, Overloaded
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
@@ -84,6 +90,7 @@ class Scheduler:
         self.counters = Counters()
         self._clock = clock
         self._groups: dict[str, Group] = {}
+        self._searching: dict[Group, Beams] = {}  # those that have their places
         self._running = OrderedSequences()
         self._waiting = WaitingSequences()
         self._arrivals = 0
@@ -93,11 +100,12 @@ class Scheduler:
 
     # ---- requests in ------------------------------------------------------------------------------------------
 
-    def add(self, request: Request, rules: RequestRules | None = None) -> None:
+    def add(self, request: Request, rules: RequestRules | None = None, beams: Beams | None = None) -> None:
         """Queue a request.
 
         Args:
             rules: what its tokens must keep to.
+            beams: of its search, if it wants one.
 
         Raises:
             BadRequest: it can never run here.
@@ -110,7 +118,7 @@ class Scheduler:
         self._arrivals += 1
         self.counters.arrived += request.params.num_sequences
         arrival = self._arrivals - (_AHEAD if resumed else 0)
-        group = Group.of(request, self.limits, (request.priority, arrival), rules)
+        group = Group.of(request, self.limits, (request.priority, arrival), rules, beams)
         group.start(self.pool)
         self._groups[request.request_id] = group
         for seq in group.sequences:
@@ -131,12 +139,16 @@ class Scheduler:
         if request.request_id in self._groups:
             raise BadRequest(f"request id {request.request_id!r} is already in use", "request_id")
         check_request(request, self.limits)
+        check_beams(request.params, self.config)
 
     def abort(self, request_id: str, index: int | None = None, why: FinishReason = "abort") -> list[SequenceUpdate]:
         """End a request, or one of its sequences, now; unknown ids are ignored (it may just have finished)."""
         group = self._groups.get(request_id)
         if group is None:
             return []
+        if group.beams is not None:
+            whole = index is None or group.request.params.n == 1
+            return self._end_search(group, group.beams.failed(why)) if whole else []
         if index is not None and not group.forked and group.request.params.num_sequences > 1:
             return []  # its sequences do not exist yet: they start from the computed prompt
         if index is None:
@@ -160,14 +172,18 @@ class Scheduler:
         chunk = whole = prompt_budget(self._running, self.config, self.cost_model)
         preemptions = self.counters.preemptions
         proposer = self.proposer if self.proposer is not None and self.proposer.begin(self._running) else None
+        if may_run is not None:  # who raises is found among those that compute what they must and no more
+            proposer = None
         place = 0
         while place < len(self._running):  # preemption shortens the list, from its end
             seq = self._running[place]
             apart = may_run is not None and not may_run(seq.group.request.request_id)
             if apart or seq.is_verifying or (seq.constraint is not None and seq.is_held):
                 pass
+            elif seq.group.beams is not None and seq.is_decoding:
+                place += self._continue_beams(seq, plan) - 1  # all of them, or they are all gone
             elif seq.is_decoding:
-                if proposer is not None and seq.constraint is None and proposer.follows(seq):
+                if proposer is not None and may_guess(seq) and proposer.follows(seq):
                     proposed = self._propose(proposer, seq, chunk, plan)
                     chunk, whole = chunk - proposed, whole - proposed
                 elif not seq.is_ending:
@@ -199,6 +215,9 @@ class Scheduler:
         size = self.config.block_size
         most = min(self._idle_places(plan), chunk - size, (self.pool.num_free - len(self._running) - 2) * size)
         proposed = proposals(proposer, seq, most, self.limits.vocab_size)
+        if proposed and seq.constraint is not None:
+            proposed, plan.behind[seq], seconds = checked(seq, wanted := proposed)
+            proposer.checked(seconds / len(wanted))
         if self._continue(seq, 1 + len(proposed), plan) and proposed:
             plan.proposed[seq] = proposed
             plan.num_proposed += len(proposed)
@@ -207,6 +226,7 @@ class Scheduler:
 
     def _continue(self, seq: Sequence, count: int, plan: StepPlan) -> int:
         """Take blocks for `count` tokens of a running sequence, preempting from the back; returns tokens scheduled."""
+        count = one_way(seq, count)
         while (copies := seq.table.grow(seq.num_computed, seq.num_computed + count)) is None:
             victim = self._running[-1]
             self._preempt(victim, needed_by=seq.group.request.request_id)
@@ -216,12 +236,26 @@ class Scheduler:
         plan.add(seq, count, self.pool)
         return count
 
+    def _continue_beams(self, first: Sequence, plan: StepPlan) -> int:
+        """Plan all beams of a search, of which `first` is the first that runs; returns how many they are.
+
+        They get their tokens together or not at all.
+        """
+        beams = first.group.sequences
+        while self.pool.num_free < sum(beam.table.takes(beam.num_computed) for beam in beams):
+            victim = self._running[-1]
+            self._preempt(victim, needed_by=first.group.request.request_id)
+            if victim.group is first.group:
+                return 0
+        return sum(self._continue(beam, 1, plan) for beam in beams)
+
     def _admit(self, seq: Sequence, chunk: int, plan: StepPlan) -> int | None:
         """Start the head of the queue; returns tokens scheduled, None when it has to wait."""
         if seq.is_held:
             self._note("wait", seq, "a token is not known yet")
             return None
-        if self.num_places() <= 0:
+        beams = seq.group.beams
+        if self.num_places() < (1 if beams is None else beams.width):
             self._note("wait", seq, "no running place", running=len(self._running))
             return None
         cached = seq.cached_blocks(self.pool)
@@ -236,6 +270,11 @@ class Scheduler:
         fresh = -(-seq.num_known // size) - len(cached)
         idle = sum(1 for block in cached if not self.pool.is_owned(block))
         spare = self.pool.num_blocks // 100 if self._running else 0
+        if beams is not None:
+            if beams.blocks > self.pool.num_blocks:
+                plan.ended += self._end_search(seq.group, beams.failed("refused", too_wide(beams, self.pool)))
+                return 0
+            fresh = max(fresh, beams.blocks - len(cached))
         if fresh + idle + spare > self.pool.num_free:
             self._note("wait", seq, "no KV blocks", needed=fresh + spare, free=self.pool.num_free - idle)
             return None
@@ -244,9 +283,12 @@ class Scheduler:
             self._note("wait", seq, "no budget left", need=count)
             return None
         self._waiting.leave(seq)
+        if beams is not None:
+            self._searching[seq.group] = beams
         seq.since = seq.since or self._clock()
         seq.table = BlockTable(self.pool, cached)
         seq.num_computed = len(cached) * size
+        count = one_way(seq, count)
         copies = seq.table.grow(seq.num_computed, seq.num_computed + count)
         assert copies == [], "cached blocks are full blocks, so admission never copies"
         seq.group.admitted(seq, self.counters)
@@ -263,7 +305,8 @@ class Scheduler:
 
     def num_places(self) -> int:
         """Sequences that could start beside those that run."""
-        return self.config.max_num_seqs - len(self._running)
+        reserved = sum(beams.width - len(group.sequences) for group, beams in self._searching.items())
+        return self.config.max_num_seqs - len(self._running) - reserved
 
     def advance(self, plan: StepPlan) -> InFlight:
         """Advance the books of a launched step, whose tokens are still unknown, so that the next can be planned."""
@@ -294,12 +337,16 @@ class Scheduler:
         self.cost_model.observe(step.work, result.seconds)
         step.take_scores(result)
         updates, tokens, logprobs = list[SequenceUpdate](), result.token_ids.tolist(), result.logprobs
+        searches: dict[Group, list[tuple[int, Sequence]]] = {}
         for row, seq in step.rows:
             proposed = step.proposed.get(seq) if step.proposed else None
             seq.num_pending -= 1 if proposed is None else 1 + len(proposed)
             if seq.ended:
                 continue
-            if seq.constraint is not None:
+            if seq.group.beams is not None:
+                searches.setdefault(seq.group, []).append((row, seq))
+                continue
+            if seq.constraint is not None and proposed is None:
                 updates += [self._tell(seq, each) for each in seq.take(tokens[row], logprobs.get(row))]
                 continue
             if proposed is None:
@@ -307,8 +354,11 @@ class Scheduler:
             else:
                 update = seq.verify(proposed, row, tokens, logprobs)
                 seq.publish(self.pool, seq.num_computed)  # what was proposed is certain now
-                self._verified(seq, proposed, update.token_ids)
+                self._verified(seq, proposed, update)
             updates.append(self._tell(seq, update))
+        for group, rows in searches.items():
+            assert group.beams is not None
+            updates += self._turn(group, group.beams.step(rows, result, NOT_FINITE))
         for seq in step.complete:
             if not seq.ended:
                 updates += self._complete(seq)
@@ -317,11 +367,26 @@ class Scheduler:
                 updates.append(self._tell(seq, seq.pooled(result.pooled[row])))
         return updates
 
-    def _verified(self, seq: Sequence, proposed: list[int], told: list[int]) -> None:
-        right = sum(map(int.__eq__, proposed, told))  # only the last one told can be another
-        self.counters.verified(right, len(proposed))
-        if self.proposer is not None:
-            self.proposer.verified(seq, right, len(proposed))
+    def _turn(self, group: Group, turn: Turn) -> list[SequenceUpdate]:
+        """Go on with the beams that a step has made, or end the search."""
+        if turn.updates is not None:
+            return self._end_search(group, turn.updates)
+        for seq in turn.gone:
+            self._withdraw(seq)
+            seq.ended = True
+            group.sequences.remove(seq)
+        for seq in turn.new:
+            self._running.join(seq)
+        group.sequences += turn.new
+        return []
+
+    def _verified(self, seq: Sequence, proposed: list[int], update: SequenceUpdate) -> None:
+        drawn = update.token_ids[: len(update.token_ids) - update.num_forced]
+        right = sum(map(int.__eq__, proposed, drawn))  # only the last one drawn can be another
+        origin = "text" if self.proposer is None else self.proposer.verified(seq, right, len(proposed))
+        self.counters.verified(right, len(proposed), origin)
+        if origin == "predicted":
+            update.num_accepted, update.num_rejected = right, len(proposed) - right
 
     def _fork(self, seq: Sequence) -> list[Sequence]:
         """The sequences that continue from here: when a prompt is complete, as many as the plan has rows for."""
@@ -336,7 +401,7 @@ class Scheduler:
     def _line_up(self, before: Sequence) -> None:
         """Queue the next late sequence of a request, if one is left, behind the first request that waits."""
         group = before.group
-        if group.num_made < group.request.params.num_sequences:
+        if group.num_made < group.num_starting:
             first = self._waiting.first(group.arrival[0])
             self._waiting.join(group.late_sequence(before, first, next(self._late), self.pool))
 
@@ -372,16 +437,34 @@ class Scheduler:
 
     def roll_back(self, plans: Iterable[StepPlan]) -> None:
         """Undo steps that failed: nothing they did counts, and what runs or ran in them queues to be computed again."""
+        plans = list(plans)
         self.pool.unpublish([*self._published, *(block for plan in plans for block in plan.published)])
         self._published = []
+        if self.proposer is not None:
+            self.proposer.raised(seq for plan in plans for seq in plan.proposed)
+        self._searching.clear()
         requeue(self._groups.values(), self._running, self._waiting, self.pool)
 
     def _preempt(self, seq: Sequence, needed_by: str) -> None:
         self._note("preempt", seq, f"blocks needed by {needed_by}", held=len(seq.table.blocks))
+        if seq.group.beams is not None:
+            self._begin_again(seq.group, seq.group.beams)
+            return
         self._running.leave(seq)
         seq.table.free()
         seq.num_computed = 0
         self._waiting.join(seq)
+        self.counters.preemptions += 1
+
+    def _begin_again(self, group: Group, beams: Beams) -> None:
+        """Give up all beams of a search: it queues with its prompt, for more blocks than it had."""
+        beams.blocks = blocks_wanted(group.sequences)
+        for seq in group.sequences:
+            self._running.leave(seq)
+            seq.ended = True  # a step in flight says nothing of it any more
+        del self._searching[group]
+        for seq in group.reset(self.pool):
+            self._waiting.join(seq)
         self.counters.preemptions += 1
 
     def _withdraw(self, seq: Sequence) -> None:
@@ -404,6 +487,22 @@ class Scheduler:
         update.finish_reason = reason
         self._note("finish", seq, reason, tokens=seq.num_output)
         return self._announce(seq, update)
+
+    def _end_search(self, group: Group, updates: list[SequenceUpdate]) -> list[SequenceUpdate]:
+        """End all beams of a search; returns the updates that say so."""
+        beams, group.sequences = group.sequences, []
+        self._searching.pop(group, None)
+        del self._groups[group.request.request_id]
+        for seq in beams:
+            self._withdraw(seq)
+            seq.ended = True
+            if self.proposer is not None:
+                self.proposer.ended(seq)
+        seconds = self._clock() - beams[0].since if beams[0].since else 0.0
+        for update in updates:
+            self.counters.ended(len(update.token_ids), seconds)
+            self._note("finish", beams[0], update.finish_reason or "", tokens=len(update.token_ids))
+        return [self._announce(beams[0], update) for update in updates]
 
     def _note(self, kind: DecisionKind, seq: Sequence, reason: str, **numbers: float) -> None:
         request_id = seq.group.request.request_id

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from octavo.block_hash import extend_chain, root_hash
+from octavo.block_hash import Origin, extend_chain
 from octavo.engine.admission import ModelLimits, most_tokens
 from octavo.engine.constrained import Constraint, RequestRules
 from octavo.engine.token_counts import TokenCounts
@@ -20,6 +20,7 @@ from octavo.request import PackedLogprobs, Request, SequenceUpdate, token_logpro
 from octavo.step import Float32, Int64, LogprobRow, SoFar
 
 if TYPE_CHECKING:
+    from octavo.engine.beam import Beams
     from octavo.engine.load import Counters
     from octavo.engine.speculation import Followed
 
@@ -29,7 +30,7 @@ _LEAST = 2.0**-126
 """The smallest normal float32. Smaller temperatures and repetition penalties are raised to it: they draw the same
 tokens, and zeros would make NaNs of 0/0 and -inf * 0."""
 
-_NOT_FINITE = "the model produced values that are not finite for this request"
+NOT_FINITE = "the model produced values that are not finite for this request"
 
 LATE = 2**20
 """Late sequences are counted from here in the last part of `Sequence.order`; below it is the index in the request."""
@@ -47,7 +48,7 @@ class Group:
         method: how the vector that it wants is made of its prompt's states; None where it wants tokens.
         sequences: living sequences; one until the prompt is computed.
         num_made: sequences created so far, of the request's `num_sequences`.
-        root: first parent of the block hashes: model, adapter and cache namespace.
+        origin: what the block hashes start from: model, adapter and cache namespace.
         forked: whether the first sequence has been forked into those that start with it.
         prompt_logprobs: if asked for, filled while the prompt is computed.
         announced: whether the first update was made; it alone carries the prompt's numbers.
@@ -58,7 +59,8 @@ class Group:
         banned: token ids that must not be drawn before `min_tokens`, sorted.
         named: token ids whose log probabilities are asked for by name.
         rules: what its tokens must keep to, if that is anything.
-        has_extras: whether rows have penalties, biases, banned or named tokens, or masks.
+        beams: of a search; its sequences are the beams then, all with index 0.
+        has_extras: whether rows have penalties, biases, banned or named tokens, or masks, or want candidates.
     """
 
     request: Request
@@ -66,7 +68,7 @@ class Group:
     max_tokens: int
     end_token_ids: frozenset[int]
     stop_token_ids: frozenset[int]
-    root: bytes
+    origin: Origin
     sequences: list[Sequence] = field(default_factory=list)
     num_made: int = 1
     forked: bool = False
@@ -75,6 +77,7 @@ class Group:
     announced: bool = False
     rules: RequestRules | None = None
     method: Method | None = None
+    beams: Beams | None = None
     samples: bool = field(init=False)
     columns: tuple[float, int, float, float, int] = field(init=False)
     penalties: tuple[float, float, float] | None = None
@@ -86,7 +89,12 @@ class Group:
 
     @classmethod
     def of(
-        cls, request: Request, limits: ModelLimits, arrival: tuple[int, int], rules: RequestRules | None = None
+        cls,
+        request: Request,
+        limits: ModelLimits,
+        arrival: tuple[int, int],
+        rules: RequestRules | None = None,
+        beams: Beams | None = None,
     ) -> Group:
         """A request that has no sequences yet."""
         params = request.params
@@ -96,8 +104,9 @@ class Group:
             max_tokens=most_tokens(request, limits),
             end_token_ids=frozenset() if params.ignore_eos else limits.end_token_ids,
             stop_token_ids=frozenset(params.stop_token_ids),
-            root=root_hash(limits.name, request.adapter_digest, request.cache_salt),
+            origin=Origin.of(limits.name, request.adapter, request.cache_salt, request.prompt_token_ids),
             rules=rules,
+            beams=beams,
             method=None if request.pooling is None else limits.pooling.method,
         )
 
@@ -125,8 +134,13 @@ class Group:
             self.banned = np.array(sorted(banned), np.int64)
         if params.logprob_token_ids:
             self.named = np.array(params.logprob_token_ids, np.int64)
-        extras = (self.penalties, self.bias, self.banned, self.named, self.rules)
+        extras = (self.penalties, self.bias, self.banned, self.named, self.rules, self.beams)
         self.has_extras = any(extra is not None for extra in extras)
+
+    @property
+    def num_starting(self) -> int:
+        """Sequences that start from the prompt; beams fork later."""
+        return 1 if self.beams is not None else self.request.params.num_sequences
 
     @property
     def needs_every_position(self) -> bool:
@@ -162,7 +176,7 @@ class Group:
     def start(self, pool: BlockPool) -> None:
         """Create the first sequence, or those that go on from tokens emitted by another shard."""
         emitted = self.request.emitted
-        if emitted is None:
+        if emitted is None or self.beams is not None:
             self.sequences = [self.sequence(0, [], pool)]
             return
         self.forked, self.num_made = True, len(emitted)
@@ -179,7 +193,9 @@ class Group:
         since = self.sequences[0].since
         for seq in self.sequences:
             seq.reset()
-        if not self.announced and self.request.emitted is None:
+        if self.beams is not None:
+            self.beams.restart()
+        if self.beams is not None or (not self.announced and self.request.emitted is None):
             self.forked, self.num_made = False, 1
             self.start(pool)
             self.sequences[0].since = since
@@ -202,7 +218,9 @@ class Group:
             expected_cached=0 if request.placement is None else request.placement.cached_tokens,
             chain=list(request.block_hashes or ()),
         )
-        if self.rules is not None and self.samples:
+        if self.rules is not None and self.beams is not None:
+            seq.constraint = Constraint(self.rules)  # a beam's tokens all have rows: masks say what is forced
+        elif self.rules is not None and self.samples:
             seq.constrain(self.rules)
         return seq
 
@@ -247,7 +265,8 @@ class Sequence:
         since: when it first ran, in monotonic seconds; 0.0 before.
         num_pending: sampled tokens whose values are not known yet. Where proposed tokens are verified, they are as many
             as can be accepted.
-        is_verifying: whether it is in no further step until it is known how many proposed tokens were right.
+        is_verifying: whether it is in no further step until it is known how many proposed tokens were right, or which
+            token follows a beam.
         row: of the step launched last, where the first of its tokens is sampled.
         ended: whether its last update has been made.
         constraint: what its next token must keep to.
@@ -322,7 +341,8 @@ class Sequence:
 
     def hashes(self, block_size: int) -> list[bytes]:
         """The hash chain over all full blocks of known tokens."""
-        extend_chain(self.chain, self.group.root, self.token_ids, block_size)
+        root, turn = self.group.origin
+        extend_chain(self.chain, root, self.token_ids, block_size, turn)
         return self.chain
 
     def append(self, token: int, logprobs: LogprobRow | None) -> SequenceUpdate:
@@ -341,7 +361,7 @@ class Sequence:
         if np.isfinite(vector).all():
             update.finish_reason, update.pooled = "stop", vector.astype("<f4", copy=False).tobytes()
         else:
-            update.finish_reason, update.stop_reason = "error", _NOT_FINITE
+            update.finish_reason, update.stop_reason = "error", NOT_FINITE
         return update
 
     def verify(
@@ -349,16 +369,22 @@ class Sequence:
     ) -> SequenceUpdate:
         """Add sampled tokens while they are those proposed, and the next one; give back what the others computed.
 
+        The tokens that are forced then come with them.
+
         Args:
             row: of the token after the newest one; the rows of those after proposed tokens follow.
             tokens, logprobs: of all rows, as in `StepResult`.
         """
         update, self.is_verifying = self._update(), False
-        for place, guess in enumerate([*proposed, None], row):
+        if tokens[row] >= 0 and self.constraint is not None:
+            self._end_or_go_on(update)
+        for place, guess in enumerate([*proposed, None] if update.finish_reason is None else (), row):
             self._add(update, tokens[place], logprobs.get(place))
             if update.finish_reason is not None or tokens[place] != guess:
                 break
         self.give_back(len(self.token_ids) - 1)
+        if self.constraint is not None:
+            self._force(update)
         return update
 
     def constrain(self, rules: RequestRules) -> None:
@@ -453,7 +479,7 @@ class Sequence:
         group, params = self.group, self.group.request.params
         if token < 0:
             update.finish_reason = "error"
-            update.stop_reason = _NOT_FINITE
+            update.stop_reason = NOT_FINITE
             return
         self.token_ids.append(token)
         update.token_ids.append(token)

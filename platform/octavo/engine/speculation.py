@@ -18,11 +18,12 @@ only where the guesses that could follow are worth a step.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
 from octavo.cost_model import NO_COST, CostModel, StepWork
-from octavo.engine.recent import Chances, Namespace, Namespaces, kind_of
+from octavo.engine.recent import Chances, Namespace, Namespaces, Origin, kind_of
 from octavo.engine.sequence import Sequence
 from octavo.engine.suffix import LONGEST, SuffixIndex, continuation
 
@@ -36,6 +37,9 @@ _MARGIN = 1.5
 """What a token must be worth, in rows. Costs and chances are estimates, and a sequence that gets ahead of others saves
 their steps nothing. Of 16 simulated loads of 1 to 64 streams the slowest had 0.995 of the plain rate, 0.987 with 1.1.
 """
+
+_EXPECTED = 7
+"""Length of the match that a predicted answer begins with."""
 
 _AT_ONCE = 4096
 """Tokens of a sequence that are indexed in one step: 0.7 ms."""
@@ -55,14 +59,17 @@ class Followed:
     """What is known of one sequence.
 
     Attributes:
+        predicted: what its request says of its answer; its sequences share the index.
         known: tokens it had when it was looked at last.
         match: the text that went on as it does, if any, with the place in it and the length of the match.
         patience: tokens until it is looked at again.
         misses: looks in a row that found nothing worth a row.
+        is_shut: whether it gets no guesses any more.
     """
 
     own: SuffixIndex
     namespace: Namespace
+    predicted: SuffixIndex | None = None
     chances: Chances = field(default_factory=lambda: Chances(0.95))
     known: int = 0
     match: SuffixIndex | None = None
@@ -70,6 +77,11 @@ class Followed:
     length: int = 0
     patience: int = 0
     misses: int = 0
+    is_shut: bool = False
+
+    def expect(self, num_prompt: int) -> None:
+        """Have it begin as its request predicts."""
+        self.match, self.place, self.length, self.known = self.predicted, 0, _EXPECTED, num_prompt
 
     def look(self, tokens: list[int]) -> None:
         """Find what the sequence repeats, or go on in it."""
@@ -86,10 +98,15 @@ class Followed:
         return self.place < len(match.tokens)
 
     def _find(self, tokens: list[int]) -> None:
-        own = self.own
+        own, predicted, before = self.own, self.predicted, self.match
         own.extend(min(len(tokens) - 1, own.size + _AT_ONCE))
-        near = self.place if self.match is own else 0
-        self.match, (self.place, self.length) = own, own.find(tokens, near)
+        near = self.place
+        self.match, (self.place, self.length) = own, own.find(tokens, near if before is own else 0)
+        if predicted is not None:
+            predicted.extend(min(len(predicted.tokens), predicted.size + _AT_ONCE))
+            place, length = predicted.find(tokens, near if before is predicted else 0)
+            if length and length >= self.length:
+                self.match, self.place, self.length = predicted, place, length
         if self.length < LONGEST:
             match, place, length = self.namespace.find(tokens)
             if length > self.length:
@@ -99,7 +116,14 @@ class Followed:
 
     def kind(self, ahead: int) -> int:
         """Of the guess that follows `ahead` right ones."""
-        return kind_of(self.length + ahead, recent=self.match is not self.own)
+        return kind_of(self.length + ahead, self.origin)
+
+    @property
+    def origin(self) -> Origin:
+        """Where its guesses come from."""
+        if self.match is self.own:
+            return "text"
+        return "predicted" if self.match is self.predicted else "recent"
 
     def chance(self, ahead: int) -> float:
         """That the guess after `ahead` right ones is right."""
@@ -168,6 +192,7 @@ class Speculation:
         self._tokens = self._seconds = 0.0  # of the step, with what is proposed in it
         self._shut = 0  # steps in a row in which even a certain token was not worth a row
         self._probes = False  # whether the next guess is verified whatever it is worth
+        self._checking = 0.0  # seconds that one guess under a grammar takes before the step
 
     def begin(self, running: list[Sequence]) -> bool:
         """As in `Proposer`."""
@@ -189,6 +214,8 @@ class Speculation:
         state = seq.followed
         if state is None:
             state = seq.followed = self._follow(seq)
+        if state.is_shut:
+            return False
         state.patience -= 1
         if state.patience > 0:
             return False
@@ -202,7 +229,7 @@ class Speculation:
         if state.match is None:
             state.missed()
             return []
-        count = self._worth(state, min(most, MOST_PROPOSED), seq.num_known)
+        count = self._worth(state, min(most, MOST_PROPOSED), self._row_of(seq))
         if not count:
             state.missed()
             if state.misses % _PROBE_AFTER and not self._probes:
@@ -211,23 +238,44 @@ class Speculation:
         self._probes = False  # one sequence is enough
         return state.guesses(count)
 
-    def verified(self, seq: Sequence, right: int, proposed: int) -> None:
+    def verified(self, seq: Sequence, right: int, proposed: int) -> Origin:
         """As in `Proposer`."""
         state = seq.followed
         assert state is not None, "something was proposed for it"
         state.learn(right, proposed)
         if right:
             state.misses = 0
+        return state.origin
+
+    def checked(self, seconds: float) -> None:
+        """As in `Proposer`."""
+        self._checking += (seconds - self._checking) / 16
+
+    def raised(self, sequences: Iterable[Sequence]) -> None:
+        """As in `Proposer`."""
+        for seq in sequences:
+            if seq.followed is not None:
+                seq.followed.is_shut = True
 
     def ended(self, seq: Sequence) -> None:
         """As in `Proposer`."""
         if seq.num_output:
-            self._namespaces.of(seq.group.root).add(seq.token_ids[seq.num_prompt :])
+            self._namespaces.of(seq.group.origin.root).add(seq.token_ids[seq.num_prompt :])
         seq.followed = None
 
     def _follow(self, seq: Sequence) -> Followed:
         most = min(self._most_indexed, seq.num_prompt + seq.group.max_tokens)
-        return Followed(SuffixIndex(seq.token_ids, most), self._namespaces.of(seq.group.root))
+        state = Followed(SuffixIndex(seq.token_ids, most), self._namespaces.of(seq.group.origin.root))
+        if text := seq.group.request.predicted:
+            siblings = (other.followed for other in seq.group.sequences if other.followed is not None)
+            shared = next(siblings, None)
+            state.predicted = SuffixIndex(text, self._most_indexed) if shared is None else shared.predicted
+            state.expect(seq.num_prompt)
+        return state
+
+    def _row_of(self, seq: Sequence) -> float:
+        """What one more row of a sequence must be worth, in seconds."""
+        return self._row(seq.num_known) + (0.0 if seq.constraint is None else self._checking)
 
     def _row(self, context: float) -> float:
         """What one more row must be worth, in seconds.
@@ -238,9 +286,9 @@ class Speculation:
         cost = self._cost
         return (cost.token + cost.sequence + cost.attended * context) * _MARGIN
 
-    def _worth(self, state: Followed, most: int, context: int) -> int:
+    def _worth(self, state: Followed, most: int, row: float) -> int:
         """How many tokens are worth a row each, the earlier ones being right, beside what was proposed before."""
-        row, right, count, gained = self._row(context), state.chance(0), 0, 0.0
+        right, count, gained = state.chance(0), 0, 0.0
         tokens, seconds = self._tokens, self._seconds
         while count < most and right * seconds > row * tokens:
             count, gained, tokens, seconds = count + 1, gained + right, tokens + right, seconds + row

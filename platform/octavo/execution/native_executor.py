@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from octavo.config import EngineConfig
 from octavo.errors import ModelError
+from octavo.execution.beam_candidates import candidates
 from octavo.execution.capacity import CPU_KV_BYTES, num_kv_blocks, num_positions
 from octavo.execution.executor import Wait, finished
 from octavo.execution.plain_logprobs import logprobs_without_alternatives
@@ -32,7 +33,7 @@ from octavo.models.parallel import Share, TPGroup
 from octavo.models.source_spec import cut_through_blocks, why_not_packed
 from octavo.request import Adapter
 from octavo.source import Source
-from octavo.step import Float32, Int64, LogprobRow, SamplingRows, StepBatch, StepResult
+from octavo.step import Candidates, Float32, Int64, LogprobRow, SamplingRows, StepBatch, StepResult
 from octavo_kernels.checksum import read_bandwidth
 from octavo_kernels.decoder import CELL, NativeDecoder, PackedKV, PackedModel, Ranks, Type, block_bytes
 from octavo_kernels.lora.packed import PackedAdapter
@@ -105,10 +106,10 @@ class NativeExecutor:
         kept = pooled_tokens(batch) if batch.pooled else None
         logits = self._joined(self._step(batch, places.astype(np.int64), kept))
         pooled = {} if kept is None else pool(batch, self._decoder.states(kept), self._head)
-        nothing = np.zeros(0, np.int64), dict[int, LogprobRow]()
-        tokens, logprobs = nothing if logits is None else _sample(logits, logits_row, batch.sampling)
+        nothing = np.zeros(0, np.int64), dict[int, LogprobRow](), dict[int, Candidates]()
+        tokens, logprobs, found = nothing if logits is None else _sample(logits, logits_row, batch.sampling)
         prompt = self._prompt_logprobs(batch)
-        return finished(StepResult(tokens, logprobs, prompt, time.perf_counter() - begin, pooled))
+        return finished(StepResult(tokens, logprobs, prompt, time.perf_counter() - begin, pooled, found))
 
     def logits(self, batch: StepBatch) -> torch.Tensor:
         """As in `LocalExecutor`."""
@@ -189,22 +190,31 @@ class NativeExecutor:
 
 def _sample(
     logits: npt.NDArray[np.float32], logits_row: npt.NDArray[np.int64], rows: SamplingRows
-) -> tuple[Int64, dict[int, LogprobRow]]:
-    """As `sampler.sample`; row r is drawn from logits[logits_row[r]], which the next step overwrites anyway."""
+) -> tuple[Int64, dict[int, LogprobRow], dict[int, Candidates]]:
+    """As `sampler.sample`, and what may follow beams.
+
+    Row r is drawn from logits[logits_row[r]], which the next step overwrites anyway.
+    """
     options = rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seed, rows.position
     undo = apply_treatment(logits, logits_row, rows) if rows.are_treated else None
     tokens = sample(logits, logits_row, *options, rows.masks, rows.masked)
-    if not (rows.num_logprobs >= 0).any():
-        return tokens, {}
-    if undo is not None:
+    tells = (rows.num_logprobs >= 0).any()
+    if undo is not None and (tells or rows.beams):
         undo()
+    found = candidates(logits, logits_row, tokens, rows) if rows.beams else {}
+    return tokens, _logprobs(logits, logits_row, tokens, rows) if tells else {}, found
+
+
+def _logprobs(
+    logits: npt.NDArray[np.float32], logits_row: npt.NDArray[np.int64], tokens: Int64, rows: SamplingRows
+) -> dict[int, LogprobRow]:
     if rows.num_logprobs.max() == 0:
-        return tokens, logprobs_without_alternatives(logits, logits_row, tokens, rows)
+        return logprobs_without_alternatives(logits, logits_row, tokens, rows)
     import torch
 
     from octavo.execution.sampler import sampled_logprobs
 
-    return tokens, sampled_logprobs(torch.from_numpy(logits), logits_row, tokens, rows)
+    return sampled_logprobs(torch.from_numpy(logits), logits_row, tokens, rows)
 
 
 # ---- loading --------------------------------------------------------------------------------------------------------

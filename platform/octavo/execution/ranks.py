@@ -388,7 +388,7 @@ def _connection(sock: socket.socket) -> Connection[Any, Any]:
 def _for_others(batch: StepBatch) -> StepBatch:
     """Without what only the rank that draws the tokens needs: penalties and masks are long."""
     sampling = dataclasses.replace(
-        batch.sampling, penalties={}, logit_bias={}, banned={}, named={}, masks=None, masked=None
+        batch.sampling, penalties={}, logit_bias={}, banned={}, named={}, masks=None, masked=None, beams={}
     )
     return dataclasses.replace(batch, sampling=sampling)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError, ModelError
+from octavo.execution.beam_tensors import begin_candidates
 from octavo.execution.capacity import CPU_KV_BYTES, num_kv_blocks, num_positions
 from octavo.execution.executor import Wait
 from octavo.execution.graphs import Capture, DecodeGraphs, DecodeInputs, cuda_capture, fill_in
@@ -33,7 +34,7 @@ from octavo.models.step_context import AdaptedTokens, StepContext
 from octavo.models.weights.adapted import on_device, take_adapters
 from octavo.request import Adapter
 from octavo.source import Source
-from octavo.step import Float32, Int64, LogprobRow, StepBatch, StepResult
+from octavo.step import Candidates, Float32, Int64, LogprobRow, StepBatch, StepResult
 from octavo_kernels.dispatch import gpu_traits
 from octavo_kernels.paged_attention import PagedBatch
 
@@ -129,12 +130,15 @@ class TorchExecutor:
         )
         drawn = self._draw(logits, logits_row, batch) if logits is not None and len(logits_row) else self._end()
         pooled = self._pool(hidden, batch) if batch.pooled else dict[int, Float32]
+        found: Callable[[], dict[int, Candidates]] = dict
+        if batch.sampling.beams and logits is not None:
+            found = begin_candidates(logits, logits_row, batch.sampling)
 
         def wait() -> StepResult:
             tokens, logprobs = drawn()
             vectors = pooled()
             begin, self._ended = max(begun, self._ended), time.perf_counter()
-            return StepResult(tokens, logprobs, prompt, self._ended - begin, vectors)
+            return StepResult(tokens, logprobs, prompt, self._ended - begin, vectors, found())
 
         return wait
 

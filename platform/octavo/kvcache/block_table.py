@@ -54,6 +54,11 @@ class BlockTable:
         self.blocks.extend(fresh)
         return copies
 
+    def takes(self, write_from: int) -> int:
+        """Blocks that `grow` takes for one token, or 1 where another owner of the same block may spare it that."""
+        first = write_from // self._pool.block_size
+        return first >= len(self.blocks) or int(self._pool.is_visible(self.blocks[first]))
+
     def publish(self, chain: Sequence[bytes], num_tokens: int) -> list[int]:
         """Publish the blocks that became full, `num_tokens` tokens being in the cache, or there before anyone reads.
 

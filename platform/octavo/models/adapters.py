@@ -23,11 +23,12 @@ import safetensors
 
 from octavo.errors import ModelError
 from octavo.model_files import reading
-from octavo.models.gguf_adapter import read_gguf_adapter
+from octavo.models.gguf_adapter import gguf_invocation, read_gguf_adapter
 from octavo.models.parallel import Share
 from octavo.models.spec import ModelSpec
 from octavo.models.weights.fused import stacked_rows
 from octavo.models.weights.names import halves_order, hf_naming, plain_name
+from octavo.request import Adapter
 
 Float32 = npt.NDArray[np.float32]
 
@@ -35,6 +36,9 @@ PARTS = ("q", "k", "v", "out", "gate", "up", "down")
 """The matrices of a layer that an adapter may change."""
 
 MAX_RANK = 256
+
+MAX_INVOCATION = 1024
+"""Token ids that an activated adapter begins at."""
 
 MAX_FILE = 2**32
 """Bytes of an adapter's file; rank 256 on all matrices of an 8 B model takes 1.3 GB in bf16."""
@@ -69,13 +73,27 @@ class _Files:
         return whole.hexdigest()
 
 
-def adapter_digest(path: Path) -> str:
-    """The hash of an adapter's contents.
+def find_adapter(name: str, path: Path) -> Adapter:
+    """What a request says of an adapter that is to be called `name`.
 
     Raises:
         ModelError: there is none, or it cannot be read.
     """
-    return _read_files(path).digest
+    files = _read_files(path)
+    with reading(path):
+        return Adapter(name, files.digest, str(path), _invocation(files))
+
+
+def _invocation(files: _Files) -> tuple[int, ...]:
+    """Token ids that it begins at, of an activated adapter."""
+    is_gguf = files.path.suffix == ".gguf"
+    found: Any = gguf_invocation(files.path) if is_gguf else _config(files).get("alora_invocation_tokens")
+    if found is None:
+        return ()
+    are_ids = isinstance(found, list) and all(type(token) is int for token in found)
+    if not are_ids or not 0 < len(found) <= MAX_INVOCATION:
+        raise ModelError(f"the adapter's invocation tokens are {found!r:.80}: they must be 1 to {MAX_INVOCATION} ids")
+    return tuple(found)
 
 
 def read_adapter(path: Path, share: Share, digest: str | None = None) -> dict[Place, LowRank]:
@@ -94,6 +112,8 @@ def read_adapter(path: Path, share: Share, digest: str | None = None) -> dict[Pl
     if share.whole.encoder is not None:
         raise ModelError("adapters of encoders are not supported")
     with reading(path):
+        if any(not 0 <= token < share.whole.vocab_size for token in _invocation(files)):
+            raise ModelError("the adapter begins at tokens that the model does not have: it was made for another model")
         changes = _of_gguf if path.suffix == ".gguf" else _of_peft
         found: dict[Place, LowRank] = {}
         for place, low in changes(files, share.whole):
@@ -147,15 +167,20 @@ def _read_gguf(path: Path) -> _Files:
     return _Files(path, b"", path.read_bytes())
 
 
+def _config(files: _Files) -> dict[str, Any]:
+    config = json.loads(files.config)
+    if not isinstance(config, dict):
+        raise ModelError(f"{files.path / _CONFIG} is not a JSON object")
+    return config
+
+
 def _checked_config(files: _Files) -> dict[str, Any]:
     """The config, of an adapter that is all here.
 
     Raises:
         ModelError: it says that the adapter changes something else, or in another way.
     """
-    config = json.loads(files.config)
-    if not isinstance(config, dict):
-        raise ModelError(f"{files.path / _CONFIG} is not a JSON object")
+    config = _config(files)
     if config.get("peft_type") != "LORA":
         raise ModelError(f"the adapter is of type {config.get('peft_type')!r:.40}; only LORA is supported")
     for name, what in _REFUSED.items():
@@ -179,7 +204,6 @@ _REFUSED = {
     "trainable_token_indices": "changed embeddings",
     "target_parameters": "changes of bare parameters",
     "layer_replication": "repeated layers",
-    "alora_invocation_tokens": "adapters that begin in the middle of a text",
     "use_qalora": "pooled inputs",
     "use_bdlora": "block-diagonal matrices",
 }

@@ -169,6 +169,7 @@ class Decoder:
             window=spec.windows[index],
             softcap=spec.attention_softcap,
             alibi_slopes=self._slopes,
+            sinks=layer.sinks,
             kv_scales=kv.scales,
         )
         return self.group.all_reduce(layer.out(attended.flatten(1), context))
@@ -186,8 +187,17 @@ class Decoder:
         spec, experts = self.spec, layer.experts
         assert experts is not None
         scores = experts.router(x, context)
-        shares, chosen = route(scores, spec.experts_per_token, normalise=spec.normalise_experts)
+        shares, chosen = route(
+            scores,
+            spec.experts_per_token,
+            normalise=spec.normalise_experts,
+            scoring=spec.router_scoring,
+            choice_bias=experts.choice_bias,
+            groups=(spec.expert_groups, spec.kept_groups),
+            scale=spec.expert_scale,
+        )
         mixed = experts(x, shares, chosen, context)
-        if experts.shared_gate is None:
+        if layer.gate_up is None:
             return mixed
-        return mixed + experts.shared_gate(x, context).sigmoid() * self._dense(layer, x, context)
+        shared = self._dense(layer, x, context)
+        return mixed + (shared if experts.shared_gate is None else experts.shared_gate(x, context).sigmoid() * shared)

@@ -52,11 +52,14 @@ def read_gguf_adapter(
         yield place, pair["a"], _in_halves(b, spec.head_dim, interleaved) if interleaved else b
 
 
+def gguf_invocation(file: Path) -> object:
+    """The token ids that it begins at, as the file has them; None: it is there from the first token on."""
+    return read_metadata(file).get("adapter.alora.invocation_tokens")
+
+
 def _alpha(file: Path, metadata: dict[str, Any]) -> float:
     if metadata.get("general.type") != "adapter" or metadata.get("adapter.type") != "lora":
         raise ModelError(f"{file} is no LoRA adapter")
-    if metadata.get("adapter.alora.invocation_tokens"):
-        raise ModelError("the adapter begins in the middle of a text: activated adapters are not supported")
     alpha = metadata.get("adapter.lora.alpha", 0.0)
     if type(alpha) not in (int, float) or not math.isfinite(alpha):
         raise ModelError(f"adapter.lora.alpha is {alpha!r:.40}, which is not a number")

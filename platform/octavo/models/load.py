@@ -76,6 +76,8 @@ def load_model(
             layer.out.bias = None
             if layer.down is not None:
                 layer.down.bias = None
+            if layer.experts is not None and layer.experts.down_bias is not None:
+                layer.experts.down_bias.zero_()
     return Decoder(share, weights, positions, group or TPGroup())
 
 

@@ -127,7 +127,9 @@ def _layer(parts: dict[Part, Packed], index: int, rotary: Array, spec: ModelSpec
     linears = packed_linears(parts, index)
     norms = {name: parts.get((index, name, "weight")) for name in _NORMS}
     mixture = _mixture(parts, index, spec) if (index, "router", "weight") in parts else None
-    return PackedLayer(**linears, **norms, rotary=rotary, window=spec.windows[index], mixture=mixture)  # type: ignore[arg-type]
+    sinks = parts.get((index, "sinks", "weight"))
+    others = {"rotary": rotary, "window": spec.windows[index], "mixture": mixture, "sinks": sinks}
+    return PackedLayer(**linears, **norms, **others)  # type: ignore[arg-type]
 
 
 def _mixture(parts: dict[Part, Packed], layer: int, spec: ModelSpec) -> PackedMixture:
@@ -137,12 +139,12 @@ def _mixture(parts: dict[Part, Packed], layer: int, spec: ModelSpec) -> PackedMi
         router=router,
         experts=[_expert(parts, layer, expert) for expert in range(spec.num_experts)],
         experts_per_token=spec.experts_per_token,
-        scoring="softmax",
+        scoring=spec.router_scoring,
         normalise=spec.normalise_experts,
-        scale=np.ones(1, np.float32),
-        groups=0,
-        kept_groups=0,
-        choice_bias=None,
+        numbers=np.array([spec.expert_scale, spec.swiglu_limit or 0], np.float32),
+        groups=spec.expert_groups,
+        kept_groups=spec.kept_groups,
+        choice_bias=parts.get((layer, "router", "choice_bias")),  # type: ignore[arg-type]
         shared_gate=_packed_linear(parts, layer, "shared_gate"),
     )
 

@@ -60,7 +60,7 @@ def pack(
         yield (i, "rotary", "table"), cos_sin_table(rope, table_positions).numpy()
     for tensor in tqdm(stored, desc=f"Packing {source.name}", disable=not progress):
         slot = by_name[tensor.name]
-        if share.rank and slot.kind == "bias" and slot.part in ("out", "down"):
+        if share.rank and slot.kind == "bias" and slot.part in ("out", "down", "expert_down"):
             continue  # the sum over ranks must include each bias once
         order = row_order(slot, naming, spec.head_dim)
         packed: Packed

@@ -63,7 +63,7 @@ class Share:
         spec: the smaller model that the rank runs.
         query_heads, kv_heads, inner, vocab: indices that this rank has; `inner` are those of the MLP's, or each
             expert's, inner dimension.
-        shared: the same for the shared expert's inner dimension.
+        shared, dense: the same for the shared expert's inner dimension, and for that of layers without experts.
         vocab_step: rows of the vocabulary per rank; the last ranks may have fewer.
     """
 
@@ -77,10 +77,12 @@ class Share:
     shared: range
     vocab: range
     vocab_step: int
+    dense: range = range(0)
 
-    def part(self, name: str) -> tuple[range | None, range | None]:
+    def part(self, name: str, layer: int | None = None) -> tuple[range | None, range | None]:
         """The rows and the columns of a stored tensor that this rank needs; None means all."""
         mlp = self.shared if self.whole.num_experts else self.inner
+        mlp = self.dense if layer in self.whole.dense_layers else mlp
         rows = {
             "q": _times(self.query_heads, self.whole.head_dim),
             "k": _times(self.kv_heads, self.whole.head_dim),
@@ -91,6 +93,7 @@ class Share:
             "expert_up": self.inner,
             "embedding": self.vocab,
             "lm_head": self.vocab,
+            "sinks": self.query_heads,
         }
         columns = {
             "out": _times(self.query_heads, self.whole.head_dim),
@@ -113,6 +116,7 @@ def share_of(spec: ModelSpec, rank: int = 0, size: int = 1, unit: int = 1) -> Sh
     heads = split_heads(spec, size)
     inner = _split_inner(spec, heads, unit)[rank]
     shared = _split_shared(spec.shared_expert_size, size, unit)[rank]
+    dense = _split_shared(spec.dense_size, size, unit)[rank]
     step = -(-spec.vocab_size // (size * _LANES)) * _LANES if size > 1 else spec.vocab_size
     vocab = range(min(rank * step, spec.vocab_size), min((rank + 1) * step, spec.vocab_size))
     if not vocab:
@@ -124,10 +128,11 @@ def share_of(spec: ModelSpec, rank: int = 0, size: int = 1, unit: int = 1) -> Sh
         num_kv_heads=len(kv),
         intermediate_size=len(inner),
         shared_expert_size=len(shared),
+        dense_size=len(dense),
         vocab_size=len(vocab),
         alibi_slopes=spec.alibi_slopes[query.start : query.stop],
     )
-    return Share(rank, size, spec, local, query, kv, inner, shared, vocab, step)
+    return Share(rank, size, spec, local, query, kv, inner, shared, vocab, step, dense)
 
 
 def split_heads(spec: ModelSpec, size: int) -> list[tuple[range, range]]:

@@ -137,10 +137,21 @@ class ModelSpec:
         embedding_scale: multiplies token embeddings, not the tied output matrix.
         tied_embeddings: the output matrix is the embedding table.
         intermediate_size: of the MLP, or of each expert.
+        dense_layers, dense_size: the layers of a mixture that have an MLP instead, and its inner width.
         num_experts, experts_per_token: number of experts in a layer, and of experts per token; 0 without a mixture.
         normalise_experts: the weights of a token's chosen experts are normalised to add up to 1; otherwise they come
             from the softmax over all experts.
-        shared_expert_size: inner width of the shared expert, which every token uses and a gate weights; 0 without one.
+        shared_expert_size: inner width of the shared expert, which every token uses; 0 without one.
+        shared_gate: a gate weights it.
+        router_scoring: what makes probabilities of the router's scores; a sigmoid looks at each expert alone.
+        router_bias, expert_bias: the router's and the experts' matrices have biases.
+        choice_bias: something is added to the probabilities for the choice of experts, and not for their weights.
+        expert_groups, kept_groups: experts come in groups, of which as many are kept before a token's experts are
+            chosen; 0: they do not.
+        expert_scale: multiplies the weights of chosen experts.
+        swiglu_limit: experts compute `(up + 1) gate sigmoid(1.702 gate)` of clamped values (gpt-oss).
+        sinks: each head's weights add up to less than 1, as if there were one more key, of a learned score, whose value
+            is 0.
         eos_token_ids: any of these ends a sequence.
         encoder: what makes it an encoder, whose texts are computed whole and leave no keys and values.
         head: what follows pooling; None: nothing does.
@@ -187,6 +198,18 @@ class ModelSpec:
     encoder: EncoderSpec | None = None
     head: HeadSpec | None = None
     generates: bool = True
+    dense_layers: tuple[int, ...] = ()
+    dense_size: int = 0
+    router_scoring: Literal["softmax", "sigmoid"] = "softmax"
+    router_bias: bool = False
+    choice_bias: bool = False
+    expert_bias: bool = False
+    expert_groups: int = 0
+    kept_groups: int = 0
+    expert_scale: float = 1.0
+    shared_gate: bool = True
+    swiglu_limit: float | None = None
+    sinks: bool = False
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -208,6 +231,7 @@ class ModelSpec:
             raise ModelError(f"attention types are given for {len(self.windows)} of {self.num_layers} layers")
         if not min(1, self.num_experts) <= self.experts_per_token <= self.num_experts:
             raise ModelError(f"a token goes through {self.experts_per_token} of {self.num_experts} experts")
+        self._check_mixture()
         if self.num_experts and (self.activation != "silu" or not self.gated or self.mlp_bias):
             raise ModelError("experts that are not gated SiLU MLPs without biases are not supported")
         if self.head is not None and self.head.layers[0].columns != self.hidden_size:
@@ -217,6 +241,28 @@ class ModelSpec:
         for rope in (self.rope, self.local_rope or self.rope):
             if rope.rotary_dim % 2 or not 0 <= rope.rotary_dim <= self.head_dim:
                 raise ModelError(f"rotary positions over {rope.rotary_dim} of {self.head_dim} dimensions per head")
+
+    def _check_mixture(self) -> None:
+        if self.dense_layers and (self.dense_size < 1 or not self.num_experts):
+            raise ModelError(f"layers without experts have an MLP of {self.dense_size} values")
+        if not self.expert_groups:
+            return
+        size, rest = divmod(self.num_experts, self.expert_groups)
+        if rest or not 1 <= self.kept_groups <= self.expert_groups or self.kept_groups * size < self.experts_per_token:
+            raise ModelError(
+                f"{self.experts_per_token} of {self.num_experts} experts cannot come from {self.kept_groups} of "
+                f"{self.expert_groups} groups"
+            )
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer is a mixture."""
+        return self.num_experts > 0 and layer not in self.dense_layers
+
+    def mlp_size(self, layer: int) -> int:
+        """Inner width of a layer's MLP, or of its shared expert; 0 without either."""
+        if not self.num_experts:
+            return self.intermediate_size
+        return self.dense_size if layer in self.dense_layers else self.shared_expert_size
 
     @property
     def q_size(self) -> int:

@@ -128,7 +128,7 @@ class Fleet:
         root = root_hash(MODEL, salt=request.cache_salt)
         if request.block_hashes is None:
             request.block_hashes = hash_chain(root, request.prompt_token_ids, self.config.block_size)
-        query = Query(len(request.prompt_token_ids), request.params.num_sequences, request.session)
+        query = Query(len(request.prompt_token_ids), request.params.num_places, request.session)
         ticket = request.request_id
         choice = router.route(ticket, request.block_hashes, query, list(self.shards), self.now)
         request.placement = Placement(

@@ -31,7 +31,7 @@ from octavo.errors import ConfigError
 from octavo.execution.executor import LocalExecutor, Wait, finished
 from octavo.pooling import PoolingInfo
 from octavo.request import Adapter
-from octavo.step import Float32, Int64, LogprobRow, PooledRow, StepBatch, StepResult, Uint32
+from octavo.step import Candidates, Float32, Int64, LogprobRow, PooledRow, SamplingRows, StepBatch, StepResult, Uint32
 from octavo.text.tokenizer import Tokenizer
 
 POOLING = PoolingInfo(dimensions=64)
@@ -239,7 +239,17 @@ class SimulatedExecutor:
         }
         prompt = [self._logprobs(token, count) for _, token, count in batch.prompt_logprobs]
         pooled = {each.row: _vector(batch, each) for each in batch.pooled if each.is_last}
-        return StepResult(tokens, logprobs, prompt, seconds, pooled)
+        found = {row: self._following(int(tokens[row]), row, rows) for row in rows.beams}
+        return StepResult(tokens, logprobs, prompt, seconds, pooled, found)
+
+    def _following(self, token: int, row: int, rows: SamplingRows) -> Candidates:
+        """The token, and where nothing says what may be drawn the words after it, each half as likely."""
+        free = row not in rows.banned and (rows.masked is None or row not in rows.masked)
+        start = int(np.flatnonzero(self._words == token)[0]) if free else 0
+        ids = np.roll(self._words, -start)[: rows.beams[row]].astype(np.int64) if free else np.array([token])
+        ranks = np.arange(1, len(ids) + 1)
+        scores = (_LOG_HALF * ranks).astype(np.float32)
+        return Candidates(ids, scores, scores, ranks)
 
     def _allowed(self, token: int, banned: Int64) -> int:
         """The token, or the next word after it that is not banned (the token itself when all are)."""

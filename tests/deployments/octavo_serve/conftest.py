@@ -83,6 +83,7 @@ class ScriptedClient:
         fail_after: steps after which the stream raises `late_error`.
         full: raised instead of accepting a request.
         forces: all tokens but the first are said to be forced.
+        guessed: tokens of a prediction that each step is said to have accepted and rejected.
         opened, closed, aborted: what callers did.
     """
 
@@ -95,6 +96,7 @@ class ScriptedClient:
     late_error: Exception | None = None
     full: Exception | None = None
     forces: bool = False
+    guessed: tuple[int, int] = (0, 0)
     opened: list[Request] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
     aborted: list[tuple[str, int]] = field(default_factory=list)
@@ -156,6 +158,8 @@ class ScriptedClient:
             finish_reason=reason,
             num_cached_tokens=self.cached_tokens if step == 0 else 0,
             num_forced=len(token_ids) if self.forces and step else 0,
+            num_accepted=self.guessed[0],
+            num_rejected=self.guessed[1],
             prompt_logprobs=(
                 _packed(prompt, params.prompt_logprobs)
                 if params.prompt_logprobs is not None and step == 0 and index == 0

@@ -38,6 +38,9 @@ def blocks(name: str, n: int, k: int, seed: int = 0) -> np.ndarray:
     random = np.random.default_rng(seed)
     units, size = k // GROUPED[name].unit, GROUPED[name].block_bytes
     out = random.integers(0, 256, (n, units, size), dtype=np.uint8)
+    if name == "MXFP4":
+        out[..., 0] = random.integers(110, 134, (n, units))  # exponents plus 127
+        return out.reshape(n, -1)
     for at in HALVES.get(name, (0,)):
         scale = random.standard_normal((n, units, 1)) * random.choice(
             [0.02, 1e-6, 0], (n, units, 1), p=[0.9, 0.05, 0.05]

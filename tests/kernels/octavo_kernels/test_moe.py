@@ -27,15 +27,21 @@ def problem(tokens: int, count: int, chosen: int, width: int, inner: int, dtype=
     return torch.randn(tokens, width).to(dtype), shares, experts, gate_up.to(dtype), down.to(dtype)
 
 
-def by_definition(x, shares, experts, gate_up, down, count):
+def by_definition(x, shares, experts, gate_up, down, count, biases=None, limit=None):
     """One token at a time, in float64."""
     inner = down.shape[1]
     w1, w2 = gate_up.double().view(count, 2 * inner, -1), down.double().view(count, -1, inner)
+    b1, b2 = (b.double().view(count, -1) for b in biases or (torch.zeros(len(gate_up)), torch.zeros(len(down))))
     out = torch.zeros(x.shape, dtype=torch.float64)
     for t, row in enumerate(x.double()):
         for share, e in zip(shares[t].double(), experts[t].tolist(), strict=True):
-            gate, up = (w1[e] @ row).split(inner)
-            out[t] += share * (w2[e] @ (torch.nn.functional.silu(gate) * up))
+            gate, up = (w1[e] @ row + b1[e]).split(inner)
+            if limit is None:
+                hidden = torch.nn.functional.silu(gate) * up
+            else:
+                gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+                hidden = (up + 1) * gate * torch.sigmoid(1.702 * gate)
+            out[t] += share * (w2[e] @ hidden + b2[e])
     return out
 
 
@@ -48,6 +54,29 @@ def test_the_reference_by_definition(normalise) -> None:
     assert shares.tolist() == [pytest.approx([0.5 if normalise else of_all] * 2), [0.5 if normalise else 0.25] * 2]
     parts = problem(7, 5, 2, 12, 10)
     torch.testing.assert_close(moe(*parts, 5).double(), by_definition(*parts, 5), atol=1e-5, rtol=0)
+
+
+def test_groups_of_experts() -> None:
+    """Of two groups the better one is kept, by its best expert alone or, with a bias, by its best two."""
+    scores = torch.tensor([[3.0, -9, 0, 2, 1, 0.5]])
+    shares, experts = route(scores, 2, normalise=False, groups=(2, 1), scale=2.5)
+    assert experts.tolist() == [[0, 2]]
+    assert shares.tolist() == [pytest.approx((2.5 * scores.softmax(-1))[0, [0, 2]].tolist())]
+    bias = torch.tensor([0.0, 0, 0, 0, 0, 1])
+    shares, experts = route(scores, 2, normalise=True, scoring="sigmoid", choice_bias=bias, groups=(2, 1), scale=2.5)
+    assert experts.tolist() == [[5, 3]]
+    chosen = scores.sigmoid()[0, [5, 3]]
+    assert shares.tolist() == [pytest.approx((2.5 * chosen / chosen.sum()).tolist())]
+
+
+def test_biases_and_clamped_gates(gpu, device) -> None:
+    parts = problem(9, 4, 2, 40, 24)
+    biases = torch.randn(4 * 2 * 24), torch.randn(4 * 40)
+    expected = by_definition(*parts, 4, biases, 1.5)
+    torch.testing.assert_close(moe(*parts, 4, biases=biases, limit=1.5).double(), expected, atol=1e-5, rtol=0)
+    parts, biases = (tuple(x.to(device) for x in given) for given in (parts, biases))
+    ours = gpu("moe").moe(*parts, 4, biases=biases, limit=1.5).cpu()
+    torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("count", "chosen"), [(1, 1), (5, 2), (60, 4), (128, 8)])

@@ -300,11 +300,14 @@ def attend(
     q = torch.cat(queries)
     if kind.pop("alibi", False):
         kind["alibi_slopes"] = 2 ** -torch.linspace(0, 8, q.shape[1])
+    if kind.pop("sinks", False):
+        kind["sinks"] = torch.linspace(-4, 8, q.shape[1])
     return module.paged_attention(q, *cache[:2], batch, scale=q.shape[2] ** -0.5, **kind)
 
 
 KINDS = [{}, {"window": 1}, {"window": 12}, {"window": 300}, {"softcap": 5.0}, {"window": 100, "softcap": 2.0},
-         {"alibi": True}, {"alibi": True, "window": 270, "softcap": 5.0}]  # fmt: skip
+         {"alibi": True}, {"alibi": True, "window": 270, "softcap": 5.0},
+         {"sinks": True, "window": 270}]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -108,7 +108,11 @@ def make_case(
 
 
 def dense(
-    case: Case, window: int | None, softcap: float | None, alibi_slopes: torch.Tensor | None = None
+    case: Case,
+    window: int | None,
+    softcap: float | None,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The oracle: each sequence by itself, all its scores at once, in float64."""
     out = []
@@ -124,7 +128,9 @@ def dense(
         if alibi_slopes is not None:
             scores -= alibi_slopes.double()[:, None, None] * (i - j)
         hidden = (j > i) | (i - j >= (window or len(k)))
-        out.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v))
+        weights = scores.masked_fill(hidden, -torch.inf).exp()
+        total = weights.sum(-1) + (0 if sinks is None else sinks.double().exp()[:, None])
+        out.append(torch.einsum("hqk,khd->qhd", weights / total[..., None], v))
     return torch.cat(out)
 
 
@@ -161,6 +167,16 @@ def test_reference_with_slopes_is_dense_attention(shape: str) -> None:
     for window, softcap in ((None, None), (20, 0.5)):
         actual = case.attend(reference.paged_attention, window=window, softcap=softcap, alibi_slopes=biases)
         torch.testing.assert_close(actual.double(), dense(case, window, softcap, biases), atol=5e-6, rtol=5e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_reference_with_sinks_is_dense_attention(shape: str) -> None:
+    case = make_case(**SHAPES[shape])
+    sinks = torch.linspace(-4, 8, case.q.shape[1])
+    for window, softcap in ((None, None), (20, 0.5)):
+        actual = case.attend(reference.paged_attention, window=window, softcap=softcap, sinks=sinks)
+        expected = dense(case, window, softcap, sinks=sinks)
+        torch.testing.assert_close(actual.double(), expected, atol=5e-6, rtol=5e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -277,6 +293,14 @@ def test_gpu_masks_as_the_reference(gpu, device: str, window, softcap, slope: bo
         case.split_keys = split_keys
         biases = slopes(heads[0], device) if slope else None
         assert_gpu_equals_reference(gpu, case, window=window, softcap=softcap, alibi_slopes=biases)
+
+
+@pytest.mark.parametrize("shape", ["decodes", "chunks and decodes"])
+@pytest.mark.parametrize("split_keys", [None, 128])
+def test_gpu_knows_sinks(gpu, device: str, shape: str, split_keys: int | None) -> None:
+    case = make_case(**GPU_SHAPES[shape], device=device)
+    case.split_keys = split_keys
+    assert_gpu_equals_reference(gpu, case, sinks=torch.linspace(-4, 8, case.q.shape[1], device=device))
 
 
 @pytest.mark.parametrize("dtype", GPU_TYPES[1:], ids=str)

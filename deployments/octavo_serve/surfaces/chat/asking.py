@@ -40,7 +40,26 @@ def ask(body: ChatRequest, limits: Limits) -> Asked:
         session=session_of(body),
         cache_salt=body.cache_salt or "",
         tells_origins=bool(body.return_token_origins),
+        prediction=_predicted(body.prediction),
     )
+
+
+def _predicted(prediction: dict[str, Any] | None) -> str:
+    """The text of OpenAI's `prediction`.
+
+    Raises:
+        BadRequest: it is none.
+    """
+    if prediction is None:
+        return ""
+    content = prediction.get("content")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if prediction.get("type") == "content" and prediction.keys() == {"type", "content"} and isinstance(parts, list):
+        texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+        if len(words := [text for text in texts if isinstance(text, str)]) == len(parts):
+            return "".join(words)
+    sentence = 'must be {"type": "content", "content": ...}, with a text or a list of parts of type "text"'
+    raise BadRequest(f"prediction {sentence}", "prediction")
 
 
 def _max_tokens(body: ChatRequest) -> int | None:

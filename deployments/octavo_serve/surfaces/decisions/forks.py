@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from octavo.block_hash import extend_chain, hash_chain, root_hash
+from octavo.block_hash import Origin, Turn, extend_chain, hash_chain
 from octavo.errors import BadRequest
 from octavo.request import Adapter, Request, SamplingParams
 from octavo.text.tokenizer import Tokenizer
@@ -116,6 +116,8 @@ class Forks:
         return self._request(name, token_ids, params, chain)
 
     def _request(self, name: str, token_ids: list[int], params: SamplingParams, chain: list[bytes]) -> Request:
+        if (turn := Turn.of(self.adapter, token_ids)) is not None:
+            chain = hash_chain(self.root, token_ids, self.block_size, turn)
         return Request(
             request_id=f"{self.request_id}-{name}",
             prompt_token_ids=token_ids,
@@ -147,7 +149,7 @@ def forks_of(
     alphabet = alphabet_of(tokenizer, frame.after)
     labels = [question.labels(alphabet) for question in questions]
     _check_number(labels)
-    root = root_hash(info.hash_name, "" if adapter is None else adapter.digest, asked.cache_salt)
+    root, _ = Origin.of(info.hash_name, adapter, asked.cache_salt, ())
     size = info.block_size
     check_characters(tokenizer, frame.before, info.max_model_len, asked.param)
     token_ids = tokenizer.encode(frame.before, add_special_tokens=False)

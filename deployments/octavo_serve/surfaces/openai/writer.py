@@ -81,8 +81,8 @@ class OpenAIWriter(Writer[A, E], Generic[R, A, E]):
             "completion_tokens_details": {
                 "reasoning_tokens": reasoning_tokens,
                 "audio_tokens": 0,
-                "accepted_prediction_tokens": 0,
-                "rejected_prediction_tokens": 0,
+                "accepted_prediction_tokens": self.job.accepted,
+                "rejected_prediction_tokens": self.job.rejected,
             },
         }
 

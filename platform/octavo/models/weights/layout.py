@@ -59,6 +59,10 @@ class Experts:
     down: Tensor | QuantizedWeight  # [E D, I]
     shared_gate: Linear | None  # [1, D]: weight of the shared expert for a token
     count: int  # E
+    gate_up_bias: Tensor | None = None  # [E 2 I]
+    down_bias: Tensor | None = None  # [E D]
+    choice_bias: Tensor | None = None  # [E] float32
+    limit: float | None = None  # of activations, as for `moe`
     one_order: bool = False  # as in `Linear`
 
     @property
@@ -73,7 +77,9 @@ class Experts:
             shares, chosen: [T, K] as from `route`.
             context: of the same tokens.
         """
-        return moe(x, shares, chosen, self.gate_up, self.down, self.count, batch_invariant=self.one_order)
+        biases = None if self.gate_up_bias is None or self.down_bias is None else (self.gate_up_bias, self.down_bias)
+        weights = self.gate_up, self.down, self.count
+        return moe(x, shares, chosen, *weights, biases=biases, limit=self.limit, batch_invariant=self.one_order)
 
 
 @dataclass(slots=True)
@@ -92,6 +98,7 @@ class LayerWeights:
     post_attention_norm: Tensor | None  # [D]
     post_mlp_norm: Tensor | None  # [D]
     experts: Experts | None = None
+    sinks: Tensor | None = None  # [query heads] float32
 
 
 @dataclass(slots=True)
@@ -154,7 +161,7 @@ class Slot:
     @property
     def is_float32(self) -> bool:
         """Whether it keeps that type in a packed model: all but matrices that are multiplied, and the vocabulary's."""
-        return self.is_norm or self.kind == "bias" or self.part in _TABLES
+        return self.is_norm or self.kind == "bias" or self.part in (*_TABLES, "sinks")
 
 
 def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quantized: bool = False) -> Weights:
@@ -178,19 +185,26 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quant
     def norm(size: int) -> Tensor:
         return torch.empty(size, dtype=torch.float32, device=device)
 
+    def vector(size: int, wanted: bool, kind: torch.dtype) -> Tensor | None:
+        return torch.empty(size, dtype=kind, device=device) if wanted else None
+
     width, count = spec.hidden_size, spec.num_experts
-    inner = spec.shared_expert_size if count else spec.intermediate_size
 
     def experts() -> Experts:
         return Experts(
-            router=Linear(matrix(count, width), None),
+            router=Linear(matrix(count, width), vector(count, spec.router_bias, dtype)),
             gate_up=inner_matrix(count * 2 * spec.intermediate_size, width),
             down=inner_matrix(count * width, spec.intermediate_size),
-            shared_gate=Linear(matrix(1, width), None) if inner else None,
+            shared_gate=Linear(matrix(1, width), None) if spec.shared_expert_size and spec.shared_gate else None,
             count=count,
+            gate_up_bias=vector(count * 2 * spec.intermediate_size, spec.expert_bias, dtype),
+            down_bias=vector(count * width, spec.expert_bias, dtype),
+            choice_bias=vector(count, spec.choice_bias, torch.float32),
+            limit=spec.swiglu_limit,
         )
 
-    def layer() -> LayerWeights:
+    def layer(index: int) -> LayerWeights:
+        inner = spec.mlp_size(index)
         return LayerWeights(
             attention_norm=norm(width),
             qkv=linear(spec.q_size + 2 * spec.kv_size, width, spec.qkv_bias),
@@ -202,12 +216,13 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quant
             k_norm=norm(spec.head_dim) if spec.qk_norm else None,
             post_attention_norm=norm(width) if spec.post_norms else None,
             post_mlp_norm=norm(width) if spec.post_norms else None,
-            experts=experts() if count else None,
+            experts=experts() if spec.has_experts(index) else None,
+            sinks=vector(spec.num_heads, spec.sinks, torch.float32),
         )
 
     embedding = matrix(spec.vocab_size, width)
     head = embedding if spec.tied_embeddings else inner_matrix(spec.vocab_size, width)
-    return Weights(embedding, [layer() for _ in range(spec.num_layers)], norm(width), Linear(head, None))
+    return Weights(embedding, [layer(i) for i in range(spec.num_layers)], norm(width), Linear(head, None))
 
 
 def new_linear(
@@ -225,7 +240,7 @@ def slots(weights: Weights, share: Share) -> list[Slot]:
 
 
 def _cut(slot: Slot, shape: tuple[int, ...], share: Share) -> Slot:
-    rows, columns = share.part(slot.part)
+    rows, columns = share.part(slot.part, slot.layer)
     return replace(slot, shape=shape, rows=rows, columns=columns if slot.kind == "weight" else None)
 
 
@@ -242,7 +257,7 @@ def _places(weights: Weights, spec: ModelSpec) -> list[Slot]:
 
 
 def _layer_slots(index: int, layer: LayerWeights, spec: ModelSpec) -> list[Slot]:
-    inner = spec.shared_expert_size if spec.num_experts else spec.intermediate_size
+    inner = spec.mlp_size(index)
     heads = {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
     places = [
         *linear_slots(index, layer.qkv, heads),
@@ -252,6 +267,8 @@ def _layer_slots(index: int, layer: LayerWeights, spec: ModelSpec) -> list[Slot]
         *_expert_slots(index, layer.experts, spec),
     ]
     norms = ("attention_norm", "mlp_norm", "q_norm", "k_norm", "post_attention_norm", "post_mlp_norm")
+    if layer.sinks is not None:
+        places.append(slot_of(index, "sinks", "weight", layer.sinks))
     present = [(name, getattr(layer, name)) for name in norms if getattr(layer, name) is not None]
     return places + [slot_of(index, name, "weight", norm) for name, norm in present]
 
@@ -261,13 +278,25 @@ def _expert_slots(index: int, experts: Experts | None, spec: ModelSpec) -> list[
         return []
     assert isinstance(experts.gate_up, Tensor)
     assert isinstance(experts.down, Tensor)
-    places = [slot_of(index, "router", "weight", experts.router.weight)]
-    if experts.shared_gate is not None:
-        places.append(slot_of(index, "shared_gate", "weight", experts.shared_gate.weight))
+    places = linear_slots(index, experts.router, {"router": spec.num_experts})
+    places += linear_slots(index, experts.shared_gate, {"shared_gate": 1})
+    if experts.choice_bias is not None:
+        places.append(slot_of(index, "router", "choice_bias", experts.choice_bias))
     inputs = experts.gate_up.view(2 * spec.num_experts, spec.intermediate_size, spec.hidden_size)
     for expert, down in enumerate(experts.down.view(spec.num_experts, spec.hidden_size, -1)):
         matrices = {"expert_gate": inputs[2 * expert], "expert_up": inputs[2 * expert + 1], "expert_down": down}
         places += [replace(slot_of(index, part, "weight", x), expert=expert) for part, x in matrices.items()]
+    return places + _expert_biases(index, experts, spec)
+
+
+def _expert_biases(index: int, experts: Experts, spec: ModelSpec) -> list[Slot]:
+    if experts.gate_up_bias is None or experts.down_bias is None:
+        return []
+    places: list[Slot] = []
+    inputs = experts.gate_up_bias.view(2 * spec.num_experts, spec.intermediate_size)
+    for expert, down in enumerate(experts.down_bias.view(spec.num_experts, spec.hidden_size)):
+        biases = {"expert_gate": inputs[2 * expert], "expert_up": inputs[2 * expert + 1], "expert_down": down}
+        places += [replace(slot_of(index, part, "bias", x), expert=expert) for part, x in biases.items()]
     return places
 
 

@@ -25,7 +25,15 @@ STATE = ShardState(
 )  # fmt: skip
 STATS = EngineStats(
     state=STATE,
-    counters=Counters(prompt_tokens=1000, cached_tokens=600, preemptions=1, drafts=4, proposed=9, accepted=[3, 2]),
+    counters=Counters(
+        prompt_tokens=1000,
+        cached_tokens=600,
+        preemptions=1,
+        drafts=4,
+        proposed=9,
+        accepted=[3, 2],
+        by_origin={"recent": (9, 5)},
+    ),
     blocks_cached=10,
     filled_slots=390,
     generation_tokens=50,
@@ -77,6 +85,8 @@ def test_shards_are_told_apart() -> None:
         ("vllm:spec_decode_num_accepted_tokens_total", "b", "m"): 5,
         ("vllm:spec_decode_num_accepted_tokens_per_pos_total", "b", "m", "0"): 3,
         ("vllm:spec_decode_num_accepted_tokens_per_pos_total", "b", "m", "1"): 2,
+        ("octavo_guessed_tokens_total", "a", "m", "recent"): 9,
+        ("octavo_guessed_tokens_right_total", "b", "m", "recent"): 5,
         ("octavo_backlog_seconds", "a", "m"): STATE.backlog_seconds,
         ("octavo_start_seconds", "a", "m"): STATE.start_seconds(),
     }

@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from octavo import LLM
 from octavo.config import EngineConfig
 from octavo.engine.engine import Engine
 from octavo.execution.background import BackgroundExecutor
@@ -18,7 +19,7 @@ from octavo.execution.executor import Wait, finished
 from octavo.execution.pooling import pool, pooled_tokens
 from octavo.pooling import PoolingInfo
 from octavo.request import Request, SamplingParams
-from octavo.step import LogprobRow, SamplingRows, StepBatch, StepResult
+from octavo.step import Candidates, LogprobRow, SamplingRows, StepBatch, StepResult
 from octavo.text.parts import TokenizerParts
 from octavo.text.tokenizer import Tokenizer
 
@@ -33,6 +34,15 @@ def next_token(tokens, seed: int = 0) -> int:
 def state(tokens) -> np.ndarray:
     """This model's state after `tokens`, which depends on every one of them."""
     return np.random.default_rng(zlib.crc32(np.asarray(tokens, np.int32).tobytes())).normal(size=5).astype(np.float32)
+
+
+def following(tokens, count: int, rows: SamplingRows, row: int) -> Candidates:
+    """What this model says may follow `tokens`, if nothing but bans and masks changes it."""
+    logits = np.random.default_rng(zlib.crc32(np.asarray(tokens, np.int32).tobytes())).normal(size=VOCAB) * 3
+    own = (logits - np.log(np.exp(logits).sum())).astype(np.float32)
+    ids = np.argsort(-own, kind="stable")
+    ids = ids[[nearest(token, rows, row) == token for token in ids.tolist()]][:count]
+    return Candidates(ids, own[ids], own[ids], 1 + np.array([np.count_nonzero(own > own[token]) for token in ids]))
 
 
 def nearest(token: int, rows: SamplingRows, row: int) -> int:
@@ -78,7 +88,7 @@ class PagedFake:
             positions = np.arange(length - (end - begin), length)
             blocks = batch.block_tables[s]
             self.cache[blocks[positions // size], positions % size] = batch.token_ids[begin:end]
-        tokens, logprobs = [], {}
+        tokens, logprobs, found = [], {}, {}
         for row, index in enumerate(batch.sampling.token_index):
             s = np.searchsorted(batch.query_start, index, "right") - 1
             blocks, length = batch.block_tables[s], batch.context_lens[s] - (batch.query_start[s + 1] - 1 - index)
@@ -86,11 +96,13 @@ class PagedFake:
             token = self.said(read, int(batch.sampling.seed[row]))
             token = nearest(token, batch.sampling, row)
             tokens.append(-1 if int(read[-1]) in self.fail_tokens else token)
+            if row in batch.sampling.beams:
+                found[row] = following(read, batch.sampling.beams[row], batch.sampling, row)
             if batch.sampling.num_logprobs[row] >= 0:
                 logprobs[row] = LogprobRow([token], [-float(token) / VOCAB], 1)
         prompt = [LogprobRow([token], [-float(token) / VOCAB], 1) for _, token, _ in batch.prompt_logprobs]
         seconds = 1e-3 + self.seconds_each * batch.num_tokens
-        return finished(StepResult(np.array(tokens, np.int64), logprobs, prompt, seconds, self._pooled(batch)))
+        return finished(StepResult(np.array(tokens, np.int64), logprobs, prompt, seconds, self._pooled(batch), found))
 
     def said(self, tokens, seed: int) -> int:
         if self.parrot is None:
@@ -203,6 +215,14 @@ def fake():
         VOCAB=VOCAB,
         PagedFake=PagedFake,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tiny_model):
+    """A tiny model, as it is used offline."""
+    llm = LLM(str(tiny_model("smollm2")), dtype="float32", kv_cache_bytes=2**22, max_num_seqs=8, progress=False)
+    yield llm
+    llm.close()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 
 import jsonschema
@@ -35,8 +36,9 @@ LARK = Grammar(source=f"start: /{REGEX}/")
 def say(fake, tiny_tokenizer):
     """Runs requests; returns what is told of each sequence: tokens, text, finish reason and log probabilities."""
 
-    def run(*requests: Request, **options):
+    def run(*requests: Request, proposer=None, **options):
         engine = fake.engine(tokenizer=tiny_tokenizer, **{"num_blocks": 400, "max_num_batched_tokens": 64, **options})
+        engine.scheduler.proposer = proposer or engine.scheduler.proposer
         for request in requests:
             engine.add(request)
         told = drain(engine)
@@ -186,6 +188,58 @@ def test_tokens_do_not_know_how_they_were_scheduled(say, seed, ahead, blocks, ch
         if kind.get("logprobs") is not None:
             assert len(told.logprobs) == len(told.tokens)
             assert all(token in entry for token, entry in zip(told.tokens, told.logprobs, strict=True))
+
+
+class Knows:
+    """Proposes the rest of the true answers, with mistakes."""
+
+    def __init__(self, answers: dict, right: float, seed: int) -> None:
+        self._answers, self._right, self._rng = answers, right, random.Random(seed)
+
+    def begin(self, running) -> bool:
+        return True
+
+    def follows(self, seq) -> bool:
+        return seq.index < 2
+
+    def propose(self, seq, most: int) -> list[int]:
+        answer = self._answers[seq.group.request.request_id, seq.index].tokens
+        rest = answer[seq.num_output :][: self._rng.randrange(9)]
+        return [token if self._rng.random() < self._right else self._rng.randrange(600) for token in rest]
+
+    def verified(self, seq, right: int, proposed: int):
+        return "text"
+
+    def checked(self, seconds: float) -> None:
+        assert seconds >= 0
+
+    def raised(self, sequences) -> None:
+        raise AssertionError(list(sequences))
+
+    def ended(self, seq) -> None:
+        pass
+
+
+@pytest.mark.parametrize("right", [0.0, 0.8, 1.0])
+def test_guesses_change_no_token(say, right):
+    requests = requests_of_all_kinds(0)
+    if 0 not in ALONE:
+        ALONE[0] = {key: told for each in requests for key, told in say(each).items()}
+    knows = Knows(ALONE[0], right, int(10 * right))
+    ahead = right == 0.8
+    together = say(*requests, max_num_seqs=60, async_scheduling=ahead, max_model_len=140, proposer=knows)
+    assert together == ALONE[0]
+    accepted = say.engine.stats().counters.accepted
+    assert sum(accepted) >= 100 * right
+
+
+def test_guesses_under_a_grammar_save_steps(say, fake):
+    grammar = Grammar(source="start: /[a-z]{40}[0-9]/")
+    plain = say(request("r", 3, grammar=grammar))
+    steps = len(fake.model(say.engine).batches)
+    assert say(request("r", 3, grammar=grammar), proposer=Knows(plain, 1.0, 0)) == plain
+    assert len(fake.model(say.engine).batches) < steps / 2
+    assert max(len(batch.sampling.masked) for batch in fake.model(say.engine).batches) > 4
 
 
 @pytest.mark.parametrize("ahead", [False, True])

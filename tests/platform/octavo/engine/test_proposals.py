@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from octavo import LLM, SamplingParams
 from octavo.engine.batch import build_batch
+from octavo.engine.recent import Origin
 from octavo.engine.sequence import Sequence
 from octavo_kernels.native import library
 
@@ -37,8 +38,15 @@ class Guesser:
     def follows(self, seq: Sequence) -> bool:
         return seq.index % self._every == 0
 
-    def verified(self, seq: Sequence, right: int, proposed: int) -> None:
+    def verified(self, seq: Sequence, right: int, proposed: int) -> Origin:
         assert 0 <= right <= proposed
+        return "text"
+
+    def checked(self, seconds: float) -> None:
+        assert seconds >= 0
+
+    def raised(self, sequences) -> None:
+        pass
 
     def ended(self, seq: Sequence) -> None:
         assert seq.ended
@@ -209,6 +217,39 @@ def test_penalties_of_a_row_count_what_is_proposed_before_it(fake):
     assert rows.token_index.tolist() == [0, 1, 2, 3]
     assert list(rows.banned) == [0, 1]
     assert seq.counts.now()[1].tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("prompts", [1, 5])
+def test_nobody_is_blamed_for_what_was_guessed(fake, ahead, prompts):
+    """A guess that makes every step raise costs its sequences their guesses; a poisonous request is still found."""
+    engine = fake.engine(max_num_batched_tokens=64, async_scheduling=ahead)
+    proposer = engine.scheduler.proposer = Guesser(of_fake(fake), 1.0, 3)
+    truths = {f"r{i}": fake.expected([i, 5], 60) for i in range(prompts)}
+    wrong = max(set(range(1000)) - {token for truth in truths.values() for token in truth})
+    shut = set()
+    proposer.propose = lambda seq, most: [wrong]
+    proposer.follows = lambda seq: seq not in shut
+    proposer.raised = shut.update
+    launch = fake.model(engine).launch
+
+    def raising(batch):
+        if wrong in batch.token_ids:
+            raise RuntimeError("a step fails")
+        return launch(batch)
+
+    fake.model(engine).launch = raising
+    for i in range(prompts):
+        engine.add(fake.request(f"r{i}", [i, 5], max_tokens=60))
+    engine.add(fake.request("poison", [wrong, 5], max_tokens=60))
+    ends, said = {}, {}
+    while engine.has_work:
+        for update in engine.step():
+            said.setdefault(update.request_id, []).extend(update.token_ids)
+            ends[update.request_id] = update.finish_reason
+    assert ends == {"poison": "error"} | dict.fromkeys(truths, "length")
+    assert {name: tokens for name, tokens in said.items() if name != "poison"} == truths
+    assert 0 < len(shut) <= prompts
 
 
 PROMPTS = ["Once upon", "Once upon a time", list(range(40)), [7] * 17]

@@ -138,6 +138,30 @@ def test_an_answer_is_found_again_in_its_own_namespace_alone(fake):
     assert proposed("b") > 50
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_prediction_is_guessed_from_the_first_token(fake, ahead):
+    truth = fake.expected([1, 2, 3], 60)
+    edited = [*truth[:20], 7, 7, 7, 7, *truth[22:50], 8]
+    engine = fake.engine(speculation=True, num_blocks=400, async_scheduling=ahead)
+    steps_of(fake, engine, [9, 9], max_tokens=20)  # teaches what steps cost
+    steps, told_of = {}, {}
+    for name, predicted in (("plain", None), ("right", truth), ("edited", edited)):
+        request = fake.request(name, [1, 2, 3], max_tokens=60, cache_salt=name)
+        request.predicted = predicted
+        before = len(fake.model(engine).batches)
+        told_of[name] = [update for updates in told(engine, [(0, request)]).values() for update in updates]
+        steps[name] = len(fake.model(engine).batches) - before
+        assert [t for update in told_of[name] for t in update.token_ids] == truth
+    assert steps["right"] < steps["edited"] < steps["plain"]
+    assert steps["right"] < 15
+    kept = {name: sum(update.num_accepted for update in updates) for name, updates in told_of.items()}
+    lost = {name: sum(update.num_rejected for update in updates) for name, updates in told_of.items()}
+    assert kept["plain"] == lost["plain"] == lost["right"] == 0
+    assert 60 > kept["right"] > 40 > kept["edited"] > 20
+    assert lost["edited"] > 0
+    assert sum(map(sum, engine.stats().counters.by_origin.values())) == sum(kept.values()) * 2 + sum(lost.values())
+
+
 def test_an_abort_leaves_nothing(fake):
     engine = parrot(fake, 3, speculation=True)
     engine.add(fake.request("r", [1, 2], max_tokens=900))

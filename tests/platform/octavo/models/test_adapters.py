@@ -1,17 +1,20 @@
-"""Adapters as PEFT stores them, on both decoders: against transformers with the change merged into its weights."""
+"""Adapters as PEFT stores them, on both decoders: against PEFT's own logits, merged into the weights and beside."""
 
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from functools import partial
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from octavo.errors import ModelError
-from octavo.models.adapters import adapter_digest, read_adapter
+from octavo.models.adapters import find_adapter, read_adapter
 from octavo.models.load import load_model
 from octavo.models.packed import load_packed
 from octavo.models.parallel import share_of
@@ -23,37 +26,59 @@ from octavo_kernels.decoder import NativeDecoder, PackedKV
 from octavo_kernels.lora.packed import PackedAdapter
 from octavo_kernels.native.library import library
 
-FAMILIES = ["llama3", "llama_biases", "smollm2", "qwen2", "qwen3", "gemma3"]
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks transformers
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+MLP = ["gate_proj", "up_proj", "down_proj"]
+SHARED_EXPERT = [f"shared_expert.{name}" for name in MLP]
 
 
-def merged_logits(reference, model, folder, scale, sequences):
-    """transformers' logits with W + s B A in place of W."""
-    theirs = reference(model)
-    changes, modules = load_file(folder / "adapter_model.safetensors"), dict(theirs.model.named_modules())
+def peft_logits(model, folder, sequences, **config):
+    """PEFT's logits with a random adapter, beside the weights and merged into them; the adapter goes into `folder`."""
+    base = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager", dtype=torch.float32)
+    peft = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **config)).eval()
+    random = torch.Generator().manual_seed(4)
     with torch.no_grad():
-        for name, a in changes.items():
-            if ".lora_A." in name:
-                module = modules[name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")]
-                module.weight += scale * changes[name.replace("lora_A", "lora_B")].float() @ a.float()
-    return [theirs.logits(tokens) for tokens in sequences]
+        for name, weight in peft.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(torch.randn(weight.shape, generator=random) * 0.02)
+        peft.save_pretrained(folder, save_embedding_layers=False)
+        beside = [peft(torch.tensor([tokens])).logits[0] for tokens in sequences]
+        merged = peft.merge_and_unload()
+        return beside, [merged(torch.tensor([tokens])).logits[0] for tokens in sequences]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_logits_equal_transformers_with_the_change_in_its_weights(
-    tiny_model, make_adapter, paged_run, reference, sequences, name
+def assert_equals_peft(model, folder, paged_run, reference, sequences, *ways, **config):
+    expected = peft_logits(model, folder, sequences, r=5, lora_alpha=12, **config)
+    assert (expected[0][0] - reference(model).logits(sequences[0])).abs().max() > 0.1  # it does change something
+    for way, theirs in product((partial(torch_logits, paged_run), *ways), expected):
+        for one, other in zip(way(model, folder, sequences), theirs, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+def test_logits_are_those_of_peft(tiny_model, tiny_name, tmp_path, paged_run, reference, sequences):
+    config = {"target_modules": ATTENTION + MLP} | ({"use_rslora": True} if tiny_name.startswith("qwen") else {})
+    config["rank_pattern"] = {"k_proj": 3, "down_proj": 16}
+    config["alpha_pattern"] = {"v_proj": 20, "1.self_attn.q_proj": 4}
+    assert_equals_peft(tiny_model(tiny_name), tmp_path, paged_run, reference, sequences, native_logits, **config)
+
+
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [
+        ("mpt", ["Wqkv", "out_proj", "up_proj", "down_proj"]),
+        ("mixtral", ATTENTION),
+        ("qwen2_moe", ATTENTION + SHARED_EXPERT),
+        ("qwen3_moe", ATTENTION),
+    ],
+)
+def test_logits_of_other_families_are_those_of_peft(
+    tiny_model, tmp_path, paged_run, reference, sequences, name, modules
 ):
-    model, folder = tiny_model(name), make_adapter(name, rank=5, use_rslora=name == "qwen2")
-    scale = 12 / 5**0.5 if name == "qwen2" else 12 / 5
-    expected = merged_logits(reference, model, folder, scale, sequences)
-    plain = reference(model).logits(sequences[0])
-    assert (expected[0] - plain).abs().max() > 0.3  # it does change something
-    on_torch, native = torch_logits(model, folder, paged_run, sequences), native_logits(model, folder, sequences)
-    for i, logits in enumerate(expected):
-        torch.testing.assert_close(on_torch[i], logits, atol=1e-4, rtol=0)
-        torch.testing.assert_close(native[i], logits, atol=1e-4, rtol=0)
+    assert_equals_peft(tiny_model(name), tmp_path, paged_run, reference, sequences, target_modules=modules)
 
 
-def torch_logits(model, folder, paged_run, sequences):
+def torch_logits(paged_run, model, folder, sequences):
     decoder = load_model(resolve_source(str(model)))
     share = share_of(decoder.spec)
     matrices = on_device(read_adapter(folder, share), decoder.device)
@@ -130,11 +155,12 @@ def test_bits_do_not_depend_on_what_is_beside_a_sequence(tiny_model, make_adapte
 
 def test_an_adapter_is_its_contents(make_adapter):
     one, same, other = (make_adapter("llama3", seed=seed) for seed in (1, 1, 2))
-    assert adapter_digest(one) == adapter_digest(same) != adapter_digest(other)
+    digest, same_digest, other_digest = (find_adapter("a", each).digest for each in (one, same, other))
+    assert digest == same_digest != other_digest
     spec = read_spec(resolve_source(str(one.base)))
-    read_adapter(one, share_of(spec), adapter_digest(one))
+    read_adapter(one, share_of(spec), digest)
     with pytest.raises(ModelError, match="has changed since it was loaded"):
-        read_adapter(other, share_of(spec), adapter_digest(one))
+        read_adapter(other, share_of(spec), digest)
 
 
 @pytest.mark.parametrize("cut", ["rows", "columns"])
@@ -161,7 +187,8 @@ def test_a_rank_gets_what_its_matrices_are_cut_to(make_adapter, cut):
         ({"modules_to_save": ["lm_head"]}, "whole matrices beside the low-rank ones"),
         ({"bias": "lora_only"}, "biases are not supported"),
         ({"peft_type": "IA3"}, "only LORA is supported"),
-        ({"alora_invocation_tokens": [1]}, "begin in the middle of a text"),
+        ({"alora_invocation_tokens": [300]}, "tokens that the model does not have"),
+        ({"alora_invocation_tokens": []}, "must be 1 to 1024 ids"),
         ({"init_lora_weights": "pissa"}, "changes the model's own weights"),
         ({"alpha_pattern": {"q_proj|k_proj": 3}}, "plain names are supported"),
         ({"lora_alpha": "much"}, "not a number"),
@@ -205,10 +232,10 @@ def test_what_does_not_fit_is_refused(tiny_model, make_adapter, tmp_path):
         read_adapter(folder, own)
     (tmp_path / "adapter_model.bin").touch()
     with pytest.raises(ModelError, match="is a pickle"):
-        adapter_digest(tmp_path)
+        find_adapter("a", tmp_path)
     (tmp_path / "adapter_model.safetensors").touch()
     with pytest.raises(ModelError, match=r"holds no adapter_config\.json"):
-        adapter_digest(tmp_path)
+        find_adapter("a", tmp_path)
 
 
 def test_patterns_give_matrices_ranks_and_alphas_of_their_own(make_adapter):

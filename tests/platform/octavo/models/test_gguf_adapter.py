@@ -10,18 +10,20 @@ import pytest
 from safetensors.numpy import load_file
 
 from octavo.errors import ModelError
-from octavo.models.adapters import adapter_digest, read_adapter
+from octavo.models.adapters import find_adapter, read_adapter
 from octavo.models.parallel import share_of
 from octavo.models.source_spec import read_spec
 from octavo.source import resolve_source
 
 
-def convert(folder, file, architecture, **metadata):
+def convert(folder, file, architecture, invocation=(), **metadata):
     """As convert_lora_to_gguf.py: B's rows of Llama's q and k are permuted as the model's own."""
     writer = gguf.GGUFWriter(file, architecture)
     for key, value in ({"general.type": "adapter", "adapter.type": "lora"} | metadata).items():
         writer.add_string(key, value)
     writer.add_float32("adapter.lora.alpha", 12.0)
+    if invocation:
+        writer.add_array("adapter.alora.invocation_tokens", invocation)
     config = json.loads((folder.base / "config.json").read_text())
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
@@ -44,11 +46,18 @@ def test_it_is_what_peft_stores(make_adapter, tmp_path, name, architecture):
     folder = make_adapter(name)
     file = convert(folder, tmp_path / "adapter.gguf", architecture)
     share = share_of(read_spec(resolve_source(str(folder.base))))
-    theirs, ours = read_adapter(folder, share), read_adapter(file, share, adapter_digest(file))
+    theirs, ours = read_adapter(folder, share), read_adapter(file, share, find_adapter("a", file).digest)
     assert ours.keys() == theirs.keys()
     for place, low in theirs.items():
         np.testing.assert_array_equal(ours[place].a, low.a)
         np.testing.assert_allclose(ours[place].b, low.b, rtol=1e-6)
+
+
+def test_it_says_where_it_begins(make_adapter, tmp_path):
+    folder = make_adapter("llama3", alora_invocation_tokens=[7, 8])
+    late = convert(folder, tmp_path / "late.gguf", "llama", invocation=[7, 8])
+    whole = convert(folder, tmp_path / "whole.gguf", "llama")
+    assert [find_adapter("a", path).invocation for path in (folder, late, whole)] == [(7, 8), (7, 8), ()]
 
 
 def test_what_is_no_adapter_of_this_model_is_refused(make_adapter, tiny_model, write_gguf, tmp_path):
@@ -65,4 +74,4 @@ def test_what_is_no_adapter_of_this_model_is_refused(make_adapter, tiny_model, w
     with pytest.raises(ModelError):
         read_adapter(tmp_path / "c.gguf", share)
     with pytest.raises(ModelError, match="is no file"):
-        adapter_digest(tmp_path / "d.gguf")
+        find_adapter("d", tmp_path / "d.gguf")

@@ -91,6 +91,23 @@ def test_other_contents_under_a_name_meet_nothing_of_the_old_ones(served: Any, p
     assert after == text(post, "written") != old
 
 
+def test_one_that_begins_late_goes_on_from_the_models_own_blocks(
+    served: Any, post: Any, folder: Path, make_adapter: Any
+) -> None:
+    many = [ord(letter) - ord("!") for letter in "many"]
+    shutil.copytree(make_adapter("qwen3", seed=3, alora_invocation_tokens=many), folder / "late")
+    assert post("/v1/load_lora_adapter", {"lora_name": "late", "lora_path": "late"}).status_code == 200
+    prompt = "One text after another. " * 3
+
+    def answer(model: str, prompt: str) -> tuple[str, int]:
+        body = post("/v1/completions", ASK | {"model": model, "prompt": prompt}).json()
+        return body["choices"][0]["text"], body["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    (own, _), (late, cached) = answer("tiny", f"{prompt}many"), answer("late", f"{prompt}many")
+    assert (own != late, cached) == (True, len(prompt))  # whole blocks
+    assert answer("late", prompt) == answer("tiny", prompt)  # nothing invokes it
+
+
 def test_files_that_change_alone_are_noticed(served: Any, post: Any, folder: Path) -> None:
     shutil.copytree(folder / "a1", folder / "y")
     assert post("/v1/load_lora_adapter", {"lora_name": "y", "lora_path": "y"}).status_code == 200

@@ -83,6 +83,22 @@ def test_a_limit_that_is_too_low_is_called_by_its_name(talk: Any) -> None:
         assert refused.value.param == name
 
 
+def test_usage_says_what_came_of_a_prediction(talk: Any, client: Any) -> None:
+    """Counted over both choices, once for each token, also where origins are told apart."""
+    client.texts, client.forces = ["One two."], True
+    client.guessed = 3, 2
+    predicted = {"type": "content", "content": [{"type": "text", "text": "One "}, {"type": "text", "text": "two."}]}
+    usage = talk.chat(n=2, prediction=predicted, return_token_origins=True)["usage"]["completion_tokens_details"]
+    steps = len(client.tokenizer.encode("One two.", add_special_tokens=False))
+    assert (usage["accepted_prediction_tokens"], usage["rejected_prediction_tokens"]) == (6 * steps, 4 * steps)
+    assert client.tokenizer.decode(client.opened[0].predicted) == "One two."
+    events = talk.chat_events(stream_options={"include_usage": True}, prediction=predicted)
+    assert events[-1]["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] == 3 * steps
+    client.guessed = 0, 0
+    assert talk.chat()["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] == 0
+    assert client.opened[-1].predicted is None
+
+
 def test_max_completion_tokens_wins_and_is_counted(talk: Any, client: Any) -> None:
     client.texts = ["One two three four five six seven."]
     answer = talk.chat(max_tokens=0, max_completion_tokens=5)
