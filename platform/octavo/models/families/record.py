@@ -34,8 +34,12 @@ class Stack:
     grouped: bool = False
 
 
+GATED_STACK = Stack(("gate", "up"))
+
 USUAL_PARTS = {
     "embedding": "embed_tokens",
+    "position_embedding": "embed_positions",
+    "embedding_norm": "embed_norm",
     "final_norm": "norm",
     "lm_head": "lm_head",
     "attention_norm": "input_layernorm",
@@ -61,6 +65,8 @@ POST_NORMS = {
 
 GGUF_PARTS = {
     "embedding": "token_embd",
+    "position_embedding": "position_embd",
+    "embedding_norm": "token_embd_norm",
     "final_norm": "output_norm",
     "lm_head": "output",
     "attention_norm": "attn_norm",
@@ -91,6 +97,8 @@ class Names:
         parts: part -> name, with {} for an expert's index; where they differ from `USUAL_PARTS`. Parts of a stack
             need one too, which no tensor has.
         stacks: name -> what is stored under it.
+        renamed: other name of a part -> the one in `parts`, in checkpoints that have the other.
+        transposed: layers' matrices are stored [in, out].
         norm_offset: added to stored norm weights.
         interleaved: neighbouring values of a head turn together, and not those of its two halves.
         prefix: of the model within the checkpoint, beside those that are common (`weights/names.py`).
@@ -99,6 +107,8 @@ class Names:
     layer: str = "layers.{}."
     parts: Mapping[str, str] = field(default_factory=dict)
     stacks: Mapping[str, Stack] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    transposed: bool = False
     norm_offset: float = 0.0
     interleaved: bool = False
     prefix: str = ""

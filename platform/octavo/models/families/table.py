@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
-from octavo.models.families import gemma, llama, mixtral, mpt, qwen
+from octavo.models.families import (
+    bloom,
+    cohere,
+    exaone,
+    gemma,
+    glm,
+    gpt,
+    granite,
+    like_llama,
+    llama,
+    mixtral,
+    mpt,
+    olmo,
+    opt,
+    phi,
+    qwen,
+    smollm,
+    stablelm,
+    starcoder,
+)
 from octavo.models.families.record import Family
 
 RECORDS: tuple[Family, ...] = (
@@ -11,6 +30,19 @@ RECORDS: tuple[Family, ...] = (
     *qwen.FAMILIES,
     *gemma.FAMILIES,
     *mpt.FAMILIES,
+    *like_llama.FAMILIES,
+    *phi.FAMILIES,
+    *glm.FAMILIES,
+    *olmo.FAMILIES,
+    *granite.FAMILIES,
+    *smollm.FAMILIES,
+    *cohere.FAMILIES,
+    *exaone.FAMILIES,
+    *stablelm.FAMILIES,
+    *gpt.FAMILIES,
+    *starcoder.FAMILIES,
+    *bloom.FAMILIES,
+    *opt.FAMILIES,
 )
 
 FAMILIES = {family.model_type: family for family in RECORDS}

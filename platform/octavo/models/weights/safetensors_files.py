@@ -18,15 +18,17 @@ from octavo.models.families.settings import quantization_config
 from octavo.models.spec import ModelSpec
 from octavo.models.weights.encoder_names import UNUSED_BY_ENCODERS
 from octavo.models.weights.fused import some_of, stacked_rows, total_rows
-from octavo.models.weights.names import Naming, hf_naming, plain_name
+from octavo.models.weights.names import Naming, hf_naming
 from octavo.models.weights.quantized_files import join_quantized
 from octavo.models.weights.stored import StoredTensor
 from octavo.safetensors_header import read_header, weight_files
 from octavo_kernels.linear.quantized import QuantizedWeight, rows_of
 
-_UNUSED = re.compile(r"(vision_tower|multi_modal_projector)\.|.*\.rotary_emb\.inv_freq$")
-"""Tensors that are skipped: Gemma 3's vision model, and the frequencies in old Llama checkpoints, which the config
-gives."""
+_UNUSED = re.compile(
+    r"(vision_tower|multi_modal_projector)\.|.*\.rotary_emb\.inv_freq$|.*\.(attn|attention)\.(masked_)?bias$"
+)
+"""Tensors that are skipped: Gemma 3's vision model, and what old checkpoints hold of frequencies, which the config
+gives, and of causal masks."""
 
 
 def read_safetensors(folder: Path, spec: ModelSpec) -> list[StoredTensor]:
@@ -36,10 +38,10 @@ def read_safetensors(folder: Path, spec: ModelSpec) -> list[StoredTensor]:
         ModelError: no safetensors file, a shard is missing, or a file is damaged.
     """
     with reading(folder):
-        tensors = [tensor for file in weight_files(folder) for tensor in _read_headers(file)]
+        naming = hf_naming(spec)
+        tensors = [tensor for file in weight_files(folder) for tensor in _read_headers(file, naming)]
         if quantized := quantization_config(read_json(folder / "config.json")):
             tensors = join_quantized(tensors, quantized)
-        naming = hf_naming(spec)
         tensors = [part for tensor in tensors for part in _split(tensor, naming, spec)]
         tensors = [tensor for tensor in tensors if not _is_empty_bias(tensor, spec)]
         unused = set() if spec.head is None else set(spec.head.stored)
@@ -106,11 +108,20 @@ def _part(tensor: StoredTensor, name: str, rows: list[range]) -> StoredTensor:
     )
 
 
-def _read_headers(file: Path) -> list[StoredTensor]:
-    return [
-        StoredTensor(plain_name(name), entry.shape, entry.num_bytes, partial(_read, file, name), dtype=entry.dtype)
-        for name, entry in read_header(file).items()
-    ]
+def _read_headers(file: Path, naming: Naming) -> list[StoredTensor]:
+    found = []
+    for stored, entry in read_header(file).items():
+        name, read = naming.own_name(stored), partial(_read, file, stored)
+        tensor = StoredTensor(name, entry.shape, entry.num_bytes, read, dtype=entry.dtype)
+        found.append(_transposed(tensor) if naming.is_transposed(name, entry.shape) else tensor)
+    return found
+
+
+def _transposed(tensor: StoredTensor) -> StoredTensor:
+    def read(rows: range | None, columns: range | None) -> Iterator[Tensor]:
+        yield torch.cat(list(tensor.read(columns, rows))).T.contiguous()
+
+    return replace(tensor, shape=tensor.shape[::-1], read=read)
 
 
 def _read(file: Path, name: str, rows: range | None, columns: range | None) -> Iterator[Tensor]:
