@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from octavo.models.families.record import Config, Family, Fields, Names, Stack
+from octavo.models.families.record import Config, Family, Fields, Gguf, Names, Stack
 from octavo.models.families.settings import alibi_slopes
+from octavo.models.gguf_metadata import Metadata
 from octavo.models.spec import NO_ROPE
 
 _BLOOM: Config = {
@@ -69,6 +70,16 @@ def _falcon(config: Config) -> Fields:
     )
 
 
+def _falcon_from_gguf(meta: Metadata, config: Config) -> Config:
+    """llama.cpp knows those whose attention and MLP are side by side, and no ALiBi."""
+    norms, kv_heads = 1 + ("blk.0.attn_norm_2.weight" in meta.tensors), config["num_key_value_heads"]
+    return {
+        "new_decoder_architecture": norms == 2 or kv_heads > 1,
+        "num_kv_heads": kv_heads,
+        "num_ln_in_parallel_attn": norms,
+    }
+
+
 FAMILIES = (
     Family(
         model_type="bloom",
@@ -78,6 +89,7 @@ FAMILIES = (
         keys=_KEYS,
         only={"apply_residual_connection_post_layernorm": (False,)},
         names=_NAMES,
+        gguf=Gguf(architecture="bloom"),
     ),
     Family(
         model_type="falcon",
@@ -86,5 +98,10 @@ FAMILIES = (
         defaults=_FALCON,
         keys=_KEYS,
         names=_NAMES,
+        gguf=Gguf(
+            architecture="falcon",
+            config=_falcon_from_gguf,
+            parts={"attention_norm": "attn_norm_2", "mlp_norm": "attn_norm"},
+        ),
     ),
 )

@@ -3,8 +3,9 @@ layers of four, and no positions on the fourth."""
 
 from __future__ import annotations
 
-from octavo.models.families.record import Config, Family, Fields, Names
+from octavo.models.families.record import Config, Family, Fields, Gguf, Names
 from octavo.models.families.settings import unwindowed
+from octavo.models.gguf_metadata import Metadata
 
 _COHERE: Config = {
     "vocab_size": 256_000, "hidden_size": 8192, "intermediate_size": 22_528, "num_hidden_layers": 40,
@@ -25,6 +26,10 @@ def _cohere2(config: Config) -> Fields:
     return _cohere(config) | {"unrotated": unwindowed(config)}
 
 
+def _from_gguf(meta: Metadata, _config: Config) -> Config:
+    return {"logit_scale": meta.required("logit_scale")} | meta.window_pattern()
+
+
 _KEYS = {"layer_norm_eps": "rms_norm_eps"}
 
 FAMILIES = (
@@ -35,6 +40,7 @@ FAMILIES = (
         defaults=_COHERE,
         keys=_KEYS,
         names=Names(interleaved=True),
+        gguf=Gguf(architecture="command-r", config=_from_gguf, interleaved=True),
     ),
     Family(
         model_type="cohere2",
@@ -43,5 +49,6 @@ FAMILIES = (
         defaults=_COHERE2,
         keys=_KEYS,
         names=Names(interleaved=True),
+        gguf=Gguf(architecture="cohere2", config=_from_gguf, interleaved=True),
     ),
 )

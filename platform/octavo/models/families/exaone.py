@@ -3,8 +3,9 @@ fourth."""
 
 from __future__ import annotations
 
-from octavo.models.families.record import Config, Family, Fields, Names
+from octavo.models.families.record import Config, Family, Fields, Gguf, Names
 from octavo.models.families.settings import unwindowed
+from octavo.models.gguf_metadata import Metadata
 
 _DEFAULTS: Config = {
     "vocab_size": 102_400, "hidden_size": 4096, "intermediate_size": 16_384, "num_hidden_layers": 32,
@@ -20,6 +21,10 @@ def _fields(config: Config) -> Fields:
     return norms | {"unrotated": unrotated}
 
 
+def _from_gguf(meta: Metadata, config: Config) -> Config:
+    return {"sliding_window": config.get("sliding_window")} | meta.window_pattern()
+
+
 FAMILIES = (
     Family(
         model_type="exaone4",
@@ -29,5 +34,6 @@ FAMILIES = (
         names=Names(
             parts={"post_attention_norm": "post_attention_layernorm", "post_mlp_norm": "post_feedforward_layernorm"}
         ),
+        gguf=Gguf(architecture="exaone4", config=_from_gguf),
     ),
 )

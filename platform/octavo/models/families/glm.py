@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octavo.models.families.record import GATED_STACK, Config, Family, Fields, Names
+from octavo.models.families.record import GATED_STACK, Config, Family, Fields, Gguf, Names
 
 _GLM: Config = {
     "vocab_size": 151_552, "hidden_size": 4096, "intermediate_size": 13_696, "num_hidden_layers": 40,
@@ -24,6 +24,7 @@ FAMILIES = (
         title="GLM-4-9B (2024)",
         defaults=_GLM,
         names=Names(stacks={"mlp.gate_up_proj": GATED_STACK}, interleaved=True),
+        gguf=Gguf(architecture="chatglm", interleaved=True, stacks={"ffn_up": GATED_STACK}),
     ),
     Family(
         model_type="glm4",
@@ -31,5 +32,6 @@ FAMILIES = (
         fields=_glm4,
         defaults=_GLM,
         names=Names(parts=_POST_NORMS, stacks={"mlp.gate_up_proj": GATED_STACK}, interleaved=True),
+        gguf=Gguf(architecture="glm4", interleaved=True, stacks={"ffn_up": GATED_STACK}),
     ),
 )

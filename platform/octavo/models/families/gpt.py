@@ -3,7 +3,7 @@ side by side."""
 
 from __future__ import annotations
 
-from octavo.models.families.record import Config, Family, Fields, Names, Stack
+from octavo.models.families.record import Config, Family, Fields, Gguf, Names, Stack
 from octavo.models.spec import NO_ROPE, Rope
 
 GPT2: Config = {
@@ -88,6 +88,7 @@ FAMILIES = (
         keys=GPT2_KEYS,
         only=_AS_USUAL,
         names=Names(layer="h.{}.", parts=GPT2_PARTS, stacks={"attn.c_attn": Stack(("q", "k", "v"))}, transposed=True),
+        gguf=Gguf(architecture="gpt2"),
     ),
     Family(
         model_type="gptj",
@@ -112,6 +113,10 @@ FAMILIES = (
             stacks={"attention.query_key_value": Stack(("q", "k", "v"), grouped=True)},
             renamed={"embed_out": "lm_head"},
             prefix="gpt_neox.",
+        ),
+        gguf=Gguf(
+            architecture="gptneox",
+            config=lambda meta, config: {"use_parallel_residual": meta.required("use_parallel_residual")},
         ),
     ),
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from octavo.models.families.llama import MISTRAL, NO_BIASES
-from octavo.models.families.record import Config, Family, Names
+from octavo.models.families.llama import GGUF, MISTRAL, NO_BIASES
+from octavo.models.families.record import Config, Family, Gguf, Names
 
 _SEED: Config = {
     "vocab_size": 155_136, "hidden_size": 4096, "intermediate_size": 27_648, "num_hidden_layers": 64,
@@ -38,18 +38,25 @@ FAMILIES = (
         defaults=MISTRAL | {"layer_types": None},
         fields=lambda config: NO_BIASES,
     ),
-    Family(model_type="seed_oss", title="Seed-OSS", defaults=_SEED),
+    Family(
+        model_type="seed_oss",
+        title="Seed-OSS",
+        defaults=_SEED,
+        gguf=Gguf(architecture="seed_oss", parts={"mlp_norm": "post_attention_norm"}),
+    ),
     Family(
         model_type="internlm3",
         title="InternLM 3",
         defaults=_INTERNLM3,
         keys={"qkv_bias": "attention_bias", "bias": "mlp_bias"},
+        gguf=GGUF,
     ),
     Family(
         model_type="arcee",
         title="Arcee AFM",
         defaults=_ARCEE,
         fields=lambda config: {"gated": False},
+        gguf=Gguf(architecture="arcee", interleaved=True),
     ),
     Family(
         model_type="nemotron",
@@ -58,6 +65,7 @@ FAMILIES = (
         keys={"norm_eps": "rms_norm_eps"},
         fields=lambda config: {"layer_norm": True, "norm_bias": True, "gated": False},
         names=Names(norm_offset=1.0),
+        gguf=Gguf(architecture="nemotron"),
     ),
     Family(
         model_type="ernie4_5",
@@ -66,5 +74,6 @@ FAMILIES = (
         keys={"use_bias": "attention_bias"},
         fields=lambda config: {"mlp_bias": bool(config["attention_bias"])},
         names=Names(interleaved=True),
+        gguf=Gguf(architecture="ernie4_5", interleaved=True),
     ),
 )

@@ -3,8 +3,9 @@ window on three layers of four, and scaled positions only on the fourth."""
 
 from __future__ import annotations
 
-from octavo.models.families.record import Config, Family, Fields, Names
+from octavo.models.families.record import Config, Family, Fields, Gguf, Names
 from octavo.models.families.rope_settings import local_rope
+from octavo.models.gguf_metadata import Metadata
 
 _OLMO: Config = {
     "vocab_size": 50_304, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
@@ -31,12 +32,21 @@ def _olmo3(config: Config) -> Fields:
     return _olmo2(config) | {"local_rope": local_rope(local, head_dim)}
 
 
+def _from_gguf(meta: Metadata, config: Config) -> Config:
+    return {"model_type": "olmo3"} | meta.window_pattern() if config.get("sliding_window") else {}
+
+
 FAMILIES = (
     Family(
         model_type="olmo",
         title="OLMo",
         fields=_olmo,
         defaults=_OLMO | {"clip_qkv": None},
+        gguf=Gguf(
+            architecture="olmo",
+            config=lambda meta, config: {"clip_qkv": meta.own("attention.clamp_kqv")},
+            interleaved=True,
+        ),
     ),
     Family(
         model_type="olmo2",
@@ -44,6 +54,14 @@ FAMILIES = (
         fields=_olmo2,
         defaults=_OLMO,
         names=_NAMES,
+        gguf=Gguf(architecture="olmo2", config=_from_gguf),
     ),
-    Family(model_type="olmo3", title="OLMo 3", fields=_olmo3, defaults=_OLMO3, names=_NAMES),
+    Family(
+        model_type="olmo3",
+        title="OLMo 3",
+        fields=_olmo3,
+        defaults=_OLMO3,
+        names=_NAMES,
+        gguf=Gguf(architecture="olmo2"),
+    ),
 )

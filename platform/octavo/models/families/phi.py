@@ -4,7 +4,7 @@ Phi 1 and 2 with attention and MLP side by side."""
 from __future__ import annotations
 
 from octavo.models.families.llama import NO_BIASES
-from octavo.models.families.record import GATED_STACK, Config, Family, Fields, Names, Stack
+from octavo.models.families.record import GATED_STACK, Config, Family, Fields, Gguf, Names, Stack
 
 _PHI: Config = {
     "vocab_size": 51_200, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24,
@@ -34,6 +34,7 @@ FAMILIES = (
         names=Names(
             parts={"final_norm": "final_layernorm", "out": "self_attn.dense", "up": "mlp.fc1", "down": "mlp.fc2"}
         ),
+        gguf=Gguf(architecture="phi2"),
     ),
     Family(
         model_type="phi3",
@@ -41,5 +42,6 @@ FAMILIES = (
         fields=lambda config: NO_BIASES,
         defaults=_PHI3,
         names=Names(stacks={"self_attn.qkv_proj": Stack(("q", "k", "v")), "mlp.gate_up_proj": GATED_STACK}),
+        gguf=Gguf(architecture="phi3", stacks={"ffn_up": GATED_STACK}),
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octavo.models.families.record import Config, Family, Fields
+from octavo.models.families.record import Config, Family, Fields, Gguf
 
 _DEFAULTS: Config = {
     "vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 11_008, "num_hidden_layers": 36,
@@ -25,5 +25,6 @@ FAMILIES = (
         fields=_fields,
         defaults=_DEFAULTS,
         only={"use_sliding_window": (False,)},
+        gguf=Gguf(architecture="smollm3", interleaved=True),
     ),
 )

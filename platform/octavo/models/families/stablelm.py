@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octavo.models.families.record import Config, Family, Fields
+from octavo.models.families.record import Config, Family, Fields, Gguf
 
 _DEFAULTS: Config = {
     "vocab_size": 50_304, "hidden_size": 2560, "intermediate_size": 6912, "num_hidden_layers": 32,
@@ -25,5 +25,9 @@ FAMILIES = (
         fields=_fields,
         defaults=_DEFAULTS,
         keys={"layer_norm_eps": "rms_norm_eps"},
+        gguf=Gguf(
+            architecture="stablelm",
+            config=lambda meta, config: {"use_parallel_residual": "blk.0.ffn_norm.weight" not in meta.tensors},
+        ),
     ),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from octavo.models.families.gpt import GPT2, GPT2_KEYS, GPT2_PARTS, learned_positions
-from octavo.models.families.record import Config, Family, Fields, Names, Stack
+from octavo.models.families.record import Config, Family, Fields, Gguf, Names, Stack
 
 _STARCODER2: Config = {
     "vocab_size": 49_152, "hidden_size": 3072, "intermediate_size": 12_288, "num_hidden_layers": 30,
@@ -30,6 +30,7 @@ FAMILIES = (
         defaults=_STARCODER2,
         keys={"norm_epsilon": "rms_norm_eps"},
         names=Names(parts={"up": "mlp.c_fc", "down": "mlp.c_proj"}),
+        gguf=Gguf(architecture="starcoder2"),
     ),
     Family(
         model_type="gpt_bigcode",
@@ -38,5 +39,6 @@ FAMILIES = (
         defaults=GPT2 | {"hidden_act": "gelu_pytorch_tanh", "multi_query": True},
         keys=GPT2_KEYS,
         names=Names(layer="h.{}.", parts=GPT2_PARTS, stacks={"attn.c_attn": Stack(("q", "k", "v"), grouped=True)}),
+        gguf=Gguf(architecture="starcoder"),
     ),
 )

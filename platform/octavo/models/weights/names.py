@@ -92,7 +92,9 @@ def gguf_naming(spec: ModelSpec) -> Naming:
     gguf = FAMILIES[spec.family].gguf
     assert gguf is not None, "its config came from such a file"
     interleaved = spec.rope.rotary_dim if gguf.interleaved else 0
-    return Naming("blk.{}.", gguf_parts(FAMILIES[spec.family]), GGUF_STACKS | dict(gguf.stacks), 0.0, interleaved)
+    shared = {"attention_norm": "attn_norm"} if spec.shared_norm else {}
+    parts = gguf_parts(FAMILIES[spec.family]) | shared
+    return Naming("blk.{}.", parts, GGUF_STACKS | dict(gguf.stacks), 0.0, interleaved)
 
 
 def gguf_parts(family: Family) -> dict[str, str]:
