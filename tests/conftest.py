@@ -45,6 +45,8 @@ _GEMMA3_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
 }
 
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+
 TINY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama2": ("Llama", {"num_key_value_heads": 4}),
     "llama3": ("Llama", {"rope_parameters": _LLAMA3_ROPE}),
@@ -61,30 +63,37 @@ TINY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
                           "attn_logit_softcapping": 5.0, "final_logit_softcapping": 6.0}),
     "gemma3": ("Gemma3", {"num_hidden_layers": 5, "head_dim": 24, "sliding_window": 11, "query_pre_attn_scalar": 30,
                           "sliding_window_pattern": 3, "rope_parameters": _GEMMA3_ROPE}),
+    "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None}),
+    "qwen2_moe": ("Qwen2Moe", _EXPERTS | {"shared_expert_intermediate_size": 56}),
+    "qwen3_moe": ("Qwen3Moe", _EXPERTS | {"norm_topk_prob": True, "head_dim": 24}),
 }  # fmt: skip
 """Name -> the prefix of its transformers classes and how its config differs from `_COMMON`."""
 
 _OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 12}),
-    "qwen2_moe": (
-        "Qwen2Moe",
+    "gpt_oss": (
+        "GptOss",
         {
-            "num_experts": 6,
-            "num_experts_per_tok": 3,
-            "moe_intermediate_size": 40,
-            "shared_expert_intermediate_size": 56,
-        },
-    ),
-    "qwen3_moe": (
-        "Qwen3Moe",
-        {
-            "num_experts": 6,
-            "num_experts_per_tok": 3,
-            "moe_intermediate_size": 40,
-            "norm_topk_prob": True,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "sliding_window": 12,
             "head_dim": 24,
+            "num_hidden_layers": 4,
         },
     ),
+    "glm4_moe": (
+        "Glm4Moe",
+        {
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 1.8,
+            "use_qk_norm": True,
+            "attention_bias": True,
+        },
+    ),
+    "qwen3_moe_dense": ("Qwen3Moe", _EXPERTS | {"mlp_only_layers": [1], "norm_topk_prob": True}),
     "mpt": ("Mpt", {"hidden_size": 72, "num_attention_heads": 6, "max_seq_len": 512, "layer_norm_epsilon": 1e-3}),
 }
 """The same, not among the `tiny_name`s: the native runner does not cover them, or there is no GGUF naming for them."""
@@ -192,6 +201,9 @@ def randomize(model: Any) -> None:
                 weight.add_(0.3 * noise)
             else:
                 weight.copy_(noise * (1.0 if weight.ndim == 1 or "embed" in name else weight.shape[-1] ** -0.5))
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):
+                buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
 
 
 @pytest.fixture(params=sorted(TINY_MODELS))

@@ -57,7 +57,7 @@ def test_what_the_page_names_is_there(name: str) -> None:
         assert name in KNOWN | OTHERS
 
 
-REFUSED = ("truncate_prompt_tokens", "use_beam_search", "logits_processors", "kv_transfer_params", "vllm_xargs")
+REFUSED = ("truncate_prompt_tokens", "logits_processors", "kv_transfer_params", "vllm_xargs")
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -22,6 +22,7 @@ from octavo_loadtest.metrics import DEFINITIONS, derive
 from octavo_loadtest.plan import reseed
 from octavo_loadtest.report import cell
 from octavo_loadtest.slo import Slo
+from octavo_loadtest.sse import Count
 from octavo_loadtest.summary import summarize
 from octavo_loadtest.text import Calibration
 
@@ -60,13 +61,20 @@ class Campaign:
     """Runs against one server, each saved in a folder of its own under `folder`."""
 
     def __init__(
-        self, target: Target, calibration: Calibration, judging: Judging, folder: Path, console: Console
+        self,
+        target: Target,
+        calibration: Calibration,
+        judging: Judging,
+        folder: Path,
+        console: Console,
+        count: Count | None = None,
     ) -> None:
         self._target = target
         self._calibration = calibration
         self._judging = judging
         self._folder = folder
         self._console = console
+        self._count = count
 
     def point(self, name: str, value: float, load: Load) -> Point:
         """Measure one setting `repeats` times, each with a fresh seed and salt.
@@ -96,7 +104,7 @@ class Campaign:
         """None: it was interrupted before it began."""
         try:
             with LiveView(self._console, title) as view:
-                return measure(load, self._target, self._calibration, view)
+                return measure(load, self._target, self._calibration, view, self._count)
         except KeyboardInterrupt:
             return None
 

@@ -23,6 +23,7 @@ from octavo_loadtest.job import PATHS, Target
 from octavo_loadtest.load import Load
 from octavo_loadtest.metrics import DEFINITIONS
 from octavo_loadtest.server import find_model, prepare
+from octavo_loadtest.tokens import counter
 
 T = TypeVar("T")
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -58,13 +59,16 @@ class Common:
     body: Annotated[
         str, typer.Option(help='JSON that goes into every request; {"temperature": 0} where text is asked for.')
     ] = ""
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="The model's tokenizer.json: counts tokens where the server does not.")
+    ] = None
     timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 600.0
     new_connections: Annotated[bool, typer.Option("--new-connections", help="A connection for each request.")] = False
     slos: Annotated[
         list[str] | None, typer.Option("--slo", help="interactive, mlperf-llama3.1-8b, ..., or ttft=0.5,tpot=0.05 (s).")
     ] = None
     attainment: Annotated[float, typer.Option(help="Share of requests that must keep an SLO.")] = 0.99
-    definitions: Annotated[str, typer.Option(help="octavo, vllm, guidellm or mlperf.")] = "octavo"
+    definitions: Annotated[str, typer.Option(help="octavo, vllm, guidellm, aiperf or mlperf.")] = "octavo"
     price: Annotated[float, typer.Option(help="Dollars an hour of the whole server.")] = 0.0
     repeats: Annotated[int, typer.Option(help="Runs of each load, with fresh seeds, for intervals.")] = 1
     folder: Annotated[Path | None, typer.Option("--out", help="Where the report goes.")] = None
@@ -189,8 +193,9 @@ def _campaign(common: Common, kind: str, act: Callable[[Campaign], Document], ju
 
     def everything() -> Document:
         judging = _judging(common)
+        count = counter(common.tokenizer) if common.tokenizer else None
         target, calibration = prepare(_target(common))
-        return act(Campaign(target, calibration, judging, folder, out))
+        return act(Campaign(target, calibration, judging, folder, out, count))
 
     _finish(_or_exit(everything), folder, judge)
 
@@ -267,7 +272,7 @@ def compare_(
 @app.command("report")
 def report_(
     runs: Annotated[list[Path], typer.Argument(help="What `load --out` wrote, or single runs in it.")],
-    definitions: Annotated[str, typer.Option(help="octavo, vllm, guidellm or mlperf.")] = "octavo",
+    definitions: Annotated[str, typer.Option(help="octavo, vllm, guidellm, aiperf or mlperf.")] = "octavo",
     slos: Annotated[list[str] | None, typer.Option("--slo", help="As in `load`.")] = None,
     attainment: Annotated[float, typer.Option(help="Share of requests that must keep an SLO.")] = 0.99,
     price: Annotated[float, typer.Option(help="Dollars an hour.")] = 0.0,

@@ -16,10 +16,10 @@ LEVELS = 120  # points of a distribution
 BINS = 150  # of a time line
 
 
-def curves(records: list[Record], measures: Measures, replicas: list[tuple[float, int]]) -> dict[str, Any]:
+def curves(records: list[Record], measures: Measures, replicas: list[tuple[float, int | None]]) -> dict[str, Any]:
     """Distributions as [[share, seconds]...] and time lines as [[seconds, value]...]."""
     headline = measures.headline()
-    late = measures.sent - measures.scheduled
+    late = measures.late
     return {
         "cdf": {
             "ttft": cumulative(headline["ttft"]),

@@ -89,4 +89,4 @@ class Pulse:
     cpu_seconds: float
     wall_seconds: float
     lags: list[float]  # s: how late the event loop woke up, every 20 ms, since the last pulse
-    final: bool = False
+    ended: int | None = None  # ns of the clock: when the process stopped sending; None: it goes on

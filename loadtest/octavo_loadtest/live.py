@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from octavo_loadtest.measure import Run
-from octavo_loadtest.metrics import NS, token_gaps
+from octavo_loadtest.metrics import NS, chunk_gaps
 from octavo_loadtest.plan import Plan
 from octavo_loadtest.record import Record
 from octavo_loadtest.stats import quantile
@@ -103,7 +103,7 @@ def _rows(run: Run, recent: list[Record], now: float) -> dict[str, str]:
         "rate": f"{'closed loop' if run.arrivals.closed else f'{run.load.rate:g} sessions/s offered'}, "
         f"{sent / max(now, 1):.2f}/s sent, {len(recent) / window:.2f}/s finished, {tokens / window:.0f} tokens/s",
         "TTFT": _percentiles(_ttft(recent)),
-        "between tokens": _percentiles([gap for record in recent for gap in token_gaps(record).tolist()]),
+        "between chunks": _percentiles([gap for record in recent for gap, _ in chunk_gaps(record)]),
         "failed": f"[red]{failed}[/]" if failed else "0",
         "client": f"{quantile(np.array(run.senders.lags[-500:]), 0.99) * 1e3:.1f} ms late at p99",
     }

@@ -13,13 +13,14 @@ from multiprocessing.context import SpawnProcess
 
 from octavo_loadtest import sender
 from octavo_loadtest.arrivals import Arrivals
+from octavo_loadtest.due import unsent, without_cut
 from octavo_loadtest.errors import LoadTestError
 from octavo_loadtest.job import Orders, Outcome, Pulse, Session, Target, Turn
 from octavo_loadtest.load import Load
 from octavo_loadtest.plan import Plan, make, sessions
-from octavo_loadtest.record import Record
+from octavo_loadtest.record import TOKEN_KINDS, Record
 from octavo_loadtest.server import ReplicaWatch, warm_up
-from octavo_loadtest.sse import Read, Stream, parse, parse_embeddings
+from octavo_loadtest.sse import Count, Read, Stream, parse, parse_embeddings
 from octavo_loadtest.text import Calibration
 
 LEAD = 0.2  # s between the last sender's ready and the start of the run
@@ -33,12 +34,14 @@ class Senders:
     cpu_shares: list[float] = field(default_factory=list)  # of one core, by process
     sent: dict[int, int] = field(default_factory=dict)  # by process
     finished: dict[int, int] = field(default_factory=dict)
+    ended: int = 0  # ns of the clock: when the last of them stopped sending
 
     def hear(self, pulse: Pulse) -> None:
         self.lags += pulse.lags
         self.sent[pulse.process] = pulse.sent
         self.finished[pulse.process] = pulse.finished
-        if pulse.final:
+        if pulse.ended is not None:
+            self.ended = max(self.ended, pulse.ended)
             self.cpu_shares.append(pulse.cpu_seconds / max(pulse.wall_seconds, 1e-9))
 
 
@@ -56,15 +59,29 @@ class Run:
     started: float  # wall clock (Unix s)
     records: list[Record] = field(default_factory=list)
     senders: Senders = field(default_factory=Senders)
-    replicas: list[tuple[float, int]] = field(default_factory=list)
+    replicas: list[tuple[float, int | None]] = field(default_factory=list)  # (s, how many; None: it did not say)
     interrupted: bool = False
     plan: Plan | None = None  # None: read from its files
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How answers are read: by the API that was asked, and with a tokenizer if one was given."""
+
+    read: Callable[[list[Read]], Stream] = parse
+    count: Count | None = None
 
 
 Observer = Callable[[Run, float], None]  # the run so far, and seconds since it started
 
 
-def measure(load: Load, target: Target, calibration: Calibration, observe: Observer | None = None) -> Run:
+def measure(
+    load: Load,
+    target: Target,
+    calibration: Calibration,
+    observe: Observer | None = None,
+    count: Count | None = None,
+) -> Run:
     """Send a load and wait for the last answer. Ctrl-C ends it early and keeps what there is; a second one does not
     wait for the senders' last words.
 
@@ -78,19 +95,25 @@ def measure(load: Load, target: Target, calibration: Calibration, observe: Obser
     everything = sessions(plan, salt, calibration)
     shares = [orders for orders in _orders(run, everything) if orders.sessions]
     turns = {turn.index: (n, turn) for share in shares for s in share.sessions for n, turn in enumerate(s.turns)}
+    reader = Reader(parse_embeddings if target.api == "embeddings" else parse, count)
     with _Processes(shares) as processes:
         origin = processes.start()
         run.started = time.time() - (time.perf_counter_ns() - origin) / 1e9
         watch = ReplicaWatch(target, origin)
         try:
-            _collect(run, processes, turns, origin, observe)
+            _collect(run, processes, turns, origin, reader, observe)
         finally:
-            watch.stop()
-    if run.interrupted:  # the server is not to blame for what was cut
-        run.records = [record for record in run.records if not (record.error or "").startswith(sender.UNFINISHED)]
-    run.replicas = watch.seen
+            run.replicas = watch.stop()
+    _complete(run, everything, run.senders.ended - origin if run.senders.ended else time.perf_counter_ns() - origin)
     run.records.sort(key=lambda record: record.index)
     return run
+
+
+def _complete(run: Run, everything: list[Session], ended: int) -> None:
+    """Add what was due and not sent, until `ended` (ns since the start)."""
+    run.records += unsent(everything, run.records, run.arrivals.closed, ended)
+    if run.interrupted:
+        run.records = without_cut(run.records, ended)
 
 
 def _orders(run: Run, everything: list[Session]) -> list[Orders]:
@@ -169,6 +192,7 @@ def _collect(
     processes: _Processes,
     turns: dict[int, tuple[int, Turn]],
     origin: int,
+    reader: Reader,
     observe: Observer | None,
 ) -> None:
     open_pipes = list(processes.pipes)
@@ -179,10 +203,10 @@ def _collect(
                 message = _receive(pipe)
                 if isinstance(message, Outcome):
                     turn, planned = turns[message.index]
-                    run.records.append(to_record(message, turn, planned, origin, run.target.api))
+                    run.records.append(to_record(message, turn, planned, origin, reader))
                 elif isinstance(message, Pulse):
                     run.senders.hear(message)
-                    if message.final:
+                    if message.ended is not None:
                         open_pipes.remove(pipe)
             if observe is not None:
                 observe(run, (time.perf_counter_ns() - origin) / 1e9)
@@ -193,7 +217,7 @@ def _collect(
             processes.stop()
 
 
-def to_record(outcome: Outcome, turn: int, planned: Turn, origin: int, api: str = "chat") -> Record:
+def to_record(outcome: Outcome, turn: int, planned: Turn, origin: int, reader: Reader) -> Record:
     """Read what came back."""
     answer = outcome.answer
     record = Record(
@@ -214,17 +238,27 @@ def to_record(outcome: Outcome, turn: int, planned: Turn, origin: int, api: str 
         headers={k: v for k, v in answer.headers.items() if k.startswith("x-") or k == "retry-after"},
     )
     if answer.status == 200:
-        _read_answer(record, outcome, origin, parse_embeddings if api == "embeddings" else parse)
+        _read_answer(record, outcome, origin, reader)
     elif answer.reads:
         record.error = f"{outcome.error}: {answer.body[:200].decode(errors='replace')}"
     return record
 
 
-def _read_answer(record: Record, outcome: Outcome, origin: int, read: Callable[[list[Read]], Stream]) -> None:
-    stream = read([(at - origin, data) for at, data in outcome.answer.reads])
+def _read_answer(record: Record, outcome: Outcome, origin: int, reader: Reader) -> None:
+    stream = reader.read([(at - origin, data) for at, data in outcome.answer.reads])
+    if reader.count is not None:
+        record.tokenized = stream.counted(reader.count)
     record.chunks, record.usage = stream.chunks, stream.usage
     record.finish_reason, record.done = stream.finish_reason, stream.done
-    if record.error is None and stream.error is not None:
-        record.error = f"stream: {stream.error}"
-    elif record.error is None and (not stream.done or stream.finish_reason is None):
-        record.error = "truncated: the stream ended without " + ("a finish_reason" if stream.done else "[DONE]")
+    record.error = record.error or _fault(stream, reader.read is parse_embeddings)
+
+
+def _fault(stream: Stream, embedded: bool) -> str | None:
+    """Why an answer that came over HTTP to its end is none."""
+    if stream.error is not None:
+        return f"stream: {stream.error}"
+    if not stream.done or stream.finish_reason is None:
+        return "truncated: the stream ended without " + ("a finish_reason" if stream.done else "[DONE]")
+    if not embedded and not any(chunk.kind in TOKEN_KINDS for chunk in stream.chunks):
+        return "empty: the answer has no token"
+    return None

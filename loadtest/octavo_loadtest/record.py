@@ -20,7 +20,7 @@ class Chunk(NamedTuple):
     at: int  # ns: when the bytes that completed it were read from the socket
     kind: str  # text | reasoning | tool | empty (choices, but nothing in them) | usage | error | other
     characters: int
-    completion_tokens: int | None  # so far, where the server sends usage with every chunk
+    completion_tokens: int | None  # so far, as the server or a tokenizer counts; None: nobody does
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class Record:
     planned_output_tokens: int
     planned_cached_tokens: int  # prompt tokens that the workload intends to share with earlier requests
     scheduled: int
-    sent: int  # before a connection was requested, after any wait in the client
+    sent: int | None  # before a connection was requested, after any wait in the client; None: it was due and never sent
     connected: int | None = None  # None: an open connection was reused
     first_byte: int | None = None
     end: int | None = None  # the last byte, or when it failed
@@ -44,6 +44,7 @@ class Record:
     finish_reason: str | None = None
     done: bool = False  # [DONE] came
     usage: dict[str, Any] | None = None
+    tokenized: int | None = None  # tokens of the answer's text, where a tokenizer was given
     chunks: list[Chunk] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)  # x-* of the answer, and retry-after
 
@@ -57,9 +58,16 @@ class Record:
 
     @property
     def output_tokens(self) -> int:
-        """The server's count, or without one the number of chunks that are not empty."""
-        counted = _count(self.usage, "completion_tokens")
-        return len(self.token_chunks) if counted is None else counted
+        """The server's count, or the tokenizer's, or the number of chunks that are not empty."""
+        counts = _count(self.usage, "completion_tokens"), self.tokenized
+        return next((count for count in counts if count is not None), len(self.token_chunks))
+
+    @property
+    def counted_by(self) -> str:
+        """Who says how many tokens the answer has: server, tokenizer or chunks."""
+        if _count(self.usage, "completion_tokens") is not None:
+            return "server"
+        return "chunks" if self.tokenized is None else "tokenizer"
 
     @property
     def cached_tokens(self) -> int | None:

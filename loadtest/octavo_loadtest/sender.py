@@ -19,14 +19,13 @@ from time import perf_counter_ns
 from typing import Any
 
 from octavo_loadtest.client import Broken, Client, address
+from octavo_loadtest.due import UNFINISHED
 from octavo_loadtest.job import Orders, Outcome, Pulse, Session, Target, Turn
 from octavo_loadtest.sse import parse
 
 TICK = 0.02  # s between two looks at the event loop's lag
 PULSE_TICKS = 12
 NS = 1_000_000_000
-UNFINISHED = "unfinished"
-"""How the error of a request begins that had no whole answer when the run ended."""
 
 Message = dict[str, str]
 
@@ -69,6 +68,7 @@ class Sender:
         cap = orders.concurrency if orders.concurrency and not orders.closed else None
         self._slots = asyncio.Semaphore(cap) if cap else None
         self._sent = self._finished = 0
+        self._ended = 0
 
     async def run(self, pipe: Pipe) -> None:
         """Run until the last answer, the end of the drain, or the parent's order to stop."""
@@ -80,6 +80,7 @@ class Sender:
         last = self._orders.duration if self._orders.closed else max((s.at for s in self._orders.sessions), default=0.0)
         timeout = self._seconds_until(last) + self._orders.drain if last < float("inf") else None
         await asyncio.wait([work, stopped], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        self._ended = perf_counter_ns()
         await _cancel(work, stopped)
         await _cancel(pulse)  # last: its last word ends what the parent listens to
         self._client.close()
@@ -123,19 +124,16 @@ class Sender:
 
     async def _session(self, session: Session, due: int) -> None:
         history: list[Message] = []
-        failed = False
         for turn in session.turns:
-            if failed:  # the turn was planned, and the user got no answer
-                self._report(Outcome(self._orders.process, session.name, turn.index, due, due), "earlier turn failed")
-                continue
             history.append({"role": "user", "content": turn.text})
             if turn is not session.turns[0]:
                 due = perf_counter_ns() + int(turn.think * NS)
             request = self._render(turn, history)
             await self._sleep_until(due)
             outcome = await self._request(session, turn, due, request)
-            failed = outcome.error is not None
-            if not failed and turn is not session.turns[-1]:
+            if outcome.error is not None:
+                return  # the turns behind it were due: due.py counts them
+            if turn is not session.turns[-1]:
                 history.append({"role": "assistant", "content": _text(outcome)})
 
     def _render(self, turn: Turn, history: list[Message]) -> bytes:
@@ -213,11 +211,11 @@ class Sender:
                     self._outbox.put(self._say(start, cpu, lags))
                     lags = []
         finally:
-            self._outbox.put(self._say(start, cpu, lags, final=True))
+            self._outbox.put(self._say(start, cpu, lags, self._ended))
 
-    def _say(self, start: float, cpu: float, lags: list[float], final: bool = False) -> Pulse:
+    def _say(self, start: float, cpu: float, lags: list[float], ended: int | None = None) -> Pulse:
         used, passed = time.process_time() - cpu, time.perf_counter() - start
-        return Pulse(self._orders.process, self._sent, self._finished, used, passed, lags, final)
+        return Pulse(self._orders.process, self._sent, self._finished, used, passed, lags, ended)
 
 
 async def _cancel(*tasks: asyncio.Task[Any]) -> None:

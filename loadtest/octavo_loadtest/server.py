@@ -32,10 +32,10 @@ def find_model(url: str, headers: dict[str, str]) -> str:
         raise LoadTestError(f"{url}/v1/models names no model (HTTP {answer.status}); pass --model") from None
 
 
-async def _get(url: str, headers: dict[str, str], path: str) -> Answer:
+async def _get(url: str, headers: dict[str, str], path: str, timeout: float = 60.0) -> Answer:
     client = Client(address(url), headers)
     try:
-        return await client.fetch("GET", path)
+        return await client.fetch("GET", path, timeout=timeout)
     finally:
         client.close()
 
@@ -114,31 +114,43 @@ def warm_up(target: Target, sessions: list[Session]) -> int:
     return asyncio.run(run())
 
 
+LOOK = 2.0  # s until a look at /health is given up
+LOOKS = 3  # that fail, before the first that does not, until the server is held to have no such page
+
+
 class ReplicaWatch:
-    """Reads the number of replicas from /health once a second, if the server reports it (`{"shards": {MODEL: n}}`)."""
+    """Reads the number of replicas from /health once a second, if the server reports it (`{"shards": {MODEL: n}}`).
+
+    A look that fails is kept as None: from then to the next look nobody knows. The last look is when the watch ends.
+    """
 
     def __init__(self, target: Target, origin: int) -> None:
-        self.seen: list[tuple[float, int]] = []  # (s since the start of the run, replicas)
+        self.seen: list[tuple[float, int | None]] = []  # (s since the start of the run, replicas)
         self._target = target
         self._origin = origin
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self) -> list[tuple[float, int | None]]:
+        """End the watch; returns what was seen, nothing where the server has no such page."""
         self._stop.set()
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=2 * LOOK)
+        return [] if self._absent() else list(self.seen)
 
     def _watch(self) -> None:
-        while not self._stop.is_set():
-            if (count := self._count()) is None:
-                return
+        ended = False
+        while not ended and not (len(self.seen) >= LOOKS and self._absent()):
+            ended = self._stop.wait(1.0 if self.seen else 0.0)
+            count = self._count()
             self.seen.append(((time.perf_counter_ns() - self._origin) / 1e9, count))
-            self._stop.wait(1.0)
+
+    def _absent(self) -> bool:
+        return all(count is None for _, count in self.seen)
 
     def _count(self) -> int | None:
         try:
-            shards = json.loads(asyncio.run(_get(self._target.url, {}, "/health")).body)["shards"]
+            shards = json.loads(asyncio.run(_get(self._target.url, {}, "/health", LOOK)).body)["shards"]
             return int(shards[self._target.model] if self._target.model in shards else sum(shards.values()))
         except (LoadTestError, ValueError, KeyError, TypeError):
             return None

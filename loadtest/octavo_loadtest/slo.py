@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 from octavo_loadtest.errors import LoadTestError
-from octavo_loadtest.stats import wilson
 
 # Seconds. MLPerf: mlcommons/inference mlperf.conf at b66003e, Server scenario, p99 of each measure.
 # interactive and batch: inference-perf's workload catalog (chat; RAG batch), Mooncake: its paper's TTFT and TBT.
@@ -63,9 +62,9 @@ def parse(text: str) -> Slo:
     return Slo(text, bounds)
 
 
-def verdict(good: int, total: int, target: float) -> str:
-    """passed or failed where the 95 % Wilson interval lies on one side of the target, else unresolved."""
-    low, high = wilson(good, total)
+def verdict(interval: tuple[float, float], target: float) -> str:
+    """passed or failed where the interval of the share lies on one side of the target, else unresolved."""
+    low, high = interval
     if low >= target:
         return "passed"
     return "failed" if high < target else "unresolved"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+
+from octavo_loadtest.dependence import worth
 
 Floats = NDArray[np.float64]
 
@@ -29,6 +32,7 @@ def quantile(values: Floats, share: float) -> float:
     return float(np.sort(values)[max(0, math.ceil(share * len(values) - 1e-9) - 1)])
 
 
+@lru_cache(maxsize=4096)
 def misses_allowed(count: int, share: float, confidence: float = 0.99) -> int:
     """How many of `count` requests may exceed a bound that still holds for `share` of all requests; -1 if none may.
 
@@ -46,18 +50,34 @@ def misses_allowed(count: int, share: float, confidence: float = 0.99) -> int:
     return allowed
 
 
+LEAST = 25
+"""Independent requests that dependent ones must be worth before anything bounds them: below that, tau is a guess."""
+
+
 def upper_bound(values: Floats, share: float, confidence: float = 0.99) -> float:
-    """A value that the true quantile does not exceed, with this confidence, for any distribution; NaN if n is small.
+    """A value that the true quantile does not exceed, with this confidence, for any distribution.
 
-    An order statistic: with t misses allowed it is the (t+1)-th largest value. (MLPerf's estimate takes the t-th
-    largest, so it wants 662 requests for a p99 where this wants 459.)
+    `values` come in the order in which their requests became due. NaN: so few requests bound nothing. Infinite: as many
+    would, but these depend on each other so much that no value does; a longer run has one.
+
+    An order statistic: where t misses are allowed it is the (t+1)-th largest value. (MLPerf's estimate takes the t-th
+    largest, so it wants 662 requests for a p99 where this wants 459.) Dependent requests are allowed the share of
+    misses that the independent ones are allowed which they are worth.
     """
-    allowed = misses_allowed(len(values), share, confidence)
-    return math.nan if allowed < 0 else float(np.sort(values)[len(values) - 1 - allowed])
+    if misses_allowed(len(values), share, confidence) < 0:
+        return math.nan
+    independent = worth(values)
+    allowed = misses_allowed(int(independent), share, confidence)
+    if allowed < 0 or (independent < len(values) and independent < LEAST):
+        return math.inf
+    return float(np.sort(values)[len(values) - 1 - int(allowed * len(values) / int(independent))])
 
 
-def wilson(good: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval for a share (E. B. Wilson, 1927); (0, 1) for no trials."""
+def wilson(good: float, total: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval for a share (E. B. Wilson, 1927); (0, 1) for no trials.
+
+    The trials are independent. For dependent ones both numbers are scaled to what these are worth.
+    """
     if total == 0:
         return 0.0, 1.0
     z = NormalDist().inv_cdf(0.5 + confidence / 2)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from octavo_loadtest import documents
 from octavo_loadtest import load as loads
+from octavo_loadtest.dependence import worth
 from octavo_loadtest.measure import Run
 from octavo_loadtest.metrics import (
     DEFINITIONS,
@@ -52,7 +53,7 @@ def summarize(
         "offered": offered(run, measures),
         "latency": latencies(measures),
         "throughput": {
-            "overall": rates(run.records, measures, (float(measures.sent.min()), float(measures.end.max()))),
+            "overall": rates(run.records, measures, measures.span),
             "steady": rates(run.records, measures, window),
         },
         "slos": [attained(slo, measures, window, attainment) for slo in slos or ()],
@@ -75,7 +76,8 @@ def counts(run: Run) -> dict[str, Any]:
     errors = Counter((record.error or "").split(":")[0] for record in run.records if not record.ok)
     return {
         "planned": run.planned,
-        "sent": len(run.records),
+        "due": len(run.records),
+        "sent": sum(record.sent is not None for record in run.records),
         "ok": sum(record.ok for record in run.records),
         "failed": sum(errors.values()),
         "rejected": sum(record.status in (429, 503) for record in run.records),
@@ -108,23 +110,30 @@ def offered(run: Run, measures: Measures) -> dict[str, float]:
 def latencies(measures: Measures) -> dict[str, Any]:
     """Each measure from the schedule and from the send, by the chosen definition (headline), and of answered requests
     only."""
+    order = measures.order
+    answered = order[measures.ok[order]]
     found: dict[str, Any] = {}
     for key in ("ttft", "visible", "e2e", "normalized"):
-        found[key] = {origin: distribution(values[key]) for origin, values in measures.latency.items()}
-        found[key]["headline"] = distribution(measures.headline()[key])
-        found[key]["answered_only"] = distribution(measures.headline()[key][measures.ok])
-    for key in ("tpot", "itl"):
-        found[key] = {"headline": distribution(measures.headline()[key])}
-        found[key]["answered_only"] = distribution(measures.headline()[key][measures.ok])
-    found["gaps"] = {"answered_only": distribution(measures.gaps), "worst_tenth_mean": worst_tenth(measures.gaps)}
+        found[key] = {origin: distribution(values[key][order]) for origin, values in measures.latency.items()}
+    for key in ("ttft", "visible", "e2e", "normalized", "tpot", "itl"):
+        values = measures.headline()[key]
+        own = {"headline": distribution(values[order]), "answered_only": distribution(values[answered])}
+        found[key] = found.get(key, {}) | own
+    for key, waits in (("gaps", measures.gaps), ("token_gaps", measures.token_gaps)):
+        found[key] = {"answered_only": distribution(waits), "worst_tenth_mean": worst_tenth(waits)}
     return found
 
 
 def distribution(values: Floats) -> dict[str, Any]:
-    """Mean and percentiles. A percentile needs enough requests to be bounded from above at 99 % confidence."""
+    """Mean and percentiles of values in the order in which they became due.
+
+    A percentile needs so many requests that as many independent ones would bound it from above at 99 % confidence. Its
+    bound is infinite where these depend on each other too much; `worth` says how many independent ones they are.
+    """
     values = values[~np.isnan(values)]
     found: dict[str, Any] = {
         "n": len(values),
+        "worth": worth(values),
         "mean": float(values.mean()) if len(values) else math.nan,
         "min": float(values.min()) if len(values) else math.nan,
         "max": float(values.max()) if len(values) else math.nan,
@@ -177,12 +186,14 @@ def _mean_in_flight(measures: Measures, start: float, end: float) -> float:
 
 
 def attained(slo: Slo, measures: Measures, window: tuple[float, float], target: float) -> dict[str, Any]:
-    """How many of all sent requests met an SLO; failed ones did not."""
+    """How many of all requests that were due met an SLO; failed ones and those that were never sent did not."""
     headline = measures.headline()
     good = np.array([
         ok and slo.good({key: float(headline[key][i]) for key in headline}) for i, ok in enumerate(measures.ok)
     ])  # fmt: skip
-    low, high = wilson(int(good.sum()), len(good))
+    order = measures.order
+    independent = min(worth(values[order]) for values in (good.astype(float), *(headline[key] for key in slo.bounds)))
+    interval = wilson(float(good.mean()) * independent, independent)
     start, end = window
     inside = (measures.end >= start) & (measures.end < end)
     return {
@@ -191,8 +202,9 @@ def attained(slo: Slo, measures: Measures, window: tuple[float, float], target: 
         "target": target,
         "good": int(good.sum()),
         "share": float(good.mean()),
-        "interval": [low, high],
-        "verdict": verdict(int(good.sum()), len(good), target),
+        "worth": independent,
+        "interval": list(interval),
+        "verdict": verdict(interval, target),
         "met": bool(good.mean() >= target),
         "goodput_requests_per_s": float((good & inside).sum()) / (end - start) if end > start else math.nan,
     }
@@ -221,7 +233,7 @@ def lengths(records: list[Record]) -> dict[str, Any]:
             [float(record.planned_output_tokens) for record in answered],
             [float(record.output_tokens) for record in answered],
         ),
-        "counted_by": "server" if prompts else "chunks",
+        "counted_by": next(iter(Counter(record.counted_by for record in answered)), "chunks"),
     }
 
 
@@ -235,12 +247,15 @@ def _pair(planned: list[float], realised: list[float]) -> dict[str, float]:
 
 def chunks(records: list[Record]) -> dict[str, Any]:
     """How many tokens a chunk holds: with more than one, gaps between chunks are not gaps between tokens."""
-    tokens = np.array([tokens for record in records if record.ok for _, tokens in tokens_of_chunks(record)])
+    dealt = [tokens_of_chunks(record) for record in records if record.ok]
+    tokens = np.array([tokens for each in dealt for _, tokens in each])
     exact = any(chunk.completion_tokens is not None for record in records for chunk in record.token_chunks)
     return {
         "tokens_per_chunk_mean": float(tokens.mean()) if len(tokens) else math.nan,
         "tokens_per_chunk_max": float(tokens.max()) if len(tokens) else math.nan,
-        "counted_by_server": exact,
+        "first_chunk_mean": float(np.mean([each[0][1] for each in dealt if each])) if any(dealt) else math.nan,
+        "whole": sum(len(each) == 1 and each[0][1] > 1 for each in dealt),
+        "counted": exact,
     }
 
 
@@ -267,7 +282,7 @@ def cache(run: Run) -> dict[str, Any]:
 def client(run: Run, measures: Measures) -> dict[str, float]:
     """How the client itself performed."""
     lags = np.array(run.senders.lags)
-    late = measures.sent - measures.scheduled
+    late = measures.late
     return {
         "processes": len(run.senders.cpu_shares),
         "cpu_share_max": max(run.senders.cpu_shares, default=math.nan),
@@ -289,9 +304,9 @@ def saturation(measures: Measures, start: float) -> dict[str, Any]:
     interval alone is too narrow.
     """
     times, level = in_flight(measures.sent, measures.end)
-    last = float(measures.sent.max())
+    last = measures.span[1] if np.isnan(measures.sent).all() else float(np.nanmax(measures.sent))
     grid = np.linspace(start, last, 30)
-    held = level[np.clip(np.searchsorted(times, grid, side="right") - 1, 0, None)]
+    held = level[np.clip(np.searchsorted(times, grid, side="right") - 1, 0, None)] if len(times) else np.zeros(30)
     waits = measures.latency["from_schedule"]["ttft"]
     waits = measures.latency["from_schedule"]["e2e"] if np.isnan(waits).all() else waits
     kept = measures.ok & ~np.isnan(waits) & (measures.scheduled >= start)

@@ -9,12 +9,12 @@ from html import escape
 
 WIDTH, HEIGHT = 560, 330
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 16, 46
-Points = Sequence[Sequence[float]]
+Points = Sequence[Sequence[float | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One series. Points may have a third value: half the height of an error bar."""
+    """One series. Points may have a third value: half the height of an error bar. Lines break where a value is None."""
 
     name: str
     points: Points
@@ -59,14 +59,15 @@ class Axis:
 
 def draw(chart: Chart) -> str:
     """The chart as a <figure>; empty where there is nothing to draw."""
-    lines = [(line, _kept(line.points, chart)) for line in chart.lines]
-    lines = [(line, points) for line, points in lines if points]
+    lines = [(line, _pieces(_kept(line.points, chart))) for line in chart.lines]
+    lines = [(line, pieces) for line, pieces in lines if pieces]
     if not lines:
         return ""
-    x = _axis([p[0] for _, points in lines for p in points], LEFT, WIDTH - RIGHT, chart.log_x, _is_time(chart.x))
-    y = _axis([v for _, points in lines for p in points for v in _reach(p)], HEIGHT - BOTTOM, TOP, chart.log_y, True)
+    points = [point for _, pieces in lines for piece in pieces for point in piece]
+    x = _axis([p[0] for p in points], LEFT, WIDTH - RIGHT, chart.log_x, _is_time(chart.x))
+    y = _axis([value for p in points for value in _reach(p)], HEIGHT - BOTTOM, TOP, chart.log_y, True)
     body = [_grid(chart, x, y), *(_marker(x, at, text) for at, text in chart.markers if x.low <= at <= x.high)]
-    body += [_line(line, points, x, y) for line, points in lines]
+    body += [_line(line, piece, x, y) for line, pieces in lines for piece in pieces]
     note = f"<p>{escape(chart.note)}</p>" if chart.note else ""
     named = {line.name: line for line, _ in lines}  # lines with the same name share one entry
     legend = _legend([*named.values()]) if len(named) > 1 else ""
@@ -80,10 +81,24 @@ def _is_time(label: str) -> bool:
 
 
 def _kept(points: Points, chart: Chart) -> list[tuple[float, ...]]:
-    def drawable(value: float, log: bool) -> bool:
-        return math.isfinite(value) and (value > 0 or not log)
+    """Points as numbers; one without a value, which breaks a line, has NaN."""
 
-    return [tuple(p) for p in points if drawable(p[0], chart.log_x) and drawable(p[1], chart.log_y)]
+    def drawable(value: float | None, log: bool) -> bool:
+        return value is None or (math.isfinite(value) and (value > 0 or not log))
+
+    kept = [p for p in points if drawable(p[0], chart.log_x) and drawable(p[1], chart.log_y)]
+    return [tuple(math.nan if value is None else value for value in p) for p in kept]
+
+
+def _pieces(points: list[tuple[float, ...]]) -> list[list[tuple[float, ...]]]:
+    """The parts of a line between its gaps."""
+    found: list[list[tuple[float, ...]]] = [[]]
+    for point in points:
+        if math.isnan(point[1]):
+            found.append([])
+        else:
+            found[-1].append(point)
+    return [piece for piece in found if piece]
 
 
 def _reach(point: tuple[float, ...]) -> tuple[float, ...]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +32,16 @@ class Timeline:
 
     Attributes:
         offered: (time, requests per second due).
-        replicas: (time, replicas that answered).
-        first_tokens: (time due, seconds to the first token) of each request that got one.
-        failed: requests that did not get a whole answer.
+        replicas: (time, replicas that answered; None where the server did not say). The last is the end of the watch.
+        first_tokens: (time due, seconds to the first token) of each request that was due; infinite for one that got no
+            whole answer, or was never sent.
+        failed: how many of these there are.
         burst: when the rate rose and fell.
     """
 
     name: str
     offered: list[tuple[float, float]]
-    replicas: list[tuple[float, float]]
+    replicas: list[tuple[float, float | None]]
     first_tokens: list[tuple[float, float]]
     failed: int
     burst: tuple[float, float]
@@ -47,18 +51,21 @@ class Timeline:
     def figures(self) -> dict[str, float | None]:
         """What a burst is judged by; times in seconds, None where it did not happen."""
         start, end = self.burst
-        counts = [count for _, count in self.replicas]
-        before = [count for at, count in self.replicas if at < start] or counts[:1]
-        ready = [at for at, count in self.replicas if at >= start and before and count > before[-1]]
-        back = [at for at, count in self.replicas if at >= end and counts and count <= min(counts)]
+        seen = [(at, count) for at, count in self.replicas if count is not None]
+        counts = [count for _, count in seen]
+        before = [count for at, count in seen if at < start] or counts[:1]
+        ready = [at for at, count in seen if at >= start and count > before[-1]]
+        back = [at for at, count in seen if at >= end and count <= min(counts)]
+        area, watched = _area(self.replicas, self.end)
         found: dict[str, float | None] = {
             "first new replica after": ready[0] - start if ready else None,
             "most replicas": max(counts, default=None),
-            "replica-seconds": _area(self.replicas, self.end),
+            "replica-seconds": area if seen else None,
+            "seconds not watched": self.end - watched if seen else None,
             "fewest again after": back[0] - end if back else None,
             "failed": float(self.failed),
         }
-        for phase, (low, high) in zip(PHASES, ((0.0, start), (start, end), (end, self.end)), strict=True):
+        for phase, (low, high) in zip(PHASES, ((0.0, start), (start, end), (end, math.inf)), strict=True):
             waits = np.array([wait for at, wait in self.first_tokens if low <= at < high])
             for share in (0.5, 0.99):
                 value = float(quantile(waits, share)) if len(waits) else None
@@ -78,13 +85,13 @@ def of_run(run: Run, name: str, burst: tuple[float, float] | None = None) -> Tim
     due = np.array([record.scheduled for record in run.records]) / NS
     if not len(due):
         raise LoadTestError(f"{name} sent nothing")
-    end = max((record.end or record.sent) / NS for record in run.records)
+    end = max(record.end or record.scheduled for record in run.records) / NS
     counts, edges = np.histogram(due, bins=max(1, round(float(due.max()) / BIN)), range=(0.0, float(due.max())))
     width = float(edges[1] - edges[0])
     return Timeline(
         name,
         [(float(at) + width / 2, float(count) / width) for at, count in zip(edges, counts, strict=False)],
-        [(at, float(count)) for at, count in run.replicas],
+        [(at, None if count is None else float(count)) for at, count in run.replicas],
         [(record.scheduled / NS, wait) for record in run.records if (wait := _first_token(record)) is not None],
         sum(not record.ok for record in run.records),
         burst or _burst(run),
@@ -104,14 +111,20 @@ def _burst(run: Run) -> tuple[float, float]:
 
 
 def _first_token(record: Record) -> float | None:
+    """None: it has an answer, but not of tokens."""
+    if not record.ok:
+        return math.inf
     return (record.token_chunks[0].at - record.scheduled) / NS if record.token_chunks else None
 
 
-def _area(steps: list[tuple[float, float]], end: float) -> float | None:
-    if not steps:
-        return None
-    times = [at for at, _ in steps[1:]] + [max(end, steps[-1][0])]
-    return sum((until - at) * value for (at, value), until in zip(steps, times, strict=True))
+def _area(steps: list[tuple[float, float | None]], end: float) -> tuple[float, float]:
+    """Replica-seconds, and the seconds in which they were counted: each count holds to the next look and no longer."""
+    known = [
+        (min(until, end) - at, count)
+        for (at, count), (until, _) in pairwise(steps)
+        if count is not None and at < end
+    ]  # fmt: skip
+    return sum(seconds * count for seconds, count in known), sum(seconds for seconds, _ in known)
 
 
 # ---- reports ------------------------------------------------------------------------------------------------------
@@ -125,7 +138,11 @@ def table(lines: list[Timeline]) -> list[list[str]]:
 
 
 def _text(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.2f}"
+    if value is None:
+        return "-"
+    if math.isinf(value):
+        return "∞"
+    return f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.2f}"
 
 
 def html(lines: list[Timeline], title: str) -> str:
@@ -161,6 +178,12 @@ def _colours(lines: list[Timeline]) -> dict[str, int]:
     return {name: i for i, name in enumerate(dict.fromkeys(line.name for line in lines))}
 
 
+def _columns(points: Sequence[tuple[float, float | None]]) -> tuple[Floats, Floats]:
+    """Times and values; NaN, which nothing is drawn for, where there is none or an infinite one."""
+    values = np.array(points, dtype=np.float64).reshape(-1, 2)
+    return values[:, 0], np.where(np.isfinite(values[:, 1]), values[:, 1], math.nan)
+
+
 def png(lines: list[Timeline], title: str, path: Path) -> None:
     """The three charts above each other, on one axis of time.
 
@@ -179,9 +202,8 @@ def png(lines: list[Timeline], title: str, path: Path) -> None:
         first = line.name not in [before.name for before in lines[:i]]
         label = line.name if first else None
         axes[0].step(*zip(*line.offered, strict=True), where="mid", color=colour, label=label)
-        if line.replicas:
-            axes[1].step(*zip(*line.replicas, strict=True), where="post", color=colour)
-        axes[2].plot(*zip(*line.first_tokens, strict=True), ".", color=colour, markersize=3)
+        axes[1].step(*_columns(line.replicas), where="post", color=colour)
+        axes[2].plot(*_columns(line.first_tokens), ".", color=colour, markersize=3)
     for axis, label in zip(axes, ("offered requests/s", "replicas that answer", "TTFT (s)"), strict=True):
         axis.set_ylabel(label)
         axis.set_ylim(bottom=0)

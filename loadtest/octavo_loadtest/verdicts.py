@@ -55,12 +55,13 @@ def _schedule(summary: dict[str, Any]) -> dict[str, str]:
 
 
 def _whole(summary: dict[str, Any]) -> dict[str, str]:
-    planned, sent = summary["counts"]["planned"], summary["counts"]["sent"]
+    planned, due, sent = (summary["counts"][key] for key in ("planned", "due", "sent"))
     if sent >= planned:
         return _line("good", "plan", f"all {planned} requests were sent")
+    unsent = f", {due - sent} more were due and not sent: failures" if due > sent else ""
     if summary["counts"]["interrupted"]:
-        return _line("warn", "plan", f"interrupted after {sent} of {planned} requests")
-    return _line("warn", "plan", f"{sent} of {planned} requests were due before the end; --drain waits longer")
+        return _line("warn", "plan", f"interrupted after {sent} of {planned} requests{unsent}")
+    return _line("warn", "plan", f"{sent} of {planned} requests were sent before the end{unsent}; --drain waits longer")
 
 
 def _steady(summary: dict[str, Any]) -> dict[str, str]:
@@ -95,20 +96,22 @@ def _cache(summary: dict[str, Any]) -> dict[str, str]:
 def _failures(summary: dict[str, Any]) -> dict[str, str]:
     counts = summary["counts"]
     if not counts["failed"] and not counts["interrupted"]:
-        return _line("good", "failures", f"none of {counts['sent']} requests")
+        return _line("good", "failures", f"none of {counts['due']} requests")
     parts = [f"{number} {name}" for name, number in counts["errors"].items()]
     parts += ["interrupted"] if counts["interrupted"] else []
-    text = f"{counts['failed']} of {counts['sent']} requests, infinite in the headline: {', '.join(parts)}"
-    return _line("bad" if counts["failed"] > 0.01 * counts["sent"] else "warn", "failures", text)
+    text = f"{counts['failed']} of {counts['due']} requests, infinite in the headline: {', '.join(parts)}"
+    return _line("bad" if counts["failed"] > 0.01 * counts["due"] else "warn", "failures", text)
 
 
 def _lengths(summary: dict[str, Any]) -> dict[str, str]:
-    pair = summary["lengths"]["output"]
-    prompt = summary["lengths"]["prompt"]
+    pair, prompt, counter = (summary["lengths"][key] for key in ("output", "prompt", "counted_by"))
     off = abs(pair["realised_mean"] / pair["planned_mean"] - 1) if pair["planned_mean"] else math.nan
     numbers = f"answers {pair['realised_mean']:.0f} tokens of {pair['planned_mean']:.0f} planned (mean)"
+    if counter == "chunks":
+        numbers += "; the server sends no usage, so chunks were counted as tokens: --tokenizer counts them"
+        return _line("warn", "lengths", numbers)
     if math.isnan(prompt["planned_mean"]):
-        return _line("warn", "lengths", f"{numbers}; the server sends no usage, so chunks were counted as tokens")
+        return _line("warn", "lengths", f"{numbers}, counted by the {counter}; of prompts it says nothing")
     numbers += f", prompts {prompt['realised_mean']:.0f} of {prompt['planned_mean']:.0f}"
     off = max(off, abs(prompt["realised_mean"] / prompt["planned_mean"] - 1))
     return _line("good" if off <= LENGTH_BOUND else "warn", "lengths", numbers)
@@ -125,20 +128,32 @@ def _prompts(summary: dict[str, Any]) -> dict[str, str]:
 
 def _chunks(summary: dict[str, Any]) -> dict[str, str]:
     chunks = summary["chunks"]
-    mean = chunks["tokens_per_chunk_mean"]
-    how = "counted by the server" if chunks["counted_by_server"] else "estimated from characters"
-    text = f"{mean:.2f} tokens a chunk ({how})"
-    if mean > 1.2:
-        return _line("warn", "chunks", f"{text}: gaps are between chunks, not tokens; TPOT is not affected")
-    return _line("good", "chunks", text)
+    mean, first = chunks["tokens_per_chunk_mean"], chunks["first_chunk_mean"]
+    how = "counted" if chunks["counted"] else "estimated from characters"
+    text = f"{mean:.2f} tokens a chunk, {first:.2f} in the first ({how})"
+    if chunks["whole"]:
+        text += f"; {chunks['whole']} answers came whole and have no time per token"
+    if mean <= 1.2 and first <= 1.2:
+        return _line("warn" if chunks["whole"] else "good", "chunks", text)
+    text += ": gaps are between chunks, and token gaps deal each evenly to its tokens"
+    unsure = "" if chunks["counted"] else "; TPOT is as good as the estimate: --tokenizer counts exactly"
+    return _line("warn", "chunks", text + unsure)
 
 
 def _enough(summary: dict[str, Any]) -> dict[str, str]:
-    n = summary["counts"]["sent"]
-    if n >= 459:
-        return _line("good", "sample", f"{n} requests bound a p99 from above at 99 % confidence")
+    headline = summary["latency"]["e2e"]["headline"]
+    n, alone = summary["counts"]["due"], int(headline["worth"])
     wanting = [name for name, least in (("p90", 44), ("p95", 90), ("p99", 459)) if n < least]
-    return _line("warn", "sample", f"{n} requests are too few for {', '.join(wanting)} (44, 90 and 459 are needed)")
+    if wanting:
+        text = f"{n} requests are too few for {', '.join(wanting)} (44, 90 and 459 are needed)"
+        return _line("warn", "sample", text)
+    unbounded = [name for name in ("p90", "p95", "p99") if headline[f"{name}_bound"] == math.inf]
+    if unbounded and math.isfinite(headline["p90"]):
+        text = f"{n} requests, which depend on each other, are worth {alone} independent ones: nothing bounds"
+        return _line("warn", "sample", f"{text} {', '.join(unbounded)} from above; a longer run does")
+    return _line(
+        "good", "sample", f"{n} requests, worth {alone} independent ones, bound percentiles at 99 % confidence"
+    )
 
 
 def _queue(summary: dict[str, Any]) -> dict[str, str]:

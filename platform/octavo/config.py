@@ -51,6 +51,8 @@ class EngineConfig:
             verify several in one step. No token changes. How many are guessed follows from what they cost and how often
             they were right, and mostly that is none (docs/speculation.md). None means true for the native CPU runner
             without `async_scheduling`: elsewhere the last bits of a token's logits depend on what is computed with it.
+            {draft: SOURCE} has a smaller model of the same tokenizer guess as well; its keys and values take their part
+            of kv_cache_bytes.
         enforce_eager: run decode steps on a GPU without CUDA graphs.
         batch_invariant: make a token's logits on a GPU bitwise independent of the other sequences in its step, of the
             chunks its prompt was cut into and of what the cache held. Every sum then has one fixed order, which makes
@@ -82,7 +84,7 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.9
     enable_prefix_caching: bool = True
     async_scheduling: bool | None = None
-    speculation: bool | None = None
+    speculation: bool | dict[str, str] | None = None
     enforce_eager: bool = False
     batch_invariant: bool = False
     lora_bytes: int = 2**28
@@ -111,8 +113,7 @@ class EngineConfig:
             raise ConfigError(f"load_format must be auto or dummy, got {self.load_format!r}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:NUMBER, got {self.device!r}")
-        if not isinstance(self.speculation, bool | None):
-            raise ConfigError(f"speculation must be true, false or null, got {self.speculation!r}")
+        self._check_speculation()
         if self.target_itl is not None and not self.target_itl > 0:
             raise ConfigError(f"target_itl must be more than 0 seconds, got {self.target_itl!r}")
         if not 0 < self.gpu_memory_utilization <= 1:
@@ -120,6 +121,24 @@ class EngineConfig:
         speeds = self.rehearsal_speed if isinstance(self.rehearsal_speed, list) else [self.rehearsal_speed]
         if not all(speed > 0 for speed in speeds):
             raise ConfigError(f"rehearsal_speed must be more than 0, got {self.rehearsal_speed!r}")
+
+    def _check_speculation(self) -> None:
+        found = self.speculation
+        if isinstance(found, dict):
+            for key in found:
+                if key != "draft":
+                    raise ConfigError(unknown_key(str(key), ["draft"], "setting of speculation"))
+            if not isinstance(found.get("draft"), str) or not found["draft"]:
+                raise ConfigError(f"speculation.draft must be the source of a model, got {found.get('draft')!r}")
+            if self.tensor_parallel_size > 1:
+                raise ConfigError("speculation.draft needs tensor_parallel_size 1: a draft model is not cut")
+        elif not isinstance(found, bool | None):
+            raise ConfigError(f"speculation must be true, false, null or {{draft: SOURCE}}, got {found!r}")
+
+    @property
+    def draft(self) -> str | None:
+        """The source of the draft model, if there is to be one."""
+        return self.speculation["draft"] if isinstance(self.speculation, dict) else None
 
     def speed_of_shard(self, rank: int) -> float:
         """The `rehearsal_speed` of one shard."""

@@ -23,9 +23,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 from octavo.cost_model import Cost
+
+MOST_TOLD = 1024
+"""Adapters that a shard tells of: 32 KiB of digests."""
+
+
+class LoadedAdapters(NamedTuple):
+    """Adapters that a shard need not read before it computes with them.
+
+    Attributes:
+        digests: of those that came last, at most `MOST_TOLD`.
+        seconds: until a request can begin whose adapter it has to read, as measured of late.
+    """
+
+    digests: tuple[str, ...] = ()
+    seconds: float = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,6 +54,9 @@ MAX_PREDICTED = 2**14
 MAX_TOKEN_ID = 2**31 - 1
 """No vocabulary is larger."""
 
+SAMPLE = {"temperature": (0, 1), "top_k": (0, -1), "top_p": (1,), "min_p": (0,)}
+"""How a token is drawn, and the values with which beam search, which draws none, may be asked for."""
+
 INT64 = -(2**63), 2**63 - 1
 """Range of every integer that has no narrower one: what fits a tensor and the wire."""
 
@@ -187,9 +190,7 @@ class SamplingParams:
     def _check_beams(self, beams: BeamSearch) -> None:
         if self.n > beams.width:
             raise BadRequest(f"n is {self.n}, and {beams.width} beams end in so many texts at most: lower n", "n")
-        neutral = {"best_of": (None,), "temperature": (0, 1), "top_k": (-1, 0), "top_p": (1,), "min_p": (0,)}
-        neutral["thinking"] = (None,)
-        for name, values in neutral.items():
+        for name, values in {**SAMPLE, "best_of": (None,), "thinking": (None,)}.items():
             if (value := getattr(self, name)) not in values:
                 raise BadRequest(
                     f"beam search samples nothing: leave {name} out, or at {values[0]} (it is {value!r:.80})", name

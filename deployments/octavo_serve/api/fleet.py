@@ -255,6 +255,7 @@ def _candidate(decision: Decision, shard: Candidate) -> dict[str, Any]:
         "cached": shard.cached,
         "wait": round(terms.wait, 5),
         "queue": round(terms.queue, 5),
+        "adapter": round(terms.adapter, 5),
         "own": round(terms.own, 5),
         "others": round(terms.others, 5),
         "total": round(terms.total, 5),

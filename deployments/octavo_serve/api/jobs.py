@@ -71,8 +71,8 @@ class Asked:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Sequences that it becomes, and about how many tokens its prompts have, before anything is tokenised."""
-        count = self.params.num_sequences
+        """Sequences that run for it, and about how many tokens its prompts have, before anything is tokenised."""
+        count = self.params.num_places
         if isinstance(self.content, Chat):
             return count, sum(_characters(message.content) for message in self.content.messages) // USUAL_TOKEN
         lengths = (len(prompt) // (USUAL_TOKEN if isinstance(prompt, str) else 1) for prompt in self.content)

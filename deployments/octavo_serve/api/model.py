@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from octavo.request import Adapter, Placement, Request, SamplingParams, SequenceUpdate
+from octavo.request import SAMPLE, Adapter, Placement, Request, SamplingParams, SequenceUpdate
 from octavo.text.responses.families import AUTO
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.wire.messages import ModelInfo
@@ -75,6 +75,7 @@ class Defaults:
         """
         for name, value in self.sampling.items():
             decided = name == "temperature" and given.get("top_p") == 0  # top_p of 0 is greedy already
+            decided = decided or (params.beams is not None and name in SAMPLE)
             if given.get(name) is None and not decided:
                 setattr(params, name, value)
         if params.max_tokens is None and self.max_tokens is not None:

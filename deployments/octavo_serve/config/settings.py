@@ -345,7 +345,7 @@ class GatewaySettings(Settings):
         max_body_bytes: a larger body is refused with 413 before it is read to its end; by default what the longest
             context of the models needs (see `octavo_serve.api.bounds`).
         max_prompts: prompts in one completion request.
-        max_n: `n` and `best_of` of one request.
+        max_n: `n`, `best_of` and `beam_width` of one request.
         failover_timeout_s: how long a request waits for a shard when there is none, new or with its shard gone.
         max_failovers: shards that may die under one request before it is given up.
         shard_silence_s: without a sign of life for so long a shard counts as dead; shards give one every second.

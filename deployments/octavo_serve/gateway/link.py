@@ -245,7 +245,8 @@ class Link:
                 shard.blocks.changes(message.first, [(kind, _split(hashes)) for kind, hashes in message.changes])
             case Report():
                 shard.blocks.changes(message.next, [])  # a later number than expected is a gap
-                self._router.heard(self._name, message.state, message.tickets, message.echo)
+                said = message.state, message.tickets, message.echo, message.adapters
+                self._router.heard(self._name, *said)
         if exact and not shard.blocks.exact:
             self._ask()
 

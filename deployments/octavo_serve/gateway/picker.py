@@ -300,7 +300,8 @@ class Picker:
         await self._books.close()
 
     def _route(self, request: Request, names: list[str]) -> Placement:
-        query = Query(len(request.prompt_token_ids), request.params.num_places, request.session)
+        tokens, sequences = len(request.prompt_token_ids), request.params.num_places
+        query = Query(tokens, sequences, request.session, adapter=request.adapter_digest)
         ticket, chain = request.request_id, request.block_hashes or []
         within = self._queue.limits.max_seconds
         choice = self.router.route(ticket, chain, query, names, time.monotonic(), within)

@@ -336,13 +336,13 @@ function drawFormula(decision) {
 }
 
 function candidateRows(one, decision, most) {
-  const terms = ["wait", "queue", "own", "others"];
+  const terms = ["wait", "queue", "adapter", "own", "others"];
   const name = `${one.shard}${one.stale ? " (stale)" : ""}`;
   const numbers = make("tr", { class: "numbers" }, make("th", { scope: "row", class: "mono" }, name),
     make("td", { class: "number" }, count(one.cached)),
     ...[...terms, "total"].map((term) => make("td", { class: "number" }, seconds(one[term]))));
   if (one.shard === decision.shard) numbers.classList.add("best");
-  const cell = make("td", { colspan: 7 }, bar(terms.map((term) => [term, one[term]]), most));
+  const cell = make("td", { colspan: 8 }, bar(terms.map((term) => [term, one[term]]), most));
   return [numbers, make("tr", { class: "bar", "aria-hidden": "true" }, cell)];
 }
 

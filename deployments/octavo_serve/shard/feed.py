@@ -1,8 +1,8 @@
-"""The feed: what a shard's cache holds and how busy it is, from the shard to every gateway, many times a second.
+"""The feed: what a shard's cache holds, which adapters are loaded and how busy it is, from the shard to every gateway.
 
-Block events are sent as they come, at most every FLUSH_SECONDS; the load every `report_s` if it changed, and each
-second in any case. A gateway that reads so slowly that FEED_UNREAD bytes wait for it hears no events: it finds the gap
-in their numbers and asks for a snapshot.
+Block events are sent as they come, at most every FLUSH_SECONDS; load and adapters every `report_s` if they changed, and
+each second in any case. A gateway that reads so slowly that FEED_UNREAD bytes wait for it hears no events: it finds the
+gap in their numbers and asks for a snapshot.
 
 Serve's own ways were no match: `record_routing_stats` is polled once a second or so and every change goes to every
 router by way of the controller. Figures are in docs/routing.md.
@@ -18,7 +18,7 @@ from typing import Protocol
 
 from octavo.engine.engine import Engine
 from octavo.kvcache.events import BlockEvent
-from octavo.load import ShardState
+from octavo.load import LoadedAdapters, ShardState
 from octavo.routing.index import Kind
 from octavo_serve.wire.messages import BEAT_SECONDS, Ask, Blocks, Report, Snapshot, ToGateway, encode
 
@@ -56,6 +56,7 @@ class Feed:
         self._reporting: asyncio.Task[None] | None = None
         self._next = 0  # number of the next event to send
         self._state: ShardState | None = None  # sent last
+        self._adapters: LoadedAdapters | None = None  # likewise
         self._flushed = 0.0
 
     def open(self) -> None:
@@ -91,7 +92,8 @@ class Feed:
         for index in range(count):
             part = b"".join(hashes[index * PART : (index + 1) * PART])
             hearer.send_encoded(encode(Snapshot(sequence, index, count, part)))
-        hearer.send_encoded(encode(Report(sequence, self._engine.scheduler.state(), echo=ask.time)))
+        state, adapters = self._engine.scheduler.state(), self._engine.adapters.loaded
+        hearer.send_encoded(encode(Report(sequence, state, echo=ask.time, adapters=adapters)))
 
     def _ring(self) -> None:
         try:
@@ -115,14 +117,16 @@ class Feed:
             await asyncio.sleep(min(self._report_s, BEAT_SECONDS / 2))
 
     def _report(self) -> Report | None:
-        """The load, if it changed."""
+        """The load and the adapters, if they changed."""
         named = self._engine.tickets  # emptied before the state is read, which then counts them
         tickets = [named.popleft() for _ in range(len(named))]
         state = self._engine.scheduler.state() if self._hearers else self._state
-        if state == self._state and not tickets:
+        adapters = self._engine.adapters.loaded
+        news = None if adapters is self._adapters else adapters
+        if state == self._state and not tickets and news is None:
             return None
-        self._state = state
-        return Report(self._next, state, tickets)
+        self._state, self._adapters = state, adapters
+        return Report(self._next, state, tickets, adapters=news)
 
     def _tell(self, message: ToGateway) -> None:
         if self._hearers:

@@ -25,7 +25,7 @@ import msgspec
 from octavo import errors
 from octavo.engine.stats import EngineStats
 from octavo.errors import OctavoError
-from octavo.load import ShardState
+from octavo.load import LoadedAdapters, ShardState
 from octavo.pooling import PoolingInfo, Task
 from octavo.request import PackedLogprobs, Request, SequenceUpdate
 from octavo.routing.index import Kind
@@ -188,12 +188,14 @@ class Report(msgspec.Struct, tag=True):
         state: if it changed.
         tickets: of requests that `state` counts for the first time.
         echo: time of the Ask that this answers.
+        adapters: those that are loaded, if that changed.
     """
 
     next: int
     state: ShardState | None = None
     tickets: list[str] = []
     echo: float | None = None
+    adapters: LoadedAdapters | None = None
 
 
 class Statistics(msgspec.Struct, tag=True):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from octavo_kernels.linear import PackedWeight
 from octavo_kernels.linear.formats import CODES
-from octavo_kernels.lora.packed import PackedAdapter
+from octavo_kernels.lora.packed import Kind, PackedAdapter, kind_of
 from octavo_kernels.native.library import Library
 from octavo_kernels.native.memory import untouched
 
@@ -186,6 +186,10 @@ class PackedModel:
         mixtures = [layer.mixture for layer in self.layers if layer.mixture is not None]
         return [weight for mixture in mixtures for expert in mixture.experts for weight in expert.weights]
 
+    def adapter_kinds(self, exact: bool) -> list[tuple[Kind, ...]]:
+        """How the input of each of a layer's `SITES` is packed, so that adapters can read it."""
+        return [tuple(_kind(part, exact) for part in (each.q, each.out, each.up, each.down)) for each in self.layers]
+
     @property
     def bytes_per_token(self) -> int:
         """Bytes of weights that a step of one token reads; one of more tokens reads more only of a mixture's
@@ -265,6 +269,11 @@ class PackedKV:
         if pairs:
             sources, targets = zip(*pairs, strict=True)
             self._data[list(targets)] = self._data[list(sources)]
+
+
+def _kind(linear: PackedLinear | None, exact: bool) -> Kind:
+    """How a matrix's input is packed."""
+    return Kind.FLOAT32 if linear is None else kind_of(linear.weight.format, exact)
 
 
 def block_bytes(num_layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: Type) -> int:

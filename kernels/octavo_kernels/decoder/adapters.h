@@ -1,10 +1,9 @@
 // The LoRA adapters of a step: which rows go through which, and what they add to a matrix's outputs.
 //
-// Rows of one adapter are packed together, so that its A and B are read once for all of them. Where no sequence of a
+// Rows of one adapter are computed together, so that its A and B are read once for all of them. Where no sequence of a
 // step has an adapter, all of this is a comparison with an empty list.
 #pragma once
 
-#include <memory>
 #include <vector>
 
 #include "decoder/tokens.h"
@@ -16,11 +15,12 @@ namespace octavo {
 // The inputs that matrices share, and the matrices, in the order of Python's words (lora/packed.py).
 enum Site { kQkvSite, kOutSite, kMlpSite, kDownSite, kSites };
 enum Part { kQ, kK, kV, kOut, kGate, kUp, kDown, kParts };
+constexpr Site kSiteOf[kParts] = {kQkvSite, kQkvSite, kQkvSite, kOutSite, kMlpSite, kMlpSite, kDownSite};
 
-// Words of a record of Python's: one layer of an adapter. A's of one input are stacked; no data: nothing is changed.
+// Words of a record of Python's: one layer of an adapter. A's of one input are stacked.
 struct AdapterLayer {
-    Matrix a[kSites];
-    LowRank b[kParts];
+    LowA a[kSites];
+    LowB b[kParts];
 };
 
 struct Adapter {
@@ -30,127 +30,101 @@ struct Adapter {
 
 namespace {
 
-constexpr int64_t kRowsTogether = 64;  // of one adapter: more are several pieces of work for the threads
-
-constexpr size_t kManyGroups = 4;
+constexpr size_t kRowsTogether = 64;  // of one adapter: more are several pieces of work for the threads
 
 // Some rows of one adapter.
 struct AdapterRows {
     const Adapter* adapter;
     std::vector<int64_t> rows;
-    Input inputs[kSites];
-    Buffer low_;
-    float* low;  // [rows][stride]: A x
-    int64_t stride;
 
-    void reserve(const Widths& widths) {
-        const int64_t count = int64_t(rows.size());
-        for (int site = 0; site < kSites; ++site) {
-            const int64_t k = site == kOutSite ? widths.heads : site == kDownSite ? widths.inner : widths.hidden;
-            inputs[site].reserve(count, k);
+    template <ActivationKind KIND, int ROWS>
+    void project(const LowA& a, int64_t block, const Activations& x, float* low, int64_t stride, size_t row) const {
+        for (; row + ROWS <= rows.size(); row += ROWS) {
+            float* to[ROWS];
+            for (int r = 0; r < ROWS; ++r) to[r] = low + rows[row + r] * stride;
+            packed::project<KIND, ROWS>(a, block, x, &rows[row], to);
         }
-        stride = blocks_of(adapter->widest) * 16;
-        low = low_.floats(count * stride);
+        if constexpr (ROWS > 1) project<KIND, ROWS / 2>(a, block, x, low, stride, row);
     }
 
-    template <int ROWS>
-    void add(const LowRank& b, bool exact, float* out, int64_t out_stride, Range blocks, size_t first) const {
-        const float* x[ROWS];
-        float* y[ROWS];
-        for (int r = 0; r < ROWS; ++r) {
-            x[r] = low + int64_t(first + r) * stride;
-            y[r] = out + rows[first + r] * out_stride;
+    template <ActivationKind KIND, int ROWS>
+    void expand(const LowB& b, const float* low, int64_t low_stride, float* out, int64_t stride, Range blocks,
+                size_t row) const {
+        for (; row + ROWS <= rows.size(); row += ROWS) {
+            const float* x[ROWS];
+            float* y[ROWS];
+            for (int r = 0; r < ROWS; ++r) x[r] = low + rows[row + r] * low_stride, y[r] = out + rows[row + r] * stride;
+            packed::expand<KIND, ROWS>(b, x, y, blocks);
         }
-        packed::add_low_rank<ROWS>(b, exact, x, y, blocks);
+        if constexpr (ROWS > 1) expand<KIND, ROWS / 2>(b, low, low_stride, out, stride, blocks, row);
     }
 };
 
-class StepAdapters {
-    std::vector<std::unique_ptr<AdapterRows>> groups;  // memory stays for later steps
-    size_t used = 0;
-    std::vector<std::pair<int64_t, int64_t>> places;  // of each row: group, or -1, and row in it
+// Calls f with a constant.
+template <class F> void with_kind(int64_t kind, const F& f) {
+    switch (ActivationKind(kind)) {
+        case ActivationKind::int8: return f(std::integral_constant<ActivationKind, ActivationKind::int8>());
+        case ActivationKind::bf16: return f(std::integral_constant<ActivationKind, ActivationKind::bf16>());
+        default: return f(std::integral_constant<ActivationKind, ActivationKind::f32>());
+    }
+}
 
-    AdapterRows& group_of(const Adapter* adapter, bool exact) {
+class StepAdapters {
+    std::vector<AdapterRows> groups;  // memory stays for later steps
+    size_t used = 0;
+
+    AdapterRows& group_of(const Adapter* adapter) {
         for (size_t g = used; g-- > 0;)
-            if (groups[g]->adapter == adapter && int64_t(groups[g]->rows.size()) < kRowsTogether) return *groups[g];
-        if (used == groups.size()) {
-            groups.push_back(std::make_unique<AdapterRows>());
-            const Matrix kind{int64_t(exact ? WeightFormat::f32 : WeightFormat::bf16), 0, 0, nullptr, nullptr};
-            for (Input& input : groups.back()->inputs) input.add(kind, exact);
-        }
-        AdapterRows& fresh = *groups[used++];
+            if (groups[g].adapter == adapter && groups[g].rows.size() < kRowsTogether) return groups[g];
+        if (used == groups.size()) groups.emplace_back();
+        AdapterRows& fresh = groups[used++];
         fresh.adapter = adapter;
         fresh.rows.clear();
         return fresh;
     }
 
-    static void project_rows(const AdapterRows& group, int64_t layer, Site site, bool exact) {
-        const Matrix& a = group.adapter->layers[layer].a[site];
-        if (a.n) group.inputs[site].multiply(a, exact, group.low, group.stride, {0, blocks_of(a.n)});
-    }
-
 public:
+    int64_t stride = 0;  // of the rows of `low`, which holds A x of one site
+
     // of: each token's adapter or null; empty where no token has one.
-    void build(const Tokens& tokens, const std::vector<const Adapter*>& of, const Widths& widths, bool exact) {
+    void build(const Tokens& tokens, const std::vector<const Adapter*>& of) {
         used = 0;
+        stride = 0;
         if (of.empty()) return;
-        places.assign(tokens.count, {-1, 0});
-        for (int64_t i = 0; i < tokens.count; ++i) {
-            const Adapter* adapter = of[tokens[i]];
-            if (!adapter) continue;
-            AdapterRows& group = group_of(adapter, exact);
-            for (size_t g = used; g-- > 0;)
-                if (groups[g].get() == &group) places[i] = {int64_t(g), int64_t(group.rows.size())};
-            group.rows.push_back(i);
-        }
-        for (size_t g = 0; g < used; ++g) groups[g]->reserve(widths);
+        for (int64_t i = 0; i < tokens.count; ++i)
+            if (const Adapter* adapter = of[tokens[i]]) group_of(adapter).rows.push_back(i);
+        for (size_t g = 0; g < used; ++g) stride = std::max(stride, blocks_of(groups[g].adapter->widest) * 16);
     }
 
     bool none() const { return used == 0; }
 
-    void pack(Site site, int64_t row, const float* x) const {
-        if (used && places[row].first >= 0) groups[places[row].first]->inputs[site].pack(places[row].second, x);
-    }
-    void pack(Site site, int64_t row, const float* x, Range columns) const {
-        if (used && places[row].first >= 0) groups[places[row].first]->inputs[site].pack(places[row].second, x, columns);
-    }
-
-    // A x in units() pieces: of some rows each, or where those are few of 16 rows of A.
+    // A x in units() pieces: of 16 rows of an adapter's A each.
     int64_t units(int64_t layer, Site site) const {
-        if (used >= kManyGroups) return int64_t(used);
         int64_t count = 0;
-        for (size_t g = 0; g < used; ++g) count += blocks_of(groups[g]->adapter->layers[layer].a[site].n);
+        for (size_t g = 0; g < used; ++g) count += blocks_of(groups[g].adapter->layers[layer].a[site].n);
         return count;
     }
-    void project(int64_t layer, Site site, bool exact, int64_t unit) const {
-        if (used >= kManyGroups) return project_rows(*groups[unit], layer, site, exact);
+    void project(int64_t layer, Site site, const Input& input, float* low, int64_t unit) const {
         for (size_t g = 0; g < used; ++g) {
-            const Matrix& a = groups[g]->adapter->layers[layer].a[site];
+            const LowA& a = groups[g].adapter->layers[layer].a[site];
             if (unit < blocks_of(a.n))
-                return groups[g]->inputs[site].multiply(a, exact, groups[g]->low + unit * 16, groups[g]->stride,
-                                                        {unit, unit + 1});
+                return with_kind(a.kind, [&](auto kind) {
+                    const Activations& x = input.form(kind);
+                    groups[g].project<kind, packed::kRowsBeside>(a, unit, x, low, stride, 0);
+                });
             unit -= blocks_of(a.n);
         }
     }
 
-    // Adds B (A x) to the outputs `blocks` of a matrix, of which `out` takes the first.
-    void add(int64_t layer, Part part, bool exact, float* out, int64_t stride, Range blocks) const {
+    // Adds B (A x) to the outputs `blocks` of a matrix, of which `out` takes the first; `to`: its rows' stride.
+    void add(int64_t layer, Part part, const float* low, float* out, int64_t to, Range blocks) const {
         for (size_t g = 0; g < used; ++g) {
-            const AdapterRows& group = *groups[g];
-            const LowRank& b = group.adapter->layers[layer].b[part];
+            const AdapterLayer& changed = groups[g].adapter->layers[layer];
+            const LowB& b = changed.b[part];
             if (!b.rank) continue;
-            for (size_t row = 0; row < group.rows.size(); row += 8) {
-                switch (std::min<size_t>(8, group.rows.size() - row)) {
-                    case 1: group.add<1>(b, exact, out, stride, blocks, row); break;
-                    case 2: group.add<2>(b, exact, out, stride, blocks, row); break;
-                    case 3: group.add<3>(b, exact, out, stride, blocks, row); break;
-                    case 4: group.add<4>(b, exact, out, stride, blocks, row); break;
-                    case 5: group.add<5>(b, exact, out, stride, blocks, row); break;
-                    case 6: group.add<6>(b, exact, out, stride, blocks, row); break;
-                    case 7: group.add<7>(b, exact, out, stride, blocks, row); break;
-                    default: group.add<8>(b, exact, out, stride, blocks, row);
-                }
-            }
+            with_kind(changed.a[kSiteOf[part]].kind, [&](auto kind) {
+                groups[g].expand<kind, packed::kRowsBeside>(b, low, stride, out, to, blocks, 0);
+            });
         }
     }
 };

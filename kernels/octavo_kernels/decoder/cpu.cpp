@@ -89,22 +89,21 @@ class Decoder {
         input.pack(i, normed_row);
     }
 
-    // Products of one input, with what adapters add: A x has a phase between those of `way.multiply`. (That each thread
-    // computes it for itself, as RedundantRows do, took longer for a single row.)
+    // Products of one input, with what adapters add (`adapt`): A x comes before them.
     template <class Way, class P, class F>
     void multiply(const Way& way, const Layer& layer, Site site, std::initializer_list<int64_t> outputs,
-                  const P& prepare, const F& f) const {
+                  const Input& input, const P& prepare, const F& f) const {
         const StepAdapters& adapters = way.shared.adapters;
         if (adapters.none()) return way.multiply(outputs, prepare, f);
         const int64_t at = &layer - layers.data();
-        if (site != kDownSite) way.each(way.tokens.count, prepare);
-        way.each(adapters.units(at, site), [&](int64_t unit) { adapters.project(at, site, exact(), unit); });
-        way.multiply(outputs, f);
+        way.multiply(outputs, prepare, adapters.units(at, site), [&](int64_t unit) {
+            adapters.project(at, site, input, way.own.low, unit);
+        }, f);
     }
 
     template <class Way>
     void adapt(const Way& way, const Layer& layer, Part part, float* out, int64_t stride, Range blocks) const {
-        way.shared.adapters.add(&layer - layers.data(), part, exact(), out, stride, blocks);
+        way.shared.adapters.add(&layer - layers.data(), part, way.own.low, out, stride, blocks);
     }
 
     void embed(int64_t token) {
@@ -195,9 +194,8 @@ class Decoder {
         const auto prepare = [&](int64_t i) {
             const float* x = before ? after_layer(way, *before, i) : residual_of(first + i);
             norm_and_pack(x, layer.attention_norm, layer.attention_norm_bias, own.normed + i * hidden, own.qkv_input, i);
-            way.shared.adapters.pack(kQkvSite, i, own.normed + i * hidden);
         };
-        multiply(way, layer, kQkvSite, {q_size, kv_size, kv_size}, prepare, [&](size_t i, Range blocks) {
+        multiply(way, layer, kQkvSite, {q_size, kv_size, kv_size}, own.qkv_input, prepare, [&](size_t i, Range blocks) {
             float* to = qkv + first * qkv_size + products[i].column + blocks.begin * 16;
             own.qkv_input.multiply(*products[i].matrix, exact(), to, qkv_size, blocks);
             adapt(way, layer, Part(kQ + i), to, qkv_size, blocks);
@@ -236,9 +234,8 @@ class Decoder {
         const Workspace &shared = way.shared, &own = way.own;
         const auto pack_attended = [&](int64_t i) {
             own.out_input.pack(i, attended + way.tokens[i] * q_size);
-            shared.adapters.pack(kOutSite, i, attended + way.tokens[i] * q_size);
         };
-        multiply(way, layer, kOutSite, {hidden}, pack_attended, [&](size_t, Range blocks) {
+        multiply(way, layer, kOutSite, {hidden}, own.out_input, pack_attended, [&](size_t, Range blocks) {
             own.out_input.multiply(layer.out, exact(), shared.attended + blocks.begin * 16, hidden, blocks);
             adapt(way, layer, kOut, shared.attended + blocks.begin * 16, hidden, blocks);
         });
@@ -246,7 +243,6 @@ class Decoder {
         const auto prepare = [&](int64_t i) {
             const auto pack = [&](const float* x) {
                 norm_and_pack(x, layer.mlp_norm, layer.mlp_norm_bias, own.normed + i * hidden, own.mlp_input, i);
-                shared.adapters.pack(kMlpSite, i, own.normed + i * hidden);
             };
             if (model.parallel) pack(residual_of(way.tokens[i])), after_attention(way, layer, i);
             else pack(after_attention(way, layer, i));
@@ -259,9 +255,9 @@ class Decoder {
     template <class Way, class P>
     void feed(const Layer& layer, const Way& way, const P& prepare) const {
         const Input& between = way.shared.down_input;
-        multiply(way, layer, kMlpSite, {layer.up.n}, prepare,
+        multiply(way, layer, kMlpSite, {layer.up.n}, way.own.mlp_input, prepare,
                  [&](size_t, Range blocks) { feed_in(layer, way, between, blocks); });
-        multiply_down(layer, way, [&](size_t, Range blocks) { feed_out(layer, way, between, blocks); });
+        multiply_down(layer, way, between, [&](size_t, Range blocks) { feed_out(layer, way, between, blocks); });
     }
 
     // Some columns between the matrices of an MLP.
@@ -279,14 +275,17 @@ class Decoder {
             if (layer.gate.data) gate_row(Gate(model.gate), row, values, columns.end - columns.begin, values);
             else activate_row(Gate(model.gate), values, columns.end - columns.begin, values);
             between.pack(i, values, columns);
-            way.shared.adapters.pack(kDownSite, i, values, columns);
         }
     }
 
     template <class Way, class F>
-    void multiply_down(const Layer& layer, const Way& way, const F& f) const {
-        if (way.shared.adapters.none()) way.multiply({model.hidden}, f);
-        else multiply(way, layer, kDownSite, {model.hidden}, [](int64_t) {}, f);
+    void multiply_down(const Layer& layer, const Way& way, const Input& between, const F& f) const {
+        const StepAdapters& adapters = way.shared.adapters;
+        const int64_t at = &layer - layers.data(), projections = adapters.units(at, kDownSite);
+        if (projections == 0) return way.multiply({model.hidden}, f);
+        way.multiply({model.hidden}, projections, [&](int64_t unit) {
+            adapters.project(at, kDownSite, between, way.own.low, unit);
+        }, f);
     }
 
     template <class Way>
@@ -312,7 +311,8 @@ class Decoder {
             else if (i == 1) feed_in(layer, way, way.shared.shared_input, blocks);
             else way.own.mlp_input.multiply(m.shared_gate, true, scores + m.count, stride, blocks);
         };
-        multiply(way, layer, kMlpSite, {m.router.n, layer.up.n, m.shared_gate.n}, prepare_next, score);
+        multiply(way, layer, kMlpSite, {m.router.n, layer.up.n, m.shared_gate.n}, way.own.mlp_input, prepare_next,
+                 score);
         const auto choose = [&](int64_t i) { own.plan.choose(m, shared.scores + i * stride, i); };
         const auto sort = [&] { own.plan.sort(m, count); };
         const auto place = [&](int64_t row) {
@@ -335,7 +335,7 @@ class Decoder {
             own.plan.slice(blocks_of(m.experts[0].up.n), unit, units, together,
                            [&](const Group& group, Range blocks) { expert_in(m, own, shared, group, blocks); });
         });
-        multiply_down(layer, way, [&](size_t, Range blocks) {
+        multiply_down(layer, way, way.shared.shared_input, [&](size_t, Range blocks) {
             find();
             if (layer.up.data) feed_out(layer, way, way.shared.shared_input, blocks);
             experts_out(m, own.plan, way.shared, layer.up.data != nullptr, count, blocks);
@@ -401,9 +401,10 @@ class Decoder {
             Workspace& w = i < layers.size() ? shared : last;
             if (const int64_t runs = runs_of(tokens.count)) {
                 run_per_thread(cursor, i, thread, tokens, runs);
-            } else if (!sum_over_ranks && tokens.count <= kFewTokens && w.adapters.none()) {
+            } else if (!sum_over_ranks && tokens.count <= kFewTokens) {
                 own[thread]->reserve(widths, tokens.count, 0);
                 if (mixture) own[thread]->experts.reserve(*mixture, tokens.count);
+                own[thread]->reserve_low(tokens.count, w.adapters.stride);
                 go_to_attention(i, RedundantRows{shared_rows(cursor, tokens, w, *own[thread])});
             } else {
                 go_to_attention(i, shared_rows(cursor, tokens, w, w));
@@ -417,7 +418,8 @@ class Decoder {
         phases.run(cursor, runs, [&](int64_t run) {
             const Tokens part = tokens.part(split(tokens.count, int(run), int(runs), 4));
             w.reserve(widths, part.count, kRunBlocks * 16);
-            w.adapters.build(part, adapters, widths, exact());
+            w.adapters.build(part, adapters);
+            w.reserve_low(part.count, w.adapters.stride);
             go_to_attention(i, RunPerThread{part, w, w, kRunBlocks * 16});
         });
     }
@@ -493,7 +495,8 @@ class Decoder {
         for (auto [w, tokens] : {std::pair{&shared, all}, std::pair{&last, ends}}) {
             w->reserve(widths, tokens.count, model.inner);
             if (mixture) w->experts.reserve(*mixture, tokens.count);
-            w->adapters.build(tokens, adapters, widths, exact());
+            w->adapters.build(tokens, adapters);
+            w->reserve_low(tokens.count, w->adapters.stride);
         }
         while (int(own.size()) < threads) own.push_back(new_workspace());
     }

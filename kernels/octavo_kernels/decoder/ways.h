@@ -29,6 +29,7 @@ struct Workspace {
     StepExperts experts;
     float *attended, *fed, *normed, *residual;  // [tokens][hidden]; the first two: outputs of attention and MLP
     float* gate_up;                             // [tokens][2 x the gate's width]
+    float* low;                                 // [tokens][adapters' stride]: A x of the products that come next
 
     void reserve(const Widths& widths, int64_t tokens, int64_t gate_width) {
         attended = attended_.floats(tokens * widths.hidden);
@@ -42,9 +43,10 @@ struct Workspace {
         down_input.reserve(tokens, widths.inner);
         shared_input.reserve(tokens, widths.shared);
     }
+    void reserve_low(int64_t tokens, int64_t stride) { low = low_.floats(tokens * stride); }
 
 private:
-    Buffer attended_, fed_, gate_up_, normed_, residual_;
+    Buffer attended_, fed_, gate_up_, normed_, residual_, low_;
 };
 
 struct Product {
@@ -80,7 +82,8 @@ public:
 };
 
 // The interface of the strategies: multiply(outputs, prepare, f) calls prepare(i) for each token, which writes to
-// `own`, then f(matrix, blocks) for all blocks of matrices with these numbers of outputs, which writes to `shared`.
+// `own`, then f(matrix, blocks) for all blocks of matrices with these numbers of outputs, which writes to `shared`. In
+// between it calls project(i) for i < `projections`, which writes to `own` too.
 
 // One phase prepares the rows of all tokens, divided among the threads; the next multiplies.
 struct SharedRows {
@@ -106,6 +109,17 @@ struct SharedRows {
     template <class P, class F>
     void multiply(std::initializer_list<int64_t> outputs, const P& prepare, const F& f) const {
         each(tokens.count, prepare);
+        multiply(outputs, f);
+    }
+    template <class P, class L, class F>
+    void multiply(std::initializer_list<int64_t> outputs, const P& prepare, int64_t projections, const L& project,
+                  const F& f) const {
+        each(tokens.count, prepare);
+        multiply(outputs, projections, project, f);
+    }
+    template <class L, class F>
+    void multiply(std::initializer_list<int64_t> outputs, int64_t projections, const L& project, const F& f) const {
+        each(projections, project);
         multiply(outputs, f);
     }
     template <class F>
@@ -136,11 +150,30 @@ struct RedundantRows : SharedRows {
 
     template <class P, class F>
     void multiply(std::initializer_list<int64_t> outputs, const P& prepare, const F& f) const {
+        multiply_after([&] { for_all(tokens.count, prepare); }, outputs, f);
+    }
+    template <class P, class L, class F>
+    void multiply(std::initializer_list<int64_t> outputs, const P& prepare, int64_t projections, const L& project,
+                  const F& f) const {
+        multiply_after([&] { for_all(tokens.count, prepare), for_all(projections, project); }, outputs, f);
+    }
+    template <class L, class F>
+    void multiply(std::initializer_list<int64_t> outputs, int64_t projections, const L& project, const F& f) const {
+        multiply_after([&] { for_all(projections, project); }, outputs, f);
+    }
+
+private:
+    template <class F> static void for_all(int64_t count, const F& f) {
+        for (int64_t i = 0; i < count; ++i) f(i);
+    }
+    // Each thread that gets a unit calls begin() before its first.
+    template <class B, class F>
+    void multiply_after(const B& begin, std::initializer_list<int64_t> outputs, const F& f) const {
         const Units units(outputs, cuts, tokens.count);
-        bool prepared = false;
+        bool begun = false;
         phases.run(cursor, units.count(), [&](int64_t unit) {
-            for (int64_t i = 0; !prepared && i < tokens.count; ++i) prepare(i);
-            prepared = true;
+            if (!begun) begin();
+            begun = true;
             units.run(unit, f);
         });
     }
@@ -161,6 +194,17 @@ struct RunPerThread {
     template <class P, class F>
     void multiply(std::initializer_list<int64_t> outputs, const P& prepare, const F& f) const {
         each(tokens.count, prepare);
+        multiply(outputs, f);
+    }
+    template <class P, class L, class F>
+    void multiply(std::initializer_list<int64_t> outputs, const P& prepare, int64_t projections, const L& project,
+                  const F& f) const {
+        each(tokens.count, prepare);
+        multiply(outputs, projections, project, f);
+    }
+    template <class L, class F>
+    void multiply(std::initializer_list<int64_t> outputs, int64_t projections, const L& project, const F& f) const {
+        each(projections, project);
         multiply(outputs, f);
     }
     template <class F>

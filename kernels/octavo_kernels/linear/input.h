@@ -54,6 +54,8 @@ public:
         for (int kind = 0; kind < 3; ++kind)
             if (wanted[kind]) pack_columns(forms[kind], row, x, columns);
     }
+    const Activations& form(ActivationKind kind) const { return forms[int(kind)]; }
+
     // Computes the outputs of some blocks of 16; `out` receives the first.
     void multiply(const Matrix& w, bool exact, float* out, int64_t stride, Range blocks) const {
         const int kind = int(activation_kind(WeightFormat(w.format), exact));

@@ -86,6 +86,9 @@ OCTAVO_INLINE Floats no_floats() { return _mm512_setzero_ps(); }
 OCTAVO_INLINE Floats all_floats(float x) { return _mm512_set1_ps(x); }
 OCTAVO_INLINE Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
 OCTAVO_INLINE Floats load_halves(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+OCTAVO_INLINE Floats load_bf16s(const void* p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+}
 OCTAVO_INLINE Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
 OCTAVO_INLINE Floats as_floats(Ints x) { return _mm512_castsi512_ps(x); }
 OCTAVO_INLINE Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
@@ -168,6 +171,12 @@ OCTAVO_INLINE Floats load_halves(const void* p) {
     const __m128i* x = (const __m128i*)p;
     return {_mm256_cvtph_ps(_mm_loadu_si128(x)), _mm256_cvtph_ps(_mm_loadu_si128(x + 1))};
 }
+OCTAVO_INLINE Floats load_bf16s(const void* p) {
+    const auto half = [](const __m128i* x) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(x)), 16));
+    };
+    return {half((const __m128i*)p), half((const __m128i*)p + 1)};
+}
 OCTAVO_INLINE Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 OCTAVO_INLINE Floats as_floats(Ints x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
 OCTAVO_INLINE Floats add(Floats x, Floats y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
@@ -238,6 +247,7 @@ OCTAVO_INLINE Floats load_halves(const void* p) {
     for (int i = 0; i < 16; ++i) out[i] = half_to_float(x[i]);
     return out;
 }
+OCTAVO_INLINE Floats load_bf16s(const void* p) { return (Floats)(load_as<Ints, uint16_t>(p) << 16); }
 OCTAVO_INLINE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
 OCTAVO_INLINE Floats as_floats(Ints x) { return (Floats)x; }
 OCTAVO_INLINE Floats add(Floats x, Floats y) { return x + y; }

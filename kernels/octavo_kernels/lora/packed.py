@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from octavo_kernels.linear.formats import CODES, GROUP, LANES
-from octavo_kernels.linear.pack import pack_floats, packed_shape
+from octavo_kernels.linear.formats import GROUP, LANES
 from octavo_kernels.native.memory import untouched
 
 Float32 = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
 
 SITES = (("q", "k", "v"), ("out",), ("gate", "up"), ("down",))
 """Matrices by the input that they share."""
 
 Pair = tuple[Float32, Float32]
 """A [rank, in], and B [out, rank] times the scale."""
+
+
+class Kind(IntEnum):
+    """How an input is packed, and what an adapter's matrices are kept in beside it (`ActivationKind` of linear/cpu.h).
+
+    `INT8` has codes of 8 bits with a scale for 32 columns: half of bfloat16's bytes, which is what a row alone with its
+    adapter waits for. The codes of the input round as much.
+    """
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    INT8 = 2
+
+
+def kind_of(weight: str, exact: bool) -> Kind:
+    """What matrices of a format have their input packed as."""
+    if exact or weight in ("F32", "F16"):
+        return Kind.FLOAT32
+    return Kind.BFLOAT16 if weight == "BF16" else Kind.INT8
 
 
 class PackedAdapter:
@@ -29,74 +49,111 @@ class PackedAdapter:
 
     Args:
         layers: each layer's changed matrices.
-        exact: keep float32; otherwise they are rounded to bfloat16, as activations are where they meet.
+        kinds: of each layer's `SITES`.
 
     Attributes:
         num_bytes: of A and B.
     """
 
-    def __init__(self, layers: Sequence[Mapping[str, Pair]], *, exact: bool) -> None:
-        self._exact = exact
-        self.num_bytes = sum(self._size(layer) for layer in layers)
+    def __init__(self, layers: Sequence[Mapping[str, Pair]], kinds: Sequence[Sequence[Kind]]) -> None:
+        packed = [_layer(layer, each) for layer, each in zip(layers, kinds, strict=True)]
+        self.num_bytes = sum(matrix.nbytes for _, matrices in packed for matrix in matrices)
         self._data = untouched(self.num_bytes)
-        self._used = self._widest = 0
-        words = [word for layer in layers for word in self._layer(layer)]
-        self._words = np.array([self._widest, *words], np.int64)
+        self._used = 0
+        words = [word for records, matrices in packed for word in self._placed(records, matrices)]
+        widest = max((record.rows for records, _ in packed for record in records[: len(SITES)]), default=0)
+        self._words = np.array([widest, *words], np.int64)
 
     @property
     def address(self) -> int:
         """Of `struct Adapter`."""
         return self._words.ctypes.data
 
-    def _size(self, layer: Mapping[str, Pair]) -> int:
-        """Bytes of a layer."""
-        value, together = (4, 1) if self._exact else (2, 2)
-        ranks = [sum(len(layer[part][0]) for part in site if part in layer) for site in SITES]
-        columns = [next((layer[part][0].shape[1] for part in site if part in layer), 0) for site in SITES]
-        first = sum(_up(rank, LANES) * _up(k, GROUP) for rank, k in zip(ranks, columns, strict=True))
-        second = sum(_up(len(b), LANES) * _up(len(a), together) for a, b in layer.values())
-        return value * (first + second)
-
-    def _take(self, size: int) -> npt.NDArray[np.uint8]:
-        """The next bytes."""
-        self._used += size
-        return self._data[self._used - size : self._used]
-
-    def _layer(self, layer: Mapping[str, Pair]) -> list[int]:
+    def _placed(self, records: list[_Record], matrices: list[Bytes]) -> list[int]:
         """The words of `struct AdapterLayer`."""
-        first: list[int] = []
-        second: list[int] = []
-        for site in SITES:
-            present = [layer[part][0] for part in site if part in layer]
-            first += self._stacked(present) if present else [0] * 5
-            offset = 0
-            for part in site:
-                rank = layer[part][0].shape[0] if part in layer else 0
-                second += [rank, offset, len(layer[part][1]), self._columns(layer[part][1])] if rank else [0] * 4
-                offset += rank
-        return first + second
+        places = [self._place(matrix) for matrix in matrices]
+        return [word for *numbers, index in records for word in (*numbers, 0 if index is None else places[index])]
 
-    def _stacked(self, matrices: list[Float32]) -> list[int]:
-        """The words of `struct Matrix`: A's one below the other."""
-        rows = np.ascontiguousarray(np.concatenate(matrices), np.float32)
-        self._widest = max(self._widest, len(rows))
-        name = "F32" if self._exact else "BF16"
-        shape = packed_shape(name, *rows.shape)
-        data = self._take(math.prod(shape)).reshape(shape)
-        pack_floats(rows if self._exact else to_bfloat16(rows), name, data)
-        return [CODES[name], *rows.shape, data.ctypes.data, 0]
+    def _place(self, matrix: Bytes) -> int:
+        """Copies it behind those before; its address."""
+        place = self._data[self._used : self._used + matrix.nbytes]
+        place[...] = matrix.ravel()
+        self._used += matrix.nbytes
+        return place.ctypes.data
 
-    def _columns(self, b: Float32) -> int:
-        """The address of B in blocks of 16 outputs, column after column or pair after pair."""
-        rows, rank = b.shape
-        together = 1 if self._exact else 2
-        padded = np.zeros((-(-rows // LANES) * LANES, -(-rank // together) * together), np.float32)
-        padded[:rows, :rank] = b
-        values = padded if self._exact else to_bfloat16(padded)
-        blocks = values.reshape(-1, LANES, values.shape[1] // together, together).transpose(0, 2, 1, 3)
-        data = self._take(values.nbytes)
-        data.view(values.dtype).reshape(blocks.shape)[...] = blocks
-        return data.ctypes.data
+
+class _Record(NamedTuple):
+    """Words of `struct LowA` (kind, rows, columns) or `struct LowB` (rank, offset, rows), and which matrix is meant."""
+
+    first: int = 0
+    rows: int = 0
+    last: int = 0
+    matrix: int | None = None
+
+
+def _layer(layer: Mapping[str, Pair], kinds: Sequence[Kind]) -> tuple[list[_Record], list[Bytes]]:
+    """A layer's records, those of A first, and the matrices, in the order in which a step reads them."""
+    first, second, matrices = list[_Record](), list[_Record](), list[Bytes]()
+    for kind, site in zip(kinds, SITES, strict=True):
+        offset, present = 0, [layer[part][0] for part in site if part in layer]
+        first.append(_Record(kind, *_shape(present), len(matrices)) if present else _Record())
+        matrices += [_blocks(np.concatenate(present), kind, GROUP)] if present else []
+        for part in site:
+            if part not in layer:
+                second.append(_Record())
+                continue
+            rows, rank = layer[part][1].shape
+            second.append(_Record(rank, offset, rows, len(matrices)))
+            matrices.append(_blocks(layer[part][1], kind, _TOGETHER[kind]))
+            offset += rank
+    return first + second, matrices
+
+
+_TOGETHER = {Kind.FLOAT32: 1, Kind.BFLOAT16: 2, Kind.INT8: 4}
+"""Columns of B that a step of a dot product takes."""
+
+
+def _shape(stacked: list[Float32]) -> tuple[int, int]:
+    return sum(map(len, stacked)), stacked[0].shape[1]
+
+
+def _blocks(matrix: Float32, kind: Kind, multiple: int) -> Bytes:
+    """[blocks of sixteen rows, bytes]: columns, filled up to a `multiple`, side by side."""
+    rows, columns = matrix.shape
+    padded = np.zeros((_up(rows, LANES), _up(columns, multiple)), np.float32)
+    padded[:rows, :columns] = matrix
+    if kind == Kind.INT8:
+        return _codes(padded)
+    words = padded if kind == Kind.FLOAT32 else to_bfloat16(padded).view(np.uint32)
+    side_by_side = words.reshape(-1, LANES, words.shape[1]).transpose(0, 2, 1)
+    return np.ascontiguousarray(side_by_side).view(np.uint8).reshape(len(side_by_side), -1)
+
+
+def _codes(matrix: Float32) -> Bytes:
+    """[blocks, bytes]: for each 32 columns, or those that are left, sixteen scales and steps of four codes."""
+    rows, columns = matrix.shape
+    padded = np.zeros((rows, _up(columns, GROUP)), np.float32)
+    padded[:, :columns] = matrix
+    groups = padded.reshape(rows, -1, GROUP)
+    scales, codes = _rounded(groups)
+    out = np.empty((rows // LANES, groups.shape[1], LANES * (2 + GROUP)), np.uint8)
+    by_block = scales.reshape(-1, LANES, groups.shape[1]).transpose(0, 2, 1)
+    out[..., : 2 * LANES] = np.ascontiguousarray(by_block).view(np.uint8)
+    steps = codes.view(np.uint32).reshape(-1, LANES, groups.shape[1], GROUP // 4).transpose(0, 2, 3, 1)
+    out[..., 2 * LANES :] = np.ascontiguousarray(steps).view(np.uint8).reshape(*out.shape[:2], -1)
+    return out.reshape(len(out), -1)[:, : LANES * (2 * groups.shape[1] + columns)]
+
+
+def _rounded(groups: Float32) -> tuple[npt.NDArray[np.uint16], Bytes]:
+    """Scales in bfloat16, rounded up so that codes fit, and codes with 128 added.
+
+    What is not finite makes its scale so.
+    """
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        bits = (np.abs(groups).max(-1) / np.float32(127)).view(np.uint32) + np.uint32(0xFFFF) >> np.uint32(16)
+        scale = (bits << np.uint32(16)).view(np.float32)[..., None]
+        codes = np.where(scale > 0, np.rint(groups / scale), 0).astype(np.int8)
+    return bits.astype(np.uint16), codes.view(np.uint8) ^ np.uint8(128)
 
 
 def _up(count: int, multiple: int) -> int:

@@ -11,11 +11,13 @@ the budget and one adapter more. All else here runs in the engine's thread.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, NamedTuple
 
 from octavo.errors import BadRequest, EngineDead, OctavoError, Overloaded
+from octavo.load import MOST_TOLD, LoadedAdapters
 from octavo.request import Adapter, Request
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ _PAUSE = 0.005
 _REMEMBERED = 1024
 """Adapters of which it is remembered that they take more than the budget."""
 
+_NEWEST = 0.25
+"""Weight of the newest adapter in the mean of the seconds that they take to come."""
+
 
 class Waiting(NamedTuple):
     """A request whose adapter is not there yet, and what its grammar was compiled to."""
@@ -41,9 +46,10 @@ class Waiting(NamedTuple):
 
 
 class Loading(NamedTuple):
-    """An adapter that the thread reads, and its bytes to come."""
+    """An adapter that the thread reads, since when, and its bytes to come."""
 
     adapter: Adapter
+    since: float
     size: Future[int]
 
 
@@ -57,6 +63,7 @@ class Adapters:
 
     Attributes:
         waiting: requests by id, in order of arrival.
+        loaded: what routers are told; replaced as a whole, for other threads.
     """
 
     def __init__(self, executor: Executor, budget: int, most_waiting: int) -> None:
@@ -69,6 +76,7 @@ class Adapters:
         self._loading: Loading | None = None
         self._thread: ThreadPoolExecutor | None = None
         self.waiting: dict[str, Waiting] = {}
+        self.loaded = LoadedAdapters()
 
     def __contains__(self, request_id: object) -> bool:
         """Whether a request uses an adapter."""
@@ -164,7 +172,13 @@ class Adapters:
             return self._refuse(adapter, size)
         self._sizes[adapter.digest] = size
         self._make_room(adapter.digest)
+        self._tell(time.monotonic() - loaded.since)
         return ""
+
+    def _tell(self, took: float) -> None:
+        """An adapter has come, after so many seconds."""
+        seconds = self.loaded.seconds + _NEWEST * (took - self.loaded.seconds)
+        self.loaded = LoadedAdapters(tuple(self._sizes)[-MOST_TOLD:], seconds)
 
     def _refuse(self, adapter: Adapter, size: int) -> str:
         while len(self._too_large) >= _REMEMBERED:
@@ -189,4 +203,5 @@ class Adapters:
         adapter = next(iter(self.waiting.values())).request.adapter
         assert adapter is not None
         self._thread = self._thread or ThreadPoolExecutor(1, "octavo-adapters")
-        self._loading = Loading(adapter, self._thread.submit(self._executor.load_adapter, adapter))
+        size = self._thread.submit(self._executor.load_adapter, adapter)
+        self._loading = Loading(adapter, time.monotonic(), size)

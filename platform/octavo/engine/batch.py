@@ -8,7 +8,7 @@ import numpy as np
 
 from octavo.engine.activation import adapter_of
 from octavo.engine.behind import Behind, add_masks
-from octavo.engine.constrained import banned, fill_masks
+from octavo.engine.masks import banned, fill_masks
 from octavo.engine.plan import StepPlan, num_prompt_logprobs
 from octavo.engine.sequence import Sequence
 from octavo.engine.token_counts import TokenCounts

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from octavo.text.tokenizer import Tokenizer
 
 
+PART_TOKENS, PART_VALUES = 2**14, 2**12
+"""Tokens of an update, and log probabilities where it has any: a text is told at once, and may be of any length."""
+
+
 class End(NamedTuple):
     """Why a text ends."""
 
@@ -254,22 +258,31 @@ class Beams:
             errors = (beam.constraint.error for _, beam in rows if beam.constraint is not None)
             few = f"the request's rules leave {len(self._complete)} different answers, and n is {params.n}: lower n"
             return self.failed("refused", next(filter(None, errors), few))
-        return [self._update(index, self._complete[index]) for index in self._indices()]
+        told = {index: self._told_before(index) for index in self._indices()}
+        if any(self._complete[index].token_ids[: len(before)] != before for index, before in told.items()):
+            return self.failed("error", "the search found another text here than where it began: send it again")
+        return [part for index, before in told.items() for part in self._parts(index, len(before))]
 
-    def _update(self, index: int, text: _Text) -> SequenceUpdate:
-        entries, told = [], text.told
-        while told is not None:
-            entries.append(told.entry)
-            told = told.before
-        return SequenceUpdate(
-            self._request.request_id,
-            index,
-            text.token_ids,
-            logprobs=entries[::-1] or None,
-            cumulative_logprob=float(text.total),
-            finish_reason=text.end.reason,
-            stop_reason=text.end.stop_reason,
-        )
+    def _told_before(self, index: int) -> list[int]:
+        """Tokens of an answer that an earlier shard has told."""
+        emitted = self._request.emitted
+        return [] if emitted is None else emitted[index] or []
+
+    def _parts(self, index: int, first: int) -> list[SequenceUpdate]:
+        """What tells an answer from a token on; the last part has its sum."""
+        text = self._complete[index]
+        entries = _entries(text.told)
+        size = PART_TOKENS if not entries else max(1, PART_VALUES // len(entries[0]))
+        starts = range(first, len(text.token_ids), size) or [first]
+        parts = [
+            SequenceUpdate(
+                self._request.request_id, index, text.token_ids[at : at + size], entries[at : at + size] or None
+            )
+            for at in starts
+        ]
+        parts[-1].cumulative_logprob = float(text.total)
+        parts[-1].finish_reason, parts[-1].stop_reason = text.end.reason, text.end.stop_reason
+        return parts
 
     def _indices(self) -> list[int]:
         """Of the answers that nobody has got yet: an earlier shard may have told some."""
@@ -319,6 +332,14 @@ def _advance(beam: Sequence, each: _Next) -> None:
     beam.constraint, beam.is_verifying = each.constraint, False
     if beam.counts is not None:
         beam.counts.add(each.token)
+
+
+def _entries(told: _Told | None) -> list[TokenLogprobs]:
+    entries = []
+    while told is not None:
+        entries.append(told.entry)
+        told = told.before
+    return entries[::-1]
 
 
 def _entry(row: LogprobRow, candidates: Candidates, place: int) -> TokenLogprobs:

@@ -12,39 +12,29 @@ All of a sequence's state follows from its tokens. So a sequence that goes on el
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import numpy as np
 
 from octavo.constraint import Grammar, Thinking
 from octavo.request import SamplingParams
-from octavo.step import Int64, SamplingRows, Uint32
+from octavo.step import Int64, Uint32
 from octavo.text.grammars.compiler import Compiler, told
 from octavo.text.grammars.whitespace import WhitespaceRun
 
 if TYPE_CHECKING:
-    from llguidance import LLExecutor, LLMatcher
+    from llguidance import LLMatcher
 
-    from octavo.engine.sequence import Sequence
+    from octavo.engine.masks import Making
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 FORCING = True
 """Whether forced tokens are known tokens; tests and proofs turn it off. Then masks of one token say the same."""
-
-ALONE = 0.002
-"""Seconds for a step's masks after which threads share what is left. Usual rows take 5 us each, and waking threads
-takes more than they save: of 64 streams' masks 17 us a row without, 28 with (the least of nine rounds; 23 and 77 on a
-busy machine)."""
-
-SUSPECT = 0.01
-"""Seconds for a step's masks after which it is found out whose take long: then they are made one by one."""
 
 SUSPECTED = 2
 """Tokens that a suspect is looked at for; a slow one keeps it a suspect."""
@@ -167,17 +157,17 @@ class Constraint:
     """Where one sequence is in its rules.
 
     Attributes:
-        matcher: of the grammar, once it has begun.
         error: why the sequence cannot go on.
         complete: whether it ends here.
         suspect: tokens whose CPU is measured, and whose masks are made apart.
     """
 
-    __slots__ = ("_in_thought", "_left", "_run", "_tail", "complete", "error", "matcher", "rules", "suspect")
+    __slots__ = ("_ahead", "_in_thought", "_left", "_matcher", "_run", "_tail", "complete", "error", "rules", "suspect")
 
     def __init__(self, rules: RequestRules) -> None:
         self.rules = rules
-        self.matcher: LLMatcher | None = None
+        self._matcher: LLMatcher | None = None
+        self._ahead: tuple[Making, int] | None = None
         self.error: str | None = None
         self.complete = False
         self.suspect = 0
@@ -195,19 +185,26 @@ class Constraint:
         other = Constraint.__new__(Constraint)
         for name in self.__slots__:
             setattr(other, name, getattr(self, name))
-        other.matcher = self.matcher and self.matcher.deep_copy()
+        other._matcher, other._ahead = self.matcher and self.matcher.deep_copy(), None
         other._run = self._run and self._run.copy()
         return other
 
     @property
+    def matcher(self) -> LLMatcher | None:
+        """Of the grammar, once it has begun. No thread works with it any more when this returns."""
+        if self._ahead is not None:
+            self._ahead[0].wait()
+        return self._matcher
+
+    @property
     def is_active(self) -> bool:
         """Whether the grammar has begun: the next token depends on all before it."""
-        return self.matcher is not None
+        return self._matcher is not None
 
     @property
     def needs_mask(self) -> bool:
         """Whether rows of the sequence have a mask."""
-        return self.matcher is not None or self.rules.allowed is not None
+        return self._matcher is not None or self.rules.allowed is not None
 
     def push(self, output: list[int], start: int = 0) -> None:
         """Take in the newest token.
@@ -218,6 +215,7 @@ class Constraint:
         """
         token = output[-1]
         data = self.rules.token_bytes(token)
+        self.made_ahead()  # that was for this one
         if self.rules.reads_text:
             self._tail = (self._tail + data)[-1024:]
         if self.matcher is not None:
@@ -257,6 +255,21 @@ class Constraint:
         """Have the sequence end with an error."""
         self.error = self.error or sentence
 
+    def make_ahead(self, making: Making, place: int) -> LLMatcher:
+        """Have its grammar's mask be made by a thread, at a place of its masks; the matcher is the thread's now."""
+        assert self._matcher is not None
+        self._ahead = making, place
+        return self._matcher
+
+    def made_ahead(self) -> Uint32 | None:
+        """Such a mask, once; None where there is none."""
+        if self._ahead is None:
+            return None
+        (making, place), self._ahead = self._ahead, None
+        making.wait()
+        found: Uint32 = making.masks[place]
+        return found
+
     def make_mask(self, address: int, size: int) -> float:
         """Make its grammar's mask in this thread, of so many bytes; returns the seconds of CPU that took."""
         matcher, debt = self.matcher, self.rules.debt
@@ -295,7 +308,7 @@ class Constraint:
 
     def _begin(self) -> None:
         assert self.rules.matcher is not None, "a grammar comes with its matcher"
-        self.matcher = self.rules.matcher.deep_copy()
+        self._matcher = self.rules.matcher.deep_copy()
         self._run = None if self.rules.blank is None else WhitespaceRun()
         self._tail = b""
 
@@ -316,7 +329,7 @@ class Constraint:
         self._begin()
         assert self.matcher is not None
         if rest and not self._push_text(self.matcher, rest):
-            self.matcher, self._run, self._tail = None, None, before
+            self._matcher, self._run, self._tail = None, None, before
             return False
         self._look_at_end()
         return True
@@ -365,12 +378,12 @@ class Constraint:
             self._failed("cannot go on with its grammar", self.matcher.get_error() or self.matcher.stop_reason())
             return
         self.complete = self.rules.grammar is None or not self.rules.grammar.again
-        self.matcher, self._run, self._tail = None, None, b""
+        self._matcher, self._run, self._tail = None, None, b""
 
     def _failed(self, what: str, message: str) -> None:
         self.rules.discard()
         self.fail(f"this sequence {what}: {told(message)}")
-        self.matcher = None
+        self._matcher = None
 
     # ---- thinking ---------------------------------------------------------------------------------------------
 
@@ -431,14 +444,7 @@ def _ends_with(tokens: list[int], end: tuple[int, ...]) -> bool:
     return not end or tokens[-len(end) :] == list(end)
 
 
-# ---- masks --------------------------------------------------------------------------------------------------------
-
-
-@cache
-def _threads() -> LLExecutor:
-    from llguidance import LLExecutor
-
-    return LLExecutor(max(1, min(8, os.cpu_count() or 1)))
+# ---- bits of a mask -----------------------------------------------------------------------------------------------
 
 
 def mask_of(tokens: Iterable[int], size: int) -> Uint32:
@@ -446,91 +452,6 @@ def mask_of(tokens: Iterable[int], size: int) -> Uint32:
     bits = np.zeros(-(-size // 32) * 32, np.uint8)
     bits[np.array([*tokens], np.int64)] = 1
     return np.packbits(bits, bitorder="little").view(np.uint32)
-
-
-def fill_masks(rows: SamplingRows, constrained: list[tuple[int, Sequence]]) -> None:
-    """Make the masks of rows, all at once.
-
-    Args:
-        constrained: (row, sequence) of sequences with a constraint. One may have several rows, one after the other:
-            then other sequences start from it.
-    """
-    wanted = [(row, seq) for row, seq in constrained if seq.constraint is not None and seq.constraint.needs_mask]
-    if not wanted:
-        return
-    words = _rules(wanted[0][1]).words
-    masks = np.full((len(wanted), words), 2**32 - 1, np.uint32)
-    owners: dict[Sequence, int] = {}
-    owned, places = [], []
-    for place, (_, seq) in enumerate(wanted):
-        constraint = seq.constraint
-        if owners.setdefault(seq, place) == place and constraint is not None:
-            owned.append((masks[place], seq, constraint))
-            if constraint.matcher is not None:
-                places.append((constraint, place))
-    if places:
-        _make_masks(places, masks)
-    for mask, seq, constraint in owned:
-        constraint.check_matcher()
-        constraint.exclude(mask, banned(seq))
-    empty = set(np.flatnonzero(~np.any(masks, axis=1)).tolist())
-    for place, (_, seq) in enumerate(wanted):
-        if owners[seq] == place and place in empty:
-            _rules_out_all(seq, masks[place])
-    for mask, seq, constraint in owned:
-        constraint.prefer(mask, seq.num_known - seq.num_prompt)
-    if len(owned) < len(wanted):
-        masks = masks[[owners[seq] for _, seq in wanted]]
-    rows.masks, rows.masked = masks, np.array([row for row, _ in wanted], np.int32)
-
-
-def _make_masks(places: list[tuple[Constraint, int]], masks: Uint32) -> None:
-    """Have the grammars fill their rows: in this thread, in many where it takes long, and apart those that seem to."""
-    address, size, left = masks.ctypes.data, 4 * masks.shape[1], SLOW_REQUEST
-    together = []
-    for constraint, place in places:
-        if constraint.suspect and left > 0:
-            left -= constraint.make_mask(address + place * size, size)
-        else:
-            together.append((constraint, place))
-    if not together:
-        return
-    begin = time.perf_counter()
-    jobs = [(matcher, place) for constraint, place in together if (matcher := constraint.matcher) is not None]
-    for done, (matcher, place) in enumerate(jobs):
-        if time.perf_counter() - begin > ALONE:
-            _threads().unsafe_compute_mask_ptr(jobs[done:], address, size, len(masks))
-            break
-        matcher.unsafe_compute_mask_ptr(address + place * size, size)
-    if time.perf_counter() - begin > SUSPECT:
-        for constraint, _ in together:
-            constraint.suspect = SUSPECTED
-
-
-def _rules_out_all(seq: Sequence, mask: Uint32) -> None:
-    """Have a sequence end whose mask is empty; what it draws meanwhile is of no account."""
-    assert seq.constraint is not None
-    seq.constraint.fail("no token is left to draw: the grammar, allowed_token_ids and bad_words exclude each other")
-    mask[:] = 2**32 - 1
-
-
-def banned(seq: Sequence) -> Int64:
-    """Tokens that a sequence does not draw next, because of bad words.
-
-    What a token that is not known yet excludes, it excludes when it is known (`Sequence.is_void`).
-    """
-    constraint = seq.constraint
-    if constraint is None:
-        return np.zeros(0, np.int64)
-    never = constraint.rules.never
-    if seq.num_pending or not (found := constraint.banned(seq.token_ids, seq.num_prompt)):
-        return never
-    return np.union1d(never, np.array(found, np.int64))
-
-
-def _rules(seq: Sequence) -> RequestRules:
-    assert seq.constraint is not None
-    return seq.constraint.rules
 
 
 def _clear(mask: Uint32, tokens: Int64) -> None:

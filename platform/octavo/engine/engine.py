@@ -18,7 +18,10 @@ from octavo.engine.admission import ModelLimits
 from octavo.engine.batch import BatchBuilder, smallest_batch
 from octavo.engine.beam import Beams
 from octavo.engine.constrained import RequestRules, is_constrained
+from octavo.engine.drafter import Drafter, load_drafter
+from octavo.engine.drafting import Drafting
 from octavo.engine.isolation import Isolation
+from octavo.engine.masks import begin_masks
 from octavo.engine.patience import FIRST, Patience
 from octavo.engine.plan import InFlight, StepPlan
 from octavo.engine.scheduler import Scheduler
@@ -68,6 +71,7 @@ class Engine:
         clock: monotonic seconds.
         tokenizer: of the model, for grammars; None: there are none.
         pooling: how the model makes vectors; None: it makes none.
+        drafter: a draft model, if there is one.
 
     Attributes:
         config: as given, but for an encoder (`encoder_config`).
@@ -87,6 +91,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         tokenizer: Tokenizer | None = None,
         pooling: PoolingInfo | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         spec, num_blocks = executor.spec, executor.num_blocks
         pooling = pooling or PoolingInfo(tasks=())
@@ -114,7 +119,8 @@ class Engine:
         self.adapters = Adapters(executor, config.lora_bytes, config.max_num_queued_requests)
         if _speculates(config, executor):
             in_flight = executor.max_in_flight
-            self.scheduler.proposer = Speculation(self.scheduler.cost_model, config.max_num_seqs, in_flight)
+            drafting = None if drafter is None else Drafting(drafter, in_flight)
+            self.scheduler.proposer = Speculation(self.scheduler.cost_model, config.max_num_seqs, in_flight, drafting)
         self._batches = BatchBuilder()
         self._in_flight: deque[_Step] = deque()
         self._steps = 0
@@ -146,6 +152,7 @@ class Engine:
             ModelError, ConfigError: it cannot be loaded, or not with these settings.
         """
         executor: Executor
+        drafter = None
         if config.rehearsal is not None:  # it needs no model's code
             from octavo.rehearsal.scripted import load_rehearsal
             from octavo.rehearsal.simulated import POOLING
@@ -154,9 +161,12 @@ class Engine:
         else:
             from octavo.execution.load import load_executor, load_pooling
 
+            if config.draft is not None:
+                drafter, config = load_drafter(source, config, tokenizer)
             executor = load_executor(source, config, progress=progress, launch=launch)
             pooling = load_pooling(source)
-        return cls(source.name, executor, config, tokenizer.eos_token_ids, tokenizer=tokenizer, pooling=pooling)
+        ends = tokenizer.eos_token_ids
+        return cls(source.name, executor, config, ends, tokenizer=tokenizer, pooling=pooling, drafter=drafter)
 
     def add(self, request: Request, matcher: LLMatcher | None = None) -> None:
         """Queue a request, or have it wait for its adapter; see `Scheduler.add`.
@@ -295,6 +305,7 @@ class Engine:
         self._ended = self.clock()
         self._patience.observe(step.plan.work, result.seconds)
         updates = self.scheduler.commit(step.books, result)
+        begin_masks(seq for _, seq in step.books.rows)
         self._steps += 1
         self.generation_tokens += sum(len(update.token_ids) for update in updates)
         self._forget()
@@ -444,6 +455,8 @@ class Engine:
     def close(self) -> None:
         """Give up the model."""
         self.adapters.close()
+        if self.scheduler.proposer is not None:
+            self.scheduler.proposer.close()
         self.executor.close()
         self._in_flight.clear()
 
@@ -471,7 +484,7 @@ def _speculates(config: EngineConfig, executor: Executor) -> bool:
     if config.rehearsal is not None or executor.spec.encoder is not None:
         return False
     unseen = executor.batch_invariant and executor.max_in_flight == 1  # no bit of a token's logits changes
-    return unseen if config.speculation is None else config.speculation
+    return unseen if config.speculation is None else bool(config.speculation)
 
 
 def _max_model_len(config: EngineConfig, of_model: int, num_blocks: int) -> int:

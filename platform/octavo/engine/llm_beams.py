@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from octavo.beams import BeamSearch
 from octavo.constraint import StructuredOutputs
-from octavo.request import CompletionOutput, FinishReason, RequestOutput, SamplingParams, TokenLogprobs
+from octavo.request import MAX_N, CompletionOutput, FinishReason, RequestOutput, SamplingParams, TokenLogprobs
 from octavo.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class BeamSearchParams:
         """
         beams = BeamSearch(self.beam_width, self.length_penalty, self.early_stopping)
         return SamplingParams(
-            n=beams.width,
+            n=min(beams.width, MAX_N),
             beams=beams,
             max_tokens=self.max_tokens,
             ignore_eos=self.ignore_eos,
@@ -86,7 +86,7 @@ class BeamSearchSequence:
 
 @dataclass(slots=True)
 class BeamSearchOutput:
-    """What was found for a prompt: `beam_width` texts, the best first."""
+    """What was found for a prompt: `beam_width` texts, or MAX_N of them, the best first."""
 
     sequences: list[BeamSearchSequence]
 

@@ -25,8 +25,13 @@ from octavo.engine.sequence import Sequence
 class Proposer(Protocol):
     """Guesses how sequences go on."""
 
-    def begin(self, running: list[Sequence]) -> bool:
-        """Whether anything may be proposed in the step that is planned now; else it is asked nothing more."""
+    def begin(self, running: list[Sequence], room: int) -> bool:
+        """Whether anything may be proposed in the step that is planned now; else it is asked nothing more.
+
+        Args:
+            running: sequences that have places.
+            room: tokens that may be proposed in all, or fewer.
+        """
         ...
 
     def follows(self, seq: Sequence) -> bool:
@@ -55,6 +60,14 @@ class Proposer(Protocol):
 
     def ended(self, seq: Sequence) -> None:
         """The sequence is gone."""
+        ...
+
+    def check_integrity(self) -> None:
+        """Prove that none of its blocks leaked."""
+        ...
+
+    def close(self) -> None:
+        """Give up what it holds."""
         ...
 
 

@@ -22,8 +22,8 @@ _LEAST, _MOST = 2 * GRAM, 4096
 _PRIOR = (0.5, 0.5, 0.65, 0.75, 0.85, 0.95)
 """Chance that a guessed token is right where the match before it is of 3, 4, 5, 7, 11, 19 tokens or more."""
 
-Origin = Literal["text", "recent", "predicted"]
-"""Where a guess comes from: the sequence itself, recent outputs, what its request says of its answer."""
+Origin = Literal["text", "recent", "predicted", "draft"]
+"""Where a guess comes from: the sequence itself, recent outputs, what its request says of its answer, a draft model."""
 
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 

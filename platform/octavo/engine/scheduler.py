@@ -33,6 +33,7 @@ holds at least one sequence of `max_model_len`.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from octavo.config import EngineConfig
@@ -171,8 +172,9 @@ class Scheduler:
         plan, self._published = StepPlan(published=self._published), []
         chunk = whole = prompt_budget(self._running, self.config, self.cost_model)
         preemptions = self.counters.preemptions
-        proposer = self.proposer if self.proposer is not None and self.proposer.begin(self._running) else None
-        if may_run is not None:  # who raises is found among those that compute what they must and no more
+        # who raises is found among those that compute what they must and no more
+        proposer = self.proposer if may_run is None else None
+        if proposer is not None and not proposer.begin(self._running, self._room_of(plan, chunk)):
             proposer = None
         place = 0
         while place < len(self._running):  # preemption shortens the list, from its end
@@ -212,9 +214,7 @@ class Scheduler:
         """
         if seq.num_pending:
             return 0  # what follows is proposed when its newest token is known
-        size = self.config.block_size
-        most = min(self._idle_places(plan), chunk - size, (self.pool.num_free - len(self._running) - 2) * size)
-        proposed = proposals(proposer, seq, most, self.limits.vocab_size)
+        proposed = proposals(proposer, seq, self._room_of(plan, chunk), self.limits.vocab_size)
         if proposed and seq.constraint is not None:
             proposed, plan.behind[seq], seconds = checked(seq, wanted := proposed)
             proposer.checked(seconds / len(wanted))
@@ -223,6 +223,11 @@ class Scheduler:
             plan.num_proposed += len(proposed)
             return len(proposed)
         return 0
+
+    def _room_of(self, plan: StepPlan, chunk: int) -> int:
+        """Tokens that may still be proposed in a step."""
+        size = self.config.block_size
+        return min(self._idle_places(plan), chunk - size, (self.pool.num_free - len(self._running) - 2) * size)
 
     def _continue(self, seq: Sequence, count: int, plan: StepPlan) -> int:
         """Take blocks for `count` tokens of a running sequence, preempting from the back; returns tokens scheduled."""
@@ -499,9 +504,12 @@ class Scheduler:
             if self.proposer is not None:
                 self.proposer.ended(seq)
         seconds = self._clock() - beams[0].since if beams[0].since else 0.0
+        told = Counter[int]()
         for update in updates:
-            self.counters.ended(len(update.token_ids), seconds)
-            self._note("finish", beams[0], update.finish_reason or "", tokens=len(update.token_ids))
+            told[update.index] += len(update.token_ids)
+            if update.finish_reason is not None:
+                self.counters.ended(told[update.index], seconds)
+                self._note("finish", beams[0], update.finish_reason, tokens=told[update.index])
         return [self._announce(beams[0], update) for update in updates]
 
     def _note(self, kind: DecisionKind, seq: Sequence, reason: str, **numbers: float) -> None:
@@ -541,3 +549,5 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Prove that every block has exactly the owners it counts (`BlockPool.check_integrity`)."""
         self.pool.check_integrity([seq.table.blocks for seq in self._running])
+        if self.proposer is not None:
+            self.proposer.check_integrity()

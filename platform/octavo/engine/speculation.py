@@ -23,9 +23,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
 from octavo.cost_model import NO_COST, CostModel, StepWork
+from octavo.engine.behind import may_guess
+from octavo.engine.drafting import Candidate, Drafting, Yield
 from octavo.engine.recent import Chances, Namespace, Namespaces, Origin, kind_of
 from octavo.engine.sequence import Sequence
-from octavo.engine.suffix import LONGEST, SuffixIndex, continuation
+from octavo.engine.suffix import GRAM, LONGEST, SuffixIndex, continuation
 
 MOST_INDEXED = 2**20
 """Tokens that are indexed of all sequences together: 12 MB."""
@@ -65,6 +67,7 @@ class Followed:
         patience: tokens until it is looked at again.
         misses: looks in a row that found nothing worth a row.
         is_shut: whether it gets no guesses any more.
+        is_drafted: whether its last guesses were a draft model's.
     """
 
     own: SuffixIndex
@@ -78,6 +81,7 @@ class Followed:
     patience: int = 0
     misses: int = 0
     is_shut: bool = False
+    is_drafted: bool = False
 
     def expect(self, num_prompt: int) -> None:
         """Have it begin as its request predicts."""
@@ -116,11 +120,13 @@ class Followed:
 
     def kind(self, ahead: int) -> int:
         """Of the guess that follows `ahead` right ones."""
-        return kind_of(self.length + ahead, self.origin)
+        return kind_of((GRAM if self.is_drafted else self.length) + ahead, self.origin)
 
     @property
     def origin(self) -> Origin:
         """Where its guesses come from."""
+        if self.is_drafted:
+            return "draft"
         if self.match is self.own:
             return "text"
         return "predicted" if self.match is self.predicted else "recent"
@@ -128,6 +134,11 @@ class Followed:
     def chance(self, ahead: int) -> float:
         """That the guess after `ahead` right ones is right."""
         kind = self.kind(ahead)
+        return self.chances.of(kind, self.namespace.chance(kind), 4)
+
+    def draft_chance(self, ahead: int) -> float:
+        """That a draft model's token after `ahead` right ones is right."""
+        kind = kind_of(GRAM + ahead, "draft")
         return self.chances.of(kind, self.namespace.chance(kind), 4)
 
     def learn(self, right: int, proposed: int) -> None:
@@ -180,12 +191,16 @@ class Speculation:
         cost_model: of the engine's steps.
         max_num_seqs: sequences of a step.
         in_flight: steps that run at once.
+        drafting: with a draft model, if there is one.
     """
 
-    def __init__(self, cost_model: CostModel, max_num_seqs: int, in_flight: int) -> None:
+    def __init__(
+        self, cost_model: CostModel, max_num_seqs: int, in_flight: int, drafting: Drafting | None = None
+    ) -> None:
         self._cost_model = cost_model
         self._most_indexed = max(4096, MOST_INDEXED // max_num_seqs)
         self._in_flight = in_flight
+        self._drafting = drafting
         self._namespaces = Namespaces()
         self._plain, self._cost = _Plain(0, 0, 0.0, 0.0), NO_COST
         self._steps = 0  # since that was looked at
@@ -194,7 +209,7 @@ class Speculation:
         self._probes = False  # whether the next guess is verified whatever it is worth
         self._checking = 0.0  # seconds that one guess under a grammar takes before the step
 
-    def begin(self, running: list[Sequence]) -> bool:
+    def begin(self, running: list[Sequence], room: int) -> bool:
         """As in `Proposer`."""
         if not self._cost_model.ready:
             return False
@@ -207,15 +222,17 @@ class Speculation:
         pays = self._seconds > self._row(self._plain.context) * self._tokens
         self._shut = 0 if pays else self._shut + 1
         self._probes = self._shut > 0
+        if self._drafting is not None:
+            self._draft(self._drafting, running, room if pays else 0)
         return self._tokens > 0 and self._shut % _PROBE_AFTER == 0
 
     def follows(self, seq: Sequence) -> bool:
         """As in `Proposer`."""
-        state = seq.followed
-        if state is None:
-            state = seq.followed = self._follow(seq)
+        state = self._followed(seq)
         if state.is_shut:
             return False
+        if self._drafting is not None and (seq in self._drafting.said or seq in self._drafting.awaited):
+            return True
         state.patience -= 1
         if state.patience > 0:
             return False
@@ -225,6 +242,10 @@ class Speculation:
         """As in `Proposer`."""
         state = seq.followed
         assert state is not None, "it is followed"
+        if self._drafting is not None and (said := self._drafting.said.get(seq)):
+            state.is_drafted = True
+            return said
+        state.is_drafted = False
         state.look(seq.token_ids)
         if state.match is None:
             state.missed()
@@ -256,12 +277,51 @@ class Speculation:
         for seq in sequences:
             if seq.followed is not None:
                 seq.followed.is_shut = True
+        if self._drafting is not None:
+            self._drafting.raised()
 
     def ended(self, seq: Sequence) -> None:
         """As in `Proposer`."""
         if seq.num_output:
             self._namespaces.of(seq.group.origin.root).add(seq.token_ids[seq.num_prompt :])
         seq.followed = None
+        if self._drafting is not None:
+            self._drafting.ended(seq)
+
+    def check_integrity(self) -> None:
+        """As in `Proposer`."""
+        if self._drafting is not None:
+            self._drafting.check_integrity()
+
+    def close(self) -> None:
+        """As in `Proposer`."""
+        if self._drafting is not None:
+            self._drafting.close()
+
+    def _draft(self, drafting: Drafting, running: list[Sequence], room: int) -> None:
+        step, context = Yield(self._tokens, self._seconds), self._plain.context
+        pays = room > 0 and drafting.may_pay(step, self._row(context), context)
+        candidates = list(self._candidates(running)) if pays else []
+        self._tokens, self._seconds = drafting.prepare(candidates, step, room)
+
+    def _candidates(self, running: list[Sequence]) -> Iterable[Candidate]:
+        """Those that a draft model may be asked for: where text does not say more, for nothing."""
+        for seq in running:
+            if not seq.is_decoding or seq.is_verifying or seq.group.beams is not None or not may_guess(seq):
+                continue
+            state = self._followed(seq)
+            if state.is_shut or seq.group.max_tokens - seq.num_output - seq.num_pending < 2:
+                continue
+            state.is_drafted = False
+            state.look(seq.token_ids)
+            if state.match is None or state.chance(0) < state.draft_chance(0):
+                yield Candidate(seq, state, self._row_of(seq))
+
+    def _followed(self, seq: Sequence) -> Followed:
+        state = seq.followed
+        if state is None:
+            state = seq.followed = self._follow(seq)
+        return state
 
     def _follow(self, seq: Sequence) -> Followed:
         most = min(self._most_indexed, seq.num_prompt + seq.group.max_tokens)

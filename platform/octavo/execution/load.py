@@ -6,10 +6,12 @@ where it is chosen.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
+from octavo.execution.capacity import CPU_KV_BYTES
 from octavo.models.pooling_facts import read_pooling
 from octavo.models.source_spec import read_spec
 from octavo.pooling import PoolingInfo
@@ -51,6 +53,30 @@ def load_executor(
 
         return BackgroundExecutor(executor)
     return executor
+
+
+def load_draft(source: Source, draft: Source, config: EngineConfig) -> tuple[Executor, EngineConfig]:
+    """Load a draft model beside a model: as many tokens of both fit into the KV cache.
+
+    Returns:
+        what runs it, and the settings with which the model itself is to be loaded.
+
+    Raises:
+        ModelError, ConfigError: it cannot be loaded, or not with these settings.
+    """
+    from octavo.execution.device import find_device
+    from octavo.execution.local import load_local
+
+    if config.kv_cache_bytes is None and find_device(config.device) != "cpu":
+        raise ConfigError("speculation.draft on a GPU needs kv_cache_bytes: the draft model has its part of them")
+    spec, small = read_spec(source), read_spec(draft)
+    if small.encoder is not None:
+        raise ConfigError(f"speculation.draft is {draft.name!r}, an encoder: it generates nothing")
+    total = config.kv_cache_bytes or CPU_KV_BYTES
+    width, own = (each.num_layers * each.num_kv_heads * each.head_dim for each in (spec, small))
+    part = total * own // (own + width)
+    alone = replace(config, kv_cache_bytes=max(1, part), quantization=None, max_model_len=None, speculation=False)
+    return load_local(draft, replace(alone, async_scheduling=False)), replace(config, kv_cache_bytes=total - part)
 
 
 def load_pooling(source: Source) -> PoolingInfo:

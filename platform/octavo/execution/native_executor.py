@@ -123,7 +123,7 @@ class NativeExecutor:
         layers: list[dict[str, tuple[Float32, Float32]]] = [{} for _ in range(self.spec.num_layers)]
         for (layer, part), low in found.items():
             layers[layer][part] = low.a, low.b
-        packed = self._adapters[adapter.digest] = PackedAdapter(layers, exact=self._exact)
+        packed = self._adapters[adapter.digest] = PackedAdapter(layers, self._model.adapter_kinds(self._exact))
         return packed.num_bytes
 
     def drop_adapter(self, digest: str) -> None:

@@ -305,6 +305,8 @@ _Rows = tuple[Place, list[range]]
 
 def _places(spec: ModelSpec) -> dict[str, list[_Rows]]:
     """By the plain name of a module."""
+    if spec.dense_layers:
+        raise ModelError("adapters of models in which only some layers have experts are not supported")
     naming, sizes = hf_naming(spec), {part: _shape(spec, part)[0] for part in PARTS}
     found: dict[str, list[_Rows]] = {}
     for i in range(spec.num_layers):

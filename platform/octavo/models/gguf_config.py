@@ -31,6 +31,10 @@ _OPTIONAL = {
     "final_logit_softcapping": "final_logit_softcapping",
     "rope_theta": "rope.freq_base",
     "rope_local_base_freq": "rope.freq_base_swa",
+    "num_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
 }
 _ENCODER_TYPES = {"bert": "bert", "nomic-bert": "nomic_bert"}
 _ENCODER_KEYS = {
@@ -62,7 +66,6 @@ def _config(meta: Metadata) -> Config:
     if family is None or family.gguf is None:
         supported = ", ".join(sorted([*ARCHITECTURES, *_ENCODER_TYPES]))
         raise ModelError(f"GGUF architecture {meta.architecture!r} is not supported; supported ones are {supported}")
-    _refuse_unsupported(meta)
     config = {name: meta.required(key) for name, key in _REQUIRED.items()}
     config["rms_norm_eps"] = _norm_eps(meta)
     config |= {name: value for name, key in _OPTIONAL.items() if (value := meta.own(key)) is not None}
@@ -88,11 +91,6 @@ def _encoder(meta: Metadata) -> Config:
         labels = meta.own_list("classifier.output_labels")
         config["id2label"] = {str(i): label for i, label in enumerate(labels)}
     return config | {"model_type": _ENCODER_TYPES[meta.architecture]}
-
-
-def _refuse_unsupported(meta: Metadata) -> None:
-    if meta.own("expert_count"):
-        raise ModelError(f"mixture-of-experts models of architecture {meta.architecture!r} are not supported")
 
 
 def _norm_eps(meta: Metadata) -> float:

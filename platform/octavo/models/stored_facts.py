@@ -134,15 +134,22 @@ def _plain_sizes(config: Mapping[str, Any], stored: Stored) -> dict[str, int]:
     found: dict[str, int] = {}
     if embedding := stored.shape("embedding"):
         found["vocab_size"], found["hidden_size"] = embedding
-    if up := stored.shape("up"):
+    mixture = config.get("num_experts") or config.get("num_local_experts")
+    if (up := stored.shape("up")) and not mixture:  # or else it is a shared expert's
         found["intermediate_size"] = up[0]
     if layers := stored.num_layers():
-        found["num_hidden_layers"] = layers
+        found["num_hidden_layers"] = layers = _without_predictors(layers, config)
     if layers and layers < config["num_hidden_layers"]:
         raise ModelError(
             f"{stored.where} says {config['num_hidden_layers']} layers, and the checkpoint holds {layers} of them"
         )
     return found
+
+
+def _without_predictors(layers: int, config: Mapping[str, Any]) -> int:
+    """The layers without those behind the last that guess further tokens, which some checkpoints hold."""
+    own, predictors = config["num_hidden_layers"], config.get("num_nextn_predict_layers") or 0
+    return own if own < layers <= own + predictors else layers
 
 
 def _differing(config: Mapping[str, Any], found: dict[str, int], where: str) -> dict[str, int]:

@@ -109,9 +109,9 @@ def shape_of(config: Config, stored: Stored | None = None) -> Shape:
 
 def _of_spec(spec: ModelSpec, dtype: str | None) -> Shape:
     """Per layer (H + 2 G) d D + H d D + 3 D I (2 D I without a gate) and its norms; with experts 3 D I E + D E, and
-    3 D I' + D for a shared one of width I'."""
+    3 D I' + D for a shared one of width I'; in layers without experts 3 D I" of their own width."""
     layers, width, inner = spec.num_layers, spec.hidden_size, spec.intermediate_size
-    at_once = inner * max(1, spec.experts_per_token) + spec.shared_expert_size
+    at_once = max(inner * max(1, spec.experts_per_token) + spec.shared_expert_size, spec.dense_size)
     ropes = {spec.layer_rope(layer) for layer in range(layers)}
     norm = (2 if spec.norm_bias else 1) * width
     tensors = [
@@ -119,8 +119,9 @@ def _of_spec(spec: ModelSpec, dtype: str | None) -> Shape:
         *_linear("q", spec.q_size, width, layers, "rows", spec.qkv_bias),
         *_linear("kv", 2 * spec.kv_size, width, layers, "kv", spec.qkv_bias),
         *_linear("out", width, spec.q_size, layers, "columns", spec.out_bias),
-        *(_mixture(spec) if spec.num_experts else _mlp(spec, inner)),
+        *(_mixture(spec) if spec.num_experts else _mlp(spec, inner, layers)),
         *([Tensors("norms", norm, 1, _norms(spec), "norm")] if spec.norm_weights else []),
+        *([Tensors("sinks", spec.num_heads, 1, layers, "norm", "rows")] if spec.sinks else []),
         *_tables(spec),
         *(part for layer in (spec.head.layers if spec.head else ()) for part in _dense(layer, spec.norm_bias)),
     ]
@@ -173,8 +174,8 @@ def _dense(layer: DenseSpec, norm_bias: bool) -> list[Tensors]:
     return [part for part in parts if part.rows]
 
 
-def _mlp(spec: ModelSpec, inner: int) -> list[Tensors]:
-    width, layers = spec.hidden_size, spec.num_layers
+def _mlp(spec: ModelSpec, inner: int, layers: int) -> list[Tensors]:
+    width = spec.hidden_size
     return [
         *_linear("gate_up", 2 * inner if spec.gated else inner, width, layers, "rows", spec.mlp_bias),
         *_linear("down", width, inner, layers, "columns", spec.mlp_bias),
@@ -183,13 +184,32 @@ def _mlp(spec: ModelSpec, inner: int) -> list[Tensors]:
 
 def _mixture(spec: ModelSpec) -> list[Tensors]:
     """Routers and gates stay unquantised; every rank has a part of every expert."""
-    width, layers, copies = spec.hidden_size, spec.num_layers, spec.num_layers * spec.num_experts
-    shared = [*_mlp(spec, spec.shared_expert_size), Tensors("shared_gate", 1, width, layers, "router")]
+    width, dense = spec.hidden_size, len(spec.dense_layers)
+    layers = spec.num_layers - dense
+    copies = layers * spec.num_experts
+    shared = [*_mlp(spec, spec.shared_expert_size, layers)]
+    gates = [Tensors("shared_gate", 1, width, layers, "router")] if spec.shared_gate else []
     return [
         Tensors("router", spec.num_experts, width, layers, "router"),
         Tensors("gate_up", 2 * spec.intermediate_size, width, copies, "expert", "rows"),
         Tensors("down", width, spec.intermediate_size, copies, "expert", "columns"),
-        *(shared if spec.shared_expert_size else []),
+        *(shared + gates if spec.shared_expert_size else []),
+        *(_mlp(spec, spec.dense_size, dense) if dense else []),
+        *_vectors(spec, layers),
+    ]
+
+
+def _vectors(spec: ModelSpec, layers: int) -> list[Tensors]:
+    """Biases of a mixture's matrices, and what is added to choose experts."""
+    copies = layers * spec.num_experts
+    biases = [
+        Tensors("gate_up.bias", 2 * spec.intermediate_size, 1, copies, "bias", "rows"),
+        Tensors("down.bias", spec.hidden_size, 1, copies, "bias"),
+    ]
+    return [
+        *(biases if spec.expert_bias else []),
+        *([Tensors("router.bias", spec.num_experts, 1, layers, "bias")] if spec.router_bias else []),
+        *([Tensors("choice_bias", spec.num_experts, 1, layers, "norm")] if spec.choice_bias else []),
     ]
 
 

@@ -1,16 +1,18 @@
 """Chooses the shard for a request: the one with the lowest score, in predicted seconds.
 
-    score = wait + queue + own + others
+    score = wait + queue + adapter + own + others
 
     wait     beyond the queue, until decoding sequences have left the places and KV blocks that are needed
     queue    the rest of the step under way, and the backlog: prompts that are there before this one
+    adapter  until the shard has read the request's adapter, unless it is loaded there
     own      the steps of this prompt's uncached tokens
     others   (next + stream_weight * decoding) * (compute time of these tokens)
     next     busy / (1 - busy)
 
-The first three are `octavo.load.ShardState`'s own predictions, from the cost model that the shard fitted to its
-measured steps: a slow shard says so itself. Together they are the time to the first token. A shard where the first two
-exceed the model's bound (`octavo.routing.admission`) is chosen only if all others are like it.
+The first four are predictions from what the shard says of itself: the cost model that it fitted to its measured steps
+(`octavo.load.ShardState`), and how long adapters took to come there of late. So a slow shard says so itself. Together
+they are the time to the first token. A shard where the first two exceed the model's bound (`octavo.routing.admission`)
+is chosen only if all others are like it.
 
 `others` is what the request costs everybody else. Its uncached tokens delay each decoding sequence by their compute
 time (weighted by `stream_weight`). When prompts keep the shards busy for a share `busy` of the time, they also delay
@@ -59,6 +61,7 @@ class Query:
         session: name of the session that the request belongs to, or "".
         turn: number of this request at this router.
         busy: share of the recent time in which shards had a backlog, 0 to 1.
+        adapter: digest of the adapter that it is computed with, or "".
     """
 
     tokens: int
@@ -66,6 +69,7 @@ class Query:
     session: str = ""
     turn: int = 0
     busy: float = 0.0
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +81,14 @@ class Candidate:
         state: its last report, plus the requests sent there since.
         stale: whether its reports stopped. Then `cached` is 0, and `state` counts only this router's own requests
             there.
+        adapter: seconds until it has read the request's adapter; 0 where that is loaded, or none is asked for.
     """
 
     name: str
     cached: int
     state: ShardState
     stale: bool = False
+    adapter: float = 0.0
 
     def start_seconds(self, query: Query) -> float:
         """Until the request begins to be computed there."""
@@ -95,6 +101,7 @@ class Score:
 
     wait: float
     queue: float
+    adapter: float
     own: float
     others: float
 
@@ -104,7 +111,7 @@ class Score:
 
     @property
     def first_token(self) -> float:
-        return self.wait + self.queue + self.own
+        return self.start + self.adapter + self.own
 
     @property
     def total(self) -> float:
@@ -140,6 +147,7 @@ def score(query: Query, shard: Candidate, cached: int, stream_weight: float) -> 
     return Score(
         wait=state.wait_seconds(query.tokens, query.sequences),
         queue=state.queue_seconds,
+        adapter=shard.adapter,
         own=steps * (state.step_seconds + state.cost.sequence) + compute,
         others=(busy / (1 - busy) + stream_weight * state.decoding) * compute,
     )
@@ -193,9 +201,9 @@ def explain(query: Query, shards: Sequence[Candidate], stream_weight: float) -> 
     for shard in shards:
         terms = score(query, shard, shard.cached, stream_weight)
         lines.append(
-            f"{shard.name}: {terms.total:.4f} s = wait {terms.wait:.4f} + queue {terms.queue:.4f} + own {terms.own:.4f}"
-            f" + others {terms.others:.4f}; cached {shard.cached} of {query.tokens}, stale {shard.stale}, "
-            f"{asdict(shard.state)}"
+            f"{shard.name}: {terms.total:.4f} s = wait {terms.wait:.4f} + queue {terms.queue:.4f}"
+            f" + adapter {terms.adapter:.4f} + own {terms.own:.4f} + others {terms.others:.4f}; cached {shard.cached} "
+            f"of {query.tokens}, stale {shard.stale}, {asdict(shard.state)}"
         )
     return "\n".join(lines)
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from octavo.cost_model import Cost, attended
-from octavo.load import ShardState
+from octavo.load import LoadedAdapters, ShardState
 from octavo.routing.index import ShardBlocks, matched
 from octavo.routing.policy import POLICIES, PRIOR, Candidate, Choice, PolicyName, Query, Reason, explain
 
@@ -84,6 +84,8 @@ class KnownShard:
         state: its last report, minus the requests that ended since; None before the first report.
         reports: number of reports received.
         coming: block hash -> number of requests, sent or queued there, that are expected to add the block.
+        adapters: digests of those that are loaded there, as it said last, and of those that were sent there since.
+        adapter_seconds: that it takes to load another.
         sequences, tokens, attended: sums over requests sent there that no report includes yet.
         in_flight: sequences of this router's requests there, whether a report includes them or not.
         stale: whether its reports had stopped at the last decision.
@@ -95,6 +97,8 @@ class KnownShard:
     state: ShardState | None = None
     reports: int = 0
     coming: dict[bytes, int] = field(default_factory=dict)
+    adapters: set[str] = field(default_factory=set)
+    adapter_seconds: float = LoadedAdapters().seconds
     sequences: int = 0
     tokens: int = 0
     attended: int = 0
@@ -155,13 +159,21 @@ class Router:
 
     # ---- what comes in: any thread ----------------------------------------------------------------------------
 
-    def heard(self, name: str, state: ShardState | None, tickets: Iterable[str], known_at: float | None) -> None:
+    def heard(
+        self,
+        name: str,
+        state: ShardState | None,
+        tickets: Iterable[str],
+        known_at: float | None,
+        adapters: LoadedAdapters | None = None,
+    ) -> None:
         """A report came.
 
         Args:
             state: the shard's numbers, if they are in it.
             tickets: of the requests that `state` includes for the first time.
             known_at: everything that the shard published before this time has been applied; None if that is not known.
+            adapters: those that are loaded there, if that is in it.
         """
         shard = self.shards.get(name)
         if shard is None:
@@ -169,6 +181,8 @@ class Router:
         if state is not None:
             shard.state = state
             shard.reports += 1
+        if adapters is not None:
+            shard.adapters, shard.adapter_seconds = set(adapters.digests), adapters.seconds
         self._news.extend(("reported", ticket, shard.reports) for ticket in tickets if ticket in self._sent)
         if known_at is not None and shard.blocks.exact:
             shard.known_at = known_at
@@ -228,11 +242,13 @@ class Router:
     def _candidate(self, name: str, chain: Sequence[bytes], query: Query, now: float) -> Candidate:
         shard = self.join(name, now)
         state = self._state(name, shard, now)
+        cold = query.adapter and query.adapter not in shard.adapters
+        adapter = shard.adapter_seconds if cold else 0.0
         if shard.stale:
-            return Candidate(name, 0, state, stale=True)
+            return Candidate(name, 0, state, stale=True, adapter=adapter)
         usable = (query.tokens - 1) // state.block_size  # an engine computes at least the last token
         cached = matched(chain[:usable], shard.blocks.hashes, shard.coming) * state.block_size
-        return Candidate(name, cached, state)
+        return Candidate(name, cached, state, adapter=adapter)
 
     def state_of(self, name: str, now: float) -> ShardState:
         """How busy a shard is, what was sent there since its last report included."""
@@ -279,6 +295,8 @@ class Router:
         shard.tokens += sent.tokens
         shard.attended += sent.attended
         shard.in_flight += sent.sequences
+        if query.adapter:
+            shard.adapters.add(query.adapter)
         for block in fresh:
             shard.coming[block] = shard.coming.get(block, 0) + 1
         # twice the prediction: a block that comes late is still expected; one that never comes is expected a little too

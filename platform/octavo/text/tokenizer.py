@@ -155,6 +155,16 @@ class Tokenizer:
         piece = self._backend.id_to_token(token_id)
         return piece is not None and _fallback_byte(piece) is not None
 
+    def differs_at(self, other: Tokenizer) -> str | None:
+        """A token that another tokenizer has under another id, or not at all; None where both know the same ones.
+
+        Ids that only one of them has at its end are none: models pad their vocabularies.
+        """
+        common = min(self.vocab_size, other.vocab_size)
+        theirs: dict[str, int] = other._backend.get_vocab()
+        ours: dict[str, int] = self._backend.get_vocab()
+        return next((piece for piece, token in ours.items() if token < common and theirs.get(piece) != token), None)
+
     def to_json(self) -> str:
         """All of it but the names of its end tokens, as a tokenizer.json."""
         return str(self._backend.to_str())

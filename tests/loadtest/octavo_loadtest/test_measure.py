@@ -21,7 +21,7 @@ from octavo_loadtest import plan
 from octavo_loadtest.fake_server import Behaviour, FakeServer, Served, running
 from octavo_loadtest.job import Orders, Outcome, Pulse, Target
 from octavo_loadtest.load import Load
-from octavo_loadtest.measure import Run, measure, to_record
+from octavo_loadtest.measure import Reader, Run, measure, to_record
 from octavo_loadtest.metrics import DEFINITIONS, derive
 from octavo_loadtest.record import Record
 from octavo_loadtest.sender import Sender
@@ -244,7 +244,7 @@ def test_a_slow_client_is_caught() -> None:
     while not outbox.empty():
         message = outbox.get()
         if isinstance(message, Outcome):
-            run.records.append(to_record(message, 0, turns[message.index], origin))
+            run.records.append(to_record(message, 0, turns[message.index], origin, Reader()))
         elif isinstance(message, Pulse):
             run.senders.hear(message)
     assert len(run.records) == 50

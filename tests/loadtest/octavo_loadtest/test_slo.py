@@ -6,6 +6,7 @@ import pytest
 
 from octavo_loadtest import slo
 from octavo_loadtest.errors import LoadTestError
+from octavo_loadtest.stats import wilson
 
 
 def test_names_and_bounds() -> None:
@@ -31,4 +32,4 @@ def test_good_requests_keep_every_bound() -> None:
     ("good", "total", "verdict"), [(1000, 1000, "passed"), (90, 100, "failed"), (10, 10, "unresolved")]
 )
 def test_verdicts_need_evidence(good: int, total: int, verdict: str) -> None:
-    assert slo.verdict(good, total, 0.99) == verdict
+    assert slo.verdict(wilson(good, total), 0.99) == verdict

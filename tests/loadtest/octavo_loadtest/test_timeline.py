@@ -51,7 +51,8 @@ def test_figures_of_a_burst() -> None:
     figures = line.figures
     assert figures["first new replica after"] == 4
     assert figures["most replicas"] == 4
-    assert figures["replica-seconds"] == 14 * 1 + 1 * 2 + 25 * 4 + 10 * 1
+    assert figures["replica-seconds"] == 14 * 1 + 1 * 2 + 25 * 4  # the watch ended at 40
+    assert figures["seconds not watched"] == 10
     assert figures["fewest again after"] == 10
     assert (figures["TTFT p50 before"], figures["TTFT p99 burst"], figures["TTFT p99 after"]) == (0.1, 2.0, 0.2)
 

@@ -28,7 +28,7 @@ def ask(body: CompletionRequest, limits: Limits) -> Asked:
     return Asked(
         kind="cmpl",
         model=body.model,
-        content=_prompts(body, limits),
+        content=_prompts(body, limits, params.num_places),
         param="prompt",
         params=params,
         given=given,
@@ -41,14 +41,14 @@ def ask(body: CompletionRequest, limits: Limits) -> Asked:
     )
 
 
-def _prompts(body: CompletionRequest, limits: Limits) -> list[Prompt]:
-    """The prompts, one by one."""
+def _prompts(body: CompletionRequest, limits: Limits, sequences: int) -> list[Prompt]:
+    """The prompts, one by one; each becomes so many sequences."""
     prompt: Any = "" if body.prompt is None else body.prompt
     single = isinstance(prompt, str) or (prompt and isinstance(prompt[0], int))
     prompts: list[Prompt] = [prompt] if single else prompt
     if len(prompts) > limits.max_prompts:
         raise BadRequest(f"at most {limits.max_prompts} prompts fit one request, got {len(prompts)}", "prompt")
-    if len(prompts) * (body.best_of or body.sequences) > MAX_CHOICES:
+    if len(prompts) * sequences > MAX_CHOICES:
         raise BadRequest(f"at most {MAX_CHOICES} sequences fit one request over all of its prompts", "prompt")
     if not prompts or not all(ids or isinstance(ids, str) for ids in prompts):
         raise BadRequest("prompt must not be empty", "prompt")

@@ -22,7 +22,7 @@ NAMES = (
     "repetition_penalty", "logit_bias", "seed", "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos",
     "min_tokens", "max_tokens", "logprobs", "skip_special_tokens", "spaces_between_special_tokens", "bad_words",
     "allowed_token_ids", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
-    "use_beam_search", "length_penalty", "cache_salt", "user",
+    "use_beam_search", "beam_width", "length_penalty", "early_stopping", "cache_salt", "user",
 )  # fmt: skip
 """What may be sampled by: vLLM's names, and a session's."""
 

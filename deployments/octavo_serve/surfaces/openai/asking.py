@@ -7,6 +7,7 @@ from typing import Any
 from octavo.errors import BadRequest
 from octavo.request import SamplingParams
 from octavo_serve.api.bounds import MAX_PROMPT_VALUES, Limits
+from octavo_serve.surfaces.openai.beams import beams_of
 from octavo_serve.surfaces.openai.refusals import refusal
 from octavo_serve.surfaces.openai.schemas import SamplingBody
 from octavo_serve.surfaces.openai.structured import structured_outputs
@@ -27,7 +28,9 @@ def check_supported(body: SamplingBody, limits: Limits) -> None:
     """
     if refused := refusal(body):
         raise BadRequest(refused[1], refused[0])
-    for name, asked in (("n", body.n), ("best_of", body.best_of or None)):  # OpenAI allows a best_of of 0
+    best_of = body.best_of or None  # OpenAI allows a best_of of 0
+    counts = {"n": body.n, "best_of": best_of, "beam_width": body.beam_width}
+    for name, asked in counts.items():
         if asked is not None and not 1 <= asked <= limits.max_n:
             raise BadRequest(f"{name} must be at least 1 and at most {limits.max_n}, got {asked}", name)
 
@@ -36,7 +39,7 @@ def given_sampling(body: SamplingBody) -> dict[str, Any]:
     """The body's sampling fields, by the names of `SamplingParams`.
 
     Raises:
-        BadRequest: a key of `logit_bias` is no token id.
+        BadRequest: a key of `logit_bias` is no token id, or a beam search is half asked for.
     """
     sent = body.model_fields_set & _SAME
     given: dict[str, Any] = {name: value for name in sent if (value := getattr(body, name)) is not None}
@@ -46,7 +49,8 @@ def given_sampling(body: SamplingBody) -> dict[str, Any]:
     given["allowed_token_ids"] = body.allowed_token_ids or None
     given["bad_words"] = body.bad_words or []
     given["structured_outputs"] = structured_outputs(body)
-    given["best_of"] = body.best_of or None
+    given["beams"] = beams_of(body)
+    given["best_of"] = None if given["beams"] else body.best_of or None  # of a search it is the width
     return given
 
 

@@ -38,7 +38,6 @@ RULES: dict[str, Callable[[Any], str | None]] = {
     ),
     "thinking": _thinking,
     "reasoning": _reasoning,
-    "length_penalty": _one_of(0, 1, sentence="length_penalty belongs to beam search, which is not supported"),
     "verbosity": _one_of("medium", sentence='verbosity must be "medium": the models here know no other'),
     "modalities": _one_of([], ["text"], sentence='modalities: only the modality "text" is supported'),
     "functions": _one_of([], sentence="functions and function_call are deprecated; send tools and tool_choice"),

@@ -7,11 +7,12 @@ JSON unchanged. The API's description (`http.describe`) is made from both.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic reads the standard one from Python 3.12 on
 
+from octavo.beams import MAX_PENALTY, MAX_WIDTH
 from octavo.request import INT64, MAX_LOGPROBS, MAX_N
 from octavo_serve.api.body import Body
 from octavo_serve.api.bounds import MAX_MESSAGES
@@ -101,6 +102,12 @@ class SamplingBody(Body):
     allowed_token_ids: AllowedTokenIds | None = Field(default=None, description="No other token is drawn.")
     bad_words: BadWords | None = Field(default=None, description="Texts that do not appear in the answer.")
 
+    # a search for the likeliest texts in place of samples (see `beams`)
+    use_beam_search: bool | None = None
+    beam_width: Integer | None = within(1, MAX_WIDTH, "Beams; asks for a search, too. By default `best_of`, or `n`.")
+    length_penalty: float | None = within(-MAX_PENALTY, MAX_PENALTY, "Power of the length that divides a score.")
+    early_stopping: bool | Literal["never"] | None = Field(default=None, description="As in transformers.")
+
     # labels: accepted and ignored, because nothing is stored
     metadata: Metadata | None = None
     safety_identifier: Name | None = None
@@ -109,9 +116,7 @@ class SamplingBody(Body):
     store: bool | None = only(False)
     service_tier: Name | None = only("auto", "default")
     prompt_cache_retention: Name | None = only("in_memory", "in-memory")
-    length_penalty: float | None = only(0, 1)
     vllm_xargs: Refused
-    use_beam_search: Refused
     logits_processors: Refused
     truncate_prompt_tokens: Refused
     kv_transfer_params: Refused

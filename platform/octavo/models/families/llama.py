@@ -11,6 +11,8 @@ def _from_gguf(meta: Metadata, config: Config) -> Config:
     rotary_dim = meta.own("rope.dimension_count") or config["head_dim"]
     if rotary_dim != config["head_dim"]:
         raise ModelError(f"rotary positions over {rotary_dim} of {config['head_dim']} dimensions in a llama GGUF")
+    if experts := meta.own("expert_count"):
+        return {"model_type": "mixtral", "num_local_experts": experts}
     return {"model_type": "mistral"} if config.get("sliding_window") else {}
 
 

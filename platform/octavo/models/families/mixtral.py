@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octavo.models.families.llama import MISTRAL, NO_BIASES
+from octavo.models.families.llama import GGUF, MISTRAL, NO_BIASES
 from octavo.models.families.record import Family, Names
 from octavo.models.families.settings import expert_fields
 
@@ -28,5 +28,6 @@ FAMILIES = (
                 "expert_down": "block_sparse_moe.experts.{}.w2",
             }
         ),
+        gguf=GGUF,
     ),
 )

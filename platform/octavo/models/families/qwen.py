@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from octavo.models.families.record import Config, Family, Fields, Gguf, Names
+from octavo.models.families.record import GGUF_SHARED_EXPERT, Config, Family, Fields, Gguf, Names
 from octavo.models.families.settings import expert_fields
+from octavo.models.gguf_metadata import Metadata
 
 _QWEN2: Config = {
     "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 22_016, "num_hidden_layers": 32,
@@ -43,6 +44,16 @@ def _qwen2_moe(config: Config) -> Fields:
     return biases | sizes | expert_fields(config)
 
 
+def _qwen2_moe_gguf(_meta: Metadata, config: Config) -> Config:
+    """Older files leave out sizes that follow from the MLP's; shares are never normalised."""
+    whole = config["intermediate_size"]
+    sizes = {
+        "moe_intermediate_size": whole // config["num_experts_per_tok"],
+        "shared_expert_intermediate_size": whole,
+    }
+    return {name: config.get(name, size) for name, size in sizes.items()}
+
+
 def _qwen3_moe(config: Config) -> Fields:
     inner = {"intermediate_size": config["moe_intermediate_size"]}
     return {"qk_norm": True, "mlp_bias": False} | inner | expert_fields(config)
@@ -63,6 +74,20 @@ FAMILIES = (
         defaults=_QWEN2 | {"head_dim": 128},
         gguf=Gguf(architecture="qwen3"),
     ),
-    Family(model_type="qwen2_moe", title="Qwen 2 with experts", fields=_qwen2_moe, defaults=_QWEN2_MOE, names=_EXPERTS),
-    Family(model_type="qwen3_moe", title="Qwen 3 with experts", fields=_qwen3_moe, defaults=_QWEN3_MOE, names=_EXPERTS),
+    Family(
+        model_type="qwen2_moe",
+        title="Qwen 2 with experts",
+        fields=_qwen2_moe,
+        defaults=_QWEN2_MOE,
+        names=_EXPERTS,
+        gguf=Gguf(architecture="qwen2moe", config=_qwen2_moe_gguf, parts=GGUF_SHARED_EXPERT),
+    ),
+    Family(
+        model_type="qwen3_moe",
+        title="Qwen 3 with experts",
+        fields=_qwen3_moe,
+        defaults=_QWEN3_MOE,
+        names=_EXPERTS,
+        gguf=Gguf(architecture="qwen3moe", config=lambda meta, config: {"norm_topk_prob": True}),
+    ),
 )

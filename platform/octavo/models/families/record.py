@@ -28,10 +28,16 @@ class Stack:
         parts: whose rows, in order.
         grouped: for each key-value head the rows of its query heads, of the key and of the value, instead of all
             queries, all keys, all values.
+        alternating: the first row of each part, then the second of each, ...
+        experts: it is one of these for each expert.
+        transposed: each is stored with its columns first.
     """
 
     parts: tuple[str, ...]
     grouped: bool = False
+    alternating: bool = False
+    experts: bool = False
+    transposed: bool = False
 
 
 GATED_STACK = Stack(("gate", "up"))
@@ -82,10 +88,26 @@ GGUF_PARTS = {
     "up": "ffn_up",
     "down": "ffn_down",
     "post_mlp_norm": "post_ffw_norm",
+    "router": "ffn_gate_inp",
+    "router.choice_bias": "exp_probs_b.bias",
+    "expert_gate": "ffn_gate_exps.{}",
+    "expert_up": "ffn_up_exps.{}",
+    "expert_down": "ffn_down_exps.{}",
+    "shared_gate": "ffn_gate_inp_shexp",
+    "sinks": "attn_sinks",
 }
 """What GGUF calls it."""
 
-GGUF_STACKS = {"attn_qkv": Stack(("q", "k", "v"))}
+GGUF_SHARED_EXPERT = {"gate": "ffn_gate_shexp", "up": "ffn_up_shexp", "down": "ffn_down_shexp"}
+"""The same of an expert that all tokens go through."""
+
+GGUF_STACKS = {
+    "attn_qkv": Stack(("q", "k", "v")),
+    "ffn_gate_exps": Stack(("expert_gate",), experts=True),
+    "ffn_up_exps": Stack(("expert_up",), experts=True),
+    "ffn_gate_up_exps": Stack(("expert_gate", "expert_up"), experts=True),
+    "ffn_down_exps": Stack(("expert_down",), experts=True),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +117,8 @@ class Names:
     Attributes:
         layer: prefix of a layer's tensors, with {} for its index.
         parts: part -> name, with {} for an expert's index; where they differ from `USUAL_PARTS`. Parts of a stack
-            need one too, which no tensor has.
+            need one too, which no tensor has. "part.kind" -> name with its kind, where that differs. In layers of a
+            mixture that have no experts, gate, up and down have the usual names.
         stacks: name -> what is stored under it.
         renamed: other name of a part -> the one in `parts`, in checkpoints that have the other.
         transposed: layers' matrices are stored [in, out].

@@ -118,18 +118,22 @@ def decoder_fields(config: Config) -> Fields:
 
 
 def expert_fields(config: Config) -> Fields:
-    """Of a mixture that has experts in every layer.
-
-    Raises:
-        ModelError: some layers have none.
-    """
-    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
-        raise ModelError("only some layers have experts (mlp_only_layers, decoder_sparse_step), which is not supported")
+    """Of a mixture. Where some layers have no experts, `intermediate_size` is theirs."""
+    dense = _dense_layers(config)
     return {
         "num_experts": config.get("num_local_experts") or config["num_experts"],
         "experts_per_token": config["num_experts_per_tok"],
         "normalise_experts": bool(config.get("norm_topk_prob", False)),
+        "dense_layers": dense,
+        "dense_size": config["intermediate_size"] if dense else 0,
     }
+
+
+def _dense_layers(config: Config) -> tuple[int, ...]:
+    """Layers without experts."""
+    named, step = config.get("mlp_only_layers") or (), config.get("decoder_sparse_step") or 1
+    first = config.get("first_k_dense_replace") or 0
+    return tuple(i for i in range(config["num_hidden_layers"]) if i < first or i in named or (i + 1) % step)
 
 
 def alibi_slopes(heads: int, steepest: float = 8) -> tuple[float, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from octavo.errors import ModelError
 from octavo.gguf_header import Entry, read_directory
@@ -14,10 +15,14 @@ from octavo.models.weights.names import Naming
 
 
 def stacked_rows(stack: Stack, spec: ModelSpec) -> dict[str, list[range]]:
-    """Part -> where its rows are in the stack, in their order."""
+    """Part -> where its rows are in the stack (of one expert), in their order."""
     inner = spec.shared_expert_size if spec.num_experts else spec.intermediate_size
     heads = {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
-    sizes = heads | dict.fromkeys(("gate", "up"), inner)
+    sizes = heads | dict.fromkeys(("gate", "up"), inner) | {"expert_down": spec.hidden_size}
+    sizes |= dict.fromkeys(("expert_gate", "expert_up"), spec.intermediate_size)
+    if stack.alternating:
+        count = len(stack.parts)
+        return {part: [range(i, count * sizes[part], count)] for i, part in enumerate(stack.parts)}
     times = spec.num_kv_heads if stack.grouped else 1
     found: dict[str, list[range]] = {part: [] for part in stack.parts}
     start = 0
@@ -38,7 +43,7 @@ def some_of(rows: list[range], wanted: range) -> Iterator[range]:
     for run in rows:
         begin, end = max(wanted.start - start, 0), min(wanted.stop - start, len(run))
         if begin < end:
-            yield range(run.start + begin, run.start + end)
+            yield run[begin:end]
         start += len(run)
 
 
@@ -54,13 +59,58 @@ def gguf_entries(file: Path, naming: Naming, spec: ModelSpec) -> Mapping[str, En
 
 def _split(entry: Entry, naming: Naming, spec: ModelSpec) -> list[Entry]:
     if (found := naming.stack_of(entry.name)) is None:
-        return [entry]
+        return [_as_matrix(entry, naming)]
     names, stack = found
     rows = stacked_rows(stack, spec)
-    if total_rows(rows) != entry.shape[0]:
-        raise ModelError(f"{entry.name} has {entry.shape[0]} rows instead of {total_rows(rows)}")
+    each = [_expert(entry, i) for i in range(experts_of(entry, spec))] if stack.experts else [entry]
+    check_rows(entry.name, each[0].shape[0], rows)
     return [
-        replace(entry, name=name, shape=(len(at), *entry.shape[1:]), offset=entry.offset + at.start * entry.row_bytes)
+        replace(
+            one, name=name_of(name, i), shape=(len(at), *one.shape[1:]), offset=one.offset + at.start * one.row_bytes
+        )
+        for i, one in enumerate(each)
         for part, name in names
         for at in rows[part]
     ]
+
+
+def _expert(entry: Entry, index: int) -> Entry:
+    """One expert's matrix, or its bias."""
+    row_bytes, start = entry.row_bytes // entry.shape[1], entry.offset + index * entry.row_bytes
+    return replace(entry, shape=entry.shape[1:], row_bytes=row_bytes, offset=start)
+
+
+def _as_matrix(entry: Entry, naming: Naming) -> Entry:
+    """A matrix of one row, which is stored as a vector."""
+    if len(entry.shape) != 1 or not entry.name.endswith(f".{naming.parts.get('shared_gate')}.weight"):
+        return entry
+    return replace(entry, shape=(1, *entry.shape), row_bytes=entry.num_bytes)
+
+
+class _Stored(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def experts_of(tensor: _Stored, spec: ModelSpec) -> int:
+    """How many experts' matrices or biases a tensor holds.
+
+    Raises:
+        ModelError: they are not as many as the model has.
+    """
+    if len(tensor.shape) < 2 or tensor.shape[0] != spec.num_experts:
+        raise ModelError(f"{tensor.name} is {list(tensor.shape)}, and the model has {spec.num_experts} experts")
+    return spec.num_experts
+
+
+def check_rows(name: str, found: int, rows: Mapping[str, list[range]]) -> None:
+    """Raise `ModelError` unless a stack has the rows of its parts."""
+    if total_rows(rows) != found:
+        raise ModelError(f"{name} has {found} rows instead of {total_rows(rows)}")
+
+
+def name_of(name: str, expert: int) -> str:
+    """The name of one expert's tensor."""
+    return name.replace("{}", str(expert))

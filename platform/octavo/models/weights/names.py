@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ from octavo.models.weights.encoder_names import ENCODER_NAMES, ENCODER_STACKS, G
 if TYPE_CHECKING:
     from octavo.models.weights.layout import Slot  # imports torch, 2 s, which reading names does not need
 
+MLP_PARTS = ("gate", "up", "down")
+
 
 @dataclass(frozen=True, slots=True)
 class Naming:
@@ -24,13 +27,14 @@ class Naming:
 
     Attributes:
         layer: prefix of a layer's tensors, with {} for its index.
-        parts: part -> name, with {} for an expert's index.
+        parts: part -> name, with {} for an expert's index; "part.kind" -> name with its kind.
         stacks: name of a matrix that holds several parts -> which.
         norm_offset: added to stored norm weights.
         interleaved: of each head of queries and keys, how many of the first values are stored in the order 0, n / 2,
             1, n / 2 + 1, ... because the format's own code rotates neighbours; 0 where none are.
         renamed: other name of a part -> its name in `parts`.
         transposed: layers' matrices are stored [in, out].
+        dense_layers, dense: layers of a mixture without experts, and how they name their MLP.
     """
 
     layer: str
@@ -38,6 +42,8 @@ class Naming:
     stacks: Mapping[str, Stack] = field(default_factory=dict)
     norm_offset: float = 0.0
     interleaved: int = 0
+    dense_layers: tuple[int, ...] = ()
+    dense: Mapping[str, str] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     transposed: bool = False
 
@@ -52,7 +58,14 @@ class Naming:
     def stored_name(self, slot: Slot) -> str:
         """The name of a slot's tensor in the checkpoint."""
         prefix = "" if slot.layer is None else self.layer.format(slot.layer)
-        return f"{prefix}{self.parts[slot.part].format(slot.expert)}.{slot.kind}"
+        if (whole := self.parts.get(f"{slot.part}.{slot.kind}")) is not None:
+            return prefix + whole
+        return f"{prefix}{self.part_name(slot.part, slot.layer).format(slot.expert)}.{slot.kind}"
+
+    def part_name(self, part: str, layer: int | None) -> str:
+        """What a layer's part is called, with {} for an expert's index."""
+        own = self.dense if layer in self.dense_layers and part in MLP_PARTS else self.parts
+        return own[part]
 
     def stack_of(self, name: str) -> tuple[list[tuple[str, str]], Stack] | None:
         """(part, name) of the tensors that a weight or bias stacks, and how; None where it is one tensor alone."""
@@ -69,15 +82,10 @@ def hf_naming(spec: ModelSpec) -> Naming:
     if spec.encoder is not None:
         return Naming(*ENCODER_NAMES[spec.family], ENCODER_STACKS)
     names = FAMILIES[spec.family].names
-    return Naming(
-        names.layer,
-        hf_parts(FAMILIES[spec.family]),
-        names.stacks,
-        names.norm_offset,
-        spec.rope.rotary_dim if names.interleaved else 0,
-        names.renamed,
-        names.transposed,
-    )
+    interleaved = spec.rope.rotary_dim if names.interleaved else 0
+    parts, dense = hf_parts(FAMILIES[spec.family]), (spec.dense_layers, USUAL_PARTS)
+    how = names.stacks, names.norm_offset, interleaved, *dense, names.renamed, names.transposed
+    return Naming(names.layer, parts, *how)
 
 
 def hf_parts(family: Family) -> dict[str, str]:
@@ -93,8 +101,8 @@ def gguf_naming(spec: ModelSpec) -> Naming:
     assert gguf is not None, "its config came from such a file"
     interleaved = spec.rope.rotary_dim if gguf.interleaved else 0
     shared = {"attention_norm": "attn_norm"} if spec.shared_norm else {}
-    parts = gguf_parts(FAMILIES[spec.family]) | shared
-    return Naming("blk.{}.", parts, GGUF_STACKS | dict(gguf.stacks), 0.0, interleaved)
+    parts, dense = gguf_parts(FAMILIES[spec.family]) | shared, (spec.dense_layers, GGUF_PARTS)
+    return Naming("blk.{}.", parts, GGUF_STACKS | dict(gguf.stacks), 0.0, interleaved, *dense)
 
 
 def gguf_parts(family: Family) -> dict[str, str]:
@@ -123,7 +131,11 @@ def plain_name(name: str) -> str:
     name = plain_encoder_name(name)
     for prefix in ("transformer.", "language_model.", "model.", "language_model.", *_PREFIXES):
         name = name.removeprefix(prefix)
-    return name
+    return _BARE.sub(lambda found: f"{found[1]}.{found[2] or 'weight'}", name)
+
+
+_BARE = re.compile(r"(\.experts\.\w+_proj)(?:_(bias))?$")
+"""Matrices of all experts, and their biases, whose names do not say which they are."""
 
 
 _PREFIXES = tuple(dict.fromkeys(family.names.prefix for family in RECORDS if family.names.prefix))

@@ -17,7 +17,7 @@ from octavo.model_files import read_json, reading
 from octavo.models.families.settings import quantization_config
 from octavo.models.spec import ModelSpec
 from octavo.models.weights.encoder_names import UNUSED_BY_ENCODERS
-from octavo.models.weights.fused import some_of, stacked_rows, total_rows
+from octavo.models.weights.fused import check_rows, experts_of, name_of, some_of, stacked_rows
 from octavo.models.weights.names import Naming, hf_naming
 from octavo.models.weights.quantized_files import join_quantized
 from octavo.models.weights.stored import StoredTensor
@@ -81,9 +81,27 @@ def _split(tensor: StoredTensor, naming: Naming, spec: ModelSpec) -> list[Stored
         return [tensor]
     names, stack = found
     rows = stacked_rows(stack, spec)
-    if total_rows(rows) != tensor.shape[0]:
-        raise ModelError(f"{tensor.name} has {tensor.shape[0]} rows instead of {total_rows(rows)}")
-    return [_part(tensor, name, rows[part]) for part, name in names]
+    each = [tensor]
+    if stack.experts:
+        each = [_expert(tensor, i, transposed=stack.transposed) for i in range(experts_of(tensor, spec))]
+    check_rows(tensor.name, each[0].shape[0], rows)
+    return [_part(one, name_of(name, i), rows[part]) for i, one in enumerate(each) for part, name in names]
+
+
+def _expert(tensor: StoredTensor, index: int, *, transposed: bool) -> StoredTensor:
+    """One expert's matrix, or its bias."""
+    shape = tensor.shape[1:]
+
+    def read(rows: range | None, columns: range | None) -> Iterator[Tensor]:
+        values = torch.cat(list(tensor.read(range(index, index + 1), None)))[0]
+        yield _cut(values.mT if transposed and values.ndim == 2 else values, rows, columns)
+
+    return replace(
+        tensor,
+        shape=shape[::-1] if transposed else shape,
+        num_bytes=tensor.num_bytes // tensor.shape[0],
+        read=read,
+    )
 
 
 def _part(tensor: StoredTensor, name: str, rows: list[range]) -> StoredTensor:
@@ -96,7 +114,7 @@ def _part(tensor: StoredTensor, name: str, rows: list[range]) -> StoredTensor:
 
     def quantized() -> QuantizedWeight:
         assert tensor.quantized is not None
-        return rows_of(tensor.quantized(), torch.cat([torch.arange(run.start, run.stop) for run in rows]))
+        return rows_of(tensor.quantized(), torch.tensor([row for run in rows for row in run]))
 
     return replace(
         tensor,
@@ -129,5 +147,9 @@ def _read(file: Path, name: str, rows: range | None, columns: range | None) -> I
     with reading(file), safe_open(file, framework="pt", device="cpu") as tensors:
         tensor = tensors.get_tensor(name)
         tensor = tensor.float() if tensor.dtype == torch.float64 else tensor
-        tensor = tensor if rows is None else tensor[rows.start : rows.stop]
-        yield tensor if columns is None else tensor[:, columns.start : columns.stop]
+        yield _cut(tensor, rows, columns)
+
+
+def _cut(values: Tensor, rows: range | None, columns: range | None) -> Tensor:
+    values = values if rows is None else values[rows.start : rows.stop : rows.step]
+    return values if columns is None else values[:, columns.start : columns.stop]

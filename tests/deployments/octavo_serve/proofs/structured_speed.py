@@ -4,8 +4,8 @@
 
     stream        tokens per second at one stream: JSON of a fixed schema, and a call of one of three tools, beside free
                   text of as many tokens; the share of the tokens that were forced, which is the reason
-    masks         64 streams of JSON: the share of their steps that masks take: made, and what a row's drawing takes
-                  longer than free text's, which is less than nothing where masks leave few tokens
+    masks         64 streams of JSON: the share of their steps that the engine's thread waits for masks: made, and what
+                  a row's drawing takes longer than free text's, less than nothing where masks leave few tokens
     first token   of requests with schemas that are new, from 3 to 200 properties, beside requests without one
 
 Free text answers the same prompts, goes on after the model's end token, and gets as many tokens as the JSON has. There
@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import Any
 
 import octavo.engine.batch as batch_module
+import octavo.engine.engine as engine_module
 import octavo.execution.native_executor as executor_module
 from octavo import LLM, SamplingParams
 from octavo.constraint import Grammar, StructuredOutputs
@@ -180,20 +181,21 @@ def masks(llm: LLM, rounds: int) -> dict[str, float]:
     prompts = [f"Describe {person}, number {i}, as JSON." for i, person in zip(range(STREAMS), itertools.cycle(PEOPLE))]
     params = SamplingParams(max_tokens=60, temperature=0.7, seed=1, grammar=grammar(StructuredOutputs(json=PERSON)))
     free = SamplingParams(max_tokens=60, temperature=0.7, seed=1, ignore_eos=True)
-    made, drawn, counted = Spent(batch_module, "fill_masks"), Spent(executor_module, "sample"), Counted(llm)
+    begun, made = Spent(engine_module, "begin_masks"), Spent(batch_module, "fill_masks")
+    drawn, counted = Spent(executor_module, "sample"), Counted(llm)
     figures = []
     for _ in range(rounds + 1):  # the first one warms up
-        made.seconds = 0.0
+        begun.seconds = made.seconds = 0.0
         seconds, drawing, rates = [], [], []
         for kind in (params, free):
             drawn.seconds, counted.rows = 0.0, 0
-            with made, drawn, counted:
+            with begun, made, drawn, counted:
                 tokens, spent = timed(llm, prompts, kind)
             seconds.append(spent)
             drawing.append((drawn.seconds / counted.rows, counted.rows))
             rates.append(tokens / spent)
         (own, rows), (plain, _) = drawing
-        making, applying = made.seconds / seconds[0], rows * (own - plain) / seconds[0]
+        making, applying = (begun.seconds + made.seconds) / seconds[0], rows * (own - plain) / seconds[0]
         figures.append((making + max(0.0, applying), making, applying, 1e6 * own, 1e6 * plain, *rates))
     names = "share", "making", "applying", "drawn_us", "free_drawn_us", "structured", "free"
     medians = map(statistics.median, zip(*figures[1:], strict=True))

@@ -12,8 +12,9 @@ from octavo.config import EngineConfig
 from octavo.cost_model import Cost
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.engine import Engine
+from octavo.load import LoadedAdapters
 from octavo.rehearsal.simulated import Profile, SimulatedExecutor
-from octavo.request import Placement, Request, SamplingParams
+from octavo.request import Adapter, Placement, Request, SamplingParams
 from octavo.routing.policy import Query
 from octavo.routing.router import Router, RoutingConfig
 from octavo_serve.gateway.link import Link
@@ -129,6 +130,24 @@ def test_two_listeners_both_know() -> None:
         second = await listen(address)
         await shard.work(50)
         await wait_for(lambda: first.blocks == second.blocks == shard.truth())
+
+    run(scenario)
+
+
+def test_those_who_listen_and_those_who_come_know_what_adapters_are_loaded() -> None:
+    async def scenario(shard: Shard, address: Address) -> None:
+        first = await listen(address)
+        await wait_for(lambda: first.router.shards["a"].blocks.exact)
+        shard.engine.add(Request(request_id="1", prompt_token_ids=[1], adapter=Adapter("x", "digest", "")))
+        while shard.engine.has_work:
+            shard.engine.step()
+        second = await listen(address)
+        loaded = shard.engine.adapters.loaded
+        assert (loaded.digests, loaded.seconds < LoadedAdapters().seconds) == (("digest",), True)
+        for here in (first, second):
+            known = here.router.shards["a"]
+            await wait_for(lambda known=known: known.adapters == {"digest"})  # type: ignore[misc]
+            assert known.adapter_seconds == loaded.seconds
 
     run(scenario)
 

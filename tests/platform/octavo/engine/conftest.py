@@ -13,6 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from octavo import LLM
 from octavo.config import EngineConfig
+from octavo.engine.drafter import Drafter
 from octavo.engine.engine import Engine
 from octavo.execution.background import BackgroundExecutor
 from octavo.execution.executor import Wait, finished
@@ -73,6 +74,9 @@ class PagedFake:
         self.fail_tokens: set[int] = set()  # last tokens for which the logits are "not finite"
         self.parrot: int | None = None  # of how many tokens, of these few, what it says depends; None: of all
         self.seconds_each = 0.0  # of a token; a step takes a millisecond more
+        self.astray = 0  # every how many-th token it says is another than it should be; 0: none
+        self.seconds = 1e-3  # of a step
+        self.closed = False
 
     def check_health(self) -> None:
         pass
@@ -101,10 +105,12 @@ class PagedFake:
             if batch.sampling.num_logprobs[row] >= 0:
                 logprobs[row] = LogprobRow([token], [-float(token) / VOCAB], 1)
         prompt = [LogprobRow([token], [-float(token) / VOCAB], 1) for _, token, _ in batch.prompt_logprobs]
-        seconds = 1e-3 + self.seconds_each * batch.num_tokens
+        seconds = self.seconds + self.seconds_each * batch.num_tokens
         return finished(StepResult(np.array(tokens, np.int64), logprobs, prompt, seconds, self._pooled(batch), found))
 
     def said(self, tokens, seed: int) -> int:
+        if self.astray and next_token(tokens, 1) % self.astray == 0:
+            return next_token(tokens, 2)
         if self.parrot is None:
             return next_token(tokens, seed)
         if len(tokens) % 19 == seed % 19:
@@ -121,7 +127,7 @@ class PagedFake:
         return pool(batch, np.array(states, np.float32).reshape(-1, 5))
 
     def close(self) -> None:
-        pass
+        self.closed = True
 
 
 class WholeFake:
@@ -161,12 +167,22 @@ def make_encoder(positions: int = 100, *, max_tokens: int | None = None, **setti
     return Engine("fake", executor, config, end_token_ids=(), pooling=info)
 
 
-def make_engine(num_blocks: int = 64, *, tokenizer=None, pooling=None, **settings) -> Engine:
+def make_drafter(num_blocks: int = 400, *, astray: int = 0, seconds: float = 1e-5, **settings) -> Drafter:
+    """A draft model that is right but for every `astray`-th token, and takes so long for a pass."""
+    model = PagedFake(num_blocks, 4)
+    model.astray, model.seconds = astray, seconds
+    drafter = Drafter(model, 4, **settings)
+    drafter.measure()
+    return drafter
+
+
+def make_engine(num_blocks: int = 64, *, tokenizer=None, pooling=None, drafter=None, **settings) -> Engine:
     config = EngineConfig(**{"block_size": 4, "max_num_seqs": 8, "max_num_batched_tokens": 32, **settings})
     model = PagedFake(num_blocks, config.block_size)
     executor = BackgroundExecutor(model) if config.async_scheduling else model
     ends = () if tokenizer is None else tokenizer.eos_token_ids
-    return Engine("fake", executor, config, end_token_ids=ends, tokenizer=tokenizer, pooling=pooling)
+    parts = {"tokenizer": tokenizer, "pooling": pooling, "drafter": drafter}
+    return Engine("fake", executor, config, end_token_ids=ends, **parts)
 
 
 def model_of(engine: Engine) -> PagedFake:
@@ -207,6 +223,7 @@ def fake():
     return SimpleNamespace(
         engine=make_engine,
         encoder=make_encoder,
+        drafter=make_drafter,
         state=state,
         model=model_of,
         request=make_request,

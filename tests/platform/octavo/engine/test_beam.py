@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from octavo import LLM, BeamSearch, SamplingParams
+from octavo.engine import beam
 from octavo_kernels.native.library import library, use
 
 END, UNUSED = 258, 299  # of the tiny models
@@ -80,11 +81,15 @@ def test_tokens_and_scores_are_transformers(both, given):
 # ---- however it is scheduled ----------------------------------------------------------------------------------------
 
 
+def request_of(fake, **params):
+    """A search that goes on for 14 tokens, some texts ending before."""
+    beams = {"beams": BeamSearch(4, 1.0, "never"), "n": 4, "stop_token_ids": [*range(0, 1000, 50)]}
+    return fake.request("beams", [1, 2, 3, 4, 5, 6, 7], **{**beams, "max_tokens": 14, **params})
+
+
 def search(fake, engine, others=(), **params):
     """Texts and sums of a search beside other requests, whose tokens it checks."""
-    beams = params.pop("beams", BeamSearch(4, 1.0, "never"))
-    given = {"n": beams.width, "max_tokens": 14, "stop_token_ids": [*range(0, 1000, 50)], **params}
-    engine.add(fake.request("beams", [1, 2, 3, 4, 5, 6, 7], beams=beams, **given))
+    engine.add(request_of(fake, **params))
     for name, prompt, count in others:
         engine.add(fake.request(name, prompt, max_tokens=count))
     texts, said = {}, {}
@@ -166,11 +171,58 @@ def test_the_prompts_blocks_are_held_once(fake):
 
 def test_what_goes_on_elsewhere_ends_alike(fake, undisturbed):
     engine = fake.engine(256)
-    request = fake.request("beams", [1, 2, 3, 4, 5, 6, 7], beams=BeamSearch(4, 1.0, "never"), n=4, max_tokens=14,
-                           stop_token_ids=[*range(0, 1000, 50)])  # fmt: skip
+    request = request_of(fake)
     engine.add(dataclasses.replace(request, emitted=[None, [], None, []]))
     updates = [update for _ in range(40) for update in engine.step()]
     assert {update.index: update.token_ids for update in updates} == {1: undisturbed[1][0], 3: undisturbed[3][0]}
+
+
+def test_a_text_that_was_told_in_part_is_told_to_its_end(fake, undisturbed, monkeypatch):
+    monkeypatch.setattr(beam, "PART_VALUES", 3)
+    whole, rest = fake.engine(256), fake.engine(256)
+    request = request_of(fake, logprobs=0)
+    told = everything(whole, request)
+    assert [len(update.token_ids) for update in told if update.index == 0] == [3, 3, 3, 3, 2]
+    first = told[:2]
+    assert [(update.index, update.cumulative_logprob, update.finish_reason) for update in first] == [(0, 0.0, None)] * 2
+    emitted = [first[0].token_ids + first[1].token_ids, [], [], []]
+    assert everything(rest, dataclasses.replace(request, emitted=emitted)) == told[2:]
+    emitted[0][0] += 1
+    others = everything(rest, dataclasses.replace(request, emitted=emitted))
+    assert [update.finish_reason for update in others] == ["error"] * 4
+
+
+def everything(engine, request):
+    """All updates of a request, with no times in them."""
+    engine.add(request)
+    updates = []
+    while engine.has_work:
+        updates += engine.step()
+    return [dataclasses.replace(update, time=0.0, prefill=None, num_cached_tokens=0) for update in updates]
+
+
+@pytest.mark.parametrize("settings", [{}, {"async_scheduling": True}])
+def test_a_step_that_raises_for_another_changes_no_text(fake, undisturbed, settings):
+    engine = fake.engine(256, **settings)
+    model = fake.model(engine)
+    launch, raised = model.launch, []
+
+    def raising(batch):
+        if 666 in batch.token_ids:
+            raised.append(batch)
+            raise RuntimeError("poison")
+        return launch(batch)
+
+    model.launch = raising
+    engine.add(request_of(fake))
+    for _ in range(4):
+        assert engine.step() == []
+    engine.add(fake.request("poison", [1, 666, 3], max_tokens=5))
+    updates = [update for _ in range(80) for update in engine.step()]
+    told = [(each.token_ids, each.cumulative_logprob, each.finish_reason) for each in updates if each.token_ids]
+    assert told == undisturbed
+    assert raised[0].num_seqs == 5
+    assert [each.finish_reason for each in updates if each.request_id == "poison" and each.finish_reason] == ["error"]
 
 
 def test_an_abort_ends_all_of_it(fake):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from octavo.constraint import Grammar, Thinking
-from octavo.engine import constrained
+from octavo.engine import constrained, masks
 from octavo.errors import BadRequest
 from octavo.request import Request, SamplingParams
 from octavo.text.output import SequenceText
@@ -160,7 +160,8 @@ def requests_of_all_kinds(seed: int) -> list[Request]:
 ALONE: dict[int, dict] = {}
 
 
-@example(seed=0, ahead=True, blocks=400, chunk=64, caching=True, places=20)  # the blocks of one held out change
+@example(seed=0, ahead=True, blocks=400, chunk=64, caching=True, places=20, first=1)  # a held one's blocks change
+@example(seed=1, ahead=False, blocks=40, chunk=4, caching=True, places=20, first=1)
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2),
@@ -169,16 +170,19 @@ ALONE: dict[int, dict] = {}
     chunk=st.sampled_from([4, 64]),
     caching=st.booleans(),
     places=st.sampled_from([3, 20]),
+    first=st.sampled_from([1, 99]),
 )
-def test_tokens_do_not_know_how_they_were_scheduled(say, seed, ahead, blocks, chunk, caching, places):
+def test_tokens_do_not_know_how_they_were_scheduled(say, seed, ahead, blocks, chunk, caching, places, first):
     requests = requests_of_all_kinds(seed)
     if seed not in ALONE:
         ALONE[seed] = {key: told for each in requests for key, told in say(each).items()}
     alone = ALONE[seed]
-    together = say(
-        *requests, num_blocks=blocks, async_scheduling=ahead, max_num_batched_tokens=chunk,
-        enable_prefix_caching=caching, max_num_seqs=places, max_model_len=140,
-    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks, "AHEAD", first)  # masks that are made ahead from one on, or none
+        together = say(
+            *requests, num_blocks=blocks, async_scheduling=ahead, max_num_batched_tokens=chunk,
+            enable_prefix_caching=caching, max_num_seqs=places, max_model_len=140,
+        )  # fmt: skip
     assert together == alone
     for (name, _), told in alone.items():
         assert told.finish not in ("error", "refused"), told
@@ -196,8 +200,14 @@ class Knows:
     def __init__(self, answers: dict, right: float, seed: int) -> None:
         self._answers, self._right, self._rng = answers, right, random.Random(seed)
 
-    def begin(self, running) -> bool:
+    def begin(self, running, room) -> bool:
         return True
+
+    def check_integrity(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
     def follows(self, seq) -> bool:
         return seq.index < 2
@@ -221,12 +231,13 @@ class Knows:
 
 
 @pytest.mark.parametrize("right", [0.0, 0.8, 1.0])
-def test_guesses_change_no_token(say, right):
+def test_guesses_change_no_token(say, monkeypatch, right):
     requests = requests_of_all_kinds(0)
     if 0 not in ALONE:
         ALONE[0] = {key: told for each in requests for key, told in say(each).items()}
     knows = Knows(ALONE[0], right, int(10 * right))
     ahead = right == 0.8
+    monkeypatch.setattr(masks, "AHEAD", 1)
     together = say(*requests, max_num_seqs=60, async_scheduling=ahead, max_model_len=140, proposer=knows)
     assert together == ALONE[0]
     accepted = say.engine.stats().counters.accepted
@@ -377,8 +388,9 @@ def chain(length: int) -> Grammar:
 
 @pytest.mark.parametrize("suspect", [0.0, 1e9])
 def test_a_grammar_whose_tokens_take_long_ends_one_request(say, monkeypatch, suspect):
-    monkeypatch.setattr(constrained, "SUSPECT", suspect)  # where nobody is suspected, reading tokens tells
+    monkeypatch.setattr(masks, "SUSPECT", suspect)  # where nobody is suspected, reading tokens tells
     monkeypatch.setattr(constrained, "SLOW_TOKEN", 0.0005)
+    monkeypatch.setattr(masks, "AHEAD", 1)
     monkeypatch.setattr(constrained, "SLOW_REQUEST", 0.01)
     others = [request("r", 2, grammar=LARK), request("j", 2, grammar=JSON), request("f", 2, max_tokens=5)]
     slow = request("s", 2, grammar=chain(400), max_tokens=200, allowed_token_ids=say.letters("a"))
@@ -398,10 +410,11 @@ def test_a_busy_machine_ends_nobody(say, monkeypatch):
 
 def test_masks_that_threads_share_are_those_that_one_makes(say, monkeypatch):
     told = []
-    for alone in (-1.0, 1e9):
-        monkeypatch.setattr(constrained, "ALONE", alone)
+    for alone, ahead in ((-1.0, 99), (1e9, 99), (1e9, 1)):
+        monkeypatch.setattr(masks, "ALONE", alone)
+        monkeypatch.setattr(masks, "AHEAD", ahead)
         told.append(say(request("r", 4, grammar=LARK), request("j", 4, grammar=JSON)))
-    assert told[0] == told[1]
+    assert told[0] == told[1] == told[2]
 
 
 def test_an_end_token_waits_for_min_tokens_where_it_can(say):

@@ -32,7 +32,7 @@ class Guesser:
         self._truth, self._right, self._most, self._every = truth, right, most, every
         self._rng = random.Random(seed)
 
-    def begin(self, running: list[Sequence]) -> bool:
+    def begin(self, running: list[Sequence], room: int) -> bool:
         return True
 
     def follows(self, seq: Sequence) -> bool:
@@ -50,6 +50,12 @@ class Guesser:
 
     def ended(self, seq: Sequence) -> None:
         assert seq.ended
+
+    def check_integrity(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
     def propose(self, seq: Sequence, most: int) -> list[int]:
         assert not seq.num_pending

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,8 @@ def sequences() -> list[list[int]]:
     return [random.integers(0, 256, length).tolist() for length in (70, 1, 33, 16, 5)]
 
 
-_GGUF_ARCHITECTURES = {"gemma3_text": "gemma3", "mistral": "llama"}
+_GGUF_ARCHITECTURES = {"gemma3_text": "gemma3", "mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe",
+                       "qwen3_moe": "qwen3moe"}  # fmt: skip
 
 
 def _write_metadata(writer: Any, config: dict[str, Any], head_dim: int) -> None:
@@ -140,6 +142,30 @@ def _write_metadata(writer: Any, config: dict[str, Any], head_dim: int) -> None:
     if config["model_type"] == "gemma3_text":
         writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config["layer_types"]])
         writer.add_rope_freq_base_swa(config["rope_parameters"]["sliding_attention"]["rope_theta"])
+
+
+def _write_mixture(writer: Any, config: dict[str, Any]) -> None:
+    experts = config.get("num_local_experts") or config.get("num_experts")
+    if not experts:
+        return
+    writer.add_expert_count(experts)
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    if inner := config.get("moe_intermediate_size"):
+        writer.add_expert_feed_forward_length(inner)
+    if shared := config.get("shared_expert_intermediate_size"):
+        writer.add_expert_shared_feed_forward_length(shared)
+
+
+def _with_stacked_experts(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """One tensor of all experts' matrices in place of theirs, under the names that the converter gives them."""
+    found: dict[str, Any] = {}
+    for key, values in tensors.items():
+        if one := re.fullmatch(r"model\.(layers\.\d+\.)(.+)\.experts\.(\d+)\.(.+)", key):
+            prefix = f"{one[1]}feed_forward" if one[2] == "block_sparse_moe" else f"model.{one[1]}mlp"
+            found.setdefault(f"{prefix}.experts.{one[4]}", {})[int(one[3])] = values
+        else:
+            found[key] = values.squeeze() if key.endswith(".shared_expert_gate.weight") else values
+    return {key: np.stack([x[i] for i in range(len(x))]) if isinstance(x, dict) else x for key, x in found.items()}
 
 
 def _write_rope(writer: Any, rope: dict[str, Any], head_dim: int) -> None:
@@ -190,17 +216,18 @@ def write_gguf(folder: Path, file: Path, quant: str = "F32", **options: Any) -> 
     writer = gguf.GGUFWriter(file, name, **options)
     _write_metadata(writer, config, head_dim)
     _write_rope(writer, config["rope_parameters"], head_dim)
+    _write_mixture(writer, config)
     kind = gguf.GGMLQuantizationType[quant]
     architecture = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
     names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
-    for key, values in load_file(folder / "model.safetensors").items():
+    for key, values in _with_stacked_experts(load_file(folder / "model.safetensors")).items():
         stored = names.get_name(key, try_suffixes=(".weight", ".bias"))
         if name == "llama" and (".q_proj." in key or ".k_proj." in key):
             heads = config["num_attention_heads" if ".q_proj." in key else "num_key_value_heads"]
             values = _permute(values, heads)
         if name.startswith("gemma") and key.endswith("norm.weight"):
             values = values + 1
-        if values.ndim == 1 or quant == "F32":
+        if values.ndim == 1 or quant == "F32" or "ffn_gate_inp" in stored:
             writer.add_tensor(stored, values)
         else:
             writer.add_tensor(stored, gguf.quants.quantize(values, kind), raw_dtype=kind)

@@ -91,20 +91,20 @@ def torch_logits(paged_run, model, folder, sequences):
     return Run(decoder, len(sequences), 80).all_logits(sequences)
 
 
-def packed(folder, spec, *, exact=True):
-    layers = [{} for _ in range(spec.num_layers)]
-    for (layer, part), low in read_adapter(folder, share_of(spec)).items():
-        layers[layer][part] = low.a, low.b
-    return PackedAdapter(layers, exact=exact)
-
-
 class NativeSteps:
     """Sequences with adapters on the native decoder; prompts in the chunks that a caller wants."""
 
-    def __init__(self, model, dtype="float32", most=40):
-        self.spec, packed = load_packed(resolve_source(str(model)), dtype=dtype, max_model_len=80)
+    def __init__(self, model, dtype="float32", quantization=None, most=40):
+        source, self.exact = resolve_source(str(model)), dtype == "float32"
+        self.spec, self.model = load_packed(source, dtype=dtype, quantization=quantization, max_model_len=80)
         kv = PackedKV(self.spec.num_layers, 5 * most, 16, self.spec.num_kv_heads, self.spec.head_dim, dtype)
-        self.decoder = NativeDecoder(library(), packed, kv, exact=dtype == "float32")
+        self.decoder = NativeDecoder(library(), self.model, kv, exact=self.exact)
+
+    def adapter(self, folder):
+        layers = [{} for _ in range(self.spec.num_layers)]
+        for (layer, part), low in read_adapter(folder, share_of(self.spec)).items():
+            layers[layer][part] = low.a, low.b
+        return PackedAdapter(layers, self.model.adapter_kinds(self.exact))
 
     def step(self, chunks, adapters):
         """chunks: (tokens, how many came before, which blocks of five); gives the logits of each."""
@@ -119,7 +119,7 @@ class NativeSteps:
 
 def native_logits(model, folder, sequences):
     steps = NativeSteps(model)
-    adapter = packed(folder, steps.spec)
+    adapter = steps.adapter(folder)
     chunks = [(tokens, 0, place) for place, tokens in enumerate(sequences)]
     return steps.step(chunks, [adapter] * len(sequences))
 
@@ -132,16 +132,20 @@ def test_a_gguf_file_takes_the_adapters_of_its_directory(tiny_model, make_adapte
         torch.testing.assert_close(ours, same, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_bits_do_not_depend_on_what_is_beside_a_sequence(tiny_model, make_adapter, dtype):
-    """Two adapters and the base in one step, a prompt of many rows, one that is cut: the same bits as alone."""
-    model = tiny_model("smollm2")
-    folders = [make_adapter("smollm2", rank=rank, seed=rank) for rank in (3, 16)]
-    beside, alone = NativeSteps(model, dtype), NativeSteps(model, dtype)
-    ways = [None, *(packed(folder, beside.spec, exact=dtype == "float32") for folder in folders)]
+MODES = [("float32", None), ("bfloat16", None), ("bfloat16", "int8-g32")]
+"""Adapters in float32, in bfloat16, and in codes of 8 bits."""
+
+
+@pytest.mark.parametrize(("dtype", "quantization"), MODES)
+def test_bits_do_not_depend_on_what_is_beside_a_sequence(tiny_model, make_adapter, dtype, quantization):
+    """Three adapters and the base in one step, a prompt of many rows, one that is cut: the same bits as alone."""
+    model = tiny_model("llama3")
+    folders = [make_adapter("llama3", rank=rank, seed=rank) for rank in (3, 16, 37)]
+    beside, alone = NativeSteps(model, dtype, quantization), NativeSteps(model, dtype, quantization)
+    ways = [None, *map(beside.adapter, folders)]
     random = np.random.default_rng(3)
     prompts = [random.integers(0, 256, length).tolist() for length in (70, 9, 1, 33, 70, 2, 75)]
-    adapters = [ways[i % 3] for i in range(len(prompts))]
+    adapters = [ways[i % 4] for i in range(len(prompts))]
     mixed = beside.step([(tokens, 0, i) for i, tokens in enumerate(prompts)], adapters)
     after = beside.step([([7], len(tokens), i) for i, tokens in enumerate(prompts)], adapters)
     for i, (tokens, adapter) in enumerate(zip(prompts, adapters, strict=True)):

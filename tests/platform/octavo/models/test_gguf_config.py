@@ -144,7 +144,7 @@ def test_yarn(spec):
         ("mamba", {}, (), r"'mamba'.*gemma3, .*llama"),
         ("llama", {"context_length": None}, (), r"lacks llama\.context_length"),
         ("gemma3", {}, (), r"lacks gemma3\.attention\.sliding_window"),
-        ("llama", {"expert_count": 8}, (), "mixture-of-experts"),
+        ("qwen2", {"expert_count": 8}, (), "num_experts 8"),
         ("llama", {"attention.key_length": 16, "attention.value_length": 8}, (), "length 16 and values of length 8"),
         ("llama", {"rope.dimension_count": 8}, (), "8 of 16 dimensions"),
         ("llama", {"rope.scaling.type": "longrope"}, (), "longrope"),

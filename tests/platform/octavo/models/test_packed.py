@@ -112,7 +112,7 @@ def test_every_instruction_set(native, tiny_model, paged_run, long_sequences, na
         assert ((torch.from_numpy(a) - b).norm() / b.norm()).item() < 0.05
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe_dense", "gpt_oss", "glm4_moe"])
 def test_mixtures_on_every_instruction_set(native, tiny_model, paged_run, long_sequences, name):
     """In the fast mode too, but for a token here and there that a rounding sends to another expert."""
     source = resolve_source(str(tiny_model(name)))
@@ -178,7 +178,7 @@ def test_tokens_that_nothing_is_drawn_after_may_skip_the_last_layer(native, tiny
 
 
 @pytest.mark.parametrize("quant", QUANTIZED)
-@pytest.mark.parametrize("name", ["llama3", "gemma3"])
+@pytest.mark.parametrize("name", ["llama3", "gemma3", "mixtral"])
 def test_gguf_blocks_are_multiplied_as_they_are(
     best, tiny_model, write_gguf, paged_run, long_sequences, tmp_path, name, quant
 ):

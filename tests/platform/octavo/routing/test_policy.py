@@ -57,6 +57,16 @@ def test_a_busy_fleet_computes_no_prefix_twice_for_a_moment_gained() -> None:
     assert reasons == ["spread", "prefix", "prefix"]
 
 
+def test_a_loaded_adapter_is_worth_the_seconds_that_another_takes() -> None:
+    """A step more of waiting is less than reading it, four are not; with nothing else to choose by it decides alone."""
+    cold, names = Candidate("cold", 0, IDLE, adapter=0.05), []
+    for backlog in (0, 128, 2048):
+        warm = Candidate("warm", 0, replace(IDLE, backlog_tokens=backlog))
+        names.append(POLICIES["prefix_affinity"](Query(1000, adapter="a"), [cold, warm], 0.05).order[0])
+    assert names == ["warm", "warm", "cold"]
+    assert score(Query(1000, adapter="a"), cold, 0, 0.05).adapter == 0.05
+
+
 LEAST_LOADED = {
     "ignores what is cached": (candidates(a=(960, replace(IDLE, backlog_tokens=128)), b=(0, IDLE)), "ba"),
     "knows that a machine is slow": (candidates(a=(0, SLOW), b=(0, replace(IDLE, backlog_tokens=512))), "ba"),

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from octavo.cost_model import Cost
-from octavo.load import ShardState
+from octavo.load import LoadedAdapters, ShardState
 from octavo.routing.policy import Choice, Query, score
 from octavo.routing.router import UNCONFIRMED_SECONDS, Decision, Router, RoutingConfig
 
@@ -73,6 +73,27 @@ def test_a_request_counts_until_a_report_counts_it() -> None:
     made.completed("1")
     route(made, "3", chain(3))
     assert shard.in_flight == 0
+
+
+def test_an_adapter_is_expected_where_it_was_said_or_sent_to_be() -> None:
+    made = router()
+    made.heard("c", None, [], None, LoadedAdapters(("x",), 0.2))
+
+    def adapters(adapter: str) -> dict[str, float]:
+        made.told = told = []  # type: ignore[assignment]
+        made.told = told.append
+        made.route(f"{adapter}{len(made.shards)}", [], Query(10, adapter=adapter), NAMES, 0.0)
+        return {each.name: each.adapter for each in told[0].candidates}
+
+    assert adapters("x") == {"a": 0.05, "b": 0.05, "c": 0.0, "d": 0.05}
+    assert made._sent["x4"].shard is made.shards["c"]
+    first = adapters("y")
+    assert (min(first.values()), first["c"]) == (0.05, 0.2)
+    where = next(name for name, shard in made.shards.items() if "y" in shard.adapters)
+    assert adapters("y")[where] == 0.0
+    made.heard(where, None, [], None, LoadedAdapters(("z",), 0.1))  # it was put out, or could not be read
+    assert adapters("y")[where] == 0.1
+    assert not any(adapters("").values())
 
 
 def test_a_question_asked_again_at_once_finds_its_shard_free() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from octavo.beams import BeamSearch
 from octavo.constraint import StructuredOutputs
 from octavo.errors import BadRequest
 from octavo_serve.api.body import parse
@@ -73,7 +74,7 @@ def test_the_input_is_repeated_unless_it_is_told_not_to() -> None:
         ({"temperature": "warm"}, "temperature must be"),
         ({"temperature": -1}, "temperature must be at least 0"),
         ({"length_penalty": 2.0}, "beam search"),
-        ({"use_beam_search": True}, "use_beam_search is not supported"),
+        ({"beam_width": 2, "use_beam_search": False}, "beam_width belongs to beam search"),
         ({"stream": True}, "stream must be false here"),
     ],
 )
@@ -81,6 +82,11 @@ def test_what_is_refused(sampling: dict[str, Any], says: str) -> None:
     with pytest.raises(BadRequest) as refused:
         asked(**sampling)
     assert says in str(refused.value)
+
+
+def test_a_search() -> None:
+    found = asked(use_beam_search="true", beam_width="3", n="2", early_stopping="never", length_penalty="0.5").params
+    assert (found.beams, found.n) == (BeamSearch(3, 0.5, "never"), 2)
 
 
 def test_streams() -> None:

@@ -26,7 +26,6 @@ REFUSED: list[dict[str, Any]] = [
     {"prompt_cache_retention": "24h"},
     {"thinking": {"type": "enabled", "tokens": 1024}},
     {"thinking": {}, "reasoning": {"max_tokens": "5"}},
-    {"length_penalty": 2.0},
     {"verbosity": "low"},
     {"modalities": ["audio"]},
     {"functions": [{"name": "f"}]},

@@ -19,6 +19,8 @@ CLASSES = {
     "mixtral": "MixtralConfig",
     "qwen2_moe": "Qwen2MoeConfig",
     "qwen3_moe": "Qwen3MoeConfig",
+    "gpt_oss": "GptOssConfig",
+    "glm4_moe": "Glm4MoeConfig",
     "mpt": "MptConfig",
     "ministral": "MinistralConfig",
     "seed_oss": "SeedOssConfig",
@@ -50,6 +52,10 @@ CLASSES = {
 }
 
 
+_LEAST = {"glm4_moe": {"head_dim": 128}}
+"""Settings without which a type's defaults make no model."""
+
+
 def through_transformers(config):
     """The config as transformers understands and rewrites it."""
     import transformers
@@ -60,7 +66,7 @@ def through_transformers(config):
 
 @pytest.mark.parametrize("model_type", CLASSES)
 def test_what_a_config_leaves_out_means_what_transformers_takes_it_for(model_type):
-    config = {"model_type": model_type}
+    config = {"model_type": model_type} | _LEAST.get(model_type, {})
     assert spec_from_config(config) == spec_from_config(through_transformers(config))
 
 
@@ -87,6 +93,9 @@ VARIATIONS = [
     ("qwen3", {"head_dim": 64}),
     ("qwen2_moe", {"norm_topk_prob": True, "num_experts": 8}),
     ("qwen3_moe", {"num_experts": 8, "head_dim": 64}),
+    ("qwen3_moe", {"mlp_only_layers": [0, 3], "decoder_sparse_step": 2}),
+    ("gpt_oss", {"num_local_experts": 32, "num_hidden_layers": 24, "rope_theta": 1e5}),
+    ("glm4_moe", {"head_dim": 128, "first_k_dense_replace": 3, "n_group": 2, "rope_theta": 1e6}),
     ("gemma", {"hidden_activation": None, "hidden_act": "gelu_pytorch_tanh"}),
     ("gemma", {"tie_word_embeddings": False}),
     ("gemma2", {"query_pre_attn_scalar": 144, "attn_logit_softcapping": None}),
