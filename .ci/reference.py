@@ -54,6 +54,10 @@ Both runners run every family: the native one on CPUs in C++, torch on CPUs and 
 families, also quantised by GPTQ, AWQ and compressed-tensors ([quantization.md](quantization.md)). A setting of a config
 that a family does not know and that would change what it computes is refused by its name.
 
+Models with LongRoPE have two sets of rotary frequencies, of which the longest sequence decides: up to the length that
+they were trained with first (`max_model_len` 4096 of Phi-3-mini-128k) the short ones, otherwise the long ones, for all
+sequences. OLMo 2 and 3 norm queries over all heads, and run on one rank.
+
 This page is written from the families' records in `octavo/models/families` (`make docs`).
 """
 

@@ -40,12 +40,7 @@ OCTAVO_INLINE Vec exact_gelu(Vec x) {
     return x * (x < Vec{} ? tail : splat(1.f) - tail);
 }
 
-// out[i] = exact_gelu(x[i]) for i < count.
-inline void gelu_row(const float* x, int64_t count, float* out) {
-    for (int64_t i = 0; i < count; i += kLanes) store_part(out + i, exact_gelu(load_part(x + i, count - i)), count - i);
-}
-
-enum class Gate : int64_t { silu, gelu, exact_gelu, relu };
+enum class Gate : int64_t { silu, gelu, exact_gelu, relu, squared_relu };
 
 // Calls f with the function of `kind`.
 template <class F>
@@ -55,6 +50,7 @@ void with_function(Gate kind, const F& f) {
         case Gate::gelu: return f([](Vec x) { return gelu(x); });
         case Gate::exact_gelu: return f([](Vec x) { return exact_gelu(x); });
         case Gate::relu: return f([](Vec x) { return max(x, Vec{}); });
+        case Gate::squared_relu: return f([](Vec x) { return max(x, Vec{}) * max(x, Vec{}); });
     }
 }
 

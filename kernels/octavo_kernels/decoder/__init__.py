@@ -10,7 +10,7 @@ import ctypes
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 Type = Literal["float32", "bfloat16", "int8"]
 """Types of stored keys and values."""
+
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
+
+ACTIVATIONS = get_args(Activation)
+"""By their numbers in the C interface (`Gate` in activation/cpu.h)."""
 
 _BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
@@ -107,16 +112,18 @@ class PackedLayer:
     gate: PackedLinear | None  # None for an MLP without a gate
     up: PackedLinear | None  # None where only a mixture's experts follow
     down: PackedLinear | None
-    attention_norm: Float32  # [hidden]
-    mlp_norm: Float32  # [hidden]
-    q_norm: Float32 | None  # [head_dim]
-    k_norm: Float32 | None  # [head_dim]
+    attention_norm: Float32 | None  # [hidden]
+    mlp_norm: Float32 | None  # [hidden]
+    q_norm: Float32 | None  # [head_dim] or, with `wide_norms`, [query_heads * head_dim]
+    k_norm: Float32 | None  # the same of keys
     post_attention_norm: Float32 | None  # [hidden]
     post_mlp_norm: Float32 | None  # [hidden]
     rotary: Float32  # [positions, rotary_dim], cos then sin
     window: int | None  # positions that a query attends to; None means all
     mixture: PackedMixture | None = None
     sinks: Float32 | None = None  # [query_heads]
+    attention_norm_bias: Float32 | None = None
+    mlp_norm_bias: Float32 | None = None
 
     def words(self, k_cache: int, v_cache: int, mixture: Int64 | None) -> list[int]:
         """The words of `struct Layer` in records.h, with those of its mixture."""
@@ -128,6 +135,7 @@ class PackedLayer:
             *map(_address, norms),
             *(_address(self.rotary), self.rotary.shape[1], self.window or _NO_WINDOW),
             *(k_cache, v_cache, 0 if mixture is None else mixture.ctypes.data, _address(self.sinks)),
+            *(_address(self.attention_norm_bias), _address(self.mlp_norm_bias)),
         ]
 
     @property
@@ -150,7 +158,7 @@ class PackedModel:
     query_heads: int
     kv_heads: int
     head_dim: int
-    activation: Literal["silu", "gelu_tanh", "gelu"]  # the last one for MLPs without a gate, the others for gated ones
+    activation: Activation
     layer_norm: bool  # norms subtract the mean first, except those of queries and keys
     alibi_slopes: Float32 | None  # [query_heads]
     norm_eps: float
@@ -158,6 +166,15 @@ class PackedModel:
     attention_softcap: float | None
     logit_softcap: float | None
     embedding_scale: float
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    qkv_clip: float | None = None
+    parallel: bool = False  # attention and MLP both start from a layer's input
+    wide_norms: bool = False  # norms of queries and keys go over all heads
+    final_norm_bias: Float32 | None = None
+    embedding_norm: Float32 | None = None
+    embedding_norm_bias: Float32 | None = None
+    positions: Float32 | None = None  # [positions, hidden], the first of them for the first token
 
     @property
     def matrices(self) -> list[PackedWeight]:
@@ -197,20 +214,21 @@ class PackedModel:
 
     def words(self, exact: bool, kv: PackedKV) -> list[int]:
         """The words of `struct Model` in records.h."""
-        gate, eight_bits = 0 if self.activation == "silu" else 1, kv.dtype == "int8"
+        gate, eight_bits = ACTIVATIONS.index(self.activation), kv.dtype == "int8"
         bf16 = kv.dtype == "bfloat16" or (eight_bits and not exact)
         hidden, inner = self.embedding.k, max(layer.up.weight.n if layer.up else 0 for layer in self.layers)
         return [
             *(hidden, self.query_heads, self.kv_heads, self.head_dim, inner, self.embedding.n),
             *(gate, exact, bf16, eight_bits, kv.block_size, kv.block_bytes, len(self.layers), self.layer_norm),
             *(*PackedLinear(self.embedding).words(), *self.head.words()),
-            *(_address(self.final_norm), _address(self.alibi_slopes)),
+            *(_address(self.final_norm), _address(self.alibi_slopes), self.parallel, self.wide_norms),
+            *map(_address, (self.final_norm_bias, self.embedding_norm, self.embedding_norm_bias, self.positions)),
         ]
 
     def numbers(self) -> list[float]:
         """The words of `struct Numbers` in records.h."""
         return [self.norm_eps, self.attention_scale, self.attention_softcap or 0, self.logit_softcap or 0,
-                self.embedding_scale]  # fmt: skip
+                self.embedding_scale, self.residual_scale, self.logit_scale, self.qkv_clip or 0]  # fmt: skip
 
 
 class PackedKV:

@@ -23,7 +23,12 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t kPhasesPerLayer = 22, kOtherPhases = 6;
+constexpr int64_t kPhasesPerLayer = 23, kOtherPhases = 7;
+
+OCTAVO_INLINE void clip_row(float largest, int64_t count, float* x) {
+    for (int64_t i = 0; i < count; i += kLanes)
+        store_part(x + i, max(min(load_part(x + i, count - i), splat(largest)), splat(-largest)), count - i);
+}
 
 class Decoder {
     const Model model;
@@ -61,20 +66,26 @@ class Decoder {
 
     float* residual_of(int64_t token) const { return residual + token * model.hidden; }
 
-    void norm(const float* x, const float* weight, float* out) const {
-        if (model.layer_norm) layer_norm_row(x, weight, nullptr, numbers.eps, model.hidden, out);
+    // out may be x; without a weight there is no norm.
+    void norm(const float* x, const float* weight, const float* bias, float* out) const {
+        if (!weight) std::copy_n(x, x == out ? 0 : model.hidden, out);
+        else if (model.layer_norm) layer_norm_row(x, weight, bias, numbers.eps, model.hidden, out);
         else rms_norm_row(x, weight, numbers.eps, model.hidden, out);
     }
 
-    // to = from + branch, post-normed into `room` if the model has post norms. `to` may be `from`, `room` the branch.
+    // to = from + branch, post-normed and scaled in `room` where the model does so. `to` may be `from`, `room` the
+    // branch.
     void add_branch(const float* from, const float* branch, const float* post_norm, float* room, float* to) const {
-        if (post_norm) norm(branch, post_norm, room), branch = room;
-        add_row(branch, from, model.hidden, to);
+        if (post_norm) norm(branch, post_norm, nullptr, room), branch = room;
+        if (numbers.residual_scale == 1.f) return add_row(branch, from, model.hidden, to);
+        if (to != from) std::copy_n(from, model.hidden, to);
+        add_scaled_row(branch, numbers.residual_scale, model.hidden, to);
     }
 
     // Normalises the residual x and packs it as row `i` of the next matrices' input.
-    void norm_and_pack(const float* x, const float* weight, float* normed_row, const Input& input, int64_t i) const {
-        norm(x, weight, normed_row);
+    void norm_and_pack(const float* x, const float* weight, const float* bias, float* normed_row, const Input& input,
+                       int64_t i) const {
+        norm(x, weight, bias, normed_row);
         input.pack(i, normed_row);
     }
 
@@ -105,8 +116,22 @@ class Decoder {
         const int64_t row = token_ids[token] - first_token;
         if (row < 0 || row >= model.embedding.n) return (void)std::fill_n(to, model.hidden, 0.f);
         read_row(model.embedding.packed(), row, to);
-        if (numbers.embedding_scale != 1.f)
-            for (int64_t i = 0; i < model.hidden; ++i) to[i] *= numbers.embedding_scale;
+        if (numbers.embedding_scale != 1.f) scale_row(numbers.embedding_scale, model.hidden, to);
+    }
+
+    // The rest of an embedding, once it is the sum over all ranks.
+    void finish_embedding(int64_t token) {
+        float* x = residual_of(token);
+        const int64_t position = plans.begin()->second.positions[token];
+        if (model.positions) add_row(model.positions + position * model.hidden, x, model.hidden, x);
+        norm(x, model.embedding_norm, model.embedding_norm_bias, x);
+    }
+
+    // Of one token's queries and keys, over all heads.
+    void norm_all_heads(const Layer& layer, int64_t token) {
+        float *q = qkv + token * qkv_size, *k = q + q_size;
+        rms_norm_row(q, layer.q_norm, numbers.eps, q_size, q);
+        rms_norm_row(k, layer.k_norm, numbers.eps, kv_size, k);
     }
 
     // One KV head of one token: norms, rotation, and storing key and value.
@@ -118,10 +143,12 @@ class Decoder {
         const float* angles = layer.rotary + position * layer.rotary_dim;
         for (int64_t i = head * group; i < (head + 1) * group; ++i) {
             float* q = row + i * dim;
-            if (layer.q_norm) rms_norm_row(q, layer.q_norm, numbers.eps, dim, q);
+            if (numbers.qkv_clip != 0) clip_row(numbers.qkv_clip, dim, q);
+            if (layer.q_norm && !model.wide_norms) rms_norm_row(q, layer.q_norm, numbers.eps, dim, q);
             rotate_head(q, angles, layer.rotary_dim / 2);
         }
-        if (layer.k_norm) rms_norm_row(key, layer.k_norm, numbers.eps, dim, key);
+        if (numbers.qkv_clip != 0) clip_row(numbers.qkv_clip, dim, key), clip_row(numbers.qkv_clip, dim, value);
+        if (layer.k_norm && !model.wide_norms) rms_norm_row(key, layer.k_norm, numbers.eps, dim, key);
         rotate_head(key, angles, layer.rotary_dim / 2);
         store_packed_key(cache(layer), slots[token], head, key);
         store_packed_value(cache(layer), slots[token], head, value);
@@ -142,6 +169,8 @@ class Decoder {
         const int64_t first = way.tokens.first, count = way.tokens.count;
         way.each(count, [&](int64_t i) { embed(first + i); });
         way.sum(residual_of(first), count * model.hidden);
+        if (model.positions || model.embedding_norm)
+            way.each(count, [&](int64_t i) { finish_embedding(first + i); });
     }
 
     // The residual of the strategy's token i after a layer's attention, and after the layer. In RedundantRows it stays
@@ -169,12 +198,13 @@ class Decoder {
         const Workspace& own = way.own;
         const auto prepare = [&](int64_t i) {
             const float* x = before ? after_layer(way, *before, i) : residual_of(first + i);
-            norm_and_pack(x, layer.attention_norm, own.normed + i * hidden, own.qkv_input, i);
+            norm_and_pack(x, layer.attention_norm, layer.attention_norm_bias, own.normed + i * hidden, own.qkv_input, i);
         };
         multiply(way, layer, kQkvSite, {q_size, kv_size, kv_size}, own.qkv_input, prepare, [&](size_t i, Range blocks) {
             float* to = qkv + first * qkv_size + products[i].column + blocks.begin * 16;
             product(way, layer, Part(kQ + i), *products[i].matrix, own.qkv_input, to, qkv_size, blocks);
         });
+        if (model.wide_norms) way.each(count, [&](int64_t i) { norm_all_heads(layer, first + i); });
         way.each(count * heads, [&](int64_t i) {
             rotate_and_store(layer, first + i / heads, i % heads);
             if (Way::few && before && i % heads == 0) settle(way, *before, i / heads);
@@ -214,8 +244,11 @@ class Decoder {
         });
         way.sum(shared.attended, count * hidden);
         const auto prepare = [&](int64_t i) {
-            const float* x = after_attention(way, layer, i);
-            norm_and_pack(x, layer.mlp_norm, own.normed + i * hidden, own.mlp_input, i);
+            const auto pack = [&](const float* x) {
+                norm_and_pack(x, layer.mlp_norm, layer.mlp_norm_bias, own.normed + i * hidden, own.mlp_input, i);
+            };
+            if (model.parallel) pack(residual_of(way.tokens[i])), after_attention(way, layer, i);
+            else pack(after_attention(way, layer, i));
         };
         if (layer.mixture) mix(layer, *layer.mixture, way, prepare);
         else feed(layer, way, prepare);
@@ -241,7 +274,7 @@ class Decoder {
         for (int64_t i = 0; i < way.tokens.count; ++i) {
             float *row = gate + i * stride, *values = row + way.gate_width;
             if (layer.gate.data) gate_row(Gate(model.gate), row, values, columns.end - columns.begin, values);
-            else gelu_row(values, columns.end - columns.begin, values);
+            else activate_row(Gate(model.gate), values, columns.end - columns.begin, values);
             between.pack(i, values, columns);
         }
     }
@@ -394,7 +427,10 @@ class Decoder {
     void run_head(int& cursor, const int64_t* token_index, int64_t count, float* logits) {
         const SharedRows way = shared_rows(cursor, {0, count, token_index}, last, last);
         const auto prepare = [&](int64_t i) {
-            norm_and_pack(residual_of(token_index[i]), model.final_norm, normed + i * model.hidden, head_input, i);
+            float* row = normed + i * model.hidden;
+            norm(residual_of(token_index[i]), model.final_norm, model.final_norm_bias, row);
+            if (numbers.logit_scale != 1.f) scale_row(numbers.logit_scale, model.hidden, row);
+            head_input.pack(i, row);
         };
         way.multiply({model.vocab}, prepare, [&](size_t, Range blocks) {
             head_input.multiply(model.head, exact(), logits + blocks.begin * 16, model.vocab, blocks);
@@ -523,7 +559,7 @@ public:
 
     void states(const int64_t* token_index, int64_t count, float* out) const {
         for (int64_t i = 0; i < count; ++i)
-            norm(residual_of(token_index[i]), model.final_norm, out + i * model.hidden);
+            norm(residual_of(token_index[i]), model.final_norm, model.final_norm_bias, out + i * model.hidden);
     }
 
     void logits(const int64_t* token_index, int64_t count, float* out) {

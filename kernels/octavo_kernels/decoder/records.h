@@ -9,7 +9,7 @@ struct Mixture;
 
 struct Layer {
     Matrix q, k, v, out, gate, up, down;                   // gate has no data where the MLP has no gate
-    const float *attention_norm, *mlp_norm;
+    const float *attention_norm, *mlp_norm;                // or null, where branches take the residual as it is
     const float *q_norm, *k_norm;                          // or null
     const float *post_attention_norm, *post_mlp_norm;      // or null
     const float* rotary;                                   // [positions][rotary_dim]
@@ -17,6 +17,7 @@ struct Layer {
     void *k_cache, *v_cache;
     const Mixture* mixture;  // or null; gate, up and down are then the shared expert's, if there is one (mixture.h)
     const float* sinks;      // [query_heads], or null
+    const float *attention_norm_bias, *mlp_norm_bias;  // or null
 };
 
 struct Model {
@@ -26,10 +27,17 @@ struct Model {
     Matrix embedding, head;
     const float* final_norm;
     const float* slopes;  // [query_heads], or null (ALiBi)
+    int64_t parallel;     // attention and MLP both start from a layer's input
+    int64_t wide_norms;   // norms of queries and keys go over all heads: [query_heads * head_dim], [kv_heads * head_dim]
+    const float* final_norm_bias;                          // or null
+    const float *embedding_norm, *embedding_norm_bias;     // or null
+    const float* positions;                                // [positions][hidden] added to embeddings, or null
 };
 
 struct Numbers {
     float eps, attention_scale, attention_softcap, logit_softcap, embedding_scale;
+    float residual_scale, logit_scale;
+    float qkv_clip;  // 0: none
 };
 
 }  // namespace octavo

@@ -198,7 +198,7 @@ public:
         }
         Numbers numbers{};
         numbers.eps = kEps, numbers.attention_scale = 1 / std::sqrt(float(kDim));
-        numbers.attention_softcap = kSoftcap, numbers.embedding_scale = 1;
+        numbers.attention_softcap = kSoftcap, numbers.embedding_scale = numbers.residual_scale = numbers.logit_scale = 1;
         decoder = octavo_decoder_new(&model, &numbers, layers.data());
     }
     ~Fast() { octavo_decoder_free(decoder); }

@@ -8,22 +8,16 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from octavo_kernels.decoder import PackedLinear
+from octavo_kernels.decoder import ACTIVATIONS, Activation, PackedLinear
 from octavo_kernels.linear import PackedWeight
 from octavo_kernels.native.library import Library
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
-
-Activation = Literal["silu", "gelu_tanh", "gelu", "relu"]
-
-ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_tanh", "gelu", "relu")
-"""By their numbers in the C interface (`Gate` in activation/cpu.h)."""
 
 METHODS = ("cls", "mean", "last")
 """Ways of pooling by their numbers: a text's first state, the mean of all, its last."""

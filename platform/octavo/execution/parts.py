@@ -8,11 +8,12 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from octavo.models.decoder import Decoder
 from octavo.models.spec import ModelSpec
 from octavo.models.step_context import KVCache, StepContext
-from octavo.step import Int32
+from octavo.step import Float32, Int32
 from octavo_kernels.decoder import CELL, NativeDecoder, PackedKV, PackedModel, Type
 from octavo_kernels.linear import PackedWeight, linear
 from octavo_kernels.native.library import Library
@@ -31,7 +32,7 @@ class Parts(Protocol):
     num_bytes: int
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """[T] int64 -> [T, D]."""
+        """[T] int64, one sequence -> [T, D]."""
         ...
 
     def layer(self, index: int, hidden: Tensor) -> Tensor:
@@ -53,7 +54,8 @@ class TorchParts:
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """As in `Parts`."""
-        return self._decoder.embed(token_ids.to(self._decoder.device)).float().cpu()
+        ids = token_ids.to(self._decoder.device)
+        return self._decoder.embed(ids, torch.arange(len(ids), device=ids.device)).float().cpu()
 
     def layer(self, index: int, hidden: Tensor) -> Tensor:
         """As in `Parts`."""
@@ -86,12 +88,24 @@ class NativeParts:
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """As in `Parts`."""
-        return self._model.embedding.rows(token_ids) * self._model.embedding_scale
+        model, hidden = self._model, self._model.embedding.rows(token_ids) * self._model.embedding_scale
+        if model.positions is not None:
+            hidden = hidden + torch.from_numpy(model.positions[: len(hidden)].copy())
+        if model.embedding_norm is None:
+            return hidden
+        return self._norm(hidden, model.embedding_norm, model.embedding_norm_bias)
+
+    def _norm(self, x: Tensor, weight: Float32, bias: Float32 | None) -> Tensor:
+        scale, eps = torch.from_numpy(weight.copy()), self._model.norm_eps
+        if not self._model.layer_norm:
+            return rms_norm(x, scale, eps)
+        return F.layer_norm(x, scale.shape, scale, None if bias is None else torch.from_numpy(bias.copy()), eps)
 
     def layer(self, index: int, hidden: Tensor) -> Tensor:
         """As in `Parts`: a model of one layer, whose embedding table holds the given rows."""
         table = PackedWeight.from_tensor(hidden.float().contiguous())
-        alone = replace(self._model, embedding=table, embedding_scale=1.0, layers=[self._model.layers[index]])
+        plain = {"embedding": table, "embedding_scale": 1.0, "embedding_norm": None, "positions": None}
+        alone = replace(self._model, **plain, layers=[self._model.layers[index]])  # type: ignore[arg-type]
         starts, contexts, tables = _one_sequence(len(hidden))
         kv = PackedKV(1, tables.size, CELL, self.spec.num_kv_heads, self.spec.head_dim, self._dtype)
         decoder = NativeDecoder(self._library, alone, kv, exact=self._exact)
@@ -102,8 +116,10 @@ class NativeParts:
     def head(self, hidden: Tensor) -> Tensor:
         """As in `Parts`."""
         model = self._model
-        normed = rms_norm(hidden, torch.from_numpy(model.final_norm.copy()), model.norm_eps)
+        normed = self._norm(hidden, model.final_norm, model.final_norm_bias) * model.logit_scale
         scores = linear(normed, model.head.weight, exact=self._exact)
+        if model.head.bias is not None:
+            scores = scores + torch.from_numpy(model.head.bias.copy())
         cap = model.logit_softcap
         return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from octavo.models.parallel import Share, TPGroup
 from octavo.models.rope import cos_sin_table
 from octavo.models.spec import Activation, Rope
 from octavo.models.step_context import StepContext
-from octavo.models.weights.layout import LayerWeights, Weights, keep_one_order
+from octavo.models.weights.layout import LayerWeights, Norm, Weights, keep_one_order
 from octavo_kernels.activation import gelu_mul, silu_mul
 from octavo_kernels.moe import route
 from octavo_kernels.paged_attention import paged_attention
@@ -23,6 +24,9 @@ _ACTIVATIONS: dict[tuple[Activation, bool], Callable[[Tensor], Tensor]] = {
     ("silu", True): silu_mul,
     ("gelu_tanh", True): gelu_mul,
     ("gelu", False): F.gelu,
+    ("gelu_tanh", False): partial(F.gelu, approximate="tanh"),
+    ("relu", False): F.relu,
+    ("relu2", False): lambda x: F.relu(x).square(),
 }
 """By name, and whether it is gated."""
 
@@ -87,7 +91,7 @@ class Decoder:
             [T, D] after the final norm.
         """
         weights = self.weights
-        residual = self.embed(token_ids)
+        residual = self.embed(token_ids, context.layout.positions)
         normed = self._norm(residual, weights.layers[0].attention_norm)
         following = [layer.attention_norm for layer in weights.layers[1:]] + [weights.final_norm]
         for index in range(len(weights.layers)):
@@ -109,6 +113,8 @@ class Decoder:
         The head has no context: its rows are not a step's tokens.
         """
         scores = self.weights.lm_head.multiply(hidden).float()
+        if self.spec.logit_scale != 1.0:
+            scores.mul_(self.spec.logit_scale)
         cap = self.spec.logit_softcap
         return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
 
@@ -117,10 +123,14 @@ class Decoder:
         """The head alone: the residual stream [R, D] after the last layer -> logits as above."""
         return self.logits(self._norm(residual, self.weights.final_norm))
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """[T] integers -> [T, D]: the residual stream before the first layer."""
+    def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """[T] integers and their positions -> [T, D]: the residual stream before the first layer."""
         embedded = self.group.all_reduce(self._look_up(token_ids))
-        return embedded if self._embedding_scale == 1.0 else embedded.mul_(self._embedding_scale)
+        if self._embedding_scale != 1.0:
+            embedded.mul_(self._embedding_scale)
+        if (table := self.weights.position_embedding) is not None:
+            embedded += table[positions + self.spec.position_offset].to(self.dtype)
+        return self._norm(embedded, self.weights.embedding_norm)
 
     def _look_up(self, token_ids: Tensor) -> Tensor:
         """Embeddings of this rank's tokens, zeros for the others'."""
@@ -133,33 +143,39 @@ class Decoder:
     def _branches(self, index: int, normed: Tensor, residual: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
         """Attention and MLP of one layer: the MLP's branch, and the residual that it is yet to be added to."""
         layer = self.weights.layers[index]
-        branch = self._attention(index, layer, normed, context)
-        branch = self._post_norm(branch, layer.post_attention_norm)
-        normed, residual = self._add_norm(branch, residual, layer.mlp_norm)
-        return self._post_norm(self._mlp(layer, normed, context), layer.post_mlp_norm), residual
-
-    def _post_norm(self, branch: Tensor, weight: Tensor | None) -> Tensor:
-        return branch if weight is None else self._norm(branch, weight)
-
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        if self.spec.layer_norm:
-            return F.layer_norm(x.float(), weight.shape, weight, None, self.spec.norm_eps).to(x.dtype)
-        return rms_norm(x, weight, self.spec.norm_eps)
-
-    def _add_norm(self, branch: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        if self.spec.layer_norm:
+        branch = self._scaled(self._norm(self._attention(index, layer, normed, context), layer.post_attention_norm))
+        if self.spec.parallel:
+            normed = normed if layer.mlp_norm is None else self._norm(residual, layer.mlp_norm)
             residual = branch + residual
-            return self._norm(residual, weight), residual
-        return add_rms_norm(branch, residual, weight, self.spec.norm_eps)
+        else:
+            normed, residual = self._add_norm(branch, residual, layer.mlp_norm)
+        return self._scaled(self._norm(self._mlp(layer, normed, context), layer.post_mlp_norm)), residual
+
+    def _scaled(self, branch: Tensor) -> Tensor:
+        scale = self.spec.residual_scale
+        return branch if scale == 1.0 else branch * scale
+
+    def _norm(self, x: Tensor, norm: Norm | None) -> Tensor:
+        if norm is None:
+            return x
+        if self.spec.layer_norm:
+            return F.layer_norm(x.float(), norm.weight.shape, norm.weight, norm.bias, self.spec.norm_eps).to(x.dtype)
+        return rms_norm(x, norm.weight, self.spec.norm_eps)
+
+    def _add_norm(self, branch: Tensor, residual: Tensor, norm: Norm | None) -> tuple[Tensor, Tensor]:
+        if self.spec.layer_norm or norm is None:
+            residual = branch + residual
+            return self._norm(residual, norm), residual
+        return add_rms_norm(branch, residual, norm.weight, self.spec.norm_eps)
 
     def _attention(self, index: int, layer: LayerWeights, x: Tensor, context: StepContext) -> Tensor:
         spec, layout, kv = self.spec, context.layout, context.kv[index]
-        norms = None
-        if layer.q_norm is not None and layer.k_norm is not None:
+        qkv, norms = self._qkv(layer, x, context), None
+        if layer.q_norm is not None and layer.k_norm is not None and spec.qk_norm_span == "head":
             norms = HeadNorms(layer.q_norm, layer.k_norm, spec.norm_eps)
         table = self._rope_tables[index] if spec.layer_rope(index).rotary_dim else None
         where = kv.k, kv.v, layout.slots, layout.positions
-        q = qkv_rope_store(layer.qkv(x, context), *where, cos_sin=table, norms=norms, kv_scales=kv.scales)
+        q = qkv_rope_store(qkv, *where, cos_sin=table, norms=norms, kv_scales=kv.scales)
         attended = paged_attention(
             q,
             kv.k,
@@ -173,6 +189,18 @@ class Decoder:
             kv_scales=kv.scales,
         )
         return self.group.all_reduce(layer.out(attended.flatten(1), context))
+
+    def _qkv(self, layer: LayerWeights, x: Tensor, context: StepContext) -> Tensor:
+        """Queries, keys and values in one row; those that are normed over all heads are."""
+        spec, qkv = self.spec, layer.qkv(x, context)
+        if spec.qkv_clip is not None:
+            qkv = qkv.clamp_(-spec.qkv_clip, spec.qkv_clip)
+        if spec.qk_norm_span == "heads" and layer.q_norm is not None and layer.k_norm is not None:
+            q, k, v = torch.split(qkv, [spec.q_size, spec.kv_size, spec.kv_size], 1)
+            q, k = (rms_norm(part.contiguous(), norm, spec.norm_eps)
+                    for part, norm in ((q, layer.q_norm), (k, layer.k_norm)))  # fmt: skip
+            qkv = torch.cat([q, k, v], 1)
+        return qkv
 
     def _mlp(self, layer: LayerWeights, x: Tensor, context: StepContext) -> Tensor:
         compute = self._dense if layer.experts is None else self._mixture

@@ -18,8 +18,8 @@ from octavo.models.relative_positions import relative_buckets
 from octavo.models.rope import cos_sin_table
 from octavo.models.spec import Activation, ModelSpec, Rope
 from octavo.models.text_attention import Group, attend, attend_group, groups_of, padded
-from octavo.models.weights.encoder_layout import EncoderLayer, EncoderWeights, Norm
-from octavo.models.weights.layout import keep_one_order
+from octavo.models.weights.encoder_layout import EncoderLayer, EncoderWeights
+from octavo.models.weights.layout import Norm, keep_one_order
 
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,

@@ -267,7 +267,7 @@ def _head(layers: tuple[_Layer, ...], config: Config, stored: Stored | None) -> 
 def _dense(layer: _Layer, config: Config, hidden: int) -> DenseSpec:
     if layer.norm is None:
         return DenseSpec(hidden, hidden, layer.stored, activation=layer.activation)
-    activation = _activation({"hidden_act": config["classifier_activation"]})
+    activation: Any = _activation({"hidden_act": config["classifier_activation"]})
     return DenseSpec(hidden, hidden, layer.stored, bool(config["classifier_bias"]), activation, layer.norm)
 
 

@@ -22,7 +22,6 @@ _REQUIRED = {
     "num_hidden_layers": "block_count",
     "num_attention_heads": "attention.head_count",
     "max_position_embeddings": "context_length",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
 }
 _OPTIONAL = {
     "num_key_value_heads": "attention.head_count_kv",
@@ -68,8 +67,8 @@ def _config(meta: Metadata) -> Config:
     if family is None or family.gguf is None:
         supported = ", ".join(sorted([*ARCHITECTURES, *_ENCODER_TYPES]))
         raise ModelError(f"GGUF architecture {meta.architecture!r} is not supported; supported ones are {supported}")
-    _refuse_unsupported(meta)
     config = {name: meta.required(key) for name, key in _REQUIRED.items()}
+    config["rms_norm_eps"] = _norm_eps(meta)
     config |= {name: value for name, key in _OPTIONAL.items() if (value := meta.own(key)) is not None}
     config |= _from_tensors(meta) | _tokens(meta)
     config["model_type"] = family.model_type
@@ -95,9 +94,9 @@ def _encoder(meta: Metadata) -> Config:
     return config | {"model_type": _ENCODER_TYPES[meta.architecture]}
 
 
-def _refuse_unsupported(meta: Metadata) -> None:
-    if any("rope_factors_" in name for name in meta.tensors):
-        raise ModelError("rope scaling 'longrope' (rope_factors tensors) is not supported")
+def _norm_eps(meta: Metadata) -> float:
+    layer_norm: float | None = meta.own("attention.layer_norm_epsilon")
+    return float(meta.required("attention.layer_norm_rms_epsilon") if layer_norm is None else layer_norm)
 
 
 def _head_dim(meta: Metadata, config: Config) -> int:
@@ -117,9 +116,9 @@ def _from_tensors(meta: Metadata) -> Config:
     return {
         "vocab_size": rows,
         "tie_word_embeddings": "output.weight" not in meta.tensors,
-        "attention_bias": "blk.0.attn_q.bias" in meta.tensors,
+        "attention_bias": "blk.0.attn_q.bias" in meta.tensors or "blk.0.attn_qkv.bias" in meta.tensors,
         "attention_out_bias": "blk.0.attn_output.bias" in meta.tensors,
-        "mlp_bias": "blk.0.ffn_gate.bias" in meta.tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in meta.tensors,
     }
 
 
@@ -132,10 +131,13 @@ def _tokens(meta: Metadata) -> Config:
 def _rope(meta: Metadata, config: Config) -> Config:
     head_dim = config["head_dim"]
     rotary_dim = meta.own("rope.dimension_count") or head_dim
+    found = {"partial_rotary_factor": rotary_dim / head_dim}
+    if _LONG in meta.tensors:
+        return found | _long(meta, rotary_dim // 2)
     scaling = _rope_scaling(meta, config)
     if "rope_freqs.weight" in meta.tensors:
         scaling = _with_factors(meta, scaling, rotary_dim)
-    return {"partial_rotary_factor": rotary_dim / head_dim} | ({"rope_scaling": scaling} if scaling else {})
+    return found | ({"rope_scaling": scaling} if scaling else {})
 
 
 def _rope_scaling(meta: Metadata, config: Config) -> Config:
@@ -171,16 +173,39 @@ def _yarn(meta: Metadata, config: Config, factor: float, attention: float) -> Co
     return {"rope_type": "yarn", "factor": factor} | {name: value for name, value in named.items() if value is not None}
 
 
+_LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+
+
+def _long(meta: Metadata, count: int) -> Config:
+    scaling = {
+        "rope_type": "longrope",
+        "short_factor": _divisors(meta, _SHORT, count),
+        "long_factor": _divisors(meta, _LONG, count),
+        "attention_factor": float(meta.own("rope.scaling.attn_factor") or 1.0),
+    }
+    original = meta.required("rope.scaling.original_context_length")
+    return {"rope_scaling": scaling, "original_max_position_embeddings": original}
+
+
+def _divisors(meta: Metadata, name: str, count: int) -> list[float]:
+    """One for each frequency.
+
+    Raises:
+        ModelError: there are not so many, or they are not positive.
+    """
+    stored = meta.tensors.get(name)
+    if stored is None or (stored.format, stored.shape) != ("F32", (count,)):
+        raise ModelError(f"{name} does not hold {count} positive divisors in float32")
+    values: list[float] = np.fromfile(stored.file, "<f4", count, offset=stored.offset).tolist()
+    if not all(0 < value < math.inf for value in values):
+        raise ModelError(f"{name} does not hold {count} positive divisors")
+    return values
+
+
 def _with_factors(meta: Metadata, scaling: Config, rotary_dim: int) -> Config:
     """The file's own divisor for each frequency, multiplied by the factor of linear scaling."""
     if scaling and scaling["rope_type"] != "linear":
         raise ModelError(f"rope_freqs.weight together with rope scaling {scaling['rope_type']!r} is not supported")
     linear = scaling.get("factor", 1.0)
-    stored, count = meta.tensors["rope_freqs.weight"], rotary_dim // 2
-    if (stored.format, stored.shape) != ("F32", (count,)):
-        raise ModelError(f"rope_freqs.weight does not hold {count} positive divisors in float32")
-    values = np.fromfile(stored.file, "<f4", count, offset=stored.offset).tolist()
-    factors = [linear * value for value in values]
-    if not all(0 < factor < math.inf for factor in factors):
-        raise ModelError(f"rope_freqs.weight does not hold {count} positive divisors")
+    factors = [linear * value for value in _divisors(meta, "rope_freqs.weight", rotary_dim // 2)]
     return {"rope_type": "factors", "factors": factors}

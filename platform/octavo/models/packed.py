@@ -4,7 +4,7 @@ one."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from octavo.models.packed_file import Packed, Part, expert_part
 from octavo.models.parallel import Share, share_of
 from octavo.models.quantization import parse_rounding
 from octavo.models.source_spec import check_loadable
-from octavo.models.spec import ModelSpec, Rope
+from octavo.models.spec import LongScaling, ModelSpec, Rope
 from octavo.source import Source
 from octavo_kernels.decoder import PackedExpert, PackedLayer, PackedLinear, PackedMixture, PackedModel
 from octavo_kernels.linear import FORMATS, PackedWeight
@@ -101,12 +101,11 @@ def _holds_float32(source: Source) -> bool:
 
 def _assemble(spec: ModelSpec, parts: dict[Part, Packed], positions: int, dtype: str) -> PackedModel:
     tables = rotary_tables(spec, parts, positions)
-    embedding = packed_weight(parts, None, "embedding")
-    assert spec.activation != "relu"  # of encoders alone
+    embedding, table = packed_weight(parts, None, "embedding"), _array(parts, None, "position_embedding", "weight")
     return PackedModel(
         embedding=embedding,
-        head=PackedLinear(embedding if spec.tied_embeddings else packed_weight(parts, None, "lm_head")),
-        final_norm=parts[None, "final_norm", "weight"],  # type: ignore[arg-type]
+        head=PackedLinear(embedding) if spec.tied_embeddings else _head(parts),
+        **_norm(parts, None, "final_norm", spec),
         layers=[_layer(parts, i, tables[spec.layer_rope(i)], spec) for i in range(spec.num_layers)],
         query_heads=spec.num_heads,
         kv_heads=spec.num_kv_heads,
@@ -120,16 +119,42 @@ def _assemble(spec: ModelSpec, parts: dict[Part, Packed], positions: int, dtype:
         logit_softcap=spec.logit_softcap,
         # as in transformers, the scale is rounded to the embedding's type before it multiplies
         embedding_scale=spec.embedding_scale if dtype == "float32" else _to_bfloat16(spec.embedding_scale),
+        residual_scale=spec.residual_scale,
+        logit_scale=spec.logit_scale,
+        qkv_clip=spec.qkv_clip,
+        parallel=spec.parallel,
+        wide_norms=spec.qk_norm_span == "heads",
+        positions=None if table is None else table[spec.position_offset :],
+        **(_norm(parts, None, "embedding_norm", spec) if spec.embedding_norm else {}),
     )
+
+
+def _head(parts: dict[Part, Packed]) -> PackedLinear:
+    return PackedLinear(packed_weight(parts, None, "lm_head"), _array(parts, None, "lm_head", "bias"))
+
+
+def _array(parts: dict[Part, Packed], layer: int | None, part: str, kind: str) -> Array | None:
+    found = parts.get((layer, part, kind))
+    assert not isinstance(found, PackedWeight)
+    return found
 
 
 def _layer(parts: dict[Part, Packed], index: int, rotary: Array, spec: ModelSpec) -> PackedLayer:
     linears = packed_linears(parts, index)
     norms = {name: parts.get((index, name, "weight")) for name in _NORMS}
+    if spec.pre_norms:
+        norms |= _norm(parts, index, "attention_norm", spec)
+        norms |= _norm(parts, index, "attention_norm" if spec.shared_norm else "mlp_norm", spec, "mlp_norm")
     mixture = _mixture(parts, index, spec) if (index, "router", "weight") in parts else None
     sinks = parts.get((index, "sinks", "weight"))
     others = {"rotary": rotary, "window": spec.windows[index], "mixture": mixture, "sinks": sinks}
     return PackedLayer(**linears, **norms, **others)  # type: ignore[arg-type]
+
+
+def _norm(parts: dict[Part, Packed], layer: int | None, part: str, spec: ModelSpec, name: str = "") -> dict[str, Any]:
+    """Weight and bias of a norm, by the attributes that hold them."""
+    weight = _array(parts, layer, part, "weight") if spec.norm_weights else np.ones(spec.hidden_size, np.float32)
+    return {name or part: weight, f"{name or part}_bias": _array(parts, layer, part, "bias")}
 
 
 def _mixture(parts: dict[Part, Packed], layer: int, spec: ModelSpec) -> PackedMixture:
@@ -180,7 +205,7 @@ def rotary_tables(spec: ModelSpec, parts: dict[Part, Packed], positions: int) ->
 def _table(parts: dict[Part, Packed], index: int, rope: Rope, positions: int) -> Array:
     table = parts[index, "rotary", "table"]
     assert not isinstance(table, PackedWeight)
-    if positions > len(table):
+    if positions > len(table) or isinstance(rope.scaling, LongScaling):
         from octavo.models.rope import cos_sin_table
 
         table = cos_sin_table(rope, positions).numpy()

@@ -10,11 +10,11 @@ import math
 
 import torch
 
-from octavo.models.spec import FactorScaling, LinearScaling, Llama3Scaling, Rope, YarnScaling
+from octavo.models.spec import FactorScaling, LinearScaling, Llama3Scaling, LongScaling, Rope, YarnScaling
 
 
-def inverse_frequencies(rope: Rope) -> torch.Tensor:
-    """Radians per position of each rotated pair: [rotary_dim / 2] float32."""
+def inverse_frequencies(rope: Rope, num_positions: int) -> torch.Tensor:
+    """Radians per position of each rotated pair: [rotary_dim / 2] float32, of a model that runs so many positions."""
     exponents = torch.arange(0, rope.rotary_dim, 2, dtype=torch.float32) / rope.rotary_dim
     plain = 1.0 / (rope.theta**exponents)
     match rope.scaling:
@@ -28,16 +28,19 @@ def inverse_frequencies(rope: Rope) -> torch.Tensor:
             return _yarn(rope, rope.scaling, exponents)
         case FactorScaling(factors):
             return plain / torch.tensor(factors, dtype=torch.float32)
+        case LongScaling(short, long, original):
+            divisors = torch.tensor(short if num_positions <= original else long, dtype=torch.float32)
+            return torch.reciprocal(divisors * rope.theta**exponents)
 
 
 def cos_sin_table(rope: Rope, num_positions: int) -> torch.Tensor:
     """[num_positions, rotary_dim] float32: cos in the first half, sin in the second."""
-    angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * inverse_frequencies(rope)
+    angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * inverse_frequencies(rope, num_positions)
     table = torch.empty(num_positions, rope.rotary_dim)
     half = rope.rotary_dim // 2
     torch.cos(angles, out=table[:, :half])
     torch.sin(angles, out=table[:, half:])
-    return table.mul_(rope.scaling.attention_factor) if isinstance(rope.scaling, YarnScaling) else table
+    return table.mul_(getattr(rope.scaling, "attention_factor", 1.0))
 
 
 def _llama3(plain: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:

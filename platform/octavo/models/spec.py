@@ -2,11 +2,12 @@
 
 One decoder (`decoder.py`) runs every spec; a family (a record in `families`) says how one is filled in. A layer is
 
-    x  = x + post_norm(attention(norm(x)))         post norms only where `post_norms`
-    x  = x + post_norm(mlp(norm(x)))
+    x  = x + post_norm(attention(norm(x)))         post norms only where `post_norms`, first norms where `pre_norms`
+    x  = x + post_norm(mlp(norm(x)))               or, where `parallel`, x = x + attention(norm(x)) + mlp(norm(x))
 
-with RMS norms, rotary positions, grouped-query attention and a gated MLP. Variants: layer norms, ALiBi slopes instead
-of rotary positions, a plain MLP, or a mixture of experts (gated MLPs of which a router picks some for each token).
+with RMS norms, rotary positions, grouped-query attention and a gated MLP. Variants: layer norms, ALiBi slopes or a
+table instead of rotary positions, a plain MLP, or a mixture of experts (gated MLPs of which a router picks some for
+each token).
 Encoders are the same record with an `EncoderSpec`, and run in `encoder.py`.
 """
 
@@ -20,7 +21,7 @@ from typing import Any, Literal
 from octavo.errors import ModelError
 from octavo.models.encoder_spec import EncoderSpec, HeadSpec
 
-Activation = Literal["silu", "gelu_tanh", "gelu", "relu"]
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
 
 
 def check_numbers(record: Any) -> None:
@@ -88,13 +89,24 @@ class YarnScaling(Scaling):
 
 
 @dataclass(frozen=True, slots=True)
+class LongScaling(Scaling):
+    """Two divisors per frequency (LongRoPE, Ding et al. 2024). Which ones a model uses depends on the longest sequence
+    that it is to run, not on each sequence: keys are cached as they were rotated."""
+
+    short: tuple[float, ...]  # rotary_dim / 2, up to the original length
+    long: tuple[float, ...]
+    original_max_position: int
+    attention_factor: float  # multiplies cos and sin
+
+
+@dataclass(frozen=True, slots=True)
 class FactorScaling(Scaling):
     """One divisor per frequency, as GGUF files store Llama 3's scaling."""
 
     factors: tuple[float, ...]  # rotary_dim / 2
 
 
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | FactorScaling
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongScaling | FactorScaling
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +121,22 @@ class Rope:
         check_numbers(self)
         if self.theta <= 0:
             raise ModelError(f"rope_theta is {self.theta}; it must be above 0")
-        if isinstance(self.scaling, FactorScaling) and len(self.scaling.factors) != self.rotary_dim // 2:
-            found, wanted = len(self.scaling.factors), self.rotary_dim // 2
-            raise ModelError(f"the rope scaling has {found} factors; it must have {wanted}")
+        wanted = self.rotary_dim // 2
+        for factors in self._factors():
+            if len(factors) != wanted:
+                raise ModelError(f"the rope scaling has {len(factors)} factors; it must have {wanted}")
+
+    def _factors(self) -> list[tuple[float, ...]]:
+        match self.scaling:
+            case FactorScaling(factors):
+                return [factors]
+            case LongScaling(short, long):
+                return [short, long]
+        return []
+
+
+NO_ROPE = Rope(1.0, 0)
+"""No rotation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +150,9 @@ class ModelSpec:
         windows: per layer, how many tokens a query sees (itself included); None sees all before it. In encoders a query
             sees those that are less than the window away, before and after it; None sees all.
         local_rope: rotary embedding of the layers with a window, if it differs (Gemma 3); None means `rope` everywhere.
-        qk_norm: RMS norm over each head's query and key before rotation.
+        qk_norm: RMS norm of queries and keys before rotation.
         layer_norm: norms subtract the mean first; the norms of queries and keys do not.
-        norm_bias: layer norms have biases (encoders alone).
+        norm_bias: layer norms have biases.
         gated: the MLP's activation is multiplied by a second projection.
         alibi_slopes: per query head, how much a key's score is lowered per position of distance (Press et al. 2022); ()
             for none.
@@ -156,6 +181,19 @@ class ModelSpec:
         encoder: what makes it an encoder, whose texts are computed whole and leave no keys and values.
         head: what follows pooling; None: nothing does.
         generates: it has logits for a next token. Otherwise there is no output matrix, and `tied_embeddings` is true.
+        pre_norms: a norm before each branch; without, the post norms are all that layers have.
+        parallel: attention and MLP both start from the layer's input, and their results are added to it together.
+        shared_norm: they start from the same norm of it.
+        norm_weights: norms have weights, which otherwise are all 1.
+        qk_norm_span: what one norm of queries or keys goes over: a head (with one weight for all), or all heads.
+        positions: rows of a table of learned positions, which is added to embeddings; 0 without one.
+        position_offset: the table's row of the first token.
+        embedding_norm: a norm of the embeddings.
+        residual_scale: multiplies each branch's output before it is added.
+        logit_scale: multiplies logits before `logit_softcap`.
+        head_bias: of the output matrix.
+        qkv_clip: largest magnitude of queries, keys and values as they come from their matrices.
+        unrotated: layers without rotary positions.
 
     Raises:
         ModelError: on construction, if sizes contradict each other.
@@ -210,6 +248,19 @@ class ModelSpec:
     shared_gate: bool = True
     swiglu_limit: float | None = None
     sinks: bool = False
+    pre_norms: bool = True
+    parallel: bool = False
+    shared_norm: bool = False
+    norm_weights: bool = True
+    qk_norm_span: Literal["head", "heads"] = "head"
+    positions: int = 0
+    position_offset: int = 0
+    embedding_norm: bool = False
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    head_bias: bool = False
+    qkv_clip: float | None = None
+    unrotated: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -238,6 +289,8 @@ class ModelSpec:
             raise ModelError(f"the head takes {self.head.layers[0].columns} values, and states have {self.hidden_size}")
         if self.encoder is not None and (self.generates or self.num_experts or self.qk_norm or self.post_norms):
             raise ModelError("encoders that generate, or have experts, q/k norms or post norms, are not supported")
+        if not self.pre_norms and (self.parallel or not self.post_norms):
+            raise ModelError("layers without any norm are not supported")
         for rope in (self.rope, self.local_rope or self.rope):
             if rope.rotary_dim % 2 or not 0 <= rope.rotary_dim <= self.head_dim:
                 raise ModelError(f"rotary positions over {rope.rotary_dim} of {self.head_dim} dimensions per head")
@@ -281,6 +334,8 @@ class ModelSpec:
 
     def layer_rope(self, layer: int) -> Rope:
         """The rotary embedding of one layer."""
+        if layer in self.unrotated:
+            return NO_ROPE
         if self.local_rope is None or self.windows[layer] is None:
             return self.rope
         return self.local_rope

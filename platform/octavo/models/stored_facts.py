@@ -21,13 +21,14 @@ from octavo.models.families.record import GGUF_STACKS, Stack
 from octavo.models.families.table import family_of
 from octavo.models.spec import ModelSpec
 from octavo.models.weights.encoder_names import ENCODER_NAMES, ENCODER_STACKS, GGUF_ENCODER_PARTS
-from octavo.models.weights.names import gguf_parts, hf_parts, plain_name
+from octavo.models.weights.names import gguf_parts, hf_parts, plain_name, renamed
 from octavo.source import Source
 
 logger = logging.getLogger(__name__)
 
 Entry = safetensors_header.Entry | gguf_header.Entry
 
+_MATRICES = ("q", "k", "v", "out", "gate", "up", "down")
 _BIASES = {"qkv_bias": ("q", "k", "v"), "out_bias": ("out",), "mlp_bias": ("gate", "up", "down")}
 
 
@@ -40,6 +41,7 @@ class Stored:
         layer: prefix of a layer's tensors, with {} for its index.
         parts: part -> name.
         stacks: name of a matrix that holds several parts -> which.
+        transposed: layers' matrices are stored [in, out].
     """
 
     where: str
@@ -47,13 +49,18 @@ class Stored:
     layer: str
     parts: Mapping[str, str]
     stacks: Mapping[str, Stack]
+    transposed: bool = False
 
     def shape(self, part: str, *, rank: int = 2) -> tuple[int, ...] | None:
         """Shape of a part's weight (of a layer's part: in the first layer); None if there is none with `rank`
         dimensions."""
+        if self.parts.get(part) in self.stacks:
+            return None
         name = f"{self.parts.get(part)}.weight"
         entry = self.entries.get(name) or self.entries.get(self.layer.format(0) + name)
-        return entry.shape if entry is not None and len(entry.shape) == rank else None
+        if entry is None or len(entry.shape) != rank:
+            return None
+        return entry.shape[::-1] if self.transposed and part in _MATRICES else entry.shape
 
     def num_layers(self) -> int | None:
         """The number of layers; None if layers are missing in between."""
@@ -85,12 +92,16 @@ def stored_facts(source: Source, model_type: object) -> Stored | None:
     if not any(source.path.glob("*.safetensors")):
         return None
     files = safetensors_header.weight_files(source.path)
+    others = {} if family is None else family.names.renamed
     entries = {
-        plain_name(name): entry for file in files for name, entry in safetensors_header.read_header(file).items()
+        renamed(plain_name(name), others): entry
+        for file in files
+        for name, entry in safetensors_header.read_header(file).items()
     }
     where = str(source.path / "config.json")
     if family is not None:
-        return Stored(where, entries, family.names.layer, hf_parts(family), family.names.stacks)
+        names = family.names
+        return Stored(where, entries, names.layer, hf_parts(family), names.stacks, names.transposed)
     return Stored(where, entries, *ENCODER_NAMES.get(str(model_type), ("", {})), ENCODER_STACKS)
 
 
@@ -155,6 +166,7 @@ def _heads(config: Mapping[str, Any], stored: Stored) -> dict[str, int]:
     if query is None or key is None:
         return {}
     q, k, heads = query[0], key[0], config["num_attention_heads"]
+    norm = None if norm == (q,) else norm  # over all heads
     kv_heads, named = config.get("num_key_value_heads") or heads, config.get("head_dim")
     own = named or config["hidden_size"] // heads
     dim = norm[0] if norm else own

@@ -83,7 +83,6 @@ def _plan_json(one: Planned) -> dict[str, Any]:
     return {
         "model": one.model,
         "family": shape.family,
-        "runs": shape.runs,
         "parameters": shape.parameters,
         "active_parameters": round(shape.active_parameters),
         "max_positions": shape.max_positions,
@@ -207,8 +206,6 @@ def _notes(one: Planned) -> list[str]:
         notes.append(f"Not all that was asked for fits on as many devices as were tried: {', '.join(misfits)}.")
     if others := [f"{fit.machine} in {fit.dtype}" for fit in one.fits if fit.dtype != one.whole.dtype]:
         notes.append(f"Computed in another type than {one.whole.dtype}: {', '.join(others)}.")
-    if not one.shape.runs:
-        notes.append(f"Octavo does not run {one.shape.family} models yet: this is for planning only.")
     if any(one.shape.windows):
         notes.append(
             "Layers with a sliding window keep the whole context in Octavo's cache; the rates count the window."

@@ -1,22 +1,18 @@
-"""The tensors of a model by role, computed from its config without weights.
+"""The tensors of a model by role, computed from its `ModelSpec` without weights.
 
-For families that the decoder runs, they follow from the `ModelSpec`; for Falcon and BLOOM, which it does not run yet,
-from the formulas below. Notation: D hidden size, V vocabulary, I inner width of the MLP, H query heads, G key-value
-heads, d head size, E experts.
+Notation: D hidden size, V vocabulary, I inner width of the MLP, H query heads, G key-value heads, d head size, E
+experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from octavo.errors import ModelError
 from octavo.model_files import reading
 from octavo.models.encoder_spec import DenseSpec, EncoderSpec
 from octavo.models.families.reading import spec_from_config
 from octavo.models.families.record import Config
-from octavo.models.families.settings import check_sizes
 from octavo.models.spec import ModelSpec
 from octavo.models.stored_facts import Stored
 
@@ -58,7 +54,6 @@ class Shape:
         mlp_values: values per token that one MLP holds at once (gate, up and their product: 3 I).
         windows: per layer, how many tokens a query attends to; None means all before it.
         position_bytes: bytes of rotary tables per position.
-        runs: whether Octavo runs it today.
         encoder: its texts are computed whole, all tokens see each other, and no keys and values are kept.
         generates: it has logits for a next token; otherwise vectors and classes are all that it makes.
         dtype: the checkpoint's own type, if its config names it.
@@ -80,7 +75,6 @@ class Shape:
     num_experts: int = 1
     experts_per_token: int = 1
     position_bytes: int = 0
-    runs: bool = True
     encoder: bool = False
     generates: bool = True
     dtype: str | None = None
@@ -108,17 +102,9 @@ def shape_of(config: Config, stored: Stored | None = None) -> Shape:
         ModelError: an unknown architecture, or a config that lacks a size; the message names it.
     """
     with reading("the model's config"):
-        model_type = str(config.get("model_type"))
         own = config.get("dtype") or config.get("torch_dtype")
         dtype = str(own) if own else None
-        if model_type in _FORMULAS:
-            check_sizes(config)
-            return _FORMULAS[model_type](config, dtype)
-        try:
-            return _of_spec(spec_from_config(config, stored), dtype)
-        except ModelError as error:
-            counted = ", ".join(sorted(_FORMULAS))
-            raise ModelError(f"{error}; {counted} can be planned too") from error
+        return _of_spec(spec_from_config(config, stored), dtype)
 
 
 def _of_spec(spec: ModelSpec, dtype: str | None) -> Shape:
@@ -127,21 +113,21 @@ def _of_spec(spec: ModelSpec, dtype: str | None) -> Shape:
     layers, width, inner = spec.num_layers, spec.hidden_size, spec.intermediate_size
     at_once = max(inner * max(1, spec.experts_per_token) + spec.shared_expert_size, spec.dense_size)
     ropes = {spec.layer_rope(layer) for layer in range(layers)}
-    norms = 4 if spec.post_norms else 2
     norm = (2 if spec.norm_bias else 1) * width
     tensors = [
-        *_embeddings(spec.vocab_size, width, spec.tied_embeddings),
+        *_embeddings(spec.vocab_size, width, spec.tied_embeddings, spec.head_bias),
         *_linear("q", spec.q_size, width, layers, "rows", spec.qkv_bias),
         *_linear("kv", 2 * spec.kv_size, width, layers, "kv", spec.qkv_bias),
         *_linear("out", width, spec.q_size, layers, "columns", spec.out_bias),
         *(_mixture(spec) if spec.num_experts else _mlp(spec, inner, layers)),
-        Tensors("norms", norm, 1, norms * layers + (_other_norms(spec.encoder) if spec.encoder else 1), "norm"),
+        *([Tensors("norms", norm, 1, _norms(spec), "norm")] if spec.norm_weights else []),
         *([Tensors("sinks", spec.num_heads, 1, layers, "norm", "rows")] if spec.sinks else []),
         *_tables(spec),
         *(part for layer in (spec.head.layers if spec.head else ()) for part in _dense(layer, spec.norm_bias)),
     ]
     if spec.qk_norm:
-        tensors.append(Tensors("qk_norms", spec.head_dim, 1, 2 * layers, "norm"))
+        weights = 2 * spec.head_dim if spec.qk_norm_span == "head" else spec.q_size + spec.kv_size
+        tensors.append(Tensors("qk_norms", weights, 1, layers, "norm"))
     return Shape(
         family=spec.family,
         num_layers=layers,
@@ -164,16 +150,18 @@ def _of_spec(spec: ModelSpec, dtype: str | None) -> Shape:
     )
 
 
-def _other_norms(encoder: EncoderSpec) -> int:
-    """Beside the two of each layer."""
-    return encoder.embedding_norm + encoder.has_final_norm - (not encoder.first_norm)
+def _norms(spec: ModelSpec) -> int:
+    """Norms of the hidden size."""
+    layer = spec.pre_norms * (1 if spec.shared_norm else 2) + 2 * spec.post_norms
+    if (encoder := spec.encoder) is None:
+        return spec.num_layers * layer + 1 + spec.embedding_norm
+    return spec.num_layers * layer + encoder.embedding_norm + encoder.has_final_norm - (not encoder.first_norm)
 
 
 def _tables(spec: ModelSpec) -> list[Tensors]:
-    """What an encoder adds to embeddings or to attention scores, in float32 as norms are."""
-    if (encoder := spec.encoder) is None:
-        return []
-    rows = encoder.positions + encoder.token_types
+    """What is added to embeddings or to attention scores, in float32 as norms are."""
+    encoder = spec.encoder or EncoderSpec()
+    rows = spec.positions + encoder.positions + encoder.token_types
     tables = [Tensors("positions", rows, spec.hidden_size, 1, "norm")] if rows else []
     biases = [Tensors("relative_bias", encoder.buckets, spec.num_heads, 1, "norm")] if encoder.buckets else []
     return tables + biases
@@ -225,93 +213,10 @@ def _vectors(spec: ModelSpec, layers: int) -> list[Tensors]:
     ]
 
 
-def _falcon(config: Config, dtype: str | None) -> Shape:
-    """Plain MLP 2 D I, norms with biases; 7B has one key-value head, 40B and 180B have 8 (Almazrouei et al. 2023)."""
-    layers, width, heads = config["num_hidden_layers"], config["hidden_size"], config["num_attention_heads"]
-    grouped, bias = bool(config.get("new_decoder_architecture", False)), bool(config.get("bias", False))
-    single = not grouped and config.get("multi_query", True)
-    kv_heads = 1 if single else (grouped and config.get("num_kv_heads")) or heads
-    head_dim = width // heads
-    inner = config.get("ffn_hidden_size") or 4 * width
-    tied = bool(config.get("tie_word_embeddings", True))
-    tensors = [
-        *_embeddings(config["vocab_size"], width, tied),
-        *_linear("q", heads * head_dim, width, layers, "rows", bias),
-        *_linear("kv", 2 * kv_heads * head_dim, width, layers, "kv", bias),
-        *_linear("out", width, heads * head_dim, layers, "columns", bias),
-        *_linear("up", inner, width, layers, "rows", bias),
-        *_linear("down", width, inner, layers, "columns", bias),
-        Tensors("norms", 2 * width, 1, _falcon_norms(config, grouped) * layers + 1, "norm"),
-    ]
-    return Shape(
-        family="falcon",
-        num_layers=layers,
-        hidden_size=width,
-        vocab_size=config["vocab_size"],
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        max_positions=config.get("max_position_embeddings", 2048),
-        mlp_values=2 * inner,
-        tensors=tuple(tensors),
-        tied_embeddings=tied,
-        windows=(None,) * layers,
-        position_bytes=0 if config.get("alibi") else 4 * head_dim,
-        runs=False,
-        dtype=dtype,
-    )
-
-
-def _falcon_norms(config: Config, grouped: bool) -> int:
-    """Layer norms per layer: attention and MLP side by side share one in 7B and have one each in 40B and 180B."""
-    if grouped:
-        return config.get("num_ln_in_parallel_attn") or 2
-    return 1 if config.get("parallel_attn", True) else 2
-
-
-def _bloom(config: Config, dtype: str | None) -> Shape:
-    """All heads have keys and values, biases everywhere, I = 4 D, ALiBi, a norm on the embeddings (BigScience 2022)."""
-    layers, width = _either(config, "n_layer", "num_hidden_layers"), _either(config, "hidden_size", "n_embed")
-    heads = _either(config, "n_head", "num_attention_heads")
-    tied = bool(config.get("tie_word_embeddings", True))
-    tensors = [
-        *_embeddings(config["vocab_size"], width, tied),
-        *_linear("q", width, width, layers, "rows", bias=True),
-        *_linear("kv", 2 * width, width, layers, "kv", bias=True),
-        *_linear("out", width, width, layers, "columns", bias=True),
-        *_linear("up", 4 * width, width, layers, "rows", bias=True),
-        *_linear("down", width, 4 * width, layers, "columns", bias=True),
-        Tensors("norms", 2 * width, 1, 2 * layers + 2, "norm"),
-    ]
-    return Shape(
-        family="bloom",
-        num_layers=layers,
-        hidden_size=width,
-        vocab_size=config["vocab_size"],
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=width // heads,
-        max_positions=config.get("seq_length", 2048),
-        mlp_values=8 * width,
-        tensors=tuple(tensors),
-        tied_embeddings=tied,
-        windows=(None,) * layers,
-        runs=False,
-        dtype=dtype,
-    )
-
-
-_FORMULAS: dict[str, Callable[[Config, str | None], Shape]] = {"falcon": _falcon, "bloom": _bloom}
-
-
-def _either(config: Config, *names: str) -> Any:
-    """The value of the first of several names that a config uses."""
-    return next((config[name] for name in names if name in config), None) or config[names[0]]
-
-
-def _embeddings(vocab: int, width: int, tied: bool) -> list[Tensors]:
+def _embeddings(vocab: int, width: int, tied: bool, bias: bool) -> list[Tensors]:
     table = Tensors("embedding", vocab, width, 1, "embedding")
-    return [table] if tied else [table, Tensors("head", vocab, width, 1, "head", "rows")]
+    biases = [Tensors("head.bias", vocab, 1, 1, "bias", "rows")] if bias else []
+    return [table] if tied else [table, Tensors("head", vocab, width, 1, "head", "rows"), *biases]
 
 
 def _linear(part: str, rows: int, columns: int, copies: int, cut: Cut, bias: bool = False) -> list[Tensors]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from octavo.errors import ModelError
 from octavo.models.families.record import Config, Family, Fields, Names, Stack
 from octavo.models.families.settings import alibi_slopes
-from octavo.models.spec import Rope
+from octavo.models.spec import NO_ROPE
 
 _ATTENTION = {"alibi": True, "clip_qkv": None, "qk_ln": False, "prefix_lm": False, "attn_type": "multihead_attention"}
 
@@ -20,7 +20,7 @@ def _fields(config: Config) -> Fields:
         "num_kv_heads": heads,
         "head_dim": hidden // heads,
         "intermediate_size": int(config["expansion_ratio"] * hidden),
-        "rope": Rope(1.0, 0),
+        "rope": NO_ROPE,
         "windows": (None,) * config["num_hidden_layers"],
         "attention_scale": attention.get("softmax_scale") or (hidden // heads) ** -0.5,
         "activation": "gelu",

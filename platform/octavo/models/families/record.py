@@ -40,8 +40,12 @@ class Stack:
     transposed: bool = False
 
 
+GATED_STACK = Stack(("gate", "up"))
+
 USUAL_PARTS = {
     "embedding": "embed_tokens",
+    "position_embedding": "embed_positions",
+    "embedding_norm": "embed_norm",
     "final_norm": "norm",
     "lm_head": "lm_head",
     "attention_norm": "input_layernorm",
@@ -67,6 +71,8 @@ POST_NORMS = {
 
 GGUF_PARTS = {
     "embedding": "token_embd",
+    "position_embedding": "position_embd",
+    "embedding_norm": "token_embd_norm",
     "final_norm": "output_norm",
     "lm_head": "output",
     "attention_norm": "attn_norm",
@@ -114,6 +120,8 @@ class Names:
             need one too, which no tensor has. "part.kind" -> name with its kind, where that differs. In layers of a
             mixture that have no experts, gate, up and down have the usual names.
         stacks: name -> what is stored under it.
+        renamed: other name of a part -> the one in `parts`, in checkpoints that have the other.
+        transposed: layers' matrices are stored [in, out].
         norm_offset: added to stored norm weights.
         interleaved: neighbouring values of a head turn together, and not those of its two halves.
         prefix: of the model within the checkpoint, beside those that are common (`weights/names.py`).
@@ -122,6 +130,8 @@ class Names:
     layer: str = "layers.{}."
     parts: Mapping[str, str] = field(default_factory=dict)
     stacks: Mapping[str, Stack] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    transposed: bool = False
     norm_offset: float = 0.0
     interleaved: bool = False
     prefix: str = ""

@@ -14,6 +14,7 @@ from octavo.models.spec import (
     FactorScaling,
     LinearScaling,
     Llama3Scaling,
+    LongScaling,
     Rope,
     RopeScaling,
     YarnScaling,
@@ -51,6 +52,8 @@ def _rope(config: Config, parameters: Config, head_dim: int) -> Rope:
 
 def _rope_scaling(config: Config, parameters: Config) -> RopeScaling | None:
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    if "long_factor" in parameters:  # which old configs call su or yarn
+        return _long(config, parameters)
     match kind:
         # Dynamic NTK scaling changes angles only beyond max_position_embeddings, which no sequence exceeds.
         case "default" | "dynamic":
@@ -64,7 +67,19 @@ def _rope_scaling(config: Config, parameters: Config) -> RopeScaling | None:
             return _yarn(config, parameters)
         case "factors":
             return FactorScaling(tuple(parameters["factors"]))
-    raise ModelError(f"rope scaling {kind!r} is not supported; supported kinds are linear, llama3, yarn and dynamic")
+    raise ModelError(
+        f"rope scaling {kind!r} is not supported; supported kinds are linear, llama3, yarn, longrope and dynamic"
+    )
+
+
+def _long(config: Config, parameters: Config) -> LongScaling:
+    original = _original_positions(config, parameters)
+    factor = float(parameters.get("factor") or config["max_position_embeddings"] / original)
+    attention = parameters.get("attention_factor")
+    if attention is None:
+        attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    short, long = (tuple(map(float, parameters[f"{name}_factor"])) for name in ("short", "long"))
+    return LongScaling(short, long, original, float(attention))
 
 
 def _yarn(config: Config, parameters: Config) -> YarnScaling:

@@ -71,6 +71,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
 
 
@@ -104,7 +105,7 @@ def decoder_fields(config: Config) -> Fields:
         "norm_eps": config["rms_norm_eps"],
         "rope": global_rope(config, head_dim),
         "local_rope": local_rope(config, head_dim),
-        "windows": _windows(config),
+        "windows": windows(config),
         "attention_scale": head_dim**-0.5,
         "tied_embeddings": bool(config["tie_word_embeddings"]),
         "activation": _activation(config),
@@ -186,7 +187,13 @@ def _activation(config: Config) -> Activation:
     return _ACTIVATIONS[name]
 
 
-def _windows(config: Config) -> tuple[int | None, ...]:
+def unwindowed(config: Config) -> tuple[int, ...]:
+    """The layers that have no window."""
+    return tuple(layer for layer, window in enumerate(windows(config)) if window is None)
+
+
+def windows(config: Config) -> tuple[int | None, ...]:
+    """As in `ModelSpec`."""
     layers: int = config["num_hidden_layers"]
     window: int | None = config.get("sliding_window")
     if not window or not config["use_sliding_window"]:

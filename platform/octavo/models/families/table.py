@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
-from octavo.models.families import gemma, glm, gpt_oss, llama, mixtral, mpt, qwen
+from octavo.models.families import (
+    bloom,
+    cohere,
+    exaone,
+    gemma,
+    glm,
+    gpt,
+    gpt_oss,
+    granite,
+    like_llama,
+    llama,
+    mixtral,
+    mpt,
+    olmo,
+    opt,
+    phi,
+    qwen,
+    smollm,
+    stablelm,
+    starcoder,
+)
 from octavo.models.families.record import Family
 
 RECORDS: tuple[Family, ...] = (
@@ -10,9 +30,21 @@ RECORDS: tuple[Family, ...] = (
     *mixtral.FAMILIES,
     *qwen.FAMILIES,
     *gemma.FAMILIES,
-    *glm.FAMILIES,
     *gpt_oss.FAMILIES,
     *mpt.FAMILIES,
+    *like_llama.FAMILIES,
+    *phi.FAMILIES,
+    *glm.FAMILIES,
+    *olmo.FAMILIES,
+    *granite.FAMILIES,
+    *smollm.FAMILIES,
+    *cohere.FAMILIES,
+    *exaone.FAMILIES,
+    *stablelm.FAMILIES,
+    *gpt.FAMILIES,
+    *starcoder.FAMILIES,
+    *bloom.FAMILIES,
+    *opt.FAMILIES,
 )
 
 FAMILIES = {family.model_type: family for family in RECORDS}

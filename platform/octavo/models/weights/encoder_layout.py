@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from octavo.models.spec import ModelSpec
-from octavo.models.weights.layout import Linear, PartOfModel, Slot, linear_slots, new_linear, slot_of
+from octavo.models.weights.layout import (
+    Linear,
+    Norm,
+    PartOfModel,
+    Slot,
+    linear_slots,
+    new_linear,
+    norm_slots,
+    slot_of,
+)
 from octavo.models.weights.quantized import Matrix, QuantizedLinear
-
-
-@dataclass(slots=True)
-class Norm:
-    """A layer norm's weight and bias, in float32."""
-
-    weight: Tensor  # [D]
-    bias: Tensor | None  # [D]
 
 
 @dataclass(slots=True)
@@ -95,7 +96,7 @@ def encoder_slots(weights: EncoderWeights, spec: ModelSpec) -> list[Slot]:
     """The destination of every tensor in a checkpoint, but the head's."""
     tables = ("embedding", "position_embedding", "type_embedding", "relative_bias")
     places = [slot_of(None, part, "weight", x) for part in tables if (x := getattr(weights, part)) is not None]
-    places += _norm_slots(None, embedding_norm=weights.embedding_norm, final_norm=weights.final_norm)
+    places += norm_slots(None, embedding_norm=weights.embedding_norm, final_norm=weights.final_norm)
     for index, layer in enumerate(weights.layers):
         places += _layer_slots(index, layer, spec)
     return places
@@ -108,14 +109,8 @@ def _layer_slots(index: int, layer: EncoderLayer, spec: ModelSpec) -> list[Slot]
         *linear_slots(index, layer.out, {"out": spec.hidden_size}),
         *linear_slots(index, layer.gate_up, dict.fromkeys(gate_up, spec.intermediate_size)),
         *linear_slots(index, layer.down, {"down": spec.hidden_size}),
-        *_norm_slots(index, attention_norm=layer.attention_norm, mlp_norm=layer.mlp_norm),
+        *norm_slots(index, attention_norm=layer.attention_norm, mlp_norm=layer.mlp_norm),
     ]
-
-
-def _norm_slots(index: int | None, **norms: Norm | None) -> list[Slot]:
-    present = [(part, norm) for part, norm in norms.items() if norm is not None]
-    places = [slot_of(index, part, "weight", norm.weight) for part, norm in present]
-    return places + [slot_of(index, part, "bias", norm.bias) for part, norm in present if norm.bias is not None]
 
 
 def put_quantized_layers(weights: EncoderWeights, parts: dict[PartOfModel, Matrix]) -> None:

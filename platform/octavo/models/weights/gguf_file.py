@@ -20,6 +20,8 @@ from octavo.models.weights.names import gguf_naming
 from octavo.models.weights.stored import StoredTensor
 from octavo_kernels.linear.formats import GROUPED, Array
 
+_FREQUENCIES = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
+
 CHUNK_VALUES = 1 << 20
 """Values dequantised at a time. gguf's numpy code makes several float32 copies of them: 4 MiB each."""
 
@@ -31,7 +33,7 @@ def read_gguf(file: Path, spec: ModelSpec) -> list[StoredTensor]:
     Raises:
         ModelError: the file is damaged; while reading, a block format that `gguf` cannot dequantise.
     """
-    unused = {"rope_freqs.weight"} | (set() if spec.head is None else spec.head.stored)
+    unused = _FREQUENCIES | (set() if spec.head is None else spec.head.stored)
     entries = gguf_entries(file, gguf_naming(spec), spec)
     return [_stored(entry) for name, entry in entries.items() if name not in unused]
 

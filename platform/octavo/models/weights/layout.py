@@ -51,6 +51,14 @@ class Linear:
 
 
 @dataclass(slots=True)
+class Norm:
+    """A norm's weight and bias, in float32."""
+
+    weight: Tensor  # [D]
+    bias: Tensor | None  # [D]
+
+
+@dataclass(slots=True)
 class Experts:
     """A mixture of E experts: the router, and the experts' matrices stacked by rows."""
 
@@ -84,19 +92,19 @@ class Experts:
 
 @dataclass(slots=True)
 class LayerWeights:
-    """One layer. Norm weights are float32; the 1 that Gemma's checkpoints subtract is added back. In a mixture,
-    `gate_up` and `down` are the shared expert's, if it has one."""
+    """One layer; the 1 that some checkpoints subtract from norm weights is added back. In a mixture, `gate_up` and
+    `down` are the shared expert's, if it has one."""
 
-    attention_norm: Tensor  # [D]
+    attention_norm: Norm | None
     qkv: Linear | QuantizedLinear  # [q_size + 2 kv_size, D]
     out: Linear | QuantizedLinear  # [D, q_size]
-    mlp_norm: Tensor  # [D]
+    mlp_norm: Norm | None  # None where it is the attention's, too
     gate_up: Linear | QuantizedLinear | None  # [2 I, D]; of an MLP without a gate [I, D]
     down: Linear | QuantizedLinear | None  # [D, I]
-    q_norm: Tensor | None  # [head_dim]
-    k_norm: Tensor | None  # [head_dim]
-    post_attention_norm: Tensor | None  # [D]
-    post_mlp_norm: Tensor | None  # [D]
+    q_norm: Tensor | None  # [head_dim] or [q_size] float32
+    k_norm: Tensor | None  # [head_dim] or [kv_size] float32
+    post_attention_norm: Norm | None
+    post_mlp_norm: Norm | None
     experts: Experts | None = None
     sinks: Tensor | None = None  # [query heads] float32
 
@@ -107,8 +115,10 @@ class Weights:
 
     embedding: Tensor  # [V, D]
     layers: list[LayerWeights]
-    final_norm: Tensor  # [D] float32
+    final_norm: Norm
     lm_head: Linear | QuantizedLinear  # [V, D]; the embedding itself if they are tied
+    position_embedding: Tensor | None = None  # [positions, D] float32
+    embedding_norm: Norm | None = None
 
     @property
     def linears(self) -> list[Linear | QuantizedLinear]:
@@ -156,7 +166,7 @@ class Slot:
 
     @property
     def is_norm(self) -> bool:
-        return self.part.endswith("norm")
+        return self.part.endswith("norm") and self.kind == "weight"
 
     @property
     def is_float32(self) -> bool:
@@ -182,11 +192,18 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quant
         place = torch.device("meta") if quantized else device
         return new_linear(rows, columns, bias=bias, dtype=dtype, device=device, place=place)
 
-    def norm(size: int) -> Tensor:
-        return torch.empty(size, dtype=torch.float32, device=device)
+    def norm() -> Norm:
+        ones = torch.ones(width, dtype=torch.float32, device=device)
+        return Norm(ones, vector(width, spec.norm_bias, torch.float32))
+
+    def heads_norm(size: int) -> Tensor | None:
+        return vector(spec.head_dim if spec.qk_norm_span == "head" else size, spec.qk_norm, torch.float32)
 
     def vector(size: int, wanted: bool, kind: torch.dtype) -> Tensor | None:
         return torch.empty(size, dtype=kind, device=device) if wanted else None
+
+    def table(rows: int) -> Tensor:
+        return torch.empty(rows, width, dtype=torch.float32, device=device)
 
     width, count = spec.hidden_size, spec.num_experts
 
@@ -206,23 +223,30 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quant
     def layer(index: int) -> LayerWeights:
         inner = spec.mlp_size(index)
         return LayerWeights(
-            attention_norm=norm(width),
+            attention_norm=norm() if spec.pre_norms else None,
             qkv=linear(spec.q_size + 2 * spec.kv_size, width, spec.qkv_bias),
             out=linear(width, spec.q_size, spec.out_bias),
-            mlp_norm=norm(width),
+            mlp_norm=norm() if spec.pre_norms and not spec.shared_norm else None,
             gate_up=linear(2 * inner if spec.gated else inner, width, spec.mlp_bias) if inner else None,
             down=linear(width, inner, spec.mlp_bias) if inner else None,
-            q_norm=norm(spec.head_dim) if spec.qk_norm else None,
-            k_norm=norm(spec.head_dim) if spec.qk_norm else None,
-            post_attention_norm=norm(width) if spec.post_norms else None,
-            post_mlp_norm=norm(width) if spec.post_norms else None,
+            q_norm=heads_norm(spec.q_size),
+            k_norm=heads_norm(spec.kv_size),
+            post_attention_norm=norm() if spec.post_norms else None,
+            post_mlp_norm=norm() if spec.post_norms else None,
             experts=experts() if spec.has_experts(index) else None,
             sinks=vector(spec.num_heads, spec.sinks, torch.float32),
         )
 
     embedding = matrix(spec.vocab_size, width)
     head = embedding if spec.tied_embeddings else inner_matrix(spec.vocab_size, width)
-    return Weights(embedding, [layer(i) for i in range(spec.num_layers)], norm(width), Linear(head, None))
+    return Weights(
+        embedding=embedding,
+        layers=[layer(i) for i in range(spec.num_layers)],
+        final_norm=norm(),
+        lm_head=Linear(head, vector(spec.vocab_size, spec.head_bias, dtype)),
+        position_embedding=table(spec.positions) if spec.positions else None,
+        embedding_norm=norm() if spec.embedding_norm else None,
+    )
 
 
 def new_linear(
@@ -245,10 +269,11 @@ def _cut(slot: Slot, shape: tuple[int, ...], share: Share) -> Slot:
 
 
 def _places(weights: Weights, spec: ModelSpec) -> list[Slot]:
-    places = [
-        slot_of(None, "embedding", "weight", weights.embedding),
-        slot_of(None, "final_norm", "weight", weights.final_norm),
-    ]
+    places = [slot_of(None, "embedding", "weight", weights.embedding)]
+    if spec.norm_weights:
+        places += norm_slots(None, final_norm=weights.final_norm, embedding_norm=weights.embedding_norm)
+    if weights.position_embedding is not None:
+        places.append(slot_of(None, "position_embedding", "weight", weights.position_embedding))
     if not spec.tied_embeddings:
         places += linear_slots(None, weights.lm_head, {"lm_head": spec.vocab_size})
     for index, layer in enumerate(weights.layers):
@@ -266,11 +291,11 @@ def _layer_slots(index: int, layer: LayerWeights, spec: ModelSpec) -> list[Slot]
         *linear_slots(index, layer.down, {"down": spec.hidden_size}),
         *_expert_slots(index, layer.experts, spec),
     ]
-    norms = ("attention_norm", "mlp_norm", "q_norm", "k_norm", "post_attention_norm", "post_mlp_norm")
-    if layer.sinks is not None:
-        places.append(slot_of(index, "sinks", "weight", layer.sinks))
-    present = [(name, getattr(layer, name)) for name in norms if getattr(layer, name) is not None]
-    return places + [slot_of(index, name, "weight", norm) for name, norm in present]
+    if spec.norm_weights:
+        norms = ("attention_norm", "mlp_norm", "post_attention_norm", "post_mlp_norm")
+        places += norm_slots(index, **{name: getattr(layer, name) for name in norms})
+    alone = {"q_norm": layer.q_norm, "k_norm": layer.k_norm, "sinks": layer.sinks}
+    return places + [slot_of(index, name, "weight", vector) for name, vector in alone.items() if vector is not None]
 
 
 def _expert_slots(index: int, experts: Experts | None, spec: ModelSpec) -> list[Slot]:
@@ -329,7 +354,7 @@ def put_quantized(weights: Weights, parts: dict[PartOfModel, Matrix]) -> None:
         return QuantizedLinear.of(found, old.bias)
 
     if (None, "lm_head", None) in parts:
-        weights.lm_head = QuantizedLinear([parts.pop((None, "lm_head", None))], None)
+        weights.lm_head = QuantizedLinear([parts.pop((None, "lm_head", None))], weights.lm_head.bias)
     for i, layer in enumerate(weights.layers):
         layer.qkv, layer.out = linear(i, layer.qkv, "q", "k", "v"), linear(i, layer.out, "out")
         if layer.gate_up is not None and layer.down is not None:
@@ -353,6 +378,13 @@ def linear_slots(index: int | None, linear: Linear | QuantizedLinear | None, row
             places.append(slot_of(index, part, "bias", linear.bias[start : start + size]))
         start += size
     return places
+
+
+def norm_slots(index: int | None, **norms: Norm | None) -> list[Slot]:
+    """The slots of norms, by their parts; of those that there are."""
+    present = [(part, norm) for part, norm in norms.items() if norm is not None]
+    places = [slot_of(index, part, "weight", norm.weight) for part, norm in present]
+    return places + [slot_of(index, part, "bias", norm.bias) for part, norm in present if norm.bias is not None]
 
 
 def slot_of(layer: int | None, part: str, kind: str, target: Tensor) -> Slot:

@@ -32,6 +32,8 @@ class Naming:
         norm_offset: added to stored norm weights.
         interleaved: of each head of queries and keys, how many of the first values are stored in the order 0, n / 2,
             1, n / 2 + 1, ... because the format's own code rotates neighbours; 0 where none are.
+        renamed: other name of a part -> its name in `parts`.
+        transposed: layers' matrices are stored [in, out].
         dense_layers, dense: layers of a mixture without experts, and how they name their MLP.
     """
 
@@ -42,6 +44,16 @@ class Naming:
     interleaved: int = 0
     dense_layers: tuple[int, ...] = ()
     dense: Mapping[str, str] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    transposed: bool = False
+
+    def own_name(self, name: str) -> str:
+        """A tensor's name in a checkpoint -> the one that `stored_name` gives it."""
+        return renamed(plain_name(name), self.renamed)
+
+    def is_transposed(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor is stored [in, out]."""
+        return self.transposed and len(shape) == 2 and name.startswith(self.layer.partition("{}")[0])
 
     def stored_name(self, slot: Slot) -> str:
         """The name of a slot's tensor in the checkpoint."""
@@ -78,7 +90,8 @@ def hf_naming(spec: ModelSpec) -> Naming:
     names = FAMILIES[spec.family].names
     interleaved = spec.rope.rotary_dim if names.interleaved else 0
     parts, dense = hf_parts(FAMILIES[spec.family]), (spec.dense_layers, USUAL_PARTS)
-    return Naming(names.layer, parts, names.stacks, names.norm_offset, interleaved, *dense)
+    how = names.stacks, names.norm_offset, interleaved, *dense, names.renamed, names.transposed
+    return Naming(names.layer, parts, *how)
 
 
 def hf_parts(family: Family) -> dict[str, str]:
@@ -93,7 +106,8 @@ def gguf_naming(spec: ModelSpec) -> Naming:
     gguf = FAMILIES[spec.family].gguf
     assert gguf is not None, "its config came from such a file"
     interleaved = spec.rope.rotary_dim if gguf.interleaved else 0
-    parts, dense = gguf_parts(FAMILIES[spec.family]), (spec.dense_layers, GGUF_PARTS)
+    shared = {"attention_norm": "attn_norm"} if spec.shared_norm else {}
+    parts, dense = gguf_parts(FAMILIES[spec.family]) | shared, (spec.dense_layers, GGUF_PARTS)
     return Naming("blk.{}.", parts, GGUF_STACKS | dict(gguf.stacks), 0.0, interleaved, *dense)
 
 
@@ -107,6 +121,15 @@ def halves_order(rows: int, head_dim: int, interleaved: int) -> npt.NDArray[np.i
     places = np.arange(rows).reshape(-1, head_dim)
     turned = places[:, :interleaved].reshape(len(places), -1, 2).swapaxes(1, 2).reshape(len(places), -1)
     return np.concatenate([turned, places[:, interleaved:]], axis=1).reshape(-1)
+
+
+def renamed(name: str, others: Mapping[str, str]) -> str:
+    """A tensor's name with the usual one of its part, where it has another."""
+    stem, _, kind = name.rpartition(".")
+    for other, usual in others.items():
+        if stem == other or stem.endswith(f".{other}"):
+            return f"{stem.removesuffix(other)}{usual}.{kind}"
+    return name
 
 
 def plain_name(name: str) -> str:

@@ -20,16 +20,18 @@ from octavo.models.spec import ModelSpec
 from octavo.models.weights.encoder_names import UNUSED_BY_ENCODERS
 from octavo.models.weights.fused import check_rows, experts_of, name_of, some_of, stacked_rows
 from octavo.models.weights.mxfp4 import join_mxfp4
-from octavo.models.weights.names import Naming, hf_naming, plain_name
+from octavo.models.weights.names import Naming, hf_naming
 from octavo.models.weights.quantized_files import join_quantized
 from octavo.models.weights.stored import StoredTensor
 from octavo.safetensors_header import read_header, weight_files
 from octavo_kernels.linear.formats import Array
 from octavo_kernels.linear.quantized import QuantizedWeight, rows_of
 
-_UNUSED = re.compile(r"(vision_tower|multi_modal_projector)\.|.*\.rotary_emb\.inv_freq$")
-"""Tensors that are skipped: Gemma 3's vision model, and the frequencies in old Llama checkpoints, which the config
-gives."""
+_UNUSED = re.compile(
+    r"(vision_tower|multi_modal_projector)\.|.*\.rotary_emb\.inv_freq$|.*\.(attn|attention)\.(masked_)?bias$"
+)
+"""Tensors that are skipped: Gemma 3's vision model, and what old checkpoints hold of frequencies, which the config
+gives, and of causal masks."""
 
 
 def read_safetensors(folder: Path, spec: ModelSpec) -> list[StoredTensor]:
@@ -39,11 +41,11 @@ def read_safetensors(folder: Path, spec: ModelSpec) -> list[StoredTensor]:
         ModelError: no safetensors file, a shard is missing, or a file is damaged.
     """
     with reading(folder):
-        tensors = [tensor for file in weight_files(folder) for tensor in _read_headers(file)]
+        naming = hf_naming(spec)
+        tensors = [tensor for file in weight_files(folder) for tensor in _read_headers(file, naming)]
         if quantized := quantization_config(read_json(folder / "config.json")):
             join = join_mxfp4 if quantized["quant_method"] == "mxfp4" else partial(join_quantized, config=quantized)
             tensors = join(tensors)
-        naming = hf_naming(spec)
         tensors = [tensor for tensor in tensors if not naming.is_behind(tensor.name, spec.num_layers)]
         tensors = [part for tensor in tensors for part in _split(tensor, naming, spec)]
         tensors = [tensor for tensor in tensors if not _is_empty_bias(tensor, spec)]
@@ -144,11 +146,20 @@ def _part(tensor: StoredTensor, name: str, rows: list[range]) -> StoredTensor:
     )
 
 
-def _read_headers(file: Path) -> list[StoredTensor]:
-    return [
-        StoredTensor(plain_name(name), entry.shape, entry.num_bytes, partial(_read, file, name), dtype=entry.dtype)
-        for name, entry in read_header(file).items()
-    ]
+def _read_headers(file: Path, naming: Naming) -> list[StoredTensor]:
+    found = []
+    for stored, entry in read_header(file).items():
+        name, read = naming.own_name(stored), partial(_read, file, stored)
+        tensor = StoredTensor(name, entry.shape, entry.num_bytes, read, dtype=entry.dtype)
+        found.append(_transposed(tensor) if naming.is_transposed(name, entry.shape) else tensor)
+    return found
+
+
+def _transposed(tensor: StoredTensor) -> StoredTensor:
+    def read(rows: range | None, columns: range | None) -> Iterator[Tensor]:
+        yield torch.cat(list(tensor.read(columns, rows))).T.contiguous()
+
+    return replace(tensor, shape=tensor.shape[::-1], read=read)
 
 
 def _read(file: Path, name: str, rows: range | None, columns: range | None) -> Iterator[Tensor]:

@@ -141,14 +141,14 @@ def test_yarn(spec):
 @pytest.mark.parametrize(
     ("architecture", "changes", "tensors", "named"),
     [
-        ("mamba", {}, (), r"'mamba'.*gemma3.*llama"),
+        ("mamba", {}, (), r"'mamba'.*gemma3, .*llama"),
         ("llama", {"context_length": None}, (), r"lacks llama\.context_length"),
         ("gemma3", {}, (), r"lacks gemma3\.attention\.sliding_window"),
         ("qwen2", {"expert_count": 8}, (), "num_experts 8"),
         ("llama", {"attention.key_length": 16, "attention.value_length": 8}, (), "length 16 and values of length 8"),
         ("llama", {"rope.dimension_count": 8}, (), "8 of 16 dimensions"),
         ("llama", {"rope.scaling.type": "longrope"}, (), "longrope"),
-        ("llama", {}, ("rope_factors_long.weight",), "longrope"),
+        ("llama", {}, ("rope_factors_long.weight",), "rope_factors_short"),
         ("qwen2", {"rope.scaling.type": "yarn", "rope.scaling.yarn_log_multiplier": 0.1}, (), "yarn_log_multiplier"),
     ],
 )

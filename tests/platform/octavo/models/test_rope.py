@@ -1,10 +1,12 @@
 """Rotary angles against transformers' own tables."""
 
+import math
+
 import pytest
 import torch
 
 from octavo.models.rope import cos_sin_table
-from octavo.models.spec import FactorScaling, LinearScaling, Llama3Scaling, Rope, YarnScaling
+from octavo.models.spec import FactorScaling, LinearScaling, Llama3Scaling, LongScaling, Rope, YarnScaling
 
 CASES = {
     "plain": (None, {"rope_type": "default"}),
@@ -42,6 +44,21 @@ def test_tables_equal_transformers(name, rotary_dim):
     assert table.dtype == torch.float32
     half = rotary_dim // 2
     torch.testing.assert_close(table, torch.cat([cos[0, :, :half], sin[0, :, :half]], 1), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("positions", [256, 1024])
+def test_the_longest_sequence_decides_between_two_sets_of_divisors(positions):
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    short, long = [1.0, 1.5, 2.0, 2.5], [2.0, 4.0, 6.0, 8.0]
+    parameters = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": short, "long_factor": long,
+                  "factor": 4.0, "original_max_position_embeddings": 256}  # fmt: skip
+    config = LlamaConfig(hidden_size=8, num_attention_heads=1, max_position_embeddings=1024, rope_parameters=parameters)
+    cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.arange(positions)[None])
+    scaling = LongScaling(tuple(short), tuple(long), 256, (1 + math.log(4) / math.log(256)) ** 0.5)
+    table = cos_sin_table(Rope(1e4, 8, scaling), positions)
+    torch.testing.assert_close(table, torch.cat([cos[0, :, :4], sin[0, :, :4]], 1), atol=2e-6, rtol=0)
 
 
 def test_factors_divide_each_frequency():

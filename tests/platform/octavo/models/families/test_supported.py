@@ -24,7 +24,7 @@ SCALING = "llama3"  # a kind of rope scaling, which other families have too
 
 def names() -> set[str]:
     found = {re.split(r"[_\d]", family.model_type)[0] for family in RECORDS}
-    return found - {"gpt", "seed"} | {"gpt2", "gptj", "gpt_neox", "seed_oss"}
+    return found - {"gpt", "seed", "smollm"} | {"gpt2", "gptj", "gpt_neox", "seed_oss", "smollm3"}
 
 
 def spelled(tree: ast.AST) -> Iterator[str]:

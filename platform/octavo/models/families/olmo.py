@@ -1,0 +1,67 @@
+"""OLMo: at first layer norms without weights, since 2 norms of the branches alone and of all queries and keys; in 3 a
+window on three layers of four, and scaled positions only on the fourth."""
+
+from __future__ import annotations
+
+from octavo.models.families.record import Config, Family, Fields, Gguf, Names
+from octavo.models.families.rope_settings import local_rope
+from octavo.models.gguf_metadata import Metadata
+
+_OLMO: Config = {
+    "vocab_size": 50_304, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "eos_token_id": 50_279,
+}  # fmt: skip
+_OLMO3: Config = _OLMO | {
+    "use_sliding_window": True, "sliding_window": 4096, "sliding_window_pattern": 4, "rope_theta": 500_000.0,
+}  # fmt: skip
+
+_NAMES = Names(parts={"post_attention_norm": "post_attention_layernorm", "post_mlp_norm": "post_feedforward_layernorm"})
+
+
+def _olmo(config: Config) -> Fields:
+    return {"layer_norm": True, "norm_weights": False, "qkv_clip": config["clip_qkv"], "mlp_bias": False}
+
+
+def _olmo2(_config: Config) -> Fields:
+    return {"pre_norms": False, "post_norms": True, "qk_norm": True, "qk_norm_span": "heads", "mlp_bias": False}
+
+
+def _olmo3(config: Config) -> Fields:
+    local = {"rope_local_base_freq": config["rope_theta"]} | config
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    return _olmo2(config) | {"local_rope": local_rope(local, head_dim)}
+
+
+def _from_gguf(meta: Metadata, config: Config) -> Config:
+    return {"model_type": "olmo3"} | meta.window_pattern() if config.get("sliding_window") else {}
+
+
+FAMILIES = (
+    Family(
+        model_type="olmo",
+        title="OLMo",
+        fields=_olmo,
+        defaults=_OLMO | {"clip_qkv": None},
+        gguf=Gguf(
+            architecture="olmo",
+            config=lambda meta, config: {"clip_qkv": meta.own("attention.clamp_kqv")},
+            interleaved=True,
+        ),
+    ),
+    Family(
+        model_type="olmo2",
+        title="OLMo 2",
+        fields=_olmo2,
+        defaults=_OLMO,
+        names=_NAMES,
+        gguf=Gguf(architecture="olmo2", config=_from_gguf),
+    ),
+    Family(
+        model_type="olmo3",
+        title="OLMo 3",
+        fields=_olmo3,
+        defaults=_OLMO3,
+        names=_NAMES,
+        gguf=Gguf(architecture="olmo2"),
+    ),
+)

@@ -1,0 +1,308 @@
+"""Dense families against transformers: tiny random checkpoints, ragged steps in chunks over a cache, on both runners;
+torch's also on two ranks, and the same from GGUF files."""
+
+from __future__ import annotations
+
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, is_dataclass, replace
+from itertools import pairwise
+from threading import Barrier
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from octavo.models.families.reading import spec_from_config
+from octavo.models.load import load_model
+from octavo.models.packed import load_packed
+from octavo.models.parallel import TPGroup, share_of
+from octavo.models.source_spec import read_share
+from octavo.models.weights.layout import slots
+from octavo.planning.shape import shape_of
+from octavo.source import resolve_source
+from octavo_kernels.decoder import NativeDecoder, PackedKV
+from octavo_kernels.native.library import library
+
+COMMON = {
+    "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 256, "eos_token_id": 258,
+    "pad_token_id": 256,
+}  # fmt: skip
+LONG = {
+    "rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "short_factor": [1.0, 1.1, 1.3, 1.7],
+    "long_factor": [1.0, 2.0, 5.0, 9.0], "original_max_position_embeddings": 4,
+}  # fmt: skip
+WINDOWS = {"sliding_window": 12, "num_hidden_layers": 5}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+ALIKE = {"num_key_value_heads": 4}
+NARROW = {"head_dim": 24}
+
+CASES = {
+    "ministral": ("Ministral", WINDOWS | NARROW | {"layer_types": ["sliding_attention", "full_attention"] * 2
+                  + ["sliding_attention"]}),
+    "seed_oss": ("SeedOss", NARROW),
+    "internlm3": ("InternLM3", NARROW | {"attention_bias": True, "mlp_bias": True}),
+    "arcee": ("Arcee", {}),
+    "nemotron": ("Nemotron", {}),
+    "ernie4_5": ("Ernie4_5", NARROW | {"use_bias": True}),
+    "phi": ("Phi", ALIKE),
+    "phi3": ("Phi3", {"sliding_window": 20, "original_max_position_embeddings": 128}),
+    "phi3_long": ("Phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 4}),
+    "glm": ("Glm", NARROW),
+    "glm4": ("Glm4", NARROW),
+    "olmo": ("Olmo", {"clip_qkv": 0.6}),
+    "olmo2": ("Olmo2", {}),
+    "olmo3": ("Olmo3", WINDOWS | {"rope_parameters": {"full_attention": YARN, "sliding_attention": {
+                  "rope_type": "default", "rope_theta": 1e4}}}),
+    "granite": ("Granite", {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.7,
+                            "logits_scaling": 0.5}),
+    "smollm3": ("SmolLM3", {"num_hidden_layers": 5}),
+    "cohere": ("Cohere", {"logit_scale": 0.25}),
+    "cohere2": ("Cohere2", WINDOWS | {"logit_scale": 0.25}),
+    "exaone4": ("Exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
+    "exaone4_windows": ("Exaone4", WINDOWS),
+    "stablelm": ("StableLm", {"use_qkv_bias": True}),
+    "stablelm_parallel": ("StableLm", {"use_parallel_residual": True}),
+    "gpt2": ("GPT2", ALIKE | {"n_inner": 96}),
+    "gptj": ("GPTJ", ALIKE | {"rotary_dim": 8, "n_inner": 96}),
+    "gpt_neox": ("GPTNeoX", ALIKE),
+    "gpt_neox_serial": ("GPTNeoX", ALIKE | {"use_parallel_residual": False}),
+    "starcoder2": ("Starcoder2", {}),
+    "gpt_bigcode": ("GPTBigCode", {"n_inner": 96}),
+    "bloom": ("Bloom", {"hidden_size": 72, "num_attention_heads": 6, "num_key_value_heads": 6,
+                        "intermediate_size": 288, "pad_token_id": 3}),
+    "falcon_7b": ("Falcon", ALIKE),
+    "falcon_40b": ("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon_11b": ("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}),
+    "falcon_1b": ("Falcon", ALIKE | {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False}),
+    "opt": ("OPT", ALIKE | {"ffn_dim": 96, "word_embed_proj_dim": 64}),
+}  # fmt: skip
+"""Name -> the prefix of its transformers classes and how its config differs from `COMMON`."""
+
+GGUF = {
+    "seed_oss": "seed_oss", "internlm3": "llama", "arcee": "arcee", "nemotron": "nemotron", "ernie4_5": "ernie4_5",
+    "phi": "phi2", "phi3": "phi3", "phi3_long": "phi3", "glm": "chatglm", "glm4": "glm4", "olmo": "olmo",
+    "olmo2": "olmo2", "olmo3": "olmo2", "granite": "granite", "smollm3": "smollm3", "cohere": "command-r",
+    "cohere2": "cohere2", "exaone4": "exaone4", "exaone4_windows": "exaone4", "stablelm": "stablelm",
+    "stablelm_parallel": "stablelm", "gpt2": "gpt2", "gpt_neox": "gptneox", "gpt_neox_serial": "gptneox",
+    "starcoder2": "starcoder2", "gpt_bigcode": "starcoder", "bloom": "bloom", "falcon_40b": "falcon",
+    "falcon_11b": "falcon",
+}  # fmt: skip
+"""Of those that llama.cpp's converter knows, the architecture."""
+
+WHOLE = {"olmo2", "olmo3"}
+"""Those that one rank alone runs."""
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, tmp_path_factory):
+    """The name of a case and its folder."""
+    import transformers
+
+    prefix, differences = CASES[request.param]
+    config = getattr(transformers, f"{prefix}Config")(**COMMON | differences)
+    folder = tmp_path_factory.mktemp(request.param)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    randomize(model)
+    model.save_pretrained(folder)
+    return request.param, folder
+
+
+def randomize(model):
+    """Norms, biases and matrices that tell right from wrong, and logits that are large enough to."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            if weight.ndim == 1:
+                weight.add_(0.3 * noise)
+            else:
+                wide = any(part in name for part in ("embed", "wte", "wpe"))
+                weight.copy_(noise * (1.0 if wide else weight.shape[-1] ** -0.5))
+
+
+class Threads(TPGroup):
+    """Ranks that are threads of one process."""
+
+    def __init__(self, rank, slots, barrier):
+        self.rank, self.size, self.slots, self.barrier = rank, len(slots), slots, barrier
+
+    def all_reduce(self, x):
+        self.slots[self.rank] = x
+        self.barrier.wait(60)
+        total = torch.stack(self.slots).sum(0)
+        self.barrier.wait(60)
+        return x.copy_(total)
+
+
+def on_ranks(size, run):
+    """`run(group)` of every rank, whose logits are of a part of the vocabulary each -> logits."""
+    slots, barrier = [None] * size, Barrier(size)
+    with ThreadPoolExecutor(size) as pool:
+        parts = pool.map(run, [Threads(rank, slots, barrier) if size > 1 else TPGroup() for rank in range(size)])
+        return [torch.cat(logits, 1) for logits in zip(*parts, strict=True)]
+
+
+def native_logits(source, sequences):
+    """Of all sequences, whose chunks run together: one, two, many and the rest."""
+    spec, model = load_packed(source, dtype="float32")
+    tables = np.random.default_rng(0).permutation(len(sequences) * 5).astype(np.int32).reshape(-1, 5)
+    kv = PackedKV(spec.num_layers, tables.size, 16, spec.num_kv_heads, spec.head_dim, "float32")
+    kv._data[:] = 0xFF  # NaN, wherever nothing was stored
+    decoder = NativeDecoder(library(), model, kv, exact=True)
+    found = [[] for _ in sequences]
+    for begin, end in pairwise((0, 1, 3, 40, 80)):
+        rows = [i for i, tokens in enumerate(sequences) if len(tokens) > begin]
+        chunks = [sequences[i][begin:end] for i in rows]
+        starts = np.cumsum([0, *map(len, chunks)]).astype(np.int32)
+        contexts = np.array([begin + len(chunk) for chunk in chunks], np.int32)
+        tokens = np.array([token for chunk in chunks for token in chunk], np.int32)
+        logits = decoder.step(tokens, starts, contexts, tables[rows], np.arange(len(tokens)))
+        for i, (first, last) in zip(rows, pairwise(starts), strict=True):
+            found[i].append(torch.from_numpy(logits[first:last].copy()))
+    return [torch.cat(parts) for parts in found]
+
+
+def test_it_computes_what_transformers_does(case, paged_run, reference, sequences):
+    name, folder = case
+    # transformers' eager attention adds Falcon's ALiBi twice
+    source = resolve_source(str(folder))
+    expected = reference(folder, attn_implementation="sdpa" if name == "falcon_1b" else "eager")
+    theirs = [expected.logits(tokens) for tokens in sequences]
+    assert theirs[0].std() > 0.5  # logits so small that anything would agree prove nothing
+
+    def of_rank(group):
+        decoder = load_model(source, share=read_share(source, group), group=group)
+        return paged_run(decoder, len(sequences), 80).all_logits(sequences)
+
+    for size in (1,) if name in WHOLE else (1, 2):
+        assert_close(on_ranks(size, of_rank), theirs)
+    if library() is not None:
+        assert_close(native_logits(source, sequences), theirs)
+    prompts = [tokens[:20] for tokens in sequences[2:]]
+    greedy = paged_run(load_model(source), len(prompts), 40).greedy(prompts, 6)
+    assert greedy == [expected.greedy(prompt, 6) for prompt in prompts]
+
+
+def assert_close(ours, theirs):
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+def test_it_is_planned_with_as_many_parameters(case, reference):
+    _, folder = case
+    config = json.loads((folder / "config.json").read_text())
+    assert shape_of(config).parameters == reference(folder).model.num_parameters()
+    assert spec_from_config(config).family == config["model_type"]
+
+
+def test_a_gguf_file_holds_the_same(case, tmp_path):
+    name, folder = case
+    if name not in GGUF:
+        pytest.skip("llama.cpp's converter does not know it")
+    write_gguf(folder, tmp_path / "m.gguf", GGUF[name])
+    wanted, found = (load_model(resolve_source(str(path))) for path in (folder, tmp_path / "m.gguf"))
+    alike = {"norm_eps": wanted.spec.norm_eps, "family": wanted.spec.family}
+    assert rounded(replace(found.spec, **alike)) == rounded(wanted.spec)
+    places = [slots(decoder.weights, share_of(decoder.spec)) for decoder in (wanted, found)]
+    for one, other in zip(*places, strict=True):
+        torch.testing.assert_close(other.target, one.target, rtol=0, atol=0, msg=f"{one.layer} {one.part} {one.kind}")
+
+
+def rounded(value):
+    """Floats of a spec as a file keeps them, in float32."""
+    if isinstance(value, float):
+        return float(np.float32(value))
+    if isinstance(value, tuple):
+        return tuple(map(rounded, value))
+    return {f.name: rounded(getattr(value, f.name)) for f in fields(value)} if is_dataclass(value) else value
+
+
+def write_gguf(folder, file, architecture):
+    """As llama.cpp's converter writes the case."""
+    from transformers import AutoConfig
+
+    config, writer = AutoConfig.from_pretrained(folder), gguf.GGUFWriter(file, architecture)
+    write_settings(writer, config, architecture)
+    writer.add_bos_token_id(256)
+    writer.add_eos_token_id(258)
+    kind = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture)
+    names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
+    for name, values in load_file(folder / "model.safetensors").items():
+        values = values.T.copy() if name.endswith(TRANSPOSED) and architecture == "gpt2" else values
+        name = name.removeprefix("transformer.") if architecture == "bloom" else name
+        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        writer.add_tensor(stored, converted(values, stored, config, architecture))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+SORTED = {"bloom", "gptneox", "falcon"}  # whose stacked rows the converter sorts into queries, keys and values
+PERMUTED = {"llama", "olmo", "granite", "smollm3", "arcee"}  # whose halves of a head become neighbours
+
+
+def converted(values, stored, config, architecture):
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_kv_heads", None) or getattr(config, "num_key_value_heads", None) or heads
+    if architecture in SORTED and "attn_qkv" in stored:
+        groups = values.reshape(kv_heads, heads // kv_heads + 2, -1, *values.shape[1:])
+        parts = groups[:, :-2], groups[:, -2:-1], groups[:, -1:]
+        return np.concatenate([part.reshape(-1, *values.shape[1:]) for part in parts])
+    if architecture in PERMUTED and (".attn_q." in stored or ".attn_k." in stored):
+        count = heads if ".attn_q." in stored else kv_heads
+        split = values.reshape(count, 2, len(values) // count // 2, *values.shape[1:])
+        return split.swapaxes(1, 2).reshape(values.shape)
+    return values + 1 if architecture == "nemotron" and stored.endswith("norm.weight") else values
+
+
+def write_settings(writer, config, architecture):
+    def given(*names):
+        return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
+
+    heads, rope = config.num_attention_heads, getattr(config, "rope_parameters", None) or {}
+    head_dim = given("head_dim") or config.hidden_size // heads
+    rope = rope.get("full_attention", rope)
+    settings = {
+        writer.add_context_length: given("max_position_embeddings", "seq_length") or 128,
+        writer.add_embedding_length: config.hidden_size,
+        writer.add_block_count: config.num_hidden_layers,
+        writer.add_feed_forward_length: given("n_inner", "ffn_hidden_size", "intermediate_size") or 4 * 72,
+        writer.add_head_count: heads,
+        writer.add_head_count_kv: 1 if architecture == "starcoder" else given("num_kv_heads", "num_key_value_heads"),
+        writer.add_key_length: given("head_dim"),
+        writer.add_value_length: given("head_dim"),
+        writer.add_layer_norm_rms_eps: given("rms_norm_eps"),
+        writer.add_layer_norm_eps: given("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"),
+        writer.add_rope_freq_base: rope.get("rope_theta"),
+        writer.add_rope_dimension_count: int(rope.get("partial_rotary_factor", 1.0) * head_dim) if rope else None,
+        writer.add_sliding_window: given("sliding_window"),
+        writer.add_logit_scale: given("logit_scale", "logits_scaling"),
+        writer.add_attention_scale: given("attention_multiplier"),
+        writer.add_embedding_scale: given("embedding_multiplier"),
+        writer.add_residual_scale: given("residual_multiplier"),
+        writer.add_clamp_kqv: given("clip_qkv"),
+        writer.add_parallel_residual: given("use_parallel_residual"),
+    }
+    if architecture == "olmo":
+        settings[writer.add_layer_norm_eps] = 1e-5
+    for add, value in settings.items():
+        if value is not None:
+            add(value)
+    if architecture in ("exaone4", "olmo2", "cohere2") and given("sliding_window"):
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
+    if rope.get("rope_type") == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if "long_factor" in rope:
+        writer.add_rope_scaling_orig_ctx_len(4)
+        writer.add_rope_scaling_attn_factors((1 + math.log(32) / math.log(4)) ** 0.5)
+        for length in ("short", "long"):
+            writer.add_tensor(f"rope_factors_{length}.weight", np.array(rope[f"{length}_factor"], np.float32))
