@@ -25,17 +25,18 @@ from octavo.execution.parts import TorchParts
 from octavo.execution.pooling import Head, pool, pooled_tokens
 from octavo.execution.sampler import Drawn, begin_sample, prompt_logprobs
 from octavo.execution.transfer import fetch, to_device
-from octavo.models.adapters import Place, read_adapter
+from octavo.models.adapters import read_adapter
 from octavo.models.decoder import Decoder
 from octavo.models.head import read_head
 from octavo.models.load import load_model
 from octavo.models.parallel import Share, TPGroup
-from octavo.models.step_context import AdaptedTokens, StepContext
-from octavo.models.weights.adapted import on_device, take_adapters
+from octavo.models.step_context import StepAdapters, StepContext
+from octavo.models.weights.adapted import DeviceAdapter, on_device, take_adapters
 from octavo.request import Adapter
 from octavo.source import Source
 from octavo.step import Candidates, Float32, Int64, LogprobRow, StepBatch, StepResult
-from octavo_kernels.dispatch import gpu_traits
+from octavo_kernels.dispatch import gpu_traits, use_gpu
+from octavo_kernels.lora.segments import Segments, sort_rows
 from octavo_kernels.paged_attention import PagedBatch
 
 
@@ -69,7 +70,7 @@ class TorchExecutor:
         self.batch_invariant = decoder.split_keys is not None
         self._drawn = torch.zeros(config.max_num_seqs, dtype=torch.int64, device=self._device)
         self._graphs: DecodeGraphs | None = None
-        self._adapters: dict[str, dict[Place, tuple[Tensor, Tensor]]] = {}
+        self._adapters: dict[str, DeviceAdapter] = {}
         self._ended = 0.0  # when the last result was there
 
     @property
@@ -95,12 +96,12 @@ class TorchExecutor:
     def load_adapter(self, adapter: Adapter) -> int:
         """As in `Executor`."""
         decoder = self._decoder
-        if decoder.split_keys is not None:
-            raise ConfigError("adapters are not computed batch-invariantly on a GPU: leave batch_invariant off")
-        matrices = on_device(read_adapter(Path(adapter.path), decoder.share, adapter.digest), decoder.device)
+        if decoder.split_keys is not None and not use_gpu(decoder.weights.embedding):
+            raise ConfigError("without Triton adapters are not computed batch-invariantly: leave batch_invariant off")
+        found = read_adapter(Path(adapter.path), decoder.share, adapter.digest)
+        loaded = self._adapters[adapter.digest] = on_device(found, decoder.spec, decoder.device, decoder.dtype)
         take_adapters(decoder.weights, decoder.spec)
-        self._adapters[adapter.digest] = matrices
-        return sum(tensor.nbytes for pair in matrices.values() for tensor in pair)
+        return loaded.nbytes
 
     def drop_adapter(self, digest: str) -> None:
         """As in `Executor`."""
@@ -196,15 +197,16 @@ class TorchExecutor:
     def _context(self, batch: StepBatch) -> StepContext:
         arrays = batch.query_start, batch.context_lens, batch.block_tables, self.block_size
         layout = PagedBatch.build(*arrays, self._device, self._decoder.split_keys)
-        return StepContext(layout, self._kv.layers, self._adapted(batch) if batch.adapters else ())
+        return StepContext(layout, self._kv.layers, self._adapted(batch, batch.adapters) if batch.adapters else None)
 
-    def _adapted(self, batch: StepBatch) -> list[AdaptedTokens]:
-        """The tokens of each adapter of a step."""
-        of_tokens = np.repeat(np.array(batch.adapters), np.diff(batch.query_start))
-        return [
-            AdaptedTokens(self._adapters[digest], to_device(np.flatnonzero(of_tokens == digest), self._device))
-            for digest in dict.fromkeys(filter(None, batch.adapters or ()))
-        ]
+    def _adapted(self, batch: StepBatch, named: list[str]) -> StepAdapters:
+        """The adapters of a step, and which tokens have them."""
+        places = {digest: i for i, digest in enumerate(dict.fromkeys(filter(None, named)))}
+        of_tokens = np.repeat([places.get(digest, -1) for digest in named], np.diff(batch.query_start))
+        segments = Segments(*(to_device(array, self._device) for array in sort_rows(of_tokens)))
+        adapters = [self._adapters[digest] for digest in places]
+        words = torch.stack([adapter.words for adapter in adapters])
+        return StepAdapters(segments, [adapter.changes for adapter in adapters], words)
 
 
 def _kv_dtype(decoder: Decoder, config: EngineConfig) -> torch.dtype:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
 from octavo_kernels.kv_cache import KVScales
+from octavo_kernels.lora.segments import Change, Segments
 from octavo_kernels.paged_attention import PagedBatch
 
 
@@ -20,11 +21,12 @@ class KVCache(NamedTuple):
     scales: KVScales | None = None  # of codes
 
 
-class AdaptedTokens(NamedTuple):
-    """Tokens of a step that go through one adapter."""
+class StepAdapters(NamedTuple):
+    """The adapters of a step, which its tokens name by their places here."""
 
-    matrices: Mapping[tuple[int, str], tuple[Tensor, Tensor]]  # by layer and part: A [rank, in], B [out, rank]
-    tokens: Tensor  # [N] their indices
+    segments: Segments
+    changes: Sequence[Sequence[Change | None]]  # of each adapter's matrices (`weights.adapted.DeviceAdapter`)
+    words: Tensor  # [adapters, matrices, WORDS] theirs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,9 +36,9 @@ class StepContext:
     Attributes:
         layout: which sequence and position each token has, and where its keys and values go.
         kv: one cache per layer, written in place.
-        adapters: those that any token has.
+        adapters: None where no token has one.
     """
 
     layout: PagedBatch
     kv: Sequence[KVCache]
-    adapters: Sequence[AdaptedTokens] = ()
+    adapters: StepAdapters | None = None

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from octavo_kernels.lora.segments import Change, Segments, sort_rows
 from octavo_kernels.paged_attention import PagedBatch
 from octavo_kernels.qkv_rope_store import HeadNorms
 
@@ -73,6 +74,15 @@ def linear(n: int, k: int, dtype: torch.dtype) -> None:
     launch("fixed_linear", "fixed_linear", torch.zeros(3, k, dtype=dtype), torch.zeros(n, k, dtype=dtype))
 
 
+def adapters(dtype: torch.dtype) -> None:
+    """Rank 16 on q, k and v of 4096 columns."""
+    sizes, x = (4096, 1024, 1024), torch.zeros(3, 4096, dtype=dtype)
+    change = Change.of([(torch.zeros(16, 4096, dtype=dtype), torch.zeros(n, 16, dtype=dtype)) for n in sizes])
+    rows = Segments(*(torch.from_numpy(each) for each in sort_rows(np.zeros(3, np.int64))))
+    y, words = torch.zeros(3, sum(sizes), dtype=dtype), torch.tensor([change.words])
+    launch("lora", "add_lora_", y, x, sizes, rows, [change], words)
+
+
 def vocabularies() -> None:
     logits, where, bits = torch.zeros(3, 151_936), torch.zeros(3, dtype=torch.int64), torch.zeros(3, 4748).int()
     launch("token_mask", "mask_tokens_", logits, where, bits)
@@ -104,6 +114,8 @@ LAUNCHES: dict[str, Callable[[], object]] = {
     "chunk of 128, ALiBi": lambda: attention(300, (32, 32), alibi_slopes=torch.zeros(32)),
     "chunk of 64, float32": lambda: attention(300, (9, 3), 64, torch.float32),
     "chunk of 128, float32": lambda: attention(300, dtype=torch.float32),
+    "adapters, bfloat16": lambda: adapters(BF16),
+    "adapters, float32": lambda: adapters(torch.float32),
     "linear of one order, 4096 x 4096": lambda: linear(4096, 4096, BF16),
     "linear of one order, 28672 x 4096": lambda: linear(28672, 4096, BF16),
     "linear of one order, 4096 x 4096, float32": lambda: linear(4096, 4096, torch.float32),
@@ -112,7 +124,7 @@ TESTED = {
     80: ["qkv, int8 cache", "decode of 128", "chunk of 128", "decode of 128, float16, int8 cache"],
     90: [
         "rows, bfloat16", "vocabularies", "qkv, float8 cache", "decode of 128", "decode of 128, float8 cache",
-        "chunk of 128",
+        "chunk of 128", "adapters, bfloat16",
         "chunk of 128, batch-invariant", "chunk of 256, window, soft cap",
     ],
 }  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -13,20 +14,22 @@ from octavo.models.spec import ModelSpec
 from octavo.models.step_context import StepContext
 from octavo.models.weights.layout import Linear, Weights
 from octavo.models.weights.quantized import QuantizedLinear
-from octavo_kernels.lora.reference import lora
+from octavo_kernels.lora import add_lora_
+from octavo_kernels.lora.packed import SITES
+from octavo_kernels.lora.segments import WORDS, Change
 
 
 class Adapted:
-    """y = x W^T + b, and for the tokens of an adapter (x A^T) B^T beside it, which is computed in float32.
+    """y = x W^T + b, and for the tokens of an adapter (x A^T) B^T beside it.
 
     Args:
         base: W and b.
-        places: which of a layer's parts are stacked in it, and their rows.
+        index: of the matrix, as in `DeviceAdapter`.
+        sizes: rows of the parts that are stacked in it.
     """
 
-    def __init__(self, base: Linear | QuantizedLinear, places: Mapping[Place, range]) -> None:
-        self._base = base
-        self._places = places
+    def __init__(self, base: Linear | QuantizedLinear, index: int, sizes: Sequence[int]) -> None:
+        self._base, self._index, self._sizes = base, index, sizes
 
     @property
     def nbytes(self) -> int:
@@ -36,20 +39,14 @@ class Adapted:
     def __call__(self, x: Tensor, context: StepContext) -> Tensor:
         """As `Linear`."""
         y = self._base(x, context)
-        for adapter in context.adapters:
-            for place, rows in self._places.items():
-                if place in adapter.matrices:
-                    self._add(y, rows, lora(x[adapter.tokens], *adapter.matrices[place]), adapter.tokens)
+        if (adapters := context.adapters) is not None:
+            changes = [each[self._index] for each in adapters.changes]
+            add_lora_(y, x, self._sizes, adapters.segments, changes, adapters.words[:, self._index])
         return y
 
     def multiply(self, x: Tensor) -> Tensor:
         """Without adapters."""
         return self._base.multiply(x)
-
-    @staticmethod
-    def _add(y: Tensor, rows: range, change: Tensor, tokens: Tensor) -> None:
-        part = y[:, rows.start : rows.stop]
-        part[tokens] = (part[tokens].float() + change).to(y.dtype)
 
 
 def take_adapters(weights: Weights, spec: ModelSpec) -> None:
@@ -61,27 +58,55 @@ def take_adapters(weights: Weights, spec: ModelSpec) -> None:
     if isinstance(cast(object, weights.layers[0].qkv), Adapted):
         return
     for i, layer in enumerate(weights.layers):
-        inner = spec.mlp_size(i)
-        layer.qkv = _adapted(layer.qkv, i, {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size})
-        layer.out = _adapted(layer.out, i, {"out": spec.hidden_size})
+        first, inner = len(SITES) * i, spec.mlp_size(i)
+        layer.qkv = _adapted(layer.qkv, first, [spec.q_size, spec.kv_size, spec.kv_size])
+        layer.out = _adapted(layer.out, first + 1, [spec.hidden_size])
         if layer.gate_up is not None and layer.down is not None:
-            layer.gate_up = _adapted(layer.gate_up, i, dict.fromkeys(("gate", "up") if spec.gated else ("up",), inner))
-            layer.down = _adapted(layer.down, i, {"down": spec.hidden_size})
+            layer.gate_up = _adapted(layer.gate_up, first + 2, [inner] * (2 if spec.gated else 1))
+            layer.down = _adapted(layer.down, first + 3, [spec.hidden_size])
 
 
-def _adapted(base: Linear | QuantizedLinear, layer: int, sizes: dict[str, int]) -> Linear:
+def _adapted(base: Linear | QuantizedLinear, index: int, sizes: list[int]) -> Linear:
     """What stands in a matrix's place, where a loaded model is only called."""
-    places, start = {}, 0
-    for part, size in sizes.items():
-        places[layer, part] = range(start, start + size)
-        start += size
-    return cast(Linear, Adapted(base, places))
+    return cast(Linear, Adapted(base, index, sizes))
 
 
-def on_device(adapter: Mapping[Place, LowRank], device: torch.device) -> dict[Place, tuple[Tensor, Tensor]]:
-    """A and B of each place as tensors."""
-    return {place: (_tensor(low.a, device), _tensor(low.b, device)) for place, low in adapter.items()}
+@dataclass(frozen=True, slots=True)
+class DeviceAdapter:
+    """An adapter on a device.
+
+    Attributes:
+        changes: of each matrix: a layer's `SITES` one after the other; None: it is not changed.
+        words: [matrices, WORDS] theirs, on the device.
+    """
+
+    changes: Sequence[Change | None]
+    words: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Of A's and B's."""
+        return sum(change.nbytes for change in self.changes if change is not None)
 
 
-def _tensor(values: object, device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device)
+def on_device(
+    adapter: Mapping[Place, LowRank], spec: ModelSpec, device: torch.device, dtype: torch.dtype
+) -> DeviceAdapter:
+    """An adapter of a model, or of a rank's share of it.
+
+    Args:
+        dtype: of the model's activations, which a GPU multiplies with; elsewhere A and B are float32.
+    """
+    kept = dtype if device.type == "cuda" else torch.float32
+
+    def tensor(values: object) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32).to(device, kept)
+
+    def change(layer: int, site: Sequence[str]) -> Change | None:
+        found = [adapter.get((layer, part)) for part in site if spec.gated or part != "gate"]
+        pairs = [None if low is None else (tensor(low.a), tensor(low.b)) for low in found]
+        return Change.of(pairs) if any(pairs) else None
+
+    changes = [change(layer, site) for layer in range(spec.num_layers) for site in SITES]
+    words = [[0] * WORDS if each is None else each.words for each in changes]
+    return DeviceAdapter(changes, torch.tensor(words, device=device))

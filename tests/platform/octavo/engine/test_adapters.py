@@ -58,8 +58,9 @@ def alone(tiny_model, loras):
         {"max_num_batched_tokens": 16},
         {"kv_cache_bytes": 11 * 16 * 3 * 2 * 2 * 16 * 4, "max_model_len": 96},  # eleven blocks: they preempt each other
         {"async_scheduling": True},
+        {"block_size": 8},  # which the native decoder does not have
     ],
-    ids=["cache", "chunks", "preemption", "ahead"],
+    ids=["cache", "chunks", "preemption", "ahead", "torch"],
 )
 def test_tokens_are_those_of_an_adapter_alone(tiny_model, loras, alone, settings):
     llm = load(tiny_model, **settings)

@@ -19,11 +19,12 @@ from octavo.models.load import load_model
 from octavo.models.packed import load_packed
 from octavo.models.parallel import share_of
 from octavo.models.source_spec import read_spec
-from octavo.models.step_context import AdaptedTokens, StepContext
+from octavo.models.step_context import StepAdapters, StepContext
 from octavo.models.weights.adapted import on_device, take_adapters
 from octavo.source import resolve_source
 from octavo_kernels.decoder import NativeDecoder, PackedKV
 from octavo_kernels.lora.packed import PackedAdapter
+from octavo_kernels.lora.segments import Segments, sort_rows
 from octavo_kernels.native.library import library
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks transformers
@@ -86,13 +87,14 @@ def test_logits_of_stacked_matrices_are_those_of_peft(tiny_model, tmp_path, page
 
 def torch_logits(paged_run, model, folder, sequences):
     decoder = load_model(resolve_source(str(model)))
-    share = share_of(decoder.spec)
-    matrices = on_device(read_adapter(folder, share), decoder.device)
+    adapter = read_adapter(folder, share_of(decoder.spec))
+    loaded = on_device(adapter, decoder.spec, decoder.device, decoder.dtype)
     take_adapters(decoder.weights, decoder.spec)
 
     class Run(paged_run):
         def context(self, layout, rows, lens):
-            return StepContext(layout, self.kv, [AdaptedTokens(matrices, torch.arange(sum(lens)))])
+            segments = Segments(*map(torch.from_numpy, sort_rows(np.zeros(sum(lens), np.int64))))
+            return StepContext(layout, self.kv, StepAdapters(segments, [loaded.changes], loaded.words[None]))
 
     return Run(decoder, len(sequences), 80).all_logits(sequences)
 
