@@ -13,6 +13,7 @@ Its blocks are found by the hashes that the engine's are, so prompts that begin 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -34,8 +35,11 @@ from octavo.text.tokenizer import Tokenizer, load_tokenizer
 if TYPE_CHECKING:
     from octavo.execution.executor import Executor
 
-_MEASURED = ((1, 1), (1, 1), (1, 32), (4, 1), (1, 1), (1, 16), (2, 1), (1, 1), (4, 8), (1, 1), (4, 1), (1, 32))
-"""(sequences, tokens of each) of the passes that tell what one takes, before the first is needed."""
+_MEASURED = (
+    (1, 1, 0), (1, 1, 500), (1, 32, 0), (4, 1, 200), (1, 1, 0), (32, 1, 0), (2, 1, 500), (1, 16, 200),
+    (4, 8, 0), (1, 1, 1000), (16, 1, 20), (1, 32, 500), (1, 1, 100),
+)  # fmt: skip
+"""Passes that tell what one takes, before the first is needed: 220 tokens in all."""
 
 
 @dataclass(slots=True)
@@ -74,12 +78,17 @@ class Drafter:
         self._kept: dict[Sequence, _Kept] = {}
         self._copies: list[tuple[int, int]] = []  # of blocks, to make before the next pass
 
-    def measure(self) -> None:
-        """Learn what passes take, on tokens of no request."""
-        for count, length in _MEASURED:
+    def measure(self, passes: Iterable[tuple[int, int, int]] = _MEASURED) -> None:
+        """Learn what passes take, on tokens of no request; those for which there is no room are left out.
+
+        Args:
+            passes: (sequences, tokens of each, tokens before those).
+        """
+        for count, length, start in passes:
             tables = [BlockTable(self.pool) for _ in range(count)]
-            if not any(table.grow(0, length) is None for table in tables):
-                self._run([(table, [0] * length, 0) for table in tables], _greedy(count, length))
+            fits = start + length <= self.most_tokens
+            if fits and not any(table.grow(0, start + length) is None for table in tables):
+                self._run([(table, [0] * length, start) for table in tables], _greedy(count, length))
             for table in tables:
                 table.free()
 
@@ -97,14 +106,19 @@ class Drafter:
         positions = sum(attended(context - lag, lag) for lag, context in zip(lags, contexts, strict=True))
         return self.cost_model.predict(_work(lags, positions, sum(contexts)))
 
-    def catch_up(self, seq: Sequence, most: int) -> None:
-        """Compute up to `most` tokens of a sequence, but not its newest."""
-        kept = self._settled(seq)
-        tokens = seq.token_ids[kept.known : min(kept.known + most, len(seq.token_ids) - 1)]
-        if tokens and self._takes(seq, kept, tokens, 0):
-            self._pass({seq: tokens})
-            kept.known += len(tokens)
-            self._publish(seq, kept)
+    def catch_up(self, wanted: dict[Sequence, int]) -> None:
+        """Compute so many more tokens of sequences, in one pass, but the newest of none."""
+        feeds: dict[Sequence, list[int]] = {}
+        for seq, count in wanted.items():
+            kept = self._settled(seq)
+            tokens = seq.token_ids[kept.known : min(kept.known + count, len(seq.token_ids) - 1)]
+            if tokens and self._takes(seq, kept, tokens, 0):
+                feeds[seq] = tokens
+        if feeds:
+            self._pass(feeds)
+        for seq, tokens in feeds.items():
+            self._kept[seq].known += len(tokens)
+            self._publish(seq, self._kept[seq])
 
     def draft(self, wanted: dict[Sequence, int]) -> dict[Sequence, list[int]]:
         """The guesses of sequences; none for one that cannot be drafted.

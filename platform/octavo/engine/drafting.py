@@ -11,16 +11,16 @@ and a sequence is in it while the same holds for its own chance and row. So noth
 because of its rows, and a pass that is not worth it is not run at all.
 
 A sequence is drafted once the draft model has computed what it says so far. That is done in chunks no longer than a
-step, if what drafts are expected to save of the tokens that it will still say is more than they take. How many it will
-is not known: as many as it has said, at least `_FEWEST` and no more than it may.
+step, if what its drafts are expected to save in the steps that it will still take is more. How many tokens it will
+say is not known: as many as it has said, at least `_FEWEST` and no more than it may.
 
-What has shown to be wrong is tried again for one part in a hundred of the time.
+What has shown to be wrong, or to take too long, is tried again for one part in 200 of the time.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,12 +38,12 @@ _MOST = 8
 _MARGIN = 1.2
 """What a pass must be worth, in passes; what a row must be worth has a margin of its own."""
 
-_NEAR = 8
+_NEAR = 16
 """Tokens that a sequence may be behind to be drafted at once: it was left out of a few steps."""
 
 _FEWEST = 64
 
-_PROBING, _MOST_PROBING = 0.01, 8.0
+_PROBING, _MOST_PROBING = 0.005, 8.0
 """Part of the time that goes into drafts which are expected not to pay, and steps for which it is saved up."""
 
 _PROBED = 2
@@ -55,6 +55,13 @@ class Yield(NamedTuple):
 
     tokens: float
     seconds: float
+
+
+class Mean(NamedTuple):
+    """Of the sequences that decode: seconds that one more row takes, and tokens."""
+
+    row: float
+    context: float
 
 
 @dataclass(slots=True, eq=False)
@@ -94,39 +101,44 @@ class Drafting:
         self.said: dict[Sequence, list[int]] = {}
         self.awaited: set[Sequence] = set()
 
-    def may_pay(self, step: Yield, row: float, context: float) -> bool:
-        """Whether drafts would be worth it if all were right: else there is no need to look at any sequence.
-
-        Args:
-            row: seconds that one more row takes.
-            context: tokens of a sequence, on average.
-        """
-        if self._drafter is None or not step.tokens:
-            return False
-        count = max(1, round(step.tokens))
-        price = _MARGIN * self._drafter.seconds([1] * count, [round(context)] * count) + count * row
-        return count * step.seconds > price * step.tokens
-
-    def prepare(self, candidates: list[Candidate], step: Yield, room: int) -> Yield:
+    def prepare(self, find: Callable[[], Iterable[Candidate]], step: Yield, room: int, mean: Mean) -> Yield:
         """Draft for a step; returns what it yields with that.
 
         Args:
+            find: those that may be drafted; called only where drafts would be worth it if all were right.
             step: without drafts.
             room: rows that drafts may take.
         """
         self.said, self.awaited = {}, set()
-        if self._drafter is None or not candidates or room <= 0:
+        drafter = self._drafter
+        if drafter is None or not step.tokens or room <= 0:
             return step
+        self._saved = min(self._saved + _PROBING * step.seconds, _MOST_PROBING * step.seconds)
         try:
-            return self._prepare(self._drafter, candidates, step, room)
+            if not self._may_pay(drafter, step, mean):
+                self._measure(drafter)
+                return step
+            candidates = list(find())
+            return self._prepare(drafter, candidates, step, room) if candidates else step
         except Exception:  # what it is for goes on without it
             logger.exception("the draft model raised: it is given up, and tokens are guessed from text alone")
-            self._drafter.close()
+            drafter.close()
             self._drafter, self.said, self.awaited = None, {}, set()
             return step
 
+    def _may_pay(self, drafter: Drafter, step: Yield, mean: Mean) -> bool:
+        """Whether drafts would be worth it if all were right."""
+        count = max(1, round(step.tokens))
+        price = _MARGIN * drafter.seconds([1] * count, [round(mean.context)] * count) + count * mean.row
+        return count * step.seconds > price * step.tokens
+
+    def _measure(self, drafter: Drafter) -> None:
+        """Look again what a pass takes, once the time for that has been saved up: it may have been a bad moment."""
+        if (price := drafter.seconds([1], [1])) < self._saved:
+            self._saved -= price
+            drafter.measure([(1, 1, 100)])
+
     def _prepare(self, drafter: Drafter, candidates: list[Candidate], step: Yield, room: int) -> Yield:
-        self._saved = min(self._saved + _PROBING * step.seconds, _MOST_PROBING * step.seconds)
         with_all = self._choose(drafter, candidates, step, room)
         behind = [each for each in candidates if each.count and drafter.lag(each.seq) > _NEAR]
         if behind:
@@ -146,13 +158,15 @@ class Drafting:
         for each in candidates:
             each.count, each.right, each.gained = 0, 1.0, 0.0
         alive, tokens, seconds = candidates, step.tokens, step.seconds
+        lags = {each: lag if (lag := drafter.lag(each.seq)) <= _NEAR else 1 for each in candidates}
         for ahead in range(_MOST):
-            chances = [(each.right * each.state.draft_chance(ahead), each) for each in alive]
+            chances = [(each.right * each.state.draft_chance, each) for each in alive]
             paying = [(chance, each) for chance, each in chances if chance * seconds > each.row * tokens][:room]
             if not paying:
                 break
             contexts = [len(each.seq.token_ids) + ahead for _, each in paying]
-            price = _MARGIN * drafter.seconds([1] * len(paying), contexts) + sum(each.row for _, each in paying)
+            passed = [1 if ahead else lags[each] for _, each in paying]
+            price = _MARGIN * drafter.seconds(passed, contexts) + sum(each.row for _, each in paying)
             gained = sum(chance for chance, _ in paying)
             if gained * seconds <= price * tokens:
                 break
@@ -166,16 +180,24 @@ class Drafting:
         return Yield(tokens, seconds) if any(each.count for each in candidates) else step
 
     def _catch_up(self, drafter: Drafter, behind: Iterable[Candidate], plain: Yield, drafted: Yield) -> None:
-        """Have the draft model compute a chunk of one sequence, if that is worth it."""
-        saved = plain.seconds / plain.tokens - drafted.seconds / drafted.tokens
+        """Have the draft model compute a chunk of those that are worth it."""
+        saved = drafted.tokens * plain.seconds / plain.tokens - drafted.seconds  # by a step with all of them
+        gained = drafted.tokens - plain.tokens
+        room, wanted = self._chunk(drafter, plain), {}
         for each in behind:
             seq, lag = each.seq, drafter.lag(each.seq)
-            left = min(seq.group.max_tokens - seq.num_output, max(_FEWEST, seq.num_output))
-            if saved * left > _MARGIN * drafter.seconds([lag], [len(seq.token_ids)]):
-                one = drafter.seconds([1], [len(seq.token_ids)])
-                each_more = max(1e-9, drafter.seconds([2], [len(seq.token_ids)]) - one)
-                drafter.catch_up(seq, max(2 * _NEAR, int((plain.seconds - one) / each_more)))
-                return
+            left = min(seq.group.max_tokens - seq.num_output, max(_FEWEST, seq.num_output)) / (1 + each.gained)
+            worth = saved * each.gained / gained * left
+            if room > 0 and worth > _MARGIN * drafter.seconds([lag], [len(seq.token_ids)]):
+                wanted[seq] = min(lag, room)
+                room -= lag
+        if wanted:
+            drafter.catch_up(wanted)
+
+    def _chunk(self, drafter: Drafter, step: Yield) -> int:
+        """Tokens that the draft model computes in the time of a step, and a few if that is none."""
+        one, two = drafter.seconds([1], [1]), drafter.seconds([2], [2])
+        return max(2 * _NEAR, int((step.seconds - one) / max(1e-9, two - one)))
 
     def _probe(self, drafter: Drafter, candidates: list[Candidate]) -> None:
         """Draft all the same, of the sequence that is the least behind, once the time for that has been saved up."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from octavo.engine.recent import Chances, Namespace, Origin, kind_of
-from octavo.engine.suffix import GRAM, LONGEST, SuffixIndex, continuation
+from octavo.engine.recent import DRAFTED, Chances, Namespace, Origin, kind_of
+from octavo.engine.suffix import LONGEST, SuffixIndex, continuation
 
 _EXPECTED = 7
 """Length of the match that a predicted answer begins with."""
@@ -77,8 +77,8 @@ class Followed:
             self.match = None
 
     def kind(self, ahead: int) -> int:
-        """Of the guess that follows `ahead` right ones."""
-        return kind_of((GRAM if self.is_drafted else self.length) + ahead, self.origin)
+        """Of the guess that follows `ahead` right ones; a draft model's are all alike."""
+        return DRAFTED if self.is_drafted else kind_of(self.length + ahead, self.origin)
 
     @property
     def origin(self) -> Origin:
@@ -94,10 +94,10 @@ class Followed:
         kind = self.kind(ahead)
         return self.chances.of(kind, self.namespace.chance(kind), 4)
 
-    def draft_chance(self, ahead: int) -> float:
-        """That a draft model's token after `ahead` right ones is right."""
-        kind = kind_of(GRAM + ahead, "draft")
-        return self.chances.of(kind, self.namespace.chance(kind), 4)
+    @property
+    def draft_chance(self) -> float:
+        """That a draft model's token is right, those before it being so."""
+        return self.chances.of(DRAFTED, self.namespace.chance(DRAFTED), 4)
 
     def learn(self, right: int, proposed: int) -> None:
         """Learn from guesses of which the first `right` were right; those after the first wrong one say nothing."""

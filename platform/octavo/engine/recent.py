@@ -27,8 +27,14 @@ Origin = Literal["text", "recent", "predicted", "draft"]
 
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 
-KINDS = len(ORIGINS) * len(_PRIOR)
-"""Kinds of guesses: by the length of the match, from each origin."""
+DRAFTED = len(_PRIOR) * ORIGINS.index("draft")
+"""The kind of a draft model's guesses."""
+
+KINDS = DRAFTED + 1
+"""Kinds of guesses: by the length of the match, from each origin that has one."""
+
+_DRAFT_PRIOR = 0.75
+"""Chance that a draft model's token is right, which somebody has chosen for it."""
 
 
 def kind_of(length: int, origin: Origin) -> int:
@@ -60,19 +66,26 @@ class Chances:
 
 
 class Namespace:
-    """One cache namespace; nothing of it is used in another."""
+    """One cache namespace; nothing of it is used in another.
 
-    def __init__(self) -> None:
+    Args:
+        drafts: how often the draft model was right, wherever it was asked.
+    """
+
+    def __init__(self, drafts: Chances | None = None) -> None:
         self._chances = Chances(0.99)
+        self._drafts = drafts or Chances(0.99)
         self._texts = [SuffixIndex(array("i"), _TOKENS)]
 
     def chance(self, kind: int) -> float:
         """The chance that a guessed token of a kind is right."""
+        if kind == DRAFTED:
+            return self._drafts.of(kind, _DRAFT_PRIOR, 8)
         return self._chances.of(kind, _PRIOR[kind % len(_PRIOR)], 8)
 
     def learn(self, kind: int, *, right: bool) -> None:
         """As in `Chances`."""
-        self._chances.learn(kind, right=right)
+        (self._drafts if kind == DRAFTED else self._chances).learn(kind, right=right)
 
     def add(self, output: list[int]) -> None:
         """Keep an output; the oldest ones make room."""
@@ -103,10 +116,11 @@ class Namespaces:
 
     def __init__(self) -> None:
         self._used: OrderedDict[bytes, Namespace] = OrderedDict()
+        self._drafts = Chances(0.99)
 
     def of(self, root: bytes) -> Namespace:
         """The namespace; a new one may take the place of the one that nobody has asked for the longest."""
-        found = self._used.pop(root, None) or Namespace()
+        found = self._used.pop(root, None) or Namespace(self._drafts)
         self._used[root] = found
         if len(self._used) > _NAMESPACES:
             self._used.popitem(last=False)

@@ -25,7 +25,7 @@ from typing import NamedTuple, Self
 
 from octavo.cost_model import NO_COST, CostModel, StepWork
 from octavo.engine.behind import may_guess
-from octavo.engine.drafting import Candidate, Drafting, Yield
+from octavo.engine.drafting import Candidate, Drafting, Mean, Yield
 from octavo.engine.followed import Followed
 from octavo.engine.recent import Namespaces, Origin
 from octavo.engine.sequence import Sequence
@@ -193,10 +193,9 @@ class Speculation:
             self._drafting.close()
 
     def _draft(self, drafting: Drafting, running: list[Sequence], room: int) -> None:
-        step, context = Yield(self._tokens, self._seconds), self._plain.context
-        pays = room > 0 and drafting.may_pay(step, self._row(context), context)
-        candidates = list(self._candidates(running)) if pays else []
-        self._tokens, self._seconds = drafting.prepare(candidates, step, room)
+        mean = Mean(self._row(self._plain.context), self._plain.context)
+        step = Yield(self._tokens, self._seconds)
+        self._tokens, self._seconds = drafting.prepare(lambda: self._candidates(running), step, room, mean)
 
     def _candidates(self, running: list[Sequence]) -> Iterable[Candidate]:
         """Those that a draft model may be asked for: where text does not say more, for nothing."""
@@ -208,7 +207,7 @@ class Speculation:
                 continue
             state.is_drafted = False
             state.look(seq.token_ids)
-            if state.match is None or state.chance(0) < state.draft_chance(0):
+            if state.match is None or state.chance(0) < state.draft_chance:
                 yield Candidate(seq, state, self._row_of(seq))
 
     def _followed(self, seq: Sequence) -> Followed:

@@ -30,8 +30,8 @@ def test_guesses_are_what_the_model_would_say_and_wrong_ones_are_given_back(fake
     _, (seq,) = sequences(fake)
     truth, drafter = fake.expected(list(range(22)), 60), fake.drafter()
     assert drafter.lag(seq) == 23
-    drafter.catch_up(seq, 10)
-    drafter.catch_up(seq, 30)  # all but the newest
+    drafter.catch_up({seq: 10})
+    drafter.catch_up({seq: 30})  # all but the newest
     assert drafter.lag(seq) == 1
     assert drafter.draft({seq: 5}) == {seq: truth[1:6]}
     assert drafter.draft({seq: 5}) == {seq: truth[1:6]}  # the step was not run
