@@ -5,7 +5,8 @@
 # make check   style, types, import layers
 # make sanitize   the C++ tests under AddressSanitizer and UBSanitizer (ARGS="-x")
 # make fuzz    hostile model files, 3,000 of each kind                  (EXAMPLES=20000 ARGS="-x")
-# make compat  real clients of other makers against a real server         (CLIENT=openai-python ARGS="--verbose")
+# make compat  real clients of other makers against a real server, and the load tester against real servers
+#                                                                      (CLIENT=openai-python ARGS="--verbose")
 # make gpu     what needs a GPU, checked and timed: gpu-results/       (ARGS="tests", "kernels engine", "throughput")
 # make wheel   everything in one file for `pip install`: dist/            (then: pip install dist/octavo-*.whl'[serve]')
 # make docs    the pages of docs/ as a site: site/index.html
@@ -62,6 +63,7 @@ fuzz: .venv/.test
 
 compat: embeddings-model
 	$(BIN)/python tests/deployments/octavo_serve/compat/run.py $(CLIENT) $(ARGS)
+	$(if $(CLIENT),,$(BIN)/python tests/deployments/octavo_serve/compat/servers.py)
 
 gpu:
 	.ci/gpu $(ARGS)

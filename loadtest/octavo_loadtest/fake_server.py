@@ -105,7 +105,11 @@ class FakeServer:
         if self._asked <= self.behaviour.loading:
             _reply(writer, 503, {"error": {"message": "the model is loading"}})
             return True
-        asked = json.loads(body)
+        try:
+            asked = json.loads(body)
+        except ValueError:
+            _reply(writer, 400, {"error": {"message": "the body is no JSON"}})
+            return True
         if self.behaviour.strict and "ignore_eos" in asked:
             _reply(writer, 400, {"error": {"message": "unrecognized request argument: ignore_eos"}})
             return True
@@ -153,11 +157,13 @@ class FakeServer:
         self, writer: asyncio.StreamWriter, chat: bool, asked: dict[str, Any], usage: dict[str, Any], served: Served
     ) -> bool:
         options = asked.get("stream_options") or {}
+        head = {"id": f"fake-{served.received}", "object": "chat.completion.chunk" if chat else "text_completion",
+                "created": 0, "model": "fake"}  # fmt: skip
         writer.write(
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\nX-Fake: 1\r\n\r\n"
         )
         if self.behaviour.role_chunk and chat:
-            _event(writer, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+            _event(writer, head | {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
         tokens = {"short": served.tokens // 2, "empty": 0}.get(served.fault or "", served.tokens)
         for size in _sizes(tokens, self.behaviour.first, self.behaviour.coalesce):
             await self._pause(self.behaviour.itl * size if served.sent_tokens else self.behaviour.ttft)
@@ -167,16 +173,17 @@ class FakeServer:
                     _event(writer, {"error": {"message": "the engine died", "code": 500}})
                 return False
             text = " word" * size
-            chunk: dict[str, Any] = {"choices": [{"index": 0, "delta": {"content": text}} if chat else {"text": text}]}
+            said = {"delta": {"content": text}} if chat else {"text": text}
+            chunk: dict[str, Any] = head | {"choices": [{"index": 0, "finish_reason": None, **said}]}
             if options.get("continuous_usage_stats") and self.behaviour.usage:
                 chunk["usage"] = {**usage, "completion_tokens": served.sent_tokens}
             served.wrote.append(perf_counter_ns())
             _event(writer, chunk)
             await writer.drain()
         reason = "stop" if served.fault == "short" else "length"
-        _event(writer, {"choices": [{"index": 0, "delta": {}, "text": "", "finish_reason": reason}]})
+        _event(writer, head | {"choices": [{"index": 0, "delta": {}, "text": "", "finish_reason": reason}]})
         if options.get("include_usage") and self.behaviour.usage:
-            _event(writer, {"choices": [], "usage": {**usage, "completion_tokens": served.sent_tokens}})
+            _event(writer, head | {"choices": [], "usage": {**usage, "completion_tokens": served.sent_tokens}})
         _chunk(writer, b"data: [DONE]\n\n")
         writer.write(b"0\r\n\r\n")
         return True
