@@ -3,16 +3,17 @@
 Every block is in exactly one of three states, and `check_integrity` proves it:
 
     blank    no owner, no content worth keeping
-    cached   no owner, but published under a hash: reusable by an equal prefix until evicted, least recently freed first
+    cached   no owner, but published under a hash: reusable by an equal prefix until evicted, see `eviction`
     owned    one or more owners (reference count >= 1); published or not
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from octavo.kvcache.events import EventLog
+from octavo.kvcache.eviction import CachedBlocks
 
 
 class BlockPool:
@@ -33,7 +34,7 @@ class BlockPool:
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._index: dict[bytes, int] = {}
         self._blank = list(range(num_blocks - 1, -1, -1))  # a stack: low ids first
-        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently freed first
+        self._cached = CachedBlocks(num_blocks)
 
     @property
     def num_free(self) -> int:
@@ -57,23 +58,27 @@ class BlockPool:
         return [self._take_one() for _ in range(count)]
 
     def share(self, block: int) -> None:
-        """Add an owner to a block that is owned or cached."""
+        """Add an owner to a block that has one."""
+        self._references[block] += 1
+
+    def reuse(self, block: int) -> None:
+        """Add an owner, whose prompt `match` has found in it, to a block that is owned or cached."""
+        self._cached.found(block)
         if self._references[block] == 0:
-            del self._cached[block]
+            self._cached.take_back(block)
         self._references[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Take one owner away from each block, last block first.
+        """Take one owner away from each block of a sequence, which come in its order.
 
-        The tail of a sequence becomes the oldest in the cache: a prefix outlives what was built on it.
+        The tail goes first when space is short: a prefix outlives what was built on it.
         """
-        for block in reversed(blocks):
+        cached: list[int] = []
+        for block in blocks:
             self._references[block] -= 1
             if self._references[block] == 0:
-                if self._hashes[block] is None:
-                    self._blank.append(block)
-                else:
-                    self._cached[block] = None
+                (self._blank if self._hashes[block] is None else cached).append(block)
+        self._cached.keep(cached)
 
     def is_owned(self, block: int) -> bool:
         """Whether the block has an owner."""
@@ -84,7 +89,7 @@ class BlockPool:
         return self._references[block] > 1 or self._hashes[block] is not None
 
     def match(self, chain: Sequence[bytes]) -> list[int]:
-        """The blocks that hold the longest cached prefix of `chain` (not shared yet: see `share`)."""
+        """The blocks that hold the longest cached prefix of `chain` (not owned yet: see `reuse`)."""
         found: list[int] = []
         for block_hash in chain:
             block = self._index.get(block_hash)
@@ -108,6 +113,7 @@ class BlockPool:
             if chain[i] not in self._index:
                 self._index[chain[i]] = blocks[i]
                 self._hashes[blocks[i]] = chain[i]
+                self._cached.come(blocks[i], chain[i])
                 published.append(blocks[i])
                 stored.append(chain[i])
         if stored:
@@ -128,7 +134,7 @@ class BlockPool:
             self._hashes[block] = None
             removed.append(block_hash)
             if not self._references[block]:
-                del self._cached[block]
+                self._cached.take_back(block)
                 self._blank.append(block)
         if removed:
             self.events.append("removed", tuple(removed))
@@ -136,7 +142,7 @@ class BlockPool:
     def clear_cache(self) -> None:
         """Forget every published hash; owned blocks stay with their owners."""
         self._blank.extend(self._cached)
-        self._cached.clear()
+        self._cached = CachedBlocks(self.num_blocks)
         self._index.clear()
         self._hashes = [None] * self.num_blocks
         self.events.append("cleared")
@@ -173,11 +179,12 @@ class BlockPool:
         if self._blank:
             block = self._blank.pop()
         else:
-            block, _ = self._cached.popitem(last=False)
+            block = self._cached.evict(self._hashes)
             evicted = self._hashes[block]
             assert evicted is not None
             del self._index[evicted]
             self._hashes[block] = None
             self.events.append("removed", (evicted,))
         self._references[block] = 1
+        self._cached.given_out()
         return block

@@ -22,7 +22,7 @@ class BlockTable:
     def __init__(self, pool: BlockPool, cached: Sequence[int] = ()) -> None:
         """Start with blocks found by `BlockPool.match`; they get this table as a further owner."""
         for block in cached:
-            pool.share(block)
+            pool.reuse(block)
         self._pool = pool
         self.blocks = array("i", cached)  # 32-bit, read by numpy without conversion
         self.num_published = len(cached)
@@ -84,7 +84,10 @@ class BlockTable:
 
     def fork(self) -> BlockTable:
         """A second table over the same blocks."""
-        table = BlockTable(self._pool, self.blocks)
+        table = BlockTable(self._pool)
+        for block in self.blocks:
+            self._pool.share(block)
+        table.blocks = self.blocks[:]
         table.num_published = self.num_published
         return table
 

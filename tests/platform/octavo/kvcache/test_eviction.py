@@ -1,0 +1,121 @@
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octavo.kvcache.block_pool import BlockPool
+from octavo.kvcache.block_table import BlockTable
+from octavo.kvcache.eviction import BUCKETS, LEAST_BUCKET, CachedBlocks, Returns, _index
+
+
+def ask(pool: BlockPool, chain: list[bytes]) -> int:
+    """Compute a prompt of one block per token; returns how many were found."""
+    found = pool.match(chain)
+    table = BlockTable(pool, found)
+    assert table.grow(len(found), len(chain)) is not None
+    table.publish(chain, len(chain))
+    table.free()
+    pool.events.take()
+    return len(found)
+
+
+def chain(name, length=8):
+    return [f"{name} {i}".encode() for i in range(length)]
+
+
+def hits(requests, num_blocks):
+    pool = BlockPool(num_blocks, 1)
+    return [ask(pool, each) for each in requests]
+
+
+def test_what_comes_back_outlives_what_comes_once():
+    """Thirty documents are read again and again beside twice as many that nobody reads twice: at first fewer than half
+    of their blocks are found, as many as the order of last use finds; then most."""
+    rng = random.Random(1)
+    requests = []
+    for turn in range(60):
+        read = [chain(f"kept {i}") for i in range(30)] + [chain(f"once {turn} {i}") for i in range(60)]
+        rng.shuffle(read)
+        requests += read
+    found = hits(requests, 400)
+    assert sum(found[90:180]) < 30 * 8 * 0.5
+    assert sum(found[-10 * 90 :]) > 10 * 30 * 8 * 0.8
+
+
+def test_a_load_that_changes_is_learned_anew():
+    requests = [chain(f"{kind} {i % 30}") for kind in ("early", "late") for i in range(600)]
+    assert sum(hits(requests, 400)[-30:]) == 30 * 8
+
+
+def test_what_came_back_after_it_went_is_kept():
+    """It is remembered by its hash, as often as it came back before."""
+    cached = CachedBlocks(2)
+    hashes: list[bytes | None] = [b"a", b"b"]
+    for expected in (0, 1, 2, 3, 3):
+        cached.come(0, b"a")
+        assert cached._class[0] == expected
+        cached.keep([0])
+        assert cached.evict(hashes) == 0
+    cached.come(1, b"b")
+    assert cached._class[1] == 0
+
+
+def test_ghosts_are_bounded():
+    pool = BlockPool(4, 1)
+    for i in range(100):
+        ask(pool, chain(i, 3))
+    assert len(pool._cached._ghosts) == 16
+
+
+def test_chains_that_are_gone_are_forgotten():
+    """A prompt that is released and found again without end leaves nothing behind."""
+    pool = BlockPool(16, 1)
+    for _ in range(5000):
+        ask(pool, chain("system", 4))
+    assert sum(map(len, pool._cached._tails)) <= 1024 + 2 * 4
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=60), st.integers(6, 12))
+def test_of_what_is_cached_every_prefix_is(prompts, num_blocks):
+    """Whatever was learned: no block outlives what it builds on."""
+    pool, known = BlockPool(num_blocks, 1), set()
+    pool._cached._returns = Returns(1)  # learns with each block
+    for prompt in prompts:
+        asked = [bytes(prompt[: i + 1]) for i in range(len(prompt))]
+        ask(pool, asked)
+        known.update(asked)
+    cached = set(pool._index)
+    assert all(each[:-1] in cached or len(each) == 1 for each in cached)
+
+
+def test_the_worth_of_a_block_is_what_it_can_return():
+    returns = Returns(LEAST_BUCKET)
+    for of in (0, 1):
+        for _ in range(400):
+            returns.begins(of)
+    for _ in range(LEAST_BUCKET):
+        returns.given_out()
+    for of, comes in ((0, 1), (1, 3)):  # of four blocks, in the next bucket
+        for _ in range(100 * comes):
+            returns.came_back(of, 0)
+    for _ in range(LEAST_BUCKET):
+        returns.given_out()
+    assert returns.bucket == 2
+    assert returns.worth(1, 0) > returns.worth(0, 0) > 0
+    assert returns.worth(0, returns.bucket - BUCKETS - 5) == 0
+    assert returns.worth(3, 2) == pytest.approx(returns.worth(2, 2))  # of both nothing is known
+
+
+@given(st.lists(st.floats(0, 0.9), min_size=1, max_size=8))
+def test_the_index_is_the_best_rate_of_all_times_to_wait(chances):
+    best = 0.0
+    for end in range(1, len(chances) + 1):
+        away, returned, kept = 1.0, 0.0, 0.0
+        for chance in chances[:end]:
+            kept += away
+            returned += away * chance
+            away *= 1 - chance
+        best = max(best, returned / kept)
+    assert _index(chances) == pytest.approx(best)
+    assert _index(chances) >= chances[0] - 1e-12
