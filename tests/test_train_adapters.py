@@ -22,9 +22,9 @@ def test_what_it_trains_is_served(tiny_model: Callable[[str], Path], tmp_path: P
     example = runpy.run_path(str(EXAMPLE))
     model = tiny_model("llama3")
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    for name in ("json", "shout_late"):
+    for name in ("json", "brief_late"):
         example["make"](name, base, tmp_path, 2, load_tokenizer(resolve_source(str(model))))
-    loras = [None, *(LoRARequest(name, 1, str(tmp_path / name)) for name in ("json", "shout_late"))]
+    loras = [None, *(LoRARequest(name, 1, str(tmp_path / name)) for name in ("json", "brief_late"))]
     assert [len(each.adapter().invocation) > 0 for each in loras[1:]] == [False, True]
     llm = LLM(str(model), kv_cache_bytes=2**22, progress=False)
     params = SamplingParams(temperature=0, max_tokens=1, logprobs=0)
