@@ -92,6 +92,16 @@ def test_tokens_and_their_probabilities_are_those_of_peft(tiny_model, loras, exp
     llm.close()
 
 
+def test_log_probabilities_of_a_prompt_are_those_of_peft(tiny_model, activated, loras):
+    """On both sides of the place where it begins."""
+    prompt, llm = PROMPTS["inside"], load(tiny_model, max_num_batched_tokens=16)
+    (output,) = run(llm, [prompt], loras[0], SamplingParams(max_tokens=1, prompt_logprobs=0))
+    logprobs = activated[0](torch.tensor([prompt])).logits[0, :-1].log_softmax(-1)
+    ours = [each[token].logprob for each, token in zip(output.prompt_logprobs[1:], prompt[1:], strict=True)]
+    assert ours == pytest.approx(logprobs.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist(), abs=1e-4)
+    llm.close()
+
+
 def test_blocks_before_are_the_models_own(tiny_model, loras, expected):
     """Whoever computed them: the model, either adapter; those after are an adapter's alone."""
     llm = load(tiny_model)
