@@ -1,10 +1,11 @@
 """OLMo: at first layer norms without weights, since 2 norms of the branches alone and of all queries and keys; in 3 a
-window on three layers of four, and scaled positions only on the fourth."""
+window on three layers of four, and scaled positions only on the fourth. With experts, norms come first."""
 
 from __future__ import annotations
 
 from octavo.models.families.record import Config, Family, Fields, Gguf, Names
 from octavo.models.families.rope_settings import local_rope
+from octavo.models.families.settings import expert_fields
 from octavo.models.gguf_metadata import Metadata
 
 _OLMO: Config = {
@@ -13,6 +14,11 @@ _OLMO: Config = {
 }  # fmt: skip
 _OLMO3: Config = _OLMO | {
     "use_sliding_window": True, "sliding_window": 4096, "sliding_window_pattern": 4, "rope_theta": 500_000.0,
+}  # fmt: skip
+
+_OLMOE: Config = _OLMO | {
+    "hidden_size": 2048, "intermediate_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16,
+    "max_position_embeddings": 4096, "num_experts": 64, "num_local_experts": None, "num_experts_per_tok": 8,
 }  # fmt: skip
 
 _NAMES = Names(parts={"post_attention_norm": "post_attention_layernorm", "post_mlp_norm": "post_feedforward_layernorm"})
@@ -32,6 +38,10 @@ def _olmo3(config: Config) -> Fields:
     return _olmo2(config) | {"local_rope": local_rope(local, head_dim)}
 
 
+def _olmoe(config: Config) -> Fields:
+    return expert_fields(config) | {"qk_norm": True, "qk_norm_span": "heads", "mlp_bias": False}
+
+
 def _from_gguf(meta: Metadata, config: Config) -> Config:
     return {"model_type": "olmo3"} | meta.window_pattern() if config.get("sliding_window") else {}
 
@@ -47,6 +57,21 @@ FAMILIES = (
             config=lambda meta, config: {"clip_qkv": meta.own("attention.clamp_kqv")},
             interleaved=True,
         ),
+    ),
+    Family(
+        model_type="olmoe",
+        title="OLMoE",
+        fields=_olmoe,
+        defaults=_OLMOE,
+        names=Names(
+            parts={
+                "router": "mlp.gate",
+                "expert_gate": "mlp.experts.{}.gate_proj",
+                "expert_up": "mlp.experts.{}.up_proj",
+                "expert_down": "mlp.experts.{}.down_proj",
+            }
+        ),
+        gguf=Gguf(architecture="olmoe"),
     ),
     Family(
         model_type="olmo2",

@@ -1,4 +1,4 @@
-"""Dense families against transformers: tiny random checkpoints, ragged steps in chunks over a cache, on both runners;
+"""Families against transformers: tiny random checkpoints, ragged steps in chunks over a cache, on both runners;
 torch's also on two ranks, and the same from GGUF files."""
 
 from __future__ import annotations
@@ -80,6 +80,10 @@ CASES = {
     "falcon_11b": ("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}),
     "falcon_1b": ("Falcon", ALIKE | {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False}),
     "opt": ("OPT", ALIKE | {"ffn_dim": 96, "word_embed_proj_dim": 64}),
+    "olmoe": ("Olmoe", {"num_experts": 6, "num_experts_per_tok": 3, "num_key_value_heads": 4}),
+    "granitemoe": ("GraniteMoe", {"attention_multiplier": 0.3, "logits_scaling": 0.5, "num_local_experts": 5}),
+    "granitemoeshared": ("GraniteMoeShared", {"attention_multiplier": 0.3, "residual_multiplier": 0.7,
+                         "num_local_experts": 5, "shared_intermediate_size": 40}),
 }  # fmt: skip
 """Name -> the prefix of its transformers classes and how its config differs from `COMMON`."""
 
@@ -90,11 +94,11 @@ GGUF = {
     "cohere2": "cohere2", "exaone4": "exaone4", "exaone4_windows": "exaone4", "stablelm": "stablelm",
     "stablelm_parallel": "stablelm", "gpt2": "gpt2", "gpt_neox": "gptneox", "gpt_neox_serial": "gptneox",
     "starcoder2": "starcoder2", "gpt_bigcode": "starcoder", "bloom": "bloom", "falcon_40b": "falcon",
-    "falcon_11b": "falcon",
+    "falcon_11b": "falcon", "olmoe": "olmoe", "granitemoe": "granitemoe", "granitemoeshared": "granitemoe",
 }  # fmt: skip
 """Of those that llama.cpp's converter knows, the architecture."""
 
-WHOLE = {"olmo2", "olmo3"}
+WHOLE = {"olmo2", "olmo3", "olmoe"}
 """Those that one rank alone runs."""
 
 
@@ -232,10 +236,10 @@ def write_gguf(folder, file, architecture):
     writer.add_eos_token_id(258)
     kind = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture)
     names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
-    for name, values in load_file(folder / "model.safetensors").items():
+    for name, values in with_experts_apart(load_file(folder / "model.safetensors")).items():
         values = values.T.copy() if name.endswith(TRANSPOSED) and architecture == "gpt2" else values
         name = name.removeprefix("transformer.") if architecture == "bloom" else name
-        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        stored = names.get_name(name, try_suffixes=(".weight", ".bias")) or name
         writer.add_tensor(stored, converted(values, stored, config, architecture))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -243,9 +247,26 @@ def write_gguf(folder, file, architecture):
     writer.close()
 
 
+def with_experts_apart(tensors):
+    """Gates beside what they gate, and all experts' matrices in one tensor."""
+    found = {}
+    for name, values in tensors.items():
+        words, kind = name.split("."), "shexp" if "shared_mlp" in name else "exps"
+        if name.endswith("input_linear.weight"):
+            for part, half in zip(("gate", "up"), np.split(values, 2, axis=-2), strict=True):
+                found[f"blk.{words[2]}.ffn_{part}_{kind}.weight"] = half.copy()
+        elif ".experts." in name:
+            part = words[-2].removesuffix("_proj")
+            found.setdefault(f"blk.{words[2]}.ffn_{part}_exps.weight", []).append((int(words[5]), values))
+        else:
+            found[name] = values
+    return {k: np.stack([x for _, x in sorted(v, key=lambda pair: pair[0])]) if isinstance(v, list) else v
+            for k, v in found.items()}  # fmt: skip
+
+
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 SORTED = {"bloom", "gptneox", "falcon"}  # whose stacked rows the converter sorts into queries, keys and values
-PERMUTED = {"llama", "olmo", "granite", "smollm3", "arcee"}  # whose halves of a head become neighbours
+PERMUTED = {"llama", "olmo", "granite", "granitemoe", "smollm3", "arcee"}  # whose halves of a head become neighbours
 
 
 def converted(values, stored, config, architecture):
@@ -289,6 +310,9 @@ def write_settings(writer, config, architecture):
         writer.add_residual_scale: given("residual_multiplier"),
         writer.add_clamp_kqv: given("clip_qkv"),
         writer.add_parallel_residual: given("use_parallel_residual"),
+        writer.add_expert_count: given("num_local_experts", "num_experts"),
+        writer.add_expert_used_count: given("num_experts_per_tok"),
+        writer.add_expert_shared_feed_forward_length: given("shared_intermediate_size"),
     }
     if architecture == "olmo":
         settings[writer.add_layer_norm_eps] = 1e-5
