@@ -106,8 +106,8 @@ class Drafter:
         positions = sum(attended(context - lag, lag) for lag, context in zip(lags, contexts, strict=True))
         return self.cost_model.predict(_work(lags, positions, sum(contexts)))
 
-    def catch_up(self, wanted: dict[Sequence, int]) -> None:
-        """Compute so many more tokens of sequences, in one pass, but the newest of none."""
+    def catch_up(self, wanted: dict[Sequence, int]) -> Iterable[Sequence]:
+        """Compute so many more tokens of sequences, in one pass, but the newest of none; returns those that it can."""
         feeds: dict[Sequence, list[int]] = {}
         for seq, count in wanted.items():
             kept = self._settled(seq)
@@ -119,6 +119,7 @@ class Drafter:
         for seq, tokens in feeds.items():
             self._kept[seq].known += len(tokens)
             self._publish(seq, self._kept[seq])
+        return feeds
 
     def draft(self, wanted: dict[Sequence, int]) -> dict[Sequence, list[int]]:
         """The guesses of sequences; none for one that cannot be drafted.

@@ -151,6 +151,7 @@ class Drafting:
         wanted = {each.seq: each.count for each in candidates if each.count and not each.seq.num_pending}
         if wanted:
             self.said = drafter.draft(wanted)
+            _leave_out(candidates, wanted.keys() - self.said.keys())
         return with_all
 
     def _choose(self, drafter: Drafter, candidates: list[Candidate], step: Yield, room: int) -> Yield:
@@ -179,7 +180,7 @@ class Drafting:
                 each.count = each.count if each.gained > 1 else 0
         return Yield(tokens, seconds) if any(each.count for each in candidates) else step
 
-    def _catch_up(self, drafter: Drafter, behind: Iterable[Candidate], plain: Yield, drafted: Yield) -> None:
+    def _catch_up(self, drafter: Drafter, behind: list[Candidate], plain: Yield, drafted: Yield) -> None:
         """Have the draft model compute a chunk of those that are worth it."""
         saved = drafted.tokens * plain.seconds / plain.tokens - drafted.seconds  # by a step with all of them
         gained = drafted.tokens - plain.tokens
@@ -192,7 +193,7 @@ class Drafting:
                 wanted[seq] = min(lag, room)
                 room -= lag
         if wanted:
-            drafter.catch_up(wanted)
+            _leave_out(behind, wanted.keys() - set(drafter.catch_up(wanted)))
 
     def _chunk(self, drafter: Drafter, step: Yield) -> int:
         """Tokens that the draft model computes in the time of a step, and a few if that is none."""
@@ -231,3 +232,10 @@ class Drafting:
         if self._drafter is not None:
             self._drafter.close()
             self._drafter = None
+
+
+def _leave_out(candidates: list[Candidate], sequences: set[Sequence]) -> None:
+    """Ask for these no more: they are too long, or there is no room."""
+    for each in candidates:
+        if each.seq in sequences:
+            each.state.may_be_drafted = False

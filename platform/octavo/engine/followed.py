@@ -26,6 +26,7 @@ class Followed:
         misses: looks in a row that found nothing worth a row.
         is_shut: whether it gets no guesses any more.
         is_drafted: whether its last guesses were a draft model's.
+        may_be_drafted: whether the draft model had room for it whenever it was asked.
     """
 
     own: SuffixIndex
@@ -40,6 +41,7 @@ class Followed:
     misses: int = 0
     is_shut: bool = False
     is_drafted: bool = False
+    may_be_drafted: bool = True
 
     def expect(self, num_prompt: int) -> None:
         """Have it begin as its request predicts."""

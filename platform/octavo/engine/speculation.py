@@ -203,7 +203,7 @@ class Speculation:
             if not seq.is_decoding or seq.is_verifying or seq.group.beams is not None or not may_guess(seq):
                 continue
             state = self._followed(seq)
-            if state.is_shut or seq.group.max_tokens - seq.num_output - seq.num_pending < 2:
+            if state.is_shut or not state.may_be_drafted or seq.group.max_tokens - seq.num_output - seq.num_pending < 2:
                 continue
             state.is_drafted = False
             state.look(seq.token_ids)

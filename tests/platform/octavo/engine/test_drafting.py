@@ -89,8 +89,10 @@ def test_a_draft_model_that_raises_is_given_up(fake, caplog):
     assert drafter.executor.closed
 
 
-def test_a_small_cache_and_a_short_context_bound_what_is_drafted(fake):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_small_cache_and_a_short_context_bound_what_is_drafted(fake, ahead):
+    """Nobody waits for a draft that never comes."""
     drafter = fake.drafter(num_blocks=16)  # 64 tokens
-    steps, _ = run(fake, drafter, [1, 2], before=[[7]])
-    assert 40 < steps < 80
+    steps, _ = run(fake, drafter, [1, 2], before=[[7]], params={"max_tokens": 200}, async_scheduling=ahead)
+    assert 130 < steps < 180
     assert drafter.pool.num_owned == 0
