@@ -62,13 +62,18 @@ def complaints(result: dict[str, Any]) -> list[str]:
     """What went wrong."""
     found = {
         "a healthy stream failed": result["healthy_failures"] > 0,
-        "a 5xx": any(code >= "500" and code.isdigit() for code in result["answers"]),
+        "a 5xx": any(map(is_fault, result["answers"])),
         "a complete request had no answer": result["answers"].get("no answer", 0) > 0,
         "p99 more than doubled": result["p99_ms"] > 2 * result["p99_alone_ms"],
         "memory": result["gateway_mb"][1] - result["gateway_mb"][0] > 100,
         "a process was replaced": result["replaced"] > 0,
     }
     return [name for name, wrong in found.items() if wrong]
+
+
+def is_fault(answer: str) -> bool:
+    """Whether a status is the server's fault; 529 is what /v1/messages says for 429."""
+    return answer.isdigit() and answer >= "500" and answer != "529"
 
 
 async def prove(server: RunningServer, options: argparse.Namespace) -> dict[str, Any]:
@@ -251,7 +256,7 @@ class Attackers:
         except OSError:
             answer = "closed"
         self.answers[answer] += 1
-        if answer == "no answer" or (answer >= "500" and answer.isdigit()):
+        if answer == "no answer" or is_fault(answer):
             self.bad.append(f"{answer}: {one.kind} {one.sends[0][:300]!r}")  # type: ignore[index]
 
     async def _converse(self, one: Attack) -> str:

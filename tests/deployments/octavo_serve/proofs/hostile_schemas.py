@@ -9,10 +9,9 @@ after beside as many ordinary requests, whose prompts are as long: any newcomer'
 for one without a schema: alone, beside ordinary requests and beside hostile ones, the second says what of the first's
 wait is the server's load and not its grammar. Hostile requests come from `--askers` addresses of the loopback that are
 not the healthy clients': askers take turns where grammars are compiled. With 0 they come from the same. No healthy
-stream may fail, no gap of one may be longer than twice the
-99th percentile beside ordinary requests, no answer may be a 5xx, no process may be replaced. Exit code 1 if any of that
-fails. The last line but one of the output is the verdict, the last one JSON. It takes 19 minutes; 1,500 requests take
-four and a half. On a machine with other work gaps of all kinds say nothing.
+stream may fail, no gap of one may be longer than twice the 99th percentile beside ordinary requests (of which some are,
+too: `long_gaps_alone`), no answer may be a 5xx, no process may be replaced. Exit code 1 if any of that fails. The last line but one of the output is the verdict, the last one JSON. It takes 19 minutes; 1,500 requests take
+four and a half. On a machine with other work gaps and 429s say nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parent))
 import hostile_schema_requests
-from hostile import Attackers, Healthy, expected_texts, percentiles
+from hostile import Attackers, Healthy, expected_texts, is_fault, percentiles
 from running import RunningServer, parser
 
 NEW_EVERY = 0.5
@@ -47,9 +46,12 @@ def main() -> None:
         attackers = Attackers(options.attack_port, options.model, options.seed, draw, addresses)
         print(json.dumps(asyncio.run(attackers.run(options.requests, options.clients, options.rate))))
         return
+    others = os.getloadavg()[0]
     with RunningServer(options.config, options.port) as server:
-        result = asyncio.run(prove(server, options))
+        result = {"load_before": round(others, 1), **asyncio.run(prove(server, options))}
     wrong = complaints(result)
+    if others > os.cpu_count() / 2:  # type: ignore[operator]
+        print(f"The machine was busy with other work (load average {others:.1f}): a gap says nothing, nor does a 429.")
     print(f"FAILED: {'; '.join(wrong)}" if wrong else f"PASSED: {options.requests} hostile requests, nobody noticed")
     print(json.dumps(result))
     sys.exit(1 if wrong else 0)
@@ -73,7 +75,7 @@ def complaints(result: dict[str, Any]) -> list[str]:
     """What went wrong."""
     found = {
         "a healthy stream failed": result["healthy_failures"] > 0 or result["new_schemas"]["failures"] > 0,
-        "a 5xx": any(code >= "500" and code.isdigit() for code in result["answers"]),
+        "a 5xx": any(map(is_fault, result["answers"])),
         "a complete request had no answer": result["answers"].get("no answer", 0) > 0,
         "a gap was longer than twice the p99 beside ordinary requests": result["long_gaps"] > 0,
         "a process was replaced": result["replaced"] > 0,
@@ -103,6 +105,8 @@ async def prove(server: RunningServer, options: argparse.Namespace) -> dict[str,
         "p50_alone_ms": usual[0], "p50_ms": during[0], "p99_alone_ms": usual[1], "p99_ms": during[1],
         "longest_alone_ms": round(1000 * max(alone_before + alone_after), 1), "longest_ms": round(1000 * max(gaps), 1),
         "gaps": len(gaps), "long_gaps": sum(gap > 2 * usual[1] / 1000 for gap in gaps),
+        "gaps_alone": len(alone_before + alone_after),
+        "long_gaps_alone": sum(gap > 2 * usual[1] / 1000 for gap in alone_before + alone_after),
         "new_schemas": {
             "alone_ms": waits(alone), "beside_ordinary_ms": waits(ordinary + later),
             "ms": waits(found := await asking), "failures": new.failures,
