@@ -10,8 +10,9 @@ for one without a schema: alone, beside ordinary requests and beside hostile one
 wait is the server's load and not its grammar. Hostile requests come from `--askers` addresses of the loopback that are
 not the healthy clients': askers take turns where grammars are compiled. With 0 they come from the same. No healthy
 stream may fail, no gap of one may be longer than twice the 99th percentile beside ordinary requests (of which some are,
-too: `long_gaps_alone`), no answer may be a 5xx, no process may be replaced. Exit code 1 if any of that fails. The last line but one of the output is the verdict, the last one JSON. It takes 19 minutes; 1,500 requests take
-four and a half. On a machine with other work gaps and 429s say nothing.
+too: `long_gaps_alone`), no answer may be a 5xx, no process may be replaced. Exit code 1 if any of that fails. The last
+line but one of the output is the verdict, the last one JSON. It takes 19 minutes; 1,500 requests take four and a half.
+On a machine with other work gaps and 429s say nothing.
 """
 
 from __future__ import annotations
