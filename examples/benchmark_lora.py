@@ -4,7 +4,8 @@
 
 Adapters are random ones of all matrices. In a round streams of the model alone and streams with adapters run one after
 the other in the same engine; a round's ratio is of that round alone. Wall time is what counts, and what neighbours on
-the machine disturb; CPU time says what a token costs. The last line of the output is JSON.
+the machine disturb; CPU time says what a token costs. At the end adapters that no request has used are loaded. The last
+line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def main() -> None:
             loras = [write_adapter(llm.engine.executor.spec, Path(folder), i, arguments.rank) for i in range(count)]
             ways = [None, *loras] if adapters.endswith("m") else loras
             result[f"{streams} x {adapters}"] = compare(llm, ways, int(streams), arguments)
+        cold = [write_adapter(llm.engine.executor.spec, Path(folder), 100 + i, arguments.rank) for i in range(5)]
+        result["load"] = {"ms": load(llm, cold)}
     print(json.dumps(result))
 
 
@@ -88,6 +91,18 @@ def compare(llm: LLM, ways: list[Any], streams: int, arguments: argparse.Namespa
     print(f"{streams:3} streams, {len(ways)} ways: {1 / base:7.1f} -> {1 / ours:7.1f} tok/s, {ratios[0]:.3f}; "
           f"CPU {1e6 * base_cpu:6.0f} -> {1e6 * ours_cpu:6.0f} us a token, {ratios[1]:.3f}", flush=True)  # fmt: skip
     return {"base": 1 / base, "adapters": 1 / ours, "ratio": ratios[0], "cpu_ratio": ratios[1]}
+
+
+def load(llm: LLM, cold: list[LoRARequest]) -> float:
+    """Milliseconds from an adapter's files, which are in the page cache, to one that steps can use."""
+    took = []
+    for adapter in (request.adapter() for request in cold):
+        begin = time.perf_counter()
+        llm.engine.executor.load_adapter(adapter)
+        took.append(1e3 * (time.perf_counter() - begin))
+        llm.engine.executor.drop_adapter(adapter.digest)
+    print(f"loading one: {statistics.median(took):.0f} ms ({min(took):.0f} to {max(took):.0f})", flush=True)
+    return statistics.median(took)
 
 
 def generate(llm: LLM, loras: list[Any] | None, streams: int, tokens: int, seed: int) -> tuple[float, float]:
