@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from octavo.config import unknown_key
 from octavo.errors import ConfigError, ModelError
-from octavo.source import SUM, check_source
+from octavo.source import SUM, Source, check_source
 from octavo_serve.api.access import read_keys
 from octavo_serve.api.validation import explain
 from octavo_serve.config.serve_schema import Application, Document
@@ -310,11 +310,21 @@ def _not_loadable(models: list[ModelSettings]) -> list[str]:
                     group = TPGroup()
                     group.size = model.tensor_parallel
                     read_share(source, group)
+                if model.engine.draft is not None:
+                    _check_draft(source, model.engine.draft)
             except ConfigError as error:
                 wrong.append(f"model {model.name!r}: {error}")
             except ModelError as error:
                 broken.append(f"model {model.name!r}: {error}")
     return wrong or (broken if len(broken) == len(models) else [])
+
+
+def _check_draft(source: Source, name: str) -> None:
+    """Raise ConfigError where a draft model that is on this machine has another tokenizer."""
+    from octavo.text.tokenizer import check_draft, load_tokenizer  # its library takes 0.1 s
+
+    if (draft := check_source(name)) is not None:
+        check_draft(load_tokenizer(source), source.name, draft)
 
 
 def _problem(whose: str, look: Callable[[T], object], at: T) -> list[str]:

@@ -25,12 +25,11 @@ import numpy as np
 from octavo.config import EngineConfig
 from octavo.cost_model import CostModel, StepWork, attended
 from octavo.engine.sequence import Sequence
-from octavo.errors import ConfigError
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
 from octavo.source import Source, resolve_source
 from octavo.step import SamplingRows, StepBatch
-from octavo.text.tokenizer import Tokenizer, load_tokenizer
+from octavo.text.tokenizer import Tokenizer, check_draft
 
 if TYPE_CHECKING:
     from octavo.execution.executor import Executor
@@ -247,11 +246,7 @@ def load_drafter(source: Source, config: EngineConfig, tokenizer: Tokenizer) -> 
 
     assert config.draft is not None
     draft = resolve_source(config.draft)
-    if (piece := tokenizer.differs_at(load_tokenizer(draft))) is not None:
-        raise ConfigError(
-            f"speculation.draft {draft.name!r} has another tokenizer than {source.name!r}: {piece!r} is not the same "
-            "token; use a smaller model of the same family"
-        )
+    check_draft(tokenizer, source.name, draft)
     executor, left = load_draft(source, draft, config)
     drafter = Drafter(executor, config.block_size, caching=config.enable_prefix_caching)
     drafter.measure()

@@ -163,7 +163,12 @@ class Engine:
 
             if config.draft is not None:
                 drafter, config = load_drafter(source, config, tokenizer)
-            executor = load_executor(source, config, progress=progress, launch=launch)
+            try:
+                executor = load_executor(source, config, progress=progress, launch=launch)
+            except BaseException:
+                if drafter is not None:
+                    drafter.close()
+                raise
             pooling = load_pooling(source)
         ends = tokenizer.eos_token_ids
         return cls(source.name, executor, config, ends, tokenizer=tokenizer, pooling=pooling, drafter=drafter)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from octavo.errors import BadRequest
+from octavo.errors import BadRequest, ConfigError
 from octavo.model_files import reading
 from octavo.source import Source
 from octavo.text.gguf_tokenizer import byte_alphabet, read_gguf
@@ -24,6 +24,19 @@ def load_tokenizer(source: Source) -> Tokenizer:
         ModelError: the source holds no tokenizer, or one of a kind that is not supported; the message names it.
     """
     return Tokenizer(read_hf(source.path) if source.kind == "hf" else read_gguf(source.path))
+
+
+def check_draft(tokenizer: Tokenizer, name: str, draft: Source) -> None:
+    """Raise ConfigError unless a draft model's tokens are those of the model `name`.
+
+    Raises:
+        ModelError: as `load_tokenizer`.
+    """
+    if (piece := tokenizer.differs_at(load_tokenizer(draft))) is not None:
+        raise ConfigError(
+            f"speculation.draft {draft.name!r} has another tokenizer than {name!r}: {piece!r} is not the same token; "
+            "use a smaller model of the same family"
+        )
 
 
 class Tokenizer:

@@ -15,6 +15,8 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
 
 from octavo.errors import ConfigError
 from octavo_serve.config import config_file
@@ -230,6 +232,17 @@ def test_the_second_applications_missing_model_is_named_beside_the_firsts(tmp_pa
         check_files(read_plan(write(tmp_path, first, second)))
     one, two = str(caught.value).splitlines()
     assert ("model 'one': no model at" in one, "model 'two': no model at" in two) == (True, True)
+
+
+def test_a_draft_model_of_another_tokenizer_is_named(tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "config.json").write_text("{}")
+    backend = Backend(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
+    backend.save(str(tmp_path / "small" / "tokenizer.json"))
+    plan = read_plan(write(tmp_path, **engine(speculation={"draft": "small"})))  # beside the config
+    with pytest.raises(ConfigError, match=r"model 'm': speculation.draft '.*small' has another tokenizer than"):
+        check_files(plan)
+    check_files(read_plan(write(tmp_path, **engine(speculation={"draft": MODEL["source"]}))))
 
 
 def test_a_setting_that_the_models_file_contradicts_is_named(tmp_path: Path) -> None:
