@@ -175,6 +175,7 @@ class PackedModel:
     embedding_norm: Float32 | None = None
     embedding_norm_bias: Float32 | None = None
     positions: Float32 | None = None  # [positions, hidden], the first of them for the first token
+    query_scales: Float32 | None = None  # [positions], of queries once they are rotated
 
     @property
     def matrices(self) -> list[PackedWeight]:
@@ -223,6 +224,7 @@ class PackedModel:
             *(*PackedLinear(self.embedding).words(), *self.head.words()),
             *(_address(self.final_norm), _address(self.alibi_slopes), self.parallel, self.wide_norms),
             *map(_address, (self.final_norm_bias, self.embedding_norm, self.embedding_norm_bias, self.positions)),
+            _address(self.query_scales),
         ]
 
     def numbers(self) -> list[float]:

@@ -146,6 +146,7 @@ class Decoder {
             if (numbers.qkv_clip != 0) clip_row(numbers.qkv_clip, dim, q);
             if (layer.q_norm && !model.wide_norms) rms_norm_row(q, layer.q_norm, numbers.eps, dim, q);
             rotate_head(q, angles, layer.rotary_dim / 2);
+            if (model.query_scales) scale_row(model.query_scales[position], dim, q);
         }
         if (numbers.qkv_clip != 0) clip_row(numbers.qkv_clip, dim, key), clip_row(numbers.qkv_clip, dim, value);
         if (layer.k_norm && !model.wide_norms) rms_norm_row(key, layer.k_norm, numbers.eps, dim, key);

@@ -32,6 +32,7 @@ struct Model {
     const float* final_norm_bias;                          // or null
     const float *embedding_norm, *embedding_norm_bias;     // or null
     const float* positions;                                // [positions][hidden] added to embeddings, or null
+    const float* query_scales;                             // [positions], of queries once they are rotated, or null
 };
 
 struct Numbers {

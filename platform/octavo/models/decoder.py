@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from octavo.models.parallel import Share, TPGroup
-from octavo.models.rope import cos_sin_table
+from octavo.models.rope import cos_sin_table, query_scales
 from octavo.models.spec import Activation, Rope
 from octavo.models.step_context import StepContext
 from octavo.models.weights.layout import LayerWeights, Norm, Weights, keep_one_order
@@ -58,6 +58,8 @@ class Decoder:
         self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=self.dtype).item()
         self._activation = _ACTIVATIONS[spec.activation, spec.gated]
         self._slopes = torch.tensor(spec.alibi_slopes, device=self.device) if spec.alibi_slopes else None
+        scales = query_scales(spec, num_positions)
+        self._query_scales = None if scales is None else scales.to(self.device)
         self.split_keys: int | None = None
         ropes = [spec.layer_rope(layer) for layer in range(spec.num_layers)]
         tables: dict[Rope, Tensor] = {
@@ -176,6 +178,8 @@ class Decoder:
         table = self._rope_tables[index] if spec.layer_rope(index).rotary_dim else None
         where = kv.k, kv.v, layout.slots, layout.positions
         q = qkv_rope_store(qkv, *where, cos_sin=table, norms=norms, kv_scales=kv.scales)
+        if self._query_scales is not None:
+            q = q * self._query_scales[layout.positions, None, None].to(q.dtype)
         attended = paged_attention(
             q,
             kv.k,

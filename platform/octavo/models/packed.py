@@ -125,8 +125,16 @@ def _assemble(spec: ModelSpec, parts: dict[Part, Packed], positions: int, dtype:
         parallel=spec.parallel,
         wide_norms=spec.qk_norm_span == "heads",
         positions=None if table is None else table[spec.position_offset :],
+        query_scales=_query_scales(spec, positions),
         **(_norm(parts, None, "embedding_norm", spec) if spec.embedding_norm else {}),
     )
+
+
+def _query_scales(spec: ModelSpec, positions: int) -> Array | None:
+    if not spec.query_growth:
+        return None
+    growth = np.log1p(np.arange(positions) // spec.query_growth_positions)
+    return (1 + spec.query_growth * growth).astype(np.float32)
 
 
 def _head(parts: dict[Part, Packed]) -> PackedLinear:

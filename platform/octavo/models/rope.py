@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from octavo.models.spec import FactorScaling, LinearScaling, Llama3Scaling, LongScaling, Rope, YarnScaling
+from octavo.models.spec import FactorScaling, LinearScaling, Llama3Scaling, LongScaling, ModelSpec, Rope, YarnScaling
 
 
 def inverse_frequencies(rope: Rope, num_positions: int) -> torch.Tensor:
@@ -41,6 +41,14 @@ def cos_sin_table(rope: Rope, num_positions: int) -> torch.Tensor:
     torch.cos(angles, out=table[:, :half])
     torch.sin(angles, out=table[:, half:])
     return table.mul_(getattr(rope.scaling, "attention_factor", 1.0))
+
+
+def query_scales(spec: ModelSpec, num_positions: int) -> torch.Tensor | None:
+    """[num_positions] float32 that multiply queries after they are rotated; None where nothing does."""
+    if not spec.query_growth:
+        return None
+    positions = torch.arange(num_positions)
+    return 1 + spec.query_growth * torch.log(1 + torch.floor(positions / spec.query_growth_positions))
 
 
 def _llama3(plain: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:

@@ -194,6 +194,8 @@ class ModelSpec:
         head_bias: of the output matrix.
         qkv_clip: largest magnitude of queries, keys and values as they come from their matrices.
         unrotated: layers without rotary positions.
+        query_growth, query_growth_positions: b and n, where queries at position p are multiplied by
+            1 + b log(1 + floor(p / n)) after they are rotated.
 
     Raises:
         ModelError: on construction, if sizes contradict each other.
@@ -261,6 +263,8 @@ class ModelSpec:
     head_bias: bool = False
     qkv_clip: float | None = None
     unrotated: tuple[int, ...] = ()
+    query_growth: float = 0.0
+    query_growth_positions: int = 1
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -289,6 +293,8 @@ class ModelSpec:
             raise ModelError(f"the head takes {self.head.layers[0].columns} values, and states have {self.hidden_size}")
         if self.encoder is not None and (self.generates or self.num_experts or self.qk_norm or self.post_norms):
             raise ModelError("encoders that generate, or have experts, q/k norms or post norms, are not supported")
+        if self.query_growth_positions < 1:
+            raise ModelError(f"queries grow every {self.query_growth_positions} positions")
         if not self.pre_norms and (self.parallel or not self.post_norms):
             raise ModelError("layers without any norm are not supported")
         for rope in (self.rope, self.local_rope or self.rope):

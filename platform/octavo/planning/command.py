@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from octavo.planning.report import Planned
 
 
+def _list_families(wanted: bool) -> None:
+    if not wanted:
+        return
+    from octavo.models.families.supported import supported
+
+    for one in supported():
+        typer.echo(f"{one.title:34} {one.model_type:16} {one.gguf or ''}".rstrip())
+    raise typer.Exit
+
+
 def plan(
     models: Annotated[
         list[str], typer.Argument(help="A directory, a .gguf file, package:MODULE/FILE, a hub id, or a config.json.")
@@ -54,6 +64,15 @@ def plan(
         Path | None, typer.Option(help="A run to put beside the prediction: JSON, or the load tester's JSONL.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+    families: Annotated[
+        bool,
+        typer.Option(
+            "--families",
+            is_eager=True,
+            callback=_list_families,
+            help="List the families of decoders that run, by model_type and GGUF architecture, and do nothing else.",
+        ),
+    ] = False,
 ) -> None:
     """Say what MODELS need and what fits where: memory, devices, contexts, rates and money. Loads no weights."""
     from rich.console import Console

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from octavo.models.families.llama import GGUF, MISTRAL, NO_BIASES
-from octavo.models.families.record import Config, Family, Gguf, Names
+from octavo.models.families.record import Config, Family, Fields, Gguf, Names
 
 _SEED: Config = {
     "vocab_size": 155_136, "hidden_size": 4096, "intermediate_size": 27_648, "num_hidden_layers": 64,
     "num_attention_heads": 80, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 524_288,
     "attention_bias": True, "attention_out_bias": False, "bos_token_id": 0, "eos_token_id": 2,
+}  # fmt: skip
+_MINISTRAL3: Config = MISTRAL | {
+    "vocab_size": 131_072, "num_hidden_layers": 34, "head_dim": 128, "max_position_embeddings": 262_144,
+    "rms_norm_eps": 1e-5, "sliding_window": None,
+    "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "beta_fast": 32.0, "beta_slow": 1.0,
+                        "original_max_position_embeddings": 16_384, "mscale": 1.0, "mscale_all_dim": 1.0,
+                        "llama_4_scaling_beta": 0.1},
 }  # fmt: skip
 _INTERNLM3: Config = {
     "vocab_size": 128_512, "hidden_size": 4096, "intermediate_size": 10_240, "num_hidden_layers": 48,
@@ -31,12 +38,25 @@ _ERNIE: Config = {
     "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 
+
+def _grown(config: Config) -> Fields:
+    rope = config["rope_parameters"]
+    growth = {"query_growth": rope["llama_4_scaling_beta"]}
+    return NO_BIASES | growth | {"query_growth_positions": rope["original_max_position_embeddings"]}
+
+
 FAMILIES = (
     Family(
         model_type="ministral",
         title="Ministral",
         defaults=MISTRAL | {"layer_types": None},
         fields=lambda config: NO_BIASES,
+    ),
+    Family(
+        model_type="ministral3",
+        title="Ministral 3",
+        defaults=_MINISTRAL3,
+        fields=_grown,
     ),
     Family(
         model_type="seed_oss",

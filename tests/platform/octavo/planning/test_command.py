@@ -43,6 +43,14 @@ def test_one_model(run):
         assert part in text
 
 
+def test_families_are_listed(run):
+    code, text = run("--families")
+    rows = {line[:34].strip(): line[34:].split() for line in text.splitlines()}
+    assert code == 0
+    assert rows["GPT-NeoX, Pythia"] == ["gpt_neox", "gptneox"]
+    assert rows["OPT"] == ["opt"]
+
+
 def test_an_encoder(run, tmp_path):
     sizes = {"vocab_size": 100, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
              "num_attention_heads": 4, "max_position_embeddings": 64}  # fmt: skip

@@ -23,6 +23,7 @@ CLASSES = {
     "glm4_moe": "Glm4MoeConfig",
     "mpt": "MptConfig",
     "ministral": "MinistralConfig",
+    "ministral3": "Ministral3Config",
     "seed_oss": "SeedOssConfig",
     "internlm3": "InternLM3Config",
     "arcee": "ArceeConfig",
