@@ -147,7 +147,7 @@ class FakeServer:
             _reply(writer, 429, {"error": {"message": "busy"}}, "Retry-After: 1\r\n")
             return True
         async with self._slots:
-            await self._pause(self.behaviour.ttft)
+            await self._pause(perf_counter_ns(), self.behaviour.ttft)
             self.log += [served] if served.name else []
             served.wrote.append(perf_counter_ns())
             _reply(writer, 200, {"data": [{"index": 0, "embedding": [1.0, 0.0]}], "usage": usage}, "X-Fake: 1\r\n")
@@ -165,8 +165,9 @@ class FakeServer:
         if self.behaviour.role_chunk and chat:
             _event(writer, head | {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
         tokens = {"short": served.tokens // 2, "empty": 0}.get(served.fault or "", served.tokens)
+        due = perf_counter_ns()  # of the next chunk: what one is late does not make the others late
         for size in _sizes(tokens, self.behaviour.first, self.behaviour.coalesce):
-            await self._pause(self.behaviour.itl * size if served.sent_tokens else self.behaviour.ttft)
+            due = await self._pause(due, self.behaviour.itl * size if served.sent_tokens else self.behaviour.ttft)
             served.sent_tokens += size
             if served.fault in ("truncated", "error_event") and served.sent_tokens > tokens // 2:
                 if served.fault == "error_event":
@@ -190,12 +191,16 @@ class FakeServer:
 
     # ---- behaviour
 
-    async def _pause(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+    async def _pause(self, start: int, seconds: float) -> int:
+        """Sleep until so many seconds after `start` (ns), or the end of a stall; returns that time."""
+        due = start + int(seconds * 1e9)
+        await asyncio.sleep((due - perf_counter_ns()) / 1e9)
         since = (perf_counter_ns() - self._start) / 1e9
         left = self.behaviour.stall_at + self.behaviour.stall_for - since
         if self._start and since >= self.behaviour.stall_at and left > 0:
             await asyncio.sleep(left)
+            return perf_counter_ns()
+        return due
 
     def _fault(self, served: Served) -> str | None:
         digits = served.name.rpartition("-")[2]

@@ -104,12 +104,12 @@ def measure(
             _collect(run, processes, turns, origin, reader, observe)
         finally:
             run.replicas = watch.stop()
-    _complete(run, everything, run.senders.ended - origin if run.senders.ended else time.perf_counter_ns() - origin)
+    complete(run, everything, run.senders.ended - origin if run.senders.ended else time.perf_counter_ns() - origin)
     run.records.sort(key=lambda record: record.index)
     return run
 
 
-def _complete(run: Run, everything: list[Session], ended: int) -> None:
+def complete(run: Run, everything: list[Session], ended: int) -> None:
     """Add what was due and not sent, until `ended` (ns since the start)."""
     run.records += unsent(everything, run.records, run.arrivals.closed, ended)
     if run.interrupted:
