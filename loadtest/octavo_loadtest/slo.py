@@ -53,6 +53,8 @@ def parse(text: str) -> Slo:
         key, _, value = pair.partition("=")
         try:
             bounds[key] = float(value)
+            if not 0 < bounds[key] < math.inf:
+                raise ValueError
         except ValueError:
             raise LoadTestError(
                 f"no SLO {text!r}: give a name ({', '.join(NAMED)}) or bounds in seconds such as ttft=0.5,tpot=0.05"

@@ -160,8 +160,8 @@ def rates(records: list[Record], measures: Measures, window: tuple[float, float]
     if seconds <= 0:
         return dict.fromkeys(("start", "end", *_RATES), math.nan)
     times, tokens = token_times(records)
-    inside = (times >= start) & (times < end)
-    done = (measures.end >= start) & (measures.end < end) & measures.ok
+    inside = (times >= start) & (times <= end)
+    done = (measures.end >= start) & (measures.end <= end) & measures.ok
     prompts = np.array([record.prompt_tokens or record.planned_prompt_tokens for record in records])
     buckets = np.bincount((times - times.min()).astype(int), tokens) if len(times) else np.zeros(1)
     return {
@@ -185,6 +185,11 @@ def _mean_in_flight(measures: Measures, start: float, end: float) -> float:
     return float(inside.sum()) / (end - start)
 
 
+STEP = 0.01
+"""Of an SLO's bound: latencies that differ by less are equal where their dependence is looked for. A drift far below a
+bound says nothing of how often it is kept."""
+
+
 def attained(slo: Slo, measures: Measures, window: tuple[float, float], target: float) -> dict[str, Any]:
     """How many of all requests that were due met an SLO; failed ones and those that were never sent did not."""
     headline = measures.headline()
@@ -192,10 +197,11 @@ def attained(slo: Slo, measures: Measures, window: tuple[float, float], target: 
         ok and slo.good({key: float(headline[key][i]) for key in headline}) for i, ok in enumerate(measures.ok)
     ])  # fmt: skip
     order = measures.order
-    independent = min(worth(values[order]) for values in (good.astype(float), *(headline[key] for key in slo.bounds)))
+    steps = [np.round(headline[key] / bound / STEP) for key, bound in slo.bounds.items()]
+    independent = min(worth(values[order]) for values in (good.astype(float), *steps))
     interval = wilson(float(good.mean()) * independent, independent)
     start, end = window
-    inside = (measures.end >= start) & (measures.end < end)
+    inside = (measures.end >= start) & (measures.end <= end)
     return {
         "name": slo.name,
         "bounds": slo.bounds,

@@ -1,0 +1,160 @@
+"""What a run comes to, in simulated time: each figure is known beforehand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from octavo_loadtest.client import Broken
+from octavo_loadtest.load import Load
+from octavo_loadtest.measure import Run
+from octavo_loadtest.slo import parse
+from octavo_loadtest.summary import cost, distribution, summarize, worst_tenth
+
+Simulate = Callable[..., tuple[Run, Any]]
+OPEN = Load(workload="balanced", scale=0.02, arrivals="constant", rate=10, requests=500, warmup=0)  # 10 tokens out
+
+
+@pytest.fixture
+def steady(simulated: Simulate) -> Run:
+    return simulated(OPEN, ttft=0.2, itl=0.1)[0]
+
+
+def test_rates_of_a_steady_run(steady: Run) -> None:
+    """Ten requests a second of ten tokens, each 1.1 s in the server: 100 tokens/s, eleven in flight."""
+    summary = summarize(steady)
+    window = summary["throughput"]["steady"]
+    assert window["start"] == pytest.approx(1.1, abs=1e-3)
+    assert window["end"] == pytest.approx(49.9, abs=1e-3)
+    assert window["requests_per_s"] == pytest.approx(10, rel=0.01)
+    assert window["output_tokens_per_s"] == pytest.approx(100, rel=0.01)
+    assert window["prompt_tokens_per_s"] == pytest.approx(100, rel=0.01)
+    assert window["mean_in_flight"] == pytest.approx(11, rel=0.01)
+    assert summary["throughput"]["overall"]["requests_per_s"] == pytest.approx(500 / 51, rel=1e-3)
+    assert summary["offered"] == pytest.approx(
+        {"span_s": 49.9, "requests_per_s": 10, "prompt_tokens_per_s": 100, "output_tokens_per_s": 100}, rel=1e-6
+    )
+    assert not summary["saturation"]["rising"]
+
+
+def test_latencies_of_a_steady_run(steady: Run) -> None:
+    latency = summarize(steady)["latency"]
+    for key, seconds in (("ttft", 0.2), ("e2e", 1.1), ("tpot", 0.1), ("itl", 0.1), ("normalized", 0.11)):
+        found = latency[key]["headline"]
+        assert found["n"] == 500
+        for name in ("mean", "p50", "p90", "p99", "min", "max"):
+            assert found[name] == pytest.approx(seconds, abs=1e-5), (key, name)
+    assert latency["gaps"]["answered_only"]["n"] == 500 * 9
+    assert latency["gaps"]["worst_tenth_mean"] == pytest.approx(0.1, abs=1e-6)
+    assert latency["ttft"]["from_sent"]["p50"] == pytest.approx(latency["ttft"]["from_schedule"]["p50"], abs=1e-6)
+
+
+def test_counts_name_what_became_of_each(simulated: Simulate) -> None:
+    def fault(number: int) -> Exception | bytes | None:
+        return {3: Broken("gone"), 7: b"", 11: b'data: {"error": "no"}\n\n'}.get(number)
+
+    counts = summarize(simulated(replace(OPEN, requests=40), ttft=0.1, itl=0.0, fault=fault)[0])["counts"]
+    assert {key: counts[key] for key in ("planned", "due", "sent", "ok", "failed", "truncated", "rejected")} == {
+        "planned": 40, "due": 40, "sent": 40, "ok": 37, "failed": 3, "truncated": 2, "rejected": 0,
+    }  # fmt: skip
+    assert counts["errors"] == {"broken": 1, "truncated": 1, "stream": 1}
+    assert counts["finish_reasons"] == {"length": 37}
+
+
+def test_failures_are_infinite_and_answers_only_are_without_them(simulated: Simulate) -> None:
+    run, _ = simulated(OPEN, ttft=0.1, itl=0.0, fault=lambda number: Broken("x") if number % 5 == 0 else None)
+    latency = summarize(run)["latency"]["ttft"]
+    assert latency["headline"]["p50"] == pytest.approx(0.1, abs=1e-5)
+    assert latency["headline"]["p90"] == latency["headline"]["mean"] == math.inf
+    assert (latency["answered_only"]["n"], latency["headline"]["n"]) == (400, 500)
+    assert latency["answered_only"]["p95"] == pytest.approx(0.1, abs=1e-5)
+
+
+def test_a_run_of_nothing_but_failures_has_a_summary(simulated: Simulate) -> None:
+    run, _ = simulated(OPEN, ttft=0.1, itl=0.0, fault=lambda number: Broken("x"))
+    summary = summarize(run, [parse("interactive")])
+    assert summary["slos"][0]["good"] == 0
+    assert summary["slos"][0]["verdict"] == "failed"
+    assert summary["throughput"]["steady"]["requests_per_s"] == 0
+    assert math.isnan(summary["lengths"]["output"]["realised_mean"])
+
+
+def test_a_run_of_which_nothing_was_sent_has_one_too(simulated: Simulate) -> None:
+    """The first request never ends, and no other may be in flight: all but one were due and not sent."""
+    run, _ = simulated(replace(OPEN, requests=50, concurrency=1, drain=1), ttft=1e9, itl=0.0)
+    for record in run.records:
+        record.sent = record.end = None
+    summary = summarize(run, [parse("ttft=1")])
+    assert (summary["counts"]["sent"], summary["counts"]["due"]) == (0, 50)
+    assert summary["slos"][0]["share"] == 0
+    assert summary["client"]["late_p99_s"] == math.inf
+
+
+def test_an_slo_counts_all_that_were_due(simulated: Simulate) -> None:
+    run, _ = simulated(OPEN, ttft=0.1, itl=0.0, slow=lambda number: 1.0 * (number % 10 == 0))
+    (slo,) = summarize(run, [parse("ttft=0.5")], attainment=0.85)["slos"]
+    assert (slo["good"], slo["share"], slo["met"]) == (450, 0.9, True)
+    assert slo["interval"][0] < 0.9 < slo["interval"][1]
+    assert slo["goodput_requests_per_s"] == pytest.approx(9, rel=0.02)
+
+
+def test_dependent_requests_widen_an_slos_interval(simulated: Simulate) -> None:
+    """The same share of bad requests, all in one stretch: the interval is no longer that of 500 coins."""
+    bad = set(np.random.default_rng(0).permutation(500)[:50].tolist())
+    apart, _ = simulated(OPEN, ttft=0.1, itl=0.0, slow=lambda number: 1.0 * (number in bad))
+    together, _ = simulated(OPEN, ttft=0.1, itl=0.0, slow=lambda number: 1.0 * (200 <= number < 250))
+    widths = []
+    for run in (apart, together):
+        (slo,) = summarize(run, [parse("ttft=0.5")])["slos"]
+        assert slo["share"] == 0.9
+        widths.append(slo["interval"][1] - slo["interval"][0])
+    assert widths[0] < 0.06
+    assert widths[1] > 3 * widths[0]
+
+
+def test_lengths_and_chunks(steady: Run) -> None:
+    summary = summarize(steady)
+    assert summary["lengths"]["output"] == {
+        "planned_mean": 10, "planned_median": 10, "realised_mean": 10, "realised_median": 10,
+    }  # fmt: skip
+    assert summary["lengths"]["counted_by"] == "server"
+    assert summary["chunks"] == {
+        "tokens_per_chunk_mean": 1, "tokens_per_chunk_max": 1, "first_chunk_mean": 1, "whole": 0, "counted": True,
+    }  # fmt: skip
+
+
+def test_too_few_requests_have_no_percentile() -> None:
+    found = distribution(np.arange(43.0))
+    assert (found["p90"], found["p90_bound"]) == (None, None)
+    assert found["p50"] == 21
+    assert distribution(np.empty(0))["n"] == 0
+
+
+def test_a_bound_is_no_lower_than_what_it_bounds() -> None:
+    rng = np.random.default_rng(0)
+    found = distribution(rng.exponential(size=800))
+    for name in ("p50", "p90", "p95", "p99"):
+        assert found[name] <= found[f"{name}_bound"] < math.inf
+    assert found["worth"] == 800
+
+
+def test_the_worst_tenth() -> None:
+    assert worst_tenth(np.arange(100.0)) == 94.5
+    assert worst_tenth(np.array([3.0])) == 3
+    assert math.isnan(worst_tenth(np.empty(0)))
+
+
+def test_costs() -> None:
+    assert cost(100.0, 3.6)["output_tokens_per_dollar"] == pytest.approx(100_000)
+    assert cost(100.0, 3.6)["dollars_per_million_output_tokens"] == pytest.approx(10)
+    assert cost(0.0, 3.6)["dollars_per_million_output_tokens"] == math.inf
+
+
+def test_a_price_is_of_the_steady_rate(steady: Run) -> None:
+    assert summarize(steady, price=3.6)["cost"]["output_tokens_per_dollar"] == pytest.approx(100_000, rel=0.01)
+    assert "cost" not in summarize(steady)
