@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
@@ -14,7 +15,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from octavo.models.families.reading import spec_from_config
 from octavo.models.load import load_model
@@ -204,6 +205,48 @@ def test_it_is_planned_with_as_many_parameters(case, reference):
     config = json.loads((folder / "config.json").read_text())
     assert shape_of(config).parameters == reference(folder).model.num_parameters()
     assert spec_from_config(config).family == config["model_type"]
+
+
+RENAMED = {
+    "internlm2": ("model.", "model.layers.", {
+        "embed_tokens": "tok_embeddings", "lm_head": "output", "input_layernorm": "attention_norm",
+        "self_attn.o_proj": "attention.wo", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "feed_forward.w1",
+        "mlp.up_proj": "feed_forward.w3", "mlp.down_proj": "feed_forward.w2"}, {}),
+    "exaone": ("transformer.", "transformer.h.", {
+        "embed_tokens": "wte", "model.norm": "model.ln_f", "input_layernorm": "ln_1",
+        "post_attention_layernorm": "ln_2", "self_attn.o_proj": "attn.attention.out_proj",
+        "self_attn": "attn.attention", "mlp.gate_proj": "mlp.c_fc_0", "mlp.up_proj": "mlp.c_fc_1",
+        "mlp.down_proj": "mlp.c_proj"},
+        {"num_layers": 3, "num_hidden_layers": None, "layer_norm_epsilon": 1e-6, "activation_function": "silu"}),
+}  # fmt: skip
+"""Families whose code is not in transformers -> prefixes of the model and its layers, and what differs from names and
+config of Llama."""
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_llamas_by_other_names(name, tiny_model, tmp_path, paged_run, reference, sequences):
+    model, layers, others, changes = RENAMED[name]
+    config = json.loads((tiny_model("llama3") / "config.json").read_text()) | {"model_type": name} | changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = load_file(tiny_model("llama3") / "model.safetensors")
+    tensors = grouped(tensors) if name == "internlm2" else tensors
+    for usual, other in others.items():
+        tensors = {stored.replace(usual, other): values for stored, values in tensors.items()}
+    tensors = {stored.replace("model.layers.", layers): values for stored, values in tensors.items()}
+    save_file({re.sub(r"^model\.", model, stored): values for stored, values in tensors.items()},
+              tmp_path / "model.safetensors")  # fmt: skip
+    ours = paged_run(load_model(resolve_source(str(tmp_path))), len(sequences), 80).all_logits(sequences)
+    assert_close(ours, [reference(tiny_model("llama3")).logits(tokens) for tokens in sequences])
+
+
+def grouped(tensors):
+    """With the rows of two query heads, a key head and a value head beside each other."""
+    found = dict(tensors)
+    for layer in range(3):
+        stem = f"model.layers.{layer}."
+        q, k, v = (found.pop(f"{stem}self_attn.{part}_proj.weight").reshape(2, -1, 16, 64) for part in "qkv")
+        found[f"{stem}attention.wqkv.weight"] = np.concatenate([q, k, v], 1).reshape(-1, 64)
+    return found
 
 
 def test_a_gguf_file_holds_the_same(case, tmp_path):
