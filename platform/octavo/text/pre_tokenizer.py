@@ -55,6 +55,8 @@ _DEEPSEEK_V3 = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
     rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
 )
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+_SEED = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}"
 _CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 
 SPLITTINGS = (
@@ -89,6 +91,9 @@ SPLITTINGS = (
         ("[\r\n]", r"\s?[\p{Lu}\p{Ll}\p{Lt}]+", r"\s?[!-/:-~！-／：-～‘-‟\u3000-。]+", r"\s+$", _CJK, r"\p{N}+"),
     ),
     Splitting(frozenset({"deepseek-coder"}), ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")),
+    Splitting(frozenset({"bloom", "gpt3-finnish"}), (r" ?[^(\s|.,!?…。，、।۔،)]+",)),
+    Splitting(frozenset({"falcon"}), (r"[\p{P}$+<=>^~|`]+", _GPT2, "[0-9]{3}")),
+    Splitting(frozenset({"seed-coder"}), (_SEED,)),
     Splitting(
         frozenset({"deepseek-v3", "hunyuan-dense", "joyai-llm"}),
         (r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", _DEEPSEEK_V3),
