@@ -192,6 +192,7 @@ class _Running:
             return [piece]
         if (stage := self._stages.get(choice)) is None:
             stage = self._stages[choice] = self._job.stage()
+        piece.lengths = sequence.lengths[grown.first_token :]
         return stage(piece)
 
 

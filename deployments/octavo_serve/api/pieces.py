@@ -63,6 +63,7 @@ class Piece:
         reasoning: what a stage told from the text, and so are `calls`.
         reasoning_tokens: of those so far, how many are reasoning beyond what earlier pieces said.
         forced_tokens: of its tokens, how many were known without being sampled; all or none where a job tells origins.
+        lengths: characters of the text that came with each token, for a stage; the rest came with the end.
     """
 
     choice: int
@@ -76,6 +77,7 @@ class Piece:
     calls: Sequence[CallPart] = ()
     reasoning_tokens: int = 0
     forced_tokens: int = 0
+    lengths: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

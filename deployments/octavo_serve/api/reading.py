@@ -74,7 +74,8 @@ class ReadingStage:
     """Makes pieces of content, of reasoning and of calls out of one choice's pieces of text.
 
     The first piece made of one holds its tokens. Tokens of the reasoning are those between the marks around it; where a
-    model has no tokens for these, the tokens of the pieces in which they come, too.
+    model has no tokens for these, those that end them, too. Text is read token by token, so that no count depends on
+    how many tokens a piece has.
     """
 
     def __init__(self, template: BoundTemplate, parser: ResponseParser) -> None:
@@ -84,12 +85,15 @@ class ReadingStage:
         self._reasons = parser.in_reasoning  # in the first of them
 
     def __call__(self, piece: Piece) -> Sequence[Piece]:
-        for token_id in piece.token_ids:
+        parts, reasoned, place = list[MessagePart](), 0, 0
+        for token_id, length in zip(piece.token_ids, piece.lengths, strict=True):
             if token_id in self._marks:
                 self._runs.append(0)
             else:
                 self._runs[-1] += 1
-        parts, reasoned = self._read(piece.text)
+            if length:
+                reasoned += self._read(piece.text[place : (place := place + length)], parts)
+        reasoned += self._read(piece.text[place:], parts)
         reason = piece.finish_reason
         if reason is not None:
             reasoned += sum(self._runs) if self._reasons else 0
@@ -102,9 +106,9 @@ class ReadingStage:
         pieces[-1].finish_reason, pieces[-1].stop_reason = reason, piece.stop_reason
         return pieces
 
-    def _read(self, text: str) -> tuple[list[MessagePart], int]:
-        """What a text says, and how many tokens of reasoning ended with it."""
-        parts, reasoned, begin = [], 0, 0
+    def _read(self, text: str, parts: list[MessagePart]) -> int:
+        """Add what a text says to the parts; returns how many tokens of reasoning ended with it."""
+        reasoned, begin = 0, 0
         for mark in _MARK.finditer(text):
             parts += self._parser.push(text[begin : mark.start()])
             reasoned += self._changed()
@@ -114,7 +118,7 @@ class ReadingStage:
             reasoned += count if self._reasons else 0
             self._reasons = self._parser.in_reasoning
         parts += self._parser.push(text[begin:])
-        return parts, reasoned + self._changed()
+        return reasoned + self._changed()
 
     def _changed(self) -> int:
         """Tokens of reasoning that ended, or none of it before it began, without a mark."""

@@ -24,6 +24,7 @@ class SequenceText:
 
     Attributes:
         token_ids: all tokens so far.
+        lengths: characters of the text that became final with each of them; what the end makes final is in none.
         logprobs: one entry per token, with `decoded_token` filled in, or None when not asked for.
         cumulative_logprob: of all tokens; see `SequenceUpdate`.
         finish_reason: None while the sequence goes on.
@@ -42,6 +43,7 @@ class SequenceText:
     ) -> None:
         self.index = index
         self.token_ids: list[int] = []
+        self.lengths: list[int] = []
         self.logprobs: list[TokenLogprobs] | None = None
         self.cumulative_logprob = 0.0
         self.finish_reason: FinishReason | None = None
@@ -70,7 +72,8 @@ class SequenceText:
             self._append(token_id, update, position)
             if token_id in self._silent and update.finish_reason == "stop" and position == len(update.token_ids) - 1:
                 break
-            delta += self._through_stops(self._detokenizer.push([token_id]))
+            delta += (text := self._through_stops(self._detokenizer.push([token_id])))
+            self.lengths[-1] = len(text)
             if self.stopped:
                 self._drop_logprobs(update, position + 1)
                 break
@@ -99,6 +102,7 @@ class SequenceText:
 
     def _append(self, token_id: int, update: SequenceUpdate, position: int) -> None:
         self.token_ids.append(token_id)
+        self.lengths.append(0)
         if update.logprobs is not None and self._tells_logprobs:
             self.logprobs = self.logprobs or []
             self.logprobs.append(fill_decoded(self._tokenizer, update.logprobs[position]))

@@ -28,11 +28,11 @@ MARKERS = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
 CALL = '<tool_call>{"name": "look_up", "arguments": {"a": 1}}</tool_call>'
 
 
-def letters(source: str = "{{ tools }}<think><tool_call>") -> Tokenizer:
+def letters(source: str = "{{ tools }}<think><tool_call>", markers: list[str] = MARKERS) -> Tokenizer:
     """A tokenizer of the markers and single characters: every text has one spelling in tokens."""
     backend = Backend(BPE({chr(c): number for number, c in enumerate([10, *range(32, 127)])}, []))
     backend.decoder = decoders.Fuse()
-    backend.add_tokens([AddedToken(marker, special=False, normalized=False) for marker in MARKERS])
+    backend.add_tokens([AddedToken(marker, special=False, normalized=False) for marker in markers])
     return Tokenizer(TokenizerParts(backend, frozenset(), None, {}, {"default": source}))
 
 
@@ -51,15 +51,16 @@ def chat(tools: list[Any] | None = None, **options: Any) -> Chat:
     return Chat(messages=[Message(role="user", content="Hi")], tools=tools, **options)
 
 
-def read(reading: Reading, text: str, cuts: list[int], finish: str = "stop") -> Whole:
+def read(reading: Reading, text: str, cuts: list[int], finish: str = "stop", tokenizer: Tokenizer = TOKENIZER) -> Whole:
     """The message of a text that the model emits token by token, in pieces that end at the cuts."""
-    ids = TOKENIZER.encode(text, add_special_tokens=False)
-    sequence = SequenceText(TOKENIZER, SamplingParams(), marks=reading.marks)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    sequence = SequenceText(tokenizer, SamplingParams(), marks=reading.marks)
     stage, whole, ends = reading.stage(), Whole(), sorted({cut % (len(ids) + 1) for cut in cuts} | {len(ids)})
     for begin, end in zip([0, *ends], ends, strict=False):
         last = end == len(ids)
         update = SequenceUpdate("r", 0, ids[begin:end], finish_reason="length" if last else None)
         piece = Piece(0, sequence.push(update), ids[begin:end], None, finish if last else None)
+        piece.lengths = sequence.lengths[begin:end]
         whole.add(stage(piece))
     assert whole.tokens == len(ids)
     return whole
@@ -83,6 +84,18 @@ def test_every_cut_gives_the_same_message_and_the_exact_tokens(cuts: list[int]) 
     ]
     assert whole.reasoning_tokens == len("Hm.")
     assert len({call.id for call in piece.calls}) == 2
+
+
+@given(st.lists(st.integers(0, 10**6), max_size=40))
+@settings(max_examples=25)
+def test_where_markers_are_text_every_cut_counts_the_same(cuts: list[int]) -> None:
+    plain = letters(markers=[])
+    reading = reading_of(chat(), served(plain, "hermes"), "")
+    assert reading is not None
+    whole = read(reading, "<think>Hm.</think>\nYes.", cuts, tokenizer=plain)
+    (piece,) = whole.choices()
+    assert (piece.reasoning, piece.text) == ("Hm.", "Yes.")
+    assert whole.reasoning_tokens == len("Hm.</think>")
 
 
 def test_reasoning_that_the_prompt_opened_and_that_does_not_end() -> None:
@@ -111,9 +124,9 @@ def test_a_long_call_s_arguments_go_on_as_they_come() -> None:
     read = reading([LOOK_UP])
     opening = TOKENIZER.added_tokens["<tool_call>"]
     stage, text = read.stage(), read.marks[opening] + '{"name": "look_up", "arguments": {"a": "' + "x" * 600
-    begun = list(stage(Piece(0, text, [opening, 1])))
+    begun = list(stage(Piece(0, text, [opening, 1], lengths=[1, len(text) - 1])))
     assert (begun[0].calls[0].name, begun[0].calls[0].arguments[:7]) == ("look_up", '{"a": "')
-    assert next(iter(stage(Piece(0, "y", [1])))).calls == [CallPart(0, arguments="y")]
+    assert next(iter(stage(Piece(0, "y", [1], lengths=[1])))).calls == [CallPart(0, arguments="y")]
 
 
 @pytest.mark.parametrize(
