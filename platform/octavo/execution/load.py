@@ -70,8 +70,9 @@ def load_draft(source: Source, draft: Source, config: EngineConfig) -> tuple[Exe
     if config.kv_cache_bytes is None and find_device(config.device) != "cpu":
         raise ConfigError("speculation.draft on a GPU needs kv_cache_bytes: the draft model has its part of them")
     spec, small = read_spec(source), read_spec(draft)
-    if small.encoder is not None:
-        raise ConfigError(f"speculation.draft is {draft.name!r}, an encoder: it generates nothing")
+    for name, each in ((source.name, spec), (draft.name, small)):
+        if not each.generates:
+            raise ConfigError(f"speculation.draft is for models that generate text, and {name!r} generates none")
     total = config.kv_cache_bytes or CPU_KV_BYTES
     width, own = (each.num_layers * each.num_kv_heads * each.head_dim for each in (spec, small))
     part = total * own // (own + width // config.tensor_parallel_size)

@@ -14,6 +14,7 @@ from octavo.engine.drafter import load_drafter
 from octavo.engine.drafting import Drafting
 from octavo.engine.speculation import Speculation
 from octavo.errors import ConfigError
+from octavo.execution.load import load_draft
 from octavo.source import resolve_source
 from octavo.text.tokenizer import load_tokenizer
 
@@ -116,7 +117,7 @@ def free_of_cost(llm: LLM, in_flight: int):
     return drafter
 
 
-def test_what_cannot_draft_is_a_sentence(tiny_model, tmp_path):
+def test_what_cannot_draft_is_a_sentence(tiny_model, tiny_encoder, tmp_path):
     folder = tiny_model("llama3")
     source, tokenizer = resolve_source(str(folder)), load_tokenizer(resolve_source(str(folder)))
 
@@ -130,6 +131,10 @@ def test_what_cannot_draft_is_a_sentence(tiny_model, tmp_path):
     (other / "tokenizer.json").write_text(json.dumps(vocabulary))
     with pytest.raises(ConfigError, match="has another tokenizer than"):
         load(other)
+    encoder = resolve_source(str(tiny_encoder("bert")))
+    for pair in ((source, encoder), (encoder, source)):
+        with pytest.raises(ConfigError, match=r"is for models that generate text, and '.*bert.*' generates none"):
+            load_draft(*pair, EngineConfig())
     for wrong in ({}, {"draft": ""}, {"drafts": "a"}):
         with pytest.raises(ConfigError, match="speculation"):
             EngineConfig(speculation=wrong)
