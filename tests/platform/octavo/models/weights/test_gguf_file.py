@@ -80,6 +80,24 @@ def test_ranks_keep_their_blocks(tiny_model, write_gguf, tmp_path, quant, size):
                 assert torch.equal(matrix, getattr(theirs, name).weight), name
 
 
+@pytest.mark.parametrize("quant", ["Q4_0", "Q8_0"])
+def test_ranks_keep_the_blocks_of_experts(tiny_model, write_gguf, tmp_path, quant):
+    """Both runners cut an expert's inner columns between blocks, 64 of 96 and 32."""
+    source = resolve_source(str(write_gguf(tiny_model("mixtral"), tmp_path / "model.gguf", quant)))
+    whole = load_model(source).weights.layers[0].experts
+    for rank, inner in ((0, range(64)), (1, range(64, 96))):
+        share = read_share(source, Member(rank, 2))
+        assert share.inner == inner
+        kept = load_model(source, share=share, keep_blocks=True).weights.layers[0].experts
+        gate_up, down = whole.gate_up.view(5, 2, 96, 64), whole.down.view(5, 64, 96)
+        assert torch.equal(kept.gate_up.dequantize().view(5, 2, -1, 64), gate_up[:, :, inner.start : inner.stop])
+        assert torch.equal(kept.down.dequantize().view(5, 64, -1), down[..., inner.start : inner.stop])
+        _, packed = load_packed(source, dtype="float32", share=share)
+        for i, expert in enumerate(packed.layers[0].mixture.experts):
+            assert expert.down.weight.format == quant
+            assert torch.equal(expert.down.weight.rows(torch.arange(64)), down[i][:, inner.start : inner.stop])
+
+
 class Member(TPGroup):
     """A rank that only loads."""
 
