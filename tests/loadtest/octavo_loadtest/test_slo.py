@@ -14,7 +14,9 @@ def test_names_and_bounds() -> None:
     assert slo.parse("ttft=0.5,itl=0.05").bounds == {"ttft": 0.5, "itl": 0.05}
 
 
-@pytest.mark.parametrize("text", ["nothing", "ttft", "ttft=fast", "speed=3", "ttft=0", "ttft=-1", "ttft=nan", "ttft=inf"])
+@pytest.mark.parametrize(
+    "text", ["nothing", "ttft", "ttft=fast", "speed=3", "ttft=0", "ttft=-1", "ttft=nan", "ttft=inf"]
+)
 def test_other_text_is_refused(text: str) -> None:
     with pytest.raises(LoadTestError):
         slo.parse(text)
