@@ -58,6 +58,7 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo_loadtest/__main__.py": "loadtest/octavo_loadtest/test_cli.py",
     # a whole that its parts' tests drive, each from another side
     "octavo/engine/engine.py": "platform/octavo/engine/test_scheduler.py",
+    "octavo/engine/masks.py": "platform/octavo/engine/test_constrained.py",
     "octavo/engine/sequence.py": "platform/octavo/engine/test_scheduler.py",
     "octavo/engine/stats.py": "platform/octavo/engine/test_load_meter.py",
     "octavo/errors.py": "deployments/octavo_serve/api/test_failures.py",
@@ -97,17 +98,9 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo_serve/api/genai.py": "deployments/octavo_serve/gateway/test_spans.py",
     "octavo_serve/surfaces/openai/schemas.py": "deployments/octavo_serve/http/test_describe.py",
     # parts of a measurement: by measuring the fake server, whose every time is known
-    "octavo_loadtest/curves.py": "loadtest/octavo_loadtest/test_campaign.py",
     "octavo_loadtest/fake_server.py": "loadtest/octavo_loadtest/test_measure.py",
-    "octavo_loadtest/figures.py": "loadtest/octavo_loadtest/test_report.py",
     "octavo_loadtest/load.py": "loadtest/octavo_loadtest/test_plan.py",
     "octavo_loadtest/plots.py": "loadtest/octavo_loadtest/test_timeline.py",
-    "octavo_loadtest/record.py": "loadtest/octavo_loadtest/test_metrics.py",
-    "octavo_loadtest/sender.py": "loadtest/octavo_loadtest/test_measure.py",
-    "octavo_loadtest/server.py": "loadtest/octavo_loadtest/test_measure.py",
-    "octavo_loadtest/store.py": "loadtest/octavo_loadtest/test_report.py",
-    "octavo_loadtest/summary.py": "loadtest/octavo_loadtest/test_measure.py",
-    "octavo_loadtest/verdicts.py": "loadtest/octavo_loadtest/test_measure.py",
 }
 """Modules without a test of the same path, and the test that drives each."""
 
