@@ -73,6 +73,7 @@ class Making:
             self._error = error
         if time.perf_counter() - begin > SUSPECT:
             _suspect(self._constraints)
+        self._constraints, self._jobs = [], []  # these hold this one
         self._done.release()
 
     def wait(self) -> None:
