@@ -267,8 +267,7 @@ class Constraint:
             return None
         (making, place), self._ahead = self._ahead, None
         making.wait()
-        found: Uint32 = making.masks[place]
-        return found
+        return None if making.failed else making.masks[place]
 
     def make_mask(self, address: int, size: int) -> float:
         """Make its grammar's mask in this thread, of so many bytes; returns the seconds of CPU that took."""

@@ -47,7 +47,7 @@ class Making:
     """Masks of several grammars, which a thread makes, or whoever waits for them before it has begun.
 
     Attributes:
-        masks: [M, words], good after `wait`.
+        masks: [M, words], good after `wait`, unless that `failed`.
         begun: released once they are being made.
     """
 
@@ -58,7 +58,7 @@ class Making:
         self._free, self.begun, self._done = Lock(), Lock(), Lock()
         self.begun.acquire()
         self._done.acquire()
-        self._error: BaseException | None = None
+        self.failed = False
 
     def run(self) -> None:
         """Make them, unless somebody does; for the most part without Python's lock."""
@@ -69,8 +69,8 @@ class Making:
         try:
             address, size = self.masks.ctypes.data, 4 * self.masks.shape[1]
             _threads(1).unsafe_compute_mask_ptr(self._jobs, address, size, len(self.masks))
-        except BaseException as error:
-            self._error = error
+        except BaseException:  # it is raised again in the step that needs them, which knows what to do
+            self.failed = True
         if time.perf_counter() - begin > SUSPECT:
             _suspect(self._constraints)
         self._constraints, self._jobs = [], []  # these hold this one
@@ -80,8 +80,7 @@ class Making:
         """Until they are there."""
         self.run()
         with self._done:
-            if self._error is not None:
-                raise self._error
+            pass
 
 
 class _Thread:

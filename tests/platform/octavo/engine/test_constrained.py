@@ -418,6 +418,17 @@ def test_masks_that_threads_share_are_those_that_one_makes(say, monkeypatch):
     assert told[0] == told[1] == told[2]
 
 
+def test_masks_whose_thread_fails_are_made_again(say, monkeypatch):
+    wanted = [request(name, 4, grammar=JSON) for name in "abc"]
+    told = say(*wanted)
+    asked = []
+    monkeypatch.setattr(masks, "AHEAD", 1)
+    monkeypatch.setattr(masks, "ALONE", 1e9)
+    monkeypatch.setattr(masks, "_threads", asked.append)  # None has no such method
+    assert say(*wanted) == told
+    assert asked
+
+
 def test_an_end_token_waits_for_min_tokens_where_it_can(say):
     any_letters = Grammar(source="start: /[a-z]*/")
     told = say(request("r", 2, grammar=any_letters, min_tokens=12, max_tokens=40))["r", 0]
