@@ -200,7 +200,6 @@ _REFUSED = {
     "use_dora": "DoRA's magnitudes",
     "modules_to_save": "whole matrices beside the low-rank ones",
     "lora_bias": "biases",
-    "fan_in_fan_out": "transposed matrices",
     "trainable_token_indices": "changed embeddings",
     "target_parameters": "changes of bare parameters",
     "layer_replication": "repeated layers",

@@ -9,6 +9,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -78,6 +79,31 @@ def test_logits_of_other_mixtures_are_those_of_peft(tiny_model, tmp_path, paged_
     assert_equals_peft(
         tiny_model(name), tmp_path, paged_run, reference, sequences, native_logits, target_modules=modules
     )
+
+
+STACKED = {
+    "GPT2": (["c_attn", "c_fc", "c_proj"], {"n_inner": 96}),
+    "Phi3": (["qkv_proj", "o_proj", "gate_up_proj", "down_proj"], {"pad_token_id": 0}),
+    "GPTNeoX": (["query_key_value", "dense", "dense_h_to_4h"], {}),
+    "Falcon": (["query_key_value", "dense_4h_to_h"], {"new_decoder_architecture": True, "num_kv_heads": 2}),
+}
+"""Families that stack matrices, each in its own way: their modules, and what their config has beside the usual."""
+
+
+@pytest.mark.parametrize("family", STACKED)
+def test_logits_of_families_that_stack_are_those_of_peft(tmp_path, paged_run, reference, sequences, family):
+    modules, more = STACKED[family]
+    usual = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "max_position_embeddings": 128}  # fmt: skip
+    model = AutoModelForCausalLM.from_config(getattr(transformers, f"{family}Config")(**usual, **more))
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.copy_(torch.randn(weight.shape, generator=random) * weight.shape[-1] ** -0.5)
+    model.save_pretrained(tmp_path / "model")
+    config = {"target_modules": modules, "fan_in_fan_out": family == "GPT2"}  # which stores them transposed
+    assert_equals_peft(tmp_path / "model", tmp_path, paged_run, reference, sequences, native_logits, **config)
 
 
 def test_logits_of_stacked_matrices_are_those_of_peft(tiny_model, tmp_path, paged_run, reference, sequences):
