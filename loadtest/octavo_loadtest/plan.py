@@ -21,6 +21,7 @@ from octavo_loadtest.text import Calibration, Segment, render
 from octavo_loadtest.workloads import Ask, Shape, Talk, generate, preset
 
 Floats = NDArray[np.float64]
+MOST_CLOSED = 30_000
 _SPREAD = ("ramp", "step")  # laws whose shape spans all arrivals
 
 
@@ -100,7 +101,7 @@ def _talks(load: Load, law: laws.Arrivals, rng: np.random.Generator) -> Iterator
         source = generate(load.workload, rng, shape, load.rate)
     timed = law.name in ("replay", "workload")
     planned = 0
-    bound = load.limit if load.requests or timed or law.closed else _expected(load)
+    bound = load.limit if load.requests or timed else _expected(load, law)
     for talk in source:
         if planned >= bound or (timed and load.duration and (talk.at or 0.0) * load.time_scale > load.duration):
             return
@@ -108,9 +109,14 @@ def _talks(load: Load, law: laws.Arrivals, rng: np.random.Generator) -> Iterator
         yield talk
 
 
-def _expected(load: Load) -> int:
-    """An upper bound on the sessions of a duration, bursts included."""
-    return min(load.limit, int(load.rate * load.duration * 2) + 1000) if load.duration else load.limit
+def _expected(load: Load, law: laws.Arrivals) -> int:
+    """An upper bound on the sessions of a duration, bursts included; of a closed loop, where a request takes no less
+    than 50 ms, and no more than can be planned in some seconds: a plan that is used up ends a run early."""
+    if not load.duration:
+        return load.limit
+    if law.closed:
+        return min(MOST_CLOSED, int((load.concurrency or 16) * load.duration * 20) + 1000)
+    return min(load.limit, int(load.rate * load.duration * 2) + 1000)
 
 
 def _times(load: Load, law: laws.Arrivals, talks: list[Talk], rng: np.random.Generator) -> Floats:

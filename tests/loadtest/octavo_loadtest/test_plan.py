@@ -28,6 +28,13 @@ def test_requests_and_duration_limit_a_plan() -> None:
     assert lasting.requests == pytest.approx(200, rel=0.25)
 
 
+def test_a_closed_loop_of_a_duration_is_planned_in_a_moment() -> None:
+    """It was a million requests, and minutes before the first was sent."""
+    assert plan.make(Load(arrivals="closed", concurrency=2, duration=5)).requests == 1200
+    assert plan.MOST_CLOSED < 50_000
+    assert plan.make(Load(arrivals="closed", concurrency=2, duration=5, requests=7)).requests == 7
+
+
 @pytest.mark.parametrize("arrivals", ["gamma:cv=4", "onoff", "ramp", "step"])
 def test_a_duration_holds_the_rate(arrivals: str) -> None:
     made = plan.make(Load(rate=20, duration=200, arrivals=arrivals))
