@@ -76,11 +76,12 @@ class Server:
         number, asked = len(self.asked), json.loads(request)
         self.asked.append(asked)
         async with self._slots:
+            answer.status, answer.first_byte = 200, self.clock.ns
+            self._write(answer, {"choices": [{"delta": {"role": "assistant", "content": ""}}]}, 0)
             await asyncio.sleep(self.ttft + self.slow(number))
             wrong = self.fault(number)
             if isinstance(wrong, Exception):
                 raise wrong
-            answer.status, answer.first_byte = 200, self.clock.ns
             if wrong is not None:
                 answer.reads.append((self.clock.ns, wrong))
             for i in range(0 if wrong is not None else asked["max_tokens"]):
