@@ -98,9 +98,6 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo_serve/api/genai.py": "deployments/octavo_serve/gateway/test_spans.py",
     "octavo_serve/surfaces/openai/schemas.py": "deployments/octavo_serve/http/test_describe.py",
     # parts of a measurement: by measuring the fake server, whose every time is known
-    "octavo_loadtest/fake_server.py": "loadtest/octavo_loadtest/test_measure.py",
-    "octavo_loadtest/load.py": "loadtest/octavo_loadtest/test_plan.py",
-    "octavo_loadtest/plots.py": "loadtest/octavo_loadtest/test_timeline.py",
 }
 """Modules without a test of the same path, and the test that drives each."""
 
