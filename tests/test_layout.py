@@ -97,7 +97,6 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo_serve/http/traced.py": "deployments/octavo_serve/gateway/test_spans.py",
     "octavo_serve/api/genai.py": "deployments/octavo_serve/gateway/test_spans.py",
     "octavo_serve/surfaces/openai/schemas.py": "deployments/octavo_serve/http/test_describe.py",
-    # parts of a measurement: by measuring the fake server, whose every time is known
 }
 """Modules without a test of the same path, and the test that drives each."""
 

@@ -40,7 +40,7 @@ def test_latencies_are_the_servers(attacked: tuple[Run, FakeServer]) -> None:
     ]
     assert len(off) == 95
     assert min(off) > 0
-    assert np.median(off) < 0.002
+    assert np.median(off) < 0.01
 
 
 def test_a_summary_tells_lengths_apart_and_knows_no_tokens(attacked: tuple[Run, FakeServer]) -> None:
