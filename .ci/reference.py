@@ -56,7 +56,7 @@ that a family does not know and that would change what it computes is refused by
 
 Models with LongRoPE have two sets of rotary frequencies, of which the longest sequence decides: up to the length that
 they were trained with first (`max_model_len` 4096 of Phi-3-mini-128k) the short ones, otherwise the long ones, for all
-sequences. OLMo 2, OLMo 3 and OLMoE norm queries over all heads, and run on one rank.
+sequences. OLMo 2, OLMo 3, OLMoE and FlexOlmo norm queries over all heads, and run on one rank.
 
 This page is written from the families' records in `octavo/models/families` (`make docs`).
 """

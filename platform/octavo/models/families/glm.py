@@ -3,8 +3,14 @@ halves are rotated together, and sigmoids and a bias choose them, beside one tha
 
 from __future__ import annotations
 
+from octavo.models.families.grouped_experts import (
+    GROUPED_EXPERTS,
+    KEYS,
+    PARTS,
+    grouped_expert_fields,
+    grouped_experts_from_gguf,
+)
 from octavo.models.families.record import GATED_STACK, GGUF_SHARED_EXPERT, Config, Family, Fields, Gguf, Names
-from octavo.models.families.settings import expert_fields
 from octavo.models.gguf_metadata import Metadata
 
 _GLM: Config = {
@@ -15,46 +21,20 @@ _GLM: Config = {
 }  # fmt: skip
 
 _POST_NORMS = {"post_attention_norm": "post_self_attn_layernorm", "post_mlp_norm": "post_mlp_layernorm"}
-_MOE: Config = {
+_MOE: Config = GROUPED_EXPERTS | {
     "vocab_size": 151_552, "hidden_size": 4096, "intermediate_size": 10_944, "num_hidden_layers": 46,
     "num_attention_heads": 96, "num_key_value_heads": 8, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5,
-    "partial_rotary_factor": 0.5, "moe_intermediate_size": 1408, "num_experts": 128, "n_routed_experts": 128,
-    "num_local_experts": None, "num_experts_per_tok": 8, "n_shared_experts": 1, "routed_scaling_factor": 1.0,
-    "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "norm_topk_prob": True, "use_qk_norm": False,
+    "partial_rotary_factor": 0.5, "num_experts": 128, "n_routed_experts": 128, "first_k_dense_replace": 1,
+    "norm_topk_prob": True, "use_qk_norm": False,
 }  # fmt: skip
 
 
-def _fields(config: Config) -> Fields:
-    own = {
-        "intermediate_size": config["moe_intermediate_size"],
-        "shared_expert_size": config["moe_intermediate_size"] * config["n_shared_experts"],
-        "shared_gate": False,
-        "router_scoring": "sigmoid",
-        "choice_bias": True,
-        "expert_groups": config["n_group"],
-        "kept_groups": config["topk_group"],
-        "expert_scale": config["routed_scaling_factor"],
-        "qk_norm": bool(config["use_qk_norm"]),
-        "out_bias": False,
-        "mlp_bias": False,
-    }
-    return expert_fields(config) | own
+def _moe(config: Config) -> Fields:
+    return grouped_expert_fields(config) | {"qk_norm": bool(config["use_qk_norm"]), "out_bias": False}
 
 
-def _from_gguf(meta: Metadata, config: Config) -> Config:
-    predictors = meta.own("nextn_predict_layers") or 0
-    found = {
-        "n_shared_experts": meta.own("expert_shared_count"),
-        "routed_scaling_factor": meta.own("expert_weights_scale"),
-        "n_group": meta.own("expert_group_count"),
-        "topk_group": meta.own("expert_group_used_count"),
-        "first_k_dense_replace": meta.own("leading_dense_block_count"),
-        "norm_topk_prob": meta.own("expert_weights_norm"),
-        "num_hidden_layers": config["num_hidden_layers"] - predictors,
-        "num_nextn_predict_layers": predictors,
-        "use_qk_norm": "blk.0.attn_q_norm.weight" in meta.tensors,
-    }
-    return {name: value for name, value in found.items() if value is not None}
+def _moe_from_gguf(meta: Metadata, config: Config) -> Config:
+    return grouped_experts_from_gguf(meta, config) | {"use_qk_norm": "blk.0.attn_q_norm.weight" in meta.tensors}
 
 
 def _glm4(_config: Config) -> Fields:
@@ -80,24 +60,13 @@ FAMILIES = (
     Family(
         model_type="glm4_moe",
         title="GLM-4.5, 4.6, 4.7",
-        fields=_fields,
+        fields=_moe,
         defaults=_MOE,
-        keys={"n_routed_experts": "num_experts"},
-        names=Names(
-            parts={
-                "router": "mlp.gate",
-                "router.choice_bias": "mlp.gate.e_score_correction_bias",
-                "expert_gate": "mlp.experts.{}.gate_proj",
-                "expert_up": "mlp.experts.{}.up_proj",
-                "expert_down": "mlp.experts.{}.down_proj",
-                "gate": "mlp.shared_experts.gate_proj",
-                "up": "mlp.shared_experts.up_proj",
-                "down": "mlp.shared_experts.down_proj",
-            }
-        ),
+        keys=KEYS,
+        names=Names(parts=PARTS),
         gguf=Gguf(
             architecture="glm4moe",
-            config=_from_gguf,
+            config=_moe_from_gguf,
             parts=GGUF_SHARED_EXPERT | {"mlp_norm": "post_attention_norm"},
         ),
     ),

@@ -21,7 +21,19 @@ _OLMOE: Config = _OLMO | {
     "max_position_embeddings": 4096, "num_experts": 64, "num_local_experts": None, "num_experts_per_tok": 8,
 }  # fmt: skip
 
-_NAMES = Names(parts={"post_attention_norm": "post_attention_layernorm", "post_mlp_norm": "post_feedforward_layernorm"})
+_FLEX: Config = _OLMO | {
+    "vocab_size": 100_352, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "rope_theta": 500_000.0,
+    "num_experts": 7, "num_local_experts": None, "num_experts_per_tok": 5, "eos_token_id": 100_257,
+}  # fmt: skip
+
+_POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_mlp_norm": "post_feedforward_layernorm"}
+_EXPERTS = {
+    "router": "mlp.gate",
+    "expert_gate": "mlp.experts.{}.gate_proj",
+    "expert_up": "mlp.experts.{}.up_proj",
+    "expert_down": "mlp.experts.{}.down_proj",
+}
+_NAMES = Names(parts=_POST_NORMS)
 
 
 def _olmo(config: Config) -> Fields:
@@ -63,15 +75,15 @@ FAMILIES = (
         title="OLMoE",
         fields=_olmoe,
         defaults=_OLMOE,
-        names=Names(
-            parts={
-                "router": "mlp.gate",
-                "expert_gate": "mlp.experts.{}.gate_proj",
-                "expert_up": "mlp.experts.{}.up_proj",
-                "expert_down": "mlp.experts.{}.down_proj",
-            }
-        ),
+        names=Names(parts=_EXPERTS),
         gguf=Gguf(architecture="olmoe"),
+    ),
+    Family(
+        model_type="flex_olmo",
+        title="FlexOlmo",
+        fields=lambda config: _olmo2(config) | expert_fields(config),
+        defaults=_FLEX,
+        names=Names(parts=_POST_NORMS | _EXPERTS),
     ),
     Family(
         model_type="olmo2",

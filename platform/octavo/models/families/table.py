@@ -5,6 +5,7 @@ from __future__ import annotations
 from octavo.models.families import (
     bloom,
     cohere,
+    dots,
     exaone,
     gemma,
     glm,
@@ -37,6 +38,7 @@ RECORDS: tuple[Family, ...] = (
     *renamed.FAMILIES,
     *phi.FAMILIES,
     *glm.FAMILIES,
+    *dots.FAMILIES,
     *olmo.FAMILIES,
     *granite.FAMILIES,
     *smollm.FAMILIES,

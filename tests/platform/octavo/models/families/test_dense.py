@@ -84,6 +84,9 @@ CASES = {
     "falcon_1b": ("Falcon", ALIKE | {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False}),
     "opt": ("OPT", ALIKE | {"ffn_dim": 96, "word_embed_proj_dim": 64}),
     "olmoe": ("Olmoe", {"num_experts": 6, "num_experts_per_tok": 3, "num_key_value_heads": 4}),
+    "flex_olmo": ("FlexOlmo", {"num_experts": 6, "num_experts_per_tok": 3, "num_key_value_heads": 4}),
+    "dots1": ("Dots1", {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40, "n_group": 4,
+              "topk_group": 2, "n_shared_experts": 2, "first_k_dense_replace": 1, "routed_scaling_factor": 1.5}),
     "granitemoe": ("GraniteMoe", {"attention_multiplier": 0.3, "logits_scaling": 0.5, "num_local_experts": 5}),
     "granitemoeshared": ("GraniteMoeShared", {"attention_multiplier": 0.3, "residual_multiplier": 0.7,
                          "num_local_experts": 5, "shared_intermediate_size": 40}),
@@ -98,10 +101,11 @@ GGUF = {
     "stablelm_parallel": "stablelm", "gpt2": "gpt2", "gpt_neox": "gptneox", "gpt_neox_serial": "gptneox",
     "starcoder2": "starcoder2", "gpt_bigcode": "starcoder", "bloom": "bloom", "falcon_40b": "falcon",
     "falcon_11b": "falcon", "olmoe": "olmoe", "granitemoe": "granitemoe", "granitemoeshared": "granitemoe",
+    "dots1": "dots1",
 }  # fmt: skip
 """Of those that llama.cpp's converter knows, the architecture."""
 
-WHOLE = {"olmo2", "olmo3", "olmoe"}
+WHOLE = {"olmo2", "olmo3", "olmoe", "flex_olmo"}
 """Those that one rank alone runs."""
 
 
@@ -130,6 +134,9 @@ def randomize(model):
             else:
                 wide = any(part in name for part in ("embed", "wte", "wpe"))
                 weight.copy_(noise * (1.0 if wide else weight.shape[-1] ** -0.5))
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):
+                buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
 
 
 class Threads(TPGroup):
@@ -203,7 +210,9 @@ def assert_close(ours, theirs):
 def test_it_is_planned_with_as_many_parameters(case, reference):
     _, folder = case
     config = json.loads((folder / "config.json").read_text())
-    assert shape_of(config).parameters == reference(folder).model.num_parameters()
+    model = reference(folder).model
+    biases = sum(buffer.numel() for name, buffer in model.named_buffers() if name.endswith("correction_bias"))
+    assert shape_of(config).parameters == model.num_parameters() + biases
     assert spec_from_config(config).family == config["model_type"]
 
 
@@ -304,7 +313,7 @@ def with_experts_apart(tensors):
             part = words[-2].removesuffix("_proj")
             found.setdefault(f"blk.{words[2]}.ffn_{part}_exps.weight", []).append((int(words[5]), values))
         else:
-            found[name] = values
+            found[name.replace("e_score_correction_bias", "e_score_correction.bias")] = values
     return {k: np.stack([x for _, x in sorted(v, key=lambda pair: pair[0])]) if isinstance(v, list) else v
             for k, v in found.items()}  # fmt: skip
 
@@ -358,6 +367,13 @@ def write_settings(writer, config, architecture):
         writer.add_expert_count: given("num_local_experts", "num_experts"),
         writer.add_expert_used_count: given("num_experts_per_tok"),
         writer.add_expert_shared_feed_forward_length: given("shared_intermediate_size"),
+        writer.add_expert_feed_forward_length: given("moe_intermediate_size"),
+        writer.add_expert_shared_count: given("n_shared_experts"),
+        writer.add_expert_weights_scale: given("routed_scaling_factor"),
+        writer.add_expert_weights_norm: given("norm_topk_prob"),
+        writer.add_expert_group_count: given("n_group"),
+        writer.add_expert_group_used_count: given("topk_group"),
+        writer.add_leading_dense_block_count: given("first_k_dense_replace"),
     }
     if architecture == "olmo":
         settings[writer.add_layer_norm_eps] = 1e-5

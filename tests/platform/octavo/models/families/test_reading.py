@@ -38,6 +38,8 @@ CLASSES = {
     "olmo3": "Olmo3Config",
     "granite": "GraniteConfig",
     "olmoe": "OlmoeConfig",
+    "flex_olmo": "FlexOlmoConfig",
+    "dots1": "Dots1Config",
     "granitemoe": "GraniteMoeConfig",
     "granitemoeshared": "GraniteMoeSharedConfig",
     "smollm3": "SmolLM3Config",
@@ -56,7 +58,8 @@ CLASSES = {
 }
 
 
-_LEAST = {"glm4_moe": {"head_dim": 128}}
+_LEAST = {"glm4_moe": {"head_dim": 128}, "dots1": {"n_routed_experts": 128, "num_experts_per_tok": 6,
+          "n_shared_experts": 2}}  # fmt: skip
 """Settings without which a type's defaults make no model."""
 
 
