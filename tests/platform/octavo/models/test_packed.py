@@ -114,7 +114,7 @@ def test_every_instruction_set(native, tiny_model, paged_run, long_sequences, na
         assert ((torch.from_numpy(a) - b).norm() / b.norm()).item() < 0.05
 
 
-@pytest.mark.parametrize("name", ["qwen2_moe", "qwen3_moe_dense", "gpt_oss", "glm4_moe"])
+@pytest.mark.parametrize("name", ["qwen2_moe", "gpt_oss"])
 def test_mixtures_on_every_instruction_set(native, tiny_model, paged_run, sequences, name):
     """In the fast mode too, but for a token here and there that a rounding sends to another expert."""
     source = resolve_source(str(tiny_model(name)))
