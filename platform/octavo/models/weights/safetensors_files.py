@@ -28,10 +28,10 @@ from octavo_kernels.linear.formats import Array
 from octavo_kernels.linear.quantized import QuantizedWeight, rows_of
 
 _UNUSED = re.compile(
-    r"(vision_tower|multi_modal_projector)\.|.*\.rotary_emb\.inv_freq$|.*\.(attn|attention)\.(masked_)?bias$"
+    r"(vision_tower|multi_modal_projector|mtp_\w+)\.|.*\.rotary_emb\.inv_freq$|.*\.(attn|attention)\.(masked_)?bias$"
 )
-"""Tensors that are skipped: Gemma 3's vision model, and what old checkpoints hold of frequencies, which the config
-gives, and of causal masks."""
+"""Tensors that are skipped: Gemma 3's vision model, ERNIE's guesses of further tokens, and what old checkpoints hold of
+frequencies, which the config gives, and of causal masks."""
 
 
 def read_safetensors(folder: Path, spec: ModelSpec) -> list[StoredTensor]:
@@ -84,7 +84,7 @@ def _is_empty_bias(tensor: StoredTensor, spec: ModelSpec) -> bool:
 def _split(tensor: StoredTensor, naming: Naming, spec: ModelSpec) -> list[StoredTensor]:
     """The parts of a tensor that stacks several, such as q, k and v; other tensors as they are."""
     if (found := naming.stack_of(tensor.name)) is None:
-        return [tensor]
+        return [_as_vector(tensor, naming)]
     names, stack = found
     rows = stacked_rows(stack, spec)
     each = [tensor]
@@ -92,6 +92,18 @@ def _split(tensor: StoredTensor, naming: Naming, spec: ModelSpec) -> list[Stored
         each = [_expert(tensor, i, transposed=stack.transposed) for i in range(experts_of(tensor, spec))]
     check_rows(tensor.name, each[0].shape[0], rows)
     return [_part(one, name_of(name, i), rows[part]) for i, one in enumerate(each) for part, name in names]
+
+
+def _as_vector(tensor: StoredTensor, naming: Naming) -> StoredTensor:
+    """What chooses experts, where it is stored as a matrix of one row."""
+    bias = naming.parts.get("router.choice_bias")
+    if bias is None or not tensor.name.endswith(bias) or tensor.shape[:-1] != (1,):
+        return tensor
+
+    def read(_rows: range | None, _columns: range | None) -> Iterator[Tensor]:
+        return (values.flatten() for values in tensor.read(None, None))
+
+    return replace(tensor, shape=tensor.shape[1:], read=read)
 
 
 def _expert(tensor: StoredTensor, index: int, *, transposed: bool) -> StoredTensor:

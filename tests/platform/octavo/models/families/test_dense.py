@@ -87,6 +87,7 @@ CASES = {
     "flex_olmo": ("FlexOlmo", {"num_experts": 6, "num_experts_per_tok": 3, "num_key_value_heads": 4}),
     "dots1": ("Dots1", {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40, "n_group": 4,
               "topk_group": 2, "n_shared_experts": 2, "first_k_dense_replace": 1, "routed_scaling_factor": 1.5}),
+    "ernie4_5_moe": ("Ernie4_5_Moe", {"moe_num_experts": 6, "moe_k": 3, "moe_intermediate_size": 40}),
     "granitemoe": ("GraniteMoe", {"attention_multiplier": 0.3, "logits_scaling": 0.5, "num_local_experts": 5}),
     "granitemoeshared": ("GraniteMoeShared", {"attention_multiplier": 0.3, "residual_multiplier": 0.7,
                          "num_local_experts": 5, "shared_intermediate_size": 40}),
@@ -101,7 +102,7 @@ GGUF = {
     "stablelm_parallel": "stablelm", "gpt2": "gpt2", "gpt_neox": "gptneox", "gpt_neox_serial": "gptneox",
     "starcoder2": "starcoder2", "gpt_bigcode": "starcoder", "bloom": "bloom", "falcon_40b": "falcon",
     "falcon_11b": "falcon", "olmoe": "olmoe", "granitemoe": "granitemoe", "granitemoeshared": "granitemoe",
-    "dots1": "dots1",
+    "dots1": "dots1", "ernie4_5_moe": "ernie4_5-moe",
 }  # fmt: skip
 """Of those that llama.cpp's converter knows, the architecture."""
 
@@ -313,7 +314,9 @@ def with_experts_apart(tensors):
             part = words[-2].removesuffix("_proj")
             found.setdefault(f"blk.{words[2]}.ffn_{part}_exps.weight", []).append((int(words[5]), values))
         else:
-            found[name.replace("e_score_correction_bias", "e_score_correction.bias")] = values
+            found[name.replace("e_score_correction_bias", "e_score_correction.bias")] = (
+                values[0] if "moe_statics" in name else values
+            )
     return {k: np.stack([x for _, x in sorted(v, key=lambda pair: pair[0])]) if isinstance(v, list) else v
             for k, v in found.items()}  # fmt: skip
 
@@ -368,12 +371,12 @@ def write_settings(writer, config, architecture):
         writer.add_expert_used_count: given("num_experts_per_tok"),
         writer.add_expert_shared_feed_forward_length: given("shared_intermediate_size"),
         writer.add_expert_feed_forward_length: given("moe_intermediate_size"),
-        writer.add_expert_shared_count: given("n_shared_experts"),
+        writer.add_expert_shared_count: given("n_shared_experts", "moe_num_shared_experts"),
         writer.add_expert_weights_scale: given("routed_scaling_factor"),
         writer.add_expert_weights_norm: given("norm_topk_prob"),
         writer.add_expert_group_count: given("n_group"),
         writer.add_expert_group_used_count: given("topk_group"),
-        writer.add_leading_dense_block_count: given("first_k_dense_replace"),
+        writer.add_leading_dense_block_count: given("first_k_dense_replace", "moe_layer_start_index"),
     }
     if architecture == "olmo":
         settings[writer.add_layer_norm_eps] = 1e-5

@@ -40,6 +40,7 @@ CLASSES = {
     "olmoe": "OlmoeConfig",
     "flex_olmo": "FlexOlmoConfig",
     "dots1": "Dots1Config",
+    "ernie4_5_moe": "Ernie4_5_MoeConfig",
     "granitemoe": "GraniteMoeConfig",
     "granitemoeshared": "GraniteMoeSharedConfig",
     "smollm3": "SmolLM3Config",
