@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from octavo.errors import ModelError
-from octavo.models.families.record import Config, Family, Fields, Names, Stack
+from octavo.models.families.record import Config, Family, Fields, Gguf, Names, Stack
 from octavo.models.families.settings import alibi_slopes
+from octavo.models.gguf_metadata import Metadata
 from octavo.models.spec import NO_ROPE
 
-_ATTENTION = {"alibi": True, "clip_qkv": None, "qk_ln": False, "prefix_lm": False, "attn_type": "multihead_attention"}
+_ATTENTION = {"alibi": True, "qk_ln": False, "prefix_lm": False, "attn_type": "multihead_attention"}
 
 
 def _fields(config: Config) -> Fields:
@@ -25,6 +26,7 @@ def _fields(config: Config) -> Fields:
         "attention_scale": attention.get("softmax_scale") or (hidden // heads) ** -0.5,
         "activation": "gelu",
         "layer_norm": True,
+        "qkv_clip": attention.get("clip_qkv") or None,
         "gated": False,
         "alibi_slopes": alibi_slopes(heads, attention.get("alibi_bias_max", 8)),
     }
@@ -55,6 +57,15 @@ _PARTS = {
     "down": "ffn.down_proj",
 }
 
+
+def _from_gguf(meta: Metadata, config: Config) -> Config:
+    attention = {"alibi": True, "alibi_bias_max": meta.required("attention.max_alibi_bias")}
+    return {
+        "attn_config": attention | {"clip_qkv": meta.own("attention.clamp_kqv")},
+        "expansion_ratio": config["intermediate_size"] / config["hidden_size"],
+    }
+
+
 FAMILIES = (
     Family(
         model_type="mpt",
@@ -64,5 +75,6 @@ FAMILIES = (
         keys=_KEYS,
         only={"no_bias": (True,)},
         names=Names(layer="blocks.{}.", parts=_PARTS, stacks={"attn.Wqkv": Stack(("q", "k", "v"))}),
+        gguf=Gguf(architecture="mpt", config=_from_gguf),
     ),
 )

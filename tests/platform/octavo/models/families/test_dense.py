@@ -43,6 +43,7 @@ ALIKE = {"num_key_value_heads": 4}
 NARROW = {"head_dim": 24}
 
 CASES = {
+    "mpt_clipped": ("Mpt", ALIKE | {"intermediate_size": 256, "max_seq_len": 128, "attn_config": {"clip_qkv": 0.6}}),
     "ministral": ("Ministral", WINDOWS | NARROW | {"layer_types": ["sliding_attention", "full_attention"] * 2
                   + ["sliding_attention"]}),
     "ministral3": ("Ministral3", NARROW | {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0,
@@ -95,6 +96,7 @@ CASES = {
 """Name -> the prefix of its transformers classes and how its config differs from `COMMON`."""
 
 GGUF = {
+    "mpt_clipped": "mpt",
     "seed_oss": "seed_oss", "internlm3": "llama", "arcee": "arcee", "nemotron": "nemotron", "ernie4_5": "ernie4_5",
     "phi": "phi2", "phi3": "phi3", "phi3_long": "phi3", "glm": "chatglm", "glm4": "glm4", "olmo": "olmo",
     "olmo2": "olmo2", "olmo3": "olmo2", "granite": "granite", "smollm3": "smollm3", "cohere": "command-r",
@@ -348,7 +350,7 @@ def write_settings(writer, config, architecture):
     head_dim = given("head_dim") or config.hidden_size // heads
     rope = rope.get("full_attention", rope)
     settings = {
-        writer.add_context_length: given("max_position_embeddings", "seq_length") or 128,
+        writer.add_context_length: given("max_position_embeddings", "max_seq_len") or 128,
         writer.add_embedding_length: config.hidden_size,
         writer.add_block_count: config.num_hidden_layers,
         writer.add_feed_forward_length: given("n_inner", "ffn_hidden_size", "intermediate_size") or 4 * 72,
@@ -365,7 +367,8 @@ def write_settings(writer, config, architecture):
         writer.add_attention_scale: given("attention_multiplier"),
         writer.add_embedding_scale: given("embedding_multiplier"),
         writer.add_residual_scale: given("residual_multiplier"),
-        writer.add_clamp_kqv: given("clip_qkv"),
+        writer.add_clamp_kqv: given("clip_qkv") or getattr(given("attn_config"), "clip_qkv", None),
+        writer.add_max_alibi_bias: getattr(given("attn_config"), "alibi_bias_max", None),
         writer.add_parallel_residual: given("use_parallel_residual"),
         writer.add_expert_count: given("num_local_experts", "num_experts"),
         writer.add_expert_used_count: given("num_experts_per_tok"),
