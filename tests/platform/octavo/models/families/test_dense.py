@@ -164,15 +164,15 @@ def on_ranks(size, run):
         return [torch.cat(logits, 1) for logits in zip(*parts, strict=True)]
 
 
-def native_logits(source, sequences):
-    """Of all sequences, whose chunks run together: one, two, many and the rest."""
+def native_logits(source, sequences, cuts=(0, 1, 3, 40, 80)):
+    """Of all sequences, whose chunks between these positions run together."""
     spec, model = load_packed(source, dtype="float32")
     tables = np.random.default_rng(0).permutation(len(sequences) * 5).astype(np.int32).reshape(-1, 5)
     kv = PackedKV(spec.num_layers, tables.size, 16, spec.num_kv_heads, spec.head_dim, "float32")
     kv._data[:] = 0xFF  # NaN, wherever nothing was stored
     decoder = NativeDecoder(library(), model, kv, exact=True)
     found = [[] for _ in sequences]
-    for begin, end in pairwise((0, 1, 3, 40, 80)):
+    for begin, end in pairwise(cuts):
         rows = [i for i, tokens in enumerate(sequences) if len(tokens) > begin]
         chunks = [sequences[i][begin:end] for i in rows]
         starts = np.cumsum([0, *map(len, chunks)]).astype(np.int32)
@@ -199,7 +199,9 @@ def test_it_computes_what_transformers_does(case, paged_run, reference, sequence
     for size in (1,) if name in WHOLE else (1, 2):
         assert_close(on_ranks(size, of_rank), theirs)
     if library() is not None:
-        assert_close(native_logits(source, sequences), theirs)
+        ours = native_logits(source, sequences)
+        assert_close(ours, theirs)
+        assert torch.equal(native_logits(source, sequences[:1], (0, 80))[0], ours[0])
     prompts = [tokens[:20] for tokens in sequences[2:]]
     greedy = paged_run(load_model(source), len(prompts), 40).greedy(prompts, 6)
     assert greedy == [expected.greedy(prompt, 6) for prompt in prompts]
