@@ -32,7 +32,6 @@ REFUSED: list[dict[str, Any]] = [
     {"function_call": {"name": "f"}},
     {"spaces_between_special_tokens": True, "skip_special_tokens": False},
     {"stream_options": {"include_obfuscation": True}, "stream": True},
-    {"prediction": {"type": "content", "content": "x"}},
     {"mm_processor_kwargs": {"a": 1}},
     {"vllm_xargs": {"a": 1}},
     {"documents": [{}]},
