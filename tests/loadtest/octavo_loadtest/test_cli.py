@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,14 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from octavo_loadtest import campaign, cli
 from octavo_loadtest.cli import app
 from octavo_loadtest.fake_server import Behaviour, running
+from octavo_loadtest.job import Target
+from octavo_loadtest.load import Load
+from octavo_loadtest.measure import Run
+from octavo_loadtest.plan import make
+from octavo_loadtest.text import Calibration
 
 
 def call(*arguments: str, folder: Path) -> tuple[int, dict[str, Any], str]:
@@ -39,30 +46,14 @@ def inside(*arguments: str) -> tuple[int, dict[str, Any], str]:
 LOAD = ["--scale", "0.02", "--requests", "20", "--warmup", "1"]
 
 
-def test_load_compare_and_report(tmp_path: Path) -> None:
+def test_a_load_as_a_person_sends_one(tmp_path: Path) -> None:
     with running(Behaviour(itl=0.001)) as fake:
-        code, line, said = call(
-            "load", fake.url, *LOAD, "--rate", "40", "--slo", "ttft=9", "--out", "a", folder=tmp_path
-        )
-        assert (code, line["slo_met"], line["slo_verdict"]) == (0, True, "unresolved")
-        assert "met: 100.0% of requests, 99% asked; unresolved" in said
-        code, line, said = call(
-            "load", fake.url, *LOAD, "--rate", "40", "--slo", "ttft=0.001", "--out", "b", folder=tmp_path
-        )
-        assert (code, line["slo_met"]) == (1, False)
-        assert "SLO missed" in said
-        assert "missed: 0.0% of requests, 99% asked; failed" in said
-    a, b, c, d = (str(tmp_path / name) for name in "abcd")
-    code, line, _ = inside("compare", a, b, "--names", "before,after", "--out", c)
-    assert [point["name"] for point in line["points"]] == ["before", "after"]
-    run = next(path for path in (tmp_path / "a").iterdir() if path.is_dir())
-    whole, single = (inside("report", str(given), "--definitions", "guidellm", "--out", d) for given in (a, run))
-    assert whole[0] == 0
-    assert whole[1]["points"] == [single[1]["points"][0] | {"name": f"a/{run.name}"}]
-    both = inside("report", a, b, "--out", d)[1]["points"]
-    assert len(both) == 2  # one load, but of two folders
-    assert {"report.html", "report.md", "report.json"} <= {path.name for path in (tmp_path / "d").iterdir()}
-    code, _, said = inside("report", d)
+        arguments = ["load", fake.url, *LOAD, "--rate", "40", "--slo", "ttft=9", "--out", "a"]
+        code, line, said = call(*arguments, folder=tmp_path)
+    assert (code, line["slo_met"], line["slo_verdict"]) == (0, True, "unresolved")
+    assert "met: 100.0% of requests, 99% asked; unresolved" in said
+    assert line["points"][0]["failed"] == 0
+    code, _, said = inside("report", str(tmp_path / "a" / "report.html"))
     assert (code, "holds no run" in said) == (2, True)
 
 
@@ -141,3 +132,132 @@ def test_the_package_imports_none_of_its_neighbours() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# ---- commands in this process, for a simulated server --------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(simulated: Callable[..., tuple[Run, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Target]:
+    """Whom is measured; a server with one slot that answers 33 requests a second at most."""
+    found: list[Target] = []
+
+    def measure(load: Load, target: Target, *_: object) -> Run:
+        found.append(target)
+        if load.seed == 99:
+            raise KeyboardInterrupt
+        return simulated(load, ttft=0.02, itl=0.002, slots=1)[0]
+
+    monkeypatch.setattr(campaign, "measure", measure)
+    monkeypatch.setattr(cli, "find_model", lambda url, headers: "found")
+    monkeypatch.setattr(cli, "prepare", lambda target: (target, Calibration()))
+    monkeypatch.chdir(tmp_path)
+    return found
+
+
+QUICK = ["http://127.0.0.1:1", "--scale", "0.012", "--warmup", "0", "--arrivals", "constant", "--requests", "60"]
+
+
+@pytest.mark.parametrize(
+    ("slo", "code", "met", "verdict"),
+    [("ttft=9", 0, True, "unresolved"), ("ttft=0.001", 1, False, "failed"), ("", 0, None, None)],
+)
+def test_the_exit_code_says_whether_an_slo_was_met(
+    slo: str, code: int, met: bool | None, verdict: str | None, asked: list[Target]
+) -> None:
+    ended, line, said = inside("load", *QUICK, "--rate", "20", *(["--slo", slo] if slo else []), "--out", "a")
+    assert (ended, line.get("slo_met"), line.get("slo_verdict")) == (code, met, verdict)
+    assert ("SLO missed" in said) == (met is False)
+    assert line["points"][0]["ttft_p50"] == pytest.approx(20, abs=1)
+    assert [target.model for target in asked] == ["found"]
+    assert {"report.html", "report.md", "report.json"} <= {path.name for path in Path("a").iterdir()}
+
+
+def test_a_sweep_and_a_search_judge_nobody(asked: list[Target]) -> None:
+    """They go beyond what a server can do: a missed SLO is what they look for."""
+    code, line, _ = inside(
+        "sweep", *QUICK, "--from", "10", "--to", "80", "--steps", "3", "--slo", "ttft=0.05", "--gain", "-1"
+    )
+    assert (code, line["kind"], len(line["points"])) == (0, "sweep", 3)
+    assert line["saturation"]["last_rate_kept"] in (10, 28.3)
+    code, line, _ = inside("sweep", *QUICK, "--over", "concurrency", "--from", "1", "--to", "4")
+    assert [point["name"] for point in line["points"]][:2] == ["1 at once", "2 at once"]
+    code, line, _ = inside(
+        "capacity", *QUICK, "--rate", "20", "--slo", "ttft=0.05", "--attainment", "0.7", "--most", "4"
+    )
+    assert (code, line["kind"]) == (0, "capacity")
+    assert line["capacity"]["low"] >= 20
+
+
+def test_ctrl_c_has_an_exit_code_of_its_own(asked: list[Target]) -> None:
+    code, _, said = inside("load", *QUICK, "--seed", "99")
+    assert (code, "interrupted before any answer came" in said) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--api", "speech"], "--api is one of chat, completions, embeddings"),
+        (["--body", "{"], "--body is no JSON"),
+        (["--definitions", "mine"], "no definitions called 'mine'"),
+        (["--slo", "speed=3"], "an SLO can bound"),
+        (["--tokenizer", "nowhere"], "nowhere is no tokenizer"),
+        (["--send-key", "safely"], "OCTAVO_LOADTEST_KEY has none"),
+        (["--arrivals", "closed"], "a closed loop needs a concurrency"),
+    ],
+)
+def test_what_cannot_be_run_is_one_sentence(
+    arguments: list[str], sentence: str, asked: list[Target], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OCTAVO_LOADTEST_KEY", raising=False)
+    monkeypatch.setattr(campaign, "measure", lambda load, *_: make(load))
+    code, _, said = inside("load", *QUICK, *arguments)
+    assert (code, sentence in said.replace("\n", " ")) == (2, True), said
+
+
+def test_what_a_target_is_made_of(asked: list[Target], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTAVO_LOADTEST_KEY", "sk")
+    extra = ["--model", "m", "--api", "completions", "--body", '{"seed": 1}', "--timeout", "7", "--new-connections"]
+    assert inside("load", *QUICK, "--rate", "20", *extra, "--send-key", "safely")[0] == 0
+    assert asked == [
+        Target(
+            QUICK[0],
+            "m",
+            "completions",
+            {"Authorization": "Bearer sk"},
+            {"seed": 1},
+            reuse_connections=False,
+            timeout=7,
+        )
+    ]
+
+
+def test_figures_again_under_other_definitions(asked: list[Target]) -> None:
+    for name in "ab":
+        inside("load", *QUICK, "--rate", "20", "--repeats", "2", "--out", name)
+    figures = {}
+    for definitions in ("octavo", "vllm", "guidellm", "aiperf", "mlperf"):
+        code, line, _ = inside("report", "a", "--definitions", definitions, "--out", "c")
+        assert (code, len(line["points"])) == (0, 1)
+        figures[definitions] = line["points"][0]
+    assert figures["octavo"]["tpot_p50"] == pytest.approx(2, abs=0.01) == figures["aiperf"]["tpot_p50"]
+    assert figures["guidellm"]["tpot_p50"] > 4  # the first token is in it
+    assert len(inside("report", "a", "b", "--out", "c")[1]["points"]) == 2  # one load, but of two folders
+    code, line, _ = inside("report", "a", "--slo", "ttft=0.001", "--out", "c")
+    assert (code, line["slo_met"]) == (1, False)
+
+
+def test_comparisons_need_a_name_each(asked: list[Target]) -> None:
+    inside("load", *QUICK, "--rate", "20", "--out", "a")
+    assert [point["name"] for point in inside("compare", "a", "a", "--names", "x,y", "--out", "c")[1]["points"]] == [
+        "x",
+        "y",
+    ]
+    code, _, said = inside("compare", "a", "a", "--names", "x")
+    assert (code, "2 reports need as many names, not 1" in said) == (2, True)
+
+
+def test_presets_are_listed_with_their_sources() -> None:
+    done = CliRunner().invoke(app, ["workloads"])
+    assert done.exit_code == 0
+    assert "balanced" in done.output
