@@ -168,14 +168,7 @@ class Sender:
         return outcome
 
     async def _exchange(self, outcome: Outcome, request: bytes) -> None:
-        connection, new = await self._client.connection()
-        if new:
-            outcome.connected = perf_counter_ns()
-        try:
-            await connection.exchange(request, outcome.answer)
-        except BaseException:
-            connection.abort()
-            raise
+        connection, outcome.connected = await self._client.exchange(request, outcome.answer)
         self._client.release(connection)
 
     def _report(self, outcome: Outcome, error: str | None) -> None:

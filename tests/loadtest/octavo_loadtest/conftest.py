@@ -65,14 +65,10 @@ class Server:
     def request(self, method: str, path: str, body: bytes, extra: str = "") -> bytes:
         return body
 
-    async def connection(self) -> tuple[Server, bool]:
-        return self, False
-
     def release(self, connection: Server) -> None: ...
-    def abort(self) -> None: ...
     def close(self) -> None: ...
 
-    async def exchange(self, request: bytes, answer: Answer) -> None:
+    async def exchange(self, request: bytes, answer: Answer) -> tuple[Server, None]:
         number, asked = len(self.asked), json.loads(request)
         self.asked.append(asked)
         async with self._slots:
@@ -90,6 +86,7 @@ class Server:
             if wrong is None:
                 self._write(answer, {"choices": [{"delta": {}, "finish_reason": "length"}]}, asked["max_tokens"])
             answer.end = self.clock.ns
+        return self, None
 
     def _write(self, answer: Answer, event: dict[str, Any], tokens: int) -> None:
         usage = {"prompt_tokens": 10, "completion_tokens": tokens}

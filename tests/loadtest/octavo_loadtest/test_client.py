@@ -48,6 +48,9 @@ def test_a_request_as_bytes() -> None:
 # ---- answers, byte by byte ----------------------------------------------------------------------------------------
 
 
+LEAVE = b"leave"  # in place of a piece: the connection ends there
+
+
 @asynccontextmanager
 async def scripted(answers: list[list[bytes]], stay: bool = True) -> Any:
     """A server that writes the pieces of one answer for each request it reads, whatever it asks; and then leaves,
@@ -60,6 +63,8 @@ async def scripted(answers: list[list[bytes]], stay: bool = True) -> Any:
             while answers:
                 await reader.readuntil(b"\r\n\r\n")
                 for piece in answers.pop(0):
+                    if piece == LEAVE:
+                        return
                     writer.write(piece)
                     await writer.drain()
                     await asyncio.sleep(0.001)
@@ -167,6 +172,18 @@ def test_an_open_connection_is_used_again() -> None:
 
 def test_a_connection_that_the_server_ends_is_not() -> None:
     assert opened_by([CLOSED, OK], twice) == 2
+
+
+def test_a_connection_that_was_closed_unannounced_costs_a_new_one() -> None:
+    """As llama.cpp's server does after each stream: the request that met it was never read."""
+    assert opened_by([OK, [LEAVE], OK], twice) == 2
+
+
+@pytest.mark.parametrize("answers", [[[LEAVE], OK], [OK, [HEAD, LEAVE], OK], [OK, [LEAVE], [LEAVE], OK]])
+def test_nothing_else_is_sent_twice(answers: list[list[bytes]]) -> None:
+    """Over a new connection, after the first byte of an answer, or a third time."""
+    with pytest.raises(LoadTestError, match="connection closed"):
+        opened_by(answers, twice)
 
 
 def test_a_connection_for_each_request_where_that_is_asked() -> None:
