@@ -1,9 +1,9 @@
 """An HTTP/1.1 client that records exactly when each byte arrived.
 
-The time is taken in the event loop's read callback, before any parsing. Raw reads are kept, and parsed after the run in
-another place. There are no retries (but see `Client.exchange`) and no redirects. A chunk costs 32 us of CPU. httpx's raw
-stream costs 105 us, and 119 us with lines and JSON parsed (eight streams of 1000 chunks, Python 3.11); chunks that arrive
-together would be stamped late by that much.
+The time is taken in the event loop's read callback, before any parsing. Raw reads are kept, and parsed after the run
+in another place. There are no retries (but see `Client.exchange`) and no redirects. A chunk costs 32 us of CPU. httpx's
+raw stream costs 105 us, and 119 us with lines and JSON parsed (eight streams of 1000 chunks, Python 3.11); chunks that
+arrive together would be stamped late by that much.
 """
 
 from __future__ import annotations
