@@ -4,6 +4,7 @@
 // step has an adapter, all of this is a comparison with an empty list.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "decoder/tokens.h"
@@ -77,6 +78,8 @@ template <class F> void with_kind(int64_t kind, const F& f) {
     }
 }
 
+constexpr int64_t kFewRows = std::min(4, packed::kRowsBeside);  // of a piece, so that each thread gets some
+
 class StepAdapters {
     struct Rows {
         const Adapter* adapter;
@@ -97,8 +100,8 @@ class StepAdapters {
     }
 
     // Pieces of about equally many rows.
-    void cut(const Rows& group) {
-        const int64_t count = int64_t(group.rows.size()), parts = (count - 1) / packed::kRowsBeside + 1;
+    void cut(const Rows& group, int64_t most) {
+        const int64_t count = int64_t(group.rows.size()), parts = (count + most - 1) / most;
         for (int64_t i = 0; i < parts; ++i) {
             const Range part = split(count, int(i), int(parts));
             pieces.push_back({group.adapter, group.rows.data() + part.begin, part.end - part.begin});
@@ -116,8 +119,10 @@ public:
         if (of.empty()) return;
         for (int64_t i = 0; i < tokens.count; ++i)
             if (const Adapter* adapter = of[tokens[i]]) rows_of(adapter).rows.push_back(i);
+        const int64_t rows = std::count_if(of.begin(), of.end(), [](const Adapter* adapter) { return adapter; });
+        const int64_t most = rows / num_threads() < packed::kRowsBeside ? kFewRows : packed::kRowsBeside;
         for (size_t g = 0; g < used; ++g) {
-            cut(groups[g]);
+            cut(groups[g], most);
             stride = std::max(stride, groups[g].adapter->widest * packed::kPlace);
         }
     }

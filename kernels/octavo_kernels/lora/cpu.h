@@ -31,7 +31,7 @@ namespace {
 
 constexpr int64_t kMaxRank = 256, kMaxStacked = 3 * kMaxRank;
 constexpr int64_t kPlace = GROUP;  // floats of room for 32 numbers of a packed A x
-constexpr int kRowsBeside = REGISTER_ROWS < 4 ? REGISTER_ROWS : 4;  // that share a load of weights
+constexpr int kRowsBeside = REGISTER_ROWS;  // that share a load of weights, at most
 constexpr int64_t kNext = 4096;  // bytes: what comes next lies next, in a matrix and after it
 
 struct LowCodes : Grouped<8, 7, 1, 32, 1, false> {
@@ -48,15 +48,15 @@ OCTAVO_INLINE void add_codes(const uint8_t* unit, int64_t steps, const Group8* c
     Scales w;
     LowCodes::read_scales(unit, w);
     Ints dot[ROWS];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) dot[r] = first_sum<LowCodes>(*x[r], 0);
     for (int64_t i = 0; i < steps; ++i) {
         const Bytes codes = load_bytes(unit + 32 + 64 * i);
         __builtin_prefetch(unit + 64 * i + kNext, 0, 2);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) dot[r] = dot4<8>(dot[r], codes, x[r]->code + 4 * i);
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) acc[r] = scale_out<LowCodes>(w, *x[r], {sum_to_floats(dot[r])}, acc[r]);
 }
 
@@ -64,7 +64,7 @@ OCTAVO_INLINE void add_codes(const uint8_t* unit, int64_t steps, const Group8* c
 template <ActivationKind KIND, int ROWS>
 OCTAVO_INLINE void add_words(const uint8_t* weights, const uint32_t (&x)[ROWS], Floats (&acc)[ROWS]) {
     __builtin_prefetch(weights + kNext, 0, 2);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
         if constexpr (KIND == ActivationKind::bf16) {
             acc[r] = dot2_bf16(acc[r], load_ints(weights), x[r]);
