@@ -58,7 +58,6 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo_loadtest/__main__.py": "loadtest/octavo_loadtest/test_cli.py",
     # a whole that its parts' tests drive, each from another side
     "octavo/engine/engine.py": "platform/octavo/engine/test_scheduler.py",
-    "octavo/engine/masks.py": "platform/octavo/engine/test_constrained.py",
     "octavo/engine/sequence.py": "platform/octavo/engine/test_scheduler.py",
     "octavo/engine/stats.py": "platform/octavo/engine/test_load_meter.py",
     "octavo/errors.py": "deployments/octavo_serve/api/test_failures.py",
