@@ -76,17 +76,15 @@ def test_chains_that_are_gone_are_forgotten():
     assert sum(map(len, pool._cached._tails)) <= 1024 + 2 * 4
 
 
-@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=60), st.integers(6, 12))
-def test_of_what_is_cached_every_prefix_is(prompts, num_blocks):
-    """Whatever was learned: no block outlives what it builds on."""
-    pool, known = BlockPool(num_blocks, 1), set()
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(6, 12))
+def test_what_was_released_together_goes_from_its_tail_on(names, num_blocks):
+    """Whatever was learned: of prompts that share nothing with others only beginnings are left."""
+    pool = BlockPool(num_blocks, 1)
     pool._cached._returns = Returns(1)  # learns with each block
-    for prompt in prompts:
-        asked = [bytes(prompt[: i + 1]) for i in range(len(prompt))]
-        ask(pool, asked)
-        known.update(asked)
-    cached = set(pool._index)
-    assert all(each[:-1] in cached or len(each) == 1 for each in cached)
+    for name in names:
+        ask(pool, chain(name, name + 1))
+        for asked in (chain(each, each + 1) for each in range(6)):
+            assert sum(each in pool._index for each in asked) == len(pool.match(asked))
 
 
 def test_the_worth_of_a_block_is_what_it_can_return():

@@ -53,7 +53,7 @@ def test_half_precision_stays_close_to_float32(tiny_model, paged_run, sequences,
     folder = tiny_model("gemma3")
     full, half = load(folder), load(folder, dtype=dtype)
     assert half.weights.embedding.dtype == half.dtype == getattr(torch, dtype)
-    assert half.weights.final_norm.dtype == torch.float32
+    assert half.weights.final_norm.weight.dtype == torch.float32
     for a, b in zip(
         paged_run(full, len(sequences), 80).all_logits(sequences),
         paged_run(half, len(sequences), 80).all_logits(sequences),
