@@ -51,7 +51,8 @@ def test_blocks_dequantise_as_gguf_says(name: str, monkeypatch) -> None:
     expected = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[name])
     assert torch.equal(weight.dequantize(), torch.from_numpy(expected))
     assert weight.shape == (5, 512)
-    assert weight.nbytes <= blocks.nbytes * (1.3 if name == "MXFP4" else 1.2)  # four-bit floats become five-bit integers
+    most = 1.3 if name == "MXFP4" else 1.2  # four-bit floats become integers of five bits
+    assert weight.nbytes <= blocks.nbytes * most
 
 
 def assert_multiplies(gpu, device, weight, rows, *, dtype=torch.float16, bias=True, **options):
