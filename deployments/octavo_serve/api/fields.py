@@ -93,11 +93,14 @@ Choices = Annotated[list[GrammarText], AtMost(MAX_CHOICES)]
 AllowedTokenIds = Annotated[list[TokenId], AtMost(MAX_ALLOWED_TOKENS)]
 BadWords = Annotated[list[Annotated[str, Field(min_length=1, max_length=MAX_NAME)]], AtMost(MAX_BAD_WORDS)]
 
-_OBJECT: dict[str, Any] = {"type": "object"}
 _JSON_SCHEMA = {
-    "type": "object",
+    "type": ["object", "null"],
     "required": ["schema"],
-    "properties": {"name": {"type": "string"}, "schema": _OBJECT, "strict": {"type": ["boolean", "null"]}},
+    "properties": {
+        "name": {"type": ["string", "null"]},
+        "schema": {"type": ["object", "boolean", "string"]},
+        "strict": {"type": ["boolean", "null"]},
+    },
 }
 RESPONSE_FORMAT: dict[str, Any] = {
     "required": ["type"],

@@ -43,7 +43,9 @@ def response_format(value: Mapping[str, Any], param: str = "response_format") ->
     Raises:
         BadRequest.
     """
-    kind = value.get("type")
+    kind, named = value.get("type"), value.get("json_schema")
+    if named is not None and kind != "json_schema":
+        json_schema(named, f"{param}.json_schema")  # of no use there, but no nonsense either
     if kind == "text":
         return None
     if kind == "json_object":
@@ -51,7 +53,7 @@ def response_format(value: Mapping[str, Any], param: str = "response_format") ->
             return StructuredOutputs(json=value["schema"], param=f"{param}.schema")
         return StructuredOutputs(json_object=True, param=param)
     if kind == "json_schema":
-        return json_schema(value.get("json_schema"), f"{param}.json_schema")
+        return json_schema(named, f"{param}.json_schema")
     if kind == "structural_tag":
         return StructuredOutputs(structural_tag=dict(value), param=param)
     raise BadRequest(f"{param}.type must be {_FORMATS}, got {kind!r:.80}", f"{param}.type")
@@ -65,6 +67,8 @@ def json_schema(value: Any, param: str) -> StructuredOutputs:
     """
     if not isinstance(value, Mapping):
         raise BadRequest(f'{param} must be an object such as {{"name": "answer", "schema": {{...}}}}', param)
+    if not isinstance(value.get("name"), str | None):
+        raise BadRequest(f"{param}.name must be a string", f"{param}.name")
     if not isinstance(value.get("strict"), bool | None):
         raise BadRequest(f"{param}.strict must be true or false", f"{param}.strict")
     schema = value.get("schema")

@@ -61,6 +61,11 @@ def test_each_field_says_what_the_answer_must_be(extra: dict[str, Any], wanted: 
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"response_format": {"type": "text", "json_schema": []}}, "response_format.json_schema"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {**NAMED, "name": 5}}},
+        "response_format.json_schema.name",
+    ),
     ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex"),
     ({"structured_outputs": {"json": SCHEMA, "regex": "a"}}, "structured_outputs"),
     ({"structured_outputs": {"jsn": SCHEMA}}, "structured_outputs"),
