@@ -112,7 +112,7 @@ RESPONSE_FORMAT: dict[str, Any] = {
 """Schema of OpenAI's `response_format`."""
 STRUCTURED: dict[str, Any] = {
     "properties": {
-        "json": {"type": ["object", "string", "null"]},
+        "json": {"type": ["object", "boolean", "string", "null"]},
         "json_object": {"type": ["boolean", "null"]},
         "regex": {"type": ["string", "null"]},
         "choice": {"type": ["array", "null"], "items": {"type": "string"}},

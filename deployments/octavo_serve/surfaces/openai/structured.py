@@ -86,7 +86,11 @@ def _of_vllm(value: Mapping[str, Any]) -> StructuredOutputs | None:
             raise BadRequest(f"{name}.{key} is not supported: leave it out", f"{name}.{key}")
         if key not in KINDS and key not in _OTHERS:
             raise BadRequest(f"{name} may hold one of {', '.join(KINDS)}; got {key!r:.80}", name)
-    given = {key: value[key] for key in KINDS if value.get(key) not in (None, False)}
+    given = {key: value[key] for key in KINDS if value.get(key) is not None}
+    if not isinstance(given.get("json_object"), bool | None):
+        raise BadRequest(f"{name}.json_object must be true or false", f"{name}.json_object")
+    if given.get("json_object") is False:
+        del given["json_object"]
     if len(given) > 1:
         raise BadRequest(f"{' and '.join(f'{name}.{key}' for key in given)} exclude each other: send one", name)
     return next((StructuredOutputs(**{key: part}, param=f"{name}.{key}") for key, part in given.items()), None)
