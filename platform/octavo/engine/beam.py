@@ -93,7 +93,7 @@ class _Text:
 
 
 @dataclass(slots=True)
-class Turn:
+class NextBeams:
     """What a step makes of the beams.
 
     Attributes:
@@ -139,7 +139,7 @@ class Beams:
         self._told: dict[Sequence, _Told] = {}
         self._text_ends: dict[Sequence, str] = {}
 
-    def step(self, rows: list[tuple[int, Sequence]], result: StepResult, error: str) -> Turn:
+    def step(self, rows: list[tuple[int, Sequence]], result: StepResult, error: str) -> NextBeams:
         """Go on with what a step says of all beams.
 
         Args:
@@ -147,10 +147,10 @@ class Beams:
             error: why a beam has no candidates whose logits are not finite.
         """
         if any(result.token_ids[row] < 0 for row, _ in rows):
-            return Turn(updates=self.failed("error", error))
+            return NextBeams(updates=self.failed("error", error))
         going = self._choose(self._best(rows, result), result)
         if self._is_over(going, rows[0][1]):
-            return Turn(updates=self._answers(rows))
+            return NextBeams(updates=self._answers(rows))
         return self._go_on(going, [beam for _, beam in rows], result)
 
     def failed(self, reason: FinishReason, sentence: str | None = None) -> list[SequenceUpdate]:
@@ -232,12 +232,12 @@ class Beams:
         length = beam.group.max_tokens if longest else beam.num_output + 1
         return bool(going[0].total / np.float32(length**search.length_penalty) <= self._complete[-1].score)
 
-    def _go_on(self, going: list[_Next], beams: list[Sequence], result: StepResult) -> Turn:
+    def _go_on(self, going: list[_Next], beams: list[Sequence], result: StepResult) -> NextBeams:
         """Give the beams their tokens: the first way on is the beam itself, each other one a fork of it."""
         ways: dict[Sequence, list[_Next]] = {}
         for each in going:
             ways.setdefault(each.beam, []).append(each)
-        turn = Turn(gone=[beam for beam in beams if beam not in ways])
+        turn = NextBeams(gone=[beam for beam in beams if beam not in ways])
         used = {beam.order[2] for beam in ways}
         slots = (slot for slot in range(self.width) if slot not in used)
         told: dict[Sequence, _Told] = {}

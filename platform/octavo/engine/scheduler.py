@@ -40,7 +40,7 @@ from octavo.config import EngineConfig
 from octavo.cost_model import CostModel
 from octavo.engine.activation import one_way
 from octavo.engine.admission import ModelLimits, check_request
-from octavo.engine.beam import Beams, Turn, blocks_wanted, check_beams, too_wide
+from octavo.engine.beam import Beams, NextBeams, blocks_wanted, check_beams, too_wide
 from octavo.engine.behind import checked, may_guess
 from octavo.engine.budget import prompt_budget
 from octavo.engine.constrained import RequestRules
@@ -372,7 +372,7 @@ class Scheduler:
                 updates.append(self._tell(seq, seq.pooled(result.pooled[row])))
         return updates
 
-    def _turn(self, group: Group, turn: Turn) -> list[SequenceUpdate]:
+    def _turn(self, group: Group, turn: NextBeams) -> list[SequenceUpdate]:
         """Go on with the beams that a step has made, or end the search."""
         if turn.updates is not None:
             return self._end_search(group, turn.updates)
