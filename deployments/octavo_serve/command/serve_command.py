@@ -452,7 +452,13 @@ def await_answers(
                 continue
             if state["status"] == "loading":
                 loading[model] = state["reason"]
-            elif reason := state["reason"] or _ask(plan, awaited):
+                continue
+            try:
+                reason = state["reason"] or _ask(plan, awaited)
+            except _LOST as error:  # HAProxy is being replaced: the model has not been asked
+                loading[model] = f"its address does not answer: {error}"
+                continue
+            if reason:
                 failed[model] = reason
             else:
                 answered.add(model)
@@ -496,19 +502,24 @@ def _trust(plan: Plan) -> ssl.SSLContext | bool:
     return trust(certificate) if certificate else True
 
 
+_LOST = httpx.NetworkError, httpx.RemoteProtocolError
 _POOLING = "/pooling"  # of models without text, whatever they do
 _FEW: dict[str, Any] = {"max_tokens": 4, "temperature": 0}
 
 
 def _ask(plan: Plan, awaited: Awaited) -> str | None:
-    """Request a few tokens, or a vector; returns what is wrong with the answer, or None."""
+    """Request a few tokens, or a vector; returns what is wrong with the answer, or None.
+
+    Raises:
+        NetworkError, RemoteProtocolError: there was no connection, or it ended before an answer.
+    """
     path, body = _POOLING, {"model": awaited.model, "input": QUESTION}
     if _writes(plan, awaited):
         path, body = "/v1/completions", {"model": awaited.model, "prompt": QUESTION, **_FEW}
     url = f"{plan.base}{awaited.route}{path}"
     try:
         answer = httpx.post(url, json=body, headers=plan.headers, timeout=600, trust_env=False, verify=_trust(plan))
-    except httpx.TransportError as error:
+    except httpx.TimeoutException as error:
         return f"it does not answer: {error}"
     return None if answer.status_code == 200 else f"it answers {answer.status_code}: {answer.text}"
 

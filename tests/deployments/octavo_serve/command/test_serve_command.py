@@ -39,6 +39,7 @@ class Gateways(BaseHTTPRequestHandler):
     """Two applications: one asks for a key, and the other's model "two" has failed."""
 
     key = ""
+    cut = 0  # of the next requests, ended without an answer
 
     def do_GET(self) -> None:
         if self.path == "/health":
@@ -53,6 +54,9 @@ class Gateways(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.cut:
+            type(self).cut -= 1
+            return
         asked = self.path, body["model"]
         known = asked in (("/v1/completions", "one"), ("/b/v1/completions", "one"), ("/b/pooling", "vectors"))
         self._answer(200 if known and (self._has_key() or self.path.startswith("/b")) else 401, {})
@@ -111,10 +115,13 @@ def plan(folder: Path, port: int) -> Plan:
 def test_each_model_of_each_application_is_asked_with_the_starts_own_key(
     tmp_path: Path, port: int, child: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And again where the connection is lost: HAProxy may be replaced in the meantime."""
     asked, said = plan(tmp_path, port), list[str]()
     monkeypatch.setattr(Gateways, "key", asked.key)
+    monkeypatch.setattr(Gateways, "cut", 2)
     assert await_answers(asked, child, said.append, said.append) == {"two (b)": "no such file"}
-    assert [line.partition(" answers")[0] for line in said if "answers" in line] == [
+    assert Gateways.cut == 0
+    assert sorted(line.partition(" answers")[0] for line in said if "answers" in line) == [
         "one (a)",
         "one (b)",
         "vectors (b)",
