@@ -152,12 +152,28 @@ def pages() -> dict[str, str]:
 # ---- models --------------------------------------------------------------------------------------------------------
 
 
+OTHERS = """## Models that are not listed
+
+`runner: transformers` (`octavo serve MODEL --runner transformers`, `LLM(MODEL, runner="transformers")`) runs a model
+with transformers' own code over this engine's cache: continuous batching, prefix cache, chunks, preemption, sampling
+and grammars are as for all models. It needs `pip install 'octavo[transformers]'` and a directory of safetensors.
+
+- It is slower: layers run in PyTorch as transformers wrote them.
+- Every layer has to attend through transformers' attention interface, as DeepSeek V2 and V3 do (their latent attention
+  keeps whole keys and values here), and keep nothing else of a text. At the start, logits over chunks and over two
+  texts in one step are compared with those of transformers alone. A model whose logits differ, as those of recurrent
+  layers would, is refused.
+- There is no tensor parallelism, no quantization, no LoRA, no `batch_invariant` and no CUDA graph. Code that comes with
+  a checkpoint is not run (`trust_remote_code`).
+"""
+
+
 def models_page() -> str:
     rows = [f"| {one.title} | `{one.model_type}` | {f'`{one.gguf}`' if one.gguf else ''} |" for one in supported()]
     head = "| models | `model_type` | GGUF |\n|---|---|---|"
     encoders = ", ".join(f"`{name}`" for name in encoder_types())
     note = f"Encoders, which make vectors and classes of texts ([embeddings.md](embeddings.md)): {encoders}."
-    return "\n".join([MODELS, head, *rows, "", note, ""])
+    return "\n".join([MODELS, head, *rows, "", note, "", OTHERS])
 
 
 # ---- settings ------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from octavo.errors import ConfigError
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "int8", "fp8"]
 LoadFormat = Literal["auto", "dummy"]
+Runner = Literal["auto", "transformers"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,6 +30,8 @@ class EngineConfig:
         quantization: None keeps the checkpoint's weights as they are.
         load_format: "auto" reads the checkpoint; "dummy" takes random weights (torch runner only): it times a model of
             which only the config is available.
+        runner: "auto" runs the families of docs/models.md; "transformers" runs a model that is not among them with
+            transformers' own code over this engine's cache, which is slower, or refuses it.
         max_model_len: most tokens of one sequence, prompt and output; None takes the model's own limit, and for an
             encoder the one that its makers say for texts, where that is lower.
         max_num_seqs: most sequences in one step; an encoder's steps are bounded by max_num_batched_tokens alone.
@@ -74,6 +77,7 @@ class EngineConfig:
     kv_cache_dtype: KVCacheDType = "auto"
     quantization: str | None = None
     load_format: LoadFormat = "auto"
+    runner: Runner = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 1024
@@ -111,6 +115,8 @@ class EngineConfig:
             )
         if self.load_format not in ("auto", "dummy"):
             raise ConfigError(f"load_format must be auto or dummy, got {self.load_format!r}")
+        if self.runner not in ("auto", "transformers"):
+            raise ConfigError(f"runner must be auto or transformers, got {self.runner!r}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:NUMBER, got {self.device!r}")
         self._check_speculation()

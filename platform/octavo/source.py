@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from octavo.config import Runner
 from octavo.errors import ModelError
 from octavo.package_file import find_package_file, package_file
 from octavo.verified import verify
@@ -46,9 +47,10 @@ class Source:
     name: str  # as the user wrote it, without a sum
     path: Path  # a directory ("hf") or a file ("gguf")
     kind: Literal["hf", "gguf"]
+    runner: Runner = "auto"  # as in `EngineConfig`
 
 
-def resolve_source(name: str) -> Source:
+def resolve_source(name: str, runner: Runner = "auto") -> Source:
     """Find a model on this machine (or fetch a hub id).
 
     Raises:
@@ -59,7 +61,7 @@ def resolve_source(name: str) -> Source:
     source = _local(name, path) or Source(name, _from_hub(name), "hf")
     if wanted is not None:
         _verify(source, wanted)
-    return source
+    return replace(source, runner=runner)
 
 
 def _split_sum(name: str) -> tuple[str, str | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -305,6 +305,7 @@ def _not_loadable(models: list[ModelSettings]) -> list[str]:
     for model in models:
         if model.engine.rehearsal is None and (source := check_source(model.source)) is not None:
             try:
+                source = replace(source, runner=model.engine.runner)
                 check_loadable(source, model.engine.quantization, model.engine.max_model_len)
                 if model.tensor_parallel > 1:
                     group = TPGroup()

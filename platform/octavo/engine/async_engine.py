@@ -134,7 +134,7 @@ class AsyncEngine:
         Raises:
             ModelError, ConfigError: it cannot be loaded, or not with these settings.
         """
-        found = resolve_source(source)
+        found = resolve_source(source, config.runner)
         tokenizer = load_tokenizer(found)
         with ThreadPoolExecutor(1, "octavo-vocabulary") as beside:
             generates = config.rehearsal is None and read_spec(found).generates

@@ -94,7 +94,7 @@ class LLM:
 
     def __init__(self, model: str, *, progress: bool = True, **settings: Any) -> None:
         config = EngineConfig.from_settings(settings)
-        source = resolve_source(str(model))
+        source = resolve_source(str(model), config.runner)
         self.tokenizer: Tokenizer = load_tokenizer(source)
         self._recommended = recommended_sampling(source)
         self.engine = Engine.load(source, config, self.tokenizer, progress=progress)

@@ -222,6 +222,8 @@ def _logprobs(
 
 def why_not_native(source: Source, config: EngineConfig, share: Share) -> str | None:
     """What the native executor does not cover, in words; None when it covers all."""
+    if source.runner == "transformers":
+        return "runner is transformers"
     if config.load_format == "dummy":
         return "load_format is dummy"
     if config.dtype == "float16":

@@ -26,10 +26,11 @@ from octavo.execution.pooling import Head, pool, pooled_tokens
 from octavo.execution.sampler import Drawn, begin_sample, prompt_logprobs
 from octavo.execution.transfer import fetch, to_device
 from octavo.models.adapters import read_adapter
-from octavo.models.decoder import Decoder
+from octavo.models.decoder import Decoder, StepDecoder
 from octavo.models.head import read_head
-from octavo.models.load import load_model
+from octavo.models.load import load_model, torch_dtype
 from octavo.models.parallel import Share, TPGroup
+from octavo.models.source_spec import check_loadable, read_config
 from octavo.models.step_context import StepAdapters, StepContext
 from octavo.models.weights.adapted import DeviceAdapter, on_device, take_adapters
 from octavo.request import Adapter
@@ -56,7 +57,7 @@ class TorchExecutor:
         ModelError: there is no memory for the cache.
     """
 
-    def __init__(self, decoder: Decoder, config: EngineConfig, num_blocks: int, head: Head | None = None) -> None:
+    def __init__(self, decoder: StepDecoder, config: EngineConfig, num_blocks: int, head: Head | None = None) -> None:
         self.spec = decoder.share.whole
         self._head = head
         self.num_blocks = num_blocks
@@ -81,7 +82,7 @@ class TorchExecutor:
     @property
     def parts(self) -> TorchParts:
         """As in `LocalExecutor`."""
-        return TorchParts(self._decoder)
+        return TorchParts(_own(self._decoder))
 
     def __str__(self) -> str:
         return self._description
@@ -95,7 +96,7 @@ class TorchExecutor:
 
     def load_adapter(self, adapter: Adapter) -> int:
         """As in `Executor`."""
-        decoder = self._decoder
+        decoder = _own(self._decoder)
         if decoder.split_keys is not None and not use_gpu(decoder.weights.embedding):
             raise ConfigError("without Triton adapters are not computed batch-invariantly: leave batch_invariant off")
         found = read_adapter(Path(adapter.path), decoder.share, adapter.digest)
@@ -209,11 +210,22 @@ class TorchExecutor:
         return StepAdapters(segments, [adapter.changes for adapter in adapters], words)
 
 
-def _kv_dtype(decoder: Decoder, config: EngineConfig) -> torch.dtype:
+def _own(decoder: StepDecoder) -> Decoder:
+    """A decoder of ours.
+
+    Raises:
+        ConfigError: it is transformers'.
+    """
+    if not isinstance(decoder, Decoder):
+        raise ConfigError("runner 'transformers' has no adapters, and its models are not taken apart")
+    return decoder
+
+
+def _kv_dtype(decoder: StepDecoder, config: EngineConfig) -> torch.dtype:
     return {"int8": torch.int8, "fp8": torch.float8_e4m3fn}.get(config.kv_cache_dtype, decoder.dtype)
 
 
-def _allocate(decoder: Decoder, config: EngineConfig, num_blocks: int) -> KVStorage:
+def _allocate(decoder: StepDecoder, config: EngineConfig, num_blocks: int) -> KVStorage:
     try:
         dtype = _kv_dtype(decoder, config)
         return KVStorage(decoder.spec, num_blocks, config.block_size, dtype, str(decoder.device))
@@ -221,10 +233,11 @@ def _allocate(decoder: Decoder, config: EngineConfig, num_blocks: int) -> KVStor
         raise ModelError(f"no memory for a KV cache of {num_blocks} blocks ({error}): lower kv_cache_bytes") from None
 
 
-def _describe(decoder: Decoder, config: EngineConfig) -> str:
+def _describe(decoder: StepDecoder, config: EngineConfig) -> str:
     weights = f", weights in {config.quantization}" if config.quantization else ""
     weights += f", keys and values in {config.kv_cache_dtype}" if config.kv_cache_dtype != "auto" else ""
-    return f"{decoder.spec.family} in {str(decoder.dtype).removeprefix('torch.')} on {decoder.device}{weights}"
+    code = "" if isinstance(decoder, Decoder) else ", transformers' own code"
+    return f"{decoder.spec.family} in {str(decoder.dtype).removeprefix('torch.')} on {decoder.device}{weights}{code}"
 
 
 # ---- loading --------------------------------------------------------------------------------------------------------
@@ -242,12 +255,16 @@ def load_torch(
         ModelError, ConfigError: it cannot be loaded, or not with these settings.
     """
     _check(source, config, device, group)
-    decoder = _load_decoder(source, config, device, share, group, progress)
-    if config.batch_invariant:
-        decoder.keep_one_order()
+    decoder: StepDecoder
+    if source.runner == "transformers":
+        decoder = _load_foreign(source, config, device)
+    else:
+        decoder = _load_decoder(source, config, device, share, group, progress)
+        if config.batch_invariant:
+            decoder.keep_one_order()
     head = read_head(source, share.whole, dummy=config.load_format == "dummy")
     executor = TorchExecutor(decoder, config, _num_blocks(decoder, config), head)
-    if device != "cpu" and group.size == 1 and not config.enforce_eager:
+    if device != "cpu" and group.size == 1 and not config.enforce_eager and isinstance(decoder, Decoder):
         slots = executor.num_blocks * config.block_size
         executor.use_graphs(min(config.max_model_len or share.whole.max_position_embeddings, slots), cuda_capture())
     return executor
@@ -267,9 +284,18 @@ def _check(source: Source, config: EngineConfig, device: str, group: TPGroup) ->
         raise ConfigError(
             f"kv_cache_dtype 'fp8' needs compute capability 8.9, this GPU has {major}.{minor}: use 'int8'"
         )
+    if source.runner == "transformers" and (config.batch_invariant or config.load_format == "dummy"):
+        raise ConfigError("runner 'transformers' has no batch_invariant and no load_format 'dummy': leave them out")
     if config.batch_invariant and (device == "cpu" or group.size > 1):
         where = "the torch runner on a CPU" if device == "cpu" else "several ranks"
         raise ConfigError(f"batch_invariant is not for {where}, on which {source.name} runs: leave it off")
+
+
+def _load_foreign(source: Source, config: EngineConfig, device: str) -> StepDecoder:
+    from octavo.models.foreign import load_foreign
+
+    spec, positions = check_loadable(source, config.quantization, config.max_model_len)
+    return load_foreign(source, spec, torch_dtype(config.dtype, device, read_config(source)), device, positions)
 
 
 def _load_decoder(
@@ -296,7 +322,7 @@ def _load_decoder(
         ) from None
 
 
-def _num_blocks(decoder: Decoder, config: EngineConfig) -> int:
+def _num_blocks(decoder: StepDecoder, config: EngineConfig) -> int:
     """KV blocks that fit: on a GPU, beside the weights and the largest step."""
     block = bytes_per_block(decoder.spec, config.block_size, _kv_dtype(decoder, config))
     if decoder.device.type != "cpu" and config.kv_cache_bytes is None:
@@ -305,7 +331,7 @@ def _num_blocks(decoder: Decoder, config: EngineConfig) -> int:
     return num_kv_blocks(config, block, decoder.group)
 
 
-def run_largest_step(decoder: Decoder, config: EngineConfig) -> None:
+def run_largest_step(decoder: StepDecoder, config: EngineConfig) -> None:
     """Run a step with as many tokens and as many rows to draw, nucleus and all, as there can be.
 
     Raises:

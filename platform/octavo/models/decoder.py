@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from octavo.models.parallel import Share, TPGroup
 from octavo.models.rope import cos_sin_table, query_scales
-from octavo.models.spec import Activation, Rope
+from octavo.models.spec import Activation, ModelSpec, Rope
 from octavo.models.step_context import StepContext
 from octavo.models.weights.layout import LayerWeights, Norm, Weights, keep_one_order
 from octavo_kernels.activation import gelu_mul, silu_mul
@@ -29,6 +30,22 @@ _ACTIVATIONS: dict[tuple[Activation, bool], Callable[[Tensor], Tensor]] = {
     ("relu2", False): lambda x: F.relu(x).square(),
 }
 """By name, and whether it is gated."""
+
+
+class StepDecoder(Protocol):
+    """What runs steps: a `Decoder`, or transformers' code (`foreign`). Its members are as there."""
+
+    spec: ModelSpec
+    share: Share
+    group: TPGroup
+    dtype: torch.dtype
+    device: torch.device
+    num_positions: int
+    split_keys: int | None
+
+    def forward(self, token_ids: Tensor, context: StepContext) -> Tensor: ...
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
 
 
 class Decoder:

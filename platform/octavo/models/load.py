@@ -123,7 +123,7 @@ class _How:
             keep_blocks = torch.device(device).type != "cpu"
         keep_blocks = keep_blocks and source.kind == "gguf" and rounding is None
         is_quantized = keep_blocks or rounding is not None or quantization_config(config) is not None
-        return cls(_torch_dtype(dtype, device, config), rounding, keep_blocks, is_quantized)
+        return cls(torch_dtype(dtype, device, config), rounding, keep_blocks, is_quantized)
 
 
 def _read(
@@ -176,7 +176,8 @@ def _matrix(tensor: StoredTensor, slot: Slot, rows: Tensor | None, rounding: Rou
     return round_matrix(values, rounding, tensor.name)
 
 
-def _torch_dtype(dtype: DType, device: str, config: Config) -> torch.dtype:
+def torch_dtype(dtype: DType, device: str, config: Config) -> torch.dtype:
+    """The type that a setting means on a device, for a model with this config."""
     if dtype != "auto":
         return _DTYPES[dtype]
     if torch.device(device).type == "cpu":

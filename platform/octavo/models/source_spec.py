@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from octavo.errors import ConfigError
+from octavo.errors import ConfigError, ModelError
 from octavo.gguf_header import read_directory
 from octavo.model_files import read_json, read_optional, reading
 from octavo.models.families.reading import spec_from_config
@@ -26,6 +26,8 @@ def read_spec(source: Source) -> ModelSpec:
     Raises:
         ModelError: a damaged config, or a model or setting that is not supported.
     """
+    if source.runner == "transformers":
+        return _foreign_spec(source)
     with reading(source.path):
         config = read_config(source)
         modules = sentence_modules(source)
@@ -34,6 +36,16 @@ def read_spec(source: Source) -> ModelSpec:
         stored = stored_facts(source, config.get("model_type"))
         spec = _without_output(spec_from_config(config, stored), config, stored, is_embedder=bool(modules))
         return replace(spec, head=spec.head or dense_head(modules))
+
+
+def _foreign_spec(source: Source) -> ModelSpec:
+    try:
+        from octavo.models.foreign import read_foreign_spec  # transformers takes seconds to import
+    except ImportError as error:
+        raise ModelError(
+            f"runner 'transformers' needs a package: pip install 'octavo[transformers]' ({error})"
+        ) from error
+    return read_foreign_spec(source)
 
 
 def _without_output(spec: ModelSpec, config: Config, stored: Stored | None, *, is_embedder: bool) -> ModelSpec:
@@ -52,6 +64,8 @@ def read_share(source: Source, group: TPGroup) -> Share:
         ModelError: a damaged config, or a model or setting that is not supported.
         ConfigError: so many ranks cannot share it; the message says why and how many can.
     """
+    if group.size > 1 and source.runner == "transformers":
+        raise ConfigError(f"tensor_parallel_size must be 1 for {source.name!r}: runner 'transformers' cuts no model")
     if group.size > 1 and _stored(source) not in (None, "gguf"):
         raise ConfigError(f"tensor_parallel_size must be 1 for {source.name!r}: {_stored(source)} matrices are not cut")
     if group.size > 1 and quantization_config(read_config(source)) is not None:
@@ -88,6 +102,8 @@ def check_loadable(source: Source, quantization: str | None, max_model_len: int 
         ConfigError: a quantization that is not supported, or more positions than the model has.
     """
     spec = read_spec(source)
+    if source.runner == "transformers" and quantization is not None:
+        raise ConfigError("runner 'transformers' keeps the checkpoint's weights: leave quantization out")
     check_setting(quantization, _stored(source), source.name)
     positions = max_model_len or spec.max_position_embeddings
     if positions > spec.max_position_embeddings:

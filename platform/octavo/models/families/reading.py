@@ -33,7 +33,10 @@ def spec_from_config(config: Config, stored: Stored | None = None) -> ModelSpec:
             return encoder_from_config(config, stored)
         if (family := family_of(model_type)) is None:
             supported = ", ".join(sorted([*FAMILIES, *encoder_types(), *OUTER]))
-            raise ModelError(f"models of type {model_type!r} are not supported; supported types are {supported}")
+            raise ModelError(
+                f"models of type {model_type!r} are not supported; supported types are {supported}. With `runner: "
+                "transformers`, transformers' own code may run it, slower"
+            )
         spec = _spec(config, family, stored)
         if is_classifier(config):
             return _classifier(spec, config, stored)
