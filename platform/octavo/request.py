@@ -51,6 +51,12 @@ MAX_BAD, MAX_BAD_LENGTH = 1024, 64
 MAX_PREDICTED = 2**14
 """Most tokens of what an output is expected to hold; what a prediction has beyond them is not looked at."""
 
+MAX_WEIGHT = 1e6
+"""Of a tenant: how many times as much as one with the default of 1 it may get."""
+
+MAX_DEADLINE = 86400.0
+"""Seconds to a first token; who can wait for more than a day has no deadline."""
+
 MAX_TOKEN_ID = 2**31 - 1
 """No vocabulary is larger."""
 
@@ -352,6 +358,13 @@ class Request:
         seed: of its random numbers, in [0, 2**64); `params.seed`, or drawn at random.
         asker: who wants it, as far as the sender knows: askers take turns where new grammars are compiled.
         predicted: tokens that its output is expected to hold; they change how fast it comes, and nothing of it.
+        tenant: whom its work is charged to under `scheduling_policy: fair`; all those without a name are one tenant.
+        weight: of the tenant, more than 0: those who wait share the machine in proportion to their weights.
+        deadline: seconds in which its first token must come, counted anew by whoever takes it in (gateway, then
+            shard); None: whenever it can. It is dropped if it has not begun by then; once begun it is finished.
+
+    Raises:
+        BadRequest: on construction, for a weight or a deadline out of bounds.
     """
 
     request_id: str
@@ -369,6 +382,9 @@ class Request:
     pooling: Pooling | None = None
     asker: str = ""
     predicted: list[int] | None = None
+    tenant: str = ""
+    weight: float = 1.0
+    deadline: float | None = None
 
     @property
     def adapter_digest(self) -> str:
@@ -379,6 +395,9 @@ class Request:
         # SamplingParams may be shared by many requests: the drawn seed belongs to the request.
         if self.seed < 0:
             self.seed = secrets.randbits(63) if self.params.seed is None else self.params.seed % 2**64
+        _number(self.weight, "weight", 0, MAX_WEIGHT, open_low=True)
+        if self.deadline is not None:
+            _number(self.deadline, "deadline", 0, MAX_DEADLINE, open_low=True)
 
 
 @dataclass(slots=True)

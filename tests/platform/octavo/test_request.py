@@ -45,6 +45,16 @@ def test_a_request_draws_its_seed_once_and_keeps_it_on_the_way():
     assert Request(request_id="a", prompt_token_ids=[1], params=SamplingParams(seed=5)).seed == 5
 
 
+@pytest.mark.parametrize(
+    ("param", "value"),
+    [("weight", 0), ("weight", 1e7), ("weight", "1"), ("deadline", 0.0), ("deadline", -1), ("deadline", 1e6),
+     ("deadline", float("nan"))],
+)  # fmt: skip
+def test_a_wrong_weight_or_deadline_is_named(param, value):
+    with pytest.raises(BadRequest, match=param):
+        Request(request_id="a", prompt_token_ids=[1], **{param: value})
+
+
 def test_errors_survive_pickling():
     error = pickle.loads(pickle.dumps(BadRequest("say less", "prompt")))
     assert (str(error), error.param) == ("say less", "prompt")

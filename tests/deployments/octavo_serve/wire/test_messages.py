@@ -64,7 +64,7 @@ def test_the_largest_request_that_does_not_go_in_parts_is_a_message() -> None:
     prompt = PART_TOKENS - sum(len(tokens or ()) for tokens in emitted)
     request = Request(
         request_id=name, prompt_token_ids=[MAX_TOKEN_ID] * prompt, params=params, cache_salt=name, session=name,
-        block_hashes=[bytes(16)] * prompt, emitted=emitted,
+        block_hashes=[bytes(16)] * prompt, emitted=emitted, tenant=name, weight=0.1, deadline=0.3,
     )  # fmt: skip
     assert not is_long(request)
     assert len(encoded := encode(Submit(request))) < MAX_MESSAGE
