@@ -17,10 +17,10 @@ from octavo.errors import ConfigError, ModelError
 from octavo.source import SUM, Source, check_source
 from octavo_serve.api.access import read_keys
 from octavo_serve.api.validation import explain
+from octavo_serve.config.access import ApiKey
 from octavo_serve.config.serve_schema import Application, Document
 from octavo_serve.config.settings import (
     NO_EXPORTER,
-    ApiKey,
     AppSettings,
     ModelSettings,
     ReplicaRange,

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from octavo_serve.config.settings import Seconds, Settings
+from octavo_serve.config.base import Seconds, Settings
 
 Port = Annotated[int, Field(ge=1, le=65_535)]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo.errors import ConfigError
-from octavo_serve.api.access import Caller, Rules
 from octavo_serve.config.settings import deployment_name, load_settings
 
 MODEL = {"name": "a", "source": "b"}
@@ -76,80 +74,9 @@ def test_engine_settings_reach_the_engine() -> None:
     assert (settings.models[0].engine.block_size, settings.models[0].engine.target_itl) == (32, 0.05)
 
 
-NO_KEYS = [
-    ([{"name": "a", "key": "sk-secret"}, {"name": "b", "key": "sk-secret"}], "'a' and 'b' have the same key"),
-    (None, "api_keys has no entry"),
-    ([], "api_keys has no entry"),
-    ("sk-secret", "api_keys is a list of entries"),
-    (["sk-secret"], "api_keys is a list of entries"),
-    ({"alice": "sk-secret"}, "api_keys is a list of entries"),
-    ([{"name": "alice"}], "one of key, file, env or sha256"),
-    ([{"key": "sk-secret"}], "setting 'api_keys.0.name' is required"),
-    ([{"name": "alice", "key": "sk-secret", "env": "KEY"}], "one of key, file, env or sha256"),
-    ([{"name": "alice", "kye": "sk-secret"}], "unknown setting 'kye': did you mean 'key'? in api_keys.0"),
-    ([{"name": "alice", "key": ""}], "visible ASCII characters"),
-    ([{"name": "alice", "key": "sk-secret two"}], "visible ASCII characters"),
-    ([{"name": "alice", "key": 7_777_777}], "visible ASCII characters"),
-    ([{"name": "alice", "sha256": "sk-secret"}], "api_keys.0.sha256 string should match"),
-    ([{"name": "a b", "key": "sk-secret"}], "api_keys.0.name string should match"),
-]
-
-
-@pytest.mark.parametrize(("keys", "sentence"), NO_KEYS)
-def test_what_is_wrong_with_a_key_is_said_without_it(keys: object, sentence: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load_settings({"models": [MODEL], "api_keys": keys}).sealed()
-    assert sentence in str(caught.value)
-    assert "secret" not in str(caught.value)
-    assert "7777777" not in str(caught.value)
-
-
-def test_what_serve_keeps_has_no_text_of_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OCTAVO_TEST_KEY", "sk-secret-env\n")
-    keys = [
-        {"name": "alice", "key": "sk-secret-inline", "operator": True},
-        {"name": "bob", "env": "OCTAVO_TEST_KEY"},
-        {"name": "carol", "file": "carol.key"},
-        {"name": "dave", "sha256": sha256(b"sk-dave").hexdigest()},
-    ]
-    settings = load_settings({"models": [MODEL], "api_keys": keys})
-    assert "inline" not in repr(settings)
-    sealed = settings.sealed()
-    assert "secret" not in repr(sealed) + str(sealed.as_args())
-    again = load_settings(sealed.as_args())
-    assert (again, again.sealed()) == (sealed, sealed)
-    rules = again.rules(loopback=True)
-    assert rules.keys is not None
-    found = [rules.keys.holder(key) for key in (b"sk-secret-inline", b"sk-secret-env", b"sk-dave", b"sk-secret")]
-    assert found == [Caller("alice", operator=True), Caller("bob"), Caller("dave"), None]
-
-
-@pytest.mark.parametrize("value", [None, "", "\n"])
-def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
-    monkeypatch.delenv("OCTAVO_TEST_KEY", raising=False)
-    if value is not None:
-        monkeypatch.setenv("OCTAVO_TEST_KEY", value)
-    with pytest.raises(ConfigError, match="environment variable OCTAVO_TEST_KEY of the key 'bob' is not set"):
-        load_settings({"models": [MODEL], "api_keys": [{"name": "bob", "env": "OCTAVO_TEST_KEY"}]}).sealed()
-
-
 def test_settings_without_keys_come_back_as_they_are() -> None:
     settings = load_settings({"models": [MODEL]})
     assert load_settings(settings.as_args()) == settings
-
-
-def rules(loopback: bool, **more: object) -> Rules:
-    return load_settings({"models": [MODEL], **more}).rules(loopback)
-
-
-def test_the_defaults_depend_on_who_can_reach_the_server() -> None:
-    keys = [{"name": "alice", "key": "sk-alice"}]
-    assert [(r.hosts, r.disclose) for r in (rules(True), rules(False))] == [(frozenset(), True), (None, False)]
-    assert [rules(loopback, api_keys=keys).disclose for loopback in (True, False)] == [False, False]
-    assert rules(False, api_keys=keys, disclose=True).disclose
-    assert rules(False, allowed_hosts=["A.example", "[::2]"]).hosts == {"a.example", "::2"}
-    assert rules(True, allowed_hosts=["*"]).hosts is None
-    assert rules(True, client_priority={"max": 5}).priorities == (0, 5)
 
 
 @pytest.mark.parametrize("name", ["llama", "Qwen3-0.6B", "a_b", "x" * 80])
