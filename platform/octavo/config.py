@@ -71,6 +71,8 @@ class EngineConfig:
             built-in one or the path of a YAML file. Only the model's tokenizer is read then.
         rehearsal_speed: speed of the simulated machine relative to its profile; at 0.2 every step takes five times as
             long. A list holds one speed per shard, by rank; shards beyond its end run at 1.
+        record: a folder in which the scheduler writes what it sees and decides, for `octavo replay` (docs/replay.md):
+            no text and no token, but when requests came, how long they were and the hashes of their blocks.
     """
 
     dtype: DType = "auto"
@@ -97,6 +99,7 @@ class EngineConfig:
     device: str = "auto"
     rehearsal: str | None = None
     rehearsal_speed: float | list[float] = 1.0
+    record: str | None = None
 
     def __post_init__(self) -> None:
         at_least_one = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_queued_requests",

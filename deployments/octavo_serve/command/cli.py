@@ -11,6 +11,7 @@ from octavo import __version__
 from octavo.errors import ConfigError
 from octavo.evaluation.command import evaluate
 from octavo.planning.command import plan
+from octavo.rehearsal.command import replay
 from octavo_serve.command.plain_text import clean
 
 Url = Annotated[str, typer.Argument(metavar="[URL]", help="The server; http://127.0.0.1:8000 by default.")]
@@ -150,6 +151,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print what was 
 
 
 app.command()(plan)
+app.command()(replay)
 app.command()(evaluate)
 
 

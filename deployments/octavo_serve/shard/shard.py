@@ -80,13 +80,15 @@ class Shard:
         speed = config.speed_of_shard(context.rank.rank)
         see_own_gpus_only()
         ranks = launch() if config.tensor_parallel_size > 1 and config.rehearsal is None else None
-        self.engine = AsyncEngine.load(source, replace(config, rehearsal_speed=speed), progress=True, launch=ranks)
+        name = context.replica_id.unique_id
+        record = None if config.record is None else f"{config.record}/{name}"
+        own = replace(config, rehearsal_speed=speed, record=record)
+        self.engine = AsyncEngine.load(source, own, progress=True, launch=ranks)
         start.done("model")
         if accuracy is not None:
             _require(self.engine, source, config, accuracy)
             start.done("accuracy")
         self.meter = LoadMeter(config)
-        name = context.replica_id.unique_id
         self.host = str(get_node_ip_address())  # type: ignore[no-untyped-call]
         self.port = Port(self.engine, name, report_s)
         self.patience = 0.0

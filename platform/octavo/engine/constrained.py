@@ -152,6 +152,10 @@ class RequestRules:
             words=-(-vocab_size // 32),
         )
 
+    def constraint(self) -> Constraint:
+        """Of a sequence that has no token yet."""
+        return Constraint(self)
+
 
 class Constraint:
     """Where one sequence is in its rules.

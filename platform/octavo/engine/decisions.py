@@ -48,6 +48,11 @@ class DecisionLog:
         if decision.kind in ("wait", "admit"):
             self._waiting = key
 
+    @property
+    def newest(self) -> Decision | None:
+        """The record kept last."""
+        return self._records[-1] if self._records else None
+
     def of(self, request_id: str) -> list[Decision]:
         """All kept records of one request, oldest first."""
         return [d for d in self._records if d.request_id == request_id]

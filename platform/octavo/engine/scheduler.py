@@ -440,6 +440,15 @@ class Scheduler:
             self._preempt(self._running[-1], needed_by)
         return runs
 
+    def lend(self, use: Callable[[int], None]) -> None:
+        """Have a block used by a step of nobody; somebody gives his up for it if need be."""
+        while (blocks := self.pool.take(1)) is None:
+            self.preempt_last(needed_by="a control step")
+        try:
+            use(blocks[0])
+        finally:
+            self.pool.release(blocks)
+
     def roll_back(self, plans: Iterable[StepPlan]) -> None:
         """Undo steps that failed: nothing they did counts, and what runs or ran in them queues to be computed again."""
         plans = list(plans)
@@ -551,3 +560,8 @@ class Scheduler:
         self.pool.check_integrity([seq.table.blocks for seq in self._running])
         if self.proposer is not None:
             self.proposer.check_integrity()
+
+    def close(self) -> None:
+        """Give up what helps it."""
+        if self.proposer is not None:
+            self.proposer.close()

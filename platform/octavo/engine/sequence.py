@@ -389,7 +389,7 @@ class Sequence:
 
     def constrain(self, rules: RequestRules) -> None:
         """Have its tokens keep to rules: those it has, and those that are forced before any is drawn."""
-        self.constraint = Constraint(rules)
+        self.constraint = rules.constraint()
         so_far = self.token_ids[: self.num_prompt]
         for token in self.token_ids[self.num_prompt :]:
             so_far.append(token)

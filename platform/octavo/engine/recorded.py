@@ -1,0 +1,436 @@
+"""A scheduler that writes down what it is told, what it is not told but sees, and what it decides.
+
+Each call that changes it is a frame. Given the same calls with the same time, the same answers of whoever it asks, and
+the same tokens per sequence and step, a scheduler decides the same: `octavo.rehearsal.replay` has it do so and compares
+the frames that come of it. What it sees of time is read once in each call.
+
+Of requests neither tokens nor texts are written, but how many tokens and the hashes of their blocks; of what a step
+samples, how many tokens each sequence got and whether it ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from array import array
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from octavo.config import EngineConfig
+from octavo.cost_model import CostModel
+from octavo.engine.admission import ModelLimits
+from octavo.engine.beam import Beams
+from octavo.engine.constrained import RequestRules
+from octavo.engine.decisions import Decision, DecisionLog
+from octavo.engine.plan import InFlight, StepPlan
+from octavo.engine.proposals import Proposer
+from octavo.engine.scheduler import Scheduler
+from octavo.engine.sequence import Sequence
+from octavo.errors import Overloaded
+from octavo.kvcache.block_pool import BlockPool
+from octavo.recording import Frame, Recorder, Write
+from octavo.request import FinishReason, Request, SequenceUpdate
+from octavo.step import StepResult
+
+HIDDEN = {
+    "prompt_token_ids", "params", "cache_salt", "adapter", "block_hashes", "session", "emitted", "seed", "asker",
+    "predicted",
+}  # fmt: skip
+"""Fields of a request that are not written, or as numbers."""
+
+
+class Begun(Frame, tag="begun"):
+    """The engine.
+
+    Attributes:
+        name: of its shard.
+        wall, time: the same moment as seconds since 1970 and on the engine's clock.
+        blocks: of the pool.
+    """
+
+    name: str
+    wall: float
+    time: float
+    config: EngineConfig
+    limits: ModelLimits
+    blocks: int
+
+
+class Begins(NamedTuple):
+    """A constraint before the first token: tokens that it forces, whether it ends there, and whether it is active."""
+
+    forced: int
+    finish: FinishReason | None
+    active: bool
+
+
+class Added(Frame, tag="add"):
+    """A request came.
+
+    Attributes:
+        request: its fields, as far as they are written; "prompt" and "emitted" in tokens, "params" as far as they
+            matter.
+        chains: the block hashes of its sequences.
+        begins: of its sequences, where they have constraints.
+        refused: whether the queue was full.
+    """
+
+    time: float
+    request: dict[str, Any]
+    chains: list[list[bytes]]
+    begins: list[Begins]
+    refused: bool
+    decisions: list[Any]
+
+
+class Aborted(Frame, tag="abort"):
+    """As in `Scheduler.abort`."""
+
+    time: float
+    request_id: str
+    index: int | None
+    why: FinishReason
+    decisions: list[Any]
+
+
+class Scheduled(Frame, tag="plan"):
+    """A step was planned.
+
+    Attributes:
+        apart: whether some requests may not be in it.
+        answers: of `may_run` and of the proposer, in the order of the questions.
+        shy: places among those that run of sequences for which nothing may be proposed now.
+        chunks: (request, index, tokens) of entries with more than one token.
+        work: as in `StepPlan`.
+        digest: of all entries: tokens computed and to compute, and the last block.
+    """
+
+    time: float
+    apart: bool
+    answers: list[int]
+    shy: list[int]
+    chunks: list[tuple[str, int, int]]
+    work: tuple[int, int, int, int, bool]
+    digest: bytes
+    decisions: list[Any]
+
+
+class Advanced(Frame, tag="run"):
+    """The step planned last was launched."""
+
+
+class Got(NamedTuple):
+    """What a sequence got in a step, other than one token after which it goes on.
+
+    Attributes:
+        place: among `InFlight.rows`.
+        tokens: how many, of which the last `forced` were not sampled.
+        active, void: of its constraint, and whether the token that is being drawn counts; False where it has none.
+    """
+
+    place: int
+    tokens: int
+    finish: FinishReason | None = None
+    forced: int = 0
+    active: bool = False
+    void: bool = False
+
+
+class Committed(Frame, tag="done"):
+    """The result of the first step in flight.
+
+    Attributes:
+        seconds: that it took.
+        got: where it is not the usual.
+        hashes: (place, hashes) of blocks that became full.
+        failed: places among `InFlight.pooled` whose vector is not finite.
+    """
+
+    time: float
+    seconds: float
+    got: list[Got]
+    hashes: list[tuple[int, list[bytes]]]
+    failed: list[int]
+    decisions: list[Any]
+
+
+class Preempted(Frame, tag="preempt"):
+    """As in `Scheduler.preempt_last`."""
+
+    time: float
+    needed_by: str
+    decisions: list[Any]
+
+
+class Lent(Frame, tag="lend"):
+    """A block was taken for a step of nobody, and given back."""
+
+    time: float
+    decisions: list[Any]
+
+
+class Undone(Frame, tag="undo"):
+    """As in `Scheduler.roll_back`: all steps in flight, and the one that was planned last if it has not been."""
+
+    time: float
+    decisions: list[Any]
+
+
+EngineFrame = Begun | Added | Aborted | Scheduled | Advanced | Committed | Preempted | Lent | Undone
+
+
+def recorded(
+    config: EngineConfig, limits: ModelLimits, pool: BlockPool, cost_model: CostModel, clock: Callable[[], float]
+) -> Scheduler:
+    """A scheduler that writes to `config.record`."""
+    folder = str(config.record)
+    recorder = Recorder(folder, "engine")
+    settings = dataclasses.replace(config, record=None)
+    recorder.write(Begun(Path(folder).name, time.time(), clock(), settings, limits, pool.num_blocks))
+    return RecordedScheduler(config, limits, pool, cost_model, clock, recorder.write, recorder)
+
+
+class RecordedScheduler(Scheduler):
+    """A scheduler whose frames go to `write`."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        limits: ModelLimits,
+        pool: BlockPool,
+        cost_model: CostModel,
+        clock: Callable[[], float],
+        write: Write,
+        recorder: Recorder | None = None,
+    ) -> None:
+        super().__init__(config, limits, pool, cost_model, lambda: self._time)
+        self.decisions = self._log = _Log()
+        self._now, self._time, self._write, self._recorder = clock, 0.0, write, recorder
+        self._answers: list[int] = []
+        self._hashed = pool.caching and not limits.takes_whole
+
+    def add(self, request: Request, rules: RequestRules | None = None, beams: Beams | None = None) -> None:
+        """As of `Scheduler`."""
+        if beams is not None and self._recorder is not None:
+            self._recorder.end("a request wants beam search, which is not recorded")
+        time, refused = self._begin(), False
+        try:
+            super().add(request, rules, beams)
+        except Overloaded:
+            refused = True
+            raise
+        finally:
+            sequences = self.sequences(request.request_id)
+            if sequences or refused:
+                begins = [_begins(seq) for seq in sequences if seq.constraint is not None]
+                chains = [self._chain(seq) for seq in sequences]
+                if self._hashed and chains:  # what starts again from the prompt has them at once
+                    request.block_hashes = chains[0][: len(request.prompt_token_ids) // self.config.block_size]
+                self._write(Added(time, _asked(request), chains, begins, refused, self._decided()))
+
+    def abort(self, request_id: str, index: int | None = None, why: FinishReason = "abort") -> list[SequenceUpdate]:
+        """As of `Scheduler`."""
+        if not self.sequences(request_id):
+            return []
+        time = self._begin()
+        updates = super().abort(request_id, index, why)
+        self._write(Aborted(time, request_id, index, why, self._decided()))
+        return updates
+
+    def schedule(self, may_run: Callable[[str], bool] | None = None) -> StepPlan:
+        """As of `Scheduler`."""
+        time, shy = self._begin(), list[int]()
+        self._answers = answers = []
+        if self.proposer is not None:
+            if not isinstance(self.proposer, _Noted):
+                self.proposer = _Noted(self.proposer, self.limits.vocab_size)  # type: ignore[assignment]  # it passes on what it does not note
+            self.proposer.answers = answers  # type: ignore[attr-defined]
+            shy = [place for place, seq in enumerate(self._running) if may_run is None and _is_shy(seq)]
+        plan = super().schedule(None if may_run is None else _noted(may_run, answers))
+        chunks = [(seq.group.request.request_id, seq.index, count) for seq, count in plan.entries if count > 1]
+        decided = self._decided()
+        self._write(
+            Scheduled(time, may_run is not None, answers, shy, chunks, tuple(plan.work), _digest(plan), decided)
+        )
+        return plan
+
+    def advance(self, plan: StepPlan) -> InFlight:
+        """As of `Scheduler`."""
+        self._write(Advanced())
+        return super().advance(plan)
+
+    def commit(self, step: InFlight, result: StepResult) -> list[SequenceUpdate]:
+        """As of `Scheduler`."""
+        time = self._begin()
+        before = [(seq, -1 if seq.ended else len(seq.token_ids)) for _, seq in step.rows]
+        updates = super().commit(step, result)
+        told = {(each.request_id, each.index): each for each in updates}
+        got, hashes = list[Got](), list[tuple[int, list[bytes]]]()
+        for place, (seq, known) in enumerate(before):
+            if known < 0:
+                continue
+            usual = len(seq.token_ids) - known == 1 and not seq.ended
+            if not usual or seq.constraint is not None or seq in step.proposed:
+                got.append(_got(place, seq, len(seq.token_ids) - known, told))
+            if fresh := self._fresh(seq, known):
+                hashes.append((place, fresh))
+        failed = [place for place, (_, seq) in enumerate(step.pooled) if _finish(seq, told) == "error"]
+        self._write(Committed(time, result.seconds, got, hashes, failed, self._decided()))
+        return updates
+
+    def preempt_last(self, needed_by: str) -> bool:
+        """As of `Scheduler`."""
+        time = self._begin()
+        found = super().preempt_last(needed_by)
+        self._write(Preempted(time, needed_by, self._decided()))
+        return found
+
+    def lend(self, use: Callable[[int], None]) -> None:
+        """As of `Scheduler`."""
+        time = self._begin()
+        try:
+            super().lend(use)
+        finally:
+            self._write(Lent(time, self._decided()))
+
+    def roll_back(self, plans: Iterable[StepPlan]) -> None:
+        """As of `Scheduler`."""
+        time = self._begin()
+        super().roll_back(plans)
+        self._write(Undone(time, self._decided()))
+
+    def close(self) -> None:
+        """As of `Scheduler`."""
+        super().close()
+        if self._recorder is not None:
+            self._recorder.close()
+
+    def _begin(self) -> float:
+        """What the time is until the next call."""
+        self._time = self._now()
+        return self._time
+
+    def _decided(self) -> list[Any]:
+        """What was decided since the last frame."""
+        fresh, self._log.fresh = self._log.fresh, []
+        return list[Any](fresh)
+
+    def _chain(self, seq: Sequence) -> list[bytes]:
+        """The hashes of the full blocks of a sequence that is new."""
+        return list(seq.hashes(self.config.block_size)) if self._hashed else []
+
+    def _fresh(self, seq: Sequence, known: int) -> list[bytes]:
+        """The hashes of blocks that tokens after so many have filled, of what ended those that were needed."""
+        size = self.config.block_size
+        if not self._hashed or len(seq.token_ids) // size == known // size:
+            return []
+        if not seq.ended:
+            seq.hashes(size)
+        return seq.chain[known // size :]
+
+
+class _Log(DecisionLog):
+    """A log that keeps what is added apart until it is fetched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fresh: list[Decision] = []
+
+    def add(self, decision: Decision) -> None:
+        """As of `DecisionLog`."""
+        before = self.newest
+        super().add(decision)
+        if self.newest is not before:
+            self.fresh.append(decision)
+
+
+class _Noted:
+    """A proposer whose answers are noted, as far as steps depend on them."""
+
+    def __init__(self, proposer: Proposer, vocab_size: int) -> None:
+        self._proposer, self._vocab_size = proposer, vocab_size
+        self.answers: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._proposer, name)
+
+    def begin(self, running: list[Sequence], room: int) -> bool:
+        """As in `Proposer`."""
+        begins = self._proposer.begin(running, room)
+        self.answers.append(int(begins))
+        return begins
+
+    def follows(self, seq: Sequence) -> bool:
+        """As in `Proposer`."""
+        follows = self._proposer.follows(seq)
+        self.answers.append(int(follows))
+        return follows
+
+    def propose(self, seq: Sequence, most: int) -> list[int]:
+        """As in `Proposer`."""
+        proposed = self._proposer.propose(seq, most)[:most]
+        wrong = (place for place, token in enumerate(proposed) if not 0 <= token < self._vocab_size)
+        self.answers.append(next(wrong, len(proposed)))  # what follows is ignored
+        return proposed
+
+    def checked(self, seq: Sequence, kept: int, proposed: int, seconds: float) -> None:
+        """As in `Proposer`: what was noted last is what was kept."""
+        self.answers[-1] = kept
+        self._proposer.checked(seq, kept, proposed, seconds)
+
+
+def _noted(may_run: Callable[[str], bool], answers: list[int]) -> Callable[[str], bool]:
+    def ask(request_id: str) -> bool:
+        may = may_run(request_id)
+        answers.append(int(may))
+        return may
+
+    return ask
+
+
+def _asked(request: Request) -> dict[str, Any]:
+    """`Added.request`."""
+    params = request.params
+    fields = [field.name for field in dataclasses.fields(request) if field.name not in HIDDEN]
+    matter = {
+        "n": params.n,
+        "best_of": params.best_of,
+        "max_tokens": params.max_tokens,
+        "logprobs": None if params.num_logprobs is None else 0,
+        "prompt_logprobs": None if params.prompt_logprobs is None else 0,
+    }
+    emitted = request.emitted and [None if tokens is None else len(tokens) for tokens in request.emitted]
+    asked = {"prompt": len(request.prompt_token_ids), "emitted": emitted, "params": matter}
+    return asked | {name: getattr(request, name) for name in fields}
+
+
+def _begins(seq: Sequence) -> Begins:
+    assert seq.constraint is not None
+    update = None if seq.untold is None else seq.untold.update
+    tokens, finish = (0, None) if update is None else (len(update.token_ids), update.finish_reason)
+    return Begins(tokens, finish, seq.constraint.is_active)
+
+
+def _is_shy(seq: Sequence) -> bool:
+    return seq.constraint is not None and bool(seq.constraint.suspect or seq.constraint.error)
+
+
+def _got(place: int, seq: Sequence, tokens: int, told: dict[tuple[str, int], SequenceUpdate]) -> Got:
+    if seq.constraint is None:
+        return Got(place, tokens, _finish(seq, told))
+    update = told.get((seq.group.request.request_id, seq.index)) if seq.untold is None else seq.untold.update
+    finish, forced = (None, 0) if update is None else (update.finish_reason, update.num_forced)
+    return Got(place, tokens, finish, forced if tokens else 0, seq.constraint.is_active, seq.is_void)
+
+
+def _finish(seq: Sequence, told: dict[tuple[str, int], SequenceUpdate]) -> FinishReason | None:
+    update = told.get((seq.group.request.request_id, seq.index))
+    return None if update is None else update.finish_reason
+
+
+def _digest(plan: StepPlan) -> bytes:
+    """`Scheduled.digest`."""
+    numbers = [number for seq, count in plan.entries for number in (seq.num_computed, count, seq.table.blocks[-1])]
+    return blake2b(array("q", numbers).tobytes(), digest_size=8).digest()

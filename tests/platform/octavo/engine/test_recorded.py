@@ -1,0 +1,126 @@
+"""What is recorded is decided again: every way of scheduling, without a model, without tokens, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import random
+import stat
+
+import pytest
+
+from octavo.constraint import Grammar, Thinking
+from octavo.errors import OctavoError
+from octavo.pooling import Pooling, PoolingInfo
+from octavo.recording import find_recordings
+from octavo.rehearsal.replay import read_engine, replay_engine
+from octavo.request import Request, SamplingParams
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"ab": {"type": "integer"}},
+    "required": ["ab"],
+    "additionalProperties": False,
+}
+JSON = Grammar(source=json.dumps({"grammars": [{"json_schema": SCHEMA}]}), is_json=True)
+KINDS = [
+    {}, {}, {}, {"n": 3}, {"n": 2, "best_of": 9}, {"logprobs": 1}, {"prompt_logprobs": 1}, {"stop_token_ids": [0, 1]},
+    {"max_tokens": 0}, {"max_tokens": 0, "n": 2}, {"allowed_token_ids": [5, 6], "bad_token_ids": [[6, 6]]},
+    {"thinking": Thinking(budget=2, close=(7, 8, 9))}, {"thinking": Thinking(budget=1, close=(7, 8)), "logprobs": 0},
+]  # fmt: skip
+GRAMMARS = [
+    {"grammar": JSON}, {"grammar": JSON, "logprobs": 0, "n": 2}, {"grammar": JSON, "max_tokens": 4},
+    {"grammar": Grammar(source='start: "a" /[a-c]{3}/ "the end is here"', after_tokens=(4,), again=True)},
+]  # fmt: skip
+
+
+def ask(fake, engine, drawn: random.Random, name: str, kinds) -> None:
+    prompt = [drawn.randrange(5, 9) for _ in range(drawn.randrange(1, 40))] + [4] * (drawn.random() < 0.05)
+    params = {"max_tokens": drawn.randrange(1, 20), **drawn.choice(kinds)}
+    request = fake.request(name, prompt, drawn.randrange(9), priority=drawn.randrange(2), **params)
+    if drawn.random() < 0.1:
+        request.pooling, request.params = Pooling("embed"), SamplingParams()
+    elif drawn.random() < 0.2 and params["max_tokens"] > 3 and "best_of" not in params:
+        request.emitted = [[5, 6, 5], *[None] * (request.params.n - 1)]
+    if drawn.random() < 0.1:
+        request.alone = True
+    try:
+        engine.add(request)
+    except OctavoError:
+        return
+
+
+def storm(fake, engine, drawn: random.Random, kinds, *, poison: bool) -> None:
+    model = fake.model(engine)
+    launch, names = model.launch, 0
+
+    def failing(batch):
+        if poison and (4 in batch.token_ids or len(model.batches) == 60):
+            model.batches.append(batch)
+            raise RuntimeError("poison")
+        return launch(batch)
+
+    model.launch = failing
+    for _ in range(200):
+        if drawn.random() < 0.4:
+            ask(fake, engine, drawn, f"r{names}", kinds)
+            names += 1
+        if drawn.random() < 0.08 and names:
+            engine.abort(f"r{drawn.randrange(names)}", drawn.choice([None, None, 0]))
+        if engine.has_work:
+            engine.step()
+    while engine.has_work:
+        engine.step()
+    engine.close()
+
+
+def replayed(folder):
+    (file,) = find_recordings(folder)
+    return replay_engine(file)
+
+
+@pytest.mark.parametrize("poison", [False, True])
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("grammars", [False, True])
+def test_every_way_of_scheduling_is_decided_again(fake, tiny_tokenizer, tmp_path, ahead, poison, grammars):
+    drawn = random.Random(f"{ahead}{poison}{grammars}")
+    settings = {"target_itl": 0.004} if poison else {"speculation": True}
+    engine = fake.engine(40, record=str(tmp_path), tokenizer=tiny_tokenizer if grammars else None, max_model_len=90,
+        pooling=PoolingInfo(dimensions=5), async_scheduling=ahead, max_num_queued_requests=9, **settings)  # fmt: skip
+    fake.model(engine).parrot = 9
+    fake.model(engine).seconds_each = 1e-4
+    storm(fake, engine, drawn, KINDS + GRAMMARS * grammars, poison=poison)
+    found = replayed(tmp_path)
+    assert found.difference is None
+    assert found.steps > 100
+    assert found.requests > 40
+
+
+def test_an_encoder(fake, tmp_path):
+    engine = fake.encoder(record=str(tmp_path))
+    for number in range(9):
+        request = Request(request_id=f"r{number}", prompt_token_ids=[5] * (7 * number + 1), pooling=Pooling("embed"))
+        engine.add(request)
+    fake.run(engine)
+    engine.close()
+    assert replayed(tmp_path).difference is None
+
+
+def test_neither_tokens_nor_texts_are_written(fake, tmp_path):
+    engine = fake.engine(record=str(tmp_path / "shard"))
+    request = fake.request("r", [777] * 9, stop=["a secret"], cache_salt="a secret", predicted=[777, 778])
+    request.session = request.asker = "a secret"
+    engine.add(request)
+    fake.run(engine)
+    engine.close()
+    (file,) = find_recordings(tmp_path)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    begun, added = [frame for _, frame in read_engine(file)][:2]
+    assert begun.name == "shard"
+    assert added.request["prompt"] == 9
+    assert 777 not in _numbers(added.request)
+    assert b"secret" not in file.read_bytes()
+
+
+def _numbers(value) -> list:
+    nested = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return [value] if nested is None else [number for each in nested for number in _numbers(each)]
