@@ -63,6 +63,10 @@ MAX_TOKEN_ID = 2**31 - 1
 SAMPLE = {"temperature": (0, 1), "top_k": (0, -1), "top_p": (1,), "min_p": (0,)}
 """How a token is drawn, and the values with which beam search, which draws none, may be asked for."""
 
+BELOW_ALL = 2**63 - 1
+"""The priority of requests that nobody waits for (batches): clients' priorities end before it. They run in time that is
+left over, and shards do not count them in their load (`octavo.engine.below`)."""
+
 INT64 = -(2**63), 2**63 - 1
 """Range of every integer that has no narrower one: what fits a tensor and the wire."""
 

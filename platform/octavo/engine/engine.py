@@ -292,11 +292,12 @@ class Engine:
                 self._raised(plan, plan.reached(advanced=False), error)
                 return plan.ended
             self._in_flight.append(_Step(plan, self.scheduler.advance(plan), wait))
-            if len(self._in_flight) < depth:
+            if len(self._in_flight) < depth and not plan.apart:
                 return plan.ended
         else:
             self._batches.forget()  # a sequence that was held out may have other blocks in the next step
-        return plan.ended + self._take_result()
+        updates = plan.ended + self._take_result()
+        return updates + self._take_result() if plan.apart else updates
 
     def _take_result(self) -> list[SequenceUpdate]:
         """Commit the first step in flight, if there is one."""

@@ -101,13 +101,15 @@ def shard_state(
     counters: Counters,
     *,
     chunk: int,
+    held: int,
     cost: Cost,
 ) -> ShardState:
-    """How busy a shard is.
+    """How busy a shard is with what is not below all others.
 
     Args:
         running: a copy of those that run; the engine's thread may go on meanwhile.
         chunk: tokens that prompts may share in the next step.
+        held: blocks that are as good as free.
         cost: the published cost model.
     """
     decoding = context = 0
@@ -123,13 +125,13 @@ def shard_state(
         decoding=decoding,
         context=context,
         prefilling=len(running) - decoding,
-        queued=len(waiting),
+        queued=waiting.above,
         backlog_tokens=tokens,
         backlog_attended=positions,
         chunk=chunk,
         max_num_seqs=config.max_num_seqs,
         blocks=pool.num_blocks,
-        blocks_free=pool.num_free,
+        blocks_free=min(pool.num_free + held, pool.num_blocks),
         block_size=pool.block_size,
         mean_output=counters.mean_output,
         cost=cost,

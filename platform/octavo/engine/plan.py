@@ -33,6 +33,7 @@ class StepPlan:
         published: blocks that this step fills and that can be found already (`BlockPool.unpublish`, if it fails).
         ended: of sequences that had nothing to compute.
         work: the step's content, as the cost model counts it.
+        apart: no other step is laid out while it runs.
     """
 
     entries: list[tuple[Sequence, int]] = field(default_factory=list)
@@ -43,6 +44,7 @@ class StepPlan:
     published: list[int] = field(default_factory=list)
     ended: list[SequenceUpdate] = field(default_factory=list)
     work: StepWork = _NOTHING
+    apart: bool = False
 
     def reached(self, *, advanced: bool) -> dict[str, dict[int, int]]:
         """What its living sequences have computed after the step: request id -> index -> tokens.

@@ -9,6 +9,7 @@ from operator import attrgetter
 from octavo.cost_model import attended
 from octavo.engine.sequence import Group, Sequence
 from octavo.kvcache.block_pool import BlockPool
+from octavo.request import BELOW_ALL
 
 _ORDER = attrgetter("order")
 
@@ -19,6 +20,10 @@ class OrderedSequences(list[Sequence]):
     def join(self, seq: Sequence) -> None:
         """Put a sequence where it belongs."""
         bisect.insort(self, seq, key=_ORDER)
+
+    def before(self, priority: int) -> int:
+        """How many have a lower priority, and so come before those that have this one."""
+        return bisect.bisect_left(self, (priority,), key=_ORDER)
 
     def leave(self, seq: Sequence) -> bool:
         """Take a sequence out; False where it is not here."""
@@ -33,18 +38,22 @@ class WaitingSequences(OrderedSequences):
     """Those that wait, with their backlog (`octavo.load.ShardState`) as sums that cost nothing to read.
 
     Attributes:
+        above: how many are not below all others (`octavo.request.BELOW_ALL`), whom no sum counts.
         tokens: to compute, if the cache holds what is expected.
         attended: positions that these attend to.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.tokens = self.attended = 0
+        self.above = self.tokens = self.attended = 0
         self._amounts: dict[Sequence, tuple[int, int]] = {}
 
     def join(self, seq: Sequence) -> None:
         """Put a sequence, of which nothing is computed, where it belongs."""
         super().join(seq)
+        if seq.order[0] >= BELOW_ALL:
+            return
+        self.above += 1
         tokens = max(1, seq.num_known - seq.expected_cached)
         amounts = self._amounts[seq] = tokens, attended(seq.expected_cached, tokens)
         self._count(*amounts)
@@ -52,9 +61,9 @@ class WaitingSequences(OrderedSequences):
     def leave(self, seq: Sequence) -> bool:
         """Take a sequence out; False where it is not here."""
         found = super().leave(seq)
-        if found:
-            tokens, positions = self._amounts.pop(seq)
-            self._count(-tokens, -positions)
+        if found and (amounts := self._amounts.pop(seq, None)) is not None:
+            self.above -= 1
+            self._count(-amounts[0], -amounts[1])
         return found
 
     def head(self, may_run: Callable[[str], bool] | None) -> Sequence | None:
@@ -65,8 +74,9 @@ class WaitingSequences(OrderedSequences):
 
     def first(self, priority: int) -> Sequence | None:
         """The first of a priority that is not the late sequence of a request."""
-        start = bisect.bisect_left(self, (priority,), key=_ORDER)
-        found = next((self[place] for place in range(start, len(self)) if not self[place].is_late), None)
+        found = next(
+            (self[place] for place in range(self.before(priority), len(self)) if not self[place].is_late), None
+        )
         return found if found is not None and found.order[0] == priority else None
 
     def _count(self, tokens: int, positions: int) -> None:

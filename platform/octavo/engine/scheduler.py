@@ -42,6 +42,7 @@ from octavo.engine.activation import one_way
 from octavo.engine.admission import ModelLimits, check_request
 from octavo.engine.beam import Beams, NextBeams, blocks_wanted, check_beams, too_wide
 from octavo.engine.behind import checked, may_guess
+from octavo.engine.below import LONG_SECONDS, Part, above_all, is_below, part_of
 from octavo.engine.budget import prompt_budget
 from octavo.engine.constrained import RequestRules
 from octavo.engine.decisions import Decision, DecisionKind, DecisionLog
@@ -98,6 +99,7 @@ class Scheduler:
         self._late = itertools.count(LATE)
         self._step = 0
         self._published: list[int] = []  # blocks that the step in flight fills with a token drawn before it
+        self._part = Part(0)  # of the step that is planned
 
     # ---- requests in ------------------------------------------------------------------------------------------
 
@@ -170,7 +172,11 @@ class Scheduler:
         """
         self._step += 1
         plan, self._published = StepPlan(published=self._published), []
-        chunk = whole = prompt_budget(self._running, self.config, self.cost_model)
+        if (head := self._waiting.head(may_run)) is not None:
+            self._make_room(head)
+        part = self._part = part_of(self._running, head, self.cost_model)
+        in_step = self._running if part.running == len(self._running) else self._running[: part.running]
+        chunk = whole = prompt_budget(in_step, self.config, self.cost_model, alone=part.alone)
         preemptions = self.counters.preemptions
         # who raises is found among those that compute what they must and no more
         proposer = self.proposer if may_run is None else None
@@ -179,7 +185,7 @@ class Scheduler:
         place = 0
         while place < len(self._running):  # preemption shortens the list, from its end
             seq = self._running[place]
-            apart = may_run is not None and not may_run(seq.group.request.request_id)
+            apart = place >= part.running or (may_run is not None and not may_run(seq.group.request.request_id))
             if apart or seq.is_verifying or (seq.constraint is not None and seq.is_held):
                 pass
             elif seq.group.beams is not None and seq.is_decoding:
@@ -200,12 +206,23 @@ class Scheduler:
             place += 1
         if self.counters.preemptions == preemptions:  # a preempted sequence must not come straight back in
             while chunk > 0 and (head := self._waiting.head(may_run)) is not None:
-                if (count := self._admit(head, chunk, plan)) is None:
+                if is_below(head) > part.alone or (count := self._admit(head, chunk, plan)) is None:
                     break
                 chunk -= count
         plan.widen(self._idle_places(plan))
         plan.measure(has_prompts=chunk < whole)
+        plan.apart = part.alone and self.cost_model.predict(plan.work) >= LONG_SECONDS
         return plan
+
+    def _make_room(self, head: Sequence) -> None:
+        """Take places and blocks for the head of the queue from those below all others, if it is not one of them."""
+        beams, size = head.group.beams, self.config.block_size
+        places = 1 if beams is None else beams.width
+        blocks = -(-head.num_known // size) + self.pool.num_blocks // 100 + 1
+        while not is_below(head) and self._running and is_below(last := self._running[-1]):
+            if self.num_places() >= places and self.pool.num_free >= blocks:
+                return
+            self._preempt(last, needed_by=head.group.request.request_id)
 
     def _propose(self, proposer: Proposer, seq: Sequence, chunk: int, plan: StepPlan) -> int:
         """Plan a decoding sequence with what is proposed for it; returns how many tokens that is.
@@ -306,7 +323,8 @@ class Scheduler:
 
     def _idle_places(self, plan: StepPlan) -> int:
         """Places that neither those that run or wait nor proposed tokens take: a step has `max_num_seqs` rows."""
-        return self.num_places() - len(self._waiting) - plan.num_proposed
+        waiting = len(self._waiting) if self._part.alone else self._waiting.above
+        return self.num_places() + self._part.held(self._running) - waiting - plan.num_proposed
 
     def num_places(self) -> int:
         """Sequences that could start beside those that run."""
@@ -547,9 +565,10 @@ class Scheduler:
 
     def state(self) -> ShardState:
         """How busy the shard is; another thread may call it (it reads copies, a step old at most)."""
-        running = self._running.copy()
+        running, held = above_all(self._running.copy())
         chunk, cost = prompt_budget(running, self.config, self.cost_model), self.cost_model.published
-        return shard_state(self.config, self.pool, running, self._waiting, self.counters, chunk=chunk, cost=cost)
+        of_shard = self.config, self.pool, running, self._waiting, self.counters
+        return shard_state(*of_shard, chunk=chunk, held=held, cost=cost)
 
     def num_filled_slots(self) -> int:
         """KV slots in owned blocks that hold a token; another thread may call it."""
