@@ -44,7 +44,7 @@ class BeamSearch:
                 f"length_penalty must be a number of -{MAX_PENALTY:g} to {MAX_PENALTY:g}, got {penalty!r:.80}",
                 "length_penalty",
             )
-        if self.early_stopping not in (True, False, "never"):
+        if type(self.early_stopping) is not bool and self.early_stopping != "never":  # 1 is not True here
             raise BadRequest(
                 f'early_stopping must be true, false or "never", got {self.early_stopping!r:.80}', "early_stopping"
             )

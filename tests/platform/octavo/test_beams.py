@@ -8,7 +8,13 @@ from octavo.errors import BadRequest
 
 
 @pytest.mark.parametrize(
-    "given", [{"width": 0}, {"width": 2, "length_penalty": np.inf}, {"width": 2, "early_stopping": "maybe"}]
+    "given",
+    [
+        {"width": 0},
+        {"width": 2, "length_penalty": np.inf},
+        {"width": 2, "early_stopping": "maybe"},
+        {"width": 2, "early_stopping": 1},
+    ],
 )
 def test_numbers_out_of_range_are_refused(given):
     with pytest.raises(BadRequest, match=r"beam_width|length_penalty|early_stopping"):

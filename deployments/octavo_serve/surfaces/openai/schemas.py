@@ -106,7 +106,7 @@ class SamplingBody(Body):
     use_beam_search: bool | None = None
     beam_width: Integer | None = within(1, MAX_WIDTH, "Beams; asks for a search, too. By default `best_of`, or `n`.")
     length_penalty: float | None = within(-MAX_PENALTY, MAX_PENALTY, "Power of the length that divides a score.")
-    early_stopping: bool | Literal["never"] | None = Field(default=None, description="As in transformers.")
+    early_stopping: Literal[True, False, "never"] | None = Field(default=None, description="As in transformers.")
 
     # labels: accepted and ignored, because nothing is stored
     metadata: Metadata | None = None

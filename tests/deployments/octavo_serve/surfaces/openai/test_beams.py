@@ -47,7 +47,7 @@ def test_both_surfaces_understand_it_alike(extra: dict[str, Any], beams: BeamSea
         ({"early_stopping": "never"}, "early_stopping belongs to beam search"),
         ({"beam_width": 17}, "beam_width must be at least 1 and at most 16, got 17"),
         ({"beam_width": 0}, "beam_width must be at least 1"),
-        ({"beam_width": 2, "early_stopping": "often"}, "early_stopping must be"),
+        ({"beam_width": 2, "early_stopping": "often"}, "early_stopping must be True, False or 'never', got 'often'"),
         ({"beam_width": 2, "length_penalty": 9}, "length_penalty must be a number of -5 to 5"),
         ({"beam_width": 2, "n": 3}, "n is 3, and 2 beams end in so many texts at most"),
         ({"beam_width": 2, "temperature": 0.7}, "beam search samples nothing: leave temperature out"),
