@@ -18,7 +18,7 @@ from octavo_serve.surfaces.tgi.schemas import CompatRequest, GenerateRequest, Gr
 _REFUSED = {
     "typical_p": "typical_p is not supported: sample with top_p or top_k",
     "watermark": "watermark must be false: texts are not marked here",
-    "adapter_id": "adapter_id is not supported: there are no adapters here",
+    "adapter_id": "adapter_id is not taken: an adapter is asked for by its own name, in the model's place",
 }
 _ALONE = Parameters(do_sample=True)
 """What a body without any parameters means to TGI; with an empty object it is greedy."""

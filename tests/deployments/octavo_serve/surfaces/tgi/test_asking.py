@@ -90,7 +90,7 @@ def test_grammars(grammar: Any, wanted: dict[str, Any]) -> None:
     [
         ({"typical_p": 0.9}, "typical_p is not supported"),
         ({"watermark": True}, "watermark must be false"),
-        ({"adapter_id": "mine"}, "there are no adapters"),
+        ({"adapter_id": "mine"}, "asked for by its own name"),
         ({"best_of": 2}, "best_of needs sampling"),
         ({"best_of": 5, "do_sample": True}, "best_of must be at most 4"),
         ({"temperature": 0}, "parameters.temperature must be greater than 0"),
