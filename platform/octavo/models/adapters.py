@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -27,7 +27,7 @@ from octavo.models.gguf_adapter import gguf_invocation, read_gguf_adapter
 from octavo.models.parallel import Share
 from octavo.models.spec import ModelSpec
 from octavo.models.weights.fused import stacked_rows
-from octavo.models.weights.names import halves_order, hf_naming, plain_name
+from octavo.models.weights.names import Naming, gguf_naming, halves_order, hf_naming, plain_name
 from octavo.request import Adapter
 
 Float32 = npt.NDArray[np.float32]
@@ -124,22 +124,27 @@ def read_adapter(path: Path, share: Share, digest: str | None = None) -> dict[Pl
 
 
 def _of_peft(files: _Files, spec: ModelSpec) -> Iterator[tuple[Place, LowRank]]:
-    config, places, interleaved = _checked_config(files), _places(spec), hf_naming(spec).interleaved
-    for module, a, b in _pairs(dict(_tensors(files)), files.path):
-        scaled = b * _scale(config, module, len(a))
-        for place, low in _fitted(module, places.get(plain_name(module)), a, scaled, spec):
-            order = halves_order(len(low.b), spec.head_dim, interleaved) if place[1] in ("q", "k") else slice(None)
-            yield place, LowRank(low.a, low.b[order])
+    config, pairs = _checked_config(files), _pairs(dict(_tensors(files)), files.path)
+    scaled = ((plain_name(module), a, b * _scale(config, module, len(a))) for module, a, b in pairs)
+    return _placed(scaled, hf_naming(spec), spec)
 
 
 def _of_gguf(files: _Files, spec: ModelSpec) -> Iterator[tuple[Place, LowRank]]:
-    for place, a, b in read_gguf_adapter(files.path, files.weights, spec, _as_float32):
-        name = f"{place[1]} of layer {place[0]}"
-        _check_pair(name, a, b)
-        own = _shape(spec, place)[0] if place[0] < spec.num_layers and place[1] in PARTS else 0
-        yield from _fitted(name, [(place, [range(own)])] if own else None, a, b, spec)
+    yield from _placed(read_gguf_adapter(files.path, files.weights, _as_float32), gguf_naming(spec), spec)
     if _read_files(files.path).weights != files.weights:  # the header was read after them
         raise ModelError(f"{files.path} changed while it was read: load it again")
+
+
+def _placed(
+    changes: Iterable[tuple[str, Float32, Float32]], naming: Naming, spec: ModelSpec
+) -> Iterator[tuple[Place, LowRank]]:
+    """(Module, A, scaled B) to the matrices that they change."""
+    places, interleaved = _places(naming, spec), naming.interleaved
+    for module, a, b in changes:
+        _check_pair(module, a, b)
+        for place, low in _fitted(module, places.get(module), a, b, spec):
+            order = halves_order(len(low.b), spec.head_dim, interleaved) if place[1] in ("q", "k") else slice(None)
+            yield place, LowRank(low.a, low.b[order])
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -251,7 +256,6 @@ def _pairs(tensors: dict[str, Float32], path: Path) -> Iterator[tuple[str, Float
     for module, pair in halves.items():
         if len(pair) != 2:
             raise ModelError(f"the adapter has only one of lora_A and lora_B of {module:.200}")
-        _check_pair(module, pair["A"], pair["B"])
         yield module, pair["A"], pair["B"]
 
 
@@ -303,15 +307,16 @@ _Rows = tuple[Place, list[range]]
 """A matrix, and the rows of a module that are its."""
 
 
-def _places(spec: ModelSpec) -> dict[str, list[_Rows]]:
-    """By the plain name of a module."""
-    naming, found = hf_naming(spec), dict[str, list[_Rows]]()
+def _places(naming: Naming, spec: ModelSpec) -> dict[str, list[_Rows]]:
+    """By the name of a module."""
+    found = dict[str, list[_Rows]]()
     for i in range(spec.num_layers):
         layer, sizes = naming.layer.format(i), {part: _shape(spec, (i, part))[0] for part in PARTS}
         for part in (part for part, size in sizes.items() if size):
             found[layer + naming.part_name(part, i)] = [((i, part), [range(sizes[part])])]
         for name, stack in naming.stacks.items():
-            found[layer + name] = [((i, part), runs) for part, runs in stacked_rows(stack, spec).items()]
+            if not stack.experts:
+                found[layer + name] = [((i, part), runs) for part, runs in stacked_rows(stack, spec).items()]
     return found
 
 

@@ -13,43 +13,36 @@ import numpy.typing as npt
 
 from octavo.errors import ModelError
 from octavo.gguf_header import Entry, read_directory, read_metadata, split_files
-from octavo.models.spec import ModelSpec
-from octavo.models.weights.names import gguf_naming, halves_order
 
 Float32 = npt.NDArray[np.float32]
 
-_NAME = re.compile(r"blk\.(\d+)\.(\w+)\.weight\.lora_([ab])")
+_NAME = re.compile(r"(.+)\.weight\.lora_([ab])")
 
 
 def read_gguf_adapter(
-    file: Path, data: bytes, spec: ModelSpec, as_float32: Callable[[bytes, str, str], Float32]
-) -> Iterator[tuple[tuple[int, str], Float32, Float32]]:
-    """(Layer and part, A, B times the scale) of every matrix that is changed.
+    file: Path, data: bytes, as_float32: Callable[[bytes, str, str], Float32]
+) -> Iterator[tuple[str, Float32, Float32]]:
+    """(Module, A, B times the scale) of every matrix that is changed.
 
     Args:
         data: the file's bytes, which are what is read of its tensors.
         as_float32: bytes, their type and the tensor's name to values.
 
     Raises:
-        ModelError: it is something else, or is for another kind of model.
+        ModelError: it is something else.
     """
     if split_files(file) != [file]:
         raise ModelError(f"{file} is one of several files: an adapter is one")
     alpha = _alpha(file, read_metadata(file))
-    naming = gguf_naming(spec)
-    parts = {name: part for part, name in naming.parts.items()}
-    halves: dict[tuple[int, str], dict[str, Float32]] = {}
+    halves: dict[str, dict[str, Float32]] = {}
     for name, entry in read_directory(file).items():
-        found = _NAME.fullmatch(name)
-        if found is None or found[2] not in parts:
-            raise ModelError(f"the adapter holds {name:.200}: only matrices of the layers may be changed")
-        halves.setdefault((int(found[1]), parts[found[2]]), {})[found[3]] = _values(entry, data, as_float32)
-    for place, pair in halves.items():
+        if (found := _NAME.fullmatch(name)) is None:
+            raise ModelError(f"the adapter holds {name:.200}: only lora_a and lora_b of matrices are supported")
+        halves.setdefault(found[1], {})[found[2]] = _values(entry, data, as_float32)
+    for module, pair in halves.items():
         if len(pair) != 2:
-            raise ModelError(f"the adapter has only one of lora_a and lora_b of {place[1]} in layer {place[0]}")
-        b = pair["b"] * (alpha / len(pair["a"]) if alpha else 1.0)
-        interleaved = naming.interleaved if place[1] in ("q", "k") else 0
-        yield place, pair["a"], _in_halves(b, spec.head_dim, interleaved) if interleaved else b
+            raise ModelError(f"the adapter has only one of lora_a and lora_b of {module:.200}")
+        yield module, pair["a"], pair["b"] * (alpha / len(pair["a"]) if alpha else 1.0)
 
 
 def gguf_invocation(file: Path) -> object:
@@ -69,10 +62,3 @@ def _alpha(file: Path, metadata: dict[str, Any]) -> float:
 def _values(entry: Entry, data: bytes, as_float32: Callable[[bytes, str, str], Float32]) -> Float32:
     part = data[entry.offset : entry.offset + entry.num_bytes]
     return as_float32(part, entry.format, entry.name).reshape(entry.shape)
-
-
-def _in_halves(b: Float32, head_dim: int, interleaved: int) -> Float32:
-    """Rows that alternate between the two halves of a head, one half after the other."""
-    if len(b) % head_dim:
-        raise ModelError(f"lora_b has {len(b)} rows, no whole heads of {head_dim}: it was made for another model")
-    return b[halves_order(len(b), head_dim, interleaved)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from octavo.errors import ModelError
 from octavo.models.families.record import GGUF_PARTS, GGUF_STACKS, USUAL_PARTS, Family, Stack
 from octavo.models.families.table import FAMILIES, RECORDS
 from octavo.models.spec import ModelSpec
@@ -100,11 +101,16 @@ def hf_parts(family: Family) -> dict[str, str]:
 
 
 def gguf_naming(spec: ModelSpec) -> Naming:
-    """GGUF's names."""
+    """GGUF's names.
+
+    Raises:
+        ModelError: it has none for this family.
+    """
     if spec.encoder is not None:
         return Naming("blk.{}.", GGUF_ENCODER_PARTS, GGUF_STACKS)
     gguf = FAMILIES[spec.family].gguf
-    assert gguf is not None, "its config came from such a file"
+    if gguf is None:
+        raise ModelError(f"GGUF files do not hold models of type {spec.family!r}")
     interleaved = spec.rope.rotary_dim if gguf.interleaved else 0
     shared = {"attention_norm": "attn_norm"} if spec.shared_norm else {}
     parts, dense = gguf_parts(FAMILIES[spec.family]) | shared, (spec.dense_layers, GGUF_PARTS)

@@ -16,6 +16,13 @@ from octavo.models.source_spec import read_spec
 from octavo.source import resolve_source
 
 
+def finish(writer):
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def convert(folder, file, architecture, invocation=(), **metadata):
     """As convert_lora_to_gguf.py: B's rows of Llama's q and k are permuted as the model's own."""
     writer = gguf.GGUFWriter(file, architecture)
@@ -34,10 +41,7 @@ def convert(folder, file, architecture, invocation=(), **metadata):
             heads = values.reshape(-1, 2, head_dim // 2, values.shape[1])
             values = np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(values.shape)
         writer.add_tensor(f"{names.get_name(module)}.weight.{half.lower()}", values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return file
 
 
@@ -51,6 +55,28 @@ def test_it_is_what_peft_stores(make_adapter, tmp_path, name, architecture):
     for place, low in theirs.items():
         np.testing.assert_array_equal(ours[place].a, low.a)
         np.testing.assert_allclose(ours[place].b, low.b, rtol=1e-6)
+
+
+def test_stacked_matrices_are_taken_apart(make_adapter, tmp_path):
+    """As llama.cpp's converter leaves those of Phi 3: what goes into one matrix shares an A."""
+    folder, file = make_adapter("gemma3"), tmp_path / "adapter.gguf"
+    writer = gguf.GGUFWriter(file, "gemma3")
+    writer.add_string("general.type", "adapter")
+    writer.add_string("adapter.type", "lora")
+    tensors, share = (
+        load_file(folder / "adapter_model.safetensors"),
+        share_of(read_spec(resolve_source(str(folder.base)))),
+    )
+    stem = "base_model.model.model.layers.2.self_attn.{}_proj.lora_{}.weight"
+    rows = [tensors[stem.format(part, "B")] for part in "qkv"]
+    writer.add_tensor("blk.2.attn_qkv.weight.lora_a", tensors[stem.format("q", "A")])
+    writer.add_tensor("blk.2.attn_qkv.weight.lora_b", np.concatenate(rows))
+    finish(writer)
+    found = read_adapter(file, share)
+    assert list(found) == [(2, "q"), (2, "k"), (2, "v")]
+    for low, b in zip(found.values(), rows, strict=True):
+        np.testing.assert_array_equal(low.b, b)
+        np.testing.assert_array_equal(low.a, tensors[stem.format("q", "A")])
 
 
 def test_it_says_where_it_begins(make_adapter, tmp_path):
