@@ -92,7 +92,7 @@ class Feed:
         for index in range(count):
             part = b"".join(hashes[index * PART : (index + 1) * PART])
             hearer.send_encoded(encode(Snapshot(sequence, index, count, part)))
-        state, adapters = self._engine.scheduler.state(), self._engine.adapters.loaded
+        state, adapters = self._engine.state(), self._engine.adapters.loaded
         hearer.send_encoded(encode(Report(sequence, state, echo=ask.time, adapters=adapters)))
 
     def _ring(self) -> None:
@@ -120,7 +120,7 @@ class Feed:
         """The load and the adapters, if they changed."""
         named = self._engine.tickets  # emptied before the state is read, which then counts them
         tickets = [named.popleft() for _ in range(len(named))]
-        state = self._engine.scheduler.state() if self._hearers else self._state
+        state = self._engine.state() if self._hearers else self._state
         adapters = self._engine.adapters.loaded
         news = None if adapters is self._adapters else adapters
         if state == self._state and not tickets and news is None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from octavo.config import EngineConfig
 from octavo.constraint import Grammar
-from octavo.cost_model import CostModel
+from octavo.cost_model import CostModel, attended
 from octavo.engine.adapters import Adapters
 from octavo.engine.admission import ModelLimits
 from octavo.engine.batch import BatchBuilder, smallest_batch
@@ -29,6 +29,7 @@ from octavo.engine.speculation import Speculation
 from octavo.engine.stats import EngineStats
 from octavo.errors import BadRequest, ConfigError, EngineDead, OctavoError
 from octavo.kvcache.block_pool import BlockPool
+from octavo.load import ShardState
 from octavo.pooling import PoolingInfo
 from octavo.request import Request, SamplingParams, SequenceUpdate
 from octavo.source import Source
@@ -79,7 +80,7 @@ class Engine:
         patience: seconds that `step` may take now before it counts as stuck; another thread may read it.
         isolation: who runs apart, and why.
         adapters: that are loaded, and the requests that wait for one.
-        tickets: routers' names of requests that `Scheduler.state` counts; whoever reports the state empties it.
+        tickets: routers' names of requests that `state` counts; whoever reports the state empties it.
     """
 
     def __init__(
@@ -186,18 +187,23 @@ class Engine:
                 request = dataclasses.replace(request, adapter=None)
             elif not self.adapters.hold(request):
                 self.adapters.wait_for(request, matcher)
+                self._count(request)
                 return
         try:
             self._add(request, matcher)
         except BaseException:
             self.adapters.release(request.request_id)
             raise
+        self._count(request)
 
     def _add(self, request: Request, matcher: LLMatcher | None) -> None:
         rules = self._rules(request, matcher) if is_constrained(request.params) else None
         self.scheduler.add(request, rules, self._beams(request) if request.params.beams is not None else None)
         if request.alone:
             self.isolation.suspect(request.request_id)
+
+    def _count(self, request: Request) -> None:
+        """From now on `state` has it."""
         if request.placement is not None:
             self.tickets.append(request.placement.ticket)
 
@@ -261,7 +267,8 @@ class Engine:
         updates: list[SequenceUpdate] = []
 
         def fail(request: Request, sentence: str) -> None:
-            for index in range(request.params.num_sequences):
+            begun = request.emitted or [[]] * request.params.num_sequences
+            for index in (index for index, told in enumerate(begun) if told is not None):
                 updates.append(SequenceUpdate(request.request_id, index, [], finish_reason="error", time=self.clock()))
                 updates[-1].stop_reason = sentence
 
@@ -441,11 +448,17 @@ class Engine:
         """Whether `step` has anything to do."""
         return self.scheduler.has_work or bool(self._in_flight) or bool(self.adapters.waiting)
 
+    def state(self) -> ShardState:
+        """How busy the engine is, those that wait for adapters among its queue; another thread may call it."""
+        prompts = [len(each.request.prompt_token_ids) for each in list(self.adapters.waiting.values())]
+        positions = sum(attended(0, tokens) for tokens in prompts)
+        return self.scheduler.state().with_request(len(prompts), sum(prompts), positions)
+
     def stats(self) -> EngineStats:
         """Gauges and counters, now."""
         scheduler = self.scheduler
         return EngineStats(
-            state=scheduler.state(),
+            state=self.state(),
             counters=scheduler.counters.copy(),
             blocks_cached=self.pool.num_cached,
             filled_slots=scheduler.num_filled_slots(),

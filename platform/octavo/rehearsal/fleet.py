@@ -204,7 +204,7 @@ class Fleet:
         first = events[0].sequence if events else shard.next_event
         shard.next_event = first + len(events)
         tickets = [shard.engine.tickets.popleft() for _ in range(len(shard.engine.tickets))]
-        state = shard.engine.scheduler.state()
+        state = shard.engine.state()
         if self.now >= shard.mute_until:
             for router in self.routers:
                 known = router.join(shard.name, self.now)

@@ -13,7 +13,7 @@ from octavo.constraint import StructuredOutputs
 from octavo.engine.adapters import MOST_PASSED, Adapters
 from octavo.engine.batch import build_batch
 from octavo.errors import BadRequest, ModelError, Overloaded
-from octavo.request import Adapter, Request
+from octavo.request import Adapter, Placement, Request
 
 PARAMS = SamplingParams(seed=3, max_tokens=12, ignore_eos=True)
 PROMPTS = [list(range(3, 60)), list(range(3, 50)), [7]]
@@ -136,6 +136,13 @@ def test_what_cannot_be_loaded_ends_its_own_request(llm, loras, make_adapter, tm
     assert first.outputs[0].finish_reason == "error"
     assert "it was made for another model" in str(first.outputs[0].stop_reason)
     assert second.outputs[0].finish_reason == "length"
+    params = SamplingParams(n=2, max_tokens=5)  # the first of the two has ended on another shard
+    moved = {"request_id": "moved", "prompt_token_ids": [1], "params": params, "emitted": [None, [5]]}
+    llm.engine.add(Request(**moved, adapter=other.adapter()))
+    updates = []
+    while llm.engine.has_work:
+        updates += llm.engine.step()
+    assert [(update.index, update.finish_reason) for update in updates] == [(1, "error")]
 
 
 def test_steps_without_adapters_name_none(llm, monkeypatch):
@@ -265,13 +272,19 @@ def test_streams_go_on_while_an_adapter_loads(llm, loras, make_adapter, monkeypa
     monkeypatch.setattr(executor, "load_adapter", lambda adapter: loader.may_load.wait(30) and load_it(adapter))
     cold = LoRARequest("cold", 1, str(make_adapter("llama3", seed=77))).adapter()
     for name, adapter in [("waits", cold), ("leaves", cold), ("runs", None)]:
-        llm.engine.add(Request(request_id=name, prompt_token_ids=[1, 2], params=PARAMS, adapter=adapter))
+        placement = Placement(name, "here", "cold", 0, 0.0)
+        llm.engine.add(
+            Request(request_id=name, prompt_token_ids=[1, 2], params=PARAMS, adapter=adapter, placement=placement)
+        )
+    state = llm.engine.state()  # who scales and who says when to come again sees them all
+    assert (state.queued, state.backlog_tokens, list(llm.engine.tickets)) == (3, 6, ["waits", "leaves", "runs"])
     ended = set()
     while "runs" not in ended:
         ended |= {update.request_id for update in llm.engine.step() if update.finish_reason}
-    assert ended == {"runs"}
+    assert (ended, llm.engine.state().queued) == ({"runs"}, 2)
     assert [update.finish_reason for update in llm.engine.abort("leaves")] == ["abort"]
     loader.may_load.set()
     while "waits" not in ended:
         ended |= {update.request_id for update in llm.engine.step() if update.finish_reason}
     assert not llm.engine.has_work
+    assert (llm.engine.state().queued, len(llm.engine.tickets)) == (0, 3)  # nobody is named twice
