@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from octavo.errors import BadRequest, ModelError, ModelNotReady, UnknownModel
@@ -24,6 +25,9 @@ logger = logging.getLogger("ray.serve")
 
 MAX_ADAPTERS = 10_000
 """Names that a gateway knows at once, 1 kB each."""
+
+_SHOWN = 20
+"""Names that an error lists."""
 
 _AGAIN = 1.0
 """Seconds until a request for an adapter that is being read should try again."""
@@ -92,6 +96,7 @@ class Adapters:
         self.alone = True
         self._models: Mapping[str, AdapterSettings] = {}
         self._reading: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()  # one is read at a time: memory holds one, and a name gets what was read last
 
     def configure(self, models: Mapping[str, AdapterSettings], alone: bool) -> None:
         """Serve these models' adapters, and those that were loaded for them; their files are read beside the loop."""
@@ -112,7 +117,8 @@ class Adapters:
 
     async def _fill(self, entry: AdapterEntry, source: str) -> None:
         try:
-            entry.adapter = await asyncio.to_thread(_checked, entry.name, entry.path, source)
+            async with self._turn:
+                entry.adapter = await asyncio.to_thread(_checked, entry.name, entry.path, source)
         except Exception as error:  # whatever its files made of a library: nobody else's end
             entry.error = str(error) or repr(error)
             logger.warning("adapter %s of %s: %s", entry.name, entry.parent, entry.error)
@@ -133,7 +139,10 @@ class Adapters:
             raise BadRequest("several gateways serve these models: name adapters in the config, which reaches them all")
         if not name.isprintable():
             raise BadRequest("lora_name must not hold what cannot be seen", "lora_name")
-        found = self._parent(parent)
+        async with self._turn:
+            await self._load(name, path, self._parent(parent), taken, again=again)
+
+    async def _load(self, name: str, path: str, found: str, taken: Iterable[str], *, again: bool) -> None:
         known = self.entries.get(name)
         if name in taken or (known is not None and known.parent != found):
             raise BadRequest(f"{name!r} is the name of something else that is served here", "lora_name")
@@ -147,10 +156,11 @@ class Adapters:
             adapter = await asyncio.to_thread(_checked, name, place, model.source)
         except ModelError as error:
             raise BadRequest(f"adapter {name!r} cannot be loaded: {error}", "lora_path") from None
-        if known is None:
-            self.entries[name] = AdapterEntry(name, found, place, adapter=adapter)
-        else:
-            known.path, known.adapter, known.error = place, adapter, ""
+        if self._models.get(found) != model:
+            raise BadRequest(f"the config of {found!r} has changed meanwhile: load the adapter again")
+        entry = known or AdapterEntry(name, found, place)  # which may have been unloaded meanwhile
+        entry.path, entry.adapter, entry.error = place, adapter, ""
+        self.entries[name] = entry
 
     def unload(self, name: str) -> None:
         """Serve an adapter no more; requests that run go on.
@@ -159,7 +169,7 @@ class Adapters:
             UnknownModel: there is none.
         """
         if name not in self.entries:
-            known = ", ".join(self.entries) or "none"
+            known = some_names(self.entries) or "none"
             raise UnknownModel(f"adapter {name!r:.80} is not loaded; loaded: {known}", "lora_name")
         if not self.alone:
             raise BadRequest("several gateways serve these models: take the adapter out of the config")
@@ -174,6 +184,12 @@ class Adapters:
         if parent not in able:
             raise BadRequest(f"model must be one that adapters may be loaded for: {', '.join(able)}", "model")
         return parent
+
+
+def some_names(names: Collection[str]) -> str:
+    """The first of them: a request with a wrong name is not to be answered with thousands."""
+    rest = len(names) - _SHOWN
+    return ", ".join(islice(names, _SHOWN)) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _inside(path: str, folders: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Literal, TypedDict, Unpack
 
 from octavo.errors import BadRequest, ModelNotReady, UnknownModel
 from octavo.text.tokenizer import Tokenizer
-from octavo_serve.api.adapters import Adapters
+from octavo_serve.api.adapters import AdapterEntry, Adapters, some_names
 from octavo_serve.api.bounds import UNKNOWN_CONTEXT
 from octavo_serve.api.model import NO_DEFAULTS, Defaults, ModelClient, ServedModel
 from octavo_serve.wire.messages import ModelInfo
@@ -221,11 +221,11 @@ class Registry:
             UnknownModel: there is none; the message lists those there are.
             ModelNotReady: it has failed, does not come up in time, or too much waits for it.
         """
-        entry = self.find(name, session, tasks)
+        entry, adapted = self.find(name, session, tasks), self._adapted(name)
         if before_waiting is not None and entry.status == "loading":
             before_waiting()
         served = await entry.served(self.wait, self.explain, tokens)
-        if (adapted := self.adapters.entries.get(name or "")) is not None:
+        if adapted is not None:  # even if it has been unloaded while the request waited: the model is another
             served.name, served.adapter = adapted.name, adapted.ready(self.explain)
         return served
 
@@ -238,7 +238,7 @@ class Registry:
             raise BadRequest(f"model is required; served here: {self._names()}", "model")
         if name in self.entries:
             return self.entries[name]
-        if (adapted := self.adapters.entries.get(name)) is not None:
+        if (adapted := self._adapted(name)) is not None:
             return self.entries[adapted.parent]
         if weights := self._alive(name):
             return self.entries[choose(weights, session or secrets.token_hex(8))]
@@ -262,15 +262,21 @@ class Registry:
         Raises:
             UnknownModel: there is none.
         """
-        if name not in self.entries and (adapted := self.adapters.entries.get(name)) is not None:
+        if (adapted := self._adapted(name)) is not None:
             return adapted.card(self.entries[adapted.parent].card(explain), explain)
         if name not in self.aliases:
             return self.find(name).card(explain)
         weights = self.aliases[name]
         return self.entries[max(weights, key=weights.__getitem__)].card(explain) | {"id": name, "alias_of": weights}
 
+    def _adapted(self, name: str | None) -> AdapterEntry | None:
+        """The adapter of this name; models and aliases that have come since it was loaded go before it."""
+        if name is None or name in self.entries or name in self.aliases:
+            return None
+        return self.adapters.entries.get(name)
+
     def _names(self) -> str:
-        return ", ".join([*self.entries, *self.aliases, *self.adapters.entries])
+        return some_names([*self.entries, *self.aliases, *self.adapters.entries])
 
     def _alive(self, alias: str) -> Mapping[str, float]:
         """The alias's models that are ready; if none is, those that have not failed; if all have, all."""

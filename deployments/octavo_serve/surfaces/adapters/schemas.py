@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
 from typing_extensions import TypedDict  # pydantic reads the standard one from Python 3.12 on
 
 from octavo_serve.api.body import Body
@@ -11,7 +14,7 @@ from octavo_serve.api.fields import Name
 class LoadAdapter(Body):
     """Body of /v1/load_lora_adapter; `model` says which one it is for, where that may be several."""
 
-    lora_name: Name
+    lora_name: Annotated[Name, Field(min_length=1)]
     lora_path: Name
     model: Name | None = None
     load_inplace: bool = False

@@ -43,6 +43,33 @@ def test_a_config_that_changes(tiny_model: Any, make_adapter: Any, tmp_path: Pat
     assert adapters.entries == {}
 
 
+def test_what_changes_while_an_adapter_is_read(tiny_model: Any, make_adapter: Any) -> None:
+    """One that is unloaded meanwhile is served once its load has said so, and none is without its model."""
+    source, folder = str(tiny_model("qwen3")), make_adapter("qwen3")
+    adapters = Adapters()
+    models = {"tiny": AdapterSettings(source, {}, (str(folder.parent),))}
+    configured(adapters, models)
+
+    async def beside(change: Any) -> None:
+        loading = asyncio.create_task(adapters.load("a", folder.name, None, [], again=True))
+        await asyncio.sleep(0)  # it is being read
+        change()
+        await loading
+
+    async def twice() -> list[Any]:
+        loads = [adapters.load("b", folder.name, None, [], again=False) for _ in range(2)]
+        return await asyncio.gather(*loads, return_exceptions=True)
+
+    asyncio.run(adapters.load("a", folder.name, None, [], again=False))
+    asyncio.run(beside(lambda: adapters.unload("a")))
+    assert list(adapters.entries) == ["a"]
+    first, second = asyncio.run(twice())
+    assert (first, str(second)) == (None, "adapter 'b' is loaded; load_inplace: true puts another in its place")
+    with pytest.raises(BadRequest, match="the config of 'tiny' has changed meanwhile"):
+        asyncio.run(beside(lambda: adapters.configure({}, alone=True)))
+    assert adapters.entries == {}
+
+
 def test_a_card_says_what_is_true_of_both(make_adapter: Any, tmp_path: Path, tiny_model: Any) -> None:
     adapters = Adapters()
     configured(adapters, {"tiny": AdapterSettings(str(tiny_model("qwen3")), {"a": str(tmp_path)})})

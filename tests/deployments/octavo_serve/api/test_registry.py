@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from octavo.errors import BadRequest, ModelNotReady, UnknownModel
+from octavo.request import Adapter
+from octavo_serve.api.adapters import AdapterEntry
 from octavo_serve.api.registry import MAX_WAITING_TOKENS, RETRY_AFTER, ModelEntry, Registry, choose
 from octavo_serve.wire.messages import ModelInfo
 
@@ -39,6 +41,38 @@ def test_names_and_aliases(registry: Registry) -> None:
     with pytest.raises(BadRequest, match="model is required; served here: a, b, c"):
         served(registry, None)
     assert served(Registry([ready("a")]), None) == "a"
+
+
+def adapter(registry: Registry, name: str, parent: str) -> Adapter:
+    found = Adapter(name, "d", "/p")
+    registry.adapters.entries[name] = AdapterEntry(name, parent, "/p", adapter=found)
+    return found
+
+
+def test_a_wrong_name_is_not_answered_with_thousands(registry: Registry) -> None:
+    for i in range(3000):
+        adapter(registry, f"adapter {i}", "a")
+    with pytest.raises(UnknownModel, match=r"served here: a, b, c, one, .*, adapter 13 and 2986 more$"):
+        served(registry, "d")
+
+
+def test_models_and_aliases_go_before_adapters_of_their_name(registry: Registry) -> None:
+    for name in ("a", "one"):
+        adapter(registry, name, "b")
+        assert asyncio.run(registry.served(name)).adapter is None
+        assert registry.find(name).name == "a"
+
+
+def test_an_adapter_that_goes_while_a_request_waits_is_still_its_adapter(registry: Registry) -> None:
+    async def load() -> Adapter | None:
+        registry.wait = 60.0
+        waiting = asyncio.create_task(registry.served("poet"))
+        await asyncio.sleep(0)
+        registry.adapters.unload("poet")
+        registry.entries["c"].update(tokenizer=TOKENIZER, info=INFO, shards=1)
+        return (await waiting).adapter
+
+    assert adapter(registry, "poet", "c") == asyncio.run(load())
 
 
 def test_a_weighted_alias_keeps_its_proportions_and_its_sessions(registry: Registry) -> None:

@@ -129,6 +129,7 @@ def test_files_that_change_alone_are_noticed(served: Any, post: Any, folder: Pat
         ({"lora_name": "tiny", "lora_path": "a1"}, "'tiny' is the name of something else"),
         ({"lora_name": "x", "lora_path": "a1", "model": "other"}, "may be loaded for: tiny"),
         ({"lora_name": "x"}, "lora_path"),
+        ({"lora_name": "", "lora_path": "a1"}, "lora_name must have at least 1 character"),
     ],
 )  # fmt: skip
 def test_what_may_not_be_loaded(served: Any, post: Any, folder: Path, body: Any, sentence: str) -> None:
