@@ -71,6 +71,10 @@ class Keys:
         """Names of all holders, each once."""
         return list(dict.fromkeys(key.holder.name for key in self._known))
 
+    def named(self, name: str) -> Caller | None:
+        """The holder of this name, while it has a key."""
+        return next((key.holder for key in self._known if key.holder.name == name), None)
+
     def holder(self, key: bytes) -> Caller | None:
         """The holder of a key, which is compared with all keys in constant time; None if it is not valid."""
         self._refresh()

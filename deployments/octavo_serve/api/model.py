@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from octavo.request import SAMPLE, Adapter, Placement, Request, SamplingParams, SequenceUpdate
+from octavo.request import BELOW_ALL, SAMPLE, Adapter, Placement, Request, SamplingParams, SequenceUpdate
 from octavo.text.responses.families import AUTO
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.wire.messages import ModelInfo
@@ -95,3 +95,9 @@ class ServedModel:
     client: ModelClient
     defaults: Defaults = NO_DEFAULTS
     adapter: Adapter | None = None  # that its requests are computed with; `name` is the adapter's then
+
+    def admitted(
+        self, priority: int, key: Callable[[], bytes], sequences: int, tokens: int
+    ) -> AbstractContextManager[None]:
+        """As the client's. Requests below all others wait behind everybody, and whoever sends them looks for room."""
+        return nullcontext() if priority >= BELOW_ALL else self.client.admitted(key, sequences, tokens)

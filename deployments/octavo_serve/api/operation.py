@@ -6,7 +6,7 @@ failure ── errors ──> the protocol's error
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from octavo.config import unknown_key
 from octavo.errors import BadRequest
+from octavo.request import BELOW_ALL
 from octavo_serve.api.access import Caller, Rules
 from octavo_serve.api.bounds import MAX_FIELDS, MAX_NAME, MAX_OPTIONS
 from octavo_serve.api.fields import AtMost, Name
@@ -47,6 +48,14 @@ Names = Annotated[
 """A query parameter that may come several times, as `name=a&name=b` or `name[]=a&name[]=b`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A body that is read as it comes, of operations that have no type for it."""
+
+    media_type: str
+    chunks: AsyncIterator[bytes]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """One request, validated.
@@ -58,6 +67,8 @@ class Call:
         path: the path's parameters by name, MAX_NAME characters each at most.
         session: from the headers; "" for none.
         asker: whose turn it is when the request's comes; "" where nobody can tell.
+        below: it is below all others.
+        content: the body where it was not read; None for a handle call.
     """
 
     body: Any = None
@@ -68,6 +79,8 @@ class Call:
     rules: Rules = field(default_factory=Rules)
     session: str = ""
     asker: str = ""
+    below: bool = False
+    content: Content | None = None
 
     @property
     def tells(self) -> bool:
@@ -81,7 +94,7 @@ class Call:
             BadRequest: it sets something that clients may not set.
         """
         asked.session = self.session or asked.session
-        asked.priority = self.rules.priority(asked.priority)
+        asked.priority = BELOW_ALL if self.below else min(self.rules.priority(asked.priority), BELOW_ALL - 1)
         asked.cache_salt = self.rules.cache_salt(self.caller, asked.cache_salt)
         asked.asker = self.asker
         return asked
@@ -102,11 +115,14 @@ class Operation:
     Attributes:
         path: may have parameters, such as "/v1/models/{name:path}".
         summary: a line for the API's description.
-        answers: type of the answer.
+        answers: type of the answer; None: it is text.
+        media_type: of the answer.
         run: makes the answer.
         body: type of a request's body; None where there is none.
         query: type of the query parameters, whose fields are flat; None where they are not looked at.
         many: a body holds many texts, and may have as many bytes as these take.
+        asks: it asks a model for something.
+        form: type of the fields of a form, where that is the body: `run` reads it as it comes.
     """
 
     method: Literal["GET", "POST", "DELETE"]
@@ -118,6 +134,9 @@ class Operation:
     body: type[Any] | None = None
     query: type[Query] | None = None
     many: bool = False
+    asks: bool = True
+    form: type[BaseModel] | None = None
+    media_type: str = "application/json"
 
 
 async def answered(operation: Operation, service: Service, body: Any) -> Any:

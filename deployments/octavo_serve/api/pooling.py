@@ -151,7 +151,7 @@ async def accepted(service: Service, asking: Asking, texts: Sequence[Text]) -> A
     model = await service.models.served(asking.model, asking.session, tokens=tokens, tasks=_TASKS[asking.operation])
     at_once = min(len(texts), WINDOW)  # the others wait here, in nobody's way
     key = partial(_key, asking, texts, characters)
-    with _held(service, characters), model.client.admitted(key, at_once, tokens * at_once // len(texts)):
+    with _held(service, characters), model.admitted(asking.priority, key, at_once, tokens * at_once // len(texts)):
         yield Accepted(service, asking, model, await model.client.describe())
 
 

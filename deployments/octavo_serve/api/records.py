@@ -1,44 +1,36 @@
 """`Records`: what a gateway keeps of requests between them, in one sqlite file with a bound in bytes and in time.
 
 A record belongs to the caller whose request made it, and is found by that caller alone. Several gateways may use one
-file: each operation is a transaction of its own. Records are found again after a restart if the file has a path;
-without one it is a private temporary file that ends with the process.
-
-All of sqlite's work runs in one thread per gateway. Values are bytes that this module does not look into.
+file. Records are found again after a restart if the file has a path; without one it is a private temporary file that
+ends with the process. Values are bytes that this module does not look into.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
 import secrets
 import sqlite3
 import tempfile
 import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from octavo.errors import BadRequest, OctavoError, Overloaded
+from octavo.errors import BadRequest
+from octavo_serve.api.database import Database
 
 T = TypeVar("T")
 
-MAX_WAITING = 1024
-"""Operations that may run or wait; each takes well below a millisecond."""
 OVERHEAD = 512
 """Bytes of a record beside what it holds: its row, its place in the index, the rest of its last page."""
 EVICTED = 64
 """Records that are looked at in one go when room is made."""
 USE_SECONDS = 1.0
 """Seconds after which a record's use is noted again: each note is a page to write."""
-BUSY_SECONDS = 5.0
-"""How long an operation waits for that of another gateway."""
 
 _TABLES = """
+PRAGMA secure_delete = ON;
 CREATE TABLE IF NOT EXISTS records (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, used REAL NOT NULL, size INTEGER NOT NULL, previous TEXT,
     body BLOB NOT NULL, extra BLOB NOT NULL, alive REAL NOT NULL
@@ -101,10 +93,9 @@ class Records:
     def __init__(self, settings: RecordSettings | None = None, clock: Callable[[], float] = time.time) -> None:
         self.settings = settings or RecordSettings()
         self.clock = clock
-        self._pool = ThreadPoolExecutor(1, "octavo-records")
-        self._waiting = 0
-        self._opened: tuple[Path | None, sqlite3.Connection] | None = None
-        self._secret: bytes | None = None
+        self._database = Database("stored responses", _TABLES)
+        self._private: Path | None = None
+        self._secret: tuple[Path, bytes] | None = None
 
     async def put(self, record: Record, *, replaces: bool | bytes = False) -> bool:
         """Keep a record, and make room for it.
@@ -151,39 +142,21 @@ class Records:
 
     async def secret(self) -> bytes:
         """32 random bytes, the same for everybody who uses the file."""
-        if self._secret is None:
-            self._secret = await self._run(_secret)
-        return self._secret
+        if self._secret is None or self._secret[0] != self._path:
+            path = self._path
+            self._secret = path, await self._database.run(path, _secret)
+        return self._secret[1]
 
     async def _run(self, work: Callable[..., T], *args: object) -> T:
-        if self._waiting >= MAX_WAITING:
-            raise Overloaded(f"{MAX_WAITING} requests wait for stored responses already", retry_after=1.0)
-        self._waiting += 1
-        future = asyncio.get_running_loop().run_in_executor(self._pool, partial(self._perform, work, *args))
-        future.add_done_callback(self._ended)
-        return await asyncio.shield(future)
+        return await self._database.run(self._path, work, *args)
 
-    def _ended(self, _: object) -> None:
-        self._waiting -= 1
-
-    def _perform(self, work: Callable[..., T], *args: object) -> T:
-        try:
-            connection = self._connection()
-            with connection:
-                connection.execute("BEGIN IMMEDIATE")
-                return work(connection, *args)
-        except sqlite3.Error as error:
-            raise OctavoError(f"the file of stored responses cannot be used: {error}") from error
-
-    def _connection(self) -> sqlite3.Connection:
-        """The open file; another one after its path has changed."""
-        path = self.settings.path
-        if self._opened is None or self._opened[0] != path:
-            if self._opened is not None:
-                self._opened[1].close()
-            self._secret = None
-            self._opened = path, _open(path or _private(self))
-        return self._opened[1]
+    @property
+    def _path(self) -> Path:
+        if self.settings.path is None and self._private is None:
+            self._private = _private(self)
+        path = self.settings.path or self._private
+        assert path is not None
+        return path
 
 
 def _private(owner: object) -> Path:
@@ -191,21 +164,6 @@ def _private(owner: object) -> Path:
     folder = tempfile.TemporaryDirectory(prefix="octavo-records-")
     weakref.finalize(owner, folder.cleanup)
     return Path(folder.name) / "records.sqlite"
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        path.chmod(0o600)  # sqlite gives the files beside it the same
-    except OSError as error:
-        raise OctavoError(f"the file of stored responses cannot be used: {error}") from error
-    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("PRAGMA secure_delete = ON")
-    connection.executescript(_TABLES)
-    return connection
 
 
 # ── operations, each in a transaction ──

@@ -21,6 +21,7 @@ from octavo.text.grammars.brief import TakesLong, briefly
 from octavo.text.responses.bound import BoundTemplate
 from octavo.text.template_process import PROCESSES
 from octavo_serve.api import genai
+from octavo_serve.api.batches.batches import Batches
 from octavo_serve.api.body import B
 from octavo_serve.api.bounds import MAX_TEXTS, BodyBounds, Limits
 from octavo_serve.api.chats import Chat, render
@@ -72,6 +73,7 @@ class Service:
         self.held_texts = 0
         self.windows: dict[str, asyncio.Semaphore] = {}
         self.records = Records()
+        self.batches = Batches()
         self.detached = Detached()
         self.lateness = telemetry.lateness
         self.threads = Threads()
@@ -111,7 +113,7 @@ class Service:
         sequences, tokens = asked.size
         model = await self.models.served(asked.model, asked.session, check, tokens, ("generate",))
         reading, template, text = None, None, ""
-        with model.client.admitted(asked.key, sequences, tokens):
+        with model.admitted(asked.priority, asked.key, sequences, tokens):
             info = await model.client.describe()
             check_task("generate", info.tasks, model.name)
             if isinstance(content, Chat):

@@ -28,6 +28,7 @@ from octavo.routing.policy import PolicyName
 from octavo.routing.router import RoutingConfig
 from octavo.scaling.policy import Targets
 from octavo.text.responses.families import AUTO, NAMES, NONE
+from octavo_serve.api.batches.nouns import StoreSettings
 from octavo_serve.api.records import RecordSettings
 from octavo_serve.api.validation import explain
 from octavo_serve.config.access import AccessSettings
@@ -326,6 +327,27 @@ class TraceSettings(Settings):
     service: Annotated[str, Field(min_length=1, max_length=255)] | None = None
 
 
+class BatchSettings(Settings):
+    """Files and batches; see docs/batches.md. All gateways of a folder are to run on one node.
+
+    Attributes:
+        folder: of the files, and of a database of everything else, on the disk of the gateways' node.
+        file_bytes: of a file that is uploaded.
+        owner_bytes: of all files of a key, and of answers that wait for theirs.
+        total_bytes: of everybody's.
+    """
+
+    folder: Annotated[str, Field(min_length=1)]
+    file_bytes: Annotated[int, Field(ge=2**10, le=2**40)] = 200 * 2**20
+    owner_bytes: Annotated[int, Field(ge=2**10, le=2**44)] = 2**32
+    total_bytes: Annotated[int, Field(ge=2**10, le=2**44)] = 2**34
+
+    @property
+    def store(self) -> StoreSettings:
+        """The same, as gateways need it."""
+        return StoreSettings(Path(self.folder).expanduser(), self.file_bytes, self.owner_bytes, self.total_bytes)
+
+
 class GatewaySettings(Settings):
     """The HTTP and handle ingress.
 
@@ -346,6 +368,7 @@ class GatewaySettings(Settings):
         responses_store_bytes: of all stored responses; those that were not used for longest go first.
         responses_ttl_s: seconds after its last use after which a response is gone.
         traces: of requests; None makes none.
+        batches: files and batches; None: there are none.
     """
 
     replicas: Count = 1
@@ -362,6 +385,7 @@ class GatewaySettings(Settings):
     responses_store_bytes: Annotated[int, Field(ge=2**20, le=2**40)] = 2**28
     responses_ttl_s: Annotated[float, Field(gt=0, le=30 * 86400)] = 30 * 86400.0
     traces: TraceSettings | None = None
+    batches: BatchSettings | None = None
 
     def records(self, shared: Callable[[], Path]) -> RecordSettings:
         """Where responses are stored, and for how long.

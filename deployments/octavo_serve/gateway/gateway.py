@@ -23,13 +23,14 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
-from octavo.errors import ConfigError
+from octavo.errors import BadRequest, ConfigError
 from octavo.routing.admission import QueueLimits
 from octavo.routing.router import RoutingConfig
 from octavo.source import Source
 from octavo.text.recommended import recommended_sampling
-from octavo_serve.api.access import Access
+from octavo_serve.api.access import Access, Caller
 from octavo_serve.api.adapters import AdapterSettings
+from octavo_serve.api.batches.runner import Reply, Runner
 from octavo_serve.api.body import parse
 from octavo_serve.api.bounds import Limits
 from octavo_serve.api.fleet import Fleet
@@ -42,6 +43,7 @@ from octavo_serve.api.tracing import TraceIds, Tracer
 from octavo_serve.config.placement import unplaceable
 from octavo_serve.config.settings import (
     NO_EXPORTER,
+    BatchSettings,
     ModelSettings,
     ReplicaRange,
     TraceSettings,
@@ -56,7 +58,8 @@ from octavo_serve.gateway.scaling import ScalingReader
 from octavo_serve.gateway.shard_client import Failover, ShardClient
 from octavo_serve.gateway.unread import Unread
 from octavo_serve.gateway.watch import Deployments, load_text, watch_room, watch_shards
-from octavo_serve.http.app import http_app
+from octavo_serve.http.app import App, http_app
+from octavo_serve.http.inside import ask
 from octavo_serve.logs import take_in_engine
 from octavo_serve.ports import is_loopback
 from octavo_serve.ray_private import Deployment, http_host, keep_serve_at_home, process_is_open, session_folder
@@ -117,6 +120,8 @@ class Gateway:
         self._drain = Drain()
         self._unread = Unread()
         self._traces: TraceSettings | None = None
+        self._app: App | None = None
+        self._batches: asyncio.Task[None] | None = None
         self._watching: list[asyncio.Task[None]] = []
         threading.Thread(target=_show_logs, name="octavo-logs", daemon=True).start()
         gc.freeze()  # 126,000 objects of modules, which each look at all objects went through: 75 ms with the loop held
@@ -157,6 +162,34 @@ class Gateway:
         self.access.rules = rules
         self.service.records.settings = gateway.records(_shared_file)
         self.service.limits = Limits(gateway.max_body_bytes, gateway.max_prompts, gateway.max_n)
+        self._run_batches(gateway.batches)
+
+    def _run_batches(self, settings: BatchSettings | None) -> None:
+        """Work on batches, if there is a folder for them."""
+        self.service.batches.settings = None if settings is None else settings.store
+        if settings is None and self._batches is not None:
+            self._batches.cancel()
+            self._batches = None
+        if settings is not None and self._batches is None:
+            runner = Runner(self.service.batches, self._ask, self._room_below, self._longest_body)
+            self._batches = asyncio.create_task(runner.run())
+
+    async def _ask(self, owner: str, path: str, body: bytes) -> Reply:
+        """Answer a line of a batch, in the name of whoever began it."""
+        keys = self.access.rules.keys
+        caller = Caller() if keys is None else keys.named(owner)
+        if caller is None or self._app is None:
+            return Reply(401, b'{"error":{"message":"whoever began the batch has no key any more"}}')
+        return await ask(self._app.inside, caller, path, body)
+
+    def _room_below(self, model: str) -> int:
+        try:
+            return self._served[self.service.models.find(model or None).name].client.room_below()
+        except BadRequest:
+            return 1  # there is no such model: its lines are told so
+
+    def _longest_body(self) -> int:
+        return self.service.limits.max_body_bytes or self.service.bounds_of_many.num_bytes
 
     def _trace(self, settings: TraceSettings | None) -> None:
         """Trace requests by these settings from now on; what was traced before is sent beside the loop."""
@@ -202,11 +235,14 @@ class Gateway:
     def __serve_build_asgi_app__(self) -> Starlette:
         app = http_app(self.service, self, self.access, fleet=self._fleet)
         app.add_middleware(self._drain.around)
+        self._app = app
         return app
 
     async def drain(self) -> int:
         """Take no more HTTP requests; returns how many requests still run, those of handles among them."""
         self._drain.begun = True
+        if self._batches is not None:
+            self._batches.cancel()
         self._fleet.end(LEAVING, over=True)
         return self._drain.running + self._num_running()
 

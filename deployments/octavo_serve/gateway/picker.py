@@ -34,6 +34,9 @@ from octavo_serve.ray_private import Replica
 LONG_PROMPT = 2048
 """Tokens from which a prompt waits for a thread that prepares it (`octavo_serve.api.prompts.is_long`)."""
 
+MOST_BELOW = 256
+"""Requests below all others that are under way at a shard: enough for any, and few for the gateways' books."""
+
 
 class Books(Protocol):
     """What a picker needs of `octavo_serve.ray_private.Deployment`."""
@@ -261,6 +264,17 @@ class Picker:
     def queue_seconds(self) -> float:
         """Until a request that comes now begins, as predicted: what admission compares with its limit."""
         return self._full_outlook(time.monotonic()).ahead
+
+    def room_below(self) -> int:
+        """Sequences below all others that may be under way, in all gateways: as many as places are nobody else's.
+
+        One where no shard is there, which brings one up.
+        """
+        now, found = time.monotonic(), 0
+        for name, replica in self._replicas.items():
+            state = self.router.state_of(name, now)
+            found += min(state.max_num_seqs - state.num_sequences, replica.capacity - self._running[name], MOST_BELOW)
+        return max(0, found) if self._replicas else 1
 
     async def pick(self, request: Request) -> Picked:
         """The shard that the router finds best; waits while none has room, or there is none.

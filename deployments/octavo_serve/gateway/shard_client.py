@@ -126,6 +126,10 @@ class ShardClient:
         """Requests that run at a shard or look for one."""
         return sum(bool(run.living) for run in self._runs.values())
 
+    def room_below(self) -> int:
+        """As of `Picker`."""
+        return self._picker.room_below()
+
     def placement(self, request_id: str) -> Placement | None:
         """Where a request that runs was sent last."""
         run = self._runs.get(request_id)

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import compile_path
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo.errors import BadRequest, OctavoError
 from octavo_serve.api.access import Access, Caller
@@ -21,14 +21,14 @@ from octavo_serve.api.bounds import LARGE_BODY, MAX_NAME, BodyBounds
 from octavo_serve.api.exposition import render
 from octavo_serve.api.failures import BodyTooLarge, Failure, failure_of
 from octavo_serve.api.fleet import Fleet
-from octavo_serve.api.operation import Call, Operation, Query, read_query
+from octavo_serve.api.operation import Call, Content, Operation, Query, read_query
 from octavo_serve.api.service import Service
 from octavo_serve.api.surface import A, Encoded, Errors, Raw, Surface, Writer, to_json
 from octavo_serve.api.telemetry import ShardStats, Telemetry
 from octavo_serve.api.writing import write_answer
 from octavo_serve.http.about import add_about
 from octavo_serve.http.askers import asker_of
-from octavo_serve.http.door import CALLER, Door, path_of
+from octavo_serve.http.door import BELOW, CALLER, Door, path_of
 from octavo_serve.http.fleet import add_fleet
 from octavo_serve.http.pages import add_pages
 from octavo_serve.http.replies import answer_reply, failure_reply, json_reply, routing_headers
@@ -52,7 +52,7 @@ ErrorsOf = Callable[[Scope], Errors]
 """The error format of a request's path: that of its protocol, otherwise OpenAI's."""
 
 
-class _App(Starlette):
+class App(Starlette):
     """Starlette with the door outside even the handler of unhandled exceptions, and traces outside the door."""
 
     def __init__(self, service: Service, access: Access, errors_of: ErrorsOf, traced: list[str]) -> None:
@@ -61,7 +61,14 @@ class _App(Starlette):
         self._traced = partial(Traced, service=service, paths=traced)
 
     def build_middleware_stack(self) -> ASGIApp:
-        return self._traced(self._door(super().build_middleware_stack()))
+        self._behind_door = super().build_middleware_stack()
+        return self._traced(self._door(self._behind_door))
+
+    async def inside(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The application behind the door."""
+        if self.middleware_stack is None:
+            self.middleware_stack = self.build_middleware_stack()
+        await self._behind_door({**scope, "app": self}, receive, send)
 
 
 def http_app(
@@ -71,7 +78,7 @@ def http_app(
     surfaces: tuple[Surface[Any, Any, Any], ...] = SURFACES,
     operations: tuple[Operation, ...] = OPERATIONS,
     fleet: Fleet | None = None,
-) -> Starlette:
+) -> App:
     """The gateway's ASGI application.
 
     Args:
@@ -82,7 +89,8 @@ def http_app(
     access = access or Access()
     errors_of = _errors_by_path(*surfaces, *operations)
     traced = [surface.path for surface in surfaces] + [one.path for one in operations if one.method == "POST"]
-    app = _App(service, access, errors_of, traced)
+    app = App(service, access, errors_of, traced)
+    service.batches.paths = _of_batches(surfaces, operations)
     for surface in surfaces:
         _add_surface(app, surface, service, access)
     for operation in operations:
@@ -106,6 +114,13 @@ def _errors_by_path(*served: Surface[Any, Any, Any] | Operation) -> ErrorsOf:
         return next((errors for pattern, errors in formats.items() if pattern.match(path)), ERRORS)
 
     return errors_of
+
+
+def _of_batches(surfaces: tuple[Surface[Any, Any, Any], ...], operations: tuple[Operation, ...]) -> frozenset[str]:
+    """Paths that a batch may be for: they take JSON, answer with JSON, and ask a model."""
+    answered = {one.path for one in surfaces if one.answers is not None and one.raw is None}
+    asked = {one.path for one in operations if one.method == "POST" and one.body is not None and one.asks}
+    return frozenset(path for path in answered | asked if "{" not in path)
 
 
 def _add_surface(app: Starlette, surface: Surface[Any, Any, Any], service: Service, access: Access) -> None:
@@ -238,6 +253,8 @@ async def call_of(
         asker=asker_of(caller, request),
         rules=access.rules,
         session=headers.get("x-session-affinity") or headers.get("x-session-id") or "",
+        below=BELOW in request.scope,
+        content=Content(headers.get("content-type", ""), request.stream()),
     )
 
 

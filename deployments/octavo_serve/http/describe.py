@@ -25,6 +25,7 @@ from octavo_serve.surfaces.openai.errors import ERRORS
 
 TEXT = "text/plain"
 HTML = "text/html"
+FORM = "multipart/form-data"
 
 STATUSES = {
     400: "The request is wrong; the message says what to change, `param` which field.",
@@ -54,6 +55,7 @@ class Described:
         also: further statuses with the same body.
         query: type of the query parameters.
         raw: another content type of its body.
+        form: type of a form's fields, where that is the body.
         says: format of its errors.
     """
 
@@ -67,6 +69,7 @@ class Described:
     query: type[Query] | None = None
     stream: tuple[Framing, Any] | None = None
     raw: str | None = None
+    form: type[Any] | None = None
     says: Errors = ERRORS
 
 
@@ -120,10 +123,11 @@ def described(surfaces: Surfaces, operations: Operations) -> list[Described]:
             one.method.lower(),
             one.path.replace(":path}", "}"),
             one.summary,
-            {JSON: one.answers},
+            {one.media_type: one.answers},
             one.body,
             _WITH_MODEL,
             query=one.query,
+            form=one.form,
             says=one.errors,
         )
         for one in operations
@@ -174,6 +178,7 @@ def _schemas(found: list[Described]) -> tuple[dict[Any, Any], dict[str, Any]]:
 def _kinds(operation: Described) -> Iterator[Any]:
     """The types in an operation's description."""
     yield operation.body
+    yield operation.form
     yield from operation.kinds.values()
     yield operation.stream and operation.stream[1]
     yield operation.says.kind
@@ -193,6 +198,8 @@ def _of_operation(operation: Described, refs: dict[Any, Any]) -> dict[str, Any]:
     if operation.body is not None:
         bodies = {JSON: {"schema": refs[operation.body]}} | ({operation.raw: {}} if operation.raw else {})
         found["requestBody"] = {"required": True, "content": bodies}
+    if operation.form is not None:
+        found["requestBody"] = {"required": True, "content": {FORM: {"schema": refs[operation.form]}}}
     if parameters := [*_in_path(operation.where), *_in_query(operation.query)]:
         found["parameters"] = parameters
     return found

@@ -31,6 +31,8 @@ logger = logging.getLogger("ray.serve")
 
 CALLER = "octavo.caller"
 """Key in the ASGI scope for the `Caller`; absent if /health or a page is requested without a key."""
+BELOW = "octavo.below"
+"""Key in the ASGI scope of a request that is below all others; absent of those from outside."""
 
 OPEN_PATH = "/health"
 LONGEST_HOST = 260

@@ -8,6 +8,7 @@ from typing import Any
 from octavo_serve.api.operation import Operation
 from octavo_serve.api.surface import Surface
 from octavo_serve.surfaces.adapters.operations import OPERATIONS as FOR_ADAPTERS
+from octavo_serve.surfaces.batches.operations import OPERATIONS as OF_BATCHES
 from octavo_serve.surfaces.chat.surface import CHAT
 from octavo_serve.surfaces.completions.surface import COMPLETIONS
 from octavo_serve.surfaces.decisions.operations import DECISIONS
@@ -37,4 +38,5 @@ OPERATIONS: tuple[Operation, ...] = (
     *OF_RESPONSES,
     *OF_KSERVE,
     *FOR_ADAPTERS,
+    *OF_BATCHES,
 )

@@ -54,6 +54,7 @@ OPERATIONS = (
         answers=Done,
         run=load,
         errors=ERRORS,
+        asks=False,
     ),
     Operation(
         method="POST",
@@ -63,5 +64,6 @@ OPERATIONS = (
         answers=Done,
         run=unload,
         errors=ERRORS,
+        asks=False,
     ),
 )

@@ -68,7 +68,7 @@ async def decide(service: Service, asked: Asked, questions: Questions) -> Decide
     assert isinstance(chat, Chat)
     tokens = asked.size[1] + questions.characters // USUAL_TOKEN
     model = await service.models.served(asked.model, asked.session, chat.check, tokens, ("generate",))
-    with model.client.admitted(_key(asked, questions.each), len(questions.each), tokens):
+    with model.admitted(asked.priority, _key(asked, questions.each), len(questions.each), tokens):
         info = await model.client.describe()
         check_task("generate", info.tasks, model.name)
         frame = await framed(chat, model.tokenizer, service.template_threads)

@@ -138,7 +138,7 @@ def test_a_file_that_cannot_be_used_is_an_error_of_the_server(tmp_path: Path) ->
         run(Records(RecordSettings(tmp_path / "records.sqlite")).get("alice", "a"))
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 3000), st.booleans()), max_size=30))
 def test_the_bound_holds_whatever_is_done(steps: list[tuple[str, int, bool]]) -> None:
     bound = 4 * OVERHEAD + 5000
