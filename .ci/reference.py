@@ -239,7 +239,7 @@ def endpoints_page() -> str:
 
 def routes() -> Iterator[tuple[str, str]]:
     """Method and path of every route of the gateway, in its order; the files that pages load are one."""
-    nobody: Any = SimpleNamespace(telemetry=None)  # is asked anything here
+    nobody: Any = SimpleNamespace(telemetry=None, batches=SimpleNamespace())  # is asked anything here
     app = http_app(nobody, nobody, fleet=nobody)
     for route in app.routes:
         if not route.path.startswith(FILES):  # type: ignore[attr-defined]
