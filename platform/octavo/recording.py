@@ -34,7 +34,7 @@ MOST_WAITING = 2**16
 _LENGTH_BYTES = 4
 
 
-class Frame(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class Frame(msgspec.Struct, array_like=True, gc=False):
     """Base of what is written; each kind has a tag."""
 
 

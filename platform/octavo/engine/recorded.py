@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from octavo.config import EngineConfig
-from octavo.cost_model import CostModel
+from octavo.cost_model import CostModel, StepWork
 from octavo.engine.admission import ModelLimits
 from octavo.engine.beam import Beams
 from octavo.engine.constrained import RequestRules
@@ -112,7 +112,7 @@ class Scheduled(Frame, tag="plan"):
     answers: list[int]
     shy: list[int]
     chunks: list[tuple[str, int, int]]
-    work: tuple[int, int, int, int, bool]
+    work: StepWork
     digest: bytes
     decisions: list[Any]
 
@@ -208,7 +208,6 @@ class RecordedScheduler(Scheduler):
         super().__init__(config, limits, pool, cost_model, lambda: self._time)
         self.decisions = self._log = _Log()
         self._now, self._time, self._write, self._recorder = clock, 0.0, write, recorder
-        self._answers: list[int] = []
         self._hashed = pool.caching and not limits.takes_whole
 
     def add(self, request: Request, rules: RequestRules | None = None, beams: Beams | None = None) -> None:
@@ -242,18 +241,16 @@ class RecordedScheduler(Scheduler):
     def schedule(self, may_run: Callable[[str], bool] | None = None) -> StepPlan:
         """As of `Scheduler`."""
         time, shy = self._begin(), list[int]()
-        self._answers = answers = []
+        answers = list[int]()
         if self.proposer is not None:
             if not isinstance(self.proposer, _Noted):
-                self.proposer = _Noted(self.proposer, self.limits.vocab_size)  # type: ignore[assignment]  # it passes on what it does not note
-            self.proposer.answers = answers  # type: ignore[attr-defined]
+                self.proposer = _Noted(self.proposer, self.limits.vocab_size)
+            self.proposer.answers = answers
             shy = [place for place, seq in enumerate(self._running) if may_run is None and _is_shy(seq)]
         plan = super().schedule(None if may_run is None else _noted(may_run, answers))
         chunks = [(seq.group.request.request_id, seq.index, count) for seq, count in plan.entries if count > 1]
         decided = self._decided()
-        self._write(
-            Scheduled(time, may_run is not None, answers, shy, chunks, tuple(plan.work), _digest(plan), decided)
-        )
+        self._write(Scheduled(time, may_run is not None, answers, shy, chunks, plan.work, _digest(plan), decided))
         return plan
 
     def advance(self, plan: StepPlan) -> InFlight:
@@ -401,7 +398,7 @@ def _asked(request: Request) -> dict[str, Any]:
         "logprobs": None if params.num_logprobs is None else 0,
         "prompt_logprobs": None if params.prompt_logprobs is None else 0,
     }
-    emitted = request.emitted and [None if tokens is None else len(tokens) for tokens in request.emitted]
+    emitted: Any = request.emitted and [None if tokens is None else len(tokens) for tokens in request.emitted]
     asked = {"prompt": len(request.prompt_token_ids), "emitted": emitted, "params": matter}
     return asked | {name: getattr(request, name) for name in fields}
 
