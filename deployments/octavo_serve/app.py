@@ -76,7 +76,7 @@ def _replicas(model: ModelSettings, settings: AppSettings) -> dict[str, Any]:
     if isinstance(replicas, int):
         return {"num_replicas": replicas}
     kept = [asdict(group) for group in _kept(model, settings)]
-    arguments = {"group": asdict(model.group), "kept": kept, **replicas.targets}
+    arguments = {"group": asdict(model.group), "kept": kept, "record": model.engine.record, **replicas.targets}
     policy = AutoscalingPolicy(policy_function=POLICY, policy_kwargs=arguments)  # type: ignore[no-untyped-call]
     config = AutoscalingConfig(
         min_replicas=replicas.min,

@@ -14,7 +14,10 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-from octavo.scaling.policy import ScalingState, ShardLoad, Targets, decide
+from octavo.errors import ConfigError
+from octavo.recording import Write
+from octavo.scaling.policy import ScalingState, ShardLoad, Targets
+from octavo.scaling.recorded import Scaled, Seen, begin, decided, scaled
 from octavo_serve.config.placement import Group, most_shards
 from octavo_serve.controller.journal import Journal
 from octavo_serve.controller.nodes import Nodes
@@ -33,12 +36,19 @@ class Autoscaler:
         group: the fields of a shard's `octavo_serve.config.placement.Group`.
         kept: the same for every placement group that other models need at all times; a burst of this model leaves room
             for them.
+        record: a folder in which decisions are recorded; None: they are not.
         targets: the fields of `octavo.scaling.policy.Targets`.
     """
 
     def __init__(
-        self, group: dict[str, Any] | None = None, kept: Sequence[dict[str, Any]] = (), **targets: float
+        self,
+        group: dict[str, Any] | None = None,
+        kept: Sequence[dict[str, Any]] = (),
+        record: str | None = None,
+        **targets: float,
     ) -> None:
+        self.record = record
+        self._write: Write | None = None
         self.targets = Targets(**targets)
         self.group = Group(**group) if group else None
         self.kept = [Group(**each) for each in kept]
@@ -48,8 +58,8 @@ class Autoscaler:
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         now = context.current_time or 0.0
-        decision = decide(
-            loads(context),
+        seen = Seen(
+            shards=loads(context),
             now=now,
             running=context.current_num_replicas,
             target=context.target_num_replicas,
@@ -57,6 +67,9 @@ class Autoscaler:
             targets=self._targets(context),
             state=context.policy_state.get(_STATE, ScalingState()),
         )
+        decision = decided(seen)
+        if self.record is not None:
+            self._note(scaled(seen, decision), context.deployment_name)
         room = self._room(now)
         allowed = decision.replicas if room is None else min(decision.replicas, room)
         wanted = min(max(allowed, context.capacity_adjusted_min_replicas),
@@ -69,6 +82,16 @@ class Autoscaler:
         where = context.app_name or "", context.deployment_name
         self.journal.add(where, now, context.target_num_replicas, wanted, context.current_num_replicas, decision)
         return allowed, {_STATE: decision.state}
+
+    def _note(self, frame: Scaled, deployment: str) -> None:
+        """Write a decision down; where that is impossible, the shards are scaled all the same."""
+        try:
+            if self._write is None:
+                self._write = begin(f"{self.record}/{deployment}", deployment)
+            self._write(frame)
+        except ConfigError as error:
+            logging.getLogger("ray.serve").warning("The autoscaler's decisions are not recorded: %s", error)
+            self.record = None
 
     def _targets(self, context: AutoscalingContext) -> Targets:
         """With a lower bound nothing goes to zero: `zero_after` must not hasten what `down_after` says."""

@@ -25,6 +25,7 @@ from starlette.applications import Starlette
 
 from octavo.errors import BadRequest, ConfigError
 from octavo.routing.admission import QueueLimits
+from octavo.routing.recorded import recorded_router
 from octavo.routing.router import RoutingConfig
 from octavo.source import Source
 from octavo.text.recommended import recommended_sampling
@@ -205,6 +206,9 @@ class Gateway:
         deployment, app = deployment_name(model.name), serve.get_replica_context().app_name
         shards = Deployment(deployment, app)
         picker = Picker(routing, shards)
+        if (record := model.engine.record) is not None:
+            name = f"{record}/{serve.get_replica_context().replica_id.unique_id}"
+            picker.router = recorded_router(routing, name, model.most_requests)
         client = ShardClient(picker, Failover(), self.service.telemetry.moves_of(model.name), self._unread)
         shards.watch(client.listed)
         entry = ModelEntry(model.name, int(time.time()), client, model.on_demand)

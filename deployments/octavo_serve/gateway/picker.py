@@ -311,6 +311,7 @@ class Picker:
         self.listed()
         if self._calling is not None:
             self._calling.cancel()
+        self.router.close()
         await self._books.close()
 
     def _route(self, request: Request, names: list[str]) -> Placement:

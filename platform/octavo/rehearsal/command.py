@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +24,9 @@ def replay(
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from error
     if as_json:
-        typer.echo(json.dumps([asdict(each) for each in found], default=repr))
+        import msgspec
+
+        typer.echo(msgspec.json.encode(found, enc_hook=str).decode())
     else:
         _show(found)
     raise typer.Exit(any(each.difference is not None for each in found))
@@ -45,12 +45,12 @@ def _show(found: list[Replayed]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("recording", "frames", "requests", "steps", "seconds", "decided again", box=None)
+    table = Table("recording", "frames", "of which", "seconds", "decided again", box=None)
     for each in found:
+        verdict = f"the same: {each.digest}" if each.difference is None else "[red]not the same"
+        counts = ", ".join(f"{count:,} {name}" for name, count in each.frames.most_common(3))
         name = f"{each.path.parent.name}/{each.path.name}"
-        verdict = f"the same, {each.digest}" if each.difference is None else f"[red]until frame {each.frames}"
-        counts = f"{each.frames:,}", f"{each.requests:,}", f"{each.steps:,}", f"{each.seconds:,.1f}"
-        table.add_row(name, *counts, verdict)
+        table.add_row(name, f"{each.frames.total():,}", counts, f"{each.seconds:,.1f}", verdict)
     console = Console()
     console.print(table)
     for each in found:

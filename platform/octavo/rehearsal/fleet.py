@@ -62,6 +62,7 @@ class Fleet:
         gateways: routers, each with its own index; requests take turns among them.
         report_s: between two reports of a shard.
         delay_s: that anything takes from a router to a shard, or back.
+        router: makes a router.
     """
 
     def __init__(
@@ -74,11 +75,12 @@ class Fleet:
         gateways: int = 1,
         report_s: float = 0.05,
         delay_s: float = 0.002,
+        router: Callable[[RoutingConfig], Router] = Router,
     ) -> None:
         self.now = 0.0
         self.profile, self.config, self.routing = profile, config, routing
         self.report_s, self.delay_s = report_s, delay_s
-        self.routers = [Router(routing) for _ in range(gateways)]
+        self.routers = [router(routing) for _ in range(gateways)]
         self.shards: dict[str, SimulatedShard] = {}
         self.trips: dict[str, Trip] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []

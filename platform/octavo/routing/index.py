@@ -62,12 +62,12 @@ class ShardBlocks:
             self._building, self._parts = set(), 0
         if index != self._parts:  # a part is missing: wait for another snapshot
             return
-        self._building.update(hashes)
+        fresh = [block for block in hashes if block not in self._building]
+        room = max(0, self.capacity - len(self._building))
+        self._building.update(fresh[:room])
+        self.skipped += max(0, len(fresh) - room)
         self._parts += 1
         if self._parts == count:
-            self.skipped += max(0, len(self._building) - self.capacity)
-            while len(self._building) > self.capacity:
-                self._building.pop()
             self.hashes, self._building = self._building, set()
             self._next, self._parts, self.exact = sequence, -1, True
             self.snapshots += 1

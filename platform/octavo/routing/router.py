@@ -157,6 +157,9 @@ class Router:
         """Forget a shard."""
         self.shards.pop(name, None)
 
+    def close(self) -> None:
+        """Nothing more is decided."""
+
     # ---- what comes in: any thread ----------------------------------------------------------------------------
 
     def heard(
