@@ -93,6 +93,16 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo_serve/shard/tensor_parallel.py": "deployments/octavo_serve/test_cluster.py",
     # a stream, by what comes out of it
     "octavo_serve/http/streams.py": "deployments/octavo_serve/http/test_app.py",
+    # batches and their files, as OpenAI's client sees them
+    "octavo_serve/api/batches/batches.py": "deployments/octavo_serve/surfaces/batches/test_files.py",
+    "octavo_serve/api/batches/nouns.py": "deployments/octavo_serve/surfaces/batches/test_files.py",
+    "octavo_serve/api/batches/runner.py": "deployments/octavo_serve/surfaces/batches/test_operations.py",
+    "octavo_serve/api/batches/store.py": "deployments/octavo_serve/surfaces/batches/test_operations.py",
+    "octavo_serve/api/batches/work.py": "deployments/octavo_serve/surfaces/batches/test_operations.py",
+    "octavo_serve/http/inside.py": "deployments/octavo_serve/surfaces/batches/test_operations.py",
+    "octavo_serve/surfaces/batches/form.py": "deployments/octavo_serve/surfaces/batches/test_files.py",
+    "octavo_serve/surfaces/batches/schemas.py": "deployments/octavo_serve/surfaces/batches/test_operations.py",
+    "octavo_serve/api/database.py": "deployments/octavo_serve/api/test_records.py",
     "octavo_serve/http/traced.py": "deployments/octavo_serve/gateway/test_spans.py",
     "octavo_serve/api/genai.py": "deployments/octavo_serve/gateway/test_spans.py",
     "octavo_serve/surfaces/openai/schemas.py": "deployments/octavo_serve/http/test_describe.py",

@@ -18,6 +18,7 @@ from octavo_serve.api.access import Access, Caller
 from octavo_serve.api.batches.nouns import StoreSettings
 from octavo_serve.api.batches.runner import Ask, Runner
 from octavo_serve.api.service import Service
+from octavo_serve.api.telemetry import Telemetry
 from octavo_serve.http.app import http_app
 from octavo_serve.http.inside import ask
 
@@ -28,12 +29,15 @@ class Batching:
     """One gateway's."""
 
     def __init__(self, service: Service, backend: Any, folder: Path) -> None:
-        self.service, self.access = service, Access()
-        self.batches = service.batches
-        self.batches.settings = StoreSettings(folder / "batches", 2**22, 2**23, 2**24)
-        self.folder = folder / "batches"
+        self.access, self.folder, self.backend = Access(), folder, backend
+        self.service, self.batches = service, service.batches
+        self.batches.settings = StoreSettings(folder, 2**22, 2**23, 2**24)
         self.app = http_app(service, backend, self.access)
         self.room = 4
+
+    def beside(self) -> Batching:
+        """Another gateway over the same folder."""
+        return Batching(Service(self.service.models, self.service.limits, Telemetry()), self.backend, self.folder)
 
     @contextlib.asynccontextmanager
     async def client(self, key: str = "none", **options: Any) -> AsyncIterator[openai.AsyncOpenAI]:
@@ -81,7 +85,7 @@ class Batching:
 
 @pytest.fixture
 def batching(service: Service, backend: Any, tmp_path: Path) -> Batching:
-    return Batching(service, backend, tmp_path)
+    return Batching(service, backend, tmp_path / "batches")
 
 
 @pytest.fixture

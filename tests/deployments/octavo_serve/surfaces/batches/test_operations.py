@@ -3,27 +3,301 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
+import openai
+import pytest
 
-def test_a_batch_is_answered_in_a_file_with_its_custom_ids(batching: Any, line: Any) -> None:
+from octavo.errors import Overloaded
+from octavo.request import BELOW_ALL
+from octavo_serve.api.access import Caller, Keys, KnownKey, Rules
+from octavo_serve.api.batches.runner import Reply
+
+HOUR = 3600
+
+
+def test_a_batch_is_answered_in_a_file_with_its_custom_ids(batching: Any, line: Any, client: Any) -> None:
     async def run() -> None:
-        async with batching.client() as client, batching.working():
-            begun = await batching.begun(client, *[line(f"q{n}") for n in range(9)], metadata={"for": "test"})
+        async with batching.client() as api, batching.working():
+            begun = await batching.begun(api, *[line(f"q{n}") for n in range(9)], metadata={"for": "test"})
             assert (begun.status, begun.metadata) == ("validating", {"for": "test"})
-            batch = await batching.ended(client, begun.id)
-            assert batch.status == "completed"
-            assert batch.model == "tiny"
+            batch = await batching.ended(api, begun.id)
+            assert (batch.status, batch.model, batch.error_file_id) == ("completed", "tiny", None)
             assert (batch.request_counts.total, batch.request_counts.completed) == (9, 9)
             assert batch.created_at <= batch.in_progress_at <= batch.finalizing_at <= batch.completed_at
-            lines = await batching.lines_of(client, batch.output_file_id)
+            lines = await batching.lines_of(api, batch.output_file_id)
             assert [each["custom_id"] for each in lines] == [f"q{n}" for n in range(9)]
             for each in lines:
                 assert each["response"]["status_code"] == 200
                 assert each["response"]["body"]["choices"][0]["message"]["content"] == "Paris."
-            assert batch.error_file_id is None
-            assert [one.id async for one in client.batches.list()] == [batch.id]
-            files = [one.purpose async for one in client.files.list()]
-            assert files == ["batch_output", "batch"]
+            assert [one.id async for one in api.batches.list()] == [batch.id]
+            assert [one.purpose async for one in api.files.list()] == ["batch_output", "batch"]
+
+    asyncio.run(run())
+    assert {request.priority for request in client.opened} == {BELOW_ALL}
+
+
+@pytest.mark.parametrize(
+    ("url", "body"),
+    [
+        ("/v1/completions", {"model": "tiny", "prompt": "one"}),
+        ("/v1/responses", {"model": "tiny", "input": "one"}),
+        ("/v1/messages", {"model": "tiny", "max_tokens": 5, "messages": [{"role": "user", "content": "one"}]}),
+        ("/tokenize", {"model": "tiny", "prompt": "one"}),
+    ],
+)
+def test_every_endpoint_that_answers_with_json(batching: Any, url: str, body: Any) -> None:
+    async def run() -> None:
+        async with batching.client() as api, batching.working():
+            begun = await batching.begun(api, {"custom_id": "a", "method": "POST", "url": url, "body": body}, url=url)
+            batch = await batching.ended(api, begun.id)
+            (line,) = await batching.lines_of(api, batch.output_file_id)
+            assert line["response"]["body"]
+
+    asyncio.run(run())
+    assert not {path for path in batching.batches.paths if "adapter" in path or "batch" in path or "{" in path}
+
+
+def test_lines_that_fail_have_a_file_of_their_own(batching: Any, line: Any) -> None:
+    async def run() -> None:
+        async with batching.client() as api, batching.working():
+            begun = await batching.begun(api, line("good"), line("bad", temperature=-1), line("also", max_tokens=3))
+            batch = await batching.ended(api, begun.id)
+            counts = batch.request_counts
+            assert (batch.status, counts.total, counts.completed, counts.failed) == ("completed", 3, 2, 1)
+            (failed,) = await batching.lines_of(api, batch.error_file_id)
+            assert (failed["custom_id"], failed["response"]["status_code"]) == ("bad", 400)
+            assert "temperature" in failed["response"]["body"]["error"]["message"]
+            assert len(await batching.lines_of(api, batch.output_file_id)) == 2
+
+    asyncio.run(run())
+
+
+def test_a_file_with_wrong_lines_fails_as_a_whole_and_says_where(batching: Any, line: Any) -> None:
+    wrong = [line("a"), "{", line("a"), line("b") | {"method": "GET"}, line("c", url="/v1/completions")]
+    wrong += [line("d", model="other"), line("e", stream=True), {"custom_id": "f"}, "[]", line("g", background=True)]
+
+    async def run() -> None:
+        async with batching.client() as api, batching.working():
+            batch = await batching.ended(api, (await batching.begun(api, *wrong)).id)
+            assert (batch.status, batch.output_file_id) == ("failed", None)
+            assert [(error.line, error.code) for error in batch.errors.data] == [
+                (2, "invalid_json_line"),
+                (3, "duplicate_custom_id"),
+                (4, "invalid_method"),
+                (5, "invalid_url"),
+                (6, "mismatched_model"),
+                (7, "invalid_request"),
+                (8, "invalid_request"),
+                (9, "invalid_request"),
+                (10, "invalid_request"),
+            ]
+            empty = await batching.ended(api, (await batching.begun(api, "\n")).id)
+            assert [error.code for error in empty.errors.data] == ["empty_file"]
+
+    asyncio.run(run())
+
+
+def test_what_is_refused_comes_again_and_ends_in_the_error_file(
+    batching: Any, line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo_serve.api.batches.runner.MAX_TRIES", 2)
+    asked: list[str] = []
+
+    async def ask(owner: str, path: str, body: bytes) -> Reply:
+        name = json.loads(body)["messages"][0]["content"]
+        asked.append(name)
+        again = name == "never" or asked.count(name) < 3
+        return Reply(503, b'{"error":{}}', again=0.001) if again else Reply(200, b'{"a":\n1}')
+
+    async def run() -> None:
+        async with batching.client() as api, batching.working(ask):
+            batch = await batching.ended(api, (await batching.begun(api, line("never"), line("third"))).id)
+            (failed,) = await batching.lines_of(api, batch.error_file_id)
+            assert (failed["custom_id"], failed["response"]["status_code"]) == ("never", 503)
+            (done,) = await batching.lines_of(api, batch.output_file_id)
+            assert (done["custom_id"], done["response"]["body"]) == ("third", {"a": 1})
+            assert batching.batches.counts.lines == {"refused": 4, "completed": 1, "failed": 1}
+
+    asyncio.run(run())
+    assert sorted(asked) == ["never"] * 3 + ["third"] * 3
+
+
+class Holding:
+    """Answers the first few lines, and none of the others."""
+
+    def __init__(self, answered: int) -> None:
+        self.answered, self.held, self.left = answered, 0, 0
+
+    async def __call__(self, owner: str, path: str, body: bytes) -> Reply:
+        self.answered -= 1
+        if self.answered >= 0:
+            return Reply(200, b"{}")
+        self.held += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.left += 1
+        raise AssertionError
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def test_a_cancelled_batch_keeps_what_was_done(batching: Any, line: Any) -> None:
+    holding = Holding(3)
+
+    async def run() -> None:
+        async with batching.client() as api, batching.working(holding):
+            begun = await batching.begun(api, *[line(f"q{n}") for n in range(9)])
+            await until(lambda: holding.held == batching.room)
+            assert (await api.batches.cancel(begun.id)).status == "cancelling"
+            batch = await batching.ended(api, begun.id)
+            assert (batch.status, holding.left, batch.request_counts.completed) == ("cancelled", 4, 3)
+            assert batch.cancelling_at <= batch.cancelled_at
+            assert len(await batching.lines_of(api, batch.output_file_id)) == 3
+            assert (await api.batches.cancel(begun.id)).status == "cancelled"
+
+    asyncio.run(run())
+
+
+def test_an_expired_batch_says_which_lines_were_not_done(batching: Any, line: Any) -> None:
+    holding = Holding(1)
+    now = batching.batches.clock()
+
+    async def run() -> None:
+        async with batching.client() as api, batching.working(holding):
+            begun = await batching.begun(api, *[line(f"q{n}") for n in range(3)])
+            assert begun.expires_at - begun.created_at == 24 * HOUR
+            await until(lambda: holding.held == 2)
+            batching.batches.clock = lambda: now + 25 * HOUR
+            batch = await batching.ended(api, begun.id)
+            assert (batch.status, batch.request_counts.completed, batch.request_counts.failed) == ("expired", 1, 2)
+            codes = [each["error"]["code"] for each in await batching.lines_of(api, batch.error_file_id)]
+            assert codes == ["batch_expired"] * 2
+
+    asyncio.run(run())
+
+
+def test_two_gateways_and_one_that_is_killed_answer_each_line_once(batching: Any, line: Any) -> None:
+    """The killed one is heard of again once its lines are somebody else's: what it says is not taken."""
+    held, done = asyncio.Event(), list[str]()
+
+    async def slow(owner: str, path: str, body: bytes) -> Reply:
+        await held.wait()
+        return Reply(200, b'{"by":"slow"}')
+
+    async def quick(owner: str, path: str, body: bytes) -> Reply:
+        done.append(json.loads(body)["messages"][0]["content"])
+        return Reply(200, b'{"by":"quick"}')
+
+    async def run() -> None:
+        now = batching.batches.clock()
+        async with batching.client() as api, batching.working(slow):
+            begun = await batching.begun(api, *[line(f"q{n}") for n in range(8)])
+            await until(lambda: batching.batches.counts.running == batching.room)
+            other = batching.beside()
+            async with other.working(quick):
+                await until(lambda: len(done) == 4)
+                other.batches.clock = lambda: now + 60
+                await until(lambda: len(done) == 8)
+                held.set()
+                batch = await batching.ended(api, begun.id)
+            lines = await batching.lines_of(api, batch.output_file_id)
+            assert [each["custom_id"] for each in lines] == [f"q{n}" for n in range(8)]
+            assert {each["response"]["body"]["by"] for each in lines} == {"quick"}
+            assert batch.request_counts.completed == 8
+
+    asyncio.run(run())
+
+
+def test_nobody_else_sees_a_callers_batches(batching: Any, line: Any) -> None:
+    holders = {name: f"key-of-{name}" for name in ("alice", "bob")}
+    keys = Keys(KnownKey(Caller(name), sha256(key.encode()).digest()) for name, key in holders.items())
+    batching.access.rules = replace(Rules(), keys=keys)
+
+    async def run() -> None:
+        async with (
+            batching.client(holders["alice"]) as alice,
+            batching.client(holders["bob"]) as bob,
+            batching.working(),
+        ):
+            batch = await batching.ended(alice, (await batching.begun(alice, line("a"))).id)
+            tries = [
+                bob.batches.retrieve(batch.id),
+                bob.batches.cancel(batch.id),
+                bob.files.retrieve(batch.input_file_id),
+                bob.files.content(batch.output_file_id),
+                bob.files.delete(batch.output_file_id),
+            ]
+            for attempt in tries:
+                with pytest.raises(openai.NotFoundError):
+                    await attempt
+            with pytest.raises(openai.BadRequestError, match="no file"):
+                await bob.batches.create(
+                    input_file_id=batch.input_file_id, endpoint="/v1/chat/completions", completion_window="24h"
+                )
+            assert [one async for one in bob.batches.list()] == [one async for one in bob.files.list()] == []
+            with pytest.raises(openai.BadRequestError, match="no batch"):
+                await bob.batches.list(after=batch.id)
+
+    asyncio.run(run())
+
+
+def test_lists_have_pages(batching: Any, line: Any) -> None:
+    async def run() -> None:
+        async with batching.client() as api:
+            made = [(await batching.begun(api, line("a"))).id for _ in range(5)]
+            assert [one.id async for one in api.batches.list(limit=2)] == made[::-1]
+            ids = [one.id async for one in api.files.list(limit=2, order="asc")]
+            assert len(ids) == 5
+            assert [one.id async for one in api.files.list(limit=3)] == ids[::-1]
+            assert [one async for one in api.files.list(purpose="batch_output")] == []
+
+    asyncio.run(run())
+
+
+def test_what_a_batch_cannot_be_for_is_said(batching: Any, line: Any) -> None:
+    async def run() -> None:
+        async with batching.client() as api:
+            for url in ("/v1/batches", "/v1/load_lora_adapter", "/health", "/v1/models/../chat/completions", ""):
+                with pytest.raises(openai.BadRequestError, match="/v1/chat/completions"):
+                    await batching.begun(api, line("a"), url=url)
+            batching.batches.settings = None
+            with pytest.raises(openai.NotFoundError, match=r"gateway\.batches"):
+                await api.batches.list()
+            with pytest.raises(openai.NotFoundError, match=r"gateway\.batches"):
+                await batching.begun(api, line("a"))
+
+    asyncio.run(run())
+
+
+def test_too_many_that_are_not_finished_are_refused(batching: Any, line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo_serve.api.batches.store.MAX_UNFINISHED", 2)
+
+    async def run() -> None:
+        async with batching.client() as api:
+            for _ in range(2):
+                await batching.begun(api, line("a"))
+            with pytest.raises(openai.BadRequestError, match="2 batches of yours are not finished"):
+                await batching.begun(api, line("a"))
+
+    asyncio.run(run())
+
+
+def test_a_model_that_is_overloaded_is_asked_again(batching: Any, line: Any, client: Any) -> None:
+    """What is below all others is not refused for load, for it waits behind everybody."""
+    client.full = Overloaded("the queue is full", 1.0)
+
+    async def run() -> None:
+        async with batching.client() as api, batching.working():
+            batch = await batching.ended(api, (await batching.begun(api, line("a"))).id)
+            assert batch.request_counts.completed == 1
 
     asyncio.run(run())
