@@ -19,6 +19,8 @@ from octavo.engine.stats import EngineStats
 from octavo.request import FinishReason
 from octavo.routing.router import KnownShard
 from octavo.scaling.policy import Reason
+from octavo_serve.api.batches.nouns import Counts, Outcome
+from octavo_serve.api.batches.nouns import Status as BatchStatus
 from octavo_serve.api.failures import ANSWERS
 from octavo_serve.api.histogram import Histogram
 from octavo_serve.api.registry import Status
@@ -368,3 +370,16 @@ def _of_gateway(telemetry: Telemetry) -> Iterator[Metric]:
     text = "How late the gateway's event loop is, on average."
     lateness = _GAUGE("octavo_gateway_lateness_seconds", text, telemetry.lateness.seconds)
     yield from (build, errors, by_key, spans, lateness)
+    yield from _of_batches(telemetry.batches)
+
+
+def _of_batches(counts: Counts) -> Iterator[Metric]:
+    lines = _COUNTER("octavo_batch_lines", "Lines of batches, by what became of them here.", labels=["outcome"])
+    for outcome in get_args(Outcome):
+        lines.add_metric([outcome], counts.lines[outcome])
+    batches = _GAUGE("octavo_batches", "Batches of all gateways, by status.", labels=["status"])
+    for status in get_args(BatchStatus):
+        batches.add_metric([status], counts.batches[status])
+    yield from (lines, batches)
+    yield _GAUGE("octavo_batch_lines_running", "Lines of batches that are under way here.", counts.running)
+    yield _GAUGE("octavo_batch_lines_waiting", "Lines of batches that no gateway works on yet.", counts.waiting)

@@ -73,7 +73,7 @@ class Service:
         self.held_texts = 0
         self.windows: dict[str, asyncio.Semaphore] = {}
         self.records = Records()
-        self.batches = Batches()
+        self.batches = Batches(telemetry.batches)
         self.detached = Detached()
         self.lateness = telemetry.lateness
         self.threads = Threads()

@@ -14,6 +14,7 @@ from typing import Literal
 from octavo.engine.stats import EngineStats
 from octavo.request import Placement
 from octavo.routing.router import Router
+from octavo_serve.api.batches.nouns import Counts
 from octavo_serve.api.histogram import Histogram
 from octavo_serve.api.lateness import Lateness
 from octavo_serve.api.registry import Status
@@ -139,6 +140,7 @@ class Telemetry:
         models: that are served now.
         scaling: what the autoscaler said last, by model, of those that scale; as fresh as who looks at it asks for.
         lateness: of the gateway's event loop.
+        batches: what its work on batches has come to.
     """
 
     def __init__(self) -> None:
@@ -151,6 +153,7 @@ class Telemetry:
         self.models: Mapping[str, Watched] = {}
         self.scaling: Mapping[str, Scaling] = {}
         self.lateness = Lateness()
+        self.batches = Counts()
 
     def failed(self, status: int, code: str | None) -> None:
         """A request ended in an error."""

@@ -76,6 +76,7 @@ from octavo_serve.surfaces.rerank.schemas import Reranked, RerankRequest
 from octavo_serve.surfaces.scoring.classify import CLASSIFY
 from octavo_serve.surfaces.scoring.schemas import Classifications, ClassifyRequest, ScoreRequest, Scores
 from octavo_serve.surfaces.scoring.score import SCORE
+from octavo_serve.surfaces.served import BATCHED
 from octavo_serve.wire.scaling import scaling_key
 
 logger = logging.getLogger("ray.serve")
@@ -172,6 +173,7 @@ class Gateway:
             self._batches.cancel()
             self._batches = None
         if settings is not None and self._batches is None:
+            self.service.batches.paths = BATCHED
             runner = Runner(self.service.batches, self._ask, self._room_below, self._longest_body)
             self._batches = asyncio.create_task(runner.run())
 

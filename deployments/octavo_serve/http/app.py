@@ -90,7 +90,6 @@ def http_app(
     errors_of = _errors_by_path(*surfaces, *operations)
     traced = [surface.path for surface in surfaces] + [one.path for one in operations if one.method == "POST"]
     app = App(service, access, errors_of, traced)
-    service.batches.paths = _of_batches(surfaces, operations)
     for surface in surfaces:
         _add_surface(app, surface, service, access)
     for operation in operations:
@@ -114,13 +113,6 @@ def _errors_by_path(*served: Surface[Any, Any, Any] | Operation) -> ErrorsOf:
         return next((errors for pattern, errors in formats.items() if pattern.match(path)), ERRORS)
 
     return errors_of
-
-
-def _of_batches(surfaces: tuple[Surface[Any, Any, Any], ...], operations: tuple[Operation, ...]) -> frozenset[str]:
-    """Paths that a batch may be for: they take JSON, answer with JSON, and ask a model."""
-    answered = {one.path for one in surfaces if one.answers is not None and one.raw is None}
-    asked = {one.path for one in operations if one.method == "POST" and one.body is not None and one.asks}
-    return frozenset(path for path in answered | asked if "{" not in path)
 
 
 def _add_surface(app: Starlette, surface: Surface[Any, Any, Any], service: Service, access: Access) -> None:

@@ -40,3 +40,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *FOR_ADAPTERS,
     *OF_BATCHES,
 )
+_WHOLE = [one.path for one in SURFACES if one.answers is not None and one.raw is None]
+_ASKING = [one.path for one in OPERATIONS if one.method == "POST" and one.body is not None and one.asks]
+BATCHED = frozenset(path for path in (*_WHOLE, *_ASKING) if "{" not in path)
+"""Paths that a batch may be for: they take JSON, answer with JSON, and ask a model."""

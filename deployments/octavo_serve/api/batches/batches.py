@@ -42,13 +42,13 @@ class Batches:
         counts: of the work.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, counts: Counts) -> None:
         self.settings: StoreSettings | None = None
-        self.clock = clock
+        self.clock: Callable[[], float] = time.time
         self.paths: frozenset[str] = frozenset()
         self.changed = asyncio.Event()
         self.threads = Threads(2)
-        self.counts = Counts()
+        self.counts = counts
         self._database = Database("batches", store.TABLES, "FULL")
         self._uploads: Counter[str] = Counter()
 

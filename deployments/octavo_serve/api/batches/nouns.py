@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 Purpose = Literal["batch", "batch_output"]
 Status = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
+Outcome = Literal["completed", "failed", "refused", "left"]
+"""What becomes of a line: an answer, an error, another try later, or somebody else's work."""
 Ending = Literal["completed", "expired", "cancelled"]
 
 UNFINISHED: tuple[Status, ...] = ("validating", "in_progress", "finalizing", "cancelling")
@@ -180,7 +182,7 @@ class Counts:
         running: lines that are under way here.
     """
 
-    lines: Counter[str] = field(default_factory=Counter)
+    lines: Counter[Outcome] = field(default_factory=Counter)
     batches: Counter[str] = field(default_factory=Counter)
     waiting: int = 0
     running: int = 0

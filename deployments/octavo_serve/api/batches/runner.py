@@ -22,7 +22,7 @@ import msgspec
 from octavo.errors import OctavoError
 from octavo_serve.api.batches import work
 from octavo_serve.api.batches.batches import Batches
-from octavo_serve.api.batches.nouns import Asking, Batch, Leased, Result, StoredFile, new_id
+from octavo_serve.api.batches.nouns import Asking, Batch, Leased, Outcome, Result, StoredFile, new_id
 from octavo_serve.api.batches.reading import Read, body_of, error_of, read
 
 logger = logging.getLogger("ray.serve")
@@ -226,7 +226,7 @@ class Runner:
             await asyncio.sleep(TIDY_SECONDS)
 
 
-def _outcome(result: Result) -> str:
+def _outcome(result: Result) -> Outcome:
     if result.status is None:
         return "left" if result.due is None else "refused"
     return "completed" if 200 <= result.status < 300 else "failed"

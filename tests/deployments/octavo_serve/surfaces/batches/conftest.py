@@ -21,6 +21,7 @@ from octavo_serve.api.service import Service
 from octavo_serve.api.telemetry import Telemetry
 from octavo_serve.http.app import http_app
 from octavo_serve.http.inside import ask
+from octavo_serve.surfaces.served import BATCHED
 
 ENDED = "completed", "failed", "expired", "cancelled"
 
@@ -31,6 +32,7 @@ class Batching:
     def __init__(self, service: Service, backend: Any, folder: Path) -> None:
         self.access, self.folder, self.backend = Access(), folder, backend
         self.service, self.batches = service, service.batches
+        self.batches.paths = BATCHED
         self.batches.settings = StoreSettings(folder, 2**22, 2**23, 2**24)
         self.app = http_app(service, backend, self.access)
         self.room = 4
