@@ -11,8 +11,9 @@ import math
 import re
 import struct
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from octavo.errors import ModelError
 from octavo.model_files import read_json, reading
@@ -51,17 +52,26 @@ def read_header(file: Path) -> dict[str, Entry]:
         return _read(file, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
 
 
+def header_in(data: bytes, file: Path) -> dict[str, Entry]:
+    """The same of a file that has been read."""
+    with reading(file):
+        return _parsed(BytesIO(data), file, len(data))
+
+
 @functools.lru_cache(maxsize=512)  # a start asks for every file several times, and a large model has hundreds
 def _read(file: Path, identity: tuple[int, ...]) -> dict[str, Entry]:
-    size = identity[1]
     if not file.is_file():
         raise ModelError(f"{file} is not a file")
     with file.open("rb") as handle:
-        start = handle.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > min(size - 8, _MOST):
-            raise ModelError(f"{file} is damaged or not a safetensors file{_pointer(start)}")
-        header = json.loads(handle.read(length).decode())
+        return _parsed(handle, file, identity[1])
+
+
+def _parsed(handle: BinaryIO, file: Path, size: int) -> dict[str, Entry]:
+    start = handle.read(8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+    if length > min(size - 8, _MOST):
+        raise ModelError(f"{file} is damaged or not a safetensors file{_pointer(start)}")
+    header = json.loads(handle.read(length).decode())
     if not isinstance(header, dict):
         raise ModelError(f"{file} is damaged or not a safetensors file: its header is not an object")
     header.pop("__metadata__", None)

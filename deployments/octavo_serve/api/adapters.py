@@ -214,6 +214,5 @@ def _checked(name: str, path: str, source: str) -> Adapter:
     Raises:
         ModelError: they are not.
     """
-    adapter = find_adapter(name, Path(path))
-    read_adapter(Path(path), share_of(read_spec(resolve_source(source))), adapter.digest)
-    return adapter
+    read_adapter(Path(path), share_of(read_spec(resolve_source(source))))  # first: what is too large is not hashed
+    return find_adapter(name, Path(path))

@@ -20,7 +20,7 @@ _NAME = re.compile(r"(.+)\.weight\.lora_([ab])")
 
 
 def read_gguf_adapter(
-    file: Path, data: bytes, as_float32: Callable[[bytes, str, str], Float32]
+    file: Path, data: bytes, as_float32: Callable[[memoryview, str, str], Float32]
 ) -> Iterator[tuple[str, Float32, Float32]]:
     """(Module, A, B times the scale) of every matrix that is changed.
 
@@ -59,6 +59,6 @@ def _alpha(file: Path, metadata: dict[str, Any]) -> float:
     return float(alpha)
 
 
-def _values(entry: Entry, data: bytes, as_float32: Callable[[bytes, str, str], Float32]) -> Float32:
-    part = data[entry.offset : entry.offset + entry.num_bytes]
+def _values(entry: Entry, data: bytes, as_float32: Callable[[memoryview, str, str], Float32]) -> Float32:
+    part = memoryview(data)[entry.offset : entry.offset + entry.num_bytes]
     return as_float32(part, entry.format, entry.name).reshape(entry.shape)
