@@ -62,7 +62,7 @@ TINY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("Gemma2", {"head_dim": 24, "sliding_window": 10, "query_pre_attn_scalar": 20,
                           "attn_logit_softcapping": 5.0, "final_logit_softcapping": 6.0}),
     "gemma3": ("Gemma3", {"num_hidden_layers": 5, "head_dim": 24, "sliding_window": 11, "query_pre_attn_scalar": 30,
-                          "sliding_window_pattern": 3, "rope_parameters": _GEMMA3_ROPE}),
+                          "sliding_window_pattern": 3, "rope_parameters": _GEMMA3_ROPE, "attn_logit_softcapping": 5.0}),
     "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None}),
     "qwen2_moe": ("Qwen2Moe", _EXPERTS | {"shared_expert_intermediate_size": 56}),
     "qwen3_moe": ("Qwen3Moe", _EXPERTS | {"norm_topk_prob": True, "head_dim": 24}),

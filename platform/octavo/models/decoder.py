@@ -21,15 +21,25 @@ from octavo_kernels.paged_attention import paged_attention
 from octavo_kernels.qkv_rope_store import HeadNorms, qkv_rope_store
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm
 
-_ACTIVATIONS: dict[tuple[Activation, bool], Callable[[Tensor], Tensor]] = {
-    ("silu", True): silu_mul,
-    ("gelu_tanh", True): gelu_mul,
-    ("gelu", False): F.gelu,
-    ("gelu_tanh", False): partial(F.gelu, approximate="tanh"),
-    ("relu", False): F.relu,
-    ("relu2", False): lambda x: F.relu(x).square(),
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
 }
-"""By name, and whether it is gated."""
+_GATED: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": silu_mul, "gelu_tanh": gelu_mul}
+"""Those that families have with a gate, in one kernel; any other may stand in a config."""
+
+
+def _activation(name: Activation, *, gated: bool) -> Callable[[Tensor], Tensor]:
+    plain = _ACTIVATIONS[name]
+
+    def gate(gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.float().chunk(2, dim=-1)
+        return plain(gate).mul_(up).to(gate_up.dtype)
+
+    return _GATED.get(name, gate) if gated else plain
 
 
 class StepDecoder(Protocol):
@@ -73,7 +83,7 @@ class Decoder:
         self.device = weights.embedding.device
         # transformers rounds the scale to the embedding's type before it multiplies; so do we
         self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=self.dtype).item()
-        self._activation = _ACTIVATIONS[spec.activation, spec.gated]
+        self._activation = _activation(spec.activation, gated=spec.gated)
         self._slopes = torch.tensor(spec.alibi_slopes, device=self.device) if spec.alibi_slopes else None
         scales = query_scales(spec, num_positions)
         self._query_scales = None if scales is None else scales.to(self.device)

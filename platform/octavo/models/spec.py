@@ -293,6 +293,8 @@ class ModelSpec:
             raise ModelError(f"the head takes {self.head.layers[0].columns} values, and states have {self.hidden_size}")
         if self.encoder is not None and (self.generates or self.num_experts or self.qk_norm or self.post_norms):
             raise ModelError("encoders that generate, or have experts, q/k norms or post norms, are not supported")
+        if self.head_bias and self.tied_embeddings and self.generates:
+            raise ModelError("an output matrix that is the embedding table and has a bias is not supported")
         if self.query_growth_positions < 1:
             raise ModelError(f"queries grow every {self.query_growth_positions} positions")
         if not self.pre_norms and (self.parallel or not self.post_norms):

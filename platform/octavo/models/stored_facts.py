@@ -210,8 +210,8 @@ def _has_head(stored: Stored) -> bool:
     """Whether there is an output head that is not a copy of the embedding."""
     name = stored.parts["lm_head"]
     head, embedding = (stored.entries.get(f"{x}.weight") for x in (name, stored.parts["embedding"]))
-    if head is None or embedding is None:
-        return any(other.startswith(f"{name}.") for other in stored.entries)
+    if head is None or embedding is None:  # quantised ones have no weight, and tied ones may have a bias
+        return any(other.startswith(f"{name}.") and other != f"{name}.bias" for other in stored.entries)
     return not _equal(head, embedding)
 
 

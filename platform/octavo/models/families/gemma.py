@@ -47,7 +47,8 @@ def _gemma2(config: Config) -> Fields:
 
 
 def _gemma3(config: Config) -> Fields:
-    return _gemma2(config) | {"qk_norm": True, "max_position_embeddings": max_positions(config, linear=False)}
+    own = {"qk_norm": True, "attention_softcap": None}  # what configs may still say of it is not computed any more
+    return _gemma2(config) | own | {"max_position_embeddings": max_positions(config, linear=False)}
 
 
 def _from_gguf(meta: Metadata, config: Config) -> Config:

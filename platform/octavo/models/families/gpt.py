@@ -71,7 +71,7 @@ def learned_positions(config: Config) -> Fields:
 
 def _gptj(config: Config) -> Fields:
     rotated = config["rotary_dim"] or config["hidden_size"] // config["num_attention_heads"]
-    side_by_side = {"parallel": True, "shared_norm": True, "head_bias": not config["tie_word_embeddings"]}
+    side_by_side = {"parallel": True, "shared_norm": True, "head_bias": True}
     return _plain(config) | side_by_side | {"rope": Rope(10_000.0, rotated)}
 
 

@@ -45,9 +45,9 @@ NARROW = {"head_dim": 24}
 CASES = {
     "mpt_clipped": ("Mpt", ALIKE | {"intermediate_size": 256, "max_seq_len": 128, "attn_config": {"clip_qkv": 0.6}}),
     "ministral": ("Ministral", WINDOWS | NARROW | {"layer_types": ["sliding_attention", "full_attention"] * 2
-                  + ["sliding_attention"]}),
-    "ministral3": ("Ministral3", NARROW | {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0,
-                   "llama_4_scaling_beta": 0.7, "original_max_position_embeddings": 8}}),
+                  + ["sliding_attention"], "hidden_act": "relu"}),
+    "ministral3": ("Ministral3", NARROW | {"hidden_act": "gelu", "rope_parameters": YARN | {"mscale": 1.0,
+                   "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.7, "original_max_position_embeddings": 8}}),
     "seed_oss": ("SeedOss", NARROW),
     "internlm3": ("InternLM3", NARROW | {"attention_bias": True, "mlp_bias": True}),
     "arcee": ("Arcee", {}),
