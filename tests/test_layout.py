@@ -62,6 +62,7 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo/engine/stats.py": "platform/octavo/engine/test_load_meter.py",
     "octavo/errors.py": "deployments/octavo_serve/api/test_failures.py",
     "octavo/step.py": "platform/octavo/engine/test_batch.py",
+    "octavo/kvcache/tier.py": "platform/octavo/kvcache/test_disk_tier.py",
     # executors and what loads them: held against each other, by what they compute
     "octavo/execution/executor.py": "platform/octavo/execution/test_native_executor.py",
     "octavo/execution/load.py": "platform/octavo/execution/test_native_executor.py",

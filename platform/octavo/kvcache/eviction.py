@@ -38,6 +38,9 @@ GHOSTS = 4
 """Blocks that are remembered after they went, in multiples of the pool: 200 bytes each. With 2, half of the gain is
 lost where the pool holds little of what comes back."""
 
+MOST_GHOSTS = 2**18
+"""Of what has millions of places: 50 MB."""
+
 _KEPT = 0.99
 """What observations weigh a bucket later."""
 
@@ -140,7 +143,7 @@ class CachedBlocks:
         self.take_back(block)
         if (block_hash := hashes[block]) is not None:
             self._ghosts[block_hash] = self._class[block], chain.bucket
-            if len(self._ghosts) > GHOSTS * len(self._chain):
+            if len(self._ghosts) > min(GHOSTS * len(self._chain), MOST_GHOSTS):
                 self._ghosts.popitem(last=False)
         return block
 
