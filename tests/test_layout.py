@@ -65,6 +65,7 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo/kvcache/tier.py": "platform/octavo/kvcache/test_disk_tier.py",
     # executors and what loads them: held against each other, by what they compute
     "octavo/execution/executor.py": "platform/octavo/execution/test_native_executor.py",
+    "octavo/execution/kv_blocks.py": "platform/octavo/engine/test_disk_cache.py",
     "octavo/execution/load.py": "platform/octavo/execution/test_native_executor.py",
     "octavo/execution/local.py": "platform/octavo/execution/test_capacity.py",
     "octavo/execution/parallel.py": "platform/octavo/execution/test_ranks.py",

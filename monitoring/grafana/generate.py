@@ -222,6 +222,19 @@ SHARDS: Rows = [
               {OF_SHARD: rate("vllm:num_preemptions_total", "model_name, engine", SHARD)}, width=12,
               limits=((0.1, "yellow"),)),
     ]),
+    ("Disk tier", [
+        Panel("Blocks", "Read where that was to take less time than computing, and written when the cache had no more "
+              "room. What is wanted and not read failed, or is on its way.", "short",
+              {f"{OF_SHARD} {what}": rate(f"octavo_tier_blocks_{what}_total", "model_name, engine", SHARD)
+               for what in ("wanted", "read", "written")}),
+        Panel("Bytes", "Beside what the disk can do.", "Bps",
+              {f"{OF_SHARD} {what}": rate(f"octavo_tier_{what}_bytes_total", "model_name, engine", SHARD)
+               for what in ("read", "written")}),
+        Panel("Failures", "checksum: a damaged file; late: the disk was slower than computing; full: the disk has no "
+              "room; busy: it takes blocks more slowly than they go; io: the system's log says more.", "short",
+              {OF_SHARD + " {{reason}}": rate("octavo_tier_failures_total", "model_name, engine, reason", SHARD)},
+              stacked=True),
+    ]),
     ("Steps", [
         Panel("A step takes", "And what the cost model had predicted, on average.", "s",
               {f"{OF_SHARD} measured": share("octavo_shard_step_seconds_total", "octavo_shard_steps_total",

@@ -47,6 +47,10 @@ class EngineConfig:
             leaves after the weights and the largest step, which is run once and measured.
         gpu_memory_utilization: share of a GPU's memory the engine may use.
         enable_prefix_caching: reuse the KV blocks of equal prefixes.
+        disk_cache_bytes: size of a file, one per shard, that takes the KV blocks which the pool has no room for, and
+            what it holds when the engine ends (docs/tiers.md). They are read where that is sooner than computing them,
+            after a restart as well. None: there is no file. Not for ranks, encoders, random weights and rehearsals.
+        disk_cache_path: the folder of these files, in which only its user may write. None: kv/ in the cache folder.
         async_scheduling: plan and prepare a step while the previous one runs. A stop string is then noticed one step
             late, and the surplus token is discarded. None means true on a GPU and false on a CPU, whose cores are busy
             computing the step.
@@ -89,6 +93,8 @@ class EngineConfig:
     kv_cache_bytes: int | None = None
     gpu_memory_utilization: float = 0.9
     enable_prefix_caching: bool = True
+    disk_cache_bytes: int | None = None
+    disk_cache_path: str | None = None
     async_scheduling: bool | None = None
     speculation: bool | dict[str, str] | None = None
     enforce_eager: bool = False
@@ -103,7 +109,8 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         at_least_one = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_queued_requests",
-                        "block_size", "kv_cache_bytes", "lora_bytes", "threads", "tensor_parallel_size")  # fmt: skip
+                        "block_size", "kv_cache_bytes", "disk_cache_bytes", "lora_bytes", "threads",
+                        "tensor_parallel_size")  # fmt: skip
         for name in at_least_one:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -123,6 +130,9 @@ class EngineConfig:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:NUMBER, got {self.device!r}")
         self._check_speculation()
+        is_random = self.load_format == "dummy" or self.rehearsal is not None
+        if self.disk_cache_bytes and (is_random or self.tensor_parallel_size > 1 or not self.enable_prefix_caching):
+            raise ConfigError("disk_cache_bytes is for a checkpoint in one process with a prefix cache: leave it off")
         if self.target_itl is not None and not self.target_itl > 0:
             raise ConfigError(f"target_itl must be more than 0 seconds, got {self.target_itl!r}")
         if not 0 < self.gpu_memory_utilization <= 1:

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from octavo.cost_model import Cost
 from octavo.engine.load import Counters
 from octavo.engine.stats import EngineStats
+from octavo.kvcache.tier import TierCounters
 from octavo.load import ShardState
 from octavo.routing.policy import Query
 from octavo.routing.router import Router, RoutingConfig
@@ -27,7 +28,8 @@ def metrics_text() -> str:
         blocks=10, blocks_free=7, block_size=16, mean_output=7.0, cost=Cost(0.01, 1e-3, 0.0, 0.0, 0.0),
     )  # fmt: skip
     counters = Counters(accepted=[1], by_origin={"text": (2, 1)})
-    stats = EngineStats(state=state, counters=counters, blocks_cached=1, filled_slots=9, generation_tokens=5, steps=2)
+    stats = EngineStats(state=state, counters=counters, blocks_cached=1, filled_slots=9, generation_tokens=5, steps=2,
+                        tier=TierCounters(failures={"late": 1}))  # fmt: skip
     model = ModelState(
         status="ready", shards=1, least=1, most=2, running=1, waiting=0, queue_seconds=0.1, queue_limit=30.0,
         refused={"queue": 1},

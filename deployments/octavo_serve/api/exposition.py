@@ -82,6 +82,13 @@ _OF_SHARDS = (
     _OfShard(_GAUGE, "octavo_kv_blocks", "KV blocks of the shard.", lambda s: s.state.blocks),
     _OfShard(_GAUGE, "octavo_cached_blocks", "KV blocks that no request holds and any may reuse.",
              lambda s: s.blocks_cached),
+    _OfShard(_COUNTER, "octavo_tier_blocks_wanted", "KV blocks asked of the disk tier.", lambda s: s.tier.wanted),
+    _OfShard(_COUNTER, "octavo_tier_blocks_read", "KV blocks that came from there.", lambda s: s.tier.came),
+    _OfShard(_COUNTER, "octavo_tier_blocks_written", "KV blocks written there.", lambda s: s.tier.written),
+    _OfShard(_COUNTER, "octavo_tier_read_bytes", "Bytes of KV blocks that came.", lambda s: s.tier.bytes_read),
+    _OfShard(_COUNTER, "octavo_tier_written_bytes", "Bytes of KV blocks written.", lambda s: s.tier.bytes_written),
+    _OfShard(_COUNTER, "octavo_tier_read_seconds", "Time that requests waited for KV blocks to come.",
+             lambda s: s.tier.read_seconds),
     _OfShard(_GAUGE, "octavo_backlog_seconds", "Predicted time to compute all prompts that wait.",
              lambda s: s.state.backlog_seconds),
     _OfShard(_GAUGE, "octavo_start_seconds", "Predicted time until a request that comes now begins.",
@@ -253,7 +260,12 @@ def _of_shards(stats: ShardStats) -> Iterator[Metric]:
         for origin, (count, were_right) in found.counters.by_origin.items():
             guessed.add_metric([*labels, origin], count)
             kept.add_metric([*labels, origin], were_right)
-    yield from (guessed, kept)
+    failures = _COUNTER("octavo_tier_failures", "KV blocks that did not come, or were not kept.",
+                        labels=[*_SHARD, "reason"])  # fmt: skip
+    for labels, found in samples:
+        for reason, count in found.tier.failures.items():
+            failures.add_metric([*labels, reason], count)
+    yield from (guessed, kept, failures)
 
 
 def _of_routers(telemetry: Telemetry) -> Iterator[Metric]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
 import time
@@ -123,4 +124,4 @@ class Shard:
         """Serve calls this when the shard is told to leave and its routers know."""
         if hasattr(self, "port"):
             await self.port.leave(self.patience)
-            self.engine.close()
+            await asyncio.to_thread(self.engine.close)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo_kernels.linear import PackedWeight
-from octavo_kernels.linear.formats import CODES
+from octavo_kernels.linear.formats import CODES, Array
 from octavo_kernels.lora.packed import Kind, PackedAdapter, kind_of
 from octavo_kernels.native.library import Library
 from octavo_kernels.native.memory import untouched
@@ -271,6 +271,14 @@ class PackedKV:
         if pairs:
             sources, targets = zip(*pairs, strict=True)
             self._data[list(targets)] = self._data[list(sources)]
+
+    def read(self, blocks: Sequence[int]) -> Array:
+        """A copy of blocks' bytes, [n, block_bytes]."""
+        return self._data[np.asarray(blocks, np.int64)]
+
+    def write(self, blocks: Sequence[int], data: Array) -> None:
+        """Put bytes that `read` gave, of a cache of the same shape and type, into blocks."""
+        self._data[np.asarray(blocks, np.int64)] = data
 
 
 def _kind(linear: PackedLinear | None, exact: bool) -> Kind:

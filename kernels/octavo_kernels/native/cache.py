@@ -49,6 +49,20 @@ def with_cache(make: Callable[[Path], T]) -> T:
         return make(temporary_folder())
 
 
+def own_folder(folder: Path, setting: str) -> Path:
+    """A folder, made where there is none, in which only its user and root can write.
+
+    Args:
+        setting: that names another folder.
+
+    Raises:
+        OSError: others can, or it cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _check(folder, setting)
+    return folder
+
+
 def own_file(file: Path) -> bool:
     """Whether only its user and root can have written this file."""
     with suppress(OSError):
@@ -91,7 +105,7 @@ def _is_for_all(folder: Path) -> bool:
     return bool(mode & stat.S_ISVTX) and bool(mode & 0o022)
 
 
-def _check(folder: Path) -> None:
+def _check(folder: Path, setting: str = "OCTAVO_CACHE") -> None:
     """Raise unless only this user and root can change a folder's content."""
     real = folder.resolve(strict=True)
     if not real.is_dir():
@@ -100,7 +114,7 @@ def _check(folder: Path) -> None:
         status = place.stat()
         sticky = place != real and bool(status.st_mode & stat.S_ISVTX) and status.st_uid in (os.getuid(), _ROOT)
         if not sticky and not _is_ours(status):
-            raise PermissionError(f"others may write in {place}: set OCTAVO_CACHE to a folder of your own")
+            raise PermissionError(f"others may write in {place}: set {setting} to a folder of your own")
 
 
 def _is_ours(status: os.stat_result) -> bool:

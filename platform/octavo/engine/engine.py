@@ -20,6 +20,7 @@ from octavo.engine.beam import Beams
 from octavo.engine.constrained import RequestRules, is_constrained
 from octavo.engine.drafter import Drafter, load_drafter
 from octavo.engine.drafting import Drafting
+from octavo.engine.fetches import Fetches
 from octavo.engine.isolation import Isolation
 from octavo.engine.masks import begin_masks
 from octavo.engine.patience import FIRST, Patience
@@ -29,6 +30,7 @@ from octavo.engine.speculation import Speculation
 from octavo.engine.stats import EngineStats
 from octavo.errors import BadRequest, ConfigError, EngineDead, OctavoError
 from octavo.kvcache.block_pool import BlockPool
+from octavo.kvcache.tier import Tier, TierCounters
 from octavo.load import ShardState
 from octavo.pooling import PoolingInfo
 from octavo.request import Request, SamplingParams, SequenceUpdate
@@ -73,6 +75,7 @@ class Engine:
         tokenizer: of the model, for grammars; None: there are none.
         pooling: how the model makes vectors; None: it makes none.
         drafter: a draft model, if there is one.
+        tier: where blocks go that the cache has no room for.
 
     Attributes:
         config: as given, but for an encoder (`encoder_config`).
@@ -93,6 +96,7 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         pooling: PoolingInfo | None = None,
         drafter: Drafter | None = None,
+        tier: Tier | None = None,
     ) -> None:
         spec, num_blocks = executor.spec, executor.num_blocks
         pooling = pooling or PoolingInfo(tasks=())
@@ -123,6 +127,8 @@ class Engine:
             in_flight = executor.max_in_flight
             drafting = None if drafter is None else Drafting(drafter, in_flight)
             self.scheduler.proposer = Speculation(self.scheduler.cost_model, config.max_num_seqs, in_flight, drafting)
+        if tier is not None and executor.kv is not None:
+            self.scheduler.fetches = Fetches(tier, executor.kv, self.pool, self.scheduler.cost_model)
         self._batches = BatchBuilder()
         self._in_flight: deque[_Step] = deque()
         self._steps = 0
@@ -154,26 +160,30 @@ class Engine:
             ModelError, ConfigError: it cannot be loaded, or not with these settings.
         """
         executor: Executor
-        drafter = None
+        drafter = tier = None
         if config.rehearsal is not None:  # it needs no model's code
             from octavo.rehearsal.scripted import load_rehearsal
             from octavo.rehearsal.simulated import POOLING
 
             executor, pooling = load_rehearsal(config, tokenizer), POOLING
         else:
+            from octavo.engine.disk_cache import open_disk_cache
             from octavo.execution.load import load_executor, load_pooling
 
             if config.draft is not None:
                 drafter, config = load_drafter(source, config, tokenizer)
             try:
                 executor = load_executor(source, config, progress=progress, launch=launch)
+                tier = open_disk_cache(source, config, executor) if config.disk_cache_bytes else None
             except BaseException:
                 if drafter is not None:
                     drafter.close()
                 raise
             pooling = load_pooling(source)
         ends = tokenizer.eos_token_ids
-        return cls(source.name, executor, config, ends, tokenizer=tokenizer, pooling=pooling, drafter=drafter)
+        return cls(
+            source.name, executor, config, ends, tokenizer=tokenizer, pooling=pooling, drafter=drafter, tier=tier
+        )
 
     def add(self, request: Request, matcher: LLMatcher | None = None) -> None:
         """Queue a request, or have it wait for its adapter; see `Scheduler.add`.
@@ -292,6 +302,8 @@ class Engine:
         works = [plan.work, *(step.plan.work for step in self._in_flight)]
         idle = self.clock() - self._ended
         self.patience = sum(self._patience.seconds(work, idle) for work in works)
+        if plan.evicted:
+            self._save(plan)
         if plan.entries:
             try:
                 wait = self.executor.launch(self._batches.build(plan))
@@ -305,6 +317,12 @@ class Engine:
             self._batches.forget()  # a sequence that was held out may have other blocks in the next step
         updates = plan.ended + self._take_result()
         return updates + self._take_result() if plan.apart else updates
+
+    def _save(self, plan: StepPlan) -> None:
+        """Have a slower tier keep what a step is about to write over, but for what is being computed yet."""
+        filling = plan.filling.union(*(step.plan.published for step in self._in_flight))
+        assert self.scheduler.fetches is not None
+        self.scheduler.fetches.save([each for each in plan.evicted if each[0] not in filling])
 
     def _take_result(self) -> list[SequenceUpdate]:
         """Commit the first step in flight, if there is one."""
@@ -465,6 +483,7 @@ class Engine:
             generation_tokens=self.generation_tokens,
             steps=self._steps,
             adapters=self.adapters.stats(),
+            tier=TierCounters() if scheduler.fetches is None else scheduler.fetches.stats(),
         )
 
     def check_integrity(self) -> None:
@@ -475,6 +494,8 @@ class Engine:
         """Give up the model."""
         self.adapters.close()
         self.scheduler.close()
+        if self.scheduler.fetches is not None:
+            self.scheduler.fetches.close(certain=not self._in_flight)
         self.executor.close()
         self._in_flight.clear()
 

@@ -32,6 +32,8 @@ class StepPlan:
         copies: (source, target) blocks.
         published: blocks that this step fills and that can be found already (`BlockPool.unpublish`, if it fails).
         ended: of sequences that had nothing to compute.
+        evicted: blocks whose published content goes for this step, and its hashes, where anybody wants that.
+        filling: blocks that the step in flight fills, of those that are `published`.
         work: the step's content, as the cost model counts it.
         apart: no other step is laid out while it runs.
     """
@@ -43,6 +45,8 @@ class StepPlan:
     copies: list[tuple[int, int]] = field(default_factory=list)
     published: list[int] = field(default_factory=list)
     ended: list[SequenceUpdate] = field(default_factory=list)
+    evicted: list[tuple[int, bytes]] = field(default_factory=list)
+    filling: frozenset[int] = frozenset()
     work: StepWork = _NOTHING
     apart: bool = False
 

@@ -46,6 +46,7 @@ from octavo.engine.below import LONG_SECONDS, Part, above_all, is_below, part_of
 from octavo.engine.budget import prompt_budget
 from octavo.engine.constrained import RequestRules
 from octavo.engine.decisions import Decision, DecisionKind, DecisionLog
+from octavo.engine.fetches import Fetches
 from octavo.engine.load import Counters, num_filled_slots, shard_state
 from octavo.engine.plan import InFlight, StepPlan, Take, scores_of
 from octavo.engine.proposals import Proposer, proposals
@@ -72,9 +73,11 @@ class Scheduler:
 
     Attributes:
         proposer: proposes tokens of decoding sequences, for a step to verify.
+        fetches: blocks that a slower tier has, if there is one.
     """
 
     proposer: Proposer | None = None
+    fetches: Fetches | None = None
 
     def __init__(
         self,
@@ -172,6 +175,8 @@ class Scheduler:
         """
         self._step += 1
         plan, self._published = StepPlan(published=self._published), []
+        if self.fetches is not None:
+            self._fetch_on(plan, self.fetches, apart=may_run is not None)
         if (head := self._waiting.head(may_run)) is not None:
             self._make_room(head)
         part = self._part = part_of(self._running, head, self.cost_model)
@@ -206,13 +211,23 @@ class Scheduler:
             place += 1
         if self.counters.preemptions == preemptions:  # a preempted sequence must not come straight back in
             while chunk > 0 and (head := self._waiting.head(may_run)) is not None:
-                if is_below(head) > part.alone or (count := self._admit(head, chunk, plan)) is None:
+                if (
+                    is_below(head) > part.alone
+                    or (count := self._admit(head, chunk, plan, apart=may_run is not None)) is None
+                ):
                     break
                 chunk -= count
         plan.widen(self._idle_places(plan))
         plan.measure(has_prompts=chunk < whole)
         plan.apart = part.alone and self.cost_model.predict(plan.work) >= LONG_SECONDS
         return plan
+
+    def _fetch_on(self, plan: StepPlan, fetches: Fetches, *, apart: bool) -> None:
+        """Take in blocks that a slower tier sends; who raises is found among those that wait for none."""
+        self.pool.evicted, plan.filling = plan.evicted, frozenset(plan.published)
+        if apart:
+            fetches.stop(self._waiting)
+        fetches.poll(self._waiting, idle=not self._running and not self._waiting)
 
     def _make_room(self, head: Sequence) -> None:
         """Take places and blocks for the head of the queue from those below all others, if it is not one of them."""
@@ -250,6 +265,8 @@ class Scheduler:
         """Take blocks for `count` tokens of a running sequence, preempting from the back; returns tokens scheduled."""
         count = one_way(seq, count)
         while (copies := seq.table.grow(seq.num_computed, seq.num_computed + count)) is None:
+            if self.fetches is not None and self.fetches.give_up(self._waiting):
+                continue
             victim = self._running[-1]
             self._preempt(victim, needed_by=seq.group.request.request_id)
             if victim is seq:
@@ -271,7 +288,7 @@ class Scheduler:
                 return 0
         return sum(self._continue(beam, 1, plan) for beam in beams)
 
-    def _admit(self, seq: Sequence, chunk: int, plan: StepPlan) -> int | None:
+    def _admit(self, seq: Sequence, chunk: int, plan: StepPlan, *, apart: bool) -> int | None:
         """Start the head of the queue; returns tokens scheduled, None when it has to wait."""
         if seq.is_held:
             self._note("wait", seq, "a token is not known yet")
@@ -300,6 +317,9 @@ class Scheduler:
         if fresh + idle + spare > self.pool.num_free:
             self._note("wait", seq, "no KV blocks", needed=fresh + spare, free=self.pool.num_free - idle)
             return None
+        if self.fetches is not None and not apart and self.fetches.begin(seq, cached, self._waiting):
+            self._note("wait", seq, "its blocks arrive", cached=len(cached) * size)
+            return 0
         count = seq.num_known if self.limits.takes_whole else min(seq.num_known - len(cached) * size, chunk)
         if count > chunk and plan.entries:  # one that is longer than any budget runs alone
             self._note("wait", seq, "no budget left", need=count)
@@ -307,7 +327,7 @@ class Scheduler:
         self._waiting.leave(seq)
         if beams is not None:
             self._searching[seq.group] = beams
-        seq.since = seq.since or self._clock()
+        seq.since, seq.fetched = seq.since or self._clock(), False
         seq.table = BlockTable(self.pool, cached)
         seq.num_computed = len(cached) * size
         count = one_way(seq, count)
@@ -470,6 +490,8 @@ class Scheduler:
     def roll_back(self, plans: Iterable[StepPlan]) -> None:
         """Undo steps that failed: nothing they did counts, and what runs or ran in them queues to be computed again."""
         plans = list(plans)
+        if self.fetches is not None:
+            self.fetches.stop(self._waiting)
         self.pool.unpublish([*self._published, *(block for plan in plans for block in plan.published)])
         self._published = []
         if self.proposer is not None:
@@ -552,7 +574,7 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether any sequence runs or waits."""
-        return bool(self._running or self._waiting)
+        return bool(self._running or self._waiting) or (self.fetches is not None and self.fetches.active)
 
     def running_requests(self) -> list[str]:
         """Ids of the requests that run."""
@@ -576,7 +598,8 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Prove that every block has exactly the owners it counts (`BlockPool.check_integrity`)."""
-        self.pool.check_integrity([seq.table.blocks for seq in self._running])
+        arriving = [] if self.fetches is None else self.fetches.tables()
+        self.pool.check_integrity([table.blocks for table in [*arriving, *(seq.table for seq in self._running)]])
         if self.proposer is not None:
             self.proposer.check_integrity()
 

@@ -274,6 +274,7 @@ class Sequence:
         is_void: whether the token that is being drawn does not count.
         so_far: of its vector, if it wants one.
         followed: what a proposer keeps of it.
+        fetched: whether blocks were fetched for it since it last ran: what did not come is computed.
     """
 
     group: Group
@@ -298,6 +299,7 @@ class Sequence:
     is_void: bool = False
     so_far: SoFar | None = None
     followed: Followed | None = None
+    fetched: bool = False
 
     @property
     def num_known(self) -> int:
@@ -546,15 +548,20 @@ class Sequence:
 
         A token is left to compute where one is sampled after it, or where its state is wanted.
         """
+        lent = self.lent_blocks(self._most_cached(pool.block_size), pool.block_size) if self.is_late else []
+        return max(pool.match(self.reusable(pool)), lent, key=len)
+
+    def reusable(self, pool: BlockPool) -> list[bytes]:
+        """Hashes of the blocks of a prefix that need not be computed if a cache has them."""
+        if self.group.needs_every_position or self.group.needs_first_state or not pool.caching:
+            return []
+        return self.hashes(pool.block_size)[: self._most_cached(pool.block_size)]
+
+    def _most_cached(self, block_size: int) -> int:
         known = self.num_known - (self.group.samples or self.group.method is not None)
         if self.untold is not None and not self.untold.is_complete:
             known = min(known, self.untold.next - 1)
-        full = known // pool.block_size
-        lent = self.lent_blocks(full, pool.block_size) if self.is_late else []
-        if self.group.needs_every_position or self.group.needs_first_state or not pool.caching:
-            return lent
-        found = pool.match(self.hashes(pool.block_size)[:full])
-        return max(found, lent, key=len)
+        return known // block_size
 
     def ending(self, pool: BlockPool) -> list[Sequence]:
         """The sequences that end with this one, which samples nothing: all of its request, of which it is the first.

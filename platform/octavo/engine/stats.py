@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from octavo.engine.load import Counters
+from octavo.kvcache.tier import TierCounters
 from octavo.load import ShardState
 
 
@@ -38,6 +39,7 @@ class EngineStats:
         generation_tokens: sampled tokens.
         steps: count.
         adapters: of LoRA.
+        tier: of blocks on a disk.
     """
 
     state: ShardState
@@ -47,6 +49,7 @@ class EngineStats:
     generation_tokens: int
     steps: int
     adapters: AdapterStats = NO_ADAPTERS
+    tier: TierCounters = field(default_factory=TierCounters)
 
     @property
     def owned_slots(self) -> int:

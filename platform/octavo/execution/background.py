@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from octavo.execution.executor import Executor, LocalExecutor, Shape, Wait
+from octavo.execution.kv_blocks import BehindSteps
 from octavo.request import Adapter
 from octavo.step import Int64, Penalties, StepBatch, StepResult
 
@@ -30,6 +31,7 @@ class BackgroundExecutor:
         self.num_blocks = executor.num_blocks
         self.batch_invariant = executor.batch_invariant
         self._thread = ThreadPoolExecutor(1, "octavo-steps")
+        self.kv = None if executor.kv is None else BehindSteps(executor.kv, self._thread)
         self._drawn: Int64 = np.zeros(0, np.int64)  # by the step that ran last
 
     @property

@@ -32,7 +32,7 @@ class EncoderExecutor:
     num_blocks = 1
     max_in_flight = 1
     batch_invariant = False
-    local = None
+    kv = local = None
 
     def __init__(self, encoder: Encoder, head: Head | None) -> None:
         self._encoder = encoder

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from octavo.execution.parts import Parts
+    from octavo.kvcache.tier import KVBlocks
     from octavo.models.spec import ModelSpec
 
 Wait = Callable[[], StepResult]
@@ -52,6 +53,11 @@ class Executor(Protocol):
 
     @property
     def spec(self) -> Shape: ...
+
+    @property
+    def kv(self) -> KVBlocks | None:
+        """The content of its KV cache; None where nothing has all of it."""
+        ...
 
     @property
     def local(self) -> LocalExecutor | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.execution.transfer import to_device
+from octavo.execution.transfer import fetch, to_device
+from octavo.kvcache.tier import Bytes
 from octavo.models.spec import ModelSpec
 from octavo.models.step_context import KVCache
 from octavo_kernels.kv_cache import LARGEST_CODE
@@ -32,7 +34,7 @@ class KVStorage:
     """
 
     def __init__(self, spec: ModelSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: str) -> None:
-        self.spare_block = num_blocks
+        self.spare_block, self.dtype = num_blocks, dtype
         shape = (spec.num_layers, 2, num_blocks + 1, block_size, spec.num_kv_heads, spec.head_dim)
         self._parts = [_zeros(shape, dtype, device)]
         self.layers = [KVCache(layer[0], layer[1]) for layer in self._parts[0]]
@@ -47,6 +49,47 @@ class KVStorage:
             sources, targets = to_device(np.array(pairs, np.int64).T, self._parts[0].device)
             for part in self._parts:
                 part.index_copy_(2, targets, part.index_select(2, sources))
+
+    @property
+    def block_bytes(self) -> int:
+        """Of a block, over all layers."""
+        return sum(part[:, :, 0].numel() * part.itemsize for part in self._parts)
+
+    def read(self, blocks: Sequence[int]) -> Callable[[], Bytes]:
+        """Begin to copy blocks to the host, a row each; what is returned waits for that."""
+        places = to_device(np.asarray(blocks, np.int64), self._parts[0].device)
+        taken = [part.index_select(2, places).movedim(2, 0).flatten(1).view(torch.uint8) for part in self._parts]
+        wait = fetch(*taken)
+        return lambda: np.concatenate(wait(), axis=1).view(np.uint8)
+
+    def write(self, blocks: Sequence[int], data: Bytes) -> None:
+        """Put rows that `read` gave into blocks."""
+        device = self._parts[0].device
+        places, start = to_device(np.asarray(blocks, np.int64), device), 0
+        for part in self._parts:
+            shape = part.movedim(2, 0).shape[1:]
+            stop = start + shape.numel() * part.itemsize
+            rows = to_device(data[:, start:stop], device).view(part.dtype).view(-1, *shape)
+            part.index_copy_(2, places, rows.movedim(0, 2))
+            start = stop
+
+
+class TorchBlocks:
+    """The blocks of a storage, for whose device's work all copies wait in turn (`octavo.kvcache.tier.KVBlocks`)."""
+
+    def __init__(self, form: str, storage: KVStorage) -> None:
+        self.form, self.block_bytes = f"{form} {storage.dtype}", storage.block_bytes
+        self._storage = storage
+
+    @torch.inference_mode()
+    def read(self, blocks: Sequence[int]) -> Callable[[], Bytes]:
+        """As in `KVBlocks`."""
+        return self._storage.read(blocks)
+
+    @torch.inference_mode()
+    def write(self, blocks: Sequence[int], data: Bytes) -> None:
+        """As in `KVBlocks`."""
+        self._storage.write(blocks, data)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:

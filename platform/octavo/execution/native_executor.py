@@ -23,6 +23,7 @@ from octavo.errors import ModelError
 from octavo.execution.beam_candidates import candidates
 from octavo.execution.capacity import CPU_KV_BYTES, num_kv_blocks, num_positions
 from octavo.execution.executor import Wait, finished
+from octavo.execution.kv_blocks import NativeBlocks
 from octavo.execution.plain_logprobs import logprobs_without_alternatives
 from octavo.execution.pooling import Head, pool, pooled_tokens
 from octavo.execution.treatment import apply_treatment
@@ -87,6 +88,11 @@ class NativeExecutor:
     def local(self) -> Self:
         """As in `Executor`."""
         return self
+
+    @property
+    def kv(self) -> NativeBlocks:
+        """As in `Executor`."""
+        return NativeBlocks(f"native {self._native.digest()} {self._dtype}", self._kv)
 
     @property
     def parts(self) -> Parts:

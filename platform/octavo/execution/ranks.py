@@ -186,6 +186,7 @@ class ParallelExecutor:
     """
 
     max_in_flight: int = 1
+    kv = None
     local: LocalExecutor | None = None
 
     def __init__(self, own: LocalExecutor, others: OtherRanks) -> None:

@@ -18,7 +18,7 @@ from octavo.execution.beam_tensors import begin_candidates
 from octavo.execution.capacity import CPU_KV_BYTES, num_kv_blocks, num_positions
 from octavo.execution.executor import Wait
 from octavo.execution.graphs import Capture, DecodeGraphs, DecodeInputs, cuda_capture, fill_in
-from octavo.execution.kv_storage import KVStorage, bytes_per_block
+from octavo.execution.kv_storage import KVStorage, TorchBlocks, bytes_per_block
 from octavo.execution.memory import CudaMemory, kv_cache_bytes, largest_batch, measure
 from octavo.execution.parallel import join_vocabulary
 from octavo.execution.parts import TorchParts
@@ -78,6 +78,12 @@ class TorchExecutor:
     def local(self) -> Self:
         """As in `Executor`."""
         return self
+
+    @property
+    def kv(self) -> TorchBlocks:
+        """As in `Executor`."""
+        name = "cpu" if self._device == "cpu" else torch.cuda.get_device_name(self._device)
+        return TorchBlocks(f"torch {torch.__version__} {name} {self._decoder.dtype} {self.block_size}", self._kv)
 
     @property
     def parts(self) -> TorchParts:

@@ -23,6 +23,9 @@ class BlockPool:
         num_blocks: blocks in the pool.
         block_size: tokens per block.
         caching: keep published blocks for reuse; without it every freed block is blank.
+
+    Attributes:
+        evicted: where published blocks are noted, with their hashes, that are given to a new owner; None: nowhere.
     """
 
     def __init__(self, num_blocks: int, block_size: int, *, caching: bool = True) -> None:
@@ -30,6 +33,7 @@ class BlockPool:
         self.block_size = block_size
         self.caching = caching
         self.events = EventLog()
+        self.evicted: list[tuple[int, bytes]] | None = None
         self._references = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._index: dict[bytes, int] = {}
@@ -147,6 +151,10 @@ class BlockPool:
         self._hashes = [None] * self.num_blocks
         self.events.append("cleared")
 
+    def published(self) -> list[tuple[int, bytes]]:
+        """All blocks that can be found, and their hashes, in the order in which they were published."""
+        return [(block, block_hash) for block_hash, block in self._index.items()]
+
     def snapshot(self) -> tuple[int, list[bytes]]:
         """The next event's sequence number and every published hash: where a new listener starts.
 
@@ -185,6 +193,8 @@ class BlockPool:
             del self._index[evicted]
             self._hashes[block] = None
             self.events.append("removed", (evicted,))
+            if self.evicted is not None:
+                self.evicted.append((block, evicted))
         self._references[block] = 1
         self._cached.given_out()
         return block

@@ -55,7 +55,7 @@ def cached(source: Source, pack: Callable[[], Iterable[tuple[Part, Packed]]], va
         return dict(pack())
     folder = cache_folder() / "packed"
     place = _place(source, variant)
-    path = folder / f"{place}-{_version(source)}.packed"
+    path = folder / f"{place}-{version(source)}.packed"
     try:
         if (found := _read(path)) is not None:
             return found
@@ -118,7 +118,8 @@ def _place(source: Source, variant: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._]+', '_', path.name)[:60]}-{_digest(str(path))[:8]}-{variant}"
 
 
-def _version(source: Source) -> str:
+def version(source: Source) -> str:
+    """Names the content of a checkpoint's files, and the code that reads and runs them."""
     identity = [(file.name, *_identity(file)) for file in _files(source)]
     return _digest(f"{_code()} {identity}")[:16]
 

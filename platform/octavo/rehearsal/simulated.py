@@ -154,6 +154,7 @@ class SimulatedExecutor:
 
     max_in_flight: int = 1
     batch_invariant: bool = True
+    kv = None
     local: LocalExecutor | None = None
 
     def __init__(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
+import threading
 import zlib
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -70,6 +73,7 @@ class PagedFake:
         )
         self.num_blocks = num_blocks
         self.cache = np.full((num_blocks, block_size), -1, np.int32)
+        self.kv = FakeBlocks(self.cache)
         self.batches: list[StepBatch] = []
         self.fail_tokens: set[int] = set()  # last tokens for which the logits are "not finite"
         self.parrot: int | None = None  # of how many tokens, of these few, what it says depends; None: of all
@@ -137,12 +141,62 @@ class PagedFake:
         self.closed = True
 
 
+class FakeBlocks:
+    """What the cache of a `PagedFake` holds."""
+
+    form = "fake"
+
+    def __init__(self, cache: np.ndarray) -> None:
+        self.cache, self.block_bytes = cache, cache[0].nbytes
+
+    def read(self, blocks):
+        data = self.cache[np.asarray(blocks, np.int64)].view(np.uint8)
+        return lambda: data
+
+    def write(self, blocks, data):
+        self.cache[np.asarray(blocks, np.int64)] = data.view(np.int32)
+
+
+class Shelf:
+    """A tier in memory; somebody may hold up what is read."""
+
+    def __init__(self, lost: float = 0.0):
+        self.lost, self.random = lost, random.Random(0)  # the share of reads that find a block gone
+        self.failures = Counter()
+        self.kept, self.open = {}, threading.Event()
+        self.open.set()
+        self.reads = self.lost_reads = 0
+        self.closed = False
+
+    def lookup(self, chain):
+        return next((i for i, block_hash in enumerate(chain) if block_hash not in self.kept), len(chain))
+
+    def read(self, hashes, into):
+        assert self.open.wait(60)
+        if self.random.random() < self.lost:
+            self.kept.pop(hashes[-1], None)
+            self.lost_reads += 1
+        self.reads += 1
+        for i, block_hash in enumerate(hashes):
+            if (row := self.kept.get(block_hash)) is None:
+                return i
+            into[i] = row
+        return len(hashes)
+
+    def write(self, hashes, data):
+        self.kept |= dict(zip(hashes, data, strict=True))
+        return len(hashes)
+
+    def close(self):
+        self.closed = True
+
+
 class WholeFake:
     """An encoder: it refuses steps that hold a part of a text."""
 
     max_in_flight = 1
     batch_invariant = True
-    local = None
+    kv = local = None
     num_blocks = 0
 
     def __init__(self, positions: int = 100) -> None:
@@ -185,12 +239,12 @@ def make_drafter(
     return drafter
 
 
-def make_engine(num_blocks: int = 64, *, tokenizer=None, pooling=None, drafter=None, **settings) -> Engine:
+def make_engine(num_blocks: int = 64, *, tokenizer=None, pooling=None, drafter=None, tier=None, **settings) -> Engine:
     config = EngineConfig(**{"block_size": 4, "max_num_seqs": 8, "max_num_batched_tokens": 32, **settings})
     model = PagedFake(num_blocks, config.block_size)
     executor = BackgroundExecutor(model) if config.async_scheduling else model
     ends = () if tokenizer is None else tokenizer.eos_token_ids
-    parts = {"tokenizer": tokenizer, "pooling": pooling, "drafter": drafter}
+    parts = {"tokenizer": tokenizer, "pooling": pooling, "drafter": drafter, "tier": tier}
     return Engine("fake", executor, config, end_token_ids=ends, **parts)
 
 
@@ -240,6 +294,7 @@ def fake():
         run=run,
         VOCAB=VOCAB,
         PagedFake=PagedFake,
+        Shelf=Shelf,
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 from octavo import LLM, LoRARequest, SamplingParams
 from octavo.beams import BeamSearch
 from octavo.constraint import Grammar
+from octavo.engine import fetches
 from octavo.request import Request
 
 INVOCATION = [7, 8, 9]
@@ -36,6 +37,7 @@ COLUMNS = {
     "ranks": {"tensor_parallel_size": 2, "threads": 1},
     "ahead": {"async_scheduling": True},
     "all": {"max_num_batched_tokens": 32, "async_scheduling": True, **FEW_BLOCKS},
+    "disk": {"max_num_batched_tokens": 32, "async_scheduling": True, "disk_cache_bytes": 2**22, **FEW_BLOCKS},
 }
 
 
@@ -64,12 +66,15 @@ def plain(tiny_model, adapters):
 
 
 @pytest.fixture(scope="module", params=COLUMNS)
-def column(request, tiny_model):
+def column(request, tiny_model, tmp_path_factory):
     name = request.param
-    llm = load(tiny_model, **COLUMNS[name])
-    yield name, llm
+    llm = load(tiny_model, **COLUMNS[name], disk_cache_path=str(tmp_path_factory.mktemp("kv")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fetches, "compute_seconds", lambda *_: float("inf"))  # so little is computed at once
+        yield name, llm
     counters = llm.engine.scheduler.counters
-    assert (name in ("preemption", "all")) == (counters.preemptions > 0)
+    assert (name in ("preemption", "all", "disk")) == (counters.preemptions > 0)
+    assert (name == "disk") == (llm.engine.stats().tier.came > 20)
     assert sum(counters.accepted) > 20
     llm.close()
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from octavo.engine import fetches
 from octavo.errors import Overloaded
 
 
@@ -77,6 +78,15 @@ def storm(fake, seed: int, operations: int, **settings) -> dict[str, int]:
 def test_a_storm_of_2000_operations(fake, ahead):
     counts = storm(fake, seed=1, operations=2000, async_scheduling=ahead)
     assert min(counts.values()) > 0, f"the storm missed something: {counts}"
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_storm_beside_a_tier_that_loses_blocks(fake, ahead, monkeypatch):
+    monkeypatch.setattr(fetches, "compute_seconds", lambda *_: float("inf"))
+    shelf = fake.Shelf(lost=0.1)
+    storm(fake, seed=2, operations=1000, async_scheduling=ahead, tier=shelf)
+    assert shelf.reads > 20
+    assert shelf.lost_reads > 1
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

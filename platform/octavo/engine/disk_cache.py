@@ -1,0 +1,48 @@
+"""Finds the file in which an engine's KV blocks outlive it."""
+
+from __future__ import annotations
+
+import itertools
+from hashlib import sha256
+from pathlib import Path
+
+from octavo.config import EngineConfig
+from octavo.errors import ConfigError
+from octavo.execution.executor import Executor
+from octavo.kvcache.disk_tier import DiskTier
+from octavo.kvcache.slot_file import SlotFile, slots_within
+from octavo.models.packed_cache import version
+from octavo.source import Source
+from octavo_kernels.native.cache import cache_folder, own_folder
+
+
+def open_disk_cache(source: Source, config: EngineConfig, executor: Executor) -> DiskTier:
+    """The first file for blocks of this form that no other process has open.
+
+    The form is a hash over the checkpoint's files, the code that reads and runs them, what the executor says of its
+    blocks, and settings that change a model: a block of another form lies in another file.
+
+    Raises:
+        ConfigError: there can be none.
+    """
+    kv = executor.kv
+    if kv is None:
+        raise ConfigError("disk_cache_bytes is for models that generate text, in one process: leave it off")
+    if (slots := slots_within(config.disk_cache_bytes or 0, kv.block_bytes)) < 1:
+        raise ConfigError(f"disk_cache_bytes holds no block, which takes {kv.block_bytes}: raise it")
+    model = version(source), executor.spec, config.quantization, config.load_format, config.batch_invariant
+    form = sha256(f"{kv.form} {model}".encode()).hexdigest()[:32]
+    folder = Path(config.disk_cache_path) if config.disk_cache_path else cache_folder() / "kv"
+    try:
+        return DiskTier(_first_free(own_folder(folder, "disk_cache_path"), form, kv.block_bytes, slots))
+    except OSError as error:
+        raise ConfigError(f"disk_cache_path {folder} cannot be used: {error}") from None
+
+
+def _first_free(folder: Path, form: str, block_bytes: int, slots: int) -> SlotFile:
+    for number in itertools.count():
+        try:
+            return SlotFile(folder / f"{form}-{number}.kv", form, block_bytes, slots)
+        except BlockingIOError:  # another shard's
+            continue
+    raise AssertionError
