@@ -30,7 +30,7 @@ def open_disk_cache(source: Source, config: EngineConfig, executor: Executor) ->
         raise ConfigError("disk_cache_bytes is for models that generate text, in one process: leave it off")
     if (slots := slots_within(config.disk_cache_bytes or 0, kv.block_bytes)) < 1:
         raise ConfigError(f"disk_cache_bytes holds no block, which takes {kv.block_bytes}: raise it")
-    model = version(source), executor.spec, config.quantization, config.load_format, config.batch_invariant
+    model = version(source), executor.spec, config.runner, config.quantization, config.batch_invariant
     form = sha256(f"{kv.form} {model}".encode()).hexdigest()[:32]
     folder = Path(config.disk_cache_path) if config.disk_cache_path else cache_folder() / "kv"
     try:

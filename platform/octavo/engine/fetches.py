@@ -29,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 from octavo.cost_model import CostModel, attended
+from octavo.engine.plan import StepPlan
 from octavo.engine.queues import WaitingSequences
 from octavo.engine.sequence import Sequence
 from octavo.kvcache.block_pool import BlockPool
@@ -113,6 +114,7 @@ class Fetches:
         self._lot = max(1, LOT_BYTES // kv.block_bytes)
         self._fetches: list[Fetch] = []  # the first of them is read
         self._writing: set[bytes] = set()
+        self._apart = False
         self._block_seconds = 0.0
         self._reader = ThreadPoolExecutor(1, "octavo-tier-reads")
         self._writer = ThreadPoolExecutor(1, "octavo-tier-writes")
@@ -129,6 +131,19 @@ class Fetches:
 
     # ---- out of the tier --------------------------------------------------------------------------------------
 
+    def begin_step(self, plan: StepPlan, waiting: WaitingSequences, *, idle: bool, apart: bool) -> None:
+        """Have the cache say what it gives up for a step, and take in what has come before it is planned.
+
+        Args:
+            idle: whether nothing runs or waits.
+            apart: whether who raises is being looked for: among those who wait for nothing.
+        """
+        self._pool.evicted, plan.filling = plan.evicted, frozenset(plan.published)
+        self._apart = apart
+        if apart:
+            self.stop(waiting)
+        self._poll(waiting, idle)
+
     def begin(self, seq: Sequence, cached: list[int], waiting: WaitingSequences) -> bool:
         """Have a sequence that could begin now wait for blocks instead, if the tier has any and that is worth it.
 
@@ -137,7 +152,7 @@ class Fetches:
             waiting: from where it is taken, and where it is put when they have come.
         """
         chain, have = seq.reusable(self._pool), len(cached)
-        if seq.fetched or have >= len(chain):
+        if self._apart or seq.fetched or have >= len(chain):
             return False
         if (same := next((each for each in self._fetches if chain[have] in each.chain), None)) is not None:
             same.sequences.append(seq)
@@ -163,12 +178,8 @@ class Fetches:
         self._read_on()
         return True
 
-    def poll(self, waiting: WaitingSequences, *, idle: bool) -> None:
-        """Take in a lot that has come, and let those begin who have all that will come.
-
-        Args:
-            idle: whether there is nothing else to do than to wait for one.
-        """
+    def _poll(self, waiting: WaitingSequences, idle: bool) -> None:
+        """Take in a lot that has come, and let those begin who have all that will come."""
         if not self._fetches:
             return
         first = self._fetches[0]

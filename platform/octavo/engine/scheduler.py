@@ -176,7 +176,8 @@ class Scheduler:
         self._step += 1
         plan, self._published = StepPlan(published=self._published), []
         if self.fetches is not None:
-            self._fetch_on(plan, self.fetches, apart=may_run is not None)
+            idle = not self._running and not self._waiting
+            self.fetches.begin_step(plan, self._waiting, idle=idle, apart=may_run is not None)
         if (head := self._waiting.head(may_run)) is not None:
             self._make_room(head)
         part = self._part = part_of(self._running, head, self.cost_model)
@@ -211,23 +212,13 @@ class Scheduler:
             place += 1
         if self.counters.preemptions == preemptions:  # a preempted sequence must not come straight back in
             while chunk > 0 and (head := self._waiting.head(may_run)) is not None:
-                if (
-                    is_below(head) > part.alone
-                    or (count := self._admit(head, chunk, plan, apart=may_run is not None)) is None
-                ):
+                if is_below(head) > part.alone or (count := self._admit(head, chunk, plan)) is None:
                     break
                 chunk -= count
         plan.widen(self._idle_places(plan))
         plan.measure(has_prompts=chunk < whole)
         plan.apart = part.alone and self.cost_model.predict(plan.work) >= LONG_SECONDS
         return plan
-
-    def _fetch_on(self, plan: StepPlan, fetches: Fetches, *, apart: bool) -> None:
-        """Take in blocks that a slower tier sends; who raises is found among those that wait for none."""
-        self.pool.evicted, plan.filling = plan.evicted, frozenset(plan.published)
-        if apart:
-            fetches.stop(self._waiting)
-        fetches.poll(self._waiting, idle=not self._running and not self._waiting)
 
     def _make_room(self, head: Sequence) -> None:
         """Take places and blocks for the head of the queue from those below all others, if it is not one of them."""
@@ -288,7 +279,7 @@ class Scheduler:
                 return 0
         return sum(self._continue(beam, 1, plan) for beam in beams)
 
-    def _admit(self, seq: Sequence, chunk: int, plan: StepPlan, *, apart: bool) -> int | None:
+    def _admit(self, seq: Sequence, chunk: int, plan: StepPlan) -> int | None:
         """Start the head of the queue; returns tokens scheduled, None when it has to wait."""
         if seq.is_held:
             self._note("wait", seq, "a token is not known yet")
@@ -317,7 +308,7 @@ class Scheduler:
         if fresh + idle + spare > self.pool.num_free:
             self._note("wait", seq, "no KV blocks", needed=fresh + spare, free=self.pool.num_free - idle)
             return None
-        if self.fetches is not None and not apart and self.fetches.begin(seq, cached, self._waiting):
+        if self.fetches is not None and self.fetches.begin(seq, cached, self._waiting):
             self._note("wait", seq, "its blocks arrive", cached=len(cached) * size)
             return 0
         count = seq.num_known if self.limits.takes_whole else min(seq.num_known - len(cached) * size, chunk)
