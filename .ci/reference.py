@@ -64,6 +64,7 @@ This page is written from the families' records in `octavo/models/families` (`ma
 HEADS = {
     (): ("Beside `models`, under `args`", "Who may ask, and how the rest is grouped: [access.md](access.md)."),
     ("api_keys",): ("An entry of `api_keys`", "One of `key`, `file`, `env` and `sha256`: [access.md](access.md)."),
+    ("tenants",): ("An entry of `tenants`", "Weights, quotas, usage: [tenants.md](tenants.md)."),
     ("client_priority",): ("`client_priority`", "[access.md](access.md)"),
     ("models",): (
         "A model: an entry of `models`",
@@ -78,6 +79,7 @@ HEADS = {
         "A model's `accuracy`",
         "A gate before a shard serves: [quantization.md](quantization.md).",
     ),
+    ("models", "price"): ("A model's `price`", "What `/v1/usage` counts with: [tenants.md](tenants.md)."),
     ("models", "override_generation_config"): ("A model's `override_generation_config`", "Where requests say nothing."),
     ("models", "replicas"): ("A model's `replicas`", "A number, or these: [autoscaling.md](autoscaling.md)."),
     ("gateway",): ("`gateway`", "What speaks HTTP: [architecture.md](architecture.md)."),
@@ -123,6 +125,7 @@ PROTOCOLS = {
     "/generate": "[tgi.md](tgi.md)",
     "/models": "[tgi.md](tgi.md)",
     "/info": "[tgi.md](tgi.md)",
+    "/v1/usage": "[tenants.md](tenants.md)",
     "/metrics": "[monitoring.md](monitoring.md)",
     "/fleet": "[fleet.md](fleet.md)",
 }

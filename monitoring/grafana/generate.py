@@ -168,6 +168,20 @@ OVERVIEW: Rows = [
               "percentunit", {OF_MODEL: share("vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total",
                                               "model_name", MODEL)}),
     ]),
+    ("Tenants", [
+        Panel("Tokens by tenant", "Of prompts and answers; a key that is in no tenant is one of its own.", "short",
+              {"{{tenant}}": f"{rate('octavo_tenant_prompt_tokens_total', 'tenant', MODEL)} + "
+                             f"{rate('octavo_tenant_completion_tokens_total', 'tenant', MODEL)}"}, stacked=True),
+        Panel("Engine seconds by tenant", "Of each second, what computing its tokens takes by the cost model; what the "
+              "prefix cache saved is not counted.", "percentunit",
+              {"{{tenant}}": rate("octavo_tenant_engine_seconds_total", "tenant", MODEL)}, stacked=True),
+        Panel("Cost by tenant", "Per hour, by the prices in the config.", "short",
+              {"{{tenant}}": f"3600 * {rate('octavo_tenant_cost_total', 'tenant', MODEL)}"}, stacked=True),
+        Panel("Requests by tenant", "That began.", "reqps",
+              {"{{tenant}}": rate("octavo_tenant_requests_total", "tenant", MODEL)}, width=12, stacked=True),
+        Panel("Refused by a quota", "Of requests or tokens in a minute, or of requests at once.", "reqps",
+              {"{{tenant}} {{quota}}": rate("octavo_quota_refusals_total", "tenant, quota", SERVER)}, width=12),
+    ]),
     ("Gateway", [
         Panel("Lateness of the event loop", "From 0.3 s on average the gateway refuses requests: give it another "
               "process (gateway: replicas).", "s",

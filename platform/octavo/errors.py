@@ -7,6 +7,7 @@ OctavoError
 ├── ConfigError (ValueError)    a setting is wrong; the message names it and a valid value
 ├── ModelError                  a checkpoint is missing, damaged or of an unsupported kind
 ├── Overloaded                  it would wait too long, or a queue is full; `retry_after` says when to try again
+│   └── QuotaExceeded           its tenant has used up what it may use in a minute, or at once
 ├── ModelNotReady               the model is still loading (`retry_after` says when to try again) or has failed
 └── EngineDead                  the engine stopped, or is stuck
     └── EngineStopped           it did while it ran the request
@@ -65,6 +66,10 @@ class Overloaded(OctavoError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class QuotaExceeded(Overloaded):
+    """The tenant of a request has a quota, and has used it up."""
 
 
 class ModelNotReady(OctavoError):

@@ -17,6 +17,7 @@ from octavo.routing.policy import Query
 from octavo.routing.router import Router, RoutingConfig
 from octavo_serve.api.exposition import render
 from octavo_serve.api.telemetry import ModelState, Telemetry, Watched
+from octavo_serve.api.usage import Usage
 from octavo_serve.wire.scaling import Scaling
 
 
@@ -46,6 +47,8 @@ def metrics_text() -> str:
     timer.began(0.1)
     timer.finished("stop")
     timer.done()
+    telemetry.ledger.usage["acme", "m"] = Usage(requests=1)
+    telemetry.ledger.quotas.refused["acme", "requests"] += 1
     return asyncio.run(render(telemetry, {"m": [("s", stats)]})).decode()
 
 

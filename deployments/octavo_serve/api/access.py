@@ -11,12 +11,14 @@ import hmac
 import logging
 import time
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
 from pathlib import Path
 
+from octavo.config import unknown_key
 from octavo.errors import BadRequest, ConfigError
+from octavo_serve.api.tenants import NOBODY, Tenant
 
 logger = logging.getLogger("ray.serve")
 
@@ -35,10 +37,12 @@ class Caller:
     Attributes:
         name: name of its key; "" if there are no keys.
         operator: whether the caller sees what is withheld from others.
+        tenant: whom its requests are charged to.
     """
 
     name: str = ""
     operator: bool = False
+    tenant: Tenant = NOBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,7 @@ class Rules:
         hosts: values of the `Host` header that are accepted beside loopback; None accepts all.
         origins: origins whose web pages may use the API.
         disclose: whether answers tell every caller about cache, shards and failures.
+        tenants: of the config, by name.
     """
 
     keys: Keys | None = None
@@ -163,6 +168,17 @@ class Rules:
     hosts: frozenset[str] | None = None
     origins: tuple[str, ...] = ()
     disclose: bool = True
+    tenants: Mapping[str, Tenant] = field(default_factory=dict)
+
+    def tenant(self, name: str) -> Tenant:
+        """The tenant that a call by a handle names; "" names none.
+
+        Raises:
+            BadRequest: the config has none of that name.
+        """
+        if name and name not in self.tenants:
+            raise BadRequest(unknown_key(name, list(self.tenants), "tenant"), "tenant")
+        return self.tenants.get(name, NOBODY)
 
     def tells(self, caller: Caller | None) -> bool:
         """Whether this caller's answers contain cached tokens and shard names."""

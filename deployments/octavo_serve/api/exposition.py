@@ -39,6 +39,7 @@ from octavo_serve.api.telemetry import (
     Telemetry,
 )
 from octavo_serve.api.turns import Turns
+from octavo_serve.api.usage import Ledger, Usage
 from octavo_serve.wire.scaling import Scaling
 
 _MOVES = "lost", "left", "refused"
@@ -151,6 +152,27 @@ _OF_MODELS = (
 )  # fmt: skip
 
 
+class _OfTenant(NamedTuple):
+    """A counter of what was done for a tenant."""
+
+    name: str
+    text: str
+    value: Callable[[Usage], float]
+
+
+_OF_TENANTS = (
+    _OfTenant("octavo_tenant_requests", "Requests that began for the tenant.", lambda u: u.requests),
+    _OfTenant("octavo_tenant_prompt_tokens", "Prompt tokens of the tenant.", lambda u: u.prompt_tokens),
+    _OfTenant("octavo_tenant_cached_tokens", "Those of them that were found in the prefix cache.",
+              lambda u: u.cached_tokens),
+    _OfTenant("octavo_tenant_completion_tokens", "Tokens generated for the tenant.", lambda u: u.completion_tokens),
+    _OfTenant("octavo_tenant_reasoning_tokens", "Those of them that are reasoning.", lambda u: u.reasoning_tokens),
+    _OfTenant("octavo_tenant_engine_seconds", "What computing all this takes, by the cost model.",
+              lambda u: u.engine_seconds),
+    _OfTenant("octavo_tenant_cost", "What it costs by the prices in the config.", lambda u: u.cost),
+)  # fmt: skip
+
+
 class _Times(NamedTuple):
     """A histogram of a model's requests, as shown under one name."""
 
@@ -196,16 +218,17 @@ _TELLING = {
 """Metric families that reveal what is cached, to the token or block, or a shard's name."""
 
 
-async def render(telemetry: Telemetry, shards: ShardStats, tells: bool = True) -> bytes:
+async def render(telemetry: Telemetry, shards: ShardStats, tells: bool = True, operates: bool = True) -> bytes:
     """All metrics in Prometheus' text format, as they are now.
 
     Writing them takes longer than reading them, and lets others run in between: 7 ms for twelve shards of three models.
 
     Args:
         tells: also what caches hold, how shards are called, and what this process takes of its machine.
+        operates: also what was done for each tenant.
     """
     turns, text = Turns(), bytearray()
-    for metric in list(_families(telemetry, shards, tells)):
+    for metric in list(_families(telemetry, shards, tells, operates)):
         text += generate_latest(_One(metric))
         if turns.over:
             await turns.pause()
@@ -221,9 +244,10 @@ class _One(NamedTuple):
         return (self.metric,)
 
 
-def _families(telemetry: Telemetry, shards: ShardStats, tells: bool) -> Iterator[Metric]:
+def _families(telemetry: Telemetry, shards: ShardStats, tells: bool, operates: bool) -> Iterator[Metric]:
     named = shards if tells else {model: _numbered(found) for model, found in shards.items()}
     of_gateway = [*_of_gateway(telemetry), *_of_requests(telemetry), *_of_models(telemetry), *_of_routers(telemetry),
+                  *(_of_tenants(telemetry.ledger) if tells and operates else ()),
                   *(_PROCESS.collect() if tells else ())]  # fmt: skip
     if telemetry.gateway:
         for sample in (sample for metric in of_gateway for sample in metric.samples):
@@ -365,6 +389,19 @@ def _histogram(times: _Times, names: list[str], tallies: Iterable[tuple[list[str
         family.add_sample(f"{name}_count", labels, counts[-1])
         family.add_sample(f"{name}_sum", labels, histogram.sum)
     return family
+
+
+def _of_tenants(ledger: Ledger) -> Iterator[Metric]:
+    for metric in _OF_TENANTS:
+        family = _COUNTER(metric.name, metric.text, labels=["tenant", *_MODEL])
+        for labels, used in ledger.usage.items():
+            family.add_metric(labels, metric.value(used))
+        yield family
+    refused = _COUNTER("octavo_quota_refusals", "Requests refused because a quota was used up.",
+                       labels=["tenant", "quota"])  # fmt: skip
+    for labels, count in ledger.quotas.refused.items():
+        refused.add_metric(labels, count)
+    yield refused
 
 
 def _of_gateway(telemetry: Telemetry) -> Iterator[Metric]:

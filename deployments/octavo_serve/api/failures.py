@@ -6,7 +6,16 @@ import logging
 import math
 from dataclasses import dataclass, field
 
-from octavo.errors import BadRequest, EngineDead, ModelNotReady, OctavoError, Overloaded, PromptTooLong, UnknownModel
+from octavo.errors import (
+    BadRequest,
+    EngineDead,
+    ModelNotReady,
+    OctavoError,
+    Overloaded,
+    PromptTooLong,
+    QuotaExceeded,
+    UnknownModel,
+)
 
 logger = logging.getLogger("ray.serve")
 
@@ -41,6 +50,9 @@ class Failure:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+QUOTA = "rate_limit_exceeded"
+"""Code of a refusal by the caller's quota, as OpenAI has it; others with that status are for the load of all."""
+
 # most specific first
 _KINDS: list[tuple[type[Exception], int, str | None]] = [
     (PromptTooLong, 400, "context_length_exceeded"),
@@ -49,6 +61,7 @@ _KINDS: list[tuple[type[Exception], int, str | None]] = [
     (Forbidden, 403, None),
     (NotKept, 404, "not_found"),
     (BadRequest, 400, None),
+    (QuotaExceeded, 429, QUOTA),
     (Overloaded, 429, "overloaded"),
     (ModelNotReady, 503, "model_not_ready"),
     (EngineDead, 503, "engine_dead"),

@@ -21,6 +21,7 @@ from octavo_serve.api.failures import failure_of
 from octavo_serve.api.jobs import Job
 from octavo_serve.api.pieces import Begun, Element, Ended, Piece, Stage
 from octavo_serve.api.turns import Turns
+from octavo_serve.api.usage import Usage
 
 logger = logging.getLogger("ray.serve")
 
@@ -35,33 +36,34 @@ async def run(job: Job) -> AsyncGenerator[list[Element], None]:
     Closing the generator, or cancelling the task that reads it, aborts what still runs.
 
     Raises:
-        BadRequest, Overloaded, EngineDead: as the shards do.
+        BadRequest, Overloaded, EngineDead: as the shards do; also where the tenant's quotas are used up.
         OctavoError: a sequence ended in an error of the engine.
     """
     client, requests = job.model.client, job.requests
-    arrivals = Arrivals(client, requests) if len(requests) > 1 else None
-    updates_of = client.generate(requests[0]) if arrivals is None else arrivals
-    running = _Running(job, arrivals)
     elements: list[Element] = []
-    try:
-        async for updates in updates_of:
-            elements = await running.taken(updates)
-            if not running.prompts_left:
-                break
-            if elements:
-                yield elements
-        else:
-            raise EngineDead("the shard's stream ended before the request did")
-    except (GeneratorExit, asyncio.CancelledError):
-        running.timer.finished("abort")
-        raise
-    except OctavoError as error:
-        if (status := failure_of(error).status) >= 500:
-            logger.warning("%s: %d: %s", job.id, status, error)
-        raise
-    finally:
-        await updates_of.aclose()
-        running.tell_trace()
+    with job.telemetry.ledger.entry(job.tenant, job.model, job.prompt_tokens, job.answer_tokens) as used:
+        arrivals = Arrivals(client, requests) if len(requests) > 1 else None
+        updates_of = client.generate(requests[0]) if arrivals is None else arrivals
+        running = _Running(job, arrivals, used)
+        try:
+            async for updates in updates_of:
+                elements = await running.taken(updates)
+                if not running.prompts_left:
+                    break
+                if elements:
+                    yield elements
+            else:
+                raise EngineDead("the shard's stream ended before the request did")
+        except (GeneratorExit, asyncio.CancelledError):
+            running.timer.finished("abort")
+            raise
+        except OctavoError as error:
+            if (status := failure_of(error).status) >= 500:
+                logger.warning("%s: %d: %s", job.id, status, error)
+            raise
+        finally:
+            await updates_of.aclose()
+            running.stopped()
     running.timer.done()
     yield [*elements, Ended()]
 
@@ -73,6 +75,7 @@ class _Prompt:
     number: int
     first_choice: int
     request: Request
+    cached_tokens: int = 0
     sequences: list[SequenceText] = field(default_factory=list)
     sequences_left: int = 0
 
@@ -95,19 +98,23 @@ class _Running:
             than the tokens.
     """
 
-    def __init__(self, job: Job, arrivals: Arrivals | None) -> None:
+    def __init__(self, job: Job, arrivals: Arrivals | None, used: Usage) -> None:
         self.timer = job.telemetry.request(job.model.name, job.prompt_tokens, job.operation)
         self.prompts_left = len(job.requests)
         self._job = job
         self._arrivals = arrivals
+        self._used = used
         count = job.params.num_sequences
         self._prompts = {request.request_id: _Prompt(i, i * count, request) for i, request in enumerate(job.requests)}
         self._stages: dict[int, Stage] = {}
         self._cached_tokens = 0
         genai.runs(job)
 
-    def tell_trace(self) -> None:
-        """What has come of the job, if it is traced."""
+    def stopped(self) -> None:
+        """Nothing more comes: count the prompts that were cut short, and tell what has come if the job is traced."""
+        for prompt in self._prompts.values():
+            if prompt.sequences_left:
+                self._count(prompt)
         sequences = (sequence for prompt in self._prompts.values() for sequence in prompt.sequences)
         genai.answered(sequences, self._cached_tokens)
 
@@ -155,6 +162,7 @@ class _Running:
         prompt.sequences_left = count
         marks = self._job.marks
         prompt.sequences = [SequenceText(tokenizer, params, prompt_ids, index, marks) for index in range(count)]
+        prompt.cached_tokens = first.num_cached_tokens
         self._cached_tokens += first.num_cached_tokens
         placement = (self._arrivals or self._job.model.client).placement(request.request_id)
         if placement is not None:
@@ -165,13 +173,20 @@ class _Running:
 
     async def _ended(self, prompt: _Prompt, sequence: SequenceText, *, by_itself: bool) -> None:
         prompt.sequences_left -= 1
-        self.prompts_left -= not prompt.sequences_left
+        if not prompt.sequences_left:
+            self.prompts_left -= 1
+            self._count(prompt)
         if by_itself:
             return
         if prompt.sequences_left:  # a stop string ended what the engine would go on with
             await self._job.model.client.abort(prompt.request.request_id, sequence.index)
         elif self._arrivals is not None:
             self._arrivals.leave(prompt.request.request_id)
+
+    def _count(self, prompt: _Prompt) -> None:
+        lengths = [len(sequence.token_ids) for sequence in prompt.sequences]
+        tokens = len(prompt.request.prompt_token_ids)
+        self._used.prompt(self._job.model.cost(), tokens, prompt.cached_tokens, lengths)
 
     def _pieces(self, choice: int, grown: _Growing) -> Sequence[Piece]:
         sequence = grown.sequence
@@ -193,7 +208,9 @@ class _Running:
         if (stage := self._stages.get(choice)) is None:
             stage = self._stages[choice] = self._job.stage()
         piece.lengths = sequence.lengths[grown.first_token :]
-        return stage(piece)
+        pieces = stage(piece)
+        self._used.reasoning_tokens += sum(each.reasoning_tokens for each in pieces)
+        return pieces
 
 
 def apart(updates: Iterable[SequenceUpdate]) -> Iterator[SequenceUpdate]:

@@ -12,6 +12,7 @@ from octavo_serve.api.chats import Chat
 from octavo_serve.api.model import ServedModel
 from octavo_serve.api.pieces import Stage
 from octavo_serve.api.telemetry import Operation, Telemetry
+from octavo_serve.api.tenants import NOBODY, Tenant
 
 Prompt = str | list[int]
 
@@ -38,6 +39,7 @@ class Asked:
         add_special_tokens: whether the tokenizer adds special tokens to prompts that are texts.
         truncate: of each prompt only so many tokens are read, the last ones; None: all.
         asker: see `Call`.
+        tenant: whom it is charged to.
         session: name of the session; its requests stay together. "" for none.
         echo: whether the answer repeats the prompts.
         stage: makes a `Stage` for each choice; None passes pieces on unchanged. A chat whose answers are read (see
@@ -62,6 +64,7 @@ class Asked:
     session: str = ""
     cache_salt: str = ""
     asker: str = ""
+    tenant: Tenant = NOBODY
     echo: bool = False
     stage: Callable[[], Stage] | None = None
     known: Sequence[list[int]] = ()
@@ -110,6 +113,8 @@ class Job:
         prompt_texts: texts of the prompts if they are echoed, otherwise empty.
         marks: what stands for tokens in the pieces' texts, for the stage.
         tells_origins, context: see `Asked`.
+        tenant: whom it is charged to.
+        answer_tokens: that all its sequences may have.
         accepted, rejected: tokens of the prediction so far that were verified and kept, and those computed in vain.
     """
 
@@ -126,6 +131,8 @@ class Job:
     tells_origins: bool = False
     context: Any = None
     operation: Operation = "text_completion"
+    tenant: Tenant = NOBODY
+    answer_tokens: int = 0
     accepted: int = 0
     rejected: int = 0
 

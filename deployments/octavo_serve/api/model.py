@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from octavo.cost_model import NO_COST, Cost
 from octavo.request import BELOW_ALL, SAMPLE, Adapter, Placement, Request, SamplingParams, SequenceUpdate
 from octavo.text.responses.families import AUTO
 from octavo.text.tokenizer import Tokenizer
@@ -85,6 +86,23 @@ class Defaults:
 NO_DEFAULTS = Defaults()
 
 
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Of a million tokens, in whatever money the config counts in."""
+
+    prompt: float = 0.0
+    cached: float = 0.0
+    completion: float = 0.0
+
+
+FREE = Price()
+
+
+def unmeasured() -> Cost:
+    """The cost model of a model without one."""
+    return NO_COST
+
+
 @dataclass(slots=True)
 class ServedModel:
     """One entry of /v1/models."""
@@ -95,6 +113,8 @@ class ServedModel:
     client: ModelClient
     defaults: Defaults = NO_DEFAULTS
     adapter: Adapter | None = None  # that its requests are computed with; `name` is the adapter's then
+    price: Price = FREE
+    cost: Callable[[], Cost] = unmeasured  # its shards' cost model
 
     def admitted(
         self, priority: int, key: Callable[[], bytes], sequences: int, tokens: int

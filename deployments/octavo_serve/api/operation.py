@@ -21,6 +21,7 @@ from octavo_serve.api.fields import AtMost, Name
 from octavo_serve.api.listing import Listing
 from octavo_serve.api.service import Service
 from octavo_serve.api.surface import Errors
+from octavo_serve.api.tenants import NOBODY, Tenant
 from octavo_serve.api.validation import explain
 
 
@@ -37,6 +38,7 @@ class Wants(Protocol):
     priority: int
     cache_salt: str
     asker: str
+    tenant: Tenant
 
 
 Q = TypeVar("Q", bound=Query)
@@ -88,7 +90,8 @@ class Call:
         return self.rules.tells(self.caller)
 
     def admit(self, asked: W) -> W:
-        """Apply headers and access rules to what is asked: its session, cache namespace, priority and asker.
+        """Apply headers and access rules to what is asked: its session, cache namespace, priority, asker
+        and tenant.
 
         Raises:
             BadRequest: it sets something that clients may not set.
@@ -97,6 +100,7 @@ class Call:
         asked.priority = BELOW_ALL if self.below else min(self.rules.priority(asked.priority), BELOW_ALL - 1)
         asked.cache_salt = self.rules.cache_salt(self.caller, asked.cache_salt)
         asked.asker = self.asker
+        asked.tenant = self.caller.tenant
         return asked
 
 
@@ -139,13 +143,13 @@ class Operation:
     media_type: str = "application/json"
 
 
-async def answered(operation: Operation, service: Service, body: Any) -> Any:
+async def answered(operation: Operation, service: Service, body: Any, tenant: Tenant = NOBODY) -> Any:
     """An operation's answer to who calls it by a handle, with nothing but a body.
 
     Raises:
         BadRequest, Overloaded, ModelNotReady, EngineDead.
     """
-    answer = await operation.run(service, Call(body=body))
+    answer = await operation.run(service, Call(body=body, caller=Caller(tenant=tenant)))
     if not isinstance(answer, Listing):
         return answer
     return await service.threads.finish(answer.whole) if answer.is_large else answer.whole()

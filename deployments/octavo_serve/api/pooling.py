@@ -30,6 +30,7 @@ from octavo_serve.api.model import ServedModel
 from octavo_serve.api.prompts import LONG
 from octavo_serve.api.service import Service
 from octavo_serve.api.telemetry import Operation, RequestTimer
+from octavo_serve.api.tenants import NOBODY, Tenant
 from octavo_serve.api.texts import NO_CUT, Cut, Encoded, Encoder, Pair, Text
 from octavo_serve.wire.messages import ModelInfo
 
@@ -63,7 +64,7 @@ class Asking:
         model: a model's name or alias; None if there is only one.
         param: the field that holds the texts, for errors.
         name: of a text in errors, by its number; None: the field and the number.
-        session, priority, cache_salt, asker: as of `Asked`.
+        session, priority, cache_salt, asker, tenant: as of `Asked`.
     """
 
     kind: str
@@ -78,6 +79,7 @@ class Asking:
     priority: int = 0
     cache_salt: str = ""
     asker: str = ""
+    tenant: Tenant = NOBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,7 @@ async def accepted(service: Service, asking: Asking, texts: Sequence[Text]) -> A
     check_number(len(texts), asking.param)
     genai.begins(asking.operation, asking.model)
     service.lateness.check()
+    service.telemetry.ledger.quotas.check(asking.tenant)
     characters = sum(map(_length, texts))
     if characters >= LONG and service.held_texts + characters > MOST_HELD:
         raise Overloaded("more texts are being worked on here than fit: try again later", 1.0)
@@ -274,6 +277,8 @@ class Window:
             seed=0,
             pooling=pooling,
             asker=asking.asker,
+            tenant=asking.tenant.name,
+            weight=asking.tenant.weight,
         )
 
     def _chain(self, token_ids: list[int]) -> list[bytes]:
@@ -288,12 +293,20 @@ class Window:
     async def run(self, count: int, request: Callable[[int], Request], read: Callable[[SequenceUpdate], T]) -> list[T]:
         """What `read` makes of each request's update, in order."""
         found: list[T | None] = [None] * count
+        service, model = self.ready.service, self.ready.model
+        cost = model.cost()
 
         async def one(number: int) -> None:
-            found[number] = read(await self._update(request(number)))
+            asked = request(number)
+            update = await self._update(asked)
+            used.prompt(cost, len(asked.prompt_token_ids), update.num_cached_tokens, ())
+            found[number] = read(update)
 
         try:
-            with _held(self.ready.service, self.prompt_tokens * USUAL_TOKEN):
+            with (
+                service.telemetry.ledger.entry(self.ready.asking.tenant, model, self.prompt_tokens, 0) as used,
+                _held(service, self.prompt_tokens * USUAL_TOKEN),
+            ):
                 async with asyncio.TaskGroup() as group:
                     await self._start(group, count, one)
         except ExceptionGroup as errors:

@@ -64,6 +64,8 @@ def prepare(
             cache_salt=asked.cache_salt,
             adapter=adapter,
             asker=asked.asker,
+            tenant=asked.tenant.name,
+            weight=asked.tenant.weight,
             predicted=predicted,
         )
         root, turn = Origin.of(info.hash_name, adapter, asked.cache_salt, token_ids)

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Literal, TypedDict, Unpack
 
+from octavo.cost_model import Cost
 from octavo.errors import BadRequest, ModelNotReady, UnknownModel
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.api.adapters import AdapterEntry, Adapters, some_names
 from octavo_serve.api.bounds import UNKNOWN_CONTEXT
-from octavo_serve.api.model import NO_DEFAULTS, Defaults, ModelClient, ServedModel
+from octavo_serve.api.model import FREE, NO_DEFAULTS, Defaults, ModelClient, Price, ServedModel, unmeasured
 from octavo_serve.wire.messages import ModelInfo
 
 RETRY_AFTER = 5.0
@@ -39,6 +40,7 @@ class Facts(TypedDict, total=False):
     no_room: str
     note: str
     defaults: Defaults
+    price: Price
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +57,8 @@ class ModelEntry:
         shard_error: why no shard could be started.
         no_room: why the cluster cannot hold all of its shards.
         note: what the shards that do not answer yet are waiting for.
+        price: of its tokens, and those of its adapters.
+        cost: its shards' cost model, as they say now.
     """
 
     name: str
@@ -69,6 +73,8 @@ class ModelEntry:
     no_room: str = ""
     note: str = ""
     defaults: Defaults = NO_DEFAULTS
+    price: Price = FREE
+    cost: Callable[[], Cost] = unmeasured
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
     _loading_since: float | None = None  # monotonic
     _took: float | None = None  # seconds, the last time that it loaded
@@ -145,7 +151,8 @@ class ModelEntry:
             finally:
                 self._waiting_tokens -= tokens
         if self.tokenizer is not None and self.status == "ready":
-            return ServedModel(self.name, self.created, self.tokenizer, self.client, self.defaults)
+            known = self.name, self.created, self.tokenizer, self.client, self.defaults
+            return ServedModel(*known, price=self.price, cost=self.cost)
         if self.status == "failed":
             why = f": {self.reason}" if explain else "; /health tells operators why"
             raise ModelNotReady(f"model {self.name!r} has failed{why}")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from octavo.errors import BadRequest
 from octavo.pooled import check_task
-from octavo.request import SamplingParams
+from octavo.request import Request, SamplingParams
 from octavo.text.grammars.brief import TakesLong, briefly
 from octavo.text.responses.bound import BoundTemplate
 from octavo.text.template_process import PROCESSES
@@ -37,6 +37,7 @@ from octavo_serve.api.records import Records
 from octavo_serve.api.registry import Registry
 from octavo_serve.api.surface import A, E, Surface, Writer
 from octavo_serve.api.telemetry import Telemetry
+from octavo_serve.api.tenants import NOBODY, Tenant
 from octavo_serve.api.threads import MAX_THREADS, MAX_WAITING, FairThreads, Threads
 from octavo_serve.api.tracing import Tracer
 from octavo_serve.api.turns import PIECES
@@ -107,6 +108,7 @@ class Service:
         """
         genai.asks(asked)
         self.lateness.check()
+        self.telemetry.ledger.quotas.check(asked.tenant)
         content = asked.content
         chat = content if isinstance(content, Chat) else None
         check = None if chat is None else chat.check
@@ -146,6 +148,8 @@ class Service:
             tells_origins=asked.tells_origins,
             context=asked.context,
             operation="text_completion" if chat is None else "chat",
+            tenant=asked.tenant,
+            answer_tokens=sum(_answer_tokens(request, info.max_model_len) for request in requests),
         )
 
     async def _constrained(
@@ -166,18 +170,18 @@ class Service:
                 whole.add(elements)
         return whole
 
-    async def answer(self, surface: Surface[B, A, E], body: B) -> A:
+    async def answer(self, surface: Surface[B, A, E], body: B, tenant: Tenant = NOBODY) -> A:
         """Answer a request.
 
         Raises:
             BadRequest, Overloaded, ModelNotReady, EngineDead.
         """
-        writer = surface.writer(body, await self.job(surface.ask(body, self.limits)), True)
+        writer = await self._writer(surface, body, tenant)
         return await write_answer(writer, await self.whole(writer), self.threads, _same, _same)
 
-    async def events(self, surface: Surface[B, A, E], body: B) -> AsyncGenerator[E, None]:
+    async def events(self, surface: Surface[B, A, E], body: B, tenant: Tenant = NOBODY) -> AsyncGenerator[E, None]:
         """The same answer event by event; the first event comes with the first token."""
-        writer = surface.writer(body, await self.job(surface.ask(body, self.limits)), True)
+        writer = await self._writer(surface, body, tenant)
         async with aclosing(run(writer.job)) as stream:
             async for elements in stream:
                 for number, element in enumerate(elements, 1):
@@ -185,6 +189,18 @@ class Service:
                         await asyncio.sleep(0)
                     for event in await write(writer, [element], self.threads, _same, _same):
                         yield event
+
+    async def _writer(self, surface: Surface[B, A, E], body: B, tenant: Tenant) -> Writer[A, E]:
+        asked = surface.ask(body, self.limits)
+        asked.tenant = tenant
+        return surface.writer(body, await self.job(asked), True)
+
+
+def _answer_tokens(request: Request, max_model_len: int) -> int:
+    """Tokens that all sequences of a prompt may have."""
+    params = request.params
+    room = max_model_len - len(request.prompt_token_ids)
+    return params.num_places * (room if params.max_tokens is None else params.max_tokens)
 
 
 def _same(value: T) -> T:

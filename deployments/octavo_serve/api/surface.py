@@ -17,9 +17,10 @@ import msgspec
 from octavo.errors import BadRequest
 from octavo_serve.api.body import B
 from octavo_serve.api.bounds import BodyBounds, Limits
-from octavo_serve.api.failures import Failure
+from octavo_serve.api.failures import QUOTA, Failure
 from octavo_serve.api.jobs import Asked, Job
 from octavo_serve.api.pieces import Begun, Element, Piece, Whole
+from octavo_serve.api.quotas import Standing
 
 if TYPE_CHECKING:
     from octavo_serve.api.operation import Call, Operation, Streamed
@@ -162,6 +163,16 @@ class Raw(Generic[B]):
     read: Callable[[Mapping[str, str], bytes, BodyBounds], B]
 
 
+def x_ratelimit(standings: Sequence[Standing]) -> dict[str, str]:
+    """OpenAI's headers of quotas, which most others have taken over."""
+    found = {}
+    for one in standings:
+        found[f"x-ratelimit-limit-{one.kind}"] = str(one.limit)
+        found[f"x-ratelimit-remaining-{one.kind}"] = str(one.remaining)
+        found[f"x-ratelimit-reset-{one.kind}"] = f"{one.reset:.3f}s"
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Errors:
     """A protocol's error bodies.
@@ -169,15 +180,17 @@ class Errors:
     Attributes:
         kind: type of the bodies that `body` makes.
         statuses: HTTP statuses that the protocol has for others.
+        limits: headers that tell what is left of the caller's quotas.
     """
 
     kind: type[Any]
     body: Callable[[Failure], Mapping[str, Any]]
     statuses: Mapping[int, int] = field(default_factory=dict, hash=False)
+    limits: Callable[[Sequence[Standing]], Mapping[str, str]] = x_ratelimit
 
-    def status(self, status: int) -> int:
-        """The protocol's own HTTP status for one of the core's."""
-        return self.statuses.get(status, status)
+    def status(self, status: int, code: str | None = None) -> int:
+        """The protocol's own HTTP status for one of the core's; that of a quota is the same in all."""
+        return status if code == QUOTA else self.statuses.get(status, status)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from octavo_serve.api.batches.nouns import Counts
 from octavo_serve.api.histogram import Histogram
 from octavo_serve.api.lateness import Lateness
 from octavo_serve.api.registry import Status
+from octavo_serve.api.usage import Ledger
 from octavo_serve.wire.scaling import Scaling
 
 ShardStats = Mapping[str, Sequence[tuple[str, EngineStats]]]
@@ -141,6 +142,7 @@ class Telemetry:
         scaling: what the autoscaler said last, by model, of those that scale; as fresh as who looks at it asks for.
         lateness: of the gateway's event loop.
         batches: what its work on batches has come to.
+        ledger: quotas and usage of tenants.
     """
 
     def __init__(self) -> None:
@@ -154,6 +156,7 @@ class Telemetry:
         self.scaling: Mapping[str, Scaling] = {}
         self.lateness = Lateness()
         self.batches = Counts()
+        self.ledger = Ledger()
 
     def failed(self, status: int, code: str | None) -> None:
         """A request ended in an error."""

@@ -116,7 +116,8 @@ def _name(path: Path) -> str | None:
 
 def _in_a_list(path: Path) -> bool:
     """Whether it is a setting of one entry among several: these are written as a whole."""
-    return any(path[: len(place)] == place and path != place for place in (("api_keys",), ("models", "aliases")))
+    lists = ("api_keys",), ("tenants",), ("models", "aliases")
+    return any(path[: len(place)] == place and path != place for place in lists)
 
 
 def _plain(name: str) -> str:

@@ -29,6 +29,7 @@ from octavo.routing.router import RoutingConfig
 from octavo.scaling.policy import Targets
 from octavo.text.responses.families import AUTO, NAMES, NONE
 from octavo_serve.api.batches.nouns import StoreSettings
+from octavo_serve.api.model import Price
 from octavo_serve.api.records import RecordSettings
 from octavo_serve.api.validation import explain
 from octavo_serve.config.access import AccessSettings
@@ -171,6 +172,25 @@ class AccuracySettings(Settings):
     reference: str | None = None
 
 
+class PriceSettings(Settings):
+    """What a million of a model's tokens cost, in any currency; see `/v1/usage`.
+
+    Attributes:
+        prompt: that had to be computed.
+        cached: that were found in the prefix cache; None: as `prompt`.
+        completion: that were generated.
+    """
+
+    prompt: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    cached: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    completion: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+
+    @property
+    def price(self) -> Price:
+        """The same as the gateway needs it."""
+        return Price(self.prompt, self.prompt if self.cached is None else self.cached, self.completion)
+
+
 class SamplingDefaults(Settings):
     """Sampling where a request leaves it open; see `octavo.request.SamplingParams`."""
 
@@ -204,6 +224,7 @@ class ModelSettings(Settings):
         lora_folders: where adapters may lie that operators load while the server runs; none: nowhere.
         ranker: how a model of text ranks documents: by its "yes_no" to each, or by the angle of its "vectors"; "auto"
             is the former where the source's name has "reranker" in it.
+        price: of its tokens, for usage by tenant.
         replicas: shards; a number, or bounds between which their number follows the load.
         tensor_parallel: ranks that share one shard's model, each in a bundle of the shard's own placement group.
         placement_strategy: of that group: STRICT_PACK puts all ranks on one node.
@@ -231,6 +252,7 @@ class ModelSettings(Settings):
     lora: dict[ModelName, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
     lora_folders: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     ranker: Literal["auto", "yes_no", "vectors"] = "auto"
+    price: PriceSettings = Field(default_factory=PriceSettings)
     replicas: Replicas = 1
     tensor_parallel: Count = 1
     placement_strategy: Strategy = "STRICT_PACK"

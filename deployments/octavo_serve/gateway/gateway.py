@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,6 +39,7 @@ from octavo_serve.api.model import Defaults
 from octavo_serve.api.operation import Operation, answered
 from octavo_serve.api.registry import ModelEntry, Registry
 from octavo_serve.api.service import Service
+from octavo_serve.api.surface import A, E, Surface
 from octavo_serve.api.telemetry import ModelState, ShardStats, Telemetry, Watched
 from octavo_serve.api.tracing import TraceIds, Tracer
 from octavo_serve.config.placement import unplaceable
@@ -98,7 +99,8 @@ class Gateway:
         answer = gateway.chat.remote({"messages": [{"role": "user", "content": "Hello"}]}).result()
         for chunk in gateway.options(stream=True).chat_stream.remote({...}): ...
 
-    Requests and answers are those of the HTTP API; errors are raised as `octavo.errors`.
+    Requests and answers are those of the HTTP API; errors are raised as `octavo.errors`. The second argument of
+    a call may name the tenant whose it is.
     """
 
     def __init__(self, shards: dict[str, DeploymentHandle[Any]]) -> None:
@@ -134,7 +136,8 @@ class Gateway:
             watches = self.service.lateness.watch(), collect(self._num_running)
             self._watching = [asyncio.create_task(watch) for watch in watches]
         settings = load_settings(args)
-        rules = settings.rules(is_loopback(await _bind_host()))  # nothing below waits: requests see old or new, no mix
+        loopback = is_loopback(await _bind_host())  # nothing below waits: requests see old or new, no mix
+        rules = settings.rules(loopback, settings.gateway.replicas)
         old, self._served = self._served, {}
         for model in settings.models:
             kept = old.pop(model.name, None)
@@ -143,6 +146,7 @@ class Gateway:
             else:
                 self._served[model.name] = replace(kept, model=model)
             picker = self._served[model.name].picker
+            self._served[model.name].entry.update(price=model.price.price)
             picker.router.config = settings.router.config
             limits = QueueLimits(model.max_queue_s, model.max_queued_tokens)
             picker.queue = QueueSettings(limits, model.most_shards, settings.gateway.loading_wait_s)
@@ -162,6 +166,7 @@ class Gateway:
         self.service.telemetry.gateway = name if gateway.replicas > 1 else ""
         self._trace(gateway.traces)
         self.access.rules = rules
+        self.service.telemetry.ledger.keep({"", *rules.tenants})
         self.service.records.settings = gateway.records(_shared_file)
         self.service.limits = Limits(gateway.max_body_bytes, gateway.max_prompts, gateway.max_n)
         self._run_batches(gateway.batches)
@@ -213,7 +218,7 @@ class Gateway:
             picker.router = recorded_router(routing, name, model.most_requests)
         client = ShardClient(picker, Failover(), self.service.telemetry.moves_of(model.name), self._unread)
         shards.watch(client.listed)
-        entry = ModelEntry(model.name, int(time.time()), client, model.on_demand)
+        entry = ModelEntry(model.name, int(time.time()), client, model.on_demand, cost=picker.router.cost)
         tasks = [
             asyncio.create_task(load_text(entry, model.source, partial(_defaults, model))),
             asyncio.create_task(watch_shards(entry, client, partial(self._deployments.state, deployment))),
@@ -255,48 +260,57 @@ class Gateway:
     def _num_running(self) -> int:
         return sum(served.client.num_running() for served in self._served.values())
 
-    async def chat(self, request: ChatRequest | Mapping[str, Any]) -> ChatCompletion:
+    async def chat(self, request: ChatRequest | Mapping[str, Any], tenant: str = "") -> ChatCompletion:
         """Answer a chat; `request` has the fields of /v1/chat/completions."""
-        return await self.service.answer(CHAT, _parsed(ChatRequest, request))
+        return await self._answer(CHAT, request, tenant)
 
-    async def chat_stream(self, request: ChatRequest | Mapping[str, Any]) -> AsyncIterator[ChatChunk]:
+    async def chat_stream(self, request: ChatRequest | Mapping[str, Any], tenant: str = "") -> AsyncIterator[ChatChunk]:
         """The same answer chunk by chunk."""
-        async with aclosing(self.service.events(CHAT, _parsed(ChatRequest, request))) as chunks:
+        async with aclosing(self._events(CHAT, request, tenant)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    async def complete(self, request: CompletionRequest | Mapping[str, Any]) -> Completion:
+    async def complete(self, request: CompletionRequest | Mapping[str, Any], tenant: str = "") -> Completion:
         """Continue one or many prompts; `request` has the fields of /v1/completions."""
-        return await self.service.answer(COMPLETIONS, _parsed(CompletionRequest, request))
+        return await self._answer(COMPLETIONS, request, tenant)
 
-    async def complete_stream(self, request: CompletionRequest | Mapping[str, Any]) -> AsyncIterator[Completion]:
+    async def complete_stream(
+        self, request: CompletionRequest | Mapping[str, Any], tenant: str = ""
+    ) -> AsyncIterator[Completion]:
         """The same answer chunk by chunk."""
-        async with aclosing(self.service.events(COMPLETIONS, _parsed(CompletionRequest, request))) as chunks:
+        async with aclosing(self._events(COMPLETIONS, request, tenant)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    async def embed(self, request: EmbeddingRequest | Mapping[str, Any]) -> EmbeddingList:
+    async def embed(self, request: EmbeddingRequest | Mapping[str, Any], tenant: str = "") -> EmbeddingList:
         """Vectors of texts; `request` has the fields of /v1/embeddings."""
-        answer: EmbeddingList = await self._answered(EMBEDDINGS, request)
+        answer: EmbeddingList = await self._answered(EMBEDDINGS, request, tenant)
         return answer
 
-    async def rerank(self, request: RerankRequest | Mapping[str, Any]) -> Reranked:
+    async def rerank(self, request: RerankRequest | Mapping[str, Any], tenant: str = "") -> Reranked:
         """Documents ordered by a query; `request` has the fields of /v1/rerank."""
-        answer: Reranked = await self._answered(RERANK, request)
+        answer: Reranked = await self._answered(RERANK, request, tenant)
         return answer
 
-    async def score(self, request: ScoreRequest | Mapping[str, Any]) -> Scores:
+    async def score(self, request: ScoreRequest | Mapping[str, Any], tenant: str = "") -> Scores:
         """How well texts answer texts; `request` has the fields of /score."""
-        answer: Scores = await self._answered(SCORE, request)
+        answer: Scores = await self._answered(SCORE, request, tenant)
         return answer
 
-    async def classify(self, request: ClassifyRequest | Mapping[str, Any]) -> Classifications:
+    async def classify(self, request: ClassifyRequest | Mapping[str, Any], tenant: str = "") -> Classifications:
         """The classes of texts; `request` has the fields of /classify."""
-        answer: Classifications = await self._answered(CLASSIFY, request)
+        answer: Classifications = await self._answered(CLASSIFY, request, tenant)
         return answer
 
-    async def _answered(self, operation: Operation, request: Any) -> Any:
-        return await answered(operation, self.service, _parsed(operation.body, request))
+    async def _answer(self, surface: Surface[Any, A, E], request: Any, tenant: str) -> A:
+        return await self.service.answer(surface, _parsed(surface.body, request), self.access.rules.tenant(tenant))
+
+    def _events(self, surface: Surface[Any, A, E], request: Any, tenant: str) -> AsyncGenerator[E, None]:
+        return self.service.events(surface, _parsed(surface.body, request), self.access.rules.tenant(tenant))
+
+    async def _answered(self, operation: Operation, request: Any, tenant: str) -> Any:
+        body = _parsed(operation.body, request)
+        return await answered(operation, self.service, body, self.access.rules.tenant(tenant))
 
     async def shard_stats(self) -> ShardStats:
         """Statistics of every shard that answers, by model; also reads what the autoscaler says now."""

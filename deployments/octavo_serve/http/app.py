@@ -185,8 +185,9 @@ def _add_state(app: Starlette, service: Service, backend: Backend, access: Acces
         return json_reply(answer, 200 if any(ready) else 503)
 
     async def metrics(request: Request) -> Response:
-        tells = access.rules.tells(request.scope.get(CALLER))
-        text = await render(service.telemetry, await backend.shard_stats(), tells)
+        caller = request.scope.get(CALLER, Caller())
+        tells, operates = access.rules.tells(caller), access.rules.operates(caller)
+        text = await render(service.telemetry, await backend.shard_stats(), tells, operates)
         return Response(text, media_type=METRICS_TEXT)
 
     app.add_route("/health", health, methods=["GET"])

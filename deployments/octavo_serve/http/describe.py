@@ -17,6 +17,7 @@ from pydantic import Field, TypeAdapter
 
 from octavo import __version__
 from octavo_serve.api.bounds import MAX_NAME
+from octavo_serve.api.failures import QUOTA
 from octavo_serve.api.operation import Operation, Query
 from octavo_serve.api.surface import Errors, Framing, Surface
 from octavo_serve.http.replies import JSON
@@ -35,7 +36,7 @@ STATUSES = {
     405: "The path takes other methods; `Allow` lists them.",
     413: "The body is too large.",
     415: "The body is not declared to be JSON.",
-    429: "The queue is full; `Retry-After` says when to try again.",
+    429: "The queue is full, or a quota is used up; `Retry-After` says when to try again.",
     500: "A fault of the server.",
     503: "The model is loading or has failed; `Retry-After` is there when it makes sense to try again.",
 }
@@ -193,7 +194,8 @@ def _of_operation(operation: Described, refs: dict[Any, Any]) -> dict[str, Any]:
     responses = {str(status): answer for status in (200, *operation.also)}
     for status in sorted((*_ALWAYS, *operation.errors)):
         failed = {"description": STATUSES[status], "content": {JSON: {"schema": refs[operation.says.kind]}}}
-        responses.setdefault(str(operation.says.status(status)), failed)
+        for code in (None, QUOTA) if status == 429 else (None,):
+            responses.setdefault(str(operation.says.status(status, code)), failed)
     found: dict[str, Any] = {"summary": operation.summary, "responses": responses}
     if operation.body is not None:
         bodies = {JSON: {"schema": refs[operation.body]}} | ({operation.raw: {}} if operation.raw else {})

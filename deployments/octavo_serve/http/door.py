@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo_serve.api.access import Access, Caller, Rules
 from octavo_serve.api.failures import Failure
 from octavo_serve.api.surface import Errors
 from octavo_serve.api.telemetry import Telemetry
+from octavo_serve.api.tenants import Tenant
 from octavo_serve.http.pages import is_page
 from octavo_serve.http.replies import CACHED, REASON, SHARD, failure_reply
 from octavo_serve.ports import is_loopback
@@ -37,7 +38,8 @@ BELOW = "octavo.below"
 OPEN_PATH = "/health"
 LONGEST_HOST = 260
 """Most bytes of a `Host` header: a name has at most 253."""
-EXPOSED = ["retry-after", "retry-after-ms", "www-authenticate", "x-request-id"]
+_LEFT = [f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")]
+EXPOSED = ["retry-after", "retry-after-ms", "www-authenticate", "x-request-id", *_LEFT]
 _KEY_HEADERS = frozenset({b"authorization", b"x-api-key"})
 _LOOKED_AT = _KEY_HEADERS | {b"host", b"origin", b"sec-fetch-site", b"content-type", b"access-control-request-method"}
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::\d{0,5})?")
@@ -125,10 +127,24 @@ class Door:
             return
         if caller is not None:
             scope[CALLER] = caller
+            if caller.tenant.limited and scope["method"] == "POST":
+                send = self._telling(caller.tenant, scope, send)
             if rules.keys is not None:
                 self._telemetry.by_key[caller.name] += 1
                 logger.info("%s %.200r by the key %s", scope["method"], scope["path"], caller.name)
         await self._app(scope, receive, send)
+
+    def _telling(self, tenant: Tenant, scope: Scope, send: Send) -> Send:
+        """As `send`; headers then say what is left of the tenant's quotas."""
+
+        async def telling(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                left = self._errors_of(scope).limits(self._telemetry.ledger.quotas.standing(tenant))
+                named = [(name.encode(), value.encode()) for name, value in left.items()]
+                message = {**message, "headers": [*message["headers"], *named]}
+            await send(message)
+
+        return telling
 
     async def _refuse(self, refused: Failure, scope: Scope, receive: Receive, send: Send) -> None:
         self._telemetry.failed(refused.status, refused.code)

@@ -37,7 +37,7 @@ def answer_reply(answer: Mapping[str, Any] | Streamed | Listing) -> Response:
 
 def failure_reply(failure: Failure, errors: Errors) -> Response:
     """A failure in a protocol's error format."""
-    status = errors.status(failure.status)
+    status = errors.status(failure.status, failure.code)
     return Response(to_json(errors.body(failure)), status, failure.headers, media_type=JSON)
 
 

@@ -29,6 +29,7 @@ from octavo_serve.surfaces.tei.root import ROOT
 from octavo_serve.surfaces.tgi.info import INFO
 from octavo_serve.surfaces.tgi.surface import COMPAT, COMPAT_OF_MODEL, GENERATE, GENERATE_STREAM
 from octavo_serve.surfaces.tokens.operations import DETOKENIZE, TOKENIZE
+from octavo_serve.surfaces.usage.operations import USAGE
 
 FOR_TGI = GENERATE, GENERATE_STREAM, replace(COMPAT, instead=ROOT), replace(COMPAT_OF_MODEL, instead=ROOT)
 SURFACES: tuple[Surface[Any, Any, Any], ...] = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, *FOR_TGI, *FOR_KSERVE)
@@ -39,6 +40,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *OF_KSERVE,
     *FOR_ADAPTERS,
     *OF_BATCHES,
+    USAGE,
 )
 _WHOLE = [one.path for one in SURFACES if one.answers is not None and one.raw is None]
 _ASKING = [one.path for one in OPERATIONS if one.method == "POST" and one.body is not None and one.asks]

@@ -260,7 +260,7 @@ class Router:
     def _state(self, name: str, shard: KnownShard, now: float) -> ShardState:
         state = shard.state or UNKNOWN
         if not any(state.cost):
-            state = replace(state, cost=self._others_cost())
+            state = replace(state, cost=self.cost())
         self._judge(name, shard, now)
         if shard.stale:
             return replace(
@@ -279,7 +279,7 @@ class Router:
             logger.warning("%s is heard again; %d blocks are known there", name, len(shard.blocks.hashes))
         shard.stale = stale
 
-    def _others_cost(self) -> Cost:
+    def cost(self) -> Cost:
         """The cost model of a shard that has measured steps, for one that has not."""
         states = (shard.state for shard in self.shards.values() if shard.state is not None)
         costs = (state.cost for state in states if any(state.cost))

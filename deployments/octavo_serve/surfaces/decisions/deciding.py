@@ -64,6 +64,7 @@ async def decide(service: Service, asked: Asked, questions: Questions) -> Decide
     """
     genai.asks(asked)
     service.lateness.check()
+    service.telemetry.ledger.quotas.check(asked.tenant)
     chat = asked.content
     assert isinstance(chat, Chat)
     tokens = asked.size[1] + questions.characters // USUAL_TOKEN
@@ -76,7 +77,11 @@ async def decide(service: Service, asked: Asked, questions: Questions) -> Decide
         work = partial(forks_of, model.tokenizer, info, frame, questions.each, asked, request_id, model.adapter)
         long = is_long([frame.before]) or questions.characters >= MANY_CHARACTERS
         forks = await service.prompt_threads.finish(work) if long else work()
-    return await _Deciding(model, forks, service.telemetry.request(model.name, forks.prompt_tokens, "chat")).run()
+    with service.telemetry.ledger.entry(asked.tenant, model, forks.prompt_tokens, 0) as used:
+        timer = service.telemetry.request(model.name, forks.prompt_tokens, "chat")
+        decided = await _Deciding(model, forks, timer).run()
+        used.prompt(model.cost(), decided.prompt_tokens, decided.cached_tokens, ())
+        return decided
 
 
 MANY_CHARACTERS = 2048

@@ -128,6 +128,8 @@ class Forks:
             adapter=self.adapter,
             block_hashes=chain,
             asker=self.asked.asker,
+            tenant=self.asked.tenant.name,
+            weight=self.asked.tenant.weight,
         )
 
 

@@ -71,5 +71,6 @@ def test_what_cannot_be_read_is_a_sentence(words: list[str], sentence: str) -> N
 
 
 def test_what_only_holds_others_is_no_flag() -> None:
-    assert not {"gateway", "router", "engine", "models", "api_keys.key", "aliases.weight"} & set(flags())
+    entries = {"api_keys.key", "tenants.weight", "aliases.weight"}
+    assert not {"gateway", "router", "engine", "models", *entries} & set(flags())
     assert {"gateway.replicas", "replicas", "num_gpus", "api_keys", "max_num_seqs"} <= set(flags())

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections.abc import Callable
+from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
@@ -20,7 +22,9 @@ from octavo.engine.stats import EngineStats
 from octavo.load import ShardState
 from octavo.request import Placement
 from octavo_serve.api.access import Access, Caller, Keys, KnownKey, Rules
+from octavo_serve.api.quotas import Quotas
 from octavo_serve.api.service import Service
+from octavo_serve.api.tenants import Tenant
 from octavo_serve.http.app import http_app
 from octavo_serve.http.door import host_name
 
@@ -314,6 +318,120 @@ def test_host_names() -> None:
     assert host_name(b"[FD00::1]:80") == "fd00::1"
     assert host_name(b"A.b.") == "a.b"
     assert host_name(b"a b") is None
+
+
+# ---- quotas --------------------------------------------------------------------------------------------------------
+
+
+def limited(**quotas: Any) -> Rules:
+    """Alice's tenant has these; bob's has none."""
+    return Rules(keys(alice=Caller("alice", tenant=Tenant("acme", 2.0, **quotas)), bob=Caller("bob", operator=True)))
+
+
+BODIES: list[Any] = [
+    (CHAT, HELLO | {"max_tokens": 3}, ("error", "code"), "rate_limit_exceeded"),
+    ("/v1/completions", {"prompt": "Hello", "max_tokens": 3}, ("error", "type"), "rate_limit_error"),
+    ("/v1/responses", {"input": "Hello", "max_output_tokens": 16}, ("error", "code"), "rate_limit_exceeded"),
+    ("/v1/messages", HELLO | {"max_tokens": 3}, ("error", "type"), "rate_limit_error"),
+    ("/generate", {"inputs": "Hello"}, ("error_type",), "overloaded"),
+    ("/v2/models/tiny/generate", {"text_input": "Hello"}, ("error",), "the tenant 'acme' may use 1 requests"),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "body", "at", "said"), BODIES)
+def test_a_quota_is_refused_in_the_protocols_own_words(
+    send: Send, access: Access, client: Any, path: str, body: Any, at: Any, said: str, stream: bool
+) -> None:
+    access.rules = limited(requests_per_minute=1)
+    asked = body | ({"stream": True} if stream and "/v" in path and "v2" not in path else {})
+    first, second = (send("POST", path, json=asked, headers=bearer("sk-alice")) for _ in range(2))
+    assert (first.status_code, second.status_code) == (200, 429), first.text
+    assert int(second.headers["retry-after"]) in (60, 61)
+    assert int(second.headers["retry-after-ms"]) > 59_000
+    found = second.json()
+    for name in at:
+        found = found[name]
+    assert found.startswith(said)
+    assert send("POST", path, json=asked, headers=bearer("sk-bob")).status_code == 200
+    assert {(request.tenant, request.weight) for request in client.opened} == {("acme", 2.0), ("", 1.0)}
+
+
+def left(answer: httpx.Response, form: str) -> list[str]:
+    kinds = ("limit", "remaining", "reset")
+    return [answer.headers[form.format(kind, what)] for what in ("requests", "tokens") for kind in kinds]
+
+
+def test_answers_and_refusals_say_what_is_left(send: Send, access: Access) -> None:
+    access.rules = limited(requests_per_minute=9, tokens_per_minute=300)
+    asked = {"model": "tiny", "prompt": [5] * 20, "max_tokens": 80}
+    answer = send("POST", "/v1/completions", json=asked, headers=bearer("sk-alice"))
+    used = answer.json()["usage"]["total_tokens"]
+    assert used < 30
+    requests, tokens = left(answer, "x-ratelimit-{0}-{1}")[:3], left(answer, "x-ratelimit-{0}-{1}")[3:]
+    assert (requests[:2], tokens[:2]) == (["9", "8"], ["300", str(300 - used)])
+    assert 59 < float(requests[2].removesuffix("s")) < 61
+    streamed = send("POST", "/v1/completions", json=asked | {"stream": True}, headers=bearer("sk-alice"))
+    assert left(streamed, "x-ratelimit-{0}-{1}")[4] == str(300 - used - 100), "the answer has just begun"
+    refused = send("POST", "/v1/completions", json=asked | {"n": 4}, headers=bearer("sk-alice"))
+    assert refused.status_code == 400
+    assert "20 tokens and the answer may have 320" in refused.json()["error"]["message"]
+    refused = send("POST", "/v1/completions", json=asked | {"n": 3}, headers=bearer("sk-alice"))
+    assert (refused.status_code, left(refused, "x-ratelimit-{0}-{1}")[1]) == (429, "7")
+    said = left(send("POST", "/v1/messages", json={}, headers={"x-api-key": "sk-alice"}), "anthropic-ratelimit-{1}-{0}")
+    assert (said[:2], said[3:5]) == (["9", "7"], ["300", str(300 - 2 * used)])
+    datetime.fromisoformat(said[2])
+    assert not [name for name in send("POST", CHAT, json=HELLO, headers=bearer("sk-bob")).headers if "limit" in name]
+
+
+def test_a_client_that_leaves_gives_its_place_and_the_rest_of_its_tokens_back(
+    service: Service, backend: Any, access: Access, client: Any
+) -> None:
+    access.rules = limited(max_concurrent=1, tokens_per_minute=1000)
+    client.texts = ["one two three four five six seven eight nine ten"]
+    quotas, tenant = service.telemetry.ledger.quotas, Tenant("acme", tokens_per_minute=1000)
+    body = json.dumps({"prompt": [5] * 20, "max_tokens": 100, "stream": True}).encode()
+    headers = [(b"x-api-key", b"sk-alice")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers, "query_string": b""}
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if len(sent) > 2:
+            raise OSError
+
+    for _ in range(2):
+        sent.clear()
+        with pytest.raises(OSError):  # noqa: PT011 - the one above
+            asyncio.run(http_app(service, backend, access)(scope, receive, send))
+    used = service.telemetry.ledger.usage["acme", "tiny"]
+    assert (used.requests, used.prompt_tokens) == (2, 40)
+    assert 0 < used.completion_tokens < 20
+    assert quotas.standing(tenant)[0].remaining == 1000 - 40 - used.completion_tokens
+
+
+def test_openais_client_comes_again_when_it_is_told(service: Service, backend: Any, access: Access) -> None:
+    access.rules = limited(requests_per_minute=1)
+    ahead = [0.0]
+    service.telemetry.ledger.quotas = Quotas(lambda: time.monotonic() + ahead[0])
+
+    async def ask(retries: int) -> Any:
+        transport = httpx.ASGITransport(http_app(service, backend, access))
+        async with httpx.AsyncClient(transport=transport) as http:
+            sdk = openai.AsyncOpenAI(
+                base_url="http://localhost/v1", api_key="sk-alice", http_client=http, max_retries=retries
+            )
+            return await sdk.chat.completions.with_raw_response.create(**HELLO)
+
+    assert asyncio.run(ask(0)).headers["x-ratelimit-remaining-requests"] == "0"
+    with pytest.raises(openai.RateLimitError) as caught:
+        asyncio.run(ask(0))
+    assert (caught.value.code, caught.value.status_code) == ("rate_limit_exceeded", 429)
+    ahead[0] = 59.9
+    assert asyncio.run(ask(1)).retries_taken == 1
 
 
 # ---- web pages -----------------------------------------------------------------------------------------------------
