@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from octavo.errors import ConfigError
+from octavo.fairness import SchedulingPolicy
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "int8", "fp8"]
@@ -42,6 +43,9 @@ class EngineConfig:
             model predicts no more; None means every step may use all of max_num_batched_tokens.
         max_num_queued_requests: requests that may wait beyond those that can start at once; one more is refused with
             `Overloaded`.
+        scheduling_policy: which waiting request runs next: "fcfs", the one that came first; "priority", of the lowest
+            `priority` the one whose deadline comes first, without deadlines the one that came first; "fair", the same,
+            but tenants share the machine by their weights, in seconds (docs/fairness.md).
         block_size: tokens per KV block.
         kv_cache_bytes: size of the KV pool; None takes 1 GiB on a CPU, and on a GPU what `gpu_memory_utilization`
             leaves after the weights and the largest step, which is run once and measured.
@@ -89,6 +93,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 1024
     target_itl: float | None = None
     max_num_queued_requests: int = 4096
+    scheduling_policy: SchedulingPolicy = "priority"
     block_size: int = 16
     kv_cache_bytes: int | None = None
     gpu_memory_utilization: float = 0.9
@@ -127,6 +132,8 @@ class EngineConfig:
             raise ConfigError(f"load_format must be auto or dummy, got {self.load_format!r}")
         if self.runner not in ("auto", "transformers"):
             raise ConfigError(f"runner must be auto or transformers, got {self.runner!r}")
+        if self.scheduling_policy not in ("fcfs", "priority", "fair"):
+            raise ConfigError(f"scheduling_policy must be fcfs, priority or fair, got {self.scheduling_policy!r}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:NUMBER, got {self.device!r}")
         self._check_speculation()

@@ -19,7 +19,7 @@ from octavo.constraint import Grammar, StructuredOutputs, Thinking
 from octavo.errors import BadRequest
 from octavo.pooling import Pooling
 
-FinishReason = Literal["stop", "length", "abort", "error", "refused"]
+FinishReason = Literal["stop", "length", "abort", "error", "refused", "late"]
 
 MAX_LOGPROBS = 20
 """Most alternatives per token that a request may ask for (OpenAI's own limit)."""
@@ -389,6 +389,7 @@ class Request:
     tenant: str = ""
     weight: float = 1.0
     deadline: float | None = None
+    cache_share: float | None = None
 
     @property
     def adapter_digest(self) -> str:
@@ -402,6 +403,8 @@ class Request:
         _number(self.weight, "weight", 0, MAX_WEIGHT, open_low=True)
         if self.deadline is not None:
             _number(self.deadline, "deadline", 0, MAX_DEADLINE, open_low=True)
+        if self.cache_share is not None:
+            _number(self.cache_share, "cache_share", 0, 1, open_low=True)
 
 
 @dataclass(slots=True)
@@ -508,8 +511,9 @@ class SequenceUpdate:
         logprobs: one entry per token of `token_ids`, or None when not asked for.
         cumulative_logprob: sum over all tokens of the sequence so far; 0.0 unless logprobs or best_of were asked for.
         finish_reason: None while the sequence goes on.
-        stop_reason: the token id that ended it, if a stop token did; for "error" and "refused", the
-            sentence that says why: the model failed, or the request's own rules leave it no way to go on.
+        stop_reason: the token id that ended it, if a stop token did; for "error", "refused" and "late", the
+            sentence that says why: the model failed, the request's own rules leave it no way to go on, or it had not
+            begun by its deadline.
         num_cached_tokens: prompt tokens found in the prefix cache; on the request's first update only, 0 on all others.
         prompt_logprobs: if asked for, on the request's first update only, whichever sequence that is of.
         time: seconds on the engine's monotonic clock.

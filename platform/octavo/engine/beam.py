@@ -238,7 +238,7 @@ class Beams:
         for each in going:
             ways.setdefault(each.beam, []).append(each)
         turn = NextBeams(gone=[beam for beam in beams if beam not in ways])
-        used = {beam.order[2] for beam in ways}
+        used = {beam.order[3] for beam in ways}
         slots = (slot for slot in range(self.width) if slot not in used)
         told: dict[Sequence, _Told] = {}
         text_ends: dict[Sequence, str] = {}

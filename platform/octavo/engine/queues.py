@@ -5,11 +5,15 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterable
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
-from octavo.cost_model import attended
+from octavo.cost_model import CostModel, attended
 from octavo.engine.sequence import Group, Sequence
 from octavo.kvcache.block_pool import BlockPool
 from octavo.request import BELOW_ALL
+
+if TYPE_CHECKING:
+    from octavo.engine.plan import StepPlan
 
 _ORDER = attrgetter("order")
 
@@ -32,6 +36,32 @@ class OrderedSequences(list[Sequence]):
         if found:
             del self[place]
         return found
+
+    def head(self, may_run: Callable[[str], bool] | None) -> Sequence | None:
+        """The first of those that may run; None: all may."""
+        if may_run is None:
+            return self[0] if self else None
+        return next((seq for seq in self if may_run(seq.group.request.request_id)), None)
+
+    def first(self, like: Group) -> Sequence | None:
+        """The first of a request's priority that is not the late sequence of a request."""
+        priority = like.place.priority
+        found = next(
+            (self[place] for place in range(self.before(priority), len(self)) if not self[place].is_late), None
+        )
+        return found if found is not None and found.order[0] == priority else None
+
+    # ---- what shares change, too (`fair_queues`) --------------------------------------------------------------------
+
+    def arrange(self) -> None:
+        """Put those that run in the order of the next step."""
+
+    def gives_way(self, seq: Sequence, waiting: Sequence) -> bool:
+        """Whether one that runs gives up its place, its blocks and its part of the chunk for one that waits."""
+        return seq.order[0] >= BELOW_ALL > waiting.order[0]
+
+    def charge(self, plan: StepPlan, cost_model: CostModel) -> None:
+        """The next step is decided."""
 
 
 class WaitingSequences(OrderedSequences):
@@ -66,22 +96,23 @@ class WaitingSequences(OrderedSequences):
             self._count(-amounts[0], -amounts[1])
         return found
 
-    def head(self, may_run: Callable[[str], bool] | None) -> Sequence | None:
-        """The first of those that may run; None: all may."""
-        if may_run is None:
-            return self[0] if self else None
-        return next((seq for seq in self if may_run(seq.group.request.request_id)), None)
-
-    def first(self, priority: int) -> Sequence | None:
-        """The first of a priority that is not the late sequence of a request."""
-        found = next(
-            (self[place] for place in range(self.before(priority), len(self)) if not self[place].is_late), None
-        )
-        return found if found is not None and found.order[0] == priority else None
-
     def _count(self, tokens: int, positions: int) -> None:
         self.tokens += tokens
         self.attended += positions
+
+
+def blocks_to_start(seq: Sequence, cached: list[int], pool: BlockPool, running: list[Sequence]) -> int:
+    """Free blocks without which a sequence does not start.
+
+    All known tokens must fit, not only the first chunk, and 1 % of the pool must be left to those that run: otherwise
+    it would be preempted again at once.
+
+    Args:
+        cached: the blocks that it finds; of these, those without an owner count as free now.
+    """
+    beams = seq.group.beams
+    fresh = max(-(-seq.num_known // pool.block_size), 0 if beams is None else beams.blocks) - len(cached)
+    return fresh + sum(not pool.is_owned(block) for block in cached) + (pool.num_blocks // 100 if running else 0)
 
 
 def requeue(groups: Iterable[Group], running: OrderedSequences, waiting: WaitingSequences, pool: BlockPool) -> None:

@@ -4,7 +4,7 @@ One rule covers chunked prefill, prefix hits, resume after preemption and decodi
 `num_known` tokens, and a step hands out a budget of tokens until they meet (vLLM v1's rule; chunked prefill is
 Sarathi's, Agrawal et al. 2024).
 
-    1. Running sequences, in order of (priority, arrival). A decoding one always gets its token; the others share what
+    1. Running sequences, in the order of `octavo.fairness`. A decoding one always gets its token; the others share what
        the budget leaves: the chunk.
     2. Waiting ones, same order, while there are places, chunk and blocks. The head of the queue is never overtaken.
 
@@ -45,21 +45,22 @@ from octavo.engine.behind import checked, may_guess
 from octavo.engine.below import LONG_SECONDS, Part, above_all, is_below, part_of
 from octavo.engine.budget import prompt_budget
 from octavo.engine.constrained import RequestRules
+from octavo.engine.deadlines import Deadlines
 from octavo.engine.decisions import Decision, DecisionKind, DecisionLog
+from octavo.engine.fair_queues import queues_of
 from octavo.engine.fetches import Fetches
 from octavo.engine.load import Counters, num_filled_slots, shard_state
 from octavo.engine.plan import InFlight, StepPlan, Take, scores_of
 from octavo.engine.proposals import Proposer, proposals
-from octavo.engine.queues import OrderedSequences, WaitingSequences, requeue
+from octavo.engine.queues import blocks_to_start, requeue
 from octavo.engine.sequence import LATE, NOT_FINITE, Group, Sequence
 from octavo.errors import BadRequest, Overloaded
+from octavo.fairness import place_of
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
 from octavo.load import ShardState
 from octavo.request import FinishReason, Request, SequenceUpdate
 from octavo.step import StepResult
-
-_AHEAD = 2**62  # taken off the arrival of a resumed request: its reader is in the middle of the answer
 
 
 class Scheduler:
@@ -96,10 +97,10 @@ class Scheduler:
         self._clock = clock
         self._groups: dict[str, Group] = {}
         self._searching: dict[Group, Beams] = {}  # those that have their places
-        self._running = OrderedSequences()
-        self._waiting = WaitingSequences()
+        self._running, self._waiting = queues_of(config.scheduling_policy)
         self._arrivals = 0
         self._late = itertools.count(LATE)
+        self._deadlines = Deadlines()
         self._step = 0
         self._published: list[int] = []  # blocks that the step in flight fills with a token drawn before it
         self._part = Part(0)  # of the step that is planned
@@ -123,12 +124,15 @@ class Scheduler:
             self._check_queue(request)
         self._arrivals += 1
         self.counters.arrived += request.params.num_sequences
-        arrival = self._arrivals - (_AHEAD if resumed else 0)
-        group = Group.of(request, self.limits, (request.priority, arrival), rules, beams)
+        policy, deadline, now = self.config.scheduling_policy, request.deadline, self._clock()
+        place = place_of(policy, request.priority, deadline, now, self._arrivals, resumed=resumed)
+        group = Group.of(request, self.limits, place, rules, beams)
         group.start(self.pool)
         self._groups[request.request_id] = group
         for seq in group.sequences:
             self._waiting.join(seq)
+        if deadline is not None and not resumed:
+            self._deadlines.add(now + deadline, group, len(self._groups))
 
     def _check_queue(self, request: Request) -> None:
         limit = self.config.max_num_queued_requests
@@ -178,8 +182,11 @@ class Scheduler:
         if self.fetches is not None:
             idle = not self._running and not self._waiting
             self.fetches.begin_step(plan, self._waiting, idle=idle, apart=may_run is not None)
-        if (head := self._waiting.head(may_run)) is not None:
-            self._make_room(head)
+        if self._deadlines:
+            plan.ended += self._drop_late()
+        self._running.arrange()
+        head = self._waiting.head(may_run)
+        kept = 0 if head is None else self._make_room(head)
         part = self._part = part_of(self._running, head, self.cost_model)
         in_step = self._running if part.running == len(self._running) else self._running[: part.running]
         chunk = whole = prompt_budget(in_step, self.config, self.cost_model, alone=part.alone)
@@ -205,8 +212,8 @@ class Scheduler:
             elif seq.untold is None and seq.constraint is not None and seq.num_output and seq.remaining:
                 # forced tokens: one at least, as for those that decode
                 chunk -= self._continue(seq, min(seq.remaining, max(chunk, 1)), plan)
-            elif chunk > 0 and seq.remaining:
-                chunk -= self._continue(seq, min(seq.remaining, chunk), plan)
+            elif seq.remaining and (room := chunk - (kept if head and self._running.gives_way(seq, head) else 0)) > 0:
+                chunk -= self._continue(seq, min(seq.remaining, room), plan)
             elif seq.remaining:  # else it samples nothing, and ends when the step under way is committed
                 self._note("shrink", seq, "no budget left", need=seq.remaining)
             place += 1
@@ -218,17 +225,35 @@ class Scheduler:
         plan.widen(self._idle_places(plan))
         plan.measure(has_prompts=chunk < whole)
         plan.apart = part.alone and self.cost_model.predict(plan.work) >= LONG_SECONDS
+        self._running.charge(plan, self.cost_model)
         return plan
 
-    def _make_room(self, head: Sequence) -> None:
-        """Take places and blocks for the head of the queue from those below all others, if it is not one of them."""
-        beams, size = head.group.beams, self.config.block_size
-        places = 1 if beams is None else beams.width
-        blocks = -(-head.num_known // size) + self.pool.num_blocks // 100 + 1
-        while not is_below(head) and self._running and is_below(last := self._running[-1]):
-            if self.num_places() >= places and self.pool.num_free >= blocks:
-                return
-            self._preempt(last, needed_by=head.group.request.request_id)
+    def _make_room(self, head: Sequence) -> int:
+        """Take the places and blocks that the head of the queue lacks from those who give way to it.
+
+        Returns:
+            tokens of the chunk that these leave to it.
+        """
+        gives_way = self._running.gives_way
+        while (gives := bool(self._running) and gives_way(self._running[-1], head)) and not self._has_room(head):
+            self._preempt(self._running[-1], needed_by=head.group.request.request_id)
+        return head.num_known - len(head.cached_blocks(self.pool)) * self.config.block_size if gives else 0
+
+    def _has_room(self, seq: Sequence) -> bool:
+        """Whether a sequence finds the places and blocks to start."""
+        beams = seq.group.beams
+        if self.num_places() < (1 if beams is None else beams.width):
+            return False
+        return blocks_to_start(seq, seq.cached_blocks(self.pool), self.pool, self._running) <= self.pool.num_free
+
+    def _drop_late(self) -> list[SequenceUpdate]:
+        """End requests that have not begun by their deadline."""
+        updates = []
+        for group in self._deadlines.passed(self._clock()):
+            if self._groups.get(group.request.request_id) is group and group.num_cached_tokens is None:
+                updates += self.abort(group.request.request_id, why="late")
+                updates[-1].stop_reason = f"it had not begun {group.request.deadline:g} s after it came, its deadline"
+        return updates
 
     def _propose(self, proposer: Proposer, seq: Sequence, chunk: int, plan: StepPlan) -> int:
         """Plan a decoding sequence with what is proposed for it; returns how many tokens that is.
@@ -295,18 +320,11 @@ class Scheduler:
             seq.group.admitted(seq, self.counters)
             plan.ended += self._complete(seq)
             return 0
-        # All known tokens must fit, not only the first chunk, and 1 % of the pool must be left to the running
-        # sequences: otherwise it would be preempted again at once.
-        fresh = -(-seq.num_known // size) - len(cached)
-        idle = sum(1 for block in cached if not self.pool.is_owned(block))
-        spare = self.pool.num_blocks // 100 if self._running else 0
-        if beams is not None:
-            if beams.blocks > self.pool.num_blocks:
-                plan.ended += self._end_search(seq.group, beams.failed("refused", too_wide(beams, self.pool)))
-                return 0
-            fresh = max(fresh, beams.blocks - len(cached))
-        if fresh + idle + spare > self.pool.num_free:
-            self._note("wait", seq, "no KV blocks", needed=fresh + spare, free=self.pool.num_free - idle)
+        if beams is not None and beams.blocks > self.pool.num_blocks:
+            plan.ended += self._end_search(seq.group, beams.failed("refused", too_wide(beams, self.pool)))
+            return 0
+        if (needed := blocks_to_start(seq, cached, self.pool, self._running)) > self.pool.num_free:
+            self._note("wait", seq, "no KV blocks", needed=needed, free=self.pool.num_free)
             return None
         if self.fetches is not None and self.fetches.begin(seq, cached, self._waiting):
             self._note("wait", seq, "its blocks arrive", cached=len(cached) * size)
@@ -436,7 +454,7 @@ class Scheduler:
         """Queue the next late sequence of a request, if one is left, behind the first request that waits."""
         group = before.group
         if group.num_made < group.num_starting:
-            first = self._waiting.first(group.arrival[0])
+            first = self._waiting.first(group)
             self._waiting.join(group.late_sequence(before, first, next(self._late), self.pool))
 
     def _tell(self, seq: Sequence, update: SequenceUpdate) -> SequenceUpdate:

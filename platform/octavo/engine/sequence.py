@@ -13,6 +13,7 @@ from octavo.engine.admission import ModelLimits, most_tokens
 from octavo.engine.constrained import Constraint, RequestRules
 from octavo.engine.token_counts import TokenCounts
 from octavo.engine.untold import Untold
+from octavo.fairness import Place
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
 from octavo.pooling import Method
@@ -41,7 +42,7 @@ class Group:
     """A request in the engine and the sequences it became.
 
     Attributes:
-        arrival: (priority, number of arrival): the order in which requests run.
+        place: in the order in which requests run.
         max_tokens: the request's limit, or what the context leaves.
         samples: whether a token is sampled where a sequence has computed all it knows. A request that does not sample
             ends there.
@@ -64,7 +65,7 @@ class Group:
     """
 
     request: Request
-    arrival: tuple[int, int]
+    place: Place
     max_tokens: int
     end_token_ids: frozenset[int]
     stop_token_ids: frozenset[int]
@@ -92,7 +93,7 @@ class Group:
         cls,
         request: Request,
         limits: ModelLimits,
-        arrival: tuple[int, int],
+        place: Place,
         rules: RequestRules | None = None,
         beams: Beams | None = None,
     ) -> Group:
@@ -100,7 +101,7 @@ class Group:
         params = request.params
         return cls(
             request=request,
-            arrival=arrival,
+            place=place,
             max_tokens=most_tokens(request, limits),
             end_token_ids=frozenset() if params.ignore_eos else limits.end_token_ids,
             stop_token_ids=frozenset(params.stop_token_ids),
@@ -213,7 +214,7 @@ class Group:
             request.prompt_token_ids + output,
             BlockTable(pool),
             len(request.prompt_token_ids),
-            order=(*self.arrival, index),
+            order=(*self.place, index),
             counts=counts,
             expected_cached=0 if request.placement is None else request.placement.cached_tokens,
             chain=list(request.block_hashes or ()),
@@ -233,8 +234,7 @@ class Group:
             number: counts late sequences.
         """
         seq = self.sequence(self.num_made, [], pool)
-        priority, arrival = self.arrival
-        seq.order = priority, arrival if first is None else first.order[1], number
+        seq.order = (*(self.place if first is None else first.group.place), number)
         seq.expected_cached = seq.num_prompt - 1
         seq.chain = before.chain[: seq.num_prompt // pool.block_size]
         self.num_made += 1
@@ -258,7 +258,7 @@ class Sequence:
     (`num_pending`).
 
     Attributes:
-        order: (priority, number of arrival, number among the late sequences of requests): lower runs first.
+        order: its place in the queue, and its number among the late sequences of requests: lower runs first.
         counts: of its output, where penalties need them.
         expected_cached: tokens that the cache is expected to hold while the sequence waits.
         width: rows in which its next token is sampled: its own, and one for each sequence that starts with it.
@@ -282,7 +282,7 @@ class Sequence:
     token_ids: list[int]
     table: BlockTable
     num_prompt: int
-    order: tuple[int, int, int]
+    order: tuple[int, float, int, int]
     counts: TokenCounts | None = None
     expected_cached: int = 0
     width: int = 1
@@ -326,7 +326,7 @@ class Sequence:
     @property
     def is_late(self) -> bool:
         """Whether it found no place when the request's other sequences started from the computed prompt."""
-        return self.order[2] >= LATE
+        return self.order[3] >= LATE
 
     @property
     def is_ending(self) -> bool:
@@ -523,7 +523,7 @@ class Sequence:
             token_ids=list(self.token_ids),
             table=self.table.fork(),
             num_prompt=self.num_prompt,
-            order=(*self.order[:2], index),
+            order=(*self.order[:3], index),
             counts=self.counts and self.counts.copy(),
             num_computed=self.num_computed,
             since=self.since,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,9 +18,10 @@ from octavo.block_hash import hash_chain, root_hash
 from octavo.config import EngineConfig
 from octavo.engine.batch import build_batch
 from octavo.engine.engine import Engine
+from octavo.engine.fair_queues import own_seconds
 from octavo.engine.plan import StepPlan
 from octavo.rehearsal.simulated import Profile, SimulatedExecutor
-from octavo.request import Placement, Request
+from octavo.request import Placement, Request, SequenceUpdate
 from octavo.routing.policy import Choice, Query
 from octavo.routing.router import Router, RoutingConfig
 from octavo.step import StepResult
@@ -63,6 +65,9 @@ class Fleet:
         report_s: between two reports of a shard.
         delay_s: that anything takes from a router to a shard, or back.
         router: makes a router.
+
+    Attributes:
+        served: seconds of the machine that each tenant's tokens took, less what steps take whatever is in them.
     """
 
     def __init__(
@@ -83,6 +88,7 @@ class Fleet:
         self.routers = [router(routing) for _ in range(gateways)]
         self.shards: dict[str, SimulatedShard] = {}
         self.trips: dict[str, Trip] = {}
+        self.served = defaultdict[str, float](float)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._to_do = 0  # events that are not reports
@@ -178,6 +184,7 @@ class Fleet:
         while shard.inbox:
             engine.add(shard.inbox.pop(0))
         plan = engine.scheduler.schedule()
+        self._tell(shard, plan.ended)
         shard.busy = bool(plan.entries)
         if shard.busy:
             result = engine.executor.launch(build_batch(plan))()
@@ -187,16 +194,21 @@ class Fleet:
         if not shard.alive:
             return
         # An engine of one step at a time advances its books when `launch` returns, which here is now
+        for seq, count in plan.entries:
+            self.served[seq.group.request.tenant] += own_seconds(self.profile.cost, seq.num_computed, count)
         step = shard.engine.scheduler.advance(plan)
-        for update in shard.engine.scheduler.commit(step, result):
+        self._tell(shard, shard.engine.scheduler.commit(step, result))
+        self._step(shard)
+
+    def _tell(self, shard: SimulatedShard, updates: list[SequenceUpdate]) -> None:
+        for update in updates:
             trip = self.trips[update.request_id]
-            if trip.first_token is None:
+            if trip.first_token is None and update.finish_reason != "late":
                 trip.first_token, trip.cached = self.now, update.num_cached_tokens
             if not shard.engine.scheduler.sequences(update.request_id):
                 trip.finished = self.now
                 for router in self.routers:
                     router.completed(update.request_id)
-        self._step(shard)
 
     def _report(self, shard: SimulatedShard) -> None:
         """What the feed of `octavo_serve` does, without a network."""

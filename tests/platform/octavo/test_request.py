@@ -47,8 +47,8 @@ def test_a_request_draws_its_seed_once_and_keeps_it_on_the_way():
 
 @pytest.mark.parametrize(
     ("param", "value"),
-    [("weight", 0), ("weight", 1e7), ("weight", "1"), ("deadline", 0.0), ("deadline", -1), ("deadline", 1e6),
-     ("deadline", float("nan"))],
+    [("weight", 0), ("weight", 1e7), ("weight", "1"), ("cache_share", 1.5), ("deadline", 0.0), ("deadline", -1),
+     ("deadline", 1e6), ("deadline", float("nan"))],
 )  # fmt: skip
 def test_a_wrong_weight_or_deadline_is_named(param, value):
     with pytest.raises(BadRequest, match=param):

@@ -255,7 +255,8 @@ def model_of(engine: Engine) -> PagedFake:
 
 
 def make_request(request_id: str, prompt: list[int], seed: int = 0, **params) -> Request:
-    extra = {k: params.pop(k) for k in ("priority", "cache_salt", "adapter", "predicted") if k in params}
+    own = ("priority", "cache_salt", "adapter", "predicted", "tenant", "weight", "deadline")
+    extra = {k: params.pop(k) for k in own if k in params}
     return Request(request_id=request_id, prompt_token_ids=prompt, params=SamplingParams(seed=seed, **params), **extra)
 
 

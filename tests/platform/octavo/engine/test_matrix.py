@@ -36,7 +36,7 @@ COLUMNS = {
     "failover": {},
     "ranks": {"tensor_parallel_size": 2, "threads": 1},
     "ahead": {"async_scheduling": True},
-    "all": {"max_num_batched_tokens": 32, "async_scheduling": True, **FEW_BLOCKS},
+    "all": {"max_num_batched_tokens": 32, "async_scheduling": True, "scheduling_policy": "fair", **FEW_BLOCKS},
     "disk": {"max_num_batched_tokens": 32, "async_scheduling": True, "disk_cache_bytes": 2**22, **FEW_BLOCKS},
 }
 
@@ -90,7 +90,7 @@ def requests(row, adapters, emitted=None):
     chosen = next((each for word, each in adapter.items() if word in row), [None] * 4)
     return [
         Request(request_id=f"{i}", prompt_token_ids=prompt, params=SamplingParams(seed=i, **params), adapter=chosen[i],
-                emitted=None if emitted is None else emitted[f"{i}"])
+                tenant=str(i % 2), emitted=None if emitted is None else emitted[f"{i}"])
         for i, prompt in enumerate(PROMPTS)
     ]  # fmt: skip
 
