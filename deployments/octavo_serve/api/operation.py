@@ -100,7 +100,7 @@ class Call:
         asked.priority = BELOW_ALL if self.below else min(self.rules.priority(asked.priority), BELOW_ALL - 1)
         asked.cache_salt = self.rules.cache_salt(self.caller, asked.cache_salt)
         asked.asker = self.asker
-        asked.tenant = self.caller.tenant
+        asked.tenant = self.caller.tenant.unlimited if self.below else self.caller.tenant
         return asked
 
 

@@ -15,6 +15,7 @@ from octavo_serve.api.jobs import Asked
 from octavo_serve.api.listing import CHUNK, Listing
 from octavo_serve.api.operation import Call, Names, Operation, Query, answered, read_query
 from octavo_serve.api.service import Service
+from octavo_serve.api.tenants import Tenant
 from octavo_serve.surfaces.openai.errors import ERRORS
 
 
@@ -69,6 +70,12 @@ def test_access_rules_apply() -> None:
     assert Call(asker="alice").admit(_asked()).asker == "alice"
     with pytest.raises(BadRequest, match="priority"):
         Call().admit(_asked(priority=1))
+
+
+def test_quotas_are_for_those_who_wait_for_an_answer() -> None:
+    caller = Caller("alice", tenant=Tenant("acme", 2.0, requests_per_minute=1))
+    assert Call(caller=caller).admit(_asked()).tenant == caller.tenant
+    assert Call(caller=caller, below=True).admit(_asked()).tenant == Tenant("acme", 2.0)
 
 
 @pytest.mark.parametrize("large", [False, True])
