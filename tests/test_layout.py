@@ -96,6 +96,7 @@ TESTED_UNDER_ANOTHER_NAME = {
     # a stream, by what comes out of it
     "octavo_serve/http/streams.py": "deployments/octavo_serve/http/test_app.py",
     # batches and their files, as OpenAI's client sees them
+    "octavo_serve/command/batch/command.py": "deployments/octavo_serve/command/batch/test_offline.py",
     "octavo_serve/api/batches/batches.py": "deployments/octavo_serve/surfaces/batches/test_files.py",
     "octavo_serve/api/batches/nouns.py": "deployments/octavo_serve/surfaces/batches/test_files.py",
     "octavo_serve/api/batches/runner.py": "deployments/octavo_serve/surfaces/batches/test_operations.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -119,6 +120,27 @@ def chat(
     from octavo_serve.command.chat.command import chat as run
 
     raise typer.Exit(run(words or [], api_key, model, system, set_ or []))
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def batch(
+    output: Annotated[Path, typer.Option("--output", "-o", help="For the answers; errors go to OUTPUT.errors.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A line of OpenAI's batch format each.")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL] [--SETTING VALUE]...",
+            help="A model to load in this process, with the engine's settings as flags; the quickstart's if it is "
+            "left out.",
+        ),
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(help="A server with batches that is to answer instead.")] = None,
+    api_key: Key = None,
+) -> None:
+    """Answer the lines of FILE, in this process or by a server; begun again, it goes on where it was."""
+    from octavo_serve.command.batch.command import batch as run
+
+    raise typer.Exit(run(file, output, words or [], base_url, api_key))
 
 
 @app.command()

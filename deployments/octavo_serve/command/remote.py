@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -67,8 +68,28 @@ class Remote:
 
     def text(self, path: str, *, failing: bool = False) -> str:
         """The same, of any type."""
-        with self._asked("GET", path, None, failing) as answer:
+        with self._asked("GET", path, {}, failing) as answer:
             return _body(answer).decode(errors="replace")
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """What a path answers to JSON."""
+        with self._asked("POST", path, {"json": body}, failing=False) as answer:
+            return json.loads(_body(answer))
+
+    def upload(self, path: str, file: Path, fields: Mapping[str, str]) -> Any:
+        """What a path answers to a form with a file, which is read as it is sent."""
+        with file.open("rb") as opened:
+            sent = {"files": {"file": (file.name, opened)}, "data": fields}
+            with self._asked("POST", path, sent, failing=False) as answer:
+                return json.loads(_body(answer))
+
+    def download(self, path: str, file: Path) -> None:
+        """Write what a path answers to a file, which is there once it is whole."""
+        part = file.with_name(f"{file.name}.part")
+        with self._asked("GET", path, {}, failing=False) as answer, part.open("wb") as opened:
+            for chunk in answer.iter_bytes():
+                opened.write(chunk)
+        part.replace(file)
 
     def events(self, path: str, body: Mapping[str, Any]) -> Iterator[Any]:
         """Post, and yield what each server-sent event holds. Closing the iterator ends the request.
@@ -76,7 +97,7 @@ class Remote:
         Raises:
             RemoteError: as above, also in the middle of a stream.
         """
-        with self._asked("POST", path, body, failing=False) as answer:
+        with self._asked("POST", path, {"json": body}, failing=False) as answer:
             for line in _lines(answer):
                 name, _, data = line.partition(":")
                 if name == "data" and data.strip() == "[DONE]":
@@ -85,9 +106,9 @@ class Remote:
                     yield _event(data)
 
     @contextmanager
-    def _asked(self, method: str, path: str, body: Any, failing: bool) -> Iterator[httpx.Response]:
+    def _asked(self, method: str, path: str, sent: Mapping[str, Any], failing: bool) -> Iterator[httpx.Response]:
         try:
-            with self._client.stream(method, self.url + path, json=body) as answer:
+            with self._client.stream(method, self.url + path, **sent) as answer:
                 if answer.status_code != 200 and not (failing and answer.status_code == 503):
                     raise RemoteError(_refusal(answer))
                 yield answer

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Any
 
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import ASGIApp, Message
 
 from octavo_serve.api.access import Caller
 from octavo_serve.api.batches.runner import Reply
@@ -13,8 +14,12 @@ from octavo_serve.http.door import BELOW, CALLER
 from octavo_serve.http.replies import JSON
 
 
-async def ask(app: ASGIApp, caller: Caller, path: str, body: bytes) -> Reply:
-    """What an application answers to a POST of JSON that is below all other requests."""
+async def ask(app: ASGIApp, caller: Caller, path: str, body: bytes, *, below: bool = True) -> Reply:
+    """What an application answers to a POST of JSON.
+
+    Args:
+        below: it is below all other requests.
+    """
     messages: list[Message] = []
     unread = [{"type": "http.request", "body": body}]
 
@@ -25,7 +30,8 @@ async def ask(app: ASGIApp, caller: Caller, path: str, body: bytes) -> Reply:
         messages.append(message)
 
     with contextlib.suppress(Exception):  # it was answered and logged, and is raised for who runs a server
-        await app(_scope(caller, path, len(body)), receive, send)
+        scope = _scope(caller, path, len(body))
+        await app(scope | {BELOW: True} if below else scope, receive, send)
     if not messages or messages[-1].get("more_body"):
         return Reply(500, b'{"error":{"message":"internal server error; the server\'s log says more"}}')
     headers = dict(messages[0]["headers"])
@@ -38,7 +44,7 @@ async def ask(app: ASGIApp, caller: Caller, path: str, body: bytes) -> Reply:
     )
 
 
-def _scope(caller: Caller, path: str, size: int) -> Scope:
+def _scope(caller: Caller, path: str, size: int) -> dict[str, Any]:
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -53,5 +59,4 @@ def _scope(caller: Caller, path: str, size: int) -> Scope:
         "client": None,
         "server": None,
         CALLER: caller,
-        BELOW: True,
     }

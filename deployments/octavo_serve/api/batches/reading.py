@@ -7,6 +7,7 @@ waits behind those that came after it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +77,15 @@ def body_of(path: Path, line: Line) -> bytes:
     with path.open("rb") as file:
         file.seek(line.start)
         return bytes(_decode_line(file.read(line.size)).body)
+
+
+def endpoint_of(path: Path, max_bytes: int) -> str:
+    """What the first line of a file is for; "" if that cannot be read."""
+    with path.open("rb") as file:
+        first = next(_lines(file, max_bytes), None)
+    with contextlib.suppress(msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return "" if first is None else _decode_line(first[2]).url
+    return ""
 
 
 def read(path: Path, endpoint: str, max_bytes: int) -> Read:

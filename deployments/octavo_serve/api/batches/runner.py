@@ -163,7 +163,7 @@ class Runner:
         if reply.status in (429, 503) and leased.tries < MAX_TRIES:
             pause = min(reply.again or 2.0**leased.tries, LONGEST_PAUSE)
             return Result(batch.id, line.number, due=self._batches.clock() + pause)
-        return Result(batch.id, line.number, reply.status, _written(line.custom_id, reply))
+        return Result(batch.id, line.number, reply.status, written(line.custom_id, reply))
 
     # ── chores ──
 
@@ -232,7 +232,7 @@ def _outcome(result: Result) -> Outcome:
     return "completed" if 200 <= result.status < 300 else "failed"
 
 
-def _written(custom_id: str, reply: Reply) -> bytes:
+def written(custom_id: str, reply: Reply) -> bytes:
     """A line of an output or error file."""
     body = msgspec.Raw(reply.body.replace(b"\n", b" ")) if reply.is_json else reply.body.decode(errors="replace")
     response = {"status_code": reply.status, "request_id": new_id("req"), "body": body}

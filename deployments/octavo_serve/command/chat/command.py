@@ -101,8 +101,17 @@ def _offline(words: Sequence[str], progress: bool) -> Model:
 
     if progress:
         _tell_of_compiling()
+    return OfflineModel(**model_of(words), progress=progress)
+
+
+def model_of(words: Sequence[str]) -> dict[str, Any]:
+    """A model that is named with settings of the engine, or the quickstart's: source, engine, defaults.
+
+    Raises:
+        ConfigError: there is no such setting, or it is not the engine's.
+    """
     if not words:
-        return OfflineModel(**_quickstart(), progress=progress)
+        return _quickstart()
     from octavo_serve.command.flags import read_words
 
     said = read_words(words)
@@ -111,8 +120,8 @@ def _offline(words: Sequence[str], progress: bool) -> Model:
         raise ConfigError(f"{', '.join(others)} is not the engine's: it counts for `octavo serve` alone")
     if said.what is None:
         found = _quickstart()
-        return OfflineModel(**(found | {"engine": found["engine"] | engine}), progress=progress)
-    return OfflineModel(said.what, engine, progress=progress)
+        return found | {"engine": found["engine"] | engine}
+    return {"source": said.what, "engine": engine, "defaults": {}}
 
 
 def _tell_of_compiling() -> None:
