@@ -115,7 +115,7 @@ def _leased(db: sqlite3.Connection, asking: Asking, running: list[Batch], now: f
     several = Counter(batch.model for batch in running)
     room_bytes = asking.room_bytes
     for batch in running:
-        share = -(-asking.rooms.get(batch.model, 0) // several[batch.model])
+        share = max(0, -(-asking.rooms.get(batch.model, 0) // several[batch.model]))  # a limit below 0 is none
         for leased, lost in _first(db, batch, share, now):
             if (room_bytes := room_bytes - leased.line.size) < 0:
                 return

@@ -14,6 +14,8 @@ import pytest
 from octavo.errors import Overloaded
 from octavo.request import BELOW_ALL
 from octavo_serve.api.access import Caller, Keys, KnownKey, Rules
+from octavo_serve.api.batches import work
+from octavo_serve.api.batches.nouns import Asking
 from octavo_serve.api.batches.runner import Reply
 
 HOUR = 3600
@@ -124,6 +126,25 @@ def test_what_is_refused_comes_again_and_ends_in_the_error_file(
 
     asyncio.run(run())
     assert sorted(asked) == ["never"] * 3 + ["third"] * 3
+
+
+@pytest.mark.parametrize(("room", "room_bytes", "given"), [(2, 2**20, 2), (0, 2**20, 0), (-2, 2**20, 0), (2, 1, 0)])
+def test_a_gateway_gets_as_many_lines_as_it_has_room_for(
+    batching: Any, line: Any, room: int, room_bytes: int, given: int
+) -> None:
+    """Less than none, where another gateway or people have come."""
+    batches, holding = batching.batches, Holding(0)
+
+    async def run() -> None:
+        async with batching.client() as api:
+            async with batching.working(holding):
+                await batching.begun(api, *[line(f"q{n}") for n in range(20)])
+                await until(lambda: holding.held == batching.room)
+            asking = Asking("another", [], {"tiny": room}, room_bytes, chores=False)
+            turn = await batches.run(work.turn, asking, batches.clock(), batches.on)
+            assert (len(turn.lines), turn.waiting) == (given, 20)
+
+    asyncio.run(run())
 
 
 class Holding:
