@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,25 +11,92 @@ from octavo.errors import ConfigError, OctavoError
 
 if TYPE_CHECKING:
     from octavo.rehearsal.replay import Replayed
+    from octavo.rehearsal.whatif import Measures
 
 
 def replay(
     path: Annotated[Path, typer.Argument(help="A recording, or a folder of them.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="What if this setting of the engines was another? Repeat."),
+    ] = None,
+    shards: Annotated[int | None, typer.Option(min=1, help="What if there were so many?")] = None,
+    policy: Annotated[str | None, typer.Option(help="What if routers went by this policy?")] = None,
+    slo_ttft: Annotated[float | None, typer.Option(help="Seconds to a first token that count as good.")] = None,
+    slo_itl: Annotated[float | None, typer.Option(help="Seconds between tokens that do, on average.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what came of it as JSON.")] = False,
 ) -> None:
-    """Have the real scheduler decide a recording again; exits with 0 if it decides the same, byte for byte."""
+    """Have real schedulers and routers decide a recording again: exits with 0 if they decide the same, byte for byte.
+
+    With --set, --shards, --policy or an SLO: say what would have become of its requests.
+    """
+    import msgspec
+
+    asks = any(each is not None for each in (set_, shards, policy, slo_ttft, slo_itl))
     try:
-        found = _replay_all(path)
+        found = _what_if(path, set_ or [], shards, policy, slo_ttft, slo_itl) if asks else _replay_all(path)
     except OctavoError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from error
     if as_json:
-        import msgspec
-
         typer.echo(msgspec.json.encode(found, enc_hook=str).decode())
+    elif isinstance(found, dict):
+        _show_measures(found)
     else:
         _show(found)
-    raise typer.Exit(any(each.difference is not None for each in found))
+    if isinstance(found, list):
+        raise typer.Exit(any(each.difference is not None for each in found))
+
+
+def _what_if(
+    path: Path, settings: list[str], shards: int | None, policy: str | None, ttft: float | None, itl: float | None
+) -> dict[str, Measures]:
+    """What was recorded, what simulation makes of the same, and what it makes of the changes."""
+    from dataclasses import replace
+
+    from octavo.rehearsal.traffic import read_traffic
+    from octavo.rehearsal.whatif import Rerun, Slo, changed, measures
+    from octavo.routing.policy import POLICIES
+    from octavo.routing.router import RoutingConfig
+
+    if policy is not None and policy not in POLICIES:
+        raise ConfigError(f"--policy must be one of {', '.join(POLICIES)}, got {policy!r}")
+    traffic, slo = read_traffic(path), Slo(ttft, itl)
+    routing, count = traffic.routing or RoutingConfig(), len(traffic.machines)
+    other = replace(routing, policy=policy or routing.policy)
+    same = Rerun(traffic, changed(traffic, {}), routing, count).outcome()
+    found = {"recorded": measures(traffic.told, slo), "simulated": measures(same, slo)}
+    if settings or shards is not None or policy is not None:
+        with_changes = Rerun(traffic, changed(traffic, _settings(settings)), other, shards or count).outcome()
+        found["what if"] = measures(with_changes, slo)
+    return found
+
+
+def _settings(given: list[str]) -> dict[str, Any]:
+    import yaml
+
+    settings = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes NAME=VALUE, got {each!r}")
+        settings[name.replace("-", "_")] = yaml.safe_load(value)
+    return settings
+
+
+def _show_measures(found: dict[str, Measures]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", *found, box=None)
+    for name in ("ttft", "itl"):
+        for share in next(iter(found.values())).ttft:
+            values = (getattr(each, name).get(share) for each in found.values())
+            table.add_row(f"{name.upper()} p{share}", *("-" if s is None else f"{s * 1e3:,.1f} ms" for s in values))
+    table.add_row("output tokens/s", *(f"{each.output_tokens:,.0f}" for each in found.values()))
+    table.add_row("goodput, requests/s", *(f"{each.goodput:.2f} ({each.good:.1%})" for each in found.values()))
+    table.add_row("requests, without a token", *(f"{each.requests:,}, {each.unserved}" for each in found.values()))
+    Console().print(table)
 
 
 def _replay_all(path: Path) -> list[Replayed]:

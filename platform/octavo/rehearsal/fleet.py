@@ -1,9 +1,9 @@
 """A fleet in simulated time: real schedulers, block pools and routers, no model, no network, no sleeping.
 
 An hour of eight shards passes in about a minute on one core, so a routing policy can be tried in the time that a cup of
-tea takes, and an adversary can be a test. Shards are `Engine`s whose executor says how long a step takes (a
-`SimulatedExecutor`); what happens is a heap of (time, event). Routers hear of a shard's events and load every
-`report_s`, `delay_s` after they were said.
+tea takes, and an adversary can be a test. Shards are `Engine`s of which only the schedulers work; a cost model says how
+long a step takes, and every token is the same. What happens is a heap of (time, event). Routers hear of a shard's
+events and load every `report_s`, `delay_s` after they were said.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import heapq
 import itertools
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from octavo.block_hash import hash_chain, root_hash
 from octavo.config import EngineConfig
-from octavo.engine.batch import build_batch
+from octavo.cost_model import Cost
 from octavo.engine.engine import Engine
 from octavo.engine.fair_queues import own_seconds
 from octavo.engine.plan import StepPlan
@@ -49,6 +51,7 @@ class SimulatedShard:
 
     name: str
     engine: Engine
+    cost: Cost
     inbox: list[Request] = field(default_factory=list)
     busy: bool = False
     mute_until: float = -1.0
@@ -83,7 +86,7 @@ class Fleet:
         router: Callable[[RoutingConfig], Router] = Router,
     ) -> None:
         self.now = 0.0
-        self.profile, self.config, self.routing = profile, config, routing
+        self.profile, self.config, self.routing = profile, replace(config, speculation=False), routing
         self.report_s, self.delay_s = report_s, delay_s
         self.routers = [router(routing) for _ in range(gateways)]
         self.shards: dict[str, SimulatedShard] = {}
@@ -97,14 +100,16 @@ class Fleet:
 
     # ---- what a test or a replay does ---------------------------------------------------------------------------
 
-    def start(self, name: str, speed: float = 1.0) -> SimulatedShard:
-        """Add a shard; routers hear of it at once and get its snapshot after `delay_s`."""
-        executor = SimulatedExecutor(
-            self.profile, self.config, range(VOCAB), VOCAB, clock=lambda: self.now, sleep=lambda _: None
-        )
-        executor.speed = speed
+    def start(self, name: str, speed: float = 1.0, cost: Cost | None = None) -> SimulatedShard:
+        """Add a shard; routers hear of it at once and get its snapshot after `delay_s`.
+
+        Args:
+            cost: of its steps at speed 1; None: the profile's.
+        """
+        executor = SimulatedExecutor(self.profile, self.config, range(VOCAB), VOCAB)  # it is never asked for a step
         engine = Engine(MODEL, executor, self.config, (), clock=lambda: self.now)
-        shard = self.shards[name] = SimulatedShard(name, engine)
+        each = Cost(*(seconds / speed for seconds in cost or self.profile.cost))
+        shard = self.shards[name] = SimulatedShard(name, engine, each)
         for router in self.routers:
             router.join(name, self.now)
         self._report(shard)
@@ -129,8 +134,8 @@ class Fleet:
         self._to_do += 1
         self._push(when, lambda: self._did(action))
 
-    def send(self, request: Request) -> Trip:
-        """Route a request now and put it on its way."""
+    def send(self, request: Request, names: list[str] | None = None) -> Trip:
+        """Route a request now, to one of some shards or of all, and put it on its way."""
         number = len(self.trips)
         router = self.routers[number % len(self.routers)]
         root = root_hash(MODEL, salt=request.cache_salt)
@@ -138,7 +143,7 @@ class Fleet:
             request.block_hashes = hash_chain(root, request.prompt_token_ids, self.config.block_size)
         query = Query(len(request.prompt_token_ids), request.params.num_places, request.session)
         ticket = request.request_id
-        choice = router.route(ticket, request.block_hashes, query, list(self.shards), self.now)
+        choice = router.route(ticket, request.block_hashes, query, names or list(self.shards), self.now)
         request.placement = Placement(
             ticket, choice.order[0], choice.reason, choice.cached, choice.score.first_token
         )  # fmt: skip
@@ -182,33 +187,41 @@ class Fleet:
             return
         engine = shard.engine
         while shard.inbox:
-            engine.add(shard.inbox.pop(0))
+            self._add(engine, shard.inbox.pop(0))
         plan = engine.scheduler.schedule()
         self._tell(shard, plan.ended)
         shard.busy = bool(plan.entries)
         if shard.busy:
-            result = engine.executor.launch(build_batch(plan))()
-            self.at(self.now + result.seconds, lambda: self._commit(shard, plan, result))
+            seconds = shard.cost.seconds(plan.work)
+            self.at(self.now + seconds, lambda: self._commit(shard, plan, seconds))
 
-    def _commit(self, shard: SimulatedShard, plan: StepPlan, result: StepResult) -> None:
+    def _commit(self, shard: SimulatedShard, plan: StepPlan, seconds: float) -> None:
         if not shard.alive:
             return
         # An engine of one step at a time advances its books when `launch` returns, which here is now
         for seq, count in plan.entries:
-            self.served[seq.group.request.tenant] += own_seconds(self.profile.cost, seq.num_computed, count)
+            self.served[seq.group.request.tenant] += own_seconds(shard.cost, seq.num_computed, count)
         step = shard.engine.scheduler.advance(plan)
+        result = StepResult(np.ones(len(step.rows), np.int64), {}, [], seconds)
         self._tell(shard, shard.engine.scheduler.commit(step, result))
         self._step(shard)
 
     def _tell(self, shard: SimulatedShard, updates: list[SequenceUpdate]) -> None:
         for update in updates:
-            trip = self.trips[update.request_id]
-            if trip.first_token is None and update.finish_reason != "late":
-                trip.first_token, trip.cached = self.now, update.num_cached_tokens
-            if not shard.engine.scheduler.sequences(update.request_id):
-                trip.finished = self.now
-                for router in self.routers:
-                    router.completed(update.request_id)
+            self._took(update, ended=not shard.engine.scheduler.sequences(update.request_id))
+
+    def _took(self, update: SequenceUpdate, *, ended: bool) -> None:
+        """A step did something to a request, or ended it."""
+        trip = self.trips[update.request_id]
+        if trip.first_token is None and update.finish_reason != "late":
+            trip.first_token, trip.cached = self.now, update.num_cached_tokens
+        if ended:
+            trip.finished = self.now
+            for router in self.routers:
+                router.completed(update.request_id)
+
+    def _add(self, engine: Engine, request: Request) -> None:
+        engine.add(request)
 
     def _report(self, shard: SimulatedShard) -> None:
         """What the feed of `octavo_serve` does, without a network."""

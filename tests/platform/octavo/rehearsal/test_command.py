@@ -23,7 +23,7 @@ def test_a_folder_is_replayed(octavo, recording):
     assert done.exit_code == 0
     (found,) = json.loads(done.output)
     assert found["difference"] is None
-    assert found["frames"]["Added"] == 12
+    assert found["frames"]["Added"] == 60
     assert found["digest"] in octavo(recording, "--json").output
 
 

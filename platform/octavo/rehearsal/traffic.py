@@ -1,0 +1,232 @@
+"""What a recording says of the requests that came, the machine that computed them, and how long they took.
+
+Engines' recordings say it all; a router's says when requests came to a gateway, before they waited for a shard's step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.config import EngineConfig
+from octavo.cost_model import Cost, StepWork
+from octavo.engine.admission import ModelLimits
+from octavo.engine.recorded import Added, Scheduled
+from octavo.errors import ConfigError
+from octavo.recording import find_recordings, kind_of
+from octavo.rehearsal.engine_replay import EngineReplay
+from octavo.rehearsal.replay import read_recording
+from octavo.routing import recorded as routing
+from octavo.routing.router import RoutingConfig
+
+Floats = npt.NDArray[np.float64]
+
+_STEPS = 20_000
+"""Steps that costs are fitted to, at most."""
+
+_EXPLAINS = 0.97
+"""Part of the error that a further term may leave."""
+
+USUAL_DELAY = 0.001
+"""Seconds from a gateway to a shard where no router was recorded."""
+
+
+@dataclass(slots=True, eq=False)
+class Told:
+    """A request and what it got. Times in seconds since 1970.
+
+    Attributes:
+        came: to the gateway. Where no router was recorded, to the engine, which takes requests in between two steps:
+            those that it took in at once came evenly spread over the step before.
+        taken: when its first engine took it in.
+        added: the frame that says so.
+        chain: hashes of the blocks of its prompt and of the first sequence's tokens.
+        session: what stands for it in a router's recording.
+        tokens: that each sequence got.
+        first: when its first token was there; None where none came.
+        gaps: between one update of a sequence and the next.
+    """
+
+    came: float
+    taken: float
+    added: Added
+    chain: list[bytes]
+    session: str = ""
+    tokens: dict[int, int] = field(default_factory=dict)
+    first: float | None = None
+    gaps: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One recorded engine. Times in seconds since 1970.
+
+    Attributes:
+        cost: fitted to its steps.
+        pause: seconds between two steps that are not the step's.
+        until: when its recording ends.
+    """
+
+    name: str
+    config: EngineConfig
+    limits: ModelLimits
+    blocks: int
+    cost: Cost
+    pause: float
+    since: float
+    until: float
+
+
+@dataclass(slots=True)
+class Traffic:
+    """All that was recorded, in order of arrival.
+
+    Attributes:
+        routing: of the routers; None where none was recorded.
+        capacity: requests that a gateway gives a shard at once.
+        delay: seconds from a router's decision until a shard has the request.
+    """
+
+    told: list[Told]
+    machines: list[Machine]
+    routing: RoutingConfig | None = None
+    capacity: int = 10_000
+    gateways: int = 1
+    delay: float = USUAL_DELAY
+
+
+def read_traffic(path: Path) -> Traffic:
+    """Read what was recorded of one model.
+
+    Raises:
+        ConfigError: there is no recording of an engine, or one is damaged.
+    """
+    files = find_recordings(path)
+    found: dict[str, Told] = {}
+    machines = [_read_engine(file, found) for file in files if kind_of(file) == "engine"]
+    if not machines:
+        raise ConfigError(f"there is no recording of an engine in {path}")
+    if len({(machine.limits.name, machine.config.block_size) for machine in machines}) > 1:
+        raise ConfigError(f"{path} has recordings of several models: name the folder of one")
+    traffic = Traffic([], machines)
+    delays: list[float] = []
+    routers = [file for file in files if kind_of(file) == "router"]
+    for file in routers:
+        _read_router(file, traffic, found, delays)
+    if delays:
+        traffic.gateways, traffic.delay = len(routers), max(0.0, float(np.percentile(delays, 10)))
+    traffic.told = sorted((told for told in found.values() if told.tokens), key=lambda told: told.came)
+    return traffic
+
+
+def _read_engine(file: Path, found: dict[str, Told]) -> Machine:
+    """Replay an engine's recording and note what its requests got."""
+    frames = read_recording(file)
+    begun: Any = next(frames)
+    replay = EngineReplay(begun, lambda _: None)
+    offset, last = begun.wall - begun.time, dict[tuple[str, int], float]()
+    steps, pauses, ended, worked = list[tuple[StepWork, float]](), list[float](), 0.0, False
+    came: list[Told] = []
+    for frame in frames:
+        replay.apply(frame)  # type: ignore[arg-type]  # those of an engine
+        if isinstance(frame, Added) and frame.chains:
+            came += _add(frame, offset, found)
+        if isinstance(frame, Scheduled):
+            _spread(came, steps[-1][1] if worked else 0.0)
+            came = []
+        for update in replay.updates:
+            _note(update.request_id, update.index, len(update.token_ids), replay.now + offset, found, last)
+        if replay.step is not None:
+            steps.append(replay.step)
+            if worked:
+                pauses.append(replay.now - ended - replay.step[1])
+            ended, worked = replay.now, replay.scheduler.has_work
+    for (name, index), chain in replay.chains.items():
+        if index == 0 and name in found:
+            found[name].chain = chain
+    pause = max(0.0, fmean(sorted(pauses)[: max(1, len(pauses) * 99 // 100)])) if pauses else 0.0
+    return Machine(begun.name, begun.config, begun.limits, begun.blocks, fit(steps), pause, begun.wall,
+                   replay.now + offset)  # fmt: skip
+
+
+def _add(frame: Added, offset: float, found: dict[str, Told]) -> list[Told]:
+    """Note a request that an engine takes in; returns it, if it is the first that does."""
+    name, new = frame.request["request_id"], list[Told]()
+    if name not in found:
+        now = frame.time + offset
+        found[name] = Told(now, now, frame, frame.chains[0])
+        new.append(found[name])
+    for index, count in enumerate(frame.request["emitted"] or ()):
+        if count is not None:
+            found[name].tokens[index] = max(count, found[name].tokens.get(index, 0))
+    return new
+
+
+def _spread(came: list[Told], seconds: float) -> None:
+    """Say that requests came evenly spread over the step before."""
+    for place, told in enumerate(came):
+        told.came -= seconds * (1 - (place + 0.5) / len(came))
+
+
+def _note(
+    name: str, index: int, tokens: int, now: float, found: dict[str, Told], last: dict[tuple[str, int], float]
+) -> None:
+    told = found[name]
+    told.tokens[index] = told.tokens.get(index, 0) + tokens
+    if not tokens:
+        return
+    if told.first is None:
+        told.first = now
+    if (before := last.get((name, index))) is not None:
+        told.gaps.append(now - before)
+    last[name, index] = now
+
+
+def _read_router(file: Path, traffic: Traffic, found: dict[str, Told], delays: list[float]) -> None:
+    frames, known = read_recording(file), set[str]()
+    begun: Any = next(frames)
+    traffic.capacity = begun.capacity
+    for frame in frames:
+        if isinstance(frame, routing.Configured):
+            traffic.routing = frame.config
+        elif isinstance(frame, routing.Routed) and frame.ticket not in known and frame.ticket in found:
+            known.add(frame.ticket)  # it is routed again where it moves
+            told = found[frame.ticket]
+            told.came, told.session = frame.time + begun.wall - begun.time, frame.query.session
+            delays.append(told.taken - told.came)
+
+
+def fit(steps: Sequence[tuple[StepWork, float]]) -> Cost:
+    """The costs that explain steps: least squares of the relative error, none negative.
+
+    A term that explains next to nothing is left out. So what no two steps differ in counts as part of every step.
+    """
+    some = steps[:: 1 + len(steps) // _STEPS]
+    table = np.array([(1, *work[:4], seconds) for work, seconds in some], float).reshape(-1, 6)
+    amounts = table[:, :5] / np.maximum(table[:, 5:], 1e-9)
+    costs, error = _least_squares(amounts, [0])
+    while True:
+        kept = [i for i in range(5) if costs[i] or i == 0]
+        more = [_least_squares(amounts, [*kept, i]) for i in range(5) if i not in kept]
+        best = min(more, key=lambda each: each[1], default=(costs, error))
+        if best[1] >= _EXPLAINS * error or error < 1e-6:
+            return Cost(*costs.tolist())
+        costs, error = best
+
+
+def _least_squares(amounts: Floats, kept: list[int]) -> tuple[Floats, float]:
+    """The costs of some terms, and the error that is left, on average."""
+    costs = np.zeros(5)
+    while kept and len(amounts):
+        found = np.linalg.lstsq(amounts[:, kept], np.ones(len(amounts)), rcond=None)[0]
+        if found.min() >= 0:
+            costs[kept] = found
+            break
+        kept = [term for term, cost in zip(kept, found, strict=True) if cost >= 0]
+    return costs, float(np.sqrt(np.mean((amounts @ costs - 1) ** 2))) if len(amounts) else 0.0

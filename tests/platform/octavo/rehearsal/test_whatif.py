@@ -1,0 +1,57 @@
+"""What is predicted from a recording is what comes of the same requests on other settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from octavo.cost_model import Cost
+from octavo.errors import ConfigError
+from octavo.rehearsal.traffic import read_traffic
+from octavo.rehearsal.whatif import Measures, Rerun, Slo, changed, measures
+from octavo.routing.router import RoutingConfig
+
+SLO = Slo(ttft=0.2, itl=0.012)
+
+
+def predicted(file, settings=None, shards: int = 1) -> Measures:
+    traffic = read_traffic(file)
+    return measures(Rerun(traffic, changed(traffic, settings or {}), RoutingConfig(), shards).outcome(), SLO)
+
+
+def recorded(file) -> Measures:
+    return measures(read_traffic(file).told, SLO)
+
+
+def test_the_machine_is_found_from_its_steps(recording):
+    (machine,) = read_traffic(recording).machines
+    assert machine.pause == pytest.approx(0, abs=1e-6)
+    assert machine.cost.step == pytest.approx(6.4e-3, rel=0.02)
+    assert machine.cost.token == pytest.approx(30.3e-6, rel=0.05)
+    assert isinstance(machine.cost, Cost)
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_num_seqs": 4}, {"target_itl": 0.009, "kv_cache_bytes": 4_000}])
+def test_a_prediction_comes_true(record, settings):
+    told, came = predicted(record(), settings), recorded(record(**settings))
+    for share in (50, 90):
+        assert told.ttft[share] == pytest.approx(came.ttft[share], rel=0.15)
+        assert told.itl[share] == pytest.approx(came.itl[share], rel=0.15)
+    assert told.output_tokens == pytest.approx(came.output_tokens, rel=0.05)
+    assert told.good == pytest.approx(came.good, abs=0.05)
+
+
+def test_more_shards_make_waits_shorter(record):
+    file = record(max_num_seqs=2)
+    one, three = predicted(file), predicted(file, shards=3)
+    assert three.ttft[90] < one.ttft[90] / 3
+    assert three.unserved == 0
+
+
+def test_what_a_recording_does_not_hold_cannot_be_asked_for(record):
+    traffic = read_traffic(record(enable_prefix_caching=False))
+    with pytest.raises(ConfigError, match="block_size cannot be another"):
+        changed(traffic, {"block_size": 8})
+    with pytest.raises(ConfigError, match="has no block hashes"):
+        changed(traffic, {"enable_prefix_caching": True})
+    with pytest.raises(ConfigError, match="did you mean 'max_num_seqs'"):
+        changed(traffic, {"max_num_seq": 8})
