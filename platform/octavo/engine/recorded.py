@@ -28,7 +28,7 @@ from octavo.engine.plan import InFlight, StepPlan
 from octavo.engine.proposals import Proposer
 from octavo.engine.scheduler import Scheduler
 from octavo.engine.sequence import Sequence
-from octavo.errors import Overloaded
+from octavo.errors import ConfigError, Overloaded
 from octavo.kvcache.block_pool import BlockPool
 from octavo.recording import Frame, Recorder, Write
 from octavo.request import FinishReason, Request, SequenceUpdate
@@ -184,7 +184,13 @@ EngineFrame = Begun | Added | Aborted | Scheduled | Advanced | Committed | Preem
 def recorded(
     config: EngineConfig, limits: ModelLimits, pool: BlockPool, cost_model: CostModel, clock: Callable[[], float]
 ) -> Scheduler:
-    """A scheduler that writes to `config.record`."""
+    """A scheduler that writes to `config.record`.
+
+    Raises:
+        ConfigError: nothing can be written there, or not of this engine.
+    """
+    if config.disk_cache_bytes:
+        raise ConfigError("record: when blocks come from a disk is not recorded: leave record or disk_cache_bytes off")
     folder = str(config.record)
     recorder = Recorder(folder, "engine")
     settings = dataclasses.replace(config, record=None)
@@ -208,6 +214,7 @@ class RecordedScheduler(Scheduler):
         super().__init__(config, limits, pool, cost_model, lambda: self._time)
         self.decisions = self._log = _Log()
         self._now, self._time, self._write, self._recorder = clock, 0.0, write, recorder
+        self._plans = False
         self._hashed = pool.caching and not limits.takes_whole
 
     def add(self, request: Request, rules: RequestRules | None = None, beams: Beams | None = None) -> None:
@@ -231,8 +238,8 @@ class RecordedScheduler(Scheduler):
 
     def abort(self, request_id: str, index: int | None = None, why: FinishReason = "abort") -> list[SequenceUpdate]:
         """As of `Scheduler`."""
-        if not self.sequences(request_id):
-            return []
+        if self._plans or not self.sequences(request_id):  # what a step ends is a part of it
+            return super().abort(request_id, index, why)
         time = self._begin()
         updates = super().abort(request_id, index, why)
         self._write(Aborted(time, request_id, index, why, self._decided()))
@@ -247,7 +254,11 @@ class RecordedScheduler(Scheduler):
                 self.proposer = _Noted(self.proposer, self.limits.vocab_size)
             self.proposer.answers = answers
             shy = [place for place, seq in enumerate(self._running) if may_run is None and _is_shy(seq)]
-        plan = super().schedule(None if may_run is None else _noted(may_run, answers))
+        self._plans = True
+        try:
+            plan = super().schedule(None if may_run is None else _noted(may_run, answers))
+        finally:
+            self._plans = False
         chunks = [(seq.group.request.request_id, seq.index, count) for seq, count in plan.entries if count > 1]
         decided = self._decided()
         self._write(Scheduled(time, may_run is not None, answers, shy, chunks, plan.work, _digest(plan), decided))

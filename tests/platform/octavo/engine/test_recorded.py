@@ -9,7 +9,7 @@ import stat
 import pytest
 
 from octavo.constraint import Grammar, Thinking
-from octavo.errors import OctavoError
+from octavo.errors import ConfigError, OctavoError
 from octavo.pooling import Pooling, PoolingInfo
 from octavo.recording import find_recordings
 from octavo.rehearsal.replay import read_recording, replay_file
@@ -124,3 +124,8 @@ def test_neither_tokens_nor_texts_are_written(fake, tmp_path):
 def _numbers(value) -> list:
     nested = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
     return [value] if nested is None else [number for each in nested for number in _numbers(each)]
+
+
+def test_what_comes_from_a_disk_is_not_recorded(fake, tmp_path):
+    with pytest.raises(ConfigError, match="leave record or disk_cache_bytes off"):
+        fake.engine(record=str(tmp_path), disk_cache_bytes=2**20)

@@ -1,0 +1,117 @@
+"""A production trace on shards that scale, and of which some are killed: recorded, decided again, and foretold.
+
+    python tests/deployments/octavo_serve/proofs/recorded.py mooncake_conversation.jsonl --requests 400
+
+1. `octavo serve` with four to eight rehearsed shards gets Mooncake's trace (as in examples/benchmark_routing.py) while
+   `--kills` of them are killed; scheduler, router and autoscaler are recorded. Each must decide again what it decided.
+2. From that recording it is predicted what becomes of the requests on `--shards` shards with `--max-num-seqs`.
+3. They are sent to such a server, which is recorded too. Medians and 90th percentiles must be within 15 %.
+
+Exit code 1 if anything differs. The last line of the output is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[4] / "examples")]
+from benchmark_routing import WARM_UP, at, body_of, config, replay, rows
+from running import RunningServer
+
+from octavo.recording import find_recordings
+from octavo.rehearsal.replay import replay_file
+from octavo.rehearsal.traffic import read_traffic
+from octavo.rehearsal.whatif import Measures, Rerun, Slo, changed, measures
+from octavo.routing.router import RoutingConfig
+
+
+def main() -> None:
+    options = arguments()
+    folder = Path(tempfile.mkdtemp(prefix="recorded"))
+    print("recordings are in", folder, flush=True)
+    failed = serve(options, folder / "first", {"min": 4, "max": 8, "warm": 4}, options.kills)
+    began = time.monotonic()
+    replayed = [replay_file(file) for file in find_recordings(folder / "first")]
+    replay_seconds = time.monotonic() - began
+    differ = [str(each.path) for each in replayed if each.difference is not None]
+    began = time.monotonic()
+    predicted = foretold(folder / "first", options)
+    predicted_seconds = time.monotonic() - began
+    failed += serve(options, folder / "second", options.shards, 0, options.max_num_seqs)
+    came = measures(read_traffic(folder / "second").told, Slo())
+    errors = {
+        f"{name} p{share}": getattr(predicted, name)[share] / getattr(came, name)[share] - 1
+        for name in ("ttft", "itl")
+        for share in (50, 90)
+    }
+    kinds = [f"{each.kind}: {each.frames.total()} frames, {each.digest}" for each in replayed]
+    print(*kinds, sep="\n")
+    print(json.dumps({
+        "failed": failed, "differ": differ, "recordings": len(replayed), "replay_s": replay_seconds,
+        "predicted_s": predicted_seconds, "predicted": msgspec.to_builtins(predicted, str_keys=True),
+        "came": msgspec.to_builtins(came, str_keys=True), "errors": errors,
+    }))  # fmt: skip
+    sys.exit(bool(differ or failed or max(map(abs, errors.values())) > 0.15))
+
+
+def arguments() -> argparse.Namespace:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("trace", type=Path)
+    options.add_argument("--requests", type=int, default=400)
+    options.add_argument("--kills", type=int, default=2)
+    options.add_argument("--shards", type=int, default=6)
+    options.add_argument("--max-num-seqs", type=int, default=16)
+    options.set_defaults(scale=0.25, time_scale=0.8, no_sharing=False)
+    return options.parse_args()
+
+
+def serve(options: argparse.Namespace, folder: Path, replicas: Any, kills: int, max_num_seqs: int = 64) -> int:
+    """Send the trace to a recorded server; returns how many requests got no whole answer."""
+    document = config("prefix_affinity", argparse.Namespace(shards=replicas, scale=options.scale))
+    (model,) = document["applications"][0]["args"]["models"]
+    model["engine"] |= {"record": str(folder), "max_num_seqs": max_num_seqs}
+    model["max_ongoing_requests"] = 10_000
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(document))
+    bodies = [(at(row, options), "", body_of(row, options, 0)) for row in rows(options)]
+    with RunningServer(path, None) as server:
+        answers = asyncio.run(send(server, bodies, body_of(WARM_UP, options, 0), kills))
+    return sum(answer is None for answer in answers)
+
+
+async def send(server: RunningServer, bodies: list[Any], warm: bytes, kills: int) -> list[float | None]:
+    await replay(server.port, [(0.0, "", warm)] * 16)
+    killing = asyncio.create_task(kill(server, kills, bodies[-1][0] / (kills + 1)))
+    answers, _ = await replay(server.port, bodies)
+    killing.cancel()
+    return answers
+
+
+async def kill(server: RunningServer, kills: int, pause: float) -> None:
+    for number in range(kills):
+        await asyncio.sleep(pause)
+        os.kill(random.Random(number).choice(server.shards()), signal.SIGKILL)
+
+
+def foretold(folder: Path, options: argparse.Namespace) -> Measures:
+    traffic = read_traffic(folder)
+    settings = changed(traffic, {"max_num_seqs": options.max_num_seqs})
+    rerun = Rerun(traffic, settings, traffic.routing or RoutingConfig(), options.shards)
+    return measures(rerun.outcome(), Slo())
+
+
+if __name__ == "__main__":
+    main()
