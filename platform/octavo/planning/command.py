@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from octavo.errors import ConfigError, OctavoError
 if TYPE_CHECKING:
     from octavo.planning.measured import Comparison
     from octavo.planning.plan import Wanted
-    from octavo.planning.report import Planned
+    from octavo.planning.report import Planned, Sized
 
 
 def _list_families(wanted: bool) -> None:
@@ -63,6 +64,12 @@ def plan(
     measured: Annotated[
         Path | None, typer.Option(help="A run to put beside the prediction: JSON, or the load tester's JSONL.")
     ] = None,
+    from_recording: Annotated[
+        Path | None, typer.Option(help="Say how many shards recorded requests need to keep to an SLO (octavo replay).")
+    ] = None,
+    slo_ttft: Annotated[float | None, typer.Option(help="Of these: seconds to a first token.")] = None,
+    slo_itl: Annotated[float | None, typer.Option(help="Of these: seconds between tokens, on average.")] = None,
+    slo_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the requests that must keep to both.")] = 0.9,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
     families: Annotated[
         bool,
@@ -99,16 +106,20 @@ def plan(
         ]
         planned = _plan_all(models, wanted, gpu or [], price or [])
         comparison = None if measured is None else _compare(planned, measured)
+        sized = None if from_recording is None else _size(planned, from_recording, slo_ttft, slo_itl, slo_share)
     except OctavoError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from error
     if as_json:
-        typer.echo(json.dumps(report.as_json(planned, comparison)))
+        fleets = {} if sized is None else {"fleets": [asdict(each) for each in sized]}
+        typer.echo(json.dumps(report.as_json(planned, comparison) | fleets))
         return
     console = Console()
     report.show(planned, console)
     if comparison is not None:
         report.show_comparison(comparison, console)
+    if sized is not None:
+        report.show_fleets(sized, console)
 
 
 def _plan_all(models: list[str], wanted: list[Wanted], gpus: list[str], prices: list[str]) -> list[Planned]:
@@ -157,3 +168,23 @@ def _compare(planned: list[Planned], file: Path) -> Comparison:
     one = planned[0]
     holding = hold(one.shape, one.machines[0], one.wanted, one.fits[0].ranks)
     return compare(read_run(file), Roofline(holding, one.machines[0]), one.wanted.max_num_batched_tokens)
+
+
+def _size(planned: list[Planned], recording: Path, ttft: float | None, itl: float | None, share: float) -> list[Sized]:
+    from octavo.planning.plan import hold
+    from octavo.planning.roofline import Roofline
+    from octavo.rehearsal.sizing import as_recorded, on_machine
+    from octavo.rehearsal.traffic import read_traffic
+    from octavo.rehearsal.whatif import Slo
+
+    if len(planned) != 1:
+        raise ConfigError("--from-recording is of one model: give one, and one --quantization")
+    if ttft is None and itl is None:
+        raise ConfigError("--from-recording needs --slo-ttft or --slo-itl: without one a single shard is enough")
+    one, traffic, slo = planned[0], read_traffic(recording), Slo(ttft, itl)
+    found = [as_recorded(traffic, slo, share)]
+    for machine, fit in zip(one.machines, one.fits, strict=True):
+        if fit.fits:
+            roofline = Roofline(hold(one.shape, machine, one.wanted, fit.ranks), machine)
+            found.append(on_machine(traffic, fit, roofline, slo, share))
+    return found

@@ -35,6 +35,25 @@ class Planned:
     whole: Holding  # on one rank of the largest machine
 
 
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """How many shards recorded requests need.
+
+    Attributes:
+        devices: of a shard.
+        shards: None where not even the most that were tried are enough.
+        good: share of the requests that keep to the SLO then.
+        ttft, itl: 90th percentiles, in seconds.
+    """
+
+    machine: str
+    devices: int
+    shards: int | None
+    good: float
+    ttft: float
+    itl: float
+
+
 def show(planned: list[Planned], console: Console) -> None:
     """Print everything about one model, or one line for each of several."""
     if len(planned) > 1:
@@ -49,6 +68,16 @@ def show(planned: list[Planned], console: Console) -> None:
     _print(_rate_table(one), console)
     for note in _notes(one):
         console.print(note, style="dim", highlight=False)
+
+
+def show_fleets(fleets: list[Sized], console: Console) -> None:
+    """Print how many shards of which machine recorded requests need."""
+    table = _table("Shards for the recording", "machine", "shards", "good", "TTFT p90", "ITL p90", left=1)
+    for one in fleets:
+        shards = "-" if one.shards is None else f"{one.shards}"
+        figures = f"{one.good:.1%}", f"{one.ttft * 1e3:,.0f} ms", f"{one.itl * 1e3:,.1f} ms"
+        table.add_row(f"{one.devices} x {one.machine}", shards, *figures)
+    _print(table, console)
 
 
 def show_comparison(comparison: Comparison, console: Console) -> None:

@@ -28,7 +28,7 @@ from octavo.routing.router import RoutingConfig
 Floats = npt.NDArray[np.float64]
 
 _STEPS = 20_000
-"""Steps that costs are fitted to, at most."""
+"""Steps of an engine that are kept, at most."""
 
 _EXPLAINS = 0.97
 """Part of the error that a further term may leave."""
@@ -65,22 +65,21 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One recorded engine. Times in seconds since 1970.
+    """One recorded engine.
 
     Attributes:
-        cost: fitted to its steps.
+        steps: that it ran, with their seconds.
+        cost: fitted to these.
         pause: seconds between two steps that are not the step's.
-        until: when its recording ends.
     """
 
     name: str
     config: EngineConfig
     limits: ModelLimits
     blocks: int
+    steps: list[tuple[StepWork, float]]
     cost: Cost
     pause: float
-    since: float
-    until: float
 
 
 @dataclass(slots=True)
@@ -151,8 +150,8 @@ def _read_engine(file: Path, found: dict[str, Told]) -> Machine:
         if index == 0 and name in found:
             found[name].chain = chain
     pause = max(0.0, fmean(sorted(pauses)[: max(1, len(pauses) * 99 // 100)])) if pauses else 0.0
-    return Machine(begun.name, begun.config, begun.limits, begun.blocks, fit(steps), pause, begun.wall,
-                   replay.now + offset)  # fmt: skip
+    some = steps[:: 1 + len(steps) // _STEPS]
+    return Machine(begun.name, begun.config, begun.limits, begun.blocks, some, fit(some), pause)
 
 
 def _add(frame: Added, offset: float, found: dict[str, Told]) -> list[Told]:
@@ -207,8 +206,7 @@ def fit(steps: Sequence[tuple[StepWork, float]]) -> Cost:
 
     A term that explains next to nothing is left out. So what no two steps differ in counts as part of every step.
     """
-    some = steps[:: 1 + len(steps) // _STEPS]
-    table = np.array([(1, *work[:4], seconds) for work, seconds in some], float).reshape(-1, 6)
+    table = np.array([(1, *work[:4], seconds) for work, seconds in steps], float).reshape(-1, 6)
     amounts = table[:, :5] / np.maximum(table[:, 5:], 1e-9)
     costs, error = _least_squares(amounts, [0])
     while True:

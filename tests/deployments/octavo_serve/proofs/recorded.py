@@ -27,15 +27,16 @@ from typing import Any
 import msgspec
 import yaml
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[4] / "examples")]
-from benchmark_routing import WARM_UP, at, body_of, config, replay, rows
-from running import RunningServer
-
 from octavo.recording import find_recordings
 from octavo.rehearsal.replay import replay_file
 from octavo.rehearsal.traffic import read_traffic
 from octavo.rehearsal.whatif import Measures, Rerun, Slo, changed, measures
 from octavo.routing.router import RoutingConfig
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[4] / "examples"))
+from benchmark_routing import WARM_UP, at, body_of, config, replay, rows
+from running import RunningServer
 
 
 def main() -> None:
