@@ -60,6 +60,8 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo/engine/engine.py": "platform/octavo/engine/test_scheduler.py",
     "octavo/engine/sequence.py": "platform/octavo/engine/test_scheduler.py",
     "octavo/engine/stats.py": "platform/octavo/engine/test_load_meter.py",
+    "octavo/rehearsal/engine_replay.py": "platform/octavo/engine/test_recorded.py",
+    "octavo/rehearsal/traffic.py": "platform/octavo/rehearsal/test_whatif.py",
     "octavo/errors.py": "deployments/octavo_serve/api/test_failures.py",
     "octavo/step.py": "platform/octavo/engine/test_batch.py",
     "octavo/kvcache/tier.py": "platform/octavo/kvcache/test_disk_tier.py",
