@@ -114,7 +114,7 @@ class AsyncEngine:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
-        self._compiling = Compiling(self._commands.put)
+        self._compiling = Compiling(self._compiled)
         self._listeners: dict[str, Listener] = {}
         self._error: BaseException | None = None
         self._beat = time.monotonic()
@@ -174,11 +174,17 @@ class AsyncEngine:
             EngineDead: the engine has stopped or is stuck.
         """
         self.check_health()
+        self.engine.arrives(request.request_id, "arrive")
         grammar, compiler = request.params.grammar, self.engine.compiler
         if grammar is None or compiler is None:
             self._commands.put((request.request_id, None, request, listener, None))
         else:
+            self.engine.arrives(request.request_id, "compile")
             self._compiling.begin(compiler, grammar, request, listener)
+
+    def _compiled(self, command: Command) -> None:
+        self.engine.arrives(command[0], "compiled")
+        self._commands.put(command)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or one of its n sequences, before the next step; may be called from any thread."""

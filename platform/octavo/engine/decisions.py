@@ -7,19 +7,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-DecisionKind = Literal["admit", "wait", "shrink", "preempt", "reject", "finish"]
+DecisionKind = Literal[
+    "queue", "wait", "fetch", "admit", "chunk", "shrink", "preempt", "token", "reject", "finish",
+    "arrive", "compile", "compiled", "load",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One decision of the scheduler.
+    """One decision of the scheduler, or what became of a request before it came there.
 
     Attributes:
         step: the step it was taken in.
         time: seconds on the engine's clock.
         request_id, index: the sequence.
-        kind: "admit" (starts running), "wait" (stays in the queue), "shrink" (gets fewer tokens than it needs),
-            "preempt" (gives its blocks back and queues again), "reject" or "finish".
+        kind: "queue" (has come into the queue), "wait" (is the first there, and stays), "fetch" (its blocks are read
+            from a slower tier), "admit" (starts running), "chunk" (gets more of its prompt computed), "shrink" (gets
+            fewer tokens than it needs), "preempt" (gives its blocks back and queues again), "token" (got one, the first
+            since it was admitted), "reject" or "finish". Before the queue: "arrive", "compile" (its grammar),
+            "compiled", "load" (its adapter).
         reason: a short fixed phrase.
         numbers: what the reason rests on.
     """
@@ -34,19 +40,23 @@ class Decision:
 
 
 class DecisionLog:
-    """The last `capacity` decisions; a wait is noted once per reason, not once per step."""
+    """The last `capacity` decisions, about 400 bytes each; what goes on is noted once per reason, not once per step."""
 
     def __init__(self, capacity: int = 8192) -> None:
         self._records: deque[Decision] = deque(maxlen=capacity)
         self._waiting: tuple[str, int, str] | None = None
+        self._short: set[tuple[str, int]] = set()  # who got no tokens since its last record
 
     def add(self, decision: Decision) -> None:
-        """Keep a record, unless it repeats the wait noted last."""
-        key = (decision.request_id, decision.index, decision.reason) if decision.kind == "wait" else None
-        if key is None or key != self._waiting:
-            self._records.append(decision)
+        """Keep a record, unless it repeats the wait noted last, or says again that a sequence gets nothing."""
+        who = decision.request_id, decision.index
+        key = (*who, decision.reason) if decision.kind == "wait" else None
+        if (key is not None and key == self._waiting) or (decision.kind == "shrink" and who in self._short):
+            return
+        self._records.append(decision)
         if decision.kind in ("wait", "admit"):
             self._waiting = key
+        (self._short.add if decision.kind == "shrink" else self._short.discard)(who)
 
     @property
     def newest(self) -> Decision | None:
@@ -56,6 +66,10 @@ class DecisionLog:
     def of(self, request_id: str) -> list[Decision]:
         """All kept records of one request, oldest first."""
         return [d for d in self._records if d.request_id == request_id]
+
+    def copy(self) -> list[Decision]:
+        """All of them, oldest first; another thread may call it."""
+        return list(self._records)
 
     def __iter__(self) -> Iterator[Decision]:
         return iter(self._records)

@@ -18,6 +18,7 @@ from octavo.engine.admission import ModelLimits
 from octavo.engine.batch import BatchBuilder, smallest_batch
 from octavo.engine.beam import Beams
 from octavo.engine.constrained import RequestRules, is_constrained
+from octavo.engine.decisions import Decision, DecisionKind, DecisionLog
 from octavo.engine.drafter import Drafter, load_drafter
 from octavo.engine.drafting import Drafting
 from octavo.engine.fetches import Fetches
@@ -28,6 +29,7 @@ from octavo.engine.plan import InFlight, StepPlan
 from octavo.engine.scheduler import Scheduler
 from octavo.engine.speculation import Speculation
 from octavo.engine.stats import EngineStats
+from octavo.engine.timeline import ANY, Course, courses
 from octavo.errors import BadRequest, ConfigError, EngineDead, OctavoError
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.tier import Tier, TierCounters
@@ -83,6 +85,7 @@ class Engine:
         patience: seconds that `step` may take now before it counts as stuck; another thread may read it.
         isolation: who runs apart, and why.
         adapters: that are loaded, and the requests that wait for one.
+        arrivals: what happens to requests before they come into the scheduler's queue.
         tickets: routers' names of requests that `state` counts; whoever reports the state empties it.
     """
 
@@ -139,6 +142,7 @@ class Engine:
         self.patience = FIRST
         self._ended = clock()  # the last step
         self.generation_tokens = 0
+        self.arrivals = DecisionLog()
         self.tickets: deque[str] = deque(maxlen=MAX_TICKETS)
 
     @classmethod
@@ -198,6 +202,7 @@ class Engine:
             elif not self.adapters.hold(request):
                 self.adapters.wait_for(request, matcher)
                 self._count(request)
+                self.arrives(request.request_id, "load")
                 return
         try:
             self._add(request, matcher)
@@ -229,6 +234,14 @@ class Engine:
 
     def _beams(self, request: Request) -> Beams:
         return Beams(request, self._ends(request.params), self._tokenizer)
+
+    def arrives(self, request_id: str, kind: DecisionKind) -> None:
+        """Note what happens to a request before it queues; another thread may call it."""
+        self.arrivals.add(Decision(0, self.clock(), request_id, ANY, kind, kind, {}))
+
+    def courses(self, request_id: str) -> dict[int, Course]:
+        """Where the time of one of the last thousands of requests went; another thread may call it."""
+        return courses(self.scheduler.decisions.copy(), self.arrivals.copy(), request_id, self.clock())
 
     def compile(self, grammar: Grammar) -> LLMatcher:
         """Compile a grammar, or find it; see `Compiler.compile`."""

@@ -131,6 +131,7 @@ class Scheduler:
         self._groups[request.request_id] = group
         for seq in group.sequences:
             self._waiting.join(seq)
+            self._note("queue", seq, "new" if not resumed else "resumed", waiting=len(self._waiting))
         if deadline is not None and not resumed:
             self._deadlines.add(now + deadline, group, len(self._groups))
 
@@ -190,6 +191,7 @@ class Scheduler:
         part = self._part = part_of(self._running, head, self.cost_model)
         in_step = self._running if part.running == len(self._running) else self._running[: part.running]
         chunk = whole = prompt_budget(in_step, self.config, self.cost_model, alone=part.alone)
+        self.pool.gone.time = self._clock()
         preemptions = self.counters.preemptions
         # who raises is found among those that compute what they must and no more
         proposer = self.proposer if may_run is None else None
@@ -213,15 +215,24 @@ class Scheduler:
                 # forced tokens: one at least, as for those that decode
                 chunk -= self._continue(seq, min(seq.remaining, max(chunk, 1)), plan)
             elif seq.remaining and (room := chunk - (kept if head and self._running.gives_way(seq, head) else 0)) > 0:
-                chunk -= self._continue(seq, min(seq.remaining, room), plan)
+                if count := self._continue(seq, min(seq.remaining, room), plan):
+                    self._note("chunk", seq, "fits", tokens=count)
+                chunk -= count
             elif seq.remaining:  # else it samples nothing, and ends when the step under way is committed
                 self._note("shrink", seq, "no budget left", need=seq.remaining)
             place += 1
-        if self.counters.preemptions == preemptions:  # a preempted sequence must not come straight back in
+        if self.counters.preemptions != preemptions:  # a preempted sequence must not come straight back in
+            self._note_wait("running sequences needed blocks")
+        else:
             while chunk > 0 and (head := self._waiting.head(may_run)) is not None:
-                if is_below(head) > part.alone or (count := self._admit(head, chunk, plan)) is None:
+                if is_below(head) > part.alone:
+                    self._note_wait("others come first")
+                    break
+                if (count := self._admit(head, chunk, plan)) is None:
                     break
                 chunk -= count
+            else:
+                self._note_wait("no budget left" if chunk <= 0 else "others run apart")
         plan.widen(self._idle_places(plan))
         plan.measure(has_prompts=chunk < whole)
         plan.apart = part.alone and self.cost_model.predict(plan.work) >= LONG_SECONDS
@@ -280,6 +291,7 @@ class Scheduler:
     def _continue(self, seq: Sequence, count: int, plan: StepPlan) -> int:
         """Take blocks for `count` tokens of a running sequence, preempting from the back; returns tokens scheduled."""
         count = one_way(seq, count)
+        self.pool.gone.taker = seq.group.request.request_id
         while (copies := seq.table.grow(seq.num_computed, seq.num_computed + count)) is None:
             if self.fetches is not None and self.fetches.give_up(self._waiting):
                 continue
@@ -327,7 +339,7 @@ class Scheduler:
             self._note("wait", seq, "no KV blocks", needed=needed, free=self.pool.num_free)
             return None
         if self.fetches is not None and self.fetches.begin(seq, cached, self._waiting):
-            self._note("wait", seq, "its blocks arrive", cached=len(cached) * size)
+            self._note("fetch", seq, "its blocks arrive", cached=len(cached) * size)
             return 0
         count = seq.num_known if self.limits.takes_whole else min(seq.num_known - len(cached) * size, chunk)
         if count > chunk and plan.entries:  # one that is longer than any budget runs alone
@@ -336,7 +348,8 @@ class Scheduler:
         self._waiting.leave(seq)
         if beams is not None:
             self._searching[seq.group] = beams
-        seq.since, seq.fetched = seq.since or self._clock(), False
+        seq.since, seq.fetched, seq.awaited = seq.since or self._clock(), False, True
+        self.pool.gone.taker = seq.group.request.request_id
         seq.table = BlockTable(self.pool, cached)
         seq.num_computed = len(cached) * size
         count = one_way(seq, count)
@@ -421,6 +434,8 @@ class Scheduler:
 
     def _turn(self, group: Group, turn: NextBeams) -> list[SequenceUpdate]:
         """Go on with the beams that a step has made, or end the search."""
+        if group.sequences[0].awaited:
+            self._note_token(group.sequences[0])
         if turn.updates is not None:
             return self._end_search(group, turn.updates)
         for seq in turn.gone:
@@ -437,6 +452,7 @@ class Scheduler:
         right = sum(map(int.__eq__, proposed, drawn))  # only the last one drawn can be another
         origin = "text" if self.proposer is None else self.proposer.verified(seq, right, len(proposed))
         self.counters.verified(right, len(proposed), origin)
+        seq.num_proposed, seq.num_right = seq.num_proposed + len(proposed), seq.num_right + right
         if origin == "predicted":
             update.num_accepted, update.num_rejected = right, len(proposed) - right
 
@@ -455,7 +471,8 @@ class Scheduler:
         group = before.group
         if group.num_made < group.num_starting:
             first = self._waiting.first(group)
-            self._waiting.join(group.late_sequence(before, first, next(self._late), self.pool))
+            self._waiting.join(late := group.late_sequence(before, first, next(self._late), self.pool))
+            self._note("queue", late, "late", waiting=len(self._waiting))
 
     def _tell(self, seq: Sequence, update: SequenceUpdate) -> SequenceUpdate:
         """Go on with a sequence that got tokens, or end it; returns the update that says so."""
@@ -474,6 +491,8 @@ class Scheduler:
 
     def _announce(self, seq: Sequence, update: SequenceUpdate) -> SequenceUpdate:
         update.time = self._clock()
+        if seq.awaited:
+            self._note_token(seq)
         if not seq.group.announced:
             seq.group.announce(update)
             update.prefill = update.time - seq.since if seq.since else None
@@ -505,6 +524,8 @@ class Scheduler:
         self._published = []
         if self.proposer is not None:
             self.proposer.raised(seq for plan in plans for seq in plan.proposed)
+        for seq in self._running:
+            self._note("preempt", seq, "its step failed", held=len(seq.table.blocks))
         self._searching.clear()
         requeue(self._groups.values(), self._running, self._waiting, self.pool)
 
@@ -548,7 +569,7 @@ class Scheduler:
         if not group.sequences:
             del self._groups[group.request.request_id]
         update.finish_reason = reason
-        self._note("finish", seq, reason, tokens=seq.num_output)
+        self._note("finish", seq, reason, tokens=seq.num_output, proposed=seq.num_proposed, right=seq.num_right)
         return self._announce(seq, update)
 
     def _end_search(self, group: Group, updates: list[SequenceUpdate]) -> list[SequenceUpdate]:
@@ -569,6 +590,15 @@ class Scheduler:
                 self.counters.ended(told[update.index], seconds)
                 self._note("finish", beams[0], update.finish_reason, tokens=told[update.index])
         return [self._announce(beams[0], update) for update in updates]
+
+    def _note_wait(self, reason: str) -> None:
+        """Say what the first of those that wait waits for."""
+        if self._waiting:
+            self._note("wait", self._waiting[0], reason, running=len(self._running))
+
+    def _note_token(self, seq: Sequence) -> None:
+        seq.awaited = False
+        self._note("token", seq, "computed")
 
     def _note(self, kind: DecisionKind, seq: Sequence, reason: str, **numbers: float) -> None:
         request_id = seq.group.request.request_id

@@ -275,6 +275,8 @@ class Sequence:
         so_far: of its vector, if it wants one.
         followed: what a proposer keeps of it.
         fetched: whether blocks were fetched for it since it last ran: what did not come is computed.
+        awaited: whether it has told nothing since it was admitted.
+        num_proposed, num_right: tokens that were proposed for it, and how many of them were right.
     """
 
     group: Group
@@ -300,6 +302,9 @@ class Sequence:
     so_far: SoFar | None = None
     followed: Followed | None = None
     fetched: bool = False
+    awaited: bool = False
+    num_proposed: int = 0
+    num_right: int = 0
 
     @property
     def num_known(self) -> int:

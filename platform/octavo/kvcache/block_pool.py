@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from octavo.kvcache.events import EventLog
 from octavo.kvcache.eviction import CachedBlocks
+from octavo.kvcache.gone import GoneBlocks
 
 
 class BlockPool:
@@ -26,6 +27,7 @@ class BlockPool:
 
     Attributes:
         evicted: where published blocks are noted, with their hashes, that are given to a new owner; None: nowhere.
+        gone: those that were evicted lately.
     """
 
     def __init__(self, num_blocks: int, block_size: int, *, caching: bool = True) -> None:
@@ -34,6 +36,7 @@ class BlockPool:
         self.caching = caching
         self.events = EventLog()
         self.evicted: list[tuple[int, bytes]] | None = None
+        self.gone = GoneBlocks()
         self._references = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._index: dict[bytes, int] = {}
@@ -195,6 +198,7 @@ class BlockPool:
             self.events.append("removed", (evicted,))
             if self.evicted is not None:
                 self.evicted.append((block, evicted))
+            self.gone.add(evicted)
         self._references[block] = 1
         self._cached.given_out()
         return block

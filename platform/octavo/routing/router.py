@@ -131,11 +131,13 @@ class Router:
 
     Attributes:
         told: called with each decision; None while nobody wants to know.
+        latest: the last decision.
     """
 
     def __init__(self, config: RoutingConfig) -> None:
         self.config = config
         self.told: Callable[[Decision], None] | None = None
+        self.latest: Decision | None = None
         self.shards: dict[str, KnownShard] = {}
         self._sent: dict[str, _Sent] = {}  # by ticket, oldest first
         self._unconfirmed: deque[tuple[str, _Sent]] = deque()
@@ -231,8 +233,9 @@ class Router:
         if self.config.log_decisions:
             logger.info("%s goes to %s (%s)\n%s", ticket, choice.order[0], choice.reason,
                         explain(query, candidates, self.config.stream_weight))  # fmt: skip
+        self.latest = Decision(ticket, query, candidates, choice, self.config.stream_weight)
         if self.told is not None:
-            self.told(Decision(ticket, query, candidates, choice, self.config.stream_weight))
+            self.told(self.latest)
         self._count(ticket, chain, query, choice, now)
         self._note_busy(candidates, now)
         return choice

@@ -21,6 +21,13 @@ def test_a_wait_is_noted_once_per_reason_until_something_else_waits_or_starts():
     assert [d.step for d in log] == [0, 3, 4, 5, 6, 7]
 
 
+def test_that_a_sequence_gets_nothing_is_noted_once_until_it_gets_something():
+    log = DecisionLog()
+    for step, kind in enumerate(["shrink", "shrink", "chunk", "shrink"]):
+        log.add(Decision(step, float(step), "a", 0, kind, "no budget left", {}))
+    assert [d.step for d in log] == [0, 2, 3]
+
+
 def test_the_oldest_records_go():
     log = DecisionLog(capacity=3)
     for step in range(5):
@@ -35,7 +42,9 @@ def test_decisions_say_who_waited_and_why(fake):
     engine.add(fake.request("b", [1, 2], max_tokens=3))
     fake.run(engine)
     assert [(d.kind, d.reason) for d in engine.scheduler.decisions.of("b")] == [
+        ("queue", "new"),
         ("wait", "no running place"),
         ("admit", "fits"),
+        ("token", "computed"),
         ("finish", "length"),
     ]
