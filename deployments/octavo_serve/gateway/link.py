@@ -23,8 +23,10 @@ from octavo_serve.wire.messages import (
     Abort,
     Address,
     Ask,
+    AskCourses,
     AskStatistics,
     Blocks,
+    Courses,
     Hello,
     Leaving,
     PromptPart,
@@ -51,6 +53,9 @@ OLD_SECONDS = 2.0
 """Age from which statistics are not given any more."""
 UNREAD_SECONDS = 120.0
 """After so long without a reader statistics are asked for no more; between two scrapes of /metrics it is a minute."""
+
+COURSES_SECONDS = 2.0
+"""That a shard may take to say where a request's time went."""
 
 SNAPSHOT_SECONDS = 0.5
 """Shortest time between two wishes for a snapshot."""
@@ -95,6 +100,8 @@ class Link:
         self._asked = -math.inf  # when for a snapshot
         self._prompts: dict[str, PackedLogprobs] = {}  # by request: what has come before its first update
         self._measured: asyncio.Future[EngineStats | None] | None = None
+        self._explaining = asyncio.Lock()  # one question at a time: an answer takes the shard some milliseconds
+        self._courses: asyncio.Future[Courses | None] | None = None
         self._stats: EngineStats | None = None  # the last that were said
         self._stats_at = self._read_at = -math.inf
         self._retired = False
@@ -193,6 +200,19 @@ class Link:
             self._channel.send(AskStatistics())
         return self._measured
 
+    async def courses(self, request_id: str, block: bytes) -> Courses | None:
+        """Where a request's time went, and how a block left; None if the shard does not answer in time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(COURSES_SECONDS), self._explaining:
+                if self.gone:
+                    return None
+                self._courses = self._loop.create_future()
+                self._channel.send(AskCourses(request_id, block))
+                while (answer := await self._courses) is not None and answer.request_id != request_id:
+                    self._courses = self._loop.create_future()  # that was for who did not wait any longer
+                return answer
+        return None
+
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or one of its sequences."""
         self._channel.send(Abort(request_id, index))
@@ -217,6 +237,9 @@ class Link:
                 self._stats, self._stats_at = message.stats, time.monotonic()
                 if self._measured is not None and not self._measured.done():
                     self._measured.set_result(message.stats)
+            case Courses():
+                if self._courses is not None and not self._courses.done():
+                    self._courses.set_result(message)
             case Hello():
                 self.hello = message
                 self._answered.set()
@@ -264,6 +287,8 @@ class Link:
             self._answered.set()
             if self._measured is not None and not self._measured.done():
                 self._measured.set_result(None)
+            if self._courses is not None and not self._courses.done():
+                self._courses.set_result(None)
             self.on_end()
         for request_id, stream in self.streams.items():
             stream.failed(request_id, ShardGone(self.gone))

@@ -20,7 +20,9 @@ from octavo_serve.wire.messages import (
     Abort,
     Address,
     Ask,
+    AskCourses,
     AskStatistics,
+    Courses,
     Hello,
     Leaving,
     ModelInfo,
@@ -126,6 +128,13 @@ class Port:
             if peer.open_sequences.pop(request_id, None) is not None:
                 self.engine.abort(request_id)
 
+    def courses(self, asked: AskCourses) -> Courses:
+        """Where a request's time went, and how a block left; takes some milliseconds where the logs are full."""
+        engine = self.engine.engine
+        gone = engine.pool.gone.find(asked.block)
+        how = None if gone is None else (engine.clock() - gone.time, gone.taker)
+        return Courses(asked.request_id, engine.courses(asked.request_id), how)
+
     def _accept(self) -> Channel:
         return _Peer(self, asyncio.get_running_loop()).channel
 
@@ -225,6 +234,8 @@ class _Peer:
                 self._port.feed.answer(self.channel, message)
             case AskStatistics():
                 self.channel.send(Statistics(self._port.engine.stats()))
+            case AskCourses():
+                self.channel.send(self._port.courses(message))
 
     def _abort(self, message: Abort) -> None:
         if message.index is None:

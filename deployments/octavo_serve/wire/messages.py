@@ -1,13 +1,13 @@
 """What a gateway and a shard say to each other: plain records, MessagePack on the wire, nothing of which is executed.
 
     gateway   Submit, after its RequestParts if it is long; Abort
-              Ask, four times a second; AskStatistics
+              Ask, four times a second; AskStatistics; AskCourses
     shard     Hello     first of all: who it is, and what its model takes
               Step      what one engine step did to all of the gateway's sequences; PromptPart before it
               Refusal   a request it does not take, or loses
               Blocks    numbered changes of its prefix cache; Snapshot, in parts, to who asks for it
               Report    its load when that changed, and an answer to each Ask; at least one a second
-              Statistics  the answer to AskStatistics
+              Statistics  the answer to AskStatistics; Courses, to AskCourses
               Leaving   before it goes
 
 All but what is sent in parts comes in order, so a gateway that sees its own Ask's time again has taken in all that was
@@ -24,6 +24,7 @@ import msgspec
 
 from octavo import errors
 from octavo.engine.stats import EngineStats
+from octavo.engine.timeline import Course
 from octavo.errors import OctavoError
 from octavo.load import LoadedAdapters, ShardState
 from octavo.pooling import PoolingInfo, Task
@@ -123,6 +124,17 @@ class AskStatistics(msgspec.Struct, tag=True):
     """A gateway wants the shard's statistics."""
 
 
+class AskCourses(msgspec.Struct, tag=True):
+    """A gateway wants to know where a request's time went.
+
+    Attributes:
+        block: hash of a block that was not found; b"" for none.
+    """
+
+    request_id: str
+    block: bytes = b""
+
+
 class Hello(msgspec.Struct, tag=True):
     """The shard's first message: its name, and what a request must keep to."""
 
@@ -204,12 +216,25 @@ class Statistics(msgspec.Struct, tag=True):
     stats: EngineStats
 
 
+class Courses(msgspec.Struct, tag=True):
+    """The answer to AskCourses: at most MAX_COURSES of MAX_SPANS (`octavo.engine.timeline`), 200 KB.
+
+    Attributes:
+        courses: of the request's sequences, by index.
+        gone: seconds since the block was evicted, and for which request; None where that is not known.
+    """
+
+    request_id: str
+    courses: dict[int, Course]
+    gone: tuple[float, str] | None = None
+
+
 class Leaving(msgspec.Struct, tag=True):
     """The shard is about to end: nothing more comes, what has not ended goes on elsewhere."""
 
 
-ToShard = Submit | RequestPart | Abort | Ask | AskStatistics
-ToGateway = Hello | Step | PromptPart | Refusal | Blocks | Snapshot | Report | Statistics | Leaving
+ToShard = Submit | RequestPart | Abort | Ask | AskStatistics | AskCourses
+ToGateway = Hello | Step | PromptPart | Refusal | Blocks | Snapshot | Report | Statistics | Courses | Leaving
 
 encode = msgspec.msgpack.Encoder().encode
 TO_SHARD: msgspec.msgpack.Decoder[ToShard] = msgspec.msgpack.Decoder(ToShard)
