@@ -215,9 +215,9 @@ class Scheduler:
                 # forced tokens: one at least, as for those that decode
                 chunk -= self._continue(seq, min(seq.remaining, max(chunk, 1)), plan)
             elif seq.remaining and (room := chunk - (kept if head and self._running.gives_way(seq, head) else 0)) > 0:
-                if count := self._continue(seq, min(seq.remaining, room), plan):
-                    self._note("chunk", seq, "fits", tokens=count)
-                chunk -= count
+                if taken := self._continue(seq, min(seq.remaining, room), plan):
+                    self._note("chunk", seq, "fits", tokens=taken)
+                chunk -= taken
             elif seq.remaining:  # else it samples nothing, and ends when the step under way is committed
                 self._note("shrink", seq, "no budget left", need=seq.remaining)
             place += 1

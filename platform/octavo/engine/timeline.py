@@ -61,9 +61,9 @@ class Span:
     Attributes:
         what: "wait", "prefill" (its known tokens are computed) or "decode".
         cause: of a wait: "engine" (the step under way, or the engine had not looked yet), "grammar" (is compiled),
-            "adapter" (is loaded), "tier" (its blocks are read from there), "place" (`max_num_seqs` ran), "blocks" (KV), "budget" (the step's tokens went to
-            others), "preempted" (others needed its blocks), "failed" (its step raised), "apart" (others were tried
-            alone), "below" (it is of those that run where nobody else does).
+            "adapter" (is loaded), "tier" (its blocks are read from there), "place" (`max_num_seqs` ran), "blocks" (KV),
+            "budget" (the step's tokens went to others), "preempted" (others needed its blocks), "failed" (its step
+            raised), "apart" (others were tried alone), "below" (it is of those that run where nobody else does).
         start: seconds since the request came to the shard.
         tokens: computed in it.
         first: whether it was the first of the queue; else those before it waited for this.
