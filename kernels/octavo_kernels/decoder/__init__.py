@@ -297,7 +297,8 @@ def block_bytes(num_layers: int, block_size: int, kv_heads: int, head_dim: int, 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """How one rank's results are combined with those of the other ranks.
+    """How one rank's results are combined with those of the other ranks, which are other processes: a step waits for
+    them while it holds the threads of its own, which another rank here would wait for.
 
     Attributes:
         first_token: token of the first row of this rank's part of the embedding and the head.

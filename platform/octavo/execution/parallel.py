@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -61,6 +62,8 @@ class DistributedGroup(TPGroup):
         self._gloo = gloo(store, rank, size, options)
         own_gpus = device in ("auto", "cuda") and torch.cuda.is_available()
         self._group: Any = _nccl(PrefixStore("nccl", store), rank, size) if own_gpus else self._gloo
+        # at exit, too: a thread of gloo's that lets a tensor go once the interpreter has ended aborts the process
+        weakref.finalize(self, vars(self).clear)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Replace `x` by the sum of all ranks' `x`, and return it."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -210,3 +212,24 @@ def wait_for_death(executor: Any, sign: str) -> None:
 
     with pytest.raises(EngineDead, match=sign):
         look()
+
+
+AT_EXIT = """
+import atexit
+from pathlib import Path
+
+def loops():
+    return sum("gloo_runloop" in thread.read_text() for thread in Path("/proc/self/task").glob("*/comm"))
+
+atexit.register(lambda: print(loops()))  # called last
+from torch.distributed import HashStore
+from octavo.execution.parallel import DistributedGroup
+group = DistributedGroup(HashStore(), 0, 1, "cpu")
+print(loops() > 0)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads have no names to look at")
+def test_threads_that_hold_tensors_end_before_the_interpreter() -> None:
+    done = subprocess.run([sys.executable, "-c", AT_EXIT], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "0"], done.stderr
