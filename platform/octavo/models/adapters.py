@@ -253,7 +253,9 @@ def _pairs(tensors: dict[str, Float32], path: Path) -> Iterator[tuple[str, Float
     halves: dict[str, dict[str, Float32]] = {}
     for name, tensor in tensors.items():
         if (found := _NAME.fullmatch(name)) is None:
-            raise ModelError(f"the adapter holds {name:.200}: only lora_A and lora_B of linear layers are supported")
+            raise ModelError(
+                f"the adapter holds {name:.200}: only lora_A and lora_B are taken, of no head or embedding"
+            )
         pair = halves.setdefault(found[1], {})
         if found[2] in pair:
             raise ModelError(f"the adapter holds lora_{found[2]} of {found[1]:.200} under two names")
@@ -273,12 +275,15 @@ def _check_pair(module: str, a: Float32, b: Float32) -> None:
         raise ModelError(f"the rank of {module:.200} is {len(a)}; it must be 1 to {MAX_RANK}")
 
 
+_PLAIN_PATTERN = re.compile(r"\^?(?:\w|\.|\\\.)+")
+
+
 def _scale(config: dict[str, Any], module: str, rank: int) -> float:
     alpha = config.get("lora_alpha", 8)
     for name, value in (config.get("alpha_pattern") or {}).items():
-        if not re.fullmatch(r"[\w.]+", name):
+        if not _PLAIN_PATTERN.fullmatch(name):
             raise ModelError(f"alpha_pattern names modules by the expression {name!r:.80}: plain names are supported")
-        if module == name or module.endswith(f".{name}"):
+        if re.fullmatch(rf"(.*\.)?({name})", module):  # as PEFT, for which a dot is any character
             alpha = value
             break
     if type(alpha) not in (int, float) or not math.isfinite(alpha):

@@ -51,7 +51,7 @@ _NEOX_PARTS = {
     "up": "mlp.dense_h_to_4h",
     "down": "mlp.dense_4h_to_h",
 }
-_AS_USUAL = {
+GPT2_ONLY = {
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False, None),
@@ -86,7 +86,7 @@ FAMILIES = (
         fields=learned_positions,
         defaults=GPT2,
         keys=GPT2_KEYS,
-        only=_AS_USUAL,
+        only=GPT2_ONLY,
         names=Names(layer="h.{}.", parts=GPT2_PARTS, stacks={"attn.c_attn": Stack(("q", "k", "v"))}, transposed=True),
         gguf=Gguf(architecture="gpt2"),
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octavo.models.families.gpt import GPT2, GPT2_KEYS, GPT2_PARTS, learned_positions
+from octavo.models.families.gpt import GPT2, GPT2_KEYS, GPT2_ONLY, GPT2_PARTS, learned_positions
 from octavo.models.families.record import Config, Family, Fields, Gguf, Names, Stack
 
 _STARCODER2: Config = {
@@ -38,6 +38,7 @@ FAMILIES = (
         fields=_bigcode,
         defaults=GPT2 | {"hidden_act": "gelu_pytorch_tanh", "multi_query": True},
         keys=GPT2_KEYS,
+        only=GPT2_ONLY,
         names=Names(layer="h.{}.", parts=GPT2_PARTS, stacks={"attn.c_attn": Stack(("q", "k", "v"), grouped=True)}),
         gguf=Gguf(architecture="starcoder"),
     ),
