@@ -136,7 +136,7 @@ class Asking:
 
     Attributes:
         worker: its name, of this start.
-        rooms: model -> lines that it can take.
+        rooms: batch -> lines that it can take.
         room_bytes: of all these lines.
         chores: whether it can prepare or finalize a batch.
     """
@@ -156,7 +156,7 @@ class Turn:
         lines: that it works on from now on.
         chore: a batch to prepare, or to finalize if it is ending.
         over: batches whose lines are to be left.
-        models: of batches with lines that wait.
+        running: batches with lines to be worked on.
         workers: gateways that take turns.
         waiting: lines that nobody works on yet.
         batches: number by status.
@@ -165,7 +165,7 @@ class Turn:
     lines: list[Leased] = field(default_factory=list)
     chore: Batch | None = None
     over: set[str] = field(default_factory=set)
-    models: set[str] = field(default_factory=set)
+    running: list[Batch] = field(default_factory=list)
     workers: int = 1
     waiting: int = 0
     batches: Counter[str] = field(default_factory=Counter)

@@ -37,8 +37,10 @@ HELD_BYTES = 2**26
 """Of the lines that are under way in a gateway."""
 MAX_TRIES = 10
 """Times that a line may be refused, because too much is to be done or nothing can do it."""
-LONGEST_PAUSE = 60.0
-"""Seconds until a refused line is tried again; each time twice as long, if nobody says when."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
+"""Seconds until a refused line is tried again, each time twice as long, and not before it was told to come."""
+MOST = 1024
+"""Lines of a batch that may be under way in a gateway."""
 WRITTEN = 256
 """Answers that are read and written at once."""
 TIDY_SECONDS = 600.0
@@ -64,6 +66,26 @@ Ask = Callable[[str, str, bytes], Awaitable[Reply]]
 """Asks for a caller, by name: path, body."""
 
 
+@dataclass(slots=True)
+class _Pace:
+    """How many lines of a batch may be under way: half as many after each refusal, one more after each answer.
+
+    So what is refused for load, or by a quota, slows a batch down and costs few of its lines a try.
+    """
+
+    lines: int = MOST
+    later: float = 0.0
+
+    def most(self, room: int, now: float) -> int:
+        return 0 if now < self.later else min(room, self.lines)
+
+    def told(self, refused_until: float | None) -> None:
+        if refused_until is None:
+            self.lines = min(self.lines + 1, MOST)
+        else:
+            self.lines, self.later = max(1, self.lines // 2), max(self.later, refused_until)
+
+
 class Runner:
     """One gateway's.
 
@@ -78,7 +100,8 @@ class Runner:
         self._room = room
         self._max_bytes = max_bytes
         self._name = secrets.token_hex(8)
-        self._models: set[str] = set()
+        self._open: list[Batch] = []
+        self._paces: dict[str, _Pace] = {}
         self._workers = 1
         self._results: list[Result] = []
         self._running: dict[asyncio.Task[None], Leased] = {}
@@ -92,8 +115,8 @@ class Runner:
                 self._batches.changed.clear()
                 try:
                     busy = await self._turn()
-                except OctavoError as error:
-                    logger.error("Batches stand still: %s", error)
+                except Exception as error:  # the disk is full, say: what is to be told is told by a later turn
+                    logger.error("Batches stand still: %s", error, exc_info=not isinstance(error, OctavoError))
                     busy = False
                 await self._pause(busy)
         finally:
@@ -112,16 +135,15 @@ class Runner:
 
     async def _turn(self) -> bool:
         """Tell what was done, and begin what comes; returns whether more may be begun at once."""
-        under_way = Counter(leased.batch.model for leased in self._running.values())
-        rooms = {model: min(STARTS, self._room(model) // self._workers - under_way[model]) for model in self._models}
         held = sum(leased.line.size for leased in self._running.values())
         told = self._results[:]
-        asking = Asking(self._name, told, rooms, HELD_BYTES - held, self._chore is None)
+        asking = Asking(self._name, told, self._rooms(), HELD_BYTES - held, self._chore is None)
         turn = await self._batches.run(work.turn, asking, self._batches.clock(), self._batches.on)
         del self._results[: len(told)]
         self._batches.counts.lines.update(_outcome(result) for result in told)
-        new = turn.models - self._models
-        self._models, self._workers = turn.models, turn.workers
+        new = {batch.id for batch in turn.running} - {batch.id for batch in self._open}
+        self._open, self._workers = turn.running, turn.workers
+        self._paces = {batch.id: self._paces.get(batch.id) or _Pace() for batch in turn.running}
         self._batches.counts.batches, self._batches.counts.waiting = turn.batches, turn.waiting
         for leased in turn.lines:
             self._begin(leased)
@@ -131,6 +153,16 @@ class Runner:
         if turn.chore is not None:
             self._chore = asyncio.create_task(self._do(turn.chore))
         return bool(turn.lines or new)
+
+    def _rooms(self) -> dict[str, int]:
+        """How many more lines each batch may have under way: gateways and a model's batches share what shards take."""
+        under_way = Counter(leased.batch.id for leased in self._running.values())
+        sharing, now = Counter(batch.model for batch in self._open), self._batches.clock()
+        rooms = dict[str, int]()
+        for batch in self._open:
+            share = -(-self._room(batch.model) // (self._workers * sharing[batch.model]))
+            rooms[batch.id] = min(STARTS, self._paces[batch.id].most(share, now) - under_way[batch.id])
+        return rooms
 
     # ── lines ──
 
@@ -159,10 +191,13 @@ class Runner:
             self._results.append(result)
 
     def _result(self, leased: Leased, reply: Reply) -> Result:
-        batch, line = leased.batch, leased.line
-        if reply.status in (429, 503) and leased.tries < MAX_TRIES:
-            pause = min(reply.again or 2.0**leased.tries, LONGEST_PAUSE)
-            return Result(batch.id, line.number, due=self._batches.clock() + pause)
+        batch, line, now = leased.batch, leased.line, self._batches.clock()
+        if refused := reply.status in (429, 503):
+            due = now + min(max(reply.again or 0.0, FIRST_PAUSE * 2**leased.tries), LONGEST_PAUSE)
+        if (pace := self._paces.get(batch.id)) is not None:
+            pace.told(due if refused else None)
+        if refused and leased.tries < MAX_TRIES:
+            return Result(batch.id, line.number, due=due)
         return Result(batch.id, line.number, reply.status, written(line.custom_id, reply))
 
     # ── chores ──
@@ -170,8 +205,8 @@ class Runner:
     async def _do(self, batch: Batch) -> None:
         try:
             await (self._finalize(batch) if batch.ending else self._prepare(batch))
-        except OctavoError as error:
-            logger.error("The batch %s has to wait: %s", batch.id, error)
+        except Exception as error:
+            logger.error("%s has to wait: %s", batch.id, error, exc_info=not isinstance(error, OctavoError))
             await asyncio.sleep(TICK_SECONDS)
             await self._batches.run(work.let_go, self._name, batch.id)
         finally:

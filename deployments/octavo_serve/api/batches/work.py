@@ -51,13 +51,12 @@ def turn(db: sqlite3.Connection, asking: Asking, now: float, settings: StoreSett
     found = Turn(over={row[0] for row in over})
     if asking.chores:
         found.chore = _chore(db, asking.worker)
-    running = select_batches(db, "status = 'in_progress' AND ending IS NULL ORDER BY rowid")
-    found.models = {batch.model for batch in running}
+    found.running = select_batches(db, "status = 'in_progress' AND ending IS NULL ORDER BY rowid")
     found.workers = db.execute("SELECT COUNT(*) FROM workers").fetchone()[0]
-    found.waiting = sum(batch.total - batch.completed - batch.failed for batch in running)
+    found.waiting = sum(batch.total - batch.completed - batch.failed for batch in found.running)
     found.batches = Counter(dict(db.execute("SELECT status, COUNT(*) FROM batches GROUP BY status")))
     if held(db) + db.execute("SELECT TOTAL(size) FROM files").fetchone()[0] < settings.total_bytes:
-        found.lines = list(_leased(db, asking, running, now))
+        found.lines = list(_leased(db, asking, found.running, now))
     return found
 
 
@@ -111,12 +110,11 @@ def _chore(db: sqlite3.Connection, worker: str) -> Batch | None:
 
 
 def _leased(db: sqlite3.Connection, asking: Asking, running: list[Batch], now: float) -> Iterator[Leased]:
-    """Lines to work on: of each model's batches the same number, the first of each."""
-    several = Counter(batch.model for batch in running)
+    """Lines to work on, the first of each batch."""
     room_bytes = asking.room_bytes
     for batch in running:
-        share = max(0, -(-asking.rooms.get(batch.model, 0) // several[batch.model]))  # a limit below 0 is none
-        for leased, lost in _first(db, batch, share, now):
+        most = max(0, asking.rooms.get(batch.id, 0))  # a limit below 0 is none
+        for leased, lost in _first(db, batch, most, now):
             if (room_bytes := room_bytes - leased.line.size) < 0:
                 return
             db.execute(

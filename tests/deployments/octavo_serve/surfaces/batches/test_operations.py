@@ -107,6 +107,7 @@ def test_what_is_refused_comes_again_and_ends_in_the_error_file(
     batching: Any, line: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("octavo_serve.api.batches.runner.MAX_TRIES", 2)
+    monkeypatch.setattr("octavo_serve.api.batches.runner.FIRST_PAUSE", 0.001)
     asked: list[str] = []
 
     async def ask(owner: str, path: str, body: bytes) -> Reply:
@@ -138,13 +139,39 @@ def test_a_gateway_gets_as_many_lines_as_it_has_room_for(
     async def run() -> None:
         async with batching.client() as api:
             async with batching.working(holding):
-                await batching.begun(api, *[line(f"q{n}") for n in range(20)])
+                begun = await batching.begun(api, *[line(f"q{n}") for n in range(20)])
                 await until(lambda: holding.held == batching.room)
-            asking = Asking("another", [], {"tiny": room}, room_bytes, chores=False)
+            asking = Asking("another", [], {begun.id: room}, room_bytes, chores=False)
             turn = await batches.run(work.turn, asking, batches.clock(), batches.on)
             assert (len(turn.lines), turn.waiting) == (given, 20)
 
     asyncio.run(run())
+
+
+def test_a_quota_slows_a_batch_down_and_costs_it_no_line(
+    batching: Any, line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line in 20 ms is answered, where four would be under way."""
+    monkeypatch.setattr("octavo_serve.api.batches.runner.FIRST_PAUSE", 0.001)
+    free, refused = [0.0], 0
+
+    async def ask(owner: str, path: str, body: bytes) -> Reply:
+        nonlocal refused
+        now = asyncio.get_running_loop().time()
+        if now < free[0]:
+            refused += 1
+            return Reply(429, b"{}", again=free[0] - now)
+        free[0] = now + 0.02
+        return Reply(200, b"{}")
+
+    async def run() -> None:
+        async with batching.client() as api, batching.working(ask):
+            begun = await batching.begun(api, *[line(f"q{n}") for n in range(30)])
+            batch = await batching.ended(api, begun.id)
+            assert (batch.request_counts.completed, batch.request_counts.failed) == (30, 0)
+
+    asyncio.run(run())
+    assert refused
 
 
 class Holding:
