@@ -18,7 +18,7 @@ from octavo_serve.command.plain_text import clean
 Url = Annotated[str, typer.Argument(metavar="[URL]", help="The server; http://127.0.0.1:8000 by default.")]
 Key = Annotated[str | None, typer.Option(help="Its key. Default: $OCTAVO_API_KEY, or $OPENAI_API_KEY with a URL.")]
 
-_EXTRA = "ray", "starlette", "pydantic", "msgspec", "prometheus_client"
+_EXTRA = "ray", "starlette", "pydantic", "msgspec", "prometheus_client", "python_multipart"
 """Packages of the extra `serve`, without which plan, evaluate and chat work."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

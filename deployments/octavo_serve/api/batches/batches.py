@@ -26,6 +26,8 @@ MAX_UPLOADS = 16
 """Files that a gateway takes in at once, four of them of one caller."""
 UPLOAD_SECONDS = 3600.0
 """An upload that takes longer ends."""
+NICE = 5
+"""Of the threads that read and write files: the event loop goes first."""
 READ = 2**18
 """Bytes of a file that are read at once."""
 
@@ -47,7 +49,7 @@ class Batches:
         self.clock: Callable[[], float] = time.time
         self.paths: frozenset[str] = frozenset()
         self.changed = asyncio.Event()
-        self.threads = Threads(2)
+        self.threads = Threads(2, nice=NICE)
         self.counts = counts
         self._database = Database("batches", store.TABLES, "FULL")
         self._uploads: Counter[str] = Counter()

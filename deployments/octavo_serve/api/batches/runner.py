@@ -31,6 +31,8 @@ TICK_SECONDS = 0.5
 """Between two turns where nothing happens."""
 GATHER_SECONDS = 0.02
 """Between two turns otherwise: what was done meanwhile is written down together."""
+STALL_SECONDS = 3.0
+"""Until the next turn after one that failed."""
 STARTS = 8
 """Lines that one turn begins."""
 HELD_BYTES = 2**26
@@ -117,7 +119,7 @@ class Runner:
                     busy = await self._turn()
                 except Exception as error:  # the disk is full, say: what is to be told is told by a later turn
                     logger.error("Batches stand still: %s", error, exc_info=not isinstance(error, OctavoError))
-                    busy = False
+                    busy = await asyncio.sleep(STALL_SECONDS, False)
                 await self._pause(busy)
         finally:
             tasks = [tidying, *self._running, *([self._chore] if self._chore else [])]
