@@ -116,9 +116,8 @@ class Rerun(Fleet):
 
     def __init__(self, traffic: Traffic, config: EngineConfig, routing: RoutingConfig, shards: int) -> None:
         first = traffic.machines[0]
-        super().__init__(
-            _profile(first, config), 0, config, routing, gateways=traffic.gateways, delay_s=traffic.delay
-        )  # fmt: skip
+        profile, own = _profile(first, config), dataclasses.replace(config, kv_cache_bytes=None)  # the profile has it
+        super().__init__(profile, 0, own, routing, gateways=traffic.gateways, delay_s=traffic.delay)
         self.capacity = traffic.capacity
         self._told: dict[str, Told] = {}
         self._last: dict[tuple[str, int], float] = {}
