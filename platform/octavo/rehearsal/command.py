@@ -112,12 +112,12 @@ def _show(found: list[Replayed]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("recording", "frames", "of which", "seconds", "decided again", box=None)
+    table = Table("recorded", "of", "frames", "decisions", "seconds", "decided again", box=None)
     for each in found:
         verdict = f"the same: {each.digest}" if each.difference is None else "[red]not the same"
-        counts = ", ".join(f"{count:,} {name}" for name, count in each.frames.most_common(3))
-        name = f"{each.path.parent.name}/{each.path.name}"
-        table.add_row(name, f"{each.frames.total():,}", counts, f"{each.seconds:,.1f}", verdict)
+        decisions = sum(each.frames[name] for name in ("Scheduled", "Routed", "Scaled"))
+        counts = f"{each.frames.total():,}", f"{decisions:,}", f"{each.seconds:,.1f}"
+        table.add_row(each.kind, each.path.parent.name, *counts, verdict)
     console = Console()
     console.print(table)
     for each in found:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from octavo.config import EngineConfig
+from octavo.cost_model import Cost, CostModel, StepWork
 from octavo.engine.engine import Engine
 from octavo.errors import ConfigError, Overloaded
 from octavo.rehearsal.engine_replay import request_of
@@ -107,6 +108,22 @@ def changed(traffic: Traffic, settings: dict[str, Any]) -> EngineConfig:
     return EngineConfig.from_settings(known | settings)
 
 
+class KnownCost(CostModel):
+    """A cost model that has nothing to learn: learning takes as long as all else that a simulated step does."""
+
+    def __init__(self, cost: Cost) -> None:
+        super().__init__()
+        self.num_observed, self._cost = 100, cost
+
+    @property
+    def coefficients(self) -> Cost:
+        """As of `CostModel`."""
+        return self._cost
+
+    def observe(self, work: StepWork, seconds: float) -> None:
+        """Nothing is learned."""
+
+
 class Rerun(Fleet):
     """Recorded traffic in simulated time.
 
@@ -125,7 +142,8 @@ class Rerun(Fleet):
         self._at: Counter[str] = Counter()
         for number in range(shards):
             machine = traffic.machines[number % len(traffic.machines)]
-            self.start(f"shard{number}", cost=machine.cost._replace(step=machine.cost.step + machine.pause))
+            cost = machine.cost._replace(step=machine.cost.step + machine.pause)
+            self.start(f"shard{number}", cost=cost).engine.scheduler.cost_model = KnownCost(cost)
         start = traffic.told[0].came
         for told in traffic.told:
             self.at(told.came - start, lambda told=told: self._ask(told))  # type: ignore[misc]
