@@ -376,7 +376,7 @@ def server() -> Iterator[Server]:
     application = {
         "name": "octavo",
         "import_path": "octavo_serve.app:build",
-        "args": {"models": [model], "disclose": True},
+        "args": {"models": [model], "disclose": True, "tenants": [{"name": "acme", "tokens_per_minute": 100_000}]},
     }
     logging = {"encoding": "JSON", "logs_dir": str(folder / "logs")}
     config.write_text(yaml.safe_dump({"applications": [application], "logging_config": logging}))

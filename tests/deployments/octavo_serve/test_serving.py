@@ -326,12 +326,14 @@ question = {"messages": [{"role": "user", "content": "What is the capital of Fra
 answer = gateway.chat.remote(question).result()
 stream = gateway.options(stream=True).chat_stream.remote(question)
 text = "".join(choice["delta"].get("content", "") for chunk in stream for choice in chunk["choices"])
-many = gateway.complete.remote({"prompt": ["One two", "A b c"], "max_tokens": 3}).result()
+many = gateway.complete.remote({"prompt": ["One two", "A b c"], "max_tokens": 3}, "acme").result()
 pieces = list(gateway.options(stream=True).complete_stream.remote({"prompt": "One two", "max_tokens": 3}))
 refused = []
-for body in ({"messages": []}, question | {"model": "huge"}, question | {"temperature": 1000}):
+for body, *tenant in (
+    [{"messages": []}], [question | {"model": "huge"}], [question | {"temperature": 1000}], [question, "acne"],
+):
     try:
-        gateway.chat.remote(body).result()
+        gateway.chat.remote(body, *tenant).result()
     except BadRequest as error:
         refused.append([isinstance(error, UnknownModel), error.param])
 long = gateway.options(stream=True).chat_stream.remote(question | {"max_tokens": 3000, "ignore_eos": True})
@@ -351,7 +353,9 @@ def test_calls_from_python_without_http(server: Any) -> None:
     assert "Paris" in answer
     assert streamed == answer
     assert (many, pieces) == (2, 3)
-    assert refused == [[False, "messages"], [True, "model"], [False, "temperature"]]
+    assert refused == [[False, "messages"], [True, "model"], [False, "temperature"], [False, "tenant"]]
+    (used,) = httpx.get(f"{server.url}/v1/usage?tenant=acme").json()["data"]
+    assert (used["requests"], used["completion_tokens"], used["engine_seconds"] > 0) == (1, 6, True)
     server.wait_for("vllm:num_requests_running", 0, seconds=3)
 
 
