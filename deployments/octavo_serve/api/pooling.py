@@ -279,6 +279,7 @@ class Window:
             asker=asking.asker,
             tenant=asking.tenant.name,
             weight=asking.tenant.weight,
+            cache_share=asking.tenant.cache_share,
         )
 
     def _chain(self, token_ids: list[int]) -> list[bytes]:

@@ -66,6 +66,7 @@ def prepare(
             asker=asked.asker,
             tenant=asked.tenant.name,
             weight=asked.tenant.weight,
+            cache_share=asked.tenant.cache_share,
             predicted=predicted,
         )
         root, turn = Origin.of(info.hash_name, adapter, asked.cache_salt, token_ids)

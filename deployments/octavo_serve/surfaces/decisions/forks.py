@@ -130,6 +130,7 @@ class Forks:
             asker=self.asked.asker,
             tenant=self.asked.tenant.name,
             weight=self.asked.tenant.weight,
+            cache_share=self.asked.tenant.cache_share,
         )
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from octavo.block_hash import hash_chain, root_hash
-from octavo.errors import BadRequest, Overloaded
+from octavo.errors import BadRequest, OctavoError, Overloaded, QuotaExceeded
 from octavo.request import SequenceUpdate
 from octavo_serve.api import pooling as module
 from octavo_serve.api.bounds import MAX_TEXTS
 from octavo_serve.api.pooling import Asking, Pooled, accepted, check_number, pooled
 from octavo_serve.api.service import Service
+from octavo_serve.api.tenants import Tenant
 from octavo_serve.api.tracing import CURRENT, Trace
 
 
@@ -37,6 +38,22 @@ def test_values_are_in_order_and_counted(pooling: Service, pooler: Any) -> None:
     assert (tally.prompt_tokens, dict(tally.finished), tally.generation_tokens) == (6, {"stop": 3}, 0)
     times = tally.duration, tally.first_token, tally.each_token
     assert [each.cumulative(()) for each in times] == [[1], [0], [0]]
+
+
+def test_a_tenant_pays_for_all_texts_at_once(pooling: Service, pooler: Any) -> None:
+    tenant = Tenant("acme", 2.0, requests_per_minute=3, tokens_per_minute=10, cache_share=0.5)
+    run(pooling, ["a", "b c", [5, 6, 7]], tenant=tenant)
+    assert {(one.tenant, one.weight, one.cache_share) for one in pooler.opened} == {("acme", 2.0, 0.5)}
+    with pytest.raises(QuotaExceeded, match="may use 10 tokens in a minute, has used 6, and this takes 5"):
+        run(pooling, [[5, 6, 7, 8, 9]], tenant=tenant)
+    pooler.error = 5, OctavoError("broken")
+    with pytest.raises(OctavoError, match="broken"):
+        run(pooling, [[5]], tenant=tenant)
+    used = pooling.telemetry.ledger.usage["acme", "tiny"]
+    assert (used.requests, used.prompt_tokens, used.completion_tokens) == (2, 6, 0)
+    assert [left.remaining for left in pooling.telemetry.ledger.quotas.standing(tenant)] == [1, 3]
+    with pytest.raises(BadRequest, match="prompt has 11 tokens"):
+        run(pooling, [list(range(11))], tenant=tenant)
 
 
 def test_only_a_model_that_caches_gets_hashes(pooling: Service, pooler: Any) -> None:

@@ -325,7 +325,12 @@ def test_host_names() -> None:
 
 def limited(**quotas: Any) -> Rules:
     """Alice's tenant has these; bob's has none."""
-    return Rules(keys(alice=Caller("alice", tenant=Tenant("acme", 2.0, **quotas)), bob=Caller("bob", operator=True)))
+    return Rules(
+        keys(
+            alice=Caller("alice", tenant=Tenant("acme", 2.0, cache_share=0.5, **quotas)),
+            bob=Caller("bob", operator=True),
+        )
+    )
 
 
 BODIES: list[Any] = [
@@ -354,7 +359,8 @@ def test_a_quota_is_refused_in_the_protocols_own_words(
         found = found[name]
     assert found.startswith(said)
     assert send("POST", path, json=asked, headers=bearer("sk-bob")).status_code == 200
-    assert {(request.tenant, request.weight) for request in client.opened} == {("acme", 2.0), ("", 1.0)}
+    found = {(request.tenant, request.weight, request.cache_share) for request in client.opened}
+    assert found == {("acme", 2.0, 0.5), ("", 1.0, None)}
 
 
 def left(answer: httpx.Response, form: str) -> list[str]:

@@ -13,10 +13,11 @@ import pytest
 
 from octavo.request import Logprob, Placement, Request, SequenceUpdate
 from octavo.text.tokenizer import Tokenizer
-from octavo_serve.api.access import Rules
+from octavo_serve.api.access import Caller, Rules
 from octavo_serve.api.body import parse
 from octavo_serve.api.operation import Call
 from octavo_serve.api.service import Service
+from octavo_serve.api.tenants import NOBODY, Tenant
 from octavo_serve.surfaces.decisions.operations import decisions
 from octavo_serve.surfaces.decisions.schemas import DecisionRequest
 from octavo_serve.surfaces.decisions.systemone import system_one
@@ -128,9 +129,11 @@ class Ask:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def decisions(self, *questions: Any, access: Rules | None = None, session: str = "", **fields: Any) -> Any:
+    def decisions(
+        self, *questions: Any, access: Rules | None = None, session: str = "", tenant: Tenant = NOBODY, **fields: Any
+    ) -> Any:
         body = parse(DecisionRequest, {"input": STATE, "questions": list(questions), **fields})
-        call = Call(body=body, rules=access or Rules(), session=session)
+        call = Call(body=body, rules=access or Rules(), session=session, caller=Caller(tenant=tenant))
         return asyncio.run(decisions(self._service, call))
 
     def system_one(self, questions: Any, state: Any = STATE, rules: Rules | None = None) -> Any:

@@ -12,9 +12,10 @@ from openai import AsyncOpenAI, BadRequestError, RateLimitError
 from openai.lib.decisions_tool_runner import AsyncDecisionsToolRunner
 from openai.types import Decision as TheirDecision
 
-from octavo.errors import Overloaded
+from octavo.errors import Overloaded, QuotaExceeded
 from octavo_serve.api.access import Caller, Rules
 from octavo_serve.api.service import Service
+from octavo_serve.api.tenants import Tenant
 from octavo_serve.http.app import http_app
 
 POLITE = {"type": "predicate", "name": "polite", "instructions": "The customer is polite."}
@@ -60,6 +61,16 @@ def test_usage(ask: Any, client: Any) -> None:
         "total_tokens": tokens + suffixes,
     }
     assert ask.decisions(POLITE)["usage"]["input_tokens_details"]["cached_tokens"] == 32  # no request for the state
+
+
+def test_a_tenant_pays_for_the_state_once(ask: Any, client: Any, service: Service) -> None:
+    client.cached_tokens, tenant = 32, Tenant("acme", 2.0, requests_per_minute=1)
+    told = ask.decisions(POLITE, KIND, tenant=tenant)["usage"]
+    assert {(one.tenant, one.weight) for one in client.opened} == {("acme", 2.0)}
+    used = service.telemetry.ledger.usage["acme", "tiny"]
+    assert (used.prompt_tokens, used.cached_tokens) == (told["input_tokens"], 32)
+    with pytest.raises(QuotaExceeded):
+        ask.decisions(POLITE, tenant=tenant)
 
 
 def test_nothing_of_the_cache_is_told_to_who_may_not_know(ask: Any, client: Any) -> None:
