@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from octavo.cost_model import Cost, attended
 from octavo_serve.api.model import Price, ServedModel
@@ -43,8 +43,13 @@ class Usage:
 
     def add(self, other: Usage) -> None:
         """Count what another one has counted."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        self.requests += other.requests  # each by its name: all requests do this twice
+        self.prompt_tokens += other.prompt_tokens
+        self.cached_tokens += other.cached_tokens
+        self.completion_tokens += other.completion_tokens
+        self.reasoning_tokens += other.reasoning_tokens
+        self.engine_seconds += other.engine_seconds
+        self.cost += other.cost
 
     def prompt(self, cost: Cost, tokens: int, cached: int, lengths: Sequence[int]) -> None:
         """Count a prompt, and what its sequences have generated."""
