@@ -286,6 +286,13 @@ ROUTER: Rows = [
               {OF_SHARD: share("vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total",
                                "model_name, engine", MODEL)}),
     ]),
+    ("Prefixes that were not found", [
+        Panel("Prompts by why not all was cached", "new: nobody asked it before. header, tools_order, thinking, "
+              "retokenised: clients or templates make known texts new, docs/explain.md says how to mend it. evicted: "
+              "the cache is too small. other_shard: load outweighed the prefix.", "reqps",
+              {"{{model_name}} {{reason}}": rate("octavo:prefix_miss_total", "model_name, reason", MODEL)},
+              width=24, stacked=True),
+    ]),
     ("What the gateway knows of the caches", [
         Panel("Cached blocks known", "And those that the shard has, held ones not counted.", "short",
               {f"{OF_SHARD} known": f"octavo_router_index_blocks{{{MODEL}}}",

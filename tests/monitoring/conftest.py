@@ -41,6 +41,7 @@ def metrics_text() -> str:
     telemetry.models = {"m": Watched(router, lambda: model)}
     telemetry.scaling = {"m": Scaling(0.0, 1, 1, "load", 0.4, {"load": 2})}
     telemetry.by_key["alice"] += 1
+    telemetry.misses["m", "evicted"] += 1
     timer = telemetry.request("m", 7, "chat")
     timer.tokens(0, 1)
     timer.tokens(0, 1)

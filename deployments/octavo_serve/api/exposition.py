@@ -212,7 +212,7 @@ _OF_OTEL = (
 
 _TELLING = {
     "vllm:prefix_cache_hits", "vllm:spec_decode_num_accepted_tokens", "vllm:spec_decode_num_accepted_tokens_per_pos",
-    "octavo_cached_blocks", "octavo_router_cached_tokens_error", "octavo_routed_requests",
+    "octavo_cached_blocks", "octavo:prefix_miss", "octavo_router_cached_tokens_error", "octavo_routed_requests",
     *(metric.name for metric in _OF_ROUTERS),
 }  # fmt: skip
 """Metric families that reveal what is cached, to the token or block, or a shard's name."""
@@ -248,7 +248,7 @@ def _families(telemetry: Telemetry, shards: ShardStats, tells: bool, operates: b
     named = shards if tells else {model: _numbered(found) for model, found in shards.items()}
     of_gateway = [*_of_gateway(telemetry), *_of_requests(telemetry), *_of_models(telemetry), *_of_routers(telemetry),
                   *(_of_tenants(telemetry.ledger) if tells and operates else ()),
-                  *(_PROCESS.collect() if tells else ())]  # fmt: skip
+                  *_of_misses(telemetry), *(_PROCESS.collect() if tells else ())]  # fmt: skip
     if telemetry.gateway:
         for sample in (sample for metric in of_gateway for sample in metric.samples):
             sample.labels["gateway"] = telemetry.gateway
@@ -307,6 +307,14 @@ def _of_routers(telemetry: Telemetry) -> Iterator[Metric]:
         for labels, shard in shards:
             family.add_metric(labels, metric.value(shard, now))
         yield family
+
+
+def _of_misses(telemetry: Telemetry) -> Iterator[Metric]:
+    misses = _COUNTER("octavo:prefix_miss", "Prompts of which not all was cached that could be, by why.",
+                      labels=[*_MODEL, "reason"])  # fmt: skip
+    for (model, reason), count in telemetry.misses.items():
+        misses.add_metric([model, reason], count)
+    yield misses
 
 
 def _of_models(telemetry: Telemetry) -> Iterator[Metric]:

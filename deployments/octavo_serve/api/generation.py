@@ -78,6 +78,7 @@ class _Prompt:
     cached_tokens: int = 0
     sequences: list[SequenceText] = field(default_factory=list)
     sequences_left: int = 0
+    forced: int = 0
 
 
 @dataclass(slots=True)
@@ -117,6 +118,9 @@ class _Running:
                 self._count(prompt)
         sequences = (sequence for prompt in self._prompts.values() for sequence in prompt.sequences)
         genai.answered(sequences, self._cached_tokens)
+        if (explaining := self._job.explaining) is not None:
+            for name, prompt in self._prompts.items():
+                explaining.ended(name, prompt.sequences, prompt.forced)
 
     async def taken(self, updates: list[SequenceUpdate]) -> list[Element]:
         """What the updates say, with at most one piece per choice and stage, in the order of first appearance.
@@ -138,6 +142,7 @@ class _Running:
             sequence = prompt.sequences[update.index]
             if sequence.finish_reason is not None:
                 continue  # ended here by a stop string while the engine was a step ahead
+            prompt.forced += update.num_forced
             self._job.accepted += update.num_accepted
             self._job.rejected += update.num_rejected
             choice = prompt.first_choice + update.index
@@ -169,6 +174,8 @@ class _Running:
             self.timer.placed(placement, first.num_cached_tokens)
         if first.prefill is not None:
             self.timer.began(first.prefill)
+        if self._job.explaining is not None:
+            self._job.explaining.began(request.request_id, placement, first)
         return Begun(prompt.number, placement, first.num_cached_tokens, first.prompt_logprobs)
 
     async def _ended(self, prompt: _Prompt, sequence: SequenceText, *, by_itself: bool) -> None:

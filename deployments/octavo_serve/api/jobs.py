@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from octavo.request import Request, SamplingParams
 from octavo_serve.api.chats import Chat
@@ -13,6 +13,9 @@ from octavo_serve.api.model import ServedModel
 from octavo_serve.api.pieces import Stage
 from octavo_serve.api.telemetry import Operation, Telemetry
 from octavo_serve.api.tenants import NOBODY, Tenant
+
+if TYPE_CHECKING:
+    from octavo_serve.api.explaining import Explaining
 
 Prompt = str | list[int]
 
@@ -40,6 +43,7 @@ class Asked:
         truncate: of each prompt only so many tokens are read, the last ones; None: all.
         asker: see `Call`.
         tenant: whom it is charged to.
+        owner: name of the caller's key.
         session: name of the session; its requests stay together. "" for none.
         echo: whether the answer repeats the prompts.
         stage: makes a `Stage` for each choice; None passes pieces on unchanged. A chat whose answers are read (see
@@ -65,6 +69,7 @@ class Asked:
     cache_salt: str = ""
     asker: str = ""
     tenant: Tenant = NOBODY
+    owner: str = ""
     echo: bool = False
     stage: Callable[[], Stage] | None = None
     known: Sequence[list[int]] = ()
@@ -115,6 +120,7 @@ class Job:
         tells_origins, context: see `Asked`.
         tenant: whom it is charged to.
         answer_tokens: that all its sequences may have.
+        explaining: remembers what becomes of it; None: nothing does.
         accepted, rejected: tokens of the prediction so far that were verified and kept, and those computed in vain.
     """
 
@@ -133,6 +139,7 @@ class Job:
     operation: Operation = "text_completion"
     tenant: Tenant = NOBODY
     answer_tokens: int = 0
+    explaining: Explaining | None = None
     accepted: int = 0
     rejected: int = 0
 

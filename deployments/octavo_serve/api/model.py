@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Container, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,7 +11,7 @@ from octavo.cost_model import NO_COST, Cost
 from octavo.request import BELOW_ALL, SAMPLE, Adapter, Placement, Request, SamplingParams, SequenceUpdate
 from octavo.text.responses.families import AUTO
 from octavo.text.tokenizer import Tokenizer
-from octavo_serve.wire.messages import ModelInfo
+from octavo_serve.wire.messages import Courses, ModelInfo
 
 
 class ModelClient(Protocol):
@@ -48,6 +48,14 @@ class ModelClient(Protocol):
 
     async def abort(self, request_id: str, index: int) -> None:
         """End one sequence of a request; the others continue."""
+        ...
+
+    async def courses(self, shard: str, request_id: str, block: bytes) -> Courses | None:
+        """Where a request's time went at a shard, and how a block left it; None if the shard does not say."""
+        ...
+
+    def held(self) -> Mapping[str, Container[bytes]]:
+        """Hashes of the blocks that each shard holds, as far as is known here."""
         ...
 
 

@@ -27,6 +27,7 @@ from octavo_serve.api.bounds import MAX_TEXTS, BodyBounds, Limits
 from octavo_serve.api.chats import Chat, render
 from octavo_serve.api.constraining import constrain, constrains
 from octavo_serve.api.detached import Detached
+from octavo_serve.api.explaining import Explaining
 from octavo_serve.api.generation import run
 from octavo_serve.api.jobs import Asked, Job
 from octavo_serve.api.model import ServedModel
@@ -39,7 +40,7 @@ from octavo_serve.api.surface import A, E, Surface, Writer
 from octavo_serve.api.telemetry import Telemetry
 from octavo_serve.api.tenants import NOBODY, Tenant
 from octavo_serve.api.threads import MAX_THREADS, MAX_WAITING, FairThreads, Threads
-from octavo_serve.api.tracing import Tracer
+from octavo_serve.api.tracing import Course, Tracer, course
 from octavo_serve.api.turns import PIECES
 from octavo_serve.api.writing import write, write_answer
 
@@ -62,6 +63,7 @@ class Service:
 
     Attributes:
         tracer: of requests; None: none is traced.
+        explaining: remembers the last requests; None: none is.
         held_texts: characters of the texts that are held now of requests with many (see `pooling`).
         windows: by model, places of such texts that run or wait at shards.
     """
@@ -71,6 +73,7 @@ class Service:
         self.limits = limits
         self.telemetry = telemetry
         self.tracer: Tracer | None = None
+        self.explaining: Explaining | None = None
         self.held_texts = 0
         self.windows: dict[str, asyncio.Semaphore] = {}
         self.records = Records()
@@ -107,6 +110,7 @@ class Service:
             BadRequest, Overloaded, ModelNotReady, EngineDead.
         """
         genai.asks(asked)
+        marks = [("model", time.monotonic())]
         self.lateness.check()
         self.telemetry.ledger.quotas.check(asked.tenant)
         content = asked.content
@@ -118,6 +122,7 @@ class Service:
         with model.admitted(asked.priority, asked.key, sequences, tokens):
             info = await model.client.describe()
             check_task("generate", info.tasks, model.name)
+            marks.append(("template", time.monotonic()))
             if isinstance(content, Chat):
                 text = await render(content, model.tokenizer, self.template_threads)
                 if not text:
@@ -126,7 +131,9 @@ class Service:
                 reading = reading_of(content, template, text)
                 content = [text]
             if constrains(asked.params, chat):
+                marks.append(("grammar", time.monotonic()))
                 asked.params = await self._constrained(asked, chat, model, template, text)
+            marks.append(("tokens", time.monotonic()))
             request_id = f"{asked.kind}-{secrets.token_hex(12)}"  # a client's own id may be in use elsewhere
             work = partial(prepare, model.tokenizer, info, content, asked, request_id, model.adapter)
             requests, texts = (
@@ -134,7 +141,7 @@ class Service:
             )
             longest = max(len(request.prompt_token_ids) for request in requests)
             model.defaults.fill_in(asked.params, asked.given, info.max_model_len - longest)
-        return Job(
+        job = Job(
             id=request_id,
             created=int(time.time()),
             model=model,
@@ -150,7 +157,16 @@ class Service:
             operation="text_completion" if chat is None else "chat",
             tenant=asked.tenant,
             answer_tokens=sum(_answer_tokens(request, info.max_model_len) for request in requests),
+            explaining=self.explaining,
         )
+        if self.explaining is not None:
+            self.explaining.begin(job, asked.owner, chat, marks, info.block_size)
+        return job
+
+    def follow(self, request_id: str) -> Course | None:
+        """The course of a request that looks for a shard from now on; None where nobody wants to know it."""
+        traced = course()
+        return traced if self.explaining is None else self.explaining.follow(request_id, traced)
 
     async def _constrained(
         self, asked: Asked, chat: Chat | None, model: ServedModel, template: BoundTemplate | None, text: str

@@ -242,6 +242,7 @@ class Surface(Generic[B, A, E]):
             BadRequest, Overloaded.
         """
         asked = call.admit(await self._ask(service, call))
+        asked.owner = call.caller.name
         if self.model_of is not None:
             asked.model = self._named(self.model_of(call.path), asked.model)
         if self.recall is not None:

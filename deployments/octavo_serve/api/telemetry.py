@@ -138,6 +138,7 @@ class Telemetry:
         by_key: requests by API key.
         moves: requests that went on at another shard, by model and reason.
         spans: of traced requests, by what became of them.
+        misses: prompts of which not all was cached that could be, by model and reason (`api.misses`).
         models: that are served now.
         scaling: what the autoscaler said last, by model, of those that scale; as fresh as who looks at it asks for.
         lateness: of the gateway's event loop.
@@ -152,6 +153,7 @@ class Telemetry:
         self.by_key: Counter[str] = Counter()
         self.moves: Counter[tuple[str, str]] = Counter()
         self.spans: Counter[str] = Counter()
+        self.misses: Counter[tuple[str, str]] = Counter()
         self.models: Mapping[str, Watched] = {}
         self.scaling: Mapping[str, Scaling] = {}
         self.lateness = Lateness()

@@ -17,6 +17,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from octavo.routing.router import Decision
+
 Value = str | int | float | bool | list[str]
 
 MAX_COURSES = 8
@@ -42,10 +44,15 @@ class Phase:
 
 
 class Course:
-    """One prompt's phases, the last of which goes on."""
+    """One prompt's phases, the last of which goes on.
+
+    Attributes:
+        decisions: of its router, each with its seconds since 1970.
+    """
 
     def __init__(self, name: str, start: float) -> None:
         self.phases = [Phase(name, start)]
+        self.decisions: list[tuple[float, Decision]] = []
 
     def say(self, **attributes: Value) -> None:
         """Add attributes of ours to the phase that goes on; `cached_tokens` becomes `octavo.cached_tokens`."""

@@ -165,6 +165,19 @@ def status(
 
 
 @app.command()
+def explain(
+    request_id: Annotated[str, typer.Argument(metavar="ID", help="Of one of the last answers: chatcmpl-...")],
+    url: Url = "",
+    api_key: Key = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what the server says as JSON.")] = False,
+) -> None:
+    """Say why a request took so long, and why its prompt was found in the cache or not."""
+    from octavo_serve.command.explaining import explain as run
+
+    raise typer.Exit(run(request_id, url, api_key, as_json))
+
+
+@app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False) -> None:
     """Say what this machine can do and what is missing, each with a remedy; exits with 0 if the quickstart can work."""
     from octavo_serve.command.doctor import run

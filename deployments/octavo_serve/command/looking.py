@@ -25,7 +25,7 @@ def models(url: str, key: str | None) -> int:
     Returns:
         The exit code: 1 where nothing can be asked.
     """
-    return _told(url, key, lambda remote, console: console.print(models_table(_look(remote))))
+    return told(url, key, lambda remote, console: console.print(models_table(_look(remote))))
 
 
 def status(url: str, key: str | None, watch: bool, every: float) -> int:
@@ -38,11 +38,12 @@ def status(url: str, key: str | None, watch: bool, every: float) -> int:
         The exit code: 1 where nothing can be asked, or no model answers.
     """
     if watch:
-        return _told(url, key, lambda remote, console: _watch(remote, console, every))
-    return _told(url, key, _once)
+        return told(url, key, lambda remote, console: _watch(remote, console, every))
+    return told(url, key, _once)
 
 
-def _told(url: str, key: str | None, what: Callable[[Remote, Console], int | None]) -> int:
+def told(url: str, key: str | None, what: Callable[[Remote, Console], int | None]) -> int:
+    """Have a server tell something; returns the exit code: 1 where nothing can be asked."""
     console = Console(highlight=False)
     console = console if console.is_terminal else Console(highlight=False, width=_WIDE)
     try:

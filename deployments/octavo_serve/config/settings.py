@@ -391,6 +391,8 @@ class GatewaySettings(Settings):
         responses_ttl_s: seconds after its last use after which a response is gone.
         traces: of requests; None makes none.
         batches: files and batches; None: there are none.
+        explain_bytes: what is remembered of the last requests, to say why they took so long (see docs/explain.md); 0:
+            nothing.
     """
 
     replicas: Count = 1
@@ -408,6 +410,7 @@ class GatewaySettings(Settings):
     responses_ttl_s: Annotated[float, Field(gt=0, le=30 * 86400)] = 30 * 86400.0
     traces: TraceSettings | None = None
     batches: BatchSettings | None = None
+    explain_bytes: Annotated[int, Field(ge=0, le=2**34)] = 2**25
 
     def records(self, shared: Callable[[], Path]) -> RecordSettings:
         """Where responses are stored, and for how long.

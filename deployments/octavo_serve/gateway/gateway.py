@@ -34,6 +34,7 @@ from octavo_serve.api.adapters import AdapterSettings
 from octavo_serve.api.batches.runner import Reply, Runner
 from octavo_serve.api.body import parse
 from octavo_serve.api.bounds import Limits
+from octavo_serve.api.explaining import Explaining
 from octavo_serve.api.fleet import Fleet
 from octavo_serve.api.model import Defaults
 from octavo_serve.api.operation import Operation, answered
@@ -126,6 +127,7 @@ class Gateway:
         self._traces: TraceSettings | None = None
         self._app: App | None = None
         self._batches: asyncio.Task[None] | None = None
+        self._explain_bytes = 0
         self._watching: list[asyncio.Task[None]] = []
         threading.Thread(target=_show_logs, name="octavo-logs", daemon=True).start()
         gc.freeze()  # 126,000 objects of modules, which each look at all objects went through: 75 ms with the loop held
@@ -165,6 +167,7 @@ class Gateway:
         name = serve.get_replica_context().replica_id.unique_id
         self.service.telemetry.gateway = name if gateway.replicas > 1 else ""
         self._trace(gateway.traces)
+        self._explain(gateway.explain_bytes)
         self.access.rules = rules
         self.service.telemetry.ledger.keep({"", *rules.tenants})
         self.service.records.settings = gateway.records(_shared_file)
@@ -199,6 +202,12 @@ class Gateway:
     def _longest_body(self) -> int:
         return self.service.limits.max_body_bytes or self.service.bounds_of_many.num_bytes
 
+    def _explain(self, max_bytes: int) -> None:
+        """Remember so much of the last requests from now on; what was remembered is forgotten where that changes."""
+        if max_bytes != self._explain_bytes:
+            self._explain_bytes = max_bytes
+            self.service.explaining = Explaining(max_bytes, self.service.telemetry) if max_bytes else None
+
     def _trace(self, settings: TraceSettings | None) -> None:
         """Trace requests by these settings from now on; what was traced before is sent beside the loop."""
         if settings == self._traces:
@@ -216,7 +225,8 @@ class Gateway:
         if (record := model.engine.record) is not None:
             name = f"{record}/{serve.get_replica_context().replica_id.unique_id}"
             picker.router = recorded_router(routing, name, model.most_requests)
-        client = ShardClient(picker, Failover(), self.service.telemetry.moves_of(model.name), self._unread)
+        client = ShardClient(picker, Failover(), self.service.telemetry.moves_of(model.name), self._unread,
+                             self.service.follow)  # fmt: skip
         shards.watch(client.listed)
         entry = ModelEntry(model.name, int(time.time()), client, model.on_demand, cost=picker.router.cost)
         tasks = [

@@ -26,7 +26,7 @@ from octavo.load import ShardState
 from octavo.request import Placement, Request
 from octavo.routing.admission import UNLIMITED, Admission, Outlook, QueueLimits, Room, Waiting, outlook
 from octavo.routing.policy import Query
-from octavo.routing.router import Router, RoutingConfig
+from octavo.routing.router import Decision, Router, RoutingConfig
 from octavo_serve.api.telemetry import Cause
 from octavo_serve.gateway.link import Link
 from octavo_serve.ray_private import Replica
@@ -76,11 +76,15 @@ class Picked:
     Attributes:
         link: to the shard.
         placement: what was decided, and why.
+        decision: with all its numbers.
     """
 
-    def __init__(self, picker: Picker, replica: Replica, link: Link, placement: Placement) -> None:
+    def __init__(
+        self, picker: Picker, replica: Replica, link: Link, placement: Placement, decision: Decision | None = None
+    ) -> None:
         self.link = link
         self.placement = placement
+        self.decision = decision
         self._picker = picker
         self._replica = replica
 
@@ -292,7 +296,7 @@ class Picker:
         replica = self._replicas[placement.shard]
         self._running[replica.name] += 1
         self._books.started(replica)
-        return Picked(self, replica, self.links[replica.name], placement)
+        return Picked(self, replica, self.links[replica.name], placement, self.router.latest)
 
     async def anybody(self) -> None:
         """Wait until there is a shard.

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Container, Iterator, Mapping
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
@@ -28,7 +28,7 @@ from octavo_serve.gateway.picker import Picked, Picker
 from octavo_serve.gateway.suspicion import Deaths, Suspicion
 from octavo_serve.gateway.unread import FEW, Unread
 from octavo_serve.ray_private import Replica
-from octavo_serve.wire.messages import BEAT_SECONDS, Address, ModelInfo
+from octavo_serve.wire.messages import BEAT_SECONDS, Address, Courses, ModelInfo
 
 logger = logging.getLogger("ray.serve")
 
@@ -37,6 +37,9 @@ STATS_TIMEOUT = 2.0
 
 FIRST_PAUSE, LAST_PAUSE = 0.1, 1.0
 """Seconds between attempts to reach a shard, at first and at most; each pause is twice the one before."""
+
+MAX_DECISIONS = 8
+"""Of a request's router that its course keeps."""
 
 CLOSING_SECONDS = 1.0  # between two looks whether anything runs
 PAUSE_SECONDS = 0.05  # between two looks whether a shard that took a request with it has died
@@ -70,6 +73,7 @@ class ShardClient:
         failover: limits.
         moved: told why, each time a request moves to another shard.
         unread: what waits in the gateway for clients that do not read.
+        follow: gives a request's course, by its id, if somebody wants to know it.
     """
 
     def __init__(
@@ -78,8 +82,10 @@ class ShardClient:
         failover: Failover,
         moved: Callable[[MoveReason], None],
         unread: Unread,
+        follow: Callable[[str], Course | None] = lambda _: course(),
     ) -> None:
         self._picker = picker
+        self._follow = follow
         self.failover = failover
         self._moved = moved
         self._unread = unread
@@ -134,6 +140,15 @@ class ShardClient:
         """Where a request that runs was sent last."""
         run = self._runs.get(request_id)
         return None if run is None else run.request.placement
+
+    async def courses(self, shard: str, request_id: str, block: bytes) -> Courses | None:
+        """As `ModelClient.courses`."""
+        link = self._picker.links.get(shard)
+        return None if link is None else await link.courses(request_id, block)
+
+    def held(self) -> Mapping[str, Container[bytes]]:
+        """As `ModelClient.held`."""
+        return {name: shard.blocks.hashes for name, shard in self._picker.router.shards.items()}
 
     async def close(self) -> None:
         """Let what runs come to its end, and leave the shards."""
@@ -226,7 +241,9 @@ class ShardClient:
             run.end(index)
 
     async def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
-        run = self._runs[request.request_id] = _Run(request, self._info, self._unread, course())
+        run = self._runs[request.request_id] = _Run(
+            request, self._info, self._unread, self._follow(request.request_id)
+        )  # fmt: skip
         deadline, refused = 0.0, 0.0
         try:
             while True:
@@ -398,9 +415,12 @@ class _Run:
         picked.link.submit(self.request, self.stream)
         self._picked = picked
         if self._course is not None:
-            self._trace_placement(self._course, picked.placement)
+            self._trace_placement(self._course, picked)
 
-    def _trace_placement(self, course: Course, placement: Placement) -> None:
+    def _trace_placement(self, course: Course, picked: Picked) -> None:
+        placement = picked.placement
+        if picked.decision is not None and len(course.decisions) < MAX_DECISIONS:
+            course.decisions.append((time.time(), picked.decision))
         course.say(
             shard=placement.shard,
             route_reason=placement.reason,

@@ -5,7 +5,7 @@
 //     content, reasoning    texts
 //     calls                 [{id, name, arguments, runs}]
 //     runs                  the content by origin: [["sampled", "It is "], ["forced", "{\"name\":"], ...]
-//     info                  {model, first, rate, usage, sampled, forced, shard, reason, finish, error}
+//     info                  {model, first, rate, usage, sampled, forced, shard, reason, finish, error, id}
 
 /** Takes in the events of one stream. `now` tells milliseconds. */
 export class Answer {
@@ -27,6 +27,7 @@ export class Answer {
       info.reason = event.headers.get("x-octavo-route-reason");
       return;
     }
+    if (event.id) info.id = event.id;
     if (event.model) info.model = event.model;
     if (event.usage) info.usage = event.usage;
     for (const choice of event.choices) this.choice(choice);

@@ -16,6 +16,12 @@ export async function models() {
   return (await answer.json()).data;
 }
 
+/** Why a request took so long. */
+export async function explanation(id) {
+  const answer = await asked(`v1/requests/${encodeURIComponent(id)}/explain`, { headers: headers() });
+  return answer.json();
+}
+
 /** A chat's stream: first {headers}, then each event. Ends early when `signal` is aborted. */
 export async function* chat(body, signal) {
   const answer = await asked("v1/chat/completions", {

@@ -3,6 +3,7 @@
 import { button, copy, el } from "./dom.js";
 import { coloured, facts, legend } from "./facts.js";
 import { code, render } from "./markdown.js";
+import { why } from "./why.js";
 
 /** A turn that is complete, or an answer that grows: see AnswerView. `actions` are what its buttons do. */
 export function turn(node, place, actions) {
@@ -122,7 +123,9 @@ export class AnswerView {
     this.content.replaceChildren(...this.said());
     this.calls.replaceChildren(...(node.calls ?? []).map((call) => callCard(call, node.shown === "tokens")));
     const line = node.info ? facts(node.info) : null;
-    this.below.replaceChildren(...[error ? el("div", { className: "error", role: "alert" }, error) : null, line].filter(Boolean));
+    if (node.info?.id && !this.growing) this.why ??= why(node.info.id);
+    const said = error ? el("div", { className: "error", role: "alert" }, error) : null;
+    this.below.replaceChildren(...[said, line, this.why].filter(Boolean));
     this.buttons.hidden = this.growing;
   }
 

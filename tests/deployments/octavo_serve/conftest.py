@@ -133,6 +133,12 @@ class ScriptedClient:
     async def abort(self, request_id: str, index: int) -> None:
         self.aborted.append((request_id, index))
 
+    async def courses(self, shard: str, request_id: str, block: bytes) -> None:
+        return None
+
+    def held(self) -> dict[str, set[bytes]]:
+        return {}
+
     def _tokens(self, index: int, request: Request) -> list[int]:
         text = self.texts[index % len(self.texts)]
         return self.tokenizer.encode(text, add_special_tokens=False)[: request.params.max_tokens]
@@ -571,6 +577,8 @@ class Fleet:
 
 class Pick:
     """A shard that was picked for a request."""
+
+    decision = None
 
     def __init__(self, fleet: Fleet, name: str, link: Link, placement: Placement) -> None:
         self.fleet, self.name, self.link, self.placement = fleet, name, link, placement

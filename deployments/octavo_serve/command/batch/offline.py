@@ -67,6 +67,13 @@ class LocalModel:
     async def abort(self, request_id: str, index: int) -> None:
         self._engine.abort(request_id, index)
 
+    async def courses(self, shard: str, request_id: str, block: bytes) -> None:
+        """None: nobody asks."""
+
+    def held(self) -> dict[str, frozenset[bytes]]:
+        """None: there are no shards."""
+        return {}
+
     async def shard_stats(self) -> ShardStats:
         """None: nobody asks for metrics."""
         return {}
