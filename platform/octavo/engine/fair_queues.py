@@ -13,6 +13,7 @@ takes whatever is in it.
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -49,13 +50,15 @@ class FairRunning(OrderedSequences):
         return found
 
     def arrange(self) -> None:
-        """The least served first."""
-        self.sort(key=partial(_turn, self._shares))
+        """The least served first, but for beam searches: they keep their order before all others of their priority."""
+        self.sort(key=lambda seq: (seq.order[0], -math.inf, seq.order) if seq.group.beams else _turn(self._shares, seq))
 
     def gives_way(self, seq: Sequence, waiting: Sequence) -> bool:
         """Whether its tenant is a turn ahead of the other's, their priorities being the same."""
         if seq.order[0] != waiting.order[0]:
             return super().gives_way(seq, waiting)
+        if seq.group.beams is not None:  # it would begin again, and two of them end each other's work for ever
+            return False
         other = waiting.group.request
         levels = self._shares.level(seq.group.request.tenant), self._shares.level(other.tenant)
         return gives_way(*levels, other.weight, self._shares.step)
