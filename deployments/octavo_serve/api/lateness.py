@@ -18,6 +18,8 @@ LONGEST = 1.0
 """Seconds of lateness that one look counts at most: a process that was stopped for 15 s has no more to do for it."""
 LATE = 0.3
 """Seconds by which the loop may be late on average."""
+SPARE = 0.001, 0.005
+"""Seconds of lateness up to which there is time to spare, and from which on there is none: what people feel is more."""
 AGAIN = 1.0
 """Seconds after which a refused client may try again: the excess is gone as soon as fewer come."""
 
@@ -41,6 +43,11 @@ class Lateness:
             due = loop.time() + PERIOD
             await asyncio.sleep(PERIOD)
             self.seconds += WEIGHT * (min(loop.time() - due, LONGEST) - self.seconds)
+
+    def spare(self, most: int) -> int:
+        """How much of what nobody waits for may be under way: all while the loop is in time, one where it is late."""
+        part = min(1.0, max(0.0, (SPARE[1] - self.seconds) / (SPARE[1] - SPARE[0])))
+        return max(min(1, most), int(part * most))
 
     def check(self) -> None:
         """Refuse a request that has just come, where there is too much to do.

@@ -195,7 +195,8 @@ class Gateway:
 
     def _room_below(self, model: str) -> int:
         try:
-            return self._served[self.service.models.find(model or None).name].client.room_below()
+            found = self.service.models.find(model or None)
+            return self.service.lateness.spare(self._served[found.name].client.room_below())
         except BadRequest:
             return 1  # there is no such model: its lines are told so
 

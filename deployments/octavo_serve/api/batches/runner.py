@@ -33,8 +33,8 @@ GATHER_SECONDS = 0.02
 """Between two turns otherwise: what was done meanwhile is written down together."""
 STALL_SECONDS = 3.0
 """Until the next turn after one that failed."""
-STARTS = 8
-"""Lines that one turn begins."""
+STARTS = 4
+"""Lines of a batch that one turn begins: each takes a millisecond of the event loop to read, render and tokenise."""
 HELD_BYTES = 2**26
 """Of the lines that are under way in a gateway."""
 MAX_TRIES = 10

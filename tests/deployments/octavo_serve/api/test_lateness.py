@@ -49,3 +49,11 @@ def test_a_process_that_was_stopped_has_no_more_to_do_than_before(monkeypatch: p
         return lateness
 
     asyncio.run(stopped()).check()
+
+
+def test_what_nobody_waits_for_stands_back_before_anybody_feels_it() -> None:
+    lateness = Lateness()
+    for seconds, spare in ((0.0, 100), (0.001, 100), (0.003, 50), (0.005, 1), (1.0, 1)):
+        lateness.seconds = seconds
+        assert lateness.spare(100) == spare
+        assert lateness.spare(0) == 0
