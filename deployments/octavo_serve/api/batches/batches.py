@@ -85,11 +85,11 @@ class Batches:
             self._uploads[owner] -= 1
 
     async def write(self, file_id: str, chunks: AsyncIterator[bytes]) -> int:
-        """Write a file whole, so that a crash leaves all of it or none; returns its bytes."""
+        """Write a file whole, so that a crash leaves all of it or none; an empty one is not kept. Returns its bytes."""
         with self.partial(file_id) as part:
             async for chunk in chunks:
                 await self.threads.finish(part.write, chunk)
-            return await self.threads.finish(part.keep)
+            return await self.threads.finish(part.keep) if part.size else 0
 
     def partial(self, file_id: str) -> Partial:
         """A file that is being written."""

@@ -37,6 +37,7 @@ def test_a_batch_is_answered_in_a_file_with_its_custom_ids(batching: Any, line: 
                 assert each["response"]["body"]["choices"][0]["message"]["content"] == "Paris."
             assert [one.id async for one in api.batches.list()] == [batch.id]
             assert [one.purpose async for one in api.files.list()] == ["batch_output", "batch"]
+            assert len(list(batching.folder.glob("file-*"))) == 2
 
     asyncio.run(run())
     assert {request.priority for request in client.opened} == {BELOW_ALL}
