@@ -85,6 +85,11 @@ class RunningServer:
                     found.append((pid, command.rpartition(":")[2]))
         return found
 
+    def processes(self) -> list[int]:
+        """All that `octavo serve` has started, and itself."""
+        parent = [] if self._process is None else [self._process.pid]
+        return [*parent, *session_members(self._session())]
+
     def _session(self) -> int:
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
