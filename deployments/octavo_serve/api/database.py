@@ -66,8 +66,10 @@ class Database:
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
                 return work(connection)
-        except (OSError, sqlite3.Error) as error:
+        except sqlite3.Error as error:
             raise OctavoError(f"the file of {self._what} cannot be used: {error}") from error
+        except OSError as error:  # its text names the path, which clients are not told
+            raise OctavoError(f"the file of {self._what} cannot be used: {error.strerror}") from error
 
     def _connection(self, path: Path) -> sqlite3.Connection:
         """The open file; another one after its path has changed."""

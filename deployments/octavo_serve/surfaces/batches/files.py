@@ -41,8 +41,11 @@ async def _upload(service: Service, call: Call) -> FileObject:
     with batches.uploading(owner):
         await batches.run(store.check_room, owner, 0, settings)
         with batches.partial(file_id := new_id("file")) as part:
-            async with asyncio.timeout(UPLOAD_SECONDS):
-                form = await _received(batches, call.content, part)
+            try:
+                async with asyncio.timeout(UPLOAD_SECONDS):
+                    form = await _received(batches, call.content, part)
+            except TimeoutError:
+                raise BadRequest(f"the upload took longer than {UPLOAD_SECONDS:.0f} s: send less at once") from None
             now, ttl = int(batches.clock()), _ttl(form.fields)
             file = StoredFile(
                 id=file_id,

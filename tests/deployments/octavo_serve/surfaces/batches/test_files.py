@@ -137,3 +137,15 @@ def test_a_file_that_a_batch_reads_is_not_deleted(batching: Any, line: Any) -> N
             assert (await api.files.delete(begun.input_file_id)).deleted
 
     asyncio.run(run())
+
+
+def test_an_upload_that_takes_too_long_ends(batching: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo_serve.surfaces.batches.files.UPLOAD_SECONDS", 0.05)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield HEAD + FILE
+        await asyncio.Event().wait()
+
+    response = asyncio.run(send(batching, body()))
+    assert (response.status_code, "longer" in response.text) == (400, True)
+    assert left(batching) == []
