@@ -127,6 +127,7 @@ class Got(NamedTuple):
     Attributes:
         place: among `InFlight.rows`.
         tokens: how many, of which the last `forced` were not sampled.
+        right: how many were those proposed.
         active, void: of its constraint, and whether the token that is being drawn counts; False where it has none.
     """
 
@@ -134,6 +135,7 @@ class Got(NamedTuple):
     tokens: int
     finish: FinishReason | None = None
     forced: int = 0
+    right: int = 0
     active: bool = False
     void: bool = False
 
@@ -281,7 +283,7 @@ class RecordedScheduler(Scheduler):
                 continue
             usual = len(seq.token_ids) - known == 1 and not seq.ended
             if not usual or seq.constraint is not None or seq in step.proposed:
-                got.append(_got(place, seq, len(seq.token_ids) - known, told))
+                got.append(_got(place, seq, known, told, step.proposed.get(seq, [])))
             if fresh := self._fresh(seq, known):
                 hashes.append((place, fresh))
         failed = [place for place, (_, seq) in enumerate(step.pooled) if _finish(seq, told) == "error"]
@@ -425,12 +427,18 @@ def _is_shy(seq: Sequence) -> bool:
     return seq.constraint is not None and bool(seq.constraint.suspect or seq.constraint.error)
 
 
-def _got(place: int, seq: Sequence, tokens: int, told: dict[tuple[str, int], SequenceUpdate]) -> Got:
+def _got(
+    place: int, seq: Sequence, known: int, told: dict[tuple[str, int], SequenceUpdate], proposed: list[int]
+) -> Got:
+    drawn, finish, forced = seq.token_ids[known:], _finish(seq, told), 0
     if seq.constraint is None:
-        return Got(place, tokens, _finish(seq, told))
+        return Got(place, len(drawn), finish, right=sum(map(int.__eq__, proposed, drawn)))
     update = told.get((seq.group.request.request_id, seq.index)) if seq.untold is None else seq.untold.update
-    finish, forced = (None, 0) if update is None else (update.finish_reason, update.num_forced)
-    return Got(place, tokens, finish, forced if tokens else 0, seq.constraint.is_active, seq.is_void)
+    if update is not None and drawn:
+        forced = update.num_forced
+    right = sum(map(int.__eq__, proposed, drawn[: len(drawn) - forced]))
+    finish = None if update is None else update.finish_reason
+    return Got(place, len(drawn), finish, forced, right, seq.constraint.is_active, seq.is_void)
 
 
 def _finish(seq: Sequence, told: dict[tuple[str, int], SequenceUpdate]) -> FinishReason | None:

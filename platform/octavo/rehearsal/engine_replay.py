@@ -175,7 +175,7 @@ class _Rules:
         """As in `RequestRules`."""
         begins, emitted = self._begins[0] if len(self._begins) == 1 else self._begins.popleft()
         constraint = _Constraint(self)
-        got = Got(0, emitted + begins.forced, begins.finish, begins.forced, begins.active)
+        got = Got(0, emitted + begins.forced, begins.finish, begins.forced, active=begins.active)
         constraint.expect(got, has_untold=False)
         return constraint
 
@@ -244,14 +244,14 @@ def result_of(step: InFlight, frame: Committed) -> StepResult:
     tokens = [GUESS] * sum(1 + len(step.proposed.get(seq, ())) for _, seq in step.rows)
     for got in frame.got:
         row, seq = step.rows[got.place]
-        _fill(tokens, row, got, len(step.proposed.get(seq, ())), seq)
+        _fill(tokens, row, got, step.proposed.get(seq, []), seq)
     vectors = {row: np.full(1, np.nan if place in frame.failed else 0.0, np.float32)
                for place, (row, _) in enumerate(step.pooled)}  # fmt: skip
     rows = [_ROW] * sum(count for _, count in step.scores)
     return StepResult(np.array(tokens, np.int64), {}, rows, frame.seconds, vectors)
 
 
-def _fill(tokens: list[int], row: int, got: Got, proposed: int, seq: Sequence) -> None:
+def _fill(tokens: list[int], row: int, got: Got, proposed: list[int], seq: Sequence) -> None:
     """Say the tokens of a sequence, the first of which is that of `row`."""
     sampled = got.tokens - got.forced
     if seq.constraint is not None:
@@ -260,5 +260,7 @@ def _fill(tokens: list[int], row: int, got: Got, proposed: int, seq: Sequence) -
         tokens[row + sampled] = -1
     elif got.finish == "stop" and seq.constraint is None:
         tokens[row + sampled - 1] = END
-    elif 0 < sampled <= proposed:
+    elif 0 < sampled <= len(proposed):
         tokens[row + sampled - 1] = OTHER
+    if 0 < sampled == got.right:  # also the token with which it ended
+        proposed[sampled - 1] = tokens[row + sampled - 1]

@@ -41,8 +41,10 @@ def ask(fake, engine, drawn: random.Random, name: str, kinds) -> None:
         request.pooling, request.params = Pooling("embed"), SamplingParams()
     elif drawn.random() < 0.2 and params["max_tokens"] > 3 and "best_of" not in params:
         request.emitted = [[5, 6, 5], *[None] * (request.params.n - 1)]
-    if drawn.random() < 0.1:
-        request.alone = True
+    request.alone = drawn.random() < 0.1
+    if engine.config.scheduling_policy == "fair" and not request.alone:
+        request.deadline = drawn.choice([None, None, 0.001])
+    request.tenant, request.weight = drawn.choice([("", 1.0), ("a", 2.0)])
     try:
         engine.add(request)
     except OctavoError:
@@ -54,7 +56,7 @@ def storm(fake, engine, drawn: random.Random, kinds, *, poison: bool) -> None:
     launch, names = model.launch, 0
 
     def failing(batch):
-        if poison and (4 in batch.token_ids or len(model.batches) == 60):
+        if poison and (4 in batch.token_ids or (len(model.batches) == 60 and batch.num_tokens > 1)):
             model.batches.append(batch)
             raise RuntimeError("poison")
         return launch(batch)
@@ -83,7 +85,7 @@ def replayed(folder):
 @pytest.mark.parametrize("grammars", [False, True])
 def test_every_way_of_scheduling_is_decided_again(fake, tiny_tokenizer, tmp_path, ahead, poison, grammars):
     drawn = random.Random(f"{ahead}{poison}{grammars}")
-    settings = {"target_itl": 0.004} if poison else {"speculation": True}
+    settings = {"target_itl": 0.004} if poison else {"speculation": True, "scheduling_policy": "fair"}
     engine = fake.engine(40, record=str(tmp_path), tokenizer=tiny_tokenizer if grammars else None, max_model_len=90,
         pooling=PoolingInfo(dimensions=5), async_scheduling=ahead, max_num_queued_requests=9, **settings)  # fmt: skip
     fake.model(engine).parrot = 9
