@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 MAGIC = "octavo recording 1 "
 MOST_BYTES = 2**30
-"""Of a file: a rehearsed 8B model with 64 streams writes so much in ten hours."""
+"""Of a file: a rehearsed 8B model with 64 streams writes so much in nine hours."""
 
 MOST_WAITING = 2**16
 """Frames that wait for a disk."""

@@ -15,7 +15,7 @@ from typing import Any
 from ray.serve.config import AutoscalingContext
 
 from octavo.errors import ConfigError
-from octavo.recording import Write
+from octavo.recording import Recorder
 from octavo.scaling.policy import ScalingState, ShardLoad, Targets
 from octavo.scaling.recorded import Scaled, Seen, begin, decided, scaled
 from octavo_serve.config.placement import Group, most_shards
@@ -38,6 +38,9 @@ class Autoscaler:
             for them.
         record: a folder in which decisions are recorded; None: they are not.
         targets: the fields of `octavo.scaling.policy.Targets`.
+
+    Attributes:
+        recorder: what writes them, from the first on.
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class Autoscaler:
         **targets: float,
     ) -> None:
         self.record = record
-        self._write: Write | None = None
+        self.recorder: Recorder | None = None
         self.targets = Targets(**targets)
         self.group = Group(**group) if group else None
         self.kept = [Group(**each) for each in kept]
@@ -86,9 +89,9 @@ class Autoscaler:
     def _note(self, frame: Scaled, deployment: str) -> None:
         """Write a decision down; where that is impossible, the shards are scaled all the same."""
         try:
-            if self._write is None:
-                self._write = begin(f"{self.record}/{deployment}", deployment)
-            self._write(frame)
+            if self.recorder is None:
+                self.recorder = begin(f"{self.record}/{deployment}", deployment)
+            self.recorder.write(frame)
         except ConfigError as error:
             logging.getLogger("ray.serve").warning("The autoscaler's decisions are not recorded: %s", error)
             self.record = None

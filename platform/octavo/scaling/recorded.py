@@ -55,7 +55,7 @@ def scaled(seen: Seen, decision: ScalingDecision) -> Scaled:
     return Scaled(seen, decision.replicas, decision.reason, decision.demand, decision.state)
 
 
-def begin(folder: str, name: str) -> Write:
+def begin(folder: str, name: str) -> Recorder:
     """Begin to record a deployment's decisions.
 
     Raises:
@@ -63,7 +63,7 @@ def begin(folder: str, name: str) -> Write:
     """
     recorder = Recorder(folder, "scaler")
     recorder.write(Begun(name, time.time()))
-    return recorder.write
+    return recorder
 
 
 class ScalerReplay:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
+from octavo.recording import find_recordings
+from octavo.rehearsal.replay import replay_file
 from octavo.scaling.policy import ShardLoad
 from octavo_serve.controller.autoscaling import POLICY, Autoscaler, loads
 
@@ -55,6 +58,23 @@ def test_the_policy_decides_and_remembers() -> None:
     later = {"target_num_replicas": 5, "policy_state": state}
     assert policy(context({"a": idle}, **later, current_time=NOW + 4))[0] == 5
     assert policy(context({"a": idle}, **later, current_time=NOW + 4.9))[0] == 5
+
+
+def test_decisions_are_recorded_and_taken_again(tmp_path: Path) -> None:
+    policy, state = Autoscaler(record=str(tmp_path)), dict[str, Any]()
+    for second in range(5):
+        shards = {"target_num_replicas": 4, "policy_state": state, "current_time": NOW + second}
+        _, state = policy(context({"a": BUSY}, **shards))
+    assert policy.recorder is not None
+    policy.recorder.close()
+    (file,) = find_recordings(tmp_path / "shard-m")
+    found = replay_file(file)
+    assert (found.frames["Scaled"], found.difference) == (5, None)
+
+
+def test_where_nothing_can_be_recorded_shards_are_scaled_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert Autoscaler(record=str(tmp_path / "file"))(context({}, total_queued_requests=2))[0] == 1
 
 
 def test_requests_that_wait_for_a_shard_bring_one() -> None:
