@@ -202,7 +202,7 @@ def _read_router(file: Path, traffic: Traffic, found: dict[str, Told], delays: l
 
 
 def fit(steps: Sequence[tuple[StepWork, float]]) -> Cost:
-    """The costs that explain steps: least squares of the relative error, none negative.
+    """The costs that explain steps: least squares of the relative error, none negative, and the right time in all.
 
     A term that explains next to nothing is left out. So what no two steps differ in counts as part of every step.
     """
@@ -214,7 +214,8 @@ def fit(steps: Sequence[tuple[StepWork, float]]) -> Cost:
         more = [_least_squares(amounts, [*kept, i]) for i in range(5) if i not in kept]
         best = min(more, key=lambda each: each[1], default=(costs, error))
         if best[1] >= _EXPLAINS * error or error < 1e-6:
-            return Cost(*costs.tolist())
+            whole = (table[:, :5] @ costs).sum()  # what held a few steps up counts, a little in each
+            return Cost(*(costs * (table[:, 5].sum() / whole if whole else 1.0)).tolist())
         costs, error = best
 
 
