@@ -42,6 +42,7 @@ def server(service: Service, backend: Any, client: Any) -> Server:
     tiny = service.models.entries["tiny"]
     tiny.price, tiny.cost = Price(1.0, 0.1, 2.0), lambda: Cost(0, 1e-3, 0, 0, 0)
     client.cached_tokens = 4
+    service.telemetry.ledger._clock = lambda: 100 * 3600.0
     found = Server(service, backend)
     for key, prompts in (("alice", ["a b c d e f"]), ("bob", ["a b c d e f", "g h i j k l"])):
         body = {"prompt": prompts, "n": 2, "max_tokens": 2}
@@ -73,13 +74,10 @@ def test_what_the_cache_says_of_others_is_told_where_it_may_be(server: Server) -
 
 
 def test_hour_by_hour(server: Server, service: Service) -> None:
-    (now,) = server.usage("alice", hours=1)
-    assert now["start"] % 3600 == 0
-    ledger = service.telemetry.ledger
-    later = (ledger.hour + 2) * 3600.0
-    ledger._clock = lambda: later
+    assert [one["start"] for one in server.usage("alice", hours=1)] == [360_000]
+    service.telemetry.ledger._clock = lambda: 102.5 * 3600
     assert server.usage("alice", hours=2) == []
-    assert [one["start"] for one in server.usage("alice", hours=3)] == [now["start"]]
+    assert [one["start"] for one in server.usage("alice", hours=3)] == [360_000]
     assert server("GET", "/v1/usage", "alice", params={"hours": 25}).status_code == 400
 
 
