@@ -366,6 +366,7 @@ class Request:
         weight: of the tenant, more than 0: those who wait share the machine in proportion to their weights.
         deadline: seconds in which its first token must come, counted anew by whoever takes it in (gateway, then
             shard); None: whenever it can. It is dropped if it has not begun by then; once begun it is finished.
+        cache_share: part of a shard's blocks; what is cached of its tenant beyond it goes first. None: no limit.
 
     Raises:
         BadRequest: on construction, for a weight or a deadline out of bounds.

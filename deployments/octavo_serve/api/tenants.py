@@ -14,7 +14,7 @@ class Tenant:
         name: "" is everybody whom nobody has named.
         weight: its share of the machine beside others who wait, relative to theirs.
         requests_per_minute, tokens_per_minute, max_concurrent: quotas (see `quotas`); None: no limit.
-        cache_share: part of a shard's blocks that it may keep cached before others; None: as its weight says.
+        cache_share: part of each shard's KV blocks; cached blocks beyond it go before anybody else's. None: no limit.
     """
 
     name: str = ""

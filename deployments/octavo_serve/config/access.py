@@ -90,7 +90,7 @@ class TenantSettings(Settings):
         weight: its share of the machine while others wait, relative to theirs.
         requests_per_minute, tokens_per_minute: quotas, of which each gateway grants its part; None: no limit.
         max_concurrent: requests that may run or wait at once; None: no limit.
-        cache_share: part of each shard's KV blocks that it may keep cached before others; None: as its weight says.
+        cache_share: part of each shard's KV blocks; cached blocks beyond it go before anybody else's. None: no limit.
     """
 
     name: Annotated[str, Field(pattern=NAME)]

@@ -58,6 +58,7 @@ from octavo.errors import BadRequest, Overloaded
 from octavo.fairness import place_of
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
+from octavo.kvcache.eviction import Keeper
 from octavo.load import ShardState
 from octavo.request import FinishReason, Request, SequenceUpdate
 from octavo.step import StepResult
@@ -328,7 +329,8 @@ class Scheduler:
         cached = seq.cached_blocks(self.pool)
         size = self.config.block_size
         if len(cached) * size == seq.num_known:  # it samples nothing, and there is nothing to compute
-            seq.table, seq.num_computed = BlockTable(self.pool, cached), seq.num_known
+            seq.table = BlockTable(self.pool, cached, Keeper.of(seq.group.request))
+            seq.num_computed = seq.num_known
             seq.group.admitted(seq, self.counters)
             plan.ended += self._complete(seq)
             return 0
@@ -350,7 +352,7 @@ class Scheduler:
             self._searching[seq.group] = beams
         seq.since, seq.fetched, seq.awaited = seq.since or self._clock(), False, True
         self.pool.gone.taker = seq.group.request.request_id
-        seq.table = BlockTable(self.pool, cached)
+        seq.table = BlockTable(self.pool, cached, Keeper.of(seq.group.request))
         seq.num_computed = len(cached) * size
         count = one_way(seq, count)
         copies = seq.table.grow(seq.num_computed, seq.num_computed + count)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from octavo.kvcache.events import EventLog
-from octavo.kvcache.eviction import CachedBlocks
+from octavo.kvcache.eviction import CachedBlocks, Keeper
 from octavo.kvcache.gone import GoneBlocks
 
 
@@ -75,17 +75,20 @@ class BlockPool:
             self._cached.take_back(block)
         self._references[block] += 1
 
-    def release(self, blocks: Sequence[int]) -> None:
+    def release(self, blocks: Sequence[int], keeper: Keeper | None = None) -> None:
         """Take one owner away from each block of a sequence, which come in its order.
 
         The tail goes first when space is short: a prefix outlives what was built on it.
+
+        Args:
+            keeper: the owner's tenant, if it has a share of the pool.
         """
         cached: list[int] = []
         for block in blocks:
             self._references[block] -= 1
             if self._references[block] == 0:
                 (self._blank if self._hashes[block] is None else cached).append(block)
-        self._cached.keep(cached)
+        self._cached.keep(cached, keeper)
 
     def is_owned(self, block: int) -> bool:
         """Whether the block has an owner."""

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Sequence
 
 from octavo.kvcache.block_pool import BlockPool
+from octavo.kvcache.eviction import Keeper
 
 
 class BlockTable:
@@ -17,13 +18,17 @@ class BlockTable:
     Owns one reference to each of its blocks; `free` gives them all back.
     """
 
-    __slots__ = ("_pool", "blocks", "num_published")
+    __slots__ = ("_keeper", "_pool", "blocks", "num_published")
 
-    def __init__(self, pool: BlockPool, cached: Sequence[int] = ()) -> None:
-        """Start with blocks found by `BlockPool.match`; they get this table as a further owner."""
+    def __init__(self, pool: BlockPool, cached: Sequence[int] = (), keeper: Keeper | None = None) -> None:
+        """Start with blocks found by `BlockPool.match`; they get this table as a further owner.
+
+        Args:
+            keeper: the sequence's tenant, if it has a share of the pool.
+        """
         for block in cached:
             pool.reuse(block)
-        self._pool = pool
+        self._pool, self._keeper = pool, keeper
         self.blocks = array("i", cached)  # 32-bit, read by numpy without conversion
         self.num_published = len(cached)
 
@@ -78,13 +83,13 @@ class BlockTable:
         """
         size = self._pool.block_size
         kept = -(-num_tokens // size)
-        self._pool.release(self.blocks[kept:])
+        self._pool.release(self.blocks[kept:], self._keeper)
         del self.blocks[kept:]
         self.num_published = min(self.num_published, num_tokens // size)
 
     def fork(self) -> BlockTable:
         """A second table over the same blocks."""
-        table = BlockTable(self._pool)
+        table = BlockTable(self._pool, keeper=self._keeper)
         for block in self.blocks:
             self._pool.share(block)
         table.blocks = self.blocks[:]
@@ -93,6 +98,6 @@ class BlockTable:
 
     def free(self) -> None:
         """Give every block back, last first."""
-        self._pool.release(self.blocks)
+        self._pool.release(self.blocks, self._keeper)
         self.blocks = array("i")
         self.num_published = 0

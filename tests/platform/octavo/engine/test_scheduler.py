@@ -386,3 +386,18 @@ def test_the_target_itl_shrinks_the_chunk_only_beside_running_streams(fake):
     engine.scheduler.cost_model = model
     engine.add(fake.request("long", list(range(600)), max_tokens=2))
     assert 80 <= engine.scheduler.schedule().num_tokens <= 95  # (10 ms - 1 ms) / 0.1 ms
+
+
+def test_a_share_of_the_cache_keeps_what_a_flood_would_take(fake):
+    """Quiet's prompt of eight blocks stays, or goes, while another tenant sends five times what the pool holds."""
+    found = {}
+    for share in (None, 0.3):
+        engine = fake.engine(40)
+        prompts = [("quiet", 0), *(("noisy", i) for i in range(1, 26)), ("quiet", 0)]
+        for number, (tenant, i) in enumerate(prompts):
+            request = fake.request(f"r{number}", [i] * 32, max_tokens=1)
+            request.tenant, request.cache_share = tenant, share if tenant == "noisy" else None
+            engine.add(request)
+            fake.run(engine)
+        found[share] = engine.scheduler.counters.cached_tokens
+    assert found == {None: 0, 0.3: 28}

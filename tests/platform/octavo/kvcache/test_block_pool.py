@@ -6,9 +6,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from octavo.block_hash import hash_chain, root_hash
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
+from octavo.kvcache.eviction import Keeper
 
 SIZE = 4
 ROOT = root_hash("m")
+KEEPERS = st.sampled_from([None, Keeper("a", 0.2), Keeper("b", 0.5)])
 
 
 class Pool(RuleBasedStateMachine):
@@ -21,10 +23,10 @@ class Pool(RuleBasedStateMachine):
         self.heard: set[bytes] = set()
         self.next_event = 0
 
-    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=24))
-    def start(self, tokens):
+    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=24), keeper=KEEPERS)
+    def start(self, tokens, keeper):
         chain = hash_chain(ROOT, tokens, SIZE)
-        table = BlockTable(self.pool, self.pool.match(chain)[: (len(tokens) - 1) // SIZE])
+        table = BlockTable(self.pool, self.pool.match(chain)[: (len(tokens) - 1) // SIZE], keeper)
         if table.grow(table.num_published * SIZE, len(tokens)) is None:
             table.free()
         else:
@@ -82,6 +84,13 @@ class Pool(RuleBasedStateMachine):
     @invariant()
     def sums_agree(self):
         self.pool.check_integrity([table.blocks for table, _ in self.tables])
+
+    @invariant()
+    def shares_agree(self):
+        cached = self.pool._cached
+        for kept in cached._kept.values():
+            assert kept.count == sum(chain is not None and chain.kept is kept for chain in cached._chain)
+            assert (kept in cached._over) == (kept.count > kept.most)
 
     @invariant()
     def events_rebuild_the_index(self):

@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
-from octavo.kvcache.eviction import BUCKETS, LEAST_BUCKET, CachedBlocks, Returns, _index
+from octavo.kvcache.eviction import BUCKETS, LEAST_BUCKET, CachedBlocks, Keeper, Returns, _index
 
 
-def ask(pool: BlockPool, chain: list[bytes]) -> int:
+def ask(pool: BlockPool, chain: list[bytes], keeper: Keeper | None = None) -> int:
     """Compute a prompt of one block per token; returns how many were found."""
     found = pool.match(chain)
-    table = BlockTable(pool, found)
+    table = BlockTable(pool, found, keeper)
     assert table.grow(len(found), len(chain)) is not None
     table.publish(chain, len(chain))
     table.free()
@@ -59,6 +59,42 @@ def test_what_came_back_after_it_went_is_kept():
         assert cached.evict(hashes) == 0
     cached.come(1, b"b")
     assert cached._class[1] == 0
+
+
+def test_who_has_more_than_its_share_loses_its_own_oldest_blocks_first():
+    pool, small = BlockPool(40, 1), Keeper("small", 0.25)
+    prompts = [chain(f"small {i}") for i in range(3)]
+    for prompt in (prompts[0], chain("other", 16), *prompts[1:]):
+        ask(pool, prompt, None if prompt[0] == b"other 0" else small)
+    assert pool.num_cached == 40, "while there is room everybody keeps what he has"
+    for turn in range(20):
+        ask(pool, chain(f"small new {turn}"), small)
+    assert ask(pool, chain("other", 16)) == 16
+    assert ask(pool, chain("small new 19"), small) == 8, "what is newest stays within the share"
+    assert ask(pool, prompts[0], small) == 0
+
+
+def test_within_its_share_a_tenant_is_like_all_others():
+    """Each has read its documents twenty times; a third floods the pool with what nobody reads again."""
+    pool, rng = BlockPool(200, 1), random.Random(1)
+    own = {Keeper(name, 0.4): [chain(f"{name} {i}") for i in range(8)] for name in "ab"}
+    read = [(each, keeper) for keeper, chains in own.items() for each in chains] * 20
+    rng.shuffle(read)
+    flood = Keeper("flood", 0.1)
+    for number, (each, keeper) in enumerate(read):
+        ask(pool, each, keeper)
+        ask(pool, chain(f"flood {number}", 30), flood)
+    assert [ask(pool, each, keeper) for keeper, chains in own.items() for each in chains] == [8] * 16
+    kept = pool._cached._kept["flood"]
+    assert kept.count <= 200 - 2 * 64
+    assert len(kept.chains) < 2 * 200 + 64
+
+
+def test_chains_of_a_share_that_are_gone_are_forgotten():
+    pool = BlockPool(16, 1)
+    for _ in range(1000):
+        ask(pool, chain("system", 4), Keeper("a", 0.5))
+    assert len(pool._cached._kept["a"].chains) <= 64 + 2 * 4 + 1
 
 
 def test_ghosts_are_bounded():
