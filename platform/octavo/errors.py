@@ -8,6 +8,7 @@ OctavoError
 ├── ModelError                  a checkpoint is missing, damaged or of an unsupported kind
 ├── Overloaded                  it would wait too long, or a queue is full; `retry_after` says when to try again
 │   └── QuotaExceeded           its tenant has used up what it may use in a minute, or at once
+├── DeadlineMissed              its first token cannot come in time, or it had not begun by then
 ├── ModelNotReady               the model is still loading (`retry_after` says when to try again) or has failed
 └── EngineDead                  the engine stopped, or is stuck
     └── EngineStopped           it did while it ran the request
@@ -70,6 +71,23 @@ class Overloaded(OctavoError):
 
 class QuotaExceeded(Overloaded):
     """The tenant of a request has a quota, and has used it up."""
+
+
+class DeadlineMissed(OctavoError):
+    """A request's first token cannot come by its deadline, or the request had not begun by then.
+
+    Args:
+        message: what would be possible, with numbers.
+        retry_after: seconds after which a new try will be accepted, as predicted; None: nothing is known.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after)
+        self.message = message
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class ModelNotReady(OctavoError):

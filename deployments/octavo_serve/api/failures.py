@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from octavo.errors import (
     BadRequest,
+    DeadlineMissed,
     EngineDead,
     ModelNotReady,
     OctavoError,
@@ -63,6 +64,7 @@ _KINDS: list[tuple[type[Exception], int, str | None]] = [
     (BadRequest, 400, None),
     (QuotaExceeded, 429, QUOTA),
     (Overloaded, 429, "overloaded"),
+    (DeadlineMissed, 429, "deadline_missed"),
     (ModelNotReady, 503, "model_not_ready"),
     (EngineDead, 503, "engine_dead"),
     (OctavoError, 500, None),

@@ -15,7 +15,15 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import CoreSchema
 
 from octavo.constraint import MAX_GRAMMAR
-from octavo.request import INT64, MAX_LOGIT_BIAS, MAX_STOP, MAX_STOP_LENGTH, MAX_STOP_TOKEN_IDS, MAX_TOKEN_ID
+from octavo.request import (
+    INT64,
+    MAX_DEADLINE,
+    MAX_LOGIT_BIAS,
+    MAX_STOP,
+    MAX_STOP_LENGTH,
+    MAX_STOP_TOKEN_IDS,
+    MAX_TOKEN_ID,
+)
 from octavo.text.grammars.sources import MAX_CHOICES
 from octavo_serve.api.bounds import (
     MAX_ALLOWED_TOKENS,
@@ -66,6 +74,9 @@ def only(*values: Any) -> Any:
 Few = BeforeValidator(_few)
 Integer = Annotated[int, Field(ge=INT64[0], le=INT64[1]), BeforeValidator(_integral)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID), BeforeValidator(_integral)]
+DeadlineMs = Annotated[
+    float, Field(gt=0, le=1000 * MAX_DEADLINE, description="Milliseconds in which the first token must come.")
+]
 Name = Annotated[str, Field(max_length=MAX_NAME)]
 Options = Annotated[dict[str, Any], AtMost(MAX_OPTIONS)]
 Metadata = Annotated[dict[Name, Name], AtMost(MAX_METADATA)]

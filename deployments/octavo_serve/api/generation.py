@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from octavo.errors import BadRequest, EngineDead, OctavoError
+from octavo.errors import BadRequest, DeadlineMissed, EngineDead, OctavoError
 from octavo.request import FinishReason, Request, SequenceUpdate
 from octavo.text.output import SequenceText
 from octavo_serve.api import genai
@@ -27,7 +27,11 @@ logger = logging.getLogger("ray.serve")
 
 FEW = 8
 """Updates that are taken in without a look at the clock, which costs a tenth of one."""
-_FAILED: dict[FinishReason, type[OctavoError]] = {"error": OctavoError, "refused": BadRequest}
+_FAILED: dict[FinishReason, type[OctavoError]] = {
+    "error": OctavoError,
+    "refused": BadRequest,
+    "late": DeadlineMissed,
+}
 
 
 async def run(job: Job) -> AsyncGenerator[list[Element], None]:

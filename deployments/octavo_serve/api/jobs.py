@@ -43,6 +43,7 @@ class Asked:
         truncate: of each prompt only so many tokens are read, the last ones; None: all.
         asker: see `Call`.
         tenant: whom it is charged to.
+        deadline_ms: milliseconds in which its first token must come; None: whenever it can.
         owner: name of the caller's key.
         session: name of the session; its requests stay together. "" for none.
         echo: whether the answer repeats the prompts.
@@ -69,6 +70,7 @@ class Asked:
     cache_salt: str = ""
     asker: str = ""
     tenant: Tenant = NOBODY
+    deadline_ms: float | None = None
     owner: str = ""
     echo: bool = False
     stage: Callable[[], Stage] | None = None

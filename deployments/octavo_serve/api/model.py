@@ -2,16 +2,62 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Callable, Container, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from octavo.cost_model import NO_COST, Cost
-from octavo.request import BELOW_ALL, SAMPLE, Adapter, Placement, Request, SamplingParams, SequenceUpdate
+from octavo.errors import BadRequest
+from octavo.request import (
+    BELOW_ALL,
+    MAX_DEADLINE,
+    SAMPLE,
+    Adapter,
+    Placement,
+    Request,
+    SamplingParams,
+    SequenceUpdate,
+)
 from octavo.text.responses.families import AUTO
 from octavo.text.tokenizer import Tokenizer
+from octavo_serve.api.tenants import Tenant
 from octavo_serve.wire.messages import Courses, ModelInfo
+
+
+class Claim(NamedTuple):
+    """What a request that is about to come has a right to.
+
+    Attributes:
+        tenant, weight: as of `Request`.
+        due: when its first token must come, in monotonic seconds; None: whenever it can.
+    """
+
+    tenant: str = ""
+    weight: float = 1.0
+    due: float | None = None
+
+    @classmethod
+    def of(cls, deadline_ms: float | None, tenant: Tenant) -> Claim:
+        """Of a tenant's request that comes now and whose first token must come in so many milliseconds.
+
+        Raises:
+            BadRequest: they are out of bounds.
+        """
+        if deadline_ms is None:
+            return cls(tenant.name, tenant.weight)
+        if not 0 < deadline_ms <= 1000 * MAX_DEADLINE:
+            raise BadRequest(f"deadline_ms must be more than 0 and at most {1000 * MAX_DEADLINE:.0f}", "deadline_ms")
+        return cls(tenant.name, tenant.weight, time.monotonic() + deadline_ms / 1000)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until its first token must come; a moment, where that has passed: it is refused where it runs next."""
+        return None if self.due is None else max(self.due - time.monotonic(), 1e-3)
+
+
+NO_CLAIM = Claim()
 
 
 class ModelClient(Protocol):
@@ -19,16 +65,20 @@ class ModelClient(Protocol):
 
     async def describe(self) -> ModelInfo: ...
 
-    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int) -> AbstractContextManager[None]:
+    def admitted(
+        self, key: Callable[[], bytes], sequences: int, tokens: int, claim: Claim = NO_CLAIM
+    ) -> AbstractContextManager[None]:
         """Accept a request that is about to come, or refuse it at once; it is prepared within this.
 
         Args:
             key: names it, and the same when it comes again; asked for only where it matters.
             sequences: that it becomes.
             tokens: of its prompts, about.
+            claim: whose it is, and when its first token must come.
 
         Raises:
             Overloaded, ModelNotReady: it would wait too long; with when to come again.
+            DeadlineMissed: it would come too late.
         """
         ...
 
@@ -125,7 +175,7 @@ class ServedModel:
     cost: Callable[[], Cost] = unmeasured  # its shards' cost model
 
     def admitted(
-        self, priority: int, key: Callable[[], bytes], sequences: int, tokens: int
+        self, priority: int, key: Callable[[], bytes], sequences: int, tokens: int, claim: Claim = NO_CLAIM
     ) -> AbstractContextManager[None]:
         """As the client's. Requests below all others wait behind everybody, and whoever sends them looks for room."""
-        return nullcontext() if priority >= BELOW_ALL else self.client.admitted(key, sequences, tokens)
+        return nullcontext() if priority >= BELOW_ALL else self.client.admitted(key, sequences, tokens, claim)

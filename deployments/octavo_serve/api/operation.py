@@ -39,6 +39,7 @@ class Wants(Protocol):
     cache_salt: str
     asker: str
     tenant: Tenant
+    deadline_ms: float | None
 
 
 Q = TypeVar("Q", bound=Query)
@@ -70,7 +71,8 @@ class Call:
         session: from the headers; "" for none.
         asker: whose turn it is when the request's comes; "" where nobody can tell.
         below: it is below all others.
-        content: of an operation with a form, the body, which was not read.
+        content: the body where it was not read; None for a handle call.
+        deadline_ms: from the headers; None for none.
     """
 
     body: Any = None
@@ -83,6 +85,7 @@ class Call:
     asker: str = ""
     below: bool = False
     content: Content | None = None
+    deadline_ms: float | None = None
 
     @property
     def tells(self) -> bool:
@@ -90,8 +93,8 @@ class Call:
         return self.rules.tells(self.caller)
 
     def admit(self, asked: W) -> W:
-        """Apply headers and access rules to what is asked: its session, cache namespace, priority, asker
-        and tenant.
+        """Apply headers and access rules to what is asked: its session, cache namespace, priority, asker, tenant and
+        deadline.
 
         Raises:
             BadRequest: it sets something that clients may not set.
@@ -101,6 +104,7 @@ class Call:
         asked.cache_salt = self.rules.cache_salt(self.caller, asked.cache_salt)
         asked.asker = self.asker
         asked.tenant = self.caller.tenant.unlimited if self.below else self.caller.tenant
+        asked.deadline_ms = asked.deadline_ms if self.deadline_ms is None else self.deadline_ms
         return asked
 
 

@@ -19,14 +19,14 @@ from hashlib import blake2b
 from typing import TypeVar
 
 from octavo.block_hash import Origin, hash_chain
-from octavo.errors import BadRequest, EngineDead, OctavoError, Overloaded
+from octavo.errors import BadRequest, DeadlineMissed, EngineDead, OctavoError, Overloaded
 from octavo.pooling import Pooling, Task
 from octavo.request import Request, SamplingParams, SequenceUpdate
 from octavo_serve.api import genai
 from octavo_serve.api.bounds import MAX_TEXTS
 from octavo_serve.api.failures import failure_of
 from octavo_serve.api.jobs import USUAL_TOKEN
-from octavo_serve.api.model import ServedModel
+from octavo_serve.api.model import NO_CLAIM, Claim, ServedModel
 from octavo_serve.api.prompts import LONG
 from octavo_serve.api.service import Service
 from octavo_serve.api.telemetry import Operation, RequestTimer
@@ -64,7 +64,7 @@ class Asking:
         model: a model's name or alias; None if there is only one.
         param: the field that holds the texts, for errors.
         name: of a text in errors, by its number; None: the field and the number.
-        session, priority, cache_salt, asker, tenant: as of `Asked`.
+        session, priority, cache_salt, asker, tenant, deadline_ms: as of `Asked`.
     """
 
     kind: str
@@ -80,6 +80,7 @@ class Asking:
     cache_salt: str = ""
     asker: str = ""
     tenant: Tenant = NOBODY
+    deadline_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class Accepted:
     asking: Asking
     model: ServedModel
     info: ModelInfo
+    claim: Claim = NO_CLAIM
 
     async def encoded(self, texts: Sequence[Text], encode: Encode | None = None) -> list[Encoded]:
         """The token ids of all texts; of many in a thread, a slice after the other, so that others get their turn.
@@ -147,15 +149,16 @@ async def accepted(service: Service, asking: Asking, texts: Sequence[Text]) -> A
     genai.begins(asking.operation, asking.model)
     service.lateness.check()
     service.telemetry.ledger.quotas.check(asking.tenant)
-    characters = sum(map(_length, texts))
+    claim, characters = Claim.of(asking.deadline_ms, asking.tenant), sum(map(_length, texts))
     if characters >= LONG and service.held_texts + characters > MOST_HELD:
         raise Overloaded("more texts are being worked on here than fit: try again later", 1.0)
     tokens = characters // (1 if isinstance(texts[0], list) else USUAL_TOKEN)
     model = await service.models.served(asking.model, asking.session, tokens=tokens, tasks=_TASKS[asking.operation])
     at_once = min(len(texts), WINDOW)  # the others wait here, in nobody's way
     key = partial(_key, asking, texts, characters)
-    with _held(service, characters), model.admitted(asking.priority, key, at_once, tokens * at_once // len(texts)):
-        yield Accepted(service, asking, model, await model.client.describe())
+    size = at_once, tokens * at_once // len(texts)
+    with _held(service, characters), model.admitted(asking.priority, key, *size, claim):
+        yield Accepted(service, asking, model, await model.client.describe(), claim)
 
 
 @contextmanager
@@ -279,6 +282,7 @@ class Window:
             asker=asking.asker,
             tenant=asking.tenant.name,
             weight=asking.tenant.weight,
+            deadline=self.ready.claim.seconds_left,
             cache_share=asking.tenant.cache_share,
         )
 
@@ -347,8 +351,9 @@ class Window:
         async with aclosing(client.generate(request)) as stream:
             async for updates in stream:
                 for update in updates:
-                    if update.finish_reason == "error":
-                        raise OctavoError(str(update.stop_reason))
+                    if update.finish_reason in ("error", "late"):
+                        kind = OctavoError if update.finish_reason == "error" else DeadlineMissed
+                        raise kind(str(update.stop_reason))
                     if update.finish_reason is not None:
                         self._came(request.request_id, update)
                         return update

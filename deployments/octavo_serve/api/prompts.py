@@ -13,6 +13,7 @@ from octavo.errors import BadRequest, PromptTooLong
 from octavo.request import MAX_PREDICTED, Adapter, Request
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.api.jobs import Asked, Prompt
+from octavo_serve.api.model import NO_CLAIM, Claim
 from octavo_serve.wire.messages import ModelInfo
 
 LONG = 8192
@@ -38,12 +39,14 @@ def prepare(
     asked: Asked,
     request_id: str,
     adapter: Adapter | None = None,
+    claim: Claim = NO_CLAIM,
 ) -> tuple[list[Request], list[str]]:
     """One request per prompt, and the prompts' texts if they are echoed.
 
     Args:
         request_id: unique; each request's id is this and the prompt's number.
         adapter: that the requests are computed with.
+        claim: when their first tokens must come.
 
     Raises:
         PromptTooLong: the context cannot hold a prompt and the tokens asked for.
@@ -68,6 +71,7 @@ def prepare(
             weight=asked.tenant.weight,
             cache_share=asked.tenant.cache_share,
             predicted=predicted,
+            deadline=claim.seconds_left,
         )
         root, turn = Origin.of(info.hash_name, adapter, asked.cache_salt, token_ids)
         request.block_hashes = hash_chain(root, token_ids, info.block_size, turn)

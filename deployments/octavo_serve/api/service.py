@@ -30,7 +30,7 @@ from octavo_serve.api.detached import Detached
 from octavo_serve.api.explaining import Explaining
 from octavo_serve.api.generation import run
 from octavo_serve.api.jobs import Asked, Job
-from octavo_serve.api.model import ServedModel
+from octavo_serve.api.model import Claim, ServedModel
 from octavo_serve.api.pieces import Whole
 from octavo_serve.api.prompts import is_long, prepare
 from octavo_serve.api.reading import reading_of, template_for
@@ -107,7 +107,7 @@ class Service:
         One that would wait too long is refused before anything is rendered or tokenised.
 
         Raises:
-            BadRequest, Overloaded, ModelNotReady, EngineDead.
+            BadRequest, Overloaded, DeadlineMissed, ModelNotReady, EngineDead.
         """
         genai.asks(asked)
         marks = [("model", time.monotonic())]
@@ -116,10 +116,10 @@ class Service:
         content = asked.content
         chat = content if isinstance(content, Chat) else None
         check = None if chat is None else chat.check
-        sequences, tokens = asked.size
+        (sequences, tokens), claim = asked.size, Claim.of(asked.deadline_ms, asked.tenant)
         model = await self.models.served(asked.model, asked.session, check, tokens, ("generate",))
         reading, template, text = None, None, ""
-        with model.admitted(asked.priority, asked.key, sequences, tokens):
+        with model.admitted(asked.priority, asked.key, sequences, tokens, claim):
             info = await model.client.describe()
             check_task("generate", info.tasks, model.name)
             marks.append(("template", time.monotonic()))
@@ -135,7 +135,7 @@ class Service:
                 asked.params = await self._constrained(asked, chat, model, template, text)
             marks.append(("tokens", time.monotonic()))
             request_id = f"{asked.kind}-{secrets.token_hex(12)}"  # a client's own id may be in use elsewhere
-            work = partial(prepare, model.tokenizer, info, content, asked, request_id, model.adapter)
+            work = partial(prepare, model.tokenizer, info, content, asked, request_id, model.adapter, claim)
             requests, texts = (
                 await self.prompt_threads.finish(work) if is_long([*content, asked.prediction]) else work()
             )

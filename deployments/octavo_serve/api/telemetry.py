@@ -27,7 +27,7 @@ ShardStats = Mapping[str, Sequence[tuple[str, EngineStats]]]
 Operation = Literal["chat", "text_completion", "embeddings", "rerank", "classify"]
 """What OpenTelemetry calls what a request asks for; it has no names for the last two."""
 
-Cause = Literal["queue", "starting"]
+Cause = Literal["queue", "starting", "deadline"]
 """Why a model's request was refused: it would wait too long, or beside too many tokens; no shard is there yet."""
 
 FIRST_TOKEN = (

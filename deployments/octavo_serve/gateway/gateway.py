@@ -151,7 +151,8 @@ class Gateway:
             self._served[model.name].entry.update(price=model.price.price)
             picker.router.config = settings.router.config
             limits = QueueLimits(model.max_queue_s, model.max_queued_tokens)
-            picker.queue = QueueSettings(limits, model.most_shards, settings.gateway.loading_wait_s)
+            loading, policy = settings.gateway.loading_wait_s, model.engine.scheduling_policy
+            picker.queue = QueueSettings(limits, model.most_shards, loading, policy)
         for gone in old.values():
             gone.close(self._closing)
         gateway, entries = settings.gateway, {name: served.entry for name, served in self._served.items()}

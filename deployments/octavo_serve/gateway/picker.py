@@ -2,7 +2,7 @@
 
 Serve lists the shards (`ray_private.Deployment`), and those that can be reached join (`shard_client`); over the same
 link they say what they hold and how busy they are (`feed`); `octavo.routing` decides. A request that finds every shard
-full waits here, in order of arrival; what would wait too long is refused before it is tokenised
+full waits here, in the order of `octavo.fairness`; what would wait too long is refused before it is tokenised
 (`octavo.routing.admission`), and waits as long as it takes once it was accepted. Serve is told of all of them, for it
 scales by what waits and runs, but never asked: a handle call takes 0.8 ms of CPU at its two ends (docs/serve_cost.md),
 a decision less than a tenth of that.
@@ -21,13 +21,26 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from octavo.cost_model import attended
-from octavo.errors import EngineDead, ModelNotReady, Overloaded
+from octavo.errors import DeadlineMissed, EngineDead, ModelNotReady, Overloaded
+from octavo.fairness import SchedulingPolicy
 from octavo.load import ShardState
 from octavo.request import Placement, Request
-from octavo.routing.admission import UNLIMITED, Admission, Outlook, QueueLimits, Room, Waiting, outlook
+from octavo.routing.admission import (
+    UNLIMITED,
+    Admission,
+    Outlook,
+    Parts,
+    QueueLimits,
+    Room,
+    Waiting,
+    check_deadline,
+    outlook,
+)
 from octavo.routing.policy import Query
 from octavo.routing.router import Decision, Router, RoutingConfig
+from octavo_serve.api.model import NO_CLAIM, Claim
 from octavo_serve.api.telemetry import Cause
+from octavo_serve.gateway.line import Line
 from octavo_serve.gateway.link import Link
 from octavo_serve.ray_private import Replica
 
@@ -63,11 +76,13 @@ class QueueSettings:
         limits: of the queue.
         most_shards: that the model may have.
         start_seconds: that a shard takes to come, until one has been seen to.
+        policy: the order in which requests run, here and at the shards.
     """
 
     limits: QueueLimits = UNLIMITED
     most_shards: int = 1
     start_seconds: float = 30.0
+    policy: SchedulingPolicy = "priority"
 
 
 class Picked:
@@ -120,6 +135,8 @@ class Picker:
     def __init__(self, routing: RoutingConfig, books: Books, queue: QueueSettings | None = None) -> None:
         self.router = Router(routing)
         self.admission = Admission(UNLIMITED)
+        self.parts = Parts()
+        self._line = Line()
         self.queue = queue or QueueSettings()
         self.took: float | None = None
         self._books = books
@@ -127,7 +144,6 @@ class Picker:
         self._replicas: dict[str, Replica] = {}
         self._running: Counter[str] = Counter()
         self._first_list = asyncio.Event()
-        self._turn = asyncio.Lock()  # those that wait for room take turns
         self._room = asyncio.Event()
         self.refused: Counter[Cause] = Counter()
         self._waiting: Counter[str] = Counter()  # sequences and tokens that wait for room
@@ -148,7 +164,7 @@ class Picker:
     @queue.setter
     def queue(self, queue: QueueSettings) -> None:
         self._queue = queue
-        self.admission.limits = queue.limits
+        self.admission.limits, self._line.policy = queue.limits, queue.policy
 
     @property
     def num_waiting(self) -> int:
@@ -161,20 +177,24 @@ class Picker:
         return self._queue.start_seconds if self.took is None else self.took
 
     @contextlib.contextmanager
-    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int) -> Iterator[None]:
+    def admitted(
+        self, key: Callable[[], bytes], sequences: int, tokens: int, claim: Claim = NO_CLAIM
+    ) -> Iterator[None]:
         """Accept a request that is about to come, or refuse it; it is prepared within this, and counts meanwhile.
 
         Args:
             key: names it, and the same when it comes again.
             sequences: that it becomes.
             tokens: of its prompts, about.
+            claim: whose it is, and when its first token must come.
 
         Raises:
             Overloaded: it would wait too long.
+            DeadlineMissed: it would come too late.
             ModelNotReady: the same, and there is no shard yet.
         """
         start = time.monotonic()
-        self._admit(key, start)
+        self._admit(key, start, claim)
         self._coming += sequences
         self._coming_tokens += tokens
         learns = tokens >= LONG_PROMPT and bool(self.links)  # without a shard it waits for the first one
@@ -188,11 +208,16 @@ class Picker:
             self._coming -= sequences
             self._coming_tokens -= tokens
 
-    def _admit(self, key: Callable[[], bytes], now: float) -> None:
+    def _admit(self, key: Callable[[], bytes], now: float, claim: Claim) -> None:
         if not self._first_list.is_set():
             return
         try:
-            self.admission.admit(self._outlook(now), key, now)
+            found = self._outlook(now) if claim.due is None else self._full_outlook(now)
+            if (part := self._part(claim.tenant, claim.weight)) < 1:
+                found = found.part(part)
+            if claim.due is not None:
+                self._check_deadline(found.ahead, claim.due - now)
+            self.admission.admit(found, key, now)
         except Overloaded as error:
             self._books.asked()
             self.refused["queue" if self.links else "starting"] += 1
@@ -202,6 +227,17 @@ class Picker:
                 self._calling = asyncio.create_task(self._call())  # it is what waits that brings a shard up
             why = f"no shard is there, and one takes about {self.start_seconds:.0f} s to come"
             raise ModelNotReady(why, error.retry_after) from None
+
+    def _part(self, tenant: str, weight: float) -> float:
+        """Of what is ahead of all, that is ahead of a tenant's next request."""
+        return self.parts.of(tenant, weight) if self._queue.policy == "fair" else 1.0
+
+    def _check_deadline(self, expected: float, left: float) -> None:
+        try:
+            check_deadline(expected, left)
+        except DeadlineMissed:
+            self.refused["deadline"] += 1
+            raise
 
     def _outlook(self, now: float) -> Outlook:
         shards = self.router.shards
@@ -285,14 +321,16 @@ class Picker:
 
         Raises:
             EngineDead: the deployment has failed.
+            DeadlineMissed: its first token would come too late, or it waited until then.
         """
         if not self._first_list.is_set():
             await self._first_list.wait()
         self._books.asked()
         candidates = self._with_room()
-        if not candidates or self._turn.locked() or self._closed:
+        since = time.monotonic()
+        if not candidates or self._line or self._closed:
             candidates = await self._wait_for_room(request)
-        placement = self._route(request, candidates)
+        placement = self._route(request, candidates, time.monotonic() - since)
         replica = self._replicas[placement.shard]
         self._running[replica.name] += 1
         self._books.started(replica)
@@ -318,12 +356,22 @@ class Picker:
         self.router.close()
         await self._books.close()
 
-    def _route(self, request: Request, names: list[str]) -> Placement:
+    def _route(self, request: Request, names: list[str], waited: float) -> Placement:
         tokens, sequences = len(request.prompt_token_ids), request.params.num_places
         query = Query(tokens, sequences, request.session, adapter=request.adapter_digest)
         ticket, chain = request.request_id, request.block_hashes or []
         within = self._queue.limits.max_seconds
         choice = self.router.route(ticket, chain, query, names, time.monotonic(), within)
+        score = choice.score
+        self._line.charge(request, score.own)
+        if request.deadline is not None and request.emitted is None:
+            request.deadline -= waited
+            try:
+                part = self._part(request.tenant, request.weight)
+                self._check_deadline(score.first_token - (1 - part) * score.start, request.deadline)
+            except DeadlineMissed:
+                self.router.completed(ticket, ran=False)
+                raise
         return Placement(ticket, choice.order[0], choice.reason, choice.cached, choice.score.first_token)
 
     async def _wait_for_room(self, request: Request) -> list[str]:
@@ -331,11 +379,15 @@ class Picker:
         size = {"requests": 1, "sequences": request.params.num_places, "tokens": len(request.prompt_token_ids)}
         self._waiting.update(size)
         try:
-            with self._books.queued(again=request.emitted is not None):
-                async with self._turn:
-                    while not (candidates := self._with_room()):
-                        await self._news()
+            with self._books.queued(again=request.emitted is not None), self._line.joined(request) as waiting:
+                async with asyncio.timeout(None if request.emitted is not None else request.deadline):
+                    while self._line.first() is not waiting or not (candidates := self._with_room()):
+                        self._check()
+                        waiting.called.clear()
+                        await waiting.called.wait()
                     return candidates
+        except TimeoutError:
+            raise DeadlineMissed(f"it waited for room at a shard for {request.deadline:g} s, its deadline") from None
         finally:
             self._waiting.subtract(size)
             if self.links and not self._waiting["requests"]:
@@ -349,12 +401,20 @@ class Picker:
 
     async def _news(self) -> None:
         """Wait until something has changed."""
+        self._check()
+        self._room.clear()
+        await self._room.wait()
+
+    def _check(self) -> None:
+        """Raise EngineDead where nothing will change any more."""
         if self._closed:
             raise EngineDead("this model is not served any more")
         if not self._books.available:
             raise EngineDead(f"{self._books.name} has failed; see the server's log")
-        self._room.clear()
-        await self._room.wait()
+
+    def _changed(self) -> None:
+        self._room.set()
+        self._line.call()
 
     def _with_room(self) -> list[str]:
         return [name for name, replica in self._replicas.items() if self._running[name] < replica.capacity]
@@ -364,7 +424,7 @@ class Picker:
         self._running[replica.name] -= 1
         if not self._running[replica.name]:
             del self._running[replica.name]
-        self._room.set()
+        self._changed()
         self._books.ended(replica)
         self.router.completed(ticket, ran=ran)
         self.router.settle(time.monotonic())  # else the last request of all would be counted until the next one
@@ -372,13 +432,13 @@ class Picker:
     def listed(self) -> None:
         """Serve has said which shards there are; those that can be reached join."""
         self._first_list.set()
-        self._room.set()
+        self._changed()
 
     def join(self, replica: Replica, link: Link) -> None:
         """A shard can be picked from now on, if it could not be already."""
         name = replica.name
         if self._replicas.get(name) != replica:
-            self._room.set()  # it may take more than before
+            self._changed()  # it may take more than before
         self._replicas[name] = replica
         if self.links.get(name) is link:
             return
@@ -391,7 +451,7 @@ class Picker:
         self.links[name] = link
         self.router.join(name, time.monotonic())
         link.tell(self.router, name)
-        self._room.set()
+        self._changed()
 
     def leave(self, name: str, link: Link | None = None) -> None:
         """A shard cannot be picked any more; only if it is picked over this link, where one is given."""

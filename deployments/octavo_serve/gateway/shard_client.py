@@ -22,6 +22,7 @@ from octavo.engine.async_engine import Stream
 from octavo.engine.stats import EngineStats
 from octavo.errors import EngineDead, OctavoError, Overloaded
 from octavo.request import Placement, Request, SequenceUpdate
+from octavo_serve.api.model import NO_CLAIM, Claim
 from octavo_serve.api.tracing import Course, course
 from octavo_serve.gateway.link import CONNECT_SECONDS, Link, MoveReason, ShardGone
 from octavo_serve.gateway.picker import Picked, Picker
@@ -109,9 +110,11 @@ class ShardClient:
         return self._info
 
     @contextlib.contextmanager
-    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int) -> Iterator[None]:
+    def admitted(
+        self, key: Callable[[], bytes], sequences: int, tokens: int, claim: Claim = NO_CLAIM
+    ) -> Iterator[None]:
         """Accept a request or refuse it; as `ModelClient.admitted`."""
-        with octavo_errors(), self._picker.admitted(key, sequences, tokens):
+        with octavo_errors(), self._picker.admitted(key, sequences, tokens, claim):
             yield
 
     async def stats(self) -> list[tuple[str, EngineStats]]:
@@ -245,6 +248,7 @@ class ShardClient:
             request, self._info, self._unread, self._follow(request.request_id)
         )  # fmt: skip
         deadline, refused = 0.0, 0.0
+        self._picker.parts.add(request.tenant, request.weight, request.params.num_places)
         try:
             while True:
                 try:
@@ -271,6 +275,7 @@ class ShardClient:
                     self._moved(gone.reason)
                     logger.info("%s looks for another shard: %s", request.request_id, gone.reason)
         finally:
+            self._picker.parts.remove(request.tenant, request.params.num_places)
             del self._runs[request.request_id]
             self._unread.taken(run)
 

@@ -38,6 +38,7 @@ from octavo_serve.surfaces.openai.errors import ERRORS
 from octavo_serve.surfaces.served import OPERATIONS, SURFACES
 
 METRICS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+DEADLINE = "x-request-deadline-ms"
 
 
 class Backend(Protocol):
@@ -155,9 +156,7 @@ def _add_operation(app: Starlette, operation: Operation, service: Service, acces
 
 
 async def _performed(request: Request, operation: Operation, service: Service, access: Access) -> Response:
-    call = await call_of(
-        request, service, access, operation.body, operation.query, many=operation.many, form=operation.form is not None
-    )
+    call = await call_of(request, service, access, operation.body, operation.query, many=operation.many)
     return answer_reply(await operation.run(service, call))
 
 
@@ -223,13 +222,11 @@ async def call_of(
     raw: Raw[Any] | None = None,
     *,
     many: bool = False,
-    form: bool = False,
 ) -> Call:
     """A request as the core knows it: its body and parameters are validated, its headers read.
 
     Args:
         many: the body may hold many texts.
-        form: the body is left to who reads it as it comes.
 
     Raises:
         BadRequest: naming what is wrong; BodyTooLarge if the body is too large.
@@ -251,8 +248,23 @@ async def call_of(
         rules=access.rules,
         session=headers.get("x-session-affinity") or headers.get("x-session-id") or "",
         below=BELOW in request.scope,
-        content=Content(headers.get("content-type", ""), request.stream()) if form else None,
+        content=Content(headers.get("content-type", ""), request.stream()),
+        deadline_ms=_deadline(headers.get(DEADLINE)),
     )
+
+
+def _deadline(text: str | None) -> float | None:
+    """Milliseconds in a header.
+
+    Raises:
+        BadRequest: it holds no number; whether that is within bounds is checked with the body's.
+    """
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise BadRequest(f"{DEADLINE} must be a number of milliseconds, got {text!r:.80}", DEADLINE) from None
 
 
 def _query_of(request: Request) -> dict[str, str | list[str]]:

@@ -20,6 +20,13 @@ longer than it takes to see that. One that comes back when it was told finds bou
 that those who have just come do not take the places of those who were sent away. It is known by a key that is the same
 when it comes again.
 
+Where tenants share the machine (`octavo.fairness`), only what is ahead of a request of its own tenant counts: a part of
+all that is ahead, so that who fills the queue is refused before who does not.
+
+    part         the tenant's sequences here over all, times all tenants' weights over its own; at most 1
+
+A request with a deadline is refused where its first token is predicted to come later than that (`check_deadline`).
+
 One gateway decides by what it sees: the shards' reports count what all gateways have sent there. What waits in other
 gateways is guessed from their share of what runs.
 """
@@ -28,11 +35,15 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from octavo.errors import Overloaded
+from octavo.errors import DeadlineMissed, Overloaded
 from octavo.load import ShardState
+
+MARGIN = 1.25
+"""Times what is predicted: nearly all that are accepted are to have their first token in time."""
 
 FEW = 4
 """Sequences per shard that may always be there: at a minute for each, the last is answered before the ten minutes after
@@ -127,6 +138,10 @@ class Outlook:
     tokens: int
     few: bool = False
 
+    def part(self, part: float) -> Outlook:
+        """The same where only a part of it is ahead."""
+        return replace(self, ahead=self.ahead * part, each=self.each * part, tokens=int(self.tokens * part))
+
 
 def outlook(rooms: Sequence[Room], waiting: Waiting) -> Outlook:
     """What a request that comes now has before it.
@@ -159,6 +174,50 @@ def _mean_prompt(state: ShardState) -> float:
     if unstarted := state.prefilling + state.queued:
         return state.backlog_tokens / unstarted
     return max(0.0, state.context / state.decoding - state.mean_output / 2) if state.decoding else 0.0
+
+
+class Parts:
+    """Whose the sequences are that run or wait: which part of them is ahead of a tenant's next one."""
+
+    def __init__(self) -> None:
+        self._sequences = Counter[str]()
+        self._weights: dict[str, float] = {}
+
+    def add(self, tenant: str, weight: float, sequences: int) -> None:
+        """A request of so many comes."""
+        self._sequences[tenant] += sequences
+        self._weights[tenant] = weight
+
+    def remove(self, tenant: str, sequences: int) -> None:
+        """It has ended."""
+        self._sequences[tenant] -= sequences
+        if not self._sequences[tenant]:
+            del self._sequences[tenant], self._weights[tenant]
+
+    def of(self, tenant: str, weight: float) -> float:
+        """The part of what is ahead of all that is ahead of a tenant's next request."""
+        mine, everybody = self._sequences[tenant], self._sequences.total()
+        weights = sum(self._weights.values()) + (0.0 if tenant in self._weights else weight)
+        return min(1.0, mine * weights / (everybody * weight)) if everybody else 1.0
+
+
+def check_deadline(expected: float, left: float) -> None:
+    """Refuse a request whose first token would come too late.
+
+    Args:
+        expected: seconds to its first token, as predicted.
+        left: seconds that it may take.
+
+    Raises:
+        DeadlineMissed: with what is possible.
+    """
+    if 0 < left >= MARGIN * expected:
+        return
+    raise DeadlineMissed(
+        f"its first token would come in about {expected:.2f} s, which leaves too little of its {max(0.0, left):.2f} s: "
+        f"allow for {MARGIN * expected:.2f} s, or try again when Retry-After says",
+        MARGIN * expected - left,
+    )
 
 
 class Admission:

@@ -105,7 +105,7 @@ class ScriptedClient:
         return ModelInfo("scripted", max_model_len=256, vocab_size=self.tokenizer.vocab_size, block_size=16)
 
     @contextmanager
-    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int) -> Iterator[None]:
+    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int, claim: object = None) -> Iterator[None]:
         if self.full is not None:
             raise self.full
         yield
@@ -218,7 +218,7 @@ class Pooler:
         return self.info
 
     @contextmanager
-    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int) -> Iterator[None]:
+    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int, claim: object = None) -> Iterator[None]:
         key()
         if self.full is not None:
             raise self.full
@@ -544,7 +544,7 @@ class Fleet:
     # what a client asks of its picker
 
     @contextmanager
-    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int) -> Iterator[None]:
+    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int, claim: object = None) -> Iterator[None]:
         yield
 
     def listed(self) -> None:

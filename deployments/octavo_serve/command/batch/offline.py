@@ -27,7 +27,7 @@ from octavo_serve.api.batches.nouns import Line
 from octavo_serve.api.batches.reading import Read, body_of, endpoint_of, read
 from octavo_serve.api.batches.runner import written
 from octavo_serve.api.bounds import Limits
-from octavo_serve.api.model import Defaults
+from octavo_serve.api.model import NO_CLAIM, Claim, Defaults
 from octavo_serve.api.registry import ModelEntry, Registry
 from octavo_serve.api.service import Service
 from octavo_serve.api.telemetry import ShardStats, Telemetry
@@ -55,7 +55,9 @@ class LocalModel:
         return ModelInfo(limits.name, limits.max_model_len, limits.vocab_size, block_size, limits.tasks, limits.pooling)
 
     @contextmanager
-    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int) -> Iterator[None]:
+    def admitted(
+        self, key: Callable[[], bytes], sequences: int, tokens: int, claim: Claim = NO_CLAIM
+    ) -> Iterator[None]:
         yield
 
     def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:

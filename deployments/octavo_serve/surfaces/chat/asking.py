@@ -37,6 +37,7 @@ def ask(body: ChatRequest, limits: Limits) -> Asked:
         max_tokens=max_tokens,
         add_special_tokens=bool(body.add_special_tokens),  # chat templates write special tokens themselves
         priority=body.priority or 0,
+        deadline_ms=body.deadline_ms,
         session=session_of(body),
         cache_salt=body.cache_salt or "",
         tells_origins=bool(body.return_token_origins),

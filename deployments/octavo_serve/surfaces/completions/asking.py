@@ -35,6 +35,7 @@ def ask(body: CompletionRequest, limits: Limits) -> Asked:
         max_tokens=body.max_tokens,
         add_special_tokens=body.add_special_tokens is not False,
         priority=body.priority or 0,
+        deadline_ms=body.deadline_ms,
         session=session_of(body),
         cache_salt=body.cache_salt or "",
         echo=bool(body.echo),

@@ -17,7 +17,7 @@ from octavo.request import Placement, Request, SequenceUpdate
 from octavo_serve.api import genai
 from octavo_serve.api.chats import Chat
 from octavo_serve.api.jobs import USUAL_TOKEN, Asked
-from octavo_serve.api.model import ServedModel
+from octavo_serve.api.model import Claim, ServedModel
 from octavo_serve.api.prompts import is_long
 from octavo_serve.api.service import Service
 from octavo_serve.api.telemetry import RequestTimer
@@ -67,9 +67,9 @@ async def decide(service: Service, asked: Asked, questions: Questions) -> Decide
     service.telemetry.ledger.quotas.check(asked.tenant)
     chat = asked.content
     assert isinstance(chat, Chat)
-    tokens = asked.size[1] + questions.characters // USUAL_TOKEN
+    claim, tokens = Claim.of(asked.deadline_ms, asked.tenant), asked.size[1] + questions.characters // USUAL_TOKEN
     model = await service.models.served(asked.model, asked.session, chat.check, tokens, ("generate",))
-    with model.admitted(asked.priority, _key(asked, questions.each), len(questions.each), tokens):
+    with model.admitted(asked.priority, _key(asked, questions.each), len(questions.each), tokens, claim):
         info = await model.client.describe()
         check_task("generate", info.tasks, model.name)
         frame = await framed(chat, model.tokenizer, service.template_threads)

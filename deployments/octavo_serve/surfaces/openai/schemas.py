@@ -24,6 +24,7 @@ from octavo_serve.api.fields import (
     AtMost,
     BadWords,
     Choices,
+    DeadlineMs,
     Few,
     GrammarText,
     Integer,
@@ -86,6 +87,7 @@ class SamplingBody(Body):
     return_tokens_as_token_ids: bool | None = Field(default=None, description='Tokens in logprobs as "token_id:7".')
     cache_salt: Name | None = None
     priority: Integer | None = None
+    deadline_ms: DeadlineMs | None = None
     request_id: Name | None = Field(default=None, description="Becomes part of the answer's id.")
     user: Name | None = Field(default=None, description="Keeps a user's requests together where no header does.")
     prompt_cache_key: Name | None = Field(default=None, description="The same as `user`, and before it.")

@@ -78,6 +78,7 @@ def ask(body: ResponsesRequest, limits: Limits) -> Asked:
         max_tokens=body.max_output_tokens,
         add_special_tokens=False,  # chat templates write them
         priority=body.priority or 0,
+        deadline_ms=body.deadline_ms,
         session=body.prompt_cache_key or body.user or "",
         cache_salt=body.cache_salt or "",
         context=Turn(key=secrets.token_hex(12), tools=tools),

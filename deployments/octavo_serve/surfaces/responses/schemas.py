@@ -13,7 +13,7 @@ from typing_extensions import TypedDict  # pydantic reads the standard one from 
 from octavo.request import INT64, MAX_LOGPROBS
 from octavo_serve.api.body import Body
 from octavo_serve.api.bounds import MAX_MESSAGES, MAX_THINKING, MAX_TOOLS
-from octavo_serve.api.fields import AtMost, Few, Integer, Metadata, Name, Options, Stop, only, within
+from octavo_serve.api.fields import AtMost, DeadlineMs, Few, Integer, Metadata, Name, Options, Stop, only, within
 from octavo_serve.surfaces.openai.schemas import Refused
 from octavo_serve.surfaces.responses.items import checked_items
 from octavo_serve.surfaces.responses.tools import checked_tools
@@ -100,6 +100,7 @@ class ResponsesRequest(TurnBody):
     top_logprobs: Integer | None = within(0, MAX_LOGPROBS, "Needs message.output_text.logprobs in include.")
     cache_salt: Name | None = None
     priority: Integer | None = None
+    deadline_ms: DeadlineMs | None = None
     prompt_cache_key: Name | None = Field(default=None, description="Keeps requests together where no header does.")
     user: Name | None = Field(default=None, description="The same, after prompt_cache_key.")
 

@@ -48,7 +48,7 @@ class Local:
         return ModelInfo(limits.name, limits.max_model_len, limits.vocab_size, block_size, limits.tasks, limits.pooling)
 
     @contextmanager
-    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int) -> Iterator[None]:
+    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int, claim: object = None) -> Iterator[None]:
         yield
 
     def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:

@@ -12,11 +12,13 @@ from dataclasses import replace
 import pytest
 
 from octavo.cost_model import Cost
-from octavo.errors import EngineDead, ModelNotReady, Overloaded
+from octavo.errors import DeadlineMissed, EngineDead, ModelNotReady, Overloaded
 from octavo.load import ShardState
 from octavo.request import Request, SamplingParams
 from octavo.routing.admission import FEW, QueueLimits
 from octavo.routing.router import RoutingConfig
+from octavo_serve.api.model import Claim
+from octavo_serve.api.tenants import NOBODY
 from octavo_serve.gateway.link import Link
 from octavo_serve.gateway.picker import Picker, QueueSettings
 from octavo_serve.ray_private import Replica
@@ -467,3 +469,70 @@ def test_a_shard_that_would_keep_a_session_waiting_too_long_is_passed_over() -> 
         assert (await picker.pick(request("3", session="alice"))).placement.shard == home
 
     run(scenario, RoutingConfig(policy="session"))
+
+
+def test_what_would_come_after_its_deadline_is_refused_with_what_is_possible() -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        start(picker, "a", capacity=3)
+        report(picker, "a", replace(BUSY, queued=9))  # ten seconds
+        said = r"in about \d+\.\d\d s, .* of its 5\.00 s: allow for 1[23]"
+        with (
+            pytest.raises(DeadlineMissed, match=said) as error,
+            picker.admitted(lambda: b"", 1, 100, Claim.of(5000.0, NOBODY)),
+        ):
+            pass
+        assert error.value.retry_after == pytest.approx(7.5, abs=1)
+        with picker.admitted(lambda: b"", 1, 100, Claim.of(15_000.0, NOBODY)):
+            pass
+        with pytest.raises(DeadlineMissed):
+            await picker.pick(replace(request("2"), deadline=5.0))
+        picker.router.settle(time.monotonic())
+        assert picker.router.shards["a"].in_flight == 0
+        assert (picker.refused, books.running) == ({"deadline": 2}, {})
+
+    run(scenario)
+
+
+def test_who_waits_past_its_deadline_is_told_so_and_the_next_goes_on() -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        start(picker, "a", capacity=1)
+        picked = await picker.pick(request("1"))
+        late, patient = request("2"), request("3")
+        late.deadline = 0.01
+        waiting = asyncio.create_task(picker.pick(patient))
+        with pytest.raises(DeadlineMissed, match=r"for 0\.01 s, its deadline"):
+            await picker.pick(late)
+        picked.ended(ran=True)
+        async with asyncio.timeout(60):
+            await waiting
+        assert books.running == {"a": 1}
+
+    run(scenario)
+
+
+def test_who_fills_the_queue_is_refused_and_who_does_not_is_sent_first() -> None:
+    async def scenario(picker: Picker, books: Books) -> None:
+        start(picker, "a", capacity=1)
+        report(picker, "a")
+        picker.queue = QueueSettings(QueueLimits(5.0), policy="fair")
+        noisy = [replace(request(f"n{i}"), tenant="noisy") for i in range(10)]
+        picker.parts.add("noisy", 1.0, len(noisy))
+        before = await picker.pick(noisy[0])
+        waiting = [asyncio.create_task(picker.pick(each)) for each in noisy[1:]]
+        await waits(books, 9)
+        before.ended(ran=True)
+        first = await waiting[0]
+        report(picker, "a")
+        with pytest.raises(Overloaded), picker.admitted(lambda: b"n", 1, 100, Claim("noisy")):
+            pass
+        with picker.admitted(lambda: b"q", 1, 100, Claim("quiet")):
+            quiet = asyncio.create_task(picker.pick(replace(request("q"), tenant="quiet")))
+            await waits(books, 9)
+        async with asyncio.timeout(60):
+            first.ended(ran=True)
+            assert (await quiet).placement.ticket == "q"
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+
+    run(scenario)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from pydantic import TypeAdapter
 
-from octavo.errors import EngineDead, OctavoError, Overloaded
+from octavo.errors import DeadlineMissed, EngineDead, OctavoError, Overloaded
 from octavo.request import Placement
 from octavo_serve.api.bounds import Limits
 from octavo_serve.api.exposition import render
@@ -228,6 +228,34 @@ def test_the_session_reaches_the_request(
     send("POST", "/v1/chat/completions", json=HELLO | ({"user": user} if user else {}), headers=headers)
     (request,) = client.opened
     assert request.session == session
+
+
+@pytest.mark.parametrize(
+    ("headers", "field", "least", "most"),
+    [({}, None, None, None), ({"x-request-deadline-ms": "5000"}, None, 4, 5), ({}, 5000, 4, 5),
+     ({"x-request-deadline-ms": "2.5e4"}, 5000, 24, 25)],
+)  # fmt: skip
+def test_the_deadline_reaches_the_request_and_the_header_goes_before_the_field(
+    send: Send, client: Any, headers: dict[str, str], field: float | None, least: float | None, most: float | None
+) -> None:
+    assert send("POST", "/v1/chat/completions", json=HELLO | {"deadline_ms": field}, headers=headers).status_code == 200
+    (request,) = client.opened
+    assert request.deadline is None if least is None else least < request.deadline <= most
+
+
+@pytest.mark.parametrize("value", ["soon", "0", "-5", "nan", "1e12"])
+def test_a_deadline_that_is_none_is_named(send: Send, value: str) -> None:
+    for path, field in (("/v1/messages", {"max_tokens": 5}), ("/v1/chat/completions", {})):
+        answer = send("POST", path, json=HELLO | field, headers={"x-request-deadline-ms": value})
+        assert answer.status_code == 400
+        assert "deadline" in answer.json()["error"]["message"]
+
+
+def test_a_missed_deadline_says_when_to_come_again(send: Send, client: Any) -> None:
+    client.full = DeadlineMissed("allow for 3 s", 1.5)
+    answer = send("POST", "/v1/chat/completions", json=HELLO)
+    assert (answer.status_code, answer.headers["retry-after-ms"]) == (429, "1500")
+    assert answer.json()["error"]["code"] == "deadline_missed"
 
 
 GETS = ["/version", "/ping", "/health", "/metrics", "/v1/models", "/v1/models/tiny", "/tokenizer_info", "/openapi.json",

@@ -47,7 +47,7 @@ class Speaker:
         return ModelInfo("speaker", max_model_len=4096, vocab_size=self.tokenizer.vocab_size, block_size=16)
 
     @contextmanager
-    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int) -> Iterator[None]:
+    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int, claim: object = None) -> Iterator[None]:
         yield
 
     async def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:

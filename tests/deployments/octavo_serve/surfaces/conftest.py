@@ -43,7 +43,7 @@ class InProcess:
         return ModelInfo("tiny", 512, vocab_size=259, block_size=BLOCK, tasks=limits.tasks, pooling=limits.pooling)
 
     @contextmanager
-    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int) -> Iterator[None]:
+    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int, claim: object = None) -> Iterator[None]:
         yield
 
     def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:

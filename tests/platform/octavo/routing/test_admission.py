@@ -12,12 +12,23 @@ from hypothesis import strategies as st
 
 from octavo.config import EngineConfig
 from octavo.cost_model import Cost
-from octavo.errors import Overloaded
+from octavo.errors import DeadlineMissed, Overloaded
 from octavo.load import ShardState
 from octavo.rehearsal.fleet import Fleet, Trip
 from octavo.rehearsal.simulated import load_profile
 from octavo.request import Request, SamplingParams
-from octavo.routing.admission import FEW, Admission, Outlook, QueueLimits, Room, Waiting, outlook
+from octavo.routing.admission import (
+    FEW,
+    MARGIN,
+    Admission,
+    Outlook,
+    Parts,
+    QueueLimits,
+    Room,
+    Waiting,
+    check_deadline,
+    outlook,
+)
 from octavo.routing.router import RoutingConfig
 
 IDLE = ShardState(
@@ -228,3 +239,40 @@ def test_at_twice_the_load_the_shard_is_busy_and_whoever_is_told_a_time_finds_ro
         truth = trip.sent - refused + (trip.first_token - trip.sent - limit)
         right += len(told) == 1 and abs(first - truth) <= max(1.0, 0.3 * truth)
     assert right >= 0.9 * len(crowd.told)
+
+
+@pytest.mark.parametrize(
+    ("held", "tenant", "weight", "part"),
+    [({}, "a", 1.0, 1.0), ({"a": 9}, "a", 1.0, 1.0), ({"a": 9}, "b", 1.0, 0.0), ({"a": 9, "b": 1}, "b", 1.0, 0.2),
+     ({"a": 9, "b": 1}, "b", 3.0, 0.4 / 3), ({"a": 9, "b": 1}, "a", 1.0, 1.0), ({"a": 5, "b": 5}, "a", 1.0, 1.0)],
+)  # fmt: skip
+def test_only_what_is_ahead_of_its_own_tenant_counts(
+    held: dict[str, int], tenant: str, weight: float, part: float
+) -> None:
+    parts = Parts()
+    for name, sequences in held.items():
+        parts.add(name, weight if name == tenant else 1.0, sequences)
+    assert parts.of(tenant, weight) == pytest.approx(part)
+    for name, sequences in held.items():
+        parts.remove(name, sequences)
+    assert parts.of(tenant, weight) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("expected", "left", "fits"),
+    [
+        (1.0, 2.0, True),
+        (1.0, MARGIN, True),
+        (1.0, 1.1, False),
+        (0.0, 1e-3, True),
+        (0.0, 0.0, False),
+        (2.0, -1.0, False),
+    ],
+)
+def test_a_deadline_that_cannot_be_met_is_refused_with_what_can(expected: float, left: float, fits: bool) -> None:
+    if fits:
+        check_deadline(expected, left)
+        return
+    with pytest.raises(DeadlineMissed, match=f"allow for {MARGIN * expected:.2f} s") as error:
+        check_deadline(expected, left)
+    assert error.value.retry_after == pytest.approx(MARGIN * expected - left)

@@ -58,7 +58,7 @@ class Opinionated:
         return ModelInfo("opinionated", max_model_len=4096, vocab_size=self.tokenizer.vocab_size, block_size=16)
 
     @contextmanager
-    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int) -> Iterator[None]:
+    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int, claim: object = None) -> Iterator[None]:
         key()
         self.sizes.append((sequences, tokens))
         if self.full is not None:

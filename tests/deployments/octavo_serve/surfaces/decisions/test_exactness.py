@@ -54,7 +54,7 @@ class InProcess:
         return ModelInfo("tiny", max_model_len=512, vocab_size=259, block_size=16)
 
     @contextmanager
-    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int) -> Iterator[None]:
+    def admitted(self, key: Callable[[], bytes], sequences: int, tokens: int, claim: object = None) -> Iterator[None]:
         yield
 
     def placement(self, request_id: str) -> Placement | None:
