@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from heapq import heapify, heappop, heappush
 
 from octavo.engine.sequence import Group
+from octavo.request import SequenceUpdate
 
 
 class Deadlines:
@@ -27,9 +29,22 @@ class Deadlines:
             heapify(self._heap)
         heappush(self._heap, (due, group.place.number, group))
 
-    def passed(self, now: float) -> list[Group]:
-        """Those whose time has come; they are forgotten."""
+    def passed(self, now: float, living: Mapping[str, Group]) -> list[Group]:
+        """Those whose time has come and who have not begun; they are forgotten.
+
+        Args:
+            living: by their names, requests that have not ended.
+        """
         groups = []
         while self._heap and self._heap[0][0] <= now:
-            groups.append(heappop(self._heap)[2])
+            group = heappop(self._heap)[2]
+            if living.get(group.request.request_id) is group and group.num_cached_tokens is None:
+                groups.append(group)
         return groups
+
+
+def told(group: Group, updates: list[SequenceUpdate]) -> list[SequenceUpdate]:
+    """The last updates of a request that has not begun by its deadline, with the sentence that says so."""
+    for update in updates:
+        update.stop_reason = f"it had not begun {group.request.deadline:g} s after it came, its deadline"
+    return updates

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from octavo.engine.queues import OrderedSequences
+    from octavo.engine.sequence import Sequence
 
 DecisionKind = Literal[
     "queue", "wait", "fetch", "admit", "chunk", "shrink", "preempt", "token", "reject", "finish",
@@ -73,3 +77,33 @@ class DecisionLog:
 
     def __iter__(self) -> Iterator[Decision]:
         return iter(self._records)
+
+
+class Notes:
+    """Writes down what the scheduler decides.
+
+    Attributes:
+        step: the present one.
+    """
+
+    def __init__(self, log: DecisionLog, clock: Callable[[], float]) -> None:
+        self._log, self._clock = log, clock
+        self.step = 0
+
+    def __call__(self, kind: DecisionKind, seq: Sequence, reason: str, **numbers: float) -> None:
+        """Something is decided about a sequence."""
+        self.add(kind, seq.group.request.request_id, seq.index, reason, **numbers)
+
+    def add(self, kind: DecisionKind, request_id: str, index: int, reason: str, **numbers: float) -> None:
+        """The same, by its name."""
+        self._log.add(Decision(self.step, self._clock(), request_id, index, kind, reason, numbers))
+
+    def wait(self, waiting: OrderedSequences, running: int, reason: str) -> None:
+        """Say what the first of those that wait waits for."""
+        if (head := waiting.head(None)) is not None:
+            self("wait", head, reason, running=running)
+
+    def token(self, seq: Sequence) -> None:
+        """A sequence has got its first token since it was admitted."""
+        seq.awaited = False
+        self("token", seq, "computed")

@@ -106,6 +106,28 @@ class StepPlan:
             row += count
         return rows
 
+    def advance(self, fork: Callable[[Sequence], list[Sequence]]) -> InFlight:
+        """As `Scheduler.advance`.
+
+        Args:
+            fork: gives the sequences that go on from one of which a token is sampled.
+        """
+        asked: list[tuple[Take, int]] = []
+        sampled: list[Sequence] = []
+        complete: list[Sequence] = []
+        pooled: list[tuple[int, Sequence]] = []
+        for row, (seq, count) in enumerate(self.entries):
+            if seq.untold is not None or seq.group.needs_every_position:
+                asked += scores_of(seq, count)
+            if count >= seq.remaining:
+                if seq.group.method is not None:
+                    pooled.append((row, seq))
+                else:
+                    (sampled if seq.group.samples else complete).append(seq)
+            seq.num_computed += count
+        rows = self.give_rows(each for seq in sampled for each in fork(seq))
+        return InFlight(self.work, rows, self.proposed, complete, pooled, asked)
+
     def measure(self, *, has_prompts: bool) -> None:
         """Fill in `work`; the plan is complete and not launched."""
         tokens = positions = context = 0

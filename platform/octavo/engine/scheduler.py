@@ -45,12 +45,12 @@ from octavo.engine.behind import checked, may_guess
 from octavo.engine.below import LONG_SECONDS, Part, above_all, is_below, part_of
 from octavo.engine.budget import prompt_budget
 from octavo.engine.constrained import RequestRules
-from octavo.engine.deadlines import Deadlines
-from octavo.engine.decisions import Decision, DecisionKind, DecisionLog
+from octavo.engine.deadlines import Deadlines, told
+from octavo.engine.decisions import DecisionLog, Notes
 from octavo.engine.fair_queues import queues_of
 from octavo.engine.fetches import Fetches
 from octavo.engine.load import Counters, num_filled_slots, shard_state
-from octavo.engine.plan import InFlight, StepPlan, Take, scores_of
+from octavo.engine.plan import InFlight, StepPlan
 from octavo.engine.proposals import Proposer, proposals
 from octavo.engine.queues import blocks_to_start, requeue
 from octavo.engine.sequence import LATE, NOT_FINITE, Group, Sequence
@@ -94,6 +94,7 @@ class Scheduler:
         self.pool = pool
         self.cost_model = cost_model
         self.decisions = DecisionLog()
+        self._note = Notes(self.decisions, lambda: self._clock())
         self.counters = Counters()
         self._clock = clock
         self._groups: dict[str, Group] = {}
@@ -102,7 +103,6 @@ class Scheduler:
         self._arrivals = 0
         self._late = itertools.count(LATE)
         self._deadlines = Deadlines()
-        self._step = 0
         self._published: list[int] = []  # blocks that the step in flight fills with a token drawn before it
         self._part = Part(0)  # of the step that is planned
 
@@ -142,8 +142,7 @@ class Scheduler:
             return
         # until as many of those that wait have begun as are too many
         retry = self.state().start_seconds() * (over + 1) / (len(self._waiting) + 1)
-        decided = self._step, self._clock(), request.request_id, 0
-        self.decisions.add(Decision(*decided, "reject", "queue full", {"retry_after": retry}))
+        self._note.add("reject", request.request_id, 0, "queue full", retry_after=retry)
         raise Overloaded(f"{len(self._waiting)} requests are waiting; the queue holds {limit}", retry)
 
     def check(self, request: Request) -> None:
@@ -179,13 +178,14 @@ class Scheduler:
         Args:
             may_run: whether a request may be in it; None: all may.
         """
-        self._step += 1
+        self._note.step += 1
         plan, self._published = StepPlan(published=self._published), []
         if self.fetches is not None:
             idle = not self._running and not self._waiting
             self.fetches.begin_step(plan, self._waiting, idle=idle, apart=may_run is not None)
         if self._deadlines:
-            plan.ended += self._drop_late()
+            for group in self._deadlines.passed(self._clock(), self._groups):
+                plan.ended += told(group, self.abort(group.request.request_id, why="late"))
         self._running.arrange()
         head = self._waiting.head(may_run)
         kept = 0 if head is None else self._make_room(head)
@@ -223,17 +223,18 @@ class Scheduler:
                 self._note("shrink", seq, "no budget left", need=seq.remaining)
             place += 1
         if self.counters.preemptions != preemptions:  # a preempted sequence must not come straight back in
-            self._note_wait("running sequences needed blocks")
+            self._note.wait(self._waiting, len(self._running), "running sequences needed blocks")
         else:
             while chunk > 0 and (head := self._waiting.head(may_run)) is not None:
                 if is_below(head) > part.alone:
-                    self._note_wait("others come first")
+                    self._note.wait(self._waiting, len(self._running), "others come first")
                     break
                 if (count := self._admit(head, chunk, plan)) is None:
                     break
                 chunk -= count
             else:
-                self._note_wait("no budget left" if chunk <= 0 else "others run apart")
+                why = "no budget left" if chunk <= 0 else "others run apart"
+                self._note.wait(self._waiting, len(self._running), why)
         plan.widen(self._idle_places(plan))
         plan.measure(has_prompts=chunk < whole)
         plan.apart = part.alone and self.cost_model.predict(plan.work) >= LONG_SECONDS
@@ -257,15 +258,6 @@ class Scheduler:
         if self.num_places() < (1 if beams is None else beams.width):
             return False
         return blocks_to_start(seq, seq.cached_blocks(self.pool), self.pool, self._running) <= self.pool.num_free
-
-    def _drop_late(self) -> list[SequenceUpdate]:
-        """End requests that have not begun by their deadline."""
-        updates = []
-        for group in self._deadlines.passed(self._clock()):
-            if self._groups.get(group.request.request_id) is group and group.num_cached_tokens is None:
-                updates += self.abort(group.request.request_id, why="late")
-                updates[-1].stop_reason = f"it had not begun {group.request.deadline:g} s after it came, its deadline"
-        return updates
 
     def _propose(self, proposer: Proposer, seq: Sequence, chunk: int, plan: StepPlan) -> int:
         """Plan a decoding sequence with what is proposed for it; returns how many tokens that is.
@@ -377,21 +369,7 @@ class Scheduler:
 
     def advance(self, plan: StepPlan) -> InFlight:
         """Advance the books of a launched step, whose tokens are still unknown, so that the next can be planned."""
-        asked: list[tuple[Take, int]] = []
-        sampled: list[Sequence] = []
-        complete: list[Sequence] = []
-        pooled: list[tuple[int, Sequence]] = []
-        for row, (seq, count) in enumerate(plan.entries):
-            if seq.untold is not None or seq.group.needs_every_position:
-                asked += scores_of(seq, count)
-            if count >= seq.remaining:
-                if seq.group.method is not None:
-                    pooled.append((row, seq))
-                else:
-                    (sampled if seq.group.samples else complete).append(seq)
-            seq.num_computed += count
-        rows = plan.give_rows(each for seq in sampled for each in self._fork(seq))
-        return InFlight(plan.work, rows, plan.proposed, complete, pooled, asked)
+        return plan.advance(self._fork)
 
     def commit(self, step: InFlight, result: StepResult) -> list[SequenceUpdate]:
         """Apply the results of a step: append tokens, finish, free. Steps are committed in the order of their launch.
@@ -437,7 +415,7 @@ class Scheduler:
     def _turn(self, group: Group, turn: NextBeams) -> list[SequenceUpdate]:
         """Go on with the beams that a step has made, or end the search."""
         if group.sequences[0].awaited:
-            self._note_token(group.sequences[0])
+            self._note.token(group.sequences[0])
         if turn.updates is not None:
             return self._end_search(group, turn.updates)
         for seq in turn.gone:
@@ -494,7 +472,7 @@ class Scheduler:
     def _announce(self, seq: Sequence, update: SequenceUpdate) -> SequenceUpdate:
         update.time = self._clock()
         if seq.awaited:
-            self._note_token(seq)
+            self._note.token(seq)
         if not seq.group.announced:
             seq.group.announce(update)
             update.prefill = update.time - seq.since if seq.since else None
@@ -592,19 +570,6 @@ class Scheduler:
                 self.counters.ended(told[update.index], seconds)
                 self._note("finish", beams[0], update.finish_reason, tokens=told[update.index])
         return [self._announce(beams[0], update) for update in updates]
-
-    def _note_wait(self, reason: str) -> None:
-        """Say what the first of those that wait waits for."""
-        if self._waiting:
-            self._note("wait", self._waiting[0], reason, running=len(self._running))
-
-    def _note_token(self, seq: Sequence) -> None:
-        seq.awaited = False
-        self._note("token", seq, "computed")
-
-    def _note(self, kind: DecisionKind, seq: Sequence, reason: str, **numbers: float) -> None:
-        request_id = seq.group.request.request_id
-        self.decisions.add(Decision(self._step, self._clock(), request_id, seq.index, kind, reason, numbers))
 
     # ---- looking in -------------------------------------------------------------------------------------------
 
