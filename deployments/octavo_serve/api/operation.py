@@ -71,7 +71,7 @@ class Call:
         session: from the headers; "" for none.
         asker: whose turn it is when the request's comes; "" where nobody can tell.
         below: it is below all others.
-        content: the body where it was not read; None for a handle call.
+        content: of an operation with a form, the body, which was not read.
         deadline_ms: from the headers; None for none.
     """
 

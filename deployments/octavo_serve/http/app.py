@@ -156,7 +156,9 @@ def _add_operation(app: Starlette, operation: Operation, service: Service, acces
 
 
 async def _performed(request: Request, operation: Operation, service: Service, access: Access) -> Response:
-    call = await call_of(request, service, access, operation.body, operation.query, many=operation.many)
+    call = await call_of(
+        request, service, access, operation.body, operation.query, many=operation.many, form=operation.form is not None
+    )
     return answer_reply(await operation.run(service, call))
 
 
@@ -222,11 +224,13 @@ async def call_of(
     raw: Raw[Any] | None = None,
     *,
     many: bool = False,
+    form: bool = False,
 ) -> Call:
     """A request as the core knows it: its body and parameters are validated, its headers read.
 
     Args:
         many: the body may hold many texts.
+        form: the body is left to who reads it as it comes.
 
     Raises:
         BadRequest: naming what is wrong; BodyTooLarge if the body is too large.
@@ -248,7 +252,7 @@ async def call_of(
         rules=access.rules,
         session=headers.get("x-session-affinity") or headers.get("x-session-id") or "",
         below=BELOW in request.scope,
-        content=Content(headers.get("content-type", ""), request.stream()),
+        content=Content(headers.get("content-type", ""), request.stream()) if form else None,
         deadline_ms=_deadline(headers.get(DEADLINE)),
     )
 
