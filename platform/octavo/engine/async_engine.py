@@ -223,6 +223,8 @@ class AsyncEngine:
                 if self.engine.has_work:
                     trying = self.engine.isolation.trying
                     self._deliver(self.engine.step(), _TRIAL_HAND_OVER if trying else _HAND_OVER)
+                elif self.engine.has_chores:
+                    self.engine.do_chores()
                 else:
                     self._audit()
             self._error = EngineDead("the engine was closed")
@@ -237,7 +239,7 @@ class AsyncEngine:
         news: News = {}
         gathers, since = not self.engine.has_work, time.monotonic()
         try:
-            while self._carry_out(self._commands.get(block=not self.engine.has_work and not news), news):
+            while self._carry_out(self._commands.get(block=not (self._is_busy or news)), news):
                 self._beat = time.monotonic()
                 if gathers and self.engine.has_work and self._beat - since < _SOON:
                     time.sleep(_GATHER)
@@ -248,6 +250,10 @@ class AsyncEngine:
             return True
         finally:
             _hand_over(news, _HAND_OVER)
+
+    @property
+    def _is_busy(self) -> bool:
+        return self.engine.has_work or self.engine.has_chores
 
     def _carry_out(self, command: Command | None, news: News) -> bool:
         """Do what a caller asked for; False when told to close."""

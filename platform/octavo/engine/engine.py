@@ -499,6 +499,16 @@ class Engine:
             tier=TierCounters() if scheduler.fetches is None else scheduler.fetches.stats(),
         )
 
+    @property
+    def has_chores(self) -> bool:
+        """Whether `do_chores` has anything to do, where nothing else is left to do."""
+        return self.scheduler.fetches is not None and self.scheduler.fetches.unsaved
+
+    def do_chores(self) -> None:
+        """Write blocks into a slower tier, for some milliseconds."""
+        if self.scheduler.fetches is not None:
+            self.scheduler.fetches.save_idle()
+
     def check_integrity(self) -> None:
         """Prove that no block leaked; called whenever the engine idles."""
         self.scheduler.check_integrity()

@@ -1,7 +1,8 @@
 """Blocks on their way between the cache and a slower tier.
 
-Into the tier: what the cache gives up is copied before anything is written in its place, and a thread writes it. Where
-too much waits to be written, it is dropped.
+Into the tier: blocks that nobody holds any more are copied, one a step and more while nothing runs, and a thread writes
+them. What the cache gives up before that is copied before anything is written in its place, or dropped, where too much
+waits to be written.
 
 Out of it: a sequence that could begin, and for which the tier has more than the cache, waits while a thread reads that;
 others run meanwhile and may overtake it. The blocks are taken from the pool at once, come a few at a time, one lot a
@@ -52,6 +53,9 @@ SAVING_SECONDS = 5.0
 
 _PAUSE = 0.005
 """Seconds that an engine with nothing else to do waits before it looks for new requests."""
+
+_SETTLED = 3
+"""Steps after which none that was in flight is: two are, at most, and one is planned."""
 
 _NEWEST, _FORGOTTEN = 0.25, 0.98
 """Weight of the newest lot in what a block takes; and what a refusal leaves of that, so that it is tried again."""
@@ -113,7 +117,11 @@ class Fetches:
         self._kv, self._pool, self._cost_model = kv, pool, cost_model
         self._lot = max(1, LOT_BYTES // kv.block_bytes)
         self._fetches: list[Fetch] = []  # the first of them is read
+        self._steps = 0
+        self._unsaved: dict[bytes, tuple[int, int]] = {}  # hash -> block, and the step before which it lost its owner
         self._writing: set[bytes] = set()
+        self._saving: Future[None] | None = None  # what was begun last
+        pool.released = []
         self._apart = False
         self._block_seconds = 0.0
         self._reader = ThreadPoolExecutor(1, "octavo-tier-reads")
@@ -143,6 +151,10 @@ class Fetches:
         if apart:
             self.stop(waiting)
         self._poll(waiting, idle)
+        self._steps += 1
+        self._note_released()
+        if self._unsaved and not self._writing:
+            self.save(self._next_unsaved(1, self._steps - _SETTLED))
 
     def begin(self, seq: Sequence, cached: list[int], waiting: WaitingSequences) -> bool:
         """Have a sequence that could begin now wait for blocks instead, if the tier has any and that is worth it.
@@ -247,7 +259,7 @@ class Fetches:
 
     # ---- into the tier ----------------------------------------------------------------------------------------
 
-    def save(self, gone: Items[tuple[int, bytes]]) -> Future[None] | None:
+    def save(self, gone: Items[tuple[int, bytes]]) -> None:
         """Copy blocks that the cache gives up, for the thread to write; their content is certain.
 
         Args:
@@ -259,10 +271,43 @@ class Fetches:
             self.tier.failures["busy"] += dropped
             new = new[dropped:]
         if not new:
-            return None
+            return
         hashes = [h for _, h in new]
         self._writing.update(hashes)
-        return self._writer.submit(self._write, hashes, self._kv.read([block for block, _ in new]))
+        self._saving = self._writer.submit(self._write, hashes, self._kv.read([block for block, _ in new]))
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether `save_idle` has anything to do."""
+        return bool(self._unsaved or self._pool.released)
+
+    def save_idle(self) -> bool:
+        """While no step is in flight: copy a lot, if none is being written; False where nothing is left to copy."""
+        self._note_released()
+        if self._saving is not None:
+            wait([self._saving], _PAUSE)
+        if self._saving is None or self._saving.done():
+            self.save(self._next_unsaved(self._lot, self._steps))
+        return self.unsaved
+
+    def _note_released(self) -> None:
+        released = self._pool.released
+        if released:
+            self._unsaved |= {h: (block, self._steps) for block, h in released if not self.tier.lookup([h])}
+            released.clear()
+
+    def _next_unsaved(self, most: int, before: int) -> list[tuple[int, bytes]]:
+        """Those that wait longest and are in the cache yet, with their owner or another, and whose content is certain:
+        no step that is in flight fills them."""
+        found: list[tuple[int, bytes]] = []
+        while self._unsaved and len(found) < most:
+            block_hash, (block, step) = next(iter(self._unsaved.items()))
+            if step > before:
+                break
+            del self._unsaved[block_hash]
+            if self._pool.holds(block, block_hash):
+                found.append((block, block_hash))
+        return found
 
     def _write(self, hashes: list[bytes], copied: Callable[[], Bytes]) -> None:
         try:
@@ -283,19 +328,13 @@ class Fetches:
             certain: whether all that the cache holds is; it is kept then, as far as the time goes.
         """
         self._reader.shutdown(cancel_futures=True)
-        if certain:
-            self._save_all()
-        self._writer.shutdown()
-        self.tier.close()
-
-    def _save_all(self) -> None:
-        blocks, until = self._pool.published()[::-1], time.monotonic() + SAVING_SECONDS
-        for start in range(0, len(blocks), self._lot):
-            if (saved := self.save(blocks[start : start + self._lot])) is not None:
-                saved.result()
+        until = time.monotonic() + SAVING_SECONDS
+        while certain and self.save_idle():
             if time.monotonic() > until:
                 logger.warning("there was no time to keep all that the cache holds")
-                return
+                break
+        self._writer.shutdown()
+        self.tier.close()
 
 
 def compute_seconds(cost_model: CostModel, start: int, count: int) -> float:

@@ -27,6 +27,8 @@ class BlockPool:
 
     Attributes:
         evicted: where published blocks are noted, with their hashes, that are given to a new owner; None: nowhere.
+        released: where published blocks are noted, with their hashes, that have lost their last owner, a chain's last
+            ones first; None: nowhere.
         gone: those that were evicted lately.
     """
 
@@ -36,6 +38,7 @@ class BlockPool:
         self.caching = caching
         self.events = EventLog()
         self.evicted: list[tuple[int, bytes]] | None = None
+        self.released: list[tuple[int, bytes]] | None = None
         self.gone = GoneBlocks()
         self._references = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
@@ -89,6 +92,8 @@ class BlockPool:
             if self._references[block] == 0:
                 (self._blank if self._hashes[block] is None else cached).append(block)
         self._cached.keep(cached, keeper)
+        if self.released is not None:
+            self.released += [(block, h) for block in reversed(cached) if (h := self._hashes[block]) is not None]
 
     def is_owned(self, block: int) -> bool:
         """Whether the block has an owner."""
@@ -157,9 +162,9 @@ class BlockPool:
         self._hashes = [None] * self.num_blocks
         self.events.append("cleared")
 
-    def published(self) -> list[tuple[int, bytes]]:
-        """All blocks that can be found, and their hashes, in the order in which they were published."""
-        return [(block, block_hash) for block_hash, block in self._index.items()]
+    def holds(self, block: int, block_hash: bytes) -> bool:
+        """Whether a block can be found under a hash."""
+        return self._hashes[block] == block_hash
 
     def snapshot(self) -> tuple[int, list[bytes]]:
         """The next event's sequence number and every published hash: where a new listener starts.

@@ -34,7 +34,12 @@ def engine(request, fake, shelf):
 def ask(fake, engine, name, prompt, **params):
     engine.add(fake.request(name, prompt, max_tokens=4, **params))
     assert fake.run(engine)[name][0] == fake.expected(prompt, 4)
-    engine.scheduler.fetches._writer.submit(lambda: None).result()  # all is written
+    written(engine)
+
+
+def written(engine):
+    """Waits for the thread."""
+    engine.scheduler.fetches._writer.submit(lambda: None).result()
 
 
 def cached(engine):
@@ -63,11 +68,27 @@ def test_what_the_cache_holds_outlives_the_engine(fake, shelf):
     assert cached(again) == 44
 
 
+def test_what_nobody_holds_is_kept_while_others_run(fake, engine, shelf):
+    """A block each step, a chain's last one first; who ends the process loses what there was no time for."""
+    ask(fake, engine, "a", A)
+    engine.add(fake.request("other", [1, 2, 3], max_tokens=8))
+    fake.run(engine)
+    written(engine)
+    assert 2 <= len(shelf.kept) < 12
+    while engine.has_chores:
+        engine.do_chores()
+    written(engine)
+    assert len(shelf.kept) == 12 + 2
+    assert engine.stats().tier.written == 14
+
+
 @pytest.fixture
 def gone(fake, engine, shelf):
     """A is on the shelf alone."""
     ask(fake, engine, "a", A)
-    engine.scheduler.fetches._save_all()
+    while engine.has_chores:
+        engine.do_chores()
+    written(engine)
     engine.pool.clear_cache()
     shelf.open.clear()
     return shelf
