@@ -121,7 +121,7 @@ class Fetches:
         self._unsaved: dict[bytes, tuple[int, int]] = {}  # hash -> block, and the step before which it lost its owner
         self._writing: set[bytes] = set()
         self._saving: Future[None] | None = None  # what was begun last
-        pool.released = []
+        pool.released, pool.tier = [], tier
         self._apart = False
         self._block_seconds = 0.0
         self._reader = ThreadPoolExecutor(1, "octavo-tier-reads")
@@ -152,6 +152,7 @@ class Fetches:
             self.stop(waiting)
         self._poll(waiting, idle)
         self._steps += 1
+        self._tell()
         self._note_released()
         if self._unsaved and not self._writing:
             self.save(self._next_unsaved(1, self._steps - _SETTLED))
@@ -283,12 +284,20 @@ class Fetches:
 
     def save_idle(self) -> bool:
         """While no step is in flight: copy a lot, if none is being written; False where nothing is left to copy."""
+        self._tell()
         self._note_released()
         if self._saving is not None:
             wait([self._saving], _PAUSE)
         if self._saving is None or self._saving.done():
             self.save(self._next_unsaved(self._lot, self._steps))
         return self.unsaved
+
+    def _tell(self) -> None:
+        """Tell the cache's listeners what the tier has taken in, and what is nowhere any more."""
+        while self.tier.changes:
+            came, block_hash = self.tier.changes.popleft()
+            if self._pool.find(block_hash) is None:
+                self._pool.events.append("stored" if came else "removed", (block_hash,))
 
     def _note_released(self) -> None:
         released = self._pool.released
@@ -305,7 +314,7 @@ class Fetches:
             if step > before:
                 break
             del self._unsaved[block_hash]
-            if self._pool.holds(block, block_hash):
+            if self._pool.find(block_hash) == block:
                 found.append((block, block_hash))
         return found
 

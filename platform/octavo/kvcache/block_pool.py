@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from octavo.kvcache.events import EventLog
 from octavo.kvcache.eviction import CachedBlocks, Keeper
 from octavo.kvcache.gone import GoneBlocks
+from octavo.kvcache.tier import Tier
 
 
 class BlockPool:
@@ -29,6 +30,7 @@ class BlockPool:
         evicted: where published blocks are noted, with their hashes, that are given to a new owner; None: nowhere.
         released: where published blocks are noted, with their hashes, that have lost their last owner, a chain's last
             ones first; None: nowhere.
+        tier: where blocks may be as well: to listeners they are stored then, too.
         gone: those that were evicted lately.
     """
 
@@ -38,6 +40,7 @@ class BlockPool:
         self.caching = caching
         self.events = EventLog()
         self.evicted: list[tuple[int, bytes]] | None = None
+        self.tier: Tier | None = None
         self.released: list[tuple[int, bytes]] | None = None
         self.gone = GoneBlocks()
         self._references = [0] * num_blocks
@@ -162,9 +165,9 @@ class BlockPool:
         self._hashes = [None] * self.num_blocks
         self.events.append("cleared")
 
-    def holds(self, block: int, block_hash: bytes) -> bool:
-        """Whether a block can be found under a hash."""
-        return self._hashes[block] == block_hash
+    def find(self, block_hash: bytes) -> int | None:
+        """The block that is published under a hash."""
+        return self._index.get(block_hash)
 
     def snapshot(self) -> tuple[int, list[bytes]]:
         """The next event's sequence number and every published hash: where a new listener starts.
@@ -173,7 +176,8 @@ class BlockPool:
         number on lead to the same set whether or not the list shows their effect already.
         """
         sequence = self.events.next_sequence
-        return sequence, list(self._index)
+        lower = [] if self.tier is None else [h for h in self.tier.hashes() if h not in self._index]
+        return sequence, [*list(self._index), *lower]
 
     def check_integrity(self, owned: Iterable[Sequence[int]]) -> None:
         """Prove that blank + cached + owned = total and that reference counts equal the owners.
@@ -203,7 +207,8 @@ class BlockPool:
             assert evicted is not None
             del self._index[evicted]
             self._hashes[block] = None
-            self.events.append("removed", (evicted,))
+            if self.tier is None or not self.tier.lookup((evicted,)):
+                self.events.append("removed", (evicted,))
             if self.evicted is not None:
                 self.evicted.append((block, evicted))
             self.gone.add(evicted)

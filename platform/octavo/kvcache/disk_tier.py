@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 
 from octavo.kvcache.eviction import CachedBlocks
@@ -25,6 +25,7 @@ class DiskTier:
 
     def __init__(self, file: SlotFile) -> None:
         self.failures: Counter[Failure] = Counter()
+        self.changes: deque[tuple[bool, bytes]] = deque()
         self._file = file
         self._lock = threading.Lock()  # one reads and another writes
         self._hashes: list[bytes | None] = [None] * file.num_slots
@@ -33,6 +34,7 @@ class DiskTier:
         for slot, block_hash in file.entries():
             if block_hash not in self._index:
                 self._take_in(slot, block_hash)
+        self.changes.clear()
         self._free = [slot for slot in range(file.num_slots - 1, -1, -1) if self._hashes[slot] is None]
 
     def __len__(self) -> int:
@@ -42,6 +44,10 @@ class DiskTier:
         """As in `Tier`."""
         index = self._index
         return next((i for i, block_hash in enumerate(chain) if block_hash not in index), len(chain))
+
+    def hashes(self) -> list[bytes]:
+        """As in `Tier`."""
+        return list(self._index)
 
     def read(self, hashes: Sequence[bytes], into: Bytes) -> int:
         """As in `Tier`."""
@@ -100,6 +106,7 @@ class DiskTier:
 
     def _take_in(self, slot: int, block_hash: bytes) -> None:
         self._hashes[slot], self._index[block_hash] = block_hash, slot
+        self.changes.append((True, block_hash))
         self._order.come(slot, block_hash)
         self._order.keep([slot])
 
@@ -119,3 +126,4 @@ class DiskTier:
         assert block_hash is not None
         self._hashes[slot] = None
         del self._index[block_hash]
+        self.changes.append((False, block_hash))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -22,9 +22,15 @@ class Tier(Protocol):
 
     Attributes:
         failures: counted.
+        changes: blocks that it has taken in (True) or lost since somebody looked; whoever looks takes them out.
     """
 
     failures: Counter[Failure]
+    changes: deque[tuple[bool, bytes]]
+
+    def hashes(self) -> list[bytes]:
+        """Of all blocks that are here; any thread may ask."""
+        ...
 
     def lookup(self, chain: Sequence[bytes]) -> int:
         """How many of a chain's first blocks are here, most likely; any thread may ask, and nothing is waited for."""

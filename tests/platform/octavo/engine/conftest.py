@@ -6,7 +6,7 @@ import json
 import random
 import threading
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from types import SimpleNamespace
 
 import numpy as np
@@ -162,11 +162,14 @@ class Shelf:
 
     def __init__(self, lost: float = 0.0):
         self.lost, self.random = lost, random.Random(0)  # the share of reads that find a block gone
-        self.failures = Counter()
+        self.failures, self.changes = Counter(), deque()
         self.kept, self.open = {}, threading.Event()
         self.open.set()
         self.reads = self.lost_reads = 0
         self.closed = False
+
+    def hashes(self):
+        return list(self.kept)
 
     def lookup(self, chain):
         return next((i for i, block_hash in enumerate(chain) if block_hash not in self.kept), len(chain))
@@ -175,6 +178,7 @@ class Shelf:
         assert self.open.wait(60)
         if self.random.random() < self.lost:
             self.kept.pop(hashes[-1], None)
+            self.changes.append((False, hashes[-1]))
             self.lost_reads += 1
         self.reads += 1
         for i, block_hash in enumerate(hashes):
@@ -185,6 +189,7 @@ class Shelf:
 
     def write(self, hashes, data):
         self.kept |= dict(zip(hashes, data, strict=True))
+        self.changes.extend((True, block_hash) for block_hash in hashes)
         return len(hashes)
 
     def close(self):

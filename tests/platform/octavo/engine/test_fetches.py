@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from octavo.engine import fetches
+from octavo.routing.index import ShardBlocks
 
 A, B = list(range(100, 148)), list(range(300, 348))
 
@@ -72,14 +73,33 @@ def test_what_nobody_holds_is_kept_while_others_run(fake, engine, shelf):
     """A block each step, a chain's last one first; who ends the process loses what there was no time for."""
     ask(fake, engine, "a", A)
     engine.add(fake.request("other", [1, 2, 3], max_tokens=8))
-    fake.run(engine)
-    written(engine)
+    while engine.has_work:
+        engine.step()
+        written(engine)
     assert 2 <= len(shelf.kept) < 12
     while engine.has_chores:
         engine.do_chores()
     written(engine)
     assert len(shelf.kept) == 12 + 2
     assert engine.stats().tier.written == 14
+
+
+def test_routers_know_what_the_tier_has(fake, engine, shelf):
+    """And what is nowhere any more; a listener that comes late learns the same."""
+    known = ShardBlocks(1000)
+    known.part(*engine.pool.snapshot()[:1], 0, 1, [])
+    shelf.lost, prompts = 0.3, [A, B, [*A[:24], *B[:20]], A[:30], B, A]
+    for number, prompt in enumerate(prompts):
+        ask(fake, engine, f"{number}", prompt)
+        while engine.has_chores:
+            engine.do_chores()
+        written(engine)
+        engine.do_chores()
+        for event in engine.pool.events.take():
+            known.changes(event.sequence, [(event.kind, event.hashes)])
+        assert known.exact
+        assert known.hashes == set(engine.pool.snapshot()[1]) >= shelf.kept.keys()
+    assert shelf.lost_reads > 0
 
 
 @pytest.fixture
