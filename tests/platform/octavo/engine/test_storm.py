@@ -83,10 +83,9 @@ def test_a_storm_of_2000_operations(fake, ahead):
 @pytest.mark.parametrize("ahead", [False, True])
 def test_a_storm_beside_a_tier_that_loses_blocks(fake, ahead, monkeypatch):
     monkeypatch.setattr(fetches, "compute_seconds", lambda *_: float("inf"))
-    shelf = fake.Shelf(lost=0.1)
+    shelf = fake.Shelf(lost=0.3)
     storm(fake, seed=2, operations=1000, async_scheduling=ahead, tier=shelf)
-    assert shelf.reads > 20
-    assert shelf.lost_reads > 1
+    assert shelf.reads > shelf.lost_reads > 0
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
