@@ -341,12 +341,16 @@ def backend() -> OneShard:
 
 @dataclass
 class Server:
-    """A running `octavo serve` with one model, "smollm2", on two shards, whose logs are JSON."""
+    """A running `octavo serve` with one model, "smollm2", on two shards, whose logs are JSON, and which is recorded."""
 
     url: str
     environment: dict[str, str]
     sessions: list[int]  # of its processes
     logs: Path
+
+    @property
+    def recordings(self) -> Path:
+        return self.logs.parent / "recordings"
 
     def metric(self, name: str) -> float:
         """A metric's sum over the shards."""
@@ -376,6 +380,7 @@ def server() -> Iterator[Server]:
     port = free_block(1)
     folder = Path(tempfile.mkdtemp(prefix="oct"))  # short: Ray puts sockets with long names below it
     engine = {"max_num_seqs": 16, "kv_cache_bytes": 2**28, "threads": 1, "max_num_queued_requests": 48}
+    engine["record"] = str(folder / "recordings")
     model = {"name": "smollm2", "source": SOURCE, "replicas": 2, "engine": engine, "health_check_period_s": 1.0}
     model["max_queue_s"] = 3600.0  # on a slow machine nothing is to be refused for its time alone
     config = folder / "config.yaml"

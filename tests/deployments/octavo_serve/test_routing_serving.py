@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from octavo.recording import find_recordings
+from octavo.rehearsal.replay import replay_file
 from octavo_serve.command.serve_command import session_members
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -84,3 +86,11 @@ def gateways(server: Any) -> list[int]:
             if "ServeReplica:octavo:gateway" in command:
                 found.append(pid)
     return found
+
+
+def test_all_that_was_decided_so_far_is_decided_again(server: Any) -> None:
+    ask(server, "recordings")
+    found = [replay_file(file) for file in find_recordings(server.recordings)]
+    assert {each.kind for each in found} == {"engine", "router"}
+    assert [each.difference for each in found if each.difference is not None] == []
+    assert sum(each.frames["Routed"] for each in found) > 0 < sum(each.frames["Committed"] for each in found)
