@@ -44,10 +44,15 @@ class Decision:
 
 
 class DecisionLog:
-    """The last `capacity` decisions, about 400 bytes each; what goes on is noted once per reason, not once per step."""
+    """The last `capacity` decisions, about 400 bytes each; what goes on is noted once per reason, not once per step.
+
+    Attributes:
+        told: called with each decision that is kept; None while nobody wants to know.
+    """
 
     def __init__(self, capacity: int = 8192) -> None:
         self._records: deque[Decision] = deque(maxlen=capacity)
+        self.told: Callable[[Decision], None] | None = None
         self._waiting: tuple[str, int, str] | None = None
         self._short: set[tuple[str, int]] = set()  # who got no tokens since its last record
 
@@ -58,14 +63,11 @@ class DecisionLog:
         if (key is not None and key == self._waiting) or (decision.kind == "shrink" and who in self._short):
             return
         self._records.append(decision)
+        if self.told is not None:
+            self.told(decision)
         if decision.kind in ("wait", "admit"):
             self._waiting = key
         (self._short.add if decision.kind == "shrink" else self._short.discard)(who)
-
-    @property
-    def newest(self) -> Decision | None:
-        """The record kept last."""
-        return self._records[-1] if self._records else None
 
     def of(self, request_id: str) -> list[Decision]:
         """All kept records of one request, oldest first."""

@@ -23,7 +23,6 @@ from octavo.cost_model import CostModel, StepWork
 from octavo.engine.admission import ModelLimits
 from octavo.engine.beam import Beams
 from octavo.engine.constrained import RequestRules
-from octavo.engine.decisions import Decision, DecisionLog
 from octavo.engine.plan import InFlight, StepPlan
 from octavo.engine.proposals import Proposer
 from octavo.engine.scheduler import Scheduler
@@ -214,7 +213,8 @@ class RecordedScheduler(Scheduler):
         recorder: Recorder | None = None,
     ) -> None:
         super().__init__(config, limits, pool, cost_model, lambda: self._time)
-        self.decisions = self._log = _Log()
+        self._fresh_decisions: list[Any] = []
+        self.decisions.told = lambda decision: self._fresh_decisions.append(decision)
         self._now, self._time, self._write, self._recorder = clock, 0.0, write, recorder
         self._plans = False
         self._hashed = pool.caching and not limits.takes_whole
@@ -324,8 +324,8 @@ class RecordedScheduler(Scheduler):
 
     def _decided(self) -> list[Any]:
         """What was decided since the last frame."""
-        fresh, self._log.fresh = self._log.fresh, []
-        return list[Any](fresh)
+        fresh, self._fresh_decisions = self._fresh_decisions, []
+        return fresh
 
     def _chain(self, seq: Sequence) -> list[bytes]:
         """The hashes of the full blocks of a sequence that is new."""
@@ -339,21 +339,6 @@ class RecordedScheduler(Scheduler):
         if not seq.ended:
             seq.hashes(size)
         return seq.chain[known // size :]
-
-
-class _Log(DecisionLog):
-    """A log that keeps what is added apart until it is fetched."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fresh: list[Decision] = []
-
-    def add(self, decision: Decision) -> None:
-        """As of `DecisionLog`."""
-        before = self.newest
-        super().add(decision)
-        if self.newest is not before:
-            self.fresh.append(decision)
 
 
 class _Noted:

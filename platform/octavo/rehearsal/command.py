@@ -62,12 +62,12 @@ def _what_if(
     if policy is not None and policy not in POLICIES:
         raise ConfigError(f"--policy must be one of {', '.join(POLICIES)}, got {policy!r}")
     traffic, slo = read_traffic(path), Slo(ttft, itl)
-    routing, count = traffic.routing or RoutingConfig(), len(traffic.machines)
+    routing = traffic.routing or RoutingConfig()
     other = replace(routing, policy=policy or routing.policy)
-    same = Rerun(traffic, changed(traffic, {}), routing, count).outcome()
+    same = Rerun(traffic, changed(traffic, {}), routing, None).outcome()
     found = {"recorded": measures(traffic.told, slo), "simulated": measures(same, slo)}
     if settings or shards is not None or policy is not None:
-        with_changes = Rerun(traffic, changed(traffic, _settings(settings)), other, shards or count).outcome()
+        with_changes = Rerun(traffic, changed(traffic, _settings(settings)), other, shards).outcome()
         found["what if"] = measures(with_changes, slo)
     return found
 

@@ -5,6 +5,7 @@ Engines' recordings say it all; a router's says when requests came to a gateway,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,14 +64,15 @@ class Told:
     gaps: list[float] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Machine:
-    """One recorded engine.
+    """One recorded engine. Times in seconds since 1970.
 
     Attributes:
         steps: that it ran, with their seconds.
         cost: fitted to these.
         pause: seconds between two steps that are not the step's.
+        since, until: when a gateway could send requests there; where no router was recorded, always.
     """
 
     name: str
@@ -80,6 +82,8 @@ class Machine:
     steps: list[tuple[StepWork, float]]
     cost: Cost
     pause: float
+    since: float = 0.0
+    until: float = math.inf
 
 
 @dataclass(slots=True)
@@ -190,14 +194,20 @@ def _note(
 def _read_router(file: Path, traffic: Traffic, found: dict[str, Told], delays: list[float]) -> None:
     frames, known = read_recording(file), set[str]()
     begun: Any = next(frames)
-    traffic.capacity = begun.capacity
+    traffic.capacity, offset = begun.capacity, begun.wall - begun.time
+    machines, now = {machine.name: machine for machine in traffic.machines}, begun.wall
     for frame in frames:
+        now = max(now, getattr(frame, "time", 0.0) + offset)
         if isinstance(frame, routing.Configured):
             traffic.routing = frame.config
+        elif isinstance(frame, routing.Joined) and frame.shard in machines:
+            machines[frame.shard].since = frame.time + offset
+        elif isinstance(frame, routing.Left) and frame.shard in machines:
+            machines[frame.shard].until = now
         elif isinstance(frame, routing.Routed) and frame.ticket not in known and frame.ticket in found:
             known.add(frame.ticket)  # it is routed again where it moves
             told = found[frame.ticket]
-            told.came, told.session = frame.time + begun.wall - begun.time, frame.query.session
+            told.came, told.session = frame.time + offset, frame.query.session
             delays.append(told.taken - told.came)
 
 

@@ -3,12 +3,14 @@
 Schedulers, block pools, routers and their delays are the real ones, in simulated time (`octavo.rehearsal.fleet`). What
 computes is the cost model fitted to each recorded engine's steps, and the seconds that passed between two of them.
 Requests come when they came, are as long as they were and have the blocks that they had; a request's sequences all get
-as many tokens as its longest, and nothing is guessed.
+as many tokens as its longest, and nothing is guessed. Where nobody says how many shards there are, they come and go as
+they did.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +21,7 @@ from octavo.config import EngineConfig
 from octavo.cost_model import Cost, CostModel, StepWork
 from octavo.engine.engine import Engine
 from octavo.errors import ConfigError, Overloaded
-from octavo.rehearsal.engine_replay import request_of
+from octavo.rehearsal.engine_replay import GUESS, request_of
 from octavo.rehearsal.fleet import Fleet
 from octavo.rehearsal.simulated import Profile
 from octavo.rehearsal.traffic import Machine, Told, Traffic
@@ -128,10 +130,10 @@ class Rerun(Fleet):
     """Recorded traffic in simulated time.
 
     Args:
-        shards: as many, on the recorded machines in turn.
+        shards: as many, on the recorded machines in turn; None: those that were there, while they were.
     """
 
-    def __init__(self, traffic: Traffic, config: EngineConfig, routing: RoutingConfig, shards: int) -> None:
+    def __init__(self, traffic: Traffic, config: EngineConfig, routing: RoutingConfig, shards: int | None) -> None:
         first = traffic.machines[0]
         profile, own = _profile(first, config), dataclasses.replace(config, kv_cache_bytes=None)  # the profile has it
         super().__init__(profile, 0, own, routing, gateways=traffic.gateways, delay_s=traffic.delay)
@@ -140,11 +142,12 @@ class Rerun(Fleet):
         self._last: dict[tuple[str, int], float] = {}
         self._held: deque[Request] = deque()
         self._at: Counter[str] = Counter()
-        for number in range(shards):
-            machine = traffic.machines[number % len(traffic.machines)]
-            cost = machine.cost._replace(step=machine.cost.step + machine.pause)
-            self.start(f"shard{number}", cost=cost).engine.scheduler.cost_model = KnownCost(cost)
         start = traffic.told[0].came
+        if shards is None:
+            for machine in traffic.machines:
+                self._live(machine, machine.since - start, machine.until - start)
+        for number in range(shards or 0):
+            self._begin(f"shard{number}", traffic.machines[number % len(traffic.machines)])
         for told in traffic.told:
             self.at(told.came - start, lambda told=told: self._ask(told))  # type: ignore[misc]
 
@@ -152,6 +155,29 @@ class Rerun(Fleet):
         """Let all requests end; what they got, from when the first came."""
         self.run()
         return list(self._told.values())
+
+    def _begin(self, name: str, machine: Machine) -> None:
+        cost = machine.cost._replace(step=machine.cost.step + machine.pause)
+        self.start(name, cost=cost).engine.scheduler.cost_model = KnownCost(cost)
+        self._send_held()
+
+    def _live(self, machine: Machine, since: float, until: float) -> None:
+        if since <= 0:
+            self._begin(machine.name, machine)
+        else:
+            self.at(since, lambda: self._begin(machine.name, machine))
+        if 0 < until < math.inf:
+            self.at(until, lambda: self._lose(machine.name))
+
+    def _lose(self, name: str) -> None:
+        """A shard dies, or leaves: what runs there goes on elsewhere."""
+        for request in self.kill(name):
+            told, most = self._told[request.request_id], request.params.max_tokens or 0
+            if told.tokens:
+                request.emitted = [None if told.tokens.get(index, most) >= most else [GUESS] * told.tokens[index]
+                                   for index in range(request.params.num_sequences)]  # fmt: skip
+            self._held.append(request)
+        self._send_held()
 
     def _ask(self, recorded: Told) -> None:
         request = _request(recorded, self.config.block_size)

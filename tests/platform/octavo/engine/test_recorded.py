@@ -94,6 +94,8 @@ def test_every_way_of_scheduling_is_decided_again(fake, tiny_tokenizer, tmp_path
     found = replayed(tmp_path)
     assert found.difference is None
     assert found.frames["Committed"] > 100
+    decided = [each["kind"] for frame in read_recording(found.path) for each in getattr(frame, "decisions", ())]
+    assert set(decided) >= {"admit", "wait", "finish"}
     assert found.frames["Added"] > 40
 
 

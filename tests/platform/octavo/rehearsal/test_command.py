@@ -29,10 +29,10 @@ def test_a_folder_is_replayed(octavo, recording):
 
 def test_a_difference_is_shown_and_fails(octavo, recording):
     content = recording.read_bytes()
-    recording.write_bytes(content.replace(b"no running place", b"NO running place", 1))
+    recording.write_bytes(content.replace(b"fits", b"FITS", 1))
     done = octavo(recording)
     assert done.exit_code == 1
-    assert "NO running place" in done.output
+    assert "FITS" in done.output
 
 
 def test_what_cannot_be_read_is_one_sentence(octavo, tmp_path):

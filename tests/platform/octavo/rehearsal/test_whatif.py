@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import pytest
 
 from octavo.cost_model import Cost
@@ -45,6 +48,17 @@ def test_more_shards_make_waits_shorter(record):
     one, three = predicted(file), predicted(file, shards=3)
     assert three.ttft[90] < one.ttft[90] / 3
     assert three.unserved == 0
+
+
+def test_shards_that_die_and_come_do_so_again(recording):
+    traffic = read_traffic(recording)
+    middle = traffic.told[30].came
+    first = dataclasses.replace(traffic.machines[0], until=middle)
+    traffic.machines = [first, dataclasses.replace(first, name="second", since=middle + 0.2, until=math.inf)]
+    outcome = Rerun(traffic, changed(traffic, {}), RoutingConfig(), None).outcome()
+    assert [each.tokens for each in outcome] == [each.tokens for each in traffic.told]  # each token once
+    paused = [each for each in outcome if max(each.gaps, default=0.0) > 0.2]
+    assert 0 < len(paused) <= 8  # those that ran when it died
 
 
 def test_what_a_recording_does_not_hold_cannot_be_asked_for(record):
