@@ -28,7 +28,7 @@ SCRAPE_SECONDS = 0.5
 WINDOW = "10s"
 """For `$__rate_interval` and `$__range`: what a test's load lasts."""
 
-OURS = re.compile(r"\b((?:vllm:|octavo_|gen_ai_server_|process_|model_name:|instance:|up\b)[\w:]*)(\{[^}]*\})?")
+OURS = re.compile(r"\b((?:vllm:|octavo[_:]|gen_ai_server_|process_|model_name:|instance:|up\b)[\w:]*)(\{[^}]*\})?")
 
 
 @dataclass(frozen=True, slots=True)
