@@ -24,6 +24,8 @@ from octavo_serve.api.chats import Chat
 
 RUN, KEPT = 4, 4
 """Tokens of a run, and hashes of a sketch."""
+_ALIKE = 3
+"""Prompts that are kept for one hash, the latest first."""
 _MIX = [np.uint32(2654435761 ** (place + 1) % 2**32 | 1) for place in range(RUN)]
 _OVERHEAD = 8000
 """Bytes of a prompt's record, its places in the indices and what else is told of its request."""
@@ -106,7 +108,7 @@ class KnownPrompts:
         self._forgotten = forgotten
         self._bytes = 0
         self._kept: OrderedDict[KnownPrompt, int] = OrderedDict()  # -> bytes that it is counted with
-        self._found: dict[Hashable, KnownPrompt] = {}
+        self._found: dict[Hashable, tuple[KnownPrompt, ...]] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -117,7 +119,8 @@ class KnownPrompts:
         last = prompt.chain[-1:]
         for owner in (prompt.owner, None):
             prompt.keys += [(owner, prompt.model, each) for each in (*last, *sketch)]
-        self._found.update(dict.fromkeys(prompt.keys, prompt))
+        for key in prompt.keys:
+            self._found[key] = (prompt, *self._found.get(key, ())[: _ALIKE - 1])
         self._kept[prompt] = 0
         self.weigh(prompt)
 
@@ -139,8 +142,9 @@ class KnownPrompts:
     def hide(self, prompt: KnownPrompt) -> None:
         """Find a prompt no longer: none of it was computed."""
         for key in prompt.keys:
-            if self._found.get(key) is prompt:
-                del self._found[key]
+            others = tuple(each for each in self._found.pop(key, ()) if each is not prompt)
+            if others:
+                self._found[key] = others
 
     def nearest(self, prompt: KnownPrompt) -> KnownPrompt | None:
         """The owner's earlier prompt with the longest beginning in common; None where nothing of it is in any."""
@@ -155,10 +159,10 @@ class KnownPrompts:
         return max(found, key=lambda each: (in_common(prompt, each), each.at), default=None)
 
     def _candidates(self, prompt: KnownPrompt, owner: str | None) -> Iterator[KnownPrompt]:
-        of_blocks = (self._found.get((owner, prompt.model, each)) for each in reversed(prompt.chain))
-        of_sketch = (self._found.get((owner, prompt.model, each)) for each in _sketch(prompt.numbers()))
-        longest = next((known for known in of_blocks if known is not None), None)
-        return (known for known in (longest, *of_sketch) if known is not None and known is not prompt)
+        of_blocks = (self._found.get((owner, prompt.model, each), ()) for each in reversed(prompt.chain))
+        of_sketch = (self._found.get((owner, prompt.model, each), ()) for each in _sketch(prompt.numbers()))
+        longest = next((known for known in of_blocks if known), ())
+        return (known for found in (longest, *of_sketch) for known in found if known is not prompt)
 
 
 def in_common(one: KnownPrompt, other: KnownPrompt) -> int:

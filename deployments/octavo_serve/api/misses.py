@@ -201,7 +201,7 @@ def shown(now: KnownPrompt, near: KnownPrompt, common: int, tokenizer: Tokenizer
     return (
         _text(tokenizer, now, common - _BEFORE, common),
         _text(tokenizer, near, common, common + _SHOWN),
-        _text(tokenizer, now, common, common + _SHOWN),
+        _text(tokenizer, now, common, min(common + _SHOWN, now.num_prompt)),
     )
 
 

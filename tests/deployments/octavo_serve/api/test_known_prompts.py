@@ -39,6 +39,14 @@ def test_a_conversation_goes_on_from_its_own_turn_not_from_another_with_the_same
     assert in_common(now, turn) == 242
 
 
+def test_what_says_the_same_and_more_hides_nothing() -> None:
+    text, tools = list(range(200)), list(range(7000, 7100))
+    known = kept(plain := prompt(text, at=1.0), prompt([*text[:20], *tools, *text[20:]], at=2.0))
+    now = prompt(text)
+    now.chain = hash_chain(b"another namespace", text, 16)
+    assert known.nearest(now) is plain
+
+
 def test_nobody_finds_what_others_asked() -> None:
     tokens = list(range(100))
     known = kept(theirs := prompt(tokens, "bob"), prompt(list(range(500, 600)), "alice"))
