@@ -332,7 +332,7 @@ def _nearest(story: Story, miss: Miss, reader: Reader) -> NearestPrompt | None:
 # ---- in a sentence ------------------------------------------------------------------------------------------------
 
 _CAUSES = {
-    "model": "the model to load",
+    "model": "the model to be there, or for a turn of the gateway",
     "queue": "room at a shard, in the gateway's queue",
     "failover": "another shard, after its own was lost",
     "shard": "its turn at the shard, which says no more of it",
@@ -353,15 +353,13 @@ _CAUSES = {
 def _sentence(prompt: ExplainedPrompt, seconds: float, first: float | None) -> str:
     said = [f"It took {seconds:.2f} s" + (f", {first:.2f} s of them to the first token." if first is not None else ".")]
     longest = sorted(prompt["causes"].items(), key=lambda each: -each[1])[:3]
-    waits = [f"{time_:.2f} s for {_CAUSES[cause]}" for cause, time_ in longest if time_ >= 0.005]
+    waits = [f"{waited:.2f} s for {_CAUSES[cause]}" for cause, waited in longest if waited >= max(0.01, seconds / 100)]
     if waits:
         said.append(f"It waited {'; '.join(waits)}.")
     computing = sum(span["seconds"] for span in prompt["spans"] if span["what"] == "prefill")
     tokens, cached = prompt["tokens"]["computed"], prompt["tokens"]["cached"]
     if tokens is not None and cached is not None:
         said.append(f"{tokens} prompt tokens were computed in {computing:.2f} s, {cached} were in the cache.")
-    if prompt["prefix"] is not None and prompt["prefix"]["reason"] not in (None, "new", "short"):
-        said.append(prompt["prefix"]["sentence"])
     return " ".join(said)
 
 

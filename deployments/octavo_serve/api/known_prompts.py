@@ -1,8 +1,9 @@
 """Prompts that were asked lately, by what they say: the earlier prompt that is nearest to a new one is found in
 microseconds, whichever part of it has changed.
 
-A prompt is found by the hash of its last full block, where a new one goes on from all of it; and by its sketch: the
-least hashes of its runs of tokens (bottom-k MinHash, Broder 1997), of which a small change anywhere leaves most.
+A prompt is found by the hash of its last full block, where a new one goes on from all of it; by its beginnings; and by
+its sketch: the least hashes of its runs of tokens (bottom-k MinHash, Broder 1997), of which a small change anywhere
+leaves most.
 
 Each owner's prompts are found by that owner alone; `of_others` is for counts and operators.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,8 @@ from octavo_serve.api.chats import Chat
 
 RUN, KEPT = 4, 4
 """Tokens of a run, and hashes of a sketch."""
+_BEGINNINGS = (64, 32, 16, 8)
+"""Tokens of the beginnings by which a prompt is found."""
 _ALIKE = 3
 """Prompts that are kept for one hash, the latest first."""
 _MIX = [np.uint32(2654435761 ** (place + 1) % 2**32 | 1) for place in range(RUN)]
@@ -115,10 +118,9 @@ class KnownPrompts:
 
     def add(self, prompt: KnownPrompt) -> None:
         """Keep a prompt; those that were asked longest ago go."""
-        sketch = _sketch(prompt.numbers())
-        last = prompt.chain[-1:]
+        found_by = (*prompt.chain[-1:], *_beginnings(prompt), *_sketch(prompt))
         for owner in (prompt.owner, None):
-            prompt.keys += [(owner, prompt.model, each) for each in (*last, *sketch)]
+            prompt.keys += [(owner, prompt.model, each) for each in found_by]
         for key in prompt.keys:
             self._found[key] = (prompt, *self._found.get(key, ())[: _ALIKE - 1])
         self._kept[prompt] = 0
@@ -159,10 +161,12 @@ class KnownPrompts:
         return max(found, key=lambda each: (in_common(prompt, each), each.at), default=None)
 
     def _candidates(self, prompt: KnownPrompt, owner: str | None) -> Iterator[KnownPrompt]:
-        of_blocks = (self._found.get((owner, prompt.model, each), ()) for each in reversed(prompt.chain))
-        of_sketch = (self._found.get((owner, prompt.model, each), ()) for each in _sketch(prompt.numbers()))
-        longest = next((known for known in of_blocks if known), ())
-        return (known for found in (longest, *of_sketch) for known in found if known is not prompt)
+        def found(by: Iterable[Hashable]) -> Iterator[tuple[KnownPrompt, ...]]:
+            alike = (self._found.get((owner, prompt.model, each), ()) for each in by)
+            return (each for each in alike if each)
+
+        longest = next(found(reversed(prompt.chain)), ()), next(found(_beginnings(prompt)), ())
+        return (known for each in (*longest, *found(_sketch(prompt))) for known in each if known is not prompt)
 
 
 def in_common(one: KnownPrompt, other: KnownPrompt) -> int:
@@ -174,7 +178,13 @@ def in_common(one: KnownPrompt, other: KnownPrompt) -> int:
     return place if length and differs[place] else length
 
 
-def _sketch(tokens: NDArray[np.uint32]) -> list[int]:
+def _beginnings(prompt: KnownPrompt) -> list[Hashable]:
+    """Of its first tokens, the longest first."""
+    return [prompt.tokens[:count].tobytes() for count in _BEGINNINGS if count <= prompt.num_prompt]
+
+
+def _sketch(prompt: KnownPrompt) -> list[Hashable]:
+    tokens = prompt.numbers()[: prompt.num_prompt]
     count = len(tokens) - RUN + 1
     if count <= 0:
         return []
@@ -183,7 +193,7 @@ def _sketch(tokens: NDArray[np.uint32]) -> list[int]:
         mixed += (tokens[place : place + count] + np.uint32(place + 1)) * factor
     mixed ^= mixed >> np.uint32(15)
     mixed *= _MIX[0]
-    kept: list[int] = (mixed if count <= KEPT else np.partition(mixed, KEPT - 1)[:KEPT]).tolist()
+    kept: list[Hashable] = (mixed if count <= KEPT else np.partition(mixed, KEPT - 1)[:KEPT]).tolist()
     return kept
 
 

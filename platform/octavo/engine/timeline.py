@@ -214,7 +214,9 @@ class _Walk:
         span.first, span.by, span.numbers = first, "" if first else record.request_id, record.numbers
 
     def _cut(self, time: float, what: What, cause: Cause) -> Span:
-        """End the span that goes on, and begin another."""
+        """End the span that goes on, and begin another, unless it is a wait for the same."""
+        if self.spans and what == self.spans[-1].what == "wait" and cause == self.spans[-1].cause:
+            return self.spans[-1]
         if not self.spans:
             self._begin = self._at = time
         self._close(time)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,12 @@ def test_only_who_asked_and_operators_are_told_and_texts_by_their_own_key_alone(
         assert refused.json()["error"]["message"].replace(answer["id"], "X") == unknown.json()["error"][
             "message"
         ].replace("chatcmpl-0", "X")
+        world.access.rules = replace(world.access.rules, disclose=False)
+        withheld = (await world.explain(answer, "a"))["prompts"][0]
+        assert (withheld["prefix"], withheld["routing"], withheld["tokens"]["cached"]) == (None, [], None)
+        assert "shard-0" not in str(withheld)
+        assert (await world.explain(answer, "o"))["prompts"][0]["prefix"] is not None
+        world.access.rules = replace(world.access.rules, disclose=True)
         theirs = await world.chat(f"At 12:01 {LONG}", "b")
         assert (await world.explain(theirs, "b"))["prompts"][0]["prefix"]["nearest"] is None
         assert (await world.explain(theirs, "b"))["prompts"][0]["prefix"]["reason"] == "new"
