@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from octavo.request import Placement, SequenceUpdate
 from octavo.text.output import SequenceText
@@ -121,7 +122,7 @@ class Explaining:
     def _miss(self, story: Story, near: KnownPrompt | None) -> Miss | None:
         assert story.found is not None
         model = story.model
-        opens = () if near is None else opens_reasoning(model)
+        opens = partial(opens_reasoning, model)
         return miss_of(story.prompt, near, story.found, model.client.held(), model.tokenizer, opens)
 
     def ended(self, request_id: str, sequences: Sequence[SequenceText], forced: int) -> None:

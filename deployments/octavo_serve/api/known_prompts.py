@@ -1,9 +1,9 @@
 """Prompts that were asked lately, by what they say: the earlier prompt that is nearest to a new one is found in
 microseconds, whichever part of it has changed.
 
-A prompt is found by the hash of its last full block, where a new one goes on from all of it; by its beginnings; and by
-its sketch: the least hashes of its runs of tokens (bottom-k MinHash, Broder 1997), of which a small change anywhere
-leaves most.
+A prompt is found by the hash of its last full block, where a new one goes on from all of it; by its beginnings; by a
+chat's first messages, and where it is none by its sketch: the least hashes of its runs of tokens (bottom-k MinHash,
+Broder 1997), of which a small change anywhere leaves most.
 
 Each owner's prompts are found by that owner alone; `of_others` is for counts and operators.
 """
@@ -14,7 +14,7 @@ import math
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ RUN, KEPT = 4, 4
 """Tokens of a run, and hashes of a sketch."""
 _BEGINNINGS = (64, 32, 16, 8)
 """Tokens of the beginnings by which a prompt is found."""
+_MESSAGES = 3
+"""First messages of a chat by which it is found."""
 _ALIKE = 3
 """Prompts that are kept for one hash, the latest first."""
 _MIX = [np.uint32(2654435761 ** (place + 1) % 2**32 | 1) for place in range(RUN)]
@@ -51,6 +53,7 @@ class KnownPrompt:
         at: seconds on the monotonic clock.
         shard: where it ran; "" before its first token.
         began: when its first token came, by the same clock.
+        found_by: what others find it by beside their own blocks; `keys` are its places in the indices.
     """
 
     request_id: str
@@ -67,35 +70,35 @@ class KnownPrompt:
     at: float
     shard: str = ""
     began: float = math.inf
-    keys: list[Hashable] = field(default_factory=list)
+    found_by: Sequence[Hashable] = ()
+    keys: Sequence[Hashable] = ()
 
     @classmethod
     def of(cls, request: Request, owner: str, model: str, chat: Chat | None, at: float) -> KnownPrompt:
         """A prompt that is about to be asked."""
         messages = () if chat is None else chat.messages
+        tokens = array("I", request.prompt_token_ids)
+        hashes = [hash((each.role, _plain(each.content), _plain(each.model_extra))) for each in messages]
         return cls(
             request_id=request.request_id,
             owner=owner,
             model=model,
-            tokens=array("I", request.prompt_token_ids),
+            tokens=tokens,
             num_prompt=len(request.prompt_token_ids),
             chain=request.block_hashes or (),
             namespace=request.cache_salt,
             adapter=request.adapter_digest,
-            messages=[_hash((each.role, each.content, each.model_extra)) for each in messages],
+            messages=hashes,
             roles=[each.role for each in messages],
             tools=_of_tools(None if chat is None else chat.tools),
             at=at,
+            found_by=_found_by(tokens, hashes),
         )
 
     @property
     def size(self) -> int:
         """Bytes, about."""
         return _OVERHEAD + 4 * len(self.tokens) + 60 * len(self.chain) + 80 * len(self.messages)
-
-    def numbers(self) -> NDArray[np.uint32]:
-        """The tokens, without a copy."""
-        return np.frombuffer(self.tokens, np.uint32)
 
 
 class KnownPrompts:
@@ -118,9 +121,9 @@ class KnownPrompts:
 
     def add(self, prompt: KnownPrompt) -> None:
         """Keep a prompt; those that were asked longest ago go."""
-        found_by = (*prompt.chain[-1:], *_beginnings(prompt), *_sketch(prompt))
-        for owner in (prompt.owner, None):
-            prompt.keys += [(owner, prompt.model, each) for each in found_by]
+        owners = (prompt.owner, None) if prompt.owner else ("",)  # without keys there is one owner
+        found_by = (*prompt.chain[-1:], *prompt.found_by)
+        prompt.keys = [(owner, prompt.model, each) for owner in owners for each in found_by]
         for key in prompt.keys:
             self._found[key] = (prompt, *self._found.get(key, ())[: _ALIKE - 1])
         self._kept[prompt] = 0
@@ -165,43 +168,47 @@ class KnownPrompts:
             alike = (self._found.get((owner, prompt.model, each), ()) for each in by)
             return (each for each in alike if each)
 
-        longest = next(found(reversed(prompt.chain)), ()), next(found(_beginnings(prompt)), ())
-        return (known for each in (*longest, *found(_sketch(prompt))) for known in each if known is not prompt)
+        longest = next(found(reversed(prompt.chain)), ())
+        return (known for each in (longest, *found(prompt.found_by)) for known in each if known is not prompt)
 
 
 def in_common(one: KnownPrompt, other: KnownPrompt) -> int:
     """Leading tokens that a prompt has in common with another one and its answer."""
-    a, b = one.numbers()[: one.num_prompt], other.numbers()
-    length = min(len(a), len(b))
-    differs = a[:length] != b[:length]
-    place = int(differs.argmax()) if length else 0
-    return place if length and differs[place] else length
+    size = one.tokens.itemsize
+    a, b = one.tokens[: one.num_prompt].tobytes(), other.tokens.tobytes()
+    low, high = 0, min(len(a), len(b)) // size
+    while low < high:  # bytes are compared a hundred times as fast as tokens
+        middle = (low + high + 1) // 2
+        if a[low * size : middle * size] == b[low * size : middle * size]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
-def _beginnings(prompt: KnownPrompt) -> list[Hashable]:
-    """Of its first tokens, the longest first."""
-    return [prompt.tokens[:count].tobytes() for count in _BEGINNINGS if count <= prompt.num_prompt]
+def _found_by(tokens: array[int], messages: Sequence[int]) -> list[Hashable]:
+    beginnings = [tokens[:count].tobytes() for count in _BEGINNINGS if count <= len(tokens)]
+    return [*beginnings, *(messages[:_MESSAGES] or _sketch(np.frombuffer(tokens, np.uint32)))]
 
 
-def _sketch(prompt: KnownPrompt) -> list[Hashable]:
-    tokens = prompt.numbers()[: prompt.num_prompt]
+def _sketch(tokens: NDArray[np.uint32]) -> list[int]:
     count = len(tokens) - RUN + 1
     if count <= 0:
         return []
-    mixed = np.zeros(count, np.uint32)
-    for place, factor in enumerate(_MIX):
-        mixed += (tokens[place : place + count] + np.uint32(place + 1)) * factor
+    mixed = tokens[:count] * _MIX[0]
+    for place in range(1, RUN):
+        mixed += tokens[place : place + count] * _MIX[place]
     mixed ^= mixed >> np.uint32(15)
     mixed *= _MIX[0]
-    kept: list[Hashable] = (mixed if count <= KEPT else np.partition(mixed, KEPT - 1)[:KEPT]).tolist()
+    kept: list[int] = (mixed if count <= KEPT else np.partition(mixed, KEPT - 1)[:KEPT]).tolist()
     return kept
 
 
 def _of_tools(tools: Sequence[Mapping[str, Any]] | None) -> tuple[int, int]:
-    each = [_hash(tool) for tool in tools or ()]
+    each = [hash(repr(tool)) for tool in tools or ()]
     return hash(tuple(each)), hash(frozenset(each))
 
 
-def _hash(value: Any) -> int:
-    """Of plain values; in one process alone."""
-    return hash(value) if isinstance(value, str) else hash(repr(value))
+def _plain(value: Any) -> str:
+    """What can be hashed, and the same for the same."""
+    return value if isinstance(value, str) else repr(value) if value else ""

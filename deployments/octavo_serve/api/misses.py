@@ -12,7 +12,7 @@ all messages are the same, what the tokens at the first difference say, tells wh
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
@@ -99,13 +99,13 @@ def miss_of(
     found: Found,
     shards: Mapping[str, Container[bytes]],
     tokenizer: Tokenizer,
-    opens_reasoning: Sequence[str] = (),
+    opens_reasoning: Callable[[], Sequence[str]] = tuple,
 ) -> Miss | None:
     """Why not all of a prompt was found that could have been; None where it was.
 
     Args:
         shards: hashes of the blocks that each shard holds.
-        opens_reasoning: what a model's thinking begins with.
+        opens_reasoning: says what a model's thinking begins with.
     """
     size = found.block_size
     possible = (now.num_prompt - 1) // size * size
@@ -137,24 +137,24 @@ def _lost(now: KnownPrompt, near: KnownPrompt, found: Found, shards: Mapping[str
 
 
 def _changed(
-    now: KnownPrompt, near: KnownPrompt, common: int, tokenizer: Tokenizer, opens: Sequence[str]
+    now: KnownPrompt, near: KnownPrompt, common: int, tokenizer: Tokenizer, opens: Callable[[], Sequence[str]]
 ) -> tuple[Reason, int | None]:
     """The tokens differ: who changed them?"""
     if common == len(near.tokens):
         return "new", None
-    again = goes_on_alike(now, near, common, _marks(tokenizer))
     if now.tools != near.tools:
         return ("tools_order" if now.tools[1] == near.tools[1] else "tools"), None
     place = _first_difference(now.messages, near.messages)
     if place is not None and place < len(near.messages):
         if place == 0:
+            again = goes_on_alike(now, near, common, _marks(tokenizer))
             return ("header" if again else "system" if now.roles[0] == "system" else "new"), 0
         return ("new" if place == len(near.messages) - 1 == len(now.messages) - 1 else "history"), place
     if not now.messages:
         if same_text(now, near, common, tokenizer):
             return "retokenised", None
-        return ("header" if again else "new"), None
-    if any(opening in _text(tokenizer, near, common - 2, common + _BEFORE) for opening in opens):
+        return ("header" if goes_on_alike(now, near, common) else "new"), None
+    if any(opening in _text(tokenizer, near, common - 2, common + _BEFORE) for opening in opens()):
         return "thinking", place
     if same_text(now, near, common, tokenizer):
         return "retokenised", place

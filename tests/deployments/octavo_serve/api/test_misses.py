@@ -121,7 +121,7 @@ def test_a_history_that_was_changed(asked: Any, why: Any) -> None:
 def test_thinking_that_the_template_drops(asked: Any, why: Any) -> None:
     near = asked(system(RULES), answer="<think>It is November, so it rains.</think>It rains.<|im_end|>\n")
     now = asked(system(RULES, {"role": "assistant", "content": "It rains."}, ASKS))
-    miss = why(now, near, near.num_prompt // SIZE * SIZE, opens_reasoning=["<think>"])
+    miss = why(now, near, near.num_prompt // SIZE * SIZE, opens_reasoning=lambda: ["<think>"])
     assert (miss.reason, miss.message) == ("thinking", 2)
 
 
