@@ -82,6 +82,7 @@ def test_what_the_answer_did_not_have_is_given_back(quotas: Quotas, clock: Clock
     assert quotas.standing(tenant) == [Standing("tokens", 100, 60, pytest.approx(60, abs=GRAIN))]
     with quotas.taken(tenant, 10, 50):
         clock.now += MINUTE + GRAIN
+        quotas.check(tenant)
     assert quotas.standing(tenant) == [Standing("tokens", 100, 100, 0.0)], "what is forgotten is not given back twice"
 
 
