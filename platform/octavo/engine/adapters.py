@@ -45,10 +45,11 @@ _NEWEST = 0.25
 
 
 class Waiting(NamedTuple):
-    """A request whose adapter is not there yet, and what its grammar was compiled to."""
+    """A request whose adapter is not there yet, what its grammar was compiled to, and since when it waits."""
 
     request: Request
     matcher: LLMatcher | None
+    since: float
 
 
 class Loading(NamedTuple):
@@ -133,7 +134,7 @@ class Adapters:
             raise BadRequest(f"request id {request.request_id!r} is already in use", "request_id")
         if len(self.waiting) >= self._most_waiting:
             raise Overloaded(f"{len(self.waiting)} requests wait for adapters: try again later", 1.0)
-        self.waiting[request.request_id] = Waiting(request, matcher)
+        self.waiting[request.request_id] = Waiting(request, matcher, time.monotonic())
         self._begin()
 
     def drop(self, request_id: str) -> bool:

@@ -35,7 +35,7 @@ from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.tier import Tier, TierCounters
 from octavo.load import ShardState
 from octavo.pooling import PoolingInfo
-from octavo.request import Request, SamplingParams, SequenceUpdate
+from octavo.request import BELOW_ALL, Request, SamplingParams, SequenceUpdate
 from octavo.source import Source
 from octavo.text.grammars.compiler import Compiler
 from octavo.text.grammars.tokens import Vocabulary
@@ -211,9 +211,10 @@ class Engine:
             raise
         self._count(request)
 
-    def _add(self, request: Request, matcher: LLMatcher | None) -> None:
+    def _add(self, request: Request, matcher: LLMatcher | None, waited: float = 0.0) -> None:
         rules = self._rules(request, matcher) if is_constrained(request.params) else None
-        self.scheduler.add(request, rules, self._beams(request) if request.params.beams is not None else None)
+        beams = self._beams(request) if request.params.beams is not None else None
+        self.scheduler.add(request, rules, beams, waited)
         if request.alone:
             self.isolation.suspect(request.request_id)
 
@@ -295,9 +296,9 @@ class Engine:
                 updates.append(SequenceUpdate(request.request_id, index, [], finish_reason="error", time=self.clock()))
                 updates[-1].stop_reason = sentence
 
-        for request, matcher in self.adapters.arrived(fail):
+        for request, matcher, since in self.adapters.arrived(fail):
             try:
-                self._add(request, matcher)
+                self._add(request, matcher, time.monotonic() - since)
             except OctavoError as error:  # the queue has filled up meanwhile
                 self.adapters.release(request.request_id)
                 fail(request, str(error))
@@ -481,7 +482,8 @@ class Engine:
 
     def state(self) -> ShardState:
         """How busy the engine is, those that wait for adapters among its queue; another thread may call it."""
-        prompts = [len(each.request.prompt_token_ids) for each in list(self.adapters.waiting.values())]
+        waiting = [each.request for each in list(self.adapters.waiting.values())]
+        prompts = [len(request.prompt_token_ids) for request in waiting if request.priority < BELOW_ALL]
         positions = sum(attended(0, tokens) for tokens in prompts)
         return self.scheduler.state().with_request(len(prompts), sum(prompts), positions)
 

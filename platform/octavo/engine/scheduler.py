@@ -108,12 +108,15 @@ class Scheduler:
 
     # ---- requests in ------------------------------------------------------------------------------------------
 
-    def add(self, request: Request, rules: RequestRules | None = None, beams: Beams | None = None) -> None:
+    def add(
+        self, request: Request, rules: RequestRules | None = None, beams: Beams | None = None, waited: float = 0.0
+    ) -> None:
         """Queue a request.
 
         Args:
             rules: what its tokens must keep to.
             beams: of its search, if it wants one.
+            waited: seconds since it came here.
 
         Raises:
             BadRequest: it can never run here.
@@ -125,8 +128,8 @@ class Scheduler:
             self._check_queue(request)
         self._arrivals += 1
         self.counters.arrived += request.params.num_sequences
-        policy, deadline, now = self.config.scheduling_policy, request.deadline, self._clock()
-        place = place_of(policy, request.priority, deadline, now, self._arrivals, resumed=resumed)
+        policy, deadline, came = self.config.scheduling_policy, request.deadline, self._clock() - waited
+        place = place_of(policy, request.priority, deadline, came, self._arrivals, resumed=resumed)
         group = Group.of(request, self.limits, place, rules, beams)
         group.start(self.pool)
         self._groups[request.request_id] = group
@@ -134,7 +137,7 @@ class Scheduler:
             self._waiting.join(seq)
             self._note("queue", seq, "new" if not resumed else "resumed", waiting=len(self._waiting))
         if deadline is not None and not resumed:
-            self._deadlines.add(now + deadline, group, len(self._groups))
+            self._deadlines.add(came + deadline, group, len(self._groups))
 
     def _check_queue(self, request: Request) -> None:
         limit = self.config.max_num_queued_requests

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from itertools import count, product
 
 import pytest
@@ -13,7 +14,7 @@ from octavo.constraint import StructuredOutputs
 from octavo.engine.adapters import MOST_PASSED, Adapters
 from octavo.engine.batch import build_batch
 from octavo.errors import BadRequest, ModelError, Overloaded
-from octavo.request import Adapter, Placement, Request
+from octavo.request import BELOW_ALL, Adapter, Placement, Request
 
 PARAMS = SamplingParams(seed=3, max_tokens=12, ignore_eos=True)
 PROMPTS = [list(range(3, 60)), list(range(3, 50)), [7]]
@@ -283,8 +284,14 @@ def test_streams_go_on_while_an_adapter_loads(llm, loras, make_adapter, monkeypa
         ended |= {update.request_id for update in llm.engine.step() if update.finish_reason}
     assert (ended, llm.engine.state().queued) == ({"runs"}, 2)
     assert [update.finish_reason for update in llm.engine.abort("leaves")] == ["abort"]
+    late = {"request_id": "late", "prompt_token_ids": [1], "params": PARAMS, "adapter": cold}
+    for name, more in [("late", {"deadline": 0.2}), ("below", {"priority": BELOW_ALL})]:
+        llm.engine.add(Request(**late | more | {"request_id": name}))
+    assert llm.engine.state().queued == 2  # the third is below all others
+    time.sleep(0.21)  # its deadline counts from when it came, not from when its adapter has
     loader.may_load.set()
-    while "waits" not in ended:
-        ended |= {update.request_id for update in llm.engine.step() if update.finish_reason}
-    assert not llm.engine.has_work
+    reasons = {}
+    while llm.engine.has_work:
+        reasons |= {update.request_id: update.finish_reason for update in llm.engine.step() if update.finish_reason}
+    assert reasons == {"waits": "length", "below": "length", "late": "late"}
     assert (llm.engine.state().queued, len(llm.engine.tickets)) == (0, 3)  # nobody is named twice
