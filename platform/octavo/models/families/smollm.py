@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from octavo.errors import ModelError
 from octavo.models.families.record import Config, Family, Fields, Gguf
 
 _DEFAULTS: Config = {
@@ -13,6 +14,8 @@ _DEFAULTS: Config = {
 
 
 def _fields(config: Config) -> Fields:
+    if "sliding_attention" in (config.get("layer_types") or ()):  # which counts, whatever use_sliding_window says
+        raise ModelError("layers with a window are not supported in models of type 'smollm3'")
     layers, interval = range(config["num_hidden_layers"]), config["no_rope_layer_interval"]
     rotated = config["no_rope_layers"] or [(layer + 1) % interval for layer in layers]  # 0 where there are none
     return {"unrotated": tuple(layer for layer in layers if not rotated[layer])}
