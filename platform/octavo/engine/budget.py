@@ -6,7 +6,7 @@ from octavo.config import EngineConfig
 from octavo.cost_model import CostModel, StepWork
 from octavo.engine.sequence import Sequence
 
-ALONE_SECONDS = 0.04
+ALONE_SECONDS = 0.015
 """Of a step that holds nothing but requests below all others: as long as somebody who comes meanwhile waits for it."""
 
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+from functools import partial
+
+import numpy as np
 import pytest
 
 from octavo.config import EngineConfig
 from octavo.cost_model import Cost, CostModel
 from octavo.engine.below import part_of
 from octavo.engine.budget import prompt_budget
-from octavo.request import BELOW_ALL
+from octavo.engine.plan import StepPlan
+from octavo.rehearsal.fleet import Fleet, SimulatedShard
+from octavo.rehearsal.simulated import load_profile
+from octavo.request import BELOW_ALL, Request, SamplingParams, SequenceUpdate
+from octavo.routing.router import RoutingConfig
 
 
 class Known(CostModel):
@@ -84,5 +93,64 @@ def test_beside_others_as_many_decode_as_make_the_step_little_longer(fake, step,
 
 def test_prompts_of_theirs_make_no_step_long(fake):
     config = EngineConfig(block_size=16, max_num_batched_tokens=1000)
-    assert prompt_budget([], config, Known(), alone=True) == 300
+    assert prompt_budget([], config, Known(), alone=True) == pytest.approx(50, abs=1)
     assert prompt_budget([], config, Known()) == 1000
+
+
+SECONDS = 40.0
+
+
+class Shard(Fleet):
+    """One shard in simulated time: people who come two a second, and lines of a batch, of which 40 are always there."""
+
+    def __init__(self, people: bool, lines: int) -> None:
+        config = EngineConfig(rehearsal="llama-8b-h100", max_num_seqs=32, max_num_batched_tokens=2048, target_itl=0.05)
+        super().__init__(load_profile("llama-8b-h100"), 1, config, RoutingConfig())
+        self.first: list[float] = []
+        self.gaps: list[float] = []
+        self.lines = 0  # tokens of theirs
+        self.busy = 0.0
+        self._last: dict[str, float] = {}
+        self._names, self._chance = map(str, itertools.count()), random.Random(1)
+        chance, at = random.Random(2), 0.0
+        while people and (at := at + chance.expovariate(2)) < SECONDS:
+            self.at(at, partial(self._ask, 0, chance.choice([40, 100, 300, 1000]), 64))
+        for _ in range(lines):
+            self.at(0.0, self._line)
+        self.run(until=SECONDS)
+
+    def _line(self) -> None:
+        self._ask(BELOW_ALL, self._chance.randrange(50, 200), 64)
+
+    def _ask(self, priority: int, size: int, tokens: int) -> None:
+        prompt = [self._chance.randrange(1000) for _ in range(size)]
+        params = SamplingParams(max_tokens=tokens, ignore_eos=True)
+        self.send(Request(request_id=next(self._names), prompt_token_ids=prompt, params=params, priority=priority))
+
+    def _commit(self, shard: SimulatedShard, plan: StepPlan, seconds: float) -> None:
+        self.busy += seconds
+        super()._commit(shard, plan, seconds)
+
+    def _took(self, update: SequenceUpdate, *, ended: bool) -> None:
+        super()._took(update, ended=ended)
+        name, trip = update.request_id, self.trips[update.request_id]
+        if trip.request.priority == BELOW_ALL:
+            self.lines += len(update.token_ids)
+            return self._line() if ended else None
+        before = self._last.get(name)
+        (self.first if before is None else self.gaps).append(self.now - (trip.sent if before is None else before))
+        self._last[name] = self.now
+        return None
+
+    @property
+    def felt(self) -> tuple[float, float]:
+        """99th percentiles of the first token and of the time between two."""
+        return float(np.percentile(self.first, 99)), float(np.percentile(self.gaps, 99))
+
+
+def test_people_hardly_feel_a_batch_and_it_takes_what_they_leave():
+    alone, capacity, beside = Shard(True, 0), Shard(False, 40), Shard(True, 40)
+    idle = 1 - alone.busy / SECONDS
+    assert beside.felt[0] <= 1.1 * alone.felt[0]
+    assert beside.felt[1] <= 1.05 * alone.felt[1]
+    assert beside.lines >= 0.9 * capacity.lines * idle
