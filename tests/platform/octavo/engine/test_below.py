@@ -97,7 +97,7 @@ def test_prompts_of_theirs_make_no_step_long(fake):
     assert prompt_budget([], config, Known()) == 1000
 
 
-SECONDS = 40.0
+SECONDS = 20.0
 
 
 class Shard(Fleet):
