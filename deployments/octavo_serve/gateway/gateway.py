@@ -188,9 +188,11 @@ class Gateway:
 
     async def _ask(self, owner: str, path: str, body: bytes) -> Reply:
         """Answer a line of a batch, in the name of whoever began it."""
+        if self._app is None:  # Serve has not asked for it yet
+            return Reply(503, b"{}")
         keys = self.access.rules.keys
         caller = Caller() if keys is None else keys.named(owner)
-        if caller is None or self._app is None:
+        if caller is None:
             return Reply(401, b'{"error":{"message":"whoever began the batch has no key any more"}}')
         return await ask(self._app.inside, caller, path, body)
 

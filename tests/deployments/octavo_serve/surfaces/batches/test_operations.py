@@ -216,6 +216,19 @@ def test_a_cancelled_batch_keeps_what_was_done(batching: Any, line: Any) -> None
     asyncio.run(run())
 
 
+def test_a_batch_that_is_cancelled_before_it_is_checked_is_not(batching: Any, line: Any) -> None:
+    async def run() -> None:
+        async with batching.client() as api:
+            begun = await batching.begun(api, line("a"), "{")
+            await api.batches.cancel(begun.id)
+            async with batching.working():
+                batch = await batching.ended(api, begun.id)
+            assert (batch.status, batch.request_counts.total, batch.output_file_id) == ("cancelled", 0, None)
+            assert batch.errors is None
+
+    asyncio.run(run())
+
+
 def test_an_expired_batch_says_which_lines_were_not_done(batching: Any, line: Any) -> None:
     holding = Holding(1)
     now = batching.batches.clock()
