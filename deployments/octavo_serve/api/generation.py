@@ -104,7 +104,9 @@ class _Running:
     """
 
     def __init__(self, job: Job, arrivals: Arrivals | None, used: Usage) -> None:
-        self.timer = job.telemetry.request(job.model.name, job.prompt_tokens, job.operation)
+        self.timer = job.telemetry.request(
+            job.model.name, job.prompt_tokens, job.operation, priority=job.requests[0].priority
+        )
         self.prompts_left = len(job.requests)
         self._job = job
         self._arrivals = arrivals

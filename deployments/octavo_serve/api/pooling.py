@@ -262,7 +262,7 @@ class Window:
         asking = self.ready.asking
         self.id = f"{asking.kind}-{secrets.token_hex(12)}"
         telemetry, name = self.ready.service.telemetry, self.ready.model.name
-        self._timer = telemetry.request(name, self.prompt_tokens, asking.operation)
+        self._timer = telemetry.request(name, self.prompt_tokens, asking.operation, priority=asking.priority)
         genai.pools(self.id, name, self.prompt_tokens)
 
     def request(self, number: int, token_ids: list[int], params: SamplingParams, pooling: Pooling | None) -> Request:

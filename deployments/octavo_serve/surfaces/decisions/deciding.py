@@ -78,7 +78,7 @@ async def decide(service: Service, asked: Asked, questions: Questions) -> Decide
         long = is_long([frame.before]) or questions.characters >= MANY_CHARACTERS
         forks = await service.prompt_threads.finish(work) if long else work()
     with service.telemetry.ledger.entry(asked.tenant, model, forks.prompt_tokens, 0) as used:
-        timer = service.telemetry.request(model.name, forks.prompt_tokens, "chat")
+        timer = service.telemetry.request(model.name, forks.prompt_tokens, "chat", priority=asked.priority)
         decided = await _Deciding(model, forks, timer).run()
         used.prompt(model.cost(), decided.prompt_tokens, decided.cached_tokens, ())
         return decided

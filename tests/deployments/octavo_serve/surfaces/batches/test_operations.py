@@ -41,6 +41,7 @@ def test_a_batch_is_answered_in_a_file_with_its_custom_ids(batching: Any, line: 
 
     asyncio.run(run())
     assert {request.priority for request in client.opened} == {BELOW_ALL}
+    assert batching.service.telemetry.tallies == {}, "what nobody waits for is in nobody's times"
 
 
 @pytest.mark.parametrize(
