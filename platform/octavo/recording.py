@@ -28,8 +28,8 @@ MAGIC = "octavo recording 1 "
 MOST_BYTES = 2**30
 """Of a file: a rehearsed 8B model with 64 streams writes so much in nine hours."""
 
-MOST_WAITING = 2**16
-"""Frames that wait for a disk."""
+MOST_WAITING = 2**13
+"""Frames that wait for a disk: of a quick engine's steps those of 20 seconds."""
 
 _LENGTH_BYTES = 4
 

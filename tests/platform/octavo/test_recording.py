@@ -47,6 +47,14 @@ def test_a_file_ends_where_it_is_as_long_as_it_may_be(tmp_path, caplog):
     assert "ends here: it is as long as it may be" in caplog.text
 
 
+def test_a_recording_ends_where_the_disk_is_too_slow(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("octavo.recording.MOST_WAITING", 0)
+    with caplog.at_level(logging.WARNING):
+        path = written(tmp_path, 3)
+    assert numbers(path) == []
+    assert "ends here: 0 frames wait for the disk" in caplog.text
+
+
 def test_what_cannot_be_written_or_read_is_said(tmp_path):
     (tmp_path / "file").write_text("something else")
     with pytest.raises(ConfigError, match="nothing can be written to"):
