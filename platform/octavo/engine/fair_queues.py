@@ -1,10 +1,10 @@
 """Sequences that run and wait under `scheduling_policy: fair`: by the shares that their tenants have had.
 
-In every step, those that run are put in order: by priority, then the least served tenant first (`octavo.fairness`). So
-the prompts of who has had most come last when the chunk is shared out, and its blocks go first when blocks run out. A
-sequence that waits goes before the prompts of those who give way to its tenant, and takes the places and blocks that it
-lacks from them. What is taken stays in the prefix cache: a block or two of it are computed
-again.
+A tenant that is a turn ahead of another (`octavo.fairness`) gives way to it: its prompts leave that one's the chunk,
+and its sequences the places and blocks that one lacks. A sequence gives these up only when it has decoded for as long
+as it takes to compute it again, so that at most half of all work is done twice, whatever the cache keeps of it, and
+everybody gets on. Those that run stay in the order of their places: when blocks run out, the last of them goes, as
+without shares.
 
 A step is charged once it is decided: what each sequence adds to its predicted seconds, and as large a part of what it
 takes whatever is in it.
@@ -12,12 +12,10 @@ takes whatever is in it.
 
 from __future__ import annotations
 
-import bisect
-import math
 from collections.abc import Callable
 from functools import partial
 
-from octavo.cost_model import Cost, CostModel, attended
+from octavo.cost_model import NO_COST, Cost, CostModel, attended
 from octavo.engine.plan import StepPlan
 from octavo.engine.queues import OrderedSequences, WaitingSequences
 from octavo.engine.sequence import Group, Sequence
@@ -33,39 +31,57 @@ def queues_of(policy: SchedulingPolicy) -> tuple[OrderedSequences, WaitingSequen
 
 
 class FairRunning(OrderedSequences):
-    """Those that run, as `arrange` has put them; who joins is last until then."""
+    """Those that run, and who gives way to whom."""
 
     def __init__(self, shares: Shares) -> None:
         super().__init__()
         self._shares = shares
+        self._cost = NO_COST
+        self._known: dict[Sequence, int] = {}  # tokens when they joined
 
     def join(self, seq: Sequence) -> None:
-        """Add a sequence behind those of its priority."""
-        bisect.insort(self, seq, key=lambda each: each.order[0])
+        """Put a sequence where it belongs."""
+        super().join(seq)
+        self._known[seq] = seq.num_known
 
     def leave(self, seq: Sequence) -> bool:
         """Take a sequence out; False where it is not here."""
-        if found := seq in self:
-            self.remove(seq)
+        self._known.pop(seq, None)
+        return super().leave(seq)
+
+    def giving_up(self, waiting: Sequence) -> Sequence | None:
+        """The last of those who have decoded long enough and give way to it."""
+        if (last := super().giving_up(waiting)) is not None:
+            return last
+        return next((seq for seq in reversed(self) if self._gives_way(seq, waiting) and self._may_go(seq)), None)
+
+    def claims(self, head: Sequence | None, wanted: Callable[[Sequence], int]) -> dict[Sequence, int]:
+        """The prompts that are computed, and the one that waits."""
+        found = {seq: seq.remaining for seq in self if not seq.is_decoding}
+        if head is not None and any(self._gives_way(seq, head) for seq in found):
+            found[head] = wanted(head)
         return found
 
-    def arrange(self) -> None:
-        """The least served first, but for beam searches: they keep their order before all others of their priority."""
-        self.sort(key=lambda seq: (seq.order[0], -math.inf, seq.order) if seq.group.beams else _turn(self._shares, seq))
+    def held_back(self, seq: Sequence, claims: dict[Sequence, int]) -> int:
+        """What those want to whom it gives way, and whose turn has not come yet."""
+        claims.pop(seq, None)
+        return sum(tokens for other, tokens in claims.items() if self._gives_way(seq, other))
 
-    def gives_way(self, seq: Sequence, waiting: Sequence) -> bool:
-        """Whether its tenant is a turn ahead of the other's, their priorities being the same."""
-        if seq.order[0] != waiting.order[0]:
-            return super().gives_way(seq, waiting)
-        if seq.group.beams is not None:  # it would begin again, and two of them end each other's work for ever
-            return False
-        other = waiting.group.request
-        levels = self._shares.level(seq.group.request.tenant), self._shares.level(other.tenant)
-        return gives_way(*levels, other.weight, self._shares.step)
+    def _gives_way(self, seq: Sequence, other: Sequence) -> bool:
+        request, shares = other.group.request, self._shares
+        levels = shares.level(seq.group.request.tenant), shares.level(request.tenant)
+        return seq.order[0] == other.order[0] and gives_way(*levels, request.weight, shares.step)
+
+    def _may_go(self, seq: Sequence) -> bool:
+        decoded = seq.num_known - self._known[seq]
+        again = own_seconds(self._cost, 0, seq.num_computed)
+        # a beam search would begin from its prompt
+        return seq.group.beams is None and decoded > 0 and decoded * self._shares.step >= again
 
     def charge(self, plan: StepPlan, cost_model: CostModel) -> None:
         """Charge a step to the tenants of its sequences."""
-        cost, seconds, weights = cost_model.published, dict[str, float](), dict[str, float]()
+        cost = self._cost = cost_model.published
+        seconds, weights = dict[str, float](), dict[str, float]()
         for seq, count in plan.entries:
             request = seq.group.request
             own = own_seconds(cost, seq.num_computed, count) + cost.step / len(plan.entries)

@@ -53,12 +53,22 @@ class OrderedSequences(list[Sequence]):
 
     # ---- what shares change, too (`fair_queues`) --------------------------------------------------------------------
 
-    def arrange(self) -> None:
-        """Put those that run in the order of the next step."""
+    def giving_up(self, waiting: Sequence) -> Sequence | None:
+        """Who of those that run gives up its place and blocks for one that waits."""
+        return self[-1] if self and self[-1].order[0] >= BELOW_ALL > waiting.order[0] else None
 
-    def gives_way(self, seq: Sequence, waiting: Sequence) -> bool:
-        """Whether one that runs gives up its place, its blocks and its part of the chunk for one that waits."""
-        return seq.order[0] >= BELOW_ALL > waiting.order[0]
+    def claims(self, head: Sequence | None, wanted: Callable[[Sequence], int]) -> dict[Sequence, int]:
+        """Tokens of the chunk that others may have to leave.
+
+        Args:
+            head: of the queue.
+            wanted: how many it wants.
+        """
+        return {}
+
+    def held_back(self, seq: Sequence, claims: dict[Sequence, int]) -> int:
+        """How many a prompt leaves, whose turn it is."""
+        return 0
 
     def charge(self, plan: StepPlan, cost_model: CostModel) -> None:
         """The next step is decided."""

@@ -189,9 +189,9 @@ class Scheduler:
         if self._deadlines:
             for group in self._deadlines.passed(self._clock(), self._groups):
                 plan.ended += told(group, self.abort(group.request.request_id, why="late"))
-        self._running.arrange()
-        head = self._waiting.head(may_run)
-        kept = 0 if head is None else self._make_room(head)
+        if (head := self._waiting.head(may_run)) is not None:
+            self._make_room(head)
+        claims = self._running.claims(head, self._wanted)
         part = self._part = part_of(self._running, head, self.cost_model)
         in_step = self._running if part.running == len(self._running) else self._running[: part.running]
         chunk = whole = prompt_budget(in_step, self.config, self.cost_model, alone=part.alone)
@@ -218,7 +218,7 @@ class Scheduler:
             elif seq.untold is None and seq.constraint is not None and seq.num_output and seq.remaining:
                 # forced tokens: one at least, as for those that decode
                 chunk -= self._continue(seq, min(seq.remaining, max(chunk, 1)), plan)
-            elif seq.remaining and (room := chunk - (kept if head and self._running.gives_way(seq, head) else 0)) > 0:
+            elif seq.remaining and (room := chunk - self._running.held_back(seq, claims)) > 0:
                 if taken := self._continue(seq, min(seq.remaining, room), plan):
                     self._note("chunk", seq, "fits", tokens=taken)
                 chunk -= taken
@@ -244,16 +244,15 @@ class Scheduler:
         self._running.charge(plan, self.cost_model)
         return plan
 
-    def _make_room(self, head: Sequence) -> int:
-        """Take the places and blocks that the head of the queue lacks from those who give way to it.
+    def _make_room(self, head: Sequence) -> None:
+        """Take the places and blocks that the head of the queue lacks from those who give them up."""
+        while (last := self._running.giving_up(head)) is not None and not self._has_room(head):
+            self._preempt(last, needed_by=head.group.request.request_id)
 
-        Returns:
-            tokens of the chunk that these leave to it.
-        """
-        gives_way = self._running.gives_way
-        while (gives := bool(self._running) and gives_way(self._running[-1], head)) and not self._has_room(head):
-            self._preempt(self._running[-1], needed_by=head.group.request.request_id)
-        return head.num_known - len(head.cached_blocks(self.pool)) * self.config.block_size if gives else 0
+    def _wanted(self, head: Sequence) -> int:
+        """Tokens that the head of the queue would compute; 0 where it has no room."""
+        cached = len(head.cached_blocks(self.pool)) * self.config.block_size
+        return head.num_known - cached if self._has_room(head) else 0
 
     def _has_room(self, seq: Sequence) -> bool:
         """Whether a sequence finds the places and blocks to start."""

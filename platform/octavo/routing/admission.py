@@ -42,7 +42,7 @@ from dataclasses import dataclass, replace
 from octavo.errors import DeadlineMissed, Overloaded
 from octavo.load import ShardState
 
-MARGIN = 1.25
+MARGIN = 1.6
 """Times what is predicted: nearly all that are accepted are to have their first token in time."""
 
 FEW = 4

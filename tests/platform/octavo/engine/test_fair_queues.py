@@ -1,6 +1,8 @@
 import random
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from octavo.cost_model import StepWork
 
@@ -84,3 +86,35 @@ def test_priority_goes_before_shares_and_takes_nobodys_place(fake):
     engine.step()
     assert running(engine) == {"noisy": 8}
     fake.run(engine)
+
+
+def test_prompts_for_which_there_is_no_memory_at_once_all_end(fake):
+    """Each takes twenty chunks, and most of the pool; if they took turns neither would ever get a token."""
+    steps = {}
+    for policy in ("priority", "fair"):
+        engine = ready(fake.engine(190, max_num_batched_tokens=32, scheduling_policy=policy))
+        for i, tenant in enumerate("abab"):
+            prompt = [(7 * i + j) % 900 for j in range(640)]
+            engine.add(fake.request(f"{tenant}{i}", prompt, max_tokens=20, tenant=tenant))
+        out = fake.run(engine, 2000)
+        assert out["a0"][0] == fake.expected([j % 900 for j in range(640)], 20)
+        steps[policy] = len(fake.model(engine).batches)
+    assert steps["fair"] <= 3 * steps["priority"]
+
+
+ASKED = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 120), st.integers(1, 40), st.integers(0, 40)),
+                 min_size=2, max_size=12)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(asked=ASKED, blocks=st.integers(45, 90), places=st.integers(1, 6))
+def test_everybody_gets_on_in_any_memory_with_any_places(fake, asked, blocks, places):
+    engine = ready(fake.engine(blocks, max_num_seqs=places, scheduling_policy="fair"))
+    for step in range(41):
+        for number, (tenant, prompt, output, at) in enumerate(asked):
+            if at == step:
+                tokens = [(number + j) % 900 for j in range(prompt)]
+                engine.add(fake.request(str(number), tokens, max_tokens=output, tenant=tenant))
+        engine.step()
+    fake.run(engine, 5000)
+    assert engine.scheduler.counters.finished == len(asked)
