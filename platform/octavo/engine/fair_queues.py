@@ -80,14 +80,9 @@ class FairRunning(OrderedSequences):
 
     def charge(self, plan: StepPlan, cost_model: CostModel) -> None:
         """Charge a step to the tenants of its sequences."""
-        cost = self._cost = cost_model.published
-        seconds, weights = dict[str, float](), dict[str, float]()
-        for seq, count in plan.entries:
-            request = seq.group.request
-            own = own_seconds(cost, seq.num_computed, count) + cost.step / len(plan.entries)
-            seconds[request.tenant] = seconds.get(request.tenant, 0.0) + own
-            weights[request.tenant] = request.weight
-        self._shares.charge(seconds, weights)
+        self._cost = cost_model.published
+        weights = {seq.group.request.tenant: seq.group.request.weight for seq, _ in plan.entries}
+        self._shares.charge(seconds_of(plan, self._cost), weights)
 
 
 class FairWaiting(WaitingSequences):
@@ -127,6 +122,16 @@ class FairWaiting(WaitingSequences):
         """The first of its own tenant."""
         queue = self._tenants.get(like.request.tenant)
         return None if queue is None else queue.first(like)
+
+
+def seconds_of(plan: StepPlan, cost: Cost) -> dict[str, float]:
+    """What each tenant has of a step that is not launched."""
+    seconds = dict[str, float]()
+    for seq, count in plan.entries:
+        tenant = seq.group.request.tenant
+        own = own_seconds(cost, seq.num_computed, count) + cost.step / len(plan.entries)
+        seconds[tenant] = seconds.get(tenant, 0.0) + own
+    return seconds
 
 
 def own_seconds(cost: Cost, start: int, count: int) -> float:

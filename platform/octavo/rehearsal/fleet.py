@@ -20,7 +20,7 @@ from octavo.block_hash import hash_chain, root_hash
 from octavo.config import EngineConfig
 from octavo.cost_model import Cost
 from octavo.engine.engine import Engine
-from octavo.engine.fair_queues import own_seconds
+from octavo.engine.fair_queues import seconds_of
 from octavo.engine.plan import StepPlan
 from octavo.rehearsal.simulated import Profile, SimulatedExecutor
 from octavo.request import Placement, Request, SequenceUpdate
@@ -70,7 +70,7 @@ class Fleet:
         router: makes a router.
 
     Attributes:
-        served: seconds of the machine that each tenant's tokens took, less what steps take whatever is in them.
+        served: seconds of the machine that each tenant had, as `octavo.engine.fair_queues` splits a step.
     """
 
     def __init__(
@@ -199,8 +199,8 @@ class Fleet:
         if not shard.alive:
             return
         # An engine of one step at a time advances its books when `launch` returns, which here is now
-        for seq, count in plan.entries:
-            self.served[seq.group.request.tenant] += own_seconds(shard.cost, seq.num_computed, count)
+        for tenant, own in seconds_of(plan, shard.cost).items():
+            self.served[tenant] += own
         step = shard.engine.scheduler.advance(plan)
         result = StepResult(np.ones(len(step.rows), np.int64), {}, [], seconds)
         self._tell(shard, shard.engine.scheduler.commit(step, result))

@@ -22,13 +22,20 @@ The bounds that are broken come last but one, and the exit code is 1 then; the l
 from __future__ import annotations
 
 import argparse
+import asyncio
+import itertools
 import json
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import httpx
+import yaml
+from running import RunningServer
 
 from octavo.config import EngineConfig
 from octavo.errors import DeadlineMissed
@@ -40,6 +47,7 @@ from octavo.routing.router import RoutingConfig
 
 PROFILE = load_profile("llama-8b-h100")
 VOCAB = 32_000
+WORDS = ["time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state"]
 
 
 def main() -> None:
@@ -145,9 +153,9 @@ def prefixes(_: argparse.Namespace) -> dict[str, tuple[float, float]]:
     """Talks that go on: each turn has all of the one before in its prompt."""
     found = {}
     for policy in ("fcfs", "fair"):
-        where = fleet(policy, shards=2, kv_cache_bytes=int(2e5) * PROFILE.kv_bytes_per_token)
+        where = fleet(policy, shards=2, kv_cache_bytes=int(1e5) * PROFILE.kv_bytes_per_token)
         for number in range(8):
-            for at in arrivals(0.8 + number / 5, 20.0, number):
+            for at in arrivals(2.0 + number / 2, 12.0, number):
                 _talk(where, f"t{number}", at)
         where.run()
         trips = list(where.trips.values())
@@ -215,3 +223,70 @@ class _Strict(Fleet):
     def _receive(self, shard: Any, request: Request) -> None:
         if request.request_id in self.trips:
             super()._receive(shard, request)
+
+
+# ---- a real server --------------------------------------------------------------------------------------------------
+
+KEYS = {"quiet": "quiet-key", "noisy": "noisy-key"}
+
+
+def served(given: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """A client of a quiet tenant on a server, alone and beside those of a noisy one."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, "config.yaml")
+        config.write_text(yaml.safe_dump(shared(yaml.safe_load(given.serve.read_text()))))
+        with RunningServer(config, None) as server:
+            alone, beside = asyncio.run(_clients(server.url, server.model.name, given))
+    for name, waits in (("alone", alone), ("beside", beside)):
+        print(f"{name}: p50 {percentile(waits, 0.5):.3f} p99 {percentile(waits, 0.99):.3f} s of {len(waits)}")
+    return {"p99 to the first token, times alone": (percentile(beside, 0.99) / percentile(alone, 0.99), 1.3)}
+
+
+def shared(document: dict[str, Any]) -> dict[str, Any]:
+    """A config with fair shares and a key for each tenant."""
+    settings = document["applications"][0]["args"]
+    settings["models"][0].setdefault("engine", {})["scheduling_policy"] = "fair"
+    settings["api_keys"] = [{"name": name, "key": key} for name, key in KEYS.items()]
+    return document
+
+
+async def _clients(url: str, model: str, given: argparse.Namespace) -> tuple[list[float], list[float]]:
+    numbers = itertools.count()
+
+    async def ask(tenant: str) -> float:
+        text = " ".join(random.Random(next(numbers)).choices(WORDS, k=given.words))
+        body = {"model": model, "prompt": text, "max_tokens": given.tokens, "ignore_eos": True, "stream": True}
+        begin, first = time.perf_counter(), None
+        headers = {"Authorization": f"Bearer {KEYS[tenant]}"}
+        async with client.stream("POST", f"{url}/v1/completions", json=body, headers=headers) as answer:
+            assert answer.status_code == 200, await answer.aread()
+            async for line in answer.aiter_lines():
+                first = first or (time.perf_counter() - begin if line.startswith("data: {") else None)
+        assert first is not None
+        return first
+
+    async def watch() -> list[float]:
+        waits, end = [], time.monotonic() + given.seconds
+        while time.monotonic() < end:
+            waits.append(await ask("quiet"))
+            await asyncio.sleep(2.0)
+        return sorted(waits)
+
+    async def flood() -> None:
+        while True:
+            await ask("noisy")
+
+    async with httpx.AsyncClient(timeout=600.0, limits=httpx.Limits(max_connections=None)) as client:
+        await ask("quiet")
+        alone = await watch()
+        noise = [asyncio.create_task(flood()) for _ in range(given.clients)]
+        await asyncio.sleep(5.0)
+        beside = await watch()
+        for task in noise:
+            task.cancel()
+        await asyncio.gather(*noise, return_exceptions=True)
+    return alone, beside
+
+
+if __name__ == "__main__":
+    main()

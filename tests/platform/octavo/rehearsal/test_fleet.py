@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
+from collections import defaultdict
+from functools import partial
 from statistics import median
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from octavo.config import EngineConfig
 from octavo.cost_model import Cost
-from octavo.rehearsal.fleet import Fleet, Trip
+from octavo.engine.fair_queues import seconds_of
+from octavo.engine.plan import StepPlan
+from octavo.fairness import TURN
+from octavo.rehearsal.fleet import Fleet, SimulatedShard, Trip
 from octavo.rehearsal.simulated import Profile
 from octavo.request import Request, SamplingParams
 from octavo.routing.router import RoutingConfig
@@ -183,3 +194,53 @@ def test_predictions_hold() -> None:
     assert wrong[len(wrong) // 2] < 0.005
     assert wrong[len(wrong) * 9 // 10] < 0.05
     assert sum(trip.cached == trip.choice.cached for trip in trips) > 0.9 * len(trips)
+
+
+@settings(max_examples=int(os.environ.get("OCTAVO_FUZZ_EXAMPLES", "8")), deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_the_gap_between_tenants_who_wait_is_bounded(seed: int) -> None:
+    """In seconds of the cost model over weights: three turns of the longest step, for the lesser weight of the two."""
+    drawn = random.Random(seed)
+    names = {f"t{number}": drawn.choice([1.0, 1.0, 2.0, 4.0]) for number in range(drawn.randint(2, 4))}
+    sizes = {"max_num_seqs": drawn.choice([4, 8, 16]), "max_num_batched_tokens": drawn.choice([128, 256, 512])}
+    where = Watched(MACHINE, 1, EngineConfig(scheduling_policy="fair", **sizes), RoutingConfig())
+    where.weights = names
+    for name, weight in names.items():
+        prompt, output = drawn.randint(20, 1500), drawn.randint(1, 60)
+        for number in range(drawn.randint(5, 25)):
+            params = SamplingParams(max_tokens=drawn.randint(1, output), ignore_eos=True)
+            tokens = words((seed, name, number), drawn.randint(1, prompt))
+            asked = Request(
+                request_id=f"{name}/{number}", prompt_token_ids=tokens, params=params, tenant=name, weight=weight
+            )
+            where.at(drawn.random() / 3, partial(where.send, asked))
+    where.run()
+    assert where.widest <= 3 * TURN * where.longest
+
+
+class Watched(Fleet):
+    """A fleet of one shard, in which the gap between any two tenants is looked at while both wait."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.weights: dict[str, float] = {}
+        self.widest = self.longest = 0.0
+        self._had = defaultdict[str, float](float)
+        self._gaps: dict[tuple[str, str], tuple[float, float]] = {}
+        super().__init__(*arguments)
+
+    def _commit(self, shard: SimulatedShard, plan: StepPlan, seconds: float) -> None:
+        scheduler = shard.engine.scheduler
+        step = seconds_of(plan, scheduler.cost_model.published)
+        super()._commit(shard, plan, seconds)
+        for name, own in step.items():
+            self._had[name] += own / self.weights[name]
+        self.longest = max(self.longest, sum(step.values()))
+        waiting = {seq.group.request.tenant for seq in scheduler._waiting}
+        for pair in itertools.combinations(self.weights, 2):
+            if not waiting.issuperset(pair):
+                self._gaps.pop(pair, None)
+                continue
+            gap = self._had[pair[0]] - self._had[pair[1]]
+            low, high = self._gaps.get(pair, (gap, gap))
+            self._gaps[pair] = low, high = min(low, gap), max(high, gap)
+            self.widest = max(self.widest, (high - low) * min(self.weights[name] for name in pair))
