@@ -45,6 +45,7 @@ from octavo.request import (
     SequenceUpdate,
     TokenLogprobs,
 )
+from octavo.routing.admission import Parts
 from octavo.source import resolve_source
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
 from octavo_serve.api.body import parse
@@ -448,6 +449,7 @@ class Fleet:
         running: requests by shard.
         ran: of each request that ended, whether its shard had said anything of it.
         unread: of the client.
+        parts: of tenants, as a picker has them.
     """
 
     def __init__(self) -> None:
@@ -461,6 +463,7 @@ class Fleet:
         self.running: Counter[str] = Counter()
         self.ran: list[bool] = []
         self.unread = Unread()
+        self.parts = Parts()
         self.tell: Callable[[list[Replica]], None] = lambda replicas: None
 
     def run(self, scenario: Callable[[ShardClient], Awaitable[None]], **failover: Any) -> list[str]:
