@@ -21,6 +21,7 @@ from octavo.source import resolve_source
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
 from octavo_serve.api.access import Access, Caller, Keys, KnownKey, Rules
 from octavo_serve.api.bounds import Limits
+from octavo_serve.api.explaining import Explaining
 from octavo_serve.api.model import Defaults
 from octavo_serve.api.registry import ModelEntry, Registry
 from octavo_serve.api.service import Service
@@ -69,6 +70,12 @@ class Speaker:
     async def abort(self, request_id: str, index: int) -> None:
         pass
 
+    async def courses(self, shard: str, request_id: str, block: bytes) -> None:
+        pass
+
+    def held(self) -> dict[str, set[bytes]]:
+        return {}
+
     async def shard_stats(self) -> ShardStats:
         return {}
 
@@ -87,7 +94,9 @@ class Site:
         entries[1].update(defaults=Defaults(response_template="hermes"))
         registry = Registry()
         registry.configure({entry.name: entry for entry in entries}, {"chat": {"large": 1.0}}, 0.0, True)
-        app = http_app(Service(registry, Limits(), Telemetry()), speaker, self.access)
+        service = Service(registry, Limits(), Telemetry())
+        service.explaining = Explaining(2**22, service.telemetry)
+        app = http_app(service, speaker, self.access)
         self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
 
     @property
@@ -153,6 +162,16 @@ def test_a_question_is_answered_with_its_figures(site: Site, visit: Any) -> None
     answer(page)
     assert "What is it?" in site.speaker.prompts[1]
     assert "**bold**" in site.speaker.prompts[1]
+
+
+def test_why_an_answer_took_so_long_is_asked_by_keyboard(site: Site, visit: Any) -> None:
+    page = visit(site.url)
+    ask(page, "What is the weather like in Paris today, and should I take an umbrella with me?")
+    last = answer(page)
+    last.locator(".why summary").press("Enter")
+    last.locator(".why-body").get_by_text("It took").wait_for()
+    assert last.locator(".spans .part").count() >= 3
+    assert "tokens came from the cache" in last.locator(".why-body").inner_text()
 
 
 def test_an_answer_shows_while_it_comes_and_stops(site: Site, visit: Any) -> None:
