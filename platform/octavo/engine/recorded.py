@@ -74,6 +74,7 @@ class Added(Frame, tag="add"):
         chains: the block hashes of its sequences.
         begins: of its sequences, where they have constraints.
         refused: whether the queue was full.
+        waited: as in `Scheduler.add`.
     """
 
     time: float
@@ -81,6 +82,7 @@ class Added(Frame, tag="add"):
     chains: list[list[bytes]]
     begins: list[Begins]
     refused: bool
+    waited: float
     decisions: list[Any]
 
 
@@ -219,13 +221,15 @@ class RecordedScheduler(Scheduler):
         self._plans = False
         self._hashed = pool.caching and not limits.takes_whole
 
-    def add(self, request: Request, rules: RequestRules | None = None, beams: Beams | None = None) -> None:
+    def add(
+        self, request: Request, rules: RequestRules | None = None, beams: Beams | None = None, waited: float = 0.0
+    ) -> None:
         """As of `Scheduler`."""
         if beams is not None and self._recorder is not None:
             self._recorder.end("a request wants beam search, which is not recorded")
         time, refused = self._begin(), False
         try:
-            super().add(request, rules, beams)
+            super().add(request, rules, beams, waited)
         except Overloaded:
             refused = True
             raise
@@ -236,7 +240,7 @@ class RecordedScheduler(Scheduler):
                 chains = [self._chain(seq) for seq in sequences]
                 if self._hashed and chains:  # what starts again from the prompt has them at once
                     request.block_hashes = chains[0][: len(request.prompt_token_ids) // self.config.block_size]
-                self._write(Added(time, _asked(request), chains, begins, refused, self._decided()))
+                self._write(Added(time, _asked(request), chains, begins, refused, waited, self._decided()))
 
     def abort(self, request_id: str, index: int | None = None, why: FinishReason = "abort") -> list[SequenceUpdate]:
         """As of `Scheduler`."""

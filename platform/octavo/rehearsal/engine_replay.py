@@ -81,7 +81,7 @@ class EngineReplay:
             case Added():
                 scheduler.chains = deque(frame.chains)
                 with suppress(Overloaded):
-                    scheduler.add(request_of(frame), rules_of(frame))
+                    scheduler.add(request_of(frame), rules_of(frame), waited=frame.waited)
             case Aborted():
                 self.updates = scheduler.abort(frame.request_id, frame.index, frame.why)
             case Scheduled():
