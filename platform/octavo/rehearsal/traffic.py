@@ -120,7 +120,7 @@ def read_traffic(path: Path) -> Traffic:
     traffic = Traffic([], machines)
     delays: list[float] = []
     routers = [file for file in files if kind_of(file) == "router"]
-    for file in routers:
+    for file in sorted(routers, key=_begun):
         _read_router(file, traffic, found, delays)
     if delays:
         traffic.gateways, traffic.delay = len(routers), max(0.0, float(np.percentile(delays, 10)))
@@ -134,24 +134,33 @@ def _read_engine(file: Path, found: dict[str, Told]) -> Machine:
     begun: Any = next(frames)
     replay = EngineReplay(begun, lambda _: None)
     offset, last = begun.wall - begun.time, dict[tuple[str, int], float]()
+    tokens = dict[tuple[str, int], int]()  # emitted elsewhere, and here
     steps, pauses, ended, worked = list[tuple[StepWork, float]](), list[float](), 0.0, False
     came: list[Told] = []
     for frame in frames:
         replay.apply(frame)  # type: ignore[arg-type]  # those of an engine
         if isinstance(frame, Added) and frame.chains:
             came += _add(frame, offset, found)
+            emitted = enumerate(frame.request["emitted"] or ())
+            tokens |= {(frame.request["request_id"], index): count or 0 for index, count in emitted}
         if isinstance(frame, Scheduled):
             _spread(came, steps[-1][1] if worked else 0.0)
             came = []
         for update in replay.updates:
-            _note(update.request_id, update.index, len(update.token_ids), replay.now + offset, found, last)
+            key = update.request_id, update.index
+            tokens[key] = tokens.get(key, 0) + len(update.token_ids)
+            if update.token_ids:
+                _note(found[update.request_id], replay.now + offset, last.get(key))
+                last[key] = replay.now + offset
         if replay.step is not None:
             steps.append(replay.step)
             if worked:
                 pauses.append(replay.now - ended - replay.step[1])
             ended, worked = replay.now, replay.scheduler.has_work
+    for (name, index), count in tokens.items():
+        found[name].tokens[index] = max(count, found[name].tokens.get(index, 0))
     for (name, index), chain in replay.chains.items():
-        if index == 0 and name in found:
+        if index == 0 and len(chain) > len(found[name].chain):
             found[name].chain = chain
     pause = max(0.0, fmean(sorted(pauses)[: max(1, len(pauses) * 99 // 100)])) if pauses else 0.0
     some = steps[:: 1 + len(steps) // _STEPS]
@@ -159,16 +168,13 @@ def _read_engine(file: Path, found: dict[str, Told]) -> Machine:
 
 
 def _add(frame: Added, offset: float, found: dict[str, Told]) -> list[Told]:
-    """Note a request that an engine takes in; returns it, if it is the first that does."""
-    name, new = frame.request["request_id"], list[Told]()
-    if name not in found:
-        now = frame.time + offset
-        found[name] = Told(now, now, frame, frame.chains[0])
-        new.append(found[name])
-    for index, count in enumerate(frame.request["emitted"] or ()):
-        if count is not None:
-            found[name].tokens[index] = max(count, found[name].tokens.get(index, 0))
-    return new
+    """Note a request that an engine takes in; returns it, if none is known that did so earlier."""
+    name, now = frame.request["request_id"], frame.time + offset
+    told = found.setdefault(name, Told(math.inf, math.inf, frame, frame.chains[0]))
+    if now >= told.taken:
+        return []
+    told.came, told.taken, told.added = now, now, frame
+    return [told]
 
 
 def _spread(came: list[Told], seconds: float) -> None:
@@ -177,18 +183,16 @@ def _spread(came: list[Told], seconds: float) -> None:
         told.came -= seconds * (1 - (place + 0.5) / len(came))
 
 
-def _note(
-    name: str, index: int, tokens: int, now: float, found: dict[str, Told], last: dict[tuple[str, int], float]
-) -> None:
-    told = found[name]
-    told.tokens[index] = told.tokens.get(index, 0) + tokens
-    if not tokens:
-        return
-    if told.first is None:
-        told.first = now
-    if (before := last.get((name, index))) is not None:
+def _note(told: Told, now: float, before: float | None) -> None:
+    """A sequence got tokens, as it did before."""
+    told.first = min(now, told.first or now)
+    if before is not None:
         told.gaps.append(now - before)
-    last[name, index] = now
+
+
+def _begun(file: Path) -> float:
+    begun: Any = next(read_recording(file))
+    return float(begun.wall)
 
 
 def _read_router(file: Path, traffic: Traffic, found: dict[str, Told], delays: list[float]) -> None:
@@ -201,7 +205,8 @@ def _read_router(file: Path, traffic: Traffic, found: dict[str, Told], delays: l
         if isinstance(frame, routing.Configured):
             traffic.routing = frame.config
         elif isinstance(frame, routing.Joined) and frame.shard in machines:
-            machines[frame.shard].since = frame.time + offset
+            machine = machines[frame.shard]
+            machine.since, machine.until = machine.since or now, math.inf
         elif isinstance(frame, routing.Left) and frame.shard in machines:
             machines[frame.shard].until = now
         elif isinstance(frame, routing.Routed) and frame.ticket not in known and frame.ticket in found:

@@ -216,6 +216,7 @@ class Rerun(Fleet):
 
     def _ended(self, name: str) -> None:
         trip = self.trips[name]
+        trip.finished = self.now  # also where it was refused
         trip.request.prompt_token_ids = []  # an hour of prompts takes gigabytes
         self._at[trip.shard] -= 1
         self._send_held()

@@ -8,7 +8,11 @@ import math
 import pytest
 
 from octavo.cost_model import Cost
+from octavo.engine.recorded import Added
 from octavo.errors import ConfigError
+from octavo.recording import Recorder
+from octavo.rehearsal.engine_replay import EngineReplay
+from octavo.rehearsal.replay import read_recording
 from octavo.rehearsal.traffic import read_traffic
 from octavo.rehearsal.whatif import Measures, Rerun, Slo, changed, measures
 from octavo.routing.router import RoutingConfig
@@ -59,6 +63,31 @@ def test_shards_that_die_and_come_do_so_again(recording):
     assert [each.tokens for each in outcome] == [each.tokens for each in traffic.told]  # each token once
     paused = [each for each in outcome if max(each.gaps, default=0.0) > 0.2]
     assert 0 < len(paused) <= 8  # those that ran when it died
+
+
+def test_what_moved_from_shard_to_shard_is_one_request(recording, tmp_path):
+    """Cut in two: a request's first tokens are in a file that is read after the one with the others."""
+    whole, frames = read_traffic(recording), list(read_recording(recording))
+    folder = tmp_path / "moved"
+    for name in ("b", "a"):
+        (folder / name).mkdir(parents=True)
+    first = Recorder(str(folder / "b"), "engine")
+    for frame in frames[: len(frames) // 2]:
+        first.write(frame)
+    first.close()
+    half = {each.added.request["request_id"]: each for each in read_traffic(folder).told}
+    second = Recorder(str(folder / "a"), "engine")
+    second.write(frames[0])
+    replay = EngineReplay(frames[0], second.write)
+    for each in half.values():
+        if 0 < each.tokens[0] < each.added.request["params"]["max_tokens"]:
+            moved = {**each.added.request, "emitted": [each.tokens[0]]}
+            replay.apply(Added(frames[len(frames) // 2].time, moved, [each.chain], [], False, []))
+    second.close()
+    told = {each.added.request["request_id"]: each for each in read_traffic(folder).told}
+    assert {name: each.tokens for name, each in told.items()} == {name: each.tokens for name, each in half.items()}
+    assert all(told[name].taken == each.taken for name, each in half.items())
+    assert len(told) < len(whole.told)
 
 
 def test_what_a_recording_does_not_hold_cannot_be_asked_for(record):
