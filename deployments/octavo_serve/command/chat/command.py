@@ -121,7 +121,7 @@ def model_of(words: Sequence[str]) -> dict[str, Any]:
     if said.what is None:
         found = _quickstart()
         return found | {"engine": found["engine"] | engine}
-    return {"source": said.what, "engine": engine, "defaults": {}}
+    return {"source": said.what, "engine": engine, "defaults": None}
 
 
 def _tell_of_compiling() -> None:
