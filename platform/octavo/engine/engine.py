@@ -316,8 +316,8 @@ class Engine:
         works = [plan.work, *(step.plan.work for step in self._in_flight)]
         idle = self.clock() - self._ended
         self.patience = sum(self._patience.seconds(work, idle) for work in works)
-        if plan.evicted:
-            self._save(plan)
+        if self.scheduler.fetches is not None:
+            self._save(plan, self.scheduler.fetches)
         if plan.entries:
             try:
                 wait = self.executor.launch(self._batches.build(plan))
@@ -332,11 +332,16 @@ class Engine:
         updates = plan.ended + self._take_result()
         return updates + self._take_result() if plan.apart else updates
 
-    def _save(self, plan: StepPlan) -> None:
-        """Have a slower tier keep what a step is about to write over, but for what is being computed yet."""
-        filling = plan.filling.union(*(step.plan.published for step in self._in_flight))
-        assert self.scheduler.fetches is not None
-        self.scheduler.fetches.save([each for each in plan.evicted if each[0] not in filling])
+    def _save(self, plan: StepPlan, fetches: Fetches) -> None:
+        """Have a slower tier keep what a step is about to write over, and one block more.
+
+        Not what a step computes whose result is not known: it may fail.
+        """
+        in_flight = {block for step in self._in_flight for block in step.plan.published}
+        if plan.evicted:
+            filling = in_flight.union(plan.filling)
+            fetches.save([each for each in plan.evicted if each[0] not in filling])
+        fetches.save_one(in_flight.union(plan.published))
 
     def _take_result(self) -> list[SequenceUpdate]:
         """Commit the first step in flight, if there is one."""

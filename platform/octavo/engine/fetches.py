@@ -21,10 +21,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from collections.abc import Sequence as Items
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -53,9 +54,6 @@ SAVING_SECONDS = 5.0
 
 _PAUSE = 0.005
 """Seconds that an engine with nothing else to do waits before it looks for new requests."""
-
-_SETTLED = 3
-"""Steps after which none that was in flight is: two are, at most, and one is planned."""
 
 _NEWEST, _FORGOTTEN = 0.25, 0.98
 """Weight of the newest lot in what a block takes; and what a refusal leaves of that, so that it is tried again."""
@@ -117,8 +115,7 @@ class Fetches:
         self._kv, self._pool, self._cost_model = kv, pool, cost_model
         self._lot = max(1, LOT_BYTES // kv.block_bytes)
         self._fetches: list[Fetch] = []  # the first of them is read
-        self._steps = 0
-        self._unsaved: dict[bytes, tuple[int, int]] = {}  # hash -> block, and the step before which it lost its owner
+        self._unsaved: dict[bytes, int] = {}  # hash -> block that has lost its last owner
         self._writing: set[bytes] = set()
         self._saving: Future[None] | None = None  # what was begun last
         pool.released, pool.tier = [], tier
@@ -151,11 +148,7 @@ class Fetches:
         if apart:
             self.stop(waiting)
         self._poll(waiting, idle)
-        self._steps += 1
         self._tell()
-        self._note_released()
-        if self._unsaved and not self._writing:
-            self.save(self._next_unsaved(1, self._steps - _SETTLED))
 
     def begin(self, seq: Sequence, cached: list[int], waiting: WaitingSequences) -> bool:
         """Have a sequence that could begin now wait for blocks instead, if the tier has any and that is worth it.
@@ -277,6 +270,16 @@ class Fetches:
         self._writing.update(hashes)
         self._saving = self._writer.submit(self._write, hashes, self._kv.read([block for block, _ in new]))
 
+    def save_one(self, filling: Container[int]) -> None:
+        """Copy the block that has waited longest, if none is being written.
+
+        Args:
+            filling: blocks that steps fill which are in flight or about to be launched.
+        """
+        self._note_released()
+        if self._unsaved and not self._writing:
+            self.save(self._next_unsaved(1, filling))
+
     @property
     def unsaved(self) -> bool:
         """Whether `save_idle` has anything to do."""
@@ -289,7 +292,7 @@ class Fetches:
         if self._saving is not None:
             wait([self._saving], _PAUSE)
         if self._saving is None or self._saving.done():
-            self.save(self._next_unsaved(self._lot, self._steps))
+            self.save(self._next_unsaved(self._lot, ()))
         return self.unsaved
 
     def _tell(self) -> None:
@@ -302,19 +305,19 @@ class Fetches:
     def _note_released(self) -> None:
         released = self._pool.released
         if released:
-            self._unsaved |= {h: (block, self._steps) for block, h in released if not self.tier.lookup([h])}
+            self._unsaved |= {h: block for block, h in released if not self.tier.lookup([h])}
             released.clear()
 
-    def _next_unsaved(self, most: int, before: int) -> list[tuple[int, bytes]]:
-        """Those that wait longest and are in the cache yet, with their owner or another, and whose content is certain:
-        no step that is in flight fills them."""
+    def _next_unsaved(self, most: int, filling: Container[int]) -> list[tuple[int, bytes]]:
+        """Those that wait longest, are in the cache yet, with an owner or without, and are not being filled."""
         found: list[tuple[int, bytes]] = []
-        while self._unsaved and len(found) < most:
-            block_hash, (block, step) = next(iter(self._unsaved.items()))
-            if step > before:
-                break
+        for block_hash, block in list(islice(self._unsaved.items(), most)):
             del self._unsaved[block_hash]
-            if self._pool.find(block_hash) == block:
+            if self._pool.find(block_hash) != block:
+                continue
+            if block in filling:
+                self._unsaved[block_hash] = block
+            else:
                 found.append((block, block_hash))
         return found
 

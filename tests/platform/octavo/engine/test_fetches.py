@@ -84,6 +84,18 @@ def test_what_nobody_holds_is_kept_while_others_run(fake, engine, shelf):
     assert engine.stats().tier.written == 14
 
 
+def test_a_block_that_is_being_filled_is_not_kept_yet(fake, engine, shelf):
+    ask(fake, engine, "a", A)
+    tier = engine.scheduler.fetches
+    tier.save_one(range(16))
+    written(engine)
+    assert not shelf.kept
+    assert engine.has_chores
+    tier.save_one(())
+    written(engine)
+    assert len(shelf.kept) == 1
+
+
 def test_routers_know_what_the_tier_has(fake, engine, shelf):
     """And what is nowhere any more; a listener that comes late learns the same."""
     known = ShardBlocks(1000)
