@@ -128,7 +128,7 @@ def sessions(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Conversations that go on in turn, of which the cache holds a tenth."""
     found: dict[str, Any] = {}
     said: dict[str, list[list[int]]] = {}
-    length = 400 * arguments.turns
+    length = 720 + 120 * arguments.turns
     for name, place in (("without", None), ("with", folder)):
         sizing = engine_of(arguments, None)
         block = sizing.engine.executor.kv.block_bytes
@@ -139,7 +139,7 @@ def sessions(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         texts = [prompt(f"session {number}", 0) for number in range(arguments.sessions)]
         for turn in range(arguments.turns):
             for number, text in enumerate(texts):
-                text += prompt(f"{number} {turn}", 360)
+                text += prompt(f"{number} {turn}", 80 if turn else 800)
                 first, tokens, _ = ask(llm, f"{number} {turn}", text, 40)
                 text += tokens
                 firsts += [first] if turn else []
