@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,7 @@ class Machine:
     Attributes:
         steps: that it ran, with their seconds.
         cost: fitted to these.
-        pause: seconds between two steps that are not the step's.
+        pause: seconds between two steps that are not the step's; their median, for a stall is not the machine's.
         since, until: when a gateway could send requests there; where no router was recorded, always.
     """
 
@@ -162,7 +162,7 @@ def _read_engine(file: Path, found: dict[str, Told]) -> Machine:
     for (name, index), chain in replay.chains.items():
         if index == 0 and len(chain) > len(found[name].chain):
             found[name].chain = chain
-    pause = max(0.0, fmean(sorted(pauses)[: max(1, len(pauses) * 99 // 100)])) if pauses else 0.0
+    pause = max(0.0, median(pauses)) if pauses else 0.0
     some = steps[:: 1 + len(steps) // _STEPS]
     return Machine(begun.name, begun.config, begun.limits, begun.blocks, some, fit(some), pause)
 
