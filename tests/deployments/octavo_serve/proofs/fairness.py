@@ -236,7 +236,7 @@ def served(given: argparse.Namespace) -> dict[str, tuple[float, float]]:
         config = Path(folder, "config.yaml")
         config.write_text(yaml.safe_dump(shared(yaml.safe_load(given.serve.read_text()))))
         with RunningServer(config, None) as server:
-            alone, beside = asyncio.run(_clients(server.url, server.model.name, given))
+            alone, beside = asyncio.run(_clients(server.url, server.model, given))
     for name, waits in (("alone", alone), ("beside", beside)):
         print(f"{name}: p50 {percentile(waits, 0.5):.3f} p99 {percentile(waits, 0.99):.3f} s of {len(waits)}")
     return {"p99 to the first token, times alone": (percentile(beside, 0.99) / percentile(alone, 0.99), 1.3)}

@@ -199,7 +199,7 @@ def test_predictions_hold() -> None:
 @settings(max_examples=int(os.environ.get("OCTAVO_FUZZ_EXAMPLES", "8")), deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_the_gap_between_tenants_who_wait_is_bounded(seed: int) -> None:
-    """In seconds of the cost model over weights: three turns of the longest step, for the lesser weight of the two."""
+    """In seconds of the cost model over weights: four turns of the longest step, for the lesser weight of the two."""
     drawn = random.Random(seed)
     names = {f"t{number}": drawn.choice([1.0, 1.0, 2.0, 4.0]) for number in range(drawn.randint(2, 4))}
     sizes = {"max_num_seqs": drawn.choice([4, 8, 16]), "max_num_batched_tokens": drawn.choice([128, 256, 512])}
@@ -215,7 +215,7 @@ def test_the_gap_between_tenants_who_wait_is_bounded(seed: int) -> None:
             )
             where.at(drawn.random() / 3, partial(where.send, asked))
     where.run()
-    assert where.widest <= 3 * TURN * where.longest
+    assert where.widest <= 4 * TURN * where.longest
 
 
 class Watched(Fleet):
