@@ -28,6 +28,20 @@ Marks = Sequence[tuple[str, float]]
 """What a request did before it looked for a shard: what began, and when."""
 
 
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What is known of a request before it runs.
+
+    Attributes:
+        owner: name of the key that asks.
+    """
+
+    owner: str
+    chat: Chat | None
+    marks: Marks
+    block_size: int
+
+
 @dataclass(slots=True, eq=False)
 class Story:
     """One prompt of a request.
@@ -74,18 +88,18 @@ class Explaining:
         self._prompts = KnownPrompts(max_bytes, lambda prompt: self._stories.pop(prompt.request_id, None))
         self._telemetry = telemetry
 
-    def begin(self, job: Job, owner: str, chat: Chat | None, marks: Marks, block_size: int) -> None:
+    def begin(self, job: Job, before: Before) -> None:
         """A job is about to run."""
-        now = time.monotonic()
+        now, marks = time.monotonic(), before.marks
         for request in job.requests[:MAX_PROMPTS]:
-            prompt = KnownPrompt.of(request, owner, job.hash_name, chat, now)
+            prompt = KnownPrompt.of(request, before.owner, job.hash_name, before.chat, now)
             near = self._prompts.nearest(prompt)
             self._stories[request.request_id] = Story(
                 prompt=prompt,
                 model=job.model,
                 marks=marks,
                 since=time.time() - (now - marks[0][1]),
-                block_size=block_size,
+                block_size=before.block_size,
                 sequences=job.params.num_sequences,
                 everything=job.params.prompt_logprobs is not None,
                 near=near,

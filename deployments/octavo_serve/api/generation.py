@@ -115,6 +115,9 @@ class _Running:
         self._prompts = {request.request_id: _Prompt(i, i * count, request) for i, request in enumerate(job.requests)}
         self._stages: dict[int, Stage] = {}
         self._cached_tokens = 0
+        self._explaining = None if job.explaining is None else job.explaining[0]
+        if job.explaining is not None:
+            job.explaining[0].begin(job, job.explaining[1])
         genai.runs(job)
 
     def stopped(self) -> None:
@@ -124,7 +127,7 @@ class _Running:
                 self._count(prompt)
         sequences = (sequence for prompt in self._prompts.values() for sequence in prompt.sequences)
         genai.answered(sequences, self._cached_tokens)
-        if (explaining := self._job.explaining) is not None:
+        if (explaining := self._explaining) is not None:
             for name, prompt in self._prompts.items():
                 explaining.ended(name, prompt.sequences, prompt.forced)
 
@@ -180,8 +183,8 @@ class _Running:
             self.timer.placed(placement, first.num_cached_tokens)
         if first.prefill is not None:
             self.timer.began(first.prefill)
-        if self._job.explaining is not None:
-            self._job.explaining.began(request.request_id, placement, first)
+        if self._explaining is not None:
+            self._explaining.began(request.request_id, placement, first)
         return Begun(prompt.number, placement, first.num_cached_tokens, first.prompt_logprobs)
 
     async def _ended(self, prompt: _Prompt, sequence: SequenceText, *, by_itself: bool) -> None:

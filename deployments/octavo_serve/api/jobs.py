@@ -15,7 +15,7 @@ from octavo_serve.api.telemetry import Operation, Telemetry
 from octavo_serve.api.tenants import NOBODY, Tenant
 
 if TYPE_CHECKING:
-    from octavo_serve.api.explaining import Explaining
+    from octavo_serve.api.explaining import Before, Explaining
 
 Prompt = str | list[int]
 
@@ -33,7 +33,7 @@ class Asked:
     """What a body asks for. A surface makes it before the request waits for anything.
 
     Attributes:
-        kind: prefix of the request's id.
+        kind, number: prefix of the request's id, and the rest of it where that is drawn already.
         model: a model's name or alias; None if there is only one.
         content: prompts, or a chat that the model's template turns into one.
         param: the field that held the content, for errors.
@@ -72,6 +72,7 @@ class Asked:
     tenant: Tenant = NOBODY
     deadline_ms: float | None = None
     owner: str = ""
+    number: str = ""
     echo: bool = False
     stage: Callable[[], Stage] | None = None
     known: Sequence[list[int]] = ()
@@ -122,7 +123,7 @@ class Job:
         tells_origins, context: see `Asked`.
         tenant: whom it is charged to.
         answer_tokens: that all its sequences may have.
-        explaining: remembers what becomes of it; None: nothing does.
+        explaining: remembers what becomes of it, and what came before; None: nothing does.
         accepted, rejected: tokens of the prediction so far that were verified and kept, and those computed in vain.
     """
 
@@ -141,7 +142,7 @@ class Job:
     operation: Operation = "text_completion"
     tenant: Tenant = NOBODY
     answer_tokens: int = 0
-    explaining: Explaining | None = None
+    explaining: tuple[Explaining, Before] | None = None
     accepted: int = 0
     rejected: int = 0
 

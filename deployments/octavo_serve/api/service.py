@@ -27,7 +27,7 @@ from octavo_serve.api.bounds import MAX_TEXTS, BodyBounds, Limits
 from octavo_serve.api.chats import Chat, render
 from octavo_serve.api.constraining import constrain, constrains
 from octavo_serve.api.detached import Detached
-from octavo_serve.api.explaining import Explaining
+from octavo_serve.api.explaining import Before, Explaining
 from octavo_serve.api.generation import run
 from octavo_serve.api.jobs import Asked, Job
 from octavo_serve.api.model import Claim, ServedModel
@@ -134,14 +134,17 @@ class Service:
                 marks.append(("grammar", time.monotonic()))
                 asked.params = await self._constrained(asked, chat, model, template, text)
             marks.append(("tokens", time.monotonic()))
-            request_id = f"{asked.kind}-{secrets.token_hex(12)}"  # a client's own id may be in use elsewhere
+            request_id = (
+                f"{asked.kind}-{asked.number or secrets.token_hex(12)}"  # a client's own may be in use elsewhere
+            )
             work = partial(prepare, model.tokenizer, info, content, asked, request_id, model.adapter, claim)
             requests, texts = (
                 await self.prompt_threads.finish(work) if is_long([*content, asked.prediction]) else work()
             )
             longest = max(len(request.prompt_token_ids) for request in requests)
             model.defaults.fill_in(asked.params, asked.given, info.max_model_len - longest)
-        job = Job(
+        before = Before(asked.owner, chat, marks, info.block_size)
+        return Job(
             id=request_id,
             created=int(time.time()),
             model=model,
@@ -157,11 +160,8 @@ class Service:
             operation="text_completion" if chat is None else "chat",
             tenant=asked.tenant,
             answer_tokens=sum(_answer_tokens(request, info.max_model_len) for request in requests),
-            explaining=self.explaining,
+            explaining=None if self.explaining is None else (self.explaining, before),
         )
-        if self.explaining is not None:
-            self.explaining.begin(job, asked.owner, chat, marks, info.block_size)
-        return job
 
     def follow(self, request_id: str) -> Course | None:
         """The course of a request that looks for a shard from now on; None where nobody wants to know it."""

@@ -67,7 +67,7 @@ def ask(body: ResponsesRequest, limits: Limits) -> Asked:
     params = SamplingParams(
         **given, max_tokens=body.max_output_tokens, logprobs=_logprobs(body), structured_outputs=_format(body)
     )
-    tools = tools_of(body.tools or ())
+    tools, key = tools_of(body.tools or ()), secrets.token_hex(12)
     return Asked(
         kind="resp",
         model=body.model,
@@ -81,7 +81,8 @@ def ask(body: ResponsesRequest, limits: Limits) -> Asked:
         deadline_ms=body.deadline_ms,
         session=body.prompt_cache_key or body.user or "",
         cache_salt=body.cache_salt or "",
-        context=Turn(key=secrets.token_hex(12), tools=tools),
+        context=Turn(key=key, tools=tools),
+        number=key,
     )
 
 
