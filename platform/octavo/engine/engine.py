@@ -313,6 +313,9 @@ class Engine:
 
     def _run(self, plan: StepPlan, depth: int) -> list[SequenceUpdate]:
         """Launch a step, and commit the first of those in flight once they are `depth`."""
+        for update in plan.ended:
+            if update.finish_reason == "late":  # who is dropped is tried no more
+                self.isolation.left(update.request_id)
         works = [plan.work, *(step.plan.work for step in self._in_flight)]
         idle = self.clock() - self._ended
         self.patience = sum(self._patience.seconds(work, idle) for work in works)
@@ -420,7 +423,8 @@ class Engine:
             assert self.scheduler.preempt_last(needed_by=members[0]), "nobody runs, and none of the trial can"
             plan = self.scheduler.schedule(isolation.may_run)
         updates = self._run(plan, 1)
-        for request_id in filter(self._has_passed, members):
+        late = {update.request_id for update in plan.ended if update.finish_reason == "late"}
+        for request_id in (each for each in members if each not in late and self._has_passed(each)):
             isolation.passed(request_id)
             if not isolation.searching and self.scheduler.sequences(request_id):
                 updates.append(self._notice(request_id))

@@ -1,5 +1,7 @@
 import itertools
 
+import pytest
+
 from octavo.engine.deadlines import Deadlines
 from octavo.fairness import PATIENT
 
@@ -25,6 +27,23 @@ def test_who_has_not_begun_by_its_deadline_is_dropped_and_who_has_is_finished(fa
     assert ended["runs"] == ended["patient"] == ("length", None)
     assert ended["late"] == ("late", "it had not begun 50 s after it came, its deadline")
     engine.check_integrity()
+
+
+@pytest.mark.parametrize("deadline", [1.0, 5.0, 9.0, 13.0, 17.0, 21.0, 25.0])
+def test_who_is_to_be_tried_alone_may_be_dropped_at_any_time(fake, deadline):
+    engine, ended = clocked(fake, max_num_seqs=2), {}
+    for name in ("a", "b"):
+        engine.add(fake.request(name, [1, 2, 3], max_tokens=9))
+    for name in ("c", "d", "e"):
+        suspect = fake.request(name, [4, 5, 6], max_tokens=4, deadline=deadline)
+        suspect.alone = True
+        engine.add(suspect)
+    while engine.has_work:
+        ended |= {update.request_id: update.finish_reason for update in engine.step() if update.finish_reason}
+    assert ended["a"] == ended["b"] == "length"
+    assert set(ended.values()) <= {"length", "late"}
+    assert len(ended) == 5
+    assert not engine.isolation.active
 
 
 def test_whose_deadline_comes_first_runs_first(fake):

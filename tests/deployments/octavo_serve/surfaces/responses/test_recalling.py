@@ -71,8 +71,8 @@ def test_nothing_is_kept_where_nothing_shall_be(api: Any, service: Any) -> None:
     message, param = api.refused(previous_response_id=first["id"])
     assert (first["store"], param) == (False, "previous_response_id")
     assert message.startswith("previous_response_id: there is no response")
-    assert service.records._opened is not None
-    assert service.records._opened[1].execute("SELECT count(*) FROM records").fetchone() == (0,)
+    assert (opened := service.records._database._opened) is not None
+    assert opened[1].execute("SELECT count(*) FROM records").fetchone() == (0,)
 
 
 @pytest.mark.usefixtures("two_callers")
