@@ -233,7 +233,7 @@ class _Waits:
 
     max_in_flight: int = 1
     batch_invariant = False
-    local = None
+    kv = local = None
 
     def __init__(self, vocab_size: int, seconds: float) -> None:
         self.spec = SimpleNamespace(vocab_size=vocab_size, max_position_embeddings=8192, encoder=None, generates=True)

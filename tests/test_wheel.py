@@ -54,13 +54,14 @@ def test_the_version_is_said_in_one_way(wheel: Path) -> None:
 
 
 EXTRAS_OF = {
-    "octavo": ["gpu"],
+    "octavo": ["gpu", "transformers"],
     "octavo_kernels": ["gpu"],
     "octavo_serve": ["serve", "otel"],
     "octavo_loadtest": ["loadtest"],
 }
 """Extras without which a package does less, or nothing."""
 IMPORTED_AS = {
+    "python-multipart": "python_multipart",
     "pyyaml": "yaml",
     "huggingface-hub": "huggingface_hub",
     "prometheus-client": "prometheus_client",

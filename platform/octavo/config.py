@@ -131,7 +131,10 @@ class EngineConfig:
         if self.load_format not in ("auto", "dummy"):
             raise ConfigError(f"load_format must be auto or dummy, got {self.load_format!r}")
         if self.runner not in ("auto", "transformers"):
-            raise ConfigError(f"runner must be auto or transformers, got {self.runner!r}")
+            raise ConfigError(
+                f"runner must be auto or transformers, got {self.runner!r}: it is whose code runs a model, and what that "
+                "does its checkpoint says"
+            )
         if self.scheduling_policy not in ("fcfs", "priority", "fair"):
             raise ConfigError(f"scheduling_policy must be fcfs, priority or fair, got {self.scheduling_policy!r}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):

@@ -16,6 +16,7 @@ from prometheus_client.utils import floatToGoString
 
 from octavo import __version__
 from octavo.engine.stats import EngineStats
+from octavo.kvcache.tier import Failure
 from octavo.request import FinishReason
 from octavo.routing.router import KnownShard
 from octavo.scaling.policy import Reason
@@ -287,8 +288,8 @@ def _of_shards(stats: ShardStats) -> Iterator[Metric]:
     failures = _COUNTER("octavo_tier_failures", "KV blocks that did not come, or were not kept.",
                         labels=[*_SHARD, "reason"])  # fmt: skip
     for labels, found in samples:
-        for reason, count in found.tier.failures.items():
-            failures.add_metric([*labels, reason], count)
+        for reason in get_args(Failure):
+            failures.add_metric([*labels, reason], found.tier.failures.get(reason, 0))
     yield from (guessed, kept, failures)
 
 

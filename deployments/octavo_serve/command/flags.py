@@ -25,6 +25,7 @@ _OTHER_NAMES = {
     "data_parallel_size": ("models", "replicas"),
     "kv_cache_memory_bytes": ("models", "engine", "kv_cache_bytes"),
     "allowed_origins": ("cors_origins",),
+    "model_impl": ("models", "engine", "runner"),
     "otlp_traces_endpoint": ("gateway", "traces", "endpoint"),
 }
 """vLLM's names of settings that have another one here."""

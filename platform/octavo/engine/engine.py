@@ -553,7 +553,7 @@ def encoder_config(config: EngineConfig, positions: int, pooling: PoolingInfo, m
 
 
 def _recorded() -> Callable[..., Scheduler]:
-    from octavo.engine.recorded import recorded  # it needs a package that nobody else does
+    from octavo.engine.recorded import recorded  # next to nobody needs it
 
     return recorded
 

@@ -23,8 +23,8 @@ pytestmark = [
     pytest.mark.skipif(PROMETHEUS is None, reason="prometheus is not installed (Debian: apt install prometheus)"),
 ]
 
-ELSEWHERE = ("octavo_key_requests", "octavo_scaling_")
-"""Metrics of what the server of the tests does not have: API keys, a number of shards that follows the load."""
+ELSEWHERE = ("octavo_key_requests", "octavo_quota_refusals", "octavo_scaling_")
+"""Metrics of what the server of the tests does not have: API keys, quotas, a number of shards that follows the load."""
 
 
 def ask(server: Any, until: float) -> None:
@@ -73,4 +73,4 @@ def test_nothing_is_wrong_with_a_server_that_answers(prometheus: Prometheus) -> 
 def test_a_servers_metrics_follow_prometheus_rules(server: Any) -> None:
     text = httpx.get(f"{server.url}/metrics").text
     done = subprocess.run([PROMTOOL, "check", "metrics"], input=text, capture_output=True, text=True, check=False)
-    assert [line for line in done.stderr.splitlines() if not line.startswith("vllm:")] == []
+    assert [line for line in done.stderr.splitlines() if not line.startswith(("vllm:", "octavo:"))] == []

@@ -82,7 +82,7 @@ def test_what_moved_from_shard_to_shard_is_one_request(recording, tmp_path):
     for each in half.values():
         if 0 < each.tokens[0] < each.added.request["params"]["max_tokens"]:
             moved = {**each.added.request, "emitted": [each.tokens[0]]}
-            replay.apply(Added(frames[len(frames) // 2].time, moved, [each.chain], [], False, []))
+            replay.apply(Added(frames[len(frames) // 2].time, moved, [each.chain], [], False, 0.0, []))
     second.close()
     told = {each.added.request["request_id"]: each for each in read_traffic(folder).told}
     assert {name: each.tokens for name, each in told.items()} == {name: each.tokens for name, each in half.items()}
