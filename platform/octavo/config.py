@@ -132,7 +132,7 @@ class EngineConfig:
             raise ConfigError(f"load_format must be auto or dummy, got {self.load_format!r}")
         if self.runner not in ("auto", "transformers"):
             raise ConfigError(
-                f"runner must be auto or transformers, got {self.runner!r}: it is whose code runs a model, and what that "
+                f"runner must be auto or transformers, got {self.runner!r}: it is whose code runs a model; what that "
                 "does its checkpoint says"
             )
         if self.scheduling_policy not in ("fcfs", "priority", "fair"):
