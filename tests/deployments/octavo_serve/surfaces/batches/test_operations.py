@@ -337,6 +337,9 @@ def test_what_a_batch_cannot_be_for_is_said(batching: Any, line: Any) -> None:
                 await api.batches.list()
             with pytest.raises(openai.NotFoundError, match=r"gateway\.batches"):
                 await batching.begun(api, line("a"))
+            batching.batches.paths = frozenset()  # as where there has never been a folder
+            with pytest.raises(openai.NotFoundError, match=r"gateway\.batches"):
+                await api.batches.create(input_file_id="f", endpoint="/v1/responses", completion_window="24h")
 
     asyncio.run(run())
 
