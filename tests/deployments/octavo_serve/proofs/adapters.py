@@ -124,6 +124,8 @@ async def prove(server: RunningServer, options: Any) -> dict[str, Any]:
         names = [f"a{number}" for number in range(options.adapters)]
         kinds: dict[str, list[str]] = {"resident": names[: options.room], "any": names}
         drawn, took = random.Random(options.seed), {kind: list[float]() for kind in kinds}
+        while any(card["status"] == "loading" for card in (await http.get("/v1/models")).json()["data"]):
+            await asyncio.sleep(0.5)  # they are read one after the other
         for _ in range(options.rounds):
             for kind, some in kinds.items():
                 for name in names[: options.room] * (WARM if kind == "resident" else 0):
