@@ -19,8 +19,7 @@ from typing import Any
 
 from typing_extensions import TypedDict  # pydantic reads the standard one from Python 3.12 on
 
-from octavo.engine.timeline import Course as ShardCourse
-from octavo.engine.timeline import Span
+from octavo.engine.timeline import ShardCourse, Span
 from octavo_serve.api.explaining import Story
 from octavo_serve.api.fleet import decided
 from octavo_serve.api.misses import SENTENCES, Miss, shown

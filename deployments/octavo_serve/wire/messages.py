@@ -24,7 +24,7 @@ import msgspec
 
 from octavo import errors
 from octavo.engine.stats import EngineStats
-from octavo.engine.timeline import Course
+from octavo.engine.timeline import ShardCourse
 from octavo.errors import OctavoError
 from octavo.load import LoadedAdapters, ShardState
 from octavo.pooling import PoolingInfo, Task
@@ -225,7 +225,7 @@ class Courses(msgspec.Struct, tag=True):
     """
 
     request_id: str
-    courses: dict[int, Course]
+    courses: dict[int, ShardCourse]
     gone: tuple[float, str] | None = None
 
 

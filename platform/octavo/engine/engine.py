@@ -29,7 +29,7 @@ from octavo.engine.plan import InFlight, StepPlan
 from octavo.engine.scheduler import Scheduler
 from octavo.engine.speculation import Speculation
 from octavo.engine.stats import EngineStats
-from octavo.engine.timeline import ANY, Course, courses
+from octavo.engine.timeline import ANY, ShardCourse, courses
 from octavo.errors import BadRequest, ConfigError, EngineDead, OctavoError
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.tier import Tier, TierCounters
@@ -240,7 +240,7 @@ class Engine:
         """Note what happens to a request before it queues; another thread may call it."""
         self.arrivals.add(Decision(0, self.clock(), request_id, ANY, kind, kind, {}))
 
-    def courses(self, request_id: str) -> dict[int, Course]:
+    def courses(self, request_id: str) -> dict[int, ShardCourse]:
         """Where the time of one of the last thousands of requests went; another thread may call it."""
         return courses(self.scheduler.decisions.copy(), self.arrivals.copy(), request_id, self.clock())
 

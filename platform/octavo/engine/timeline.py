@@ -84,7 +84,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Course:
+class ShardCourse:
     """A sequence's time at a shard.
 
     Attributes:
@@ -113,7 +113,7 @@ class Course:
 
 def courses(
     records: Sequence[Decision], arrivals: Iterable[Decision], request_id: str, now: float
-) -> dict[int, Course]:
+) -> dict[int, ShardCourse]:
     """The time of a request's first sequences that queued, by index; of its last visit here. Others began with index 0.
 
     Args:
@@ -228,7 +228,7 @@ class _Walk:
             self.spans[-1].seconds += time - self._at
         self._at = time
 
-    def course(self, now: float) -> Course:
+    def course(self, now: float) -> ShardCourse:
         if self._end is None:
             self._close(max(now, self._at))
         spans = [span for span in self.spans if span.seconds > 0 or span.tokens]
@@ -238,7 +238,7 @@ class _Walk:
                 causes[span.cause] = causes.get(span.cause, 0.0) + span.seconds
         end = self._end.numbers if self._end is not None else {}
         told = next((d.step for d in self._own if d.kind == "token"), None)
-        return Course(
+        return ShardCourse(
             spans=_bounded(spans),
             causes=causes,
             queued=any(d.kind in ("queue", "reject") for d in self._own),

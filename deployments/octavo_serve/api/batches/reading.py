@@ -46,7 +46,7 @@ class Read:
     model: str = ""
 
 
-class _Line(msgspec.Struct):
+class _LineJson(msgspec.Struct):
     custom_id: str
     method: str
     url: str
@@ -68,7 +68,7 @@ class _Wrong(Exception):
     """Code, sentence, and field of an error."""
 
 
-_decode_line = msgspec.json.Decoder(_Line).decode
+_decode_line = msgspec.json.Decoder(_LineJson).decode
 _decode_body = msgspec.json.Decoder(_Body).decode
 
 
@@ -136,7 +136,7 @@ def _lines(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, int, bytes]]:
         start += size
 
 
-def _checked(text: bytes, endpoint: str, max_bytes: int) -> tuple[_Line, _Body]:
+def _checked(text: bytes, endpoint: str, max_bytes: int) -> tuple[_LineJson, _Body]:
     if len(text) > max_bytes:
         raise _Wrong("line_too_long", f"the line has more than {max_bytes} bytes", None)
     try:
@@ -158,7 +158,7 @@ def _checked(text: bytes, endpoint: str, max_bytes: int) -> tuple[_Line, _Body]:
     return line, body
 
 
-def _check_others(line: _Line, body: _Body, seen: dict[str, int], found: Read) -> None:
+def _check_others(line: _LineJson, body: _Body, seen: dict[str, int], found: Read) -> None:
     if (other := seen.get(line.custom_id)) is not None:
         raise _Wrong("duplicate_custom_id", f"line {other} has the same custom_id", "custom_id")
     if not seen:
