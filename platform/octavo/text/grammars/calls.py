@@ -181,9 +181,7 @@ class CallGrammar:
         assert self._field is not None
         if tool.input_grammar and (bound := self._input(form, tool, number)):
             return bound, ""
-        schema = dict(tool.parameters or {})
-        if "type" not in schema:
-            schema = {"type": "object", **schema}
+        schema = _of_object(tool)
         if self._writes_json():
             return f"%json {schema_text(schema, tool.param, strict=tool.strict, spaced=form.spaced)}", ""
         schema_text(schema, tool.param)  # its size
@@ -289,6 +287,18 @@ class CallGrammar:
         """The name of a rule, one for all that have the same right side: grammars may have few terminals."""
         number = self._texts.setdefault(right, (len(self._texts), f"{name}_{len(self._texts)}{options}: {right}\n"))[0]
         return f"{name}_{number}"
+
+
+def _of_object(tool: CallableTool) -> dict[str, Any]:
+    """The schema of a tool's arguments, which are an object whatever else the schema allows."""
+    schema = {"type": "object", **(tool.parameters or {})}
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    if "object" not in kinds:
+        raise BadRequest(
+            f"{tool.param} must be the schema of an object, for arguments have names; its type is {kinds!r:.80}",
+            tool.param,
+        )
+    return {**schema, "type": "object"}
 
 
 _TAG = re.compile(r"[^<{]*<[^>{]*>")

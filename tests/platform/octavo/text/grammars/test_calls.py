@@ -115,6 +115,25 @@ def test_a_strict_tool_is_refused_what_its_form_cannot_keep(model: Models, name:
         assert caught.value.param == "tools.0.function.parameters"
 
 
+@pytest.mark.parametrize("kind", ["array", "string", ["string", "null"], 5, None])
+def test_arguments_are_an_object(model: Models, kind: Any) -> None:
+    """Of an array no call could be read: what the model says would come as text, with `required`, too."""
+    hermes = model("hermes", True)
+    odd = CallableTool(name="f", parameters={"type": kind}, param="tools.0.function.parameters")
+    with pytest.raises(BadRequest, match=r"^tools\.0\..* must be the schema of an object, .*; its type is ") as caught:
+        hermes.calls.calls([odd], many=False)
+    assert caught.value.param == "tools.0.function.parameters"
+
+
+@pytest.mark.parametrize("schema", [{"type": ["object", "null"]}, {"anyOf": [{"type": "null"}, {"type": "object"}]}])
+def test_of_what_a_schema_allows_only_objects_are_arguments(model: Models, schema: Any) -> None:
+    hermes = model("hermes", True)
+    source = lark(hermes.calls.calls([CallableTool(name="f", parameters=schema)], many=False))
+    said = '<tool_call>\n{{"name": "f", "arguments": {}}}\n</tool_call>'
+    assert hermes.accepts(source, said.format("{}"))
+    assert not hermes.accepts(source, said.format("null"))
+
+
 @pytest.mark.parametrize("name", sorted({*NAMES} - {"deepseek_dsml"}))
 def test_the_input_of_a_custom_tool_keeps_to_its_grammar(model: Models, name: str) -> None:
     grammar = 'start: line+\nline: "+" /(.*)/ LF\n%import common.LF\n'
