@@ -185,6 +185,8 @@ def messages_of(instructions: str | None, items: Sequence[Item], unsealed: Calla
     open_turn: dict[str, Any] = {}
     for item in items:
         said = _said(item, unsealed)
+        if said == {"reasoning_content": ""}:  # it was told without its text
+            continue
         if said is None:
             open_turn = {}
             messages.append(_message(item))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from openai.types.responses import ResponseItem
 from pydantic import TypeAdapter
 
+from octavo.errors import BadRequest
 from octavo_serve.surfaces.responses.items import checked_items, messages_of, usual
 
 _ITEM: TypeAdapter[Any] = TypeAdapter(ResponseItem)
@@ -37,7 +38,9 @@ results = st.fixed_dictionaries(
         "output": texts | parts,
     }
 )
-items = st.lists(messages | reasoning | calls | customs | results, min_size=1, max_size=8)
+items = st.lists(messages | reasoning | calls | customs | results, min_size=1, max_size=8).filter(
+    lambda given: any(item.get("type") != "reasoning" for item in given)
+)
 
 
 def chat(given: Any, instructions: str | None = None) -> list[dict[str, Any]]:
@@ -81,6 +84,16 @@ def test_what_the_assistant_said_in_a_turn_is_one_message() -> None:
         {"role": "assistant", "reasoning_content": "Hm."},
     ]
     assert [message["role"] for message in chat([call, text])] == ["assistant", "assistant"]
+
+
+def test_reasoning_that_came_without_its_text_is_left_out() -> None:
+    empty = {"type": "reasoning", "summary": []}
+    assert chat([{"role": "user", "content": "a"}, empty, {"role": "user", "content": "b"}]) == [
+        {"role": "user", "content": "a"},
+        {"role": "user", "content": "b"},
+    ]
+    with pytest.raises(BadRequest, match="must not be empty"):
+        chat([empty])
 
 
 def test_instructions_and_what_leads_are_one_message() -> None:
