@@ -16,6 +16,7 @@ from octavo.text.responses.families import template_of
 from octavo.text.template import QUICK_TEXT, NotQuick, fits
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.api.bounds import MAX_PARTS, MAX_ROLE
+from octavo_serve.api.custom_tools import arguments_of, as_function
 from octavo_serve.api.fields import SAYS_SOMETHING, AtMost, Part
 from octavo_serve.api.threads import Threads
 
@@ -129,3 +130,32 @@ def check_template_reads(variables: Mapping[str, Any], source: str, *, reasons: 
         raise BadRequest("this model has no reasoning effort to choose: leave it out", "reasoning_effort")
     if variables.get("thinking") and "thinking" not in source:
         raise BadRequest("this model's thinking cannot be switched on: leave it out", "thinking")
+
+
+# ── custom tools ──
+
+
+def as_function_tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A tool as the chat template reads it."""
+    if tool["type"] != "custom":
+        return tool
+    custom = tool["custom"]
+    return as_function(custom["name"], custom.get("description"), custom.get("format"))
+
+
+def as_functions(message: Message) -> Message:
+    """A message whose calls of custom tools are calls of functions; what is malformed is left for others to refuse."""
+    calls = (message.model_extra or {}).get("tool_calls")
+    if not isinstance(calls, list) or not any(
+        isinstance(call, Mapping) and call.get("type") == "custom" for call in calls
+    ):
+        return message
+    return message.model_copy(update={"tool_calls": [_as_function_call(call) for call in calls]})
+
+
+def _as_function_call(call: Any) -> Any:
+    custom = call.get("custom") if isinstance(call, Mapping) and call.get("type") == "custom" else None
+    if not isinstance(custom, Mapping):
+        return call
+    function = {"name": custom.get("name"), "arguments": arguments_of(custom.get("input"))}
+    return {"id": call.get("id"), "type": "function", "function": function}

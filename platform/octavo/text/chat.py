@@ -28,7 +28,7 @@ from octavo.text.tokenizer import Tokenizer
 _RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
 _TEXT_FIELDS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-_INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "refusal", *_REASONING)
+_INSTEAD_OF_CONTENT = ("tool_calls", "refusal", *_REASONING)
 _CONTINUE_HERE = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
@@ -64,9 +64,9 @@ def render_chat(
     if quickly and not (small and is_compiled(source)):
         raise NotQuick
     template = compiled(source)
-    _check_messages(messages)
-    if tools and not knows_tools(source):
-        messages = in_default_form(messages, tools)
+    messages = _checked_messages(messages)
+    if not knows_tools(source) and (tools or "tool" not in source):
+        messages = in_default_form(messages, tools or ())
     chat = _plain_messages(messages, template)
     variables: dict[str, Any] = {
         **tokenizer.special_tokens,
@@ -101,8 +101,7 @@ def check_chat(
     """
     _check_ending(add_generation_prompt, continue_final_message)
     _checked_kwargs(chat_template_kwargs or {})
-    _check_messages(messages)
-    _plain_messages(messages, compiled("{{ messages }}"))
+    _plain_messages(_checked_messages(messages), compiled("{{ messages }}"))
 
 
 def _check_ending(add_generation_prompt: bool, continue_final_message: bool) -> None:
@@ -138,9 +137,34 @@ def _checked_kwargs(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
 # ── messages ──
 
 
-def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
+def _checked_messages(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The messages, whose calls all name a function and stand in `tool_calls`."""
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence) or not messages:
         raise BadRequest("messages must be a list of at least one message", "messages")
+    return [_checked_calls(message, f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+def _checked_calls(message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    if not isinstance(message, Mapping):
+        return message
+    if (calls := message.get("tool_calls")) is not None:
+        _check_calls(calls, f"{where}.tool_calls")
+    elif (call := message.get("function_call")) is not None:  # as OpenAI's older clients send it
+        _check_calls([{"function": call}], f"{where}.function_call")
+        others = {name: value for name, value in message.items() if name != "function_call"}
+        return {**others, "tool_calls": [{"type": "function", "function": call}]}
+    return message
+
+
+def _check_calls(calls: Any, where: str) -> None:
+    """Refuse calls that are none; a function's name may stand in the call itself, as transformers writes it."""
+    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+        raise BadRequest(f"{where} must be a list of objects", "messages")
+    for call in calls:
+        called = call.get("function", call)
+        if not isinstance(called, Mapping) or not isinstance(called.get("name"), str):
+            example = '{"type": "function", "function": {"name": "...", "arguments": "{}"}}'
+            raise BadRequest(f"{where} must hold calls such as {example}, got {call!r:.80}", "messages")
 
 
 def _plain_messages(messages: Sequence[Mapping[str, Any]], template: Template) -> list[TemplateMessage]:
@@ -161,7 +185,7 @@ def _plain_message(message: Mapping[str, Any], where: str, template: Template) -
     elif not any(plain.get(name) for name in _INSTEAD_OF_CONTENT):
         raise BadRequest(f"{where}.content is required", "messages")
     if "tool_calls" in plain:
-        plain["tool_calls"] = _plain_tool_calls(plain["tool_calls"], f"{where}.tool_calls")
+        plain["tool_calls"] = [_plain_tool_call(call) for call in plain["tool_calls"]]
     return _with_reasoning(plain)
 
 
@@ -194,12 +218,6 @@ def _part_text(part: Any, where: str) -> str:
     if not isinstance(part.get(field), str):
         raise BadRequest(f"{where}.{field} must be a string", "messages")
     return str(part[field])
-
-
-def _plain_tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
-    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
-        raise BadRequest(f"{where} must be a list of objects", "messages")
-    return [_plain_tool_call(call) for call in calls]
 
 
 def _plain_tool_call(call: Mapping[str, Any]) -> dict[str, Any]:

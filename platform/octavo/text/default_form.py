@@ -60,8 +60,7 @@ def _plain(message: Any) -> Any:
 
 
 def _call(call: Any) -> str:
-    function = call.get("function") if isinstance(call, Mapping) else None
-    function = function if isinstance(function, Mapping) else {}
+    function = call.get("function", call) if isinstance(call, Mapping) else {}
     arguments = function.get("arguments")
     text = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
     return f'<tool_call>\n{{"name": {json.dumps(function.get("name"))}, "arguments": {text or "{}"}}}\n</tool_call>'

@@ -7,10 +7,10 @@ from typing import Any
 from octavo.errors import BadRequest
 from octavo.request import SamplingParams
 from octavo_serve.api.bounds import MAX_THINKING, Limits
-from octavo_serve.api.chats import Chat
+from octavo_serve.api.chats import Chat, as_function_tool, as_functions
 from octavo_serve.api.jobs import Asked
 from octavo_serve.surfaces.chat.schemas import ChatRequest
-from octavo_serve.surfaces.chat.tools import as_function_tool, as_functions, choice_of, custom_tools
+from octavo_serve.surfaces.chat.tools import choice_of, custom_tools
 from octavo_serve.surfaces.openai.asking import check_stream, check_supported, given_sampling, session_of
 
 
@@ -81,15 +81,14 @@ def _logprobs(body: ChatRequest) -> int | None:
 def _chat(body: ChatRequest) -> Chat:
     choice = choice_of(body.tool_choice, body.tools or ())
     budget, budget_param = _budget(body)
-    custom = custom_tools(body.tools or ())
     return Chat(
-        messages=[as_functions(message) for message in body.messages] if custom else body.messages,
+        messages=[as_functions(message) for message in body.messages],
         tools=None if choice.none or body.tools is None else [as_function_tool(tool) for tool in body.tools],
         variables=body.chat_template_kwargs,
         reasoning=_reasoning(body),
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=bool(body.continue_final_message),
-        custom=custom,
+        custom=custom_tools(body.tools or ()),
         one_call=body.parallel_tool_calls is False or choice.named,
         must_call=choice.must_call,
         callable_tools=choice.callable_tools,

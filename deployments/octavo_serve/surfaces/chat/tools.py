@@ -8,8 +8,6 @@ from typing import Any
 
 from octavo.errors import BadRequest
 from octavo_serve.api.bounds import MAX_TOOLS
-from octavo_serve.api.chats import Message
-from octavo_serve.api.custom_tools import arguments_of, as_function
 
 _FORMS = '"auto", "none", "required", {"type": "function", "function": {"name": ...}} or {"type": "allowed_tools", ...}'
 
@@ -81,29 +79,3 @@ def _known(tool: Any, tools: Sequence[Mapping[str, Any]]) -> str:
 def custom_tools(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any] | None]:
     """Names of the custom ones -> their formats."""
     return {tool["custom"]["name"]: tool["custom"].get("format") for tool in tools if tool["type"] == "custom"}
-
-
-def as_function_tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A tool as the chat template reads it."""
-    if tool["type"] != "custom":
-        return tool
-    custom = tool["custom"]
-    return as_function(custom["name"], custom.get("description"), custom.get("format"))
-
-
-def as_functions(message: Message) -> Message:
-    """A message whose calls of custom tools are calls of functions; what is malformed is left for others to refuse."""
-    calls = (message.model_extra or {}).get("tool_calls")
-    if not isinstance(calls, list) or not any(
-        isinstance(call, Mapping) and call.get("type") == "custom" for call in calls
-    ):
-        return message
-    return message.model_copy(update={"tool_calls": [_as_function_call(call) for call in calls]})
-
-
-def _as_function_call(call: Any) -> Any:
-    custom = call.get("custom") if isinstance(call, Mapping) and call.get("type") == "custom" else None
-    if not isinstance(custom, Mapping):
-        return call
-    function = {"name": custom.get("name"), "arguments": arguments_of(custom.get("input"))}
-    return {"id": call.get("id"), "type": "function", "function": function}

@@ -6,7 +6,7 @@ from functools import partial
 
 from octavo.errors import BadRequest
 from octavo.text.tokenizer import Tokenizer
-from octavo_serve.api.chats import Chat, render
+from octavo_serve.api.chats import Chat, as_function_tool, as_functions, render
 from octavo_serve.api.operation import Call, Operation
 from octavo_serve.api.prompts import check_token_ids, check_tokenized, is_long
 from octavo_serve.api.service import Service
@@ -52,8 +52,8 @@ def _chat(body: TokenizeRequest) -> Chat | None:
     if body.messages is None:
         return None
     return Chat(
-        messages=body.messages,
-        tools=body.tools,
+        messages=[as_functions(message) for message in body.messages],
+        tools=[as_function_tool(tool) for tool in body.tools or ()],
         variables=body.chat_template_kwargs,
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=bool(body.continue_final_message),

@@ -10,7 +10,7 @@ import pytest
 from octavo.errors import BadRequest
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.api.body import parse
-from octavo_serve.api.chats import FEW, Chat, Message, render
+from octavo_serve.api.chats import FEW, Chat, Message, as_function_tool, as_functions, render
 from octavo_serve.api.service import Service
 from octavo_serve.api.threads import Threads
 from octavo_serve.surfaces.chat.schemas import ChatRequest
@@ -91,3 +91,22 @@ def test_a_model_without_reasoning_says_so(service: Service, asked: dict[str, An
     assert caught.value.param == param
     for harmless in ({"reasoning_effort": "medium"}, {"reasoning_effort": "none"}, {"thinking": {"type": "disabled"}}):
         assert answered(service, **harmless)["choices"]
+
+
+def test_a_custom_tool_is_a_function_for_the_model() -> None:
+    function: Any = {"type": "function", "function": {"name": "look_up"}}
+    custom: Any = {"type": "custom", "custom": {"name": "run", "description": "Runs.", "format": {"type": "text"}}}
+    assert as_function_tool(custom)["function"]["name"] == "run"
+    assert as_function_tool(function) is function
+
+
+def test_what_was_called_before_goes_back_as_calls_of_functions() -> None:
+    called = {"id": "c", "type": "custom", "custom": {"name": "run", "input": 'a "b"'}}
+    message = Message(role="assistant", tool_calls=[called, {"id": "d"}, 3])  # type: ignore[call-arg]
+    assert (as_functions(message).model_extra or {})["tool_calls"] == [
+        {"id": "c", "type": "function", "function": {"name": "run", "arguments": '{"input": "a \\"b\\""}'}},
+        {"id": "d"},
+        3,
+    ]
+    plain = Message(role="user", content="Hi")
+    assert as_functions(plain) is plain

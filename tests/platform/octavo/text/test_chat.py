@@ -346,7 +346,7 @@ def test_a_template_may_look_at_the_first_part_of_a_content_that_has_none(conten
 @pytest.mark.parametrize("shape", NOTHING)
 def test_a_call_needs_no_content(in_transformers, shape, content):
     messages = [{"role": "assistant", "tool_calls": [CALL], **content}]
-    source = "{% for m in messages %}{{ " + shape + " }}{% endfor %}"
+    source = "{# of a template that knows tools #}{% for m in messages %}{{ " + shape + " }}{% endfor %}"
     assert render_chat(tokenizer_with(source), messages, add_generation_prompt=False) == NOTHING[shape]
     try:
         expected = in_transformers.apply_chat_template(messages, chat_template=source, tokenize=False)
@@ -377,6 +377,13 @@ BAD = [
     ([{"role": "user", "content": [{"text": "x"}]}], r"messages\[0\]\.content\[0\] must be an object such as"),
     ([{"role": "user", "content": [{"type": "text", "text": 3}]}], r"content\[0\]\.text must be a string"),
     ([{"role": "user", "content": "x", "tool_calls": "f"}], r"messages\[0\]\.tool_calls must be a list"),
+    ([{"role": "assistant", "tool_calls": [None]}], r"messages\[0\]\.tool_calls must be a list of objects"),
+    (
+        [{"role": "assistant", "tool_calls": [{"function": None}]}],
+        r"tool_calls must hold calls such as .*, got \{'func",
+    ),
+    ([{"role": "assistant", "tool_calls": [{"function": {"name": 5}}]}], r"tool_calls must hold calls"),
+    ([{"role": "assistant", "content": "x", "function_call": "f"}], r"messages\[0\]\.function_call must hold calls"),
     ([{"role": "user"}], r"messages\[0\]\.content is required"),
     ([{"role": "assistant", "content": None}], r"messages\[0\]\.content is required"),
 ]
@@ -387,6 +394,30 @@ def test_bad_messages(messages, sentence):
     with pytest.raises(BadRequest, match=sentence) as caught:
         render_chat(tokenizer_with(CHATML), messages)
     assert caught.value.param == "messages"
+
+
+CALLED = [
+    {"role": "user", "content": "Weather?"},
+    {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": '{"a": 1}'}}]},
+    {"role": "tool", "content": "12"},
+]
+
+
+def test_what_was_called_is_told_without_tools_to_a_template_that_knows_none():
+    alone, beside = (render_chat(tokenizer_with(CHATML), CALLED, tools=tools) for tools in (None, TOOLS))
+    assert '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>' in alone
+    assert "<tool_response>\n12\n</tool_response>" in alone
+    assert beside.endswith(alone[alone.index("Weather?") :])  # the next turn finds it in the cache
+
+
+@pytest.mark.parametrize("source", [CHATML, QWEN3])
+@pytest.mark.parametrize("old", [{"function_call": {"name": "f", "arguments": '{"a": 1}'}},
+                                 {"tool_calls": [{"name": "f", "arguments": {"a": 1}}]}])  # fmt: skip
+def test_older_forms_of_a_call_are_told_alike(source, old):
+    user, assistant, result = CALLED
+    new = [user, {**assistant, "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}, result]
+    tokenizer = tokenizer_with(source)
+    assert render_chat(tokenizer, [user, {"role": "assistant", **old}, result]) == render_chat(tokenizer, new)
 
 
 def test_the_templates_own_sentence_is_passed_on():
@@ -425,7 +456,9 @@ def test_a_message_is_either_continued_or_answered():
 def test_nothing_to_continue():
     last = {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": {}}}]}
     with pytest.raises(BadRequest, match="needs a last message with a text content"):
-        render_chat(tokenizer_with(CHATML), [last], add_generation_prompt=False, continue_final_message=True)
+        render_chat(
+            tokenizer_with("{# tool #}" + CHATML), [last], add_generation_prompt=False, continue_final_message=True
+        )
 
 
 def test_a_template_that_drops_the_last_message():

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from octavo.errors import BadRequest
-from octavo_serve.api.chats import Message
-from octavo_serve.surfaces.chat.tools import Choice, as_function_tool, as_functions, choice_of, custom_tools
+from octavo_serve.surfaces.chat.tools import Choice, choice_of, custom_tools
 
 TOOLS: list[Any] = [{"type": "function", "function": {"name": name}} for name in ("a", "b")]
 A = {"type": "function", "function": {"name": "a"}}
@@ -49,20 +48,6 @@ def test_what_is_malformed_or_not_there_is_refused(value: Any) -> None:
 CUSTOM: Any = {"type": "custom", "custom": {"name": "run", "description": "Runs.", "format": {"type": "text"}}}
 
 
-def test_a_custom_tool_is_a_function_for_the_model() -> None:
+def test_a_custom_tool_is_chosen_by_its_name() -> None:
     assert custom_tools([*TOOLS, CUSTOM]) == {"run": {"type": "text"}}
-    assert as_function_tool(CUSTOM)["function"]["name"] == "run"
-    assert as_function_tool(TOOLS[0]) is TOOLS[0]
     assert choice_of({"type": "custom", "custom": {"name": "run"}}, [CUSTOM]).callable_tools == frozenset(["run"])
-
-
-def test_what_was_called_before_goes_back_as_calls_of_functions() -> None:
-    called = {"id": "c", "type": "custom", "custom": {"name": "run", "input": 'a "b"'}}
-    message = Message(role="assistant", tool_calls=[called, {"id": "d"}, 3])  # type: ignore[call-arg]
-    assert (as_functions(message).model_extra or {})["tool_calls"] == [
-        {"id": "c", "type": "function", "function": {"name": "run", "arguments": '{"input": "a \\"b\\""}'}},
-        {"id": "d"},
-        3,
-    ]
-    plain = Message(role="user", content="Hi")
-    assert as_functions(plain) is plain
