@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from octavo.cost_model import Cost, attended
@@ -67,6 +68,10 @@ class Usage:
         self.cost = amounts / MILLION
 
 
+COUNTED: ContextVar[Usage | None] = ContextVar("counted", default=None)
+"""What is done for requests of this context is counted there too."""
+
+
 def seconds_of(cost: Cost, prompt: int, cached: int, lengths: Sequence[int]) -> float:
     """Seconds that a prompt and its sequences add to the steps that compute them.
 
@@ -120,6 +125,8 @@ class Ledger:
                 taken.unused -= used.completion_tokens
                 used.price(model.price)
                 self._add((tenant.name, model.name), used)
+                if (counted := COUNTED.get()) is not None:
+                    counted.add(used)
 
     @property
     def hour(self) -> int:

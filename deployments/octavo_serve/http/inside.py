@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message
 
 from octavo_serve.api.access import Caller
 from octavo_serve.api.batches.runner import Reply
+from octavo_serve.api.usage import COUNTED, Usage
 from octavo_serve.http.door import BELOW, CALLER
 from octavo_serve.http.replies import JSON
 
@@ -29,9 +30,11 @@ async def ask(app: ASGIApp, caller: Caller, path: str, body: bytes, *, below: bo
     async def send(message: Message) -> None:
         messages.append(message)
 
+    counted = COUNTED.set(used := Usage())
     with contextlib.suppress(Exception):  # it was answered and logged, and is raised for who runs a server
         scope = _scope(caller, path, len(body))
         await app(scope | {BELOW: True} if below else scope, receive, send)
+    COUNTED.reset(counted)
     if not messages or messages[-1].get("more_body"):
         return Reply(500, b'{"error":{"message":"internal server error; the server\'s log says more"}}')
     headers = dict(messages[0]["headers"])
@@ -41,6 +44,7 @@ async def ask(app: ASGIApp, caller: Caller, path: str, body: bytes, *, below: bo
         b"".join(message.get("body", b"") for message in messages[1:]),
         headers.get(b"content-type", b"").startswith(JSON.encode()),
         None if again is None else int(again) / 1000,
+        used,
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from octavo.config import EngineConfig
 from octavo.constraint import Grammar
 from octavo.engine.engine import Engine
+from octavo.engine.gathered import Gathered, is_gathered
 from octavo.engine.patience import Silence
 from octavo.engine.stats import EngineStats
 from octavo.errors import EngineDead, EngineStopped, OctavoError
@@ -116,6 +117,7 @@ class AsyncEngine:
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._compiling = Compiling(self._compiled)
         self._listeners: dict[str, Listener] = {}
+        self._gathered = Gathered()
         self._error: BaseException | None = None
         self._beat = time.monotonic()
         self._silence = Silence()
@@ -278,6 +280,8 @@ class AsyncEngine:
             _call(listener, listener.failed, request.request_id, OctavoError(sentence))
         else:
             self._listeners[request.request_id] = listener
+            if is_gathered(request):
+                self._gathered.requests.add(request.request_id)
 
     def _deliver(self, updates: Iterable[SequenceUpdate], seconds: float) -> None:
         """Hand updates to their listeners: one call per listener and step, not per token."""
@@ -287,6 +291,8 @@ class AsyncEngine:
 
     def _sort(self, updates: Iterable[SequenceUpdate], news: News) -> None:
         """Add updates to what their listeners are to be told; requests that have ended lose theirs."""
+        if self._gathered.requests:
+            updates = self._untold(updates)
         ended: list[str] = []
         for update in updates:
             news.setdefault(self._listeners[update.request_id], []).append(update)
@@ -294,6 +300,17 @@ class AsyncEngine:
                 ended.append(update.request_id)
         for request_id in ended:
             self._listeners.pop(request_id, None)
+            self._gathered.requests.discard(request_id)
+
+    def _untold(self, updates: Iterable[SequenceUpdate]) -> list[SequenceUpdate]:
+        """What is to be told now, of a step's updates and of those that were kept.
+
+        In a trial it is all: the next step may end the process.
+        """
+        gathered, now, told = self._gathered, time.monotonic(), list[SequenceUpdate]()
+        for update in updates:
+            told += gathered.add(update, now) if update.request_id in gathered.requests else (update,)
+        return told + (gathered.all() if self.engine.isolation.trying else gathered.due(now))
 
     def _audit(self) -> None:
         if time.monotonic() - self._audited > _AUDIT_EVERY:
@@ -302,6 +319,8 @@ class AsyncEngine:
 
     def _fail_all(self) -> None:
         stopped = EngineStopped(f"the engine has stopped: {self._error!r}")
+        self._gathered.requests.clear()
+        self._deliver(self._gathered.all(), _HAND_OVER)
         for request_id, listener in self._listeners.items():
             _call(listener, listener.failed, request_id, stopped)
         self._listeners.clear()

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from octavo_serve.api.usage import Usage
+
 Purpose = Literal["batch", "batch_output"]
 Status = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
 Outcome = Literal["completed", "failed", "refused", "left"]
@@ -121,6 +123,7 @@ class Result:
         status: of the answer; None: it is to be tried again.
         answer: a line of the output or error file.
         due: when to try again, in seconds since 1970, after one more refusal; None: nothing was tried.
+        usage: what was done for it.
     """
 
     batch: str
@@ -128,6 +131,7 @@ class Result:
     status: int | None = None
     answer: bytes = b""
     due: float | None = None
+    usage: Usage = field(default_factory=Usage)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@
          └─> a chore: a file to check, or the files of a batch that ends to write
 
 Lines go the way of any request, below all others. So many are under way as the shards have places that nobody else
-takes, and they are begun a few at a time, so that nobody waits behind their texts.
+takes, and they are begun one after the other, so that nobody waits behind their texts. A turn costs a transaction that
+is synced to the disk, so lines are leased ahead: as many as ended lately, for the next ones to begin without a turn.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -24,17 +25,18 @@ from octavo_serve.api.batches import work
 from octavo_serve.api.batches.batches import Batches
 from octavo_serve.api.batches.nouns import Asking, Batch, Leased, Outcome, Result, StoredFile, new_id
 from octavo_serve.api.batches.reading import Read, body_of, error_of, read
+from octavo_serve.api.usage import Usage
 
 logger = logging.getLogger("ray.serve")
 
 TICK_SECONDS = 0.5
 """Between two turns where nothing happens."""
 GATHER_SECONDS = 0.02
-"""Between two turns otherwise: what was done meanwhile is written down together."""
+"""Between two turns at least: what was done meanwhile is written down together."""
 STALL_SECONDS = 3.0
 """Until the next turn after one that failed."""
-STARTS = 4
-"""Lines of a batch that one turn begins: each takes a millisecond of the event loop to read, render and tokenise."""
+START_SECONDS = 0.002
+"""Between two lines that begin: each takes the event loop a millisecond to read, render and tokenise."""
 HELD_BYTES = 2**26
 """Of the lines that are under way in a gateway."""
 MAX_TRIES = 10
@@ -56,12 +58,14 @@ class Reply:
 
     Attributes:
         again: seconds until it should be tried again, if it was refused and told so.
+        usage: what was done for it.
     """
 
     status: int
     body: bytes
     is_json: bool = True
     again: float | None = None
+    usage: Usage = field(default_factory=Usage)
 
 
 Ask = Callable[[str, str, bytes], Awaitable[Reply]]
@@ -106,12 +110,16 @@ class Runner:
         self._paces: dict[str, _Pace] = {}
         self._workers = 1
         self._results: list[Result] = []
+        self._ready: deque[Leased] = deque()
         self._running: dict[asyncio.Task[None], Leased] = {}
+        self._under_way = Counter[str]()  # lines that run, by batch
+        self._ended_lately = Counter[str]()  # since the last turn, by batch
+        self._free = asyncio.Event()  # set when a line may be begun that could not before
         self._chore: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Work until cancelled; then everything is somebody else's at once."""
-        tidying = asyncio.create_task(self._tidy())
+        beside = [asyncio.create_task(self._tidy()), asyncio.create_task(self._begin_lines())]
         try:
             while True:
                 self._batches.changed.clear()
@@ -122,7 +130,7 @@ class Runner:
                     busy = await asyncio.sleep(STALL_SECONDS, False)
                 await self._pause(busy)
         finally:
-            tasks = [tidying, *self._running, *([self._chore] if self._chore else [])]
+            tasks = [*beside, *self._running, *([self._chore] if self._chore else [])]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -130,16 +138,18 @@ class Runner:
                 await self._batches.run(work.leave, self._name)
 
     async def _pause(self, busy: bool) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(GATHER_SECONDS if busy else TICK_SECONDS):
-                await self._batches.changed.wait()
+        if not busy:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_SECONDS):
+                    await self._batches.changed.wait()
         await asyncio.sleep(GATHER_SECONDS)
 
     async def _turn(self) -> bool:
-        """Tell what was done, and begin what comes; returns whether more may be begun at once."""
-        held = sum(leased.line.size for leased in self._running.values())
+        """Tell what was done, and begin what comes; returns whether another turn would give more at once."""
+        held = sum(leased.line.size for leased in (*self._running.values(), *self._ready))
         told = self._results[:]
         asking = Asking(self._name, told, self._rooms(), HELD_BYTES - held, self._chore is None)
+        self._ended_lately.clear()
         turn = await self._batches.run(work.turn, asking, self._batches.clock(), self._batches.on)
         del self._results[: len(told)]
         self._batches.counts.lines.update(_outcome(result) for result in told)
@@ -147,37 +157,77 @@ class Runner:
         self._open, self._workers = turn.running, turn.workers
         self._paces = {batch.id: self._paces.get(batch.id) or _Pace() for batch in turn.running}
         self._batches.counts.batches, self._batches.counts.waiting = turn.batches, turn.waiting
-        for leased in turn.lines:
-            self._begin(leased)
-        for task, leased in self._running.items():
-            if leased.batch.id in turn.over:
-                task.cancel()
+        self._ready += turn.lines
+        self._leave(turn.over)
+        self._free.set()
         if turn.chore is not None:
             self._chore = asyncio.create_task(self._do(turn.chore))
-        return bool(turn.lines or new)
+        return bool(new)
+
+    def _leave(self, over: set[str]) -> None:
+        """Work no more on batches that are over."""
+        for task, leased in self._running.items():
+            if leased.batch.id in over:
+                task.cancel()
+        self._results += [Result(each.batch.id, each.line.number) for each in self._ready if each.batch.id in over]
+        self._ready = deque(each for each in self._ready if each.batch.id not in over)
 
     def _rooms(self) -> dict[str, int]:
-        """How many more lines each batch may have under way: gateways and a model's batches share what shards take."""
-        under_way = Counter(leased.batch.id for leased in self._running.values())
-        sharing, now = Counter(batch.model for batch in self._open), self._batches.clock()
-        rooms = dict[str, int]()
-        for batch in self._open:
-            share = -(-self._room(batch.model) // (self._workers * sharing[batch.model]))
-            rooms[batch.id] = min(STARTS, self._paces[batch.id].most(share, now) - under_way[batch.id])
-        return rooms
+        """How many more lines each batch may have here, those included that can begin when others end."""
+        ready = Counter(leased.batch.id for leased in self._ready)
+        held = self._under_way + ready
+        return {batch.id: self._most(batch) + 2 * self._ended_lately[batch.id] - held[batch.id] for batch in self._open}
+
+    def _most(self, batch: Batch) -> int:
+        """Lines of a batch that may be under way here: gateways and a model's batches share what shards take."""
+        sharing = sum(other.model == batch.model for other in self._open)
+        share = -(-self._room(batch.model) // (self._workers * max(1, sharing)))
+        pace = self._paces.get(batch.id)
+        return 0 if pace is None else pace.most(share, self._batches.clock())
 
     # ── lines ──
+
+    async def _begin_lines(self) -> None:
+        """Begin lines one after the other, as soon as there is room for them."""
+        while True:
+            self._free.clear()
+            if (leased := self._next()) is None:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(TICK_SECONDS):
+                        await self._free.wait()
+                continue
+            self._begin(leased)
+            await asyncio.sleep(START_SECONDS)
+
+    def _next(self) -> Leased | None:
+        """The next line that may begin; batches take turns where one has no room."""
+        full = set[str]()
+        for place, leased in enumerate(self._ready):
+            batch = leased.batch
+            if batch.id in full:
+                continue
+            if self._under_way[batch.id] < self._most(batch):
+                del self._ready[place]
+                return leased
+            full.add(batch.id)
+        return None
 
     def _begin(self, leased: Leased) -> None:
         task = asyncio.create_task(self._perform(leased))
         self._running[task] = leased
+        self._under_way[leased.batch.id] += 1
         self._batches.counts.running = len(self._running)
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        del self._running[task]
+        batch = self._running.pop(task).batch.id
+        self._under_way[batch] -= 1
+        self._under_way = +self._under_way
+        self._ended_lately[batch] += 1
         self._batches.counts.running = len(self._running)
-        self._batches.changed.set()
+        self._free.set()
+        if not self._ready:
+            self._batches.changed.set()
 
     async def _perform(self, leased: Leased) -> None:
         batch, line = leased.batch, leased.line
@@ -200,7 +250,7 @@ class Runner:
             pace.told(due if refused else None)
         if refused and leased.tries < MAX_TRIES:
             return Result(batch.id, line.number, due=due)
-        return Result(batch.id, line.number, reply.status, written(line.custom_id, reply))
+        return Result(batch.id, line.number, reply.status, written(line.custom_id, reply), usage=reply.usage)
 
     # ── chores ──
 

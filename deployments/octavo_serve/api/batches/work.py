@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -33,6 +33,8 @@ from octavo_serve.api.batches.reading import Read
 from octavo_serve.api.batches.store import held, insert_file, select_batches
 
 LEASE_SECONDS = 10.0
+COUNTED_TOKENS = "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens"
+"""That are summed up over a batch's lines, as `Usage` names them."""
 MAX_LOST = 16
 """Times that a gateway may end while it works on a line; then the line is given up, for it may be why."""
 
@@ -40,8 +42,7 @@ MAX_LOST = 16
 def turn(db: sqlite3.Connection, asking: Asking, now: float, settings: StoreSettings) -> Turn:
     """One gateway's turn: what it has done counts, and it gets more."""
     _renew(db, asking.worker, now)
-    for result in asking.results:
-        _record(db, asking.worker, result)
+    _record(db, asking.worker, asking.results)
     _end(db, int(now))
     over = db.execute(
         "SELECT DISTINCT batch FROM lines JOIN batches ON batches.id = batch "
@@ -75,18 +76,33 @@ def leave(db: sqlite3.Connection, worker: str, lost: int = 0) -> None:
     db.execute("UPDATE lines SET worker = NULL, lost = lost + ? WHERE worker = ?", (lost, worker))
 
 
-def _record(db: sqlite3.Connection, worker: str, result: Result) -> None:
-    where, named = "WHERE batch = ? AND number = ? AND worker = ?", (result.batch, result.number, worker)
-    if result.status is None:
-        tries = 0 if result.due is None else 1
-        later = result.due or 0.0, tries, *named
-        db.execute(f"UPDATE lines SET worker = NULL, due = ?, tries = tries + ? {where}", later)
-        return
-    done = result.status, result.answer, *named
-    if db.execute(f"UPDATE lines SET worker = NULL, status = ?, answer = ? {where}", done).rowcount:
-        counted = "completed" if 200 <= result.status < 300 else "failed"
-        update = f"UPDATE batches SET {counted} = {counted} + 1, held = held + ? WHERE id = ?"
-        db.execute(update, (len(result.answer), result.batch))
+def _record(db: sqlite3.Connection, worker: str, results: Iterable[Result]) -> None:
+    """Take in what became of lines that are this gateway's; of all others somebody else says it."""
+    done = dict[str, list[Result]]()
+    for result in results:
+        where, named = "WHERE batch = ? AND number = ? AND worker = ?", (result.batch, result.number, worker)
+        if result.status is None:
+            later = result.due or 0.0, 0 if result.due is None else 1, *named
+            db.execute(f"UPDATE lines SET worker = NULL, due = ?, tries = tries + ? {where}", later)
+            continue
+        answered = result.status, result.answer, *named
+        if db.execute(f"UPDATE lines SET worker = NULL, status = ?, answer = ? {where}", answered).rowcount:
+            done.setdefault(result.batch, []).append(result)
+    for batch, those in done.items():
+        _count(db, batch, those)
+
+
+def _count(db: sqlite3.Connection, batch: str, done: list[Result]) -> None:
+    """Count lines of a batch that have an answer."""
+    (facts,) = db.execute("SELECT facts FROM batches WHERE id = ?", (batch,)).fetchone()
+    tokens = Counter[str](json.loads(facts).get("usage"))
+    for result in done:
+        tokens.update({name: getattr(result.usage, name) for name in COUNTED_TOKENS})
+    well = sum(200 <= result.status < 300 for result in done if result.status is not None)
+    size = sum(len(result.answer) for result in done)
+    update = "completed = completed + ?, failed = failed + ?, held = held + ?"
+    update = f"UPDATE batches SET {update}, facts = json_set(facts, '$.usage', json(?)) WHERE id = ?"
+    db.execute(update, (well, len(done) - well, size, json.dumps(tokens), batch))
 
 
 def _end(db: sqlite3.Connection, now: int) -> None:
@@ -124,7 +140,7 @@ def _leased(db: sqlite3.Connection, asking: Asking, running: list[Batch], now: f
             if lost >= MAX_LOST:
                 sentence = f"the server ended {lost} times while it worked on this line"
                 failed = refusal(leased.line.custom_id, "server_error", sentence)
-                _record(db, asking.worker, Result(batch.id, leased.line.number, 500, failed))
+                _record(db, asking.worker, [Result(batch.id, leased.line.number, 500, failed)])
             else:
                 yield leased
 

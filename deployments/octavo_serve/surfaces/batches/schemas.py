@@ -93,6 +93,22 @@ class RequestCounts(TypedDict):
     failed: int
 
 
+class CachedTokens(TypedDict):
+    cached_tokens: int
+
+
+class ReasoningTokens(TypedDict):
+    reasoning_tokens: int
+
+
+class BatchUsage(TypedDict):
+    input_tokens: int
+    input_tokens_details: CachedTokens
+    output_tokens: int
+    output_tokens_details: ReasoningTokens
+    total_tokens: int
+
+
 class LineErrors(TypedDict):
     object: Literal["list"]
     data: list[LineError]
@@ -118,6 +134,7 @@ class BatchObject(TypedDict):
     cancelling_at: int | None
     cancelled_at: int | None
     request_counts: RequestCounts
+    usage: BatchUsage
     model: str | None
     metadata: dict[str, str] | None
 
@@ -168,6 +185,19 @@ def told_batch(batch: Batch) -> BatchObject:
         "cancelling_at": facts.get("cancelling_at"),
         "cancelled_at": facts.get("cancelled_at"),
         "request_counts": {"total": batch.total, "completed": batch.completed, "failed": batch.failed},
+        "usage": _told_usage(facts.get("usage") or {}),
         "model": batch.model or None,
         "metadata": facts.get("metadata"),
+    }
+
+
+def _told_usage(tokens: dict[str, int]) -> BatchUsage:
+    """Tokens of the lines that have an answer, as `Usage` names them."""
+    prompt, completion = tokens.get("prompt_tokens", 0), tokens.get("completion_tokens", 0)
+    return {
+        "input_tokens": prompt,
+        "input_tokens_details": {"cached_tokens": tokens.get("cached_tokens", 0)},
+        "output_tokens": completion,
+        "output_tokens_details": {"reasoning_tokens": tokens.get("reasoning_tokens", 0)},
+        "total_tokens": prompt + completion,
     }

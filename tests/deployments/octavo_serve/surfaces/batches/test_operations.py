@@ -17,6 +17,7 @@ from octavo_serve.api.access import Caller, Keys, KnownKey, Rules
 from octavo_serve.api.batches import work
 from octavo_serve.api.batches.nouns import Asking
 from octavo_serve.api.batches.runner import Reply
+from octavo_serve.api.usage import Usage
 
 HOUR = 3600
 
@@ -35,6 +36,11 @@ def test_a_batch_is_answered_in_a_file_with_its_custom_ids(batching: Any, line: 
             for each in lines:
                 assert each["response"]["status_code"] == 200
                 assert each["response"]["body"]["choices"][0]["message"]["content"] == "Paris."
+            told = [each["response"]["body"]["usage"] for each in lines]
+            assert batch.usage.input_tokens == sum(usage["prompt_tokens"] for usage in told) > 0
+            assert batch.usage.output_tokens == sum(usage["completion_tokens"] for usage in told) > 0
+            assert batch.usage.total_tokens == sum(usage["total_tokens"] for usage in told)
+            assert begun.usage.total_tokens == 0
             assert [one.id async for one in api.batches.list()] == [batch.id]
             assert [one.purpose async for one in api.files.list()] == ["batch_output", "batch"]
             assert len(list(batching.folder.glob("file-*"))) == 2
@@ -254,11 +260,11 @@ def test_two_gateways_and_one_that_is_killed_answer_each_line_once(batching: Any
 
     async def slow(owner: str, path: str, body: bytes) -> Reply:
         await held.wait()
-        return Reply(200, b'{"by":"slow"}')
+        return Reply(200, b'{"by":"slow"}', usage=Usage(completion_tokens=1))
 
     async def quick(owner: str, path: str, body: bytes) -> Reply:
         done.append(json.loads(body)["messages"][0]["content"])
-        return Reply(200, b'{"by":"quick"}')
+        return Reply(200, b'{"by":"quick"}', usage=Usage(completion_tokens=1))
 
     async def run() -> None:
         now = batching.batches.clock()
@@ -275,6 +281,7 @@ def test_two_gateways_and_one_that_is_killed_answer_each_line_once(batching: Any
             lines = await batching.lines_of(api, batch.output_file_id)
             assert [each["custom_id"] for each in lines] == [f"q{n}" for n in range(8)]
             assert {each["response"]["body"]["by"] for each in lines} == {"quick"}
+            assert batch.usage.output_tokens == 8, "what the killed one did is not counted"
             assert batch.request_counts.completed == 8
 
     asyncio.run(run())
