@@ -6,7 +6,7 @@ Bounded in bytes: who asked longest ago is forgotten. Everything happens in the 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -151,6 +151,17 @@ class Explaining:
             return
         story.prompt.tokens.extend(sequences[0].token_ids)
         self._prompts.weigh(story.prompt)
+
+    def latest(self, owner: str | None) -> Iterator[tuple[str, Story]]:
+        """Requests that are remembered, each with the story of its first prompt, the latest first.
+
+        Args:
+            owner: of whom alone; None: of everybody.
+        """
+        for name, story in reversed(self._stories.items()):
+            job_id, _, number = name.rpartition("-")
+            if number == "0" and owner in (None, story.prompt.owner):
+                yield job_id, story
 
     def find(self, job_id: str) -> list[Story]:
         """What is remembered of a request's prompts."""

@@ -112,6 +112,21 @@ class Explanation(TypedDict):
     prompts: list[ExplainedPrompt]
 
 
+class RecentRequest(TypedDict):
+    """A request that can be explained, in short; `seconds` so far, if it is `running`."""
+
+    id: str
+    object: str
+    created: float
+    model: str
+    seconds: float
+    first_token: float | None
+    running: bool
+    prompt_tokens: int
+    generated_tokens: int
+    finish_reasons: list[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Reader:
     """Who reads an explanation.
@@ -143,6 +158,23 @@ async def explain(job_id: str, stories: Sequence[Story], reader: Reader) -> Expl
         "first_token": None if token is None else _round(token - start),
         "running": any(story.end is None for story in stories),
         "prompts": prompts,
+    }
+
+
+def in_short(job_id: str, story: Story) -> RecentRequest:
+    """What a list has of a request, of its first prompt alone."""
+    start, end = story.marks[0][1], story.end or time.monotonic()
+    return {
+        "id": job_id,
+        "object": "request",
+        "created": round(story.since, 3),
+        "model": story.model.name,
+        "seconds": _round(end - start),
+        "first_token": None if story.found is None else _round(story.prompt.began - start),
+        "running": story.end is None,
+        "prompt_tokens": story.prompt.num_prompt,
+        "generated_tokens": story.generated,
+        "finish_reasons": story.finish,
     }
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from octavo.errors import BadRequest
 from octavo.pooled import check_task
-from octavo.request import Request, SamplingParams
+from octavo.request import BELOW_ALL, Request, SamplingParams
 from octavo.text.grammars.brief import TakesLong, briefly
 from octavo.text.responses.bound import BoundTemplate
 from octavo.text.template_process import PROCESSES
@@ -143,7 +143,7 @@ class Service:
             )
             longest = max(len(request.prompt_token_ids) for request in requests)
             model.defaults.fill_in(asked.params, asked.given, info.max_model_len - longest)
-        before = Before(asked.owner, chat, marks, info.block_size)
+        explains = self.explaining is not None and asked.priority < BELOW_ALL  # a batch would push out everybody's
         return Job(
             id=request_id,
             created=int(time.time()),
@@ -160,7 +160,7 @@ class Service:
             operation="text_completion" if chat is None else "chat",
             tenant=asked.tenant,
             answer_tokens=sum(_answer_tokens(request, info.max_model_len) for request in requests),
-            explaining=None if self.explaining is None else (self.explaining, before),
+            explaining=(self.explaining, Before(asked.owner, chat, marks, info.block_size)) if explains else None,
         )
 
     def follow(self, request_id: str) -> Course | None:

@@ -16,6 +16,12 @@ export async function models() {
   return (await answer.json()).data;
 }
 
+/** The last requests that can be explained: the "latest" or the "slowest". */
+export async function recent(order) {
+  const answer = await asked(`v1/requests?limit=40&order=${order}`, { headers: headers() });
+  return (await answer.json()).data;
+}
+
 /** Why a request took so long. */
 export async function explanation(id) {
   const answer = await asked(`v1/requests/${encodeURIComponent(id)}/explain`, { headers: headers() });

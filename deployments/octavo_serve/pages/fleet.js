@@ -2,6 +2,7 @@
 
 import { Chart, bar, clock, count, drawBlocks, make, seconds, share, short } from "./fleet_draw.js";
 import { Feed, merged } from "./fleet_feed.js";
+import { Requests } from "./fleet_requests.js";
 import { headers, keep } from "./key.js";
 
 const SPAN = 300, FIRST_SPAN = 60; // s of history, and of it that are drawn while there is less
@@ -88,6 +89,7 @@ function begin(event) {
   const before = known;
   known = null;
   update(event.state, before);
+  requests.look();
 }
 
 function update(state, before = known) {
@@ -411,6 +413,9 @@ at("follow").addEventListener("click", () => {
   draw();
 });
 at("again").addEventListener("click", () => feed.connect());
+
+const requests = new Requests({ order: at("requests-order"), table: at("requests"), none: at("no-requests"),
+  answer: at("requests-why") }, () => known && !at("view").hidden, () => known.gateways);
 
 let hidden = 0;
 document.addEventListener("visibilitychange", () => {

@@ -3,8 +3,8 @@
 import { explanation } from "./api.js";
 import { el } from "./dom.js";
 
-/** A question that can be opened below the answer of this id; the server is asked once it is. */
-export function why(id) {
+/** A question that can be opened about the answer of this id; `ask` is asked once it is. */
+export function why(id, ask = explanation) {
   const body = el("div", { className: "why-body", role: "status" });
   const asks = el("summary", {}, "Why did this take so long?");
   const made = el("details", { className: "why" }, asks, body);
@@ -12,7 +12,7 @@ export function why(id) {
     if (!made.open || body.childElementCount) return;
     body.replaceChildren(el("p", {}, "…"));
     try {
-      body.replaceChildren(...told(await explanation(id)));
+      body.replaceChildren(...told(await ask(id)));
     } catch (error) {
       body.replaceChildren(el("p", { className: "error" }, error.message));
     }

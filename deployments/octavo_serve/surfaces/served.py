@@ -15,7 +15,7 @@ from octavo_serve.surfaces.decisions.operations import DECISIONS
 from octavo_serve.surfaces.decisions.systemone import SYSTEM_ONE
 from octavo_serve.surfaces.embeddings.cohere import COHERE
 from octavo_serve.surfaces.embeddings.operations import EMBEDDINGS
-from octavo_serve.surfaces.explain.operations import EXPLAIN
+from octavo_serve.surfaces.explain.operations import EXPLAIN, REQUESTS
 from octavo_serve.surfaces.kserve.operations import OPERATIONS as OF_KSERVE
 from octavo_serve.surfaces.kserve.surface import SURFACES as FOR_KSERVE
 from octavo_serve.surfaces.messages.counting import COUNT
@@ -35,7 +35,7 @@ from octavo_serve.surfaces.usage.operations import USAGE
 FOR_TGI = GENERATE, GENERATE_STREAM, replace(COMPAT, instead=ROOT), replace(COMPAT_OF_MODEL, instead=ROOT)
 SURFACES: tuple[Surface[Any, Any, Any], ...] = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, *FOR_TGI, *FOR_KSERVE)
 OPERATIONS: tuple[Operation, ...] = (
-    *(COUNT, DECISIONS, SYSTEM_ONE, TOKENIZE, DETOKENIZE, INFO, EMBEDDINGS, COHERE, EXPLAIN),
+    *(COUNT, DECISIONS, SYSTEM_ONE, TOKENIZE, DETOKENIZE, INFO, EMBEDDINGS, COHERE, EXPLAIN, REQUESTS),
     *(*OF_RERANK, *OF_SCORES, *OF_CLASSES, *OF_TEI),
     *OF_RESPONSES,
     *OF_KSERVE,

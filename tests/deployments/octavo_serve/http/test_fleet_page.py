@@ -16,6 +16,7 @@ import uvicorn
 from octavo.routing.policy import Query
 from octavo.routing.router import Router, RoutingConfig
 from octavo_serve.api.access import Access, Caller, Keys, KnownKey, Rules
+from octavo_serve.api.explaining import Explaining
 from octavo_serve.api.fleet import Fleet, State, Told
 from octavo_serve.api.service import Service
 from octavo_serve.command.serve_command import free_block
@@ -103,6 +104,22 @@ def test_what_is_drawn(service: Service, backend: Any) -> None:
         colours = "(c) => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
         assert await page.locator("canvas").first.evaluate(colours) > 4
         await expect(page.locator("body")).to_have_css("background-color", "rgb(25, 26, 27)")
+
+    asyncio.run(see(service, backend, scenario))
+
+
+def test_requests_are_listed_and_say_why_they_took_so_long(service: Service, backend: Any) -> None:
+    async def scenario(page: Any, fleet: Fleet, access: Access) -> None:
+        expect = playwright.expect
+        await expect(page.locator("#no-requests")).to_contain_text("explain_bytes")
+        service.explaining = Explaining(2**20, service.telemetry)
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "<b>Hello</b>"}]}
+        assert (await page.request.post("v1/chat/completions".join(page.url.rsplit("fleet", 1)), data=body)).ok
+        await page.get_by_label("Show the").select_option("slowest")
+        await page.get_by_role("button", name=re.compile("^Why did chatcmpl-.* take")).press("Enter")
+        await expect(page.locator("#requests-why")).to_contain_text("It took")
+        await expect(page.locator("#requests-why .spans tbody tr").first).to_be_visible()
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 400
 
     asyncio.run(see(service, backend, scenario))
 

@@ -69,5 +69,36 @@ def test_nothing_is_told_where_nothing_is_remembered() -> None:
         refused = await world.get(f"/v1/requests/{answer['id']}/explain")
         assert refused.status_code == 404
         assert "explain_bytes" in refused.json()["error"]["message"]
+        assert (await world.get("/v1/requests")).status_code == 404
 
     run(scenario, World(config(), explain_bytes=0))
+
+
+def test_each_key_is_listed_its_own_last_requests_and_operators_everybodys() -> None:
+    keys = {"a": Caller("alice"), "b": Caller("bob"), "o": Caller("root", operator=True)}
+
+    async def scenario(world: World) -> None:
+        async def listed(key: str, query: str = "") -> list[str]:
+            told = await world.get(f"/v1/requests{query}", key)
+            assert told.status_code == 200, told.text
+            return [request["id"] for request in told.json()["data"]]
+
+        first, slow = await world.chat("Hello", "a"), await world.chat(LONG, "a", max_tokens=40)
+        theirs = await world.complete(["One", "Two"], "b")
+        assert await listed("a") == [slow["id"], first["id"]]
+        assert await listed("b") == [theirs["id"]], "two prompts are one request"
+        assert await listed("o", "?limit=2") == [theirs["id"], slow["id"]]
+        latest, slowest = [
+            (await world.get(f"/v1/requests?order={order}", "a")).json()["data"] for order in ("latest", "slowest")
+        ]
+        assert slowest == sorted(latest, key=lambda request: -request["seconds"])
+        told = latest[0]
+        assert (told["generated_tokens"], told["finish_reasons"], told["running"]) == (40, ["length"], False)
+        assert told["prompt_tokens"] == slow["usage"]["prompt_tokens"]
+        assert 0 < told["first_token"] < told["seconds"]
+        refused = [
+            await world.get(f"/v1/requests?{query}", "a") for query in ("limit=0", "limit=101", "order=x", "a=b")
+        ]
+        assert [each.status_code for each in refused] == [400] * 4
+
+    run(scenario, World(config(), keys=keys))
