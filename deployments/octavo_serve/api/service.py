@@ -143,7 +143,8 @@ class Service:
             )
             longest = max(len(request.prompt_token_ids) for request in requests)
             model.defaults.fill_in(asked.params, asked.given, info.max_model_len - longest)
-        explains = self.explaining is not None and asked.priority < BELOW_ALL  # a batch would push out everybody's
+        before = Before(asked.owner, chat, marks, info.block_size)
+        explaining = self.explaining if asked.priority < BELOW_ALL else None  # a batch would push out everybody's
         return Job(
             id=request_id,
             created=int(time.time()),
@@ -160,7 +161,7 @@ class Service:
             operation="text_completion" if chat is None else "chat",
             tenant=asked.tenant,
             answer_tokens=sum(_answer_tokens(request, info.max_model_len) for request in requests),
-            explaining=(self.explaining, Before(asked.owner, chat, marks, info.block_size)) if explains else None,
+            explaining=None if explaining is None else (explaining, before),
         )
 
     def follow(self, request_id: str) -> Course | None:

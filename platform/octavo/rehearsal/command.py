@@ -18,9 +18,17 @@ def replay(
     path: Annotated[Path, typer.Argument(help="A recording, or a folder of them.")],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="What if this setting of the engines was another? Repeat."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="What if this setting of the engines, or with a range of "
+            "shards of the autoscaler, was another? Repeat.",
+        ),
     ] = None,
-    shards: Annotated[int | None, typer.Option(min=1, help="What if there were so many?")] = None,
+    shards: Annotated[
+        str | None,
+        typer.Option(metavar="N|MIN-MAX", help="What if there were so many, or the autoscaler had this range?"),
+    ] = None,
     policy: Annotated[str | None, typer.Option(help="What if routers went by this policy?")] = None,
     slo_ttft: Annotated[float | None, typer.Option(help="Seconds to a first token that count as good.")] = None,
     slo_itl: Annotated[float | None, typer.Option(help="Seconds between tokens that do, on average.")] = None,
@@ -49,11 +57,12 @@ def replay(
 
 
 def _what_if(
-    path: Path, settings: list[str], shards: int | None, policy: str | None, ttft: float | None, itl: float | None
+    path: Path, given: list[str], shards: str | None, policy: str | None, ttft: float | None, itl: float | None
 ) -> dict[str, Measures]:
     """What was recorded, what simulation makes of the same, and what it makes of the changes."""
     from dataclasses import replace
 
+    from octavo.rehearsal.scaled import START, TARGETS, ScaledRerun, scaling_of
     from octavo.rehearsal.traffic import read_traffic
     from octavo.rehearsal.whatif import Rerun, Slo, changed, measures
     from octavo.routing.policy import POLICIES
@@ -61,15 +70,34 @@ def _what_if(
 
     if policy is not None and policy not in POLICIES:
         raise ConfigError(f"--policy must be one of {', '.join(POLICIES)}, got {policy!r}")
+    settings, bounds = _settings(given), _bounds(shards)
     traffic, slo = read_traffic(path), Slo(ttft, itl)
+    of_scaler = {name: settings.pop(name) for name in list(settings) if name in (START, *TARGETS)}
+    if of_scaler and not isinstance(bounds, tuple):
+        raise ConfigError(f"{next(iter(of_scaler))} is the autoscaler's: give it a range by --shards MIN-MAX")
     routing = traffic.routing or RoutingConfig()
     other = replace(routing, policy=policy or routing.policy)
-    same = Rerun(traffic, changed(traffic, {}), routing, None).outcome()
-    found = {"recorded": measures(traffic.told, slo), "simulated": measures(same, slo)}
+    same = Rerun(traffic, changed(traffic, {}), routing, None)
+    found = {"recorded": measures(traffic.told, slo, traffic.shards_on_average())}
+    found["simulated"] = measures(same.outcome(), slo, same.shards_on_average())
     if settings or shards is not None or policy is not None:
-        with_changes = Rerun(traffic, changed(traffic, _settings(settings)), other, shards).outcome()
-        found["what if"] = measures(with_changes, slo)
+        config = changed(traffic, settings)
+        if isinstance(bounds, tuple):
+            run: Rerun = ScaledRerun(traffic, config, other, scaling_of(traffic, *bounds, of_scaler))
+        else:
+            run = Rerun(traffic, config, other, bounds)
+        found["what if"] = measures(run.outcome(), slo, run.shards_on_average())
     return found
+
+
+def _bounds(shards: str | None) -> int | tuple[int, int] | None:
+    """The number of shards, or the least and the most of them; None if nothing is said."""
+    if shards is None:
+        return None
+    found = [int(each) if each.isdecimal() and len(each) < 6 else -1 for each in shards.split("-")]
+    if len(found) > 2 or min(found) < 0 or found[-1] < max(1, found[0]):
+        raise ConfigError(f"--shards takes a number from 1 on, or a range such as 2-8, got {shards!r:.80}")
+    return found[0] if len(found) == 1 else (found[0], found[1])
 
 
 def _settings(given: list[str]) -> dict[str, Any]:
@@ -95,6 +123,7 @@ def _show_measures(found: dict[str, Measures]) -> None:
             table.add_row(f"{name.upper()} p{share}", *("-" if s is None else f"{s * 1e3:,.1f} ms" for s in values))
     table.add_row("output tokens/s", *(f"{each.output_tokens:,.0f}" for each in found.values()))
     table.add_row("goodput, requests/s", *(f"{each.goodput:.2f} ({each.good:.1%})" for each in found.values()))
+    table.add_row("shards, on average", *("-" if e.shards is None else f"{e.shards:.1f}" for e in found.values()))
     table.add_row("requests, without a token", *(f"{each.requests:,}, {each.unserved}" for each in found.values()))
     Console().print(table)
 

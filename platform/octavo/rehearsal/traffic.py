@@ -6,6 +6,7 @@ Engines' recordings say it all; a router's says when requests came to a gateway,
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from octavo.rehearsal.engine_replay import EngineReplay
 from octavo.rehearsal.replay import read_recording
 from octavo.routing import recorded as routing
 from octavo.routing.router import RoutingConfig
+from octavo.scaling import recorded as scaling
+from octavo.scaling.policy import Targets
 
 Floats = npt.NDArray[np.float64]
 
@@ -94,6 +97,8 @@ class Traffic:
         routing: of the routers; None where none was recorded.
         capacity: requests that a gateway gives a shard at once.
         delay: seconds from a router's decision until a shard has the request.
+        targets: of the autoscaler; None where none was recorded.
+        starts: seconds from when it asked for a shard until that served.
     """
 
     told: list[Told]
@@ -102,6 +107,16 @@ class Traffic:
     capacity: int = 10_000
     gateways: int = 1
     delay: float = USUAL_DELAY
+    targets: Targets | None = None
+    starts: list[float] = field(default_factory=list)
+
+    def shards_on_average(self) -> float | None:
+        """That were there while requests came; None where no router was recorded."""
+        first, last = self.told[0].came, self.told[-1].came
+        if self.routing is None or last <= first:
+            return None
+        there = (min(last, machine.until) - max(first, machine.since) for machine in self.machines)
+        return sum(max(0.0, seconds) for seconds in there) / (last - first)
 
 
 def read_traffic(path: Path) -> Traffic:
@@ -124,6 +139,8 @@ def read_traffic(path: Path) -> Traffic:
         _read_router(file, traffic, found, delays)
     if delays:
         traffic.gateways, traffic.delay = len(routers), max(0.0, float(np.percentile(delays, 10)))
+    for file in (each for each in files if kind_of(each) == "scaler"):
+        read_scaler(file, traffic)
     traffic.told = sorted((told for told in found.values() if told.tokens), key=lambda told: told.came)
     return traffic
 
@@ -214,6 +231,19 @@ def _read_router(file: Path, traffic: Traffic, found: dict[str, Told], delays: l
             told = found[frame.ticket]
             told.came, told.session = frame.time + offset, frame.query.session
             delays.append(told.taken - told.came)
+
+
+def read_scaler(file: Path, traffic: Traffic) -> None:
+    """What an autoscaler went by, and how long the shards took to start that it asked for."""
+    target, asked = None, deque[float]()
+    for frame in read_recording(file):
+        if isinstance(frame, scaling.Scaled):
+            seen, traffic.targets = frame.seen, frame.seen.targets
+            asked.extend([seen.now] * max(0, seen.target - (seen.target if target is None else target)))
+            target = seen.target
+    for since in sorted(machine.since for machine in traffic.machines):
+        if asked and asked[0] < since:  # the others were there, or replace some that died
+            traffic.starts.append(since - asked.popleft())
 
 
 def fit(steps: Sequence[tuple[StepWork, float]]) -> Cost:

@@ -60,6 +60,7 @@ class Measures:
         unserved: requests that got no token.
         good: share of the requests that met the SLO.
         goodput: how many those are per second.
+        shards: that were there, on average; None where nobody knows.
     """
 
     requests: int
@@ -69,10 +70,11 @@ class Measures:
     output_tokens: float
     good: float
     goodput: float
+    shards: float | None = None
 
 
-def measures(told: list[Told], slo: Slo) -> Measures:
-    """Measure what requests got."""
+def measures(told: list[Told], slo: Slo, shards: float | None = None) -> Measures:
+    """Measure what requests got of so many shards."""
     served = [each for each in told if each.first is not None]
     first = min(each.came for each in told)
     seconds = max(1e-9, max((each.first or each.came) + sum(each.gaps) for each in told) - first)
@@ -86,6 +88,7 @@ def measures(told: list[Told], slo: Slo) -> Measures:
         output_tokens=sum(sum(each.tokens.values()) for each in told) / seconds,
         good=good / len(told),
         goodput=good / seconds,
+        shards=shards,
     )
 
 
@@ -142,6 +145,9 @@ class Rerun(Fleet):
         self._last: dict[tuple[str, int], float] = {}
         self._held: deque[Request] = deque()
         self._at: Counter[str] = Counter()
+        self.leaving: set[str] = set()  # shards that get nothing any more
+        self._begun: dict[str, float] = {}
+        self._shard_seconds = 0.0
         start = traffic.told[0].came
         if shards is None:
             for machine in traffic.machines:
@@ -156,7 +162,13 @@ class Rerun(Fleet):
         self.run()
         return list(self._told.values())
 
+    def shards_on_average(self) -> float:
+        """That were there until now."""
+        there = sum(self.now - begun for begun in self._begun.values())
+        return (self._shard_seconds + there) / max(self.now, 1e-9)
+
     def _begin(self, name: str, machine: Machine) -> None:
+        self._begun[name] = self.now
         cost = machine.cost._replace(step=machine.cost.step + machine.pause)
         self.start(name, cost=cost).engine.scheduler.cost_model = KnownCost(cost)
         self._send_held()
@@ -171,6 +183,7 @@ class Rerun(Fleet):
 
     def _lose(self, name: str) -> None:
         """A shard dies, or leaves: what runs there goes on elsewhere."""
+        self._shard_seconds += self.now - self._begun.pop(name)
         for request in self.kill(name):
             told, most = self._told[request.request_id], request.params.max_tokens or 0
             if told.tokens:
@@ -187,9 +200,12 @@ class Rerun(Fleet):
 
     def _send_held(self) -> None:
         """Send those that wait, while a shard has room."""
-        while self._held and (names := [name for name in self.shards if self._at[name] < self.capacity]):
+        while self._held and (names := [name for name in self.shards if self._takes(name)]):
             trip = self.send(self._held.popleft(), names)
             self._at[trip.shard] += 1
+
+    def _takes(self, name: str) -> bool:
+        return self._at[name] < self.capacity and name not in self.leaving
 
     def _add(self, engine: Engine, request: Request) -> None:
         told = self._told[request.request_id]

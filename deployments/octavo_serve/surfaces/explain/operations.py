@@ -1,4 +1,4 @@
-"""/v1/requests/{id}/explain: where a request's time went, and why its prefix was found or not; /v1/requests: of which."""
+"""/v1/requests/{id}/explain: where a request's time went, and why its prefix was found or not; /v1/requests: which."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from octavo_serve.api.failures import NotKept
 from octavo_serve.api.operation import Call, Operation, Query
 from octavo_serve.api.service import Service
 from octavo_serve.surfaces.openai.errors import ERRORS
-
 
 NOT_KEPT = "this server explains no requests: set explain_bytes in the config's gateway settings"
 LATEST = 1000
