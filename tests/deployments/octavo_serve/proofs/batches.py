@@ -65,6 +65,8 @@ def arguments() -> argparse.Namespace:
     options.add_argument("--words", type=int, default=200, help="of a prompt")
     options.add_argument("--tokens", type=int, default=32, help="of an answer")
     options.add_argument("--gateways", type=int, default=2)
+    options.add_argument("--shards", type=int, help="in place of the config's")
+    options.add_argument("--speed", type=float, help="of a rehearsal's shards, in place of 1")
     return options.parse_args()
 
 
@@ -73,6 +75,11 @@ def with_batches(options: argparse.Namespace, folder: Path) -> Path:
     config = yaml.safe_load(options.config.read_text())
     gateway = config["applications"][0]["args"].setdefault("gateway", {})
     gateway |= {"replicas": options.gateways, "batches": {"folder": str(folder / "store")}}
+    model = config["applications"][0]["args"]["models"][0]
+    if options.shards:
+        model["replicas"] = options.shards
+    if options.speed:
+        model["engine"]["rehearsal_speed"] = options.speed
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
@@ -165,17 +172,20 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 async def measure(server: RunningServer, options: argparse.Namespace) -> dict[str, Any]:
     async with api(server) as client, httpx.AsyncClient(base_url=server.url, timeout=60) as http:
         await People(server.url, server.model, options).come(5)  # warm
-        busy = await metric(http, "octavo_shard_step_seconds_total")
+        busy, cpu = await metric(http, "octavo_shard_step_seconds_total"), [processor(server)]
         alone = People(server.url, server.model, options)
         await alone.come(options.seconds)
         shards = len(server.shards())
         busy = (await metric(http, "octavo_shard_step_seconds_total") - busy) / options.seconds / shards
+        cpu.append(processor(server))
         batch = await begin(client, server.model, 50_000, options)
         await until_begun(client, batch)
         capacity = await rate(client, batch, options.seconds / 2)
         beside = People(server.url, server.model, options)
         before = await done(client, batch)
+        cpu.append(processor(server))
         await beside.come(options.seconds)
+        cpu.append(processor(server))
         lines = (await done(client, batch) - before) / options.seconds
         await client.batches.cancel(batch)
     result = {
@@ -183,6 +193,10 @@ async def measure(server: RunningServer, options: argparse.Namespace) -> dict[st
         "first_token_p99_ms": [round(1000 * high(one.first)) for one in (alone, beside)],
         "each_token_p99_ms": [round(1000 * high(one.each), 1) for one in (alone, beside)],
         "busy": round(busy, 3),
+        "cores": [
+            {who: round((b[who] - a[who]) / options.seconds, 2) for who in b}
+            for a, b in zip(cpu[::2], cpu[1::2], strict=True)
+        ],
         "lines_per_second": {"capacity": round(capacity, 2), "beside": round(lines, 2)},
         "first_token": round(high(beside.first) / high(alone.first), 3),
         "each_token": round(high(beside.each) / high(alone.each), 3),
@@ -192,6 +206,17 @@ async def measure(server: RunningServer, options: argparse.Namespace) -> dict[st
     result["missed"] = found + ["idle"] * (result["idle"] < BARS["idle"])
     print(json.dumps(result), flush=True)
     return result
+
+
+def processor(server: RunningServer) -> Counter[str]:
+    """Seconds of CPU so far, by whose they are."""
+    found = Counter[str](clients=time.process_time())
+    for pid, name in server.replicas():
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        found[name.partition("-")[0].partition(".")[0]] += (int(fields[11]) + int(fields[12])) / os.sysconf(
+            "SC_CLK_TCK"
+        )
+    return found
 
 
 async def rate(client: openai.AsyncOpenAI, batch: str, seconds: float) -> float:
