@@ -98,9 +98,11 @@ class NextBeams:
 
     Attributes:
         new, gone: beams that came, whose blocks are forked, and that go no further, whose blocks are still theirs.
+        ways: in how many ways a beam goes on, of those that do; all but the first are `new`, in this order.
         updates: the answers, or why there are none; None while the search goes on.
     """
 
+    ways: dict[Sequence, int] = field(default_factory=dict)
     new: list[Sequence] = field(default_factory=list)
     gone: list[Sequence] = field(default_factory=list)
     updates: list[SequenceUpdate] | None = None
@@ -237,14 +239,14 @@ class Beams:
         ways: dict[Sequence, list[_Next]] = {}
         for each in going:
             ways.setdefault(each.beam, []).append(each)
-        turn = NextBeams(gone=[beam for beam in beams if beam not in ways])
-        used = {beam.order[3] for beam in ways}
-        slots = (slot for slot in range(self.width) if slot not in used)
+        turn = NextBeams({beam: len(nexts) for beam, nexts in ways.items()})
+        turn.gone = [beam for beam in beams if beam not in ways]
+        slots = self.free_slots(ways)
         told: dict[Sequence, _Told] = {}
         text_ends: dict[Sequence, str] = {}
         for beam, nexts in ways.items():
             beam.constraint = None  # each way has its own
-            forks = [_fork(beam, next(slots)) for _ in nexts[1:]]
+            forks = [fork_of(beam, next(slots)) for _ in nexts[1:]]
             for seq, each in zip([beam, *forks], nexts, strict=True):
                 text_ends[seq] = each.text_end
                 if (telling := self._telling(each, result)) is not None:
@@ -254,6 +256,11 @@ class Beams:
             turn.new += forks
         self._told, self._text_ends = told, text_ends
         return turn
+
+    def free_slots(self, beams: Iterable[Sequence]) -> Iterator[int]:
+        """Places in the order of a search's beams that none of these has."""
+        used = {beam.order[3] for beam in beams}
+        return (slot for slot in range(self.width) if slot not in used)
 
     # ---- what is told -----------------------------------------------------------------------------------------
 
@@ -342,7 +349,7 @@ def _may_go_on(beam: Sequence) -> bool:
     return constraint is None or (constraint.error is None and not constraint.complete)
 
 
-def _fork(beam: Sequence, slot: int) -> Sequence:
+def fork_of(beam: Sequence, slot: int) -> Sequence:
     """A beam that shares everything computed so far; which of the answers it becomes shows at the end."""
     seq = beam.fork(slot)
     seq.index = 0

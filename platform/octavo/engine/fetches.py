@@ -108,6 +108,10 @@ class Fetches:
         tier: what keeps blocks.
         kv: the cache's content.
         pool: its blocks.
+
+    Attributes:
+        seen: is told what decisions here depend on and a recording does not know: what the tier has, whether it is
+            worth fetching, what has come and what is over.
     """
 
     def __init__(self, tier: Tier, kv: KVBlocks, pool: BlockPool, cost_model: CostModel) -> None:
@@ -124,6 +128,7 @@ class Fetches:
         self._reader = ThreadPoolExecutor(1, "octavo-tier-reads")
         self._writer = ThreadPoolExecutor(1, "octavo-tier-writes")
         self._counters = TierCounters()
+        self.seen: Callable[[int], None] = lambda _: None
 
     @property
     def active(self) -> bool:
@@ -162,7 +167,7 @@ class Fetches:
             return False
         if (same := next((each for each in self._fetches if chain[have] in each.chain), None)) is not None:
             same.sequences.append(seq)
-        elif not (more := self.tier.lookup(chain[have:])) or not self._begin(seq, chain[: have + more], cached):
+        elif not (more := self._found(chain[have:])) or not self._begin(seq, chain[: have + more], cached):
             return False
         waiting.leave(seq)
         return True
@@ -170,9 +175,7 @@ class Fetches:
     def _begin(self, seq: Sequence, chain: list[bytes], cached: list[int]) -> bool:
         have, size = len(cached), self._pool.block_size
         ours = compute_seconds(self._cost_model, have * size, (len(chain) - have) * size)
-        blocks = len(chain) - have + sum(fetch.missing for fetch in self._fetches)
-        if blocks * self._block_seconds >= ours:
-            self._block_seconds *= _FORGOTTEN
+        if not self._is_worth(len(chain) - have, ours):
             return False
         table = BlockTable(self._pool, cached)
         if table.grow(have * size, len(chain) * size) is None:
@@ -184,19 +187,46 @@ class Fetches:
         self._read_on()
         return True
 
+    def _found(self, chain: list[bytes]) -> int:
+        """How many of a chain's first blocks the tier has."""
+        found = self.tier.lookup(chain)
+        self.seen(found)
+        return found
+
+    def _is_worth(self, blocks: int, ours: float) -> bool:
+        """Whether so many blocks come before they are computed in `ours` seconds."""
+        blocks += sum(fetch.missing for fetch in self._fetches)
+        if not (worth := blocks * self._block_seconds < ours):
+            self._block_seconds *= _FORGOTTEN
+        self.seen(int(worth))
+        return worth
+
     def _poll(self, waiting: WaitingSequences, idle: bool) -> None:
         """Take in a lot that has come, and let those begin who have all that will come."""
         if not self._fetches:
             return
         first = self._fetches[0]
-        if idle:
-            wait([first.reads[0]], _PAUSE)
-        if first.reads[0].done():
-            self._take(first, first.reads.popleft())
+        if (lot := self._came(first, idle)) is not None:
+            self._take(first, lot)
         now = time.monotonic()
-        for fetch in [each for each in self._fetches if each.is_over or now > each.late]:
+        for fetch in self._over(now):
             self._end(fetch, waiting, now)
         self._read_on()
+
+    def _came(self, fetch: Fetch, idle: bool) -> Lot | None:
+        """The next lot of a fetch, if it is there."""
+        if idle:
+            wait([fetch.reads[0]], _PAUSE)
+        lot = fetch.reads.popleft().result() if fetch.reads[0].done() else None
+        self.seen(-1 if lot is None else lot.good)
+        return lot
+
+    def _over(self, now: float) -> list[Fetch]:
+        """Fetches of which nothing more comes, or too late."""
+        found = [place for place, each in enumerate(self._fetches) if each.is_over or now > each.late]
+        for number in (len(found), *found):
+            self.seen(number)
+        return [self._fetches[place] for place in found]
 
     def stop(self, waiting: WaitingSequences) -> None:
         """Let everybody begin with what has come."""
@@ -225,8 +255,8 @@ class Fetches:
         count = self.tier.read(hashes, data)
         return Lot(data, count, time.perf_counter() - begin)
 
-    def _take(self, fetch: Fetch, read: Future[Lot]) -> None:
-        lot, begin = read.result(), time.perf_counter()
+    def _take(self, fetch: Fetch, lot: Lot) -> None:
+        begin = time.perf_counter()
         have = fetch.table.num_published
         self._kv.write(fetch.table.blocks[have : have + lot.good], lot.data[: lot.good])
         fetch.table.publish(fetch.chain, (have + lot.good) * self._pool.block_size)

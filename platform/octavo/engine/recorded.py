@@ -18,16 +18,18 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from octavo.config import EngineConfig
 from octavo.cost_model import CostModel, StepWork
 from octavo.engine.admission import ModelLimits
-from octavo.engine.beam import Beams
+from octavo.engine.beam import Beams, NextBeams
 from octavo.engine.constrained import RequestRules
 from octavo.engine.plan import InFlight, StepPlan
 from octavo.engine.proposals import Proposer
 from octavo.engine.scheduler import Scheduler
-from octavo.engine.sequence import Sequence
-from octavo.errors import ConfigError, Overloaded
+from octavo.engine.sequence import Group, Sequence
+from octavo.errors import Overloaded
 from octavo.kvcache.block_pool import BlockPool
 from octavo.recording import Frame, Recorder, Write
 from octavo.request import FinishReason, Request, SequenceUpdate
@@ -72,7 +74,7 @@ class Added(Frame, tag="add"):
         request: its fields, as far as they are written; "prompt" and "emitted" in tokens, "params" as far as they
             matter.
         chains: the block hashes of its sequences.
-        begins: of its sequences, where they have constraints.
+        begins: of its sequences, where they have constraints and are no beams.
         refused: whether the queue was full.
         waited: as in `Scheduler.add`.
     """
@@ -106,6 +108,7 @@ class Scheduled(Frame, tag="plan"):
         chunks: (request, index, tokens) of entries with more than one token.
         work: as in `StepPlan`.
         digest: of all entries: tokens computed and to compute, and the last block.
+        fetched: what was seen of a slower tier (`Fetches.seen`); None where there is none.
     """
 
     time: float
@@ -116,6 +119,7 @@ class Scheduled(Frame, tag="plan"):
     work: StepWork
     digest: bytes
     decisions: list[Any]
+    fetched: list[int] | None = None
 
 
 class Advanced(Frame, tag="run"):
@@ -141,14 +145,29 @@ class Got(NamedTuple):
     void: bool = False
 
 
+class Turned(NamedTuple):
+    """What became of a search's beams in a step.
+
+    Attributes:
+        ways: (place among the beams, in how many ways it goes on), as of `NextBeams`.
+        hashes: of the blocks that the new beams' tokens have filled.
+        ends: (answer, tokens, why it ends) of what is told; None while the search goes on.
+    """
+
+    ways: list[tuple[int, int]]
+    hashes: list[list[bytes]]
+    ends: list[tuple[int, int, FinishReason | None]] | None
+
+
 class Committed(Frame, tag="done"):
     """The result of the first step in flight.
 
     Attributes:
         seconds: that it took.
-        got: where it is not the usual.
+        got: where it is not the usual, and the sequence is no beam.
         hashes: (place, hashes) of blocks that became full.
         failed: places among `InFlight.pooled` whose vector is not finite.
+        turns: of searches.
     """
 
     time: float
@@ -157,6 +176,7 @@ class Committed(Frame, tag="done"):
     hashes: list[tuple[int, list[bytes]]]
     failed: list[int]
     decisions: list[Any]
+    turns: list[Turned] = msgspec.field(default_factory=list)
 
 
 class Preempted(Frame, tag="preempt"):
@@ -190,10 +210,8 @@ def recorded(
     """A scheduler that writes to `config.record`.
 
     Raises:
-        ConfigError: nothing can be written there, or not of this engine.
+        ConfigError: nothing can be written there.
     """
-    if config.disk_cache_bytes:
-        raise ConfigError("record: when blocks come from a disk is not recorded: leave record or disk_cache_bytes off")
     folder = str(config.record)
     recorder = Recorder(folder, "engine")
     settings = dataclasses.replace(config, record=None)
@@ -219,14 +237,13 @@ class RecordedScheduler(Scheduler):
         self.decisions.told = lambda decision: self._fresh_decisions.append(decision)
         self._now, self._time, self._write, self._recorder = clock, 0.0, write, recorder
         self._plans = False
+        self._turns: list[Turned] = []
         self._hashed = pool.caching and not limits.takes_whole
 
     def add(
         self, request: Request, rules: RequestRules | None = None, beams: Beams | None = None, waited: float = 0.0
     ) -> None:
         """As of `Scheduler`."""
-        if beams is not None and self._recorder is not None:
-            self._recorder.end("a request wants beam search, which is not recorded")
         time, refused = self._begin(), False
         try:
             super().add(request, rules, beams, waited)
@@ -236,7 +253,7 @@ class RecordedScheduler(Scheduler):
         finally:
             sequences = self.sequences(request.request_id)
             if sequences or refused:
-                begins = [_begins(seq) for seq in sequences if seq.constraint is not None]
+                begins = [_begins(seq) for seq in sequences if seq.constraint is not None and beams is None]
                 chains = [self._chain(seq) for seq in sequences]
                 if self._hashed and chains:  # what starts again from the prompt has them at once
                     request.block_hashes = chains[0][: len(request.prompt_token_ids) // self.config.block_size]
@@ -260,6 +277,9 @@ class RecordedScheduler(Scheduler):
                 self.proposer = _Noted(self.proposer, self.limits.vocab_size)
             self.proposer.answers = answers
             shy = [place for place, seq in enumerate(self._running) if may_run is None and _is_shy(seq)]
+        fetched = None if self.fetches is None else list[int]()
+        if self.fetches is not None and fetched is not None:
+            self.fetches.seen = fetched.append
         self._plans = True
         try:
             plan = super().schedule(None if may_run is None else _noted(may_run, answers))
@@ -267,7 +287,8 @@ class RecordedScheduler(Scheduler):
             self._plans = False
         chunks = [(seq.group.request.request_id, seq.index, count) for seq, count in plan.entries if count > 1]
         decided = self._decided()
-        self._write(Scheduled(time, may_run is not None, answers, shy, chunks, plan.work, _digest(plan), decided))
+        apart = may_run is not None
+        self._write(Scheduled(time, apart, answers, shy, chunks, plan.work, _digest(plan), decided, fetched))
         return plan
 
     def advance(self, plan: StepPlan) -> InFlight:
@@ -285,14 +306,24 @@ class RecordedScheduler(Scheduler):
         for place, (seq, known) in enumerate(before):
             if known < 0:
                 continue
-            usual = len(seq.token_ids) - known == 1 and not seq.ended
-            if not usual or seq.constraint is not None or seq in step.proposed:
+            usual = seq.group.beams is not None or (len(seq.token_ids) - known == 1 and not seq.ended)
+            told_more = seq.constraint is not None and seq.group.beams is None
+            if not usual or told_more or seq in step.proposed:
                 got.append(_got(place, seq, known, told, step.proposed.get(seq, [])))
             if fresh := self._fresh(seq, known):
                 hashes.append((place, fresh))
         failed = [place for place, (_, seq) in enumerate(step.pooled) if _finish(seq, told) == "error"]
-        self._write(Committed(time, result.seconds, got, hashes, failed, self._decided()))
+        turns, self._turns = self._turns, []
+        self._write(Committed(time, result.seconds, got, hashes, failed, self._decided(), turns))
         return updates
+
+    def _turn(self, group: Group, turn: NextBeams) -> list[SequenceUpdate]:
+        """As of `Scheduler`."""
+        ways = [(group.sequences.index(beam), count) for beam, count in turn.ways.items()]
+        hashes = [self._fresh(beam, len(beam.token_ids) - 1) for beam in turn.new]
+        ends = turn.updates and [(each.index, len(each.token_ids), each.finish_reason) for each in turn.updates]
+        self._turns.append(Turned(ways, hashes, ends))
+        return super()._turn(group, turn)
 
     def preempt_last(self, needed_by: str) -> bool:
         """As of `Scheduler`."""
@@ -399,6 +430,7 @@ def _asked(request: Request) -> dict[str, Any]:
         "max_tokens": params.max_tokens,
         "logprobs": None if params.num_logprobs is None else 0,
         "prompt_logprobs": None if params.prompt_logprobs is None else 0,
+        "beams": None if params.beams is None else {"width": params.beams.width},
     }
     emitted: Any = request.emitted and [None if tokens is None else len(tokens) for tokens in request.emitted]
     asked = {"prompt": len(request.prompt_token_ids), "emitted": emitted, "params": matter}
@@ -413,7 +445,8 @@ def _begins(seq: Sequence) -> Begins:
 
 
 def _is_shy(seq: Sequence) -> bool:
-    return seq.constraint is not None and bool(seq.constraint.suspect or seq.constraint.error)
+    found = None if seq.group.beams is not None else seq.constraint
+    return found is not None and bool(found.suspect or found.error)
 
 
 def _got(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import cast
@@ -17,7 +17,9 @@ import msgspec
 import numpy as np
 
 from octavo.cost_model import CostModel, StepWork
+from octavo.engine.beam import Beams, NextBeams, fork_of
 from octavo.engine.constrained import RequestRules
+from octavo.engine.fetches import Fetch, Fetches, Lot
 from octavo.engine.plan import InFlight, StepPlan
 from octavo.engine.proposals import Proposer
 from octavo.engine.recorded import (
@@ -33,11 +35,13 @@ from octavo.engine.recorded import (
     Preempted,
     RecordedScheduler,
     Scheduled,
+    Turned,
     Undone,
 )
 from octavo.engine.sequence import Sequence
 from octavo.errors import Overloaded
 from octavo.kvcache.block_pool import BlockPool
+from octavo.kvcache.tier import Bytes, KVBlocks, Tier
 from octavo.recording import Write
 from octavo.request import FinishReason, Request, SequenceUpdate
 from octavo.step import LogprobRow, StepResult
@@ -45,6 +49,7 @@ from octavo.step import LogprobRow, StepResult
 END, GUESS, OTHER = 0, 1, 2
 
 _NONE = np.zeros(0, np.int64)
+_ROWS = np.zeros((1, 1), np.uint8)
 _ROW = LogprobRow([GUESS], [0.0], 1)
 
 
@@ -81,7 +86,9 @@ class EngineReplay:
             case Added():
                 scheduler.chains = deque(frame.chains)
                 with suppress(Overloaded):
-                    scheduler.add(request_of(frame), rules_of(frame), waited=frame.waited)
+                    request = request_of(frame)
+                    beams = None if request.params.beams is None else _Beams(request, scheduler)
+                    scheduler.add(request, rules_of(frame), beams, frame.waited)
             case Aborted():
                 self.updates = scheduler.abort(frame.request_id, frame.index, frame.why)
             case Scheduled():
@@ -110,6 +117,7 @@ class EngineReplay:
             del seq.chain[len(seq.token_ids) // self.scheduler.config.block_size :]
             seq.chain += hashes
             self.chains[seq.group.request.request_id, seq.index] = seq.chain
+        self.scheduler.turns = deque(frame.turns)
         self.updates = self.scheduler.commit(step, result_of(step, frame))
         self.step = plan.work, frame.seconds
 
@@ -118,6 +126,7 @@ class _Scheduler(RecordedScheduler):
     """A scheduler that takes hashes and answers as they are recorded."""
 
     chains: deque[list[bytes]]
+    turns: deque[Turned]
 
     def _chain(self, seq: Sequence) -> list[bytes]:
         seq.chain = self.chains.popleft()
@@ -130,6 +139,10 @@ class _Scheduler(RecordedScheduler):
                 seq.constraint.suspect = int(place in frame.shy)
         asks = bool(answers) and not frame.apart
         self.proposer = cast(Proposer, _Answers(answers)) if asks else None
+        if frame.fetched is not None:
+            if self.fetches is None:
+                self.fetches = _Arrivals(self.pool, self.cost_model)
+            cast(_Arrivals, self.fetches).told = deque(frame.fetched)
         return self.schedule((lambda _: bool(answers.popleft())) if frame.apart else None)
 
 
@@ -156,6 +169,84 @@ class _Answers:
     def raised(self, sequences: Iterable[Sequence]) -> None: ...
 
     def ended(self, seq: Sequence) -> None: ...
+
+
+class _Beams(Beams):
+    """A search that goes on as one did.
+
+    Args:
+        scheduler: is told how.
+    """
+
+    def __init__(self, request: Request, scheduler: _Scheduler) -> None:
+        super().__init__(request, frozenset())
+        self._name, self._scheduler = request.request_id, scheduler
+
+    def step(self, rows: list[tuple[int, Sequence]], result: StepResult, error: str) -> NextBeams:
+        """As of `Beams`."""
+        turned, beams = self._scheduler.turns.popleft(), list(rows[0][1].group.sequences)
+        if turned.ends is not None:
+            return NextBeams(updates=[
+                SequenceUpdate(self._name, index, [GUESS] * count, finish_reason=finish)
+                for index, count, finish in turned.ends
+            ])  # fmt: skip
+        turn = NextBeams({beams[place]: count for place, count in turned.ways})
+        turn.gone = [beam for beam in beams if beam not in turn.ways]
+        slots, hashes = self.free_slots(turn.ways), iter(turned.hashes)
+        for beam, count in turn.ways.items():
+            turn.new += [fork_of(beam, next(slots)) for _ in range(count - 1)]
+        for seq in (*turn.ways, *turn.new):
+            seq.token_ids.append(GUESS)
+            seq.is_verifying = False
+        for seq in turn.new:
+            del seq.chain[(len(seq.token_ids) - 1) // self._scheduler.config.block_size :]
+            seq.chain += next(hashes)
+        return turn
+
+
+class _Arrivals(Fetches):
+    """Blocks that come as they came."""
+
+    told: deque[int]
+
+    def __init__(self, pool: BlockPool, cost_model: CostModel) -> None:
+        super().__init__(cast(Tier, _NoTier()), cast(KVBlocks, _NoBlocks()), pool, cost_model)
+        pool.released = pool.tier = None  # nothing is saved
+
+    def _next(self) -> int:
+        self.seen(told := self.told.popleft())
+        return told
+
+    def _found(self, chain: list[bytes]) -> int:
+        return self._next()
+
+    def _is_worth(self, blocks: int, ours: float) -> bool:
+        return bool(self._next())
+
+    def _came(self, fetch: Fetch, idle: bool) -> Lot | None:
+        good = self._next()
+        return None if good < 0 else Lot(_ROWS, good, 0.0)
+
+    def _over(self, now: float) -> list[Fetch]:
+        places = [self._next() for _ in range(self._next())]
+        return [self._fetches[place] for place in places]
+
+    def _read_on(self) -> None: ...
+
+
+class _NoTier:
+    """A tier of which everything is told."""
+
+    def __init__(self) -> None:
+        self.failures, self.changes = Counter[str](), deque[tuple[bool, bytes]]()
+
+
+class _NoBlocks:
+    """A cache without content."""
+
+    block_bytes = 1
+
+    def write(self, blocks: list[int], data: Bytes) -> None: ...
 
 
 class _Rules:

@@ -250,6 +250,8 @@ def _request(told: Told, block_size: int) -> Request:
     """The request as it came first, to get as many tokens as it got."""
     asked = request_of(told.added)
     params = dataclasses.replace(asked.params, max_tokens=max(told.tokens.values()), ignore_eos=True)
+    if params.beams is not None:  # as many sequences as beams, which go on from step to step
+        params = dataclasses.replace(params, beams=None, n=params.beams.width)
     chain = told.chain[: len(asked.prompt_token_ids) // block_size]
     return dataclasses.replace(
         asked, params=params, block_hashes=chain, session=told.session, emitted=None, pooling=None, placement=None

@@ -8,11 +8,15 @@ import stat
 
 import pytest
 
+from octavo.beams import BeamSearch
 from octavo.constraint import Grammar, Thinking
-from octavo.errors import ConfigError, OctavoError
+from octavo.engine import fetches
+from octavo.engine.recorded import Committed, Scheduled
+from octavo.errors import OctavoError
 from octavo.pooling import Pooling, PoolingInfo
 from octavo.recording import find_recordings
 from octavo.rehearsal.replay import read_recording, replay_file
+from octavo.rehearsal.traffic import read_traffic
 from octavo.request import Request, SamplingParams
 
 SCHEMA = {
@@ -99,6 +103,27 @@ def test_every_way_of_scheduling_is_decided_again(fake, tiny_tokenizer, tmp_path
     assert found.frames["Added"] > 40
 
 
+@pytest.mark.parametrize("poison", [False, True])
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("grammars", [False, True])
+def test_searches_are_decided_again(fake, tiny_tokenizer, tmp_path, ahead, poison, grammars):
+    """Beside other requests, in a pool that is short, so that searches begin again."""
+    drawn = random.Random(f"{ahead}{poison}{grammars}")
+    engine = fake.engine(30, record=str(tmp_path), tokenizer=tiny_tokenizer if grammars else None, max_model_len=90,
+        async_scheduling=ahead, max_num_queued_requests=9)  # fmt: skip
+    searches = [{"beams": BeamSearch(3)}, {"beams": BeamSearch(4), "n": 2, "logprobs": 1}]
+    ruled = [{"beams": BeamSearch(2), "grammar": JSON}, {"grammar": JSON}]
+    storm(fake, engine, drawn, [*searches, {}, {"n": 2}, *ruled * grammars], poison=poison)
+    found = replayed(tmp_path)
+    assert found.difference is None
+    turns = [turn for frame in read_recording(found.path) if isinstance(frame, Committed) for turn in frame.turns]
+    assert sum(turn.ends is not None for turn in turns) > 10
+    assert any(hashes for turn in turns for hashes in turn.hashes)
+    assert any(len(turn.ways) < sum(count for _, count in turn.ways) for turn in turns)
+    (machine,) = read_traffic(tmp_path).machines
+    assert machine.steps
+
+
 def test_an_encoder(fake, tmp_path):
     engine = fake.encoder(record=str(tmp_path))
     for number in range(9):
@@ -130,6 +155,24 @@ def _numbers(value) -> list:
     return [value] if nested is None else [number for each in nested for number in _numbers(each)]
 
 
-def test_what_comes_from_a_disk_is_not_recorded(fake, tmp_path):
-    with pytest.raises(ConfigError, match="leave record or disk_cache_bytes off"):
-        fake.engine(record=str(tmp_path), disk_cache_bytes=2**20)
+@pytest.mark.parametrize("poison", [False, True])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_what_comes_from_a_slower_tier_comes_again(fake, tmp_path, monkeypatch, ahead, poison):
+    """Blocks of few prompts, in a cache for two of them, some of which do not come."""
+    monkeypatch.setattr(fetches, "compute_seconds", lambda *_: drawn.choice([0.0, 1e-4, 10.0]))
+    drawn, shelf = random.Random(f"{ahead}{poison}"), fake.Shelf(0.2)
+    engine = fake.engine(12, tier=shelf, record=str(tmp_path), async_scheduling=ahead, max_num_queued_requests=9)
+    kinds = [{}, {"n": 2}, {"prompt_logprobs": 1}]
+    starts = [[drawn.randrange(5, 9) for _ in range(24)] for _ in range(4)]
+    monkeypatch.setattr(fake, "request", with_starts(fake.request, starts, drawn))
+    storm(fake, engine, drawn, kinds, poison=poison)
+    found = replayed(tmp_path)
+    assert found.difference is None
+    seen = [frame.fetched for frame in read_recording(found.path) if isinstance(frame, Scheduled)]
+    assert sum(map(len, seen)) > 50
+    assert engine.stats().tier.came > 10
+
+
+def with_starts(request, starts, drawn):
+    """Requests whose prompts begin with one of these."""
+    return lambda name, prompt, *more, **params: request(name, drawn.choice(starts) + prompt[:9], *more, **params)
