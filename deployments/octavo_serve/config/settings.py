@@ -357,17 +357,19 @@ class BatchSettings(Settings):
         file_bytes: of a file that is uploaded.
         owner_bytes: of all files of a key, and of answers that wait for theirs.
         total_bytes: of everybody's.
+        lines_per_second: that each gateway begins at most: what people's requests feel of them grows with it.
     """
 
     folder: Annotated[str, Field(min_length=1)]
     file_bytes: Annotated[int, Field(ge=2**10, le=2**40)] = 200 * 2**20
     owner_bytes: Annotated[int, Field(ge=2**10, le=2**44)] = 2**32
     total_bytes: Annotated[int, Field(ge=2**10, le=2**44)] = 2**34
+    lines_per_second: Annotated[float, Field(gt=0, le=10_000)] = 100
 
     @property
     def store(self) -> StoreSettings:
         """The same, as gateways need it."""
-        return StoreSettings(Path(self.folder).expanduser(), self.file_bytes, self.owner_bytes, self.total_bytes)
+        return StoreSettings(**{**self.model_dump(), "folder": Path(self.folder).expanduser()})
 
 
 class GatewaySettings(Settings):

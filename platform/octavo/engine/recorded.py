@@ -321,7 +321,8 @@ class RecordedScheduler(Scheduler):
         """As of `Scheduler`."""
         ways = [(group.sequences.index(beam), count) for beam, count in turn.ways.items()]
         hashes = [self._fresh(beam, len(beam.token_ids) - 1) for beam in turn.new]
-        ends = turn.updates and [(each.index, len(each.token_ids), each.finish_reason) for each in turn.updates]
+        told = turn.updates
+        ends = None if told is None else [(each.index, len(each.token_ids), each.finish_reason) for each in told]
         self._turns.append(Turned(ways, hashes, ends))
         return super()._turn(group, turn)
 

@@ -35,8 +35,9 @@ GATHER_SECONDS = 0.02
 """Between two turns at least: what was done meanwhile is written down together."""
 STALL_SECONDS = 3.0
 """Until the next turn after one that failed."""
-START_SECONDS = 0.002
-"""Between two lines that begin: each takes the event loop a millisecond to read, render and tokenise."""
+LATE_TIMES, LATEST = 3.0, 0.25
+"""How much longer the next line waits than the event loop was late after one, and for how many seconds that counts: a
+line takes it a millisecond to read, render and tokenise, a long one more, and others may be at work."""
 HELD_BYTES = 2**26
 """Of the lines that are under way in a gateway."""
 MAX_TRIES = 10
@@ -190,14 +191,25 @@ class Runner:
     async def _begin_lines(self) -> None:
         """Begin lines one after the other, as soon as there is room for them."""
         while True:
-            self._free.clear()
-            if (leased := self._next()) is None:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(TICK_SECONDS):
-                        await self._free.wait()
-                continue
-            self._begin(leased)
-            await asyncio.sleep(START_SECONDS)
+            try:
+                await self._begin_one()
+            except Exception:
+                logger.exception("No line of a batch can begin")
+                await asyncio.sleep(STALL_SECONDS)
+
+    async def _begin_one(self) -> None:
+        """Begin a line and wait until the next one may begin; or wait for something to change."""
+        self._free.clear()
+        if (leased := self._next()) is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_SECONDS):
+                    await self._free.wait()
+            return
+        self._begin(leased)
+        loop = asyncio.get_running_loop()
+        due = loop.time() + 1 / self._batches.on.lines_per_second
+        await asyncio.sleep(due - loop.time())
+        await asyncio.sleep(LATE_TIMES * min(LATEST, loop.time() - due))
 
     def _next(self) -> Leased | None:
         """The next line that may begin; batches take turns where one has no room."""

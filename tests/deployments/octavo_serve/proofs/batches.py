@@ -65,6 +65,7 @@ def arguments() -> argparse.Namespace:
     options.add_argument("--words", type=int, default=200, help="of a prompt")
     options.add_argument("--tokens", type=int, default=32, help="of an answer")
     options.add_argument("--gateways", type=int, default=2)
+    options.add_argument("--lines-per-second", type=float, default=100.0, help="that a gateway begins at most")
     options.add_argument("--shards", type=int, help="in place of the config's")
     options.add_argument("--speed", type=float, help="of a rehearsal's shards, in place of 1")
     return options.parse_args()
@@ -74,7 +75,8 @@ def with_batches(options: argparse.Namespace, folder: Path) -> Path:
     """The config with a folder for batches."""
     config = yaml.safe_load(options.config.read_text())
     gateway = config["applications"][0]["args"].setdefault("gateway", {})
-    gateway |= {"replicas": options.gateways, "batches": {"folder": str(folder / "store")}}
+    batches = {"folder": str(folder / "store"), "lines_per_second": options.lines_per_second}
+    gateway |= {"replicas": options.gateways, "batches": batches}
     model = config["applications"][0]["args"]["models"][0]
     if options.shards:
         model["replicas"] = options.shards

@@ -33,7 +33,7 @@ class Batching:
         self.access, self.folder, self.backend = Access(), folder, backend
         self.service, self.batches = service, service.batches
         self.batches.paths = BATCHED
-        self.batches.settings = StoreSettings(folder, 2**22, 2**23, 2**24)
+        self.batches.settings = StoreSettings(folder, 2**22, 2**23, 2**24, lines_per_second=1000)
         self.app = http_app(service, backend, self.access)
         self.room = 4
 
