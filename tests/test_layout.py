@@ -65,6 +65,12 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo/errors.py": "deployments/octavo_serve/api/test_failures.py",
     "octavo/step.py": "platform/octavo/engine/test_batch.py",
     "octavo/kvcache/tier.py": "platform/octavo/kvcache/test_disk_tier.py",
+    # what recurrent layers carry: by what engines say from it
+    "octavo/kvcache/sequence_state.py": "platform/octavo/engine/test_recurrent.py",
+    "octavo/kvcache/state_pool.py": "platform/octavo/engine/test_recurrent.py",
+    "octavo/execution/state_storage.py": "platform/octavo/engine/test_recurrent_models.py",
+    "octavo/models/recurrent_spec.py": "platform/octavo/engine/test_recurrent_models.py",
+    "octavo_kernels/state_use.py": "kernels/octavo_kernels/test_short_conv.py",
     # executors and what loads them: held against each other, by what they compute
     "octavo/execution/executor.py": "platform/octavo/execution/test_native_executor.py",
     "octavo/execution/kv_blocks.py": "platform/octavo/engine/test_disk_cache.py",

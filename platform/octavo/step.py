@@ -103,6 +103,16 @@ class PooledRow:
 
 
 @dataclass(slots=True)
+class StateRows:
+    """What a step does with the states of recurrent layers; none of those that it reads is written in it, but by the
+    sequence that reads it."""
+
+    source: Int32  # [S] the state that each sequence goes on from; -1 begins
+    saved: Int32  # [K] flat tokens, rising, each sequence's last one among them: what they leave ...
+    states: Int32  # [K] ... goes here
+
+
+@dataclass(slots=True)
 class StepBatch:
     """One step: S sequences with T tokens in all, and R rows to sample; R is 0 where all T belong to unfinished prompts
     or to requests that sample nothing."""
@@ -119,6 +129,7 @@ class StepBatch:
     # None: token_ids holds all. Only a sequence's last token can be missing. `sampling.penalties` do not count it yet.
     sources: Int32 | None = None
     pooled: list[PooledRow] = field(default_factory=list)  # the sequences that want a vector
+    states: StateRows | None = None  # of a model with recurrent layers; None: all begin, and nothing of them is kept
     adapters: list[str] | None = None  # [S] digests of their adapters, "" for none; None: none has one
 
     @property

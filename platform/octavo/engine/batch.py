@@ -12,7 +12,7 @@ from octavo.engine.masks import banned, fill_masks
 from octavo.engine.plan import StepPlan, num_prompt_logprobs
 from octavo.engine.sequence import Sequence
 from octavo.engine.token_counts import TokenCounts
-from octavo.step import Int32, Penalties, PooledRow, SamplingRows, SoFar, StepBatch, Uint32
+from octavo.step import Int32, Penalties, PooledRow, SamplingRows, SoFar, StateRows, StepBatch, Uint32
 
 _SPARE_BLOCKS = 8  # columns of a kept block table that its sequences can grow into
 
@@ -81,6 +81,7 @@ class BatchBuilder:
             context_lens=known.astype(np.int32),
             block_copies=plan.copies,
             sampling=rows,
+            states=_state_rows(plan, last.query_start),
         )
 
 
@@ -107,6 +108,7 @@ def build_batch(plan: StepPlan) -> StepBatch:
         block_copies=plan.copies,
         sampling=_sampling_rows(plan, query_start),
         prompt_logprobs=_prompt_logprobs(plan, query_start),
+        states=_state_rows(plan, query_start),
         adapters=_adapters([seq for seq, _ in entries]),
         pooled=[_pooled_row(row, *entry) for row, entry in enumerate(entries) if entry[0].group.method is not None],
     )
@@ -132,6 +134,19 @@ def _adapters(sequences: list[Sequence]) -> list[str] | None:
     """`StepBatch.adapters`."""
     digests = [adapter_of(seq) for seq in sequences]
     return digests if any(digests) else None
+
+
+def _state_rows(plan: StepPlan, query_start: np.ndarray) -> StateRows | None:
+    """`StepBatch.states`."""
+    if not plan.states:
+        return None
+    saves = [
+        (start + tokens - 1 - seq.num_computed, state)
+        for start, (seq, _), step in zip(query_start.tolist(), plan.entries, plan.states, strict=False)
+        for tokens, state in step.saves
+    ]
+    saved, states = np.array(saves, np.int32).T
+    return StateRows(np.array([step.source for step in plan.states], np.int32), saved, states)
 
 
 def _sources(sequences: list[Sequence], last: np.ndarray, num_tokens: int) -> Int32 | None:

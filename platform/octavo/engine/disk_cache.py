@@ -28,6 +28,10 @@ def open_disk_cache(source: Source, config: EngineConfig, executor: Executor) ->
     kv = executor.kv
     if kv is None:
         raise ConfigError("disk_cache_bytes is for models that generate text, in one process: leave it off")
+    if executor.states is not None:
+        raise ConfigError(
+            "disk_cache_bytes is not for models with recurrent layers, whose states no file holds: leave it off"
+        )
     if (slots := slots_within(config.disk_cache_bytes or 0, kv.block_bytes)) < 1:
         raise ConfigError(f"disk_cache_bytes holds no block, which takes {kv.block_bytes}: raise it")
     model = version(source), executor.spec, config.runner, config.quantization, config.batch_invariant

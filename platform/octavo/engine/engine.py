@@ -28,10 +28,11 @@ from octavo.engine.patience import FIRST, Patience
 from octavo.engine.plan import InFlight, StepPlan
 from octavo.engine.scheduler import Scheduler
 from octavo.engine.speculation import Speculation
-from octavo.engine.stats import EngineStats
+from octavo.engine.stats import NO_STATES, EngineStats, StateStats
 from octavo.engine.timeline import ANY, ShardCourse, courses
 from octavo.errors import BadRequest, ConfigError, EngineDead, OctavoError
 from octavo.kvcache.block_pool import BlockPool
+from octavo.kvcache.state_pool import StatePool
 from octavo.kvcache.tier import Tier, TierCounters
 from octavo.load import ShardState
 from octavo.pooling import PoolingInfo
@@ -107,6 +108,10 @@ class Engine:
             config = encoder_config(config, spec.max_position_embeddings, pooling, executor.max_in_flight)
             pooling = dataclasses.replace(pooling, max_tokens=config.max_model_len)  # a setting may say more
             num_blocks = 2 * config.max_num_seqs  # a number for each prompt, and as many to spare
+        states = None
+        if (room := executor.states) is not None:
+            states = StatePool(room.count, room.interval)
+            config = recurrent_config(config, room.count)
         self.config = config
         self.clock = clock
         self.executor = executor
@@ -122,7 +127,7 @@ class Engine:
         vocabulary = Vocabulary(tokenizer, spec.vocab_size) if tokenizer is not None and spec.generates else None
         self._tokenizer = tokenizer
         self.compiler = None if vocabulary is None else Compiler(vocabulary)
-        self.pool = BlockPool(num_blocks, config.block_size, caching=config.enable_prefix_caching)
+        self.pool = BlockPool(num_blocks, config.block_size, caching=config.enable_prefix_caching, states=states)
         make = Scheduler if config.record is None else _recorded()
         self.scheduler = make(config, self.limits, self.pool, CostModel(), clock)
         self.adapters = Adapters(executor, config.lora_bytes, config.max_num_queued_requests)
@@ -508,7 +513,13 @@ class Engine:
             steps=self._steps,
             adapters=self.adapters.stats(),
             tier=TierCounters() if scheduler.fetches is None else scheduler.fetches.stats(),
+            states=self._states(),
         )
+
+    def _states(self) -> StateStats:
+        if (room := self.executor.states) is None or (states := self.pool.states) is None:
+            return NO_STATES
+        return StateStats(room.count, states.num_free, states.num_cached, room.num_bytes)
 
     @property
     def has_chores(self) -> bool:
@@ -550,6 +561,28 @@ def encoder_config(config: EngineConfig, positions: int, pooling: PoolingInfo, m
         block_size=wanted,
         enable_prefix_caching=False,
     )
+
+
+def recurrent_config(config: EngineConfig, states: int) -> EngineConfig:
+    """The settings of a model with recurrent layers: a sequence may need two states in one step.
+
+    Raises:
+        ConfigError: what cannot be done with states.
+    """
+    if config.speculation:
+        raise ConfigError(
+            "speculation is not for models with recurrent layers, which cannot give tokens back: leave it off"
+        )
+    if config.record is not None:
+        raise ConfigError("record is not for models with recurrent layers, whose states no frame holds: leave it off")
+    if config.max_num_seqs > (most := states // 2):
+        logger.warning(
+            "kv_cache_bytes holds %d states of recurrent layers: max_num_seqs is %d and not %d",
+            states,
+            most,
+            config.max_num_seqs,
+        )
+    return dataclasses.replace(config, max_num_seqs=min(config.max_num_seqs, most), speculation=False)
 
 
 def _recorded() -> Callable[..., Scheduler]:

@@ -11,6 +11,7 @@ from octavo.cost_model import StepWork, attended
 from octavo.engine.behind import Behind
 from octavo.engine.sequence import Sequence
 from octavo.kvcache.block_pool import BlockPool
+from octavo.kvcache.sequence_state import StateStep
 from octavo.request import SequenceUpdate
 from octavo.step import LogprobRow, StepResult
 
@@ -26,6 +27,7 @@ class StepPlan:
 
     Attributes:
         entries: (sequence, tokens); the tokens follow those that the sequence has computed.
+        states: what becomes of the state of each entry, where the model has recurrent layers.
         proposed: tokens that this step verifies, of those sequences that have any (`octavo.engine.proposals`).
         num_proposed: how many these are.
         behind: what the rows behind them keep to, of sequences that keep to something.
@@ -39,6 +41,7 @@ class StepPlan:
     """
 
     entries: list[tuple[Sequence, int]] = field(default_factory=list)
+    states: list[StateStep] = field(default_factory=list)
     proposed: dict[Sequence, list[int]] = field(default_factory=dict)
     num_proposed: int = 0
     behind: dict[Sequence, list[Behind]] = field(default_factory=dict)
@@ -85,6 +88,9 @@ class StepPlan:
         self.entries.append((seq, count))
         if published := seq.publish(pool, seq.num_computed + count):
             self.published += published
+        if seq.table.state is not None:
+            hashes = partial(seq.hashes, pool.block_size)
+            self.states.append(seq.table.state.go_on(seq.num_computed + count, hashes))
 
     def widen(self, free: int) -> None:
         """Let n sequences start from a prompt that this step completes, as far as `free` places go."""

@@ -57,8 +57,6 @@ from octavo.engine.sequence import LATE, NOT_FINITE, Group, Sequence
 from octavo.errors import BadRequest, Overloaded
 from octavo.fairness import place_of
 from octavo.kvcache.block_pool import BlockPool
-from octavo.kvcache.block_table import BlockTable
-from octavo.kvcache.eviction import Keeper
 from octavo.load import ShardState
 from octavo.request import FinishReason, Request, SequenceUpdate
 from octavo.step import StepResult
@@ -183,6 +181,8 @@ class Scheduler:
         """
         self._note.step += 1
         plan, self._published = StepPlan(published=self._published), []
+        if self.pool.states is not None:
+            self.pool.states.begin_step(len(self._running))
         if self.fetches is not None:
             idle = not self._running and not self._waiting
             self.fetches.begin_step(plan, self._waiting, idle=idle, apart=may_run is not None)
@@ -304,7 +304,7 @@ class Scheduler:
         They get their tokens together or not at all.
         """
         beams = first.group.sequences
-        while self.pool.num_free < sum(beam.table.takes(beam.num_computed) for beam in beams):
+        while not self.pool.has_room(sum(beam.table.takes(beam.num_computed) for beam in beams), len(beams)):
             victim = self._running[-1]
             self._preempt(victim, needed_by=first.group.request.request_id)
             if victim.group is first.group:
@@ -323,8 +323,7 @@ class Scheduler:
         cached = seq.cached_blocks(self.pool)
         size = self.config.block_size
         if len(cached) * size == seq.num_known:  # it samples nothing, and there is nothing to compute
-            seq.table = BlockTable(self.pool, cached, Keeper.of(seq.group.request))
-            seq.num_computed = seq.num_known
+            seq.begin(self.pool, cached)
             seq.group.admitted(seq, self.counters)
             plan.ended += self._complete(seq)
             return 0
@@ -346,8 +345,7 @@ class Scheduler:
             self._searching[seq.group] = beams
         seq.since, seq.fetched, seq.awaited = seq.since or self._clock(), False, True
         self.pool.gone.taker = seq.group.request.request_id
-        seq.table = BlockTable(self.pool, cached, Keeper.of(seq.group.request))
-        seq.num_computed = len(cached) * size
+        seq.begin(self.pool, cached)
         count = one_way(seq, count)
         copies = seq.table.grow(seq.num_computed, seq.num_computed + count)
         assert copies == [], "cached blocks are full blocks, so admission never copies"
@@ -367,7 +365,8 @@ class Scheduler:
     def num_places(self) -> int:
         """Sequences that could start beside those that run."""
         reserved = sum(beams.width - len(group.sequences) for group, beams in self._searching.items())
-        return self.config.max_num_seqs - len(self._running) - reserved
+        places = self.config.max_num_seqs - len(self._running) - reserved
+        return places if self.pool.states is None else min(places, self.pool.states.places(len(self._running)))
 
     def advance(self, plan: StepPlan) -> InFlight:
         """Advance the books of a launched step, whose tokens are still unknown, so that the next can be planned."""
@@ -504,6 +503,9 @@ class Scheduler:
             self.fetches.stop(self._waiting)
         self.pool.unpublish([*self._published, *(block for plan in plans for block in plan.published)])
         self._published = []
+        if self.pool.states is not None:
+            for block_hash in (each for plan in plans for step in plan.states for each in step.kept):
+                self.pool.states.drop(block_hash)
         if self.proposer is not None:
             self.proposer.raised(seq for plan in plans for seq in plan.proposed)
         for seq in self._running:

@@ -16,6 +16,7 @@ from octavo.engine.untold import Untold
 from octavo.fairness import Place
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
+from octavo.kvcache.eviction import Keeper
 from octavo.pooling import Method
 from octavo.request import PackedLogprobs, Request, SequenceUpdate, token_logprobs
 from octavo.step import Float32, Int64, LogprobRow, SoFar
@@ -343,8 +344,10 @@ class Sequence:
         """Whether it is in no further step until the tokens that are being drawn are known."""
         if self.is_verifying:
             return True
-        constraint = self.constraint
-        return self.num_pending > 0 and constraint is not None and (self.is_void or constraint.is_active)
+        if self.num_pending == 0 or (constraint := self.constraint) is None:
+            return False
+        # what recurrent layers have taken in cannot be given back, should the token not count
+        return self.is_void or constraint.is_active or self.table.state is not None
 
     def hashes(self, block_size: int) -> list[bytes]:
         """The hash chain over all full blocks of known tokens."""
@@ -513,6 +516,15 @@ class Sequence:
             self.num_computed = num_computed
             self.table.shrink(num_computed)
 
+    def begin(self, pool: BlockPool, cached: list[int]) -> None:
+        """Take up the cached blocks of a prefix."""
+        size, marks = pool.block_size, list[int]()
+        if pool.states is not None:
+            shared = self.reusable(pool)
+            marks = [len(pool.stored(shared)) * size, len(shared) * size]
+        self.table = BlockTable(pool, cached, Keeper.of(self.group.request), marks)
+        self.num_computed = len(cached) * size
+
     def reset(self) -> None:
         """Give up what is computed and what is being drawn; known tokens stay."""
         self.table.free()
@@ -553,7 +565,9 @@ class Sequence:
 
         A token is left to compute where one is sampled after it, or where its state is wanted.
         """
-        lent = self.lent_blocks(self._most_cached(pool.block_size), pool.block_size) if self.is_late else []
+        if not self.is_late or pool.states is not None:
+            return pool.match(self.reusable(pool))
+        lent = self.lent_blocks(self._most_cached(pool.block_size), pool.block_size)
         return max(pool.match(self.reusable(pool)), lent, key=len)
 
     def reusable(self, pool: BlockPool) -> list[bytes]:

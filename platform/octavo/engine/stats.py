@@ -27,6 +27,26 @@ class AdapterStats(NamedTuple):
 NO_ADAPTERS = AdapterStats()
 
 
+@dataclass(frozen=True, slots=True)
+class StateStats:
+    """Of what recurrent layers keep of sequences.
+
+    Attributes:
+        count: states there is room for.
+        free: that no sequence has, checkpoints among them.
+        cached: checkpoints that no sequence has.
+        num_bytes: of a state.
+    """
+
+    count: int = 0
+    free: int = 0
+    cached: int = 0
+    num_bytes: int = 0
+
+
+NO_STATES = StateStats()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
     """A snapshot.
@@ -40,6 +60,7 @@ class EngineStats:
         steps: count.
         adapters: of LoRA.
         tier: of blocks on a disk.
+        states: of recurrent layers.
     """
 
     state: ShardState
@@ -50,6 +71,7 @@ class EngineStats:
     steps: int
     adapters: AdapterStats = NO_ADAPTERS
     tier: TierCounters = field(default_factory=TierCounters)
+    states: StateStats = NO_STATES
 
     @property
     def owned_slots(self) -> int:

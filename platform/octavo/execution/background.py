@@ -29,7 +29,7 @@ class BackgroundExecutor:
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
         self.num_blocks = executor.num_blocks
-        self.batch_invariant = executor.batch_invariant
+        self.batch_invariant, self.states = executor.batch_invariant, executor.states
         self._thread = ThreadPoolExecutor(1, "octavo-steps")
         self.kv = None if executor.kv is None else BehindSteps(executor.kv, self._thread)
         self._drawn: Int64 = np.zeros(0, np.int64)  # by the step that ran last

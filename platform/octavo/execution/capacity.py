@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from octavo.config import EngineConfig
 from octavo.errors import ModelError
+from octavo.execution.executor import States
+from octavo.kvcache.state_room import divide
 from octavo.models.parallel import TPGroup
 from octavo.models.spec import ModelSpec
 
@@ -23,6 +25,28 @@ def num_kv_blocks(config: EngineConfig, block: int, group: TPGroup) -> int:
     if wanted < block:
         raise ModelError(f"the KV cache gets {wanted} bytes but one block of {config.block_size} tokens takes {block}")
     return group.smallest(wanted // block)
+
+
+def kv_room(config: EngineConfig, block: int, state: int, group: TPGroup) -> tuple[int, States | None]:
+    """KV blocks of `block` bytes, and with them states of `state` bytes; 0: the model has none.
+
+    Raises:
+        ModelError: too little fits.
+    """
+    if not state:
+        return num_kv_blocks(config, block, group), None
+    wanted = CPU_KV_BYTES if config.kv_cache_bytes is None else config.kv_cache_bytes
+    room = divide(wanted, block, state, config.max_num_seqs)
+    if room.states < LEAST_STATES or room.blocks < 1:
+        raise ModelError(
+            f"the KV cache gets {wanted} bytes, half of which are for {LEAST_STATES} states or more of recurrent "
+            f"layers, of {state} bytes each, beside blocks of {block}: raise kv_cache_bytes"
+        )
+    return room.blocks, States(room.states, room.interval, state)
+
+
+LEAST_STATES = 4
+"""One sequence in two of its steps."""
 
 
 def num_positions(spec: ModelSpec, config: EngineConfig, room: int, block: int) -> int:

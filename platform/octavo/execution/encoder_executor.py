@@ -32,7 +32,7 @@ class EncoderExecutor:
     num_blocks = 1
     max_in_flight = 1
     batch_invariant = False
-    kv = local = None
+    kv = local = states = None
 
     def __init__(self, encoder: Encoder, head: Head | None) -> None:
         self._encoder = encoder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from octavo.request import Adapter
@@ -17,6 +18,21 @@ if TYPE_CHECKING:
 
 Wait = Callable[[], StepResult]
 """Waits for a launched step and returns its result; raises what the step raised."""
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """What an executor keeps for recurrent layers.
+
+    Attributes:
+        count: states, of a sequence each.
+        interval: blocks between the checkpoints of a long prompt.
+        num_bytes: of a state.
+    """
+
+    count: int
+    interval: int
+    num_bytes: int
 
 
 class Shape(Protocol):
@@ -53,6 +69,11 @@ class Executor(Protocol):
 
     @property
     def spec(self) -> Shape: ...
+
+    @property
+    def states(self) -> States | None:
+        """Room for the states of recurrent layers; None where the model has none."""
+        ...
 
     @property
     def kv(self) -> KVBlocks | None:

@@ -73,6 +73,10 @@ def load_draft(source: Source, draft: Source, config: EngineConfig) -> tuple[Exe
     for name, each in ((source.name, spec), (draft.name, small)):
         if not each.generates:
             raise ConfigError(f"speculation.draft is for models that generate text, and {name!r} generates none")
+        if each.recurrence is not None:
+            raise ConfigError(
+                f"speculation.draft is not for {name!r}, whose recurrent layers cannot give tokens back: leave it out"
+            )
     total = config.kv_cache_bytes or CPU_KV_BYTES
     width, own = (each.num_layers * each.num_kv_heads * each.head_dim for each in (spec, small))
     part = total * own // (own + width // config.tensor_parallel_size)

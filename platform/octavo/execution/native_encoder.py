@@ -41,7 +41,7 @@ class NativeEncoderExecutor:
     num_blocks = 1
     max_in_flight = 1
     batch_invariant = True
-    kv = local = None
+    kv = local = states = None
 
     def __init__(
         self, native: Library, spec: ModelSpec, model: PackedEncoder, head: Head | None, *, exact: bool

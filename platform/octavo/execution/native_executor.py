@@ -62,6 +62,7 @@ class NativeExecutor:
 
     max_in_flight: int = 1
     batch_invariant: bool = True
+    states = None
 
     def __init__(
         self,
@@ -232,6 +233,8 @@ def why_not_native(source: Source, config: EngineConfig, share: Share) -> str | 
         return "runner is transformers"
     if config.load_format == "dummy":
         return "load_format is dummy"
+    if share.spec.recurrence is not None:
+        return "it has recurrent layers"
     if config.dtype == "float16":
         return "dtype is float16; use float32 or bfloat16"
     if config.kv_cache_dtype == "fp8":

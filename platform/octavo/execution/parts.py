@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from octavo.execution.state_storage import StateStorage
 from octavo.models.decoder import Decoder
 from octavo.models.spec import ModelSpec
 from octavo.models.step_context import KVCache, StepContext
@@ -63,7 +64,11 @@ class TorchParts:
         shape = (tables.size, CELL, self.spec.num_kv_heads, self.spec.head_dim)
         keys, values = torch.zeros(2, *shape, dtype=decoder.dtype, device=decoder.device)
         layout = PagedBatch.build(starts, contexts, tables, CELL, decoder.device)
-        context = StepContext(layout, [KVCache(keys, values)] * self.spec.num_layers)  # of which one is used
+        kv = [KVCache(keys, values)] * self.spec.num_layers  # of which one is used
+        states = None
+        if self.spec.recurrence is not None:
+            states = StateStorage(self.spec, 1, decoder.dtype, str(decoder.device)).step(None, 1)
+        context = StepContext(layout, kv, states=states)
         residual = hidden.to(decoder.device, decoder.dtype)
         return decoder.layer(index, residual, context).float().cpu()
 

@@ -192,7 +192,7 @@ class ParallelExecutor:
     def __init__(self, own: LocalExecutor, others: OtherRanks) -> None:
         self.spec: ModelSpec = own.spec
         self.num_blocks = own.num_blocks
-        self.batch_invariant = own.batch_invariant
+        self.batch_invariant, self.states = own.batch_invariant, own.states
         self.others = others
         self._own = own
         self._description = f"rank 0 of {len(others) + 1}: {own}"

@@ -15,8 +15,8 @@ from torch import Tensor
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError, ModelError
 from octavo.execution.beam_tensors import begin_candidates
-from octavo.execution.capacity import CPU_KV_BYTES, num_kv_blocks, num_positions
-from octavo.execution.executor import Wait
+from octavo.execution.capacity import CPU_KV_BYTES, kv_room, num_positions
+from octavo.execution.executor import States, Wait
 from octavo.execution.graphs import Capture, DecodeGraphs, DecodeInputs, cuda_capture, fill_in
 from octavo.execution.kv_storage import KVStorage, TorchBlocks, bytes_per_block
 from octavo.execution.memory import CudaMemory, kv_cache_bytes, largest_batch, measure
@@ -24,6 +24,7 @@ from octavo.execution.parallel import join_vocabulary
 from octavo.execution.parts import TorchParts
 from octavo.execution.pooling import Head, pool, pooled_tokens
 from octavo.execution.sampler import Drawn, begin_sample, prompt_logprobs
+from octavo.execution.state_storage import StateStorage, state_bytes
 from octavo.execution.transfer import fetch, to_device
 from octavo.models.adapters import read_adapter
 from octavo.models.decoder import Decoder, StepDecoder
@@ -51,13 +52,21 @@ class TorchExecutor:
         decoder: decides the device.
         config: block size, KV type, and the most tokens drawn in a step.
         num_blocks: of its KV cache.
+        states: room for those of recurrent layers, if there are any.
         head: what follows pooling, if anything does.
 
     Raises:
         ModelError: there is no memory for the cache.
     """
 
-    def __init__(self, decoder: StepDecoder, config: EngineConfig, num_blocks: int, head: Head | None = None) -> None:
+    def __init__(
+        self,
+        decoder: StepDecoder,
+        config: EngineConfig,
+        num_blocks: int,
+        head: Head | None = None,
+        states: States | None = None,
+    ) -> None:
         self.spec = decoder.share.whole
         self._head = head
         self.num_blocks = num_blocks
@@ -65,6 +74,10 @@ class TorchExecutor:
         self._decoder = decoder
         self._device = str(decoder.device)
         self._kv = _allocate(decoder, config, num_blocks)
+        self.states, self._states = states, None
+        if decoder.spec.recurrence is not None:
+            count = 1 if states is None else states.count
+            self._states = StateStorage(decoder.spec, count, decoder.dtype, self._device)
         self._description = _describe(decoder, config)
         is_ahead = self._device != "cpu" and decoder.group.size == 1 and config.async_scheduling is not False
         self.max_in_flight = 2 if is_ahead else 1
@@ -120,7 +133,7 @@ class TorchExecutor:
     def close(self) -> None:
         """Drop the model, its KV cache, and the graphs, which hold both."""
         self._graphs = None
-        del self._decoder, self._kv
+        del self._decoder, self._kv, self._states
 
     @torch.inference_mode()
     def launch(self, batch: StepBatch) -> Wait:
@@ -204,7 +217,9 @@ class TorchExecutor:
     def _context(self, batch: StepBatch) -> StepContext:
         arrays = batch.query_start, batch.context_lens, batch.block_tables, self.block_size
         layout = PagedBatch.build(*arrays, self._device, self._decoder.split_keys)
-        return StepContext(layout, self._kv.layers, self._adapted(batch, batch.adapters) if batch.adapters else None)
+        adapted = self._adapted(batch, batch.adapters) if batch.adapters else None
+        states = None if self._states is None else self._states.step(batch.states, batch.num_seqs)
+        return StepContext(layout, self._kv.layers, adapted, states)
 
     def _adapted(self, batch: StepBatch, named: list[str]) -> StepAdapters:
         """The adapters of a step, and which tokens have them."""
@@ -269,8 +284,10 @@ def load_torch(
         if config.batch_invariant:
             decoder.keep_one_order()
     head = read_head(source, share.whole, dummy=config.load_format == "dummy")
-    executor = TorchExecutor(decoder, config, _num_blocks(decoder, config), head)
-    if device != "cpu" and group.size == 1 and not config.enforce_eager and isinstance(decoder, Decoder):
+    num_blocks, states = _room(decoder, config)
+    executor = TorchExecutor(decoder, config, num_blocks, head, states)
+    eager = config.enforce_eager or states is not None  # graphs hold no states
+    if device != "cpu" and group.size == 1 and not eager and isinstance(decoder, Decoder):
         slots = executor.num_blocks * config.block_size
         executor.use_graphs(min(config.max_model_len or share.whole.max_position_embeddings, slots), cuda_capture())
     return executor
@@ -328,13 +345,13 @@ def _load_decoder(
         ) from None
 
 
-def _num_blocks(decoder: StepDecoder, config: EngineConfig) -> int:
-    """KV blocks that fit: on a GPU, beside the weights and the largest step."""
+def _room(decoder: StepDecoder, config: EngineConfig) -> tuple[int, States | None]:
+    """KV blocks and states that fit: on a GPU, beside the weights and the largest step."""
     block = bytes_per_block(decoder.spec, config.block_size, _kv_dtype(decoder, config))
     if decoder.device.type != "cpu" and config.kv_cache_bytes is None:
         use = measure(CudaMemory(), lambda: run_largest_step(decoder, config))
         config = dataclasses.replace(config, kv_cache_bytes=kv_cache_bytes(use, config, block))
-    return num_kv_blocks(config, block, decoder.group)
+    return kv_room(config, block, state_bytes(decoder.spec, decoder.dtype.itemsize), decoder.group)
 
 
 def run_largest_step(decoder: StepDecoder, config: EngineConfig) -> None:

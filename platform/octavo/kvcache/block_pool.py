@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from octavo.kvcache.events import EventLog
 from octavo.kvcache.eviction import CachedBlocks, Keeper
 from octavo.kvcache.gone import GoneBlocks
+from octavo.kvcache.state_pool import StatePool
 from octavo.kvcache.tier import Tier
 
 
@@ -25,6 +26,7 @@ class BlockPool:
         num_blocks: blocks in the pool.
         block_size: tokens per block.
         caching: keep published blocks for reuse; without it every freed block is blank.
+        states: of a model that has recurrent layers: a prefix is found as far as there is a checkpoint of it.
 
     Attributes:
         evicted: where published blocks are noted, with their hashes, that are given to a new owner; None: nowhere.
@@ -34,10 +36,13 @@ class BlockPool:
         gone: those that were evicted lately.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, *, caching: bool = True) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, *, caching: bool = True, states: StatePool | None = None
+    ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.caching = caching
+        self.states = states
         self.events = EventLog()
         self.evicted: list[tuple[int, bytes]] | None = None
         self.tier: Tier | None = None
@@ -63,6 +68,10 @@ class BlockPool:
     def num_owned(self) -> int:
         """Blocks that some sequence holds."""
         return self.num_blocks - self.num_free
+
+    def has_room(self, blocks: int, states: int) -> bool:
+        """Whether so many blocks can be handed out, and as many states where sequences have any."""
+        return blocks <= self.num_free and (self.states is None or states <= self.states.num_free)
 
     def take(self, count: int) -> list[int] | None:
         """Give `count` blocks to a new owner, evicting cached ones if need be; None when there are not enough."""
@@ -107,7 +116,15 @@ class BlockPool:
         return self._references[block] > 1 or self._hashes[block] is not None
 
     def match(self, chain: Sequence[bytes]) -> list[int]:
-        """The blocks that hold the longest cached prefix of `chain` (not owned yet: see `reuse`)."""
+        """The blocks of the longest prefix of `chain` that can be gone on from (not owned yet: see `reuse`)."""
+        found = self.stored(chain)
+        if self.states is not None:
+            while found and self.states.find(chain[len(found) - 1]) is None:
+                found.pop()
+        return found
+
+    def stored(self, chain: Sequence[bytes]) -> list[int]:
+        """The blocks that hold the longest cached prefix of `chain`, whether there is a state of it or not."""
         found: list[int] = []
         for block_hash in chain:
             block = self._index.get(block_hash)
@@ -151,6 +168,7 @@ class BlockPool:
             del self._index[block_hash]
             self._hashes[block] = None
             removed.append(block_hash)
+            self._drop_state(block_hash)
             if not self._references[block]:
                 self._cached.take_back(block)
                 self._blank.append(block)
@@ -163,11 +181,17 @@ class BlockPool:
         self._cached = CachedBlocks(self.num_blocks)
         self._index.clear()
         self._hashes = [None] * self.num_blocks
+        if self.states is not None:
+            self.states.clear()
         self.events.append("cleared")
 
     def find(self, block_hash: bytes) -> int | None:
         """The block that is published under a hash."""
         return self._index.get(block_hash)
+
+    def hash_of(self, block: int) -> bytes | None:
+        """The hash under which a block is published."""
+        return self._hashes[block]
 
     def snapshot(self) -> tuple[int, list[bytes]]:
         """The next event's sequence number and every published hash: where a new listener starts.
@@ -212,6 +236,11 @@ class BlockPool:
             if self.evicted is not None:
                 self.evicted.append((block, evicted))
             self.gone.add(evicted)
+            self._drop_state(evicted)
         self._references[block] = 1
         self._cached.given_out()
         return block
+
+    def _drop_state(self, block_hash: bytes) -> None:
+        if self.states is not None:
+            self.states.drop(block_hash)

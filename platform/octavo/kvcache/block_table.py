@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.eviction import Keeper
+from octavo.kvcache.sequence_state import SequenceState
 
 
 class BlockTable:
@@ -16,16 +17,28 @@ class BlockTable:
         blocks      [ findable by hash ][ own, being filled      ]
 
     Owns one reference to each of its blocks; `free` gives them all back.
+
+    Attributes:
+        state: of a model with recurrent layers: where it lies.
     """
 
-    __slots__ = ("_keeper", "_pool", "blocks", "num_published")
+    __slots__ = ("_keeper", "_pool", "blocks", "num_published", "state")
 
-    def __init__(self, pool: BlockPool, cached: Sequence[int] = (), keeper: Keeper | None = None) -> None:
+    def __init__(
+        self, pool: BlockPool, cached: Sequence[int] = (), keeper: Keeper | None = None, marks: Iterable[int] = ()
+    ) -> None:
         """Start with blocks found by `BlockPool.match`; they get this table as a further owner.
 
         Args:
             keeper: the sequence's tenant, if it has a share of the pool.
+            marks: as in `SequenceState`.
         """
+        self.state: SequenceState | None = None
+        if pool.states is not None:
+            found = None if not cached else pool.states.find(pool.hash_of(cached[-1]) or b"")
+            assert (found is None) == (not cached), "blocks without a state"
+            size = len(cached) * pool.block_size
+            self.state = SequenceState(pool, -1 if found is None else found, size, marks)
         for block in cached:
             pool.reuse(block)
         self._pool, self._keeper = pool, keeper
@@ -39,10 +52,12 @@ class BlockTable:
         block of a forked sequence is shared, and that of a sequence which was shrunk may be published.
 
         Returns:
-            The (source, target) block copies to make before writing; None when the pool has too few blocks, and then
-            nothing has changed.
+            The (source, target) block copies to make before writing; None when the pool has too few blocks, or no
+            state, and then nothing has changed.
         """
         size = self._pool.block_size
+        if self._pool.states is not None and not self._pool.states.num_free:
+            return None
         first = write_from // size
         copy = first < len(self.blocks) and self._pool.is_visible(self.blocks[first])
         if not copy and num_tokens <= size * len(self.blocks):
@@ -81,6 +96,7 @@ class BlockTable:
 
         The last block that is kept may be published, or shared: `grow` copies it before anything is written there.
         """
+        assert self.state is None, "what recurrent layers have taken in cannot be given back"
         size = self._pool.block_size
         kept = -(-num_tokens // size)
         self._pool.release(self.blocks[kept:], self._keeper)
@@ -90,6 +106,7 @@ class BlockTable:
     def fork(self) -> BlockTable:
         """A second table over the same blocks."""
         table = BlockTable(self._pool, keeper=self._keeper)
+        table.state = self.state and self.state.fork()
         for block in self.blocks:
             self._pool.share(block)
         table.blocks = self.blocks[:]
@@ -98,6 +115,9 @@ class BlockTable:
 
     def free(self) -> None:
         """Give every block back, last first."""
+        if self.state is not None and self.blocks:
+            last = -(-self.state.num_tokens // self._pool.block_size) - 1
+            self.state.free(self._pool.hash_of(self.blocks[last]))
         self._pool.release(self.blocks, self._keeper)
         self.blocks = array("i")
         self.num_published = 0

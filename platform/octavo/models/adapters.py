@@ -336,6 +336,8 @@ def _shape(spec: ModelSpec, place: Place) -> tuple[int, int]:
     """Rows and columns of a layer's matrix; 0 rows of one that it does not have."""
     layer, part = place
     inner = spec.mlp_size(layer)
+    if layer in spec.recurrent and part in ("q", "k", "v", "out"):
+        return 0, 0
     return {
         "q": (spec.q_size, spec.hidden_size),
         "k": (spec.kv_size, spec.hidden_size),

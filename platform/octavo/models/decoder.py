@@ -20,6 +20,7 @@ from octavo_kernels.moe import route
 from octavo_kernels.paged_attention import paged_attention
 from octavo_kernels.qkv_rope_store import HeadNorms, qkv_rope_store
 from octavo_kernels.rms_norm import add_rms_norm, rms_norm
+from octavo_kernels.short_conv import short_conv
 
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -172,7 +173,8 @@ class Decoder:
     def _branches(self, index: int, normed: Tensor, residual: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
         """Attention and MLP of one layer: the MLP's branch, and the residual that it is yet to be added to."""
         layer = self.weights.layers[index]
-        branch = self._scaled(self._norm(self._attention(index, layer, normed, context), layer.post_attention_norm))
+        mix = self._attention if layer.conv is None else self._short_conv
+        branch = self._scaled(self._norm(mix(index, layer, normed, context), layer.post_attention_norm))
         if self.spec.parallel:
             normed = normed if layer.mlp_norm is None else self._norm(residual, layer.mlp_norm)
             residual = branch + residual
@@ -220,6 +222,14 @@ class Decoder:
             kv_scales=kv.scales,
         )
         return self.group.all_reduce(layer.out(attended.flatten(1), context))
+
+    def _short_conv(self, index: int, layer: LayerWeights, x: Tensor, context: StepContext) -> Tensor:
+        assert layer.conv is not None
+        assert context.states is not None
+        before, after, inner = layer.qkv(x, context).chunk(3, 1)
+        where = context.layout.query_start, context.states.layers[index][0], context.states.use
+        mixed = short_conv(before * inner, layer.conv.weight, layer.conv.bias, *where)
+        return self.group.all_reduce(layer.out(after * mixed, context))
 
     def _qkv(self, layer: LayerWeights, x: Tensor, context: StepContext) -> Tensor:
         """Queries, keys and values in one row; those that are normed over all heads are."""

@@ -22,12 +22,14 @@ class Metadata:
         return self._values.get(key)
 
     def own(self, key: str) -> Any:
-        """The value of an architecture's key, or None. A list with one value per layer must hold equal values."""
+        """The value of an architecture's key, or None. A list with one value per layer must hold equal values, or 0:
+        recurrent layers have no key-value heads."""
         value = self.get(f"{self.architecture}.{key}")
         if isinstance(value, list) and key != "attention.sliding_window_pattern":
-            if len(set(value)) != 1:
+            each = set(value) - {0} if key == "attention.head_count_kv" else set(value)
+            if len(each) != 1:
                 raise ModelError(f"{self.architecture}.{key} differs between layers, which is not supported")
-            return value[0]
+            return each.pop()
         return value
 
     def own_list(self, key: str) -> list[Any]:

@@ -115,6 +115,8 @@ def share_of(spec: ModelSpec, rank: int = 0, size: int = 1, unit: int = 1) -> Sh
     """
     if size > 1 and spec.qk_norm and spec.qk_norm_span == "heads":
         raise ConfigError(f"tensor_parallel_size is {size}: the model norms queries over all heads; set it to 1")
+    if size > 1 and spec.recurrence is not None:
+        raise ConfigError(f"tensor_parallel_size is {size}: recurrent layers are not cut; set it to 1")
     heads = split_heads(spec, size)
     inner = _split_inner(spec, heads, unit)[rank]
     shared = _split_shared(spec.shared_expert_size, size, unit)[rank]

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from octavo.errors import ModelError
 from octavo.models.encoder_spec import EncoderSpec, HeadSpec
+from octavo.models.recurrent_spec import Recurrence
 
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
 
@@ -196,6 +197,8 @@ class ModelSpec:
         unrotated: layers without rotary positions.
         query_growth, query_growth_positions: b and n, where queries at position p are multiplied by
             1 + b log(1 + floor(p / n)) after they are rotated.
+        recurrence: what recurrent layers have in place of attention.
+        recurrent: these layers.
 
     Raises:
         ModelError: on construction, if sizes contradict each other.
@@ -265,6 +268,8 @@ class ModelSpec:
     unrotated: tuple[int, ...] = ()
     query_growth: float = 0.0
     query_growth_positions: int = 1
+    recurrence: Recurrence | None = None
+    recurrent: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -287,6 +292,7 @@ class ModelSpec:
         if not min(1, self.num_experts) <= self.experts_per_token <= self.num_experts:
             raise ModelError(f"a token goes through {self.experts_per_token} of {self.num_experts} experts")
         self._check_mixture()
+        self._check_recurrence()
         if self.num_experts and (self.activation != "silu" or not self.gated or self.mlp_bias):
             raise ModelError("experts that are not gated SiLU MLPs without biases are not supported")
         if self.head is not None and self.head.layers[0].columns != self.hidden_size:
@@ -314,6 +320,20 @@ class ModelSpec:
                 f"{self.experts_per_token} of {self.num_experts} experts cannot come from {self.kept_groups} of "
                 f"{self.expert_groups} groups"
             )
+
+    def _check_recurrence(self) -> None:
+        known = set(range(self.num_layers))
+        if (self.recurrence is None) != (not self.recurrent) or not known >= set(self.recurrent):
+            raise ModelError(f"recurrent layers {self.recurrent} are not layers of this model")
+        if self.recurrent and not self.attention_layers:
+            raise ModelError("models all of whose layers are recurrent are not supported")
+        if self.recurrence is not None and (self.recurrence.channels != self.hidden_size or self.encoder is not None):
+            raise ModelError("recurrent layers of another width than the model's, or of encoders, are not supported")
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The layers that have keys and values."""
+        return tuple(layer for layer in range(self.num_layers) if layer not in self.recurrent)
 
     def has_experts(self, layer: int) -> bool:
         """Whether a layer is a mixture."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from octavo_kernels.kv_cache import KVScales
 from octavo_kernels.lora.segments import Change, Segments
 from octavo_kernels.paged_attention import PagedBatch
+from octavo_kernels.state_use import StateUse
 
 
 class KVCache(NamedTuple):
@@ -19,6 +20,14 @@ class KVCache(NamedTuple):
     k: Tensor  # [N, B, Hk, D] of the model's type, or int8 or float8_e4m3fn codes
     v: Tensor  # likewise
     scales: KVScales | None = None  # of codes
+
+
+class StepStates(NamedTuple):
+    """What recurrent layers carry: of each layer the tensors of its states (none where it is not recurrent), which are
+    written in place, and which states the step reads and writes."""
+
+    layers: Sequence[tuple[Tensor, ...]]
+    use: StateUse
 
 
 class StepAdapters(NamedTuple):
@@ -37,8 +46,10 @@ class StepContext:
         layout: which sequence and position each token has, and where its keys and values go.
         kv: one cache per layer, written in place.
         adapters: None where no token has one.
+        states: None where the model has no recurrent layers.
     """
 
     layout: PagedBatch
     kv: Sequence[KVCache]
     adapters: StepAdapters | None = None
+    states: StepStates | None = None

@@ -82,8 +82,11 @@ def _block_formats() -> dict[str, float]:
 
 
 def legal_ranks(shape: Shape, ranks: int) -> bool:
-    """Whether `ranks` can share the model: whole heads for each, and key-value heads divided or copied evenly."""
+    """Whether `ranks` can share the model: whole heads for each, and key-value heads divided or copied evenly.
+    Recurrent layers are not shared."""
     heads, kv_heads = shape.num_heads, shape.num_kv_heads
+    if ranks > 1 and shape.recurrent_layers:
+        return False
     return heads % ranks == 0 and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
 
 
@@ -114,7 +117,11 @@ class Holding:
             return 0
         heads = math.ceil(self.shape.num_kv_heads / self.ranks)
         head = self.shape.head_dim * DTYPE_BYTES[self.kv_dtype] + 4 * (self.kv_dtype in ("int8", "fp8"))
-        return 2 * self.shape.num_layers * heads * head
+        return 2 * self.shape.kv_layers * heads * head
+
+    def state_bytes(self) -> int:
+        """What recurrent layers carry of one sequence."""
+        return self.shape.recurrent_layers * sum(part.num_bytes(DTYPE_BYTES[self.dtype]) for part in self.shape.state)
 
     def activation_bytes(self, tokens: int, sequences: int, positions: int) -> int:
         """Bytes of working memory of a rank for a step of this size, rotary tables included.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
+from octavo.kvcache.state_room import divide
 from octavo.planning.machines import Machine
 from octavo.planning.memory import DTYPE_BYTES, Holding, find_quantization, legal_ranks
 from octavo.planning.roofline import Roofline
@@ -73,6 +74,7 @@ class Memory:
         kv_room: bytes for keys and values: utilization x memory - overhead - weights, but never the memory that
             activations need.
         kv_tokens: tokens that fit into `kv_room`, in whole blocks.
+        states: of recurrent layers, which take their part of `kv_room` as in the engine; a sequence has two.
         longest_context: most tokens of a single sequence, up to the length asked for.
         full_length: sequences of the longest length asked for that fit at once.
         typical: requests of the typical length that fit at once.
@@ -87,6 +89,7 @@ class Memory:
     share: float
     kv_room: float
     kv_tokens: int
+    states: int
     longest_context: int
     full_length: int
     typical: int
@@ -230,6 +233,10 @@ def _memory(shape: Shape, machine: Machine, wanted: Wanted, ranks: int) -> Memor
     block = per_token * wanted.block_size
     # an encoder's texts need room in a step alone; one that is longer than a step's tokens runs by itself
     tokens = int(room / block) * wanted.block_size if block else max(wanted.max_num_batched_tokens, limit) * (room > 0)
+    states, most = 0, tokens
+    if state := holding.state_bytes():
+        divided = divide(int(room), block, state, wanted.max_num_seqs)
+        tokens, states, most = divided.blocks * wanted.block_size, divided.states, divided.states // 2
     return Memory(
         weights=weights,
         activations=activations,
@@ -238,10 +245,16 @@ def _memory(shape: Shape, machine: Machine, wanted: Wanted, ranks: int) -> Memor
         share=weights / machine.memory,
         kv_room=room,
         kv_tokens=tokens if block else 0,
+        states=states,
         longest_context=min(limit, tokens),
-        full_length=tokens // _blocks(limit, wanted),
-        typical=tokens // _blocks(wanted.input_tokens + (wanted.output_tokens if shape.generates else 0), wanted),
+        full_length=min(most, tokens // _blocks(limit, wanted)),
+        typical=min(most, tokens // _blocks(_typical(shape, wanted), wanted)),
     )
+
+
+def _typical(shape: Shape, wanted: Wanted) -> int:
+    """Tokens of a typical request."""
+    return wanted.input_tokens + (wanted.output_tokens if shape.generates else 0)
 
 
 def _blocks(tokens: int, wanted: Wanted) -> int:

@@ -117,6 +117,7 @@ def _plan_json(one: Planned) -> dict[str, Any]:
         "max_positions": shape.max_positions,
         "weight_bytes": round(one.whole.weight_bytes()),
         "kv_bytes_per_token": one.whole.kv_bytes_per_token(),
+        "state_bytes": one.whole.state_bytes(),
         "wanted": asdict(one.wanted),
         "machines": [
             {"memory_bytes": machine.memory, "bandwidth": machine.bandwidth, "rates": machine.rates,
@@ -163,6 +164,8 @@ def _title(one: Planned) -> str:
         f"KV {_bytes(whole.kv_bytes_per_token())} per token ({whole.kv_dtype}), "
         f"{_bytes(whole.kv_bytes_per_token() * limit)} for {limit:,} tokens"
     )
+    if state := whole.state_bytes():
+        kv += f", and {_bytes(state)} for the state of a sequence in {shape.recurrent_layers} recurrent layers"
     return (
         f"[bold]{escape(one.model)}[/bold]: {shape.family}, {_count(shape.parameters)} parameters{active}, "
         f"{shape.num_layers} layers, {shape.num_heads} heads on {shape.num_kv_heads} with keys and values\n"

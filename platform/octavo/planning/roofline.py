@@ -78,7 +78,7 @@ class Roofline:
     def _attention(self, tokens: int, sequences: int, attended: float) -> float:
         shape, holding = self.holding.shape, self.holding
         seen = _visible(shape, attended / tokens) * attended
-        operations = 4 * shape.num_heads * shape.head_dim * shape.num_layers * seen
+        operations = 4 * shape.num_heads * shape.head_dim * shape.kv_layers * seen
         # Sequences alike, n = T / S new tokens each: attended = S (n C - n (n - 1) / 2) for contexts of C
         context = seen * sequences / tokens + (tokens - sequences) / 2
         moved = holding.kv_bytes_per_token() * (context + tokens)

@@ -13,6 +13,7 @@ from octavo.model_files import reading
 from octavo.models.encoder_spec import DenseSpec, EncoderSpec
 from octavo.models.families.reading import spec_from_config
 from octavo.models.families.record import Config
+from octavo.models.recurrent_spec import StatePart
 from octavo.models.spec import ModelSpec
 from octavo.models.stored_facts import Stored
 
@@ -53,6 +54,8 @@ class Shape:
         max_positions: most tokens of a sequence.
         mlp_values: values per token that one MLP holds at once (gate, up and their product: 3 I).
         windows: per layer, how many tokens a query attends to; None means all before it.
+        kv_layers: those with keys and values.
+        recurrent_layers: the others, and `state` of each what it carries of a sequence.
         position_bytes: bytes of rotary tables per position.
         encoder: its texts are computed whole, all tokens see each other, and no keys and values are kept.
         generates: it has logits for a next token; otherwise vectors and classes are all that it makes.
@@ -72,8 +75,11 @@ class Shape:
     tensors: tuple[Tensors, ...]
     tied_embeddings: bool
     windows: tuple[int | None, ...]
+    kv_layers: int
     num_experts: int = 1
     experts_per_token: int = 1
+    recurrent_layers: int = 0
+    state: tuple[StatePart, ...] = ()
     position_bytes: int = 0
     encoder: bool = False
     generates: bool = True
@@ -111,23 +117,25 @@ def _of_spec(spec: ModelSpec, dtype: str | None) -> Shape:
     """Per layer (H + 2 G) d D + H d D + 3 D I (2 D I without a gate) and its norms; with experts 3 D I E + D E, and
     3 D I' + D for a shared one of width I'; in layers without experts 3 D I" of their own width."""
     layers, width, inner = spec.num_layers, spec.hidden_size, spec.intermediate_size
+    attention = len(spec.attention_layers)
     at_once = max(inner * max(1, spec.experts_per_token) + spec.shared_expert_size, spec.dense_size)
     ropes = {spec.layer_rope(layer) for layer in range(layers)}
     norm = (2 if spec.norm_bias else 1) * width
     tensors = [
         *_embeddings(spec.vocab_size, width, spec.tied_embeddings, spec.head_bias),
-        *_linear("q", spec.q_size, width, layers, "rows", spec.qkv_bias),
-        *_linear("kv", 2 * spec.kv_size, width, layers, "kv", spec.qkv_bias),
-        *_linear("out", width, spec.q_size, layers, "columns", spec.out_bias),
+        *_linear("q", spec.q_size, width, attention, "rows", spec.qkv_bias),
+        *_linear("kv", 2 * spec.kv_size, width, attention, "kv", spec.qkv_bias),
+        *_linear("out", width, spec.q_size, attention, "columns", spec.out_bias),
+        *_recurrent(spec),
         *(_mixture(spec) if spec.num_experts else _mlp(spec, inner, layers)),
         *([Tensors("norms", norm, 1, _norms(spec), "norm")] if spec.norm_weights else []),
-        *([Tensors("sinks", spec.num_heads, 1, layers, "norm", "rows")] if spec.sinks else []),
+        *([Tensors("sinks", spec.num_heads, 1, attention, "norm", "rows")] if spec.sinks else []),
         *_tables(spec),
         *(part for layer in (spec.head.layers if spec.head else ()) for part in _dense(layer, spec.norm_bias)),
     ]
     if spec.qk_norm:
         weights = 2 * spec.head_dim if spec.qk_norm_span == "head" else spec.q_size + spec.kv_size
-        tensors.append(Tensors("qk_norms", weights, 1, layers, "norm"))
+        tensors.append(Tensors("qk_norms", weights, 1, attention, "norm"))
     return Shape(
         family=spec.family,
         num_layers=layers,
@@ -141,6 +149,9 @@ def _of_spec(spec: ModelSpec, dtype: str | None) -> Shape:
         tensors=tuple(tensors),
         tied_embeddings=spec.tied_embeddings,
         windows=spec.windows,
+        kv_layers=attention,
+        recurrent_layers=len(spec.recurrent),
+        state=() if spec.recurrence is None else spec.recurrence.state,
         num_experts=max(1, spec.num_experts),
         experts_per_token=max(1, spec.experts_per_token),
         position_bytes=sum(4 * rope.rotary_dim for rope in ropes),
@@ -148,6 +159,18 @@ def _of_spec(spec: ModelSpec, dtype: str | None) -> Shape:
         generates=spec.generates,
         dtype=dtype,
     )
+
+
+def _recurrent(spec: ModelSpec) -> list[Tensors]:
+    """What layers have in place of attention, which no rank has a part of."""
+    if (kind := spec.recurrence) is None:
+        return []
+    layers, width = len(spec.recurrent), spec.hidden_size
+    return [
+        *_linear("conv_in", kind.inputs, width, layers, "whole", kind.bias),
+        *_linear("conv_out", width, kind.outputs, layers, "whole", kind.bias),
+        Tensors("conv", kind.channels, kind.taps + kind.bias, layers, "bias"),
+    ]
 
 
 def _norms(spec: ModelSpec) -> int:

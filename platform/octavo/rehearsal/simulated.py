@@ -154,7 +154,7 @@ class SimulatedExecutor:
 
     max_in_flight: int = 1
     batch_invariant: bool = True
-    kv = None
+    kv = states = None
     local: LocalExecutor | None = None
 
     def __init__(

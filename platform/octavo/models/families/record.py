@@ -173,6 +173,7 @@ class Family:
         defaults: settings that a config may leave out, as transformers does. A setting that stands here is one that
             the family reads.
         keys: own name of a setting -> the name that `settings.decoder_fields` reads.
+        settings: a config, complete with defaults -> settings that follow from it, where it says them in another way.
         only: settings that change what is computed -> the values that are supported.
         gguf: None where GGUF files do not hold it, or llama.cpp does not run it.
         outer: types of configs of which it is the `text_config`.
@@ -183,6 +184,7 @@ class Family:
     fields: Callable[[Config], Fields] = lambda _config: {}
     defaults: Config = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
+    settings: Callable[[Config], Config] = lambda _config: {}
     only: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     names: Names = Names()
     gguf: Gguf | None = None

@@ -84,6 +84,7 @@ def complete(config: Config, family: Family) -> Config:
     given = config | {usual: config[own] for own, usual in family.keys.items() if config.get(own) is not None}
     given = {name: value for name, value in given.items() if value is not None or name not in _NEVER_NONE}
     config = DEFAULTS | family.defaults | given
+    config |= family.settings(config)
     _refuse_unsupported(config, family)
     return config
 

@@ -55,12 +55,13 @@ def take_adapters(weights: Weights, spec: ModelSpec) -> None:
     Args:
         spec: of these weights: a rank's own.
     """
-    if isinstance(cast(object, weights.layers[0].qkv), Adapted):
+    if any(isinstance(cast(object, layer.qkv), Adapted) for layer in weights.layers):
         return
     for i, layer in enumerate(weights.layers):
         first, inner = len(SITES) * i, spec.mlp_size(i)
-        layer.qkv = _adapted(layer.qkv, first, [spec.q_size, spec.kv_size, spec.kv_size])
-        layer.out = _adapted(layer.out, first + 1, [spec.hidden_size])
+        if i not in spec.recurrent:
+            layer.qkv = _adapted(layer.qkv, first, [spec.q_size, spec.kv_size, spec.kv_size])
+            layer.out = _adapted(layer.out, first + 1, [spec.hidden_size])
         if layer.gate_up is not None and layer.down is not None:
             layer.gate_up = _adapted(layer.gate_up, first + 2, [inner] * (2 if spec.gated else 1))
             layer.down = _adapted(layer.down, first + 3, [spec.hidden_size])

@@ -8,6 +8,7 @@ A tensor-parallel rank has the same layout for its smaller spec, and fills it wi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from octavo.errors import ConfigError
 from octavo.models.parallel import Share
+from octavo.models.recurrent_spec import Recurrence
 from octavo.models.spec import ModelSpec
 from octavo.models.step_context import StepContext
 from octavo.models.weights.bitsandbytes import Int8Matrix, Nf4Matrix
@@ -91,6 +93,14 @@ class Experts:
 
 
 @dataclass(slots=True)
+class Conv:
+    """The taps of a short convolution, the oldest first."""
+
+    weight: Tensor  # [C, W]
+    bias: Tensor | None  # [C]
+
+
+@dataclass(slots=True)
 class LayerWeights:
     """One layer; the 1 that some checkpoints subtract from norm weights is added back. In a mixture, `gate_up` and
     `down` are the shared expert's, if it has one."""
@@ -107,6 +117,7 @@ class LayerWeights:
     post_mlp_norm: Norm | None
     experts: Experts | None = None
     sinks: Tensor | None = None  # [query heads] float32
+    conv: Conv | None = None  # of a recurrent layer, whose `qkv` and `out` are the matrices before and after it
 
 
 @dataclass(slots=True)
@@ -220,21 +231,32 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quant
             limit=spec.swiglu_limit,
         )
 
+    def attention() -> dict[str, Any]:
+        return {
+            "qkv": linear(spec.q_size + 2 * spec.kv_size, width, spec.qkv_bias),
+            "out": linear(width, spec.q_size, spec.out_bias),
+            "q_norm": heads_norm(spec.q_size),
+            "k_norm": heads_norm(spec.kv_size),
+            "sinks": vector(spec.num_heads, spec.sinks, torch.float32),
+        }
+
+    def recurrent(kind: Recurrence) -> dict[str, Any]:
+        conv = Conv(matrix(kind.channels, kind.taps), vector(kind.channels, kind.bias, dtype))
+        in_proj, out = linear(kind.inputs, width, kind.bias), linear(width, kind.outputs, kind.bias)
+        return {"qkv": in_proj, "out": out, "q_norm": None, "k_norm": None, "conv": conv}
+
     def layer(index: int) -> LayerWeights:
         inner = spec.mlp_size(index)
+        mixer = attention() if index not in spec.recurrent or spec.recurrence is None else recurrent(spec.recurrence)
         return LayerWeights(
+            **mixer,
             attention_norm=norm() if spec.pre_norms else None,
-            qkv=linear(spec.q_size + 2 * spec.kv_size, width, spec.qkv_bias),
-            out=linear(width, spec.q_size, spec.out_bias),
             mlp_norm=norm() if spec.pre_norms and not spec.shared_norm else None,
             gate_up=linear(2 * inner if spec.gated else inner, width, spec.mlp_bias) if inner else None,
             down=linear(width, inner, spec.mlp_bias) if inner else None,
-            q_norm=heads_norm(spec.q_size),
-            k_norm=heads_norm(spec.kv_size),
             post_attention_norm=norm() if spec.post_norms else None,
             post_mlp_norm=norm() if spec.post_norms else None,
             experts=experts() if spec.has_experts(index) else None,
-            sinks=vector(spec.num_heads, spec.sinks, torch.float32),
         )
 
     embedding = matrix(spec.vocab_size, width)
@@ -283,10 +305,8 @@ def _places(weights: Weights, spec: ModelSpec) -> list[Slot]:
 
 def _layer_slots(index: int, layer: LayerWeights, spec: ModelSpec) -> list[Slot]:
     inner = spec.mlp_size(index)
-    heads = {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
     places = [
-        *linear_slots(index, layer.qkv, heads),
-        *linear_slots(index, layer.out, {"out": spec.hidden_size}),
+        *_mixer_slots(index, layer, spec),
         *linear_slots(index, layer.gate_up, dict.fromkeys(("gate", "up") if spec.gated else ("up",), inner)),
         *linear_slots(index, layer.down, {"down": spec.hidden_size}),
         *_expert_slots(index, layer.experts, spec),
@@ -296,6 +316,20 @@ def _layer_slots(index: int, layer: LayerWeights, spec: ModelSpec) -> list[Slot]
         places += norm_slots(index, **{name: getattr(layer, name) for name in norms})
     alone = {"q_norm": layer.q_norm, "k_norm": layer.k_norm, "sinks": layer.sinks}
     return places + [slot_of(index, name, "weight", vector) for name, vector in alone.items() if vector is not None]
+
+
+def _mixer_slots(index: int, layer: LayerWeights, spec: ModelSpec) -> list[Slot]:
+    """Of attention, or of what stands in its place."""
+    if spec.recurrence is None or (conv := layer.conv) is None:
+        heads = {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
+        return [*linear_slots(index, layer.qkv, heads), *linear_slots(index, layer.out, {"out": spec.hidden_size})]
+    biases = [] if conv.bias is None else [slot_of(index, "conv", "bias", conv.bias)]
+    return [
+        *linear_slots(index, layer.qkv, {"conv_in": spec.recurrence.inputs}),
+        *linear_slots(index, layer.out, {"conv_out": spec.hidden_size}),
+        slot_of(index, "conv", "weight", conv.weight),
+        *biases,
+    ]
 
 
 def _expert_slots(index: int, experts: Experts | None, spec: ModelSpec) -> list[Slot]:
@@ -356,7 +390,8 @@ def put_quantized(weights: Weights, parts: dict[PartOfModel, Matrix]) -> None:
     if (None, "lm_head", None) in parts:
         weights.lm_head = QuantizedLinear([parts.pop((None, "lm_head", None))], weights.lm_head.bias)
     for i, layer in enumerate(weights.layers):
-        layer.qkv, layer.out = linear(i, layer.qkv, "q", "k", "v"), linear(i, layer.out, "out")
+        before, after = (("q", "k", "v"), "out") if layer.conv is None else (("conv_in",), "conv_out")
+        layer.qkv, layer.out = linear(i, layer.qkv, *before), linear(i, layer.out, after)
         if layer.gate_up is not None and layer.down is not None:
             layer.gate_up, layer.down = linear(i, layer.gate_up, "gate", "up"), linear(i, layer.down, "down")
         if layer.experts is not None:

@@ -95,7 +95,13 @@ def _split(tensor: StoredTensor, naming: Naming, spec: ModelSpec) -> list[Stored
 
 
 def _as_vector(tensor: StoredTensor, naming: Naming) -> StoredTensor:
-    """What chooses experts, where it is stored as a matrix of one row."""
+    """What chooses experts, where it is stored as a matrix of one row; taps of a convolution without its groups."""
+    if tensor.shape[1:2] == (1,) and len(tensor.shape) == 3:
+
+        def taps(rows: range | None, columns: range | None) -> Iterator[Tensor]:
+            return (_cut(values[:, 0], rows, columns) for values in tensor.read(None, None))
+
+        return replace(tensor, shape=(tensor.shape[0], tensor.shape[2]), read=taps)
     bias = naming.parts.get("router.choice_bias")
     if bias is None or not tensor.name.endswith(bias) or tensor.shape[:-1] != (1,):
         return tensor

@@ -19,7 +19,7 @@ from octavo.config import EngineConfig
 from octavo.engine.drafter import Drafter
 from octavo.engine.engine import Engine
 from octavo.execution.background import BackgroundExecutor
-from octavo.execution.executor import Wait, finished
+from octavo.execution.executor import States, Wait, finished
 from octavo.execution.pooling import pool, pooled_tokens
 from octavo.pooling import PoolingInfo
 from octavo.request import Adapter, Request, SamplingParams
@@ -67,7 +67,11 @@ class PagedFake:
     batch_invariant = True
     local = None
 
-    def __init__(self, num_blocks: int, block_size: int, max_model_len: int = 4096) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, max_model_len: int = 4096, states: States | None = None
+    ) -> None:
+        self.states = states
+        self.kept = np.full(0 if states is None else states.count, -1, np.int64)  # a recurrent layer's, as `taken_in`
         self.spec = SimpleNamespace(
             vocab_size=VOCAB, max_position_embeddings=max_model_len, encoder=None, generates=True
         )
@@ -96,12 +100,16 @@ class PagedFake:
             positions = np.arange(length - (end - begin), length)
             blocks = batch.block_tables[s]
             self.cache[blocks[positions // size], positions % size] = batch.token_ids[begin:end]
+        if self.states is not None:
+            self._recur(batch)
         tokens, logprobs, found = [], {}, {}
         for row, index in enumerate(batch.sampling.token_index):
             s = np.searchsorted(batch.query_start, index, "right") - 1
             blocks, length = batch.block_tables[s], batch.context_lens[s] - (batch.query_start[s + 1] - 1 - index)
             read = self.cache[blocks[: -(-length // size)]].reshape(-1)[:length]
             adapter = zlib.crc32((batch.adapters[s] if batch.adapters else "").encode())
+            if self.states is not None:
+                adapter ^= self.taken_in[index] ^ zlib.crc32(read.tobytes())  # 0 unless it goes on from a wrong state
             token = self.said(read, int(batch.sampling.seed[row]) ^ adapter)
             token = nearest(token, batch.sampling, row)
             tokens.append(-1 if int(read[-1]) in self.fail_tokens else token)
@@ -112,6 +120,22 @@ class PagedFake:
         prompt = [LogprobRow([token], [-float(token) / VOCAB], 1) for _, token, _ in batch.prompt_logprobs]
         seconds = self.seconds + self.seconds_each * batch.num_tokens
         return finished(StepResult(np.array(tokens, np.int64), logprobs, prompt, seconds, self._pooled(batch), found))
+
+    def _recur(self, batch: StepBatch) -> None:
+        """Take tokens in one by one; in any order of sequences, for none may read what another one writes."""
+        rows = batch.states
+        source = np.full(batch.num_seqs, -1) if rows is None else rows.source
+        saved = {} if rows is None else dict(zip(rows.saved.tolist(), rows.states.tolist(), strict=True))
+        assert len(set(saved.values())) == len(saved), "a state is written twice"
+        assert (source < 0).tolist() == (batch.context_lens == np.diff(batch.query_start)).tolist()
+        self.taken_in = [0] * batch.num_tokens
+        for s in range(batch.num_seqs)[:: 1 if len(self.batches) % 2 else -1]:
+            now = 0 if source[s] < 0 else int(self.kept[source[s]])
+            for index in range(batch.query_start[s], batch.query_start[s + 1]):
+                now = zlib.crc32(batch.token_ids[index : index + 1].tobytes(), now)
+                self.taken_in[index] = now
+                if index in saved:
+                    self.kept[saved[index]] = now
 
     def said(self, tokens, seed: int) -> int:
         if self.astray and next_token(tokens, 1) % self.astray == 0:
@@ -201,7 +225,7 @@ class WholeFake:
 
     max_in_flight = 1
     batch_invariant = True
-    kv = local = None
+    kv = local = states = None
     num_blocks = 0
 
     def __init__(self, positions: int = 100) -> None:
@@ -244,9 +268,11 @@ def make_drafter(
     return drafter
 
 
-def make_engine(num_blocks: int = 64, *, tokenizer=None, pooling=None, drafter=None, tier=None, **settings) -> Engine:
+def make_engine(
+    num_blocks: int = 64, *, tokenizer=None, pooling=None, drafter=None, tier=None, states=None, **settings
+) -> Engine:
     config = EngineConfig(**{"block_size": 4, "max_num_seqs": 8, "max_num_batched_tokens": 32, **settings})
-    model = PagedFake(num_blocks, config.block_size)
+    model = PagedFake(num_blocks, config.block_size, states=None if states is None else States(*states, 1))
     executor = BackgroundExecutor(model) if config.async_scheduling else model
     ends = () if tokenizer is None else tokenizer.eos_token_ids
     parts = {"tokenizer": tokenizer, "pooling": pooling, "drafter": drafter, "tier": tier}

@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from octavo.execution.state_storage import StateStorage
 from octavo.models.decoder import Decoder
 from octavo.models.step_context import KVCache, StepContext
+from octavo.step import StateRows
 from octavo_kernels.paged_attention import PagedBatch
 
 BLOCK = 4
@@ -35,6 +37,9 @@ class PagedRun:
             return torch.full(shape, torch.nan, dtype=decoder.dtype, device=decoder.device)
 
         self.kv = [KVCache(cache(), cache()) for _ in range(spec.num_layers)]
+        self.states: StateStorage | None = None
+        if spec.recurrence is not None:
+            self.states = StateStorage(spec, num_sequences, decoder.dtype, str(decoder.device))
 
     def step(self, chunks: dict[int, list[int]]) -> dict[int, torch.Tensor]:
         """Sequence -> its next tokens, in any order; gives each one's logits [n, V]."""
@@ -51,7 +56,11 @@ class PagedRun:
 
     def context(self, layout: PagedBatch, rows: list[int], lens: list[int]) -> StepContext:
         """Of a step with `lens` tokens of the sequences `rows`."""
-        return StepContext(layout, self.kv)
+        if self.states is None:
+            return StepContext(layout, self.kv)
+        source = [row if self.computed[row] > count else -1 for row, count in zip(rows, lens, strict=True)]
+        states = StateRows(*(np.array(x, np.int32) for x in (source, np.cumsum(lens) - 1, rows)))
+        return StepContext(layout, self.kv, states=self.states.step(states, len(rows)))
 
     def all_logits(self, sequences: list[list[int]], seed: int = 0) -> list[torch.Tensor]:
         """Logits at every position, computed in steps of random chunks from a random choice of sequences."""

@@ -1,0 +1,67 @@
+"""LFM 2: most layers have a gated short convolution in place of attention."""
+
+from __future__ import annotations
+
+from octavo.models.families.record import Config, Family, Fields, Gguf, Names
+from octavo.models.gguf_metadata import Metadata
+from octavo.models.recurrent_spec import ShortConv
+
+_LFM2: Config = {
+    "vocab_size": 65_536, "hidden_size": 2560, "intermediate_size": 12_288, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 128_000, "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6, "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2, "conv_bias": False,
+    "conv_L_cache": 3, "block_multiple_of": 256, "block_ffn_dim_multiplier": 1.0, "block_auto_adjust_ff_dim": True,
+    "full_attn_idxs": None, "layer_types": None,
+}  # fmt: skip
+
+_PARTS = {
+    "final_norm": "embedding_norm", "attention_norm": "operator_norm", "out": "self_attn.out_proj",
+    "q_norm": "self_attn.q_layernorm", "k_norm": "self_attn.k_layernorm", "conv_in": "conv.in_proj",
+    "conv": "conv.conv", "conv_out": "conv.out_proj", "mlp_norm": "ffn_norm", "gate": "feed_forward.w1",
+    "up": "feed_forward.w3", "down": "feed_forward.w2",
+}  # fmt: skip
+
+_GGUF_PARTS = {
+    "final_norm": "token_embd_norm", "conv_in": "shortconv.in_proj", "conv": "shortconv.conv",
+    "conv_out": "shortconv.out_proj",
+}  # fmt: skip
+
+
+def _settings(config: Config) -> Config:
+    """The inner width as it is, and the type of every layer."""
+    inner, layers = config["intermediate_size"], config["num_hidden_layers"]
+    if config["block_auto_adjust_ff_dim"]:
+        inner = int(2 * inner / 3)
+        if (factor := config["block_ffn_dim_multiplier"]) is not None:
+            step = config["block_multiple_of"]
+            inner = -(-int(factor * inner) // step) * step
+    full = config["full_attn_idxs"] if config["full_attn_idxs"] is not None else range(layers)
+    types = config["layer_types"] or ["full_attention" if i in full else "conv" for i in range(layers)]
+    return {"intermediate_size": inner, "block_auto_adjust_ff_dim": False, "layer_types": types}
+
+
+def _lfm2(config: Config) -> Fields:
+    recurrent = tuple(i for i, kind in enumerate(config["layer_types"]) if kind != "full_attention")
+    conv = ShortConv(config["hidden_size"], config["conv_L_cache"], bool(config["conv_bias"]))
+    return {"qk_norm": True, "recurrent": recurrent, "recurrence": conv if recurrent else None}
+
+
+def _from_gguf(meta: Metadata, config: Config) -> Config:
+    layers = range(config["num_hidden_layers"])
+    types = ["conv" if f"blk.{i}.shortconv.conv.weight" in meta.tensors else "full_attention" for i in layers]
+    taps = meta.required("shortconv.l_cache")
+    return {"layer_types": types, "conv_L_cache": taps, "block_auto_adjust_ff_dim": False}
+
+
+FAMILIES = (
+    Family(
+        model_type="lfm2",
+        title="LFM 2",
+        defaults=_LFM2,
+        keys={"norm_eps": "rms_norm_eps", "block_ff_dim": "intermediate_size", "tie_embedding": "tie_word_embeddings"},
+        settings=_settings,
+        fields=_lfm2,
+        names=Names(parts=_PARTS),
+        gguf=Gguf(architecture="lfm2", config=_from_gguf, parts=_GGUF_PARTS),
+    ),
+)
