@@ -56,10 +56,11 @@ def make(folder):
     """Engines, each product in one order: a library's depends on how many rows there are."""
     made = []
 
-    def make(**settings):
+    def make(one_order=True, **settings):
         llm = LLM(str(folder), dtype="float32", progress=False, **{"kv_cache_bytes": 2**22} | settings)
         made.append(llm)
-        llm.engine.executor.local._decoder.keep_one_order()
+        if one_order:
+            llm.engine.executor.local._decoder.keep_one_order()
         return llm
 
     yield make
@@ -180,9 +181,10 @@ def test_adapters_change_attention_and_mlps_alone(folder, make, tmp_path):
         save_file({f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}, path / "adapter_model.safetensors")
         return LoRARequest(name, 1, str(path))
 
-    llm, good = make(), adapter("good", attention, "self_attn.q_proj")
+    llm, good = make(one_order=False), adapter("good", attention, "self_attn.q_proj")
     plain = [outputs(llm, [prompt])[0][0][0] for prompt in PROMPTS[:2]]
-    changed = [outputs(each, PROMPTS[:2], lora=good)[0][0][0] for each in (llm, make(max_num_batched_tokens=7))]
+    changed = [outputs(each, PROMPTS[:2], lora=good)[0][0][0] for each in (llm, make(one_order=False, block_size=4))]
+    assert len(changed[0]) == 24
     assert changed[0] == changed[1] != plain[0]
     for part in ("self_attn.q_proj", "conv.in_proj"):
         bad = adapter(part, recurrent, part)
