@@ -170,7 +170,7 @@ def test_what_cannot_be_done_is_refused(folder, tmp_path):
 
 def test_adapters_change_attention_and_mlps_alone(folder, make, tmp_path):
     spec = read_spec(resolve_source(str(folder)))
-    attention, recurrent = spec.attention_layers[0], spec.recurrent[0]
+    attention, recurrent = spec.attention_layers[-1], spec.recurrent[0]
 
     def adapter(name, layer, part):
         path = tmp_path / name
@@ -181,7 +181,7 @@ def test_adapters_change_attention_and_mlps_alone(folder, make, tmp_path):
         save_file({f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}, path / "adapter_model.safetensors")
         return LoRARequest(name, 1, str(path))
 
-    llm, good = make(one_order=False), adapter("good", attention, "self_attn.q_proj")
+    llm, good = make(one_order=False), adapter("good", attention, "self_attn.out_proj")
     plain = [outputs(llm, [prompt])[0][0][0] for prompt in PROMPTS[:2]]
     changed = [outputs(each, PROMPTS[:2], lora=good)[0][0][0] for each in (llm, make(one_order=False, block_size=4))]
     assert len(changed[0]) == 24
