@@ -6,7 +6,8 @@
 First the capacity: `--clients` who each send the next request when the last was answered, for `--capacity-seconds`.
 Then requests come at `--times` that rate, each when it is due (Poisson), whatever has become of the others. A refused
 client leaves, or (`--returning` of them) comes again exactly when it was told, as often as it takes. Meanwhile /health
-and /metrics are asked four times a second. Another process sends, so that this one's watch is right.
+and /metrics are asked four times a second, and a prompt whose first token is to be there within 20 ms, which no queue
+allows: it is to be refused within 10 ms (p99). Another process sends, so that this one's watch is right.
 
 A told time is true if the client that comes back then is accepted. Two things are complained of: that more than one in
 ten is refused again, and that who is accepted waits more than 1.3 times as long as the bound allows (`longest`, and a
@@ -34,6 +35,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +108,7 @@ async def prove(server: RunningServer, options: argparse.Namespace) -> dict[str,
     await asyncio.sleep(1.0)
     overload = job | {"seconds": options.seconds, "rate": options.times * capacity}
     sending = asyncio.create_task(send(overload))
-    watches = await watch(server, sending)
+    watches = await watch(server, sending, hopeless(job))
     sent = await sending
     goodput = rate(sent["ended"], FILLING * options.seconds, options.seconds)
     longest = min(model.max_queue_s, model.max_queued_tokens / (capacity * options.words))  # a word is about a token
@@ -129,6 +131,7 @@ def complaints(result: dict[str, Any]) -> list[str]:
         "nobody was refused": result["refused"] == 0,
         "a request failed": result["num_failed"] > 0,
         "p99 of the refusals above 50 ms": result["refusal_ms"][1] > 50,
+        "p99 of the refusals of impossible deadlines above 10 ms": result["hopeless_ms"][1] > 10,
         "/health or /metrics above 100 ms": max(result["health_ms"][2], result["metrics_ms"][2]) > 100,
         "one in ten of those who came back when told was refused again": result["refused_again"]
         > 0.1 * result["returned"],
@@ -174,17 +177,32 @@ async def send(job: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-async def watch(server: RunningServer, end: asyncio.Task[Any]) -> dict[str, Any]:
-    """What /health and /metrics take meanwhile."""
-    took: dict[str, list[float]] = {"health": [], "metrics": []}
+def hopeless(job: dict[str, Any]) -> dict[str, Any]:
+    """A chat that asks for its first token at once."""
+    text = " ".join(random.Random(job["seed"]).choices(WORDS, k=job["words"]))
+    asked = {"messages": [{"role": "user", "content": text}], "max_tokens": job["tokens"]}
+    return {"model": job["model"], "deadline_ms": 20, **asked}
+
+
+async def watch(server: RunningServer, end: asyncio.Task[Any], body: dict[str, Any]) -> dict[str, Any]:
+    """What /health, /metrics and the refusal of an impossible deadline take meanwhile."""
+    took: dict[str, list[float]] = {"health": [], "metrics": [], "hopeless": []}
     async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+
+        async def timed(name: str, asking: Awaitable[httpx.Response]) -> httpx.Response:
+            start = time.perf_counter()
+            answer = await asking
+            if name != "hopeless" or answer.status_code == 429:  # at the beginning nothing waits yet
+                took[name].append(time.perf_counter() - start)
+            return answer
+
         while not end.done():
-            for name, seconds in took.items():
-                start = time.perf_counter()
-                (await client.get(f"/{name}")).raise_for_status()
-                seconds.append(time.perf_counter() - start)
+            for name in ("health", "metrics"):
+                (await timed(name, client.get(f"/{name}"))).raise_for_status()
+            for _ in range(2):
+                await timed("hopeless", client.post("/v1/chat/completions", json=body))
             await asyncio.sleep(0.25)
-    return {f"{name}_ms": quantiles(seconds) for name, seconds in took.items()}
+    return {f"{name}_ms": quantiles(seconds) for name, seconds in took.items()} | {"hopeless": len(took["hopeless"])}
 
 
 # ── the process that sends ──

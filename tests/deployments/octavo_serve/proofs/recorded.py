@@ -8,6 +8,10 @@
    `--max-num-seqs`.
 3. They are sent to such a server, which is recorded too. Medians and 90th percentiles must be within 15 % of what came.
 
+`--speed` is the shards': so slow that all eight are needed. How many steps each shard ran, and how many shards there
+were at once, is told; so is what the autoscaler makes of it in simulated time, which is no bar: a start takes here as
+long as a busy laptop lets it.
+
 Exit code 1 if anything differs. The last line of the output is JSON.
 """
 
@@ -30,6 +34,7 @@ import yaml
 
 from octavo.recording import find_recordings
 from octavo.rehearsal.replay import replay_file
+from octavo.rehearsal.scaled import ScaledRerun, scaling_of
 from octavo.rehearsal.traffic import Traffic, read_traffic
 from octavo.rehearsal.whatif import Measures, Rerun, Slo, changed, measures
 from octavo.routing.router import RoutingConfig
@@ -54,6 +59,8 @@ def main() -> None:
     began = time.monotonic()
     predicted = simulated(traffic, {"max_num_seqs": options.max_num_seqs}, options.shards)
     predicted_seconds = time.monotonic() - began
+    scaled = ScaledRerun(traffic, changed(traffic, {}), routing_of(traffic), scaling_of(traffic, 2, 8, {}))
+    errors_scaled = apart(measures(scaled.outcome(), Slo()), measures(traffic.told, Slo()))
     failed += serve(options, folder / "second", options.shards, 0, options.max_num_seqs)
     second = read_traffic(folder / "second")
     came = measures(second.told, Slo())
@@ -64,7 +71,8 @@ def main() -> None:
         "failed": failed, "differ": differ, "recordings": len(replayed), "replay_s": replay_seconds,
         "predicted_s": predicted_seconds, "predicted": msgspec.to_builtins(predicted, str_keys=True),
         "came": msgspec.to_builtins(came, str_keys=True), "errors": errors,
-        "on_the_way_p90_s": [delay(traffic), delay(second)],
+        "on_the_way_p90_s": [delay(traffic), delay(second)], **used(traffic),
+        "scaled": errors_scaled | {"shards": scaled.shards_on_average(), "recorded": traffic.shards_on_average()},
     }))  # fmt: skip
     worst = max(abs(error) for each in errors.values() for error in each.values())
     sys.exit(bool(differ or failed or worst > 0.15))
@@ -75,8 +83,9 @@ def arguments() -> argparse.Namespace:
     options.add_argument("trace", type=Path)
     options.add_argument("--requests", type=int, default=400)
     options.add_argument("--kills", type=int, default=2)
-    options.add_argument("--shards", type=int, default=6)
+    options.add_argument("--shards", type=int, default=8)
     options.add_argument("--max-num-seqs", type=int, default=16)
+    options.add_argument("--speed", type=float, default=0.4, help="of the shards")
     options.set_defaults(scale=0.25, time_scale=0.8, no_sharing=False)
     return options.parse_args()
 
@@ -85,7 +94,7 @@ def serve(options: argparse.Namespace, folder: Path, replicas: Any, kills: int, 
     """Send the trace to a recorded server; returns how many requests got no whole answer."""
     document = config("prefix_affinity", argparse.Namespace(shards=replicas, scale=options.scale))
     (model,) = document["applications"][0]["args"]["models"]
-    model["engine"] |= {"record": str(folder), "max_num_seqs": max_num_seqs}
+    model["engine"] |= {"record": str(folder), "max_num_seqs": max_num_seqs, "rehearsal_speed": options.speed}
     model["max_ongoing_requests"] = 10_000
     path = folder.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(document))
@@ -110,8 +119,18 @@ async def kill(server: RunningServer, kills: int, pause: float) -> None:
 
 
 def simulated(traffic: Traffic, settings: dict[str, Any], shards: int | None) -> Measures:
-    routing = traffic.routing or RoutingConfig()
-    return measures(Rerun(traffic, changed(traffic, settings), routing, shards).outcome(), Slo())
+    return measures(Rerun(traffic, changed(traffic, settings), routing_of(traffic), shards).outcome(), Slo())
+
+
+def routing_of(traffic: Traffic) -> RoutingConfig:
+    return traffic.routing or RoutingConfig()
+
+
+def used(traffic: Traffic) -> dict[str, Any]:
+    """Steps of each shard, and how many shards there were at once, at most, that ran a hundred or more."""
+    machines = [machine for machine in traffic.machines if len(machine.steps) >= 100]
+    at_once = max(sum(one.since <= each.since < one.until for one in machines) for each in machines)
+    return {"steps": sorted((len(each.steps) for each in traffic.machines), reverse=True), "at_once": at_once}
 
 
 def delay(traffic: Traffic) -> float:
