@@ -357,14 +357,15 @@ class BatchSettings(Settings):
         file_bytes: of a file that is uploaded.
         owner_bytes: of all files of a key, and of answers that wait for theirs.
         total_bytes: of everybody's.
-        lines_per_second: that each gateway begins at most: what people's requests feel of them grows with it.
+        lines_per_second: that all gateways together begin at most; what people's requests feel of them grows with it.
+            By default 25 for each core of the gateways' node, and no more than 200 in one gateway.
     """
 
     folder: Annotated[str, Field(min_length=1)]
     file_bytes: Annotated[int, Field(ge=2**10, le=2**40)] = 200 * 2**20
     owner_bytes: Annotated[int, Field(ge=2**10, le=2**44)] = 2**32
     total_bytes: Annotated[int, Field(ge=2**10, le=2**44)] = 2**34
-    lines_per_second: Annotated[float, Field(gt=0, le=10_000)] = 100
+    lines_per_second: Annotated[float, Field(gt=0, le=100_000)] | None = None
 
     @property
     def store(self) -> StoreSettings:

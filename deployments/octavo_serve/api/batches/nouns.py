@@ -32,14 +32,14 @@ class StoreSettings:
         folder: of the files and of the database of everything else.
         file_bytes: of one file that is uploaded.
         owner_bytes, total_bytes: of a caller's files, and of everybody's, answers that wait for their file included.
-        lines_per_second: that a gateway begins at most.
+        lines_per_second: that all gateways begin at most; None: as many as the machine has cores for.
     """
 
     folder: Path
     file_bytes: int = 200 * 2**20
     owner_bytes: int = 2**32
     total_bytes: int = 2**34
-    lines_per_second: float = 100
+    lines_per_second: float | None = None
 
     @property
     def database(self) -> Path:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -35,6 +36,9 @@ GATHER_SECONDS = 0.02
 """Between two turns at least: what was done meanwhile is written down together."""
 STALL_SECONDS = 3.0
 """Until the next turn after one that failed."""
+LINES_PER_CORE, MOST_LINES = 25.0, 200.0
+"""Lines per second that begin for each core of the machine, and in one gateway, unless the settings say otherwise: a
+line takes two to three milliseconds of a core in gateway and shard, and people feel a tenth of the cores."""
 LATE_TIMES, LATEST = 3.0, 0.25
 """How much longer the next line waits than the event loop was late after one, and for how many seconds that counts: a
 line takes it a millisecond to read, render and tokenise, a long one more, and others may be at work."""
@@ -99,6 +103,9 @@ class Runner:
     Args:
         room: lines of a model that may be under way in all gateways.
         max_bytes: of a line.
+
+    Attributes:
+        workers: gateways that take turns.
     """
 
     def __init__(self, batches: Batches, ask: Ask, room: Callable[[str], int], max_bytes: Callable[[], int]) -> None:
@@ -109,7 +116,7 @@ class Runner:
         self._name = secrets.token_hex(8)
         self._open: list[Batch] = []
         self._paces: dict[str, _Pace] = {}
-        self._workers = 1
+        self.workers = 1
         self._results: list[Result] = []
         self._ready: deque[Leased] = deque()
         self._running: dict[asyncio.Task[None], Leased] = {}
@@ -155,7 +162,7 @@ class Runner:
         del self._results[: len(told)]
         self._batches.counts.lines.update(_outcome(result) for result in told)
         new = {batch.id for batch in turn.running} - {batch.id for batch in self._open}
-        self._open, self._workers = turn.running, turn.workers
+        self._open, self.workers = turn.running, turn.workers
         self._paces = {batch.id: self._paces.get(batch.id) or _Pace() for batch in turn.running}
         self._batches.counts.batches, self._batches.counts.waiting = turn.batches, turn.waiting
         self._ready += turn.lines
@@ -182,7 +189,7 @@ class Runner:
     def _most(self, batch: Batch) -> int:
         """Lines of a batch that may be under way here: gateways and a model's batches share what shards take."""
         sharing = sum(other.model == batch.model for other in self._open)
-        share = -(-self._room(batch.model) // (self._workers * max(1, sharing)))
+        share = -(-self._room(batch.model) // (self.workers * max(1, sharing)))
         pace = self._paces.get(batch.id)
         return 0 if pace is None else pace.most(share, self._batches.clock())
 
@@ -207,9 +214,16 @@ class Runner:
             return
         self._begin(leased)
         loop = asyncio.get_running_loop()
-        due = loop.time() + 1 / self._batches.on.lines_per_second
+        due = loop.time() + 1 / self.rate
         await asyncio.sleep(due - loop.time())
         await asyncio.sleep(LATE_TIMES * min(LATEST, loop.time() - due))
+
+    @property
+    def rate(self) -> float:
+        """Lines that may begin here in a second: all gateways share them."""
+        if (wanted := self._batches.on.lines_per_second) is not None:
+            return wanted / self.workers
+        return min(MOST_LINES, LINES_PER_CORE * (os.cpu_count() or 1) / self.workers)
 
     def _next(self) -> Leased | None:
         """The next line that may begin; batches take turns where one has no room."""

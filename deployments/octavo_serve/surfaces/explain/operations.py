@@ -39,10 +39,12 @@ async def requests(service: Service, call: Call) -> RequestList:
     """The last requests of the caller, or for an operator of everybody.
 
     Raises:
-        NotKept: nothing is remembered here.
+        NotKept: nothing is remembered here, or not of whom.
     """
     if service.explaining is None:
         raise NotKept(NOT_KEPT)
+    if call.rules.keys is None and not call.rules.operates(call.caller):  # an id is all that keeps others from a text
+        raise NotKept("without keys it is not known whose requests these are: they are not listed here")
     query: RequestQuery = call.query
     owner = None if call.rules.operates(call.caller) else call.caller.name
     slowest = query.order == "slowest"

@@ -65,7 +65,7 @@ def arguments() -> argparse.Namespace:
     options.add_argument("--words", type=int, default=200, help="of a prompt")
     options.add_argument("--tokens", type=int, default=32, help="of an answer")
     options.add_argument("--gateways", type=int, default=2)
-    options.add_argument("--lines-per-second", type=float, default=100.0, help="that a gateway begins at most")
+    options.add_argument("--lines-per-second", type=float, help="that all gateways begin at most")
     options.add_argument("--shards", type=int, help="in place of the config's")
     options.add_argument("--speed", type=float, help="of a rehearsal's shards, in place of 1")
     return options.parse_args()

@@ -16,7 +16,7 @@ from octavo.request import BELOW_ALL
 from octavo_serve.api.access import Caller, Keys, KnownKey, Rules
 from octavo_serve.api.batches import work
 from octavo_serve.api.batches.nouns import Asking
-from octavo_serve.api.batches.runner import Reply
+from octavo_serve.api.batches.runner import Reply, Runner
 from octavo_serve.api.usage import Usage
 
 HOUR = 3600
@@ -349,6 +349,28 @@ def test_what_a_batch_cannot_be_for_is_said(batching: Any, line: Any) -> None:
                 await api.batches.create(input_file_id="f", endpoint="/v1/responses", completion_window="24h")
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(("wanted", "rate"), [(None, 40.0), (30.0, 15.0), (1000.0, 500.0)])
+def test_gateways_share_the_lines_that_begin_in_a_second(
+    batching: Any, line: Any, monkeypatch: pytest.MonkeyPatch, wanted: float | None, rate: float
+) -> None:
+    """Two of them on a machine with 16 cores: each begins as many as it may, unless it is told how many."""
+    monkeypatch.setattr("octavo_serve.api.batches.runner.os.cpu_count", lambda: 16)
+    monkeypatch.setattr("octavo_serve.api.batches.runner.MOST_LINES", 40.0)
+    batching.batches.settings = replace(batching.batches.settings, lines_per_second=wanted)
+    runners = [Runner(each.batches, each.ask, lambda _: 4, lambda: 2**20) for each in (batching, batching.beside())]
+
+    async def run() -> None:
+        tasks = [asyncio.create_task(runner.run()) for runner in runners]
+        await until(lambda: runners[0].workers == runners[1].workers == 2)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert runners[0].rate == 2 * rate or wanted is None
+    asyncio.run(run())
+    assert runners[0].rate == rate
 
 
 def test_too_many_that_are_not_finished_are_refused(batching: Any, line: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,3 +102,15 @@ def test_each_key_is_listed_its_own_last_requests_and_operators_everybodys() -> 
         assert [each.status_code for each in refused] == [400] * 4
 
     run(scenario, World(config(), keys=keys))
+
+
+def test_where_nobody_is_known_nothing_is_listed() -> None:
+    async def scenario(world: World) -> None:
+        answer = await world.chat("Hello")
+        assert [each["id"] for each in (await world.get("/v1/requests")).json()["data"]] == [answer["id"]]
+        world.access.rules = replace(world.access.rules, disclose=False)
+        refused = await world.get("/v1/requests")
+        assert (refused.status_code, "without keys" in refused.text) == (404, True)
+        assert answer["id"] not in refused.text
+
+    run(scenario, World(config()))
