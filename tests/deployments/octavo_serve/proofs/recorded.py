@@ -2,7 +2,7 @@
 
     python tests/deployments/octavo_serve/proofs/recorded.py mooncake_conversation.jsonl --requests 400
 
-1. `octavo serve` with two to eight rehearsed shards gets Mooncake's trace (as in examples/benchmark_routing.py) while
+1. `octavo serve` with three to eight rehearsed shards gets Mooncake's trace (as in examples/benchmark_routing.py) while
    `--kills` of them are killed; scheduler, router and autoscaler are recorded. Each must decide again what it decided.
 2. The same is simulated, with shards that die and come; and what becomes of the requests on `--shards` shards with
    `--max-num-seqs`.
@@ -44,12 +44,15 @@ sys.path.insert(0, str(Path(__file__).parents[4] / "examples"))
 from benchmark_routing import WARM_UP, at, body_of, config, replay, rows
 from running import RunningServer
 
+LEAST, MOST = 3, 8
+"""Shards of the recorded server."""
+
 
 def main() -> None:
     options = arguments()
     folder = Path(tempfile.mkdtemp(prefix="recorded"))
     print("recordings are in", folder, flush=True)
-    failed = serve(options, folder / "first", {"min": 2, "max": 8, "warm": 6}, options.kills)
+    failed = serve(options, folder / "first", {"min": LEAST, "max": MOST, "warm": MOST - LEAST}, options.kills)
     began = time.monotonic()
     replayed = [replay_file(file) for file in find_recordings(folder / "first")]
     replay_seconds = time.monotonic() - began
@@ -59,7 +62,7 @@ def main() -> None:
     began = time.monotonic()
     predicted = simulated(traffic, {"max_num_seqs": options.max_num_seqs}, options.shards)
     predicted_seconds = time.monotonic() - began
-    scaled = ScaledRerun(traffic, changed(traffic, {}), routing_of(traffic), scaling_of(traffic, 2, 8, {}))
+    scaled = ScaledRerun(traffic, changed(traffic, {}), routing_of(traffic), scaling_of(traffic, LEAST, MOST, {}))
     errors_scaled = apart(measures(scaled.outcome(), Slo()), measures(traffic.told, Slo()))
     failed += serve(options, folder / "second", options.shards, 0, options.max_num_seqs)
     second = read_traffic(folder / "second")
@@ -81,12 +84,13 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("trace", type=Path)
-    options.add_argument("--requests", type=int, default=400)
+    options.add_argument("--requests", type=int, default=300)
+    options.add_argument("--time-scale", type=float, default=3.2, help="times as slow as the trace's talks, made short")
     options.add_argument("--kills", type=int, default=2)
     options.add_argument("--shards", type=int, default=8)
     options.add_argument("--max-num-seqs", type=int, default=16)
-    options.add_argument("--speed", type=float, default=0.4, help="of the shards")
-    options.set_defaults(scale=0.25, time_scale=0.8, no_sharing=False)
+    options.add_argument("--speed", type=float, default=0.1, help="of the shards")
+    options.set_defaults(scale=0.25, no_sharing=False)
     return options.parse_args()
 
 
@@ -95,7 +99,8 @@ def serve(options: argparse.Namespace, folder: Path, replicas: Any, kills: int, 
     document = config("prefix_affinity", argparse.Namespace(shards=replicas, scale=options.scale))
     (model,) = document["applications"][0]["args"]["models"]
     model["engine"] |= {"record": str(folder), "max_num_seqs": max_num_seqs, "rehearsal_speed": options.speed}
-    model["max_ongoing_requests"] = 10_000
+    model["engine"]["target_itl"] /= options.speed
+    model |= {"max_ongoing_requests": 10_000, "max_queue_s": 600}  # nobody is refused before the shards have come
     path = folder.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(document))
     bodies = [(at(row, options), "", body_of(row, options, 0)) for row in rows(options)]
