@@ -64,6 +64,7 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo/rehearsal/traffic.py": "platform/octavo/rehearsal/test_whatif.py",
     "octavo/errors.py": "deployments/octavo_serve/api/test_failures.py",
     "octavo/step.py": "platform/octavo/engine/test_batch.py",
+    "octavo_serve/wire/blocks.py": "deployments/octavo_serve/shard/test_sharing.py",
     "octavo/kvcache/tier.py": "platform/octavo/kvcache/test_disk_tier.py",
     # what recurrent layers carry: by what engines say from it
     "octavo/kvcache/sequence_state.py": "platform/octavo/engine/test_recurrent.py",

@@ -249,6 +249,18 @@ SHARDS: Rows = [
               {OF_SHARD + " {{reason}}": rate("octavo_tier_failures_total", "model_name, engine, reason", SHARD)},
               stacked=True),
     ]),
+    ("Other shards' blocks", [
+        Panel("Blocks", "Fetched from other shards where that was to take less time than computing, and given to them.",
+              "short", {f"{OF_SHARD} {what}": rate(f"octavo_peer_blocks_{what}_total", "model_name, engine", SHARD)
+                        for what in ("wanted", "read", "given")}),
+        Panel("Waiting for them", "Requests that wait at a time, on average, and bytes a second.", "short",
+              {f"{OF_SHARD} waiting": rate("octavo_peer_read_seconds_total", "model_name, engine", SHARD),
+               f"{OF_SHARD} bytes": rate("octavo_peer_read_bytes_total", "model_name, engine", SHARD)}),
+        Panel("Failures", "checksum: damaged on the way; late: computing was to be done by then; gone: the other shard "
+              "has them no more; io: it has died, left or is slow.", "short",
+              {OF_SHARD + " {{reason}}": rate("octavo_peer_failures_total", "model_name, engine, reason", SHARD)},
+              stacked=True),
+    ]),
     ("Steps", [
         Panel("A step takes", "And what the cost model had predicted, on average.", "s",
               {f"{OF_SHARD} measured": share("octavo_shard_step_seconds_total", "octavo_shard_steps_total",

@@ -55,6 +55,9 @@ class EngineConfig:
             what it holds when the engine ends (docs/tiers.md). They are read where that is sooner than computing them,
             after a restart as well. None: there is no file. Not for ranks, encoders, random weights and rehearsals.
         disk_cache_path: the folder of these files, in which only its user may write. None: kv/ in the cache folder.
+        share_kv_cache: give KV blocks to other shards of the model, and fetch them from there where a router knows that
+            they have more of a prompt, and where that is sooner than computing it (docs/kv_sharing.md). Every shard has
+            a port for it. Not for ranks, encoders, random weights, rehearsals and `LLM`.
         async_scheduling: plan and prepare a step while the previous one runs. A stop string is then noticed one step
             late, and the surplus token is discarded. None means true on a GPU and false on a CPU, whose cores are busy
             computing the step.
@@ -100,6 +103,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     disk_cache_bytes: int | None = None
     disk_cache_path: str | None = None
+    share_kv_cache: bool = False
     async_scheduling: bool | None = None
     speculation: bool | dict[str, str] | None = None
     enforce_eager: bool = False
@@ -143,6 +147,10 @@ class EngineConfig:
         is_random = self.load_format == "dummy" or self.rehearsal is not None
         if self.disk_cache_bytes and (is_random or self.tensor_parallel_size > 1 or not self.enable_prefix_caching):
             raise ConfigError("disk_cache_bytes is for a checkpoint in one process with a prefix cache: leave it off")
+        if not isinstance(self.share_kv_cache, bool):
+            raise ConfigError(f"share_kv_cache must be true or false, got {self.share_kv_cache!r}")
+        if self.share_kv_cache and (is_random or self.tensor_parallel_size > 1 or not self.enable_prefix_caching):
+            raise ConfigError("share_kv_cache is for a checkpoint in one process with a prefix cache: leave it off")
         if self.target_itl is not None and not self.target_itl > 0:
             raise ConfigError(f"target_itl must be more than 0 seconds, got {self.target_itl!r}")
         if not 0 < self.gpu_memory_utilization <= 1:

@@ -63,6 +63,7 @@ class ShardState:
         block_size: tokens per block.
         mean_output: tokens of an answer, averaged over those that ended of late.
         cost: the shard's own cost model; zeros until it has measured enough steps.
+        fetched_block: seconds in which a KV block comes here from another shard; 0.0: none do.
     """
 
     decoding: int
@@ -78,6 +79,7 @@ class ShardState:
     block_size: int
     mean_output: float
     cost: Cost
+    fetched_block: float = 0.0
 
     @property
     def num_running(self) -> int:

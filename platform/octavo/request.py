@@ -296,6 +296,8 @@ class Placement:
         reason: see `octavo.routing.policy.Choice`.
         cached_tokens: prompt tokens that it expects to be cached there.
         first_token: predicted seconds to the first token.
+        peer: another shard, from which the first one may fetch blocks; "" where there is nothing to fetch.
+        peer_blocks: how many of the prompt's first blocks are there.
     """
 
     ticket: str
@@ -303,6 +305,8 @@ class Placement:
     reason: str
     cached_tokens: int
     first_token: float
+    peer: str = ""
+    peer_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,14 +22,22 @@ def verify(file: Path, wanted: str, name: str) -> None:
     Raises:
         ModelError: its sum differs, or it cannot be read. The message calls the file `name`.
     """
-    with reading(file):
-        status = file.stat()
-        identity = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-        found = _sum(file.resolve(), identity)
-    if found != wanted.lower():
+    if (found := sum_of(file)) != wanted.lower():
         raise ModelError(
             f"the weights of {name!r} are not the expected ones: their SHA-256 sum is {found}, not {wanted}"
         )
+
+
+def sum_of(file: Path) -> str:
+    """The SHA-256 sum of a file, in hex.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    with reading(file):
+        status = file.stat()
+        identity = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        return _sum(file.resolve(), identity)
 
 
 @functools.lru_cache(maxsize=64)

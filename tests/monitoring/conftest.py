@@ -30,7 +30,8 @@ def metrics_text() -> str:
     )  # fmt: skip
     counters = Counters(accepted=[1], by_origin={"text": (2, 1)})
     stats = EngineStats(state=state, counters=counters, blocks_cached=1, filled_slots=9, generation_tokens=5, steps=2,
-                        tier=TierCounters(failures={"late": 1}))  # fmt: skip
+                        tier=TierCounters(failures={"late": 1}), peers=TierCounters(failures={"io": 1}),
+                        given=2)  # fmt: skip
     model = ModelState(
         status="ready", shards=1, least=1, most=2, running=1, waiting=0, queue_seconds=0.1, queue_limit=30.0,
         refused={"queue": 1},

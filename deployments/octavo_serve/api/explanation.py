@@ -371,6 +371,7 @@ _CAUSES = {
     "grammar": "its grammar to be compiled",
     "adapter": "its adapter to be loaded",
     "tier": "blocks to be read from the slower tier",
+    "peer": "blocks to come from another shard",
     "below": "others, which come before it whatever they are",
     "place": "a place: as many ran as may (max_num_seqs)",
     "blocks": "KV blocks: the cache was full of running requests",

@@ -98,6 +98,13 @@ _OF_SHARDS = (
     _OfShard(_COUNTER, "octavo_tier_written_bytes", "Bytes of KV blocks written.", lambda s: s.tier.bytes_written),
     _OfShard(_COUNTER, "octavo_tier_read_seconds", "Time that requests waited for KV blocks to come.",
              lambda s: s.tier.read_seconds),
+    _OfShard(_COUNTER, "octavo_peer_blocks_wanted", "KV blocks asked of other shards.", lambda s: s.peers.wanted),
+    _OfShard(_COUNTER, "octavo_peer_blocks_read", "KV blocks that came from other shards.", lambda s: s.peers.came),
+    _OfShard(_COUNTER, "octavo_peer_blocks_given", "KV blocks given to other shards.", lambda s: s.given),
+    _OfShard(_COUNTER, "octavo_peer_read_bytes", "Bytes of KV blocks that came from other shards.",
+             lambda s: s.peers.bytes_read),
+    _OfShard(_COUNTER, "octavo_peer_read_seconds", "Time that requests waited for KV blocks of other shards.",
+             lambda s: s.peers.read_seconds),
     _OfShard(_GAUGE, "octavo_backlog_seconds", "Predicted time to compute all prompts that wait.",
              lambda s: s.state.backlog_seconds),
     _OfShard(_GAUGE, "octavo_start_seconds", "Predicted time until a request that comes now begins.",
@@ -292,12 +299,15 @@ def _of_shards(stats: ShardStats) -> Iterator[Metric]:
         for origin, (count, were_right) in found.counters.by_origin.items():
             guessed.add_metric([*labels, origin], count)
             kept.add_metric([*labels, origin], were_right)
-    failures = _COUNTER("octavo_tier_failures", "KV blocks that did not come, or were not kept.",
+    of_tier = _COUNTER("octavo_tier_failures", "KV blocks that did not come, or were not kept.",
+                       labels=[*_SHARD, "reason"])  # fmt: skip
+    of_peers = _COUNTER("octavo_peer_failures", "KV blocks that did not come from other shards.",
                         labels=[*_SHARD, "reason"])  # fmt: skip
     for labels, found in samples:
         for reason in get_args(Failure):
-            failures.add_metric([*labels, reason], found.tier.failures.get(reason, 0))
-    yield from (guessed, kept, failures)
+            of_tier.add_metric([*labels, reason], found.tier.failures.get(reason, 0))
+            of_peers.add_metric([*labels, reason], found.peers.failures.get(reason, 0))
+    yield from (guessed, kept, of_tier, of_peers)
 
 
 def _of_routers(telemetry: Telemetry) -> Iterator[Metric]:

@@ -29,6 +29,7 @@ from octavo_serve.wire.messages import (
     Courses,
     Hello,
     Leaving,
+    Peers,
     PromptPart,
     Refusal,
     Report,
@@ -87,6 +88,7 @@ class Link:
         gone: why no more requests may be sent; None while they may.
         dismissed: whether the shard answered when it was no longer wanted; what ends it then is no crash.
         on_end: called once, when `gone` is set.
+        introduced: where shards give KV blocks, as this one was told last.
     """
 
     def __init__(self, address: Address, silence: float) -> None:
@@ -95,6 +97,7 @@ class Link:
         self.gone: MoveReason | None = None
         self.dismissed = False
         self.on_end: Callable[[], object] = lambda: None
+        self.introduced: dict[str, Address] = {}
         self._router: Router | None = None
         self._name = ""
         self._asked = -math.inf  # when for a snapshot
@@ -212,6 +215,11 @@ class Link:
                     self._courses = self._loop.create_future()  # that was for who did not wait any longer
                 return answer
         return None
+
+    def introduce(self, peers: Peers) -> None:
+        """Tell the shard where all of them give KV blocks."""
+        self.introduced = peers.addresses
+        self._channel.send(peers)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or one of its sequences."""

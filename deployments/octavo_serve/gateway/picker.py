@@ -372,7 +372,8 @@ class Picker:
             except DeadlineMissed:
                 self.router.completed(ticket, ran=False)
                 raise
-        return Placement(ticket, choice.order[0], choice.reason, choice.cached, choice.score.first_token)
+        peer = choice.peer, choice.peer_blocks
+        return Placement(ticket, choice.order[0], choice.reason, choice.cached, score.first_token, *peer)
 
     async def _wait_for_room(self, request: Request) -> list[str]:
         self._want()

@@ -29,7 +29,7 @@ from octavo_serve.gateway.picker import Picked, Picker
 from octavo_serve.gateway.suspicion import Deaths, Suspicion
 from octavo_serve.gateway.unread import FEW, Unread
 from octavo_serve.ray_private import Replica
-from octavo_serve.wire.messages import BEAT_SECONDS, Address, Courses, ModelInfo
+from octavo_serve.wire.messages import BEAT_SECONDS, MAX_PEERS, Address, Courses, ModelInfo, Peers
 
 logger = logging.getLogger("ray.serve")
 
@@ -172,7 +172,16 @@ class ShardClient:
             self._picker.leave(name)
         for name in there.keys() - self._keeping.keys():
             self._keeping[name] = asyncio.create_task(self._keep(name))
+        self._introduce()
         self._picker.listed()
+
+    def _introduce(self) -> None:
+        """Tell the shards of those that give KV blocks, where that is news."""
+        sharing = {name: Address.of(r.metadata["kv"]) for name, r in self._there.items() if "kv" in r.metadata}
+        peers = Peers(dict(list(sharing.items())[:MAX_PEERS]))
+        for link in self._picker.links.values():
+            if peers.addresses != link.introduced:
+                link.introduce(peers)
 
     async def _keep(self, name: str) -> None:
         """Hold a link to a shard for as long as Serve lists it, or until it says that it leaves."""
@@ -205,6 +214,7 @@ class ShardClient:
             # again and again: it may have refused something and be well by now, or take more than before
             if self._fits(link):
                 self._picker.join(self._there[name], link)
+                self._introduce()
             with contextlib.suppress(TimeoutError):  # not `wait_for`: in 3.11 it loses a cancellation
                 async with asyncio.timeout(BEAT_SECONDS):
                     await ended.wait()

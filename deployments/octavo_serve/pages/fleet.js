@@ -338,7 +338,7 @@ function drawFormula(decision) {
 }
 
 function candidateRows(one, decision, most) {
-  const terms = ["wait", "queue", "adapter", "own", "others"];
+  const terms = ["wait", "queue", "adapter", "fetch", "own", "others"];
   const name = `${one.shard}${one.stale ? " (stale)" : ""}`;
   const numbers = make("tr", { class: "numbers" }, make("th", { scope: "row", class: "mono" }, name),
     make("td", { class: "number" }, count(one.cached)),

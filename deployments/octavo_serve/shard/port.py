@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from octavo.engine.async_engine import AsyncEngine
 from octavo.errors import EngineDead
@@ -26,6 +26,7 @@ from octavo_serve.wire.messages import (
     Hello,
     Leaving,
     ModelInfo,
+    Peers,
     Refusal,
     RequestPart,
     Statistics,
@@ -55,6 +56,9 @@ class Port:
         name: of the shard.
         report_s: seconds between two reports of the load.
         silence: seconds without a word after which a gateway is given up.
+
+    Attributes:
+        introduced: called with where the model's shards give KV blocks, when a gateway says it.
     """
 
     def __init__(self, engine: AsyncEngine, name: str, report_s: float, silence: float = GATEWAY_SILENCE) -> None:
@@ -62,6 +66,7 @@ class Port:
         self.name = name
         self.silence = silence
         self.leaving = False
+        self.introduced: Callable[[dict[str, Address]], None] = lambda addresses: None
         self.secret = secrets.token_bytes(SECRET_BYTES)
         self.peers: dict[Channel, _Peer] = {}
         self.feed = Feed(engine.engine, report_s, self.peers.keys())
@@ -236,6 +241,8 @@ class _Peer:
                 self.channel.send(Statistics(self._port.engine.stats()))
             case AskCourses():
                 self.channel.send(self._port.courses(message))
+            case Peers():
+                self._port.introduced(message.addresses)
 
     def _abort(self, message: Abort) -> None:
         if message.index is None:

@@ -18,10 +18,12 @@ from ray.util import get_node_ip_address
 from octavo.config import EngineConfig
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.load_meter import LoadMeter
+from octavo.source import resolve_source
 from octavo_serve.config.settings import AccuracySettings
 from octavo_serve.logs import take_in_engine
 from octavo_serve.ray_private import keep_serve_at_home
 from octavo_serve.shard.port import Port
+from octavo_serve.shard.sharing import Sharing
 from octavo_serve.shard.start_up import StartUp
 from octavo_serve.shard.tensor_parallel import launch, see_own_gpus_only
 from octavo_serve.shard.warm import keep_warm
@@ -92,6 +94,10 @@ class Shard:
         self.meter = LoadMeter(config)
         self.host = str(get_node_ip_address())  # type: ignore[no-untyped-call]
         self.port = Port(self.engine, name, report_s)
+        self.sharing = None
+        if config.share_kv_cache:
+            self.sharing = Sharing(self.engine, resolve_source(source, config.runner), self.host, name)
+            self.port.introduced = self.sharing.introduce
         self.patience = 0.0
         start.done("network")
         start.publish(model, self.engine.engine.executor)
@@ -114,7 +120,8 @@ class Shard:
 
     async def record_replica_metadata(self) -> dict[str, Any]:
         """What gateways learn of this shard once, when it is ready."""
-        return (await self.port.open(self.host)).as_metadata() | {"start": self.start.as_metadata()}
+        shares = {} if self.sharing is None else {"kv": self.sharing.address.as_metadata()}
+        return (await self.port.open(self.host)).as_metadata() | {"start": self.start.as_metadata()} | shares
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the autoscaler learns twice a second."""
@@ -124,4 +131,6 @@ class Shard:
         """Serve calls this when the shard is told to leave and its routers know."""
         if hasattr(self, "port"):
             await self.port.leave(self.patience)
+            if self.sharing is not None:
+                self.sharing.close()
             await asyncio.to_thread(self.engine.close)

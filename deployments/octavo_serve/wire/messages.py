@@ -1,7 +1,7 @@
 """What a gateway and a shard say to each other: plain records, MessagePack on the wire, nothing of which is executed.
 
     gateway   Submit, after its RequestParts if it is long; Abort
-              Ask, four times a second; AskStatistics; AskCourses
+              Ask, four times a second; AskStatistics; AskCourses; Peers, when they change
     shard     Hello     first of all: who it is, and what its model takes
               Step      what one engine step did to all of the gateway's sequences; PromptPart before it
               Refusal   a request it does not take, or loses
@@ -33,6 +33,9 @@ from octavo.routing.index import Kind
 
 MAX_MESSAGE = 2**20
 """Bytes of one message; who announces a longer one is given up before it is read. What can be larger goes in parts."""
+
+MAX_PEERS = 4096
+"""Shards that are told of each other: 700 KB."""
 
 MAX_SENTENCE = 2000
 """Characters of an error's sentence: Python's own may print whole arrays."""
@@ -135,6 +138,12 @@ class AskCourses(msgspec.Struct, tag=True):
     block: bytes = b""
 
 
+class Peers(msgspec.Struct, tag=True):
+    """Where the shards of the model give KV blocks, by name: all that do, at most MAX_PEERS."""
+
+    addresses: dict[str, Address]
+
+
 class Hello(msgspec.Struct, tag=True):
     """The shard's first message: its name, and what a request must keep to."""
 
@@ -233,7 +242,7 @@ class Leaving(msgspec.Struct, tag=True):
     """The shard is about to end: nothing more comes, what has not ended goes on elsewhere."""
 
 
-ToShard = Submit | RequestPart | Abort | Ask | AskStatistics | AskCourses
+ToShard = Submit | RequestPart | Abort | Ask | AskStatistics | AskCourses | Peers
 ToGateway = Hello | Step | PromptPart | Refusal | Blocks | Snapshot | Report | Statistics | Courses | Leaving
 
 encode = msgspec.msgpack.Encoder().encode

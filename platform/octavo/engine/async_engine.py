@@ -8,9 +8,9 @@ import queue
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from octavo.config import EngineConfig
 from octavo.constraint import Grammar
@@ -73,6 +73,24 @@ Command: TypeAlias = "tuple[str, int | None, Request | None, Listener | None, LL
 """A request's id, and with it an index or None to abort that, or the request itself, its listener and what its grammar
 was compiled to."""
 
+T = TypeVar("T")
+
+
+class Call(Future[Any]):
+    """Something to do with the engine between two steps."""
+
+    def __init__(self, do: Callable[[Engine], object]) -> None:
+        super().__init__()
+        self._do = do
+
+    def run(self, engine: Engine) -> None:
+        """Do it, unless nobody waits for it any more."""
+        if self.set_running_or_notify_cancel():
+            try:
+                self.set_result(self._do(engine))
+            except Exception as error:
+                self.set_exception(error)
+
 
 @dataclass(slots=True, eq=False)
 class Stream:
@@ -114,7 +132,7 @@ class AsyncEngine:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Command | Call | None] = queue.SimpleQueue()
         self._compiling = Compiling(self._compiled)
         self._listeners: dict[str, Listener] = {}
         self._gathered = Gathered()
@@ -193,6 +211,18 @@ class AsyncEngine:
         self._compiling.drop(request_id, index)
         self._commands.put((request_id, index, None, None, None))
 
+    def call(self, do: Callable[[Engine], T]) -> Future[T]:
+        """Have something done in the engine's thread, before the next step; may be called from any thread.
+
+        What it returns or raises is in the future, which is cancelled where the engine stops before. It is to take no
+        more than a few milliseconds.
+        """
+        call = Call(do)
+        self._commands.put(call)
+        if not self._thread.is_alive():  # nobody empties the queue any more
+            call.cancel()
+        return call
+
     def check_health(self) -> None:
         """Raise EngineDead if the thread died, or a step takes far longer than it should (`engine.patience`).
 
@@ -257,10 +287,13 @@ class AsyncEngine:
     def _is_busy(self) -> bool:
         return self.engine.has_work or self.engine.has_chores
 
-    def _carry_out(self, command: Command | None, news: News) -> bool:
+    def _carry_out(self, command: Command | Call | None, news: News) -> bool:
         """Do what a caller asked for; False when told to close."""
         if command is None:
             return False
+        if isinstance(command, Call):
+            command.run(self.engine)
+            return True
         request_id, index, request, listener, matcher = command
         if request is None or listener is None:
             self._sort(self.engine.abort(request_id, index), news)
@@ -331,7 +364,9 @@ class AsyncEngine:
             except queue.Empty:
                 self._compiling.fail_all(error)
                 return
-            if command is not None and command[3] is not None:
+            if isinstance(command, Call):
+                command.cancel()
+            elif command is not None and command[3] is not None:
                 _call(command[3], command[3].failed, command[0], error)
 
 

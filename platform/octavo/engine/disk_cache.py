@@ -1,4 +1,4 @@
-"""Finds the file in which an engine's KV blocks outlive it."""
+"""Names what an engine's KV blocks are, and finds the file in which they outlive it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from octavo_kernels.native.cache import cache_folder, own_folder
 def open_disk_cache(source: Source, config: EngineConfig, executor: Executor) -> DiskTier:
     """The first file for blocks of this form that no other process has open.
 
-    The form is a hash over the checkpoint's files, the code that reads and runs them, what the executor says of its
-    blocks, and settings that change a model: a block of another form lies in another file.
+    A block of another form lies in another file.
 
     Raises:
         ConfigError: there can be none.
@@ -34,13 +33,24 @@ def open_disk_cache(source: Source, config: EngineConfig, executor: Executor) ->
         )
     if (slots := slots_within(config.disk_cache_bytes or 0, kv.block_bytes)) < 1:
         raise ConfigError(f"disk_cache_bytes holds no block, which takes {kv.block_bytes}: raise it")
-    model = version(source), executor.spec, config.runner, config.quantization, config.batch_invariant
-    form = sha256(f"{kv.form} {model}".encode()).hexdigest()[:32]
+    form = block_form(version(source), config, executor)
     folder = Path(config.disk_cache_path) if config.disk_cache_path else cache_folder() / "kv"
     try:
         return DiskTier(_first_free(own_folder(folder, "disk_cache_path"), form, kv.block_bytes, slots))
     except OSError as error:
         raise ConfigError(f"disk_cache_path {folder} cannot be used: {error}") from None
+
+
+def block_form(model: str, config: EngineConfig, executor: Executor) -> str:
+    """A hash over the checkpoint's files, the code that reads and runs them, what the executor says of its blocks, and
+    settings that change a model.
+
+    Args:
+        model: names the first two.
+    """
+    assert executor.kv is not None
+    told = model, executor.spec, config.runner, config.quantization, config.batch_invariant
+    return sha256(f"{executor.kv.form} {told}".encode()).hexdigest()[:32]
 
 
 def _first_free(folder: Path, form: str, block_bytes: int, slots: int) -> SlotFile:

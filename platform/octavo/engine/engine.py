@@ -33,7 +33,7 @@ from octavo.engine.timeline import ANY, ShardCourse, courses
 from octavo.errors import BadRequest, ConfigError, EngineDead, OctavoError
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.state_pool import StatePool
-from octavo.kvcache.tier import Tier, TierCounters
+from octavo.kvcache.tier import Bytes, Peers, Tier, TierCounters
 from octavo.load import ShardState
 from octavo.pooling import PoolingInfo
 from octavo.request import BELOW_ALL, Request, SamplingParams, SequenceUpdate
@@ -88,6 +88,7 @@ class Engine:
         adapters: that are loaded, and the requests that wait for one.
         arrivals: what happens to requests before they come into the scheduler's queue.
         tickets: routers' names of requests that `state` counts; whoever reports the state empties it.
+        given: blocks that were copied for other shards.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class Engine:
         self._patience = Patience(self.scheduler.cost_model)
         self.patience = FIRST
         self._ended = clock()  # the last step
-        self.generation_tokens = 0
+        self.generation_tokens = self.given = 0
         self.arrivals = DecisionLog()
         self.tickets: deque[str] = deque(maxlen=MAX_TICKETS)
 
@@ -499,7 +500,9 @@ class Engine:
         waiting = [each.request for each in list(self.adapters.waiting.values())]
         prompts = [len(request.prompt_token_ids) for request in waiting if request.priority < BELOW_ALL]
         positions = sum(attended(0, tokens) for tokens in prompts)
-        return self.scheduler.state().with_request(len(prompts), sum(prompts), positions)
+        state = self.scheduler.state().with_request(len(prompts), sum(prompts), positions)
+        fetches = self.scheduler.fetches
+        return state if fetches is None else dataclasses.replace(state, fetched_block=fetches.peer_seconds)
 
     def stats(self) -> EngineStats:
         """Gauges and counters, now."""
@@ -514,12 +517,40 @@ class Engine:
             adapters=self.adapters.stats(),
             tier=TierCounters() if scheduler.fetches is None else scheduler.fetches.stats(),
             states=self._states(),
+            peers=TierCounters() if scheduler.fetches is None else scheduler.fetches.peer_stats(),
+            given=self.given,
         )
 
     def _states(self) -> StateStats:
         if (room := self.executor.states) is None or (states := self.pool.states) is None:
             return NO_STATES
         return StateStats(room.count, states.num_free, states.num_cached, room.num_bytes)
+
+    # ---- blocks for other shards, and from them ---------------------------------------------------------------
+
+    def share(self, peers: Peers) -> None:
+        """Fetch blocks from other shards from now on, where routers say who has them."""
+        scheduler, kv = self.scheduler, self.executor.kv
+        assert kv is not None, "a cache that can be copied"
+        if scheduler.fetches is None:
+            scheduler.fetches = Fetches(None, kv, self.pool, scheduler.cost_model)
+        scheduler.fetches.peers = peers
+
+    def copy_blocks(self, hashes: Iterable[bytes]) -> Callable[[], Bytes]:
+        """Copy the first of these blocks, as far as the cache has them and their content is certain.
+
+        Returns:
+            waits for the copy, a block a row; any thread may call it.
+        """
+        assert self.executor.kv is not None
+        unsure = {block for step in self._in_flight for block in step.plan.published}.union(self.scheduler.filling)
+        blocks: list[int] = []
+        for block_hash in hashes:
+            if (block := self.pool.find(block_hash)) is None or block in unsure:
+                break
+            blocks.append(block)
+        self.given += len(blocks)
+        return self.executor.kv.read(blocks)
 
     @property
     def has_chores(self) -> bool:

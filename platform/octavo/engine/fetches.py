@@ -1,145 +1,92 @@
-"""Blocks on their way between the cache and a slower tier.
+"""Blocks on their way between the cache and what else has them: a slower tier of this shard, and other shards.
 
 Into the tier: blocks that nobody holds any more are copied, one a step and more while nothing runs, and a thread writes
 them. What the cache gives up before that is copied before anything is written in its place, or dropped, where too much
 waits to be written.
 
-Out of it: a sequence that could begin, and for which the tier has more than the cache, waits while a thread reads that;
-others run meanwhile and may overtake it. The blocks are taken from the pool at once, come a few at a time, one lot a
-step, and are published as they come: the sequence then begins as if they had always been in the cache. What does not
-come is computed.
-
-    prompt   0 ...... in the cache ...... in the tier ...... end
-    blocks   [ found                ][ taken, arriving  ][ computed when it begins ]
-
-Fetching is worth it where, by what blocks took of late, it takes less time than computing by the cost model. What takes
-longer than that all the same is given up, so a tier that has become slow costs a request at most what it was to save.
+Into the cache (`arrivals`): a sequence that could begin, and for which the tier has more than the cache, or another
+shard by what its router says, waits while a thread reads that; others run meanwhile and may overtake it. It then begins
+as if the blocks had always been in the cache. Where several have them, they come from where that saves most.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from collections.abc import Sequence as Items
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from itertools import islice
-from typing import NamedTuple
 
-import numpy as np
-
-from octavo.cost_model import CostModel, attended
+from octavo.cost_model import CostModel
+from octavo.engine.arrivals import Arrivals, lot_of
 from octavo.engine.plan import StepPlan
 from octavo.engine.queues import WaitingSequences
 from octavo.engine.sequence import Sequence
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
-from octavo.kvcache.tier import Bytes, KVBlocks, Tier, TierCounters
+from octavo.kvcache.tier import Bytes, KVBlocks, Peers, Tier, TierCounters
 
 logger = logging.getLogger(__name__)
-
-LOT_BYTES = 2**23
-"""Of the blocks that are read at once and put into the cache between two steps: 2 to 3 ms of a CPU."""
 
 STAGED_BYTES = 2**28
 """Of the copies that wait to be written, at most."""
 
-UNKNOWN_SECONDS = 10.0
-"""How long blocks may take while it is not known what computing them takes."""
-
 SAVING_SECONDS = 5.0
 """How long an engine that closes may write what its cache holds."""
+
+GUESSED_SECONDS = 1 / 2**28
+"""Per byte that comes from another shard, until one has been measured: a quarter of a gigabyte a second."""
 
 _PAUSE = 0.005
 """Seconds that an engine with nothing else to do waits before it looks for new requests."""
 
-_NEWEST, _FORGOTTEN = 0.25, 0.98
-"""Weight of the newest lot in what a block takes; and what a refusal leaves of that, so that it is tried again."""
-
-
-class Lot(NamedTuple):
-    """Blocks that the thread has read: the first `good` rows are as they were written."""
-
-    data: Bytes
-    good: int
-    seconds: float
-
-
-@dataclass(slots=True, eq=False)
-class Fetch:
-    """Blocks that arrive.
-
-    Attributes:
-        sequences: that wait for them, the one that they are read for first.
-        chain: hashes, to the last block that is to come.
-        table: the blocks themselves, those that the cache had among them.
-        begun: when, by the engine's clock.
-        late: when they are given up.
-        asked: how many blocks of the chain are read, being read, or were there.
-        failed: whether one of them did not come.
-    """
-
-    sequences: list[Sequence]
-    chain: list[bytes]
-    table: BlockTable
-    begun: float
-    late: float
-    asked: int
-    reads: deque[Future[Lot]] = field(default_factory=deque)
-    failed: bool = False
-
-    @property
-    def missing(self) -> int:
-        """Blocks that have not come."""
-        return len(self.chain) - self.table.num_published
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more will come, or nobody wants it."""
-        return not self.missing or self.failed or all(seq.ended for seq in self.sequences)
-
 
 class Fetches:
-    """One engine's dealings with a tier. All but reading and writing happens in the engine's thread.
+    """One engine's dealings with a tier and with other shards. All but reading and writing happens in its thread.
 
     Args:
-        tier: what keeps blocks.
+        tier: what keeps blocks; None: nothing does.
         kv: the cache's content.
         pool: its blocks.
 
     Attributes:
-        seen: is told what decisions here depend on and a recording does not know: what the tier has, whether it is
-            worth fetching, what has come and what is over.
+        peers: other shards; None: none are asked.
+        own: what comes from the tier.
     """
 
-    def __init__(self, tier: Tier, kv: KVBlocks, pool: BlockPool, cost_model: CostModel) -> None:
+    def __init__(self, tier: Tier | None, kv: KVBlocks, pool: BlockPool, cost_model: CostModel) -> None:
         self.tier = tier
+        self.peers: Peers | None = None
         self._kv, self._pool, self._cost_model = kv, pool, cost_model
-        self._lot = max(1, LOT_BYTES // kv.block_bytes)
-        self._fetches: list[Fetch] = []  # the first of them is read
+        self._counters, self._of_peers = TierCounters(), TierCounters()
+        self.own = None if tier is None else Arrivals(tier, kv, pool, cost_model, self._counters)
+        self._others: dict[str, Arrivals] = {}  # by the name of the shard they come from
+        self._lot = lot_of(kv.block_bytes)
         self._unsaved: dict[bytes, int] = {}  # hash -> block that has lost its last owner
         self._writing: set[bytes] = set()
         self._saving: Future[None] | None = None  # what was begun last
-        pool.released, pool.tier = [], tier
+        if tier is not None:
+            pool.released, pool.tier = [], tier
         self._apart = False
-        self._block_seconds = 0.0
-        self._reader = ThreadPoolExecutor(1, "octavo-tier-reads")
         self._writer = ThreadPoolExecutor(1, "octavo-tier-writes")
-        self._counters = TierCounters()
-        self.seen: Callable[[int], None] = lambda _: None
 
     @property
     def active(self) -> bool:
         """Whether anybody waits for blocks."""
-        return bool(self._fetches)
+        return any(each.fetches for each in self._all())
 
     def tables(self) -> list[BlockTable]:
         """Those that own blocks which arrive."""
-        return [fetch.table for fetch in self._fetches]
+        return [fetch.table for each in self._all() for fetch in each.fetches]
 
-    # ---- out of the tier --------------------------------------------------------------------------------------
+    def _all(self) -> Iterator[Arrivals]:
+        if self.own is not None:
+            yield self.own
+        yield from self._others.values()
+
+    # ---- into the cache ---------------------------------------------------------------------------------------
 
     def begin_step(self, plan: StepPlan, waiting: WaitingSequences, *, idle: bool, apart: bool) -> None:
         """Have the cache say what it gives up for a step, and take in what has come before it is planned.
@@ -148,85 +95,60 @@ class Fetches:
             idle: whether nothing runs or waits.
             apart: whether who raises is being looked for: among those who wait for nothing.
         """
-        self._pool.evicted, plan.filling = plan.evicted, frozenset(plan.published)
+        if self.tier is not None:
+            self._pool.evicted, plan.filling = plan.evicted, frozenset(plan.published)
         self._apart = apart
         if apart:
             self.stop(waiting)
-        self._poll(waiting, idle)
+        if idle and (coming := [each.coming for each in self._all() if each.coming is not None]):
+            wait(coming, _PAUSE, FIRST_COMPLETED)
+        for each in self._all():
+            each.poll(waiting)
         self._tell()
 
-    def begin(self, seq: Sequence, cached: list[int], waiting: WaitingSequences) -> bool:
-        """Have a sequence that could begin now wait for blocks instead, if the tier has any and that is worth it.
+    def begin(self, seq: Sequence, cached: list[int], waiting: WaitingSequences) -> str | None:
+        """Have a sequence that could begin now wait for blocks instead, if somebody has any and that is worth it.
 
         Args:
             cached: what the cache has of it.
             waiting: from where it is taken, and where it is put when they have come.
+
+        Returns:
+            what it waits for.
         """
         chain, have = seq.reusable(self._pool), len(cached)
         if self._apart or seq.fetched or have >= len(chain):
-            return False
-        if (same := next((each for each in self._fetches if chain[have] in each.chain), None)) is not None:
+            return None
+        fetches = ((each, fetch) for each in self._all() for fetch in each.fetches)
+        source, same = next((pair for pair in fetches if chain[have] in pair[1].chain), (None, None))
+        if same is not None:
             same.sequences.append(seq)
-        elif not (more := self._found(chain[have:])) or not self._begin(seq, chain[: have + more], cached):
-            return False
+        else:
+            offers = [(each.saving(have, more), each, more) for each, more in self._offers(seq, chain, have)]
+            saved, source, more = max(offers, key=lambda offer: offer[0], default=(0.0, None, 0))
+            if saved <= 0 or source is None or not source.begin(seq, chain[: have + more], cached):
+                return None
         waiting.leave(seq)
-        return True
+        return "its blocks arrive" if source is self.own else "its blocks come from another shard"
 
-    def _begin(self, seq: Sequence, chain: list[bytes], cached: list[int]) -> bool:
-        have, size = len(cached), self._pool.block_size
-        ours = compute_seconds(self._cost_model, have * size, (len(chain) - have) * size)
-        if not self._is_worth(len(chain) - have, ours):
-            return False
-        table = BlockTable(self._pool, cached)
-        if table.grow(have * size, len(chain) * size) is None:
-            table.free()
-            return False
-        now = time.monotonic()
-        self._fetches.append(Fetch([seq], chain, table, now, now + min(ours, UNKNOWN_SECONDS), have))
-        self._counters.wanted += len(chain) - have
-        self._read_on()
-        return True
-
-    def _found(self, chain: list[bytes]) -> int:
-        """How many of a chain's first blocks the tier has."""
-        found = self.tier.lookup(chain)
-        self.seen(found)
-        return found
-
-    def _is_worth(self, blocks: int, ours: float) -> bool:
-        """Whether so many blocks come before they are computed in `ours` seconds."""
-        blocks += sum(fetch.missing for fetch in self._fetches)
-        if not (worth := blocks * self._block_seconds < ours):
-            self._block_seconds *= _FORGOTTEN
-        self.seen(int(worth))
-        return worth
-
-    def _poll(self, waiting: WaitingSequences, idle: bool) -> None:
-        """Take in a lot that has come, and let those begin who have all that will come."""
-        if not self._fetches:
+    def _offers(self, seq: Sequence, chain: list[bytes], have: int) -> Iterator[tuple[Arrivals, int]]:
+        """Who has blocks after the first `have`, and how many."""
+        if self.own is not None and self.tier is not None and (more := self.own.found(self.tier, chain[have:])):
+            yield self.own, more
+        placement = seq.group.request.placement
+        if self.peers is None or placement is None or not placement.peer:
             return
-        first = self._fetches[0]
-        if (lot := self._came(first, idle)) is not None:
-            self._take(first, lot)
-        now = time.monotonic()
-        for fetch in self._over(now):
-            self._end(fetch, waiting, now)
-        self._read_on()
+        more = min(placement.peer_blocks, len(chain)) - have
+        if more > 0 and (arrivals := self._from(self.peers, placement.peer)) is not None:
+            yield arrivals, more
 
-    def _came(self, fetch: Fetch, idle: bool) -> Lot | None:
-        """The next lot of a fetch, if it is there."""
-        if idle:
-            wait([fetch.reads[0]], _PAUSE)
-        lot = fetch.reads.popleft().result() if fetch.reads[0].done() else None
-        self.seen(-1 if lot is None else lot.good)
-        return lot
-
-    def _over(self, now: float) -> list[Fetch]:
-        """Fetches of which nothing more comes, or too late."""
-        found = [place for place, each in enumerate(self._fetches) if each.is_over or now > each.late]
-        for number in (len(found), *found):
-            self.seen(number)
-        return [self._fetches[place] for place in found]
+    def _from(self, peers: Peers, name: str) -> Arrivals | None:
+        """What comes from another shard; those that have left are forgotten."""
+        for gone in [each for each, it in self._others.items() if not it.fetches and peers.find(each) is not it.source]:
+            self._others.pop(gone).close(wait=False)
+        if name not in self._others and (source := peers.find(name)) is not None:
+            self._others[name] = Arrivals(source, self._kv, self._pool, self._cost_model, self._of_peers)
+        return self._others.get(name)
 
     def stop(self, waiting: WaitingSequences) -> None:
         """Let everybody begin with what has come."""
@@ -235,51 +157,17 @@ class Fetches:
 
     def give_up(self, waiting: WaitingSequences) -> bool:
         """Let the last one who waits begin with what has come, for its blocks are needed; False where nobody waits."""
-        if self._fetches:
-            self._end(self._fetches[-1], waiting, 0.0)
-            self._read_on()
-            return True
-        return False
+        busy = [each for each in self._all() if each.fetches]
+        if busy:
+            max(busy, key=lambda each: each.fetches[-1].begun).give_up(waiting)
+        return bool(busy)
 
-    def _read_on(self) -> None:
-        """Have two lots of the first fetch be read."""
-        first = self._fetches[0] if self._fetches else None
-        while first is not None and len(first.reads) < 2 and first.asked < len(first.chain):
-            hashes = first.chain[first.asked : first.asked + self._lot]
-            first.asked += len(hashes)
-            first.reads.append(self._reader.submit(self._read, hashes))
-
-    def _read(self, hashes: list[bytes]) -> Lot:
-        begin = time.perf_counter()
-        data = np.empty((len(hashes), self._kv.block_bytes), np.uint8)
-        count = self.tier.read(hashes, data)
-        return Lot(data, count, time.perf_counter() - begin)
-
-    def _take(self, fetch: Fetch, lot: Lot) -> None:
-        begin = time.perf_counter()
-        have = fetch.table.num_published
-        self._kv.write(fetch.table.blocks[have : have + lot.good], lot.data[: lot.good])
-        fetch.table.publish(fetch.chain, (have + lot.good) * self._pool.block_size)
-        fetch.failed = lot.good < len(lot.data)
-        seconds = (lot.seconds + time.perf_counter() - begin) / len(lot.data)
-        self._block_seconds += (seconds - self._block_seconds) * (_NEWEST if self._block_seconds else 1.0)
-        self._counters.came += lot.good
-        self._counters.bytes_read += lot.good * self._kv.block_bytes
-
-    def _end(self, fetch: Fetch, waiting: WaitingSequences, now: float) -> None:
-        """Everybody who waits for a fetch goes on, the one that it was for not to another one before it has begun."""
-        self._fetches.remove(fetch)
-        for read in fetch.reads:
-            read.cancel()
-        if now > fetch.late:
-            self.tier.failures["late"] += fetch.missing
-            self._block_seconds = max(self._block_seconds, (now - fetch.begun) / len(fetch.chain))
-        self._counters.read_seconds += time.monotonic() - fetch.begun
-        fetch.table.free()
-        fetch.sequences[0].fetched = True
-        for seq in fetch.sequences:
-            if not seq.ended:
-                waiting.join(seq)
+    @property
+    def peer_seconds(self) -> float:
+        """That a block takes to come from another shard, on average; 0.0 where none are asked."""
+        known = [each.block_seconds for each in list(self._others.values()) if each.block_seconds]
+        guess = self._kv.block_bytes * GUESSED_SECONDS
+        return 0.0 if self.peers is None else sum(known) / len(known) if known else guess
 
     # ---- into the tier ----------------------------------------------------------------------------------------
 
@@ -289,6 +177,8 @@ class Fetches:
         Args:
             gone: blocks and their hashes, a chain's last ones first.
         """
+        if self.tier is None:
+            return
         new = [(block, h) for block, h in gone if h not in self._writing and not self.tier.lookup([h])]
         room = max(0, STAGED_BYTES // self._kv.block_bytes - len(self._writing))
         if (dropped := len(new) - room) > 0:
@@ -327,14 +217,14 @@ class Fetches:
 
     def _tell(self) -> None:
         """Tell the cache's listeners what the tier has taken in, and what is nowhere any more."""
-        while self.tier.changes:
+        while self.tier is not None and self.tier.changes:
             came, block_hash = self.tier.changes.popleft()
             if self._pool.find(block_hash) is None:
                 self._pool.events.append("stored" if came else "removed", (block_hash,))
 
     def _note_released(self) -> None:
         released = self._pool.released
-        if released:
+        if released and self.tier is not None:
             self._unsaved |= {h: block for block, h in released if not self.tier.lookup([h])}
             released.clear()
 
@@ -352,6 +242,7 @@ class Fetches:
         return found
 
     def _write(self, hashes: list[bytes], copied: Callable[[], Bytes]) -> None:
+        assert self.tier is not None
         try:
             count = self.tier.write(hashes, copied())
         finally:
@@ -360,28 +251,28 @@ class Fetches:
         self._counters.bytes_written += count * self._kv.block_bytes
 
     def stats(self) -> TierCounters:
-        """Counts, now; another thread may call it."""
-        return replace(self._counters, failures=dict(self.tier.failures))
+        """Counts of the tier, now; another thread may call it."""
+        return replace(self._counters, failures={} if self.tier is None else dict(self.tier.failures))
+
+    def peer_stats(self) -> TierCounters:
+        """Counts of what other shards were asked for, now; another thread may call it."""
+        return replace(self._of_peers, failures={} if self.peers is None else dict(self.peers.failures))
 
     def close(self, *, certain: bool) -> None:
-        """Give up the tier.
+        """Give up the tier and leave the other shards.
 
         Args:
             certain: whether all that the cache holds is; it is kept then, as far as the time goes.
         """
-        self._reader.shutdown(cancel_futures=True)
+        if self.peers is not None:
+            self.peers.close()
+        for each in self._all():
+            each.close(wait=each is self.own)
         until = time.monotonic() + SAVING_SECONDS
         while certain and self.save_idle():
             if time.monotonic() > until:
                 logger.warning("there was no time to keep all that the cache holds")
                 break
         self._writer.shutdown()
-        self.tier.close()
-
-
-def compute_seconds(cost_model: CostModel, start: int, count: int) -> float:
-    """What `count` tokens after the first `start` ones of a sequence add to the steps that they are computed in."""
-    if not cost_model.ready:
-        return float("inf")
-    cost = cost_model.coefficients
-    return cost.token * count + cost.attended * attended(start, count)
+        if self.tier is not None:
+            self.tier.close()

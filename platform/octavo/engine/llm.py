@@ -28,7 +28,7 @@ from octavo.engine.llm_pooling import (
     ScoringRequestOutput,
     pairs,
 )
-from octavo.errors import BadRequest, OctavoError
+from octavo.errors import BadRequest, ConfigError, OctavoError
 from octavo.models.adapters import find_adapter
 from octavo.pooled import check_prompt, cosine, score_task, truncated
 from octavo.pooling import Pooling, Task
@@ -94,6 +94,8 @@ class LLM:
 
     def __init__(self, model: str, *, progress: bool = True, **settings: Any) -> None:
         config = EngineConfig.from_settings(settings)
+        if config.share_kv_cache:
+            raise ConfigError("share_kv_cache is between the shards of a server: leave it off")
         source = resolve_source(str(model), config.runner)
         self.tokenizer: Tokenizer = load_tokenizer(source)
         self._recommended = recommended_sampling(source)

@@ -29,7 +29,7 @@ from octavo.engine.plan import InFlight, StepPlan
 from octavo.engine.proposals import Proposer
 from octavo.engine.scheduler import Scheduler
 from octavo.engine.sequence import Group, Sequence
-from octavo.errors import Overloaded
+from octavo.errors import ConfigError, Overloaded
 from octavo.kvcache.block_pool import BlockPool
 from octavo.recording import Frame, Recorder, Write
 from octavo.request import FinishReason, Request, SequenceUpdate
@@ -108,7 +108,7 @@ class Scheduled(Frame, tag="plan"):
         chunks: (request, index, tokens) of entries with more than one token.
         work: as in `StepPlan`.
         digest: of all entries: tokens computed and to compute, and the last block.
-        fetched: what was seen of a slower tier (`Fetches.seen`); None where there is none.
+        fetched: what was seen of a slower tier (`Arrivals.seen`); None where there is none.
     """
 
     time: float
@@ -210,8 +210,10 @@ def recorded(
     """A scheduler that writes to `config.record`.
 
     Raises:
-        ConfigError: nothing can be written there.
+        ConfigError: nothing can be written there, or not of this engine.
     """
+    if config.share_kv_cache:
+        raise ConfigError("record: what comes from other shards is not recorded: leave record or share_kv_cache off")
     folder = str(config.record)
     recorder = Recorder(folder, "engine")
     settings = dataclasses.replace(config, record=None)
@@ -278,8 +280,8 @@ class RecordedScheduler(Scheduler):
             self.proposer.answers = answers
             shy = [place for place, seq in enumerate(self._running) if may_run is None and _is_shy(seq)]
         fetched = None if self.fetches is None else list[int]()
-        if self.fetches is not None and fetched is not None:
-            self.fetches.seen = fetched.append
+        if self.fetches is not None and self.fetches.own is not None and fetched is not None:
+            self.fetches.own.seen = fetched.append
         self._plans = True
         try:
             plan = super().schedule(None if may_run is None else _noted(may_run, answers))

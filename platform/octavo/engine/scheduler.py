@@ -73,7 +73,8 @@ class Scheduler:
 
     Attributes:
         proposer: proposes tokens of decoding sequences, for a step to verify.
-        fetches: blocks that a slower tier has, if there is one.
+        fetches: blocks that a slower tier or another shard has, if there is one.
+        filling: blocks that the step in flight fills with a token drawn before it.
     """
 
     proposer: Proposer | None = None
@@ -101,7 +102,7 @@ class Scheduler:
         self._arrivals = 0
         self._late = itertools.count(LATE)
         self._deadlines = Deadlines()
-        self._published: list[int] = []  # blocks that the step in flight fills with a token drawn before it
+        self.filling: list[int] = []
         self._part = Part(0)  # of the step that is planned
 
     # ---- requests in ------------------------------------------------------------------------------------------
@@ -180,7 +181,7 @@ class Scheduler:
             may_run: whether a request may be in it; None: all may.
         """
         self._note.step += 1
-        plan, self._published = StepPlan(published=self._published), []
+        plan, self.filling = StepPlan(published=self.filling), []
         if self.pool.states is not None:
             self.pool.states.begin_step(len(self._running))
         if self.fetches is not None:
@@ -333,8 +334,8 @@ class Scheduler:
         if (needed := blocks_to_start(seq, cached, self.pool, self._running)) > self.pool.num_free:
             self._note("wait", seq, "no KV blocks", needed=needed, free=self.pool.num_free)
             return None
-        if self.fetches is not None and self.fetches.begin(seq, cached, self._waiting):
-            self._note("fetch", seq, "its blocks arrive", cached=len(cached) * size)
+        if self.fetches is not None and (reason := self.fetches.begin(seq, cached, self._waiting)) is not None:
+            self._note("fetch", seq, reason, cached=len(cached) * size)
             return 0
         count = seq.num_known if self.limits.takes_whole else min(seq.num_known - len(cached) * size, chunk)
         if count > chunk and plan.entries:  # one that is longer than any budget runs alone
@@ -461,7 +462,7 @@ class Scheduler:
             self._withdraw(seq)
             return self._finish(seq, update.finish_reason, update)
         if seq.num_pending:  # the next step stores this token, and may fill a block with it
-            self._published += seq.publish(self.pool, seq.num_computed) or ()
+            self.filling += seq.publish(self.pool, seq.num_computed) or ()
         return self._announce(seq, update)
 
     def _complete(self, seq: Sequence) -> list[SequenceUpdate]:
@@ -501,8 +502,8 @@ class Scheduler:
         plans = list(plans)
         if self.fetches is not None:
             self.fetches.stop(self._waiting)
-        self.pool.unpublish([*self._published, *(block for plan in plans for block in plan.published)])
-        self._published = []
+        self.pool.unpublish([*self.filling, *(block for plan in plans for block in plan.published)])
+        self.filling = []
         if self.pool.states is not None:
             for block_hash in (each for plan in plans for step in plan.states for each in step.kept):
                 self.pool.states.drop(block_hash)

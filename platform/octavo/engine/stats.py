@@ -61,6 +61,8 @@ class EngineStats:
         adapters: of LoRA.
         tier: of blocks on a disk.
         states: of recurrent layers.
+        peers: of blocks that other shards had.
+        given: blocks that other shards got from here.
     """
 
     state: ShardState
@@ -72,6 +74,8 @@ class EngineStats:
     adapters: AdapterStats = NO_ADAPTERS
     tier: TierCounters = field(default_factory=TierCounters)
     states: StateStats = NO_STATES
+    peers: TierCounters = field(default_factory=TierCounters)
+    given: int = 0
 
     @property
     def owned_slots(self) -> int:

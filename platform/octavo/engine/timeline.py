@@ -17,10 +17,12 @@ from octavo.engine.decisions import Decision
 
 What = Literal["wait", "prefill", "decode"]
 Cause = Literal[
-    "engine", "grammar", "adapter", "tier", "place", "blocks", "budget", "preempted", "failed", "apart", "below", ""
-]
+    "engine", "grammar", "adapter", "tier", "peer", "place", "blocks", "budget", "preempted", "failed", "apart",
+    "below", "",
+]  # fmt: skip
 
 _CAUSES: dict[str, Cause] = {
+    "its blocks come from another shard": "peer",
     "no running place": "place",
     "no KV blocks": "blocks",
     "running sequences needed blocks": "blocks",
@@ -61,7 +63,8 @@ class Span:
     Attributes:
         what: "wait", "prefill" (its known tokens are computed) or "decode".
         cause: of a wait: "engine" (the step under way, or the engine had not looked yet), "grammar" (is compiled),
-            "adapter" (is loaded), "tier" (its blocks are read from there), "place" (`max_num_seqs` ran), "blocks" (KV),
+            "adapter" (is loaded), "tier" (its blocks are read from there), "peer" (from another shard), "place"
+            (`max_num_seqs` ran), "blocks" (KV),
             "budget" (the step's tokens went to others), "preempted" (others needed its blocks), "failed" (its step
             raised), "apart" (others were tried alone), "below" (it is of those that run where nobody else does).
         start: seconds since the request came to the shard.
@@ -191,7 +194,8 @@ class _Walk:
         kind = record.kind
         self._queues = kind in ("queue", "wait", "preempt")
         if kind in _BEGINS:
-            span = self._cut(record.time, *_BEGINS[kind])
+            what, cause = _BEGINS[kind]
+            span = self._cut(record.time, what, _CAUSES.get(record.reason, cause) if kind == "fetch" else cause)
             span.tokens = int(record.numbers.get("tokens", 0))
         if kind == "queue" and self._blocked is not None:
             self._wait(self._blocked, record.time)

@@ -24,8 +24,9 @@ from octavo.block_hash import HASH_BYTES
 from octavo.kvcache.tier import Bytes
 
 _HEAD = 4096
-_CHECK = 16
-_ENTRY = HASH_BYTES + _CHECK
+CHECK_BYTES = 16
+"""Of a checksum."""
+_ENTRY = HASH_BYTES + CHECK_BYTES
 _FREE = bytes(_ENTRY)
 
 
@@ -87,7 +88,7 @@ class SlotFile:
         """
         entry = os.pread(self._fd, _ENTRY, _HEAD + slot * _ENTRY)
         count = os.preadv(self._fd, [into.data], self._first + slot * self.slot_bytes)
-        if count < self.slot_bytes or entry != block_hash + _checksum(block_hash, into):
+        if count < self.slot_bytes or entry != block_hash + checksum(block_hash, into):
             raise Damaged(f"slot {slot} is damaged")
 
     def write(self, slot: int, block_hash: bytes, data: Bytes) -> None:
@@ -98,7 +99,7 @@ class SlotFile:
         """
         self.clear(slot)
         self._put(data.data, self._first + slot * self.slot_bytes)
-        self._put(block_hash + _checksum(block_hash, data), _HEAD + slot * _ENTRY)
+        self._put(block_hash + checksum(block_hash, data), _HEAD + slot * _ENTRY)
 
     def clear(self, slot: int) -> None:
         """Forget what a slot holds.
@@ -117,7 +118,8 @@ class SlotFile:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _checksum(block_hash: bytes, data: Bytes) -> bytes:
+def checksum(block_hash: bytes, data: Bytes) -> bytes:
+    """Tells whether a block is what was computed under its hash."""
     found = sha256(block_hash)
     found.update(data.data)
-    return found.digest()[:_CHECK]
+    return found.digest()[:CHECK_BYTES]

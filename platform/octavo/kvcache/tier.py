@@ -12,20 +12,36 @@ import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
 
-Failure = Literal["checksum", "io", "late", "full", "busy"]
-"""Why a block did not come (checksum: it is not what was written; late: computing it was to take less time), or was not
-kept (full: the disk; busy: too much waits to be written)."""
+Failure = Literal["checksum", "io", "late", "gone", "full", "busy"]
+"""Why a block did not come (checksum: it is not what was written; late: computing it was to take less time; gone: who
+was said to have it has not), or was not kept (full: the disk; busy: too much waits to be written)."""
 
 
-class Tier(Protocol):
-    """Keeps blocks by their hashes; what it gives back is what it was given, or nothing.
+class BlockSource(Protocol):
+    """Has blocks by their hashes; what it gives is what was computed, or nothing.
 
     Attributes:
         failures: counted.
-        changes: blocks that it has taken in (True) or lost since somebody looked; whoever looks takes them out.
     """
 
     failures: Counter[Failure]
+
+    def read(self, hashes: Sequence[bytes], into: Bytes) -> int:
+        """Read blocks, one a row; returns how many of the first ones came as they had been written."""
+        ...
+
+    def close(self) -> None:
+        """Give it up; what it keeps stays."""
+        ...
+
+
+class Tier(BlockSource, Protocol):
+    """Keeps blocks as well.
+
+    Attributes:
+        changes: blocks that it has taken in (True) or lost since somebody looked; whoever looks takes them out.
+    """
+
     changes: deque[tuple[bool, bytes]]
 
     def hashes(self) -> list[bytes]:
@@ -36,16 +52,26 @@ class Tier(Protocol):
         """How many of a chain's first blocks are here, most likely; any thread may ask, and nothing is waited for."""
         ...
 
-    def read(self, hashes: Sequence[bytes], into: Bytes) -> int:
-        """Read blocks, one a row; returns how many of the first ones came as they had been written."""
-        ...
-
     def write(self, hashes: Sequence[bytes], data: Bytes) -> int:
         """Keep blocks, one a row, a chain's last ones first; returns how many are new here."""
         ...
 
+
+class Peers(Protocol):
+    """Other shards of the model, as sources of blocks.
+
+    Attributes:
+        failures: of all of them.
+    """
+
+    failures: Counter[Failure]
+
+    def find(self, name: str) -> BlockSource | None:
+        """A shard, by the name that routers give it; None where nobody has said yet where it is."""
+        ...
+
     def close(self) -> None:
-        """Give it up; what it keeps stays."""
+        """Leave them all."""
         ...
 
 

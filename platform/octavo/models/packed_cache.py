@@ -23,6 +23,7 @@ import octavo_kernels.linear
 from octavo.gguf_header import split_files
 from octavo.models.packed_file import Damaged, Packed, Part, read_packed, write_packed
 from octavo.source import Source
+from octavo.verified import sum_of
 from octavo_kernels.native.cache import cache_folder, lock, own_file, temporary_folder
 
 logger = logging.getLogger(__name__)
@@ -122,6 +123,11 @@ def version(source: Source) -> str:
     """Names the content of a checkpoint's files, and the code that reads and runs them."""
     identity = [(file.name, *_identity(file)) for file in _files(source)]
     return _digest(f"{_code()} {identity}")[:16]
+
+
+def content(source: Source) -> str:
+    """The same, by what is in the files: it is the same on every machine. Reads all of them, once."""
+    return _digest(f"{_code()} {[(file.name, sum_of(file)) for file in _files(source)]}")[:16]
 
 
 def _identity(file: Path) -> tuple[int, ...]:

@@ -17,9 +17,10 @@ import msgspec
 import numpy as np
 
 from octavo.cost_model import CostModel, StepWork
+from octavo.engine.arrivals import Arrivals, Fetch, Lot
 from octavo.engine.beam import Beams, NextBeams, fork_of
 from octavo.engine.constrained import RequestRules
-from octavo.engine.fetches import Fetch, Fetches, Lot
+from octavo.engine.fetches import Fetches
 from octavo.engine.plan import InFlight, StepPlan
 from octavo.engine.proposals import Proposer
 from octavo.engine.recorded import (
@@ -41,7 +42,7 @@ from octavo.engine.recorded import (
 from octavo.engine.sequence import Sequence
 from octavo.errors import Overloaded
 from octavo.kvcache.block_pool import BlockPool
-from octavo.kvcache.tier import Bytes, KVBlocks, Tier
+from octavo.kvcache.tier import Bytes, KVBlocks, Tier, TierCounters
 from octavo.recording import Write
 from octavo.request import FinishReason, Request, SequenceUpdate
 from octavo.step import LogprobRow, StepResult
@@ -141,8 +142,8 @@ class _Scheduler(RecordedScheduler):
         self.proposer = cast(Proposer, _Answers(answers)) if asks else None
         if frame.fetched is not None:
             if self.fetches is None:
-                self.fetches = _Arrivals(self.pool, self.cost_model)
-            cast(_Arrivals, self.fetches).told = deque(frame.fetched)
+                self.fetches = _fetches(self.pool, self.cost_model)
+            cast(_Arrivals, self.fetches.own).told = deque(frame.fetched)
         return self.schedule((lambda _: bool(answers.popleft())) if frame.apart else None)
 
 
@@ -204,32 +205,37 @@ class _Beams(Beams):
         return turn
 
 
-class _Arrivals(Fetches):
+def _fetches(pool: BlockPool, cost_model: CostModel) -> Fetches:
+    """Blocks come as they came, and nothing is saved."""
+    tier, blocks = cast(Tier, _NoTier()), cast(KVBlocks, _NoBlocks())
+    fetches = Fetches(tier, blocks, pool, cost_model)
+    fetches.own = _Arrivals(tier, blocks, pool, cost_model, TierCounters())
+    pool.released = pool.tier = None
+    return fetches
+
+
+class _Arrivals(Arrivals):
     """Blocks that come as they came."""
 
     told: deque[int]
-
-    def __init__(self, pool: BlockPool, cost_model: CostModel) -> None:
-        super().__init__(cast(Tier, _NoTier()), cast(KVBlocks, _NoBlocks()), pool, cost_model)
-        pool.released = pool.tier = None  # nothing is saved
 
     def _next(self) -> int:
         self.seen(told := self.told.popleft())
         return told
 
-    def _found(self, chain: list[bytes]) -> int:
+    def found(self, tier: Tier, chain: list[bytes]) -> int:
         return self._next()
 
-    def _is_worth(self, blocks: int, ours: float) -> bool:
-        return bool(self._next())
+    def saving(self, have: int, more: int) -> float:
+        return float(self._next())
 
-    def _came(self, fetch: Fetch, idle: bool) -> Lot | None:
+    def _came(self, fetch: Fetch) -> Lot | None:
         good = self._next()
         return None if good < 0 else Lot(_ROWS, good, 0.0)
 
     def _over(self, now: float) -> list[Fetch]:
         places = [self._next() for _ in range(self._next())]
-        return [self._fetches[place] for place in places]
+        return [self.fetches[place] for place in places]
 
     def _read_on(self) -> None: ...
 

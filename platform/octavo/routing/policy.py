@@ -1,18 +1,19 @@
 """Chooses the shard for a request: the one with the lowest score, in predicted seconds.
 
-    score = wait + queue + adapter + own + others
+    score = wait + queue + adapter + fetch + own + others
 
     wait     beyond the queue, until decoding sequences have left the places and KV blocks that are needed
     queue    the rest of the step under way, and the backlog: prompts that are there before this one
     adapter  until the shard has read the request's adapter, unless it is loaded there
-    own      the steps of this prompt's uncached tokens
+    fetch    until blocks that another shard has more of this prompt have come from there, where that is worth it
+    own      the steps of this prompt's tokens that are neither cached nor fetched
     others   (next + stream_weight * decoding) * (compute time of these tokens)
     next     busy / (1 - busy)
 
-The first four are predictions from what the shard says of itself: the cost model that it fitted to its measured steps
-(`octavo.load.ShardState`), and how long adapters took to come there of late. So a slow shard says so itself. Together
-they are the time to the first token. A shard where the first two exceed the model's bound (`octavo.routing.admission`)
-is chosen only if all others are like it.
+All but the last are predictions from what the shard says of itself: the cost model that it fitted to its measured steps
+(`octavo.load.ShardState`), and how long adapters and blocks took to come there of late. So a slow shard says so itself.
+Together they are the time to the first token. A shard where the first two exceed the model's bound
+(`octavo.routing.admission`) is chosen only if all others are like it.
 
 `others` is what the request costs everybody else. Its uncached tokens delay each decoding sequence by their compute
 time (weighted by `stream_weight`). When prompts keep the shards busy for a share `busy` of the time, they also delay
@@ -41,7 +42,7 @@ from typing import Literal
 from octavo.cost_model import Cost, attended
 from octavo.load import ShardState
 
-Reason = Literal["prefix", "load", "spread", "stale", "turn", "session"]
+Reason = Literal["prefix", "load", "spread", "fetch", "stale", "turn", "session"]
 PolicyName = Literal["prefix_affinity", "least_loaded", "round_robin", "session"]
 
 PRIOR = Cost(step=5e-3, token=5e-5, sequence=1e-4, attended=1e-9, context=1e-8)
@@ -82,6 +83,8 @@ class Candidate:
         stale: whether its reports stopped. Then `cached` is 0, and `state` counts only this router's own requests
             there.
         adapter: seconds until it has read the request's adapter; 0 where that is loaded, or none is asked for.
+        peer: another shard, which holds more of the prompt and gives it blocks; "" where there is none.
+        peer_cached: leading tokens of the prompt that are there.
     """
 
     name: str
@@ -89,6 +92,8 @@ class Candidate:
     state: ShardState
     stale: bool = False
     adapter: float = 0.0
+    peer: str = ""
+    peer_cached: int = 0
 
     def start_seconds(self, query: Query) -> float:
         """Until the request begins to be computed there."""
@@ -97,13 +102,19 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The formula's terms in seconds; `total` is what shards are compared by, `first_token` the prediction."""
+    """The formula's terms in seconds; `total` is what shards are compared by, `first_token` the prediction.
+
+    Attributes:
+        fetched: tokens whose blocks are fetched; 0 where that is not worth it.
+    """
 
     wait: float
     queue: float
     adapter: float
     own: float
     others: float
+    fetch: float = 0.0
+    fetched: int = 0
 
     @property
     def start(self) -> float:
@@ -111,7 +122,7 @@ class Score:
 
     @property
     def first_token(self) -> float:
-        return self.start + self.adapter + self.own
+        return self.start + self.adapter + self.fetch + self.own
 
     @property
     def total(self) -> float:
@@ -125,20 +136,37 @@ class Choice:
     Attributes:
         order: every shard, best first; a full shard is passed over for the next.
         reason: "prefix": it holds the longest prefix; "spread": another shard holds a longer one but would take longer;
-            "load": no shard holds any of it, or the policy ignores caches; "stale": as "load", for a shard whose
-            reports stopped; "turn" and "session": as the policy says.
-        cached: prompt tokens predicted to be found in its cache.
+            "fetch": the same, and it fetches from there what it lacks; "load": no shard holds any of it, or the policy
+            ignores caches; "stale": as "load", for a shard whose reports stopped; "turn" and "session": as the policy
+            says.
+        cached: prompt tokens predicted to be found in its cache, those that are fetched included.
         score: of the first shard.
+        peer: from where it fetches; "" where it does not.
+        peer_blocks: how many of the prompt's first blocks are there.
     """
 
     order: list[str]
     reason: Reason
     cached: int
     score: Score
+    peer: str = ""
+    peer_blocks: int = 0
 
 
 def score(query: Query, shard: Candidate, cached: int, stream_weight: float) -> Score:
-    """The formula above, for a shard that finds `cached` tokens of the prompt."""
+    """The formula above, for a shard that finds `cached` tokens of a prompt, and fetches more where that is better."""
+    found = _score(query, shard, cached, stream_weight)
+    if shard.peer_cached <= cached:
+        return found
+    fetched = shard.peer_cached - cached
+    seconds = fetched / shard.state.block_size * shard.state.fetched_block
+    other = _score(query, shard, shard.peer_cached, stream_weight, seconds, fetched)
+    return other if other.total < found.total else found
+
+
+def _score(
+    query: Query, shard: Candidate, cached: int, stream_weight: float, fetch: float = 0.0, fetched: int = 0
+) -> Score:
     state = shard.state
     uncached = query.tokens - cached
     compute = state.prefill_seconds(uncached, attended(cached, uncached))
@@ -150,6 +178,8 @@ def score(query: Query, shard: Candidate, cached: int, stream_weight: float) -> 
         adapter=shard.adapter,
         own=steps * (state.step_seconds + state.cost.sequence) + compute,
         others=(busy / (1 - busy) + stream_weight * state.decoding) * compute,
+        fetch=fetch,
+        fetched=fetched,
     )
 
 
@@ -158,14 +188,16 @@ def prefix_affinity(query: Query, shards: Sequence[Candidate], stream_weight: fl
     scores = {shard.name: score(query, shard, shard.cached, stream_weight) for shard in shards}
     ranked = sorted(shards, key=lambda shard: scores[shard.name].total)
     best = ranked[0]
-    longest = max(shard.cached for shard in shards)
+    longest = max(max(shard.cached, shard.peer_cached) for shard in shards)
     reason: Reason = "load" if not longest else "prefix" if best.cached == longest else "spread"
+    if scores[best.name].fetched:
+        reason = "fetch"
     return _choice(ranked, scores[best.name], "stale" if best.stale else reason)
 
 
 def least_loaded(query: Query, shards: Sequence[Candidate], stream_weight: float) -> Choice:
     """The shard that would be fastest if no shard held anything."""
-    ranked = sorted(shards, key=lambda shard: score(query, shard, 0, stream_weight).total)
+    ranked = sorted(shards, key=lambda shard: _score(query, shard, 0, stream_weight).total)
     best = ranked[0]
     return _choice(ranked, score(query, best, best.cached, stream_weight), "stale" if best.stale else "load")
 
@@ -202,14 +234,17 @@ def explain(query: Query, shards: Sequence[Candidate], stream_weight: float) -> 
         terms = score(query, shard, shard.cached, stream_weight)
         lines.append(
             f"{shard.name}: {terms.total:.4f} s = wait {terms.wait:.4f} + queue {terms.queue:.4f}"
-            f" + adapter {terms.adapter:.4f} + own {terms.own:.4f} + others {terms.others:.4f}; cached {shard.cached} "
-            f"of {query.tokens}, stale {shard.stale}, {asdict(shard.state)}"
+            f" + adapter {terms.adapter:.4f} + fetch {terms.fetch:.4f} + own {terms.own:.4f}"
+            f" + others {terms.others:.4f}; cached {shard.cached} of {query.tokens}, fetched {terms.fetched}, "
+            f"stale {shard.stale}, {asdict(shard.state)}"
         )
     return "\n".join(lines)
 
 
 def _choice(ranked: Sequence[Candidate], best: Score, reason: Reason) -> Choice:
-    return Choice([shard.name for shard in ranked], reason, ranked[0].cached, best)
+    first, order = ranked[0], [shard.name for shard in ranked]
+    peer = (first.peer, first.peer_cached // first.state.block_size) if best.fetched else ("", 0)
+    return Choice(order, reason, first.cached + best.fetched, best, *peer)
 
 
 def _rendezvous(key: str, shard: str) -> bytes:

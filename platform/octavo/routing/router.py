@@ -226,6 +226,8 @@ class Router:
         query = replace(query, turn=self._turn, busy=self._busy)
         start = self._turn % len(names)  # equally good shards take turns
         candidates = [self._candidate(name, chain, query, now) for name in [*names[start:], *names[:start]]]
+        if any(shard.state.fetched_block for shard in candidates):
+            candidates = self._with_peers(candidates, chain, query)
         choice = POLICIES[self.config.policy](query, candidates, self.config.stream_weight)
         if choice.score.start > within and (timely := [c for c in candidates if c.start_seconds(query) <= within]):
             choice = POLICIES[self.config.policy](query, timely, self.config.stream_weight)
@@ -255,6 +257,22 @@ class Router:
         usable = (query.tokens - 1) // state.block_size  # an engine computes at least the last token
         cached = matched(chain[:usable], shard.blocks.hashes, shard.coming) * state.block_size
         return Candidate(name, cached, state, adapter=adapter)
+
+    def _with_peers(self, candidates: list[Candidate], chain: Sequence[bytes], query: Query) -> list[Candidate]:
+        """The same with who else holds more of the prompt: the two that hold most, whether they have room or not."""
+        held: list[tuple[int, str]] = []
+        for name, shard in self.shards.items():
+            if shard.state is not None and shard.state.fetched_block and not shard.stale:
+                usable = (query.tokens - 1) // shard.state.block_size
+                if count := matched(chain[:usable], shard.blocks.hashes) * shard.state.block_size:
+                    held.append((count, name))
+        best = heapq.nlargest(2, held)
+        found = []
+        for each in candidates:
+            count, peer = next((most for most in best if most[1] != each.name), (0, ""))
+            takes = each.state.fetched_block and not each.stale and count > each.cached
+            found.append(replace(each, peer=peer, peer_cached=count) if takes else each)
+        return found
 
     def state_of(self, name: str, now: float) -> ShardState:
         """How busy a shard is, what was sent there since its last report included."""
@@ -293,7 +311,7 @@ class Router:
     def _count(self, ticket: str, chain: Sequence[bytes], query: Query, choice: Choice, now: float) -> None:
         shard = self.shards[choice.order[0]]
         uncached = query.tokens - choice.cached
-        fresh = chain[choice.cached // (shard.state or UNKNOWN).block_size :]
+        fresh = chain[(choice.cached - choice.score.fetched) // (shard.state or UNKNOWN).block_size :]
         sent = _Sent(shard, query.sequences, uncached, attended(choice.cached, uncached), fresh, now)
         self._sent[ticket] = sent
         self._unconfirmed.append((ticket, sent))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -417,3 +418,35 @@ def test_a_request_whose_caller_ends_it_while_its_shards_fate_is_unknown_waits_n
             rest = asyncio.create_task(anext(stream, None))
 
     assert fleet.run(scenario, timeout=3600.0) == []
+
+
+def test_shards_are_told_of_each_other(fleet: Any) -> None:
+    """Of those that give KV blocks, when one comes or goes."""
+
+    async def scenario(client: Any) -> None:
+        heard: dict[str, list[Any]] = {}
+
+        async def add() -> None:
+            port = await fleet.add()
+            port.introduced = heard.setdefault(port.name, []).append
+            metadata = {**fleet.replicas[-1].metadata, "kv": ("here", int(port.name), "secret")}
+            metadata["kv"] = dict(zip(("host", "port", "secret"), metadata["kv"], strict=True))
+            fleet.replicas[-1] = replace(fleet.replicas[-1], metadata=metadata)
+            fleet.tell(list(fleet.replicas))
+
+        async def until(**ports: Any) -> None:
+            wanted = {name[1:]: count for name, count in ports.items()}
+            async with asyncio.timeout(30):
+                while {name: [at.port for at in said[-1].values()] for name, said in heard.items() if said} != wanted:
+                    await asyncio.sleep(0.01)
+
+        await add()
+        await until(_1=[1])
+        await add()
+        await until(_1=[1, 2], _2=[1, 2])
+        fleet.tell(fleet.replicas[:1])
+        await until(_1=[1], _2=[1, 2])
+        assert [len(said) for said in heard.values()] == [3, 1]
+        await fleet.said(client, fleet.request())
+
+    fleet.run(scenario)

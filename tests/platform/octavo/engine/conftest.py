@@ -220,6 +220,41 @@ class Shelf:
         self.closed = True
 
 
+class Neighbour:
+    """Another engine as a source of blocks, from which no more than some may come; somebody may hold them up."""
+
+    def __init__(self, engine):
+        self.failures, self.engine = Counter(), engine
+        self.most, self.random = None, random.Random(0)
+        self.open, self.reads, self.closed = threading.Event(), 0, False
+        self.open.set()
+
+    def read(self, hashes, into):
+        assert self.open.wait(60)
+        self.reads += 1
+        data = self.engine.copy_blocks(hashes)()
+        count = len(data) if self.most is None else min(len(data), self.most(self.random))
+        into[:count] = data[:count]
+        return count
+
+    def close(self):
+        self.closed = True
+
+
+class Neighbours:
+    """All by their names."""
+
+    def __init__(self, **known):
+        self.known, self.failures = known, Counter()
+
+    def find(self, name):
+        return self.known.get(name)
+
+    def close(self):
+        for each in self.known.values():
+            each.close()
+
+
 class WholeFake:
     """An encoder: it refuses steps that hold a part of a text."""
 
@@ -327,6 +362,8 @@ def fake():
         VOCAB=VOCAB,
         PagedFake=PagedFake,
         Shelf=Shelf,
+        Neighbour=Neighbour,
+        Neighbours=Neighbours,
     )
 
 
@@ -353,3 +390,16 @@ def tiny_tokenizer():
     text = json.dumps({"first_name": "Ada", "year_of_birth": 1815, "languages": ["fr", "de", "en"]})
     backend.train_from_iterator([text, "yes, the abc is done", "no, this is done, maybe the others are"] * 9, trainer)
     return Tokenizer(TokenizerParts(backend, frozenset({0, 1}), None, {}, {}))
+
+
+@pytest.fixture(scope="session")
+def neighbours():
+    """Makes engines known by their names as sources of blocks; a fifth of the reads gives fewer than it could."""
+
+    def make(**engines):
+        known = {name: Neighbour(engine) for name, engine in engines.items()}
+        for each in known.values():
+            each.most = lambda rng: rng.choice([0, 1, 100, 100, 100, 100, 100, 100, 100, 100])
+        return Neighbours(**known)
+
+    return make

@@ -423,3 +423,39 @@ def test_those_that_wait_for_a_grammar_hear_of_the_engines_end(fake, grammar_eng
             await task
 
     asyncio.run(main())
+
+
+def test_what_is_to_be_done_with_the_engine_is_done_between_two_steps(fake, slow_engine):
+    """In its thread, also while it idles; an error is the caller's."""
+    assert slow_engine.call(lambda engine: (engine, threading.current_thread().name)).result(60) == (
+        slow_engine.engine,
+        "octavo-engine",
+    )
+
+    def raises(engine):
+        raise ValueError("no")
+
+    async def main():
+        streaming = asyncio.create_task(collect(slow_engine, fake.request("r", [1, 2, 3], max_tokens=20)))
+        while not slow_engine.engine.has_work:
+            await asyncio.sleep(0)
+        with pytest.raises(ValueError, match="no"):
+            await asyncio.wrap_future(slow_engine.call(raises))
+        return await streaming
+
+    assert asyncio.run(main())[0] == fake.expected([1, 2, 3], 20)
+
+
+def test_nothing_is_done_with_an_engine_that_has_ended(fake):
+    engine = AsyncEngine(fake.engine())
+    waiting = threading.Event()
+    engine.call(lambda _: waiting.wait(60))
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    while engine._commands.qsize() < 1:
+        time.sleep(0.001)
+    too_late = engine.call(lambda _: 1)
+    waiting.set()
+    closing.join()
+    assert too_late.cancelled()
+    assert engine.call(lambda _: 1).cancelled()

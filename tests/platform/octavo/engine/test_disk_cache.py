@@ -6,7 +6,7 @@ import pytest
 
 from octavo import LLM, SamplingParams
 from octavo.config import EngineConfig
-from octavo.engine import fetches
+from octavo.engine import arrivals
 from octavo.errors import ConfigError
 
 PROMPT = list(range(30, 130))
@@ -15,7 +15,7 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
 
 @pytest.fixture(autouse=True)
 def worth_it(monkeypatch):
-    monkeypatch.setattr(fetches, "compute_seconds", lambda *_: float("inf"))
+    monkeypatch.setattr(arrivals, "compute_seconds", lambda *_: float("inf"))
 
 
 @pytest.fixture

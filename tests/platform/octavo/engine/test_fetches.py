@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from octavo.engine import fetches
+from octavo.engine import arrivals, fetches
 from octavo.routing.index import ShardBlocks
 
 A, B = list(range(100, 148)), list(range(300, 348))
@@ -13,7 +13,7 @@ A, B = list(range(100, 148)), list(range(300, 348))
 @pytest.fixture(autouse=True)
 def worth_it(monkeypatch):
     """However long blocks take, computing them would take longer."""
-    monkeypatch.setattr(fetches, "compute_seconds", lambda *_: float("inf"))
+    monkeypatch.setattr(arrivals, "compute_seconds", lambda *_: float("inf"))
 
 
 @pytest.fixture
@@ -151,8 +151,8 @@ def test_who_wants_what_arrives_waits_for_it(fake, engine, gone):
 
 
 def test_what_comes_late_is_computed(fake, engine, gone, monkeypatch):
-    monkeypatch.setattr(fetches, "compute_seconds", lambda *_: 0.02)
-    engine.scheduler.fetches._block_seconds = 0.0
+    monkeypatch.setattr(arrivals, "compute_seconds", lambda *_: 0.02)
+    engine.scheduler.fetches.own.block_seconds = 0.0
     engine.add(fake.request("again", A, max_tokens=4))
     assert fake.run(engine)["again"][0] == fake.expected(A, 4)
     assert cached(engine) == 0
@@ -214,8 +214,8 @@ def test_a_step_that_raises_ends_no_one_else(fake, engine, gone, monkeypatch):
 
 
 def test_a_slow_tier_is_not_asked(fake, engine, gone, monkeypatch):
-    monkeypatch.setattr(fetches, "compute_seconds", lambda *_: 1.0)
-    engine.scheduler.fetches._block_seconds = 1.0
+    monkeypatch.setattr(arrivals, "compute_seconds", lambda *_: 1.0)
+    engine.scheduler.fetches.own.block_seconds = 1.0
     engine.add(fake.request("again", A, max_tokens=4))
     assert fake.run(engine)["again"][0] == fake.expected(A, 4)
     assert engine.stats().tier.wanted == 0

@@ -13,8 +13,8 @@ import pytest
 from octavo import LLM, LoRARequest, SamplingParams
 from octavo.beams import BeamSearch
 from octavo.constraint import Grammar
-from octavo.engine import fetches
-from octavo.request import Request
+from octavo.engine import arrivals
+from octavo.request import Placement, Request
 
 INVOCATION = [7, 8, 9]
 PROMPTS = [list(range(30, 90)), [*range(30, 80), *INVOCATION, *range(5)], [5, *INVOCATION], [*INVOCATION, *range(60)]]
@@ -37,6 +37,7 @@ COLUMNS = {
     "ranks": {"tensor_parallel_size": 2, "threads": 1},
     "ahead": {"async_scheduling": True},
     "all": {"max_num_batched_tokens": 32, "async_scheduling": True, "scheduling_policy": "fair", **FEW_BLOCKS},
+    "peer": {"max_num_batched_tokens": 32, "async_scheduling": True, **FEW_BLOCKS},
     "disk": {"max_num_batched_tokens": 32, "async_scheduling": True, "disk_cache_bytes": 2**22, **FEW_BLOCKS},
 }
 
@@ -65,16 +66,27 @@ def plain(tiny_model, adapters):
     llm.close()
 
 
+@pytest.fixture(scope="module")
+def neighbour(tiny_model):
+    """Another shard, which has computed what it is asked for, and from which blocks come or do not."""
+    llm = load(tiny_model)
+    yield llm
+    llm.close()
+
+
 @pytest.fixture(scope="module", params=COLUMNS)
-def column(request, tiny_model, tmp_path_factory):
+def column(request, tiny_model, tmp_path_factory, neighbour, neighbours):
     name = request.param
     llm = load(tiny_model, **COLUMNS[name], disk_cache_path=str(tmp_path_factory.mktemp("kv")))
+    if name == "peer":
+        llm.engine.share(neighbours(other=neighbour.engine))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fetches, "compute_seconds", lambda *_: float("inf"))  # so little is computed at once
+        patch.setattr(arrivals, "compute_seconds", lambda *_: float("inf"))  # so little is computed at once
         yield name, llm
     counters = llm.engine.scheduler.counters
-    assert (name in ("preemption", "all", "disk")) == (counters.preemptions > 0)
+    assert (name in ("preemption", "all", "peer", "disk")) == (counters.preemptions > 0)
     assert (name == "disk") == (llm.engine.stats().tier.came > 20)
+    assert (name == "peer") == (llm.engine.stats().peers.came > 20)
     assert sum(counters.accepted) > 20
     llm.close()
 
@@ -88,9 +100,12 @@ def requests(row, adapters, emitted=None):
     params |= {"n": 2, "beams": BeamSearch(3)} if "beam" in row else {}
     adapter = {"adapter": [*adapters[:2], None, adapters[0]], "late": [adapters[2]] * 3 + [None]}
     chosen = next((each for word, each in adapter.items() if word in row), [None] * 4)
+    there = Placement("", "here", "fetch", 0, 0.0, "other", 100)
     return [
-        Request(request_id=f"{i}", prompt_token_ids=prompt, params=SamplingParams(seed=i, **params), adapter=chosen[i],
-                tenant=str(i % 2), emitted=None if emitted is None else emitted[f"{i}"])
+        Request(
+            request_id=f"{i}", placement=there, prompt_token_ids=prompt, params=SamplingParams(seed=i, **params),
+            adapter=chosen[i], tenant=str(i % 2), emitted=None if emitted is None else emitted[f"{i}"],
+        )
         for i, prompt in enumerate(PROMPTS)
     ]  # fmt: skip
 
@@ -151,13 +166,15 @@ class Guesser:
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_it_is_as_the_plain_path_has_it(column, plain, adapters, row):
+def test_it_is_as_the_plain_path_has_it(column, plain, adapters, neighbour, row):
     (name, llm), expected = column, plain[row]
     moved = name in ("failover", "all") and "beam" not in row  # a search tells nothing before its end
     before = {key: len(tokens) // 2 if moved else 0 for key, (tokens, _, _) in expected.items()}
     emitted = {}
     for key, (tokens, _, _) in sorted(expected.items()):
         emitted.setdefault(key[0], []).append(tokens[: before[key]])
+    if name == "peer":
+        assert run(neighbour, requests(row, adapters)).keys() == expected.keys()
     for _ in range(2):  # the second time much of it is cached
         asked = requests(row, adapters, emitted if moved else None)
         found = run(llm, asked, Guesser(expected) if "guesses" in row else None)

@@ -10,7 +10,7 @@ import pytest
 
 from octavo.beams import BeamSearch
 from octavo.constraint import Grammar, Thinking
-from octavo.engine import fetches
+from octavo.engine import arrivals
 from octavo.engine.recorded import Committed, Scheduled
 from octavo.errors import OctavoError
 from octavo.pooling import Pooling, PoolingInfo
@@ -159,7 +159,7 @@ def _numbers(value) -> list:
 @pytest.mark.parametrize("ahead", [False, True])
 def test_what_comes_from_a_slower_tier_comes_again(fake, tmp_path, monkeypatch, ahead, poison):
     """Blocks of few prompts, in a cache for two of them, some of which do not come."""
-    monkeypatch.setattr(fetches, "compute_seconds", lambda *_: drawn.choice([0.0, 1e-4, 10.0]))
+    monkeypatch.setattr(arrivals, "compute_seconds", lambda *_: drawn.choice([0.0, 1e-4, 10.0]))
     drawn, shelf = random.Random(f"{ahead}{poison}"), fake.Shelf(0.2)
     engine = fake.engine(12, tier=shelf, record=str(tmp_path), async_scheduling=ahead, max_num_queued_requests=9)
     kinds = [{}, {"n": 2}, {"prompt_logprobs": 1}]

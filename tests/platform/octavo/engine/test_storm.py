@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from octavo.engine import fetches
+from octavo.engine import arrivals
 from octavo.errors import Overloaded
 
 
@@ -82,7 +82,7 @@ def test_a_storm_of_2000_operations(fake, ahead):
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_a_storm_beside_a_tier_that_loses_blocks(fake, ahead, monkeypatch):
-    monkeypatch.setattr(fetches, "compute_seconds", lambda *_: float("inf"))
+    monkeypatch.setattr(arrivals, "compute_seconds", lambda *_: float("inf"))
     shelf = fake.Shelf(lost=0.3)
     storm(fake, seed=2, operations=1000, async_scheduling=ahead, tier=shelf)
     assert shelf.reads > shelf.lost_reads > 0

@@ -45,6 +45,38 @@ AFFINITY = {
 }
 
 
+def fetching(name: str, cached: int, state: ShardState, peer: str, peer_cached: int, block: float = 1e-3) -> Candidate:
+    return Candidate(name, cached, replace(state, fetched_block=block), peer=peer, peer_cached=peer_cached)
+
+
+FETCHES = {
+    # prompt of 1,000 tokens -> order, reason, from whom, blocks there, tokens found
+    "it is busy": ([fetching("a", 960, BUSY, "", 0), fetching("b", 0, IDLE, "a", 960)], "ba", "fetch", "a", 960),
+    "it has room": ([fetching("a", 960, IDLE, "", 0), fetching("b", 0, IDLE, "a", 960)], "ab", "prefix", "", 960),
+    "fetching is slow": (
+        [fetching("a", 960, BUSY, "", 0), fetching("b", 0, IDLE, "a", 960, 0.1)], "ba", "spread", "", 0,
+    ),
+    "it is full": ([fetching("b", 160, IDLE, "c", 960)], "b", "fetch", "c", 960),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("shards", "order", "reason", "peer", "cached"), FETCHES.values(), ids=FETCHES.keys())
+def test_what_another_shard_holds_is_fetched_where_that_is_sooner(
+    shards: list[Candidate], order: str, reason: str, peer: str, cached: int
+) -> None:
+    choice = POLICIES["prefix_affinity"](Query(1000), shards, 0.05)
+    assert ("".join(choice.order), choice.reason, choice.peer, choice.cached) == (order, reason, peer, cached)
+    assert choice.peer_blocks == (60 if peer else 0)
+    assert choice.score.fetch == pytest.approx(choice.score.fetched / 16 * 1e-3)
+
+
+def test_policies_that_look_at_the_load_alone_place_by_it_and_fetch_then() -> None:
+    shards = [fetching("a", 960, BUSY, "", 0), fetching("b", 0, IDLE, "a", 960)]
+    for name in ("least_loaded", "session"):
+        choice = POLICIES[name](Query(1000), shards, 0.05)
+        assert (choice.order, choice.reason, choice.peer) == (["b", "a"], "load", "a")
+
+
 @pytest.mark.parametrize(("shards", "order", "reason"), AFFINITY.values(), ids=AFFINITY.keys())
 def test_prefix_affinity(shards: list[Candidate], order: str, reason: str) -> None:
     choice = POLICIES["prefix_affinity"](Query(1000), shards, 0.05)

@@ -269,3 +269,28 @@ def test_who_listens_is_told_what_a_decision_was_made_of() -> None:
     assert {shard.name for shard in decision.candidates} == set(NAMES)
     best = min(decision.candidates, key=lambda shard: score(decision.query, shard, shard.cached, 0.01).total)
     assert best.name == choice.order[0]
+
+
+def test_a_busy_holder_gives_what_it_has_and_the_rest_follows_the_fetch() -> None:
+    """It counts what is held, not what is coming; the second request finds it coming where the first one fetches."""
+    made = Router(RoutingConfig())
+    for name in ("a", "b"):
+        made.join(name, 0.0).blocks.part(0, 0, 1, chain(1) if name == "a" else [])
+        made.heard(name, replace(IDLE, fetched_block=1e-4), [], 0.0)
+    made.heard("a", replace(IDLE, fetched_block=1e-4, queued=4, backlog_tokens=8192), [], 0.0)
+    first = route(made, "1", chain(1), names=["a", "b"])
+    assert (first.order[0], first.reason, first.peer, first.peer_blocks, first.cached) == ("b", "fetch", "a", 62, 992)
+    second = route(made, "2", chain(1), names=["a", "b"])
+    assert (second.order[0], second.peer, second.cached) == ("b", "", 992)
+
+
+def test_a_shard_without_room_gives_blocks_and_a_stale_one_is_not_asked() -> None:
+    made = Router(RoutingConfig())
+    for name in ("a", "b"):
+        made.join(name, 0.0).blocks.part(0, 0, 1, chain(1) if name == "a" else [])
+        made.heard(name, replace(IDLE, fetched_block=1e-4), [], 0.0)
+    assert route(made, "1", chain(1), names=["b"]).peer == "a"
+    made.completed("1", ran=False)
+    made.heard("b", None, [], 5.0)
+    route(made, "2", chain(2), 5.0, ["a", "b"])  # it is noticed
+    assert route(made, "3", chain(1), 5.0, ["b"]).peer == ""

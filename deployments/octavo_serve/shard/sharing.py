@@ -1,0 +1,250 @@
+"""A shard and the others of its model: it gives them KV blocks and asks them for some.
+
+Who the others are gateways say, over their links. What a shard has, and whether it is worth fetching, its router and
+`octavo.engine.fetches` know. Everything here happens in threads, one for each other shard that asks or is asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from octavo.engine.arrivals import lot_of
+from octavo.engine.async_engine import AsyncEngine
+from octavo.engine.disk_cache import block_form
+from octavo.errors import ConfigError
+from octavo.kvcache.slot_file import CHECK_BYTES, checksum
+from octavo.kvcache.tier import Bytes, Failure
+from octavo.models.packed_cache import content
+from octavo.source import Source
+from octavo_serve.wire.blocks import Broken, Form, Wanted, Wire, joined
+from octavo_serve.wire.challenge import SECRET_BYTES, Challenge
+from octavo_serve.wire.messages import Address
+
+logger = logging.getLogger("ray.serve")
+
+CONNECT_SECONDS = 1.0
+READ_SECONDS = 10.0
+"""That a lot may take, however long computing it would; at most, for it is given up when that is sooner."""
+PAUSE_SECONDS = 1.0
+"""After a failure, until a shard is asked again."""
+OTHER_SECONDS = 60.0
+"""The same where its blocks are of another form."""
+IDLE_SECONDS = 600.0
+"""Without a question, until a connection is ended; the next question opens another."""
+COPY_SECONDS = 10.0
+"""That the engine may take to come to it: a step may be long."""
+MAX_ASKERS = 256
+"""Connections; further ones are ended at once."""
+
+_COUNT = 4
+
+
+class PeerShard:
+    """Another shard as a source of blocks (`octavo.kvcache.tier.BlockSource`); one thread reads.
+
+    Args:
+        own: what blocks are here.
+        failures: where they are counted.
+    """
+
+    def __init__(self, address: Address, own: Form, failures: Counter[Failure]) -> None:
+        self.address, self.failures = address, failures
+        self._own = own
+        self._wire: Wire | None = None
+        self._again = 0.0  # when it may be asked
+
+    def read(self, hashes: Sequence[bytes], into: Bytes) -> int:
+        """As in `BlockSource`."""
+        if time.monotonic() < self._again:
+            return 0
+        good = 0
+        try:
+            wire = self._wire = self._wire or self._connect()
+            wire.within(READ_SECONDS)
+            wire.say(joined(hashes))
+            if (count := int.from_bytes(wire.take(_COUNT), "big")) > len(hashes):
+                raise ConnectionError(f"{count} blocks for {len(hashes)}")
+            for block_hash, row in zip(hashes[:count], into, strict=False):
+                check = wire.take(CHECK_BYTES)
+                wire.take_into(row.data)
+                if check != checksum(block_hash, row):
+                    self.failures["checksum"] += len(hashes) - good
+                    self.close()
+                    return good
+                good += 1
+        except _OtherForm:
+            self.failures["gone"] += len(hashes)
+            self._again = time.monotonic() + OTHER_SECONDS
+            logger.warning("A shard at %s has other KV blocks: it is not asked", self.address.host)
+        except Broken as error:
+            self.failures["io"] += len(hashes) - good
+            self.close()
+            self._again = time.monotonic() + PAUSE_SECONDS
+            logger.info("KV blocks did not come from %s: %s", self.address.host, error)
+        else:
+            self.failures["gone"] += len(hashes) - count
+        return good
+
+    def _connect(self) -> Wire:
+        address = self.address
+        wire = Wire(socket.create_connection((address.host, address.port), CONNECT_SECONDS), CONNECT_SECONDS)
+        try:
+            wire.prove(Challenge(bytes.fromhex(address.secret), opens=True))
+            if wire.hear(Form) != self._own:
+                raise _OtherForm
+        except BaseException:
+            wire.close()
+            raise
+        return wire
+
+    def close(self) -> None:
+        """As in `BlockSource`; who reads is told."""
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.close()
+
+
+class _OtherForm(Exception):
+    """A shard's blocks are of no use here."""
+
+
+class PeerShards:
+    """The other shards (`octavo.kvcache.tier.Peers`).
+
+    Attributes:
+        addresses: where they give blocks, by name.
+
+    Args:
+        own: what blocks are here.
+    """
+
+    def __init__(self, own: Form, addresses: Mapping[str, Address]) -> None:
+        self.failures: Counter[Failure] = Counter()
+        self.addresses = addresses
+        self._own = own
+        self._known: dict[str, PeerShard] = {}
+
+    def find(self, name: str) -> PeerShard | None:
+        """As in `Peers`."""
+        address, known = self.addresses.get(name), self._known.get(name)
+        if known is not None and known.address == address:
+            return known
+        for gone in self._known.keys() - self.addresses.keys() | ({name} if known else set()):
+            self._known.pop(gone).close()
+        if address is None:
+            return None
+        found = self._known[name] = PeerShard(address, self._own, self.failures)
+        return found
+
+    def close(self) -> None:
+        """As in `Peers`."""
+        self.addresses = {}
+        for each in self._known.values():
+            each.close()
+
+
+class Sharing:
+    """A shard's dealings with the others.
+
+    It listens at once, and answers once it has read the checkpoint's files, whose sum is a part of a block's form.
+
+    Args:
+        engine: whose blocks are given, and who fetches others.
+        source: of its model.
+        host: one of this machine's addresses.
+        name: of the shard.
+
+    Raises:
+        ConfigError: its blocks cannot be copied.
+    """
+
+    def __init__(self, engine: AsyncEngine, source: Source, host: str, name: str) -> None:
+        if engine.engine.executor.kv is None:
+            raise ConfigError("share_kv_cache is for models that generate text, in one process: leave it off")
+        self._engine, self._source, self._name = engine, source, name
+        self._secret = secrets.token_bytes(SECRET_BYTES)
+        self._peers: PeerShards | None = None
+        self._addresses: dict[str, Address] = {}
+        self._copying = threading.Lock()
+        self._askers: set[Wire] = set()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family)
+        self.address = Address(host, self._listener.getsockname()[1], self._secret.hex())
+        threading.Thread(target=self._run, name="octavo-kv-port", daemon=True).start()
+
+    def introduce(self, addresses: Mapping[str, Address]) -> None:
+        """From now on these are the shards of the model, by name; this one may be among them."""
+        self._addresses = {name: address for name, address in addresses.items() if name != self._name}
+        if self._peers is not None:
+            self._peers.addresses = self._addresses
+
+    def close(self) -> None:
+        """Give nothing more."""
+        self._listener.close()
+        for wire in list(self._askers):
+            wire.close()
+
+    def _run(self) -> None:
+        """Become ready, then let others in."""
+        engine = self._engine.engine
+        kv = engine.executor.kv
+        assert kv is not None
+        form = Form(block_form(content(self._source), engine.config, engine.executor), kv.block_bytes)
+        peers = self._peers = PeerShards(form, self._addresses)
+        self._engine.call(lambda engine: engine.share(peers))
+        while True:
+            try:
+                connected, _ = self._listener.accept()
+            except OSError:  # it is closed
+                return
+            if len(self._askers) >= MAX_ASKERS:
+                connected.close()
+                continue
+            wire = Wire(connected, CONNECT_SECONDS)
+            self._askers.add(wire)
+            threading.Thread(target=self._answer, args=(wire, form), name="octavo-kv-gives", daemon=True).start()
+
+    def _answer(self, wire: Wire, form: Form) -> None:
+        """Answer one other shard until it leaves."""
+        try:
+            wire.prove(Challenge(self._secret, opens=False))
+            wire.within(READ_SECONDS)
+            wire.say(form)
+            while True:
+                wire.within(IDLE_SECONDS)
+                self._give(wire, wire.hear(Wanted).split(), form)
+        except Broken:
+            pass  # it has left, is too slow, or is none of ours
+        except Exception:  # of the engine, which has perhaps ended
+            logger.warning("KV blocks could not be given to another shard", exc_info=True)
+        finally:
+            self._askers.discard(wire)
+            wire.close()
+
+    def _give(self, wire: Wire, hashes: list[bytes], form: Form) -> None:
+        data = self._copied(hashes[: lot_of(form.block_bytes)], form)
+        wire.within(READ_SECONDS)
+        wire.put(len(data).to_bytes(_COUNT, "big"))
+        for block_hash, row in zip(hashes, data, strict=False):
+            wire.put(checksum(block_hash, row))
+            wire.put(row.data)
+
+    def _copied(self, hashes: list[bytes], form: Form) -> Bytes:
+        """The first of these blocks that are in the cache, and those after them that its tier has."""
+        with self._copying:  # a lot between two steps, whoever asks
+            call = self._engine.call(lambda engine: engine.copy_blocks(hashes))
+            data = call.result(COPY_SECONDS)()
+        fetches, rest = self._engine.engine.scheduler.fetches, hashes[len(data) :]
+        if fetches is None or fetches.tier is None or not (more := fetches.tier.lookup(rest)):
+            return data
+        lower = np.empty((more, form.block_bytes), np.uint8)
+        count = fetches.tier.read(rest[:more], lower)
+        return np.concatenate([data, lower[:count]])
