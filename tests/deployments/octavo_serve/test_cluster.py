@@ -54,8 +54,8 @@ def deploy(cluster: Any) -> Iterator[Callable[..., Any]]:
 
     from octavo_serve.app import build
 
-    def run(*models: dict[str, Any]) -> Any:
-        target = serve.RunTarget(build({"models": list(models)}), name="octavo")
+    def run(*models: dict[str, Any], **settings: Any) -> Any:
+        target = serve.RunTarget(build({"models": list(models)} | settings), name="octavo")
         return serve.run_many([target], wait_for_applications_running=False)[0]
 
     yield run
@@ -278,3 +278,24 @@ def processes(name: str) -> list[int]:
 def _ancestors(pid: int, parents: dict[int, int]) -> Iterator[int]:
     while pid := parents.get(pid, 0):
         yield pid
+
+
+def test_a_shard_fetches_from_another_what_it_need_not_compute(deploy: Callable[..., Any]) -> None:
+    """Two shards of a real model, each asked in turn: the second has nothing of the prompt, and says the same."""
+    engine = {"share_kv_cache": True, "threads": 1, "kv_cache_bytes": 2**28, "max_num_batched_tokens": 256}
+    settings = {"router": {"policy": "round_robin"}}
+    gateway = deploy(model("shares", engine=engine, replicas=2, num_gpus=0), **settings)
+    prompt = "The history of the small town by the sea, as its people tell it. " * 60
+    stats = lambda: dict(gateway.shard_stats.remote().result(timeout_s=60)["shares"])  # noqa: E731
+    until(lambda: len(stats()) == 2)
+    ask(gateway, "shares", max_tokens=16)  # what steps take is known from here on
+    ask(gateway, "shares", max_tokens=16)
+    until(lambda: all(each.state.fetched_block for each in stats().values()))
+
+    for turn in range(10):  # the router has perhaps not heard yet of what the first one has
+        said = [ask(gateway, "shares", prompt=f"{turn} {prompt}", max_tokens=16) for _ in range(2)]
+        assert said[0] == said[1]
+        if (found := stats().values()) and sum(each.peers.came for each in found) >= 40:
+            break
+    assert sum(each.given for each in found) == sum(each.peers.came for each in found) >= 40
+    assert not any(each.peers.failures.get("checksum") for each in found)
