@@ -20,6 +20,7 @@ from octavo_serve.controller.autoscaling import POLICY, REPORT_SECONDS
 from octavo_serve.gateway.gateway import Gateway
 from octavo_serve.ray_private import versioned
 from octavo_serve.shard.shard import Shard
+from octavo_serve.shard.sharing import GIVING_SECONDS
 
 HAND_OVER_SECONDS = 2.0
 """Seconds before the end of `graceful_shutdown_timeout_s` at which a leaving shard hands its streams over. Serve uses
@@ -55,11 +56,15 @@ def _shard(model: ModelSettings, settings: AppSettings) -> serve.Application:
         graceful_shutdown_timeout_s=model.graceful_shutdown_timeout_s,
         graceful_shutdown_wait_loop_s=0.5,
         max_constructor_retry_count=MAX_START_ATTEMPTS,
-        user_config={"patience": max(0.0, model.graceful_shutdown_timeout_s - HAND_OVER_SECONDS)},
+        user_config={"patience": max(0.0, model.graceful_shutdown_timeout_s - _hand_over_seconds(model))},
     )(Shard)
     arguments = (model.source, model.rank_engine, settings.router.report_s, model.accuracy)
     warm = model.replicas.warm if isinstance(model.replicas, ReplicaRange) else 0
     return versioned(deployment, *arguments).bind(model.name, *arguments, warm)
+
+
+def _hand_over_seconds(model: ModelSettings) -> float:
+    return HAND_OVER_SECONDS + (GIVING_SECONDS if model.engine.share_kv_cache else 0.0)
 
 
 def _placement(model: ModelSettings) -> dict[str, Any]:

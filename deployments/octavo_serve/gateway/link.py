@@ -28,6 +28,7 @@ from octavo_serve.wire.messages import (
     Blocks,
     Courses,
     Hello,
+    Inherit,
     Leaving,
     Peers,
     PromptPart,
@@ -220,6 +221,10 @@ class Link:
         """Tell the shard where all of them give KV blocks."""
         self.introduced = peers.addresses
         self._channel.send(peers)
+
+    def inherit(self, name: str) -> None:
+        """Have the shard fetch what is hot at another one, which is about to leave."""
+        self._channel.send(Inherit(name))
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or one of its sequences."""

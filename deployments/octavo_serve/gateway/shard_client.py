@@ -14,6 +14,7 @@ import functools
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Container, Iterator, Mapping
+from hashlib import blake2b
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
@@ -41,6 +42,12 @@ FIRST_PAUSE, LAST_PAUSE = 0.1, 1.0
 
 MAX_DECISIONS = 8
 """Of a request's router that its course keeps."""
+
+MAX_LEFT = 16
+"""Shards that have left, of which others may still fetch KV blocks."""
+
+ALL_BLOCKS = 2**30
+"""All that a moved request has computed are where it ran."""
 
 CLOSING_SECONDS = 1.0  # between two looks whether anything runs
 PAUSE_SECONDS = 0.05  # between two looks whether a shard that took a request with it has died
@@ -93,6 +100,7 @@ class ShardClient:
         self._there: dict[str, Replica] = {}
         self._keeping: dict[str, asyncio.Task[None]] = {}
         self._runs: dict[str, _Run] = {}
+        self._sharing: dict[str, Address] = {}  # where shards give KV blocks, in the order in which they came
         self._deaths = Deaths()
         self._info: ModelInfo | None = None
 
@@ -170,15 +178,27 @@ class ShardClient:
             self._keeping.pop(name).cancel()  # streams that run there end there
             self._learn(name, Suspicion.died)
             self._picker.leave(name)
+            self._bequeath(name)
         for name in there.keys() - self._keeping.keys():
             self._keeping[name] = asyncio.create_task(self._keep(name))
         self._introduce()
         self._picker.listed()
 
+    def _bequeath(self, name: str) -> None:
+        """Have another shard fetch what is hot at one that leaves: the same one, whichever gateway says it."""
+        if name in self._sharing and self._picker.links:
+            heir = max(self._picker.links, key=lambda each: blake2b(f"{name} {each}".encode()).digest())
+            self._picker.links[heir].inherit(name)
+
     def _introduce(self) -> None:
-        """Tell the shards of those that give KV blocks, where that is news."""
-        sharing = {name: Address.of(r.metadata["kv"]) for name, r in self._there.items() if "kv" in r.metadata}
-        peers = Peers(dict(list(sharing.items())[:MAX_PEERS]))
+        """Tell the shards of those that give KV blocks, where that is news: those that left last among them."""
+        for name, replica in self._there.items():
+            if "kv" in replica.metadata:
+                self._sharing[name] = Address.of(replica.metadata["kv"])
+        left = [name for name in self._sharing if name not in self._there]
+        for name in left[:-MAX_LEFT]:
+            del self._sharing[name]
+        peers = Peers(dict(list(self._sharing.items())[-MAX_PEERS:]))
         for link in self._picker.links.values():
             if peers.addresses != link.introduced:
                 link.introduce(peers)
@@ -271,7 +291,7 @@ class ShardClient:
                         raise
                     await self._picker.news(FULL_SECONDS)
                 except ShardGone as gone:
-                    run.moves(gone.reason)
+                    run.moves(gone.reason, self._sharing)
                     await self._check(run)
                     if not run.living:  # its caller has ended what was left of it
                         return
@@ -415,6 +435,7 @@ class _Run:
         self._sums = [0.0 for _ in self.living]  # cumulative log probabilities
         self._sums_before = list(self._sums)  # those of earlier shards
         self._begun = False
+        self._blocks_at = ""  # shard that has computed what it said so far, and lives
 
     def enter(self, picked: Picked) -> None:
         emitted = self.request.emitted
@@ -422,8 +443,11 @@ class _Run:
             emitted = [tokens if index in self.living else None for index, tokens in enumerate(self._emitted)]
             self._sums_before = list(self._sums)
         self.suspicion.enters()
+        placement = picked.placement
+        if self._blocks_at:
+            placement = dataclasses.replace(placement, peer=self._blocks_at, peer_blocks=ALL_BLOCKS)
         self.request = dataclasses.replace(
-            self.request, placement=picked.placement, emitted=emitted, alone=self.suspicion.alone
+            self.request, placement=placement, emitted=emitted, alone=self.suspicion.alone
         )
         self.ran = False
         self.stream = _Updates(self)
@@ -447,8 +471,15 @@ class _Run:
         course.enter("queue")
         course.say(shard=placement.shard)
 
-    def moves(self, reason: MoveReason) -> None:
-        """Its shard has it no longer: what follows is the search for another."""
+    def moves(self, reason: MoveReason, sharing: Container[str] = ()) -> None:
+        """Its shard has it no longer: what follows is the search for another.
+
+        Args:
+            sharing: shards from which its KV blocks can be fetched while they live.
+        """
+        placement = self.request.placement
+        lives = reason == "left" and placement is not None and placement.shard in sharing
+        self._blocks_at = placement.shard if lives and placement is not None else ""
         if self._course is not None and self.living:
             self._course.fail(reason)
             self._course.enter("failover")

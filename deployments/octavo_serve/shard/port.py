@@ -24,6 +24,7 @@ from octavo_serve.wire.messages import (
     AskStatistics,
     Courses,
     Hello,
+    Inherit,
     Leaving,
     ModelInfo,
     Peers,
@@ -59,6 +60,7 @@ class Port:
 
     Attributes:
         introduced: called with where the model's shards give KV blocks, when a gateway says it.
+        inherits: called with the name of a shard that is about to leave, whose hot blocks are to come here.
     """
 
     def __init__(self, engine: AsyncEngine, name: str, report_s: float, silence: float = GATEWAY_SILENCE) -> None:
@@ -67,6 +69,7 @@ class Port:
         self.silence = silence
         self.leaving = False
         self.introduced: Callable[[dict[str, Address]], None] = lambda addresses: None
+        self.inherits: Callable[[str], None] = lambda name: None
         self.secret = secrets.token_bytes(SECRET_BYTES)
         self.peers: dict[Channel, _Peer] = {}
         self.feed = Feed(engine.engine, report_s, self.peers.keys())
@@ -243,6 +246,8 @@ class _Peer:
                 self.channel.send(self._port.courses(message))
             case Peers():
                 self._port.introduced(message.addresses)
+            case Inherit():
+                self._port.inherits(message.shard)
 
     def _abort(self, message: Abort) -> None:
         if message.index is None:

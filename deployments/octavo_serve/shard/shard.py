@@ -97,7 +97,7 @@ class Shard:
         self.sharing = None
         if config.share_kv_cache:
             self.sharing = Sharing(self.engine, resolve_source(source, config.runner), self.host, name)
-            self.port.introduced = self.sharing.introduce
+            self.port.introduced, self.port.inherits = self.sharing.introduce, self.sharing.inherit
         self.patience = 0.0
         start.done("network")
         start.publish(model, self.engine.engine.executor)
@@ -132,5 +132,5 @@ class Shard:
         if hasattr(self, "port"):
             await self.port.leave(self.patience)
             if self.sharing is not None:
-                self.sharing.close()
+                await self.sharing.leave()
             await asyncio.to_thread(self.engine.close)

@@ -6,7 +6,10 @@ Who the others are gateways say, over their links. What a shard has, and whether
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
+import random
 import secrets
 import socket
 import threading
@@ -24,7 +27,7 @@ from octavo.kvcache.slot_file import CHECK_BYTES, checksum
 from octavo.kvcache.tier import Bytes, Failure
 from octavo.models.packed_cache import content
 from octavo.source import Source
-from octavo_serve.wire.blocks import Broken, Form, Wanted, Wire, joined
+from octavo_serve.wire.blocks import MAX_WANTED, Broken, Form, Hottest, Wanted, Wire, joined
 from octavo_serve.wire.challenge import SECRET_BYTES, Challenge
 from octavo_serve.wire.messages import Address
 
@@ -43,6 +46,11 @@ COPY_SECONDS = 10.0
 """That the engine may take to come to it: a step may be long."""
 MAX_ASKERS = 256
 """Connections; further ones are ended at once."""
+
+WARM_FROM = 4
+"""Other shards that a new one asks for what is hot there."""
+GIVING_SECONDS, QUIET_SECONDS = 3.0, 1.0
+"""That a shard which leaves goes on giving, at most, and after the last question."""
 
 _COUNT = 4
 
@@ -68,6 +76,8 @@ class PeerShard:
         good = 0
         try:
             wire = self._wire = self._wire or self._connect()
+            if self._again == float("inf"):  # somebody has closed it meanwhile
+                raise ConnectionError("it is given up")
             wire.within(READ_SECONDS)
             wire.say(joined(hashes))
             if (count := int.from_bytes(wire.take(_COUNT), "big")) > len(hashes):
@@ -77,17 +87,17 @@ class PeerShard:
                 wire.take_into(row.data)
                 if check != checksum(block_hash, row):
                     self.failures["checksum"] += len(hashes) - good
-                    self.close()
+                    self._leave()
                     return good
                 good += 1
         except _OtherForm:
             self.failures["gone"] += len(hashes)
-            self._again = time.monotonic() + OTHER_SECONDS
+            self._again = max(self._again, time.monotonic() + OTHER_SECONDS)
             logger.warning("A shard at %s has other KV blocks: it is not asked", self.address.host)
         except Broken as error:
             self.failures["io"] += len(hashes) - good
-            self.close()
-            self._again = time.monotonic() + PAUSE_SECONDS
+            self._leave()
+            self._again = max(self._again, time.monotonic() + PAUSE_SECONDS)
             logger.info("KV blocks did not come from %s: %s", self.address.host, error)
         else:
             self.failures["gone"] += len(hashes) - count
@@ -105,8 +115,27 @@ class PeerShard:
             raise
         return wire
 
+    def hottest(self, most: int) -> list[bytes]:
+        """Hashes of the blocks that came back most often there; over a connection of its own, from any thread.
+
+        Raises:
+            one of `Broken`: they could not be asked for.
+        """
+        try:
+            with contextlib.closing(self._connect()) as wire:
+                wire.within(READ_SECONDS)
+                wire.say(Hottest(min(most, MAX_WANTED)))
+                found: Wanted = wire.hear(Wanted)
+                return found.split()
+        except _OtherForm:
+            return []
+
     def close(self) -> None:
         """As in `BlockSource`; who reads is told."""
+        self._again = float("inf")
+        self._leave()
+
+    def _leave(self) -> None:
         wire, self._wire = self._wire, None
         if wire is not None:
             wire.close()
@@ -120,16 +149,14 @@ class PeerShards:
     """The other shards (`octavo.kvcache.tier.Peers`).
 
     Attributes:
-        addresses: where they give blocks, by name.
-
-    Args:
         own: what blocks are here.
+        addresses: where the others give blocks, by name.
     """
 
     def __init__(self, own: Form, addresses: Mapping[str, Address]) -> None:
         self.failures: Counter[Failure] = Counter()
         self.addresses = addresses
-        self._own = own
+        self.own = own
         self._known: dict[str, PeerShard] = {}
 
     def find(self, name: str) -> PeerShard | None:
@@ -141,7 +168,7 @@ class PeerShards:
             self._known.pop(gone).close()
         if address is None:
             return None
-        found = self._known[name] = PeerShard(address, self._own, self.failures)
+        found = self._known[name] = PeerShard(address, self.own, self.failures)
         return found
 
     def close(self) -> None:
@@ -169,12 +196,16 @@ class Sharing:
     def __init__(self, engine: AsyncEngine, source: Source, host: str, name: str) -> None:
         if engine.engine.executor.kv is None:
             raise ConfigError("share_kv_cache is for models that generate text, in one process: leave it off")
+        if engine.engine.executor.states is not None:
+            raise ConfigError("share_kv_cache is not for models with recurrent layers, whose states no block holds")
         self._engine, self._source, self._name = engine, source, name
         self._secret = secrets.token_bytes(SECRET_BYTES)
         self._peers: PeerShards | None = None
         self._addresses: dict[str, Address] = {}
         self._copying = threading.Lock()
         self._askers: set[Wire] = set()
+        self._gave = 0.0
+        self._warmed = False
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, 0), family=family)
         self.address = Address(host, self._listener.getsockname()[1], self._secret.hex())
@@ -185,9 +216,47 @@ class Sharing:
         self._addresses = {name: address for name, address in addresses.items() if name != self._name}
         if self._peers is not None:
             self._peers.addresses = self._addresses
+            self._begin_warm()
+
+    def inherit(self, name: str) -> None:
+        """Another shard is about to leave: what is hot there is fetched, as far as there is room."""
+        if self._peers is not None:
+            threading.Thread(target=self._warm, args=([name],), name="octavo-kv-inherits", daemon=True).start()
+
+    def _begin_warm(self) -> None:
+        """Once, when the others are known first: fetch what is hot there."""
+        if self._addresses and not self._warmed:
+            self._warmed = True
+            names = random.sample(list(self._addresses), min(WARM_FROM, len(self._addresses)))
+            threading.Thread(target=self._warm, args=(names,), name="octavo-kv-warms", daemon=True).start()
+
+    def _warm(self, names: list[str]) -> None:
+        """Fetch what is hot at some shards, into at most half of the cache."""
+        assert self._peers is not None
+        for name in names:
+            address = self._addresses.get(name)
+            if address is None:
+                continue
+            try:
+                hot = PeerShard(address, self._peers.own, self._peers.failures).hottest(
+                    self._engine.engine.pool.num_blocks // 2 // len(names)
+                )
+            except Broken as error:
+                logger.info("Nobody says what is hot at %s: %s", address.host, error)
+                continue
+            self._engine.call(lambda engine, name=name, hot=hot: engine.warm(name, hot))  # type: ignore[misc]
+
+    async def leave(self) -> None:
+        """Go on giving for a moment: streams that move take their blocks along, an heir what is hot."""
+        self._gave, end = time.monotonic(), time.monotonic() + GIVING_SECONDS
+        while self._addresses and time.monotonic() < min(end, self._gave + QUIET_SECONDS):
+            await asyncio.sleep(0.05)
+        self.close()
 
     def close(self) -> None:
         """Give nothing more."""
+        with contextlib.suppress(OSError):  # closing alone wakes nobody who waits for a connection
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for wire in list(self._askers):
             wire.close()
@@ -200,6 +269,7 @@ class Sharing:
         form = Form(block_form(content(self._source), engine.config, engine.executor), kv.block_bytes)
         peers = self._peers = PeerShards(form, self._addresses)
         self._engine.call(lambda engine: engine.share(peers))
+        self._begin_warm()
         while True:
             try:
                 connected, _ = self._listener.accept()
@@ -220,7 +290,13 @@ class Sharing:
             wire.say(form)
             while True:
                 wire.within(IDLE_SECONDS)
-                self._give(wire, wire.hear(Wanted).split(), form)
+                question = wire.hear(Wanted | Hottest)
+                if isinstance(question, Wanted):
+                    self._give(wire, question.split(), form)
+                else:
+                    most = min(max(question.most, 0), MAX_WANTED)
+                    hot = self._engine.call(lambda engine, most=most: engine.pool.hottest(most))  # type: ignore[misc]
+                    wire.say(joined(hot.result(COPY_SECONDS)))
         except Broken:
             pass  # it has left, is too slow, or is none of ours
         except Exception:  # of the engine, which has perhaps ended
@@ -230,6 +306,7 @@ class Sharing:
             wire.close()
 
     def _give(self, wire: Wire, hashes: list[bytes], form: Form) -> None:
+        self._gave = time.monotonic()
         data = self._copied(hashes[: lot_of(form.block_bytes)], form)
         wire.within(READ_SECONDS)
         wire.put(len(data).to_bytes(_COUNT, "big"))

@@ -6,6 +6,8 @@
         Wanted: hashes, at most a lot   ──────>
                                         <──────     how many of the first ones follow, 4 bytes
                                         <──────     of each: checksum 16, bytes
+        Hottest: how many               ──────>
+                                        <──────     Wanted: their hashes
 
 Both ends are threads over blocking sockets: blocks are megabytes, and none of them is on an event loop. Every wait has
 an end, and every length is known before it comes. The checksum is a tier's on a disk: SHA-256 over hash and bytes, cut
@@ -21,7 +23,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any
 
 import msgspec
 
@@ -35,8 +37,6 @@ MAX_WORDS = 2**17
 """Bytes of any message that is not a block."""
 
 _LENGTH = 4
-
-T = TypeVar("T", bound=msgspec.Struct)
 
 Broken = OSError, Stranger, msgspec.MsgspecError
 """What ends a connection."""
@@ -55,7 +55,7 @@ class Form(msgspec.Struct):
 
 
 class Wanted(msgspec.Struct, tag=True):
-    """Blocks that are asked for, the first ones of a chain that are not there: their hashes, joined."""
+    """Blocks that are asked for, or worth it: their hashes, joined."""
 
     hashes: bytes
 
@@ -63,11 +63,17 @@ class Wanted(msgspec.Struct, tag=True):
         """The hashes.
 
         Raises:
-            ConnectionError: they are too many, or none.
+            ConnectionError: they are too many, or not whole.
         """
-        if not 0 < len(self.hashes) <= MAX_WANTED * HASH_BYTES or len(self.hashes) % HASH_BYTES:
+        if len(self.hashes) > MAX_WANTED * HASH_BYTES or len(self.hashes) % HASH_BYTES:
             raise ConnectionError(f"{len(self.hashes)} bytes of hashes")
         return [self.hashes[start : start + HASH_BYTES] for start in range(0, len(self.hashes), HASH_BYTES)]
+
+
+class Hottest(msgspec.Struct, tag=True):
+    """Which blocks came back most often is asked for: at most so many."""
+
+    most: int
 
 
 class Wire:
@@ -107,8 +113,8 @@ class Wire:
         """Send a message."""
         self._send(msgspec.msgpack.encode(message))
 
-    def hear(self, kind: type[T]) -> T:
-        """A message.
+    def hear(self, kind: Any) -> Any:
+        """A message of a kind, or of one of several (`A | B`).
 
         Raises:
             msgspec.MsgspecError: it is another one.

@@ -1,7 +1,7 @@
 """What a gateway and a shard say to each other: plain records, MessagePack on the wire, nothing of which is executed.
 
     gateway   Submit, after its RequestParts if it is long; Abort
-              Ask, four times a second; AskStatistics; AskCourses; Peers, when they change
+              Ask, four times a second; AskStatistics; AskCourses; Peers, when they change; Inherit
     shard     Hello     first of all: who it is, and what its model takes
               Step      what one engine step did to all of the gateway's sequences; PromptPart before it
               Refusal   a request it does not take, or loses
@@ -144,6 +144,12 @@ class Peers(msgspec.Struct, tag=True):
     addresses: dict[str, Address]
 
 
+class Inherit(msgspec.Struct, tag=True):
+    """A shard, one of the `Peers`, is about to leave: this one is to have what is hot there."""
+
+    shard: str
+
+
 class Hello(msgspec.Struct, tag=True):
     """The shard's first message: its name, and what a request must keep to."""
 
@@ -242,7 +248,7 @@ class Leaving(msgspec.Struct, tag=True):
     """The shard is about to end: nothing more comes, what has not ended goes on elsewhere."""
 
 
-ToShard = Submit | RequestPart | Abort | Ask | AskStatistics | AskCourses | Peers
+ToShard = Submit | RequestPart | Abort | Ask | AskStatistics | AskCourses | Peers | Inherit
 ToGateway = Hello | Step | PromptPart | Refusal | Blocks | Snapshot | Report | Statistics | Courses | Leaving
 
 encode = msgspec.msgpack.Encoder().encode

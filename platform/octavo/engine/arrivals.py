@@ -65,7 +65,7 @@ class Fetch:
     """Blocks that arrive.
 
     Attributes:
-        sequences: that wait for them, the one that they are read for first.
+        sequences: that wait for them; none where they come for whoever asks next.
         chain: hashes, to the last block that is to come.
         table: the blocks themselves, those that the cache had among them.
         begun: when, by the engine's clock.
@@ -91,7 +91,8 @@ class Fetch:
     @property
     def is_over(self) -> bool:
         """Whether nothing more will come, or nobody wants it."""
-        return not self.missing or self.failed or all(seq.ended for seq in self.sequences)
+        unwanted = bool(self.sequences) and all(seq.ended for seq in self.sequences)
+        return not self.missing or self.failed or unwanted
 
 
 class Arrivals:
@@ -137,10 +138,11 @@ class Arrivals:
         self.seen(int(saved > 0))
         return saved
 
-    def begin(self, seq: Sequence, chain: list[bytes], cached: list[int]) -> bool:
-        """Have blocks read for a sequence; False where they have no room.
+    def begin(self, seq: Sequence | None, chain: list[bytes], cached: list[int]) -> bool:
+        """Have blocks read; False where they have no room.
 
         Args:
+            seq: for which they are; None: for whoever asks next.
             chain: hashes, to the last block that is to come.
             cached: the blocks that are there.
         """
@@ -150,7 +152,10 @@ class Arrivals:
             table.free()
             return False
         now, ours = time.monotonic(), compute_seconds(self._cost_model, have * size, (len(chain) - have) * size)
-        self.fetches.append(Fetch([seq], chain, table, now, now + min(ours, UNKNOWN_SECONDS), have))
+        late = now + (UNKNOWN_SECONDS if seq is None else min(ours, UNKNOWN_SECONDS))
+        self.fetches.append(Fetch([] if seq is None else [seq], chain, table, now, late, have))
+        if seq is not None:
+            seq.fetched = True  # it waits once, and then begins with what has come
         self._counters.wanted += len(chain) - have
         self._read_on()
         return True
@@ -216,7 +221,7 @@ class Arrivals:
         self._counters.bytes_read += lot.good * self._kv.block_bytes
 
     def _end(self, fetch: Fetch, waiting: WaitingSequences, now: float) -> None:
-        """Everybody who waits for a fetch goes on, the one that it was for not to another one before it has begun."""
+        """Everybody who waits for a fetch goes on."""
         self.fetches.remove(fetch)
         for read in fetch.reads:
             read.cancel()
@@ -225,7 +230,6 @@ class Arrivals:
             self.block_seconds = max(self.block_seconds, (now - fetch.begun) / len(fetch.chain))
         self._counters.read_seconds += time.monotonic() - fetch.begun
         fetch.table.free()
-        fetch.sequences[0].fetched = True
         for seq in fetch.sequences:
             if not seq.ended:
                 waiting.join(seq)

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -535,6 +535,11 @@ class Engine:
         if scheduler.fetches is None:
             scheduler.fetches = Fetches(None, kv, self.pool, scheduler.cost_model)
         scheduler.fetches.peers = peers
+
+    def warm(self, name: str, hashes: Sequence[bytes]) -> None:
+        """Fetch blocks from another shard for whoever asks next; see `Fetches.warm`."""
+        if self.scheduler.fetches is not None:
+            self.scheduler.fetches.warm(name, hashes)
 
     def copy_blocks(self, hashes: Iterable[bytes]) -> Callable[[], Bytes]:
         """Copy the first of these blocks, as far as the cache has them and their content is certain.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Container, Iterator
 from collections.abc import Sequence as Items
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -63,6 +64,7 @@ class Fetches:
         self._counters, self._of_peers = TierCounters(), TierCounters()
         self.own = None if tier is None else Arrivals(tier, kv, pool, cost_model, self._counters)
         self._others: dict[str, Arrivals] = {}  # by the name of the shard they come from
+        self._warming: deque[tuple[str, deque[bytes]]] = deque()  # what is hot there
         self._lot = lot_of(kv.block_bytes)
         self._unsaved: dict[bytes, int] = {}  # hash -> block that has lost its last owner
         self._writing: set[bytes] = set()
@@ -74,8 +76,8 @@ class Fetches:
 
     @property
     def active(self) -> bool:
-        """Whether anybody waits for blocks."""
-        return any(each.fetches for each in self._all())
+        """Whether blocks are to come."""
+        return bool(self._warming) or any(each.fetches for each in self._all())
 
     def tables(self) -> list[BlockTable]:
         """Those that own blocks which arrive."""
@@ -100,6 +102,8 @@ class Fetches:
         self._apart = apart
         if apart:
             self.stop(waiting)
+        if self._warming:
+            self._warm()
         if idle and (coming := [each.coming for each in self._all() if each.coming is not None]):
             wait(coming, _PAUSE, FIRST_COMPLETED)
         for each in self._all():
@@ -149,6 +153,22 @@ class Fetches:
         if name not in self._others and (source := peers.find(name)) is not None:
             self._others[name] = Arrivals(source, self._kv, self._pool, self._cost_model, self._of_peers)
         return self._others.get(name)
+
+    def warm(self, name: str, hashes: Items[bytes]) -> None:
+        """Have blocks come from another shard that nobody has asked for yet, as long as there are places which hold
+        nothing: a lot at a time, while nothing that somebody waits for is to come."""
+        self._warming.append((name, deque(hashes)))
+
+    def _warm(self) -> None:
+        while self._warming and not any(each.fetches for each in self._all()):
+            name, hashes = self._warming[0]
+            lot: list[bytes] = []
+            while hashes and len(lot) < self._lot:
+                if self._pool.find(block_hash := hashes.popleft()) is None:
+                    lot.append(block_hash)
+            arrivals = None if self.peers is None else self._from(self.peers, name)
+            if not lot or arrivals is None or len(lot) > self._pool.num_blank or not arrivals.begin(None, lot, []):
+                self._warming.popleft()
 
     def stop(self, waiting: WaitingSequences) -> None:
         """Let everybody begin with what has come."""

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from octavo.kvcache.events import EventLog
-from octavo.kvcache.eviction import CachedBlocks, Keeper
+from octavo.kvcache.eviction import CLASSES, CachedBlocks, Keeper
 from octavo.kvcache.gone import GoneBlocks
 from octavo.kvcache.state_pool import StatePool
 from octavo.kvcache.tier import Tier
@@ -192,6 +192,22 @@ class BlockPool:
     def hash_of(self, block: int) -> bytes | None:
         """The hash under which a block is published."""
         return self._hashes[block]
+
+    @property
+    def num_blank(self) -> int:
+        """Blocks that hold nothing."""
+        return len(self._blank)
+
+    def hottest(self, most: int) -> list[bytes]:
+        """Hashes of the blocks that came back most often, and of those that never did the last ones.
+
+        A block comes after those that it builds on, for these came back as often.
+        """
+        found: list[list[bytes]] = [[] for _ in range(CLASSES)]
+        for block_hash, block in self._index.items():
+            found[self._cached.hits(block)].append(block_hash)
+        hot = [block_hash for each in reversed(found[1:]) for block_hash in each][:most]
+        return hot + found[0][max(0, len(found[0]) + len(hot) - most) :]
 
     def snapshot(self) -> tuple[int, list[bytes]]:
         """The next event's sequence number and every published hash: where a new listener starts.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 from collections import Counter, deque
@@ -119,6 +120,8 @@ class DiskTier:
     def _drop(self, slot: int) -> None:
         self._order.take_back(slot)
         self._forget(slot)
+        with contextlib.suppress(OSError):  # it is found damaged again then
+            self._file.clear(slot)
         self._free.append(slot)
 
     def _forget(self, slot: int) -> None:

@@ -140,6 +140,10 @@ class CachedBlocks:
         self._returns.came_back(*ghost)
         self._class[block] = min(ghost[0] + 1, CLASSES - 1)
 
+    def hits(self, block: int) -> int:
+        """How often a block has come back, as far as that is counted; with an owner or not."""
+        return self._class[block]
+
     def found(self, block: int) -> None:
         """A prompt has asked for a block; with an owner or not (then `take_back` follows)."""
         if (chain := self._chain[block]) is not None:

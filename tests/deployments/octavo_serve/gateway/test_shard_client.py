@@ -421,7 +421,7 @@ def test_a_request_whose_caller_ends_it_while_its_shards_fate_is_unknown_waits_n
 
 
 def test_shards_are_told_of_each_other(fleet: Any) -> None:
-    """Of those that give KV blocks, when one comes or goes."""
+    """Of those that give KV blocks, when one comes."""
 
     async def scenario(client: Any) -> None:
         heard: dict[str, list[Any]] = {}
@@ -445,8 +445,48 @@ def test_shards_are_told_of_each_other(fleet: Any) -> None:
         await add()
         await until(_1=[1, 2], _2=[1, 2])
         fleet.tell(fleet.replicas[:1])
-        await until(_1=[1], _2=[1, 2])
-        assert [len(said) for said in heard.values()] == [3, 1]
+        await fleet.said(client, fleet.request("b"))
+        assert [len(said) for said in heard.values()] == [2, 1]  # it can be asked for a while yet
         await fleet.said(client, fleet.request())
 
     fleet.run(scenario)
+
+
+def test_who_leaves_has_an_heir_and_its_streams_take_their_blocks_along(fleet: Any) -> None:
+    async def scenario(client: Any) -> None:
+        ports, heirs = [], []
+        for number in range(2):
+            port = await fleet.add()
+            port.inherits = lambda name, heir=port.name: heirs.append((name, heir))
+            where = {"host": "here", "port": number, "secret": "secret"}
+            fleet.replicas[-1] = replace(fleet.replicas[-1], metadata=fleet.replicas[-1].metadata | {"kv": where})
+            ports.append(port)
+        fleet.tell(list(fleet.replicas))
+        while len(fleet.links) < 2:
+            await asyncio.sleep(0.01)
+        first, second = ports
+        asked: list[Request] = []
+        submit = second.engine.submit
+        second.engine.submit = lambda request, listener: (asked.append(request), submit(request, listener))
+        introduced: list[Any] = []
+        second.introduced = introduced.append
+        leaving: list[asyncio.Task[None]] = []
+
+        def leave() -> None:
+            fleet.tell(fleet.replicas[1:])
+            leaving.append(asyncio.create_task(first.leave(0)))
+
+        said = await fleet.said(client, fleet.request(), {5: leave})
+        assert len(said[0]) == 40
+        assert heirs == [("1", "2")]
+        placement = asked[0].placement
+        assert placement is not None
+        assert (placement.shard, placement.peer) == ("2", "1")
+        assert placement.peer_blocks > 1000
+        await fleet.said(client, fleet.request("b"))
+        assert asked[1].placement is not None
+        assert asked[1].placement.peer == ""
+        assert all("1" in addresses for addresses in introduced)  # it can be asked yet
+        await leaving[0]
+
+    assert fleet.run(scenario) == ["left"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
 import secrets
@@ -49,6 +50,7 @@ class Shard:
         config = EngineConfig(**{"kv_cache_bytes": 2**21, "max_model_len": 512, "share_kv_cache": True} | settings)
         self.engine = AsyncEngine(Engine.load(found, config, load_tokenizer(found)))
         self.sharing = Sharing(self.engine, found, "127.0.0.1", secrets.token_hex(4))
+        self.sharing._warmed = True  # it begins cold
         end = time.monotonic() + 60
         while self.sharing._peers is None:
             assert time.monotonic() < end
@@ -103,7 +105,7 @@ class Line:
                 near, _ = self._listener.accept()
             except OSError:
                 return
-            far = socket.create_connection((self.to.host, self.to.port))
+            far = socket.create_connection(self.to[:2])
             for pair in ((near, far, False), (far, near, True)):
                 threading.Thread(target=self._pass, args=pair, daemon=True).start()
 
@@ -129,6 +131,8 @@ class Line:
             each.close()
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
 
@@ -195,7 +199,7 @@ def test_whatever_happens_on_the_way_the_tokens_are_the_same(
         hit += line.after == 1 << 60
         for peer in asker.sharing._peers._known.values():  # type: ignore[union-attr]
             if happens != "flip":
-                peer.close()
+                peer._leave()
     failures = asker.stats.peers.failures
     assert hit
     assert sum(failures.get(reason, 0) for reason in ("io", "checksum", "gone")) >= hit
@@ -269,7 +273,7 @@ def test_another_checkpoint_has_another_form(tiny_model: Callable[[str], Path], 
                 data[-2] ^= 1
             (folder / file.name).write_bytes(data)
         shard = Shard(folder)
-        forms.append(shard.sharing._peers._own)  # type: ignore[union-attr]
+        forms.append(shard.sharing._peers.own)  # type: ignore[union-attr]
         shard.close()
     assert forms[0] == forms[1] != forms[2]
 
@@ -298,6 +302,8 @@ class Liar:
                 wire.close()
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
 
@@ -346,7 +352,7 @@ def test_who_lies_is_believed_nothing(
 
 def test_who_does_not_know_the_secret_gets_and_gives_nothing(giver: Shard) -> None:
     counts = Counter[Any]()
-    own = giver.sharing._peers._own  # type: ignore[union-attr]
+    own = giver.sharing._peers.own  # type: ignore[union-attr]
     stranger = PeerShard(giver.sharing.address._replace(secret="11" * 32), own, counts)
     assert stranger.read([bytes(16)], np.zeros((1, own.block_bytes), np.uint8)) == 0
     impostor = Liar(own, lambda wire, hashes: lies(wire, hashes, 1), secret=b"\1" * 32)
@@ -357,7 +363,6 @@ def test_who_does_not_know_the_secret_gets_and_gives_nothing(giver: Shard) -> No
 
 
 QUESTIONS = {
-    "no hash": Wanted(b""),
     "half a hash": Wanted(bytes(8)),
     "too many": Wanted(bytes(16 * 5000)),
     "none of ours": FORM,
@@ -387,7 +392,7 @@ def test_noise_on_the_port_hurts_nobody(giver: Shard, asker: Shard, plain: Any) 
 def test_an_engine_that_has_ended_gives_nothing(tiny_model: Callable[[str], Path]) -> None:
     shard = Shard(tiny_model("llama3"))
     shard.engine.close()
-    own = shard.sharing._peers._own  # type: ignore[union-attr]
+    own = shard.sharing._peers.own  # type: ignore[union-attr]
     counts = Counter[Any]()
     peer = PeerShard(shard.sharing.address, own, counts)
     assert peer.read([bytes(16)], np.zeros((1, own.block_bytes), np.uint8)) == 0
@@ -403,6 +408,59 @@ def test_peers_that_move_are_found_anew() -> None:
     peers.addresses = {"a": here._replace(port=2)}
     assert peers.find("a") is not first
     assert peers.find("b") is None
+
+
+def arrives(shard: Shard, blocks: int) -> None:
+    end = time.monotonic() + 60
+    while shard.stats.peers.came < blocks:
+        assert time.monotonic() < end, shard.stats.peers
+        time.sleep(0.01)
+
+
+def test_a_new_shard_begins_with_what_is_hot_elsewhere(
+    tiny_model: Callable[[str], Path], giver: Shard, plain: Any
+) -> None:
+    for _ in range(2):
+        giver.ask(PROMPT)
+    shard = Shard(tiny_model("llama3"))
+    shard.sharing._warmed = False
+    nowhere = Address("127.0.0.1", 1, "00" * 32)
+    shard.sharing.introduce({"gone": nowhere, "giver": giver.sharing.address})
+    arrives(shard, 9)
+    assert shard.ask(PROMPT) == plain(PROMPT)
+    assert shard.stats.counters.cached_tokens == 144
+    shard.sharing.introduce({"giver": giver.sharing.address})
+    time.sleep(0.1)
+    wanted = shard.stats.peers.wanted
+    assert wanted == shard.stats.peers.came  # once
+    shard.close()
+
+
+def test_who_leaves_hands_on_what_is_hot(giver: Shard, asker: Shard, plain: Any) -> None:
+    giver.ask(PROMPT)
+    asker.sharing.inherit("nobody")
+    asker.sharing.inherit("other")
+    arrives(asker, 9)
+    assert asker.ask(PROMPT) == plain(PROMPT)
+    assert asker.stats.counters.cached_tokens == 144
+
+
+def test_who_leaves_goes_on_giving_until_nobody_asks(
+    tiny_model: Callable[[str], Path], plain: Any, asker: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "QUIET_SECONDS", 0.3)
+    shard = Shard(tiny_model("llama3"))
+    shard.ask(PROMPT)
+    shard.sharing.introduce({"heir": asker.sharing.address})
+    asker.sharing.introduce({"other": shard.sharing.address})
+    leaving = threading.Thread(target=lambda: asyncio.run(shard.sharing.leave()))
+    leaving.start()
+    assert asker.ask(PROMPT, blocks=9) == plain(PROMPT)
+    assert asker.stats.peers.came == 9
+    leaving.join(60)
+    assert asker.ask(PROMPT[1:], blocks=9) == plain(PROMPT[1:])
+    assert asker.stats.peers.failures["io"] == 9
+    shard.close()
 
 
 def test_what_cannot_be_shared_is_refused() -> None:

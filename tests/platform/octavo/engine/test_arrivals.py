@@ -162,3 +162,57 @@ def test_blocks_whose_content_is_not_certain_are_not_given(fake):
                 assert row.tolist() == list(seq.token_ids[4 * place : 4 * place + 4])
     assert seen > {0}
     engine.close()
+
+
+def warmed(fake, engine):
+    while engine.has_work:
+        engine.step()
+        engine.check_integrity()
+
+
+def test_blocks_come_for_whoever_asks_next(fake, engine, other, monkeypatch):
+    """A lot at a time; what is here does not come again."""
+    monkeypatch.setattr(arrivals, "LOT_BYTES", 16 * 4)
+    said(fake, engine, "first", A[:12], peer="", blocks=0)
+    engine.scheduler.fetches._lot = 4
+    engine.warm("other", other.engine.pool.hottest(100))
+    warmed(fake, engine)
+    assert engine.stats().peers.came == 12 - 3
+    assert said(fake, engine, "again", peer="") == 44
+
+
+def test_a_request_comes_before_what_nobody_asked_for(fake, engine, other):
+    engine.scheduler.fetches._lot = 4
+    other.open.clear()
+    engine.warm("other", other.engine.pool.hottest(100))
+    engine.step()
+    ask(fake, engine, "again")  # it waits for the lot that is under way, and the rest is computed
+    ask(fake, engine, "stranger", [1, 2, 3], peer="")
+    told = []
+    while len(told) < 4:
+        told += [token for update in engine.step() for token in update.token_ids if update.request_id == "stranger"]
+    other.open.set()
+    assert fake.run(engine)["again"][0] == fake.expected(A, 4)
+
+
+def test_nothing_goes_for_what_nobody_asked_for(fake, other):
+    engine = fake.engine(14)
+    engine.share(fake.Neighbours(other=other))
+    said(fake, engine, "own", list(range(500, 545)), peer="", blocks=0)
+    own = engine.pool.snapshot()[1]
+    engine.warm("other", other.engine.pool.hottest(100))
+    engine.warm("nobody", [bytes(16)])
+    warmed(fake, engine)
+    assert engine.stats().peers.wanted == 0
+    assert set(engine.pool.snapshot()[1]) == set(own)
+    engine.close()
+
+
+def test_a_step_that_fails_ends_what_comes(fake, engine, other):
+    other.open.clear()
+    engine.warm("other", other.engine.pool.hottest(100))
+    engine.step()
+    engine.scheduler.roll_back([])
+    other.open.set()
+    warmed(fake, engine)
+    assert said(fake, engine, "again") == 44

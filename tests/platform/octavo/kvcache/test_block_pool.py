@@ -144,3 +144,19 @@ def test_a_leak_is_found():
     with pytest.raises(AssertionError, match="reference counts differ"):
         pool.check_integrity([])
     pool.check_integrity([table.blocks])
+
+
+def test_what_came_back_most_often_is_hottest_and_a_prefix_comes_before_what_builds_on_it():
+    pool = BlockPool(12, SIZE)
+    chains = [hash_chain(ROOT, [number] * 4 * SIZE, SIZE) for number in range(2)]
+    for chain, times in zip(chains, (1, 3), strict=True):
+        for _ in range(times):
+            table = BlockTable(pool, pool.match(chain[:3]))
+            table.grow(table.num_published * SIZE, 4 * SIZE)
+            table.publish(chain, 4 * SIZE)
+            table.free()
+    assert pool.num_blank == 4
+    assert pool.hottest(100) == [*chains[1][:3], *chains[0], chains[1][3]]
+    assert pool.hottest(4) == [*chains[1][:3], chains[1][3]]
+    assert pool.hottest(2) == chains[1][:2]
+    assert pool.hottest(0) == []
