@@ -168,14 +168,15 @@ def run_steps(marks: Path) -> None:
 
 def steps(library: Library) -> Iterator[tuple[str, Step]]:
     """What is counted: whole steps of a small decoder in each kind of arithmetic, and what comes after them."""
-    for name, format_, exact, kv in (
-        ("bf16", "BF16", False, "bfloat16"),
-        ("Q8_0", "Q8_0", False, "int8"),
-        ("Q4_1", "Q4_1", False, "bfloat16"),
-        ("Q4_1 exact", "Q4_1", True, "float32"),
-        ("Q4_K", "Q4_K", False, "bfloat16"),
+    for name, format_, precision, kv in (
+        ("bf16", "BF16", "FAST", "bfloat16"),
+        ("Q8_0", "Q8_0", "FAST", "int8"),
+        ("Q4_1", "Q4_1", "FAST", "bfloat16"),
+        ("Q4_1 exact", "Q4_1", "EXACT", "float32"),
+        ("Q4_1 twice", "Q4_1", "TWICE", "float32"),
+        ("Q4_K", "Q4_K", "FAST", "bfloat16"),
     ):
-        decoder = make_decoder(library, format_, exact, kv)
+        decoder = make_decoder(library, format_, precision, kv)
         yield f"{name}, 32 tokens of a prompt", lambda decoder=decoder: prefill(decoder, 32)
         yield f"{name}, 1 sequence", lambda decoder=decoder: decode(decoder, 1)
         yield f"{name}, 8 sequences", lambda decoder=decoder: decode(decoder, 8)
@@ -220,11 +221,12 @@ def after_decoder(library: Library) -> Iterator[tuple[str, Step]]:
 # ---- a small decoder ----------------------------------------------------------------------------------------------
 
 
-def make_decoder(library: Library, format_: str, exact: bool, kv: str) -> NativeDecoder:
+def make_decoder(library: Library, format_: str, precision: str, kv: str) -> NativeDecoder:
     from octavo_kernels.decoder import NativeDecoder, PackedKV
+    from octavo_kernels.linear.formats import Precision
 
     cache: PackedKV = PackedKV(LAYERS, 8 * CONTEXT // BLOCK, BLOCK, KV_HEADS, HEAD_DIM, kv)  # type: ignore[arg-type]
-    return NativeDecoder(library, make_model(format_), cache, exact=exact)
+    return NativeDecoder(library, make_model(format_), cache, precision=Precision[precision])
 
 
 def make_model(format_: str) -> PackedModel:

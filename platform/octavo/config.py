@@ -15,6 +15,7 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "int8", "fp8"]
 LoadFormat = Literal["auto", "dummy"]
 Runner = Literal["auto", "transformers"]
+Activations = Literal["auto", "float32", "int16", "int8"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,9 +23,13 @@ class EngineConfig:
     """Settings of one engine (one shard).
 
     Attributes:
-        dtype: of weights, activations and KV cache. "auto" is the checkpoint's own on a GPU and float32 on a CPU. On a
-            CPU, "float32" is exact with any weights; "bfloat16" is the fast mode: a GGUF file's integer codes are
-            multiplied with activations quantised to 8 bits in groups of 32.
+        dtype: of weights that are not quantised, activations and KV cache. "auto" is the checkpoint's own on a GPU and
+            float32 on a CPU. Weights that are quantised stay as they are. Named, "float32" is exact.
+        activations: what the input of a matrix product is rounded to on the native CPU runner. "float32": not at all.
+            "int8": for integer codes to 8 bits in groups of 32, for bfloat16 weights to bfloat16, else not. "int16": as
+            that, and what it leaves once more, which answers as float32 does and takes a third of its time
+            (docs/quantization.md). "auto" is what `dtype` says: "int16" with auto, "float32" with float32, "int8" with
+            bfloat16.
         kv_cache_dtype: of keys and values. "auto" is the type that `dtype` computes in; "int8" and "fp8" (e4m3) take 8
             bits and a scale per position and head. "float32" and "bfloat16" are for the native CPU runner; "fp8" is for
             GPUs of compute capability 8.9 or more (and the torch runner on a CPU, slowly).
@@ -87,6 +92,7 @@ class EngineConfig:
     """
 
     dtype: DType = "auto"
+    activations: Activations = "auto"
     kv_cache_dtype: KVCacheDType = "auto"
     quantization: str | None = None
     load_format: LoadFormat = "auto"
@@ -128,6 +134,8 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be below {most}")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError(f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
+        if self.activations not in ("auto", "float32", "int16", "int8"):
+            raise ConfigError(f"activations must be auto, float32, int16 or int8, got {self.activations!r}")
         if self.kv_cache_dtype not in ("auto", "float32", "bfloat16", "int8", "fp8"):
             raise ConfigError(
                 f"kv_cache_dtype must be auto, float32, bfloat16, int8 or fp8, got {self.kv_cache_dtype!r}"

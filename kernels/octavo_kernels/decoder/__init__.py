@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo_kernels.linear import PackedWeight
-from octavo_kernels.linear.formats import CODES, Array
+from octavo_kernels.linear.formats import CODES, Array, Precision
 from octavo_kernels.lora.packed import Kind, PackedAdapter, kind_of
 from octavo_kernels.native.library import Library
 from octavo_kernels.native.memory import untouched
@@ -187,9 +187,11 @@ class PackedModel:
         mixtures = [layer.mixture for layer in self.layers if layer.mixture is not None]
         return [weight for mixture in mixtures for expert in mixture.experts for weight in expert.weights]
 
-    def adapter_kinds(self, exact: bool) -> list[tuple[Kind, ...]]:
-        """How the input of each of a layer's `SITES` is packed, so that adapters can read it."""
-        return [tuple(_kind(part, exact) for part in (each.q, each.out, each.up, each.down)) for each in self.layers]
+    def adapter_kinds(self, precision: Precision) -> list[tuple[Kind, ...]]:
+        """What an adapter is kept in at each of a layer's `SITES`: the input is packed as that, too."""
+        return [
+            tuple(_kind(part, precision) for part in (each.q, each.out, each.up, each.down)) for each in self.layers
+        ]
 
     @property
     def bytes_per_token(self) -> int:
@@ -213,14 +215,14 @@ class PackedModel:
         matrices = self.matrices
         return 8 * sum(weight.data.nbytes for weight in matrices) / sum(weight.n * weight.k for weight in matrices)
 
-    def words(self, exact: bool, kv: PackedKV) -> list[int]:
+    def words(self, precision: Precision, kv: PackedKV) -> list[int]:
         """The words of `struct Model` in records.h."""
         gate, eight_bits = ACTIVATIONS.index(self.activation), kv.dtype == "int8"
-        bf16 = kv.dtype == "bfloat16" or (eight_bits and not exact)
+        bf16 = kv.dtype == "bfloat16" or (eight_bits and precision is Precision.FAST)
         hidden, inner = self.embedding.k, max(layer.up.weight.n if layer.up else 0 for layer in self.layers)
         return [
             *(hidden, self.query_heads, self.kv_heads, self.head_dim, inner, self.embedding.n),
-            *(gate, exact, bf16, eight_bits, kv.block_size, kv.block_bytes, len(self.layers), self.layer_norm),
+            *(gate, precision, bf16, eight_bits, kv.block_size, kv.block_bytes, len(self.layers), self.layer_norm),
             *(*PackedLinear(self.embedding).words(), *self.head.words()),
             *(_address(self.final_norm), _address(self.alibi_slopes), self.parallel, self.wide_norms),
             *map(_address, (self.final_norm_bias, self.embedding_norm, self.embedding_norm_bias, self.positions)),
@@ -281,9 +283,9 @@ class PackedKV:
         self._data[np.asarray(blocks, np.int64)] = data
 
 
-def _kind(linear: PackedLinear | None, exact: bool) -> Kind:
-    """How a matrix's input is packed."""
-    return Kind.FLOAT32 if linear is None else kind_of(linear.weight.format, exact)
+def _kind(linear: PackedLinear | None, precision: Precision) -> Kind:
+    """What an adapter's part is kept in."""
+    return Kind.FLOAT32 if linear is None else kind_of(linear.weight.format, precision)
 
 
 def block_bytes(num_layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: Type) -> int:
@@ -319,16 +321,16 @@ class NativeDecoder:
         library: the native library.
         model: its weights, which stay referenced.
         kv: the cache.
-        exact: multiply in float32 as if the weights were dequantised, instead of with each format's fast kernels.
+        precision: what products do with their input.
         ranks: set if the model is one rank's share.
     """
 
     def __init__(
-        self, library: Library, model: PackedModel, kv: PackedKV, *, exact: bool, ranks: Ranks | None = None
+        self, library: Library, model: PackedModel, kv: PackedKV, *, precision: Precision, ranks: Ranks | None = None
     ) -> None:
         mixtures = [None if x.mixture is None else np.array(x.mixture.words(), np.int64) for x in model.layers]
         layers = [layer.words(*kv.addresses(i), mixtures[i]) for i, layer in enumerate(model.layers)]
-        words = np.array(model.words(exact, kv), np.int64)
+        words = np.array(model.words(precision, kv), np.int64)
         self._library, self._keep = library, (model, kv, mixtures)
         self._vocab, self._hidden = model.head.weight.n, model.embedding.k
         self._logits = np.empty((0, self._vocab), np.float32)  # reused: fresh memory would cause page faults

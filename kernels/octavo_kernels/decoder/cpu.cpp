@@ -56,7 +56,7 @@ class Decoder {
     int64_t first_token = 0;  // token of the embedding's first row, if a rank has only some rows
     SumOverRanks sum_over_ranks = nullptr;
 
-    bool exact() const { return model.exact != 0; }
+    Precision precision() const { return Precision(model.precision); }
 
     KvCache cache(const Layer& layer) const {
         const KvForm form = model.kv_is_int8 ? KvForm::int8 : KvForm::packed;
@@ -107,7 +107,7 @@ class Decoder {
                  int64_t stride, Range blocks) const {
         const StepAdapters& adapters = way.shared.adapters;
         const int64_t at = &layer - layers.data();
-        input.multiply(matrix, exact(), out, stride, blocks);
+        input.multiply(matrix, precision(), out, stride, blocks);
         adapters.add(at, part, way.own.low, out, stride, blocks);
     }
 
@@ -307,9 +307,9 @@ class Decoder {
         const auto score = [&](size_t i, Range blocks) {
             float* scores = shared.scores + blocks.begin * 16;
             if (blocks.begin == blocks.end) return;
-            if (i == 0) way.own.mlp_input.multiply(m.router, true, scores, stride, blocks);
+            if (i == 0) way.own.mlp_input.multiply(m.router, Precision::exact, scores, stride, blocks);
             else if (i == 1) feed_in(layer, way, way.shared.shared_input, blocks);
-            else way.own.mlp_input.multiply(m.shared_gate, true, scores + m.count, stride, blocks);
+            else way.own.mlp_input.multiply(m.shared_gate, Precision::exact, scores + m.count, stride, blocks);
         };
         multiply(way, layer, kMlpSite, {m.router.n, layer.up.n, m.shared_gate.n}, way.own.mlp_input, prepare_next,
                  score);
@@ -351,8 +351,8 @@ class Decoder {
         const Range columns{blocks.begin * 16, std::min(blocks.end * 16, expert.up.n)};
         const int64_t rows = group.rows.end - group.rows.begin, width = columns.end - columns.begin;
         float *gate = room.floats(2 * rows * width), *up = gate + rows * width;
-        input.multiply(expert.gate, exact(), gate, width, blocks);
-        input.multiply(expert.up, exact(), up, width, blocks);
+        input.multiply(expert.gate, precision(), gate, width, blocks);
+        input.multiply(expert.up, precision(), up, width, blocks);
         for (int64_t i = 0; i < rows; ++i) {
             float *row = gate + i * width, *values = up + i * width;
             if (m.numbers[1] > 0) clamped_gate_row(row, values, m.numbers[1], width, values);
@@ -375,7 +375,7 @@ class Decoder {
             const int64_t rows = group.rows.end - group.rows.begin;
             float* products = room.floats(rows * width);
             shared.experts.between.part(group.rows)
-                .multiply(m.experts[group.expert].down, exact(), products, width, blocks);
+                .multiply(m.experts[group.expert].down, precision(), products, width, blocks);
             for (int64_t i = 0; i < rows; ++i) {
                 const int64_t row = group.rows.begin + i;
                 add_scaled_row(products + i * width, plan.share[row], width,
@@ -434,7 +434,7 @@ class Decoder {
             head_input.pack(i, row);
         };
         way.multiply({model.vocab}, prepare, [&](size_t, Range blocks) {
-            head_input.multiply(model.head, exact(), logits + blocks.begin * 16, model.vocab, blocks);
+            head_input.multiply(model.head, precision(), logits + blocks.begin * 16, model.vocab, blocks);
         });
         if (numbers.logit_softcap == 0) return;
         const Vec cap = splat(numbers.logit_softcap);
@@ -478,6 +478,11 @@ class Decoder {
     }
 
     void reserve() {
+        while (int(own.size()) < threads) own.push_back(new_workspace());
+        if (precision() == Precision::twice && !adapters.empty()) {  // adapters are kept in float32 there
+            shared.want_floats(), last.want_floats();
+            for (auto& w : own) w->want_floats();
+        }
         cuts = threads == 1 ? 1 : 4 * threads;
         scratch_floats = 0;
         int64_t partial = 0;
@@ -498,19 +503,18 @@ class Decoder {
             w->adapters.build(tokens, adapters);
             w->reserve_low(tokens.count, w->adapters.stride);
         }
-        while (int(own.size()) < threads) own.push_back(new_workspace());
     }
 
     void want_inputs(Workspace& w) const {
         for (const Layer& layer : layers) {
-            for (const Matrix* m : {&layer.q, &layer.k, &layer.v}) w.qkv_input.add(*m, exact());
-            w.out_input.add(layer.out, exact());
-            if (layer.gate.data) w.mlp_input.add(layer.gate, exact());
-            if (layer.up.data) w.mlp_input.add(layer.up, exact());
-            if (layer.up.data) (layer.mixture ? w.shared_input : w.down_input).add(layer.down, exact());
+            for (const Matrix* m : {&layer.q, &layer.k, &layer.v}) w.qkv_input.add(*m, precision());
+            w.out_input.add(layer.out, precision());
+            if (layer.gate.data) w.mlp_input.add(layer.gate, precision());
+            if (layer.up.data) w.mlp_input.add(layer.up, precision());
+            if (layer.up.data) (layer.mixture ? w.shared_input : w.down_input).add(layer.down, precision());
             if (!layer.mixture) continue;
-            w.mlp_input.add(layer.mixture->router, true);  // it decides in full precision
-            w.experts.add(*layer.mixture, exact());
+            w.mlp_input.add(layer.mixture->router, Precision::exact);  // it decides
+            w.experts.add(*layer.mixture, precision());
         }
     }
 
@@ -527,7 +531,7 @@ public:
           widths{m.hidden, q_size, inner_of(false), inner_of(true)},
           phases(kPhasesPerLayer * m.num_layers + kOtherPhases), mixture(first_mixture()) {
         want_inputs(shared), want_inputs(last);
-        head_input.add(model.head, exact());
+        head_input.add(model.head, precision());
     }
 
     void adapt(const int64_t* of_sequences) { adapting = of_sequences; }

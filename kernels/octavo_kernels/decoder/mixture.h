@@ -165,11 +165,11 @@ struct StepExperts {
     Input inputs, between;  // [tokens x chosen] of the experts' first matrices, and of their last
     float* scores;          // [tokens][count + 1]: the router's, then the shared gate's
 
-    void add(const Mixture& m, bool exact) {
+    void add(const Mixture& m, Precision precision) {
         for (int64_t e = 0; e < m.count; ++e) {
-            inputs.add(m.experts[e].gate, exact);
-            inputs.add(m.experts[e].up, exact);
-            between.add(m.experts[e].down, exact);
+            inputs.add(m.experts[e].gate, precision);
+            inputs.add(m.experts[e].up, precision);
+            between.add(m.experts[e].down, precision);
         }
     }
     void reserve(const Mixture& m, int64_t tokens) {

@@ -22,7 +22,7 @@ struct Layer {
 
 struct Model {
     int64_t hidden, query_heads, kv_heads, head_dim, inner, vocab;
-    int64_t gate, exact, kv_is_bf16, kv_is_int8, block_size, block_bytes, num_layers;
+    int64_t gate, precision, kv_is_bf16, kv_is_int8, block_size, block_bytes, num_layers;
     int64_t layer_norm;  // in place of RMS norms, but for those of queries and keys
     Matrix embedding, head;
     const float* final_norm;

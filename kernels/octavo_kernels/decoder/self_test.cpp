@@ -177,7 +177,7 @@ public:
         Model model{};
         model.hidden = kHidden, model.inner = kInner, model.vocab = kVocab;
         model.query_heads = kHeads, model.kv_heads = kKvHeads, model.head_dim = kDim;
-        model.gate = int64_t(plain.gate), model.exact = 1;
+        model.gate = int64_t(plain.gate), model.precision = int64_t(Precision::exact);
         model.kv_is_bf16 = kind == Cache::bf16, model.kv_is_int8 = kind == Cache::int8;
         model.block_size = kBlock, model.block_bytes = kLayers * layer_bytes;
         model.num_layers = kLayers;

@@ -44,6 +44,10 @@ struct Workspace {
         shared_input.reserve(tokens, widths.shared);
     }
     void reserve_low(int64_t tokens, int64_t stride) { low = low_.floats(tokens * stride); }
+    // The inputs as they are, too, from the next reserve() on.
+    void want_floats() {
+        for (Input* x : {&qkv_input, &out_input, &mlp_input, &down_input, &shared_input}) x->add(ActivationKind::f32);
+    }
 
 private:
     Buffer attended_, fed_, gate_up_, normed_, residual_, low_;

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from octavo_kernels.decoder import ACTIVATIONS, Activation, PackedLinear
 from octavo_kernels.linear import PackedWeight
+from octavo_kernels.linear.formats import Precision
 from octavo_kernels.native.library import Library
 
 Int32 = npt.NDArray[np.int32]
@@ -115,12 +116,19 @@ class PackedEncoder:
         """Stored bits, scales included, per weight of the matrices."""
         return 8 * sum(w.data.nbytes for w in self.matrices) / sum(w.n * w.k for w in self.matrices)
 
-    def words(self, exact: bool, bias: Float32 | None) -> list[int]:
+    def words(self, precision: Precision, narrow: bool, bias: Float32 | None) -> list[int]:
         """The words of `struct Model` in records.h; `bias` has `_BEYOND` values behind each row."""
         sizes = self.embedding.k, self.query_heads, self.kv_heads, self.head_dim, self.layers[0].up.weight.n
         return [
             *sizes,
-            *(ACTIVATIONS.index(self.activation), exact, self.norm_first, self.layer_norm, len(self.layers)),
+            *(
+                ACTIVATIONS.index(self.activation),
+                precision,
+                narrow,
+                self.norm_first,
+                self.layer_norm,
+                len(self.layers),
+            ),
             *(*PackedLinear(self.embedding).words(), *_table(self.positions), *_table(self.types)),
             *(self.position_offset, *_norm(self.embedding_norm), *_norm(self.final_norm)),
             *(_address(bias), 0 if bias is None else bias.shape[1], self.max_tokens - 1),
@@ -133,16 +141,19 @@ class NativeEncoder:
     Args:
         library: the native library.
         model: its weights, which stay referenced.
-        exact: multiply in float32 as if the weights were dequantised, instead of with each format's fast kernels.
+        precision: what products do with their input.
+        narrow: keys, values and attention's weights are bfloat16, not float32.
     """
 
-    def __init__(self, library: Library, model: PackedEncoder, *, exact: bool) -> None:
+    def __init__(self, library: Library, model: PackedEncoder, *, precision: Precision, narrow: bool) -> None:
         bias = None if model.bias is None else np.pad(model.bias, ((0, 0), (0, _BEYOND)))
         layers = np.array([layer.words() for layer in model.layers], np.int64)
         numbers = np.array([model.norm_eps, model.attention_scale, model.embedding_scale], np.float32)
         self._library, self._keep = library, (model, bias)
         self._hidden, self._max_tokens = model.embedding.k, model.max_tokens
-        self._handle = library.call("encoder_new", np.array(model.words(exact, bias), np.int64), numbers, layers)
+        self._handle = library.call(
+            "encoder_new", np.array(model.words(precision, narrow, bias), np.int64), numbers, layers
+        )
         self._finalizer = weakref.finalize(self, library.call, "encoder_free", self._handle)
 
     def step(self, tokens: Int32, types: Int32 | None, starts: Int32, methods: Int32) -> Float32:

@@ -153,7 +153,7 @@ class Encoder {
     std::vector<std::unique_ptr<Desk>> desks;  // one per thread
     Step step_;
 
-    bool exact() const { return model.exact != 0; }
+    Precision precision() const { return Precision(model.precision); }
     bool norm_first() const { return model.norm_first != 0; }
 
     void norm(const float* x, const Norm& norm, float* out) const {
@@ -206,7 +206,7 @@ class Encoder {
         };
         way.multiply({q_size, kv_size, kv_size}, prepare, [&](size_t i, Range blocks) {
             float* to = t.qkv + first * qkv_size + products[i].column + blocks.begin * 16;
-            input.multiply(*products[i].matrix, exact(), to, qkv_size, blocks);
+            input.multiply(*products[i].matrix, precision(), to, qkv_size, blocks);
         });
         if (layer.rotary_dim) way.each(way.tokens.count, [&](int64_t i) { rotate(t, layer, first + i); });
     }
@@ -242,7 +242,7 @@ class Encoder {
         const Workspace &shared = way.shared, &own = way.own;
         const auto pack_attended = [&](int64_t i) { own.out_input.pack(i, t.attended + way.tokens[i] * q_size); };
         way.multiply({hidden}, pack_attended, [&](size_t, Range blocks) {
-            own.out_input.multiply(layer.out, exact(), shared.attended + blocks.begin * 16, hidden, blocks);
+            own.out_input.multiply(layer.out, precision(), shared.attended + blocks.begin * 16, hidden, blocks);
         });
         const auto prepare = [&](int64_t i) {
             float* x = residual_of(t, way.tokens[i]);
@@ -252,8 +252,8 @@ class Encoder {
         way.multiply({inner}, prepare, [&](size_t, Range blocks) {
             const Range columns{blocks.begin * 16, std::min(blocks.end * 16, inner)};
             float *gate = way.gate(columns.begin), *up = gate + way.gate_width;
-            if (layer.gate.data) own.mlp_input.multiply(layer.gate, exact(), gate, stride, blocks);
-            own.mlp_input.multiply(layer.up, exact(), up, stride, blocks);
+            if (layer.gate.data) own.mlp_input.multiply(layer.gate, precision(), gate, stride, blocks);
+            own.mlp_input.multiply(layer.up, precision(), up, stride, blocks);
             for (int64_t i = 0; i < count; ++i) {
                 float *row = gate + i * stride, *values = row + way.gate_width;
                 activate(layer, row, values, columns.end - columns.begin);
@@ -261,7 +261,7 @@ class Encoder {
             }
         });
         way.multiply({hidden}, [&](size_t, Range blocks) {
-            shared.down_input.multiply(layer.down, exact(), shared.fed + blocks.begin * 16, hidden, blocks);
+            shared.down_input.multiply(layer.down, precision(), shared.fed + blocks.begin * 16, hidden, blocks);
         });
     }
 
@@ -305,7 +305,7 @@ class Encoder {
             crew.rows(i < layers.size() ? every : finished, [&](const auto& way) { go_to_attention(t, i, way); });
             if (i == layers.size()) break;
             crew.each(int64_t(t.items.size()), [&](int64_t item, Desk& desk) {
-                if (exact()) attend<float>(t, layers[i], t.items[item], desk.room);
+                if (!model.narrow) attend<float>(t, layers[i], t.items[item], desk.room);
                 else attend<bf16>(t, layers[i], t.items[item], desk.room);
             });
         }
@@ -341,11 +341,11 @@ class Encoder {
 
     void want_inputs(Workspace& w) const {
         for (const Layer& layer : layers) {
-            for (const Matrix* m : {&layer.q, &layer.k, &layer.v}) w.qkv_input.add(*m, exact());
-            if (layer.gate.data) w.mlp_input.add(layer.gate, exact());
-            w.mlp_input.add(layer.up, exact());
-            w.out_input.add(layer.out, exact());
-            w.down_input.add(layer.down, exact());
+            for (const Matrix* m : {&layer.q, &layer.k, &layer.v}) w.qkv_input.add(*m, precision());
+            if (layer.gate.data) w.mlp_input.add(layer.gate, precision());
+            w.mlp_input.add(layer.up, precision());
+            w.out_input.add(layer.out, precision());
+            w.down_input.add(layer.down, precision());
         }
     }
 
@@ -353,7 +353,7 @@ class Encoder {
     int64_t knee() const {
         const int64_t mlp = (layers[0].gate.data ? 3 : 2) * model.inner;
         const int64_t matrices = model.hidden * (qkv_size + q_size + mlp);
-        return std::max<int64_t>(1, matrices / (2 * q_size * (exact() ? 1 : 3)));
+        return std::max<int64_t>(1, matrices / (2 * q_size * (model.narrow ? 3 : 1)));
     }
 
 public:

@@ -24,7 +24,7 @@ struct Layer {
 
 struct Model {
     int64_t hidden, query_heads, kv_heads, head_dim, inner;
-    int64_t activation, exact, norm_first, layer_norm, num_layers;
+    int64_t activation, precision, narrow, norm_first, layer_norm, num_layers;
     Matrix embedding;
     Table positions, types;
     int64_t position_offset;      // row of a text's first token

@@ -2,9 +2,10 @@
 codes.
 
 On the CPU a weight is packed once, without loss, into a layout that the kernels read in order (`formats.h`). There are
-two kinds of product. The exact one converts weights to float32 in registers and sums in float32. The fast one
-multiplies integer codes by activations that are quantised to 8 bits in groups of 32, or bf16 weights by activations
-rounded to bf16. In both, a row's result is bitwise independent of the rest of the batch.
+three kinds of product (`Precision`). The exact one converts weights to float32 in registers and sums in float32. The
+fast one multiplies integer codes by activations that are quantised to 8 bits in groups of 32, or bf16 weights by
+activations rounded to bf16. The third does that twice, the second time with what rounding left. In all, a row's result
+is bitwise independent of the rest of the batch.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from octavo_kernels.linear.formats import CODES, FLOATS, GROUP, GROUPED, Array
+from octavo_kernels.linear.formats import CODES, FLOATS, GROUP, GROUPED, Array, Precision
 from octavo_kernels.linear.pack import pack_blocks, pack_floats, packed_shape
 from octavo_kernels.native import library
 
@@ -128,15 +129,16 @@ class PackedWeight:
         return CODES[self.format], self.n, self.k, self.data
 
 
-def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, *, exact: bool = False) -> Tensor:
+def linear(
+    x: Tensor, weight: PackedWeight, bias: Tensor | None = None, *, precision: Precision = Precision.FAST
+) -> Tensor:
     """`x W^T + bias`.
 
     Args:
         x: [R, K] float32, bfloat16 or float16 on the CPU, rows contiguous.
         weight: [N, K].
         bias: [N] float32.
-        exact: multiply in float32 as if weights were dequantised. Otherwise use the format's fast kernel, which is the
-            same for float32 and float16 weights.
+        precision: what becomes of `x`.
 
     Returns:
         [R, N] of `x`'s type.
@@ -148,22 +150,32 @@ def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None, *, exact
 
     _check(x, weight, bias)
     if not library.use_cpu(x):
-        return _reference(x, weight, bias, exact).to(x.dtype)
+        return _reference(x, weight, bias, precision).to(x.dtype)
     out = torch.empty(len(x), weight.n)
     is_bf16 = x.dtype == torch.bfloat16
-    library.call("linear", *weight._arguments(), x, x.stride(0), is_bf16, len(x), exact, bias, out)
+    library.call("linear", *weight._arguments(), x, x.stride(0), is_bf16, len(x), precision, bias, out)
     return out.to(x.dtype)
 
 
-def _reference(x: Tensor, weight: PackedWeight, bias: Tensor | None, exact: bool) -> Tensor:
+def _reference(x: Tensor, weight: PackedWeight, bias: Tensor | None, precision: Precision) -> Tensor:
     from octavo_kernels.linear import reference
 
-    if weight.format in GROUPED and not exact:
+    if precision is Precision.EXACT or weight.format in ("F32", "F16"):
+        wide = reference.dequantize(weight.data, weight.format, weight.n, weight.k)
+        return reference.linear_exact(x, wide, bias)
+    first = _reference_fast(x, weight, bias)
+    if precision is Precision.FAST:
+        return first
+    rounded = reference.rounded_bf16(x) if weight.format == "BF16" else reference.rounded_int8(x)
+    return _reference_fast(x.float() - rounded, weight, None) + first
+
+
+def _reference_fast(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+    from octavo_kernels.linear import reference
+
+    if weight.format in GROUPED:
         return reference.linear_int8(x, weight.data, weight.format, weight.n, bias)
-    wide = reference.dequantize(weight.data, weight.format, weight.n, weight.k)
-    if weight.format == "BF16" and not exact:
-        return reference.linear_bf16(x, wide, bias)
-    return reference.linear_exact(x, wide, bias)
+    return reference.linear_bf16(x, reference.dequantize(weight.data, weight.format, weight.n, weight.k), bias)
 
 
 def _check(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> None:

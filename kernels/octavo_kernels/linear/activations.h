@@ -107,16 +107,23 @@ void quantize(const float* x, Group8& to) {
     to.minus_half[1] = -sums[1];
 }
 
-__attribute__((noinline)) void store_group(ActivationKind kind, const Place& at, int64_t group, const float* x) {
+// Stores 32 columns of a row. rest: null, or what becomes x less what was stored.
+__attribute__((noinline)) void store_group(ActivationKind kind, const Place& at, int64_t group, const float* x,
+                                           float* rest) {
     if (kind == ActivationKind::int8) {
-        quantize(x, reinterpret_cast<Group8*>(at.tile)[group * at.height + at.row]);
+        Group8& to = reinterpret_cast<Group8*>(at.tile)[group * at.height + at.row];
+        quantize(x, to);
+        if (rest)
+            for (int i = 0; i < GROUP; ++i) rest[i] = x[i] - float(to.code[i]) * to.scale;
     } else if (kind == ActivationKind::bf16) {
-#if OCTAVO_ISA >= 3
-        bf16* to = reinterpret_cast<bf16*>(at.tile) + (group * at.height + at.row) * GROUP;
-        for (int i = 0; i < GROUP; i += kLanes) store(to + i, load(x + i));
-#else
         bf16 values[GROUP];
         for (int i = 0; i < GROUP; i += kLanes) store(values + i, load(x + i));
+        if (rest)
+            for (int i = 0; i < GROUP; i += kLanes) store(rest + i, load(x + i) - load(values + i));
+#if OCTAVO_ISA >= 3
+        bf16* to = reinterpret_cast<bf16*>(at.tile) + (group * at.height + at.row) * GROUP;
+        std::memcpy(to, values, sizeof values);
+#else
         bf16* to = reinterpret_cast<bf16*>(at.tile) + (group * GROUP * at.height + 2 * at.row);
         for (int i = 0; i < GROUP; i += 2) std::memcpy(to + i * at.height, values + i, 4);
 #endif
@@ -128,18 +135,24 @@ __attribute__((noinline)) void store_group(ActivationKind kind, const Place& at,
 
 // x: the columns from columns.begin on.
 template <class T> void pack_any(const Activations& to, int64_t row, const T* x, Range columns) {
-    const Place at = place_of(to, row);
+    const Place first_part = place_of(to, row * to.parts), last_part = place_of(to, row * to.parts + to.parts - 1);
+    float rest[GROUP];
+    const auto store = [&](int64_t group, const float* values) {
+        if (to.parts == 1) return store_group(to.kind, first_part, group, values, nullptr);
+        store_group(to.kind, first_part, group, values, rest);
+        store_group(to.kind, last_part, group, rest, nullptr);
+    };
     for (int64_t group = columns.begin / GROUP; group < groups_of(columns.end); ++group) {
         const int64_t first = group * GROUP - columns.begin, count = std::min(GROUP, int(columns.end - group * GROUP));
         if constexpr (std::is_same_v<T, float>) {
             if (count == GROUP) {
-                store_group(to.kind, at, group, x + first);
+                store(group, x + first);
                 continue;
             }
         }
         float values[GROUP] = {};
         for (int64_t i = 0; i < count; ++i) values[i] = to_float(x[first + i]);
-        store_group(to.kind, at, group, values);
+        store(group, values);
     }
 }
 

@@ -141,8 +141,8 @@ int64_t packed_bytes(WeightFormat format, int64_t n, int64_t k) {
     return blocks * with_format(format, [&](auto f) { return block_bytes<decltype(f)>(k); });
 }
 
-ActivationKind activation_kind(WeightFormat format, bool exact) {
-    if (exact || format == WeightFormat::f32 || format == WeightFormat::f16) return ActivationKind::f32;
+ActivationKind activation_kind(WeightFormat format, Precision precision) {
+    if (precision == Precision::exact || format == WeightFormat::f32 || format == WeightFormat::f16) return ActivationKind::f32;
     return format == WeightFormat::bf16 ? ActivationKind::bf16 : ActivationKind::int8;
 }
 
@@ -196,12 +196,13 @@ namespace {
 
 // Rows for every kernel (two tiles and 8 + 2 + 1 more) of known numbers, against plain loops over the dequantised weights,
 // to the precision of the activations (a wrong dot product is off by far more), and bit for bit against a row alone.
-bool agrees(WeightFormat format, bool exact) {
+bool agrees(WeightFormat format, Precision precision) {
     constexpr int64_t n = 3 * LANES, rows = 43;
     const int64_t k = with_format(format, [](auto f) { return f.unit_columns > GROUP ? 8 * GROUP : 9 * GROUP; });
-    const ActivationKind kind = activation_kind(format, exact);
-    const float precision = kind == ActivationKind::f32 ? 1e-5f : 2e-3f;
-    std::vector<uint8_t> data(packed_bytes(format, n, k)), room(activation_bytes(kind, rows, k));
+    const ActivationKind kind = activation_kind(format, precision);
+    const int64_t parts = parts_of(kind, precision);
+    const float bound = kind == ActivationKind::f32 ? 1e-5f : parts == 2 ? 3e-5f : 2e-3f;
+    std::vector<uint8_t> data(packed_bytes(format, n, k)), room(activation_bytes(kind, rows * parts, k));
     uint32_t state = 1;
     const auto random = [&] { return (state = state * 1664525u + 1013904223u) >> 16; };
     for (uint8_t& byte : data) byte = random() % 60;  // any bytes are codes; with these no float is infinite
@@ -209,7 +210,7 @@ bool agrees(WeightFormat format, bool exact) {
     for (float& value : x) value = float(int32_t(random() % 2001) - 1000) / 1000;
     const PackedMatrix matrix{format, n, k, data.data()};
     const auto multiply = [&](int64_t first, int64_t count, float* to) {
-        const Activations packed{kind, count, k, room.data()};
+        const Activations packed{kind, count * parts, k, room.data(), parts};
         for (int64_t row = 0; row < count; ++row) pack_row(packed, row, &x[(first + row) * k]);
         linear(matrix, packed, to, n, nullptr, {0, n / LANES});
     };
@@ -219,7 +220,7 @@ bool agrees(WeightFormat format, bool exact) {
         for (int64_t row = 0; row < rows; ++row) {
             double expected = 0, size = 0;
             for (int64_t i = 0; i < k; ++i) expected += double(w[i]) * x[row * k + i], size += std::fabs(w[i]);
-            if (!(std::fabs(out[row * n + column] - expected) <= precision * size)) return false;
+            if (!(std::fabs(out[row * n + column] - expected) <= bound * size)) return false;
         }
     }
     for (const int64_t row : {int64_t(3), int64_t(20), rows - 1}) {
@@ -231,7 +232,8 @@ bool agrees(WeightFormat format, bool exact) {
 
 SelfTest self_test("linear", [] {
     for (int32_t format = 0; format <= int32_t(WeightFormat::mxfp4); ++format) {
-        if (!agrees(WeightFormat(format), true) || !agrees(WeightFormat(format), false)) return false;
+        for (const Precision precision : {Precision::exact, Precision::fast, Precision::twice})
+            if (!agrees(WeightFormat(format), precision)) return false;
     }
     return true;
 });
@@ -244,12 +246,13 @@ using namespace octavo;
 
 // x: [rows, k] with a row stride, float32 or bf16; out: [rows, n] float32.
 OCTAVO_API void octavo_linear(int64_t format, int64_t n, int64_t k, const uint8_t* data, const void* x,
-                              int64_t x_stride, int64_t x_is_bf16, int64_t rows, int64_t exact, const float* bias,
+                              int64_t x_stride, int64_t x_is_bf16, int64_t rows, int64_t precision, const float* bias,
                               float* out) {
     const PackedMatrix w{WeightFormat(format), n, k, data};
-    const ActivationKind kind = activation_kind(w.format, exact != 0);
-    std::vector<uint8_t> room(activation_bytes(kind, rows, k) + 63);
-    const Activations packed{kind, rows, k, room.data() + 63 - (uintptr_t(room.data()) + 63) % 64};
+    const ActivationKind kind = activation_kind(w.format, Precision(precision));
+    const int64_t parts = parts_of(kind, Precision(precision));
+    std::vector<uint8_t> room(activation_bytes(kind, rows * parts, k) + 63);
+    const Activations packed{kind, rows * parts, k, room.data() + 63 - (uintptr_t(room.data()) + 63) % 64, parts};
     parallel([&](int thread, int threads) {
         const Range mine = split(rows, thread, threads);
         for (int64_t row = mine.begin; row < mine.end; ++row) {

@@ -31,29 +31,41 @@ struct PackedMatrix {
     const uint8_t* data;
 };
 
-// A batch of converted rows; `data` holds activation_bytes(kind, rows, k) bytes, aligned to 4.
+// What a product does with its input. The numbers are part of the C interface.
+// exact: float32 throughout, as if the weights were dequantised.
+// fast: int8 for the grouped integer formats, bf16 for bf16 weights, float32 for f32 and f16 weights.
+// twice: as fast, and what that rounding leaves of a row is rounded as well, as a row of its own: 15 bits of a group's
+// largest value in place of 8, 17 of each value in place of 9. Both rows are multiplied by a weight that is read once.
+enum class Precision : int64_t { fast = 0, exact = 1, twice = 2 };
+
+// A batch of converted rows; `data` holds activation_bytes(kind, rows, k) bytes, aligned to 4. With parts = 2 each row of
+// the batch is two of these `rows`, one after the other, and its output the sum of theirs.
 struct Activations {
     ActivationKind kind;
     int64_t rows, k;
     uint8_t* data;
+    int64_t parts = 1;
 };
 
 int64_t packed_bytes(WeightFormat format, int64_t n, int64_t k);
 
-// What `linear` needs for a matrix. exact: float32 throughout, as if the weights were dequantised. Else the fast way:
-// int8 for the grouped integer formats, bf16 for bf16 weights, float32 for f32 and f16 weights.
-ActivationKind activation_kind(WeightFormat format, bool exact);
+// What `linear` needs for a matrix.
+ActivationKind activation_kind(WeightFormat format, Precision precision);
+
+inline int64_t parts_of(ActivationKind kind, Precision precision) {
+    return precision == Precision::twice && kind != ActivationKind::f32 ? 2 : 1;
+}
 
 int64_t activation_bytes(ActivationKind kind, int64_t rows, int64_t k);
 
-// Convert row `row` from k floats (or bf16). Rows are independent: any thread may take any of them.
+// Convert row `row` of the batch from k floats (or bf16). Rows are independent: any thread may take any of them.
 void pack_row(const Activations& to, int64_t row, const float* x);
 void pack_row(const Activations& to, int64_t row, const bf16* x);
 
 // Some columns of a row, of which x is the first: from a multiple of 32 to another or to k.
 void pack_columns(const Activations& to, int64_t row, const float* x, Range columns);
 
-// out[r * out_stride + i] for all rows: the outputs of some blocks of 16, of which `out` takes the first. The activations
+// out[r * out_stride + i] for all rows of the batch: the outputs of some blocks of 16, of which `out` takes the first. The activations
 // must be complete before. x.k must be w.k, and x.kind one that the format knows (activation_kind). bias: [n] or null.
 void linear(const PackedMatrix& w, const Activations& x, float* out, int64_t out_stride, const float* bias, Range blocks);
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,22 @@ LANES = 16
 """Rows that the packed layout interleaves."""
 GROUP = 32
 """Columns of a group, which share an activation's scale."""
+
+
+class Precision(IntEnum):
+    """What a product does with its input (`linear/cpu.h`).
+
+    Attributes:
+        FAST: rounds it to 8 bits in groups of 32 for weights of integer codes, to bfloat16 for bfloat16 weights;
+            float32 and float16 weights are multiplied as in `EXACT`.
+        EXACT: computes in float32 as if the weights were dequantised.
+        TWICE: as `FAST`, and rounds what that leaves in the same way: 15 bits of a group's largest value, 17 of a
+            value for bfloat16 weights.
+    """
+
+    FAST = 0
+    EXACT = 1
+    TWICE = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,8 +57,8 @@ public:
     const Activations& form(ActivationKind kind) const { return forms[int(kind)]; }
 
     // Computes the outputs of some blocks of 16; `out` receives the first.
-    void multiply(const Matrix& w, bool exact, float* out, int64_t stride, Range blocks) const {
-        const int kind = int(activation_kind(WeightFormat(w.format), exact));
+    void multiply(const Matrix& w, Precision precision, float* out, int64_t stride, Range blocks) const {
+        const int kind = int(activation_kind(WeightFormat(w.format), precision));
         linear(w.packed(), forms[kind], out, stride, w.bias, blocks);
     }
     // Some rows as an input of their own: packed and multiplied apart from the others.
@@ -66,8 +66,8 @@ public:
         Forms some = *this;
         for (Activations& form : some.forms) {
             if (!form.data) continue;
-            form.rows = rows.end - rows.begin;
-            form.data += activation_bytes(form.kind, rows.begin, form.k);
+            form.rows = (rows.end - rows.begin) * form.parts;
+            form.data += activation_bytes(form.kind, rows.begin * form.parts, form.k);
         }
         return some;
     }
@@ -78,13 +78,17 @@ class Input : public Forms {
     Buffer buffers[3];
 
 public:
-    void add(const Matrix& w, bool exact) { wanted[int(activation_kind(WeightFormat(w.format), exact))] = true; }
+    void add(const Matrix& w, Precision precision) {
+        const ActivationKind kind = activation_kind(WeightFormat(w.format), precision);
+        add(kind, parts_of(kind, precision));
+    }
+    void add(ActivationKind kind, int64_t parts = 1) { wanted[int(kind)] = true, forms[int(kind)].parts = parts; }
 
     void reserve(int64_t rows, int64_t k) {
         for (int kind = 0; kind < 3; ++kind) {
             if (!wanted[kind]) continue;
-            const int64_t bytes = activation_bytes(ActivationKind(kind), rows, k);
-            forms[kind] = {ActivationKind(kind), rows, k, (uint8_t*)buffers[kind].reserve(bytes)};
+            const int64_t all = rows * forms[kind].parts, bytes = activation_bytes(ActivationKind(kind), all, k);
+            forms[kind] = {ActivationKind(kind), all, k, (uint8_t*)buffers[kind].reserve(bytes), forms[kind].parts};
         }
     }
 };

@@ -56,16 +56,18 @@ OCTAVO_INLINE Floats scale_out(const Scales& w, const Group8& x, const Floats (&
 
 // Sixteen sums of row `row` become its outputs from `column` on. Inlined it would triple the library; local to
 // the file, the compiler knows which registers it leaves alone, and sums stay in theirs (bf16: 340 instead of 197 GOP/s).
+// A row's second part comes after its first, and is added to what that left there.
 __attribute__((noinline)) void store_outputs(const Job& job, int64_t row, int64_t column, Floats acc) {
-    float* to = job.out + row * job.out_stride + column - job.blocks.begin * LANES;
+    float* to = job.out + row / job.x.parts * job.out_stride + column - job.blocks.begin * LANES;
+    const float* more = row % job.x.parts ? to : job.bias ? job.bias + column : nullptr;
     const int64_t count = std::min<int64_t>(LANES, job.w.n - column);
     if (count == LANES) {
-        if (job.bias) acc = add(acc, load_floats(job.bias + column));
+        if (more) acc = add(acc, load_floats(more));
         return store_floats(to, acc);
     }
     float values[LANES];
     store_floats(values, acc);
-    for (int64_t i = 0; i < count; ++i) to[i] = job.bias ? values[i] + job.bias[column + i] : values[i];
+    for (int64_t i = 0; i < count; ++i) to[i] = more ? values[i] + more[i] : values[i];
 }
 
 }  // namespace

@@ -31,7 +31,18 @@ def linear_exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def linear_bf16(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """As `linear_exact`, with `x` rounded to bf16: products of bf16, sums in float32."""
-    return linear_exact(x.bfloat16(), weight, bias)
+    return linear_exact(rounded_bf16(x), weight, bias)
+
+
+def rounded_bf16(x: Tensor) -> Tensor:
+    """What `linear_bf16` multiplies, in float32."""
+    return x.bfloat16().float()
+
+
+def rounded_int8(x: Tensor) -> Tensor:
+    """What `linear_int8` multiplies, [R, K] in float32."""
+    codes, scale = quantize(x)
+    return (codes * scale.unsqueeze(-1)).view(x.shape)
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from octavo_kernels.linear.formats import GROUP, LANES
+from octavo_kernels.linear.formats import GROUP, LANES, Precision
 from octavo_kernels.native.memory import untouched
 
 Float32 = npt.NDArray[np.float32]
@@ -33,9 +33,9 @@ class Kind(IntEnum):
     INT8 = 2
 
 
-def kind_of(weight: str, exact: bool) -> Kind:
-    """What matrices of a format have their input packed as."""
-    if exact or weight in ("F32", "F16"):
+def kind_of(weight: str, precision: Precision) -> Kind:
+    """What an adapter's matrices are kept in beside a matrix of a format."""
+    if precision is not Precision.FAST or weight in ("F32", "F16"):
         return Kind.FLOAT32
     return Kind.BFLOAT16 if weight == "BF16" else Kind.INT8
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 ITSELF = (
-    "This compares the model in float32 with itself: nothing can differ. Worth comparing: --dtype bfloat16 (faster on "
-    "a CPU, activations in 8 bits), --quantization int8 or int4, or --reference and what MODEL was made from."
+    "This compares the model in float32 with itself: nothing can differ. Worth comparing: --activations int16 or int8 "
+    "(faster on a CPU), --quantization int8 or int4, or --reference and what MODEL was made from."
 )
 
 
@@ -25,6 +25,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A directory, a .gguf file, package:MODULE/FILE or a hub id.")],
     text: Annotated[Path, typer.Option(help="A UTF-8 text file to measure on.")],
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    activations: Annotated[str, typer.Option(help="auto, float32, int16 or int8.")] = "auto",
     quantization: Annotated[str | None, typer.Option(help="As in the engine's settings.")] = None,
     reference: Annotated[
         str | None, typer.Option(help="What to compare with, in exact float32; MODEL itself otherwise.")
@@ -39,10 +40,7 @@ def evaluate(
     threads: Annotated[int | None, typer.Option(help="CPU threads; all this process may use otherwise.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
 ) -> None:
-    """Compare MODEL, as it would be served, with the same or another model in float32: perplexity and KL divergence.
-
-    Without --dtype, --quantization or --reference a CPU compares it with itself.
-    """
+    """Compare MODEL, as it would be served, with the same or another model in float32: perplexity and KL divergence."""
     from octavo.config import EngineConfig
     from octavo.evaluation.evaluate import Settings, compares_with_itself, read_text
     from octavo.evaluation.evaluate import evaluate as run
@@ -51,7 +49,13 @@ def evaluate(
     try:
         settings = Settings(tokens=tokens, window=window, max_kl=max_kl)
         config = EngineConfig.from_settings(
-            {"dtype": dtype, "quantization": quantization, "device": device, "threads": threads}
+            {
+                "dtype": dtype,
+                "activations": activations,
+                "quantization": quantization,
+                "device": device,
+                "threads": threads,
+            }
         )
         sources = resolve_source(model), resolve_source(reference or model)
         if compares_with_itself(sources[0], config, sources[1]):

@@ -12,11 +12,13 @@ from octavo.evaluation.layers import layer_errors
 from octavo.execution.device import find_device
 from octavo.execution.executor import LocalExecutor
 from octavo.execution.local import load_local
+from octavo.execution.native_executor import precision_of
 from octavo.models.quantization import STORED
 from octavo.models.source_spec import read_spec
 from octavo.source import Source
 from octavo.text.tokenizer import load_tokenizer
 from octavo_kernels.decoder import CELL, block_bytes
+from octavo_kernels.linear.formats import Precision
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 32, 64
 """Greedy continuations that are compared: the number of prompts, their tokens, and the tokens generated. Prompts are
@@ -111,7 +113,8 @@ def evaluate(
 
 def compares_with_itself(source: Source, config: EngineConfig, reference: Source) -> bool:
     """Whether the model, as it would be served, is the very reference: then nothing can differ."""
-    exact = config.dtype == "float32" or (config.dtype == "auto" and find_device(config.device) == "cpu")
+    wide = config.dtype == "float32" or (config.dtype == "auto" and find_device(config.device) == "cpu")
+    exact = wide and precision_of(config) is Precision.EXACT
     return exact and source.name == reference.name and config.quantization in (None, "gguf", *STORED)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from octavo.config import EngineConfig
+from octavo.errors import ConfigError
 from octavo.execution.device import find_device, limit_torch
 from octavo.execution.executor import Executor, LocalExecutor
 from octavo.execution.native_encoder import load_native_encoder, why_not_native_encoder
@@ -31,7 +32,7 @@ def load_local(
     group = group or TPGroup()
     share = read_share(source, group)
     device = find_device(config.device)
-    native = _native_library(source, config, partial(why_not_native, share=share)) if device == "cpu" else None
+    native = _native_library(source, config, device, partial(why_not_native, share=share))
     if not group.smallest(native is not None) and native is not None:  # the two sum over ranks in different places
         logger.warning("%s runs on the slower torch runner: another rank does", source.name)
         native = None
@@ -53,7 +54,7 @@ def load_local_encoder(source: Source, config: EngineConfig, *, progress: bool =
         ModelError, ConfigError: it cannot be loaded, or not with these settings.
     """
     device = find_device(config.device)
-    native = _native_library(source, config, why_not_native_encoder) if device == "cpu" else None
+    native = _native_library(source, config, device, why_not_native_encoder)
     executor: Executor
     if native is not None:
         executor = load_native_encoder(native, source, config, progress=progress)
@@ -66,15 +67,25 @@ def load_local_encoder(source: Source, config: EngineConfig, *, progress: bool =
 
 
 def _native_library(
-    source: Source, config: EngineConfig, why_not: Callable[[Source, EngineConfig], str | None]
+    source: Source, config: EngineConfig, device: str, why_not: Callable[[Source, EngineConfig], str | None]
 ) -> Library | None:
     """What runs the model on this CPU, if that covers all of it; all CPU libraries get their threads."""
+    if device != "cpu":
+        _check_activations(source, config, f"its device is {device}")
+        return None
     threads = config.threads or available_cores()
     limit_torch(threads)
     native = library()
     reason = "there is no native library" if native is None else why_not(source, config)
     if native is None or reason:
+        _check_activations(source, config, str(reason))
         logger.warning("%s runs on the slower torch runner: %s", source.name, reason)
         return None
     native.set_threads(threads)
     return native
+
+
+def _check_activations(source: Source, config: EngineConfig, reason: str) -> None:
+    if config.activations != "auto":
+        what = f"activations is for the native CPU runner, which does not run {source.name!r}: {reason}"
+        raise ConfigError(f"{what}; leave it at auto")

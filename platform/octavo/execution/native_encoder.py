@@ -1,9 +1,7 @@
 """The native executor of encoders: a step is whole texts, each of which becomes one vector, in one call on the CPU.
 
-It has the two modes of the native executor of decoders: `exact` (dtype float32) computes in float32 as if the weights
-were dequantised; the fast one (dtype bfloat16) rounds keys, values and attention's weights to bfloat16, and multiplies
-bf16 matrices with activations rounded to bf16, integer codes with activations quantised to 8 bits in groups of 32. In
-either, a text's vector has the same bits whatever else is in the step, and on any number of threads.
+`dtype` and `activations` mean what they do for the native executor of decoders, and a text's vector has the same bits
+whatever else is in the step, and on any number of threads.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ import numpy as np
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
 from octavo.execution.executor import Wait, finished
+from octavo.execution.native_executor import described, precision_of
 from octavo.models.head import Head, read_head
 from octavo.models.packed import unpackable_formats
 from octavo.models.packed_encoder import load_packed_encoder
@@ -25,6 +24,7 @@ from octavo.request import Adapter
 from octavo.source import Source
 from octavo.step import Float32, Int32, PooledRow, StepBatch, StepResult
 from octavo_kernels.encoder import METHODS, NativeEncoder, PackedEncoder
+from octavo_kernels.linear.formats import Precision
 from octavo_kernels.native.library import Library
 
 
@@ -35,7 +35,8 @@ class NativeEncoderExecutor:
         native: the library that runs it.
         model: its weights.
         head: what follows pooling, if anything does.
-        exact: the mode.
+        dtype: that is computed in.
+        precision: of products.
     """
 
     num_blocks = 1
@@ -44,14 +45,20 @@ class NativeEncoderExecutor:
     kv = local = states = None
 
     def __init__(
-        self, native: Library, spec: ModelSpec, model: PackedEncoder, head: Head | None, *, exact: bool
+        self,
+        native: Library,
+        spec: ModelSpec,
+        model: PackedEncoder,
+        head: Head | None,
+        *,
+        dtype: Literal["float32", "bfloat16"],
+        precision: Precision,
     ) -> None:
         self.spec = spec
         self._head = head
-        self._encoder = NativeEncoder(native, model, exact=exact)
-        mode = "exact float32" if exact else "bfloat16, and 8-bit activations for quantised weights"
+        self._encoder = NativeEncoder(native, model, precision=precision, narrow=dtype == "bfloat16")
         self._description = (
-            f"{spec.family} on cpu ({native.level}, {native.threads} threads) in {mode}, "
+            f"{spec.family} on cpu ({native.level}, {native.threads} threads) in {described(dtype, precision)}, "
             f"{model.bits_per_weight:.1f} bits per weight, {model.num_bytes / 1e6:.1f} MB"
         )
 
@@ -127,4 +134,5 @@ def load_native_encoder(
         max_model_len=config.max_model_len,
         progress=progress,
     )
-    return NativeEncoderExecutor(native, spec, model, read_head(source, spec), exact=dtype == "float32")
+    head = read_head(source, spec)
+    return NativeEncoderExecutor(native, spec, model, head, dtype=dtype, precision=precision_of(config))

@@ -1,10 +1,9 @@
 """The native executor: a whole step on the CPU in one call, weights in their own format.
 
-Two modes. `exact` (dtype float32) computes in float32 as if the weights were dequantised, like the torch executor. The
-fast one (dtype bfloat16) rounds K, V and attention's weights to bfloat16, multiplies bf16 matrices with activations
-rounded to bf16, and a GGUF file's integer codes with activations quantised to 8 bits in groups of 32. In either, a
-sequence's logits have the same bits whatever else is in the step, however its prompt is cut into chunks, and on any
-number of threads.
+`dtype` says whether K, V and attention's weights are float32 or rounded to bfloat16, `activations` what products do
+with their input (`Precision`): float32 without rounding computes as if the weights were dequantised, like the torch
+executor. Whatever they are, a sequence's logits have the same bits whatever else is in the step, however its prompt is
+cut into chunks, and on any number of threads.
 
 Torch is loaded only for alternatives with their log probabilities, for ranks, and to take the model apart.
 """
@@ -37,6 +36,7 @@ from octavo.source import Source
 from octavo.step import Candidates, Float32, Int64, LogprobRow, SamplingRows, StepBatch, StepResult
 from octavo_kernels.checksum import read_bandwidth
 from octavo_kernels.decoder import CELL, NativeDecoder, PackedKV, PackedModel, Ranks, Type, block_bytes
+from octavo_kernels.linear.formats import Precision
 from octavo_kernels.lora.packed import PackedAdapter
 from octavo_kernels.native.library import Library
 from octavo_kernels.sampling import sample
@@ -54,7 +54,8 @@ class NativeExecutor:
         native: the library that runs it.
         model: its weights.
         kv: its cache, all of whose blocks are free.
-        exact: the mode.
+        dtype: that is computed in.
+        precision: of products.
         share: what of the whole model it is.
         group: the ranks that have the other shares.
         head: what follows pooling, if anything does.
@@ -72,16 +73,18 @@ class NativeExecutor:
         share: Share,
         group: TPGroup,
         *,
-        exact: bool,
+        dtype: Literal["float32", "bfloat16"],
+        precision: Precision,
         head: Head | None = None,
     ) -> None:
         self.spec = share.whole
         self.num_blocks = kv.num_blocks
         self.block_size = kv.block_size
         self._native, self._model, self._kv = native, model, kv
-        self._share, self._group, self._exact, self._head = share, group, exact, head
+        self._share, self._group, self._head = share, group, head
+        self._dtype, self._precision = dtype, precision
         ranks = Ranks(share.vocab.start, group.all_reduce) if group.size > 1 else None
-        self._decoder = NativeDecoder(native, model, kv, exact=exact, ranks=ranks)
+        self._decoder = NativeDecoder(native, model, kv, precision=precision, ranks=ranks)
         self._adapters: dict[str, PackedAdapter] = {}
         self._description = self._describe()
 
@@ -93,14 +96,14 @@ class NativeExecutor:
     @property
     def kv(self) -> NativeBlocks:
         """As in `Executor`."""
-        return NativeBlocks(f"native {self._native.digest()} {self._dtype}", self._kv)
+        return NativeBlocks(f"native {self._native.digest()} {self._dtype} {self._precision.name}", self._kv)
 
     @property
     def parts(self) -> Parts:
         """As in `LocalExecutor`."""
         from octavo.execution.parts import NativeParts
 
-        return NativeParts(self._native, self._share.spec, self._model, self._dtype)
+        return NativeParts(self._native, self._share.spec, self._model, self._dtype, self._precision)
 
     def __str__(self) -> str:
         return self._description
@@ -130,7 +133,7 @@ class NativeExecutor:
         layers: list[dict[str, tuple[Float32, Float32]]] = [{} for _ in range(self.spec.num_layers)]
         for (layer, part), low in found.items():
             layers[layer][part] = low.a, low.b
-        packed = self._adapters[adapter.digest] = PackedAdapter(layers, self._model.adapter_kinds(self._exact))
+        packed = self._adapters[adapter.digest] = PackedAdapter(layers, self._model.adapter_kinds(self._precision))
         return packed.num_bytes
 
     def drop_adapter(self, digest: str) -> None:
@@ -144,16 +147,12 @@ class NativeExecutor:
         """Drop the model and its KV cache."""
         del self._decoder, self._model, self._kv
 
-    @property
-    def _dtype(self) -> Literal["float32", "bfloat16"]:
-        return "float32" if self._exact else "bfloat16"
-
     def _describe(self) -> str:
         """The family and what bounds its speed: instructions, threads, bits, bytes of a step, the bandwidth now."""
         native, model = self._native, self._model
         rates = read_bandwidth([weight.data for weight in model.matrices])
         slow, fast = (rate / model.bytes_per_token for rate in rates)
-        mode = "exact float32" if self._exact else "bfloat16, and 8-bit activations for quantised weights"
+        mode = described(self._dtype, self._precision)
         keys = "" if self._kv.dtype == self._dtype else f"keys and values in {self._kv.dtype}, "
         return (
             f"{self.spec.family} on cpu ({native.level}, {native.threads} threads) in {mode}, {keys}"
@@ -193,6 +192,21 @@ class NativeExecutor:
 
         logits = self._joined(self._decoder.logits(np.array(rows, np.int64)))
         return None if logits is None else torch.from_numpy(logits)
+
+
+def described(dtype: Literal["float32", "bfloat16"], precision: Precision) -> str:
+    """How a native runner computes."""
+    if precision is Precision.EXACT:
+        return "exact float32" if dtype == "float32" else dtype
+    bits = 8 if precision is Precision.FAST else 16
+    return f"{dtype}, and {bits}-bit activations for quantised weights"
+
+
+def precision_of(config: EngineConfig) -> Precision:
+    """What the settings say of products."""
+    usual = {"float32": "float32", "bfloat16": "int8"}.get(config.dtype, "int16")
+    wanted = usual if config.activations == "auto" else config.activations
+    return {"float32": Precision.EXACT, "int16": Precision.TWICE, "int8": Precision.FAST}[wanted]
 
 
 def _sample(
@@ -275,4 +289,4 @@ def load_native(
         size = num_blocks * block
         raise ModelError(f"no memory for a KV cache of {size} bytes ({error}): lower kv_cache_bytes") from None
     head = read_head(source, share.whole)
-    return NativeExecutor(native, model, kv, share, group, exact=dtype == "float32", head=head)
+    return NativeExecutor(native, model, kv, share, group, dtype=dtype, precision=precision_of(config), head=head)

@@ -17,6 +17,7 @@ from octavo.models.step_context import KVCache, StepContext
 from octavo.step import Float32, Int32
 from octavo_kernels.decoder import CELL, NativeDecoder, PackedKV, PackedModel, Type
 from octavo_kernels.linear import PackedWeight, linear
+from octavo_kernels.linear.formats import Precision
 from octavo_kernels.native.library import Library
 from octavo_kernels.paged_attention import PagedBatch
 from octavo_kernels.rms_norm import rms_norm
@@ -82,14 +83,17 @@ class NativeParts:
     """Parts of a packed model.
 
     Args:
-        dtype: of K and V; float32 means the exact mode, as for `NativeRunner`.
+        dtype: of K and V.
+        precision: of products.
     """
 
-    def __init__(self, library: Library, spec: ModelSpec, model: PackedModel, dtype: Type) -> None:
+    def __init__(
+        self, library: Library, spec: ModelSpec, model: PackedModel, dtype: Type, precision: Precision
+    ) -> None:
         self.spec = spec
         self.num_bytes = model.num_bytes
-        self._library, self._model, self._dtype = library, model, dtype
-        self._exact = dtype == "float32"
+        self._library, self._model = library, model
+        self._dtype, self._precision = dtype, precision
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """As in `Parts`."""
@@ -113,7 +117,7 @@ class NativeParts:
         alone = replace(self._model, **plain, layers=[self._model.layers[index]])  # type: ignore[arg-type]
         starts, contexts, tables = _one_sequence(len(hidden))
         kv = PackedKV(1, tables.size, CELL, self.spec.num_kv_heads, self.spec.head_dim, self._dtype)
-        decoder = NativeDecoder(self._library, alone, kv, exact=self._exact)
+        decoder = NativeDecoder(self._library, alone, kv, precision=self._precision)
         rows = np.arange(len(hidden), dtype=np.int32)
         decoder.step(rows, starts, contexts, tables, np.zeros(0, np.int64))
         return torch.from_numpy(decoder.hidden(len(hidden)))
@@ -122,7 +126,7 @@ class NativeParts:
         """As in `Parts`."""
         model = self._model
         normed = self._norm(hidden, model.final_norm, model.final_norm_bias) * model.logit_scale
-        scores = linear(normed, model.head.weight, exact=self._exact)
+        scores = linear(normed, model.head.weight, precision=self._precision)
         if model.head.bias is not None:
             scores = scores + torch.from_numpy(model.head.bias.copy())
         cap = model.logit_softcap

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from octavo_kernels.decoder import PackedLinear
 from octavo_kernels.encoder import METHODS, NativeEncoder, PackedEncoder, PackedEncoderLayer, PackedNorm
 from octavo_kernels.linear import PackedWeight
+from octavo_kernels.linear.formats import Precision
 from octavo_kernels.native.build import NoCompiler
 from octavo_kernels.native.library import Library, supported_levels, use
 
@@ -173,17 +174,18 @@ def test_states_equal_plain_loops(native, options):
     m = model(**options)
     lengths = [1, 17, 512, 2, 33]
     tokens, types, starts = batch(lengths)
-    found = NativeEncoder(native, m, exact=True).states(tokens, types, starts)
+    found = NativeEncoder(native, m, precision=Precision.EXACT, narrow=False).states(tokens, types, starts)
     for begin, end in pairwise(starts):
         expected = reference(m, tokens[begin:end].tolist(), types[begin:end].tolist())
         assert np.abs(found[begin:end] - expected).max() < 2e-5
         assert expected.std() > 0.5
 
 
-@pytest.mark.parametrize("exact", [True, False], ids=["exact", "fast"])
-def test_a_text_has_the_same_bits_in_any_batch_on_any_number_of_threads(native, exact):
-    forms = (torch.float32,) if exact else (torch.float32, torch.bfloat16)
-    encoders = [NativeEncoder(native, model(reach=40, form=form), exact=exact) for form in forms]
+@pytest.mark.parametrize("precision", Precision)
+def test_a_text_has_the_same_bits_in_any_batch_on_any_number_of_threads(native, precision):
+    forms = (torch.float32,) if precision is Precision.EXACT else (torch.float32, torch.bfloat16)
+    narrow = precision is Precision.FAST
+    encoders = [NativeEncoder(native, model(reach=40, form=x), precision=precision, narrow=narrow) for x in forms]
 
     @settings(max_examples=8, deadline=None)
     @given(st.lists(st.one_of(st.integers(1, 40), st.integers(1, 500)), min_size=1, max_size=9), st.data())
@@ -210,7 +212,7 @@ def test_a_text_has_the_same_bits_in_any_batch_on_any_number_of_threads(native, 
 
 
 def test_pooling_takes_the_first_state_the_mean_or_the_last(native):
-    encoder = NativeEncoder(native, model(), exact=True)
+    encoder = NativeEncoder(native, model(), precision=Precision.EXACT, narrow=False)
     tokens, types, starts = batch([5, 1, 300])
     states = encoder.states(tokens, types, starts)
     for method, pool in zip(METHODS, (lambda x: x[0], lambda x: x.mean(0), lambda x: x[-1]), strict=True):
@@ -222,12 +224,17 @@ def test_pooling_takes_the_first_state_the_mean_or_the_last(native):
 def test_bf16_weights_stay_close_to_float32(native):
     m = model(form=torch.bfloat16, dim=32)
     tokens, types, starts = batch([64, 3, 300])
-    exact, fast = (NativeEncoder(native, m, exact=mode).states(tokens, types, starts) for mode in (True, False))
+    modes = (Precision.EXACT, False), (Precision.FAST, True), (Precision.TWICE, False)
+    exact, fast, twice = (
+        NativeEncoder(native, m, precision=precision, narrow=narrow).states(tokens, types, starts)
+        for precision, narrow in modes
+    )
     assert 0 < np.linalg.norm(exact - fast) / np.linalg.norm(exact) < 0.02
+    assert 0 < np.linalg.norm(exact - twice) / np.linalg.norm(exact) < 2e-5
 
 
 def test_texts_that_are_empty_or_too_long_are_refused(native):
-    encoder = NativeEncoder(native, replace(model(), max_tokens=30), exact=True)
+    encoder = NativeEncoder(native, replace(model(), max_tokens=30), precision=Precision.EXACT, narrow=False)
     for starts in ([0, 0, 3], [0, 31]):
         tokens, types = np.zeros((2, starts[-1]), np.int32)
         with pytest.raises(ValueError, match="must be 1 to 30"):
@@ -239,7 +246,7 @@ def test_what_is_not_finite_stays_in_its_text(native):
     m = model()
     assert m.positions is not None
     m.positions[2 + 20] = np.nan  # only a text of more than 20 tokens gets there
-    encoder = NativeEncoder(native, m, exact=False)
+    encoder = NativeEncoder(native, m, precision=Precision.FAST, narrow=True)
     tokens, types, starts = batch([20, 21, 5])
     pooled = encoder.step(tokens, types, starts, np.ones(3, np.int32))
     assert np.isfinite(pooled).all(1).tolist() == [True, False, True]

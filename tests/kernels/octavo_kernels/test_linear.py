@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo_kernels.linear import FORMATS, PackedWeight, linear, reference
-from octavo_kernels.linear.formats import FLOATS, GROUPED
+from octavo_kernels.linear.formats import FLOATS, GROUPED, Precision
 from octavo_kernels.native.build import NoCompiler
 from octavo_kernels.native.library import Library, supported_levels, use
 
@@ -127,6 +128,16 @@ def test_int8_equals_the_reference(native: Library, name: str) -> None:
     assert (actual != expected).float().mean() < 0.01  # the reference rounds twice, rarely
 
 
+@pytest.mark.parametrize("name", [*GROUPED, "BF16"])
+def test_twice_adds_the_product_with_what_rounding_left(native: Library, name: str) -> None:
+    weight, x, bias = weight_of(name, 40, 768), torch.randn(7, 768), torch.randn(40)
+    rounded = reference.rounded_bf16(x) if name == "BF16" else reference.rounded_int8(x)
+    parts = linear(x, weight, bias), linear(x - rounded, weight)
+    assert same_bits(linear(x, weight, bias, precision=Precision.TWICE), parts[0] + parts[1])
+    exact = linear(x, weight, bias, precision=Precision.EXACT)
+    assert (parts[0] + parts[1] - exact).norm() < 1e-4 * exact.norm()  # 0.5e-5 to 4e-5
+
+
 @pytest.mark.parametrize("name", GROUPED)
 def test_int8_is_close_to_the_dequantised_product(name: str) -> None:
     weight, x = weight_of(name, 64, 1024), torch.randn(8, 1024)
@@ -139,7 +150,7 @@ def test_exact_is_the_dequantised_product(native: Library, name: str) -> None:
     weight, x, bias = weight_of(name, 40, 768), torch.randn(7, 768), torch.randn(40)
     wide = weight.rows(torch.arange(40)).double()
     bound = 768 * 2**-24 * (x.abs().double() @ wide.abs().T + bias.abs())
-    error = linear(x, weight, bias, exact=True) - (x.double() @ wide.T + bias)
+    error = linear(x, weight, bias, precision=Precision.EXACT) - (x.double() @ wide.T + bias)
     assert (error.abs() <= bound).all()
 
 
@@ -151,15 +162,15 @@ def test_bf16_weights_meet_activations_rounded_to_bf16(native: Library) -> None:
     assert (error.abs() <= 768 * 2**-24 * (near.abs() @ wide.abs().T)).all()
 
 
-@pytest.mark.parametrize("exact", [False, True], ids=["fast", "exact"])
+@pytest.mark.parametrize("precision", Precision)
 @pytest.mark.parametrize("name", FORMATS)
-def test_instruction_sets_agree_bitwise(native: Library, name: str, exact: bool) -> None:
-    if name == "BF16" and native.level.startswith("amx") and not exact:
+def test_instruction_sets_agree_bitwise(native: Library, name: str, precision: Precision) -> None:
+    if name == "BF16" and native.level.startswith("amx") and precision is not Precision.EXACT:
         pytest.skip("AMX sums products of bf16 in an order of its own")
     weight, x = weight_of(name, 53, 768), torch.randn(23, 768)
     with use(library("portable")):
-        expected = linear(x, weight, exact=exact)
-    assert same_bits(linear(x, weight, exact=exact), expected)
+        expected = linear(x, weight, precision=precision)
+    assert same_bits(linear(x, weight, precision=precision), expected)
 
 
 @pytest.mark.parametrize("level", LEVELS[-2:])
@@ -170,14 +181,14 @@ def test_a_row_has_the_same_bits_in_any_batch(name: str, level: str, data: st.Da
     unit = 256 if name.endswith("K") else 32
     n, k = data.draw(st.integers(1, 100)), data.draw(st.integers(1, 3000 // unit)) * unit
     weight, batch = weight_of(name, n, k), torch.randn(data.draw(st.integers(1, 80)), k)
-    exact = data.draw(st.booleans())
+    precision = data.draw(st.sampled_from(Precision))
     chosen = data.draw(st.lists(st.integers(0, len(batch) - 1), min_size=1, max_size=20))
     native = library(level)
     with use(native):
         native.set_threads(data.draw(st.integers(1, 5)))
-        whole = linear(batch, weight, exact=exact)
+        whole = linear(batch, weight, precision=precision)
         native.set_threads(1)
-        assert same_bits(linear(batch[chosen], weight, exact=exact), whole[chosen])
+        assert same_bits(linear(batch[chosen], weight, precision=precision), whole[chosen])
 
 
 @pytest.mark.skipif("amx-emulated" not in LEVELS, reason="this CPU has no AVX-512")
@@ -190,20 +201,21 @@ def test_tiles_give_the_bits_of_vector_instructions(data: st.DataObject) -> None
     n, k = data.draw(st.integers(1, 150)), data.draw(st.integers(1, 1600 // unit)) * unit
     weight, x = weight_of(name, n, k), torch.randn(data.draw(st.integers(1, 100)), k)
     bias = torch.randn(n) if data.draw(st.booleans()) else None
+    precision = data.draw(st.sampled_from([Precision.FAST, Precision.TWICE]))
     with use(library("avx512")):
-        expected = linear(x, weight, bias)
+        expected = linear(x, weight, bias, precision=precision)
     tiles = library("amx-emulated")
     tiles.set_threads(data.draw(st.integers(1, 3)))
     with use(tiles):
-        assert same_bits(linear(x, weight, bias), expected)
+        assert same_bits(linear(x, weight, bias, precision=precision), expected)
 
 
 def test_long_rows_are_summed_in_the_same_order(native: Library) -> None:
     """16 rows of 8192 columns are worked on in several spans of columns, one row in a single one."""
-    for name, exact in [("Q4_1", False), ("Q6_K", False), ("BF16", False), ("F32", True)]:
+    for name, precision in itertools.product(("Q4_1", "Q6_K", "BF16", "F32"), Precision):
         weight, x = weight_of(name, 33, 8192), torch.randn(16, 8192)
-        whole = linear(x, weight, exact=exact)
-        assert same_bits(torch.cat([linear(row[None], weight, exact=exact) for row in x]), whole)
+        whole = linear(x, weight, precision=precision)
+        assert same_bits(torch.cat([linear(row[None], weight, precision=precision) for row in x]), whole)
 
 
 def test_takes_bf16_rows_with_any_stride(native: Library) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo_kernels.linear import PackedWeight, linear
+from octavo_kernels.linear.formats import Precision
 from octavo_kernels.linear.grouped import (
     GroupedWeight,
     quantize_float8,
@@ -62,7 +63,7 @@ def test_packs_without_rounding(bits, group, zero) -> None:
     assert torch.equal(packed.rows(torch.arange(37)), matrix.float())
     x = torch.randn(5, 3 * group)
     expected = (x.double() @ matrix.T).float()
-    torch.testing.assert_close(linear(x, packed, exact=True), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(linear(x, packed, precision=Precision.EXACT), expected, rtol=1e-4, atol=1e-5)
     assert (linear(x, packed) - expected).norm() < 0.01 * expected.norm()
 
 

@@ -24,6 +24,7 @@ from octavo.models.step_context import StepAdapters, StepContext
 from octavo.models.weights.adapted import on_device, take_adapters
 from octavo.source import resolve_source
 from octavo_kernels.decoder import NativeDecoder, PackedKV
+from octavo_kernels.linear.formats import Precision
 from octavo_kernels.lora.packed import PackedAdapter
 from octavo_kernels.lora.segments import Segments, sort_rows
 from octavo_kernels.native.library import library
@@ -128,17 +129,18 @@ def torch_logits(paged_run, model, folder, sequences):
 class NativeSteps:
     """Sequences with adapters on the native decoder; prompts in the chunks that a caller wants."""
 
-    def __init__(self, model, dtype="float32", quantization=None, most=40):
-        source, self.exact = resolve_source(str(model)), dtype == "float32"
+    def __init__(self, model, dtype="float32", quantization=None, most=40, precision=None):
+        source = resolve_source(str(model))
+        self.precision = precision or (Precision.EXACT if dtype == "float32" else Precision.FAST)
         self.spec, self.model = load_packed(source, dtype=dtype, quantization=quantization, max_model_len=80)
         kv = PackedKV(self.spec.num_layers, 5 * most, 16, self.spec.num_kv_heads, self.spec.head_dim, dtype)
-        self.decoder = NativeDecoder(library(), self.model, kv, exact=self.exact)
+        self.decoder = NativeDecoder(library(), self.model, kv, precision=self.precision)
 
     def adapter(self, folder):
         layers = [{} for _ in range(self.spec.num_layers)]
         for (layer, part), low in read_adapter(folder, share_of(self.spec)).items():
             layers[layer][part] = low.a, low.b
-        return PackedAdapter(layers, self.model.adapter_kinds(self.exact))
+        return PackedAdapter(layers, self.model.adapter_kinds(self.precision))
 
     def step(self, chunks, adapters):
         """chunks: (tokens, how many came before, which blocks of five); gives the logits of each."""
@@ -166,16 +168,17 @@ def test_a_gguf_file_takes_the_adapters_of_its_directory(tiny_model, make_adapte
         torch.testing.assert_close(ours, same, atol=1e-5, rtol=0)
 
 
-MODES = [("float32", None), ("bfloat16", None), ("bfloat16", "int8-g32")]
-"""Adapters in float32, in bfloat16, and in codes of 8 bits."""
+MODES = [("float32", None, None), ("bfloat16", None, None), ("bfloat16", "int8-g32", None),
+         ("float32", "int8-g32", Precision.TWICE)]  # fmt: skip
+"""Adapters in float32, in bfloat16, in codes of 8 bits, and in float32 beside inputs of two parts."""
 
 
-@pytest.mark.parametrize(("dtype", "quantization"), MODES)
-def test_bits_do_not_depend_on_what_is_beside_a_sequence(tiny_model, make_adapter, dtype, quantization):
+@pytest.mark.parametrize(("dtype", "quantization", "precision"), MODES)
+def test_bits_do_not_depend_on_what_is_beside_a_sequence(tiny_model, make_adapter, dtype, quantization, precision):
     """Three adapters and the base in one step, a prompt of many rows, one that is cut: the same bits as alone."""
     model = tiny_model("llama3")
     folders = [make_adapter("llama3", rank=rank, seed=rank) for rank in (3, 16, 37)]
-    beside, alone = NativeSteps(model, dtype, quantization), NativeSteps(model, dtype, quantization)
+    beside, alone = (NativeSteps(model, dtype, quantization, precision=precision) for _ in range(2))
     ways = [None, *map(beside.adapter, folders)]
     random = np.random.default_rng(3)
     prompts = [random.integers(0, 256, length).tolist() for length in (70, 9, 1, 33, 70, 2, 75)]

@@ -15,6 +15,7 @@ from octavo.models.packed import load_packed, unpackable_formats
 from octavo.source import Source, resolve_source
 from octavo_kernels.decoder import NativeDecoder, PackedKV
 from octavo_kernels.kv_store import reference as kv_reference
+from octavo_kernels.linear.formats import Precision
 from octavo_kernels.native.build import NoCompiler
 from octavo_kernels.native.library import Library, supported_levels, use
 from octavo_kernels.qkv_rope_store import reference as qkv_reference
@@ -42,7 +43,7 @@ def best():
 class NativeRun:
     """Sequences that grow by ragged steps over scattered blocks, as `PagedRun` does for the torch decoder."""
 
-    def __init__(self, library, source, num_sequences, dtype="float32", kv_dtype=None):
+    def __init__(self, library, source, num_sequences, dtype="float32", kv_dtype=None, precision=None):
         self.spec, model = load_packed(source, dtype=dtype, max_model_len=400)
         per_sequence = 400 // BLOCK
         num_blocks = num_sequences * per_sequence + 5
@@ -52,7 +53,8 @@ class NativeRun:
         kv = PackedKV(self.spec.num_layers, num_blocks, BLOCK, self.spec.num_kv_heads, self.spec.head_dim,
                       kv_dtype or dtype)  # fmt: skip
         kv._data[:] = 0xFF  # NaN, wherever nothing was stored; of int8, in the scales
-        self.decoder = NativeDecoder(library, model, kv, exact=dtype == "float32")
+        precision = precision or (Precision.EXACT if dtype == "float32" else Precision.FAST)
+        self.decoder = NativeDecoder(library, model, kv, precision=precision)
 
     def step(self, chunks, last_only=False):
         rows = list(chunks)
@@ -148,28 +150,34 @@ def store_rounded(k, v, k_cache, v_cache, slots, _scales):
     kv_reference.kv_store(*[codes * scales for codes, scales in parts], k_cache, v_cache, slots)
 
 
-@pytest.mark.parametrize(("dtype", "kv_dtype"), [
+@pytest.mark.parametrize("types", [
     ("float32", None), ("bfloat16", None), ("bfloat16", "int8"), ("float32", "bfloat16"),
+    ("bfloat16", None, Precision.TWICE),
 ])  # fmt: skip
 @pytest.mark.parametrize("name", ["gemma3", "smollm2", "qwen2_windows"])
-def test_logits_have_the_same_bits_alone_in_batches_and_in_chunks(
-    native, tiny_model, long_sequences, name, dtype, kv_dtype
-):
+def test_logits_have_the_same_bits_alone_in_batches_and_in_chunks(native, tiny_model, long_sequences, name, types):
     source = resolve_source(str(tiny_model(name)))
     count = len(long_sequences)
     native.set_threads(1)
-    whole = NativeRun(native, source, count, dtype, kv_dtype)
+    whole = NativeRun(native, source, count, *types)
     alone = [whole.step({i: tokens})[i] for i, tokens in enumerate(long_sequences)]
     native.set_threads(2)
     for seed, chunks in enumerate([(1, 1, 3, 16, 200), (16,), (1,), (64, 500)]):
-        ours = NativeRun(native, source, count, dtype, kv_dtype).all_logits(long_sequences, seed, chunks)
+        ours = NativeRun(native, source, count, *types).all_logits(long_sequences, seed, chunks)
         assert all(np.array_equal(a, b) for a, b in zip(ours, alone, strict=True)), chunks
 
 
 @settings(max_examples=12, deadline=None)
 @given(
     name=st.sampled_from(["qwen2_moe", "qwen3_moe_dense", "gpt_oss", "glm4_moe"]),
-    types=st.sampled_from([("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "int8")]),
+    types=st.sampled_from(
+        [
+            ("float32", "float32"),
+            ("bfloat16", "bfloat16"),
+            ("bfloat16", "int8"),
+            ("bfloat16", "bfloat16", Precision.TWICE),
+        ]
+    ),
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=6),
     chunks=st.lists(st.integers(1, 70), min_size=1, max_size=3),
     seed=st.integers(0, 99),
@@ -209,14 +217,15 @@ def test_tokens_that_nothing_is_drawn_after_may_skip_the_last_layer(native, tiny
 def test_gguf_blocks_are_multiplied_as_they_are(
     best, tiny_model, write_gguf, paged_run, long_sequences, tmp_path, name, quant
 ):
-    """Exactly, the logits of the dequantised model; with 8-bit activations, close to them."""
+    """Exactly, the logits of the dequantised model; with 16-bit and 8-bit activations, close to them."""
     source = resolve_source(str(write_gguf(tiny_model(name), tmp_path / "tiny.gguf", quant)))
     theirs = torch_logits(source, long_sequences, paged_run)
     exact = NativeRun(best, source, len(long_sequences))
     assert_close(exact.all_logits(long_sequences), theirs, 2e-4)
-    fast = NativeRun(best, source, len(long_sequences), "bfloat16").all_logits(long_sequences)
-    for a, b in zip(fast, theirs, strict=True):
-        assert ((torch.from_numpy(a) - b).norm() / b.norm()).item() < 0.1
+    for bound, options in (0.1, {"dtype": "bfloat16"}), (4e-4, {"precision": Precision.TWICE}):
+        rounded = NativeRun(best, source, len(long_sequences), **options).all_logits(long_sequences)
+        for a, b in zip(rounded, theirs, strict=True):
+            assert ((torch.from_numpy(a) - b).norm() / b.norm()).item() < bound
 
 
 def test_packed_weights_take_the_bits_of_their_format(tiny_model, write_gguf, tmp_path):

@@ -26,6 +26,7 @@ from octavo.models.weights.layout import slots
 from octavo.planning.shape import shape_of
 from octavo.source import resolve_source
 from octavo_kernels.decoder import NativeDecoder, PackedKV
+from octavo_kernels.linear.formats import Precision
 from octavo_kernels.native.library import library
 
 COMMON = {
@@ -175,7 +176,7 @@ def native_logits(source, sequences, cuts=(0, 1, 3, 40, 80)):
     tables = np.random.default_rng(0).permutation(len(sequences) * 5).astype(np.int32).reshape(-1, 5)
     kv = PackedKV(spec.num_layers, tables.size, 16, spec.num_kv_heads, spec.head_dim, "float32")
     kv._data[:] = 0xFF  # NaN, wherever nothing was stored
-    decoder = NativeDecoder(library(), model, kv, exact=True)
+    decoder = NativeDecoder(library(), model, kv, precision=Precision.EXACT)
     found = [[] for _ in sequences]
     for begin, end in pairwise(cuts):
         rows = [i for i, tokens in enumerate(sequences) if len(tokens) > begin]

@@ -24,6 +24,7 @@ from octavo.models.packed import load_packed
 from octavo.models.source_spec import check_loadable, read_share, read_spec, why_not_packed
 from octavo.source import resolve_source
 from octavo_kernels.decoder import NativeDecoder, PackedKV
+from octavo_kernels.linear.formats import Precision
 from octavo_kernels.linear.grouped import Float8Weight, GroupedWeight
 from octavo_kernels.native.library import library, use
 
@@ -183,7 +184,7 @@ def native_logits(source, tokens):
     spec, model = load_packed(source, dtype="float32")
     blocks = -(-len(tokens) // 16)
     kv = PackedKV(spec.num_layers, blocks, 16, spec.num_kv_heads, spec.head_dim, "float32")
-    decoder = NativeDecoder(library(), model, kv, exact=True)
+    decoder = NativeDecoder(library(), model, kv, precision=Precision.EXACT)
     starts, contexts = np.array([0, len(tokens)], np.int32), np.array([len(tokens)], np.int32)
     tables = np.arange(blocks, dtype=np.int32)[None]
     logits = decoder.step(np.array(tokens, np.int32), starts, contexts, tables, np.arange(len(tokens)))
