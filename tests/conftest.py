@@ -95,6 +95,24 @@ TINY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 _OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe_dense": ("Qwen3Moe", _EXPERTS | {"mlp_only_layers": [1], "norm_topk_prob": True}),
+    "latent": (
+        "DeepseekV3",
+        {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 24,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": 32,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 16,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "n_group": 4,
+            "topk_group": 2,
+            "first_k_dense_replace": 1,
+            "rope_parameters": _YARN_ROPE | {"mscale": 0.8, "mscale_all_dim": 0.8},
+        },
+    ),
     "mpt": ("Mpt", {"hidden_size": 72, "num_attention_heads": 6, "max_seq_len": 512, "layer_norm_epsilon": 1e-3}),
 }
 """The same, not among the `tiny_name`s: the native runner does not cover them, or there is no GGUF naming for them."""

@@ -83,6 +83,7 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo/execution/torch_executor.py": "platform/octavo/execution/test_graphs.py",
     "octavo/execution/transfer.py": "platform/octavo/execution/test_sampler.py",
     # from a file to weights: held against transformers, model by model
+    "octavo/models/weights/split.py": "platform/octavo/models/weights/test_safetensors_files.py",
     "octavo/models/encoder_spec.py": "platform/octavo/models/test_encoder_families.py",
     "octavo/models/packed_encoder.py": "platform/octavo/execution/test_native_encoder.py",
     "octavo/models/packing.py": "platform/octavo/models/test_packed.py",

@@ -101,13 +101,37 @@ class PackedMixture:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedLatent:
+    """What latent attention has beside the matrices that come first (`octavo.models.spec.Latent`)."""
+
+    query_size: int  # what queries are first projected to; 0: they are not
+    content: int  # values of a head's query that are not rotated
+    value: int  # values of a head's result, a multiple of 16
+    q_b: PackedLinear | None  # [heads * (content + rotated), query_size]
+    k_b: PackedLinear  # [heads * size, content], `size` of a latent a multiple of 16
+    v_b: PackedLinear  # [heads * value, size]
+    q_norm: Float32 | None  # [query_size]
+    kv_norm: Float32  # [size]
+    eps: Float32  # [1] of these norms
+
+    def words(self) -> list[int]:
+        """The words of `struct Latent` in latent.h."""
+        return [
+            *(len(self.kv_norm), self.query_size, self.content, self.value),
+            *(self.q_b.words() if self.q_b else [0] * 5),
+            *(*self.k_b.words(), *self.v_b.words()),
+            *map(_address, (self.q_norm, self.kv_norm, self.eps)),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
 class PackedLayer:
     """One layer; norms, biases and the rotary table are float32. With a mixture, gate, up and down are the shared
-    expert's, if it has one."""
+    expert's, if it has one. With latent attention, `q` makes queries or what they are projected to, and `k` records."""
 
     q: PackedLinear
     k: PackedLinear
-    v: PackedLinear
+    v: PackedLinear | None  # None with latent attention
     out: PackedLinear
     gate: PackedLinear | None  # None for an MLP without a gate
     up: PackedLinear | None  # None where only a mixture's experts follow
@@ -124,9 +148,10 @@ class PackedLayer:
     sinks: Float32 | None = None  # [query_heads]
     attention_norm_bias: Float32 | None = None
     mlp_norm_bias: Float32 | None = None
+    latent: PackedLatent | None = None
 
-    def words(self, k_cache: int, v_cache: int, mixture: Int64 | None) -> list[int]:
-        """The words of `struct Layer` in records.h, with those of its mixture."""
+    def words(self, k_cache: int, v_cache: int, mixture: Int64 | None, latent: Int64 | None) -> list[int]:
+        """The words of `struct Layer` in records.h, with those of its mixture and of its latent attention."""
         matrices = (self.q, self.k, self.v, self.out, self.gate, self.up, self.down)
         norms = (self.attention_norm, self.mlp_norm, self.q_norm, self.k_norm, self.post_attention_norm,
                  self.post_mlp_norm)  # fmt: skip
@@ -136,6 +161,7 @@ class PackedLayer:
             *(_address(self.rotary), self.rotary.shape[1], self.window or _NO_WINDOW),
             *(k_cache, v_cache, 0 if mixture is None else mixture.ctypes.data, _address(self.sinks)),
             *(_address(self.attention_norm_bias), _address(self.mlp_norm_bias)),
+            0 if latent is None else latent.ctypes.data,
         ]
 
     @property
@@ -144,6 +170,8 @@ class PackedLayer:
         found = [self.q, self.k, self.v, self.out, self.gate, self.up, self.down]
         if self.mixture is not None:
             found += [self.mixture.router, self.mixture.shared_gate]
+        if self.latent is not None:
+            found += [self.latent.q_b, self.latent.k_b, self.latent.v_b]
         return [linear for linear in found if linear is not None]
 
 
@@ -241,13 +269,21 @@ class PackedKV:
     Args:
         dtype: float32, bfloat16 or int8 (codes of 8 bits with a scale per position and head, `kv_store.reference`).
         block_size: positions per block, a multiple of 16.
+        parts: 1 where a key is its value, which is stored once (latent attention).
 
     Raises:
         ValueError: another type or block size.
     """
 
     def __init__(
-        self, num_layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: Type
+        self,
+        num_layers: int,
+        num_blocks: int,
+        block_size: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: Type,
+        parts: int = 2,
     ) -> None:
         if dtype not in _BYTES or block_size % CELL:
             raise ValueError(
@@ -258,15 +294,15 @@ class PackedKV:
         self.dtype = dtype
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.block_bytes = block_bytes(num_layers, block_size, kv_heads, head_dim, dtype)
-        self._layer_bytes = self.block_bytes // num_layers
+        self.block_bytes = block_bytes(num_layers, block_size, kv_heads, head_dim, dtype, parts)
+        self._layer_bytes, self._parts = self.block_bytes // num_layers, parts
         # a block holds all layers, so that the used blocks fill whole huge pages
         self._data = untouched(num_blocks * self.block_bytes).reshape(num_blocks, self.block_bytes)
 
     def addresses(self, layer: int) -> tuple[int, int]:
         """Addresses of a layer's keys and values in block 0."""
         keys = self._data.ctypes.data + layer * self._layer_bytes
-        return keys, keys + self._layer_bytes // 2
+        return keys, keys + self._layer_bytes // 2 * (self._parts - 1)
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         """Copy blocks (source, target) in all layers; every source is read before any target is written."""
@@ -288,13 +324,13 @@ def _kind(linear: PackedLinear | None, precision: Precision) -> Kind:
     return Kind.FLOAT32 if linear is None else kind_of(linear.weight.format, precision)
 
 
-def block_bytes(num_layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: Type) -> int:
-    """Bytes of K and V of one block over all layers; heads are padded to a multiple of 16 values.
+def block_bytes(num_layers: int, block_size: int, kv_heads: int, head_dim: int, dtype: Type, parts: int = 2) -> int:
+    """Bytes of K and V of one block over all layers, or of what is both; heads are padded to a multiple of 16 values.
 
     A key or value of int8 has a float32 scale beside it.
     """
     head = -(-head_dim // CELL) * CELL * _BYTES[dtype] + 4 * (dtype == "int8")
-    return 2 * num_layers * block_size * kv_heads * head
+    return parts * num_layers * block_size * kv_heads * head
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,9 +365,10 @@ class NativeDecoder:
         self, library: Library, model: PackedModel, kv: PackedKV, *, precision: Precision, ranks: Ranks | None = None
     ) -> None:
         mixtures = [None if x.mixture is None else np.array(x.mixture.words(), np.int64) for x in model.layers]
-        layers = [layer.words(*kv.addresses(i), mixtures[i]) for i, layer in enumerate(model.layers)]
+        latents = [None if x.latent is None else np.array(x.latent.words(), np.int64) for x in model.layers]
+        layers = [x.words(*kv.addresses(i), mixtures[i], latents[i]) for i, x in enumerate(model.layers)]
         words = np.array(model.words(precision, kv), np.int64)
-        self._library, self._keep = library, (model, kv, mixtures)
+        self._library, self._keep = library, (model, kv, mixtures, latents)
         self._vocab, self._hidden = model.head.weight.n, model.embedding.k
         self._logits = np.empty((0, self._vocab), np.float32)  # reused: fresh memory would cause page faults
         numbers = np.array(model.numbers(), np.float32)

@@ -23,7 +23,7 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t kPhasesPerLayer = 23, kOtherPhases = 7;
+constexpr int64_t kPhasesPerLayer = 29, kOtherPhases = 7;
 
 OCTAVO_INLINE void clip_row(float largest, int64_t count, float* x) {
     for (int64_t i = 0; i < count; i += kLanes)
@@ -34,17 +34,19 @@ class Decoder {
     const Model model;
     const Numbers numbers;
     const std::vector<Layer> layers;
-    const int64_t q_size, kv_size, qkv_size;
+    const Latent* const latent;  // of the first layer, or null; those of all layers are alike
+    const int64_t q_size, kv_size, qkv_size;  // the last: with latent attention, of the queries that attend to records
     const Widths widths;
 
     std::map<int64_t, AttentionPlan> plans;  // by window
-    Buffer residual_, qkv_, attended_, normed_, scratch_, partials_;
+    Buffer residual_, qkv_, attended_, normed_, scratch_, partials_, first_, own_queries_;
     Input head_input;
     Workspace shared, last;  // used by all threads; `last` for the tokens that pass through the last layer's matrices
     std::vector<std::unique_ptr<Workspace>> own;  // one per thread
     std::vector<int64_t> slots;                   // cache slot of each token's key and value
     int64_t num_tokens = 0, scratch_floats = 0;
     float *residual, *qkv, *attended, *normed, *scratch, *partials;
+    float *first, *own_queries;  // of latent attention (LatentRows)
     const int32_t* token_ids;
     int threads = 1;  // for which the step's memory is laid out
     int64_t cuts = 1;
@@ -61,7 +63,7 @@ class Decoder {
     KvCache cache(const Layer& layer) const {
         const KvForm form = model.kv_is_int8 ? KvForm::int8 : KvForm::packed;
         return {model.kv_is_bf16 != 0, form, model.block_size, model.kv_heads, model.head_dim, model.block_bytes,
-                layer.k_cache, layer.v_cache};
+                layer.k_cache, layer.v_cache, latent != nullptr};
     }
 
     float* residual_of(int64_t token) const { return residual + token * model.hidden; }
@@ -161,7 +163,7 @@ class Decoder {
 
     // The number of runs for RunPerThread; 0 if the tokens are too few for it.
     int64_t runs_of(int64_t tokens) const {
-        if (sum_over_ranks || mixture || tokens < threads * kLeastTokens) return 0;
+        if (sum_over_ranks || mixture || latent || tokens < threads * kLeastTokens) return 0;
         return ((tokens + kRunTokens - 1) / kRunTokens + threads - 1) / threads * threads;
     }
 
@@ -212,6 +214,52 @@ class Decoder {
         });
     }
 
+    LatentRows latent_rows() const {
+        const int64_t width = layers[0].q.n + model.head_dim, rotated = model.head_dim - latent->size;
+        return {precision(), model.query_heads, rotated, first, width, own_queries, qkv};
+    }
+
+    // As before_attention(), where what is stored is one record for all heads.
+    template <class Way>
+    void before_latent_attention(const Layer* before, const Layer& layer, const Way& way) {
+        const int64_t begin = way.tokens.first, count = way.tokens.count, hidden = model.hidden;
+        const LatentRows rows = latent_rows();
+        const Latent& l = *layer.latent;
+        const Workspace& own = way.own;
+        const auto prepare = [&](int64_t i) {
+            const float* x = before ? after_layer(way, *before, i) : residual_of(begin + i);
+            norm_and_pack(x, layer.attention_norm, layer.attention_norm_bias, own.normed + i * hidden, own.qkv_input, i);
+        };
+        way.multiply({layer.q.n, layer.k.n}, prepare, [&](size_t i, Range blocks) {
+            float* to = first + begin * rows.first_stride + (i ? layer.q.n : 0) + blocks.begin * 16;
+            own.qkv_input.multiply(i ? layer.k : layer.q, precision(), to, rows.first_stride, blocks);
+        });
+        make_queries(rows, l, way);
+        way.each(count, [&](int64_t i) {
+            rotate_and_store(layer, rows, begin + i);
+            if (Way::few && before) settle(way, *before, i);
+        });
+    }
+
+    // The rotated part of one token's queries, and its record.
+    void rotate_and_store(const Layer& layer, const LatentRows& rows, int64_t token) {
+        const Latent& l = *layer.latent;
+        const int64_t position = plans.at(layer.window).positions[token], rotated = rows.rotated;
+        const float* angles = layer.rotary + position * layer.rotary_dim;
+        for (int64_t head = 0; head < rows.heads; ++head) {
+            float* query = rows.attending(l, token, head);
+            std::copy_n(rows.query(l, token, head) + l.content, rotated, query);
+            rotate_head(query, angles, rotated / 2);
+            if (model.query_scales) scale_row(model.query_scales[position], model.head_dim, query);
+        }
+        thread_local Buffer room;
+        float *stored = rows.record(l, token), *record = room.floats(model.head_dim);
+        std::copy_n(stored + l.size, rotated, record);
+        rotate_head(record, angles, rotated / 2);
+        rms_norm_row(stored, l.kv_norm, *l.eps, l.size, record + rotated);
+        store_packed_value(cache(layer), slots[token], 0, record);
+    }
+
     // RedundantRows: copies the residual that this thread computed in its own memory to the shared one.
     template <class Way>
     void settle(const Way& way, const Layer& layer, int64_t i) const {
@@ -237,8 +285,10 @@ class Decoder {
     void finish_layer(const Layer& layer, const Way& way) {
         const int64_t count = way.tokens.count, hidden = model.hidden;
         const Workspace &shared = way.shared, &own = way.own;
+        if (layer.latent) make_values(latent_rows(), *layer.latent, attended, way);
         const auto pack_attended = [&](int64_t i) {
-            own.out_input.pack(i, attended + way.tokens[i] * q_size);
+            own.out_input.pack(i, layer.latent ? shared.latents.values + i * widths.heads
+                                               : attended + way.tokens[i] * q_size);
         };
         multiply(way, layer, kOutSite, {hidden}, own.out_input, pack_attended, [&](size_t, Range blocks) {
             product(way, layer, kOut, layer.out, own.out_input, shared.attended + blocks.begin * 16, hidden, blocks);
@@ -390,7 +440,8 @@ class Decoder {
         const Layer* before = i > 0 ? &layers[i - 1] : nullptr;
         if (before) finish_layer(*before, way);
         else enter(way);
-        if (i < layers.size()) before_attention(before, layers[i], way);
+        if (i < layers.size() && latent) before_latent_attention(before, layers[i], way);
+        else if (i < layers.size()) before_attention(before, layers[i], way);
         else way.each(way.tokens.count, [&](int64_t j) { settle(way, *before, j); });
     }
 
@@ -404,6 +455,7 @@ class Decoder {
             } else if (!sum_over_ranks && tokens.count <= kFewTokens) {
                 own[thread]->reserve(widths, tokens.count, 0);
                 if (mixture) own[thread]->experts.reserve(*mixture, tokens.count);
+                if (latent) own[thread]->latents.reserve(*latent, tokens.count);
                 own[thread]->reserve_low(tokens.count, w.adapters.stride);
                 go_to_attention(i, RedundantRows{shared_rows(cursor, tokens, w, *own[thread])});
             } else {
@@ -493,6 +545,8 @@ class Decoder {
         residual = residual_.floats(num_tokens * model.hidden);
         qkv = qkv_.floats(num_tokens * qkv_size);
         attended = attended_.floats(num_tokens * q_size);
+        first = first_.floats(latent ? num_tokens * latent_rows().first_stride : 0);
+        own_queries = own_queries_.floats(latent ? num_tokens * latent->q_b.n : 0);
         scratch = scratch_.floats(threads * scratch_floats);
         partials = partials_.floats(partial);
         const Tokens all{0, runs_of(num_tokens) ? 0 : num_tokens, nullptr};
@@ -500,6 +554,7 @@ class Decoder {
         for (auto [w, tokens] : {std::pair{&shared, all}, std::pair{&last, ends}}) {
             w->reserve(widths, tokens.count, model.inner);
             if (mixture) w->experts.reserve(*mixture, tokens.count);
+            if (latent) w->latents.reserve(*latent, tokens.count);
             w->adapters.build(tokens, adapters);
             w->reserve_low(tokens.count, w->adapters.stride);
         }
@@ -507,7 +562,9 @@ class Decoder {
 
     void want_inputs(Workspace& w) const {
         for (const Layer& layer : layers) {
-            for (const Matrix* m : {&layer.q, &layer.k, &layer.v}) w.qkv_input.add(*m, precision());
+            for (const Matrix* m : {&layer.q, &layer.k, &layer.v})
+                if (m->data) w.qkv_input.add(*m, precision());
+            if (layer.latent) w.latents.add(*layer.latent, precision());
             w.out_input.add(layer.out, precision());
             if (layer.gate.data) w.mlp_input.add(layer.gate, precision());
             if (layer.up.data) w.mlp_input.add(layer.up, precision());
@@ -526,9 +583,10 @@ class Decoder {
 
 public:
     Decoder(const Model& m, const Numbers& n, const Layer* l)
-        : model(m), numbers(n), layers(l, l + m.num_layers), q_size(m.query_heads * m.head_dim),
-          kv_size(m.kv_heads * m.head_dim), qkv_size(q_size + 2 * kv_size),
-          widths{m.hidden, q_size, inner_of(false), inner_of(true)},
+        : model(m), numbers(n), layers(l, l + m.num_layers), latent(layers[0].latent),
+          q_size(m.query_heads * m.head_dim), kv_size(m.kv_heads * m.head_dim),
+          qkv_size(latent ? q_size : q_size + 2 * kv_size),
+          widths{m.hidden, latent ? latent->v_b.n : q_size, inner_of(false), inner_of(true)},
           phases(kPhasesPerLayer * m.num_layers + kOtherPhases), mixture(first_mixture()) {
         want_inputs(shared), want_inputs(last);
         head_input.add(model.head, precision());

@@ -6,6 +6,7 @@
 namespace octavo {
 
 struct Mixture;
+struct Latent;
 
 struct Layer {
     Matrix q, k, v, out, gate, up, down;                   // gate has no data where the MLP has no gate
@@ -18,6 +19,7 @@ struct Layer {
     const Mixture* mixture;  // or null; gate, up and down are then the shared expert's, if there is one (mixture.h)
     const float* sinks;      // [query_heads], or null
     const float *attention_norm_bias, *mlp_norm_bias;  // or null
+    const Latent* latent;  // or null; q is then what comes first of queries, k makes records, and there is no v (latent.h)
 };
 
 struct Model {

@@ -6,7 +6,7 @@
 namespace octavo {
 namespace {
 
-// Values of a token's state, of its query heads, and between the matrices of the MLP and of a mixture's shared expert.
+// Values of a token's state, of its heads' results, and between the matrices of the MLP and of a mixture's shared expert.
 struct Widths {
     int64_t hidden, heads, inner, shared;
 };

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "decoder/adapters.h"
+#include "decoder/latent.h"
 #include "decoder/mixture.h"
 #include "decoder/tokens.h"
 #include "linear/input.h"
@@ -27,6 +28,7 @@ struct Workspace {
     Input qkv_input, out_input, mlp_input, down_input, shared_input;  // the last: of a shared expert's last matrix
     StepAdapters adapters;
     StepExperts experts;
+    StepLatents latents;
     float *attended, *fed, *normed, *residual;  // [tokens][hidden]; the first two: outputs of attention and MLP
     float* gate_up;                             // [tokens][2 x the gate's width]
     float* low;                                 // [tokens][adapters' stride]: A x of the products that come next

@@ -143,6 +143,73 @@ void unpack_cell(const KvCache& cache, const void* base, Place place, int64_t he
     std::memset(scales + valid, 0, (kCell - valid) * sizeof(float));
 }
 
+#if OCTAVO_ISA >= 2
+#define OCTAVO_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define OCTAVO_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif OCTAVO_ISA == 1
+#define OCTAVO_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define OCTAVO_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define OCTAVO_LOW 0, 4, 1, 5
+#define OCTAVO_HIGH 2, 6, 3, 7
+#endif
+
+// to[j * stride + i] = from[i][j] of kLanes rows: each round puts the lanes of a row beside those of the one half a square
+// below it, and after as many rounds as there are bits in a lane's number all are where they belong.
+OCTAVO_INLINE void transpose(Vec (&rows)[kLanes], float* to, int64_t stride) {
+    for (int width = 1; width < kLanes; width *= 2) {
+        Vec next[kLanes];
+        for (int i = 0; i < kLanes / 2; ++i) {
+            next[2 * i] = __builtin_shufflevector(rows[i], rows[i + kLanes / 2], OCTAVO_LOW);
+            next[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + kLanes / 2], OCTAVO_HIGH);
+        }
+        for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
+    }
+    for (int j = 0; j < kLanes; ++j) store(to + j * stride, rows[j]);
+}
+#undef OCTAVO_LOW
+#undef OCTAVO_HIGH
+
+// The keys of a cell from its values, which are the same: [16][padded] becomes [padded][16].
+inline void turn_cell(const float* values, int64_t padded, float* keys) {
+    for (int64_t place = 0; place < kCell; place += kLanes)
+        for (int64_t d = 0; d < padded; d += kLanes) {
+            Vec rows[kLanes];
+            for (int i = 0; i < kLanes; ++i) rows[i] = load(values + (place + i) * padded + d);
+            transpose(rows, keys + d * kCell + place, kCell);
+        }
+}
+
+// Pairs of places become pairs of dimensions on the way: [8][padded][2] becomes [padded / 2][16][2].
+inline void turn_cell(const bf16* values, int64_t padded, bf16* keys) {
+    float* to = (float*)keys;
+    uint32_t row[2 * kCell];
+    alignas(64) uint32_t square[kCell][kCell];  // [place][pair of dimensions]
+    for (int64_t d = 0; d < padded; d += 2 * kCell) {
+        const int64_t pairs = std::min(kCell, (padded - d) / 2);
+        for (int64_t i = 0; i < kCell / 2; ++i) {
+            std::memcpy(row, values + 2 * (i * padded + d), 2 * pairs * sizeof(uint32_t));
+            for (int64_t e = 0; e < pairs; ++e) {
+                const uint32_t even = row[2 * e], odd = row[2 * e + 1];
+                square[2 * i][e] = (even & 0xffff) | odd << 16;
+                square[2 * i + 1][e] = even >> 16 | (odd & 0xffff0000);
+            }
+        }
+        for (int64_t place = 0; place < kCell; place += kLanes)
+            for (int64_t e = 0; e < pairs; e += kLanes) {
+                Vec rows[kLanes];
+                for (int i = 0; i < kLanes; ++i) std::memcpy(&rows[i], &square[place + i][e], sizeof rows[i]);
+                if (pairs - e >= kLanes) transpose(rows, to + (d / 2 + e) * kCell + place, kCell);
+                else {
+                    float last[kLanes * kLanes];
+                    transpose(rows, last, kLanes);
+                    for (int64_t j = 0; j < pairs - e; ++j)
+                        std::memcpy(to + (d / 2 + e + j) * kCell + place, last + j * kLanes, kLanes * sizeof(float));
+                }
+            }
+    }
+}
+
 template <class T>
 void find_split(const KvCache& cache, const Sequences& sequences, const AttentionItem& item, int64_t key,
                 float* scratch, Split& split) {
@@ -164,14 +231,19 @@ void find_split(const KvCache& cache, const Sequences& sequences, const Attentio
         }
         const Place place = find_place(cache, sequences, item.sequence, position);
         if (cache.form == KvForm::int8) {
-            unpack_cell(cache, cache.k, place, item.head, valid, own_k, split.k_scales + cell * kCell);
             unpack_cell(cache, cache.v, place, item.head, valid, own_v, split.v_scales + cell * kCell);
-            continue;
+            if (!cache.shared) {
+                unpack_cell(cache, cache.k, place, item.head, valid, own_k, split.k_scales + cell * kCell);
+                continue;
+            }
+            std::memcpy(split.k_scales + cell * kCell, split.v_scales + cell * kCell, kCell * sizeof(float));
+        } else {
+            const T* v = packed_cell<T>(cache, cache.v, place, item.head);
+            if (valid == kCell) split.v[cell] = (const float*)v;
+            else clean_values(v, valid, cache.padded_dim(), own_v);
         }
-        const T* v = packed_cell<T>(cache, cache.v, place, item.head);
-        split.k[cell] = (const float*)packed_cell<T>(cache, cache.k, place, item.head);
-        if (valid == kCell) split.v[cell] = (const float*)v;
-        else clean_values(v, valid, cache.padded_dim(), own_v);
+        if (cache.shared) turn_cell((const T*)split.v[cell], cache.padded_dim(), own_k);
+        else split.k[cell] = (const float*)packed_cell<T>(cache, cache.k, place, item.head);
     }
 }
 

@@ -153,7 +153,7 @@ void AttentionPlan::build(const Sequences& s, int64_t window_, int64_t query_hea
         const int64_t begin = s.query_start[i], end = s.query_start[i + 1];
         for (int64_t t = begin; t < end; ++t) positions[t] = int32_t(s.context_lens[i] - end + t);
         const int64_t splits = positions[end - 1] / kSplit - planner.first_key(begin) / kSplit + 1;
-        if (splits == 1 || (end - begin) * group > kFewRows) planner.add_whole(i, begin, end);
+        if (splits == 1 || (end - begin > 1 && (end - begin) * group > kFewRows)) planner.add_whole(i, begin, end);
         else
             for (int64_t t = begin; t < end; ++t) planner.add_split(i, t);
     }

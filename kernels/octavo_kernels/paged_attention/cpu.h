@@ -11,7 +11,10 @@
 //     packed K of a cell:  float [head_dim][16],      bf16 [head_dim / 2][16][2]
 //     packed V of a cell:  float [16][head_dim],      bf16 [8][head_dim][2]         (pairs of keys side by side)
 //
-// with head_dim padded to a multiple of 16; 8-bit ones are codes in those same places, and after the codes of a block
+// Where a key is its value, the values alone are stored, and a cell's keys are made of them when it is read: by the rows
+// of many heads at once, so that this is little beside what they compute.
+//
+// head_dim is padded to a multiple of 16; 8-bit ones are codes in those same places, and after the codes of a block
 // its scales, float [KV head][position]. One (block, KV head) holds block_size / 16 cells in a row. The op's public
 // function takes a plain [block][position][head][dim] cache instead; its cells are packed into scratch when read.
 #pragma once
@@ -34,6 +37,7 @@ struct KvCache {
     int64_t block_bytes;  // from one block of a packed cache to the next
     const void* k;
     const void* v;
+    bool shared = false;  // a key is its value: only values are stored (latent attention)
 
     int64_t padded_dim() const { return (dim + kCell - 1) / kCell * kCell; }
     int64_t cell_values() const { return kCell * padded_dim(); }

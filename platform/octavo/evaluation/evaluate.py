@@ -199,5 +199,6 @@ def _sized(source: Source, config: EngineConfig, settings: Settings) -> EngineCo
     """`config` with a KV cache just large enough for one window or for the continuations."""
     spec = read_spec(source)
     tokens = max(settings.window, PROMPTS * (PROMPT_TOKENS + NEW_TOKENS)) + PROMPTS * config.block_size
-    per_token = block_bytes(spec.num_layers, CELL, spec.num_kv_heads, spec.head_dim, "float32") // CELL
+    shape = spec.num_layers, CELL, spec.num_kv_heads, spec.head_dim
+    per_token = block_bytes(*shape, "float32", spec.kv_parts) // CELL
     return replace(config, kv_cache_bytes=tokens * per_token, max_model_len=settings.window)

@@ -1,4 +1,4 @@
-"""The KV cache itself: per layer one K and one V tensor of blocks."""
+"""The KV cache itself: per layer one K and one V tensor of blocks, or (latent attention) one that is both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from octavo_kernels.kv_cache import LARGEST_CODE
 def bytes_per_block(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> int:
     """Bytes of K and V of one block over all layers, the scales of codes among them."""
     head = spec.head_dim * dtype.itemsize + 4 * (dtype in LARGEST_CODE)
-    return 2 * len(spec.attention_layers) * block_size * spec.num_kv_heads * head
+    return spec.kv_parts * len(spec.attention_layers) * block_size * spec.num_kv_heads * head
 
 
 class KVStorage:
@@ -28,7 +28,7 @@ class KVStorage:
     Attributes:
         spare_block: that one: where what nobody wants is stored.
         layers: per layer K and V, each [num_blocks + 1, block_size, num_kv_heads, head_dim], and the scales of codes;
-            of recurrent layers nothing.
+            of recurrent layers nothing; with latent attention V is K.
 
     Args:
         dtype: the model's, or int8 or float8_e4m3fn for codes.
@@ -36,13 +36,16 @@ class KVStorage:
 
     def __init__(self, spec: ModelSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: str) -> None:
         self.spare_block, self.dtype = num_blocks, dtype
-        shape = (len(spec.attention_layers), 2, num_blocks + 1, block_size, spec.num_kv_heads, spec.head_dim)
+        shape = (
+            *(len(spec.attention_layers), spec.kv_parts),
+            *(num_blocks + 1, block_size, spec.num_kv_heads, spec.head_dim),
+        )
         self._parts = [_zeros(shape, dtype, device)]
-        self.layers = [KVCache(layer[0], layer[1]) for layer in self._parts[0]]
+        self.layers = [KVCache(layer[0], layer[-1]) for layer in self._parts[0]]
         if dtype in LARGEST_CODE:  # as bytes: PyTorch does not index every type of eight bits on every device
             self._parts = [self._parts[0].view(torch.uint8), _zeros(shape[:-1], torch.float32, device)]
             scales = self._parts[1]
-            self.layers = [kv._replace(scales=(s[0], s[1])) for kv, s in zip(self.layers, scales, strict=True)]
+            self.layers = [kv._replace(scales=(s[0], s[-1])) for kv, s in zip(self.layers, scales, strict=True)]
         own, nothing = iter(self.layers), torch.zeros(0, device=device)
         self.layers = [
             KVCache(nothing, nothing) if index in spec.recurrent else next(own) for index in range(spec.num_layers)

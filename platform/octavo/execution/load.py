@@ -78,7 +78,7 @@ def load_draft(source: Source, draft: Source, config: EngineConfig) -> tuple[Exe
                 f"speculation.draft is not for {name!r}, whose recurrent layers cannot give tokens back: leave it out"
             )
     total = config.kv_cache_bytes or CPU_KV_BYTES
-    width, own = (each.num_layers * each.num_kv_heads * each.head_dim for each in (spec, small))
+    width, own = (each.kv_parts * each.num_layers * each.num_kv_heads * each.head_dim for each in (spec, small))
     part = total * own // (own + width // config.tensor_parallel_size)
     alone = replace(config, kv_cache_bytes=max(1, part), quantization=None, max_model_len=None, speculation=False)
     return load_local(draft, replace(alone, async_scheduling=False, tensor_parallel_size=1)), replace(

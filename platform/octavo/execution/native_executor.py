@@ -245,6 +245,8 @@ def why_not_native(source: Source, config: EngineConfig, share: Share) -> str | 
     """What the native executor does not cover, in words; None when it covers all."""
     if source.runner == "transformers":
         return "runner is transformers"
+    if (latent := share.whole.latent) is not None and (latent.size % CELL or latent.value % CELL):
+        return f"heads have {latent.value} values, of latents of {latent.size}; multiples of {CELL} can be multiplied"
     if config.load_format == "dummy":
         return "load_format is dummy"
     if share.spec.recurrence is not None:
@@ -272,7 +274,7 @@ def load_native(
     dtype: Literal["float32", "bfloat16"] = "bfloat16" if config.dtype == "bfloat16" else "float32"
     kv_dtype: Type = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
     spec = share.spec
-    shape = config.block_size, spec.num_kv_heads, spec.head_dim, kv_dtype
+    shape = config.block_size, spec.num_kv_heads, spec.head_dim, kv_dtype, spec.kv_parts
     block = block_bytes(spec.num_layers, *shape)
     _, model = load_packed(
         source,

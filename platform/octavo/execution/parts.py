@@ -63,9 +63,9 @@ class TorchParts:
         """As in `Parts`."""
         decoder, starts, contexts, tables = self._decoder, *_one_sequence(len(hidden))
         shape = (tables.size, CELL, self.spec.num_kv_heads, self.spec.head_dim)
-        keys, values = torch.zeros(2, *shape, dtype=decoder.dtype, device=decoder.device)
+        cache = torch.zeros(self.spec.kv_parts, *shape, dtype=decoder.dtype, device=decoder.device)
         layout = PagedBatch.build(starts, contexts, tables, CELL, decoder.device)
-        kv = [KVCache(keys, values)] * self.spec.num_layers  # of which one is used
+        kv = [KVCache(cache[0], cache[-1])] * self.spec.num_layers  # of which one is used
         states = None
         if self.spec.recurrence is not None:
             states = StateStorage(self.spec, 1, decoder.dtype, str(decoder.device)).step(None, 1)
@@ -116,7 +116,7 @@ class NativeParts:
         plain = {"embedding": table, "embedding_scale": 1.0, "embedding_norm": None, "positions": None}
         alone = replace(self._model, **plain, layers=[self._model.layers[index]])  # type: ignore[arg-type]
         starts, contexts, tables = _one_sequence(len(hidden))
-        kv = PackedKV(1, tables.size, CELL, self.spec.num_kv_heads, self.spec.head_dim, self._dtype)
+        kv = PackedKV(1, tables.size, CELL, self.spec.num_kv_heads, self.spec.head_dim, self._dtype, self.spec.kv_parts)
         decoder = NativeDecoder(self._library, alone, kv, precision=self._precision)
         rows = np.arange(len(hidden), dtype=np.int32)
         decoder.step(rows, starts, contexts, tables, np.zeros(0, np.int64))

@@ -111,6 +111,8 @@ def read_adapter(path: Path, share: Share, digest: str | None = None) -> dict[Pl
     """
     if share.whole.encoder is not None:
         raise ModelError("adapters of encoders are not supported")
+    if share.whole.latent is not None:
+        raise ModelError("adapters of models with latent attention are not supported: merge it into the weights")
     files = _read_files(path, _most_bytes(share.whole))
     if digest is not None and files.digest != digest:
         raise ModelError(f"the adapter at {path} has changed since it was loaded: load it again")
@@ -148,12 +150,12 @@ def _placed(
     changes: Iterable[tuple[str, Float32, Float32]], naming: Naming, spec: ModelSpec
 ) -> Iterator[tuple[Place, LowRank]]:
     """(Module, A, scaled B) to the matrices that they change."""
-    places, interleaved = _places(naming, spec), naming.interleaved
+    places = _places(naming, spec)
     for module, a, b in changes:
         _check_pair(module, a, b)
         for place, low in _fitted(module, places.get(module), a, b, spec):
-            order = halves_order(len(low.b), spec.head_dim, interleaved) if place[1] in ("q", "k") else slice(None)
-            yield place, LowRank(low.a, low.b[order])
+            turned = naming.turned.get(place[1])
+            yield place, LowRank(low.a, low.b if turned is None else low.b[halves_order(len(low.b), turned)])
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

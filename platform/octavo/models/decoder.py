@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from octavo.models import latent
 from octavo.models.parallel import Share, TPGroup
 from octavo.models.rope import cos_sin_table, query_scales
 from octavo.models.spec import Activation, ModelSpec, Rope
@@ -106,8 +107,9 @@ class Decoder:
         self.split_keys = 512
         keep_one_order(self.weights.linears)
         for layer in self.weights.layers:
-            if layer.experts is not None:
-                layer.experts.one_order = True
+            for part in (layer.experts, layer.latent):
+                if part is not None:
+                    part.one_order = True
 
     @torch.no_grad()
     def forward(self, token_ids: Tensor, context: StepContext) -> Tensor:
@@ -200,6 +202,10 @@ class Decoder:
         return add_rms_norm(branch, residual, norm.weight, self.spec.norm_eps)
 
     def _attention(self, index: int, layer: LayerWeights, x: Tensor, context: StepContext) -> Tensor:
+        if layer.latent is not None:
+            tables = self._rope_tables[index], self._query_scales
+            attended = latent.attend(self.spec, layer, x, index, context, *tables)
+            return self.group.all_reduce(layer.out(attended, context))
         spec, layout, kv = self.spec, context.layout, context.kv[index]
         qkv, norms = self._qkv(layer, x, context), None
         if layer.q_norm is not None and layer.k_norm is not None and spec.qk_norm_span == "head":

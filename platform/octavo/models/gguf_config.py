@@ -99,7 +99,14 @@ def _norm_eps(meta: Metadata) -> float:
     return float(meta.required("attention.layer_norm_rms_epsilon") if layer_norm is None else layer_norm)
 
 
+def is_latent(meta: Metadata) -> bool:
+    """Whether its attention is latent: the lengths of keys and values are then its family's to read."""
+    return meta.own("attention.kv_lora_rank") is not None
+
+
 def _head_dim(meta: Metadata, config: Config) -> int:
+    if is_latent(meta):
+        return int(meta.required("rope.dimension_count"))
     share = config["hidden_size"] // config["num_attention_heads"]
     key, value = (meta.own(f"attention.{kind}_length") or share for kind in ("key", "value"))
     if key != value:
@@ -146,6 +153,8 @@ def _rope_scaling(meta: Metadata, config: Config) -> Config:
     A factor without a type means linear scaling; old files call it rope.scale_linear; 0 means no scaling.
     """
     for key, neutral in _NEUTRAL.items():
+        if key == "yarn_log_multiplier" and is_latent(meta):
+            continue
         if (value := meta.own(f"rope.scaling.{key}")) is not None and value not in neutral:
             raise ModelError(f"{meta.architecture}.rope.scaling.{key} {value} is not supported")
     kind, factor = meta.own("rope.scaling.type") or "linear", meta.own("rope.scaling.factor")
@@ -170,6 +179,8 @@ def _yarn(meta: Metadata, config: Config, factor: float, attention: float) -> Co
         "beta_slow": meta.own("rope.scaling.yarn_beta_slow"),
         "attention_factor": None if attention == 1.0 else attention * (1.0 + 0.1 * math.log(max(factor, 1.0))),
     }
+    if scale := meta.own("rope.scaling.yarn_log_multiplier"):  # a tenth, of latent attention; llama.cpp knows one scale
+        named |= dict.fromkeys(("mscale", "mscale_all_dim"), round(10 * scale, 6))
     return {"rope_type": "yarn", "factor": factor} | {name: value for name, value in named.items() if value is not None}
 
 

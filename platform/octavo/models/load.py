@@ -149,7 +149,7 @@ def _read(
         if table.blocks is not None:
             take(table, replace(places[0], part="lm_head"), None)
     title = f"Loading {source.name}"
-    fill(places, naming, stored, spec.head_dim, title=title, progress=progress, take=take)
+    fill(places, naming, stored, title=title, progress=progress, take=take)
     return parts
 
 

@@ -14,9 +14,9 @@ from octavo.models.packed_file import Packed, Part, expert_part
 from octavo.models.parallel import Share, share_of
 from octavo.models.quantization import parse_rounding
 from octavo.models.source_spec import check_loadable
-from octavo.models.spec import LongScaling, ModelSpec, Rope
+from octavo.models.spec import Latent, LongScaling, ModelSpec, Rope
 from octavo.source import Source
-from octavo_kernels.decoder import PackedExpert, PackedLayer, PackedLinear, PackedMixture, PackedModel
+from octavo_kernels.decoder import PackedExpert, PackedLatent, PackedLayer, PackedLinear, PackedMixture, PackedModel
 from octavo_kernels.linear import FORMATS, PackedWeight
 from octavo_kernels.linear.formats import Array
 
@@ -155,8 +155,26 @@ def _layer(parts: dict[Part, Packed], index: int, rotary: Array, spec: ModelSpec
         norms |= _norm(parts, index, "attention_norm" if spec.shared_norm else "mlp_norm", spec, "mlp_norm")
     mixture = _mixture(parts, index, spec) if (index, "router", "weight") in parts else None
     sinks = parts.get((index, "sinks", "weight"))
-    others = {"rotary": rotary, "window": spec.windows[index], "mixture": mixture, "sinks": sinks}
+    others: dict[str, Any] = {"rotary": rotary, "window": spec.windows[index], "mixture": mixture, "sinks": sinks}
+    if spec.latent is not None:
+        first = "q_a" if spec.latent.query_size else "q"
+        linears |= {"q": _packed_linear(parts, index, first), "k": _packed_linear(parts, index, "kv_a")}
+        others["latent"] = _latent(parts, index, spec.latent)
     return PackedLayer(**linears, **norms, **others)  # type: ignore[arg-type]
+
+
+def _latent(parts: dict[Part, Packed], layer: int, latent: Latent) -> PackedLatent:
+    return PackedLatent(
+        query_size=latent.query_size,
+        content=latent.content,
+        value=latent.value,
+        q_b=_packed_linear(parts, layer, "q_b"),
+        k_b=PackedLinear(packed_weight(parts, layer, "k_b")),
+        v_b=PackedLinear(packed_weight(parts, layer, "v_b")),
+        q_norm=_array(parts, layer, "q_a_norm", "weight"),
+        kv_norm=parts[layer, "kv_a_norm", "weight"],  # type: ignore[arg-type]
+        eps=np.array([latent.norm_eps], np.float32),
+    )
 
 
 def _norm(parts: dict[Part, Packed], layer: int | None, part: str, spec: ModelSpec, name: str = "") -> dict[str, Any]:

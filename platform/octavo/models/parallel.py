@@ -9,7 +9,8 @@ whichever experts the tokens choose.
 
 Heads need not divide evenly: of 3 key-value heads on 2 ranks, one rank gets one and the other two, each with the query
 heads of its key-value heads, and the MLP is cut unevenly the other way, so that both read equally many weights. With
-more ranks than key-value heads, several ranks keep a copy of the same one and divide the query heads of its group.
+more ranks than key-value heads, several ranks keep a copy of the same one and divide the query heads of its group: all
+of them, in models with latent attention, whose cached record is what every head attends to.
 """
 
 from __future__ import annotations
@@ -83,8 +84,12 @@ class Share:
         """The rows and the columns of a stored tensor that this rank needs; None means all."""
         mlp = self.shared if self.whole.num_experts else self.inner
         mlp = self.dense if layer in self.whole.dense_layers else mlp
+        latent, queries = self.whole.latent, _times(self.query_heads, self.whole.query_head)
         rows = {
-            "q": _times(self.query_heads, self.whole.head_dim),
+            "q": queries,
+            "q_b": queries,
+            "k_b": _times(self.query_heads, latent.size if latent else 0),
+            "v_b": _times(self.query_heads, latent.value if latent else 0),
             "k": _times(self.kv_heads, self.whole.head_dim),
             "v": _times(self.kv_heads, self.whole.head_dim),
             "gate": mlp,
@@ -96,7 +101,7 @@ class Share:
             "sinks": self.query_heads,
         }
         columns = {
-            "out": _times(self.query_heads, self.whole.head_dim),
+            "out": _times(self.query_heads, self.whole.value_size // self.whole.num_heads),
             "down": mlp,
             "expert_down": self.inner,
         }

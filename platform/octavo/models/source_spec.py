@@ -79,7 +79,8 @@ def cut_through_blocks(source: Source, share: Share) -> str | None:
 
     The MLP is always cut between blocks. Attention is cut between heads, and a head may end inside a block.
     """
-    edges = [heads.stop * share.whole.head_dim for heads, _ in split_heads(share.whole, share.size)]
+    width = share.whole.value_size // share.whole.num_heads
+    edges = [heads.stop * width for heads, _ in split_heads(share.whole, share.size)]
     for values in _block_values(source) if share.size > 1 else []:
         if through := [edge for edge in edges if edge % values]:
             return f"{share.size} ranks cut its attention output at column {through[0]}, inside a block of {values}"
@@ -132,7 +133,7 @@ def why_not_packed(source: Source, quantization: str | None, spec: ModelSpec) ->
         ModelError: a damaged config.
     """
     stored = None if source.kind == "gguf" else _checked(source)
-    columns = [spec.hidden_size, spec.q_size, spec.intermediate_size, spec.shared_expert_size, spec.dense_size]
+    columns = [spec.hidden_size, spec.value_size, spec.intermediate_size, spec.shared_expert_size, spec.dense_size]
     return unpackable(parse_rounding(quantization), stored, columns)
 
 

@@ -6,8 +6,8 @@ One decoder (`decoder.py`) runs every spec; a family (a record in `families`) sa
     x  = x + post_norm(mlp(norm(x)))               or, where `parallel`, x = x + attention(norm(x)) + mlp(norm(x))
 
 with RMS norms, rotary positions, grouped-query attention and a gated MLP. Variants: layer norms, ALiBi slopes or a
-table instead of rotary positions, a plain MLP, or a mixture of experts (gated MLPs of which a router picks some for
-each token).
+table instead of rotary positions, latent attention (`Latent`), a plain MLP, or a mixture of experts (gated MLPs of
+which a router picks some for each token).
 Encoders are the same record with an `EncoderSpec`, and run in `encoder.py`.
 """
 
@@ -140,6 +140,41 @@ NO_ROPE = Rope(1.0, 0)
 """No rotation."""
 
 
+@dataclass(frozen=True, slots=True)
+class Latent:
+    """Attention over one vector per token, of which every head makes its keys and values (MLA, DeepSeek-AI 2024).
+
+        x             -> latent c = norm(first outputs), and a part k_r that is rotated as it is
+        head's key     = [rotated k_r, K c]         value = V c
+        head's query   = [rotated q_r, q_c]         of x, or of norm(Q x) where `query_size` says so
+
+    Scores q_c . K c are (K' q_c) . c, and weighted values V (sum of c): K and V multiply a token's query and its result
+    once, and are never applied to what is cached. So the model attends like one with a single key-value head: its key
+    is the cached record [rotated k_r, c], and its value the same record, whose first values nobody uses. `num_kv_heads`
+    is 1, `head_dim` the record's width, and the rotated values come first.
+
+    Attributes:
+        size: of c.
+        query_size: what queries are first projected to; 0: they come from the hidden state at once.
+        content: values of a head's query beside the rotated ones.
+        value: values of a head's result.
+        norm_eps: of the norms of c and of projected queries.
+    """
+
+    size: int
+    query_size: int
+    content: int
+    value: int
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        if min(self.size, self.content, self.value) < 1 or self.query_size < 0:
+            raise ModelError(
+                f"latent attention of {self.size} values, with {self.content} of a query and {self.value} of a result"
+            )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """One transformer: a decoder unless it has an `encoder`.
@@ -199,6 +234,8 @@ class ModelSpec:
             1 + b log(1 + floor(p / n)) after they are rotated.
         recurrence: what recurrent layers have in place of attention.
         recurrent: these layers.
+        latent: what makes its attention latent. Biases of queries, keys and values are then those of the projections
+            that come first.
 
     Raises:
         ModelError: on construction, if sizes contradict each other.
@@ -270,6 +307,7 @@ class ModelSpec:
     query_growth_positions: int = 1
     recurrence: Recurrence | None = None
     recurrent: tuple[int, ...] = ()
+    latent: Latent | None = None
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -305,9 +343,21 @@ class ModelSpec:
             raise ModelError(f"queries grow every {self.query_growth_positions} positions")
         if not self.pre_norms and (self.parallel or not self.post_norms):
             raise ModelError("layers without any norm are not supported")
+        self._check_latent()
         for rope in (self.rope, self.local_rope or self.rope):
             if rope.rotary_dim % 2 or not 0 <= rope.rotary_dim <= self.head_dim:
                 raise ModelError(f"rotary positions over {rope.rotary_dim} of {self.head_dim} dimensions per head")
+
+    def _check_latent(self) -> None:
+        if (latent := self.latent) is None:
+            return
+        if self.num_kv_heads != 1 or self.head_dim != latent.size + self.rope.rotary_dim:
+            raise ModelError(f"latent attention of {latent.size} values caches no records of {self.head_dim}")
+        others = self.attention_softcap, self.qkv_clip, self.local_rope, any(self.windows)
+        if any((*others, self.alibi_slopes, self.sinks, self.qk_norm, self.unrotated)):
+            raise ModelError("latent attention with windows, sinks, slopes or norms of heads is not supported")
+        if self.qkv_bias and not latent.query_size:
+            raise ModelError("latent attention with biases, whose queries are not projected first, is not supported")
 
     def _check_mixture(self) -> None:
         if self.dense_layers and (self.dense_size < 1 or not self.num_experts):
@@ -354,6 +404,21 @@ class ModelSpec:
     def kv_size(self) -> int:
         """Width of all key heads together, and of all value heads."""
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def query_head(self) -> int:
+        """Rows of one head in the matrix that makes queries."""
+        return self.head_dim if self.latent is None else self.latent.content + self.rope.rotary_dim
+
+    @property
+    def value_size(self) -> int:
+        """Width of all heads' results together."""
+        return self.num_heads * (self.head_dim if self.latent is None else self.latent.value)
+
+    @property
+    def kv_parts(self) -> int:
+        """Tensors of a layer's cache: keys and values, or one that is both."""
+        return 2 if self.latent is None else 1
 
     @property
     def ropes(self) -> tuple[Rope, ...]:

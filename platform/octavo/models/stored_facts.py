@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 Entry = safetensors_header.Entry | gguf_header.Entry
 
 _MATRICES = ("q", "k", "v", "out", "gate", "up", "down")
-_BIASES = {"qkv_bias": ("q", "k", "v"), "out_bias": ("out",), "mlp_bias": ("gate", "up", "down")}
+_BIASES = {"qkv_bias": ("q", "k", "v", "q_a", "kv_a"), "out_bias": ("out",), "mlp_bias": ("gate", "up", "down")}
 
 
 @dataclass(frozen=True, slots=True)

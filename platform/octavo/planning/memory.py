@@ -111,13 +111,14 @@ class Holding:
         return sum(self._tensor_bytes(t) for t in self.shape.tensors if not roles or t.role in roles)
 
     def kv_bytes_per_token(self) -> int:
-        """2 (K and V) x layers x key-value heads of a rank x head size x bytes, plus 4 bytes per head for the scale of
-        an 8-bit cache. Sliding windows save nothing: the cache keeps every token of every layer. Encoders keep none."""
+        """2 (K and V; 1 with latent attention) x layers x key-value heads of a rank x head size x bytes, plus 4 bytes
+        per head for the scale of an 8-bit cache. Sliding windows save nothing: the cache keeps every token of every
+        layer. Encoders keep none."""
         if self.shape.encoder:
             return 0
         heads = math.ceil(self.shape.num_kv_heads / self.ranks)
         head = self.shape.head_dim * DTYPE_BYTES[self.kv_dtype] + 4 * (self.kv_dtype in ("int8", "fp8"))
-        return 2 * self.shape.kv_layers * heads * head
+        return self.shape.kv_parts * self.shape.kv_layers * heads * head
 
     def state_bytes(self) -> int:
         """What recurrent layers carry of one sequence."""

@@ -14,7 +14,7 @@ from octavo.models.encoder_spec import DenseSpec, EncoderSpec
 from octavo.models.families.reading import spec_from_config
 from octavo.models.families.record import Config
 from octavo.models.recurrent_spec import StatePart
-from octavo.models.spec import ModelSpec
+from octavo.models.spec import Latent, ModelSpec
 from octavo.models.stored_facts import Stored
 
 Role = Literal["embedding", "head", "linear", "router", "expert", "bias", "norm"]
@@ -56,6 +56,7 @@ class Shape:
         windows: per layer, how many tokens a query attends to; None means all before it.
         kv_layers: those with keys and values.
         recurrent_layers: the others, and `state` of each what it carries of a sequence.
+        kv_parts: tensors of a layer's cache: keys and values, or one that is both (latent attention).
         position_bytes: bytes of rotary tables per position.
         encoder: its texts are computed whole, all tokens see each other, and no keys and values are kept.
         generates: it has logits for a next token; otherwise vectors and classes are all that it makes.
@@ -80,6 +81,7 @@ class Shape:
     experts_per_token: int = 1
     recurrent_layers: int = 0
     state: tuple[StatePart, ...] = ()
+    kv_parts: int = 2
     position_bytes: int = 0
     encoder: bool = False
     generates: bool = True
@@ -114,8 +116,9 @@ def shape_of(config: Config, stored: Stored | None = None) -> Shape:
 
 
 def _of_spec(spec: ModelSpec, dtype: str | None) -> Shape:
-    """Per layer (H + 2 G) d D + H d D + 3 D I (2 D I without a gate) and its norms; with experts 3 D I E + D E, and
-    3 D I' + D for a shared one of width I'; in layers without experts 3 D I" of their own width."""
+    """Per layer (H + 2 G) d D + H d D (or what `_latent` says) + 3 D I (2 D I without a gate) and its norms; with
+    experts 3 D I E + D E, and 3 D I' + D for a shared one of width I'; in layers without experts 3 D I" of their own
+    width."""
     layers, width, inner = spec.num_layers, spec.hidden_size, spec.intermediate_size
     attention = len(spec.attention_layers)
     at_once = max(inner * max(1, spec.experts_per_token) + spec.shared_expert_size, spec.dense_size)
@@ -123,9 +126,8 @@ def _of_spec(spec: ModelSpec, dtype: str | None) -> Shape:
     norm = (2 if spec.norm_bias else 1) * width
     tensors = [
         *_embeddings(spec.vocab_size, width, spec.tied_embeddings, spec.head_bias),
-        *_linear("q", spec.q_size, width, attention, "rows", spec.qkv_bias),
-        *_linear("kv", 2 * spec.kv_size, width, attention, "kv", spec.qkv_bias),
-        *_linear("out", width, spec.q_size, attention, "columns", spec.out_bias),
+        *(_queries_and_keys(spec) if spec.latent is None else _latent(spec, spec.latent)),
+        *_linear("out", width, spec.value_size, attention, "columns", spec.out_bias),
         *_recurrent(spec),
         *(_mixture(spec) if spec.num_experts else _mlp(spec, inner, layers)),
         *([Tensors("norms", norm, 1, _norms(spec), "norm")] if spec.norm_weights else []),
@@ -154,6 +156,7 @@ def _of_spec(spec: ModelSpec, dtype: str | None) -> Shape:
         state=() if spec.recurrence is None else spec.recurrence.state,
         num_experts=max(1, spec.num_experts),
         experts_per_token=max(1, spec.experts_per_token),
+        kv_parts=spec.kv_parts,
         position_bytes=sum(4 * rope.rotary_dim for rope in ropes),
         encoder=spec.encoder is not None,
         generates=spec.generates,
@@ -170,6 +173,27 @@ def _recurrent(spec: ModelSpec) -> list[Tensors]:
         *_linear("conv_in", kind.inputs, width, layers, "whole", kind.bias),
         *_linear("conv_out", width, kind.outputs, layers, "whole", kind.bias),
         Tensors("conv", kind.channels, kind.taps + kind.bias, layers, "bias"),
+    ]
+
+
+def _queries_and_keys(spec: ModelSpec) -> list[Tensors]:
+    return [
+        *_linear("q", spec.q_size, spec.hidden_size, len(spec.attention_layers), "rows", spec.qkv_bias),
+        *_linear("kv", 2 * spec.kv_size, spec.hidden_size, len(spec.attention_layers), "kv", spec.qkv_bias),
+    ]
+
+
+def _latent(spec: ModelSpec, latent: Latent) -> list[Tensors]:
+    """The same of latent attention. What comes before the heads is not cut, and every rank holds it."""
+    layers, width = spec.num_layers, spec.hidden_size
+    queries, per_head = spec.num_heads * spec.query_head, spec.num_heads * (latent.content + latent.value)
+    first = _linear("q_a", latent.query_size, width, layers, "whole", spec.qkv_bias) if latent.query_size else []
+    return [
+        *first,
+        *_linear("q", queries, latent.query_size or width, layers, "rows"),
+        *_linear("kv", spec.head_dim, width, layers, "whole", spec.qkv_bias),
+        Tensors("kv_b", per_head, latent.size, layers, "router", "rows"),
+        Tensors("latent_norms", latent.query_size + latent.size, 1, layers, "norm"),
     ]
 
 

@@ -1,5 +1,6 @@
 """GLM 4: half of each head is rotated, neighbours together; from 0414 on norms follow the branches too. With experts,
-halves are rotated together, and sigmoids and a bias choose them, beside one that every token goes through."""
+halves are rotated together, and sigmoids and a bias choose them, beside one that every token goes through. The small
+one has latent attention."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from octavo.models.families.grouped_experts import (
     grouped_expert_fields,
     grouped_experts_from_gguf,
 )
+from octavo.models.families.latent import LATENT, ONLY, STACKS, latent_fields
+from octavo.models.families.latent import PARTS as LATENT_PARTS
 from octavo.models.families.record import GATED_STACK, GGUF_SHARED_EXPERT, Config, Family, Fields, Gguf, Names
 from octavo.models.gguf_metadata import Metadata
 
@@ -27,6 +30,23 @@ _MOE: Config = GROUPED_EXPERTS | {
     "partial_rotary_factor": 0.5, "num_experts": 128, "n_routed_experts": 128, "first_k_dense_replace": 1,
     "norm_topk_prob": True, "use_qk_norm": False,
 }  # fmt: skip
+
+
+_LITE: Config = GROUPED_EXPERTS | LATENT | {
+    "vocab_size": 154_880, "hidden_size": 2048, "intermediate_size": 10_240, "num_hidden_layers": 47,
+    "num_attention_heads": 20, "max_position_embeddings": 202_752, "rms_norm_eps": 1e-5, "num_experts": 64,
+    "n_routed_experts": 64, "num_experts_per_tok": 4, "moe_intermediate_size": 1536, "q_lora_rank": 768,
+    "qk_nope_head_dim": 192, "v_head_dim": 256, "first_k_dense_replace": 1, "norm_topk_prob": True,
+    "routed_scaling_factor": 1.8, "mlp_layer_types": None, "bos_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
+
+
+def _lite(config: Config) -> Fields:
+    kinds = config["mlp_layer_types"]
+    if kinds is not None:
+        dense = [i for i, kind in enumerate(kinds) if kind == "dense"]
+        config = config | {"mlp_only_layers": dense, "first_k_dense_replace": 0}
+    return grouped_expert_fields(config) | latent_fields(config)
 
 
 def _moe(config: Config) -> Fields:
@@ -69,5 +89,14 @@ FAMILIES = (
             config=_moe_from_gguf,
             parts=GGUF_SHARED_EXPERT | {"mlp_norm": "post_attention_norm"},
         ),
+    ),
+    Family(
+        model_type="glm4_moe_lite",
+        title="GLM-4.7-Flash",
+        fields=_lite,
+        defaults=_LITE,
+        keys=KEYS,
+        only=ONLY,
+        names=Names(parts=PARTS | LATENT_PARTS, stacks=STACKS, interleaved=True),
     ),
 )

@@ -100,11 +100,21 @@ def _yarn_attention_factor(parameters: Config, factor: float) -> float:
     if (given := parameters.get("attention_factor")) is not None:
         return float(given)
 
-    def temperature(scale: float) -> float:
-        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
-
     above, below = parameters.get("mscale"), parameters.get("mscale_all_dim")
-    return temperature(above) / temperature(below) if above and below else temperature(1.0)
+    if above and below:
+        return _temperature(factor, above) / _temperature(factor, below)
+    return _temperature(factor, 1.0)
+
+
+def _temperature(factor: float, scale: float) -> float:
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def score_factor(config: Config) -> float:
+    """What scaled positions multiply scores with, beside cos and sin, where a config gives `mscale_all_dim`."""
+    parameters = _rope_parameters(config, "full_attention")
+    kind, scale = parameters.get("rope_type") or parameters.get("type") or "default", parameters.get("mscale_all_dim")
+    return _temperature(float(parameters["factor"]), scale) ** 2 if scale and kind != "default" else 1.0
 
 
 def _original_positions(config: Config, parameters: Config) -> int:

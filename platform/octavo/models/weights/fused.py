@@ -17,13 +17,16 @@ from octavo.models.weights.names import Naming
 def stacked_rows(stack: Stack, spec: ModelSpec) -> dict[str, list[range]]:
     """Part -> where its rows are in the stack (of one expert), in their order."""
     inner = spec.shared_expert_size if spec.num_experts else spec.intermediate_size
-    heads = {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
+    heads, latent = {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}, spec.latent
+    if latent is not None:
+        heads = {"k_b": spec.num_heads * latent.content, "v_b": spec.value_size}
     sizes = heads | dict.fromkeys(("gate", "up"), inner) | {"expert_down": spec.hidden_size}
     sizes |= dict.fromkeys(("expert_gate", "expert_up"), spec.intermediate_size)
     if stack.alternating:
         count = len(stack.parts)
         return {part: [range(i, count * sizes[part], count)] for i, part in enumerate(stack.parts)}
-    times = spec.num_kv_heads if stack.grouped else 1
+    groups = spec.num_kv_heads if latent is None else spec.num_heads
+    times = groups if stack.grouped else 1
     found: dict[str, list[range]] = {part: [] for part in stack.parts}
     start = 0
     for _ in range(times):
@@ -48,7 +51,7 @@ def some_of(rows: list[range], wanted: range) -> Iterator[range]:
 
 
 def gguf_entries(file: Path, naming: Naming, spec: ModelSpec) -> Mapping[str, Entry]:
-    """The tensors of a GGUF file, stacked ones as their parts.
+    """The tensors of a GGUF file, stacked ones as their parts, but for parts whose rows do not follow each other.
 
     Raises:
         ModelError: the file is damaged.
@@ -62,6 +65,8 @@ def _split(entry: Entry, naming: Naming, spec: ModelSpec) -> list[Entry]:
     if (found := naming.stack_of(entry.name)) is None:
         return [_as_matrix(entry, naming)]
     names, stack = found
+    if stack.grouped:
+        return [entry]
     rows = stacked_rows(stack, spec)
     each = [_expert(entry, i) for i in range(experts_of(entry, spec))] if stack.experts else [entry]
     check_rows(entry.name, each[0].shape[0], rows)
@@ -81,8 +86,14 @@ def _expert(entry: Entry, index: int) -> Entry:
     return replace(entry, shape=entry.shape[1:], row_bytes=row_bytes, offset=start)
 
 
+_BY_HEAD = ("k_b", "v_b")
+
+
 def _as_matrix(entry: Entry, naming: Naming) -> Entry:
-    """A matrix of one row, which is stored as a vector."""
+    """A matrix of one row, which is stored as a vector; those of all heads, which are stored one by one."""
+    if len(entry.shape) == 3 and entry.name.endswith(tuple(f".{naming.parts.get(part)}.weight" for part in _BY_HEAD)):
+        heads, rows, columns = entry.shape
+        return replace(entry, shape=(heads * rows, columns), row_bytes=entry.row_bytes // rows)
     if len(entry.shape) != 1 or not entry.name.endswith(f".{naming.parts.get('shared_gate')}.weight"):
         return entry
     return replace(entry, shape=(1, *entry.shape), row_bytes=entry.num_bytes)

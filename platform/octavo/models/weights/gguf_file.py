@@ -17,6 +17,7 @@ from octavo.model_files import reading
 from octavo.models.spec import ModelSpec
 from octavo.models.weights.fused import gguf_entries
 from octavo.models.weights.names import gguf_naming
+from octavo.models.weights.split import split
 from octavo.models.weights.stored import StoredTensor
 from octavo_kernels.linear.formats import GROUPED, Array
 
@@ -34,8 +35,9 @@ def read_gguf(file: Path, spec: ModelSpec) -> list[StoredTensor]:
         ModelError: the file is damaged; while reading, a block format that `gguf` cannot dequantise.
     """
     unused = _FREQUENCIES | (set() if spec.head is None else spec.head.stored)
-    entries = gguf_entries(file, gguf_naming(spec), spec)
-    return [_stored(entry) for name, entry in entries.items() if name not in unused]
+    naming = gguf_naming(spec)
+    stored = [_stored(entry) for name, entry in gguf_entries(file, naming, spec).items() if name not in unused]
+    return [part for tensor in stored for part in split(tensor, naming, spec)]
 
 
 def _stored(entry: Entry) -> StoredTensor:

@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from octavo.errors import ConfigError
 from octavo.models.parallel import Share
 from octavo.models.recurrent_spec import Recurrence
-from octavo.models.spec import ModelSpec
+from octavo.models.spec import Latent, ModelSpec
 from octavo.models.step_context import StepContext
 from octavo.models.weights.bitsandbytes import Int8Matrix, Nf4Matrix
 from octavo.models.weights.quantized import Matrix, QuantizedLinear, stacked
@@ -101,13 +101,30 @@ class Conv:
 
 
 @dataclass(slots=True)
+class LatentWeights:
+    """What latent attention has beside the projections that come first; `octavo.models.latent` computes with it."""
+
+    kv_norm: Tensor  # [size] float32
+    k_b: Tensor  # [heads * size, content] a head's query -> what its product with a latent is
+    v_b: Tensor  # [heads * value, size] the sum of latents -> a head's result
+    q_norm: Tensor | None = None  # [query_size] float32
+    q_b: Linear | QuantizedLinear | None = None  # [heads * query_head, query_size]; None: queries come first
+    one_order: bool = False  # as in `Linear`
+
+    @property
+    def nbytes(self) -> int:
+        """Of the heads' matrices."""
+        return self.k_b.nbytes + self.v_b.nbytes
+
+
+@dataclass(slots=True)
 class LayerWeights:
     """One layer; the 1 that some checkpoints subtract from norm weights is added back. In a mixture, `gate_up` and
     `down` are the shared expert's, if it has one."""
 
     attention_norm: Norm | None
-    qkv: Linear | QuantizedLinear  # [q_size + 2 kv_size, D]
-    out: Linear | QuantizedLinear  # [D, q_size]
+    qkv: Linear | QuantizedLinear  # [q_size + 2 kv_size, D]; of latent attention [query_size or queries + head_dim, D]
+    out: Linear | QuantizedLinear  # [D, value_size]
     mlp_norm: Norm | None  # None where it is the attention's, too
     gate_up: Linear | QuantizedLinear | None  # [2 I, D]; of an MLP without a gate [I, D]
     down: Linear | QuantizedLinear | None  # [D, I]
@@ -118,6 +135,7 @@ class LayerWeights:
     experts: Experts | None = None
     sinks: Tensor | None = None  # [query heads] float32
     conv: Conv | None = None  # of a recurrent layer, whose `qkv` and `out` are the matrices before and after it
+    latent: LatentWeights | None = None
 
 
 @dataclass(slots=True)
@@ -137,6 +155,7 @@ class Weights:
         found: list[Linear | QuantizedLinear | None] = [self.lm_head]
         for layer in self.layers:
             found += [layer.qkv, layer.out, layer.gate_up, layer.down]
+            found += [] if layer.latent is None else [layer.latent.q_b]
             if layer.experts is not None:
                 found += [layer.experts.router, layer.experts.shared_gate]
         return [linear for linear in found if linear is not None]
@@ -147,7 +166,8 @@ class Weights:
         tied = isinstance(self.lm_head, Linear) and self.lm_head.weight is self.embedding
         linears = self.linears[1:] if tied else self.linears
         experts = [x.experts for x in self.layers if x.experts is not None]
-        return sum(x.nbytes for x in [self.embedding, *linears, *experts])
+        latents = [x.latent for x in self.layers if x.latent is not None]
+        return sum(x.nbytes for x in [self.embedding, *linears, *experts, *latents])
 
 
 _TABLES = ("position_embedding", "type_embedding", "relative_bias")
@@ -233,17 +253,28 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quant
 
     def attention() -> dict[str, Any]:
         return {
-            "qkv": linear(spec.q_size + 2 * spec.kv_size, width, spec.qkv_bias),
-            "out": linear(width, spec.q_size, spec.out_bias),
+            "qkv": linear(sum(_first_parts(spec).values()), width, spec.qkv_bias),
+            "out": linear(width, spec.value_size, spec.out_bias),
             "q_norm": heads_norm(spec.q_size),
             "k_norm": heads_norm(spec.kv_size),
             "sinks": vector(spec.num_heads, spec.sinks, torch.float32),
+            "latent": None if spec.latent is None else latent(spec.latent),
         }
 
     def recurrent(kind: Recurrence) -> dict[str, Any]:
         conv = Conv(matrix(kind.channels, kind.taps), vector(kind.channels, kind.bias, dtype))
         in_proj, out = linear(kind.inputs, width, kind.bias), linear(width, kind.outputs, kind.bias)
         return {"qkv": in_proj, "out": out, "q_norm": None, "k_norm": None, "conv": conv}
+
+    def latent(x: Latent) -> LatentWeights:
+        q_norm = vector(x.query_size, bool(x.query_size), torch.float32)
+        return LatentWeights(
+            kv_norm=torch.empty(x.size, dtype=torch.float32, device=device),
+            k_b=matrix(spec.num_heads * x.size, x.content),
+            v_b=matrix(spec.value_size, x.size),
+            q_norm=q_norm,
+            q_b=linear(spec.num_heads * spec.query_head, x.query_size, False) if x.query_size else None,
+        )
 
     def layer(index: int) -> LayerWeights:
         inner = spec.mlp_size(index)
@@ -269,6 +300,14 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quant
         position_embedding=table(spec.positions) if spec.positions else None,
         embedding_norm=norm() if spec.embedding_norm else None,
     )
+
+
+def _first_parts(spec: ModelSpec) -> dict[str, int]:
+    """The rows of a layer's first matrix, by their parts."""
+    if (latent := spec.latent) is None:
+        return {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
+    queries = {"q_a": latent.query_size} if latent.query_size else {"q": spec.num_heads * spec.query_head}
+    return queries | {"kv_a": spec.head_dim}
 
 
 def new_linear(
@@ -321,8 +360,11 @@ def _layer_slots(index: int, layer: LayerWeights, spec: ModelSpec) -> list[Slot]
 def _mixer_slots(index: int, layer: LayerWeights, spec: ModelSpec) -> list[Slot]:
     """Of attention, or of what stands in its place."""
     if spec.recurrence is None or (conv := layer.conv) is None:
-        heads = {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
-        return [*linear_slots(index, layer.qkv, heads), *linear_slots(index, layer.out, {"out": spec.hidden_size})]
+        return [
+            *linear_slots(index, layer.qkv, _first_parts(spec)),
+            *_latent_slots(index, layer.latent, spec),
+            *linear_slots(index, layer.out, {"out": spec.hidden_size}),
+        ]
     biases = [] if conv.bias is None else [slot_of(index, "conv", "bias", conv.bias)]
     return [
         *linear_slots(index, layer.qkv, {"conv_in": spec.recurrence.inputs}),
@@ -330,6 +372,14 @@ def _mixer_slots(index: int, layer: LayerWeights, spec: ModelSpec) -> list[Slot]
         slot_of(index, "conv", "weight", conv.weight),
         *biases,
     ]
+
+
+def _latent_slots(index: int, latent: LatentWeights | None, spec: ModelSpec) -> list[Slot]:
+    if latent is None:
+        return []
+    places = linear_slots(index, latent.q_b, {"q_b": spec.num_heads * spec.query_head})
+    alone = {"q_a_norm": latent.q_norm, "kv_a_norm": latent.kv_norm, "k_b": latent.k_b, "v_b": latent.v_b}
+    return places + [slot_of(index, part, "weight", tensor) for part, tensor in alone.items() if tensor is not None]
 
 
 def _expert_slots(index: int, experts: Experts | None, spec: ModelSpec) -> list[Slot]:
@@ -390,8 +440,10 @@ def put_quantized(weights: Weights, parts: dict[PartOfModel, Matrix]) -> None:
     if (None, "lm_head", None) in parts:
         weights.lm_head = QuantizedLinear([parts.pop((None, "lm_head", None))], weights.lm_head.bias)
     for i, layer in enumerate(weights.layers):
-        before, after = (("q", "k", "v"), "out") if layer.conv is None else (("conv_in",), "conv_out")
+        before, after = (("q", "k", "v", "q_a", "kv_a"), "out") if layer.conv is None else (("conv_in",), "conv_out")
         layer.qkv, layer.out = linear(i, layer.qkv, *before), linear(i, layer.out, after)
+        if layer.latent is not None and layer.latent.q_b is not None:
+            layer.latent.q_b = linear(i, layer.latent.q_b, "q_b")
         if layer.gate_up is not None and layer.down is not None:
             layer.gate_up, layer.down = linear(i, layer.gate_up, "gate", "up"), linear(i, layer.down, "down")
         if layer.experts is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 MLP_PARTS = ("gate", "up", "down")
 
 
+class Turned(NamedTuple):
+    """Of each head's `rows` rows, `size` from `first` on."""
+
+    rows: int
+    first: int
+    size: int
+
+
 @dataclass(frozen=True, slots=True)
 class Naming:
     """One format's names for one family.
@@ -31,8 +39,8 @@ class Naming:
         parts: part -> name, with {} for an expert's index; "part.kind" -> name with its kind.
         stacks: name of a matrix that holds several parts -> which.
         norm_offset: added to stored norm weights.
-        interleaved: of each head of queries and keys, how many of the first values are stored in the order 0, n / 2,
-            1, n / 2 + 1, ... because the format's own code rotates neighbours; 0 where none are.
+        turned: part -> where its rows are stored in the order 0, n / 2, 1, n / 2 + 1, ... because the format's own code
+            rotates neighbours.
         renamed: other name of a part -> its name in `parts`.
         transposed: layers' matrices are stored [in, out].
         dense_layers, dense: layers of a mixture without experts, and how they name their MLP.
@@ -42,7 +50,7 @@ class Naming:
     parts: Mapping[str, str]
     stacks: Mapping[str, Stack] = field(default_factory=dict)
     norm_offset: float = 0.0
-    interleaved: int = 0
+    turned: Mapping[str, Turned] = field(default_factory=dict)
     dense_layers: tuple[int, ...] = ()
     dense: Mapping[str, str] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -89,9 +97,8 @@ def hf_naming(spec: ModelSpec) -> Naming:
     if spec.encoder is not None:
         return Naming(*ENCODER_NAMES[spec.family], ENCODER_STACKS)
     names = FAMILIES[spec.family].names
-    interleaved = spec.rope.rotary_dim if names.interleaved else 0
     parts, dense = hf_parts(FAMILIES[spec.family]), (spec.dense_layers, USUAL_PARTS)
-    how = names.stacks, names.norm_offset, interleaved, *dense, names.renamed, names.transposed
+    how = names.stacks, names.norm_offset, _turned(spec, names.interleaved), *dense, names.renamed, names.transposed
     return Naming(names.layer, parts, *how)
 
 
@@ -111,10 +118,19 @@ def gguf_naming(spec: ModelSpec) -> Naming:
     gguf = FAMILIES[spec.family].gguf
     if gguf is None:
         raise ModelError(f"GGUF files do not hold models of type {spec.family!r}")
-    interleaved = spec.rope.rotary_dim if gguf.interleaved else 0
     shared = {"attention_norm": "attn_norm"} if spec.shared_norm else {}
     parts, dense = gguf_parts(FAMILIES[spec.family]) | shared, (spec.dense_layers, GGUF_PARTS)
-    return Naming("blk.{}.", parts, GGUF_STACKS | dict(gguf.stacks), 0.0, interleaved, *dense)
+    return Naming("blk.{}.", parts, GGUF_STACKS | dict(gguf.stacks), 0.0, _turned(spec, gguf.interleaved), *dense)
+
+
+def _turned(spec: ModelSpec, interleaved: bool) -> dict[str, Turned]:
+    count = spec.rope.rotary_dim
+    if not interleaved or not count:
+        return {}
+    if (latent := spec.latent) is None:
+        return dict.fromkeys(("q", "k"), Turned(spec.head_dim, 0, count))
+    queries = Turned(spec.query_head, latent.content, count)
+    return {"q": queries, "q_b": queries, "kv_a": Turned(spec.head_dim, latent.size, count)}
 
 
 def gguf_parts(family: Family) -> dict[str, str]:
@@ -122,11 +138,11 @@ def gguf_parts(family: Family) -> dict[str, str]:
     return GGUF_PARTS | dict({} if family.gguf is None else family.gguf.parts)
 
 
-def halves_order(rows: int, head_dim: int, interleaved: int) -> npt.NDArray[np.int64]:
+def halves_order(rows: int, turned: Turned) -> npt.NDArray[np.int64]:
     """For each row of queries or keys in two halves, the row at which an interleaved one is stored."""
-    places = np.arange(rows).reshape(-1, head_dim)
-    turned = places[:, :interleaved].reshape(len(places), -1, 2).swapaxes(1, 2).reshape(len(places), -1)
-    return np.concatenate([turned, places[:, interleaved:]], axis=1).reshape(-1)
+    places, end = np.arange(rows).reshape(-1, turned.rows), turned.first + turned.size
+    halves = places[:, turned.first : end].reshape(len(places), -1, 2).swapaxes(1, 2).reshape(len(places), -1)
+    return np.concatenate([places[:, : turned.first], halves, places[:, end:]], axis=1).reshape(-1)
 
 
 def renamed(name: str, others: Mapping[str, str]) -> str:

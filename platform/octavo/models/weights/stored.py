@@ -52,7 +52,6 @@ def fill(
     places: list[Slot],
     naming: Naming,
     stored: list[StoredTensor],
-    head_dim: int,
     *,
     title: str,
     progress: bool,
@@ -64,7 +63,6 @@ def fill(
         places: what the model needs.
         naming: how the checkpoint names and stores it.
         stored: the checkpoint's tensors, without those that this kind of model does not use.
-        head_dim: rows of one head in q and k.
         title: of the progress bar.
         progress: whether to draw it.
         take: called for tensors whose destination is on the meta device, with their slot and `row_order`.
@@ -78,7 +76,7 @@ def fill(
     with tqdm(total=total, desc=title, unit="B", unit_scale=True, disable=not progress) as bar:
         for tensor in stored:
             slot = by_name[tensor.name]
-            rows = row_order(slot, naming, head_dim)
+            rows = row_order(slot, naming)
             if take is not None and slot.target.is_meta:
                 take(tensor, slot, rows)
             else:
@@ -112,11 +110,11 @@ def _list(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + rest
 
 
-def row_order(slot: Slot, naming: Naming, head_dim: int) -> Tensor | None:
+def row_order(slot: Slot, naming: Naming) -> Tensor | None:
     """For each stored row of a tensor, the row it belongs to; None if every row is in its place."""
-    if not naming.interleaved or slot.part not in ("q", "k"):
+    if (turned := naming.turned.get(slot.part)) is None:
         return None
-    order = halves_order(len(slot.target), head_dim, naming.interleaved)
+    order = halves_order(len(slot.target), turned)
     return torch.from_numpy(order).argsort()
 
 

@@ -48,7 +48,9 @@ KINDS = {
     "native": {},
     "native int8": {"kv_cache_dtype": "int8"},
     "native ahead": {"async_scheduling": True, "dtype": "bfloat16"},
+    "native latent": {"name": "latent"},
     "torch": {"dtype": "float16"},
+    "torch latent": {"name": "latent", "dtype": "float16"},
     "torch int8": {"dtype": "float16", "kv_cache_dtype": "int8"},
 }
 

@@ -67,7 +67,7 @@ def tokens(outputs):
     {"temperature": 1.2, "seed": 3, "n": 2, "structured_outputs": StructuredOutputs(json=PERSON), "min_tokens": 1,
      "max_tokens": 48},
 ], ids=["greedy", "penalties", "top", "bias", "grammar"])  # fmt: skip
-@pytest.mark.parametrize("name", ["llama3", "gemma3"])
+@pytest.mark.parametrize("name", ["llama3", "gemma3", "latent"])
 def test_float32_tokens_are_those_of_the_torch_runner(native, tiny_model, name, params):
     params = SamplingParams(**{"max_tokens": 24, "ignore_eos": "min_tokens" not in params} | params)
     ours, theirs = engine(tiny_model(name), native), engine(tiny_model(name), None)

@@ -84,7 +84,16 @@ def test_every_family(as_threads: None, tiny_model: Callable[[str], Path], tiny_
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("smollm2", 3), ("smollm2", 4), ("llama_biases", 4), ("gemma3", 3), ("mpt", 3), ("qwen3_moe_dense", 2)],
+    [
+        ("smollm2", 3),
+        ("smollm2", 4),
+        ("llama_biases", 4),
+        ("gemma3", 3),
+        ("mpt", 3),
+        ("qwen3_moe_dense", 2),
+        ("latent", 2),
+        ("latent", 4),
+    ],
 )
 def test_more_ranks(as_threads: None, tiny_model: Callable[[str], Path], name: str, size: int) -> None:
     folder = tiny_model(name)

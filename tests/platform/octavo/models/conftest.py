@@ -36,7 +36,7 @@ class PagedRun:
         def cache() -> torch.Tensor:
             return torch.full(shape, torch.nan, dtype=decoder.dtype, device=decoder.device)
 
-        self.kv = [KVCache(cache(), cache()) for _ in range(spec.num_layers)]
+        self.kv = [KVCache(*([cache()] * 2 if spec.latent else (cache(), cache()))) for _ in range(spec.num_layers)]
         self.states: StateStorage | None = None
         if spec.recurrence is not None:
             self.states = StateStorage(spec, num_sequences, decoder.dtype, str(decoder.device))

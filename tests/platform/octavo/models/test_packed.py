@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.errors import ConfigError
+from octavo.models import latent
 from octavo.models.load import load_model
 from octavo.models.packed import load_packed, unpackable_formats
 from octavo.source import Source, resolve_source
@@ -51,7 +52,7 @@ class NativeRun:
         self.tables = blocks.reshape(num_sequences, per_sequence).astype(np.int32)
         self.computed = [0] * num_sequences
         kv = PackedKV(self.spec.num_layers, num_blocks, BLOCK, self.spec.num_kv_heads, self.spec.head_dim,
-                      kv_dtype or dtype)  # fmt: skip
+                      kv_dtype or dtype, self.spec.kv_parts)  # fmt: skip
         kv._data[:] = 0xFF  # NaN, wherever nothing was stored; of int8, in the scales
         precision = precision or (Precision.EXACT if dtype == "float32" else Precision.FAST)
         self.decoder = NativeDecoder(library, model, kv, precision=precision)
@@ -106,7 +107,7 @@ def test_every_family_in_float32(best, tiny_model, tiny_name, paged_run, long_se
     assert_close(run.all_logits(long_sequences), torch_logits(source, long_sequences, paged_run), 1e-4)
 
 
-@pytest.mark.parametrize("name", ["gemma3", "llama_biases", "mpt"])
+@pytest.mark.parametrize("name", ["gemma3", "llama_biases", "mpt", "latent"])
 def test_every_instruction_set(native, tiny_model, paged_run, long_sequences, name):
     source = resolve_source(str(tiny_model(name)))
     theirs = torch_logits(source, long_sequences, paged_run)
@@ -128,7 +129,7 @@ def test_mixtures_on_every_instruction_set(native, tiny_model, paged_run, sequen
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 0.2), ("bfloat16", 1.5)])
-@pytest.mark.parametrize("name", ["gemma3", "smollm2"])
+@pytest.mark.parametrize("name", ["gemma3", "smollm2", "latent"])
 def test_8_bit_keys_and_values_are_the_reference_s(
     native, tiny_model, paged_run, long_sequences, name, dtype, bound, monkeypatch
 ):
@@ -136,7 +137,7 @@ def test_8_bit_keys_and_values_are_the_reference_s(
     precision (not equal: a difference in the last bit may tip a code)."""
     source = resolve_source(str(tiny_model(name)))
     full = torch_logits(source, long_sequences, paged_run)
-    monkeypatch.setattr(qkv_reference, "kv_store", store_rounded)
+    monkeypatch.setattr(latent if name == "latent" else qkv_reference, "kv_store", store_rounded)
     rounded = torch_logits(source, long_sequences, paged_run)
     ours = NativeRun(native, source, len(long_sequences), dtype, "int8").all_logits(long_sequences)
     for a, b, c in zip(ours, rounded, full, strict=True):
@@ -154,7 +155,7 @@ def store_rounded(k, v, k_cache, v_cache, slots, _scales):
     ("float32", None), ("bfloat16", None), ("bfloat16", "int8"), ("float32", "bfloat16"),
     ("bfloat16", None, Precision.TWICE),
 ])  # fmt: skip
-@pytest.mark.parametrize("name", ["gemma3", "smollm2", "qwen2_windows"])
+@pytest.mark.parametrize("name", ["gemma3", "smollm2", "qwen2_windows", "latent"])
 def test_logits_have_the_same_bits_alone_in_batches_and_in_chunks(native, tiny_model, long_sequences, name, types):
     source = resolve_source(str(tiny_model(name)))
     count = len(long_sequences)

@@ -42,6 +42,14 @@ WINDOWS = {"sliding_window": 12, "num_hidden_layers": 5}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
 ALIKE = {"num_key_value_heads": 4}
 NARROW = {"head_dim": 24}
+LATENT = ALIKE | {
+    "q_lora_rank": 24, "kv_lora_rank": 32, "qk_nope_head_dim": 20, "qk_rope_head_dim": 8, "v_head_dim": 16,
+}  # fmt: skip
+EXPERTS = {
+    "n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40, "n_group": 4, "topk_group": 2,
+    "n_shared_experts": 2, "first_k_dense_replace": 1, "routed_scaling_factor": 1.5,
+}  # fmt: skip
+MSCALE = {"rope_parameters": YARN | {"mscale": 0.8, "mscale_all_dim": 0.8}}
 
 CASES = {
     "mpt_clipped": ("Mpt", ALIKE | {"intermediate_size": 256, "max_seq_len": 128, "attn_config": {"clip_qkv": 0.6}}),
@@ -89,6 +97,14 @@ CASES = {
     "flex_olmo": ("FlexOlmo", {"num_experts": 6, "num_experts_per_tok": 3, "num_key_value_heads": 4}),
     "dots1": ("Dots1", {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40, "n_group": 4,
               "topk_group": 2, "n_shared_experts": 2, "first_k_dense_replace": 1, "routed_scaling_factor": 1.5}),
+    "deepseek_v2": ("DeepseekV2", LATENT | EXPERTS | {"topk_method": "group_limited_greedy"}),
+    "deepseek_v2_lite": ("DeepseekV2", LATENT | EXPERTS | MSCALE | {"q_lora_rank": None, "n_group": 1}),
+    "deepseek_v3": ("DeepseekV3", LATENT | EXPERTS | MSCALE),
+    "moonlight": ("DeepseekV3", LATENT | EXPERTS | {"q_lora_rank": None, "n_group": 1, "topk_group": 1}),
+    "glm4_moe_lite": ("Glm4MoeLite", LATENT | EXPERTS | {"n_group": 1, "topk_group": 1, "rms_norm_eps": 1e-3}),
+    "minicpm3": ("MiniCPM3", LATENT | {"scale_emb": 3, "scale_depth": 1.1, "dim_model_base": 16, "v_head_dim": None,
+                 "attention_bias": True, "rope_parameters": YARN | {"mscale": 0.9, "mscale_all_dim": 0.8}}),
+    "youtu": ("Youtu", LATENT | {"pad_token_id": None}),
     "ernie4_5_moe": ("Ernie4_5_Moe", {"moe_num_experts": 6, "moe_k": 3, "moe_intermediate_size": 40}),
     "granitemoe": ("GraniteMoe", {"attention_multiplier": 0.3, "logits_scaling": 0.5, "num_local_experts": 5}),
     "lfm2": ("Lfm2", {"num_hidden_layers": 5, "full_attn_idxs": [2, 4], "conv_bias": True}),
@@ -107,7 +123,9 @@ GGUF = {
     "stablelm_parallel": "stablelm", "gpt2": "gpt2", "gpt_neox": "gptneox", "gpt_neox_serial": "gptneox",
     "starcoder2": "starcoder2", "gpt_bigcode": "starcoder", "bloom": "bloom", "falcon_40b": "falcon",
     "falcon_11b": "falcon", "olmoe": "olmoe", "granitemoe": "granitemoe", "granitemoeshared": "granitemoe",
-    "dots1": "dots1", "ernie4_5_moe": "ernie4_5-moe", "lfm2_wider": "lfm2",
+    "dots1": "dots1", "ernie4_5_moe": "ernie4_5-moe", "deepseek_v2": "deepseek2", "deepseek_v2_lite": "deepseek2",
+    "deepseek_v3": "deepseek2", "moonlight": "deepseek2", "glm4_moe_lite": "deepseek2", "youtu": "deepseek2",
+    "lfm2_wider": "lfm2",
 }  # fmt: skip
 """Of those that llama.cpp's converter knows, the architecture."""
 
@@ -174,7 +192,7 @@ def native_logits(source, sequences, cuts=(0, 1, 3, 40, 80)):
     """Of all sequences, whose chunks between these positions run together."""
     spec, model = load_packed(source, dtype="float32")
     tables = np.random.default_rng(0).permutation(len(sequences) * 5).astype(np.int32).reshape(-1, 5)
-    kv = PackedKV(spec.num_layers, tables.size, 16, spec.num_kv_heads, spec.head_dim, "float32")
+    kv = PackedKV(spec.num_layers, tables.size, 16, spec.num_kv_heads, spec.head_dim, "float32", spec.kv_parts)
     kv._data[:] = 0xFF  # NaN, wherever nothing was stored
     decoder = NativeDecoder(library(), model, kv, precision=Precision.EXACT)
     found = [[] for _ in sequences]
@@ -284,6 +302,19 @@ def test_a_gguf_file_holds_the_same(case, tmp_path):
         torch.testing.assert_close(other.target, one.target, rtol=0, atol=0, msg=f"{one.layer} {one.part} {one.kind}")
 
 
+def test_latent_attention_of_older_gguf_files(case, tmp_path):
+    name, folder = case
+    if GGUF.get(name) != "deepseek2":
+        pytest.skip("its attention is not latent")
+    loaded = []
+    for heads_apart in (True, False):
+        write_gguf(folder, tmp_path / "m.gguf", "deepseek2", heads_apart=heads_apart)
+        loaded.append(load_model(resolve_source(str(tmp_path / "m.gguf"))))
+    places = [slots(decoder.weights, share_of(decoder.spec)) for decoder in loaded]
+    assert loaded[0].spec == loaded[1].spec
+    assert all(torch.equal(one.target, other.target) for one, other in zip(*places, strict=True))
+
+
 def rounded(value):
     """Floats of a spec as a file keeps them, in float32."""
     if isinstance(value, float):
@@ -293,8 +324,12 @@ def rounded(value):
     return {f.name: rounded(getattr(value, f.name)) for f in fields(value)} if is_dataclass(value) else value
 
 
-def write_gguf(folder, file, architecture):
-    """As llama.cpp's converter writes the case."""
+def write_gguf(folder, file, architecture, *, heads_apart=True):
+    """As llama.cpp's converter writes the case.
+
+    Args:
+        heads_apart: what makes keys and values of latents, as since April 2025, instead of in one matrix.
+    """
     from transformers import AutoConfig
 
     config, writer = AutoConfig.from_pretrained(folder), gguf.GGUFWriter(file, architecture)
@@ -303,7 +338,11 @@ def write_gguf(folder, file, architecture):
     writer.add_eos_token_id(258)
     kind = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture)
     names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
-    for name, values in with_experts_apart(load_file(folder / "model.safetensors")).items():
+    tensors = with_experts_apart(load_file(folder / "model.safetensors"))
+    if architecture == "deepseek2":
+        write_latent(writer, config, heads_apart)
+        tensors = with_heads_apart(tensors, config) if heads_apart else tensors
+    for name, values in tensors.items():
         values = values.T.copy() if name.endswith(TRANSPOSED) and architecture == "gpt2" else values
         name = name.removeprefix("transformer.") if architecture == "bloom" else name
         stored = names.get_name(name, try_suffixes=(".weight", ".bias")) or name
@@ -331,6 +370,38 @@ def with_experts_apart(tensors):
             )
     return {k: np.stack([x for _, x in sorted(v, key=lambda pair: pair[0])]) if isinstance(v, list) else v
             for k, v in found.items()}  # fmt: skip
+
+
+def write_latent(writer, config, heads_apart):
+    rotated, keys = config.qk_rope_head_dim, config.qk_nope_head_dim + config.qk_rope_head_dim
+    lengths = (config.kv_lora_rank + rotated, config.kv_lora_rank) if heads_apart else (keys, config.v_head_dim)
+    for add, value in zip((writer.add_key_length, writer.add_value_length), lengths, strict=True):
+        add(value)
+    if heads_apart:
+        writer.add_key_length_mla(keys)
+        writer.add_value_length_mla(config.v_head_dim)
+    writer.add_kv_lora_rank(config.kv_lora_rank)
+    if config.q_lora_rank is not None:
+        writer.add_q_lora_rank(config.q_lora_rank)
+    if config.model_type != "youtu":
+        kind = "SOFTMAX" if config.model_type == "deepseek_v2" else "SIGMOID"
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType[kind])
+    if scale := config.rope_parameters.get("mscale_all_dim"):
+        writer.add_rope_scaling_yarn_log_mul(0.1 * scale)
+
+
+def with_heads_apart(tensors, config):
+    """What makes keys of latents, transposed, beside what makes values."""
+    found = {}
+    for name, values in tensors.items():
+        if not name.endswith("kv_b_proj.weight"):
+            found[name] = values
+            continue
+        heads = values.reshape(config.num_attention_heads, -1, config.kv_lora_rank)
+        keys, values = np.split(heads, [config.qk_nope_head_dim], axis=1)
+        found[name.replace("kv_b_proj", "k_b_proj")] = keys.swapaxes(1, 2).copy()
+        found[name.replace("kv_b_proj", "v_b_proj")] = values.copy()
+    return found
 
 
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -397,6 +468,9 @@ def write_settings(writer, config, architecture):
         kinds = [config.num_key_value_heads if kind != "conv" else 0 for kind in config.layer_types]
         settings |= {writer.add_head_count_kv: kinds, writer.add_shortconv_l_cache: config.conv_L_cache}
         settings[writer.add_feed_forward_length] = 64  # int(96 * 2 / 3), a multiple of 8
+    if architecture == "deepseek2":
+        settings |= {writer.add_head_count_kv: 1, writer.add_key_length: None, writer.add_value_length: None}
+        settings[writer.add_rope_dimension_count] = config.qk_rope_head_dim
     if architecture == "olmo":
         settings[writer.add_layer_norm_eps] = 1e-5
     for add, value in settings.items():
