@@ -99,7 +99,7 @@ class Decoder {
         if (adapters.none()) return way.multiply(outputs, prepare, f);
         const int64_t at = &layer - layers.data();
         way.multiply(outputs, prepare, adapters.units(), [&](int64_t unit) {
-            adapters.project(at, site, input, way.own.low, unit);
+            adapters.project(at, site, input, way.shared.low, unit);
         }, f);
     }
 
@@ -110,7 +110,9 @@ class Decoder {
         const StepAdapters& adapters = way.shared.adapters;
         const int64_t at = &layer - layers.data();
         input.multiply(matrix, precision(), out, stride, blocks);
-        adapters.add(at, part, way.own.low, out, stride, blocks);
+        if (adapters.none()) return;
+        way.projected();
+        adapters.add(at, part, way.shared.low, out, stride, blocks);
     }
 
     void embed(int64_t token) {
@@ -336,7 +338,7 @@ class Decoder {
         if (adapters.none()) return way.multiply({model.hidden}, f);
         const int64_t at = &layer - layers.data();
         way.multiply({model.hidden}, adapters.units(), [&](int64_t unit) {
-            adapters.project(at, kDownSite, between, way.own.low, unit);
+            adapters.project(at, kDownSite, between, way.shared.low, unit);
         }, f);
     }
 
@@ -456,7 +458,6 @@ class Decoder {
                 own[thread]->reserve(widths, tokens.count, 0);
                 if (mixture) own[thread]->experts.reserve(*mixture, tokens.count);
                 if (latent) own[thread]->latents.reserve(*latent, tokens.count);
-                own[thread]->reserve_low(tokens.count, w.adapters.stride);
                 go_to_attention(i, RedundantRows{shared_rows(cursor, tokens, w, *own[thread])});
             } else {
                 go_to_attention(i, shared_rows(cursor, tokens, w, w));

@@ -89,7 +89,8 @@ public:
 
 // The interface of the strategies: multiply(outputs, prepare, f) calls prepare(i) for each token, which writes to
 // `own`, then f(matrix, blocks) for all blocks of matrices with these numbers of outputs, which writes to `shared`. In
-// between it calls project(i) for i < `projections`, which writes to `own` too.
+// between it calls project(i) for i < `projections`, which writes to `shared` too; f calls projected() before it reads
+// that, so that whoever is done with that goes on, and by then nobody waits.
 
 // One phase prepares the rows of all tokens, divided among the threads; the next multiplies.
 struct SharedRows {
@@ -102,6 +103,8 @@ struct SharedRows {
     Workspace& shared;
     Workspace& own;  // the same as `shared`
     int64_t gate_width;
+    mutable Phase* projecting = nullptr;  // the phase of project(), until somebody has waited for it
+    mutable uint32_t projections = 0;
 
     // Calls f(i) for i < count, cut into units.
     template <class F>
@@ -118,15 +121,20 @@ struct SharedRows {
         multiply(outputs, f);
     }
     template <class P, class L, class F>
-    void multiply(std::initializer_list<int64_t> outputs, const P& prepare, int64_t projections, const L& project,
+    void multiply(std::initializer_list<int64_t> outputs, const P& prepare, int64_t count, const L& project,
                   const F& f) const {
         each(tokens.count, prepare);
-        multiply(outputs, projections, project, f);
+        multiply(outputs, count, project, f);
     }
     template <class L, class F>
-    void multiply(std::initializer_list<int64_t> outputs, int64_t projections, const L& project, const F& f) const {
-        each(projections, project);
+    void multiply(std::initializer_list<int64_t> outputs, int64_t count, const L& project, const F& f) const {
+        start(count, project);
         multiply(outputs, f);
+        projected();
+    }
+    void projected() const {
+        if (projecting) projecting->wait(projections);
+        projecting = nullptr;
     }
     template <class F>
     void multiply(std::initializer_list<int64_t> outputs, const F& f) const {
@@ -147,6 +155,12 @@ struct SharedRows {
         if (sum_over_ranks) phases.run(cursor, 1, [&](int64_t) { sum_over_ranks(values, count); });
     }
     float* gate(int64_t column) const { return shared.gate_up + column; }
+
+protected:
+    template <class L> void start(int64_t count, const L& project) const {
+        projections = uint32_t(count);
+        projecting = &phases.start(cursor, count, project);
+    }
 };
 
 // The same for very few tokens: each thread that computes a part of a product prepares all input rows itself.
@@ -156,32 +170,22 @@ struct RedundantRows : SharedRows {
 
     template <class P, class F>
     void multiply(std::initializer_list<int64_t> outputs, const P& prepare, const F& f) const {
-        multiply_after([&] { for_all(tokens.count, prepare); }, outputs, f);
+        bool prepared = false;
+        multiply(outputs, [&](size_t i, Range blocks) { prepare_all(prepared, prepare), f(i, blocks); });
     }
     template <class P, class L, class F>
-    void multiply(std::initializer_list<int64_t> outputs, const P& prepare, int64_t projections, const L& project,
+    void multiply(std::initializer_list<int64_t> outputs, const P& prepare, int64_t count, const L& project,
                   const F& f) const {
-        multiply_after([&] { for_all(tokens.count, prepare), for_all(projections, project); }, outputs, f);
-    }
-    template <class L, class F>
-    void multiply(std::initializer_list<int64_t> outputs, int64_t projections, const L& project, const F& f) const {
-        multiply_after([&] { for_all(projections, project); }, outputs, f);
+        bool prepared = false;
+        multiply(outputs, count, [&](int64_t i) { prepare_all(prepared, prepare), project(i); },
+                 [&](size_t i, Range blocks) { prepare_all(prepared, prepare), f(i, blocks); });
     }
 
 private:
-    template <class F> static void for_all(int64_t count, const F& f) {
-        for (int64_t i = 0; i < count; ++i) f(i);
-    }
-    // Each thread that gets a unit calls begin() before its first.
-    template <class B, class F>
-    void multiply_after(const B& begin, std::initializer_list<int64_t> outputs, const F& f) const {
-        const Units units(outputs, cuts, tokens.count);
-        bool begun = false;
-        phases.run(cursor, units.count(), [&](int64_t unit) {
-            if (!begun) begin();
-            begun = true;
-            units.run(unit, f);
-        });
+    // Each thread before its first unit.
+    template <class P> void prepare_all(bool& prepared, const P& prepare) const {
+        for (int64_t i = 0; !prepared && i < tokens.count; ++i) prepare(i);
+        prepared = true;
     }
 };
 
@@ -203,16 +207,17 @@ struct RunPerThread {
         multiply(outputs, f);
     }
     template <class P, class L, class F>
-    void multiply(std::initializer_list<int64_t> outputs, const P& prepare, int64_t projections, const L& project,
+    void multiply(std::initializer_list<int64_t> outputs, const P& prepare, int64_t count, const L& project,
                   const F& f) const {
         each(tokens.count, prepare);
-        multiply(outputs, projections, project, f);
+        multiply(outputs, count, project, f);
     }
     template <class L, class F>
-    void multiply(std::initializer_list<int64_t> outputs, int64_t projections, const L& project, const F& f) const {
-        each(projections, project);
+    void multiply(std::initializer_list<int64_t> outputs, int64_t count, const L& project, const F& f) const {
+        each(count, project);
         multiply(outputs, f);
     }
+    void projected() const {}
     template <class F>
     void multiply(std::initializer_list<int64_t> outputs, const F& f) const {
         for (size_t i = 0; i < outputs.size(); ++i) {

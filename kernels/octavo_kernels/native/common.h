@@ -96,11 +96,17 @@ public:
     // f(unit) for the units 0..count-1 that fall to this thread; returns when all threads' units are done.
     template <class F>
     void run(int& cursor, int64_t count, const F& f) {
+        start(cursor, count, f).wait(uint32_t(count));
+    }
+
+    // The same without the waiting: who needs what all threads' units wrote waits for the phase.
+    template <class F>
+    Phase& start(int& cursor, int64_t count, const F& f) {
         Phase& phase = phases.at(cursor++);
         uint32_t mine = 0;
         for (int64_t unit; (unit = phase.next.fetch_add(1, std::memory_order_relaxed)) < count; ++mine) f(unit);
         if (mine) phase.finish(mine, uint32_t(count));
-        phase.wait(uint32_t(count));
+        return phase;
     }
 };
 
