@@ -68,7 +68,7 @@ def test_a_good_model_passes(check, int8, tiny_model):
     found = check(folder, tiny_model("llama3"))
     assert found.passed
     assert 1e-6 < found.divergence.mean_kl < 0.05
-    assert check(folder).divergence.mean_kl < 1e-9  # of its own weights
+    assert check(folder).divergence.mean_kl < 1e-6  # of its own weights, but for activations of 16 bits
 
 
 @pytest.mark.parametrize(

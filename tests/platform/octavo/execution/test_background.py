@@ -56,7 +56,7 @@ def test_penalties_count_the_token_that_was_missing():
 class Adding:
     """Says each token plus one; notes what it was given."""
 
-    max_in_flight, batch_invariant, num_blocks, kv, local = 1, True, 3, None, None
+    max_in_flight, batch_invariant, num_blocks, kv, states, local = 1, True, 3, None, None, None
     spec: Any = SimpleNamespace(vocab_size=9)
 
     def __init__(self) -> None:
