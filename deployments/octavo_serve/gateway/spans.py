@@ -25,9 +25,6 @@ from octavo import __version__
 from octavo_serve.api.tracing import Phase, Trace, Value
 from octavo_serve.config.settings import TraceSettings
 
-SWITCH_SECONDS = 0.0005
-"""Longest time that a thread keeps Python's lock from the event loop: encoding a batch takes 9 ms, and Python's own
-5 ms would be seen in the gaps between tokens."""
 QUEUE = 8192
 """Spans that may wait, 1 kB each; OTEL_BSP_MAX_QUEUE_SIZE says otherwise."""
 BATCH = 512

@@ -6,6 +6,7 @@ comes between the thinking and the rest.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -104,6 +105,8 @@ class MessageGrammar:
         Raises:
             BadRequest: a schema is refused.
         """
+        if _too_large(tools) and not any(tool.strict for tool in tools):
+            return None
         found = self._calls.begun(self._kept(tools), many=many)
         if found is None:
             return None
@@ -131,11 +134,22 @@ class MessageGrammar:
 
     def _kept(self, tools: Sequence[CallableTool]) -> list[CallableTool]:
         """The tools, those that are not strict without schemas that the library does not take: a client that has such
-        a tool among others can still use them all."""
+        a tool among others can still use them all.
+
+        Raises:
+            BadRequest: their schemas are too large together; each would be compiled before that is seen of the grammar.
+        """
+        if size := _too_large(tools):
+            raise BadRequest(
+                f"the schemas of the tools have {size} characters; at most {MAX_GRAMMAR} can be kept to: send fewer",
+                tools[0].param,
+            )
         return [tool if tool.strict or self._is_sound(tool) else replace(tool, parameters=None) for tool in tools]
 
     def _is_sound(self, tool: CallableTool) -> bool:
-        return self._calls.written is None or is_sound(lark(self._calls.calls([tool], many=False)))
+        """Whatever its name is: many tools have the same schema."""
+        named = replace(tool, name="f")
+        return self._calls.written is None or is_sound(lark(self._calls.calls([named], many=False)))
 
     def _content(self, made: Rule) -> Rule:
         """An answer with what opens and closes the content of a message."""
@@ -175,6 +189,12 @@ class MessageGrammar:
             f"{self._calls.spelled(self._marks.after)} GAP? ({made.text})", made.grammars, made.terminals + _THOUGHT
         )
         return Grammar(source=lark(source), is_json=made.is_json, after_tokens=(closing,), param=param)
+
+
+def _too_large(tools: Sequence[CallableTool]) -> int:
+    """Characters of the tools' schemas, if their grammar would have too many."""
+    size = sum(len(json.dumps(tool.parameters or {})) for tool in tools)
+    return size if size > MAX_GRAMMAR else 0
 
 
 def _marks(template: BoundTemplate) -> _Marks | None:

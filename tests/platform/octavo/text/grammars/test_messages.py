@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from octavo.constraint import Grammar, StructuredOutputs
+from octavo.constraint import MAX_GRAMMAR, Grammar, StructuredOutputs
 from octavo.errors import BadRequest
+from octavo.text.grammars import messages
+from octavo.text.grammars.calls import CallableTool
 from octavo.text.grammars.messages import MessageGrammar
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
@@ -126,3 +128,28 @@ def test_calls_begin_where_their_marker_is(message: Message, callable_tools: lis
     assert tags is not None
     assert not tags.is_json  # that of a text in tags is its own
     assert message("llama3_json")[1].begun(callable_tools, many=True) is None
+
+
+def _tools(count: int, size: int, **fields: Any) -> list[CallableTool]:
+    return [CallableTool(name=f"f{i}", parameters={"description": "x" * size}, **fields) for i in range(count)]
+
+
+def test_tools_that_are_too_large_together_are_not_compiled(message: Message, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, made = message("hermes", PROMPT)
+    monkeypatch.setattr(messages, "is_sound", lambda source: pytest.fail("compiled"))
+    many = _tools(30, MAX_GRAMMAR // 29, param="tools")
+    assert made.begun(many, many=True) is None
+    with pytest.raises(BadRequest, match=r"^the schemas of the tools have \d+ characters; at most 262144") as caught:
+        made.forced(many, many=True)
+    assert caught.value.param == "tools"
+    with pytest.raises(BadRequest, match="send fewer"):
+        made.begun(_tools(30, MAX_GRAMMAR // 29, strict=True), many=True)
+
+
+def test_one_schema_of_many_tools_is_compiled_once(message: Message, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, made = message("hermes", PROMPT)
+    seen: list[str] = []
+    monkeypatch.setattr(messages, "is_sound", lambda source: bool(seen.append(source)) or True)
+    made.forced(_tools(20, 10), many=True)
+    assert len(seen) == 20
+    assert len({*seen}) == 1
