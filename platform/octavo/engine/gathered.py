@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from octavo.request import BELOW_ALL, Request, SequenceUpdate
 
-HELD_SECONDS = 1.0
-"""For which updates are kept at most, while there are steps."""
+HELD_SECONDS, HELD_TOKENS = 1.0, 2**15
+"""For which updates are kept at most, while there are steps; and their tokens, so that a message holds them."""
 
 
 def is_gathered(request: Request) -> bool:
@@ -28,12 +28,13 @@ class Gathered:
     def __init__(self) -> None:
         self.requests: set[str] = set()
         self._kept: dict[str, list[SequenceUpdate]] = {}
-        self._since = 0.0
+        self._since, self._tokens = 0.0, 0
 
     def add(self, update: SequenceUpdate, now: float) -> list[SequenceUpdate]:
         """Keep an update; returns all of its request's once one of its sequences has ended."""
         if not self._kept:
             self._since = now
+        self._tokens += len(update.token_ids)
         kept = self._kept.setdefault(update.request_id, [])
         last = next((each for each in reversed(kept) if each.index == update.index), None)
         if last is None or last.num_forced or update.num_forced:  # it is told which tokens were forced
@@ -43,12 +44,13 @@ class Gathered:
         return [] if update.finish_reason is None else self._kept.pop(update.request_id)
 
     def due(self, now: float) -> list[SequenceUpdate]:
-        """What has been kept for long enough: all, so that it is one message."""
-        return self.all() if self._kept and now - self._since >= HELD_SECONDS else []
+        """What has been kept for long enough, or is enough: all, so that it is one message."""
+        ripe = now - self._since >= HELD_SECONDS or self._tokens >= HELD_TOKENS
+        return self.all() if self._kept and ripe else []
 
     def all(self) -> list[SequenceUpdate]:
         """What is kept; it is not any more."""
-        kept, self._kept = self._kept, {}
+        kept, self._kept, self._tokens = self._kept, {}, 0
         return [update for updates in kept.values() for update in updates]
 
 

@@ -110,7 +110,10 @@ def _settings(given: list[str]) -> dict[str, Any]:
         name, equals, value = each.partition("=")
         if not equals:
             raise ConfigError(f"--set takes NAME=VALUE, got {each!r}")
-        settings[name.replace("-", "_")] = yaml.safe_load(value)
+        try:
+            settings[name.replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {name}: {value!r:.80} is no YAML") from None
     return settings
 
 

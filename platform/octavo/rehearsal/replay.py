@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -90,13 +91,15 @@ def replay_file(path: Path) -> Replayed:
     """
     made: list[Frame] = []
     frames = read_recording(path)
-    begun = next(frames)
+    begun = next(frames, None)
     found = Replayed(path, kind_of(path))
-    replay = KINDS[found.kind].begin(begun, made.append)
+    with following(path):
+        replay = KINDS[found.kind].begin(begun, made.append)
     start, encode, digest = replay.now, msgspec.msgpack.Encoder().encode, blake2b(digest_size=8)
     for frame in frames:
-        replay.apply(frame)
-        encoded = encode(made.pop())
+        with following(path):
+            replay.apply(frame)
+            encoded = encode(made.pop())
         digest.update(encoded)
         if encoded != encode(frame):
             found.difference = _difference(found.frames.total() + 1, frame, encoded)
@@ -119,8 +122,20 @@ def read_recording(path: Path) -> Iterator[Frame]:
     try:
         for encoded in read_frames(path):
             yield decode(encoded)
-    except msgspec.DecodeError as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # also of texts that are not UTF-8
         raise ConfigError(f"{path} is damaged, or of another version: {error}") from None
+
+
+@contextmanager
+def following(path: Path) -> Iterator[None]:
+    """Within this somebody does what frames say; where one says what nobody can have done, the recording is damaged."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{path} cannot be followed: it is damaged, or of another version ({what:.200})") from error
 
 
 def _difference(number: int, recorded: Frame, encoded: bytes) -> Difference:

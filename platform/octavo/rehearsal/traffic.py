@@ -23,7 +23,7 @@ from octavo.engine.recorded import Added, Scheduled
 from octavo.errors import ConfigError
 from octavo.recording import find_recordings, kind_of
 from octavo.rehearsal.engine_replay import EngineReplay
-from octavo.rehearsal.replay import read_recording
+from octavo.rehearsal.replay import following, read_recording
 from octavo.routing import recorded as routing
 from octavo.routing.router import RoutingConfig
 from octavo.scaling import recorded as scaling
@@ -127,7 +127,10 @@ def read_traffic(path: Path) -> Traffic:
     """
     files = find_recordings(path)
     found: dict[str, Told] = {}
-    machines = [_read_engine(file, found) for file in files if kind_of(file) == "engine"]
+    machines: list[Machine] = []
+    for file in (each for each in files if kind_of(each) == "engine"):
+        with following(file):
+            machines.append(_read_engine(file, found))
     if not machines:
         raise ConfigError(f"there is no recording of an engine in {path}")
     if len({(machine.limits.name, machine.config.block_size) for machine in machines}) > 1:
@@ -136,12 +139,16 @@ def read_traffic(path: Path) -> Traffic:
     delays: list[float] = []
     routers = [file for file in files if kind_of(file) == "router"]
     for file in sorted(routers, key=_begun):
-        _read_router(file, traffic, found, delays)
+        with following(file):
+            _read_router(file, traffic, found, delays)
     if delays:
         traffic.gateways, traffic.delay = len(routers), max(0.0, float(np.percentile(delays, 10)))
     for file in (each for each in files if kind_of(each) == "scaler"):
-        read_scaler(file, traffic)
+        with following(file):
+            read_scaler(file, traffic)
     traffic.told = sorted((told for told in found.values() if told.tokens), key=lambda told: told.came)
+    if not traffic.told:
+        raise ConfigError(f"no request of {path} has got a token: there is nothing to compare with")
     return traffic
 
 
@@ -208,8 +215,9 @@ def _note(told: Told, now: float, before: float | None) -> None:
 
 
 def _begun(file: Path) -> float:
-    begun: Any = next(read_recording(file))
-    return float(begun.wall)
+    with following(file):
+        begun: Any = next(read_recording(file))
+        return float(begun.wall)
 
 
 def _read_router(file: Path, traffic: Traffic, found: dict[str, Told], delays: list[float]) -> None:

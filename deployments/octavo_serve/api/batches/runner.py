@@ -181,10 +181,19 @@ class Runner:
         self._ready = deque(each for each in self._ready if each.batch.id not in over)
 
     def _rooms(self) -> dict[str, int]:
-        """How many more lines each batch may have here, those included that can begin when others end."""
-        ready = Counter(leased.batch.id for leased in self._ready)
-        held = self._under_way + ready
-        return {batch.id: self._most(batch) + 2 * self._ended_lately[batch.id] - held[batch.id] for batch in self._open}
+        """How many more lines each batch may have here, those included that can begin when others end.
+
+        No more than can begin in a second: what is leased to a gateway that ends is nobody's for a while.
+        """
+        ready, soon, rooms = (
+            Counter(leased.batch.id for leased in self._ready),
+            max(1, int(self.rate)),
+            dict[str, int](),
+        )
+        for batch in self._open:
+            more = self._most(batch) + 2 * self._ended_lately[batch.id] - self._under_way[batch.id]
+            rooms[batch.id] = min(more, soon) - ready[batch.id]
+        return rooms
 
     def _most(self, batch: Batch) -> int:
         """Lines of a batch that may be under way here: gateways and a model's batches share what shards take."""

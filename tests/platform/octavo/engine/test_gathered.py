@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from octavo.engine.async_engine import AsyncEngine
-from octavo.engine.gathered import HELD_SECONDS, Gathered, is_gathered
+from octavo.engine.gathered import HELD_SECONDS, HELD_TOKENS, Gathered, is_gathered
 from octavo.errors import EngineDead
 from octavo.request import BELOW_ALL, SequenceUpdate
 
@@ -39,6 +39,9 @@ def test_what_has_been_kept_for_long_is_told_whole() -> None:
     assert gathered.due(5.0 + HELD_SECONDS) == [update(0, 1), SequenceUpdate("b", 0, [2])]
     gathered.add(update(0, 3), 9.0)
     assert gathered.due(9.5) == [], "it is kept for as long again"
+    gathered.add(update(0, *range(HELD_TOKENS)), 9.5)
+    assert len(gathered.due(9.5)[0].token_ids) == HELD_TOKENS + 1, "a message may be full"
+    assert gathered.due(99.0) == []
 
 
 def test_forced_tokens_stay_apart_and_the_request_together() -> None:

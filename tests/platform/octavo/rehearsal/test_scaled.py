@@ -109,6 +109,7 @@ def test_a_range_of_shards_is_asked_for_as_it_is_typed(recording):
         (["--shards", "-1"], "a range such as 2-8"),
         (["--shards", "1-2-3"], "a range such as 2-8"),
         (["--set", "utilization=0.5"], "by --shards MIN-MAX"),
+        (["--set", "ttft=["], "no YAML"),
         (["--shards", "2", "--set", "start_seconds=1"], "by --shards MIN-MAX"),
     ):
         refused = octavo(*words)
