@@ -142,7 +142,7 @@ def test_8_bit_keys_and_values_are_the_reference_s(
     ours = NativeRun(native, source, len(long_sequences), dtype, "int8").all_logits(long_sequences)
     for a, b, c in zip(ours, rounded, full, strict=True):
         effect = ((b - c).norm() / c.norm()).item()
-        assert 1e-4 < effect < 0.05
+        assert 1e-4 < effect < 0.1
         assert ((torch.from_numpy(a) - b).norm() / b.norm()).item() < bound * effect + 0.02 * (dtype == "bfloat16")
 
 
