@@ -7,6 +7,7 @@ compare the two.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -125,13 +126,32 @@ class PackedLatent:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedRecurrent:
+    """What a layer has in place of attention: a short convolution, before which the layer's q and after which its out
+    stand (`recurrent.h`)."""
+
+    weight: Float32  # [taps, channels], the oldest first
+    bias: Float32 | None  # [channels]
+
+    @property
+    def state_floats(self) -> int:
+        """Values of one sequence's state."""
+        taps, channels = self.weight.shape
+        return int((taps - 1) * channels)
+
+    def words(self, states: int, stride: int) -> list[int]:
+        """The words of `struct Recurrent` in recurrent.h."""
+        return [*self.weight.shape, _address(self.weight), _address(self.bias), states, stride]
+
+
+@dataclass(frozen=True, slots=True)
 class PackedLayer:
     """One layer; norms, biases and the rotary table are float32. With a mixture, gate, up and down are the shared
     expert's, if it has one. With latent attention, `q` makes queries or what they are projected to, and `k` records."""
 
     q: PackedLinear
-    k: PackedLinear
-    v: PackedLinear | None  # None with latent attention
+    k: PackedLinear | None  # None in a recurrent layer
+    v: PackedLinear | None  # None in a recurrent layer, and with latent attention
     out: PackedLinear
     gate: PackedLinear | None  # None for an MLP without a gate
     up: PackedLinear | None  # None where only a mixture's experts follow
@@ -149,9 +169,12 @@ class PackedLayer:
     attention_norm_bias: Float32 | None = None
     mlp_norm_bias: Float32 | None = None
     latent: PackedLatent | None = None
+    recurrent: PackedRecurrent | None = None
 
-    def words(self, k_cache: int, v_cache: int, mixture: Int64 | None, latent: Int64 | None) -> list[int]:
-        """The words of `struct Layer` in records.h, with those of its mixture and of its latent attention."""
+    def words(
+        self, k_cache: int, v_cache: int, mixture: Int64 | None, latent: Int64 | None, recurrent: Int64 | None
+    ) -> list[int]:
+        """The words of `struct Layer` in records.h, with those of its mixture and of what it has for attention."""
         matrices = (self.q, self.k, self.v, self.out, self.gate, self.up, self.down)
         norms = (self.attention_norm, self.mlp_norm, self.q_norm, self.k_norm, self.post_attention_norm,
                  self.post_mlp_norm)  # fmt: skip
@@ -162,6 +185,7 @@ class PackedLayer:
             *(k_cache, v_cache, 0 if mixture is None else mixture.ctypes.data, _address(self.sinks)),
             *(_address(self.attention_norm_bias), _address(self.mlp_norm_bias)),
             0 if latent is None else latent.ctypes.data,
+            0 if recurrent is None else recurrent.ctypes.data,
         ]
 
     @property
@@ -319,6 +343,26 @@ class PackedKV:
         self._data[np.asarray(blocks, np.int64)] = data
 
 
+class PackedStates:
+    """States of recurrent layers, in float32.
+
+    Args:
+        model: whose.
+        count: of sequences.
+    """
+
+    def __init__(self, model: PackedModel, count: int) -> None:
+        sizes = [0 if layer.recurrent is None else layer.recurrent.state_floats for layer in model.layers]
+        self._starts = np.cumsum([0, *sizes]).tolist()
+        self.stride: int = self._starts[-1]
+        self._data = untouched(4 * count * self.stride).view(np.float32)
+
+    def address(self, layer: int) -> int:
+        """Of a layer's in the first state."""
+        start: int = self._starts[layer]
+        return self._data.ctypes.data + 4 * start
+
+
 def _kind(linear: PackedLinear | None, precision: Precision) -> Kind:
     """What an adapter's part is kept in."""
     return Kind.FLOAT32 if linear is None else kind_of(linear.weight.format, precision)
@@ -359,16 +403,33 @@ class NativeDecoder:
         kv: the cache.
         precision: what products do with their input.
         ranks: set if the model is one rank's share.
+        states: of recurrent layers; without, none are kept.
     """
 
     def __init__(
-        self, library: Library, model: PackedModel, kv: PackedKV, *, precision: Precision, ranks: Ranks | None = None
+        self,
+        library: Library,
+        model: PackedModel,
+        kv: PackedKV,
+        *,
+        precision: Precision,
+        ranks: Ranks | None = None,
+        states: PackedStates | None = None,
     ) -> None:
         mixtures = [None if x.mixture is None else np.array(x.mixture.words(), np.int64) for x in model.layers]
         latents = [None if x.latent is None else np.array(x.latent.words(), np.int64) for x in model.layers]
-        layers = [x.words(*kv.addresses(i), mixtures[i], latents[i]) for i, x in enumerate(model.layers)]
+        states = states or PackedStates(model, 1)
+        recurrent = [
+            None if x.recurrent is None else np.array(x.recurrent.words(states.address(i), states.stride), np.int64)
+            for i, x in enumerate(model.layers)
+        ]
+        places = itertools.count()  # of layers with keys and values
+        caches = [(0, 0) if x.recurrent is not None else kv.addresses(next(places)) for x in model.layers]
+        layers = [
+            x.words(*caches[i], mixtures[i], latents[i], recurrent[i]) for i, x in enumerate(model.layers)
+        ]
         words = np.array(model.words(precision, kv), np.int64)
-        self._library, self._keep = library, (model, kv, mixtures, latents)
+        self._library, self._keep = library, (model, kv, mixtures, latents, states, recurrent)
         self._vocab, self._hidden = model.head.weight.n, model.embedding.k
         self._logits = np.empty((0, self._vocab), np.float32)  # reused: fresh memory would cause page faults
         numbers = np.array(model.numbers(), np.float32)
@@ -392,6 +453,7 @@ class NativeDecoder:
         kept: Int64 | None = None,
         whole: bool = True,
         adapters: Sequence[PackedAdapter | None] | None = None,
+        states: tuple[Int32, Int32, Int32] | None = None,
     ) -> Float32:
         """One step: keys and values of all tokens are stored, logits [len(token_index), vocab] computed.
 
@@ -402,6 +464,7 @@ class NativeDecoder:
             whole: also compute the last layer for the other tokens, which `hidden` and `logits` need. Without it, a
                 prompt saves most of that layer.
             adapters: of each sequence; None: none has one.
+            states: source, saved and states of `octavo.step.StateRows`; None: all begin, and nothing is kept.
 
         Returns:
             an array that the next step overwrites.
@@ -419,6 +482,9 @@ class NativeDecoder:
         addresses = np.array([0 if adapter is None else adapter.address for adapter in adapters or ()], np.int64)
         if len(addresses):
             self._library.call("decoder_adapt", self._handle, addresses)
+        if states is not None:
+            source, saved, targets = (np.ascontiguousarray(array, np.int32) for array in states)
+            self._library.call("decoder_recur", self._handle, source, len(saved), saved, targets)
         self._library.call(
             "decoder_step",
             self._handle,

@@ -15,6 +15,7 @@
 #include "activation/cpu.h"
 #include "decoder/adapters.h"
 #include "decoder/records.h"
+#include "decoder/recurrent.h"
 #include "decoder/ways.h"
 #include "paged_attention/cpu.h"
 #include "rms_norm/cpu.h"
@@ -37,6 +38,8 @@ class Decoder {
     const Latent* const latent;  // of the first layer, or null; those of all layers are alike
     const int64_t q_size, kv_size, qkv_size;  // the last: with latent attention, of the queries that attend to records
     const Widths widths;
+    StateRows state_rows = {};  // of the next step
+    StepStates states_of_step;
 
     std::map<int64_t, AttentionPlan> plans;  // by window
     Buffer residual_, qkv_, attended_, normed_, scratch_, partials_, first_, own_queries_;
@@ -44,7 +47,7 @@ class Decoder {
     Workspace shared, last;  // used by all threads; `last` for the tokens that pass through the last layer's matrices
     std::vector<std::unique_ptr<Workspace>> own;  // one per thread
     std::vector<int64_t> slots;                   // cache slot of each token's key and value
-    int64_t num_tokens = 0, scratch_floats = 0;
+    int64_t num_tokens = 0, num_sequences = 0, scratch_floats = 0;
     float *residual, *qkv, *attended, *normed, *scratch, *partials;
     float *first, *own_queries;  // of latent attention (LatentRows)
     const int32_t* token_ids;
@@ -159,6 +162,12 @@ class Decoder {
         store_packed_value(cache(layer), slots[token], head, value);
     }
 
+    // Outputs of a layer's first matrices, and the input of the one after attention or what stands in its place.
+    int64_t row_of(const Layer& layer) const { return layer.recurrent ? layer.q.n + layer.k.n + layer.v.n : qkv_size; }
+    const Input& mixed(const Layer& layer, const Workspace& w) const {
+        return layer.recurrent ? w.mixed_input : w.out_input;
+    }
+
     SharedRows shared_rows(int& cursor, Tokens tokens, Workspace& shared, Workspace& own) {
         return {phases, cursor, cuts, tokens, sum_over_ranks, shared, own, model.inner};
     }
@@ -199,16 +208,23 @@ class Decoder {
     template <class Way>
     void before_attention(const Layer* before, const Layer& layer, const Way& way) {
         const int64_t first = way.tokens.first, count = way.tokens.count, heads = model.kv_heads, hidden = model.hidden;
-        const Product products[] = {{&layer.q, 0}, {&layer.k, q_size}, {&layer.v, q_size + kv_size}};
+        const Product products[] = {{&layer.q, 0}, {&layer.k, layer.q.n}, {&layer.v, layer.q.n + layer.k.n}};
+        const int64_t row = row_of(layer);
         const Workspace& own = way.own;
         const auto prepare = [&](int64_t i) {
             const float* x = before ? after_layer(way, *before, i) : residual_of(first + i);
             norm_and_pack(x, layer.attention_norm, layer.attention_norm_bias, own.normed + i * hidden, own.qkv_input, i);
         };
-        multiply(way, layer, kQkvSite, {q_size, kv_size, kv_size}, own.qkv_input, prepare, [&](size_t i, Range blocks) {
-            float* to = qkv + first * qkv_size + products[i].column + blocks.begin * 16;
-            product(way, layer, Part(kQ + i), *products[i].matrix, own.qkv_input, to, qkv_size, blocks);
+        const auto outputs = {layer.q.n, layer.k.n, layer.v.n};
+        multiply(way, layer, kQkvSite, outputs, own.qkv_input, prepare, [&](size_t i, Range blocks) {
+            float* to = qkv + first * row + products[i].column + blocks.begin * 16;
+            if (blocks.begin == blocks.end) return;
+            product(way, layer, Part(kQ + i), *products[i].matrix, own.qkv_input, to, row, blocks);
         });
+        if (layer.recurrent) {
+            if (Way::few && before) way.each(count, [&](int64_t i) { settle(way, *before, i); });
+            return;
+        }
         if (model.wide_norms) way.each(count, [&](int64_t i) { norm_all_heads(layer, first + i); });
         way.each(count * heads, [&](int64_t i) {
             rotate_and_store(layer, first + i / heads, i % heads);
@@ -269,6 +285,13 @@ class Decoder {
         if (Way::few) std::memcpy(residual_of(way.tokens[i]), x, model.hidden * sizeof(float));
     }
 
+    void recur(const Layer& layer, int& cursor) {
+        const ShortConv conv(*layer.recurrent, states_of_step, qkv);
+        const SharedRows way = shared_rows(cursor, {}, shared, shared);
+        way.each(num_tokens, [&](int64_t t) { conv.token(t, attended + t * layer.out.k); });
+        way.each(num_sequences, [&](int64_t s) { conv.save(s); });
+    }
+
     void attention(const Layer& layer, int& cursor, int thread) {
         const AttentionPlan& plan = plans.at(layer.window);
         const AttentionParams params{numbers.attention_scale, numbers.attention_softcap, model.slopes, layer.sinks};
@@ -289,11 +312,11 @@ class Decoder {
         const Workspace &shared = way.shared, &own = way.own;
         if (layer.latent) make_values(latent_rows(), *layer.latent, attended, way);
         const auto pack_attended = [&](int64_t i) {
-            own.out_input.pack(i, layer.latent ? shared.latents.values + i * widths.heads
-                                               : attended + way.tokens[i] * q_size);
+            mixed(layer, own).pack(i, layer.latent ? shared.latents.values + i * widths.heads
+                                                   : attended + way.tokens[i] * layer.out.k);
         };
-        multiply(way, layer, kOutSite, {hidden}, own.out_input, pack_attended, [&](size_t, Range blocks) {
-            product(way, layer, kOut, layer.out, own.out_input, shared.attended + blocks.begin * 16, hidden, blocks);
+        multiply(way, layer, kOutSite, {hidden}, mixed(layer, own), pack_attended, [&](size_t, Range blocks) {
+            product(way, layer, kOut, layer.out, mixed(layer, own), shared.attended + blocks.begin * 16, hidden, blocks);
         });
         way.sum(shared.attended, count * hidden);
         const auto prepare = [&](int64_t i) {
@@ -462,7 +485,9 @@ class Decoder {
             } else {
                 go_to_attention(i, shared_rows(cursor, tokens, w, w));
             }
-            if (i < layers.size()) attention(layers[i], cursor, thread);
+            if (i == layers.size()) break;
+            if (layers[i].recurrent) recur(layers[i], cursor);
+            else attention(layers[i], cursor, thread);
         }
     }
 
@@ -507,6 +532,12 @@ class Decoder {
         return found || in_mixture ? found : inner_of(true);
     }
 
+    int64_t mixed_width() const {
+        for (const Layer& layer : layers)
+            if (layer.recurrent) return layer.out.k;
+        return 0;
+    }
+
     const Mixture* first_mixture() const {
         for (const Layer& layer : layers)
             if (layer.mixture) return layer.mixture;
@@ -544,8 +575,10 @@ class Decoder {
             partial = std::max(partial, partial_floats(plan, cache(layers[0])));
         }
         residual = residual_.floats(num_tokens * model.hidden);
-        qkv = qkv_.floats(num_tokens * qkv_size);
-        attended = attended_.floats(num_tokens * q_size);
+        int64_t row = qkv_size;
+        for (const Layer& layer : layers) row = std::max(row, row_of(layer));
+        qkv = qkv_.floats(num_tokens * row);
+        attended = attended_.floats(num_tokens * std::max(q_size, widths.mixed));
         first = first_.floats(latent ? num_tokens * latent_rows().first_stride : 0);
         own_queries = own_queries_.floats(latent ? num_tokens * latent->q_b.n : 0);
         scratch = scratch_.floats(threads * scratch_floats);
@@ -566,7 +599,7 @@ class Decoder {
             for (const Matrix* m : {&layer.q, &layer.k, &layer.v})
                 if (m->data) w.qkv_input.add(*m, precision());
             if (layer.latent) w.latents.add(*layer.latent, precision());
-            w.out_input.add(layer.out, precision());
+            (layer.recurrent ? w.mixed_input : w.out_input).add(layer.out, precision());
             if (layer.gate.data) w.mlp_input.add(layer.gate, precision());
             if (layer.up.data) w.mlp_input.add(layer.up, precision());
             if (layer.up.data) (layer.mixture ? w.shared_input : w.down_input).add(layer.down, precision());
@@ -587,13 +620,15 @@ public:
         : model(m), numbers(n), layers(l, l + m.num_layers), latent(layers[0].latent),
           q_size(m.query_heads * m.head_dim), kv_size(m.kv_heads * m.head_dim),
           qkv_size(latent ? q_size : q_size + 2 * kv_size),
-          widths{m.hidden, latent ? latent->v_b.n : q_size, inner_of(false), inner_of(true)},
+          widths{m.hidden, latent ? latent->v_b.n : q_size, inner_of(false), inner_of(true), mixed_width()},
           phases(kPhasesPerLayer * m.num_layers + kOtherPhases), mixture(first_mixture()) {
         want_inputs(shared), want_inputs(last);
         head_input.add(model.head, precision());
     }
 
     void adapt(const int64_t* of_sequences) { adapting = of_sequences; }
+
+    void recur_from(const StateRows& rows) { state_rows = rows; }
 
     void set_ranks(int64_t first, SumOverRanks sum) { first_token = first, sum_over_ranks = sum; }
 
@@ -602,7 +637,10 @@ public:
         num_tokens = sequences.query_start[sequences.count];
         token_ids = tokens;
         finished = whole ? Tokens{0, num_tokens, nullptr} : Tokens{0, count + kept, token_index};
-        for (const Layer& layer : layers) plans[layer.window];
+        for (const Layer& layer : layers)
+            if (!layer.recurrent) plans[layer.window];
+        num_sequences = sequences.count;
+        states_of_step.build(sequences, state_rows), state_rows = {};
         for (auto& [window, plan] : plans) plan.build(sequences, window, model.query_heads, cache(layers[0]));
         phases.reset();
         find_slots(sequences);
@@ -655,6 +693,12 @@ OCTAVO_API void octavo_decoder_set_ranks(int64_t decoder, int64_t first_token, o
 // Gives the next step's sequences the adapters at these addresses (lora/packed.py), null for none.
 OCTAVO_API void octavo_decoder_adapt(int64_t decoder, const int64_t* adapters) {
     ((octavo::Decoder*)decoder)->adapt(adapters);
+}
+
+// Says which states of recurrent layers the next step reads and writes, as in octavo.step.
+OCTAVO_API void octavo_decoder_recur(int64_t decoder, const int32_t* source, int64_t count, const int32_t* saved,
+                                     const int32_t* targets) {
+    ((octavo::Decoder*)decoder)->recur_from({source, count, saved, targets});
 }
 
 // Arrays as in octavo.step; token_index: [count + kept] different flat tokens. After the first `count` logits

@@ -7,6 +7,7 @@ namespace octavo {
 
 struct Mixture;
 struct Latent;
+struct Recurrent;
 
 struct Layer {
     Matrix q, k, v, out, gate, up, down;                   // gate has no data where the MLP has no gate
@@ -20,6 +21,7 @@ struct Layer {
     const float* sinks;      // [query_heads], or null
     const float *attention_norm_bias, *mlp_norm_bias;  // or null
     const Latent* latent;  // or null; q is then what comes first of queries, k makes records, and there is no v (latent.h)
+    const Recurrent* recurrent;  // in place of attention, or null; q, k and v are then what it takes (recurrent.h)
 };
 
 struct Model {

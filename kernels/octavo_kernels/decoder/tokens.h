@@ -6,9 +6,10 @@
 namespace octavo {
 namespace {
 
-// Values of a token's state, of its heads' results, and between the matrices of the MLP and of a mixture's shared expert.
+// Values of a token's state, of its heads' results, between the matrices of the MLP and of a mixture's shared expert, and
+// of what recurrent layers have in place of heads.
 struct Widths {
-    int64_t hidden, heads, inner, shared;
+    int64_t hidden, heads, inner, shared, mixed;
 };
 
 // Tokens that go through the matrices: consecutive ones of a step, or those in a list.

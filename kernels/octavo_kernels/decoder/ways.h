@@ -25,7 +25,8 @@ using SumOverRanks = void (*)(float* values, int64_t count);
 
 // Memory for the activations between the matrices, for some tokens.
 struct Workspace {
-    Input qkv_input, out_input, mlp_input, down_input, shared_input;  // the last: of a shared expert's last matrix
+    Input qkv_input, out_input, mlp_input, down_input;
+    Input shared_input, mixed_input;  // of a shared expert's last matrix, and of recurrent layers'
     StepAdapters adapters;
     StepExperts experts;
     StepLatents latents;
@@ -44,6 +45,7 @@ struct Workspace {
         mlp_input.reserve(tokens, widths.hidden);
         down_input.reserve(tokens, widths.inner);
         shared_input.reserve(tokens, widths.shared);
+        mixed_input.reserve(tokens, widths.mixed);
     }
     void reserve_low(int64_t tokens, int64_t stride) { low = low_.floats(tokens * stride); }
     // The inputs as they are, too, from the next reserve() on.

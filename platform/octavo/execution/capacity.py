@@ -27,6 +27,17 @@ def num_kv_blocks(config: EngineConfig, block: int, group: TPGroup) -> int:
     return group.smallest(wanted // block)
 
 
+def state_bytes(spec: ModelSpec, itemsize: int) -> int:
+    """Bytes of one sequence's state over all layers; 0 for a model without recurrent layers.
+
+    Args:
+        itemsize: of the model's type.
+    """
+    if spec.recurrence is None:
+        return 0
+    return len(spec.recurrent) * sum(part.num_bytes(itemsize) for part in spec.recurrence.state)
+
+
 def kv_room(config: EngineConfig, block: int, state: int, group: TPGroup) -> tuple[int, States | None]:
     """KV blocks of `block` bytes, and with them states of `state` bytes; 0: the model has none.
 

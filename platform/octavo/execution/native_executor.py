@@ -20,8 +20,8 @@ import numpy.typing as npt
 from octavo.config import EngineConfig
 from octavo.errors import ModelError
 from octavo.execution.beam_candidates import candidates
-from octavo.execution.capacity import CPU_KV_BYTES, num_kv_blocks, num_positions
-from octavo.execution.executor import Wait, finished
+from octavo.execution.capacity import CPU_KV_BYTES, kv_room, num_positions, state_bytes
+from octavo.execution.executor import States, Wait, finished
 from octavo.execution.kv_blocks import NativeBlocks
 from octavo.execution.plain_logprobs import logprobs_without_alternatives
 from octavo.execution.pooling import Head, pool, pooled_tokens
@@ -35,7 +35,7 @@ from octavo.request import Adapter
 from octavo.source import Source
 from octavo.step import Candidates, Float32, Int64, LogprobRow, SamplingRows, StepBatch, StepResult
 from octavo_kernels.checksum import read_bandwidth
-from octavo_kernels.decoder import CELL, NativeDecoder, PackedKV, PackedModel, Ranks, Type, block_bytes
+from octavo_kernels.decoder import CELL, NativeDecoder, PackedKV, PackedModel, PackedStates, Ranks, Type, block_bytes
 from octavo_kernels.linear.formats import Precision
 from octavo_kernels.lora.packed import PackedAdapter
 from octavo_kernels.native.library import Library
@@ -59,11 +59,11 @@ class NativeExecutor:
         share: what of the whole model it is.
         group: the ranks that have the other shares.
         head: what follows pooling, if anything does.
+        states: room for those of recurrent layers, if there are any.
     """
 
     max_in_flight: int = 1
     batch_invariant: bool = True
-    states = None
 
     def __init__(
         self,
@@ -76,6 +76,7 @@ class NativeExecutor:
         dtype: Literal["float32", "bfloat16"],
         precision: Precision,
         head: Head | None = None,
+        states: States | None = None,
     ) -> None:
         self.spec = share.whole
         self.num_blocks = kv.num_blocks
@@ -84,7 +85,9 @@ class NativeExecutor:
         self._share, self._group, self._head = share, group, head
         self._dtype, self._precision = dtype, precision
         ranks = Ranks(share.vocab.start, group.all_reduce) if group.size > 1 else None
-        self._decoder = NativeDecoder(native, model, kv, precision=precision, ranks=ranks)
+        self.states = states
+        kept = None if states is None else PackedStates(model, states.count)
+        self._decoder = NativeDecoder(native, model, kv, precision=precision, ranks=ranks, states=kept)
         self._adapters: dict[str, PackedAdapter] = {}
         self._description = self._describe()
 
@@ -168,7 +171,10 @@ class NativeExecutor:
         whole = bool(batch.prompt_logprobs)
         named = batch.adapters
         adapters = None if named is None else [self._adapters[digest] if digest else None for digest in named]
-        return self._decoder.step(ids, starts, contexts, tables, token_index, kept=kept, whole=whole, adapters=adapters)
+        rows = batch.states
+        states = None if rows is None else (rows.source, rows.saved, rows.states)
+        more = {"kept": kept, "whole": whole, "adapters": adapters, "states": states}
+        return self._decoder.step(ids, starts, contexts, tables, token_index, **more)  # type: ignore[arg-type]
 
     def _joined(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
         if self._group.size == 1:
@@ -249,8 +255,6 @@ def why_not_native(source: Source, config: EngineConfig, share: Share) -> str | 
         return f"heads have {latent.value} values, of latents of {latent.size}; multiples of {CELL} can be multiplied"
     if config.load_format == "dummy":
         return "load_format is dummy"
-    if share.spec.recurrence is not None:
-        return "it has recurrent layers"
     if config.dtype == "float16":
         return "dtype is float16; use float32 or bfloat16"
     if config.kv_cache_dtype == "fp8":
@@ -275,7 +279,8 @@ def load_native(
     kv_dtype: Type = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
     spec = share.spec
     shape = config.block_size, spec.num_kv_heads, spec.head_dim, kv_dtype, spec.kv_parts
-    block = block_bytes(spec.num_layers, *shape)
+    layers = len(spec.attention_layers)
+    block = block_bytes(layers, *shape)
     _, model = load_packed(
         source,
         dtype=dtype,
@@ -284,11 +289,14 @@ def load_native(
         progress=progress,
         share=share,
     )
-    num_blocks = num_kv_blocks(config, block, group)
+    num_blocks, states = kv_room(config, block, state_bytes(spec, 4), group)
     try:
-        kv = PackedKV(spec.num_layers, num_blocks, *shape)
+        kv = PackedKV(layers, num_blocks, *shape)
     except (OSError, OverflowError) as error:
         size = num_blocks * block
         raise ModelError(f"no memory for a KV cache of {size} bytes ({error}): lower kv_cache_bytes") from None
     head = read_head(source, share.whole)
-    return NativeExecutor(native, model, kv, share, group, dtype=dtype, precision=precision_of(config), head=head)
+    precision = precision_of(config)
+    return NativeExecutor(
+        native, model, kv, share, group, dtype=dtype, precision=precision, head=head, states=states
+    )

@@ -13,17 +13,6 @@ from octavo.step import StateRows
 from octavo_kernels.state_use import StateUse
 
 
-def state_bytes(spec: ModelSpec, itemsize: int) -> int:
-    """Bytes of one sequence's state over all layers; 0 for a model without recurrent layers.
-
-    Args:
-        itemsize: of the model's type.
-    """
-    if spec.recurrence is None:
-        return 0
-    return len(spec.recurrent) * sum(part.num_bytes(itemsize) for part in spec.recurrence.state)
-
-
 class StateStorage:
     """The states of `count` sequences.
 

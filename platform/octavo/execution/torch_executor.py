@@ -15,7 +15,7 @@ from torch import Tensor
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError, ModelError
 from octavo.execution.beam_tensors import begin_candidates
-from octavo.execution.capacity import CPU_KV_BYTES, kv_room, num_positions
+from octavo.execution.capacity import CPU_KV_BYTES, kv_room, num_positions, state_bytes
 from octavo.execution.executor import States, Wait
 from octavo.execution.graphs import Capture, DecodeGraphs, DecodeInputs, cuda_capture, fill_in
 from octavo.execution.kv_storage import KVStorage, TorchBlocks, bytes_per_block
@@ -24,7 +24,7 @@ from octavo.execution.parallel import join_vocabulary
 from octavo.execution.parts import TorchParts
 from octavo.execution.pooling import Head, pool, pooled_tokens
 from octavo.execution.sampler import Drawn, begin_sample, prompt_logprobs
-from octavo.execution.state_storage import StateStorage, state_bytes
+from octavo.execution.state_storage import StateStorage
 from octavo.execution.transfer import fetch, to_device
 from octavo.models.adapters import read_adapter
 from octavo.models.decoder import Decoder, StepDecoder

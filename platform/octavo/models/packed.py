@@ -16,7 +16,15 @@ from octavo.models.quantization import parse_rounding
 from octavo.models.source_spec import check_loadable
 from octavo.models.spec import Latent, LongScaling, ModelSpec, Rope
 from octavo.source import Source
-from octavo_kernels.decoder import PackedExpert, PackedLatent, PackedLayer, PackedLinear, PackedMixture, PackedModel
+from octavo_kernels.decoder import (
+    PackedExpert,
+    PackedLatent,
+    PackedLayer,
+    PackedLinear,
+    PackedMixture,
+    PackedModel,
+    PackedRecurrent,
+)
 from octavo_kernels.linear import FORMATS, PackedWeight
 from octavo_kernels.linear.formats import Array
 
@@ -149,6 +157,12 @@ def _array(parts: dict[Part, Packed], layer: int | None, part: str, kind: str) -
 
 def _layer(parts: dict[Part, Packed], index: int, rotary: Array, spec: ModelSpec) -> PackedLayer:
     linears = packed_linears(parts, index)
+    recurrent = None
+    if index in spec.recurrent:
+        linears |= {"q": _packed_linear(parts, index, "conv_in"), "out": _packed_linear(parts, index, "conv_out")}
+        taps = _array(parts, index, "conv", "weight")
+        assert taps is not None
+        recurrent = PackedRecurrent(np.ascontiguousarray(taps.T), _array(parts, index, "conv", "bias"))
     norms = {name: parts.get((index, name, "weight")) for name in _NORMS}
     if spec.pre_norms:
         norms |= _norm(parts, index, "attention_norm", spec)
@@ -160,7 +174,7 @@ def _layer(parts: dict[Part, Packed], index: int, rotary: Array, spec: ModelSpec
         first = "q_a" if spec.latent.query_size else "q"
         linears |= {"q": _packed_linear(parts, index, first), "k": _packed_linear(parts, index, "kv_a")}
         others["latent"] = _latent(parts, index, spec.latent)
-    return PackedLayer(**linears, **norms, **others)  # type: ignore[arg-type]
+    return PackedLayer(**linears, **norms, **others, recurrent=recurrent)  # type: ignore[arg-type]
 
 
 def _latent(parts: dict[Part, Packed], layer: int, latent: Latent) -> PackedLatent:

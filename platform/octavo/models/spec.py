@@ -377,6 +377,8 @@ class ModelSpec:
             raise ModelError(f"recurrent layers {self.recurrent} are not layers of this model")
         if self.recurrent and not self.attention_layers:
             raise ModelError("models all of whose layers are recurrent are not supported")
+        if self.recurrence is not None and self.latent is not None:
+            raise ModelError("recurrent layers beside latent attention are not supported")
         if self.recurrence is not None and (self.recurrence.channels != self.hidden_size or self.encoder is not None):
             raise ModelError("recurrent layers of another width than the model's, or of encoders, are not supported")
 

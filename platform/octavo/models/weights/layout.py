@@ -202,7 +202,7 @@ class Slot:
     @property
     def is_float32(self) -> bool:
         """Whether it keeps that type in a packed model: all but matrices that are multiplied, and the vocabulary's."""
-        return self.is_norm or self.kind.endswith("bias") or self.part in (*_TABLES, "sinks")
+        return self.is_norm or self.kind.endswith("bias") or self.part in (*_TABLES, "sinks", "conv")
 
 
 def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quantized: bool = False) -> Weights:

@@ -25,7 +25,7 @@ from octavo.models.source_spec import read_share
 from octavo.models.weights.layout import slots
 from octavo.planning.shape import shape_of
 from octavo.source import resolve_source
-from octavo_kernels.decoder import NativeDecoder, PackedKV
+from octavo_kernels.decoder import NativeDecoder, PackedKV, PackedStates
 from octavo_kernels.linear.formats import Precision
 from octavo_kernels.native.library import library
 
@@ -132,9 +132,6 @@ GGUF = {
 WHOLE = {"olmo2", "olmo3", "olmoe", "flex_olmo", "lfm2", "lfm2_wider"}
 """Those that one rank alone runs."""
 
-TORCH = {"lfm2", "lfm2_wider"}
-"""Those that the native runner refuses."""
-
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request, tmp_path_factory):
@@ -192,9 +189,12 @@ def native_logits(source, sequences, cuts=(0, 1, 3, 40, 80)):
     """Of all sequences, whose chunks between these positions run together."""
     spec, model = load_packed(source, dtype="float32")
     tables = np.random.default_rng(0).permutation(len(sequences) * 5).astype(np.int32).reshape(-1, 5)
-    kv = PackedKV(spec.num_layers, tables.size, 16, spec.num_kv_heads, spec.head_dim, "float32", spec.kv_parts)
+    heads = spec.num_kv_heads, spec.head_dim, "float32", spec.kv_parts
+    kv = PackedKV(len(spec.attention_layers), tables.size, 16, *heads)
+    states = PackedStates(model, len(sequences))
     kv._data[:] = 0xFF  # NaN, wherever nothing was stored
-    decoder = NativeDecoder(library(), model, kv, precision=Precision.EXACT)
+    states._data[:] = np.nan
+    decoder = NativeDecoder(library(), model, kv, precision=Precision.EXACT, states=states)
     found = [[] for _ in sequences]
     for begin, end in pairwise(cuts):
         rows = [i for i, tokens in enumerate(sequences) if len(tokens) > begin]
@@ -202,7 +202,8 @@ def native_logits(source, sequences, cuts=(0, 1, 3, 40, 80)):
         starts = np.cumsum([0, *map(len, chunks)]).astype(np.int32)
         contexts = np.array([begin + len(chunk) for chunk in chunks], np.int32)
         tokens = np.array([token for chunk in chunks for token in chunk], np.int32)
-        logits = decoder.step(tokens, starts, contexts, tables[rows], np.arange(len(tokens)))
+        use = np.array([i if begin else -1 for i in rows]), starts[1:] - 1, np.array(rows)
+        logits = decoder.step(tokens, starts, contexts, tables[rows], np.arange(len(tokens)), states=use)
         for i, (first, last) in zip(rows, pairwise(starts), strict=True):
             found[i].append(torch.from_numpy(logits[first:last].copy()))
     return [torch.cat(parts) for parts in found]
@@ -224,7 +225,7 @@ def test_it_computes_what_transformers_does(case, paged_run, reference, sequence
     assert_close(paged_run(decoder, len(sequences), 80).all_logits(sequences), theirs)
     if name not in WHOLE:
         assert_close(on_ranks(2, of_rank), theirs[2:4])
-    if library() is not None and name not in TORCH:
+    if library() is not None:
         ours = native_logits(source, sequences)
         assert_close(ours, theirs)
         assert torch.equal(native_logits(source, sequences[:1], (0, 80))[0], ours[0])
