@@ -425,9 +425,7 @@ class NativeDecoder:
         ]
         places = itertools.count()  # of layers with keys and values
         caches = [(0, 0) if x.recurrent is not None else kv.addresses(next(places)) for x in model.layers]
-        layers = [
-            x.words(*caches[i], mixtures[i], latents[i], recurrent[i]) for i, x in enumerate(model.layers)
-        ]
+        layers = [x.words(*caches[i], mixtures[i], latents[i], recurrent[i]) for i, x in enumerate(model.layers)]
         words = np.array(model.words(precision, kv), np.int64)
         self._library, self._keep = library, (model, kv, mixtures, latents, states, recurrent)
         self._vocab, self._hidden = model.head.weight.n, model.embedding.k

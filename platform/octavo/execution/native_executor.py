@@ -297,6 +297,4 @@ def load_native(
         raise ModelError(f"no memory for a KV cache of {size} bytes ({error}): lower kv_cache_bytes") from None
     head = read_head(source, share.whole)
     precision = precision_of(config)
-    return NativeExecutor(
-        native, model, kv, share, group, dtype=dtype, precision=precision, head=head, states=states
-    )
+    return NativeExecutor(native, model, kv, share, group, dtype=dtype, precision=precision, head=head, states=states)

@@ -54,7 +54,7 @@ def folder(request, tmp_path_factory, tiny_model):
 
 @pytest.fixture(scope="module", params=["torch", "native", "fast"])
 def make(request, folder):
-    """Engines on both runners; torch's with products in one order, for a library's depends on how many rows there are."""
+    """Engines on both runners; torch has products in one order, for a library's depends on how many rows there are."""
     made, is_native = [], request.param != "torch"
     if is_native and library() is None:
         pytest.skip("there is no native library")
