@@ -4,8 +4,9 @@ import json
 import random
 import threading
 
+import llguidance
 import pytest
-from llguidance import LLParserLimits
+from llguidance import LLMatcher, LLParserLimits
 
 from octavo.constraint import Grammar
 from octavo.errors import BadRequest, Overloaded
@@ -197,6 +198,36 @@ def test_only_so_many_that_take_long_may_wait(compiler, within):
     compiler.compile(Grammar(source='start: "light"'))
     assert made == [module.light_limits()] * 2
     assert not let_go.is_set()
+
+
+def test_what_is_kept_has_made_its_first_mask(compiler, monkeypatch):
+    """Copies have it, and the text that is forced, so that the engine's thread does none of that work."""
+    done = []
+
+    class Watched:
+        def __init__(self, *args, **named):
+            self._matcher = LLMatcher(*args, **named)
+
+        def __getattr__(self, name):
+            done.append(name)
+            return getattr(self._matcher, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(llguidance, "LLMatcher", Watched)
+        kept = compiler.compile(Grammar(source='start: "abcd" /[a-z]+/'))
+    assert [name for name in done if name.startswith("compute")] == ["compute_bitmask", "compute_ff_tokens"]
+    assert kept._matcher.deep_copy().compute_ff_tokens()
+
+
+@pytest.mark.parametrize("source", ['start: "abcd" /[a-z]+/', 'start: /[a-z]+/ "x"'])
+def test_a_first_mask_that_is_made_changes_nothing(compiler, vocabulary, source):
+    kept, fresh = compiler.compile(Grammar(source=source)).deep_copy(), LLMatcher(vocabulary.trie(), source)
+    for _ in range(3):
+        forced, mask = fresh.compute_ff_tokens(), fresh.compute_bitmask()
+        assert (kept.compute_ff_tokens(), kept.compute_bitmask()) == (forced, mask)
+        token = next(i for i in range(8 * len(mask)) if mask[i // 8] >> i % 8 & 1)
+        assert kept.consume_token(token)
+        assert fresh.consume_token(token)
 
 
 SAME = [
