@@ -12,6 +12,9 @@ from octavo_kernels.paged_attention.batch import PagedBatch
 
 __all__ = ["PagedBatch", "paged_attention"]
 
+MAX_GPU_DIM = 512
+"""The widest heads of which a tile's rows fit into a GPU's registers and shared memory; wider ones run in PyTorch."""
+
 
 def paged_attention(
     q: Tensor,
@@ -59,7 +62,7 @@ def paged_attention(
     for name, given in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
         if given is not None and (given.shape != q.shape[1:2] or given.dtype != torch.float32):
             raise ValueError(f"{name} must be [{q.shape[1]}] float32, got {tuple(given.shape)} {given.dtype}")
-    run = backend(reference.paged_attention, q, cpu=kv_scales is None)
+    run = backend(reference.paged_attention, q, gpu=q.shape[2] <= MAX_GPU_DIM, cpu=kv_scales is None)
     return run(
         q,
         k_cache,

@@ -43,7 +43,7 @@ YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_pos
 ALIKE = {"num_key_value_heads": 4}
 NARROW = {"head_dim": 24}
 LATENT = ALIKE | {
-    "q_lora_rank": 24, "kv_lora_rank": 32, "qk_nope_head_dim": 20, "qk_rope_head_dim": 8, "v_head_dim": 16,
+    "q_lora_rank": 24, "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 8, "v_head_dim": 16,
 }  # fmt: skip
 EXPERTS = {
     "n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40, "n_group": 4, "topk_group": 2,
@@ -104,7 +104,7 @@ CASES = {
     "glm4_moe_lite": ("Glm4MoeLite", LATENT | EXPERTS | {"n_group": 1, "topk_group": 1, "rms_norm_eps": 1e-3}),
     "minicpm3": ("MiniCPM3", LATENT | {"scale_emb": 3, "scale_depth": 1.1, "dim_model_base": 16, "v_head_dim": None,
                  "attention_bias": True, "rope_parameters": YARN | {"mscale": 0.9, "mscale_all_dim": 0.8}}),
-    "youtu": ("Youtu", LATENT | {"pad_token_id": None}),
+    "youtu": ("Youtu", LATENT | {"pad_token_id": None, "qk_nope_head_dim": 20}),
     "ernie4_5_moe": ("Ernie4_5_Moe", {"moe_num_experts": 6, "moe_k": 3, "moe_intermediate_size": 40}),
     "granitemoe": ("GraniteMoe", {"attention_multiplier": 0.3, "logits_scaling": 0.5, "num_local_experts": 5}),
     "lfm2": ("Lfm2", {"num_hidden_layers": 5, "full_attn_idxs": [2, 4], "conv_bias": True}),
@@ -303,7 +303,7 @@ def test_a_gguf_file_holds_the_same(case, tmp_path):
         torch.testing.assert_close(other.target, one.target, rtol=0, atol=0, msg=f"{one.layer} {one.part} {one.kind}")
 
 
-def test_latent_attention_of_older_gguf_files(case, tmp_path):
+def test_latent_attention_of_older_gguf_files(case, tmp_path, paged_run, sequences):
     name, folder = case
     if GGUF.get(name) != "deepseek2":
         pytest.skip("its attention is not latent")
@@ -311,6 +311,10 @@ def test_latent_attention_of_older_gguf_files(case, tmp_path):
     for heads_apart in (True, False):
         write_gguf(folder, tmp_path / "m.gguf", "deepseek2", heads_apart=heads_apart)
         loaded.append(load_model(resolve_source(str(tmp_path / "m.gguf"))))
+        write_gguf(folder, tmp_path / "q.gguf", "deepseek2", heads_apart=heads_apart, quant="Q8_0")
+        source = resolve_source(str(tmp_path / "q.gguf"))
+        theirs = paged_run(load_model(source), len(sequences), 80).all_logits(sequences)
+        assert_close(native_logits(source, sequences), theirs)
     places = [slots(decoder.weights, share_of(decoder.spec)) for decoder in loaded]
     assert loaded[0].spec == loaded[1].spec
     assert all(torch.equal(one.target, other.target) for one, other in zip(*places, strict=True))
@@ -325,10 +329,11 @@ def rounded(value):
     return {f.name: rounded(getattr(value, f.name)) for f in fields(value)} if is_dataclass(value) else value
 
 
-def write_gguf(folder, file, architecture, *, heads_apart=True):
+def write_gguf(folder, file, architecture, *, heads_apart=True, quant=None):
     """As llama.cpp's converter writes the case.
 
     Args:
+        quant: of matrices but routers, whose rows can be cut into its blocks.
         heads_apart: what makes keys and values of latents, as since April 2025, instead of in one matrix.
     """
     from transformers import AutoConfig
@@ -347,7 +352,12 @@ def write_gguf(folder, file, architecture, *, heads_apart=True):
         values = values.T.copy() if name.endswith(TRANSPOSED) and architecture == "gpt2" else values
         name = name.removeprefix("transformer.") if architecture == "bloom" else name
         stored = names.get_name(name, try_suffixes=(".weight", ".bias")) or name
-        writer.add_tensor(stored, converted(values, stored, config, architecture))
+        values = converted(values, stored, config, architecture)
+        if quant is None or values.ndim == 1 or values.shape[-1] % 32 or "ffn_gate_inp" in stored:
+            writer.add_tensor(stored, values)
+        else:
+            form = gguf.GGMLQuantizationType[quant]
+            writer.add_tensor(stored, gguf.quants.quantize(values, form), raw_dtype=form)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
