@@ -140,6 +140,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     return get
 
 
+@pytest.fixture(scope="session")
+def other_weights() -> Callable[[Path], None]:
+    """`other_weights(folder)` gives a tiny model in a folder other weights."""
+
+    def change(folder: Path) -> None:
+        import torch
+        from safetensors.torch import load_file, save_file
+
+        torch.manual_seed(5)
+        changed = {
+            name: each + 0.3 * torch.randn_like(each) for name, each in load_file(folder / "model.safetensors").items()
+        }
+        save_file(changed, folder / "model.safetensors", {"format": "pt"})
+
+    return change
+
+
 class AdapterFolder(type(Path())):  # type: ignore[misc]
     """A folder that knows its model's."""
 

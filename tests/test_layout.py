@@ -57,6 +57,11 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo/__init__.py": "test_layout.py",
     "octavo_loadtest/__main__.py": "loadtest/octavo_loadtest/test_cli.py",
     # a whole that its parts' tests drive, each from another side
+    "octavo/engine/freed.py": "platform/octavo/engine/test_served_engine.py",
+    "octavo/models/replacement.py": "platform/octavo/engine/test_served_engine.py",
+    "octavo_serve/gateway/hashing.py": "deployments/octavo_serve/gateway/test_keeper.py",
+    "octavo_serve/wire/weights.py": "deployments/octavo_serve/gateway/test_keeper.py",
+    "octavo_serve/api/folders.py": "deployments/octavo_serve/surfaces/weights/test_operations.py",
     "octavo/engine/engine.py": "platform/octavo/engine/test_scheduler.py",
     "octavo/engine/sequence.py": "platform/octavo/engine/test_scheduler.py",
     "octavo/engine/stats.py": "platform/octavo/engine/test_load_meter.py",

@@ -23,9 +23,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 from octavo.cost_model import Cost
+
+Phase = Literal["awake", "dozing", "asleep", "waking", "switching"]
+"""What a shard does with its model's weights. Dozing: it takes requests yet, but nobody should accept any; switching:
+others come in their place. While it is asleep, waking or switching it takes none."""
 
 MOST_TOLD = 1024
 """Adapters that a shard tells of: 32 KiB of digests."""

@@ -371,6 +371,8 @@ class Request:
         deadline: seconds in which its first token must come, counted anew by whoever takes it in (gateway, then
             shard); None: whenever it can. It is dropped if it has not begun by then; once begun it is finished.
         cache_share: part of a shard's blocks; what is cached of its tenant beyond it goes first. None: no limit.
+        made_for: name of the weights that its hashes, and what it has emitted, are of; no others may go on with it.
+            "": any may.
 
     Raises:
         BadRequest: on construction, for a weight or a deadline out of bounds.
@@ -395,6 +397,7 @@ class Request:
     weight: float = 1.0
     deadline: float | None = None
     cache_share: float | None = None
+    made_for: str = ""
 
     @property
     def adapter_digest(self) -> str:

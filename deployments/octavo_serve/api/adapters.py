@@ -20,6 +20,7 @@ from octavo.models.parallel import share_of
 from octavo.models.source_spec import read_spec
 from octavo.request import Adapter
 from octavo.source import resolve_source
+from octavo_serve.api.folders import inside
 
 logger = logging.getLogger("ray.serve")
 
@@ -151,7 +152,7 @@ class Adapters:
         if known is None and len(self.entries) >= MAX_ADAPTERS:
             raise BadRequest(f"{MAX_ADAPTERS} adapters are loaded: unload one")
         model = self._models[found]
-        place = await asyncio.to_thread(_inside, path, model.folders)
+        place = await asyncio.to_thread(inside, path, model.folders, "lora_path", "lora_folders")
         try:
             adapter = await asyncio.to_thread(_checked, name, place, model.source)
         except ModelError as error:
@@ -190,22 +191,6 @@ def some_names(names: Collection[str]) -> str:
     """The first of them: a request with a wrong name is not to be answered with thousands."""
     rest = len(names) - _SHOWN
     return ", ".join(islice(names, _SHOWN)) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _inside(path: str, folders: Iterable[str]) -> str:
-    """The path of an adapter, links followed.
-
-    Raises:
-        BadRequest: it is in none of the folders.
-    """
-    try:
-        for folder in (Path(each).expanduser().resolve() for each in folders):
-            place = (folder / path).resolve()
-            if place.is_relative_to(folder) and place != folder and place.exists():
-                return str(place)
-    except (OSError, ValueError, RuntimeError):  # a name that no file can have, a loop of links
-        pass
-    raise BadRequest("lora_path is in none of the model's lora_folders", "lora_path")
 
 
 def _checked(name: str, path: str, source: str) -> Adapter:

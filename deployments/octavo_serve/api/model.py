@@ -109,6 +109,31 @@ class ModelClient(Protocol):
         ...
 
 
+class Updated(NamedTuple):
+    """Other weights have come.
+
+    Attributes:
+        weights: their hash.
+        shards: that serve them.
+        load_seconds, switch_seconds: while the old ones served, and until all shards had gone over.
+    """
+
+    weights: str
+    shards: int
+    load_seconds: float
+    switch_seconds: float
+
+
+class Keeper(Protocol):
+    """Who changes what a model's shards have in memory (`octavo_serve.gateway.keeper`)."""
+
+    async def sleep(self, level: int) -> None: ...
+
+    async def wake_up(self) -> None: ...
+
+    async def update(self, path: str) -> Updated: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Defaults:
     """Defaults for what a request leaves out.

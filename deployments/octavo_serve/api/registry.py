@@ -17,7 +17,7 @@ from octavo.errors import BadRequest, ModelNotReady, UnknownModel
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.api.adapters import AdapterEntry, Adapters, some_names
 from octavo_serve.api.bounds import UNKNOWN_CONTEXT
-from octavo_serve.api.model import FREE, NO_DEFAULTS, Defaults, ModelClient, Price, ServedModel, unmeasured
+from octavo_serve.api.model import FREE, NO_DEFAULTS, Defaults, Keeper, ModelClient, Price, ServedModel, unmeasured
 from octavo_serve.wire.messages import ModelInfo
 
 RETRY_AFTER = 5.0
@@ -26,7 +26,7 @@ RETRY_AFTER = 5.0
 MAX_WAITING_TOKENS = 2**22
 """Of prompts that wait for one model that loads, about: they are texts, of 4 to 16 bytes for each token."""
 
-Status = Literal["ready", "loading", "failed"]
+Status = Literal["ready", "loading", "failed", "asleep"]
 
 
 class Facts(TypedDict, total=False):
@@ -41,6 +41,8 @@ class Facts(TypedDict, total=False):
     note: str
     defaults: Defaults
     price: Price
+    asleep: int
+    weight_folders: tuple[str, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +61,9 @@ class ModelEntry:
         note: what the shards that do not answer yet are waiting for.
         price: of its tokens, and those of its adapters.
         cost: its shards' cost model, as they say now.
+        asleep: at which level it sleeps, or is about to; 0 while it is awake.
+        weight_folders: where other weights may lie.
+        keeper: who changes that; None: nobody.
     """
 
     name: str
@@ -75,6 +80,9 @@ class ModelEntry:
     defaults: Defaults = NO_DEFAULTS
     price: Price = FREE
     cost: Callable[[], Cost] = unmeasured
+    asleep: int = 0
+    weight_folders: tuple[str, ...] = ()
+    keeper: Keeper | None = None
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
     _loading_since: float | None = None  # monotonic
     _took: float | None = None  # seconds, the last time that it loaded
@@ -87,6 +95,8 @@ class ModelEntry:
     def status(self) -> Status:
         if self.tokenizer_error or ((self.shard_error or self.no_room) and not self.shards):
             return "failed"
+        if self.asleep:
+            return "asleep"
         answers = self.on_demand or (self.info and self.shards)
         return "ready" if self.tokenizer and answers else "loading"
 
@@ -97,6 +107,8 @@ class ModelEntry:
             return self.tokenizer_error or self.shard_error or self.no_room
         if self.status == "ready":
             return self.no_room or None
+        if self.status == "asleep":
+            return f"level {self.asleep}; POST /wake_up wakes it"
         return self.note or ("its shards are starting" if self.tokenizer else "its tokenizer is being loaded")
 
     def may(self, tasks: Collection[str]) -> bool:
@@ -156,6 +168,9 @@ class ModelEntry:
         if self.status == "failed":
             why = f": {self.reason}" if explain else "; /health tells operators why"
             raise ModelNotReady(f"model {self.name!r} has failed{why}")
+        if self.status == "asleep":
+            why = "is asleep until an operator wakes it"
+            raise ModelNotReady(f"model {self.name!r} {why}; try again later", RETRY_AFTER)
         why = f" ({self.reason})" if explain else ""
         raise ModelNotReady(f"model {self.name!r} is still loading{why}; try again later", self._again)
 

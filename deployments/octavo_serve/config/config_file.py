@@ -224,7 +224,8 @@ def find_files_beside(config: Path, arguments: dict[str, Any]) -> None:
             places += [(model, "source"), (engine, "rehearsal"), (speculation, "draft")]
             places += [(model.get("accuracy"), name) for name in ("text", "reference")]
             places += [(model.get("lora"), name) for name in _keys(model.get("lora"))]
-            places += [(model.get("lora_folders"), index) for index in _keys(model.get("lora_folders"))]
+            for folders in (model.get("lora_folders"), model.get("weight_folders")):
+                places += [(folders, index) for index in _keys(folders)]
     for where, name in places:
         written = where[name] if name in _keys(where) else None
         if isinstance(written, str) and written:
@@ -287,6 +288,7 @@ def _of_model(model: ModelSettings) -> list[str]:
         found += _problem(whose, check_source, model.accuracy.reference) if model.accuracy.reference else []
     places = {f"lora.{name}": path for name, path in model.lora.items()}
     places |= {f"lora_folders: {path}": path for path in model.lora_folders}
+    places |= {f"weight_folders: {path}": path for path in model.weight_folders}
     found += [f"{whose}{name}: there is no {path!r}" for name, path in places.items() if not _exists(Path(path))]
     if model.engine.rehearsal is not None:
         from octavo.rehearsal.simulated import load_profile  # numpy

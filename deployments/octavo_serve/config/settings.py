@@ -222,6 +222,8 @@ class ModelSettings(Settings):
         lora: adapters that are served beside the model, each by its own name: name: folder (see docs/lora.md); gateways
             and shards read it under this path.
         lora_folders: where adapters may lie that operators load while the server runs; none: nowhere.
+        weight_folders: where other weights of the model may lie that operators have it go over to while the server runs
+            (see docs/sleep.md); none: nowhere.
         ranker: how a model of text ranks documents: by its "yes_no" to each, or by the angle of its "vectors"; "auto"
             is the former where the source's name has "reranker" in it.
         price: of its tokens, for usage by tenant.
@@ -251,6 +253,7 @@ class ModelSettings(Settings):
     response_template: Annotated[str, AfterValidator(_response_template)] = AUTO
     lora: dict[ModelName, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
     lora_folders: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    weight_folders: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     ranker: Literal["auto", "yes_no", "vectors"] = "auto"
     price: PriceSettings = Field(default_factory=PriceSettings)
     replicas: Replicas = 1

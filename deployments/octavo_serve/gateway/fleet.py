@@ -148,11 +148,16 @@ def _shards(one: Served, stats: Mapping[str, EngineStats]) -> list[tuple[str, di
 
 
 def _status(link: Link | None, known: KnownShard | None, stale_after: float) -> str:
-    """What can be said of a shard: "ready"; "stale": judged by load alone; "silent", "unreachable"."""
-    if link is None or known is None:
+    """What can be said of a shard: "ready"; "stale": judged by load alone; "silent", "unreachable"; what its
+    model does, if that is not awake; "waiting": others have other weights yet."""
+    if link is None:
         return "unreachable"
     if not link.answers:
         return "silent"
+    if link.phase != "awake":
+        return link.phase
+    if known is None:
+        return "waiting"
     return "stale" if time.monotonic() - known.known_at > stale_after else "ready"
 
 

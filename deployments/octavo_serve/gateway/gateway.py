@@ -56,6 +56,7 @@ from octavo_serve.config.settings import (
 from octavo_serve.gateway.drain import LEAVING, Drain
 from octavo_serve.gateway.fleet import GatewayFleet
 from octavo_serve.gateway.garbage import collect
+from octavo_serve.gateway.keeper import Keeper
 from octavo_serve.gateway.picker import Picker, QueueSettings
 from octavo_serve.gateway.scaling import ScalingReader
 from octavo_serve.gateway.shard_client import Failover, ShardClient
@@ -80,6 +81,7 @@ from octavo_serve.surfaces.scoring.schemas import Classifications, ClassifyReque
 from octavo_serve.surfaces.scoring.score import SCORE
 from octavo_serve.surfaces.served import BATCHED
 from octavo_serve.wire.scaling import scaling_key
+from octavo_serve.wire.weights import weights_key
 
 logger = logging.getLogger("ray.serve")
 
@@ -154,7 +156,7 @@ class Gateway:
             else:
                 self._served[model.name] = replace(kept, model=model)
             picker = self._served[model.name].picker
-            self._served[model.name].entry.update(price=model.price.price)
+            self._served[model.name].entry.update(price=model.price.price, weight_folders=tuple(model.weight_folders))
             picker.router.config = settings.router.config
             limits = QueueLimits(model.max_queue_s, model.max_queued_tokens)
             loading, policy = settings.gateway.loading_wait_s, model.engine.scheduling_policy
@@ -238,7 +240,11 @@ class Gateway:
         client = ShardClient(picker, Failover(), self.service.telemetry.moves_of(model.name), self._unread,
                              self.service.follow)  # fmt: skip
         shards.watch(client.listed)
-        entry = ModelEntry(model.name, int(time.time()), client, model.on_demand, cost=picker.router.cost)
+        keeper = Keeper(client, model.source, weights_key(app, deployment))
+        entry = ModelEntry(
+            model.name, int(time.time()), client, model.on_demand, cost=picker.router.cost, keeper=keeper
+        )
+        client.on_change = lambda: entry.update(asleep=client.asleep, info=client.info or entry.info)
         tasks = [
             asyncio.create_task(load_text(entry, model.source, partial(_defaults, model))),
             asyncio.create_task(watch_shards(entry, client, partial(self._deployments.state, deployment))),

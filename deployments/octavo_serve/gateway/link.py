@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import math
 import time
@@ -14,6 +15,7 @@ from octavo.block_hash import HASH_BYTES
 from octavo.engine.async_engine import Stream
 from octavo.engine.stats import EngineStats
 from octavo.errors import EngineDead, EngineStopped
+from octavo.load import Phase
 from octavo.request import PackedLogprobs, Request, SequenceUpdate
 from octavo.routing.router import Router
 from octavo_serve.wire.challenge import Challenge
@@ -27,9 +29,12 @@ from octavo_serve.wire.messages import (
     AskStatistics,
     Blocks,
     Courses,
+    Do,
     Hello,
     Inherit,
     Leaving,
+    Manage,
+    Managed,
     Peers,
     PromptPart,
     Refusal,
@@ -39,6 +44,7 @@ from octavo_serve.wire.messages import (
     Step,
     Submit,
     ToGateway,
+    Weights,
 )
 from octavo_serve.wire.parts import is_long, request_parts
 
@@ -87,6 +93,8 @@ class Link:
     Attributes:
         hello: who the shard is, and what its model takes; None until it is there.
         gone: why no more requests may be sent; None while they may.
+        phase, level: what its model does, and at which level it sleeps.
+        on_change: called when one of these, or the model in `hello`, may have changed.
         dismissed: whether the shard answered when it was no longer wanted; what ends it then is no crash.
         on_end: called once, when `gone` is set.
         introduced: where shards give KV blocks, as this one was told last.
@@ -99,6 +107,11 @@ class Link:
         self.dismissed = False
         self.on_end: Callable[[], object] = lambda: None
         self.introduced: dict[str, Address] = {}
+        self.phase: Phase = "awake"
+        self.level = 0
+        self.on_change: Callable[[], object] = lambda: None
+        self._managed: dict[int, asyncio.Future[Managed | None]] = {}  # by ticket
+        self._tickets = itertools.count()
         self._router: Router | None = None
         self._name = ""
         self._asked = -math.inf  # when for a snapshot
@@ -178,6 +191,11 @@ class Link:
             self.close()
 
     @property
+    def takes_requests(self) -> bool:
+        """Whether its model is awake; one that is about to fall asleep ends what was accepted before."""
+        return self.phase in ("awake", "dozing")
+
+    @property
     def answers(self) -> bool:
         """Whether the shard has said something a moment ago: it answers each `Ask`."""
         return self.gone is None and self._channel.silent_for(0) < ANSWER_SECONDS
@@ -226,6 +244,28 @@ class Link:
         """Have the shard fetch what is hot at another one, which is about to leave."""
         self._channel.send(Inherit(name))
 
+    async def manage(self, do: Do, *, level: int = 1, path: str = "") -> str:
+        """Have the shard do something with its model's weights; returns what those are called that it has staged.
+
+        Raises:
+            OctavoError: it was not done.
+        """
+        if self.gone:
+            raise EngineDead("the shard is gone")
+        ticket = next(self._tickets)
+        answer: asyncio.Future[Managed | None] = self._loop.create_future()
+        self._managed[ticket] = answer
+        self._channel.send(Manage(ticket, do, level, path))
+        try:
+            found = await answer
+        finally:
+            del self._managed[ticket]
+        if found is None:
+            raise EngineDead("the shard has gone meanwhile")
+        if found.error is not None:
+            raise found.error.error()
+        return found.weights
+
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or one of its sequences."""
         self._channel.send(Abort(request_id, index))
@@ -253,6 +293,14 @@ class Link:
             case Courses():
                 if self._courses is not None and not self._courses.done():
                     self._courses.set_result(message)
+            case Managed():
+                if (answer := self._managed.get(message.ticket)) is not None and not answer.done():
+                    answer.set_result(message)
+            case Weights():
+                if self.hello is not None:
+                    self.hello = Hello(self.hello.shard, message.model)
+                self.phase, self.level = message.phase, message.level
+                self.on_change()
             case Hello():
                 self.hello = message
                 self._answered.set()
@@ -302,6 +350,9 @@ class Link:
                 self._measured.set_result(None)
             if self._courses is not None and not self._courses.done():
                 self._courses.set_result(None)
+            for answer in self._managed.values():
+                if not answer.done():
+                    answer.set_result(None)
             self.on_end()
         for request_id, stream in self.streams.items():
             stream.failed(request_id, ShardGone(self.gone))

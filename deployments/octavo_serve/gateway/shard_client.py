@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Container, Iterator, Mapping
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
@@ -25,6 +25,7 @@ from octavo.errors import EngineDead, OctavoError, Overloaded
 from octavo.request import Placement, Request, SequenceUpdate
 from octavo_serve.api.model import NO_CLAIM, Claim
 from octavo_serve.api.tracing import Course, course
+from octavo_serve.gateway.hashing import hashed_for
 from octavo_serve.gateway.link import CONNECT_SECONDS, Link, MoveReason, ShardGone
 from octavo_serve.gateway.picker import Picked, Picker
 from octavo_serve.gateway.suspicion import Deaths, Suspicion
@@ -55,7 +56,7 @@ FULL_SECONDS = 1.0
 """Where all queues are full, a request that moved asks again after so long, or when a place or a shard comes."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Failover:
     """How long and how often a request may look for a shard (see `settings.GatewaySettings`).
 
@@ -82,6 +83,10 @@ class ShardClient:
         moved: told why, each time a request moves to another shard.
         unread: what waits in the gateway for clients that do not read.
         follow: gives a request's course, by its id, if somebody wants to know it.
+
+    Attributes:
+        links: to all shards that can be reached, whether requests are sent there now or not.
+        on_change: called when a shard's model falls asleep or wakes up, or its weights change.
     """
 
     def __init__(
@@ -99,6 +104,8 @@ class ShardClient:
         self._unread = unread
         self._there: dict[str, Replica] = {}
         self._keeping: dict[str, asyncio.Task[None]] = {}
+        self.links: dict[str, Link] = {}
+        self.on_change: Callable[[], object] = lambda: None
         self._runs: dict[str, _Run] = {}
         self._sharing: dict[str, Address] = {}  # where shards give KV blocks, in the order in which they came
         self._deaths = Deaths()
@@ -127,13 +134,13 @@ class ShardClient:
 
     async def stats(self) -> list[tuple[str, EngineStats]]:
         """(shard name, statistics) of the shards that can be reached and answer in time."""
-        links = dict(self._picker.links)
+        links = dict(self.links)
         answers = await asyncio.gather(*(link.stats(STATS_TIMEOUT) for link in links.values()))
         return [(name, stats) for name, stats in zip(links, answers, strict=True) if stats is not None]
 
     def listed_shards(self) -> list[tuple[Replica, Link | None]]:
-        """The shards that Serve lists, each with the link over which requests are sent there, if there is one now."""
-        return [(replica, self._picker.links.get(name)) for name, replica in self._there.items()]
+        """The shards that Serve lists, each with the link to it, if there is one now."""
+        return [(replica, self.links.get(name)) for name, replica in self._there.items()]
 
     def num_answering(self) -> int:
         """Shards that requests can be sent to and that have said something a moment ago."""
@@ -213,7 +220,7 @@ class ShardClient:
                 self._learn(name, Suspicion.lives)
             elif await _nobody_listens(address):
                 self._learn(name, Suspicion.died)
-            if link is not None and self._fits(link):
+            if link is not None and self._serves(link):
                 since = time.monotonic()
                 try:
                     await self._offer(name, link)
@@ -230,27 +237,65 @@ class ShardClient:
         """Let requests be sent to a shard until its link ends."""
         ended = asyncio.Event()
         link.on_end = functools.partial(self._ended, name, link, ended)
-        while not ended.is_set():
-            # again and again: it may have refused something and be well by now, or take more than before
-            if self._fits(link):
-                self._picker.join(self._there[name], link)
-                self._introduce()
-            with contextlib.suppress(TimeoutError):  # not `wait_for`: in 3.11 it loses a cancellation
-                async with asyncio.timeout(BEAT_SECONDS):
-                    await ended.wait()
+        link.on_change = functools.partial(self._changed, name, link)
+        self.links[name] = link
+        try:
+            while not ended.is_set():
+                # again and again: it may have refused something and be well by now, or take more than before
+                self._let_in(name, link)
+                with contextlib.suppress(TimeoutError):  # not `wait_for`: in 3.11 it loses a cancellation
+                    async with asyncio.timeout(BEAT_SECONDS):
+                        await ended.wait()
+        finally:
+            del self.links[name]
+
+    def _let_in(self, name: str, link: Link) -> None:
+        """Have requests be sent to a shard, if it takes them and they mean the same to it as to the others."""
+        if link.takes_requests and name in self._there and self._fits(link):
+            self._picker.join(self._there[name], link)
+            self._introduce()
+
+    def _changed(self, name: str, link: Link) -> None:
+        """A shard's model sleeps or wakes, or its weights are others; what runs there goes on."""
+        if self._picker.links.get(name) is link:
+            assert link.hello is not None
+            if not link.takes_requests or link.hello.model != self._info:
+                self._picker.leave(name, link)
+        for other, each in list(self.links.items()):
+            self._let_in(other, each)
+        self.on_change()
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """What the shards said last of their model."""
+        return self._info
+
+    @property
+    def asleep(self) -> int:
+        """At which level the model sleeps, or is about to; 0 while a shard takes requests, or none can be reached."""
+        found = [link.level for link in self.links.values()]
+        sleeps = all(link.phase in ("dozing", "asleep") for link in self.links.values())
+        return max(found, default=0) if sleeps else 0
 
     def _fits(self, link: Link) -> bool:
-        """Whether requests made for the other shards can run there; ends the link if not.
+        """Whether requests made for the other shards can run there.
 
-        While a config with another model or block size is rolled out there are shards of both: those that came first
-        are asked until none of them is left, for hashes and token ids of one mean something else to the other.
+        While shards go over to other weights one after the other, or a config with another model or block size is
+        rolled out, there are shards of both: those that came first are asked until none of them is left, for hashes and
+        token ids of one mean something else to the other.
         """
         assert link.hello is not None
         if not self._picker.links:
             self._info = link.hello.model
-        if link.hello.model == self._info:
+        return link.hello.model == self._info
+
+    def _serves(self, link: Link) -> bool:
+        """Whether a shard serves this model, with these weights or others; ends the link if not."""
+        assert link.hello is not None
+        found = link.hello.model
+        if self._fits(link) or (self._info is not None and found == replace(self._info, hash_name=found.hash_name)):
             return True
-        logger.warning("%s serves %s, not %s: it is not asked", link.hello.shard, link.hello.model, self._info)
+        logger.warning("%s serves %s, not %s: it is not asked", link.hello.shard, found, self._info)
         link.close()
         return False
 
@@ -364,16 +409,16 @@ class ShardClient:
         Raises:
             EngineDead: none was, for too long, or the deployment has failed.
         """
+        run.fit(self._info)
         with self._patience(), octavo_errors():
             async with asyncio.timeout(self._longest_wait):
                 picked = await self._picker.pick(run.request)
         try:
             if not run.living:  # its caller ended what was left of it while it looked for a shard
                 picked.ended(ran=False)
-            elif run.info in (None, self._info):
-                run.enter(picked)
             else:
-                raise EngineDead("the model was replaced by another while this request ran; send it again")
+                run.fit(self._info)
+                run.enter(picked)
         except BaseException:
             picked.ended(ran=False)
             raise
@@ -437,6 +482,19 @@ class _Run:
         self._begun = False
         self._blocks_at = ""  # shard that has computed what it said so far, and lives
 
+    def fit(self, info: ModelInfo | None) -> None:
+        """Make the request one for the model as it is now, unless another set of weights has begun to answer it.
+
+        Raises:
+            EngineDead: it has, or the model is quite another.
+        """
+        if info is None:
+            return
+        if self.info not in (None, info) and (self._begun or replace(info, hash_name=self.info.hash_name) != self.info):
+            raise EngineDead("the model was replaced by another while this request ran; send it again")
+        self.info = info
+        self.request = hashed_for(self.request, info)
+
     def enter(self, picked: Picked) -> None:
         emitted = self.request.emitted
         if self._begun:
@@ -445,9 +503,13 @@ class _Run:
         self.suspicion.enters()
         placement = picked.placement
         if self._blocks_at:
-            placement = dataclasses.replace(placement, peer=self._blocks_at, peer_blocks=ALL_BLOCKS)
-        self.request = dataclasses.replace(
-            self.request, placement=placement, emitted=emitted, alone=self.suspicion.alone
+            placement = replace(placement, peer=self._blocks_at, peer_blocks=ALL_BLOCKS)
+        self.request = replace(
+            self.request,
+            placement=placement,
+            emitted=emitted,
+            alone=self.suspicion.alone,
+            made_for="" if self.info is None else self.info.hash_name,
         )
         self.ran = False
         self.stream = _Updates(self)

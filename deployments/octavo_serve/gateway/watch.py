@@ -37,6 +37,9 @@ class Shards(Protocol):
 
     def num_answering(self) -> int: ...
 
+    @property
+    def asleep(self) -> int: ...
+
 
 async def load_text(
     entry: ModelEntry, source: str, defaults: Callable[[Source], Defaults] = lambda source: NO_DEFAULTS
@@ -81,9 +84,13 @@ async def watch_shards(
         try:
             found = shards.num_answering()
             info = await shards.describe() if found else entry.info
+            if shards.asleep:
+                entry.update(shards=found, asleep=shards.asleep)
+                await asyncio.sleep(period)
+                continue
             seen = State() if found else await state()
             note = seen.note or ("its shards do not answer" if seen.running else "")
-            entry.update(info=info, shards=found, shard_error=seen.error, note=note)
+            entry.update(info=info, shards=found, shard_error=seen.error, note=note, asleep=0)
         except Exception as error:  # a shard died between two calls; the next look finds out
             entry.update(shards=0, note=f"its shards do not answer: {error}")
         await asyncio.sleep(period)

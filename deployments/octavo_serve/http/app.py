@@ -177,9 +177,12 @@ def _add_models(app: Starlette, service: Service, access: Access) -> None:
 
 def _add_state(app: Starlette, service: Service, backend: Backend, access: Access) -> None:
     async def health(request: Request) -> Response:
-        """The state of each model, without waiting: 200 unless no model can answer. Without a key, only this status."""
+        """The state of each model, without waiting: 200 unless no model can answer. Without a key, only this status.
+
+        One that an operator has put to sleep is well: whoever restarted the server for it would wake it.
+        """
         entries = service.models.entries
-        ready = [entry.status == "ready" for entry in entries.values()]
+        ready = [entry.status in ("ready", "asleep") for entry in entries.values()]
         status = "ok" if all(ready) else "degraded" if any(ready) else "unhealthy"
         answer: dict[str, Any] = {"status": status}
         if access.rules.explains(request.scope.get(CALLER)):

@@ -28,7 +28,7 @@ class ModelCard(TypedDict):
     parent: str | None
     max_model_len: int | None
     tasks: list[Literal["generate", "embed", "classify"]] | None
-    status: Literal["ready", "loading", "failed"]
+    status: Literal["ready", "loading", "failed", "asleep"]
     reason: str | None
     alias_of: NotRequired[dict[str, float]]
 

@@ -72,6 +72,13 @@ class Feed:
         if self._reporting is not None:
             self._reporting.cancel()
 
+    def follow(self, engine: Engine) -> None:
+        """Tell of another engine from now on; gateways that were told so ask for a snapshot."""
+        self._engine.pool.events.on_first = None
+        self._engine, self._next, self._state, self._adapters = engine, 0, None, None
+        engine.pool.events.on_first = self._ring
+        self.flush()
+
     def flush(self) -> None:
         """Send the events that wait."""
         self._flushed = time.monotonic()

@@ -7,8 +7,9 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 
-from octavo.engine.async_engine import AsyncEngine
+from octavo.engine.served_engine import ServedEngine
 from octavo.errors import EngineDead
 from octavo.request import PackedLogprobs, SequenceUpdate
 from octavo_serve.shard.feed import Feed
@@ -26,6 +27,8 @@ from octavo_serve.wire.messages import (
     Hello,
     Inherit,
     Leaving,
+    Manage,
+    Managed,
     ModelInfo,
     Peers,
     Refusal,
@@ -34,6 +37,7 @@ from octavo_serve.wire.messages import (
     Step,
     Submit,
     ToShard,
+    Weights,
     encode,
 )
 from octavo_serve.wire.parts import PART_VALUES, Arriving, logprob_parts, steps
@@ -63,7 +67,7 @@ class Port:
         inherits: called with the name of a shard that is about to leave, whose hot blocks are to come here.
     """
 
-    def __init__(self, engine: AsyncEngine, name: str, report_s: float, silence: float = GATEWAY_SILENCE) -> None:
+    def __init__(self, engine: ServedEngine, name: str, report_s: float, silence: float = GATEWAY_SILENCE) -> None:
         self.engine = engine
         self.name = name
         self.silence = silence
@@ -82,7 +86,7 @@ class Port:
         engine = self.engine.engine
         limits = engine.limits
         return ModelInfo(
-            limits.name,
+            self.engine.name,
             limits.max_model_len,
             limits.vocab_size,
             engine.config.block_size,
@@ -96,6 +100,7 @@ class Port:
         self._server = await loop.create_server(self._accept, host, 0)
         self._watching = loop.create_task(self._watch())
         self.feed.open()
+        self.engine.on_change = lambda: loop.call_soon_threadsafe(self._changed)
         port: int = self._server.sockets[0].getsockname()[1]
         return Address(host, port, self.secret.hex())
 
@@ -142,6 +147,34 @@ class Port:
         gone = engine.pool.gone.find(asked.block)
         how = None if gone is None else (engine.clock() - gone.time, gone.taker)
         return Courses(asked.request_id, engine.courses(asked.request_id), how)
+
+    def manage(self, asked: Manage) -> Future[str] | Future[None]:
+        """Begin to do something with the model's weights."""
+        engine = self.engine
+        match asked.do:
+            case "sleep":
+                return engine.sleep(asked.level)
+            case "wake_up":
+                return engine.wake_up()
+            case "stage":
+                return engine.stage(asked.path)
+            case "unstage":
+                return engine.unstage()
+            case "switch":
+                return engine.switch()
+
+    def _changed(self) -> None:
+        """Tell all gateways what the model does now."""
+        if self.leaving:
+            return
+        self.feed.follow(self.engine.engine)
+        for channel in list(self.peers):
+            channel.send(self.weights)
+
+    @property
+    def weights(self) -> Weights:
+        """What the model does now."""
+        return Weights(self.engine.phase, self.engine.level, self.model)
 
     def _accept(self) -> Channel:
         return _Peer(self, asyncio.get_running_loop()).channel
@@ -222,6 +255,8 @@ class _Peer:
             return
         self._port.peers[self.channel] = self
         self.channel.send(Hello(self._port.name, self._port.model))
+        if self._port.engine.phase != "awake":
+            self.channel.send(self._port.weights)
 
     def _ended(self, request_id: str) -> None:
         left = self.open_sequences.get(request_id, 1) - 1
@@ -248,6 +283,16 @@ class _Peer:
                 self._port.introduced(message.addresses)
             case Inherit():
                 self._port.inherits(message.shard)
+            case Manage():
+                done = self._port.manage(message)
+                done.add_done_callback(lambda done: self.loop.call_soon_threadsafe(self._managed, message.ticket, done))
+
+    def _managed(self, ticket: int, done: Future[str] | Future[None]) -> None:
+        error = done.exception()
+        if isinstance(error, Exception):
+            self.channel.send(Managed(ticket, error=Refusal.of("", error)))
+        else:
+            self.channel.send(Managed(ticket, done.result() or ""))
 
     def _abort(self, message: Abort) -> None:
         if message.index is None:

@@ -13,27 +13,29 @@ from threading import Thread
 from typing import Any
 
 from ray import serve
+from ray.serve.context import ReplicaContext
 from ray.util import get_node_ip_address
 
 from octavo.config import EngineConfig
-from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.load_meter import LoadMeter
+from octavo.engine.served_engine import ServedEngine
 from octavo.source import resolve_source
 from octavo_serve.config.settings import AccuracySettings
 from octavo_serve.logs import take_in_engine
-from octavo_serve.ray_private import keep_serve_at_home
+from octavo_serve.ray_private import keep_serve_at_home, kept
 from octavo_serve.shard.port import Port
 from octavo_serve.shard.sharing import Sharing
 from octavo_serve.shard.start_up import StartUp
 from octavo_serve.shard.tensor_parallel import launch, see_own_gpus_only
 from octavo_serve.shard.warm import keep_warm
+from octavo_serve.wire.weights import Kept, decode_kept, weights_key
 
 SWITCH_SECONDS = 0.0005
 """Longest time that the engine's Python keeps the loop from sending what a step made; Python's own 5 ms would be a
 third of a first token where steps are short."""
 
 
-def _require(engine: AsyncEngine, source: str, config: EngineConfig, accuracy: AccuracySettings) -> None:
+def _require(engine: ServedEngine, source: str, config: EngineConfig, accuracy: AccuracySettings) -> None:
     """The accuracy gate, on an engine that has nothing to do yet; one that fails it is closed."""
     from octavo.evaluation.evaluate import Settings  # torch
     from octavo.evaluation.gate import require
@@ -44,6 +46,11 @@ def _require(engine: AsyncEngine, source: str, config: EngineConfig, accuracy: A
     except Exception:
         engine.close()
         raise
+
+
+def _kept(context: ReplicaContext, source: str) -> Kept:
+    """What operators have done with the model's weights since it was deployed."""
+    return decode_kept(kept(weights_key(context.app_name, context.deployment)), source)
 
 
 def _settle(is_real: bool) -> None:
@@ -86,12 +93,13 @@ class Shard:
         name = context.replica_id.unique_id
         record = None if config.record is None else f"{config.record}/{name}"
         own = replace(config, rehearsal_speed=speed, record=record)
-        self.engine = AsyncEngine.load(source, own, progress=True, launch=ranks)
+        done = _kept(context, source)
+        self.engine = ServedEngine.load(source, own, progress=True, launch=ranks, instead=done.path)
         start.done("model")
         if accuracy is not None:
             _require(self.engine, source, config, accuracy)
             start.done("accuracy")
-        self.meter = LoadMeter(config)
+        self._measured, self.meter = self.engine.engine, LoadMeter(config)
         self.host = str(get_node_ip_address())  # type: ignore[no-untyped-call]
         self.port = Port(self.engine, name, report_s)
         self.sharing = None
@@ -102,6 +110,8 @@ class Shard:
         start.done("network")
         start.publish(model, self.engine.engine.executor)
         self.start = start
+        if done.level:
+            self.engine.sleep(done.level)
         keep_warm(warm)
         Thread(target=_settle, args=(config.rehearsal is None,), daemon=True).start()
 
@@ -124,7 +134,11 @@ class Shard:
         return (await self.port.open(self.host)).as_metadata() | {"start": self.start.as_metadata()} | shares
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What the autoscaler learns twice a second."""
+        """What the autoscaler learns twice a second: nothing of a model that sleeps, whose shards stay as they are."""
+        if self.engine.phase != "awake":
+            return {}
+        if self._measured is not self.engine.engine:  # whose counters begin anew
+            self._measured, self.meter = self.engine.engine, LoadMeter(self.engine.engine.config)
         return asdict(self.meter.measure(self.engine.stats(), time.monotonic()))
 
     async def __del__(self) -> None:

@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from octavo.engine.arrivals import lot_of
-from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.disk_cache import block_form
+from octavo.engine.served_engine import ServedEngine
 from octavo.errors import ConfigError
 from octavo.kvcache.slot_file import CHECK_BYTES, checksum
 from octavo.kvcache.tier import Bytes, Failure
@@ -193,7 +193,7 @@ class Sharing:
         ConfigError: its blocks cannot be copied.
     """
 
-    def __init__(self, engine: AsyncEngine, source: Source, host: str, name: str) -> None:
+    def __init__(self, engine: ServedEngine, source: Source, host: str, name: str) -> None:
         if engine.engine.executor.kv is None:
             raise ConfigError("share_kv_cache is for models that generate text, in one process: leave it off")
         if engine.engine.executor.states is not None:
@@ -268,7 +268,8 @@ class Sharing:
         assert kv is not None
         form = Form(block_form(content(self._source), engine.config, engine.executor), kv.block_bytes)
         peers = self._peers = PeerShards(form, self._addresses)
-        self._engine.call(lambda engine: engine.share(peers))
+        self._engine.on_engine = lambda engine: engine.share(peers)
+        self._engine.call(self._engine.on_engine)
         self._begin_warm()
         while True:
             try:

@@ -31,6 +31,7 @@ from octavo_serve.surfaces.tgi.info import INFO
 from octavo_serve.surfaces.tgi.surface import COMPAT, COMPAT_OF_MODEL, GENERATE, GENERATE_STREAM
 from octavo_serve.surfaces.tokens.operations import DETOKENIZE, TOKENIZE
 from octavo_serve.surfaces.usage.operations import USAGE
+from octavo_serve.surfaces.weights.operations import OPERATIONS as OF_WEIGHTS
 
 FOR_TGI = GENERATE, GENERATE_STREAM, replace(COMPAT, instead=ROOT), replace(COMPAT_OF_MODEL, instead=ROOT)
 SURFACES: tuple[Surface[Any, Any, Any], ...] = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, *FOR_TGI, *FOR_KSERVE)
@@ -40,6 +41,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *OF_RESPONSES,
     *OF_KSERVE,
     *FOR_ADAPTERS,
+    *OF_WEIGHTS,
     *OF_BATCHES,
     USAGE,
 )

@@ -1,13 +1,14 @@
 """What a gateway and a shard say to each other: plain records, MessagePack on the wire, nothing of which is executed.
 
     gateway   Submit, after its RequestParts if it is long; Abort
-              Ask, four times a second; AskStatistics; AskCourses; Peers, when they change; Inherit
+              Ask, four times a second; AskStatistics; AskCourses; Peers, when they change; Inherit; Manage
     shard     Hello     first of all: who it is, and what its model takes
               Step      what one engine step did to all of the gateway's sequences; PromptPart before it
               Refusal   a request it does not take, or loses
               Blocks    numbered changes of its prefix cache; Snapshot, in parts, to who asks for it
               Report    its load when that changed, and an answer to each Ask; at least one a second
-              Statistics  the answer to AskStatistics; Courses, to AskCourses
+              Statistics  the answer to AskStatistics; Courses, to AskCourses; Managed, to Manage
+              Weights   what its model does now, and what it is, when that changes
               Leaving   before it goes
 
 All but what is sent in parts comes in order, so a gateway that sees its own Ask's time again has taken in all that was
@@ -26,7 +27,7 @@ from octavo import errors
 from octavo.engine.stats import EngineStats
 from octavo.engine.timeline import ShardCourse
 from octavo.errors import OctavoError
-from octavo.load import LoadedAdapters, ShardState
+from octavo.load import LoadedAdapters, Phase, ShardState
 from octavo.pooling import PoolingInfo, Task
 from octavo.request import PackedLogprobs, Request, SequenceUpdate
 from octavo.routing.index import Kind
@@ -150,6 +151,24 @@ class Inherit(msgspec.Struct, tag=True):
     shard: str
 
 
+Do = Literal["sleep", "wake_up", "stage", "unstage", "switch"]
+
+
+class Manage(msgspec.Struct, tag=True):
+    """Do something with the model's weights (`octavo.engine.served_engine`).
+
+    Attributes:
+        ticket: which the answer has.
+        level: of sleep.
+        path: of other weights.
+    """
+
+    ticket: int
+    do: Do
+    level: int = 1
+    path: str = ""
+
+
 class Hello(msgspec.Struct, tag=True):
     """The shard's first message: its name, and what a request must keep to."""
 
@@ -244,12 +263,39 @@ class Courses(msgspec.Struct, tag=True):
     gone: tuple[float, str] | None = None
 
 
+class Managed(msgspec.Struct, tag=True):
+    """The answer to Manage, once it is done.
+
+    Attributes:
+        weights: what those are called that were staged.
+        error: why it was not done.
+    """
+
+    ticket: int
+    weights: str = ""
+    error: Refusal | None = None
+
+
+class Weights(msgspec.Struct, tag=True):
+    """What the model does now.
+
+    Attributes:
+        level: of its sleep; 0 while it is awake.
+        model: as in Hello, but that its weights may be others by now.
+    """
+
+    phase: Phase
+    level: int
+    model: ModelInfo
+
+
 class Leaving(msgspec.Struct, tag=True):
     """The shard is about to end: nothing more comes, what has not ended goes on elsewhere."""
 
 
-ToShard = Submit | RequestPart | Abort | Ask | AskStatistics | AskCourses | Peers | Inherit
-ToGateway = Hello | Step | PromptPart | Refusal | Blocks | Snapshot | Report | Statistics | Courses | Leaving
+ToShard = Submit | RequestPart | Abort | Ask | AskStatistics | AskCourses | Peers | Inherit | Manage
+_Said = Hello | Step | PromptPart | Refusal | Blocks | Snapshot | Report | Weights | Leaving
+ToGateway = _Said | Statistics | Courses | Managed
 
 encode = msgspec.msgpack.Encoder().encode
 TO_SHARD: msgspec.msgpack.Decoder[ToShard] = msgspec.msgpack.Decoder(ToShard)

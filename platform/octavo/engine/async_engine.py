@@ -47,6 +47,8 @@ it. Otherwise each request would have a step and a message of its own where step
 
 _AUDIT_EVERY = 10.0  # seconds between integrity checks of an idle engine; one takes 1 ms per 2,000 blocks
 
+_LOOK = 0.02  # seconds between two looks whether an engine that is to finish has
+
 
 class Listener(Protocol):
     """Where the updates of one or many requests go; its methods run on its loop.
@@ -64,6 +66,10 @@ class Listener(Protocol):
     def failed(self, request_id: str, error: Exception) -> None:
         """A request was refused (`BadRequest`, `Overloaded`), or the engine has stopped (`EngineDead`)."""
         ...
+
+
+class Finished(EngineDead):
+    """The engine had nothing left to do, and was to end then."""
 
 
 News = dict[Listener, list[SequenceUpdate]]
@@ -128,10 +134,14 @@ class AsyncEngine:
     """An `Engine` in a thread of its own.
 
     A consumer that is slow gets several steps' updates at once; one that is quick gets each step's as it comes.
+
+    Attributes:
+        tokenizer: of the model, where it was loaded here.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, tokenizer: Tokenizer | None = None) -> None:
         self.engine = engine
+        self.tokenizer = tokenizer
         self._commands: queue.SimpleQueue[Command | Call | None] = queue.SimpleQueue()
         self._compiling = Compiling(self._compiled)
         self._listeners: dict[str, Listener] = {}
@@ -139,7 +149,8 @@ class AsyncEngine:
         self._error: BaseException | None = None
         self._beat = time.monotonic()
         self._silence = Silence()
-        self._audited = time.monotonic()
+        self._audited = self._busy = time.monotonic()
+        self._quiet: float | None = None  # seconds without work after which it is to end
         self._thread = threading.Thread(target=self._run, name="octavo-engine", daemon=True)
         self._thread.start()
 
@@ -154,15 +165,37 @@ class AsyncEngine:
         Raises:
             ModelError, ConfigError: it cannot be loaded, or not with these settings.
         """
-        found = resolve_source(source, config.runner)
-        tokenizer = load_tokenizer(found)
+        return cls.load_found(resolve_source(source, config.runner), config, progress=progress, launch=launch)
+
+    @classmethod
+    def load_found(
+        cls,
+        found: Source,
+        config: EngineConfig,
+        *,
+        progress: bool = False,
+        launch: Launch | None = None,
+        tokens: Source | None = None,
+        like: AsyncEngine | None = None,
+    ) -> AsyncEngine:
+        """The same of a source that was found.
+
+        Args:
+            tokens: the source of its tokenizer; None: the same.
+            like: an engine whose tokenizer, and what grammars need of it, this one is to have.
+        """
+        if like is not None and like.tokenizer is not None:
+            engine = Engine.load(found, config, like.tokenizer, progress=progress, launch=launch)
+            engine.compiler = like.engine.compiler
+            return cls(engine, like.tokenizer)
+        tokenizer = load_tokenizer(tokens or found)
         with ThreadPoolExecutor(1, "octavo-vocabulary") as beside:
             generates = config.rehearsal is None and read_spec(found).generates
             made = beside.submit(_vocabulary, found, tokenizer) if generates else None
             engine = Engine.load(found, config, tokenizer, progress=progress, launch=launch)
             if made is not None and made.result().size == engine.limits.vocab_size:
                 engine.compiler = Compiler(made.result())
-        return cls(engine)
+        return cls(engine, tokenizer)
 
     async def generate(self, request: Request) -> AsyncGenerator[list[SequenceUpdate], None]:
         """Run a request; yields lists of updates until all of its sequences have ended.
@@ -237,9 +270,44 @@ class AsyncEngine:
                 f"the engine has not finished a step for {silent:.0f} s; it should have within {patience:.0f} s"
             )
 
+    @property
+    def has_finished(self) -> bool:
+        """Whether `finish` has ended it."""
+        return isinstance(self._error, Finished)
+
     def stats(self) -> EngineStats:
         """Gauges and counters, now."""
         return self.engine.stats()
+
+    def finish(self, quiet: float = 0.0, stays: threading.Event | None = None, *, keeps: bool = True) -> bool:
+        """Give up the model once all requests have ended and none has come for some seconds; waits for that.
+
+        Who comes later is told that the engine has stopped (EngineDead), and has not run.
+
+        Args:
+            quiet: these seconds.
+            stays: set by who wants the engine to go on after all.
+            keeps: what the cache holds is kept where it outlives the engine.
+
+        Returns:
+            whether it has ended: False where it stays.
+
+        Raises:
+            EngineDead: it had stopped by itself.
+        """
+        self._quiet, self._busy = quiet, time.monotonic()
+        self.call(lambda engine: None)  # so that the thread looks
+        while self._thread.is_alive():
+            self._thread.join(_LOOK)
+            if stays is not None and stays.is_set() and self._quiet is not None:
+                self._quiet = None
+                self._thread.join(1.0 if self._error is not None else _LOOK)  # it may have ended just before
+                if self._thread.is_alive() and self._error is None:
+                    return False
+        if not isinstance(self._error, Finished):
+            raise EngineDead(f"the engine has stopped: {self._error!r}")
+        self.engine.close(keeps=keeps)
+        return True
 
     def close(self) -> None:
         """Stop the thread and give up the model; requests in flight end with EngineDead."""
@@ -252,6 +320,9 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             while self._take_commands():
+                if self._has_finished():
+                    self._error = Finished("the engine has finished")
+                    return
                 if self.engine.has_work:
                     trying = self.engine.isolation.trying
                     self._deliver(self.engine.step(), _TRIAL_HAND_OVER if trying else _HAND_OVER)
@@ -266,12 +337,19 @@ class AsyncEngine:
         finally:
             self._fail_all()
 
+    def _has_finished(self) -> bool:
+        """Whether it is to end, and nothing has run or come for as long as was said."""
+        if self._quiet is None or self.engine.has_work or self._compiling.active:
+            self._busy = time.monotonic()
+            return False
+        return time.monotonic() - self._busy >= self._quiet
+
     def _take_commands(self) -> bool:
         """Carry out what callers asked for; sleeps while there is nothing to do. False when told to close."""
         news: News = {}
         gathers, since = not self.engine.has_work, time.monotonic()
         try:
-            while self._carry_out(self._commands.get(block=not (self._is_busy or news)), news):
+            while self._carry_out(self._next_command(news), news):
                 self._beat = time.monotonic()
                 if gathers and self.engine.has_work and self._beat - since < _SOON:
                     time.sleep(_GATHER)
@@ -282,6 +360,11 @@ class AsyncEngine:
             return True
         finally:
             _hand_over(news, _HAND_OVER)
+
+    def _next_command(self, news: News) -> Command | Call | None:
+        """Raises queue.Empty where something else is to be done first."""
+        seconds = None if self._quiet is None else _LOOK
+        return self._commands.get(block=not (self._is_busy or news), timeout=seconds)
 
     @property
     def _is_busy(self) -> bool:
@@ -389,6 +472,11 @@ class Compiling:
         self._lock = threading.Lock()
         self._requests: dict[str, tuple[Request, Listener]] = {}
         self._stopped: Exception | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether any is."""
+        return bool(self._requests)
 
     def begin(self, compiler: Compiler, grammar: Grammar, request: Request, listener: Listener) -> None:
         """Pass a request on once its grammar is compiled, or tell its listener what is wrong."""

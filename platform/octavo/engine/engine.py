@@ -571,12 +571,16 @@ class Engine:
         """Prove that no block leaked; called whenever the engine idles."""
         self.scheduler.check_integrity()
 
-    def close(self) -> None:
-        """Give up the model."""
+    def close(self, *, keeps: bool = True) -> None:
+        """Give up the model.
+
+        Args:
+            keeps: what the cache holds is kept where it outlives the engine.
+        """
         self.adapters.close()
         self.scheduler.close()
         if self.scheduler.fetches is not None:
-            self.scheduler.fetches.close(certain=not self._in_flight)
+            self.scheduler.fetches.close(certain=keeps and not self._in_flight)
         self.executor.close()
         self._in_flight.clear()
 

@@ -296,3 +296,4 @@ class Fetches:
         self._writer.shutdown()
         if self.tier is not None:
             self.tier.close()
+        del self._kv  # an engine that is asleep is not to hold the cache's memory

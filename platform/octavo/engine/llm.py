@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from octavo.config import EngineConfig
 from octavo.engine.engine import Engine
+from octavo.engine.freed import give_back
 from octavo.engine.llm_beams import BeamSearchOutput, BeamSearchParams, beam_output
 from octavo.engine.llm_pooling import (
     ClassificationOutput,
@@ -28,8 +29,9 @@ from octavo.engine.llm_pooling import (
     ScoringRequestOutput,
     pairs,
 )
-from octavo.errors import BadRequest, ConfigError, OctavoError
+from octavo.errors import BadRequest, ConfigError, ModelError, OctavoError
 from octavo.models.adapters import find_adapter
+from octavo.models.packed_cache import version
 from octavo.pooled import check_prompt, cosine, score_task, truncated
 from octavo.pooling import Pooling, Task
 from octavo.request import (
@@ -87,6 +89,9 @@ class LLM:
         settings: fields of `EngineConfig`: dtype, quantization, max_model_len, max_num_seqs, kv_cache_bytes, threads,
             tensor_parallel_size, ...
 
+    Attributes:
+        is_sleeping: between `sleep` and `wake_up`.
+
     Raises:
         ModelError: the model cannot be loaded.
         ConfigError: a setting is unknown or wrong.
@@ -100,6 +105,8 @@ class LLM:
         self.tokenizer: Tokenizer = load_tokenizer(source)
         self._recommended = recommended_sampling(source)
         self.engine = Engine.load(source, config, self.tokenizer, progress=progress)
+        self._loaded = source, config, version(source)
+        self.is_sleeping = False
         self._ids = itertools.count()
         if progress:
             tqdm.write(f"Engine ready: {source.name}: {self.engine.executor}", file=sys.stderr)
@@ -295,9 +302,40 @@ class LLM:
         self._run(work, use_tqdm, "Scoring")
         return [each.of(ScoringOutput(float(each.outputs.data[0]))) for each in (item.output() for item in work)]
 
+    def sleep(self, level: int = 1) -> None:
+        """Give the memory of weights and cache back until `wake_up`.
+
+        Args:
+            level: 1 writes what the cache holds to its disk tier, if it has one; 2 keeps nothing.
+
+        Raises:
+            BadRequest: there is no such level.
+        """
+        if level not in (1, 2):
+            raise BadRequest(f"level must be 1 or 2, got {level!r:.80}", "level")
+        if not self.is_sleeping:
+            self.engine.close(keeps=level == 1)
+            self.is_sleeping = True
+            give_back()
+
+    def wake_up(self) -> None:
+        """Load the weights again.
+
+        Raises:
+            ModelError: they cannot be loaded, or their files have changed.
+        """
+        if not self.is_sleeping:
+            return
+        source, config, known = self._loaded
+        if version(source) != known:
+            raise ModelError(f"the files of {source.path} have changed while the model slept: make another LLM")
+        self.engine = Engine.load(source, config, self.tokenizer)
+        self.is_sleeping = False
+
     def close(self) -> None:
         """Give up the model and its memory."""
-        self.engine.close()
+        if not self.is_sleeping:
+            self.engine.close()
 
     def _tokens(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):
@@ -371,6 +409,8 @@ class LLM:
 
     def _run(self, work: Sequence[Work], use_tqdm: bool, doing: str = "Generating") -> None:
         """Have the engine do all of it."""
+        if self.is_sleeping:
+            raise BadRequest("the model is asleep: call wake_up() first")
         waiting, running = deque(work), dict[str, Work]()
         before = self.engine.generation_tokens
         try:

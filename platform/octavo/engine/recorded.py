@@ -37,7 +37,7 @@ from octavo.step import StepResult
 
 HIDDEN = {
     "prompt_token_ids", "params", "cache_salt", "adapter", "block_hashes", "session", "emitted", "seed", "asker",
-    "predicted",
+    "predicted", "made_for",
 }  # fmt: skip
 """Fields of a request that are not written, or as numbers."""
 

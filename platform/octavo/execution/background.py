@@ -66,6 +66,7 @@ class BackgroundExecutor:
 
     def close(self) -> None:
         """Close the executor, which ends a step that hangs (on a rank that is gone, say), and then the thread."""
+        self.kv = None  # which has the cache's memory
         self.executor.close()
         self._thread.shutdown()
 

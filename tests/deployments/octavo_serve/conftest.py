@@ -33,6 +33,7 @@ from octavo.config import EngineConfig
 from octavo.cost_model import Cost
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.engine import Engine
+from octavo.engine.served_engine import ServedEngine
 from octavo.pooling import PoolingInfo
 from octavo.rehearsal.simulated import POOLING, Profile, SimulatedExecutor
 from octavo.request import (
@@ -490,10 +491,10 @@ class Fleet:
         asyncio.run(main())
         return moves
 
-    async def add(self) -> Port:
+    async def add(self, served: ServedEngine | None = None) -> Port:
         executor = SimulatedExecutor(self.profile, self.config, range(1000), 1000)
         engine = Engine("counting", executor, self.config, end_token_ids=(), pooling=POOLING)
-        port = Port(AsyncEngine(engine), next(self.names), report_s=0.02)
+        port = Port(served or ServedEngine(AsyncEngine(engine)), next(self.names), report_s=0.02)
         self.ports.append(port)
         address = await port.open("127.0.0.1")
         self.replicas.append(Replica(port.name, 8, address.as_metadata(), None))
@@ -509,7 +510,7 @@ class Fleet:
 
     async def everything_is_free(self, seconds: float = 5) -> None:
         async with asyncio.timeout(seconds):
-            while any(port.engine.engine.pool.num_owned or port.engine._listeners for port in self.ports):
+            while any(port.engine.engine.pool.num_owned or port.engine._engine._listeners for port in self.ports):
                 await asyncio.sleep(0.01)
 
     async def shard_of_a_gateway_that_does_not_read(self) -> Port:

@@ -94,7 +94,7 @@ def test_of_a_long_prompt_whose_client_has_left_no_more_is_sent(fleet: Any, monk
         await asyncio.wait([waiting])
         while peer._arriving._parts or link._channel._in_parts:
             await asyncio.sleep(0)
-        assert not port.engine._listeners
+        assert not port.engine._engine._listeners
         assert not peer.open_sequences
 
     fleet.run(scenario)

@@ -16,6 +16,7 @@ from octavo.config import EngineConfig
 from octavo.cost_model import Cost
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.engine import Engine
+from octavo.engine.served_engine import ServedEngine
 from octavo.rehearsal.simulated import POOLING, Profile, SimulatedExecutor, readable_tokens
 from octavo.routing.router import RoutingConfig
 from octavo.source import resolve_source
@@ -123,7 +124,7 @@ class World:
             vocabulary = self.tokenizer.vocab_size
             executor = SimulatedExecutor(profile, self.config, readable_tokens(self.tokenizer), vocabulary)
             engine = AsyncEngine(Engine("m", executor, self.config, (), tokenizer=self.tokenizer, pooling=POOLING))
-        port = Port(engine, f"shard-{len(self.ports)}", report_s=0.02)
+        port = Port(ServedEngine(engine), f"shard-{len(self.ports)}", report_s=0.02)
         address = await port.open("127.0.0.1")
         self.ports.append(port)
         there = [*self.client._there.values(), Replica(port.name, self._capacity, address.as_metadata(), None)]

@@ -23,6 +23,7 @@ from typing import Any
 
 from octavo.config import EngineConfig
 from octavo.engine.async_engine import AsyncEngine
+from octavo.engine.served_engine import ServedEngine
 from octavo.errors import EngineDead, OctavoError
 from octavo.request import Placement, Request, SamplingParams
 from octavo_kernels.native import library
@@ -55,7 +56,7 @@ class Shards:
 
     async def _start(self) -> None:
         engine = await asyncio.to_thread(self._load)
-        self._port = Port(engine, f"shard {self.deaths}", report_s=0.1)
+        self._port = Port(ServedEngine(engine), f"shard {self.deaths}", report_s=0.1)
         address = await self._port.open("127.0.0.1")
         self._client.listed([Replica(self._port.name, 64, address.as_metadata(), None)])
 

@@ -12,6 +12,7 @@ from octavo.config import EngineConfig
 from octavo.cost_model import Cost
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.engine import Engine
+from octavo.engine.served_engine import ServedEngine
 from octavo.load import LoadedAdapters
 from octavo.rehearsal.simulated import Profile, SimulatedExecutor
 from octavo.request import Adapter, Placement, Request, SamplingParams
@@ -33,9 +34,10 @@ class Shard:
         executor = SimulatedExecutor(MACHINE, config, range(1000), 1000, sleep=lambda _: None)
         self.engine = Engine("m", executor, config, ())
         asleep = AsyncEngine.__new__(AsyncEngine)  # its engine is stepped here
+        asleep._error = None
         asleep.engine = self.engine
         asleep.check_health = lambda: None  # type: ignore[method-assign]
-        self.port = Port(asleep, "a", report_s=0.02)
+        self.port = Port(ServedEngine(asleep), "a", report_s=0.02)
         self.number = 0
 
     async def work(self, requests: int, tokens: int = 160, ticket: str = "") -> None:

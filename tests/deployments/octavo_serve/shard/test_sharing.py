@@ -22,6 +22,7 @@ from octavo.config import EngineConfig
 from octavo.engine import arrivals
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.engine import Engine
+from octavo.engine.served_engine import ServedEngine
 from octavo.errors import ConfigError
 from octavo.kvcache.slot_file import checksum
 from octavo.request import Placement, Request, SamplingParams
@@ -49,7 +50,7 @@ class Shard:
         found = resolve_source(str(source))
         config = EngineConfig(**{"kv_cache_bytes": 2**21, "max_model_len": 512, "share_kv_cache": True} | settings)
         self.engine = AsyncEngine(Engine.load(found, config, load_tokenizer(found)))
-        self.sharing = Sharing(self.engine, found, "127.0.0.1", secrets.token_hex(4))
+        self.sharing = Sharing(ServedEngine(self.engine), found, "127.0.0.1", secrets.token_hex(4))
         self.sharing._warmed = True  # it begins cold
         end = time.monotonic() + 60
         while self.sharing._peers is None:

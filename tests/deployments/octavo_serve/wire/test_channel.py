@@ -39,7 +39,7 @@ def test_strangers_are_not_listened_to(fleet: Any) -> None:
         assert await ends(secret[:-1], submit) == 0
         assert await ends(b"x" * 300_000) == 0
         assert len(port.peers) == 1  # the client
-        assert not port.engine._listeners
+        assert not port.engine._engine._listeners
         await fleet.said(client, fleet.request())
 
     assert fleet.run(scenario) == []
