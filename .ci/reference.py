@@ -55,6 +55,10 @@ Both runners run every family: the native one on CPUs in C++, torch on CPUs and 
 families, also quantised by GPTQ, AWQ and compressed-tensors ([quantization.md](quantization.md)). A setting of a config
 that a family does not know and that would change what it computes is refused by its name.
 
+Layers with a sliding window keep what lies in it, and as much as a step computes: what left it is given back, stays in
+the prefix cache while there is room, and goes first. A prefix is found where the window before its end is still there.
+With `disk_cache_bytes` they keep all of a text.
+
 Models with LongRoPE have two sets of rotary frequencies, of which the longest sequence decides: up to the length that
 they were trained with first (`max_model_len` 4096 of Phi-3-mini-128k) the short ones, otherwise the long ones, for all
 sequences. OLMo 2, OLMo 3, OLMoE and FlexOlmo norm queries over all heads, and run on one rank.

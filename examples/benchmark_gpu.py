@@ -36,6 +36,7 @@ from octavo.engine.engine import Engine
 from octavo.execution.background import BackgroundExecutor
 from octavo.execution.executor import Wait, finished
 from octavo.execution.graphs import padded_sizes
+from octavo.kvcache.layer_groups import ONE_GROUP
 from octavo.request import Request
 from octavo.source import resolve_source
 from octavo.step import StepBatch, StepResult
@@ -233,6 +234,7 @@ class _Waits:
 
     max_in_flight: int = 1
     batch_invariant = False
+    groups = ONE_GROUP
     kv = local = None
 
     def __init__(self, vocab_size: int, seconds: float) -> None:

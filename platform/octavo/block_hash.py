@@ -68,6 +68,14 @@ class Origin(NamedTuple):
         return cls(root_hash(model, whole, salt), Turn.of(adapter, prompt))
 
 
+def hash_in_group(block_hash: bytes, group: int) -> bytes:
+    """The hash of the same tokens' block in another group of layers (0: the first, in which it is as it was).
+
+    It differs in the last byte. So two hashes would have to agree in all others for one to be found as the other.
+    """
+    return block_hash[:-1] + bytes([block_hash[-1] ^ group]) if group else block_hash
+
+
 def extend_chain(
     chain: list[bytes], root: bytes, token_ids: Sequence[int], block_size: int, turn: Turn | None = None
 ) -> None:

@@ -7,7 +7,6 @@ compare the two.
 from __future__ import annotations
 
 import ctypes
-import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -172,7 +171,14 @@ class PackedLayer:
     recurrent: PackedRecurrent | None = None
 
     def words(
-        self, k_cache: int, v_cache: int, mixture: Int64 | None, latent: Int64 | None, recurrent: Int64 | None
+        self,
+        k_cache: int,
+        v_cache: int,
+        mixture: Int64 | None,
+        latent: Int64 | None,
+        recurrent: Int64 | None,
+        group: int,
+        plan: int,
     ) -> list[int]:
         """The words of `struct Layer` in records.h, with those of its mixture and of what it has for attention."""
         matrices = (self.q, self.k, self.v, self.out, self.gate, self.up, self.down)
@@ -185,7 +191,7 @@ class PackedLayer:
             *(k_cache, v_cache, 0 if mixture is None else mixture.ctypes.data, _address(self.sinks)),
             *(_address(self.attention_norm_bias), _address(self.mlp_norm_bias)),
             0 if latent is None else latent.ctypes.data,
-            0 if recurrent is None else recurrent.ctypes.data,
+            *(0 if recurrent is None else recurrent.ctypes.data, group, plan),
         ]
 
     @property
@@ -404,6 +410,8 @@ class NativeDecoder:
         precision: what products do with their input.
         ranks: set if the model is one rank's share.
         states: of recurrent layers; without, none are kept.
+        groups: of each layer that attends, whose block tables are its own, and its place in the cache; None: all have
+            one table, and the cache all of them.
     """
 
     def __init__(
@@ -415,6 +423,7 @@ class NativeDecoder:
         precision: Precision,
         ranks: Ranks | None = None,
         states: PackedStates | None = None,
+        groups: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         mixtures = [None if x.mixture is None else np.array(x.mixture.words(), np.int64) for x in model.layers]
         latents = [None if x.latent is None else np.array(x.latent.words(), np.int64) for x in model.layers]
@@ -423,9 +432,15 @@ class NativeDecoder:
             None if x.recurrent is None else np.array(x.recurrent.words(states.address(i), states.stride), np.int64)
             for i, x in enumerate(model.layers)
         ]
-        places = itertools.count()  # of layers with keys and values
-        caches = [(0, 0) if x.recurrent is not None else kv.addresses(next(places)) for x in model.layers]
-        layers = [x.words(*caches[i], mixtures[i], latents[i], recurrent[i]) for i, x in enumerate(model.layers)]
+        attending = [layer for layer in model.layers if layer.recurrent is None]
+        groups = groups or [(0, place) for place in range(len(attending))]
+        kinds = [(layer.window, group) for layer, (group, _) in zip(attending, groups, strict=True)]
+        plans = {kind: plan for plan, kind in enumerate(dict.fromkeys(kinds))}
+        places = iter(zip(groups, (plans[kind] for kind in kinds), strict=True))
+        layers = []
+        for i, layer in enumerate(model.layers):
+            (group, place), plan = next(places) if layer.recurrent is None else ((0, 0), 0)
+            layers.append(layer.words(*kv.addresses(place), mixtures[i], latents[i], recurrent[i], group, plan))
         words = np.array(model.words(precision, kv), np.int64)
         self._library, self._keep = library, (model, kv, mixtures, latents, states, recurrent)
         self._vocab, self._hidden = model.head.weight.n, model.embedding.k
@@ -476,7 +491,7 @@ class NativeDecoder:
         count = len(token_index)
         if kept is not None:
             token_index = np.concatenate([token_index, kept])
-        sequences = len(context_lens), query_start, context_lens, block_tables, block_tables.shape[1]
+        sequences = len(context_lens), query_start, context_lens, block_tables, block_tables.shape[-1]
         addresses = np.array([0 if adapter is None else adapter.address for adapter in adapters or ()], np.int64)
         if len(addresses):
             self._library.call("decoder_adapt", self._handle, addresses)

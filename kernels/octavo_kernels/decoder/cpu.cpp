@@ -8,7 +8,6 @@
 //   RunPerThread   long prompts: one phase in which each thread takes a run of tokens through all matrices, so that
 //                  their activations stay in its core's cache; not of mixtures, which would have few rows per expert
 // Activations are float32 between the matrices; each matrix packs them as its format requires (linear/cpu.h).
-#include <map>
 #include <memory>
 #include <vector>
 
@@ -41,13 +40,13 @@ class Decoder {
     StateRows state_rows = {};  // of the next step
     StepStates states_of_step;
 
-    std::map<int64_t, AttentionPlan> plans;  // by window
+    std::vector<AttentionPlan> plans;  // of each window and group of layers (Layer::plan)
     Buffer residual_, qkv_, attended_, normed_, scratch_, partials_, first_, own_queries_;
     Input head_input;
     Workspace shared, last;  // used by all threads; `last` for the tokens that pass through the last layer's matrices
     std::vector<std::unique_ptr<Workspace>> own;  // one per thread
-    std::vector<int64_t> slots;                   // cache slot of each token's key and value
-    int64_t num_tokens = 0, num_sequences = 0, scratch_floats = 0;
+    std::vector<int64_t> slots;                   // [groups][tokens] cache slot of each token's key and value
+    int64_t num_tokens = 0, num_sequences = 0, groups = 1, scratch_floats = 0;
     float *residual, *qkv, *attended, *normed, *scratch, *partials;
     float *first, *own_queries;  // of latent attention (LatentRows)
     const int32_t* token_ids;
@@ -129,7 +128,7 @@ class Decoder {
     // The rest of an embedding, once it is the sum over all ranks.
     void finish_embedding(int64_t token) {
         float* x = residual_of(token);
-        const int64_t position = plans.begin()->second.positions[token];
+        const int64_t position = plans[0].positions[token];
         if (model.positions) add_row(model.positions + position * model.hidden, x, model.hidden, x);
         norm(x, model.embedding_norm, model.embedding_norm_bias, x);
     }
@@ -143,8 +142,9 @@ class Decoder {
 
     // One KV head of one token: norms, rotation, and storing key and value.
     void rotate_and_store(const Layer& layer, int64_t token, int64_t head) {
-        const AttentionPlan& plan = plans.at(layer.window);
+        const AttentionPlan& plan = plans[layer.plan];
         const int64_t group = model.query_heads / model.kv_heads, dim = model.head_dim;
+        const int64_t slot = slots[layer.group * num_tokens + token];
         float *row = qkv + token * qkv_size, *key = row + q_size + head * dim, *value = key + kv_size;
         const int64_t position = plan.positions[token];
         const float* angles = layer.rotary + position * layer.rotary_dim;
@@ -158,8 +158,8 @@ class Decoder {
         if (numbers.qkv_clip != 0) clip_row(numbers.qkv_clip, dim, key), clip_row(numbers.qkv_clip, dim, value);
         if (layer.k_norm && !model.wide_norms) rms_norm_row(key, layer.k_norm, numbers.eps, dim, key);
         rotate_head(key, angles, layer.rotary_dim / 2);
-        store_packed_key(cache(layer), slots[token], head, key);
-        store_packed_value(cache(layer), slots[token], head, value);
+        store_packed_key(cache(layer), slot, head, key);
+        store_packed_value(cache(layer), slot, head, value);
     }
 
     // Outputs of a layer's first matrices, and the input of the one after attention or what stands in its place.
@@ -262,7 +262,7 @@ class Decoder {
     // The rotated part of one token's queries, and its record.
     void rotate_and_store(const Layer& layer, const LatentRows& rows, int64_t token) {
         const Latent& l = *layer.latent;
-        const int64_t position = plans.at(layer.window).positions[token], rotated = rows.rotated;
+        const int64_t position = plans[layer.plan].positions[token], rotated = rows.rotated;
         const float* angles = layer.rotary + position * layer.rotary_dim;
         for (int64_t head = 0; head < rows.heads; ++head) {
             float* query = rows.attending(l, token, head);
@@ -275,7 +275,7 @@ class Decoder {
         std::copy_n(stored + l.size, rotated, record);
         rotate_head(record, angles, rotated / 2);
         rms_norm_row(stored, l.kv_norm, *l.eps, l.size, record + rotated);
-        store_packed_value(cache(layer), slots[token], 0, record);
+        store_packed_value(cache(layer), slots[layer.group * num_tokens + token], 0, record);
     }
 
     // RedundantRows: copies the residual that this thread computed in its own memory to the shared one.
@@ -293,7 +293,7 @@ class Decoder {
     }
 
     void attention(const Layer& layer, int& cursor, int thread) {
-        const AttentionPlan& plan = plans.at(layer.window);
+        const AttentionPlan& plan = plans[layer.plan];
         const AttentionParams params{numbers.attention_scale, numbers.attention_softcap, model.slopes, layer.sinks};
         phases.run(cursor, int64_t(plan.items.size()), [&](int64_t item) {
             attend(plan, item, cache(layer), params, qkv, qkv_size, attended, q_size, scratch + thread * scratch_floats,
@@ -544,13 +544,27 @@ class Decoder {
         return nullptr;
     }
 
-    void find_slots(const Sequences& s) {
-        slots.resize(num_tokens);
+    // A step's sequences with the block tables of one group of layers.
+    static Sequences in_group(Sequences s, int64_t group) {
+        s.tables += group * s.count * s.table_stride;
+        return s;
+    }
+
+    void plan_attention(const Sequences& all) {
+        std::vector<char> built(plans.size());
+        for (const Layer& layer : layers)
+            if (!layer.recurrent && !built[layer.plan]++)
+                plans[layer.plan].build(in_group(all, layer.group), layer.window, model.query_heads, cache(layer));
+        slots.resize(groups * num_tokens);
+        for (int64_t group = 0; group < groups; ++group) find_slots(in_group(all, group), &slots[group * num_tokens]);
+    }
+
+    void find_slots(const Sequences& s, int64_t* found) const {
         for (int64_t i = 0; i < s.count; ++i)
             for (int64_t t = s.query_start[i]; t < s.query_start[i + 1]; ++t) {
                 const int64_t position = s.context_lens[i] - s.query_start[i + 1] + t;
                 const int64_t block = s.tables[i * s.table_stride + position / model.block_size];
-                slots[t] = block * model.block_size + position % model.block_size;
+                found[t] = block * model.block_size + position % model.block_size;
             }
     }
 
@@ -570,7 +584,7 @@ class Decoder {
         cuts = threads == 1 ? 1 : 4 * threads;
         scratch_floats = 0;
         int64_t partial = 0;
-        for (const auto& [window, plan] : plans) {
+        for (const AttentionPlan& plan : plans) {
             scratch_floats = std::max(scratch_floats, attention_scratch(plan, cache(layers[0])));
             partial = std::max(partial, partial_floats(plan, cache(layers[0])));
         }
@@ -622,6 +636,10 @@ public:
           qkv_size(latent ? q_size : q_size + 2 * kv_size),
           widths{m.hidden, latent ? latent->v_b.n : q_size, inner_of(false), inner_of(true), mixed_width()},
           phases(kPhasesPerLayer * m.num_layers + kOtherPhases), mixture(first_mixture()) {
+        for (const Layer& layer : layers) {
+            plans.resize(std::max(int64_t(plans.size()), layer.plan + 1));
+            groups = std::max(groups, layer.group + 1);
+        }
         want_inputs(shared), want_inputs(last);
         head_input.add(model.head, precision());
     }
@@ -637,13 +655,10 @@ public:
         num_tokens = sequences.query_start[sequences.count];
         token_ids = tokens;
         finished = whole ? Tokens{0, num_tokens, nullptr} : Tokens{0, count + kept, token_index};
-        for (const Layer& layer : layers)
-            if (!layer.recurrent) plans[layer.window];
         num_sequences = sequences.count;
         states_of_step.build(sequences, state_rows), state_rows = {};
-        for (auto& [window, plan] : plans) plan.build(sequences, window, model.query_heads, cache(layers[0]));
+        plan_attention(sequences);
         phases.reset();
-        find_slots(sequences);
         find_adapters(sequences);
         threads = num_threads();
         reserve();
@@ -701,7 +716,8 @@ OCTAVO_API void octavo_decoder_recur(int64_t decoder, const int32_t* source, int
     ((octavo::Decoder*)decoder)->recur_from({source, count, saved, targets});
 }
 
-// Arrays as in octavo.step; token_index: [count + kept] different flat tokens. After the first `count` logits
+// Arrays as in octavo.step, tables: [groups of layers][sequences][table_stride]; token_index: [count + kept] different
+// flat tokens. After the first `count` logits
 // [count, vocab] are computed; octavo_decoder_states() gives the states of the others.
 // whole: whether the other tokens pass through the last layer too.
 OCTAVO_API void octavo_decoder_step(int64_t decoder, const int32_t* token_ids, int64_t num_sequences,

@@ -22,6 +22,7 @@ struct Layer {
     const float *attention_norm_bias, *mlp_norm_bias;  // or null
     const Latent* latent;  // or null; q is then what comes first of queries, k makes records, and there is no v (latent.h)
     const Recurrent* recurrent;  // in place of attention, or null; q, k and v are then what it takes (recurrent.h)
+    int64_t group, plan;  // whose block tables are this layer's; window and group, counted from 0
 };
 
 struct Model {

@@ -192,6 +192,7 @@ public:
             layer.attention_norm = from.attention_norm.data(), layer.mlp_norm = from.mlp_norm.data();
             layer.q_norm = from.q_norm.data(), layer.k_norm = from.k_norm.data();
             layer.rotary = plain.rotary.data(), layer.rotary_dim = kDim, layer.window = from.window;
+            layer.plan = int64_t(layers.size());
             layer.k_cache = kv, layer.v_cache = kv + layer_bytes / 2;
             kv += layer_bytes;
             layers.push_back(layer);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Self
 
@@ -92,6 +93,16 @@ class PagedBatch:
             min_query_len=int(lens.min()),
             split_keys=split_keys,
         )
+
+    def with_tables(self, block_tables: npt.NDArray[np.int32]) -> Self:
+        """The same step where its keys and values lie in other blocks, [S, nb] on the host."""
+        device = self.block_tables.device
+        tables = torch.from_numpy(np.ascontiguousarray(block_tables, np.int32))
+        tables = tables if device.type == "cpu" else tables.pin_memory().to(device, non_blocking=True)
+        rows = torch.repeat_interleave(self.query_start.diff(), output_size=len(self.positions))
+        places = self.positions // self.block_size
+        slots = tables[rows, places].long() * self.block_size + self.positions % self.block_size
+        return dataclasses.replace(self, block_tables=tables, slots=slots)
 
 
 def _int64(x: Ints) -> npt.NDArray[np.int64]:

@@ -57,13 +57,14 @@ OCTAVO_INLINE void store_weights(bf16* p, Vec v) {
 #endif
 }
 
-// The first `valid` places of a cell of a plain cache, packed; the rest 0.
+// Places `from` to `valid` of a cell of a plain cache, packed; the rest 0: those before may lie in blocks that are given
+// back, where anything may be.
 template <class T>
-void pack_cell(const KvCache& cache, const Sequences& sequences, int64_t sequence, int64_t position, int64_t valid,
-               int64_t head, T* k, T* v) {
+void pack_cell(const KvCache& cache, const Sequences& sequences, int64_t sequence, int64_t position, int64_t from,
+               int64_t valid, int64_t head, T* k, T* v) {
     std::memset(k, 0, cache.cell_values() * sizeof(T));
     std::memset(v, 0, cache.cell_values() * sizeof(T));
-    for (int64_t i = 0; i < valid; ++i) {
+    for (int64_t i = from; i < valid; ++i) {
         const int64_t slot = slot_of(sequences, sequence, position + i, cache.block_size);
         const T* key = (const T*)cache.k + (slot * cache.heads + head) * cache.dim;
         const T* value = (const T*)cache.v + (slot * cache.heads + head) * cache.dim;
@@ -226,7 +227,8 @@ void find_split(const KvCache& cache, const Sequences& sequences, const Attentio
         T* own_v = own_k + cache.cell_values();
         split.k[cell] = (const float*)own_k, split.v[cell] = (const float*)own_v;
         if (cache.form == KvForm::plain) {
-            pack_cell(cache, sequences, item.sequence, position, valid, item.head, own_k, own_v);
+            const int64_t from = std::max<int64_t>(0, item.begin - position);
+            pack_cell(cache, sequences, item.sequence, position, from, valid, item.head, own_k, own_v);
             continue;
         }
         const Place place = find_place(cache, sequences, item.sequence, position);

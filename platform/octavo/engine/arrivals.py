@@ -25,7 +25,7 @@ import numpy as np
 from octavo.cost_model import CostModel, attended
 from octavo.engine.queues import WaitingSequences
 from octavo.engine.sequence import Sequence
-from octavo.kvcache.block_pool import BlockPool
+from octavo.kvcache.block_pool import BlockPool, Prefix
 from octavo.kvcache.block_table import BlockTable
 from octavo.kvcache.tier import BlockSource, Bytes, KVBlocks, Tier, TierCounters
 
@@ -138,7 +138,7 @@ class Arrivals:
         self.seen(int(saved > 0))
         return saved
 
-    def begin(self, seq: Sequence | None, chain: list[bytes], cached: list[int]) -> bool:
+    def begin(self, seq: Sequence | None, chain: list[bytes], cached: Prefix) -> bool:
         """Have blocks read; False where they have no room.
 
         Args:

@@ -12,6 +12,7 @@ from octavo.engine.masks import banned, fill_masks
 from octavo.engine.plan import StepPlan, num_prompt_logprobs
 from octavo.engine.sequence import Sequence
 from octavo.engine.token_counts import TokenCounts
+from octavo.kvcache.block_table import fill_in, lay_out
 from octavo.step import Int32, Penalties, PooledRow, SamplingRows, SoFar, StateRows, StepBatch, Uint32
 
 _SPARE_BLOCKS = 8  # columns of a kept block table that its sequences can grow into
@@ -51,9 +52,9 @@ class BatchBuilder:
         for row, seq in enumerate(sequences):
             blocks = seq.table.blocks
             if len(blocks) != self._num_blocks[row] or plan.copies:
-                if len(blocks) > last.block_tables.shape[1]:
+                if len(blocks) > last.block_tables.shape[-1]:
                     return None
-                last.block_tables[row, : len(blocks)] = blocks
+                fill_in(last.block_tables, row, seq.table)
         known = np.array([seq.num_known for seq in sequences], np.int64)
         rows = dataclasses.replace(
             last.sampling,
@@ -96,15 +97,12 @@ def build_batch(plan: StepPlan) -> StepBatch:
         known = seq.token_ids[seq.num_computed : seq.num_computed + count]
         # what is not known is proposed, or a single token that the step before samples
         tokens += known if len(known) == count else [*known, *plan.proposed.get(seq, (0,))]
-    block_tables = np.zeros((len(entries), max(len(seq.table.blocks) for seq, _ in entries) + _SPARE_BLOCKS), np.int32)
-    for i, (seq, _) in enumerate(entries):
-        block_tables[i, : len(seq.table.blocks)] = seq.table.blocks
     return StepBatch(
         token_ids=np.array(tokens, np.int32),
         sources=_sources([seq for seq, _ in entries], query_start[1:] - 1, len(tokens)),
         query_start=query_start,
         context_lens=np.array([seq.num_computed + count for seq, count in entries], np.int32),
-        block_tables=block_tables,
+        block_tables=lay_out([seq.table for seq, _ in entries], _SPARE_BLOCKS),
         block_copies=plan.copies,
         sampling=_sampling_rows(plan, query_start),
         prompt_logprobs=_prompt_logprobs(plan, query_start),
@@ -114,8 +112,8 @@ def build_batch(plan: StepPlan) -> StepBatch:
     )
 
 
-def smallest_batch(block: int) -> StepBatch:
-    """One token of no request, stored in a block that nobody holds."""
+def smallest_batch(block: int, groups: int = 1) -> StepBatch:
+    """One token of no request, stored in a block that nobody holds, which all groups of layers take in turn."""
     one = np.ones(1, np.int32)
     rows = SamplingRows(
         token_index=one * 0,
@@ -127,7 +125,8 @@ def smallest_batch(block: int) -> StepBatch:
         position=np.ones(1, np.int64),
         num_logprobs=-one,
     )
-    return StepBatch(one * 0, np.array([0, 1], np.int32), one, np.array([[block]], np.int32), [], rows)
+    tables = np.full((groups, 1, 1) if groups > 1 else (1, 1), block, np.int32)
+    return StepBatch(one * 0, np.array([0, 1], np.int32), one, tables, [], rows)
 
 
 def _adapters(sequences: list[Sequence]) -> list[str] | None:

@@ -332,7 +332,7 @@ def check_beams(request: Request, limits: ModelLimits, config: EngineConfig) -> 
 
 def blocks_wanted(beams: list[Sequence]) -> int:
     """Blocks that beams hold, and those that one token more takes."""
-    held = {block for beam in beams for block in beam.table.blocks}
+    held = {block for beam in beams for block in beam.table.held()}
     return len(held) + sum(beam.table.takes(beam.num_computed) for beam in beams)
 
 

@@ -66,7 +66,7 @@ def above_all(running: list[Sequence]) -> tuple[list[Sequence], int]:
     if not running or not is_below(running[-1]):
         return running, 0
     below = [seq for seq in running if is_below(seq)]
-    return running[: len(running) - len(below)], sum(len(seq.table.blocks) for seq in below)
+    return running[: len(running) - len(below)], sum(len(seq.table.held()) for seq in below)
 
 
 def _beside(above: list[Sequence], below: list[Sequence], cost_model: CostModel) -> int:

@@ -26,7 +26,7 @@ from octavo.config import EngineConfig
 from octavo.cost_model import CostModel, StepWork, attended
 from octavo.engine.sequence import Sequence
 from octavo.kvcache.block_pool import BlockPool
-from octavo.kvcache.block_table import BlockTable
+from octavo.kvcache.block_table import BlockTable, lay_out
 from octavo.source import Source, resolve_source
 from octavo.step import SamplingRows, StepBatch
 from octavo.text.tokenizer import Tokenizer, check_draft
@@ -71,9 +71,11 @@ class Drafter:
 
     def __init__(self, executor: Executor, block_size: int, *, caching: bool = True) -> None:
         self.executor = executor
-        self.pool = BlockPool(executor.num_blocks, block_size, caching=caching)
+        groups = executor.groups
+        self.pool = BlockPool(executor.num_blocks, block_size, caching=caching, groups=groups)
         self.cost_model = CostModel()
-        self.most_tokens = min(executor.spec.max_position_embeddings, executor.num_blocks * block_size)
+        most = groups.most_tokens(executor.num_blocks, block_size)
+        self.most_tokens = min(executor.spec.max_position_embeddings, most)
         self._kept: dict[Sequence, _Kept] = {}
         self._copies: list[tuple[int, int]] = []  # of blocks, to make before the next pass
 
@@ -158,7 +160,7 @@ class Drafter:
 
     def check_integrity(self) -> None:
         """As `Scheduler.check_integrity`."""
-        self.pool.check_integrity([kept.table.blocks for kept in self._kept.values()])
+        self.pool.check_integrity([kept.table.held() for kept in self._kept.values()])
 
     def close(self) -> None:
         """Give up the model."""
@@ -171,7 +173,7 @@ class Drafter:
         if kept is None:
             size = self.pool.block_size
             full = (len(seq.token_ids) - 1) // size
-            cached = self.pool.match(seq.hashes(size)[:full]) if self.pool.caching else []
+            cached = self.pool.match(seq.hashes(size)[:full] if self.pool.caching else ())
             kept = self._kept[seq] = _Kept(BlockTable(self.pool, cached), len(cached) * size)
         elif kept.guessed:
             said = seq.token_ids[kept.known : kept.known + len(kept.guessed)]
@@ -193,6 +195,7 @@ class Drafter:
         return seq in self._kept and self._grown(kept, end)
 
     def _grown(self, kept: _Kept, end: int) -> bool:
+        kept.table.pass_by(kept.known)  # what is known stays known
         copies = kept.table.grow(kept.known, end)
         self._copies += copies or []
         return copies is not None
@@ -207,15 +210,12 @@ class Drafter:
 
     def _run(self, rows: list[tuple[BlockTable, list[int], int]], sampling: SamplingRows) -> list[int]:
         lags, starts = [len(tokens) for _, tokens, _ in rows], [start for _, _, start in rows]
-        blocks = np.zeros((len(rows), max(len(table.blocks) for table, _, _ in rows)), np.int32)
-        for row, (table, _, _) in enumerate(rows):
-            blocks[row, : len(table.blocks)] = table.blocks
         contexts = np.array(lags, np.int32) + np.array(starts, np.int32)
         batch = StepBatch(
             token_ids=np.array([token for _, tokens, _ in rows for token in tokens], np.int32),
             query_start=np.cumsum([0, *lags], dtype=np.int32),
             context_lens=contexts,
-            block_tables=blocks,
+            block_tables=lay_out([table for table, _, _ in rows]),
             block_copies=self._copies,
             sampling=sampling,
         )

@@ -113,13 +113,15 @@ class Engine:
         if (room := executor.states) is not None:
             states = StatePool(room.count, room.interval)
             config = recurrent_config(config, room.count)
+        caching, groups = config.enable_prefix_caching, executor.groups
+        held = groups.most_tokens(num_blocks, config.block_size)
         self.config = config
         self.clock = clock
         self.executor = executor
         self.limits = ModelLimits(
             name,
             spec.vocab_size,
-            _max_model_len(config, spec.max_position_embeddings, num_blocks),
+            _max_model_len(config, spec.max_position_embeddings, held),
             frozenset(token for token in end_token_ids if 0 <= token < spec.vocab_size),
             tasks=("generate", *pooling.tasks) if spec.generates else pooling.tasks,
             pooling=pooling,
@@ -128,7 +130,7 @@ class Engine:
         vocabulary = Vocabulary(tokenizer, spec.vocab_size) if tokenizer is not None and spec.generates else None
         self._tokenizer = tokenizer
         self.compiler = None if vocabulary is None else Compiler(vocabulary)
-        self.pool = BlockPool(num_blocks, config.block_size, caching=config.enable_prefix_caching, states=states)
+        self.pool = BlockPool(num_blocks, config.block_size, caching=caching, states=states, groups=groups)
         make = Scheduler if config.record is None else _recorded()
         self.scheduler = make(config, self.limits, self.pool, CostModel(), clock)
         self.adapters = Adapters(executor, config.lora_bytes, config.max_num_queued_requests)
@@ -474,7 +476,7 @@ class Engine:
         self.scheduler.lend(self._compute_in)
 
     def _compute_in(self, block: int) -> None:
-        self.executor.launch(smallest_batch(block))()
+        self.executor.launch(smallest_batch(block, self.pool.groups.count))()
 
     def _fail(self, request_id: str, sentence: str) -> list[SequenceUpdate]:
         """End a request with an error that says why: all of its sequences, also those that are not made yet."""
@@ -639,15 +641,14 @@ def _speculates(config: EngineConfig, executor: Executor) -> bool:
     return unseen if config.speculation is None else bool(config.speculation)
 
 
-def _max_model_len(config: EngineConfig, of_model: int, num_blocks: int) -> int:
-    """The context limit: the model's, the setting's, and never more than the KV pool holds."""
-    slots = num_blocks * config.block_size
+def _max_model_len(config: EngineConfig, of_model: int, held: int) -> int:
+    """The context limit: the model's, the setting's, and never more than what the KV pool holds of a sequence."""
     wanted = config.max_model_len
     if wanted is None:
-        return min(of_model, slots)
-    if wanted > slots:
+        return min(of_model, held)
+    if wanted > held:
         raise ConfigError(
-            f"max_model_len is {wanted}, but the KV cache holds {slots} tokens: "
+            f"max_model_len is {wanted}, but the KV cache holds {held} tokens: "
             "raise kv_cache_bytes or lower max_model_len"
         )
     return wanted

@@ -25,7 +25,7 @@ from octavo.engine.arrivals import Arrivals, lot_of
 from octavo.engine.plan import StepPlan
 from octavo.engine.queues import WaitingSequences
 from octavo.engine.sequence import Sequence
-from octavo.kvcache.block_pool import BlockPool
+from octavo.kvcache.block_pool import BlockPool, Prefix
 from octavo.kvcache.block_table import BlockTable
 from octavo.kvcache.tier import Bytes, KVBlocks, Peers, Tier, TierCounters
 
@@ -58,6 +58,7 @@ class Fetches:
     """
 
     def __init__(self, tier: Tier | None, kv: KVBlocks, pool: BlockPool, cost_model: CostModel) -> None:
+        assert not pool.groups.windowed, "blocks that come from elsewhere have all layers"
         self.tier = tier
         self.peers: Peers | None = None
         self._kv, self._pool, self._cost_model = kv, pool, cost_model
@@ -110,7 +111,7 @@ class Fetches:
             each.poll(waiting)
         self._tell()
 
-    def begin(self, seq: Sequence, cached: list[int], waiting: WaitingSequences) -> str | None:
+    def begin(self, seq: Sequence, cached: Prefix, waiting: WaitingSequences) -> str | None:
         """Have a sequence that could begin now wait for blocks instead, if somebody has any and that is worth it.
 
         Args:
@@ -167,7 +168,12 @@ class Fetches:
                 if self._pool.find(block_hash := hashes.popleft()) is None:
                     lot.append(block_hash)
             arrivals = None if self.peers is None else self._from(self.peers, name)
-            if not lot or arrivals is None or len(lot) > self._pool.num_blank or not arrivals.begin(None, lot, []):
+            if (
+                not lot
+                or arrivals is None
+                or len(lot) > self._pool.num_blank
+                or not arrivals.begin(None, lot, Prefix([[]]))
+            ):
                 self._warming.popleft()
 
     def stop(self, waiting: WaitingSequences) -> None:

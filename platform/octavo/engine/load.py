@@ -143,8 +143,9 @@ def num_filled_slots(running: Items[Sequence], pool: BlockPool) -> int:
     size, empty = pool.block_size, dict[int, int]()
     for seq in running:
         # All blocks before the last one are full. Sequences that have just been forked share that one.
-        blocks, computed = seq.table.blocks[:], seq.num_computed  # the engine's thread may shrink the table meanwhile
-        capacity = size * len(blocks)
-        if capacity > computed:
-            empty[blocks[computed // size]] = capacity - computed
+        for table in seq.table.tables:
+            blocks, computed = table[:], seq.num_computed  # the engine's thread may shrink the table meanwhile
+            capacity = size * len(blocks)
+            if capacity > computed:
+                empty[blocks[computed // size]] = capacity - computed
     return pool.num_owned * size - sum(empty.values())

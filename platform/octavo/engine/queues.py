@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from octavo.cost_model import CostModel, attended
 from octavo.engine.sequence import Group, Sequence
-from octavo.kvcache.block_pool import BlockPool
+from octavo.kvcache.block_pool import BlockPool, Prefix
 from octavo.request import BELOW_ALL
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class WaitingSequences(OrderedSequences):
         self.attended += positions
 
 
-def blocks_to_start(seq: Sequence, cached: list[int], pool: BlockPool, running: list[Sequence]) -> int:
+def blocks_to_start(seq: Sequence, cached: Prefix, pool: BlockPool, running: list[Sequence]) -> int:
     """Free blocks without which a sequence does not start.
 
     All known tokens must fit, not only the first chunk, and 1 % of the pool must be left to those that run: otherwise
@@ -120,9 +120,10 @@ def blocks_to_start(seq: Sequence, cached: list[int], pool: BlockPool, running: 
     Args:
         cached: the blocks that it finds; of these, those without an owner count as free now.
     """
-    beams = seq.group.beams
-    fresh = max(-(-seq.num_known // pool.block_size), 0 if beams is None else beams.blocks) - len(cached)
-    return fresh + sum(not pool.is_owned(block) for block in cached) + (pool.num_blocks // 100 if running else 0)
+    beams, found = seq.group.beams, cached.blocks(pool.groups)
+    wanted = max(pool.groups.held(seq.num_known, pool.block_size), 0 if beams is None else beams.blocks)
+    unowned = sum(not pool.is_owned(block) for block in found)
+    return wanted - len(found) + unowned + (pool.num_blocks // 100 if running else 0)
 
 
 def requeue(groups: Iterable[Group], running: OrderedSequences, waiting: WaitingSequences, pool: BlockPool) -> None:

@@ -31,6 +31,7 @@ from octavo.engine.scheduler import Scheduler
 from octavo.engine.sequence import Group, Sequence
 from octavo.errors import ConfigError, Overloaded
 from octavo.kvcache.block_pool import BlockPool
+from octavo.kvcache.layer_groups import ONE_GROUP, LayerGroups
 from octavo.recording import Frame, Recorder, Write
 from octavo.request import FinishReason, Request, SequenceUpdate
 from octavo.step import StepResult
@@ -49,6 +50,7 @@ class Begun(Frame, tag="begun"):
         name: of its shard.
         wall, time: the same moment as seconds since 1970 and on the engine's clock.
         blocks: of the pool.
+        groups: of layers, which share them.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Begun(Frame, tag="begun"):
     config: EngineConfig
     limits: ModelLimits
     blocks: int
+    groups: LayerGroups = ONE_GROUP
 
 
 class Begins(NamedTuple):
@@ -217,7 +220,7 @@ def recorded(
     folder = str(config.record)
     recorder = Recorder(folder, "engine")
     settings = dataclasses.replace(config, record=None)
-    recorder.write(Begun(Path(folder).name, time.time(), clock(), settings, limits, pool.num_blocks))
+    recorder.write(Begun(Path(folder).name, time.time(), clock(), settings, limits, pool.num_blocks, pool.groups))
     return RecordedScheduler(config, limits, pool, cost_model, clock, recorder.write, recorder)
 
 

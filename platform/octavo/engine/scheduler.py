@@ -282,12 +282,14 @@ class Scheduler:
     def _room_of(self, plan: StepPlan, chunk: int) -> int:
         """Tokens that may still be proposed in a step."""
         size = self.config.block_size
-        return min(self._idle_places(plan), chunk - size, (self.pool.num_free - len(self._running) - 2) * size)
+        free = self.pool.num_free // self.pool.groups.count
+        return min(self._idle_places(plan), chunk - size, (free - len(self._running) - 2) * size)
 
     def _continue(self, seq: Sequence, count: int, plan: StepPlan) -> int:
         """Take blocks for `count` tokens of a running sequence, preempting from the back; returns tokens scheduled."""
         count = one_way(seq, count)
         self.pool.gone.taker = seq.group.request.request_id
+        seq.table.pass_by(seq.num_computed)
         while (copies := seq.table.grow(seq.num_computed, seq.num_computed + count)) is None:
             if self.fetches is not None and self.fetches.give_up(self._waiting):
                 continue
@@ -510,12 +512,12 @@ class Scheduler:
         if self.proposer is not None:
             self.proposer.raised(seq for plan in plans for seq in plan.proposed)
         for seq in self._running:
-            self._note("preempt", seq, "its step failed", held=len(seq.table.blocks))
+            self._note("preempt", seq, "its step failed", held=len(seq.table.held()))
         self._searching.clear()
         requeue(self._groups.values(), self._running, self._waiting, self.pool)
 
     def _preempt(self, seq: Sequence, needed_by: str) -> None:
-        self._note("preempt", seq, f"blocks needed by {needed_by}", held=len(seq.table.blocks))
+        self._note("preempt", seq, f"blocks needed by {needed_by}", held=len(seq.table.held()))
         if seq.group.beams is not None:
             self._begin_again(seq.group, seq.group.beams)
             return
@@ -610,7 +612,7 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Prove that every block has exactly the owners it counts (`BlockPool.check_integrity`)."""
         arriving = [] if self.fetches is None else self.fetches.tables()
-        self.pool.check_integrity([table.blocks for table in [*arriving, *(seq.table for seq in self._running)]])
+        self.pool.check_integrity([table.held() for table in [*arriving, *(seq.table for seq in self._running)]])
         if self.proposer is not None:
             self.proposer.check_integrity()
 

@@ -14,7 +14,7 @@ from octavo.engine.constrained import Constraint, RequestRules
 from octavo.engine.token_counts import TokenCounts
 from octavo.engine.untold import Untold
 from octavo.fairness import Place
-from octavo.kvcache.block_pool import BlockPool
+from octavo.kvcache.block_pool import BlockPool, Prefix
 from octavo.kvcache.block_table import BlockTable
 from octavo.kvcache.eviction import Keeper
 from octavo.pooling import Method
@@ -511,12 +511,15 @@ class Sequence:
             update.finish_reason = "length"
 
     def give_back(self, num_computed: int) -> None:
-        """Give up the keys and values of all but the first `num_computed` tokens; fewer may be computed by now."""
-        if num_computed < self.num_computed:
-            self.num_computed = num_computed
-            self.table.shrink(num_computed)
+        """Give up the keys and values of all but the first `num_computed` tokens; fewer may be computed by now.
 
-    def begin(self, pool: BlockPool, cached: list[int]) -> None:
+        All are given up where the window of what follows has left the cache.
+        """
+        if num_computed < self.num_computed:
+            self.num_computed = num_computed if self.table.goes_on_from(num_computed) else 0
+            self.table.shrink(self.num_computed)
+
+    def begin(self, pool: BlockPool, cached: Prefix) -> None:
         """Take up the cached blocks of a prefix."""
         size, marks = pool.block_size, list[int]()
         if pool.states is not None:
@@ -560,15 +563,16 @@ class Sequence:
             return self.table.publish(self.hashes(pool.block_size), num_stored)
         return None
 
-    def cached_blocks(self, pool: BlockPool) -> list[int]:
+    def cached_blocks(self, pool: BlockPool) -> Prefix:
         """Cached blocks of a prefix of the sequence.
 
         A token is left to compute where one is sampled after it, or where its state is wanted.
         """
+        found = pool.match(self.reusable(pool))
         if not self.is_late or pool.states is not None:
-            return pool.match(self.reusable(pool))
-        lent = self.lent_blocks(self._most_cached(pool.block_size), pool.block_size)
-        return max(pool.match(self.reusable(pool)), lent, key=len)
+            return found
+        lent = self.lent_blocks(self._most_cached(pool.block_size), pool)
+        return found if lent is None else max(found, lent, key=len)
 
     def reusable(self, pool: BlockPool) -> list[bytes]:
         """Hashes of the blocks of a prefix that need not be computed if a cache has them."""
@@ -602,10 +606,13 @@ class Sequence:
         group.forked, group.num_made, self.width = True, self.width, 1
         return made
 
-    def lent_blocks(self, count: int, block_size: int) -> list[int]:
-        """The first `count` of the prompt's blocks that another of the request's sequences has computed."""
-        full = min(count, self.num_prompt // block_size)
-        size = full * block_size
+    def lent_blocks(self, count: int, pool: BlockPool) -> Prefix | None:
+        """The first `count` of the prompt's blocks, if another of the request's sequences holds them computed."""
+        full, groups = min(count, self.num_prompt // pool.block_size), pool.groups
+        size = full * pool.block_size
         have = (other for other in self.group.sequences if other.num_computed >= size and other.table.blocks)
-        lender = next(have, None)
-        return [] if lender is None else list(lender.table.blocks[:full])
+        lender = next((other for other in have if other.table.goes_on_from(size)), None)
+        if lender is None:
+            return None
+        first = groups.first(size, pool.block_size) if groups.windowed else 0
+        return Prefix([table[:full].tolist() for table in lender.table.tables], first)

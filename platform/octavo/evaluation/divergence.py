@@ -9,6 +9,7 @@ KL divergence is that of Kullback and Leibler (1951): sum over tokens of p log(p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from octavo.kvcache.layer_groups import LayerGroups
 from octavo.models.spec import ModelSpec
 from octavo.step import Int32, SamplingRows, StepBatch
 
@@ -29,6 +31,7 @@ class Model(Protocol):
     """Something that runs steps and returns all their logits, such as `execution.executor.LocalExecutor`."""
 
     block_size: int
+    groups: LayerGroups
 
     @property
     def spec(self) -> ModelSpec: ...
@@ -104,7 +107,7 @@ def cut(tokens: list[int], window: int, begin: list[int]) -> list[list[int]]:
 
 def window_logits(model: Model, tokens: list[int]) -> Iterator[Tensor]:
     """Logits [n, V] after every token but the last, `CHUNK` tokens at a time."""
-    tables = _tables(1, len(tokens), model.block_size)
+    tables = _tables(1, len(tokens), model)
     for start in range(0, len(tokens) - 1, CHUNK):
         end = min(start + CHUNK, len(tokens) - 1)
         yield model.logits(_step([tokens[start:end]], [end], tables))
@@ -123,7 +126,7 @@ def greedy_divergence(model: Model, reference: Model, prompts: list[list[int]], 
     Returns:
         Per prompt, tokens before the first difference; None where there is none in `num_tokens`.
     """
-    tables = _tables(len(prompts), len(prompts[0]) + num_tokens, reference.block_size)
+    tables = _tables(len(prompts), len(prompts[0]) + num_tokens, reference)
     lines = new = [list(prompt) for prompt in prompts]
     for _ in range(num_tokens):
         scores = reference.logits(_step(new, [len(line) for line in lines], tables))
@@ -150,10 +153,11 @@ def _compare(ours: Tensor, theirs: Tensor, targets: Tensor) -> _Rows:
     )
 
 
-def _tables(sequences: int, tokens: int, block_size: int) -> Int32:
-    """Block tables [S, nb] for sequences of up to `tokens` tokens; each has its own consecutive blocks."""
-    blocks = -(-tokens // block_size)
-    return np.arange(sequences * blocks, dtype=np.int32).reshape(sequences, blocks)
+def _tables(sequences: int, tokens: int, model: Model) -> Int32:
+    """Block tables for sequences of up to `tokens` tokens, each of which has blocks of its own for all of them."""
+    shape = model.groups.count, sequences, -(-tokens // model.block_size)
+    tables = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
+    return tables if len(tables) > 1 else tables[0]
 
 
 def _step(new: list[list[int]], lengths: list[int], tables: Int32) -> StepBatch:

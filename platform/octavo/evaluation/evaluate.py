@@ -9,6 +9,7 @@ from octavo.config import EngineConfig
 from octavo.errors import ConfigError, ModelError
 from octavo.evaluation.divergence import Divergence, cut, greedy_divergence, measure
 from octavo.evaluation.layers import layer_errors
+from octavo.execution.capacity import groups_of
 from octavo.execution.device import find_device
 from octavo.execution.executor import LocalExecutor
 from octavo.execution.local import load_local
@@ -199,6 +200,8 @@ def _sized(source: Source, config: EngineConfig, settings: Settings) -> EngineCo
     """`config` with a KV cache just large enough for one window or for the continuations."""
     spec = read_spec(source)
     tokens = max(settings.window, PROMPTS * (PROMPT_TOKENS + NEW_TOKENS)) + PROMPTS * config.block_size
-    shape = spec.num_layers, CELL, spec.num_kv_heads, spec.head_dim
+    sized = replace(config, max_model_len=settings.window)
+    groups = groups_of(spec, sized)  # each keeps all tokens here
+    shape = groups.count * groups.depth, CELL, spec.num_kv_heads, spec.head_dim
     per_token = block_bytes(*shape, "float32", spec.kv_parts) // CELL
-    return replace(config, kv_cache_bytes=tokens * per_token, max_model_len=settings.window)
+    return replace(sized, kv_cache_bytes=tokens * per_token)

@@ -36,7 +36,7 @@ def require(
     loaded = executor.local
     if loaded is None:
         raise ConfigError("accuracy is measured in one process: set tensor_parallel_size to 1 and no rehearsal")
-    slots = loaded.num_blocks * loaded.block_size
+    slots = loaded.num_blocks // loaded.groups.count * loaded.block_size
     if settings.window > slots:
         raise ConfigError(f"accuracy.window is {settings.window}, but the KV cache holds {slots} tokens: lower it")
     source = resolve_source(model)

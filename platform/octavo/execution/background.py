@@ -28,7 +28,7 @@ class BackgroundExecutor:
 
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
-        self.num_blocks = executor.num_blocks
+        self.num_blocks, self.groups = executor.num_blocks, executor.groups
         self.batch_invariant, self.states = executor.batch_invariant, executor.states
         self._thread = ThreadPoolExecutor(1, "octavo-steps")
         self.kv = None if executor.kv is None else BehindSteps(executor.kv, self._thread)

@@ -5,12 +5,22 @@ from __future__ import annotations
 from octavo.config import EngineConfig
 from octavo.errors import ModelError
 from octavo.execution.executor import States
+from octavo.kvcache.layer_groups import LayerGroups, layer_groups
 from octavo.kvcache.state_room import divide
 from octavo.models.parallel import TPGroup
 from octavo.models.spec import ModelSpec
 
 CPU_KV_BYTES = 2**30
 """Of the KV cache on a CPU, where the config gives none."""
+
+
+def groups_of(spec: ModelSpec, config: EngineConfig) -> LayerGroups:
+    """The groups of a model's layers that attend; one beside recurrent layers, and where blocks go to a disk or
+    to other shards, which take them with all layers."""
+    longest = min(config.max_model_len or spec.max_position_embeddings, spec.max_position_embeddings)
+    whole = config.disk_cache_bytes is not None or config.share_kv_cache or spec.recurrence is not None
+    windows = [None if whole else spec.windows[layer] for layer in spec.attention_layers]
+    return layer_groups(windows, longest, config.max_num_batched_tokens)
 
 
 def num_kv_blocks(config: EngineConfig, block: int, group: TPGroup) -> int:
@@ -60,7 +70,7 @@ LEAST_STATES = 4
 """One sequence in two of its steps."""
 
 
-def num_positions(spec: ModelSpec, config: EngineConfig, room: int, block: int) -> int:
+def num_positions(spec: ModelSpec, config: EngineConfig, room: int, block: int, groups: LayerGroups) -> int:
     """Positions that need a rotary table: no more than there can be keys for.
 
     For all positions of a model of a million tokens a table takes 0.5 GB, next to a KV cache of a few thousand.
@@ -68,8 +78,10 @@ def num_positions(spec: ModelSpec, config: EngineConfig, room: int, block: int) 
     Args:
         room: bytes of the KV cache where the config gives none, or more.
         block: bytes of a KV block, or fewer.
+        groups: of its layers.
     """
     wanted = config.max_model_len or spec.max_position_embeddings
     if wanted > spec.max_position_embeddings:
         return wanted  # whoever loads the model refuses it
-    return min(wanted, max(1, (config.kv_cache_bytes or room) // block) * config.block_size)
+    blocks = max(groups.count, (config.kv_cache_bytes or room) // block)
+    return min(wanted, groups.most_tokens(blocks, config.block_size))

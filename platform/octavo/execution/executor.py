@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from octavo.kvcache.layer_groups import LayerGroups
 from octavo.request import Adapter
 from octavo.step import StepBatch, StepResult
 
@@ -58,12 +59,14 @@ class Executor(Protocol):
 
     Attributes:
         num_blocks: KV blocks it has room for; of an encoder it says nothing.
+        groups: of its layers, each with blocks of its own.
         max_in_flight: steps that may be launched before the result of the first is waited for. 1: `launch` returns
             when the step has ended. 2: the next step can be planned and laid out while one runs.
         batch_invariant: whether a token's logits have the same bits whatever else is in its step.
     """
 
     num_blocks: int
+    groups: LayerGroups
     max_in_flight: int
     batch_invariant: bool
 

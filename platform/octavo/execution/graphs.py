@@ -17,6 +17,7 @@ from torch import Tensor
 
 from octavo.execution.kv_storage import KVStorage
 from octavo.execution.transfer import to_device
+from octavo.kvcache.layer_groups import ONE_GROUP, LayerGroups
 from octavo.models.step_context import StepContext
 from octavo.step import StepBatch
 from octavo_kernels.paged_attention import PagedBatch
@@ -44,17 +45,24 @@ class DecodeInputs:
 
     Attributes:
         sizes: to which steps are padded.
-        block_tables: [P, W] int32; only rows that changed are copied.
+        block_tables: [G, P, W] int32, G groups of layers; only rows that changed are copied.
 
     Args:
         drawn: what the step before drew, [max_rows] int64.
         kv: the cache.
         width: blocks of a sequence at most.
         split_keys: of the layout (see `PagedBatch`).
+        groups: of layers.
     """
 
     def __init__(
-        self, drawn: Tensor, kv: KVStorage, width: int, block_size: int, split_keys: int | None = None
+        self,
+        drawn: Tensor,
+        kv: KVStorage,
+        width: int,
+        block_size: int,
+        split_keys: int | None = None,
+        groups: LayerGroups = ONE_GROUP,
     ) -> None:
         self._split_keys = split_keys
         self.sizes = padded_sizes(len(drawn))
@@ -63,14 +71,16 @@ class DecodeInputs:
         self.block_size = block_size
         self._kv = kv.layers
         self._spare_slot = kv.spare_block * block_size
-        self._columns = torch.zeros((4, rows), dtype=torch.int64, device=device)
-        self._table = np.full((rows, width), kv.spare_block, np.int32)  # what `block_tables` holds
-        self.block_tables = torch.full((rows, width), kv.spare_block, dtype=torch.int32, device=device)
+        self._groups = groups
+        self._columns = torch.zeros((3 + groups.count, rows), dtype=torch.int64, device=device)
+        shape = groups.count, rows, width
+        self._tables = np.full(shape, kv.spare_block, np.int32)  # what `block_tables` holds
+        self.block_tables = torch.full(shape, kv.spare_block, dtype=torch.int32, device=device)
         self._starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
 
     def holds(self, batch: StepBatch) -> bool:
         """Whether a step fits: a token for each of so many sequences."""
-        rows, width = self._table.shape
+        _, rows, width = self._tables.shape
         blocks = -(-int(batch.context_lens.max()) // self.block_size)
         return batch.num_tokens == batch.num_seqs <= rows and blocks <= width
 
@@ -78,44 +88,54 @@ class DecodeInputs:
         """Copy a step's inputs, with padding up to `size` rows."""
         count = batch.num_seqs
         positions = batch.context_lens.astype(np.int64) - 1
-        blocks = batch.block_tables[np.arange(count), positions // self.block_size].astype(np.int64)
-        columns = np.zeros((4, size), np.int64)
+        tables = batch.block_tables.reshape(self._groups.count, count, -1)
+        blocks = tables[:, np.arange(count), positions // self.block_size].astype(np.int64)
+        columns = np.zeros((3 + len(tables), size), np.int64)
         columns[0, :count] = batch.token_ids
         columns[1] = -1
         if batch.sources is not None:
             columns[1, :count] = batch.sources
         columns[2, :count] = positions
-        columns[3] = self._spare_slot
-        columns[3, :count] = blocks * self.block_size + positions % self.block_size
+        columns[3:] = self._spare_slot
+        columns[3:, :count] = blocks * self.block_size + positions % self.block_size
         self._columns[:, :size].copy_(to_device(columns, self._columns.device))
-        self._update_tables(batch.block_tables[:, : self._table.shape[1]])
+        for group, table in enumerate(tables):
+            self._update_table(group, table[:, : self._tables.shape[2]])
 
-    def _update_tables(self, tables: np.ndarray) -> None:
-        kept = self._table[: len(tables), : tables.shape[1]]
-        changed = np.flatnonzero((kept != tables).any(1))
+    def _update_table(self, group: int, table: np.ndarray) -> None:
+        kept = self._tables[group, : len(table), : table.shape[1]]
+        changed = np.flatnonzero((kept != table).any(1))
         if len(changed):
-            kept[changed] = tables[changed]
+            kept[changed] = table[changed]
             device = self.block_tables.device
-            there = self.block_tables[:, : tables.shape[1]]
-            there.index_copy_(0, to_device(changed, device), to_device(tables[changed], device))
+            there = self.block_tables[group, :, : table.shape[1]]
+            there.index_copy_(0, to_device(changed, device), to_device(table[changed], device))
 
     def read(self, size: int) -> tuple[Tensor, StepContext]:
         """The tokens [size] and their context, as operations on the fixed memory."""
-        tokens, sources, positions, slots = self._columns[:, :size]
+        tokens, sources, positions, *slots = self._columns[:, :size]
         tokens = fill_in(tokens, sources, self._drawn)
-        width = self.block_tables.shape[1]
-        layout = PagedBatch(
-            query_start=self._starts[: size + 1],
-            context_lens=(positions + 1).int(),
-            block_tables=self.block_tables[:size],
-            positions=positions,
-            slots=slots,
-            block_size=self.block_size,
-            max_query_len=1,
-            max_context_len=width * self.block_size,
-            split_keys=self._split_keys,
-        )
-        return tokens, StepContext(layout, self._kv)
+        width = self.block_tables.shape[2]
+        layouts = [
+            PagedBatch(
+                query_start=self._starts[: size + 1],
+                context_lens=(positions + 1).int(),
+                block_tables=self.block_tables[group, :size],
+                positions=positions,
+                slots=of_group,
+                block_size=self.block_size,
+                max_query_len=1,
+                max_context_len=width * self.block_size,
+                split_keys=self._split_keys,
+            )
+            for group, of_group in enumerate(slots)
+        ]
+        return tokens, StepContext(layouts[0], self._kv, layouts=of_layers(layouts, self._groups))
+
+
+def of_layers(layouts: list[PagedBatch], groups: LayerGroups) -> list[PagedBatch] | None:
+    """`StepContext.layouts` of those of groups."""
+    return None if len(layouts) == 1 else [layouts[group] for group, _ in groups.layers]
 
 
 def fill_in(tokens: Tensor, sources: Tensor, drawn: Tensor) -> Tensor:

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from octavo.execution.transfer import fetch, to_device
+from octavo.kvcache.layer_groups import LayerGroups
 from octavo.kvcache.tier import Bytes
 from octavo.models.spec import ModelSpec
 from octavo.models.step_context import KVCache
 from octavo_kernels.kv_cache import LARGEST_CODE
 
 
-def bytes_per_block(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> int:
-    """Bytes of K and V of one block over all layers, the scales of codes among them."""
+def bytes_per_block(spec: ModelSpec, block_size: int, dtype: torch.dtype, depth: int | None = None) -> int:
+    """Bytes of K and V of one block over `depth` layers, or all, the scales of codes among them."""
     head = spec.head_dim * dtype.itemsize + 4 * (dtype in LARGEST_CODE)
-    return spec.kv_parts * len(spec.attention_layers) * block_size * spec.num_kv_heads * head
+    return spec.kv_parts * (depth or len(spec.attention_layers)) * block_size * spec.num_kv_heads * head
 
 
 class KVStorage:
@@ -32,27 +33,36 @@ class KVStorage:
 
     Args:
         dtype: the model's, or int8 or float8_e4m3fn for codes.
+        groups: of layers, which share the blocks; None: a block has all layers.
     """
 
-    def __init__(self, spec: ModelSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: str) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: str,
+        groups: LayerGroups | None = None,
+    ) -> None:
         self.spare_block, self.dtype = num_blocks, dtype
-        shape = (
-            *(len(spec.attention_layers), spec.kv_parts),
-            *(num_blocks + 1, block_size, spec.num_kv_heads, spec.head_dim),
-        )
+        depth = len(spec.attention_layers) if groups is None else groups.depth
+        shape = depth, spec.kv_parts, num_blocks + 1, block_size, spec.num_kv_heads, spec.head_dim
         self._parts = [_zeros(shape, dtype, device)]
         self.layers = [KVCache(layer[0], layer[-1]) for layer in self._parts[0]]
         if dtype in LARGEST_CODE:  # as bytes: PyTorch does not index every type of eight bits on every device
             self._parts = [self._parts[0].view(torch.uint8), _zeros(shape[:-1], torch.float32, device)]
             scales = self._parts[1]
             self.layers = [kv._replace(scales=(s[0], s[-1])) for kv, s in zip(self.layers, scales, strict=True)]
-        own, nothing = iter(self.layers), torch.zeros(0, device=device)
+        places = range(depth) if groups is None else [place for _, place in groups.layers]
+        own, nothing = iter(places), torch.zeros(0, device=device)
         self.layers = [
-            KVCache(nothing, nothing) if index in spec.recurrent else next(own) for index in range(spec.num_layers)
+            KVCache(nothing, nothing) if index in spec.recurrent else self.layers[next(own)]
+            for index in range(spec.num_layers)
         ]
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
-        """Copy blocks (source, target) in all layers; every source is read before any target is written."""
+        """Copy blocks (source, target) in all their layers; every source is read before any target is written."""
         if pairs:
             sources, targets = to_device(np.array(pairs, np.int64).T, self._parts[0].device)
             for part in self._parts:
@@ -60,7 +70,7 @@ class KVStorage:
 
     @property
     def block_bytes(self) -> int:
-        """Of a block, over all layers."""
+        """Of a block, over all its layers."""
         return sum(part[:, :, 0].numel() * part.itemsize for part in self._parts)
 
     def read(self, blocks: Sequence[int]) -> Callable[[], Bytes]:

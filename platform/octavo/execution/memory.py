@@ -11,6 +11,7 @@ import torch
 
 from octavo.config import EngineConfig
 from octavo.errors import ModelError
+from octavo.kvcache.layer_groups import ONE_GROUP, LayerGroups
 from octavo.request import MAX_LOGPROBS
 from octavo.step import SamplingRows, StepBatch
 
@@ -89,21 +90,22 @@ def measure(memory: Memory, step: Callable[[], object]) -> Use:
     return Use(memory.total(), weights, peak, memory.total() - memory.free() - memory.allocated())
 
 
-def kv_cache_bytes(use: Use, config: EngineConfig, block: int) -> int:
+def kv_cache_bytes(use: Use, config: EngineConfig, block: int, groups: LayerGroups = ONE_GROUP) -> int:
     """Bytes for the KV cache.
 
     Args:
         block: bytes of one KV block.
+        groups: of layers, which share the blocks.
 
     Raises:
         ModelError: not even one sequence of `max_model_len` (a block, when that is not given) fits.
     """
     room = use.room(config.gpu_memory_utilization)
-    needed = block * -(-(config.max_model_len or 1) // config.block_size)
+    needed = block * groups.held(config.max_model_len or 1, config.block_size)
     if room >= needed:
         return room
     allowed = int(use.total * config.gpu_memory_utilization)
-    remedies = list(_remedies(use, config, block, needed, allowed)) or ["use a GPU with more memory"]
+    remedies = list(_remedies(use, config, block, groups, needed, allowed)) or ["use a GPU with more memory"]
     raise ModelError(
         f"the model does not fit: its weights take {_gib(use.weights)}, a step of {config.max_num_batched_tokens} "
         f"tokens {_gib(use.step)}, a KV cache of {config.max_model_len or config.block_size} tokens {_gib(needed)} and "
@@ -113,23 +115,25 @@ def kv_cache_bytes(use: Use, config: EngineConfig, block: int) -> int:
     )
 
 
-def largest_batch(config: EngineConfig, num_positions: int) -> StepBatch:
+def largest_batch(config: EngineConfig, num_positions: int, groups: int = 1) -> StepBatch:
     """A step with as many tokens and as many rows to draw as there can be, with all that a row can ask for.
 
     Every stream gets its token however small the budget is, and prompts a block beside them. All lies in block 0.
 
     Args:
         num_positions: tokens of a sequence at most.
+        groups: of layers.
     """
     rows, budget = config.max_num_seqs, config.max_num_batched_tokens
     tokens = max(budget, rows - 1 + min(config.block_size, budget))
     lens = np.minimum(num_positions, np.full(rows, tokens // rows) + (np.arange(rows) < tokens % rows)).astype(np.int32)
     starts = np.concatenate([np.zeros(1, np.int32), np.cumsum(lens, dtype=np.int32)])
+    width = -(-int(lens[0]) // config.block_size)
     return StepBatch(
         token_ids=np.zeros(starts[-1], np.int32),
         query_start=starts,
         context_lens=lens,
-        block_tables=np.zeros((rows, -(-int(lens[0]) // config.block_size)), np.int32),
+        block_tables=np.zeros((groups, rows, width) if groups > 1 else (rows, width), np.int32),
         block_copies=[],
         sampling=SamplingRows(
             token_index=starts[1:] - 1,
@@ -146,10 +150,12 @@ def largest_batch(config: EngineConfig, num_positions: int) -> StepBatch:
     )
 
 
-def _remedies(use: Use, config: EngineConfig, block: int, needed: int, allowed: int) -> Iterator[str]:
+def _remedies(
+    use: Use, config: EngineConfig, block: int, groups: LayerGroups, needed: int, allowed: int
+) -> Iterator[str]:
     rest = use.step + use.other
     if (blocks := (allowed - use.weights - rest) // block) > 0:
-        yield f"max_model_len of at most {blocks * config.block_size}"
+        yield f"max_model_len of at most {groups.most_tokens(blocks, config.block_size)}"
     if config.quantization is None:
         for name, share in _SMALLER.items():
             if share * use.weights + rest + needed <= allowed:

@@ -20,12 +20,13 @@ import numpy.typing as npt
 from octavo.config import EngineConfig
 from octavo.errors import ModelError
 from octavo.execution.beam_candidates import candidates
-from octavo.execution.capacity import CPU_KV_BYTES, kv_room, num_positions, state_bytes
+from octavo.execution.capacity import CPU_KV_BYTES, groups_of, kv_room, num_positions, state_bytes
 from octavo.execution.executor import States, Wait, finished
 from octavo.execution.kv_blocks import NativeBlocks
 from octavo.execution.plain_logprobs import logprobs_without_alternatives
 from octavo.execution.pooling import Head, pool, pooled_tokens
 from octavo.execution.treatment import apply_treatment
+from octavo.kvcache.layer_groups import LayerGroups
 from octavo.models.adapters import read_adapter
 from octavo.models.head import read_head
 from octavo.models.packed import load_packed, unpackable_formats
@@ -58,6 +59,7 @@ class NativeExecutor:
         precision: of products.
         share: what of the whole model it is.
         group: the ranks that have the other shares.
+        groups: of its layers.
         head: what follows pooling, if anything does.
         states: room for those of recurrent layers, if there are any.
     """
@@ -75,11 +77,12 @@ class NativeExecutor:
         *,
         dtype: Literal["float32", "bfloat16"],
         precision: Precision,
+        groups: LayerGroups,
         head: Head | None = None,
         states: States | None = None,
     ) -> None:
         self.spec = share.whole
-        self.num_blocks = kv.num_blocks
+        self.num_blocks, self.groups = kv.num_blocks, groups
         self.block_size = kv.block_size
         self._native, self._model, self._kv = native, model, kv
         self._share, self._group, self._head = share, group, head
@@ -87,7 +90,8 @@ class NativeExecutor:
         ranks = Ranks(share.vocab.start, group.all_reduce) if group.size > 1 else None
         self.states = states
         kept = None if states is None else PackedStates(model, states.count)
-        self._decoder = NativeDecoder(native, model, kv, precision=precision, ranks=ranks, states=kept)
+        tables = groups.layers if groups.count > 1 else None
+        self._decoder = NativeDecoder(native, model, kv, precision=precision, ranks=ranks, states=kept, groups=tables)
         self._adapters: dict[str, PackedAdapter] = {}
         self._description = self._describe()
 
@@ -277,24 +281,25 @@ def load_native(
     assert config.kv_cache_dtype != "fp8", "why_not_native refuses it"
     dtype: Literal["float32", "bfloat16"] = "bfloat16" if config.dtype == "bfloat16" else "float32"
     kv_dtype: Type = dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-    spec = share.spec
+    spec, groups = share.spec, groups_of(share.spec, config)
     shape = config.block_size, spec.num_kv_heads, spec.head_dim, kv_dtype, spec.kv_parts
-    layers = len(spec.attention_layers)
-    block = block_bytes(layers, *shape)
+    block = block_bytes(groups.depth, *shape)
     _, model = load_packed(
         source,
         dtype=dtype,
         quantization=config.quantization,
-        max_model_len=num_positions(spec, config, CPU_KV_BYTES, block),
+        max_model_len=num_positions(spec, config, CPU_KV_BYTES, block, groups),
         progress=progress,
         share=share,
     )
     num_blocks, states = kv_room(config, block, state_bytes(spec, 4), group)
     try:
-        kv = PackedKV(layers, num_blocks, *shape)
+        kv = PackedKV(groups.depth, num_blocks, *shape)
     except (OSError, OverflowError) as error:
         size = num_blocks * block
         raise ModelError(f"no memory for a KV cache of {size} bytes ({error}): lower kv_cache_bytes") from None
     head = read_head(source, share.whole)
     precision = precision_of(config)
-    return NativeExecutor(native, model, kv, share, group, dtype=dtype, precision=precision, head=head, states=states)
+    return NativeExecutor(
+        native, model, kv, share, group, dtype=dtype, precision=precision, groups=groups, head=head, states=states
+    )

@@ -191,7 +191,7 @@ class ParallelExecutor:
 
     def __init__(self, own: LocalExecutor, others: OtherRanks) -> None:
         self.spec: ModelSpec = own.spec
-        self.num_blocks = own.num_blocks
+        self.num_blocks, self.groups = own.num_blocks, own.groups
         self.batch_invariant, self.states = own.batch_invariant, own.states
         self.others = others
         self._own = own

@@ -15,9 +15,9 @@ from torch import Tensor
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError, ModelError
 from octavo.execution.beam_tensors import begin_candidates
-from octavo.execution.capacity import CPU_KV_BYTES, kv_room, num_positions, state_bytes
+from octavo.execution.capacity import CPU_KV_BYTES, groups_of, kv_room, num_positions, state_bytes
 from octavo.execution.executor import States, Wait
-from octavo.execution.graphs import Capture, DecodeGraphs, DecodeInputs, cuda_capture, fill_in
+from octavo.execution.graphs import Capture, DecodeGraphs, DecodeInputs, cuda_capture, fill_in, of_layers
 from octavo.execution.kv_storage import KVStorage, TorchBlocks, bytes_per_block
 from octavo.execution.memory import CudaMemory, kv_cache_bytes, largest_batch, measure
 from octavo.execution.parallel import join_vocabulary
@@ -26,6 +26,7 @@ from octavo.execution.pooling import Head, pool, pooled_tokens
 from octavo.execution.sampler import Drawn, begin_sample, prompt_logprobs
 from octavo.execution.state_storage import StateStorage
 from octavo.execution.transfer import fetch, to_device
+from octavo.kvcache.layer_groups import LayerGroups
 from octavo.models.adapters import read_adapter
 from octavo.models.decoder import Decoder, StepDecoder
 from octavo.models.head import read_head
@@ -69,11 +70,11 @@ class TorchExecutor:
     ) -> None:
         self.spec = decoder.share.whole
         self._head = head
-        self.num_blocks = num_blocks
+        self.num_blocks, self.groups = num_blocks, groups_of(decoder.spec, config)
         self.block_size = config.block_size
         self._decoder = decoder
         self._device = str(decoder.device)
-        self._kv = _allocate(decoder, config, num_blocks)
+        self._kv = _allocate(decoder, config, num_blocks, self.groups)
         self.states, self._states = states, None
         if decoder.spec.recurrence is not None:
             count = 1 if states is None else states.count
@@ -110,7 +111,7 @@ class TorchExecutor:
         """Run decode steps as CUDA graphs from now on."""
         width = -(-max_model_len // self.block_size)
         split_keys = self._decoder.split_keys
-        inputs = DecodeInputs(self._drawn, self._kv, width, self.block_size, split_keys)
+        inputs = DecodeInputs(self._drawn, self._kv, width, self.block_size, split_keys, self.groups)
         self._graphs = DecodeGraphs(self._decoder.forward, inputs, capture)
 
     def load_adapter(self, adapter: Adapter) -> int:
@@ -215,11 +216,13 @@ class TorchExecutor:
         return self._decoder.forward(tokens, self._context(batch))
 
     def _context(self, batch: StepBatch) -> StepContext:
-        arrays = batch.query_start, batch.context_lens, batch.block_tables, self.block_size
+        tables = batch.block_tables if self.groups.count > 1 else batch.block_tables[None]
+        arrays = batch.query_start, batch.context_lens, tables[0], self.block_size
         layout = PagedBatch.build(*arrays, self._device, self._decoder.split_keys)
+        layouts = [layout, *map(layout.with_tables, tables[1:])]
         adapted = self._adapted(batch, batch.adapters) if batch.adapters else None
         states = None if self._states is None else self._states.step(batch.states, batch.num_seqs)
-        return StepContext(layout, self._kv.layers, adapted, states)
+        return StepContext(layout, self._kv.layers, adapted, states, of_layers(layouts, self.groups))
 
     def _adapted(self, batch: StepBatch, named: list[str]) -> StepAdapters:
         """The adapters of a step, and which tokens have them."""
@@ -246,10 +249,10 @@ def _kv_dtype(decoder: StepDecoder, config: EngineConfig) -> torch.dtype:
     return {"int8": torch.int8, "fp8": torch.float8_e4m3fn}.get(config.kv_cache_dtype, decoder.dtype)
 
 
-def _allocate(decoder: StepDecoder, config: EngineConfig, num_blocks: int) -> KVStorage:
+def _allocate(decoder: StepDecoder, config: EngineConfig, num_blocks: int, groups: LayerGroups) -> KVStorage:
     try:
         dtype = _kv_dtype(decoder, config)
-        return KVStorage(decoder.spec, num_blocks, config.block_size, dtype, str(decoder.device))
+        return KVStorage(decoder.spec, num_blocks, config.block_size, dtype, str(decoder.device), groups)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ModelError(f"no memory for a KV cache of {num_blocks} blocks ({error}): lower kv_cache_bytes") from None
 
@@ -288,8 +291,8 @@ def load_torch(
     executor = TorchExecutor(decoder, config, num_blocks, head, states)
     eager = config.enforce_eager or states is not None  # graphs hold no states
     if device != "cpu" and group.size == 1 and not eager and isinstance(decoder, Decoder):
-        slots = executor.num_blocks * config.block_size
-        executor.use_graphs(min(config.max_model_len or share.whole.max_position_embeddings, slots), cuda_capture())
+        most = executor.groups.most_tokens(executor.num_blocks, config.block_size)
+        executor.use_graphs(min(config.max_model_len or share.whole.max_position_embeddings, most), cuda_capture())
     return executor
 
 
@@ -325,14 +328,15 @@ def _load_decoder(
     source: Source, config: EngineConfig, device: str, share: Share, group: TPGroup, progress: bool
 ) -> Decoder:
     room = CPU_KV_BYTES if device == "cpu" else CudaMemory().total()
-    least_block = bytes_per_block(share.spec, config.block_size, torch.int8)  # the type shows with the weights
+    groups = groups_of(share.spec, config)
+    least_block = bytes_per_block(share.spec, config.block_size, torch.int8, groups.depth)  # weights show the type
     try:
         return load_model(
             source,
             dtype=config.dtype,
             device=device,
             quantization=config.quantization,
-            max_model_len=num_positions(share.spec, config, room, least_block),
+            max_model_len=num_positions(share.spec, config, room, least_block, groups),
             load_format=config.load_format,
             progress=progress,
             share=share,
@@ -347,10 +351,11 @@ def _load_decoder(
 
 def _room(decoder: StepDecoder, config: EngineConfig) -> tuple[int, States | None]:
     """KV blocks and states that fit: on a GPU, beside the weights and the largest step."""
-    block = bytes_per_block(decoder.spec, config.block_size, _kv_dtype(decoder, config))
+    groups = groups_of(decoder.spec, config)
+    block = bytes_per_block(decoder.spec, config.block_size, _kv_dtype(decoder, config), groups.depth)
     if decoder.device.type != "cpu" and config.kv_cache_bytes is None:
         use = measure(CudaMemory(), lambda: run_largest_step(decoder, config))
-        config = dataclasses.replace(config, kv_cache_bytes=kv_cache_bytes(use, config, block))
+        config = dataclasses.replace(config, kv_cache_bytes=kv_cache_bytes(use, config, block, groups))
     return kv_room(config, block, state_bytes(decoder.spec, decoder.dtype.itemsize), decoder.group)
 
 
@@ -362,7 +367,7 @@ def run_largest_step(decoder: StepDecoder, config: EngineConfig) -> None:
     """
     executor = TorchExecutor(decoder, config, 1)
     try:
-        executor.launch(largest_batch(config, decoder.num_positions))()
+        executor.launch(largest_batch(config, decoder.num_positions, executor.groups.count))()
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"a step of {config.max_num_batched_tokens} tokens and {config.max_num_seqs} sequences does not fit beside "

@@ -11,22 +11,52 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
+from octavo.block_hash import hash_in_group
 from octavo.kvcache.events import EventLog
 from octavo.kvcache.eviction import CLASSES, CachedBlocks, Keeper
 from octavo.kvcache.gone import GoneBlocks
+from octavo.kvcache.layer_groups import ONE_GROUP, LayerGroups
 from octavo.kvcache.state_pool import StatePool
 from octavo.kvcache.tier import Tier
 
 
+@dataclass(slots=True)
+class Prefix:
+    """Blocks of a prefix, which has `len` blocks of tokens.
+
+    Attributes:
+        tables: of each group of layers; entries of windowed groups before `first` mean nothing.
+        first: as in `BlockTable`.
+    """
+
+    tables: list[list[int]]
+    first: int = 0
+
+    def __len__(self) -> int:
+        return len(self.tables[0])
+
+    def blocks(self, groups: LayerGroups) -> list[int]:
+        """All of them."""
+        first = self.first
+        return [block for table in self.tables[: groups.whole] for block in table] + [
+            block for table in self.tables[groups.whole :] for block in table[first:]
+        ]
+
+
 class BlockPool:
     """Reference-counted blocks with a hash index.
+
+    A block of the first group of layers is published under the hash of its tokens, one of another group under what
+    `hash_in_group` makes of that.
 
     Args:
         num_blocks: blocks in the pool.
         block_size: tokens per block.
         caching: keep published blocks for reuse; without it every freed block is blank.
         states: of a model that has recurrent layers: a prefix is found as far as there is a checkpoint of it.
+        groups: of layers, each of which has blocks of its own.
 
     Attributes:
         evicted: where published blocks are noted, with their hashes, that are given to a new owner; None: nowhere.
@@ -37,8 +67,15 @@ class BlockPool:
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, *, caching: bool = True, states: StatePool | None = None
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        caching: bool = True,
+        states: StatePool | None = None,
+        groups: LayerGroups = ONE_GROUP,
     ) -> None:
+        self.groups = groups
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.caching = caching
@@ -90,20 +127,21 @@ class BlockPool:
             self._cached.take_back(block)
         self._references[block] += 1
 
-    def release(self, blocks: Sequence[int], keeper: Keeper | None = None) -> None:
+    def release(self, blocks: Sequence[int], keeper: Keeper | None = None, *, passed: bool = False) -> None:
         """Take one owner away from each block of a sequence, which come in its order.
 
         The tail goes first when space is short: a prefix outlives what was built on it.
 
         Args:
             keeper: the owner's tenant, if it has a share of the pool.
+            passed: whether they have left its window.
         """
         cached: list[int] = []
         for block in blocks:
             self._references[block] -= 1
             if self._references[block] == 0:
                 (self._blank if self._hashes[block] is None else cached).append(block)
-        self._cached.keep(cached, keeper)
+        self._cached.keep(cached, keeper, passed=passed)
         if self.released is not None:
             self.released += [(block, h) for block in reversed(cached) if (h := self._hashes[block]) is not None]
 
@@ -115,26 +153,49 @@ class BlockPool:
         """Whether others than one owner read the block, or can find it by its hash: it must not be written."""
         return self._references[block] > 1 or self._hashes[block] is not None
 
-    def match(self, chain: Sequence[bytes]) -> list[int]:
-        """The blocks of the longest prefix of `chain` that can be gone on from (not owned yet: see `reuse`)."""
+    def match(self, chain: Sequence[bytes]) -> Prefix:
+        """The longest prefix of `chain` that all layers can go on from (nobody's yet: see `reuse`)."""
+        groups = self.groups
+        if groups.count == 1 and groups.whole:
+            return Prefix([self.stored(chain) if self.states is None else self._with_state(chain, self.states)])
+        whole = [self.stored(chain, group) for group in range(groups.whole)]
+        windowed = range(groups.whole, groups.count)
+        length = self._end_of_window(chain, windowed, min(map(len, whole), default=len(chain)))
+        first = groups.first(length * self.block_size, self.block_size)
+        seen = chain[first:length]
+        tables = [table[:length] for table in whole]
+        tables += [[0] * first + [self._index[hash_in_group(h, group)] for h in seen] for group in windowed]
+        return Prefix(tables, first)
+
+    def _with_state(self, chain: Sequence[bytes], states: StatePool) -> list[int]:
         found = self.stored(chain)
-        if self.states is not None:
-            while found and self.states.find(chain[len(found) - 1]) is None:
-                found.pop()
+        while found and states.find(chain[len(found) - 1]) is None:
+            found.pop()
         return found
 
-    def stored(self, chain: Sequence[bytes]) -> list[int]:
-        """The blocks that hold the longest cached prefix of `chain`, whether there is a state of it or not."""
+    def stored(self, chain: Sequence[bytes], group: int = 0) -> list[int]:
+        """The first blocks of a chain in a group of layers, as far as they are published."""
         found: list[int] = []
         for block_hash in chain:
-            block = self._index.get(block_hash)
+            block = self._index.get(hash_in_group(block_hash, group) if group else block_hash)
             if block is None:
                 break
             found.append(block)
         return found
 
-    def publish(self, blocks: Sequence[int], chain: Sequence[bytes], start: int, stop: int) -> list[int]:
-        """Make blocks start..stop of a sequence findable under their hashes.
+    def _end_of_window(self, chain: Sequence[bytes], windowed: Iterable[int], most: int) -> int:
+        """The last place, `most` or before it, where all blocks that hold the window before it are published."""
+        size, end, place = self.block_size, most, most - 1
+        while place >= self.groups.first(end * size, size):
+            if any(hash_in_group(chain[place], group) not in self._index for group in windowed):
+                end = place
+            place -= 1
+        return end
+
+    def publish(
+        self, blocks: Sequence[int], chain: Sequence[bytes], start: int, stop: int, group: int = 0
+    ) -> list[int]:
+        """Make blocks start..stop of a sequence's table of a group findable under their hashes.
 
         A hash that is published already keeps its first block; the later copy stays private to its owner.
 
@@ -145,12 +206,13 @@ class BlockPool:
             return []
         published, stored = [], []
         for i in range(start, stop):
-            if chain[i] not in self._index:
-                self._index[chain[i]] = blocks[i]
-                self._hashes[blocks[i]] = chain[i]
-                self._cached.come(blocks[i], chain[i])
+            key = hash_in_group(chain[i], group) if group else chain[i]
+            if key not in self._index:
+                self._index[key] = blocks[i]
+                self._hashes[blocks[i]] = key
+                self._cached.come(blocks[i], key)
                 published.append(blocks[i])
-                stored.append(chain[i])
+                stored.append(key)
         if stored:
             self.events.append("stored", tuple(stored))
         return published

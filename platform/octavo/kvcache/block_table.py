@@ -5,7 +5,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 
-from octavo.kvcache.block_pool import BlockPool
+import numpy as np
+import numpy.typing as npt
+
+from octavo.kvcache.block_pool import BlockPool, Prefix
 from octavo.kvcache.eviction import Keeper
 from octavo.kvcache.sequence_state import SequenceState
 
@@ -15,17 +18,20 @@ class BlockTable:
 
         tokens      0 ......... published ...... computed ... capacity
         blocks      [ findable by hash ][ own, being filled      ]
+        windowed    [ given back ][ first ... held               ]
 
     Owns one reference to each of its blocks; `free` gives them all back.
 
     Attributes:
+        tables: the blocks of each group of layers (`LayerGroups`), all of one length.
+        first: of windowed groups the first block that is held; entries before it mean nothing.
         state: of a model with recurrent layers: where it lies.
     """
 
-    __slots__ = ("_keeper", "_pool", "blocks", "num_published", "state")
+    __slots__ = ("_keeper", "_pool", "first", "num_published", "state", "tables")
 
     def __init__(
-        self, pool: BlockPool, cached: Sequence[int] = (), keeper: Keeper | None = None, marks: Iterable[int] = ()
+        self, pool: BlockPool, cached: Prefix | None = None, keeper: Keeper | None = None, marks: Iterable[int] = ()
     ) -> None:
         """Start with blocks found by `BlockPool.match`; they get this table as a further owner.
 
@@ -35,15 +41,35 @@ class BlockTable:
         """
         self.state: SequenceState | None = None
         if pool.states is not None:
-            found = None if not cached else pool.states.find(pool.hash_of(cached[-1]) or b"")
+            last = pool.hash_of(cached.tables[0][-1]) if cached else None
+            found = None if last is None else pool.states.find(last)
             assert (found is None) == (not cached), "blocks without a state"
-            size = len(cached) * pool.block_size
+            size = len(cached or ()) * pool.block_size
             self.state = SequenceState(pool, -1 if found is None else found, size, marks)
-        for block in cached:
-            pool.reuse(block)
         self._pool, self._keeper = pool, keeper
-        self.blocks = array("i", cached)  # 32-bit, read by numpy without conversion
-        self.num_published = len(cached)
+        if cached is None:
+            self.tables, self.first, self.num_published = [array("i") for _ in range(pool.groups.count)], 0, 0
+            return
+        for block in cached.blocks(pool.groups):
+            pool.reuse(block)
+        # 32-bit, read by numpy without conversion
+        self.tables, self.first, self.num_published = [array("i", t) for t in cached.tables], cached.first, len(cached)
+
+    @property
+    def blocks(self) -> array[int]:
+        """Those of the first group."""
+        return self.tables[0]
+
+    def held(self) -> Sequence[int]:
+        """All blocks that it owns; of what is at one place the first group's first."""
+        if len(self.tables) == 1 and not self.first:
+            return self.tables[0]
+        whole, count = self._pool.groups.whole, len(self.tables)
+        return [
+            self.tables[group][place]
+            for place in range(len(self.tables[0]))
+            for group in range(whole if place < self.first else count)
+        ]
 
     def grow(self, write_from: int, num_tokens: int) -> list[tuple[int, int]] | None:
         """Make room to write the tokens [write_from, num_tokens).
@@ -55,29 +81,33 @@ class BlockTable:
             The (source, target) block copies to make before writing; None when the pool has too few blocks, or no
             state, and then nothing has changed.
         """
-        size = self._pool.block_size
-        if self._pool.states is not None and not self._pool.states.num_free:
+        pool, tables = self._pool, self.tables
+        if pool.states is not None and not pool.states.num_free:
             return None
-        first = write_from // size
-        copy = first < len(self.blocks) and self._pool.is_visible(self.blocks[first])
-        if not copy and num_tokens <= size * len(self.blocks):
+        size, first, length = pool.block_size, write_from // pool.block_size, len(tables[0])
+        copied = [table for table in tables if pool.is_visible(table[first])] if first < length else []
+        if not copied and num_tokens <= size * length:
             return []
-        fresh = self._pool.take(-(-num_tokens // size) - len(self.blocks) + copy)
+        more = -(-num_tokens // size) - length
+        fresh = pool.take(more * len(tables) + len(copied))
         if fresh is None:
             return None
         copies = []
-        if copy:
-            source, target = self.blocks[first], fresh.pop()
-            self._pool.release([source])
-            self.blocks[first] = target
+        for table in copied:
+            source, target = table[first], fresh.pop()
+            pool.release([source])
+            table[first] = target
             copies.append((source, target))
-        self.blocks.extend(fresh)
+        for group, table in enumerate(tables):
+            table.extend(fresh[group * more : (group + 1) * more])
         return copies
 
     def takes(self, write_from: int) -> int:
-        """Blocks that `grow` takes for one token, or 1 where another owner of the same block may spare it that."""
+        """Blocks that `grow` takes for one token, or more where another owner of the same ones may spare it that."""
         first = write_from // self._pool.block_size
-        return first >= len(self.blocks) or int(self._pool.is_visible(self.blocks[first]))
+        if first >= len(self.tables[0]):
+            return len(self.tables)
+        return sum(self._pool.is_visible(table[first]) for table in self.tables)
 
     def publish(self, chain: Sequence[bytes], num_tokens: int) -> list[int]:
         """Publish the blocks that became full, `num_tokens` tokens being in the cache, or there before anyone reads.
@@ -89,7 +119,24 @@ class BlockTable:
         if full <= start:
             return []
         self.num_published = full
-        return self._pool.publish(self.blocks, chain, start, full)
+        published: list[int] = []
+        for group, table in enumerate(self.tables):
+            published += self._pool.publish(table, chain, max(start, self._first_of(group)), full, group)
+        return published
+
+    def pass_by(self, num_computed: int) -> None:
+        """Give back what no token after the first `num_computed` sees: blocks of windowed groups."""
+        groups = self._pool.groups
+        first = min(groups.first(num_computed, self._pool.block_size), len(self.tables[0])) if groups.windowed else 0
+        if first > self.first:
+            windowed = self.tables[groups.whole :]
+            passed = [table[place] for place in range(self.first, first) for table in windowed]
+            self.first = first
+            self._pool.release(passed, self._keeper, passed=True)
+
+    def goes_on_from(self, num_tokens: int) -> bool:
+        """Whether all blocks are held that tokens after the first `num_tokens` see."""
+        return self._pool.groups.first(num_tokens, self._pool.block_size) >= self.first
 
     def shrink(self, num_tokens: int) -> None:
         """Keep the first `num_tokens` tokens; blocks that hold none of them are released.
@@ -99,18 +146,20 @@ class BlockTable:
         assert self.state is None, "what recurrent layers have taken in cannot be given back"
         size = self._pool.block_size
         kept = -(-num_tokens // size)
-        self._pool.release(self.blocks[kept:], self._keeper)
-        del self.blocks[kept:]
+        for group, table in enumerate(self.tables):
+            self._pool.release(table[max(kept, self._first_of(group)) :], self._keeper)
+            del table[kept:]
+        self.first = min(self.first, kept)
         self.num_published = min(self.num_published, num_tokens // size)
 
     def fork(self) -> BlockTable:
         """A second table over the same blocks."""
         table = BlockTable(self._pool, keeper=self._keeper)
         table.state = self.state and self.state.fork()
-        for block in self.blocks:
+        for block in self.held():
             self._pool.share(block)
-        table.blocks = self.blocks[:]
-        table.num_published = self.num_published
+        table.tables = [each[:] for each in self.tables]
+        table.first, table.num_published = self.first, self.num_published
         return table
 
     def free(self) -> None:
@@ -118,6 +167,29 @@ class BlockTable:
         if self.state is not None and self.blocks:
             last = -(-self.state.num_tokens // self._pool.block_size) - 1
             self.state.free(self._pool.hash_of(self.blocks[last]))
-        self._pool.release(self.blocks, self._keeper)
-        self.blocks = array("i")
-        self.num_published = 0
+        self._pool.release(self.held(), self._keeper)
+        self.tables = [array("i") for _ in self.tables]
+        self.first = self.num_published = 0
+
+    def _first_of(self, group: int) -> int:
+        """The first block of a group that is held."""
+        return self.first if group >= self._pool.groups.whole else 0
+
+
+def lay_out(tables: Sequence[BlockTable], spare: int = 0) -> npt.NDArray[np.int32]:
+    """Block tables as `octavo.step.StepBatch` has them.
+
+    Args:
+        spare: further columns, to grow into.
+    """
+    groups, width = len(tables[0].tables), max(len(table.blocks) for table in tables) + spare
+    out = np.zeros((groups, len(tables), width), np.int32)
+    for row, table in enumerate(tables):
+        fill_in(out, row, table)
+    return out if groups > 1 else out[0]
+
+
+def fill_in(out: npt.NDArray[np.int32], row: int, table: BlockTable) -> None:
+    """Write a sequence's blocks into its row of what `lay_out` made."""
+    for group, blocks in enumerate(table.tables):
+        (out if out.ndim == 2 else out[group])[row, : len(blocks)] = blocks

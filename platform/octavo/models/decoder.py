@@ -206,7 +206,8 @@ class Decoder:
             tables = self._rope_tables[index], self._query_scales
             attended = latent.attend(self.spec, layer, x, index, context, *tables)
             return self.group.all_reduce(layer.out(attended, context))
-        spec, layout, kv = self.spec, context.layout, context.kv[index]
+        spec, kv = self.spec, context.kv[index]
+        layout = context.layout if context.layouts is None else context.layouts[index]
         qkv, norms = self._qkv(layer, x, context), None
         if layer.q_norm is not None and layer.k_norm is not None and spec.qk_norm_span == "head":
             norms = HeadNorms(layer.q_norm, layer.k_norm, spec.norm_eps)

@@ -47,9 +47,11 @@ class StepContext:
         kv: one cache per layer, written in place.
         adapters: None where no token has one.
         states: None where the model has no recurrent layers.
+        layouts: of each layer, where they differ in their blocks; None: `layout` is everyone's.
     """
 
     layout: PagedBatch
     kv: Sequence[KVCache]
     adapters: StepAdapters | None = None
     states: StepStates | None = None
+    layouts: Sequence[PagedBatch] | None = None

@@ -112,8 +112,7 @@ class Holding:
 
     def kv_bytes_per_token(self) -> int:
         """2 (K and V; 1 with latent attention) x layers x key-value heads of a rank x head size x bytes, plus 4 bytes
-        per head for the scale of an 8-bit cache. Sliding windows save nothing: the cache keeps every token of every
-        layer. Encoders keep none."""
+        per head for the scale of an 8-bit cache: of a token that is in every layer's window. Encoders keep none."""
         if self.shape.encoder:
             return 0
         heads = math.ceil(self.shape.num_kv_heads / self.ranks)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
+from octavo.kvcache.layer_groups import ONE_GROUP, LayerGroups, layer_groups
 from octavo.kvcache.state_room import divide
 from octavo.planning.machines import Machine
 from octavo.planning.memory import DTYPE_BYTES, Holding, find_quantization, legal_ranks
@@ -73,7 +74,8 @@ class Memory:
         share: share of the machine's memory that the weights take.
         kv_room: bytes for keys and values: utilization x memory - overhead - weights, but never the memory that
             activations need.
-        kv_tokens: tokens that fit into `kv_room`, in whole blocks.
+        kv_tokens: tokens that fit into `kv_room`, in whole blocks; where layers have windows, those of sequences of the
+            longest length asked for.
         states: of recurrent layers, which take their part of `kv_room` as in the engine; a sequence has two.
         longest_context: most tokens of a single sequence, up to the length asked for.
         full_length: sequences of the longest length asked for that fit at once.
@@ -229,14 +231,20 @@ def _memory(shape: Shape, machine: Machine, wanted: Wanted, ranks: int) -> Memor
     # As in the engine: the KV cache gets what utilization leaves after the weights; steps use the remaining memory.
     usable = min(wanted.gpu_memory_utilization * machine.memory, machine.memory - activations)
     room = max(0.0, usable - machine.overhead - weights)
-    per_token = holding.kv_bytes_per_token()
-    block = per_token * wanted.block_size
+    per_token, size = holding.kv_bytes_per_token(), wanted.block_size
+    groups = groups_of(shape, wanted)
+    block = _block_bytes(holding, wanted, groups)
     # an encoder's texts need room in a step alone; one that is longer than a step's tokens runs by itself
-    tokens = int(room / block) * wanted.block_size if block else max(wanted.max_num_batched_tokens, limit) * (room > 0)
-    states, most = 0, tokens
+    blocks, states = -(-max(wanted.max_num_batched_tokens, limit) * (room > 0) // size), 0
+    if not shape.encoder:
+        blocks = int(room / block)
+    most = blocks
     if state := holding.state_bytes():
         divided = divide(int(room), block, state, wanted.max_num_seqs)
-        tokens, states, most = divided.blocks * wanted.block_size, divided.states, divided.states // 2
+        blocks, states, most = divided.blocks, divided.states, divided.states // 2
+    typical = wanted.input_tokens + (wanted.output_tokens if shape.generates else 0)
+    full = min(most, groups.sequences(blocks, limit, size))
+    alone = min(limit, groups.most_tokens(blocks, size))
     return Memory(
         weights=weights,
         activations=activations,
@@ -244,22 +252,29 @@ def _memory(shape: Shape, machine: Machine, wanted: Wanted, ranks: int) -> Memor
         kv_per_token=per_token,
         share=weights / machine.memory,
         kv_room=room,
-        kv_tokens=tokens if block else 0,
+        kv_tokens=0 if shape.encoder else max(alone, full * limit) if groups.windowed else blocks * size,
         states=states,
-        longest_context=min(limit, tokens),
-        full_length=min(most, tokens // _blocks(limit, wanted)),
-        typical=min(most, tokens // _blocks(_typical(shape, wanted), wanted)),
+        longest_context=alone,
+        full_length=full,
+        typical=min(most, groups.sequences(blocks, typical, size)),
     )
 
 
-def _typical(shape: Shape, wanted: Wanted) -> int:
-    """Tokens of a typical request."""
-    return wanted.input_tokens + (wanted.output_tokens if shape.generates else 0)
+def groups_of(shape: Shape, wanted: Wanted) -> LayerGroups:
+    """The groups of layers that the engine makes; encoders keep nothing."""
+    if shape.encoder:
+        return ONE_GROUP
+    return layer_groups(shape.windows, longest(shape, wanted), wanted.max_num_batched_tokens)
 
 
-def _blocks(tokens: int, wanted: Wanted) -> int:
-    """Token slots of the blocks that a sequence of this length owns."""
-    return -(-tokens // wanted.block_size) * wanted.block_size
+def kv_bytes(holding: Holding, wanted: Wanted, tokens: int) -> int:
+    """Bytes of keys and values that a rank keeps of a sequence while it is decoded."""
+    groups = replace(groups_of(holding.shape, wanted), step=1)
+    return groups.held(tokens, wanted.block_size) * _block_bytes(holding, wanted, groups)
+
+
+def _block_bytes(holding: Holding, wanted: Wanted, groups: LayerGroups) -> int:
+    return holding.kv_bytes_per_token() * wanted.block_size * groups.depth // len(holding.shape.windows)
 
 
 def _judge(rule: int | None, needed: int | None) -> str:

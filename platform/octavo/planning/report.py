@@ -14,7 +14,7 @@ from rich.table import Table
 from octavo.planning.machines import Machine
 from octavo.planning.measured import Comparison
 from octavo.planning.memory import Holding
-from octavo.planning.plan import Fit, Wanted, longest
+from octavo.planning.plan import Fit, Wanted, groups_of, kv_bytes, longest
 from octavo.planning.shape import Shape
 
 _OVERVIEW_NOTE = (
@@ -162,7 +162,7 @@ def _title(one: Planned) -> str:
     limit = longest(shape, one.wanted)
     kv = (
         f"KV {_bytes(whole.kv_bytes_per_token())} per token ({whole.kv_dtype}), "
-        f"{_bytes(whole.kv_bytes_per_token() * limit)} for {limit:,} tokens"
+        f"{_bytes(kv_bytes(whole, one.wanted, limit))} for {limit:,} tokens"
     )
     if state := whole.state_bytes():
         kv += f", and {_bytes(state)} for the state of a sequence in {shape.recurrent_layers} recurrent layers"
@@ -238,10 +238,8 @@ def _notes(one: Planned) -> list[str]:
         notes.append(f"Not all that was asked for fits on as many devices as were tried: {', '.join(misfits)}.")
     if others := [f"{fit.machine} in {fit.dtype}" for fit in one.fits if fit.dtype != one.whole.dtype]:
         notes.append(f"Computed in another type than {one.whole.dtype}: {', '.join(others)}.")
-    if any(one.shape.windows):
-        notes.append(
-            "Layers with a sliding window keep the whole context in Octavo's cache; the rates count the window."
-        )
+    if window := groups_of(one.shape, one.wanted).window:
+        notes.append(f"Layers with a sliding window keep {window:,} tokens and a step's; the rates count the window.")
     return notes + [_cpu_note(machine) for machine in one.machines if machine.is_cpu]
 
 

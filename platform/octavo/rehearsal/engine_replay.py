@@ -71,7 +71,8 @@ class EngineReplay:
         self.now = begun.time
         limits = dataclasses.replace(begun.limits, vocab_size=OTHER + 1, end_token_ids=frozenset([END]))
         config = begun.config
-        pool = BlockPool(begun.blocks, config.block_size, caching=config.enable_prefix_caching)
+        caching = config.enable_prefix_caching
+        pool = BlockPool(begun.blocks, config.block_size, caching=caching, groups=begun.groups)
         self.scheduler = _Scheduler(config, limits, pool, CostModel(), lambda: self.now, write)
         self.updates: list[SequenceUpdate] = []
         self.step: tuple[StepWork, float] | None = None

@@ -29,6 +29,7 @@ from octavo.config import EngineConfig, unknown_key
 from octavo.cost_model import Cost, StepWork, attended
 from octavo.errors import ConfigError
 from octavo.execution.executor import LocalExecutor, Wait, finished
+from octavo.kvcache.layer_groups import ONE_GROUP, LayerGroups
 from octavo.pooling import PoolingInfo
 from octavo.request import Adapter
 from octavo.step import Candidates, Float32, Int64, LogprobRow, PooledRow, SamplingRows, StepBatch, StepResult, Uint32
@@ -154,6 +155,7 @@ class SimulatedExecutor:
 
     max_in_flight: int = 1
     batch_invariant: bool = True
+    groups: LayerGroups = ONE_GROUP
     kv = states = None
     local: LocalExecutor | None = None
 

@@ -21,6 +21,7 @@ from octavo.engine.engine import Engine
 from octavo.execution.background import BackgroundExecutor
 from octavo.execution.executor import States, Wait, finished
 from octavo.execution.pooling import pool, pooled_tokens
+from octavo.kvcache.layer_groups import ONE_GROUP, layer_groups
 from octavo.pooling import PoolingInfo
 from octavo.request import Adapter, Request, SamplingParams
 from octavo.step import Candidates, LogprobRow, SamplingRows, StepBatch, StepResult
@@ -66,6 +67,7 @@ class PagedFake:
     max_in_flight = 1
     batch_invariant = True
     local = None
+    groups = ONE_GROUP
 
     def __init__(
         self, num_blocks: int, block_size: int, max_model_len: int = 4096, states: States | None = None
@@ -93,20 +95,16 @@ class PagedFake:
         self.batches.append(batch)
         sources, targets = [s for s, _ in batch.block_copies], [t for _, t in batch.block_copies]
         self.cache[targets] = self.cache[sources]
-        size = self.cache.shape[1]
         for s in range(batch.num_seqs):
             begin, end = batch.query_start[s], batch.query_start[s + 1]
             length = batch.context_lens[s]
-            positions = np.arange(length - (end - begin), length)
-            blocks = batch.block_tables[s]
-            self.cache[blocks[positions // size], positions % size] = batch.token_ids[begin:end]
+            self.write(batch, s, np.arange(length - (end - begin), length), batch.token_ids[begin:end])
         if self.states is not None:
             self._recur(batch)
         tokens, logprobs, found = [], {}, {}
         for row, index in enumerate(batch.sampling.token_index):
             s = np.searchsorted(batch.query_start, index, "right") - 1
-            blocks, length = batch.block_tables[s], batch.context_lens[s] - (batch.query_start[s + 1] - 1 - index)
-            read = self.cache[blocks[: -(-length // size)]].reshape(-1)[:length]
+            read = self.read(batch, s, batch.context_lens[s] - (batch.query_start[s + 1] - 1 - index))
             adapter = zlib.crc32((batch.adapters[s] if batch.adapters else "").encode())
             if self.states is not None:
                 adapter ^= self.taken_in[index] ^ zlib.crc32(read.tobytes())  # 0 unless it goes on from a wrong state
@@ -137,6 +135,15 @@ class PagedFake:
                 if index in saved:
                     self.kept[saved[index]] = now
 
+    def write(self, batch: StepBatch, s: int, positions: np.ndarray, tokens: np.ndarray) -> None:
+        size, blocks = self.cache.shape[1], batch.block_tables[s]
+        self.cache[blocks[positions // size], positions % size] = tokens
+
+    def read(self, batch: StepBatch, s: int, length: int) -> np.ndarray:
+        """What a sequence's cache holds of its first tokens."""
+        blocks = batch.block_tables[s][: -(-length // self.cache.shape[1])]
+        return self.cache[blocks].reshape(-1)[:length]
+
     def said(self, tokens, seed: int) -> int:
         if self.astray and next_token(tokens, 1) % self.astray == 0:
             return next_token(tokens, 2)
@@ -151,7 +158,7 @@ class PagedFake:
         for index in pooled_tokens(batch).tolist():
             s = np.searchsorted(batch.query_start, index, "right") - 1
             length = batch.context_lens[s] - (batch.query_start[s + 1] - 1 - index)
-            read = self.cache[batch.block_tables[s]].reshape(-1)[:length]
+            read = self.read(batch, s, length)
             states.append(np.full(5, np.nan, np.float32) if int(read[-1]) in self.fail_tokens else state(read))
         return pool(batch, np.array(states, np.float32).reshape(-1, 5))
 
@@ -163,6 +170,65 @@ class PagedFake:
 
     def close(self) -> None:
         self.closed = True
+
+
+class WindowFake(PagedFake):
+    """An executor whose layers have windows, or some of them.
+
+    Beside each token its cache has a digest of all tokens up to it, made of the digest before it. So it reads, as
+    layers do, what its groups hold of a window and of nothing else, and knows whether that is what was written there.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, windows, step: int, max_model_len: int = 4096) -> None:
+        super().__init__(num_blocks, block_size, max_model_len)
+        self.groups = layer_groups(windows, max_model_len, step)
+        self.cache = np.full((num_blocks, block_size, 2), -1, np.int32)
+        self.kv = FakeBlocks(self.cache)
+
+    def tables(self, batch: StepBatch, s: int):
+        """Block tables of a sequence, and how many positions a token sees through each."""
+        groups = self.groups
+        tables = batch.block_tables.reshape(groups.count, batch.num_seqs, -1)[:, s]
+        return zip(tables, [2**30] * groups.whole + [groups.window] * groups.windowed, strict=True)
+
+    def write(self, batch: StepBatch, s: int, positions: np.ndarray, tokens: np.ndarray) -> None:
+        size = self.cache.shape[1]
+        for blocks, window in self.tables(batch, s):
+            for position, token in zip(positions.tolist(), tokens.tolist(), strict=True):
+                seen = self.seen(blocks, position, window - 1)
+                digest = chained([token], seen[-1, 1] if len(seen) else 0)
+                self.cache[blocks[position // size], position % size] = token, digest
+
+    def read(self, batch: StepBatch, s: int, length: int) -> np.ndarray:
+        found = {tuple(self.seen(blocks, length, window)[-1]) for blocks, window in self.tables(batch, s)}
+        assert len(found) == 1, "groups hold different texts"
+        return np.array([*found], np.int32)[0, ::-1]
+
+    def seen(self, blocks: np.ndarray, length: int, window: int) -> np.ndarray:
+        """Tokens and digests of the last `window` of the first `length` positions."""
+        size, places = self.cache.shape[1], np.arange(max(0, length - window), length)
+        found = self.cache[blocks[places // size], places % size]
+        before = 0 if length <= window else None
+        for token, digest in found.tolist():
+            assert before is None or digest == chained([token], before), "a block is not what was written there"
+            before = digest
+        return found
+
+
+def chained(tokens, digest: int = 0) -> int:
+    """Digest of tokens that follow those of a digest."""
+    for token in tokens:
+        digest = zlib.crc32(int(token).to_bytes(4, "little", signed=True), int(digest) & 0x7FFFFFFF) & 0x7FFFFFFF
+    return digest
+
+
+def expected_in_windows(prompt: list[int], count: int, seed: int = 0) -> list[int]:
+    """As `expected_tokens`, of a `WindowFake`."""
+    tokens, digest = list(prompt), chained(prompt)
+    for _ in range(count):
+        tokens.append(next_token([digest, tokens[-1]], seed))
+        digest = chained(tokens[-1:], digest)
+    return tokens[len(prompt) :]
 
 
 class FakeBlocks:
@@ -259,6 +325,7 @@ class WholeFake:
     """An encoder: it refuses steps that hold a part of a text."""
 
     max_in_flight = 1
+    groups = ONE_GROUP
     batch_invariant = True
     kv = local = states = None
     num_blocks = 0
@@ -304,10 +371,21 @@ def make_drafter(
 
 
 def make_engine(
-    num_blocks: int = 64, *, tokenizer=None, pooling=None, drafter=None, tier=None, states=None, **settings
+    num_blocks: int = 64,
+    *,
+    tokenizer=None,
+    pooling=None,
+    drafter=None,
+    tier=None,
+    states=None,
+    windows=None,
+    **settings,
 ) -> Engine:
     config = EngineConfig(**{"block_size": 4, "max_num_seqs": 8, "max_num_batched_tokens": 32, **settings})
-    model = PagedFake(num_blocks, config.block_size, states=None if states is None else States(*states, 1))
+    if windows is None:
+        model = PagedFake(num_blocks, config.block_size, states=None if states is None else States(*states, 1))
+    else:
+        model = WindowFake(num_blocks, config.block_size, windows, config.max_num_batched_tokens)
     executor = BackgroundExecutor(model) if config.async_scheduling else model
     ends = () if tokenizer is None else tokenizer.eos_token_ids
     parts = {"tokenizer": tokenizer, "pooling": pooling, "drafter": drafter, "tier": tier}
@@ -358,6 +436,7 @@ def fake():
         model=model_of,
         request=make_request,
         expected=expected_tokens,
+        expected_in_windows=expected_in_windows,
         run=run,
         VOCAB=VOCAB,
         PagedFake=PagedFake,

@@ -26,8 +26,18 @@ ROWS = [
     "adapter grammar beam guesses",
 ]  # fmt: skip
 
-FEW_BLOCKS = {"kv_cache_bytes": 12 * 16 * 3 * 2 * 2 * 16 * 4, "max_model_len": 112}
-"""Twelve, and a request may need seven: they preempt each other."""
+MODELS = {
+    "llama3": (ROWS, 12 * 3 * 16),
+    "gemma3": (["guesses", "late grammar n", "adapter grammar guesses n", "adapter grammar beam guesses"], 60 * 32),
+    "mistral": (["guesses", "adapter grammar guesses n", "beam"], 12 * 3 * 32),
+}
+"""With the rows that are tried, and blocks x layers x head size of a small cache.
+
+That holds twelve blocks, and a request may need seven: they preempt each other. Of Gemma, with four layers of five in a
+window of 11 tokens, it is 60, and a request may need 35. Mistral's layers all have a window of 12.
+"""
+
+FEW_BLOCKS = {"few": True, "max_model_len": 112}
 
 COLUMNS = {
     "cache": {},
@@ -42,23 +52,29 @@ COLUMNS = {
 }
 
 
+@pytest.fixture(scope="module", params=MODELS)
+def model(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def adapters(make_adapter):
-    folders = [make_adapter("llama3", seed=1), make_adapter("llama3", seed=2),
-               make_adapter("llama3", seed=3, alora_invocation_tokens=INVOCATION)]  # fmt: skip
+def adapters(make_adapter, model):
+    folders = [make_adapter(model, seed=1), make_adapter(model, seed=2),
+               make_adapter(model, seed=3, alora_invocation_tokens=INVOCATION)]  # fmt: skip
     return [LoRARequest(f"a{i}", i, str(folder)).adapter() for i, folder in enumerate(folders)]
 
 
-def load(tiny_model, **settings):
-    settings = {"kv_cache_bytes": 2**22, "max_model_len": 128, "speculation": False} | settings
-    return LLM(str(tiny_model("llama3")), progress=False, **settings)
+def load(tiny_model, model, few=False, **settings):
+    small = MODELS[model][1] * 16 * 2 * 2 * 4
+    settings = {"kv_cache_bytes": small if few else 2**22, "max_model_len": 128, "speculation": False} | settings
+    return LLM(str(tiny_model(model)), progress=False, **settings)
 
 
 @pytest.fixture(scope="module")
-def plain(tiny_model, adapters):
+def plain(tiny_model, model, adapters):
     """Row -> what the plain path makes of it."""
-    llm = load(tiny_model, enable_prefix_caching=False, max_num_batched_tokens=512)
-    found = {row: {} for row in ROWS}
+    llm = load(tiny_model, model, enable_prefix_caching=False, max_num_batched_tokens=512)
+    found = {row: {} for row in MODELS[model][0]}
     for row, told in found.items():
         for request in requests(row, adapters):
             told |= run(llm, [request])
@@ -69,15 +85,17 @@ def plain(tiny_model, adapters):
 @pytest.fixture(scope="module")
 def neighbour(tiny_model):
     """Another shard, which has computed what it is asked for, and from which blocks come or do not."""
-    llm = load(tiny_model)
+    llm = load(tiny_model, "llama3")
     yield llm
     llm.close()
 
 
 @pytest.fixture(scope="module", params=COLUMNS)
-def column(request, tiny_model, tmp_path_factory, neighbour, neighbours):
+def column(request, tiny_model, model, tmp_path_factory, neighbour, neighbours):
     name = request.param
-    llm = load(tiny_model, **COLUMNS[name], disk_cache_path=str(tmp_path_factory.mktemp("kv")))
+    if name == "peer" and model != "llama3":
+        pytest.skip("blocks that are shared have all layers (`share_kv_cache`)")
+    llm = load(tiny_model, model, **COLUMNS[name], disk_cache_path=str(tmp_path_factory.mktemp("kv")))
     if name == "peer":
         llm.engine.share(neighbours(other=neighbour.engine))
     with pytest.MonkeyPatch.context() as patch:
@@ -87,7 +105,7 @@ def column(request, tiny_model, tmp_path_factory, neighbour, neighbours):
     assert (name in ("preemption", "all", "peer", "disk")) == (counters.preemptions > 0)
     assert (name == "disk") == (llm.engine.stats().tier.came > 20)
     assert (name == "peer") == (llm.engine.stats().peers.came > 20)
-    assert sum(counters.accepted) > 20
+    assert sum(counters.accepted) > 5
     llm.close()
 
 
@@ -167,6 +185,8 @@ class Guesser:
 
 @pytest.mark.parametrize("row", ROWS)
 def test_it_is_as_the_plain_path_has_it(column, plain, adapters, neighbour, row):
+    if row not in plain:
+        pytest.skip("tried with another model")
     (name, llm), expected = column, plain[row]
     moved = name in ("failover", "all") and "beam" not in row  # a search tells nothing before its end
     before = {key: len(tokens) // 2 if moved else 0 for key, (tokens, _, _) in expected.items()}
@@ -181,4 +201,4 @@ def test_it_is_as_the_plain_path_has_it(column, plain, adapters, neighbour, row)
         assert found.keys() == expected.keys()
         for key, (tokens, logprobs, finish) in expected.items():
             assert (found[key][0], found[key][2]) == (tokens[before[key] :], finish), key
-            assert found[key][1] == pytest.approx(logprobs[before[key] :], abs=1e-5), key
+            assert found[key][1] == pytest.approx(logprobs[before[key] :], rel=1e-6, abs=1e-5), key

@@ -8,15 +8,21 @@ from hypothesis import strategies as st
 
 from octavo.engine import arrivals
 from octavo.errors import Overloaded
+from octavo.kvcache.layer_groups import layer_groups
+
+WINDOWS = {"none": None, "all": [7] * 3, "some": [None, 9, 9, 9], "few": [None, 9, None, None], "two": [None, 2]}
+"""Of layers; a block has four tokens."""
 
 
-def storm(fake, seed: int, operations: int, **settings) -> dict[str, int]:
+def storm(fake, seed: int, operations: int, windows: str = "none", **settings) -> dict[str, int]:
     rng = random.Random(seed)
+    room, places, step = rng.choice([2, 3, 5]), rng.choice([4, 8, 16]), rng.choice([3, 8, 32, 200])
     engine = fake.engine(
-        num_blocks=rng.choice([60, 90, 150]),
+        num_blocks=room * layer_groups(WINDOWS[windows] or [None], 120, step).held(120, 4),
+        windows=WINDOWS[windows],
         max_model_len=120,
-        max_num_seqs=rng.choice([4, 8, 16]),
-        max_num_batched_tokens=rng.choice([3, 8, 32, 200]),
+        max_num_seqs=places,
+        max_num_batched_tokens=step,
         max_num_queued_requests=30,
         enable_prefix_caching=rng.random() < 0.8,
         **settings,
@@ -68,15 +74,17 @@ def storm(fake, seed: int, operations: int, **settings) -> dict[str, int]:
                 continue  # aborted before this one of its sequences came to be
             assert ended[key] in ("length", "abort")
             seed = (request.seed + i * 0x9E3779B97F4A7C15) % 2**64
-            assert said[key] == fake.expected(request.prompt_token_ids, len(said[key]), seed)
+            expected = fake.expected if windows == "none" else fake.expected_in_windows
+            assert said[key] == expected(request.prompt_token_ids, len(said[key]), seed)
             limit = min(request.params.max_tokens, 120 - len(request.prompt_token_ids))
             assert len(said[key]) == limit or ended[key] == "abort"
     return counts | {"preemptions": engine.stats().counters.preemptions, "finished": len(ended)}
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_a_storm_of_2000_operations(fake, ahead):
-    counts = storm(fake, seed=1, operations=2000, async_scheduling=ahead)
+@pytest.mark.parametrize("windows", WINDOWS)
+def test_a_storm_of_2000_operations(fake, ahead, windows):
+    counts = storm(fake, 1, 2000, windows, async_scheduling=ahead)
     assert min(counts.values()) > 0, f"the storm missed something: {counts}"
 
 
@@ -89,9 +97,9 @@ def test_a_storm_beside_a_tier_that_loses_blocks(fake, ahead, monkeypatch):
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 2**32), ahead=st.booleans())
-def test_small_storms(fake, seed, ahead):
-    storm(fake, seed, operations=150, async_scheduling=ahead)
+@given(seed=st.integers(0, 2**32), ahead=st.booleans(), windows=st.sampled_from([*WINDOWS]))
+def test_small_storms(fake, seed, ahead, windows):
+    storm(fake, seed, 150, windows, async_scheduling=ahead)
 
 
 @pytest.mark.parametrize("seed", range(3))

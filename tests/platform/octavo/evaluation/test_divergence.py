@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from octavo.evaluation.divergence import CHUNK, cut, greedy_divergence, measure, window_logits
+from octavo.kvcache.layer_groups import ONE_GROUP
 
 VOCAB = 11
 
@@ -17,7 +18,7 @@ VOCAB = 11
 class Table:
     """Logits that depend on a sequence's last two tokens, which it reads through its block tables."""
 
-    block_size = 4
+    block_size, groups = 4, ONE_GROUP
     spec = SimpleNamespace(vocab_size=VOCAB)
 
     def __init__(self, noise=0.0):

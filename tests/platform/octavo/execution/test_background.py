@@ -10,6 +10,7 @@ import numpy as np
 
 from octavo.execution.background import BackgroundExecutor, with_tokens
 from octavo.execution.executor import finished
+from octavo.kvcache.layer_groups import ONE_GROUP
 from octavo.step import Penalties, SamplingRows, StepBatch, StepResult
 
 
@@ -57,6 +58,7 @@ class Adding:
     """Says each token plus one; notes what it was given."""
 
     max_in_flight, batch_invariant, num_blocks, kv, states, local = 1, True, 3, None, None, None
+    groups = ONE_GROUP
     spec: Any = SimpleNamespace(vocab_size=9)
 
     def __init__(self) -> None:

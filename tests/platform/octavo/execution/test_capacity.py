@@ -4,7 +4,7 @@ import pytest
 
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
-from octavo.execution.capacity import num_positions
+from octavo.execution.capacity import groups_of, num_positions
 from octavo.execution.local import load_local
 from octavo.models.source_spec import read_spec
 from octavo.source import resolve_source
@@ -28,7 +28,8 @@ BLOCK = 2**14
 )
 def test_a_rotary_table_has_no_more_positions_than_there_can_be_keys_for(tiny_model, settings, positions):
     spec = replace(read_spec(resolve_source(str(tiny_model("llama3")))), max_position_embeddings=2**20)
-    assert num_positions(spec, EngineConfig(**settings), 2**20, BLOCK) == positions
+    config = EngineConfig(**settings)
+    assert num_positions(spec, config, 2**20, BLOCK, groups_of(spec, config)) == positions
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -107,7 +107,7 @@ def test_only_rows_that_changed_are_copied(torch_llm, monkeypatch):
     params = SamplingParams(temperature=0, max_tokens=33, ignore_eos=True)
     llm.generate([[1, 2, 3], [4, 5, 6]], params, use_tqdm=False)
     assert copied[0] == 2 * 3  # 35 tokens each: three blocks
-    assert inputs.block_tables.tolist() == inputs._table.tolist()
+    assert inputs.block_tables.tolist() == inputs._tables.tolist()
 
 
 def test_a_step_that_draws_nothing_is_waited_for(torch_llm, monkeypatch):

@@ -82,9 +82,10 @@ def test_what_does_not_fit_is_told_with_what_would_help():
 def test_the_largest_step_runs(tiny_model, settings, rows, tokens):
     config = EngineConfig(**settings)
     decoder = load_model(resolve_source(str(tiny_model("gemma2"))))
-    batch = largest_batch(config, decoder.num_positions)
+    executor = TorchExecutor(decoder, config, 1)
+    batch = largest_batch(config, decoder.num_positions, executor.groups.count)
     assert (batch.num_tokens, len(batch.sampling.token_index)) == (tokens, rows)
-    result = TorchExecutor(decoder, config, 1).launch(batch)()
+    result = executor.launch(batch)()
     assert len(result.token_ids) == len(result.logprobs) == rows
     assert len(result.prompt_logprobs) == tokens
 

@@ -26,7 +26,7 @@ class Pool(RuleBasedStateMachine):
     @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=24), keeper=KEEPERS)
     def start(self, tokens, keeper):
         chain = hash_chain(ROOT, tokens, SIZE)
-        table = BlockTable(self.pool, self.pool.match(chain)[: (len(tokens) - 1) // SIZE], keeper)
+        table = BlockTable(self.pool, self.pool.match(chain[: (len(tokens) - 1) // SIZE]), keeper)
         if table.grow(table.num_published * SIZE, len(tokens)) is None:
             table.free()
         else:
@@ -133,7 +133,7 @@ def test_the_least_recently_freed_goes_first_and_tails_before_heads():
 def test_a_second_copy_of_a_prefix_stays_private():
     pool = BlockPool(4, SIZE)
     first, second = filled(pool, [0] * 8), filled(pool, [0] * 8)
-    assert pool.match(hash_chain(ROOT, [0] * 8, SIZE)) == list(first.blocks)
+    assert pool.match(hash_chain(ROOT, [0] * 8, SIZE)).tables == [list(first.blocks)]
     second.free()
     assert (pool.num_cached, pool.num_free) == (0, 2)
 

@@ -51,7 +51,7 @@ def test_only_full_blocks_are_published_each_once():
     table.grow(0, len(tokens))
     for known, published in ((3, 0), (4, 1), (7, 1), (10, 2)):
         table.publish(chain, known)
-        assert (table.num_published, pool.match(chain)) == (published, list(table.blocks[:published]))
+        assert (table.num_published, pool.match(chain).tables) == (published, [list(table.blocks[:published])])
     cached = BlockTable(pool, pool.match(chain))
     assert (list(cached.blocks), cached.num_published) == (list(table.blocks[:2]), 2)
     cached.free()
