@@ -173,8 +173,8 @@ class PeerShards:
 
     def close(self) -> None:
         """As in `Peers`."""
-        self.addresses = {}
-        for each in self._known.values():
+        known, self._known = self._known, {}
+        for each in known.values():
             each.close()
 
 

@@ -66,7 +66,7 @@ class Fetches:
         self.own = None if tier is None else Arrivals(tier, kv, pool, cost_model, self._counters)
         self._others: dict[str, Arrivals] = {}  # by the name of the shard they come from
         self._warming: deque[tuple[str, deque[bytes]]] = deque()  # what is hot there
-        self._lot = lot_of(kv.block_bytes)
+        self._lot, self._guess = lot_of(kv.block_bytes), kv.block_bytes * GUESSED_SECONDS
         self._unsaved: dict[bytes, int] = {}  # hash -> block that has lost its last owner
         self._writing: set[bytes] = set()
         self._saving: Future[None] | None = None  # what was begun last
@@ -192,8 +192,7 @@ class Fetches:
     def peer_seconds(self) -> float:
         """That a block takes to come from another shard, on average; 0.0 where none are asked."""
         known = [each.block_seconds for each in list(self._others.values()) if each.block_seconds]
-        guess = self._kv.block_bytes * GUESSED_SECONDS
-        return 0.0 if self.peers is None else sum(known) / len(known) if known else guess
+        return 0.0 if self.peers is None else sum(known) / len(known) if known else self._guess
 
     # ---- into the tier ----------------------------------------------------------------------------------------
 

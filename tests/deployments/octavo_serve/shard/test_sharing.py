@@ -464,6 +464,18 @@ def test_who_leaves_goes_on_giving_until_nobody_asks(
     shard.close()
 
 
+def test_an_engine_that_wakes_up_finds_the_others_again() -> None:
+    """One that goes to sleep leaves them; its successor has the same peers."""
+    here = Address("127.0.0.1", 1, "00" * 32)
+    peers = PeerShards(FORM, {"a": here})
+    first = peers.find("a")
+    peers.close()
+    assert first is not None
+    assert first.read([bytes(16)], np.zeros((1, 64), np.uint8)) == 0
+    assert not peers.failures
+    assert peers.find("a") not in (None, first)
+
+
 def test_what_cannot_be_shared_is_refused() -> None:
     for wrong in ({"rehearsal": "llama-8b-h100"}, {"tensor_parallel_size": 2}, {"enable_prefix_caching": False}):
         with pytest.raises(ConfigError, match="share_kv_cache is for a checkpoint"):
