@@ -128,31 +128,35 @@ class Arrivals:
         self.seen(found)
         return found
 
-    def saving(self, have: int, more: int) -> float:
-        """Seconds that `more` blocks of a prompt would save, of which the cache has `have`; where that is nothing, the
+    def ours(self, have: int, more: int) -> float:
+        """Seconds that computing `more` blocks of a prompt takes, of which the cache has `have`."""
+        return compute_seconds(self._cost_model, have * self._pool.block_size, more * self._pool.block_size)
+
+    def saving(self, more: int, ours: float) -> float:
+        """Seconds that it would save to fetch so many blocks which are computed in `ours`; where that is nothing, the
         source is tried again one day."""
-        ours = compute_seconds(self._cost_model, have * self._pool.block_size, more * self._pool.block_size)
         blocks = more + sum(fetch.missing for fetch in self.fetches)
         if (saved := ours - blocks * self.block_seconds) <= 0:
             self.block_seconds *= _FORGOTTEN
         self.seen(int(saved > 0))
         return saved
 
-    def begin(self, seq: Sequence | None, chain: list[bytes], cached: Prefix) -> bool:
+    def begin(self, seq: Sequence | None, chain: list[bytes], cached: Prefix, seconds: float) -> bool:
         """Have blocks read; False where they have no room.
 
         Args:
             seq: for which they are; None: for whoever asks next.
             chain: hashes, to the last block that is to come.
             cached: the blocks that are there.
+            seconds: after which they are given up.
         """
         have, size = len(cached), self._pool.block_size
         table = BlockTable(self._pool, cached)
         if table.grow(have * size, len(chain) * size) is None:
             table.free()
             return False
-        now, ours = time.monotonic(), compute_seconds(self._cost_model, have * size, (len(chain) - have) * size)
-        late = now + (UNKNOWN_SECONDS if seq is None else min(ours, UNKNOWN_SECONDS))
+        now = time.monotonic()
+        late = now + min(seconds, UNKNOWN_SECONDS)
         self.fetches.append(Fetch([] if seq is None else [seq], chain, table, now, late, have))
         if seq is not None:
             seq.fetched = True  # it waits once, and then begins with what has come

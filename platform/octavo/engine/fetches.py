@@ -21,7 +21,7 @@ from dataclasses import replace
 from itertools import islice
 
 from octavo.cost_model import CostModel
-from octavo.engine.arrivals import Arrivals, lot_of
+from octavo.engine.arrivals import UNKNOWN_SECONDS, Arrivals, lot_of
 from octavo.engine.plan import StepPlan
 from octavo.engine.queues import WaitingSequences
 from octavo.engine.sequence import Sequence
@@ -129,9 +129,12 @@ class Fetches:
         if same is not None:
             same.sequences.append(seq)
         else:
-            offers = [(each.saving(have, more), each, more) for each, more in self._offers(seq, chain, have)]
-            saved, source, more = max(offers, key=lambda offer: offer[0], default=(0.0, None, 0))
-            if saved <= 0 or source is None or not source.begin(seq, chain[: have + more], cached):
+            offers = [(each, more, each.ours(have, more)) for each, more in self._offers(seq, chain, have)]
+            saved = [each.saving(more, ours) for each, more, ours in offers]
+            if max(saved, default=0.0) <= 0:
+                return None
+            source, more, ours = offers[saved.index(max(saved))]
+            if not source.begin(seq, chain[: have + more], cached, ours):
                 return None
         waiting.leave(seq)
         return "its blocks arrive" if source is self.own else "its blocks come from another shard"
@@ -172,7 +175,7 @@ class Fetches:
                 not lot
                 or arrivals is None
                 or len(lot) > self._pool.num_blank
-                or not arrivals.begin(None, lot, Prefix([[]]))
+                or not arrivals.begin(None, lot, Prefix([[]]), UNKNOWN_SECONDS)
             ):
                 self._warming.popleft()
 

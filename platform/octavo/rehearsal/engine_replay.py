@@ -227,7 +227,7 @@ class _Arrivals(Arrivals):
     def found(self, tier: Tier, chain: list[bytes]) -> int:
         return self._next()
 
-    def saving(self, have: int, more: int) -> float:
+    def saving(self, more: int, ours: float) -> float:
         return float(self._next())
 
     def _came(self, fetch: Fetch) -> Lot | None:
