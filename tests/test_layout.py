@@ -61,6 +61,7 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo/models/replacement.py": "platform/octavo/engine/test_served_engine.py",
     "octavo_serve/gateway/hashing.py": "deployments/octavo_serve/gateway/test_keeper.py",
     "octavo_serve/wire/weights.py": "deployments/octavo_serve/gateway/test_keeper.py",
+    "octavo/kvcache/slot_memory.py": "platform/octavo/kvcache/test_layered_tier.py",
     "octavo_serve/api/folders.py": "deployments/octavo_serve/surfaces/weights/test_operations.py",
     "octavo/engine/engine.py": "platform/octavo/engine/test_scheduler.py",
     "octavo/engine/sequence.py": "platform/octavo/engine/test_scheduler.py",
@@ -70,7 +71,7 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo/errors.py": "deployments/octavo_serve/api/test_failures.py",
     "octavo/step.py": "platform/octavo/engine/test_batch.py",
     "octavo_serve/wire/blocks.py": "deployments/octavo_serve/shard/test_sharing.py",
-    "octavo/kvcache/tier.py": "platform/octavo/kvcache/test_disk_tier.py",
+    "octavo/kvcache/tier.py": "platform/octavo/kvcache/test_slot_tier.py",
     # what recurrent layers carry: by what engines say from it
     "octavo/kvcache/sequence_state.py": "platform/octavo/engine/test_recurrent.py",
     "octavo/kvcache/state_pool.py": "platform/octavo/engine/test_recurrent.py",

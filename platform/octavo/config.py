@@ -59,6 +59,8 @@ class EngineConfig:
         disk_cache_bytes: size of a file, one per shard, that takes the KV blocks which the pool has no room for, and
             what it holds when the engine ends (docs/tiers.md). They are read where that is sooner than computing them,
             after a restart as well. None: there is no file. Not for ranks, encoders, random weights and rehearsals.
+        host_cache_bytes: of the host's memory, that take the same blocks, in front of the file if there is one. They
+            are for GPUs, whose memory is smaller: on a CPU a larger kv_cache_bytes does the same, and copies nothing.
         disk_cache_path: the folder of these files, in which only its user may write. None: kv/ in the cache folder.
         share_kv_cache: give KV blocks to other shards of the model, and fetch them from there where a router knows that
             they have more of a prompt, and where that is sooner than computing it (docs/kv_sharing.md). Every shard has
@@ -108,6 +110,7 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.9
     enable_prefix_caching: bool = True
     disk_cache_bytes: int | None = None
+    host_cache_bytes: int | None = None
     disk_cache_path: str | None = None
     share_kv_cache: bool = False
     async_scheduling: bool | None = None
@@ -124,7 +127,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         at_least_one = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_queued_requests",
-                        "block_size", "kv_cache_bytes", "disk_cache_bytes", "lora_bytes", "threads",
+                        "block_size", "kv_cache_bytes", "disk_cache_bytes", "host_cache_bytes", "lora_bytes", "threads",
                         "tensor_parallel_size")  # fmt: skip
         for name in at_least_one:
             value = getattr(self, name)
@@ -153,8 +156,10 @@ class EngineConfig:
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:NUMBER, got {self.device!r}")
         self._check_speculation()
         is_random = self.load_format == "dummy" or self.rehearsal is not None
-        if self.disk_cache_bytes and (is_random or self.tensor_parallel_size > 1 or not self.enable_prefix_caching):
-            raise ConfigError("disk_cache_bytes is for a checkpoint in one process with a prefix cache: leave it off")
+        for name in ("disk_cache_bytes", "host_cache_bytes"):
+            alone = self.tensor_parallel_size == 1 and self.enable_prefix_caching and not is_random
+            if getattr(self, name) and not alone:
+                raise ConfigError(f"{name} is for a checkpoint in one process with a prefix cache: leave it off")
         if not isinstance(self.share_kv_cache, bool):
             raise ConfigError(f"share_kv_cache must be true or false, got {self.share_kv_cache!r}")
         if self.share_kv_cache and (is_random or self.tensor_parallel_size > 1 or not self.enable_prefix_caching):
@@ -177,6 +182,11 @@ class EngineConfig:
                 raise ConfigError(f"speculation.draft must be the source of a model, got {found.get('draft')!r}")
         elif not isinstance(found, bool | None):
             raise ConfigError(f"speculation must be true, false, null or {{draft: SOURCE}}, got {found!r}")
+
+    @property
+    def has_tier(self) -> bool:
+        """Whether blocks go on to memory of the host, or a file."""
+        return bool(self.disk_cache_bytes or self.host_cache_bytes)
 
     @property
     def draft(self) -> str | None:

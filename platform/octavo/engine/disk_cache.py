@@ -1,4 +1,4 @@
-"""Names what an engine's KV blocks are, and finds the file in which they outlive it."""
+"""Names what an engine's KV blocks are, and finds where they outlive the cache: in memory, or in a file."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from pathlib import Path
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
 from octavo.execution.executor import Executor
-from octavo.kvcache.disk_tier import DiskTier
+from octavo.kvcache.layered_tier import LayeredTier
 from octavo.kvcache.slot_file import SlotFile, slots_within
+from octavo.kvcache.slot_memory import SlotMemory
+from octavo.kvcache.slot_tier import SlotTier
+from octavo.kvcache.tier import KVBlocks, Tier
 from octavo.models.packed_cache import version
 from octavo.source import Source
 from octavo_kernels.native.cache import cache_folder, own_folder
 
 
-def open_disk_cache(source: Source, config: EngineConfig, executor: Executor) -> DiskTier:
+def open_disk_cache(source: Source, config: EngineConfig, executor: Executor) -> SlotTier:
     """The first file for blocks of this form that no other process has open.
 
     A block of another form lies in another file.
@@ -24,21 +27,50 @@ def open_disk_cache(source: Source, config: EngineConfig, executor: Executor) ->
     Raises:
         ConfigError: there can be none.
     """
-    kv = executor.kv
-    if kv is None:
-        raise ConfigError("disk_cache_bytes is for models that generate text, in one process: leave it off")
-    if executor.states is not None:
-        raise ConfigError(
-            "disk_cache_bytes is not for models with recurrent layers, whose states no file holds: leave it off"
-        )
+    kv = _kept(executor, "disk_cache_bytes")
     if (slots := slots_within(config.disk_cache_bytes or 0, kv.block_bytes)) < 1:
         raise ConfigError(f"disk_cache_bytes holds no block, which takes {kv.block_bytes}: raise it")
     form = block_form(version(source), config, executor)
     folder = Path(config.disk_cache_path) if config.disk_cache_path else cache_folder() / "kv"
     try:
-        return DiskTier(_first_free(own_folder(folder, "disk_cache_path"), form, kv.block_bytes, slots))
+        return SlotTier(_first_free(own_folder(folder, "disk_cache_path"), form, kv.block_bytes, slots))
     except OSError as error:
         raise ConfigError(f"disk_cache_path {folder} cannot be used: {error}") from None
+
+
+def open_tier(source: Source, config: EngineConfig, executor: Executor) -> Tier | None:
+    """What takes blocks that the cache has no room for: memory of the host, a file, the one in front of the other.
+
+    Raises:
+        ConfigError: there can be none.
+    """
+    host = _host_tier(config.host_cache_bytes, executor) if config.host_cache_bytes else None
+    if not config.disk_cache_bytes:
+        return host
+    file = open_disk_cache(source, config, executor)
+    return file if host is None else LayeredTier(host, file)
+
+
+def _host_tier(num_bytes: int, executor: Executor) -> SlotTier:
+    kv = _kept(executor, "host_cache_bytes")
+    if (slots := num_bytes // kv.block_bytes) < 1:
+        raise ConfigError(f"host_cache_bytes holds no block, which takes {kv.block_bytes}: raise it")
+    try:
+        return SlotTier(SlotMemory(kv.block_bytes, slots))
+    except MemoryError:
+        raise ConfigError(f"host_cache_bytes {num_bytes} is more than the system gives: lower it") from None
+
+
+def _kept(executor: Executor, setting: str) -> KVBlocks:
+    """The blocks that a tier can hold."""
+    kv = executor.kv
+    if kv is None:
+        raise ConfigError(f"{setting} is for models that generate text, in one process: leave it off")
+    if executor.states is not None:
+        raise ConfigError(
+            f"{setting} is not for models with recurrent layers, whose states it would lack: leave it off"
+        )
+    return kv
 
 
 def block_form(model: str, config: EngineConfig, executor: Executor) -> str:

@@ -179,14 +179,14 @@ class Engine:
 
             executor, pooling = load_rehearsal(config, tokenizer), POOLING
         else:
-            from octavo.engine.disk_cache import open_disk_cache
+            from octavo.engine.disk_cache import open_tier
             from octavo.execution.load import load_executor, load_pooling
 
             if config.draft is not None:
                 drafter, config = load_drafter(source, config, tokenizer)
             try:
                 executor = load_executor(source, config, progress=progress, launch=launch)
-                tier = open_disk_cache(source, config, executor) if config.disk_cache_bytes else None
+                tier = open_tier(source, config, executor)
             except BaseException:
                 if drafter is not None:
                     drafter.close()

@@ -18,7 +18,7 @@ def groups_of(spec: ModelSpec, config: EngineConfig) -> LayerGroups:
     """The groups of a model's layers that attend; one beside recurrent layers, and where blocks go to a disk or
     to other shards, which take them with all layers."""
     longest = min(config.max_model_len or spec.max_position_embeddings, spec.max_position_embeddings)
-    whole = config.disk_cache_bytes is not None or config.share_kv_cache or spec.recurrence is not None
+    whole = config.has_tier or config.share_kv_cache or spec.recurrence is not None
     windows = [None if whole else spec.windows[layer] for layer in spec.attention_layers]
     return layer_groups(windows, longest, config.max_num_batched_tokens)
 

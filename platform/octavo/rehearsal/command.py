@@ -75,8 +75,8 @@ def _what_if(
     of_scaler = {name: settings.pop(name) for name in list(settings) if name in (START, *TARGETS)}
     if of_scaler and not isinstance(bounds, tuple):
         raise ConfigError(f"{next(iter(of_scaler))} is the autoscaler's: give it a range by --shards MIN-MAX")
-    if any(machine.config.disk_cache_bytes for machine in traffic.machines):
-        typer.echo("Note: what came from a disk is computed in simulations, so first tokens come later.", err=True)
+    if any(machine.config.has_tier for machine in traffic.machines):
+        typer.echo("Note: what came from a tier is computed in simulations, so first tokens come later.", err=True)
     routing = traffic.routing or RoutingConfig()
     other = replace(routing, policy=policy or routing.policy)
     same = Rerun(traffic, changed(traffic, {}), routing, None)

@@ -111,6 +111,32 @@ def test_a_folder_that_others_may_write_in_is_refused(load, tmp_path):
         load(disk_cache_path=str(tmp_path / "open"))
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "latent" not in kind])
+def test_blocks_come_back_from_the_hosts_memory(load, kind):
+    """The pool has room for one prompt, the host for both."""
+    small = {"disk_cache_bytes": None, "host_cache_bytes": 2**21, "max_model_len": 128}
+    llm = load(**small | KINDS[kind] | {"kv_cache_bytes": block_bytes(kind) * 9})
+    other = [*reversed(PROMPT)]
+    said = ask(llm), ask(llm, other)
+    while llm.engine.has_chores:
+        llm.engine.do_chores()
+    assert (ask(llm)[0], ask(llm, other)[0]) == (said[0][0], said[1][0])
+    assert llm.engine.stats().tier.came > 0
+
+
+def block_bytes(kind):
+    """Of a block of 16 tokens, 3 layers, 2 heads of 16 values, for keys and for values."""
+    value = {"native": 4, "native int8": 1.25, "native ahead": 2, "torch": 2, "torch int8": 1.25}[kind]
+    return int(16 * 3 * 2 * 2 * 16 * value)
+
+
+def test_a_host_that_has_no_room_is_refused(load):
+    with pytest.raises(ConfigError, match="host_cache_bytes holds no block"):
+        load(host_cache_bytes=100)
+    with pytest.raises(ConfigError, match="host_cache_bytes is for a checkpoint"):
+        EngineConfig(tensor_parallel_size=2, host_cache_bytes=2**20)
+
+
 def test_encoders_have_no_blocks(tiny_encoder):
     with pytest.raises(ConfigError, match="disk_cache_bytes"):
         LLM(str(tiny_encoder("bert")), progress=False, disk_cache_bytes=2**20)

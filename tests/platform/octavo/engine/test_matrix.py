@@ -49,7 +49,11 @@ COLUMNS = {
     "all": {"max_num_batched_tokens": 32, "async_scheduling": True, "scheduling_policy": "fair", **FEW_BLOCKS},
     "peer": {"max_num_batched_tokens": 32, "async_scheduling": True, **FEW_BLOCKS},
     "disk": {"max_num_batched_tokens": 32, "async_scheduling": True, "disk_cache_bytes": 2**22, **FEW_BLOCKS},
+    "host": {"max_num_batched_tokens": 32, "host_cache_bytes": 2**22, **FEW_BLOCKS},
+    "host disk": {"async_scheduling": True, "host_cache_bytes": 2**18, "disk_cache_bytes": 2**22, **FEW_BLOCKS},
 }
+
+TIERS = ("disk", "host", "host disk")
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -102,8 +106,8 @@ def column(request, tiny_model, model, tmp_path_factory, neighbour, neighbours):
         patch.setattr(arrivals, "compute_seconds", lambda *_: float("inf"))  # so little is computed at once
         yield name, llm
     counters = llm.engine.scheduler.counters
-    assert (name in ("preemption", "all", "peer", "disk")) == (counters.preemptions > 0)
-    assert (name == "disk") == (llm.engine.stats().tier.came > 20)
+    assert (name in ("preemption", "all", "peer", *TIERS)) == (counters.preemptions > 0)
+    assert (name in TIERS) == (llm.engine.stats().tier.came > 20)
     assert (name == "peer") == (llm.engine.stats().peers.came > 20)
     assert sum(counters.accepted) > 5
     llm.close()

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from octavo.kvcache.disk_tier import DiskTier
 from octavo.kvcache.slot_file import SlotFile
+from octavo.kvcache.slot_tier import SlotTier
 
 SIZE, SLOTS = 64, 8
 
@@ -20,7 +20,7 @@ def rows(numbers):
 
 
 def open_tier(path, slots=SLOTS):
-    return DiskTier(SlotFile(path, "form", SIZE, slots))
+    return SlotTier(SlotFile(path, "form", SIZE, slots))
 
 
 def write(tier, numbers):

@@ -1,4 +1,4 @@
-"""Blocks on a disk: which slot of a file holds which, and which goes when all are taken."""
+"""Blocks in slots, of a file or of memory: which slot holds which, and which goes when all are taken."""
 
 from __future__ import annotations
 
@@ -6,25 +6,42 @@ import contextlib
 import errno
 import threading
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from octavo.kvcache.eviction import CachedBlocks
-from octavo.kvcache.slot_file import Damaged, SlotFile
+from octavo.kvcache.slot_file import Damaged
 from octavo.kvcache.tier import Bytes, Failure
 
 _FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 
 
-class DiskTier:
-    """A tier (`octavo.kvcache.tier.Tier`) in a file; its index is made of what the file says.
+class Slots(Protocol):
+    """Where blocks lie: a `SlotFile` or a `SlotMemory`."""
+
+    num_slots: int
+
+    def entries(self) -> Iterator[tuple[int, bytes]]: ...
+
+    def read(self, slot: int, block_hash: bytes, into: Bytes) -> None: ...
+
+    def write(self, slot: int, block_hash: bytes, data: Bytes) -> None: ...
+
+    def clear(self, slot: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class SlotTier:
+    """A tier (`octavo.kvcache.tier.Tier`) in slots; its index is made of what these say they hold.
 
     Slots go as a pool's cached blocks do (`eviction`), but what was learned of them ends with the process.
 
     Args:
-        file: that is this tier's alone.
+        file: of slots that are this tier's alone.
     """
 
-    def __init__(self, file: SlotFile) -> None:
+    def __init__(self, file: Slots) -> None:
         self.failures: Counter[Failure] = Counter()
         self.changes: deque[tuple[bool, bytes]] = deque()
         self._file = file
