@@ -36,7 +36,7 @@ from octavo.engine.engine import Engine
 from octavo.execution.background import BackgroundExecutor
 from octavo.execution.executor import Wait, finished
 from octavo.execution.graphs import padded_sizes
-from octavo.kvcache.layer_groups import ONE_GROUP
+from octavo.layer_groups import ONE_GROUP
 from octavo.request import Request
 from octavo.source import resolve_source
 from octavo.step import StepBatch, StepResult

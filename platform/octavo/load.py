@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Self
 
 from octavo.cost_model import Cost
+from octavo.layer_groups import LayerGroups
 
 Phase = Literal["awake", "dozing", "asleep", "waking", "switching"]
 """What a shard does with its model's weights. Dozing: it takes requests yet, but nobody should accept any; switching:
@@ -65,6 +66,7 @@ class ShardState:
         max_num_seqs: sequences that can run at once.
         blocks, blocks_free: KV blocks, and those that no sequence holds.
         block_size: tokens per block.
+        groups: of layers, where some have a window; None: every block has all layers.
         mean_output: tokens of an answer, averaged over those that ended of late.
         cost: the shard's own cost model; zeros until it has measured enough steps.
         fetched_block: seconds in which a KV block comes here from another shard; 0.0: none do.
@@ -84,6 +86,7 @@ class ShardState:
     mean_output: float
     cost: Cost
     fetched_block: float = 0.0
+    groups: LayerGroups | None = None
 
     @property
     def num_running(self) -> int:

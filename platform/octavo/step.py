@@ -120,7 +120,7 @@ class StepBatch:
     token_ids: Int32  # [T] tokens to compute
     query_start: Int32  # [S + 1] where each sequence's tokens begin in token_ids
     context_lens: Int32  # [S] tokens of the sequence whose K and V are in the cache after this step
-    # [S, B] block ids of each sequence; [G, S, B] where layers are in G groups (`octavo.kvcache.layer_groups`). Entries
+    # [S, B] block ids of each sequence; [G, S, B] where layers are in G groups (`octavo.layer_groups`). Entries
     # past its last block, and those that no window reaches any more, are unused
     block_tables: Int32
     block_copies: list[tuple[int, int]]  # (source, target) block copies to make before anything is written

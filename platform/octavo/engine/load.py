@@ -135,6 +135,7 @@ def shard_state(
         block_size=pool.block_size,
         mean_output=counters.mean_output,
         cost=cost,
+        groups=pool.groups if pool.groups.windowed else None,
     )
 
 

@@ -31,7 +31,7 @@ from octavo.engine.scheduler import Scheduler
 from octavo.engine.sequence import Group, Sequence
 from octavo.errors import ConfigError, Overloaded
 from octavo.kvcache.block_pool import BlockPool
-from octavo.kvcache.layer_groups import ONE_GROUP, LayerGroups
+from octavo.layer_groups import ONE_GROUP, LayerGroups
 from octavo.recording import Frame, Recorder, Write
 from octavo.request import FinishReason, Request, SequenceUpdate
 from octavo.step import StepResult

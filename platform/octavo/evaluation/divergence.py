@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from octavo.kvcache.layer_groups import LayerGroups
+from octavo.layer_groups import LayerGroups
 from octavo.models.spec import ModelSpec
 from octavo.step import Int32, SamplingRows, StepBatch
 

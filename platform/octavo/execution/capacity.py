@@ -5,8 +5,8 @@ from __future__ import annotations
 from octavo.config import EngineConfig
 from octavo.errors import ModelError
 from octavo.execution.executor import States
-from octavo.kvcache.layer_groups import LayerGroups, layer_groups
 from octavo.kvcache.state_room import divide
+from octavo.layer_groups import LayerGroups, layer_groups
 from octavo.models.parallel import TPGroup
 from octavo.models.spec import ModelSpec
 

@@ -12,7 +12,7 @@ from octavo.config import EngineConfig
 from octavo.errors import ConfigError, ModelError
 from octavo.execution.executor import Wait, finished
 from octavo.execution.transfer import to_device
-from octavo.kvcache.layer_groups import ONE_GROUP
+from octavo.layer_groups import ONE_GROUP
 from octavo.models.encoder import Encoder, Texts
 from octavo.models.head import Head, read_head
 from octavo.models.load import load_encoder

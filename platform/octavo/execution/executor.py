@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from octavo.kvcache.layer_groups import LayerGroups
+from octavo.layer_groups import LayerGroups
 from octavo.request import Adapter
 from octavo.step import StepBatch, StepResult
 

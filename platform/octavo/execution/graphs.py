@@ -17,7 +17,7 @@ from torch import Tensor
 
 from octavo.execution.kv_storage import KVStorage
 from octavo.execution.transfer import to_device
-from octavo.kvcache.layer_groups import ONE_GROUP, LayerGroups
+from octavo.layer_groups import ONE_GROUP, LayerGroups
 from octavo.models.step_context import StepContext
 from octavo.step import StepBatch
 from octavo_kernels.paged_attention import PagedBatch

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from octavo.execution.transfer import fetch, to_device
-from octavo.kvcache.layer_groups import LayerGroups
 from octavo.kvcache.tier import Bytes
+from octavo.layer_groups import LayerGroups
 from octavo.models.spec import ModelSpec
 from octavo.models.step_context import KVCache
 from octavo_kernels.kv_cache import LARGEST_CODE

@@ -11,7 +11,7 @@ import torch
 
 from octavo.config import EngineConfig
 from octavo.errors import ModelError
-from octavo.kvcache.layer_groups import ONE_GROUP, LayerGroups
+from octavo.layer_groups import ONE_GROUP, LayerGroups
 from octavo.request import MAX_LOGPROBS
 from octavo.step import SamplingRows, StepBatch
 

@@ -15,7 +15,7 @@ from octavo.config import EngineConfig
 from octavo.errors import ConfigError
 from octavo.execution.executor import Wait, finished
 from octavo.execution.native_executor import described, precision_of
-from octavo.kvcache.layer_groups import ONE_GROUP
+from octavo.layer_groups import ONE_GROUP
 from octavo.models.head import Head, read_head
 from octavo.models.packed import unpackable_formats
 from octavo.models.packed_encoder import load_packed_encoder

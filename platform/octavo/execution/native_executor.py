@@ -26,7 +26,7 @@ from octavo.execution.kv_blocks import NativeBlocks
 from octavo.execution.plain_logprobs import logprobs_without_alternatives
 from octavo.execution.pooling import Head, pool, pooled_tokens
 from octavo.execution.treatment import apply_treatment
-from octavo.kvcache.layer_groups import LayerGroups
+from octavo.layer_groups import LayerGroups
 from octavo.models.adapters import read_adapter
 from octavo.models.head import read_head
 from octavo.models.packed import load_packed, unpackable_formats

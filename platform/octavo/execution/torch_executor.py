@@ -26,7 +26,7 @@ from octavo.execution.pooling import Head, pool, pooled_tokens
 from octavo.execution.sampler import Drawn, begin_sample, prompt_logprobs
 from octavo.execution.state_storage import StateStorage
 from octavo.execution.transfer import fetch, to_device
-from octavo.kvcache.layer_groups import LayerGroups
+from octavo.layer_groups import LayerGroups
 from octavo.models.adapters import read_adapter
 from octavo.models.decoder import Decoder, StepDecoder
 from octavo.models.head import read_head

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from octavo.block_hash import hash_in_group
 from octavo.kvcache.events import EventLog
 from octavo.kvcache.eviction import CLASSES, CachedBlocks, Keeper
 from octavo.kvcache.gone import GoneBlocks
-from octavo.kvcache.layer_groups import ONE_GROUP, LayerGroups
 from octavo.kvcache.state_pool import StatePool
 from octavo.kvcache.tier import Tier
+from octavo.layer_groups import ONE_GROUP, LayerGroups
 
 
 @dataclass(slots=True)
@@ -75,7 +75,7 @@ class BlockPool:
         states: StatePool | None = None,
         groups: LayerGroups = ONE_GROUP,
     ) -> None:
-        self.groups = groups
+        self.groups = replace(groups, layers=())
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.caching = caching
@@ -159,12 +159,15 @@ class BlockPool:
         if groups.count == 1 and groups.whole:
             return Prefix([self.stored(chain) if self.states is None else self._with_state(chain, self.states)])
         whole = [self.stored(chain, group) for group in range(groups.whole)]
-        windowed = range(groups.whole, groups.count)
-        length = self._end_of_window(chain, windowed, min(map(len, whole), default=len(chain)))
+        most = min(map(len, whole), default=len(chain))
+        length = groups.usable(most, self.block_size, lambda i, group: hash_in_group(chain[i], group) in self._index)
         first = groups.first(length * self.block_size, self.block_size)
         seen = chain[first:length]
         tables = [table[:length] for table in whole]
-        tables += [[0] * first + [self._index[hash_in_group(h, group)] for h in seen] for group in windowed]
+        tables += [
+            [0] * first + [self._index[hash_in_group(h, group)] for h in seen]
+            for group in range(groups.whole, groups.count)
+        ]
         return Prefix(tables, first)
 
     def _with_state(self, chain: Sequence[bytes], states: StatePool) -> list[int]:
@@ -182,15 +185,6 @@ class BlockPool:
                 break
             found.append(block)
         return found
-
-    def _end_of_window(self, chain: Sequence[bytes], windowed: Iterable[int], most: int) -> int:
-        """The last place, `most` or before it, where all blocks that hold the window before it are published."""
-        size, end, place = self.block_size, most, most - 1
-        while place >= self.groups.first(end * size, size):
-            if any(hash_in_group(chain[place], group) not in self._index for group in windowed):
-                end = place
-            place -= 1
-        return end
 
     def publish(
         self, blocks: Sequence[int], chain: Sequence[bytes], start: int, stop: int, group: int = 0

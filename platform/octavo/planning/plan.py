@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
-from octavo.kvcache.layer_groups import ONE_GROUP, LayerGroups, layer_groups
 from octavo.kvcache.state_room import divide
+from octavo.layer_groups import ONE_GROUP, LayerGroups, layer_groups
 from octavo.planning.machines import Machine
 from octavo.planning.memory import DTYPE_BYTES, Holding, find_quantization, legal_ranks
 from octavo.planning.roofline import Roofline

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from octavo.config import EngineConfig, unknown_key
 from octavo.cost_model import Cost, StepWork, attended
 from octavo.errors import ConfigError
 from octavo.execution.executor import LocalExecutor, Wait, finished
-from octavo.kvcache.layer_groups import ONE_GROUP, LayerGroups
+from octavo.layer_groups import ONE_GROUP, LayerGroups
 from octavo.pooling import PoolingInfo
 from octavo.request import Adapter
 from octavo.step import Candidates, Float32, Int64, LogprobRow, PooledRow, SamplingRows, StepBatch, StepResult, Uint32
@@ -53,6 +53,7 @@ class Profile:
     Attributes:
         source: a sentence per number that says where it comes from.
         script: what is said in place of made-up words (see `octavo.rehearsal.scripted`), as it stands in the file.
+        groups: of layers, whose blocks `kv_cache_bytes` holds.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Profile:
     max_model_len: int
     source: tuple[str, ...]
     script: Any = None
+    groups: LayerGroups = ONE_GROUP
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,6 @@ class SimulatedExecutor:
 
     max_in_flight: int = 1
     batch_invariant: bool = True
-    groups: LayerGroups = ONE_GROUP
     kv = states = None
     local: LocalExecutor | None = None
 
@@ -172,6 +173,7 @@ class SimulatedExecutor:
         self.profile = profile
         self.speed = config.speed_of_shard(0)
         self.spec = SimulatedSpec(vocab_size, profile.max_model_len)
+        self.groups = replace(profile.groups, step=config.max_num_batched_tokens)
         self.num_blocks = (config.kv_cache_bytes or profile.kv_cache_bytes) // (
             profile.kv_bytes_per_token * config.block_size
         )
@@ -222,7 +224,7 @@ class SimulatedExecutor:
 
     def _goes_on(self, batch: StepBatch) -> bool:
         """Whether a sequence of the last step is in this one too, so that the engine was not idle between them."""
-        first = batch.block_tables[:, 0].tolist()
+        first = batch.block_tables.reshape(-1, batch.num_seqs, batch.block_tables.shape[-1])[0, :, 0].tolist()
         begins = (batch.context_lens - np.diff(batch.query_start)).tolist()
         goes_on = not self._ends.isdisjoint(zip(first, begins, strict=True))
         self._ends = set(zip(first, batch.context_lens.tolist(), strict=True))

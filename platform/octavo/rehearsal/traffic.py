@@ -21,6 +21,7 @@ from octavo.cost_model import Cost, StepWork
 from octavo.engine.admission import ModelLimits
 from octavo.engine.recorded import Added, Scheduled
 from octavo.errors import ConfigError
+from octavo.layer_groups import LayerGroups
 from octavo.recording import find_recordings, kind_of
 from octavo.rehearsal.engine_replay import EngineReplay
 from octavo.rehearsal.replay import following, read_recording
@@ -82,6 +83,7 @@ class Machine:
     config: EngineConfig
     limits: ModelLimits
     blocks: int
+    groups: LayerGroups
     steps: list[tuple[StepWork, float]]
     cost: Cost
     pause: float
@@ -188,7 +190,7 @@ def _read_engine(file: Path, found: dict[str, Told]) -> Machine:
             found[name].chain = chain
     pause = max(0.0, median(pauses)) if pauses else 0.0
     some = steps[:: 1 + len(steps) // _STEPS]
-    return Machine(begun.name, begun.config, begun.limits, begun.blocks, some, fit(some), pause)
+    return Machine(begun.name, begun.config, begun.limits, begun.blocks, begun.groups, some, fit(some), pause)
 
 
 def _add(frame: Added, offset: float, found: dict[str, Told]) -> list[Told]:

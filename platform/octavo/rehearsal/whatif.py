@@ -243,7 +243,7 @@ def _profile(machine: Machine, config: EngineConfig) -> Profile:
     before, after = machine.config.kv_cache_bytes, config.kv_cache_bytes
     blocks = machine.blocks if before is None or after is None else machine.blocks * after // before
     size = blocks * config.block_size
-    return Profile(machine.name, machine.cost, 1, size, machine.limits.max_model_len, ())
+    return Profile(machine.name, machine.cost, 1, size, machine.limits.max_model_len, (), groups=machine.groups)
 
 
 def _request(told: Told, block_size: int) -> Request:

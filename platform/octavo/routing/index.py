@@ -13,6 +13,9 @@ from collections.abc import Container, Iterable, Sequence
 from itertools import takewhile
 from typing import Literal
 
+from octavo.block_hash import hash_in_group
+from octavo.layer_groups import LayerGroups
+
 Kind = Literal["stored", "removed", "cleared"]
 Change = tuple[Kind, Sequence[bytes]]
 
@@ -83,9 +86,33 @@ class ShardBlocks:
             self.hashes = set()
 
 
-def matched(chain: Sequence[bytes], held: Container[bytes], coming: Container[bytes] = ()) -> int:
-    """Leading blocks of `chain` that a shard holds or is about to compute."""
+def matched(
+    chain: Sequence[bytes],
+    held: Container[bytes],
+    coming: Container[bytes] = (),
+    groups: LayerGroups | None = None,
+    block_size: int = 1,
+) -> int:
+    """Leading blocks of `chain` that a shard holds or is about to compute, and can go on from.
+
+    Args:
+        groups, block_size: as in `octavo.load.ShardState`.
+    """
+    if groups is not None:
+        return _usable(chain, held, coming, groups, block_size)
     position = len(list(takewhile(held.__contains__, chain)))  # in C: a third of the loop's time
     while position < len(chain) and (chain[position] in coming or chain[position] in held):
         position += 1
     return position
+
+
+def _usable(
+    chain: Sequence[bytes], held: Container[bytes], coming: Container[bytes], groups: LayerGroups, block_size: int
+) -> int:
+    """As `matched`, where layers have windows."""
+
+    def has(place: int, group: int) -> bool:
+        return chain[place] in coming or hash_in_group(chain[place], group) in held
+
+    most = matched(chain, held, coming) if groups.whole else len(chain)
+    return groups.usable(most, block_size, has)

@@ -255,7 +255,8 @@ class Router:
         if shard.stale:
             return Candidate(name, 0, state, stale=True, adapter=adapter)
         usable = (query.tokens - 1) // state.block_size  # an engine computes at least the last token
-        cached = matched(chain[:usable], shard.blocks.hashes, shard.coming) * state.block_size
+        held = chain[:usable], shard.blocks.hashes, shard.coming, state.groups, state.block_size
+        cached = matched(*held) * state.block_size
         return Candidate(name, cached, state, adapter=adapter)
 
     def _with_peers(self, candidates: list[Candidate], chain: Sequence[bytes], query: Query) -> list[Candidate]:

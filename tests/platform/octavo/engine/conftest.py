@@ -21,7 +21,7 @@ from octavo.engine.engine import Engine
 from octavo.execution.background import BackgroundExecutor
 from octavo.execution.executor import States, Wait, finished
 from octavo.execution.pooling import pool, pooled_tokens
-from octavo.kvcache.layer_groups import ONE_GROUP, layer_groups
+from octavo.layer_groups import ONE_GROUP, layer_groups
 from octavo.pooling import PoolingInfo
 from octavo.request import Adapter, Request, SamplingParams
 from octavo.step import Candidates, LogprobRow, SamplingRows, StepBatch, StepResult

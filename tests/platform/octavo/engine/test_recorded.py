@@ -87,11 +87,20 @@ def replayed(folder):
 @pytest.mark.parametrize("poison", [False, True])
 @pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("grammars", [False, True])
-def test_every_way_of_scheduling_is_decided_again(fake, tiny_tokenizer, tmp_path, ahead, poison, grammars):
+@pytest.mark.parametrize("windows", [None, [None, 9, 9]])
+def test_every_way_of_scheduling_is_decided_again(fake, tiny_tokenizer, tmp_path, ahead, poison, grammars, windows):
     drawn = random.Random(f"{ahead}{poison}{grammars}")
     settings = {"target_itl": 0.004} if poison else {"speculation": True, "scheduling_policy": "fair"}
-    engine = fake.engine(40, record=str(tmp_path), tokenizer=tiny_tokenizer if grammars else None, max_model_len=90,
-        pooling=PoolingInfo(dimensions=5), async_scheduling=ahead, max_num_queued_requests=9, **settings)  # fmt: skip
+    settings |= {"max_model_len": 90, "windows": windows}
+    engine = fake.engine(
+        40 if windows is None else 90,
+        record=str(tmp_path),
+        tokenizer=tiny_tokenizer if grammars else None,
+        pooling=PoolingInfo(dimensions=5),
+        async_scheduling=ahead,
+        max_num_queued_requests=9,
+        **settings,
+    )
     fake.model(engine).parrot = 9
     fake.model(engine).seconds_each = 1e-4
     storm(fake, engine, drawn, KINDS + GRAMMARS * grammars, poison=poison)

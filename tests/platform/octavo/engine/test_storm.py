@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from octavo.engine import arrivals
 from octavo.errors import Overloaded
-from octavo.kvcache.layer_groups import layer_groups
+from octavo.layer_groups import layer_groups
 
 WINDOWS = {"none": None, "all": [7] * 3, "some": [None, 9, 9, 9], "few": [None, 9, None, None], "two": [None, 2]}
 """Of layers; a block has four tokens."""

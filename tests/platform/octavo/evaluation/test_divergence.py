@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from octavo.evaluation.divergence import CHUNK, cut, greedy_divergence, measure, window_logits
-from octavo.kvcache.layer_groups import ONE_GROUP
+from octavo.layer_groups import ONE_GROUP
 
 VOCAB = 11
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from octavo.execution.background import BackgroundExecutor, with_tokens
 from octavo.execution.executor import finished
-from octavo.kvcache.layer_groups import ONE_GROUP
+from octavo.layer_groups import ONE_GROUP
 from octavo.step import Penalties, SamplingRows, StepBatch, StepResult
 
 

@@ -14,7 +14,7 @@ window, or none that is shorter than the longest sequence, there is one group, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 _MOST_GROUPS = 16
@@ -67,6 +67,19 @@ class LayerGroups:
         if blocks < self.count * live:
             return blocks // self.count * block_size
         return (blocks - self.windowed * live) // self.whole * block_size if self.whole else _NO_END
+
+    def usable(self, most: int, block_size: int, has: Callable[[int, int], bool]) -> int:
+        """Blocks of a prefix that all windowed groups can go on from: `most`, or as many before that.
+
+        Args:
+            has: whether a place's block is there in a group.
+        """
+        end, place = most, most - 1
+        while place >= self.first(end * block_size, block_size):
+            if not all(has(place, group) for group in range(self.whole, self.count)):
+                end = place
+            place -= 1
+        return end
 
     def _held(self, tokens: int, block_size: int, step: int) -> int:
         blocks = -(-tokens // block_size)

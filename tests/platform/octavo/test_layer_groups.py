@@ -8,7 +8,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from octavo.block_hash import hash_chain, hash_in_group, root_hash
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable, lay_out
-from octavo.kvcache.layer_groups import LayerGroups, layer_groups
+from octavo.layer_groups import LayerGroups, layer_groups
+from octavo.routing.index import matched
 
 SIZE = 4
 ROOT = root_hash("m")
@@ -111,6 +112,13 @@ class Pool(RuleBasedStateMachine):
     def nothing_but_the_window_is_held(self):
         for text in self.texts:
             assert len(text.table.held()) <= self.groups.held(len(text.tokens), SIZE)
+
+    @invariant()
+    def routers_expect_what_is_found(self):
+        heard = set(self.pool.snapshot()[1])
+        for text in self.texts:
+            chain = hash_chain(ROOT, text.tokens, SIZE)
+            assert matched(chain, heard, (), self.groups, SIZE) == len(self.pool.match(chain))
 
     @invariant()
     def what_is_published_is_what_was_written(self):
