@@ -25,7 +25,8 @@ def structured_outputs(body: SamplingBody) -> StructuredOutputs | None:
         (name, wanted)
         for name in _READERS
         if name in body.model_fields_set
-        and (value := getattr(body, name)) not in (None, "", [], {})
+        and (value := getattr(body, name)) not in (None, "", [])
+        and (value != {} or name in _SCHEMAS)
         and (wanted := _READERS[name](value)) is not None
     ]
     if len(found) > 1:
@@ -111,3 +112,5 @@ _READERS: dict[str, Callable[[Any], StructuredOutputs | None]] = {
     "json_schema": _field("json", "json_schema"),
 }
 """Field -> reads it; the value is neither null nor empty."""
+_SCHEMAS = ("guided_json", "json_schema")
+"""Fields in which an empty object says something: any JSON."""

@@ -43,6 +43,8 @@ READ: list[tuple[dict[str, Any], StructuredOutputs | None]] = [
     ({"structured_outputs": {"choice": ["a"]}}, Wanted(choice=["a"], param="structured_outputs.choice")),
     ({"structured_outputs": {"json_object": True}}, Wanted(json_object=True, param="structured_outputs.json_object")),
     ({"guided_json": "{}"}, Wanted(json="{}", param="guided_json")),
+    ({"guided_json": {}}, Wanted(json={}, param="guided_json")),
+    ({"json_schema": {}}, Wanted(json={}, param="json_schema")),
     ({"guided_regex": "a"}, Wanted(regex="a", param="guided_regex")),
     ({"guided_choice": ["a"]}, Wanted(choice=["a"], param="guided_choice")),
     ({"guided_grammar": "start: A"}, Wanted(grammar="start: A", param="guided_grammar")),
@@ -56,7 +58,7 @@ def test_each_field_says_what_the_answer_must_be(extra: dict[str, Any], wanted: 
     chat = parse(ChatRequest, {"messages": [{"role": "user", "content": "Hi"}]} | extra)
     for body in (chat, parse(CompletionRequest, {"prompt": "Hi"} | extra)):
         assert structured_outputs(body) == wanted
-    if wanted is not None and isinstance(wanted.json, dict):
+    if wanted is not None and isinstance(wanted.json, dict) and wanted.json:
         assert list(wanted.json["properties"]) == ["b", "a"]  # an answer has them in this order
 
 
