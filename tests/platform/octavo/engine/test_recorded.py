@@ -168,7 +168,7 @@ def _numbers(value) -> list:
 @pytest.mark.parametrize("ahead", [False, True])
 def test_what_comes_from_a_slower_tier_comes_again(fake, tmp_path, monkeypatch, ahead, poison):
     """Blocks of few prompts, in a cache for two of them, some of which do not come."""
-    monkeypatch.setattr(arrivals, "compute_seconds", lambda *_: drawn.choice([0.0, 1e-4, 10.0]))
+    monkeypatch.setattr(arrivals, "compute_seconds", lambda *_: drawn.choice([0.0, 1e-6, 1e9, 1e9]))
     drawn, shelf = random.Random(f"{ahead}{poison}"), fake.Shelf(0.2)
     engine = fake.engine(12, tier=shelf, record=str(tmp_path), async_scheduling=ahead, max_num_queued_requests=9)
     kinds = [{}, {"n": 2}, {"prompt_logprobs": 1}]
@@ -178,8 +178,8 @@ def test_what_comes_from_a_slower_tier_comes_again(fake, tmp_path, monkeypatch, 
     found = replayed(tmp_path)
     assert found.difference is None
     seen = [frame.fetched for frame in read_recording(found.path) if isinstance(frame, Scheduled)]
-    assert sum(map(len, seen)) > 50
-    assert engine.stats().tier.came > 10
+    assert sum(map(len, seen)) > 20
+    assert engine.stats().tier.came
 
 
 def with_starts(request, starts, drawn):
