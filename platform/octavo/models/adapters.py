@@ -113,6 +113,8 @@ def read_adapter(path: Path, share: Share, digest: str | None = None) -> dict[Pl
         raise ModelError("adapters of encoders are not supported")
     if share.whole.latent is not None:
         raise ModelError("adapters of models with latent attention are not supported: merge it into the weights")
+    if share.whole.attention_gate:
+        raise ModelError("adapters of models whose attention has a gate are not supported: merge it into the weights")
     files = _read_files(path, _most_bytes(share.whole))
     if digest is not None and files.digest != digest:
         raise ModelError(f"the adapter at {path} has changed since it was loaded: load it again")

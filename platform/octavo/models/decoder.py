@@ -12,11 +12,14 @@ from torch.nn import functional as F  # noqa: N812
 
 from octavo.models import latent
 from octavo.models.parallel import Share, TPGroup
+from octavo.models.recurrent_spec import DeltaNet
 from octavo.models.rope import cos_sin_table, query_scales
 from octavo.models.spec import Activation, ModelSpec, Rope
 from octavo.models.step_context import StepContext
 from octavo.models.weights.layout import LayerWeights, Norm, Weights, keep_one_order
 from octavo_kernels.activation import gelu_mul, silu_mul
+from octavo_kernels.delta_rule import delta_rule
+from octavo_kernels.delta_rule.reference import exactly
 from octavo_kernels.moe import route
 from octavo_kernels.paged_attention import paged_attention
 from octavo_kernels.qkv_rope_store import HeadNorms, qkv_rope_store
@@ -175,7 +178,7 @@ class Decoder:
     def _branches(self, index: int, normed: Tensor, residual: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
         """Attention and MLP of one layer: the MLP's branch, and the residual that it is yet to be added to."""
         layer = self.weights.layers[index]
-        mix = self._attention if layer.conv is None else self._short_conv
+        mix = self._attention if layer.conv is None else self._short_conv if layer.delta is None else self._delta_net
         branch = self._scaled(self._norm(mix(index, layer, normed, context), layer.post_attention_norm))
         if self.spec.parallel:
             normed = normed if layer.mlp_norm is None else self._norm(residual, layer.mlp_norm)
@@ -208,7 +211,7 @@ class Decoder:
             return self.group.all_reduce(layer.out(attended, context))
         spec, kv = self.spec, context.kv[index]
         layout = context.layout if context.layouts is None else context.layouts[index]
-        qkv, norms = self._qkv(layer, x, context), None
+        (qkv, gate), norms = self._qkv(layer, x, context), None
         if layer.q_norm is not None and layer.k_norm is not None and spec.qk_norm_span == "head":
             norms = HeadNorms(layer.q_norm, layer.k_norm, spec.norm_eps)
         table = self._rope_tables[index] if spec.layer_rope(index).rotary_dim else None
@@ -228,7 +231,8 @@ class Decoder:
             sinks=layer.sinks,
             kv_scales=kv.scales,
         )
-        return self.group.all_reduce(layer.out(attended.flatten(1), context))
+        mixed = attended.flatten(1) if gate is None else attended.flatten(1) * exactly(torch.sigmoid, gate).to(x.dtype)
+        return self.group.all_reduce(layer.out(mixed, context))
 
     def _short_conv(self, index: int, layer: LayerWeights, x: Tensor, context: StepContext) -> Tensor:
         assert layer.conv is not None
@@ -238,9 +242,32 @@ class Decoder:
         mixed = short_conv(before * inner, layer.conv.weight, layer.conv.bias, *where)
         return self.group.all_reduce(layer.out(after * mixed, context))
 
-    def _qkv(self, layer: LayerWeights, x: Tensor, context: StepContext) -> Tensor:
-        """Queries, keys and values in one row; those that are normed over all heads are."""
-        spec, qkv = self.spec, layer.qkv(x, context)
+    def _delta_net(self, index: int, layer: LayerWeights, x: Tensor, context: StepContext) -> Tensor:
+        kind, weights, conv = self.spec.recurrence, layer.delta, layer.conv
+        assert isinstance(kind, DeltaNet)
+        assert weights is not None
+        assert conv is not None
+        assert context.states is not None
+        starts, use, states = context.layout.query_start, context.states.use, context.states.layers[index]
+        sizes = [kind.channels, kind.sizes[2], kind.value_heads, kind.value_heads]
+        before, z, b, a = torch.split(layer.qkv(x, context), sizes, 1)
+        mixed = short_conv(before.contiguous(), conv.weight, conv.bias, starts, states[0], use)
+        mixed = exactly(F.silu, mixed).to(x.dtype)
+        q, k, v = torch.split(mixed, list(kind.sizes), 1)
+        q, k = (part.reshape(len(x), kind.key_heads, kind.key_dim) for part in (q, k))
+        v = v.reshape(len(x), kind.value_heads, kind.value_dim)
+        decay = -exactly(torch.exp, weights.decay) * exactly(F.softplus, a.float() + weights.step)
+        beta = exactly(torch.sigmoid, b)
+        out = delta_rule(q, k, v, decay, beta, starts, states[1], use)
+        normed = rms_norm(out.to(x.dtype).flatten(0, 1), weights.scale, self.spec.norm_eps).view(len(x), -1)
+        return self.group.all_reduce(layer.out((normed * exactly(F.silu, z)).to(x.dtype), context))
+
+    def _qkv(self, layer: LayerWeights, x: Tensor, context: StepContext) -> tuple[Tensor, Tensor | None]:
+        """Queries, keys and values in one row, and a gate; those that are normed over all heads are."""
+        spec, qkv, gate = self.spec, layer.qkv(x, context), None
+        if spec.attention_gate:
+            rows = [spec.q_size + 2 * spec.kv_size, spec.q_size]
+            qkv, gate = (part.contiguous() for part in torch.split(qkv, rows, 1))
         if spec.qkv_clip is not None:
             qkv = qkv.clamp_(-spec.qkv_clip, spec.qkv_clip)
         if spec.qk_norm_span == "heads" and layer.q_norm is not None and layer.k_norm is not None:
@@ -248,7 +275,7 @@ class Decoder:
             q, k = (rms_norm(part.contiguous(), norm, spec.norm_eps)
                     for part, norm in ((q, layer.q_norm), (k, layer.k_norm)))  # fmt: skip
             qkv = torch.cat([q, k, v], 1)
-        return qkv
+        return qkv, gate
 
     def _mlp(self, layer: LayerWeights, x: Tensor, context: StepContext) -> Tensor:
         compute = self._dense if layer.experts is None else self._mixture

@@ -40,8 +40,7 @@ class ShortConv:
     bias: bool
 
     def __post_init__(self) -> None:
-        if not 2 <= self.taps <= 64 or self.channels < 1:
-            raise ModelError(f"a convolution over {self.taps} tokens of {self.channels} channels is not supported")
+        _check_taps(self.taps, self.channels)
 
     @property
     def state(self) -> tuple[StatePart, ...]:
@@ -49,14 +48,79 @@ class ShortConv:
         return (StatePart((self.taps - 1, self.channels), exact=False),)
 
     @property
-    def inputs(self) -> int:
-        """Rows of W_in."""
-        return 3 * self.channels
+    def inputs(self) -> dict[str, int]:
+        """Parts of W_in, and their rows."""
+        return {"conv_in": 3 * self.channels}
 
     @property
-    def outputs(self) -> int:
-        """Columns of W_out."""
-        return self.channels
+    def output(self) -> tuple[str, int]:
+        """The part W_out, and its columns."""
+        return "conv_out", self.channels
 
 
-Recurrence = ShortConv
+@dataclass(frozen=True, slots=True)
+class DeltaNet:
+    """out = W_out (norm(rule(q, k, v)) * silu(z)): q, k and v come from a short convolution and a SiLU, and the gated
+    delta rule (`octavo_kernels.delta_rule`) decays by e^-(e^decay softplus(a + step)) and writes with sigmoid(b).
+
+    Attributes:
+        key_heads, value_heads, key_dim, value_dim: of the rule.
+        taps: as in `ShortConv`.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    taps: int
+
+    def __post_init__(self) -> None:
+        _check_taps(self.taps, min(self.key_heads, self.value_heads, self.key_dim, self.value_dim))
+        if self.value_heads % self.key_heads:
+            raise ModelError(f"{self.value_heads} value heads cannot share {self.key_heads} key heads evenly")
+
+    @property
+    def bias(self) -> bool:
+        """As in `ShortConv`."""
+        return False
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Widths of q, k and v."""
+        keys = self.key_heads * self.key_dim
+        return keys, keys, self.value_heads * self.value_dim
+
+    @property
+    def vectors(self) -> int:
+        """Values beside the matrices and the convolution: decay, step and the norm's."""
+        return 2 * self.value_heads + self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution."""
+        return sum(self.sizes)
+
+    @property
+    def state(self) -> tuple[StatePart, ...]:
+        """What the convolution has seen of the last tokens, and what the rule carries."""
+        rule = StatePart((self.value_heads, self.key_dim, self.value_dim), exact=True)
+        return StatePart((self.taps - 1, self.channels), exact=False), rule
+
+    @property
+    def inputs(self) -> dict[str, int]:
+        """As in `ShortConv`."""
+        sizes = *self.sizes, self.sizes[2], self.value_heads, self.value_heads
+        return dict(zip(("delta_q", "delta_k", "delta_v", "delta_z", "delta_b", "delta_a"), sizes, strict=True))
+
+    @property
+    def output(self) -> tuple[str, int]:
+        """As in `ShortConv`."""
+        return "delta_out", self.sizes[2]
+
+
+Recurrence = ShortConv | DeltaNet
+
+
+def _check_taps(taps: int, channels: int) -> None:
+    if not 2 <= taps <= 64 or channels < 1:
+        raise ModelError(f"a convolution over {taps} tokens of {channels} channels is not supported")

@@ -134,7 +134,7 @@ def why_not_packed(source: Source, quantization: str | None, spec: ModelSpec) ->
     """
     stored = None if source.kind == "gguf" else _checked(source)
     columns = [spec.hidden_size, spec.value_size, spec.intermediate_size, spec.shared_expert_size, spec.dense_size]
-    columns += [] if spec.recurrence is None else [spec.recurrence.outputs]
+    columns += [] if spec.recurrence is None else [spec.recurrence.output[1]]
     return unpackable(parse_rounding(quantization), stored, columns)
 
 

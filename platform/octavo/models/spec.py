@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from octavo.errors import ModelError
 from octavo.models.encoder_spec import EncoderSpec, HeadSpec
-from octavo.models.recurrent_spec import Recurrence
+from octavo.models.recurrent_spec import Recurrence, ShortConv
 
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
 
@@ -232,6 +232,7 @@ class ModelSpec:
         unrotated: layers without rotary positions.
         query_growth, query_growth_positions: b and n, where queries at position p are multiplied by
             1 + b log(1 + floor(p / n)) after they are rotated.
+        attention_gate: attention's output is multiplied by the sigmoid of a further projection.
         recurrence: what recurrent layers have in place of attention.
         recurrent: these layers.
         latent: what makes its attention latent. Biases of queries, keys and values are then those of the projections
@@ -305,6 +306,7 @@ class ModelSpec:
     unrotated: tuple[int, ...] = ()
     query_growth: float = 0.0
     query_growth_positions: int = 1
+    attention_gate: bool = False
     recurrence: Recurrence | None = None
     recurrent: tuple[int, ...] = ()
     latent: Latent | None = None
@@ -379,8 +381,12 @@ class ModelSpec:
             raise ModelError("models all of whose layers are recurrent are not supported")
         if self.recurrence is not None and self.latent is not None:
             raise ModelError("recurrent layers beside latent attention are not supported")
-        if self.recurrence is not None and (self.recurrence.channels != self.hidden_size or self.encoder is not None):
-            raise ModelError("recurrent layers of another width than the model's, or of encoders, are not supported")
+        if isinstance(self.recurrence, ShortConv) and self.recurrence.channels != self.hidden_size:
+            raise ModelError("short convolutions of another width than the model's are not supported")
+        if self.encoder is not None and (self.recurrence is not None or self.attention_gate):
+            raise ModelError("recurrent layers and gated attention of encoders are not supported")
+        if self.attention_gate and self.latent is not None:
+            raise ModelError("latent attention with a gate is not supported")
 
     @property
     def attention_layers(self) -> tuple[int, ...]:

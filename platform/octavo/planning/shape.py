@@ -13,7 +13,7 @@ from octavo.model_files import reading
 from octavo.models.encoder_spec import DenseSpec, EncoderSpec
 from octavo.models.families.reading import spec_from_config
 from octavo.models.families.record import Config
-from octavo.models.recurrent_spec import StatePart
+from octavo.models.recurrent_spec import DeltaNet, StatePart
 from octavo.models.spec import Latent, ModelSpec
 from octavo.models.stored_facts import Stored
 
@@ -170,16 +170,18 @@ def _recurrent(spec: ModelSpec) -> list[Tensors]:
         return []
     layers, width = len(spec.recurrent), spec.hidden_size
     return [
-        *_linear("conv_in", kind.inputs, width, layers, "whole", kind.bias),
-        *_linear("conv_out", width, kind.outputs, layers, "whole", kind.bias),
+        *_linear("first", sum(kind.inputs.values()), width, layers, "whole", kind.bias),
+        *_linear("last", width, kind.output[1], layers, "whole", kind.bias),
         Tensors("conv", kind.channels, kind.taps + kind.bias, layers, "bias"),
+        *([Tensors("delta", kind.vectors, 1, layers, "norm")] if isinstance(kind, DeltaNet) else []),
     ]
 
 
 def _queries_and_keys(spec: ModelSpec) -> list[Tensors]:
+    width, layers, queries = spec.hidden_size, len(spec.attention_layers), spec.q_size * (1 + spec.attention_gate)
     return [
-        *_linear("q", spec.q_size, spec.hidden_size, len(spec.attention_layers), "rows", spec.qkv_bias),
-        *_linear("kv", 2 * spec.kv_size, spec.hidden_size, len(spec.attention_layers), "kv", spec.qkv_bias),
+        *_linear("q", queries, width, layers, "rows", spec.qkv_bias),
+        *_linear("kv", 2 * spec.kv_size, width, layers, "kv", spec.qkv_bias),
     ]
 
 

@@ -21,18 +21,16 @@ _QWEN3_MOE: Config = _QWEN2 | {
     "num_experts": 128, "num_local_experts": None, "num_experts_per_tok": 8, "moe_intermediate_size": 768,
 }  # fmt: skip
 
-_EXPERTS = Names(
-    parts={
-        "router": "mlp.gate",
-        "expert_gate": "mlp.experts.{}.gate_proj",
-        "expert_up": "mlp.experts.{}.up_proj",
-        "expert_down": "mlp.experts.{}.down_proj",
-        "gate": "mlp.shared_expert.gate_proj",
-        "up": "mlp.shared_expert.up_proj",
-        "down": "mlp.shared_expert.down_proj",
-        "shared_gate": "mlp.shared_expert_gate",
-    }
-)
+EXPERTS = {
+    "router": "mlp.gate",
+    "expert_gate": "mlp.experts.{}.gate_proj",
+    "expert_up": "mlp.experts.{}.up_proj",
+    "expert_down": "mlp.experts.{}.down_proj",
+    "gate": "mlp.shared_expert.gate_proj",
+    "up": "mlp.shared_expert.up_proj",
+    "down": "mlp.shared_expert.down_proj",
+    "shared_gate": "mlp.shared_expert_gate",
+}
 
 
 def _qwen2_moe(config: Config) -> Fields:
@@ -79,7 +77,7 @@ FAMILIES = (
         title="Qwen 2 with experts",
         fields=_qwen2_moe,
         defaults=_QWEN2_MOE,
-        names=_EXPERTS,
+        names=Names(parts=EXPERTS),
         gguf=Gguf(architecture="qwen2moe", config=_qwen2_moe_gguf, parts=GGUF_SHARED_EXPERT),
     ),
     Family(
@@ -87,7 +85,7 @@ FAMILIES = (
         title="Qwen 3 with experts",
         fields=_qwen3_moe,
         defaults=_QWEN3_MOE,
-        names=_EXPERTS,
+        names=Names(parts=EXPERTS),
         gguf=Gguf(architecture="qwen3moe", config=lambda meta, config: {"norm_topk_prob": True}),
     ),
 )

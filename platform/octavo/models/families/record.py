@@ -27,7 +27,8 @@ class Stack:
     Attributes:
         parts: whose rows, in order.
         grouped: for each key-value head the rows of its query heads, of the key and of the value, instead of all
-            queries, all keys, all values.
+            queries, all keys, all values; for each query head its rows and its gate's; for each key head of a delta net
+            what belongs to it.
         alternating: the first row of each part, then the second of each, ...
         experts: it is one of these for each expert.
         transposed: each is stored with its columns first.

@@ -10,6 +10,7 @@ from typing import Protocol
 from octavo.errors import ModelError
 from octavo.gguf_header import Entry, read_directory
 from octavo.models.families.record import Stack
+from octavo.models.recurrent_spec import DeltaNet
 from octavo.models.spec import ModelSpec
 from octavo.models.weights.names import Naming
 
@@ -20,19 +21,26 @@ def stacked_rows(stack: Stack, spec: ModelSpec) -> dict[str, list[range]]:
     heads, latent = {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}, spec.latent
     if latent is not None:
         heads = {"k_b": spec.num_heads * latent.content, "v_b": spec.value_size}
+    heads |= {"q_gate": spec.q_size} | (spec.recurrence.inputs if spec.recurrence is not None else {})
     sizes = heads | dict.fromkeys(("gate", "up"), inner) | {"expert_down": spec.hidden_size}
     sizes |= dict.fromkeys(("expert_gate", "expert_up"), spec.intermediate_size)
     if stack.alternating:
         count = len(stack.parts)
         return {part: [range(i, count * sizes[part], count)] for i, part in enumerate(stack.parts)}
-    groups = spec.num_kv_heads if latent is None else spec.num_heads
-    times = groups if stack.grouped else 1
+    times = _groups(stack, spec) if stack.grouped else 1
     found: dict[str, list[range]] = {part: [] for part in stack.parts}
     start = 0
     for _ in range(times):
         for part in stack.parts:
             found[part].append(range(start, start := start + sizes[part] // times))
     return found
+
+
+def _groups(stack: Stack, spec: ModelSpec) -> int:
+    """Whose rows come one group after the other."""
+    if isinstance(spec.recurrence, DeltaNet) and stack.parts[0] in spec.recurrence.inputs:
+        return spec.recurrence.key_heads
+    return spec.num_kv_heads if spec.latent is None and "q_gate" not in stack.parts else spec.num_heads
 
 
 def total_rows(rows: Mapping[str, list[range]]) -> int:

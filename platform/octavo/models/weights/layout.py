@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from octavo.errors import ConfigError
 from octavo.models.parallel import Share
-from octavo.models.recurrent_spec import Recurrence
+from octavo.models.recurrent_spec import DeltaNet, Recurrence
 from octavo.models.spec import Latent, ModelSpec
 from octavo.models.step_context import StepContext
 from octavo.models.weights.bitsandbytes import Int8Matrix, Nf4Matrix
@@ -118,6 +118,15 @@ class LatentWeights:
 
 
 @dataclass(slots=True)
+class Delta:
+    """What the delta rule has beside its matrices, in float32 (`recurrent_spec.DeltaNet`)."""
+
+    decay: Tensor  # [heads]
+    step: Tensor  # [heads]
+    scale: Tensor  # [value_dim], of the norm that follows
+
+
+@dataclass(slots=True)
 class LayerWeights:
     """One layer; the 1 that some checkpoints subtract from norm weights is added back. In a mixture, `gate_up` and
     `down` are the shared expert's, if it has one."""
@@ -135,6 +144,7 @@ class LayerWeights:
     experts: Experts | None = None
     sinks: Tensor | None = None  # [query heads] float32
     conv: Conv | None = None  # of a recurrent layer, whose `qkv` and `out` are the matrices before and after it
+    delta: Delta | None = None  # of one with the delta rule
     latent: LatentWeights | None = None
 
 
@@ -263,8 +273,12 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quant
 
     def recurrent(kind: Recurrence) -> dict[str, Any]:
         conv = Conv(matrix(kind.channels, kind.taps), vector(kind.channels, kind.bias, dtype))
-        in_proj, out = linear(kind.inputs, width, kind.bias), linear(width, kind.outputs, kind.bias)
-        return {"qkv": in_proj, "out": out, "q_norm": None, "k_norm": None, "conv": conv}
+        in_proj, out = linear(sum(kind.inputs.values()), width, kind.bias), linear(width, kind.output[1], kind.bias)
+        found: dict[str, Any] = {"qkv": in_proj, "out": out, "q_norm": None, "k_norm": None, "conv": conv}
+        if isinstance(kind, DeltaNet):
+            sizes = kind.value_heads, kind.value_heads, kind.value_dim
+            found["delta"] = Delta(*(torch.empty(size, dtype=torch.float32, device=device) for size in sizes))
+        return found
 
     def latent(x: Latent) -> LatentWeights:
         q_norm = vector(x.query_size, bool(x.query_size), torch.float32)
@@ -305,7 +319,8 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quant
 def _first_parts(spec: ModelSpec) -> dict[str, int]:
     """The rows of a layer's first matrix, by their parts."""
     if (latent := spec.latent) is None:
-        return {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
+        gate = {"q_gate": spec.q_size} if spec.attention_gate else {}
+        return {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size} | gate
     queries = {"q_a": latent.query_size} if latent.query_size else {"q": spec.num_heads * spec.query_head}
     return queries | {"kv_a": spec.head_dim}
 
@@ -365,12 +380,15 @@ def _mixer_slots(index: int, layer: LayerWeights, spec: ModelSpec) -> list[Slot]
             *_latent_slots(index, layer.latent, spec),
             *linear_slots(index, layer.out, {"out": spec.hidden_size}),
         ]
-    biases = [] if conv.bias is None else [slot_of(index, "conv", "bias", conv.bias)]
+    vectors = [] if conv.bias is None else [slot_of(index, "conv", "bias", conv.bias)]
+    if (delta := layer.delta) is not None:
+        named = {"delta_decay": delta.decay, "delta_step": delta.step, "delta_scale": delta.scale}
+        vectors += [slot_of(index, part, "weight", vector) for part, vector in named.items()]
     return [
-        *linear_slots(index, layer.qkv, {"conv_in": spec.recurrence.inputs}),
-        *linear_slots(index, layer.out, {"conv_out": spec.hidden_size}),
+        *linear_slots(index, layer.qkv, spec.recurrence.inputs),
+        *linear_slots(index, layer.out, {spec.recurrence.output[0]: spec.hidden_size}),
         slot_of(index, "conv", "weight", conv.weight),
-        *biases,
+        *vectors,
     ]
 
 
@@ -422,6 +440,14 @@ def keep_one_order(linears: list[Linear | QuantizedLinear]) -> None:
         linear.one_order = True
 
 
+_FIRST = ("q", "k", "v", "q_gate", "q_a", "kv_a", "conv_in",
+          "delta_q", "delta_k", "delta_v", "delta_z", "delta_b", "delta_a")  # fmt: skip
+"""Parts of what comes before attention, or what stands in its place; a layer has some of them."""
+
+_LAST = ("out", "conv_out", "delta_out")
+"""And of what comes after it."""
+
+
 PartOfModel = tuple[int | None, str, int | None]
 """Identifies a matrix: layer, part and expert."""
 
@@ -440,8 +466,7 @@ def put_quantized(weights: Weights, parts: dict[PartOfModel, Matrix]) -> None:
     if (None, "lm_head", None) in parts:
         weights.lm_head = QuantizedLinear([parts.pop((None, "lm_head", None))], weights.lm_head.bias)
     for i, layer in enumerate(weights.layers):
-        before, after = (("q", "k", "v", "q_a", "kv_a"), "out") if layer.conv is None else (("conv_in",), "conv_out")
-        layer.qkv, layer.out = linear(i, layer.qkv, *before), linear(i, layer.out, after)
+        layer.qkv, layer.out = linear(i, layer.qkv, *_FIRST), linear(i, layer.out, *_LAST)
         if layer.latent is not None and layer.latent.q_b is not None:
             layer.latent.q_b = linear(i, layer.latent.q_b, "q_b")
         if layer.gate_up is not None and layer.down is not None:

@@ -25,9 +25,9 @@ from octavo.models.weights.stored import StoredTensor
 from octavo.safetensors_header import read_header, weight_files
 
 _UNUSED = re.compile(
-    r"(vision_tower|multi_modal_projector|mtp_\w+)\.|.*\.rotary_emb\.inv_freq$|.*\.(attn|attention)\.(masked_)?bias$"
+    r"(vision_tower|visual|multi_modal_projector|mtp(_\w+)?)\.|.*\.rotary_emb\.inv_freq$|.*\.(attn|attention)\.(masked_)?bias$"
 )
-"""Tensors that are skipped: Gemma 3's vision model, ERNIE's guesses of further tokens, and what old checkpoints hold of
+"""Tensors that are skipped: vision models, guesses of further tokens, and what old checkpoints hold of
 frequencies, which the config gives, and of causal masks."""
 
 
