@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
+from octavo.cost_model import StepWork
 from octavo.engine.recent import Origin
 from octavo.engine.sequence import Sequence
 
@@ -48,6 +49,10 @@ class Proposer(Protocol):
         Returns:
             where they came from.
         """
+        ...
+
+    def took(self, work: StepWork, proposed: int, seconds: float) -> None:
+        """A step with so many proposed tokens, which `work` counts, took so long; told before they are `verified`."""
         ...
 
     def checked(self, seq: Sequence, kept: int, proposed: int, seconds: float) -> None:

@@ -7,7 +7,7 @@ step:
 
     chance      that a proposed token is right, by the length of the match up to it: measured in this sequence, and
                 before that in its namespace
-    row         seconds that one more proposed token makes a step longer, by the cost model
+    row         seconds that one more proposed token makes a step longer, as measured (`octavo.engine.guess_rows`)
     price       seconds that a token takes without: a step of what decodes now, by the tokens it yields
 
 A token is proposed while the chance that it and all before it are right, times the price, is more than `row`. Where
@@ -27,6 +27,7 @@ from octavo.cost_model import NO_COST, CostModel, StepWork
 from octavo.engine.behind import may_guess
 from octavo.engine.drafting import Candidate, Drafting, Mean, Yield
 from octavo.engine.followed import Followed
+from octavo.engine.guess_rows import GuessRows
 from octavo.engine.recent import Namespaces, Origin
 from octavo.engine.sequence import Sequence
 from octavo.engine.suffix import SuffixIndex
@@ -90,6 +91,7 @@ class Speculation:
         self, cost_model: CostModel, max_num_seqs: int, in_flight: int, drafting: Drafting | None = None
     ) -> None:
         self._cost_model = cost_model
+        self._rows = GuessRows(cost_model)
         self._most_indexed = max(4096, MOST_INDEXED // max_num_seqs)
         self._in_flight = in_flight
         self._drafting = drafting
@@ -159,6 +161,10 @@ class Speculation:
         if right:
             state.misses = 0
         return state.origin
+
+    def took(self, work: StepWork, proposed: int, seconds: float) -> None:
+        """As in `Proposer`."""
+        self._rows.took(work, proposed, seconds)
 
     def checked(self, seq: Sequence, kept: int, proposed: int, seconds: float) -> None:
         """As in `Proposer`."""
@@ -236,8 +242,7 @@ class Speculation:
         Args:
             context: tokens that it attends to.
         """
-        cost = self._cost
-        return (cost.token + cost.sequence + cost.attended * context) * _MARGIN
+        return self._rows.seconds(self._cost, self._plain.tokens, context) * _MARGIN
 
     def _worth(self, state: Followed, most: int, row: float) -> int:
         """How many tokens are worth a row each, the earlier ones being right, beside what was proposed before."""

@@ -86,6 +86,7 @@ class PagedFake:
         self.seconds_each = 0.0  # of a token; a step takes a millisecond more
         self.astray = 0  # every how many-th token it says is another than it should be; 0: none
         self.seconds = 1e-3  # of a step
+        self.stair = 0.0  # seconds of each four tokens that have begun, as of kernels for four rows
         self.closed = False
 
     def check_health(self) -> None:
@@ -116,8 +117,12 @@ class PagedFake:
             if batch.sampling.num_logprobs[row] >= 0:
                 logprobs[row] = LogprobRow([token], [-float(token) / VOCAB], 1)
         prompt = [LogprobRow([token], [-float(token) / VOCAB], 1) for _, token, _ in batch.prompt_logprobs]
-        seconds = self.seconds + self.seconds_each * batch.num_tokens
+        seconds = self.seconds_of(batch.num_tokens)
         return finished(StepResult(np.array(tokens, np.int64), logprobs, prompt, seconds, self._pooled(batch), found))
+
+    def seconds_of(self, tokens: int) -> float:
+        """What a step takes."""
+        return self.seconds + self.seconds_each * tokens + self.stair * -(-tokens // 4)
 
     def _recur(self, batch: StepBatch) -> None:
         """Take tokens in one by one; in any order of sequences, for none may read what another one writes."""

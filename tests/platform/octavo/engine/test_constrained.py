@@ -220,6 +220,9 @@ class Knows:
     def verified(self, seq, right: int, proposed: int):
         return "text"
 
+    def took(self, work, proposed: int, seconds: float) -> None:
+        pass
+
     def checked(self, seq, kept: int, proposed: int, seconds: float) -> None:
         assert 0 <= kept <= proposed
         assert seconds >= 0

@@ -170,6 +170,9 @@ class Guesser:
     def verified(self, seq, right, proposed):
         return "text"
 
+    def took(self, work, proposed, seconds):
+        pass
+
     def checked(self, seq, kept, proposed, seconds):
         pass
 

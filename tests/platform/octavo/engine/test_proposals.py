@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from octavo import LLM, SamplingParams
+from octavo.cost_model import StepWork
 from octavo.engine.batch import build_batch
 from octavo.engine.recent import Origin
 from octavo.engine.sequence import Sequence
@@ -41,6 +42,10 @@ class Guesser:
     def verified(self, seq: Sequence, right: int, proposed: int) -> Origin:
         assert 0 <= right <= proposed
         return "text"
+
+    def took(self, work: StepWork, proposed: int, seconds: float) -> None:
+        assert 0 < proposed < work.tokens
+        assert seconds >= 0
 
     def checked(self, seq, kept: int, proposed: int, seconds: float) -> None:
         assert 0 <= kept <= proposed
