@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import http.client
 import json
 import os
@@ -63,9 +64,7 @@ class LlamaServer:
     """llama.cpp's server with parallel slots. The best flags for many requests are others than those for one."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
         slots, context = (options.slots, 1152) if options.slots > 1 else (1, 2048)
         attention = "off" if options.slots > 4 else "on"  # faster without for 16 slots, with for 1 and 4
         command = [os.environ["LLAMA_BIN"] + "/llama-server", "-m", options.model, "--port", str(self._port)]
@@ -82,18 +81,7 @@ class LlamaServer:
         command += ["-b", "2048", "-ub", str(128 * slots if slots > 1 else 512), "-fa", attention, "--cache-ram", "0"]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         atexit.register(self._process.terminate)
-        while not self._healthy():
-            if self._process.poll() is not None:
-                raise SystemExit("llama-server ended")
-            time.sleep(0.05)
-
-    def _healthy(self) -> bool:
-        try:
-            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
-            connection.request("GET", "/health")
-            return connection.getresponse().status == 200
-        except OSError:
-            return False
+        wait_for(self._port, self._process)
 
     def run(self, requests: workloads.Requests) -> Timing:
         answers: list[tuple[int, float, float]] = []
@@ -117,6 +105,25 @@ class LlamaServer:
             if line.strip():
                 first, last = first or time.perf_counter(), line.removeprefix(b"data: ")
         return json.loads(last)["timings"]["predicted_n"], first, time.perf_counter()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a llama-server has its model."""
+    while process.poll() is None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        with contextlib.suppress(OSError):
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                return
+        time.sleep(0.05)
+    raise SystemExit("llama-server ended")
 
 
 class LlamaBench:
