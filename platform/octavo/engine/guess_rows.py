@@ -2,7 +2,7 @@
 
 The cost model knows one slope for all rows. Kernels have stairs: beside four rows of a step a fifth may be a pass of
 its own, beside one row a second may be nearly free. And where all steps have equally many rows, the slope is not known
-at all. So it is measured for each number of sequences, as what steps with guesses took beyond what is predicted without.
+at all. So it is measured for each number of sequences: what steps with guesses took beyond what is predicted without.
 """
 
 from __future__ import annotations
