@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import numpy as np
@@ -45,6 +46,9 @@ SLOW_TOKEN = 0.005
 SLOW_REQUEST = 0.1
 """Seconds that a request may take beyond that, all tokens of its sequences together, before these end: all others wait
 meanwhile."""
+
+TOLD = 0.0005
+"""Seconds in a grammar after which its memory is counted anew."""
 
 _ENDED_WELL = ("NoExtension", "EndOfSentence")
 
@@ -82,6 +86,7 @@ class RequestRules:
         token_bytes: the text of a token.
         greedy: tokens of a text.
         discard: called where a matcher failed.
+        grew: told of seconds that were spent in the grammar.
         words: of a mask.
         debt: of all of them together.
     """
@@ -100,6 +105,7 @@ class RequestRules:
     token_bytes: Callable[[int], bytes]
     greedy: Callable[[bytes], list[int]]
     discard: Callable[[], None]
+    grew: Callable[[float], None]
     words: int
     debt: Debt = field(default_factory=Debt)
 
@@ -122,6 +128,7 @@ class RequestRules:
         grammar, allowed = params.grammar, None
         blank: Uint32 | None = None
         discard: Callable[[], None] = _nothing
+        grew: Callable[[float], None] = _untold
         token_bytes: Callable[[int], bytes] = _no_bytes
         greedy: Callable[[bytes], list[int]] = _no_tokens
         added: set[int] = set()
@@ -131,7 +138,7 @@ class RequestRules:
             if grammar is not None:
                 greedy = compiler.vocabulary.tokens_of
                 blank = compiler.vocabulary.blank() if grammar.is_json else None
-                discard = lambda: compiler.discard(grammar)  # noqa: E731
+                discard, grew = partial(compiler.discard, grammar), partial(compiler.grew, grammar)
         if params.allowed_token_ids is not None:
             allowed = mask_of(params.allowed_token_ids, vocab_size)
         return cls(
@@ -149,6 +156,7 @@ class RequestRules:
             token_bytes=token_bytes,
             greedy=greedy,
             discard=discard,
+            grew=grew,
             words=-(-vocab_size // 32),
         )
 
@@ -166,7 +174,10 @@ class Constraint:
         suspect: tokens whose CPU is measured, and whose masks are made apart.
     """
 
-    __slots__ = ("_ahead", "_in_thought", "_left", "_matcher", "_run", "_tail", "complete", "error", "rules", "suspect")
+    __slots__ = (
+        "_ahead", "_in_thought", "_left", "_matcher", "_run", "_spent", "_tail", "complete", "error", "rules",
+        "suspect",
+    )  # fmt: skip
 
     def __init__(self, rules: RequestRules) -> None:
         self.rules = rules
@@ -175,6 +186,7 @@ class Constraint:
         self.error: str | None = None
         self.complete = False
         self.suspect = 0
+        self._spent = 0.0
         self._run: WhitespaceRun | None = None
         self._tail = b""
         thinking, grammar = rules.thinking, rules.grammar
@@ -281,6 +293,13 @@ class Constraint:
         self._timed(matcher.unsafe_compute_mask_ptr, address, size)
         return debt.seconds - before
 
+    def spend(self, seconds: float) -> None:
+        """Note seconds that were spent in its grammar."""
+        self._spent += seconds
+        if self._spent > TOLD:
+            self.rules.grew(self._spent)
+            self._spent = 0.0
+
     def check_matcher(self) -> None:
         """Look whether making its mask failed."""
         if self.matcher is not None and self.matcher.is_error():
@@ -365,6 +384,7 @@ class Constraint:
         begin = clock()
         result = work(*arguments, **named)
         seconds = clock() - begin
+        self.spend(seconds)
         if self.suspect:
             self.rules.debt.seconds += seconds
             if self.rules.debt.seconds > SLOW_REQUEST:
@@ -432,6 +452,10 @@ def _by_token_before(sequences: Iterable[list[int]]) -> dict[int, list[tuple[int
 
 
 def _nothing() -> None:
+    pass
+
+
+def _untold(seconds: float) -> None:
     pass
 
 

@@ -71,8 +71,7 @@ class Making:
             _threads(1).unsafe_compute_mask_ptr(self._jobs, address, size, len(self.masks))
         except BaseException:  # it is raised again in the step that needs them, which knows what to do
             self.failed = True
-        if time.perf_counter() - begin > SUSPECT:
-            _suspect(self._constraints)
+        _spent(self._constraints, time.perf_counter() - begin)
         self._constraints, self._jobs = [], []  # these hold this one
         self._done.release()
 
@@ -175,13 +174,15 @@ def _make_masks(places: list[tuple[Constraint, int]], masks: Uint32) -> None:
             _threads(min(8, os.cpu_count() or 1)).unsafe_compute_mask_ptr(jobs[done:], address, size, len(masks))
             break
         matcher.unsafe_compute_mask_ptr(address + place * size, size)
-    if time.perf_counter() - begin > SUSPECT:
-        _suspect(constraint for constraint, _ in together)
+    _spent([constraint for constraint, _ in together], time.perf_counter() - begin)
 
 
-def _suspect(constraints: Iterable[Constraint]) -> None:
+def _spent(constraints: list[Constraint], seconds: float) -> None:
+    """The masks of these took so long together."""
     for constraint in constraints:
-        constraint.suspect = SUSPECTED
+        constraint.spend(seconds / len(constraints))
+        if seconds > SUSPECT:
+            constraint.suspect = SUSPECTED
 
 
 def _rules_out_all(seq: Sequence, mask: Uint32) -> None:

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import random
 import threading
+from typing import ClassVar
 
 import llguidance
+import numpy as np
 import pytest
 from llguidance import LLMatcher, LLParserLimits
 
 from octavo.constraint import Grammar
+from octavo.engine.constrained import RequestRules
 from octavo.errors import BadRequest, Overloaded
+from octavo.request import SamplingParams
 from octavo.text.grammars import compiler as module
 from octavo.text.grammars.compiler import Compiler, told
 from octavo.text.grammars.cost import MAX_LIGHT
@@ -144,6 +150,72 @@ def test_old_grammars_are_forgotten(compiler, monkeypatch):
     for grammar in grammars:
         compiler.compile(grammar)
     assert [compiler.find(grammar) is not None for grammar in grammars] == [False, False, True, True, True]
+
+
+class Heap(ctypes.Structure):
+    """glibc's `mallinfo2`."""
+
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_: ClassVar = [(name, ctypes.c_size_t) for name in _names.split()]
+
+
+def in_use() -> int:
+    """Bytes that malloc has given out."""
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = Heap
+    heap = mallinfo()
+    return int(heap.uordblks + heap.hblkhd)
+
+
+LARGE = {
+    "constants": [{"const": letter * 10_000} for letter in "abc"],
+    "values": [{"enum": [f"{i:x}{j}" for j in range(3000)]} for i in range(3)],
+    "remainders": [{"properties": {"a": {"multipleOf": 9973 + i}, "b": {"multipleOf": 9974 + i}}} for i in range(3)],
+    "properties": [{"properties": {f"{i}{j}": {"type": ["string", "null"]} for j in range(300)}} for i in range(3)],
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc")
+@pytest.mark.parametrize("name", LARGE)
+def test_kept_grammars_have_about_the_bytes_that_are_counted(compiler, name):
+    for of in LARGE[name]:
+        compiler.compile(schema(of))
+    assert len(compiler._kept) == 3
+    gc.collect()  # what other tests have left
+    counted, before = compiler._bytes, in_use()
+    compiler._kept.clear()
+    assert before - in_use() <= 2 * counted
+
+
+def test_a_grammar_is_forgotten_whose_masks_find_ever_more(compiler, byte_level):
+    grammar = Grammar(source="start: /(a|b)*a(a|b){9}c/")
+    rules = RequestRules.of(
+        SamplingParams(grammar=grammar), compiler, compiler.compile(grammar), [], compiler.vocabulary.size
+    )
+    constraint, output, kept = rules.constraint(), [0], [compiler._bytes]
+    choose = random.Random(1)
+    mask = np.zeros(rules.words, np.uint32)
+    for _ in range(500):
+        constraint.make_mask(mask.ctypes.data, mask.nbytes)
+        output.append(byte_level.encode(choose.choice("ab"), add_special_tokens=False)[0])
+        constraint.push(output, 1)
+        kept.append(compiler._bytes)
+    assert constraint.error is None
+    assert kept == sorted(kept)
+    assert kept[-1] > kept[0]
+    compiler.grew(grammar, module.LARGEST / module._BYTES_PER_SECOND)
+    assert compiler.find(grammar) is None
+    assert compiler._bytes == 0
+    compiler.grew(grammar, 1.0)  # it runs on, and counts no more
+    assert compiler._bytes == 0
+
+
+def test_what_is_too_large_is_not_kept(compiler, monkeypatch):
+    monkeypatch.setattr(module, "LARGEST", 2**16)
+    grammar = Grammar(source='start: "a"')
+    assert not compiler.compile(grammar).is_error()
+    assert compiler.find(grammar) is None
+    assert compiler._bytes == 0
 
 
 LONG = {

@@ -144,3 +144,22 @@ def test_threads_stand_back():
     assert done.wait(60)
     assert found == [min(19, own + 3)]
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
+
+
+def test_memory_is_given_back_after_much_work_and_at_the_end(monkeypatch):
+    returned = threading.Semaphore(0)
+    monkeypatch.setattr(lanes, "return_memory", returned.release)
+    monkeypatch.setattr(lanes, "IDLE", 0.05)
+    monkeypatch.setattr(lanes, "RETURN_EVERY", 0.0)
+    lane = Lane[int](lambda one: sum(range(1000)), refuse, threads=1, waiting=2, what="grammars")
+    lane.put(0)
+    assert returned.acquire(timeout=60)
+    assert returned.acquire(timeout=60)  # nothing came for long
+    lanes.RETURN_EVERY = 1e9
+    lane.put(1)
+    assert returned.acquire(timeout=60)
+    assert not returned.acquire(blocking=False)
+
+
+def test_the_system_takes_memory_back():
+    lanes.return_memory()
