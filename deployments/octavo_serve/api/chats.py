@@ -47,6 +47,7 @@ class Chat:
         callable_tools: names of those that may be called; None: all of them.
         thinking_budget: tokens that the model may think; None: as many as it likes.
         thinking_param: the request's field that says so, for errors.
+        effort_param: the request's field with an effort, for errors.
         must_think: a model that does not think refuses a budget; otherwise it spends none of it.
     """
 
@@ -63,6 +64,7 @@ class Chat:
     callable_tools: frozenset[str] | None = None
     thinking_budget: int | None = None
     thinking_param: str = "thinking"
+    effort_param: str = "reasoning_effort"
     must_think: bool = True
 
     @property
@@ -92,7 +94,8 @@ async def render(chat: Chat, tokenizer: Tokenizer, threads: Threads) -> str:
     """
     if chat.reasoning:
         reasons = (template := template_of(tokenizer)) is not None and template.reasons
-        check_template_reads(chat.reasoning, "".join(tokenizer.chat_templates.values()), reasons=reasons)
+        source = "".join(tokenizer.chat_templates.values())
+        check_template_reads(chat.reasoning, source, reasons=reasons, effort_param=chat.effort_param)
     work = partial(_rendered, tokenizer, chat)
     if len(chat.messages) <= FEW and fits([(m.content, m.model_extra) for m in chat.messages], QUICK_TEXT):
         with contextlib.suppress(NotQuick):
@@ -116,7 +119,9 @@ EFFORTS: Mapping[str, float] = {"minimal": 0.1, "low": 0.25, "medium": 0.5, "hig
 may take, by the effort."""
 
 
-def check_template_reads(variables: Mapping[str, Any], source: str, *, reasons: bool = False) -> None:
+def check_template_reads(
+    variables: Mapping[str, Any], source: str, *, reasons: bool = False, effort_param: str = "reasoning_effort"
+) -> None:
     """Refuse reasoning variables that the chat template does not read, unless they ask for the default behaviour.
 
     Args:
@@ -127,7 +132,7 @@ def check_template_reads(variables: Mapping[str, Any], source: str, *, reasons: 
     """
     effort = variables.get("reasoning_effort", "medium")
     if effort != "medium" and "reasoning_effort" not in source and not (reasons and effort in EFFORTS):
-        raise BadRequest("this model has no reasoning effort to choose: leave it out", "reasoning_effort")
+        raise BadRequest("this model has no reasoning effort to choose: leave it out", effort_param)
     if variables.get("thinking") and "thinking" not in source:
         raise BadRequest("this model's thinking cannot be switched on: leave it out", "thinking")
 

@@ -105,6 +105,7 @@ def chat_of(body: TurnBody, tools: Tools) -> Chat:
         callable_tools=choice.callable_tools,
         thinking_budget=body.reasoning.max_tokens if body.reasoning is not None else None,
         thinking_param="reasoning.max_tokens",
+        effort_param="reasoning.effort",
     )
 
 

@@ -73,6 +73,7 @@ def test_verbosity_is_for_the_model(api: Any, client: Any) -> None:
 
 def test_reasoning_is_for_the_template() -> None:
     assert chat(reasoning={"effort": "low", "summary": "auto"}).reasoning == {"reasoning_effort": "low"}
+    assert chat(reasoning={"effort": "low"}).effort_param == "reasoning.effort"
     assert chat(reasoning={"effort": "none"}).reasoning == {"enable_thinking": False, "thinking": False}
     assert (chat(reasoning={}).reasoning, chat(reasoning={"max_tokens": 9}).thinking_budget) == ({}, 9)
 
