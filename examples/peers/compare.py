@@ -195,7 +195,7 @@ def find_tools() -> None:
     peers = Path(os.environ["PEERS"])
     os.environ.setdefault("OCTAVO_PYTHON", sys.executable)
     os.environ.setdefault("TCMALLOC", next(map(str, Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4")), ""))
-    os.environ.setdefault("LLAMA_BIN", str(next(peers.glob("llama_cpp_python-*/vendor/llama.cpp/build/bin"))))
+    os.environ.setdefault("LLAMA_BIN", str(next(peers.glob("llama_cpp_python-*/vendor/llama.cpp/build/bin"), "")))
 
 
 def start(entries: list[dict[str, Any]], threads: int, logs: Path) -> list[Child]:
