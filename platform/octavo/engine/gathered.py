@@ -28,6 +28,7 @@ class Gathered:
     def __init__(self) -> None:
         self.requests: set[str] = set()
         self._kept: dict[str, list[SequenceUpdate]] = {}
+        self._last: dict[tuple[str, int], SequenceUpdate] = {}  # of each sequence, of those that are kept
         self._since, self._tokens = 0.0, 0
 
     def add(self, update: SequenceUpdate, now: float) -> list[SequenceUpdate]:
@@ -35,13 +36,19 @@ class Gathered:
         if not self._kept:
             self._since = now
         self._tokens += len(update.token_ids)
-        kept = self._kept.setdefault(update.request_id, [])
-        last = next((each for each in reversed(kept) if each.index == update.index), None)
+        key = name, _ = update.request_id, update.index
+        last = self._last.get(key)
         if last is None or last.num_forced or update.num_forced:  # it is told which tokens were forced
-            kept.append(update)
+            self._kept.setdefault(name, []).append(update)
+            self._last[key] = update
         else:
             _extend(last, update)
-        return [] if update.finish_reason is None else self._kept.pop(update.request_id)
+        if update.finish_reason is None:
+            return []
+        told = self._kept.pop(name)
+        for each in told:
+            self._last.pop((name, each.index), None)
+        return told
 
     def due(self, now: float) -> list[SequenceUpdate]:
         """What has been kept for long enough, or is enough: all, so that it is one message."""
@@ -50,7 +57,7 @@ class Gathered:
 
     def all(self) -> list[SequenceUpdate]:
         """What is kept; it is not any more."""
-        kept, self._kept, self._tokens = self._kept, {}, 0
+        kept, self._kept, self._last, self._tokens = self._kept, {}, {}, 0
         return [update for updates in kept.values() for update in updates]
 
 
@@ -58,7 +65,7 @@ def _extend(last: SequenceUpdate, update: SequenceUpdate) -> None:
     """Make an update say what the next one of its sequence says, too."""
     last.token_ids += update.token_ids
     if update.logprobs is not None:
-        last.logprobs = [*(last.logprobs or ()), *update.logprobs]
+        last.logprobs = (last.logprobs or []) + update.logprobs
     last.cumulative_logprob, last.time = update.cumulative_logprob, update.time
     last.finish_reason, last.stop_reason = update.finish_reason, update.stop_reason
     last.num_accepted += update.num_accepted
