@@ -167,8 +167,8 @@ with transformers' own code over this engine's cache: continuous batching, prefi
 and grammars are as for all models. It needs `pip install 'octavo[transformers]'` and a directory of safetensors.
 
 - It is slower: layers run in PyTorch as transformers wrote them.
-- Every layer has to attend through transformers' attention interface, as DeepSeek V2 and V3 do (their latent attention
-  keeps whole keys and values here), and keep nothing else of a text. At the start, logits over chunks and over two
+- Every layer has to attend through transformers' attention interface (latent attention keeps whole keys and values
+  here), and keep nothing else of a text. At the start, logits over chunks and over two
   texts in one step are compared with those of transformers alone. A model whose logits differ, as those of recurrent
   layers would, is refused.
 - There is no tensor parallelism, no quantization, no LoRA, no `batch_invariant` and no CUDA graph. Code that comes with
