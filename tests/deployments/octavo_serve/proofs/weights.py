@@ -67,8 +67,8 @@ def write(config: Path, folder: Path, shards: int) -> Path:
     entries = read_directory(folder / "other.gguf")
     with (folder / "other.gguf").open("r+b") as opened:
         for name, one in entries.items():
-            if name.startswith("blk.3."):
-                exchange(opened, one, entries[name.replace("blk.3.", "blk.4.")])
+            if name.startswith("blk.10."):
+                exchange(opened, one, entries[name.replace("blk.10.", "blk.18.")])
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(document))
     return path
@@ -113,7 +113,7 @@ async def prove(server: RunningServer, options: Any) -> dict[str, Any]:
         for name in ("own", "other"):
             await go_over(http, name)
             state.said[name] = [await say(http, number, options.tokens) for number in range(options.prompts)]
-        assert all(map(str.__ne__, *state.said.values())), "the two say the same: nothing could be told from that"
+        assert all(map(str.__ne__, *state.said.values())), f"nothing could be told from what both say: {state.said}"
         await go_over(http, "own")
         clients = [asyncio.create_task(ask(http, state, options, number)) for number in range(options.clients)]
         for number in range(options.swaps):
