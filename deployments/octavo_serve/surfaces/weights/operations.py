@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from octavo.errors import BadRequest
+from octavo.errors import BadRequest, ConfigError, ModelError
 from octavo_serve.api.failures import Forbidden
 from octavo_serve.api.folders import inside
 from octavo_serve.api.model import Keeper
@@ -75,7 +75,11 @@ async def update_weights(service: Service, call: Call) -> Replaced:
     entry, keeper = _found(service, call, body.model)
     if not entry.weight_folders:
         raise BadRequest("no weights may be replaced: a model's weight_folders in the config says where others lie")
-    done = await keeper.update(inside(body.path, entry.weight_folders, "path", "weight_folders"))
+    place = inside(body.path, entry.weight_folders, "path", "weight_folders")
+    try:
+        done = await keeper.update(place)
+    except (ModelError, ConfigError) as error:
+        raise BadRequest(f"the weights cannot be taken: {error}", "path") from None
     return {
         "message": f"{entry.name} has other weights now",
         "weights": done.weights,
