@@ -95,8 +95,12 @@ class Shard:
         own = replace(config, rehearsal_speed=speed, record=record)
         done = _kept(context, source)
         self.engine = ServedEngine.load(source, own, progress=True, launch=ranks, instead=done.path)
+        while (now := _kept(context, source)).path != done.path:  # others came meanwhile
+            self.engine.close()
+            self.engine = ServedEngine.load(source, own, progress=True, launch=ranks, instead=now.path)
+            done = now
         start.done("model")
-        if accuracy is not None:
+        if accuracy is not None and not done.path:  # the gate holds the config's source against its reference
             _require(self.engine, source, config, accuracy)
             start.done("accuracy")
         self._measured, self.meter = self.engine.engine, LoadMeter(config)
@@ -110,8 +114,8 @@ class Shard:
         start.done("network")
         start.publish(model, self.engine.engine.executor)
         self.start = start
-        if done.level:
-            self.engine.sleep(done.level)
+        if level := _kept(context, source).level:
+            self.engine.sleep(level)
         keep_warm(warm)
         Thread(target=_settle, args=(config.rehearsal is None,), daemon=True).start()
 
