@@ -57,7 +57,7 @@ that a family does not know and that would change what it computes is refused by
 
 Layers with a sliding window keep what lies in it, and as much as a step computes: what left it is given back, stays in
 the prefix cache while there is room, and goes first. A prefix is found where the window before its end is still there.
-With `disk_cache_bytes` they keep all of a text.
+With `disk_cache_bytes`, `host_cache_bytes` or `share_kv_cache` they keep all of a text.
 
 Models with LongRoPE have two sets of rotary frequencies, of which the longest sequence decides: up to the length that
 they were trained with first (`max_model_len` 4096 of Phi-3-mini-128k) the short ones, otherwise the long ones, for all
