@@ -118,7 +118,6 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo_serve/api/batches/runner.py": "deployments/octavo_serve/surfaces/batches/test_operations.py",
     "octavo_serve/api/batches/store.py": "deployments/octavo_serve/surfaces/batches/test_operations.py",
     "octavo_serve/api/batches/work.py": "deployments/octavo_serve/surfaces/batches/test_operations.py",
-    "octavo_serve/http/inside.py": "deployments/octavo_serve/surfaces/batches/test_operations.py",
     "octavo_serve/surfaces/batches/form.py": "deployments/octavo_serve/surfaces/batches/test_files.py",
     "octavo_serve/surfaces/batches/schemas.py": "deployments/octavo_serve/surfaces/batches/test_operations.py",
     "octavo_serve/api/database.py": "deployments/octavo_serve/api/test_records.py",
