@@ -355,6 +355,8 @@ class ModelSpec:
             return
         if self.num_kv_heads != 1 or self.head_dim != latent.size + self.rope.rotary_dim:
             raise ModelError(f"latent attention of {latent.size} values caches no records of {self.head_dim}")
+        if not self.rope.rotary_dim:
+            raise ModelError("latent attention without rotary positions is not supported")
         others = self.attention_softcap, self.qkv_clip, self.local_rope, any(self.windows)
         if any((*others, self.alibi_slopes, self.sinks, self.qk_norm, self.unrotated)):
             raise ModelError("latent attention with windows, sinks, slopes or norms of heads is not supported")

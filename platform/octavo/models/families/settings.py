@@ -32,6 +32,7 @@ _LARGEST = (
     dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer"), 10_000)
     | dict.fromkeys(("num_attention_heads", "n_heads", "n_head", "num_experts", "num_local_experts"), 1 << 20)
     | dict.fromkeys(("sliding_window", "max_position_embeddings", "max_seq_len", "max_trained_positions"), 1 << 31)
+    | dict.fromkeys(("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 1 << 20)
     | {"type_vocab_size": 1 << 16}
 )
 """Largest accepted values of a config's sizes: a config must not ask for more memory than any real model needs, nor for

@@ -18,6 +18,7 @@ from octavo.models.adapters import read_adapter
 from octavo.models.latent import by_head
 from octavo.models.parallel import share_of
 from octavo.models.source_spec import read_spec
+from octavo.models.spec import NO_ROPE
 from octavo.planning.memory import Holding
 from octavo.planning.shape import shape_of
 from octavo.source import resolve_source
@@ -120,6 +121,8 @@ def test_sizes_that_contradict_each_other_are_named(tiny_model):
     assert spec.latent is not None
     with pytest.raises(ModelError, match="caches no records of 41"):
         replace(spec, head_dim=41)
+    with pytest.raises(ModelError, match="without rotary positions"):
+        replace(spec, head_dim=32, rope=NO_ROPE)
     with pytest.raises(ModelError, match="windows"):
         replace(spec, windows=(4, None, None))
     with pytest.raises(ModelError, match="biases"):
