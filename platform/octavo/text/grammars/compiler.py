@@ -279,7 +279,9 @@ def told(message: str) -> str:
     message = message.partition("\n<state>")[0].partition("\n<non-verbose")[0]
     message, _, _ = message.partition("; following special tokens are available")
     where = re.match(r"(?:at )?(\d+)\((\d+)\): ", message)
-    if where:
+    if where and '"x-guidance": ' in message:  # a schema in a grammar of ours, of which the lines tell a client nothing
+        message = message[where.end() :].partition("\n")[0]
+    elif where:
         message = f"{message[where.end() :]} (line {where[1]}, column {where[2]})"
     message = " ".join(message.split())
     return message if len(message) <= _MESSAGE else message[: _MESSAGE - 3] + "..."

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from llguidance import LLMatcher, LLParserLimits
 
-from octavo.constraint import Grammar
+from octavo.constraint import Grammar, StructuredOutputs
 from octavo.engine.constrained import RequestRules
 from octavo.errors import BadRequest, Overloaded
 from octavo.request import SamplingParams
 from octavo.text.grammars import compiler as module
+from octavo.text.grammars import sources
 from octavo.text.grammars.compiler import Compiler, told
 from octavo.text.grammars.cost import MAX_LIGHT
 from octavo.text.grammars.tokens import Vocabulary
@@ -103,6 +104,13 @@ def test_what_is_wrong_is_told_in_a_line(compiler, grammar, sentence):
     assert raised.value.param == grammar.param
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 400
+
+
+def test_of_a_schema_only_what_is_wrong_is_told(compiler):
+    grammar = sources.grammar(StructuredOutputs(json={"type": "object", "properties": None}, param="guided_json"))
+    with pytest.raises(BadRequest) as raised:
+        compiler.compile(grammar)
+    assert str(raised.value) == "guided_json: failed to compile JSON schema: properties must be an object"
 
 
 def test_a_message_loses_what_is_not_for_the_client():
