@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from octavo.models.families.record import Config, Family, Fields, Gguf, Names
+from octavo.models.families.settings import expert_fields
 from octavo.models.gguf_metadata import Metadata
 from octavo.models.recurrent_spec import ShortConv
 
@@ -21,10 +22,24 @@ _PARTS = {
     "up": "feed_forward.w3", "down": "feed_forward.w2",
 }  # fmt: skip
 
+_LFM2_MOE: Config = _LFM2 | {
+    "hidden_size": 2048, "intermediate_size": 7168, "block_auto_adjust_ff_dim": False, "moe_intermediate_size": 1792,
+    "num_dense_layers": 2, "first_k_dense_replace": 2, "num_experts": 32, "num_local_experts": None,
+    "num_experts_per_tok": 4, "use_expert_bias": True, "routed_scaling_factor": 1.0, "norm_topk_prob": True,
+}  # fmt: skip
+
+_DENSE = {part: _PARTS[part] for part in ("gate", "up", "down")}
+_EXPERTS = {
+    "router": "feed_forward.gate", "router.choice_bias": "feed_forward.expert_bias",
+    "expert_gate": "feed_forward.experts.{}.w1", "expert_up": "feed_forward.experts.{}.w3",
+    "expert_down": "feed_forward.experts.{}.w2",
+}  # fmt: skip
+
 _GGUF_PARTS = {
     "final_norm": "token_embd_norm", "conv_in": "shortconv.in_proj", "conv": "shortconv.conv",
     "conv_out": "shortconv.out_proj",
 }  # fmt: skip
+_KEYS = {"norm_eps": "rms_norm_eps", "block_ff_dim": "intermediate_size", "tie_embedding": "tie_word_embeddings"}
 
 
 def _settings(config: Config) -> Config:
@@ -46,6 +61,24 @@ def _lfm2(config: Config) -> Fields:
     return {"qk_norm": True, "recurrent": recurrent, "recurrence": conv if recurrent else None}
 
 
+def _lfm2_moe(config: Config) -> Fields:
+    own = {
+        "intermediate_size": config["moe_intermediate_size"],
+        "router_scoring": "sigmoid",
+        "choice_bias": bool(config["use_expert_bias"]),
+        "expert_scale": float(config["routed_scaling_factor"]),
+    }
+    return _lfm2(config) | expert_fields(config) | own
+
+
+def _moe_from_gguf(meta: Metadata, config: Config) -> Config:
+    return _from_gguf(meta, config) | {
+        "first_k_dense_replace": meta.own("leading_dense_block_count") or 0,
+        "routed_scaling_factor": meta.own("expert_weights_scale") or 1.0,
+        "use_expert_bias": any("exp_probs_b" in name for name in meta.tensors),
+    }
+
+
 def _from_gguf(meta: Metadata, config: Config) -> Config:
     layers = range(config["num_hidden_layers"])
     types = ["conv" if f"blk.{i}.shortconv.conv.weight" in meta.tensors else "full_attention" for i in layers]
@@ -58,10 +91,20 @@ FAMILIES = (
         model_type="lfm2",
         title="LFM 2",
         defaults=_LFM2,
-        keys={"norm_eps": "rms_norm_eps", "block_ff_dim": "intermediate_size", "tie_embedding": "tie_word_embeddings"},
+        keys=_KEYS,
         settings=_settings,
         fields=_lfm2,
         names=Names(parts=_PARTS),
         gguf=Gguf(architecture="lfm2", config=_from_gguf, parts=_GGUF_PARTS),
+    ),
+    Family(
+        model_type="lfm2_moe",
+        title="LFM 2 with experts",
+        defaults=_LFM2_MOE,
+        keys=_KEYS | {"num_dense_layers": "first_k_dense_replace"},
+        settings=_settings,
+        fields=_lfm2_moe,
+        names=Names(parts=_PARTS | _EXPERTS, dense=_DENSE),
+        gguf=Gguf(architecture="lfm2moe", config=_moe_from_gguf, parts=_GGUF_PARTS),
     ),
 )

@@ -118,8 +118,8 @@ class Names:
     Attributes:
         layer: prefix of a layer's tensors, with {} for its index.
         parts: part -> name, with {} for an expert's index; where they differ from `USUAL_PARTS`. Parts of a stack
-            need one too, which no tensor has. "part.kind" -> name with its kind, where that differs. In layers of a
-            mixture that have no experts, gate, up and down have the usual names.
+            need one too, which no tensor has. "part.kind" -> name with its kind, where that differs.
+        dense: the same of gate, up and down in layers of a mixture that have no experts.
         stacks: name -> what is stored under it.
         renamed: other name of a part -> the one in `parts`, in checkpoints that have the other.
         transposed: layers' matrices are stored [in, out].
@@ -130,6 +130,7 @@ class Names:
 
     layer: str = "layers.{}."
     parts: Mapping[str, str] = field(default_factory=dict)
+    dense: Mapping[str, str] = field(default_factory=dict)
     stacks: Mapping[str, Stack] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     transposed: bool = False

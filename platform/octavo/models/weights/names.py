@@ -97,7 +97,7 @@ def hf_naming(spec: ModelSpec) -> Naming:
     if spec.encoder is not None:
         return Naming(*ENCODER_NAMES[spec.family], ENCODER_STACKS)
     names = FAMILIES[spec.family].names
-    parts, dense = hf_parts(FAMILIES[spec.family]), (spec.dense_layers, USUAL_PARTS)
+    parts, dense = hf_parts(FAMILIES[spec.family]), (spec.dense_layers, USUAL_PARTS | dict(names.dense))
     how = names.stacks, names.norm_offset, _turned(spec, names.interleaved), *dense, names.renamed, names.transposed
     return Naming(names.layer, parts, *how)
 

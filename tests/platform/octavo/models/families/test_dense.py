@@ -51,6 +51,9 @@ EXPERTS = {
 }  # fmt: skip
 MSCALE = {"rope_parameters": YARN | {"mscale": 0.8, "mscale_all_dim": 0.8}}
 
+BIASES = ("correction_bias", "expert_bias")
+"""Ends of the names of what is added to choose experts."""
+
 DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 24}
 
 CASES = {
@@ -113,6 +116,9 @@ CASES = {
     "qwen3_5": ("Qwen3_5Text", DELTA | {"num_hidden_layers": 5, "head_dim": 16}),
     "qwen3_next": ("Qwen3Next", DELTA | {"num_hidden_layers": 4, "num_experts": 6, "num_experts_per_tok": 3,
                    "moe_intermediate_size": 40, "shared_expert_intermediate_size": 24, "head_dim": 24}),
+    "lfm2_moe": ("Lfm2Moe", {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "conv"],
+                 "num_dense_layers": 1, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40,
+                 "routed_scaling_factor": 1.5}),
     "lfm2_wider": ("Lfm2", {"num_hidden_layers": 4, "full_attn_idxs": [1], "conv_L_cache": 5, "block_multiple_of": 8}),
     "granitemoeshared": ("GraniteMoeShared", {"attention_multiplier": 0.3, "residual_multiplier": 0.7,
                          "num_local_experts": 5, "shared_intermediate_size": 40}),
@@ -130,11 +136,11 @@ GGUF = {
     "falcon_11b": "falcon", "olmoe": "olmoe", "granitemoe": "granitemoe", "granitemoeshared": "granitemoe",
     "dots1": "dots1", "ernie4_5_moe": "ernie4_5-moe", "deepseek_v2": "deepseek2", "deepseek_v2_lite": "deepseek2",
     "deepseek_v3": "deepseek2", "moonlight": "deepseek2", "glm4_moe_lite": "deepseek2", "youtu": "deepseek2",
-    "lfm2_wider": "lfm2",
+    "lfm2_wider": "lfm2", "lfm2_moe": "lfm2moe",
 }  # fmt: skip
 """Of those that llama.cpp's converter knows, the architecture."""
 
-WHOLE = {"olmo2", "olmo3", "olmoe", "flex_olmo", "lfm2", "lfm2_wider", "qwen3_5", "qwen3_next"}
+WHOLE = {"olmo2", "olmo3", "olmoe", "flex_olmo", "lfm2", "lfm2_moe", "lfm2_wider", "qwen3_5", "qwen3_next"}
 """Those that one rank alone runs."""
 
 TORCH = {"qwen3_5", "qwen3_next"}
@@ -167,7 +173,7 @@ def randomize(model):
                 wide = any(part in name for part in ("embed", "wte", "wpe"))
                 weight.copy_(noise * (1.0 if wide else weight.shape[-1] ** -0.5))
         for name, buffer in model.named_buffers():
-            if name.endswith("correction_bias"):
+            if name.endswith(BIASES):
                 buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
 
 
@@ -251,7 +257,7 @@ def test_it_is_planned_with_as_many_parameters(case, reference):
     _, folder = case
     config = json.loads((folder / "config.json").read_text())
     model = reference(folder).model
-    biases = sum(buffer.numel() for name, buffer in model.named_buffers() if name.endswith("correction_bias"))
+    biases = sum(buffer.numel() for name, buffer in model.named_buffers() if name.endswith(BIASES))
     assert shape_of(config).parameters == model.num_parameters() + biases
     assert spec_from_config(config).family == config["model_type"]
 
@@ -382,8 +388,10 @@ def with_experts_apart(tensors):
                 found[f"blk.{words[2]}.ffn_{part}_{kind}.weight"] = half.copy()
         elif ".experts." in name:
             part = words[-2].removesuffix("_proj")
+            part = {"w1": "gate", "w2": "down", "w3": "up"}.get(part, part)
             found.setdefault(f"blk.{words[2]}.ffn_{part}_exps.weight", []).append((int(words[5]), values))
         else:
+            name = name.replace("feed_forward.expert_bias", "feed_forward.expert_bias.bias")
             found[name.replace("e_score_correction_bias", "e_score_correction.bias")] = (
                 values[0] if "moe_statics" in name else values
             )
@@ -483,10 +491,12 @@ def write_settings(writer, config, architecture):
         writer.add_expert_group_used_count: given("topk_group"),
         writer.add_leading_dense_block_count: given("first_k_dense_replace", "moe_layer_start_index"),
     }
-    if architecture == "lfm2":
+    if architecture.startswith("lfm2"):
         kinds = [config.num_key_value_heads if kind != "conv" else 0 for kind in config.layer_types]
         settings |= {writer.add_head_count_kv: kinds, writer.add_shortconv_l_cache: config.conv_L_cache}
-        settings[writer.add_feed_forward_length] = 64  # int(96 * 2 / 3), a multiple of 8
+        settings[writer.add_leading_dense_block_count] = given("num_dense_layers")
+        if architecture == "lfm2":
+            settings[writer.add_feed_forward_length] = 64  # int(96 * 2 / 3), a multiple of 8
     if architecture == "deepseek2":
         settings |= {writer.add_head_count_kv: 1, writer.add_key_length: None, writer.add_value_length: None}
         settings[writer.add_rope_dimension_count] = config.qk_rope_head_dim
