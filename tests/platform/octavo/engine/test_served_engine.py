@@ -286,3 +286,28 @@ def test_offline(model):
     with pytest.raises(ModelError, match="have changed"):
         llm.wake_up()
     llm.close()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"], ids=["native", "torch"])
+def test_an_encoder_sleeps_too(tiny_encoder, dtype):
+    llm = LLM(str(tiny_encoder("bert")), progress=False, dtype=dtype)
+    (before,) = llm.embed(["a text"], use_tqdm=False)
+    llm.sleep()
+    with pytest.raises(BadRequest, match="wake_up"):
+        llm.embed(["a text"], use_tqdm=False)
+    llm.wake_up()
+    assert llm.embed(["a text"], use_tqdm=False)[0].outputs.embedding == before.outputs.embedding
+    llm.close()
+
+
+def test_ranks_sleep_too(model):
+    """Their processes end, and others come."""
+    llm = LLM(str(model), progress=False, kv_cache_bytes=2**21, tensor_parallel_size=2, threads=1)
+    params = SamplingParams(temperature=0.0, max_tokens=8)
+    before = llm.generate([PROMPT], params, use_tqdm=False)[0].outputs[0].token_ids
+    processes = llm.engine.executor.others.processes._processes
+    llm.sleep()
+    assert all(process.poll() is not None for process in processes)
+    llm.wake_up()
+    assert llm.generate([PROMPT], params, use_tqdm=False)[0].outputs[0].token_ids == before
+    llm.close()
