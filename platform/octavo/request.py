@@ -298,6 +298,7 @@ class Placement:
         first_token: predicted seconds to the first token.
         peer: another shard, from which the first one may fetch blocks; "" where there is nothing to fetch.
         peer_blocks: how many of the prompt's first blocks are there.
+        prefill: the shard that computes the prompt first; "" where that is the first choice itself.
     """
 
     ticket: str
@@ -307,6 +308,7 @@ class Placement:
     first_token: float
     peer: str = ""
     peer_blocks: int = 0
+    prefill: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -366,6 +366,7 @@ _CAUSES = {
     "model": "the model to be there, or for a turn of the gateway",
     "queue": "room at a shard, in the gateway's queue",
     "failover": "another shard, after its own was lost",
+    "elsewhere": "its prompt to be computed on another shard",
     "shard": "its turn at the shard, which says no more of it",
     "engine": "the step under way",
     "grammar": "its grammar to be compiled",

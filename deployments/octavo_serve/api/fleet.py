@@ -241,6 +241,7 @@ def decided(model: str, decision: Decision, at: float) -> dict[str, Any]:
         "busy": round(query.busy, 3),
         "shard": choice.order[0],
         "reason": choice.reason,
+        "prefill": choice.prefill,
         "cached": choice.cached,
         "first_token": round(choice.score.first_token, 4),
         "candidates": [_candidate(decision, shard) for shard in ranked[:MAX_CANDIDATES]],

@@ -439,6 +439,9 @@ class RouterSettings(Settings):
         stale_after_s: a shard that was not heard for so long is judged by what was sent there alone.
         max_blocks_per_shard: block hashes a gateway keeps per shard; about 130 bytes each.
         log_decisions: log every decision with all numbers of the formula.
+        apart_weight: a prompt may be computed on one shard and its stream run on another, which fetches the blocks
+            (docs/kv_sharing.md): seconds of waiting for a first token that a second is worth for which a stream is held
+            up. 0: it may not. For models with engine.share_kv_cache and policy prefix_affinity.
         report_s: how often shards tell routers their load.
     """
 
@@ -447,7 +450,14 @@ class RouterSettings(Settings):
     stale_after_s: Seconds = 2.0
     max_blocks_per_shard: Count = 500_000
     log_decisions: bool = False
+    apart_weight: Annotated[float, Field(ge=0, le=1000)] = 0.0
     report_s: Seconds = 0.05
+
+    @model_validator(mode="after")
+    def _policy_weighs(self) -> Self:
+        if self.apart_weight and self.policy != "prefix_affinity":
+            raise ValueError(f"apart_weight is for policy prefix_affinity, not {self.policy}: leave one of them out")
+        return self
 
     @property
     def config(self) -> RoutingConfig:
@@ -461,6 +471,12 @@ class AppSettings(AccessSettings):
     models: list[ModelSettings] = Field(min_length=1)
     gateway: GatewaySettings = Field(default_factory=GatewaySettings)
     router: RouterSettings = Field(default_factory=RouterSettings)
+
+    @model_validator(mode="after")
+    def _somebody_shares(self) -> Self:
+        if self.router.apart_weight and not any(model.engine.share_kv_cache for model in self.models):
+            raise ValueError("router.apart_weight needs a model with engine.share_kv_cache: set it, or leave this out")
+        return self
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

@@ -37,7 +37,7 @@ from octavo.routing.admission import (
     outlook,
 )
 from octavo.routing.policy import Query
-from octavo.routing.router import Decision, Router, RoutingConfig
+from octavo.routing.router import PREFILL, Decision, Router, RoutingConfig
 from octavo_serve.api.model import NO_CLAIM, Claim
 from octavo_serve.api.telemetry import Cause
 from octavo_serve.gateway.line import Line
@@ -92,11 +92,13 @@ class Picked:
         link: to the shard.
         placement: what was decided, and why.
         decision: with all its numbers.
+        prefill: the shard on which its prompt is to be computed before; None: there is none.
     """
 
     def __init__(
         self, picker: Picker, replica: Replica, link: Link, placement: Placement, decision: Decision | None = None
     ) -> None:
+        self.prefill: Picked | None = None
         self.link = link
         self.placement = placement
         self.decision = decision
@@ -331,6 +333,15 @@ class Picker:
         if not candidates or self._line or self._closed:
             candidates = await self._wait_for_room(request)
         placement = self._route(request, candidates, time.monotonic() - since)
+        picked = self._picked(placement)
+        if placement.prefill and self.router.latest is not None:
+            first = self.router.latest.choice
+            told = Placement(placement.ticket + PREFILL, first.prefill, "apart", first.prefill_cached,
+                             first.prefill_seconds)  # fmt: skip
+            picked.prefill = self._picked(told)
+        return picked
+
+    def _picked(self, placement: Placement) -> Picked:
         replica = self._replicas[placement.shard]
         self._running[replica.name] += 1
         self._books.started(replica)
@@ -358,7 +369,7 @@ class Picker:
 
     def _route(self, request: Request, names: list[str], waited: float) -> Placement:
         tokens, sequences = len(request.prompt_token_ids), request.params.num_places
-        query = Query(tokens, sequences, request.session, adapter=request.adapter_digest)
+        query = Query(tokens, sequences, request.session, adapter=request.adapter_digest, parts=_has_parts(request))
         ticket, chain = request.request_id, request.block_hashes or []
         within = self._queue.limits.max_seconds
         choice = self.router.route(ticket, chain, query, names, time.monotonic(), within)
@@ -373,7 +384,9 @@ class Picker:
                 self.router.completed(ticket, ran=False)
                 raise
         peer = choice.peer, choice.peer_blocks
-        return Placement(ticket, choice.order[0], choice.reason, choice.cached, score.first_token, *peer)
+        return Placement(
+            ticket, choice.order[0], choice.reason, choice.cached, score.first_token, *peer, choice.prefill
+        )  # fmt: skip
 
     async def _wait_for_room(self, request: Request) -> list[str]:
         self._want()
@@ -460,6 +473,13 @@ class Picker:
             self.links.pop(name).tell(None, name)
             del self._replicas[name]
             self.router.leave(name)
+
+
+def _has_parts(request: Request) -> bool:
+    """Whether a request's prompt may be computed on one shard, and what follows on another."""
+    params = request.params
+    samples = request.pooling is None and params.max_tokens != 0
+    return samples and params.prompt_logprobs is None and request.emitted is None and not request.alone
 
 
 def _with(state: ShardState, sequences: int, tokens: int) -> ShardState:

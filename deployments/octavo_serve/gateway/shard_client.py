@@ -28,6 +28,7 @@ from octavo_serve.api.tracing import Course, course
 from octavo_serve.gateway.hashing import hashed_for
 from octavo_serve.gateway.link import CONNECT_SECONDS, Link, MoveReason, ShardGone
 from octavo_serve.gateway.picker import Picked, Picker
+from octavo_serve.gateway.prefill import compute_prompt
 from octavo_serve.gateway.suspicion import Deaths, Suspicion
 from octavo_serve.gateway.unread import FEW, Unread
 from octavo_serve.ray_private import Replica
@@ -417,6 +418,9 @@ class ShardClient:
             if not run.living:  # its caller ended what was left of it while it looked for a shard
                 picked.ended(ran=False)
             else:
+                if picked.prefill is not None:
+                    run.trace_prefill(picked.prefill.placement)
+                    await compute_prompt(run.request, picked.prefill)
                 run.fit(self._info)
                 run.enter(picked)
         except BaseException:
@@ -532,6 +536,12 @@ class _Run:
             course.say(resumed_tokens=sum(map(len, self._emitted)))
         course.enter("queue")
         course.say(shard=placement.shard)
+
+    def trace_prefill(self, placement: Placement) -> None:
+        """Its prompt is computed on another shard now."""
+        if self._course is not None:
+            self._course.enter("elsewhere")
+            self._course.say(shard=placement.shard)
 
     def moves(self, reason: MoveReason, sharing: Container[str] = ()) -> None:
         """Its shard has it no longer: what follows is the search for another.

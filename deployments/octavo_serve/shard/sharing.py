@@ -196,6 +196,8 @@ class Sharing:
     def __init__(self, engine: ServedEngine, source: Source, host: str, name: str) -> None:
         if engine.engine.executor.kv is None:
             raise ConfigError("share_kv_cache is for models that generate text, in one process: leave it off")
+        if engine.engine.pool.groups.windowed:
+            raise ConfigError("share_kv_cache is not for models whose windows give blocks back: leave it off")
         if engine.engine.executor.states is not None:
             raise ConfigError("share_kv_cache is not for models with recurrent layers, whose states no block holds")
         self._engine, self._source, self._name = engine, source, name

@@ -22,10 +22,12 @@ from octavo.cost_model import Cost
 from octavo.engine.engine import Engine
 from octavo.engine.fair_queues import seconds_of
 from octavo.engine.plan import StepPlan
+from octavo.kvcache.block_pool import BlockPool
+from octavo.kvcache.block_table import BlockTable
 from octavo.rehearsal.simulated import Profile, SimulatedExecutor
-from octavo.request import Placement, Request, SequenceUpdate
+from octavo.request import Placement, Request, SamplingParams, SequenceUpdate
 from octavo.routing.policy import Choice, Query
-from octavo.routing.router import Router, RoutingConfig
+from octavo.routing.router import PREFILL, Router, RoutingConfig
 from octavo.step import StepResult
 
 MODEL = "fleet"
@@ -68,6 +70,7 @@ class Fleet:
         report_s: between two reports of a shard.
         delay_s: that anything takes from a router to a shard, or back.
         router: makes a router.
+        link_bytes: a second, that KV blocks take from one shard to another; 0.0: none are given.
 
     Attributes:
         served: seconds of the machine that each tenant had, as `octavo.engine.fair_queues` splits a step.
@@ -84,10 +87,14 @@ class Fleet:
         report_s: float = 0.05,
         delay_s: float = 0.002,
         router: Callable[[RoutingConfig], Router] = Router,
+        link_bytes: float = 0.0,
     ) -> None:
         self.now = 0.0
         self.profile, self.config, self.routing = profile, replace(config, speculation=False), routing
         self.report_s, self.delay_s = report_s, delay_s
+        block_bytes = profile.kv_bytes_per_token * config.block_size
+        self._block_seconds = block_bytes / link_bytes if link_bytes else 0.0
+        self._prompts: dict[str, tuple[str, Callable[[], None]]] = {}  # computed apart: where, and what follows
         self.routers = [router(routing) for _ in range(gateways)]
         self.shards: dict[str, SimulatedShard] = {}
         self.trips: dict[str, Trip] = {}
@@ -123,6 +130,8 @@ class Fleet:
             router.leave(name)
             for request in lost:
                 router.completed(request.request_id)
+        for ticket in [ticket for ticket, (where, _) in self._prompts.items() if where == name]:
+            self._prompts.pop(ticket)[1]()
         return lost
 
     def cut(self, name: str, until: float) -> None:
@@ -141,15 +150,22 @@ class Fleet:
         root = root_hash(MODEL, salt=request.cache_salt)
         if request.block_hashes is None:
             request.block_hashes = hash_chain(root, request.prompt_token_ids, self.config.block_size)
-        query = Query(len(request.prompt_token_ids), request.params.num_places, request.session)
+        parts = bool(self._block_seconds) and request.params.max_tokens != 0
+        query = Query(len(request.prompt_token_ids), request.params.num_places, request.session, parts=parts)
         ticket = request.request_id
         choice = router.route(ticket, request.block_hashes, query, names or list(self.shards), self.now)
         request.placement = Placement(
-            ticket, choice.order[0], choice.reason, choice.cached, choice.score.first_token
+            ticket, choice.order[0], choice.reason, choice.cached, choice.score.first_token, choice.peer,
+            choice.peer_blocks, choice.prefill,
         )  # fmt: skip
         trip = self.trips[ticket] = Trip(request, self.now, choice, choice.order[0])
         shard = self.shards[trip.shard]
-        self.at(self.now + self.delay_s, lambda: self._receive(shard, request))
+        if choice.prefill:
+            self._compute_apart(shard, request)
+        elif choice.peer:
+            self.at(self.now + self.delay_s, lambda: self._fetch(shard, request))
+        else:
+            self.at(self.now + self.delay_s, lambda: self._receive(shard, request))
         return trip
 
     def run(self, until: float | None = None) -> None:
@@ -180,6 +196,30 @@ class Fleet:
         shard.inbox.append(request)
         if not shard.busy:
             self._step(shard)
+
+    def _compute_apart(self, shard: SimulatedShard, request: Request) -> None:
+        """Have a prompt computed on one shard, then go on with the request on its own."""
+        assert request.placement is not None
+        ticket, first = request.request_id + PREFILL, self.shards[request.placement.prefill]
+        placement = replace(request.placement, ticket=ticket, shard=first.name, peer="", prefill="")
+        prompt = replace(request, request_id=ticket, params=SamplingParams(max_tokens=0), placement=placement)
+        self._prompts[ticket] = first.name, lambda: self._fetch(shard, request)
+        self.at(self.now + self.delay_s, lambda: self._receive(first, prompt))
+
+    def _fetch(self, shard: SimulatedShard, request: Request) -> None:
+        """Have blocks come from another shard, as many as it has of those that are said to be there."""
+        assert request.placement is not None
+        chain = (request.block_hashes or [])[: request.placement.peer_blocks]
+        peer = self.shards.get(request.placement.peer)
+        there = [] if peer is None else chain[: len(peer.engine.pool.match(chain))]
+        missing = len(there) - len(shard.engine.pool.match(there))
+
+        def arrive() -> None:
+            if missing > 0 and shard.alive:
+                take_in(shard.engine.pool, there)
+            self._receive(shard, request)
+
+        self.at(self.now + self.delay_s + missing * self._block_seconds, arrive)
 
     def _step(self, shard: SimulatedShard) -> None:
         """Take in what came, start the next step; its results are there when its time has passed."""
@@ -212,6 +252,12 @@ class Fleet:
 
     def _took(self, update: SequenceUpdate, *, ended: bool) -> None:
         """A step did something to a request, or ended it."""
+        if update.request_id in self._prompts:
+            if ended:
+                for router in self.routers:
+                    router.completed(update.request_id)
+                self._prompts.pop(update.request_id)[1]()
+            return
         trip = self.trips[update.request_id]
         if trip.first_token is None and update.finish_reason != "late":
             trip.first_token, trip.cached = self.now, update.num_cached_tokens
@@ -231,7 +277,7 @@ class Fleet:
         first = events[0].sequence if events else shard.next_event
         shard.next_event = first + len(events)
         tickets = [shard.engine.tickets.popleft() for _ in range(len(shard.engine.tickets))]
-        state = shard.engine.state()
+        state = replace(shard.engine.state(), fetched_block=self._block_seconds)
         if self.now >= shard.mute_until:
             for router in self.routers:
                 known = router.join(shard.name, self.now)
@@ -246,3 +292,12 @@ class Fleet:
 
                 self._push(self.now + self.delay_s, deliver)
         self._push(self.now + self.report_s, lambda: self._report(shard))
+
+
+def take_in(pool: BlockPool, chain: list[bytes]) -> None:
+    """Have a cache hold blocks that it did not compute, if there is room."""
+    cached = pool.match(chain)
+    table = BlockTable(pool, cached)
+    if table.grow(len(cached) * pool.block_size, len(chain) * pool.block_size) is not None:
+        table.publish(chain, len(chain) * pool.block_size)
+    table.free()

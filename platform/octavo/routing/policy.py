@@ -30,19 +30,29 @@ elsewhere, another shard's score is lower, and that shard holds the prefix from 
                      joins or leaves moves only its own share of the sessions. Without a session: least_loaded
 
 Each is a pure function of a query and of a snapshot of the shards.
+
+With `apart_weight`, a prompt may be computed on one shard and its stream run on another, which fetches the blocks then
+(`apart`). Of all shards for the whole, and all pairs for the two parts, the lowest score is taken, with two terms more:
+
+    elsewhere  score of the prompt on the first shard
+    held       apart_weight * busy / (1 - busy) * (mean answer * step)
+
+`held` is how long prompts will hold the stream up where it runs, by the share of the recent time that those sent there
+take, and a second of what a prompt holds others up counts for `apart_weight` seconds, too. So streams gather where
+few prompts are, and prompts where few streams are; no shard has a role that it does not earn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from typing import Literal
 
 from octavo.cost_model import Cost, attended
 from octavo.load import ShardState
 
-Reason = Literal["prefix", "load", "spread", "fetch", "stale", "turn", "session"]
+Reason = Literal["prefix", "load", "spread", "fetch", "apart", "stale", "turn", "session"]
 PolicyName = Literal["prefix_affinity", "least_loaded", "round_robin", "session"]
 
 PRIOR = Cost(step=5e-3, token=5e-5, sequence=1e-4, attended=1e-9, context=1e-8)
@@ -63,6 +73,7 @@ class Query:
         turn: number of this request at this router.
         busy: share of the recent time in which shards had a backlog, 0 to 1.
         adapter: digest of the adapter that it is computed with, or "".
+        parts: whether its prompt may be computed on another shard than its stream runs on.
     """
 
     tokens: int
@@ -71,6 +82,7 @@ class Query:
     turn: int = 0
     busy: float = 0.0
     adapter: str = ""
+    parts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +97,7 @@ class Candidate:
         adapter: seconds until it has read the request's adapter; 0 where that is loaded, or none is asked for.
         peer: another shard, which holds more of the prompt and gives it blocks; "" where there is none.
         peer_cached: leading tokens of the prompt that are there.
+        busy: share of the recent time that prompts which were sent there take, 0 to 1.
     """
 
     name: str
@@ -94,6 +107,7 @@ class Candidate:
     adapter: float = 0.0
     peer: str = ""
     peer_cached: int = 0
+    busy: float = 0.0
 
     def start_seconds(self, query: Query) -> float:
         """Until the request begins to be computed there."""
@@ -106,6 +120,7 @@ class Score:
 
     Attributes:
         fetched: tokens whose blocks are fetched; 0 where that is not worth it.
+        elsewhere: until the prompt is computed on another shard, if it is.
     """
 
     wait: float
@@ -115,6 +130,7 @@ class Score:
     others: float
     fetch: float = 0.0
     fetched: int = 0
+    elsewhere: float = 0.0
 
     @property
     def start(self) -> float:
@@ -122,7 +138,7 @@ class Score:
 
     @property
     def first_token(self) -> float:
-        return self.start + self.adapter + self.fetch + self.own
+        return self.elsewhere + self.start + self.adapter + self.fetch + self.own
 
     @property
     def total(self) -> float:
@@ -143,6 +159,8 @@ class Choice:
         score: of the first shard.
         peer: from where it fetches; "" where it does not.
         peer_blocks: how many of the prompt's first blocks are there.
+        prefill: the shard on which the prompt is computed first; "" where that is the one on which its stream runs.
+        prefill_cached, prefill_seconds: tokens that are cached there, and the prediction for it.
     """
 
     order: list[str]
@@ -151,6 +169,9 @@ class Choice:
     score: Score
     peer: str = ""
     peer_blocks: int = 0
+    prefill: str = ""
+    prefill_cached: int = 0
+    prefill_seconds: float = 0.0
 
 
 def score(query: Query, shard: Candidate, cached: int, stream_weight: float) -> Score:
@@ -165,7 +186,13 @@ def score(query: Query, shard: Candidate, cached: int, stream_weight: float) -> 
 
 
 def _score(
-    query: Query, shard: Candidate, cached: int, stream_weight: float, fetch: float = 0.0, fetched: int = 0
+    query: Query,
+    shard: Candidate,
+    cached: int,
+    stream_weight: float,
+    fetch: float = 0.0,
+    fetched: int = 0,
+    elsewhere: float = 0.0,
 ) -> Score:
     state = shard.state
     uncached = query.tokens - cached
@@ -180,6 +207,7 @@ def _score(
         others=(busy / (1 - busy) + stream_weight * state.decoding) * compute,
         fetch=fetch,
         fetched=fetched,
+        elsewhere=elsewhere,
     )
 
 
@@ -193,6 +221,51 @@ def prefix_affinity(query: Query, shards: Sequence[Candidate], stream_weight: fl
     if scores[best.name].fetched:
         reason = "fetch"
     return _choice(ranked, scores[best.name], "stale" if best.stale else reason)
+
+
+def apart(query: Query, shards: Sequence[Candidate], stream_weight: float, apart_weight: float) -> Choice:
+    """As `prefix_affinity`, but that a prompt may be computed on one shard and its stream run on another.
+
+    Args:
+        stream_weight: where the request runs on one shard; `apart_weight` counts where that is more.
+    """
+    weight = max(stream_weight, apart_weight)
+    scores = {shard.name: score(query, shard, shard.cached, weight) for shard in shards}
+    totals = {shard.name: scores[shard.name].total + apart_weight * _held(shard) for shard in shards}
+    ranked = sorted(shards, key=lambda shard: totals[shard.name])
+    whole = ranked[0]
+    best: tuple[float, Candidate, Candidate, Score] | None = None
+    sharing = [shard for shard in shards if not shard.stale and shard.state.fetched_block]
+    prompts = {shard.name: _score(query, shard, shard.cached, weight) for shard in sharing}
+    computing = sorted(sharing, key=lambda shard: prompts[shard.name].total)[:2]
+    for runs in sharing if query.parts and len(sharing) > 1 else ():
+        block = runs.state.block_size
+        there = (query.tokens - 1) // block * block
+        if there <= runs.cached:
+            continue
+        computes = computing[computing[0] is runs]
+        fetched, elsewhere = there - runs.cached, prompts[computes.name]
+        seconds = fetched / block * runs.state.fetched_block
+        own = _score(query, runs, there, weight, seconds, fetched, elsewhere.first_token)
+        total = own.total + elsewhere.others + apart_weight * _held(runs)
+        if total < totals[whole.name] and (best is None or total < best[0]):
+            best = total, runs, computes, own
+    if best is None:
+        choice = prefix_affinity(query, [whole], weight)
+        longest = max(max(shard.cached, shard.peer_cached) for shard in shards)
+        reason: Reason = "spread" if choice.reason == "prefix" and whole.cached < longest else choice.reason
+        return replace(choice, order=[shard.name for shard in ranked], reason=reason)
+    _, runs, computes, own = best
+    order = [runs.name, *(shard.name for shard in ranked if shard is not runs)]
+    there = runs.cached + own.fetched
+    return Choice(order, "apart", there, own, computes.name, there // runs.state.block_size, computes.name,
+                  computes.cached, own.elsewhere)  # fmt: skip
+
+
+def _held(shard: Candidate) -> float:
+    """Seconds for which prompts will hold up a stream that runs there."""
+    busy = min(shard.busy, BUSIEST)
+    return busy / (1 - busy) * shard.state.mean_output * shard.state.step_seconds
 
 
 def least_loaded(query: Query, shards: Sequence[Candidate], stream_weight: float) -> Choice:

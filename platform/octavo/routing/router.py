@@ -12,6 +12,7 @@ is judged only by this router's own requests in flight there, and no prefix is e
 from __future__ import annotations
 
 import heapq
+import itertools
 import logging
 import math
 from collections import Counter, deque
@@ -21,13 +22,16 @@ from dataclasses import dataclass, field, replace
 from octavo.cost_model import Cost, attended
 from octavo.load import LoadedAdapters, ShardState
 from octavo.routing.index import ShardBlocks, matched
-from octavo.routing.policy import POLICIES, PRIOR, Candidate, Choice, PolicyName, Query, Reason, explain
+from octavo.routing.policy import POLICIES, PRIOR, Candidate, Choice, PolicyName, Query, Reason, apart, explain
 
 logger = logging.getLogger(__name__)
 
 UNCONFIRMED_SECONDS = 10.0
 """Seconds after which a request's ticket is no longer waited for: the report that named it was lost, and later ones
 include the request."""
+
+PREFILL = "/prefill"
+"""Behind a request's ticket: of its prompt, where that is computed on another shard than its stream runs on."""
 
 BUSY_SECONDS = 10.0
 """Seconds over which `Query.busy` is averaged: longer than many prompts take, shorter than changes of the load."""
@@ -49,6 +53,8 @@ class RoutingConfig:
         stale_after_s: age in seconds from which a shard's last report is ignored.
         max_blocks_per_shard: block hashes kept per shard; about 130 bytes each.
         log_decisions: log every decision with all numbers of the formula.
+        apart_weight: seconds of waiting for a first token that a second is worth for which a stream is held up, where a
+            prompt may be computed on another shard than its stream runs on; 0: it may not.
     """
 
     policy: PolicyName = "prefix_affinity"
@@ -56,6 +62,7 @@ class RoutingConfig:
     stale_after_s: float = 2.0
     max_blocks_per_shard: int = 500_000
     log_decisions: bool = False
+    apart_weight: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,7 @@ class KnownShard:
         in_flight: sequences of this router's requests there, whether a report includes them or not.
         stale: whether its reports had stopped at the last decision.
         decisions: requests sent there by reason.
+        prompts: seconds of prompts that were sent there, of late, at `prompts_at`; see `busy`.
     """
 
     blocks: ShardBlocks
@@ -105,6 +113,14 @@ class KnownShard:
     in_flight: int = 0
     stale: bool = False
     decisions: Counter[Reason] = field(default_factory=Counter)
+    prompts: float = 0.0
+    prompts_at: float = 0.0
+
+    def busy(self, now: float, more: float = 0.0) -> float:
+        """Share of the recent time that prompts take there, to which another one of so many seconds is added."""
+        self.prompts = self.prompts * math.exp((self.prompts_at - now) / BUSY_SECONDS) + more
+        self.prompts_at = now
+        return min(1.0, self.prompts / BUSY_SECONDS)
 
     @property
     def backlog_tokens(self) -> int:
@@ -144,6 +160,7 @@ class Router:
         self._coming: list[tuple[float, int, _Sent]] = []  # heap: when to forget its blocks, number, ...
         self._news: deque[tuple[str, str, int]] = deque()  # (what happened, ticket, report), from any thread
         self._turn = 0
+        self._numbers = itertools.count()
         self._busy = 0.0  # see `Query.busy`
         self._asked = -math.inf  # time of the last decision
 
@@ -228,9 +245,9 @@ class Router:
         candidates = [self._candidate(name, chain, query, now) for name in [*names[start:], *names[:start]]]
         if any(shard.state.fetched_block for shard in candidates):
             candidates = self._with_peers(candidates, chain, query)
-        choice = POLICIES[self.config.policy](query, candidates, self.config.stream_weight)
+        choice = self._choose(query, candidates)
         if choice.score.start > within and (timely := [c for c in candidates if c.start_seconds(query) <= within]):
-            choice = POLICIES[self.config.policy](query, timely, self.config.stream_weight)
+            choice = self._choose(query, timely)
         self.shards[choice.order[0]].decisions[choice.reason] += 1
         if self.config.log_decisions:
             logger.info("%s goes to %s (%s)\n%s", ticket, choice.order[0], choice.reason,
@@ -238,9 +255,20 @@ class Router:
         self.latest = Decision(ticket, query, candidates, choice, self.config.stream_weight)
         if self.told is not None:
             self.told(self.latest)
-        self._count(ticket, chain, query, choice, now)
+        if choice.prefill:
+            self._forget(ticket + PREFILL)
+            first = choice.prefill_cached, 0, choice.prefill_seconds
+            self._count(ticket + PREFILL, chain, replace(query, sequences=1), choice.prefill, *first, now)
+        found = choice.cached, choice.score.fetched, choice.score.first_token
+        self._count(ticket, chain, query, choice.order[0], *found, now)
         self._note_busy(candidates, now)
         return choice
+
+    def _choose(self, query: Query, candidates: Sequence[Candidate]) -> Choice:
+        config = self.config
+        if config.apart_weight:
+            return apart(query, candidates, config.stream_weight, config.apart_weight)
+        return POLICIES[config.policy](query, candidates, config.stream_weight)
 
     def _note_busy(self, candidates: Sequence[Candidate], now: float) -> None:
         share = sum(shard.state.prefilling + shard.state.queued > 0 for shard in candidates) / len(candidates)
@@ -257,7 +285,7 @@ class Router:
         usable = (query.tokens - 1) // state.block_size  # an engine computes at least the last token
         held = chain[:usable], shard.blocks.hashes, shard.coming, state.groups, state.block_size
         cached = matched(*held) * state.block_size
-        return Candidate(name, cached, state, adapter=adapter)
+        return Candidate(name, cached, state, adapter=adapter, busy=shard.busy(now))
 
     def _with_peers(self, candidates: list[Candidate], chain: Sequence[bytes], query: Query) -> list[Candidate]:
         """The same with who else holds more of the prompt: the two that hold most, whether they have room or not."""
@@ -309,13 +337,17 @@ class Router:
 
     # ---- own corrections --------------------------------------------------------------------------------------
 
-    def _count(self, ticket: str, chain: Sequence[bytes], query: Query, choice: Choice, now: float) -> None:
-        shard = self.shards[choice.order[0]]
-        uncached = query.tokens - choice.cached
-        fresh = chain[(choice.cached - choice.score.fetched) // (shard.state or UNKNOWN).block_size :]
-        sent = _Sent(shard, query.sequences, uncached, attended(choice.cached, uncached), fresh, now)
+    def _count(
+        self, ticket: str, chain: Sequence[bytes], query: Query, name: str, cached: int, fetched: int,
+        first_token: float, now: float,
+    ) -> None:  # fmt: skip
+        shard = self.shards[name]
+        uncached = query.tokens - cached
+        fresh = chain[(cached - fetched) // (shard.state or UNKNOWN).block_size :]
+        sent = _Sent(shard, query.sequences, uncached, attended(cached, uncached), fresh, now)
         self._sent[ticket] = sent
         self._unconfirmed.append((ticket, sent))
+        shard.busy(now, (shard.state or UNKNOWN).prefill_seconds(uncached, sent.attended))
         shard.sequences += sent.sequences
         shard.tokens += sent.tokens
         shard.attended += sent.attended
@@ -326,7 +358,7 @@ class Router:
             shard.coming[block] = shard.coming.get(block, 0) + 1
         # twice the prediction: a block that comes late is still expected; one that never comes is expected a little too
         # long
-        heapq.heappush(self._coming, (now + 1.0 + 2 * choice.score.first_token, self._turn, sent))
+        heapq.heappush(self._coming, (now + 1.0 + 2 * first_token, next(self._numbers), sent))
 
     def settle(self, now: float) -> None:
         """Process `heard` and `completed` calls since the last time. `route` does so too; call it in the same

@@ -588,6 +588,7 @@ class Pick:
     """A shard that was picked for a request."""
 
     decision = None
+    prefill: Pick | None = None
 
     def __init__(self, fleet: Fleet, name: str, link: Link, placement: Placement) -> None:
         self.fleet, self.name, self.link, self.placement = fleet, name, link, placement

@@ -117,6 +117,8 @@ class Shards:
 class Pick:
     """The shard, picked."""
 
+    prefill = None
+
     def __init__(self, shards: Shards, name: str, link: Link, placement: Placement) -> None:
         self._shards, self._name = shards, name
         self.link, self.placement = link, placement

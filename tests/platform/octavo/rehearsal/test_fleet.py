@@ -244,3 +244,27 @@ class Watched(Fleet):
             low, high = self._gaps.get(pair, (gap, gap))
             self._gaps[pair] = low, high = min(low, gap), max(high, gap)
             self.widest = max(self.widest, (high - low) * min(self.weights[name] for name in pair))
+
+
+def test_prompts_are_computed_apart_and_none_is_lost_with_their_shard() -> None:
+    """Streams that come all the time, long prompts beside them, and a shard that dies in between."""
+    machine = Profile("test", MACHINE.cost, 1, 64_000, 16_000, ())
+    where = Fleet(machine, 2, EngineConfig(max_num_seqs=64, max_num_batched_tokens=2048),
+                  RoutingConfig(apart_weight=1.0), link_bytes=1e6)  # fmt: skip
+    for number in range(100):
+        ask(where, 0.25 * number, words(number, 200), 300)
+        if number % 4 == 0 and number > 20:
+            ask(where, 0.25 * number, words(f"long {number}", 8000), 20)
+    where.run(20.0)
+    where.start("shard2")
+    where.at(21.0, lambda: [where.send(request) for request in where.kill("shard0")] and None)
+    where.run()
+    trips = list(where.trips.values())
+    assert all(trip.finished is not None for trip in trips)
+    apart = [trip for trip in trips if trip.choice.prefill and trip.shard != "shard0"]
+    assert len(apart) > 5
+    assert sum(trip.cached >= len(trip.request.prompt_token_ids) - 16 for trip in apart) > len(apart) / 2
+    for shard in where.shards.values():
+        shard.engine.check_integrity()
+        assert shard.engine.pool.num_owned == 0
+    assert not where._prompts

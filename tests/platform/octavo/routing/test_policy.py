@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from octavo.cost_model import Cost
 from octavo.load import ShardState
-from octavo.routing.policy import POLICIES, Candidate, PolicyName, Query, explain, least_loaded, score
+from octavo.routing.policy import POLICIES, Candidate, PolicyName, Query, apart, explain, least_loaded, score
 
 IDLE = ShardState(
     decoding=0, context=0, prefilling=0, queued=0, backlog_tokens=0, backlog_attended=0, chunk=512, max_num_seqs=64,
@@ -75,6 +75,44 @@ def test_policies_that_look_at_the_load_alone_place_by_it_and_fetch_then() -> No
     for name in ("least_loaded", "session"):
         choice = POLICIES[name](Query(1000), shards, 0.05)
         assert (choice.order, choice.reason, choice.peer) == (["b", "a"], "load", "a")
+
+
+def sharing(name: str, state: ShardState, busy: float = 0.0, cached: int = 0, block: float = 1e-4) -> Candidate:
+    return Candidate(name, cached, replace(state, fetched_block=block), busy=busy)
+
+
+RUNS = replace(IDLE, decoding=40, context=40_000)
+LONG = Query(8000, parts=True)
+APART = {
+    # prompt of 8,000 tokens -> where it runs, where its prompt is computed
+    "prompts here, streams there": ([sharing("a", RUNS), sharing("b", IDLE, busy=0.6)], "a", "b"),
+    "nobody is busy": ([sharing("a", RUNS), sharing("b", IDLE)], "b", ""),
+    "all idle": ([sharing("a", IDLE), sharing("b", IDLE)], "a", ""),
+    "one shard": ([sharing("a", RUNS, busy=0.6)], "a", ""),
+    "fetching is slow": ([sharing("a", RUNS), sharing("b", IDLE, busy=0.6, block=0.0),
+                          sharing("c", RUNS, block=1.0)], "b", ""),
+    "the one that cannot give": ([sharing("a", RUNS), sharing("b", IDLE, busy=0.6, block=0.0)], "b", ""),
+    "it is cached where it runs": ([sharing("a", RUNS, cached=7984), sharing("b", IDLE, busy=0.6)], "a", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("shards", "runs", "computes"), APART.values(), ids=APART.keys())
+def test_a_prompt_is_computed_apart_where_that_holds_streams_up_less(
+    shards: list[Candidate], runs: str, computes: str
+) -> None:
+    choice = apart(LONG, shards, 0.01, 1.0)
+    assert (choice.order[0], choice.prefill) == (runs, computes)
+    assert sorted(choice.order) == sorted(shard.name for shard in shards)
+    if computes:
+        assert (choice.reason, choice.peer, choice.peer_blocks, choice.cached) == ("apart", computes, 499, 7984)
+        assert choice.score.first_token > choice.prefill_seconds > 0.8
+        assert choice.score.elsewhere == choice.prefill_seconds
+
+
+def test_what_has_no_parts_runs_on_one_shard() -> None:
+    shards = APART["prompts here, streams there"][0]
+    assert apart(replace(LONG, parts=False), shards, 0.01, 1.0).prefill == ""
+    assert apart(LONG, [replace(shards[0], stale=True), shards[1]], 0.01, 1.0).prefill == ""
 
 
 @pytest.mark.parametrize(("shards", "order", "reason"), AFFINITY.values(), ids=AFFINITY.keys())

@@ -10,7 +10,7 @@ import pytest
 from octavo.cost_model import Cost
 from octavo.load import LoadedAdapters, ShardState
 from octavo.routing.policy import Choice, Query, score
-from octavo.routing.router import UNCONFIRMED_SECONDS, Decision, Router, RoutingConfig
+from octavo.routing.router import PREFILL, UNCONFIRMED_SECONDS, Decision, Router, RoutingConfig
 
 IDLE = ShardState(
     decoding=0, context=0, prefilling=0, queued=0, backlog_tokens=0, backlog_attended=0, chunk=512, max_num_seqs=64,
@@ -294,3 +294,30 @@ def test_a_shard_without_room_gives_blocks_and_a_stale_one_is_not_asked() -> Non
     made.heard("b", None, [], 5.0)
     route(made, "2", chain(2), 5.0, ["a", "b"])  # it is noticed
     assert route(made, "3", chain(1), 5.0, ["b"]).peer == ""
+
+
+def test_a_prompt_that_is_computed_apart_counts_at_both_shards() -> None:
+    """Prompts that go to one of two, without streams, make it the one for prompts."""
+    made = Router(RoutingConfig(apart_weight=1.0))
+    streams = replace(IDLE, decoding=20, context=20_000, fetched_block=1e-5)
+    for name, state in (("a", streams), ("b", replace(IDLE, fetched_block=1e-5))):
+        made.join(name, 0.0).blocks.part(0, 0, 1, [])
+        made.heard(name, state, [], 0.0)
+    found = []
+    for number in range(12):
+        query = Query(4000, parts=True)
+        found.append(made.route(str(number), chain(number, 249), query, ["a", "b"], number * 2.0))
+        for name in ("a", "b"):
+            made.heard(name, None, [], number * 2.0)
+        if number < 11:
+            made.completed(str(number))
+            made.completed(f"{number}{PREFILL}")
+    assert [choice.prefill for choice in found[:1]] == [""]
+    assert (found[-1].order[0], found[-1].prefill, found[-1].reason) == ("a", "b", "apart")
+    a, b = made.shards["a"], made.shards["b"]
+    assert (a.in_flight, b.in_flight) == (1, 1)
+    assert (a.tokens, b.tokens) == (16, 4000)
+    made.completed("11")
+    made.completed(f"11{PREFILL}")
+    made.settle(30.0)
+    assert (a.in_flight, b.in_flight, a.tokens, b.tokens) == (0, 0, 0, 0)
