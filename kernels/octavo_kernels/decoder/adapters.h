@@ -38,7 +38,7 @@ struct AdapterPiece {
     int64_t count;
 
     // low: A x of all rows, packed.
-    template <ActivationKind KIND, int ROWS>
+    template <LowKind KIND, int ROWS>
     void project(const AdapterLayer& layer, Site site, const Activations& x, float* low, int64_t stride) const {
         float sums[ROWS][packed::kMaxStacked];
         packed::project<KIND, ROWS>(layer.a[site], x, rows, sums);
@@ -50,7 +50,7 @@ struct AdapterPiece {
         }
     }
 
-    template <ActivationKind KIND, int ROWS>
+    template <LowKind KIND, int ROWS>
     void expand(const LowB& b, const float* low, int64_t low_stride, float* out, int64_t stride, Range blocks) const {
         const float* x[ROWS];
         float* y[ROWS];
@@ -71,10 +71,11 @@ template <int ROWS = packed::kRowsBeside, class F> void with_rows(int64_t count,
 
 // Calls f with a constant.
 template <class F> void with_kind(int64_t kind, const F& f) {
-    switch (ActivationKind(kind)) {
-        case ActivationKind::int8: return f(std::integral_constant<ActivationKind, ActivationKind::int8>());
-        case ActivationKind::bf16: return f(std::integral_constant<ActivationKind, ActivationKind::bf16>());
-        default: return f(std::integral_constant<ActivationKind, ActivationKind::f32>());
+    switch (LowKind(kind)) {
+        case LowKind::int8: return f(std::integral_constant<LowKind, LowKind::int8>());
+        case LowKind::bf16: return f(std::integral_constant<LowKind, LowKind::bf16>());
+        case LowKind::f16: return f(std::integral_constant<LowKind, LowKind::f16>());
+        default: return f(std::integral_constant<LowKind, LowKind::f32>());
     }
 }
 
@@ -138,7 +139,7 @@ public:
         if (!changed.a[site].n) return;
         with_kind(changed.a[site].kind, [&](auto kind) {
             with_rows(piece.count, [&](auto rows) {
-                piece.project<kind, rows>(changed, site, input.form(kind), low, stride);
+                piece.project<kind, rows>(changed, site, input.form(input_of(kind)), low, stride);
             });
         });
     }

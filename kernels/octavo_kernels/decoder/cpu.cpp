@@ -373,7 +373,7 @@ class Decoder : LayerMath {
 
     void reserve() {
         while (int(own.size()) < threads) own.push_back(new_workspace());
-        if (precision() == Precision::twice && !adapters.empty()) {  // adapters are kept in float32 there
+        if (precision() == Precision::twice && !adapters.empty()) {  // adapters take float32
             shared.want_floats(), last.want_floats();
             for (auto& w : own) w->want_floats();
         }

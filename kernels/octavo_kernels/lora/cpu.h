@@ -1,9 +1,10 @@
 // A LoRA adapter's product, y += B (A x), for single rows of an input that the model's own matrices have packed.
 //
 // A and B are stored in the kind of that input: floats, bf16, or codes of 8 bits in groups of 32 columns with a bf16
-// scale each (a float16 would lose those of small changes). A's that share an input are stacked and lie in blocks of 16
-// rows as a `linear`'s weights do. B lies in blocks of 16 outputs, whose columns take the room that the rank needs:
-//   f32   [ceil(n / 16)][rank][16]
+// scale each (a float16 would lose those of small changes); beside floats halves, too. A's that share an input are
+// stacked and lie in blocks of 16 rows as a `linear`'s weights do. B lies in blocks of 16 outputs, whose columns take
+// the room that the rank needs:
+//   f32, f16  [ceil(n / 16)][rank][16]
 //   bf16  [ceil(n / 16)][ceil(rank / 2)][16] pairs
 //   int8  [ceil(n / 16)][ceil(rank / 32)] of 16 scales and up to 8 steps of [16][4] codes
 // A row's sums run over the columns in order, whatever rows are beside it.
@@ -15,6 +16,13 @@
 #include "linear/job.h"
 
 namespace octavo {
+
+enum class LowKind : int32_t { f32 = 0, bf16 = 1, int8 = 2, f16 = 3 };
+
+// What the input of such matrices is packed as.
+constexpr ActivationKind input_of(LowKind kind) {
+    return kind == LowKind::f16 ? ActivationKind::f32 : ActivationKind(kind);
+}
 
 // Words of a record of Python's (lora/packed.py). n, rank: 0 where nothing is changed.
 struct LowA {
@@ -38,9 +46,12 @@ struct LowCodes : Grouped<8, 7, 1, 32, 1, false> {
     static OCTAVO_INLINE void read_scales(const uint8_t* unit, Scales& group) { group.scale[0] = load_bf16s(unit); }
 };
 
-template <ActivationKind KIND> constexpr int64_t unit_bytes_of() {
-    return KIND == ActivationKind::int8 ? LowCodes::unit_bytes : KIND == ActivationKind::bf16 ? 1024 : 2048;
+template <LowKind KIND> constexpr int64_t unit_bytes_of() {
+    return KIND == LowKind::int8 ? LowCodes::unit_bytes : KIND == LowKind::f32 ? 2048 : 1024;
 }
+
+// Bytes of a column, or pair of columns, of sixteen rows.
+template <LowKind KIND> constexpr int64_t kWordBytes = KIND == LowKind::f16 ? 32 : 64;
 
 // The dot products of up to 32 codes with those of ROWS rows, whose scales are `x`'s and the sixteen at `unit`.
 template <int ROWS>
@@ -61,25 +72,26 @@ OCTAVO_INLINE void add_codes(const uint8_t* unit, int64_t steps, const Group8* c
 }
 
 // Columns or pairs of columns with a word of each of ROWS rows.
-template <ActivationKind KIND, int ROWS>
+template <LowKind KIND, int ROWS>
 OCTAVO_INLINE void add_words(const uint8_t* weights, const uint32_t (&x)[ROWS], Floats (&acc)[ROWS]) {
     __builtin_prefetch(weights + kNext, 0, 2);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
-        if constexpr (KIND == ActivationKind::bf16) {
+        if constexpr (KIND == LowKind::bf16) {
             acc[r] = dot2_bf16(acc[r], load_ints(weights), x[r]);
         } else {
             float value;
             std::memcpy(&value, &x[r], 4);
-            acc[r] = fma(load_floats(reinterpret_cast<const float*>(weights)), all_floats(value), acc[r]);
+            const Floats w = KIND == LowKind::f16 ? load_halves(weights) : load_floats((const float*)weights);
+            acc[r] = fma(w, all_floats(value), acc[r]);
         }
     }
 }
 
 // The i-th column, or pair of columns, of a group of a packed row (activations.h).
-template <ActivationKind KIND> OCTAVO_INLINE uint32_t word_of(const Place& row, int64_t group, int64_t i) {
-    constexpr int64_t words = KIND == ActivationKind::bf16 ? GROUP / 2 : GROUP;
-    constexpr bool in_rows = KIND == ActivationKind::bf16 && OCTAVO_ISA >= 3;
+template <LowKind KIND> OCTAVO_INLINE uint32_t word_of(const Place& row, int64_t group, int64_t i) {
+    constexpr int64_t words = KIND == LowKind::bf16 ? GROUP / 2 : GROUP;
+    constexpr bool in_rows = KIND == LowKind::bf16 && OCTAVO_ISA >= 3;
     const int64_t at = in_rows ? (group * row.height + row.row) * words + i
                                : (group * words + i) * row.height + row.row;
     uint32_t word;
@@ -88,27 +100,27 @@ template <ActivationKind KIND> OCTAVO_INLINE uint32_t word_of(const Place& row, 
 }
 
 // Sixteen rows of A times ROWS rows.
-template <ActivationKind KIND, int ROWS>
+template <LowKind KIND, int ROWS>
 OCTAVO_INLINE void project_rows(const uint8_t* unit, int64_t groups, const Place (&rows)[ROWS], Floats (&acc)[ROWS]) {
     for (int64_t group = 0; group < groups; ++group, unit += unit_bytes_of<KIND>()) {
-        if constexpr (KIND == ActivationKind::int8) {
+        if constexpr (KIND == LowKind::int8) {
             const Group8* x[ROWS];
             for (int r = 0; r < ROWS; ++r)
                 x[r] = reinterpret_cast<const Group8*>(rows[r].tile) + group * rows[r].height + rows[r].row;
             add_codes<ROWS>(unit, STEPS, x, acc);
         } else {
-            constexpr int64_t words = KIND == ActivationKind::bf16 ? GROUP / 2 : GROUP;
+            constexpr int64_t words = KIND == LowKind::bf16 ? GROUP / 2 : GROUP;
             for (int64_t i = 0; i < words; ++i) {
                 uint32_t x[ROWS];
                 for (int r = 0; r < ROWS; ++r) x[r] = word_of<KIND>(rows[r], group, i);
-                add_words<KIND, ROWS>(unit + 64 * i, x, acc);
+                add_words<KIND, ROWS>(unit + kWordBytes<KIND> * i, x, acc);
             }
         }
     }
 }
 
 // A x of some rows.
-template <ActivationKind KIND, int ROWS>
+template <LowKind KIND, int ROWS>
 void project(const LowA& a, const Activations& input, const int64_t* rows, float (&to)[ROWS][kMaxStacked]) {
     Place x[ROWS];
     for (int r = 0; r < ROWS; ++r) x[r] = place_of(input, rows[r]);
@@ -122,10 +134,10 @@ void project(const LowA& a, const Activations& input, const int64_t* rows, float
 }
 
 // Packs the A x of one row as B takes it.
-template <ActivationKind KIND> void pack_low(int64_t rank, const float* x, float* to) {
-    if constexpr (KIND == ActivationKind::f32) {
+template <LowKind KIND> void pack_low(int64_t rank, const float* x, float* to) {
+    if constexpr (input_of(KIND) == ActivationKind::f32) {
         std::memcpy(to, x, rank * 4);
-    } else if constexpr (KIND == ActivationKind::bf16) {
+    } else if constexpr (KIND == LowKind::bf16) {
         for (int64_t i = 0; i < rank; i += kLanes) store((bf16*)to + i, load_part(x + i, rank - i));
     } else {
         for (int64_t i = 0; i < rank; i += GROUP) {
@@ -136,17 +148,18 @@ template <ActivationKind KIND> void pack_low(int64_t rank, const float* x, float
     }
 }
 
-int64_t block_bytes_of(ActivationKind kind, const LowB& b) {
-    if (kind == ActivationKind::f32) return b.rank * 64;
-    if (kind == ActivationKind::bf16) return (b.rank + 1) / 2 * 64;
+int64_t block_bytes_of(LowKind kind, const LowB& b) {
+    if (kind == LowKind::f32) return b.rank * 64;
+    if (kind == LowKind::f16) return b.rank * 32;
+    if (kind == LowKind::bf16) return (b.rank + 1) / 2 * 64;
     return (b.rank + GROUP - 1) / GROUP * 32 + (b.rank + 3) / 4 * 64;
 }
 
 // Sixteen outputs of B times ROWS rows.
-template <ActivationKind KIND, int ROWS>
+template <LowKind KIND, int ROWS>
 OCTAVO_INLINE void expand_rows(const LowB& b, const uint8_t* weights, const float* const (&x)[ROWS],
                                Floats (&acc)[ROWS]) {
-    if constexpr (KIND == ActivationKind::int8) {
+    if constexpr (KIND == LowKind::int8) {
         for (int64_t first = 0; first < b.rank; first += GROUP) {
             const int64_t steps = (std::min<int64_t>(GROUP, b.rank - first) + 3) / 4;
             const Group8* groups[ROWS];
@@ -156,17 +169,17 @@ OCTAVO_INLINE void expand_rows(const LowB& b, const uint8_t* weights, const floa
             weights += 32 + 64 * steps;
         }
     } else {
-        const int64_t words = KIND == ActivationKind::bf16 ? (b.rank + 1) / 2 : b.rank;
+        const int64_t words = KIND == LowKind::bf16 ? (b.rank + 1) / 2 : b.rank;
         for (int64_t i = 0; i < words; ++i) {
             uint32_t word[ROWS];
             for (int r = 0; r < ROWS; ++r) std::memcpy(&word[r], x[r] + i, 4);
-            add_words<KIND, ROWS>(weights + 64 * i, word, acc);
+            add_words<KIND, ROWS>(weights + kWordBytes<KIND> * i, word, acc);
         }
     }
 }
 
 // Adds B (A x) to the outputs `blocks` of ROWS rows, of which y takes those of the first block. x: A x, packed.
-template <ActivationKind KIND, int ROWS>
+template <LowKind KIND, int ROWS>
 void expand(const LowB& b, const float* const (&x)[ROWS], float* const (&y)[ROWS], Range blocks) {
     const int64_t bytes = block_bytes_of(KIND, b);
     const uint8_t* weights = b.data + blocks.begin * bytes;

@@ -22,21 +22,25 @@ Pair = tuple[Float32, Float32]
 
 
 class Kind(IntEnum):
-    """How an input is packed, and what an adapter's matrices are kept in beside it (`ActivationKind` of linear/cpu.h).
+    """What an adapter's matrices are kept in, and what their input is packed as beside them (`LowKind` of cpu.h).
 
-    `INT8` has codes of 8 bits with a scale for 32 columns: half of bfloat16's bytes, which is what a row alone with its
-    adapter waits for. The codes of the input round as much.
+    `FLOAT16` has an input in float32. A and B of a pair are brought to one size by a power of two, which takes nothing
+    from their product. `INT8` has codes of 8 bits with a scale for 32 columns: half of bfloat16's bytes, which is what
+    a row alone with its adapter waits for. The codes of the input round as much.
     """
 
     FLOAT32 = 0
     BFLOAT16 = 1
     INT8 = 2
+    FLOAT16 = 3
 
 
 def kind_of(weight: str, precision: Precision) -> Kind:
     """What an adapter's matrices are kept in beside a matrix of a format."""
-    if precision is not Precision.FAST or weight in ("F32", "F16"):
+    if precision is Precision.EXACT or weight in ("F32", "F16"):
         return Kind.FLOAT32
+    if precision is Precision.TWICE:
+        return Kind.FLOAT16
     return Kind.BFLOAT16 if weight == "BF16" else Kind.INT8
 
 
@@ -55,7 +59,10 @@ class PackedAdapter:
     """
 
     def __init__(self, layers: Sequence[Mapping[str, Pair]], kinds: Sequence[Sequence[Kind]]) -> None:
-        packed = [_layer(layer, each) for layer, each in zip(layers, kinds, strict=True)]
+        packed = [
+            _layer(_balanced(layer) if Kind.FLOAT16 in each else layer, each)
+            for layer, each in zip(layers, kinds, strict=True)
+        ]
         self.num_bytes = sum(matrix.nbytes for _, matrices in packed for matrix in matrices)
         self._data = untouched(self.num_bytes)
         self._used = 0
@@ -93,6 +100,17 @@ def _groups(a: Float32) -> int:
     return -(-len(a) // GROUP)
 
 
+def _balanced(layer: Mapping[str, Pair]) -> dict[str, Pair]:
+    """A and B of one size each, for float16 has a small range: 2^n A and 2^-n B."""
+    balanced = {}
+    for part, (a, b) in layer.items():
+        largest = [float(np.abs(matrix).max(initial=0)) for matrix in (a, b)]
+        usual = all(0 < size < np.inf for size in largest)
+        shift = round(np.log2(largest[1] / largest[0]) / 2) if usual else 0
+        balanced[part] = np.ldexp(a, shift), np.ldexp(b, -shift)
+    return balanced
+
+
 def _layer(layer: Mapping[str, Pair], kinds: Sequence[Kind]) -> tuple[list[_Record], list[Bytes]]:
     """A layer's records, those of A first, and the matrices, in the order in which a step reads them."""
     first, second, matrices = list[_Record](), list[_Record](), list[Bytes]()
@@ -111,7 +129,7 @@ def _layer(layer: Mapping[str, Pair], kinds: Sequence[Kind]) -> tuple[list[_Reco
     return first + second, matrices
 
 
-_TOGETHER = {Kind.FLOAT32: 1, Kind.BFLOAT16: 2, Kind.INT8: 4}
+_TOGETHER = {Kind.FLOAT32: 1, Kind.FLOAT16: 1, Kind.BFLOAT16: 2, Kind.INT8: 4}
 """Columns of B that a step of a dot product takes."""
 
 
@@ -126,7 +144,11 @@ def _blocks(matrix: Float32, kind: Kind, multiple: int) -> Bytes:
     padded[:rows, :columns] = matrix
     if kind == Kind.INT8:
         return _codes(padded)
-    words = padded if kind == Kind.FLOAT32 else to_bfloat16(padded).view(np.uint32)
+    if kind == Kind.FLOAT16:
+        with np.errstate(over="ignore"):  # it would say nothing sensible anyway
+            words = padded.astype(np.float16)
+    else:
+        words = padded if kind == Kind.FLOAT32 else to_bfloat16(padded).view(np.uint32)
     side_by_side = words.reshape(-1, LANES, words.shape[1]).transpose(0, 2, 1)
     return np.ascontiguousarray(side_by_side).view(np.uint8).reshape(len(side_by_side), -1)
 

@@ -25,6 +25,7 @@ def test_reference_is_two_products_in_float32():
     (Kind.FLOAT32, 4 * (16 * 64 + 128 * 5)),
     (Kind.BFLOAT16, 2 * (16 * 64 + 128 * 6)),
     (Kind.INT8, 16 * 64 + 128 * 8 + 2 * (16 * 2 + 128)),
+    (Kind.FLOAT16, 2 * (16 * 64 + 128 * 5)),
 ])  # fmt: skip
 def test_bytes_are_those_of_the_ranks_alone(kind, expected):
     """B of rank 5 takes no room for 32 columns, as a weight would; q, k and v's A's share blocks of sixteen."""
@@ -45,6 +46,17 @@ def test_codes_are_within_half_a_step_of_what_they_stand_for():
     found = codes.transpose(1, 0, 2).reshape(16, 12) * scales[:, None]
     assert (np.abs(found - b) <= scales[:, None] * 0.5001).all()
     assert (scales <= np.abs(b).max(1) / 127 * (1 + 2**-7)).all()
+
+
+def test_halves_of_a_large_a_and_a_tiny_b_are_of_one_size():
+    """Whose product stays: a float16 has no 1e-9."""
+    a, b = pair(16, 12)
+    packed = PackedAdapter([{"out": (a * 2000, b * 1e-9)}], [[Kind.FLOAT16] * 4])
+    halves = packed._data.view(np.float16).astype(np.float32)
+    ours = halves[: 16 * 64].reshape(2, 32, 16).transpose(2, 0, 1).reshape(16, 64)[:12]
+    theirs = halves[16 * 64 :].reshape(12, 16).T
+    np.testing.assert_allclose(theirs @ ours, 2e-6 * (b @ a), atol=2e-6 * 1e-2)
+    assert 0.5 < np.abs(ours).max() / np.abs(theirs).max() < 4
 
 
 def pair(rows, rank):

@@ -170,7 +170,24 @@ def test_a_gguf_file_takes_the_adapters_of_its_directory(tiny_model, make_adapte
 
 MODES = [("float32", None, None), ("bfloat16", None, None), ("bfloat16", "int8-g32", None),
          ("float32", "int8-g32", Precision.TWICE)]  # fmt: skip
-"""Adapters in float32, in bfloat16, in codes of 8 bits, and in float32 beside inputs of two parts."""
+"""Adapters in float32, in bfloat16, in codes of 8 bits, and in float16 beside inputs of two parts."""
+
+
+def test_halves_beside_inputs_of_two_parts_change_next_to_nothing(tiny_model, make_adapter, sequences):
+    """Of what floats make of the same weights, and of the same in other sizes: a large A with a tiny B."""
+    model, folder = tiny_model("llama3"), make_adapter("llama3")
+    exact, twice = (
+        NativeSteps(model, "float32", "int8-g32", precision=each) for each in (Precision.EXACT, Precision.TWICE)
+    )
+    tensors = load_file(folder / "adapter_model.safetensors")
+    chunks = [(tokens, 0, place) for place, tokens in enumerate(sequences)]
+    expected = exact.step(chunks, [exact.adapter(folder)] * len(chunks))
+    for size in (1.0, 2.0**20):
+        sized = {name: tensor * (size if "lora_A" in name else 1 / size) for name, tensor in tensors.items()}
+        save_file(sized, folder / "adapter_model.safetensors")
+        ours = twice.step(chunks, [twice.adapter(folder)] * len(chunks))
+        for own, other in zip(ours, expected, strict=True):
+            assert (own - other).norm() < 2e-4 * other.norm()
 
 
 @pytest.mark.parametrize(("dtype", "quantization", "precision"), MODES)
