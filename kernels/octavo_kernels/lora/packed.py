@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -144,11 +145,12 @@ def _blocks(matrix: Float32, kind: Kind, multiple: int) -> Bytes:
     padded[:rows, :columns] = matrix
     if kind == Kind.INT8:
         return _codes(padded)
+    words: npt.NDArray[Any] = padded
     if kind == Kind.FLOAT16:
         with np.errstate(over="ignore"):  # it would say nothing sensible anyway
             words = padded.astype(np.float16)
-    else:
-        words = padded if kind == Kind.FLOAT32 else to_bfloat16(padded).view(np.uint32)
+    elif kind == Kind.BFLOAT16:
+        words = to_bfloat16(padded).view(np.uint32)
     side_by_side = words.reshape(-1, LANES, words.shape[1]).transpose(0, 2, 1)
     return np.ascontiguousarray(side_by_side).view(np.uint8).reshape(len(side_by_side), -1)
 
