@@ -41,6 +41,8 @@ CASES: list[tuple[str, Series, int | None, int]] = [
     ("OctavoModelFailed", {f"octavo_model_status{of_model(status='failed')}": "0x4 1x20"}, 7, 3),
     ("OctavoNoShardReady", {f"octavo_shards{OF_MODEL}": "1x4 0x20", f"octavo_shards_least{OF_MODEL}": "1x30"}, 8, 5),
     ("OctavoNoShardReady", {f"octavo_shards{OF_MODEL}": "0x30", f"octavo_shards_least{OF_MODEL}": "0x30"}, None, 20),
+    ("OctavoNoShardReady", {f"octavo_shards{OF_MODEL}": "0x30", f"octavo_shards_least{OF_MODEL}": "1x30",
+                            f"octavo_model_status{of_model(status='asleep')}": "1x30"}, None, 20),
     ("OctavoModelDegraded", {f"octavo_shards{OF_MODEL}": "2x4 1x20", f"octavo_shards_wanted{OF_MODEL}": "2x30"}, 11, 8),
     ("OctavoFailovers", {f"octavo_stream_moves_total{of_model(reason='lost')}": "0x4 3x30"}, 6, 3),
     ("OctavoFailovers", {f"octavo_stream_moves_total{of_model(reason='left')}": "0x4 3x30"}, None, 6),

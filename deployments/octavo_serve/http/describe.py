@@ -38,7 +38,7 @@ STATUSES = {
     415: "The body is not declared to be JSON.",
     429: "The queue is full, or a quota is used up; `Retry-After` says when to try again.",
     500: "A fault of the server.",
-    503: "The model is loading or has failed; `Retry-After` is there when it makes sense to try again.",
+    503: "The model is loading, asleep or has failed; `Retry-After` is there when it makes sense to try again.",
 }
 """Status of an error -> when it is answered."""
 
