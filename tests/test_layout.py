@@ -60,6 +60,7 @@ TESTED_UNDER_ANOTHER_NAME = {
     "octavo/engine/freed.py": "platform/octavo/engine/test_served_engine.py",
     "octavo/models/replacement.py": "platform/octavo/engine/test_served_engine.py",
     "octavo_serve/gateway/hashing.py": "deployments/octavo_serve/gateway/test_keeper.py",
+    "octavo_serve/gateway/request_run.py": "deployments/octavo_serve/gateway/test_shard_client.py",
     "octavo_serve/wire/weights.py": "deployments/octavo_serve/gateway/test_keeper.py",
     "octavo/kvcache/slot_memory.py": "platform/octavo/kvcache/test_layered_tier.py",
     "octavo_serve/api/folders.py": "deployments/octavo_serve/surfaces/weights/test_operations.py",
