@@ -228,6 +228,9 @@ _OF_OTEL = (
 _TELLING = {
     "vllm:prefix_cache_hits", "vllm:spec_decode_num_accepted_tokens", "vllm:spec_decode_num_accepted_tokens_per_pos",
     "octavo_cached_blocks", "octavo:prefix_miss", "octavo_router_cached_tokens_error", "octavo_routed_requests",
+    "octavo_states_cached", "octavo_peer_blocks_given",
+    *(f"octavo_{source}_{what}" for source in ("tier", "peer")
+      for what in ("blocks_wanted", "blocks_read", "read_bytes", "read_seconds")),
     *(metric.name for metric in _OF_ROUTERS),
 }  # fmt: skip
 """Metric families that reveal what is cached, to the token or block, or a shard's name."""

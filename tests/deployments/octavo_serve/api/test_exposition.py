@@ -178,6 +178,8 @@ def test_what_caches_hold_and_shards_are_called_is_withheld(telemetry: Telemetry
     assert "secret" not in text
     assert "cached" not in text
     assert "prefix_cache_hits" not in text
+    assert "blocks_read" not in text
+    assert "peer_read" not in text
     assert "router_index" not in text
     assert "process_" not in text
     assert samples(telemetry, shards, tells=False)["vllm:num_requests_running", "1", "m"] == 3
