@@ -40,7 +40,7 @@ def test_a_model_with_flags_is_a_config_that_can_be_saved(tmp_path: Path) -> Non
 def test_no_model_is_the_quickstart_and_flags_change_it(tmp_path: Path) -> None:
     assert document() == yaml.safe_load(quickstart().read_text())
     (model,) = saved(tmp_path, "--max-num-seqs", "5").settings[0].models
-    assert (model.name, model.engine.max_num_seqs, model.engine.dtype) == ("smollm2-135m", 5, "float32")
+    assert (model.name, model.engine.max_num_seqs, model.engine.activations) == ("smollm2-135m", 5, "int16")
 
 
 def test_a_key_that_is_typed_is_not_written_down(tmp_path: Path) -> None:
