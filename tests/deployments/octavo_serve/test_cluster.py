@@ -287,6 +287,7 @@ def test_a_shard_fetches_from_another_what_it_need_not_compute(deploy: Callable[
     gateway = deploy(model("shares", engine=engine, replicas=2, num_gpus=0), **settings)
     prompt = "The history of the small town by the sea, as its people tell it. " * 60
     stats = lambda: dict(gateway.shard_stats.remote().result(timeout_s=60)["shares"])  # noqa: E731
+    until(lambda: _refusal(gateway, "shares") is None)
     until(lambda: len(stats()) == 2)
     ask(gateway, "shares", max_tokens=16)  # what steps take is known from here on
     ask(gateway, "shares", max_tokens=16)

@@ -16,7 +16,7 @@ from octavo.gguf_header import Entry
 from octavo.model_files import reading
 from octavo.models.spec import ModelSpec
 from octavo.models.weights.fused import gguf_entries
-from octavo.models.weights.names import gguf_naming
+from octavo.models.weights.names import Naming, gguf_naming
 from octavo.models.weights.split import split
 from octavo.models.weights.stored import StoredTensor
 from octavo_kernels.linear.formats import GROUPED, Array
@@ -37,7 +37,14 @@ def read_gguf(file: Path, spec: ModelSpec) -> list[StoredTensor]:
     unused = _FREQUENCIES | (set() if spec.head is None else spec.head.stored)
     naming = gguf_naming(spec)
     stored = [_stored(entry) for name, entry in gguf_entries(file, naming, spec).items() if name not in unused]
-    return [part for tensor in stored for part in split(tensor, naming, spec)]
+    return [part for tensor in stored for part in _parts(tensor, naming, spec)]
+
+
+def _parts(tensor: StoredTensor, naming: Naming, spec: ModelSpec) -> list[StoredTensor]:
+    found = naming.stack_of(tensor.name)
+    if found is not None and not found[1].grouped:  # the part of a stack that was split, and is called as that was
+        return [tensor]
+    return split(tensor, naming, spec)
 
 
 def _stored(entry: Entry) -> StoredTensor:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from octavo.models.parallel import share_of
 from octavo.models.source_spec import read_spec
 from octavo.models.weights.layout import allocate, slots
-from octavo.models.weights.names import gguf_naming, halves_order, hf_naming, plain_name
+from octavo.models.weights.names import Turned, gguf_naming, halves_order, hf_naming, plain_name
 from octavo.source import resolve_source
 
 
@@ -50,7 +50,7 @@ def test_what_wraps_the_text_model_is_taken_off(wrapped):
 @given(st.integers(1, 4), st.integers(1, 8), st.integers(0, 3))
 def test_neighbouring_rows_go_to_the_two_halves_of_their_head(heads, half, rest):
     size = 2 * half + rest
-    order = halves_order(heads * size, size, 2 * half).tolist()
+    order = halves_order(heads * size, Turned(size, 0, 2 * half)).tolist()
     assert sorted(order) == list(range(heads * size))
     for row, stored in enumerate(order):
         head, place = divmod(stored, size)
