@@ -235,7 +235,7 @@ class _Waits:
     max_in_flight: int = 1
     batch_invariant = False
     groups = ONE_GROUP
-    kv = local = None
+    kv = states = local = None
 
     def __init__(self, vocab_size: int, seconds: float) -> None:
         self.spec = SimpleNamespace(vocab_size=vocab_size, max_position_embeddings=8192, encoder=None, generates=True)

@@ -257,18 +257,19 @@ def told(url: str, body: dict[str, Any], on_text: Any = None) -> list[str]:
 
 def test_streams_survive_their_shards(server: Any) -> None:
     """All shards are killed at once; each stream goes on at a new one with the tokens of the unbroken run."""
-    common = {"model": "smollm2", "max_tokens": 150, "ignore_eos": True}
+    common = {"model": "smollm2", "max_tokens": 300, "ignore_eos": True}
     bodies = [
         common | {"prompt": "Once upon a time", "temperature": 0},
         common | {"prompt": "The sea", "seed": 11, "n": 2, "frequency_penalty": 0.5},
     ]
     unbroken = [told(server.url, body) for body in bodies]
     answers: dict[int, list[str]] = {}
-    readers = [threading.Thread(target=lambda: answers.update({1: told(server.url, bodies[1])}))]
+    begun = threading.Event()
+    readers = [threading.Thread(target=lambda: answers.update({1: told(server.url, bodies[1], on_text=begun.set)}))]
     readers += [threading.Thread(target=lambda: answers.update({2: asked(server.url, bodies[1])}))]
     for reader in readers:
         reader.start()
-    server.wait_for("vllm:num_requests_running", 4, seconds=30)
+    assert begun.wait(30)
 
     def kill() -> None:
         for pid in server.shards():
