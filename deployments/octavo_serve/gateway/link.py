@@ -35,7 +35,7 @@ from octavo_serve.wire.messages import (
     Leaving,
     Manage,
     Managed,
-    Peers,
+    PeerAddresses,
     PromptPart,
     Refusal,
     Report,
@@ -235,7 +235,7 @@ class Link:
                 return answer
         return None
 
-    def introduce(self, peers: Peers) -> None:
+    def introduce(self, peers: PeerAddresses) -> None:
         """Tell the shard where all of them give KV blocks."""
         self.introduced = peers.addresses
         self._channel.send(peers)

@@ -31,7 +31,7 @@ from octavo_serve.gateway.request_run import RequestRun
 from octavo_serve.gateway.suspicion import Deaths, Suspicion
 from octavo_serve.gateway.unread import Unread
 from octavo_serve.ray_private import Replica
-from octavo_serve.wire.messages import BEAT_SECONDS, MAX_PEERS, Address, Courses, ModelInfo, Peers
+from octavo_serve.wire.messages import BEAT_SECONDS, MAX_PEERS, Address, Courses, ModelInfo, PeerAddresses
 
 logger = logging.getLogger("ray.serve")
 
@@ -199,7 +199,7 @@ class ShardClient:
         left = [name for name in self._sharing if name not in self._there]
         for name in left[:-MAX_LEFT]:
             del self._sharing[name]
-        peers = Peers(dict(list(self._sharing.items())[-MAX_PEERS:]))
+        peers = PeerAddresses(dict(list(self._sharing.items())[-MAX_PEERS:]))
         for link in self._picker.links.values():
             if peers.addresses != link.introduced:
                 link.introduce(peers)

@@ -30,7 +30,7 @@ from octavo_serve.wire.messages import (
     Manage,
     Managed,
     ModelInfo,
-    Peers,
+    PeerAddresses,
     Refusal,
     RequestPart,
     Statistics,
@@ -279,7 +279,7 @@ class _Peer:
                 self.channel.send(Statistics(self._port.engine.stats()))
             case AskCourses():
                 self.channel.send(self._port.courses(message))
-            case Peers():
+            case PeerAddresses():
                 self._port.introduced(message.addresses)
             case Inherit():
                 self._port.inherits(message.shard)

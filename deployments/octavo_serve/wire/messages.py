@@ -1,7 +1,7 @@
 """What a gateway and a shard say to each other: plain records, MessagePack on the wire, nothing of which is executed.
 
     gateway   Submit, after its RequestParts if it is long; Abort
-              Ask, four times a second; AskStatistics; AskCourses; Peers, when they change; Inherit; Manage
+              Ask, four times a second; AskStatistics; AskCourses; PeerAddresses, when they change; Inherit; Manage
     shard     Hello     first of all: who it is, and what its model takes
               Step      what one engine step did to all of the gateway's sequences; PromptPart before it
               Refusal   a request it does not take, or loses
@@ -139,14 +139,14 @@ class AskCourses(msgspec.Struct, tag=True):
     block: bytes = b""
 
 
-class Peers(msgspec.Struct, tag=True):
+class PeerAddresses(msgspec.Struct, tag=True):
     """Where the shards of the model give KV blocks, by name: all that do, at most MAX_PEERS."""
 
     addresses: dict[str, Address]
 
 
 class Inherit(msgspec.Struct, tag=True):
-    """A shard, one of the `Peers`, is about to leave: this one is to have what is hot there."""
+    """A shard, one of the `PeerAddresses`, is about to leave: this one is to have what is hot there."""
 
     shard: str
 
@@ -293,7 +293,7 @@ class Leaving(msgspec.Struct, tag=True):
     """The shard is about to end: nothing more comes, what has not ended goes on elsewhere."""
 
 
-ToShard = Submit | RequestPart | Abort | Ask | AskStatistics | AskCourses | Peers | Inherit | Manage
+ToShard = Submit | RequestPart | Abort | Ask | AskStatistics | AskCourses | PeerAddresses | Inherit | Manage
 _Said = Hello | Step | PromptPart | Refusal | Blocks | Snapshot | Report | Weights | Leaving
 ToGateway = _Said | Statistics | Courses | Managed
 
