@@ -1,12 +1,16 @@
 """Tokens per second with and without speculation, in turns on one machine, of ordinary, editing and quoting work.
 
     .venv/bin/python examples/benchmark_speculation.py [SOURCE] [--dtype bfloat16] [--rounds 5] [--streams 1,8,64]
+    .venv/bin/python examples/benchmark_speculation.py --waves 6 --streams 4 --tokens 120 --work ordinary
     .venv/bin/python examples/benchmark_speculation.py [SOURCE] --predict --work editing
     .venv/bin/python examples/benchmark_speculation.py [SOURCE] --draft SMALLER
     .venv/bin/python examples/benchmark_speculation.py --deep 3 --wrong 0.3
 
 Both engines are in this process and run one after the other on the same prompts; a round's ratio is of that round
 alone. That their tokens are the same is checked. The last line of the output is JSON.
+
+With --waves each stream asks so often, again once its answer is there, as the clients of a server do. With one wave a
+stream that gets ahead of the others saves them little: the round takes as long as the slowest.
 
 With --predict each request says what its answer will be as an editor would: the text as it is before the change. With
 --deep a GGUF file drafts for itself with so many times its layers, of which the new ones add nothing: a model that
@@ -22,6 +26,7 @@ import random
 import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +34,7 @@ from typing import Any
 from octavo import LLM, SamplingParams
 from octavo.engine import queues, token_counts
 from octavo.engine.drafter import Drafter
+from octavo.engine.llm import Work
 from octavo.kvcache import block_table
 from octavo.source import resolve_source
 
@@ -79,6 +85,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--streams", default="1,4,16,64")
+    parser.add_argument("--waves", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=300)
     parser.add_argument("--work", default=",".join(WORK))
     parser.add_argument("--temperature", type=float, default=0.0)
@@ -93,14 +100,25 @@ def main() -> None:
             deepen(resolve_source(arguments.source).path, arguments.deep, deep)
             arguments.source = str(deep)
         shared = {"dtype": arguments.dtype, "kv_cache_bytes": 2**30, "max_num_seqs": 64, "progress": False}
-        plain = LLM(arguments.source, speculation=False, **shared)
-        guessing = LLM(arguments.source, speculation={"draft": arguments.draft} if arguments.draft else True, **shared)
+        wanted = {"draft": arguments.draft} if arguments.draft else True
+        plain = Clients(arguments.source, speculation=False, **shared)
+        guessing = Clients(arguments.source, speculation=wanted, **shared)
         if arguments.wrong:
             mislead(arguments.wrong)
         run(plain, guessing, arguments)
 
 
-def run(plain: LLM, guessing: LLM, arguments: argparse.Namespace) -> None:
+class Clients(LLM):
+    """So many streams of which each asks again once it has its answer."""
+
+    streams = 1
+
+    def _submit(self, waiting: deque[Work], running: dict[str, Work]) -> None:
+        now = deque(waiting.popleft() for _ in range(min(len(waiting), self.streams - len(running))))
+        super()._submit(now, running)
+
+
+def run(plain: Clients, guessing: Clients, arguments: argparse.Namespace) -> None:
     """All kinds of work that are asked for."""
     result = {}
     for work in arguments.work.split(","):
@@ -150,14 +168,19 @@ def deepen(path: Path, times: int, target: Path) -> None:
 
 
 def compare(
-    plain: LLM, guessing: LLM, work: Callable[[random.Random], Messages], streams: int, arguments: argparse.Namespace
+    plain: Clients,
+    guessing: Clients,
+    work: Callable[[random.Random], Messages],
+    streams: int,
+    arguments: argparse.Namespace,
 ) -> dict[str, float]:
     """Rounds of one kind of work, after one that does not count."""
+    plain.streams = guessing.streams = streams
     rates: list[tuple[float, float]] = []
     then = guessing.engine.stats().counters
     for number in range(arguments.rounds + 1):
         rng = random.Random(f"{streams}/{number}")
-        messages = [work(rng) for _ in range(streams)]
+        messages = [work(rng) for _ in range(streams * arguments.waves)]
         engines = [plain, guessing] if number % 2 else [guessing, plain]
         said = {}
         for llm in engines:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import bisect
 import itertools
 import json
 import os
@@ -140,33 +141,63 @@ async def expected_texts(url: str, model: str, tokens: int) -> list[str]:
     return [answer.json()["choices"][0]["text"] for answer in answers]
 
 
+class Stalls:
+    """When this process's own event loop stood still: what it reads late then was not sent late.
+
+    Attributes:
+        spans: (begin, end) of each, on `time.perf_counter`'s clock.
+    """
+
+    TICK = 0.01
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[float, float]] = []
+
+    async def watch(self) -> None:
+        while True:
+            due = time.perf_counter() + self.TICK
+            await asyncio.sleep(self.TICK)
+            if (now := time.perf_counter()) - due > self.TICK:
+                self.spans.append((due, now))
+
+    def within(self, begin: float, end: float) -> float:
+        """Seconds of it between the two."""
+        first = bisect.bisect(self.spans, begin, key=lambda span: span[1])
+        spans = itertools.takewhile(lambda span: span[0] < end, self.spans[first:])
+        return sum(min(end, later) - max(begin, earlier) for earlier, later in spans)
+
+
 class Healthy:
     """Clients that read streams to their ends, over and over.
 
     Attributes:
         failures: what was wrong with streams that were not as expected.
         finished: streams that were read to their end.
+        stalls: of this process, which are no part of the gaps.
     """
 
     def __init__(self, url: str, model: str, tokens: int, expected: list[str]) -> None:
         self._url, self._model, self._tokens, self._expected = url, model, tokens, expected
-        self._gaps: list[float] = []  # seconds between two events of a stream
+        self._gaps: list[tuple[float, float]] = []  # between two events of a stream
         self.failures: list[str] = []
         self.finished = 0
+        self.stalls = Stalls()
         self._stop = False
 
     async def run_for(self, seconds: float) -> list[float]:
         return await self.run_until(asyncio.create_task(asyncio.sleep(seconds)))
 
     async def run_until(self, end: asyncio.Task[Any]) -> list[float]:
-        """Read until then; returns the gaps."""
+        """Read until then; returns the gaps, in seconds."""
         self._stop, self._gaps = False, []
+        watching = asyncio.create_task(self.stalls.watch())
         async with httpx.AsyncClient(base_url=self._url, timeout=120) as client:
             readers = [asyncio.create_task(self._read(client, i)) for i in range(len(self._expected))]
             await asyncio.wait([end])
             self._stop = True
             await asyncio.gather(*readers)
-        return self._gaps
+        watching.cancel()
+        return [end - begin - self.stalls.within(begin, end) for begin, end in self._gaps]
 
     async def _read(self, client: httpx.AsyncClient, number: int) -> None:
         while not self._stop:
@@ -192,7 +223,7 @@ class Healthy:
                     continue
                 now = time.perf_counter()
                 if last is not None:
-                    self._gaps.append(now - last)
+                    self._gaps.append((last, now))
                 last = now
                 text += json.loads(line[6:])["choices"][0]["text"]
         return text
