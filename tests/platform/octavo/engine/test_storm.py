@@ -96,7 +96,7 @@ def test_a_storm_beside_a_tier_that_loses_blocks(fake, ahead, monkeypatch):
     assert shelf.reads > shelf.lost_reads > 0
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), ahead=st.booleans(), windows=st.sampled_from([*WINDOWS]))
 def test_small_storms(fake, seed, ahead, windows):
     storm(fake, seed, 150, windows, async_scheduling=ahead)
