@@ -105,3 +105,29 @@ def test_bad_numbers_are_refused() -> None:
 def test_text_and_back() -> None:
     assert str(arrivals.parse("gamma:cv=2.5")) == "gamma:cv=2.5"
     assert arrivals.parse("closed").closed
+
+
+OPTIONS = {"onoff": {"size": 9.0, "duty": 0.5}, "step": {"factor": 3.0}, "rates": {"0": 1.0}}
+
+
+@given(st.sampled_from(sorted(arrivals.LAWS)), st.floats(0.01, 100), st.integers(0, 2**32 - 1))
+def test_a_law_does_not_know_its_unit_of_time(name: str, rate: float, seed: int) -> None:
+    """A rate is a scale and nothing else: the same draws, so many times as fast."""
+    law = arrivals.Arrivals(name, OPTIONS.get(name, {}))
+    slow, fast = (arrivals.times(law, 50, each, np.random.default_rng(seed)) for each in (1.0, rate))
+    assert fast * rate == pytest.approx(slow, rel=1e-6, abs=1e-9)
+
+
+@given(st.sampled_from(["gamma", "onoff", "ramp"]), st.dictionaries(st.sampled_from("abc"), st.integers(0, 9)))
+def test_what_is_written_is_read_again(name: str, options: dict[str, int]) -> None:
+    law = arrivals.Arrivals(name, {key: float(value) for key, value in options.items()})
+    assert arrivals.parse(str(law)) == law
+
+
+def test_nothing_arrives_while_the_rate_is_nothing() -> None:
+    at = sample("rates:0=1,10=0,20=0,30=1")
+    assert ((at < 10).sum() > 20) & ((at > 20).sum() > 20)
+    assert ((at >= 10) & (at <= 20)).sum() == 0
+    for text in ("rates:0=1,9=-1", "rates:0=1,9=0"):
+        with pytest.raises(LoadTestError, match="a last one above 0"):
+            sample(text)

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from octavo_loadtest.curves import BINS, LEVELS, cumulative, curves, level, per_second, thin
 from octavo_loadtest.load import Load
@@ -54,3 +56,40 @@ def test_what_was_never_sent_is_in_no_curve(simulated: Simulate) -> None:
     assert found["cdf"]["ttft"][-1][0] < 0.5  # the rest got no answer
     assert max(count for _, count in found["time"]["in_flight"]) <= 2  # one begins as another ends
     assert len(found["time"]["late"]) < 40
+
+
+VALUES = st.lists(st.floats(0, 1e4) | st.just(math.inf) | st.just(math.nan), max_size=300).map(np.array)
+
+
+@given(VALUES)
+def test_a_distribution_rises_to_what_was_answered(values: Any) -> None:
+    line = cumulative(values)
+    known = values[~np.isnan(values)]
+    assert [share for share, _ in line] == sorted({share for share, _ in line})
+    assert [value for _, value in line] == sorted(value for _, value in line)
+    if np.isfinite(known).any():
+        assert line[0][1] == pytest.approx(known.min(), rel=1e-4)
+        assert line[-1][0] <= np.isfinite(known).mean() + 1e-12
+    if len(known) <= LEVELS:
+        assert len(line) == np.isfinite(known).sum()
+
+
+@given(st.lists(st.tuples(st.floats(0, 1000), st.integers(0, 9)), min_size=1, max_size=60))
+def test_no_bin_of_a_level_is_below_what_it_holds(points: list[tuple[float, int]]) -> None:
+    times, values = map(np.array, zip(*sorted(points), strict=True))
+    line = level(times.astype(float), values.astype(float))
+    assert len(line) == BINS
+    assert max(value for _, value in line) <= values.max()
+    inside = times < times[-1]
+    if inside.any():
+        assert max(value for _, value in line) >= values[inside].max()
+
+
+@given(st.lists(st.floats(0, 500), min_size=1, max_size=200))
+def test_rates_times_their_bins_are_all_tokens(times: list[float]) -> None:
+    at = np.sort(np.array(times))
+    line = per_second(at, np.full(len(at), 3.0))
+    assert len(line) <= BINS
+    width = (at[-1] - at[0]) / len(line) if at[-1] > at[0] else 1.0
+    if width > 1e-3:
+        assert sum(rate for _, rate in line) * width == pytest.approx(3 * len(at), rel=1e-3)

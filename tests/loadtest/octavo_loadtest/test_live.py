@@ -3,11 +3,13 @@ from __future__ import annotations
 import io
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from octavo_loadtest.arrivals import Arrivals
 from octavo_loadtest.job import Pulse, Target
-from octavo_loadtest.live import LiveView, announced, left
+from octavo_loadtest.live import LiveView, announced, left, spoken
 from octavo_loadtest.load import Load
 from octavo_loadtest.measure import Run
 from octavo_loadtest.plan import make
@@ -66,3 +68,36 @@ def test_a_pipe_gets_a_line_now_and_then() -> None:
         view(run_so_far(), 6.1)
     assert out.getvalue().count("\n") == 1
     assert "3 in flight" in out.getvalue()
+
+
+@given(st.floats(0.1, 500), st.integers(0, 20), st.sampled_from([0.0, 30.0]), st.booleans())
+def test_what_is_left_is_bounded(now: float, finished: int, duration: float, closed: bool) -> None:
+    law = "closed" if closed else "constant"
+    run = run_so_far()
+    run.load = Load(arrivals=law, concurrency=2 * closed, rate=3, requests=20, duration=duration, drain=5.0)
+    run.arrivals, run.planned, run.plan = Arrivals(law), 20, make(run.load)
+    run.records = [run.records[0]] * finished
+    found = left(run, now)
+    if closed and not finished and not duration:
+        assert found is None
+        return
+    assert found is not None
+    assert found >= 0
+    if closed:
+        assert not duration or found <= max(0.0, duration - now)
+        assert finished < 20 or found == 0
+    else:
+        last = run.plan.sessions[-1].at
+        assert max(0.0, last - now) <= found <= max(0.0, last - now + run.load.drain)
+
+
+def test_seconds_and_minutes() -> None:
+    assert [spoken(seconds) for seconds in (0.4, 119.4, 120, 3600)] == ["0 s", "119 s", "2 min", "60 min"]
+
+
+def test_a_run_of_which_nothing_is_known_yet() -> None:
+    run, out = run_so_far(), io.StringIO()
+    run.records, run.senders.lags = [], []
+    with LiveView(Console(file=out, width=200), "a title") as view:
+        view(run, 6.0)
+    assert "5 sent, 0 finished of 10, 5 in flight, TTFT -" in out.getvalue()

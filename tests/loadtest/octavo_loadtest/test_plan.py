@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from octavo_loadtest import plan
 from octavo_loadtest.errors import LoadTestError
 from octavo_loadtest.load import Load, from_dict
 from octavo_loadtest.text import Calibration, Segment
+from octavo_loadtest.workloads import presets
 
 
 def test_the_same_load_gives_the_same_plan() -> None:
@@ -107,3 +110,42 @@ def test_what_makes_no_sense_is_refused() -> None:
         from_dict({"colour": 1})
     with pytest.raises(LoadTestError, match="many"):
         from_dict({"requests": "many"})
+
+
+PASSAGES = st.builds(Segment, st.sampled_from("abc"), st.integers(1, 4))
+
+
+@given(st.lists(st.lists(PASSAGES, min_size=1, max_size=4), min_size=1, max_size=8))
+def test_seen_is_a_cache_of_every_prompt_there_was(prompts: list[list[Segment]]) -> None:
+    seen, before = plan.Seen(), []
+    for prompt in prompts:
+        words = [(segment.key, i) for segment in prompt for i in range(segment.tokens)]
+        assert seen.add(tuple(prompt)) == max((_shared(words, other) for other in before), default=0)
+        before.append(words)
+
+
+def _shared(a: list[tuple[str, int]], b: list[tuple[str, int]]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+@pytest.mark.parametrize("workload", sorted(presets()))
+def test_a_plan_of_every_workload_adds_up(workload: str) -> None:
+    load = Load(workload=workload, scale=0.1, rate=5, requests=40)
+    made = plan.make(load)
+    requests = [request for session in made.sessions for request in session.requests]
+    assert [request.index for request in requests] == list(range(made.requests)) == list(range(40))
+    assert all(0 <= request.cached_tokens <= request.prompt_tokens for request in requests)
+    assert all(request.ask.output_tokens >= 1 for request in requests)
+    at = [session.at for session in made.sessions]
+    assert at == sorted(at)
+    assert made.span == at[-1] - at[0]
+    texts = [turn for session in plan.sessions(made, "salt", Calibration()) for turn in session.turns]
+    assert [turn.prompt_tokens for turn in texts] == [request.prompt_tokens for request in requests]
+    assert all(turn.text for turn in texts)
+
+
+def test_a_workload_without_a_request(tmp_path: Path) -> None:
+    file = tmp_path / "trace.jsonl"
+    file.write_text('{"input_length": 9, "output_length": 2, "at": 5}\n')
+    with pytest.raises(LoadTestError, match="has no request for this load"):
+        plan.make(Load(workload=str(file), duration=1))

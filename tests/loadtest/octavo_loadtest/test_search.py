@@ -49,3 +49,40 @@ def test_ladders() -> None:
     assert search.doubling(16, 256) == [16, 32, 64, 128, 256]
     assert search.doubling(3, 2) == [3]
     assert search.geometric(1, 16, 5) == [1, 2, 4, 8, 16]
+
+
+@given(st.lists(st.booleans(), min_size=12, max_size=12), st.floats(0.01, 100), st.integers(1, 12))
+def test_a_search_tries_no_more_than_it_may_and_no_rate_twice(met: list[bool], start: float, most: int) -> None:
+    tried: list[float] = []
+
+    def probe(rate: float) -> Probe:
+        tried.append(rate)
+        return Probe(rate, "failed", met[len(tried) - 1])
+
+    found = search.capacity(probe, start, precision=0.1, most=most)
+    assert [each.rate for each in found.probes] == tried
+    assert tried[0] == start
+    assert 1 <= len(tried) == len(set(tried)) <= most
+    assert found.low == max((rate for rate, ok in zip(tried, met, strict=False) if ok), default=None)
+    assert found.high == min((rate for rate, ok in zip(tried, met, strict=False) if not ok), default=None)
+    assert found.unresolved == ()
+
+
+def test_a_sweep_goes_on_as_long_as_it_gains() -> None:
+    points = [point(16, 100), point(32, 102.1), point(64, 101)]
+    assert search.stop_reason(points[:1], None, 0.02) is None
+    assert search.stop_reason(points[:2], None, 0.02) is None
+    assert search.stop_reason(points, None, 0.02) == "throughput stopped rising: 101.0/s at 64 after 102.1"
+    assert search.stop_reason(points, None, -1) is None
+
+
+def test_where_answers_have_no_tokens_requests_are_counted() -> None:
+    points = [point(rate, 0, done=None if rate < 4 else 3.0) for rate in (1.0, 2.0, 4.0, 8.0)]
+    for each in points:
+        each["figures"]["output_tokens"] = [None, None]
+    found = search.saturation_point(points)
+    assert (found["last_rate_kept"], found["peak_requests_per_s"]) == (2, 3)
+    assert found["knee_requests_per_s"] is not None
+    nothing = point(1.0, 0)
+    nothing["figures"] = {"output_tokens": [None, None], "offered": [1.0, None], "requests": [None, None]}
+    assert search.stop_reason([nothing, nothing], None, 0.02) is None

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from octavo_loadtest import store
 from octavo_loadtest.errors import LoadTestError
@@ -66,3 +68,24 @@ def test_a_file_that_is_no_report(text: str, said: str, tmp_path: Path) -> None:
         store.read_document(tmp_path)
     with pytest.raises(LoadTestError, match=said):
         store.read_document(tmp_path / "report.json")
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda each: st.lists(each) | st.dictionaries(st.text(), each),
+        max_leaves=20,
+    )
+)
+def test_whatever_is_kept_is_json_that_says_the_same(value: Any) -> None:
+    text = store.dumps(value)
+    again = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert again == store.plain(value) == store.plain(again)
+
+
+def test_a_run_without_its_plan_is_kept_too(simulated: Simulate, tmp_path: Path) -> None:
+    run, _ = simulated(LOAD, ttft=0.1, itl=0.0)
+    run.plan = None
+    store.save(tmp_path / "run", run)
+    assert not (tmp_path / "run" / "plan.jsonl").exists()
+    assert store.read(tmp_path / "run").records == run.records
