@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -11,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
 
 from octavo_kernels.native.cores import available_cores
 
-settings.register_profile("fuzz", max_examples=int(os.environ.get("OCTAVO_FUZZ_EXAMPLES", "3000")), deadline=None)
+if importlib.util.find_spec("hypothesis") is not None:  # a borrowed GPU's machine has none
+    from hypothesis import HealthCheck, settings
+
+    # How long an example takes, or to draw one, says how busy the machine is.
+    settings.register_profile("octavo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("octavo")
+    settings.register_profile("fuzz", max_examples=int(os.environ.get("OCTAVO_FUZZ_EXAMPLES", "3000")))
 
 # In a shell's background these are ignored, and so they would be in all that the tests start and end by them.
 signal.signal(signal.SIGINT, signal.default_int_handler)

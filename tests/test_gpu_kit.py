@@ -50,3 +50,21 @@ def test_the_script_runs_every_part_whatever_becomes_of_the_others(tmp_path):
     codes = {line.split(":")[0]: int(line.split("exit code ")[1].split()[0]) for line in lines}
     assert codes == {"tests": 123, "kernels": 124, "engine": 0, "throughput": 0}
     assert "--tiny --device cpu" in (tmp_path / "out" / "engine.log").read_text()
+
+
+WITHOUT_HYPOTHESIS = """
+import sys, pytest
+sys.modules["hypothesis"] = None
+options = ["-o", "addopts=--import-mode=importlib", "-W", "ignore::pytest.PytestConfigWarning", "-p", "no:cacheprovider"]
+sys.exit(pytest.main([*options, "-q", "--collect-only", "-k", "gpu", *sys.argv[1:]]))
+"""
+
+
+def test_kernels_are_tested_where_there_is_no_hypothesis():
+    """As on the machine of a borrowed GPU."""
+    file = ROOT / "tests" / "kernels" / "octavo_kernels" / "test_rms_norm.py"
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, "-c", WITHOUT_HYPOTHESIS, str(file)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_rms_norm.py::" in done.stdout

@@ -8,16 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from octavo.source import Source, resolve_source
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
-
-# a busy machine can take longer than hypothesis' 200 ms over anything
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. The dog did not mind; the fox did.",
