@@ -55,8 +55,9 @@ def test_the_script_runs_every_part_whatever_becomes_of_the_others(tmp_path):
 WITHOUT_HYPOTHESIS = """
 import sys, pytest
 sys.modules["hypothesis"] = None
-options = ["-o", "addopts=--import-mode=importlib", "-W", "ignore::pytest.PytestConfigWarning", "-p", "no:cacheprovider"]
-sys.exit(pytest.main([*options, "-q", "--collect-only", "-k", "gpu", *sys.argv[1:]]))
+options = ["-q", "-o", "addopts=--import-mode=importlib"]
+options += ["-W", "ignore::pytest.PytestConfigWarning", "-p", "no:cacheprovider"]
+sys.exit(pytest.main([*options, "--collect-only", "-k", "gpu", *sys.argv[1:]]))
 """
 
 

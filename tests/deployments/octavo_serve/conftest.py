@@ -508,7 +508,7 @@ class Fleet:
         for peer in list(port.peers):
             peer.abort()
 
-    async def everything_is_free(self, seconds: float = 5) -> None:
+    async def everything_is_free(self, seconds: float = 60) -> None:
         async with asyncio.timeout(seconds):
             while any(port.engine.engine.pool.num_owned or port.engine._engine._listeners for port in self.ports):
                 await asyncio.sleep(0.01)
