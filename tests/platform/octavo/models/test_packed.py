@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import gguf
 import numpy as np
 import pytest
@@ -96,21 +98,33 @@ def torch_logits(source, sequences, paged_run):
         return paged_run(decoder, len(sequences), 400).all_logits(sequences)
 
 
+@pytest.fixture(scope="module")
+def plain(tiny_model, paged_run, long_sequences):
+    """`plain(name)` -> what the plain PyTorch decoder says; with keys and values `rounded` by the reference, or not."""
+
+    @cache
+    def logits(name, rounded=False):
+        with pytest.MonkeyPatch.context() as patch:
+            if rounded:
+                patch.setattr(latent if name == "latent" else qkv_reference, "kv_store", store_rounded)
+            return torch_logits(resolve_source(str(tiny_model(name))), long_sequences, paged_run)
+
+    return logits
+
+
 def assert_close(ours, theirs, tolerance):
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(torch.from_numpy(a), b, atol=tolerance, rtol=0)
 
 
-def test_every_family_in_float32(best, tiny_model, tiny_name, paged_run, long_sequences):
-    source = resolve_source(str(tiny_model(tiny_name)))
-    run = NativeRun(best, source, len(long_sequences))
-    assert_close(run.all_logits(long_sequences), torch_logits(source, long_sequences, paged_run), 1e-4)
+def test_every_family_in_float32(best, tiny_model, tiny_name, plain, long_sequences):
+    run = NativeRun(best, resolve_source(str(tiny_model(tiny_name))), len(long_sequences))
+    assert_close(run.all_logits(long_sequences), plain(tiny_name), 1e-4)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "llama_biases", "mpt", "latent"])
-def test_every_instruction_set(native, tiny_model, paged_run, long_sequences, name):
-    source = resolve_source(str(tiny_model(name)))
-    theirs = torch_logits(source, long_sequences, paged_run)
+def test_every_instruction_set(native, tiny_model, plain, long_sequences, name):
+    source, theirs = resolve_source(str(tiny_model(name))), plain(name)
     assert_close(NativeRun(native, source, len(long_sequences)).all_logits(long_sequences), theirs, 1e-4)
     half = NativeRun(native, source, len(long_sequences), "bfloat16").all_logits(long_sequences)
     for a, b in zip(half, theirs, strict=True):
@@ -130,17 +144,12 @@ def test_mixtures_on_every_instruction_set(native, tiny_model, paged_run, sequen
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 0.2), ("bfloat16", 1.5)])
 @pytest.mark.parametrize("name", ["gemma3", "smollm2", "latent"])
-def test_8_bit_keys_and_values_are_the_reference_s(
-    native, tiny_model, paged_run, long_sequences, name, dtype, bound, monkeypatch
-):
+def test_8_bit_keys_and_values_are_the_reference_s(native, tiny_model, plain, long_sequences, name, dtype, bound):
     """Against the torch decoder with keys and values rounded by the reference: far closer to it than it is to full
     precision (not equal: a difference in the last bit may tip a code)."""
     source = resolve_source(str(tiny_model(name)))
-    full = torch_logits(source, long_sequences, paged_run)
-    monkeypatch.setattr(latent if name == "latent" else qkv_reference, "kv_store", store_rounded)
-    rounded = torch_logits(source, long_sequences, paged_run)
     ours = NativeRun(native, source, len(long_sequences), dtype, "int8").all_logits(long_sequences)
-    for a, b, c in zip(ours, rounded, full, strict=True):
+    for a, b, c in zip(ours, plain(name, rounded=True), plain(name), strict=True):
         effect = ((b - c).norm() / c.norm()).item()
         assert 1e-4 < effect < 0.1
         assert ((torch.from_numpy(a) - b).norm() / b.norm()).item() < bound * effect + 0.02 * (dtype == "bfloat16")
