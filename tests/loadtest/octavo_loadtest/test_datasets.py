@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from octavo_loadtest.datasets import read
 from octavo_loadtest.errors import LoadTestError
@@ -58,3 +60,58 @@ def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
     file.write_text(content)
     with pytest.raises(LoadTestError):
         list(read(file, Shape()))
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    file = tmp_path / "what.jsonl"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(LoadTestError, match="cannot be read"):
+        list(read(file, Shape()))
+    with pytest.raises(LoadTestError, match="cannot be read"):
+        list(read(tmp_path / "nowhere.jsonl", Shape()))
+
+
+@given(
+    lengths=st.lists(st.integers(1, 5000), min_size=1, max_size=8),
+    stamps=st.lists(st.integers(0, 3), min_size=8, max_size=8),
+)
+def test_blocks_are_the_whole_prompt_and_a_batch_ends_before_the_next(
+    lengths: list[int], stamps: list[int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.mktemp("trace") / "trace.jsonl"
+    rows = [
+        {"timestamp": 3000 * stamp, "input_length": length, "output_length": 1, "hash_ids": [*range(-(-length // 512))]}
+        for length, stamp in zip(lengths, stamps, strict=False)
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    talks = list(read(file, Shape()))
+    assert [sum(segment.tokens for segment in talk.asks[0].segments) for talk in talks] == lengths
+    for talk, row in zip(talks, rows, strict=True):
+        assert 0 <= (talk.at or 0.0) - row["timestamp"] / 1000 < 3
+    assert len({talk.at for talk in talks}) == len(talks)  # spread, not all at once
+
+
+def test_a_block_that_no_token_is_left_for_is_no_segment(tmp_path: Path) -> None:
+    file = tmp_path / "trace.jsonl"
+    file.write_text(json.dumps({"timestamp": 0, "input_length": 512, "output_length": 1, "hash_ids": [4, 5, 6]}))
+    (talk,) = read(file, Shape())
+    assert [(segment.key, segment.tokens) for segment in talk.asks[0].segments] == [("block4", 512)]
+
+
+def test_talks_without_a_question_are_left_out(tmp_path: Path) -> None:
+    talks = [
+        [("gpt", "first"), ("human", "and alone")],
+        [("human", "  "), ("gpt", "to nothing")],
+        [("system", "be kind"), ("user", "a question"), ("chatgpt", "x" * 12)],
+    ]
+    file = tmp_path / "chats.json"
+    file.write_text(json.dumps([{"conversations": [{"from": a, "value": b} for a, b in talk]} for talk in talks]))
+    (talk,) = read(file, Shape())
+    assert (talk.name, talk.asks[0].segments[0].text, talk.asks[0].output_tokens) == ("s2", "a question", 3)
+
+
+def test_lines_without_a_length_of_the_answer(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "x"}\n\n{"prompt": "y", "output_length": 9}\n')
+    assert [talk.asks[0].output_tokens for talk in read(file, Shape())] == [128, 9]
+    assert [talk.asks[0].output_tokens for talk in read(file, Shape(scale=0.5))] == [64, 4]

@@ -4,6 +4,8 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from octavo_loadtest.figures import BY_KEY, FIGURES, lookup, missed, point
 
@@ -45,3 +47,10 @@ def test_one_failed_repeat_makes_the_mean_infinite() -> None:
 def test_what_was_missed_is_named() -> None:
     points = [point("a", 1.0, [summary(), summary(met=False)]), point("b", 2.0, [summary()])]
     assert missed({"points": points}) == ["a: s"]
+
+
+@given(st.lists(st.floats(0.001, 100), min_size=1, max_size=8))
+def test_a_point_lies_among_its_repeats(values: list[float]) -> None:
+    mean, half = point("x", 1.0, [summary(value) for value in values])["figures"]["ttft_p50"]
+    assert 999.99 * min(values) <= mean <= 1000.01 * max(values)
+    assert half >= 0 if len(values) > 1 else math.isnan(half)

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from octavo_loadtest import plots, store
+from octavo_loadtest import plots, report, store
 from octavo_loadtest.campaign import Judging, summary_of
 from octavo_loadtest.figures import point
 from octavo_loadtest.load import Load
@@ -63,3 +65,23 @@ def test_a_server_that_says_nothing_of_replicas(simulated: Simulate) -> None:
     run, _ = simulated(LOAD, ttft=0.2, itl=0.0)
     pictures = drawn(plots.of_runs([("", store.plain(summary_of(run, Judging())))]))
     assert not any("replicas" in text for text in pictures.values())
+
+
+def test_sessions_at_once_are_the_axis_of_a_closed_loop(summary: dict[str, Any]) -> None:
+    points = [store.plain(point(f"{level} at once", float(level), [summary])) for level in (1, 2, 4)]
+    closed = drawn(plots.of_points([{"name": "a", "points": points, "over": "concurrency"}]))
+    rates = drawn(plots.of_points([{"name": "a", "points": points, "over": "rate"}]))
+    assert "Throughput against requests at once" in closed
+    assert "Throughput against requests at once" not in rates
+    assert "Goodput against rate" in rates
+    assert "Goodput against rate" not in closed
+    assert closed["Throughput against requests at once"].count("<circle") == 3
+
+
+@given(st.lists(st.integers(), max_size=40), st.integers(2, 9))
+def test_of_many_runs_some_are_drawn_the_first_and_the_last_among_them(items: list[int], most: int) -> None:
+    numbered = list(enumerate(items))
+    found = report._spread(numbered, most)
+    assert found == sorted(set(found))
+    assert len(found) == min(len(items), most)
+    assert (found[:1], found[-1:]) == (numbered[:1], numbered[-1:])

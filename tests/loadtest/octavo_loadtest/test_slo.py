@@ -3,6 +3,8 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from octavo_loadtest import slo
 from octavo_loadtest.errors import LoadTestError
@@ -35,3 +37,24 @@ def test_good_requests_keep_every_bound() -> None:
 )
 def test_verdicts_need_evidence(good: int, total: int, verdict: str) -> None:
     assert slo.verdict(wilson(good, total), 0.99) == verdict
+
+
+BOUNDS = st.dictionaries(st.sampled_from(slo.MEASURES), st.integers(1, 9).map(float), min_size=1)
+
+
+@given(BOUNDS, st.fixed_dictionaries({key: st.floats(0, 10) for key in slo.MEASURES}), st.floats(0, 10))
+def test_a_request_gets_no_better_by_being_slower(
+    bounds: dict[str, float], measured: dict[str, float], slower: float
+) -> None:
+    asked = slo.parse(",".join(f"{key}={value:g}" for key, value in bounds.items()))
+    assert asked.bounds == bounds
+    late = {key: value + slower for key, value in measured.items()}
+    assert asked.good(measured) >= asked.good(late)
+    assert asked.good(measured) == all(measured[key] <= value for key, value in bounds.items())
+
+
+@given(st.integers(0, 500), st.integers(1, 500), st.sampled_from([0.5, 0.9, 0.99]))
+def test_a_verdict_never_contradicts_what_was_observed(good: int, bad: int, target: float) -> None:
+    said = slo.verdict(wilson(good, good + bad), target)
+    if said != "unresolved":
+        assert (said == "passed") == (good / (good + bad) >= target)

@@ -158,3 +158,40 @@ def test_costs() -> None:
 def test_a_price_is_of_the_steady_rate(steady: Run) -> None:
     assert summarize(steady, price=3.6)["cost"]["output_tokens_per_dollar"] == pytest.approx(100_000, rel=0.01)
     assert "cost" not in summarize(steady)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_a_closed_loop_keeps_the_law_of_response_times(at_once: int, simulated: Simulate) -> None:
+    """Two slots of 1.1 s a request: that many at once take their share of them, and wait for the rest."""
+    load = replace(OPEN, arrivals="closed", concurrency=at_once, requests=150)
+    summary = summarize(simulated(load, ttft=0.2, itl=0.1, slots=2)[0])
+    whole, e2e = summary["throughput"]["overall"], summary["latency"]["e2e"]["headline"]
+    assert whole["requests_per_s"] == pytest.approx(min(at_once, 2) / 1.1, rel=0.03)
+    assert whole["requests_per_s"] * e2e["mean"] == pytest.approx(at_once, rel=0.05)
+    assert whole["mean_in_flight"] == pytest.approx(at_once, rel=0.05)
+
+
+def test_waits_are_those_of_the_queue_that_is_simulated(simulated: Simulate) -> None:
+    """M/D/1 at half its capacity: Pollaczek and Khinchine's mean wait is half a service, charged to the server."""
+    load = replace(OPEN, arrivals="poisson", rate=1.0, requests=800)
+    summary = summarize(simulated(load, ttft=0.5, itl=0.0, slots=1)[0])
+    assert summary["latency"]["ttft"]["headline"]["mean"] == pytest.approx(0.75, rel=0.1)
+    assert summary["latency"]["ttft"]["from_sent"]["mean"] == pytest.approx(0.75, rel=0.1)
+    whole = summary["throughput"]["overall"]
+    arrived = whole["requests_per_s"] * summary["latency"]["e2e"]["headline"]["mean"]
+    assert whole["mean_in_flight"] == pytest.approx(arrived, rel=0.02)  # Little's law
+    assert not summary["saturation"]["rising"]
+
+
+def test_what_waits_in_the_client_is_charged_too(simulated: Simulate) -> None:
+    """The same queue before the server: from when they were due requests wait as long, from when they were sent not."""
+    load = replace(OPEN, arrivals="poisson", rate=1.0, requests=800, concurrency=1)
+    latency = summarize(simulated(load, ttft=0.5, itl=0.0)[0])["latency"]
+    assert latency["ttft"]["headline"]["mean"] == pytest.approx(0.75, rel=0.1)
+    assert latency["ttft"]["from_sent"]["mean"] == pytest.approx(0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize(("factor", "rising"), [(0.8, False), (1.5, True)])
+def test_an_overloaded_server_is_told_from_a_busy_one(factor: float, rising: bool, simulated: Simulate) -> None:
+    load = replace(OPEN, rate=factor * 2 / 1.1, requests=300)
+    assert summarize(simulated(load, ttft=0.2, itl=0.1, slots=2)[0])["saturation"]["rising"] == rising

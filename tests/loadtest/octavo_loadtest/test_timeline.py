@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from octavo_loadtest import store, timeline
@@ -160,3 +164,30 @@ def test_a_run_of_nothing(run: Run) -> None:
     run.records = []
     with pytest.raises(LoadTestError, match="sent nothing"):
         timeline.of_run(run, "x")
+
+
+LOOKS = st.lists(st.tuples(st.integers(0, 60), st.none() | st.integers(0, 5)), max_size=12).map(
+    lambda seen: sorted(dict(seen).items())
+)
+
+
+@given(LOOKS, st.integers(1, 60))
+def test_replica_seconds_are_counted_where_somebody_looked(seen: list[tuple[int, int | None]], end: int) -> None:
+    line = replace(LINE, replicas=[(float(at), count) for at, count in seen], end=float(end))
+    held = {}
+    for (at, count), (until, _) in pairwise(seen):
+        held |= dict.fromkeys(range(at, min(until, end)), count)
+    counts = [count for count in held.values() if count is not None]
+    if any(count is not None for _, count in seen):
+        assert line.figures["replica-seconds"] == sum(counts)
+        assert line.figures["seconds not watched"] == end - len(counts)
+        assert line.figures["most replicas"] == max(count for _, count in seen if count is not None)
+    else:
+        assert line.figures["replica-seconds"] is None
+
+
+def test_an_image_needs_its_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(LoadTestError, match="or --no-png"):
+        timeline.png([LINE], "t", tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
