@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from octavo_loadtest.client import Broken
 from octavo_loadtest.job import Session, Target, Turn
@@ -241,3 +243,60 @@ def test_a_text_to_embed_has_no_length_to_ask_for() -> None:
 def test_what_was_asked_for_goes_before_what_is_usual() -> None:
     found = json.loads(encode(Target("http://x", "m", body={"stream": False, "model": "n"}), [], 7))
     assert (found["stream"], found["model"]) == (False, "n")
+
+
+TALKS = st.lists(
+    st.tuples(st.integers(0, 20), st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), min_size=1, max_size=4)),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    talks=TALKS,
+    closed=st.booleans(),
+    at_once=st.integers(0, 3),
+    slots=st.integers(1, 4),
+    faults=st.sets(st.integers(0, 12)),
+)
+def test_whatever_is_planned_everything_has_one_record(
+    talks: list[tuple[int, list[tuple[int, int]]]],
+    closed: bool,
+    at_once: int,
+    slots: int,
+    faults: set[int],
+    simulated: Simulate,
+) -> None:
+    """Each turn of each session, in its order, when it was due; and the server has seen those that were sent."""
+    numbers = iter(range(1000))
+    sessions = [
+        Session(f"s{i}", float(at), tuple(Turn(next(numbers), "Hi", tokens, float(think)) for tokens, think in turns))
+        for i, (at, turns) in enumerate(sorted(talks, key=lambda talk: talk[0]))
+    ]
+    load = replace(CLOSED if closed else OPEN, concurrency=max(at_once, closed), requests=1000, drain=10_000)
+    fault = lambda number: Broken("gone") if number in faults else None  # noqa: E731
+    run, server = simulated(load, sessions=sessions, ttft=1.0, itl=0.5, slots=slots, fault=fault)
+    assert [record.index for record in run.records] == list(range(next(numbers)))
+    sent = [record for record in run.records if record.sent is not None]
+    assert len(sent) == len(server.asked)
+    if load.concurrency and sent:
+        assert most_at_once(replace_records(run, sent)) <= load.concurrency
+    for session in sessions:
+        told = [record for record in run.records if record.session == session.name]
+        assert [record.turn for record in told] == list(range(len(session.turns)))
+        if not closed:
+            assert told[0].scheduled == session.at * 1e9
+        for turn, before, after in zip(session.turns[1:], told, told[1:], strict=False):
+            if before.ok:
+                assert after.scheduled >= (before.end or 0) + turn.think * 1e9 - 1000
+                assert after.sent is not None
+            else:
+                assert (after.sent, after.ok) == (None, False)  # its user has left
+    for record in sent:
+        assert record.ok or "gone" in (record.error or "")
+        assert record.scheduled <= (record.sent or 0) <= (record.end or 0)
+
+
+def replace_records(run: Run, records: list[Any]) -> Run:
+    return Run(**{name: getattr(run, name) for name in Run.__slots__} | {"records": records})
