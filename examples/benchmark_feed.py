@@ -80,7 +80,7 @@ def memory(blocks: int) -> float:
         index.changes(number // 100, [("stored", [os.urandom(16) for _ in range(100)])])
     used = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    return used / len(index.hashes)
+    return used / len(index)
 
 
 class Stamped(ShardBlocks):

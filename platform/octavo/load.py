@@ -135,24 +135,25 @@ class ShardState:
             tokens: of the request's prompt.
             sequences: that it becomes.
         """
-        if not self.num_sequences:
-            return 0.0
-        places = self.num_sequences + sequences - self.max_num_seqs
+        here = self.num_sequences
+        places = here + sequences - self.max_num_seqs
         blocks = (self.backlog_tokens + tokens) / self.block_size - self.blocks_free
+        if not here or (places <= 0 and blocks <= 0):
+            return 0.0
         running = max(1, self.num_running)
         held = max(1.0, (self.blocks - self.blocks_free) / running)
-        steps = max(places / self._full, blocks / held / running) * self.mean_output
-        return max(0.0, steps * self._full_step_seconds - self.backlog_tokens / max(self.chunk, 1) * self.step_seconds)
+        steps = max(places / self.full, blocks / held / running) * self.mean_output
+        return max(0.0, steps * self.full_step_seconds - self.backlog_tokens / max(self.chunk, 1) * self.step_seconds)
 
     @property
-    def _full(self) -> int:
+    def full(self) -> int:
         """Sequences that decode once the backlog is computed; at least 1."""
         return max(1, min(self.num_sequences, self.max_num_seqs))
 
     @property
-    def _full_step_seconds(self) -> float:
+    def full_step_seconds(self) -> float:
         cost, each = self.cost, self.context / self.decoding if self.decoding else 0.0
-        return cost.step + (cost.token + cost.sequence + (cost.attended + cost.context) * each) * self._full
+        return cost.step + (cost.token + cost.sequence + (cost.attended + cost.context) * each) * self.full
 
     def starts_per_second(self, tokens: float, places: int) -> float:
         """Sequences that can begin in the long run, while none of the places stays free.

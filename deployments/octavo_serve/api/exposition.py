@@ -129,7 +129,7 @@ class _OfRouter(NamedTuple):
 
 _OF_ROUTERS = (
     _OfRouter(_GAUGE, "octavo_router_index_blocks", "KV blocks this gateway knows to be cached at the shard.",
-              lambda s, _: len(s.blocks.hashes)),
+              lambda s, _: len(s.blocks)),
     _OfRouter(_GAUGE, "octavo_router_index_age_seconds", "Age of what this gateway knows of the shard.",
               lambda s, now: now - s.known_at),
     _OfRouter(_GAUGE, "octavo_router_in_flight", "Sequences this gateway's router counts at the shard.",

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from octavo.block_hash import HASH_BYTES
 from octavo.engine.async_engine import Stream
 from octavo.engine.stats import EngineStats
 from octavo.errors import EngineDead, EngineStopped
@@ -324,9 +323,9 @@ class Link:
         exact = shard.blocks.exact
         match message:
             case Snapshot():
-                shard.blocks.part(message.sequence, message.index, message.count, _split(message.hashes))
+                shard.blocks.part(message.sequence, message.index, message.count, [message.hashes])
             case Blocks():
-                shard.blocks.changes(message.first, [(kind, _split(hashes)) for kind, hashes in message.changes])
+                shard.blocks.changes(message.first, [(kind, [hashes]) for kind, hashes in message.changes])
             case Report():
                 shard.blocks.changes(message.next, [])  # a later number than expected is a gap
                 said = message.state, message.tickets, message.echo, message.adapters
@@ -376,7 +375,3 @@ class Link:
             awake = min(time.monotonic() - before, 2 * ASK_SECONDS)
         logger.error("A shard has not given a sign of life for %g s; its streams move", self._silence)
         self._channel.abort()
-
-
-def _split(hashes: bytes) -> list[bytes]:
-    return [hashes[start : start + HASH_BYTES] for start in range(0, len(hashes), HASH_BYTES)]

@@ -160,7 +160,7 @@ class ShardClient:
 
     def held(self) -> Mapping[str, Container[bytes]]:
         """As `ModelClient.held`."""
-        return {name: shard.blocks.hashes for name, shard in self._picker.router.shards.items()}
+        return {name: shard.blocks for name, shard in self._picker.router.shards.items()}
 
     async def close(self) -> None:
         """Let what runs come to its end, and leave the shards."""

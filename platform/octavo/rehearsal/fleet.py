@@ -26,6 +26,7 @@ from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
 from octavo.rehearsal.simulated import Profile, SimulatedExecutor
 from octavo.request import Placement, Request, SamplingParams, SequenceUpdate
+from octavo.routing.index import keys_of
 from octavo.routing.policy import Choice, Query
 from octavo.routing.router import PREFILL, Router, RoutingConfig
 from octavo.step import StepResult
@@ -178,7 +179,7 @@ class Fleet:
     def is_exact(self) -> bool:
         """Whether every router's index equals what the shards really hold."""
         return all(
-            router.shards[name].blocks.hashes == set(shard.engine.pool.snapshot()[1])
+            router.shards[name].blocks.keys == set(keys_of(shard.engine.pool.snapshot()[1]))
             for router in self.routers
             for name, shard in self.shards.items()
         )

@@ -85,7 +85,7 @@ class Query:
     parts: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Candidate:
     """A shard as the router sees it now.
 
@@ -114,7 +114,7 @@ class Candidate:
         return self.state.start_seconds(query.tokens, query.sequences)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Score:
     """The formula's terms in seconds; `total` is what shards are compared by, `first_token` the prediction.
 
@@ -145,7 +145,7 @@ class Score:
         return self.first_token + self.others
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Choice:
     """Where a request goes and why.
 

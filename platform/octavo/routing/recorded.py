@@ -11,7 +11,7 @@ from pathlib import Path
 
 from octavo.load import LoadedAdapters, ShardState
 from octavo.recording import Frame, Recorder, Write
-from octavo.routing.index import Change, Kind, ShardBlocks
+from octavo.routing.index import BlockIndex, Change, Kind, ShardBlocks
 from octavo.routing.policy import Choice, Query
 from octavo.routing.router import KnownShard, Router, RoutingConfig
 
@@ -143,9 +143,10 @@ class RecordedRouter(Router):
         if name in self.shards:
             return super().join(name, now)
         self._write(Joined(name, now))
-        shard = super().join(name, now)
-        shard.blocks = _Blocks(self.config.max_blocks_per_shard, name, self._write)
-        return shard
+        return super().join(name, now)
+
+    def _blocks(self, name: str) -> ShardBlocks:
+        return _Blocks(self.config.max_blocks_per_shard, self._index, name, self._write)
 
     def leave(self, name: str) -> None:
         """As of `Router`."""
@@ -201,8 +202,8 @@ class RecordedRouter(Router):
 class _Blocks(ShardBlocks):
     """A shard's blocks whose changes are frames."""
 
-    def __init__(self, capacity: int, shard: str, write: Write) -> None:
-        super().__init__(capacity)
+    def __init__(self, capacity: int, index: BlockIndex, shard: str, write: Write) -> None:
+        super().__init__(capacity, index)
         self._shard, self._write = shard, write
 
     def changes(self, first: int, changes: Sequence[Change]) -> None:

@@ -1,7 +1,7 @@
 """What a router knows about the shards, and its decisions. It has no clock, no network and no Ray.
 
-Reports (`heard`) and block events (`KnownShard.blocks`) may arrive in another thread than `route` runs in. The two
-threads share only a queue and values that are replaced as a whole, so neither ever waits for the other.
+All of it happens in one thread. Where there are more than MANY shards, they are scored together (`board`), and the
+policy looks at the best of them: to the same decision, in a tenth of a millisecond for a thousand.
 
 Between two reports the router corrects the last one itself. It adds a request to its shard's load from the moment it
 sends it there until the first report that names the request's ticket, which includes it. It treats the request's blocks
@@ -18,11 +18,18 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from octavo.cost_model import Cost, attended
 from octavo.load import LoadedAdapters, ShardState
-from octavo.routing.index import ShardBlocks, matched
+from octavo.routing.board import Board, Field, Peers
+from octavo.routing.index import BlockIndex, Chain, ShardBlocks, usable
 from octavo.routing.policy import POLICIES, PRIOR, Candidate, Choice, PolicyName, Query, Reason, apart, explain
+
+if TYPE_CHECKING:
+    from octavo.routing.board import Numbers
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +39,12 @@ include the request."""
 
 PREFILL = "/prefill"
 """Behind a request's ticket: of its prompt, where that is computed on another shard than its stream runs on."""
+
+MANY = 16
+"""Shards up to which each is looked at by itself: for so few that is as fast."""
+
+KEPT = 4
+"""Shards that a policy looks at where there are more, beside one that holds the most of the prompt."""
 
 BUSY_SECONDS = 10.0
 """Seconds over which `Query.busy` is averaged: longer than many prompts take, shorter than changes of the load."""
@@ -51,7 +64,7 @@ class RoutingConfig:
         policy: one of `octavo.routing.policy.POLICIES`.
         stream_weight: seconds of waiting for a first token that one second of delay to one running stream is worth.
         stale_after_s: age in seconds from which a shard's last report is ignored.
-        max_blocks_per_shard: block hashes kept per shard; about 130 bytes each.
+        max_blocks_per_shard: block hashes kept per shard; about 80 bytes each.
         log_decisions: log every decision with all numbers of the formula.
         apart_weight: seconds of waiting for a first token that a second is worth for which a stream is held up, where a
             prompt may be computed on another shard than its stream runs on; 0: it may not.
@@ -65,13 +78,14 @@ class RoutingConfig:
     apart_weight: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decision:
     """A decision and what it was made of: enough to redo it by hand.
 
     Attributes:
-        candidates: every shard that was looked at.
+        candidates: every shard; of more than MANY the best few.
         stream_weight: as `RoutingConfig` has it.
+        more: shards beside these.
     """
 
     ticket: str
@@ -79,6 +93,7 @@ class Decision:
     candidates: Sequence[Candidate]
     choice: Choice
     stream_weight: float
+    more: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -86,11 +101,11 @@ class KnownShard:
     """What the router knows about one shard.
 
     Attributes:
-        blocks: the shard's prefix cache, as its events describe it.
+        number: that no other shard of the router has; -1 once it has left.
+        blocks: the shard's prefix cache, as its events describe it, and what requests that were sent there will add.
         known_at: watermark: everything that the shard said before this time has been applied.
         state: its last report, minus the requests that ended since; None before the first report.
         reports: number of reports received.
-        coming: block hash -> number of requests, sent or queued there, that are expected to add the block.
         adapters: digests of those that are loaded there, as it said last, and of those that were sent there since.
         adapter_seconds: that it takes to load another.
         sequences, tokens, attended: sums over requests sent there that no report includes yet.
@@ -98,13 +113,15 @@ class KnownShard:
         stale: whether its reports had stopped at the last decision.
         decisions: requests sent there by reason.
         prompts: seconds of prompts that were sent there, of late, at `prompts_at`; see `busy`.
+        now: `state` with what is not in it yet; None: one of them has changed.
     """
 
+    name: str
+    number: int
     blocks: ShardBlocks
     known_at: float
     state: ShardState | None = None
     reports: int = 0
-    coming: dict[bytes, int] = field(default_factory=dict)
     adapters: set[str] = field(default_factory=set)
     adapter_seconds: float = LoadedAdapters().seconds
     sequences: int = 0
@@ -115,6 +132,7 @@ class KnownShard:
     decisions: Counter[Reason] = field(default_factory=Counter)
     prompts: float = 0.0
     prompts_at: float = 0.0
+    now: ShardState | None = None
 
     def busy(self, now: float, more: float = 0.0) -> float:
         """Share of the recent time that prompts take there, to which another one of so many seconds is added."""
@@ -142,6 +160,16 @@ class _Sent:
     report: int = -1  # number of the shard's first report that includes it
 
 
+@dataclass(slots=True)
+class _Look:
+    """What a decision asks of each shard; `found` is what the index says of the chain."""
+
+    query: Query
+    chain: Chain
+    found: list[tuple[int, int]]
+    now: float
+
+
 class Router:
     """Decides for the shards of one model.
 
@@ -158,7 +186,18 @@ class Router:
         self._sent: dict[str, _Sent] = {}  # by ticket, oldest first
         self._unconfirmed: deque[tuple[str, _Sent]] = deque()
         self._coming: list[tuple[float, int, _Sent]] = []  # heap: when to forget its blocks, number, ...
-        self._news: deque[tuple[str, str, int]] = deque()  # (what happened, ticket, report), from any thread
+        self._news: deque[tuple[str, str, int]] = deque()  # (what happened, ticket, report)
+        self._index = BlockIndex()
+        self._numbered: list[KnownShard | None] = []
+        self._adapters: dict[str, set[KnownShard]] = {}  # by digest: where it is loaded
+        self._stale: set[KnownShard] = set()
+        self._unpriced: set[KnownShard] = set()  # shards that have measured no steps
+        self._windows = False  # some shard's layers have some
+        self._board: Board | None = None  # from the first decision among many on
+        self._changed: set[KnownShard] = set()  # which the board has otherwise
+        self._field: tuple[Sequence[str], Field] | None = None  # of the last decision among many
+        self._lent: Cost | None = None  # what stands on the board for shards that have measured no steps
+        self._look_at = -math.inf  # when a shard on the board may be stale
         self._turn = 0
         self._numbers = itertools.count()
         self._busy = 0.0  # see `Query.busy`
@@ -169,17 +208,44 @@ class Router:
     def join(self, name: str, now: float) -> KnownShard:
         """Add a shard; it is assumed idle, with an empty cache, until its first report."""
         if (shard := self.shards.get(name)) is None:  # to make one takes 10 us, and every decision asks for each shard
-            shard = self.shards[name] = KnownShard(ShardBlocks(self.config.max_blocks_per_shard), now)
+            if None not in self._numbered:
+                self._numbered.append(None)
+            number = self._numbered.index(None)
+            shard = self.shards[name] = self._numbered[number] = KnownShard(name, number, self._blocks(name), now)
+            self._index.own(shard.blocks.bit, number)
+            self._field, self._look_at = None, -math.inf
+            self._touch(shard)
         return shard
+
+    def _blocks(self, name: str) -> ShardBlocks:
+        """What is known of the blocks of a shard that joins."""
+        return ShardBlocks(self.config.max_blocks_per_shard, self._index)
 
     def leave(self, name: str) -> None:
         """Forget a shard."""
-        self.shards.pop(name, None)
+        if (shard := self.shards.pop(name, None)) is None:
+            return
+        self._numbered[shard.number], shard.number = None, -1
+        shard.blocks.leave()
+        self._load(shard, set())
+        for kept in (self._stale, self._unpriced, self._changed):
+            kept.discard(shard)
+        self._field = None
+
+    def _load(self, shard: KnownShard, adapters: set[str]) -> None:
+        """These and no other adapters are loaded there."""
+        for digest in shard.adapters - adapters:
+            self._adapters[digest].discard(shard)
+            if not self._adapters[digest]:
+                del self._adapters[digest]
+        for digest in adapters - shard.adapters:
+            self._adapters.setdefault(digest, set()).add(shard)
+        shard.adapters = adapters
 
     def close(self) -> None:
         """Nothing more is decided."""
 
-    # ---- what comes in: any thread ----------------------------------------------------------------------------
+    # ---- what comes in ----------------------------------------------------------------------------------------
 
     def heard(
         self,
@@ -203,11 +269,18 @@ class Router:
         if state is not None:
             shard.state = state
             shard.reports += 1
+            self._windows = self._windows or state.groups is not None
         if adapters is not None:
-            shard.adapters, shard.adapter_seconds = set(adapters.digests), adapters.seconds
+            self._load(shard, set(adapters.digests))
+            shard.adapter_seconds = adapters.seconds
         self._news.extend(("reported", ticket, shard.reports) for ticket in tickets if ticket in self._sent)
         if known_at is not None and shard.blocks.exact:
             shard.known_at = known_at
+            if shard.stale:
+                self._look_at = -math.inf
+        if state is not None or adapters is not None:
+            self._touch(shard)
+            self._show()
 
     def completed(self, ticket: str, *, ran: bool = True) -> None:
         """A request ended or failed. If it never `ran`, its blocks are no longer expected in the shard's cache."""
@@ -240,19 +313,26 @@ class Router:
         self.settle(now)
         self._forget(ticket)
         self._turn += 1
-        query = replace(query, turn=self._turn, busy=self._busy)
+        query = Query(
+            query.tokens, query.sequences, query.session, self._turn, self._busy, query.adapter, query.parts
+        )  # `replace` takes four times as long
         start = self._turn % len(names)  # equally good shards take turns
-        candidates = [self._candidate(name, chain, query, now) for name in [*names[start:], *names[:start]]]
-        if any(shard.state.fetched_block for shard in candidates):
-            candidates = self._with_peers(candidates, chain, query)
+        blocks = Chain(chain)
+        look = _Look(query, blocks, self._index.prefixes(blocks), now)
+        field = self._field_of(names, now) if self._is_scored(query, len(names)) else None
+        candidates = self._all(look, names, start) if field is None else self._best(look, field, start)
         choice = self._choose(query, candidates)
-        if choice.score.start > within and (timely := [c for c in candidates if c.start_seconds(query) <= within]):
-            choice = self._choose(query, timely)
+        if choice.score.start > within:
+            others = candidates if field is None else self._best(look, field, start, within)
+            if timely := [shard for shard in others if shard.start_seconds(query) <= within]:
+                choice = self._choose(query, timely)
+                candidates = others
         self.shards[choice.order[0]].decisions[choice.reason] += 1
         if self.config.log_decisions:
             logger.info("%s goes to %s (%s)\n%s", ticket, choice.order[0], choice.reason,
                         explain(query, candidates, self.config.stream_weight))  # fmt: skip
-        self.latest = Decision(ticket, query, candidates, choice, self.config.stream_weight)
+        more = len(names) - len(candidates)
+        self.latest = Decision(ticket, query, candidates, choice, self.config.stream_weight, more)
         if self.told is not None:
             self.told(self.latest)
         if choice.prefill:
@@ -261,7 +341,7 @@ class Router:
             self._count(ticket + PREFILL, chain, replace(query, sequences=1), choice.prefill, *first, now)
         found = choice.cached, choice.score.fetched, choice.score.first_token
         self._count(ticket, chain, query, choice.order[0], *found, now)
-        self._note_busy(candidates, now)
+        self._note_busy(candidates, field, now)
         return choice
 
     def _choose(self, query: Query, candidates: Sequence[Candidate]) -> Choice:
@@ -270,64 +350,166 @@ class Router:
             return apart(query, candidates, config.stream_weight, config.apart_weight)
         return POLICIES[config.policy](query, candidates, config.stream_weight)
 
-    def _note_busy(self, candidates: Sequence[Candidate], now: float) -> None:
-        share = sum(shard.state.prefilling + shard.state.queued > 0 for shard in candidates) / len(candidates)
+    def _note_busy(self, candidates: Sequence[Candidate], field: Field | None, now: float) -> None:
+        if field is not None and self._board is not None:
+            share = self._board.share_busy(field)
+        else:
+            share = sum(shard.state.prefilling + shard.state.queued > 0 for shard in candidates) / len(candidates)
         self._busy = share + (self._busy - share) * math.exp((self._asked - now) / BUSY_SECONDS)
         self._asked = now
 
-    def _candidate(self, name: str, chain: Sequence[bytes], query: Query, now: float) -> Candidate:
-        shard = self.join(name, now)
-        state = self._state(name, shard, now)
-        cold = query.adapter and query.adapter not in shard.adapters
-        adapter = shard.adapter_seconds if cold else 0.0
-        if shard.stale:
-            return Candidate(name, 0, state, stale=True, adapter=adapter)
-        usable = (query.tokens - 1) // state.block_size  # an engine computes at least the last token
-        held = chain[:usable], shard.blocks.hashes, shard.coming, state.groups, state.block_size
-        cached = matched(*held) * state.block_size
-        return Candidate(name, cached, state, adapter=adapter, busy=shard.busy(now))
+    def _all(self, look: _Look, names: Sequence[str], start: int) -> list[Candidate]:
+        """All shards, those from place `start` on first."""
+        candidates = [self._candidate(self.join(name, look.now), look) for name in [*names[start:], *names[:start]]]
+        if any(shard.state.fetched_block for shard in candidates):
+            candidates = _with_peers(candidates, self._givers(look))
+        return candidates
 
-    def _with_peers(self, candidates: list[Candidate], chain: Sequence[bytes], query: Query) -> list[Candidate]:
-        """The same with who else holds more of the prompt: the two that hold most, whether they have room or not."""
+    def _candidate(self, shard: KnownShard, look: _Look, cached: int | None = None) -> Candidate:
+        state, adapter = self._state(shard, look.now), look.query.adapter
+        seconds = shard.adapter_seconds if adapter and adapter not in shard.adapters else 0.0
+        if shard.stale:
+            return Candidate(shard.name, 0, state, stale=True, adapter=seconds)
+        if cached is None:
+            cached = self._usable(shard, state, look) * state.block_size
+        return Candidate(shard.name, cached, state, adapter=seconds, busy=shard.busy(look.now))
+
+    def _usable(self, shard: KnownShard, state: ShardState, look: _Look) -> int:
+        """Leading blocks of the prompt that a shard holds or is about to compute, and can go on from."""
+        most = (look.query.tokens - 1) // state.block_size  # an engine computes at least the last token
+        found = next((count for count, bits in look.found if bits & shard.blocks.bit), 0)
+        if state.groups is None:
+            return min(most, found)
+        return usable(look.chain, most, min(most, found), shard.blocks, state.groups, state.block_size)
+
+    def _givers(self, look: _Look) -> list[tuple[int, KnownShard]]:
+        """The two shards that hold most of a prompt, whether they have room or not, and how many tokens of it."""
         held: list[tuple[int, str]] = []
-        for name, shard in self.shards.items():
-            if shard.state is not None and shard.state.fetched_block and not shard.stale:
-                usable = (query.tokens - 1) // shard.state.block_size
-                if count := matched(chain[:usable], shard.blocks.hashes) * shard.state.block_size:
-                    held.append((count, name))
-        best = heapq.nlargest(2, held)
-        found = []
-        for each in candidates:
-            count, peer = next((most for most in best if most[1] != each.name), (0, ""))
-            takes = each.state.fetched_block and not each.stale and count > each.cached
-            found.append(replace(each, peer=peer, peer_cached=count) if takes else each)
-        return found
+        for found, bits in self._index.prefixes(look.chain, coming=False):
+            for number in self._index.owners(bits).tolist():
+                shard = self._numbered[number] if number >= 0 else None
+                if shard is not None and shard.state is not None and shard.state.fetched_block and not shard.stale:
+                    count = min(found, (look.query.tokens - 1) // shard.state.block_size)
+                    held += [(count * shard.state.block_size, shard.name)] if count else []
+            if len(held) > 1:
+                break
+        return [(count, self.shards[name]) for count, name in heapq.nlargest(2, held)]
+
+    # ---- many shards ------------------------------------------------------------------------------------------
+
+    def _is_scored(self, query: Query, count: int) -> bool:
+        """Whether there are so many shards that only the best are looked at."""
+        by_score = self.config.policy in ("prefix_affinity", "least_loaded")
+        by_load = self.config.policy == "session" and not query.session
+        return count > MANY and (by_score or by_load) and not self.config.apart_weight
+
+    def _field_of(self, names: Sequence[str], now: float) -> Field:
+        """The shards of these names, with all that is known of them on the board; quick for the last time's tuple."""
+        if self._board is None:
+            self._board, self._changed = Board(), set(self.shards.values())
+        if self._field is None or self._field[0] is not names or not isinstance(names, tuple):
+            rows = [self.join(name, now).number for name in names]
+            self._show()
+            self._field = names, self._board.field(rows)
+        if now > self._look_at:
+            for shard in self.shards.values():
+                self._judge(shard, now)
+            known = [shard.known_at for shard in self.shards.values() if not shard.stale]
+            self._look_at = min(known, default=math.inf) + self.config.stale_after_s
+        if self._unpriced and (cost := self.cost()) != self._lent:
+            self._lent = cost
+            self._changed |= self._unpriced
+        self._show()
+        return self._field[1]
+
+    def _best(self, look: _Look, field: Field, start: int, within: float = math.inf) -> list[Candidate]:
+        """The best shards by the formula, and whatever else a policy's reason depends on."""
+        board, query = self._board, look.query
+        assert board is not None
+        held = np.zeros(board.count + 1)  # the last is nobody's
+        for count, bits in look.found:
+            held[self._index.owners(bits)] = count
+        held = held[:-1]
+        for shard in self._stale:
+            held[shard.number] = 0.0
+        if self._windows:
+            self._narrow(held, look)
+        found = cached = board.tokens(held, query) if look.found or self._windows else held
+        givers = self._givers(look) if board.fetches else []
+        peers = Peers(givers[0][1].number, givers[0][0], givers[1][0] if givers[1:] else 0) if givers else None
+        if self.config.policy != "prefix_affinity":
+            cached, peers = np.zeros(board.count), None
+        warm = [shard.number for shard in self._adapters.get(query.adapter, ())]
+        rows = board.best(
+            query, field, cached, self.config.stream_weight, KEPT, start, warm=warm, peers=peers, within=within
+        )
+        chosen = [each for row in rows if (each := self._numbered[row]) is not None]
+        candidates = [self._candidate(each, look, int(found[each.number])) for each in chosen]
+        return _with_peers(candidates, givers) if board.fetches else candidates
+
+    def _narrow(self, held: Numbers, look: _Look) -> None:
+        """Leave only those blocks that layers with windows can go on from."""
+        for shard in self.shards.values():
+            state = self._current(shard)
+            if state.groups is not None and not shard.stale and (held[shard.number] or not state.groups.whole):
+                held[shard.number] = self._usable(shard, state, look)
+
+    def _touch(self, shard: KnownShard) -> None:
+        """Something of what `_current` gives has changed."""
+        shard.now = None
+        if self._board is not None and shard.number >= 0:
+            self._changed.add(shard)
+
+    def _show(self) -> None:
+        """Bring the board up to date."""
+        while self._board is not None and self._changed:
+            shard = self._changed.pop()
+            self._board.put(shard.number, self._current(shard), shard.adapter_seconds, stale=shard.stale)
+
+    # ---- how busy a shard is ----------------------------------------------------------------------------------
 
     def state_of(self, name: str, now: float) -> ShardState:
         """How busy a shard is, what was sent there since its last report included."""
-        return self._state(name, self.join(name, now), now)
+        return self._state(self.join(name, now), now)
 
-    def _state(self, name: str, shard: KnownShard, now: float) -> ShardState:
+    def _state(self, shard: KnownShard, now: float) -> ShardState:
+        self._judge(shard, now)
+        return shard.now or self._current(shard)
+
+    def _current(self, shard: KnownShard) -> ShardState:
+        """As `state_of`, where it is known whether the shard is stale."""
+        if shard.now is not None:
+            return shard.now
         state = shard.state or UNKNOWN
-        if not any(state.cost):
+        if priced := any(state.cost):
+            self._unpriced.discard(shard)
+        else:
+            self._unpriced.add(shard)
             state = replace(state, cost=self.cost())
-        self._judge(name, shard, now)
+            self._lent = None if state.cost != self._lent else self._lent
         if shard.stale:
-            return replace(
+            state = replace(
                 state, decoding=shard.in_flight, context=0, prefilling=0, queued=0, backlog_tokens=shard.tokens,
                 backlog_attended=shard.attended, blocks_free=state.blocks,
             )  # fmt: skip
-        return state.with_request(shard.sequences, shard.tokens, shard.attended) if shard.sequences else state
+        elif shard.sequences:
+            state = state.with_request(shard.sequences, shard.tokens, shard.attended)
+        shard.now = state if priced else None
+        return state
 
-    def _judge(self, name: str, shard: KnownShard, now: float) -> None:
+    def _judge(self, shard: KnownShard, now: float) -> None:
         """Log once when a shard's reports stop, and when they resume."""
         age = now - shard.known_at
-        stale = age > self.config.stale_after_s
-        if stale and not shard.stale:
-            logger.warning("Nothing current was heard from %s for %.1f s: it is judged by load alone", name, age)
-        elif shard.stale and not stale:
-            logger.warning("%s is heard again; %d blocks are known there", name, len(shard.blocks.hashes))
+        if (stale := age > self.config.stale_after_s) == shard.stale:
+            return
+        if stale:
+            logger.warning("Nothing current was heard from %s for %.1f s: it is judged by load alone", shard.name, age)
+            self._stale.add(shard)
+        else:
+            logger.warning("%s is heard again; %d blocks are known there", shard.name, len(shard.blocks))
+            self._stale.discard(shard)
         shard.stale = stale
+        self._touch(shard)
 
     def cost(self) -> Cost:
         """The cost model of a shard that has measured steps, for one that has not."""
@@ -343,7 +525,7 @@ class Router:
     ) -> None:  # fmt: skip
         shard = self.shards[name]
         uncached = query.tokens - cached
-        fresh = chain[(cached - fetched) // (shard.state or UNKNOWN).block_size :]
+        fresh = list(chain[(cached - fetched) // (shard.state or UNKNOWN).block_size :])
         sent = _Sent(shard, query.sequences, uncached, attended(cached, uncached), fresh, now)
         self._sent[ticket] = sent
         self._unconfirmed.append((ticket, sent))
@@ -353,9 +535,9 @@ class Router:
         shard.attended += sent.attended
         shard.in_flight += sent.sequences
         if query.adapter:
-            shard.adapters.add(query.adapter)
-        for block in fresh:
-            shard.coming[block] = shard.coming.get(block, 0) + 1
+            self._load(shard, shard.adapters | {query.adapter})
+        shard.blocks.expect(fresh)
+        self._touch(shard)
         # twice the prediction: a block that comes late is still expected; one that never comes is expected a little too
         # long
         heapq.heappush(self._coming, (now + 1.0 + 2 * first_token, next(self._numbers), sent))
@@ -367,7 +549,7 @@ class Router:
             what, ticket, report = self._news.popleft()
             sent = self._sent.get(ticket)
             if sent is not None:
-                _uncount(sent)
+                self._uncount(sent)
                 state = sent.shard.state
                 if what == "reported":
                     sent.report = report
@@ -375,7 +557,7 @@ class Router:
                     # the next report may be 0.1 s away, and short requests are often repeated sooner
                     sent.shard.state = state.without_request(sent.sequences, sent.tokens, sent.attended)
                 if what == "withdrawn":
-                    _arrived(sent)
+                    sent.shard.blocks.expect_no_more(sent.coming)
             if what != "reported":
                 self._forget(ticket)
         while self._unconfirmed and self._unconfirmed[0][1].at < now - UNCONFIRMED_SECONDS:
@@ -383,29 +565,31 @@ class Router:
             if sent.unreported and self._sent.get(ticket) is sent:
                 self._forget(ticket)
         while self._coming and self._coming[0][0] < now:
-            _arrived(heapq.heappop(self._coming)[2])
+            sent = heapq.heappop(self._coming)[2]
+            sent.shard.blocks.expect_no_more(sent.coming)
+        self._show()
 
     def _forget(self, ticket: str) -> None:
         sent = self._sent.pop(ticket, None)
         if sent is not None:
-            _uncount(sent)
+            self._uncount(sent)
             sent.shard.in_flight -= sent.sequences
 
+    def _uncount(self, sent: _Sent) -> None:
+        """Take the request out of the sums: a report includes it, or it has ended."""
+        if sent.unreported:
+            sent.shard.sequences -= sent.sequences
+            sent.shard.tokens -= sent.tokens
+            sent.shard.attended -= sent.attended
+        sent.unreported = False
+        self._touch(sent.shard)
 
-def _uncount(sent: _Sent) -> None:
-    """Take the request out of the sums: a report includes it, or it has ended."""
-    if sent.unreported:
-        sent.shard.sequences -= sent.sequences
-        sent.shard.tokens -= sent.tokens
-        sent.shard.attended -= sent.attended
-    sent.unreported = False
 
-
-def _arrived(sent: _Sent) -> None:
-    """Stop expecting the request's blocks; a second call does nothing."""
-    coming = sent.shard.coming
-    for block in sent.coming:
-        count = coming.pop(block, 0)
-        if count > 1:
-            coming[block] = count - 1
-    sent.coming = ()
+def _with_peers(candidates: list[Candidate], givers: list[tuple[int, KnownShard]]) -> list[Candidate]:
+    """The same with who else holds more of the prompt."""
+    found = []
+    for each in candidates:
+        count, peer = next(((count, shard.name) for count, shard in givers if shard.name != each.name), (0, ""))
+        takes = each.state.fetched_block and not each.stale and count > each.cached
+        found.append(replace(each, peer=peer, peer_cached=count) if takes else each)
+    return found

@@ -94,7 +94,7 @@ async def waits(books: Books, count: int) -> None:
 def test_a_request_is_on_all_books_until_it_has_ended() -> None:
     async def scenario(picker: Picker, books: Books) -> None:
         link = start(picker, "a")
-        asked = request("1", [b"x"], n=2)
+        asked = request("1", [b"x" * 16], n=2)
         picked = await picker.pick(asked)
         assert picked.link is link
         assert (picked.placement.ticket, picked.placement.shard, picked.placement.reason) == ("1", "a", "load")
@@ -114,10 +114,10 @@ def test_a_prefix_returns_to_its_shard_if_it_ran_there() -> None:
     async def scenario(picker: Picker, books: Books) -> None:
         for name in "abc":
             start(picker, name)
-        first = await picker.pick(request("1", [b"x", b"y"]))
+        first = await picker.pick(request("1", [b"x" * 16, b"y" * 16]))
         first.ended(ran=True)
         for number in range(5):
-            again = await picker.pick(request(f"again {number}", [b"x", b"y", b"z"]))
+            again = await picker.pick(request(f"again {number}", [b"x" * 16, b"y" * 16, b"z" * 16]))
             again.ended(ran=True)
             assert (again.placement.shard, again.placement.reason) == (first.placement.shard, "prefix")
         refused = await picker.pick(request("2", [b"p", b"q"]))

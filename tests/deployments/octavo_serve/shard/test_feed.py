@@ -16,6 +16,7 @@ from octavo.engine.served_engine import ServedEngine
 from octavo.load import LoadedAdapters
 from octavo.rehearsal.simulated import Profile, SimulatedExecutor
 from octavo.request import Adapter, Placement, Request, SamplingParams
+from octavo.routing.index import keys_of
 from octavo.routing.policy import Query
 from octavo.routing.router import Router, RoutingConfig
 from octavo_serve.gateway.link import Link
@@ -56,8 +57,8 @@ class Shard:
             while self.engine.has_work:
                 self.engine.step()
 
-    def truth(self) -> set[bytes]:
-        return set(self.engine.pool.snapshot()[1])
+    def truth(self) -> set[int]:
+        return set(keys_of(self.engine.pool.snapshot()[1]))
 
 
 class Listener:
@@ -70,8 +71,8 @@ class Listener:
         link.tell(self.router, "a")
 
     @property
-    def blocks(self) -> set[bytes]:
-        return self.router.shards["a"].blocks.hashes
+    def blocks(self) -> set[int]:
+        return self.router.shards["a"].blocks.keys
 
     def is_stale(self) -> bool:
         self.router.route("look", [], Query(1), ["a"], time.monotonic())

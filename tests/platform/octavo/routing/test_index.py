@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo.kvcache.block_pool import BlockPool
-from octavo.routing.index import ShardBlocks, matched
+from octavo.routing.index import Chain, ShardBlocks, keys_of
 
 
 def block(number: int) -> bytes:
-    return number.to_bytes(16, "little")
+    return (number << 4).to_bytes(8, "little").rjust(16, b"\0")
 
 
 def hear(index: ShardBlocks, pool: BlockPool, *, lost: bool = False) -> None:
@@ -67,11 +67,11 @@ def test_exact_means_equal(steps: list[tuple[str, object]]) -> None:
     hear(index, pool)
     pool.events.append("stored", (block(98),))  # whatever was lost before shows now
     hear(index, pool)
-    truth = set(pool.snapshot()[1]) | {block(98)}
-    assert not index.exact or index.hashes == truth
+    truth = set(keys_of([*pool.snapshot()[1], block(98)]))
+    assert not index.exact or index.keys == truth
     listen(index, pool)
     assert index.exact
-    assert index.hashes | {block(98)} == truth
+    assert index.keys | set(keys_of([block(98)])) == truth
 
 
 def test_a_snapshot_that_shows_later_events_already_is_right_in_the_end() -> None:
@@ -80,21 +80,21 @@ def test_a_snapshot_that_shows_later_events_already_is_right_in_the_end() -> Non
     index.part(1, 0, 1, [block(7)])  # true at number 3: event 1 stored 5 and 7, event 2 removed 5
     index.changes(1, [("stored", [block(5), block(7)]), ("removed", [block(5)])])
     assert index.exact
-    assert index.hashes == {block(7)}
+    assert index.keys == set(keys_of([block(7)]))
 
 
 def test_before_a_snapshot_nothing_is_believed() -> None:
     index = ShardBlocks(100)
     index.changes(0, [("stored", [block(1)])])
     assert not index.exact
-    assert index.hashes == set()
+    assert index.keys == set()
 
 
 def test_a_gap_is_counted_and_the_old_set_stays_in_use() -> None:
     index = ShardBlocks(100)
     index.part(0, 0, 1, [block(1)])
     index.changes(3, [("stored", [block(2)])])
-    assert (index.exact, index.gaps, index.hashes) == (False, 1, {block(1)})
+    assert (index.exact, index.gaps, index.keys) == (False, 1, set(keys_of([block(1)])))
 
 
 @pytest.mark.parametrize("by", ["snapshot", "events"])
@@ -106,11 +106,11 @@ def test_memory_is_bounded_and_what_is_left_out_is_only_missed(by: str) -> None:
     else:
         index.part(0, 0, 1, [])
         index.changes(0, [("stored", many[:4]), ("stored", many[4:])])
-    assert len(index.hashes) == 10
-    assert index.hashes < set(many)
+    assert len(index) == len(index.keys) == 10
+    assert index.keys < set(keys_of(many))
     assert index.skipped == 15
     index.changes(0 if by == "snapshot" else 2, [("cleared", []), ("stored", many[:3])])
-    assert index.hashes == set(many[:3])
+    assert index.keys == set(keys_of(many[:3]))
 
 
 @pytest.mark.parametrize(
@@ -118,4 +118,8 @@ def test_memory_is_bounded_and_what_is_left_out_is_only_missed(by: str) -> None:
     [("", "", 0), ("abc", "", 3), ("acd", "", 1), ("bcd", "", 0), ("ac", "b", 3), ("", "abcd", 4), ("abcdef", "", 4)],
 )
 def test_only_an_unbroken_prefix_counts(held: str, coming: str, length: int) -> None:
-    assert matched([b"a", b"b", b"c", b"d"], {c.encode() for c in held}, {c.encode() for c in coming}) == length
+    blocks = ShardBlocks(100)
+    blocks.part(0, 0, 1, [block(ord(each)) for each in held])
+    blocks.expect([block(ord(each)) for each in coming])
+    found = blocks.index.prefixes(Chain([block(ord(each)) for each in "abcd"]))
+    assert found == ([(length, blocks.bit)] if length else [])

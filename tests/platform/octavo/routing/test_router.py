@@ -127,9 +127,9 @@ def test_a_request_that_did_not_run_leaves_no_blocks_behind() -> None:
         made.completed(f"refused {number}", ran=False)
     assert route(made, "again", chain(1)).cached == 0
     made.completed("again", ran=True)
-    assert sum(len(shard.coming) for shard in made.shards.values()) == 62
+    assert sum(len(shard.blocks.coming) for shard in made.shards.values()) == 62
     made.settle(1000.0)  # what was taken back is not taken back again
-    assert [made.shards[name].coming for name in sent] == [{}] * 3
+    assert [made.shards[name].blocks.coming for name in sent] == [set()] * 3
 
 
 def test_of_two_with_one_prefix_the_one_that_runs_is_still_expected() -> None:
@@ -138,7 +138,7 @@ def test_of_two_with_one_prefix_the_one_that_runs_is_still_expected() -> None:
     route(made, "2", chain(1), names=[first])
     made.completed("2", ran=False)
     made.settle(0.0)
-    assert set(made.shards[first].coming) == set(chain(1))
+    assert made.shards[first].blocks.coming == set(chain(1))
 
 
 def test_a_retry_counts_once() -> None:
@@ -161,12 +161,12 @@ def test_a_request_that_was_never_sent_is_forgotten() -> None:
 def test_blocks_that_were_coming_are_not_believed_for_ever() -> None:
     made = router()
     first = route(made, "1", chain(1)).order[0]
-    assert len(made.shards[first].coming) == 62
+    assert len(made.shards[first].blocks.coming) == 62
     for name in NAMES:
         made.heard(name, IDLE, [], 5.0)
     assert route(made, "2", chain(1), now=5.0).cached == 0
-    assert made.shards[first].coming.keys() <= set(chain(1))
-    assert sum(len(shard.coming) for shard in made.shards.values()) == 62
+    assert made.shards[first].blocks.coming <= set(chain(1))
+    assert sum(len(shard.blocks.coming) for shard in made.shards.values()) == 62
 
 
 def test_events_decide_once_they_are_there() -> None:
