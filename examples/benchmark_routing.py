@@ -2,13 +2,16 @@
 
     .venv/bin/python examples/benchmark_routing.py serve mooncake_conversation.jsonl     # over HTTP
     .venv/bin/python examples/benchmark_routing.py simulate mooncake_conversation.jsonl  # no HTTP, no clock
+    .venv/bin/python examples/benchmark_routing.py simulate prompts                      # or chats, agents
 
 The trace is Mooncake's (https://github.com/kvcache-ai/Mooncake): arrivals, lengths, and hashes of blocks of 512 tokens.
 Equal hashes become equal tokens and different ones differ, so prefixes are shared exactly as they were. All lengths
 and the KV pools shrink by `--scale` and arrivals come faster by as much, so each shard has as many tokens a second to
 compute as in the original with `--time-scale` of it; what the front of a server costs stays what it is. In simulated
 time there is no front, and Serve's default router is a model of it. `--no-sharing` gives every block of every
-request tokens of its own. The last line of the output is JSON.
+request tokens of its own. Beside the policies stand their bounds: what one pool with the memory of all shards would hit
+of the same requests, one after the other, where the least recently used block goes, and where the one goes that is
+asked for last. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -30,18 +33,21 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from benchmark_eviction import MADE, Clairvoyant, LeastRecent, Load, share
 
 POLICIES = ("prefix_affinity", "least_loaded", "round_robin", "session")
 PROFILE = "llama-8b-h100"
 COLUMNS = ("hit", "ttft_p50", "ttft_p90", "ttft_p99", "output_tokens_per_s", "failed")
 BLOCK = 512
+PER_SECOND = 40
+"""Requests that are made, on eight shards, in simulated seconds at the scales' defaults."""
 WARM_UP = {"input_length": 64, "output_length": 16, "hash_ids": ["warm up"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("how", choices=("serve", "simulate"))
-    parser.add_argument("trace", type=Path)
+    parser.add_argument("trace", type=Path, help="a file, or one of " + ", ".join(WORKLOADS))
     parser.add_argument("--requests", type=int, default=600)
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--scale", type=float, default=0.25, help="of lengths, KV pools and, on a server, times")
@@ -54,6 +60,8 @@ def main() -> None:
     run = served if arguments.how == "serve" else simulated
     results: dict[str, list[dict[str, Any]]] = {}
     policies = arguments.policies.split(",")
+    limits = bounds(arguments)
+    print(*(f"{name} {value:.3f}" for name, value in limits.items()), flush=True)
     if arguments.how == "serve":
         each = 40 + max(at(row, arguments) for row in rows(arguments))  # a start, an end, and the arrivals
         print(f"about {arguments.rounds * len(policies) * each / 60:.0f} minutes", flush=True)
@@ -72,7 +80,20 @@ def main() -> None:
         print(f"{policy:16}", *(f"{name} {row[name]:.3f}" for name in COLUMNS))
     for row in (row for found in results.values() for row in found):
         del row["waits"]
-    print(json.dumps({"how": arguments.how, "rounds": arguments.rounds, "together": together, "rows": results}))
+    print(
+        json.dumps({"how": arguments.how, "rounds": arguments.rounds, "together": together, "rows": results, **limits})
+    )
+
+
+def bounds(arguments: argparse.Namespace) -> dict[str, float]:
+    """What one pool would hit that is as large as those of all shards."""
+    from octavo.rehearsal.simulated import load_profile
+
+    profile = load_profile(PROFILE)
+    blocks = int(arguments.shards * profile.kv_cache_bytes / profile.kv_bytes_per_token / BLOCK)
+    load: Load = [([str(each).encode() for each in row["hash_ids"]], row["input_length"]) for row in rows(arguments)]
+    kinds = {"lru": LeastRecent, "clairvoyant": Clairvoyant}
+    return {name: share(load, kind(load, blocks)) for name, kind in kinds.items()}
 
 
 def joined(rounds: list[dict[str, Any]]) -> dict[str, float]:
@@ -282,6 +303,8 @@ def tokens_of(row: dict[str, Any], scale: float, seed: int) -> list[int]:
 
 def rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The trace's first requests, spread over the three seconds that its time stamps are rounded to."""
+    if (name := str(arguments.trace)) in WORKLOADS:
+        return made(WORKLOADS[name](random.Random(0), arguments.requests)[: arguments.requests], arguments)
     with arguments.trace.open() as file:
         found = [json.loads(line) for line, _ in zip(file, range(arguments.requests), strict=False)]
     if arguments.no_sharing:
@@ -291,6 +314,25 @@ def rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for number, row in enumerate(found):
         first = stamps.index(row["timestamp"])
         row["timestamp"] += 3000 * (number - first) / stamps.count(row["timestamp"])
+    return found
+
+
+def prompts(rng: random.Random, count: int) -> Load:
+    """Each request has one of a dozen long system prompts, and a question of its own."""
+    systems = [[f"system {number} {i}".encode() for i in range(24)] for number in range(12)]
+    return [([*rng.choice(systems), rng.randbytes(8), rng.randbytes(8)], 26 * BLOCK) for _ in range(count)]
+
+
+WORKLOADS = {"chats": MADE["chats of 6 turns"], "agents": MADE["agents"], "prompts": prompts}
+
+
+def made(load: Load, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of requests that come at random times (Poisson), as many a second on each shard however many there are."""
+    rng, now, found = random.Random(1), 0.0, []
+    for chain, tokens in load:
+        now += rng.expovariate(PER_SECOND * arguments.shards / 8) * 1000 / 0.2
+        ids = [each.hex() for each in chain]
+        found.append({"timestamp": now, "input_length": tokens, "output_length": 200, "hash_ids": ids})
     return found
 
 

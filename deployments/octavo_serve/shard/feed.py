@@ -1,8 +1,9 @@
 """The feed: what a shard's cache holds, which adapters are loaded and how busy it is, from the shard to every gateway.
 
 Block events are sent as they come, at most every FLUSH_SECONDS; load and adapters every `report_s` if they changed, and
-each second in any case. A gateway that reads so slowly that FEED_UNREAD bytes wait for it hears no events: it finds the
-gap in their numbers and asks for a snapshot.
+each second in any case. Where a gateway says that it hears of many shards (`Ask.pace`), both come less often. A gateway
+that reads so slowly that FEED_UNREAD bytes wait for it hears no events: it finds the gap in their numbers and asks for
+a snapshot.
 
 Serve's own ways were no match: `record_routing_stats` is polled once a second or so and every change goes to every
 router by way of the controller. Figures are in docs/routing.md.
@@ -24,6 +25,9 @@ from octavo_serve.wire.messages import BEAT_SECONDS, Ask, Blocks, Report, Snapsh
 
 FLUSH_SECONDS = 0.01
 """Shortest time between two messages about blocks: below the step of any but the smallest models."""
+
+SLOWEST_SECONDS = 0.25
+"""Longest pace: what is older is of no use to requests that come more often."""
 
 FEED_UNREAD = 2**20
 """About 1,000 messages about blocks."""
@@ -58,6 +62,9 @@ class Feed:
         self._state: ShardState | None = None  # sent last
         self._adapters: LoadedAdapters | None = None  # likewise
         self._flushed = 0.0
+        self._pace = 0.0  # that a gateway asked for last: all hear of the same shards
+        self._waits = False  # there are events that will be flushed in a moment
+        self._owed: list[tuple[Hearer, float]] = []  # answers that go behind them
 
     def open(self) -> None:
         """Begin."""
@@ -81,15 +88,22 @@ class Feed:
 
     def flush(self) -> None:
         """Send the events that wait."""
-        self._flushed = time.monotonic()
+        self._flushed, self._waits = time.monotonic(), False
         events = self._engine.pool.events.take()
         for _, run in groupby(enumerate(events), lambda pair: pair[1].sequence - pair[0]):
             for message in _blocks([event for _, event in run]):  # more than one run if the log overflowed
                 self._tell(message)
         self._next = events[-1].sequence + 1 if events else self._next
+        owed, self._owed = self._owed, []
+        for hearer, asked in owed:
+            hearer.send_encoded(encode(Report(self._next, echo=asked)))
 
     def answer(self, hearer: Hearer, ask: Ask) -> None:
         """Tell one gateway that everything before this has been said, and all that is cached if it asks for it."""
+        self._pace = min(max(0.0, ask.pace), SLOWEST_SECONDS)
+        if self._waits and not ask.snapshot:  # sixteen gateways that ask are not to have it flushed for each
+            self._owed.append((hearer, ask.time))
+            return
         self.flush()  # so that the answer's number is the next one it has to see
         if not ask.snapshot or hearer.unread > FEED_UNREAD:
             hearer.send_encoded(encode(Report(self._next, echo=ask.time)))
@@ -109,7 +123,8 @@ class Feed:
             self._engine.pool.events.on_first = None
 
     def _events_wait(self) -> None:
-        if (rest := self._flushed + FLUSH_SECONDS - time.monotonic()) > 0:
+        if (rest := self._flushed + max(FLUSH_SECONDS, self._pace) - time.monotonic()) > 0:
+            self._waits = True
             self._loop.call_later(rest, self.flush)
         else:
             self.flush()
@@ -121,7 +136,7 @@ class Feed:
             if report is not None or time.monotonic() - said >= BEAT_SECONDS:
                 said = time.monotonic()
                 self._tell(report or Report(self._next))
-            await asyncio.sleep(min(self._report_s, BEAT_SECONDS / 2))
+            await asyncio.sleep(min(max(self._report_s, self._pace), BEAT_SECONDS / 2))
 
     def _report(self) -> Report | None:
         """The load and the adapters, if they changed."""

@@ -118,10 +118,12 @@ class Ask(msgspec.Struct, tag=True):
     Attributes:
         time: of its clock; the answering Report brings it back.
         snapshot: whether it needs one.
+        pace: seconds between two messages about blocks, and between two reports, at least; it hears of many shards.
     """
 
     time: float
     snapshot: bool = False
+    pace: float = 0.0
 
 
 class AskStatistics(msgspec.Struct, tag=True):

@@ -16,13 +16,13 @@ from octavo.engine.served_engine import ServedEngine
 from octavo.load import LoadedAdapters
 from octavo.rehearsal.simulated import Profile, SimulatedExecutor
 from octavo.request import Adapter, Placement, Request, SamplingParams
-from octavo.routing.index import keys_of
+from octavo.routing.index import ShardBlocks, keys_of
 from octavo.routing.policy import Query
 from octavo.routing.router import Router, RoutingConfig
 from octavo_serve.gateway.link import Link
-from octavo_serve.shard.feed import FEED_UNREAD, PART
+from octavo_serve.shard.feed import FEED_UNREAD, PART, SLOWEST_SECONDS, Feed
 from octavo_serve.shard.port import Port
-from octavo_serve.wire.messages import Address
+from octavo_serve.wire.messages import TO_GATEWAY, Address, Ask, Blocks, Report
 
 MACHINE = Profile("test", Cost(1e-3, 1e-6, 0, 0, 0), 1, 16 * 20_000, 8192, ())
 
@@ -122,6 +122,44 @@ def test_events_follow_through_evictions() -> None:
         shard.engine.pool.clear_cache()
         await shard.work(10)
         await wait_for(lambda: here.blocks == shard.truth())
+
+    run(scenario)
+
+
+class Ear:
+    """Who only counts."""
+
+    unread = 0
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+
+    def send_encoded(self, message: bytes) -> None:
+        self.heard.append(TO_GATEWAY.decode(message))
+
+
+def test_who_hears_of_many_shards_is_told_less_often_and_as_much() -> None:
+    async def scenario(shard: Shard, address: Address) -> None:
+        ear = Ear()
+        feed = Feed(shard.engine, 0.001, [ear])
+        feed.open()
+        feed.answer(ear, Ask(1.0, pace=1000.0))
+        start = time.monotonic()
+        for number in range(20):
+            await shard.work(1)
+            feed.answer(ear, Ask(2.0 + number, pace=1000.0))  # as sixteen gateways do all the time
+        told = [message for message in ear.heard if isinstance(message, Blocks)]
+        assert len(told) <= 2 + (time.monotonic() - start) / SLOWEST_SECONDS
+        await wait_for(lambda: any(isinstance(each, Report) and each.echo == 21.0 for each in ear.heard))
+        known = ShardBlocks(1000)
+        known.part(0, 0, 1, [])
+        for message in ear.heard:
+            if isinstance(message, Blocks):
+                known.changes(message.first, [(kind, [hashes]) for kind, hashes in message.changes])
+            elif isinstance(message, Report) and message.echo is not None:
+                known.changes(message.next, [])  # everything before it has been told
+        assert (known.exact, known.keys) == (True, shard.truth())
+        feed.close()
 
     run(scenario)
 
