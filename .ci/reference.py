@@ -50,10 +50,10 @@ MODELS = """# All models
 **When do I look here?** Before a model is downloaded: which families run, on what, and from which files. **How?** Look
 for the `model_type` of the model's `config.json`, or for `general.architecture` of its GGUF file.
 
-Both runners run every family (of Qwen 3.5 and 3-Next torch alone): the native one on CPUs in C++, torch on CPUs and
-GPUs; what recurrent layers change is in [recurrent.md](recurrent.md). Safetensors are read of all
-families, also quantised by GPTQ, AWQ and compressed-tensors ([quantization.md](quantization.md)). A setting of a config
-that a family does not know and that would change what it computes is refused by its name.
+Both runners run every family: the native one on CPUs in C++, torch on CPUs and GPUs; what recurrent layers change is in
+[recurrent.md](recurrent.md). Safetensors are read of all families, also quantised by GPTQ, AWQ and compressed-tensors
+([quantization.md](quantization.md)). A setting of a config that a family does not know and that would change what it
+computes is refused by its name.
 
 Layers with a sliding window keep what lies in it, and as much as a step computes: what left it is given back, stays in
 the prefix cache while there is room, and goes first. A prefix is found where the window before its end is still there.

@@ -125,22 +125,47 @@ class PackedLatent:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedRule:
+    """What a gated delta net has behind its convolution (`delta_net.h`)."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    decay: Float32  # [value_heads], below 0
+    step: Float32  # [value_heads]
+    scale: Float32  # [value_dim], of the norm that follows
+
+    @property
+    def state_floats(self) -> int:
+        """Values of one sequence's state."""
+        return self.value_heads * self.key_dim * self.value_dim
+
+    def words(self) -> list[int]:
+        """The words of `struct Rule` in delta_net.h."""
+        sizes = self.key_heads, self.value_heads, self.key_dim, self.value_dim
+        return [*sizes, *map(_address, (self.decay, self.step, self.scale))]
+
+
+@dataclass(frozen=True, slots=True)
 class PackedRecurrent:
-    """What a layer has in place of attention: a short convolution, before which the layer's q and after which its out
-    stand (`recurrent.h`)."""
+    """What a layer has in place of attention: a short convolution, before which some of the layer's matrices and after
+    which its out stand (`recurrent.h`)."""
 
     weight: Float32  # [taps, channels], the oldest first
     bias: Float32 | None  # [channels]
+    rule: PackedRule | None = None  # None: a gate follows, and q comes first
 
     @property
     def state_floats(self) -> int:
         """Values of one sequence's state."""
         taps, channels = self.weight.shape
-        return int((taps - 1) * channels)
+        return int((taps - 1) * channels) + (self.rule.state_floats if self.rule else 0)
 
-    def words(self, states: int, stride: int) -> list[int]:
+    def words(self, states: int, stride: int, rule: Int64 | None) -> list[int]:
         """The words of `struct Recurrent` in recurrent.h."""
-        return [*self.weight.shape, _address(self.weight), _address(self.bias), states, stride]
+        following = 0 if rule is None else rule.ctypes.data
+        return [*self.weight.shape, _address(self.weight), _address(self.bias), states, stride, following]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +174,8 @@ class PackedLayer:
     expert's, if it has one. With latent attention, `q` makes queries or what they are projected to, and `k` records."""
 
     q: PackedLinear
-    k: PackedLinear | None  # None in a recurrent layer
-    v: PackedLinear | None  # None in a recurrent layer, and with latent attention
+    k: PackedLinear | None  # None before a short convolution alone
+    v: PackedLinear | None  # the same, and with latent attention
     out: PackedLinear
     gate: PackedLinear | None  # None for an MLP without a gate
     up: PackedLinear | None  # None where only a mixture's experts follow
@@ -169,6 +194,9 @@ class PackedLayer:
     mlp_norm_bias: Float32 | None = None
     latent: PackedLatent | None = None
     recurrent: PackedRecurrent | None = None
+    z: PackedLinear | None = None  # of attention or a delta net: what gates its result
+    b: PackedLinear | None = None  # [value_heads, hidden], of a delta net
+    a: PackedLinear | None = None  # the same
 
     def words(
         self,
@@ -192,12 +220,13 @@ class PackedLayer:
             *(_address(self.attention_norm_bias), _address(self.mlp_norm_bias)),
             0 if latent is None else latent.ctypes.data,
             *(0 if recurrent is None else recurrent.ctypes.data, group, plan),
+            *(word for matrix in (self.z, self.b, self.a) for word in (matrix.words() if matrix else [0] * 5)),
         ]
 
     @property
     def linears(self) -> list[PackedLinear]:
         """Its matrices, but for those of experts."""
-        found = [self.q, self.k, self.v, self.out, self.gate, self.up, self.down]
+        found = [self.q, self.k, self.v, self.z, self.b, self.a, self.out, self.gate, self.up, self.down]
         if self.mixture is not None:
             found += [self.mixture.router, self.mixture.shared_gate]
         if self.latent is not None:
@@ -428,8 +457,12 @@ class NativeDecoder:
         mixtures = [None if x.mixture is None else np.array(x.mixture.words(), np.int64) for x in model.layers]
         latents = [None if x.latent is None else np.array(x.latent.words(), np.int64) for x in model.layers]
         states = states or PackedStates(model, 1)
+        rules = [
+            np.array(x.recurrent.rule.words(), np.int64) if x.recurrent and x.recurrent.rule else None
+            for x in model.layers
+        ]
         recurrent = [
-            None if x.recurrent is None else np.array(x.recurrent.words(states.address(i), states.stride), np.int64)
+            np.array(x.recurrent.words(states.address(i), states.stride, rules[i]), np.int64) if x.recurrent else None
             for i, x in enumerate(model.layers)
         ]
         attending = [layer for layer in model.layers if layer.recurrent is None]
@@ -442,7 +475,7 @@ class NativeDecoder:
             (group, place), plan = next(places) if layer.recurrent is None else ((0, 0), 0)
             layers.append(layer.words(*kv.addresses(place), mixtures[i], latents[i], recurrent[i], group, plan))
         words = np.array(model.words(precision, kv), np.int64)
-        self._library, self._keep = library, (model, kv, mixtures, latents, states, recurrent)
+        self._library, self._keep = library, (model, kv, mixtures, latents, states, rules, recurrent)
         self._vocab, self._hidden = model.head.weight.n, model.embedding.k
         self._logits = np.empty((0, self._vocab), np.float32)  # reused: fresh memory would cause page faults
         numbers = np.array(model.numbers(), np.float32)

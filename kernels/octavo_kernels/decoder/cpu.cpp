@@ -11,15 +11,15 @@
 #include <memory>
 #include <vector>
 
+#include "decoder/delta_net.h"
 #include "decoder/layer_math.h"
-#include "decoder/recurrent.h"
 #include "paged_attention/cpu.h"
 #include "rotary/cpu.h"
 
 namespace octavo {
 namespace {
 
-constexpr int64_t kPhasesPerLayer = 29, kOtherPhases = 7;
+constexpr int64_t kPhasesPerLayer = 30, kOtherPhases = 7;
 
 OCTAVO_INLINE void clip_row(float largest, int64_t count, float* x) {
     for (int64_t i = 0; i < count; i += kLanes)
@@ -28,7 +28,8 @@ OCTAVO_INLINE void clip_row(float largest, int64_t count, float* x) {
 
 class Decoder : LayerMath {
     const Latent* const latent;  // of the first layer, or null; those of all layers are alike
-    const int64_t q_size, kv_size, qkv_size;  // the last: with latent attention, of the queries that attend to records
+    const int64_t q_size, kv_size, qkv_size;  // the last: with latent attention, of the queries that attend to records;
+                                              // with a gate, that too, behind the values
     const Widths widths;
     StateRows state_rows = {};  // of the next step
     StepStates states_of_step;
@@ -107,7 +108,10 @@ class Decoder : LayerMath {
     }
 
     // Outputs of a layer's first matrices, and the input of the one after attention or what stands in its place.
-    int64_t row_of(const Layer& layer) const { return layer.recurrent ? layer.q.n + layer.k.n + layer.v.n : qkv_size; }
+    int64_t row_of(const Layer& layer) const {
+        if (!layer.recurrent) return qkv_size;
+        return layer.q.n + layer.k.n + layer.v.n + layer.z.n + layer.b.n + layer.a.n;
+    }
     const Input& mixed(const Layer& layer, const Workspace& w) const {
         return layer.recurrent ? w.mixed_input : w.out_input;
     }
@@ -152,18 +156,19 @@ class Decoder : LayerMath {
     template <class Way>
     void before_attention(const Layer* before, const Layer& layer, const Way& way) {
         const int64_t first = way.tokens.first, count = way.tokens.count, heads = model.kv_heads, hidden = model.hidden;
-        const Product products[] = {{&layer.q, 0}, {&layer.k, layer.q.n}, {&layer.v, layer.q.n + layer.k.n}};
+        Product products[] = {{&layer.q, 0}, {&layer.k, 0}, {&layer.v, 0}, {&layer.z, 0}, {&layer.b, 0}, {&layer.a, 0}};
+        for (int i = 1; i < 6; ++i) products[i].column = products[i - 1].column + products[i - 1].matrix->n;
         const int64_t row = row_of(layer);
         const Workspace& own = way.own;
         const auto prepare = [&](int64_t i) {
             const float* x = before ? after_layer(way, *before, i) : residual_of(first + i);
             norm_and_pack(x, layer.attention_norm, layer.attention_norm_bias, own.normed + i * hidden, own.qkv_input, i);
         };
-        const auto outputs = {layer.q.n, layer.k.n, layer.v.n};
+        const auto outputs = {layer.q.n, layer.k.n, layer.v.n, layer.z.n, layer.b.n, layer.a.n};
         multiply(way, layer, kQkvSite, outputs, own.qkv_input, prepare, [&](size_t i, Range blocks) {
             float* to = qkv + first * row + products[i].column + blocks.begin * 16;
-            if (blocks.begin == blocks.end) return;
-            product(way, layer, Part(kQ + i), *products[i].matrix, own.qkv_input, to, row, blocks);
+            if (i < 3) product(way, layer, Part(kQ + i), *products[i].matrix, own.qkv_input, to, row, blocks);
+            else own.qkv_input.multiply(*products[i].matrix, precision(), to, row, blocks);
         });
         if (layer.recurrent) {
             if (Way::few && before) way.each(count, [&](int64_t i) { settle(way, *before, i); });
@@ -230,8 +235,15 @@ class Decoder : LayerMath {
     }
 
     void recur(const Layer& layer, int& cursor) {
-        const ShortConv conv(*layer.recurrent, states_of_step, qkv);
+        const Recurrent& r = *layer.recurrent;
         const SharedRows way = shared_rows(cursor, {}, shared, shared);
+        if (r.rule) {  // neighbouring items are other sequences' same head, for those may be of any length
+            const DeltaNet net(r, states_of_step, qkv, numbers.eps);
+            return way.each(num_sequences * r.rule->key_heads, [&](int64_t i) {
+                net.head(i % num_sequences, i / num_sequences, attended);
+            });
+        }
+        const ShortConv conv(r, states_of_step, qkv);
         way.each(num_tokens, [&](int64_t t) { conv.token(t, attended + t * layer.out.k); });
         way.each(num_sequences, [&](int64_t s) { conv.save(s); });
     }
@@ -246,6 +258,12 @@ class Decoder : LayerMath {
         if (!plan.merged_tokens.empty())
             shared_rows(cursor, {}, shared, shared).each(int64_t(plan.merged_tokens.size()), [&](int64_t i) {
                 merge_splits(plan, i, cache(layer), params, partials, attended, q_size);
+            });
+        // now: in RunPerThread other tokens' next queries may come where these gates are before they are packed
+        if (layer.z.data)
+            shared_rows(cursor, {}, shared, shared).each(num_tokens, [&](int64_t i) {
+                float *row = attended + i * q_size, *gate = qkv + i * qkv_size + q_size + 2 * kv_size;
+                gate_row(gate, row, q_size, row, [](Vec x) { return sigmoid(x); });
             });
     }
 
@@ -406,7 +424,7 @@ class Decoder : LayerMath {
 
     void want_inputs(Workspace& w) const {
         for (const Layer& layer : layers) {
-            for (const Matrix* m : {&layer.q, &layer.k, &layer.v})
+            for (const Matrix* m : {&layer.q, &layer.k, &layer.v, &layer.z, &layer.b, &layer.a})
                 if (m->data) w.qkv_input.add(*m, precision());
             if (layer.latent) w.latents.add(*layer.latent, precision());
             (layer.recurrent ? w.mixed_input : w.out_input).add(layer.out, precision());
@@ -429,7 +447,7 @@ public:
     Decoder(const Model& m, const Numbers& n, const Layer* l)
         : LayerMath(m, n, l), latent(layers[0].latent),
           q_size(m.query_heads * m.head_dim), kv_size(m.kv_heads * m.head_dim),
-          qkv_size(latent ? q_size : q_size + 2 * kv_size),
+          qkv_size(latent ? q_size : q_size + 2 * kv_size + gate_size()),
           widths{m.hidden, latent ? latent->v_b.n : q_size, inner_of(false), inner_of(true), mixed_width()},
           phases(kPhasesPerLayer * m.num_layers + kOtherPhases), mixture(first_mixture()) {
         for (const Layer& layer : layers) {

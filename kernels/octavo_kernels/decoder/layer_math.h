@@ -119,7 +119,6 @@ protected:
         const auto prepare_next = [&](int64_t i) { prepare(i), prepared += Way::few; };
         const auto score = [&](size_t i, Range blocks) {
             float* scores = shared.scores + blocks.begin * 16;
-            if (blocks.begin == blocks.end) return;
             if (i == 0) way.own.mlp_input.multiply(m.router, Precision::exact, scores, stride, blocks);
             else if (i == 1) feed_in(layer, way, way.shared.shared_input, blocks);
             else way.own.mlp_input.multiply(m.shared_gate, Precision::exact, scores + m.count, stride, blocks);
@@ -203,6 +202,13 @@ protected:
         for (const Layer& layer : layers)
             if ((layer.mixture != nullptr) == in_mixture) found = layer.up.n;
         return found || in_mixture ? found : inner_of(true);
+    }
+
+    // Of attention's results.
+    int64_t gate_size() const {
+        for (const Layer& layer : layers)
+            if (!layer.recurrent) return layer.z.n;
+        return 0;
     }
 
     int64_t mixed_width() const {

@@ -23,6 +23,7 @@ struct Layer {
     const Latent* latent;  // or null; q is then what comes first of queries, k makes records, and there is no v (latent.h)
     const Recurrent* recurrent;  // in place of attention, or null; q, k and v are then what it takes (recurrent.h)
     int64_t group, plan;  // whose block tables are this layer's; window and group, counted from 0
+    Matrix z, b, a;  // further ones beside q, k and v: z gates attention's or a delta net's result; b and a: delta_net.h
 };
 
 struct Model {

@@ -67,7 +67,7 @@ class Units {
     const std::initializer_list<int64_t> outputs;
     const int64_t most, multiple;
 
-    int64_t units(int64_t n) const { return std::clamp(blocks_of(n) / multiple, int64_t(1), most); }
+    int64_t units(int64_t n) const { return n ? std::clamp(blocks_of(n) / multiple, int64_t(1), most) : 0; }
 
 public:
     Units(std::initializer_list<int64_t> outputs_, int64_t most_, int64_t rows)

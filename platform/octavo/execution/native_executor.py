@@ -31,7 +31,6 @@ from octavo.models.adapters import read_adapter
 from octavo.models.head import read_head
 from octavo.models.packed import load_packed, unpackable_formats
 from octavo.models.parallel import Share, TPGroup
-from octavo.models.recurrent_spec import DeltaNet
 from octavo.models.source_spec import cut_through_blocks, why_not_packed
 from octavo.request import Adapter
 from octavo.source import Source
@@ -260,10 +259,6 @@ def why_not_native(source: Source, config: EngineConfig, share: Share) -> str | 
         return f"heads have {latent.value} values, of latents of {latent.size}; multiples of {CELL} can be multiplied"
     if config.load_format == "dummy":
         return "load_format is dummy"
-    if isinstance(share.spec.recurrence, DeltaNet):
-        return "it has gated delta nets"
-    if share.spec.attention_gate:
-        return "its attention has a gate"
     if config.dtype == "float16":
         return "dtype is float16; use float32 or bfloat16"
     if config.kv_cache_dtype == "fp8":

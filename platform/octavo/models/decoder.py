@@ -256,7 +256,7 @@ class Decoder:
         q, k, v = torch.split(mixed, list(kind.sizes), 1)
         q, k = (part.reshape(len(x), kind.key_heads, kind.key_dim) for part in (q, k))
         v = v.reshape(len(x), kind.value_heads, kind.value_dim)
-        decay = -exactly(torch.exp, weights.decay) * exactly(F.softplus, a.float() + weights.step)
+        decay = weights.decay * exactly(F.softplus, a.float() + weights.step)
         beta = exactly(torch.sigmoid, b)
         out = delta_rule(q, k, v, decay, beta, starts, states[1], use)
         normed = rms_norm(out.to(x.dtype).flatten(0, 1), weights.scale, self.spec.norm_eps).view(len(x), -1)

@@ -13,6 +13,7 @@ from octavo.models.packed_cache import cached
 from octavo.models.packed_file import Packed, Part, expert_part
 from octavo.models.parallel import Share, share_of
 from octavo.models.quantization import parse_rounding
+from octavo.models.recurrent_spec import DeltaNet, Recurrence
 from octavo.models.source_spec import check_loadable
 from octavo.models.spec import Latent, LongScaling, ModelSpec, Rope
 from octavo.source import Source
@@ -24,11 +25,15 @@ from octavo_kernels.decoder import (
     PackedMixture,
     PackedModel,
     PackedRecurrent,
+    PackedRule,
 )
 from octavo_kernels.linear import FORMATS, PackedWeight
 from octavo_kernels.linear.formats import Array
 
 _MATRICES = ("q", "k", "v", "out", "gate", "up", "down")
+_FIRST = ("q", "k", "v", "z", "b", "a")
+"""Of a recurrent layer, in the order of its `inputs`."""
+
 _NORMS = ("attention_norm", "mlp_norm", "q_norm", "k_norm", "post_attention_norm", "post_mlp_norm")
 
 _TABLE_POSITIONS = 1 << 17
@@ -157,12 +162,14 @@ def _array(parts: dict[Part, Packed], layer: int | None, part: str, kind: str) -
 
 def _layer(parts: dict[Part, Packed], index: int, rotary: Array, spec: ModelSpec) -> PackedLayer:
     linears = packed_linears(parts, index)
+    if spec.attention_gate:
+        linears["z"] = _packed_linear(parts, index, "q_gate")
     recurrent = None
-    if index in spec.recurrent:
-        linears |= {"q": _packed_linear(parts, index, "conv_in"), "out": _packed_linear(parts, index, "conv_out")}
-        taps = _array(parts, index, "conv", "weight")
-        assert taps is not None
-        recurrent = PackedRecurrent(np.ascontiguousarray(taps.T), _array(parts, index, "conv", "bias"))
+    if spec.recurrence is not None and index in spec.recurrent:
+        named = dict(zip(_FIRST, spec.recurrence.inputs, strict=False))
+        linears |= {name: _packed_linear(parts, index, part) for name, part in named.items()}
+        linears["out"] = _packed_linear(parts, index, spec.recurrence.output[0])
+        recurrent = _recurrent(parts, index, spec.recurrence)
     norms = {name: parts.get((index, name, "weight")) for name in _NORMS}
     if spec.pre_norms:
         norms |= _norm(parts, index, "attention_norm", spec)
@@ -175,6 +182,16 @@ def _layer(parts: dict[Part, Packed], index: int, rotary: Array, spec: ModelSpec
         linears |= {"q": _packed_linear(parts, index, first), "k": _packed_linear(parts, index, "kv_a")}
         others["latent"] = _latent(parts, index, spec.latent)
     return PackedLayer(**linears, **norms, **others, recurrent=recurrent)  # type: ignore[arg-type]
+
+
+def _recurrent(parts: dict[Part, Packed], layer: int, kind: Recurrence) -> PackedRecurrent:
+    taps, rule = _array(parts, layer, "conv", "weight"), None
+    assert taps is not None
+    if isinstance(kind, DeltaNet):
+        sizes = kind.key_heads, kind.value_heads, kind.key_dim, kind.value_dim
+        vectors = (parts[layer, f"delta_{name}", "weight"] for name in ("decay", "step", "scale"))
+        rule = PackedRule(*sizes, *vectors)  # type: ignore[arg-type]
+    return PackedRecurrent(np.ascontiguousarray(taps.T), _array(parts, layer, "conv", "bias"), rule)
 
 
 def _latent(parts: dict[Part, Packed], layer: int, latent: Latent) -> PackedLatent:

@@ -103,7 +103,8 @@ ROUTING = ("router", "shared_gate")
 def _vector(tensor: StoredTensor, slot: Slot, naming: Naming, order: Tensor | None) -> Array:
     values = torch.cat([chunk.float() for chunk in tensor.read(slot.rows, None)])
     values = values if order is None else values[order.argsort()]
-    return (values + naming.norm_offset if slot.is_norm else values).numpy()
+    naming.restore(slot, values)
+    return values.numpy()
 
 
 def _values(tensor: StoredTensor, slot: Slot, order: Tensor | None) -> Tensor:

@@ -61,7 +61,7 @@ class ShortConv:
 @dataclass(frozen=True, slots=True)
 class DeltaNet:
     """out = W_out (norm(rule(q, k, v)) * silu(z)): q, k and v come from a short convolution and a SiLU, and the gated
-    delta rule (`octavo_kernels.delta_rule`) decays by e^-(e^decay softplus(a + step)) and writes with sigmoid(b).
+    delta rule (`octavo_kernels.delta_rule`) decays by e^(decay softplus(a + step)) and writes with sigmoid(b).
 
     Attributes:
         key_heads, value_heads, key_dim, value_dim: of the rule.

@@ -66,7 +66,7 @@ FAMILIES = (
         title="Qwen 3.5",
         fields=_fields,
         defaults=_QWEN35,
-        names=Names(parts=_PARTS, stacks=_STACKS, norm_offset=1.0),
+        names=Names(parts=_PARTS, stacks=_STACKS, norm_offset=1.0, logarithms=("delta_decay",)),
         outer=("qwen3_5",),
     ),
     Family(
@@ -74,6 +74,6 @@ FAMILIES = (
         title="Qwen 3-Next",
         fields=_qwen3_next,
         defaults=_QWEN3_NEXT,
-        names=Names(parts=_NEXT_PARTS | EXPERTS, stacks=_NEXT_STACKS, norm_offset=1.0),
+        names=Names(parts=_NEXT_PARTS | EXPERTS, stacks=_NEXT_STACKS, norm_offset=1.0, logarithms=("delta_decay",)),
     ),
 )

@@ -124,6 +124,7 @@ class Names:
         renamed: other name of a part -> the one in `parts`, in checkpoints that have the other.
         transposed: layers' matrices are stored [in, out].
         norm_offset: added to stored norm weights.
+        logarithms: parts x that are stored as log(-x).
         interleaved: neighbouring values of a head turn together, and not those of its two halves.
         prefix: of the model within the checkpoint, beside those that are common (`weights/names.py`).
     """
@@ -135,6 +136,7 @@ class Names:
     renamed: Mapping[str, str] = field(default_factory=dict)
     transposed: bool = False
     norm_offset: float = 0.0
+    logarithms: tuple[str, ...] = ()
     interleaved: bool = False
     prefix: str = ""
 

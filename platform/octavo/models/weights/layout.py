@@ -121,7 +121,7 @@ class LatentWeights:
 class Delta:
     """What the delta rule has beside its matrices, in float32 (`recurrent_spec.DeltaNet`)."""
 
-    decay: Tensor  # [heads]
+    decay: Tensor  # [heads], below 0
     step: Tensor  # [heads]
     scale: Tensor  # [value_dim], of the norm that follows
 
@@ -212,7 +212,7 @@ class Slot:
     @property
     def is_float32(self) -> bool:
         """Whether it keeps that type in a packed model: all but matrices that are multiplied, and the vocabulary's."""
-        return self.is_norm or self.kind.endswith("bias") or self.part in (*_TABLES, "sinks", "conv")
+        return self.is_norm or self.kind.endswith("bias") or self.part in (*_TABLES, "sinks", "conv", *_DELTA)
 
 
 def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quantized: bool = False) -> Weights:
@@ -443,6 +443,9 @@ def keep_one_order(linears: list[Linear | QuantizedLinear]) -> None:
 _FIRST = ("q", "k", "v", "q_gate", "q_a", "kv_a", "conv_in",
           "delta_q", "delta_k", "delta_v", "delta_z", "delta_b", "delta_a")  # fmt: skip
 """Parts of what comes before attention, or what stands in its place; a layer has some of them."""
+
+_DELTA = ("delta_decay", "delta_step", "delta_scale")
+"""What a delta net has beside matrices and taps."""
 
 _LAST = ("out", "conv_out", "delta_out")
 """And of what comes after it."""

@@ -17,6 +17,8 @@ from octavo.models.spec import ModelSpec
 from octavo.models.weights.encoder_names import ENCODER_NAMES, ENCODER_STACKS, GGUF_ENCODER_PARTS, plain_encoder_name
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from octavo.models.weights.layout import Slot  # imports torch, 2 s, which reading names does not need
 
 MLP_PARTS = ("gate", "up", "down")
@@ -38,7 +40,7 @@ class Naming:
         layer: prefix of a layer's tensors, with {} for its index.
         parts: part -> name, with {} for an expert's index; "part.kind" -> name with its kind.
         stacks: name of a matrix that holds several parts -> which.
-        norm_offset: added to stored norm weights.
+        norm_offset, logarithms: as in `Names`.
         turned: part -> where its rows are stored in the order 0, n / 2, 1, n / 2 + 1, ... because the format's own code
             rotates neighbours.
         renamed: other name of a part -> its name in `parts`.
@@ -50,6 +52,7 @@ class Naming:
     parts: Mapping[str, str]
     stacks: Mapping[str, Stack] = field(default_factory=dict)
     norm_offset: float = 0.0
+    logarithms: tuple[str, ...] = ()
     turned: Mapping[str, Turned] = field(default_factory=dict)
     dense_layers: tuple[int, ...] = ()
     dense: Mapping[str, str] = field(default_factory=dict)
@@ -76,6 +79,13 @@ class Naming:
         own = self.dense if layer in self.dense_layers and part in MLP_PARTS else self.parts
         return own[part]
 
+    def restore(self, slot: Slot, values: Tensor) -> None:
+        """Make of a slot's stored values, in place, those that are computed with."""
+        if slot.is_norm:
+            values.add_(self.norm_offset)
+        elif slot.part in self.logarithms:
+            values.exp_().neg_()
+
     def is_behind(self, name: str, layers: int) -> bool:
         """Whether a tensor is of a layer behind the last: one that guesses further tokens."""
         first, _, rest = self.layer.partition("{}")
@@ -98,8 +108,8 @@ def hf_naming(spec: ModelSpec) -> Naming:
         return Naming(*ENCODER_NAMES[spec.family], ENCODER_STACKS)
     names = FAMILIES[spec.family].names
     parts, dense = hf_parts(FAMILIES[spec.family]), (spec.dense_layers, USUAL_PARTS | dict(names.dense))
-    how = names.stacks, names.norm_offset, _turned(spec, names.interleaved), *dense, names.renamed, names.transposed
-    return Naming(names.layer, parts, *how)
+    values = names.norm_offset, names.logarithms, _turned(spec, names.interleaved)
+    return Naming(names.layer, parts, names.stacks, *values, *dense, names.renamed, names.transposed)
 
 
 def hf_parts(family: Family) -> dict[str, str]:
@@ -120,7 +130,8 @@ def gguf_naming(spec: ModelSpec) -> Naming:
         raise ModelError(f"GGUF files do not hold models of type {spec.family!r}")
     shared = {"attention_norm": "attn_norm"} if spec.shared_norm else {}
     parts, dense = gguf_parts(FAMILIES[spec.family]) | shared, (spec.dense_layers, GGUF_PARTS)
-    return Naming("blk.{}.", parts, GGUF_STACKS | dict(gguf.stacks), 0.0, _turned(spec, gguf.interleaved), *dense)
+    turned = _turned(spec, gguf.interleaved)
+    return Naming("blk.{}.", parts, GGUF_STACKS | dict(gguf.stacks), 0.0, (), turned, *dense)
 
 
 def _turned(spec: ModelSpec, interleaved: bool) -> dict[str, Turned]:

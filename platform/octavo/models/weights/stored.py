@@ -128,5 +128,4 @@ def _copy(tensor: StoredTensor, slot: Slot, naming: Naming, rows: Tensor | None)
         else:
             slot.target.index_copy_(0, rows[start:end], chunk.to(slot.target.device, slot.target.dtype))
         start = end
-    if slot.is_norm:
-        slot.target.add_(naming.norm_offset)
+    naming.restore(slot, slot.target)

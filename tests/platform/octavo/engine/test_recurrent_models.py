@@ -27,8 +27,8 @@ FAMILIES = {
             "linear_num_key_heads": 2,
             "head_dim": 16,
             "linear_num_value_heads": 4,
-            "linear_key_head_dim": 16,
-            "linear_value_head_dim": 24,
+            "linear_key_head_dim": 8,  # where a state takes more than four blocks, those never run short
+            "linear_value_head_dim": 12,
             "layer_types": ["linear_attention", "full_attention"] * 2,
         },
     ),
@@ -69,8 +69,6 @@ def folder(request, tmp_path_factory, tiny_model):
 def make(request, folder):
     """Engines on both runners; torch has products in one order, for a library's depends on how many rows there are."""
     made, is_native = [], request.param != "torch"
-    if is_native and "delta" in folder.name:
-        pytest.skip("the native runner refuses it")
     if is_native and library() is None:
         pytest.skip("there is no native library")
 
@@ -146,7 +144,7 @@ def test_answers_are_gone_on_from(make, alone):
 
 def test_preempted_sequences_say_the_same(make, alone):
     room = make().engine
-    block = 2 * 2 * 2 * 16 * 16 * 4  # layers, K and V, heads, tokens, dimensions, bytes
+    block = 2 * 2 * 2 * 16 * 16 * (4 if make.exact else 2)  # layers, K and V, heads, tokens, dimensions, bytes
     llm = make(kv_cache_bytes=room.executor.states.num_bytes * 18 + 16 * block, max_num_seqs=8)
     assert outputs(llm, PROMPTS) == alone
     assert llm.engine.stats().counters.preemptions > 0

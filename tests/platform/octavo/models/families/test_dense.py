@@ -143,9 +143,6 @@ GGUF = {
 WHOLE = {"olmo2", "olmo3", "olmoe", "flex_olmo", "lfm2", "lfm2_moe", "lfm2_wider", "qwen3_5", "qwen3_next"}
 """Those that one rank alone runs."""
 
-TORCH = {"qwen3_5", "qwen3_next"}
-"""Those that the native runner refuses."""
-
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request, tmp_path_factory):
@@ -239,7 +236,7 @@ def test_it_computes_what_transformers_does(case, paged_run, reference, sequence
     assert_close(paged_run(decoder, len(sequences), 80).all_logits(sequences), theirs)
     if name not in WHOLE:
         assert_close(on_ranks(2, of_rank), theirs[2:4])
-    if library() is not None and name not in TORCH:
+    if library() is not None:
         ours = native_logits(source, sequences)
         assert_close(ours, theirs)
         assert torch.equal(native_logits(source, sequences[:1], (0, 80))[0], ours[0])
