@@ -132,6 +132,7 @@ class PackedRule:
     value_heads: int
     key_dim: int
     value_dim: int
+    tiled: bool  # value head h has key head h % key_heads, and not one in a row with others
     decay: Float32  # [value_heads], below 0
     step: Float32  # [value_heads]
     scale: Float32  # [value_dim], of the norm that follows
@@ -144,7 +145,7 @@ class PackedRule:
     def words(self) -> list[int]:
         """The words of `struct Rule` in delta_net.h."""
         sizes = self.key_heads, self.value_heads, self.key_dim, self.value_dim
-        return [*sizes, *map(_address, (self.decay, self.step, self.scale))]
+        return [*sizes, self.tiled, *map(_address, (self.decay, self.step, self.scale))]
 
 
 @dataclass(frozen=True, slots=True)

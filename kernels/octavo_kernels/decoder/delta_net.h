@@ -20,6 +20,7 @@ namespace octavo {
 // Words of a record of Python's.
 struct Rule {
     int64_t key_heads, value_heads, key_dim, value_dim;
+    int64_t tiled;              // value head h has key head h % key_heads, and not h / (value_heads / key_heads)
     const float *decay, *step;  // [value_heads], the first below 0
     const float* scale;         // [value_dim], of the norm that follows
 };
@@ -51,6 +52,8 @@ class DeltaNet {
         float *query, *key, *value;           // [kRun][key_dim or value_dim]
         float *product, *keep, *beta;         // [kRun] k q, e^-decay and how much is written
     };
+
+    int64_t value_head(int64_t head, int64_t i) const { return rule.tiled ? head + i * rule.key_heads : head * group + i; }
 
     // Some channels of a token, convolved.
     void mix(int64_t token, int64_t sequence, int64_t channel, int64_t count, float* out) const {
@@ -177,10 +180,11 @@ public:
         for (; run.begin < end; run.begin = run.end) {
             run.end = step.stop(sequence, run.begin, kRun);
             make_keys(sequence, head, run);
-            for (int64_t h = head * group; h < (head + 1) * group; ++h) {
+            for (int64_t i = 0; i < group; ++i) {
+                const int64_t h = value_head(head, i);
                 make_values(sequence, h, run);
                 for (int64_t cut = 0; cut < cuts; ++cut) {
-                    float* mine = s + ((h - head * group) * cuts + cut) * size;
+                    float* mine = s + (i * cuts + cut) * size;
                     if (run.begin == start) read(step.source(r, sequence), h, cut * kColumns, mine);
                     walk(mine, run, cut * kColumns);
                     step.saves(r, sequence, [&](int64_t token, float* to) {
@@ -192,8 +196,10 @@ public:
         }
         taps.save(sequence, {head * dim, (head + 1) * dim});
         taps.save(sequence, {keys + head * dim, keys + (head + 1) * dim});
-        const int64_t first = 2 * keys + head * group * rule.value_dim;
-        taps.save(sequence, {first, first + group * rule.value_dim});
+        for (int64_t i = 0; i < group; ++i) {
+            const int64_t first = 2 * keys + value_head(head, i) * rule.value_dim;
+            taps.save(sequence, {first, first + rule.value_dim});
+        }
     }
 };
 

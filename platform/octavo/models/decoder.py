@@ -255,6 +255,8 @@ class Decoder:
         mixed = exactly(F.silu, mixed).to(x.dtype)
         q, k, v = torch.split(mixed, list(kind.sizes), 1)
         q, k = (part.reshape(len(x), kind.key_heads, kind.key_dim) for part in (q, k))
+        if kind.tiled:
+            q, k = (part.repeat(1, kind.value_heads // kind.key_heads, 1) for part in (q, k))
         v = v.reshape(len(x), kind.value_heads, kind.value_dim)
         decay = weights.decay * exactly(F.softplus, a.float() + weights.step)
         beta = exactly(torch.sigmoid, b)

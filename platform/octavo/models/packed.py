@@ -190,7 +190,7 @@ def _recurrent(parts: dict[Part, Packed], layer: int, kind: Recurrence) -> Packe
     if isinstance(kind, DeltaNet):
         sizes = kind.key_heads, kind.value_heads, kind.key_dim, kind.value_dim
         vectors = (parts[layer, f"delta_{name}", "weight"] for name in ("decay", "step", "scale"))
-        rule = PackedRule(*sizes, *vectors)  # type: ignore[arg-type]
+        rule = PackedRule(*sizes, kind.tiled, *vectors)  # type: ignore[arg-type]
     return PackedRecurrent(np.ascontiguousarray(taps.T), _array(parts, layer, "conv", "bias"), rule)
 
 

@@ -66,6 +66,7 @@ class DeltaNet:
     Attributes:
         key_heads, value_heads, key_dim, value_dim: of the rule.
         taps: as in `ShortConv`.
+        tiled: value head h takes the keys of head h % key_heads, and not of h // (value_heads / key_heads).
     """
 
     key_heads: int
@@ -73,6 +74,7 @@ class DeltaNet:
     key_dim: int
     value_dim: int
     taps: int
+    tiled: bool = False
 
     def __post_init__(self) -> None:
         _check_taps(self.taps, min(self.key_heads, self.value_heads, self.key_dim, self.value_dim))

@@ -116,6 +116,8 @@ CASES = {
     "qwen3_5": ("Qwen3_5Text", DELTA | {"num_hidden_layers": 5, "head_dim": 16}),
     "qwen3_next": ("Qwen3Next", DELTA | {"num_hidden_layers": 4, "num_experts": 6, "num_experts_per_tok": 3,
                    "moe_intermediate_size": 40, "shared_expert_intermediate_size": 24, "head_dim": 24}),
+    "qwen3_5_moe": ("Qwen3_5MoeText", DELTA | {"num_hidden_layers": 4, "num_experts": 6, "num_experts_per_tok": 3,
+                   "moe_intermediate_size": 40, "shared_expert_intermediate_size": 24, "head_dim": 24}),
     "lfm2_moe": ("Lfm2Moe", {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "conv"],
                  "num_dense_layers": 1, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40,
                  "routed_scaling_factor": 1.5}),
@@ -136,11 +138,26 @@ GGUF = {
     "falcon_11b": "falcon", "olmoe": "olmoe", "granitemoe": "granitemoe", "granitemoeshared": "granitemoe",
     "dots1": "dots1", "ernie4_5_moe": "ernie4_5-moe", "deepseek_v2": "deepseek2", "deepseek_v2_lite": "deepseek2",
     "deepseek_v3": "deepseek2", "moonlight": "deepseek2", "glm4_moe_lite": "deepseek2", "youtu": "deepseek2",
-    "lfm2_wider": "lfm2", "lfm2_moe": "lfm2moe",
+    "lfm2_wider": "lfm2", "lfm2_moe": "lfm2moe", "qwen3_next": "qwen3next", "qwen3_5": "qwen35",
+    "qwen3_5_moe": "qwen35moe",
 }  # fmt: skip
 """Of those that llama.cpp's converter knows, the architecture."""
 
-WHOLE = {"olmo2", "olmo3", "olmoe", "flex_olmo", "lfm2", "lfm2_moe", "lfm2_wider", "qwen3_5", "qwen3_next"}
+TILED = {"qwen35", "qwen35moe"}
+"""Architectures whose files have the value heads of delta nets in another order."""
+
+WHOLE = {
+    "olmo2",
+    "olmo3",
+    "olmoe",
+    "flex_olmo",
+    "lfm2",
+    "lfm2_moe",
+    "lfm2_wider",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "qwen3_next",
+}
 """Those that one rank alone runs."""
 
 
@@ -303,8 +320,8 @@ def grouped(tensors):
 
 def test_a_gguf_file_holds_the_same(case, tmp_path):
     name, folder = case
-    if name not in GGUF:
-        pytest.skip("llama.cpp's converter does not know it")
+    if GGUF.get(name) in {None} | TILED:
+        pytest.skip("llama.cpp's converter does not know it, or moves heads")
     write_gguf(folder, tmp_path / "m.gguf", GGUF[name])
     wanted, found = (load_model(resolve_source(str(path))) for path in (folder, tmp_path / "m.gguf"))
     alike = {"norm_eps": wanted.spec.norm_eps, "family": wanted.spec.family}
@@ -312,6 +329,23 @@ def test_a_gguf_file_holds_the_same(case, tmp_path):
     places = [slots(decoder.weights, share_of(decoder.spec)) for decoder in (wanted, found)]
     for one, other in zip(*places, strict=True):
         torch.testing.assert_close(other.target, one.target, rtol=0, atol=0, msg=f"{one.layer} {one.part} {one.kind}")
+
+
+def test_delta_nets_of_gguf_files(case, tmp_path, paged_run, sequences):
+    name, folder = case
+    if name not in GGUF or "linear_attention" not in json.loads((folder / "config.json").read_text()).get(
+        "layer_types", ()
+    ):
+        pytest.skip("it has no delta net")
+    write_gguf(folder, tmp_path / "m.gguf", GGUF[name])
+    write_gguf(folder, tmp_path / "q.gguf", GGUF[name], quant="Q8_0")
+    whole, quantised = (resolve_source(str(tmp_path / file)) for file in ("m.gguf", "q.gguf"))
+    assert load_model(whole).spec.recurrence.tiled is (GGUF[name] in TILED)
+    theirs = paged_run(load_model(resolve_source(str(folder))), len(sequences), 80).all_logits(sequences)
+    assert_close(paged_run(load_model(whole), len(sequences), 80).all_logits(sequences), theirs)
+    if library() is not None:
+        theirs = paged_run(load_model(quantised), len(sequences), 80).all_logits(sequences)
+        assert_close(native_logits(quantised, sequences), theirs)
 
 
 def test_latent_attention_of_older_gguf_files(case, tmp_path, paged_run, sequences):
@@ -359,6 +393,9 @@ def write_gguf(folder, file, architecture, *, heads_apart=True, quant=None):
     if architecture == "deepseek2":
         write_latent(writer, config, heads_apart)
         tensors = with_heads_apart(tensors, config) if heads_apart else tensors
+    if "linear_attention" in (getattr(config, "layer_types", None) or ()):
+        write_delta_nets(writer, config)
+        tensors = with_delta_nets(tensors, config, architecture)
     for name, values in tensors.items():
         values = values.T.copy() if name.endswith(TRANSPOSED) and architecture == "gpt2" else values
         name = name.removeprefix("transformer.") if architecture == "bloom" else name
@@ -425,6 +462,46 @@ def with_heads_apart(tensors, config):
         keys, values = np.split(heads, [config.qk_nope_head_dim], axis=1)
         found[name.replace("kv_b_proj", "k_b_proj")] = keys.swapaxes(1, 2).copy()
         found[name.replace("kv_b_proj", "v_b_proj")] = values.copy()
+    return found
+
+
+def write_delta_nets(writer, config):
+    writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
+    writer.add_ssm_state_size(config.linear_key_head_dim)
+    writer.add_ssm_group_count(config.linear_num_key_heads)
+    writer.add_ssm_time_step_rank(config.linear_num_value_heads)
+    writer.add_ssm_inner_size(config.linear_value_head_dim * config.linear_num_value_heads)
+    writer.add_expert_shared_feed_forward_length(getattr(config, "shared_expert_intermediate_size", 0))
+
+
+def with_delta_nets(tensors, config, architecture):
+    """As `Qwen3NextModel` and `_LinearAttentionVReorderBase` in llama.cpp's conversion/qwen.py write them."""
+    heads, values = config.linear_num_key_heads, config.linear_num_value_heads * config.linear_value_head_dim
+    keys, found = heads * config.linear_key_head_dim, {}
+
+    def moved(x):
+        grouped = x.reshape(heads, config.linear_num_value_heads // heads, -1, *x.shape[1:])
+        return grouped.swapaxes(0, 1).reshape(x.shape) if architecture in TILED else x
+
+    for name, x in tensors.items():
+        part = name.rpartition("linear_attn.")[2] if "linear_attn" in name else ""
+        if name.endswith("norm.weight") and not part:
+            x = x + 1
+        elif name.endswith("shared_expert_gate.weight"):
+            x = x[0]
+        elif part == "in_proj_qkvz.weight":
+            sizes = np.cumsum([keys, keys, values]) // heads
+            q, k, v, z = (y.reshape(-1, x.shape[1]) for y in np.split(x.reshape(heads, -1, x.shape[1]), sizes, 1))
+            found[name.replace("qkvz", "qkv")], found[name.replace("qkvz", "z")] = np.concatenate([q, k, v]), z
+            continue
+        elif part in ("conv1d.weight", "in_proj_qkv.weight"):
+            x = x.squeeze(1) if part == "conv1d.weight" else x
+            x = np.concatenate([x[: 2 * keys], moved(x[2 * keys :])])
+        elif part == "out_proj.weight":
+            x = moved(x.T).T.copy()
+        elif part in ("A_log", "dt_bias", "in_proj_z.weight", "in_proj_a.weight", "in_proj_b.weight"):
+            x = moved(-torch.from_numpy(x).exp().numpy() if part == "A_log" else x)
+        found[name.replace("dt_bias", "dt_proj.bias")] = np.ascontiguousarray(x)
     return found
 
 
