@@ -11,9 +11,10 @@ __attribute__((noinline)) const float* decode_apart(const uint8_t* unit, int ind
     return decode<Format>(unit, index, buffer);
 }
 
-template <class Format> struct FloatKernel {
+template <class Format> struct FloatKernel : Halves {
     static constexpr int max_rows = OCTAVO_ISA >= 2 ? 16 : REGISTER_ROWS;
     static constexpr int64_t row_bytes = 4;
+    static int64_t together(int64_t) { return 1; }
     static constexpr int cols(int) { return 1; }
 
     template <int ROWS, int COLS> static OCTAVO_INLINE void run(const Span& span, Floats (&acc)[ROWS * COLS]) {

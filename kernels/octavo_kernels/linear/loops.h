@@ -30,13 +30,20 @@ struct Work {
     bool first;            // these weights were not used before
 };
 
-// Blocks that a kernel works on side by side, at most.
-template <class Kernel> constexpr int64_t side_by_side = std::max(Kernel::cols(Kernel::max_rows), Kernel::cols(1));
+// What a kernel says of its loops: max_rows and cols(rows), the largest piece of a tile's rows and the blocks that pieces
+// take side by side; smaller(rows), the next smaller piece; is_next(rows, left), whether a piece of that size comes
+// where `left` rows are left; together(rows), the blocks whose columns are gone through at once for a tile's rows.
+// Here: pieces are halves of the largest.
+struct Halves {
+    static constexpr int smaller(int rows) { return rows / 2; }
+    static bool is_next(int, int64_t) { return true; }
+};
 
 // A kernel's run<ROWS, COLS> adds ROWS rows times COLS blocks of 16 outputs to acc [ROWS][COLS]. It fetches what the
 // next block has at this place: the hardware's own prefetch loses the stream of weights between those of the
 // activations, and 16 rows took five times as long from memory as from cache.
-template <class Kernel, int ROWS, int COLS> void run_rows(const Job& job, const Work& work, int64_t block, int64_t row) {
+template <class Kernel, int ROWS, int COLS>
+__attribute__((noinline)) void run_rows(const Job& job, const Work& work, int64_t block, int64_t row) {
     const Place at = place_of(job.x, row);
     const Range groups = work.groups;
     const Span span{job.w.data + block * job.block_bytes + groups.begin * job.group_bytes, job.block_bytes,
@@ -67,11 +74,11 @@ void run_columns(const Job& job, const Work& work, int64_t block, int64_t row) {
     if constexpr (COLS > 1) run_columns<Kernel, ROWS, (COLS + 1) / 2>(job, work, block, row);
 }
 
-// Rows [row, end) of one tile, in pieces of 16, 8, 4, 2, 1.
+// Rows [row, end) of one tile, in pieces of ROWS at most.
 template <class Kernel, int ROWS> void run_tile(const Job& job, const Work& work, int64_t row, int64_t end) {
-    for (; end - row >= ROWS; row += ROWS)
+    for (; end - row >= ROWS && Kernel::is_next(ROWS, end - row); row += ROWS)
         run_columns<Kernel, ROWS, Kernel::cols(ROWS)>(job, work, work.blocks.begin, row);
-    if constexpr (ROWS > 1) run_tile<Kernel, ROWS / 2>(job, work, row, end);
+    if constexpr (ROWS > 1) run_tile<Kernel, Kernel::smaller(ROWS)>(job, work, row, end);
 }
 
 // Some blocks times all rows. The weights stay in the L2 cache. Of a tile's columns, as many groups at a time as fit the
@@ -80,13 +87,13 @@ template <class Kernel, int ROWS> void run_tile(const Job& job, const Work& work
 template <class Kernel> void run_blocks(const Job& job, Range blocks) {
     Floats sums[MAX_BLOCKS][TILE];
     for (int64_t row = 0; row < job.x.rows; row += TILE) {
-        const int64_t end = std::min(row + TILE, job.x.rows), rows = end - row;
-        const int64_t weights = rows > Kernel::max_rows ? side_by_side<Kernel> * job.group_bytes : 0;
+        const int64_t end = std::min(row + TILE, job.x.rows), rows = end - row, together = Kernel::together(rows);
+        const int64_t weights = rows > Kernel::max_rows ? together * job.group_bytes : 0;
         const int64_t step = std::max<int64_t>(8, L1_BYTES / (rows * group_bytes(job.x.kind) + weights) / 8 * 8);
         for (int64_t group = 0; group < job.groups; group += step) {
             const Range groups{group, std::min(group + step, job.groups)};
-            for (int64_t block = blocks.begin; block < blocks.end; block += side_by_side<Kernel>) {
-                const Range some{block, std::min(block + side_by_side<Kernel>, blocks.end)};
+            for (int64_t block = blocks.begin; block < blocks.end; block += together) {
+                const Range some{block, std::min(block + together, blocks.end)};
                 const Work work{some, groups, sums + (block - blocks.begin), row == 0};
                 run_tile<Kernel, Kernel::max_rows>(job, work, row, end);
             }
@@ -95,7 +102,7 @@ template <class Kernel> void run_blocks(const Job& job, Range blocks) {
 }
 
 template <class Kernel> void run(const Job& job) {
-    constexpr int64_t together = side_by_side<Kernel>;
+    const int64_t together = blocks_together(job.x.rows);
     const Range all = job.blocks;
     const int64_t step = std::clamp<int64_t>(L2_BYTES / job.block_bytes, together, MAX_BLOCKS) / together * together;
     for (int64_t block = all.begin; block < all.end; block += step) {
