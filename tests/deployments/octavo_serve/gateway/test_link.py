@@ -122,7 +122,13 @@ def test_a_shard_that_does_not_say_its_statistics_in_time_is_not_waited_for(flee
         await fleet.add()
         await fleet.anybody()
         (link,) = fleet.links.values()
+        held: list[Any] = []
+        send = link._channel.send
+        link._channel.send = held.append  # type: ignore[method-assign]
         assert await link.stats(0) is None
+        link._channel.send = send  # type: ignore[method-assign]
+        for message in held:
+            send(message)
         assert await link.stats(60) is not None
 
     fleet.run(scenario)
