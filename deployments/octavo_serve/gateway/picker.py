@@ -15,7 +15,7 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -145,6 +145,7 @@ class Picker:
         self.links: dict[str, Link] = {}
         self._replicas: dict[str, Replica] = {}
         self._running: Counter[str] = Counter()
+        self._roomy: tuple[str, ...] | None = None  # shards with room; None: that may have changed
         self._first_list = asyncio.Event()
         self._room = asyncio.Event()
         self.refused: Counter[Cause] = Counter()
@@ -242,8 +243,7 @@ class Picker:
             raise
 
     def _outlook(self, now: float) -> Outlook:
-        shards = self.router.shards
-        tokens = self._waiting["tokens"] + sum(shards[name].backlog_tokens for name in self._replicas)
+        tokens = self._waiting["tokens"] + self.router.backlog_tokens
         if not self._waiting["requests"] and not self._coming and tokens <= self._queue.limits.max_tokens:
             for name, replica in self._replicas.items():  # in the usual case the first has room: a few microseconds
                 start = self.router.state_of(name, now).start_seconds
@@ -344,6 +344,8 @@ class Picker:
     def _picked(self, placement: Placement) -> Picked:
         replica = self._replicas[placement.shard]
         self._running[replica.name] += 1
+        if self._running[replica.name] >= replica.capacity:
+            self._roomy = None
         self._books.started(replica)
         return Picked(self, replica, self.links[replica.name], placement, self.router.latest)
 
@@ -367,7 +369,7 @@ class Picker:
         self.router.close()
         await self._books.close()
 
-    def _route(self, request: Request, names: list[str], waited: float) -> Placement:
+    def _route(self, request: Request, names: Sequence[str], waited: float) -> Placement:
         tokens, sequences = len(request.prompt_token_ids), request.params.num_places
         query = Query(tokens, sequences, request.session, adapter=request.adapter_digest, parts=_has_parts(request))
         ticket, chain = request.request_id, request.block_hashes or []
@@ -388,7 +390,7 @@ class Picker:
             ticket, choice.order[0], choice.reason, choice.cached, score.first_token, *peer, choice.prefill
         )  # fmt: skip
 
-    async def _wait_for_room(self, request: Request) -> list[str]:
+    async def _wait_for_room(self, request: Request) -> tuple[str, ...]:
         self._want()
         size = {"requests": 1, "sequences": request.params.num_places, "tokens": len(request.prompt_token_ids)}
         self._waiting.update(size)
@@ -430,11 +432,17 @@ class Picker:
         self._room.set()
         self._line.call()
 
-    def _with_room(self) -> list[str]:
-        return [name for name, replica in self._replicas.items() if self._running[name] < replica.capacity]
+    def _with_room(self) -> tuple[str, ...]:
+        """The same tuple while it is the same shards: a router of many is quicker then."""
+        if self._roomy is None:
+            there = self._replicas.items()
+            self._roomy = tuple(name for name, replica in there if self._running[name] < replica.capacity)
+        return self._roomy
 
     def ended(self, replica: Replica, ticket: str, ran: bool) -> None:
         """A request no longer runs at a shard."""
+        if self._running[replica.name] >= replica.capacity:
+            self._roomy = None
         self._running[replica.name] -= 1
         if not self._running[replica.name]:
             del self._running[replica.name]
@@ -450,7 +458,7 @@ class Picker:
 
     def join(self, replica: Replica, link: Link) -> None:
         """A shard can be picked from now on, if it could not be already."""
-        name = replica.name
+        name, self._roomy = replica.name, None
         if self._replicas.get(name) != replica:
             self._changed()  # it may take more than before
         self._replicas[name] = replica
@@ -472,6 +480,7 @@ class Picker:
         if name in self.links and link in (None, self.links[name]):
             self.links.pop(name).tell(None, name)
             del self._replicas[name]
+            self._roomy = None
             self.router.leave(name)
 
 

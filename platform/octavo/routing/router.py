@@ -114,6 +114,7 @@ class KnownShard:
         decisions: requests sent there by reason.
         prompts: seconds of prompts that were sent there, of late, at `prompts_at`; see `busy`.
         now: `state` with what is not in it yet; None: one of them has changed.
+        counted: of its `backlog_tokens`, those that the router's have.
     """
 
     name: str
@@ -133,6 +134,7 @@ class KnownShard:
     prompts: float = 0.0
     prompts_at: float = 0.0
     now: ShardState | None = None
+    counted: int = 0
 
     def busy(self, now: float, more: float = 0.0) -> float:
         """Share of the recent time that prompts take there, to which another one of so many seconds is added."""
@@ -176,12 +178,14 @@ class Router:
     Attributes:
         told: called with each decision; None while nobody wants to know.
         latest: the last decision.
+        backlog_tokens: of prompts that are to be computed at all shards, as far as is known.
     """
 
     def __init__(self, config: RoutingConfig) -> None:
         self.config = config
         self.told: Callable[[Decision], None] | None = None
         self.latest: Decision | None = None
+        self.backlog_tokens = 0
         self.shards: dict[str, KnownShard] = {}
         self._sent: dict[str, _Sent] = {}  # by ticket, oldest first
         self._unconfirmed: deque[tuple[str, _Sent]] = deque()
@@ -228,6 +232,7 @@ class Router:
         self._numbered[shard.number], shard.number = None, -1
         shard.blocks.leave()
         self._load(shard, set())
+        self.backlog_tokens -= shard.counted
         for kept in (self._stale, self._unpriced, self._changed):
             kept.discard(shard)
         self._field = None
@@ -457,7 +462,12 @@ class Router:
     def _touch(self, shard: KnownShard) -> None:
         """Something of what `_current` gives has changed."""
         shard.now = None
-        if self._board is not None and shard.number >= 0:
+        if shard.number < 0:  # it has left
+            return
+        backlog = shard.backlog_tokens
+        self.backlog_tokens += backlog - shard.counted
+        shard.counted = backlog
+        if self._board is not None:
             self._changed.add(shard)
 
     def _show(self) -> None:
@@ -556,6 +566,7 @@ class Router:
                 elif sent.report == sent.shard.reports and state is not None:
                     # the next report may be 0.1 s away, and short requests are often repeated sooner
                     sent.shard.state = state.without_request(sent.sequences, sent.tokens, sent.attended)
+                    self._touch(sent.shard)
                 if what == "withdrawn":
                     sent.shard.blocks.expect_no_more(sent.coming)
             if what != "reported":

@@ -120,9 +120,9 @@ def test_a_prefix_returns_to_its_shard_if_it_ran_there() -> None:
             again = await picker.pick(request(f"again {number}", [b"x" * 16, b"y" * 16, b"z" * 16]))
             again.ended(ran=True)
             assert (again.placement.shard, again.placement.reason) == (first.placement.shard, "prefix")
-        refused = await picker.pick(request("2", [b"p", b"q"]))
+        refused = await picker.pick(request("2", [b"p" * 16, b"q" * 16]))
         refused.ended(ran=False)
-        assert (await picker.pick(request("3", [b"p", b"q"]))).placement.cached_tokens == 0
+        assert (await picker.pick(request("3", [b"p" * 16, b"q" * 16]))).placement.cached_tokens == 0
 
     run(scenario)
 
@@ -131,7 +131,7 @@ def test_a_burst_is_spread_before_any_shard_has_answered() -> None:
     async def scenario(picker: Picker, books: Books) -> None:
         start(picker, "a")
         start(picker, "b")
-        found = [(await picker.pick(request(str(i), [bytes([i])]))).placement.shard for i in range(10)]
+        found = [(await picker.pick(request(str(i), [bytes([i]) * 16]))).placement.shard for i in range(10)]
         assert sorted(found) == ["a"] * 5 + ["b"] * 5
 
     run(scenario)
@@ -525,7 +525,7 @@ def test_who_fills_the_queue_is_refused_and_who_does_not_is_sent_first() -> None
         report(picker, "a")
         with pytest.raises(Overloaded), picker.admitted(lambda: b"n", 1, 100, Claim("noisy")):
             pass
-        with picker.admitted(lambda: b"q", 1, 100, Claim("quiet")):
+        with picker.admitted(lambda: b"q" * 16, 1, 100, Claim("quiet")):
             quiet = asyncio.create_task(picker.pick(replace(request("q"), tenant="quiet")))
             await waits(books, 9)
         async with asyncio.timeout(60):

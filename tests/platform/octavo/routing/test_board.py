@@ -119,6 +119,8 @@ def test_scoring_all_together_decides_as_looking_at_each_does(seed: int) -> None
             scene.happen()
         one, other = scene.choices()
         best = min(KEPT, len(other.order))
+        for made in scene.routers:
+            assert made.backlog_tokens == sum(shard.backlog_tokens for shard in made.shards.values())
         assert replace(other, order=other.order[:best]) == replace(one, order=one.order[:best])
 
 
