@@ -38,7 +38,7 @@ def metrics_text() -> str:
     )  # fmt: skip
     router, telemetry = Router(RoutingConfig()), Telemetry()
     router.join("s", 0.0)
-    router.route("1", [b"x"], Query(100), ["s"], 0.0)
+    router.route("1", [b"x" * 16], Query(100), ["s"], 0.0)
     telemetry.models = {"m": Watched(router, lambda: model)}
     telemetry.scaling = {"m": Scaling(0.0, 1, 1, "load", 0.4, {"load": 2})}
     telemetry.by_key["alice"] += 1

@@ -245,7 +245,7 @@ def decided(model: str, decision: Decision, at: float) -> dict[str, Any]:
         "cached": choice.cached,
         "first_token": round(choice.score.first_token, 4),
         "candidates": [_candidate(decision, shard) for shard in ranked[:MAX_CANDIDATES]],
-        "more": max(0, len(ranked) - MAX_CANDIDATES),
+        "more": max(0, len(ranked) - MAX_CANDIDATES) + decision.more,
     }
 
 

@@ -61,7 +61,7 @@ def telemetry() -> Telemetry:
     """One chat with one token, and a model that is served."""
     telemetry, router = Telemetry(), Router(RoutingConfig())
     router.join("a", 0.0)
-    router.route("1", [b"x"], Query(100), ["a"], 0.0)
+    router.route("1", [b"x" * 16], Query(100), ["a"], 0.0)
     telemetry.models = {"m": Watched(router, lambda: MODEL)}
     timer = telemetry.request("m", 7, "chat")
     timer.tokens(0, 2)
