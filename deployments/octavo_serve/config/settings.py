@@ -437,7 +437,7 @@ class RouterSettings(Settings):
         policy: prefix_affinity, least_loaded, round_robin or session.
         stream_weight: seconds of waiting for a first token that one second of delay to one running stream is worth.
         stale_after_s: a shard that was not heard for so long is judged by what was sent there alone.
-        max_blocks_per_shard: block hashes a gateway keeps per shard; about 130 bytes each.
+        max_blocks_per_shard: block hashes a gateway keeps per shard; about 80 bytes each.
         log_decisions: log every decision with all numbers of the formula.
         apart_weight: a prompt may be computed on one shard and its stream run on another, which fetches the blocks
             (docs/kv_sharing.md): seconds of waiting for a first token that a second is worth for which a stream is held
